@@ -1,0 +1,179 @@
+"""Plan, run and fit scaling-law experiments out of interchangeable plugins.
+
+Importing this package discovers nothing and imports no torch. What needs torch (``find_optimal`` and its
+kin) is loaded when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.contracts import (
+    Batch,
+    Dataset,
+    Device,
+    Executor,
+    ExecutorContext,
+    Fitter,
+    FlopCount,
+    JobEnded,
+    Logger,
+    LossSurface,
+    MeasuredModel,
+    ParameterGroup,
+    RecipeInput,
+    ResultStore,
+    RunParts,
+    RunView,
+    Schedule,
+    Task,
+    TrainContext,
+    Trainer,
+)
+from flops_fit_core.errors import (
+    ConfigError,
+    DataError,
+    FitError,
+    FlopsFitError,
+    PlanError,
+    PluginError,
+    PluginNotFound,
+    RunFailed,
+    StoreError,
+    UserError,
+)
+from flops_fit_core.hookspecs import hookimpl
+from flops_fit_core.records import (
+    Diagnostic,
+    Evaluation,
+    Hyperparameters,
+    Interval,
+    Job,
+    Law,
+    LawFit,
+    Observation,
+    Optimum,
+    ParameterCounts,
+    PluginChoice,
+    ProfileMinimum,
+    Progress,
+    RunError,
+    RunResult,
+    RunSpec,
+    SweepPlan,
+    Trajectory,
+    content_hash,
+)
+from flops_fit_core.registry import Offer, Problem, Registry
+from flops_fit_core.specs import (
+    DatasetSpec,
+    DeviceSpec,
+    ExecutorSpec,
+    FitterSpec,
+    FlopCounterSpec,
+    LoggerSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Options,
+    RecipeSpec,
+    Runtime,
+    ScheduleSpec,
+    StoreSpec,
+    TrainerSpec,
+)
+from flops_fit_core.tasks import LanguageTask, SupervisedTask
+
+if TYPE_CHECKING:
+    from flops_fit_core.api import find_optimal, fit, plan, run
+    from flops_fit_core.training import work
+
+_LAZY = {"find_optimal": "api", "fit": "api", "plan": "api", "run": "api", "work": "training"}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Chosen",
+    "ConfigError",
+    "DataError",
+    "Dataset",
+    "DatasetSpec",
+    "Device",
+    "DeviceSpec",
+    "Diagnostic",
+    "Evaluation",
+    "Executor",
+    "ExecutorContext",
+    "ExecutorSpec",
+    "Experiment",
+    "FitError",
+    "Fitter",
+    "FitterSpec",
+    "FlopCount",
+    "FlopCounterSpec",
+    "FlopsFitError",
+    "Hyperparameters",
+    "Interval",
+    "Job",
+    "JobEnded",
+    "LanguageTask",
+    "Law",
+    "LawFit",
+    "Logger",
+    "LoggerSpec",
+    "LossSurface",
+    "MeasuredModel",
+    "ModelSpec",
+    "Observation",
+    "Offer",
+    "OptimizerSpec",
+    "Optimum",
+    "Options",
+    "ParameterCounts",
+    "ParameterGroup",
+    "PlanError",
+    "PluginChoice",
+    "PluginError",
+    "PluginNotFound",
+    "Problem",
+    "ProfileMinimum",
+    "Progress",
+    "RecipeInput",
+    "RecipeSpec",
+    "Registry",
+    "ResultStore",
+    "RunError",
+    "RunFailed",
+    "RunParts",
+    "RunResult",
+    "RunSpec",
+    "RunView",
+    "Runtime",
+    "Schedule",
+    "ScheduleSpec",
+    "StoreError",
+    "StoreSpec",
+    "SupervisedTask",
+    "SweepPlan",
+    "Task",
+    "TrainContext",
+    "Trainer",
+    "TrainerSpec",
+    "Trajectory",
+    "UserError",
+    "content_hash",
+    "find_optimal",
+    "fit",
+    "hookimpl",
+    "plan",
+    "run",
+    "work",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"flops_fit_core.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,338 @@
+"""What the things that plugins build must be able to do.
+
+These are Protocols: nothing has to inherit from them. The conformance kit (``flops_fit_core.testing``)
+checks what a type checker cannot. torch is named in annotations only.
+
+Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
+deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func:`flops_fit_core.work` and
+nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from flops_fit_core.records import (
+    Job,
+    LawFit,
+    Observation,
+    Optimum,
+    ParameterCounts,
+    Progress,
+    RunResult,
+    RunSpec,
+    Status,
+    SweepPlan,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn, optim
+
+Batch = Any
+"""What a dataset yields: a tensor, or a tuple or dict of tensors, samples along the first dimension."""
+
+
+# ---------------------------------------------------------------------------- data
+
+
+class Task(Protocol):
+    """What a dataset asks of a model. Owns the loss; holds no data and no parameters."""
+
+    unit: str
+    """What D counts: ``"tokens"`` or ``"samples"``."""
+    tokens_per_sample: int
+    """Tokens (predictions) in one sample: the context length of a language task, otherwise 1."""
+
+    def example(self, batch_size: int) -> Batch:
+        """A batch of the right shapes and types with arbitrary content, on torch's default device."""
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        """The model's outputs for a batch."""
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, int]:
+        """Loss in nats summed over the batch (a scalar that carries the gradient) and the number of
+        predictions it sums over.
+
+        Raises ValueError, naming both shapes, for outputs that do not fit.
+        """
+
+    def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
+        """Further held-out numbers as (sum, count), such as ``{"accuracy": (37, 64)}``. May be empty."""
+
+
+class Dataset(Protocol):
+    """Training data in a reproducible order, and a held-out part that shares nothing with it."""
+
+    task: Task
+    fingerprint: str
+    """Of the content (training and held-out): no path, no time, no seed."""
+    tokens: int | None
+    """Different training tokens (samples) there are; None for an endless stream."""
+    bytes_per_token: float | None
+    """Of the held-out text, to give bits per byte; None where tokens are not text."""
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Training batches without end, from sample ``start``; the data repeats in a new order when it is
+        used up. The same seed gives the same samples at the same positions whatever the batch size."""
+
+    def heldout(self, tokens: int, batch_size: int) -> Iterable[Batch]:
+        """The fixed held-out sample of about ``tokens`` tokens: the same windows at every call, for every
+        seed and batch size, not overlapping. Less where there is less.
+
+        Raises DataError where there is none.
+        """
+
+
+@runtime_checkable
+class LossSurface(Protocol):
+    """A dataset whose runs need no training: it computes their loss from a formula."""
+
+    def synthetic_loss(self, params: float, tokens: float, run_id: str) -> float:
+        """Held-out loss in nats of a run of N parameters and D tokens, noise included."""
+
+
+# ---------------------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that an optimizer treats alike."""
+
+    parameters: Sequence[nn.Parameter]
+    width: int | None = None
+    """Number of channels that feed these matrices and grows with the model; None for embeddings, gains
+    and biases. Adam-like optimizers use the learning rate ``lr * base_width / width`` (Yang et al. 2022,
+    Tensor Programs V, table 3)."""
+    decay: bool = True
+    """Whether weight decay applies."""
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model built on the meta device (shapes, no memory), as a FLOPs counter sees it."""
+
+    module: nn.Module
+    task: Task
+    parameters: ParameterCounts
+    own_flops_per_token: float | None
+    """The family's own count of training FLOPs per token; None where it gives none."""
+    family: str
+    """Qualified name, for messages."""
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Training FLOPs (forward and backward) a token, and the conventions behind the numbers."""
+
+    flops_per_token: float
+    params: int
+    """N by this convention."""
+    flops_name: str
+    """``6 N D``, ``every matmul and attention, forward and backward``, ..."""
+    params_name: str
+    """``matmul parameters (without lookup tables)``, ..."""
+
+
+# ---------------------------------------------------------------------------- runs
+
+
+@dataclass(frozen=True)
+class RecipeInput:
+    """What a recipe may look at."""
+
+    params: int
+    """N by the plan's FLOPs counter."""
+    tokens: int
+    """D before it is rounded to whole steps."""
+    width: int | None
+    """Of the model, where its family has one."""
+    task: Task
+    adam_like: bool
+    """Whether the optimizer's step size is independent of the gradient's scale."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What an optimizer and a schedule see of their run."""
+
+    steps: int
+    tokens: int
+    tokens_per_step: int
+    base_width: int | None
+    groups: Callable[[nn.Module], Sequence[ParameterGroup]] = field(repr=False)
+    """The family's parameter groups; one group of everything where it names none."""
+
+    def lr_scale(self, group: ParameterGroup) -> float:
+        """Multiplier of the learning rate for ``group``: 1 unless it has a width and there is a base width."""
+        return self.base_width / group.width if self.base_width and group.width else 1.0
+
+
+class Schedule(Protocol):
+    """Multiplier of the peak learning rate at a step, counted from 0 to ``run.steps - 1``."""
+
+    def __call__(self, step: int) -> float: ...
+
+
+class Device(Protocol):
+    """Where a run is computed."""
+
+    torch_device: str
+    """``"cpu"``, ``"cuda:0"``: what ``torch.device`` takes."""
+    name: str
+    """For people: ``"NVIDIA H100 80GB HBM3"``."""
+    precision: str
+    """What ``auto`` means here: ``"float32"``, or ``"bfloat16"`` where autocast pays."""
+
+    def synchronize(self) -> None:
+        """Wait until all submitted work is done."""
+
+    def peak_memory(self) -> int | None:
+        """Bytes at the peak since :meth:`release`; None where unknown."""
+
+    def release(self) -> None:
+        """Give cached memory back and start a new count of the peak."""
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Everything that one run is made of, built on its device from its seed."""
+
+    model: nn.Module
+    dataset: Dataset
+    optimizer: optim.Optimizer
+    schedule: Schedule
+
+
+class TrainContext(Protocol):
+    """What a worker gives to a trainer: its surroundings, and its run's plugins already chosen."""
+
+    device: Device
+    checkpoints: Path
+    """Folder under which the trainer keeps ``<trajectory id>/``."""
+
+    def build(self, run: RunSpec) -> RunParts:
+        """Model, data, optimizer and schedule, after seeding every generator with the run's seed."""
+
+    def dataset(self, run: RunSpec) -> Dataset: ...
+
+    def should_stop(self) -> bool:
+        """True once the trainer should write what it must keep and return."""
+
+    def result(self, run: RunSpec, status: Status, **measured: Any) -> RunResult:
+        """The run's result: what the trainer measured, completed by what the worker knows (attempt, counted
+        parameters and FLOPs, device, versions, options in force)."""
+
+
+class Trainer(Protocol):
+    """Trains the runs of one job. One instance serves one job at a time, in one process."""
+
+    def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
+        """Yield Progress a few times a second and one RunResult for every run of the job.
+
+        May raise: the worker records the exception as the result ``failed`` of every run that has none.
+        """
+
+
+# ---------------------------------------------------------------------------- driving
+
+
+@dataclass(frozen=True)
+class JobEnded:
+    """Exactly one a submitted job, after all of its results."""
+
+    job: str
+    reason: str | None = None
+    """None where the worker came to its end; otherwise what happened to it, such as ``killed by SIGKILL``."""
+
+
+class Executor(Protocol):
+    """Runs jobs somewhere. Used by one thread of one driver.
+
+    Every submitted job ends in exactly one :class:`JobEnded`, whatever happens to its worker. Results that
+    a worker gave before it died are delivered. Jobs may be submitted while events are being read.
+    """
+
+    capacity: int
+    """Jobs that run at the same time; the driver keeps a few more than that submitted."""
+
+    def submit(self, job: Job) -> None: ...
+    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
+        """Events until none has come for ``timeout`` seconds, or until no submitted job is left."""
+
+    def cancel(self, job_id: str) -> None:
+        """Stop a job; its JobEnded still comes."""
+
+    def close(self) -> None:
+        """Stop everything within seconds and leave no process behind. Idempotent."""
+
+
+@dataclass(frozen=True)
+class ExecutorContext:
+    """What an executor needs to start workers."""
+
+    folder: Path
+    """The study's folder."""
+    plugins: str
+    """JSON for :func:`flops_fit_core.work`: which modules and disabled names make the registry."""
+    objects: bytes | None
+    """Python objects given to ``find_optimal``, in one cloudpickle blob; never written to disk."""
+    slots: Sequence[Mapping[str, str]]
+    """Environment variables of each place where one job can run: a core, or a GPU."""
+
+
+class ResultStore(Protocol):
+    """Keeps every attempt at every run. The driver is its only user within a process.
+
+    Processes: any number of drivers may have one store open; ``add`` and ``claim`` are atomic between
+    them. Threads: one. A store that was opened by a process that was killed opens again, with every
+    result whose ``add`` had returned.
+    """
+
+    def add(self, result: RunResult) -> None:
+        """Keep one attempt. Adding the same (run id, attempt) again replaces it. Returns once it is safe
+        from a crash of this process."""
+
+    def get(self, run_id: str) -> RunResult | None:
+        """The latest attempt, or None."""
+
+    def results(self) -> list[RunResult]:
+        """The latest attempt at every run, in the order in which the runs were first added."""
+
+    def attempts(self, run_id: str) -> list[RunResult]:
+        """Every attempt, first to last."""
+
+    def claim(self, run_id: str, owner: str, seconds: float) -> bool:
+        """Take the right to train a run for that long; False while somebody else holds it."""
+
+    def renew(self, run_id: str, owner: str, seconds: float) -> bool:
+        """Hold a claim for that long from now; False where it has been lost."""
+
+    def release(self, run_id: str, owner: str) -> None:
+        """Give a claim back. Nothing happens where ``owner`` does not hold it."""
+
+    def close(self) -> None: ...
+
+
+class Logger(Protocol):
+    """Shows or forwards what happens, in the driver. What it raises is reported and never stops a sweep."""
+
+    def started(self, plan: SweepPlan) -> None: ...
+    def progress(self, progress: Progress) -> None: ...
+    def finished(self, result: RunResult) -> None: ...
+    def close(self) -> None: ...
+
+
+# ---------------------------------------------------------------------------- fitting
+
+
+class Fitter(Protocol):
+    """Fits a law to trained models and says what it predicts."""
+
+    def fit(self, observations: Sequence[Observation]) -> LawFit:
+        """Raises FitError, saying what is missing, where no law can be fitted."""
+
+    def optimum(self, fit: LawFit, flops: float) -> Optimum:
+        """N_opt, D_opt and L_opt for a budget of ``flops``, with intervals from the fit's draws."""

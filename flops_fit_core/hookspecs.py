@@ -1,0 +1,426 @@
+"""The hooks a plugin may implement.
+
+A plugin is a module (or any object) with functions marked ``@hookimpl``. Registration hooks take no
+arguments and return specs; the specs of all plugins are collected, and what runs is selected by name in the
+experiment, never by order: installing a package changes no result. Observers are called in the driver; what
+they raise is logged and never stops a sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import pluggy
+
+if TYPE_CHECKING:
+    from flops_fit_core.records import RunResult, RunSpec, SweepPlan
+    from flops_fit_core.specs import (
+        DatasetSpec,
+        DeviceSpec,
+        ExecutorSpec,
+        FitterSpec,
+        FlopCounterSpec,
+        LoggerSpec,
+        ModelSpec,
+        OptimizerSpec,
+        RecipeSpec,
+        ScheduleSpec,
+        StoreSpec,
+        TrainerSpec,
+    )
+
+PROJECT = "flops_fit"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def flops_fit_models() -> Iterable[ModelSpec]:
+    """Offer model families: ``[model]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import LanguageTask, ModelSpec, Options, hookimpl
+
+        class BigramOptions(Options):
+            width: int = 16
+
+        def build_bigram(options, task: LanguageTask):
+            from torch import nn
+
+            return nn.Sequential(
+                nn.Embedding(task.vocab_size, options.width), nn.Linear(options.width, task.vocab_size)
+            )
+
+        @hookimpl
+        def flops_fit_models():
+            yield ModelSpec(name="bigram", options=BigramOptions, build=build_bigram, size="width")
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_datasets() -> Iterable[DatasetSpec]:
+    """Offer datasets: ``[dataset]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import DatasetSpec, SupervisedTask, hookimpl
+
+        class Parity:
+            task = SupervisedTask(inputs=(8,), outputs_size=2)
+            tokens = None  # endless
+            bytes_per_token = None
+            fingerprint = "parity of 8 bits, version 1"
+
+            def __init__(self, seed):
+                self.seed = seed
+
+            def batches(self, batch_size, start=0):
+                position = start
+                while True:
+                    yield make_bits([(self.seed, position + i) for i in range(batch_size)])
+                    position += batch_size
+
+            def heldout(self, tokens, batch_size):
+                for first in range(0, tokens, batch_size):
+                    yield make_bits([("held out", i) for i in range(first, min(first + batch_size, tokens))])
+
+        def make_bits(keys):
+            import random
+
+            import torch
+
+            bits = [[random.Random(str(key)).getrandbits(8) >> i & 1 for i in range(8)] for key in keys]
+            return torch.tensor(bits, dtype=torch.float32), torch.tensor([sum(row) % 2 for row in bits])
+
+        @hookimpl
+        def flops_fit_datasets():
+            yield DatasetSpec(name="parity", build=lambda options, seed: Parity(seed))
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
+    """Offer optimizers: ``[optimizer]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import OptimizerSpec, Options, hookimpl
+
+        class RMSpropOptions(Options):
+            lr: float = 0.001
+            weight_decay: float = 0.0
+
+        def build_rmsprop(options, model, run):
+            import torch
+
+            groups = [
+                {"params": group.parameters, "lr": options.lr * run.lr_scale(group)}
+                for group in run.groups(model)
+            ]
+            return torch.optim.RMSprop(groups, weight_decay=options.weight_decay)
+
+        @hookimpl
+        def flops_fit_optimizers():
+            yield OptimizerSpec(name="rmsprop", options=RMSpropOptions, build=build_rmsprop, adam_like=True)
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_schedules() -> Iterable[ScheduleSpec]:
+    """Offer learning-rate schedules: ``[schedule]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import ScheduleSpec, hookimpl
+
+        def build_linear(options, run):
+            return lambda step: 1 - step / run.steps
+
+        @hookimpl
+        def flops_fit_schedules():
+            yield ScheduleSpec(name="linear-to-zero", build=build_linear)
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_recipes() -> Iterable[RecipeSpec]:
+    """Offer recipes, which choose the hyperparameters that the user left unset: ``[recipe]``.
+
+    ::
+
+        from flops_fit_core import Hyperparameters, RecipeSpec, hookimpl
+
+        def build_big_batches(options, about):
+            return Hyperparameters(batch_size=max(1, round(about.tokens**0.5 / about.task.tokens_per_sample)))
+
+        @hookimpl
+        def flops_fit_recipes():
+            yield RecipeSpec(name="big-batches", build=build_big_batches)
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_flop_counters() -> Iterable[FlopCounterSpec]:
+    """Offer FLOPs counters: ``[flops]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import FlopCount, FlopCounterSpec, hookimpl
+
+        def build_recomputing(options, measured):
+            n = measured.parameters.matmul
+            return FlopCount(8.0 * n, n, "8 N D: the forward pass is computed twice", "matmul parameters")
+
+        @hookimpl
+        def flops_fit_flop_counters():
+            yield FlopCounterSpec(name="recomputing", build=build_recomputing)
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_stores() -> Iterable[StoreSpec]:
+    """Offer result stores: ``[store]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import StoreSpec, hookimpl
+
+        class MemoryStore:
+            def __init__(self):
+                self.kept = {}
+                self.claims = {}
+
+            def add(self, result):
+                self.kept.setdefault(result.id, {})[result.attempt] = result
+
+            def attempts(self, run_id):
+                return [result for _, result in sorted(self.kept.get(run_id, {}).items())]
+
+            def get(self, run_id):
+                return next(reversed(self.attempts(run_id)), None)
+
+            def results(self):
+                return [self.get(run_id) for run_id in self.kept]
+
+            def claim(self, run_id, owner, seconds):
+                return self.claims.setdefault(run_id, owner) == owner
+
+            def renew(self, run_id, owner, seconds):
+                return self.claims.get(run_id) == owner
+
+            def release(self, run_id, owner):
+                if self.claims.get(run_id) == owner:
+                    del self.claims[run_id]
+
+            def close(self):
+                pass
+
+        @hookimpl
+        def flops_fit_stores():
+            yield StoreSpec(name="memory", build=lambda options, folder: MemoryStore())
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_devices() -> Iterable[DeviceSpec]:
+    """Offer devices: ``[device]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import DeviceSpec, hookimpl
+
+        class MPS:
+            torch_device, name, precision = "mps", "Apple GPU", "float32"
+
+            def synchronize(self):
+                import torch
+
+                torch.mps.synchronize()
+
+            def peak_memory(self):
+                return None
+
+            def release(self):
+                import torch
+
+                torch.mps.empty_cache()
+
+        @hookimpl
+        def flops_fit_devices():
+            yield DeviceSpec(name="mps", build=lambda options: MPS(), slots=lambda options: [{}])
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_trainers() -> Iterable[TrainerSpec]:
+    """Offer trainers: ``[trainer]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import TrainerSpec, hookimpl
+
+        class PlainTrainer:
+            def train(self, job, context):
+                import torch
+
+                for run in job.runs:
+                    parts = context.build(run)
+                    batches = parts.dataset.batches(run.batch_size)
+                    for _, batch in zip(range(run.steps), batches, strict=False):
+                        task = parts.dataset.task
+                        loss, count = task.loss(task.outputs(parts.model, batch), batch)
+                        parts.optimizer.zero_grad()
+                        (loss / count).backward()
+                        parts.optimizer.step()
+                    with torch.no_grad():
+                        held = [task.loss(task.outputs(parts.model, b), b)
+                                for b in parts.dataset.heldout(4096, 64)]
+                    mean = sum(float(loss) for loss, _ in held) / sum(count for _, count in held)
+                    yield context.result(run, "completed", loss=mean, tokens=run.tokens)
+
+        @hookimpl
+        def flops_fit_trainers():
+            yield TrainerSpec(name="plain", build=lambda options: PlainTrainer())
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_executors() -> Iterable[ExecutorSpec]:
+    """Offer executors, which run jobs somewhere: ``[executor]`` in an experiment.
+
+    ::
+
+        from collections import deque
+
+        from flops_fit_core import ExecutorSpec, JobEnded, hookimpl, work
+
+        class OneAfterAnother:
+            capacity = 1
+
+            def __init__(self, context):
+                self.context, self.waiting = context, deque()
+
+            def submit(self, job):
+                self.waiting.append(job)
+
+            def events(self, timeout):
+                while self.waiting:
+                    job = self.waiting.popleft()
+                    yield from work(job.model_dump_json(), self.context.plugins,
+                                    objects=self.context.objects, folder=self.context.folder)
+                    yield JobEnded(job.id)
+
+            def cancel(self, job_id):
+                self.waiting = deque(job for job in self.waiting if job.id != job_id)
+
+            def close(self):
+                self.waiting.clear()
+
+        @hookimpl
+        def flops_fit_executors():
+            yield ExecutorSpec(name="one-after-another", build=lambda options, context: OneAfterAnother(context))
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_loggers() -> Iterable[LoggerSpec]:
+    """Offer loggers: ``loggers = ["..."]`` in an experiment.
+
+    ::
+
+        from flops_fit_core import LoggerSpec, hookimpl
+
+        class LineLogger:
+            def __init__(self, folder):
+                self.path = folder / "log.txt"
+
+            def started(self, plan):
+                self.path.write_text(f"{plan.name}: {len(plan.runs)} runs\\n")
+
+            def progress(self, progress):
+                pass
+
+            def finished(self, result):
+                with self.path.open("a") as file:
+                    file.write(f"{result.id} {result.status} {result.loss}\\n")
+
+            def close(self):
+                pass
+
+        @hookimpl
+        def flops_fit_loggers():
+            yield LoggerSpec(name="lines", build=lambda options, folder: LineLogger(folder))
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_fitters() -> Iterable[FitterSpec]:
+    """Offer fitters: ``[fitter]`` in an experiment.
+
+    ::
+
+        import math
+
+        from flops_fit_core import FitterSpec, Interval, Law, LawFit, Optimum, PluginChoice, hookimpl
+
+        class TwentyTokens:
+            def fit(self, observations):
+                flops = [one.flops for one in observations]
+                return LawFit(
+                    fitter=PluginChoice(name="mine/twenty"), law=Law(name="D = 20 N", parameters={"tpp": 20.0}),
+                    exponents={"a": Interval(value=0.5), "b": Interval(value=0.5)}, level=0.9, objective=0.0,
+                    n_runs=len(observations), flops_range=(min(flops), max(flops)),
+                )
+
+            def optimum(self, fit, flops):
+                params = math.sqrt(flops / 120)
+                return Optimum(flops=flops, params=Interval(value=params), tokens=Interval(value=20 * params),
+                               loss=Interval(value=math.log(256)))
+
+        @hookimpl
+        def flops_fit_fitters():
+            yield FitterSpec(name="twenty", build=lambda options: TwentyTokens())
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_run_finished(run: RunSpec, result: RunResult) -> None:
+    """Observe each result, after it has been stored.
+
+    ::
+
+        from flops_fit_core import hookimpl
+
+        @hookimpl
+        def flops_fit_run_finished(run, result):
+            print(run.id, result.status, result.loss)
+    """
+
+
+@hookspec
+def flops_fit_sweep_finished(plan: SweepPlan, results: Sequence[RunResult]) -> None:
+    """Observe the end of a sweep, with the latest result of every run of the plan.
+
+    ::
+
+        from flops_fit_core import hookimpl
+
+        @hookimpl
+        def flops_fit_sweep_finished(plan, results):
+            print(plan.name, sum(result.status == "completed" for result in results))
+    """

@@ -1,0 +1,384 @@
+"""Finds plugins, isolates the broken ones and answers "which spec has this name?"."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import functools
+import importlib
+import inspect
+import logging
+import os
+import re
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from email.message import Message
+from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, version
+from types import ModuleType
+from typing import Any, Generic, TypeVar, cast
+
+import pluggy
+from packaging.requirements import Requirement
+
+from flops_fit_core import hookspecs, specs
+from flops_fit_core.errors import ConfigError, PluginNotFound
+from flops_fit_core.records import Record, RunResult, RunSpec, SweepPlan
+from flops_fit_core.specs import Spec
+
+ENTRY_POINTS = "flops_fit"
+BUNDLED = "flops-fit"
+SPEC_TYPES: Mapping[str, type[Spec]] = {
+    "flops_fit_models": specs.ModelSpec,
+    "flops_fit_datasets": specs.DatasetSpec,
+    "flops_fit_optimizers": specs.OptimizerSpec,
+    "flops_fit_schedules": specs.ScheduleSpec,
+    "flops_fit_recipes": specs.RecipeSpec,
+    "flops_fit_flop_counters": specs.FlopCounterSpec,
+    "flops_fit_stores": specs.StoreSpec,
+    "flops_fit_devices": specs.DeviceSpec,
+    "flops_fit_trainers": specs.TrainerSpec,
+    "flops_fit_executors": specs.ExecutorSpec,
+    "flops_fit_loggers": specs.LoggerSpec,
+    "flops_fit_fitters": specs.FitterSpec,
+}
+KINDS = tuple(spec.kind for spec in SPEC_TYPES.values())
+S = TypeVar("S", bound=Spec)
+logger = logging.getLogger("flops_fit")
+
+
+class PluginSetup(Record):
+    """Which plugins make a registry: enough to make the same one in another process."""
+
+    modules: dict[str, str] = {}
+    """Plugins that are not installed: plugin name -> import name of its module."""
+    disabled: tuple[str, ...] = ()
+    entry_points: bool = True
+    paths: tuple[str, ...] = ()
+    """Folders from which ``modules`` are imported, beside the usual ones."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that could not be used, and why."""
+
+    plugin: str
+    doing: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        return f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {self.error}"
+
+
+@dataclass(frozen=True)
+class Offer(Generic[S]):
+    """One spec, the plugin that offers it, and the distribution that the plugin came with."""
+
+    spec: S
+    plugin: str
+    source: str
+    """``flops-fit 0.1.0``, or how else the plugin came here."""
+
+    @property
+    def name(self) -> str:
+        """Qualified: ``optim/sgd``."""
+        return f"{self.plugin}/{self.spec.name}"
+
+    def missing(self) -> list[str]:
+        """The spec's requirements that are not installed, without importing anything."""
+        return [text for text in self.spec.requires if not _is_installed(Requirement(text))]
+
+
+class Registry:
+    """Everything the plugins offer. Complete once constructed, and read-only from then on.
+
+    Args:
+        plugins: Plugins that are not installed: name -> module, or any object with hook implementations.
+        entry_points: Whether to discover installed plugins.
+        disabled: Names of plugins not even to import, beside those in ``FLOPS_FIT_DISABLE``.
+        paths: Folders that :attr:`setup` records, for workers that have to import ``plugins`` again.
+
+    A plugin that cannot be imported, does not fit the hooks, raises, or returns something else than it
+    should is left out as a whole and noted in :attr:`problems`; all others work.
+    """
+
+    def __init__(
+        self,
+        plugins: Mapping[str, object] | None = None,
+        *,
+        entry_points: bool = True,
+        disabled: Iterable[str] = (),
+        paths: Sequence[str] = (),
+    ) -> None:
+        plugins = dict(plugins or {})
+        self.problems: list[Problem] = []
+        self.disabled = frozenset(disabled) | _disabled_by_environment()
+        self.setup = PluginSetup(
+            modules={name: it.__name__ for name, it in plugins.items() if isinstance(it, ModuleType)},
+            disabled=tuple(sorted(self.disabled)),
+            entry_points=entry_points,
+            paths=tuple(paths),
+        )
+        self.objects = {name: it for name, it in plugins.items() if not isinstance(it, ModuleType)}
+        """Plugins that are plain objects; they reach another process by cloudpickle only."""
+        self._sources: dict[str, str] = {}
+        self._pm = pluggy.PluginManager(hookspecs.PROJECT)
+        self._pm.add_hookspecs(hookspecs)
+        # Plugins may print when imported; standard output is for what the user asked for.
+        with contextlib.redirect_stdout(sys.stderr):
+            if entry_points:
+                self._load_entry_points()
+            for name, plugin in plugins.items():
+                self._register(name, plugin, source=_origin(plugin))
+            self._drop_plugins_with_unknown_hooks()
+            self._offers = self._collect()
+
+    # ------------------------------------------------------------------ asking
+
+    @property
+    def plugins(self) -> dict[str, str]:
+        """Name of each usable plugin -> where it came from."""
+        return dict(sorted(self._sources.items()))
+
+    def offers(self, kind: str | None = None) -> list[Offer[Any]]:
+        """What is offered, of one kind or of all."""
+        return [offer for offer in self._offers if kind in (None, offer.spec.kind)]
+
+    def find(self, kind: str, name: str) -> Offer[Any]:
+        """The offer called ``name``, or ``plugin/name`` where two plugins offer the same name.
+
+        Raises PluginNotFound for an unknown or ambiguous name, ConfigError for an offer whose
+        requirements are not installed.
+        """
+        plugin, _, bare = name.rpartition("/")
+        found = [
+            offer for offer in self.offers(kind) if offer.spec.name == bare and plugin in ("", offer.plugin)
+        ]
+        if not found:
+            raise PluginNotFound(self._not_found(kind, name))
+        if len(found) > 1:
+            ways = " or ".join(repr(offer.name) for offer in found)
+            raise PluginNotFound(f"{len(found)} plugins offer a {kind} named {bare!r}; write {ways}")
+        if missing := found[0].missing():
+            raise ConfigError(_needs(found[0], missing))
+        return found[0]
+
+    def _not_found(self, kind: str, name: str) -> str:
+        offers = self.offers(kind)
+        names = sorted(
+            {offer.spec.name for offer in offers} | {offer.name for offer in offers if "/" in name}
+        )
+        message = f"no {kind} named {name!r}; there is: {', '.join(names) or 'none'}"
+        if close := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
+            message += f". Did you mean {close[0]!r}?"
+        for problem in self.problems:
+            message += f"\n  not usable: {problem}"
+        for plugin in sorted(self.disabled):
+            message += f"\n  disabled: {plugin}"
+        return message
+
+    # ------------------------------------------------------------------ observers
+
+    def run_finished(self, run: RunSpec, result: RunResult) -> None:
+        """Tell every observer; what one raises is logged."""
+        self._tell("flops_fit_run_finished", run=run, result=result)
+
+    def sweep_finished(self, plan: SweepPlan, results: Sequence[RunResult]) -> None:
+        """Tell every observer; what one raises is logged."""
+        self._tell("flops_fit_sweep_finished", plan=plan, results=results)
+
+    def _tell(self, hook_name: str, **arguments: Any) -> None:
+        for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
+            try:
+                impl.function(*(arguments[name] for name in impl.argnames))
+            except Exception:
+                logger.exception("plugin %s: %s", self._label(impl.plugin_name), hook_name)
+
+    # ------------------------------------------------------------------ discovery
+
+    def _load_entry_points(self) -> None:
+        claims: dict[str, list[tuple[EntryPoint, str, str]]] = defaultdict(list)
+        for entry_point, dist_name, source in _entry_points():
+            claims[entry_point.name].append((entry_point, dist_name, source))
+        for name, claimants in sorted(claims.items()):
+            if name in self.disabled:
+                continue
+            keeper = next((one for one in claimants if one[1] == BUNDLED), None)
+            if keeper is None and len(claimants) == 1:
+                keeper = claimants[0]
+            for one in claimants:
+                if one is not keeper:
+                    others = " and ".join(source for _, _, source in claimants if source != one[2])
+                    clash = ValueError(f"the plugin name {name!r} is also claimed by {others}")
+                    self._note(f"{name} ({one[2]})", "register", clash)
+            if keeper is not None:
+                self._load(name, keeper[0], keeper[2])
+
+    def _load(self, name: str, entry_point: EntryPoint, source: str) -> None:
+        try:
+            plugin = entry_point.load()
+        except (Exception, SystemExit) as error:
+            self._note(f"{name} ({source})", "import", error)
+        else:
+            self._register(name, plugin, source)
+
+    def _register(self, name: str, plugin: object, source: str) -> None:
+        if name in self.disabled:
+            return
+        if name in self._sources:
+            clash = ValueError(f"the name is already taken by {self._sources[name]}")
+            self._note(f"{name} ({source})", "register", clash)
+            return
+        try:
+            self._pm.register(plugin, name)
+        except (Exception, SystemExit) as error:
+            # Before 1.7, pluggy keeps the hooks it had accepted when a later one does not match.
+            self._pm.unregister(name=name)
+            self._note(f"{name} ({source})", "register", error)
+        else:
+            self._sources[name] = source
+
+    def _drop_plugins_with_unknown_hooks(self) -> None:
+        for hook_name, hook in sorted(vars(self._pm.hook).items()):
+            if hook_name.startswith("_"):
+                continue
+            for impl in list(hook.get_hookimpls()):
+                if not hook.has_spec():
+                    close = difflib.get_close_matches(hook_name, _hook_names(), n=1)
+                    hint = f"; did you mean {close[0]}?" if close else ""
+                    self._drop(impl.plugin_name, hook_name, NameError(f"there is no such hook{hint}"))
+                elif impl.wrapper or impl.hookwrapper:
+                    refused = TypeError("hook wrappers are not supported: a plugin cannot see others' specs")
+                    self._drop(impl.plugin_name, hook_name, refused)
+
+    def _collect(self) -> list[Offer[Any]]:
+        offers: list[Offer[Any]] = []
+        for plugin in sorted(self._sources):
+            try:
+                found = list(self._offers_of(plugin))
+            except _HookFailed as failed:
+                self._drop(plugin, failed.hook, failed.error)
+            else:
+                offers += found
+        return offers
+
+    def _offers_of(self, plugin: str) -> Iterator[Offer[Any]]:
+        for hook_name, spec_type in SPEC_TYPES.items():
+            for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
+                if impl.plugin_name != plugin:
+                    continue
+                try:
+                    found = _checked(impl.function(), spec_type)
+                except (Exception, SystemExit) as error:
+                    raise _HookFailed(hook_name, error) from error
+                yield from (Offer(spec, plugin, self._sources[plugin]) for spec in found)
+
+    def _drop(self, plugin: str, doing: str, error: BaseException) -> None:
+        if plugin in self._sources:
+            self._note(self._label(plugin), doing, error)
+            self._pm.unregister(name=plugin)
+            del self._sources[plugin]
+
+    def _label(self, plugin: str) -> str:
+        return f"{plugin} ({self._sources[plugin]})"
+
+    def _note(self, plugin: str, doing: str, error: BaseException) -> None:
+        self.problems.append(Problem(plugin, doing, error))
+
+
+class _HookFailed(Exception):
+    def __init__(self, hook: str, error: BaseException) -> None:
+        self.hook, self.error = hook, error
+
+
+def _checked(returned: Any, spec_type: type[Spec]) -> list[Spec]:
+    found = [] if returned is None else list(returned)
+    for spec in found:
+        if not isinstance(spec, spec_type):
+            raise TypeError(f"expected {spec_type.__name__}, got {spec!r}")
+    counts = Counter(spec.name for spec in found)
+    if twice := sorted(name for name, count in counts.items() if count > 1):
+        raise ValueError(f"offers {', '.join(map(repr, twice))} twice")
+    return found
+
+
+def _hook_names() -> list[str]:
+    return [name for name in vars(hookspecs) if name.startswith("flops_fit_")]
+
+
+def _origin(plugin: object) -> str:
+    if isinstance(plugin, ModuleType):
+        return f"module {plugin.__name__}"
+    where = inspect.getmodule(type(plugin))
+    return f"passed in ({where.__name__ if where else 'unknown'}.{type(plugin).__qualname__})"
+
+
+def _entry_points() -> list[tuple[EntryPoint, str, str]]:
+    """Our entry points, each with its distribution's normalized name and ``name version``, in an order that
+    never varies. Of a distribution that lies on the path twice, the first counts, as for imports."""
+    seen: dict[tuple[str, str, str], tuple[EntryPoint, str, str]] = {}
+    first: dict[str, Any] = {}
+    for dist in distributions():
+        # A folder that looks like a dist-info but has no name is somebody's half-removed package.
+        metadata: Message | None = cast("Message | None", dist.metadata)
+        name = metadata["Name"] if metadata is not None else None
+        if not name:
+            continue
+        normalized = re.sub(r"[-_.]+", "-", str(name)).lower()
+        if first.setdefault(normalized, dist) is not dist:
+            continue
+        for entry_point in dist.entry_points.select(group=ENTRY_POINTS):
+            key = (normalized, entry_point.name, entry_point.value)
+            seen.setdefault(key, (entry_point, normalized, f"{name} {dist.version}"))
+    return [seen[key] for key in sorted(seen)]
+
+
+def _disabled_by_environment() -> frozenset[str]:
+    names = os.environ.get("FLOPS_FIT_DISABLE", "").split(",")
+    return frozenset(name.strip() for name in names if name.strip())
+
+
+def _is_installed(requirement: Requirement) -> bool:
+    if requirement.marker is not None and not requirement.marker.evaluate():
+        return True
+    try:
+        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+    except PackageNotFoundError:
+        return False
+
+
+def _needs(offer: Offer[Any], missing: list[str]) -> str:
+    dist = offer.source.split(" ")[0]
+    what = f"'{dist}[{offer.spec.extra}]'" if offer.spec.extra else " ".join(map(repr, missing))
+    return f"{offer.spec.kind} {offer.spec.name!r} needs {' and '.join(missing)}: pip install {what}"
+
+
+def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = None) -> Registry:
+    """The registry that ``setup`` describes, made in this process.
+
+    Raises ConfigError where one of its modules cannot be imported.
+    """
+    for path in reversed(setup.paths):
+        if path not in sys.path:
+            sys.path.insert(0, path)
+    plugins: dict[str, object] = {}
+    for name, module in setup.modules.items():
+        try:
+            plugins[name] = importlib.import_module(module)
+        except (Exception, SystemExit) as error:
+            raise ConfigError(
+                f"cannot import the plugin module {module!r}: {type(error).__name__}: {error}"
+            ) from error
+    return Registry(
+        {**plugins, **(objects or {})},
+        entry_points=setup.entry_points,
+        disabled=setup.disabled,
+        paths=setup.paths,
+    )
+
+
+@functools.cache
+def installed() -> Registry:
+    """The registry of this environment's installed plugins."""
+    return Registry()

@@ -1,0 +1,293 @@
+"""What a plugin hands to the engine: a name, a typed options model, and a way to build the thing.
+
+A spec is cheap to make and imports nothing heavy; torch and friends are imported inside ``build``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from packaging.requirements import InvalidRequirement, Requirement
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    JsonValue,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from flops_fit_core.contracts import (
+    Dataset,
+    Device,
+    Executor,
+    ExecutorContext,
+    Fitter,
+    FlopCount,
+    Logger,
+    MeasuredModel,
+    ParameterGroup,
+    RecipeInput,
+    ResultStore,
+    RunView,
+    Schedule,
+    Trainer,
+)
+from flops_fit_core.records import Hyperparameters
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
+
+
+class Table(BaseModel):
+    """Base of every table a user writes. Unknown keys are errors that name the nearest known one."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        validate_default=True,
+        use_attribute_docstrings=True,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _explain_unknown_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(value)
+        except ValidationError as error:
+            raise _with_known_keys(error, list(cls.model_fields)) from None
+
+
+def _with_known_keys(error: ValidationError, known: list[str]) -> ValidationError:
+    lines: list[InitErrorDetails] = []
+    for line in error.errors():
+        kind: str | PydanticCustomError = line["type"]
+        if kind == "extra_forbidden" and len(line["loc"]) == 1:
+            close = difflib.get_close_matches(str(line["loc"][0]), known, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            there = ", ".join(known) or "none"
+            kind = PydanticCustomError("unknown_key", "{text}", {"text": f"unknown; {hint}there is: {there}"})
+        else:
+            kind = PydanticCustomError(line["type"], "{text}", {"text": line["msg"]})
+        lines.append({"type": kind, "loc": line["loc"], "input": line["input"]})
+    return ValidationError.from_exception_data(error.title, lines)
+
+
+class Options(Table):
+    """Base of every plugin's options. Unknown keys are errors; validated values never change."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Marks an option that changes how a run is done but not its result, so that it is no part of a run's id.
+
+    ``threads: Annotated[int, Runtime()] = 1``
+    """
+
+
+def identity_options(options: Options) -> dict[str, JsonValue]:
+    """The options that identify a run: those that differ from their default and are not ``Runtime()``."""
+    return options.model_dump(mode="json", exclude_defaults=True, exclude=_runtime_fields(options))
+
+
+def runtime_options(options: Options) -> dict[str, JsonValue]:
+    """The ``Runtime()`` options that differ from their default."""
+    return options.model_dump(mode="json", exclude_defaults=True, include=_runtime_fields(options))
+
+
+def _runtime_fields(options: Options) -> set[str]:
+    return {
+        name
+        for name, info in type(options).model_fields.items()
+        if any(isinstance(mark, Runtime) for mark in info.metadata)
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """Base of all specs.
+
+    Raises ValueError for a name that is not lower case or has a ``/``, an option called ``name``, or a
+    requirement that is not in PEP 508 form.
+    """
+
+    kind: ClassVar[str]
+    """The table in the experiment file."""
+
+    name: str
+    options: type[Options] = Options
+    revision: int = 1
+    """Raise it when behaviour or a default changes: runs made before then count as other runs."""
+    requires: Sequence[str] = ()
+    """PEP 508 requirements that must be installed before this can be chosen, such as ``"ray>=2.9"``."""
+    extra: str | None = None
+    """The extra of the plugin's distribution that installs them."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"{self.kind} name {self.name!r} must be lower case letters, digits, '.', '_', '-'"
+            )
+        if "name" in self.options.model_fields:
+            raise ValueError(f"{self.options.__name__} may not have an option called 'name'")
+        for requirement in self.requires:
+            try:
+                Requirement(requirement)
+            except InvalidRequirement as error:
+                raise ValueError(f"{self.kind} {self.name!r} requires {requirement!r}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec(Spec):
+    """A model family: ``build(options, task)`` returns the ``nn.Module``.
+
+    It must build on the meta device (create tensors without a ``device=`` argument and read no values).
+    """
+
+    kind: ClassVar[str] = "model"
+
+    build: Callable[[Any, Any], nn.Module]
+    size: str
+    """The integer option that scales."""
+    multiple_of: int = 1
+    """Sizes found by the planner are multiples of this."""
+    scale: Callable[[Any, int], Options] | None = None
+    """``(options, target_params) -> options`` where one integer is not enough; otherwise the planner
+    searches values of ``size``."""
+    width: Callable[[Any], int] | None = None
+    """Width by which learning rates are scaled; None for a family that has none."""
+    flops_per_token: Callable[[Any, Any], float] | None = None
+    """``(options, task)`` -> the family's own count of training FLOPs (3 x forward) a token."""
+    parameter_groups: Callable[[nn.Module], Iterable[ParameterGroup]] | None = None
+    """``(module)`` -> every parameter in exactly one group."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        field = self.options.model_fields.get(self.size)
+        if field is None or field.is_required():
+            raise ValueError(
+                f"model {self.name!r} scales by {self.size!r}, so that must be an option with a default"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSpec(Spec):
+    """``build(options, seed)`` returns a ``Dataset``; the seed orders training data only."""
+
+    kind: ClassVar[str] = "dataset"
+
+    build: Callable[[Any, int], Dataset]
+    trainer: str | None = None
+    """The trainer that an experiment on this data uses unless it names one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSpec(Spec):
+    """``build(options, model, run)`` returns a ``torch.optim.Optimizer`` whose groups' ``lr`` are the peaks."""
+
+    kind: ClassVar[str] = "optimizer"
+
+    build: Callable[[Any, nn.Module, RunView], optim.Optimizer]
+    adam_like: bool = False
+    """Whether the size of its step does not depend on the gradient's scale, so that recipes for Adam hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleSpec(Spec):
+    """``build(options, run)`` returns the learning rate's multiplier as a function of the step."""
+
+    kind: ClassVar[str] = "schedule"
+
+    build: Callable[[Any, RunView], Schedule]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeSpec(Spec):
+    """``build(options, about)`` returns the hyperparameters that the user left unset, for one run."""
+
+    kind: ClassVar[str] = "recipe"
+
+    build: Callable[[Any, RecipeInput], Hyperparameters]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlopCounterSpec(Spec):
+    """``build(options, measured)`` returns training FLOPs a token and N, with their conventions."""
+
+    kind: ClassVar[str] = "flops"
+
+    build: Callable[[Any, MeasuredModel], FlopCount]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreSpec(Spec):
+    """``build(options, folder)`` opens the ``ResultStore`` of a study, creating it where there is none."""
+
+    kind: ClassVar[str] = "store"
+
+    build: Callable[[Any, Path], ResultStore]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSpec(Spec):
+    """``build(options)`` returns the ``Device`` of this process, chosen when a run starts."""
+
+    kind: ClassVar[str] = "device"
+
+    build: Callable[[Any], Device]
+    slots: Callable[[Any], Sequence[Mapping[str, str]]]
+    """``(options)`` -> environment variables of each place on this machine where one run can be computed:
+    one a core, or one a GPU. Must not start CUDA in this process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerSpec(Spec):
+    """``build(options)`` returns a ``Trainer``."""
+
+    kind: ClassVar[str] = "trainer"
+
+    build: Callable[[Any], Trainer]
+    can: frozenset[str] = frozenset()
+    """Of ``branch``, ``checkpoint``, ``pack``, ``distribute``: what jobs the planner may give it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if unknown := self.can - {"branch", "checkpoint", "pack", "distribute"}:
+            raise ValueError(f"trainer {self.name!r} claims unknown abilities: {', '.join(sorted(unknown))}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExecutorSpec(Spec):
+    """``build(options, context)`` returns an ``Executor``."""
+
+    kind: ClassVar[str] = "executor"
+
+    build: Callable[[Any, ExecutorContext], Executor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSpec(Spec):
+    """``build(options, folder)`` returns a ``Logger``."""
+
+    kind: ClassVar[str] = "logger"
+
+    build: Callable[[Any, Path], Logger]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitterSpec(Spec):
+    """``build(options)`` returns a ``Fitter``."""
+
+    kind: ClassVar[str] = "fitter"
+
+    build: Callable[[Any], Fitter]

@@ -1,0 +1,153 @@
+"""The tasks that most datasets pose. A dataset plugin returns one of these, or its own ``Task``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flops_fit_core.contracts import Batch
+
+
+@dataclass(frozen=True)
+class LanguageTask:
+    """Predict the next token. A batch is a tensor of ids, shape (batch, context + 1).
+
+    The model gets the first ``context`` ids, shape (batch, context), and gives logits, shape
+    (batch, context, vocab_size), or an object with such ``.logits``.
+    """
+
+    vocab_size: int
+    context: int
+    unit: str = "tokens"
+
+    @property
+    def tokens_per_sample(self) -> int:
+        return self.context
+
+    def example(self, batch_size: int) -> Tensor:
+        import torch
+
+        return torch.zeros(batch_size, self.context + 1, dtype=torch.long)
+
+    def outputs(self, model: nn.Module, batch: Tensor) -> Any:
+        return model(batch[:, :-1])
+
+    def loss(self, outputs: Any, batch: Tensor) -> tuple[Tensor, int]:
+        """Cross-entropy in nats summed over (batch x context) predictions, computed in float32."""
+        from torch.nn import functional
+
+        logits = getattr(outputs, "logits", outputs)
+        targets = batch[:, 1:]
+        expected = (*targets.shape, self.vocab_size)
+        if tuple(logits.shape) != expected:
+            raise ValueError(
+                f"the model gave outputs of shape {tuple(logits.shape)}; this task needs logits of shape "
+                f"{expected}: (batch, context, vocabulary)"
+            )
+        flat = logits.float().flatten(0, 1)
+        return functional.cross_entropy(flat, targets.flatten(), reduction="sum"), targets.numel()
+
+    def metrics(self, outputs: Any, batch: Tensor) -> Mapping[str, tuple[float, int]]:
+        return {}
+
+
+@dataclass(frozen=True)
+class SupervisedTask:
+    """Predict a target from an input. A batch is a pair (inputs, targets), samples first.
+
+    ``loss="cross_entropy"``: outputs (batch, outputs), targets class numbers (batch,).
+    ``loss="mse"``: outputs and targets of one shape; half the squared error, summed over features (the
+    negative log-likelihood of a unit Gaussian in nats, without its constant).
+    """
+
+    inputs: tuple[int, ...]
+    """Shape of one input."""
+    outputs_size: int
+    """Classes, or features of a target."""
+    kind: Literal["cross_entropy", "mse"] = "cross_entropy"
+    unit: str = "samples"
+    tokens_per_sample: int = 1
+
+    def example(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        import torch
+
+        inputs = torch.zeros(batch_size, *self.inputs)
+        if self.kind == "cross_entropy":
+            return inputs, torch.zeros(batch_size, dtype=torch.long)
+        return inputs, torch.zeros(batch_size, self.outputs_size)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        return model(batch[0])
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, int]:
+        from torch.nn import functional
+
+        targets = batch[1]
+        expected = (len(targets), self.outputs_size)
+        if tuple(outputs.shape) != expected:
+            raise ValueError(
+                f"the model gave outputs of shape {tuple(outputs.shape)}; this task needs {expected}: "
+                f"(batch, {'classes' if self.kind == 'cross_entropy' else 'features'})"
+            )
+        if self.kind == "cross_entropy":
+            return functional.cross_entropy(outputs.float(), targets, reduction="sum"), len(targets)
+        error = functional.mse_loss(outputs.float(), targets.float().reshape(expected), reduction="sum")
+        return 0.5 * error, len(targets)
+
+    def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
+        if self.kind != "cross_entropy":
+            return {}
+        return {"accuracy": (int((outputs.argmax(-1) == batch[1]).sum()), len(batch[1]))}
+
+
+@dataclass(frozen=True)
+class CustomTask:
+    """A user's own loss: ``loss_fn(outputs, targets)`` on batches that a user's own dataset yields.
+
+    A batch is a pair (inputs, targets), a dict, or a bare tensor (its own target). Of a dict, the entry
+    named in ``targets`` is the target and the model gets the rest as keyword arguments. A loss function
+    that returns a mean (a scalar, as torch's do by default) is multiplied by the number of samples; one
+    that returns a tensor is summed.
+    """
+
+    loss_fn: Callable[[Any, Any], Tensor]
+    sample: Batch
+    """One batch of the dataset, kept for its shapes; tensors on the CPU."""
+    targets: str = "labels"
+    unit: str = "samples"
+    tokens_per_sample: int = 1
+
+    def example(self, batch_size: int) -> Batch:
+        import torch
+
+        def resize(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return torch.zeros(batch_size, *value.shape[1:], dtype=value.dtype)
+            if isinstance(value, Mapping):
+                return {key: resize(item) for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(resize(item) for item in value)
+            return value
+
+        return resize(self.sample)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        if isinstance(batch, Mapping):
+            return model(**{key: value for key, value in batch.items() if key != self.targets})
+        return model(batch[0] if isinstance(batch, list | tuple) else batch)
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, int]:
+        if isinstance(batch, Mapping):
+            targets = batch[self.targets]
+        else:
+            targets = batch[1] if isinstance(batch, list | tuple) else batch
+        loss = self.loss_fn(outputs, targets)
+        count = len(targets) * self.tokens_per_sample
+        return (loss * count if loss.ndim == 0 else loss.sum()), count
+
+    def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
+        return {}
