@@ -93,9 +93,7 @@ class Chosen(Generic[S]):
     @property
     def choice(self) -> PluginChoice:
         """What identifies a run."""
-        return PluginChoice(
-            name=self.name, options=identity_options(self.options), revision=self.spec.revision
-        )
+        return PluginChoice(name=self.name, options=identity_options(self.options), revision=self.spec.revision)
 
     @property
     def runtime(self) -> dict[str, JsonValue]:
@@ -136,9 +134,7 @@ class _Pick:
             self._choose, serialization=core_schema.plain_serializer_function_ser_schema(_dump)
         )
 
-    def __get_pydantic_json_schema__(
-        self, schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         table = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
         return {"anyOf": [{"type": "string"}, table], "description": f"a {self.kind} plugin and its options"}
 

@@ -196,9 +196,7 @@ class SweepPlan(Record):
         jobs = [
             Job(
                 id=trajectory,
-                trajectories=(
-                    Trajectory(id=trajectory, runs=tuple(sorted(runs, key=lambda run: run.tokens))),
-                ),
+                trajectories=(Trajectory(id=trajectory, runs=tuple(sorted(runs, key=lambda run: run.tokens))),),
                 device=self.device,
                 runtime=self.runtime,
                 attempts={run.id: (attempts or {}).get(run.id, 1) for run in runs},

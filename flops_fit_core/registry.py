@@ -152,9 +152,7 @@ class Registry:
         requirements are not installed.
         """
         plugin, _, bare = name.rpartition("/")
-        found = [
-            offer for offer in self.offers(kind) if offer.spec.name == bare and plugin in ("", offer.plugin)
-        ]
+        found = [offer for offer in self.offers(kind) if offer.spec.name == bare and plugin in ("", offer.plugin)]
         if not found:
             raise PluginNotFound(self._not_found(kind, name))
         if len(found) > 1:
@@ -166,9 +164,7 @@ class Registry:
 
     def _not_found(self, kind: str, name: str) -> str:
         offers = self.offers(kind)
-        names = sorted(
-            {offer.spec.name for offer in offers} | {offer.name for offer in offers if "/" in name}
-        )
+        names = sorted({offer.spec.name for offer in offers} | {offer.name for offer in offers if "/" in name})
         message = f"no {kind} named {name!r}; there is: {', '.join(names) or 'none'}"
         if close := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
             message += f". Did you mean {close[0]!r}?"

@@ -135,9 +135,7 @@ class Spec:
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(
-                f"{self.kind} name {self.name!r} must be lower case letters, digits, '.', '_', '-'"
-            )
+            raise ValueError(f"{self.kind} name {self.name!r} must be lower case letters, digits, '.', '_', '-'")
         if "name" in self.options.model_fields:
             raise ValueError(f"{self.options.__name__} may not have an option called 'name'")
         for requirement in self.requires:
