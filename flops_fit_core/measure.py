@@ -1,0 +1,169 @@
+"""Builds a model on the meta device (shapes without memory), counts it and checks that it fits its task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import FlopCount, MeasuredModel, Task
+from flops_fit_core.errors import PlanError, PluginError, UserError
+from flops_fit_core.records import ParameterCounts
+from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
+from flops_fit_core.tasks import LanguageTask
+
+if TYPE_CHECKING:
+    from torch import nn
+
+LARGEST_TRIED = 20_000_000
+"""Models up to this many parameters are tried for real; larger ones on the meta device only."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the planner needs to know of one size of a model."""
+
+    options: Options
+    size: int | float | str
+    parameters: ParameterCounts
+    count: FlopCount
+    width: int | None
+
+    @property
+    def params(self) -> int:
+        """N by the FLOPs counter's convention."""
+        return self.count.params
+
+
+class Meter:
+    """Measures sizes of one model family on one task with one FLOPs counter. Remembers what it measured."""
+
+    def __init__(self, model: Chosen[ModelSpec], task: Task, counter: Chosen[FlopCounterSpec]) -> None:
+        self.model = model
+        self.task = task
+        self.counter = counter
+        self._known: dict[str, Measured] = {}
+
+    def at(self, size: int) -> Measured:
+        """Measure the model with its size option set to ``size``.
+
+        Raises PlanError where the family does not take it or cannot be built with it.
+        """
+        spec = self.model.spec
+        try:
+            options = self.model.with_options(**{spec.size: size}).options
+        except ValueError as error:
+            raise PlanError(f"model {self.model.name!r} cannot have {spec.size} = {size}: {error}") from None
+        return self.measure(options)
+
+    def measure(self, options: Options) -> Measured:
+        """Measure the model with these options. Raises PlanError, PluginError."""
+        key = options.model_dump_json()
+        if key not in self._known:
+            self._known[key] = self._measure(options)
+        return self._known[key]
+
+    def _measure(self, options: Options) -> Measured:
+        spec = self.model.spec
+        module = build_on_meta(self.model, options, self.task)
+        parameters = count_parameters(module, self.task)
+        own = None
+        if spec.flops_per_token is not None:
+            own = float(_calling(self.model, "flops_per_token", spec.flops_per_token, options, self.task))
+        measured = MeasuredModel(module, self.task, parameters, own, self.model.name)
+        count = _calling(self.counter, "build", self.counter.spec.build, self.counter.options, measured)
+        if not isinstance(count, FlopCount) or not 0 < count.flops_per_token < float("inf"):
+            raise PluginError(f"flops {self.counter.name!r} gave {count!r} instead of a FlopCount above zero")
+        return Measured(
+            options=options,
+            size=getattr(options, spec.size),
+            parameters=parameters,
+            count=count,
+            width=spec.width(options) if spec.width is not None else None,
+        )
+
+    def check_fit(self, options: Options) -> None:
+        """Push one example through the model and its task's loss, for real where the model is small.
+
+        Raises PlanError where the model's outputs do not fit the task.
+        """
+        import torch
+
+        real = self.measure(options).parameters.total <= LARGEST_TRIED
+        with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
+            module = _calling(self.model, "build", self.model.spec.build, options, self.task)
+            batch = self.task.example(2)
+            try:
+                outputs = self.task.outputs(module, batch)
+                loss, count = self.task.loss(outputs, batch)
+            except UserError:
+                raise
+            except Exception as error:
+                raise PlanError(
+                    f"model {self.model.name!r} does not fit dataset's task on a batch of 2: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+        if loss.ndim != 0 or count < 1:
+            raise PlanError(
+                f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
+                f"sum (a scalar) over at least one"
+            )
+
+
+def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.Module:
+    """The model's shapes, without memory. Raises PlanError, or PluginError where the family breaks."""
+    import torch
+
+    with torch.device("meta"):
+        module = _calling(model, "build", model.spec.build, options, task)
+    if not isinstance(module, torch.nn.Module):
+        raise PluginError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+    return module
+
+
+def _calling(chosen: Chosen[Any], what: str, function: Any, *arguments: Any) -> Any:
+    """Call into a plugin; what it raises by accident names the plugin."""
+    try:
+        return function(*arguments)
+    except UserError:
+        raise
+    except Exception as error:
+        shown = arguments[0] if isinstance(arguments[0], Options) else ""
+        raise PluginError(
+            f"{chosen.spec.kind} {chosen.name!r} ({chosen.offer.source}): {what}({shown!r}): "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def count_parameters(module: nn.Module, task: Task) -> ParameterCounts:
+    """Count parameters, each once. A model's own ``num_params()`` is believed where it has one.
+
+    Lookup tables are the weights of ``nn.Embedding`` and ``nn.EmbeddingBag`` that no other module shares. The
+    output head is the last ``nn.Linear`` with one output a vocabulary entry, on a language task.
+
+    Raises PlanError for a model without parameters.
+    """
+    import torch
+
+    own = getattr(module, "num_params", None)
+    if callable(own):
+        total = int(own())
+        return ParameterCounts(total=total, active=total)
+    total = sum(parameter.numel() for parameter in module.parameters())
+    if total < 1:
+        raise PlanError(f"{type(module).__name__} has no parameters: there is nothing to train")
+    tables: dict[int, int] = {}
+    multiplied: set[int] = set()
+    head = 0
+    for part in module.modules():
+        looks_up = isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
+        for parameter in part.parameters(recurse=False):
+            if looks_up:
+                tables[id(parameter)] = parameter.numel()
+            else:
+                multiplied.add(id(parameter))
+        is_linear = isinstance(part, torch.nn.Linear)
+        if is_linear and isinstance(task, LanguageTask) and part.out_features == task.vocab_size:
+            head = part.weight.numel() + (part.bias.numel() if part.bias is not None else 0)
+    lookup = sum(size for key, size in tables.items() if key not in multiplied)
+    return ParameterCounts(total=total, lookup=lookup, unembedding=head, active=total)

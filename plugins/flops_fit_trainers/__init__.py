@@ -1,0 +1,42 @@
+"""Trainer ``torch``: core's own loop, offered like any other plugin's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
+
+from flops_fit_core import Options, Runtime, Trainer, TrainerSpec, hookimpl
+
+
+class TorchOptions(Options):
+    """How a run is trained and evaluated."""
+
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the whole gradient; longer ones are scaled down to it. None: no clipping."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """``bfloat16``: matrix products in bfloat16 (autocast) on float32 weights. ``auto``: what the device
+    prefers: float32 on CPUs, bfloat16 on GPUs that have it."""
+    heldout_tokens: PositiveInt = 131_072
+    """Held-out tokens (samples) that the loss is measured on; the same ones for every run."""
+    evaluations: NonNegativeInt = 0
+    """Evaluations on the way, evenly spaced, beside the one at the end."""
+    divergence: Annotated[float, Field(gt=1)] = 3.0
+    """A run is given up as diverged when its training loss is not finite, or stays above this many times
+    its first value."""
+    eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384
+    """Tokens (samples) in one forward pass of an evaluation."""
+
+
+def build_torch(options: TorchOptions) -> Trainer:
+    """Import torch only now."""
+    from flops_fit_core.training import TorchTrainer
+
+    return TorchTrainer(**options.model_dump())
+
+
+@hookimpl
+def flops_fit_trainers() -> Iterable[TrainerSpec]:
+    """Offer ``torch``."""
+    yield TrainerSpec(name="torch", options=TorchOptions, build=build_torch)
