@@ -41,10 +41,13 @@ Batch = Any
 class Task(Protocol):
     """What a dataset asks of a model. Owns the loss; holds no data and no parameters."""
 
-    unit: str
-    """What D counts: ``"tokens"`` or ``"samples"``."""
-    tokens_per_sample: int
-    """Tokens (predictions) in one sample: the context length of a language task, otherwise 1."""
+    @property
+    def unit(self) -> str:
+        """What D counts: ``"tokens"`` or ``"samples"``."""
+
+    @property
+    def tokens_per_sample(self) -> int:
+        """Tokens (predictions) in one sample: the context length of a language task, otherwise 1."""
 
     def example(self, batch_size: int) -> Batch:
         """A batch of the right shapes and types with arbitrary content, on torch's default device."""
@@ -66,13 +69,20 @@ class Task(Protocol):
 class Dataset(Protocol):
     """Training data in a reproducible order, and a held-out part that shares nothing with it."""
 
-    task: Task
-    fingerprint: str
-    """Of the content (training and held-out): no path, no time, no seed."""
-    tokens: int | None
-    """Different training tokens (samples) there are; None for an endless stream."""
-    bytes_per_token: float | None
-    """Of the held-out text, to give bits per byte; None where tokens are not text."""
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the content (training and held-out): no path, no time, no seed."""
+
+    @property
+    def tokens(self) -> int | None:
+        """Different training tokens (samples) there are; None for an endless stream."""
+
+    @property
+    def bytes_per_token(self) -> float | None:
+        """Of the held-out text, to give bits per byte; None where tokens are not text."""
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Training batches without end, from sample ``start``; the data repeats in a new order when it is

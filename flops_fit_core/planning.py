@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment, explain
-from flops_fit_core.contracts import Dataset, RecipeInput
+from flops_fit_core.contracts import Dataset, LossSurface, RecipeInput
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError, PluginError
 from flops_fit_core.measure import Measured, Meter
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell, SweepPlan
@@ -39,7 +39,8 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
     ]
-    meter.check_fit(min((measured for _, measured in cells), key=lambda m: m.parameters.total).options)
+    if not isinstance(dataset, LossSurface):
+        meter.check_fit(min((measured for _, measured in cells), key=lambda m: m.parameters.total).options)
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
