@@ -1,0 +1,40 @@
+"""A synthetic loss surface: experiments whose runs are computed from a formula and train nothing.
+
+For trying out a plan, a fitter or a report where the right answer is known. Every result says that it is
+synthetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flops_fit_core import DatasetSpec, ModelSpec, TrainerSpec, hookimpl
+from flops_fit_surface.dataset import Surface, SurfaceOptions
+from flops_fit_surface.model import FlatOptions, build_flat
+from flops_fit_surface.trainer import SurfaceTrainer
+
+
+@hookimpl
+def flops_fit_models() -> Iterator[ModelSpec]:
+    yield ModelSpec(
+        name="surface",
+        options=FlatOptions,
+        build=build_flat,
+        size="params",
+        flops_per_token=lambda options, task: 6.0 * options.params,
+    )
+
+
+@hookimpl
+def flops_fit_datasets() -> Iterator[DatasetSpec]:
+    yield DatasetSpec(
+        name="surface",
+        options=SurfaceOptions,
+        build=lambda options, seed: Surface(options),
+        trainer="surface/surface",
+    )
+
+
+@hookimpl
+def flops_fit_trainers() -> Iterator[TrainerSpec]:
+    yield TrainerSpec(name="surface", build=lambda options: SurfaceTrainer())

@@ -1,0 +1,30 @@
+"""The trainer that trains nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from flops_fit_core import ConfigError, Job, LossSurface, RunResult, TrainContext
+
+
+class SurfaceTrainer:
+    """Computes each run's loss from its dataset's formula; marks every result as synthetic.
+
+    N is ``run.params`` (as the plan's FLOPs counter counts it), D is ``run.tokens``. The curve is empty:
+    nothing was trained, so nothing was measured on the way.
+    """
+
+    def train(self, job: Job, context: TrainContext) -> Iterator[RunResult]:
+        for run in job.runs:
+            if context.should_stop():
+                return
+            surface = context.dataset(run)
+            if not isinstance(surface, LossSurface):
+                raise ConfigError(
+                    f"trainer 'surface' computes losses from a formula, and dataset {run.dataset.name!r} has "
+                    "none: choose dataset 'surface', or a trainer that trains, such as 'torch'"
+                )
+            loss = surface.synthetic_loss(run.params, run.tokens, run.id)
+            yield context.result(
+                run, "completed", loss=loss, tokens=run.tokens, unique_tokens=run.tokens, synthetic=True
+            )
