@@ -14,9 +14,9 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping
 from datetime import UTC, datetime
 from functools import cached_property
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
 Status = Literal["completed", "diverged", "failed"]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,6 +26,13 @@ class Record(BaseModel):
     """Base of all records: frozen, no unknown keys, no NaN or infinity."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced, not validated. What is cached, such as an id, is computed anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in set(copy.__dict__) - set(type(self).model_fields):
+            del copy.__dict__[name]
+        return copy
 
 
 # ---------------------------------------------------------------------------- what is to be run
@@ -116,8 +123,11 @@ class RunSpec(Record):
 
     @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits: a hash of every value that changes the result."""
-        return content_hash(self.model_dump(mode="json", exclude=self._ABOUT))
+        """16 hexadecimal digits: a hash of every value that changes the result.
+
+        Values equal to their default are left out, so that a field added later orphans no result.
+        """
+        return content_hash(self.model_dump(mode="json", exclude=self._ABOUT, exclude_defaults=True))
 
     @cached_property
     def trajectory(self) -> str:
@@ -277,6 +287,12 @@ class RunResult(Record):
     """True where the loss was computed from a formula and nothing was trained."""
     finished: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
+    @model_validator(mode="after")
+    def _only_a_completed_run_has_a_loss(self) -> Self:
+        if (self.loss is not None) != (self.status == "completed"):
+            raise ValueError(f"a {self.status} run with loss {self.loss}: a completed run has one, no other does")
+        return self
+
     @property
     def id(self) -> str:
         return self.run.id
@@ -391,13 +407,14 @@ class LawFit(Record):
 
 
 def canonical_json(value: Any) -> str:
-    """JSON whose text depends only on the value: sorted keys, floats to 12 significant digits."""
+    """JSON whose text depends only on the value: sorted keys, floats to 12 significant digits, 1.0 as 1."""
     return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def _canonical(value: Any) -> Any:
     if isinstance(value, float):
-        return float(f"{value:.12g}")
+        rounded = float(f"{value:.12g}")
+        return int(rounded) if rounded.is_integer() else rounded
     if isinstance(value, Mapping):
         return {str(key): _canonical(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
