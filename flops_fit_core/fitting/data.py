@@ -1,0 +1,118 @@
+"""Observations as float64 arrays, and the runs' own relation between N, D and C."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flops_fit_core.errors import FitError
+from flops_fit_core.records import Observation, RunResult
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Trained models, one an entry of every array. All float64, all positive."""
+
+    ids: tuple[str, ...]
+    params: Floats
+    tokens: Floats
+    flops: Floats
+    loss: Floats
+    """Held-out loss, nats per token."""
+    budget: Floats
+    """Nominal C; NaN where none was given."""
+    seeds: tuple[int | None, ...]
+    trunks: tuple[str, ...]
+    """Runs with the same one share a part of their training."""
+
+    @classmethod
+    def of(cls, observations: Sequence[Observation]) -> Runs:
+        """Raises FitError where there is nothing, or one id twice."""
+        if not observations:
+            raise FitError("there are no completed runs to fit: train some, or give a table of runs")
+        ids = tuple(one.id for one in observations)
+        if len(set(ids)) < len(ids):
+            twice = sorted({one for one in ids if ids.count(one) > 1})[:5]
+            raise FitError(f"several runs have one id: {', '.join(twice)}; every run needs its own")
+        columns = np.array([(one.params, one.tokens, one.flops, one.loss) for one in observations], dtype=float)
+        return cls(
+            ids=ids,
+            params=columns[:, 0],
+            tokens=columns[:, 1],
+            flops=columns[:, 2],
+            loss=columns[:, 3],
+            budget=np.array([np.nan if one.budget is None else one.budget for one in observations]),
+            seeds=tuple(one.seed for one in observations),
+            trunks=tuple(one.trajectory or one.id for one in observations),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, rows: Ints) -> Runs:
+        """The runs of these rows, in this order."""
+        return Runs(
+            ids=tuple(self.ids[row] for row in rows),
+            params=self.params[rows],
+            tokens=self.tokens[rows],
+            flops=self.flops[rows],
+            loss=self.loss[rows],
+            budget=self.budget[rows],
+            seeds=tuple(self.seeds[row] for row in rows),
+            trunks=tuple(self.trunks[row] for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class FlopsPerToken:
+    """f(N) = C / D of the runs themselves: piecewise linear in ln N and ln f, continued at both ends.
+
+    It is what makes D from N at a given C, whatever the convention by which FLOPs were counted.
+    """
+
+    ln_params: Floats
+    ln_flops: Floats
+    spread: float
+    """Largest relative difference between two runs of one N: 0 where f is a function of N."""
+
+    @classmethod
+    def of(cls, runs: Runs) -> FlopsPerToken:
+        ln_params, ln_flops = np.log(runs.params), np.log(runs.flops / runs.tokens)
+        knots, group = np.unique(np.round(ln_params, 9), return_inverse=True)
+        mean: Floats = np.asarray(np.bincount(group, ln_flops) / np.bincount(group), dtype=np.float64)
+        spread = float(np.max(np.abs(ln_flops - mean[group])))
+        return cls(knots, mean, 0.0 if spread < 1e-9 else 2 * float(np.expm1(spread)))
+
+    def __call__(self, ln_params: Floats) -> Floats:
+        """Ln of FLOPs per token at ln N, of any shape."""
+        if len(self.ln_params) == 1:
+            return np.asarray(ln_params - self.ln_params[0] + self.ln_flops[0])
+        right = np.clip(np.searchsorted(self.ln_params, ln_params), 1, len(self.ln_params) - 1)
+        x0, x1 = self.ln_params[right - 1], self.ln_params[right]
+        y0, y1 = self.ln_flops[right - 1], self.ln_flops[right]
+        out: Floats = y0 + (y1 - y0) * (ln_params - x0) / (x1 - x0)
+        return out
+
+
+def observations(results: Iterable[RunResult]) -> list[Observation]:
+    """The completed runs of a study as a fit sees them: what was really trained, by its own count of FLOPs."""
+    return [
+        Observation(
+            id=result.id,
+            params=result.run.params,
+            tokens=result.tokens,
+            flops=result.flops,
+            loss=result.loss,
+            budget=result.run.budget,
+            seed=result.run.seed,
+            trajectory=result.run.trajectory,
+        )
+        for result in results
+        if result.status == "completed" and result.loss is not None
+    ]

@@ -1,0 +1,106 @@
+"""What a person should know about a fit, in plain words, each with what to do about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from flops_fit_core.fitting.data import FlopsPerToken, Runs
+from flops_fit_core.fitting.profiles import Profile
+from flops_fit_core.records import Diagnostic
+
+
+def note(code: str, message: str) -> Diagnostic:
+    return Diagnostic(code=code, message=message, severity="note")
+
+
+def about_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
+    """Budgets whose minimum cannot be used or is only just supported."""
+    found = [Diagnostic(code=code, message=text) for code, text in map(unusable, profiles) if code]
+    few = [one for one in profiles if one.verdict == "interior" and one.dof < 2]
+    if few:
+        found.append(
+            Diagnostic(
+                code="few-sizes",
+                message=f"{_budgets(few)}: a parabola through fewer than 5 runs says little about its own error; "
+                "train 5 or more sizes a budget",
+            )
+        )
+    return found
+
+
+def unusable(profile: Profile) -> tuple[str, str]:
+    """Code and sentence where a profile gives no minimum; two empty strings where it does."""
+    where = f"budget {profile.budget:.3g}"
+    smallest, largest = (f"{size:.3g}" for size in _ends(profile))
+    if profile.verdict == "below":
+        return "minimum-at-edge", (
+            f"{where}: the loss still falls towards the smallest size, N = {smallest}, so the minimum lies below "
+            f"the grid and the law does not use this budget; add sizes below N = {smallest}"
+        )
+    if profile.verdict == "above":
+        return "minimum-at-edge", (
+            f"{where}: the loss still falls towards the largest size, N = {largest}, so the minimum lies above "
+            f"the grid and the law does not use this budget; add sizes above N = {largest}"
+        )
+    if profile.verdict == "not convex":
+        return "not-convex", (
+            f"{where}: the profile bends downwards, so it has no minimum and the law does not use this budget; "
+            f"look for a mistuned run, or widen the grid beyond N = {smallest} to {largest}"
+        )
+    if profile.verdict == "too few sizes":
+        return "too-few-sizes", (
+            f"{where}: fewer than 3 sizes, so no parabola can be fitted and the law does not use this budget; "
+            "train at least 5 sizes a budget"
+        )
+    return "", ""
+
+
+def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
+    """Runs that differ in more than N and D."""
+    found = []
+    by_seed: dict[int, set[float]] = {}
+    for seed, params in zip(runs.seeds, runs.params, strict=True):
+        if seed is not None:
+            by_seed.setdefault(seed, set()).add(float(params))
+    sizes = set(runs.params.tolist())
+    if len(by_seed) > 1 and any(one != sizes for one in by_seed.values()):
+        seeds = ", ".join(str(seed) for seed in sorted(by_seed))
+        found.append(
+            Diagnostic(
+                code="mixed-seeds",
+                message=f"seeds {seeds} do not cover the same sizes, so differences between seeds look like "
+                "differences between sizes; train every size with every seed",
+            )
+        )
+    if flops_per_token.spread > 0.02:
+        found.append(
+            Diagnostic(
+                code="flops-per-token",
+                message=f"runs of one N differ by {flops_per_token.spread:.1%} in FLOPs per token, so D at a "
+                "given N and C is an average; fit runs that count FLOPs in one way and share one shape a size",
+            )
+        )
+    return found
+
+
+def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, ...]:
+    """How far a target lies beyond the fitted budgets, as notes."""
+    low, high = flops_range
+    if flops > high * 1.01:
+        return (
+            f"extrapolated: C = {flops:.3g} is {flops / high:.3g} times the largest fitted budget ({high:.3g})",
+        )
+    if flops < low / 1.01:
+        return (f"extrapolated: C = {flops:.3g} is 1/{low / flops:.3g} of the smallest fitted budget ({low:.3g})",)
+    return ()
+
+
+def _ends(profile: Profile) -> tuple[float, float]:
+    return float(np.exp(profile.centre + profile.u.min())), float(np.exp(profile.centre + profile.u.max()))
+
+
+def _budgets(profiles: Iterable[Profile]) -> str:
+    budgets = [f"{one.budget:.3g}" for one in profiles]
+    return f"budget{'s' if len(budgets) > 1 else ''} {', '.join(budgets)}"

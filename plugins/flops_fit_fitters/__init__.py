@@ -1,0 +1,40 @@
+"""The bundled fitters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from flops_fit_core import Fitter, FitterSpec, Options, hookimpl
+
+
+class BootstrapOptions(Options):
+    """What every bundled fitter takes."""
+
+    level: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    """Of all intervals: 0.9 for 90%."""
+    draws: Annotated[int, Field(ge=0)] = 1000
+    """Bootstrap draws behind the intervals; 0 for none."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of the bootstrap."""
+
+
+class IsoflopOptions(BootstrapOptions):
+    """Approach 2 of Hoffmann et al. 2022: a profile a budget, a line through the minima."""
+
+    response: Literal["log-loss", "loss"] = "log-loss"
+    """What the parabolas are fitted to."""
+
+
+def isoflop(options: Any) -> Fitter:
+    from flops_fit_core.fitting import IsoflopFitter
+
+    return IsoflopFitter(**options.model_dump())
+
+
+@hookimpl
+def flops_fit_fitters() -> Iterable[FitterSpec]:
+    """Offer the bundled fitters."""
+    yield FitterSpec(name="isoflop", options=IsoflopOptions, build=isoflop)

@@ -1,0 +1,88 @@
+"""Tables of runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from flops_fit_core import FitError
+from flops_fit_core.fitting import read_runs, read_table
+
+
+def write(tmp_path, text, name="runs.csv"):
+    path = tmp_path / name
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    "header", ["params,tokens,flops,loss", "N,D,C,L", "Model_Size,train_tokens,FLOPs,final_loss"]
+)
+def test_usual_column_names_are_known(tmp_path, header):
+    (run,) = read_runs(write(tmp_path, f"{header}\n1e6,2e7,1.2e14,3.5\n"))
+    assert (run.id, run.params, run.tokens, run.flops, run.loss) == ("row 2", 1e6, 2e7, 1.2e14, 3.5)
+
+
+def test_other_names_are_mapped(tmp_path):
+    path = write(tmp_path, "weights;D;ppl_nats\n1e6;2e7;3.5\n")
+    with pytest.raises(FitError, match=r"no column for params, loss.*--map params=COLUMN"):
+        read_runs(path)
+    (run,) = read_runs(path, {"params": "weights", "loss": "ppl_nats"})
+    assert run.params == 1e6
+    with pytest.raises(FitError, match="did you mean 'weights'"):
+        read_runs(path, {"params": "weight"})
+
+
+def test_missing_flops_are_6nd_and_said(tmp_path):
+    table = read_table(write(tmp_path, "n,d,loss\n1e6,2e7,3.5\n"))
+    assert table.observations[0].flops == pytest.approx(1.2e14)
+    assert table.diagnostics[0].code == "flops-6nd"
+
+
+def test_every_unusable_row_is_named_with_its_reason(tmp_path):
+    rows = [
+        "1e6,2e7,1.2e14,3.5",
+        "1e6,2e7,1.2e14,nan",
+        "-1,2e7,1.2e14,3",
+        "x,2e7,1.2e14,3",
+        "1e6,2e7,1.2e14,3.5",
+        "1e6,,1,3",
+    ]
+    table = read_table(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
+    assert len(table.observations) == 1
+    assert table.excluded == {
+        "row 3": "loss is nan",
+        "row 4": "params is -1, and must be positive",
+        "row 5": "params is not a number: 'x'",
+        "row 6": "the same values as row 2",
+        "row 7": "tokens is missing",
+    }
+    with pytest.raises(FitError, match="5 rows cannot be used"):
+        read_runs(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
+
+
+def test_a_table_of_a_study_keeps_ids_and_leaves_out_what_did_not_complete(tmp_path):
+    text = "id,status,params,tokens,flops,loss,seed,budget\na,completed,1e6,2e7,1.2e14,3.5,0,1e14\n"
+    text += "b,failed,1e6,2e7,,,0,1e14\n"
+    table = read_table(write(tmp_path, text))
+    assert [(one.id, one.seed, one.budget) for one in table.observations] == [("a", 0, 1e14)]
+    assert table.excluded == {"b": "its status is failed"}
+
+
+def test_a_parquet_file_reads_like_a_csv_file(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame({"N": [1e6, 2e6], "D": [2e7, 1e7], "C": [1.2e14, 1.2e14], "L": [3.5, float("nan")]})
+    frame.to_parquet(tmp_path / "runs.parquet")
+    table = read_table(tmp_path / "runs.parquet")
+    assert [one.params for one in table.observations] == [1e6]
+    assert table.excluded == {"row 2": "loss is nan"}
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "params,tokens,flops,loss", "\x00\x01", "a,b\n1,2\n"])
+def test_a_file_without_a_table_of_runs_is_the_users_mistake(tmp_path, content):
+    path = write(tmp_path, content)
+    try:
+        assert read_runs(path) == []
+    except FitError as error:
+        assert str(path) in str(error)
+    with pytest.raises(FitError, match="no such file"):
+        read_runs(tmp_path / "nowhere.csv")
