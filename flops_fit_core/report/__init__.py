@@ -1,0 +1,57 @@
+"""Tables, figures and the page that tell what came of a study.
+
+Importing this package imports no matplotlib: figures and the page are loaded when they are first asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.report.datatable import DataTable
+from flops_fit_core.report.tables import (
+    exponents_line,
+    minima_table,
+    plan_table,
+    predictions_table,
+    runs_table,
+    skipped_table,
+)
+
+if TYPE_CHECKING:
+    from flops_fit_core.report.figures import (
+        isoflop_figure,
+        optimum_figure,
+        save_figure,
+        tokens_per_param_figure,
+    )
+    from flops_fit_core.report.writing import write_report
+
+_LAZY = {
+    "isoflop_figure": "figures",
+    "optimum_figure": "figures",
+    "save_figure": "figures",
+    "tokens_per_param_figure": "figures",
+    "write_report": "writing",
+}
+
+__all__ = [
+    "DataTable",
+    "exponents_line",
+    "isoflop_figure",
+    "minima_table",
+    "optimum_figure",
+    "plan_table",
+    "predictions_table",
+    "runs_table",
+    "save_figure",
+    "skipped_table",
+    "tokens_per_param_figure",
+    "write_report",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"flops_fit_core.report.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

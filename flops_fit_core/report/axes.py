@@ -1,0 +1,124 @@
+"""Logarithmic axes that can be read over a tenth of a decade as well as over twelve; the look of all figures."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
+
+from flops_fit_core.report import numbers
+
+INK = "#1f2328"
+FAINT = "#d8dee4"
+SMALL = 8.5
+_MANTISSAS: tuple[tuple[float, ...], ...] = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9),
+)
+
+
+def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
+    """Round numbers from ``low`` to ``high``: four or more where there is room, at most ``most``."""
+    for mantissas in _MANTISSAS:
+        ticks = _ticks_with(mantissas, low, high)
+        if len(ticks) >= 4:
+            return ticks[:: math.ceil(len(ticks) / most)]
+    return _linear_ticks(low, high)
+
+
+def _ticks_with(mantissas: Sequence[float], low: float, high: float) -> list[float]:
+    decades = range(math.floor(math.log10(low)), math.floor(math.log10(high)) + 1)
+    ticks = [float(f"{mantissa}e{decade}") for decade in decades for mantissa in mantissas]
+    return [tick for tick in ticks if low <= tick <= high]
+
+
+def _linear_ticks(low: float, high: float) -> list[float]:
+    """For less than about a third of a decade, where a log axis is nearly linear."""
+    if high <= low * (1 + 1e-9):
+        return [low]
+    step = 10.0 ** math.floor(math.log10((high - low) / 3))
+    step *= max(nice for nice in (1, 2, 2.5, 5) if nice * step <= (high - low) / 3)
+    first = math.ceil(low / step * (1 - 1e-12))
+    return [float(f"{k * step:.10g}") for k in range(first, math.floor(high / step * (1 + 1e-12)) + 1)]
+
+
+def _tick_count(value: float) -> str:
+    """``20M``, ``1.5B``; beyond that as a power of ten."""
+    if not 1 <= value < 999.5e12:
+        return power(value)
+    thousands = min(4, math.floor(math.log10(value) / 3 + 1e-12))
+    return f"{value / 1000.0**thousands:.6g}" + ("", "K", "M", "B", "T")[thousands]
+
+
+def power(value: float) -> str:
+    """FLOPs as ``10^18`` or ``3 x 10^18``, in mathtext."""
+    mantissa, exponent = numbers.scientific(value).split("e")
+    return f"$10^{{{exponent}}}$" if mantissa == "1" else rf"${mantissa}{{\times}}10^{{{exponent}}}$"
+
+
+_SHOW: dict[str, Callable[[float], str]] = {
+    "count": _tick_count,
+    "power": power,
+    "ratio": lambda value: f"{value:.6g}",
+}
+
+
+def set_log_axis(
+    axes: Axes,
+    which: Literal["x", "y"],
+    low: float,
+    high: float,
+    show: Literal["count", "power", "ratio"],
+    most: int = 8,
+) -> None:
+    """Make one axis logarithmic from ``low`` to ``high``, with labelled round ticks, others without."""
+    (axes.set_xscale if which == "x" else axes.set_yscale)("log")
+    (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    ticks = log_ticks(low, high, most)
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_major_formatter(FixedFormatter([_SHOW[show](tick) for tick in ticks]))
+    between = range(1, 10) if high / low < 3000 else (1,)
+    axis.set_minor_locator(FixedLocator(_ticks_with(between, low, high)))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def room(values: Sequence[float], factor: float = 0.06) -> tuple[float, float]:
+    """Limits of a log axis that leave a share of the values' range free at both ends."""
+    low, high = min(values), max(values)
+    margin = max((high / low) ** factor, 1.02)
+    return low / margin, high * margin
+
+
+def dress(axes: Axes, x_label: str, y_label: str, *, wrap: int = 56) -> None:
+    """Labels (broken into lines of at most ``wrap`` characters), a faint grid, and no box."""
+    axes.set_xlabel(_wrapped(x_label, wrap), color=INK)
+    axes.set_ylabel(_wrapped(y_label, wrap), color=INK)
+    axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(INK)
+    axes.tick_params(which="both", colors=INK, labelsize=9)
+
+
+def _wrapped(text: str, width: int) -> str:
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+
+
+def mark_synthetic(axes: Axes) -> None:
+    """Say across a plot that nothing was trained."""
+    where: dict[str, Any] = {
+        "transform": axes.transAxes,
+        "ha": "center",
+        "va": "center",
+        "rotation": 28,
+        "zorder": 9,
+    }
+    axes.text(0.5, 0.5, "synthetic", fontsize=52, color=INK, alpha=0.08, **where)

@@ -1,0 +1,94 @@
+"""A table that can be printed, read by a program, or kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.report import numbers
+
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """What people see of a row."""
+
+    heading: str
+    show: Callable[[Row], str]
+    left: bool = False
+    """Words rather than numbers."""
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """Rows of plain values for programs, and columns of text for people."""
+
+    title: str
+    about: str
+    """The conventions of its numbers, in a sentence or two."""
+    fields: tuple[str, ...]
+    """Keys of every row, in the order of a CSV file's columns."""
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    style: Callable[[Row], str] = lambda row: ""
+    """Style of a row on a terminal, such as ``"red"``."""
+
+    def cells(self) -> list[list[str]]:
+        """The text of every cell, row by row."""
+        return [[column.show(row) for column in self.columns] for row in self.rows]
+
+    def json(self) -> list[dict[str, Any]]:
+        """The rows as JSON-able values; null where there is no number."""
+        return [{field: row[field] for field in self.fields} for row in self.rows]
+
+    def csv(self) -> str:
+        """The rows as CSV with a header line; empty where there is no number."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(self.fields)
+        for row in self.rows:
+            writer.writerow([_plain(row[field]) for field in self.fields])
+        return text.getvalue()
+
+    def rich(self) -> RichTable:
+        """For a terminal: ``rich.print(table.rich())``."""
+        from rich import box
+        from rich.table import Table as RichTable
+        from rich.text import Text
+
+        table = RichTable(
+            title=Text(self.title), caption=Text(self.about), box=box.SIMPLE_HEAD, caption_justify="left"
+        )
+        for column in self.columns:
+            table.add_column(
+                Text(column.heading), justify="left" if column.left else "right", no_wrap=not column.left
+            )
+        for row, cells in zip(self.rows, self.cells(), strict=True):
+            table.add_row(*(Text(cell) for cell in cells), style=self.style(row))
+        return table
+
+
+def _plain(value: Any) -> Any:
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def column(heading: str, field: str, show: Callable[[Any], str] = str, *, left: bool = False) -> Column:
+    """A column that shows one field; a dash where it is None."""
+    return Column(heading, lambda row: numbers.NONE if row[field] is None else show(row[field]), left)
+
+
+def conventions(params_name: str, flops_name: str, unit: str) -> str:
+    """Which N, which C, which D, in a line."""
+    return f"N: {params_name}. C: training FLOPs, {flops_name}. D: {unit}."
+
+
+def singular(unit: str) -> str:
+    """``tokens`` -> ``token``."""
+    return unit.removesuffix("s") or unit

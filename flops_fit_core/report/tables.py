@@ -1,0 +1,251 @@
+"""Tables: minima of the profiles, predictions, runs, plans.
+
+Each says which N, which count of C and which unit of D its numbers are in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from flops_fit_core.records import LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
+from flops_fit_core.report import numbers
+from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions, singular
+
+# ---------------------------------------------------------------------------- of a fit
+
+
+def minima_table(fit: LawFit) -> DataTable:
+    """The minimum of each IsoFLOP profile, smallest budget first."""
+    rows = tuple(_minimum_row(minimum) for minimum in sorted(fit.minima, key=lambda one: one.budget))
+    note = " At an edge the best size lies outside the grid; the law does not use it."
+    return DataTable(
+        title="Minimum of each IsoFLOP profile",
+        about=conventions(fit.params_name, fit.flops_name, fit.unit)
+        + (note if any(row["at_edge"] for row in rows) else ""),
+        fields=("budget", "params", "tokens", "tokens_per_param", "loss", "at_edge", "n_runs"),
+        rows=rows,
+        columns=(
+            column("C", "budget", numbers.scientific),
+            column("N_opt", "params", numbers.count),
+            column(f"D_opt ({fit.unit})", "tokens", numbers.count),
+            column(f"{fit.unit} per parameter", "tokens_per_param", numbers.ratio),
+            column(f"loss (nats/{singular(fit.unit)})", "loss", numbers.loss),
+            column("runs", "n_runs"),
+            Column("", lambda row: "at the grid's edge" if row["at_edge"] else "", left=True),
+        ),
+        style=lambda row: "yellow" if row["at_edge"] else "",
+    )
+
+
+def _minimum_row(minimum: ProfileMinimum) -> Row:
+    return {
+        "budget": minimum.budget,
+        "params": minimum.params,
+        "tokens": minimum.tokens,
+        "tokens_per_param": minimum.tokens / minimum.params,
+        "loss": minimum.loss,
+        "at_edge": minimum.at_edge,
+        "n_runs": minimum.n_runs,
+    }
+
+
+_PREDICTION_FIELDS = (
+    *("flops", "params", "params_low", "params_high", "tokens", "tokens_low", "tokens_high"),
+    *("tokens_per_param", "loss", "loss_low", "loss_high", "notes"),
+)
+
+
+def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
+    """What to train for each budget, with the fit's intervals."""
+    level = f"{fit.level:.0%} interval"
+    return DataTable(
+        title="What to train for a budget",
+        about=conventions(fit.params_name, fit.flops_name, fit.unit) + f" Fitted by {fit.fitter.name}.",
+        fields=_PREDICTION_FIELDS,
+        rows=tuple(_prediction_row(optimum) for optimum in optima),
+        columns=(
+            column("C", "flops", numbers.scientific),
+            column("N_opt", "params", numbers.count),
+            _span_column(level, "params", numbers.count),
+            column(f"D_opt ({fit.unit})", "tokens", numbers.count),
+            _span_column(level, "tokens", numbers.count),
+            column(f"{fit.unit} per parameter", "tokens_per_param", numbers.ratio),
+            column(f"loss (nats/{singular(fit.unit)})", "loss", numbers.loss),
+            _span_column(level, "loss", numbers.loss),
+        ),
+    )
+
+
+def _span_column(heading: str, name: str, show: Callable[[float], str]) -> Column:
+    return Column(heading, lambda row: numbers.span(row[f"{name}_low"], row[f"{name}_high"], show))
+
+
+def _prediction_row(optimum: Optimum) -> Row:
+    row: dict[str, Any] = {
+        "flops": optimum.flops,
+        "tokens_per_param": optimum.tokens.value / optimum.params.value,
+        "notes": " ".join(optimum.notes),
+    }
+    for name in ("params", "tokens", "loss"):
+        interval = getattr(optimum, name)
+        row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    return row
+
+
+def exponents_line(fit: LawFit) -> str:
+    """The exponents with their intervals and conventions, in one line."""
+    laws = {"a": "N_opt ~ C^a", "b": "D_opt ~ C^b"}
+    shown = [
+        f"{laws[name]}: {name} = {numbers.exponent(fit.exponents[name])}"
+        if name in laws
+        # A law may have exponents of its own.
+        else f"{name} = {numbers.exponent(fit.exponents[name])}"
+        for name in fit.exponents
+    ]
+    sure = f"{fit.level:.0%} intervals, " if any(one.low is not None for one in fit.exponents.values()) else ""
+    about = conventions(fit.params_name, fit.flops_name, fit.unit).rstrip(".")
+    return f"{'; '.join(shown)} ({sure}{fit.n_runs} runs, {fit.fitter.name}. {about})"
+
+
+# ---------------------------------------------------------------------------- of runs
+
+_STYLES = {"completed": "", "diverged": "yellow", "failed": "red", "planned": "dim"}
+
+
+def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> DataTable:
+    """Every run's latest result; with a plan, also the runs that have none yet, as ``planned``.
+
+    D and C are what the run was really trained on (null while it is only planned).
+    """
+    rows = [_result_row(result) for result in results]
+    known = {result.id for result in results}
+    rows += [_planned_row(run) for run in (plan.runs if plan else ()) if run.id not in known]
+    optional = {
+        "bits_per_byte": column("bits/byte", "bits_per_byte", numbers.loss),
+        "error": column("error", "error", left=True),
+    }
+    unit = plan.unit if plan else "tokens"
+    synthetic = any(row["synthetic"] for row in rows)
+    return DataTable(
+        title="Runs" + (" (synthetic: computed from a formula, nothing was trained)" if synthetic else ""),
+        about=_run_conventions(results, plan),
+        fields=tuple(_result_fields()),
+        rows=tuple(rows),
+        columns=(
+            column("id", "id", left=True),
+            column("status", "status", left=True),
+            column("C budget", "budget", numbers.scientific),
+            column("size", "size"),
+            column("N", "params", numbers.count),
+            column(f"D ({unit})", "tokens", numbers.count),
+            column("FLOPs", "flops", numbers.scientific),
+            column(f"loss (nats/{singular(unit)})", "loss", numbers.loss),
+            *(shown for field, shown in optional.items() if any(row[field] is not None for row in rows)),
+            column("seed", "seed"),
+            column("time", "seconds", numbers.duration),
+        ),
+        style=lambda row: _STYLES[row["status"]],
+    )
+
+
+def _result_fields() -> list[str]:
+    first = ["id", "status", "params", "tokens", "flops", "loss", "seed"]
+    return [*first, "size", "budget", "bits_per_byte", "seconds", "attempt", "synthetic", "error"]
+
+
+def _planned_row(run: RunSpec) -> Row:
+    nothing: dict[str, Any] = dict.fromkeys(_result_fields())
+    asked = {"id": run.id, "params": run.params, "seed": run.seed, "size": run.size, "budget": run.budget}
+    return nothing | {"status": "planned", "synthetic": False} | asked
+
+
+def _result_row(result: RunResult) -> Row:
+    error = result.error
+    return {
+        **_planned_row(result.run),
+        "status": result.status,
+        "tokens": result.tokens,
+        "flops": result.flops,
+        "loss": result.loss,
+        "bits_per_byte": result.bits_per_byte,
+        "seconds": result.seconds,
+        "attempt": result.attempt,
+        "synthetic": result.synthetic,
+        "error": f"{error.type}: {error.message}" if error else None,
+    }
+
+
+def _run_conventions(results: Sequence[RunResult], plan: SweepPlan | None) -> str:
+    params_names = {result.params_name for result in results} | ({plan.params_name} if plan else set())
+    flops_names = {result.flops_name for result in results} | ({plan.flops_name} if plan else set())
+    return conventions(
+        " or ".join(sorted(params_names - {""})) or "not said",
+        " or ".join(sorted(flops_names - {""})) or "not said",
+        plan.unit if plan else "tokens",
+    )
+
+
+# ---------------------------------------------------------------------------- of a plan
+
+
+_PLAN_FIELDS = (
+    *("id", "budget", "size", "params", "tokens", "tokens_per_param"),
+    *("steps", "batch_size", "flops", "seed", "state"),
+)
+
+
+def plan_table(plan: SweepPlan, states: Mapping[str, str] | None = None) -> DataTable:
+    """Every run of a plan. ``states`` says by run id what is done already; ``to do`` where it is silent."""
+    done = dict(states or {})
+    return DataTable(
+        title=f"Plan {plan.name}: {len(plan.runs)} runs, {numbers.scientific(plan.flops)} FLOPs",
+        about=conventions(plan.params_name, plan.flops_name, plan.unit),
+        fields=_PLAN_FIELDS,
+        rows=tuple(_plan_row(run, done.get(run.id, "to do")) for run in plan.runs),
+        columns=(
+            column("C budget", "budget", numbers.scientific),
+            column("size", "size"),
+            column("N", "params", numbers.count),
+            column(f"D ({plan.unit})", "tokens", numbers.count),
+            column(f"{plan.unit} per parameter", "tokens_per_param", numbers.ratio),
+            column("steps", "steps", lambda steps: f"{steps:,}"),
+            column("batch", "batch_size"),
+            column("FLOPs", "flops", numbers.scientific),
+            column("seed", "seed"),
+            column("state", "state", left=True),
+        ),
+        style=lambda row: "" if row["state"] == "to do" else "dim",
+    )
+
+
+def _plan_row(run: RunSpec, state: str) -> Row:
+    return {
+        "id": run.id,
+        "budget": run.budget,
+        "size": run.size,
+        "params": run.params,
+        "tokens": run.tokens,
+        "tokens_per_param": run.tokens / run.params,
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "flops": run.flops,
+        "seed": run.seed,
+        "state": state,
+    }
+
+
+def skipped_table(plan: SweepPlan) -> DataTable:
+    """The sizes that a budget could not have, and why."""
+    return DataTable(
+        title="Left out of the plan",
+        about=conventions(plan.params_name, plan.flops_name, plan.unit),
+        fields=("budget", "size", "params", "reason"),
+        rows=tuple(cell.model_dump() for cell in plan.skipped),
+        columns=(
+            column("C budget", "budget", numbers.scientific),
+            column("size", "size"),
+            column("N", "params", numbers.count),
+            column("why", "reason", left=True),
+        ),
+    )
