@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, PositiveInt, model_validator
 
 Status = Literal["completed", "diverged", "failed"]
 Positive = Annotated[float, Field(gt=0)]
@@ -240,12 +240,20 @@ class Evaluation(Record):
     """Nats per token; None where it is not finite."""
 
 
+def _encodable(text: Any) -> Any:
+    return text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+Text = Annotated[str, BeforeValidator(_encodable)]
+"""Text from anywhere: what UTF-8 cannot encode (a file name of odd bytes has such) is kept as an escape."""
+
+
 class RunError(Record):
     """Why a run failed."""
 
-    type: str
-    message: str
-    traceback: str = ""
+    type: Text
+    message: Text
+    traceback: Text = ""
 
 
 class RunResult(Record):
@@ -397,6 +405,8 @@ class LawFit(Record):
     failed_draws: int = 0
     flops_range: tuple[float, float]
     """Smallest and largest C that was fitted."""
+    flops_per_token: tuple[tuple[Positive, Positive], ...] = ()
+    """(N, C / D) of the fitted runs, from which an optimum is found; empty where it is 6 N to within 1%."""
     params_name: str = "as given"
     flops_name: str = "as given"
     unit: str = "tokens"

@@ -48,16 +48,16 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     folder.mkdir()
     monkeypatch.syspath_prepend(folder)
     before = set(sys.modules)
+    installed.cache_clear()
     yield Site(folder)
     for name in set(sys.modules) - before:
         origin = getattr(sys.modules[name], "__file__", None)
         if origin is not None and Path(origin).is_relative_to(folder):
             del sys.modules[name]
+    installed.cache_clear()
 
 
 @pytest.fixture(autouse=True)
-def _plugins_as_installed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Whatever the caller's environment disables, and whatever an earlier test installed, is not seen."""
+def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the caller's environment disables is there for the tests."""
     monkeypatch.delenv("FLOPS_FIT_DISABLE", raising=False)
-    yield
-    installed.cache_clear()

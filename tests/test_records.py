@@ -150,7 +150,7 @@ def test_what_an_id_is_made_of() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_a_number_has_no_hash(value: float) -> None:
-    with pytest.raises(ValueError, match="not JSON compliant|Out of range"):
+    with pytest.raises(ValueError, match=r"JSON compliant"):
         content_hash({"lr": [value]})
 
 
@@ -177,7 +177,7 @@ def test_a_copy_with_another_seed_has_another_id() -> None:
 def test_only_a_completed_run_has_a_loss() -> None:
     with pytest.raises(ValidationError, match="a completed run has one"):
         RunResult(run=make_run(), status="completed")
-    with pytest.raises(ValidationError, match="a diverged run with loss 2.5"):
+    with pytest.raises(ValidationError, match=r"a diverged run with loss 2\.5"):
         RunResult(run=make_run(), status="diverged", loss=2.5)
 
 
@@ -189,7 +189,7 @@ def test_completed_and_diverged_runs_are_finished_and_failed_ones_are_not() -> N
 
 def test_records_do_not_change() -> None:
     with pytest.raises(ValidationError, match="frozen"):
-        make_run().seed = 1
+        make_run().seed = 1  # type: ignore[misc]
 
 
 def test_an_unknown_field_is_an_error() -> None:
@@ -310,6 +310,13 @@ def test_no_field_has_lost_its_meaning_on_the_way() -> None:
     assert again.finished.tzinfo is not None
     assert again.loss == 2.345678901234567
     assert isinstance(again.run.size, int)
+
+
+def test_an_error_about_a_file_name_of_odd_bytes_can_be_kept() -> None:
+    name = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
+    error = RunError(type="FileNotFoundError", message=name, traceback=name)
+    assert error.message == r"caf\udce9.txt"
+    assert RunError.model_validate_json(error.model_dump_json()) == error
 
 
 # ---------------------------------------------------------------------------- jobs

@@ -1,0 +1,41 @@
+"""Conformance kits for plugin authors: inherit, name your plugin, and run pytest.
+
+::
+
+    from flops_fit_core.testing import StoreConformance
+
+    class TestMyStore(StoreConformance):
+        name = "mine"
+
+A kit, and pytest with it, is imported when it is first asked for: workers import from here as well.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flops_fit_core.testing.examples import example_result, example_run
+    from flops_fit_core.testing.executors import ExecutorConformance
+    from flops_fit_core.testing.stores import StoreConformance
+
+_HOME = {
+    "ExecutorConformance": "executors",
+    "StoreConformance": "stores",
+    "example_result": "examples",
+    "example_run": "examples",
+}
+
+__all__ = ["ExecutorConformance", "StoreConformance", "example_result", "example_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = f"{__name__}.{_HOME[name]}"
+    if name.endswith("Conformance"):
+        import pytest
+
+        pytest.register_assert_rewrite(home)
+    return getattr(importlib.import_module(home), name)

@@ -1,0 +1,311 @@
+"""The conformance kit for result stores.
+
+::
+
+    from flops_fit_core.testing import StoreConformance
+
+    class TestMyStore(StoreConformance):
+        name = "mine"
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from pydantic import JsonValue
+
+from flops_fit_core.contracts import ResultStore
+from flops_fit_core.errors import StoreError
+from flops_fit_core.records import RunError, RunResult
+from flops_fit_core.registry import Registry, installed
+from flops_fit_core.testing.examples import example_result, example_run, result_of
+from flops_fit_core.testing.processes import OtherProcess, build_store
+
+OpenStore = Callable[[], ResultStore]
+
+
+class StoreConformance:
+    """What every ``ResultStore`` must do. Inherit, set ``name``, and run pytest.
+
+    Attributes:
+        name: The store's name, as in ``[store]``.
+        options: Its options.
+        plugins: Plugins that are not installed, as for ``Registry``: name -> module.
+        persistent: Whether results are still there when the store is opened again.
+        shared: Whether several processes may have one store open. Needs ``persistent``.
+        kills: How many processes are killed while they add results.
+    """
+
+    name: str
+    options: Mapping[str, JsonValue] = {}
+    plugins: Mapping[str, ModuleType] = {}
+    persistent = True
+    shared = True
+    kills = 3
+
+    # ------------------------------------------------------------------ fixtures
+
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """The study's folder."""
+        folder = tmp_path / "study"
+        folder.mkdir()
+        return folder
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        """The plugins among which the store is."""
+        return Registry(self.plugins) if self.plugins else installed()
+
+    @pytest.fixture
+    def open_store(self, registry: Registry, folder: Path) -> Iterator[OpenStore]:
+        """Opens the store of the study again and again; all are closed at the end."""
+        opened: list[ResultStore] = []
+
+        def open_store() -> ResultStore:
+            opened.append(build_store(registry, self.name, self.options, folder))
+            return opened[-1]
+
+        yield open_store
+        for store in opened:
+            store.close()
+
+    @pytest.fixture
+    def store(self, open_store: OpenStore) -> ResultStore:
+        """The store of a new study."""
+        return open_store()
+
+    @pytest.fixture
+    def start_other(self, registry: Registry, folder: Path) -> Iterator[Callable[[], OtherProcess]]:
+        """Starts further processes that have the same store open; all are gone at the end."""
+        if not (self.persistent and self.shared):
+            pytest.skip("this store does not claim that several processes may share it")
+        setup = registry.setup.model_copy(update={"paths": tuple(sys.path)})
+        started: list[OtherProcess] = []
+
+        def start() -> OtherProcess:
+            started.append(OtherProcess(setup, self.name, self.options, folder))
+            return started[-1]
+
+        yield start
+        for process in started:
+            process.kill()
+
+    # ------------------------------------------------------------------ results
+
+    def test_what_was_added_comes_back_equal(self, store: ResultStore) -> None:
+        """Every field, every digit."""
+        result = example_result()
+        store.add(result)
+        assert store.get(result.id) == result
+        assert store.results() == [result]
+        assert store.attempts(result.id) == [result]
+
+    @pytest.mark.parametrize("status", ["completed", "diverged", "failed"])
+    def test_every_status_can_be_kept(self, store: ResultStore, status: str) -> None:
+        """Also a result that has nothing but its run."""
+        full, bare = result_of(1, status=status), example_run(seed=2)
+        empty = RunResult(run=bare, status=status, loss=1.5 if status == "completed" else None)
+        store.add(full)
+        store.add(empty)
+        assert store.results() == [full, empty]
+
+    def test_awkward_values_come_back_equal(self, store: ResultStore) -> None:
+        """Text of every kind, and numbers at the edge of what JSON and databases hold."""
+        text = "Ünïcödé \u2028 \U0001f600 'quoted' \"twice\" \\ % ? :name \x00 \r\n\t" + "long " * 20_000
+        error = RunError(type="Fehler", message=text, traceback=text)
+        result = example_result(
+            run=example_run(seed=2**64 - 1, size="wide", params=2**70),
+            status="failed",
+            error=error,
+            metrics={"tiny": 5e-324, "huge": 1.7976931348623157e308, "third": 1 / 3, "": -0.0},
+        )
+        store.add(result)
+        assert store.get(result.id) == result
+
+    def test_an_unknown_run_has_no_result(self, store: ResultStore) -> None:
+        """None and an empty list; no exception."""
+        store.add(result_of(1))
+        assert store.get("unknown") is None
+        assert store.attempts("unknown") == []
+
+    def test_a_new_store_is_empty(self, store: ResultStore) -> None:
+        """Opening makes no results."""
+        assert store.results() == []
+
+    def test_adding_an_attempt_again_replaces_it(self, store: ResultStore) -> None:
+        """A worker's outbox may be read twice."""
+        store.add(result_of(1))
+        store.add(result_of(2))
+        store.add(result_of(1))
+        assert store.results() == [result_of(1), result_of(2)]
+        store.add(result_of(1, loss=1.25))
+        assert store.attempts(result_of(1).id) == [result_of(1, loss=1.25)]
+        assert store.results() == [result_of(1, loss=1.25), result_of(2)]
+
+    def test_every_attempt_is_kept_and_the_latest_counts(self, store: ResultStore) -> None:
+        """Attempts count by their number, in whichever order they arrive."""
+        first, second, third = result_of(1, 1, status="failed"), result_of(1, 2, status="failed"), result_of(1, 3)
+        store.add(first)
+        store.add(third)
+        store.add(second)
+        assert store.attempts(first.id) == [first, second, third]
+        assert store.get(first.id) == third
+        assert store.results() == [third]
+
+    def test_results_come_in_the_order_in_which_runs_were_first_added(self, store: ResultStore) -> None:
+        """A later attempt leaves a run in its place."""
+        seeds = [5, 1, 9, 3, 7, 2, 8]
+        for seed in seeds:
+            store.add(result_of(seed, status="failed"))
+        for seed in sorted(seeds):
+            store.add(result_of(seed, attempt=2))
+        assert [result.run.seed for result in store.results()] == seeds
+        assert {result.attempt for result in store.results()} == {2}
+
+    def test_what_a_caller_does_to_a_list_changes_nothing(self, store: ResultStore) -> None:
+        """The store gives lists away."""
+        store.add(result_of(1))
+        store.results().clear()
+        store.attempts(result_of(1).id).clear()
+        assert len(store.results()) == len(store.attempts(result_of(1).id)) == 1
+
+    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+    def test_a_number_that_is_not_finite_does_not_get_in(self, store: ResultStore, value: float) -> None:
+        """``model_copy`` does not validate, so the store has to: ``RunResult.model_validate(x.model_dump())``."""
+        store.add(result_of(1))
+        bad = result_of(2).model_copy(update={"loss": value})
+        with pytest.raises((ValueError, StoreError)):
+            store.add(bad)
+        assert store.get(bad.id) is None
+        assert store.results() == [result_of(1)]
+
+    def test_opening_again_finds_everything(self, open_store: OpenStore) -> None:
+        """Results, attempts, their order, and who holds a claim."""
+        if not self.persistent:
+            pytest.skip("this store does not claim to be persistent")
+        store = open_store()
+        added = [result_of(3, status="failed"), result_of(1), result_of(3, attempt=2), result_of(2)]
+        for result in added:
+            store.add(result)
+        assert store.claim("run", "first driver", 600)
+        store.close()
+        store = open_store()
+        assert store.results() == [added[2], added[1], added[3]]
+        assert store.attempts(added[0].id) == [added[0], added[2]]
+        assert not store.claim("run", "second driver", 600)
+        store.add(result_of(4))
+        assert store.results()[-1] == result_of(4)
+
+    # ------------------------------------------------------------------ claims
+
+    def test_a_claim_excludes_others(self, store: ResultStore) -> None:
+        """Of one run only, and its holder may claim again."""
+        assert store.claim("run", "anna", 600)
+        assert not store.claim("run", "bert", 600)
+        assert store.claim("run", "anna", 600)
+        assert not store.claim("run", "bert", 600)
+        assert store.claim("another run", "bert", 600)
+
+    def test_a_released_claim_can_be_taken(self, store: ResultStore) -> None:
+        """Releasing twice is no error."""
+        assert store.claim("run", "anna", 600)
+        store.release("run", "anna")
+        store.release("run", "anna")
+        assert store.claim("run", "bert", 600)
+        assert not store.claim("run", "anna", 600)
+
+    def test_only_the_holder_can_release(self, store: ResultStore) -> None:
+        """Releasing what one does not hold does nothing."""
+        store.release("run", "bert")
+        assert store.claim("run", "anna", 600)
+        store.release("run", "bert")
+        assert not store.claim("run", "bert", 600)
+
+    def test_a_claim_ends_by_itself(self, store: ResultStore) -> None:
+        """A driver that was killed blocks nobody for longer than its claim lasts."""
+        assert store.claim("run", "anna", 0.05)
+        time.sleep(0.1)
+        assert store.claim("run", "bert", 600)
+        assert not store.renew("run", "anna", 600)
+        store.release("run", "anna")
+        assert not store.claim("run", "anna", 600)
+
+    def test_a_renewed_claim_lasts_longer(self, store: ResultStore) -> None:
+        """From now, not from when it would have ended."""
+        assert store.claim("run", "anna", 1)
+        assert store.renew("run", "anna", 600)
+        time.sleep(1.1)
+        assert not store.claim("run", "bert", 600)
+        assert store.renew("run", "anna", 0.05)
+        time.sleep(0.1)
+        assert store.claim("run", "bert", 600)
+
+    def test_only_the_holder_can_renew(self, store: ResultStore) -> None:
+        """Renewing what was never claimed, or by somebody else, takes nothing."""
+        assert not store.renew("run", "bert", 600)
+        assert store.claim("run", "anna", 600)
+        assert not store.renew("run", "bert", 600)
+        assert store.renew("run", "anna", 600)
+        store.release("run", "anna")
+        assert not store.renew("run", "anna", 600)
+
+    def test_claims_are_no_results(self, store: ResultStore) -> None:
+        """And a result neither needs nor ends a claim."""
+        result = result_of(1)
+        assert store.claim(result.id, "anna", 600)
+        assert store.get(result.id) is None
+        assert store.results() == []
+        store.add(result)
+        assert not store.claim(result.id, "bert", 600)
+
+    # ------------------------------------------------------------------ several processes
+
+    def test_two_processes_never_hold_one_claim(self, start_other: Callable[[], OtherProcess]) -> None:
+        """Both reach for each of 50 runs at the same moment; exactly one gets it."""
+        racers = [start_other(), start_other()]
+        won = []
+        for run in range(50):
+            for number, racer in enumerate(racers):
+                racer.send("claim", f"run {run}", f"driver {number}", 600)
+            won.append([racer.answer() for racer in racers])
+        assert [sorted(pair) for pair in won] == [[False, True]] * 50
+
+    def test_two_processes_adding_at_once_lose_nothing(
+        self, store: ResultStore, start_other: Callable[[], OtherProcess]
+    ) -> None:
+        """And a third that has had the store open sees it all."""
+        writers = [start_other(), start_other()]
+        for index in range(25):
+            for number, writer in enumerate(writers):
+                writer.send("add", result_of(100 * number + index).model_dump_json())
+        for _ in range(25):
+            for writer in writers:
+                writer.answer()
+        expected = {100 * number + index for number in (0, 1) for index in range(25)}
+        assert {result.run.seed for result in store.results()} == expected
+        assert len(store.results()) == 50
+
+    def test_a_killed_process_loses_nothing_that_was_added(
+        self, open_store: OpenStore, start_other: Callable[[], OtherProcess]
+    ) -> None:
+        """SIGKILL at some moment in a stream of adds: what ``add`` had returned for is there, whole."""
+        acknowledged: list[int] = []
+        for kill in range(self.kills):
+            writer = start_other()
+            writer.send("stream", 1000 * kill)
+            acknowledged += [writer.answer() for _ in range(5)]
+            time.sleep(0.007 * kill)
+            acknowledged += writer.kill()
+            store = open_store()
+            seeds = [result.run.seed for result in store.results()]
+            assert set(acknowledged) <= set(seeds)
+            assert store.get(result_of(acknowledged[-1]).id) == result_of(acknowledged[-1])
+            store.add(result_of(-1 - kill))
+            store.close()

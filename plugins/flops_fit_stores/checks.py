@@ -1,0 +1,37 @@
+"""What both stores ask of a result before they take it, and what they say of one they cannot read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from flops_fit_core import RunResult, StoreError
+
+START_ANEW = "To start anew, move it away or choose another folder with --out"
+
+
+def checked(result: RunResult) -> RunResult:
+    """The result, validated again: a copy that was made without validation may hold NaN.
+
+    Raises pydantic's ValidationError, a ValueError.
+    """
+    return RunResult.model_validate(result.model_dump())
+
+
+def unreadable(path: Path, run_id: str, attempt: object, error: ValidationError) -> StoreError:
+    """What to say of a stored record that is no valid RunResult."""
+    first = error.errors(include_url=False)[0]
+    place = ".".join(map(str, first["loc"])) or "the record"
+    return StoreError(
+        f"{path}: cannot read the result of run {run_id}, attempt {attempt}: {place}: {first['msg']}. It was "
+        f"edited, or written by another version of flops-fit: use that version, or delete this one result"
+    )
+
+
+def make_folder(folder: Path) -> None:
+    """Make the study's folder where it is missing. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot make this folder for the results: {error.strerror}") from None

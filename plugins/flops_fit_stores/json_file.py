@@ -1,0 +1,161 @@
+"""The ``json`` store: ``results.json``, one file that people can read, diff and mail.
+
+Each write goes to a new file that then takes the old one's place, so the file is whole at every moment; each
+is made from what is on disk at that moment, under the lock ``results.json.lock``. ``results.claims.json``
+says who is training what, and until when. Every ``add`` writes all results again (about 40 ms at 1,000 results
+): for more than a few thousand runs use ``sqlite``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from flops_fit_core import RunResult
+from flops_fit_stores.checks import checked, make_folder, unreadable
+from flops_fit_stores.document import Document
+
+
+class _Shape(BaseModel):
+    """What the code here relies on; the rest of a result is looked at when it is asked for."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class _Entry(_Shape):
+    id: str
+    attempt: int
+
+
+class _Results(_Shape):
+    results: list[_Entry]
+    writes: int
+
+
+class _Claim(_Shape):
+    owner: str
+    until: float
+
+
+class _Claims(_Shape):
+    claims: dict[str, _Claim]
+    writes: int
+
+
+class JsonStore:
+    """A ``ResultStore`` in one JSON file. One thread; any number of processes.
+
+    Every method raises StoreError where the file cannot be used.
+
+    Args:
+        path: The file, created where there is none.
+        wait: Seconds to wait for another process that is writing.
+    """
+
+    def __init__(self, path: Path, wait: float) -> None:
+        make_folder(path.parent)
+        lock = FileLock(f"{path}.lock", timeout=wait)
+        self.path = path
+        self._file = Document(path, "flops-fit results", _Results, lock)
+        self._file.create(results=[])
+        self._file.read()
+        claims = path.with_suffix(".claims.json")
+        self._claims = Document(claims, "flops-fit claims", _Claims, lock)
+
+    def add(self, result: RunResult) -> None:
+        """Keep one attempt, replacing the same attempt at the same run. On disk when it returns.
+
+        Raises ValueError for a number that is not finite.
+        """
+        entry = _entry(checked(result))
+
+        def put(data: dict[str, Any]) -> bool:
+            entries = data["results"]
+            for index, other in enumerate(entries):
+                if (other["id"], other["attempt"]) == (entry["id"], entry["attempt"]):
+                    entries[index] = entry
+                    return True
+            entries.append(entry)
+            return True
+
+        self._file.change(put)
+
+    def get(self, run_id: str) -> RunResult | None:
+        """The latest attempt, or None."""
+        found = self._of(run_id)
+        return self._result(found[-1]) if found else None
+
+    def results(self) -> list[RunResult]:
+        """The latest attempt at every run, in the order in which the runs were first added."""
+        latest: dict[str, dict[str, Any]] = {}
+        for entry in self._file.read()["results"]:
+            if entry["attempt"] >= latest.setdefault(entry["id"], entry)["attempt"]:
+                latest[entry["id"]] = entry
+        return [self._result(entry) for entry in latest.values()]
+
+    def attempts(self, run_id: str) -> list[RunResult]:
+        """Every attempt, first to last."""
+        return [self._result(entry) for entry in self._of(run_id)]
+
+    def claim(self, run_id: str, owner: str, seconds: float) -> bool:
+        """Take the right to train a run for that long; False while somebody else holds it."""
+
+        def take(data: dict[str, Any]) -> bool:
+            now, held = time.time(), data["claims"].get(run_id)
+            if held is not None and held["owner"] != owner and held["until"] > now:
+                return False
+            data["claims"][run_id] = {"owner": owner, "until": now + seconds}
+            return True
+
+        return self._change_claims(take)
+
+    def renew(self, run_id: str, owner: str, seconds: float) -> bool:
+        """Hold a claim for that long from now; False where it has been lost to somebody else."""
+
+        def extend(data: dict[str, Any]) -> bool:
+            if not _holds(data, run_id, owner):
+                return False
+            data["claims"][run_id]["until"] = time.time() + seconds
+            return True
+
+        return self._change_claims(extend)
+
+    def release(self, run_id: str, owner: str) -> None:
+        """Give a claim back. Nothing happens where ``owner`` does not hold it."""
+
+        def drop(data: dict[str, Any]) -> bool:
+            return _holds(data, run_id, owner) and data["claims"].pop(run_id) is not None
+
+        self._change_claims(drop)
+
+    def close(self) -> None:
+        """Nothing is held open between two calls."""
+
+    def _change_claims(self, by: Callable[[dict[str, Any]], bool]) -> bool:
+        self._claims.create(claims={})
+        return self._claims.change(by)
+
+    def _of(self, run_id: str) -> list[dict[str, Any]]:
+        found = [entry for entry in self._file.read()["results"] if entry["id"] == run_id]
+        return sorted(found, key=lambda entry: int(entry["attempt"]))
+
+    def _result(self, entry: dict[str, Any]) -> RunResult:
+        try:
+            return RunResult.model_validate({key: value for key, value in entry.items() if key != "id"})
+        except ValidationError as error:
+            raise unreadable(self.path, entry["id"], entry["attempt"], error) from None
+
+
+def _entry(result: RunResult) -> dict[str, Any]:
+    """A result as it stands in the file: what people look for comes first."""
+    first = {"id": result.id, "status": result.status, "attempt": result.attempt, "loss": result.loss}
+    return {**first, **result.model_dump(mode="json", exclude={"run"}), "run": result.run.model_dump(mode="json")}
+
+
+def _holds(data: dict[str, Any], run_id: str, owner: str) -> bool:
+    return run_id in data["claims"] and data["claims"][run_id]["owner"] == owner
