@@ -63,14 +63,16 @@ class DataTable:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(
-            title=Text(self.title), caption=Text(self.about), box=box.SIMPLE_HEAD, caption_justify="left"
-        )
-        for column in self.columns:
+        table = RichTable(title=Text(self.title), caption=Text(self.about), box=box.SIMPLE_HEAD)
+        table.caption_justify = "left"
+        shown = self.cells()
+        for place, column in enumerate(self.columns):
+            # Headings and words may be folded where the terminal is narrow; numbers stay whole.
+            widest = 0 if column.left else max((len(cells[place]) for cells in shown), default=0)
             table.add_column(
-                Text(column.heading), justify="left" if column.left else "right", no_wrap=not column.left
+                Text(column.heading), justify="left" if column.left else "right", min_width=widest or None
             )
-        for row, cells in zip(self.rows, self.cells(), strict=True):
+        for row, cells in zip(self.rows, shown, strict=True):
             table.add_row(*(Text(cell) for cell in cells), style=self.style(row))
         return table
 

@@ -58,9 +58,11 @@ def duration(seconds: float | None) -> str:
     return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value)
 
 
-def span(low: float | None, high: float | None, show: Callable[[float], str] = count) -> str:
+def span(
+    low: float | None, high: float | None, show: Callable[[float], str] = count, between: str = " to "
+) -> str:
     """The two ends of an interval, ``1.1B to 1.4B``; a dash where there is none."""
-    return NONE if low is None or high is None else f"{show(low)} to {show(high)}"
+    return NONE if low is None or high is None else f"{show(low)}{between}{show(high)}"
 
 
 def exponent(interval: Interval) -> str:

@@ -58,7 +58,7 @@ _PREDICTION_FIELDS = (
 
 def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
     """What to train for each budget, with the fit's intervals."""
-    level = f"{fit.level:.0%} interval"
+    level = f"{fit.level:.0%}"
     return DataTable(
         title="What to train for a budget",
         about=conventions(fit.params_name, fit.flops_name, fit.unit) + f" Fitted by {fit.fitter.name}.",
@@ -78,7 +78,7 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
 
 
 def _span_column(heading: str, name: str, show: Callable[[float], str]) -> Column:
-    return Column(heading, lambda row: numbers.span(row[f"{name}_low"], row[f"{name}_high"], show))
+    return Column(heading, lambda row: numbers.span(row[f"{name}_low"], row[f"{name}_high"], show, "–"))
 
 
 def _prediction_row(optimum: Optimum) -> Row:
@@ -129,7 +129,7 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
     synthetic = any(row["synthetic"] for row in rows)
     return DataTable(
         title="Runs" + (" (synthetic: computed from a formula, nothing was trained)" if synthetic else ""),
-        about=_run_conventions(results, plan),
+        about=run_conventions(results, plan),
         fields=tuple(_result_fields()),
         rows=tuple(rows),
         columns=(
@@ -139,7 +139,6 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
             column("size", "size"),
             column("N", "params", numbers.count),
             column(f"D ({unit})", "tokens", numbers.count),
-            column("FLOPs", "flops", numbers.scientific),
             column(f"loss (nats/{singular(unit)})", "loss", numbers.loss),
             *(shown for field, shown in optional.items() if any(row[field] is not None for row in rows)),
             column("seed", "seed"),
@@ -176,7 +175,8 @@ def _result_row(result: RunResult) -> Row:
     }
 
 
-def _run_conventions(results: Sequence[RunResult], plan: SweepPlan | None) -> str:
+def run_conventions(results: Sequence[RunResult], plan: SweepPlan | None) -> str:
+    """Which N, C and D the runs were counted by; several where they differ."""
     params_names = {result.params_name for result in results} | ({plan.params_name} if plan else set())
     flops_names = {result.flops_name for result in results} | ({plan.flops_name} if plan else set())
     return conventions(
