@@ -19,6 +19,7 @@ from pydantic import (
     GetJsonSchemaHandler,
     JsonValue,
     PositiveInt,
+    TypeAdapter,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -119,6 +120,19 @@ def choose(
             f"revision {offer.spec.revision}: plan again, or install the version it was planned with"
         )
     return Chosen(offer, offer.spec.options.model_validate({**choice.options, **(runtime or {})}))
+
+
+def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> Chosen[Any]:
+    """A choice as an experiment file writes it: a name, or a table with a name.
+
+    Raises ConfigError with the place of each mistake.
+    """
+    adapter = TypeAdapter(Annotated[Chosen[Any], _Pick(kind)])
+    try:
+        chosen: Chosen[Any] = adapter.validate_python(value, context={"registry": registry})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: [{kind}]:\n{explain(error)}") from None
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.records import (
     Job,
     LawFit,
@@ -219,9 +221,12 @@ class RunParts:
 class TrainContext(Protocol):
     """What a worker gives to a trainer: its surroundings, and its run's plugins already chosen."""
 
-    device: Device
-    checkpoints: Path
-    """Folder under which the trainer keeps ``<trajectory id>/``."""
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder under which the trainer keeps ``<trajectory id>/``."""
 
     def build(self, run: RunSpec) -> RunParts:
         """Model, data, optimizer and schedule, after seeding every generator with the run's seed."""
@@ -287,12 +292,32 @@ class ExecutorContext:
     """The study's folder."""
     plugins: str
     """JSON for :func:`flops_fit_core.work`: which modules and disabled names make the registry."""
-    objects: bytes | None
-    """Python objects given to ``find_optimal``, in one cloudpickle blob; never written to disk."""
+    live: Mapping[str, object]
+    """Plugins that are Python objects, by name: what ``find_optimal`` was given."""
     slots: Sequence[Mapping[str, str]]
     """Environment variables of each place where one job can run: a core, or a GPU."""
 
+    @cached_property
+    def objects(self) -> bytes | None:
+        """``live`` in one cloudpickle blob, for workers that this driver starts; never written to disk.
 
+        Raises ConfigError for objects that cannot leave this process.
+        """
+        import cloudpickle
+
+        if not self.live:
+            return None
+        try:
+            blob: bytes = cloudpickle.dumps(dict(self.live))
+        except Exception as error:
+            raise ConfigError(
+                f"the model, dataset or loss cannot be sent to a worker process ({type(error).__name__}: "
+                f'{error}): train in this one, with executor = {{name = "local", workers = 0}}'
+            ) from error
+        return blob
+
+
+@runtime_checkable
 class ResultStore(Protocol):
     """Keeps every attempt at every run. The driver is its only user within a process.
 

@@ -319,7 +319,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
                 while self.waiting:
                     job = self.waiting.popleft()
                     yield from work(job.model_dump_json(), self.context.plugins,
-                                    objects=self.context.objects, folder=self.context.folder)
+                                    objects=self.context.live, folder=self.context.folder)
                     yield JobEnded(job.id)
 
             def cancel(self, job_id):

@@ -155,6 +155,7 @@ def count_parameters(module: nn.Module, task: Task) -> ParameterCounts:
     tables: dict[int, int] = {}
     multiplied: set[int] = set()
     head = 0
+    vocabulary = task.vocab_size if isinstance(task, LanguageTask) else None
     for part in module.modules():
         looks_up = isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
         for parameter in part.parameters(recurse=False):
@@ -162,8 +163,7 @@ def count_parameters(module: nn.Module, task: Task) -> ParameterCounts:
                 tables[id(parameter)] = parameter.numel()
             else:
                 multiplied.add(id(parameter))
-        is_linear = isinstance(part, torch.nn.Linear)
-        if is_linear and isinstance(task, LanguageTask) and part.out_features == task.vocab_size:
+        if isinstance(part, torch.nn.Linear) and part.out_features == vocabulary:
             head = part.weight.numel() + (part.bias.numel() if part.bias is not None else 0)
     lookup = sum(size for key, size in tables.items() if key not in multiplied)
     return ParameterCounts(total=total, lookup=lookup, unembedding=head, active=total)

@@ -134,6 +134,16 @@ class Registry:
             self._drop_plugins_with_unknown_hooks()
             self._offers = self._collect()
 
+    def with_plugins(self, plugins: Mapping[str, object]) -> Registry:
+        """A new registry that has these plugins as well."""
+        modules = {name: importlib.import_module(module) for name, module in self.setup.modules.items()}
+        return Registry(
+            {**modules, **self.objects, **plugins},
+            entry_points=self.setup.entry_points,
+            disabled=self.setup.disabled,
+            paths=self.setup.paths,
+        )
+
     # ------------------------------------------------------------------ asking
 
     @property

@@ -10,25 +10,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flops_fit_core.fitting.conventions import recounted
     from flops_fit_core.fitting.data import Runs, observations
     from flops_fit_core.fitting.isoflop import IsoflopFitter
-    from flops_fit_core.fitting.optimum import optimum
+    from flops_fit_core.fitting.optima import optimum
+    from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
     from flops_fit_core.fitting.reading import RunTable, read_runs, read_table
 
 _LAZY = {
     "IsoflopFitter": "isoflop",
+    "ParametricFitter": "parametric",
     "RunTable": "reading",
     "Runs": "data",
     "observations": "data",
-    "optimum": "optimum",
+    "optimum": "optima",
     "profile_loss": "profiles",
     "read_runs": "reading",
     "read_table": "reading",
+    "recounted": "conventions",
 }
 
 __all__ = [
     "IsoflopFitter",
+    "ParametricFitter",
     "RunTable",
     "Runs",
     "observations",
@@ -36,6 +41,7 @@ __all__ = [
     "profile_loss",
     "read_runs",
     "read_table",
+    "recounted",
 ]
 
 

@@ -1,0 +1,118 @@
+"""The arguments that commands share, and what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flops_fit_core.cli.printing import say
+from flops_fit_core.config import make_experiment, override_value, read_table, replace_choice
+from flops_fit_core.folder import StudyFolder
+from flops_fit_core.registry import PluginSetup, Registry, registry_from
+from flops_fit_core.study import Study, study_folder
+
+SourceArgument = Annotated[
+    Path, typer.Argument(help="An experiment file (TOML, JSON, YAML) or a study's folder.", metavar="SOURCE")
+]
+OutOption = Annotated[
+    Path | None, typer.Option("--out", help="The study's folder; by default runs/NAME.", metavar="FOLDER")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Change an option: --set optimizer.lr=0.003. Repeatable.", metavar="A.B=VALUE"),
+]
+PluginOption = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--plugin", help="Use a module as a plugin: -p my_research.models.", metavar="MODULE"),
+]
+WithoutOption = Annotated[
+    list[str] | None, typer.Option("--without", help="Do not load this plugin.", metavar="PLUGIN")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+def _swap(kind: str) -> Any:
+    return typer.Option(f"--{kind}", help=f"Choose another {kind}, by name.", metavar="NAME", show_default=False)
+
+
+ModelOption = Annotated[str | None, _swap("model")]
+DatasetOption = Annotated[str | None, _swap("dataset")]
+OptimizerOption = Annotated[str | None, _swap("optimizer")]
+ScheduleOption = Annotated[str | None, _swap("schedule")]
+RecipeOption = Annotated[str | None, _swap("recipe")]
+FlopsOption = Annotated[str | None, _swap("flops")]
+TrainerOption = Annotated[str | None, _swap("trainer")]
+DeviceOption = Annotated[str | None, _swap("device")]
+StoreOption = Annotated[str | None, _swap("store")]
+ExecutorOption = Annotated[str | None, _swap("executor")]
+FitterOption = Annotated[str | None, _swap("fitter")]
+
+
+@dataclass(frozen=True)
+class Plugins:
+    """Which plugins a command uses beside the installed ones."""
+
+    modules: Sequence[str]
+    without: Sequence[str]
+
+    def registry(self, saved: PluginSetup | None = None) -> Registry:
+        """The registry, with what a study was made with. The working directory is on the path for modules."""
+        saved = saved or PluginSetup()
+        named = {module.rpartition(".")[2]: module for module in self.modules}
+        return registry_from(
+            PluginSetup(
+                modules={**saved.modules, **named},
+                disabled=tuple(sorted({*saved.disabled, *self.without})),
+                paths=tuple(dict.fromkeys([*saved.paths, *([str(Path.cwd())] if named else [])])),
+            )
+        )
+
+
+def registry_for(source: Path | None, modules: list[str] | None, without: list[str] | None) -> Registry:
+    """The registry for an experiment file or a study's folder."""
+    saved = None
+    if source is not None and source.is_dir():
+        saved = StudyFolder(source).setup()
+    return Plugins(modules or (), without or ()).registry(saved)
+
+
+def planned(
+    source: Path,
+    registry: Registry,
+    out: Path | None,
+    overrides: list[str] | None,
+    swaps: Mapping[str, str | None],
+) -> Study:
+    """Read and plan an experiment file, or the experiment of a study's folder.
+
+    Raises ConfigError and the other UserErrors of planning.
+    """
+    from flops_fit_core.api import plan
+
+    if source.is_dir():
+        folder = StudyFolder.existing(source)
+        data, where, out = folder.table(), str(folder.experiment_file), out or source
+    else:
+        data, where = read_table(source), str(source)
+        data.setdefault("name", source.stem)
+    for kind, name in swaps.items():
+        if name is not None:
+            dropped = replace_choice(data, kind, name)
+            if dropped:
+                say(f"--{kind} {name}: left out {', '.join(dropped)}; --set {kind}.name={name} keeps them")
+    for override in overrides or ():
+        override_value(data, override)
+    return plan(make_experiment(data, registry, where), registry=registry, out=out)
+
+
+def existing(source: Path, registry: Registry, out: Path | None) -> Study:
+    """A study that has been run, from its folder or from the experiment file it was made with."""
+    if source.is_dir():
+        return Study.open(source, registry)
+    data = read_table(source)
+    folder = study_folder(out, str(data.get("name", source.stem)))
+    return Study.open(folder.path, registry)

@@ -1,0 +1,62 @@
+"""The application, and how each kind of error ends it."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from typing import Any
+
+import click
+import typer
+
+from flops_fit_core.cli import fitting_commands, plugin_commands, study_commands
+from flops_fit_core.cli.printing import complain
+from flops_fit_core.errors import FlopsFitError, UserError
+
+app = typer.Typer(
+    name="flops-fit",
+    help="For a compute budget, how large should the model be, and on how much data?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+study_commands.register(app)
+fitting_commands.register(app)
+plugin_commands.register(app)
+
+
+def main() -> None:
+    """Entry point of ``flops-fit``."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line. Returns the exit status; a user's mistake shows one message and no traceback."""
+    try:
+        status = app(arguments, standalone_mode=False, prog_name="flops-fit")
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return 2
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except UserError as error:
+        complain(str(error))
+        return 2
+    except FlopsFitError as error:
+        complain(str(error))
+        return 1
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        complain("stopped. Finished results are kept; the same command goes on from there")
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output (head, less) has seen enough.
+        sys.stderr.close()
+        return 0
+
+
+def _terminate(number: int, frame: Any) -> None:
+    """SIGTERM stops as Ctrl-C does: workers are stopped, results kept."""
+    raise KeyboardInterrupt

@@ -1,0 +1,66 @@
+"""``plugins``: what is installed, from where, and what is broken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+
+from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli.printing import complain, console, print_json
+from flops_fit_core.registry import KINDS, Registry
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(plugins)
+
+
+def plugins(
+    plugin: args.PluginOption = None, without: args.WithoutOption = None, json: args.JsonOption = False
+) -> int:
+    """What plugins offer, from which distribution and version, and which are broken (exit status 1)."""
+    registry = args.registry_for(None, plugin, without)
+    if json:
+        print_json(_as_json(registry))
+    else:
+        _print(registry)
+    for problem in registry.problems:
+        complain(str(problem))
+    return 1 if registry.problems else 0
+
+
+def _as_json(registry: Registry) -> dict[str, Any]:
+    return {
+        "plugins": registry.plugins,
+        "offers": [
+            {
+                "kind": offer.spec.kind,
+                "name": offer.name,
+                "source": offer.source,
+                "options": sorted(offer.spec.options.model_fields),
+                "missing": offer.missing(),
+            }
+            for offer in registry.offers()
+        ],
+        "problems": [str(problem) for problem in registry.problems],
+        "disabled": sorted(registry.disabled),
+    }
+
+
+def _print(registry: Registry) -> None:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for heading in ("kind", "name", "options", "from"):
+        table.add_column(heading, overflow="fold")
+    for kind in KINDS:
+        for index, offer in enumerate(registry.offers(kind)):
+            missing = offer.missing()
+            state = f"  (needs {', '.join(missing)})" if missing else ""
+            options = ", ".join(offer.spec.options.model_fields)
+            table.add_row(kind if index == 0 else "", offer.name, options, offer.source + state)
+    console().print(table)
+    for name in sorted(registry.disabled):
+        console().print(f"disabled: {name}", markup=False)

@@ -1,0 +1,57 @@
+"""What goes to the terminal: answers to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from flops_fit_core.records import LawFit
+    from flops_fit_core.report import DataTable
+
+
+@cache
+def console(error: bool = False) -> Console:
+    """A terminal's, or 160 columns where the output goes to a file or a pipe."""
+    from rich.console import Console
+
+    plain = Console(stderr=error, highlight=False)
+    return plain if plain.is_terminal else Console(stderr=error, highlight=False, width=160)
+
+
+def complain(message: str) -> None:
+    """Say what is wrong, on standard error."""
+    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+
+
+def say(message: str) -> None:
+    """Tell a person something beside the answer."""
+    console(error=True).print(message, markup=False)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output, for programs."""
+    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201
+
+
+def print_table(table: DataTable) -> None:
+    """A table for people."""
+    console().print(table.rich())
+
+
+def print_text(text: str) -> None:
+    """A line of the answer."""
+    console().print(text, markup=False)
+
+
+def print_diagnostics(fit: LawFit) -> None:
+    """What a person should know of the fit, and which runs it left out."""
+    for diagnostic in fit.diagnostics:
+        mark = "! " if diagnostic.severity == "warning" else "- "
+        print_text(f"{mark}{diagnostic.message}")
+    for name, reason in fit.excluded.items():
+        print_text(f"  not used: {name}: {reason}")

@@ -1,0 +1,107 @@
+"""Shows a sweep while it runs: a bar a running model, and one for the whole, by FLOPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from flops_fit_core.records import Progress as RunProgress
+from flops_fit_core.records import RunResult, SweepPlan
+from flops_fit_core.report import numbers
+
+
+class SweepProgress:
+    """A ``Logger`` for a terminal; where the output is no terminal, one line a finished run.
+
+    Args:
+        console: Where to show it.
+        done: Ids of runs that were finished before.
+    """
+
+    def __init__(self, console: Console, done: set[str]) -> None:
+        self._console = console
+        self._done = done
+        self._bars: Progress | None = None
+        self._whole: TaskID | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._plan: SweepPlan | None = None
+        self._partial: dict[str, float] = {}
+        self._finished = 0.0
+
+    def started(self, plan: SweepPlan) -> None:
+        self._plan = plan
+        self._runs = {run.id: run for run in plan.runs}
+        left = sum(run.flops for run in plan.runs if run.id not in self._done)
+        self._count, self._number = len(plan.runs), len(self._done)
+        if self._console.is_terminal:
+            self._bars = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[about]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=True),
+                console=self._console,
+                transient=True,
+            )
+            self._whole = self._bars.add_task(self._headline(), total=max(left, 1.0), about="")
+            self._bars.start()
+
+    def progress(self, progress: RunProgress) -> None:
+        run = self._runs.get(progress.run)
+        if self._bars is None or run is None:
+            return
+        if progress.run not in self._tasks:
+            name = f"  C {run.budget:.2g}, {run.size}"
+            self._tasks[progress.run] = self._bars.add_task(name, total=progress.steps, about="")
+        about = f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -"
+        if progress.tokens_per_second is not None:
+            about += f", {numbers.count(progress.tokens_per_second)} tokens/s"
+        self._bars.update(self._tasks[progress.run], completed=progress.step, about=about)
+        self._partial[progress.run] = run.flops * progress.step / progress.steps
+        self._update_whole()
+
+    def finished(self, result: RunResult) -> None:
+        self._number += 1
+        self._finished += result.run.flops
+        self._partial.pop(result.id, None)
+        if self._bars is not None and (task := self._tasks.pop(result.id, None)) is not None:
+            self._bars.remove_task(task)
+        self._update_whole()
+        self._console.print(self._line(result), markup=False, style=_STYLES.get(result.status, ""))
+
+    def close(self) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def _update_whole(self) -> None:
+        if self._bars is not None and self._whole is not None:
+            completed = self._finished + sum(self._partial.values())
+            self._bars.update(self._whole, completed=completed, description=self._headline())
+
+    def _headline(self) -> str:
+        return f"{self._number} of {self._count} runs"
+
+    def _line(self, result: RunResult) -> str:
+        run = result.run
+        parts: list[Any] = [
+            f"[{self._number}/{self._count}]",
+            f"C {run.budget:.3g}  size {run.size}  N {numbers.count(run.params)}  D {numbers.count(run.tokens)}",
+        ]
+        if result.loss is not None:
+            bits = f" ({result.bits_per_byte:.4f} bits/byte)" if result.bits_per_byte is not None else ""
+            parts.append(f"loss {result.loss:.4f}{bits}")
+        else:
+            parts.append(result.status.upper())
+        if result.error is not None:
+            parts.append(
+                f"{result.error.type}: {result.error.message.splitlines()[0] if result.error.message else ''}"
+            )
+        parts.append(numbers.duration(result.seconds))
+        return "  ".join(parts)
+
+
+_STYLES = {"failed": "red", "diverged": "yellow"}

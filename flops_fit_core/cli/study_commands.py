@@ -1,0 +1,190 @@
+"""``plan``, ``run``, ``status``, ``runs``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli.printing import console, print_json, print_table, print_text, say
+from flops_fit_core.cli.summary import print_summary
+from flops_fit_core.errors import FitError
+from flops_fit_core.study import Study
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands."""
+    app.command()(plan)
+    app.command()(run)
+    app.command()(status)
+    app.command()(runs)
+
+
+def plan(
+    source: args.SourceArgument,
+    out: args.OutOption = None,
+    overrides: args.SetOption = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
+    estimate: Annotated[bool, typer.Option(help="Time a few real steps to estimate the wall time.")] = True,
+    model: args.ModelOption = None,
+    dataset: args.DatasetOption = None,
+    optimizer: args.OptimizerOption = None,
+    schedule: args.ScheduleOption = None,
+    recipe: args.RecipeOption = None,
+    flops: args.FlopsOption = None,
+    trainer: args.TrainerOption = None,
+    device: args.DeviceOption = None,
+    store: args.StoreOption = None,
+    executor: args.ExecutorOption = None,
+    fitter: args.FitterOption = None,
+) -> None:
+    """Show every run of an experiment: sizes, tokens, FLOPs, what is done, how long the rest takes."""
+    registry = args.registry_for(source, plugin, without)
+    swaps = _swaps(locals())
+    study = args.planned(source, registry, out, overrides, swaps)
+    seconds = study.seconds() if estimate else None
+    if json:
+        print_json(_plan_json(study, seconds))
+    else:
+        _print_plan(study, seconds)
+
+
+def run(
+    source: args.SourceArgument,
+    out: args.OutOption = None,
+    overrides: args.SetOption = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    retry: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = True,
+    model: args.ModelOption = None,
+    dataset: args.DatasetOption = None,
+    optimizer: args.OptimizerOption = None,
+    schedule: args.ScheduleOption = None,
+    recipe: args.RecipeOption = None,
+    flops: args.FlopsOption = None,
+    trainer: args.TrainerOption = None,
+    device: args.DeviceOption = None,
+    store: args.StoreOption = None,
+    executor: args.ExecutorOption = None,
+    fitter: args.FitterOption = None,
+) -> int:
+    """Train what is missing, fit the law, write the report. Run it again to go on after any interruption."""
+    from flops_fit_core.cli.progress import SweepProgress
+
+    registry = args.registry_for(source, plugin, without)
+    study = args.planned(source, registry, out, overrides, _swaps(locals()))
+    done = {result.id for result in study.results if result.is_finished or not retry}
+    left = len(study.plan.runs) - len(done)
+    say(f"{study.plan.name}: {len(study.plan.runs)} runs, {left} to train, in {study.folder.path}")
+    for note in study.plan.notes:
+        say(f"  {note}")
+    if study.plan.skipped:
+        say(f"  {len(study.plan.skipped)} sizes left out; 'flops-fit plan' says why")
+    study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry)
+    return _conclude(study)
+
+
+def status(
+    source: args.SourceArgument,
+    out: args.OutOption = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
+) -> None:
+    """How many runs of a study are completed, diverged, failed and waiting, and the FLOPs spent and left."""
+    from flops_fit_core.sweep import count_states
+
+    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    states: dict[str, Any] = dict(count_states(study.plan, study.results))
+    spent = sum(result.flops for result in study.results)
+    left = study.plan.flops - sum(result.run.flops for result in study.results if result.is_finished)
+    if json:
+        print_json({"name": study.plan.name, "runs": states, "flops_spent": spent, "flops_left": left})
+    else:
+        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        print_text(f"{study.plan.name}: {counts}; {spent:.3g} FLOPs spent, {left:.3g} left")
+
+
+def runs(
+    source: args.SourceArgument,
+    out: args.OutOption = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+) -> None:
+    """The study's runs as a table."""
+    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    if json:
+        print_json(study.runs.json())
+    elif csv:
+        typer.echo(study.runs.csv(), nl=False)
+    else:
+        print_table(study.runs)
+
+
+def _swaps(given: dict[str, Any]) -> dict[str, str | None]:
+    kinds = (
+        *("model", "dataset", "optimizer", "schedule", "recipe", "flops"),
+        *("trainer", "device", "store", "executor", "fitter"),
+    )
+    return {kind: given[kind] for kind in kinds}
+
+
+def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
+    from flops_fit_core.report import plan_table
+    from flops_fit_core.sweep import states_by_run
+
+    plan = study.plan
+    return {
+        "name": plan.name,
+        "folder": str(study.folder.path),
+        "flops": plan.flops,
+        "seconds_left": seconds,
+        "params_name": plan.params_name,
+        "flops_name": plan.flops_name,
+        "unit": plan.unit,
+        "runs": plan_table(plan, states_by_run(plan, study.results)).json(),
+        "skipped": [cell.model_dump(mode="json") for cell in plan.skipped],
+        "notes": list(plan.notes),
+    }
+
+
+def _print_plan(study: Study, seconds: float | None) -> None:
+    from flops_fit_core.report import numbers, plan_table, skipped_table
+    from flops_fit_core.sweep import states_by_run
+
+    plan = study.plan
+    print_table(plan_table(plan, states_by_run(plan, study.results)))
+    if plan.skipped:
+        print_table(skipped_table(plan))
+    for note in plan.notes:
+        print_text(f"- {note}")
+    time = f"; about {numbers.duration(seconds)} left on this machine" if seconds is not None else ""
+    print_text(f"{len(plan.runs)} runs, {plan.flops:.4g} FLOPs in all{time}. Study: {study.folder.path}")
+
+
+def _conclude(study: Study) -> int:
+    """The answer of a sweep. Exit status 1 where a run failed."""
+    failed = [result for result in study.results if result.status == "failed"]
+    try:
+        study.folder.save_fit(study.fit)
+        print_summary(study)
+        files = study.report()
+        say(f"report: {files[0] if files else study.folder.report}")
+    except FitError as error:
+        say(f"no law yet: {error}")
+    if failed:
+        first = failed[0].error
+        why = f"{first.type}: {first.message}" if first else "unknown"
+        say(f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {_shown(study)}' lists them")
+    return 1 if failed else 0
+
+
+def _shown(study: Study) -> str:
+    path = study.folder.path
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

@@ -1,0 +1,131 @@
+"""A study's folder: what was asked, what was planned, the results, the report.
+
+    experiment.json   what the user set, as validated
+    plan.json         what was resolved
+    plugins.json      which plugins took part that are not installed
+    results.*         the store's
+    checkpoints/      while they are needed
+    report/           figures, tables, the page
+
+Enough to resume, to fit again, and to say in a year how a number came about.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from flops_fit_core.config import Chosen, Experiment, choose_from_table, explain, make_experiment
+from flops_fit_core.contracts import ResultStore
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.records import LawFit, Record, SweepPlan
+from flops_fit_core.registry import PluginSetup, Registry
+
+R = TypeVar("R", bound=Record)
+
+
+class StudyFolder:
+    """Reads and writes the files of one study. Writing a file replaces it atomically."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def existing(cls, path: Path) -> StudyFolder:
+        """Raises ConfigError where there is no study."""
+        study = cls(path)
+        if not study.experiment_file.exists() or not study.plan_file.exists():
+            raise ConfigError(
+                f"{path} is no study: it has no experiment.json and plan.json. A study is made by "
+                f"'flops-fit run EXPERIMENT --out {path}'"
+            )
+        return study
+
+    @property
+    def experiment_file(self) -> Path:
+        return self.path / "experiment.json"
+
+    @property
+    def plan_file(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def plugins_file(self) -> Path:
+        return self.path / "plugins.json"
+
+    @property
+    def fit_file(self) -> Path:
+        return self.path / "fit.json"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
+        """Write down what was asked and what was resolved."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.experiment_file, experiment.model_dump_json(indent=2, exclude_unset=True))
+        write_atomically(self.plan_file, plan.model_dump_json(indent=1))
+        write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
+
+    def save_fit(self, fit: LawFit) -> None:
+        write_atomically(self.fit_file, fit.model_dump_json(indent=1))
+
+    def setup(self) -> PluginSetup:
+        """The plugins that the study was made with. Raises ConfigError for a damaged file."""
+        return _load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
+
+    def plan(self) -> SweepPlan:
+        """Raises ConfigError for a damaged file."""
+        return _load(SweepPlan, self.plan_file)
+
+    def experiment(self, registry: Registry) -> Experiment:
+        """The whole experiment. Raises ConfigError where a plugin it needs is not there."""
+        return make_experiment(self.table(), registry, str(self.experiment_file))
+
+    def choice(self, kind: str, registry: Registry) -> Chosen[Any]:
+        """One choice of the experiment, without needing the plugins of the others."""
+        default = Experiment.model_fields[kind].default
+        return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
+
+    def table(self) -> dict[str, Any]:
+        """The experiment as plain data. Raises ConfigError for a damaged file."""
+        try:
+            data: dict[str, Any] = json.loads(self.experiment_file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self.experiment_file}: {error}") from None
+        return data
+
+    def open_store(self, chosen: Chosen[Any]) -> ResultStore:
+        """Open the study's results. Raises StoreError for a file that is damaged or not ours."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        store: ResultStore = chosen.spec.build(chosen.options, self.path)
+        return store
+
+
+def _load(kind: type[R], path: Path) -> R:
+    try:
+        return kind.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise ConfigError(f"{path} is damaged or of another version:\n{explain(error)}") from None
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a file at once: whoever reads it sees the old content or the new, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

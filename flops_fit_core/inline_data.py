@@ -1,0 +1,219 @@
+"""A torch ``Dataset``, ``IterableDataset`` or ``DataLoader`` as a flops-fit Dataset.
+
+Of a dataset with a length, ``heldout_share`` of its items, evenly spaced, are held out. Of a stream, its
+first samples are held out and training starts behind them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.contracts import Batch
+from flops_fit_core.errors import DataError
+from flops_fit_core.inline import hash_item, identify_value
+from flops_fit_core.records import content_hash
+from flops_fit_core.tasks import CustomTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SAMPLED = 64
+"""Items whose content identifies a dataset."""
+STREAM_HELDOUT = 2048
+"""Samples held out of a stream, where no held-out dataset is given."""
+
+
+@dataclass(frozen=True)
+class InlineData:
+    """What ``find_optimal`` was given as data."""
+
+    training: Any
+    heldout: Any | None
+    heldout_share: float
+    loss_fn: Callable[[Any, Any], Any] | None
+    tokens_per_sample: int | None
+    unit: str | None
+    fingerprint: str | None
+
+    def open(self, seed: int) -> InlineDataset:
+        """The dataset in the order of a seed."""
+        return InlineDataset(self, seed)
+
+
+class InlineDataset:
+    """Implements ``Dataset`` (contracts.py) on torch's own dataset types."""
+
+    bytes_per_token: float | None = None
+
+    def __init__(self, data: InlineData, seed: int) -> None:
+        self._seed = seed
+        self._source, self._collate = unwrap(data.training)
+        self._heldout_source = unwrap(data.heldout)[0] if data.heldout is not None else None
+        self._is_stream = not hasattr(self._source, "__getitem__") or not hasattr(self._source, "__len__")
+        if self._is_stream:
+            self._training: list[int] | None = None
+        else:
+            self._training, self._held = _split(
+                len(self._source), data.heldout_share if self._heldout_source is None else 0.0
+            )
+        sample = self._collate(list(itertools.islice(self._items(), 2)))
+        self.task = make_task(data, sample)
+        count = len(self._training) if self._training is not None else None
+        self.tokens: int | None = count * self.task.tokens_per_sample if count is not None else None
+        self.fingerprint = data.fingerprint or content_hash(
+            [
+                identify_source(self._source),
+                identify_source(self._heldout_source) if self._heldout_source is not None else None,
+                data.heldout_share,
+                identify_value(data.loss_fn, "loss_fn") if data.loss_fn is not None else None,
+                self.task.tokens_per_sample,
+            ]
+        )
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
+        """Batches by the dataset's own ``collate_fn``, from sample ``start``, again and again."""
+        samples = itertools.islice(self._stream(), start, None) if self._is_stream else self._shuffled(start)
+        while True:
+            items = list(itertools.islice(samples, batch_size))
+            if len(items) < batch_size:
+                raise DataError(
+                    f"the dataset ended after {len(items)} of the {batch_size} samples of a batch: it yields "
+                    f"nothing when it is iterated again"
+                )
+            yield self._collate(items)
+
+    def heldout(self, tokens: int, batch_size: int) -> Iterator[Batch]:
+        """The first held-out samples, in the dataset's own order."""
+        wanted = max(1, round(tokens / self.task.tokens_per_sample))
+        samples = itertools.islice(self._heldout_items(), wanted)
+        first = True
+        while items := list(itertools.islice(samples, batch_size)):
+            first = False
+            yield self._collate(items)
+        if first:
+            raise DataError("the held-out part is empty: give more data, or heldout=another_dataset")
+
+    def _items(self) -> Iterator[Any]:
+        if self._is_stream:
+            yield from self._source
+        else:
+            yield from (self._source[index] for index in range(len(self._source)))
+
+    def _heldout_items(self) -> Iterator[Any]:
+        if self._heldout_source is not None:
+            if hasattr(self._heldout_source, "__getitem__") and hasattr(self._heldout_source, "__len__"):
+                return (self._heldout_source[index] for index in range(len(self._heldout_source)))
+            return iter(self._heldout_source)
+        if self._is_stream:
+            return itertools.islice(self._source, STREAM_HELDOUT)
+        return (self._source[index] for index in self._held)
+
+    def _stream(self) -> Iterator[Any]:
+        behind = 0 if self._heldout_source is not None else STREAM_HELDOUT
+        while True:
+            got_some = False
+            for item in itertools.islice(self._source, behind, None):
+                got_some = True
+                yield item
+            if not got_some:
+                return
+
+    def _shuffled(self, start: int) -> Iterator[Any]:
+        import torch
+
+        assert self._training is not None
+        epoch, skip = divmod(start, len(self._training))
+        while True:
+            order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            for index in torch.randperm(len(self._training), generator=order).tolist()[skip:]:
+                yield self._source[self._training[index]]
+            epoch, skip = epoch + 1, 0
+
+
+def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
+    """The dataset and the collate function of whatever was given.
+
+    Raises DataError for what is no dataset, and for a DataLoader with a sampler of its own.
+    """
+    from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+
+    if not isinstance(data, DataLoader):
+        if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
+            raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
+        if hasattr(data, "__len__") and len(data) < 2:
+            raise DataError(f"the dataset has {len(data)} items: there is nothing to train on")
+        return data, default_collate
+    is_stream = isinstance(data.dataset, IterableDataset)
+    plain = is_stream or isinstance(data.sampler, RandomSampler | SequentialSampler)
+    if data.batch_size is None or not plain:
+        raise DataError(
+            "a DataLoader with its own sampler or batches decides which samples a run sees, and so does a "
+            "sweep: pass its dataset instead"
+        )
+    return data.dataset, data.collate_fn
+
+
+def _split(length: int, share: float) -> tuple[list[int], list[int]]:
+    """Indices to train on and to hold out, the latter evenly spaced."""
+    held = round(length * share)
+    if share > 0 and not 0 < held < length:
+        raise DataError(
+            f"{length} items cannot give a held-out share of {share:.0%}: give heldout=another_dataset"
+        )
+    out = {(2 * k + 1) * length // (2 * held) for k in range(held)} if held else set()
+    return [index for index in range(length) if index not in out], sorted(out)
+
+
+def identify_source(source: Any) -> str:
+    """Type, length and a hash of 64 evenly spaced items; of a stream, its first 64."""
+    name = f"{type(source).__module__}.{type(source).__qualname__}"
+    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+        length = len(source)
+        picked = sorted({k * (length - 1) // max(1, SAMPLED - 1) for k in range(SAMPLED)})
+        return content_hash([name, length, [hash_item(source[index]) for index in picked]])
+    return content_hash([name, [hash_item(item) for item in itertools.islice(source, SAMPLED)]])
+
+
+def make_task(data: InlineData, sample: Batch) -> CustomTask:
+    """The task of the data: its loss (by default by the targets' type) and what one sample counts for."""
+    targets = _targets(sample)
+    per_sample = data.tokens_per_sample
+    if per_sample is None:
+        # A row of class numbers a sample is a sequence to predict; anything else is one prediction.
+        per_sample = int(targets.shape[1]) if targets.ndim == 2 and not targets.is_floating_point() else 1
+    return CustomTask(
+        loss_fn=data.loss_fn or default_loss,
+        sample=sample,
+        unit=data.unit or ("tokens" if per_sample > 1 else "samples"),
+        tokens_per_sample=per_sample,
+    )
+
+
+def _targets(sample: Batch) -> Tensor:
+    import torch
+
+    found = sample
+    if isinstance(sample, dict):
+        if "labels" not in sample:
+            raise DataError(f"a dict batch needs its targets under 'labels'; it has {', '.join(sample)}")
+        found = sample["labels"]
+    elif isinstance(sample, list | tuple):
+        if len(sample) < 2:
+            raise DataError("a batch must be (inputs, targets), a dict with 'labels', or a tensor")
+        found = sample[1]
+    if not isinstance(found, torch.Tensor):
+        raise DataError(f"targets must be a tensor, not {type(found).__name__}: give the DataLoader's collate_fn")
+    return found
+
+
+def default_loss(outputs: Any, targets: Tensor) -> Tensor:
+    """Mean cross-entropy in nats for class numbers, mean squared error for real targets."""
+    from torch.nn import functional
+
+    outputs = getattr(outputs, "logits", outputs)
+    if targets.is_floating_point():
+        return functional.mse_loss(outputs.float(), targets.reshape(outputs.shape))
+    return functional.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())

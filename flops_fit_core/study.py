@@ -1,0 +1,241 @@
+"""A study in the hand: its plan, its results, its fit, its figures. What ``find_optimal`` returns."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.folder import StudyFolder
+from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
+from flops_fit_core.registry import Registry, registry_from
+from flops_fit_core.sweep import Sweep
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flops_fit_core.report import DataTable
+
+
+class Study:
+    """One experiment, planned; trained as far as its store says.
+
+    Made by :func:`flops_fit_core.plan`, :func:`~flops_fit_core.run`, :func:`~flops_fit_core.find_optimal` or
+    :meth:`open`. Nothing is written before :meth:`train`.
+    """
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        registry: Registry,
+        folder: StudyFolder,
+        *,
+        experiment: Experiment | None = None,
+        store: ResultStore | None = None,
+    ) -> None:
+        self.plan = plan
+        self.registry = registry
+        self.folder = folder
+        self.experiment = experiment
+        self._given_store = store
+
+    @classmethod
+    def open(cls, path: str | Path, registry: Registry | None = None) -> Study:
+        """A study that was run before, from its folder.
+
+        Raises ConfigError where there is none, or a plugin module that it was made with cannot be imported.
+        """
+        folder = StudyFolder.existing(Path(path))
+        return cls(folder.plan(), registry or registry_from(folder.setup()), folder)
+
+    # ------------------------------------------------------------------ training
+
+    def train(
+        self, *, loggers: Sequence[Logger] = (), retry_failed: bool = True, again: bool = False
+    ) -> list[RunResult]:
+        """Train what the store does not have yet, and write the study down first. Returns all results.
+
+        Raises UserError for what the user has to change; KeyboardInterrupt stops the workers and loses nothing.
+        """
+        experiment = self._experiment()
+        with self.store() as store:
+            self.folder.save(experiment, self.plan, self.registry.setup)
+            sweep = Sweep(
+                self.plan,
+                store,
+                self._executor(experiment),
+                self.registry,
+                loggers=[*loggers, *self._loggers(experiment)],
+                retry_failed=retry_failed,
+                again=again,
+            )
+            results = sweep.run()
+        self.forget()
+        return results
+
+    def seconds(self) -> float | None:
+        """Estimated wall time of the runs that are left, from real steps on this machine; None where unknown."""
+        from flops_fit_core.training import estimate_seconds
+
+        experiment = self._experiment()
+        workers = getattr(experiment.executor.options, "workers", None)
+        slots = workers if workers is not None else len(self._slots(experiment))
+        return estimate_seconds(self.plan, self.registry, max(1, slots), self.results)
+
+    def _experiment(self) -> Experiment:
+        if self.experiment is None:
+            self.experiment = self.folder.experiment(self.registry)
+        return self.experiment
+
+    def _executor(self, experiment: Experiment) -> Any:
+        chosen = experiment.executor
+        context = ExecutorContext(
+            folder=self.folder.path,
+            plugins=self.registry.setup.model_dump_json(),
+            live=self.registry.objects,
+            slots=self._slots(experiment),
+        )
+        return chosen.spec.build(chosen.options, context)
+
+    def _slots(self, experiment: Experiment) -> Any:
+        return experiment.device.spec.slots(experiment.device.options)
+
+    def _loggers(self, experiment: Experiment) -> list[Logger]:
+        return [chosen.spec.build(chosen.options, self.folder.path) for chosen in experiment.loggers]
+
+    # ------------------------------------------------------------------ results
+
+    @contextlib.contextmanager
+    def store(self) -> Iterator[ResultStore]:
+        """The study's result store, open. Raises StoreError for a file that is damaged or not ours."""
+        if self._given_store is not None:
+            yield self._given_store
+            return
+        store = self.folder.open_store(self._choice("store"))
+        try:
+            yield store
+        finally:
+            store.close()
+
+    @cached_property
+    def results(self) -> list[RunResult]:
+        """The latest result of every run of the plan that has one, in the plan's order."""
+        if self._given_store is None and not self.folder.path.exists():
+            return []
+        with self.store() as store:
+            kept = {result.id: result for result in store.results()}
+        return [kept[run.id] for run in self.plan.runs if run.id in kept]
+
+    def forget(self) -> None:
+        """Read results and fit anew when they are next asked for."""
+        for name in ("results", "fit"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def runs(self) -> DataTable:
+        """Every run as a table, with those that are still to be trained."""
+        from flops_fit_core.report import runs_table
+
+        return runs_table(self.results, self.plan)
+
+    @property
+    def observations(self) -> list[Observation]:
+        """The completed runs as a fit sees them."""
+        from flops_fit_core.fitting import observations
+
+        return observations(self.results)
+
+    def _choice(self, kind: str) -> Chosen[Any]:
+        if self.experiment is not None:
+            chosen: Chosen[Any] = getattr(self.experiment, kind)
+            return chosen
+        return self.folder.choice(kind, self.registry)
+
+    # ------------------------------------------------------------------ the law
+
+    @cached_property
+    def fitter(self) -> Fitter:
+        """The experiment's fitter."""
+        chosen = self._choice("fitter")
+        fitter: Fitter = chosen.spec.build(chosen.options)
+        return fitter
+
+    @cached_property
+    def fit(self) -> LawFit:
+        """The law through the completed runs. Raises FitError, saying what to train, where there is none."""
+        return self.fit_with(self.fitter, self.observations)
+
+    def fit_with(self, fitter: Fitter, observations: Sequence[Observation]) -> LawFit:
+        """Fit these runs, and record by which conventions they were counted."""
+        return fitter.fit(observations).model_copy(
+            update={
+                "params_name": self.plan.params_name,
+                "flops_name": self.plan.flops_name,
+                "unit": self.plan.unit,
+            }
+        )
+
+    def predict(self, flops: float) -> Optimum:
+        """N_opt, D_opt and L_opt for a training budget, with intervals. Raises FitError."""
+        return self.fitter.optimum(self.fit, flops)
+
+    def table(self, budgets: Sequence[float] | None = None) -> DataTable:
+        """What to train for each budget: those of the sweep, and 10 and 100 times the largest."""
+        from flops_fit_core.report import predictions_table
+
+        wanted = budgets or [*self.plan.budgets, 10 * self.plan.budgets[-1], 100 * self.plan.budgets[-1]]
+        return predictions_table(self.fit, [self.predict(flops) for flops in wanted])
+
+    chinchilla_table = table
+    """Table 3 of Hoffmann et al. 2022, for this study's models and data."""
+
+    def minima(self) -> DataTable:
+        """The minimum of each IsoFLOP profile."""
+        from flops_fit_core.report import minima_table
+
+        return minima_table(self.fit)
+
+    def plot(self, path: str | Path | None = None) -> Figure:
+        """The IsoFLOP profiles with their minima starred; saved as well where a path is given (PNG, SVG, PDF)."""
+        from flops_fit_core.report import isoflop_figure
+
+        figure: Figure = isoflop_figure(self.observations, self.fit, synthetic=self.synthetic)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def report(self, folder: str | Path | None = None) -> list[Path]:
+        """Write figures, tables and the page. Returns the files, the page first."""
+        from flops_fit_core.report import write_report
+
+        target = Path(folder) if folder is not None else self.folder.report
+        return write_report(
+            target,
+            observations=self.observations,
+            fit=self.fit,
+            optimum=self.predict,
+            results=self.results,
+            plan=self.plan,
+        )
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any loss was computed from a formula."""
+        return any(result.synthetic for result in self.results)
+
+    def __repr__(self) -> str:
+        done = sum(result.status == "completed" for result in self.results)
+        return f"<Study {self.plan.name!r}: {done} of {len(self.plan.runs)} runs completed, in {self.folder.path}>"
+
+
+def study_folder(out: str | Path | None, name: str) -> StudyFolder:
+    """``out``, or ``runs/<name>`` in the working directory. Raises ConfigError where a file is in the way."""
+    path = Path(out) if out is not None else Path("runs") / name
+    if path.exists() and not path.is_dir():
+        raise ConfigError(f"{path} is a file; a study needs a folder: write --out FOLDER")
+    return StudyFolder(path.absolute())

@@ -1,0 +1,203 @@
+"""The sweep loop: skip what is finished, dispatch, store, observe. What fails is a result.
+
+Only this loop touches the store and the loggers. Several drivers may run one study at once: each run is
+claimed before it is trained, and a claim whose driver died runs out.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import time
+import uuid
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from flops_fit_core.contracts import Executor, JobEnded, Logger, ResultStore
+from flops_fit_core.records import Job, Progress, RunError, RunResult, SweepPlan
+from flops_fit_core.registry import Registry
+
+LEASE_SECONDS = 60.0
+"""For how long a run stays claimed after its driver was last heard of."""
+TURN_SECONDS = 0.5
+"""How long the loop listens before it looks at other things."""
+
+logger = logging.getLogger("flops_fit")
+
+
+class Sweep:
+    """One driver's pass over a plan.
+
+    Args:
+        plan: What to train.
+        store: Where results are kept.
+        executor: Where jobs run. Closed at the end, whatever happens.
+        registry: Whose observers are told of each result and of the end.
+        loggers: Told of everything; what one raises is reported once and never stops the sweep.
+        retry_failed: Whether runs whose latest attempt failed are tried again (once a call of :meth:`run`).
+        again: Whether finished runs are trained again, as further attempts.
+    """
+
+    def __init__(
+        self,
+        plan: SweepPlan,
+        store: ResultStore,
+        executor: Executor,
+        registry: Registry,
+        *,
+        loggers: Sequence[Logger] = (),
+        retry_failed: bool = True,
+        again: bool = False,
+    ) -> None:
+        self.plan = plan
+        self.store = store
+        self.executor = executor
+        self.registry = registry
+        self.loggers = list(loggers)
+        self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
+        self._again = again
+        self._retry_failed = retry_failed
+        self._waiting: deque[Job] = deque()
+        self._elsewhere: list[Job] = []
+        self._running: dict[str, Job] = {}
+        self._answered: set[str] = set()
+        self._renewed = 0.0
+
+    def run(self) -> list[RunResult]:
+        """Train what is missing. Returns the latest result of every run of the plan that has one.
+
+        Raises StoreError where results can no longer be kept; KeyboardInterrupt stops the workers first.
+        """
+        self._waiting = deque(self._missing_jobs())
+        self._tell("started", self.plan)
+        try:
+            while self._waiting or self._running or self._elsewhere:
+                self._dispatch()
+                for event in self.executor.events(TURN_SECONDS):
+                    self._handle(event)
+                    self._dispatch()
+                self._renew_claims()
+                if not self._running and self._elsewhere:
+                    self._look_elsewhere()
+        finally:
+            self.executor.close()
+            for job in self._running.values():
+                self._release(job)
+            self._tell("close")
+        results = self.results()
+        self.registry.sweep_finished(self.plan, results)
+        return results
+
+    def results(self) -> list[RunResult]:
+        """The latest result of every run of the plan that has one, in the plan's order."""
+        kept = {result.id: result for result in self.store.results()}
+        return [kept[run.id] for run in self.plan.runs if run.id in kept]
+
+    # ------------------------------------------------------------------ what to train
+
+    def _missing_jobs(self) -> list[Job]:
+        latest = {result.id: result for result in self.store.results()}
+        missing, attempts = set(), {}
+        for run in self.plan.runs:
+            result = latest.get(run.id)
+            if result is None:
+                missing.add(run.id)
+            elif self._again or (not result.is_finished and self._retry_failed):
+                missing.add(run.id)
+                attempts[run.id] = result.attempt + 1
+        return self.plan.jobs(missing, attempts)
+
+    def _dispatch(self) -> None:
+        while self._waiting and len(self._running) < self.executor.capacity:
+            job = self._waiting.popleft()
+            if not self._claim(job):
+                self._elsewhere.append(job)
+            elif self._was_finished_meanwhile(job):
+                self._release(job)
+            else:
+                self._running[job.id] = job
+                self.executor.submit(job)
+
+    def _claim(self, job: Job) -> bool:
+        held: list[str] = []
+        for run in job.runs:
+            if not self.store.claim(run.id, self.owner, LEASE_SECONDS):
+                for run_id in held:
+                    self.store.release(run_id, self.owner)
+                return False
+            held.append(run.id)
+        return True
+
+    def _was_finished_meanwhile(self, job: Job) -> bool:
+        """Whether another driver gave the results between our look at the store and our claim."""
+        return all(
+            (result := self.store.get(run.id)) is not None and result.attempt >= job.attempts.get(run.id, 1)
+            for run in job.runs
+        )
+
+    def _look_elsewhere(self) -> None:
+        """Only runs that other drivers hold are left: wait for their results, or for a claim to run out."""
+        time.sleep(TURN_SECONDS)
+        self._waiting = deque(job for job in self._elsewhere if not self._was_finished_meanwhile(job))
+        self._elsewhere = []
+
+    def _renew_claims(self) -> None:
+        if time.monotonic() - self._renewed < LEASE_SECONDS / 4:
+            return
+        self._renewed = time.monotonic()
+        for run in (run for job in self._running.values() for run in job.runs):
+            if not self.store.renew(run.id, self.owner, LEASE_SECONDS):
+                logger.warning("run %s: another driver has taken it over", run.id)
+
+    def _release(self, job: Job) -> None:
+        for run in job.runs:
+            self.store.release(run.id, self.owner)
+
+    # ------------------------------------------------------------------ what comes back
+
+    def _handle(self, event: Progress | RunResult | JobEnded) -> None:
+        if isinstance(event, Progress):
+            self._tell("progress", event)
+        elif isinstance(event, RunResult):
+            self._keep(event)
+        else:
+            self._end(event)
+
+    def _keep(self, result: RunResult) -> None:
+        self.store.add(result)
+        self._answered.add(result.id)
+        self.registry.run_finished(result.run, result)
+        self._tell("finished", result)
+
+    def _end(self, ended: JobEnded) -> None:
+        job = self._running.pop(ended.job)
+        for run in job.runs:
+            if run.id not in self._answered and ended.reason is not None:
+                error = RunError(type="WorkerLost", message=ended.reason)
+                self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
+        self._release(job)
+
+    def _tell(self, what: str, *arguments: Any) -> None:
+        for listener in list(self.loggers):
+            try:
+                getattr(listener, what)(*arguments)
+            except Exception:
+                logger.exception("logger %s stops: %s failed", type(listener).__name__, what)
+                self.loggers.remove(listener)
+
+
+def count_states(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, int]:
+    """How many runs of the plan are in each state: waiting, or their latest result's status."""
+    latest = {result.id: result.status for result in results}
+    states: dict[str, int] = {"waiting": 0, "completed": 0, "diverged": 0, "failed": 0}
+    for run in plan.runs:
+        states[latest.get(run.id, "waiting")] += 1
+    return states
+
+
+def states_by_run(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, str]:
+    """Run id -> waiting, completed, diverged or failed."""
+    latest = {result.id: str(result.status) for result in results}
+    return {run.id: latest.get(run.id, "waiting") for run in plan.runs}

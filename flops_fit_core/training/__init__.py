@@ -1,0 +1,9 @@
+"""Job -> results: what a worker does. The only room that imports torch when it is imported."""
+
+from flops_fit_core.training.context import WorkerContext
+from flops_fit_core.training.estimate import estimate_seconds
+from flops_fit_core.training.evaluate import HeldOut, evaluate
+from flops_fit_core.training.loop import TorchTrainer
+from flops_fit_core.training.worker import work
+
+__all__ = ["HeldOut", "TorchTrainer", "WorkerContext", "estimate_seconds", "evaluate", "work"]

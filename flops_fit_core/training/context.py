@@ -1,0 +1,182 @@
+"""What a worker gives to a trainer: the run's plugins, chosen again from the job's record."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import time
+import traceback
+from collections.abc import Callable
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from flops_fit_core.config import Chosen, choose
+from flops_fit_core.contracts import Dataset, Device, FlopCount, MeasuredModel, ParameterGroup, RunParts, RunView
+from flops_fit_core.errors import PluginError, RunFailed
+from flops_fit_core.measure import count_parameters
+from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
+from flops_fit_core.registry import Registry
+
+_KINDS = ("model", "dataset", "optimizer", "schedule", "flops", "trainer")
+
+
+class WorkerContext:
+    """Implements ``TrainContext`` for one job in one process."""
+
+    def __init__(
+        self, job: Job, registry: Registry, folder: Path, should_stop: Callable[[], bool] = lambda: False
+    ) -> None:
+        self.job = job
+        self.registry = registry
+        self.checkpoints = folder / "checkpoints"
+        self.should_stop = should_stop
+        self._started: dict[str, float] = {}
+        self._counts: dict[str, tuple[ParameterCounts, FlopCount]] = {}
+        self._dataset: tuple[str, Dataset] | None = None
+
+    @cached_property
+    def device(self) -> Device:
+        """Built when it is first asked for, in the process that uses it."""
+        chosen = choose("device", self.job.device, self.registry)
+        device: Device = chosen.spec.build(chosen.options)
+        return device
+
+    def chosen(self, kind: str, run: RunSpec) -> Chosen[Any]:
+        """The run's plugin of a kind, with its options and the job's runtime options."""
+        choice = run.flops_counter if kind == "flops" else getattr(run, kind)
+        return choose(kind, choice, self.registry, self.job.runtime.get(kind))
+
+    def dataset(self, run: RunSpec) -> Dataset:
+        """The run's data in the order of its seed.
+
+        Raises RunFailed where the data is no longer what the run was planned with.
+        """
+        key = f"{run.dataset.model_dump_json()} {run.seed}"
+        if self._dataset is None or self._dataset[0] != key:
+            chosen = self.chosen("dataset", run)
+            dataset: Dataset = chosen.spec.build(chosen.options, run.seed)
+            self._dataset = key, dataset
+        dataset = self._dataset[1]
+        if dataset.fingerprint != run.fingerprint:
+            raise RunFailed(
+                f"the data has changed since this run was planned (fingerprint {dataset.fingerprint}, planned "
+                f"with {run.fingerprint}): plan again"
+            )
+        return dataset
+
+    def build(self, run: RunSpec) -> RunParts:
+        """Everything of one run, on its device. The weights depend on the seed, not on the device."""
+        self._started[run.id] = time.monotonic()
+        self.device.release()
+        dataset = self.dataset(run)
+        torch.manual_seed(run.seed)
+        model_choice = self.chosen("model", run)
+        model = model_choice.spec.build(model_choice.options, dataset.task)
+        self._count(run, model_choice, model, dataset)
+        model = model.to(self.device.torch_device)
+        view = self.view(run, model_choice, dataset)
+        optimizer = self.chosen("optimizer", run)
+        schedule = self.chosen("schedule", run)
+        return RunParts(
+            model=model,
+            dataset=dataset,
+            optimizer=optimizer.spec.build(optimizer.options, model, view),
+            schedule=schedule.spec.build(schedule.options, view),
+        )
+
+    def view(self, run: RunSpec, model: Chosen[Any], dataset: Dataset) -> RunView:
+        """What the run's optimizer and schedule see of it."""
+        return RunView(
+            steps=run.steps,
+            tokens=run.tokens,
+            tokens_per_step=run.batch_size * dataset.task.tokens_per_sample,
+            base_width=run.base_width,
+            groups=partial(parameter_groups, model),
+        )
+
+    def _count(self, run: RunSpec, chosen: Chosen[Any], model: nn.Module, dataset: Dataset) -> None:
+        """Count the model that was really built; it must be the one that was planned."""
+        parameters = count_parameters(model, dataset.task)
+        own = chosen.spec.flops_per_token
+        counter = self.chosen("flops", run)
+        count: FlopCount = counter.spec.build(
+            counter.options,
+            MeasuredModel(
+                module=model,
+                task=dataset.task,
+                parameters=parameters,
+                own_flops_per_token=own(chosen.options, dataset.task) if own else None,
+                family=chosen.name,
+            ),
+        )
+        if count.params != run.params:
+            raise RunFailed(
+                f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
+                f"plan again"
+            )
+        self._counts[run.id] = parameters, count
+
+    def result(self, run: RunSpec, status: Status, **measured: Any) -> RunResult:
+        """What the trainer measured, completed by what the worker knows."""
+        parameters, count = self._counts.get(run.id, (None, None))
+        tokens = measured.get("tokens", 0)
+        known: dict[str, Any] = {
+            "attempt": self.job.attempts.get(run.id, 1),
+            "flops": run.flops_per_token * tokens,
+            "parameters": parameters,
+            "seconds": time.monotonic() - self._started.get(run.id, time.monotonic()),
+            "versions": self._versions(run),
+            "runtime": self.job.runtime,
+        }
+        if count is not None:
+            known |= {"params_name": count.params_name, "flops_name": count.flops_name}
+        if "device" in self.__dict__:
+            known |= {"device": self.device.name, "peak_memory": self.device.peak_memory()}
+        return RunResult(run=run, status=status, **(known | measured))
+
+    def failed(self, run: RunSpec, error: BaseException) -> RunResult:
+        """The result of a run that raised."""
+        text = "".join(traceback.format_exception(error))
+        return self.result(
+            run, "failed", error=RunError(type=type(error).__name__, message=str(error), traceback=text)
+        )
+
+    def _versions(self, run: RunSpec) -> dict[str, str]:
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        for kind in _KINDS:
+            choice = run.flops_counter if kind == "flops" else getattr(run, kind)
+            try:
+                name, _, version = self.registry.find(kind, choice.name).source.rpartition(" ")
+            except LookupError:
+                continue
+            versions[name] = version
+        return versions
+
+    def release(self) -> None:
+        """Forget what was built and give the device's memory back."""
+        self._dataset = None
+        gc.collect()
+        if "device" in self.__dict__:
+            self.device.release()
+
+
+def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
+    """The family's groups, or one group of everything, which gets one learning rate.
+
+    Raises PluginError where a family's groups leave out a parameter or have one twice.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if model.spec.parameter_groups is None:
+        return [ParameterGroup(trained)]
+    groups = [group for group in model.spec.parameter_groups(module) if group.parameters]
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
+    if sorted(grouped) != sorted(id(parameter) for parameter in trained):
+        raise PluginError(
+            f"model {model.name!r}: parameter_groups gives {len(grouped)} parameters of which "
+            f"{len(set(grouped))} are different; the model has {len(trained)}, and each must be in one group"
+        )
+    return groups

@@ -1,0 +1,71 @@
+"""Held-out loss: the same tokens for every run, no gradient, sums in float64."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from flops_fit_core.contracts import Batch, Dataset
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What an evaluation measured."""
+
+    loss: float
+    """Nats per prediction; NaN or infinite where the model is broken."""
+    tokens: int
+    """Predictions that it is the mean of."""
+    metrics: dict[str, float]
+
+
+def to_device(batch: Batch, device: str) -> Batch:
+    """The batch with its tensors on ``device``; copies do not wait where the memory is pinned."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return {key: to_device(item, device) for key, item in batch.items()}
+    if isinstance(batch, list | tuple):
+        return [to_device(item, device) for item in batch]
+    return batch
+
+
+@torch.no_grad()
+def evaluate(
+    model: nn.Module,
+    dataset: Dataset,
+    tokens: int,
+    *,
+    device: str,
+    batch_tokens: int,
+    autocast: AbstractContextManager[Any],
+) -> HeldOut:
+    """Mean held-out loss of ``model`` over the dataset's fixed sample of ``tokens`` tokens.
+
+    Leaves the model in the mode it was in and draws no random number.
+    """
+    task = dataset.task
+    was_training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for batch in dataset.heldout(tokens, max(1, batch_tokens // task.tokens_per_sample)):
+        batch = to_device(batch, device)
+        with autocast:
+            outputs = task.outputs(model, batch)
+            loss, number = task.loss(outputs, batch)
+        total += float(loss)
+        count += number
+        for name, (value, among) in task.metrics(outputs, batch).items():
+            sums[name] += value
+            counts[name] += among
+    model.train(was_training)
+    metrics = {name: sums[name] / counts[name] for name in sums if counts[name]}
+    return HeldOut(total / count if count else math.nan, count, metrics)

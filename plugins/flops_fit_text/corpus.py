@@ -1,0 +1,147 @@
+"""Files to rows of bytes, split by file into a training and a held-out part."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flops_fit_core import DataError, LanguageTask, TokenWindows
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from flops_fit_text import TextOptions
+
+END_OF_FILE = b"\0"
+NOT_SOURCES = {
+    "site-packages",
+    "dist-packages",
+    "test",
+    "tests",
+    "idle_test",
+    "encodings",
+    "lib2to3",
+    "pydoc_data",
+}
+"""Folders of the standard library that are left out: tests, and tables of data in the form of code."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Two rows of bytes, each file followed by a zero byte."""
+
+    training: NDArray[np.uint8]
+    heldout: NDArray[np.uint8]
+
+
+class TextDataset:
+    """Windows of bytes; the vocabulary is the 256 bytes. See ``Dataset`` in flops_fit_core."""
+
+    bytes_per_token: float | None = 1.0
+
+    def __init__(self, corpus: Corpus, context: int, seed: int) -> None:
+        self.task = LanguageTask(vocab_size=256, context=context)
+        self._training = TokenWindows(corpus.training, context, seed)
+        self._heldout = TokenWindows(corpus.heldout, context)
+        self.tokens: int | None = self._training.count * context
+        self.fingerprint = _fingerprint(corpus)
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
+        """Ids of shape (batch_size, context + 1), int64."""
+        import torch
+
+        position = start
+        while True:
+            yield torch.from_numpy(self._training.batch(position, batch_size))
+            position += batch_size
+
+    def heldout(self, tokens: int, batch_size: int) -> Iterator[Tensor]:
+        """Evenly spaced over the held-out files in order of their names, so every file gives its share."""
+        import torch
+
+        windows = self._heldout.spread(max(1, round(tokens / self.task.context)))
+        for first in range(0, len(windows), batch_size):
+            yield torch.from_numpy(self._heldout.rows(windows[first : first + batch_size]))
+
+
+def read_corpus(options: TextOptions) -> Corpus:
+    """Raises DataError where a part is empty or a file cannot be read."""
+    files = _standard_library() if options.path is None else _find(options.path)
+    where = options.path or "the Python standard library"
+    if options.heldout_path is None:
+        training = [(name, path) for name, path in files if not _is_held_out(name, options.heldout_share)]
+        heldout = [(name, path) for name, path in files if _is_held_out(name, options.heldout_share)]
+        if not training or not heldout:
+            raise DataError(
+                f"dataset 'text': {len(files)} files in {where} leave nothing to "
+                f"{'hold out' if training else 'train on'}: a file is held out as a whole. Give more files, "
+                f"another dataset.heldout_share, or dataset.heldout_path"
+            )
+    else:
+        heldout = _find(options.heldout_path)
+        same = {path.resolve() for _, path in heldout}
+        training = [(name, path) for name, path in files if path.resolve() not in same]
+        if not training:
+            raise DataError(f"dataset 'text': every file of {where} is also in heldout_path; nothing to train on")
+    corpus = Corpus(_read(training), _read(heldout))
+    for part, row in (("training", corpus.training), ("held-out", corpus.heldout)):
+        if len(row) <= options.context:
+            raise DataError(
+                f"dataset 'text': the {part} part of {where} has {len(row)} bytes, fewer than one window of "
+                f"context + 1 = {options.context + 1}"
+            )
+    return corpus
+
+
+def _is_held_out(name: str, share: float) -> bool:
+    digest = hashlib.sha256(name.encode()).digest()
+    return int.from_bytes(digest[:8], "big") < share * 2**64
+
+
+def _standard_library() -> list[tuple[str, Path]]:
+    root = Path(sysconfig.get_paths()["stdlib"])
+    found = [(path.relative_to(root), path) for path in root.rglob("*.py")]
+    return sorted((name.as_posix(), path) for name, path in found if NOT_SOURCES.isdisjoint(name.parts))
+
+
+def _find(path: str) -> list[tuple[str, Path]]:
+    """(Name relative to the folder that was given, path) of every file, in order of the names."""
+    root = Path(path)
+    if root.is_dir():
+        found = [one for one in root.rglob("*") if one.is_file()]
+    elif root.is_file():
+        found, root = [root], root.parent
+    else:
+        found = [one for one in map(Path, glob.glob(path, recursive=True)) if one.is_file()]  # noqa: PTH207 (absolute patterns)
+        root = _fixed_part(root)
+    if not found:
+        raise DataError(f"dataset 'text': no file matches {path!r}: give a folder, a file or a glob")
+    return sorted((one.relative_to(root).as_posix(), one) for one in found)
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folders of a glob before its first wildcard."""
+    return next(parent for parent in pattern.parents if not glob.has_magic(str(parent)))
+
+
+def _read(files: list[tuple[str, Path]]) -> NDArray[np.uint8]:
+    try:
+        text = b"".join(path.read_bytes() + END_OF_FILE for _, path in files)
+    except OSError as error:
+        raise DataError(f"dataset 'text': cannot read {error.filename}: {error.strerror}") from None
+    return np.frombuffer(text, dtype=np.uint8)
+
+
+def _fingerprint(corpus: Corpus) -> str:
+    digest = hashlib.sha256(corpus.training.data)
+    digest.update(b"held out")
+    digest.update(corpus.heldout.data)
+    return digest.hexdigest()[:16]
