@@ -61,3 +61,12 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the caller's environment disables is there for the tests."""
     monkeypatch.delenv("FLOPS_FIT_DISABLE", raising=False)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave slow tests out unless ``-m`` says which ones to run."""
+    if config.option.markexpr:
+        return
+    slow = [item for item in items if item.get_closest_marker("slow")]
+    config.hook.pytest_deselected(items=slow)
+    items[:] = [item for item in items if item not in slow]

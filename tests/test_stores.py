@@ -1,5 +1,30 @@
-"""The bundled stores: the conformance kit, and what it cannot know."""
-from flops_fit_core.testing import StoreConformance
+"""The bundled stores: the conformance kit, and what the kit cannot know of their files."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from sqlite_utils import Database
+
+from flops_fit_core import ResultStore, RunResult, StoreError
+from flops_fit_core.registry import installed
+from flops_fit_core.testing import StoreConformance, example_result, example_run
+from flops_fit_core.testing.examples import result_of
+from flops_fit_stores.database import APPLICATION_ID, MIGRATIONS, migrate
+
 
 class TestSqlite(StoreConformance):
     name = "sqlite"
@@ -7,3 +32,566 @@ class TestSqlite(StoreConformance):
 
 class TestJson(StoreConformance):
     name = "json"
+
+
+@pytest.mark.slow
+class TestSqliteKilledTwentyTimes(StoreConformance):
+    name = "sqlite"
+    kills = 20
+
+
+@pytest.mark.slow
+class TestJsonKilledTwentyTimes(StoreConformance):
+    name = "json"
+    kills = 20
+
+
+BOTH = ["sqlite", "json"]
+
+
+def open_store(name: str, folder: Path, **options: Any) -> ResultStore:
+    spec = installed().find("store", f"stores/{name}").spec
+    store: ResultStore = spec.build(spec.options.model_validate(options), folder)
+    return store
+
+
+def filled(name: str, folder: Path, count: int = 30) -> Path:
+    """A closed store with some results; gives its file."""
+    with closing(open_store(name, folder)) as store:
+        for seed in range(count):
+            store.add(result_of(seed))
+    return folder / f"results.{name}"
+
+
+def query(path: Path, sql: str) -> list[Any]:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def in_another_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+
+
+# ---------------------------------------------------------------------------- both
+
+
+def test_two_kinds_of_store_in_one_folder_do_not_hurt_each_other(tmp_path: Path) -> None:
+    with closing(open_store("sqlite", tmp_path)) as database, closing(open_store("json", tmp_path)) as file:
+        database.add(result_of(1))
+        file.add(result_of(2))
+        assert database.claim("run", "anna", 600)
+        assert file.claim("run", "bert", 600)
+        assert database.results() == [result_of(1)]
+        assert file.results() == [result_of(2)]
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_store_makes_the_study_folder(name: str, tmp_path: Path) -> None:
+    assert filled(name, tmp_path / "runs" / "new", count=1).is_file()
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_every_digit_of_a_number_is_kept(name: str, tmp_path: Path) -> None:
+    generator = random.Random(0)
+    doubles = [generator.uniform(-1, 1) * 10.0 ** generator.randint(-300, 300) for _ in range(500)]
+    result = example_result(metrics={str(index): value for index, value in enumerate(doubles)})
+    with closing(open_store(name, tmp_path)) as store:
+        store.add(result)
+    with closing(open_store(name, tmp_path)) as store:
+        found = store.get(result.id)
+    assert found is not None
+    assert list(found.metrics.values()) == doubles
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_number_hidden_in_a_dict_must_be_finite_too(name: str, tmp_path: Path) -> None:
+    result = example_result()
+    result.metrics["accuracy"] = math.nan
+    with closing(open_store(name, tmp_path)) as store:
+        with pytest.raises(ValueError, match="finite"):
+            store.add(result)
+        assert store.results() == []
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_store_that_is_deleted_while_in_use_does_not_pretend_to_keep_results(name: str, tmp_path: Path) -> None:
+    with closing(open_store(name, tmp_path)) as store:
+        store.add(result_of(1))
+        (tmp_path / f"results.{name}").rename(tmp_path / "taken")
+        with pytest.raises(StoreError, match="moved or deleted while in use"):
+            store.add(result_of(2))
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_a_folder_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(StoreError, match=r"runs.study: cannot make this folder"):
+        open_store(name, tmp_path / "runs" / "study")
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_processes_that_create_a_store_at_once_share_one(name: str, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from flops_fit_core.registry import installed\n"
+        "from flops_fit_core.testing.examples import result_of\n"
+        "spec = installed().find('store', sys.argv[1]).spec; import flops_fit_stores.sqlite\n"
+        "print('ready', flush=True); sys.stdin.readline()\n"
+        "store = spec.build(spec.options(), Path(sys.argv[2]))\n"
+        "store.add(result_of(int(sys.argv[3]))); store.close()\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, name, tmp_path, str(seed)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for seed in range(3)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    assert [process.communicate("go\n")[1] for process in processes] == [""] * 3
+    with closing(open_store(name, tmp_path)) as store:
+        assert sorted(result.run.seed for result in store.results()) == [0, 1, 2]
+
+
+# ---------------------------------------------------------------------------- files that are not as they should be
+
+
+def cut_in_half(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def cut_to_a_few_bytes(path: Path) -> None:
+    os.truncate(path, 20)
+
+
+def zeros_in_the_middle(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.seek(path.stat().st_size // 2)
+        file.write(bytes(8192))
+
+
+def other_text(path: Path) -> None:
+    path.write_text("my shopping list")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def other_database(path: Path) -> None:
+    path.unlink()
+    query(path, "CREATE TABLE photos (id INTEGER PRIMARY KEY)")
+
+
+def newer_schema(path: Path) -> None:
+    query(path, f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+
+
+def empty(path: Path) -> None:
+    path.write_text("")
+
+
+def other_json(path: Path) -> None:
+    path.write_text('{"results": []}')
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def newer_version(path: Path) -> None:
+    change_json(path, version=2)
+
+
+def results_are_no_list(path: Path) -> None:
+    change_json(path, results={"a": 1})
+
+
+def an_entry_without_id(path: Path) -> None:
+    change_json(path, results=[{"attempt": 1}])
+
+
+def not_a_number(path: Path) -> None:
+    path.write_text(path.read_text().replace('"loss": 2.345678901234568', '"loss": NaN', 1))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("sqlite", cut_in_half, "damaged"),
+        ("sqlite", cut_to_a_few_bytes, "damaged"),
+        ("sqlite", zeros_in_the_middle, "damaged"),
+        ("sqlite", other_text, "not an SQLite database"),
+        ("sqlite", other_database, "another program"),
+        ("sqlite", newer_schema, "newer flops-fit"),
+        ("sqlite", a_folder, "not a file"),
+        ("json", cut_in_half, "cut off or no longer JSON"),
+        ("json", cut_to_a_few_bytes, "cut off or no longer JSON"),
+        ("json", zeros_in_the_middle, "cut off or no longer JSON"),
+        ("json", other_text, "cut off or no longer JSON"),
+        ("json", empty, "empty"),
+        ("json", other_json, "belongs to something else"),
+        ("json", newer_version, "a newer one wrote it"),
+        ("json", results_are_no_list, "results: Input should be a valid list"),
+        ("json", an_entry_without_id, r"results\.0\.id: Field required"),
+        ("json", not_a_number, "cut off or no longer JSON"),
+        ("json", a_folder, "Is a directory"),
+    ],
+)
+def test_a_file_that_is_not_as_it_should_be_is_named_and_left_alone(
+    name: str, damage: Callable[[Path], None], says: str, tmp_path: Path
+) -> None:
+    path = filled(name, tmp_path)
+    damage(path)
+    before = path.read_bytes() if path.is_file() else b""
+    for _ in range(2):
+        with pytest.raises(StoreError, match=says) as caught:
+            open_store(name, tmp_path)
+        assert str(path) in str(caught.value)
+    assert (path.read_bytes() if path.is_file() else b"") == before
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, other_json, newer_version])
+def test_a_file_that_is_damaged_while_in_use_is_not_overwritten(
+    damage: Callable[[Path], None], tmp_path: Path
+) -> None:
+    path = filled("json", tmp_path)
+    store = open_store("json", tmp_path)
+    damage(path)
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=r"results\.json"):
+        store.add(result_of(99))
+    assert path.read_bytes() == before
+
+
+def test_a_record_that_was_edited_into_nonsense_is_named(tmp_path: Path) -> None:
+    path = filled("sqlite", tmp_path, count=3)
+    wrong = "replace(record, 'completed', 'finished')"
+    query(path, f"UPDATE results SET record = {wrong} WHERE id = '{result_of(1).id}'")
+    with closing(open_store("sqlite", tmp_path)) as store:
+        assert store.get(result_of(2).id) == result_of(2)
+        with pytest.raises(StoreError, match=f"run {result_of(1).id}, attempt 1: status: Input should be"):
+            store.results()
+
+
+def test_an_entry_that_was_edited_into_nonsense_is_named(tmp_path: Path) -> None:
+    path = filled("json", tmp_path, count=3)
+    path.write_text(path.read_text().replace('"status": "completed"', '"status": "finished"', 1))
+    with closing(open_store("json", tmp_path)) as store:
+        assert store.get(result_of(2).id) == result_of(2)
+        with pytest.raises(StoreError, match=f"run {result_of(0).id}, attempt 1: status: Input should be"):
+            store.results()
+
+
+def test_a_log_whose_database_is_gone_is_not_deleted(tmp_path: Path) -> None:
+    killed_with_results_in_the_log(tmp_path)
+    log = tmp_path / "results.sqlite-wal"
+    before = log.read_bytes()
+    os.truncate(tmp_path / "results.sqlite", 0)
+    with pytest.raises(StoreError, match=r"missing or empty, while results\.sqlite-wal beside it"):
+        open_store("sqlite", tmp_path)
+    (tmp_path / "results.sqlite").unlink()
+    with pytest.raises(StoreError, match="missing or empty"):
+        open_store("sqlite", tmp_path)
+    assert log.read_bytes() == before
+
+
+def test_a_cut_database_with_a_log_is_left_alone_together_with_it(tmp_path: Path) -> None:
+    filled("sqlite", tmp_path)
+    killed_with_results_in_the_log(tmp_path)
+    path, log = tmp_path / "results.sqlite", tmp_path / "results.sqlite-wal"
+    cut_in_half(path)
+    before = path.read_bytes(), log.read_bytes()
+    with pytest.raises(StoreError, match="damaged"):
+        open_store("sqlite", tmp_path)
+    assert (path.read_bytes(), log.read_bytes()) == before
+
+
+def killed_with_results_in_the_log(folder: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from flops_fit_core.testing.examples import result_of\n"
+        "from flops_fit_stores.sqlite import SqliteStore\n"
+        "store = SqliteStore(Path(sys.argv[1]) / 'results.sqlite', 10)\n"
+        "for seed in range(1000, 1005): store.add(result_of(seed))\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert in_another_python(code, str(folder)).returncode == -signal.SIGKILL
+    assert (folder / "results.sqlite-wal").stat().st_size > 0
+
+
+def test_a_process_killed_while_it_created_the_database_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    code = (
+        "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "db.execute('PRAGMA cache_size = 2'); db.execute('BEGIN IMMEDIATE'); db.execute('CREATE TABLE t (x)')\n"
+        "db.executemany('INSERT INTO t VALUES (?)', [('x' * 3000,)] * 100); os.kill(os.getpid(), 9)"
+    )
+    path = tmp_path / "results.sqlite"
+    assert in_another_python(code, str(path)).returncode == -signal.SIGKILL
+    assert path.stat().st_size > 0
+    assert path.with_name("results.sqlite-journal").stat().st_size > 0
+    with closing(open_store("sqlite", tmp_path)) as store:
+        store.add(result_of(1))
+        assert store.results() == [result_of(1)]
+
+
+def test_half_a_file_left_by_a_killed_writer_is_not_looked_at(tmp_path: Path) -> None:
+    filled("json", tmp_path, count=2)
+    (tmp_path / "results.json.new").write_text('{"format": "flops-f')
+    with closing(open_store("json", tmp_path)) as store:
+        store.add(result_of(2))
+        assert [result.run.seed for result in store.results()] == [0, 1, 2]
+
+
+def test_damaged_claims_are_named_and_cost_no_result(tmp_path: Path) -> None:
+    filled("json", tmp_path, count=2)
+    with closing(open_store("json", tmp_path)) as store:
+        assert store.claim("run", "anna", 600)
+        claims = tmp_path / "results.claims.json"
+        claims.write_text(claims.read_text()[:-30])
+        with pytest.raises(StoreError, match=r"results\.claims\.json: damaged"):
+            store.claim("run", "anna", 600)
+        store.add(result_of(2))
+        assert len(store.results()) == 3
+
+
+# ---------------------------------------------------------------------------- locks
+
+
+def test_a_database_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
+    path = filled("sqlite", tmp_path, count=1)
+    with closing(open_store("sqlite", tmp_path, wait=0.2)) as store:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            assert len(store.results()) == 1
+            with pytest.raises(StoreError, match=r"locked for 0\.2 seconds"):
+                store.add(result_of(1))
+        store.add(result_of(1))
+
+
+def test_a_file_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
+    path = filled("json", tmp_path, count=1)
+    with closing(open_store("json", tmp_path, wait=0.2)) as store:
+        with FileLock(f"{path}.lock"):
+            assert len(store.results()) == 1
+            with pytest.raises(StoreError, match=r"held results\.json\.lock for 0\.2 seconds"):
+                store.add(result_of(1))
+        store.add(result_of(1))
+
+
+# ---------------------------------------------------------------------------- sqlite
+
+
+def test_the_database_can_be_asked_without_us(tmp_path: Path) -> None:
+    run = example_run(seed=7, budget=5e10, params=1234, tokens=5678)
+    with closing(open_store("sqlite", tmp_path)) as store:
+        store.add(example_result(run=run, loss=2.5, flops=9e9))
+        store.add(example_result(run=example_run(seed=8), attempt=3, status="diverged"))
+    columns = "id, attempt, status, model, params, tokens, flops, loss, seed, budget, finished"
+    first, second = query(tmp_path / "results.sqlite", f"SELECT {columns} FROM results ORDER BY added")
+    when = "2026-11-01T12:30:15.123456+00:00"
+    assert first == (run.id, 1, "completed", "gpt/gpt", 1234, 5678, 9e9, 2.5, 7, 5e10, when)
+    assert second[1:4] == (3, "diverged", "gpt/gpt")
+    assert second[7] is None
+
+
+def test_the_database_says_whose_it_is_and_survives_power_failure(tmp_path: Path) -> None:
+    path = filled("sqlite", tmp_path, count=1)
+    assert query(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
+    assert query(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
+    assert query(path, "PRAGMA journal_mode") == [("wal",)]
+    with closing(open_store("sqlite", tmp_path)) as store:
+        full = 2
+        assert store._db.execute("PRAGMA synchronous").fetchone() == (full,)  # type: ignore[attr-defined]
+
+
+def test_a_closed_database_is_one_file(tmp_path: Path) -> None:
+    filled("sqlite", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.sqlite"]
+
+
+def add_a_note(db: Database) -> None:
+    db.table("results").add_column("note", str)
+
+
+def stumble(db: Database) -> None:
+    raise ZeroDivisionError
+
+
+def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
+    path = filled("sqlite", tmp_path, count=3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        db = Database(connection)
+        migrate(db, (*MIGRATIONS, add_a_note))
+        migrate(db, (*MIGRATIONS, add_a_note))
+    assert query(path, "PRAGMA user_version") == [(len(MIGRATIONS) + 1,)]
+    assert query(path, "SELECT seed, note FROM results ORDER BY added") == [(0, None), (1, None), (2, None)]
+
+
+def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
+    path = filled("sqlite", tmp_path, count=3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, pytest.raises(ZeroDivisionError):
+        migrate(Database(connection), (*MIGRATIONS, add_a_note, stumble))
+    with closing(open_store("sqlite", tmp_path)) as store:
+        assert len(store.results()) == 3
+    assert "note" not in str(query(path, "SELECT sql FROM sqlite_master"))
+
+
+# ---------------------------------------------------------------------------- json
+
+
+def test_the_file_is_made_for_people(tmp_path: Path) -> None:
+    path = filled("json", tmp_path, count=2)
+    data = json.loads(path.read_text(encoding="utf-8"))
+    assert (data["format"], data["version"]) == ("flops-fit results", 1)
+    assert list(data["results"][0])[:4] == ["id", "status", "attempt", "loss"]
+    assert data["results"][1]["id"] == result_of(1).id
+    assert '\n    {\n      "id": "' in path.read_text()
+
+
+def test_what_a_person_changes_in_the_file_is_seen_by_an_open_store(tmp_path: Path) -> None:
+    path = filled("json", tmp_path, count=3)
+    with closing(open_store("json", tmp_path)) as store:
+        assert len(store.results()) == 3
+        change_json(path, results=json.loads(path.read_text())["results"][1:])
+        assert [result.run.seed for result in store.results()] == [1, 2]
+        store.add(result_of(3))
+        assert [result.run.seed for result in store.results()] == [1, 2, 3]
+
+
+def test_nothing_is_written_where_a_claim_is_refused(tmp_path: Path) -> None:
+    with closing(open_store("json", tmp_path)) as store:
+        assert store.claim("run", "anna", 600)
+        before = (tmp_path / "results.claims.json").stat().st_mtime_ns
+        assert not store.claim("run", "bert", 600)
+        assert not store.renew("run", "bert", 600)
+        store.release("run", "bert")
+        assert (tmp_path / "results.claims.json").stat().st_mtime_ns == before
+
+
+# ---------------------------------------------------------------------------- the kit itself
+
+BROKEN = '''
+import json
+import pickle
+
+from flops_fit_core import StoreSpec, hookimpl
+
+
+class Buffered:
+    """Says that a result is safe while it is only in memory; claims are this process's own business."""
+
+    def __init__(self, folder):
+        self.path, self.claims, self.kept = folder / "results.pickle", {}, {}
+        if self.path.exists():
+            self.kept = pickle.loads(self.path.read_bytes())
+
+    def add(self, result):
+        type(result).model_validate(result.model_dump())
+        self.kept.setdefault(result.id, {})[result.attempt] = result
+
+    def attempts(self, run_id):
+        return [result for _, result in sorted(self.kept.get(run_id, {}).items())]
+
+    def get(self, run_id):
+        return next(reversed(self.attempts(run_id)), None)
+
+    def results(self):
+        return [self.get(run_id) for run_id in self.kept]
+
+    def claim(self, run_id, owner, seconds):
+        import time
+
+        held = self.claims.get(run_id)
+        if held and held[0] != owner and held[1] > time.time():
+            return False
+        self.claims[run_id] = owner, time.time() + seconds
+        return True
+
+    def renew(self, run_id, owner, seconds):
+        return self.claims.get(run_id, [None])[0] == owner and self.claim(run_id, owner, seconds)
+
+    def release(self, run_id, owner):
+        if self.claims.get(run_id, [None])[0] == owner:
+            del self.claims[run_id]
+
+    def close(self):
+        self.path.write_bytes(pickle.dumps(self.kept))
+
+
+class Careless(Buffered):
+    """Keeps one attempt a run, sorted by id; unknown runs raise; anything goes in; anybody may release."""
+
+    def add(self, result):
+        self.kept[result.id] = {1: result}
+
+    def get(self, run_id):
+        return self.kept[run_id][1]
+
+    def results(self):
+        return [self.get(run_id) for run_id in sorted(self.kept)]
+
+    def claim(self, run_id, owner, seconds):
+        return self.claims.setdefault(run_id, (owner, 0))[0] == owner
+
+    def release(self, run_id, owner):
+        self.claims.pop(run_id, None)
+
+
+@hookimpl
+def flops_fit_stores():
+    yield StoreSpec(name="buffered", build=lambda options, folder: Buffered(folder))
+    yield StoreSpec(name="careless", build=lambda options, folder: Careless(folder))
+'''
+
+TRY = """
+import broken
+
+from flops_fit_core.testing import StoreConformance
+
+
+class TestIt(StoreConformance):
+    name = "{name}"
+    plugins = {{"broken": broken}}
+    shared = {shared}
+    kills = 1
+"""
+
+
+def failures(pytester: pytest.Pytester, name: str, shared: bool) -> set[str]:
+    pytester.makepyfile(broken=BROKEN, test_it=TRY.format(name=name, shared=shared))
+    _, skipped, failed = pytester.inline_run("-p", "no:cacheprovider").listoutcomes()
+    assert bool(skipped) is not shared
+    return {report.nodeid.split("::")[-1].split("[")[0] for report in failed}
+
+
+def test_the_kit_catches_a_store_that_keeps_its_promises_only_within_a_process(pytester: pytest.Pytester) -> None:
+    assert failures(pytester, "buffered", shared=True) == {
+        "test_opening_again_finds_everything",
+        "test_two_processes_never_hold_one_claim",
+        "test_two_processes_adding_at_once_lose_nothing",
+        "test_a_killed_process_loses_nothing_that_was_added",
+    }
+
+
+def test_the_kit_catches_a_careless_store(pytester: pytest.Pytester) -> None:
+    assert failures(pytester, "careless", shared=False) == {
+        "test_an_unknown_run_has_no_result",
+        "test_every_attempt_is_kept_and_the_latest_counts",
+        "test_results_come_in_the_order_in_which_runs_were_first_added",
+        "test_a_number_that_is_not_finite_does_not_get_in",
+        "test_opening_again_finds_everything",
+        "test_only_the_holder_can_release",
+        "test_a_claim_ends_by_itself",
+        "test_a_renewed_claim_lasts_longer",
+        "test_claims_are_no_results",
+    }
+
+
+def test_what_the_kit_adds_is_a_valid_result() -> None:
+    assert RunResult.model_validate_json(example_result().model_dump_json()) == example_result()
+    assert {example_result(status=status).status for status in ("completed", "diverged", "failed")}

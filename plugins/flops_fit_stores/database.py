@@ -60,6 +60,7 @@ def open_database(path: Path, wait: float) -> Database:
             _refuse_what_is_not_ours(path, wait)
         connection = sqlite3.connect(path, timeout=wait, isolation_level=None)
         try:
+            _refuse_other_schemas(path, connection)
             db = Database(connection, execute_plugins=False)
             migrate(db)
             _log_ahead(db, wait)
@@ -108,15 +109,16 @@ def _refuse_what_is_not_ours(path: Path, wait: float) -> None:
     if not path.is_file():
         raise StoreError(f"{path}: not a file, so no store can be there. {START_ANEW}")
     with path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
-            raise StoreError(f"{path}: not an SQLite database, or its beginning is damaged. {START_ANEW}")
+        beginning = file.read(len(_MAGIC))
+    if beginning != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
+        raise StoreError(f"{path}: not an SQLite database, or its beginning is damaged. {START_ANEW}")
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=wait, isolation_level=None)) as connection:
         try:
             _refuse_other_schemas(path, connection)
             found = [text for (text,) in connection.execute("PRAGMA quick_check(1)")]
         except sqlite3.OperationalError as error:
-            # Somebody was killed while creating it. A writer can roll that back, a reader cannot.
+            # Somebody was killed while creating it. A writer can roll that back, a reader cannot look.
             if not error.sqlite_errorname.startswith("SQLITE_READONLY"):
                 raise
             return
