@@ -1,0 +1,239 @@
+"""What every executor must do, tried with real jobs."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flops_fit_core.config import make_experiment
+from flops_fit_core.contracts import Executor, ExecutorContext, JobEnded
+from flops_fit_core.planning import make_plan
+from flops_fit_core.records import Job, RunResult
+from flops_fit_core.registry import Registry, installed
+from flops_fit_core.testing import tiny
+
+LEARN = ""
+RAISE = "raise RuntimeError('this model raises')"
+DIE = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+CRAWL = "import time; time.sleep(0.05)"
+HANG = "import time; time.sleep(3600)"
+
+
+@dataclass
+class Outcome:
+    """What an executor said of one job."""
+
+    results: list[RunResult] = field(default_factory=list)
+    reason: str | None = None
+
+
+class ExecutorConformance:
+    """Inherit, set ``name``, and pytest does the rest.
+
+    ::
+
+        class TestMyExecutor(ExecutorConformance):
+            name = "mine"
+            options = {"queue": "debug"}
+    """
+
+    name: str
+    options: dict[str, Any] = {}
+    isolated = True
+    """False for an executor that trains in the driver's own process."""
+    patience = 120.0
+    """Seconds without any event after which a test fails; more where jobs wait in a queue."""
+
+    # ------------------------------------------------------------------ parts
+
+    @contextmanager
+    def executor(self, folder: Path) -> Iterator[Executor]:
+        """The executor, for a study in ``folder`` on a machine with two places for jobs."""
+        spec = installed().find("executor", self.name).spec
+        context = ExecutorContext(
+            folder=folder,
+            plugins=tiny_registry().setup.model_dump_json(),
+            live={},
+            slots=[{"CUDA_VISIBLE_DEVICES": ""}] * 2,
+        )
+        executor: Executor = spec.build(spec.options.model_validate(self.options), context)
+        try:
+            yield executor
+        finally:
+            executor.close()
+
+    def outcomes(self, executor: Executor, jobs: Sequence[Job], given: Sequence[Any] = ()) -> dict[str, Outcome]:
+        """Read events (after those ``given``) to their end, and hold what was said to the contract."""
+        outcomes = {job.id: Outcome() for job in jobs}
+        job_of = {run.id: job.id for job in jobs for run in job.runs}
+        ended: set[str] = set()
+        for event in [*given, *executor.events(self.patience)]:
+            if isinstance(event, JobEnded):
+                assert event.job in outcomes, f"JobEnded for {event.job}, which was never submitted"
+                assert event.job not in ended, f"a second JobEnded for job {event.job}"
+                ended.add(event.job)
+                outcomes[event.job].reason = event.reason
+            elif isinstance(event, RunResult):
+                job_id = job_of[event.id]
+                assert job_id not in ended, f"a result of job {job_id} came after its JobEnded"
+                known = {result.id for result in outcomes[job_id].results}
+                assert event.id not in known, f"the result of run {event.id} came twice"
+                outcomes[job_id].results.append(event)
+        lost = sorted(outcomes.keys() - ended)
+        assert not lost, f"no JobEnded within {self.patience} seconds for {', '.join(lost)}"
+        return outcomes
+
+    def wait_for_start(self, executor: Executor, trace: Path) -> list[Any]:
+        """Read events until a job has written its ``trace``; what was read."""
+        seen: list[Any] = []
+        until = time.monotonic() + self.patience
+        while not trace.exists():
+            assert time.monotonic() < until, f"no job has begun within {self.patience} seconds"
+            for event in executor.events(0.1):
+                seen.append(event)
+                if trace.exists():
+                    break
+        return seen
+
+    # ------------------------------------------------------------------ tests
+
+    def test_every_job_gives_its_results_and_ends_exactly_once(self, tmp_path: Path) -> None:
+        jobs = tiny_jobs(LEARN, RAISE, LEARN, LEARN)
+        with self.executor(tmp_path) as executor:
+            assert executor.capacity >= 1
+            for job in jobs:
+                executor.submit(job)
+            outcomes = self.outcomes(executor, jobs)
+            assert list(executor.events(self.patience)) == [], "events went on after the last JobEnded"
+        for job in jobs:
+            outcome = outcomes[job.id]
+            assert outcome.reason is None, f"a job whose worker came to its end has the reason {outcome.reason!r}"
+            assert [result.run for result in outcome.results] == list(job.runs)
+        completed, raised = outcomes[jobs[0].id].results[0], outcomes[jobs[1].id].results[0]
+        assert completed.status == "completed"
+        assert completed.loss == pytest.approx(trained_here(jobs[0], tmp_path).loss, rel=1e-4)
+        assert raised.status == "failed"
+        assert raised.error is not None
+        assert "this model raises" in raised.error.message
+
+    def test_jobs_may_be_submitted_while_events_are_read(self, tmp_path: Path) -> None:
+        first, second, third = jobs = tiny_jobs(LEARN, LEARN, LEARN)
+        later = {first.id: second, second.id: third}
+        seen = []
+        with self.executor(tmp_path) as executor:
+            executor.submit(first)
+            for event in executor.events(self.patience):
+                seen.append(event)
+                if isinstance(event, JobEnded) and event.job in later:
+                    executor.submit(later[event.job])
+            outcomes = self.outcomes(executor, jobs, given=seen)
+        assert all(len(outcome.results) == 1 for outcome in outcomes.values())
+
+    def test_a_worker_that_dies_ends_its_job_and_no_other(self, tmp_path: Path) -> None:
+        if not self.isolated:
+            pytest.skip("trains in this process, which would die")
+        lucky, dying, *others = tiny_jobs(LEARN, DIE, LEARN, LEARN)
+        both = dying.model_copy(update={"trajectories": lucky.trajectories + dying.trajectories})
+        with self.executor(tmp_path) as executor:
+            for job in [both, *others]:
+                executor.submit(job)
+            outcomes = self.outcomes(executor, [both, *others])
+        assert outcomes[both.id].reason, "a job whose worker was killed needs a reason"
+        delivered = [result.run for result in outcomes[both.id].results]
+        assert delivered == list(lucky.runs), "what a worker gave before it died must be delivered"
+        for job in others:
+            assert outcomes[job.id].reason is None
+            assert [result.status for result in outcomes[job.id].results] == ["completed"]
+
+    def test_a_cancelled_job_ends_and_others_go_on(self, tmp_path: Path) -> None:
+        trace = tmp_path / "trace"
+        with self.executor(tmp_path) as executor:
+            busy = [traced(CRAWL, trace)] * executor.capacity
+            *running, waiting, left = jobs = tiny_jobs(*busy, LEARN, LEARN)
+            for job in jobs:
+                executor.submit(job)
+            seen = self.wait_for_start(executor, trace)
+            for job in [waiting, *running]:
+                executor.cancel(job.id)
+            executor.cancel("nobody's job")
+            outcomes = self.outcomes(executor, jobs, given=seen)
+        for job in [waiting, *running]:
+            assert outcomes[job.id].results == []
+            assert outcomes[job.id].reason, "a cancelled job needs a reason"
+        assert [result.status for result in outcomes[left.id].results] == ["completed"]
+
+    def test_reading_ends_when_nothing_comes_and_closing_leaves_no_process(self, tmp_path: Path) -> None:
+        if not self.isolated:
+            pytest.skip("trains in this process, which a model that hangs would hold up")
+        trace = tmp_path / "trace"
+        with self.executor(tmp_path) as executor:
+            for job in tiny_jobs(*[traced(HANG, trace)] * 2):
+                executor.submit(job)
+            self.wait_for_start(executor, trace)
+            assert [event for event in executor.events(0.2) if isinstance(event, JobEnded)] == []
+            executor.close()
+            executor.close()
+        workers = [line.split() for line in trace.read_text().splitlines()]
+        here = [int(pid) for host, pid in workers if host == socket.gethostname()]
+        assert [pid for pid in here if is_running(pid)] == []
+
+
+def tiny_registry() -> Registry:
+    return Registry({"tiny": tiny})
+
+
+def tiny_jobs(*codes: str) -> list[Job]:
+    """One job of one run of a hundred steps or two for each code (see :class:`tiny.TinyOptions`)."""
+    experiment = make_experiment(
+        {
+            "sweep": {
+                "budgets": [500_000],
+                "sizes": [{"width": 4 + index, "code": code} for index, code in enumerate(codes)],
+                "batch_size": 8,
+            },
+            "model": "tiny/tiny",
+            "dataset": "tiny/majority",
+            "optimizer": "tiny/plain",
+            "trainer": {"name": "trainers/torch", "heldout_tokens": 256},
+            "device": "devices/cpu",
+        },
+        tiny_registry(),
+    )
+    plan = make_plan(experiment)
+    return sorted(plan.jobs({run.id for run in plan.runs}), key=lambda job: job.runs[0].size)
+
+
+def traced(code: str, trace: Path) -> str:
+    """The code, after appending ``host pid`` to the file ``trace`` in the first step."""
+    return f"""
+import os, socket
+if step == 0:
+    with open({str(trace)!r}, "a") as file:
+        file.write(f"{{socket.gethostname()}} {{os.getpid()}}\\n")
+{code}
+"""
+
+
+def trained_here(job: Job, folder: Path) -> RunResult:
+    """The job's result, trained in this process without any executor."""
+    from flops_fit_core.training import work
+
+    setup = tiny_registry().setup.model_dump_json()
+    records = work(job.model_dump_json(), setup, folder=folder)
+    return next(record for record in records if isinstance(record, RunResult))
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

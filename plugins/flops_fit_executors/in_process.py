@@ -1,0 +1,114 @@
+"""Jobs in the driver's own process, one after another."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+
+GRACE = 2.0
+"""Seconds that a job gets to write what it must keep when the executor is closed."""
+
+
+class InProcessExecutor:
+    """Trains while its events are read; :meth:`events` waits for a job's next event however long it takes.
+
+    Nothing separates a job from this process: code that kills it kills the sweep, which the next ``run``
+    resumes.
+    """
+
+    capacity = 1
+
+    def __init__(self, context: ExecutorContext, threads: int) -> None:
+        self._context = context
+        self._threads = threads
+        self._waiting: deque[Job] = deque()
+        self._running: tuple[str, Iterator[Progress | RunResult]] | None = None
+        self._events: deque[Progress | RunResult | JobEnded] = deque()
+        self._open: set[str] = set()
+        """Jobs whose JobEnded has not been given out."""
+        self._stopping = False
+
+    def submit(self, job: Job) -> None:
+        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
+        if self._stopping:
+            raise RuntimeError("this executor has been closed")
+        if job.id in self._open:
+            raise ValueError(f"job {job.id} has been submitted already and has not ended")
+        self._open.add(job.id)
+        self._waiting.append(job)
+
+    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
+        while self._open:
+            if not self._events:
+                self._advance()
+                continue
+            event = self._events.popleft()
+            if isinstance(event, JobEnded):
+                self._open.discard(event.job)
+            yield event
+
+    def cancel(self, job_id: str) -> None:
+        for job in [job for job in self._waiting if job.id == job_id]:
+            self._waiting.remove(job)
+            self._events.append(JobEnded(job_id, "cancelled"))
+        if self._running is not None and self._running[0] == job_id:
+            self._end("cancelled")
+
+    def close(self) -> None:
+        """Let a job that has begun write what it must keep; end it and what waits with a reason."""
+        self._stopping = True
+        until = time.monotonic() + GRACE
+        while self._running is not None and time.monotonic() < until:
+            self._advance()
+        self._end("the executor was closed")
+        while self._waiting:
+            self._events.append(JobEnded(self._waiting.popleft().id, "the executor was closed"))
+
+    def _advance(self) -> None:
+        """Take the running job, or the next, to its next event."""
+        from flops_fit_core import work
+
+        if self._running is None:
+            job = self._waiting.popleft()
+            records = work(
+                job.model_dump_json(),
+                self._context.plugins,
+                objects=self._context.live,
+                folder=self._context.folder,
+                should_stop=lambda: self._stopping,
+            )
+            self._running = job.id, records
+        try:
+            with torch_threads(self._threads):
+                self._events.append(next(self._running[1]))
+        except StopIteration:
+            self._end(None)
+        except BaseException as error:
+            self._end(f"{type(error).__name__}: {error}")
+            if not isinstance(error, Exception | SystemExit):
+                raise
+
+    def _end(self, reason: str | None) -> None:
+        if self._running is not None:
+            job, records = self._running
+            self._running = None
+            with suppress(Exception):
+                records.close()  # type: ignore[attr-defined]
+            self._events.append(JobEnded(job, reason))
+
+
+@contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """So many threads for torch's operations, and as many as before afterwards."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,172 @@
+"""Worker processes on this machine: one job each at a time, one job after another."""
+
+from __future__ import annotations
+
+import json
+import queue
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_executors.messages import Kind, read_record
+from flops_fit_executors.process import Inbox, WorkerProcess, environment
+
+GRACE = 2.0
+"""Seconds that workers get to write what they must keep when the executor is closed."""
+FAILED_STARTS = 2
+"""Workers that died in a row before they were ready; after that, trying again is not worth it."""
+CLOSED = "the executor was closed"
+
+
+class LocalExecutor:
+    """Gives jobs to worker processes in the order in which they were submitted.
+
+    Workers are started when there are jobs for them and live until :meth:`close`. One that dies is replaced
+    while jobs are left. Each writes what its user code prints to ``logs/worker-<n>.log`` in the study.
+
+    Use from one thread: on Linux a worker dies with the thread that started it. Raises ConfigError for Python
+    objects that cannot leave this process.
+    """
+
+    def __init__(self, context: ExecutorContext, workers: int, threads: int) -> None:
+        self.capacity = workers
+        self._context = context
+        setup = {"plugins": context.plugins, "folder": str(context.folder.absolute())}
+        self._greeting = {Kind.SETUP: json.dumps(setup).encode(), Kind.OBJECTS: context.objects or b""}
+        self._threads = threads
+        self._places: list[WorkerProcess | None] = [None] * workers
+        self._waiting: deque[Job] = deque()
+        self._open: set[str] = set()
+        """Jobs whose JobEnded has not been given out."""
+        self._inbox: Inbox = queue.SimpleQueue()
+        self._events: deque[Progress | RunResult | JobEnded] = deque()
+        self._failed_starts = 0
+        self._closed = False
+
+    # ------------------------------------------------------------------ the contract
+
+    def submit(self, job: Job) -> None:
+        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        if job.id in self._open:
+            raise ValueError(f"job {job.id} has been submitted already and has not ended")
+        self._open.add(job.id)
+        self._waiting.append(job)
+        self._employ()
+
+    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
+        heard = time.monotonic()
+        while self._open:
+            if self._events:
+                event = self._events.popleft()
+                if isinstance(event, JobEnded):
+                    self._open.discard(event.job)
+                yield event
+                heard = time.monotonic()
+                continue
+            try:
+                message = self._inbox.get(timeout=max(0.0, heard + timeout - time.monotonic()))
+            except queue.Empty:
+                return
+            self._hear(*message)
+
+    def cancel(self, job_id: str) -> None:
+        for job in [job for job in self._waiting if job.id == job_id]:
+            self._waiting.remove(job)
+            self._events.append(JobEnded(job.id, "cancelled"))
+        for worker in self._workers:
+            if worker.job == job_id:
+                worker.dismissed = "cancelled"
+                worker.end(force=True)
+
+    def close(self) -> None:
+        """Ask workers to stop, give those that train 2 seconds for it, end the others. A job that has not ended
+        ends with a reason, which :meth:`events` still gives."""
+        self._closed = True
+        self._waiting.clear()
+        try:
+            self._dismiss()
+        finally:
+            # Also where a second Ctrl-C cuts the grace short.
+            for worker in self._workers:
+                worker.end(force=True)
+                worker.wait(GRACE)
+        while not self._inbox.empty():
+            self._hear(*self._inbox.get())
+        ended = {event.job for event in self._events if isinstance(event, JobEnded)}
+        self._events += [JobEnded(job, CLOSED) for job in sorted(self._open - ended)]
+
+    # ------------------------------------------------------------------ workers
+
+    @property
+    def _workers(self) -> list[WorkerProcess]:
+        return [worker for worker in self._places if worker is not None]
+
+    def _employ(self) -> None:
+        """Give waiting jobs to idle workers, and start workers for the jobs that are left."""
+        for worker in self._workers:
+            if self._waiting and worker.idle:
+                job = self._waiting[0]
+                if worker.tell(Kind.JOB, job.model_dump_json().encode()):
+                    worker.job = self._waiting.popleft().id
+        wanted = len(self._waiting) - sum(not worker.ready for worker in self._workers)
+        free = [place for place, worker in enumerate(self._places) if worker is None]
+        for place in free[: max(0, wanted)]:
+            self._start(place)
+
+    def _start(self, place: int) -> None:
+        slots = self._context.slots or [{}]
+        env = environment(slots[place % len(slots)], self._threads)
+        log = self._context.folder / "logs" / f"worker-{place}.log"
+        while self._waiting and self._failed_starts < FAILED_STARTS and self._places[place] is None:
+            try:
+                self._places[place] = WorkerProcess(place, self._greeting, self._inbox, env=env, log=log)
+            except OSError as error:
+                self._start_failed(str(error))
+
+    def _start_failed(self, reason: str) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= FAILED_STARTS and not self._workers:
+            self._events += [JobEnded(job.id, f"no worker could be started: {reason}") for job in self._waiting]
+            self._waiting.clear()
+            self._failed_starts = 0
+
+    def _hear(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.READY:
+            worker.ready = True
+            self._failed_starts = 0
+        elif kind is Kind.ENDED and worker.job is not None:
+            self._events.append(JobEnded(worker.job, payload.decode() or None))
+            worker.job = None
+        elif kind is Kind.GONE:
+            self._mourn(worker)
+        else:
+            self._events.append(read_record(kind, payload))
+            return
+        self._employ()
+
+    def _mourn(self, worker: WorkerProcess) -> None:
+        self._places[worker.place] = None
+        if worker.job is not None:
+            self._events.append(JobEnded(worker.job, worker.dismissed or worker.fate()))
+        if worker.ready:
+            self._failed_starts = 0
+        elif worker.dismissed is None:
+            self._start_failed(worker.fate())
+
+    def _dismiss(self) -> None:
+        for worker in self._workers:
+            worker.dismissed = CLOSED
+            if not (worker.ready and worker.tell(Kind.STOP)):
+                worker.end(force=True)
+        self._wait(GRACE)
+        for worker in self._workers:
+            worker.end(force=False)
+        self._wait(GRACE / 2)
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.wait(until - time.monotonic())

@@ -1,0 +1,105 @@
+"""A worker process of the executor ``local``: ``python -m flops_fit_executors.worker``.
+
+Takes jobs from standard input and answers on standard output. User code gets neither: what it prints goes to
+standard error, which the driver has pointed to a log file, and what it reads is empty. A worker never outlives
+its driver: it exits at once when its standard input ends.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from flops_fit_executors.messages import Kind, read, write, write_record
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the driver, which decides.
+    faulthandler.enable()
+    die_with_the_driver()
+    inbox, outbox = take_standard_streams()
+    setup = json.loads(read(inbox)[1])
+    objects = read(inbox)[1]
+    jobs, stopping = listen(inbox)
+
+    # Imported now, so that a worker that cannot import it is never ready.
+    from flops_fit_core import work
+
+    write(outbox, Kind.READY)
+    while (job := jobs.get()) is not None:
+        reason = ""
+        try:
+            for record in work(
+                job,
+                setup["plugins"],
+                objects=objects or None,
+                folder=Path(setup["folder"]),
+                should_stop=stopping.is_set,
+            ):
+                write_record(outbox, record)
+        except BrokenPipeError:
+            os._exit(1)
+        except Exception as error:
+            traceback.print_exc()
+            reason = f"{type(error).__name__}: {error}"
+        write(outbox, Kind.ENDED, reason.encode())
+
+
+def listen(inbox: BinaryIO) -> tuple[queue.SimpleQueue[str | None], threading.Event]:
+    """The jobs as they arrive, None after the last; and whether the driver wants this worker to stop.
+
+    A thread of its own hears of it in the middle of a job, too.
+    """
+    jobs: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    stopping = threading.Event()
+
+    def hear() -> None:
+        while True:
+            kind, payload = read(inbox)
+            if kind is Kind.JOB:
+                jobs.put(payload.decode())
+            elif kind is Kind.STOP:
+                stopping.set()
+                jobs.put(None)
+            else:
+                os._exit(1)
+
+    threading.Thread(target=hear, daemon=True).start()
+    return jobs, stopping
+
+
+def take_standard_streams() -> tuple[BinaryIO, BinaryIO]:
+    """The driver's two pipes, moved to where neither user code nor its subprocesses can get at them."""
+    inbox, outbox = open(os.dup(0), "rb", closefd=False), open(os.dup(1), "wb", closefd=False)  # noqa: SIM115
+    with Path(os.devnull).open("rb") as nothing:
+        os.dup2(nothing.fileno(), 0)
+    os.dup2(2, 1)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    if hasattr(os, "register_at_fork"):
+        # A forked data loader that kept the pipe open would hide this process's death.
+        for stream in (inbox, outbox):
+            os.register_at_fork(after_in_child=partial(os.close, stream.fileno()))
+    return inbox, outbox
+
+
+def die_with_the_driver() -> None:
+    """Where the system can: for a driver killed while this process holds the interpreter for long."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

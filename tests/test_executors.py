@@ -1,0 +1,348 @@
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from flops_fit_core import ExecutorContext, JobEnded, RunResult
+from flops_fit_core.registry import installed
+from flops_fit_core.testing import ExecutorConformance
+from flops_fit_core.testing.executors import (
+    CRAWL,
+    DIE,
+    HANG,
+    LEARN,
+    Outcome,
+    is_running,
+    tiny_jobs,
+    tiny_registry,
+    traced,
+)
+
+# ---------------------------------------------------------------------------- the contract
+
+
+class TestWorkerProcesses(ExecutorConformance):
+    name = "local"
+
+
+class TestInProcess(ExecutorConformance):
+    name = "local"
+    options = {"workers": 0}
+    isolated = False
+
+
+class Wrapped:
+    """An executor that works, to be broken in one place."""
+
+    def __init__(self, inner):
+        self.inner, self.capacity = inner, inner.capacity
+        self.submit, self.cancel, self.close = inner.submit, inner.cancel, inner.close
+
+    def events(self, timeout):
+        yield from self.inner.events(timeout)
+
+
+class EndsTwice(Wrapped):
+    def events(self, timeout):
+        for event in self.inner.events(timeout):
+            yield event
+            if isinstance(event, JobEnded):
+                yield event
+
+
+class ForgetsTheDead(Wrapped):
+    def events(self, timeout):
+        for event in self.inner.events(timeout):
+            if not (isinstance(event, JobEnded) and event.reason):
+                yield event
+
+
+class Broken(ExecutorConformance):
+    name = "local"
+
+    def __init__(self, wrapper, workers):
+        self.wrapper, self.options = wrapper, {"workers": workers}
+
+    @contextmanager
+    def executor(self, folder):
+        with super().executor(folder) as executor:
+            yield self.wrapper(executor)
+
+
+def test_the_kit_catches_an_executor_that_gives_a_job_twice(tmp_path):
+    kit = Broken(EndsTwice, workers=0)
+    with pytest.raises(AssertionError, match="a second JobEnded"):
+        kit.test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
+
+
+def test_the_kit_catches_an_executor_that_loses_a_job_whose_worker_dies(tmp_path):
+    kit = Broken(ForgetsTheDead, workers=2)
+    with pytest.raises(AssertionError, match="no JobEnded"):
+        kit.test_a_worker_that_dies_ends_its_job_and_no_other(tmp_path)
+
+
+def test_the_kit_finds_no_fault_with_what_it_wraps(tmp_path):
+    Broken(Wrapped, workers=0).test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
+
+
+# ---------------------------------------------------------------------------- worker processes
+
+
+@contextmanager
+def local(folder, slots=({},), **options):
+    spec = installed().find("executor", "executors/local").spec
+    setup = tiny_registry().setup.model_dump_json()
+    context = ExecutorContext(folder=folder, plugins=setup, live={}, slots=list(slots))
+    executor = spec.build(spec.options.model_validate(options), context)
+    try:
+        yield executor
+    finally:
+        executor.close()
+
+
+def outcomes(executor, jobs, patience=120.0):
+    for job in jobs:
+        executor.submit(job)
+    return read(executor, jobs, patience)
+
+
+def read(executor, jobs, patience=120.0):
+    found = {job.id: Outcome() for job in jobs}
+    job_of = {run.id: job.id for job in jobs for run in job.runs}
+    for event in executor.events(patience):
+        if isinstance(event, RunResult):
+            found[job_of[event.id]].results.append(event)
+        elif isinstance(event, JobEnded):
+            found[event.job].reason = event.reason
+    return [found[job.id] for job in jobs]
+
+
+def wait_until(is_true, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def test_every_end_of_a_worker_is_told_in_words_and_the_next_job_gets_a_new_worker(tmp_path):
+    leave = "import os, sys; print('the disk is full', file=sys.stderr, flush=True); os._exit(3)"
+    crash = "import ctypes; ctypes.string_at(0)"
+    jobs = tiny_jobs(DIE, leave, crash, LEARN)
+    with local(tmp_path) as executor:
+        killed, left, crashed, learned = outcomes(executor, jobs)
+    assert killed.reason == "killed by SIGKILL"
+    assert left.reason == "exited with status 3: the disk is full"
+    assert crashed.reason.startswith("killed by SIGSEGV: Fatal Python error: Segmentation fault")
+    assert learned.reason is None
+    assert learned.results[0].status == "completed"
+
+
+def test_user_code_has_neither_the_pipes_nor_the_terminal_and_one_process_does_all_jobs(tmp_path):
+    noisy = "import os, sys; print('hello' * 9999); os.write(1, b'low-level'); assert sys.stdin.read() == ''"
+    jobs = tiny_jobs(traced(noisy, tmp_path / "trace"), traced(LEARN, tmp_path / "trace"))
+    with local(tmp_path) as executor:
+        noisy_outcome, quiet_outcome = outcomes(executor, jobs)
+    assert noisy_outcome.results[0].status == quiet_outcome.results[0].status == "completed"
+    log = (tmp_path / "logs" / "worker-0.log").read_text()
+    assert "hello" in log
+    assert "low-level" in log
+    pids = (tmp_path / "trace").read_text().splitlines()
+    assert len(pids) == 2
+    assert len(set(pids)) == 1
+
+
+def test_a_worker_has_the_environment_of_its_slot_and_the_threads_asked_for(tmp_path):
+    seen = tmp_path / "seen"
+    look = f"""
+if step == 0:
+    import os, torch
+    with open({str(seen)!r}, "a") as file:
+        file.write(f"{{os.environ['PLACE']}} {{torch.get_num_threads()}} {{os.environ['OMP_NUM_THREADS']}}\\n")
+    import time; time.sleep(1)
+"""
+    with local(tmp_path, [{"PLACE": "left"}, {"PLACE": "right"}], threads=2) as executor:
+        assert executor.capacity == 2
+        outcomes(executor, tiny_jobs(look, look, look))
+    assert {*seen.read_text().splitlines()} == {"left 2 2", "right 2 2"}
+
+
+def test_there_are_no_more_workers_than_jobs(tmp_path):
+    with local(tmp_path, workers=3) as executor:
+        assert executor.capacity == 3
+        assert not (tmp_path / "logs").exists()
+        outcomes(executor, tiny_jobs(LEARN))
+    assert [log.name for log in (tmp_path / "logs").iterdir()] == ["worker-0.log"]
+
+
+NO_PYTHON = {"PYTHONHASHSEED": "nonsense"}
+"""Python refuses to start."""
+
+
+def test_workers_that_cannot_start_end_the_jobs_with_the_reason(tmp_path):
+    jobs = tiny_jobs(LEARN, LEARN, LEARN)
+    with local(tmp_path, [NO_PYTHON]) as executor:
+        for outcome in outcomes(executor, jobs):
+            assert outcome.reason.startswith("no worker could be started: exited with status 1: ")
+            assert "PYTHONHASHSEED must be" in outcome.reason
+        assert outcomes(executor, jobs[:1])[0].reason
+
+
+def test_a_place_where_no_worker_starts_leaves_the_jobs_to_the_others(tmp_path):
+    jobs = tiny_jobs(*[LEARN] * 4)
+    with local(tmp_path, [NO_PYTHON, {}]) as executor:
+        found = outcomes(executor, jobs)
+    assert [outcome.results[0].status for outcome in found] == ["completed"] * 4
+
+
+def test_a_study_folder_that_cannot_be_written_ends_the_jobs_with_the_reason(tmp_path):
+    (tmp_path / "logs").write_text("a file where the folder should be")
+    with local(tmp_path) as executor:
+        (outcome,) = outcomes(executor, tiny_jobs(LEARN))
+    assert "File exists" in outcome.reason
+
+
+def test_what_a_dead_worker_started_dies_with_it_and_does_not_hide_its_death(tmp_path):
+    # The child is forked, so that it holds all that its parent had open.
+    child = tmp_path / "child"
+    fork = f"""
+import os, time
+if (pid := os.fork()) == 0:
+    time.sleep(3600)
+with open({str(child)!r}, "w") as file:
+    file.write(str(pid))
+{DIE}
+"""
+    with local(tmp_path) as executor:
+        (outcome,) = outcomes(executor, tiny_jobs(fork))
+    assert outcome.reason == "killed by SIGKILL"
+    wait_until(lambda: not is_running(int(child.read_text())), seconds=10)
+
+
+def test_a_worker_ignores_ctrl_c(tmp_path):
+    interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    with local(tmp_path) as executor:
+        (outcome,) = outcomes(executor, tiny_jobs(interrupt))
+    assert outcome.results[0].status == "completed"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path, workers):
+    stopped = "import time; time.sleep(0.05)"
+    running, waiting = jobs = tiny_jobs(traced(stopped, tmp_path / "trace"), LEARN)
+    with local(tmp_path, workers=workers) as executor:
+        for job in jobs:
+            executor.submit(job)
+        for _ in executor.events(60.0):
+            break
+        executor.close()
+        first, second = read(executor, jobs)
+        assert (first.results, first.reason) == ([], None)
+        assert (second.results, second.reason) == ([], "the executor was closed")
+        assert list(executor.events(60.0)) == []
+        with pytest.raises(RuntimeError, match="closed"):
+            executor.submit(running)
+        assert waiting.id
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_job_that_has_not_ended_cannot_be_submitted_again(tmp_path, workers):
+    (job,) = tiny_jobs(CRAWL)
+    with local(tmp_path, workers=workers) as executor:
+        executor.submit(job)
+        with pytest.raises(ValueError, match="has been submitted already"):
+            executor.submit(job)
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+from test_executors import *
+
+trace = Path({trace!r})
+with local(trace.parent, workers=2) as executor:
+    for job in tiny_jobs(traced({busy!r}, trace), traced({busy!r}, trace)):
+        executor.submit(job)
+    for event in executor.events(600.0):
+        print(event, flush=True)
+"""
+
+
+@pytest.mark.parametrize("busy", [CRAWL.replace("0.05", "5"), HANG])
+def test_workers_do_not_outlive_a_driver_that_is_killed(tmp_path, busy):
+    trace = tmp_path / "trace"
+    source = DRIVER.format(tests=str(Path(__file__).parent), trace=str(trace), busy=busy)
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(source)], start_new_session=True) as driver:
+        try:
+            wait_until(lambda: trace.exists() and len(trace.read_text().splitlines()) == 2)
+            pids = [int(line.split()[1]) for line in trace.read_text().splitlines()]
+            assert all(is_running(pid) for pid in pids)
+        finally:
+            driver.send_signal(signal.SIGKILL)
+    wait_until(lambda: not any(is_running(pid) for pid in pids), seconds=10)
+
+
+def test_a_worker_leaves_in_the_middle_of_a_job_when_its_standard_input_ends(tmp_path):
+    """Without the help of Linux, which kills the children of a dead driver."""
+    from flops_fit_executors.messages import Kind, write
+
+    trace = tmp_path / "trace"
+    (job,) = tiny_jobs(traced(HANG, trace))
+    setup = {"plugins": tiny_registry().setup.model_dump_json(), "folder": str(tmp_path)}
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "flops_fit_executors.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
+    )
+    write(worker.stdin, Kind.SETUP, json.dumps(setup).encode())
+    write(worker.stdin, Kind.OBJECTS)
+    write(worker.stdin, Kind.JOB, job.model_dump_json().encode())
+    wait_until(trace.exists)
+    worker.stdin.close()
+    assert worker.wait(timeout=10) == 1
+
+
+# ---------------------------------------------------------------------------- in process
+
+
+def test_in_process_a_job_that_exits_does_not_take_the_driver_along(tmp_path):
+    jobs = tiny_jobs("raise SystemExit(3)", LEARN)
+    with local(tmp_path, workers=0) as executor:
+        exited, learned = outcomes(executor, jobs)
+    assert exited.results[0].status == "failed"
+    assert exited.results[0].error.type == "SystemExit"
+    assert learned.results[0].status == "completed"
+
+
+def test_in_process_a_plugin_setup_that_cannot_be_read_ends_the_job_with_the_reason(tmp_path):
+    spec = installed().find("executor", "executors/local").spec
+    context = ExecutorContext(folder=tmp_path, plugins="{not json", live={}, slots=[{}])
+    executor = spec.build(spec.options(workers=0), context)
+    (outcome,) = outcomes(executor, tiny_jobs(LEARN))
+    assert outcome.reason.startswith("ValidationError: ")
+
+
+def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_path):
+    import torch
+
+    before = torch.get_num_threads()
+    seen = tmp_path / "seen"
+    with local(tmp_path, workers=0, threads=before + 1) as executor:
+        look = f"import torch, pathlib; pathlib.Path({str(seen)!r}).write_text(str(torch.get_num_threads()))"
+        outcomes(executor, tiny_jobs(look))
+    assert seen.read_text() == str(before + 1)
+    assert torch.get_num_threads() == before
+
+
+def test_in_process_ctrl_c_reaches_the_driver_and_the_job_has_ended(tmp_path):
+    (job,) = tiny_jobs("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    with local(tmp_path, workers=0) as executor:
+        executor.submit(job)
+        with pytest.raises(KeyboardInterrupt):
+            list(executor.events(60.0))
+        (outcome,) = read(executor, [job])
+        assert outcome.reason.startswith("KeyboardInterrupt")
