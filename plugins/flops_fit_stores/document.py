@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_ANEW
+from flops_fit_stores.checks import START_ANEW, uncollected
 
 _HEAD = 128
 """Bytes at the beginning of a file, ``writes`` among them."""
@@ -54,7 +54,8 @@ class Document:
                 head = file.read(_HEAD)
                 seen = _signature(file.fileno(), head)
                 if seen != self._seen:
-                    self._data, self._seen = self._parsed(head + file.read()), seen
+                    with uncollected():
+                        self._data, self._seen = self._parsed(head + file.read()), seen
         except FileNotFoundError:
             raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again") from None
         except OSError as error:

@@ -17,7 +17,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flops_fit_core import RunResult
-from flops_fit_stores.checks import checked, make_folder, unreadable
+from flops_fit_stores.checks import checked, make_folder, uncollected, unreadable
 from flops_fit_stores.document import Document
 
 
@@ -96,7 +96,8 @@ class JsonStore:
         for entry in self._file.read()["results"]:
             if entry["attempt"] >= latest.setdefault(entry["id"], entry)["attempt"]:
                 latest[entry["id"]] = entry
-        return [self._result(entry) for entry in latest.values()]
+        with uncollected():
+            return [self._result(entry) for entry in latest.values()]
 
     def attempts(self, run_id: str) -> list[RunResult]:
         """Every attempt, first to last."""

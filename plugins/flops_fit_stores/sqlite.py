@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from flops_fit_core import RunResult, StoreError
-from flops_fit_stores.checks import checked, unreadable
+from flops_fit_stores.checks import checked, uncollected, unreadable
 from flops_fit_stores.database import COLUMNS, explained, open_database
 
 _ADD = (
@@ -98,14 +98,16 @@ class SqliteStore:
 
     def _query(self, sql: str, **values: Any) -> list[RunResult]:
         with self._explained():
-            rows = list(self._db.query(sql, values))
-        return [self._result(row) for row in rows]
+            rows = self._db.execute(sql, values).fetchall()
+        with uncollected():
+            return [self._result(row) for row in rows]
 
-    def _result(self, row: dict[str, Any]) -> RunResult:
+    def _result(self, row: tuple[str, int, str]) -> RunResult:
+        run_id, attempt, record = row
         try:
-            return RunResult.model_validate_json(row["record"])
+            return RunResult.model_validate_json(record)
         except ValidationError as error:
-            raise unreadable(self.path, row["id"], row["attempt"], error) from None
+            raise unreadable(self.path, run_id, attempt, error) from None
 
     def _changes(self, sql: str, **values: Any) -> bool:
         """Whether one statement, atomic between processes, changed anything."""
