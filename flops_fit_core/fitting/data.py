@@ -1,4 +1,4 @@
-"""Observations as float64 arrays, and the runs' own relation between N, D and C."""
+"""Observations as float64 arrays."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from flops_fit_core.records import Observation, RunResult
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.intp]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -67,37 +68,6 @@ class Runs:
             seeds=tuple(self.seeds[row] for row in rows),
             trunks=tuple(self.trunks[row] for row in rows),
         )
-
-
-@dataclass(frozen=True)
-class FlopsPerToken:
-    """f(N) = C / D of the runs themselves: piecewise linear in ln N and ln f, continued at both ends.
-
-    It is what makes D from N at a given C, whatever the convention by which FLOPs were counted.
-    """
-
-    ln_params: Floats
-    ln_flops: Floats
-    spread: float
-    """Largest relative difference between two runs of one N: 0 where f is a function of N."""
-
-    @classmethod
-    def of(cls, runs: Runs) -> FlopsPerToken:
-        ln_params, ln_flops = np.log(runs.params), np.log(runs.flops / runs.tokens)
-        knots, group = np.unique(np.round(ln_params, 9), return_inverse=True)
-        mean: Floats = np.asarray(np.bincount(group, ln_flops) / np.bincount(group), dtype=np.float64)
-        spread = float(np.max(np.abs(ln_flops - mean[group])))
-        return cls(knots, mean, 0.0 if spread < 1e-9 else 2 * float(np.expm1(spread)))
-
-    def __call__(self, ln_params: Floats) -> Floats:
-        """Ln of FLOPs per token at ln N, of any shape."""
-        if len(self.ln_params) == 1:
-            return np.asarray(ln_params - self.ln_params[0] + self.ln_flops[0])
-        right = np.clip(np.searchsorted(self.ln_params, ln_params), 1, len(self.ln_params) - 1)
-        x0, x1 = self.ln_params[right - 1], self.ln_params[right]
-        y0, y1 = self.ln_flops[right - 1], self.ln_flops[right]
-        out: Floats = y0 + (y1 - y0) * (ln_params - x0) / (x1 - x0)
-        return out
 
 
 def observations(results: Iterable[RunResult]) -> list[Observation]:

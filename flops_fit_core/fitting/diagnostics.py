@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from scipy import stats
 
-from flops_fit_core.fitting.data import FlopsPerToken, Runs
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.profiles import Profile
+from flops_fit_core.fitting.surface import SurfaceFit
 from flops_fit_core.records import Diagnostic
 
 
@@ -85,6 +88,81 @@ def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
     return found
 
 
+def about_surface(
+    fit: SurfaceFit, used: Runs, runs: Runs, kept: Bools, constraint: FlopsPerToken
+) -> list[Diagnostic]:
+    """What Approach 3 should say of itself. ``kept`` marks the ``used`` among the ``runs``."""
+    found = []
+    if outliers := [runs.ids[row] for row in np.flatnonzero(~kept)]:
+        found.append(
+            Diagnostic(
+                code="outliers",
+                message=f"left out, since they lie further from the law than noise explains: {_names(outliers)}; "
+                "check their tuning, or fit with objective = 'least-squares' to use them",
+            )
+        )
+    ratio, x = np.log(used.tokens / used.params), np.log(used.params)
+    if float((ratio - np.polyval(np.polyfit(x, ratio, 1), x)).std()) < 0.35:
+        found.append(
+            Diagnostic(
+                code="one-ratio",
+                message=f"nearly all runs of one N have one D / N (about {np.exp(np.median(ratio)):.3g}), which "
+                "cannot tell alpha from beta; train some runs at 4 times and at 1/4 of it",
+            )
+        )
+    if not fit.free[0]:
+        found.append(
+            Diagnostic(
+                code="no-irreducible-loss",
+                message="E = 0 fits best: the runs do not reach far enough to see the loss flatten, so losses far "
+                "beyond them are too low; train over a wider range of N and D",
+            )
+        )
+    if not fit.converged:
+        found.append(
+            Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
+        )
+    if (text := _lack_of_fit(fit, used)) is not None:
+        found.append(Diagnostic(code="lack-of-fit", message=text))
+    if not constraint.is_6n:
+        found.append(
+            note(
+                "flops-per-token",
+                "C is not 6 N D in these runs: optima follow their own FLOPs per token, interpolated in ln N, and "
+                "a and b are means over the fitted budgets, so a + b need not be 1",
+            )
+        )
+    return found
+
+
+def _lack_of_fit(fit: SurfaceFit, used: Runs) -> str | None:
+    """An F test at 1% of what quadratic terms in ln N and ln D would add to the law."""
+    u, v = fit.problem.u, fit.problem.v
+    small = fit.jacobian[:, fit.free]
+    large = np.column_stack([small, u**2, u * v, v**2])
+    dof = len(u) - large.shape[1]
+    if dof < 5:
+        return None
+    rss = [
+        float(np.sum((fit.residuals - x @ np.linalg.lstsq(x, fit.residuals, rcond=None)[0]) ** 2))
+        for x in (small, large)
+    ]
+    sigma = np.sqrt(rss[1] / dof)
+    if sigma < 1e-9 or stats.f.sf((rss[0] - rss[1]) / 3 / (rss[1] / dof), 3, dof) > 0.01:
+        return None
+    worst = [used.ids[row] for row in np.argsort(-np.abs(fit.residuals))[:3]]
+    return (
+        f"residuals follow a pattern in N and D that noise of {sigma:.2%} does not explain: these losses have "
+        f"another shape than the law, or runs were tuned unevenly (furthest off: {_names(worst)}); "
+        "trust it within the fitted range only"
+    )
+
+
+def _left_over(x: Floats, y: Floats) -> float:
+    """Sum of squares of y that least squares on the columns of x leaves."""
+    return float(np.sum((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2))
+
+
 def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, ...]:
     """How far a target lies beyond the fitted budgets, as notes."""
     low, high = flops_range
@@ -95,6 +173,11 @@ def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, 
     if flops < low / 1.01:
         return (f"extrapolated: C = {flops:.3g} is 1/{low / flops:.3g} of the smallest fitted budget ({low:.3g})",)
     return ()
+
+
+def _names(ids: Sequence[str]) -> str:
+    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
+    return ", ".join(ids[:8]) + more
 
 
 def _ends(profile: Profile) -> tuple[float, float]:

@@ -17,9 +17,10 @@ from scipy import stats
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import Noise, draw_noise, estimate_noise, interval, unknown_scale
-from flops_fit_core.fitting.data import Floats, FlopsPerToken, Runs
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_profiles, about_runs, note, unusable
-from flops_fit_core.fitting.optimum import optimum
+from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
 from flops_fit_core.fitting.profiles import (
     Profile,

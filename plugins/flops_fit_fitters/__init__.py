@@ -28,13 +28,30 @@ class IsoflopOptions(BootstrapOptions):
     """What the parabolas are fitted to."""
 
 
+class ParametricOptions(BootstrapOptions):
+    """Approach 3 of Hoffmann et al. 2022: L = E + A / N^alpha + B / D^beta."""
+
+    objective: Literal["robust", "least-squares", "huber"] = "robust"
+    """Of the residuals of ln L. ``robust``: least squares without gross outliers, each named. ``huber``: delta
+    1e-3, as published."""
+    bootstrap: Literal["residuals", "cases"] = "residuals"
+    """``cases`` draws whole runs (trunks, where runs share one) with replacement; needs 20 of them."""
+
+
 def isoflop(options: Any) -> Fitter:
     from flops_fit_core.fitting import IsoflopFitter
 
     return IsoflopFitter(**options.model_dump())
 
 
+def parametric(options: Any) -> Fitter:
+    from flops_fit_core.fitting import ParametricFitter
+
+    return ParametricFitter(**options.model_dump())
+
+
 @hookimpl
 def flops_fit_fitters() -> Iterable[FitterSpec]:
     """Offer the bundled fitters."""
     yield FitterSpec(name="isoflop", options=IsoflopOptions, build=isoflop)
+    yield FitterSpec(name="parametric", options=ParametricOptions, build=parametric)

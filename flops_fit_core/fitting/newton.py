@@ -1,0 +1,126 @@
+"""Damped Newton for L = E + A / N^alpha + B / D^beta on ln L, many fits at once.
+
+One fit is a row theta = (E, ln A', alpha, ln B', beta), with A' and B' the two terms at the runs' mean
+ln N and ln D. E and the exponents stay within bounds by an active set. The Hessian is exact: with a Huber
+objective most runs lie outside of delta, and the curvature of the law is all that is left of them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_core.fitting.data import Bools, Floats, Ints
+from flops_fit_core.fitting.losses import Objective
+
+EXPONENTS = (0.005, 3.0)
+"""Where alpha and beta are searched."""
+_LOWER = np.array([0.0, -60.0, EXPONENTS[0], -60.0, EXPONENTS[0]])
+_UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D less their means, shape (n,)."""
+
+    u: Floats
+    v: Floats
+    y: Floats
+    """Ln L, shape (n,), or (fits, n)."""
+    weights: Floats | None = None
+    """Of each run, shape (n,) or (fits, n); None for 1."""
+
+    def rows(self, index: Ints) -> Problem:
+        """The problem of some of the fits."""
+        y = self.y[index] if self.y.ndim > 1 else self.y
+        weights = self.weights[index] if self.weights is not None and self.weights.ndim > 1 else self.weights
+        return Problem(self.u, self.v, y, weights)
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Where the fits ended."""
+
+    theta: Floats
+    value: Floats
+    """Objective, shape (fits,)."""
+    converged: Bools
+    """Shape (fits,)."""
+
+
+def predict(problem: Problem, theta: Floats) -> tuple[Floats, Floats, Floats]:
+    """L and its two reducible terms, each of shape (fits, n)."""
+    a = np.exp(theta[:, 1:2] - theta[:, 2:3] * problem.u)
+    b = np.exp(theta[:, 3:4] - theta[:, 4:5] * problem.v)
+    return theta[:, :1] + a + b, a, b
+
+
+def value(problem: Problem, theta: Floats, objective: Objective) -> Floats:
+    """The objective of each fit."""
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        rho = objective.rho(problem.y - np.log(predict(problem, theta)[0]))
+    total = rho.sum(axis=1) if problem.weights is None else (problem.weights * rho).sum(axis=1)
+    return np.where(np.isfinite(total), total, np.inf)
+
+
+def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[Floats, Floats]:
+    """Gradient (fits, 5) and exact Hessian (fits, 5, 5) of the objective."""
+    loss, a, b = predict(problem, theta)
+    r = problem.y - np.log(loss)
+    psi, bend = objective.psi(r), objective.bend(r)
+    if problem.weights is not None:
+        psi, bend = psi * problem.weights, bend * problem.weights
+    pa, pb = a / loss, b / loss
+    jacobian = np.stack([1 / loss, pa, -problem.u * pa, pb, -problem.v * pb], axis=1)
+    gradient = -(jacobian @ psi[:, :, None])[:, :, 0]
+    hessian = (jacobian * (bend + psi)[:, None, :]) @ jacobian.transpose(0, 2, 1)
+    for first, slope, weighted in ((1, problem.u, psi * pa), (3, problem.v, psi * pb)):
+        once, twice = weighted @ slope, weighted @ slope**2
+        hessian[:, first, first] -= weighted.sum(axis=1)
+        hessian[:, first, first + 1] += once
+        hessian[:, first + 1, first] += once
+        hessian[:, first + 1, first + 1] -= twice
+    return gradient, hessian
+
+
+def solve(
+    problem: Problem, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13
+) -> Solved:
+    """Minimise from every row of ``start``. A fit has converged once a step would gain less than ``tolerance``
+    of its objective, or once no step is small enough to gain anything."""
+    theta = np.clip(start, _LOWER, _UPPER)
+    best = value(problem, theta, objective)
+    damping = np.full(len(theta), 1e-3)
+    converged = ~np.isfinite(best)
+    live = np.flatnonzero(~converged)
+    for _ in range(steps):
+        if not len(live):
+            break
+        part, at = problem.rows(live), theta[live]
+        step, gain = _step(part, at, objective, damping[live])
+        new = np.clip(at + step, _LOWER, _UPPER)
+        reached = value(part, new, objective)
+        better = reached < best[live]
+        theta[live[better]], best[live[better]] = new[better], reached[better]
+        damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
+        done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
+        converged[live[done]] = True
+        live = live[~done]
+    return Solved(theta, best, converged)
+
+
+def _step(problem: Problem, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
+    """A damped Newton step along the absolute curvature, and what the quadratic model gains by it."""
+    gradient, hessian = derivatives(problem, theta, objective)
+    held = ((theta <= _LOWER) & (gradient > 0)) | ((theta >= _UPPER) & (gradient < 0))
+    gradient = np.where(held, 0.0, gradient)
+    hessian = np.where(held[:, :, None] | held[:, None, :], 0.0, hessian)
+    scale = 1 / np.sqrt(np.maximum(np.abs(np.einsum("fii->fi", hessian)), 1e-300))
+    scale = np.where(held, 1.0, scale)
+    hessian = hessian * scale[:, :, None] * scale[:, None, :]
+    curvature, axes = np.linalg.eigh(hessian)
+    size = np.maximum(np.abs(curvature), 1e-14) + damping[:, None]
+    along = np.einsum("fij,fi->fj", axes, gradient * scale)
+    step = -np.einsum("fij,fj->fi", axes, along / size) * scale
+    return step, (along**2 / size).sum(axis=1)

@@ -1,0 +1,110 @@
+"""How noisy the runs are, and where: a variance model by restricted maximum likelihood.
+
+    ln sigma_i = s0 + s1 [under-trained] + s2 |ln N_i / N_opt(C_i)|,  correlation rho within a trunk
+
+Runs with too many parameters for their budget (under-trained) vary more from seed to seed, and runs that
+branch off one trunk share its luck. With few runs none of that is known well, so nothing is selected:
+(s1, s2, rho) keep their whole posterior on a grid, under wide priors around a constant, independent noise,
+and every bootstrap draw takes its own values and its own overall sigma from it. For constant noise that is
+the residual bootstrap with Student's t calibration.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_core.fitting.data import Floats, Ints
+
+_STEPS = np.linspace(-2.4, 2.4, 13)
+_SLOPES = np.linspace(-1.0, 1.0, 9)
+_RHOS = np.linspace(0.0, 0.9, 10)
+_STEP_SD, _SLOPE_SD = 0.8, 0.3
+
+
+@dataclass(frozen=True)
+class NoiseModel:
+    """The posterior of the noise on a grid, and what is needed to draw from it."""
+
+    undertrained: Floats
+    """1.0 where a run has more parameters than the optimum for its C."""
+    distance: Floats
+    """|ln N / N_opt(C)|."""
+    trunk: Ints
+    """Number of the trunk of each run."""
+    settings: Floats
+    """Rows (s1, s2, rho)."""
+    probability: Floats
+    scale: Floats
+    """sqrt(q) at each setting: sigma0 = scale / sqrt(chi2 with ``dof``)."""
+    dof: int
+
+    def sigma(self) -> Floats:
+        """Standard deviation of every run's noise on ln L: its posterior mean."""
+        spread = self.scale / np.sqrt(self.dof)
+        each = np.exp(self.settings[:, :1] * self.undertrained + self.settings[:, 1:2] * self.distance)
+        out: Floats = self.probability @ (spread[:, None] * each)
+        return out
+
+    @property
+    def correlation(self) -> float:
+        """Within a trunk: its posterior mean."""
+        return float(self.probability @ self.settings[:, 2])
+
+    def draw(self, draws: int, random: np.random.Generator, pool: Floats | None = None) -> Floats:
+        """Errors of shape (draws, runs). ``pool`` holds standardised residuals to draw from; None for Gaussian."""
+        picked = random.choice(len(self.probability), size=draws, p=self.probability)
+        step, slope, rho = self.settings[picked].T[:, :, None]
+        shape = (draws, len(self.trunk))
+        own = random.standard_normal(shape) if pool is None else pool[random.integers(len(pool), size=shape)]
+        if rho.any():
+            shared = random.standard_normal((draws, int(self.trunk.max()) + 1))[:, self.trunk]
+            own = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
+        sigma = self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws))
+        out: Floats = own * sigma[:, None] * np.exp(step * self.undertrained + slope * self.distance)
+        return out
+
+
+def fit_noise(residuals: Floats, jacobian: Floats, offset: Floats, trunk: Ints) -> NoiseModel:
+    """``residuals`` (n,) of a least-squares fit with ``jacobian`` (n, p); ``offset`` = ln N / N_opt(C);
+    ``trunk`` numbers the trunks from 0. Needs n > p."""
+    undertrained, distance = (offset > 0).astype(float), np.abs(offset)
+    rhos = _RHOS if len(np.unique(trunk)) < len(trunk) else _RHOS[:1]
+    steps = _STEPS if 0 < undertrained.sum() < len(offset) else np.zeros(1)
+    settings, likelihood, scale = [], [], []
+    for step in steps:
+        for slope in _SLOPES:
+            ln_sigma = step * undertrained + slope * distance
+            prior = -(step**2) / (2 * _STEP_SD**2) - slope**2 / (2 * _SLOPE_SD**2)
+            for rho, (found, q) in zip(rhos, _restricted(residuals, jacobian, ln_sigma, trunk, rhos), strict=True):
+                settings.append((step, slope, rho))
+                likelihood.append(found + prior)
+                scale.append(np.sqrt(q))
+    weight = np.exp(np.array(likelihood) - np.max(likelihood))
+    dof = len(residuals) - jacobian.shape[1]
+    return NoiseModel(
+        undertrained, distance, trunk, np.array(settings), weight / weight.sum(), np.array(scale), dof
+    )
+
+
+def _restricted(
+    residuals: Floats, jacobian: Floats, ln_sigma: Floats, trunk: Ints, rhos: Floats
+) -> list[tuple[float, float]]:
+    """Restricted log likelihood and weighted sum of squares at each rho (Patterson and Thompson 1971)."""
+    inverse = np.exp(-ln_sigma)
+    both = np.column_stack([jacobian, residuals]) * inverse[:, None]
+    count = np.bincount(trunk).astype(float)
+    sums = np.stack([np.bincount(trunk, column) for column in both.T], axis=1)
+    whole = both.T @ both
+    p = jacobian.shape[1]
+    out = []
+    for rho in rhos:
+        inner = 1 - rho + count * rho
+        gram = (whole - (sums * (rho / inner)[:, None]).T @ sums) / (1 - rho)
+        block = gram[:p, :p]
+        q = max(float(gram[p, p] - gram[p, :p] @ np.linalg.solve(block, gram[:p, p])), 1e-300)
+        determinant = ((count - 1) * np.log(1 - rho) + np.log(inner)).sum() + 2 * ln_sigma.sum()
+        information = np.linalg.slogdet(block)[1]
+        out.append((-0.5 * (determinant + information + (len(residuals) - p) * np.log(q)), q))
+    return out

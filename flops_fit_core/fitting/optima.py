@@ -1,0 +1,116 @@
+"""What to train for a budget, by a fitted law."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.bootstrap import interval
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.data import Floats
+from flops_fit_core.fitting.diagnostics import extrapolation
+from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
+from flops_fit_core.records import LawFit, Optimum
+
+Point = tuple[Floats, Floats, Floats]
+"""Ln of N, D and L, one entry a draw."""
+
+
+def optimum(fit: LawFit, flops: float, inference_tokens: float = 0.0) -> Optimum:
+    """N_opt, D_opt and L_opt where training costs f(N) D = C, with intervals from the fit's draws.
+
+    With ``inference_tokens`` D_inf, ``flops`` pays for both: f(N) D + f(N) D_inf / 3, which is 6 N D + 2 N D_inf
+    where f is 6 N (Sardana et al. 2023, arXiv 2401.00448). Raises FitError for a budget that is not a
+    positive number, too small for D_inf, or a law it does not know.
+    """
+    if not (np.isfinite(flops) and flops > 0):
+        raise FitError(f"flops = {flops}: give a positive number of training FLOPs, such as 1e21")
+    if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
+        raise FitError(f"inference_tokens = {inference_tokens}: give a number of tokens, such as 1e12")
+    point = _optima(fit, {name: [value] for name, value in fit.law.parameters.items()}, flops, inference_tokens)
+    drawn = _optima(fit, fit.draws, flops, inference_tokens) if fit.draws else (np.empty(0),) * 3
+    params, tokens, loss = (
+        interval(float(np.exp(value[0])), np.exp(draws), fit.level)
+        for value, draws in zip(point, drawn, strict=True)
+    )
+    notes = extrapolation(flops, fit.flops_range)
+    return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes)
+
+
+def _optima(fit: LawFit, parameters: object, flops: float, inference_tokens: float) -> Point:
+    law = {name: np.asarray(values, dtype=float) for name, values in dict(parameters).items()}  # type: ignore[call-overload]
+    if fit.law.name == "isoflop":
+        if inference_tokens:
+            raise FitError("the isoflop law knows the optimum only, not the loss beside it: use fitter parametric")
+        return _isoflop(law, flops)
+    if fit.law.name not in SURFACES:
+        raise FitError(f"there is no optimum for law {fit.law.name!r} here: ask the fitter that made it")
+    constraint = FlopsPerToken.from_knots(fit.flops_per_token)
+    return minimise(SURFACES[fit.law.name], law, constraint, flops, inference_tokens)
+
+
+def _isoflop(law: Parameters, flops: float) -> Point:
+    ln_flops = np.log(flops)
+    loss = law["E"] + np.exp(law["ln_kL"] - law["gamma"] * ln_flops)
+    return law["ln_kN"] + law["a"] * ln_flops, law["ln_kD"] + law["b"] * ln_flops, np.log(loss)
+
+
+def minimise(
+    surface: Surface,
+    law: Parameters,
+    constraint: FlopsPerToken,
+    flops: float | Floats,
+    inference_tokens: float = 0.0,
+) -> Point:
+    """The lowest loss along f(N) (D + D_inf / 3) = C, one for every entry of the law's parameters.
+
+    ``flops`` is one number, or has an entry for each of them.
+
+    In closed form for Approach 3 where f is 6 N. Otherwise a scan in ln N brackets the minimum, and bisection
+    of the derivative finds it to rounding.
+    """
+    columns = {name: values[:, None] for name, values in law.items()}
+    if surface is parametric and constraint.is_6n and not inference_tokens:
+        x = closed_form(law, np.log(flops))
+        ln_tokens = np.log(flops) - constraint(x)
+        return x, ln_tokens, np.log(parametric(law, x, ln_tokens)[0])
+    flops = np.atleast_1d(np.asarray(flops, dtype=float))[:, None]
+    high = _largest(constraint, flops, inference_tokens)
+    scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
+    loss = surface(columns, scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])[0]
+    best = np.clip(np.argmin(np.where(np.isfinite(loss), loss, np.inf), axis=1), 1, scan.shape[1] - 2)
+    scan = np.broadcast_to(scan, loss.shape)
+    rows = np.arange(len(loss))
+    left, right = scan[rows, best - 1][:, None], scan[rows, best + 1][:, None]
+    for _ in range(56):
+        middle = (left + right) / 2
+        ln_tokens, share = _ln_tokens(constraint, middle, flops, inference_tokens)
+        _, by_params, by_tokens = surface(columns, middle, ln_tokens)
+        # d ln D / d ln N along the constraint is -slope (1 + D_inf / (3 D)).
+        rising = by_params - constraint.slope(middle) * share * by_tokens > 0
+        left, right = np.where(rising, left, middle), np.where(rising, middle, right)
+    x = (left + right) / 2
+    ln_tokens = _ln_tokens(constraint, x, flops, inference_tokens)[0]
+    return x[:, 0], ln_tokens[:, 0], np.log(surface(columns, x, ln_tokens)[0])[:, 0]
+
+
+def _ln_tokens(
+    constraint: FlopsPerToken, ln_params: Floats, flops: Floats, inference_tokens: float
+) -> tuple[Floats, Floats]:
+    """Ln D at ln N, and (D + D_inf / 3) / D."""
+    ln_all = np.log(flops) - constraint(ln_params)
+    if not inference_tokens:
+        return ln_all, np.ones_like(ln_all)
+    tokens = np.maximum(np.exp(ln_all) - inference_tokens / 3, 1e-300)
+    return np.log(tokens), np.exp(ln_all) / tokens
+
+
+def _largest(constraint: FlopsPerToken, flops: Floats, inference_tokens: float) -> Floats:
+    """Ln of the N that the budget trains on one token (and serves D_inf)."""
+    target = np.log(flops) - np.log1p(inference_tokens / 3)
+    low, high = np.full_like(flops, -100.0), np.full_like(flops, 300.0)
+    for _ in range(60):
+        middle = (low + high) / 2
+        above = constraint(middle) > target
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    return low

@@ -1,0 +1,106 @@
+"""The global fit of L = E + A / N^alpha + B / D^beta on ln L, and its refits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.data import Bools, Floats
+from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
+from flops_fit_core.fitting.newton import Problem, Solved, predict, solve
+from flops_fit_core.fitting.projection import starting_points
+
+
+@dataclass(frozen=True)
+class SurfaceFit:
+    """One global fit, in the solver's own coordinates."""
+
+    problem: Problem
+    theta: Floats
+    """Shape (5,)."""
+    value: float
+    """Sum of rho over the runs."""
+    residuals: Floats
+    """ln L less the law's."""
+    jacobian: Floats
+    """d ln L / d theta, shape (n, 5)."""
+    free: Bools
+    """Shape (5,): False where a parameter lies on its bound."""
+    converged: bool
+
+    @property
+    def leverage(self) -> Floats:
+        """Diagonal of the hat matrix of the free parameters, weights included."""
+        design = self.jacobian[:, self.free]
+        if self.problem.weights is not None:
+            design = design * np.sqrt(self.problem.weights)[:, None]
+        q = np.linalg.qr(design)[0]
+        out: Floats = (q**2).sum(axis=1)
+        return out
+
+
+def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats, weights: Floats | None = None) -> Problem:
+    """Centre ln N and ln D. Raises FitError where either does not vary, since then its exponent has no meaning."""
+    for name, values in (("N", ln_params), ("D", ln_tokens)):
+        if len(values) and float(np.ptp(values)) < 1e-9:
+            raise FitError(f"all runs have one {name}: the law needs runs that differ in {name}")
+    return Problem(ln_params - ln_params.mean(), ln_tokens - ln_tokens.mean(), ln_loss, weights)
+
+
+def fit_surface(problem: Problem, objective: Objective) -> SurfaceFit:
+    """The global minimum, as far as many starts can tell.
+
+    Least squares starts at the minima of the projected objective; Huber at the least-squares fit, at the end
+    of a path of falling delta from it, and two standard errors to each side along the axes of its
+    covariance: its local minima are other choices of which runs to pass through.
+    """
+    found = _best(solve(problem, starting_points(problem), LeastSquares()))
+    if isinstance(objective, Huber):
+        found = _best(solve(problem, _huber_starts(problem, found.theta[0], objective), objective))
+    if not found.converged[0]:
+        found = solve(problem, found.theta, objective, steps=500)
+    return describe(problem, found)
+
+
+def describe(problem: Problem, found: Solved) -> SurfaceFit:
+    """A fit of one row with what its uncertainty needs."""
+    theta = found.theta[0]
+    residuals, jacobian = linearise(problem, theta)
+    free = np.array([theta[0] > 0, True, True, True, True])
+    return SurfaceFit(problem, theta, float(found.value[0]), residuals, jacobian, free, bool(found.converged[0]))
+
+
+def refit(problem: Problem, start: Floats, objective: Objective) -> Solved:
+    """Many fits from one starting point: ``problem.y`` (fits, n), or its weights."""
+    fits = len(problem.y) if problem.y.ndim > 1 else len(np.atleast_2d(problem.weights))  # type: ignore[arg-type]
+    return solve(problem, np.tile(start, (fits, 1)), objective, tolerance=1e-11)
+
+
+def _best(solved: Solved) -> Solved:
+    best = int(np.argmin(solved.value))
+    one = slice(best, best + 1)
+    return Solved(solved.theta[one], solved.value[one], solved.converged[one])
+
+
+def linearise(problem: Problem, theta: Floats) -> tuple[Floats, Floats]:
+    loss, a, b = (part[0] for part in predict(problem, theta[None]))
+    jacobian = np.stack([1 / loss, a / loss, -problem.u * a / loss, b / loss, -problem.v * b / loss], axis=1)
+    return problem.y - np.log(loss), jacobian
+
+
+def _huber_starts(problem: Problem, theta: Floats, objective: Huber) -> Floats:
+    residuals, jacobian = linearise(problem, theta)
+    path, delta = theta[None], float(np.quantile(np.abs(residuals), 0.9))
+    while delta > 2 * objective.delta:
+        path = solve(problem, path, Huber(delta), steps=5, tolerance=1e-3).theta
+        delta /= 3
+    size, axes = np.linalg.eigh(jacobian.T @ jacobian)
+    spread = float(residuals @ residuals) / max(len(residuals) - 5, 1)
+    deviations = (axes * np.sqrt(spread / np.maximum(size, size[-1] * 1e-10))).T
+    around = [theta + 2 * deviations[:3], theta - 2 * deviations[:3]]
+    if len(residuals) < 100:
+        # Few runs leave few choices but sharp ones: look closer, and further.
+        around += [theta + size * deviations for size in (-3, -1, 1, 3)]
+    return np.concatenate([path, theta[None], *around])

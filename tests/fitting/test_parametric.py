@@ -1,0 +1,278 @@
+"""The parametric fitter against surfaces known exactly, scipy, finite differences, and bad input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import least_squares, minimize, minimize_scalar
+from surfaces import CHINCHILLA, LOPSIDED, Surface, study
+
+from flops_fit_core import FitError, LawFit, Registry
+from flops_fit_core.fitting import ParametricFitter, optimum
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws import parametric
+from flops_fit_core.fitting.losses import Huber, LeastSquares
+from flops_fit_core.fitting.newton import Problem, derivatives, value
+from flops_fit_core.fitting.noise import fit_noise
+from flops_fit_core.fitting.optima import minimise
+from flops_fit_core.fitting.surface import fit_surface, make_problem, refit
+
+BUDGETS = 10.0 ** np.arange(17, 22)
+WIDE = np.geomspace(1 / 16, 16, 15)
+LOCAL_FLOPS = Surface(1.69, 406.4, 410.7, 0.34, 0.28, factor=60.0, phi=0.88)
+
+
+def codes(fit: LawFit) -> set[str]:
+    return {one.code for one in fit.diagnostics}
+
+
+def problem_of(runs):
+    return make_problem(*(np.log([getattr(one, name) for one in runs]) for name in ("params", "tokens", "loss")))
+
+
+@pytest.mark.parametrize("objective", ["least-squares", "huber", "robust"])
+@pytest.mark.parametrize("surface", [CHINCHILLA, LOPSIDED], ids=["chinchilla", "3:1"])
+@pytest.mark.parametrize("shift", [1.0, 3.0], ids=["centred", "off centre"])
+def test_a_surface_without_noise_is_recovered_to_rounding(surface, shift, objective):
+    fit = ParametricFitter(objective=objective, draws=0).fit(study(surface, BUDGETS, WIDE * shift))
+    for name, found in fit.law.parameters.items():
+        assert found == pytest.approx(getattr(surface, name), rel=1e-7)
+    assert optimum(fit, 1e24).params.value == pytest.approx(surface.n_opt(1e24), rel=1e-6)
+    assert fit.exponents["a"].value == pytest.approx(surface.a, abs=1e-9)
+
+
+def test_the_bias_of_approach_2_is_gone():
+    fit = ParametricFitter(draws=0).fit(study(LOPSIDED, BUDGETS, WIDE))
+    assert optimum(fit, 1e24).tokens.value == pytest.approx(LOPSIDED.d_opt(1e24), rel=1e-9)
+
+
+@pytest.mark.parametrize("objective", [LeastSquares(), Huber(0.01)], ids=["least squares", "Huber"])
+def test_derivatives_agree_with_finite_differences(objective):
+    problem = problem_of(study(CHINCHILLA, BUDGETS, WIDE, sigma=0.02))
+    weights = np.random.default_rng(0).uniform(0.5, 2, len(problem.y))
+    problem = Problem(problem.u, problem.v, problem.y, weights)
+    theta = np.array([[1.5, -1.0, 0.4, -0.8, 0.3]])
+    gradient, hessian = derivatives(problem, theta, objective)
+    for one in range(5):
+        step = np.zeros((1, 5))
+        step[0, one] = 1e-6
+        slope = (value(problem, theta + step, objective) - value(problem, theta - step, objective)) / 2e-6
+        assert gradient[0, one] == pytest.approx(slope[0], rel=1e-5, abs=1e-8)
+        bend = [derivatives(problem, theta + sign * step, objective)[0] for sign in (1, -1)]
+        assert hessian[0, one] == pytest.approx((bend[0] - bend[1])[0] / 2e-6, rel=1e-3, abs=1e-4)
+
+
+def test_least_squares_agrees_with_scipy():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.02, seed=5)
+    problem = problem_of(runs)
+    found = fit_surface(problem, LeastSquares())
+
+    def residuals(theta):
+        e, a, alpha, b, beta = theta
+        return problem.y - np.log(e + np.exp(a - alpha * problem.u) + np.exp(b - beta * problem.v))
+
+    other = least_squares(residuals, [1.5, -1, 0.3, -1, 0.3], xtol=1e-15, ftol=1e-15, gtol=1e-15)
+    assert found.theta == pytest.approx(other.x, rel=1e-6)
+    assert found.value == pytest.approx(other.cost, rel=1e-12)
+
+
+def test_huber_is_nowhere_above_scipy_from_many_starts():
+    for seed in range(2):
+        runs = study(CHINCHILLA, BUDGETS, WIDE[::5], sigma=0.02, seed=seed)
+        problem = problem_of(runs)
+        found = fit_surface(problem, Huber())
+        objective = Huber()
+        random = np.random.default_rng(seed)
+
+        def total(theta, problem=problem, objective=objective):
+            return value(problem, np.abs(theta[None]), objective)[0]
+
+        best = min(
+            minimize(total, found.theta * random.uniform(0.7, 1.3, 5), method="L-BFGS-B").fun for _ in range(5)
+        )
+        polished = minimize(total, found.theta, method="Nelder-Mead", options={"fatol": 1e-16, "xatol": 1e-10}).fun
+        assert found.value <= best
+        assert found.value <= polished * (1 + 1e-9)
+
+
+def test_many_refits_at_once_equal_fits_one_by_one():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.02)
+    problem = problem_of(runs)
+    random = np.random.default_rng(0)
+    for objective in (LeastSquares(), Huber()):
+        fit = fit_surface(problem, objective)
+        losses = problem.y + 0.01 * random.standard_normal((5, len(runs)))
+        together = refit(Problem(problem.u, problem.v, losses), fit.theta, objective)
+        apart = [fit_surface(Problem(problem.u, problem.v, one), objective).value for one in losses]
+        assert together.value == pytest.approx(apart, rel=1e-8)
+
+
+def test_a_fit_is_deterministic_and_survives_json():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.01)
+    fit = ParametricFitter(draws=100).fit(runs)
+    assert ParametricFitter(draws=100).fit(runs) == fit
+    assert ParametricFitter(draws=100, seed=1).fit(runs).draws != fit.draws
+    again = LawFit.model_validate_json(fit.model_dump_json())
+    assert again == fit
+    assert optimum(again, 1e23) == optimum(fit, 1e23)
+    assert set(fit.draws) == {"E", "A", "B", "alpha", "beta"}
+
+
+def test_the_optimum_follows_the_runs_own_flops_per_token():
+    fit = ParametricFitter(draws=0).fit(study(LOCAL_FLOPS, BUDGETS, WIDE))
+    assert fit.exponents["a"].value == pytest.approx(LOCAL_FLOPS.a, abs=1e-6)
+    assert fit.exponents["a"].value * 0.88 + fit.exponents["b"].value == pytest.approx(1, abs=1e-6)
+    found = optimum(fit, 1e24)
+    assert found.params.value == pytest.approx(LOCAL_FLOPS.n_opt(1e24), rel=1e-5)
+    assert found.tokens.value == pytest.approx(LOCAL_FLOPS.d_opt(1e24), rel=1e-5)
+    assert "flops-per-token" in codes(fit)
+
+
+def test_the_closed_form_is_used_for_6nd_and_agrees_with_the_numerical_minimum():
+    law = {name: np.array([getattr(LOPSIDED, name)]) for name in ("E", "A", "B", "alpha", "beta")}
+    nearly = FlopsPerToken.from_knots([(1.0, 6.0 * 1.02), (10.0, 60.0 * 1.02)])
+    exact = minimise(parametric, law, FlopsPerToken.from_knots(()), 1e22)
+    numerical = minimise(parametric, law, nearly, 1.02e22)
+    for one, other in zip(exact, numerical, strict=True):
+        assert one == pytest.approx(other, rel=1e-9)
+
+
+@pytest.mark.parametrize("surface", [CHINCHILLA, LOPSIDED, LOCAL_FLOPS])
+def test_the_optimum_of_the_test_surfaces_is_right(surface):
+    for flops in (1e18, 1e21, 1e25):
+        best = minimize_scalar(
+            lambda x, flops=flops: surface.loss(np.exp(x), surface.tokens(flops, np.exp(x))),
+            bounds=(np.log(surface.n_opt(flops)) - 3, np.log(surface.n_opt(flops)) + 4),
+            method="bounded",
+            options={"xatol": 1e-12},
+        )
+        assert np.exp(best.x) == pytest.approx(surface.n_opt(flops), rel=1e-6)
+
+
+def test_inference_makes_the_best_model_smaller_and_trains_it_longer():
+    fit = ParametricFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, WIDE))
+    plain, served = optimum(fit, 1e23), optimum(fit, 1e23, inference_tokens=1e12)
+    best = minimize_scalar(
+        lambda x: CHINCHILLA.loss(np.exp(x), np.maximum(1e23 / (6 * np.exp(x)) - 1e12 / 3, 1e3)),
+        bounds=(np.log(1e8), np.log(4e10)),
+        method="bounded",
+        options={"xatol": 1e-10},
+    )
+    assert served.params.value == pytest.approx(np.exp(best.x), rel=1e-4)
+    assert served.params.value < plain.params.value
+    total = 6 * served.params.value * served.tokens.value + 2 * served.params.value * 1e12
+    assert total == pytest.approx(1e23, rel=1e-9)
+
+
+def test_mistuned_runs_are_left_out_and_named():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.01, seed=2)
+    bad = {7, 23, 41}
+    spoilt = [
+        one.model_copy(update={"loss": one.loss * (1.2 if row in bad else 1.0)}) for row, one in enumerate(runs)
+    ]
+    fit = ParametricFitter(draws=0).fit(spoilt)
+    assert set(fit.excluded) == {runs[row].id for row in bad}
+    assert all(runs[row].id in next(d.message for d in fit.diagnostics if d.code == "outliers") for row in bad)
+    clean = ParametricFitter(draws=0).fit(runs)
+    assert clean.excluded == {}
+    plain = ParametricFitter(draws=0, objective="least-squares").fit(spoilt)
+    errors = [abs(np.log(optimum(one, 1e24).params.value / CHINCHILLA.n_opt(1e24))) for one in (fit, plain)]
+    assert errors[0] < errors[1] / 2
+
+
+def test_without_outliers_the_default_is_least_squares():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.01, seed=4)
+    robust, plain = (ParametricFitter(draws=0, objective=one).fit(runs) for one in ("robust", "least-squares"))
+    assert robust.law.parameters == pytest.approx(plain.law.parameters, rel=1e-9)
+
+
+def test_noise_on_the_undertrained_side_is_seen():
+    random = np.random.default_rng(0)
+    offset = random.uniform(-1, 1, 60)
+    design = np.stack([np.ones(60), random.normal(size=60), offset], axis=1)
+    errors = random.normal(size=60) * np.where(offset > 0, 0.05, 0.01)
+    residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
+    sigma = fit_noise(residuals, design, offset, np.arange(60)).sigma()
+    ratio = sigma[offset > 0.1].mean() / sigma[offset < -0.1].mean()
+    assert 3 < ratio < 7
+
+
+def test_runs_of_one_trunk_are_seen_to_move_together():
+    random = np.random.default_rng(1)
+    trunk = np.repeat(np.arange(12), 5)
+    design = np.stack([np.ones(60), random.normal(size=60)], axis=1)
+    for share in (0.0, 0.8):
+        errors = np.sqrt(share) * random.normal(size=12)[trunk] + np.sqrt(1 - share) * random.normal(size=60)
+        residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
+        correlation = fit_noise(residuals, design, random.uniform(-1, 1, 60), trunk).correlation
+        assert abs(correlation - share) < 0.25
+
+
+def test_intervals_hold_the_truth_about_as_often_as_they_say():
+    hits = []
+    for seed in range(20):
+        runs = study(CHINCHILLA, BUDGETS, WIDE[::3], sigma=0.01, seed=seed)
+        found = ParametricFitter(draws=100).fit(runs).exponents["a"]
+        hits.append(found.low <= CHINCHILLA.a <= found.high)
+    assert np.mean(hits) >= 0.7  # 90% of 20 has a standard error of 6.7%
+
+
+def test_case_resampling_needs_many_independent_runs():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.01)
+    fitter = ParametricFitter(bootstrap="cases", draws=100)
+    assert fitter.fit(runs).exponents["a"].low is not None
+    shared = [one.model_copy(update={"trajectory": one.id[-1]}) for one in runs]
+    with pytest.raises(FitError, match="20 independent runs"):
+        fitter.fit(shared)
+
+
+def test_one_ratio_of_tokens_to_params_is_said():
+    fit = ParametricFitter(draws=0).fit(study(CHINCHILLA, 10.0 ** np.arange(17, 24), (0.9, 1.0, 1.1), sigma=0.001))
+    assert "one-ratio" in codes(fit)
+
+
+def test_another_shape_than_the_laws_is_said():
+    runs = study(CHINCHILLA, BUDGETS, WIDE, sigma=0.002)
+    bent = [
+        one.model_copy(update={"loss": one.loss * float(np.exp(0.01 * np.log(one.tokens / one.params / 20) ** 2))})
+        for one in runs
+    ]
+    assert "lack-of-fit" in codes(ParametricFitter(draws=0).fit(bent))
+    assert "lack-of-fit" not in codes(ParametricFitter(draws=0).fit(runs))
+
+
+def test_too_few_or_equal_runs_are_errors():
+    runs = study(CHINCHILLA, BUDGETS, WIDE)
+    with pytest.raises(FitError, match="5 runs cannot fit"):
+        ParametricFitter().fit(runs[:5])
+    with pytest.raises(FitError, match="all runs have one loss"):
+        ParametricFitter().fit([one.model_copy(update={"loss": 3.0}) for one in runs])
+    with pytest.raises(FitError, match="all runs have one N"):
+        ParametricFitter().fit([one.model_copy(update={"params": 1e8}) for one in runs])
+    with pytest.raises(FitError, match="no completed runs"):
+        ParametricFitter().fit([])
+
+
+def test_five_thousand_runs_are_fitted():
+    runs = study(CHINCHILLA, np.geomspace(1e17, 1e21, 100), np.geomspace(1 / 16, 16, 50), sigma=0.01)
+    fit = ParametricFitter(draws=200).fit(runs)
+    assert fit.law.parameters["alpha"] == pytest.approx(0.34, abs=0.01)
+    assert fit.exponents["a"].low < CHINCHILLA.a < fit.exponents["a"].high
+    assert "one-step" in codes(fit)
+
+
+def test_flops_per_token_of_the_runs_is_a_smooth_function_of_n():
+    knots = [(1e5, 1.8 * 6e5), (1e6, 1.5 * 6e6), (1e7, 1.3 * 6e7), (1e8, 1.15 * 6e8)]
+    constraint = FlopsPerToken.from_knots(knots)
+    x = np.linspace(np.log(1e4), np.log(1e10), 200)
+    slopes = np.gradient(constraint(x), x)
+    assert constraint.slope(x)[3:-3] == pytest.approx(slopes[3:-3], abs=0.02)
+    assert np.exp(constraint(np.log([1e6]))) == pytest.approx([9e6])
+    assert FlopsPerToken.from_knots(()).is_6n
+
+
+def test_the_bundled_plugin_offers_it():
+    offer = Registry().find("fitter", "parametric")
+    fit = offer.spec.build(offer.spec.options(draws=0)).fit(study(CHINCHILLA, BUDGETS, WIDE))
+    assert fit.fitter.name == "fitters/parametric"
+    assert fit.law.name == "parametric"
