@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
@@ -25,12 +26,17 @@ _MANTISSAS: tuple[tuple[float, ...], ...] = (
 
 
 def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round numbers from ``low`` to ``high``: four or more where there is room, at most ``most``."""
+    """Round numbers from ``low`` to ``high``, three to ``most``, none much nearer to the next than the others."""
+    nearest = 0.8 * math.log10(high / low) / most
+    best: list[float] = []
     for mantissas in _MANTISSAS:
         ticks = _ticks_with(mantissas, low, high)
-        if len(ticks) >= 4:
-            return ticks[:: math.ceil(len(ticks) / most)]
-    return _linear_ticks(low, high)
+        if mantissas == (1,):
+            ticks = ticks[:: max(1, math.ceil(len(ticks) / most))]
+        apart = min((math.log10(b / a) for a, b in pairwise(ticks)), default=0.0)
+        if max(2, len(best)) < len(ticks) <= most and apart >= nearest:
+            best = ticks
+    return best or _linear_ticks(low, high)
 
 
 def _ticks_with(mantissas: Sequence[float], low: float, high: float) -> list[float]:
@@ -43,8 +49,9 @@ def _linear_ticks(low: float, high: float) -> list[float]:
     """For less than about a third of a decade, where a log axis is nearly linear."""
     if high <= low * (1 + 1e-9):
         return [low]
-    step = 10.0 ** math.floor(math.log10((high - low) / 3))
-    step *= max(nice for nice in (1, 2, 2.5, 5) if nice * step <= (high - low) / 3)
+    third = (high - low) / 3 * (1 + 1e-9)
+    step = 10.0 ** math.floor(math.log10(third))
+    step *= max(nice for nice in (1, 1.5, 2, 2.5, 4, 5, 7.5) if nice * step <= third)
     first = math.ceil(low / step * (1 - 1e-12))
     return [float(f"{k * step:.10g}") for k in range(first, math.floor(high / step * (1 + 1e-12)) + 1)]
 

@@ -64,13 +64,17 @@ class DataTable:
         from rich.text import Text
 
         table = RichTable(title=Text(self.title), caption=Text(self.about), box=box.SIMPLE_HEAD)
+        table.padding = (0, 1, 0, 0)
         table.caption_justify = "left"
         shown = self.cells()
         for place, column in enumerate(self.columns):
             # Headings and words may be folded where the terminal is narrow; numbers stay whole.
             widest = 0 if column.left else max((len(cells[place]) for cells in shown), default=0)
             table.add_column(
-                Text(column.heading), justify="left" if column.left else "right", min_width=widest or None
+                Text(column.heading),
+                justify="left" if column.left else "right",
+                min_width=widest or None,
+                overflow="fold",
             )
         for row, cells in zip(self.rows, shown, strict=True):
             table.add_row(*(Text(cell) for cell in cells), style=self.style(row))
@@ -88,7 +92,7 @@ def column(heading: str, field: str, show: Callable[[Any], str] = str, *, left: 
 
 def conventions(params_name: str, flops_name: str, unit: str) -> str:
     """Which N, which C, which D, in a line."""
-    return f"N: {params_name}. C: training FLOPs, {flops_name}. D: {unit}."
+    return f"N: {params_name}. C: training FLOPs, {flops_name}. D: {unit}. Loss: nats per {singular(unit)}."
 
 
 def singular(unit: str) -> str:

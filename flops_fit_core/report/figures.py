@@ -27,6 +27,7 @@ from flops_fit_core.records import LawFit, Observation, Optimum, ProfileMinimum
 from flops_fit_core.report import numbers
 from flops_fit_core.report.axes import INK, SMALL, dress, mark_synthetic, power, room, set_log_axis
 from flops_fit_core.report.datatable import singular
+from flops_fit_core.report.tables import flag
 
 DPI = 200
 _LAW = "#0072B2"
@@ -135,7 +136,7 @@ def _star(at_edge: bool, color: Any, small: bool = False) -> dict[str, Any]:
 def _label_edge(axes: Axes, minimum: ProfileMinimum, runs: Sequence[Observation]) -> None:
     left = not runs or minimum.params <= float(np.median([one.params for one in runs]))
     axes.annotate(
-        "no minimum" if minimum.curve.get("c2", 1.0) <= 0 else "at edge",
+        flag(minimum).removeprefix("at the grid's "),
         (minimum.params, minimum.loss),
         xytext=(-2 if left else 2, -15),
         textcoords="offset points",

@@ -11,7 +11,7 @@ from flops_fit_core.records import Interval, LawFit, Optimum, RunResult, SweepPl
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import DataTable, conventions, singular
 from flops_fit_core.report.provenance import Fact, provenance
-from flops_fit_core.report.tables import exponents_line, minima_table, predictions_table, runs_table, skipped_table
+from flops_fit_core.report.tables import exponents, minima_table, predictions_table, runs_table, skipped_table
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def _answer(fit: LawFit, answer: Optimum) -> str:
         f'<p class="answer">{escape(answer_in_words(fit, answer))}</p>\n'
         f"<p>{sure} {escape(conventions(fit.params_name, fit.flops_name, fit.unit))}</p>\n"
         + (f"<ul>{notes}</ul>\n" if notes else "")
-        + f"<p>{escape(exponents_line(fit))}</p>"
+        + f"<p>{_maths(exponents(fit))} ({fit.n_runs} runs).</p>"
     )
 
 
@@ -113,7 +113,7 @@ def _section(title: str, content: str) -> str:
 def _table(table: DataTable) -> str:
     sides = ["left" if column.left else "right" for column in table.columns]
     heads = "".join(
-        f'<th class="{side}">{escape(column.heading)}</th>'
+        f'<th class="{side}">{_maths(column.heading)}</th>'
         for side, column in zip(sides, table.columns, strict=True)
     )
     rows = "\n".join(
@@ -131,7 +131,7 @@ def _diagnostics(fit: LawFit) -> str:
         return "<p>Nothing to remark.</p>"
     ordered = sorted(fit.diagnostics, key=lambda one: one.severity == "note")
     return _list(
-        f'<span class="{one.severity}">{one.severity}</span> {escape(one.message)} <code>{escape(one.code)}</code>'
+        f'<span class="{one.severity}">{one.severity}</span> {_maths(one.message)} <code>{escape(one.code)}</code>'
         for one in ordered
     )
 
@@ -172,6 +172,12 @@ def _runs(story: Story) -> str:
     return _section(table.title, _table(table))
 
 
+def _maths(text: str) -> str:
+    """``N_opt ~ C^a`` with a lowered index and a raised exponent, escaped."""
+    text = re.sub(r"\b([NDL])_opt\b", r"\1<sub>opt</sub>", escape(text))
+    return re.sub(r"\bC\^(-?\w+)", r"C<sup>\1</sup>", text).replace(" ~ ", " ∝ ")
+
+
 def _list(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{item}</li>\n" for item in items) + "</ul>"
 
@@ -210,12 +216,14 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; }
 .banner { background: var(--mark); color: #1f2328; padding: .5rem .9rem; border-radius: .4rem; }
 .about, figcaption { color: var(--faint); font-size: .88rem; margin: .4rem 0 0; }
 figure { margin: 2rem 0; }
-figure svg { display: block; width: 100%; height: auto; max-width: 56rem; margin: 0 auto; }
+figcaption { max-width: 44rem; margin: .4rem auto 0; text-align: center; }
+figure svg { display: block; max-width: 100%; height: auto; margin: 0 auto; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; width: 100%; }
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
-td.left:last-child { white-space: normal; }
+td.left:last-child { white-space: normal; min-width: 9rem; }
+sub, sup { line-height: 0; }
 .right { text-align: right; }
 .left { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; font-size: .92rem; }

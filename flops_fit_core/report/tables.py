@@ -10,7 +10,7 @@ from typing import Any
 
 from flops_fit_core.records import LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
-from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions, singular
+from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions
 
 # ---------------------------------------------------------------------------- of a fit
 
@@ -28,11 +28,11 @@ def minima_table(fit: LawFit) -> DataTable:
         columns=(
             column("C", "budget", numbers.scientific),
             column("N_opt", "params", numbers.count),
-            column(f"D_opt ({fit.unit})", "tokens", numbers.count),
-            column(f"{fit.unit} per parameter", "tokens_per_param", numbers.ratio),
-            column(f"loss (nats/{singular(fit.unit)})", "loss", numbers.loss),
+            column("D_opt", "tokens", numbers.count),
+            column("D/N", "tokens_per_param", numbers.ratio),
+            column("loss", "loss", numbers.loss),
             column("runs", "n_runs"),
-            Column("", lambda row: "at the grid's edge" if row["at_edge"] else "", left=True),
+            Column("", lambda row: row["flag"], left=True),
         ),
         style=lambda row: "yellow" if row["at_edge"] else "",
     )
@@ -47,7 +47,15 @@ def _minimum_row(minimum: ProfileMinimum) -> Row:
         "loss": minimum.loss,
         "at_edge": minimum.at_edge,
         "n_runs": minimum.n_runs,
+        "flag": flag(minimum),
     }
+
+
+def flag(minimum: ProfileMinimum) -> str:
+    """Why the law does not use a minimum; empty where it does."""
+    if not minimum.at_edge:
+        return ""
+    return "no minimum" if minimum.curve.get("c2", 1.0) <= 0 else "at the grid's edge"
 
 
 _PREDICTION_FIELDS = (
@@ -68,10 +76,10 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
             column("C", "flops", numbers.scientific),
             column("N_opt", "params", numbers.count),
             _span_column(level, "params", numbers.count),
-            column(f"D_opt ({fit.unit})", "tokens", numbers.count),
+            column("D_opt", "tokens", numbers.count),
             _span_column(level, "tokens", numbers.count),
-            column(f"{fit.unit} per parameter", "tokens_per_param", numbers.ratio),
-            column(f"loss (nats/{singular(fit.unit)})", "loss", numbers.loss),
+            column("D/N", "tokens_per_param", numbers.ratio),
+            column("loss", "loss", numbers.loss),
             _span_column(level, "loss", numbers.loss),
         ),
     )
@@ -93,19 +101,19 @@ def _prediction_row(optimum: Optimum) -> Row:
     return row
 
 
+def exponents(fit: LawFit) -> str:
+    """``N_opt ~ C^a, a = 0.513 (0.480 to 0.543); D_opt ~ C^b, b = ...``"""
+    laws = {"a": "N_opt ~ C^a, ", "b": "D_opt ~ C^b, "}
+    return "; ".join(
+        f"{laws.get(name, '')}{name} = {numbers.exponent(interval)}" for name, interval in fit.exponents.items()
+    )
+
+
 def exponents_line(fit: LawFit) -> str:
-    """The exponents with their intervals and conventions, in one line."""
-    laws = {"a": "N_opt ~ C^a", "b": "D_opt ~ C^b"}
-    shown = [
-        f"{laws[name]}: {name} = {numbers.exponent(fit.exponents[name])}"
-        if name in laws
-        # A law may have exponents of its own.
-        else f"{name} = {numbers.exponent(fit.exponents[name])}"
-        for name in fit.exponents
-    ]
+    """The exponents, with what they were fitted to and by which conventions."""
     sure = f"{fit.level:.0%} intervals, " if any(one.low is not None for one in fit.exponents.values()) else ""
     about = conventions(fit.params_name, fit.flops_name, fit.unit).rstrip(".")
-    return f"{'; '.join(shown)} ({sure}{fit.n_runs} runs, {fit.fitter.name}. {about})"
+    return f"{exponents(fit)} ({sure}{fit.n_runs} runs, {fit.fitter.name}. {about})"
 
 
 # ---------------------------------------------------------------------------- of runs
@@ -121,11 +129,11 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
     rows = [_result_row(result) for result in results]
     known = {result.id for result in results}
     rows += [_planned_row(run) for run in (plan.runs if plan else ()) if run.id not in known]
+    seeds = {row["seed"] for row in rows}
     optional = {
         "bits_per_byte": column("bits/byte", "bits_per_byte", numbers.loss),
         "error": column("error", "error", left=True),
     }
-    unit = plan.unit if plan else "tokens"
     synthetic = any(row["synthetic"] for row in rows)
     return DataTable(
         title="Runs" + (" (synthetic: computed from a formula, nothing was trained)" if synthetic else ""),
@@ -135,13 +143,13 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
         columns=(
             column("id", "id", left=True),
             column("status", "status", left=True),
-            column("C budget", "budget", numbers.scientific),
+            column("C", "budget", numbers.scientific),
             column("size", "size"),
             column("N", "params", numbers.count),
-            column(f"D ({unit})", "tokens", numbers.count),
-            column(f"loss (nats/{singular(unit)})", "loss", numbers.loss),
+            column("D", "tokens", numbers.count),
+            column("loss", "loss", numbers.loss),
             *(shown for field, shown in optional.items() if any(row[field] is not None for row in rows)),
-            column("seed", "seed"),
+            *((column("seed", "seed"),) if len(seeds) > 1 else ()),
             column("time", "seconds", numbers.duration),
         ),
         style=lambda row: _STYLES[row["status"]],
@@ -189,6 +197,10 @@ def run_conventions(results: Sequence[RunResult], plan: SweepPlan | None) -> str
 # ---------------------------------------------------------------------------- of a plan
 
 
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
 _PLAN_FIELDS = (
     *("id", "budget", "size", "params", "tokens", "tokens_per_param"),
     *("steps", "batch_size", "flops", "seed", "state"),
@@ -199,16 +211,16 @@ def plan_table(plan: SweepPlan, states: Mapping[str, str] | None = None) -> Data
     """Every run of a plan. ``states`` says by run id what is done already; ``to do`` where it is silent."""
     done = dict(states or {})
     return DataTable(
-        title=f"Plan {plan.name}: {len(plan.runs)} runs, {numbers.scientific(plan.flops)} FLOPs",
+        title=f"Plan {plan.name}: {_runs(len(plan.runs))}, {numbers.scientific(plan.flops)} FLOPs",
         about=conventions(plan.params_name, plan.flops_name, plan.unit),
         fields=_PLAN_FIELDS,
         rows=tuple(_plan_row(run, done.get(run.id, "to do")) for run in plan.runs),
         columns=(
-            column("C budget", "budget", numbers.scientific),
+            column("C", "budget", numbers.scientific),
             column("size", "size"),
             column("N", "params", numbers.count),
-            column(f"D ({plan.unit})", "tokens", numbers.count),
-            column(f"{plan.unit} per parameter", "tokens_per_param", numbers.ratio),
+            column("D", "tokens", numbers.count),
+            column("D/N", "tokens_per_param", numbers.ratio),
             column("steps", "steps", lambda steps: f"{steps:,}"),
             column("batch", "batch_size"),
             column("FLOPs", "flops", numbers.scientific),
@@ -243,7 +255,7 @@ def skipped_table(plan: SweepPlan) -> DataTable:
         fields=("budget", "size", "params", "reason"),
         rows=tuple(cell.model_dump() for cell in plan.skipped),
         columns=(
-            column("C budget", "budget", numbers.scientific),
+            column("C", "budget", numbers.scientific),
             column("size", "size"),
             column("N", "params", numbers.count),
             column("why", "reason", left=True),

@@ -1,0 +1,214 @@
+"""The written report."""
+
+import csv
+import re
+from collections import Counter
+from html.parser import HTMLParser
+
+import pytest
+import surfaces
+
+from flops_fit_core import Diagnostic, Interval, RunError
+from flops_fit_core.report import write_report
+from flops_fit_core.report.page import Picture, Story, render
+from flops_fit_core.report.provenance import provenance
+
+BUDGETS = (1e18, 1e19, 1e20)
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+class Page(HTMLParser):
+    """Collects what a browser would see, and refuses tags that do not match."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.attributes, self.words = [], [], []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, *one) for one in attrs]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.attributes += [(tag, *one) for one in attrs]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] != ["style"]:
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+SVG = '<svg width="9" height="9"><path d="M0 0h9"/></svg>'
+
+
+def page_of(*, flops=1e22, optimum=surfaces.true_optimum, **changes):
+    known = {
+        "title": "study",
+        "fit": surfaces.law_fit(),
+        "predictions": [optimum(flops)],
+        "answer": optimum(flops),
+    }
+    return Page(render(Story(**{**known, "pictures": [Picture(SVG, "caption")], **changes})))
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A whole report, over an earlier one of other budgets."""
+    folder = tmp_path_factory.mktemp("study") / "report"
+    known = {"observations": surfaces.runs(BUDGETS), "fit": surfaces.law_fit(), "optimum": surfaces.true_optimum}
+    write_report(folder, **known, budgets=[3e23])
+    return write_report(folder, **known, results=[surfaces.result(synthetic=True)])
+
+
+def read(path):
+    return path.read_text(encoding="utf-8")
+
+
+def test_the_page_answers_in_words_with_the_true_optimum():
+    page = page_of(flops=1e22)
+    # From the closed form of the surface's optimum, by hand: N = 8.98e9, D = 1.855e11.
+    assert surfaces.best_params(1e22) == pytest.approx(9.0e9, rel=0.01)
+    params = surfaces.best_params(1e22)
+    tokens = 1e22 / 6 / params
+    expected = (
+        f"For C = 1e22 training FLOPs, train N = {params / 1e9:.2f}B parameters "
+        f"({params / 1.2e9:.2f}B to {params * 1.2 / 1e9:.1f}B) on D = {tokens / 1e9:.0f}B tokens "
+        f"({tokens / 1.2e9:.0f}B to {tokens * 1.2 / 1e9:.0f}B), {tokens / params:.1f} tokens per parameter."
+    )
+    assert expected in page.text
+
+
+def test_without_budgets_the_page_answers_for_ten_times_the_largest_fitted_one(report):
+    assert "For C = 1e21 training FLOPs" in Page(read(report[0])).text
+    rows = csv.DictReader(read(report[0].with_name("predictions.csv")).splitlines())
+    assert [float(row["flops"]) for row in rows] == [1e20, 1e21, 1e22]
+
+
+def test_the_files_are_figures_tables_and_the_page_first(report):
+    assert [one.name for one in report] == [
+        *("index.html", "isoflop.png", "isoflop.svg", "optimum.png", "optimum.svg"),
+        *("tokens-per-param.png", "tokens-per-param.svg", "minima.csv", "predictions.csv", "runs.csv"),
+    ]
+    assert all(one.stat().st_size > 50 for one in report)
+
+
+def test_an_earlier_report_is_replaced(report):
+    assert set(report[0].parent.iterdir()) == set(report)
+    assert "3e23" not in Page(read(report[0])).text
+
+
+def test_with_budgets_the_page_answers_for_the_largest(tmp_path):
+    fit = surfaces.law_fit(minima=())
+    page, *_ = write_report(
+        tmp_path, observations=surfaces.runs([1e18]), fit=fit, optimum=surfaces.true_optimum, budgets=[5e22, 1e20]
+    )
+    assert "For C = 5e22" in Page(read(page)).text
+
+
+def test_the_page_asks_for_nothing_from_anywhere(report):
+    page = Page(read(report[0]))
+    loading = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
+    asked = [value for _, name, value in page.attributes if name in loading and not value.startswith("#")]
+    assert asked == []
+    styles = " ".join(value or "" for _, name, value in page.attributes if name in ("style", "clip-path"))
+    assert set(re.findall(r"url\((.)", styles)) <= {"#"}
+    assert not {tag for tag, *_ in page.attributes} & {"script", "link", "iframe", "img"}
+
+
+def test_no_id_is_used_twice_and_every_reference_has_its_target(report):
+    page = Page(read(report[0]))
+    ids = Counter(value for _, name, value in page.attributes if name == "id")
+    assert ids
+    assert set(ids.values()) == {1}
+    used = {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")}
+    used |= {one for _, _, value in page.attributes for one in re.findall(r"url\(#([^)]+)\)", value or "")}
+    assert used
+    assert used <= set(ids)
+
+
+def test_what_came_from_outside_cannot_become_markup():
+    evil = "<script>alert(1)</script>"
+    failed = surfaces.result(
+        status="failed", loss=None, error=RunError(type="ValueError", message=evil), device=evil
+    )
+    fit = surfaces.law_fit(
+        params_name=evil, excluded={"row 1": evil}, diagnostics=(Diagnostic(code="x", message=evil),)
+    )
+    plan = surfaces.plan([failed], notes=(evil,))
+    page = page_of(fit=fit, results=[failed], plan=plan, title=evil, pictures=[Picture(SVG, evil)])
+    assert "script" not in page.open
+    assert not [tag for tag, *_ in page.attributes if tag == "script"]
+    assert page.text.count(evil) >= 7
+
+
+def test_runs_that_were_not_used_are_listed_by_reason():
+    fit = surfaces.law_fit(excluded={"run-a": "its budget has no minimum", "run-b": "its budget has no minimum"})
+    diverged = surfaces.result(status="diverged", loss=None, seed=3)
+    page = page_of(fit=fit, results=[diverged])
+    assert "its budget has no minimum: run-a run-b" in page.text
+    assert f"diverged: {diverged.id}" in page.text
+
+
+def test_warnings_come_before_notes():
+    diagnostics = (
+        Diagnostic(code="a", message="just so you know", severity="note"),
+        Diagnostic(code="b", message="this is bad"),
+    )
+    page = page_of(fit=surfaces.law_fit(diagnostics=diagnostics))
+    assert page.text.index("this is bad") < page.text.index("just so you know")
+
+
+def test_synthetic_results_make_a_synthetic_report(report):
+    assert "nothing was trained" in Page(read(report[0])).text
+    assert "nothing was trained" not in page_of(results=[surfaces.result()]).text
+
+
+def test_a_fit_without_intervals_says_so():
+    def bare(flops):
+        full = surfaces.true_optimum(flops)
+        return full.model_copy(
+            update={name: Interval(value=getattr(full, name).value) for name in ("params", "tokens", "loss")}
+        )
+
+    page = page_of(optimum=bare, fit=surfaces.law_fit(exponents={"a": Interval(value=0.5)}))
+    assert "The fit has no intervals" in page.text
+    assert "(" not in page.text[page.text.index("For C =") : page.text.index("Expected held-out")]
+
+
+# ---------------------------------------------------------------------------- provenance
+
+
+def facts(results, **fit):
+    return {fact.name: fact.value for fact in provenance(surfaces.law_fit(**fit), results)}
+
+
+def test_an_option_that_differs_between_runs_is_said_to_vary():
+    found = facts([surfaces.result(width=16), surfaces.result(width=32)])
+    assert found["Model"] == "gpt/gpt (width varies)"
+    assert found["Optimizer"] == "optim/adamw (lr 0.008)"
+
+
+def test_a_mix_of_versions_is_shown_as_one():
+    later = surfaces.result(seed=1, versions={"torch": "2.14.1", "flops-fit": "0.1.0"})
+    assert facts([surfaces.result(), later])["Versions"] == "flops-fit 0.1.0, torch 2.13.0 and 2.14.1"
+
+
+def test_seeds_and_totals_are_those_of_the_runs():
+    found = facts([surfaces.result(seed=0), surfaces.result(seed=7)])
+    assert found["Seeds of the runs"] == "0, 7"
+    assert found["Runs"] == "2 completed"
+    assert found["Trained"] == "2.4e7 FLOPs, 5.0 s of runs' wall time"
+
+
+def test_bootstrap_draws_are_counted_with_those_that_failed():
+    found = facts([], draws={"a": (0.5, 0.51, 0.49)}, failed_draws=2, seed=4)
+    assert found["Bootstrap"] == "3 draws, 2 more failed, seed 4, 90% intervals"
+    assert facts([])["Bootstrap"] == "none"
