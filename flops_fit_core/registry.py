@@ -9,18 +9,25 @@ import importlib
 import inspect
 import logging
 import os
-import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
-from importlib.metadata import EntryPoint, PackageNotFoundError, distributions, version
+from importlib.metadata import (
+    Distribution,
+    EntryPoint,
+    PackageNotFoundError,
+    distribution,
+    distributions,
+    version,
+)
 from types import ModuleType
 from typing import Any, Generic, TypeVar, cast
 
 import pluggy
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from flops_fit_core import hookspecs, specs
 from flops_fit_core.errors import ConfigError, PluginNotFound
@@ -198,14 +205,17 @@ class Registry:
         for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
             try:
                 impl.function(*(arguments[name] for name in impl.argnames))
-            except Exception:
+            except (Exception, SystemExit):
                 logger.exception("plugin %s: %s", self._label(impl.plugin_name), hook_name)
 
     # ------------------------------------------------------------------ discovery
 
     def _load_entry_points(self) -> None:
         claims: dict[str, list[tuple[EntryPoint, str, str]]] = defaultdict(list)
-        for entry_point, dist_name, source in _entry_points():
+        found, broken = _entry_points()
+        for source, error in broken:
+            self._note(source, "read its entry points", error)
+        for entry_point, dist_name, source in found:
             claims[entry_point.name].append((entry_point, dist_name, source))
         for name, claimants in sorted(claims.items()):
             if name in self.disabled:
@@ -215,7 +225,7 @@ class Registry:
                 keeper = claimants[0]
             for one in claimants:
                 if one is not keeper:
-                    others = " and ".join(source for _, _, source in claimants if source != one[2])
+                    others = " and ".join(other[2] for other in claimants if other is not one)
                     clash = ValueError(f"the plugin name {name!r} is also claimed by {others}")
                     self._note(f"{name} ({one[2]})", "register", clash)
             if keeper is not None:
@@ -299,6 +309,8 @@ class _HookFailed(Exception):
 
 
 def _checked(returned: Any, spec_type: type[Spec]) -> list[Spec]:
+    if isinstance(returned, Spec | str | Mapping):
+        raise TypeError(f"expected an iterable of {spec_type.__name__}, got {returned!r}")
     found = [] if returned is None else list(returned)
     for spec in found:
         if not isinstance(spec, spec_type):
@@ -320,24 +332,51 @@ def _origin(plugin: object) -> str:
     return f"passed in ({where.__name__ if where else 'unknown'}.{type(plugin).__qualname__})"
 
 
-def _entry_points() -> list[tuple[EntryPoint, str, str]]:
+def _entry_points() -> tuple[list[tuple[EntryPoint, str, str]], list[tuple[str, Exception]]]:
     """Our entry points, each with its distribution's normalized name and ``name version``, in an order that
-    never varies. Of a distribution that lies on the path twice, the first counts, as for imports."""
-    seen: dict[tuple[str, str, str], tuple[EntryPoint, str, str]] = {}
-    first: dict[str, Any] = {}
+    never varies; and the distributions whose entry points cannot be read, with the reason.
+
+    Of a distribution that lies on the path twice, the first counts, as for imports.
+    """
+    found: dict[tuple[str, str, str], tuple[EntryPoint, str, str]] = {}
+    broken: list[tuple[str, Exception]] = []
+    first: dict[str, Distribution] = {}
     for dist in distributions():
+        try:
+            points = dist.entry_points.select(group=ENTRY_POINTS)
+        except Exception as error:
+            if _may_be_about_us(dist):
+                broken.append((f"{_name_of(dist)} {dist.version}", error))
+            continue
         # A folder that looks like a dist-info but has no name is somebody's half-removed package.
+        name = _name_of(dist) if points else None
+        if name is None or first.setdefault(canonicalize_name(name), dist) is not dist or _is_shadowed(dist, name):
+            continue
+        for point in points:
+            key = (canonicalize_name(name), point.name, point.value)
+            found.setdefault(key, (point, key[0], f"{name} {dist.version}"))
+    return [found[key] for key in sorted(found)], broken
+
+
+def _name_of(dist: Distribution) -> str | None:
+    try:
         metadata: Message | None = cast("Message | None", dist.metadata)
-        name = metadata["Name"] if metadata is not None else None
-        if not name:
-            continue
-        normalized = re.sub(r"[-_.]+", "-", str(name)).lower()
-        if first.setdefault(normalized, dist) is not dist:
-            continue
-        for entry_point in dist.entry_points.select(group=ENTRY_POINTS):
-            key = (normalized, entry_point.name, entry_point.value)
-            seen.setdefault(key, (entry_point, normalized, f"{name} {dist.version}"))
-    return [seen[key] for key in sorted(seen)]
+    except Exception:
+        return None
+    return (metadata["Name"] or None) if metadata is not None else None
+
+
+def _may_be_about_us(dist: Distribution) -> bool:
+    try:
+        return f"[{ENTRY_POINTS}]" in (dist.read_text("entry_points.txt") or "")
+    except Exception:
+        return True
+
+
+def _is_shadowed(dist: Distribution, name: str) -> bool:
+    """Whether another version of the same distribution comes earlier on the path. Metadata is read of ours
+    only: reading that of every installed distribution would take longer than all of the rest."""
+    return distribution(name).locate_file("") != dist.locate_file("")
 
 
 def _disabled_by_environment() -> frozenset[str]:
@@ -349,9 +388,10 @@ def _is_installed(requirement: Requirement) -> bool:
     if requirement.marker is not None and not requirement.marker.evaluate():
         return True
     try:
-        return requirement.specifier.contains(version(requirement.name), prereleases=True)
+        found: str | None = version(requirement.name)  # None of a half-removed package
     except PackageNotFoundError:
         return False
+    return found is not None and requirement.specifier.contains(found, prereleases=True)
 
 
 def _needs(offer: Offer[Any], missing: list[str]) -> str:
@@ -363,15 +403,19 @@ def _needs(offer: Offer[Any], missing: list[str]) -> str:
 def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = None) -> Registry:
     """The registry that ``setup`` describes, made in this process.
 
-    Raises ConfigError where one of its modules cannot be imported.
+    Raises ConfigError where one of its modules cannot be imported. Disabled ones are not imported.
     """
     for path in reversed(setup.paths):
         if path not in sys.path:
             sys.path.insert(0, path)
     plugins: dict[str, object] = {}
+    disabled = _disabled_by_environment().union(setup.disabled)
     for name, module in setup.modules.items():
+        if name in disabled:
+            continue
         try:
-            plugins[name] = importlib.import_module(module)
+            with contextlib.redirect_stdout(sys.stderr):
+                plugins[name] = importlib.import_module(module)
         except (Exception, SystemExit) as error:
             raise ConfigError(
                 f"cannot import the plugin module {module!r}: {type(error).__name__}: {error}"

@@ -117,8 +117,9 @@ def _runtime_fields(options: Options) -> set[str]:
 class Spec:
     """Base of all specs.
 
-    Raises ValueError for a name that is not lower case or has a ``/``, an option called ``name``, or a
-    requirement that is not in PEP 508 form.
+    Raises ValueError for a name that is not lower case or has a ``/``, an option called ``name``, a revision
+    below 1, or a requirement that is not in PEP 508 form; TypeError for a ``build`` that cannot be called or
+    ``options`` that are no Options.
     """
 
     kind: ClassVar[str]
@@ -136,13 +137,20 @@ class Spec:
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.kind} name {self.name!r} must be lower case letters, digits, '.', '_', '-'")
+        what = f"{self.kind} {self.name!r}"
+        if not (isinstance(self.options, type) and issubclass(self.options, Options)):
+            raise TypeError(f"{what}: options must be a subclass of Options, not {self.options!r}")
+        if not callable(getattr(self, "build", None)):
+            raise TypeError(f"{what}: build must be callable")
+        if type(self.revision) is not int or self.revision < 1:
+            raise ValueError(f"{what}: revision must be an integer from 1 on, not {self.revision!r}")
         if "name" in self.options.model_fields:
             raise ValueError(f"{self.options.__name__} may not have an option called 'name'")
         for requirement in self.requires:
             try:
                 Requirement(requirement)
             except InvalidRequirement as error:
-                raise ValueError(f"{self.kind} {self.name!r} requires {requirement!r}: {error}") from None
+                raise ValueError(f"{what} requires {requirement!r}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)

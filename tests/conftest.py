@@ -2,43 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
-import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from installing import Site
 
 from flops_fit_core.registry import installed
 
 pytest_plugins = ["pytester"]
-
-
-class Site:
-    """A real import path with real installed distributions on it, so that discovery itself is tested."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def module(self, name: str, source: str) -> None:
-        """Put a module on the path."""
-        (self.path / f"{name}.py").write_text(textwrap.dedent(source))
-        importlib.invalidate_caches()
-
-    def distribution(self, name: str, entry_points: str = "", metadata: str = "", version: str = "1.0") -> None:
-        """Install a distribution without modules: what pip leaves of it on the path."""
-        info = self.path / f"{name.replace('-', '_')}-{version}.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}")
-        (info / "entry_points.txt").write_text(entry_points)
-        importlib.invalidate_caches()
-
-    def install(self, dist: str, plugin: str, source: str, version: str = "1.0") -> None:
-        """Install a distribution with one plugin, a module of this source."""
-        module = f"{dist.replace('-', '_')}_{plugin}"
-        self.module(module, source)
-        self.distribution(dist, f"[flops_fit]\n{plugin} = {module}\n", version=version)
 
 
 @pytest.fixture
@@ -52,7 +25,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     yield Site(folder)
     for name in set(sys.modules) - before:
         origin = getattr(sys.modules[name], "__file__", None)
-        if origin is not None and Path(origin).is_relative_to(folder):
+        if origin is not None and Path(origin).is_relative_to(tmp_path):
             del sys.modules[name]
     installed.cache_clear()
 

@@ -1,0 +1,506 @@
+"""Discovery of plugins, isolation of broken ones, names, observers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import subprocess
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+from installing import Site
+
+from flops_fit_core import (
+    ConfigError,
+    OptimizerSpec,
+    Options,
+    PluginNotFound,
+    Registry,
+    RunResult,
+    RunSpec,
+    StoreSpec,
+    SweepPlan,
+    TrainerSpec,
+    hookimpl,
+)
+from flops_fit_core.hookspecs import PROJECT
+from flops_fit_core.registry import SPEC_TYPES, PluginSetup, registry_from
+from flops_fit_core.specs import ModelSpec
+from flops_fit_core.testing import example_result, example_run
+
+OFFER = """
+from flops_fit_core import OptimizerSpec, hookimpl
+
+@hookimpl
+def flops_fit_optimizers():
+    yield OptimizerSpec(name="{name}", build=lambda options, model, run: None)
+"""
+HOOK = "from flops_fit_core import OptimizerSpec, hookimpl\n@hookimpl\ndef flops_fit_optimizers{body}"
+
+
+def offered(registry: Registry, plugin: str) -> list[str]:
+    return [offer.spec.name for offer in registry.offers() if offer.plugin == plugin]
+
+
+def optimizer(name: str, **more: Any) -> OptimizerSpec:
+    return OptimizerSpec(name=name, build=lambda options, model, run: None, **more)  # type: ignore[arg-type,return-value]
+
+
+class Offering:
+    """A plugin that is an object."""
+
+    def __init__(self, *found: OptimizerSpec) -> None:
+        self.found = found
+
+    @hookimpl
+    def flops_fit_optimizers(self) -> tuple[OptimizerSpec, ...]:
+        return self.found
+
+
+# ---------------------------------------------------------------------------- broken plugins
+
+BAD = "bad (flops-fit-bad 1.0): "
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("import not_a_module", "import: ModuleNotFoundError: No module named 'not_a_module'"),
+        ("1/0", "import: ZeroDivisionError"),
+        ("raise SystemExit('bye')", "import: SystemExit: bye"),
+        ("this is no Python", "import: SyntaxError"),
+        (HOOK.format(body="(nope): ..."), "register: PluginValidationError"),
+        ("from flops_fit_core import hookimpl\n@hookimpl\ndef flops_fit_optimizer(): ...",
+         "flops_fit_optimizer: NameError: there is no such hook; did you mean flops_fit_optimizers?"),
+        (HOOK.format(body="(): return [1/0]"), "flops_fit_optimizers: ZeroDivisionError"),
+        (HOOK.format(body="():\n  yield 1\n  1/0"), "flops_fit_optimizers: ZeroDivisionError"),
+        (HOOK.format(body="(): raise SystemExit(3)"), "flops_fit_optimizers: SystemExit: 3"),
+        (HOOK.format(body="(): return ['sgd']"),
+         "flops_fit_optimizers: TypeError: expected OptimizerSpec, got 'sgd'"),
+        (HOOK.format(body="(): return OptimizerSpec(name='one', build=print)"),
+         "flops_fit_optimizers: TypeError: expected an iterable of OptimizerSpec, got OptimizerSpec("),
+        (HOOK.format(body="(): yield OptimizerSpec(name='A/b', build=print)"),
+         "flops_fit_optimizers: ValueError: optimizer name 'A/b' must be lower case"),
+        (HOOK.format(body="(): yield OptimizerSpec(name='b', build='print')"),
+         "flops_fit_optimizers: TypeError: optimizer 'b': build must be callable"),
+        (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, options=dict)"),
+         "flops_fit_optimizers: TypeError: optimizer 'b': options must be a subclass of Options"),
+        (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, revision=0)"),
+         "flops_fit_optimizers: ValueError: optimizer 'b': revision must be an integer from 1 on"),
+        (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires=['ray >> 2'])"),
+         "flops_fit_optimizers: ValueError: optimizer 'b' requires 'ray >> 2'"),
+        (HOOK.format(body="(): return [OptimizerSpec(name=n, build=print) for n in 'aba']"),
+         "flops_fit_optimizers: ValueError: offers 'a' twice"),
+        (HOOK.format(body="(): return (yield)").replace("@hookimpl", "@hookimpl(wrapper=True)"),
+         "flops_fit_optimizers: TypeError: hook wrappers are not supported"),
+        (HOOK.format(body="(): yield").replace("@hookimpl", "@hookimpl(hookwrapper=True)"),
+         "flops_fit_optimizers: TypeError: hook wrappers are not supported"),
+    ],
+)  # fmt: skip
+def test_a_broken_plugin_is_reported_and_the_others_still_work(site: Site, source: str, expected: str) -> None:
+    site.install("flops-fit-bad", "bad", source)
+    site.install("flops-fit-good", "good", OFFER.format(name="lion"))
+    registry = Registry()
+    (problem,) = registry.problems
+    assert str(problem)[: len(BAD + expected)] == BAD + expected
+    assert registry.find("optimizer", "lion").source == "flops-fit-good 1.0"
+    assert registry.find("store", "sqlite").plugin == "stores"
+    assert "bad" not in registry.plugins
+    with pytest.raises(LookupError, match="not usable: bad"):
+        registry.find("optimizer", "missing")
+
+
+def test_an_entry_point_without_a_module_is_reported(site: Site) -> None:
+    site.distribution("flops-fit-gone", "[flops_fit]\ngone = there_is_no_such_module\n")
+    (problem,) = Registry().problems
+    assert str(problem).startswith("gone (flops-fit-gone 1.0): import: ModuleNotFoundError")
+
+
+def test_interrupting_discovery_is_not_a_broken_plugin(site: Site) -> None:
+    site.install("flops-fit-slow", "slow", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        Registry()
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "@hookimpl\ndef flops_fit_stores(nope): ...",
+        "@hookimpl\ndef flops_fit_stores(): return [1]",
+        "@hookimpl\ndef flops_fit_stores(): 1/0",
+        "@hookimpl\ndef flops_fit_storages(): ...",
+        "@hookimpl(wrapper=True)\ndef flops_fit_run_finished(run, result): yield",
+    ],
+)
+def test_half_of_a_plugin_is_never_used(site: Site, fault: str) -> None:
+    observer = "@hookimpl\ndef flops_fit_sweep_finished(plan, results): raise RuntimeError('heard')\n"
+    site.install("flops-fit-half", "half", OFFER.format(name="half") + observer + fault)
+    registry = Registry()
+    assert offered(registry, "half") == []
+    assert "half" not in registry.plugins
+    assert len(registry.problems) == 1
+    assert registry._pm.hook.flops_fit_sweep_finished.get_hookimpls() == []
+
+
+def test_a_distribution_that_is_half_removed_stops_nobody(site: Site) -> None:
+    (site.path / "half_removed-1.0.dist-info").mkdir()
+    nameless = site.path / "nameless-1.0.dist-info"
+    nameless.mkdir()
+    (nameless / "METADATA").write_text("Metadata-Version: 2.1\n")
+    (nameless / "entry_points.txt").write_text("[flops_fit]\nlost = lost\n")
+    site.install("flops-fit-good", "good", OFFER.format(name="lion"))
+    registry = Registry()
+    assert registry.problems == []
+    assert offered(registry, "good") == ["lion"]
+
+
+@pytest.mark.parametrize("text", [b"[flops_fit]\nno equals sign\n", b"\xff\xfe[flops_fit]\nx = y\n"])
+def test_entry_points_that_cannot_be_read_stop_nobody_else(site: Site, text: bytes) -> None:
+    site.distribution("flops-fit-torn")
+    (site.path / "flops_fit_torn-1.0.dist-info" / "entry_points.txt").write_bytes(text)
+    site.install("flops-fit-good", "good", OFFER.format(name="lion"))
+    registry = Registry()
+    assert offered(registry, "good") == ["lion"]
+    assert [str(problem).split(":")[0] for problem in registry.problems] == ["flops-fit-torn 1.0"]
+
+
+def test_the_trouble_of_strangers_is_not_ours(site: Site) -> None:
+    site.distribution("somebody-else", "[console_scripts]\nno equals sign\n")
+    assert Registry().problems == []
+
+
+def test_what_a_plugin_prints_at_discovery_goes_to_standard_error(
+    site: Site, capsys: pytest.CaptureFixture[str]
+) -> None:
+    site.install("flops-fit-loud", "loud", "print('imported')\n" + HOOK.format(body="(): print('asked')"))
+    site.module("loud_module", "print('imported by name')")
+    Registry()
+    registry_from(PluginSetup(modules={"mine": "loud_module"}, entry_points=False))
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.split("\n") == ["imported", "asked", "imported by name", ""]
+
+
+# ---------------------------------------------------------------------------- names
+
+
+def test_a_name_two_plugins_offer_must_be_qualified(site: Site) -> None:
+    site.install("flops-fit-other", "other", OFFER.format(name="sqlite").replace("Optimizer", "Store")
+                 .replace("optimizers", "stores"))  # fmt: skip
+    registry = Registry()
+    with pytest.raises(PluginNotFound, match="2 plugins offer a store named 'sqlite'; write 'other/sqlite' or"):
+        registry.find("store", "sqlite")
+    assert registry.find("store", "other/sqlite").source == "flops-fit-other 1.0"
+    assert registry.find("store", "stores/sqlite").source.startswith("flops-fit ")
+
+
+def test_two_distributions_that_claim_one_name_both_lose_it(site: Site) -> None:
+    site.install("flops-fit-a", "twin", OFFER.format(name="a"))
+    site.install("flops-fit-b", "twin", OFFER.format(name="b"))
+    registry = Registry()
+    assert offered(registry, "twin") == []
+    assert [str(problem) for problem in registry.problems] == [
+        "twin (flops-fit-a 1.0): register: ValueError: the plugin name 'twin' is also claimed by flops-fit-b 1.0",
+        "twin (flops-fit-b 1.0): register: ValueError: the plugin name 'twin' is also claimed by flops-fit-a 1.0",
+    ]
+
+
+def test_what_is_bundled_keeps_its_name(site: Site) -> None:
+    site.install("aaa-first-in-the-alphabet", "stores", "raise SystemExit('never imported')")
+    registry = Registry()
+    assert registry.find("store", "sqlite").source.startswith("flops-fit ")
+    (problem,) = registry.problems
+    assert str(problem).startswith("stores (aaa-first-in-the-alphabet 1.0): register: ValueError: the plugin name")
+
+
+def test_one_distribution_cannot_claim_a_name_twice(site: Site) -> None:
+    site.module("one", OFFER.format(name="one"))
+    site.module("two", OFFER.format(name="two"))
+    site.distribution("flops-fit-twice", "[flops_fit]\nsame = one\nsame = two\n")
+    registry = Registry()
+    assert offered(registry, "same") == []
+    assert "the plugin name 'same' is also claimed by flops-fit-twice 1.0" in str(registry.problems[0])
+
+
+def test_of_a_distribution_that_is_installed_twice_the_first_on_the_path_counts(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site.install("flops-fit-mine", "mine", OFFER.format(name="old"), version="1.0")
+    (tmp_path / "newer").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "newer")
+    Site(tmp_path / "newer").install("flops-fit-mine", "mine", OFFER.format(name="new"), version="2.0")
+    registry = Registry()
+    assert registry.problems == []
+    assert registry.plugins["mine"] == "flops-fit-mine 2.0"
+
+
+def test_one_module_under_two_names_is_used_once(site: Site) -> None:
+    site.module("shared_module", OFFER.format(name="lion"))
+    site.distribution("flops-fit-shared", "[flops_fit]\na = shared_module\nb = shared_module\n")
+    registry = Registry()
+    assert offered(registry, "a") == ["lion"]
+    (problem,) = registry.problems
+    assert str(problem).startswith("b (flops-fit-shared 1.0): register: ValueError")
+    assert registry.find("optimizer", "lion").name == "a/lion"
+
+
+def test_a_passed_plugin_does_not_replace_an_installed_one() -> None:
+    registry = Registry({"stores": Offering(optimizer("mine"))})
+    assert registry.find("store", "sqlite").plugin == "stores"
+    assert "the name is already taken by flops-fit " in str(registry.problems[0])
+
+
+def test_the_order_of_installation_changes_nothing(site: Site) -> None:
+    for dist in ("zebra", "aardvark", "mole"):
+        site.install(dist, dist, OFFER.format(name=f"of-{dist}"))
+    here = [offer.plugin for offer in Registry().offers() if offer.plugin in ("zebra", "aardvark", "mole")]
+    assert here == ["aardvark", "mole", "zebra"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("adamv", "no optimizer named 'adamv'; there is: adamw, lion. Did you mean 'adamw'?"),
+        ("ADAMW", "Did you mean 'adamw'?"),
+        ("mine/lyon", "there is: adamw, lion, mine/adamw, mine/lion. Did you mean 'mine/lion'?"),
+        ("other/lion", "Did you mean 'mine/lion'?"),
+        ("quagga", "there is: adamw, lion"),
+        ("", "no optimizer named ''; there is: adamw, lion"),
+    ],
+)  # fmt: skip
+def test_a_misspelt_name_lists_what_there_is(asked: str, expected: str) -> None:
+    registry = Registry({"mine": Offering(optimizer("adamw"), optimizer("lion"))}, entry_points=False)
+    with pytest.raises(PluginNotFound) as caught:
+        registry.find("optimizer", asked)
+    assert expected in str(caught.value)
+
+
+def test_nothing_of_a_kind_is_said_so() -> None:
+    with pytest.raises(PluginNotFound, match="no logger named 'x'; there is: none"):
+        Registry(entry_points=False).find("logger", "x")
+
+
+# ---------------------------------------------------------------------------- disabling
+
+
+def test_a_disabled_plugin_is_not_even_imported(site: Site) -> None:
+    site.install("flops-fit-bad", "bad", "raise SystemExit('imported')")
+    registry = Registry(disabled=["bad"])
+    assert registry.problems == []
+    with pytest.raises(LookupError, match="disabled: bad"):
+        registry.find("optimizer", "nope")
+
+
+def test_the_environment_can_disable_plugins(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.install("flops-fit-bad", "bad", "raise SystemExit('imported')")
+    site.install("flops-fit-worse", "worse", "raise SystemExit('imported')")
+    monkeypatch.setenv("FLOPS_FIT_DISABLE", " bad, worse,")
+    registry = Registry(disabled=["stores"])
+    assert registry.problems == []
+    assert registry.disabled == {"bad", "worse", "stores"}
+    assert registry.offers("store") == []
+
+
+def test_a_module_that_is_disabled_is_not_imported_again(site: Site) -> None:
+    site.module("explosive", "raise SystemExit('imported')")
+    setup = PluginSetup(modules={"mine": "explosive"}, disabled=("mine",), entry_points=False)
+    assert registry_from(setup).problems == []
+
+
+# ---------------------------------------------------------------------------- requirements
+
+
+def test_a_missing_requirement_is_named_with_the_extra_that_installs_it() -> None:
+    missing = optimizer("big", requires=["not-installed>=2.9", "pydantic>=2"], extra="big")
+    registry = Registry({"mine": Offering(missing)}, entry_points=False)
+    assert registry.problems == []
+    (offer,) = registry.offers("optimizer")
+    assert offer.missing() == ["not-installed>=2.9"]
+    with pytest.raises(ConfigError, match=r"optimizer 'big' needs not-installed>=2\.9: pip install"):
+        registry.find("optimizer", "big")
+
+
+def test_the_message_names_the_distribution_and_its_extra(site: Site) -> None:
+    source = OFFER.format(name="big").replace("build=", "requires=['nope>=2.9'], extra='big', build=")
+    site.install("flops-fit-mine", "mine", source)
+    with pytest.raises(ConfigError) as caught:
+        Registry().find("optimizer", "big")
+    assert str(caught.value) == "optimizer 'big' needs nope>=2.9: pip install 'flops-fit-mine[big]'"
+
+
+def test_without_an_extra_the_message_names_what_is_missing() -> None:
+    registry = Registry({"mine": Offering(optimizer("big", requires=["nope>=2", "nada"]))}, entry_points=False)
+    with pytest.raises(ConfigError) as caught:
+        registry.find("optimizer", "big")
+    assert str(caught.value) == "optimizer 'big' needs nope>=2 and nada: pip install 'nope>=2' 'nada'"
+
+
+@pytest.mark.parametrize(
+    ("requirement", "installed"),
+    [
+        ("pydantic", True),
+        ("Pydantic>=2", True),
+        ("pydantic<1", False),
+        ("pydantic>999; python_version<'3'", True),
+        ("half-removed", False),
+    ],
+)
+def test_requirements_are_looked_up_without_importing(site: Site, requirement: str, installed: bool) -> None:
+    (site.path / "half_removed-1.0.dist-info").mkdir()
+    importlib.invalidate_caches()
+    registry = Registry({"mine": Offering(optimizer("x", requires=[requirement]))}, entry_points=False)
+    assert (registry.offers()[0].missing() == []) is installed
+
+
+# ---------------------------------------------------------------------------- without installing
+
+
+def test_a_plugin_can_be_passed_in_without_installing_anything() -> None:
+    registry = Registry({"mine": Offering(optimizer("mine"))}, entry_points=False)
+    assert offered(registry, "mine") == ["mine"]
+    assert registry.plugins == {"mine": f"passed in ({__name__}.Offering)"}
+    assert list(registry.objects) == ["mine"]
+
+
+def test_the_same_registry_can_be_made_again_elsewhere(site: Site) -> None:
+    site.module("my_models", OFFER.format(name="mine"))
+    sys.path.remove(str(site.path))
+    first = registry_from(
+        PluginSetup(
+            modules={"mine": "my_models"}, disabled=("stores",), entry_points=False, paths=(str(site.path),)
+        )
+    )
+    again = registry_from(PluginSetup.model_validate_json(first.setup.model_dump_json()))
+    assert again.setup == first.setup
+    assert again.plugins == first.plugins == {"mine": "module my_models"}
+    assert offered(again, "mine") == ["mine"]
+    code = (
+        "import sys; from flops_fit_core.registry import *\n"
+        "print(registry_from(PluginSetup.model_validate_json(sys.argv[1])).plugins)"
+    )
+    elsewhere = subprocess.run(
+        [sys.executable, "-c", code, first.setup.model_dump_json()], capture_output=True, text=True
+    )
+    assert elsewhere.stdout == "{'mine': 'module my_models'}\n"
+
+
+def test_objects_are_passed_along_beside_the_setup() -> None:
+    plugin = Offering(optimizer("mine"))
+    first = Registry({"mine": plugin}, entry_points=False)
+    again = registry_from(first.setup, first.objects)
+    assert offered(again, "mine") == ["mine"]
+    assert first.setup.modules == {}
+
+
+@pytest.mark.parametrize("source", ["1/0", "raise SystemExit(1)", None])
+def test_a_module_that_cannot_be_imported_is_the_users_mistake(site: Site, source: str | None) -> None:
+    if source is not None:
+        site.module("my_broken_models", source)
+    with pytest.raises(ConfigError, match="cannot import the plugin module 'my_broken_models': "):
+        registry_from(PluginSetup(modules={"mine": "my_broken_models"}, entry_points=False))
+
+
+# ---------------------------------------------------------------------------- observers
+
+
+class Observing:
+    def __init__(self, error: BaseException | None = None) -> None:
+        self.heard: list[object] = []
+        self.error = error
+
+    @hookimpl
+    def flops_fit_run_finished(self, result: RunResult) -> None:
+        self.heard.append(result)
+        if self.error:
+            raise self.error
+
+    @hookimpl
+    def flops_fit_sweep_finished(self, plan: SweepPlan, results: list[RunResult]) -> None:
+        self.heard += [plan, *results]
+        if self.error:
+            raise self.error
+
+
+def plan_of(run: RunSpec) -> SweepPlan:
+    device = run.model
+    return SweepPlan(name="sweep", runs=(run,), params_name="N", flops_name="C", device=device)
+
+
+@pytest.mark.parametrize("error", [ValueError("oh dear"), SystemExit(3)])
+def test_what_an_observer_raises_is_logged_and_the_others_are_told(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, after = Observing(), Observing()
+    registry = Registry({"a": before, "bad": Observing(error), "z": after}, entry_points=False)
+    run, result, plan = example_run(), example_result(), plan_of(example_run())
+    with caplog.at_level(logging.ERROR, "flops_fit"):
+        registry.run_finished(run, result)
+        registry.sweep_finished(plan, [result])
+    assert before.heard == after.heard == [result, plan, result]
+    assert [record.message for record in caplog.records] == [
+        f"plugin bad (passed in ({__name__}.Observing)): flops_fit_run_finished",
+        f"plugin bad (passed in ({__name__}.Observing)): flops_fit_sweep_finished",
+    ]
+    assert type(error).__name__ in caplog.text
+
+
+def test_an_observer_cannot_stop_a_user_from_interrupting() -> None:
+    registry = Registry({"bad": Observing(KeyboardInterrupt())}, entry_points=False)
+    with pytest.raises(KeyboardInterrupt):
+        registry.run_finished(example_run(), example_result())
+
+
+# ---------------------------------------------------------------------------- specs
+
+
+def test_there_is_one_type_of_spec_a_hook_and_one_hook_a_kind() -> None:
+    hooks = Registry(entry_points=False)._pm.hook
+    ours = {name for name in vars(hooks) if name.startswith(f"{PROJECT}_")}
+    assert set(SPEC_TYPES) == ours - {"flops_fit_run_finished", "flops_fit_sweep_finished"}
+    assert len({spec.kind for spec in SPEC_TYPES.values()}) == len(SPEC_TYPES)
+
+
+def test_a_spec_says_what_is_wrong_with_it() -> None:
+    class Named(Options):
+        name: str = "x"
+
+    class Sized(Options):
+        width: int
+
+    with pytest.raises(ValueError, match="Named may not have an option called 'name'"):
+        optimizer("x", options=Named)
+    with pytest.raises(ValueError, match="must be an option with a default"):
+        ModelSpec(name="x", options=Sized, size="width", build=lambda options, task: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match="must be an option with a default"):
+        ModelSpec(name="x", size="depth", build=lambda options, task: None)  # type: ignore[arg-type,return-value]
+    with pytest.raises(ValueError, match="claims unknown abilities: fly"):
+        TrainerSpec(name="x", build=lambda options: None, can=frozenset({"branch", "fly"}))  # type: ignore[arg-type,return-value]
+
+
+def test_specs_of_the_wrong_kind_are_refused(site: Site) -> None:
+    plugin = types.SimpleNamespace(flops_fit_optimizers=hookimpl(lambda: [StoreSpec(name="x", build=print)]))  # type: ignore[arg-type]
+    (problem,) = Registry({"mine": plugin}, entry_points=False).problems
+    assert "expected OptimizerSpec, got StoreSpec(" in str(problem)
+
+
+# ---------------------------------------------------------------------------- imports
+
+
+def test_importing_the_engine_and_discovering_plugins_imports_nothing_heavy() -> None:
+    code = (
+        "import sys, flops_fit_core as f; registry = f.Registry()\n"
+        "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'pandas', 'sqlite_utils', 'cloudpickle', 'pytest'}\n"
+        "print(registry.problems, sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("[] []\n", "")
+
+
+def test_everything_bundled_is_usable() -> None:
+    registry = Registry()
+    assert registry.problems == []
+    ours = importlib.metadata.entry_points(group="flops_fit")
+    assert set(registry.plugins) >= {point.name for point in ours if point.dist and point.dist.name == "flops-fit"}
