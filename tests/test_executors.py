@@ -2,7 +2,6 @@ import json
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -176,7 +175,7 @@ def test_there_are_no_more_workers_than_jobs(tmp_path):
     with local(tmp_path, workers=3) as executor:
         assert executor.capacity == 3
         assert not (tmp_path / "logs").exists()
-        outcomes(executor, tiny_jobs(LEARN))
+        executor.submit(*tiny_jobs(LEARN))
     assert [log.name for log in (tmp_path / "logs").iterdir()] == ["worker-0.log"]
 
 
@@ -261,31 +260,31 @@ def test_a_job_that_has_not_ended_cannot_be_submitted_again(tmp_path, workers):
 
 DRIVER = """
 import sys
-from pathlib import Path
 sys.path.insert(0, {tests!r})
-from test_executors import *
+from pathlib import Path
+from flops_fit_core import Job
+from test_executors import local
 
-trace = Path({trace!r})
-with local(trace.parent, workers=2) as executor:
-    for job in tiny_jobs(traced({busy!r}, trace), traced({busy!r}, trace)):
-        executor.submit(job)
-    for event in executor.events(600.0):
-        print(event, flush=True)
+folder = Path({folder!r})
+with local(folder) as executor:
+    executor.submit(Job.model_validate_json((folder / "job.json").read_text()))
+    list(executor.events(600.0))
 """
 
 
-@pytest.mark.parametrize("busy", [CRAWL.replace("0.05", "5"), HANG])
-def test_workers_do_not_outlive_a_driver_that_is_killed(tmp_path, busy):
+def test_workers_do_not_outlive_a_driver_that_is_killed(tmp_path):
     trace = tmp_path / "trace"
-    source = DRIVER.format(tests=str(Path(__file__).parent), trace=str(trace), busy=busy)
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(source)], start_new_session=True) as driver:
+    (job,) = tiny_jobs(traced(HANG, trace))
+    (tmp_path / "job.json").write_text(job.model_dump_json())
+    source = DRIVER.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
+    with subprocess.Popen([sys.executable, "-c", source], start_new_session=True) as driver:
         try:
-            wait_until(lambda: trace.exists() and len(trace.read_text().splitlines()) == 2)
-            pids = [int(line.split()[1]) for line in trace.read_text().splitlines()]
-            assert all(is_running(pid) for pid in pids)
+            wait_until(lambda: trace.exists() and trace.read_text().endswith("\n"))
+            worker = int(trace.read_text().split()[1])
+            assert is_running(worker)
         finally:
             driver.send_signal(signal.SIGKILL)
-    wait_until(lambda: not any(is_running(pid) for pid in pids), seconds=10)
+    wait_until(lambda: not is_running(worker), seconds=10)
 
 
 def test_a_worker_leaves_in_the_middle_of_a_job_when_its_standard_input_ends(tmp_path):

@@ -232,8 +232,11 @@ def trained_here(job: Job, folder: Path) -> RunResult:
 
 
 def is_running(pid: int) -> bool:
+    """Whether a process lives; a zombie that nobody has waited for does not."""
     try:
         os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"
     except ProcessLookupError:
         return False
-    return True
+    except FileNotFoundError:
+        return not Path("/proc/self").exists()

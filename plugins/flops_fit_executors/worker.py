@@ -54,6 +54,8 @@ def main() -> None:
             traceback.print_exc()
             reason = f"{type(error).__name__}: {error}"
         write(outbox, Kind.ENDED, reason.encode())
+    sys.stdout.flush()
+    os._exit(0)  # Like multiprocessing's workers: taking torch apart would hold the driver up for a second.
 
 
 def listen(inbox: BinaryIO) -> tuple[queue.SimpleQueue[str | None], threading.Event]:
