@@ -7,18 +7,22 @@ name without options.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import (
+    Discriminator,
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
     JsonValue,
     PositiveInt,
+    Tag,
     TypeAdapter,
     ValidationError,
     ValidationInfo,
@@ -53,6 +57,20 @@ from flops_fit_core.specs import (
 
 S = TypeVar("S", bound=Spec)
 
+DEFAULTS: Mapping[str, str] = {
+    "optimizer": "optim/sgd",
+    "schedule": "schedules/cosine",
+    "recipe": "recipes/default",
+    "flops": "flops/chinchilla",
+    "trainer": "trainers/torch",
+    "device": "devices/auto",
+    "store": "stores/sqlite",
+    "executor": "executors/local",
+    "fitter": "fitters/isoflop",
+}
+"""What an experiment uses of each kind unless it names something else. Qualified, so that no other plugin's
+``sgd`` makes it ambiguous."""
+
 
 # ---------------------------------------------------------------------------- a choice of plugin
 
@@ -82,7 +100,7 @@ class Chosen(Generic[S]):
     def _key(self) -> tuple[str, Any]:
         return self.name, self.options.model_dump(mode="json")
 
-    def with_options(self, **changes: Any) -> Chosen[S]:
+    def with_options(self, /, **changes: Any) -> Chosen[S]:
         """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
         given = self.options.model_dump(exclude_unset=True)
         return Chosen(self.offer, self.spec.options.model_validate({**given, **changes}))
@@ -123,11 +141,11 @@ def choose(
 
 
 def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> Chosen[Any]:
-    """A choice as an experiment file writes it: a name, or a table with a name.
+    """A choice as an experiment file writes it: a name, or a table of a name and options.
 
     Raises ConfigError with the place of each mistake.
     """
-    adapter = TypeAdapter(Annotated[Chosen[Any], _Pick(kind)])
+    adapter = TypeAdapter(Annotated[Chosen[Any], _Pick(kind, DEFAULTS.get(kind))])
     try:
         chosen: Chosen[Any] = adapter.validate_python(value, context={"registry": registry})
     except ValidationError as error:
@@ -140,8 +158,8 @@ class _Pick:
     """Marks a field as a choice among the plugins of one kind."""
 
     kind: str
-    default: Callable[[ValidationInfo], str] | None = None
-    """Gives the name where the user gave none."""
+    default: str | Callable[[ValidationInfo], str] | None = None
+    """The name where the user gave none: neither a table, nor a ``name`` in it."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -155,12 +173,14 @@ class _Pick:
     def _choose(self, value: Any, info: ValidationInfo) -> Chosen[Any]:
         if isinstance(value, Chosen):
             return value
-        if value is None and self.default is not None:
-            value = self.default(info)
         if isinstance(value, str):
             value = {"name": value}
+        if self.default is not None and (value is None or (isinstance(value, dict) and "name" not in value)):
+            name = self.default if isinstance(self.default, str) else self.default(info)
+            value = {"name": name, **(value or {})}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            raise PydanticCustomError("choice", 'give a name, or a table: {{name = "...", option = ...}}')
+            advice = 'give a name, or a table: {name = "...", option = ...}'
+            raise PydanticCustomError("choice", "{advice}", {"advice": advice})
         registry: Registry = (info.context or {}).get("registry") or installed()
         try:
             offer = registry.find(self.kind, value["name"])
@@ -170,27 +190,29 @@ class _Pick:
         return Chosen(offer, offer.spec.options.model_validate(options, context=info.context))
 
 
-def _dump(chosen: Chosen[Any]) -> dict[str, Any]:
+def _dump(chosen: Any) -> Any:
+    if not isinstance(chosen, Chosen):  # the default's name, when a JSON schema shows it
+        return chosen
     return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
 
 
 def _trainer_of_dataset(info: ValidationInfo) -> str:
     dataset = info.data.get("dataset")
-    return (dataset.spec.trainer if dataset is not None else None) or "trainers/torch"
+    return (dataset.spec.trainer if dataset is not None else None) or DEFAULTS["trainer"]
 
 
 ModelChoice = Annotated[Chosen[ModelSpec], _Pick("model")]
 DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
-OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer")]
-ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule")]
-RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe")]
-FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops")]
+OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", DEFAULTS["optimizer"])]
+ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", DEFAULTS["schedule"])]
+RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
+FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"])]
 TrainerChoice = Annotated[Chosen[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
-DeviceChoice = Annotated[Chosen[DeviceSpec], _Pick("device")]
-StoreChoice = Annotated[Chosen[StoreSpec], _Pick("store")]
-ExecutorChoice = Annotated[Chosen[ExecutorSpec], _Pick("executor")]
+DeviceChoice = Annotated[Chosen[DeviceSpec], _Pick("device", DEFAULTS["device"])]
+StoreChoice = Annotated[Chosen[StoreSpec], _Pick("store", DEFAULTS["store"])]
+ExecutorChoice = Annotated[Chosen[ExecutorSpec], _Pick("executor", DEFAULTS["executor"])]
 LoggerChoice = Annotated[Chosen[LoggerSpec], _Pick("logger")]
-FitterChoice = Annotated[Chosen[FitterSpec], _Pick("fitter")]
+FitterChoice = Annotated[Chosen[FitterSpec], _Pick("fitter", DEFAULTS["fitter"])]
 
 
 # ---------------------------------------------------------------------------- the experiment
@@ -201,7 +223,11 @@ class Sweep(Table):
 
     budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
     """Training FLOPs C of each IsoFLOP profile, counted by ``[flops]``."""
-    sizes: Annotated[int, Field(ge=1)] | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1)] = 6
+    sizes: Annotated[
+        Annotated[PositiveInt, Tag("[count]")]
+        | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1), Tag("[tables]")],
+        Discriminator(lambda given: "[tables]" if isinstance(given, list | tuple) else "[count]"),
+    ] = 6
     """How many sizes each budget gets from a common log-spaced ladder; or a list of tables of model
     options, each merged over ``[model]``, all of which every budget gets."""
     size_ratio: Annotated[float, Field(gt=1)] = 1.6
@@ -236,21 +262,21 @@ class Sweep(Table):
 class Experiment(Table):
     """One scaling-law experiment, fully described."""
 
-    name: Annotated[str, Field(pattern=r"^[\w.-]+$")] = "experiment"
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
     """Also the name of the study's folder under ``runs/``."""
     sweep: Sweep
     model: ModelChoice
     dataset: DatasetChoice
-    optimizer: OptimizerChoice = "optim/sgd"  # type: ignore[assignment]
-    schedule: ScheduleChoice = "schedules/cosine"  # type: ignore[assignment]
-    recipe: RecipeChoice = "recipes/default"  # type: ignore[assignment]
-    flops: FlopCounterChoice = "flops/chinchilla"  # type: ignore[assignment]
+    optimizer: OptimizerChoice = DEFAULTS["optimizer"]  # type: ignore[assignment]
+    schedule: ScheduleChoice = DEFAULTS["schedule"]  # type: ignore[assignment]
+    recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
+    flops: FlopCounterChoice = DEFAULTS["flops"]  # type: ignore[assignment]
     trainer: TrainerChoice = None  # type: ignore[assignment]
-    device: DeviceChoice = "devices/auto"  # type: ignore[assignment]
-    store: StoreChoice = "stores/sqlite"  # type: ignore[assignment]
-    executor: ExecutorChoice = "executors/local"  # type: ignore[assignment]
+    device: DeviceChoice = DEFAULTS["device"]  # type: ignore[assignment]
+    store: StoreChoice = DEFAULTS["store"]  # type: ignore[assignment]
+    executor: ExecutorChoice = DEFAULTS["executor"]  # type: ignore[assignment]
     loggers: tuple[LoggerChoice, ...] = ()
-    fitter: FitterChoice = "fitters/isoflop"  # type: ignore[assignment]
+    fitter: FitterChoice = DEFAULTS["fitter"]  # type: ignore[assignment]
 
     @model_validator(mode="after")
     def _sizes_fit_the_model(self) -> Experiment:
@@ -302,7 +328,7 @@ def explain(error: ValidationError) -> str:
 
 def _is_schema_noise(part: int | str) -> bool:
     """Unions add the names of their alternatives to a location."""
-    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str"))
+    return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "constrained-int"))
 
 
 def _short(value: Any) -> str:
@@ -314,14 +340,14 @@ def read_table(path: Path) -> dict[str, Any]:
     """A TOML, JSON or YAML file as plain data. Raises ConfigError, with the line where there is one."""
     readers: dict[str, Callable[[str], Any]] = {
         ".toml": tomllib.loads,
-        ".json": json.loads,
+        ".json": _read_json,
         ".yaml": _read_yaml,
         ".yml": _read_yaml,
     }
     if path.suffix.lower() not in readers:
         raise ConfigError(f"{path}: an experiment file ends in {', '.join(readers)}")
     try:
-        data = readers[path.suffix.lower()](path.read_text(encoding="utf-8"))
+        data = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         near = sorted(str(one) for one in path.parent.glob("*") if one.suffix.lower() in readers)[:8]
         there = f"; in that folder: {', '.join(near)}" if near else ""
@@ -333,13 +359,39 @@ def read_table(path: Path) -> dict[str, Any]:
     return data
 
 
+def _read_json(text: str) -> Any:
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        for key, count in Counter(key for key, _ in pairs).items():
+            if count > 1:
+                raise ValueError(f"{key!r} is there twice in one table")
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=table)
+
+
 def _read_yaml(text: str) -> Any:
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        """PyYAML's own takes the last of two equal keys and says nothing."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            lines: dict[str, int] = {}
+            for key, _ in node.value:
+                line = key.start_mark.line + 1
+                if (first := lines.setdefault(str(key.value), line)) != line:
+                    raise ValueError(f"{key.value!r} is there twice, in line {first} and line {line}")
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+
+
+def experiment_name(path: Path) -> str:
+    """What an experiment is called that names itself only by its file: ``my first.toml`` is ``my-first``."""
+    return re.sub(r"[^\w.-]+", "-", path.stem).lstrip(".-") or "experiment"
 
 
 def load_experiment(path: Path, registry: Registry, overrides: Sequence[str] = ()) -> Experiment:
@@ -350,7 +402,7 @@ def load_experiment(path: Path, registry: Registry, overrides: Sequence[str] = (
     data = read_table(path)
     for override in overrides:
         override_value(data, override)
-    data.setdefault("name", path.stem)
+    data.setdefault("name", experiment_name(path))
     return make_experiment(data, registry, str(path))
 
 
@@ -366,7 +418,7 @@ def override_value(data: dict[str, Any], override: str) -> None:
     place: Any = data
     for depth, part in enumerate(parents):
         inner = _item(place, part, override)
-        if isinstance(inner, str) and depth == 0:
+        if isinstance(inner, str) and (depth == 0 or (depth == 1 and parents[0] == "loggers")):
             inner = {"name": inner}
         elif inner is None:
             inner = {}
@@ -394,9 +446,10 @@ def _put(place: Any, part: str, value: Any, override: str) -> None:
 
 def _toml_value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
+        table = tomllib.loads(f"value = {text}")
     except tomllib.TOMLDecodeError:
         return text
+    return table["value"] if len(table) == 1 else text
 
 
 def replace_choice(data: dict[str, Any], kind: str, name: str) -> list[str]:

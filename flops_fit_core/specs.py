@@ -21,7 +21,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined, to_jsonable_python
 
 from flops_fit_core.contracts import (
     Dataset,
@@ -57,6 +57,7 @@ class Table(BaseModel):
         validate_default=True,
         use_attribute_docstrings=True,
         protected_namespaces=(),
+        populate_by_name=True,
     )
 
     @model_validator(mode="wrap")
@@ -65,7 +66,8 @@ class Table(BaseModel):
         try:
             return handler(value)
         except ValidationError as error:
-            raise _with_known_keys(error, list(cls.model_fields)) from None
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            raise _with_known_keys(error, known) from None
 
 
 def _with_known_keys(error: ValidationError, known: list[str]) -> ValidationError:
@@ -97,20 +99,32 @@ class Runtime:
 
 def identity_options(options: Options) -> dict[str, JsonValue]:
     """The options that identify a run: those that differ from their default and are not ``Runtime()``."""
-    return options.model_dump(mode="json", exclude_defaults=True, exclude=_runtime_fields(options))
+    return _changed(options, lambda name: not _is_runtime(options, name))
 
 
 def runtime_options(options: Options) -> dict[str, JsonValue]:
     """The ``Runtime()`` options that differ from their default."""
-    return options.model_dump(mode="json", exclude_defaults=True, include=_runtime_fields(options))
+    return _changed(options, lambda name: _is_runtime(options, name))
 
 
-def _runtime_fields(options: Options) -> set[str]:
-    return {
-        name
-        for name, info in type(options).model_fields.items()
-        if any(isinstance(mark, Runtime) for mark in info.metadata)
-    }
+def _changed(options: Options, wanted: Callable[[str], bool]) -> dict[str, JsonValue]:
+    dumped = options.model_dump(mode="json", exclude_defaults=True)
+    return {name: value for name, value in dumped.items() if wanted(name) and value != _default(options, name)}
+
+
+def _default(options: Options, name: str) -> Any:
+    """The default in JSON: an author may write ``[0.9, 0.95]`` where validation makes a tuple of it."""
+    field = type(options).model_fields[name]
+    return (
+        PydanticUndefined
+        if field.is_required()
+        else to_jsonable_python(field.get_default(call_default_factory=True))
+    )
+
+
+def _is_runtime(options: Options, name: str) -> bool:
+    marks = type(options).model_fields[name].metadata
+    return any(isinstance(mark, Runtime) or mark is Runtime for mark in marks)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from typing import Any
 
-import click
 import typer
 
 from flops_fit_core.cli import fitting_commands, plugin_commands, study_commands
@@ -37,24 +37,23 @@ def run(arguments: list[str]) -> int:
     try:
         status = app(arguments, standalone_mode=False, prog_name="flops-fit")
         return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except click.exceptions.Exit as error:
-        return error.exit_code
     except UserError as error:
         complain(str(error))
         return 2
     except FlopsFitError as error:
         complain(str(error))
         return 1
-    except (KeyboardInterrupt, click.exceptions.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         complain("stopped. Finished results are kept; the same command goes on from there")
         return 130
     except BrokenPipeError:
-        # Whoever read our output (head, less) has seen enough.
-        sys.stderr.close()
+        # Whoever read our output (head, less) has seen enough; nothing more can be flushed to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except typer.TyperException as error:
+        # A mistake in the command line itself; it shows itself with the command's usage.
+        error.show()  # type: ignore[attr-defined]
+        return 2
 
 
 def _terminate(number: int, frame: Any) -> None:

@@ -10,6 +10,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flops_fit_core.fitting.backtesting import Backtest, HeldOut, backtest
     from flops_fit_core.fitting.conventions import recounted
     from flops_fit_core.fitting.data import Runs, observations
     from flops_fit_core.fitting.isoflop import IsoflopFitter
@@ -17,31 +18,72 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
     from flops_fit_core.fitting.reading import RunTable, read_runs, read_table
+    from flops_fit_core.fitting.using import (
+        Cost,
+        OffOptimum,
+        checklist,
+        fit_table,
+        load_fit,
+        off_optimum,
+        parameter_intervals,
+        predict_loss,
+        summary,
+        training_cost,
+        write_fit,
+    )
 
 _LAZY = {
+    "Backtest": "backtesting",
+    "Cost": "using",
+    "HeldOut": "backtesting",
     "IsoflopFitter": "isoflop",
+    "OffOptimum": "using",
     "ParametricFitter": "parametric",
     "RunTable": "reading",
     "Runs": "data",
+    "backtest": "backtesting",
+    "checklist": "using",
+    "fit_table": "using",
+    "load_fit": "using",
     "observations": "data",
+    "off_optimum": "using",
     "optimum": "optima",
+    "parameter_intervals": "using",
+    "predict_loss": "using",
     "profile_loss": "profiles",
     "read_runs": "reading",
     "read_table": "reading",
     "recounted": "conventions",
+    "summary": "using",
+    "training_cost": "using",
+    "write_fit": "using",
 }
 
 __all__ = [
+    "Backtest",
+    "Cost",
+    "HeldOut",
     "IsoflopFitter",
+    "OffOptimum",
     "ParametricFitter",
     "RunTable",
     "Runs",
+    "backtest",
+    "checklist",
+    "fit_table",
+    "load_fit",
     "observations",
+    "off_optimum",
     "optimum",
+    "parameter_intervals",
+    "predict_loss",
     "profile_loss",
     "read_runs",
     "read_table",
     "recounted",
+    "summary",
+    "training_cost",
+    "write_fit",
 ]
 
 

@@ -11,6 +11,7 @@ from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.profiles import Profile
 from flops_fit_core.fitting.surface import SurfaceFit
+from flops_fit_core.fitting.units import looks_like_bits, name_rows
 from flops_fit_core.records import Diagnostic
 
 
@@ -89,15 +90,23 @@ def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
 
 
 def about_surface(
-    fit: SurfaceFit, used: Runs, runs: Runs, kept: Bools, constraint: FlopsPerToken
+    fit: SurfaceFit, used: Runs, runs: Runs, kept: Bools, residuals: Floats, constraint: FlopsPerToken
 ) -> list[Diagnostic]:
-    """What Approach 3 should say of itself. ``kept`` marks the ``used`` among the ``runs``."""
+    """What Approach 3 should say of itself. ``kept`` marks the ``used`` among the ``runs``, of which all have
+    ``residuals``."""
     found = []
+    if bits := [runs.ids[row] for row in np.flatnonzero(~kept) if looks_like_bits(float(residuals[row]))]:
+        found.append(
+            Diagnostic(
+                code="bits",
+                message=f"{name_rows(bits)}: off by a factor of 1.44, as between bits and nats; write every loss in nats",
+            )
+        )
     if outliers := [runs.ids[row] for row in np.flatnonzero(~kept)]:
         found.append(
             Diagnostic(
                 code="outliers",
-                message=f"left out, since they lie further from the law than noise explains: {_names(outliers)}; "
+                message=f"left out, since they lie further from the law than noise explains: {name_rows(outliers)}; "
                 "check their tuning, or fit with objective = 'least-squares' to use them",
             )
         )
@@ -153,7 +162,7 @@ def _lack_of_fit(fit: SurfaceFit, used: Runs) -> str | None:
     worst = [used.ids[row] for row in np.argsort(-np.abs(fit.residuals))[:3]]
     return (
         f"residuals follow a pattern in N and D that noise of {sigma:.2%} does not explain: these losses have "
-        f"another shape than the law, or runs were tuned unevenly (furthest off: {_names(worst)}); "
+        f"another shape than the law, or runs were tuned unevenly (furthest off: {name_rows(worst)}); "
         "trust it within the fitted range only"
     )
 
@@ -173,11 +182,6 @@ def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, 
     if flops < low / 1.01:
         return (f"extrapolated: C = {flops:.3g} is 1/{low / flops:.3g} of the smallest fitted budget ({low:.3g})",)
     return ()
-
-
-def _names(ids: Sequence[str]) -> str:
-    more = f" and {len(ids) - 8} more" if len(ids) > 8 else ""
-    return ", ".join(ids[:8]) + more
 
 
 def _ends(profile: Profile) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from flops_fit_core.fitting.newton import EXPONENTS, Problem, Solved, derivative
 from flops_fit_core.fitting.noise import NoiseModel, fit_noise
 from flops_fit_core.fitting.optima import minimise, optimum
 from flops_fit_core.fitting.outliers import robust_fit
-from flops_fit_core.fitting.surface import SurfaceFit, fit_surface, make_problem, refit
+from flops_fit_core.fitting.surface import SurfaceFit, fit_surface, linearise, make_problem, refit
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 Criterion = Literal["robust", "least-squares", "huber"]
@@ -59,7 +59,7 @@ class ParametricFitter:
         constraint = FlopsPerToken.of(used)
         found = [_about_objective(self.objective), *about_runs(used, constraint)]
         constraint = FlopsPerToken.from_knots(constraint.knots())
-        found += about_surface(fit, used, runs, kept, constraint)
+        found += about_surface(fit, used, runs, kept, linearise(problem, fit.theta)[0], constraint)
         law = _natural(problem, runs, fit.theta[None])
         draws, failed, more = self._uncertainty(fit, problem, used, law, constraint)
         drawn = _natural(problem, runs, draws)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.units import suspicious_units
 from flops_fit_core.records import Diagnostic, Observation
 
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -61,21 +62,28 @@ def read_runs(path: Path, columns: Mapping[str, str] | None = None) -> list[Obse
     return table.observations
 
 
-def read_table(path: Path, columns: Mapping[str, str] | None = None) -> RunTable:
+def read_table(
+    path: Path, columns: Mapping[str, str] | None = None, where: Mapping[str, str] | None = None
+) -> RunTable:
     """The usable runs of a CSV or parquet table, and why the other rows are not.
 
     Rows are called by their line in a CSV file (the first row below the header is ``row 2``), by the number
     of the record, counted from 1, in a parquet file; or by the table's own ``id``. Missing FLOPs are 6 N D.
-    Raises FitError where the file cannot be read or a needed column is missing.
+    ``where`` keeps the rows whose columns hold these texts, such as ``{"group": "c4"}``. Rows whose units look
+    wrong are kept and named. Raises FitError where the file cannot be read or a needed column is missing.
     """
     header, rows = _rows(Path(path))
     named = _columns(Path(path), header, columns or {})
+    if unknown := sorted(set(where or {}) - set(header)):
+        raise FitError(f"{path} has no column {unknown[0]!r}; it has: {', '.join(header)}")
     table, kept = RunTable([]), _Kept()
     if "flops" not in named:
         text = "the table has no FLOPs: C = 6 N D is used, N as the table counts it"
         table.diagnostics.append(Diagnostic(code="flops-6nd", message=text, severity="note"))
     for number, row in rows:
-        _read_row(f"row {number}", {key: row.get(column) for key, column in named.items()}, table, kept)
+        if all(_text(row.get(column)) == wanted for column, wanted in (where or {}).items()):
+            _read_row(f"row {number}", {key: row.get(column) for key, column in named.items()}, table, kept)
+    table.diagnostics.extend(suspicious_units(table.observations))
     return table
 
 

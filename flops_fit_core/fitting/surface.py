@@ -85,6 +85,7 @@ def _best(solved: Solved) -> Solved:
 
 
 def linearise(problem: Problem, theta: Floats) -> tuple[Floats, Floats]:
+    """Residuals of ln L, and d ln L / d theta of shape (n, 5), for theta of shape (5,)."""
     loss, a, b = (part[0] for part in predict(problem, theta[None]))
     jacobian = np.stack([1 / loss, a / loss, -problem.u * a / loss, b / loss, -problem.v * b / loss], axis=1)
     return problem.y - np.log(loss), jacobian

@@ -104,9 +104,10 @@ class Block(nn.Module):
         """Causal self-attention. x: (batch, time, width)."""
         batch, time, width = x.shape
         qkv = self.qkv(x).view(batch, time, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        qk, v = qkv[:, :, :2], qkv[:, :, 2]
         if rotary is not None:
-            q, k = rotate(q, *rotary), rotate(k, *rotary)
+            qk = rotate(qk, *rotary)
+        q, k, v = (part.transpose(1, 2) for part in (qk[:, :, 0], qk[:, :, 1], v))
         mixed = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.mix(mixed.transpose(1, 2).reshape(batch, time, width))
         return out
@@ -120,7 +121,11 @@ def rotary_table(context: int, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the halves of each head's channels against each other. x: (batch, heads, time, head_dim)."""
+    """Turn the halves of each head's channels against each other.
+
+    x: (batch, time, queries and keys, heads, head_dim); cos, sin: (time, head_dim / 2). Queries and keys are
+    turned together, since for small models the number of operations is what costs.
+    """
     first, second = x.chunk(2, dim=-1)
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    cos, sin = (table.to(x.dtype)[:, None, None, :] for table in (cos, sin))
     return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
