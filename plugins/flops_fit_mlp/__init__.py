@@ -83,13 +83,14 @@ def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
     """Matrices whose number of inputs grows with the width; the one that reads a sample; the rest."""
     from torch import nn
 
-    layers = list(module.children())
-    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
-    first = 1 if isinstance(layers[0], nn.Flatten) else 0
-    matrices = [layer.weight for layer in linear]
-    rest = [parameter for parameter in module.parameters() if all(parameter is not one for one in matrices)]
-    yield ParameterGroup(matrices[first:], width=linear[-1].in_features)
-    yield ParameterGroup(matrices[:first])
+    first, *_ = module.children()
+    linear = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
+    matrices = [layer.get_parameter("weight") for layer in linear]
+    fixed = 1 if isinstance(first, nn.Flatten) else 0
+    ids = {id(matrix) for matrix in matrices}
+    rest = [parameter for parameter in module.parameters() if id(parameter) not in ids]
+    yield ParameterGroup(matrices[fixed:], width=linear[-1].in_features)
+    yield ParameterGroup(matrices[:fixed])
     yield ParameterGroup(rest, decay=False)
 
 
