@@ -319,11 +319,18 @@ def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "e
 def explain(error: ValidationError) -> str:
     """A validation error, one line a mistake: where it is, what is wrong, what was given."""
     lines = []
-    for line in error.errors(include_url=False):
+    mistakes = error.errors(include_url=False)
+    for line in mistakes:
+        if line["type"] == "too_short" and any(_is_below(other["loc"], line["loc"]) for other in mistakes):
+            continue  # items that are wrong themselves are not counted
         place = ".".join(str(part) for part in line["loc"] if not _is_schema_noise(part)) or "(top level)"
         given = "" if line["type"] in ("missing", "plugin") else f" (given: {_short(line['input'])})"
         lines.append(f"  {place}: {line['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _is_below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(place) > len(other) and place[: len(other)] == other
 
 
 def _is_schema_noise(part: int | str) -> bool:

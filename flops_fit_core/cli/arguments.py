@@ -10,7 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli.printing import say
-from flops_fit_core.config import make_experiment, override_value, read_table, replace_choice
+from flops_fit_core.config import (
+    experiment_name,
+    make_experiment,
+    override_value,
+    read_table,
+    replace_choice,
+)
 from flops_fit_core.folder import StudyFolder
 from flops_fit_core.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder
@@ -98,7 +104,7 @@ def planned(
         data, where, out = folder.table(), str(folder.experiment_file), out or source
     else:
         data, where = read_table(source), str(source)
-        data.setdefault("name", source.stem)
+        data.setdefault("name", experiment_name(source))
     for kind, name in swaps.items():
         if name is not None:
             dropped = replace_choice(data, kind, name)
