@@ -84,7 +84,7 @@ from flops_fit_core.specs import (
     TrainerSpec,
 )
 from flops_fit_core.tasks import LanguageTask, SupervisedTask
-from flops_fit_core.windows import TokenWindows
+from flops_fit_core.windows import TokenDataset, TokenWindows
 
 if TYPE_CHECKING:
     from flops_fit_core.api import find_optimal, fit, plan, run
@@ -159,6 +159,7 @@ __all__ = [
     "SupervisedTask",
     "SweepPlan",
     "Task",
+    "TokenDataset",
     "TokenWindows",
     "TrainContext",
     "Trainer",

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.errors import DataError
+from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+    from torch import Tensor
 
 _BLOCK = 1024
 """Positions whose windows are computed together; a vectorised call costs as much for 16 as for 1,000."""
@@ -95,6 +98,65 @@ class TokenWindows:
             order = permuted(positions, self.count, f"{self.seed} {epoch}").astype(np.int64)
             self._latest = (epoch, block), order
         return self._latest[1]
+
+
+class TokenDataset:
+    """A ``Dataset`` of two rows of token ids that share nothing: one to train on, one to hold out.
+
+    A plugin that reads tokens from somewhere finds the rows and a fingerprint of them; the rest is here.
+
+    Args:
+        training: Ids to train on, one dimension, read in place.
+        heldout: Ids to hold out.
+        vocab_size: Ids are below it.
+        context: Tokens of a sample that are predicted.
+        seed: Of the order of the training windows, nothing else.
+        fingerprint: Of the content of both rows.
+        bytes_per_token: Mean bytes of text that a held-out token stands for, where that is known.
+
+    Raises DataError for a row without a window, and, while batches are read, for an id beyond the vocabulary.
+    """
+
+    def __init__(
+        self,
+        training: NDArray[Any],
+        heldout: NDArray[Any],
+        *,
+        vocab_size: int,
+        context: int,
+        seed: int,
+        fingerprint: str,
+        bytes_per_token: float | None = None,
+    ) -> None:
+        self.task = LanguageTask(vocab_size=vocab_size, context=context)
+        self.fingerprint = fingerprint
+        self.bytes_per_token = bytes_per_token
+        self._training = TokenWindows(training, context, seed)
+        self._heldout = TokenWindows(heldout, context)
+        self.tokens: int | None = self._training.count * context
+
+    def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
+        """Ids of shape (batch_size, context + 1), int64, without end."""
+        while True:
+            yield self._batch(self._training.batch(start, batch_size))
+            start += batch_size
+
+    def heldout(self, tokens: int, batch_size: int) -> Iterator[Tensor]:
+        """Windows evenly spaced over the held-out row, in its order."""
+        windows = self._heldout.spread(max(1, round(tokens / self.task.context)))
+        for first in range(0, len(windows), batch_size):
+            yield self._batch(self._heldout.rows(windows[first : first + batch_size]))
+
+    def _batch(self, rows: NDArray[np.int64]) -> Tensor:
+        import torch
+
+        # As unsigned numbers, negative ids are beyond any vocabulary, too.
+        if rows.view("u8").max() >= self.task.vocab_size:
+            beyond = rows[(rows < 0) | (rows >= self.task.vocab_size)][0]
+            raise DataError(
+                f"the data has a token with id {beyond}, not below vocab_size = {self.task.vocab_size}"
+            )
+        return torch.from_numpy(rows)
 
 
 def permuted(positions: NDArray[np.uint64], count: int, key: str) -> NDArray[np.uint64]:
