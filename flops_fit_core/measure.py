@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -114,11 +115,30 @@ def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.
     """The model's shapes, without memory. Raises PlanError, or PluginError where the family breaks."""
     import torch
 
-    with torch.device("meta"):
+    with torch.device("meta"), _no_initialization():
         module = _calling(model, "build", model.spec.build, options, task)
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
     return module
+
+
+def _no_initialization() -> AbstractContextManager[Any]:
+    """Leaves out random initialization, which on the meta device changes nothing and takes most of the time."""
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
+
+    fills = {getattr(Tensor, name) for name in ("normal_", "uniform_", "random_", "exponential_", "bernoulli_")}
+
+    class LeaveOut(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func in fills or getattr(func, "__module__", "") == "torch.nn.init":
+                tensor = args[0] if args else kwargs.get("tensor")
+                if isinstance(tensor, Tensor) and tensor.is_meta:
+                    return tensor
+            return func(*args, **kwargs)
+
+    return LeaveOut()
 
 
 def _calling(chosen: Chosen[Any], what: str, function: Any, *arguments: Any) -> Any:

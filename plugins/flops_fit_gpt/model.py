@@ -64,9 +64,9 @@ class GPT(nn.Module):
 
     def tables(self) -> Iterator[nn.Parameter]:
         """The embedding tables."""
-        yield self.embedding.weight
-        if self.positions is not None:
-            yield self.positions.weight
+        for table in (self.embedding, self.positions):
+            if table is not None:
+                yield from table.parameters()
 
     def forward(self, ids: Tensor) -> Tensor:
         time = ids.shape[1]
@@ -115,6 +115,9 @@ class Block(nn.Module):
 
 def rotary_table(context: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of shape (context, head_dim / 2), base 10,000 (Su et al. 2021, RoFormer)."""
+    if torch.empty(0).is_meta:
+        # Only shapes are asked for, and arange on the meta device imports a second's worth of torch.
+        return torch.empty(context, head_dim // 2), torch.empty(context, head_dim // 2)
     frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies)
     return angles.cos(), angles.sin()

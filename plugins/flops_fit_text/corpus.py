@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -108,8 +109,13 @@ def _is_held_out(name: str, share: float) -> bool:
 
 def _standard_library() -> list[tuple[str, Path]]:
     root = Path(sysconfig.get_paths()["stdlib"])
-    found = [(path.relative_to(root), path) for path in root.rglob("*.py")]
-    return sorted((name.as_posix(), path) for name, path in found if NOT_SOURCES.isdisjoint(name.parts))
+    found: list[tuple[str, Path]] = []
+    for folder, inner, files in os.walk(root):
+        # Not even entered: site-packages may hold more files than all the rest.
+        inner[:] = [name for name in inner if name not in NOT_SOURCES]
+        paths = [Path(folder, name) for name in files if name.endswith(".py")]
+        found += [(path.relative_to(root).as_posix(), path) for path in paths]
+    return sorted(found)
 
 
 def _find(path: str) -> list[tuple[str, Path]]:
