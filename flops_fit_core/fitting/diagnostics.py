@@ -99,14 +99,14 @@ def about_surface(
         found.append(
             Diagnostic(
                 code="bits",
-                message=f"{name_rows(bits)}: off by a factor of 1.44, as between bits and nats; write every loss in nats",
+                message=f"{name_rows(bits)}: off by a factor of 1.44, as between bits and nats; write all in nats",
             )
         )
     if outliers := [runs.ids[row] for row in np.flatnonzero(~kept)]:
         found.append(
             Diagnostic(
                 code="outliers",
-                message=f"left out, since they lie further from the law than noise explains: {name_rows(outliers)}; "
+                message=f"left out, further from the law than noise explains: {name_rows(outliers)}; "
                 "check their tuning, or fit with objective = 'least-squares' to use them",
             )
         )

@@ -1,0 +1,179 @@
+"""What a person does with a fit: make it from a table, keep it, ask it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import ValidationError
+
+from flops_fit_core.contracts import Fitter
+from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.bootstrap import interval
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws import SURFACES
+from flops_fit_core.fitting.optima import optimum
+from flops_fit_core.fitting.reading import RunTable
+from flops_fit_core.records import Interval, LawFit, Record
+
+
+def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
+    """Fit a table's usable rows; what reading it found is added to what the fit found."""
+    fit = fitter.fit(table.observations)
+    return fit.model_copy(
+        update={
+            "excluded": {**table.excluded, **fit.excluded},
+            "diagnostics": (*table.diagnostics, *fit.diagnostics),
+        }
+    )
+
+
+def write_fit(fit: LawFit, path: Path) -> None:
+    """Keep a fit, its draws included, as JSON."""
+    try:
+        Path(path).write_text(fit.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise FitError(f"{path}: {error}") from None
+
+
+def load_fit(path: Path) -> LawFit:
+    """A fit that :func:`write_fit` kept. Raises FitError where it is not one."""
+    try:
+        return LawFit.model_validate_json(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FitError(f"{path}: there is no such file; flops-fit fit ... --out {path} makes one") from None
+    except ValidationError as error:
+        line = error.errors()[0]
+        place = ".".join(str(part) for part in line["loc"]) or "the file"
+        raise FitError(
+            f"{path} is not a fit: {place}: {line['msg']}; make one with flops-fit fit ... --out"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise FitError(f"{path}: {error}") from None
+
+
+def summary(fit: LawFit) -> dict[str, Any]:
+    """The fit as plain data without its draws; every parameter with its interval under ``parameters``."""
+    data = fit.model_dump(mode="json", exclude={"draws"})
+    data["parameters"] = {name: one.model_dump() for name, one in parameter_intervals(fit).items()}
+    return data
+
+
+def parameter_intervals(fit: LawFit) -> dict[str, Interval]:
+    """Every parameter of the law with its interval at the fit's level."""
+    return {
+        name: interval(value, np.array(fit.draws.get(name, ())), fit.level)
+        for name, value in fit.law.parameters.items()
+    }
+
+
+def predict_loss(fit: LawFit, params: float, tokens: float, unique_tokens: float | None = None) -> Interval:
+    """Held-out loss of a model of N parameters after D tokens, with its interval (of the law, not of one run).
+
+    Raises FitError for a law of the optimum only (isoflop, envelope).
+    """
+    surface = _surface(fit)
+    x = np.log([[params]]), np.log([[tokens]])
+    extra = {} if unique_tokens is None else {"ln_unique": np.log([[unique_tokens]])}
+    point = surface({**_columns(fit.law.parameters), **extra}, *x)[0]
+    drawn = surface({**_columns(fit.draws), **extra}, *x)[0][:, 0] if fit.draws else np.empty(0)
+    return interval(float(point[0, 0]), drawn, fit.level)
+
+
+class OffOptimum(Record):
+    """A model of another size than the optimum, at the same training FLOPs."""
+
+    flops: float
+    params: float
+    tokens: float
+    loss: Interval
+    loss_given_up: float
+    """Its loss less that of the optimum, nats."""
+    extra_flops: float
+    """Share of C that the optimum would save at this model's loss: 0.1 means that it needs 10% more."""
+
+
+def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
+    """What it costs to train a model of N parameters on C FLOPs instead of the optimum.
+
+    Raises FitError for a law of the optimum only.
+    """
+    _surface(fit)
+    constraint = FlopsPerToken.from_knots(fit.flops_per_token)
+    tokens = float(np.exp(np.log(flops) - constraint(np.log(np.array(params)))))
+    loss = predict_loss(fit, params, tokens)
+    bare = fit.model_copy(update={"draws": {}})
+    low, high = np.log(flops) - 30, np.log(flops)
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (
+            (middle, high) if optimum(bare, float(np.exp(middle))).loss.value > loss.value else (low, middle)
+        )
+    return OffOptimum(
+        flops=flops,
+        params=params,
+        tokens=tokens,
+        loss=loss,
+        loss_given_up=loss.value - optimum(bare, flops).loss.value,
+        extra_flops=float(np.exp(np.log(flops) - high) - 1),
+    )
+
+
+class Cost(Record):
+    """What training FLOPs cost on a device."""
+
+    device_hours: float
+    money: float | None = None
+
+
+def training_cost(
+    flops: float, peak_flops: float, utilisation: float, price_per_hour: float | None = None
+) -> Cost:
+    """Device hours at a share ``utilisation`` (MFU) of ``peak_flops`` a second, and their price."""
+    if not (flops > 0 and peak_flops > 0 and 0 < utilisation <= 1):
+        raise FitError("give positive FLOPs, the device's peak FLOP/s, and its utilisation between 0 and 1")
+    hours = flops / (peak_flops * utilisation) / 3600
+    return Cost(device_hours=hours, money=None if price_per_hour is None else hours * price_per_hour)
+
+
+def checklist(fit: LawFit, source: str = "") -> list[tuple[str, str]]:
+    """What a reader needs to judge the fit, after (Mis)fitting (Li et al. 2025, arXiv 2502.18969)."""
+    codes = {one.code: one.message for one in fit.diagnostics}
+    spread = "none" if not fit.draws else f"{len(next(iter(fit.draws.values())))} bootstrap draws, seed {fit.seed}"
+    left = "nothing" if not fit.excluded else f"{len(fit.excluded)}: " + _reasons(fit.excluded)
+    return [
+        ("law", f"{fit.law.name}, parameters {', '.join(fit.law.parameters)}"),
+        ("fitted to", source or "runs of a study"),
+        ("runs used", str(fit.n_runs)),
+        ("left out", left),
+        ("FLOPs range", f"{fit.flops_range[0]:.3g} to {fit.flops_range[1]:.3g}"),
+        ("N counts", fit.params_name),
+        ("C counts", fit.flops_name + ("" if fit.flops_per_token else ", within 1% of 6 N D")),
+        ("D counts", fit.unit),
+        ("loss", "held-out, nats a token, as given by the runs"),
+        ("fitter and options", f"{fit.fitter.name} {fit.fitter.options or '(defaults)'}"),
+        ("objective", f"{codes.get('objective', 'least squares')}: {fit.objective:.6g}"),
+        ("uncertainty", f"{fit.level:.0%} intervals from {spread}, {fit.failed_draws} failed"),
+        ("warnings", "; ".join(one.message for one in fit.diagnostics if one.severity == "warning") or "none"),
+    ]
+
+
+def _reasons(excluded: Mapping[str, str]) -> str:
+    counts: dict[str, int] = {}
+    for reason in excluded.values():
+        counts[reason] = counts.get(reason, 0) + 1
+    return "; ".join(f"{count} x {reason}" for reason, count in counts.items())
+
+
+def _surface(fit: LawFit) -> Any:
+    if fit.law.name not in SURFACES:
+        raise FitError(
+            f"law {fit.law.name!r} knows the optimum only, not the loss beside it: use fitter parametric"
+        )
+    return SURFACES[fit.law.name]
+
+
+def _columns(parameters: Mapping[str, float | Sequence[float]]) -> dict[str, Any]:
+    return {name: np.atleast_1d(np.asarray(values, dtype=float))[:, None] for name, values in parameters.items()}

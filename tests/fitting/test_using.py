@@ -1,0 +1,189 @@
+"""What a person does with a fit: tables, files, questions, backtests."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from surfaces import CHINCHILLA, study
+
+from flops_fit_core import FitError
+from flops_fit_core.fitting import (
+    IsoflopFitter,
+    ParametricFitter,
+    backtest,
+    checklist,
+    fit_table,
+    load_fit,
+    off_optimum,
+    optimum,
+    predict_loss,
+    read_table,
+    summary,
+    training_cost,
+    write_fit,
+)
+
+BUDGETS = 10.0 ** np.arange(17, 22)
+OFFSETS = np.geomspace(1 / 6, 6, 7)
+
+
+@pytest.fixture(scope="module")
+def exact():
+    return ParametricFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, OFFSETS))
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    return ParametricFitter(draws=60).fit(study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.005))
+
+
+def table_of(runs, path):
+    lines = [f"{one.params},{one.tokens},{one.flops},{one.loss}" for one in runs]
+    path.write_text("\n".join(["params,tokens,flops,loss", *lines]) + "\n")
+    return path
+
+
+def test_a_table_is_fitted_and_what_reading_found_is_kept(tmp_path):
+    path = table_of(study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.001), tmp_path / "runs.csv")
+    path.write_text(path.read_text() + "1e6,1e7,6e13,nan\n1e6,1e7,2e13,8.0\n")
+    fit = fit_table(ParametricFitter(draws=0), read_table(path))
+    assert fit.excluded["row 37"] == "loss is nan"
+    (forward,) = [one for one in fit.diagnostics if one.code == "forward-only-flops"]
+    assert forward.message.startswith("row 38: ")
+
+
+def test_a_kept_fit_predicts_the_same(noisy, tmp_path):
+    write_fit(noisy, tmp_path / "fit.json")
+    again = load_fit(tmp_path / "fit.json")
+    assert again == noisy
+    assert optimum(again, 1e24) == optimum(noisy, 1e24)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"law": 3}', "null"])
+def test_a_file_that_is_no_fit_is_the_users_mistake(text, tmp_path):
+    path = tmp_path / "fit.json"
+    path.write_text(text)
+    with pytest.raises(FitError, match="is not a fit"):
+        load_fit(path)
+    with pytest.raises(FitError, match="no such file"):
+        load_fit(tmp_path / "other.json")
+
+
+def test_the_summary_is_json_without_draws(noisy):
+    data = json.loads(json.dumps(summary(noisy)))
+    assert set(data["law"]["parameters"]) == {"E", "A", "B", "alpha", "beta"}
+    assert set(data["exponents"]["a"]) == {"value", "low", "high"}
+    assert {"level", "objective", "n_runs", "excluded", "diagnostics"} <= set(data)
+    assert "draws" not in data
+    assert (
+        data["parameters"]["alpha"]["low"]
+        < data["parameters"]["alpha"]["value"]
+        < data["parameters"]["alpha"]["high"]
+    )
+
+
+def test_the_loss_of_any_model_is_predicted(exact, noisy):
+    assert predict_loss(exact, 7e10, 1.4e12).value == pytest.approx(CHINCHILLA.loss(7e10, 1.4e12), rel=1e-9)
+    found = predict_loss(noisy, 7e10, 1.4e12)
+    assert found.low < found.value < found.high
+
+
+def test_what_another_size_than_the_optimum_costs(exact):
+    params = 3 * CHINCHILLA.n_opt(1e22)
+    found = off_optimum(exact, 1e22, params)
+    tokens = 1e22 / 6 / params
+    best = CHINCHILLA.loss(CHINCHILLA.n_opt(1e22), CHINCHILLA.d_opt(1e22))
+    assert found.tokens == pytest.approx(tokens, rel=1e-9)
+    assert found.loss_given_up == pytest.approx(CHINCHILLA.loss(params, tokens) - best, rel=1e-6)
+    cheaper = 1e22 / (1 + found.extra_flops)
+    assert CHINCHILLA.loss(CHINCHILLA.n_opt(cheaper), CHINCHILLA.d_opt(cheaper)) == pytest.approx(
+        CHINCHILLA.loss(params, tokens), rel=1e-9
+    )
+    assert off_optimum(exact, 1e22, CHINCHILLA.n_opt(1e22)).extra_flops == pytest.approx(0, abs=1e-9)
+
+
+def test_device_hours_and_money():
+    cost = training_cost(3.6e21, 1e15, 0.5, price_per_hour=2.0)
+    assert cost.device_hours == pytest.approx(2000)
+    assert cost.money == pytest.approx(4000)
+    with pytest.raises(FitError, match="between 0 and 1"):
+        training_cost(1e21, 1e15, 50)
+
+
+def test_a_backtest_predicts_budgets_that_it_has_not_seen():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002)
+    found = backtest(ParametricFitter(draws=0), runs, budgets=2)
+    assert {one.flops for one in found.held_out} == {1e20, 1e21}
+    assert found.fit.n_runs == 21
+    assert found.mean_abs_error < 0.01
+    one = found.held_out[0]
+    assert one.error == pytest.approx(one.predicted.value / one.loss - 1)
+    lowest = backtest(IsoflopFitter(draws=0), runs)
+    assert len(lowest.held_out) == 1
+    assert lowest.mean_abs_error < 0.02
+    above = backtest(ParametricFitter(draws=0), runs, above=5e19)
+    assert above.mean_abs_error == found.mean_abs_error
+
+
+def test_a_backtest_needs_something_on_both_sides():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS)
+    with pytest.raises(FitError, match="5 budgets"):
+        backtest(ParametricFitter(draws=0), runs, budgets=5)
+    with pytest.raises(FitError, match="holds out 0 of 35"):
+        backtest(ParametricFitter(draws=0), runs, above=1e30)
+
+
+def test_a_law_of_the_optimum_says_that_it_knows_no_loss_beside_it():
+    fit = IsoflopFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, OFFSETS))
+    with pytest.raises(FitError, match="use fitter parametric"):
+        predict_loss(fit, 1e9, 1e10)
+    with pytest.raises(FitError, match="use fitter parametric"):
+        optimum(fit, 1e21, inference_tokens=1e10)
+
+
+def test_the_checklist_names_what_was_fitted_how_and_on_what(noisy):
+    lines = dict(checklist(noisy, "runs.csv"))
+    assert lines["fitted to"] == "runs.csv"
+    assert lines["runs used"] == "35"
+    assert lines["left out"] == "nothing"
+    assert "60 bootstrap draws" in lines["uncertainty"]
+    assert "least squares on ln L" in lines["objective"]
+
+
+def test_losses_in_bits_among_nats_are_named():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.003)
+    mixed = [
+        one.model_copy(update={"loss": one.loss / np.log(2)}) if row in (5, 20) else one
+        for row, one in enumerate(runs)
+    ]
+    fit = ParametricFitter(draws=0).fit(mixed)
+    (found,) = [one for one in fit.diagnostics if one.code == "bits"]
+    assert runs[5].id in found.message
+    assert runs[20].id in found.message
+
+
+@pytest.mark.parametrize(
+    ("row", "code"),
+    [
+        ("1e9,20,1.2e11,3", "tokens-unit"),
+        ("1e9,2e10,120,3", "flops-unit"),
+        ("125,2e10,1.5e13,3", "params-unit"),
+        ("1e9,2e10,1.2e20,29.5", "loss-unit"),
+    ],
+)
+def test_rows_in_another_unit_are_named(tmp_path, row, code):
+    path = tmp_path / "runs.csv"
+    path.write_text(f"params,tokens,flops,loss\n1e9,2e10,1.2e20,3\n{row}\n")
+    table = read_table(path)
+    assert len(table.observations) == 2
+    assert [one.message.partition(":")[0] for one in table.diagnostics if one.code == code] == ["row 3"]
+
+
+def test_only_the_rows_asked_for_are_read(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("params,tokens,loss,group\n1e9,2e10,3,a\n1e9,3e10,3,b\n")
+    assert [one.id for one in read_table(path, where={"group": "b"}).observations] == ["row 3"]
+    with pytest.raises(FitError, match="no column 'set'"):
+        read_table(path, where={"set": "b"})
