@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from flops_fit_core.config import Chosen, Experiment, explain
 from flops_fit_core.contracts import Dataset, LossSurface, RecipeInput
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError, PluginError
-from flops_fit_core.measure import Measured, Meter
+from flops_fit_core.measure import LARGEST_TRIED, Measured, Meter
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell, SweepPlan
 
 TOLERANCE = 0.01
@@ -40,7 +40,8 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
     ]
     if not isinstance(dataset, LossSurface):
-        meter.check_fit(min((measured for _, measured in cells), key=lambda m: m.parameters.total).options)
+        smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
+    meter.check_fit(choose_sizes.small_relative(smallest).options)
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
@@ -124,6 +125,15 @@ class SizeLadder:
                 f"budget {budget:.3g}: only {len(rungs)} sizes can be built near its expected optimum"
             )
         return rungs
+
+    def small_relative(self, smallest: Measured) -> Measured:
+        """A size that is small enough to be tried for real, where the sweep's smallest is not."""
+        if smallest.parameters.total <= LARGEST_TRIED or self.model.spec.scale is not None:
+            return smallest
+        try:
+            return self.meter.at(self.step)
+        except PlanError:
+            return smallest
 
     def _center(self, budget: float) -> float:
         if self.expected_params is not None:
