@@ -328,7 +328,10 @@ class ResultStore(Protocol):
 
     def add(self, result: RunResult) -> None:
         """Keep one attempt. Adding the same (run id, attempt) again replaces it. Returns once it is safe
-        from a crash of this process."""
+        from a crash of this process.
+
+        Raises ValueError for a number that is not finite, which JSON would silently drop.
+        """
 
     def get(self, run_id: str) -> RunResult | None:
         """The latest attempt, or None."""

@@ -192,7 +192,9 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
 
     ::
 
-        from flops_fit_core import StoreSpec, hookimpl
+        import time
+
+        from flops_fit_core import RunResult, StoreSpec, hookimpl
 
         class MemoryStore:
             def __init__(self):
@@ -200,6 +202,7 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
                 self.claims = {}
 
             def add(self, result):
+                result = RunResult.model_validate(result.model_dump())  # refuses NaN
                 self.kept.setdefault(result.id, {})[result.attempt] = result
 
             def attempts(self, run_id):
@@ -212,13 +215,19 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
                 return [self.get(run_id) for run_id in self.kept]
 
             def claim(self, run_id, owner, seconds):
-                return self.claims.setdefault(run_id, owner) == owner
+                holder, until = self.claims.get(run_id, (owner, 0))
+                if holder != owner and until > time.time():
+                    return False
+                self.claims[run_id] = owner, time.time() + seconds
+                return True
 
             def renew(self, run_id, owner, seconds):
-                return self.claims.get(run_id) == owner
+                holder, _ = self.claims.get(run_id, (None, 0))
+                return holder == owner and self.claim(run_id, owner, seconds)
 
             def release(self, run_id, owner):
-                if self.claims.get(run_id) == owner:
+                holder, _ = self.claims.get(run_id, (None, 0))
+                if holder == owner:
                     del self.claims[run_id]
 
             def close(self):

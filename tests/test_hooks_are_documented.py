@@ -1,0 +1,310 @@
+"""Hooks, their documentation and their examples cannot drift: every documented example is run as a plugin."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import flops_fit_core
+from flops_fit_core import (
+    LanguageTask,
+    MeasuredModel,
+    Observation,
+    Offer,
+    ParameterCounts,
+    ParameterGroup,
+    RecipeInput,
+    Registry,
+    RunView,
+    SupervisedTask,
+    SweepPlan,
+    contracts,
+    hookspecs,
+)
+from flops_fit_core.registry import SPEC_TYPES
+from flops_fit_core.testing import StoreConformance, example_result, example_run
+
+HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("flops_fit_")}
+OBSERVERS = ["flops_fit_run_finished", "flops_fit_sweep_finished"]
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text(encoding="utf-8")
+MEETS: Mapping[str, list[str]] = {
+    "flops_fit_models": ["ParameterGroup"],
+    "flops_fit_datasets": ["Dataset", "Task"],
+    "flops_fit_optimizers": ["RunView"],
+    "flops_fit_schedules": ["Schedule"],
+    "flops_fit_recipes": ["RecipeInput"],
+    "flops_fit_flop_counters": ["MeasuredModel", "FlopCount"],
+    "flops_fit_stores": ["ResultStore"],
+    "flops_fit_devices": ["Device"],
+    "flops_fit_trainers": ["Trainer", "TrainContext"],
+    "flops_fit_executors": ["Executor", "ExecutorContext"],
+    "flops_fit_loggers": ["Logger"],
+    "flops_fit_fitters": ["Fitter"],
+}
+"""The contracts whose every member a hook's section has to name."""
+
+
+def signature(hook: str) -> str:
+    """A hook's signature exactly as its source has it."""
+    tree = ast.parse(Path(inspect.getfile(hookspecs)).read_text())
+    (node,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook)
+    assert node.returns is not None
+    return f"{hook}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+
+
+def example(hook: str) -> str:
+    """The code in a hook's docstring."""
+    doc = inspect.getdoc(HOOKS[hook]) or ""
+    _, found, code = doc.partition("\n::\n")
+    assert found, f"{hook} has no example in its docstring"
+    return textwrap.dedent(code).strip() + "\n"
+
+
+def plugin(hook: str) -> ModuleType:
+    """The example, run: a plugin module."""
+    module = ModuleType(f"example_of_{hook}")
+    exec(compile(example(hook), f"<example of {hook}>", "exec"), vars(module))
+    return module
+
+
+def offer(hook: str) -> Offer[Any]:
+    """What the example offers, through a registry."""
+    registry = Registry({"example": plugin(hook)}, entry_points=False)
+    assert registry.problems == []
+    (found,) = registry.offers()
+    return found
+
+
+def build(hook: str, *given: Any) -> Any:
+    spec = offer(hook).spec
+    return spec.build(spec.options(), *given)
+
+
+def section(hook: str) -> str:
+    """A hook's part of docs/hooks.md."""
+    found = re.search(rf"^## `{hook}`[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
+    assert found, f"docs/hooks.md has no section '## `{hook}`'"
+    return found[1]
+
+
+# ---------------------------------------------------------------------------- docs/hooks.md
+
+
+def test_the_document_has_a_section_for_every_hook_in_order() -> None:
+    assert re.findall(r"^## `(flops_fit_\w+)`", DOCUMENT, re.MULTILINE) == list(HOOKS)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_document_has_each_hooks_exact_signature(hook: str) -> None:
+    assert f"\n    {signature(hook)}\n" in section(hook)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_the_document_shows_the_example_that_is_tested(hook: str) -> None:
+    assert re.findall(r"```python\n(.*?)```", section(hook), re.DOTALL) == [example(hook)]
+
+
+@pytest.mark.parametrize("hook", SPEC_TYPES)
+def test_the_document_names_every_field_of_a_spec(hook: str) -> None:
+    spec = SPEC_TYPES[hook]
+    common = {field.name for field in dataclasses.fields(flops_fit_core.specs.Spec)}
+    assert f"`{spec.__name__}`" in section(hook)
+    assert {field.name for field in dataclasses.fields(spec)} - common - words_in_code(section(hook)) == set()
+
+
+def test_the_document_names_every_field_that_all_specs_have() -> None:
+    introduction = DOCUMENT.partition("\n## `")[0]
+    assert {field.name for field in dataclasses.fields(flops_fit_core.specs.Spec)} <= words_in_code(introduction)
+
+
+@pytest.mark.parametrize("hook", SPEC_TYPES)
+def test_the_document_names_all_that_a_plugin_has_to_provide_or_is_given(hook: str) -> None:
+    members = {
+        name
+        for contract in MEETS[hook]
+        for name in {**vars(getattr(contracts, contract)), **getattr(contracts, contract).__annotations__}
+        if not name.startswith("_")
+    }
+    assert members - words_in_code(section(hook)) == set()
+
+
+def words_in_code(text: str) -> set[str]:
+    return {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\w+", code)}
+
+
+def test_the_document_links_to_what_there_is() -> None:
+    docs = Path(__file__).parents[1] / "docs"
+    for target in re.findall(r"\]\(([^)#]+)", DOCUMENT):
+        assert (docs / target).exists(), target
+
+
+# ---------------------------------------------------------------------------- the examples
+
+
+@pytest.mark.parametrize("hook", SPEC_TYPES)
+def test_an_example_is_a_plugin_that_can_be_chosen(hook: str) -> None:
+    found = offer(hook)
+    assert isinstance(found.spec, SPEC_TYPES[hook])
+    assert callable(getattr(found.spec, "build", None))
+    registry = Registry({"example": plugin(hook)}, entry_points=False)
+    assert registry.find(found.spec.kind, found.spec.name).name == f"example/{found.spec.name}"
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_an_example_imports_only_public_names(hook: str) -> None:
+    for node in ast.walk(ast.parse(example(hook))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flops_fit"):
+            assert node.module == "flops_fit_core"
+            assert {alias.name for alias in node.names} <= set(flops_fit_core.__all__)
+
+
+def test_observers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    registry = Registry({hook: plugin(hook) for hook in OBSERVERS}, entry_points=False)
+    assert registry.problems == []
+    run, result = example_run(), example_result()
+    registry.run_finished(run, result)
+    plan = SweepPlan(name="sweep", runs=(run,), params_name="N", flops_name="C", device=run.model)
+    registry.sweep_finished(plan, [result, example_result(status="failed")])
+    assert capsys.readouterr().out == f"{run.id} completed {result.loss}\nsweep 1\n"
+
+
+def test_the_example_model_computes_logits() -> None:
+    import torch
+
+    task = LanguageTask(vocab_size=11, context=5)
+    with torch.device("meta"):
+        counted = build("flops_fit_models", task)
+    assert sum(parameter.numel() for parameter in counted.parameters()) == 11 * 16 + 16 * 11 + 11
+    model = build("flops_fit_models", task)
+    batch = task.example(3)
+    loss, count = task.loss(task.outputs(model, batch), batch)
+    assert count == 15
+    assert loss.item() > 0
+
+
+def test_the_example_dataset_is_the_same_whatever_the_batch_size() -> None:
+    import torch
+
+    data = build("flops_fit_datasets", 7)
+    large, small = data.batches(6), data.batches(2, start=2)
+    inputs, targets = next(large)
+    parts = [next(small), next(small)]
+    assert torch.equal(inputs[2:], torch.cat([part[0] for part in parts]))
+    assert torch.equal(targets, inputs.sum(1).long() % 2)
+    held = list(data.heldout(10, 4))
+    assert [len(batch[1]) for batch in held] == [4, 4, 2]
+    assert torch.equal(held[0][0], next(iter(build("flops_fit_datasets", 8).heldout(4, 4)))[0])
+
+
+def view(module: Any, **more: Any) -> RunView:
+    groups: Callable[[Any], list[ParameterGroup]] = lambda model: [  # noqa: E731
+        ParameterGroup([model.weight], width=32),
+        ParameterGroup([model.bias]),
+    ]
+    return RunView(steps=4, tokens=64, tokens_per_step=16, base_width=64, groups=groups)
+
+
+def test_the_example_optimizer_scales_its_groups() -> None:
+    from torch import nn
+
+    module = nn.Linear(2, 3)
+    optimizer = build("flops_fit_optimizers", module, view(module))
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.001])
+
+
+def test_the_example_schedule_goes_to_zero() -> None:
+    schedule = build("flops_fit_schedules", view(None))
+    assert [schedule(step) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
+
+
+def test_the_example_recipe_gives_a_batch() -> None:
+    task = LanguageTask(vocab_size=11, context=50)
+    about = RecipeInput(params=1000, tokens=1_000_000, width=None, task=task, adam_like=True)
+    assert build("flops_fit_recipes", about).batch_size == 20
+
+
+def test_the_example_counter_counts() -> None:
+    counts = ParameterCounts(total=1200, lookup=200, active=1200)
+    task = SupervisedTask(inputs=(8,), outputs_size=2)
+    measured = MeasuredModel(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
+    count = build("flops_fit_flop_counters", measured)
+    assert (count.flops_per_token, count.params) == (8000.0, 1000)
+
+
+class TestTheExampleStore(StoreConformance):
+    name = "memory"
+    persistent = False
+    shared = False
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        return Registry({"example": plugin("flops_fit_stores")}, entry_points=False)
+
+
+def test_the_example_device_knows_itself() -> None:
+    device = build("flops_fit_devices")
+    assert (device.torch_device, device.precision, device.peak_memory()) == ("mps", "float32", None)
+    spec = offer("flops_fit_devices").spec
+    assert spec.slots(spec.options()) == [{}]
+
+
+def test_the_example_logger_writes_lines(tmp_path: Path) -> None:
+    logger = build("flops_fit_loggers", tmp_path)
+    run = example_run()
+    logger.started(SweepPlan(name="sweep", runs=(run,), params_name="N", flops_name="C", device=run.model))
+    logger.finished(example_result(status="failed"))
+    logger.close()
+    assert (tmp_path / "log.txt").read_text() == f"sweep: 1 runs\n{run.id} failed None\n"
+
+
+def test_the_example_fitter_fits() -> None:
+    fitter = build("flops_fit_fitters")
+    seen = [Observation(id=str(flops), params=1e3, tokens=1e5, flops=flops, loss=3.0) for flops in (1e9, 1e10)]
+    law = fitter.fit(seen)
+    assert (law.n_runs, law.flops_range) == (2, (1e9, 1e10))
+    best = fitter.optimum(law, 1.2e12)
+    assert best.tokens.value == pytest.approx(20 * best.params.value)
+    assert 6 * best.params.value * best.tokens.value == pytest.approx(1.2e12)
+
+
+def test_a_sweep_of_nothing_but_examples_ends_with_a_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Data, optimizer, schedule, recipe, counter, trainer, executor, logger and fitter of the docstrings."""
+    hooks = [
+        hook for hook in SPEC_TYPES if hook not in ("flops_fit_models", "flops_fit_devices", "flops_fit_stores")
+    ]
+    modules = {hook: plugin(hook) for hook in hooks}
+    for module in modules.values():
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    registry = Registry(modules)
+    assert registry.problems == []
+    study = flops_fit_core.run(
+        {
+            "sweep": {"budgets": [2e7, 8e7], "sizes": 3},
+            "model": {"name": "mlp", "depth": 1},
+            "dataset": "parity",
+            "optimizer": "rmsprop",
+            "schedule": "linear-to-zero",
+            "recipe": "big-batches",
+            "flops": "recomputing",
+            "trainer": "plain",
+            "executor": "one-after-another",
+            "device": "cpu",
+            "loggers": ["lines"],
+            "fitter": "twenty",
+        },
+        registry=registry,
+        out=tmp_path / "study",
+    )
+    assert [result.status for result in study.results] == ["completed"] * len(study.plan.runs)
+    assert study.fit.law.name == "D = 20 N"
+    assert (tmp_path / "study" / "log.txt").read_text().count("completed") == len(study.plan.runs)
