@@ -290,20 +290,11 @@ def _previous_fit(experiment: Experiment, registry: Registry) -> Callable[[float
     """N_opt(C) of ``sweep.previous_fit``."""
     if experiment.sweep.previous_fit is None:
         return None
-    path = Path(experiment.sweep.previous_fit)
-    law = load_fit(path)
+    from flops_fit_core.fitting import load_fit
+
+    law = load_fit(Path(experiment.sweep.previous_fit))
     fitter = fitter_of(law, registry)
     return lambda flops: fitter.optimum(law, flops).params.value
-
-
-def load_fit(path: Path) -> LawFit:
-    """A fit that was kept as JSON. Raises ConfigError for a file that is none."""
-    try:
-        return LawFit.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except ValueError:
-        raise ConfigError(f"{path} is no fit: 'flops-fit fit ... --out {path}' makes one") from None
 
 
 def fitter_of(law: LawFit, registry: Registry) -> Fitter:

@@ -158,11 +158,15 @@ class Study:
 
     # ------------------------------------------------------------------ the law
 
+    @property
+    def fitter_choice(self) -> Chosen[Any]:
+        """Which fitter the experiment names, with its options."""
+        return self._choice("fitter")
+
     @cached_property
     def fitter(self) -> Fitter:
         """The experiment's fitter."""
-        chosen = self._choice("fitter")
-        fitter: Fitter = chosen.spec.build(chosen.options)
+        fitter: Fitter = self.fitter_choice.spec.build(self.fitter_choice.options)
         return fitter
 
     @cached_property

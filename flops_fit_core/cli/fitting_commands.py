@@ -1,4 +1,4 @@
-"""``fit``, ``predict``, ``report``."""
+"""``fit``, ``predict``, ``backtest``, ``report``."""
 
 from __future__ import annotations
 
@@ -8,87 +8,125 @@ from typing import Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli import laws
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_table, print_text
-from flops_fit_core.cli.summary import other_convention
-from flops_fit_core.config import choose_from_table
-from flops_fit_core.contracts import Fitter
-from flops_fit_core.errors import ConfigError
-from flops_fit_core.folder import write_atomically
-from flops_fit_core.records import LawFit
-from flops_fit_core.registry import Registry
-from flops_fit_core.study import Study
+from flops_fit_core.cli.summary import other_convention, print_law
 
-TABLES = (".csv", ".parquet", ".tsv")
-
-TableArgument = Annotated[
+FitArgument = Annotated[
     Path,
     typer.Argument(
-        help="A study's folder, an experiment file, or a table of runs (CSV, parquet).", metavar="SOURCE"
+        help="A study's folder, an experiment file, a table of runs (CSV, parquet), or a kept fit.",
+        metavar="SOURCE",
     ),
 ]
 FlopsArgument = Annotated[list[float], typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")]
+MapOption = Annotated[
+    list[str] | None,
+    typer.Option("--map", help="Name a column: --map params=n_params. Repeatable.", metavar="COLUMN=NAME"),
+]
+FitterSetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="An option of the fitter: --set draws=4000. Repeatable.", metavar="OPTION=VALUE"),
+]
 
 
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    app.command()(fit)
-    app.command()(predict)
-    app.command()(report)
+    for command in (fit, predict, backtest, report):
+        app.command()(command)
 
 
 def fit(
-    source: TableArgument,
+    source: FitArgument,
     fitter: args.FitterOption = None,
-    columns: Annotated[
-        list[str] | None,
-        typer.Option("--map", help="Name a column: --map params=n_params. Repeatable.", metavar="COLUMN=NAME"),
-    ] = None,
+    options: FitterSetOption = None,
+    columns: MapOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the fit with its draws, as JSON.")] = None,
+    checklist: Annotated[bool, typer.Option(help="Print how the fit was made, point by point.")] = False,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
 ) -> None:
     """Fit a law to runs: a study's, or anybody's in a table with columns params, tokens, flops, loss."""
-    registry = args.registry_for(source, plugin, without)
-    study: Study | None = None
-    if source.suffix.lower() in TABLES:
-        from flops_fit_core.fitting import read_runs
+    from flops_fit_core.fitting import checklist as points
+    from flops_fit_core.fitting import summary, write_fit
 
-        law = _fitter(fitter or "fitters/isoflop", registry).fit(read_runs(source, _mapping(columns)))
-    else:
-        study = args.existing(source, registry, None)
-        chosen = _fitter(fitter, registry) if fitter else study.fitter
-        law = study.fit_with(chosen, study.observations)
+    registry = args.registry_for(source, plugin, without)
+    asked = laws.Asked(source, fitter, options or (), columns or ())
+    law, made_by, study = laws.fitted(asked, registry)
     if out is not None:
-        write_atomically(out, law.model_dump_json(indent=1))
+        write_fit(law, out)
     if json:
-        print_json(law.model_dump(mode="json", exclude={"draws"}))
+        print_json(summary(law))
         return
-    _print_law(law, study)
+    print_law(law)
+    if study is not None and (line := other_convention(study, made_by)):
+        print_text(line)
+    print_diagnostics(law)
+    if checklist:
+        for name, text in points(law, str(source)):
+            print_text(f"{name}: {text}")
 
 
 def predict(
-    source: Annotated[
-        Path, typer.Argument(help="A study, a table of runs, or a fit kept with --out.", metavar="SOURCE")
-    ],
+    source: FitArgument,
     flops: FlopsArgument,
+    fitter: args.FitterOption = None,
+    options: FitterSetOption = None,
+    columns: MapOption = None,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
 ) -> None:
     """N_opt, D_opt and the loss to expect for a training budget, with intervals."""
+    from flops_fit_core.report import predictions_table
+
     registry = args.registry_for(source, plugin, without)
-    law, fitter = _law(source, registry)
-    optima = [fitter.optimum(law, budget) for budget in flops]
+    law, made_by, _ = laws.kept_or_fitted(laws.Asked(source, fitter, options or (), columns or ()), registry)
+    optima = [made_by.optimum(law, budget) for budget in flops]
     if json:
         shown = [optimum.model_dump(mode="json") for optimum in optima]
         print_json(shown[0] if len(shown) == 1 else shown)
         return
-    from flops_fit_core.report import predictions_table
-
     print_table(predictions_table(law, optima))
     for note in dict.fromkeys(note for optimum in optima for note in optimum.notes):
         print_text(f"! {note}")
+
+
+def backtest(
+    source: FitArgument,
+    fitter: args.FitterOption = None,
+    options: FitterSetOption = None,
+    columns: MapOption = None,
+    budgets: Annotated[int, typer.Option(help="How many of the largest budgets to hold out.")] = 1,
+    above: Annotated[
+        float | None, typer.Option(help="Hold out every run of more FLOPs than this instead.", metavar="C")
+    ] = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
+) -> None:
+    """Fit without the largest budgets, and report the error of what the fit says of them."""
+    from flops_fit_core.fitting import backtest as hold_out
+
+    registry = args.registry_for(source, plugin, without)
+    asked = laws.Asked(source, fitter, options or (), columns or ())
+    observations, made_by = laws.observations(asked, registry)
+    tested = hold_out(made_by, observations, budgets, above)
+    if json:
+        shown = tested.model_dump(mode="json", exclude={"fit"})
+        print_json({**shown, "mean_abs_error": tested.mean_abs_error, "bias": tested.bias})
+        return
+    for one in tested.held_out:
+        print_text(
+            f"{one.id}: C {one.flops:.4g}, loss {one.loss:.4f}, predicted {one.predicted.value:.4f} "
+            f"({one.error:+.2%})"
+        )
+    print_text(
+        f"{len(tested.held_out)} held out above C = {tested.above:.4g}, {tested.fit.n_runs} runs fitted by "
+        f"{tested.fit.fitter.name}: mean absolute relative error {tested.mean_abs_error:.3%}, bias "
+        f"{tested.bias:+.3%}"
+    )
 
 
 def report(
@@ -101,50 +139,3 @@ def report(
     study = args.existing(source, args.registry_for(source, plugin, without), None)
     for file in study.report(out):
         print_text(str(file))
-
-
-def _print_law(law: LawFit, study: Study | None) -> None:
-    from flops_fit_core.report import exponents_line, minima_table
-
-    if law.minima:
-        print_table(minima_table(law))
-    print_text(exponents_line(law))
-    if study is not None and (line := other_convention(study)):
-        print_text(line)
-    print_diagnostics(law)
-
-
-def _law(source: Path, registry: Registry) -> tuple[LawFit, Fitter]:
-    from flops_fit_core.api import fitter_of, load_fit
-
-    if source.suffix.lower() in TABLES:
-        from flops_fit_core.fitting import read_runs
-
-        fitter = _fitter("fitters/isoflop", registry)
-        return fitter.fit(read_runs(source)), fitter
-    if source.is_file() and _is_fit(source):
-        law = load_fit(source)
-        return law, fitter_of(law, registry)
-    study = args.existing(source, registry, None)
-    return study.fit, study.fitter
-
-
-def _is_fit(path: Path) -> bool:
-    """Whether a JSON file is a fit rather than an experiment."""
-    return path.suffix.lower() == ".json" and '"exponents"' in path.read_text(encoding="utf-8")
-
-
-def _fitter(name: str, registry: Registry) -> Fitter:
-    chosen = choose_from_table("fitter", name, registry, "--fitter")
-    fitter: Fitter = chosen.spec.build(chosen.options)
-    return fitter
-
-
-def _mapping(columns: list[str] | None) -> dict[str, str]:
-    mapping: dict[str, str] = {}
-    for text in columns or ():
-        ours, equals, theirs = text.partition("=")
-        if not equals or not ours or not theirs:
-            raise ConfigError(f"--map {text}: write --map params=n_params, our name first")
-        mapping[ours] = theirs
-    return mapping

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 from flops_fit_core.cli.printing import print_diagnostics, print_table, print_text
+from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
+from flops_fit_core.records import LawFit
 from flops_fit_core.study import Study
 
 
 def print_summary(study: Study) -> None:
     """Print it. Raises FitError where no law can be fitted."""
-    from flops_fit_core.report import exponents_line, minima_table
-
-    print_table(minima_table(study.fit))
-    print_text(exponents_line(study.fit))
-    if line := other_convention(study):
+    print_law(study.fit)
+    if line := other_convention(study, study.fitter):
         print_text(line)
     print_table(study.table())
     print_diagnostics(study.fit)
 
 
-def other_convention(study: Study) -> str | None:
+def print_law(fit: LawFit) -> None:
+    """The minima it rests on, its exponents and its parameters."""
+    from flops_fit_core.fitting import parameter_intervals
+    from flops_fit_core.report import exponents_line, minima_table
+
+    if fit.minima:
+        print_table(minima_table(fit))
+    print_text(exponents_line(fit))
+    parameters = ", ".join(f"{name} = {value}" for name, value in parameter_intervals(fit).items())
+    print_text(f"Law {fit.law.name}: {parameters}")
+
+
+def other_convention(study: Study, fitter: Fitter) -> str | None:
     """The exponents of the same runs under C = 6 N D, where they were counted otherwise."""
     from flops_fit_core.fitting import recounted
     from flops_fit_core.report import exponents_line
@@ -27,7 +38,7 @@ def other_convention(study: Study) -> str | None:
     if study.plan.flops_name == "6 N D":
         return None
     try:
-        law = study.fit_with(study.fitter, recounted(study.observations))
+        law = study.fit_with(fitter, recounted(study.observations))
     except FitError:
         return None
     return "Under 6 N D: " + exponents_line(law.model_copy(update={"flops_name": "6 N D"}))
