@@ -296,7 +296,7 @@ def test_every_kind_of_record_has_made_that_trip() -> None:
     def below(kind: type[Record]) -> set[type[Record]]:
         return {kind, *(deeper for one in kind.__subclasses__() for deeper in below(one))}
 
-    ours = {kind for kind in below(Record) if kind.__module__ == records.__name__} - {Record}
+    ours = {kind for kind in below(Record) if kind.__module__.startswith(records.__name__)} - {Record}
     assert ours <= {type(record) for record in EVERY_KIND}
 
 

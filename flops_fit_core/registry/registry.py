@@ -12,89 +12,21 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from email.message import Message
-from importlib.metadata import (
-    Distribution,
-    EntryPoint,
-    PackageNotFoundError,
-    distribution,
-    distributions,
-    version,
-)
+from importlib.metadata import EntryPoint
 from types import ModuleType
-from typing import Any, Generic, TypeVar, cast
+from typing import Any
 
 import pluggy
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-from flops_fit_core import hookspecs, specs
+from flops_fit_core import hookspecs
 from flops_fit_core.errors import ConfigError, PluginNotFound
-from flops_fit_core.records import Record, RunResult, RunSpec, SweepPlan
+from flops_fit_core.records import RunResult, RunSpec, SweepPlan
+from flops_fit_core.registry import discovery
+from flops_fit_core.registry.offers import SPEC_TYPES, Offer, PluginSetup, Problem
 from flops_fit_core.specs import Spec
 
-ENTRY_POINTS = "flops_fit"
 BUNDLED = "flops-fit"
-SPEC_TYPES: Mapping[str, type[Spec]] = {
-    "flops_fit_models": specs.ModelSpec,
-    "flops_fit_datasets": specs.DatasetSpec,
-    "flops_fit_optimizers": specs.OptimizerSpec,
-    "flops_fit_schedules": specs.ScheduleSpec,
-    "flops_fit_recipes": specs.RecipeSpec,
-    "flops_fit_flop_counters": specs.FlopCounterSpec,
-    "flops_fit_stores": specs.StoreSpec,
-    "flops_fit_devices": specs.DeviceSpec,
-    "flops_fit_trainers": specs.TrainerSpec,
-    "flops_fit_executors": specs.ExecutorSpec,
-    "flops_fit_loggers": specs.LoggerSpec,
-    "flops_fit_fitters": specs.FitterSpec,
-}
-KINDS = tuple(spec.kind for spec in SPEC_TYPES.values())
-S = TypeVar("S", bound=Spec)
 logger = logging.getLogger("flops_fit")
-
-
-class PluginSetup(Record):
-    """Which plugins make a registry: enough to make the same one in another process."""
-
-    modules: dict[str, str] = {}
-    """Plugins that are not installed: plugin name -> import name of its module."""
-    disabled: tuple[str, ...] = ()
-    entry_points: bool = True
-    paths: tuple[str, ...] = ()
-    """Folders from which ``modules`` are imported, beside the usual ones."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A plugin that could not be used, and why."""
-
-    plugin: str
-    doing: str
-    error: BaseException
-
-    def __str__(self) -> str:
-        return f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {self.error}"
-
-
-@dataclass(frozen=True)
-class Offer(Generic[S]):
-    """One spec, the plugin that offers it, and the distribution that the plugin came with."""
-
-    spec: S
-    plugin: str
-    source: str
-    """``flops-fit 0.1.0``, or how else the plugin came here."""
-
-    @property
-    def name(self) -> str:
-        """Qualified: ``optim/sgd``."""
-        return f"{self.plugin}/{self.spec.name}"
-
-    def missing(self) -> list[str]:
-        """The spec's requirements that are not installed, without importing anything."""
-        return [text for text in self.spec.requires if not _is_installed(Requirement(text))]
 
 
 class Registry:
@@ -176,7 +108,7 @@ class Registry:
             ways = " or ".join(repr(offer.name) for offer in found)
             raise PluginNotFound(f"{len(found)} plugins offer a {kind} named {bare!r}; write {ways}")
         if missing := found[0].missing():
-            raise ConfigError(_needs(found[0], missing))
+            raise ConfigError(found[0].needs(missing))
         return found[0]
 
     def _not_found(self, kind: str, name: str) -> str:
@@ -212,7 +144,7 @@ class Registry:
 
     def _load_entry_points(self) -> None:
         claims: dict[str, list[tuple[EntryPoint, str, str]]] = defaultdict(list)
-        found, broken = _entry_points()
+        found, broken = discovery.entry_points()
         for source, error in broken:
             self._note(source, "read its entry points", error)
         for entry_point, dist_name, source in found:
@@ -332,72 +264,9 @@ def _origin(plugin: object) -> str:
     return f"passed in ({where.__name__ if where else 'unknown'}.{type(plugin).__qualname__})"
 
 
-def _entry_points() -> tuple[list[tuple[EntryPoint, str, str]], list[tuple[str, Exception]]]:
-    """Our entry points, each with its distribution's normalized name and ``name version``, in an order that
-    never varies; and the distributions whose entry points cannot be read, with the reason.
-
-    Of a distribution that lies on the path twice, the first counts, as for imports.
-    """
-    found: dict[tuple[str, str, str], tuple[EntryPoint, str, str]] = {}
-    broken: list[tuple[str, Exception]] = []
-    first: dict[str, Distribution] = {}
-    for dist in distributions():
-        try:
-            points = dist.entry_points.select(group=ENTRY_POINTS)
-        except Exception as error:
-            if _may_be_about_us(dist):
-                broken.append((f"{_name_of(dist)} {dist.version}", error))
-            continue
-        # A folder that looks like a dist-info but has no name is somebody's half-removed package.
-        name = _name_of(dist) if points else None
-        if name is None or first.setdefault(canonicalize_name(name), dist) is not dist or _is_shadowed(dist, name):
-            continue
-        for point in points:
-            key = (canonicalize_name(name), point.name, point.value)
-            found.setdefault(key, (point, key[0], f"{name} {dist.version}"))
-    return [found[key] for key in sorted(found)], broken
-
-
-def _name_of(dist: Distribution) -> str | None:
-    try:
-        metadata: Message | None = cast("Message | None", dist.metadata)
-    except Exception:
-        return None
-    return (metadata["Name"] or None) if metadata is not None else None
-
-
-def _may_be_about_us(dist: Distribution) -> bool:
-    try:
-        return f"[{ENTRY_POINTS}]" in (dist.read_text("entry_points.txt") or "")
-    except Exception:
-        return True
-
-
-def _is_shadowed(dist: Distribution, name: str) -> bool:
-    """Whether another version of the same distribution comes earlier on the path. Metadata is read of ours
-    only: reading that of every installed distribution would take longer than all of the rest."""
-    return distribution(name).locate_file("") != dist.locate_file("")
-
-
 def _disabled_by_environment() -> frozenset[str]:
     names = os.environ.get("FLOPS_FIT_DISABLE", "").split(",")
     return frozenset(name.strip() for name in names if name.strip())
-
-
-def _is_installed(requirement: Requirement) -> bool:
-    if requirement.marker is not None and not requirement.marker.evaluate():
-        return True
-    try:
-        found: str | None = version(requirement.name)  # None of a half-removed package
-    except PackageNotFoundError:
-        return False
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
-
-
-def _needs(offer: Offer[Any], missing: list[str]) -> str:
-    dist = offer.source.split(" ")[0]
-    what = f"'{dist}[{offer.spec.extra}]'" if offer.spec.extra else " ".join(map(repr, missing))
-    return f"{offer.spec.kind} {offer.spec.name!r} needs {' and '.join(missing)}: pip install {what}"
 
 
 def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = None) -> Registry:

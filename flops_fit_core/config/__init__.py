@@ -1,0 +1,34 @@
+"""An experiment file (TOML, JSON or YAML) as typed choices of plugins.
+
+One table a kind of plugin: ``name`` chooses the plugin, the rest are its typed options. A bare string is a
+name without options.
+"""
+
+from __future__ import annotations
+
+from flops_fit_core.config.choices import DEFAULTS, Chosen, choose, choose_from_table
+from flops_fit_core.config.experiment import Experiment, Sweep, make_experiment
+from flops_fit_core.config.explaining import explain
+from flops_fit_core.config.files import (
+    experiment_name,
+    load_experiment,
+    override_value,
+    read_table,
+    replace_choice,
+)
+
+__all__ = [
+    "DEFAULTS",
+    "Chosen",
+    "Experiment",
+    "Sweep",
+    "choose",
+    "choose_from_table",
+    "experiment_name",
+    "explain",
+    "load_experiment",
+    "make_experiment",
+    "override_value",
+    "read_table",
+    "replace_choice",
+]

@@ -1,0 +1,197 @@
+"""A choice of one plugin with its options, as a field of an experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import (
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from flops_fit_core.config.explaining import explain
+from flops_fit_core.errors import ConfigError, PluginError
+from flops_fit_core.records import PluginChoice
+from flops_fit_core.registry import Offer, Registry, installed
+from flops_fit_core.specs import (
+    DatasetSpec,
+    DeviceSpec,
+    ExecutorSpec,
+    FitterSpec,
+    FlopCounterSpec,
+    LoggerSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Options,
+    RecipeSpec,
+    ScheduleSpec,
+    Spec,
+    StoreSpec,
+    TrainerSpec,
+    identity_options,
+    runtime_options,
+)
+
+S = TypeVar("S", bound=Spec)
+
+DEFAULTS: Mapping[str, str] = {
+    "optimizer": "optim/sgd",
+    "schedule": "schedules/cosine",
+    "recipe": "recipes/default",
+    "flops": "flops/chinchilla",
+    "trainer": "trainers/torch",
+    "device": "devices/auto",
+    "store": "stores/sqlite",
+    "executor": "executors/local",
+    "fitter": "fitters/isoflop",
+}
+"""What an experiment uses of each kind unless it names something else. Qualified, so that no other plugin's
+``sgd`` makes it ambiguous."""
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(Generic[S]):
+    """One plugin, picked by name, with its validated options. Equal by name and options."""
+
+    offer: Offer[S]
+    options: Options
+
+    @property
+    def name(self) -> str:
+        """Qualified: ``optim/sgd``."""
+        return self.offer.name
+
+    @property
+    def spec(self) -> S:
+        return self.offer.spec
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Chosen) and self._key() == other._key()
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def _key(self) -> tuple[str, Any]:
+        return self.name, self.options.model_dump(mode="json")
+
+    def with_options(self, /, **changes: Any) -> Chosen[S]:
+        """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
+        given = self.options.model_dump(exclude_unset=True)
+        return Chosen(self.offer, self.spec.options.model_validate({**given, **changes}))
+
+    def unset(self, option: str) -> bool:
+        """Whether the plugin has this option and the user left it alone."""
+        return option in type(self.options).model_fields and option not in self.options.model_fields_set
+
+    @property
+    def choice(self) -> PluginChoice:
+        """What identifies a run."""
+        return PluginChoice(name=self.name, options=identity_options(self.options), revision=self.spec.revision)
+
+    @property
+    def runtime(self) -> dict[str, JsonValue]:
+        """The options that change how a run is done but not its result."""
+        return runtime_options(self.options)
+
+
+def choose(
+    kind: str,
+    choice: PluginChoice,
+    registry: Registry,
+    runtime: Mapping[str, JsonValue] | None = None,
+) -> Chosen[Any]:
+    """The choice of a record, made again in this process.
+
+    Raises PluginNotFound, pydantic's ValidationError, or PluginError where the installed plugin's revision
+    is not the one that the record was made with.
+    """
+    offer = registry.find(kind, choice.name)
+    if offer.spec.revision != choice.revision:
+        raise PluginError(
+            f"{kind} {choice.name!r} was planned at revision {choice.revision}, and {offer.source} here has "
+            f"revision {offer.spec.revision}: plan again, or install the version it was planned with"
+        )
+    return Chosen(offer, offer.spec.options.model_validate({**choice.options, **(runtime or {})}))
+
+
+def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> Chosen[Any]:
+    """A choice as an experiment file writes it: a name, or a table of a name and options.
+
+    Raises ConfigError with the place of each mistake.
+    """
+    adapter = TypeAdapter(Annotated[Chosen[Any], _Pick(kind, DEFAULTS.get(kind))])
+    try:
+        chosen: Chosen[Any] = adapter.validate_python(value, context={"registry": registry})
+    except ValidationError as error:
+        raise ConfigError(f"{where}: [{kind}]:\n{explain(error)}") from None
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Pick:
+    """Marks a field as a choice among the plugins of one kind."""
+
+    kind: str
+    default: str | Callable[[ValidationInfo], str] | None = None
+    """The name where the user gave none: neither a table, nor a ``name`` in it."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self._choose, serialization=core_schema.plain_serializer_function_ser_schema(_dump)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        table = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
+        return {"anyOf": [{"type": "string"}, table], "description": f"a {self.kind} plugin and its options"}
+
+    def _choose(self, value: Any, info: ValidationInfo) -> Chosen[Any]:
+        if isinstance(value, Chosen):
+            return value
+        if isinstance(value, str):
+            value = {"name": value}
+        if self.default is not None and (value is None or (isinstance(value, dict) and "name" not in value)):
+            name = self.default if isinstance(self.default, str) else self.default(info)
+            value = {"name": name, **(value or {})}
+        if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+            advice = 'give a name, or a table: {name = "...", option = ...}'
+            raise PydanticCustomError("choice", "{advice}", {"advice": advice})
+        registry: Registry = (info.context or {}).get("registry") or installed()
+        try:
+            offer = registry.find(self.kind, value["name"])
+        except ConfigError as error:
+            raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
+        options = {key: item for key, item in value.items() if key != "name"}
+        return Chosen(offer, offer.spec.options.model_validate(options, context=info.context))
+
+
+def _dump(chosen: Any) -> Any:
+    if not isinstance(chosen, Chosen):  # the default's name, when a JSON schema shows it
+        return chosen
+    return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
+
+
+def _trainer_of_dataset(info: ValidationInfo) -> str:
+    dataset = info.data.get("dataset")
+    return (dataset.spec.trainer if dataset is not None else None) or DEFAULTS["trainer"]
+
+
+ModelChoice = Annotated[Chosen[ModelSpec], _Pick("model")]
+DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
+OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", DEFAULTS["optimizer"])]
+ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", DEFAULTS["schedule"])]
+RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
+FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"])]
+TrainerChoice = Annotated[Chosen[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
+DeviceChoice = Annotated[Chosen[DeviceSpec], _Pick("device", DEFAULTS["device"])]
+StoreChoice = Annotated[Chosen[StoreSpec], _Pick("store", DEFAULTS["store"])]
+ExecutorChoice = Annotated[Chosen[ExecutorSpec], _Pick("executor", DEFAULTS["executor"])]
+LoggerChoice = Annotated[Chosen[LoggerSpec], _Pick("logger")]
+FitterChoice = Annotated[Chosen[FitterSpec], _Pick("fitter", DEFAULTS["fitter"])]

@@ -1,0 +1,119 @@
+"""An experiment: which plugins with which options, and which models to train for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import (
+    Discriminator,
+    Field,
+    JsonValue,
+    PositiveInt,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from flops_fit_core.config.choices import (
+    DEFAULTS,
+    DatasetChoice,
+    DeviceChoice,
+    ExecutorChoice,
+    FitterChoice,
+    FlopCounterChoice,
+    LoggerChoice,
+    ModelChoice,
+    OptimizerChoice,
+    RecipeChoice,
+    ScheduleChoice,
+    StoreChoice,
+    TrainerChoice,
+)
+from flops_fit_core.config.explaining import explain, moved
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.records import Positive
+from flops_fit_core.registry import Registry
+from flops_fit_core.specs import Table
+
+
+class Sweep(Table):
+    """Which models to train, and for how long."""
+
+    budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
+    """Training FLOPs C of each IsoFLOP profile, counted by ``[flops]``."""
+    sizes: Annotated[
+        Annotated[PositiveInt, Tag("[count]")]
+        | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1), Tag("[tables]")],
+        Discriminator(lambda given: "[tables]" if isinstance(given, list | tuple) else "[count]"),
+    ] = 6
+    """How many sizes each budget gets from a common log-spaced ladder; or a list of tables of model
+    options, each merged over ``[model]``, all of which every budget gets."""
+    size_ratio: Annotated[float, Field(gt=1)] = 1.6
+    """N of one rung of the ladder over N of the rung below."""
+    tokens_per_param: Positive = 20.0
+    """A guess of D / N at the optimum, which centres each budget's sizes."""
+    previous_fit: str | None = None
+    """A fit's JSON file; its N_opt(C) centres the sizes instead of ``tokens_per_param``."""
+    multiple_of: PositiveInt | None = None
+    """Sizes are multiples of this; unset, what the family asks for."""
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    batch_size: PositiveInt | None = None
+    """Samples a step for every run; unset, the recipe decides."""
+    min_steps: PositiveInt = 100
+    """A size that a budget could train for fewer steps than this is skipped."""
+    repeat: bool = False
+    """Whether a run may see the training data more than once."""
+
+    @field_validator("budgets")
+    @classmethod
+    def _ascending(cls, budgets: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(budgets)))
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("the same seed twice is the same run twice")
+        return seeds
+
+
+class Experiment(Table):
+    """One scaling-law experiment, fully described."""
+
+    name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
+    """Also the name of the study's folder under ``runs/``."""
+    sweep: Sweep
+    model: ModelChoice
+    dataset: DatasetChoice
+    optimizer: OptimizerChoice = DEFAULTS["optimizer"]  # type: ignore[assignment]
+    schedule: ScheduleChoice = DEFAULTS["schedule"]  # type: ignore[assignment]
+    recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
+    flops: FlopCounterChoice = DEFAULTS["flops"]  # type: ignore[assignment]
+    trainer: TrainerChoice = None  # type: ignore[assignment]
+    device: DeviceChoice = DEFAULTS["device"]  # type: ignore[assignment]
+    store: StoreChoice = DEFAULTS["store"]  # type: ignore[assignment]
+    executor: ExecutorChoice = DEFAULTS["executor"]  # type: ignore[assignment]
+    loggers: tuple[LoggerChoice, ...] = ()
+    fitter: FitterChoice = DEFAULTS["fitter"]  # type: ignore[assignment]
+
+    @model_validator(mode="after")
+    def _sizes_fit_the_model(self) -> Experiment:
+        for index, changes in enumerate(self.sweep.sizes if isinstance(self.sweep.sizes, tuple) else ()):
+            try:
+                self.model.with_options(**changes)
+            except ValidationError as error:
+                raise moved(error, ("sweep", "sizes", index)) from None
+        return self
+
+
+def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "experiment") -> Experiment:
+    """Validate an experiment given as plain data.
+
+    Raises ConfigError that lists every mistake with its place (``optimizer.lr``), and what exists.
+    """
+    try:
+        return Experiment.model_validate(dict(data), context={"registry": registry})
+    except ValidationError as error:
+        raise ConfigError(f"{where}:\n{explain(error)}") from None

@@ -1,0 +1,49 @@
+"""The records that travel: what was asked, what was planned, what was measured, what was fitted.
+
+All are frozen, go to JSON and back equal (``model_dump_json`` and ``model_validate_json``) and hold
+no torch object. Notation: N parameters, D tokens (or samples; the task says which), C training FLOPs
+(forward and backward), L held-out loss in nats per token.
+"""
+
+from __future__ import annotations
+
+from flops_fit_core.records.base import Positive, Record, canonical_json, content_hash
+from flops_fit_core.records.fits import Diagnostic, Interval, Law, LawFit, Observation, Optimum, ProfileMinimum
+from flops_fit_core.records.results import Evaluation, Progress, RunError, RunResult, Status
+from flops_fit_core.records.runs import (
+    Hyperparameters,
+    Job,
+    ParameterCounts,
+    PluginChoice,
+    RunSpec,
+    SkippedCell,
+    SweepPlan,
+    Trajectory,
+)
+
+__all__ = [
+    "Diagnostic",
+    "Evaluation",
+    "Hyperparameters",
+    "Interval",
+    "Job",
+    "Law",
+    "LawFit",
+    "Observation",
+    "Optimum",
+    "ParameterCounts",
+    "PluginChoice",
+    "Positive",
+    "ProfileMinimum",
+    "Progress",
+    "Record",
+    "RunError",
+    "RunResult",
+    "RunSpec",
+    "SkippedCell",
+    "Status",
+    "SweepPlan",
+    "Trajectory",
+    "canonical_json",
+    "content_hash",
+]

@@ -1,0 +1,49 @@
+"""What all records have in common, and the hash that identifies one by its values."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, no unknown keys, no NaN or infinity."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        """A copy with some fields replaced, not validated. What is cached, such as an id, is computed anew."""
+        copy = super().model_copy(update=update, deep=deep)
+        for name in set(copy.__dict__) - set(type(self).model_fields):
+            del copy.__dict__[name]
+        return copy
+
+
+def canonical_json(value: Any) -> str:
+    """JSON whose text depends only on the value: sorted keys, floats to 12 significant digits, 1.0 as 1."""
+    return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, float):
+        rounded = float(f"{value:.12g}")
+        return int(rounded) if rounded.is_integer() else rounded
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def content_hash(value: Any) -> str:
+    """16 hexadecimal digits of the SHA-256 of :func:`canonical_json`.
+
+    Raises ValueError for NaN or infinity, which have no JSON.
+    """
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

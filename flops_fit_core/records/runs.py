@@ -1,0 +1,191 @@
+"""What is to be run: from one plugin's choice to the plan of a sweep."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Mapping
+from functools import cached_property
+from typing import Annotated, ClassVar
+
+from pydantic import Field, JsonValue, PositiveInt
+
+from flops_fit_core.records.base import Positive, Record, content_hash
+
+
+class PluginChoice(Record):
+    """One plugin picked by its qualified name, with the options that differ from their defaults."""
+
+    name: str
+    """Qualified: ``optim/sgd``."""
+    options: dict[str, JsonValue] = {}
+    revision: PositiveInt = 1
+    """Raised by the plugin's author when behaviour or a default changes."""
+
+
+class Hyperparameters(Record):
+    """What a recipe decides. ``None`` leaves the value to the plugin that owns it."""
+
+    batch_size: PositiveInt | None = None
+    """Samples (sequences) an optimizer step."""
+    lr: Positive | None = None
+    """Peak learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    betas: tuple[float, float] | None = None
+    warmup_tokens: Annotated[int, Field(ge=0)] | None = None
+    base_width: PositiveInt | None = None
+    """Width at which ``lr`` holds as it is: matrices fed by ``width`` channels get ``lr * base_width / width``.
+    ``None``: one learning rate for all parameters at every width."""
+
+
+class ParameterCounts(Record):
+    """The parameters of one model, each counted once however often it is shared."""
+
+    total: PositiveInt
+    lookup: int = 0
+    """In tables that are only looked up, never multiplied: an untied input embedding, learned positions."""
+    unembedding: int = 0
+    """In the output head over the vocabulary (also the input embedding where the two are tied)."""
+    active: PositiveInt
+    """Used for one token: less than ``total`` for a mixture of experts."""
+
+    @property
+    def matmul(self) -> int:
+        """Total minus lookup tables: what 6 N D counts."""
+        return self.total - self.lookup
+
+    @property
+    def non_embedding(self) -> int:
+        """Total minus lookup tables and the output head (Kaplan et al. 2020)."""
+        return self.total - self.lookup - self.unembedding
+
+
+class RunSpec(Record):
+    """One training run, fully resolved. :attr:`id` identifies it by everything that changes its result."""
+
+    model: PluginChoice
+    dataset: PluginChoice
+    fingerprint: str
+    """Of the dataset's content, without path or time."""
+    optimizer: PluginChoice
+    schedule: PluginChoice
+    flops_counter: PluginChoice
+    trainer: PluginChoice
+    batch_size: PositiveInt
+    """Samples an optimizer step."""
+    steps: PositiveInt
+    tokens: PositiveInt
+    """D: the tokens (or samples) this run trains on, ``steps * batch_size * tokens_per_sample``."""
+    seed: int
+    base_width: PositiveInt | None = None
+    """See :class:`Hyperparameters`."""
+
+    # Predicted or for grouping; none of these changes the result, so none is in the id.
+    budget: Positive
+    """The nominal C of the IsoFLOP group for which this run was planned."""
+    size: int | float | str
+    """Value of the model's size option, for people."""
+    params: PositiveInt
+    """N as the FLOPs counter counts it."""
+    flops_per_token: Positive
+
+    _ABOUT: ClassVar = {"budget", "size", "params", "flops_per_token"}
+
+    @property
+    def flops(self) -> float:
+        """Counted training FLOPs: ``flops_per_token * tokens``."""
+        return self.flops_per_token * self.tokens
+
+    @cached_property
+    def id(self) -> str:
+        """16 hexadecimal digits: a hash of every value that changes the result.
+
+        Values equal to their default are left out, so that a field added later orphans no result.
+        """
+        return content_hash(self.model_dump(mode="json", exclude=self._ABOUT, exclude_defaults=True))
+
+    @cached_property
+    def trajectory(self) -> str:
+        """Hash of what runs on one training trajectory share. Until trunks are shared, one run each."""
+        return content_hash({"trajectory of": self.id})
+
+
+class Trajectory(Record):
+    """Runs that one pass of training can serve, in order of their tokens."""
+
+    id: str
+    runs: tuple[RunSpec, ...]
+
+
+class Job(Record):
+    """The unit of dispatch: trajectories, and what a worker needs beside them to train them here."""
+
+    id: str
+    trajectories: tuple[Trajectory, ...]
+    device: PluginChoice
+    runtime: dict[str, dict[str, JsonValue]] = {}
+    """Options by kind that change how a run is done but not its result (paths, threads, compile)."""
+    attempts: dict[str, int] = {}
+    """Attempt number by run id; 1 where missing."""
+
+    @property
+    def runs(self) -> tuple[RunSpec, ...]:
+        return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
+
+    @property
+    def flops(self) -> float:
+        return sum(run.flops for run in self.runs)
+
+
+class SkippedCell(Record):
+    """A size that a budget would have used, and why it does not."""
+
+    budget: Positive
+    size: int | float | str
+    params: PositiveInt
+    reason: str
+
+
+class SweepPlan(Record):
+    """Every run of a sweep, resolved; what was left out and why; what it costs."""
+
+    name: str
+    runs: tuple[RunSpec, ...]
+    skipped: tuple[SkippedCell, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What a person should know of how the plan came about."""
+    unit: str = "tokens"
+    """What D counts."""
+    params_name: str
+    """Which N: the convention by which ``params`` are counted."""
+    flops_name: str
+    """Which C: the convention by which FLOPs are counted."""
+    device: PluginChoice
+    runtime: dict[str, dict[str, JsonValue]] = {}
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of the whole plan."""
+        return math.fsum(run.flops for run in self.runs)
+
+    @property
+    def budgets(self) -> tuple[float, ...]:
+        return tuple(sorted({run.budget for run in self.runs}))
+
+    def jobs(self, missing: Collection[str], attempts: Mapping[str, int] | None = None) -> list[Job]:
+        """Jobs for the runs whose ids are ``missing``, most FLOPs first, so that workers end together."""
+        groups: dict[str, list[RunSpec]] = defaultdict(list)
+        for run in self.runs:
+            if run.id in missing:
+                groups[run.trajectory].append(run)
+        jobs = [
+            Job(
+                id=trajectory,
+                trajectories=(Trajectory(id=trajectory, runs=tuple(sorted(runs, key=lambda run: run.tokens))),),
+                device=self.device,
+                runtime=self.runtime,
+                attempts={run.id: (attempts or {}).get(run.id, 1) for run in runs},
+            )
+            for trajectory, runs in groups.items()
+        ]
+        return sorted(jobs, key=lambda job: -job.flops)

@@ -1,0 +1,8 @@
+"""Finds plugins, isolates the broken ones and answers "which spec has this name?"."""
+
+from __future__ import annotations
+
+from flops_fit_core.registry.offers import KINDS, SPEC_TYPES, Offer, PluginSetup, Problem
+from flops_fit_core.registry.registry import Registry, installed, registry_from
+
+__all__ = ["KINDS", "SPEC_TYPES", "Offer", "PluginSetup", "Problem", "Registry", "installed", "registry_from"]

@@ -1,0 +1,79 @@
+"""What a registry is made from and what it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from packaging.requirements import Requirement
+
+from flops_fit_core import specs
+from flops_fit_core.records import Record
+from flops_fit_core.registry.discovery import is_installed
+from flops_fit_core.specs import Spec
+
+SPEC_TYPES: Mapping[str, type[Spec]] = {
+    "flops_fit_models": specs.ModelSpec,
+    "flops_fit_datasets": specs.DatasetSpec,
+    "flops_fit_optimizers": specs.OptimizerSpec,
+    "flops_fit_schedules": specs.ScheduleSpec,
+    "flops_fit_recipes": specs.RecipeSpec,
+    "flops_fit_flop_counters": specs.FlopCounterSpec,
+    "flops_fit_stores": specs.StoreSpec,
+    "flops_fit_devices": specs.DeviceSpec,
+    "flops_fit_trainers": specs.TrainerSpec,
+    "flops_fit_executors": specs.ExecutorSpec,
+    "flops_fit_loggers": specs.LoggerSpec,
+    "flops_fit_fitters": specs.FitterSpec,
+}
+KINDS = tuple(spec.kind for spec in SPEC_TYPES.values())
+S = TypeVar("S", bound=Spec)
+
+
+class PluginSetup(Record):
+    """Which plugins make a registry: enough to make the same one in another process."""
+
+    modules: dict[str, str] = {}
+    """Plugins that are not installed: plugin name -> import name of its module."""
+    disabled: tuple[str, ...] = ()
+    entry_points: bool = True
+    paths: tuple[str, ...] = ()
+    """Folders from which ``modules`` are imported, beside the usual ones."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A plugin that could not be used, and why."""
+
+    plugin: str
+    doing: str
+    error: BaseException
+
+    def __str__(self) -> str:
+        return f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {self.error}"
+
+
+@dataclass(frozen=True)
+class Offer(Generic[S]):
+    """One spec, the plugin that offers it, and the distribution that the plugin came with."""
+
+    spec: S
+    plugin: str
+    source: str
+    """``flops-fit 0.1.0``, or how else the plugin came here."""
+
+    @property
+    def name(self) -> str:
+        """Qualified: ``optim/sgd``."""
+        return f"{self.plugin}/{self.spec.name}"
+
+    def missing(self) -> list[str]:
+        """The spec's requirements that are not installed, without importing anything."""
+        return [text for text in self.spec.requires if not is_installed(Requirement(text))]
+
+    def needs(self, missing: list[str]) -> str:
+        """What to say, and to type, where requirements are missing."""
+        dist = self.source.split(" ")[0]
+        what = f"'{dist}[{self.spec.extra}]'" if self.spec.extra else " ".join(map(repr, missing))
+        return f"{self.spec.kind} {self.spec.name!r} needs {' and '.join(missing)}: pip install {what}"
