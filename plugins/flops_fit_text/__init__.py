@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt, field_validator
 
-from flops_fit_core import Dataset, DatasetSpec, Options, Runtime, hookimpl
+from flops_fit_core import Dataset, DatasetSpec, Options, Runtime, TokenDataset, hookimpl
 
 
 class TextOptions(Options):
@@ -33,9 +33,18 @@ class TextOptions(Options):
 
 def build_text(options: TextOptions, seed: int) -> Dataset:
     """Read the files. Raises DataError where there are none, or none to hold out."""
-    from flops_fit_text.corpus import TextDataset, read_corpus
+    from flops_fit_text.corpus import read_corpus
 
-    return TextDataset(read_corpus(options), options.context, seed)
+    corpus = read_corpus(options)
+    return TokenDataset(
+        corpus.training,
+        corpus.heldout,
+        vocab_size=256,
+        context=options.context,
+        seed=seed,
+        fingerprint=corpus.fingerprint,
+        bytes_per_token=1.0,
+    )
 
 
 @hookimpl

@@ -6,7 +6,6 @@ import glob
 import hashlib
 import os
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,11 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from flops_fit_core import DataError, LanguageTask, TokenWindows
+from flops_fit_core import DataError
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from flops_fit_text import TextOptions
 
 END_OF_FILE = b"\0"
@@ -37,40 +34,17 @@ NOT_SOURCES = {
 
 @dataclass(frozen=True)
 class Corpus:
-    """Two rows of bytes, each file followed by a zero byte."""
+    """Two rows of bytes: files in order of their names, each followed by a zero byte."""
 
     training: NDArray[np.uint8]
     heldout: NDArray[np.uint8]
 
-
-class TextDataset:
-    """Windows of bytes; the vocabulary is the 256 bytes. See ``Dataset`` in flops_fit_core."""
-
-    bytes_per_token: float | None = 1.0
-
-    def __init__(self, corpus: Corpus, context: int, seed: int) -> None:
-        self.task = LanguageTask(vocab_size=256, context=context)
-        self._training = TokenWindows(corpus.training, context, seed)
-        self._heldout = TokenWindows(corpus.heldout, context)
-        self.tokens: int | None = self._training.count * context
-        self.fingerprint = _fingerprint(corpus)
-
-    def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
-        """Ids of shape (batch_size, context + 1), int64."""
-        import torch
-
-        position = start
-        while True:
-            yield torch.from_numpy(self._training.batch(position, batch_size))
-            position += batch_size
-
-    def heldout(self, tokens: int, batch_size: int) -> Iterator[Tensor]:
-        """Evenly spaced over the held-out files in order of their names, so every file gives its share."""
-        import torch
-
-        windows = self._heldout.spread(max(1, round(tokens / self.task.context)))
-        for first in range(0, len(windows), batch_size):
-            yield torch.from_numpy(self._heldout.rows(windows[first : first + batch_size]))
+    @property
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256(self.training.data)
+        digest.update(b"held out")
+        digest.update(self.heldout.data)
+        return digest.hexdigest()[:16]
 
 
 def read_corpus(options: TextOptions) -> Corpus:
@@ -144,10 +118,3 @@ def _read(files: list[tuple[str, Path]]) -> NDArray[np.uint8]:
     except OSError as error:
         raise DataError(f"dataset 'text': cannot read {error.filename}: {error.strerror}") from None
     return np.frombuffer(text, dtype=np.uint8)
-
-
-def _fingerprint(corpus: Corpus) -> str:
-    digest = hashlib.sha256(corpus.training.data)
-    digest.update(b"held out")
-    digest.update(corpus.heldout.data)
-    return digest.hexdigest()[:16]
