@@ -50,7 +50,7 @@ def draw_noise(noise: Noise, shape: tuple[int, int], random: np.random.Generator
 
 def unknown_scale(dof: int, draws: int, random: np.random.Generator) -> Floats:
     """One factor sqrt(dof / chi2) a draw: how far the true noise may lie from its estimate."""
-    out: Floats = np.sqrt(dof / random.chisquare(dof, draws))
+    out: Floats = np.sqrt(dof / random.chisquare(max(dof, 1), draws))
     return out
 
 

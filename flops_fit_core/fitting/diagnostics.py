@@ -22,12 +22,12 @@ def note(code: str, message: str) -> Diagnostic:
 def about_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
     """Budgets whose minimum cannot be used or is only just supported."""
     found = [Diagnostic(code=code, message=text) for code, text in map(unusable, profiles) if code]
-    few = [one for one in profiles if one.verdict == "interior" and one.dof < 2]
+    few = [one for one in profiles if one.verdict == "interior" and one.dof < 2 and one.shape != "akima"]
     if few:
         found.append(
             Diagnostic(
                 code="few-sizes",
-                message=f"{_budgets(few)}: a parabola through fewer than 5 runs says little about its own error; "
+                message=f"{_budgets(few)}: a curve through so few runs says little about its own error; "
                 "train 5 or more sizes a budget",
             )
         )
@@ -55,7 +55,7 @@ def unusable(profile: Profile) -> tuple[str, str]:
         )
     if profile.verdict == "too few sizes":
         return "too-few-sizes", (
-            f"{where}: fewer than 3 sizes, so no parabola can be fitted and the law does not use this budget; "
+            f"{where}: too few sizes for a {profile.shape}, so the law does not use this budget; "
             "train at least 5 sizes a budget"
         )
     return "", ""

@@ -2,8 +2,9 @@
 
     ln N_opt = ln_kN + a ln C        ln D_opt = ln_kD + b ln C        L_opt = E + exp(ln_kL) C^-gamma
 
-Approach 2 of Hoffmann et al. 2022. Its minima are biased where a profile is not symmetric in ln N (their
-alpha and beta differ) and the grid is wide; Approach 3 is not.
+Approach 2 of Hoffmann et al. 2022; with ``shape = "akima"`` as Porian et al. 2024 (arXiv 2406.19146) do it.
+The minima of parabolas are biased where profiles are not symmetric in ln N (their alpha and beta differ)
+and the grid is wide; those of Approach 3 are not.
 """
 
 from __future__ import annotations
@@ -18,19 +19,18 @@ from scipy import stats
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import Noise, draw_noise, estimate_noise, interval, unknown_scale
 from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_profiles, about_runs, note, unusable
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
 from flops_fit_core.fitting.profiles import (
     Profile,
     Response,
-    depth,
+    Shape,
     fit_profile,
     group_by_budget,
     move_to_budgets,
     profile_record,
-    vertex,
 )
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice, ProfileMinimum
 
@@ -42,6 +42,10 @@ class Minima:
     ln_params: Floats
     ln_tokens: Floats
     loss: Floats
+
+    def take(self, which: Bools) -> Minima:
+        """Of some draws."""
+        return Minima(self.ln_params[which], self.ln_tokens[which], self.loss[which])
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class IsoflopFitter:
     seed: int = 0
     """Of the bootstrap."""
     response: Response = "log-loss"
-    """What the parabola is fitted to."""
+    """What the profile is fitted to."""
+    shape: Shape = "parabola"
+    """``akima`` interpolates and takes its noise from ``seed_noise``, as Porian et al. 2024 do."""
     name: str = "fitters/isoflop"
     """Qualified name under which the fit is recorded."""
 
@@ -66,7 +72,7 @@ class IsoflopFitter:
         groups = group_by_budget(runs)
         moved = move_to_budgets(runs, groups)
         response = moved if self.response == "log-loss" else np.exp(moved)
-        profiles = [fit_profile(group, np.log(runs.params), response) for group in groups]
+        profiles = [fit_profile(group, np.log(runs.params), response, self.shape) for group in groups]
         inside = [profile for profile in profiles if profile.verdict == "interior"]
         if len(inside) < 2:
             raise FitError(_too_few(profiles, inside))
@@ -86,18 +92,24 @@ class IsoflopFitter:
         found: list[Diagnostic],
     ) -> LawFit:
         ln_budgets = np.log([profile.budget for profile in inside])
-        minima = self._minima(inside, np.stack([one.coefficients for one in inside]), ln_budgets, flops_per_token)
-        weights = 1 / relative_variances(inside)
+        minima, _ = self._minima(inside, [profile.y[None] for profile in inside], ln_budgets, flops_per_token)
+        noise = self._noise(inside)
+        random = np.random.default_rng(self.seed)
+        drawn, good = self._draw(inside, ln_budgets, flops_per_token, noise, random)
+        if self.shape == "akima":
+            weights, minima = 1 / _spread(drawn, inside), _median(drawn, minima)
+        else:
+            weights = 1 / relative_variances(inside)
         saturates = _saturates(ln_budgets, minima.loss)
         law = {key: float(value[0]) for key, value in _fit_laws(ln_budgets, minima, weights, saturates).items()}
         found.append(_about_loss(saturates, len(inside)))
-        noise = _noise_of(inside)
-        scatter, scatter_dof, warning = _scatter(ln_budgets, minima.ln_params, weights, noise)
+        tau, dof, warning = _scatter(ln_budgets, minima.ln_params, weights, noise)
         found += [warning] if warning else []
         draws, failed = {}, 0
         if self._has_interval(inside, noise, found):
-            drawn, failed = self._draw(inside, ln_budgets, flops_per_token, noise, (scatter, scatter_dof))
-            draws = _fit_laws(ln_budgets, drawn, weights, saturates)
+            failed = int(self.draws - good.sum())
+            drawn = _shift(drawn, _each(tau, dof, len(good), random), ln_budgets, flops_per_token, random)
+            draws = _fit_laws(ln_budgets, drawn.take(good), weights, saturates)
             if failed > 0.01 * self.draws:
                 draws = {}
                 found.append(_too_many_failed(failed, self.draws))
@@ -125,18 +137,29 @@ class IsoflopFitter:
         )
 
     def _options(self) -> dict[str, Any]:
-        mine = {"level": self.level, "draws": self.draws, "seed": self.seed, "response": self.response}
+        mine = {key: getattr(self, key) for key in ("level", "draws", "seed", "response", "shape")}
         return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
     def _minima(
-        self, profiles: list[Profile], coefficients: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken
-    ) -> Minima:
-        """``coefficients`` has shape (..., profiles, 3)."""
-        coefficients = np.atleast_3d(coefficients) if coefficients.ndim > 2 else coefficients[None]
-        ln_params = vertex(coefficients) + np.array([profile.centre for profile in profiles])
-        lowest = depth(coefficients)
+        self, profiles: list[Profile], responses: list[Floats], ln_budgets: Floats, flops_per_token: FlopsPerToken
+    ) -> tuple[Minima, Bools]:
+        """``responses`` holds (draws, runs) a profile. Also: which draws have a minimum in every profile."""
+        found = [profile.minima(y) for profile, y in zip(profiles, responses, strict=True)]
+        ln_params = np.stack([one[0] for one in found], axis=1)
+        lowest = np.stack([one[1] for one in found], axis=1)
+        there: Bools = np.logical_and.reduce([one[2] for one in found])
         loss = np.exp(lowest) if self.response == "log-loss" else lowest
-        return Minima(ln_params, ln_budgets - flops_per_token(ln_params), loss)
+        return Minima(ln_params, ln_budgets - flops_per_token(ln_params), loss), there
+
+    def _noise(self, inside: list[Profile]) -> Noise:
+        """From the residuals; an interpolated profile has none, and draws Gaussians of :func:`seed_noise`."""
+        if self.shape == "akima":
+            return Noise(np.random.default_rng(0).standard_normal(4000), 1.0, 10**6)
+        return estimate_noise(
+            np.concatenate([profile.residuals for profile in inside]),
+            np.concatenate([profile.leverage for profile in inside]),
+            sum(profile.dof for profile in inside),
+        )
 
     def _has_interval(self, inside: list[Profile], noise: Noise, found: list[Diagnostic]) -> bool:
         if self.draws < 1:
@@ -162,32 +185,31 @@ class IsoflopFitter:
         ln_budgets: Floats,
         flops_per_token: FlopsPerToken,
         noise: Noise,
-        scatter: tuple[float, int],
-    ) -> tuple[Minima, int]:
-        """Minima of resampled profiles, and how many draws had one without a minimum near its grid."""
-        random = np.random.default_rng(self.seed)
-        errors = draw_noise(noise, (self.draws, sum(len(one.rows) for one in inside)), random)
-        ends = np.cumsum([len(one.rows) for one in inside])
-        drawn = [
-            (profile.fitted + errors[:, end - len(profile.rows) : end]) @ profile.solver.T
-            for profile, end in zip(inside, ends, strict=True)
-        ]
-        coefficients = np.stack(drawn, axis=1)
-        reach = np.array([profile.u.max() - profile.u.min() for profile in inside])
-        good = np.all((coefficients[..., 2] > 0) & (np.abs(vertex(coefficients)) < 1.5 * reach), axis=1)
-        kept = self._minima(inside, coefficients[good], ln_budgets, flops_per_token)
-        tau, dof = scatter
-        if tau > 0:
-            shift = tau * random.standard_normal(kept.ln_params.shape)
-            shift *= unknown_scale(dof, self.draws, random)[good][:, None]
-            ln_params = kept.ln_params + shift
-            kept = Minima(ln_params, ln_budgets - flops_per_token(ln_params), kept.loss)
-        return kept, int(self.draws - good.sum())
+        random: np.random.Generator,
+    ) -> tuple[Minima, Bools]:
+        """Minima of resampled profiles, and which draws have one near every grid."""
+        draws = self.draws if noise.dof else 0
+        errors = draw_noise(noise, (draws, sum(len(one.rows) for one in inside)), random)
+        responses, start = [], 0
+        for profile in inside:
+            mine = errors[:, start : start + len(profile.rows)]
+            start += len(profile.rows)
+            if self.shape == "akima":
+                mine = mine * seed_noise(profile.y, self.response)
+            responses.append(profile.y - profile.residuals + mine)
+        return self._minima(inside, responses, ln_budgets, flops_per_token)
 
     def _record(self, profile: Profile, flops_per_token: FlopsPerToken) -> ProfileMinimum:
         ln_params = np.array([profile.ln_params])
         ln_tokens = float(np.log(profile.budget) - flops_per_token(ln_params)[0])
         return profile_record(profile, ln_tokens, self.response)
+
+
+def seed_noise(y: Floats, response: Response) -> Floats:
+    """Standard deviation between seeds that Porian et al. 2024 assume: .002 nats up to a loss of 3, .05 from 7."""
+    loss = np.exp(y) if response == "log-loss" else y
+    sd: Floats = np.exp(np.interp(loss, [3.0, 7.0], np.log([0.002, 0.05]))).astype(np.float64)
+    return sd / loss if response == "log-loss" else sd
 
 
 def relative_variances(profiles: list[Profile]) -> Floats:
@@ -196,22 +218,38 @@ def relative_variances(profiles: list[Profile]) -> Floats:
     All profiles take the median curvature: with few runs a budget its own is so noisy that it would hand
     the weight to whichever budget was bent most by chance.
     """
-    curvature = float(np.median([profile.coefficients[2] for profile in profiles]))
-    out = []
-    for profile in profiles:
-        c1, c2 = profile.coefficients[1:]
-        turn = -c1 / (2 * c2)
-        gradient = (-profile.solver[1] - 2 * turn * profile.solver[2]) / (2 * curvature)
-        out.append(gradient @ gradient)
-    return np.array(out)
+    curvature = float(np.median([profile.curvature() for profile in profiles]))
+    out: Floats = np.array([profile.variance() for profile in profiles], dtype=np.float64) / curvature**2
+    return out
 
 
-def _noise_of(inside: list[Profile]) -> Noise:
-    return estimate_noise(
-        np.concatenate([profile.residuals for profile in inside]),
-        np.concatenate([profile.leverage for profile in inside]),
-        sum(profile.dof for profile in inside),
-    )
+def _spread(drawn: Minima, inside: list[Profile]) -> Floats:
+    """Variance of ln N at each minimum over draws, and at least that of a third of a step between sizes, as
+    Porian et al. 2024 take it: an interpolant jumps from one size to the next."""
+    floor = np.array([profile.reach / max(len(np.unique(profile.u)) - 1, 1) / 3 for profile in inside]) ** 2
+    return np.maximum(drawn.ln_params.var(axis=0), floor) if len(drawn.ln_params) > 1 else floor
+
+
+def _median(drawn: Minima, otherwise: Minima) -> Minima:
+    """The median draw of each budget, which jumps less than the minimum of the interpolant itself."""
+    if not len(drawn.ln_params):
+        return otherwise
+    return Minima(*(np.median(one, axis=0)[None] for one in (drawn.ln_params, drawn.ln_tokens, drawn.loss)))
+
+
+def _each(tau: float, dof: int, draws: int, random: np.random.Generator) -> Floats:
+    """The scatter of the minima in every draw: its size is as unknown as ``dof`` leave it."""
+    return tau * unknown_scale(dof, draws, random) if tau else np.zeros(draws)
+
+
+def _shift(
+    drawn: Minima, tau: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken, random: np.random.Generator
+) -> Minima:
+    """Draws with a scatter of the minima themselves, of standard deviation ``tau`` (draws,) in ln N."""
+    if not tau.any():
+        return drawn
+    ln_params = drawn.ln_params + tau[:, None] * random.standard_normal(drawn.ln_params.shape)
+    return Minima(ln_params, ln_budgets - flops_per_token(ln_params), drawn.loss)
 
 
 def _saturates(ln_budgets: Floats, loss: Floats) -> bool:

@@ -1,4 +1,4 @@
-"""IsoFLOP profiles: runs grouped by budget, a parabola in ln N through each, and its minimum.
+"""IsoFLOP profiles: runs grouped by budget, a curve in ln N through each, and its minimum.
 
 Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2). The parabola is fitted to ln L unless
 ``response="loss"`` asks for L: seed noise is about a constant share of the loss, so ln L has one noise
@@ -8,17 +8,21 @@ Chinchilla's surface even on grids that reach x16 to each side.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
+from scipy.interpolate import Akima1DInterpolator
 
-from flops_fit_core.fitting.data import Floats, Ints, Runs
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.records import ProfileMinimum
 
 Response = Literal["log-loss", "loss"]
+Shape = Literal["parabola", "cubic", "akima"]
 Verdict = Literal["interior", "below", "above", "not convex", "too few sizes"]
 
+SIZES: dict[Shape, int] = {"parabola": 3, "cubic": 4, "akima": 5}
+"""Sizes without which a shape cannot be fitted to a budget."""
 GROUP_WIDTH = 1.2
 """Runs without a nominal budget are one group while their C lies within this factor."""
 
@@ -74,122 +78,159 @@ def move_to_budgets(runs: Runs, groups: list[Group]) -> Floats:
 
 @dataclass(frozen=True)
 class Profile:
-    """One budget's parabola: response = c0 + c1 u + c2 u^2 with u = ln N - centre."""
+    """One budget's curve through response against u = ln N - centre."""
 
     budget: float
     rows: Ints
+    shape: Shape
     centre: float
     u: Floats
     y: Floats
     """Response (ln L, or L) at the nominal budget."""
     solver: Floats
-    """Shape (3, n): coefficients are ``solver @ y``, for one y or for many."""
+    """Shape (4, n): coefficients of 1, u, u^2, u^3 are ``solver @ y``, for one y or for many. Akima: zeros."""
     leverage: Floats
-    coefficients: Floats
     verdict: Verdict
 
     @property
-    def fitted(self) -> Floats:
-        c0, c1, c2 = self.coefficients
-        out: Floats = c0 + c1 * self.u + c2 * self.u**2
+    def coefficients(self) -> Floats:
+        out: Floats = self.solver @ self.y
         return out
 
     @property
     def residuals(self) -> Floats:
-        return self.y - self.fitted
+        """Zero where the curve passes through every size."""
+        if self.shape == "akima":
+            return np.zeros_like(self.y)
+        return self.y - np.vander(self.u, 4, increasing=True) @ self.coefficients
 
     @property
     def dof(self) -> int:
-        return max(0, len(self.u) - 3)
+        free = {"parabola": 3, "cubic": 4, "akima": len(self.u)}[self.shape]
+        return max(0, len(self.u) - free)
+
+    @property
+    def reach(self) -> float:
+        """Ln of the largest over the smallest N."""
+        return float(self.u.max() - self.u.min())
+
+    def minima(self, y: Floats) -> tuple[Floats, Floats, Bools]:
+        """Ln N at the minimum, response there, and whether there is one near the grid, for y of (draws, n)."""
+        turn, lowest, there = _akima_minima(self, y) if self.shape == "akima" else _turns(y @ self.solver.T)
+        return turn + self.centre, lowest, there & (np.abs(turn) < 1.5 * self.reach)
 
     @property
     def ln_params(self) -> float:
         """Ln N at the minimum; at the lowest size where the minimum is not inside the grid."""
         if self.verdict == "interior":
-            return float(vertex(self.coefficients) + self.centre)
+            return float(self.minima(self.y[None])[0][0])
         return float(self.u[np.argmin(self.y)] + self.centre)
 
     @property
     def lowest(self) -> float:
         """Response at :attr:`ln_params`."""
         if self.verdict == "interior":
-            return float(depth(self.coefficients))
+            return float(self.minima(self.y[None])[1][0])
         return float(np.min(self.y))
 
+    def variance(self) -> float:
+        """Of ln N at the minimum, for runs of variance 1, times the squared curvature there (delta method)."""
+        turn = self.ln_params - self.centre
+        gradient = np.array([0, 1, 2 * turn, 3 * turn**2]) @ self.solver
+        return float(gradient @ gradient)
 
-def vertex(coefficients: Floats) -> Floats:
-    """Where parabolas with coefficients (..., 3) turn, relative to their centre."""
-    out: Floats = -coefficients[..., 1] / (2 * coefficients[..., 2])
-    return out
+    def curvature(self) -> float:
+        """Second derivative of a polynomial profile at its minimum."""
+        _, _, c2, c3 = self.coefficients
+        return float(2 * c2 + 6 * c3 * (self.ln_params - self.centre))
 
 
-def depth(coefficients: Floats) -> Floats:
-    """Value of parabolas with coefficients (..., 3) where they turn."""
-    out: Floats = coefficients[..., 0] - coefficients[..., 1] ** 2 / (4 * coefficients[..., 2])
-    return out
+def _turns(coefficients: Floats) -> tuple[Floats, Floats, Bools]:
+    """Where cubics (a parabola is one) with coefficients (draws, 4) have their minimum, and its depth."""
+    c0, c1, c2, c3 = coefficients.T
+    discriminant = c2**2 - 3 * c1 * c3
+    bottom = c2 + np.sqrt(np.maximum(discriminant, 0))
+    there = (discriminant > 0) & (bottom > 0)
+    # The root of c1 + 2 c2 u + 3 c3 u^2 at which the curve bends upwards, in the form that allows c3 = 0.
+    u = np.where(there, -c1 / np.where(there, bottom, 1), 0.0)
+    return u, c0 + u * (c1 + u * (c2 + u * c3)), there
 
 
-def fit_profile(group: Group, ln_params: Floats, response: Floats) -> Profile:
-    """Fit one budget's parabola by least squares and say where its minimum lies.
+def _akima_minima(profile: Profile, y: Floats) -> tuple[Floats, Floats, Bools]:
+    """Minima of Akima interpolants (Porian et al. 2024, section 3) through the mean of each size."""
+    sizes, means = _by_size(profile.u, y)
+    grid = np.linspace(sizes[0], sizes[-1], 801)
+    curves = Akima1DInterpolator(sizes, means, axis=1)(grid)
+    lowest = np.clip(np.argmin(curves, axis=1), 1, len(grid) - 2)
+    rows = np.arange(len(curves))
+    left, middle, right = (curves[rows, lowest + shift] for shift in (-1, 0, 1))
+    bend = left - 2 * middle + right
+    shift = np.where(bend > 0, (left - right) / (2 * np.where(bend > 0, bend, 1)), 0.0)
+    return grid[lowest] + np.clip(shift, -1, 1) * (grid[1] - grid[0]), middle, np.ones(len(y), dtype=bool)
 
-    ``ln_params`` and ``response`` are of all runs. Fewer than three sizes have no parabola.
+
+def _by_size(u: Floats, y: Floats) -> tuple[Floats, Floats]:
+    """Distinct sizes, and the mean of y (draws, n) at each."""
+    sizes, size = np.unique(np.round(u, 9), return_inverse=True)
+    share = (size == np.arange(len(sizes))[:, None]).astype(float)
+    return sizes, y @ (share / share.sum(axis=1, keepdims=True)).T
+
+
+def fit_profile(group: Group, ln_params: Floats, response: Floats, shape: Shape = "parabola") -> Profile:
+    """Fit one budget's curve by least squares (Akima: pass through every size) and say where its minimum lies.
+
+    ``ln_params`` and ``response`` are of all runs. A parabola needs 3 sizes, a cubic 4, Akima 5.
     """
     x, y = ln_params[group.rows], response[group.rows]
-    sizes, size = np.unique(np.round(x, 9), return_inverse=True)
+    sizes, means = _by_size(x, y[None])
     centre = float((sizes[0] + sizes[-1]) / 2)
-    u = x - centre
-    if len(sizes) < 3:
-        nothing = np.zeros(3)
-        return Profile(
-            group.budget,
-            group.rows,
-            centre,
-            u,
-            y,
-            np.zeros((3, len(u))),
-            np.ones(len(u)),
-            nothing,
-            "too few sizes",
-        )
-    design = np.stack([np.ones_like(u), u, u**2], axis=1)
-    solver: Floats = np.linalg.pinv(design).astype(np.float64)
-    coefficients = solver @ y
-    means = np.bincount(size, y) / np.bincount(size)
-    verdict = _verdict(coefficients, int(np.argmin(means)), sizes - centre)
-    leverage = np.einsum("ij,ji->i", design, solver)
-    return Profile(group.budget, group.rows, centre, u, y, solver, leverage, coefficients, verdict)
+    u, solver = x - centre, np.zeros((4, len(x)))
+    leverage = np.ones(len(x))
+    verdict: Verdict = "too few sizes"
+    if len(sizes) >= SIZES[shape]:
+        if shape != "akima":
+            columns = 3 if shape == "parabola" else 4
+            design = np.vander(u, columns, increasing=True)
+            solver[:columns] = np.linalg.pinv(design)
+            leverage = np.einsum("ij,ji->i", design, solver[:columns])
+        verdict = "interior"
+    profile = Profile(group.budget, group.rows, shape, centre, u, y, solver, leverage, verdict)
+    if verdict == "interior":
+        profile = replace(profile, verdict=_verdict(profile, int(np.argmin(means)), sizes - centre))
+    return profile
 
 
-def _verdict(coefficients: Floats, lowest: int, sizes: Floats) -> Verdict:
+def _verdict(profile: Profile, lowest: int, sizes: Floats) -> Verdict:
     if lowest == 0:
         return "below"
     if lowest == len(sizes) - 1:
         return "above"
-    if coefficients[2] <= 0:
+    turn, _, there = profile.minima(profile.y[None])
+    if not there[0]:
         return "not convex"
-    turn = float(vertex(coefficients))
-    if turn < sizes[0]:
+    if turn[0] - profile.centre < sizes[0]:
         return "below"
-    return "above" if turn > sizes[-1] else "interior"
+    return "above" if turn[0] - profile.centre > sizes[-1] else "interior"
 
 
 def profile_record(profile: Profile, ln_tokens: float, response: Response) -> ProfileMinimum:
     """The profile as a record; ``curve`` holds what :func:`profile_loss` needs."""
-    c0, c1, c2 = (float(one) for one in profile.coefficients)
-    at_edge = profile.verdict != "interior"
     lowest = profile.lowest
+    curve = {f"c{power}": float(value) for power, value in enumerate(profile.coefficients)}
+    if profile.shape == "akima":
+        sizes, means = _by_size(profile.u, profile.y[None])
+        curve = {f"u{knot}": float(value) for knot, value in enumerate(sizes)}
+        curve |= {f"y{knot}": float(value) for knot, value in enumerate(means[0])}
     return ProfileMinimum(
         budget=profile.budget,
         params=float(np.exp(profile.ln_params)),
         tokens=float(np.exp(ln_tokens)),
         loss=float(np.exp(lowest)) if response == "log-loss" else lowest,
-        at_edge=at_edge,
+        at_edge=profile.verdict != "interior",
         n_runs=len(profile.rows),
         curve={
+            **curve,
             "centre": profile.centre,
-            "c0": c0,
-            "c1": c1,
-            "c2": c2,
             "log": float(response == "log-loss"),
             "smallest": float(np.exp(profile.centre + profile.u.min())),
             "largest": float(np.exp(profile.centre + profile.u.max())),
@@ -198,8 +239,14 @@ def profile_record(profile: Profile, ln_tokens: float, response: Response) -> Pr
 
 
 def profile_loss(minimum: ProfileMinimum, params: Floats) -> Floats:
-    """Loss in nats along the fitted profile at these N, for drawing it."""
+    """Loss in nats along the fitted profile at these N, for drawing it (NaN beyond an interpolated profile)."""
     curve = minimum.curve
     u = np.log(params) - curve["centre"]
-    value: Floats = curve["c0"] + curve["c1"] * u + curve["c2"] * u**2
+    if "c0" in curve:
+        value = curve["c0"] + u * (curve["c1"] + u * (curve["c2"] + u * curve.get("c3", 0.0)))
+    else:
+        knots = range(sum(1 for name in curve if name[0] == "u"))
+        x, y = (np.array([curve[f"{name}{knot}"] for knot in knots]) for name in "uy")
+        beyond = (u < x[0] - 1e-9) | (u > x[-1] + 1e-9)
+        value = np.where(beyond, np.nan, Akima1DInterpolator(x, y)(np.clip(u, x[0], x[-1])))
     return np.exp(value) if curve["log"] else value

@@ -25,7 +25,9 @@ class IsoflopOptions(BootstrapOptions):
     """Approach 2 of Hoffmann et al. 2022: a profile a budget, a line through the minima."""
 
     response: Literal["log-loss", "loss"] = "log-loss"
-    """What the parabolas are fitted to."""
+    """What the profiles are fitted to."""
+    shape: Literal["parabola", "cubic", "akima"] = "parabola"
+    """Of a profile. ``akima`` interpolates (Porian et al. 2024) and assumes their seed noise."""
 
 
 class ParametricOptions(BootstrapOptions):

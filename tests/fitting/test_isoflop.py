@@ -11,6 +11,7 @@ from flops_fit_core import FitError, LawFit, Observation, Registry
 from flops_fit_core.fitting import IsoflopFitter, profile_loss
 from flops_fit_core.fitting.bootstrap import estimate_noise
 from flops_fit_core.fitting.data import Runs
+from flops_fit_core.fitting.isoflop import seed_noise
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
 from flops_fit_core.fitting.profiles import group_by_budget, move_to_budgets
 
@@ -263,3 +264,37 @@ def test_the_bundled_plugin_offers_it_with_typed_options():
     assert fit.fitter.name == "fitters/isoflop"
     assert fit.fitter.options == {"level": 0.8, "draws": 50}
     assert len(fit.draws["a"]) == 50
+
+
+@pytest.mark.parametrize("shape", ["cubic", "akima"])
+def test_other_shapes_find_the_minimum_of_a_skewed_profile_that_a_parabola_misses(shape):
+    runs = study(LOPSIDED, BUDGETS, np.geomspace(1 / 6, 6, 9))
+    errors = {}
+    for one in ("parabola", shape):
+        fit = IsoflopFitter(draws=0, shape=one).fit(runs)
+        errors[one] = max(abs(np.log(found.params / LOPSIDED.n_opt(found.budget))) for found in fit.minima)
+    assert errors[shape] < errors["parabola"] / 5
+
+
+def test_the_minimum_of_a_cubic_agrees_with_polyfit():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.003, seed=8)
+    fit = IsoflopFitter(draws=0, shape="cubic").fit(runs)
+    for minimum in fit.minima:
+        chosen = [one for one in runs if one.budget == minimum.budget]
+        x = np.log([one.params for one in chosen])
+        cubic = np.polynomial.Polynomial.fit(x, np.log([one.loss for one in chosen]), 3)
+        turns = [t.real for t in cubic.deriv().roots() if cubic.deriv(2)(t.real) > 0]
+        assert np.log(minimum.params) == pytest.approx(turns[0], abs=1e-6)
+        grid = np.exp(np.linspace(x.min(), x.max(), 7))
+        assert np.log(profile_loss(minimum, grid)) == pytest.approx(cubic(np.log(grid)), abs=1e-9)
+
+
+def test_akima_passes_through_the_runs_and_assumes_the_published_seed_noise():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.0003)
+    fit = IsoflopFitter(shape="akima").fit(runs)
+    for minimum in fit.minima:
+        chosen = [one for one in runs if one.budget == minimum.budget]
+        losses = profile_loss(minimum, np.array([one.params for one in chosen]))
+        assert losses == pytest.approx([one.loss for one in chosen], rel=1e-6)
+    assert fit.exponents["a"].low < CHINCHILLA.a < fit.exponents["a"].high
+    assert seed_noise(np.array([2.5, 3.0, 7.0, 9.0]), "loss") == pytest.approx([0.002, 0.002, 0.05, 0.05])
