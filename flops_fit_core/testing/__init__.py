@@ -16,18 +16,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flops_fit_core.testing.counters import FlopCounterConformance
+    from flops_fit_core.testing.datasets import DatasetConformance
     from flops_fit_core.testing.examples import example_result, example_run
     from flops_fit_core.testing.executors import ExecutorConformance
+    from flops_fit_core.testing.models import ModelConformance
+    from flops_fit_core.testing.optimizers import OptimizerConformance
+    from flops_fit_core.testing.schedules import ScheduleConformance
     from flops_fit_core.testing.stores import StoreConformance
 
 _HOME = {
+    "DatasetConformance": "datasets",
     "ExecutorConformance": "executors",
+    "FlopCounterConformance": "counters",
+    "ModelConformance": "models",
+    "OptimizerConformance": "optimizers",
+    "ScheduleConformance": "schedules",
     "StoreConformance": "stores",
     "example_result": "examples",
     "example_run": "examples",
 }
 
-__all__ = ["ExecutorConformance", "StoreConformance", "example_result", "example_run"]
+__all__ = [
+    "DatasetConformance",
+    "ExecutorConformance",
+    "FlopCounterConformance",
+    "ModelConformance",
+    "OptimizerConformance",
+    "ScheduleConformance",
+    "StoreConformance",
+    "example_result",
+    "example_run",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,110 @@
+"""What the conformance kits for models, datasets, optimizers, schedules and FLOPs counters share."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+from pydantic import JsonValue
+
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import Batch, Task
+from flops_fit_core.registry import Registry, installed
+from flops_fit_core.tasks import LanguageTask, SupervisedTask
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Kit:
+    """Base of the kits. An author sets ``name`` and ``options``.
+
+    Attributes:
+        name: The plugin's name, as in the experiment file.
+        options: Its options.
+        plugins: Plugins that are not installed, as for ``Registry``: name -> module or object.
+    """
+
+    kind: ClassVar[str]
+    name: str
+    options: Mapping[str, JsonValue] = {}
+    plugins: Mapping[str, object] = {}
+
+    @pytest.fixture
+    def registry(self) -> Registry:
+        """The plugins among which the one under test is."""
+        return _registry_of(type(self))  # type: ignore[arg-type]  # mypy: a class is no Hashable
+
+    @pytest.fixture
+    def given_options(self) -> Mapping[str, JsonValue]:
+        """The options. Override it where they need another fixture, such as ``tmp_path``."""
+        return self.options
+
+    @pytest.fixture
+    def chosen(self, registry: Registry, given_options: Mapping[str, JsonValue]) -> Chosen[Any]:
+        """The plugin with its options."""
+        offer = registry.find(self.kind, self.name)
+        return Chosen(offer, offer.spec.options.model_validate(dict(given_options)))
+
+
+@functools.lru_cache(maxsize=16)
+def _registry_of(kit: type[Kit]) -> Registry:
+    """One a class: discovery takes longer than most tests."""
+    return Registry(kit.plugins) if kit.plugins else installed()
+
+
+def random_batch(task: Task, size: int, seed: int = 0) -> Batch:
+    """A batch with random content for the tasks of flops_fit_core; any other task's own example."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    if isinstance(task, LanguageTask):
+        return torch.randint(task.vocab_size, (size, task.context + 1), generator=generator)
+    if isinstance(task, SupervisedTask):
+        inputs = torch.randn(size, *task.inputs, generator=generator)
+        if task.kind == "cross_entropy":
+            return inputs, torch.randint(task.outputs_size, (size,), generator=generator)
+        return inputs, torch.randn(size, task.outputs_size, generator=generator)
+    return task.example(size)
+
+
+def tensors(batch: Batch) -> Iterator[Tensor]:
+    """The tensors of a batch, in an order that depends on its structure only."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        for key in sorted(batch):
+            yield from tensors(batch[key])
+    elif isinstance(batch, list | tuple):
+        for item in batch:
+            yield from tensors(item)
+
+
+def part(batch: Batch, start: int, stop: int) -> Batch:
+    """Some samples of a batch, in a batch of the same structure."""
+    import torch
+
+    if isinstance(batch, torch.Tensor):
+        return batch[start:stop]
+    if isinstance(batch, Mapping):
+        return {key: part(item, start, stop) for key, item in batch.items()}
+    if isinstance(batch, list | tuple):
+        return type(batch)(part(item, start, stop) for item in batch)
+    return batch
+
+
+def forward_flops(module: nn.Module, task: Task, batch: Batch) -> float:
+    """FLOPs a token of a forward pass, as ``torch.utils.flop_counter`` counts them."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    # The plain kernel is made of matrix products, which the counter knows on every device.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+        task.outputs(module, batch)
+    return float(counter.get_total_flops()) / (len(next(tensors(batch))) * task.tokens_per_sample)

@@ -1,0 +1,89 @@
+"""The conformance kit for learning-rate schedules.
+
+::
+
+    from flops_fit_core.testing import ScheduleConformance
+
+    class TestMySchedule(ScheduleConformance):
+        name = "mine"
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import RunView, Schedule
+from flops_fit_core.testing.kit import Kit
+
+Build = Callable[[int], Schedule]
+LENGTHS = (1, 2, 7, 1000)
+
+
+class ScheduleConformance(Kit):
+    """What every schedule must do. Inherit, set ``name``, and run pytest.
+
+    Attributes:
+        tokens_per_step: Of the runs it is built for.
+    """
+
+    kind: ClassVar[str] = "schedule"
+    tokens_per_step = 128
+
+    @pytest.fixture
+    def build(self, chosen: Chosen[Any]) -> Build:
+        """``build(steps)``: the schedule of a run of that many steps."""
+
+        def build(steps: int) -> Schedule:
+            schedule: Schedule = chosen.spec.build(
+                chosen.options,
+                RunView(
+                    steps=steps,
+                    tokens=steps * self.tokens_per_step,
+                    tokens_per_step=self.tokens_per_step,
+                    base_width=None,
+                    groups=lambda module: [],
+                ),
+            )
+            return schedule
+
+        return build
+
+    @pytest.mark.parametrize("steps", LENGTHS)
+    def test_it_is_a_share_of_the_peak_at_every_step(self, build: Build, steps: int) -> None:
+        """From 0 to 1, for runs of every length: not a learning rate, nor above the peak."""
+        values = _values(build(steps), steps)
+        wrong = {step: value for step, value in enumerate(values) if not 0 <= value <= 1 + 1e-9}
+        assert not wrong, f"not between 0 and 1: {dict(list(wrong.items())[:5])} of {steps} steps"
+
+    @pytest.mark.parametrize("steps", LENGTHS)
+    def test_no_run_stands_still(self, build: Build, steps: int) -> None:
+        """A run of one step learns too."""
+        assert max(_values(build(steps), steps)) > 0
+
+    def test_a_long_run_reaches_the_peak(self, build: Build) -> None:
+        """To within a tenth; the peak is what the optimizer's ``lr`` says."""
+        assert max(_values(build(1000), 1000)) > 0.9
+
+    def test_it_depends_on_the_step_alone(self, build: Build) -> None:
+        """A run that is resumed asks for the middle first; another process asks a new one."""
+        expected = _values(build(50), 50)
+        schedule = build(50)
+        order = random.Random(0).sample(range(50), 50)
+        assert {step: float(schedule(step)) for step in order} == dict(enumerate(expected))
+        assert [float(schedule(step)) for step in (49, 49, 0)] == [expected[49], expected[49], expected[0]]
+
+    def test_two_runs_do_not_disturb_each_other(self, build: Build) -> None:
+        """Schedules of two runs, asked in turn."""
+        expected = _values(build(50), 50), _values(build(200), 200)
+        short, long = build(50), build(200)
+        asked = [(float(short(step)), float(long(step))) for step in range(50)]
+        assert asked == list(zip(expected[0], expected[1][:50], strict=True))
+
+
+def _values(schedule: Schedule, steps: int) -> list[float]:
+    return [float(schedule(step)) for step in range(steps)]

@@ -1,0 +1,556 @@
+"""Every bundled plugin keeps the contract of its kind, and the kits find those that do not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from flops_fit_core import SupervisedTask
+from flops_fit_core.registry import installed
+from flops_fit_core.testing import (
+    DatasetConformance,
+    FlopCounterConformance,
+    ModelConformance,
+    OptimizerConformance,
+    ScheduleConformance,
+)
+
+# ---------------------------------------------------------------------------- models
+
+
+class TestGPT(ModelConformance):
+    name = "gpt"
+    options = {"width": 32, "depth": 2}
+
+
+class TestGPTWithLearnedPositionsAndTiedEmbeddings(ModelConformance):
+    name = "gpt"
+    options = {"width": 24, "depth": 1, "positions": "learned", "tied": True, "mlp_ratio": 2}
+
+
+class TestMLPOnSamples(ModelConformance):
+    name = "mlp"
+    options = {"width": 24}
+    task = SupervisedTask(inputs=(3, 4), outputs_size=5)
+
+
+class TestMLPOnVectors(ModelConformance):
+    name = "mlp"
+    options = {"width": 16, "depth": 1}
+    task = SupervisedTask(inputs=(6,), outputs_size=3, kind="mse")
+
+
+class TestMLPOnLanguage(ModelConformance):
+    name = "mlp"
+    options = {"width": 16, "window": 4}
+
+
+class TestSurfaceModel(ModelConformance):
+    name = "surface"
+    trains = False
+
+
+# ---------------------------------------------------------------------------- datasets
+
+
+class TestText(DatasetConformance):
+    name = "text"
+    most = 4000
+
+    @pytest.fixture
+    def given_options(self, tmp_path):
+        source = random.Random(0)
+        for number in range(60):
+            words = ("".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(300))
+            (tmp_path / f"{number}.txt").write_text(" ".join(words))
+        return {"path": str(tmp_path), "context": 64}
+
+
+class TestTokens(DatasetConformance):
+    name = "tokens"
+
+    @pytest.fixture
+    def given_options(self, tmp_path):
+        import numpy as np
+
+        ids = np.random.default_rng(0).integers(0, 500, size=20_000).astype("<u2")
+        ids.tofile(tmp_path / "all.bin")
+        return {"path": str(tmp_path / "all.bin"), "vocab_size": 500, "context": 32, "heldout_share": 0.2}
+
+
+# ---------------------------------------------------------------------------- the rest
+
+
+class TestSGD(OptimizerConformance):
+    name = "sgd"
+    lr = 0.05
+
+
+class TestSGDWithMomentum(OptimizerConformance):
+    name = "sgd"
+    options = {"momentum": 0.9}
+
+
+class TestAdamW(OptimizerConformance):
+    name = "adamw"
+
+
+class TestConstant(ScheduleConformance):
+    name = "constant"
+
+
+class TestConstantAfterWarmup(ScheduleConformance):
+    name = "constant"
+    options = {"warmup_tokens": 10_000}
+
+
+class TestCosine(ScheduleConformance):
+    name = "cosine"
+
+
+class TestCosineAfterWarmup(ScheduleConformance):
+    name = "cosine"
+    options = {"warmup_tokens": 1000, "final": 0.0}
+
+
+class TestChinchilla(FlopCounterConformance):
+    name = "chinchilla"
+
+
+class TestChinchillaOfAllParameters(FlopCounterConformance):
+    name = "chinchilla"
+    options = {"n": "total"}
+
+
+class TestModelCounter(FlopCounterConformance):
+    name = "model"
+
+
+def test_every_bundled_plugin_of_these_kinds_is_tested_here():
+    kits = (
+        ModelConformance,
+        DatasetConformance,
+        OptimizerConformance,
+        ScheduleConformance,
+        FlopCounterConformance,
+    )
+    tested = {
+        (it.kind, it.name)
+        for it in globals().values()
+        if isinstance(it, type) and issubclass(it, kits) and it not in kits
+    }
+    offered = {
+        (offer.spec.kind, offer.spec.name)
+        for kit in kits
+        for offer in installed().offers(kit.kind)
+        if offer.source.startswith("flops-fit ")
+    }
+    # A surface has no data to be held to anything.
+    assert offered - tested - {("dataset", "surface")} == set()
+
+
+# ---------------------------------------------------------------------------- plugins that break their contract
+
+
+@pytest.fixture
+def failures(pytester):
+    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed."""
+    import numpy  # noqa: F401  (what the inner pytest imports, it forgets again)
+    import torch  # noqa: F401
+
+    def failures(template: str, sound: dict[str, str], cases: dict[str, dict[str, str]]) -> dict[str, set[str]]:
+        files = {
+            f"test_{number}": _filled(template, {**sound, **case}) for number, case in enumerate(cases.values())
+        }
+        pytester.makepyfile(**files)
+        recorder = pytester.inline_run("-p", "no:cacheprovider", "-W", "error")
+        found: dict[str, set[str]] = {name: set() for name in cases}
+        ran = set()
+        for report in recorder.getreports("pytest_runtest_logreport"):
+            file, _, test = report.nodeid.partition("::")
+            name = list(cases)[int(file.removeprefix("test_").removesuffix(".py"))]
+            ran.add(name)
+            if report.failed:
+                found[name].add(test.partition("::")[2].partition("[")[0])
+        assert ran == set(cases)
+        return found
+
+    return failures
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace(name, value)
+    return template
+
+
+MODEL = """
+import torch
+from torch import nn
+from torch.nn import functional
+
+from flops_fit_core import ModelSpec, Options, hookimpl
+from flops_fit_core.testing import ModelConformance
+
+class Lines(Options):
+    width: int = 8
+
+class Model(nn.Module):
+    def __init__(self, width, vocabulary):
+        super().__init__()
+        INIT
+        self.table = nn.Embedding(vocabulary, width)
+        self.hidden = nn.Linear(width, 4 * width)
+        self.head = nn.Linear(4 * width, vocabulary)
+
+    def forward(self, ids):
+        x = self.table(ids)
+        FORWARD
+        return self.head(functional.gelu(self.hidden(x)))
+
+def build(options, task):
+    width = WIDTH
+    return Model(width, task.vocab_size)
+
+class Plugin:
+    @hookimpl
+    def flops_fit_models(self):
+        yield ModelSpec(name="broken", options=Lines, build=build, size="width",
+                        flops_per_token=lambda options, task: FLOPS)
+
+class TestBroken(ModelConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_models_are_caught(failures):
+    sound = {
+        "INIT": "pass",
+        "FORWARD": "pass",
+        "WIDTH": "options.width",
+        "FLOPS": "6 * options.width * 4 * (options.width + task.vocab_size)",
+    }
+    found = failures(
+        MODEL,
+        sound,
+        {
+            "sound": {},
+            "has a parameter without gradient": {"INIT": "self.extra = nn.Parameter(torch.ones(width))"},
+            "detaches a parameter": {
+                "INIT": "self.scale = nn.Parameter(torch.ones(width))",
+                "FORWARD": "x = x * self.scale.detach()",
+            },
+            "reads values while it is built": {"INIT": "self.start = float(torch.rand(1).sum())"},
+            "insists on a device": {"INIT": "self.register_buffer('mask', torch.ones(3, device='cpu'))"},
+            "reads values forward": {"FORWARD": "x = x if float(x.detach().sum()) > -1e9 else -x"},
+            "does not grow": {"WIDTH": "8", "FLOPS": "6 * 8 * 4 * (8 + task.vocab_size)"},
+            "forgets the backward pass": {"FLOPS": "2 * options.width * 4 * (options.width + task.vocab_size)"},
+            "forgets the head": {"FLOPS": "6 * options.width * 4 * options.width"},
+            "sees later tokens": {"FORWARD": "x = x + x.mean(1, keepdim=True)"},
+            "sees other samples": {"FORWARD": "x = x + x.mean(0, keepdim=True)"},
+            "seeds itself": {"INIT": "torch.manual_seed(7)"},
+            "hides a weight": {
+                "INIT": "self.noise = torch.rand(width)",
+                "FORWARD": "x = x + self.noise.to(x.device)",
+            },
+        },
+    )
+    assert found == {
+        "sound": set(),
+        "has a parameter without gradient": {"test_every_parameter_gets_a_gradient"},
+        "detaches a parameter": {"test_every_parameter_gets_a_gradient"},
+        "reads values while it is built": {
+            "test_it_is_built_on_the_meta_device",
+            "test_the_meta_device_changes_no_shape",
+            "test_a_larger_size_has_more_parameters",
+            "test_it_can_be_tried_on_the_meta_device",
+        },
+        "insists on a device": {"test_it_is_built_on_the_meta_device"},
+        "reads values forward": {"test_it_can_be_tried_on_the_meta_device"},
+        "does not grow": {"test_a_larger_size_has_more_parameters"},
+        "forgets the backward pass": {"test_its_own_flops_are_three_times_the_forward_pass"},
+        "forgets the head": {"test_its_own_flops_are_three_times_the_forward_pass"},
+        "sees later tokens": {"test_a_prediction_sees_no_later_token"},
+        "sees other samples": {"test_the_loss_of_a_sample_does_not_depend_on_its_batch"},
+        "seeds itself": {"test_another_seed_gives_other_weights"},
+        "hides a weight": {"test_its_state_is_all_there_is"},
+    }
+
+
+DATASET = """
+import torch
+
+from flops_fit_core import DatasetSpec, LanguageTask, hookimpl
+from flops_fit_core.testing import DatasetConformance
+
+CONTEXT = 16
+TEXT = torch.randint(1000, (4000,), generator=torch.Generator().manual_seed(0))
+
+class Data:
+    task = LanguageTask(vocab_size=1000, context=CONTEXT)
+    bytes_per_token = None
+
+    def __init__(self, seed):
+        self.seed = seed
+        self.fingerprint = FINGERPRINT
+        self.training = TEXT[:TRAINING]
+        self.held = TEXT[3000:]
+        self.count = (len(self.training) - 1) // CONTEXT
+        self.tokens = self.count * CONTEXT
+        self.position = 0
+
+    def order(self, epoch):
+        return torch.randperm(self.count, generator=torch.Generator().manual_seed(1000 * self.seed + EPOCH))
+
+    def sample(self, position):
+        epoch, place = divmod(position, self.count)
+        first = int(self.order(epoch)[place]) * CONTEXT
+        return self.training[first : first + CONTEXT + 1]
+
+    def batches(self, batch_size, start=0):
+        START
+        while True:
+            yield torch.stack([self.sample(start + k) for k in range(batch_size)])
+            start += STEP
+
+    def heldout(self, tokens, batch_size):
+        windows = [self.held[k : k + CONTEXT + 1] for k in range(0, len(self.held) - CONTEXT, STRIDE)]
+        windows = windows[SELECTED]
+        for first in range(0, len(windows), batch_size):
+            yield torch.stack(windows[first : first + batch_size])
+
+class Plugin:
+    @hookimpl
+    def flops_fit_datasets(self):
+        yield DatasetSpec(name="broken", build=lambda options, seed: Data(seed))
+
+class TestBroken(DatasetConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_datasets_are_caught(failures):
+    sound = {
+        "FINGERPRINT": "'data'",
+        "TRAINING": "3000",
+        "EPOCH": "epoch",
+        "START": "pass",
+        "STEP": "batch_size",
+        "STRIDE": "CONTEXT",
+        "SELECTED": ": tokens // CONTEXT",
+    }
+    found = failures(
+        DATASET,
+        sound,
+        {
+            "sound": {},
+            "leaks held-out text": {"TRAINING": "4000"},
+            "has an order that depends on the batch size": {"STEP": "batch_size + (batch_size % 4 > 0)"},
+            "has a fingerprint that depends on the seed": {"FINGERPRINT": "f'data {seed}'"},
+            "starts at the beginning whatever one says": {"START": "start = 0"},
+            "repeats in the same order": {"EPOCH": "0"},
+            "holds out other data for other seeds": {"SELECTED": "self.seed : self.seed + tokens // CONTEXT"},
+            "drops the last held-out batch": {"SELECTED": ": tokens // CONTEXT // batch_size * batch_size"},
+            "holds out overlapping windows": {"STRIDE": "CONTEXT // 2"},
+            "follows the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
+        },
+    )
+    always_wrong = {"test_the_same_seed_gives_the_same_samples", "test_the_batch_size_does_not_change_the_order"}
+    assert found.pop("follows the global generator") >= always_wrong
+    assert found == {
+        "sound": set(),
+        "leaks held-out text": {"test_training_data_do_not_contain_the_held_out_data"},
+        "has an order that depends on the batch size": {"test_the_batch_size_does_not_change_the_order"},
+        "has a fingerprint that depends on the seed": {"test_the_seed_does_not_change_the_fingerprint"},
+        "starts at the beginning whatever one says": {"test_it_starts_at_any_sample"},
+        "repeats in the same order": {"test_it_never_ends_and_repeats_in_another_order"},
+        "holds out other data for other seeds": {
+            "test_held_out_data_are_the_same_for_every_seed_batch_size_and_call"
+        },
+        "drops the last held-out batch": {
+            "test_held_out_data_are_the_same_for_every_seed_batch_size_and_call",
+            "test_held_out_data_are_as_many_as_asked_for_or_fewer",
+        },
+        "holds out overlapping windows": {"test_held_out_windows_do_not_overlap"},
+    }
+
+
+OPTIMIZER = """
+import torch
+
+from flops_fit_core import OptimizerSpec, Options, hookimpl
+from flops_fit_core.testing import OptimizerConformance
+
+class Lines(Options):
+    lr: float = 0.01
+    weight_decay: float = 0.0
+
+class Adam(torch.optim.AdamW):
+    BODY
+
+def build(options, model, run):
+    groups = [
+        {"params": list(group.parameters), "lr": LR, "weight_decay": DECAY} for group in run.groups(model)
+    ]
+    return Adam(GROUPS)
+
+class Plugin:
+    @hookimpl
+    def flops_fit_optimizers(self):
+        yield OptimizerSpec(name="broken", options=Lines, build=build, adam_like=True)
+
+class TestBroken(OptimizerConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_optimizers_are_caught(failures):
+    sound = {
+        "LR": "options.lr * run.lr_scale(group)",
+        "DECAY": "options.weight_decay if group.decay else 0.0",
+        "GROUPS": "groups",
+        "BODY": "pass",
+    }
+    own_rate = """def step(self):
+        rates = [group['lr'] for group in self.param_groups]
+        for group in self.param_groups:
+            group['lr'] = 0.01
+        super().step()
+        for group, rate in zip(self.param_groups, rates):
+            group['lr'] = rate
+    """
+    found = failures(
+        OPTIMIZER,
+        sound,
+        {
+            "sound": {},
+            "ignores its lr": {"LR": "0.01"},
+            "ignores widths": {"LR": "options.lr"},
+            "drops parameters": {"GROUPS": "groups[:1]"},
+            "decays biases": {"DECAY": "options.weight_decay"},
+            "ignores the schedule": {"BODY": own_rate},
+            "forgets its state": {"BODY": "def load_state_dict(self, state): pass"},
+            "goes uphill": {"GROUPS": "groups, maximize=True"},
+        },
+    )
+    assert found == {
+        "sound": set(),
+        "ignores its lr": {
+            "test_groups_start_at_the_peak_learning_rate",
+            "test_a_tenth_of_the_learning_rate_is_a_smaller_first_step",
+            "test_wide_matrices_get_a_smaller_learning_rate",
+        },
+        "ignores widths": {"test_wide_matrices_get_a_smaller_learning_rate"},
+        "drops parameters": {
+            "test_every_parameter_is_in_one_group",
+            "test_a_step_moves_every_parameter",
+            "test_wide_matrices_get_a_smaller_learning_rate",
+        },
+        "decays biases": {"test_only_groups_that_may_decay_do"},
+        "ignores the schedule": {
+            "test_a_learning_rate_of_zero_moves_nothing",
+            "test_a_tenth_of_the_learning_rate_is_a_smaller_first_step",
+        },
+        "forgets its state": {"test_its_state_goes_on_where_it_was_saved"},
+        "goes uphill": {"test_it_learns"},
+    }
+
+
+SCHEDULE = """
+import math
+
+from flops_fit_core import ScheduleSpec, hookimpl
+from flops_fit_core.testing import ScheduleConformance
+
+calls = []
+
+def build(options, run):
+    return lambda step: MULTIPLIER
+
+class Plugin:
+    @hookimpl
+    def flops_fit_schedules(self):
+        yield ScheduleSpec(name="broken", build=build)
+
+class TestBroken(ScheduleConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_schedules_are_caught(failures):
+    multipliers = {
+        "sound": "1 - step / run.steps",
+        "is a learning rate": "0.001 * (1 - step / run.steps)",
+        "goes above the peak": "1.5 - step / run.steps",
+        "goes below zero": "math.cos(math.pi * step / 300)",
+        "divides by zero in a run of one step": "1 - step / (run.steps - 1)",
+        "stands still in a run of one step": "min(1, step / 100)",
+        "counts its calls": "calls.append(1) or 1 / len(calls)",
+    }
+    found = failures(SCHEDULE, {}, {name: {"MULTIPLIER": text} for name, text in multipliers.items()})
+    assert found == {
+        "sound": set(),
+        "is a learning rate": {"test_a_long_run_reaches_the_peak"},
+        "goes above the peak": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "goes below zero": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "divides by zero in a run of one step": {
+            "test_it_is_a_share_of_the_peak_at_every_step",
+            "test_no_run_stands_still",
+        },
+        "stands still in a run of one step": {"test_no_run_stands_still"},
+        "counts its calls": {
+            "test_a_long_run_reaches_the_peak",
+            "test_it_depends_on_the_step_alone",
+            "test_two_runs_do_not_disturb_each_other",
+        },
+    }
+
+
+COUNTER = """
+from flops_fit_core import FlopCount, FlopCounterSpec, hookimpl
+from flops_fit_core.testing import FlopCounterConformance
+
+def build(options, measured):
+    n = measured.parameters.matmul
+    return COUNT
+
+class Plugin:
+    @hookimpl
+    def flops_fit_flop_counters(self):
+        yield FlopCounterSpec(name="broken", build=build)
+
+class TestBroken(FlopCounterConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_counters_are_caught(failures):
+    counts = {
+        "sound": "FlopCount(6.0 * n, n, '6 N D', 'matmul parameters')",
+        "sound, recomputing": "FlopCount(8.0 * n, n, '8 N D', 'matmul parameters')",
+        "forgets the backward pass": "FlopCount(2.0 * n, n, '2 N D', 'matmul parameters')",
+        "counts a whole sequence": "FlopCount(6.0 * n * measured.task.context, n, '6 N D', 'matmul parameters')",
+        "gives N in millions": "FlopCount(6.0 * n, n / 1e6, '6 N D', 'millions')",
+        "does not say what it counts": "FlopCount(6.0 * n, n, '', '')",
+        "takes for granted that families count": "FlopCount(1.0 * measured.own_flops_per_token, n, 'own', 'N')",
+        "reads the weights": "FlopCount(6.0 * n * bool(next(measured.module.parameters()).sum()), n, 'C', 'N')",
+    }
+    found = failures(COUNTER, {}, {name: {"COUNT": text} for name, text in counts.items()})
+    assert "test_it_counts_without_reading_or_changing_the_model" in found.pop("reads the weights")
+    assert found == {
+        "sound": set(),
+        "sound, recomputing": set(),
+        "forgets the backward pass": {"test_it_counts_forward_and_backward"},
+        "counts a whole sequence": {"test_it_counts_forward_and_backward"},
+        "gives N in millions": {"test_n_is_a_number_of_the_model_s_parameters"},
+        "does not say what it counts": {"test_it_says_what_it_counts"},
+        "takes for granted that families count": {
+            "test_a_family_that_does_not_count_itself_is_counted_or_refused"
+        },
+    }
