@@ -57,6 +57,15 @@ class DataTable:
             writer.writerow([_plain(row[field]) for field in self.fields])
         return text.getvalue()
 
+    def __str__(self) -> str:
+        """As on a terminal 120 columns wide."""
+        from rich.console import Console
+
+        console = Console(file=io.StringIO(), width=120)
+        with console.capture() as capture:
+            console.print(self.rich())
+        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+
     def rich(self) -> RichTable:
         """For a terminal: ``rich.print(table.rich())``."""
         from rich import box
