@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from packaging.requirements import InvalidRequirement, Requirement
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -58,6 +57,7 @@ class Table(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         populate_by_name=True,
+        defer_build=True,  # importing the core is to take a fraction of a second
     )
 
     @model_validator(mode="wrap")
@@ -127,6 +127,16 @@ def _is_runtime(options: Options, name: str) -> bool:
     return any(isinstance(mark, Runtime) or mark is Runtime for mark in marks)
 
 
+def check_requirement(requirement: str, what: str) -> None:
+    """Raises ValueError for a requirement that is not in PEP 508 form."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        Requirement(requirement)
+    except InvalidRequirement as error:
+        raise ValueError(f"{what} requires {requirement!r}: {error}") from None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Spec:
     """Base of all specs.
@@ -154,6 +164,7 @@ class Spec:
         what = f"{self.kind} {self.name!r}"
         if not (isinstance(self.options, type) and issubclass(self.options, Options)):
             raise TypeError(f"{what}: options must be a subclass of Options, not {self.options!r}")
+        self.options.model_rebuild()  # now, so that types that pydantic cannot handle are their plugin's problem
         if not callable(getattr(self, "build", None)):
             raise TypeError(f"{what}: build must be callable")
         if type(self.revision) is not int or self.revision < 1:
@@ -161,10 +172,7 @@ class Spec:
         if "name" in self.options.model_fields:
             raise ValueError(f"{self.options.__name__} may not have an option called 'name'")
         for requirement in self.requires:
-            try:
-                Requirement(requirement)
-            except InvalidRequirement as error:
-                raise ValueError(f"{what} requires {requirement!r}: {error}") from None
+            check_requirement(requirement, what)
 
 
 @dataclass(frozen=True, kw_only=True)

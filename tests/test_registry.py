@@ -38,6 +38,10 @@ from flops_fit_core import OptimizerSpec, hookimpl
 def flops_fit_optimizers():
     yield OptimizerSpec(name="{name}", build=lambda options, model, run: None)
 """
+OPTIONS = (
+    "from flops_fit_core import *\nclass Bad(Options):\n  x: {type} = None\n@hookimpl\n"
+    "def flops_fit_optimizers(): yield OptimizerSpec(name='b', build=print, options=Bad)"
+)
 HOOK = "from flops_fit_core import OptimizerSpec, hookimpl\n@hookimpl\ndef flops_fit_optimizers{body}"
 
 
@@ -88,6 +92,8 @@ BAD = "bad (flops-fit-bad 1.0): "
          "flops_fit_optimizers: TypeError: optimizer 'b': build must be callable"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, options=dict)"),
          "flops_fit_optimizers: TypeError: optimizer 'b': options must be a subclass of Options"),
+        (OPTIONS.format(type="'NoSuchType'"), "flops_fit_optimizers: PydanticUndefinedAnnotation"),
+        (OPTIONS.format(type="type(print)"), "flops_fit_optimizers: PydanticSchemaGenerationError"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, revision=0)"),
          "flops_fit_optimizers: ValueError: optimizer 'b': revision must be an integer from 1 on"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires=['ray >> 2'])"),

@@ -15,7 +15,8 @@ Positive = Annotated[float, Field(gt=0)]
 class Record(BaseModel):
     """Base of all records: frozen, no unknown keys, no NaN or infinity."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    # Validators are built when first used: importing the core is to take a fraction of a second.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """A copy with some fields replaced, not validated. What is cached, such as an id, is computed anew."""

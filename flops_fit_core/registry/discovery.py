@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from email.message import Message
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions, version
 from typing import cast
-
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 ENTRY_POINTS = "flops_fit"
 
@@ -30,11 +28,13 @@ def entry_points() -> tuple[list[tuple[EntryPoint, str, str]], list[tuple[str, E
             continue
         # A folder that looks like a dist-info but has no name is somebody's half-removed package.
         name = _name_of(dist) if points else None
-        if name is None or first.setdefault(canonicalize_name(name), dist) is not dist or _is_shadowed(dist, name):
+        if name is None:
+            continue
+        normalized = re.sub(r"[-_.]+", "-", name).lower()
+        if first.setdefault(normalized, dist) is not dist or _is_shadowed(dist, name):
             continue
         for point in points:
-            key = (canonicalize_name(name), point.name, point.value)
-            found.setdefault(key, (point, key[0], f"{name} {dist.version}"))
+            found.setdefault((normalized, point.name, point.value), (point, normalized, f"{name} {dist.version}"))
     return [found[key] for key in sorted(found)], broken
 
 
@@ -59,8 +59,11 @@ def _is_shadowed(dist: Distribution, name: str) -> bool:
     return distribution(name).locate_file("") != dist.locate_file("")
 
 
-def is_installed(requirement: Requirement) -> bool:
-    """Whether a distribution meets a requirement, without importing it."""
+def is_installed(text: str) -> bool:
+    """Whether a requirement in PEP 508 form is met here, without importing what it names."""
+    from packaging.requirements import Requirement
+
+    requirement = Requirement(text)
     if requirement.marker is not None and not requirement.marker.evaluate():
         return True
     try:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from packaging.requirements import Requirement
-
 from flops_fit_core import specs
 from flops_fit_core.records import Record
 from flops_fit_core.registry.discovery import is_installed
@@ -70,7 +68,7 @@ class Offer(Generic[S]):
 
     def missing(self) -> list[str]:
         """The spec's requirements that are not installed, without importing anything."""
-        return [text for text in self.spec.requires if not is_installed(Requirement(text))]
+        return [text for text in self.spec.requires if not is_installed(text)]
 
     def needs(self, missing: list[str]) -> str:
         """What to say, and to type, where requirements are missing."""
