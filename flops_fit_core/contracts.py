@@ -191,12 +191,17 @@ class Schedule(Protocol):
 class Device(Protocol):
     """Where a run is computed."""
 
-    torch_device: str
-    """``"cpu"``, ``"cuda:0"``: what ``torch.device`` takes."""
-    name: str
-    """For people: ``"NVIDIA H100 80GB HBM3"``."""
-    precision: str
-    """What ``auto`` means here: ``"float32"``, or ``"bfloat16"`` where autocast pays."""
+    @property
+    def torch_device(self) -> str:
+        """``"cpu"``, ``"cuda:0"``: what ``torch.device`` takes."""
+
+    @property
+    def name(self) -> str:
+        """For people: ``"NVIDIA H100 80GB HBM3"``."""
+
+    @property
+    def precision(self) -> str:
+        """What ``auto`` means here: ``"float32"``, or ``"bfloat16"`` where autocast pays."""
 
     def synchronize(self) -> None:
         """Wait until all submitted work is done."""

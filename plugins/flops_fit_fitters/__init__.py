@@ -1,4 +1,4 @@
-"""The bundled fitters."""
+"""Fitters: ``isoflop`` (a profile a budget) and ``parametric`` (one loss surface through all runs)."""
 
 from __future__ import annotations
 
@@ -52,8 +52,22 @@ def parametric(options: Any) -> Fitter:
     return ParametricFitter(**options.model_dump())
 
 
+def kaplan(options: Any) -> Fitter:
+    from flops_fit_core.fitting import JointFitter
+
+    return JointFitter(form="kaplan", **options.model_dump())
+
+
+def muennighoff(options: Any) -> Fitter:
+    from flops_fit_core.fitting import JointFitter
+
+    return JointFitter(form="muennighoff", **options.model_dump())
+
+
 @hookimpl
 def flops_fit_fitters() -> Iterable[FitterSpec]:
     """Offer the bundled fitters."""
     yield FitterSpec(name="isoflop", options=IsoflopOptions, build=isoflop)
     yield FitterSpec(name="parametric", options=ParametricOptions, build=parametric)
+    yield FitterSpec(name="kaplan", options=BootstrapOptions, build=kaplan)
+    yield FitterSpec(name="muennighoff", options=BootstrapOptions, build=muennighoff)
