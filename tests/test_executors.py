@@ -164,6 +164,7 @@ if step == 0:
     with open({str(seen)!r}, "a") as file:
         file.write(f"{{os.environ['PLACE']}} {{torch.get_num_threads()}} {{os.environ['OMP_NUM_THREADS']}}\\n")
     import time; time.sleep(1)
+    raise RuntimeError("seen enough")
 """
     with local(tmp_path, [{"PLACE": "left"}, {"PLACE": "right"}], threads=2) as executor:
         assert executor.capacity == 2
@@ -332,6 +333,7 @@ def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_pat
     seen = tmp_path / "seen"
     with local(tmp_path, workers=0, threads=before + 1) as executor:
         look = f"import torch, pathlib; pathlib.Path({str(seen)!r}).write_text(str(torch.get_num_threads()))"
+        look += "; raise RuntimeError('seen enough')"
         outcomes(executor, tiny_jobs(look))
     assert seen.read_text() == str(before + 1)
     assert torch.get_num_threads() == before
