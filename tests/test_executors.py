@@ -158,18 +158,19 @@ def test_user_code_has_neither_the_pipes_nor_the_terminal_and_one_process_does_a
 
 def test_a_worker_has_the_environment_of_its_slot_and_the_threads_asked_for(tmp_path):
     seen = tmp_path / "seen"
+    # Each job waits for the other, so that no worker gets both.
     look = f"""
-if step == 0:
-    import os, torch
-    with open({str(seen)!r}, "a") as file:
-        file.write(f"{{os.environ['PLACE']}} {{torch.get_num_threads()}} {{os.environ['OMP_NUM_THREADS']}}\\n")
-    import time; time.sleep(1)
-    raise RuntimeError("seen enough")
+import os, time, torch
+with open({str(seen)!r}, "a") as file:
+    file.write(f"{{os.environ['PLACE']}} {{torch.get_num_threads()}} {{os.environ['OMP_NUM_THREADS']}}\\n")
+while len(open({str(seen)!r}).readlines()) < 2:
+    time.sleep(0.1)
+raise RuntimeError("seen enough")
 """
     with local(tmp_path, [{"PLACE": "left"}, {"PLACE": "right"}], threads=2) as executor:
         assert executor.capacity == 2
-        outcomes(executor, tiny_jobs(look, look, look))
-    assert {*seen.read_text().splitlines()} == {"left 2 2", "right 2 2"}
+        outcomes(executor, tiny_jobs(look, look))
+    assert sorted(seen.read_text().splitlines()) == ["left 2 2", "right 2 2"]
 
 
 def test_there_are_no_more_workers_than_jobs(tmp_path):
