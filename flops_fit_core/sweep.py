@@ -78,17 +78,26 @@ class Sweep:
                 for event in self.executor.events(TURN_SECONDS):
                     self._handle(event)
                     self._dispatch()
+                    self._renew_claims()
                 self._renew_claims()
                 if not self._running and self._elsewhere:
                     self._look_elsewhere()
         finally:
-            self.executor.close()
-            for job in self._running.values():
-                self._release(job)
-            self._tell("close")
+            self._close()
         results = self.results()
         self.registry.sweep_finished(self.plan, results)
         return results
+
+    def _close(self) -> None:
+        """Stop the workers, keep what they still gave, let others have what was not done."""
+        self.executor.close()
+        for event in self.executor.events(0):
+            # Jobs that were stopped have failed at nothing: they are trained by the next run.
+            if isinstance(event, RunResult):
+                self._keep(event)
+        for job in self._running.values():
+            self._release(job)
+        self._tell("close")
 
     def results(self) -> list[RunResult]:
         """The latest result of every run of the plan that has one, in the plan's order."""

@@ -20,6 +20,8 @@ from flops_fit_core.training.evaluate import HeldOut, evaluate, to_device
 PROGRESS_SECONDS = 0.5
 LOOKS = 100
 """How many times a run's training loss is looked at. A look waits for the device; the steps between do not."""
+PATIENCE = 3
+"""Looks in a row that find the loss above the limit before a run is given up: one bad batch is no divergence."""
 
 
 @dataclass
@@ -29,6 +31,8 @@ class _State:
     step: int = 0
     first_loss: float | None = None
     last_loss: float | None = None
+    above: int = 0
+    """Looks in a row at which the loss was above the limit."""
     diverged: bool = False
     train_seconds: float = 0.0
     curve: list[Evaluation] = field(default_factory=list)
@@ -95,12 +99,14 @@ class TorchTrainer:
         parts.model.train()
         started = spoken = time.perf_counter()
         for index, batch in enumerate(batches):
+            if context.should_stop():
+                break
             loss = step(batch, index)
             state.step = index + 1
             if index % look_every == 0 or state.step == run.steps:
                 self._look(state, float(loss))
                 now = time.perf_counter()
-                if state.diverged or context.should_stop():
+                if state.diverged:
                     break
                 if now - spoken > PROGRESS_SECONDS:
                     spoken = now
@@ -160,7 +166,8 @@ class TorchTrainer:
             state.first_loss = loss
         state.last_loss = loss if math.isfinite(loss) else None
         limit = self.divergence * max(state.first_loss, 1e-9)
-        state.diverged = not math.isfinite(loss) or loss > limit
+        state.above = state.above + 1 if loss > limit else 0
+        state.diverged = not math.isfinite(loss) or state.above >= PATIENCE
 
     def _evaluate(self, parts: RunParts, context: TrainContext) -> HeldOut:
         return evaluate(
