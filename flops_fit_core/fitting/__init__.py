@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting.conventions import recounted
     from flops_fit_core.fitting.data import Runs, observations
     from flops_fit_core.fitting.isoflop import IsoflopFitter
+    from flops_fit_core.fitting.joint import JointFitter
     from flops_fit_core.fitting.optima import optimum
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
@@ -37,6 +38,7 @@ _LAZY = {
     "Cost": "using",
     "HeldOut": "backtesting",
     "IsoflopFitter": "isoflop",
+    "JointFitter": "joint",
     "OffOptimum": "using",
     "ParametricFitter": "parametric",
     "RunTable": "reading",
@@ -64,6 +66,7 @@ __all__ = [
     "Cost",
     "HeldOut",
     "IsoflopFitter",
+    "JointFitter",
     "OffOptimum",
     "ParametricFitter",
     "RunTable",

@@ -31,6 +31,8 @@ class Runs:
     seeds: tuple[int | None, ...]
     trunks: tuple[str, ...]
     """Runs with the same one share a part of their training."""
+    unique: Floats
+    """Different tokens of those trained on: ``tokens`` where none was seen twice."""
 
     @classmethod
     def of(cls, observations: Sequence[Observation]) -> Runs:
@@ -51,6 +53,7 @@ class Runs:
             budget=np.array([np.nan if one.budget is None else one.budget for one in observations]),
             seeds=tuple(one.seed for one in observations),
             trunks=tuple(one.trajectory or one.id for one in observations),
+            unique=np.array([min(one.unique_tokens or one.tokens, one.tokens) for one in observations]),
         )
 
     def __len__(self) -> int:
@@ -67,6 +70,7 @@ class Runs:
             budget=self.budget[rows],
             seeds=tuple(self.seeds[row] for row in rows),
             trunks=tuple(self.trunks[row] for row in rows),
+            unique=self.unique[rows],
         )
 
 
@@ -82,6 +86,7 @@ def observations(results: Iterable[RunResult]) -> list[Observation]:
             budget=result.run.budget,
             seed=result.run.seed,
             trajectory=result.run.trajectory,
+            unique_tokens=result.unique_tokens or None,
         )
         for result in results
         if result.status == "completed" and result.loss is not None

@@ -19,6 +19,10 @@ def note(code: str, message: str) -> Diagnostic:
     return Diagnostic(code=code, message=message, severity="note")
 
 
+def no_interval(reason: str) -> Diagnostic:
+    return Diagnostic(code="no-interval", message=f"no intervals: {reason}")
+
+
 def about_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
     """Budgets whose minimum cannot be used or is only just supported."""
     found = [Diagnostic(code=code, message=text) for code, text in map(unusable, profiles) if code]

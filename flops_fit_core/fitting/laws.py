@@ -24,7 +24,46 @@ def parametric(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> tuple[F
     return law["E"] + a + b, -law["alpha"] * a, -law["beta"] * b
 
 
-SURFACES: dict[str, Surface] = {"parametric": parametric}
+def kaplan(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> tuple[Floats, Floats, Floats]:
+    """L = ((N_c / N)^(alpha_N / alpha_D) + D_c / D)^alpha_D (Kaplan et al. 2020, equation 1.5)."""
+    a = np.exp(law["alpha_N"] / law["alpha_D"] * (law["ln_Nc"] - ln_params))
+    b = np.exp(law["ln_Dc"] - ln_tokens)
+    loss = np.exp(law["alpha_D"] * np.log(a + b))
+    return loss, -law["alpha_N"] * loss * a / (a + b), -law["alpha_D"] * loss * b / (a + b)
+
+
+def muennighoff(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> tuple[Floats, Floats, Floats]:
+    """Approach 3 with the effective N and D of repeated data (Muennighoff et al. 2023, equations 5 and 6).
+
+    ``law["ln_unique"]``, where given, is ln of the unique tokens there are; otherwise no token comes twice.
+    The derivatives are central differences: the law has kinks where repetition begins.
+    """
+    step = 1e-6
+    around = [_muennighoff(law, ln_params + dx, ln_tokens) for dx in (-step, step)]
+    beside = [_muennighoff(law, ln_params, ln_tokens + dx) for dx in (-step, step)]
+    loss = _muennighoff(law, ln_params, ln_tokens)
+    return loss, (around[1] - around[0]) / (2 * step), (beside[1] - beside[0]) / (2 * step)
+
+
+def _muennighoff(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> Floats:
+    unique = np.minimum(law.get("ln_unique", ln_tokens), ln_tokens)
+    alpha, beta = law["alpha"], law["beta"]
+    ln_g = (np.log(alpha * law["A"]) - np.log(beta * law["B"])) / (alpha + beta)
+    # Parameters that a compute-optimal model has for the unique tokens: those beyond count less.
+    base = np.minimum(ln_params, ln_g + beta / alpha * (unique + ln_g))
+    ln_n = base + _saturated(ln_params - base, law["R_N"])
+    ln_d = unique + _saturated(ln_tokens - unique, law["R_D"])
+    out: Floats = law["E"] + law["A"] * np.exp(-alpha * ln_n) + law["B"] * np.exp(-beta * ln_d)
+    return out
+
+
+def _saturated(ln_ratio: Floats, r: Floats) -> Floats:
+    """Ln (1 + R (1 - exp(-(ratio - 1) / R))): what a ratio is worth when repetitions wear out after R."""
+    out: Floats = np.log1p(-r * np.expm1(-np.expm1(ln_ratio) / r))
+    return out
+
+
+SURFACES: dict[str, Surface] = {"parametric": parametric, "kaplan": kaplan, "muennighoff": muennighoff}
 """Laws of L(N, D) by name."""
 
 

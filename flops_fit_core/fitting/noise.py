@@ -15,7 +15,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_core.fitting.data import Floats, Ints
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.data import Floats, Ints, Runs
+from flops_fit_core.fitting.laws import Parameters, Surface
+from flops_fit_core.fitting.optima import minimise
 
 _STEPS = np.linspace(-2.0, 2.8, 13)
 _SLOPES = np.linspace(-1.0, 1.0, 9)
@@ -65,6 +68,16 @@ class NoiseModel:
         sigma = self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws))
         out: Floats = own * sigma[:, None] * np.exp(step * self.undertrained + slope * self.distance)
         return out
+
+
+def offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: Runs) -> Floats:
+    """Ln N / N_opt(C) of every run, under a law of one entry a parameter; interpolated between nine budgets."""
+    ln_flops = np.log(runs.flops)
+    grid = np.linspace(ln_flops.min(), ln_flops.max() + 1e-9, 9)
+    same = {key: np.repeat(values, len(grid)) for key, values in law.items()}
+    best = minimise(surface, same, constraint, np.exp(grid))[0]
+    out: Floats = np.log(runs.params) - np.interp(ln_flops, grid, best.ravel())
+    return out
 
 
 def fit_noise(residuals: Floats, jacobian: Floats, offset: Floats, trunk: Ints) -> NoiseModel:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from flops_fit_core.errors import FitError
@@ -10,25 +12,32 @@ from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.diagnostics import extrapolation
 from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
-from flops_fit_core.records import LawFit, Optimum
+from flops_fit_core.records import Interval, LawFit, Optimum
 
 Point = tuple[Floats, Floats, Floats]
 """Ln of N, D and L, one entry a draw."""
 
 
-def optimum(fit: LawFit, flops: float, inference_tokens: float = 0.0) -> Optimum:
+def optimum(
+    fit: LawFit, flops: float, inference_tokens: float = 0.0, unique_tokens: float | None = None
+) -> Optimum:
     """N_opt, D_opt and L_opt where training costs f(N) D = C, with intervals from the fit's draws.
 
     With ``inference_tokens`` D_inf, ``flops`` pays for both: f(N) D + f(N) D_inf / 3, which is 6 N D + 2 N D_inf
-    where f is 6 N (Sardana et al. 2023, arXiv 2401.00448). Raises FitError for a budget that is not a
-    positive number, too small for D_inf, or a law it does not know.
+    where f is 6 N (Sardana et al. 2023, arXiv 2401.00448). With ``unique_tokens``, tokens beyond them are
+    repetitions, which a law fitted to repeated data knows the worth of (muennighoff).
+
+    Raises FitError for a budget that is not a positive number, too small for D_inf, or a law it does not know.
     """
     if not (np.isfinite(flops) and flops > 0):
         raise FitError(f"flops = {flops}: give a positive number of training FLOPs, such as 1e21")
     if not (np.isfinite(inference_tokens) and inference_tokens >= 0):
         raise FitError(f"inference_tokens = {inference_tokens}: give a number of tokens, such as 1e12")
-    point = _optima(fit, {name: [value] for name, value in fit.law.parameters.items()}, flops, inference_tokens)
-    drawn = _optima(fit, fit.draws, flops, inference_tokens) if fit.draws else (np.empty(0),) * 3
+    if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
+        raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
+    given = (flops, inference_tokens, unique_tokens)
+    point = _optima(fit, {name: (value,) for name, value in fit.law.parameters.items()}, *given)
+    drawn = _optima(fit, fit.draws, *given) if fit.draws else (np.empty(0),) * 3
     params, tokens, loss = (
         interval(float(np.exp(value[0])), np.exp(draws), fit.level)
         for value, draws in zip(point, drawn, strict=True)
@@ -37,8 +46,20 @@ def optimum(fit: LawFit, flops: float, inference_tokens: float = 0.0) -> Optimum
     return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes)
 
 
-def _optima(fit: LawFit, parameters: object, flops: float, inference_tokens: float) -> Point:
-    law = {name: np.asarray(values, dtype=float) for name, values in dict(parameters).items()}  # type: ignore[call-overload]
+def _optima(
+    fit: LawFit,
+    parameters: Mapping[str, Sequence[float]],
+    flops: float,
+    inference_tokens: float,
+    unique_tokens: float | None,
+) -> Point:
+    law = {name: np.asarray(values, dtype=float) for name, values in parameters.items()}
+    if unique_tokens is not None:
+        if fit.law.name != "muennighoff":
+            raise FitError(
+                f"law {fit.law.name!r} does not know what repeated tokens are worth: use fitter muennighoff"
+            )
+        law["ln_unique"] = np.full(len(law["E"]), np.log(unique_tokens))
     if fit.law.name == "isoflop":
         if inference_tokens:
             raise FitError("the isoflop law knows the optimum only, not the loss beside it: use fitter parametric")
@@ -92,6 +113,24 @@ def minimise(
     x = (left + right) / 2
     ln_tokens = _ln_tokens(constraint, x, flops, inference_tokens)[0]
     return x[:, 0], ln_tokens[:, 0], np.log(surface(columns, x, ln_tokens)[0])[:, 0]
+
+
+def exponents(
+    surface: Surface, law: Parameters, drawn: Parameters, constraint: FlopsPerToken, flops: Floats, level: float
+) -> dict[str, Interval]:
+    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N)."""
+    low, high = float(flops.min()), float(flops.max())
+    high = max(high, low * np.e)
+    slopes = []
+    for one in (law, drawn):
+        if not len(next(iter(one.values()))):
+            slopes.append((np.empty(0), np.empty(0)))
+            continue
+        first, last = (minimise(surface, one, constraint, c) for c in (low, high))
+        slopes.append(tuple((last[part] - first[part]) / np.log(high / low) for part in (0, 1)))
+    return {
+        key: interval(float(slopes[0][part][0]), slopes[1][part], level) for part, key in enumerate(("a", "b"))
+    }
 
 
 def _ln_tokens(

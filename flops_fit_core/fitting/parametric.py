@@ -9,15 +9,14 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
-from flops_fit_core.fitting.diagnostics import about_runs, about_surface, note
+from flops_fit_core.fitting.diagnostics import about_runs, about_surface, no_interval, note
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
 from flops_fit_core.fitting.newton import EXPONENTS, Problem, Solved, derivatives
-from flops_fit_core.fitting.noise import NoiseModel, fit_noise
-from flops_fit_core.fitting.optima import minimise, optimum
+from flops_fit_core.fitting.noise import NoiseModel, fit_noise, offsets
+from flops_fit_core.fitting.optima import exponents, optimum
 from flops_fit_core.fitting.outliers import robust_fit
 from flops_fit_core.fitting.surface import SurfaceFit, fit_surface, linearise, make_problem, refit
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
@@ -66,7 +65,7 @@ class ParametricFitter:
         return LawFit(
             fitter=PluginChoice(name=self.name, options=self._options()),
             law=Law(name="parametric", parameters={key: float(values[0]) for key, values in law.items()}),
-            exponents=_exponents(law, drawn, constraint, used, self.level),
+            exponents=exponents(SURFACES["parametric"], law, drawn, constraint, used.flops, self.level),
             level=self.level,
             objective=fit.value if self.objective == "huber" else 2 * fit.value,
             n_runs=len(used),
@@ -104,7 +103,7 @@ class ParametricFitter:
         if self.draws < 1:
             return nothing, 0, []
         if len(used) <= int(fit.free.sum()):
-            return nothing, 0, [_no_interval("there are as many parameters as runs; train more runs")]
+            return nothing, 0, [no_interval("there are as many parameters as runs; train more runs")]
         random = np.random.default_rng(self.seed)
         if len(used) > MANY:
             return self._one_step(fit, used, random), 0, [note("one-step", _ONE_STEP)]
@@ -126,7 +125,7 @@ class ParametricFitter:
                 f"{failed} of {self.draws} bootstrap refits ended with a term that vanishes or an exponent out of "
                 f"bounds: these runs do not determine all five parameters; widen the range of N and of D / N"
             )
-            return nothing, failed, [_no_interval(reason)]
+            return nothing, failed, [no_interval(reason)]
         return solved.theta[good], failed, []
 
     def _cases(self, fit: SurfaceFit, used: Runs, random: np.random.Generator) -> Solved:
@@ -164,10 +163,6 @@ _OUTLIER = "further from the law than noise explains: likely mistuned or mislabe
 _ONE_STEP = f"more than {MANY} runs: each bootstrap draw is one Newton step from the fit"
 
 
-def _no_interval(reason: str) -> Diagnostic:
-    return Diagnostic(code="no-interval", message=f"no intervals: {reason}")
-
-
 def _about_objective(objective: Criterion) -> Diagnostic:
     return note(
         "objective",
@@ -193,12 +188,8 @@ def _natural(problem: Problem, runs: Runs, theta: Floats) -> dict[str, Floats]:
 
 
 def _noise(fit: SurfaceFit, used: Runs, law: dict[str, Floats], constraint: FlopsPerToken) -> NoiseModel:
-    flops = used.flops
-    grid = np.linspace(np.log(flops.min()), np.log(flops.max()) + 1e-9, 9)
-    same = {key: np.repeat(values, len(grid)) for key, values in law.items()}
-    best = minimise(SURFACES["parametric"], same, constraint, np.exp(grid))[0]
-    offset = np.log(used.params) - np.interp(np.log(flops), grid, best)
     trunk = np.unique(used.trunks, return_inverse=True)[1]
+    offset = offsets(SURFACES["parametric"], law, constraint, used)
     return fit_noise(fit.residuals, fit.jacobian[:, fit.free], offset, trunk)
 
 
@@ -207,23 +198,4 @@ def _usable(solved: Solved) -> Bools:
     alpha, beta = solved.theta[:, 2], solved.theta[:, 4]
     inside = [(one > EXPONENTS[0] * 1.001) & (one < EXPONENTS[1] * 0.999) for one in (alpha, beta)]
     out: Bools = solved.converged & inside[0] & inside[1] & (solved.theta[:, [1, 3]] > -15).all(axis=1)
-    return out
-
-
-def _exponents(
-    law: dict[str, Floats], drawn: dict[str, Floats], constraint: FlopsPerToken, used: Runs, level: float
-) -> dict[str, Any]:
-    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N)."""
-    low, high = float(used.flops.min()), float(used.flops.max())
-    high = max(high, low * np.e)
-    out = {}
-    ends = [
-        [minimise(SURFACES["parametric"], one, constraint, c) for c in (low, high)]
-        if len(one["E"])
-        else [(np.empty(0),) * 3] * 2
-        for one in (law, drawn)
-    ]
-    for index, key in enumerate(("a", "b")):
-        value, draws = ((last[index] - first[index]) / np.log(high / low) for first, last in ends)
-        out[key] = interval(float(value[0]), draws, level)
     return out

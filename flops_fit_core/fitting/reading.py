@@ -29,6 +29,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "flops": ("flops", "c", "flop", "compute", "train_flops", "training_flops", "training_flop", "total_flops"),
     "loss": ("loss", "l", "final_loss", "val_loss", "eval_loss", "test_loss", "heldout_loss", "validation_loss"),
     "budget": ("budget", "compute_budget", "flops_budget", "nominal_flops", "isoflop_budget"),
+    "unique_tokens": ("unique_tokens", "unique", "u_d"),
     "id": ("id", "run_id", "run"),
     "seed": ("seed",),
     "trajectory": ("trajectory", "trunk"),
@@ -121,6 +122,7 @@ def _observation(name: str, row: dict[str, Any]) -> Observation:
     params, tokens, loss = (_positive(key, row.get(key)) for key in _NEEDED)
     flops = 6 * params * tokens if _blank(row.get("flops")) else _positive("flops", row["flops"])
     budget = None if _blank(row.get("budget")) else _positive("budget", row["budget"])
+    unique = None if _blank(row.get("unique_tokens")) else _positive("unique_tokens", row["unique_tokens"])
     seed = None if _blank(row.get("seed")) else int(_number("seed", row["seed"]))
     trajectory = _text(row.get("trajectory")) or None
     if not math.isfinite(flops):
@@ -134,6 +136,7 @@ def _observation(name: str, row: dict[str, Any]) -> Observation:
         budget=budget,
         seed=seed,
         trajectory=trajectory,
+        unique_tokens=unique,
     )
 
 

@@ -23,6 +23,8 @@ class Observation(Record):
     seed: int | None = None
     trajectory: str | None = None
     """Runs that share a trunk have correlated errors; this names the trunk."""
+    unique_tokens: Positive | None = None
+    """Different tokens among those trained on; None where it is not known to be less than ``tokens``."""
 
 
 class Interval(Record):

@@ -1,0 +1,210 @@
+"""Further laws of L(N, D), fitted by least squares on ln L: Kaplan's joint form and the data-constrained one."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.diagnostics import about_runs, no_interval, note
+from flops_fit_core.fitting.laws import SURFACES, Parameters
+from flops_fit_core.fitting.losses import LeastSquares
+from flops_fit_core.fitting.marquardt import Model, jacobian, least_squares
+from flops_fit_core.fitting.noise import fit_noise, offsets
+from flops_fit_core.fitting.optima import exponents, optimum
+from flops_fit_core.fitting.surface import fit_surface, make_problem
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
+
+Form = Literal["kaplan", "muennighoff"]
+
+
+class _Shape(Protocol):
+    """A law in coordinates in which all parameters are of a size."""
+
+    bounds: tuple[Floats, Floats]
+
+    def starts(self) -> Floats: ...
+    def natural(self, theta: Floats) -> dict[str, Floats]: ...
+    def extra(self) -> Parameters: ...
+
+
+class _Kaplan:
+    """theta = (alpha_N, alpha_D, and the logarithms of both terms at the runs' mean ln N and ln D)."""
+
+    bounds = (np.array([1e-3, 1e-3, -200.0, -200.0]), np.array([3.0, 3.0, 200.0, 200.0]))
+
+    def __init__(self, runs: Runs) -> None:
+        self.x, self.z = np.log(runs.params).mean(), np.log(runs.tokens).mean()
+        self.level = float(np.log(runs.loss).mean())
+
+    def starts(self) -> Floats:
+        exponents = [0.03, 0.07, 0.15, 0.3, 0.6]
+        both = [(n, d, self.level / d + np.log(0.5)) for n, d in itertools.product(exponents, exponents)]
+        return np.array([(n, d, half, half) for n, d, half in both])
+
+    def natural(self, theta: Floats) -> dict[str, Floats]:
+        alpha_n, alpha_d, a, b = theta.T
+        return {
+            "alpha_N": alpha_n,
+            "alpha_D": alpha_d,
+            "ln_Nc": self.x + a * alpha_d / alpha_n,
+            "ln_Dc": self.z + b,
+        }
+
+    def extra(self) -> Parameters:
+        return {}
+
+
+class _Muennighoff:
+    """theta = (E, ln A', alpha, ln B', beta, ln R_D, ln R_N)."""
+
+    bounds = (
+        np.array([0.0, -60.0, 0.01, -60.0, 0.01, np.log(0.05), np.log(0.05)]),
+        np.array([np.inf, 60.0, 3.0, 60.0, 3.0, np.log(1e4), np.log(1e4)]),
+    )
+
+    def __init__(self, runs: Runs) -> None:
+        if float(np.max(runs.tokens / runs.unique)) < 1.01:
+            raise FitError(
+                "no run saw its data more than once, so repetition cannot be fitted: use fitter parametric, or "
+                "give a column unique_tokens"
+            )
+        self.x, self.z = np.log(runs.params).mean(), np.log(runs.tokens).mean()
+        self.ln_unique = np.log(runs.unique)
+        once = np.flatnonzero(runs.tokens <= 1.5 * runs.unique)
+        base = once if len(once) >= 8 else np.arange(len(runs))
+        ln_params, ln_tokens = np.log(runs.params[base]), np.log(runs.unique[base])
+        first = fit_surface(
+            make_problem(ln_params, ln_tokens, np.log(runs.loss[base])), LeastSquares()
+        ).theta.copy()
+        first[1] -= first[2] * (self.x - ln_params.mean())
+        first[3] -= first[4] * (self.z - ln_tokens.mean())
+        self.first = first
+
+    def starts(self) -> Floats:
+        ends = np.log([2.0, 6.0, 20.0, 80.0])
+        return np.array([(*self.first, d, n) for d, n in itertools.product(ends, ends)])
+
+    def natural(self, theta: Floats) -> dict[str, Floats]:
+        e, a, alpha, b, beta, d, n = theta.T
+        return {
+            "E": e,
+            "A": np.exp(a + alpha * self.x),
+            "B": np.exp(b + beta * self.z),
+            "alpha": alpha,
+            "beta": beta,
+            "R_D": np.exp(d),
+            "R_N": np.exp(n),
+        }
+
+    def extra(self) -> Parameters:
+        return {"ln_unique": self.ln_unique}
+
+
+_SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
+
+
+@dataclass(frozen=True)
+class JointFitter:
+    """Fits one of the further forms. Same observations and options, same fit."""
+
+    form: Form
+    level: float = 0.9
+    """Of all intervals."""
+    draws: int = 1000
+    """Bootstrap draws; 0 for no intervals."""
+    seed: int = 0
+    """Of the bootstrap."""
+    name: str = ""
+    """Qualified name under which the fit is recorded; ``fitters/<form>`` where empty."""
+
+    def fit(self, observations: Sequence[Observation]) -> LawFit:
+        """Raises FitError, saying what is missing, for too few runs or runs that do not vary."""
+        runs = Runs.of(observations)
+        free = 4 if self.form == "kaplan" else 7
+        if len(runs) <= free:
+            raise FitError(f"{len(runs)} runs cannot fit a law of {free} parameters: train {free + 1} or more")
+        make_problem(np.log(runs.params), np.log(runs.tokens), np.log(runs.loss))
+        shape: _Shape = _SHAPES[self.form](runs)
+        model, y = self._model(shape, runs), np.log(runs.loss)
+        every, rss, done = least_squares(model, shape.starts(), y, shape.bounds)
+        best = int(np.argmin(rss))
+        theta = every[best : best + 1]
+        law = shape.natural(theta)
+        constraint = FlopsPerToken.of(runs)
+        found = [note("objective", "least squares on ln L, every run"), *about_runs(runs, constraint)]
+        if not done[best]:
+            found.append(
+                Diagnostic(code="not-converged", message="the solver did not converge: do not rely on it")
+            )
+        constraint = FlopsPerToken.from_knots(constraint.knots())
+        draws, failed = self._draws(model, shape, runs, theta, law, constraint)
+        if failed > 0.01 * self.draws:
+            draws = draws[:0]
+            found.append(
+                no_interval(f"{failed} of {self.draws} bootstrap refits ended on a bound: too little data")
+            )
+        drawn = shape.natural(draws)
+        return LawFit(
+            fitter=PluginChoice(name=self.name or f"fitters/{self.form}", options=self._options()),
+            law=Law(name=self.form, parameters={key: float(value[0]) for key, value in law.items()}),
+            exponents=exponents(SURFACES[self.form], law, drawn, constraint, runs.flops, self.level),
+            level=self.level,
+            objective=float(rss[best]),
+            n_runs=len(runs),
+            diagnostics=tuple(found),
+            draws={key: tuple(values.tolist()) for key, values in drawn.items()} if len(draws) else {},
+            failed_draws=failed,
+            flops_range=(float(runs.flops.min()), float(runs.flops.max())),
+            flops_per_token=constraint.knots(),
+            seed=self.seed,
+        )
+
+    def optimum(self, fit: LawFit, flops: float) -> Optimum:
+        """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
+        return optimum(fit, flops)
+
+    def _options(self) -> dict[str, Any]:
+        mine = {key: getattr(self, key) for key in ("level", "draws", "seed")}
+        return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
+
+    def _model(self, shape: _Shape, runs: Runs) -> Model:
+        surface, extra = SURFACES[self.form], shape.extra()
+        x, z = np.log(runs.params), np.log(runs.tokens)
+
+        def model(theta: Floats) -> Floats:
+            law = {key: values[:, None] for key, values in shape.natural(theta).items()}
+            return np.log(surface({**law, **extra}, x, z)[0])
+
+        return model
+
+    def _draws(
+        self,
+        model: Model,
+        shape: _Shape,
+        runs: Runs,
+        theta: Floats,
+        law: dict[str, Floats],
+        constraint: FlopsPerToken,
+    ) -> tuple[Floats, int]:
+        """Refits of losses drawn from the noise model, and how many ended on a bound."""
+        inside = ((theta > shape.bounds[0]) & (theta < shape.bounds[1]))[0]
+        if self.draws < 1 or len(runs) <= int(inside.sum()):
+            return theta[:0], 0
+        random = np.random.default_rng(self.seed)
+        fitted = model(theta)[0]
+        slopes = jacobian(model, theta)[0][:, inside]
+        trunk = np.unique(runs.trunks, return_inverse=True)[1]
+        offset = offsets(SURFACES[self.form], law, constraint, runs)
+        noise = fit_noise(np.log(runs.loss) - fitted, slopes, offset, trunk)
+        y = fitted + noise.draw(self.draws, random)
+        start = np.repeat(theta, self.draws, axis=0)
+        drawn, _, done = least_squares(model, start, y, shape.bounds, steps=60)
+        good = done & ((drawn > shape.bounds[0]) & (drawn < shape.bounds[1]))[:, inside].all(axis=1)
+        return drawn[good], int(self.draws - good.sum())
