@@ -6,7 +6,6 @@ used from any thread and inside any notebook.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -22,17 +21,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from flops_fit_core.fitting import profile_loss
 from flops_fit_core.records import LawFit, Observation, Optimum, ProfileMinimum
 from flops_fit_core.report import numbers
 from flops_fit_core.report.axes import INK, SMALL, dress, mark_synthetic, power, room, set_log_axis
 from flops_fit_core.report.datatable import singular
-from flops_fit_core.report.tables import flag
+from flops_fit_core.report.profiles import DrawnProfile, by_profile, profiles
 
 DPI = 200
 _LAW = "#0072B2"
 _MAP = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.82, 256)))
 """Without viridis' last fifth, whose yellow is lost on white."""
+_GREY = "#8c959f"
 _MANY = 12
 """Budgets up to which each gets a line of the legend; beyond that a colour bar says which is which."""
 
@@ -58,92 +57,65 @@ def _with_own_ids(svg: str, prefix: str) -> str:
 
 
 def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, synthetic: bool = False) -> Figure:
-    """Loss against N for each budget: runs, the fitted parabola, and its minimum starred.
+    """Loss against N for each budget: runs, their profile, and its minimum starred.
 
-    Points are losses as measured; curves are fitted at the nominal budget. A hollow star is a minimum at the
-    grid's edge, which the law does not use; its curve is dashed.
+    Points are losses as measured; profiles hold at the nominal budget. Where the fit is of a surface L(N, D),
+    profiles are its slices. A hollow star is a minimum at the grid's edge, which the law does not use; its
+    profile is dashed.
     """
-    minima = sorted(fit.minima, key=lambda one: one.budget)
-    colors = _colors(minima)
+    drawn = profiles(observations, fit)
+    colors = _colors([one.budget for one in drawn])
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    groups = _by_budget(observations, minima)
+    groups = by_profile(observations, drawn)
     others = groups.pop(None, [])
-    axes.plot([one.params for one in others], [one.loss for one in others], "o", ms=4, color="#8c959f")
-    for minimum, color in zip(minima, colors, strict=True):
-        _draw_profile(axes, minimum, groups.get(minimum.budget, []), color, small=len(minima) > _MANY)
-    set_log_axis(axes, "x", *room([one.params for one in observations]), "count")
+    axes.plot([one.params for one in others], [one.loss for one in others], "o", ms=4, color=_GREY)
+    for one, color in zip(drawn, colors, strict=True):
+        _draw_profile(axes, one, groups.get(one.budget, []), color, small=len(drawn) > _MANY)
+    set_log_axis(
+        axes, "x", *room([one.params for one in observations] + [one.lowest[0] for one in drawn]), "count"
+    )
     _leave_room_below(axes)
     dress(axes, f"N, {fit.params_name}", f"L, held-out loss (nats per {singular(fit.unit)})")
     axes.set_title(f"C: training FLOPs, {fit.flops_name}", fontsize=SMALL, color=INK, loc="left")
     figure = _finished(figure, synthetic)
-    _budget_legend(figure, axes, minima, colors, others=bool(others))
+    _budget_legend(figure, axes, drawn, colors, others=bool(others))
     return figure
 
 
-def _colors(minima: Sequence[ProfileMinimum]) -> list[Any]:
-    """Of each budget: by rank, so that near ones differ; by ln C where a colour bar is to be right."""
-    if len(minima) > _MANY:
-        norm = LogNorm(minima[0].budget, minima[-1].budget)
-        return [_MAP(float(norm(one.budget))) for one in minima]
-    return [_MAP(place / max(1, len(minima) - 1)) for place in range(len(minima))]
-
-
-def _by_budget(
-    observations: Sequence[Observation], minima: Sequence[ProfileMinimum]
-) -> dict[float | None, list[Observation]]:
-    """Runs by the budget of their profile: the nominal one, otherwise the nearest within a factor of 1.2."""
-    groups: dict[float | None, list[Observation]] = {}
-    for one in observations:
-        flops = one.budget or one.flops
-        near = min((m.budget for m in minima), key=lambda budget: abs(math.log(flops / budget)), default=None)
-        fits = near is not None and abs(math.log(flops / near)) < math.log(1.2)
-        groups.setdefault(near if fits else None, []).append(one)
-    return groups
+def _colors(budgets: Sequence[float]) -> list[Any]:
+    """Of each budget, ascending: by rank, so that near ones differ; by ln C where a colour bar is to be right."""
+    if len(budgets) > _MANY:
+        norm = LogNorm(budgets[0], budgets[-1])
+        return [_MAP(float(norm(budget))) for budget in budgets]
+    return [_MAP(place / max(1, len(budgets) - 1)) for place in range(len(budgets))]
 
 
 def _draw_profile(
-    axes: Axes, minimum: ProfileMinimum, runs: Sequence[Observation], color: Any, *, small: bool
+    axes: Axes, drawn: DrawnProfile, runs: Sequence[Observation], color: Any, *, small: bool
 ) -> None:
-    axes.plot(
-        [one.params for one in runs],
-        [one.loss for one in runs],
-        "o",
-        ms=3.2 if small else 5,
-        color=color,
-        mec="white",
-        mew=0.5,
-        zorder=5,
-    )
-    curve = minimum.curve
-    if curve.get("c2", 0.0) != 0.0:
-        params = np.geomspace(curve["smallest"], curve["largest"], 120)
-        style = "--" if minimum.at_edge else "-"
-        axes.plot(params, profile_loss(minimum, params), style, color=color, lw=1.4, zorder=1.5)
+    size = 3.2 if small else 5
+    params, loss = [one.params for one in runs], [one.loss for one in runs]
+    axes.plot(params, loss, "o", ms=size, color=color, mec="white", mew=0.5, zorder=5)
+    axes.plot(drawn.params, drawn.loss, "--" if drawn.at_edge else "-", color=color, lw=1.4, zorder=1.5)
     # A hollow star lies on its run and has to stay hollow; any other shows the runs around it.
-    axes.plot(
-        minimum.params, minimum.loss, **_star(minimum.at_edge, color, small), zorder=6 if minimum.at_edge else 4
-    )
-    if minimum.at_edge:
-        _label_edge(axes, minimum, runs)
+    axes.plot(*drawn.lowest, **_star(drawn.at_edge, color, small), zorder=6 if drawn.at_edge else 4)
+    if drawn.label:
+        left = not runs or drawn.lowest[0] <= float(np.median(params))
+        axes.annotate(
+            drawn.label,
+            drawn.lowest,
+            xytext=(-2 if left else 2, -15),
+            textcoords="offset points",
+            ha="left" if left else "right",
+            fontsize=SMALL,
+            color=INK,
+        )
 
 
 def _star(at_edge: bool, color: Any, small: bool = False) -> dict[str, Any]:
     look = {"mfc": "white", "mec": color, "mew": 1.5} if at_edge else {"mfc": color, "mec": INK, "mew": 0.9}
     return {"marker": "*", "linestyle": "none", "markersize": 9 if small else 13, **look}
-
-
-def _label_edge(axes: Axes, minimum: ProfileMinimum, runs: Sequence[Observation]) -> None:
-    left = not runs or minimum.params <= float(np.median([one.params for one in runs]))
-    axes.annotate(
-        flag(minimum).removeprefix("at the grid's "),
-        (minimum.params, minimum.loss),
-        xytext=(-2 if left else 2, -15),
-        textcoords="offset points",
-        ha="left" if left else "right",
-        fontsize=SMALL,
-        color=INK,
-    )
 
 
 def _leave_room_below(axes: Axes) -> None:
@@ -152,23 +124,23 @@ def _leave_room_below(axes: Axes) -> None:
 
 
 def _budget_legend(
-    figure: Figure, axes: Axes, minima: Sequence[ProfileMinimum], colors: Sequence[Any], *, others: bool
+    figure: Figure, axes: Axes, drawn: Sequence[DrawnProfile], colors: Sequence[Any], *, others: bool
 ) -> None:
-    signs = [Line2D([], [], **_star(False, "#8c959f"), label="minimum")]
-    if any(one.at_edge for one in minima):
+    signs = [Line2D([], [], **_star(False, _GREY), label="minimum")]
+    if any(one.at_edge for one in drawn):
         signs.append(Line2D([], [], **_star(True, "#57606a"), label="minimum at the\ngrid's edge, not used"))
     if others:
-        signs.append(Line2D([], [], marker="o", ls="none", ms=4, color="#8c959f", label="no profile"))
+        signs.append(Line2D([], [], marker="o", ls="none", ms=4, color=_GREY, label="no profile"))
     look: dict[str, Any] = {"fontsize": SMALL, "frameon": False, "labelcolor": INK, "alignment": "left"}
     figure.legend(handles=signs, loc="outside right lower", **look)
-    if len(minima) > _MANY:
-        norm = LogNorm(minima[0].budget, minima[-1].budget)
+    if len(drawn) > _MANY:
+        norm = LogNorm(drawn[0].budget, drawn[-1].budget)
         figure.colorbar(ScalarMappable(norm, _MAP), ax=axes, label="C (FLOPs)", pad=0.01)
         return
     # From top to bottom as the curves lie: the smallest budget has the highest losses.
     lines = [
         Line2D([], [], marker="o", ms=5, lw=1.4, color=color, label=power(one.budget))
-        for one, color in zip(minima, colors, strict=True)
+        for one, color in zip(drawn, colors, strict=True)
     ]
     figure.legend(handles=lines, loc="outside right upper", title="C (FLOPs)", title_fontsize=SMALL, **look)
 
@@ -269,7 +241,7 @@ def _draw_law(
         axes.errorbar(points.flops, points.value, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
     axes.plot(points.flops, points.value, "D", ms=5, color="white", mec=INK, mew=1.1, zorder=3)
     minima = sorted(fit.minima, key=lambda one: one.budget)
-    for one, color in zip(minima, _colors(minima), strict=True):
+    for one, color in zip(minima, _colors([one.budget for one in minima]), strict=True):
         axes.plot(one.budget, of(one), **_star(one.at_edge, color), zorder=4)
 
 
@@ -293,7 +265,7 @@ def _law_legend(axes: Axes, fit: LawFit, curve: _Curve, budgets: Sequence[float]
     if beyond:
         handles.append(Line2D([], [], color=_LAW, lw=1.4, ls="--", label="beyond the fitted budgets"))
     if fit.minima:
-        handles.append(Line2D([], [], **_star(False, "#8c959f"), label="minimum of a profile"))
+        handles.append(Line2D([], [], **_star(False, _GREY), label="minimum of a profile"))
     if any(one.at_edge for one in fit.minima):
         handles.append(Line2D([], [], **_star(True, "#57606a"), label="at the grid's edge, not used"))
     if budgets:
