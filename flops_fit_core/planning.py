@@ -41,7 +41,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     ]
     if not isinstance(dataset, LossSurface):
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
-    meter.check_fit(choose_sizes.small_relative(smallest).options)
+        meter.check_fit(choose_sizes.small_relative(smallest).options)
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
