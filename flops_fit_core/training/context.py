@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import platform
 import time
 import traceback
@@ -117,6 +118,11 @@ class WorkerContext:
             raise RunFailed(
                 f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
                 f"plan again"
+            )
+        if not math.isclose(count.flops_per_token, run.flops_per_token, rel_tol=1e-9):
+            raise RunFailed(
+                f"{counter.name} counts {count.flops_per_token:.6g} FLOPs a token and the run was planned with "
+                f"{run.flops_per_token:.6g}: plan again"
             )
         self._counts[run.id] = parameters, count
 

@@ -41,7 +41,11 @@ class Prebuilt(WorkerContext):
 def job_of(width, steps):
     per_token = 3 * (DEPTH * (24 * width**2 + 4 * CONTEXT * width) + 2 * width * 256)
     experiment = {
-        "sweep": {"budgets": [per_token * steps * BATCH * CONTEXT], "sizes": [{"width": width}], "batch_size": BATCH}
+        "sweep": {
+            "budgets": [per_token * steps * BATCH * CONTEXT],
+            "sizes": [{"width": width}],
+            "batch_size": BATCH,
+        }
         | {"min_steps": 1},
         "model": {"name": "gpt", "depth": DEPTH},
         "dataset": {"name": "text", "context": CONTEXT},
@@ -122,9 +126,7 @@ def compare(width, rounds, seconds, registry):
                 mine = [p.detach().clone() for p in model.parameters()]
             else:
                 theirs = [p.detach().clone() for p in model.parameters()]
-    ratios = [
-        median(a[kind] / b[kind] for a, b in zip(times[ours], times[bare], strict=True)) for kind in (0, 1)
-    ]
+    ratios = [median(a[kind] / b[kind] for a, b in zip(times[ours], times[bare], strict=True)) for kind in (0, 1)]
     milliseconds = [1000 * median(one[0] for one in times[side]) / steps for side in (bare, ours)]
     apart = max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True))
     print(

@@ -1,0 +1,175 @@
+"""Small real experiments that tests of several subjects share: seconds of training, nothing made up."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+
+from flops_fit_core import DatasetSpec, ModelSpec, Options, RunResult, TokenDataset, hookimpl, work
+from flops_fit_core.config import make_experiment
+from flops_fit_core.planning import make_plan
+from flops_fit_core.registry import Registry, installed
+
+WORDS = [
+    "the",
+    "a",
+    "model",
+    "of",
+    "loss",
+    "data",
+    "tree",
+    "river",
+    "stone",
+    "runs",
+    "falls",
+    "grows",
+    "and",
+    "or",
+    "in",
+    "on",
+    "with",
+    "every",
+    "other",
+    "cold",
+]
+
+
+def write_text(folder: Path, files: int = 30, words: int = 600) -> Path:
+    """Files of words, the same at every call."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(files):
+        chosen = random.Random(number).choices(WORDS, k=words)
+        (folder / f"{number:03d}.txt").write_text(" ".join(chosen))
+    return folder
+
+
+def text_table(text: Path, **changes) -> dict:
+    """An experiment on these files: two sizes, about 100 steps each. ``sweep={...}`` changes single entries."""
+    table = {
+        "name": "small",
+        "sweep": {"budgets": [2.4e8], "sizes": [{"width": 8}, {"width": 12}], "repeat": True, "min_steps": 1},
+        "model": {"name": "gpt", "depth": 1, "head_dim": 4},
+        "dataset": {"name": "text", "path": str(text), "context": 16},
+        "optimizer": {"name": "adamw"},
+        "flops": {"name": "model"},
+        "trainer": {"name": "torch", "heldout_tokens": 512},
+        "device": {"name": "cpu"},
+        "executor": {"name": "local", "workers": 0},
+    }
+    for kind, options in changes.items():
+        keep = isinstance(options, dict) and "name" not in options
+        table[kind] = {**table.get(kind, {}), **options} if keep else options
+    return table
+
+
+class NetOptions(Options):
+    width: int = 8
+    dropout: float = 0.0
+
+
+class Bench:
+    """A plugin with a model and a dataset that remember what was done with them.
+
+    The model is an embedding and a head; the tokens are random with a regular part, 12 kinds of them.
+    """
+
+    vocab_size, context, length = 12, 8, 40_000
+
+    def __init__(self) -> None:
+        self.built: list = []
+        """Calls with every model that is built for training."""
+        self.served: list = []
+        """Every training batch that was taken."""
+        random_state = np.random.default_rng(0)
+        steps = random_state.choice([1, 2, 5], size=self.length, p=[0.7, 0.2, 0.1])
+        self.row = (np.cumsum(steps) % self.vocab_size).astype(np.uint8)
+        self.cut = self.length * 9 // 10
+        self.fingerprint = "random walk on a circle of 12"
+
+    @hookimpl
+    def flops_fit_models(self):
+        yield ModelSpec(name="net", options=NetOptions, build=self.build_net, size="width")
+
+    @hookimpl
+    def flops_fit_datasets(self):
+        yield DatasetSpec(name="walk", build=self.build_walk)
+
+    def build_net(self, options, task):
+        import torch
+        from torch import nn
+
+        model = nn.Sequential(
+            nn.Embedding(task.vocab_size, options.width),
+            nn.Dropout(options.dropout),
+            nn.Linear(options.width, task.vocab_size),
+        )
+        if not torch.empty(0).is_meta:
+            for call in self.built:
+                call(model)
+        return model
+
+    def build_walk(self, options, seed):
+        bench = self
+
+        class Walk(TokenDataset):
+            def batches(self, batch_size, start=0):
+                for batch in super().batches(batch_size, start):
+                    bench.served.append(batch.clone())
+                    yield batch
+
+        return Walk(
+            self.row[: self.cut],
+            self.row[self.cut :],
+            vocab_size=self.vocab_size,
+            context=self.context,
+            seed=seed,
+            fingerprint=self.fingerprint,
+            bytes_per_token=0.5,
+        )
+
+    def registry(self) -> Registry:
+        return installed().with_plugins({"bench": self})
+
+    def table(self, steps: int = 60, batch_size: int = 8, **changes) -> dict:
+        """One run of this many steps, with 6 N D = 6 (12 x 8 + 12) D at width 8."""
+        table = {
+            "sweep": {
+                "budgets": [6 * (self.vocab_size * 8 + self.vocab_size) * steps * batch_size * self.context],
+                "sizes": [{"width": 8}],
+                "batch_size": batch_size,
+                "min_steps": 1,
+            },
+            "model": {"name": "bench/net"},
+            "dataset": {"name": "bench/walk"},
+            "optimizer": {"name": "adamw", "lr": 0.01},
+            "trainer": {"name": "torch", "heldout_tokens": 400},
+            "device": {"name": "cpu"},
+            "executor": {"name": "local", "workers": 0},
+        }
+        for kind, options in changes.items():
+            keep = isinstance(options, dict) and "name" not in options
+            table[kind] = {**table.get(kind, {}), **options} if keep else options
+        return table
+
+
+def train(table: dict, registry: Registry | None = None, folder: Path = Path(), **more) -> list[RunResult]:
+    """The results of every run of an experiment, trained one after another in this process."""
+    return [event for event in events(table, registry, folder, **more) if isinstance(event, RunResult)]
+
+
+def events(table: dict, registry: Registry | None = None, folder: Path = Path(), **more) -> list:
+    """All that training says."""
+    registry = registry or installed()
+    plan = make_plan(make_experiment(table, registry))
+    said = []
+    for job in plan.jobs({run.id for run in plan.runs}):
+        said += work(
+            job.model_dump_json(),
+            registry.setup.model_dump_json(),
+            objects=registry.objects,
+            folder=folder,
+            **more,
+        )
+    return said

@@ -1,0 +1,353 @@
+import json
+import math
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+from small import Bench, text_table, write_text
+
+from flops_fit_core import (
+    ConfigError,
+    FlopCount,
+    FlopCounterSpec,
+    Hyperparameters,
+    PlanError,
+    PluginError,
+    RecipeSpec,
+    UserError,
+    hookimpl,
+)
+from flops_fit_core.config import make_experiment
+from flops_fit_core.planning import make_plan, solve_batches
+from flops_fit_core.registry import installed
+
+
+def surface(**changes):
+    """An experiment whose data never ends: 4 budgets, the sizes from the ladder."""
+    table = {
+        "sweep": {"budgets": [1e17, 1e18, 1e19, 1e20], "sizes": 6},
+        "model": {"name": "gpt", "depth": 6, "head_dim": 64},
+        "dataset": {"name": "endless/endless"},
+        "optimizer": {"name": "adamw"},
+        "flops": {"name": "model"},
+    }
+    for kind, options in changes.items():
+        keep = isinstance(options, dict) and "name" not in options
+        table[kind] = {**table.get(kind, {}), **options} if keep else options
+    return table
+
+
+class Endless:
+    """A plugin: a language task with no end of data, and none that is read."""
+
+    def __init__(self, tokens=None, context=128, vocab_size=512):
+        self.tokens, self.context, self.vocab_size = tokens, context, vocab_size
+
+    @hookimpl
+    def flops_fit_datasets(self):
+        from types import SimpleNamespace
+
+        from flops_fit_core import DatasetSpec, LanguageTask
+
+        data = SimpleNamespace(
+            task=LanguageTask(vocab_size=self.vocab_size, context=self.context),
+            fingerprint="endless",
+            tokens=self.tokens,
+            bytes_per_token=None,
+        )
+        yield DatasetSpec(name="endless", build=lambda options, seed: data)
+
+
+def planned(table, **endless):
+    """The plan; remembered, since some tests ask for the same."""
+    return _planned(json.dumps(table), json.dumps(endless))
+
+
+@cache
+def _planned(table, endless):
+    registry = installed().with_plugins({"endless": Endless(**json.loads(endless))})
+    return make_plan(make_experiment(json.loads(table), registry))
+
+
+def gpt_flops_per_token(width, depth, context, vocab_size):
+    return 3 * (depth * (24 * width**2 + 4 * context * width) + 2 * width * vocab_size)
+
+
+# ---------------------------------------------------------------------------- budgets are met
+
+
+def test_every_run_meets_its_budget_within_one_percent_by_its_own_count():
+    plan = planned(surface())
+    assert len(plan.runs) == 24
+    for run in plan.runs:
+        flops = gpt_flops_per_token(run.size, 6, 128, 512) * run.tokens
+        assert run.flops == pytest.approx(flops, rel=1e-12)
+        assert abs(flops / run.budget - 1) < 0.01
+
+
+def test_under_chinchillas_counter_the_budget_is_6_n_d():
+    plan = planned(surface(flops="chinchilla"))
+    for run in plan.runs:
+        matmul = 6 * 12 * run.size**2 + 13 * run.size + 512 * run.size
+        assert run.params == matmul
+        assert abs(6 * matmul * run.tokens / run.budget - 1) < 0.01
+
+
+def test_d_is_whole_steps_of_whole_samples():
+    for run in planned(surface()).runs:
+        assert run.tokens == run.steps * run.batch_size * 128
+
+
+def test_batches_grow_with_the_root_of_d():
+    for run in planned(surface()).runs:
+        wanted = 0.9 * math.sqrt(run.tokens) / 128
+        assert run.batch_size == pytest.approx(wanted, rel=0.12, abs=1)
+
+
+@pytest.mark.parametrize("tokens", [997, 12_345, 10**6 + 7, 3.7e9])
+@pytest.mark.parametrize("batch_size", [1, 7, 32, 50])
+def test_the_batch_that_comes_nearest_is_within_a_tenth_of_the_one_asked_for(tokens, batch_size):
+    found = solve_batches(tokens, batch_size, 8, fixed=False)
+    assert found.tokens == found.steps * found.batch_size * 8
+    assert found.miss == pytest.approx(found.tokens / tokens - 1)
+    assert abs(found.batch_size - batch_size) <= batch_size // 10
+    nearest = min(
+        abs(max(1, round(tokens / (batch * 8))) * batch * 8 / tokens - 1)
+        for batch in range(batch_size - batch_size // 10, batch_size + batch_size // 10 + 1)
+    )
+    assert abs(found.miss) <= max(nearest + 1e-12, 0.001)
+
+
+def test_a_fixed_batch_that_cannot_meet_a_budget_names_one_that_it_meets():
+    def table(budget):
+        sizes = [{"width": 64}]
+        return surface(sweep={"budgets": [budget], "sizes": sizes, "batch_size": 1000, "min_steps": 1})
+
+    with pytest.raises(PlanError, match=r"whole steps of 1000 samples miss it") as caught:
+        planned(table(1.5e12))
+    named = float(str(caught.value).split("nearest budget that size can meet is ")[1].split(". Use")[0])
+    assert [run.batch_size for run in planned(table(named)).runs] == [1000]
+
+
+def test_a_batch_size_in_the_sweep_is_kept_to_the_sample():
+    plan = planned(surface(sweep={"batch_size": 4}))
+    assert {run.batch_size for run in plan.runs} == {4}
+    assert all(abs(run.flops / run.budget - 1) < 0.01 for run in plan.runs)
+
+
+# ---------------------------------------------------------------------------- sizes
+
+
+def test_sizes_come_from_one_ladder_so_a_further_budget_leaves_the_other_runs_alone():
+    few = planned(surface(sweep={"budgets": [1e17, 1e19]}))
+    many = planned(surface(sweep={"budgets": [1e17, 1e18, 1e19, 1e20, 1e21]}))
+    assert {run.id for run in few.runs} < {run.id for run in many.runs}
+
+
+def test_neighbouring_budgets_share_most_sizes():
+    plan = planned(surface(sweep={"budgets": [1e18, 2e18], "sizes": 7}))
+    first, second = ({run.size for run in plan.runs if run.budget == budget} for budget in (1e18, 2e18))
+    assert len(first & second) >= 5
+
+
+def test_sizes_are_log_spaced_around_the_expected_optimum():
+    plan = planned(surface(sweep={"budgets": [1e20], "sizes": 7, "tokens_per_param": 20}))
+    params = sorted(run.params for run in plan.runs)
+    ratios = [large / small for small, large in zip(params, params[1:], strict=False)]
+    assert all(1.3 < ratio < 1.95 for ratio in ratios)
+    middle = next(run for run in plan.runs if run.params == params[3])
+    assert 20 / 2.6 < middle.tokens / middle.params < 20 * 2.6
+
+
+def test_more_tokens_a_parameter_means_smaller_models():
+    few = planned(surface(sweep={"tokens_per_param": 5.0}))
+    many = planned(surface(sweep={"tokens_per_param": 80.0}))
+    assert max(run.params for run in many.runs) < max(run.params for run in few.runs)
+
+
+def test_sizes_are_different_and_multiples_of_what_the_sweep_says():
+    plan = planned(surface(sweep={"multiple_of": 64}))
+    for budget in plan.budgets:
+        sizes = [run.size for run in plan.runs if run.budget == budget]
+        assert len(set(sizes)) == len(sizes)
+        assert all(size % 64 == 0 for size in sizes)
+
+
+def test_a_list_of_sizes_is_what_every_budget_gets():
+    plan = planned(surface(sweep={"sizes": [{"width": 128}, {"width": 64, "depth": 2}]}))
+    assert len(plan.runs) == 8
+    assert {(run.size, run.model.options["depth"]) for run in plan.runs} == {(128, 6), (64, 2)}
+
+
+def test_a_previous_fit_centres_the_sizes(tmp_path):
+    from flops_fit_core.api import plan as plan_study
+    from flops_fit_core.fitting import IsoflopFitter
+    from flops_fit_core.records import Observation
+
+    def loss(n, d):
+        return 1.7 + 400 / n**0.34 + 400 / d**0.34
+
+    observations = [
+        Observation(id=f"{c} {n}", params=n, tokens=c / 6 / n, flops=c, loss=loss(n, c / 6 / n), budget=c)
+        for c in (1e17, 1e18, 1e19)
+        for n in (math.sqrt(c / 6) * 0.1 * factor for factor in (0.3, 0.5, 0.8, 1.0, 1.3, 2.0, 3.5, 6.0, 20.0))
+    ]
+    law = IsoflopFitter(draws=0).fit(observations)
+    kept = tmp_path / "fit.json"
+    kept.write_text(law.model_dump_json())
+    optimum = IsoflopFitter(draws=0).optimum(law, 1e20).params.value
+    registry = installed().with_plugins({"endless": Endless()})
+    table = surface(sweep={"budgets": [1e20], "previous_fit": str(kept), "tokens_per_param": 1e4})
+    params = sorted(run.params for run in plan_study(table, registry=registry).plan.runs)
+    assert params[1] < optimum < params[-2]
+
+
+def test_a_previous_fit_that_is_none_is_named(tmp_path):
+    from flops_fit_core.api import plan as plan_study
+
+    wrong = tmp_path / "fit.json"
+    wrong.write_text("{}")
+    with pytest.raises(UserError, match="fit.json is not a fit"):
+        plan_study(text_table(write_text(tmp_path / "text"), sweep={"previous_fit": str(wrong)}))
+
+
+def test_a_size_that_cannot_be_built_says_which(tmp_path):
+    table = text_table(write_text(tmp_path / "text"), sweep={"sizes": [{"width": 8}, {"width": 7}]})
+    with pytest.raises(ConfigError, match=r"sweep.sizes.1.width: .*even"):
+        make_experiment(table, installed())
+
+
+def test_a_family_that_raises_is_named_with_the_options_it_raised_at():
+    class Fragile(Bench):
+        def build_net(self, options, task):
+            if options.width > 4:
+                raise RuntimeError("too wide for me")
+            return super().build_net(options, task)
+
+    bench = Fragile()
+    with pytest.raises(PluginError, match=r"bench/net.*width=8.*too wide for me"):
+        make_plan(make_experiment(bench.table(), bench.registry()))
+
+
+# ---------------------------------------------------------------------------- what is left out
+
+
+def test_a_size_that_would_see_the_data_twice_is_left_out_and_the_plan_says_how_often():
+    plan = planned(surface(), tokens=30 * 10**9)
+    assert plan.skipped
+    for cell in plan.skipped:
+        tokens = cell.budget / gpt_flops_per_token(cell.size, 6, 128, 512)
+        assert tokens > 29.9e9
+        assert f"{tokens / 30e9:.2f} epochs of the 3e+10" in cell.reason
+        assert "sweep.repeat = true" in cell.reason
+    assert all(run.tokens <= 30 * 10**9 for run in plan.runs)
+    assert len(plan.runs) + len(plan.skipped) == 24
+
+
+def test_repeated_data_is_allowed_where_it_is_asked_for():
+    plan = planned(surface(sweep={"repeat": True}), tokens=30 * 10**9)
+    assert not plan.skipped
+    assert any(run.tokens > 30 * 10**9 for run in plan.runs)
+
+
+def test_a_size_with_too_few_steps_is_left_out():
+    everything = planned(surface())
+    limit = sorted(run.steps for run in everything.runs)[3]
+    plan = planned(surface(sweep={"min_steps": limit}))
+    assert len(plan.runs) + len(plan.skipped) == 24
+    assert 1 <= len(plan.skipped) <= 5
+    assert all(f"fewer than sweep.min_steps = {limit} steps" in cell.reason for cell in plan.skipped)
+    assert all(run.steps >= 0.99 * limit for run in plan.runs)
+
+
+def test_a_budget_too_small_for_any_size_says_why_for_each():
+    with pytest.raises(PlanError, match="budget 1e\\+07 can train none of its sizes") as caught:
+        planned(surface(sweep={"budgets": [1e7, 1e19]}))
+    assert str(caught.value).count("fewer than sweep.min_steps") == 6
+
+
+# ---------------------------------------------------------------------------- hyperparameters, seeds
+
+
+def test_what_the_user_sets_wins_over_the_recipe_and_the_plan_says_so():
+    plan = planned(surface(optimizer={"lr": 0.002}))
+    assert {run.optimizer.options["lr"] for run in plan.runs} == {0.002}
+    assert {tuple(run.optimizer.options["betas"]) for run in plan.runs} == {(0.9, 0.95)}
+    assert any("optimizer.lr = 0.002 is yours" in note for note in plan.notes)
+    assert not any("betas" in note for note in plan.notes)
+
+
+def test_the_recipe_fills_what_was_left_unset():
+    for run in planned(surface()).runs:
+        assert run.optimizer.options["lr"] == 0.008
+        assert run.base_width == 64
+        assert run.schedule.options["warmup_tokens"] == pytest.approx(0.05 * run.tokens, rel=0.011)
+
+
+def test_seeds_multiply_the_runs():
+    one, three = planned(surface()), planned(surface(sweep={"seeds": [0, 1, 2]}))
+    assert len(three.runs) == 3 * len(one.runs)
+    assert {run.id for run in one.runs} == {run.id for run in three.runs if run.seed == 0}
+
+
+def test_a_recipe_that_gives_what_an_optimizer_refuses_is_named():
+    class Wild:
+        @hookimpl
+        def flops_fit_recipes(self):
+            yield RecipeSpec(
+                name="wild", build=lambda options, about: Hyperparameters(batch_size=4, betas=(0.9, 1.5))
+            )
+
+    registry = installed().with_plugins({"endless": Endless(), "wild": Wild()})
+    with pytest.raises(ConfigError, match=r"recipe 'wild/wild' gave values that 'optim/adamw' refuses:\n  betas"):
+        make_plan(make_experiment(surface(recipe="wild"), registry))
+
+
+@pytest.mark.parametrize("given", [None, 3.0, FlopCount(0.0, 1, "none", "none"), FlopCount(math.nan, 1, "", "")])
+def test_a_counter_that_gives_no_count_is_named(given):
+    class Wild:
+        @hookimpl
+        def flops_fit_flop_counters(self):
+            yield FlopCounterSpec(name="wild", build=lambda options, measured: given)
+
+    registry = installed().with_plugins({"endless": Endless(), "wild": Wild()})
+    with pytest.raises(PluginError, match="flops 'wild/wild' gave"):
+        make_plan(make_experiment(surface(flops="wild"), registry))
+
+
+# ---------------------------------------------------------------------------- the cost of planning
+
+
+def test_a_hundred_billion_parameters_are_planned_without_memory():
+    code = """
+import json, resource, sys
+sys.path.insert(0, {tests!r})
+from test_planning import planned, surface
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+plan = planned(surface(model={{"depth": 80, "head_dim": 128}}, sweep={{"sizes": [{{"width": 10240}}], "budgets": [1e25]}}))
+after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+print(json.dumps([plan.runs[0].params, (after - before) / 1024]))
+"""
+    said = subprocess.run(
+        [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    params, megabytes = json.loads(said.stdout)
+    assert params == 80 * (12 * 10240**2 + 2 * 10240) + 10240 + 512 * 10240
+    assert params > 1e11
+    # Of which most is torch itself; the weights alone would be 400,000.
+    assert megabytes < 500
+
+
+def test_planning_leaves_the_global_random_state_alone(tmp_path):
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    make_plan(make_experiment(text_table(write_text(tmp_path / "text")), installed()))
+    assert torch.equal(torch.rand(3), expected)
