@@ -123,6 +123,7 @@ def test_every_record_it_makes_says_that_it_is_synthetic(study):
         error = math.log(result.loss / surface.loss(result.run.params, result.tokens))
         assert 0 < abs(error) < 0.05
         assert result.tokens == result.run.tokens
+        assert result.seconds >= 0
         assert result.flops == pytest.approx(result.run.budget, rel=0.01)
 
 

@@ -223,7 +223,7 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; vertical-align: bottom; }
 td.left:last-child { white-space: normal; min-width: 9rem; }
-sub, sup { line-height: 0; }
+sub, sup { line-height: 0; font-size: .75em; }
 .right { text-align: right; }
 .left { text-align: left; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .25rem 1.5rem; font-size: .92rem; }

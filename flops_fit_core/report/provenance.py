@@ -9,9 +9,17 @@ from typing import NamedTuple
 
 from flops_fit_core.records import LawFit, PluginChoice, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
+from flops_fit_core.report.datatable import conventions
 from flops_fit_core.report.tables import run_conventions
 
-_KINDS = ("model", "dataset", "optimizer", "schedule", "trainer", "flops_counter")
+_KINDS = {
+    "model": "Model",
+    "dataset": "Dataset",
+    "optimizer": "Optimizer",
+    "schedule": "Schedule",
+    "trainer": "Trainer",
+    "flops_counter": "FLOPs counter",
+}
 
 
 class Fact(NamedTuple):
@@ -28,6 +36,7 @@ def provenance(fit: LawFit, results: Sequence[RunResult] = (), plan: SweepPlan |
         *_of_fit(fit),
         *(_of_choices(runs) if runs else ()),
         *(_of_results(results, plan) if results else ()),
+        *_of_counting(fit, results, plan),
     ]
     return [fact for fact in facts if fact.value]
 
@@ -49,9 +58,8 @@ def _of_fit(fit: LawFit) -> Iterator[Fact]:
 
 
 def _of_choices(runs: Sequence[RunSpec]) -> Iterator[Fact]:
-    for kind in _KINDS:
-        choices = [getattr(run, kind) for run in runs]
-        yield Fact(kind.replace("_", " ").replace("flops", "FLOPs").capitalize(), _common(choices))
+    for kind, name in _KINDS.items():
+        yield Fact(name, _common([getattr(run, kind) for run in runs]))
     yield Fact("Data", _joined(run.fingerprint for run in runs))
     yield Fact("Seeds of the runs", _joined(str(run.seed) for run in runs))
 
@@ -63,14 +71,22 @@ def _of_results(results: Sequence[RunResult], plan: SweepPlan | None) -> Iterato
     }
     planned = f" of {len(plan.runs)} planned" if plan else ""
     yield Fact("Runs", ", ".join(f"{count} {status}" for status, count in counts.items() if count) + planned)
-    yield Fact("Conventions of the runs", run_conventions(results, plan))
-    flops, seconds = math.fsum(one.flops for one in results), math.fsum(one.seconds for one in results)
-    yield Fact("Trained", f"{numbers.scientific(flops)} FLOPs, {numbers.duration(seconds)} of runs' wall time")
+    trained = [one for one in results if not one.synthetic]
+    flops, seconds = math.fsum(one.flops for one in trained), math.fsum(one.seconds for one in trained)
+    cost = f"{numbers.scientific(flops)} FLOPs, {numbers.duration(seconds)} of runs' wall time"
+    yield Fact("Trained", cost if trained else "nothing: the losses were computed from a formula")
     yield Fact("Device", _joined(" ".join(filter(None, (one.device, one.precision))) for one in results))
     held = {one.heldout_tokens for one in results if one.heldout_tokens}
     yield Fact("Held-out", _joined(f"{count:,}" for count in sorted(held)))
     yield Fact("Versions", _versions(results))
     yield Fact("Last result", max(one.finished for one in results).strftime("%Y-%m-%d %H:%M UTC"))
+
+
+def _of_counting(fit: LawFit, results: Sequence[RunResult], plan: SweepPlan | None) -> Iterator[Fact]:
+    """How the runs were counted, where that is not simply what the fit says."""
+    counted = run_conventions(results, plan)
+    if (results or plan) and counted != conventions(fit.params_name, fit.flops_name, fit.unit):
+        yield Fact("Conventions of the runs", counted)
 
 
 def describe(choice: PluginChoice) -> str:

@@ -32,7 +32,7 @@ def minima_table(fit: LawFit) -> DataTable:
             column("D/N", "tokens_per_param", numbers.ratio),
             column("loss", "loss", numbers.loss),
             column("runs", "n_runs"),
-            Column("", lambda row: row["flag"], left=True),
+            *((Column("", lambda row: row["flag"], left=True),) if any(row["flag"] for row in rows) else ()),
         ),
         style=lambda row: "yellow" if row["at_edge"] else "",
     )
@@ -65,28 +65,31 @@ _PREDICTION_FIELDS = (
 
 
 def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
-    """What to train for each budget, with the fit's intervals."""
-    level = f"{fit.level:.0%}"
+    """What to train for each budget, with the fit's intervals where it has them."""
+    rows = tuple(_prediction_row(optimum) for optimum in optima)
     return DataTable(
         title="What to train for a budget",
         about=conventions(fit.params_name, fit.flops_name, fit.unit) + f" Fitted by {fit.fitter.name}.",
         fields=_PREDICTION_FIELDS,
-        rows=tuple(_prediction_row(optimum) for optimum in optima),
+        rows=rows,
         columns=(
             column("C", "flops", numbers.scientific),
             column("N_opt", "params", numbers.count),
-            _span_column(level, "params", numbers.count),
+            *_span_columns(fit, rows, "params", numbers.count),
             column("D_opt", "tokens", numbers.count),
-            _span_column(level, "tokens", numbers.count),
+            *_span_columns(fit, rows, "tokens", numbers.count),
             column("D/N", "tokens_per_param", numbers.ratio),
             column("loss", "loss", numbers.loss),
-            _span_column(level, "loss", numbers.loss),
+            *_span_columns(fit, rows, "loss", numbers.loss),
         ),
     )
 
 
-def _span_column(heading: str, name: str, show: Callable[[float], str]) -> Column:
-    return Column(heading, lambda row: numbers.span(row[f"{name}_low"], row[f"{name}_high"], show, "–"))
+def _span_columns(fit: LawFit, rows: Iterable[Row], name: str, show: Callable[[float], str]) -> list[Column]:
+    low, high = f"{name}_low", f"{name}_high"
+    if all(row[low] is None for row in rows):
+        return []
+    return [Column(f"{fit.level:.0%}", lambda row: numbers.span(row[low], row[high], show, "–"))]
 
 
 def _prediction_row(optimum: Optimum) -> Row:

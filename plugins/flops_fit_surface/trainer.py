@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from flops_fit_core import ConfigError, Job, LossSurface, RunResult, TrainContext
@@ -18,6 +19,7 @@ class SurfaceTrainer:
         for run in job.runs:
             if context.should_stop():
                 return
+            started = time.monotonic()
             surface = context.dataset(run)
             if not isinstance(surface, LossSurface):
                 raise ConfigError(
@@ -26,5 +28,11 @@ class SurfaceTrainer:
                 )
             loss = surface.synthetic_loss(run.params, run.tokens, run.id)
             yield context.result(
-                run, "completed", loss=loss, tokens=run.tokens, unique_tokens=run.tokens, synthetic=True
+                run,
+                "completed",
+                loss=loss,
+                tokens=run.tokens,
+                unique_tokens=run.tokens,
+                seconds=time.monotonic() - started,
+                synthetic=True,
             )

@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from flops_fit_core import Law
 from flops_fit_core.report import isoflop_figure, optimum_figure, save_figure, tokens_per_param_figure
 from flops_fit_core.report.axes import log_ticks, set_log_axis
 
@@ -86,6 +87,27 @@ def test_a_profile_is_drawn_through_its_minimum():
         params = surfaces.best_params(budget)
         assert lowest[0] == pytest.approx(params, rel=0.02)
         assert lowest[1] == pytest.approx(surfaces.loss(params, budget / 6 / params), rel=1e-5)
+
+
+def test_a_fitted_surface_is_drawn_as_its_slices():
+    law = {"E": surfaces.E, "A": surfaces.A, "B": surfaces.B, "alpha": surfaces.ALPHA, "beta": surfaces.BETA}
+    fit = surfaces.law_fit(minima=(), law=Law(name="parametric", parameters=law))
+    runs = surfaces.runs(BUDGETS, sizes=5, shift=3.0)
+    axes = isoflop_figure(runs, fit).axes[0]
+    found = stars(axes)
+    assert [x for x, _, _ in found] == pytest.approx(
+        [surfaces.best_params(budget) for budget in BUDGETS], rel=1e-6
+    )
+    curves = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 50]
+    for curve, budget in zip(curves, BUDGETS, strict=True):
+        for params, loss in curve[::20]:
+            assert loss == pytest.approx(surfaces.loss(params, budget / 6 / params), rel=1e-9)
+
+
+def test_a_law_of_an_unknown_form_is_drawn_without_profiles():
+    axes = isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit(minima=())).axes[0]
+    assert stars(axes) == []
+    assert sum(len(line.get_xydata()) for line in axes.lines if line.get_marker() == "o") == 21
 
 
 def test_the_band_has_the_ends_of_the_optimum_s_intervals():

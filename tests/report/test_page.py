@@ -212,3 +212,13 @@ def test_bootstrap_draws_are_counted_with_those_that_failed():
     found = facts([], draws={"a": (0.5, 0.51, 0.49)}, failed_draws=2, seed=4)
     assert found["Bootstrap"] == "3 draws, 2 more failed, seed 4, 90% intervals"
     assert facts([])["Bootstrap"] == "none"
+
+
+def test_nothing_is_said_to_have_been_trained_that_was_not():
+    found = facts([surfaces.result(synthetic=True)])
+    assert found["Trained"] == "nothing: the losses were computed from a formula"
+
+
+def test_runs_that_were_counted_otherwise_than_the_fit_says_are_pointed_out():
+    assert "Conventions of the runs" not in facts([surfaces.result()])
+    assert "model's own" in facts([surfaces.result(flops_name="model's own")])["Conventions of the runs"]

@@ -35,7 +35,9 @@ def test_a_table_of_minima_says_which_minimum_lies_at_the_edge():
     assert [cells[-1] for cells in table.cells()] == ["at the grid's edge", ""]
     assert [row["at_edge"] for row in read(table)] == ["true", "false"]
     assert "does not use it" in table.about
-    assert "does not use it" not in minima_table(surfaces.law_fit()).about
+    without = minima_table(surfaces.law_fit())
+    assert "does not use it" not in without.about
+    assert "" not in [column.heading for column in without.columns]
 
 
 def test_a_profile_that_does_not_curve_has_no_minimum_rather_than_one_at_the_edge():
@@ -61,13 +63,15 @@ def test_predictions_keep_both_ends_of_every_interval_and_the_notes():
     assert row["notes"] == "10 times beyond."
 
 
-def test_a_prediction_without_interval_shows_a_dash_and_keeps_an_empty_field():
+def test_a_prediction_without_interval_has_empty_fields_and_no_column_for_it():
     optimum = surfaces.true_optimum(1e21)
     bare = optimum.params.model_copy(update={"low": None, "high": None})
-    table = predictions_table(surfaces.law_fit(), [optimum.model_copy(update={"params": bare})])
-    assert table.cells()[0][2] == "–"
+    without = optimum.model_copy(update={"params": bare})
+    table = predictions_table(surfaces.law_fit(), [without])
+    assert [column.heading for column in table.columns].count("90%") == 2
     assert read(table)[0]["params_low"] == ""
     assert table.json()[0]["params_low"] is None
+    assert predictions_table(surfaces.law_fit(), [optimum, without]).cells()[1][2] == "–"
 
 
 @pytest.mark.parametrize("name", ["minima", "predictions", "plan", "runs"])
