@@ -59,6 +59,7 @@ class Sweep(Table):
     multiple_of: PositiveInt | None = None
     """Sizes are multiples of this; unset, what the family asks for."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
+    """Every size of every budget is trained once with each: initial weights and the order of the data."""
     batch_size: PositiveInt | None = None
     """Samples a step for every run; unset, the recipe decides."""
     min_steps: PositiveInt = 100

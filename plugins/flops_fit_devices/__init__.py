@@ -116,9 +116,14 @@ def _visible_gpus() -> list[str]:
     return names[:count]
 
 
+def build_cpu(options: Options) -> Device:
+    """The processor, in float32."""
+    return CPU()
+
+
 @hookimpl
 def flops_fit_devices() -> Iterable[DeviceSpec]:
     """Offer ``auto``, ``cpu`` and ``cuda``."""
     yield DeviceSpec(name="auto", build=build_auto, slots=auto_slots)
-    yield DeviceSpec(name="cpu", build=lambda options: CPU(), slots=cpu_slots)
+    yield DeviceSpec(name="cpu", build=build_cpu, slots=cpu_slots)
     yield DeviceSpec(name="cuda", options=CUDAOptions, build=build_cuda, slots=cuda_slots)

@@ -26,6 +26,7 @@ class GPTOptions(Options):
     mlp_ratio: PositiveInt = 4
     """Hidden units of a block's feed-forward part over the width."""
     positions: Literal["rotary", "learned"] = "rotary"
+    """Rotary embeddings (Su et al. 2021), or a table of learned ones that is looked up."""
     tied: bool = False
     """Whether the output head is the input embedding."""
 

@@ -21,8 +21,11 @@ class SGDOptions(Options):
     lr: Annotated[float, Field(gt=0)] = 0.01
     """Peak learning rate, the same for all parameters."""
     momentum: Momentum = 0.0
+    """Share of the last step that is taken again."""
     nesterov: bool = False
+    """Nesterov's momentum; needs ``momentum``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Added to the gradient (L2), of matrices."""
 
 
 class AdamWOptions(Options):
@@ -32,7 +35,9 @@ class AdamWOptions(Options):
     """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. The
     default recipe says 0.008 for families that name their width."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square; the default recipe says 0.9 and 0.95."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of the squared gradient's average."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Of matrices. A step shrinks them by ``lr * weight_decay`` at every width: where the recipe scales a
     matrix's learning rate, its decay is divided by the same factor (Wang & Aitchison 2024)."""

@@ -25,9 +25,13 @@ class SurfaceOptions(Options):
     E: Annotated[float, Field(ge=0)] = 1.8172
     """Loss that no model gets below."""
     A: PositiveFloat = 482.01
+    """Of the term that falls with N."""
     B: PositiveFloat = 2085.43
+    """Of the term that falls with D."""
     alpha: PositiveFloat = 0.3478
+    """Exponent of N."""
     beta: PositiveFloat = 0.3658
+    """Exponent of D."""
     noise: Annotated[float, Field(ge=0)] = 0.0
     """Standard deviation of ln L from run to run; 0.01 is about 1% of the loss."""
     noise_seed: int = 0

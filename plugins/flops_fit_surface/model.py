@@ -16,6 +16,7 @@ class FlatOptions(Options):
     """``params`` is N itself, so that a sweep can have exactly the sizes that one wants."""
 
     params: PositiveInt = 1_000_000
+    """N. This is what scales."""
 
 
 def build_flat(options: FlatOptions, task: Task) -> nn.Module:

@@ -1,0 +1,130 @@
+"""The option tables of docs/experiment-file.md, made from the code.
+
+``python tests/option_tables.py`` writes them anew.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+import re
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from flops_fit_core import Offer, Runtime
+from flops_fit_core.config import DEFAULTS, Experiment, Sweep
+from flops_fit_core.registry import KINDS, installed
+
+DOCUMENT = Path(__file__).parents[1] / "docs" / "experiment-file.md"
+BUNDLED = "flops-fit"
+HEADER = "| option | type | default | meaning |\n|---|---|---|---|\n"
+
+
+def render(text: str) -> str:
+    """A document with the tables between its markers made anew."""
+    for name, table in [("sweep", options_table(Sweep)), ("plugins", plugin_tables())]:
+        start, end = f"<!-- {name}-options -->\n", f"<!-- /{name}-options -->"
+        before, _, rest = text.partition(start)
+        text = before + start + table + end + rest.partition(end)[2]
+    return text
+
+
+def plugin_tables() -> str:
+    """A heading and a table for every bundled plugin, by kind."""
+    parts = []
+    for kind in KINDS:
+        bundled = [offer for offer in installed().offers(kind) if offer.source.split(" ")[0] == BUNDLED]
+        heading = f"### `[{kind}]`: {about_kind(kind)}" if kind != "logger" else "### `loggers`: none by default"
+        parts += [heading, *(section for offer in bundled for section in plugin_sections(offer))]
+    return "\n\n".join(parts) + "\n"
+
+
+def about_kind(kind: str) -> str:
+    if kind == "trainer":
+        return "by default what the dataset asks for, otherwise `torch`"
+    if kind in DEFAULTS:
+        return f"by default `{DEFAULTS[kind].rpartition('/')[2]}`"
+    return "required" if Experiment.model_fields[kind].is_required() else "optional"
+
+
+def plugin_sections(offer: Offer[Any]) -> Iterator[str]:
+    options = offer.spec.options
+    none = "" if options.model_fields else " No options."
+    yield f"**`{offer.spec.name}`** (`{offer.name}`): {code_marks(about_plugin(offer))}{none}"
+    if options.model_fields:
+        yield options_table(options).rstrip()
+
+
+def about_plugin(offer: Offer[Any]) -> str:
+    """What it is: from its options' docstring, or where plugins share them, from what its ``build`` says."""
+    shared = offer.spec.kind in ("flops", "store", "device")
+    doc = inspect.getdoc(offer.spec.build if shared else offer.spec.options) or ""
+    text = " ".join(doc.partition("\n\n")[0].split())
+    return re.split(r"(?<=\.) (?:Raises|Leaves out)", text)[0] if shared else " ".join(doc.split())
+
+
+def options_table(model: type[BaseModel]) -> str:
+    """One row an option: name, type, default, meaning."""
+    schema = model.model_json_schema()["properties"]
+    meanings = attribute_docstrings(model)
+    rows = []
+    for name, field in model.model_fields.items():
+        default = "required" if field.is_required() else shown(field.get_default(call_default_factory=True))
+        runtime = any(isinstance(mark, Runtime) or mark is Runtime for mark in field.metadata)
+        meaning = code_marks(meanings.get(name, "")) + (" †" if runtime else "")
+        cells = [f"`{name}`", kind_of(schema[name]), default, meaning.strip()]
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return HEADER + "\n".join(rows) + "\n"
+
+
+def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
+    """The text below each field, of the class and of those it inherits from."""
+    found: dict[str, str] = {}
+    for cls in reversed(model.__mro__):
+        if not (issubclass(cls, BaseModel) and cls.__module__.startswith("flops_fit")):
+            continue
+        (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+        assert isinstance(tree, ast.ClassDef)
+        for node, after in zip(tree.body, tree.body[1:], strict=False):
+            if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
+                found[ast.unparse(node.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    return found
+
+
+def shown(default: Any) -> str:
+    if default is None:
+        return "unset"
+    return f"`{json.dumps(list(default) if isinstance(default, tuple) else default)}`"
+
+
+def code_marks(text: str) -> str:
+    return re.sub(r"``(.+?)``", r"`\1`", text)
+
+
+NAMES = {"integer": "integer", "number": "number", "string": "text", "boolean": "true or false", "object": "table"}
+LIMITS = {"exclusiveMinimum": "> ", "minimum": "≥ ", "exclusiveMaximum": "< ", "maximum": "≤ "}
+
+
+def kind_of(schema: Mapping[str, Any]) -> str:
+    """A JSON schema in a few words."""
+    for union in ("anyOf", "oneOf"):
+        if union in schema:
+            kinds = [kind_of(one) for one in schema[union] if one.get("type") != "null"]
+            return ", or ".join(dict.fromkeys(kinds))
+    if "enum" in schema:
+        return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
+    if schema.get("type") == "array":
+        if "prefixItems" in schema:
+            return f"{len(schema['prefixItems'])} of: {kind_of(schema['prefixItems'][0])}"
+        return f"list of: {kind_of(schema['items'])}"
+    limits = [f"{sign}{schema[key]:g}" for key, sign in LIMITS.items() if key in schema]
+    return " ".join([NAMES[schema["type"]], ", ".join(limits)]).strip()
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(render(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")
