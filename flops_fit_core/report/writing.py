@@ -46,9 +46,8 @@ def write_report(
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest = fit.flops_range[1]
-    asked = sorted(budgets) if budgets else [largest, 10 * largest, 100 * largest]
+    asked, first = questions(fit, budgets)
     predictions = [optimum(flops) for flops in asked]
-    answer = predictions[-1] if budgets else predictions[1]
     synthetic = any(result.synthetic for result in results)
     ahead = [flops for flops in asked if flops > largest * 1.001]
     figures = {
@@ -68,7 +67,15 @@ def write_report(
         files.append(folder / f"{stem}.csv")
         files[-1].write_text(table.csv(), encoding="utf-8")
     title = plan.name if plan else "Scaling law"
-    story = Story(title, fit, answer, predictions, pictures, results, plan, synthetic)
+    story = Story(title, fit, predictions[first], predictions, pictures, results, plan, synthetic)
     page = folder / "index.html"
     page.write_text(render(story), encoding="utf-8")
     return [page, *files]
+
+
+def questions(fit: LawFit, budgets: Sequence[float] | None) -> tuple[list[float], int]:
+    """The budgets to predict for, ascending, and which of them is answered first."""
+    if budgets:
+        return sorted(budgets), len(budgets) - 1
+    largest = fit.flops_range[1]
+    return [largest, 10 * largest, 100 * largest], 1

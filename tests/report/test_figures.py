@@ -28,7 +28,6 @@ def stars(axes):
 
 
 def texts(figure):
-    figure.draw_without_rendering()
     found = [text.get_text() for axes in figure.axes for text in axes.texts]
     for axes in figure.axes:
         found += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")]
