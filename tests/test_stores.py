@@ -415,7 +415,7 @@ def test_a_closed_database_is_one_file(tmp_path: Path) -> None:
 
 
 def add_a_note(db: Database) -> None:
-    db.table("results").add_column("note", str)
+    db.execute("ALTER TABLE results ADD COLUMN note TEXT")
 
 
 def stumble(db: Database) -> None:

@@ -35,16 +35,17 @@ _MAGIC = b"SQLite format 3\0"
 
 
 def _first_tables(db: Database) -> None:
-    db.table("results").create(
-        {"added": int, **COLUMNS}, pk="added", not_null={"id", "attempt", "status", "record"}
-    )
-    db.table("results").create_index(["id", "attempt"], unique=True)
-    db.table("claims").create({"id": str, "owner": str, "until": float}, pk="id", not_null={"owner", "until"})
+    results = {"added": int, **COLUMNS}
+    claims = {"id": str, "owner": str, "until": float}
+    db.execute(db.create_table_sql("results", results, pk="added", not_null={"id", "attempt", "status", "record"}))
+    db.execute("CREATE UNIQUE INDEX results_id_attempt ON results (id, attempt)")
+    db.execute(db.create_table_sql("claims", claims, pk="id", not_null={"owner", "until"}))
 
 
 Migrations = Sequence[Callable[[Database], None]]
 MIGRATIONS: Migrations = (_first_tables,)
-"""Append only. Each brings a file from the schema before it to its own; ``PRAGMA user_version`` counts them."""
+"""Append only. Each brings a file from the schema before it to its own; ``PRAGMA user_version`` counts them.
+They use ``db.execute`` only: before version 4, what changes a table in sqlite-utils ends the transaction."""
 
 
 def open_database(path: Path, wait: float) -> Database:
