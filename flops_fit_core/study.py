@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.folder import StudyFolder
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.registry import Registry, registry_from
@@ -205,10 +205,23 @@ class Study:
         return minima_table(self.fit)
 
     def plot(self, path: str | Path | None = None) -> Figure:
-        """The IsoFLOP profiles with their minima starred; saved as well where a path is given (PNG, SVG, PDF)."""
-        from flops_fit_core.report import isoflop_figure
+        """The IsoFLOP profiles with their minima starred; the runs alone where no law can be fitted.
 
-        figure: Figure = isoflop_figure(self.observations, self.fit, synthetic=self.synthetic)
+        Saved as well where a path is given (PNG, SVG, PDF).
+        """
+        from flops_fit_core.report import isoflop_figure, runs_figure
+
+        figure: Figure
+        try:
+            figure = isoflop_figure(self.observations, self.fit, synthetic=self.synthetic)
+        except FitError:
+            figure = runs_figure(
+                self.observations,
+                params_name=self.plan.params_name,
+                flops_name=self.plan.flops_name,
+                unit=self.plan.unit,
+                synthetic=self.synthetic,
+            )
         if path is not None:
             figure.savefig(path)
         return figure

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flops_fit_core.report.figures import (
         isoflop_figure,
         optimum_figure,
+        runs_figure,
         save_figure,
         tokens_per_param_figure,
     )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "isoflop_figure": "figures",
     "optimum_figure": "figures",
+    "runs_figure": "figures",
     "save_figure": "figures",
     "tokens_per_param_figure": "figures",
     "write_report": "writing",
@@ -43,6 +45,7 @@ __all__ = [
     "optimum_figure",
     "plan_table",
     "predictions_table",
+    "runs_figure",
     "runs_table",
     "save_figure",
     "skipped_table",

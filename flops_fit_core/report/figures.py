@@ -83,6 +83,31 @@ def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, syntheti
     return figure
 
 
+def runs_figure(
+    observations: Sequence[Observation], *, params_name: str, flops_name: str, unit: str, synthetic: bool = False
+) -> Figure:
+    """Loss against N for each budget, without a law: what there is to see where none can be fitted."""
+    groups: dict[float | None, list[Observation]] = {}
+    for one in sorted(observations, key=lambda one: one.params):
+        groups.setdefault(one.budget, []).append(one)
+    budgets = sorted(budget for budget in groups if budget is not None)
+    figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+    axes = figure.add_subplot()
+    for budget, color in zip(budgets, _colors(budgets), strict=True):
+        runs = groups[budget]
+        axes.plot([one.params for one in runs], [one.loss for one in runs], "o-", ms=5, lw=0.8, color=color)
+        axes.lines[-1].set_label(power(budget))
+    others = groups.get(None, [])
+    axes.plot([one.params for one in others], [one.loss for one in others], "o", ms=4, color=_GREY)
+    if observations:
+        set_log_axis(axes, "x", *room([one.params for one in observations]), "count")
+    dress(axes, f"N, {params_name}", f"L, held-out loss (nats per {singular(unit)})")
+    axes.set_title(f"C: training FLOPs, {flops_name}. No law fitted.", fontsize=SMALL, color=INK, loc="left")
+    if budgets:
+        figure.legend(loc="outside right upper", title="C (FLOPs)", fontsize=SMALL, frameon=False, labelcolor=INK)
+    return _finished(figure, synthetic)
+
+
 def _colors(budgets: Sequence[float]) -> list[Any]:
     """Of each budget, ascending: by rank, so that near ones differ; by ln C where a colour bar is to be right."""
     if len(budgets) > _MANY:

@@ -134,7 +134,7 @@ class WorkerContext:
             "attempt": self.job.attempts.get(run.id, 1),
             "flops": run.flops_per_token * tokens,
             "parameters": parameters,
-            "seconds": time.monotonic() - self._started.get(run.id, time.monotonic()),
+            "seconds": time.monotonic() - self._started[run.id] if run.id in self._started else 0.0,
             "versions": self._versions(run),
             "runtime": self.job.runtime,
         }
@@ -165,7 +165,8 @@ class WorkerContext:
     def release(self) -> None:
         """Forget what was built and give the device's memory back."""
         self._dataset = None
-        gc.collect()
+        if self._started:
+            gc.collect()
         if "device" in self.__dict__:
             self.device.release()
 

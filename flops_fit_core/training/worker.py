@@ -51,9 +51,11 @@ def work(
 
 
 def _registry(plugins: str, objects: bytes | Mapping[str, object] | None) -> Registry:
-    if isinstance(objects, Mapping):
-        return registry_from(PluginSetup.model_validate_json(plugins), objects)
-    return _unpacked(plugins, objects)
+    if not objects:
+        return _unpacked(plugins, None)
+    if isinstance(objects, bytes):
+        return _unpacked(plugins, objects)
+    return registry_from(PluginSetup.model_validate_json(plugins), objects)
 
 
 @functools.lru_cache(maxsize=1)
