@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-import surfaces
+import made_up_fits
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg

@@ -6,7 +6,7 @@ from collections import Counter
 from html.parser import HTMLParser
 
 import pytest
-import surfaces
+import made_up_fits
 
 from flops_fit_core import Diagnostic, Interval, RunError
 from flops_fit_core.report import write_report

@@ -5,7 +5,7 @@ import io
 import json
 
 import pytest
-import surfaces
+import made_up_fits
 from rich.console import Console
 
 from flops_fit_core import RunError
