@@ -55,17 +55,18 @@ def about_kind(kind: str) -> str:
 def plugin_sections(offer: Offer[Any]) -> Iterator[str]:
     options = offer.spec.options
     none = "" if options.model_fields else " No options."
-    yield f"**`{offer.spec.name}`** (`{offer.name}`): {code_marks(about_plugin(offer))}{none}"
+    yield f"**`{offer.spec.name}`** (`{offer.name}`) {code_marks(about_plugin(offer))}{none}".rstrip()
     if options.model_fields:
         yield options_table(options).rstrip()
 
 
 def about_plugin(offer: Offer[Any]) -> str:
-    """What it is: from its options' docstring, or where plugins share them, from what its ``build`` says."""
-    shared = offer.spec.kind in ("flops", "store", "device")
-    doc = inspect.getdoc(offer.spec.build if shared else offer.spec.options) or ""
-    text = " ".join(doc.partition("\n\n")[0].split())
-    return re.split(r"(?<=\.) (?:Raises|Leaves out)", text)[0] if shared else " ".join(doc.split())
+    """What it is: its options' own docstring, or where plugins share their options, its ``build``'s."""
+    options = offer.spec.options
+    shared = sum(other.spec.options is options for other in installed().offers()) > 1
+    doc = "" if shared else " ".join((options.__doc__ or "").split())
+    first = " ".join((inspect.getdoc(offer.spec.build) or "").partition("\n\n")[0].split())
+    return doc or re.split(r"(?<=\.) (?:Raises|Leaves out)", first)[0]
 
 
 def options_table(model: type[BaseModel]) -> str:

@@ -11,6 +11,8 @@ from flops_fit_core import Executor, ExecutorContext, ExecutorSpec, Options, Run
 
 
 class LocalOptions(Options):
+    """Processes of this machine, one a core or one a GPU; or none: everything in this one."""
+
     workers: Annotated[NonNegativeInt | None, Runtime()] = None
     """Processes that train at the same time; unset, one a core or one a GPU. 0: no processes, one job after
     another in this one, where a debugger and a profiler see them."""

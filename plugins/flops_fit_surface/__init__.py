@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flops_fit_core import DatasetSpec, ModelSpec, TrainerSpec, hookimpl
+from flops_fit_core import DatasetSpec, ModelSpec, Options, Trainer, TrainerSpec, hookimpl
 from flops_fit_surface.dataset import Surface, SurfaceOptions
 from flops_fit_surface.model import FlatOptions, build_flat
 from flops_fit_surface.trainer import SurfaceTrainer
@@ -35,6 +35,11 @@ def flops_fit_datasets() -> Iterator[DatasetSpec]:
     )
 
 
+def build_trainer(options: Options) -> Trainer:
+    """Computes each run's loss from its dataset's formula and marks the result as synthetic."""
+    return SurfaceTrainer()
+
+
 @hookimpl
 def flops_fit_trainers() -> Iterator[TrainerSpec]:
-    yield TrainerSpec(name="surface", build=lambda options: SurfaceTrainer())
+    yield TrainerSpec(name="surface", build=build_trainer)

@@ -1,0 +1,318 @@
+"""What the documentation says is so: examples run, commands and options exist, links lead somewhere."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import option_tables
+import pytest
+import typer.main
+
+import flops_fit_core
+from flops_fit_core import Registry, hookspecs
+from flops_fit_core.cli import app
+from flops_fit_core.config import Experiment, load_experiment
+from flops_fit_core.registry import KINDS, installed
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+HOOKS = "hooks.md"
+"""Its examples have tests of their own: tests/test_hooks_are_documented.py."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block.
+
+    ``info`` is what stands behind its language: ``fragment`` is not complete, ``append FILE`` goes on with a file,
+    ``slow`` takes long.
+    """
+
+    document: Path
+    language: str
+    info: str
+    text: str
+
+    @property
+    def file(self) -> str | None:
+        """The file that a complete block shows, named by a comment in its first line."""
+        named = re.match(r"# (\w[\w.-]*\.(?:py|toml))\n", self.text)
+        return named[1] if named else None
+
+    def __str__(self) -> str:
+        return f"{self.document.name}-{self.file or self.text.splitlines()[0][:30]}"
+
+
+def blocks(language: str) -> list[Block]:
+    return [block for path in DOCUMENTS for block in blocks_of(path) if block.language == language]
+
+
+def blocks_of(path: Path) -> list[Block]:
+    found = re.findall(r"^( *)```(\w+)([^\n]*)\n(.*?)^ *```$", path.read_text(encoding="utf-8"), re.M | re.S)
+    return [Block(path, language, info.strip(), text) for _, language, info, text in found]
+
+
+def test_every_block_says_what_it_is() -> None:
+    for path in DOCUMENTS:
+        fences = re.findall(r"^ *```(.*)$", path.read_text(encoding="utf-8"), re.M)
+        assert set(fences[::2]) <= {
+            *("python", "python fragment", "python append causal_conv.py", "python slow"),
+            *("toml", "toml fragment", "bash", "text"),
+        }, path
+
+
+# ---------------------------------------------------------------------------- python
+
+
+def files_of(path: Path) -> dict[str, str]:
+    """The files that a document shows, whole."""
+    files: dict[str, str] = {}
+    for block in blocks_of(path):
+        if block.info.startswith("append "):
+            files[block.info.removeprefix("append ")] += "\n\n" + block.text
+        elif block.file and block.info in ("", "slow"):
+            files[block.file] = block.text
+    return files
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working directory; what is imported from it is forgotten afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", None)):
+            del sys.modules[name]
+
+
+RUN = [block for block in blocks("python") if block.document.name != HOOKS and block.info in ("", "slow")]
+SCRIPTS = [
+    pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.info == "slow" else [])
+    for block in RUN
+    if not (block.file or "").startswith("test_")
+]
+
+
+@pytest.mark.parametrize("block", SCRIPTS)
+def test_an_example_runs(block: Block, folder: Path) -> None:
+    path = folder / (block.file or "example.py")
+    path.write_text(block.text, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-W", "error", path.name],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def plugin_modules(folder: Path) -> Iterator[tuple[str, ModuleType]]:
+    for document in DOCUMENTS:
+        for name, source in files_of(document).items():
+            if "@hookimpl" in source:
+                (folder / name).write_text(source, encoding="utf-8")
+                importlib.invalidate_caches()
+                yield name, importlib.import_module(name.removesuffix(".py"))
+
+
+def test_every_plugin_that_is_shown_can_be_used(folder: Path) -> None:
+    found = dict(plugin_modules(folder))
+    assert set(found) == {"my_optimizers.py", "causal_conv.py"}
+    for module in found.values():
+        registry = Registry({"mine": module}, entry_points=False)
+        assert registry.problems == []
+        assert len(registry.offers()) == 1
+
+
+def test_the_walk_through_of_a_plugin_works_step_by_step(folder: Path) -> None:
+    document = ROOT / "docs" / "write-a-plugin.md"
+    for name, text in files_of(document).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+    def ends_well(*command: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(["site", str(ROOT)]), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    command_line = ["-c", "from flops_fit_core.cli import main; main()"]
+    plan = ends_well(*command_line, "plan", "conv.toml", "-p", "causal_conv", "--flops", "model", "--no-estimate")
+    assert "18 runs" in plan
+    assert "causal_conv/conv" in plan, "it counts its own FLOPs"
+    assert " passed" in ends_well("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_causal_conv.py")
+    pip = [
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--target",
+        "site",
+    ]
+    ends_well(*pip, ".")
+    (folder / "causal_conv.py").unlink()
+    assert "causal-conv 1.0" in ends_well(*command_line, "plugins")
+    assert "18 runs" in ends_well(*command_line, "plan", "conv.toml", "--no-estimate")
+
+
+def test_the_readmes_optimizer_trains(folder: Path) -> None:
+    (name, module) = next(one for one in plugin_modules(folder) if one[0] == "my_optimizers.py")
+    study = flops_fit_core.run(
+        {
+            "sweep": {"budgets": [2e8], "sizes": [{"width": 8}], "min_steps": 5},
+            "model": {"name": "mlp", "depth": 1},
+            "dataset": "text",
+            "optimizer": "rmsprop",
+            "trainer": {"heldout_tokens": 1024},
+            "executor": {"name": "local", "workers": 0},
+            "device": "cpu",
+        },
+        registry=Registry({name.removesuffix(".py"): module}),
+        out=folder / "study",
+    )
+    assert [result.status for result in study.results] == ["completed"]
+    assert study.results[0].run.optimizer.name == "my_optimizers/rmsprop"
+
+
+# ---------------------------------------------------------------------------- experiment files
+
+EXPERIMENTS = [block for block in blocks("toml") if block.info == "" and "[sweep]" in block.text]
+
+
+def test_every_toml_block_is_toml() -> None:
+    for block in blocks("toml"):
+        assert tomllib.loads(block.text), block
+
+
+@pytest.mark.parametrize("block", EXPERIMENTS, ids=str)
+def test_an_experiment_that_is_shown_is_valid(block: Block, folder: Path) -> None:
+    modules = dict(plugin_modules(folder))
+    registry = Registry({name.removesuffix(".py"): module for name, module in modules.items()})
+    path = folder / (block.file or "example.toml")
+    path.write_text(block.text, encoding="utf-8")
+    assert load_experiment(path, registry).sweep.budgets
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs" / "examples").glob("*.toml")), ids=lambda path: path.name)
+def test_an_example_file_is_valid(path: Path) -> None:
+    assert load_experiment(path, installed()).name == path.stem
+
+
+def test_the_option_tables_are_those_of_the_code() -> None:
+    text = option_tables.DOCUMENT.read_text(encoding="utf-8")
+    assert option_tables.render(text) == text, "write them anew with: python tests/option_tables.py"
+
+
+def test_every_option_has_a_meaning() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\| *(.*?) *\|$", option_tables.DOCUMENT.read_text(encoding="utf-8"), re.M)
+    assert len(rows) > 50
+    assert [name for name, meaning in rows if meaning in ("", "†")] == []
+
+
+def test_every_table_of_an_experiment_is_documented() -> None:
+    text = option_tables.DOCUMENT.read_text(encoding="utf-8")
+    tables = set(Experiment.model_fields) - {"name", "loggers", "sweep"}
+    assert tables == set(KINDS) - {"logger"}
+    assert set(re.findall(r"^##+ `\[(\w+)\]`", text, re.M)) == tables | {"sweep"}
+
+
+# ---------------------------------------------------------------------------- commands
+
+
+def commands() -> Iterator[tuple[Block, list[str]]]:
+    for block in blocks("bash"):
+        for line in block.text.splitlines():
+            for part in line.split("&&"):
+                words = shlex.split(part, comments=True)
+                if words and Path(words[0]).name == "flops-fit":
+                    yield block, words[1:]
+
+
+def test_every_command_that_is_shown_exists() -> None:
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    seen = list(commands())
+    assert len(seen) > 15
+    for block, (name, *arguments) in seen:
+        assert name in known, f"{block}: flops-fit {name}"
+        options = {option for parameter in known[name].params for option in parameter.opts}
+        used = {word.partition("=")[0] for word in arguments if word.startswith("-")}
+        assert used <= options, f"{block}: flops-fit {name} has no {', '.join(used - options)}"
+
+
+def test_every_command_is_documented() -> None:
+    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
+    assert {name for name in known if f"flops-fit {name}" not in text} == set()
+
+
+@pytest.mark.parametrize("name", ["run-command", "test-command"])
+def test_the_readme_has_its_commands_between_markers(name: str) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(rf"<!-- {name} -->\n```bash\n([^\n]+)\n```\n<!-- /{name} -->", text)
+    assert len(found) == 1, "one line, so that it can be copied"
+
+
+def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
+    (tmp_path / ".ci").mkdir()
+    script = tmp_path / ".ci" / "run"
+    script.write_bytes((ROOT / ".ci" / "run").read_bytes())
+    script.chmod(0o755)
+    (tmp_path / "README.md").write_text(
+        "```bash\nexit 3\n```\n<!-- test-command -->\n```bash\necho one && pwd && echo 2 passed\n```\n"
+        "<!-- /test-command -->\n"
+    )
+    done = subprocess.run([str(script)], cwd=ROOT, check=True, capture_output=True, text=True)
+    shown, *printed = done.stdout.splitlines()
+    assert shown == "+ echo one && pwd && echo 2 passed"
+    assert printed == ["one", str(tmp_path), "2 passed"]
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+# ---------------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("http"):
+            continue
+        path, _, anchor = target.partition("#")
+        there = (document.parent / path).resolve() if path else document
+        assert there.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_document_is_linked_from_the_index() -> None:
+    text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for path in (ROOT / "docs").glob("*.md"):
+        assert path.name == "index.md" or f"({path.name})" in text, path
+
+
+def test_every_hook_is_within_reach_of_the_walk_through() -> None:
+    hooks = [name for name in vars(hookspecs) if name.startswith("flops_fit_")]
+    text = (ROOT / "docs" / HOOKS).read_text(encoding="utf-8")
+    assert all(hook in text for hook in hooks)
+    assert f"({HOOKS})" in (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
