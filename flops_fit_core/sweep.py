@@ -183,8 +183,8 @@ class Sweep:
     def _end(self, ended: JobEnded) -> None:
         job = self._running.pop(ended.job)
         for run in job.runs:
-            if run.id not in self._answered and ended.reason is not None:
-                error = RunError(type="WorkerLost", message=ended.reason)
+            if run.id not in self._answered:
+                error = RunError(type="WorkerLost", message=ended.reason or "the worker gave no result")
                 self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
         self._release(job)
 

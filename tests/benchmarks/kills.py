@@ -55,14 +55,14 @@ class Tally:
 class Killed:
     """One study that is killed and resumed until it is finished."""
 
-    def __init__(self, folder: Path, store: str, sizes: int, flops: float) -> None:
+    def __init__(self, folder: Path, store: str, sizes: int, flops: float, workers: int) -> None:
         self.folder = folder / "study"
         self.store = store
         self.mark = uuid.uuid4().hex
         table = text_table(
             write_text(folder / "text"),
             sweep={"budgets": [flops], "sizes": [{"width": 8 + 4 * k} for k in range(sizes)], "seeds": [0, 1]},
-            executor={"name": "local", "workers": 2},
+            executor={"name": "local", "workers": workers},
         )
         self.file = folder / "experiment.json"
         self.file.write_text(json.dumps(table))
@@ -192,13 +192,15 @@ def kill_worker(study: Killed, moment: Moment, tally: Tally, chosen: random.Rand
     return driver.returncode == 0
 
 
-def run_kills(store: str, kills: int, *, of_workers: bool, seed: int, sizes: int = 6, flops: float = 4e8) -> Tally:
+def run_kills(
+    store: str, kills: int, *, of_workers: bool, seed: int, sizes: int = 6, flops: float = 4e8, workers: int = 2
+) -> Tally:
     """So many kills, over as many studies as that takes."""
     chosen = random.Random(seed)
     tally = Tally()
     while tally.kills < kills:
         with tempfile.TemporaryDirectory() as folder:
-            study = Killed(Path(folder), store, sizes, flops)
+            study = Killed(Path(folder), store, sizes, flops, workers)
             tally.studies += 1
             ended = False
             while not ended:

@@ -1,0 +1,373 @@
+"""The loop that drives a sweep, with a real store and real training in this process."""
+
+import logging
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from small import Bench
+
+sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
+
+from kills import run_kills
+
+from flops_fit_core import ExecutorContext, JobEnded, RunResult, StoreError, hookimpl
+from flops_fit_core import sweep as sweep_module
+from flops_fit_core.config import make_experiment
+from flops_fit_core.planning import make_plan
+from flops_fit_core.registry import installed
+from flops_fit_core.sweep import Sweep, count_states
+
+
+class Setting:
+    """A plan of a few runs of milliseconds, a store on disk, and drivers of it."""
+
+    def __init__(self, folder, sizes=(4, 6, 8), **changes):
+        self.folder = folder
+        self.bench = Bench()
+        self.registry = self.bench.registry()
+        table = self.bench.table(20, **changes)
+        table["sweep"]["sizes"] = [{"width": width} for width in sizes]
+        table["sweep"] = {key: value for key, value in table["sweep"].items() if key != "batch_size"}
+        self.experiment = make_experiment(table, self.registry)
+        self.plan = make_plan(self.experiment)
+        self.trained = Counter()
+        self.bench.built.append(lambda model: self.trained.update([model[0].embedding_dim]))
+
+    def store(self, name="sqlite"):
+        spec = installed().find("store", f"stores/{name}").spec
+        return spec.build(spec.options(), self.folder)
+
+    def executor(self):
+        chosen = self.experiment.executor
+        context = ExecutorContext(
+            folder=self.folder,
+            plugins=self.registry.setup.model_dump_json(),
+            live=self.registry.objects,
+            slots=[{}],
+        )
+        return chosen.spec.build(chosen.options, context)
+
+    def driver(self, store, registry=None, **options):
+        return Sweep(self.plan, store, self.executor(), registry or self.registry, **options)
+
+    def break_size(self, width, error=RuntimeError):
+        def spoil(model):
+            def hook(module, inputs):
+                if torch.is_grad_enabled():
+                    raise error("this size breaks")
+
+            if model[0].embedding_dim == width:
+                model.register_forward_pre_hook(hook)
+
+        self.bench.built.append(spoil)
+
+
+@pytest.fixture
+def setting(tmp_path):
+    return Setting(tmp_path)
+
+
+class Notes:
+    """A logger that notes what it is told."""
+
+    def __init__(self):
+        self.told = []
+
+    def started(self, plan):
+        self.told.append("started")
+
+    def progress(self, progress):
+        self.told.append("progress")
+
+    def finished(self, result):
+        self.told.append(result.status)
+
+    def close(self):
+        self.told.append("closed")
+
+
+# ---------------------------------------------------------------------------- results
+
+
+def test_a_sweep_trains_every_run_of_its_plan_once_and_the_next_trains_none(setting):
+    store = setting.store()
+    results = setting.driver(store).run()
+    assert [result.id for result in results] == [run.id for run in setting.plan.runs]
+    assert all(result.status == "completed" for result in results)
+    assert setting.trained == {4: 1, 6: 1, 8: 1}
+    assert setting.driver(store).run() == results
+    assert setting.trained == {4: 1, 6: 1, 8: 1}
+
+
+def test_a_run_that_raises_is_a_result_and_the_others_are_trained(setting):
+    setting.break_size(6)
+    results = setting.driver(setting.store()).run()
+    assert [result.status for result in results] == ["completed", "failed", "completed"]
+    error = results[1].error
+    assert (error.type, error.message) == ("RuntimeError", "this size breaks")
+    assert "Traceback" in error.traceback
+    assert count_states(setting.plan, results) == {"waiting": 0, "completed": 2, "diverged": 0, "failed": 1}
+
+
+def test_each_call_tries_a_failed_run_once_more_and_keeps_every_attempt(setting):
+    setting.break_size(6)
+    store = setting.store()
+    for attempt in (1, 2, 3):
+        results = setting.driver(store).run()
+        assert results[1].attempt == attempt
+    assert setting.trained == {4: 1, 6: 3, 8: 1}
+    setting.bench.built.pop()
+    results = setting.driver(store).run()
+    assert results[1].status == "completed"
+    statuses = [result.status for result in store.attempts(results[1].id)]
+    assert statuses == ["failed", "failed", "failed", "completed"]
+
+
+def test_failed_runs_are_left_alone_where_that_is_asked_for(setting):
+    setting.break_size(6)
+    store = setting.store()
+    setting.driver(store).run()
+    results = setting.driver(store, retry_failed=False).run()
+    assert results[1].status == "failed"
+    assert setting.trained == {4: 1, 6: 1, 8: 1}
+
+
+def test_training_again_keeps_the_old_attempts(setting):
+    store = setting.store()
+    first = setting.driver(store).run()
+    second = setting.driver(store, again=True).run()
+    assert [result.attempt for result in second] == [2, 2, 2]
+    assert [result.loss for result in second] == [result.loss for result in first]
+    assert len(store.attempts(first[0].id)) == 2
+
+
+def test_a_diverged_run_is_finished(tmp_path):
+    setting = Setting(tmp_path, sizes=(4,), optimizer={"name": "adamw", "lr": 1e30})
+    store = setting.store()
+    for _ in range(2):
+        (result,) = setting.driver(store).run()
+        assert result.status == "diverged"
+    assert setting.trained == {4: 1}
+
+
+# ---------------------------------------------------------------------------- several drivers
+
+
+def test_two_drivers_on_one_store_never_train_a_run_twice(tmp_path):
+    setting = Setting(tmp_path, sizes=(2, 3, 4, 5, 6, 7, 8, 9))
+    setting.store().close()
+    results = {}
+
+    def drive(name):
+        store = setting.store()
+        results[name] = setting.driver(store).run()
+        store.close()
+
+    threads = [threading.Thread(target=drive, args=(name,)) for name in "ab"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert setting.trained == dict.fromkeys(range(2, 10), 1)
+    assert results["a"] == results["b"]
+    assert len(results["a"]) == 8
+
+
+def test_a_claim_of_a_driver_that_died_runs_out(setting):
+    store = setting.store()
+    dead = setting.plan.runs[0].id
+    assert store.claim(dead, "a driver that died", 1.5)
+    started = time.monotonic()
+    results = setting.driver(store).run()
+    assert time.monotonic() - started > 1.0
+    assert len(results) == 3
+    assert setting.trained == {4: 1, 6: 1, 8: 1}
+
+
+def test_a_claim_is_renewed_while_a_long_run_trains(setting, monkeypatch):
+    monkeypatch.setattr(sweep_module, "LEASE_SECONDS", 3.0)
+    store = setting.store()
+    run = setting.plan.runs[0].id
+    other, taken = setting.store(), []
+
+    class Slow:
+        """An executor whose run takes longer than a lease."""
+
+        capacity = 1
+
+        def submit(self, job):
+            self.job, self.until = job, time.monotonic() + 3.0
+
+        def events(self, timeout):
+            taken.append(other.claim(run, "somebody else", 1.0))
+            time.sleep(0.1)
+            if time.monotonic() > self.until:
+                yield JobEnded(self.job.id, "enough")
+
+        def close(self):
+            pass
+
+    one = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
+    Sweep(one, store, Slow(), setting.registry).run()
+    other.close()
+    assert len(taken) > 10
+    assert not any(taken)
+
+
+def test_claims_are_given_back_at_the_end(setting):
+    store = setting.store()
+    setting.driver(store).run()
+    assert all(store.claim(run.id, "the next", 1.0) for run in setting.plan.runs)
+
+
+# ---------------------------------------------------------------------------- who listens
+
+
+def test_loggers_are_told_of_the_start_each_result_and_the_end(setting):
+    notes = Notes()
+    setting.driver(setting.store(), loggers=[notes]).run()
+    assert [told for told in notes.told if told != "progress"] == ["started", *["completed"] * 3, "closed"]
+
+
+@pytest.mark.parametrize("broken", ["started", "finished", "close"])
+def test_a_logger_that_raises_stops_nothing_and_is_reported_once(setting, caplog, broken):
+    class Broken(Notes):
+        pass
+
+    def fail(self, *arguments):
+        raise OSError("the network is down")
+
+    setattr(Broken, broken, fail)
+    notes = Notes()
+    with caplog.at_level(logging.ERROR, "flops_fit"):
+        results = setting.driver(setting.store(), loggers=[Broken(), notes]).run()
+    assert len(results) == 3
+    assert notes.told.count("completed") == 3
+    assert len([record for record in caplog.records if "logger Broken stops" in record.message]) == 1
+
+
+def test_an_observer_that_raises_stops_nothing(setting):
+    seen = []
+
+    class Broken:
+        @hookimpl
+        def flops_fit_run_finished(self, run, result):
+            raise OSError("the network is down")
+
+    class Works:
+        @hookimpl
+        def flops_fit_run_finished(self, run, result):
+            seen.append((run.id, result.status))
+
+        @hookimpl
+        def flops_fit_sweep_finished(self, plan, results):
+            seen.append(len(results))
+
+    registry = setting.registry.with_plugins({"broken": Broken(), "works": Works()})
+    setting.driver(setting.store(), registry).run()
+    assert seen == [*((run.id, "completed") for run in by_flops(setting.plan)), 3]
+
+
+def by_flops(plan):
+    return sorted(plan.runs, key=lambda run: -run.flops)
+
+
+# ---------------------------------------------------------------------------- what stops a sweep
+
+
+def test_ctrl_c_closes_the_executor_gives_claims_back_and_keeps_results(setting):
+    closed = []
+    store = setting.store()
+
+    class Stops(Notes):
+        def finished(self, result):
+            raise KeyboardInterrupt
+
+    driver = setting.driver(store, loggers=[Stops()])
+    close = driver.executor.close
+    driver.executor.close = lambda: (closed.append(True), close())
+    with pytest.raises(KeyboardInterrupt):
+        driver.run()
+    assert closed
+    assert len(store.results()) == 1
+    assert all(store.claim(run.id, "the next", 1.0) for run in setting.plan.runs)
+    for run in setting.plan.runs:
+        store.release(run.id, "the next")
+    assert len(setting.driver(store).run()) == 3
+    assert setting.trained == {4: 1, 6: 1, 8: 1}
+
+
+def test_a_store_that_can_keep_nothing_more_ends_the_sweep_with_its_error(setting):
+    class Full:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def add(self, result):
+            raise StoreError("the disk is full")
+
+    closed = []
+    store = setting.store()
+    driver = setting.driver(Full(store))
+    close = driver.executor.close
+    driver.executor.close = lambda: (closed.append(True), close())
+    with pytest.raises(StoreError, match="the disk is full"):
+        driver.run()
+    assert closed
+    assert store.results() == []
+
+
+def test_a_run_whose_worker_died_is_a_failed_result(setting):
+    class Dies:
+        capacity = 2
+
+        def submit(self, job):
+            self.jobs = [*getattr(self, "jobs", []), job]
+
+        def events(self, timeout):
+            while self.jobs:
+                yield JobEnded(self.jobs.pop().id, "killed by SIGKILL")
+
+        def close(self):
+            pass
+
+    store = setting.store()
+    results = Sweep(setting.plan, store, Dies(), setting.registry).run()
+    assert [(one.status, one.error.type, one.error.message) for one in results] == [
+        ("failed", "WorkerLost", "killed by SIGKILL")
+    ] * 3
+
+
+def test_a_job_that_ends_without_a_result_and_without_a_reason_is_a_failed_result_too(setting):
+    class Forgets:
+        capacity = 1
+
+        def submit(self, job):
+            self.job = job
+
+        def events(self, timeout):
+            yield JobEnded(self.job.id)
+
+        def close(self):
+            pass
+
+    results = Sweep(setting.plan, setting.store(), Forgets(), setting.registry).run()
+    assert [result.status for result in results] == ["failed"] * 3
+
+
+# ---------------------------------------------------------------------------- killed
+
+
+@pytest.mark.parametrize(("store", "workers"), [("sqlite", 1), ("json", 0)])
+def test_a_sweep_that_is_killed_loses_nothing_and_is_resumed(store, workers):
+    tally = run_kills(store, 2, of_workers=False, seed=2, sizes=2, flops=1e8, workers=workers)
+    assert tally.kills == 2
+    assert (tally.lost, tally.retrained, tally.orphans, tally.unopened) == (0, 0, 0, 0)
+    assert tally.lines > 0
