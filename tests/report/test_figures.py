@@ -35,27 +35,27 @@ def texts(figure):
 
 
 def test_each_budget_has_its_minimum_starred_where_it_is():
-    figure = isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit())
+    figure = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit())
     found = stars(figure.axes[0])
-    sizes = [surfaces.best_params(budget) for budget in BUDGETS]
+    sizes = [made_up_fits.best_params(budget) for budget in BUDGETS]
     assert [x for x, _, _ in found] == pytest.approx(sizes)
-    losses = [surfaces.loss(params, budget / 6 / params) for params, budget in zip(sizes, BUDGETS, strict=True)]
+    losses = [made_up_fits.loss(params, budget / 6 / params) for params, budget in zip(sizes, BUDGETS, strict=True)]
     assert [y for _, y, _ in found] == pytest.approx(losses)
 
 
 def test_a_minimum_at_the_edge_is_hollow_and_labelled():
-    minima = (surfaces.minimum(1e18, at_edge=True), surfaces.minimum(1e19))
-    fit = surfaces.law_fit(minima=minima)
-    figure = isoflop_figure(surfaces.runs(BUDGETS[:2]), fit)
+    minima = (made_up_fits.minimum(1e18, at_edge=True), made_up_fits.minimum(1e19))
+    fit = made_up_fits.law_fit(minima=minima)
+    figure = isoflop_figure(made_up_fits.runs(BUDGETS[:2]), fit)
     assert [hollow for *_, hollow in stars(figure.axes[0])] == [True, False]
     assert "edge" in texts(figure)
-    for axes in optimum_figure(fit, surfaces.true_optimum).axes:
+    for axes in optimum_figure(fit, made_up_fits.true_optimum).axes:
         assert [hollow for *_, hollow in stars(axes)] == [True, False]
 
 
 def test_every_run_is_drawn_once_in_its_budget_s_colour():
-    runs = surfaces.runs(BUDGETS, sizes=5)
-    figure = isoflop_figure(runs, surfaces.law_fit())
+    runs = made_up_fits.runs(BUDGETS, sizes=5)
+    figure = isoflop_figure(runs, made_up_fits.law_fit())
     drawn = {}
     for line in figure.axes[0].lines:
         if line.get_marker() == "o":
@@ -68,9 +68,9 @@ def test_every_run_is_drawn_once_in_its_budget_s_colour():
 
 
 def test_runs_without_a_nominal_budget_belong_to_the_nearest_profile_or_to_none():
-    run = surfaces.runs([1.1e19], sizes=1)[0].model_copy(update={"budget": None})
+    run = made_up_fits.runs([1.1e19], sizes=1)[0].model_copy(update={"budget": None})
     lost = run.model_copy(update={"flops": 4e19, "loss": 3.5})
-    figure = isoflop_figure([run, lost], surfaces.law_fit())
+    figure = isoflop_figure([run, lost], made_up_fits.law_fit())
     colors = [
         (len(line.get_xydata()), line.get_color()) for line in figure.axes[0].lines if line.get_marker() == "o"
     ]
@@ -78,89 +78,89 @@ def test_runs_without_a_nominal_budget_belong_to_the_nearest_profile_or_to_none(
 
 
 def test_a_profile_is_drawn_through_its_minimum():
-    figure = isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit())
+    figure = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit())
     curves = [line.get_xydata() for line in figure.axes[0].lines if len(line.get_xydata()) > 50]
     assert len(curves) == 3
     for curve, budget in zip(curves, BUDGETS, strict=True):
         lowest = curve[np.argmin(curve[:, 1])]
-        params = surfaces.best_params(budget)
+        params = made_up_fits.best_params(budget)
         assert lowest[0] == pytest.approx(params, rel=0.02)
-        assert lowest[1] == pytest.approx(surfaces.loss(params, budget / 6 / params), rel=1e-5)
+        assert lowest[1] == pytest.approx(made_up_fits.loss(params, budget / 6 / params), rel=1e-5)
 
 
 def test_a_fitted_surface_is_drawn_as_its_slices():
-    law = {"E": surfaces.E, "A": surfaces.A, "B": surfaces.B, "alpha": surfaces.ALPHA, "beta": surfaces.BETA}
-    fit = surfaces.law_fit(minima=(), law=Law(name="parametric", parameters=law))
-    runs = surfaces.runs(BUDGETS, sizes=5, shift=3.0)
+    law = {"E": made_up_fits.E, "A": made_up_fits.A, "B": made_up_fits.B, "alpha": made_up_fits.ALPHA, "beta": made_up_fits.BETA}
+    fit = made_up_fits.law_fit(minima=(), law=Law(name="parametric", parameters=law))
+    runs = made_up_fits.runs(BUDGETS, sizes=5, shift=3.0)
     axes = isoflop_figure(runs, fit).axes[0]
     found = stars(axes)
     assert [x for x, _, _ in found] == pytest.approx(
-        [surfaces.best_params(budget) for budget in BUDGETS], rel=1e-6
+        [made_up_fits.best_params(budget) for budget in BUDGETS], rel=1e-6
     )
     curves = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 50]
     for curve, budget in zip(curves, BUDGETS, strict=True):
         for params, loss in curve[::20]:
-            assert loss == pytest.approx(surfaces.loss(params, budget / 6 / params), rel=1e-9)
+            assert loss == pytest.approx(made_up_fits.loss(params, budget / 6 / params), rel=1e-9)
 
 
 def test_a_law_of_an_unknown_form_is_drawn_without_profiles():
-    axes = isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit(minima=())).axes[0]
+    axes = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit(minima=())).axes[0]
     assert stars(axes) == []
     assert sum(len(line.get_xydata()) for line in axes.lines if line.get_marker() == "o") == 21
 
 
 def test_the_band_has_the_ends_of_the_optimum_s_intervals():
-    figure = optimum_figure(surfaces.law_fit(), lambda flops: surfaces.true_optimum(flops, spread=1.5))
+    figure = optimum_figure(made_up_fits.law_fit(), lambda flops: made_up_fits.true_optimum(flops, spread=1.5))
     left, right = figure.axes
     for axes, power in ((left, 0), (right, 1)):
         vertices = axes.collections[0].get_paths()[0].vertices
         first = vertices[np.isclose(vertices[:, 0], 1e18, rtol=1e-9)][:, 1]
-        params = surfaces.best_params(1e18)
+        params = made_up_fits.best_params(1e18)
         value = params if power == 0 else 1e18 / 6 / params
         assert (first.min(), first.max()) == pytest.approx((value / 1.5, value * 1.5))
 
 
 def test_the_band_of_tokens_per_parameter_pairs_opposite_ends():
-    figure = tokens_per_param_figure(surfaces.law_fit(), lambda flops: surfaces.true_optimum(flops, spread=1.5))
+    figure = tokens_per_param_figure(made_up_fits.law_fit(), lambda flops: made_up_fits.true_optimum(flops, spread=1.5))
     vertices = figure.axes[0].collections[0].get_paths()[0].vertices
     first = vertices[np.isclose(vertices[:, 0], 1e18, rtol=1e-9)][:, 1]
-    value = 1e18 / 6 / surfaces.best_params(1e18) ** 2
+    value = 1e18 / 6 / made_up_fits.best_params(1e18) ** 2
     assert (first.min(), first.max()) == pytest.approx((value / 2.25, value * 2.25))
 
 
 def test_a_fit_without_intervals_has_no_band():
     def bare(flops):
-        full = surfaces.true_optimum(flops)
+        full = made_up_fits.true_optimum(flops)
         ends = {"low": None, "high": None}
         return full.model_copy(
             update={name: getattr(full, name).model_copy(update=ends) for name in ("params", "tokens")}
         )
 
-    figure = optimum_figure(surfaces.law_fit(), bare, budgets=[1e21])
+    figure = optimum_figure(made_up_fits.law_fit(), bare, budgets=[1e21])
     assert not [one for axes in figure.axes for one in axes.collections]
-    assert not tokens_per_param_figure(surfaces.law_fit(), bare).axes[0].collections
+    assert not tokens_per_param_figure(made_up_fits.law_fit(), bare).axes[0].collections
 
 
 def test_axes_state_the_conventions():
-    fit = surfaces.law_fit(params_name="total parameters", flops_name="forward and backward", unit="samples")
-    assert "nats per sample" in texts(isoflop_figure(surfaces.runs(BUDGETS), fit))
+    fit = made_up_fits.law_fit(params_name="total parameters", flops_name="forward and backward", unit="samples")
+    assert "nats per sample" in texts(isoflop_figure(made_up_fits.runs(BUDGETS), fit))
     for figure in (
-        isoflop_figure(surfaces.runs(BUDGETS), fit),
-        optimum_figure(fit, surfaces.true_optimum),
-        tokens_per_param_figure(fit, surfaces.true_optimum),
+        isoflop_figure(made_up_fits.runs(BUDGETS), fit),
+        optimum_figure(fit, made_up_fits.true_optimum),
+        tokens_per_param_figure(fit, made_up_fits.true_optimum),
     ):
         assert "total parameters" in texts(figure)
         assert "forward and backward" in texts(figure)
-    assert "samples per parameter" in texts(tokens_per_param_figure(fit, surfaces.true_optimum))
+    assert "samples per parameter" in texts(tokens_per_param_figure(fit, made_up_fits.true_optimum))
 
 
 @pytest.mark.parametrize("synthetic", [True, False])
 def test_synthetic_data_is_marked_on_every_plot(synthetic):
-    fit = surfaces.law_fit()
+    fit = made_up_fits.law_fit()
     for figure in (
-        isoflop_figure(surfaces.runs(BUDGETS), fit, synthetic=synthetic),
-        optimum_figure(fit, surfaces.true_optimum, synthetic=synthetic),
-        tokens_per_param_figure(fit, surfaces.true_optimum, synthetic=synthetic),
+        isoflop_figure(made_up_fits.runs(BUDGETS), fit, synthetic=synthetic),
+        optimum_figure(fit, made_up_fits.true_optimum, synthetic=synthetic),
+        tokens_per_param_figure(fit, made_up_fits.true_optimum, synthetic=synthetic),
     ):
         marks = [[text for text in axes.texts if text.get_text() == "synthetic"] for axes in figure.axes]
         assert all(len(mark) == synthetic for mark in marks)
@@ -168,8 +168,8 @@ def test_synthetic_data_is_marked_on_every_plot(synthetic):
 
 def test_many_budgets_get_a_colour_bar_instead_of_a_legend():
     budgets = [1e18 * 2**k for k in range(14)]
-    fit = surfaces.law_fit(minima=tuple(map(surfaces.minimum, budgets)))
-    figure = isoflop_figure(surfaces.runs(budgets, sizes=3), fit)
+    fit = made_up_fits.law_fit(minima=tuple(map(made_up_fits.minimum, budgets)))
+    figure = isoflop_figure(made_up_fits.runs(budgets, sizes=3), fit)
     assert len(figure.axes) == 2
     assert "C (FLOPs)" in texts(figure)
 
@@ -200,8 +200,8 @@ def test_tick_labels_do_not_overlap(low, show, ratio):
 
 
 def test_one_size_only_still_has_an_axis():
-    runs = [surfaces.runs([budget], sizes=1)[0].model_copy(update={"params": 1e6}) for budget in BUDGETS]
-    figure = isoflop_figure(runs, surfaces.law_fit(minima=()))
+    runs = [made_up_fits.runs([budget], sizes=1)[0].model_copy(update={"params": 1e6}) for budget in BUDGETS]
+    figure = isoflop_figure(runs, made_up_fits.law_fit(minima=()))
     figure.draw_without_rendering()
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] != []
 
@@ -210,7 +210,7 @@ def test_one_size_only_still_has_an_axis():
 
 
 def test_figures_are_saved_sharp_and_as_vectors(tmp_path):
-    figure = isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit())
+    figure = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit())
     png, svg = save_figure(figure, tmp_path, "isoflop")
     width = imread(png).shape[1]
     assert width / figure.get_figwidth() >= 150
@@ -221,7 +221,7 @@ def test_figures_are_saved_sharp_and_as_vectors(tmp_path):
 def test_the_same_figure_gives_the_same_files(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
-        save_figure(isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit()), tmp_path / name, "isoflop")
+        save_figure(isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit()), tmp_path / name, "isoflop")
     for ending in ("png", "svg"):
         assert (tmp_path / f"one/isoflop.{ending}").read_bytes() == (
             tmp_path / f"two/isoflop.{ending}"
@@ -239,7 +239,7 @@ def test_drawing_touches_no_global_state_of_matplotlib():
 
 
 def test_budgets_keep_their_order_of_lightness_so_that_grey_prints_can_be_read():
-    figure = isoflop_figure(surfaces.runs(BUDGETS), surfaces.law_fit())
+    figure = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit())
     colors = [line.get_color() for line in figure.axes[0].lines if len(line.get_xydata()) > 50]
     lightness = [0.2126 * r + 0.7152 * g + 0.0722 * b for r, g, b, _ in colors]
     assert lightness == sorted(lightness)

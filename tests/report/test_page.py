@@ -50,10 +50,10 @@ class Page(HTMLParser):
 SVG = '<svg width="9" height="9"><path d="M0 0h9"/></svg>'
 
 
-def page_of(*, flops=1e22, optimum=surfaces.true_optimum, **changes):
+def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
     known = {
         "title": "study",
-        "fit": surfaces.law_fit(),
+        "fit": made_up_fits.law_fit(),
         "predictions": [optimum(flops)],
         "answer": optimum(flops),
     }
@@ -64,10 +64,10 @@ def page_of(*, flops=1e22, optimum=surfaces.true_optimum, **changes):
 def report(tmp_path_factory):
     """A whole report, over an earlier one."""
     folder = tmp_path_factory.mktemp("study") / "report"
-    known = {"observations": surfaces.runs(BUDGETS), "fit": surfaces.law_fit(), "optimum": surfaces.true_optimum}
+    known = {"observations": made_up_fits.runs(BUDGETS), "fit": made_up_fits.law_fit(), "optimum": made_up_fits.true_optimum}
     folder.mkdir()
     (folder / "index.html").write_text("an earlier report")
-    return write_report(folder, **known, results=[surfaces.result(synthetic=True)])
+    return write_report(folder, **known, results=[made_up_fits.result(synthetic=True)])
 
 
 def read(path):
@@ -77,8 +77,8 @@ def read(path):
 def test_the_page_answers_in_words_with_the_true_optimum():
     page = page_of(flops=1e22)
     # From the closed form of the surface's optimum, by hand: N = 8.98e9, D = 1.855e11.
-    assert surfaces.best_params(1e22) == pytest.approx(9.0e9, rel=0.01)
-    params = surfaces.best_params(1e22)
+    assert made_up_fits.best_params(1e22) == pytest.approx(9.0e9, rel=0.01)
+    params = made_up_fits.best_params(1e22)
     tokens = 1e22 / 6 / params
     expected = (
         f"For C = 1e22 training FLOPs, train N = {params / 1e9:.2f}B parameters "
@@ -108,7 +108,7 @@ def test_an_earlier_report_is_replaced(report):
 
 
 def test_the_largest_budget_that_was_asked_for_is_answered_first():
-    fit = surfaces.law_fit(flops_range=(1e18, 1e20))
+    fit = made_up_fits.law_fit(flops_range=(1e18, 1e20))
     assert questions(fit, [5e22, 1e20]) == ([1e20, 5e22], 1)
     assert questions(fit, None) == ([1e20, 1e21, 1e22], 1)
 
@@ -136,13 +136,13 @@ def test_no_id_is_used_twice_and_every_reference_has_its_target(report):
 
 def test_what_came_from_outside_cannot_become_markup():
     evil = "<script>alert(1)</script>"
-    failed = surfaces.result(
+    failed = made_up_fits.result(
         status="failed", loss=None, error=RunError(type="ValueError", message=evil), device=evil
     )
-    fit = surfaces.law_fit(
+    fit = made_up_fits.law_fit(
         params_name=evil, excluded={"row 1": evil}, diagnostics=(Diagnostic(code="x", message=evil),)
     )
-    plan = surfaces.plan([failed], notes=(evil,))
+    plan = made_up_fits.plan([failed], notes=(evil,))
     page = page_of(fit=fit, results=[failed], plan=plan, title=evil, pictures=[Picture(SVG, evil)])
     assert "script" not in page.open
     assert not [tag for tag, *_ in page.attributes if tag == "script"]
@@ -150,8 +150,8 @@ def test_what_came_from_outside_cannot_become_markup():
 
 
 def test_runs_that_were_not_used_are_listed_by_reason():
-    fit = surfaces.law_fit(excluded={"run-a": "its budget has no minimum", "run-b": "its budget has no minimum"})
-    diverged = surfaces.result(status="diverged", loss=None, seed=3)
+    fit = made_up_fits.law_fit(excluded={"run-a": "its budget has no minimum", "run-b": "its budget has no minimum"})
+    diverged = made_up_fits.result(status="diverged", loss=None, seed=3)
     page = page_of(fit=fit, results=[diverged])
     assert "its budget has no minimum: run-a run-b" in page.text
     assert f"diverged: {diverged.id}" in page.text
@@ -162,23 +162,23 @@ def test_warnings_come_before_notes():
         Diagnostic(code="a", message="just so you know", severity="note"),
         Diagnostic(code="b", message="this is bad"),
     )
-    page = page_of(fit=surfaces.law_fit(diagnostics=diagnostics))
+    page = page_of(fit=made_up_fits.law_fit(diagnostics=diagnostics))
     assert page.text.index("this is bad") < page.text.index("just so you know")
 
 
 def test_synthetic_results_make_a_synthetic_report(report):
     assert "nothing was trained" in Page(read(report[0])).text
-    assert "nothing was trained" not in page_of(results=[surfaces.result()]).text
+    assert "nothing was trained" not in page_of(results=[made_up_fits.result()]).text
 
 
 def test_a_fit_without_intervals_says_so():
     def bare(flops):
-        full = surfaces.true_optimum(flops)
+        full = made_up_fits.true_optimum(flops)
         return full.model_copy(
             update={name: Interval(value=getattr(full, name).value) for name in ("params", "tokens", "loss")}
         )
 
-    page = page_of(optimum=bare, fit=surfaces.law_fit(exponents={"a": Interval(value=0.5)}))
+    page = page_of(optimum=bare, fit=made_up_fits.law_fit(exponents={"a": Interval(value=0.5)}))
     assert "The fit has no intervals" in page.text
     assert "(" not in page.text[page.text.index("For C =") : page.text.index("Expected held-out")]
 
@@ -187,22 +187,22 @@ def test_a_fit_without_intervals_says_so():
 
 
 def facts(results, **fit):
-    return {fact.name: fact.value for fact in provenance(surfaces.law_fit(**fit), results)}
+    return {fact.name: fact.value for fact in provenance(made_up_fits.law_fit(**fit), results)}
 
 
 def test_an_option_that_differs_between_runs_is_said_to_vary():
-    found = facts([surfaces.result(width=16), surfaces.result(width=32)])
+    found = facts([made_up_fits.result(width=16), made_up_fits.result(width=32)])
     assert found["Model"] == "gpt/gpt (width varies)"
     assert found["Optimizer"] == "optim/adamw (lr 0.008)"
 
 
 def test_a_mix_of_versions_is_shown_as_one():
-    later = surfaces.result(seed=1, versions={"torch": "2.14.1", "flops-fit": "0.1.0"})
-    assert facts([surfaces.result(), later])["Versions"] == "flops-fit 0.1.0, torch 2.13.0 and 2.14.1"
+    later = made_up_fits.result(seed=1, versions={"torch": "2.14.1", "flops-fit": "0.1.0"})
+    assert facts([made_up_fits.result(), later])["Versions"] == "flops-fit 0.1.0, torch 2.13.0 and 2.14.1"
 
 
 def test_seeds_and_totals_are_those_of_the_runs():
-    found = facts([surfaces.result(seed=0), surfaces.result(seed=7)])
+    found = facts([made_up_fits.result(seed=0), made_up_fits.result(seed=7)])
     assert found["Seeds of the runs"] == "0, 7"
     assert found["Runs"] == "2 completed"
     assert found["Trained"] == "2.4e7 FLOPs, 5.0 s of runs' wall time"
@@ -215,10 +215,10 @@ def test_bootstrap_draws_are_counted_with_those_that_failed():
 
 
 def test_nothing_is_said_to_have_been_trained_that_was_not():
-    found = facts([surfaces.result(synthetic=True)])
+    found = facts([made_up_fits.result(synthetic=True)])
     assert found["Trained"] == "nothing: the losses were computed from a formula"
 
 
 def test_runs_that_were_counted_otherwise_than_the_fit_says_are_pointed_out():
-    assert "Conventions of the runs" not in facts([surfaces.result()])
-    assert "model's own" in facts([surfaces.result(flops_name="model's own")])["Conventions of the runs"]
+    assert "Conventions of the runs" not in facts([made_up_fits.result()])
+    assert "model's own" in facts([made_up_fits.result(flops_name="model's own")])["Conventions of the runs"]

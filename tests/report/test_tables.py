@@ -30,33 +30,33 @@ def read(table):
 
 
 def test_a_table_of_minima_says_which_minimum_lies_at_the_edge():
-    minima = (surfaces.minimum(1e18, at_edge=True), surfaces.minimum(1e19))
-    table = minima_table(surfaces.law_fit(minima=minima))
+    minima = (made_up_fits.minimum(1e18, at_edge=True), made_up_fits.minimum(1e19))
+    table = minima_table(made_up_fits.law_fit(minima=minima))
     assert [cells[-1] for cells in table.cells()] == ["at the grid's edge", ""]
     assert [row["at_edge"] for row in read(table)] == ["true", "false"]
     assert "does not use it" in table.about
-    without = minima_table(surfaces.law_fit())
+    without = minima_table(made_up_fits.law_fit())
     assert "does not use it" not in without.about
     assert "" not in [column.heading for column in without.columns]
 
 
 def test_a_profile_that_does_not_curve_has_no_minimum_rather_than_one_at_the_edge():
-    flat = surfaces.minimum(1e18, at_edge=True)
+    flat = made_up_fits.minimum(1e18, at_edge=True)
     flat = flat.model_copy(update={"curve": {**flat.curve, "c2": -0.1}})
-    assert minima_table(surfaces.law_fit(minima=(flat,))).cells()[0][-1] == "no minimum"
+    assert minima_table(made_up_fits.law_fit(minima=(flat,))).cells()[0][-1] == "no minimum"
 
 
 def test_tokens_per_parameter_of_a_minimum_are_its_d_over_its_n():
-    row = minima_table(surfaces.law_fit()).json()[1]
-    params = surfaces.best_params(1e19)
+    row = minima_table(made_up_fits.law_fit()).json()[1]
+    params = made_up_fits.best_params(1e19)
     assert row["tokens_per_param"] == pytest.approx(1e19 / 6 / params**2)
     assert row["params"] == pytest.approx(params)
 
 
 def test_predictions_keep_both_ends_of_every_interval_and_the_notes():
-    optimum = surfaces.true_optimum(1e21).model_copy(update={"notes": ("10 times beyond.",)})
-    (row,) = read(predictions_table(surfaces.law_fit(), [optimum]))
-    params = surfaces.best_params(1e21)
+    optimum = made_up_fits.true_optimum(1e21).model_copy(update={"notes": ("10 times beyond.",)})
+    (row,) = read(predictions_table(made_up_fits.law_fit(), [optimum]))
+    params = made_up_fits.best_params(1e21)
     assert float(row["params_low"]) == pytest.approx(params / 1.2)
     assert float(row["params_high"]) == pytest.approx(params * 1.2)
     assert float(row["tokens"]) == pytest.approx(1e21 / 6 / params)
@@ -64,34 +64,34 @@ def test_predictions_keep_both_ends_of_every_interval_and_the_notes():
 
 
 def test_a_prediction_without_interval_has_empty_fields_and_no_column_for_it():
-    optimum = surfaces.true_optimum(1e21)
+    optimum = made_up_fits.true_optimum(1e21)
     bare = optimum.params.model_copy(update={"low": None, "high": None})
     without = optimum.model_copy(update={"params": bare})
-    table = predictions_table(surfaces.law_fit(), [without])
+    table = predictions_table(made_up_fits.law_fit(), [without])
     assert [column.heading for column in table.columns].count("90%") == 2
     assert read(table)[0]["params_low"] == ""
     assert table.json()[0]["params_low"] is None
-    assert predictions_table(surfaces.law_fit(), [optimum, without]).cells()[1][2] == "–"
+    assert predictions_table(made_up_fits.law_fit(), [optimum, without]).cells()[1][2] == "–"
 
 
 @pytest.mark.parametrize("name", ["minima", "predictions", "plan", "runs"])
 def test_every_table_states_n_c_and_d(name):
-    results = [surfaces.result()]
-    fit = surfaces.law_fit(unit="samples")
+    results = [made_up_fits.result()]
+    fit = made_up_fits.law_fit(unit="samples")
     table = {
         "minima": minima_table(fit),
-        "predictions": predictions_table(fit, [surfaces.true_optimum(1e21)]),
-        "plan": plan_table(surfaces.plan(results, unit="samples")),
-        "runs": runs_table(results, surfaces.plan(results, unit="samples")),
+        "predictions": predictions_table(fit, [made_up_fits.true_optimum(1e21)]),
+        "plan": plan_table(made_up_fits.plan(results, unit="samples")),
+        "runs": runs_table(results, made_up_fits.plan(results, unit="samples")),
     }[name]
     assert table.about.startswith("N: matmul parameters. C: training FLOPs, 6 N D. D: samples.")
     assert "nats per sample." in table.about
 
 
 def test_a_narrow_terminal_cuts_no_number():
-    predictions = predictions_table(surfaces.law_fit(), [surfaces.true_optimum(c) for c in (1e18, 2.5e21)])
-    plan = surfaces.plan([surfaces.result(params=123_456, tokens=1_234_560)])
-    for table in (predictions, minima_table(surfaces.law_fit()), plan_table(plan)):
+    predictions = predictions_table(made_up_fits.law_fit(), [made_up_fits.true_optimum(c) for c in (1e18, 2.5e21)])
+    plan = made_up_fits.plan([made_up_fits.result(params=123_456, tokens=1_234_560)])
+    for table in (predictions, minima_table(made_up_fits.law_fit()), plan_table(plan)):
         words = printed(table).split()
         missing = [
             cell for cells in table.cells() for cell in cells if cell.split()[:1] and cell.split()[0] not in words
@@ -100,7 +100,7 @@ def test_a_narrow_terminal_cuts_no_number():
 
 
 def test_a_table_of_runs_begins_with_the_columns_that_a_fit_reads():
-    table = runs_table([surfaces.result(bits_per_byte=1.5)])
+    table = runs_table([made_up_fits.result(bits_per_byte=1.5)])
     assert table.csv().splitlines()[0].startswith("id,status,params,tokens,flops,loss,seed,")
     (row,) = read(table)
     assert (row["params"], row["tokens"], row["loss"], row["status"]) == ("1000", "2000", "3.0", "completed")
@@ -110,44 +110,44 @@ def test_a_table_of_runs_begins_with_the_columns_that_a_fit_reads():
 
 def test_a_failed_run_shows_its_error_and_has_no_loss():
     error = RunError(type="OutOfMemoryError", message="tried to allocate [red]2 GiB[/red]")
-    failed = surfaces.result(status="failed", loss=None, seen=0, flops=0.0, error=error)
+    failed = made_up_fits.result(status="failed", loss=None, seen=0, flops=0.0, error=error)
     table = runs_table([failed])
     assert read(table)[0]["loss"] == ""
     assert "[red]2 GiB[/red]" in printed(table, width=200), "what looks like markup is text"
-    assert "error" not in " ".join(column.heading for column in runs_table([surfaces.result()]).columns)
+    assert "error" not in " ".join(column.heading for column in runs_table([made_up_fits.result()]).columns)
 
 
 def test_seeds_are_shown_where_there_are_several():
-    once, twice = [surfaces.result()], [surfaces.result(), surfaces.result(seed=1)]
+    once, twice = [made_up_fits.result()], [made_up_fits.result(), made_up_fits.result(seed=1)]
     assert "seed" not in [column.heading for column in runs_table(once).columns]
     assert "seed" in [column.heading for column in runs_table(twice).columns]
     assert runs_table(once).json()[0]["seed"] == 0
 
 
 def test_a_narrow_terminal_shows_whole_ids():
-    table = runs_table([surfaces.result(), surfaces.result(seed=1, bits_per_byte=1.0)])
+    table = runs_table([made_up_fits.result(), made_up_fits.result(seed=1, bits_per_byte=1.0)])
     assert "…" not in printed(table, width=60)
 
 
 def test_runs_that_are_only_planned_are_listed_without_results():
-    done, waiting = surfaces.result(seed=0), surfaces.result(seed=1)
-    table = runs_table([done], surfaces.plan([done, waiting]))
+    done, waiting = made_up_fits.result(seed=0), made_up_fits.result(seed=1)
+    table = runs_table([done], made_up_fits.plan([done, waiting]))
     assert [(row["status"], row["tokens"]) for row in table.json()] == [("completed", 2000), ("planned", None)]
 
 
 def test_a_table_with_a_synthetic_run_says_so():
-    assert "synthetic" in runs_table([surfaces.result(synthetic=True)]).title
-    assert "synthetic" not in runs_table([surfaces.result()]).title
+    assert "synthetic" in runs_table([made_up_fits.result(synthetic=True)]).title
+    assert "synthetic" not in runs_table([made_up_fits.result()]).title
 
 
 def test_runs_that_were_counted_differently_are_said_to_be():
-    mixed = [surfaces.result(), surfaces.result(seed=1, flops_name="model's own")]
+    mixed = [made_up_fits.result(), made_up_fits.result(seed=1, flops_name="model's own")]
     assert "6 N D or model's own" in runs_table(mixed).about
 
 
 def test_a_plan_shows_every_run_and_what_is_done_of_it():
-    results = [surfaces.result(seed=seed) for seed in (0, 1)]
-    table = plan_table(surfaces.plan(results), {results[0].id: "completed"})
+    results = [made_up_fits.result(seed=seed) for seed in (0, 1)]
+    table = plan_table(made_up_fits.plan(results), {results[0].id: "completed"})
     assert [row["state"] for row in table.json()] == ["completed", "to do"]
     assert table.json()[0]["tokens_per_param"] == 2.0
     assert "2 runs, 2.4e7 FLOPs" in table.title
@@ -155,16 +155,16 @@ def test_a_plan_shows_every_run_and_what_is_done_of_it():
 
 def test_what_was_left_out_of_a_plan_comes_with_its_reason():
     cell = {"budget": 1e18, "size": 64, "params": 1000, "reason": "D is 3 epochs"}
-    plan = surfaces.plan([surfaces.result()], skipped=(cell,))
+    plan = made_up_fits.plan([made_up_fits.result()], skipped=(cell,))
     assert skipped_table(plan).cells() == [["1e18", "64", "1.00K", "D is 3 epochs"]]
 
 
 def test_rows_are_json():
-    assert json.loads(json.dumps(runs_table([surfaces.result()]).json()))[0]["loss"] == 3.0
+    assert json.loads(json.dumps(runs_table([made_up_fits.result()]).json()))[0]["loss"] == 3.0
 
 
 def test_the_exponents_come_with_intervals_where_there_are_some():
-    line = exponents_line(surfaces.law_fit())
+    line = exponents_line(made_up_fits.law_fit())
     assert "a = 0.513 (0.503 to 0.533)" in line
     assert "b = 0.487 (90%" in line, "b has no interval"
     assert "21 runs" in line
