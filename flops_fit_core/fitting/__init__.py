@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flops_fit_core.fitting.backtesting import Backtest, HeldOut, backtest
     from flops_fit_core.fitting.conventions import recounted
-    from flops_fit_core.fitting.data import Runs, observations
+    from flops_fit_core.fitting.data import Runs, curve_points, observations
+    from flops_fit_core.fitting.envelope import EnvelopeFitter
     from flops_fit_core.fitting.isoflop import IsoflopFitter
     from flops_fit_core.fitting.joint import JointFitter
+    from flops_fit_core.fitting.likelihood import profile_intervals
     from flops_fit_core.fitting.optima import optimum
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "Backtest": "backtesting",
     "Cost": "using",
+    "EnvelopeFitter": "envelope",
     "HeldOut": "backtesting",
     "IsoflopFitter": "isoflop",
     "JointFitter": "joint",
@@ -45,6 +48,7 @@ _LAZY = {
     "Runs": "data",
     "backtest": "backtesting",
     "checklist": "using",
+    "curve_points": "data",
     "fit_table": "using",
     "load_fit": "using",
     "observations": "data",
@@ -52,6 +56,7 @@ _LAZY = {
     "optimum": "optima",
     "parameter_intervals": "using",
     "predict_loss": "using",
+    "profile_intervals": "likelihood",
     "profile_loss": "profiles",
     "read_runs": "reading",
     "read_table": "reading",
@@ -64,6 +69,7 @@ _LAZY = {
 __all__ = [
     "Backtest",
     "Cost",
+    "EnvelopeFitter",
     "HeldOut",
     "IsoflopFitter",
     "JointFitter",
@@ -73,6 +79,7 @@ __all__ = [
     "Runs",
     "backtest",
     "checklist",
+    "curve_points",
     "fit_table",
     "load_fit",
     "observations",
@@ -80,6 +87,7 @@ __all__ = [
     "optimum",
     "parameter_intervals",
     "predict_loss",
+    "profile_intervals",
     "profile_loss",
     "read_runs",
     "read_table",

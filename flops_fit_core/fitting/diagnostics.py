@@ -9,6 +9,7 @@ from scipy import stats
 
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
+from flops_fit_core.fitting.powerlaw import fit_line
 from flops_fit_core.fitting.profiles import Profile
 from flops_fit_core.fitting.surface import SurfaceFit
 from flops_fit_core.fitting.units import looks_like_bits, name_rows
@@ -115,7 +116,8 @@ def about_surface(
             )
         )
     ratio, x = np.log(used.tokens / used.params), np.log(used.params)
-    if float((ratio - np.polyval(np.polyfit(x, ratio, 1), x)).std()) < 0.35:
+    intercept, slope = fit_line(x, ratio, np.ones_like(x))
+    if float((ratio - intercept - slope * x).std()) < 0.35:
         found.append(
             Diagnostic(
                 code="one-ratio",
@@ -131,12 +133,17 @@ def about_surface(
                 "beyond them are too low; train over a wider range of N and D",
             )
         )
+    if not fit.determined:
+        text = (
+            "the runs do not tell the five parameters apart: trust losses within the fitted range, not exponents"
+        )
+        found.append(Diagnostic(code="ill-conditioned", message=text))
     if not fit.converged:
         found.append(
             Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
         )
-    if (text := _lack_of_fit(fit, used)) is not None:
-        found.append(Diagnostic(code="lack-of-fit", message=text))
+    if misfit := _lack_of_fit(fit, used):
+        found.append(Diagnostic(code="lack-of-fit", message=misfit))
     if not constraint.is_6n:
         found.append(
             note(

@@ -21,6 +21,7 @@ from flops_fit_core.fitting.bootstrap import Noise, draw_noise, estimate_noise, 
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_profiles, about_runs, note, unusable
+from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
 from flops_fit_core.fitting.profiles import (
@@ -65,6 +66,7 @@ class IsoflopFitter:
     name: str = "fitters/isoflop"
     """Qualified name under which the fit is recorded."""
 
+    @guarded
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Raises FitError, saying what to train, where fewer than two budgets have a minimum inside."""
         runs = Runs.of(observations)

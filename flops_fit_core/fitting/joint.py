@@ -13,6 +13,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_runs, no_interval, note
+from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters
 from flops_fit_core.fitting.losses import LeastSquares
 from flops_fit_core.fitting.marquardt import Model, jacobian, least_squares
@@ -124,6 +125,7 @@ class JointFitter:
     name: str = ""
     """Qualified name under which the fit is recorded; ``fitters/<form>`` where empty."""
 
+    @guarded
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Raises FitError, saying what is missing, for too few runs or runs that do not vary."""
         runs = Runs.of(observations)

@@ -23,6 +23,8 @@ from flops_fit_core.fitting.optima import minimise
 _STEPS = np.linspace(-2.0, 2.8, 13)
 _SLOPES = np.linspace(-1.0, 1.0, 9)
 _RHOS = np.linspace(0.0, 0.9, 10)
+_FAR = 5.0
+"""Beyond e^5 from the optimum, noise is taken to grow no further."""
 _STEP_MEAN, _STEP_SD, _SLOPE_SD = 0.4, 1.0, 0.3
 """Seeds of under-trained runs were seen to vary up to 5 times more than at the optimum, e^1.6."""
 
@@ -83,7 +85,7 @@ def offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: 
 def fit_noise(residuals: Floats, jacobian: Floats, offset: Floats, trunk: Ints) -> NoiseModel:
     """``residuals`` (n,) of a least-squares fit with ``jacobian`` (n, p); ``offset`` = ln N / N_opt(C);
     ``trunk`` numbers the trunks from 0. Needs n > p."""
-    undertrained, distance = (offset > 0).astype(float), np.abs(offset)
+    undertrained, distance = (offset > 0).astype(float), np.minimum(np.abs(offset), _FAR)
     rhos = _RHOS if len(np.unique(trunk)) < len(trunk) else _RHOS[:1]
     steps = _STEPS if 0 < undertrained.sum() < len(offset) else np.zeros(1)
     settings, likelihood, scale = [], [], []
@@ -95,7 +97,8 @@ def fit_noise(residuals: Floats, jacobian: Floats, offset: Floats, trunk: Ints) 
                 settings.append((step, slope, rho))
                 likelihood.append(found + prior)
                 scale.append(np.sqrt(q))
-    weight = np.exp(np.array(likelihood) - np.max(likelihood))
+    level = np.nan_to_num(np.array(likelihood), nan=-np.inf, posinf=-np.inf)
+    weight = np.exp(level - np.max(level)) if np.isfinite(level).any() else np.ones(len(level))
     dof = len(residuals) - jacobian.shape[1]
     return NoiseModel(
         undertrained, distance, trunk, np.array(settings), weight / weight.sum(), np.array(scale), dof
@@ -117,7 +120,7 @@ def _restricted(
         inner = 1 - rho + count * rho
         gram = (whole - (sums * (rho / inner)[:, None]).T @ sums) / (1 - rho)
         block = gram[:p, :p]
-        q = max(float(gram[p, p] - gram[p, :p] @ np.linalg.solve(block, gram[:p, p])), 1e-300)
+        q = max(float(gram[p, p] - gram[p, :p] @ np.linalg.lstsq(block, gram[:p, p], rcond=None)[0]), 1e-300)
         determinant = ((count - 1) * np.log(1 - rho) + np.log(inner)).sum() + 2 * ln_sigma.sum()
         information = np.linalg.slogdet(block)[1]
         out.append((-0.5 * (determinant + information + (len(residuals) - p) * np.log(q)), q))

@@ -11,6 +11,7 @@ from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.diagnostics import extrapolation
+from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
 from flops_fit_core.records import Interval, LawFit, Optimum
 
@@ -18,6 +19,7 @@ Point = tuple[Floats, Floats, Floats]
 """Ln of N, D and L, one entry a draw."""
 
 
+@guarded
 def optimum(
     fit: LawFit, flops: float, inference_tokens: float = 0.0, unique_tokens: float | None = None
 ) -> Optimum:
@@ -39,7 +41,7 @@ def optimum(
     point = _optima(fit, {name: (value,) for name, value in fit.law.parameters.items()}, *given)
     drawn = _optima(fit, fit.draws, *given) if fit.draws else (np.empty(0),) * 3
     params, tokens, loss = (
-        interval(float(np.exp(value[0])), np.exp(draws), fit.level)
+        interval(float(np.exp(value[0])), np.exp(np.minimum(draws, 700.0)), fit.level)
         for value, draws in zip(point, drawn, strict=True)
     )
     notes = extrapolation(flops, fit.flops_range)
@@ -60,17 +62,19 @@ def _optima(
                 f"law {fit.law.name!r} does not know what repeated tokens are worth: use fitter muennighoff"
             )
         law["ln_unique"] = np.full(len(law["E"]), np.log(unique_tokens))
-    if fit.law.name == "isoflop":
+    if fit.law.name in ("isoflop", "envelope"):
         if inference_tokens:
-            raise FitError("the isoflop law knows the optimum only, not the loss beside it: use fitter parametric")
-        return _isoflop(law, flops)
+            raise FitError(
+                f"the {fit.law.name} law knows the optimum only, not the loss beside it: use fitter parametric"
+            )
+        return _power_laws(law, flops)
     if fit.law.name not in SURFACES:
         raise FitError(f"there is no optimum for law {fit.law.name!r} here: ask the fitter that made it")
     constraint = FlopsPerToken.from_knots(fit.flops_per_token)
     return minimise(SURFACES[fit.law.name], law, constraint, flops, inference_tokens)
 
 
-def _isoflop(law: Parameters, flops: float) -> Point:
+def _power_laws(law: Parameters, flops: float) -> Point:
     ln_flops = np.log(flops)
     loss = law["E"] + np.exp(law["ln_kL"] - law["gamma"] * ln_flops)
     return law["ln_kN"] + law["a"] * ln_flops, law["ln_kD"] + law["b"] * ln_flops, np.log(loss)

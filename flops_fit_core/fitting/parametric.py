@@ -12,6 +12,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_runs, about_surface, no_interval, note
+from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
 from flops_fit_core.fitting.newton import EXPONENTS, Problem, Solved, derivatives
@@ -45,6 +46,7 @@ class ParametricFitter:
     name: str = "fitters/parametric"
     """Qualified name under which the fit is recorded."""
 
+    @guarded
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Raises FitError, saying what is missing, for fewer than 6 runs or runs that do not vary."""
         runs = Runs.of(observations)
@@ -104,6 +106,12 @@ class ParametricFitter:
             return nothing, 0, []
         if len(used) <= int(fit.free.sum()):
             return nothing, 0, [no_interval("there are as many parameters as runs; train more runs")]
+        if not fit.determined:
+            return (
+                nothing,
+                0,
+                [no_interval("some parameters cannot be told apart; widen the range of N and of D / N")],
+            )
         random = np.random.default_rng(self.seed)
         if len(used) > MANY:
             return self._one_step(fit, used, random), 0, [note("one-step", _ONE_STEP)]

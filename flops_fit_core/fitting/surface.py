@@ -31,6 +31,16 @@ class SurfaceFit:
     converged: bool
 
     @property
+    def determined(self) -> bool:
+        """Whether the runs tell every free parameter from the others: no direction is flat to rounding."""
+        design = self.jacobian[:, self.free]
+        size = np.sqrt((design**2).sum(axis=0))
+        if not size.all():
+            return False
+        singular = np.linalg.svd(design / size, compute_uv=False)
+        return bool(len(design) >= design.shape[1] and singular[-1] > 1e-7 * singular[0])
+
+    @property
     def leverage(self) -> Floats:
         """Diagonal of the hat matrix of the free parameters, weights included."""
         design = self.jacobian[:, self.free]
@@ -42,10 +52,12 @@ class SurfaceFit:
 
 
 def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats, weights: Floats | None = None) -> Problem:
-    """Centre ln N and ln D. Raises FitError where either does not vary, since then its exponent has no meaning."""
+    """Centre ln N and ln D. Raises FitError for fewer than three values of either: its exponent has no meaning."""
     for name, values in (("N", ln_params), ("D", ln_tokens)):
-        if len(values) and float(np.ptp(values)) < 1e-9:
-            raise FitError(f"all runs have one {name}: the law needs runs that differ in {name}")
+        distinct = len(np.unique(np.round(values, 4)))
+        if distinct < 3:
+            has = f"all runs have one {name}" if distinct == 1 else f"the runs have {distinct} values of {name}"
+            raise FitError(f"{has}: a law needs three or more; train runs that differ in {name}")
     return Problem(ln_params - ln_params.mean(), ln_tokens - ln_tokens.mean(), ln_loss, weights)
 
 

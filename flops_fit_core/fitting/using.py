@@ -13,6 +13,7 @@ from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.reading import RunTable
@@ -69,6 +70,7 @@ def parameter_intervals(fit: LawFit) -> dict[str, Interval]:
     }
 
 
+@guarded
 def predict_loss(fit: LawFit, params: float, tokens: float, unique_tokens: float | None = None) -> Interval:
     """Held-out loss of a model of N parameters after D tokens, with its interval (of the law, not of one run).
 

@@ -64,6 +64,12 @@ def muennighoff(options: Any) -> Fitter:
     return JointFitter(form="muennighoff", **options.model_dump())
 
 
+def envelope(options: Any) -> Fitter:
+    from flops_fit_core.fitting import EnvelopeFitter
+
+    return EnvelopeFitter(**options.model_dump())
+
+
 @hookimpl
 def flops_fit_fitters() -> Iterable[FitterSpec]:
     """Offer the bundled fitters."""
@@ -71,3 +77,4 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
     yield FitterSpec(name="parametric", options=ParametricOptions, build=parametric)
     yield FitterSpec(name="kaplan", options=BootstrapOptions, build=kaplan)
     yield FitterSpec(name="muennighoff", options=BootstrapOptions, build=muennighoff)
+    yield FitterSpec(name="envelope", options=BootstrapOptions, build=envelope)

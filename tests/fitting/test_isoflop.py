@@ -242,11 +242,11 @@ def test_leverage_corrected_residuals_have_the_variance_of_the_errors():
 
 def test_intervals_of_a_four_by_six_study_cover_the_truth_about_as_often_as_they_say():
     hits = []
-    for seed in range(40):
+    for seed in range(24):
         runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002, miss=0.005, seed=seed)
         interval = IsoflopFitter(draws=100).fit(runs).exponents["a"]
         hits.append(interval.low <= CHINCHILLA.a <= interval.high)
-    assert np.mean(hits) >= 0.76  # 90% of 40 has a standard error of 4.7%
+    assert np.mean(hits) >= 0.7  # 90% of 24 has a standard error of 6.1%
 
 
 def test_the_known_bias_of_parabolas_on_a_lopsided_surface_is_ours_too():
