@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.config import Experiment, load_experiment, make_experiment
+from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.contracts import Dataset, Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError
@@ -64,7 +64,7 @@ def fit(
 
     Args:
         source: A Study, a study's folder, a table's file, or observations.
-        fitter: Name, table or object; by default the study's, or ``isoflop``.
+        fitter: Name, table or object; by default the study's, or ``parametric``.
         registry: Where the fitter is found; by default the installed plugins.
 
     Raises FitError where no law can be fitted, ConfigError for a source that cannot be read.
@@ -77,7 +77,7 @@ def fit(
     if isinstance(source, Study):
         chosen = source.fitter if fitter is None else _fitter(fitter, source.registry)
         return source.fit_with(chosen, source.observations)
-    return _fitter(fitter or "fitters/isoflop", registry or installed()).fit(list(source))
+    return _fitter(fitter or DEFAULTS["fitter"], registry or installed()).fit(list(source))
 
 
 def find_optimal(
@@ -106,7 +106,7 @@ def find_optimal(
     device: Any = "auto",
     store: Any = "sqlite",
     executor: Any = "local",
-    fitter: Any = "isoflop",
+    fitter: Any = "parametric",
     loggers: Sequence[Any] = (),
     train: bool = True,
     resume: bool = True,

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import Chosen, Experiment, choose_from_table
 from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.folder import StudyFolder
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from flops_fit_core.report import DataTable
+
+ISOFLOP = "fitters/isoflop"
 
 
 class Study:
@@ -133,7 +135,7 @@ class Study:
 
     def forget(self) -> None:
         """Read results and fit anew when they are next asked for."""
-        for name in ("results", "fit"):
+        for name in ("results", "fit", "isoflop"):
             self.__dict__.pop(name, None)
 
     @property
@@ -173,6 +175,20 @@ class Study:
     def fit(self) -> LawFit:
         """The law through the completed runs. Raises FitError, saying what to train, where there is none."""
         return self.fit_with(self.fitter, self.observations)
+
+    @cached_property
+    def isoflop(self) -> LawFit | None:
+        """The IsoFLOP law through the same runs, to hold beside :attr:`fit`: another method with other faults.
+
+        None where it is the experiment's own, or cannot be fitted.
+        """
+        if self.fitter_choice.name == ISOFLOP:
+            return None
+        chosen = choose_from_table("fitter", ISOFLOP, self.registry, "isoflop")
+        try:
+            return self.fit_with(chosen.spec.build(chosen.options), self.observations)
+        except FitError:
+            return None
 
     def fit_with(self, fitter: Fitter, observations: Sequence[Observation]) -> LawFit:
         """Fit these runs, and record by which conventions they were counted."""

@@ -124,7 +124,7 @@ def make_registry(**more: object) -> Registry:
             "flops_fit_executors", ExecutorSpec(name="local", options=WorkerOptions, build=nothing)
         ),
         "files": plugin("flops_fit_loggers", LoggerSpec(name="lines", options=FileOptions, build=nothing)),
-        "fitters": plugin("flops_fit_fitters", FitterSpec(name="isoflop", build=nothing)),
+        "fitters": plugin("flops_fit_fitters", FitterSpec(name="parametric", build=nothing)),
     }
     registry = Registry({**plugins, **more}, entry_points=False)
     assert registry.problems == []
@@ -162,7 +162,7 @@ def test_what_is_left_out_takes_its_default() -> None:
         "device": "devices/auto",
         "store": "stores/sqlite",
         "executor": "executors/local",
-        "fitter": "fitters/isoflop",
+        "fitter": "fitters/parametric",
     }
     assert {kind: getattr(experiment, kind).name for kind in expected} == expected
     assert experiment.loggers == ()

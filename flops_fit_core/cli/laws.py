@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.cli.arguments import existing
-from flops_fit_core.config import choose_from_table, override_value
+from flops_fit_core.config import DEFAULTS, choose_from_table, override_value
 from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.records import LawFit, Observation
@@ -16,7 +16,6 @@ from flops_fit_core.registry import Registry
 from flops_fit_core.study import Study
 
 TABLES = (".csv", ".tsv", ".parquet")
-DEFAULT_FITTER = "fitters/isoflop"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | No
     if asked.is_table:
         from flops_fit_core.fitting import fit_table, read_table
 
-        fitter = _fitter(asked, registry, DEFAULT_FITTER)
+        fitter = _fitter(asked, registry, DEFAULTS["fitter"])
         return fit_table(fitter, read_table(asked.source, asked.mapping())), fitter, None
     study = _study(asked, registry)
     fitter = _fitter_of_study(asked, study)
@@ -73,7 +72,7 @@ def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], F
     if asked.is_table:
         from flops_fit_core.fitting import read_runs
 
-        return read_runs(asked.source, asked.mapping()), _fitter(asked, registry, DEFAULT_FITTER)
+        return read_runs(asked.source, asked.mapping()), _fitter(asked, registry, DEFAULTS["fitter"])
     study = _study(asked, registry)
     return study.observations, _fitter_of_study(asked, study)
 

@@ -16,6 +16,10 @@ def print_summary(study: Study) -> None:
         print_text(line)
     print_table(study.table())
     print_diagnostics(study.fit)
+    if study.isoflop is not None:
+        print_text("Beside it, the IsoFLOP profiles of the same runs:")
+        print_law(study.isoflop)
+        print_diagnostics(study.isoflop)
 
 
 def print_law(fit: LawFit) -> None:

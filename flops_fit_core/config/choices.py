@@ -51,7 +51,7 @@ DEFAULTS: Mapping[str, str] = {
     "device": "devices/auto",
     "store": "stores/sqlite",
     "executor": "executors/local",
-    "fitter": "fitters/isoflop",
+    "fitter": "fitters/parametric",
 }
 """What an experiment uses of each kind unless it names something else. Qualified, so that no other plugin's
 ``sgd`` makes it ambiguous."""
