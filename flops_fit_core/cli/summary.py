@@ -17,9 +17,7 @@ def print_summary(study: Study) -> None:
     print_table(study.table())
     print_diagnostics(study.fit)
     if study.isoflop is not None:
-        print_text("Beside it, the IsoFLOP profiles of the same runs:")
-        print_law(study.isoflop)
-        print_diagnostics(study.isoflop)
+        print_beside(study.isoflop)
 
 
 def print_law(fit: LawFit) -> None:
@@ -34,10 +32,20 @@ def print_law(fit: LawFit) -> None:
     print_text(f"Law {fit.law.name}: {parameters}")
 
 
+def print_beside(isoflop: LawFit) -> None:
+    """The IsoFLOP law of the same runs, for comparison."""
+    from flops_fit_core.report import exponents, minima_table
+
+    print_text("Beside it, the IsoFLOP profiles of the same runs:")
+    print_table(minima_table(isoflop))
+    print_text(exponents(isoflop))
+    print_diagnostics(isoflop)
+
+
 def other_convention(study: Study, fitter: Fitter) -> str | None:
     """The exponents of the same runs under C = 6 N D, where they were counted otherwise."""
     from flops_fit_core.fitting import recounted
-    from flops_fit_core.report import exponents_line
+    from flops_fit_core.report import exponents
 
     if study.plan.flops_name == "6 N D":
         return None
@@ -45,4 +53,4 @@ def other_convention(study: Study, fitter: Fitter) -> str | None:
         law = study.fit_with(fitter, recounted(study.observations))
     except FitError:
         return None
-    return "Under 6 N D: " + exponents_line(law.model_copy(update={"flops_name": "6 N D"}))
+    return f"With C counted as 6 N D: {exponents(law)}"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.report.datatable import DataTable
 from flops_fit_core.report.tables import (
+    exponents,
     exponents_line,
     minima_table,
     plan_table,
@@ -39,6 +40,7 @@ _LAZY = {
 
 __all__ = [
     "DataTable",
+    "exponents",
     "exponents_line",
     "isoflop_figure",
     "minima_table",
