@@ -17,7 +17,7 @@ from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.reading import RunTable
-from flops_fit_core.records import Interval, LawFit, Record
+from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 
 def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
@@ -121,6 +121,66 @@ def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
         loss_given_up=loss.value - optimum(bare, flops).loss.value,
         extra_flops=float(np.exp(np.log(flops) - high) - 1),
     )
+
+
+class Served(Record):
+    """The cheapest model of a given loss, trained and served."""
+
+    loss: float
+    params: float
+    tokens: float
+    flops: float
+    """Training and inference together."""
+    saved: float
+    """Share of the FLOPs of training the compute-optimal model of that loss and serving it, that this saves."""
+
+
+@guarded
+def cheapest_to_serve(fit: LawFit, loss: float, inference_tokens: float) -> Served:
+    """The model that reaches ``loss`` and serves D_inf tokens for the fewest FLOPs: f(N) (D + D_inf / 3).
+
+    Sardana et al. 2023 (arXiv 2401.00448), equation 3. Raises FitError for a loss that the law does not reach.
+    """
+    _surface(fit)
+    bare = fit.model_copy(update={"draws": {}})
+    plain = _flops_for(bare, loss, 0.0)
+    served = _flops_for(bare, loss, inference_tokens)
+    best = optimum(bare, served, inference_tokens=inference_tokens)
+    usual = optimum(bare, plain)
+    per_token = np.exp(FlopsPerToken.from_knots(fit.flops_per_token)(np.log(np.array(usual.params.value))))
+    both = plain + float(per_token) * inference_tokens / 3
+    return Served(
+        loss=loss, params=best.params.value, tokens=best.tokens.value, flops=served, saved=1 - served / both
+    )
+
+
+def _flops_for(fit: LawFit, loss: float, inference_tokens: float) -> float:
+    """The C whose optimum has a loss; the optimum's loss falls with C."""
+    low, high = np.log(1e6) + np.log1p(inference_tokens), np.log(1e40)
+    if optimum(fit, float(np.exp(high)), inference_tokens=inference_tokens).loss.value > loss:
+        raise FitError(f"the law reaches no loss of {loss:g}: ask for more than its irreducible loss")
+    for _ in range(80):
+        middle = (low + high) / 2
+        above = optimum(fit, float(np.exp(middle)), inference_tokens=inference_tokens).loss.value > loss
+        low, high = (middle, high) if above else (low, middle)
+    return float(np.exp(high))
+
+
+def disagreement(first: LawFit, second: LawFit, flops: float | None = None) -> list[Diagnostic]:
+    """Where two fits of the same runs give N_opt at C (10 times the largest fitted, unless given) whose intervals
+    do not meet: one of the two has a bias there, or both are surer than they should be."""
+    at = flops or 10 * max(first.flops_range[1], second.flops_range[1])
+    one, other = (optimum(fit, at).params for fit in (first, second))
+    if one.low is None or one.high is None or other.low is None or other.high is None:
+        return []
+    if one.low <= other.high and other.low <= one.high:
+        return []
+    names = f"{first.fitter.name} ({one}) and {second.fitter.name} ({other})"
+    message = (
+        f"{names} disagree on N_opt at C = {at:.3g} by more than their intervals: look at the profiles for skew "
+        "(a parabola is biased there) and at lack-of-fit, and plan for both"
+    )
+    return [Diagnostic(code="disagreement", message=message)]
 
 
 class Cost(Record):

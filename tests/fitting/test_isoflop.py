@@ -11,7 +11,7 @@ from flops_fit_core import FitError, LawFit, Observation, Registry
 from flops_fit_core.fitting import IsoflopFitter, profile_loss
 from flops_fit_core.fitting.bootstrap import estimate_noise
 from flops_fit_core.fitting.data import Runs
-from flops_fit_core.fitting.isoflop import seed_noise
+from flops_fit_core.fitting.minima import seed_noise
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
 from flops_fit_core.fitting.profiles import group_by_budget, move_to_budgets
 

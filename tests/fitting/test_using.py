@@ -6,14 +6,17 @@ import json
 
 import numpy as np
 import pytest
-from surfaces import CHINCHILLA, study
+from scipy.optimize import minimize_scalar
+from surfaces import CHINCHILLA, LOPSIDED, study
 
 from flops_fit_core import FitError
 from flops_fit_core.fitting import (
     IsoflopFitter,
     ParametricFitter,
     backtest,
+    cheapest_to_serve,
     checklist,
+    disagreement,
     fit_table,
     load_fit,
     off_optimum,
@@ -187,3 +190,35 @@ def test_only_the_rows_asked_for_are_read(tmp_path):
     assert [one.id for one in read_table(path, where={"group": "b"}).observations] == ["row 3"]
     with pytest.raises(FitError, match="no column 'set'"):
         read_table(path, where={"set": "b"})
+
+
+def test_serving_many_tokens_pays_for_a_smaller_model_trained_longer(exact):
+    """As Sardana et al. find: at the quality of a compute-optimal 13B, 2T inference tokens want about 7B."""
+    loss = CHINCHILLA.loss(13e9, 20 * 13e9)
+    found = cheapest_to_serve(exact, loss, 2e12)
+
+    def total(ln_params):
+        params = np.exp(ln_params)
+        rest = loss - CHINCHILLA.E - CHINCHILLA.A / params**CHINCHILLA.alpha
+        return (
+            np.inf
+            if rest <= 0
+            else 6 * params * (CHINCHILLA.B / rest) ** (1 / CHINCHILLA.beta) + 2 * params * 2e12
+        )
+
+    best = minimize_scalar(total, bounds=(np.log(2e9), np.log(3e10)), method="bounded", options={"xatol": 1e-10})
+    assert found.params == pytest.approx(np.exp(best.x), rel=1e-4)
+    assert found.flops == pytest.approx(best.fun, rel=1e-8)
+    assert CHINCHILLA.loss(found.params, found.tokens) == pytest.approx(loss, rel=1e-9)
+    assert 0 < found.saved < 0.5
+    with pytest.raises(FitError, match="reaches no loss"):
+        cheapest_to_serve(exact, 1.5, 2e12)
+
+
+def test_two_approaches_that_disagree_are_said_to():
+    wide = study(LOPSIDED, BUDGETS, np.geomspace(1 / 16, 16, 15), sigma=0.001)
+    fits = [fitter.fit(wide) for fitter in (ParametricFitter(draws=200), IsoflopFitter(draws=200))]
+    (found,) = disagreement(*fits)
+    assert found.code == "disagreement"
+    assert "fitters/isoflop" in found.message
+    assert disagreement(fits[0], fits[0]) == []
