@@ -109,6 +109,7 @@ SCRIPTS = [
 def test_an_example_runs(block: Block, folder: Path) -> None:
     path = folder / (block.file or "example.py")
     path.write_text(block.text, encoding="utf-8")
+    (folder / "runs.csv").write_text(table_of_runs())
     done = subprocess.run(
         [sys.executable, "-W", "error", path.name],
         cwd=folder,
@@ -117,6 +118,20 @@ def test_an_example_runs(block: Block, folder: Path) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
+
+
+def table_of_runs() -> str:
+    """What the examples call runs.csv: five budgets of a known law, each loss 1% up or down."""
+    lines = ["params,tokens,flops,loss"]
+    for budget in (1e18, 3e18, 1e19, 3e19, 1e20):
+        for k in range(7):
+            params = (budget / 120) ** 0.5 * 2.0 ** (k - 3)
+            tokens = budget / (6 * params)
+            loss = (1.8 + 480 / params**0.35 + 2000 / tokens**0.36) * (
+                1.01 if (3 * k + len(lines)) % 4 < 2 else 0.99
+            )
+            lines.append(f"{params:.6g},{tokens:.6g},{budget:.6g},{loss:.6f}")
+    return "\n".join(lines) + "\n"
 
 
 def plugin_modules(folder: Path) -> Iterator[tuple[str, ModuleType]]:
