@@ -7,11 +7,14 @@ hash of 64 evenly spaced items (of a stream, its first 64).
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
 from typing import Any
 
 from pydantic import create_model
@@ -193,30 +196,72 @@ def _count(count: Callable[[Any], Any], options: Options, measured: MeasuredMode
 
 
 def identify_callable(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str) -> str:
-    """A hash of what a callable is: its name, source, defaults, closure and keyword arguments.
+    """A hash of what a callable is: its name, source, defaults, closure and keyword arguments; of a class,
+    those of its base classes too.
 
     Raises ConfigError, asking for ``fingerprint=``, where something it depends on cannot be identified.
     """
     if isinstance(function, partial):
         inner = identify_callable(function.func, {**function.keywords, **kwargs}, what)
         return content_hash([inner, _plain(list(function.args), what)])
-    parts: dict[str, Any] = {"name": _name(function), "kwargs": _plain(dict(kwargs), what)}
+    parts: list[Any] = [_plain(dict(kwargs), what)]
+    if isinstance(function, MethodType):
+        parts += [identify_callable(function.__func__, {}, what), identify_value(function.__self__, what)]
+    elif isinstance(function, type):
+        parts += [_describe(one, what) for one in function.__mro__ if one is function or _is_own(one)]
+    elif isinstance(function, FunctionType | BuiltinFunctionType):
+        parts.append(_describe(function, what))
+    else:  # an object with __call__: its class and what it holds
+        parts += [identify_callable(type(function), {}, what), _plain(getattr(function, "__dict__", {}), what)]
+    return content_hash(parts)
+
+
+def _is_own(one: type) -> bool:
+    """Whether a class may change under its name: one of Python's or torch's own does not."""
+    package = one.__module__.partition(".")[0]
+    return package != "torch" and (package == "__main__" or package not in sys.stdlib_module_names)
+
+
+def _describe(function: Callable[..., Any], what: str) -> dict[str, Any]:
+    """Name, source text (or compiled code, at a prompt), defaults and closures, of a class those of its methods."""
+    parts: dict[str, Any] = {"name": _name(function)}
+    methods = list(_functions(function))
     try:
         parts["source"] = inspect.getsource(function)
     except (OSError, TypeError):
         # Compiled code and code typed at a prompt have no source. Installed modules are named well enough.
-        code = getattr(function, "__code__", None)
-        if code is not None:
-            parts["code"] = hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()
-        elif getattr(function, "__module__", "__main__") == "__main__":
+        parts["code"] = [_describe_code(one.__code__) for one in methods]
+        if not methods and getattr(function, "__module__", "__main__") == "__main__":
             raise _unidentified(what, f"{_name(function)} has no source text") from None
-    defaults = getattr(function, "__defaults__", None)
-    if defaults:
-        parts["defaults"] = _plain(list(defaults), what)
-    closure = getattr(function, "__closure__", None)
-    if closure:
-        parts["closure"] = _plain([cell.cell_contents for cell in closure], what)
-    return content_hash(parts)
+    parts["defaults"] = [_plain(list(one.__defaults__), what) for one in methods if one.__defaults__]
+    parts["closure"] = [_plain(value, what) for one in methods for value in _closure(one)]
+    return parts
+
+
+def _functions(function: Callable[..., Any]) -> Iterator[FunctionType]:
+    members = vars(function).values() if isinstance(function, type) else [function]
+    for member in members:
+        inner = getattr(member, "__func__", getattr(member, "fget", member))
+        if isinstance(inner, FunctionType):
+            yield inner
+
+
+def _closure(function: FunctionType) -> Iterator[Any]:
+    """What it closes over, but for the class that it is a method of (Python's own ``__class__``)."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        if name != "__class__":
+            with contextlib.suppress(ValueError):  # not yet filled
+                yield cell.cell_contents
+
+
+def _describe_code(code: CodeType) -> list[Any]:
+    constants = [_describe_code(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
+    return [code.co_code.hex(), list(code.co_names), constants]
+
+
+def _constant(value: Any) -> str:
+    # A set of texts shows itself in another order in every process.
+    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
 def identify_value(value: Any, what: str) -> str:

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from kills import run_kills
 
-from flops_fit_core import ExecutorContext, JobEnded, RunResult, StoreError, hookimpl
+from flops_fit_core import ExecutorContext, JobEnded, StoreError, hookimpl
 from flops_fit_core import sweep as sweep_module
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
