@@ -1,0 +1,417 @@
+"""The command line, mostly called in this process."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+from small import text_table, write_text
+
+from flops_fit_core.cli.main import run
+
+START = "from flops_fit_core.cli import main; main()"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A working directory with text and an experiment on it, ``small.json``."""
+    monkeypatch.chdir(tmp_path)
+    write_text(tmp_path / "text")
+    write_experiment(tmp_path)
+    return tmp_path
+
+
+def write_experiment(folder, **changes):
+    table = text_table(folder / "text", **{"sweep": {"budgets": [1e8]}, **changes})
+    (folder / "small.json").write_text(json.dumps(table))
+
+
+@pytest.fixture
+def said(capsys):
+    """Runs a command line; gives its exit status, standard output and standard error."""
+
+    def call(*arguments):
+        status = run([str(argument) for argument in arguments])
+        output, error = capsys.readouterr()
+        return status, output, error
+
+    return call
+
+
+def surface(folder, **changes):
+    """An experiment on a formula, whose sweep takes no time and has a law."""
+    table = {
+        "name": "formula",
+        "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
+        "model": "surface/surface",
+        "dataset": "surface/surface",
+        "executor": {"name": "local", "workers": 0},
+        **changes,
+    }
+    (folder / "formula.json").write_text(json.dumps(table))
+    return "formula.json"
+
+
+# ---------------------------------------------------------------------------- the user's mistakes
+
+
+def broken(kind, name, value):
+    def change(table):
+        place = table if kind is None else table[kind]
+        place[name] = value
+
+    return change
+
+
+BAD = {
+    "a misspelt plugin": (broken("optimizer", "name", "adamv"), ["adamv", "adamw"]),
+    "a misspelt option": (broken("optimizer", "lrr", 0.1), ["optimizer.lrr", "did you mean 'lr'"]),
+    "a misspelt table": (broken(None, "optimiser", {"name": "sgd"}), ["optimiser", "did you mean 'optimizer'"]),
+    "an option of the wrong type": (broken("optimizer", "lr", "fast"), ["optimizer.lr", "'fast'"]),
+    "a size that cannot be built": (
+        broken("sweep", "sizes", [{"width": 8}, {"width": 9}]),
+        ["sweep.sizes.1.width", "even"],
+    ),
+    "more data than there is": (broken("sweep", "repeat", False), ["epochs", "sweep.repeat = true"]),
+    "a budget too small for any size": (broken("sweep", "budgets", [1e3]), ["budget 1000", "none of its sizes"]),
+    "a model that does not fit its data": (
+        broken(None, "model", {"name": "surface/surface"}),
+        ["surface"],
+    ),
+    "text that is not there": (broken("dataset", "path", "nowhere/*.txt"), ["no file matches", "nowhere"]),
+    "a held-out part that is empty": (broken("dataset", "heldout_share", 1e-9), ["hold out", "heldout_path"]),
+    "a device that is not there": (broken("device", "name", "tpu"), ["tpu", "cuda"]),
+    "a negative budget": (broken("sweep", "budgets", [-1e9]), ["sweep.budgets.0"]),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_mistake_ends_in_one_message_and_status_2(here, said, what):
+    change, expected = BAD[what]
+    table = json.loads((here / "small.json").read_text())
+    if what == "more data than there is":
+        table["sweep"]["budgets"] = [1e10]
+    change(table)
+    (here / "small.json").write_text(json.dumps(table))
+    status, output, error = said("run", "small.json")
+    assert status == 2, error
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    for part in expected:
+        assert part in error
+    assert output == ""
+    assert not (here / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["run", "missing.toml"], ["missing.toml: there is no such file", "small.json"]),
+        (["run", "text"], ["text is no study", "flops-fit run"]),
+        (["runs", "small.json"], ["is no study"]),
+        (["fit", "missing.csv"], ["missing.csv"]),
+        (["predict", "small.json", "--flops", "1e20"], ["is no study"]),
+        (["plan", "small.json", "--set", "optimizer"], ["--set optimizer"]),
+        (["plan", "small.json", "--set", "optimizer.rate=3"], ["optimizer.rate"]),
+        (["plan", "small.json", "--optimizer", "adamv"], ["adamv"]),
+        (["plan", "small.json", "-p", "no_such_module"], ["no_such_module"]),
+        (["fit", "small.json", "--fitter", "magic"], ["magic", "is no study"]),
+    ],
+)
+def test_a_mistake_on_the_command_line_is_one_message(here, said, arguments, expected):
+    status, _, error = said(*arguments)
+    assert status == 2
+    assert "Traceback" not in error
+    assert any(part in error for part in expected)
+
+
+@pytest.mark.parametrize("arguments", [["plan"], ["plna", "small.json"], ["plan", "small.json", "--jsn"]])
+def test_a_misspelt_command_shows_its_usage(here, said, arguments):
+    status, _, error = said(*arguments)
+    assert status == 2
+    assert "Traceback" not in error
+    assert error
+
+
+@pytest.mark.parametrize("store", ["sqlite", "json"])
+@pytest.mark.parametrize("damage", ["cut in half", "not ours"])
+def test_a_damaged_store_is_named_and_left_as_it_is(here, said, store, damage):
+    assert said("run", "small.json", "--store", store, "--out", "study")[0] == 0
+    (file,) = [path for path in (here / "study").glob("results.*") if path.suffix in (".json", ".sqlite", ".db")]
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2] if damage == "cut in half" else b'{"a": "diary of mine"}' * 300)
+    content = file.read_bytes()
+    for arguments in (["run", "small.json", "--store", store], ["runs", "small.json"]):
+        status, _, error = said(*arguments, "--out", "study")
+        assert status == 2, error
+        assert "Traceback" not in error
+        assert file.name in error
+        assert file.read_bytes() == content
+
+
+def test_a_plugin_that_raises_is_named_with_status_1_and_finished_results_stay(here, said, monkeypatch):
+    assert said("run", "small.json", "--out", "study")[0] == 0
+    before = said("runs", "study", "--json")[1]
+    module = """
+        from flops_fit_core import RecipeSpec, hookimpl
+
+        def build(options, about):
+            raise ZeroDivisionError("an author's mistake")
+
+        @hookimpl
+        def flops_fit_recipes():
+            yield RecipeSpec(name="broken", build=build)
+    """
+    (here / "broken_recipe.py").write_text(textwrap.dedent(module))
+    status, _, error = said("run", "small.json", "--out", "study", "-p", "broken_recipe", "--recipe", "broken")
+    assert status == 1
+    assert "broken_recipe/broken" in error
+    assert "ZeroDivisionError: an author's mistake" in error
+    assert "Traceback" not in error
+    assert said("runs", "study", "--json")[1] == before
+
+
+# ---------------------------------------------------------------------------- plan
+
+
+def test_plan_gives_every_run_and_the_flops_to_a_program(here, said):
+    status, output, _ = said("plan", "small.json", "--json")
+    plan = json.loads(output)
+    assert status == 0
+    assert plan["name"] == "small"
+    assert len(plan["runs"]) == 2
+    assert {row["status"] for row in plan["runs"]} == {"waiting"}
+    assert plan["flops"] == pytest.approx(sum(row["flops"] for row in plan["runs"]))
+    assert plan["flops"] == pytest.approx(2e8, rel=0.01)
+    assert plan["seconds_left"] > 0
+    assert not (here / "runs").exists()
+
+
+def test_set_changes_an_option_and_the_plan_says_it_is_yours(here, said):
+    _, output, _ = said("plan", "small.json", "--json", "--no-estimate", "--set", "optimizer.lr=0.25")
+    assert any("optimizer.lr = 0.25 is yours" in note for note in json.loads(output)["notes"])
+
+
+def test_swapping_a_plugin_says_which_options_it_left_out(here, said):
+    arguments = ["plan", "small.json", "--no-estimate", "--set"]
+    write_experiment(here, optimizer={"name": "adamw", "betas": [0.8, 0.9]})
+    status, _, error = said(*arguments, "sweep.seeds=[0]", "--optimizer", "sgd")
+    assert status == 0
+    assert "--optimizer sgd: left out betas; --set optimizer.name=sgd keeps them" in " ".join(error.split())
+
+
+def test_plan_shows_what_is_done(here, said):
+    said("run", "small.json")
+    _, output, _ = said("plan", "small.json", "--json")
+    plan = json.loads(output)
+    assert {row["status"] for row in plan["runs"]} == {"completed"}
+    assert plan["seconds_left"] == 0
+
+
+# ---------------------------------------------------------------------------- run, runs, status
+
+
+def test_a_sweep_is_run_listed_and_not_run_again(here, said):
+    status, _, error = said("run", "small.json")
+    assert status == 0
+    assert "[2/2]" in error
+    assert "no law yet" in error
+    _, output, _ = said("runs", "runs/small", "--json")
+    rows = json.loads(output)
+    assert len(rows) == 2
+    for row in rows:
+        assert {"id", "status", "params", "tokens", "flops", "loss", "seed"} <= row.keys()
+        assert row["status"] == "completed"
+    _, again, _ = said("runs", "small.json", "--json")
+    assert again == output
+    assert "0 to train" in said("run", "runs/small")[2]
+    assert json.loads(said("runs", "runs/small", "--json")[1]) == rows
+
+
+def test_runs_as_csv_can_be_read_and_fitted_again(here, said):
+    from flops_fit_core.fitting import read_runs
+
+    said("run", surface(here))
+    status, output, _ = said("runs", "runs/formula", "--csv")
+    assert status == 0
+    (here / "table.csv").write_text(output)
+    read = read_runs(here / "table.csv")
+    rows = json.loads(said("runs", "runs/formula", "--json")[1])
+    assert len(read) == len(rows) == 28
+    assert sorted(one.loss for one in read) == sorted(row["loss"] for row in rows)
+    status, output, _ = said("fit", "table.csv", "--json")
+    assert status == 0
+    assert json.loads(output)["n_runs"] == 28
+
+
+def test_status_counts_runs_and_flops(here, said):
+    said("run", "small.json")
+    status, output, _ = said("status", "runs/small", "--json")
+    told = json.loads(output)
+    assert status == 0
+    assert told["runs"] == {"waiting": 0, "completed": 2, "diverged": 0, "failed": 0}
+    assert told["flops_spent"] == pytest.approx(2e8, rel=0.01)
+    assert abs(told["flops_left"]) < 1
+
+
+def test_a_failed_run_gives_status_1_and_is_listed(here, said):
+    (here / "raising.py").write_text(
+        textwrap.dedent("""
+        from flops_fit_core import ModelSpec, Options, hookimpl
+
+        class RaisingOptions(Options):
+            width: int = 8
+
+        def build(options, task):
+            import torch
+            from torch import nn
+
+            class Raising(nn.Sequential):
+                def forward(self, ids):
+                    if torch.is_grad_enabled() and options.width == 12:
+                        raise RuntimeError("not this one")
+                    return super().forward(ids)
+
+            return Raising(nn.Embedding(256, options.width), nn.Linear(options.width, 256))
+
+        @hookimpl
+        def flops_fit_models():
+            yield ModelSpec(name="raising", options=RaisingOptions, build=build, size="width")
+        """)
+    )
+    write_experiment(here, model={"name": "raising"}, flops="chinchilla")
+    status, _, error = said("run", "small.json", "-p", "raising")
+    assert status == 1
+    assert "1 runs failed, the first with RuntimeError: not this one" in error
+    # The study knows its module; nobody has to name it again.
+    rows = json.loads(said("runs", "runs/small", "--json")[1])
+    assert sorted(row["status"] for row in rows) == ["completed", "failed"]
+    assert "1 to train" in said("run", "runs/small")[2]
+    assert "0 to train" in said("run", "runs/small", "--no-retry")[2]
+
+
+def test_a_changed_option_is_other_runs_in_the_same_study(here, said):
+    said("run", "small.json")
+    _, _, error = said("run", "small.json", "--set", "optimizer.lr=0.02")
+    assert "2 to train" in error
+    assert "0 to train" in said("run", "small.json")[2]
+
+
+# ---------------------------------------------------------------------------- fit, predict, report
+
+
+@pytest.fixture(scope="module")
+def formula(tmp_path_factory):
+    """A finished study."""
+    folder = tmp_path_factory.mktemp("formula")
+    surface(folder)
+    assert run(["run", str(folder / "formula.json"), "--out", str(folder / "study")]) == 0
+    return folder / "study"
+
+
+def test_a_sweep_writes_a_report_and_its_fit(formula):
+    assert (formula / "report").is_dir()
+    names = {path.suffix for path in (formula / "report").rglob("*") if path.is_file()}
+    assert {".png", ".svg", ".html"} <= names
+    assert json.loads((formula / "fit.json").read_text())["exponents"]["a"]["value"] > 0
+
+
+def test_fit_and_predict_give_json(formula, said):
+    status, output, _ = said("fit", formula, "--json")
+    law = json.loads(output)
+    assert status == 0
+    assert 0.3 < law["exponents"]["a"]["value"] < 0.7
+    assert law["exponents"]["a"]["low"] < law["exponents"]["a"]["high"]
+    status, output, _ = said("predict", formula, "--flops", "1e22", "--json")
+    one = json.loads(output)
+    assert status == 0
+    assert one["flops"] == 1e22
+    assert one["params"]["low"] < one["params"]["value"] < one["params"]["high"]
+    two = json.loads(said("predict", formula, "--flops", "1e22", "--flops", "1e23", "--json")[1])
+    assert [each["flops"] for each in two] == [1e22, 1e23]
+    assert two[0] == one
+
+
+def test_a_kept_fit_predicts_what_its_study_predicts(formula, said, tmp_path):
+    said("fit", formula, "--out", tmp_path / "law.json")
+    kept = json.loads(said("predict", tmp_path / "law.json", "--flops", "1e22", "--json")[1])
+    assert kept == json.loads(said("predict", formula, "--flops", "1e22", "--json")[1])
+
+
+def test_a_study_without_a_law_says_what_is_missing(here, said):
+    said("run", "small.json")
+    for command in (["fit", "runs/small"], ["predict", "runs/small", "--flops", "1e9"], ["report", "runs/small"]):
+        status, _, error = said(*command)
+        assert status == 2
+        assert error.startswith("error: ")
+
+
+# ---------------------------------------------------------------------------- plugins
+
+
+def test_plugins_are_listed_with_where_they_come_from(said):
+    status, output, _ = said("plugins", "--json")
+    told = json.loads(output)
+    assert status == 0
+    assert told["problems"] == []
+    sources = {offer["name"]: offer["source"] for offer in told["offers"]}
+    assert sources["gpt/gpt"] == "flops-fit 0.1.0"
+    assert "optim/adamw" in sources
+
+
+def test_a_broken_plugin_gives_status_1_and_the_rest_is_listed(here, said):
+    (here / "halfway.py").write_text("raise OSError('no such disk')")
+    status, output, error = said("plugins", "-p", "halfway")
+    assert status == 1
+    assert "no such disk" in error
+    assert "optim/adamw" in output
+
+
+def test_a_disabled_plugin_is_not_offered(said):
+    _, output, _ = said("plugins", "--json", "--without", "gpt")
+    told = json.loads(output)
+    assert told["disabled"] == ["gpt"]
+    assert not any(offer["name"].startswith("gpt/") for offer in told["offers"])
+
+
+# ---------------------------------------------------------------------------- processes
+
+
+def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_goes_on_later(here):
+    write_experiment(
+        here,
+        sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "repeat": True},
+        executor={"name": "local", "workers": 1},
+    )
+    command = [sys.executable, "-c", START, "run", "small.json"]
+    with Path("output.txt").open("w") as output:
+        driver = subprocess.Popen(command, stdout=output, stderr=output)
+    until = time.monotonic() + 120
+    while "[1/3]" not in Path("output.txt").read_text():
+        assert driver.poll() is None, Path("output.txt").read_text()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    stopped = time.monotonic()
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(60) == 130
+    assert time.monotonic() - stopped < 20
+    text = Path("output.txt").read_text()
+    assert "Traceback" not in text
+    assert "Finished results are kept" in text
+    again = subprocess.run(command, capture_output=True, text=True)
+    assert again.returncode == 0
+    assert "3 runs, 3 to train" not in again.stderr
+    assert "[3/3]" in again.stderr
+
+
+def test_output_that_nobody_reads_is_no_error(here):
+    command = f"{sys.executable} -c '{START}' plugins | head -1; exit ${{PIPESTATUS[0]}}"
+    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)
+    assert said.returncode == 0
+    assert "Traceback" not in said.stderr
+    assert "BrokenPipe" not in said.stderr
