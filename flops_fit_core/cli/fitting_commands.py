@@ -24,6 +24,10 @@ MapOption = Annotated[
     list[str] | None,
     typer.Option("--map", help="Name a column: --map params=n_params. Repeatable.", metavar="COLUMN=NAME"),
 ]
+WhereOption = Annotated[
+    list[str] | None,
+    typer.Option("--where", help="Keep a table's rows with this text: --where group=c4.", metavar="COLUMN=TEXT"),
+]
 FitterSetOption = Annotated[
     list[str] | None,
     typer.Option("--set", help="An option of the fitter: --set draws=4000. Repeatable.", metavar="OPTION=VALUE"),
@@ -41,18 +45,20 @@ def fit(
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: MapOption = None,
+    where: WhereOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the fit with its draws, as JSON.")] = None,
     checklist: Annotated[bool, typer.Option(help="Print how the fit was made, point by point.")] = False,
+    profile: Annotated[bool, typer.Option(help="Print profile-likelihood intervals beside the others.")] = False,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
 ) -> None:
     """Fit a law to runs: a study's, or anybody's in a table with columns params, tokens, flops, loss."""
     from flops_fit_core.fitting import checklist as points
-    from flops_fit_core.fitting import summary, write_fit
+    from flops_fit_core.fitting import profile_intervals, summary, write_fit
 
     registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(source, fitter, options or (), columns or ())
+    asked = laws.Asked(source, fitter, options or (), columns or (), where or ())
     law, made_by, study = laws.fitted(asked, registry)
     if out is not None:
         write_fit(law, out)
@@ -63,6 +69,10 @@ def fit(
     if study is not None and (line := other_convention(study, made_by)):
         print_text(line)
     print_diagnostics(law)
+    if profile:
+        runs, _ = laws.observations(asked, registry)
+        found = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
+        print_text("By profile likelihood: " + ", ".join(f"{name} = {one}" for name, one in found.items()))
     if checklist:
         for name, text in points(law, str(source)):
             print_text(f"{name}: {text}")
@@ -71,9 +81,24 @@ def fit(
 def predict(
     source: FitArgument,
     flops: FlopsArgument,
+    inference_tokens: Annotated[
+        float, typer.Option(help="The budget also pays for serving so many tokens.", metavar="D_INF")
+    ] = 0.0,
+    unique_tokens: Annotated[
+        float | None, typer.Option(help="Tokens there are; more are repetitions (muennighoff).", metavar="U")
+    ] = None,
+    params: Annotated[
+        float | None, typer.Option(help="What a model of this size would give up at each C.", metavar="N")
+    ] = None,
+    peak_flops: Annotated[
+        float | None, typer.Option(help="A device's peak FLOP/s, to count device hours.", metavar="FLOP/S")
+    ] = None,
+    mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
+    price: Annotated[float | None, typer.Option(help="Price of a device hour.")] = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: MapOption = None,
+    where: WhereOption = None,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
@@ -82,13 +107,24 @@ def predict(
     from flops_fit_core.report import predictions_table
 
     registry = args.registry_for(source, plugin, without)
-    law, made_by, _ = laws.kept_or_fitted(laws.Asked(source, fitter, options or (), columns or ()), registry)
-    optima = [made_by.optimum(law, budget) for budget in flops]
+    asked = laws.Asked(source, fitter, options or (), columns or (), where or ())
+    law, made_by, _ = laws.kept_or_fitted(asked, registry)
+    optima = [laws.optimum(law, made_by, budget, inference_tokens, unique_tokens) for budget in flops]
+    extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in flops]
     if json:
-        shown = [optimum.model_dump(mode="json") for optimum in optima]
+        shown = [
+            {
+                **optimum.model_dump(mode="json"),
+                **{name: one.model_dump(mode="json") for name, one in extra.items()},
+            }
+            for optimum, extra in zip(optima, extras, strict=True)
+        ]
         print_json(shown[0] if len(shown) == 1 else shown)
         return
     print_table(predictions_table(law, optima))
+    for budget, extra in zip(flops, extras, strict=True):
+        for line in laws.describe(extra):
+            print_text(f"C = {budget:.4g}: {line}")
     for note in dict.fromkeys(note for optimum in optima for note in optimum.notes):
         print_text(f"! {note}")
 
@@ -98,6 +134,7 @@ def backtest(
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: MapOption = None,
+    where: WhereOption = None,
     budgets: Annotated[int, typer.Option(help="How many of the largest budgets to hold out.")] = 1,
     above: Annotated[
         float | None, typer.Option(help="Hold out every run of more FLOPs than this instead.", metavar="C")
@@ -110,7 +147,7 @@ def backtest(
     from flops_fit_core.fitting import backtest as hold_out
 
     registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(source, fitter, options or (), columns or ())
+    asked = laws.Asked(source, fitter, options or (), columns or (), where or ())
     observations, made_by = laws.observations(asked, registry)
     tested = hold_out(made_by, observations, budgets, above)
     if json:

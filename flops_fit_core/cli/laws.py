@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from flops_fit_core.cli.arguments import existing
 from flops_fit_core.config import DEFAULTS, choose_from_table, override_value
 from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.records import LawFit, Observation
+from flops_fit_core.records import LawFit, Observation, Optimum, Record
 from flops_fit_core.registry import Registry
 from flops_fit_core.study import Study
 
@@ -28,6 +28,8 @@ class Asked:
     """``option=value`` of the fitter."""
     columns: Sequence[str] = ()
     """``ours=theirs`` column names of a table."""
+    where: Sequence[str] = ()
+    """``column=text`` that a table's rows must have."""
 
     @property
     def is_table(self) -> bool:
@@ -35,13 +37,21 @@ class Asked:
 
     def mapping(self) -> dict[str, str]:
         """Our column names -> the table's."""
-        mapping: dict[str, str] = {}
-        for text in self.columns:
-            ours, equals, theirs = text.partition("=")
-            if not equals or not ours or not theirs:
-                raise ConfigError(f"--map {text}: write --map params=n_params, our name first")
-            mapping[ours] = theirs
-        return mapping
+        return _pairs("--map", self.columns, "params=n_params, our name first")
+
+    def kept(self) -> dict[str, str]:
+        """Column -> the text that rows must have in it."""
+        return _pairs("--where", self.where, "group=c4")
+
+
+def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name or not value:
+            raise ConfigError(f"{option} {text}: write {option} {example}")
+        pairs[name] = value
+    return pairs
 
 
 def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
@@ -50,7 +60,7 @@ def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | No
         from flops_fit_core.fitting import fit_table, read_table
 
         fitter = _fitter(asked, registry, DEFAULTS["fitter"])
-        return fit_table(fitter, read_table(asked.source, asked.mapping())), fitter, None
+        return fit_table(fitter, read_table(asked.source, asked.mapping(), asked.kept())), fitter, None
     study = _study(asked, registry)
     fitter = _fitter_of_study(asked, study)
     return study.fit_with(fitter, study.observations), fitter, study
@@ -70,16 +80,58 @@ def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, St
 def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], Fitter]:
     """The runs and the fitter."""
     if asked.is_table:
-        from flops_fit_core.fitting import read_runs
+        from flops_fit_core.fitting import read_table
 
-        return read_runs(asked.source, asked.mapping()), _fitter(asked, registry, DEFAULTS["fitter"])
+        runs = read_table(asked.source, asked.mapping(), asked.kept()).observations
+        return runs, _fitter(asked, registry, DEFAULTS["fitter"])
     study = _study(asked, registry)
     return study.observations, _fitter_of_study(asked, study)
 
 
+def optimum(
+    law: LawFit, made_by: Fitter, flops: float, inference_tokens: float, unique_tokens: float | None
+) -> Optimum:
+    """The optimum, by the fitter that made the law; with serving or repetition, by the law itself."""
+    if not inference_tokens and unique_tokens is None:
+        return made_by.optimum(law, flops)
+    from flops_fit_core.fitting import optimum as of_law
+
+    return of_law(law, flops, inference_tokens, unique_tokens)
+
+
+def extras(
+    law: LawFit, flops: float, params: float | None, peak_flops: float | None, mfu: float, price: float | None
+) -> dict[str, Record]:
+    """What was asked for beside the optimum: the cost of another size, of the training."""
+    from flops_fit_core.fitting import off_optimum, training_cost
+
+    found: dict[str, Record] = {}
+    if params is not None:
+        found["off_optimum"] = off_optimum(law, flops, params)
+    if peak_flops is not None:
+        found["cost"] = training_cost(flops, peak_flops, mfu, price)
+    elif price is not None:
+        raise ConfigError("--price needs the device's speed: add --peak-flops 989e12, say")
+    return found
+
+
+def describe(extra: Mapping[str, Any]) -> Iterator[str]:
+    """The extras in words."""
+    if "off_optimum" in extra:
+        off = extra["off_optimum"]
+        yield (
+            f"N = {off.params:.4g} would train on D = {off.tokens:.4g} to a loss of {off.loss}: "
+            f"{off.loss_given_up:.4f} nats given up, {off.extra_flops:.1%} more FLOPs than that loss needs"
+        )
+    if "cost" in extra:
+        cost = extra["cost"]
+        money = f", {cost.money:,.2f} at that price" if cost.money is not None else ""
+        yield f"{cost.device_hours:,.4g} device hours{money}"
+
+
 def _study(asked: Asked, registry: Registry) -> Study:
-    if asked.columns:
-        raise ConfigError("--map names columns of a table, and a study has none")
+    if asked.columns or asked.where:
+        raise ConfigError("--map and --where speak of a table's columns, and a study has none")
     return existing(asked.source, registry, None)
 
 

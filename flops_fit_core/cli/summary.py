@@ -8,6 +8,9 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.records import LawFit
 from flops_fit_core.study import Study
 
+CORE_LAWS = ("parametric", "kaplan", "muennighoff", "envelope")
+"""Laws whose optimum core can compute, whichever fitter made them."""
+
 
 def print_summary(study: Study) -> None:
     """Print it. Raises FitError where no law can be fitted."""
@@ -17,7 +20,7 @@ def print_summary(study: Study) -> None:
     print_table(study.table())
     print_diagnostics(study.fit)
     if study.isoflop is not None:
-        print_beside(study.isoflop)
+        print_beside(study.fit, study.isoflop)
 
 
 def print_law(fit: LawFit) -> None:
@@ -32,14 +35,18 @@ def print_law(fit: LawFit) -> None:
     print_text(f"Law {fit.law.name}: {parameters}")
 
 
-def print_beside(isoflop: LawFit) -> None:
-    """The IsoFLOP law of the same runs, for comparison."""
+def print_beside(fit: LawFit, isoflop: LawFit) -> None:
+    """The IsoFLOP law of the same runs, and whether the two agree."""
+    from flops_fit_core.fitting import disagreement
     from flops_fit_core.report import exponents, minima_table
 
     print_text("Beside it, the IsoFLOP profiles of the same runs:")
     print_table(minima_table(isoflop))
     print_text(exponents(isoflop))
     print_diagnostics(isoflop)
+    if fit.law.name in CORE_LAWS:
+        for diagnostic in disagreement(fit, isoflop):
+            print_text(f"! {diagnostic.message}")
 
 
 def other_convention(study: Study, fitter: Fitter) -> str | None:
