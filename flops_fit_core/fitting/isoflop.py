@@ -14,15 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from scipy.linalg import block_diag
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.bootstrap import Noise, draw_noise, estimate_noise, interval
+from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_profiles, about_runs, note, unusable
 from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.minima import (
     Minima,
+    Noise,
     fit_laws,
     median_draw,
     relative_variances,
@@ -33,6 +35,7 @@ from flops_fit_core.fitting.minima import (
     shift,
     spread,
 )
+from flops_fit_core.fitting.noise import fit_noise
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.profiles import (
     Profile,
@@ -94,7 +97,9 @@ class IsoflopFitter:
         minima, _ = self._minima(inside, [profile.y[None] for profile in inside], ln_budgets, flops_per_token)
         noise = self._noise(inside)
         random = np.random.default_rng(self.seed)
-        drawn, good = self._draw(inside, ln_budgets, flops_per_token, noise, random)
+        trunks = [runs.trunks[row] for profile in inside for row in profile.rows]
+        errors = self._errors(inside, trunks, noise, random)
+        drawn, good = self._draw(inside, errors, ln_budgets, flops_per_token)
         if self.shape == "akima":
             weights, minima = 1 / spread(drawn, inside), median_draw(drawn, minima)
         else:
@@ -151,14 +156,12 @@ class IsoflopFitter:
         return Minima(ln_params, ln_budgets - flops_per_token(ln_params), loss), there
 
     def _noise(self, inside: list[Profile]) -> Noise:
-        """From the residuals; an interpolated profile has none, and draws Gaussians of :func:`seed_noise`."""
+        """Its level, from the residuals; an interpolated profile has none: :func:`seed_noise` holds."""
         if self.shape == "akima":
-            return Noise(np.random.default_rng(0).standard_normal(4000), 1.0, 10**6)
-        return estimate_noise(
-            np.concatenate([profile.residuals for profile in inside]),
-            np.concatenate([profile.leverage for profile in inside]),
-            sum(profile.dof for profile in inside),
-        )
+            return Noise(1.0, 10**6)
+        dof = sum(profile.dof for profile in inside)
+        rss = sum(float(np.sum(profile.residuals**2)) for profile in inside)
+        return Noise(float(np.sqrt(rss / dof)) if dof else 0.0, dof)
 
     def _has_interval(self, inside: list[Profile], noise: Noise, found: list[Diagnostic]) -> bool:
         if self.draws < 1:
@@ -178,23 +181,34 @@ class IsoflopFitter:
         found.append(Diagnostic(code="no-interval", message=message))
         return False
 
+    def _errors(
+        self, inside: list[Profile], trunks: list[str], noise: Noise, random: np.random.Generator
+    ) -> Floats:
+        """Errors of all runs in all profiles, shape (draws, runs).
+
+        From one model of the noise for all profiles: it may be larger on the under-trained side, and shared by
+        runs of one trunk.
+        """
+        count = len(trunks)
+        if not noise.dof:
+            return np.empty((0, count))
+        if self.shape == "akima":
+            sd: Floats = np.concatenate([seed_noise(profile.y, self.response) for profile in inside])
+            return np.asarray(random.standard_normal((self.draws, count)) * sd)
+        design = block_diag(*(profile.design for profile in inside))
+        offset = np.concatenate([profile.u + profile.centre - profile.ln_params for profile in inside])
+        residuals = np.concatenate([profile.residuals for profile in inside])
+        trunk = np.unique(trunks, return_inverse=True)[1]
+        return fit_noise(residuals, design, offset, trunk).draw(self.draws, random)
+
     def _draw(
-        self,
-        inside: list[Profile],
-        ln_budgets: Floats,
-        flops_per_token: FlopsPerToken,
-        noise: Noise,
-        random: np.random.Generator,
+        self, inside: list[Profile], errors: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken
     ) -> tuple[Minima, Bools]:
         """Minima of resampled profiles, and which draws have one near every grid."""
-        draws = self.draws if noise.dof else 0
-        errors = draw_noise(noise, (draws, sum(len(one.rows) for one in inside)), random)
         responses, start = [], 0
         for profile in inside:
             mine = errors[:, start : start + len(profile.rows)]
             start += len(profile.rows)
-            if self.shape == "akima":
-                mine = mine * seed_noise(profile.y, self.response)
             responses.append(profile.y - profile.residuals + mine)
         return self._minima(inside, responses, ln_budgets, flops_per_token)
 

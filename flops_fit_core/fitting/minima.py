@@ -7,12 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from flops_fit_core.fitting.bootstrap import Noise, unknown_scale
+from flops_fit_core.fitting.bootstrap import unknown_scale
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
 from flops_fit_core.fitting.profiles import Profile, Response
 from flops_fit_core.records import Diagnostic
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How far runs lie from their profiles: standard deviation of the response, and what it is known by."""
+
+    sigma: float
+    dof: int
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,11 @@ class Profile:
         return self.y - np.vander(self.u, 4, increasing=True) @ self.coefficients
 
     @property
+    def design(self) -> Floats:
+        """Powers of u that a polynomial profile has, shape (n, 3 or 4)."""
+        return np.vander(self.u, 3 if self.shape == "parabola" else 4, increasing=True)
+
+    @property
     def dof(self) -> int:
         free = {"parabola": 3, "cubic": 4, "akima": len(self.u)}[self.shape]
         return max(0, len(self.u) - free)

@@ -9,7 +9,6 @@ from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 
 from flops_fit_core import FitError, LawFit, Observation, Registry
 from flops_fit_core.fitting import IsoflopFitter, profile_loss
-from flops_fit_core.fitting.bootstrap import estimate_noise
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.minima import seed_noise
 from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
@@ -230,23 +229,13 @@ def test_extrapolation_is_said_and_by_how_much():
         fitter.optimum(fit, -1.0)
 
 
-def test_leverage_corrected_residuals_have_the_variance_of_the_errors():
-    random = np.random.default_rng(0)
-    u = np.linspace(-1, 1, 6)
-    design = np.stack([np.ones(6), u, u**2], axis=1)
-    hat = design @ np.linalg.pinv(design)
-    errors = random.normal(size=(4000, 6))
-    sigmas = [estimate_noise(one - hat @ one, np.diag(hat), 3).sigma ** 2 for one in errors]
-    assert np.mean(sigmas) == pytest.approx(1, abs=0.05)
-
-
 def test_intervals_of_a_four_by_six_study_cover_the_truth_about_as_often_as_they_say():
     hits = []
-    for seed in range(24):
+    for seed in range(16):
         runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002, miss=0.005, seed=seed)
         interval = IsoflopFitter(draws=100).fit(runs).exponents["a"]
         hits.append(interval.low <= CHINCHILLA.a <= interval.high)
-    assert np.mean(hits) >= 0.7  # 90% of 24 has a standard error of 6.1%
+    assert np.mean(hits) >= 0.65  # 90% of 16 has a standard error of 7.5%
 
 
 def test_the_known_bias_of_parabolas_on_a_lopsided_surface_is_ours_too():
