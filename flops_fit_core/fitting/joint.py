@@ -11,7 +11,7 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import about_runs, no_interval, note
 from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters
@@ -108,6 +108,8 @@ class _Muennighoff:
         return {"ln_unique": self.ln_unique}
 
 
+MANY = 2000
+"""Runs above which starts are tried on some of them, and a draw is one step from the fit."""
 _SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
 
 
@@ -135,7 +137,7 @@ class JointFitter:
         make_problem(np.log(runs.params), np.log(runs.tokens), np.log(runs.loss))
         shape: _Shape = _SHAPES[self.form](runs)
         model, y = self._model(shape, runs), np.log(runs.loss)
-        every, rss, done = least_squares(model, shape.starts(), y, shape.bounds)
+        every, rss, done = least_squares(model, self._starts(shape, runs), y, shape.bounds)
         best = int(np.argmin(rss))
         theta = every[best : best + 1]
         law = shape.natural(theta)
@@ -176,9 +178,19 @@ class JointFitter:
         mine = {key: getattr(self, key) for key in ("level", "draws", "seed")}
         return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
-    def _model(self, shape: _Shape, runs: Runs) -> Model:
-        surface, extra = SURFACES[self.form], shape.extra()
-        x, z = np.log(runs.params), np.log(runs.tokens)
+    def _starts(self, shape: _Shape, runs: Runs) -> Floats:
+        """Where to start; with many runs, where fits of some of them ended."""
+        if len(runs) <= MANY:
+            return shape.starts()
+        some = np.sort(np.random.default_rng(0).choice(len(runs), MANY // 2, replace=False))
+        model = self._model(shape, runs, some)
+        theta, rss, _ = least_squares(model, shape.starts(), np.log(runs.loss[some]), shape.bounds)
+        return theta[np.argsort(rss)[:1]]
+
+    def _model(self, shape: _Shape, runs: Runs, some: Ints | None = None) -> Model:
+        surface, rows = SURFACES[self.form], np.arange(len(runs)) if some is None else some
+        extra = {key: values[rows] for key, values in shape.extra().items()}
+        x, z = np.log(runs.params[rows]), np.log(runs.tokens[rows])
 
         def model(theta: Floats) -> Floats:
             law = {key: values[:, None] for key, values in shape.natural(theta).items()}
@@ -205,6 +217,11 @@ class JointFitter:
         trunk = np.unique(runs.trunks, return_inverse=True)[1]
         offset = offsets(SURFACES[self.form], law, constraint, runs)
         noise = fit_noise(np.log(runs.loss) - fitted, slopes, offset, trunk)
+        if len(runs) > MANY:
+            step = np.zeros((self.draws, theta.shape[1]))
+            back = np.linalg.pinv(slopes)
+            step[:, inside] = np.stack([back @ noise.draw(1, random)[0] for _ in range(self.draws)])
+            return theta + step, 0
         y = fitted + noise.draw(self.draws, random)
         start = np.repeat(theta, self.draws, axis=0)
         drawn, _, done = least_squares(model, start, y, shape.bounds, steps=60)
