@@ -223,7 +223,7 @@ def _is_own(one: type) -> bool:
 
 
 def _describe(function: Callable[..., Any], what: str) -> dict[str, Any]:
-    """Name, source text (or compiled code, at a prompt), defaults and closures, of a class those of its methods."""
+    """Name, source text (at a prompt, compiled code), defaults and closures; of a class, those of its methods."""
     parts: dict[str, Any] = {"name": _name(function)}
     methods = list(_functions(function))
     try:

@@ -81,8 +81,8 @@ class InlineDataset:
             if len(items) < batch_size:
                 if self._is_stream and self._heldout_source is None:
                     raise DataError(
-                        f"the stream ended before {batch_size} samples to train on came: its first {STREAM_HELDOUT} "
-                        f"are held out. Give more, or heldout=another_dataset"
+                        f"the stream ended before {batch_size} samples to train on came: its first "
+                        f"{STREAM_HELDOUT} are held out. Give more, or heldout=another_dataset"
                     )
                 raise DataError(
                     f"the dataset ended after {len(items)} of the {batch_size} samples of a batch: it yields "

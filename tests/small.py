@@ -13,26 +13,8 @@ from flops_fit_core.planning import make_plan
 from flops_fit_core.registry import Registry, installed
 
 WORDS = [
-    "the",
-    "a",
-    "model",
-    "of",
-    "loss",
-    "data",
-    "tree",
-    "river",
-    "stone",
-    "runs",
-    "falls",
-    "grows",
-    "and",
-    "or",
-    "in",
-    "on",
-    "with",
-    "every",
-    "other",
-    "cold",
+    *("the", "a", "model", "of", "loss", "data", "tree", "river", "stone", "runs", "falls", "grows"),
+    *("and", "or", "in", "on", "with", "every", "other", "cold"),
 ]
 
 

@@ -150,7 +150,7 @@ def test_sizes_are_chosen_where_only_their_number_is_given(tmp_path):
 def test_a_model_that_does_not_take_the_size_says_what_it_takes(tmp_path):
     with pytest.raises(ConfigError, match=r"Net cannot be called with depth.*it takes width, classes, act"):
         find_optimal(Net, "depth", dataset=PAIRS, compute_budgets=[1e5], output_dir=tmp_path)
-    with pytest.raises(ConfigError, match="model_kwargs has 'width'.*leave it out"):
+    with pytest.raises(ConfigError, match=r"model_kwargs has 'width'.*leave it out"):
         planned(tmp_path, model_kwargs={"width": 3})
     with pytest.raises(ConfigError, match="model_cls must be a class or function"):
         planned(tmp_path, model=nn.Linear(3, 3).weight)
@@ -240,7 +240,7 @@ def test_a_data_loaders_batch_size_and_collate_function_are_used(tmp_path):
 
 def test_a_sampler_of_ones_own_is_refused(tmp_path):
     loader = DataLoader(PAIRS, batch_size=5, sampler=WeightedRandomSampler([1.0] * 2000, 100))
-    with pytest.raises(DataError, match="its own sampler.*pass its dataset instead"):
+    with pytest.raises(DataError, match=r"its own sampler.*pass its dataset instead"):
         planned(tmp_path, dataset=loader)
 
 
@@ -531,6 +531,6 @@ def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_p
             with lock:
                 return super().forward(x)
 
-    with pytest.raises(ConfigError, match="cannot be sent to a worker process.*workers = 0"):
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*workers = 0"):
         trained(tmp_path, Locked, executor={"name": "local", "workers": 1}, fingerprint="locked")
     completed(trained(tmp_path, Locked, fingerprint="locked"))

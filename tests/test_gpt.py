@@ -135,5 +135,5 @@ def test_the_first_loss_is_that_of_a_uniform_guess_at_every_width():
 
 
 def test_a_task_that_is_no_language_task_is_refused():
-    with pytest.raises(ConfigError, match="predicts the next token.*SupervisedTask"):
+    with pytest.raises(ConfigError, match=r"predicts the next token.*SupervisedTask"):
         SPEC.build(options(), SupervisedTask(inputs=(4,), outputs_size=2))

@@ -1,3 +1,4 @@
+import itertools
 import json
 import math
 import subprocess
@@ -155,7 +156,7 @@ def test_neighbouring_budgets_share_most_sizes():
 def test_sizes_are_log_spaced_around_the_expected_optimum():
     plan = planned(surface(sweep={"budgets": [1e20], "sizes": 7, "tokens_per_param": 20}))
     params = sorted(run.params for run in plan.runs)
-    ratios = [large / small for small, large in zip(params, params[1:], strict=False)]
+    ratios = [large / small for small, large in itertools.pairwise(params)]
     assert all(1.3 < ratio < 1.95 for ratio in ratios)
     middle = next(run for run in plan.runs if run.params == params[3])
     assert 20 / 2.6 < middle.tokens / middle.params < 20 * 2.6
@@ -209,7 +210,7 @@ def test_a_previous_fit_that_is_none_is_named(tmp_path):
 
     wrong = tmp_path / "fit.json"
     wrong.write_text("{}")
-    with pytest.raises(UserError, match="fit.json is not a fit"):
+    with pytest.raises(UserError, match=r"fit.json is not a fit"):
         plan_study(text_table(write_text(tmp_path / "text"), sweep={"previous_fit": str(wrong)}))
 
 
@@ -326,7 +327,8 @@ import json, resource, sys
 sys.path.insert(0, {tests!r})
 from test_planning import planned, surface
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-plan = planned(surface(model={{"depth": 80, "head_dim": 128}}, sweep={{"sizes": [{{"width": 10240}}], "budgets": [1e25]}}))
+large = {{"depth": 80, "head_dim": 128}}
+plan = planned(surface(model=large, sweep={{"sizes": [{{"width": 10240}}], "budgets": [1e25]}}))
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([plan.runs[0].params, (after - before) / 1024]))
 """

@@ -1,6 +1,7 @@
 import hashlib
 import os
 import shutil
+from itertools import pairwise
 
 import pytest
 import torch
@@ -79,7 +80,7 @@ def test_held_out_windows_do_not_overlap(tmp_path):
         starts.append(start)
     assert len(set(starts)) == 100
     # Targets of one window are no targets of another.
-    assert all(later - earlier >= 16 for earlier, later in zip(starts, starts[1:], strict=False))
+    assert all(later - earlier >= 16 for earlier, later in pairwise(starts))
 
 
 def test_another_seed_gives_the_same_training_windows_in_another_order(tmp_path):
@@ -127,7 +128,7 @@ def test_a_glob_takes_what_it_matches_by_its_name_below_the_fixed_part(tmp_path)
 def test_a_single_file_cannot_be_split(tmp_path):
     file = tmp_path / "all.txt"
     file.write_text("word " * 1000)
-    with pytest.raises(DataError, match="1 files .*a file is held out as a whole.*dataset.heldout_path"):
+    with pytest.raises(DataError, match=r"1 files .*a file is held out as a whole.*dataset.heldout_path"):
         opened(path=str(file))
 
 
@@ -157,7 +158,9 @@ def test_nothing_at_a_path_is_an_error_that_names_it(tmp_path):
 def test_a_part_without_one_window_says_how_many_bytes_it_has(tmp_path):
     for name in ("train", "held"):
         (tmp_path / name).write_text(name)
-    with pytest.raises(DataError, match="training part .* has 6 bytes, fewer than one window of context . 1 = 65"):
+    with pytest.raises(
+        DataError, match=r"training part .* has 6 bytes, fewer than one window of context . 1 = 65"
+    ):
         opened(path=str(tmp_path / "train"), heldout_path=str(tmp_path / "held"))
 
 

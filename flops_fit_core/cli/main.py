@@ -13,6 +13,8 @@ from flops_fit_core.cli import fitting_commands, plugin_commands, study_commands
 from flops_fit_core.cli.printing import complain
 from flops_fit_core.errors import FlopsFitError, UserError
 
+STOPPED = 130
+
 app = typer.Typer(
     name="flops-fit",
     help="For a compute budget, how large should the model be, and on how much data?",
@@ -36,6 +38,8 @@ def run(arguments: list[str]) -> int:
     """Run one command line. Returns the exit status; a user's mistake shows one message and no traceback."""
     try:
         status = app(arguments, standalone_mode=False, prog_name="flops-fit")
+        if status == STOPPED:  # typer makes this of Ctrl-C
+            raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except UserError as error:
         complain(str(error))
@@ -45,7 +49,7 @@ def run(arguments: list[str]) -> int:
         return 1
     except (KeyboardInterrupt, typer.Abort):
         complain("stopped. Finished results are kept; the same command goes on from there")
-        return 130
+        return STOPPED
     except BrokenPipeError:
         # Whoever read our output (head, less) has seen enough; nothing more can be flushed to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

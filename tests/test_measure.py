@@ -1,0 +1,116 @@
+import pytest
+import torch
+from small import Bench
+from torch import nn
+
+from flops_fit_core import LanguageTask, PlanError, PluginError, SupervisedTask
+from flops_fit_core.config import make_experiment
+from flops_fit_core.measure import Meter, build_on_meta, count_parameters
+
+TASK = LanguageTask(vocab_size=20, context=4)
+
+
+class Tiny(nn.Module):
+    """Embedding, a matrix that may be used twice, a head that may be tied."""
+
+    def __init__(self, *, tied=False, shared=False, bias=True):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 6)
+        self.first = nn.Linear(6, 6)
+        self.second = self.first if shared else nn.Linear(6, 6)
+        self.head = nn.Linear(6, 20, bias=bias)
+        if tied:
+            self.head.weight = self.embedding.weight
+
+
+def test_an_embedding_is_a_table_and_the_head_the_layer_over_the_vocabulary():
+    counts = count_parameters(Tiny(), TASK)
+    assert (counts.total, counts.lookup, counts.unembedding) == (120 + 42 + 42 + 140, 120, 140)
+    assert counts.matmul == 42 + 42 + 140
+    assert counts.non_embedding == 84
+
+
+def test_a_tied_embedding_is_multiplied_and_counted_once():
+    counts = count_parameters(Tiny(tied=True, bias=False), TASK)
+    assert (counts.total, counts.lookup, counts.unembedding) == (120 + 84, 0, 120)
+    assert counts.matmul == counts.total
+    assert counts.non_embedding == 84
+
+
+def test_a_shared_layer_is_counted_once():
+    assert count_parameters(Tiny(shared=True), TASK).total == 120 + 42 + 140
+
+
+def test_only_a_language_task_has_a_head_over_a_vocabulary():
+    assert count_parameters(Tiny(), SupervisedTask((6,), 20)).unembedding == 0
+
+
+def test_a_models_own_count_is_believed():
+    class Mixture(Tiny):
+        def num_params(self):
+            return 7
+
+    counts = count_parameters(Mixture(), TASK)
+    assert (counts.total, counts.matmul) == (7, 7)
+
+
+def test_a_model_without_parameters_is_refused():
+    with pytest.raises(PlanError, match="ReLU has no parameters"):
+        count_parameters(nn.ReLU(), TASK)
+
+
+def meter_of(bench, **changes):
+    experiment = make_experiment(bench.table(**changes), bench.registry())
+    return Meter(experiment.model, bench.build_walk(None, 0).task, experiment.flops)
+
+
+def test_a_size_is_built_once_and_takes_no_memory():
+    built = []
+
+    class Watched(Bench):
+        def build_net(self, options, task):
+            module = super().build_net(options, task)
+            built.append(module)
+            return module
+
+    meter = meter_of(Watched())
+    assert meter.at(16) is meter.at(16)
+    assert len(built) == 1
+    assert all(parameter.is_meta for parameter in built[0].parameters())
+    # 10^12 parameters.
+    assert meter.at(10**11 // 2).parameters.total == 10**11 // 2 * 24 + 12
+
+
+def test_a_size_that_a_family_does_not_take_names_it():
+    with pytest.raises(PlanError, match="cannot have width = many"):
+        meter_of(Bench()).at("many")
+
+
+def test_what_is_no_module_is_a_broken_plugin():
+    class Broken(Bench):
+        def build_net(self, options, task):
+            return "a model"
+
+    with pytest.raises(PluginError, match=r"bench/net.*built a str, not a torch.nn.Module"):
+        meter_of(Broken()).at(4)
+
+
+def test_outputs_of_another_shape_name_both_shapes():
+    class Wrong(Bench):
+        def build_net(self, options, task):
+            return nn.Sequential(super().build_net(options, task), nn.Linear(12, 13))
+
+    meter = meter_of(Wrong())
+    with pytest.raises(PlanError, match=r"\(2, 8, 13\).*\(2, 8, 12\)"):
+        meter.check_fit(meter.model.options)
+
+
+def test_starting_weights_are_left_out_on_the_meta_device_only():
+    bench = Bench()
+    meter = meter_of(bench)
+    build_on_meta(meter.model, meter.model.options, meter.task)
+    torch.manual_seed(0)
+    first = nn.Linear(3, 3).weight.detach().clone()
+    torch.manual_seed(0)
+    assert torch.equal(first, nn.Linear(3, 3).weight)
+    assert first.std() > 0.1

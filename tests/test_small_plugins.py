@@ -1,0 +1,265 @@
+"""Optimizers, schedules, recipes, FLOPs counters, devices."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from flops_fit_core import (
+    ConfigError,
+    LanguageTask,
+    MeasuredModel,
+    ParameterCounts,
+    ParameterGroup,
+    RecipeInput,
+    RunView,
+)
+from flops_fit_core.registry import installed
+
+
+def spec(kind, name):
+    return installed().find(kind, name).spec
+
+
+def built(kind, name, *arguments, **options):
+    found = spec(kind, name)
+    return found.build(found.options.model_validate(options), *arguments)
+
+
+def view(steps=100, base_width=None, groups=None):
+    return RunView(
+        steps=steps,
+        tokens=steps * 32,
+        tokens_per_step=32,
+        base_width=base_width,
+        groups=groups or (lambda model: [ParameterGroup(list(model.parameters()))]),
+    )
+
+
+class Two(nn.Module):
+    """A matrix fed by 16 channels, and a bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(16, 2)
+
+    def groups(self):
+        return [ParameterGroup([self.layer.weight], width=16), ParameterGroup([self.layer.bias], decay=False)]
+
+
+# ---------------------------------------------------------------------------- optimizers
+
+
+def test_sgd_steps_by_001_times_the_gradient_unless_said_otherwise():
+    model = nn.Linear(3, 1, bias=False)
+    before = model.weight.detach().clone()
+    optimizer = built("optimizer", "sgd", model, view())
+    model.weight.grad = torch.ones(1, 3)
+    optimizer.step()
+    assert torch.allclose(model.weight.detach(), before - 0.01)
+
+
+def test_adamw_scales_matrices_by_base_width_over_width_and_nothing_else():
+    model = Two()
+    optimizer = built(
+        "optimizer", "adamw", model, view(base_width=64, groups=Two.groups), lr=0.002, weight_decay=0.1
+    )
+    matrix, bias = optimizer.param_groups
+    assert matrix["lr"] == pytest.approx(0.002 * 64 / 16)
+    assert bias["lr"] == 0.002
+    # What a step decays is lr x weight decay, at every width; a bias does not decay.
+    assert matrix["lr"] * matrix["weight_decay"] == pytest.approx(0.002 * 0.1)
+    assert bias["weight_decay"] == 0
+
+
+def test_sgd_has_one_learning_rate_at_every_width():
+    optimizer = built("optimizer", "sgd", Two(), view(base_width=64, groups=Two.groups), lr=0.5, momentum=0.9)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
+
+
+def test_a_step_of_adamw_is_that_of_the_paper():
+    model = nn.Linear(2, 1, bias=False)
+    start = model.weight.detach().clone().double()
+    optimizer = built("optimizer", "adamw", model, view(), lr=0.1, betas=[0.8, 0.9], eps=1e-6, weight_decay=0.5)
+    gradients = [torch.tensor([[1.0, -2.0]]), torch.tensor([[0.5, 3.0]])]
+    weight, first, second = start, torch.zeros(1, 2).double(), torch.zeros(1, 2).double()
+    for step, gradient in enumerate(gradients, 1):
+        model.weight.grad = gradient.clone()
+        optimizer.step()
+        first = 0.8 * first + 0.2 * gradient
+        second = 0.9 * second + 0.1 * gradient**2
+        corrected = (first / (1 - 0.8**step)) / ((second / (1 - 0.9**step)).sqrt() + 1e-6)
+        weight = weight - 0.1 * 0.5 * weight - 0.1 * corrected
+    assert torch.allclose(model.weight.detach().double(), weight, atol=1e-5)
+
+
+def test_only_adamw_says_that_recipes_for_adam_hold():
+    assert spec("optimizer", "adamw").adam_like
+    assert not spec("optimizer", "sgd").adam_like
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("sgd", {"lr": 0}), ("sgd", {"lr": -1}), ("adamw", {"betas": [0.9, 1.0]}), ("adamw", {"lr": math.inf})],
+)
+def test_values_that_make_no_sense_are_refused(name, options):
+    with pytest.raises(ValueError):
+        spec("optimizer", name).options.model_validate(options)
+
+
+# ---------------------------------------------------------------------------- schedules
+
+
+def test_cosine_rises_to_the_peak_and_falls_to_its_share_at_the_last_step():
+    multiplier = built("schedule", "cosine", view(steps=101), warmup_tokens=320, final=0.2)
+    values = [multiplier(step) for step in range(101)]
+    assert values[0] == pytest.approx(1 / 11)
+    assert values[9] == pytest.approx(10 / 11)
+    assert values[10] == 1.0
+    assert values[:11] == sorted(values[:11])
+    assert values[10:] == sorted(values[10:], reverse=True)
+    assert values[55] == pytest.approx(0.6)
+    assert values[100] == pytest.approx(0.2)
+
+
+def test_cosine_falls_to_a_tenth_over_the_runs_own_steps():
+    for steps in (10, 1000):
+        multiplier = built("schedule", "cosine", view(steps=steps))
+        assert multiplier(0) == 1.0
+        assert multiplier(steps - 1) == pytest.approx(0.1)
+
+
+def test_constant_stays_at_the_peak_after_its_warmup():
+    multiplier = built("schedule", "constant", view(), warmup_tokens=64)
+    assert [multiplier(step) for step in range(4)] == pytest.approx([1 / 3, 2 / 3, 1, 1])
+    assert built("schedule", "constant", view())(0) == 1.0
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_run_of_one_step_has_a_learning_rate(steps):
+    for name in ("cosine", "constant"):
+        for warmup in (0, 16, 64):
+            multiplier = built("schedule", name, view(steps=steps), warmup_tokens=warmup)
+            assert all(0 < multiplier(step) <= 1 for step in range(steps))
+
+
+# ---------------------------------------------------------------------------- recipes
+
+
+def about(**changes):
+    given = {
+        "params": 10**6,
+        "tokens": 10**8,
+        "width": 128,
+        "task": LanguageTask(256, 64),
+        "adam_like": True,
+    }
+    return RecipeInput(**{**given, **changes})
+
+
+def test_the_default_recipe_for_adam_on_a_family_with_a_width():
+    hyper = built("recipe", "default", about())
+    assert hyper.batch_size == round(0.9 * math.sqrt(10**8) / 64)
+    assert (hyper.lr, hyper.base_width) == (0.008, 64)
+    assert hyper.betas == (0.9, 0.95)
+    assert hyper.warmup_tokens == 5 * 10**6
+
+
+def test_the_default_recipe_leaves_learning_rates_that_it_does_not_know_alone():
+    for changes in ({"adam_like": False}, {"width": None}):
+        hyper = built("recipe", "default", about(**changes))
+        assert hyper.lr is None
+        assert hyper.base_width is None
+    assert built("recipe", "default", about(adam_like=False)).betas is None
+
+
+def test_the_recipes_options_are_what_it_uses():
+    hyper = built("recipe", "default", about(), lr=0.1, base_width=32, warmup=0.2, batch_scale=1.8)
+    assert (hyper.lr, hyper.base_width, hyper.warmup_tokens) == (0.1, 32, 2 * 10**7)
+    assert hyper.batch_size == round(1.8 * 10**4 / 64)
+
+
+def test_a_batch_has_at_least_two_samples():
+    assert built("recipe", "default", about(tokens=100)).batch_size == 2
+
+
+# ---------------------------------------------------------------------------- FLOPs
+
+
+def measured(own=None, **counts):
+    parameters = ParameterCounts(**{"total": 1000, "lookup": 300, "unembedding": 200, "active": 1000, **counts})
+    return MeasuredModel(
+        module=nn.Linear(1, 1),
+        task=LanguageTask(256, 64),
+        parameters=parameters,
+        own_flops_per_token=own,
+        family="x/y",
+    )
+
+
+@pytest.mark.parametrize(("n", "params"), [("matmul", 700), ("total", 1000), ("non-embedding", 500)])
+def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
+    count = built("flops", "chinchilla", measured(), n=n)
+    assert (count.flops_per_token, count.params, count.flops_name) == (6 * params, params, "6 N D")
+    assert built("flops", "chinchilla", measured()).params == 700
+
+
+def test_model_takes_the_familys_own_count():
+    count = built("flops", "model", measured(own=4321.0))
+    assert (count.flops_per_token, count.params) == (4321.0, 700)
+    assert "x/y" in count.flops_name
+
+
+def test_a_family_without_a_count_says_which_counter_to_use():
+    with pytest.raises(ConfigError, match='flops = "chinchilla"'):
+        built("flops", "model", measured())
+
+
+def test_a_model_of_nothing_but_tables_has_no_matmul_parameters():
+    with pytest.raises(ConfigError, match='n = "total"'):
+        built("flops", "chinchilla", measured(lookup=1000))
+
+
+# ---------------------------------------------------------------------------- devices
+
+
+def test_auto_is_cuda_where_there_is_one_and_else_the_cpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    device = built("device", "auto")
+    assert (device.torch_device, device.precision, device.peak_memory()) == ("cpu", "float32", None)
+    assert device.name.startswith("CPU")
+
+
+def test_a_cuda_device_that_is_not_there_says_what_to_write(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match='device = "cpu"'):
+        built("device", "cuda", index=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(ConfigError, match="cuda:1: there are 1"):
+        built("device", "cuda", index=1)
+
+
+def test_a_machine_without_gpus_has_a_place_for_every_core(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 3, 5})
+    assert len(spec("device", "cpu").slots(None)) == 3
+    assert len(spec("device", "auto").slots(None)) == 3
+
+
+@pytest.mark.parametrize(
+    ("visible", "count", "expected"), [(None, 2, ["0", "1"]), ("4, 7", 2, ["4", "7"]), ("MIG-a", 1, ["MIG-a"])]
+)
+def test_each_gpu_is_a_place_that_shows_only_that_one(monkeypatch, visible, count, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    if visible is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slots = spec("device", "auto").slots(None)
+    assert slots == [{"CUDA_VISIBLE_DEVICES": name} for name in expected]
+    assert spec("device", "cuda").slots(SimpleNamespace(index=None)) == slots
+    assert spec("device", "cuda").slots(SimpleNamespace(index=1)) == [{}]

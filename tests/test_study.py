@@ -1,0 +1,103 @@
+import json
+
+import pytest
+from small import Bench, text_table, write_text
+
+from flops_fit_core import ConfigError, FitError, plan, run
+from flops_fit_core.folder import StudyFolder, write_atomically
+from flops_fit_core.study import Study, study_folder
+
+
+@pytest.fixture
+def table(tmp_path):
+    return text_table(write_text(tmp_path / "text"), sweep={"budgets": [5e7]})
+
+
+def test_a_folder_is_enough_to_go_on_years_later(tmp_path, table):
+    first = run(table, out=tmp_path / "study")
+    later = Study.open(tmp_path / "study")
+    assert later.plan == first.plan
+    assert later.results == first.results
+    assert later.runs.json() == first.runs.json()
+    finished = [result.finished for result in first.results]
+    assert [result.finished for result in later.train()] == finished
+
+
+def test_a_folder_can_be_moved(tmp_path, table):
+    results = run(table, out=tmp_path / "study").results
+    (tmp_path / "study").rename(tmp_path / "moved")
+    assert Study.open(tmp_path / "moved").results == results != []
+
+
+def test_a_folder_keeps_what_was_set_and_what_was_resolved(tmp_path, table):
+    run({**table, "optimizer": {"name": "adamw"}}, out=tmp_path / "study")
+    asked = json.loads((tmp_path / "study" / "experiment.json").read_text())
+    resolved = json.loads((tmp_path / "study" / "plan.json").read_text())
+    assert asked["optimizer"] == {"name": "optim/adamw"}
+    assert resolved["runs"][0]["optimizer"]["options"]["lr"] == 0.008
+
+
+def test_a_larger_sweep_in_the_same_folder_trains_only_what_is_new(tmp_path, table):
+    first = run(table, out=tmp_path / "study")
+    more = {**table, "sweep": {**table["sweep"], "budgets": [5e7, 1e8]}}
+    second = run(more, out=tmp_path / "study")
+    assert len(second.results) == 4
+    assert [result.finished for result in second.results[:2]] == [result.finished for result in first.results]
+
+
+def test_nothing_is_written_before_training(tmp_path, table):
+    study = plan(table, out=tmp_path / "study")
+    assert study.results == []
+    assert "0 of 2 runs completed" in repr(study)
+    assert not (tmp_path / "study").exists()
+
+
+def test_too_few_runs_for_a_law_say_what_is_missing(tmp_path, table):
+    study = run(table, out=tmp_path / "study")
+    with pytest.raises(FitError):
+        _ = study.fit
+
+
+def test_an_estimate_of_time_is_given_for_what_is_left(tmp_path, table):
+    study = plan(table, out=tmp_path / "study")
+    assert 0 < study.seconds() < 600
+    study.train()
+    assert study.seconds() == 0.0
+
+
+@pytest.mark.parametrize("file", ["experiment.json", "plan.json"])
+def test_a_damaged_folder_names_the_file(tmp_path, table, file):
+    run(table, out=tmp_path / "study")
+    path = tmp_path / "study" / file
+    path.write_text(path.read_text()[:-40])
+    with pytest.raises(ConfigError, match=file):
+        Study.open(tmp_path / "study")._experiment()
+
+
+def test_what_is_no_study_says_how_one_is_made(tmp_path):
+    with pytest.raises(ConfigError, match=r"is no study.*flops-fit run"):
+        StudyFolder.existing(tmp_path)
+
+
+def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+    (tmp_path / "study").write_text("")
+    with pytest.raises(ConfigError, match="study is a file; a study needs a folder"):
+        study_folder(tmp_path / "study", "name")
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "plan.json"
+    write_atomically(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        write_atomically(path, "new \udc80")
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_objects_of_a_study_are_needed_again_only_for_training(tmp_path):
+    bench = Bench()
+    run(bench.table(5), registry=bench.registry(), out=tmp_path / "study")
+    later = Study.open(tmp_path / "study")
+    assert [result.status for result in later.results] == ["completed"]
+    with pytest.raises(ConfigError, match="bench/net"):
+        later.train()
