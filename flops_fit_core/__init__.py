@@ -1,7 +1,7 @@
 """Plan, run and fit scaling-law experiments out of interchangeable plugins.
 
-Importing this package discovers nothing and imports no torch. What needs torch (``find_optimal`` and its
-kin) is loaded when it is first asked for.
+Importing this package discovers nothing and imports nothing else: each public name is loaded from its room when
+it is first asked for, and only those that need torch load it.
 """
 
 from __future__ import annotations
@@ -9,90 +9,173 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Chosen, Experiment
-from flops_fit_core.contracts import (
-    Batch,
-    Dataset,
-    Device,
-    Executor,
-    ExecutorContext,
-    Fitter,
-    FlopCount,
-    JobEnded,
-    Logger,
-    LossSurface,
-    MeasuredModel,
-    ParameterGroup,
-    RecipeInput,
-    ResultStore,
-    RunParts,
-    RunView,
-    Schedule,
-    Task,
-    TrainContext,
-    Trainer,
-)
-from flops_fit_core.errors import (
-    ConfigError,
-    DataError,
-    FitError,
-    FlopsFitError,
-    PlanError,
-    PluginError,
-    PluginNotFound,
-    RunFailed,
-    StoreError,
-    UserError,
-)
-from flops_fit_core.hookspecs import hookimpl
-from flops_fit_core.records import (
-    Diagnostic,
-    Evaluation,
-    Hyperparameters,
-    Interval,
-    Job,
-    Law,
-    LawFit,
-    Observation,
-    Optimum,
-    ParameterCounts,
-    PluginChoice,
-    ProfileMinimum,
-    Progress,
-    RunError,
-    RunResult,
-    RunSpec,
-    SweepPlan,
-    Trajectory,
-    content_hash,
-)
-from flops_fit_core.registry import Offer, Problem, Registry
-from flops_fit_core.specs import (
-    DatasetSpec,
-    DeviceSpec,
-    ExecutorSpec,
-    FitterSpec,
-    FlopCounterSpec,
-    LoggerSpec,
-    ModelSpec,
-    OptimizerSpec,
-    Options,
-    RecipeSpec,
-    Runtime,
-    ScheduleSpec,
-    StoreSpec,
-    TrainerSpec,
-)
-from flops_fit_core.tasks import LanguageTask, SupervisedTask
-from flops_fit_core.windows import TokenDataset, TokenWindows
-
 if TYPE_CHECKING:
     from flops_fit_core.api import find_optimal, fit, plan, run
+    from flops_fit_core.config import Chosen, Experiment
+    from flops_fit_core.contracts import (
+        Batch,
+        Dataset,
+        Device,
+        Executor,
+        ExecutorContext,
+        Fitter,
+        FlopCount,
+        JobEnded,
+        Logger,
+        LossSurface,
+        MeasuredModel,
+        ParameterGroup,
+        RecipeInput,
+        ResultStore,
+        RunParts,
+        RunView,
+        Schedule,
+        Task,
+        TrainContext,
+        Trainer,
+    )
+    from flops_fit_core.errors import (
+        ConfigError,
+        DataError,
+        FitError,
+        FlopsFitError,
+        PlanError,
+        PluginError,
+        PluginNotFound,
+        RunFailed,
+        StoreError,
+        UserError,
+    )
+    from flops_fit_core.hookspecs import hookimpl
+    from flops_fit_core.records import (
+        Diagnostic,
+        Evaluation,
+        Hyperparameters,
+        Interval,
+        Job,
+        Law,
+        LawFit,
+        Observation,
+        Optimum,
+        ParameterCounts,
+        PluginChoice,
+        ProfileMinimum,
+        Progress,
+        RunError,
+        RunResult,
+        RunSpec,
+        SweepPlan,
+        Trajectory,
+        content_hash,
+    )
+    from flops_fit_core.registry import Offer, Problem, Registry
+    from flops_fit_core.specs import (
+        DatasetSpec,
+        DeviceSpec,
+        ExecutorSpec,
+        FitterSpec,
+        FlopCounterSpec,
+        LoggerSpec,
+        ModelSpec,
+        OptimizerSpec,
+        Options,
+        RecipeSpec,
+        Runtime,
+        ScheduleSpec,
+        StoreSpec,
+        TrainerSpec,
+    )
+    from flops_fit_core.study import Study
+    from flops_fit_core.tasks import LanguageTask, SupervisedTask
     from flops_fit_core.training import work
-
-_LAZY = {"find_optimal": "api", "fit": "api", "plan": "api", "run": "api", "work": "training"}
+    from flops_fit_core.windows import TokenDataset, TokenWindows
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "api": ("find_optimal", "fit", "plan", "run"),
+    "config": ("Chosen", "Experiment"),
+    "contracts": (
+        "Batch",
+        "Dataset",
+        "Device",
+        "Executor",
+        "ExecutorContext",
+        "Fitter",
+        "FlopCount",
+        "JobEnded",
+        "Logger",
+        "LossSurface",
+        "MeasuredModel",
+        "ParameterGroup",
+        "RecipeInput",
+        "ResultStore",
+        "RunParts",
+        "RunView",
+        "Schedule",
+        "Task",
+        "TrainContext",
+        "Trainer",
+    ),
+    "errors": (
+        "ConfigError",
+        "DataError",
+        "FitError",
+        "FlopsFitError",
+        "PlanError",
+        "PluginError",
+        "PluginNotFound",
+        "RunFailed",
+        "StoreError",
+        "UserError",
+    ),
+    "hookspecs": ("hookimpl",),
+    "records": (
+        "Diagnostic",
+        "Evaluation",
+        "Hyperparameters",
+        "Interval",
+        "Job",
+        "Law",
+        "LawFit",
+        "Observation",
+        "Optimum",
+        "ParameterCounts",
+        "PluginChoice",
+        "ProfileMinimum",
+        "Progress",
+        "RunError",
+        "RunResult",
+        "RunSpec",
+        "SweepPlan",
+        "Trajectory",
+        "content_hash",
+    ),
+    "registry": ("Offer", "Problem", "Registry"),
+    "specs": (
+        "DatasetSpec",
+        "DeviceSpec",
+        "ExecutorSpec",
+        "FitterSpec",
+        "FlopCounterSpec",
+        "LoggerSpec",
+        "ModelSpec",
+        "OptimizerSpec",
+        "Options",
+        "RecipeSpec",
+        "Runtime",
+        "ScheduleSpec",
+        "StoreSpec",
+        "TrainerSpec",
+    ),
+    "study": ("Study",),
+    "tasks": ("LanguageTask", "SupervisedTask"),
+    "training": ("work",),
+    "windows": ("TokenDataset", "TokenWindows"),
+}
+"""Room -> the public names that live there."""
+
+_HOME = {name: room for room, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
@@ -156,6 +239,7 @@ __all__ = [
     "ScheduleSpec",
     "StoreError",
     "StoreSpec",
+    "Study",
     "SupervisedTask",
     "SweepPlan",
     "Task",
@@ -177,6 +261,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"flops_fit_core.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"flops_fit_core.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
