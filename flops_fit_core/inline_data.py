@@ -52,7 +52,7 @@ class InlineDataset:
         self._seed = seed
         self._source, self._collate = unwrap(data.training)
         self._heldout_source = unwrap(data.heldout)[0] if data.heldout is not None else None
-        self._is_stream = not hasattr(self._source, "__getitem__") or not hasattr(self._source, "__len__")
+        self._is_stream = not _has_length(self._source)
         if self._is_stream:
             self._training: list[int] | None = None
         else:
@@ -75,46 +75,62 @@ class InlineDataset:
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Batches by the dataset's own ``collate_fn``, from sample ``start``, again and again."""
-        samples = itertools.islice(self._stream(), start, None) if self._is_stream else self._shuffled(start)
+        if self._is_stream:
+            yield from self._stream_batches(batch_size, start)
+        order = self._order(start)
         while True:
-            items = list(itertools.islice(samples, batch_size))
-            if len(items) < batch_size:
-                if self._is_stream and self._heldout_source is None:
-                    raise DataError(
-                        f"the stream ended before {batch_size} samples to train on came: its first "
-                        f"{STREAM_HELDOUT} are held out. Give more, or heldout=another_dataset"
-                    )
-                raise DataError(
-                    f"the dataset ended after {len(items)} of the {batch_size} samples of a batch: it yields "
-                    f"nothing when it is iterated again"
-                )
+            yield self._fetch(self._source, list(itertools.islice(order, batch_size)))
+
+    def _stream_batches(self, batch_size: int, start: int) -> Iterator[Batch]:
+        samples = itertools.islice(self._stream(), start, None)
+        while len(items := list(itertools.islice(samples, batch_size))) == batch_size:
             yield self._collate(items)
+        if self._heldout_source is None:
+            raise DataError(
+                f"the stream ended before {batch_size} samples to train on came: its first "
+                f"{STREAM_HELDOUT} are held out. Give more, or heldout=another_dataset"
+            )
+        raise DataError(
+            f"the dataset ended after {len(items)} of the {batch_size} samples of a batch: it yields nothing "
+            f"when it is iterated again"
+        )
 
     def heldout(self, tokens: int, batch_size: int) -> Iterator[Batch]:
         """The first held-out samples, in the dataset's own order."""
         wanted = max(1, round(tokens / self.task.tokens_per_sample))
-        samples = itertools.islice(self._heldout_items(), wanted)
-        first = True
-        while items := list(itertools.islice(samples, batch_size)):
-            first = False
-            yield self._collate(items)
-        if first:
+        batches = self._heldout_batches(wanted, batch_size)
+        first = next(batches, None)
+        if first is None:
             raise DataError("the held-out part is empty: give more data, or heldout=another_dataset")
+        yield first
+        yield from batches
+
+    def _heldout_batches(self, wanted: int, batch_size: int) -> Iterator[Batch]:
+        source = self._source if self._heldout_source is None else self._heldout_source
+        if not _has_length(source):
+            samples = itertools.islice(source, min(wanted, STREAM_HELDOUT) if source is self._source else wanted)
+            while items := list(itertools.islice(samples, batch_size)):
+                yield self._collate(items)
+            return
+        held = self._held if source is self._source else list(range(len(source)))
+        for first in range(0, min(wanted, len(held)), batch_size):
+            yield self._fetch(source, held[first : min(wanted, first + batch_size)])
+
+    def _fetch(self, source: Any, indices: list[int]) -> Batch:
+        """One batch of a dataset with a length; in one go where the dataset can."""
+        from torch.utils.data import TensorDataset, default_collate
+
+        if type(source) is TensorDataset and self._collate is default_collate:
+            return [tensor[indices] for tensor in source.tensors]
+        if hasattr(source, "__getitems__"):
+            return self._collate(source.__getitems__(indices))
+        return self._collate([source[index] for index in indices])
 
     def _items(self) -> Iterator[Any]:
         if self._is_stream:
             yield from self._source
         else:
             yield from (self._source[index] for index in range(len(self._source)))
-
-    def _heldout_items(self) -> Iterator[Any]:
-        if self._heldout_source is not None:
-            if hasattr(self._heldout_source, "__getitem__") and hasattr(self._heldout_source, "__len__"):
-                return (self._heldout_source[index] for index in range(len(self._heldout_source)))
-            return iter(self._heldout_source)
-        if self._is_stream:
-            return itertools.islice(self._source, STREAM_HELDOUT)
-        return (self._source[index] for index in self._held)
 
     def _stream(self) -> Iterator[Any]:
         behind = 0 if self._heldout_source is not None else STREAM_HELDOUT
@@ -126,16 +142,21 @@ class InlineDataset:
             if not got_some:
                 return
 
-    def _shuffled(self, start: int) -> Iterator[Any]:
+    def _order(self, start: int) -> Iterator[int]:
+        """Indices of the training samples from position ``start``, shuffled anew each epoch."""
         import torch
 
         assert self._training is not None
         epoch, skip = divmod(start, len(self._training))
         while True:
             order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            for index in torch.randperm(len(self._training), generator=order).tolist()[skip:]:
-                yield self._source[self._training[index]]
+            for place in torch.randperm(len(self._training), generator=order).tolist()[skip:]:
+                yield self._training[place]
             epoch, skip = epoch + 1, 0
+
+
+def _has_length(source: Any) -> bool:
+    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
@@ -175,7 +196,7 @@ def _split(length: int, share: float) -> tuple[list[int], list[int]]:
 def identify_source(source: Any) -> str:
     """Type, length and a hash of 64 evenly spaced items; of a stream, its first 64."""
     name = f"{type(source).__module__}.{type(source).__qualname__}"
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
+    if _has_length(source):
         length = len(source)
         picked = sorted({k * (length - 1) // max(1, SAMPLED - 1) for k in range(SAMPLED)})
         return content_hash([name, length, [hash_item(source[index]) for index in picked]])

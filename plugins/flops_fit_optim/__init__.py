@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flops_fit_core import OptimizerSpec, Options, RunView, hookimpl
 
@@ -26,6 +26,12 @@ class SGDOptions(Options):
     """Nesterov's momentum; needs ``momentum``."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Added to the gradient (L2), of matrices."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGDOptions:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0, such as momentum = 0.9")
+        return self
 
 
 class AdamWOptions(Options):
