@@ -266,7 +266,7 @@ def test_each_gpu_is_a_place_that_shows_only_that_one(monkeypatch, visible, coun
 
 
 def test_nesterov_without_momentum_is_refused_before_anything_is_trained():
-    sgd = Registry().find("optimizer", "sgd").spec.options
+    sgd = installed().find("optimizer", "sgd").spec.options
     with pytest.raises(ValueError, match="nesterov needs momentum"):
         sgd(nesterov=True)
     assert sgd(nesterov=True, momentum=0.9).nesterov
