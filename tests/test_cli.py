@@ -79,10 +79,6 @@ BAD = {
     ),
     "more data than there is": (broken("sweep", "repeat", False), ["epochs", "sweep.repeat = true"]),
     "a budget too small for any size": (broken("sweep", "budgets", [1e3]), ["budget 1000", "none of its sizes"]),
-    "a model that does not fit its data": (
-        broken(None, "dataset", {"name": "surface"}),
-        ["model 'gpt' predicts the next token"],
-    ),
     "text that is not there": (broken("dataset", "path", "nowhere/*.txt"), ["no file matches", "nowhere"]),
     "a held-out part that is empty": (broken("dataset", "heldout_share", 1e-9), ["hold out", "heldout_path"]),
     "a device that is not there": (broken("device", "name", "tpu"), ["tpu", "cuda"]),

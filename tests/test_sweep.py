@@ -366,9 +366,10 @@ def test_a_job_that_ends_without_a_result_and_without_a_reason_is_a_failed_resul
 # ---------------------------------------------------------------------------- killed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("store", "workers"), [("sqlite", 1), ("json", 0)])
 def test_a_sweep_that_is_killed_loses_nothing_and_is_resumed(store, workers):
-    tally = run_kills(store, 2, of_workers=False, seed=2, sizes=2, flops=1e8, workers=workers)
+    tally = run_kills(store, 2, of_workers=False, seed=2, sizes=2, flops=3e8, workers=workers)
     assert tally.kills == 2
     assert (tally.lost, tally.retrained, tally.orphans, tally.unopened) == (0, 0, 0, 0)
     assert tally.lines > 0

@@ -144,11 +144,12 @@ class Moment:
     seconds: float
 
     @classmethod
-    def at_random(cls, chosen: random.Random) -> Moment:
-        """One in four while the driver and its workers start, the others around finished runs."""
-        if chosen.random() < 0.25:
+    def at_random(cls, chosen: random.Random, left: int) -> Moment:
+        """One in four while the driver and its workers start, the others around the finish of one of the next
+        runs; mostly not the last, after which there is little left to kill."""
+        if chosen.random() < 0.25 or left < 2:
             return cls(0, chosen.uniform(0.0, 8.0))
-        return cls(chosen.randint(1, 4), chosen.uniform(0.0, 0.8))
+        return cls(chosen.randint(1, min(4, left - 1)), chosen.uniform(0.0, 0.8))
 
     def wait(self, study: Killed, driver: subprocess.Popen) -> bool:
         """False where the driver comes to its end before."""
@@ -204,7 +205,8 @@ def run_kills(
             tally.studies += 1
             ended = False
             while not ended:
-                moment = Moment.at_random(chosen) if tally.kills < kills else NEVER
+                left = len(study.planned) - len(study.first_finished)
+                moment = Moment.at_random(chosen, left) if tally.kills < kills else NEVER
                 if of_workers:
                     ended = kill_worker(study, moment, tally, chosen)
                 else:
