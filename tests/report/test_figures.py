@@ -5,9 +5,9 @@ import subprocess
 import sys
 from itertools import pairwise
 
+import made_up_fits
 import numpy as np
 import pytest
-import made_up_fits
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -39,7 +39,9 @@ def test_each_budget_has_its_minimum_starred_where_it_is():
     found = stars(figure.axes[0])
     sizes = [made_up_fits.best_params(budget) for budget in BUDGETS]
     assert [x for x, _, _ in found] == pytest.approx(sizes)
-    losses = [made_up_fits.loss(params, budget / 6 / params) for params, budget in zip(sizes, BUDGETS, strict=True)]
+    losses = [
+        made_up_fits.loss(params, budget / 6 / params) for params, budget in zip(sizes, BUDGETS, strict=True)
+    ]
     assert [y for _, y, _ in found] == pytest.approx(losses)
 
 
@@ -89,7 +91,13 @@ def test_a_profile_is_drawn_through_its_minimum():
 
 
 def test_a_fitted_surface_is_drawn_as_its_slices():
-    law = {"E": made_up_fits.E, "A": made_up_fits.A, "B": made_up_fits.B, "alpha": made_up_fits.ALPHA, "beta": made_up_fits.BETA}
+    law = {
+        "E": made_up_fits.E,
+        "A": made_up_fits.A,
+        "B": made_up_fits.B,
+        "alpha": made_up_fits.ALPHA,
+        "beta": made_up_fits.BETA,
+    }
     fit = made_up_fits.law_fit(minima=(), law=Law(name="parametric", parameters=law))
     runs = made_up_fits.runs(BUDGETS, sizes=5, shift=3.0)
     axes = isoflop_figure(runs, fit).axes[0]
@@ -121,7 +129,9 @@ def test_the_band_has_the_ends_of_the_optimum_s_intervals():
 
 
 def test_the_band_of_tokens_per_parameter_pairs_opposite_ends():
-    figure = tokens_per_param_figure(made_up_fits.law_fit(), lambda flops: made_up_fits.true_optimum(flops, spread=1.5))
+    figure = tokens_per_param_figure(
+        made_up_fits.law_fit(), lambda flops: made_up_fits.true_optimum(flops, spread=1.5)
+    )
     vertices = figure.axes[0].collections[0].get_paths()[0].vertices
     first = vertices[np.isclose(vertices[:, 0], 1e18, rtol=1e-9)][:, 1]
     value = 1e18 / 6 / made_up_fits.best_params(1e18) ** 2

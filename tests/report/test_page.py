@@ -5,8 +5,8 @@ import re
 from collections import Counter
 from html.parser import HTMLParser
 
-import pytest
 import made_up_fits
+import pytest
 
 from flops_fit_core import Diagnostic, Interval, RunError
 from flops_fit_core.report import write_report
@@ -64,7 +64,11 @@ def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
 def report(tmp_path_factory):
     """A whole report, over an earlier one."""
     folder = tmp_path_factory.mktemp("study") / "report"
-    known = {"observations": made_up_fits.runs(BUDGETS), "fit": made_up_fits.law_fit(), "optimum": made_up_fits.true_optimum}
+    known = {
+        "observations": made_up_fits.runs(BUDGETS),
+        "fit": made_up_fits.law_fit(),
+        "optimum": made_up_fits.true_optimum,
+    }
     folder.mkdir()
     (folder / "index.html").write_text("an earlier report")
     return write_report(folder, **known, results=[made_up_fits.result(synthetic=True)])
@@ -150,7 +154,9 @@ def test_what_came_from_outside_cannot_become_markup():
 
 
 def test_runs_that_were_not_used_are_listed_by_reason():
-    fit = made_up_fits.law_fit(excluded={"run-a": "its budget has no minimum", "run-b": "its budget has no minimum"})
+    fit = made_up_fits.law_fit(
+        excluded={"run-a": "its budget has no minimum", "run-b": "its budget has no minimum"}
+    )
     diverged = made_up_fits.result(status="diverged", loss=None, seed=3)
     page = page_of(fit=fit, results=[diverged])
     assert "its budget has no minimum: run-a run-b" in page.text

@@ -4,8 +4,8 @@ import csv
 import io
 import json
 
-import pytest
 import made_up_fits
+import pytest
 from rich.console import Console
 
 from flops_fit_core import RunError
