@@ -539,6 +539,8 @@ def test_a_file_that_is_not_there_names_its_neighbours(write: Callable[[str, str
     assert str(caught.value).endswith(f"text_gpt.toml: there is no such file; in that folder: {there}")
     with pytest.raises(ConfigError, match=r"there is no such file$"):
         read_table(there.parent / "nowhere" / "exp.toml")
+    with pytest.raises(ConfigError, match="there is no such experiment file or study's folder"):
+        read_table(there.parent / "no-study")
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(write: Callable[[str, str], Path]) -> None:

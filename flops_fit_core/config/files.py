@@ -25,6 +25,8 @@ def read_table(path: Path) -> dict[str, Any]:
         ".yml": _read_yaml,
     }
     if path.suffix.lower() not in readers:
+        if not path.exists():
+            raise ConfigError(f"{path}: there is no such experiment file or study's folder")
         raise ConfigError(f"{path}: an experiment file ends in {', '.join(readers)}")
     try:
         data = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
