@@ -142,6 +142,15 @@ def test_every_end_of_a_worker_is_told_in_words_and_the_next_job_gets_a_new_work
     assert learned.results[0].status == "completed"
 
 
+def test_what_a_worker_said_last_is_quoted_in_whole_lines(tmp_path):
+    leave = "import os, sys; print('line of words\\n' * 2000, file=sys.stderr, flush=True); os._exit(3)"
+    with local(tmp_path) as executor:
+        (left,) = outcomes(executor, tiny_jobs(leave))
+    said = left.reason.removeprefix("exited with status 3: ").splitlines()
+    assert set(said) == {"line of words"}
+    assert 100 < len(said) < 2000
+
+
 def test_user_code_has_neither_the_pipes_nor_the_terminal_and_one_process_does_all_jobs(tmp_path):
     noisy = "import os, sys; print('hello' * 9999); os.write(1, b'low-level'); assert sys.stdin.read() == ''"
     jobs = tiny_jobs(traced(noisy, tmp_path / "trace"), traced(LEARN, tmp_path / "trace"))

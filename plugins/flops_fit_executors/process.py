@@ -23,7 +23,7 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "VECLIB_MAXIMUM_THREADS",
 )
-TAIL = 2_000
+TAIL = 8_000
 """Bytes at the end of a log that are quoted."""
 
 
@@ -96,8 +96,11 @@ class WorkerProcess:
             return f"killed by {signal.Signals(-status).name}"
         said = ""
         with suppress(OSError), self._log.open("rb") as log:
-            size = log.seek(0, os.SEEK_END)
-            log.seek(max(self._log_start, size - TAIL))
+            first = log.seek(0, os.SEEK_END) - TAIL
+            # One byte earlier: where a line begins just there, reading to its end leaves that line whole.
+            log.seek(max(self._log_start, first - 1))
+            if first > self._log_start:
+                log.readline()
             said = log.read().decode(errors="replace").strip()
         how = f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
         return f"{how}: {said}" if said else how
