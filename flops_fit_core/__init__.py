@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         StoreError,
         UserError,
     )
+    from flops_fit_core.folder import Outbox
     from flops_fit_core.hookspecs import hookimpl
     from flops_fit_core.records import (
         Diagnostic,
@@ -137,6 +138,7 @@ _HOMES = {
         "StoreError",
         "UserError",
     ),
+    "folder": ("Outbox",),
     "hookspecs": ("hookimpl",),
     "records": (
         "Diagnostic",
@@ -228,6 +230,7 @@ __all__ = [
     "OptimizerSpec",
     "Optimum",
     "Options",
+    "Outbox",
     "ParameterCounts",
     "ParameterGroup",
     "PlanError",

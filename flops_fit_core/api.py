@@ -105,7 +105,7 @@ def find_optimal(
     trainer: Any | None = None,
     device: Any = "auto",
     store: Any = "sqlite",
-    executor: Any = "local",
+    executor: Any = "processes",
     fitter: Any = "parametric",
     loggers: Sequence[Any] = (),
     train: bool = True,

@@ -379,7 +379,7 @@ class ExecutorContext:
         except Exception as error:
             raise ConfigError(
                 f"the model, dataset or loss cannot be sent to a worker process ({type(error).__name__}: "
-                f'{error}): train in this one, with executor = {{name = "local", workers = 0}}'
+                f'{error}): train in this one, with executor = "local"'
             ) from error
         return blob
 

@@ -5,6 +5,7 @@
     plugins.json      which plugins took part that are not installed
     results.*         the store's
     checkpoints/      while they are needed
+    outbox/           results of workers that outlive their driver, until the next one collects them
     report/           figures, tables, the page
 
 Enough to resume, to fit again, and to say in a year how a number came about.
@@ -26,7 +27,7 @@ from pydantic import ValidationError
 from flops_fit_core.config import Chosen, Experiment, choose_from_table, explain, make_experiment
 from flops_fit_core.contracts import ResultStore
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.records import LawFit, Record, SweepPlan
+from flops_fit_core.records import LawFit, Record, RunResult, SweepPlan
 from flops_fit_core.registry import PluginSetup, Registry
 
 R = TypeVar("R", bound=Record)
@@ -156,6 +157,38 @@ class TrajectoryFolder:
         freed = self.bytes
         shutil.rmtree(self.path, ignore_errors=True)
         return freed
+
+
+class Outbox:
+    """Results that no driver has stored yet: of workers that go on when their driver is gone.
+
+    A worker writes them, the driver that stores them deletes them.
+
+    outbox/<run id>.json
+    """
+
+    def __init__(self, study: Path) -> None:
+        self.path = study / "outbox"
+
+    def put(self, result: RunResult) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._file(result.id), result.model_dump_json())
+
+    def get(self, run_id: str) -> RunResult | None:
+        """Raises ConfigError for a damaged file."""
+        file = self._file(run_id)
+        return _load(RunResult, file) if file.exists() else None
+
+    def results(self) -> list[RunResult]:
+        """Raises ConfigError for a damaged file."""
+        return [_load(RunResult, file) for file in sorted(self.path.glob("[!.]*.json"))]
+
+    def forget(self, run_id: str) -> None:
+        """Delete the result of a run; nothing happens where there is none."""
+        self._file(run_id).unlink(missing_ok=True)
+
+    def _file(self, run_id: str) -> Path:
+        return self.path / f"{run_id}.json"
 
 
 def _load(kind: type[R], path: Path) -> R:

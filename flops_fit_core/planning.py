@@ -15,7 +15,7 @@ from flops_fit_core.contracts import Dataset, LossSurface, RecipeInput, RunView
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError, PluginError
 from flops_fit_core.measure import LARGEST_TRIED, Measured, Meter
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell, SweepPlan
-from flops_fit_core.trunks import Trunks
+from flops_fit_core.trunks import FLOAT, Trunks
 
 TOLERANCE = 0.01
 """Counted FLOPs of every run are this close to its budget, relatively."""
@@ -317,6 +317,7 @@ class CellResolver:
         )
         schedule = self._filled(experiment.schedule, warmup_tokens=hyper.warmup_tokens)
         per_step = batching.batch_size * self.dataset.task.tokens_per_sample
+        devices = self._devices(measured)
         view = RunView(batching.steps, batching.tokens, per_step, hyper.base_width, groups=lambda module: ())
         for seed in self.sweep.seeds:
             yield RunSpec(
@@ -337,7 +338,17 @@ class CellResolver:
                 params=measured.params,
                 flops_per_token=measured.count.flops_per_token,
                 branch_step=self.trunks.branch_step(schedule, view),
+                devices=devices,
             )
+
+    def _devices(self, measured: Measured) -> int:
+        """Devices that train a model of this size together, where the trainer can do that."""
+        experiment = self.experiment
+        if "distribute" not in experiment.trainer.spec.can:
+            return 1
+        kept = 4 if experiment.optimizer.spec.adam_like else 3  # weights, gradients, one or two moments
+        device = experiment.device
+        return device.spec.devices_per_run(device.options, kept * FLOAT * measured.parameters.total)
 
     def _filled(self, chosen: Chosen[Any], **suggested: Any) -> Chosen[Any]:
         """The choice with the recipe's values where the user left them unset."""

@@ -304,6 +304,9 @@ class DeviceSpec(Spec):
     slots: Callable[[Any], Sequence[Mapping[str, str]]]
     """``(options)`` -> environment variables of each place on this machine where one run can be computed:
     one a core, or one a GPU. Must not start CUDA in this process."""
+    devices_per_run: Callable[[Any, int], int] = lambda options, training_bytes: 1
+    """``(options, training_bytes)`` -> devices that train one run together. ``training_bytes``: of the run's
+    weights, their gradients and the optimizer's numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +333,9 @@ class ExecutorSpec(Spec):
     kind: ClassVar[str] = "executor"
 
     build: Callable[[Any, ExecutorContext], Executor]
+    places: Callable[[Any, Sequence[Mapping[str, str]]], int | None] = lambda options, slots: None
+    """``(options, slots of this machine)`` -> jobs at a time, to estimate the time that a sweep takes; None where
+    that is not known before it has begun."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -111,9 +111,9 @@ class Study:
         from flops_fit_core.training import estimate_seconds
 
         experiment = self._experiment()
-        workers = getattr(experiment.executor.options, "workers", None)
-        slots = workers if workers is not None else len(self._slots(experiment))
-        return estimate_seconds(self.plan, self.registry, max(1, slots), self.results)
+        executor = experiment.executor
+        places = executor.spec.places(executor.options, self._slots(experiment))
+        return None if places is None else estimate_seconds(self.plan, self.registry, places, self.results)
 
     def _experiment(self) -> Experiment:
         if self.experiment is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.contracts import Executor, JobEnded, Logger, ResultStore
-from flops_fit_core.folder import TrajectoryFolder
+from flops_fit_core.folder import Outbox, TrajectoryFolder
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.registry import Registry
 
@@ -38,7 +38,8 @@ class Sweep:
         executor: Where jobs run. Closed at the end, whatever happens.
         registry: Whose observers are told of each result and of the end.
         loggers: Told of everything; what one raises is reported once and never stops the sweep.
-        retry_failed: Whether runs whose latest attempt failed are tried again (once a call of :meth:`run`).
+        retry_failed: Whether runs whose latest attempt failed are tried again (once a call of :meth:`run`). A run
+            whose worker is lost is tried again at once, from its last checkpoint; lost again, it has failed.
         again: Whether finished runs are trained again, as further attempts.
         folder: The study's; checkpoints in it are deleted once nothing goes on from them. None: there is none.
     """
@@ -67,7 +68,10 @@ class Sweep:
         self._waiting: deque[Job] = deque()
         self._elsewhere: list[Job] = []
         self._running: dict[str, Job] = {}
-        self._answered: set[str] = set()
+        self._answered: set[tuple[str, int]] = set()
+        """(Run id, attempt) of every result that has come."""
+        self._lost: set[str] = set()
+        """Runs whose worker was lost once."""
         self._finished: set[str] = set()
         self._renewed = 0.0
 
@@ -77,6 +81,7 @@ class Sweep:
         Raises StoreError where results can no longer be kept; KeyboardInterrupt stops the workers first.
         """
         if self.folder is not None:
+            self._collect(Outbox(self.folder))
             forget_checkpoints(self.plan, self.store, self.folder, branches=False)
         self._waiting = deque(self._missing_jobs())
         self._tell("started", self.plan)
@@ -111,6 +116,13 @@ class Sweep:
         """The latest result of every run of the plan that has one, in the plan's order."""
         kept = {result.id: result for result in self.store.results()}
         return [kept[run.id] for run in self.plan.runs if run.id in kept]
+
+    def _collect(self, outbox: Outbox) -> None:
+        """Store what was finished while no driver was there."""
+        planned = {run.id for run in self.plan.runs}
+        for result in outbox.results():
+            if result.id in planned:
+                self._keep(result)
 
     # ------------------------------------------------------------------ what to train
 
@@ -190,7 +202,9 @@ class Sweep:
 
     def _keep(self, result: RunResult) -> None:
         self.store.add(result)
-        self._answered.add(result.id)
+        self._answered.add((result.id, result.attempt))
+        if self.folder is not None:
+            Outbox(self.folder).forget(result.id)
         if result.is_finished:
             self._finished.add(result.id)
         self.registry.run_finished(result.run, result)
@@ -198,15 +212,19 @@ class Sweep:
 
     def _end(self, ended: JobEnded) -> None:
         job = self._running.pop(ended.job)
-        for run in job.runs:
-            if run.id not in self._answered:
-                error = RunError(type="WorkerLost", message=ended.reason or "the worker gave no result")
-                self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
+        lost = [run for run in job.runs if (run.id, job.attempts.get(run.id, 1)) not in self._answered]
+        for run in lost:
+            error = RunError(type="WorkerLost", message=ended.reason or "the worker gave no result")
+            self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
         if self.folder is not None:
             for trajectory in job.trajectories:
                 if self._finished.issuperset(run.id for run in trajectory.runs):
                     TrajectoryFolder(self.folder, trajectory.id).forget_latest()
         self._release(_claims(job))
+        if self._retry_failed:
+            again = {run.id: job.attempts.get(run.id, 1) + 1 for run in lost if run.id not in self._lost}
+            self._waiting.extend(self.plan.jobs(again, again))
+        self._lost.update(run.id for run in lost)
 
     def _tell(self, what: str, *arguments: Any) -> None:
         for listener in list(self.loggers):

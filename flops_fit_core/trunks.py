@@ -11,7 +11,7 @@ from flops_fit_core.measure import Measured
 from flops_fit_core.records import Hyperparameters
 from flops_fit_core.specs import ScheduleSpec
 
-_FLOAT = 4
+FLOAT = 4
 """Bytes of a weight, and of each number that an optimizer keeps about it."""
 
 
@@ -59,7 +59,7 @@ class Trunks:
             if shared and wanted:
                 self._ratios.setdefault(name, []).append(shared / wanted)
         kept = 3 if self.experiment.optimizer.spec.adam_like else 2
-        self.checkpoint_bytes += kept * _FLOAT * measured.parameters.total * len(self.experiment.sweep.seeds)
+        self.checkpoint_bytes += kept * FLOAT * measured.parameters.total * len(self.experiment.sweep.seeds)
 
     def notes(self) -> list[str]:
         """What a person should know of the trunks."""

@@ -40,7 +40,7 @@ def text_table(text: Path, **changes) -> dict:
         "flops": {"name": "model"},
         "trainer": {"name": "torch", "heldout_tokens": 512},
         "device": {"name": "cpu"},
-        "executor": {"name": "local", "workers": 0},
+        "executor": "local",
     }
     for kind, options in changes.items():
         keep = isinstance(options, dict) and "name" not in options
@@ -130,7 +130,7 @@ class Bench:
             "optimizer": {"name": "adamw", "lr": 0.01},
             "trainer": {"name": "torch", "heldout_tokens": 400},
             "device": {"name": "cpu"},
-            "executor": {"name": "local", "workers": 0},
+            "executor": "local",
         }
         for kind, options in changes.items():
             keep = isinstance(options, dict) and "name" not in options

@@ -352,7 +352,7 @@ def test_the_runs_of_a_study_are_refitted_under_each_counter(said, tmp_path):
         "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
         "model": "surface/surface",
         "dataset": {"name": "surface/surface", "noise": 0.0},
-        "executor": {"name": "local", "workers": 0},
+        "executor": "local",
         "fitter": {"name": "parametric", "draws": 100},
     }
     (tmp_path / "formula.json").write_text(json.dumps(table))

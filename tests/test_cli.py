@@ -50,7 +50,7 @@ def surface(folder, **changes):
         "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
         "model": "surface/surface",
         "dataset": "surface/surface",
-        "executor": {"name": "local", "workers": 0},
+        "executor": "local",
         **changes,
     }
     (folder / "formula.json").write_text(json.dumps(table))
@@ -386,7 +386,7 @@ def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_goes_on_later(here):
     write_experiment(
         here,
         sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "repeat": True},
-        executor={"name": "local", "workers": 1},
+        executor={"name": "processes", "workers": 1},
     )
     command = [sys.executable, "-c", START, "run", "small.json"]
     with Path("output.txt").open("w") as output:

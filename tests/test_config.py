@@ -121,7 +121,7 @@ def make_registry(**more: object) -> Registry:
         "devices": plugin("flops_fit_devices", DeviceSpec(name="auto", build=nothing, slots=nothing)),
         "stores": plugin("flops_fit_stores", StoreSpec(name="sqlite", options=WaitOptions, build=nothing)),
         "executors": plugin(
-            "flops_fit_executors", ExecutorSpec(name="local", options=WorkerOptions, build=nothing)
+            "flops_fit_executors", ExecutorSpec(name="processes", options=WorkerOptions, build=nothing)
         ),
         "files": plugin("flops_fit_loggers", LoggerSpec(name="lines", options=FileOptions, build=nothing)),
         "fitters": plugin("flops_fit_fitters", FitterSpec(name="parametric", build=nothing)),
@@ -161,7 +161,7 @@ def test_what_is_left_out_takes_its_default() -> None:
         "trainer": "trainers/torch",
         "device": "devices/auto",
         "store": "stores/sqlite",
-        "executor": "executors/local",
+        "executor": "executors/processes",
         "fitter": "fitters/parametric",
     }
     assert {kind: getattr(experiment, kind).name for kind in expected} == expected
@@ -191,7 +191,7 @@ def test_options_become_the_plugins_own_types() -> None:
 
 def test_a_table_without_a_name_sets_options_of_the_default() -> None:
     experiment = make(executor={"workers": 0}, trainer={"threads": 2}, optimizer={})
-    assert experiment.executor.name == "executors/local"
+    assert experiment.executor.name == "executors/processes"
     assert experiment.executor.options == WorkerOptions(workers=0)
     assert experiment.trainer.options == TrainerOptions(threads=2)
     assert experiment.optimizer == make().optimizer

@@ -199,7 +199,7 @@ def test_the_readmes_optimizer_trains(folder: Path) -> None:
             "dataset": "text",
             "optimizer": "rmsprop",
             "trainer": {"heldout_tokens": 1024},
-            "executor": {"name": "local", "workers": 0},
+            "executor": "local",
             "device": "cpu",
         },
         registry=Registry({name.removesuffix(".py"): module}),

@@ -27,12 +27,11 @@ from flops_fit_core.testing.executors import (
 
 
 class TestWorkerProcesses(ExecutorConformance):
-    name = "local"
+    name = "processes"
 
 
 class TestInProcess(ExecutorConformance):
     name = "local"
-    options = {"workers": 0}
     isolated = False
 
 
@@ -63,10 +62,8 @@ class ForgetsTheDead(Wrapped):
 
 
 class Broken(ExecutorConformance):
-    name = "local"
-
-    def __init__(self, wrapper, workers):
-        self.wrapper, self.options = wrapper, {"workers": workers}
+    def __init__(self, wrapper, name):
+        self.wrapper, self.name = wrapper, name
 
     @contextmanager
     def executor(self, folder):
@@ -75,27 +72,27 @@ class Broken(ExecutorConformance):
 
 
 def test_the_kit_catches_an_executor_that_gives_a_job_twice(tmp_path):
-    kit = Broken(EndsTwice, workers=0)
+    kit = Broken(EndsTwice, "local")
     with pytest.raises(AssertionError, match="a second JobEnded"):
         kit.test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
 
 
 def test_the_kit_catches_an_executor_that_loses_a_job_whose_worker_dies(tmp_path):
-    kit = Broken(ForgetsTheDead, workers=2)
+    kit = Broken(ForgetsTheDead, "processes")
     with pytest.raises(AssertionError, match="no JobEnded"):
         kit.test_a_worker_that_dies_ends_its_job_and_no_other(tmp_path)
 
 
 def test_the_kit_finds_no_fault_with_what_it_wraps(tmp_path):
-    Broken(Wrapped, workers=0).test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
+    Broken(Wrapped, "local").test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
 
 
 # ---------------------------------------------------------------------------- worker processes
 
 
 @contextmanager
-def local(folder, slots=({},), **options):
-    spec = installed().find("executor", "executors/local").spec
+def opened(name, folder, slots=({},), **options):
+    spec = installed().find("executor", f"executors/{name}").spec
     setup = tiny_registry().setup.model_dump_json()
     context = ExecutorContext(folder=folder, plugins=setup, live={}, slots=list(slots))
     executor = spec.build(spec.options.model_validate(options), context)
@@ -133,7 +130,7 @@ def test_every_end_of_a_worker_is_told_in_words_and_the_next_job_gets_a_new_work
     leave = "import os, sys; print('the disk is full', file=sys.stderr, flush=True); os._exit(3)"
     crash = "import ctypes; ctypes.string_at(0)"
     jobs = tiny_jobs(DIE, leave, crash, LEARN)
-    with local(tmp_path) as executor:
+    with opened("processes", tmp_path) as executor:
         killed, left, crashed, learned = outcomes(executor, jobs)
     assert killed.reason == "killed by SIGKILL"
     assert left.reason == "exited with status 3: the disk is full"
@@ -144,7 +141,7 @@ def test_every_end_of_a_worker_is_told_in_words_and_the_next_job_gets_a_new_work
 
 def test_what_a_worker_said_last_is_quoted_in_whole_lines(tmp_path):
     leave = "import os, sys; print('line of words\\n' * 2000, file=sys.stderr, flush=True); os._exit(3)"
-    with local(tmp_path) as executor:
+    with opened("processes", tmp_path) as executor:
         (left,) = outcomes(executor, tiny_jobs(leave))
     said = left.reason.removeprefix("exited with status 3: ").splitlines()
     assert set(said) == {"line of words"}
@@ -154,7 +151,7 @@ def test_what_a_worker_said_last_is_quoted_in_whole_lines(tmp_path):
 def test_user_code_has_neither_the_pipes_nor_the_terminal_and_one_process_does_all_jobs(tmp_path):
     noisy = "import os, sys; print('hello' * 9999); os.write(1, b'low-level'); assert sys.stdin.read() == ''"
     jobs = tiny_jobs(traced(noisy, tmp_path / "trace"), traced(LEARN, tmp_path / "trace"))
-    with local(tmp_path) as executor:
+    with opened("processes", tmp_path) as executor:
         noisy_outcome, quiet_outcome = outcomes(executor, jobs)
     assert noisy_outcome.results[0].status == quiet_outcome.results[0].status == "completed"
     log = (tmp_path / "logs" / "worker-0.log").read_text()
@@ -176,14 +173,14 @@ while len(open({str(seen)!r}).readlines()) < 2:
     time.sleep(0.1)
 raise RuntimeError("seen enough")
 """
-    with local(tmp_path, [{"PLACE": "left"}, {"PLACE": "right"}], threads=2) as executor:
+    with opened("processes", tmp_path, [{"PLACE": "left"}, {"PLACE": "right"}], threads=2) as executor:
         assert executor.capacity == 2
         outcomes(executor, tiny_jobs(look, look))
     assert sorted(seen.read_text().splitlines()) == ["left 2 2", "right 2 2"]
 
 
 def test_there_are_no_more_workers_than_jobs(tmp_path):
-    with local(tmp_path, workers=3) as executor:
+    with opened("processes", tmp_path, workers=3) as executor:
         assert executor.capacity == 3
         assert not (tmp_path / "logs").exists()
         executor.submit(*tiny_jobs(LEARN))
@@ -196,7 +193,7 @@ NO_PYTHON = {"PYTHONHASHSEED": "nonsense"}
 
 def test_workers_that_cannot_start_end_the_jobs_with_the_reason(tmp_path):
     jobs = tiny_jobs(LEARN, LEARN, LEARN)
-    with local(tmp_path, [NO_PYTHON]) as executor:
+    with opened("processes", tmp_path, [NO_PYTHON]) as executor:
         for outcome in outcomes(executor, jobs):
             assert outcome.reason.startswith("no worker could be started: exited with status 1: ")
             assert "PYTHONHASHSEED must be" in outcome.reason
@@ -205,14 +202,14 @@ def test_workers_that_cannot_start_end_the_jobs_with_the_reason(tmp_path):
 
 def test_a_place_where_no_worker_starts_leaves_the_jobs_to_the_others(tmp_path):
     jobs = tiny_jobs(*[LEARN] * 4)
-    with local(tmp_path, [NO_PYTHON, {}]) as executor:
+    with opened("processes", tmp_path, [NO_PYTHON, {}]) as executor:
         found = outcomes(executor, jobs)
     assert [outcome.results[0].status for outcome in found] == ["completed"] * 4
 
 
 def test_a_study_folder_that_cannot_be_written_ends_the_jobs_with_the_reason(tmp_path):
     (tmp_path / "logs").write_text("a file where the folder should be")
-    with local(tmp_path) as executor:
+    with opened("processes", tmp_path) as executor:
         (outcome,) = outcomes(executor, tiny_jobs(LEARN))
     assert "File exists" in outcome.reason
 
@@ -228,7 +225,7 @@ with open({str(child)!r}, "w") as file:
     file.write(str(pid))
 {DIE}
 """
-    with local(tmp_path) as executor:
+    with opened("processes", tmp_path) as executor:
         (outcome,) = outcomes(executor, tiny_jobs(fork))
     assert outcome.reason == "killed by SIGKILL"
     wait_until(lambda: not is_running(int(child.read_text())), seconds=10)
@@ -236,7 +233,7 @@ with open({str(child)!r}, "w") as file:
 
 def test_a_worker_ignores_ctrl_c(tmp_path):
     interrupt = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
-    with local(tmp_path) as executor:
+    with opened("processes", tmp_path) as executor:
         (outcome,) = outcomes(executor, tiny_jobs(interrupt))
     assert outcome.results[0].status == "completed"
 
@@ -245,7 +242,7 @@ def test_a_worker_ignores_ctrl_c(tmp_path):
 def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path, workers):
     stopped = "import time; time.sleep(0.05)"
     running, waiting = jobs = tiny_jobs(traced(stopped, tmp_path / "trace"), LEARN)
-    with local(tmp_path, workers=workers) as executor:
+    with opened("processes", tmp_path, workers=workers) as executor:
         for job in jobs:
             executor.submit(job)
         for _ in executor.events(60.0):
@@ -263,7 +260,7 @@ def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_job_that_has_not_ended_cannot_be_submitted_again(tmp_path, workers):
     (job,) = tiny_jobs(CRAWL)
-    with local(tmp_path, workers=workers) as executor:
+    with opened("processes", tmp_path, workers=workers) as executor:
         executor.submit(job)
         with pytest.raises(ValueError, match="has been submitted already"):
             executor.submit(job)
@@ -277,7 +274,7 @@ from flops_fit_core import Job
 from test_executors import local
 
 folder = Path({folder!r})
-with local(folder) as executor:
+with opened("processes", folder) as executor:
     executor.submit(Job.model_validate_json((folder / "job.json").read_text()))
     list(executor.events(600.0))
 """
@@ -321,7 +318,7 @@ def test_a_worker_leaves_in_the_middle_of_a_job_when_its_standard_input_ends(tmp
 
 def test_in_process_a_job_that_exits_does_not_take_the_driver_along(tmp_path):
     jobs = tiny_jobs("raise SystemExit(3)", LEARN)
-    with local(tmp_path, workers=0) as executor:
+    with opened("local", tmp_path) as executor:
         exited, learned = outcomes(executor, jobs)
     assert exited.results[0].status == "failed"
     assert exited.results[0].error.type == "SystemExit"
@@ -331,7 +328,7 @@ def test_in_process_a_job_that_exits_does_not_take_the_driver_along(tmp_path):
 def test_in_process_a_plugin_setup_that_cannot_be_read_ends_the_job_with_the_reason(tmp_path):
     spec = installed().find("executor", "executors/local").spec
     context = ExecutorContext(folder=tmp_path, plugins="{not json", live={}, slots=[{}])
-    executor = spec.build(spec.options(workers=0), context)
+    executor = spec.build(spec.options(), context)
     (outcome,) = outcomes(executor, tiny_jobs(LEARN))
     assert outcome.reason.startswith("ValidationError: ")
 
@@ -341,7 +338,7 @@ def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_pat
 
     before = torch.get_num_threads()
     seen = tmp_path / "seen"
-    with local(tmp_path, workers=0, threads=before + 1) as executor:
+    with opened("local", tmp_path, threads=before + 1) as executor:
         look = f"import torch, pathlib; pathlib.Path({str(seen)!r}).write_text(str(torch.get_num_threads()))"
         look += "; raise RuntimeError('seen enough')"
         outcomes(executor, tiny_jobs(look))
@@ -351,7 +348,7 @@ def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_pat
 
 def test_in_process_ctrl_c_reaches_the_driver_and_the_job_has_ended(tmp_path):
     (job,) = tiny_jobs("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
-    with local(tmp_path, workers=0) as executor:
+    with opened("local", tmp_path) as executor:
         executor.submit(job)
         with pytest.raises(KeyboardInterrupt):
             list(executor.events(60.0))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from flops_fit_core import ConfigError, DataError, UserError, find_optimal
 
-IN_PROCESS = {"name": "local", "workers": 0}
+IN_PROCESS = "local"
 
 
 class Net(nn.Module):
@@ -498,7 +498,7 @@ class Net(nn.Module):
 inputs = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
 study = find_optimal(
     Net, "width", dataset=TensorDataset(inputs, inputs[:, :3].argmax(1)), compute_budgets=[1e5], sizes=[3],
-    batch_size=8, min_steps=1, device="cpu", executor={"name": "local", "workers": WORKERS}, output_dir="study",
+    batch_size=8, min_steps=1, device="cpu", executor=EXECUTOR, output_dir="study",
 )
 print(*[(run.id, run.status, run.error) for run in study.results])
 """
@@ -507,7 +507,7 @@ print(*[(run.id, run.status, run.error) for run in study.results])
 @pytest.mark.parametrize("how", ["script", "command", "prompt"])
 def test_a_program_needs_no_main_guard_and_no_source(tmp_path, how):
     # Worker processes are slow to start, and are the same ones whatever way the program came.
-    text = SCRIPT.replace("WORKERS", "1" if how == "script" else "0")
+    text = SCRIPT.replace("EXECUTOR", repr({"name": "processes", "workers": 1} if how == "script" else "local"))
     (tmp_path / "script.py").write_text(text)
     arguments = {"script": ["script.py"], "command": ["-c", text], "prompt": ["-"]}[how]
     said = subprocess.run(
@@ -532,5 +532,5 @@ def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_p
                 return super().forward(x)
 
     with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*workers = 0"):
-        trained(tmp_path, Locked, executor={"name": "local", "workers": 1}, fingerprint="locked")
+        trained(tmp_path, Locked, executor={"name": "processes", "workers": 1}, fingerprint="locked")
     completed(trained(tmp_path, Locked, fingerprint="locked"))

@@ -208,7 +208,7 @@ def study(tmp_path):
             "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
             "model": "surface/surface",
             "dataset": "surface/surface",
-            "executor": {"name": "local", "workers": 0},
+            "executor": "local",
         },
         out=tmp_path / "study",
     )

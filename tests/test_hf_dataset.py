@@ -437,7 +437,7 @@ def test_a_sweep_on_documents_of_ones_own_learns(tmp_path, saved, tokenizer):
             "optimizer": "adamw",
             "flops": "model",
             "device": "cpu",
-            "executor": {"name": "local", "workers": 1},
+            "executor": {"name": "processes", "workers": 1},
         },
         out=tmp_path / "study",
     )

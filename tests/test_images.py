@@ -296,7 +296,7 @@ def table(**sweep):
         "optimizer": {"name": "adamw", "lr": 0.01},
         "flops": "model",
         "device": "cpu",
-        "executor": {"name": "local", "workers": 0},
+        "executor": "local",
     }
 
 

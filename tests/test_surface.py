@@ -23,7 +23,7 @@ def experiment(**changes):
         "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
         "model": "surface",
         "dataset": "surface",
-        "executor": {"name": "local", "workers": 0},
+        "executor": "local",
         **changes,
     }
 

@@ -50,7 +50,7 @@ DEFAULTS: Mapping[str, str] = {
     "trainer": "trainers/torch",
     "device": "devices/auto",
     "store": "stores/sqlite",
-    "executor": "executors/local",
+    "executor": "executors/processes",
     "fitter": "fitters/parametric",
 }
 """What an experiment uses of each kind unless it names something else. Qualified, so that no other plugin's

@@ -91,7 +91,10 @@ class RunSpec(Record):
     branch_step: PositiveInt | None = None
     """Steps that this run shares with longer runs of its trajectory; None for a run that shares nothing."""
 
-    _ABOUT: ClassVar = {"budget", "size", "params", "flops_per_token", "branch_step"}
+    devices: PositiveInt = 1
+    """Devices that train it together."""
+
+    _ABOUT: ClassVar = {"budget", "size", "params", "flops_per_token", "branch_step", "devices"}
 
     @property
     def flops(self) -> float:
@@ -126,7 +129,7 @@ def _without_numbers(run: RunSpec) -> dict[str, Any]:
     values = run.model_dump(mode="json", exclude={*RunSpec._ABOUT, "seed"})
     for free in ("lr", "weight_decay"):
         values["optimizer"]["options"].pop(free, None)
-    return values | {"branch_step": run.branch_step}
+    return values | {"branch_step": run.branch_step, "devices": run.devices}
 
 
 class Trajectory(Record):
@@ -169,6 +172,11 @@ class Job(Record):
     @property
     def runs(self) -> tuple[RunSpec, ...]:
         return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
+
+    @property
+    def devices(self) -> int:
+        """Devices that it needs at the same time."""
+        return max(run.devices for run in self.runs)
 
     @property
     def flops(self) -> float:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 
-from flops_fit_core import ConfigError, DeviceSpec, Options, hookimpl
+from flops_fit_core import ConfigError, DeviceSpec, Options, Runtime, hookimpl
 
 if TYPE_CHECKING:
     from flops_fit_core import Device
@@ -76,7 +78,14 @@ class CUDA:
         return dense_peak(self.name, precision)
 
 
-class CUDAOptions(Options):
+class TogetherOptions(Options):
+    """How many devices train one run together."""
+
+    devices_per_run: Annotated[PositiveInt | None, Runtime()] = None
+    """Unset: one, or on GPUs as many as a run's weights, gradients and optimizer need."""
+
+
+class CUDAOptions(TogetherOptions):
     """Which GPU."""
 
     index: NonNegativeInt | None = None
@@ -84,18 +93,38 @@ class CUDAOptions(Options):
 
 
 def build_cuda(options: CUDAOptions) -> Device:
-    """The GPU of this process: the first one that its slot shows, unless an index says otherwise."""
-    return CUDA(options.index or 0)
+    """The GPU of this process: the first one that its slot shows, or by its number among those that train a run
+    together, unless an index says otherwise."""
+    return CUDA(options.index if options.index is not None else _local_rank())
 
 
-def build_auto(options: Options) -> Device:
+def build_auto(options: TogetherOptions) -> Device:
     """CUDA where there is one, else the CPU; decided when a run starts."""
     import torch
 
-    return CUDA(0) if torch.cuda.is_available() else CPU()
+    return CUDA(_local_rank()) if torch.cuda.is_available() else CPU()
 
 
-def cpu_slots(options: Options) -> Sequence[Mapping[str, str]]:
+def _local_rank() -> int:
+    """As torchrun says it; 0 for a process that trains alone."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def cpu_devices(options: TogetherOptions, training_bytes: int) -> int:
+    """One, unless asked for more."""
+    return options.devices_per_run or 1
+
+
+def gpus(options: TogetherOptions, training_bytes: int) -> int:
+    """As many GPUs like the first of this machine as hold so much in half of their memory; the other half is for
+    activations. A power of two, so that they divide batches and matrices."""
+    if options.devices_per_run is not None:
+        return options.devices_per_run
+    memory = _gpu_memory()
+    return 2 ** max(0, math.ceil(math.log2(2 * training_bytes / memory))) if memory else 1
+
+
+def cpu_slots(options: TogetherOptions) -> Sequence[Mapping[str, str]]:
     """One a core that this process may use. A CPU run sees no GPU."""
     return [{"CUDA_VISIBLE_DEVICES": ""} for _ in range(_cores())]
 
@@ -107,7 +136,7 @@ def cuda_slots(options: CUDAOptions) -> Sequence[Mapping[str, str]]:
     return [{"CUDA_VISIBLE_DEVICES": visible} for visible in _visible_gpus()] or [{}]
 
 
-def auto_slots(options: Options) -> Sequence[Mapping[str, str]]:
+def auto_slots(options: TogetherOptions) -> Sequence[Mapping[str, str]]:
     """One a GPU where there are any, else one a core."""
     return [{"CUDA_VISIBLE_DEVICES": visible} for visible in _visible_gpus()] or [{} for _ in range(_cores())]
 
@@ -126,7 +155,20 @@ def _visible_gpus() -> list[str]:
     return names[:count]
 
 
-def build_cpu(options: Options) -> Device:
+def _gpu_memory() -> int | None:
+    """Bytes of the smallest GPU here; None where there is none. Asks the driver's own program: torch would make a
+    CUDA context in this process."""
+    if not _visible_gpus():
+        return None
+    query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(int(line) for line in said.split()) * 2**20
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+
+
+def build_cpu(options: TogetherOptions) -> Device:
     """The processor, in float32."""
     return CPU()
 
@@ -134,6 +176,10 @@ def build_cpu(options: Options) -> Device:
 @hookimpl
 def flops_fit_devices() -> Iterable[DeviceSpec]:
     """Offer ``auto``, ``cpu`` and ``cuda``."""
-    yield DeviceSpec(name="auto", build=build_auto, slots=auto_slots)
-    yield DeviceSpec(name="cpu", build=build_cpu, slots=cpu_slots)
-    yield DeviceSpec(name="cuda", options=CUDAOptions, build=build_cuda, slots=cuda_slots)
+    yield DeviceSpec(
+        name="auto", options=TogetherOptions, build=build_auto, slots=auto_slots, devices_per_run=gpus
+    )
+    yield DeviceSpec(
+        name="cpu", options=TogetherOptions, build=build_cpu, slots=cpu_slots, devices_per_run=cpu_devices
+    )
+    yield DeviceSpec(name="cuda", options=CUDAOptions, build=build_cuda, slots=cuda_slots, devices_per_run=gpus)

@@ -1,4 +1,4 @@
-"""A worker process of the executor ``local``: ``python -m flops_fit_executors.worker``.
+"""A worker process of the executor ``processes``: ``python -m flops_fit_executors.worker``.
 
 Takes jobs from standard input and answers on standard output. User code gets neither: what it prints goes to
 standard error, which the driver has pointed to a log file, and what it reads is empty. A worker never outlives

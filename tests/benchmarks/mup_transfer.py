@@ -52,7 +52,7 @@ def trained(recipe: str, arguments: argparse.Namespace) -> Tuning:
             "recipe": options,
             "flops": "model",
             "device": "cpu",
-            "executor": {"name": "local", "workers": arguments.workers},
+            "executor": {"name": "processes", "workers": arguments.workers},
         },
         out=arguments.out / recipe,
     )

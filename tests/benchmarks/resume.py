@@ -39,7 +39,7 @@ def experiment(folder: Path, workers: int, steps: int) -> Path:
         },
         schedule={"name": "wsd"},
         trainer={"evaluations": 3, "checkpoint_minutes": 0.5 / 60},
-        executor={"name": "local", "workers": workers},
+        executor={"name": "processes", "workers": workers},
     )
     file = folder / "experiment.json"
     file.write_text(json.dumps(table))

@@ -41,7 +41,7 @@ def planned(folder, schedule, rate, seeds, workers):
         "recipe": {"name": "default", "lr": rate} | ({"warmup": 0.01} if schedule == "wsd" else {}),
         "schedule": {"name": schedule} | ({"decay": DECAY} if schedule == "wsd" else {}),
         "flops": {"name": "model"},
-        "executor": {"name": "local", "workers": workers},
+        "executor": {"name": "processes", "workers": workers},
     }
     registry = installed()
     experiment = make_experiment(table, registry)

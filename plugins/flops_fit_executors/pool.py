@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import queue
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Sequence
 
 from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
 from flops_fit_executors.messages import Kind, read_record
-from flops_fit_executors.process import Inbox, WorkerProcess, environment
+from flops_fit_executors.worker_process import Inbox, WorkerProcess, environment
 
 GRACE = 5.0
 """Seconds that workers get to write their checkpoints when the executor is closed, and again after SIGTERM."""
@@ -19,11 +19,12 @@ FAILED_STARTS = 2
 CLOSED = "the executor was closed"
 
 
-class LocalExecutor:
+class WorkerPool:
     """Gives jobs to worker processes in the order in which they were submitted.
 
     Workers are started when there are jobs for them and live until :meth:`close`. One that dies is replaced
-    while jobs are left. Each writes what its user code prints to ``logs/worker-<n>.log`` in the study.
+    while jobs are left. Each writes what its user code prints to ``logs/worker-<n>.log`` in the study. A job that
+    needs several devices gets a worker that has as many places; idle workers make room for it.
 
     Use from one thread: on Linux a worker dies with the thread that started it. Raises ConfigError for Python
     objects that cannot leave this process.
@@ -35,7 +36,7 @@ class LocalExecutor:
         setup = {"plugins": context.plugins, "folder": str(context.folder.absolute())}
         self._greeting = {Kind.SETUP: json.dumps(setup).encode(), Kind.OBJECTS: context.objects or b""}
         self._threads = threads
-        self._places: list[WorkerProcess | None] = [None] * workers
+        self._staff: list[WorkerProcess] = []
         self._waiting: deque[Job] = deque()
         self._open: set[str] = set()
         """Jobs whose JobEnded has not been given out."""
@@ -76,7 +77,7 @@ class LocalExecutor:
         for job in [job for job in self._waiting if job.id == job_id]:
             self._waiting.remove(job)
             self._events.append(JobEnded(job.id, "cancelled"))
-        for worker in self._workers:
+        for worker in self._staff:
             if worker.job == job_id:
                 worker.dismissed = "cancelled"
                 worker.end(force=True)
@@ -90,7 +91,7 @@ class LocalExecutor:
             self._dismiss()
         finally:
             # Also where a second Ctrl-C cuts the grace short.
-            for worker in self._workers:
+            for worker in self._staff:
                 worker.end(force=True)
                 worker.wait(GRACE)
         while not self._inbox.empty():
@@ -100,35 +101,58 @@ class LocalExecutor:
 
     # ------------------------------------------------------------------ workers
 
-    @property
-    def _workers(self) -> list[WorkerProcess]:
-        return [worker for worker in self._places if worker is not None]
-
     def _employ(self) -> None:
         """Give waiting jobs to idle workers, and start workers for the jobs that are left."""
-        for worker in self._workers:
-            if self._waiting and worker.idle:
-                job = self._waiting[0]
-                if worker.tell(Kind.JOB, job.model_dump_json().encode()):
-                    worker.job = self._waiting.popleft().id
-        wanted = len(self._waiting) - sum(not worker.ready for worker in self._workers)
-        free = [place for place, worker in enumerate(self._places) if worker is None]
-        for place in free[: max(0, wanted)]:
-            self._start(place)
+        starting = Counter(len(worker.places) for worker in self._staff if worker.starting)
+        for job in list(self._waiting):
+            size = min(job.devices, self.capacity)
+            if self._give(job, size):
+                continue
+            if starting[size]:
+                starting[size] -= 1
+            elif len(free := self._free_places()) >= size:
+                self._start(free[:size])
+            else:
+                self._make_room(size - len(free))
+                return
 
-    def _start(self, place: int) -> None:
+    def _give(self, job: Job, size: int) -> bool:
+        for worker in self._staff:
+            fits = worker.idle and len(worker.places) == size
+            if fits and worker.tell(Kind.JOB, job.model_dump_json().encode()):
+                worker.job = job.id
+                self._waiting.remove(job)
+                return True
+        return False
+
+    def _free_places(self) -> list[int]:
+        taken = {place for worker in self._staff for place in worker.places}
+        return [place for place in range(self.capacity) if place not in taken]
+
+    def _make_room(self, places: int) -> None:
+        """Let idle workers go until so many places will be free; what they leave is heard of as any other end."""
+        places -= sum(len(worker.places) for worker in self._staff if worker.dismissed)
+        for worker in self._staff:
+            if places > 0 and worker.idle:
+                worker.dismissed = "its place is needed"
+                worker.tell(Kind.STOP)
+                places -= len(worker.places)
+
+    def _start(self, places: Sequence[int]) -> None:
         slots = self._context.slots or [{}]
-        env = environment(slots[place % len(slots)], self._threads)
-        log = self._context.folder / "logs" / f"worker-{place}.log"
-        while self._waiting and self._failed_starts < FAILED_STARTS and self._places[place] is None:
+        env = environment([slots[place % len(slots)] for place in places], self._threads)
+        log = self._context.folder / "logs" / f"worker-{places[0]}.log"
+        while self._waiting and self._failed_starts < FAILED_STARTS:
             try:
-                self._places[place] = WorkerProcess(place, self._greeting, self._inbox, env=env, log=log)
+                self._staff.append(WorkerProcess(places, self._greeting, self._inbox, env=env, log=log))
             except OSError as error:
                 self._start_failed(str(error))
+            else:
+                return
 
     def _start_failed(self, reason: str) -> None:
         self._failed_starts += 1
-        if self._failed_starts >= FAILED_STARTS and not self._workers:
+        if self._failed_starts >= FAILED_STARTS and not self._staff:
             self._events += [JobEnded(job.id, f"no worker could be started: {reason}") for job in self._waiting]
             self._waiting.clear()
             self._failed_starts = 0
@@ -148,7 +172,7 @@ class LocalExecutor:
         self._employ()
 
     def _mourn(self, worker: WorkerProcess) -> None:
-        self._places[worker.place] = None
+        self._staff.remove(worker)
         if worker.job is not None:
             self._events.append(JobEnded(worker.job, worker.dismissed or worker.fate()))
         if worker.ready:
@@ -157,16 +181,16 @@ class LocalExecutor:
             self._start_failed(worker.fate())
 
     def _dismiss(self) -> None:
-        for worker in self._workers:
+        for worker in self._staff:
             worker.dismissed = CLOSED
             if not (worker.ready and worker.tell(Kind.STOP)):
                 worker.end(force=True)
         self._wait(GRACE)
-        for worker in self._workers:
+        for worker in self._staff:
             worker.end(force=False)
         self._wait(GRACE)
 
     def _wait(self, seconds: float) -> None:
         until = time.monotonic() + seconds
-        for worker in self._workers:
+        for worker in self._staff:
             worker.wait(until - time.monotonic())

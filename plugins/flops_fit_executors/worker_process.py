@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -38,9 +38,16 @@ class WorkerProcess:
     """
 
     def __init__(
-        self, place: int, greeting: Mapping[Kind, bytes], inbox: Inbox, *, env: Mapping[str, str], log: Path
+        self,
+        places: Sequence[int],
+        greeting: Mapping[Kind, bytes],
+        inbox: Inbox,
+        *,
+        env: Mapping[str, str],
+        log: Path,
     ) -> None:
-        self.place = place
+        self.places = tuple(places)
+        """Which of its driver's places it takes up."""
         self.ready = False
         self.job: str | None = None
         """The id of the job it has."""
@@ -67,6 +74,10 @@ class WorkerProcess:
     @property
     def idle(self) -> bool:
         return self.ready and self.job is None and self.dismissed is None
+
+    @property
+    def starting(self) -> bool:
+        return not self.ready and self.dismissed is None
 
     def tell(self, kind: Kind, payload: bytes = b"") -> bool:
         """Send a message to a worker that is ready. False where it has died."""
@@ -127,13 +138,18 @@ class WorkerProcess:
             self._to.close()
 
 
-def environment(slot: Mapping[str, str], threads: int) -> dict[str, str]:
-    """A worker's environment: that of this process, with so many threads, the slot's variables, and a PYTHONPATH
-    under which it imports what this process would."""
+def environment(slots: Sequence[Mapping[str, str]], threads: int) -> dict[str, str]:
+    """A worker's environment: that of this process, with so many threads, the variables of its slots (of several,
+    the values joined by commas, as CUDA_VISIBLE_DEVICES takes them), and a PYTHONPATH under which it imports what
+    this process would."""
+    names = dict.fromkeys(name for slot in slots for name in slot)
+    together = {
+        name: ",".join(filter(None, dict.fromkeys(slot.get(name, "") for slot in slots))) for name in names
+    }
     return {
         **os.environ,
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        **slot,
+        **together,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
     }
 
