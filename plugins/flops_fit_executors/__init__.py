@@ -1,11 +1,11 @@
-"""Executors ``processes`` (worker processes of this machine) and ``local`` (this process)."""
+"""Executors ``processes`` (worker processes of this machine), ``local`` (this process) and ``ray``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated
 
-from pydantic import PositiveInt
+from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
 from flops_fit_core import Executor, ExecutorContext, ExecutorSpec, Options, Runtime, hookimpl
 
@@ -26,6 +26,40 @@ class ProcessesOptions(Options):
     """CPU threads of each. Single-threaded workers, one a core, train small models fastest."""
 
 
+def _of_a_cluster(address: str) -> str:
+    if address.startswith("ray://"):
+        raise ValueError(
+            "Ray Client does not carry what tasks say: start flops-fit on a node of the cluster, with address = "
+            '"auto" (from outside: ray job submit)'
+        )
+    return address
+
+
+def _whole_or_a_share(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError("whole GPUs, or a share of one")
+    return gpus
+
+
+class RayOptions(Options):
+    """Tasks of a Ray cluster, one a job: on a cluster that runs, or on this machine alone."""
+
+    address: Annotated[Annotated[str, AfterValidator(_of_a_cluster)] | None, Runtime()] = None
+    """Of a running cluster: ``"auto"`` on one of its nodes, or ``"host:port"``; unset, Ray is started on this
+    machine for this sweep alone."""
+    cpus: Annotated[PositiveFloat, Runtime()] = 1
+    """CPUs that a job takes, each of its devices; whole ones are threads."""
+    gpus: Annotated[Annotated[float, Field(ge=0), AfterValidator(_whole_or_a_share)] | None, Runtime()] = None
+    """GPUs, or the share of one, that a job takes, each of its devices; unset, 1 where the cluster has GPUs and
+    the experiment's device is not ``cpu``."""
+    resources: Annotated[dict[str, PositiveFloat], Runtime()] = {}
+    """What else a job takes: resources of the cluster's own, by name."""
+    retries: Annotated[NonNegativeInt, Runtime()] = 3
+    """How often a job is started again, from its checkpoints, when the node under it is lost."""
+    runtime_env: Annotated[dict[str, JsonValue], Runtime()] = {}
+    """Ray's runtime environment of the workers: ``working_dir``, ``pip``, ``env_vars`` and so on."""
+
+
 def build_local(options: LocalOptions, context: ExecutorContext) -> Executor:
     from flops_fit_executors.in_process import InProcessExecutor
 
@@ -38,6 +72,17 @@ def build_processes(options: ProcessesOptions, context: ExecutorContext) -> Exec
     return WorkerPool(context, workers_of(options, context.slots), options.threads)
 
 
+def build_ray(options: RayOptions, context: ExecutorContext) -> Executor:
+    from flops_fit_executors.ray_tasks import RayExecutor
+
+    return RayExecutor(context, options)
+
+
+def ray_places(options: RayOptions, slots: Sequence[Mapping[str, str]]) -> int | None:
+    """Of this machine; nobody knows those of a cluster before it is joined."""
+    return None if options.address else max(1, int(len(slots) / max(1.0, options.cpus)))
+
+
 def workers_of(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) -> int:
     """As many as asked for, or one a place."""
     return options.workers or max(1, len(slots))
@@ -45,6 +90,9 @@ def workers_of(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) ->
 
 @hookimpl
 def flops_fit_executors() -> Iterable[ExecutorSpec]:
-    """Offer ``processes`` and ``local``."""
+    """Offer ``processes``, ``local`` and ``ray``."""
     yield ExecutorSpec(name="processes", options=ProcessesOptions, build=build_processes, places=workers_of)
     yield ExecutorSpec(name="local", options=LocalOptions, build=build_local, places=lambda options, slots: 1)
+    yield ExecutorSpec(
+        name="ray", options=RayOptions, build=build_ray, places=ray_places, requires=["ray>=2.40"], extra="ray"
+    )

@@ -1,0 +1,247 @@
+"""Jobs as tasks of a Ray cluster."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import exceptions
+
+from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_executors.messages import Kind, read_record
+from flops_fit_executors.ray_cluster import Cluster
+from flops_fit_executors.ray_worker import train
+from flops_fit_executors.worker_process import last_words
+
+if TYPE_CHECKING:
+    from flops_fit_executors import RayOptions
+
+GRACE = 5.0
+"""Seconds that jobs get to write their checkpoints when the executor is closed, and to die after that."""
+CLOSED = "the executor was closed"
+LOST = (
+    exceptions.NodeDiedError,
+    exceptions.ObjectLostError,
+    exceptions.ObjectFetchTimedOutError,
+    exceptions.ReferenceCountingAssertionError,
+)
+"""What Ray says where a node has gone, and what was on it."""
+
+logger = logging.getLogger("flops_fit")
+
+
+@dataclass
+class Task:
+    """One job, and the Ray task that trains it now."""
+
+    job: Job
+    starts: int = 1
+    answered: set[str] = field(default_factory=set)
+    """Runs whose results have come."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """What it said of its place when it began: ``host``, ``pid``, ``log``, ``start``."""
+    dismissed: str | None = None
+    """Why the driver wants it to end."""
+
+    @property
+    def left(self) -> Job | None:
+        """The job without the runs that have results; None where all have."""
+        trajectories = [
+            one.model_copy(update={"runs": tuple(run for run in one.runs if run.id not in self.answered)})
+            for one in self.job.trajectories
+        ]
+        left = tuple(one for one in trajectories if one.runs)
+        return self.job.model_copy(update={"trajectories": left}) if left else None
+
+
+class RayExecutor:
+    """One Ray task a job. Ray decides where and when; what a task says arrives as it says it.
+
+    A task whose node is lost is started again elsewhere with the runs that have no result, which go on from their
+    checkpoints. A worker that dies alone ends its job. Ray is joined when the executor is first asked for its
+    capacity or given a job.
+
+    Raises ConfigError for Python objects that cannot leave this process; later, where no cluster answers.
+    """
+
+    def __init__(self, context: ExecutorContext, options: RayOptions) -> None:
+        self._context = context
+        self._options = options
+        self._blob = context.objects
+        self._tasks: dict[Any, Task] = {}
+        """By the stream of what a task says."""
+        self._open: set[str] = set()
+        """Jobs whose JobEnded has not been given out."""
+        self._events: deque[Progress | RunResult | JobEnded] = deque()
+        self._joined: Cluster | None = None
+        self._closed = False
+
+    # ------------------------------------------------------------------ the contract
+
+    @property
+    def capacity(self) -> int:
+        """Jobs on one device that the whole cluster has room for, whoever uses it; nodes may come and go."""
+        return max(1, self._cluster.places())
+
+    def submit(self, job: Job) -> None:
+        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
+        if self._closed:
+            raise RuntimeError(CLOSED)
+        if job.id in self._open:
+            raise ValueError(f"job {job.id} has been submitted already and has not ended")
+        (self._context.folder / "logs").mkdir(parents=True, exist_ok=True)
+        self._open.add(job.id)
+        self._start(Task(job))
+
+    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
+        heard = time.monotonic()
+        while self._open:
+            if self._events:
+                event = self._events.popleft()
+                if isinstance(event, JobEnded):
+                    self._open.discard(event.job)
+                yield event
+                heard = time.monotonic()
+            elif not self._listen(heard + timeout - time.monotonic()):
+                return
+
+    def cancel(self, job_id: str) -> None:
+        for stream, task in self._tasks.items():
+            if task.job.id == job_id:
+                task.dismissed = "cancelled"
+                ray.cancel(stream, force=True)
+
+    def close(self) -> None:
+        """Ask tasks to stop, give those that train some seconds for it, end the others, leave Ray. A job that has
+        not ended ends with a reason, which :meth:`events` still gives."""
+        self._closed = True
+        try:
+            self._dismiss(force=False)
+            self._dismiss(force=True)
+        finally:
+            # Also where a second Ctrl-C cuts the grace short: Ray ends the tasks of a driver that leaves.
+            self._tasks.clear()
+            if self._joined is not None:
+                self._joined.leave()
+                self._joined = None
+        ended = {event.job for event in self._events if isinstance(event, JobEnded)}
+        self._events += [JobEnded(job, CLOSED) for job in sorted(self._open - ended)]
+
+    # ------------------------------------------------------------------ tasks
+
+    @property
+    def _cluster(self) -> Cluster:
+        if self._joined is None:
+            if self._closed:
+                raise RuntimeError(CLOSED)
+            self._joined = Cluster(self._options, self._context.slots)
+        return self._joined
+
+    @cached_property
+    def _remote(self) -> Any:
+        return ray.remote(num_returns="streaming", max_retries=0)(train)
+
+    @cached_property
+    def _objects(self) -> Any:
+        """In Ray's memory once, however many tasks read them."""
+        return None if self._blob is None else ray.put(self._blob)
+
+    def _start(self, task: Task) -> None:
+        job = task.left
+        if job is None:
+            self._events.append(JobEnded(task.job.id))
+            return
+        if not self._cluster.places(job.devices):
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._cluster.needs(job.devices).items())
+            message = f"a job needs {needs} on one node, and the nodes have: {self._cluster.describe()}"
+            if self._cluster.is_own:
+                self._events.append(JobEnded(job.id, message))
+                return
+            logger.warning("%s; it waits until such a node joins", message)
+        stream = self._remote.options(**self._cluster.task_options(job.devices)).remote(
+            job.model_dump_json(), self._context.plugins, self._objects, str(self._context.folder.absolute())
+        )
+        self._tasks[stream] = task
+
+    def _listen(self, seconds: float) -> bool:
+        """Hear all that has been said, waiting for it; whether there was anything."""
+        if not self._tasks:
+            return False
+        streams = list(self._tasks)
+        ready, _ = ray.wait(streams, num_returns=1, timeout=max(0.0, seconds))
+        if ready and len(streams) > 1:
+            ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0)
+        for stream in ready:
+            self._hear(stream)
+        return bool(ready)
+
+    def _hear(self, stream: Any) -> None:
+        task = self._tasks[stream]
+        try:
+            kind, payload = ray.get(next(stream))
+        except StopIteration:
+            del self._tasks[stream]
+            self._events.append(JobEnded(task.job.id))
+        except exceptions.RayError as error:
+            del self._tasks[stream]
+            self._failed(task, error)
+        else:
+            if kind == Kind.READY:
+                task.where = json.loads(payload)
+                return
+            record = read_record(kind, payload)
+            if isinstance(record, RunResult):
+                task.answered.add(record.id)
+            self._events.append(record)
+
+    def _failed(self, task: Task, error: exceptions.RayError) -> None:
+        if task.dismissed is not None:
+            self._events.append(JobEnded(task.job.id, task.dismissed))
+        elif isinstance(error, LOST) and task.starts <= self._options.retries:
+            logger.warning(
+                "job %s: the node %s was lost; it is started again", task.job.id, task.where.get("host")
+            )
+            task.starts += 1
+            task.where = {}
+            self._start(task)
+        else:
+            self._events.append(JobEnded(task.job.id, reason(error, task)))
+
+    def _dismiss(self, *, force: bool) -> None:
+        until = time.monotonic() + GRACE
+        for stream, task in self._tasks.items():
+            task.dismissed = CLOSED
+            with suppress(exceptions.RayError):
+                ray.cancel(stream, force=force)
+        while self._tasks and time.monotonic() < until:
+            self._listen(until - time.monotonic())
+
+
+def reason(error: exceptions.RayError, task: Task) -> str:
+    """Why a task ended, in words."""
+    where = "on {host} (process {pid})".format(**task.where) if task.where else "before it began"
+    said = last_words(Path(task.where["log"]), task.where["start"]) if task.where else ""
+    if isinstance(error, LOST):
+        return f"the node under it was lost, {task.starts} times in all: {first_line(error)}"
+    if isinstance(error, exceptions.OutOfMemoryError):
+        return f"killed by Ray {where}, where memory was running out: {first_line(error)}"
+    if isinstance(error, exceptions.WorkerCrashedError):
+        return f"the worker died {where}" + (f": {said}" if said else "")
+    if isinstance(error, exceptions.TaskCancelledError):
+        return "cancelled by somebody else"
+    if isinstance(error, exceptions.RayTaskError):
+        return f"{type(error.cause).__name__}: {error.cause}"
+    return f"{type(error).__name__}: {error}"
+
+
+def first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

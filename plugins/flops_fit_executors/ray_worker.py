@@ -1,0 +1,71 @@
+"""What a Ray task of the executor ``ray`` does: it trains the runs of one job."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flops_fit_executors.messages import Kind
+
+NO_FOLDER = "the study's folder {folder} is not on the node {host}: all nodes of the cluster have to share it"
+
+
+def train(job: str, plugins: str, objects: bytes | None, folder: str) -> Iterator[tuple[int, bytes]]:
+    """The messages of one job: READY with JSON of where it is trained, then PROGRESS and RESULT.
+
+    What user code prints is appended to ``logs/ray-<host>-<pid>.log`` in the study.
+
+    Raises FileNotFoundError where the study's folder is not on this node.
+    """
+    log = Path(folder) / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
+    if not log.parent.is_dir():
+        raise FileNotFoundError(NO_FOLDER.format(folder=folder, host=socket.gethostname()))
+    with stopped_by_ray() as stopping, printing_to(log) as start:
+        where = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
+        yield Kind.READY, json.dumps(where).encode()
+        from flops_fit_core import RunResult, work
+
+        for record in work(job, plugins, objects=objects, folder=Path(folder), should_stop=stopping.is_set):
+            kind = Kind.RESULT if isinstance(record, RunResult) else Kind.PROGRESS
+            yield kind, record.model_dump_json().encode()
+
+
+@contextmanager
+def stopped_by_ray() -> Iterator[threading.Event]:
+    """Set once the driver cancels the task.
+
+    ``ray.cancel`` interrupts a task's main thread as Ctrl-C would, wherever it is. With a handler of ours the
+    trainer comes to the end of its step and writes a checkpoint first.
+    """
+    stopping = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda number, frame: stopping.set())
+    try:
+        yield stopping
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def printing_to(log: Path) -> Iterator[int]:
+    """Let all that this process prints go to the end of a file; gives its length before."""
+    streams = sys.stdout, sys.stderr
+    kept = [os.dup(number) for number in (1, 2)]
+    with log.open("a", buffering=1) as file:
+        start = file.tell()
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+        sys.stdout = sys.stderr = file
+        try:
+            yield start
+        finally:
+            sys.stdout, sys.stderr = streams
+            for number, copy in zip((1, 2), kept, strict=True):
+                os.dup2(copy, number)
+                os.close(copy)
