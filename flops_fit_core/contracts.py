@@ -33,6 +33,8 @@ from flops_fit_core.records import (
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
 
+    from flops_fit_core.training import Together
+
 Batch = Any
 """What a dataset yields: a tensor, or a tuple or dict of tensors, samples along the first dimension."""
 
@@ -295,8 +297,14 @@ class TrainContext(Protocol):
     def checkpoints(self) -> Path:
         """Folder under which the trainer keeps ``<trajectory id>/``."""
 
-    def build(self, run: RunSpec) -> RunParts:
-        """Model, data, optimizer and schedule, after seeding every generator with the run's seed."""
+    @property
+    def together(self) -> Together:
+        """The processes that train the run, of which this is one: one that is alone, unless the trainer can
+        ``distribute``."""
+
+    def build(self, run: RunSpec, *, shard: bool = False) -> RunParts:
+        """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard``:
+        with the weights spread over the processes that train the run."""
 
     def dataset(self, run: RunSpec) -> Dataset: ...
 
@@ -337,8 +345,9 @@ class Executor(Protocol):
     a worker gave before it died are delivered. Jobs may be submitted while events are being read.
     """
 
-    capacity: int
-    """Jobs that run at the same time; the driver keeps a few more than that submitted."""
+    @property
+    def capacity(self) -> int:
+        """Jobs that run at the same time; it may change while a cluster grows."""
 
     def submit(self, job: Job) -> None: ...
     def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:

@@ -317,7 +317,7 @@ class CellResolver:
         )
         schedule = self._filled(experiment.schedule, warmup_tokens=hyper.warmup_tokens)
         per_step = batching.batch_size * self.dataset.task.tokens_per_sample
-        devices = self._devices(measured)
+        devices = min(self._devices(measured), batching.batch_size)
         view = RunView(batching.steps, batching.tokens, per_step, hyper.base_width, groups=lambda module: ())
         for seed in self.sweep.seeds:
             yield RunSpec(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
 import torch
 
@@ -31,6 +32,17 @@ def pinned(batch: Batch) -> Batch:
     if isinstance(batch, list | tuple):
         return [pinned(item) for item in batch]
     return batch
+
+
+def length(batch: Batch) -> int:
+    """Samples in a batch. Raises ValueError where it holds no tensor."""
+    if isinstance(batch, torch.Tensor):
+        return len(batch)
+    items = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
+    for item in items:
+        with suppress(ValueError):
+            return length(item)
+    raise ValueError("this batch holds no tensor")
 
 
 def part(batch: Batch, first: int, last: int) -> Batch:

@@ -14,6 +14,7 @@ from flops_fit_core.errors import RunFailed
 from flops_fit_core.folder import TrajectoryFolder, replacing
 from flops_fit_core.records import RunSpec
 from flops_fit_core.training.randomness import random_state, set_random_state
+from flops_fit_core.training.together import Together, is_sharded, spread, spread_moments, whole
 
 FORMAT = 1
 
@@ -47,9 +48,10 @@ class Position:
 class Checkpoints:
     """Those of one trajectory. What cannot be written or read costs time, not the run: the log says so."""
 
-    def __init__(self, folder: TrajectoryFolder, device: str) -> None:
+    def __init__(self, folder: TrajectoryFolder, device: str, together: Together | None = None) -> None:
         self.folder = folder
         self.device = device
+        self.together = together or Together()
 
     def save_latest(self, parts: RunParts, position: Position) -> None:
         """Replace what an interrupted pass goes on from."""
@@ -62,6 +64,7 @@ class Checkpoints:
     def restore(self, run: RunSpec, parts: RunParts) -> Position:
         """Put parts that were just built to the furthest point on the way of ``run``; a new Position at its start
         where there is none."""
+        self.together.wait()  # for what the first process has still to write
         for file in self._candidates(run):
             found = self._read(file)
             if found is None:
@@ -101,6 +104,9 @@ class Checkpoints:
         return found
 
     def _load(self, found: dict[str, Any], parts: RunParts) -> Position:
+        if is_sharded(parts.model):
+            found["model"] = spread(found["model"], parts.model.state_dict())
+            found["optimizer"] = spread_moments(found["optimizer"], parts.optimizer.param_groups)
         parts.model.load_state_dict(found["model"])
         parts.optimizer.load_state_dict(found["optimizer"])
         set_random_state(found["random"], self.device)
@@ -109,12 +115,15 @@ class Checkpoints:
         return position
 
     def _write(self, file: Path, parts: RunParts, position: Position) -> None:
+        model, optimizer = whole(parts.model.state_dict()), whole(parts.optimizer.state_dict())
+        if not self.together.leads:
+            return
         try:
             content = {
                 "format": FORMAT,
                 "position": asdict(position),
-                "model": parts.model.state_dict(),
-                "optimizer": parts.optimizer.state_dict(),
+                "model": model,
+                "optimizer": optimizer,
                 "random": random_state(self.device),
             }
             file.parent.mkdir(parents=True, exist_ok=True)

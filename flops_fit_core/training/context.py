@@ -23,6 +23,7 @@ from flops_fit_core.measure import count_flops, count_parameters, measure_model
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
 from flops_fit_core.registry import Registry
 from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
+from flops_fit_core.training.together import Together
 
 _KINDS = ("model", "dataset", "optimizer", "schedule", "flops", "trainer")
 
@@ -36,10 +37,15 @@ class WorkerContext:
         self.job = job
         self.registry = registry
         self.checkpoints = folder / "checkpoints"
-        self.should_stop = should_stop
+        self.together = Together()
+        self._should_stop = should_stop
         self._started: dict[str, float] = {}
         self._counts: dict[str, tuple[ParameterCounts, FlopCount]] = {}
         self._dataset: tuple[str, Dataset] | None = None
+
+    def should_stop(self) -> bool:
+        """True once the trainer should write what it must keep and return."""
+        return self.together.agree(self._should_stop())
 
     @cached_property
     def device(self) -> Device:
@@ -71,8 +77,11 @@ class WorkerContext:
             )
         return dataset
 
-    def build(self, run: RunSpec) -> RunParts:
-        """Everything of one run, on its device. The weights depend on the seed, not on the device."""
+    def build(self, run: RunSpec, *, shard: bool = False) -> RunParts:
+        """Everything of one run, on its device. The weights depend on the seed, not on the device.
+
+        ``shard``: spread the weights over the processes that train the run.
+        """
         self._started[run.id] = time.monotonic()
         self.device.release()
         dataset = self.dataset(run)
@@ -80,6 +89,8 @@ class WorkerContext:
         model_choice = self.chosen("model", run)
         model = model_choice.spec.build(model_choice.options, dataset.task)
         self._count(run, model_choice, model, dataset)
+        if shard:
+            self.together.shard(model, self.device.torch_device)
         model = model.to(self.device.torch_device)
         view = self.view(run, model_choice, dataset)
         optimizer = self.chosen("optimizer", run)

@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets
-from flops_fit_core.training.batches import to_device
+from flops_fit_core.training.batches import length, to_device
+from flops_fit_core.training.together import Together
 
 
 @dataclass(frozen=True)
@@ -37,29 +38,39 @@ def evaluate(
     batch_tokens: int,
     autocast: AbstractContextManager[Any],
     name: str | None = None,
+    together: Together | None = None,
 ) -> HeldOut:
     """Mean held-out loss of ``model`` over the dataset's fixed sample of ``tokens`` tokens: of its main
-    held-out set, or of the further one that is named.
+    held-out set, or of the further one that is named. Each process of ``together`` takes its share of every batch.
 
     Leaves the model in the mode it was in and draws no random number.
     """
     task = dataset.task
+    together = together or Together()
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
     for batch in _heldout(dataset, tokens, max(1, batch_tokens // task.tokens_per_sample), name):
-        batch = to_device(batch, device)
+        samples = length(batch)
+        divided = samples >= together.size
+        batch = to_device(together.share(batch, samples) if divided else batch, device)
         with autocast:
             outputs = task.outputs(model, batch)
             loss, number = task.loss(outputs, batch)
+        if not (divided or together.leads):
+            continue
         total += float(loss)
         count += number
         for metric, (value, among) in task.metrics(outputs, batch).items():
             sums[metric] += value
             counts[metric] += among
     model.train(was_training)
+    if together.size > 1:
+        total, count = together.sum(total), round(together.sum(count))
+        sums = {metric: together.sum(value) for metric, value in sums.items()}
+        counts = {metric: round(together.sum(value)) for metric, value in counts.items()}
     metrics = {metric: sums[metric] / counts[metric] for metric in sums if counts[metric]}
     return HeldOut(total / count if count else math.nan, count, metrics)
 
@@ -78,6 +89,7 @@ def further_losses(
     device: str,
     batch_tokens: int,
     autocast: AbstractContextManager[Any],
+    together: Together | None = None,
 ) -> dict[str, float]:
     """Mean loss on each of the dataset's further held-out sets, by name: ``RunResult.losses``.
 
@@ -86,7 +98,14 @@ def further_losses(
     names = dataset.heldout_sets if isinstance(dataset, SeveralHeldOutSets) else ()
     found = {
         name: evaluate(
-            model, dataset, tokens, device=device, batch_tokens=batch_tokens, autocast=autocast, name=name
+            model,
+            dataset,
+            tokens,
+            device=device,
+            batch_tokens=batch_tokens,
+            autocast=autocast,
+            name=name,
+            together=together,
         ).loss
         for name in names
     }

@@ -39,6 +39,7 @@ class TorchTrainer:
         micro_batch: int | None = None,
         compile: bool = False,  # noqa: A002
         checkpoint_minutes: float = 5.0,
+        parallel: str = "auto",
     ) -> None:
         self.clip = clip
         self.evaluations = evaluations
@@ -50,15 +51,25 @@ class TorchTrainer:
         )
         self.micro_batch = micro_batch
         self.compile = compile
+        self.parallel = parallel
         self.checkpoint_seconds = 60 * checkpoint_minutes
 
     def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
         """Train the job's runs; an exception ends the job."""
         torch.set_flush_denormal(True)
-        tracks = [Track(one, self.evaluations, context) for one in job.trajectories]
+        shard = context.together.size > 1 and self._shards(job.runs[0], context)
+        tracks = [Track(one, self.evaluations, context, shard=shard) for one in job.trajectories]
         alike = len({one.shape for one in job.trajectories}) == 1
         for together in [tracks] if alike else [[one] for one in tracks]:
             yield from self._tracks(together, context)
+
+    def _shards(self, run: RunSpec, context: TrainContext) -> bool:
+        """Whether the run's weights are spread over its devices, not copied to each."""
+        device = context.device.torch_device
+        if self.parallel != "auto" or not device.startswith("cuda"):
+            return self.parallel == "fsdp"
+        kept = 16 * run.params  # float32 weights, gradients and two moments
+        return kept > torch.cuda.get_device_properties(device).total_memory / 2
 
     def tokens_per_second(self, run: RunSpec, context: TrainContext, seconds: float) -> float:
         """Training throughput of a run on this device, measured over about ``seconds`` of real steps."""
@@ -95,7 +106,7 @@ class TorchTrainer:
         self, alive: list[tuple[Track, RunSpec]], context: TrainContext
     ) -> Iterator[tuple[list[Pass], AnyStepper]]:
         """All side by side where that is possible, otherwise one by one, each built when its turn comes."""
-        if len(alive) > 1 and self.micro_batch is None and not self.compile:
+        if len(alive) > 1 and self.micro_batch is None and not self.compile and context.together.size == 1:
             passes = [track.begin(run) for track, run in alive]
             if stepper := self._packed(passes, context):
                 yield passes, stepper
@@ -180,7 +191,7 @@ class TorchTrainer:
                     self.measure.evaluate_on_the_way(group, context)
             if should_stop():
                 break
-            if step < last and watch.since_saved() > self.checkpoint_seconds:
+            if step < last and context.together.agree(watch.since_saved() > self.checkpoint_seconds):
                 self._save(group, watch)
             if watch.speaks():
                 yield from self._progress(group, watch.speak())

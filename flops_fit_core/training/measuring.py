@@ -62,6 +62,7 @@ class Measuring:
             "device": device,
             "batch_tokens": self.eval_batch_tokens,
             "autocast": autocast(device, self.precision_on(context)),
+            "together": context.together,
         }
 
     def evaluate_on_the_way(self, group: list[Pass], context: TrainContext) -> None:

@@ -37,14 +37,17 @@ class Pass:
         context: TrainContext,
         own_evaluations: frozenset[int],
         trunk_evaluations: frozenset[int],
+        *,
+        shard: bool,
     ) -> Pass:
         """Build a run and put it as far on its way as its checkpoints tell."""
         since = time.perf_counter()
-        parts = context.build(run)
+        parts = context.build(run, shard=shard)
         # Before anything is restored: a checkpoint has the learning rates of its moment.
         peaks = [float(group["lr"]) for group in parts.optimizer.param_groups]
-        checkpoints = Checkpoints(folder, context.device.torch_device)
+        checkpoints = Checkpoints(folder, context.device.torch_device, context.together)
         position = checkpoints.restore(run, parts)
+        context.together.seed(run.seed, position.step)
         return cls(run, parts, peaks, position, checkpoints, own_evaluations, trunk_evaluations, since)
 
     @property
@@ -67,17 +70,21 @@ class Pass:
 class Track:
     """One trajectory, whose runs are trained in the order of their D."""
 
-    def __init__(self, trajectory: Trajectory, evaluations: int, context: TrainContext) -> None:
+    def __init__(
+        self, trajectory: Trajectory, evaluations: int, context: TrainContext, *, shard: bool = False
+    ) -> None:
         self.runs = sorted(trajectory.runs, key=lambda run: run.tokens)
         self._folder = TrajectoryFolder(context.checkpoints.parent, trajectory.id)
         self._evaluations = {run.id: _evaluations(run, evaluations) for run in self.runs}
         self._context = context
+        self._shard = shard
         self._latest: Pass | None = None
 
     def begin(self, run: RunSpec) -> Pass:
         """Build a run and put it as far on its way as its checkpoints tell."""
         every = frozenset[int]().union(*self._evaluations.values())
-        self._latest = Pass.begin(run, self._folder, self._context, self._evaluations[run.id], every)
+        own = self._evaluations[run.id]
+        self._latest = Pass.begin(run, self._folder, self._context, own, every, shard=self._shard)
         return self._latest
 
     @property

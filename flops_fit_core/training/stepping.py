@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from flops_fit_core.contracts import Batch, TrainContext
+from flops_fit_core.errors import RunFailed
 from flops_fit_core.training.batches import part, to_device
 from flops_fit_core.training.passes import Pass
 from flops_fit_core.training.randomness import random_state, set_random_state
+from flops_fit_core.training.together import is_sharded, without_averaging
 
 logger = logging.getLogger("flops_fit")
 
@@ -43,8 +45,11 @@ class Stepper:
         precision: str,
     ) -> None:
         self._pass, self.parts = one, one.parts
+        self._together = context.together
         self.batch_size = one.run.batch_size
-        self._size = min(micro_batch or self.batch_size, self.batch_size)
+        self._samples = -(-self.batch_size // self._together.size)
+        """Of a batch, on the process that has the most."""
+        self._size = min(micro_batch or self._samples, self._samples)
         self.compiled = compiled
         self._clip = clip
         self._device = context.device.torch_device
@@ -52,17 +57,20 @@ class Stepper:
         self._autocast = autocast(self._device, precision)
         model = one.parts.model
         self._parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._model: Callable[..., Any] = torch.compile(model) if compiled else model
+        self._sharded = is_sharded(model)
+        self._plain = self._together.wrapped(model)
+        self._model: Callable[..., Any] = torch.compile(self._plain) if compiled else self._plain
         self._proven = not compiled
 
     @property
     def micro_batch(self) -> int | None:
-        """Samples of one forward pass; None for the whole batch."""
-        return self._size if self._size < self.batch_size else None
+        """Samples of one forward pass; None for all that this process has of a batch."""
+        return self._size if self._size < self._samples else None
 
     def __call__(self, batches: Sequence[Batch], step: int) -> torch.Tensor:
         self._pass.set_learning_rates(step)
-        loss = self._gradients(to_device(batches[0], self._device))
+        batch = self._together.share(batches[0], self.batch_size)
+        loss = self._gradients(to_device(batch, self._device))
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip)
         self.parts.optimizer.step()
@@ -80,6 +88,8 @@ class Stepper:
             except torch.OutOfMemoryError:
                 if self._size == 1:
                     raise
+                if self._together.size > 1:
+                    raise RunFailed(self._too_large()) from None
                 self._halve()
             except Exception as error:
                 if not self._failed_to_compile(error):
@@ -90,24 +100,54 @@ class Stepper:
                 set_random_state(before, self._device)
 
     def _accumulated(self, batch: Batch) -> torch.Tensor:
-        if self._size >= self.batch_size:
+        if self._together.size > 1:
+            return self._averaged(batch)
+        if self._size >= self._samples:
             total, count = self._forward(batch)
             loss = total / count
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
-        sums, counts = [], 0
-        for first in range(0, self.batch_size, self._size):
-            total, count = self._forward(part(batch, first, min(first + self._size, self.batch_size)))
-            total.backward()  # type: ignore[no-untyped-call]
+        total, count = self._summed(batch)
+        torch._foreach_div_(gradients(self._parameters), count)
+        return total / count
+
+    def _averaged(self, batch: Batch) -> torch.Tensor:
+        """With other processes, each of which has its share of the batch. Gradients come averaged over processes,
+        each process's being a sum over its own predictions."""
+        total, count = self._summed(batch)
+        both = torch.stack([total, total.new_tensor(count)])
+        torch.distributed.all_reduce(both)
+        factor = self._together.size / both[1]
+        # Sharded gradients take no tensor for a factor; reading it waits for the device.
+        torch._foreach_mul_(gradients(self._parameters), factor.item() if self._sharded else factor)
+        return both[0] / both[1]
+
+    def _summed(self, batch: Batch) -> tuple[torch.Tensor, int]:
+        """Backward through the sum of the losses, part by part. Returns that sum and the number of predictions."""
+        size = self._together.size
+        samples = self._together.samples(self.batch_size)
+        # As many on every process, for each forward pass may need them all.
+        parts = min(-(-self._samples // self._size), self.batch_size // size)
+        sums, count = [], 0
+        for index in range(parts):
+            with without_averaging(self._plain, last=index == parts - 1):
+                some = part(batch, index * samples // parts, (index + 1) * samples // parts)
+                total, number = self._forward(some)
+                total.backward()  # type: ignore[no-untyped-call]
             sums.append(total.detach())
-            counts += count
-        torch._foreach_div_(gradients(self._parameters), counts)
-        return torch.stack(sums).sum() / counts
+            count += number
+        return torch.stack(sums).sum(), count
 
     def _forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
         task = self.parts.dataset.task
         with self._autocast:
             return task.loss(task.outputs(self._model, batch), batch)  # type: ignore[arg-type]
+
+    def _too_large(self) -> str:
+        return (
+            f"out of memory with {self._size} samples on each of {self._together.size} devices: write "
+            f"trainer.micro_batch = {-(-self._size // 2)} or more devices_per_run"
+        )
 
     def _halve(self) -> None:
         self._size = -(-self._size // 2)
@@ -119,7 +159,7 @@ class Stepper:
 
     def _do_without_compiling(self, error: Exception) -> None:
         logger.warning("torch.compile failed, so the model runs as it is: %s", str(error).partition("\n")[0])
-        self._model, self.compiled = self.parts.model, False
+        self._model, self.compiled = self._plain, False
 
 
 def gradients(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:

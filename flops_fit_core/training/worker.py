@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.training.context import WorkerContext
+from flops_fit_core.training.peers import peers
+from flops_fit_core.training.together import Together
 
 
 def work(
@@ -36,18 +39,48 @@ def work(
     context = WorkerContext(parsed, _registry(plugins, objects), folder, should_stop)
     waiting = {run.id: run for run in parsed.runs}
     try:
-        trainer = context.chosen("trainer", parsed.runs[0])
-        for event in trainer.spec.build(trainer.options).train(parsed, context):
-            if isinstance(event, RunResult):
-                waiting.pop(event.id, None)
-            yield event
+        with _all_of_them(parsed, plugins, objects, folder) as context.together:
+            for event in _trained(context):
+                if isinstance(event, RunResult):
+                    waiting.pop(event.id, None)
+                yield event
         if waiting and not should_stop():
-            raise RunFailed(f"trainer {trainer.name!r} ended without a result for this run")
+            name = context.chosen("trainer", parsed.runs[0]).name
+            raise RunFailed(f"trainer {name!r} ended without a result for this run")
     except (Exception, SystemExit) as error:
         for run in waiting.values():
             yield context.failed(run, error)
     finally:
         context.release()
+
+
+def train_along(job: str, plugins: str, objects: bytes | None, folder: Path, together: Together) -> None:
+    """Be a further process of a job: the same way, of which the first process tells."""
+    context = WorkerContext(Job.model_validate_json(job), _registry(plugins, objects), folder)
+    context.together = together
+    for _ in _trained(context):
+        pass
+
+
+def _trained(context: WorkerContext) -> Iterator[Progress | RunResult]:
+    trainer = context.chosen("trainer", context.job.runs[0])
+    yield from trainer.spec.build(trainer.options).train(context.job, context)
+
+
+@contextmanager
+def _all_of_them(
+    job: Job, plugins: str, objects: bytes | Mapping[str, object] | None, folder: Path
+) -> Iterator[Together]:
+    """The process itself, and those that train the job with it where it needs several devices."""
+    if job.devices == 1:
+        yield Together()
+        return
+    import cloudpickle
+
+    blob = cloudpickle.dumps(dict(objects)) if isinstance(objects, Mapping) and objects else objects or None
+    assert not isinstance(blob, Mapping)
+    with peers(job.devices, job.model_dump_json(), plugins, blob, folder) as together:
+        yield together
 
 
 def _registry(plugins: str, objects: bytes | Mapping[str, object] | None) -> Registry:

@@ -36,6 +36,10 @@ class TorchOptions(Options):
     """Runs of one shape that are trained side by side as one model: those that differ in seed, learning rate and
     weight decay. Pays for small models, whose steps are mostly overhead; losses are equal within rounding.
     Not with ``micro_batch`` or ``compile``."""
+    parallel: Annotated[Literal["auto", "ddp", "fsdp"], Runtime()] = "auto"
+    """How several devices train one run (``device.devices_per_run``). ``ddp``: each has a copy of the model;
+    ``fsdp``: each has a part of every weight. ``auto``: ``fsdp`` where weights, gradients and optimizer take more
+    than half of a GPU's memory."""
     checkpoint_minutes: Annotated[float, Field(gt=0), Runtime()] = 5.0
     """Minutes between checkpoints, from which a run that was interrupted goes on."""
 
@@ -51,5 +55,8 @@ def build_torch(options: TorchOptions) -> Trainer:
 def flops_fit_trainers() -> Iterable[TrainerSpec]:
     """Offer ``torch``."""
     yield TrainerSpec(
-        name="torch", options=TorchOptions, build=build_torch, can=frozenset({"branch", "checkpoint", "pack"})
+        name="torch",
+        options=TorchOptions,
+        build=build_torch,
+        can=frozenset({"branch", "checkpoint", "pack", "distribute"}),
     )

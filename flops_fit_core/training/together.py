@@ -1,0 +1,157 @@
+"""Several processes that train one run: who they are, what each does of a batch, on what they must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.utils._pytree import tree_map
+
+from flops_fit_core.contracts import Batch
+from flops_fit_core.errors import RunFailed
+from flops_fit_core.training.batches import part
+
+
+class Together:
+    """One process among those that train a run; ``Together()`` is one that trains alone.
+
+    All of them go through the same steps. What depends on a clock, a signal or a file is the first one's to
+    decide (:meth:`agree`).
+
+    Args:
+        rank: Which one this is, counted from 0.
+        size: How many there are.
+        control: Group for what is no tensor of the model; on the CPU, where waiting for it holds up no GPU.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, control: dist.ProcessGroup | None = None) -> None:
+        self.rank = rank
+        self.size = size
+        self._control = control
+
+    @property
+    def leads(self) -> bool:
+        """Whether this one writes what is written, and says what is said."""
+        return self.rank == 0
+
+    def agree(self, decision: bool) -> bool:
+        """What the first process has decided."""
+        if self.size == 1:
+            return decision
+        value = torch.tensor([decision], dtype=torch.uint8)
+        dist.broadcast(value, 0, group=self._control)
+        return bool(value.item())
+
+    def sum(self, value: float) -> float:
+        """Over all processes, in float64."""
+        if self.size == 1:
+            return value
+        total = torch.tensor(value, dtype=torch.float64)
+        dist.all_reduce(total, group=self._control)
+        return total.item()
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.size > 1:
+            dist.barrier(group=self._control)
+
+    def share(self, batch: Batch, samples: int) -> Batch:
+        """The samples of a batch that are this process's: in order, as even as they can be.
+
+        Raises RunFailed where there are fewer samples than processes.
+        """
+        if self.size == 1:
+            return batch
+        if samples < self.size:
+            raise RunFailed(f"a batch of {samples} samples cannot be divided among {self.size} devices")
+        return part(batch, self.rank * samples // self.size, (self.rank + 1) * samples // self.size)
+
+    def samples(self, samples: int) -> int:
+        """How many samples :meth:`share` gives this process."""
+        return (self.rank + 1) * samples // self.size - self.rank * samples // self.size
+
+    # ------------------------------------------------------------------ the model
+
+    def shard(self, model: nn.Module, device: str) -> None:
+        """Give every process a part of each weight (FSDP2), block by block: at most one is whole at a time.
+
+        A block is an item of a ``ModuleList``. What optimizers and gradient norms then see are DTensors.
+        """
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = dist.device_mesh.init_device_mesh(torch.device(device).type, (self.size,))
+        for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
+            for block in blocks:
+                fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over the processes: itself where it trains alone or is sharded."""
+        if self.size == 1 or is_sharded(model):
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(model)
+
+    def seed(self, run_seed: int, step: int) -> None:
+        """Another stream of random numbers on each process, so that no two drop out the same; the first one's is
+        that of a process that trains alone."""
+        if self.rank:
+            torch.manual_seed(hash((run_seed, step, self.rank)) % 2**63)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether any weight is spread over several processes."""
+    return any(_is_dtensor(parameter) for parameter in model.parameters())
+
+
+def without_averaging(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
+    """For the backward pass of a part of a batch: gradients are averaged over the processes after the last one."""
+    from torch.distributed.fsdp import FSDPModule
+    from torch.nn.parallel import DistributedDataParallel
+
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    elif isinstance(model, DistributedDataParallel) and not last:
+        return model.no_sync()
+    return nullcontext()
+
+
+def whole(state: Any) -> Any:
+    """A state dict with every sharded tensor as a whole one. All processes must call it."""
+    return tree_map(lambda value: value.full_tensor() if _is_dtensor(value) else value, state)
+
+
+def spread(state: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """Whole weights, sharded as those in ``like`` are."""
+    return {name: _spread(value, like[name]) if name in like else value for name, value in state.items()}
+
+
+def spread_moments(state: dict[str, Any], groups: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """An optimizer's state dict of whole tensors, those of a weight's shape sharded as the weight is."""
+    weights = [weight for group in groups for weight in group["params"]]
+    moments = {
+        index: {name: _spread(value, weights[index]) for name, value in kept.items()}
+        for index, kept in state["state"].items()
+    }
+    return {**state, "state": moments}
+
+
+def _spread(value: Any, like: Any) -> Any:
+    if not _is_dtensor(like) or not isinstance(value, torch.Tensor) or value.shape != like.shape:
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements)
+
+
+def _is_dtensor(value: Any) -> bool:
+    if not isinstance(value, torch.Tensor) or not dist.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(value, DTensor)

@@ -1,0 +1,173 @@
+"""One run on several devices, here processes of this machine: what it does is what one process does."""
+
+import subprocess
+import sys
+import time
+from itertools import count
+from pathlib import Path
+
+import pytest
+import torch
+from small import events, text_table, train, write_text
+
+from flops_fit_core import RunResult
+from flops_fit_core.config import make_experiment
+from flops_fit_core.planning import make_plan
+from flops_fit_core.registry import installed
+from flops_fit_core.training.together import Together
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    return write_text(tmp_path_factory.mktemp("text"), files=10)
+
+
+def table(text, devices, trainer=None, **changes):
+    """About 50 steps of a batch of 5, which two processes cannot halve."""
+    return text_table(
+        text,
+        device={"name": "cpu", "devices_per_run": devices},
+        trainer=trainer or {},
+        sweep={"budgets": [8e7], "sizes": [{"width": 8}], "batch_size": 5},
+        **changes,
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(text):
+    return train(table(text, 1, {"evaluations": 2}))[0]
+
+
+@pytest.mark.parametrize(
+    "trainer", [{"parallel": "ddp"}, {"parallel": "fsdp"}, {"parallel": "fsdp", "micro_batch": 1}], ids=str
+)
+def test_two_processes_reach_the_loss_of_one_within_rounding(text, alone, trainer, tmp_path):
+    (both,) = train(table(text, 2, {"evaluations": 2, **trainer}), folder=tmp_path)
+    assert both.status == "completed", both.error
+    assert both.run.devices == 2
+    assert (both.id, both.tokens, both.flops) == (alone.id, alone.tokens, alone.flops)
+    assert both.loss == pytest.approx(alone.loss, rel=2e-5)
+    assert [one.loss for one in both.curve] == pytest.approx([one.loss for one in alone.curve], rel=2e-5)
+    assert both.heldout_tokens == alone.heldout_tokens
+
+
+def test_a_run_goes_on_from_its_checkpoint_on_another_number_of_devices(text, alone, tmp_path):
+    asked = count(1)
+    sharded = table(text, 2, {"evaluations": 2, "parallel": "fsdp"})
+    stopped = events(sharded, folder=tmp_path, should_stop=lambda: next(asked) > 20)
+    assert not [event for event in stopped if isinstance(event, RunResult)]
+    (checkpoint,) = tmp_path.rglob("latest.pt")
+    kept = torch.load(checkpoint, weights_only=True)
+    assert 1 < kept["position"]["step"] < alone.run.steps
+    assert all(
+        weight.shape == like.shape for weight, like in zip(kept["model"].values(), weights(text), strict=True)
+    )
+    asked = count(1)
+    events(table(text, 1, {"evaluations": 2}), folder=tmp_path, should_stop=lambda: next(asked) > 12)
+    (both,) = train(sharded, folder=tmp_path)
+    assert both.loss == pytest.approx(alone.loss, rel=2e-5)
+
+
+def weights(text):
+    experiment = make_experiment(table(text, 1), installed())
+    run = make_plan(experiment).runs[0]
+    model = experiment.model.with_options(**run.model.options)
+    dataset = experiment.dataset.spec.build(experiment.dataset.options, 0)
+    return list(model.spec.build(model.options, dataset.task).state_dict().values())
+
+
+FAULTY = """
+import os
+from flops_fit_core import ModelSpec, Options, hookimpl
+
+class NetOptions(Options):
+    width: int = 8
+    fault: str = ""
+
+def build(options, task):
+    import torch
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = torch.nn.Embedding(task.vocab_size, options.width)
+            self.head = torch.nn.Linear(options.width, task.vocab_size)
+        def forward(self, ids):
+            if os.environ.get("LOCAL_RANK") == "1":
+                exec(options.fault)
+            return self.head(self.embedding(ids))
+    return Net()
+
+@hookimpl
+def flops_fit_models():
+    yield ModelSpec(name="faulty", options=NetOptions, build=build, size="width")
+"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("raise RuntimeError('the second device is broken')", "RuntimeError: the second device is broken"),
+        ("os._exit(7)", "ended with status 7"),
+    ],
+)
+def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, monkeypatch, fault, said):
+    from flops_fit_core.registry import Registry
+
+    (tmp_path / "faulty_nets.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry({"faulty_nets": __import__("faulty_nets")})
+    changes = {"model": {"name": "faulty", "fault": fault}, "flops": "chinchilla"}
+    (failed,) = train(table(text, 2, **changes), registry, tmp_path / "study")
+    assert failed.status == "failed"
+    assert failed.error.message.startswith("process 1 of the run: ")
+    assert said in failed.error.message
+
+
+def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
+    code = (
+        "import sys, signal, os; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from small import events, text_table\n"
+        "table = text_table(Path(sys.argv[2]), device={'name': 'cpu', 'devices_per_run': 2},\n"
+        "    sweep={'budgets': [8e8], 'sizes': [{'width': 8}], 'batch_size': 4})\n"
+        "def stop():\n"
+        "    import subprocess\n"
+        "    others = subprocess.run(['pgrep', '-P', str(os.getpid()), '-f', 'peers'], capture_output=True)\n"
+        "    print(others.stdout.decode().split()[0], flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "events(table, folder=Path(sys.argv[3]), should_stop=stop)\n"
+    )
+    tests = str(Path(__file__).parents[1])
+    said = subprocess.run(
+        [sys.executable, "-c", code, tests, str(text), str(tmp_path)], capture_output=True, text=True
+    )
+    assert said.returncode == -9, said.stderr
+    from flops_fit_core.testing.executors import is_running
+
+    other = int(said.stdout)
+    for _ in range(100):
+        if not is_running(other):
+            return
+        time.sleep(0.05)
+    pytest.fail("the other process outlived the first one")
+
+
+def test_a_batch_is_divided_in_order_and_evenly_and_nothing_is_left_out():
+    batch = {"ids": torch.arange(11), "more": [torch.arange(11) * 2]}
+    shares = [Together(rank, 4).share(batch, 11) for rank in range(4)]
+    assert torch.cat([share["ids"] for share in shares]).tolist() == list(range(11))
+    assert torch.cat([share["more"][0] for share in shares]).tolist() == list(range(0, 22, 2))
+    assert [len(share["ids"]) for share in shares] == [Together(rank, 4).samples(11) for rank in range(4)]
+    assert sorted(len(share["ids"]) for share in shares) == [2, 3, 3, 3]
+
+
+def test_a_run_never_gets_more_devices_than_its_batch_has_samples(text):
+    plan = make_plan(make_experiment(table(text, 8), installed()))
+    assert plan.runs[0].devices == 5
+    assert plan.jobs({plan.runs[0].id})[0].devices == 5
+
+
+def test_the_number_of_devices_is_no_part_of_a_run(text):
+    one, two = (make_plan(make_experiment(table(text, devices), installed())).runs[0] for devices in (1, 2))
+    assert one.id == two.id
+    assert one.trajectory == two.trajectory
