@@ -1,4 +1,4 @@
-"""Executors ``processes`` (worker processes of this machine), ``local`` (this process) and ``ray``."""
+"""Executors ``processes`` (worker processes of this machine), ``local`` (this process), ``ray`` and ``slurm``."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
 from flops_fit_core import Executor, ExecutorContext, ExecutorSpec, Options, Runtime, hookimpl
+from flops_fit_executors.slurm_options import SlurmOptions
 
 
 class LocalOptions(Options):
@@ -78,6 +79,12 @@ def build_ray(options: RayOptions, context: ExecutorContext) -> Executor:
     return RayExecutor(context, options)
 
 
+def build_slurm(options: SlurmOptions, context: ExecutorContext) -> Executor:
+    from flops_fit_executors.slurm_queue import SlurmQueue
+
+    return SlurmQueue(context, options)
+
+
 def ray_places(options: RayOptions, slots: Sequence[Mapping[str, str]]) -> int | None:
     """Of this machine; nobody knows those of a cluster before it is joined."""
     return None if options.address else max(1, int(len(slots) / max(1.0, options.cpus)))
@@ -90,9 +97,12 @@ def workers_of(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) ->
 
 @hookimpl
 def flops_fit_executors() -> Iterable[ExecutorSpec]:
-    """Offer ``processes``, ``local`` and ``ray``."""
+    """Offer ``processes``, ``local``, ``ray`` and ``slurm``."""
     yield ExecutorSpec(name="processes", options=ProcessesOptions, build=build_processes, places=workers_of)
     yield ExecutorSpec(name="local", options=LocalOptions, build=build_local, places=lambda options, slots: 1)
     yield ExecutorSpec(
         name="ray", options=RayOptions, build=build_ray, places=ray_places, requires=["ray>=2.40"], extra="ray"
+    )
+    yield ExecutorSpec(
+        name="slurm", options=SlurmOptions, build=build_slurm, requires=("submitit>=1.5",), extra="slurm"
     )
