@@ -1,8 +1,10 @@
-"""What a driver and its Slurm jobs say to each other: files in the study's folder, each replaced at once.
+"""What a driver and its Slurm jobs say to each other: files in the study's folder.
 
-slurm/jobs/<job id>.json         written by the driver: which Slurm job has the right to train this job
-slurm/jobs/<job id>.state.json   written by that Slurm job: how far it is
-slurm/logs/                      submitit's scripts and pickles; what jobs, and user code in them, print
+    slurm/jobs/<job id>.json         written by the driver: which Slurm job has the right to train this job
+    slurm/jobs/<job id>.state.json   written by that Slurm job: how far it is
+    slurm/logs/                      submitit's scripts and pickles; what jobs, and user code in them, print
+
+Each is replaced at once, so that whoever reads it sees the old content or the new.
 """
 
 from __future__ import annotations
