@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, for tests: munged, slurmctld and slurmd on the loopback, without accounting.
+"""A real Slurm of one node on this machine, for tests: munged, slurmctld, slurmd; without accounting.
 
 Needs root and Debian's packages ``slurm-wlm`` and ``munge``.
 """

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from flops_fit_core import Job, Progress
 
 M = TypeVar("M", bound=BaseModel)
+STATE = ".state.json"
 TAIL = 2_000
 """Bytes at the end of a log that are quoted."""
 
@@ -57,9 +58,8 @@ class SlurmFiles:
 
     def submissions(self) -> list[Submission]:
         """All there are. One that cannot be read is left out: its Slurm job will find that it has no ticket."""
-        found = (
-            _read(Submission, file) for file in sorted(self.jobs.glob("[!.]*.json")) if ".state" not in file.name
-        )
+        files = sorted(file for file in self.jobs.glob("[!.]*.json") if not file.name.endswith(STATE))
+        found = (_read(Submission, file) for file in files)
         return [one for one in found if one is not None]
 
     def submission(self, job_id: str) -> Submission | None:
@@ -94,7 +94,7 @@ class SlurmFiles:
         return self.jobs / f"{job_id}.json"
 
     def _state(self, job_id: str) -> Path:
-        return self.jobs / f"{job_id}.state.json"
+        return self.jobs / f"{job_id}{STATE}"
 
 
 def _read(kind: type[M], path: Path) -> M | None:

@@ -63,8 +63,8 @@ class SlurmOptions(Options):
     partition: Annotated[str | None, Runtime()] = None
     """Where jobs run. Unset: the cluster's default, as for all that is unset here."""
     time: Annotated[PositiveInt | str, AfterValidator(minutes), Runtime()] = 60
-    """Time limit of a job: minutes, or `HH:MM:SS`, or `DAYS-HH:MM:SS`. A job that needs longer goes on in a further
-    turn."""
+    """Time limit of a job: minutes, or `HH:MM:SS`, or `DAYS-HH:MM:SS`. A job that needs longer goes on in
+    a further turn."""
     cpus: Annotated[PositiveInt, Runtime()] = 1
     """Cores for each device of a job; as many threads."""
     gpus: Annotated[NonNegativeInt | None, Runtime()] = None
@@ -87,8 +87,8 @@ class SlurmOptions(Options):
     grace: Annotated[PositiveInt, Runtime()] = 90
     """Seconds before its time limit at which a job writes its checkpoint; Slurm may be a minute early."""
     keep_jobs: Annotated[bool, Runtime()] = False
-    """Whether Ctrl-C leaves the jobs in the queue, for the next `flops-fit run` to find. Otherwise they write their
-    checkpoints and are cancelled."""
+    """Whether Ctrl-C leaves the jobs in the queue, for the next `flops-fit run` to find. Otherwise they write
+    their checkpoints and are cancelled."""
     poll: Annotated[PositiveFloat, Runtime()] = 2.0
     """Seconds between two looks at what jobs have written; the queue is asked every fifth time."""
     setup: Annotated[tuple[str, ...], Runtime()] = ()

@@ -57,8 +57,8 @@ class SlurmQueue:
     def __init__(self, context: ExecutorContext, options: SlurmOptions) -> None:
         if context.live:
             raise ConfigError(
-                f"executor 'slurm': a queued job finds only what is on disk, and {', '.join(sorted(context.live))} "
-                "is made of Python objects: write a plugin module (docs/write-a-plugin.md) and name it with "
+                "executor 'slurm': a queued job finds only what is on disk, and these plugins are Python objects: "
+                f"{', '.join(sorted(context.live))}. They would have to be importable: write a plugin module (docs/write-a-plugin.md) and name it with "
                 '-p MODULE, or train on this machine with executor = "processes"'
             )
         self.capacity = options.max_jobs
