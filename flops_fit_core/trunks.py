@@ -13,6 +13,9 @@ from flops_fit_core.specs import ScheduleSpec
 
 FLOAT = 4
 """Bytes of a weight, and of each number that an optimizer keeps about it."""
+SHORT = 0.3
+"""A trunk's recipe is asked at this part of the D around which its size is used: too large a batch costs short
+branches more than too small a one costs long branches (docs/training.md has the measurement)."""
 
 
 class Trunks:
@@ -35,7 +38,7 @@ class Trunks:
         if not self.shared:
             return None
         sweep = self.experiment.sweep
-        return sweep.reference_tokens or sweep.tokens_per_param * measured.params
+        return sweep.reference_tokens or SHORT * sweep.tokens_per_param * measured.params
 
     def branch_step(self, schedule: Chosen[ScheduleSpec], run: RunView) -> int | None:
         """Steps of the run that are its trunk's; None where nothing is shared. Raises PluginError."""
@@ -69,7 +72,8 @@ class Trunks:
         at = (
             f"{sweep.reference_tokens:.3g} tokens (sweep.reference_tokens)"
             if sweep.reference_tokens
-            else f"{sweep.tokens_per_param:g} tokens a parameter (sweep.tokens_per_param) of each size"
+            else f"{SHORT * sweep.tokens_per_param:g} tokens a parameter of each size ({SHORT:g} times "
+            f"sweep.tokens_per_param)"
         )
         far = [
             f"{name} {min(ratios):.2g} to {max(ratios):.2g}"

@@ -238,11 +238,11 @@ def test_a_worker_ignores_ctrl_c(tmp_path):
     assert outcome.results[0].status == "completed"
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path, workers):
+@pytest.mark.parametrize("name", ["local", "processes"])
+def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path, name):
     stopped = "import time; time.sleep(0.05)"
     running, waiting = jobs = tiny_jobs(traced(stopped, tmp_path / "trace"), LEARN)
-    with opened("processes", tmp_path, workers=workers) as executor:
+    with opened(name, tmp_path) as executor:
         for job in jobs:
             executor.submit(job)
         for _ in executor.events(60.0):
@@ -257,10 +257,10 @@ def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path
         assert waiting.id
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_job_that_has_not_ended_cannot_be_submitted_again(tmp_path, workers):
+@pytest.mark.parametrize("name", ["local", "processes"])
+def test_a_job_that_has_not_ended_cannot_be_submitted_again(tmp_path, name):
     (job,) = tiny_jobs(CRAWL)
-    with opened("processes", tmp_path, workers=workers) as executor:
+    with opened(name, tmp_path) as executor:
         executor.submit(job)
         with pytest.raises(ValueError, match="has been submitted already"):
             executor.submit(job)
@@ -271,7 +271,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from flops_fit_core import Job
-from test_executors import local
+from test_executors import opened
 
 folder = Path({folder!r})
 with opened("processes", folder) as executor:
@@ -354,3 +354,37 @@ def test_in_process_ctrl_c_reaches_the_driver_and_the_job_has_ended(tmp_path):
             list(executor.events(60.0))
         (outcome,) = read(executor, [job])
         assert outcome.reason.startswith("KeyboardInterrupt")
+
+
+# ---------------------------------------------------------------------------- several devices
+
+
+def on_devices(job, number):
+    trajectories = [
+        one.model_copy(update={"runs": tuple(run.model_copy(update={"devices": number}) for run in one.runs)})
+        for one in job.trajectories
+    ]
+    return job.model_copy(update={"trajectories": tuple(trajectories)})
+
+
+def test_a_job_for_several_devices_has_their_places_to_itself_and_others_come_before_and_after(tmp_path):
+    seen = tmp_path / "seen"
+    look = f"import os; open({str(seen)!r}, 'a').write(os.environ['SLOT'] + chr(10)) if step == 0 else None"
+    single, double, last = tiny_jobs(look, look, look)
+    slots = [{"SLOT": "first"}, {"SLOT": "second"}]
+    with opened("processes", tmp_path, slots=slots) as executor:
+        found = outcomes(executor, [single, on_devices(double, 2), last])
+    assert [outcome.reason for outcome in found] == [None, None, None]
+    assert [result.status for outcome in found for result in outcome.results] == ["completed"] * 3
+    said = seen.read_text().split()
+    assert said.count("first,second") == 2, "both processes of the run see both places"
+    assert len(said) == 4
+
+
+def test_places_are_joined_as_cuda_names_its_devices():
+    from flops_fit_executors.worker_process import environment
+
+    both = environment([{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}], 1)
+    assert both["CUDA_VISIBLE_DEVICES"] == "2,5"
+    none = environment([{"CUDA_VISIBLE_DEVICES": ""}] * 2, 1)
+    assert none["CUDA_VISIBLE_DEVICES"] == ""

@@ -67,7 +67,7 @@ class Sweep(Table):
     branches (``wsd``, ``constant``) and the trainer can do it."""
     reference_tokens: Positive | None = None
     """D at which the recipe is evaluated for runs that share a trunk, whose batch and learning rate cannot
-    depend on their own D; unset, ``tokens_per_param`` times N of each size."""
+    depend on their own D; unset, 0.3 times ``tokens_per_param`` times N of each size."""
     min_steps: PositiveInt = 100
     """A size that a budget could train for fewer steps than this is skipped."""
     repeat: bool = False
