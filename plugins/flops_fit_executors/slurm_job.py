@@ -106,7 +106,7 @@ class Host:
             raise
 
     def stop(self, seconds: float) -> bool:
-        """Let the trainer write a checkpoint and end; whether something is left to do. For a signal handler, too."""
+        """Let the trainer write a checkpoint and end. Gives whether something is left. Takes no lock."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         self._stopping = True
         self._wait()

@@ -58,8 +58,8 @@ class SlurmQueue:
         if context.live:
             raise ConfigError(
                 "executor 'slurm': a queued job finds only what is on disk, and these plugins are Python objects: "
-                f"{', '.join(sorted(context.live))}. They would have to be importable: write a plugin module (docs/write-a-plugin.md) and name it with "
-                '-p MODULE, or train on this machine with executor = "processes"'
+                f"{', '.join(sorted(context.live))}. Write a plugin module (docs/write-a-plugin.md) and name it "
+                'with -p MODULE, or train on this machine with executor = "processes"'
             )
         self.capacity = options.max_jobs
         self._context = context
