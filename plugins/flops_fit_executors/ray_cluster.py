@@ -38,7 +38,7 @@ class Cluster:
         self._no_gpus = all(slot.get("CUDA_VISIBLE_DEVICES") == "" for slot in slots)
         """The experiment's device is the CPU: its places show no GPU."""
         self.is_own = not options.address
-        self._ours = join(options)
+        self._ours = join(options, self._environment())
         self._nodes: list[Mapping[str, float]] = []
         self._looked = -math.inf
 
@@ -47,6 +47,7 @@ class Cluster:
         if self._ours:
             self._ours = False
             ray.shutdown()
+            show_messages(True)
 
     def needs(self, devices: int) -> dict[str, float]:
         """What a job on so many devices takes of a node."""
@@ -59,12 +60,8 @@ class Cluster:
     def task_options(self, devices: int) -> dict[str, Any]:
         """The same for Ray, and a worker's environment."""
         needs = self.needs(devices)
-        return {
-            "num_cpus": needs.pop("CPU"),
-            "num_gpus": needs.pop("GPU"),
-            "resources": needs,
-            "runtime_env": {"env_vars": self._environment()},
-        }
+        own = {} if self._ours else {"runtime_env": {"env_vars": self._environment()}}
+        return {"num_cpus": needs.pop("CPU"), "num_gpus": needs.pop("GPU"), "resources": needs, **own}
 
     def places(self, devices: int = 1) -> int:
         """Jobs on so many devices that the cluster as it is now has room for."""
@@ -99,8 +96,9 @@ class Cluster:
         return self._nodes
 
 
-def join(options: RayOptions) -> bool:
-    """Join the cluster, or start one. False where this process has joined one before, which then is used.
+def join(options: RayOptions, environment: Mapping[str, str]) -> bool:
+    """Join the cluster, or start one, for workers with this environment. False where this process has joined one
+    before, which then is used.
 
     Raises ConfigError where no cluster answers.
     """
@@ -112,16 +110,20 @@ def join(options: RayOptions) -> bool:
             )
         return False
     own: dict[str, Any] = {} if options.address else {"include_dashboard": False}
+    asked: dict[str, Any] = dict(options.runtime_env)
+    asked["env_vars"] = {**environment, **asked.get("env_vars", {})}
+    show_messages(False)
     try:
         with as_before():
             ray.init(
                 address=options.address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env=options.runtime_env or None,
+                runtime_env=asked,
                 **own,
             )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        show_messages(True)
         where = (
             f"no Ray cluster at {options.address!r} could be joined" if options.address else "Ray did not start"
         )
@@ -140,6 +142,14 @@ def as_before() -> Iterator[None]:
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def show_messages(wanted: bool) -> None:
+    """Whether Ray prints to our standard output what its nodes report, such as the death of a worker.
+
+    What has to be known of it is in a job's reason; Ray has no public switch for it.
+    """
+    ray._private.worker._worker_logs_enabled = wanted
 
 
 def own_paths() -> list[str]:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import exceptions
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.ray_cluster import Cluster
-from flops_fit_executors.ray_worker import train
+from flops_fit_executors.ray_worker import Stopper, train
 from flops_fit_executors.worker_process import last_words
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 GRACE = 5.0
 """Seconds that jobs get to write their checkpoints when the executor is closed, and to die after that."""
+MOST_TASKS = 1_000_000
+"""That wait for a word of the driver at the same time."""
 CLOSED = "the executor was closed"
 LOST = (
     exceptions.NodeDiedError,
@@ -78,7 +81,7 @@ class RayExecutor:
         self._options = options
         self._blob = context.objects
         self._tasks: dict[Any, Task] = {}
-        """By the stream of what a task says."""
+        """By what Ray can wait for: the stream of what a task says; of one that was cancelled, its end."""
         self._open: set[str] = set()
         """Jobs whose JobEnded has not been given out."""
         self._events: deque[Progress | RunResult | JobEnded] = deque()
@@ -115,18 +118,16 @@ class RayExecutor:
                 return
 
     def cancel(self, job_id: str) -> None:
-        for stream, task in self._tasks.items():
-            if task.job.id == job_id:
-                task.dismissed = "cancelled"
-                ray.cancel(stream, force=True)
+        for stream in [stream for stream, task in self._tasks.items() if task.job.id == job_id]:
+            self._cancel(stream, "cancelled")
 
     def close(self) -> None:
         """Ask tasks to stop, give those that train some seconds for it, end the others, leave Ray. A job that has
         not ended ends with a reason, which :meth:`events` still gives."""
         self._closed = True
         try:
-            self._dismiss(force=False)
-            self._dismiss(force=True)
+            if self._tasks:
+                self._dismiss()
         finally:
             # Also where a second Ctrl-C cuts the grace short: Ray ends the tasks of a driver that leaves.
             self._tasks.clear()
@@ -155,6 +156,13 @@ class RayExecutor:
         """In Ray's memory once, however many tasks read them."""
         return None if self._blob is None else ray.put(self._blob)
 
+    @cached_property
+    def _stopper(self) -> Any:
+        """On this node, so that it goes only when this process does."""
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(num_cpus=0, max_concurrency=MOST_TASKS)(Stopper)
+        return actor.options(scheduling_strategy=here).remote()
+
     def _start(self, task: Task) -> None:
         job = task.left
         if job is None:
@@ -168,7 +176,11 @@ class RayExecutor:
                 return
             logger.warning("%s; it waits until such a node joins", message)
         stream = self._remote.options(**self._cluster.task_options(job.devices)).remote(
-            job.model_dump_json(), self._context.plugins, self._objects, str(self._context.folder.absolute())
+            job.model_dump_json(),
+            self._context.plugins,
+            self._objects,
+            str(self._context.folder.absolute()),
+            self._stopper,
         )
         self._tasks[stream] = task
 
@@ -186,6 +198,10 @@ class RayExecutor:
 
     def _hear(self, stream: Any) -> None:
         task = self._tasks[stream]
+        if task.dismissed is not None:
+            del self._tasks[stream]
+            self._events.append(JobEnded(task.job.id, task.dismissed))
+            return
         try:
             kind, payload = ray.get(next(stream))
         except StopIteration:
@@ -204,9 +220,7 @@ class RayExecutor:
             self._events.append(record)
 
     def _failed(self, task: Task, error: exceptions.RayError) -> None:
-        if task.dismissed is not None:
-            self._events.append(JobEnded(task.job.id, task.dismissed))
-        elif isinstance(error, LOST) and task.starts <= self._options.retries:
+        if isinstance(error, LOST) and task.starts <= self._options.retries:
             logger.warning(
                 "job %s: the node %s was lost; it is started again", task.job.id, task.where.get("host")
             )
@@ -216,12 +230,31 @@ class RayExecutor:
         else:
             self._events.append(JobEnded(task.job.id, reason(error, task)))
 
-    def _dismiss(self, *, force: bool) -> None:
-        until = time.monotonic() + GRACE
-        for stream, task in self._tasks.items():
-            task.dismissed = CLOSED
+    def _cancel(self, stream: Any, why: str) -> None:
+        """Kill a task's worker, or take the task off the queue, after hearing what it has said."""
+        while stream in self._tasks and ray.wait([stream], timeout=0)[0]:
+            self._hear(stream)
+        if (task := self._tasks.pop(stream, None)) is not None:
+            task.dismissed = why
             with suppress(exceptions.RayError):
-                ray.cancel(stream, force=force)
+                ray.cancel(stream, force=True)
+            # Its stream ends at once, its process a little later.
+            self._tasks[stream.completed()] = task
+
+    def _dismiss(self) -> None:
+        for stream, task in list(self._tasks.items()):
+            if not task.where and not task.dismissed:
+                self._cancel(stream, CLOSED)
+        self._stopper.stop.remote()
+        self._wait(GRACE)
+        for stream, task in list(self._tasks.items()):
+            if not task.dismissed:
+                self._cancel(stream, CLOSED)
+        self._wait(GRACE)
+        ray.kill(self._stopper)
+
+    def _wait(self, seconds: float) -> None:
+        until = time.monotonic() + seconds
         while self._tasks and time.monotonic() < until:
             self._listen(until - time.monotonic())
 

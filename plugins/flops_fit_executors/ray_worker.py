@@ -2,54 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import json
 import os
-import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from flops_fit_executors.messages import Kind
 
 NO_FOLDER = "the study's folder {folder} is not on the node {host}: all nodes of the cluster have to share it"
 
 
-def train(job: str, plugins: str, objects: bytes | None, folder: str) -> Iterator[tuple[int, bytes]]:
+def train(job: str, plugins: str, objects: bytes | None, folder: str, stopper: Any) -> Iterator[tuple[int, bytes]]:
     """The messages of one job: READY with JSON of where it is trained, then PROGRESS and RESULT.
 
-    What user code prints is appended to ``logs/ray-<host>-<pid>.log`` in the study.
+    ``stopper`` is the handle of a :class:`Stopper`. What user code prints is appended to
+    ``logs/ray-<host>-<pid>.log`` in the study.
 
     Raises FileNotFoundError where the study's folder is not on this node.
     """
     log = Path(folder) / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
     if not log.parent.is_dir():
         raise FileNotFoundError(NO_FOLDER.format(folder=folder, host=socket.gethostname()))
-    with stopped_by_ray() as stopping, printing_to(log) as start:
+    should_stop = stopping_with(stopper).is_set
+    with printing_to(log) as start:
         where = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
         yield Kind.READY, json.dumps(where).encode()
         from flops_fit_core import RunResult, work
 
-        for record in work(job, plugins, objects=objects, folder=Path(folder), should_stop=stopping.is_set):
+        for record in work(job, plugins, objects=objects, folder=Path(folder), should_stop=should_stop):
             kind = Kind.RESULT if isinstance(record, RunResult) else Kind.PROGRESS
             yield kind, record.model_dump_json().encode()
 
 
-@contextmanager
-def stopped_by_ray() -> Iterator[threading.Event]:
-    """Set once the driver cancels the task.
+class Stopper:
+    """A Ray actor: workers ask it once, and have the answer when the driver wants them to stop.
 
-    ``ray.cancel`` interrupts a task's main thread as Ctrl-C would, wherever it is. With a handler of ours the
-    trainer comes to the end of its step and writes a checkpoint first.
+    (``ray.cancel`` would cut off what a task still says.)
     """
+
+    def __init__(self) -> None:
+        self._stopping = asyncio.Event()
+
+    async def wanted(self) -> None:
+        """Returns when it is time to stop."""
+        await self._stopping.wait()
+
+    async def stop(self) -> None:
+        self._stopping.set()
+
+
+@functools.lru_cache(maxsize=1)
+def stopping_with(stopper: Any) -> threading.Event:
+    """Set once the driver wants its workers to stop, or has gone. One a process, which may do many jobs."""
     stopping = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda number, frame: stopping.set())
-    try:
-        yield stopping
-    finally:
-        signal.signal(signal.SIGINT, before)
+    stopper.wanted.remote().future().add_done_callback(lambda _: stopping.set())
+    return stopping
 
 
 @contextmanager

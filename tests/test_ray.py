@@ -1,0 +1,238 @@
+"""The executor ``ray`` on a real cluster: a head and two nodes on this machine, brought up here."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import defaultdict
+
+import pytest
+from pydantic import ValidationError
+from ray_cluster import descendants, ray_cluster
+
+import flops_fit_core
+from flops_fit_core import ExecutorContext, JobEnded
+from flops_fit_core.registry import installed
+from flops_fit_core.testing import ExecutorConformance
+from flops_fit_core.testing.executors import (
+    CRAWL,
+    DIE,
+    LEARN,
+    is_running,
+    tiny_jobs,
+    tiny_registry,
+    traced,
+)
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install 'flops-fit[ray]'")
+pytestmark = pytest.mark.ray
+
+SLOW = "import time; time.sleep(0.03)"
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with ray_cluster(nodes=2) as running:
+        yield running
+
+
+class TestRay(ExecutorConformance):
+    name = "ray"
+
+    @pytest.fixture(autouse=True)
+    def _on_the_cluster(self, cluster):
+        self.options = {"address": cluster.address}
+
+
+def executor_in(folder, **options):
+    spec = installed().find("executor", "executors/ray").spec
+    setup = tiny_registry().setup.model_dump_json()
+    slots = [{"CUDA_VISIBLE_DEVICES": ""}] * 2
+    context = ExecutorContext(folder=folder, plugins=setup, live={}, slots=slots)
+    return spec.build(spec.options.model_validate(options), context)
+
+
+def table(*codes, **executor):
+    """A sweep of one run of about 180 steps for each code, with a checkpoint every 0.3 seconds."""
+    return {
+        "sweep": {
+            "budgets": [500_000],
+            "sizes": [{"width": 4 + index, "code": code} for index, code in enumerate(codes)],
+            "batch_size": 8,
+        },
+        "model": "tiny/tiny",
+        "dataset": "tiny/majority",
+        "optimizer": "tiny/plain",
+        "trainer": {"name": "trainers/torch", "heldout_tokens": 256, "checkpoint_minutes": 0.005},
+        "device": "devices/cpu",
+        "executor": executor,
+    }
+
+
+def wait_until(is_true, seconds=60.0):
+    until = time.monotonic() + seconds
+    while not is_true():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+# ---------------------------------------------------------------------------- this machine alone
+
+
+def test_ray_started_here_says_in_words_what_became_of_a_job_and_keeps_prints_off_the_terminal(tmp_path, capfd):
+    leave = "import os, sys; print('the disk is full', file=sys.stderr, flush=True); os._exit(3)"
+    look = "import os, torch; print('threads', torch.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
+    killed, left, looked, large = tiny_jobs(DIE, leave, look, LEARN)
+    runs = [run.model_copy(update={"devices": 999}) for run in large.runs]
+    (trajectory,) = large.trajectories
+    large = large.model_copy(update={"trajectories": (trajectory.model_copy(update={"runs": tuple(runs)}),)})
+    executor = executor_in(tmp_path, cpus=1)
+    try:
+        for job in (killed, left, looked, large):
+            executor.submit(job)
+        with pytest.raises(ValueError, match="has been submitted already"):
+            executor.submit(looked)
+        events = list(executor.events(120.0))
+    finally:
+        executor.close()
+    reasons = {event.job: event.reason for event in events if isinstance(event, JobEnded)}
+    assert reasons[killed.id].startswith("the worker died on ")
+    assert reasons[left.id].endswith(": the disk is full")
+    assert reasons[large.id].startswith("a job needs 999 CPU, 0 GPU on one node, and the nodes have: ")
+    assert reasons[looked.id] is None
+    assert "threads 1 1\n" in "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
+    assert capfd.readouterr() == ("", "")
+    with pytest.raises(RuntimeError, match="closed"):
+        executor.submit(looked)
+
+
+DRIVER = """
+import json, sys
+import flops_fit_core
+from flops_fit_core.testing.executors import tiny_registry
+
+table, folder = json.loads(sys.argv[1]), sys.argv[2]
+flops_fit_core.run(table, registry=tiny_registry(), out=folder)
+"""
+
+
+def driver(asked, folder):
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, json.dumps(asked), str(folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_ctrl_c_stops_ray_within_seconds_with_checkpoints_and_leaves_no_process(tmp_path):
+    trace, study = tmp_path / "trace", tmp_path / "study"
+    asked = table(traced(CRAWL, trace), traced(CRAWL, trace), name="ray")
+    asked["trainer"]["checkpoint_minutes"] = 60
+    with driver(asked, study) as process:
+        try:
+            wait_until(lambda: trace.exists() and len(trace.read_text().splitlines()) == 2)
+            time.sleep(1)
+            started = descendants(process.pid)
+            workers = [int(line.split()[1]) for line in trace.read_text().splitlines()]
+            assert set(workers) < set(started)
+            process.send_signal(signal.SIGINT)
+            before = time.monotonic()
+            said, _ = process.communicate(timeout=30)
+            assert time.monotonic() - before < 15
+        finally:
+            process.kill()
+    assert said.rstrip().endswith("KeyboardInterrupt")
+    wait_until(lambda: not any(map(is_running, started)), seconds=10)
+    assert len(list(study.glob("checkpoints/*/latest.pt"))) == 2
+
+
+# ---------------------------------------------------------------------------- a cluster
+
+
+def test_tasks_do_not_outlive_a_driver_that_is_killed(tmp_path, cluster):
+    trace = tmp_path / "trace"
+    asked = table(traced(CRAWL, trace), name="ray", address=cluster.address)
+    with driver(asked, tmp_path / "study") as process:
+        try:
+            wait_until(lambda: trace.exists() and trace.read_text().endswith("\n"))
+            worker = int(trace.read_text().split()[1])
+            assert is_running(worker)
+        finally:
+            process.kill()
+    wait_until(lambda: not is_running(worker), seconds=10)
+
+
+class KillsTheNode:
+    """A logger that kills the node of a run in the middle of it, and remembers all that it is told."""
+
+    def __init__(self, cluster, trace):
+        self.cluster, self.trace = cluster, trace
+        self.steps, self.finished_runs = defaultdict(list), []
+        self.killed = None
+
+    def started(self, plan):
+        pass
+
+    def progress(self, progress):
+        self.steps[progress.run].append(progress.step)
+        if self.killed is None and self.trace.exists() and 60 < progress.step < progress.steps - 60:
+            worker = int(self.trace.read_text().split()[1])
+            (node,) = [node for node in self.cluster.nodes if worker in node.processes()]
+            node.kill()
+            self.killed = progress
+
+    def finished(self, result):
+        self.finished_runs.append(result)
+
+    def close(self):
+        pass
+
+
+def test_a_run_whose_node_is_killed_goes_on_elsewhere_and_every_loss_is_that_of_local(tmp_path, cluster):
+    codes = [LEARN, LEARN, traced(SLOW, tmp_path / "trace"), LEARN]
+    killer = KillsTheNode(cluster, tmp_path / "trace")
+    study = flops_fit_core.plan(
+        table(*codes, name="ray", address=cluster.address), registry=tiny_registry(), out=tmp_path / "ray"
+    )
+    results = study.train(loggers=[killer])
+    assert killer.killed is not None
+    assert sorted(result.id for result in killer.finished_runs) == sorted(run.id for run in study.plan.runs)
+    assert {(result.status, result.attempt) for result in results} == {("completed", 1)}
+
+    lost = killer.killed.run
+    places = [line.split()[1] for line in (tmp_path / "trace").read_text().splitlines()]
+    assert len(set(places)) == len(places) == 2, "one start before the node was killed, one after"
+    afterwards = killer.steps[lost][killer.steps[lost].index(killer.killed.step) + 1 :]
+    assert min(afterwards) > killer.killed.step / 2, "it did not begin anew"
+
+    alone = flops_fit_core.run(table(*codes, name="local"), registry=tiny_registry(), out=tmp_path / "local")
+    assert [result.id for result in results] == [result.id for result in alone.results]
+    assert [result.loss for result in results] == [result.loss for result in alone.results]
+
+
+# ---------------------------------------------------------------------------- options
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"address": "ray://head:10001"}, "on a node of the cluster"),
+        ({"gpus": 1.5}, "whole GPUs, or a share of one"),
+        ({"cpus": 0}, "greater than 0"),
+    ],
+)
+def test_what_ray_cannot_do_is_an_error_of_the_experiment(options, says):
+    with pytest.raises(ValidationError, match=says):
+        installed().find("executor", "executors/ray").spec.options.model_validate(options)
+
+
+def test_places_of_this_machine_are_known_and_those_of_a_cluster_are_not():
+    spec = installed().find("executor", "executors/ray").spec
+    assert spec.places(spec.options(), [{}] * 8) == 8
+    assert spec.places(spec.options(cpus=4), [{}] * 8) == 2
+    assert spec.places(spec.options(address="auto"), [{}] * 8) is None
