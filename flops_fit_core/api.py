@@ -33,8 +33,9 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
     """
     registry = registry or installed()
     experiment = _experiment(source, registry)
-    guess = _previous_fit(experiment, registry)
-    return Study(make_plan(experiment, guess), registry, study_folder(out, experiment.name), experiment=experiment)
+    folder = study_folder(out, experiment.name)
+    sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
+    return Study(sweep, registry, folder, experiment=experiment)
 
 
 def run(
@@ -286,8 +287,8 @@ def _fitter(fitter: str | Mapping[str, Any] | Fitter, registry: Registry) -> Fit
     return fitter
 
 
-def _previous_fit(experiment: Experiment, registry: Registry) -> Callable[[float], float] | None:
-    """N_opt(C) of ``sweep.previous_fit``."""
+def expected_params(experiment: Experiment, registry: Registry) -> Callable[[float], float] | None:
+    """N_opt(C) of ``sweep.previous_fit``; None where there is none."""
     if experiment.sweep.previous_fit is None:
         return None
     from flops_fit_core.fitting import load_fit

@@ -33,8 +33,6 @@ from flops_fit_core.records import (
 if TYPE_CHECKING:
     from torch import Tensor, nn, optim
 
-    from flops_fit_core.training import Together
-
 Batch = Any
 """What a dataset yields: a tensor, or a tuple or dict of tensors, samples along the first dimension."""
 
@@ -285,6 +283,41 @@ class RunParts:
     dataset: Dataset
     optimizer: optim.Optimizer
     schedule: Schedule
+
+
+class Together(Protocol):
+    """The processes that train one run, each on its own device, and this one among them.
+
+    All go through the same steps and call these methods in the same order.
+    """
+
+    rank: int
+    """Of this process, counted from 0. The first one writes checkpoints and gives results; what the others give
+    is dropped."""
+    size: int
+    """1 for a process that trains alone."""
+
+    def agree(self, decision: bool) -> bool:
+        """What the first process has decided: for what depends on a clock, a signal or a file."""
+
+    def share(self, batch: Batch, samples: int) -> Batch:
+        """The samples of a batch of ``samples`` that are this process's: in order, as even as they can be."""
+
+    def samples(self, samples: int) -> int:
+        """How many samples of that batch these are."""
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The model as it is to be called, so that backward averages gradients over the processes."""
+
+    def sum(self, value: float) -> float:
+        """Over all processes, in float64."""
+
+    def wait(self) -> None:
+        """Until all have come here."""
+
+    def seed(self, run_seed: int, step: int) -> None:
+        """Draw other random numbers than the other processes from here on. The first one's are those of a process
+        that trains alone."""
 
 
 class TrainContext(Protocol):

@@ -5,6 +5,7 @@
     plugins.json      which plugins took part that are not installed
     results.*         the store's
     checkpoints/      while they are needed
+    drivers/          who trains it now
     outbox/           results of workers that outlive their driver, until the next one collects them
     report/           figures, tables, the page
 
@@ -27,7 +28,7 @@ from pydantic import ValidationError
 from flops_fit_core.config import Chosen, Experiment, choose_from_table, explain, make_experiment
 from flops_fit_core.contracts import ResultStore
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.records import LawFit, Record, RunResult, SweepPlan
+from flops_fit_core.records import LawFit, Record, RunResult, RunSpec, SweepPlan
 from flops_fit_core.registry import PluginSetup, Registry
 
 R = TypeVar("R", bound=Record)
@@ -49,6 +50,11 @@ class StudyFolder:
                 f"'flops-fit run EXPERIMENT --out {path}'"
             )
         return study
+
+    @property
+    def shown(self) -> str:
+        """Its path for a command line: relative where it is below the working directory."""
+        return str(self.path.relative_to(Path.cwd())) if self.path.is_relative_to(Path.cwd()) else str(self.path)
 
     @property
     def experiment_file(self) -> Path:
@@ -87,6 +93,14 @@ class StudyFolder:
     def plan(self) -> SweepPlan:
         """Raises ConfigError for a damaged file."""
         return _load(SweepPlan, self.plan_file)
+
+    def replaced(self) -> dict[str, RunSpec]:
+        """Of the plan that is there: what is trained in the place of runs that had failed or diverged. Empty where
+        there is no plan that can be read, which the next one replaces."""
+        try:
+            return self.plan().replaced
+        except ConfigError:
+            return {}
 
     def experiment(self, registry: Registry) -> Experiment:
         """The whole experiment. Raises ConfigError where a plugin it needs is not there."""

@@ -336,6 +336,9 @@ class ExecutorSpec(Spec):
     places: Callable[[Any, Sequence[Mapping[str, str]]], int | None] = lambda options, slots: None
     """``(options, slots of this machine)`` -> jobs at a time, to estimate the time that a sweep takes; None where
     that is not known before it has begun."""
+    check: Callable[[Any], Sequence[str]] = lambda options: ()
+    """``(options)`` -> what there is for it here, in words, for ``flops-fit doctor``. Starts nothing. Raises
+    UserError where it cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)

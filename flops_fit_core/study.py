@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen, Experiment, choose_from_table
 from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
+from flops_fit_core.drivers import DriverNote
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.folder import StudyFolder, TrajectoryFolder
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
@@ -86,7 +87,11 @@ class Study:
                 store,
                 self._executor(experiment),
                 self.registry,
-                loggers=[*loggers, *self._loggers(experiment)],
+                loggers=[
+                    *loggers,
+                    *self._loggers(experiment),
+                    DriverNote(self.folder.path, experiment.executor.name),
+                ],
                 retry_failed=retry_failed,
                 again=again,
                 folder=self.folder.path,

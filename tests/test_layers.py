@@ -28,6 +28,7 @@ ROOMS = [
     "trunks",
     "planning",
     "folder",
+    "drivers",
     "training",
     "sweep",
     "fitting",
@@ -37,6 +38,8 @@ ROOMS = [
     "inline",
     "inline_data",
     "api",
+    "retrying",
+    "examining",
     "cli",
     "testing",
 ]

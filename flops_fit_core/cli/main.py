@@ -9,7 +9,15 @@ from typing import Any
 
 import typer
 
-from flops_fit_core.cli import audit_command, fitting_commands, plugin_commands, study_commands, tune_command
+from flops_fit_core.cli import (
+    audit_command,
+    doctor_command,
+    fitting_commands,
+    plugin_commands,
+    study_commands,
+    tune_command,
+    watching_commands,
+)
 from flops_fit_core.cli.printing import complain
 from flops_fit_core.errors import FlopsFitError, UserError
 
@@ -24,10 +32,12 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 study_commands.register(app)
+watching_commands.register(app)
 fitting_commands.register(app)
 tune_command.register(app)
 audit_command.register(app)
 plugin_commands.register(app)
+doctor_command.register(app)
 
 
 def main() -> None:

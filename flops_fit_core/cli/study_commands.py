@@ -1,8 +1,7 @@
-"""``plan``, ``run``, ``status``, ``runs``."""
+"""``plan``, ``run``, ``runs``, ``clean``."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,7 +17,6 @@ def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(plan)
     app.command()(run)
-    app.command()(status)
     app.command()(runs)
     app.command()(clean)
 
@@ -86,32 +84,7 @@ def run(
     if study.plan.skipped:
         say(f"  {len(study.plan.skipped)} sizes left out; 'flops-fit plan' says why")
     study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry)
-    return _conclude(study)
-
-
-def status(
-    source: args.SourceArgument,
-    out: args.OutOption = None,
-    plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
-    json: args.JsonOption = False,
-) -> None:
-    """How many runs of a study are completed, diverged, failed and waiting, and the FLOPs spent and left."""
-    from flops_fit_core.report import numbers
-    from flops_fit_core.sweep import count_states
-
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
-    states: dict[str, Any] = dict(count_states(study.plan, study.results))
-    spent = sum(result.flops_spent for result in study.results)
-    left = study.plan.flops_left({result.id for result in study.results if result.is_finished})
-    kept = study.checkpoint_bytes
-    if json:
-        flops = {"flops_spent": spent, "flops_left": left}
-        print_json({"name": study.plan.name, "runs": states, **flops, "checkpoint_bytes": kept})
-    else:
-        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
-        disk = f"; {numbers.disk(kept)} of checkpoints" if kept else ""
-        print_text(f"{study.plan.name}: {counts}; {spent:.3g} FLOPs spent, {left:.3g} left{disk}")
+    return conclude(study)
 
 
 def runs(
@@ -200,7 +173,7 @@ def _print_plan(study: Study, seconds: float | None) -> None:
         )
 
 
-def _conclude(study: Study) -> int:
+def conclude(study: Study) -> int:
     """The answer of a sweep. Exit status 1 where a run failed."""
     failed = [result for result in study.results if result.status == "failed"]
     try:
@@ -213,10 +186,5 @@ def _conclude(study: Study) -> int:
     if failed:
         first = failed[0].error
         why = f"{first.type}: {first.message}" if first else "unknown"
-        say(f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {_shown(study)}' lists them")
+        say(f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {study.folder.shown}' lists them")
     return 1 if failed else 0
-
-
-def _shown(study: Study) -> str:
-    path = study.folder.path
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)

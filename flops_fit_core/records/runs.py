@@ -213,6 +213,17 @@ class SweepPlan(Record):
     """Trajectories of one shape that a job may have, to be trained side by side."""
     checkpoint_bytes: int = 0
     """About what the checkpoints take that are kept for further branches; 0 where no trunk is shared."""
+    replaced: dict[str, RunSpec] = {}
+    """By the id of a run that was planned: what is trained in its place, after it had failed or diverged."""
+
+    def with_replacements(self, replaced: Mapping[str, RunSpec]) -> SweepPlan:
+        """The plan with other runs in the place of some. Keys are ids of runs as they were planned at first; those
+        that are not in this plan are left out."""
+        first = {new.id: old for old, new in self.replaced.items()}
+        planned = [first.get(run.id, run.id) for run in self.runs]
+        known = {**self.replaced, **{old: replaced[old] for old in planned if old in replaced}}
+        runs = tuple(known.get(old, run) for old, run in zip(planned, self.runs, strict=True))
+        return SweepPlan(**{**dict(self), "runs": runs, "replaced": known})
 
     @property
     def flops(self) -> float:

@@ -4,12 +4,12 @@ from flops_fit_core.training.context import WorkerContext
 from flops_fit_core.training.estimate import estimate_seconds
 from flops_fit_core.training.evaluate import HeldOut, evaluate, further_losses
 from flops_fit_core.training.loop import TorchTrainer
-from flops_fit_core.training.together import Together
+from flops_fit_core.training.together import Processes
 from flops_fit_core.training.worker import work
 
 __all__ = [
     "HeldOut",
-    "Together",
+    "Processes",
     "TorchTrainer",
     "WorkerContext",
     "estimate_seconds",

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from flops_fit_core.contracts import RunParts
+from flops_fit_core.contracts import RunParts, Together
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.folder import TrajectoryFolder, replacing
 from flops_fit_core.records import RunSpec
 from flops_fit_core.training.randomness import random_state, set_random_state
-from flops_fit_core.training.together import Together, is_sharded, spread, spread_moments, whole
+from flops_fit_core.training.together import Processes, is_sharded, spread, spread_moments, whole
 
 FORMAT = 1
 
@@ -51,7 +51,7 @@ class Checkpoints:
     def __init__(self, folder: TrajectoryFolder, device: str, together: Together | None = None) -> None:
         self.folder = folder
         self.device = device
-        self.together = together or Together()
+        self.together = together or Processes()
 
     def save_latest(self, parts: RunParts, position: Position) -> None:
         """Replace what an interrupted pass goes on from."""
@@ -116,7 +116,7 @@ class Checkpoints:
 
     def _write(self, file: Path, parts: RunParts, position: Position) -> None:
         model, optimizer = whole(parts.model.state_dict()), whole(parts.optimizer.state_dict())
-        if not self.together.leads:
+        if self.together.rank:
             return
         try:
             content = {

@@ -23,7 +23,7 @@ from flops_fit_core.measure import count_flops, count_parameters, measure_model
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
 from flops_fit_core.registry import Registry
 from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
-from flops_fit_core.training.together import Together
+from flops_fit_core.training.together import Processes
 
 _KINDS = ("model", "dataset", "optimizer", "schedule", "flops", "trainer")
 
@@ -37,7 +37,7 @@ class WorkerContext:
         self.job = job
         self.registry = registry
         self.checkpoints = folder / "checkpoints"
-        self.together = Together()
+        self.together = Processes()
         self._should_stop = should_stop
         self._started: dict[str, float] = {}
         self._counts: dict[str, tuple[ParameterCounts, FlopCount]] = {}

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets
+from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets, Together
 from flops_fit_core.training.batches import length, to_device
-from flops_fit_core.training.together import Together
+from flops_fit_core.training.together import Processes
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def evaluate(
     Leaves the model in the mode it was in and draws no random number.
     """
     task = dataset.task
-    together = together or Together()
+    together = together or Processes()
     was_training = model.training
     model.eval()
     total, count = 0.0, 0
@@ -59,7 +59,7 @@ def evaluate(
         with autocast:
             outputs = task.outputs(model, batch)
             loss, number = task.loss(outputs, batch)
-        if not (divided or together.leads):
+        if together.rank and not divided:
             continue
         total += float(loss)
         count += number

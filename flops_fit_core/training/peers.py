@@ -23,7 +23,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.training.together import Together
+from flops_fit_core.training.together import Processes
 
 PATIENCE = datetime.timedelta(minutes=10)
 """For how long one process waits for the others at any one point."""
@@ -35,7 +35,7 @@ CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken
 
 
 @contextmanager
-def peers(size: int, job: str, plugins: str, objects: bytes | None, folder: Path) -> Iterator[Together]:
+def peers(size: int, job: str, plugins: str, objects: bytes | None, folder: Path) -> Iterator[Processes]:
     """Start the other ``size - 1`` processes of a job, and be the first of them.
 
     Raises RunFailed, with its last words, where one of them ends before its time.
@@ -59,13 +59,13 @@ def peers(size: int, job: str, plugins: str, objects: bytes | None, folder: Path
             dist.destroy_process_group()
 
 
-def _join(rank: int, size: int, store: Store) -> Together:
+def _join(rank: int, size: int, store: Store) -> Processes:
     if sys.platform == "linux":
         # All are on this machine, whose name need not resolve to an address of its own.
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=PATIENCE)
-    return Together(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
+    return Processes(rank, size, dist.new_group(backend="gloo", timeout=PATIENCE))
 
 
 def _start(rank: int, greeting: dict[str, Any], objects: bytes | None) -> subprocess.Popen[bytes]:

@@ -16,8 +16,8 @@ from flops_fit_core.errors import RunFailed
 from flops_fit_core.training.batches import part
 
 
-class Together:
-    """One process among those that train a run; ``Together()`` is one that trains alone.
+class Processes:
+    """Implements ``contracts.Together`` with torch.distributed; ``Processes()`` is one that trains alone.
 
     All of them go through the same steps. What depends on a clock, a signal or a file is the first one's to
     decide (:meth:`agree`).
@@ -32,11 +32,6 @@ class Together:
         self.rank = rank
         self.size = size
         self._control = control
-
-    @property
-    def leads(self) -> bool:
-        """Whether this one writes what is written, and says what is said."""
-        return self.rank == 0
 
     def agree(self, decision: bool) -> bool:
         """What the first process has decided."""
@@ -71,7 +66,7 @@ class Together:
         return part(batch, self.rank * samples // self.size, (self.rank + 1) * samples // self.size)
 
     def samples(self, samples: int) -> int:
-        """How many samples :meth:`share` gives this process."""
+        """How many :meth:`share` gives this process."""
         return (self.rank + 1) * samples // self.size - self.rank * samples // self.size
 
     # ------------------------------------------------------------------ the model
@@ -98,8 +93,7 @@ class Together:
         return DistributedDataParallel(model)
 
     def seed(self, run_seed: int, step: int) -> None:
-        """Another stream of random numbers on each process, so that no two drop out the same; the first one's is
-        that of a process that trains alone."""
+        """So that no two drop out the same."""
         if self.rank:
             torch.manual_seed(hash((run_seed, step, self.rank)) % 2**63)
 

@@ -12,7 +12,7 @@ from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.training.context import WorkerContext
 from flops_fit_core.training.peers import peers
-from flops_fit_core.training.together import Together
+from flops_fit_core.training.together import Processes
 
 
 def work(
@@ -54,7 +54,7 @@ def work(
         context.release()
 
 
-def train_along(job: str, plugins: str, objects: bytes | None, folder: Path, together: Together) -> None:
+def train_along(job: str, plugins: str, objects: bytes | None, folder: Path, together: Processes) -> None:
     """Be a further process of a job: the same way, of which the first process tells."""
     context = WorkerContext(Job.model_validate_json(job), _registry(plugins, objects), folder)
     context.together = together
@@ -70,10 +70,10 @@ def _trained(context: WorkerContext) -> Iterator[Progress | RunResult]:
 @contextmanager
 def _all_of_them(
     job: Job, plugins: str, objects: bytes | Mapping[str, object] | None, folder: Path
-) -> Iterator[Together]:
+) -> Iterator[Processes]:
     """The process itself, and those that train the job with it where it needs several devices."""
     if job.devices == 1:
-        yield Together()
+        yield Processes()
         return
     import cloudpickle
 

@@ -1,0 +1,51 @@
+"""``doctor``: what this machine, its plugins and a study's executor can do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli.printing import print_json, print_text
+
+if TYPE_CHECKING:
+    from flops_fit_core.examining import Finding
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command."""
+    app.command()(doctor)
+
+
+def doctor(
+    source: Annotated[
+        Path | None,
+        typer.Argument(help="An experiment file or a study: its folder, store and executor are tried, too."),
+    ] = None,
+    out: args.OutOption = None,
+    overrides: args.SetOption = None,
+    executor: args.ExecutorOption = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
+) -> int:
+    """Look at this machine, the plugins and the executors; with SOURCE, try its folder, store and executor."""
+    from flops_fit_core import examining
+
+    registry = args.registry_for(source, plugin, without)
+    findings = [*examining.machine(), *examining.plugins(registry), *examining.executors(registry)]
+    if source is not None:
+        findings += examining.study(args.planned(source, registry, out, overrides, {"executor": executor}))
+    if json:
+        print_json([vars(finding) for finding in findings])
+    else:
+        _print(findings)
+    return 0 if all(finding.ok for finding in findings) else 1
+
+
+def _print(findings: list[Finding]) -> None:
+    width = max(len(finding.about) for finding in findings)
+    for finding in findings:
+        print_text(f"{'  ' if finding.ok else '! '}{finding.about:<{width}}  {finding.text}")

@@ -1,0 +1,103 @@
+"""Who trains a study now: a note of each driver, for people and for other programs.
+
+drivers/<owner>.json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from flops_fit_core.folder import write_atomically
+from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
+
+WRITE_SECONDS = 2.0
+"""Between two writings of a note."""
+LONG_AGO = 600.0
+"""Seconds after which a note from another machine tells of nobody any more."""
+
+
+class Driver(Record):
+    """One process that trains a study's runs, or has others train them."""
+
+    host: str
+    pid: int
+    executor: str
+    started: float
+    """Unix time, in seconds."""
+    updated: float
+    running: tuple[Progress, ...] = ()
+    """The latest that was heard of each run that is being trained."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it still lives; of another machine, whether it was heard of lately."""
+        if self.host != socket.gethostname():
+            return time.time() - self.updated < LONG_AGO
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return False
+        except PermissionError:
+            pass
+        return True
+
+
+class DriverNote:
+    """A ``Logger`` that keeps this driver's note up to date, and removes it at the end."""
+
+    def __init__(self, study: Path, executor: str) -> None:
+        self._driver = Driver(
+            host=socket.gethostname(), pid=os.getpid(), executor=executor, started=time.time(), updated=time.time()
+        )
+        self._file = study / "drivers" / f"{self._driver.host}-{self._driver.pid}.json"
+        self._running: dict[str, Progress] = {}
+        self._written = 0.0
+
+    def started(self, plan: SweepPlan) -> None:
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        self._write()
+
+    def progress(self, progress: Progress) -> None:
+        self._running[progress.run] = progress
+        if time.monotonic() - self._written > WRITE_SECONDS:
+            self._write()
+
+    def finished(self, result: RunResult) -> None:
+        self._running.pop(result.id, None)
+
+    def close(self) -> None:
+        self._file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # other drivers are there
+            self._file.parent.rmdir()
+
+    def _write(self) -> None:
+        self._written = time.monotonic()
+        now = self._driver.model_copy(update={"updated": time.time(), "running": tuple(self._running.values())})
+        write_atomically(self._file, now.model_dump_json())
+
+
+def drivers(study: Path) -> list[Driver]:
+    """Those that train the study now; notes of others are left alone."""
+    found = []
+    for file in sorted((study / "drivers").glob("[!.]*.json")):
+        with contextlib.suppress(OSError, ValidationError):
+            found.append(Driver.model_validate_json(file.read_text()))
+    return [one for one in found if one.is_there]
+
+
+def seconds_left(plan: SweepPlan, finished: set[str], running: Sequence[Progress]) -> float | None:
+    """Time until all is trained at the present rate; None where nothing is being trained."""
+    runs = {run.id: run for run in plan.runs}
+    known = [(one, runs[one.run]) for one in running if one.run in runs and one.tokens_per_second]
+    rate = sum((one.tokens_per_second or 0.0) * run.flops_per_token for one, run in known)
+    if not rate:
+        return None
+    begun = sum(one.tokens * run.flops_per_token for one, run in known)
+    return max(0.0, plan.flops_left(finished) - begun) / rate
