@@ -50,6 +50,7 @@ class Cluster:
 
     def start_now(self, job: str) -> None:
         """Slurm makes a job that was requeued wait for two minutes; this one shall not."""
+        time.sleep(2)  # In the second in which it was requeued, slurmd refuses to start it.
         self.command("scontrol", "update", f"jobid={job}", "starttime=now")
 
 

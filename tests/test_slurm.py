@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 from slurm_cluster import Cluster, cluster, wait_until, why_not
 
 import flops_fit_core
@@ -115,9 +117,6 @@ def reasons(events: list[Any]) -> list[str | None]:
 def arrays(folder: Path) -> int:
     """How often sbatch was called."""
     return len(list((folder / "slurm" / "logs").glob("*_submission.sh")))
-
-
-SLOW_STEPS = "import time; time.sleep(0.1)"
 
 
 def study(**more: Any) -> dict[str, Any]:
@@ -265,8 +264,8 @@ def test_what_sbatch_does_not_take_is_the_users_to_change(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------- requeued
 
 
-def requeued(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], object]) -> list[Any]:
-    """What is said of a job that is interrupted in the middle, and whose second turn need not wait."""
+def requeued(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], object]) -> None:
+    """Interrupt a job in the middle: it has a second turn, at once, and nothing is lost or done twice."""
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.05)"))
     with opened(folder) as executor:
         executor.submit(job)
@@ -277,11 +276,10 @@ def requeued(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], 
         assert len(lines(trace)) < job.runs[0].steps
         up.start_now(slurm)
         seen += executor.events(60.0)
-    assert [one.status for one in results(seen)] == ["completed"]
     assert reasons(seen) == [None]
+    assert [one.status for one in results(seen)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) == 2
-    return seen
 
 
 @on_slurm
@@ -292,3 +290,189 @@ def test_a_job_whose_time_limit_is_near_writes_a_checkpoint_and_goes_on_in_anoth
         on_the_cluster.command("scancel", "--signal=USR2", slurm)
 
     requeued(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
+
+
+@on_slurm
+@pytest.mark.slow
+def test_a_job_that_is_requeued_from_outside_goes_on_from_its_checkpoint(
+    tmp_path: Path, on_the_cluster: Cluster
+) -> None:
+    def interrupt(slurm: str) -> None:
+        on_the_cluster.command("scontrol", "requeue", slurm)
+
+    requeued(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
+
+
+@on_slurm
+@pytest.mark.slow
+def test_a_job_that_gets_sigterm_and_is_not_cancelled_goes_back_into_the_queue(
+    tmp_path: Path, on_the_cluster: Cluster
+) -> None:
+    """As in the time of grace before a preemption."""
+
+    def interrupt(slurm: str) -> None:
+        on_the_cluster.command("scancel", "--signal=TERM", slurm)
+
+    requeued(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
+
+
+@on_slurm
+@pytest.mark.slow
+def test_a_run_that_was_done_before_its_job_was_requeued_is_not_trained_again(
+    tmp_path: Path, on_the_cluster: Cluster
+) -> None:
+    done, trace = tmp_path / "done", tmp_path / "trace"
+    quick, slow = tiny_jobs(traced(LEARN, done), counting(trace, "import time; time.sleep(0.05)"))
+    both = slow.model_copy(update={"trajectories": quick.trajectories + slow.trajectories})
+    with opened(tmp_path) as executor:
+        executor.submit(both)
+        seen = read_until(executor, lambda: len(lines(trace)) > 5)
+        assert [one.id for one in results(seen)] == [quick.runs[0].id]
+        (tmp_path / "outbox" / f"{quick.runs[0].id}.json").unlink()  # as a sweep does that has stored it
+        (slurm,) = on_the_cluster.queue()
+        on_the_cluster.command("scontrol", "requeue", slurm)
+        read_until(executor, lambda: on_the_cluster.queue().get(slurm) == "PENDING")
+        on_the_cluster.start_now(slurm)
+        seen = list(executor.events(60.0))
+    assert [one.id for one in results(seen)] == [slow.runs[0].id]
+    assert len(lines(done)) == 1
+
+
+@on_slurm
+@pytest.mark.slow
+def test_a_job_that_was_requeued_often_enough_ends_with_that_reason(
+    tmp_path: Path, on_the_cluster: Cluster
+) -> None:
+    trace = tmp_path / "trace"
+    (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.05)"))
+    with opened(tmp_path, max_requeues=0, time=5) as executor:
+        executor.submit(job)
+        seen = read_until(executor, lambda: len(lines(trace)) > 5)
+        (slurm,) = on_the_cluster.queue()
+        on_the_cluster.command("scancel", "--signal=USR2", slurm)
+        seen += executor.events(60.0)
+    assert reasons(seen) == ["UncompletedJobError: Job not requeued because: timed-out too many times."]
+
+
+@on_slurm
+@pytest.mark.slow
+def test_a_job_that_needs_longer_than_its_time_limit_goes_on_by_itself(
+    tmp_path: Path, on_the_cluster: Cluster
+) -> None:
+    trace = tmp_path / "trace"
+    (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.7)"))
+    seen: list[Any] = []
+    with opened(tmp_path, time=1, grace=20) as executor:
+        executor.submit(job)
+        while not reasons(seen):
+            seen += executor.events(1.0)
+            for slurm, state in on_the_cluster.queue().items():
+                if state == "PENDING" and lines(trace):
+                    on_the_cluster.start_now(slurm)
+    assert reasons(seen) == [None]
+    assert [one.status for one in results(seen)] == ["completed"]
+    assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
+    assert processes(trace) > 1
+
+
+# ---------------------------------------------------------------------------- the command line
+
+EXPERIMENT = """
+device = "cpu"
+
+[sweep]
+budgets = [5e5, 9e5]
+batch_size = 8
+sizes = [{sizes}]
+
+[model]
+name = "tiny"
+
+[dataset]
+name = "majority"
+
+[optimizer]
+name = "plain"
+
+[trainer]
+name = "torch"
+heldout_tokens = 256
+
+[executor]
+name = "slurm"
+memory = "1G"
+poll = 0.5
+"""
+
+
+@on_slurm
+@pytest.mark.slow
+def test_a_sweep_whose_driver_was_killed_is_collected_by_the_next_run(
+    tmp_path: Path, on_the_cluster: Cluster
+) -> None:
+    traces = [tmp_path / "first", tmp_path / "second"]
+    codes = [counting(trace, "import time; time.sleep(0.05)") for trace in traces]
+    sizes = ", ".join(
+        f"{{width={width}, code={json.dumps(code)}}}" for width, code in zip((4, 6), codes, strict=True)
+    )
+    (tmp_path / "small.toml").write_text(EXPERIMENT.replace("{sizes}", sizes))
+    words = ["run", "small.toml", "-p", "flops_fit_core.testing.tiny", "--out", "study"]
+    command = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *words]
+    with subprocess.Popen(command, cwd=tmp_path, start_new_session=True) as driver:
+        try:
+            wait_until(lambda: all(len(lines(trace)) > 5 for trace in traces), "both sizes")
+        finally:
+            driver.send_signal(signal.SIGKILL)
+    assert len(on_the_cluster.queue()) == 4
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
+    runs = flops_fit_core.Study.open(tmp_path / "study", tiny_registry()).results
+    assert [one.status for one in runs] == ["completed"] * 4
+    assert arrays(tmp_path / "study") == 1
+    assert sum(len(lines(trace)) for trace in traces) == sum(one.run.steps for one in runs)
+
+
+# ---------------------------------------------------------------------------- without a cluster
+
+
+def options(**given: Any) -> Any:
+    return installed().find("executor", "executors/slurm").spec.options.model_validate(given)
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"),
+    [(90, 90), ("1:30:00", 90), ("00:30", 30), ("2-12:00:00", 3600), ("0:00:01", 1), ("1:00:01", 61)],
+)
+def test_a_time_limit_is_in_minutes_or_as_slurm_writes_it(time: int | str, minutes: int) -> None:
+    assert options(time=time, grace=10).limit == minutes
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"time": "soon"}, "HH:MM:SS"),
+        ({"time": "0:00"}, "nothing"),
+        ({"time": 0}, "greater than 0"),
+        ({"time": 1}, "must be shorter than time"),
+        ({"extra": {"partition": "gpu"}}, "write executor.partition instead"),
+        ({"extra": {"job-name": "mine"}}, "to find its jobs again"),
+        ({"extra": {"--nice": "5"}}, "without its dashes"),
+        ({"max_jobs": 1001}, "1000"),
+        ({"partitoin": "gpu"}, "did you mean 'partition'"),
+    ],
+)
+def test_an_option_that_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        options(**given)
+
+
+def test_python_objects_are_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+    spec = installed().find("executor", "executors/slurm").spec
+    context = ExecutorContext(folder=tmp_path, plugins="{}", live={"inline": object()}, slots=[{}])
+    with pytest.raises(ConfigError, match=r"inline.*-p MODULE"):
+        spec.build(spec.options(), context)
+
+
+def test_a_machine_without_slurm_is_told_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ConfigError, match="no sbatch, srun, squeue, scancel here: run flops-fit on a login node"):
+        build(tmp_path)

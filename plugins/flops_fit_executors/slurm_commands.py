@@ -8,7 +8,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ class Slurm:
         try:
             executor = SlurmExecutor(self._logs, max_num_timeout=self._options.max_requeues)
             executor.update_parameters(**self._parameters(devices, gpus))
-            with executor.batch():
+            with outside_any_allocation(), executor.batch():
                 jobs = [executor.submit(call) for call in calls]
             return [job.job_id for job in jobs]
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -122,6 +123,18 @@ class Slurm:
             "additional_parameters": {"requeue": True}
             | {name: value if value else True for name, value in options.extra.items()},
         }
+
+
+@contextmanager
+def outside_any_allocation() -> Iterator[None]:
+    """Where the driver is in a Slurm job itself: without that job's variables. Its own jobs would inherit them,
+    and srun hold them against what is asked for."""
+    names = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
+    taken = {name: os.environ.pop(name) for name in names}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def state_of_this_job() -> str | None:

@@ -27,6 +27,8 @@ TERM_SECONDS = 20.0
 """For a checkpoint after SIGTERM. Slurm's own KillWait, after which it kills, is 30 by default."""
 SAY_SECONDS = 1.0
 """Between two words of progress, and two looks at the ticket."""
+SEEN_SECONDS = 30.0
+"""For files that a driver wrote to be seen on a node."""
 BY_SIGTERM = "stopped by SIGTERM"
 """What a worker says that got SIGTERM, which Slurm sends to every process of a job."""
 
@@ -58,7 +60,7 @@ class SlurmJob:
         """What submitit calls before it requeues the job; None where nothing is left to do."""
         from submitit.helpers import DelayedSubmission
 
-        if Host.here is not None and not Host.here.stop(self.grace / 2):
+        if Host.here is not None and not Host.here.stop(max(self.grace / 2, self.grace - 20.0)):
             return None
         return DelayedSubmission(replace(self))
 
@@ -89,9 +91,9 @@ class Host:
     def run(self) -> None:
         Host.here = self
         signal.signal(signal.SIGTERM, self._terminate)
-        left = self._notes.left()
-        if not self._notes.may_go_on():
+        if not self._notes.wait_for_ticket():
             return
+        left = self._notes.left()
         if left is None:
             self._notes.end(None)
             return
@@ -127,7 +129,7 @@ class Host:
     def _conclude(self) -> None:
         if not self._was_stopped():
             self._notes.end(self._reason)
-        elif self._notes.may_go_on() and state_of_this_job() == "RUNNING":
+        elif self._notes.has_ticket() and state_of_this_job() == "RUNNING":
             # Nobody has cancelled or requeued it, so a preemption begins or the node goes down: as at a time
             # limit, submitit puts the job back into the queue.
             os.kill(os.getpid(), signal.SIGUSR2)
@@ -207,11 +209,20 @@ class Notes:
         self.log = self._files.logs / f"{job.id}.log"
         self.state = self._files.state(job.id, ticket) or State(ticket=ticket)
         self._said = 0.0
+        self._had_ticket = time.monotonic()
 
-    def may_go_on(self) -> bool:
+    def has_ticket(self) -> bool:
         """Whether the driver has given the job to no other Slurm job, and has not taken it back."""
         submission = self._files.submission(self._job.id)
         return submission is not None and submission.ticket == self._ticket
+
+    def wait_for_ticket(self) -> bool:
+        until = time.monotonic() + SEEN_SECONDS
+        while not self.has_ticket():
+            if time.monotonic() > until:
+                return False
+            time.sleep(1.0)
+        return True
 
     def left(self) -> Job | None:
         """The job without the runs that have results; None where nothing is left."""
@@ -244,20 +255,20 @@ class Notes:
         """Now and then, write the latest progress down. False where the job may not go on."""
         if time.monotonic() - self._said < SAY_SECONDS:
             return True
-        if not self.may_go_on():
-            return False
         self._say()
-        return True
+        return time.monotonic() - self._had_ticket < SEEN_SECONDS / 3
 
     def end(self, reason: str | None) -> None:
         """Nothing more will come; ``reason`` where that is not because all was trained."""
-        if self.may_go_on():
-            self.state.ended, self.state.reason = True, reason
-            self._say()
+        self.state.ended, self.state.reason = True, reason
+        self._say()
 
     def _say(self) -> None:
-        self._files.say(self._job.id, self.state)
+        """Where another Slurm job has the ticket, the file is that one's."""
         self._said = time.monotonic()
+        if self.has_ticket():
+            self._had_ticket = self._said
+            self._files.say(self._job.id, self.state)
 
 
 @contextmanager

@@ -58,20 +58,20 @@ def known_parameters(extra: dict[str, str]) -> dict[str, str]:
 
 class SlurmOptions(Options):
     """Jobs of a Slurm cluster. They go on when the driver is gone, and on from their checkpoint when Slurm stops
-    them; the next `flops-fit run` finds them."""
+    them; the next ``flops-fit run`` finds them."""
 
     partition: Annotated[str | None, Runtime()] = None
     """Where jobs run. Unset: the cluster's default, as for all that is unset here."""
     time: Annotated[PositiveInt | str, AfterValidator(minutes), Runtime()] = 60
-    """Time limit of a job: minutes, or `HH:MM:SS`, or `DAYS-HH:MM:SS`. A job that needs longer goes on in
+    """Time limit of a job: minutes, or ``HH:MM:SS``, or ``DAYS-HH:MM:SS``. A job that needs longer goes on in
     a further turn."""
     cpus: Annotated[PositiveInt, Runtime()] = 1
     """Cores for each device of a job; as many threads."""
     gpus: Annotated[NonNegativeInt | None, Runtime()] = None
-    """GPUs for each device of a job. Unset: 1 with the device `cuda`; none with `cpu`; otherwise 1 where nodes of
-    the partition have GPUs."""
+    """GPUs for each device of a job. Unset: 1 with the device ``cuda``; none with ``cpu``; otherwise 1 where
+    nodes of the partition have GPUs."""
     memory: Annotated[str | None, Runtime()] = None
-    """Of a job, as sbatch takes it: `16G`."""
+    """Of a job, as sbatch takes it: ``16G``."""
     account: Annotated[str | None, Runtime()] = None
     """Whom the time is charged to."""
     qos: Annotated[str | None, Runtime()] = None
@@ -87,14 +87,14 @@ class SlurmOptions(Options):
     grace: Annotated[PositiveInt, Runtime()] = 90
     """Seconds before its time limit at which a job writes its checkpoint; Slurm may be a minute early."""
     keep_jobs: Annotated[bool, Runtime()] = False
-    """Whether Ctrl-C leaves the jobs in the queue, for the next `flops-fit run` to find. Otherwise they write
+    """Whether Ctrl-C leaves the jobs in the queue, for the next ``flops-fit run`` to find. Otherwise they write
     their checkpoints and are cancelled."""
     poll: Annotated[PositiveFloat, Runtime()] = 2.0
     """Seconds between two looks at what jobs have written; the queue is asked every fifth time."""
     setup: Annotated[tuple[str, ...], Runtime()] = ()
-    """Lines of shell that run on the node before the job: `module load cuda`."""
+    """Lines of shell that run on the node before the job: ``module load cuda``."""
     extra: Annotated[dict[str, str], AfterValidator(known_parameters), Runtime()] = {}
-    """Further options of sbatch by their long name: `{nice = "100", exclude = "node7"}`; an empty text for one
+    """Further options of sbatch by their long name: ``{nice = "100", exclude = "node7"}``; an empty text for one
     without a value."""
 
     @model_validator(mode="after")

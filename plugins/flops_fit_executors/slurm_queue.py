@@ -92,7 +92,7 @@ class SlurmQueue:
         if job.id in self._open:
             raise ValueError(f"job {job.id} has been submitted already and has not ended")
         self._open.add(job.id)
-        if not self._attach(job):
+        if not self._is_done(job) and not self._attach(job):
             self._collected.append(job)
 
     def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
@@ -154,6 +154,16 @@ class SlurmQueue:
             logger.warning("Slurm jobs %s were cancelled and have not left the queue yet", left)
 
     # ------------------------------------------------------------------ what an earlier driver left behind
+
+    def _is_done(self, job: Job) -> bool:
+        """Whether all results are in the outbox already, put there while nobody could take them."""
+        found = [self._result(job, run.id) for run in job.runs]
+        there = [result for result in found if result is not None]
+        if len(there) < len(found):
+            return False
+        self._events += [*there, JobEnded(job.id)]
+        self._files.forget(job.id)
+        return True
 
     def _attach(self, job: Job) -> bool:
         """Whether a job that is in the queue already trains this one. Others that are in its way are cancelled."""
@@ -293,16 +303,21 @@ class SlurmQueue:
         one.gone_since = one.gone_since or time.monotonic()
         return time.monotonic() - one.gone_since > SETTLE
 
-    def _fate(self, one: InQueue, state: str | None) -> str:
+    def _fate(self, one: InQueue, state: str | None) -> str | None:
+        if not one.missing:
+            return None
         how = f"is {state}" if state else "has left the queue"
         return f"Slurm job {one.slurm} {how}: {self._files.last_words(one.slurm)}"
 
     def _deliver(self, one: InQueue, runs: Sequence[str]) -> None:
         for run in runs:
-            result = self._outbox.get(run)
-            if result is not None and result.attempt >= one.job.attempts.get(run, 1):
+            if (result := self._result(one.job, run)) is not None:
                 one.missing.discard(run)
                 self._events.append(result)
+
+    def _result(self, job: Job, run: str) -> RunResult | None:
+        result = self._outbox.get(run)
+        return result if result is not None and result.attempt >= job.attempts.get(run, 1) else None
 
     def _end(self, one: InQueue, reason: str | None) -> None:
         del self._in_queue[one.job.id]
