@@ -360,7 +360,7 @@ def test_a_job_that_needs_longer_than_its_time_limit_goes_on_by_itself(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
     trace = tmp_path / "trace"
-    (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.7)"))
+    (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.25)"))
     seen: list[Any] = []
     with opened(tmp_path, time=1, grace=20) as executor:
         executor.submit(job)

@@ -6,13 +6,14 @@ import logging
 import time
 import uuid
 from collections import defaultdict, deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flops_fit_core import ConfigError, ExecutorContext, Job, JobEnded, Outbox, Progress, RunResult
 from flops_fit_executors.slurm_commands import ALIVE, Refused, Slurm
 from flops_fit_executors.slurm_files import SlurmFiles, Submission
 from flops_fit_executors.slurm_job import SlurmJob
+from flops_fit_executors.slurm_left_behind import LeftBehind
 from flops_fit_executors.slurm_options import SlurmOptions
 from flops_fit_executors.worker_process import environment
 
@@ -70,9 +71,7 @@ class SlurmQueue:
         self._slurm = Slurm(self._study, self._files.logs, options)
         self._collected: deque[Job] = deque()
         self._in_queue: dict[str, InQueue] = {}
-        self._left_behind: dict[str, Submission] | None = None
-        """By trajectory: what an earlier driver submitted. None before anybody has looked."""
-        self._states: Mapping[str, str] = {}
+        self._left_behind = LeftBehind(self._files, self._slurm)
         self._open: set[str] = set()
         """Jobs whose JobEnded has not been given out."""
         self._events: deque[Progress | RunResult | JobEnded] = deque()
@@ -166,40 +165,12 @@ class SlurmQueue:
         return True
 
     def _attach(self, job: Job) -> bool:
-        """Whether a job that is in the queue already trains this one. Others that are in its way are cancelled."""
-        behind = self._behind()
-        found = {one.job.id: one for own in job.trajectories if (one := behind.get(own.id)) is not None}
-        for one in found.values():
-            for trajectory in one.job.trajectories:
-                behind.pop(trajectory.id, None)
-        for one in found.values():
-            if one.slurm is not None and covers(one, job) and self._lives(one):
-                logger.info("job %s goes on as Slurm job %s", one.job.id, one.slurm)
-                missing = {run.id for run in job.runs}
-                self._in_queue[job.id] = InQueue(job, one.ticket, one.slurm, missing)
-                return True
-            self._files.forget(one.job.id)
-            if one.slurm is not None:
-                self._slurm.cancel([one.slurm])
-        return False
-
-    def _behind(self) -> dict[str, Submission]:
-        if self._left_behind is None:
-            there = self._files.submissions()
-            self._left_behind = {trajectory.id: one for one in there for trajectory in one.job.trajectories}
-            if there:
-                states = self._slurm.queue()
-                if states is None:
-                    raise ConfigError(
-                        "executor 'slurm': squeue does not answer, so that nobody can tell whether jobs of an "
-                        "earlier run are still in the queue: try again when it does"
-                    )
-                self._states = states
-        return self._left_behind
-
-    def _lives(self, one: Submission) -> bool:
-        state = self._files.state(one.job.id, one.ticket)
-        return self._states.get(one.slurm or "") in ALIVE and not (state is not None and state.ended)
+        """Whether a job that is in the queue already trains this one."""
+        one = self._left_behind.taken_over(job)
+        if one is None or one.slurm is None:
+            return False
+        self._in_queue[job.id] = InQueue(job, one.ticket, one.slurm, {run.id for run in job.runs})
+        return True
 
     # ------------------------------------------------------------------ into the queue
 
@@ -323,11 +294,3 @@ class SlurmQueue:
         del self._in_queue[one.job.id]
         self._files.forget(one.job.id)
         self._events.append(JobEnded(one.job.id, reason))
-
-
-def covers(submission: Submission, job: Job) -> bool:
-    """Whether a job that was submitted before does everything that is asked for now, in the same way."""
-    before = submission.job
-    same = (before.id, before.device, before.runtime) == (job.id, job.device, job.runtime)
-    there = {run.id: before.attempts.get(run.id, 1) for run in before.runs}
-    return same and all(there.get(run.id) == job.attempts.get(run.id, 1) for run in job.runs)
