@@ -253,7 +253,7 @@ def test_status_counts_runs_and_flops(here, said):
     status, output, _ = said("status", "runs/small", "--json")
     told = json.loads(output)
     assert status == 0
-    assert told["runs"] == {"waiting": 0, "completed": 2, "diverged": 0, "failed": 0}
+    assert told["runs"] == {"running": 0, "waiting": 0, "completed": 2, "diverged": 0, "failed": 0}
     assert told["flops_spent"] == pytest.approx(2e8, rel=0.01)
     assert abs(told["flops_left"]) < 1
 

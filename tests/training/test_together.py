@@ -14,7 +14,7 @@ from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.registry import installed
-from flops_fit_core.training.together import Together
+from flops_fit_core.training.together import Processes
 
 
 @pytest.fixture(scope="module")
@@ -154,10 +154,10 @@ def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
 
 def test_a_batch_is_divided_in_order_and_evenly_and_nothing_is_left_out():
     batch = {"ids": torch.arange(11), "more": [torch.arange(11) * 2]}
-    shares = [Together(rank, 4).share(batch, 11) for rank in range(4)]
+    shares = [Processes(rank, 4).share(batch, 11) for rank in range(4)]
     assert torch.cat([share["ids"] for share in shares]).tolist() == list(range(11))
     assert torch.cat([share["more"][0] for share in shares]).tolist() == list(range(0, 22, 2))
-    assert [len(share["ids"]) for share in shares] == [Together(rank, 4).samples(11) for rank in range(4)]
+    assert [len(share["ids"]) for share in shares] == [Processes(rank, 4).samples(11) for rank in range(4)]
     assert sorted(len(share["ids"]) for share in shares) == [2, 3, 3, 3]
 
 
