@@ -17,10 +17,11 @@ from pathlib import Path
 QUICK = {
     "RAY_health_check_initial_delay_ms": "500",
     "RAY_health_check_period_ms": "500",
-    "RAY_health_check_timeout_ms": "1000",
-    "RAY_health_check_failure_threshold": "2",
+    "RAY_health_check_timeout_ms": "10000",
+    "RAY_health_check_failure_threshold": "3",
 }
-"""Notice a dead node within a second or two; by default it takes about 14."""
+"""Notice within two seconds that a node's process is gone (by default it takes about 14), and be patient with one
+that only answers late."""
 ENVIRONMENT = {
     **QUICK,
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -12,6 +12,7 @@ from collections import defaultdict
 import pytest
 from pydantic import ValidationError
 from ray_cluster import descendants, ray_cluster
+from small import Bench
 
 import flops_fit_core
 from flops_fit_core import ExecutorContext, JobEnded
@@ -39,12 +40,30 @@ def cluster():
         yield running
 
 
+@pytest.fixture(scope="class")
+def joined_before(cluster):
+    """As in a program that uses Ray itself: the executor neither joins nor leaves. Its workers stay warm."""
+    import ray
+
+    ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield
+    assert ray.is_initialized()
+    ray.shutdown()
+
+
+@pytest.mark.usefixtures("joined_before")
 class TestRay(ExecutorConformance):
     name = "ray"
 
-    @pytest.fixture(autouse=True)
-    def _on_the_cluster(self, cluster):
-        self.options = {"address": cluster.address}
+    def test_python_objects_reach_the_tasks(self, tmp_path, cluster):
+        bench = Bench()
+        asked = {"name": "ray", "address": cluster.address}
+        there, here = (
+            flops_fit_core.run(bench.table(executor=executor), registry=bench.registry(), out=tmp_path / name)
+            for name, executor in [("there", asked), ("here", "local")]
+        )
+        assert [result.loss for result in there.results] == [result.loss for result in here.results]
+        assert len(bench.served) == 60, "one of the two was trained in this process"
 
 
 def executor_in(folder, **options):

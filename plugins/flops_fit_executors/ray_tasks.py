@@ -31,12 +31,7 @@ GRACE = 5.0
 MOST_TASKS = 1_000_000
 """That wait for a word of the driver at the same time."""
 CLOSED = "the executor was closed"
-LOST = (
-    exceptions.NodeDiedError,
-    exceptions.ObjectLostError,
-    exceptions.ObjectFetchTimedOutError,
-    exceptions.ReferenceCountingAssertionError,
-)
+LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
 """What Ray says where a node has gone, and what was on it."""
 
 logger = logging.getLogger("flops_fit")
