@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -32,6 +33,14 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install 'flops-fit[
 pytestmark = pytest.mark.ray
 
 SLOW = "import time; time.sleep(0.03)"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_tokens():
+    """A process reads once whether Ray's parts show each other tokens: all here do not."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +193,14 @@ def test_tasks_do_not_outlive_a_driver_that_is_killed(tmp_path, cluster):
         finally:
             process.kill()
     wait_until(lambda: not is_running(worker), seconds=10)
+
+
+def test_ray_leaves_the_environment_of_this_process_as_it_was(tmp_path, cluster):
+    before = dict(os.environ), signal.getsignal(signal.SIGTERM)
+    executor = executor_in(tmp_path, address=cluster.address)
+    assert executor.capacity == 2
+    executor.close()
+    assert (dict(os.environ), signal.getsignal(signal.SIGTERM)) == before
 
 
 class KillsTheNode:

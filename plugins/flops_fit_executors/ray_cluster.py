@@ -23,6 +23,8 @@ from flops_fit_executors.worker_process import THREAD_VARIABLES
 if TYPE_CHECKING:
     from flops_fit_executors import RayOptions
 
+LEFT_BEHIND = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
+"""Variables that starting Ray sets in this process and leaving it does not unset."""
 LOOK_SECONDS = 5.0
 """How long the number of nodes is taken to be what it was."""
 
@@ -38,6 +40,7 @@ class Cluster:
         self._no_gpus = all(slot.get("CUDA_VISIBLE_DEVICES") == "" for slot in slots)
         """The experiment's device is the CPU: its places show no GPU."""
         self.is_own = not options.address
+        self._environment_before = {name: os.environ.get(name) for name in LEFT_BEHIND}
         self._ours = join(options, self._environment())
         self._nodes: list[Mapping[str, float]] = []
         self._looked = -math.inf
@@ -48,6 +51,10 @@ class Cluster:
             self._ours = False
             ray.shutdown()
             show_messages(True)
+            for name, value in self._environment_before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
     def needs(self, devices: int) -> dict[str, float]:
         """What a job on so many devices takes of a node."""
