@@ -327,6 +327,8 @@ def test_a_run_that_was_done_before_its_job_was_requeued_is_not_trained_again(
     with opened(tmp_path) as executor:
         executor.submit(both)
         seen = read_until(executor, lambda: len(lines(trace)) > 5)
+        while not results(seen):
+            seen += executor.events(1.0)
         assert [one.id for one in results(seen)] == [quick.runs[0].id]
         (tmp_path / "outbox" / f"{quick.runs[0].id}.json").unlink()  # as a sweep does that has stored it
         (slurm,) = on_the_cluster.queue()
