@@ -57,7 +57,9 @@ class Node:
         return descendants(self.process.pid)
 
     def kill(self) -> None:
-        """SIGKILL to everything at once, the raylet first, as when the machine's power fails."""
+        """SIGKILL to everything at once, the raylet first, as when the machine's power fails. Idempotent."""
+        if self.process.returncode is not None:
+            return
         pids = self.processes()
         for pid in sorted(pids, key=lambda pid: "raylet/raylet" not in _command(pid)):
             with suppress(ProcessLookupError):
