@@ -202,6 +202,7 @@ def test_jobs_of_a_driver_that_was_killed_go_on_and_the_next_one_finds_them(tmp_
 
 
 @on_slurm
+@pytest.mark.slow
 def test_a_job_that_stands_in_the_way_of_another_is_cancelled(tmp_path: Path) -> None:
     """As when a run that failed is to be tried again while others of its job go on."""
     trace = tmp_path / "trace"
@@ -218,6 +219,7 @@ def test_a_job_that_stands_in_the_way_of_another_is_cancelled(tmp_path: Path) ->
 
 
 @on_slurm
+@pytest.mark.slow
 def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_goes_on_from_there(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.02)"))
@@ -242,6 +244,7 @@ def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_goes_on_fro
 
 
 @on_slurm
+@pytest.mark.slow
 def test_a_job_that_never_said_a_word_ends_with_what_slurm_kept_of_it(tmp_path: Path) -> None:
     with opened(tmp_path, setup=["echo no such module >&2", "exit 3"]) as executor:
         (job,) = tiny_jobs(LEARN)
@@ -283,6 +286,7 @@ def requeued(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], 
 
 
 @on_slurm
+@pytest.mark.slow
 def test_a_job_whose_time_limit_is_near_writes_a_checkpoint_and_goes_on_in_another_turn(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
