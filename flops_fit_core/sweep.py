@@ -68,8 +68,6 @@ class Sweep:
         self._waiting: deque[Job] = deque()
         self._elsewhere: list[Job] = []
         self._running: dict[str, Job] = {}
-        self._answered: set[tuple[str, int]] = set()
-        """(Run id, attempt) of every result that has come."""
         self._lost: set[str] = set()
         """Runs whose worker was lost once."""
         self._finished: set[str] = set()
@@ -81,7 +79,7 @@ class Sweep:
         Raises StoreError where results can no longer be kept; KeyboardInterrupt stops the workers first.
         """
         if self.folder is not None:
-            self._collect(Outbox(self.folder))
+            self._collect()
             forget_checkpoints(self.plan, self.store, self.folder, branches=False)
         self._waiting = deque(self._missing_jobs())
         self._tell("started", self.plan)
@@ -117,12 +115,15 @@ class Sweep:
         kept = {result.id: result for result in self.store.results()}
         return [kept[run.id] for run in self.plan.runs if run.id in kept]
 
-    def _collect(self, outbox: Outbox) -> None:
-        """Store what was finished while no driver was there."""
+    def _collect(self) -> None:
+        """Store what was finished for drivers that are not there any more; those that are collect their own."""
+        if self.folder is None:
+            return
         planned = {run.id for run in self.plan.runs}
-        for result in outbox.results():
-            if result.id in planned:
+        for result in Outbox(self.folder).results():
+            if result.id in planned and self._claim([result.id]):
                 self._keep(result)
+                self._release([result.id])
 
     # ------------------------------------------------------------------ what to train
 
@@ -161,12 +162,7 @@ class Sweep:
     def _left_of(self, job: Job) -> Job | None:
         """The job without the runs to which another driver has given results between our look at the store and our
         claim; None where nothing is left."""
-        trajectories = [
-            one.model_copy(update={"runs": tuple(run for run in one.runs if not self._is_answered(run, job))})
-            for one in job.trajectories
-        ]
-        left = tuple(one for one in trajectories if one.runs)
-        return job.model_copy(update={"trajectories": left}) if left else None
+        return job.only(lambda run: not self._is_answered(run, job))
 
     def _is_answered(self, run: RunSpec, job: Job) -> bool:
         result = self.store.get(run.id)
@@ -175,6 +171,7 @@ class Sweep:
     def _look_elsewhere(self) -> None:
         """Only runs that other drivers hold are left: wait for their results, or for a claim to run out."""
         time.sleep(TURN_SECONDS)
+        self._collect()
         self._waiting = deque(job for job in self._elsewhere if self._left_of(job) is not None)
         self._elsewhere = []
 
@@ -202,7 +199,6 @@ class Sweep:
 
     def _keep(self, result: RunResult) -> None:
         self.store.add(result)
-        self._answered.add((result.id, result.attempt))
         if self.folder is not None:
             Outbox(self.folder).forget(result.id)
         if result.is_finished:
@@ -212,7 +208,7 @@ class Sweep:
 
     def _end(self, ended: JobEnded) -> None:
         job = self._running.pop(ended.job)
-        lost = [run for run in job.runs if (run.id, job.attempts.get(run.id, 1)) not in self._answered]
+        lost = [run for run in job.runs if not self._is_answered(run, job)]
         for run in lost:
             error = RunError(type="WorkerLost", message=ended.reason or "the worker gave no result")
             self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))

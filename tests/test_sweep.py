@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from kills import run_kills
 
-from flops_fit_core import ExecutorContext, JobEnded, StoreError, hookimpl
+from flops_fit_core import ExecutorContext, JobEnded, Outbox, StoreError, hookimpl
 from flops_fit_core import sweep as sweep_module
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
@@ -463,3 +463,103 @@ def test_a_checkpoint_that_a_killed_driver_left_of_a_finished_run_is_deleted_by_
     setting.driver(store, folder=setting.folder).run()
     assert not folder.path.exists()
     store.close()
+
+
+# ---------------------------------------------------------------------------- lost workers, the outbox
+
+
+class Losing:
+    """An executor that loses some jobs the first time, or always, before it trains them as another does."""
+
+    def __init__(self, inner, times):
+        self.inner, self.times, self.capacity = inner, times, 1
+        self.lost, self.events_of_lost = Counter(), []
+
+    def submit(self, job):
+        if self.lost[job.runs[0].size] < self.times.get(job.runs[0].size, 0):
+            self.lost[job.runs[0].size] += 1
+            self.events_of_lost.append(JobEnded(job.id, "killed by SIGKILL"))
+        else:
+            self.inner.submit(job)
+
+    def events(self, timeout):
+        while self.events_of_lost:
+            yield self.events_of_lost.pop()
+        yield from self.inner.events(timeout)
+
+    def cancel(self, job_id):
+        self.inner.cancel(job_id)
+
+    def close(self):
+        self.inner.close()
+
+
+def attempts(store, plan):
+    return {run.size: [(one.attempt, one.status) for one in store.attempts(run.id)] for run in plan.runs}
+
+
+def test_a_run_whose_worker_is_lost_is_trained_again_at_once_and_no_more_than_once(setting):
+    store = setting.store()
+    executor = Losing(setting.executor(), {4: 1, 6: 9})
+    Sweep(setting.plan, store, executor, setting.registry).run()
+    assert attempts(store, setting.plan) == {
+        4: [(1, "failed"), (2, "completed")],
+        6: [(1, "failed"), (2, "failed")],
+        8: [(1, "completed")],
+    }
+    assert executor.lost == {4: 1, 6: 2}
+    assert store.get(setting.plan.runs[1].id).error.message == "killed by SIGKILL"
+
+
+def test_without_retry_a_lost_run_stays_lost(setting):
+    store = setting.store()
+    executor = Losing(setting.executor(), {4: 1})
+    Sweep(setting.plan, store, executor, setting.registry, retry_failed=False).run()
+    assert attempts(store, setting.plan)[4] == [(1, "failed")]
+
+
+def result_of_the_first(setting):
+    """As a worker would have left it."""
+    other = Setting(setting.folder / "elsewhere")
+    return other.driver(other.store()).run()[0]
+
+
+def test_what_came_while_no_driver_was_there_is_collected_and_not_trained_again(setting):
+    (setting.folder / "elsewhere").mkdir()
+    outbox = Outbox(setting.folder)
+    outbox.put(result_of_the_first(setting))
+    results = setting.driver(setting.store(), folder=setting.folder).run()
+    assert [result.status for result in results] == ["completed"] * 3
+    assert setting.trained == {6: 1, 8: 1}
+    assert outbox.results() == []
+
+
+def test_what_another_driver_waits_for_is_left_to_it(setting):
+    (setting.folder / "elsewhere").mkdir()
+    outbox = Outbox(setting.folder)
+    left = result_of_the_first(setting)
+    outbox.put(left)
+    store = setting.store()
+    assert store.claim(left.id, "a driver that lives", 2.0)
+    sweep = setting.driver(store, folder=setting.folder)
+    sweep._collect()
+    assert outbox.get(left.id) == left
+    assert store.get(left.id) is None
+    assert len(sweep.run()) == 3
+    assert setting.trained == {6: 1, 8: 1}, "collected once the other driver's claim had run out"
+
+
+def test_a_lost_job_takes_no_result_away(setting):
+    """Another driver may have stored it meanwhile."""
+    store = setting.store()
+
+    class Stored(Losing):
+        def submit(self, job):
+            if job.runs[0].id == kept.id:
+                store.add(kept)
+            super().submit(job)
+
+    (setting.folder / "elsewhere").mkdir()
+    kept = result_of_the_first(setting)
+    Sweep(setting.plan, store, Stored(setting.executor(), {4: 1}), setting.registry).run()
+    assert attempts(store, setting.plan)[4] == [(1, "completed")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
@@ -172,6 +172,15 @@ class Job(Record):
     @property
     def runs(self) -> tuple[RunSpec, ...]:
         return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
+
+    def only(self, wanted: Callable[[RunSpec], bool]) -> Job | None:
+        """The job with the runs that are wanted; None where there are none."""
+        trajectories = [
+            one.model_copy(update={"runs": tuple(run for run in one.runs if wanted(run))})
+            for one in self.trajectories
+        ]
+        left = tuple(one for one in trajectories if one.runs)
+        return self.model_copy(update={"trajectories": left}) if left else None
 
     @property
     def devices(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -100,6 +101,9 @@ def main() -> None:
     """Be one of the others: train along, until the first one is done or gone."""
     from flops_fit_core.training.worker import train_along
 
+    # Whoever signals a whole job (scancel, Ctrl-C) means the first process, which tells the others when to stop.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # User code prints to where the first process's does; what we say goes through the pipe.
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

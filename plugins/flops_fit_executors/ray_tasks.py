@@ -53,12 +53,7 @@ class Task:
     @property
     def left(self) -> Job | None:
         """The job without the runs that have results; None where all have."""
-        trajectories = [
-            one.model_copy(update={"runs": tuple(run for run in one.runs if run.id not in self.answered)})
-            for one in self.job.trajectories
-        ]
-        left = tuple(one for one in trajectories if one.runs)
-        return self.job.model_copy(update={"trajectories": left}) if left else None
+        return self.job.only(lambda run: run.id not in self.answered)
 
 
 class RayExecutor:

@@ -226,12 +226,7 @@ class Notes:
 
     def left(self) -> Job | None:
         """The job without the runs that have results; None where nothing is left."""
-        left = [
-            one.model_copy(update={"runs": tuple(run for run in one.runs if not self._is_done(run.id))})
-            for one in self._job.trajectories
-        ]
-        left = [one for one in left if one.runs]
-        return self._job.model_copy(update={"trajectories": tuple(left)}) if left else None
+        return self._job.only(lambda run: not self._is_done(run.id))
 
     def _is_done(self, run_id: str) -> bool:
         """A driver takes results out of the outbox, so that what was put there is written down, too."""

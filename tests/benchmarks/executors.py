@@ -5,7 +5,7 @@
 24 runs of the example's models (six sizes, four seeds) on the bundled text, each a few seconds of one core. Ray is
 started for the sweep on this machine; Slurm is a cluster of this machine that is brought up first and taken down
 afterwards (tests/slurm_cluster.py says what it needs; start-up not timed). ``local`` trains one run after another,
-the others two at a time. Prints wall time, that of ``local`` over it, and the overhead: wall time times the places,
+24 runs of the example's models (six sizes, four seeds) on the bundled text, each of a few seconds. Ray is
 less the time that the runs themselves took, a job.
 """
 
