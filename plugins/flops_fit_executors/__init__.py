@@ -85,6 +85,23 @@ def build_slurm(options: SlurmOptions, context: ExecutorContext) -> Executor:
     return SlurmQueue(context, options)
 
 
+def check_processes(options: ProcessesOptions) -> Sequence[str]:
+    return [f"{options.workers} workers" if options.workers else "one worker a GPU, or one a core"]
+
+
+def check_ray(options: RayOptions) -> Sequence[str]:
+    from importlib.metadata import version
+
+    where = f"joins {options.address}" if options.address else "without an address, one of this machine alone"
+    return [f"ray {version('ray')}", where]
+
+
+def check_slurm(options: SlurmOptions) -> Sequence[str]:
+    from flops_fit_executors.slurm_commands import what_there_is
+
+    return what_there_is()
+
+
 def ray_places(options: RayOptions, slots: Sequence[Mapping[str, str]]) -> int | None:
     """Of this machine; nobody knows those of a cluster before it is joined."""
     return None if options.address else max(1, int(len(slots) / max(1.0, options.cpus)))
@@ -98,11 +115,24 @@ def workers_of(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) ->
 @hookimpl
 def flops_fit_executors() -> Iterable[ExecutorSpec]:
     """Offer ``processes``, ``local``, ``ray`` and ``slurm``."""
-    yield ExecutorSpec(name="processes", options=ProcessesOptions, build=build_processes, places=workers_of)
+    yield ExecutorSpec(
+        name="processes", options=ProcessesOptions, build=build_processes, places=workers_of, check=check_processes
+    )
     yield ExecutorSpec(name="local", options=LocalOptions, build=build_local, places=lambda options, slots: 1)
     yield ExecutorSpec(
-        name="ray", options=RayOptions, build=build_ray, places=ray_places, requires=["ray>=2.40"], extra="ray"
+        name="ray",
+        options=RayOptions,
+        build=build_ray,
+        places=ray_places,
+        check=check_ray,
+        requires=("ray>=2.40",),
+        extra="ray",
     )
     yield ExecutorSpec(
-        name="slurm", options=SlurmOptions, build=build_slurm, requires=("submitit>=1.5",), extra="slurm"
+        name="slurm",
+        options=SlurmOptions,
+        build=build_slurm,
+        check=check_slurm,
+        requires=("submitit>=1.5",),
+        extra="slurm",
     )

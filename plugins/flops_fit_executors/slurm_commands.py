@@ -47,14 +47,28 @@ class Refused(Exception):
     """sbatch did not take the jobs; says what it said."""
 
 
+def need_commands() -> None:
+    """Raises ConfigError where this machine has no Slurm."""
+    if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
+        raise ConfigError(
+            f"executor 'slurm': no {', '.join(missing)} here: run flops-fit on a login node of the cluster"
+        )
+
+
+def what_there_is() -> list[str]:
+    """The partitions of this machine's Slurm, in words. Raises ConfigError where there is none or none answers."""
+    need_commands()
+    said = _answer("sinfo", "--noheader", "--format=%P, %D nodes, %a, at most %l")
+    if said is None:
+        raise ConfigError("executor 'slurm': its commands are here, and no Slurm answers them")
+    return [f"partition {line.strip()}" for line in said.splitlines()]
+
+
 class Slurm:
     """The jobs of one study. Raises ConfigError where this machine has no Slurm."""
 
     def __init__(self, study: Path, logs: Path, options: SlurmOptions) -> None:
-        if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
-            raise ConfigError(
-                f"executor 'slurm': no {', '.join(missing)} here: run flops-fit on a login node of the cluster"
-            )
+        need_commands()
         self._logs = logs
         self._options = options
         place = hashlib.sha256(str(study.resolve()).encode()).hexdigest()[:8]

@@ -80,8 +80,9 @@ def measure(store: str, runs: int, folder: Path) -> None:
     print(f"{store}: {len(study.plan.runs)} runs, {dict(statuses)}; ", end="")
     print(
         f"trained {sum(trained.values())} times, "
-        f"{sum(count > 1 for count in trained.values())} more than once, {several} stored more than once; by driver "
-        f"{[by[str(driver.pid)] for driver in drivers]}; exit statuses {[driver.returncode for driver in drivers]}"
+        f"{sum(count > 1 for count in trained.values())} more than once, {several} stored more than once; "
+        f"by driver {[by[str(driver.pid)] for driver in drivers]}, "
+        f"exit statuses {[driver.returncode for driver in drivers]}"
     )
     if any(driver.returncode for driver in drivers):
         print("\n".join(said))
