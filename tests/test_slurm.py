@@ -482,3 +482,18 @@ def test_a_machine_without_slurm_is_told_to_the_user(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match="no sbatch, srun, squeue, scancel here: run flops-fit on a login node"):
         build(tmp_path)
+
+
+@on_slurm
+def test_doctor_is_told_the_partitions() -> None:
+    spec = installed().find("executor", "executors/slurm").spec
+    (partition,) = spec.check(spec.options())
+    assert partition.startswith("partition ")
+    assert "1 nodes, up, at most " in partition
+
+
+def test_doctor_is_told_that_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    spec = installed().find("executor", "executors/slurm").spec
+    with pytest.raises(ConfigError, match="no sbatch"):
+        spec.check(spec.options())
