@@ -26,6 +26,8 @@ LONG_AGO = 600.0
 class Driver(Record):
     """One process that trains a study's runs, or has others train them."""
 
+    owner: str
+    """In whose name it claims runs."""
     host: str
     pid: int
     executor: str
@@ -52,9 +54,10 @@ class Driver(Record):
 class DriverNote:
     """A ``Logger`` that keeps this driver's note up to date, and removes it at the end."""
 
-    def __init__(self, study: Path, executor: str) -> None:
+    def __init__(self, study: Path, owner: str, executor: str) -> None:
+        now = time.time()
         self._driver = Driver(
-            host=socket.gethostname(), pid=os.getpid(), executor=executor, started=time.time(), updated=time.time()
+            owner=owner, host=socket.gethostname(), pid=os.getpid(), executor=executor, started=now, updated=now
         )
         self._file = study / "drivers" / f"{self._driver.host}-{self._driver.pid}.json"
         self._running: dict[str, Progress] = {}
@@ -84,12 +87,28 @@ class DriverNote:
 
 
 def drivers(study: Path) -> list[Driver]:
-    """Those that train the study now; notes of others are left alone."""
-    found = []
+    """Those that train the study now."""
+    return [driver for driver in _notes(study).values() if driver.is_there]
+
+
+def dead_owners(study: Path) -> list[str]:
+    """In whose names drivers have claimed runs that died on this machine. Their notes are gone after this."""
+    dead = {
+        file: driver
+        for file, driver in _notes(study).items()
+        if driver.host == socket.gethostname() and not driver.is_there
+    }
+    for file in dead:
+        file.unlink(missing_ok=True)
+    return [driver.owner for driver in dead.values()]
+
+
+def _notes(study: Path) -> dict[Path, Driver]:
+    found = {}
     for file in sorted((study / "drivers").glob("[!.]*.json")):
         with contextlib.suppress(OSError, ValidationError):
-            found.append(Driver.model_validate_json(file.read_text()))
-    return [one for one in found if one.is_there]
+            found[file] = Driver.model_validate_json(file.read_text())
+    return found
 
 
 def seconds_left(plan: SweepPlan, finished: set[str], running: Sequence[Progress]) -> float | None:

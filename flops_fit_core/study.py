@@ -87,15 +87,12 @@ class Study:
                 store,
                 self._executor(experiment),
                 self.registry,
-                loggers=[
-                    *loggers,
-                    *self._loggers(experiment),
-                    DriverNote(self.folder.path, experiment.executor.name),
-                ],
+                loggers=[*loggers, *self._loggers(experiment)],
                 retry_failed=retry_failed,
                 again=again,
                 folder=self.folder.path,
             )
+            sweep.loggers.append(DriverNote(self.folder.path, sweep.owner, experiment.executor.name))
             results = sweep.run()
         self.forget()
         return results

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.contracts import Executor, JobEnded, Logger, ResultStore
+from flops_fit_core.drivers import dead_owners
 from flops_fit_core.folder import Outbox, TrajectoryFolder
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.registry import Registry
@@ -82,6 +83,7 @@ class Sweep:
             self._collect()
             forget_checkpoints(self.plan, self.store, self.folder, branches=False)
         self._waiting = deque(self._missing_jobs())
+        self._free_what_the_dead_hold()
         self._tell("started", self.plan)
         try:
             while self._waiting or self._running or self._elsewhere:
@@ -124,6 +126,13 @@ class Sweep:
             if result.id in planned and self._claim([result.id]):
                 self._keep(result)
                 self._release([result.id])
+
+    def _free_what_the_dead_hold(self) -> None:
+        """Claims of drivers that died on this machine, without waiting for them to run out."""
+        dead = dead_owners(self.folder) if self.folder is not None else []
+        for owner in dead:
+            for name in (name for job in self._waiting for name in _claims(job)):
+                self.store.release(name, owner)
 
     # ------------------------------------------------------------------ what to train
 

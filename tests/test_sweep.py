@@ -1,6 +1,8 @@
 """The loop that drives a sweep, with a real store and real training in this process."""
 
 import logging
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -18,6 +20,7 @@ from kills import run_kills
 from flops_fit_core import ExecutorContext, JobEnded, Outbox, StoreError, hookimpl
 from flops_fit_core import sweep as sweep_module
 from flops_fit_core.config import make_experiment
+from flops_fit_core.drivers import Driver
 from flops_fit_core.planning import make_plan
 from flops_fit_core.registry import installed
 from flops_fit_core.sweep import Sweep, count_states
@@ -563,3 +566,28 @@ def test_a_lost_job_takes_no_result_away(setting):
     kept = result_of_the_first(setting)
     Sweep(setting.plan, store, Stored(setting.executor(), {4: 1}), setting.registry).run()
     assert attempts(store, setting.plan)[4] == [(1, "completed")]
+
+
+def test_claims_of_a_driver_that_was_killed_on_this_machine_are_free_at_once(setting):
+    store = setting.store()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    note = Driver(
+        owner="killed",
+        host=socket.gethostname(),
+        pid=gone.pid,
+        executor="processes",
+        started=0.0,
+        updated=time.time(),
+    )
+    for name, changes in {"killed": {}, "far": {"owner": "far", "host": "another-machine"}}.items():
+        (setting.folder / "drivers").mkdir(exist_ok=True)
+        text = note.model_copy(update=changes).model_dump_json()
+        (setting.folder / "drivers" / f"{name}.json").write_text(text)
+    first, second, _ = setting.plan.runs
+    assert store.claim(first.id, "killed", 60.0)
+    assert store.claim(second.id, "far", 2.5)
+    started = time.monotonic()
+    assert len(setting.driver(store, folder=setting.folder).run()) == 3
+    assert 2.0 < time.monotonic() - started < 20, "the other machine's driver may live"
+    assert [file.name for file in (setting.folder / "drivers").iterdir()] == ["far.json"]

@@ -118,7 +118,7 @@ def test_a_sweep_that_runs_is_seen_from_another_terminal_and_leaves_no_note(here
 def test_notes_of_dead_drivers_are_not_believed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    note = DriverNote(tmp_path, "executors/local")
+    note = DriverNote(tmp_path, "me", "executors/local")
     note.started(None)
     assert [one.pid for one in drivers(tmp_path)] == [os.getpid()]
     (mine,) = drivers(tmp_path)
