@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_core import ExecutorContext, JobEnded, RunResult
+from flops_fit_core import ExecutorContext, JobEnded, RunResult, plan
 from flops_fit_core.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import (
@@ -388,3 +388,39 @@ def test_places_are_joined_as_cuda_names_its_devices():
     assert both["CUDA_VISIBLE_DEVICES"] == "2,5"
     none = environment([{"CUDA_VISIBLE_DEVICES": ""}] * 2, 1)
     assert none["CUDA_VISIBLE_DEVICES"] == ""
+
+
+def test_a_run_whose_worker_is_killed_goes_on_from_its_checkpoint_in_the_same_sweep(tmp_path):
+    flag, trace = tmp_path / "flag", tmp_path / "trace"
+    die_once = f"""
+import os, signal, time
+with open({str(trace)!r}, "a") as file:
+    file.write("step\\n")
+if step == 60 and not os.path.exists({str(flag)!r}):
+    open({str(flag)!r}, "w").close()
+    os.kill(os.getpid(), signal.SIGKILL)
+if step < 60:
+    time.sleep(0.01)
+"""
+
+    def table(code):
+        return {
+            "sweep": {"budgets": [500_000], "sizes": [{"width": 4, "code": code}], "batch_size": 8},
+            "model": "tiny/tiny",
+            "dataset": "tiny/majority",
+            "optimizer": "tiny/plain",
+            "trainer": {"name": "trainers/torch", "heldout_tokens": 256, "checkpoint_minutes": 0.001},
+            "device": "cpu",
+            "executor": {"name": "processes", "workers": 1},
+        }
+
+    study = plan(table(die_once), registry=tiny_registry(), out=tmp_path / "killed")
+    (result,) = study.train()
+    assert (result.status, result.attempt) == ("completed", 2)
+    with study.store() as store:
+        first, _ = store.attempts(result.id)
+    assert (first.status, first.error.message) == ("failed", "killed by SIGKILL")
+    steps, trained = result.run.steps, len(trace.read_text().splitlines())
+    assert steps < trained < steps + 60, "what came before the last checkpoint is not trained again"
+    (undisturbed,) = plan(table(LEARN), registry=tiny_registry(), out=tmp_path / "whole").train()
+    assert result.loss == undisturbed.loss
