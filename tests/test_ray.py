@@ -64,6 +64,7 @@ def joined_before(cluster):
 class TestRay(ExecutorConformance):
     name = "ray"
 
+    @pytest.mark.slow
     def test_python_objects_reach_the_tasks(self, tmp_path, cluster):
         bench = Bench()
         asked = {"name": "ray", "address": cluster.address}
@@ -157,6 +158,7 @@ def driver(asked, folder):
     )
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_ray_within_seconds_with_checkpoints_and_leaves_no_process(tmp_path):
     trace, study = tmp_path / "trace", tmp_path / "study"
     asked = table(traced(CRAWL, trace), traced(CRAWL, trace), name="ray")
@@ -182,6 +184,7 @@ def test_ctrl_c_stops_ray_within_seconds_with_checkpoints_and_leaves_no_process(
 # ---------------------------------------------------------------------------- a cluster
 
 
+@pytest.mark.slow
 def test_tasks_do_not_outlive_a_driver_that_is_killed(tmp_path, cluster):
     trace = tmp_path / "trace"
     asked = table(traced(CRAWL, trace), name="ray", address=cluster.address)
