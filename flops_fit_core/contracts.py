@@ -335,9 +335,10 @@ class TrainContext(Protocol):
         """The processes that train the run, of which this is one: one that is alone, unless the trainer can
         ``distribute``."""
 
-    def build(self, run: RunSpec, *, shard: bool = False) -> RunParts:
-        """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard``:
-        with the weights spread over the processes that train the run."""
+    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
+        """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard`` says
+        of the model, before it is on its device, whether its weights are spread over the processes that train
+        the run."""
 
     def dataset(self, run: RunSpec) -> Dataset: ...
 

@@ -19,8 +19,17 @@ from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
 """Between two writings of a note."""
-LONG_AGO = 600.0
-"""Seconds after which a note from another machine tells of nobody any more."""
+LONG_AGO = 120.0
+"""Seconds after which a note from another machine tells of nobody any more; drivers write every 15."""
+
+
+def this_machine() -> str:
+    """Its name, when it was started, and where its process ids count: containers may share the first two."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+        parts.append(str(Path("/proc/self/ns/pid").readlink()))
+    return " ".join(parts)
 
 
 class Driver(Record):
@@ -30,6 +39,8 @@ class Driver(Record):
     """In whose name it claims runs."""
     host: str
     pid: int
+    machine: str
+    """Where ``pid`` means something: equal for processes that see each other."""
     executor: str
     started: float
     """Unix time, in seconds."""
@@ -40,7 +51,7 @@ class Driver(Record):
     @property
     def is_there(self) -> bool:
         """Whether it still lives; of another machine, whether it was heard of lately."""
-        if self.host != socket.gethostname():
+        if self.machine != this_machine():
             return time.time() - self.updated < LONG_AGO
         try:
             os.kill(self.pid, 0)
@@ -57,7 +68,13 @@ class DriverNote:
     def __init__(self, study: Path, owner: str, executor: str) -> None:
         now = time.time()
         self._driver = Driver(
-            owner=owner, host=socket.gethostname(), pid=os.getpid(), executor=executor, started=now, updated=now
+            owner=owner,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            machine=this_machine(),
+            executor=executor,
+            started=now,
+            updated=now,
         )
         self._file = study / "drivers" / f"{self._driver.host}-{self._driver.pid}.json"
         self._running: dict[str, Progress] = {}
@@ -65,12 +82,12 @@ class DriverNote:
 
     def started(self, plan: SweepPlan) -> None:
         self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._write()
+        self.write()
 
     def progress(self, progress: Progress) -> None:
         self._running[progress.run] = progress
         if time.monotonic() - self._written > WRITE_SECONDS:
-            self._write()
+            self.write()
 
     def finished(self, result: RunResult) -> None:
         self._running.pop(result.id, None)
@@ -80,7 +97,8 @@ class DriverNote:
         with contextlib.suppress(OSError):  # other drivers are there
             self._file.parent.rmdir()
 
-    def _write(self) -> None:
+    def write(self) -> None:
+        """Say that this driver is there, and what it has heard last."""
         self._written = time.monotonic()
         now = self._driver.model_copy(update={"updated": time.time(), "running": tuple(self._running.values())})
         write_atomically(self._file, now.model_dump_json())
@@ -96,7 +114,7 @@ def dead_owners(study: Path) -> list[str]:
     dead = {
         file: driver
         for file, driver in _notes(study).items()
-        if driver.host == socket.gethostname() and not driver.is_there
+        if driver.machine == this_machine() and not driver.is_there
     }
     for file in dead:
         file.unlink(missing_ok=True)

@@ -190,12 +190,24 @@ class Outbox:
 
     def get(self, run_id: str) -> RunResult | None:
         """Raises ConfigError for a damaged file."""
-        file = self._file(run_id)
-        return _load(RunResult, file) if file.exists() else None
+        return self._read(self._file(run_id))
 
     def results(self) -> list[RunResult]:
         """Raises ConfigError for a damaged file."""
-        return [_load(RunResult, file) for file in sorted(self.path.glob("[!.]*.json"))]
+        found = [self._read(file) for file in sorted(self.path.glob("[!.]*.json"))]
+        return [result for result in found if result is not None]
+
+    def _read(self, file: Path) -> RunResult | None:
+        """None where there is none, or none any more: another driver may have collected it."""
+        try:
+            return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValidationError) as error:
+            raise ConfigError(f"{file} is damaged: delete it, and its run is trained again\n{error}") from None
+
+    def __len__(self) -> int:
+        return len(list(self.path.glob("[!.]*.json")))
 
     def forget(self, run_id: str) -> None:
         """Delete the result of a run; nothing happens where there is none."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from flops_fit_core.api import expected_params
 from flops_fit_core.config import make_experiment, override_value
+from flops_fit_core.contracts import Logger
 from flops_fit_core.errors import PlanError
 from flops_fit_core.planning import make_plan
-from flops_fit_core.records import RunResult, RunSpec
+from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.study import Study
 
 Cell = tuple[float, int | float | str, int]
@@ -31,12 +32,14 @@ def to_retry(study: Study, statuses: Collection[str], only: Collection[str] = ()
     return found
 
 
-def retried(study: Study, results: Sequence[RunResult], overrides: Sequence[str] = ()) -> Study:
-    """The study with the runs of these results as the experiment plans them with ``overrides`` (``a.b=value``).
+def retry(
+    study: Study, results: Sequence[RunResult], overrides: Sequence[str] = (), loggers: Sequence[Logger] = ()
+) -> Study:
+    """Train the runs of these results again, as the experiment plans them with ``overrides`` (``a.b=value``).
 
-    A run whose settings change is a new run, and takes the old one's place in the plan for good; the old result
-    stays in the store. Options that change no result (``trainer.micro_batch``, the executor's) hold for what is
-    trained now. Nothing is trained or written here.
+    A run whose settings change is a new run, and takes the old one's place in the study's plan for good; the old
+    result stays in the store. Options that change no result (``trainer.micro_batch``, ``device.devices_per_run``,
+    the executor's) hold for this try. Returns the study as it is then.
 
     Raises PlanError where a diverged run would be the same again, or is no longer planned; ConfigError.
     """
@@ -46,26 +49,33 @@ def retried(study: Study, results: Sequence[RunResult], overrides: Sequence[str]
     experiment = make_experiment(data, study.registry, str(study.folder.experiment_file))
     changed = make_plan(experiment, expected_params(experiment, study.registry))
     fresh = {_cell(run): run for run in changed.runs}
+    chosen = [_again(result, fresh) for result in results]
     originals = {new.id: old for old, new in study.plan.replaced.items()}
-    replaced = {}
-    for result in results:
-        new = fresh.get(_cell(result.run))
-        if new is None:
-            raise PlanError(
-                f"with these changes there is no run of size {result.run.size} at C = {result.run.budget:.4g}"
-            )
-        if new.id == result.id and result.status == "diverged":
-            raise PlanError(
-                f"run {result.id} (C {result.run.budget:.3g}, size {result.run.size}) diverged and would do so "
-                f"again: change what it is trained with, as in --set optimizer.lr=0.001"
-            )
-        if new.id != result.id:
-            replaced[originals.get(result.id, result.id)] = new
-    now = {"runtime": changed.runtime, "device": changed.device}
-    sweep = study.plan.with_replacements(replaced).model_copy(update=now)
-    kept = study.folder.experiment(study.registry)
-    places = {"executor": experiment.executor, "device": experiment.device}
-    return Study(sweep, study.registry, study.folder, experiment=kept.model_copy(update=places))
+    replaced = {
+        originals.get(result.id, result.id): run
+        for result, run in zip(results, chosen, strict=True)
+        if run.id != result.id
+    }
+    kept = Study(study.plan.with_replacements(replaced), study.registry, study.folder)
+    study.folder.save(study.folder.experiment(study.registry), kept.plan, study.registry.setup)
+    now = SweepPlan(**{**dict(changed), "runs": tuple(chosen), "name": study.plan.name})
+    this_try = Study(now, study.registry, study.folder, experiment=experiment)
+    this_try.train(loggers=loggers, only={run.id for run in chosen}, save=False)
+    return kept
+
+
+def _again(result: RunResult, planned: Mapping[Cell, RunSpec]) -> RunSpec:
+    old, new = result.run, planned.get(_cell(result.run))
+    if new is None:
+        raise PlanError(
+            f"with these changes there is no run of size {old.size} at C = {old.budget:.4g}, seed {old.seed}"
+        )
+    if new.id == old.id and result.status == "diverged":
+        raise PlanError(
+            f"run {old.id} (C {old.budget:.3g}, size {old.size}) diverged and would do so again: change what it "
+            f"is trained with, as in --set optimizer.lr=0.001"
+        )
+    return new
 
 
 def _cell(run: RunSpec) -> Cell:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,15 +73,29 @@ class Study:
     # ------------------------------------------------------------------ training
 
     def train(
-        self, *, loggers: Sequence[Logger] = (), retry_failed: bool = True, again: bool = False
+        self,
+        *,
+        loggers: Sequence[Logger] = (),
+        retry_failed: bool = True,
+        again: bool = False,
+        only: Collection[str] | None = None,
+        save: bool = True,
     ) -> list[RunResult]:
         """Train what the store does not have yet, and write the study down first. Returns all results.
+
+        Args:
+            loggers: Told of everything beside the experiment's own.
+            retry_failed: Whether runs that failed before are tried again.
+            again: Whether finished runs are trained again, as further attempts.
+            only: Ids of the runs to train; None: all.
+            save: False where the folder says already what the study is.
 
         Raises UserError for what the user has to change; KeyboardInterrupt stops the workers and loses nothing.
         """
         experiment = self._experiment()
         with self.store() as store:
-            self.folder.save(experiment, self.plan, self.registry.setup)
+            if save:
+                self.folder.save(experiment, self.plan, self.registry.setup)
             sweep = Sweep(
                 self.plan,
                 store,
@@ -90,6 +104,7 @@ class Study:
                 loggers=[*loggers, *self._loggers(experiment)],
                 retry_failed=retry_failed,
                 again=again,
+                only=only,
                 folder=self.folder.path,
             )
             sweep.loggers.append(DriverNote(self.folder.path, sweep.owner, experiment.executor.name))

@@ -12,12 +12,13 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core.contracts import Executor, JobEnded, Logger, ResultStore
-from flops_fit_core.drivers import dead_owners
+from flops_fit_core.drivers import DriverNote, dead_owners
 from flops_fit_core.folder import Outbox, TrajectoryFolder
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.registry import Registry
@@ -42,6 +43,7 @@ class Sweep:
         retry_failed: Whether runs whose latest attempt failed are tried again (once a call of :meth:`run`). A run
             whose worker is lost is tried again at once, from its last checkpoint; lost again, it has failed.
         again: Whether finished runs are trained again, as further attempts.
+        only: Ids of the runs to train; None: all.
         folder: The study's; checkpoints in it are deleted once nothing goes on from them. None: there is none.
     """
 
@@ -55,6 +57,7 @@ class Sweep:
         loggers: Sequence[Logger] = (),
         retry_failed: bool = True,
         again: bool = False,
+        only: Collection[str] | None = None,
         folder: Path | None = None,
     ) -> None:
         self.plan = plan
@@ -65,6 +68,7 @@ class Sweep:
         self.loggers = list(loggers)
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
         self._again = again
+        self._only = None if only is None else set(only)
         self._retry_failed = retry_failed
         self._waiting: deque[Job] = deque()
         self._elsewhere: list[Job] = []
@@ -141,6 +145,8 @@ class Sweep:
         missing, attempts = set(), {}
         for run in self.plan.runs:
             result = latest.get(run.id)
+            if self._only is not None and run.id not in self._only:
+                continue
             if result is None:
                 missing.add(run.id)
             elif self._again or (not result.is_finished and self._retry_failed):
@@ -188,6 +194,10 @@ class Sweep:
         if time.monotonic() - self._renewed < LEASE_SECONDS / 4:
             return
         self._renewed = time.monotonic()
+        for listener in self.loggers:
+            if isinstance(listener, DriverNote):
+                with suppress(OSError):
+                    listener.write()
         for name in (name for job in self._running.values() for name in _claims(job)):
             if not self.store.renew(name, self.owner, LEASE_SECONDS):
                 logger.warning("run %s: another driver has taken it over", name)

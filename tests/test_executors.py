@@ -381,6 +381,22 @@ def test_a_job_for_several_devices_has_their_places_to_itself_and_others_come_be
     assert len(said) == 4
 
 
+def test_a_job_for_more_gpus_than_there_are_ends_at_once_with_the_reason(tmp_path):
+    large, small = tiny_jobs(LEARN, LEARN)
+    slots = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    with opened("processes", tmp_path, slots=slots, workers=4) as executor:
+        told, trained = outcomes(executor, [on_devices(large, 4), small])
+    assert (told.results, told.reason) == ([], "its runs need 4 GPUs each, and there are 2 here")
+    assert trained.reason is None
+
+
+def test_places_of_one_gpu_are_not_counted_twice_for_one_run(tmp_path):
+    slots = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
+    with opened("processes", tmp_path, slots=slots, workers=4) as executor:
+        assert executor._free_places(1) == [0, 1, 2, 3]
+        assert executor._free_places(2) == [0, 1]
+
+
 def test_places_are_joined_as_cuda_names_its_devices():
     from flops_fit_executors.worker_process import environment
 

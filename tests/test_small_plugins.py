@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from flops_fit_core import (
@@ -233,6 +234,14 @@ def test_auto_is_cuda_where_there_is_one_and_else_the_cpu(monkeypatch):
     device = built("device", "auto")
     assert (device.torch_device, device.precision, device.peak_memory()) == ("cpu", "float32", None)
     assert device.name.startswith("CPU")
+
+
+def test_one_gpu_by_its_index_trains_a_run_alone():
+    spec = installed().find("device", "devices/cuda").spec
+    with pytest.raises(ValidationError, match="index names one GPU"):
+        spec.options(index=3, devices_per_run=2)
+    assert spec.devices_per_run(spec.options(index=3), 10**15) == 1
+    assert spec.devices_per_run(spec.options(devices_per_run=4), 0) == 4
 
 
 def test_a_cuda_device_that_is_not_there_says_what_to_write(monkeypatch):

@@ -20,7 +20,7 @@ from kills import run_kills
 from flops_fit_core import ExecutorContext, JobEnded, Outbox, StoreError, hookimpl
 from flops_fit_core import sweep as sweep_module
 from flops_fit_core.config import make_experiment
-from flops_fit_core.drivers import Driver
+from flops_fit_core.drivers import Driver, this_machine
 from flops_fit_core.planning import make_plan
 from flops_fit_core.registry import installed
 from flops_fit_core.sweep import Sweep, count_states
@@ -576,11 +576,12 @@ def test_claims_of_a_driver_that_was_killed_on_this_machine_are_free_at_once(set
         owner="killed",
         host=socket.gethostname(),
         pid=gone.pid,
+        machine=this_machine(),
         executor="processes",
         started=0.0,
         updated=time.time(),
     )
-    for name, changes in {"killed": {}, "far": {"owner": "far", "host": "another-machine"}}.items():
+    for name, changes in {"killed": {}, "far": {"owner": "far", "machine": "another one"}}.items():
         (setting.folder / "drivers").mkdir(exist_ok=True)
         text = note.model_copy(update=changes).model_dump_json()
         (setting.folder / "drivers" / f"{name}.json").write_text(text)
@@ -591,3 +592,15 @@ def test_claims_of_a_driver_that_was_killed_on_this_machine_are_free_at_once(set
     assert len(setting.driver(store, folder=setting.folder).run()) == 3
     assert 2.0 < time.monotonic() - started < 20, "the other machine's driver may live"
     assert [file.name for file in (setting.folder / "drivers").iterdir()] == ["far.json"]
+
+
+def test_a_result_that_another_driver_takes_out_of_the_outbox_meanwhile_is_not_there(setting, monkeypatch):
+    (setting.folder / "elsewhere").mkdir()
+    outbox = Outbox(setting.folder)
+    result = result_of_the_first(setting)
+    outbox.put(result)
+    found = list(outbox.path.glob("*.json"))
+    outbox.forget(result.id)
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found))
+    assert outbox.results() == []
+    assert outbox.get(result.id) is None

@@ -427,7 +427,7 @@ heldout_tokens = 512
 name = "cpu"
 
 [executor]
-workers = 0
+name = "local"
 """
 
 

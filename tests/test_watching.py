@@ -123,10 +123,10 @@ def test_notes_of_dead_drivers_are_not_believed(tmp_path):
     assert [one.pid for one in drivers(tmp_path)] == [os.getpid()]
     (mine,) = drivers(tmp_path)
     folder = tmp_path / "drivers"
-    far = {"host": "another-machine", "pid": 1}
+    far = {"host": "another-machine", "machine": "another one", "pid": 1}
     for name, changes in {
         "dead": {"pid": gone.pid},
-        "far": far,
+        "far": {**far, "updated": time.time() - 30},
         "long-ago": {**far, "updated": time.time() - 3600},
     }.items():
         (folder / f"{name}.json").write_text(mine.model_copy(update=changes).model_dump_json())
@@ -200,6 +200,26 @@ def test_a_run_may_be_replaced_again(here, said):
     assert list(plan.replaced) == [first.id]
     assert plan.runs[0].optimizer.options["lr"] == 0.003
     assert len(plan.runs) == 2
+
+
+def test_retry_of_one_run_leaves_the_others_alone_and_what_changes_no_result_holds_for_this_try(here, said):
+    table = json.loads((here / "small.json").read_text())
+    table["sweep"] |= {"seeds": [0, 1], "batch_size": 8, "budgets": [9.437e7]}
+    (here / "small.json").write_text(json.dumps(table))
+    (here / "broken").touch()
+    said("run", "small.json", "-p", "watched_net")
+    before = (here / "runs/small/experiment.json").read_text()
+    (here / "broken").unlink()
+    failed = [result for result in Study.open("runs/small").results if result.status == "failed"]
+    assert len(failed) == 2
+    options = ["--set", "trainer.micro_batch=3", "--set", "device.devices_per_run=2"]
+    status, _, error = said("retry", "runs/small", "--run", failed[0].id[:8], *options)
+    assert status == 1, error  # for one is still failed
+    results = {result.id: result for result in Study.open("runs/small").results}
+    assert (results[failed[0].id].status, results[failed[0].id].attempt) == ("completed", 2)
+    assert (results[failed[0].id].micro_batch, results[failed[0].id].run.devices) == (3, 2)
+    assert (results[failed[1].id].status, results[failed[1].id].attempt) == ("failed", 1)
+    assert (here / "runs/small/experiment.json").read_text() == before
 
 
 def test_a_diverged_run_needs_other_settings(here, said):

@@ -56,7 +56,7 @@ def _about(study: Study, there: list[Driver]) -> dict[str, Any]:
         "seconds_spent": sum(result.seconds for result in study.results),
         "seconds_left": seconds_left(study.plan, finished, running),
         "checkpoint_bytes": study.checkpoint_bytes,
-        "uncollected": len(Outbox(study.folder.path).results()),
+        "uncollected": len(Outbox(study.folder.path)),
         "drivers": [driver.model_dump(mode="json") for driver in there],
     }
 
@@ -125,13 +125,11 @@ def retry(
     """Train failed (and --diverged) runs again; with --set they are new runs in the place of the old ones."""
     from flops_fit_core.cli.progress import SweepProgress
     from flops_fit_core.cli.study_commands import conclude
-    from flops_fit_core.retrying import retried, to_retry
+    from flops_fit_core.retrying import retry as retry_runs
+    from flops_fit_core.retrying import to_retry
 
     study = args.existing(source, args.registry_for(source, plugin, without), out)
     statuses = {"failed", "diverged"} if diverged else {"failed"}
     results = to_retry(study, statuses, which or ())
-    study = retried(study, results, overrides or ())
-    done = {result.id for result in study.results if result.is_finished}
     say(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")
-    study.train(loggers=[SweepProgress(console(error=True), done)])
-    return conclude(study)
+    return conclude(retry_runs(study, results, overrides or (), [SweepProgress(console(error=True), set())]))

@@ -115,8 +115,9 @@ class Checkpoints:
         return position
 
     def _write(self, file: Path, parts: RunParts, position: Position) -> None:
-        model, optimizer = whole(parts.model.state_dict()), whole(parts.optimizer.state_dict())
-        if self.together.rank:
+        first = self.together.rank == 0
+        model, optimizer = (whole(one.state_dict(), keep=first) for one in (parts.model, parts.optimizer))
+        if not first:
             return
         try:
             content = {

@@ -77,10 +77,10 @@ class WorkerContext:
             )
         return dataset
 
-    def build(self, run: RunSpec, *, shard: bool = False) -> RunParts:
+    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
         """Everything of one run, on its device. The weights depend on the seed, not on the device.
 
-        ``shard``: spread the weights over the processes that train the run.
+        ``shard``: says of the model whether its weights are spread over the processes that train the run.
         """
         self._started[run.id] = time.monotonic()
         self.device.release()
@@ -89,7 +89,7 @@ class WorkerContext:
         model_choice = self.chosen("model", run)
         model = model_choice.spec.build(model_choice.options, dataset.task)
         self._count(run, model_choice, model, dataset)
-        if shard:
+        if shard is not None and shard(model):
             self.together.shard(model, self.device.torch_device)
         model = model.to(self.device.torch_device)
         view = self.view(run, model_choice, dataset)

@@ -59,13 +59,13 @@ def evaluate(
         with autocast:
             outputs = task.outputs(model, batch)
             loss, number = task.loss(outputs, batch)
-        if together.rank and not divided:
-            continue
-        total += float(loss)
-        count += number
+        # All go through every batch, for a sharded model needs them all; a whole one counts on the first process.
+        counted = divided or together.rank == 0
+        total += float(loss) * counted
+        count += number * counted
         for metric, (value, among) in task.metrics(outputs, batch).items():
-            sums[metric] += value
-            counts[metric] += among
+            sums[metric] += value * counted
+            counts[metric] += among * counted
     model.train(was_training)
     if together.size > 1:
         total, count = together.sum(total), round(together.sum(count))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from flops_fit_core.contracts import TrainContext
 from flops_fit_core.records import Job, Progress, RunResult, RunSpec, Trajectory
@@ -57,18 +59,20 @@ class TorchTrainer:
     def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
         """Train the job's runs; an exception ends the job."""
         torch.set_flush_denormal(True)
-        shard = context.together.size > 1 and self._shards(job.runs[0], context)
+        shard = partial(self._shards, context)
         tracks = [Track(one, self.evaluations, context, shard=shard) for one in job.trajectories]
         alike = len({one.shape for one in job.trajectories}) == 1
         for together in [tracks] if alike else [[one] for one in tracks]:
             yield from self._tracks(together, context)
 
-    def _shards(self, run: RunSpec, context: TrainContext) -> bool:
-        """Whether the run's weights are spread over its devices, not copied to each."""
+    def _shards(self, context: TrainContext, model: nn.Module) -> bool:
+        """Whether a model's weights are spread over its devices, not copied to each."""
         device = context.device.torch_device
+        if context.together.size == 1:
+            return False
         if self.parallel != "auto" or not device.startswith("cuda"):
             return self.parallel == "fsdp"
-        kept = 16 * run.params  # float32 weights, gradients and two moments
+        kept = 16 * sum(parameter.numel() for parameter in model.parameters())  # weights, gradients, two moments
         return kept > torch.cuda.get_device_properties(device).total_memory / 2
 
     def tokens_per_second(self, run: RunSpec, context: TrainContext, seconds: float) -> float:

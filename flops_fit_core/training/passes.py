@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+
+from torch import nn
 
 from flops_fit_core.contracts import RunParts, TrainContext
 from flops_fit_core.folder import TrajectoryFolder
@@ -38,7 +40,7 @@ class Pass:
         own_evaluations: frozenset[int],
         trunk_evaluations: frozenset[int],
         *,
-        shard: bool,
+        shard: Callable[[nn.Module], bool] | None,
     ) -> Pass:
         """Build a run and put it as far on its way as its checkpoints tell."""
         since = time.perf_counter()
@@ -71,7 +73,12 @@ class Track:
     """One trajectory, whose runs are trained in the order of their D."""
 
     def __init__(
-        self, trajectory: Trajectory, evaluations: int, context: TrainContext, *, shard: bool = False
+        self,
+        trajectory: Trajectory,
+        evaluations: int,
+        context: TrainContext,
+        *,
+        shard: Callable[[nn.Module], bool] | None = None,
     ) -> None:
         self.runs = sorted(trajectory.runs, key=lambda run: run.tokens)
         self._folder = TrajectoryFolder(context.checkpoints.parent, trajectory.id)

@@ -56,8 +56,19 @@ def peers(size: int, job: str, plugins: str, objects: bytes | None, folder: Path
             other.kill()
             with suppress(OSError), other:  # waits for it, and closes its pipes
                 pass
+        _leave()
+
+
+def _leave() -> None:
+    """Give the group up; where one has failed in the middle of an exchange, that may wait for what never comes."""
+
+    def destroy() -> None:
         with suppress(Exception):
             dist.destroy_process_group()
+
+    leaving = threading.Thread(target=destroy, daemon=True)
+    leaving.start()
+    leaving.join(LAST_WORDS)
 
 
 def _join(rank: int, size: int, store: Store) -> Processes:

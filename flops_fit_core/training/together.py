@@ -74,14 +74,13 @@ class Processes:
     def shard(self, model: nn.Module, device: str) -> None:
         """Give every process a part of each weight (FSDP2), block by block: at most one is whole at a time.
 
-        A block is an item of a ``ModuleList``. What optimizers and gradient norms then see are DTensors.
+        A block is an item of an outermost ``ModuleList``. Optimizers and gradient norms see DTensors after this.
         """
         from torch.distributed.fsdp import fully_shard
 
         mesh = dist.device_mesh.init_device_mesh(torch.device(device).type, (self.size,))
-        for blocks in [module for module in model.modules() if isinstance(module, nn.ModuleList)]:
-            for block in blocks:
-                fully_shard(block, mesh=mesh)
+        for block in outermost_blocks(model):
+            fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
     def wrapped(self, model: nn.Module) -> nn.Module:
@@ -90,12 +89,24 @@ class Processes:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model)
+        # A step may leave out parameters: experts that no token goes to, a head that another task uses.
+        return DistributedDataParallel(model, find_unused_parameters=True)
 
     def seed(self, run_seed: int, step: int) -> None:
         """So that no two drop out the same."""
         if self.rank:
             torch.manual_seed(hash((run_seed, step, self.rank)) % 2**63)
+
+
+def outermost_blocks(module: nn.Module) -> list[nn.Module]:
+    """The items of its lists of modules; not those of lists within them."""
+    if isinstance(module, nn.ModuleList):
+        return [
+            block
+            for item in module
+            for block in (outermost_blocks(item) if isinstance(item, nn.ModuleList) else [item])
+        ]
+    return [block for child in module.children() for block in outermost_blocks(child)]
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -115,9 +126,19 @@ def without_averaging(model: nn.Module, *, last: bool) -> AbstractContextManager
     return nullcontext()
 
 
-def whole(state: Any) -> Any:
-    """A state dict with every sharded tensor as a whole one. All processes must call it."""
-    return tree_map(lambda value: value.full_tensor() if _is_dtensor(value) else value, state)
+def whole(state: Any, *, keep: bool) -> Any:
+    """A state dict with every sharded tensor as a whole one in the processor's memory, one gathered after another.
+
+    All processes must call it; one that does not ``keep`` them gets None in their places.
+    """
+
+    def gathered(value: Any) -> Any:
+        if not _is_dtensor(value):
+            return value
+        full = value.full_tensor()
+        return full.cpu() if keep else None
+
+    return tree_map(gathered, state)
 
 
 def spread(state: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:

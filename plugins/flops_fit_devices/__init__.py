@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from flops_fit_core import ConfigError, DeviceSpec, Options, Runtime, hookimpl
 
@@ -91,6 +91,12 @@ class CUDAOptions(TogetherOptions):
     index: NonNegativeInt | None = None
     """Unset: every GPU of this machine, each for one run at a time."""
 
+    @model_validator(mode="after")
+    def _one_index_is_one_device(self) -> CUDAOptions:
+        if self.index is not None and (self.devices_per_run or 1) > 1:
+            raise ValueError("index names one GPU: with devices_per_run above 1, leave it out")
+        return self
+
 
 def build_cuda(options: CUDAOptions) -> Device:
     """The GPU of this process: the first one that its slot shows, or by its number among those that train a run
@@ -120,6 +126,8 @@ def gpus(options: TogetherOptions, training_bytes: int) -> int:
     activations. A power of two, so that they divide batches and matrices."""
     if options.devices_per_run is not None:
         return options.devices_per_run
+    if isinstance(options, CUDAOptions) and options.index is not None:
+        return 1
     memory = _gpu_memory()
     return 2 ** max(0, math.ceil(math.log2(2 * training_bytes / memory))) if memory else 1
 

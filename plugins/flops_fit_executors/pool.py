@@ -6,7 +6,7 @@ import json
 import queue
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
 from flops_fit_executors.messages import Kind, read_record
@@ -36,6 +36,8 @@ class WorkerPool:
         setup = {"plugins": context.plugins, "folder": str(context.folder.absolute())}
         self._greeting = {Kind.SETUP: json.dumps(setup).encode(), Kind.OBJECTS: context.objects or b""}
         self._threads = threads
+        self._slots = context.slots or [{}]
+        self._gpus = {slot["CUDA_VISIBLE_DEVICES"] for slot in self._slots if slot.get("CUDA_VISIBLE_DEVICES")}
         self._staff: list[WorkerProcess] = []
         self._waiting: deque[Job] = deque()
         self._open: set[str] = set()
@@ -54,6 +56,11 @@ class WorkerPool:
         if job.id in self._open:
             raise ValueError(f"job {job.id} has been submitted already and has not ended")
         self._open.add(job.id)
+        if self._gpus and job.devices > (there := min(len(self._gpus), self.capacity)):
+            self._events.append(
+                JobEnded(job.id, f"its runs need {job.devices} GPUs each, and there are {there} here")
+            )
+            return
         self._waiting.append(job)
         self._employ()
 
@@ -110,7 +117,7 @@ class WorkerPool:
                 continue
             if starting[size]:
                 starting[size] -= 1
-            elif len(free := self._free_places()) >= size:
+            elif len(free := self._free_places(job.devices)) >= size:
                 self._start(free[:size])
             else:
                 self._make_room(size - len(free))
@@ -125,9 +132,19 @@ class WorkerPool:
                 return True
         return False
 
-    def _free_places(self) -> list[int]:
+    def _free_places(self, devices: int) -> list[int]:
+        """Those of which no worker has one; for several GPUs, one place a GPU."""
         taken = {place for worker in self._staff for place in worker.places}
-        return [place for place in range(self.capacity) if place not in taken]
+        free = [place for place in range(self.capacity) if place not in taken]
+        if devices == 1 or not self._gpus:
+            return free
+        by_gpu: dict[str | None, int] = {}
+        for place in free:
+            by_gpu.setdefault(self._slot(place).get("CUDA_VISIBLE_DEVICES"), place)
+        return list(by_gpu.values())
+
+    def _slot(self, place: int) -> Mapping[str, str]:
+        return self._slots[place % len(self._slots)]
 
     def _make_room(self, places: int) -> None:
         """Let idle workers go until so many places will be free; what they leave is heard of as any other end."""
@@ -139,8 +156,7 @@ class WorkerPool:
                 places -= len(worker.places)
 
     def _start(self, places: Sequence[int]) -> None:
-        slots = self._context.slots or [{}]
-        env = environment([slots[place % len(slots)] for place in places], self._threads)
+        env = environment([self._slot(place) for place in places], self._threads)
         log = self._context.folder / "logs" / f"worker-{places[0]}.log"
         while self._waiting and self._failed_starts < FAILED_STARTS:
             try:

@@ -62,7 +62,7 @@ class Killed:
         table = text_table(
             write_text(folder / "text"),
             sweep={"budgets": [flops], "sizes": [{"width": 8 + 4 * k} for k in range(sizes)], "seeds": [0, 1]},
-            executor={"name": "processes", "workers": workers},
+            executor={"name": "processes", "workers": workers} if workers else "local",
         )
         self.file = folder / "experiment.json"
         self.file.write_text(json.dumps(table))

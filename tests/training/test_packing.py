@@ -178,4 +178,4 @@ def test_models_that_cannot_be_vectorized_are_trained_one_after_another(caplog):
 
 
 def test_the_bundled_trainer_says_what_it_can():
-    assert installed().find("trainer", "torch").spec.can == {"branch", "checkpoint", "pack"}
+    assert installed().find("trainer", "torch").spec.can == {"branch", "checkpoint", "distribute", "pack"}

@@ -51,6 +51,25 @@ def test_two_processes_reach_the_loss_of_one_within_rounding(text, alone, traine
     assert both.heldout_tokens == alone.heldout_tokens
 
 
+def test_held_out_batches_with_fewer_samples_than_processes_are_counted_once(text, alone, tmp_path):
+    (both,) = train(table(text, 2, {"eval_batch_tokens": 1}), folder=tmp_path)
+    assert both.status == "completed", both.error
+    assert both.loss == pytest.approx(alone.loss, rel=2e-5)
+    assert both.heldout_tokens == alone.heldout_tokens
+
+
+def test_blocks_are_sharded_whole_and_not_what_is_in_them():
+    from torch import nn
+
+    from flops_fit_core.training.together import outermost_blocks
+
+    expert = lambda: nn.Linear(2, 2)  # noqa: E731
+    block = nn.ModuleDict({"experts": nn.ModuleList([expert(), expert()])})
+    stages = nn.ModuleList([nn.ModuleList([expert()]), nn.ModuleList([expert()])])
+    model = nn.ModuleDict({"body": nn.ModuleDict({"blocks": nn.ModuleList([block])}), "stages": stages})
+    assert outermost_blocks(model) == [block, stages[0][0], stages[1][0]]
+
+
 def test_a_run_goes_on_from_its_checkpoint_on_another_number_of_devices(text, alone, tmp_path):
     asked = count(1)
     sharded = table(text, 2, {"evaluations": 2, "parallel": "fsdp"})
@@ -91,7 +110,12 @@ def build(options, task):
             super().__init__()
             self.embedding = torch.nn.Embedding(task.vocab_size, options.width)
             self.head = torch.nn.Linear(options.width, task.vocab_size)
+            self.calls = 0
         def forward(self, ids):
+            self.calls += 1
+            if options.fault == "skip":
+                embedded = self.embedding(ids)
+                return self.head(embedded.detach() if self.calls % 3 == 0 else embedded)
             if os.environ.get("LOCAL_RANK") == "1":
                 exec(options.fault)
             return self.head(self.embedding(ids))
@@ -121,6 +145,20 @@ def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, mon
     assert failed.status == "failed"
     assert failed.error.message.startswith("process 1 of the run: ")
     assert said in failed.error.message
+
+
+def test_a_step_may_leave_a_parameter_out(text, tmp_path, monkeypatch):
+    from flops_fit_core.registry import Registry
+
+    (tmp_path / "skipping_nets.py").write_text(FAULTY)
+    monkeypatch.syspath_prepend(tmp_path)
+    registry = Registry({"skipping_nets": __import__("skipping_nets")})
+    changes = {"model": {"name": "faulty", "fault": "skip"}, "flops": "chinchilla"}
+    one, both = (
+        train(table(text, devices, **changes), registry, tmp_path / str(devices))[0] for devices in (1, 2)
+    )
+    assert both.status == "completed", both.error
+    assert both.loss == pytest.approx(one.loss, rel=2e-5)
 
 
 def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
