@@ -531,6 +531,6 @@ def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_p
             with lock:
                 return super().forward(x)
 
-    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*executor = "local""):
+    with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*executor = .local."):
         trained(tmp_path, Locked, executor={"name": "processes", "workers": 1}, fingerprint="locked")
     completed(trained(tmp_path, Locked, fingerprint="locked"))
