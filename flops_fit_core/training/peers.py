@@ -34,6 +34,9 @@ HOST = "127.0.0.1"
 CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 """What a process says when another one has gone."""
 
+_failed: list[Exception] = []
+"""Kept with all that their frames hold: gloo's destructors wait, up to PATIENCE, for an exchange that has failed."""
+
 
 @contextmanager
 def peers(size: int, job: str, plugins: str, objects: bytes | None, folder: Path) -> Iterator[Processes]:
@@ -47,6 +50,7 @@ def peers(size: int, job: str, plugins: str, objects: bytes | None, folder: Path
     try:
         yield _join(0, size, store)
     except Exception as error:
+        _failed.append(error)
         said = _last_words(others)
         if said and not said.endswith(f"{type(error).__name__}: {error}"):
             raise RunFailed(said) from error
