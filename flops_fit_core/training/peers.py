@@ -35,7 +35,7 @@ CONSEQUENCES = ("Connection closed by peer", "Connection reset by peer", "Broken
 """What a process says when another one has gone."""
 
 _failed: list[Exception] = []
-"""Kept with all that their frames hold: gloo's destructors wait, up to PATIENCE, for an exchange that has failed."""
+"""Kept with all that their frames hold: gloo's destructors wait up to PATIENCE for an exchange that failed."""
 
 
 @contextmanager
