@@ -1,0 +1,50 @@
+"""What the things that plugins build must be able to do.
+
+These are Protocols: nothing has to inherit from them. The conformance kit (``flops_fit_core.testing``)
+checks what a type checker cannot. torch is named in annotations only.
+
+Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
+deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func:`flops_fit_core.work` and
+nothing else.
+"""
+
+from flops_fit_core.contracts.data import Batch, Dataset, LossSurface, SeveralHeldOutSets, Task
+from flops_fit_core.contracts.driving import Executor, ExecutorContext, JobEnded, Logger, ResultStore
+from flops_fit_core.contracts.fitting import Fitter
+from flops_fit_core.contracts.models import FlopCount, MeasuredModel, ParameterGroup, TransformerShape
+from flops_fit_core.contracts.runs import (
+    Device,
+    RecipeInput,
+    RunParts,
+    RunView,
+    Schedule,
+    Together,
+    TrainContext,
+    Trainer,
+)
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Device",
+    "Executor",
+    "ExecutorContext",
+    "Fitter",
+    "FlopCount",
+    "JobEnded",
+    "Logger",
+    "LossSurface",
+    "MeasuredModel",
+    "ParameterGroup",
+    "RecipeInput",
+    "ResultStore",
+    "RunParts",
+    "RunView",
+    "Schedule",
+    "SeveralHeldOutSets",
+    "Task",
+    "Together",
+    "TrainContext",
+    "Trainer",
+    "TransformerShape",
+]

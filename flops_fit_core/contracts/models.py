@@ -1,0 +1,84 @@
+"""Models as optimizers and FLOPs counters see them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flops_fit_core.contracts.data import Task
+from flops_fit_core.records import ParameterCounts
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """Parameters that an optimizer treats alike."""
+
+    parameters: Sequence[nn.Parameter]
+    width: int | None = None
+    """Number of channels that feed these matrices and grows with the model; None for embeddings, gains
+    and biases. Adam-like optimizers use the learning rate ``lr * base_width / width`` (Yang et al. 2022,
+    Tensor Programs V, table 3)."""
+    decay: bool = True
+    """Whether weight decay applies."""
+
+
+@dataclass(frozen=True)
+class TransformerShape:
+    """What a formula needs to know of a decoder-only transformer to count its FLOPs."""
+
+    vocabulary: int
+    context: int
+    """Tokens of a sequence; every one attends to all."""
+    width: int
+    """Channels of the residual stream."""
+    depth: int
+    """Blocks."""
+    heads: int
+    """Attention heads of a block, those of queries; 0 for blocks without attention."""
+    key_size: int
+    """Channels of a head."""
+    hidden: int
+    """Hidden units of a block's feed-forward part."""
+    tied: bool = False
+    """Whether the output head is the input embedding."""
+    kv_heads: int | None = None
+    """Heads of keys and values where queries share them; None: as many as ``heads``."""
+    gated: bool = False
+    """Whether the feed-forward part has a third matrix, a gate (Shazeer 2020)."""
+
+
+@dataclass(frozen=True)
+class MeasuredModel:
+    """A model built on the meta device (shapes, no memory), as a FLOPs counter sees it.
+
+    The module was built to be counted: a counter may run it, and leaves its parameters as they were.
+    """
+
+    module: nn.Module
+    task: Task
+    parameters: ParameterCounts
+    own_flops_per_token: float | None
+    """The family's own count of training FLOPs per token; None where it gives none."""
+    family: str
+    """Qualified name, for messages."""
+    shape: TransformerShape | None = None
+    """The family's description of itself; None where it gives none."""
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """Training FLOPs (forward and backward) a token, and the conventions behind the numbers."""
+
+    flops_per_token: float
+    params: int
+    """N by this convention."""
+    flops_name: str
+    """``6 N D``, ``every matmul and attention, forward and backward``, ..."""
+    params_name: str
+    """``matmul parameters (without lookup tables)``, ..."""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    """What ``flops_per_token`` is the sum of, by name, where the counter can tell."""

@@ -1,0 +1,175 @@
+"""One run: what recipes, optimizers, schedules and trainers are given, and what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flops_fit_core.contracts.data import Batch, Dataset, Task
+from flops_fit_core.contracts.models import ParameterGroup
+from flops_fit_core.records import Job, ParameterCounts, Progress, RunResult, RunSpec, Status
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+
+@dataclass(frozen=True)
+class RecipeInput:
+    """What a recipe may look at."""
+
+    params: int
+    """N by the plan's FLOPs counter."""
+    tokens: int
+    """D before it is rounded to whole steps."""
+    width: int | None
+    """Of the model, where its family has one."""
+    task: Task
+    adam_like: bool
+    """Whether the optimizer's step size is independent of the gradient's scale."""
+    flops: float = field(kw_only=True)
+    """C: training FLOPs of the run by the plan's counter, at ``tokens``."""
+    parameters: ParameterCounts = field(kw_only=True)
+    """The model's parameters apart, for a law whose N is another than ``params``."""
+    lr: float | None = field(kw_only=True, default=None)
+    """Peak learning rate where the user set it."""
+    batch_size: int | None = field(kw_only=True, default=None)
+    """Samples a step where the user set it."""
+    trunk: bool = field(kw_only=True, default=False)
+    """Whether runs of several D get what is given, much shorter and longer ones than ``tokens``."""
+
+
+@dataclass(frozen=True)
+class RunView:
+    """What an optimizer and a schedule see of their run."""
+
+    steps: int
+    tokens: int
+    tokens_per_step: int
+    base_width: int | None
+    groups: Callable[[nn.Module], Sequence[ParameterGroup]] = field(repr=False)
+    """The family's parameter groups; one group of everything where it names none."""
+
+    def lr_scale(self, group: ParameterGroup) -> float:
+        """Multiplier of the learning rate for ``group``: 1 unless it has a width and there is a base width."""
+        return self.base_width / group.width if self.base_width and group.width else 1.0
+
+
+class Schedule(Protocol):
+    """Multiplier of the peak learning rate at a step, counted from 0 to ``run.steps - 1``."""
+
+    def __call__(self, step: int) -> float: ...
+
+
+class Device(Protocol):
+    """Where a run is computed."""
+
+    @property
+    def torch_device(self) -> str:
+        """``"cpu"``, ``"cuda:0"``: what ``torch.device`` takes."""
+
+    @property
+    def name(self) -> str:
+        """For people: ``"NVIDIA H100 80GB HBM3"``."""
+
+    @property
+    def precision(self) -> str:
+        """What ``auto`` means here: ``"float32"``, or ``"bfloat16"`` where autocast pays."""
+
+    def synchronize(self) -> None:
+        """Wait until all submitted work is done."""
+
+    def peak_memory(self) -> int | None:
+        """Bytes at the peak since :meth:`release`; None where unknown."""
+
+    def release(self) -> None:
+        """Give cached memory back and start a new count of the peak."""
+
+    def peak_flops(self, precision: str) -> float | None:
+        """Dense peak in FLOP/s at ``"float32"`` or ``"bfloat16"``, by its maker; None where unknown."""
+
+
+@dataclass(frozen=True)
+class RunParts:
+    """Everything that one run is made of, built on its device from its seed."""
+
+    model: nn.Module
+    dataset: Dataset
+    optimizer: optim.Optimizer
+    schedule: Schedule
+
+
+class Together(Protocol):
+    """The processes that train one run, each on its own device, and this one among them.
+
+    All go through the same steps and call these methods in the same order.
+    """
+
+    rank: int
+    """Of this process, counted from 0. The first one writes checkpoints and gives results; what the others give
+    is dropped."""
+    size: int
+    """1 for a process that trains alone."""
+
+    def agree(self, decision: bool) -> bool:
+        """What the first process has decided: for what depends on a clock, a signal or a file."""
+
+    def share(self, batch: Batch, samples: int) -> Batch:
+        """The samples of a batch of ``samples`` that are this process's: in order, as even as they can be."""
+
+    def samples(self, samples: int) -> int:
+        """How many samples of that batch these are."""
+
+    def wrapped(self, model: nn.Module) -> nn.Module:
+        """The model as it is to be called, so that backward averages gradients over the processes."""
+
+    def sum(self, value: float) -> float:
+        """Over all processes, in float64."""
+
+    def wait(self) -> None:
+        """Until all have come here."""
+
+    def seed(self, run_seed: int, step: int) -> None:
+        """Draw other random numbers than the other processes from here on. The first one's are those of a process
+        that trains alone."""
+
+
+class TrainContext(Protocol):
+    """What a worker gives to a trainer: its surroundings, and its run's plugins already chosen."""
+
+    @property
+    def device(self) -> Device: ...
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder under which the trainer keeps ``<trajectory id>/``."""
+
+    @property
+    def together(self) -> Together:
+        """The processes that train the run, of which this is one: one that is alone, unless the trainer can
+        ``distribute``."""
+
+    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
+        """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard`` says
+        of the model, before it is on its device, whether its weights are spread over the processes that train
+        the run."""
+
+    def dataset(self, run: RunSpec) -> Dataset: ...
+
+    def should_stop(self) -> bool:
+        """True once the trainer should write what it must keep and return."""
+
+    def result(self, run: RunSpec, status: Status, **measured: Any) -> RunResult:
+        """The run's result: what the trainer measured, completed by what the worker knows (attempt, counted
+        parameters and FLOPs, device, versions, options in force)."""
+
+
+class Trainer(Protocol):
+    """Trains the runs of one job. One instance serves one job at a time, in one process."""
+
+    def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
+        """Yield Progress a few times a second and one RunResult for every run of the job.
+
+        May raise: the worker records the exception as the result ``failed`` of every run that has none.
+        """
