@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 
 GRACE = 5.0
 """Seconds that a job gets to write what it must keep when the executor is closed."""
@@ -27,46 +28,36 @@ class InProcessExecutor:
         self._threads = threads
         self._waiting: deque[Job] = deque()
         self._running: tuple[str, Iterator[Progress | RunResult]] | None = None
-        self._events: deque[Progress | RunResult | JobEnded] = deque()
-        self._open: set[str] = set()
-        """Jobs whose JobEnded has not been given out."""
-        self._stopping = False
+        self._jobs = OpenJobs()
 
     def submit(self, job: Job) -> None:
         """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
-        if self._stopping:
-            raise RuntimeError("this executor has been closed")
-        if job.id in self._open:
-            raise ValueError(f"job {job.id} has been submitted already and has not ended")
-        self._open.add(job.id)
+        self._jobs.take(job)
         self._waiting.append(job)
 
-    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
-        while self._open:
-            if not self._events:
-                self._advance()
-                continue
-            event = self._events.popleft()
-            if isinstance(event, JobEnded):
-                self._open.discard(event.job)
-            yield event
+    def events(self, timeout: float) -> Iterator[Event]:
+        return self._jobs.events(timeout, self._listen)
 
     def cancel(self, job_id: str) -> None:
         for job in [job for job in self._waiting if job.id == job_id]:
             self._waiting.remove(job)
-            self._events.append(JobEnded(job_id, "cancelled"))
+            self._jobs.say(JobEnded(job_id, "cancelled"))
         if self._running is not None and self._running[0] == job_id:
             self._end("cancelled")
 
     def close(self) -> None:
         """Let a job that has begun write what it must keep; end it and what waits with a reason."""
-        self._stopping = True
+        self._jobs.closed = True
         until = time.monotonic() + GRACE
         while self._running is not None and time.monotonic() < until:
             self._advance()
-        self._end("the executor was closed")
+        self._end(CLOSED)
         while self._waiting:
-            self._events.append(JobEnded(self._waiting.popleft().id, "the executor was closed"))
+            self._jobs.say(JobEnded(self._waiting.popleft().id, CLOSED))
+
+    def _listen(self, seconds: float) -> bool:
+        self._advance()
+        return True
 
     def _advance(self) -> None:
         """Take the running job, or the next, to its next event."""
@@ -79,12 +70,12 @@ class InProcessExecutor:
                 self._context.plugins,
                 objects=self._context.live,
                 folder=self._context.folder,
-                should_stop=lambda: self._stopping,
+                should_stop=lambda: self._jobs.closed,
             )
             self._running = job.id, records
         try:
             with torch_threads(self._threads):
-                self._events.append(next(self._running[1]))
+                self._jobs.say(next(self._running[1]))
         except StopIteration:
             self._end(None)
         except BaseException as error:
@@ -98,7 +89,7 @@ class InProcessExecutor:
             self._running = None
             with suppress(Exception):
                 records.close()  # type: ignore[attr-defined]
-            self._events.append(JobEnded(job, reason))
+            self._jobs.say(JobEnded(job, reason))
 
 
 @contextmanager

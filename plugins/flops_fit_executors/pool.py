@@ -8,15 +8,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_core import ExecutorContext, Job, JobEnded
 from flops_fit_executors.messages import Kind, read_record
+from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.worker_process import Inbox, WorkerProcess, environment
 
 GRACE = 5.0
 """Seconds that workers get to write their checkpoints when the executor is closed, and again after SIGTERM."""
 FAILED_STARTS = 2
 """Workers that died in a row before they were ready; after that, trying again is not worth it."""
-CLOSED = "the executor was closed"
 
 
 class WorkerPool:
@@ -40,50 +40,28 @@ class WorkerPool:
         self._gpus = {slot["CUDA_VISIBLE_DEVICES"] for slot in self._slots if slot.get("CUDA_VISIBLE_DEVICES")}
         self._staff: list[WorkerProcess] = []
         self._waiting: deque[Job] = deque()
-        self._open: set[str] = set()
-        """Jobs whose JobEnded has not been given out."""
+        self._jobs = OpenJobs()
         self._inbox: Inbox = queue.SimpleQueue()
-        self._events: deque[Progress | RunResult | JobEnded] = deque()
         self._failed_starts = 0
-        self._closed = False
 
     # ------------------------------------------------------------------ the contract
 
     def submit(self, job: Job) -> None:
         """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        if job.id in self._open:
-            raise ValueError(f"job {job.id} has been submitted already and has not ended")
-        self._open.add(job.id)
+        self._jobs.take(job)
         if self._gpus and job.devices > (there := min(len(self._gpus), self.capacity)):
-            self._events.append(
-                JobEnded(job.id, f"its runs need {job.devices} GPUs each, and there are {there} here")
-            )
+            self._jobs.say(JobEnded(job.id, f"its runs need {job.devices} GPUs each, and there are {there} here"))
             return
         self._waiting.append(job)
         self._employ()
 
-    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
-        heard = time.monotonic()
-        while self._open:
-            if self._events:
-                event = self._events.popleft()
-                if isinstance(event, JobEnded):
-                    self._open.discard(event.job)
-                yield event
-                heard = time.monotonic()
-                continue
-            try:
-                message = self._inbox.get(timeout=max(0.0, heard + timeout - time.monotonic()))
-            except queue.Empty:
-                return
-            self._hear(*message)
+    def events(self, timeout: float) -> Iterator[Event]:
+        return self._jobs.events(timeout, self._listen)
 
     def cancel(self, job_id: str) -> None:
         for job in [job for job in self._waiting if job.id == job_id]:
             self._waiting.remove(job)
-            self._events.append(JobEnded(job.id, "cancelled"))
+            self._jobs.say(JobEnded(job.id, "cancelled"))
         for worker in self._staff:
             if worker.job == job_id:
                 worker.dismissed = "cancelled"
@@ -92,7 +70,7 @@ class WorkerPool:
     def close(self) -> None:
         """Ask workers to stop, give those that train some seconds for it, end the others. A job that has not ended
         ends with a reason, which :meth:`events` still gives."""
-        self._closed = True
+        self._jobs.closed = True
         self._waiting.clear()
         try:
             self._dismiss()
@@ -103,8 +81,7 @@ class WorkerPool:
                 worker.wait(GRACE)
         while not self._inbox.empty():
             self._hear(*self._inbox.get())
-        ended = {event.job for event in self._events if isinstance(event, JobEnded)}
-        self._events += [JobEnded(job, CLOSED) for job in sorted(self._open - ended)]
+        self._jobs.end_all()
 
     # ------------------------------------------------------------------ workers
 
@@ -169,28 +146,36 @@ class WorkerPool:
     def _start_failed(self, reason: str) -> None:
         self._failed_starts += 1
         if self._failed_starts >= FAILED_STARTS and not self._staff:
-            self._events += [JobEnded(job.id, f"no worker could be started: {reason}") for job in self._waiting]
+            self._jobs.say(*(JobEnded(job.id, f"no worker could be started: {reason}") for job in self._waiting))
             self._waiting.clear()
             self._failed_starts = 0
+
+    def _listen(self, seconds: float) -> bool:
+        try:
+            message = self._inbox.get(timeout=seconds)
+        except queue.Empty:
+            return False
+        self._hear(*message)
+        return True
 
     def _hear(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
         if kind is Kind.READY:
             worker.ready = True
             self._failed_starts = 0
         elif kind is Kind.ENDED and worker.job is not None:
-            self._events.append(JobEnded(worker.job, payload.decode() or None))
+            self._jobs.say(JobEnded(worker.job, payload.decode() or None))
             worker.job = None
         elif kind is Kind.GONE:
             self._mourn(worker)
         else:
-            self._events.append(read_record(kind, payload))
+            self._jobs.say(read_record(kind, payload))
             return
         self._employ()
 
     def _mourn(self, worker: WorkerProcess) -> None:
         self._staff.remove(worker)
         if worker.job is not None:
-            self._events.append(JobEnded(worker.job, worker.dismissed or worker.fate()))
+            self._jobs.say(JobEnded(worker.job, worker.dismissed or worker.fate()))
         if worker.ready:
             self._failed_starts = 0
         elif worker.dismissed is None:

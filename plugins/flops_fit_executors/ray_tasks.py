@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,8 +16,9 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_core import ExecutorContext, Job, JobEnded, RunResult
 from flops_fit_executors.messages import Kind, read_record
+from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.ray_cluster import Cluster
 from flops_fit_executors.ray_worker import Stopper, train
 from flops_fit_executors.worker_process import last_words
@@ -30,7 +30,6 @@ GRACE = 5.0
 """Seconds that jobs get to write their checkpoints when the executor is closed, and to die after that."""
 MOST_TASKS = 1_000_000
 """That wait for a word of the driver at the same time."""
-CLOSED = "the executor was closed"
 LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
 """What Ray says where a node has gone, and what was on it."""
 
@@ -72,11 +71,8 @@ class RayExecutor:
         self._blob = context.objects
         self._tasks: dict[Any, Task] = {}
         """By what Ray can wait for: the stream of what a task says; of one that was cancelled, its end."""
-        self._open: set[str] = set()
-        """Jobs whose JobEnded has not been given out."""
-        self._events: deque[Progress | RunResult | JobEnded] = deque()
+        self._jobs = OpenJobs()
         self._joined: Cluster | None = None
-        self._closed = False
 
     # ------------------------------------------------------------------ the contract
 
@@ -87,25 +83,12 @@ class RayExecutor:
 
     def submit(self, job: Job) -> None:
         """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        if job.id in self._open:
-            raise ValueError(f"job {job.id} has been submitted already and has not ended")
+        self._jobs.take(job)
         (self._context.folder / "logs").mkdir(parents=True, exist_ok=True)
-        self._open.add(job.id)
         self._start(Task(job))
 
-    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
-        heard = time.monotonic()
-        while self._open:
-            if self._events:
-                event = self._events.popleft()
-                if isinstance(event, JobEnded):
-                    self._open.discard(event.job)
-                yield event
-                heard = time.monotonic()
-            elif not self._listen(heard + timeout - time.monotonic()):
-                return
+    def events(self, timeout: float) -> Iterator[Event]:
+        return self._jobs.events(timeout, self._listen)
 
     def cancel(self, job_id: str) -> None:
         for stream in [stream for stream, task in self._tasks.items() if task.job.id == job_id]:
@@ -114,7 +97,7 @@ class RayExecutor:
     def close(self) -> None:
         """Ask tasks to stop, give those that train some seconds for it, end the others, leave Ray. A job that has
         not ended ends with a reason, which :meth:`events` still gives."""
-        self._closed = True
+        self._jobs.closed = True
         try:
             if self._tasks:
                 self._dismiss()
@@ -124,15 +107,14 @@ class RayExecutor:
             if self._joined is not None:
                 self._joined.leave()
                 self._joined = None
-        ended = {event.job for event in self._events if isinstance(event, JobEnded)}
-        self._events += [JobEnded(job, CLOSED) for job in sorted(self._open - ended)]
+        self._jobs.end_all()
 
     # ------------------------------------------------------------------ tasks
 
     @property
     def _cluster(self) -> Cluster:
         if self._joined is None:
-            if self._closed:
+            if self._jobs.closed:
                 raise RuntimeError(CLOSED)
             self._joined = Cluster(self._options, self._context.slots)
         return self._joined
@@ -156,13 +138,13 @@ class RayExecutor:
     def _start(self, task: Task) -> None:
         job = task.left
         if job is None:
-            self._events.append(JobEnded(task.job.id))
+            self._jobs.say(JobEnded(task.job.id))
             return
         if not self._cluster.places(job.devices):
             needs = ", ".join(f"{amount:g} {name}" for name, amount in self._cluster.needs(job.devices).items())
             message = f"a job needs {needs} on one node, and the nodes have: {self._cluster.describe()}"
             if self._cluster.is_own:
-                self._events.append(JobEnded(job.id, message))
+                self._jobs.say(JobEnded(job.id, message))
                 return
             logger.warning("%s; it waits until such a node joins", message)
         stream = self._remote.options(**self._cluster.task_options(job.devices)).remote(
@@ -190,13 +172,13 @@ class RayExecutor:
         task = self._tasks[stream]
         if task.dismissed is not None:
             del self._tasks[stream]
-            self._events.append(JobEnded(task.job.id, task.dismissed))
+            self._jobs.say(JobEnded(task.job.id, task.dismissed))
             return
         try:
             kind, payload = ray.get(next(stream))
         except StopIteration:
             del self._tasks[stream]
-            self._events.append(JobEnded(task.job.id))
+            self._jobs.say(JobEnded(task.job.id))
         except exceptions.RayError as error:
             del self._tasks[stream]
             self._failed(task, error)
@@ -207,7 +189,7 @@ class RayExecutor:
             record = read_record(kind, payload)
             if isinstance(record, RunResult):
                 task.answered.add(record.id)
-            self._events.append(record)
+            self._jobs.say(record)
 
     def _failed(self, task: Task, error: exceptions.RayError) -> None:
         if isinstance(error, LOST) and task.starts <= self._options.retries:
@@ -218,7 +200,7 @@ class RayExecutor:
             task.where = {}
             self._start(task)
         else:
-            self._events.append(JobEnded(task.job.id, reason(error, task)))
+            self._jobs.say(JobEnded(task.job.id, reason(error, task)))
 
     def _cancel(self, stream: Any, why: str) -> None:
         """Kill a task's worker, or take the task off the queue, after hearing what it has said."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from flops_fit_core import ConfigError, ExecutorContext, Job, JobEnded, Outbox, Progress, RunResult
+from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.slurm_commands import ALIVE, Refused, Slurm
 from flops_fit_executors.slurm_files import SlurmFiles, Submission
 from flops_fit_executors.slurm_job import SlurmJob
@@ -25,7 +26,6 @@ RETRY = 30.0
 """Seconds until sbatch is tried again after it refused."""
 QUEUE_EVERY = 5
 """Looks at the files for one at the queue."""
-CLOSED = "the executor was closed"
 
 logger = logging.getLogger("flops_fit")
 
@@ -72,51 +72,28 @@ class SlurmQueue:
         self._collected: deque[Job] = deque()
         self._in_queue: dict[str, InQueue] = {}
         self._left_behind = LeftBehind(self._files, self._slurm)
-        self._open: set[str] = set()
-        """Jobs whose JobEnded has not been given out."""
-        self._events: deque[Progress | RunResult | JobEnded] = deque()
+        self._jobs = OpenJobs()
         self._looks = 0
         self._next_look = 0.0
         self._next_try = 0.0
         self._has_gpus: bool | None = None
-        self._closed = False
 
     # ------------------------------------------------------------------ the contract
 
     def submit(self, job: Job) -> None:
         """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed, and
         ConfigError where Slurm does not say whether an earlier driver's jobs live."""
-        if self._closed:
-            raise RuntimeError(CLOSED)
-        if job.id in self._open:
-            raise ValueError(f"job {job.id} has been submitted already and has not ended")
-        self._open.add(job.id)
+        self._jobs.take(job)
         if not self._is_done(job) and not self._attach(job):
             self._collected.append(job)
 
-    def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
-        heard = time.monotonic()
-        while self._open:
-            if self._events:
-                event = self._events.popleft()
-                if isinstance(event, JobEnded):
-                    self._open.discard(event.job)
-                yield event
-                heard = time.monotonic()
-                continue
-            self._submit_collected()
-            if time.monotonic() >= self._next_look:
-                self._look()
-                continue
-            now = time.monotonic()
-            if now >= heard + timeout:
-                return
-            time.sleep(max(0.0, min(self._next_look, heard + timeout) - now))
+    def events(self, timeout: float) -> Iterator[Event]:
+        return self._jobs.events(timeout, self._listen)
 
     def cancel(self, job_id: str) -> None:
         for job in [job for job in self._collected if job.id == job_id]:
             self._collected.remove(job)
-            self._events.append(JobEnded(job.id, "cancelled"))
+            self._jobs.say(JobEnded(job.id, "cancelled"))
         if job_id in self._in_queue:
             one = self._in_queue[job_id]
             one.dismissed = "cancelled"
@@ -126,17 +103,15 @@ class SlurmQueue:
     def close(self) -> None:
         """Cancel all jobs, which write their checkpoints, and wait until they have left the queue; with
         ``keep_jobs``, leave them to the next driver. What has not ended ends with a reason."""
-        if self._closed:
+        if self._jobs.closed:
             return
-        self._closed = True
+        self._jobs.closed = True
         self._collected.clear()
         if self._in_queue and not self._options.keep_jobs:
             self._cancel_all()
         for one in list(self._in_queue.values()):
             self._read(one)
-        ended = {event.job for event in self._events if isinstance(event, JobEnded)}
-        reason = "left in the queue" if self._options.keep_jobs else CLOSED
-        self._events += [JobEnded(job, reason) for job in sorted(self._open - ended)]
+        self._jobs.end_all("left in the queue" if self._options.keep_jobs else CLOSED)
         self._in_queue.clear()
 
     def _cancel_all(self) -> None:
@@ -152,6 +127,17 @@ class SlurmQueue:
             left = ", ".join(one.slurm for one in self._in_queue.values())
             logger.warning("Slurm jobs %s were cancelled and have not left the queue yet", left)
 
+    def _listen(self, seconds: float) -> bool:
+        self._submit_collected()
+        now = time.monotonic()
+        if now < self._next_look:
+            if not seconds:
+                return False
+            time.sleep(min(self._next_look - now, seconds))
+        else:
+            self._look()
+        return True
+
     # ------------------------------------------------------------------ what an earlier driver left behind
 
     def _is_done(self, job: Job) -> bool:
@@ -160,7 +146,7 @@ class SlurmQueue:
         there = [result for result in found if result is not None]
         if len(there) < len(found):
             return False
-        self._events += [*there, JobEnded(job.id)]
+        self._jobs.say(*there, JobEnded(job.id))
         self._files.forget(job.id)
         return True
 
@@ -175,7 +161,7 @@ class SlurmQueue:
     # ------------------------------------------------------------------ into the queue
 
     def _submit_collected(self) -> None:
-        if not self._collected or self._closed or time.monotonic() < self._next_try:
+        if not self._collected or self._jobs.closed or time.monotonic() < self._next_try:
             return
         by_devices: dict[int, list[Job]] = defaultdict(list)
         for job in self._collected:
@@ -256,7 +242,7 @@ class SlurmQueue:
         for run, progress in state.progress.items():
             if run in one.missing and one.progress.get(run) != progress:
                 one.progress[run] = progress
-                self._events.append(progress)
+                self._jobs.say(progress)
         if state.ended and (one.missing.isdisjoint(state.done) or self._has_settled(one)):
             self._end(one, one.dismissed or state.reason)
 
@@ -284,7 +270,7 @@ class SlurmQueue:
         for run in runs:
             if (result := self._result(one.job, run)) is not None:
                 one.missing.discard(run)
-                self._events.append(result)
+                self._jobs.say(result)
 
     def _result(self, job: Job, run: str) -> RunResult | None:
         result = self._outbox.get(run)
@@ -293,4 +279,4 @@ class SlurmQueue:
     def _end(self, one: InQueue, reason: str | None) -> None:
         del self._in_queue[one.job.id]
         self._files.forget(one.job.id)
-        self._events.append(JobEnded(one.job.id, reason))
+        self._jobs.say(JobEnded(one.job.id, reason))
