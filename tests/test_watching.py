@@ -136,6 +136,19 @@ def test_notes_of_dead_drivers_are_not_believed(tmp_path):
     assert not (folder / f"{mine.host}-{mine.pid}.json").exists()
 
 
+def test_a_failed_run_that_is_being_tried_again_is_running(here, said):
+    (here / "broken").touch()
+    said("run", "small.json", "-p", "watched_net")
+    failed = next(result for result in Study.open("runs/small").results if result.status == "failed")
+    note = DriverNote(here / "runs/small", "me", "executors/local")
+    note.started(None)
+    note.progress(Progress(run=failed.id, step=1, steps=2, tokens=1))
+    note.write()
+    about = json.loads(said("status", "runs/small", "--json")[1])
+    note.close()
+    assert about["runs"] == {"running": 1, "waiting": 0, "completed": 1, "diverged": 0, "failed": 0}
+
+
 def test_the_time_left_is_the_flops_left_at_the_present_rate(here, said):
     said("plan", "small.json", "-p", "watched_net")
     from flops_fit_core import plan

@@ -41,13 +41,14 @@ def status(
 
 
 def _about(study: Study, there: list[Driver]) -> dict[str, Any]:
-    from flops_fit_core.sweep import count_states
+    from flops_fit_core.sweep import count_states, states_by_run
 
     finished = {result.id for result in study.results if result.is_finished}
     running = [one for driver in there for one in driver.running if one.run not in finished]
     states = count_states(study.plan, study.results)
-    waiting = {run.id for run in study.plan.runs} - {result.id for result in study.results}
-    states["waiting"] -= len(waiting.intersection(one.run for one in running))
+    state_of = states_by_run(study.plan, study.results)
+    for run in {one.run for one in running}.intersection(state_of):
+        states[state_of[run]] -= 1
     return {
         "name": study.plan.name,
         "runs": {"running": len(running), **states},

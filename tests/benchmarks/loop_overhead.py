@@ -13,19 +13,19 @@ final weights, which trained on the same batches.
 from __future__ import annotations
 
 import argparse
-import math
 import time
 from pathlib import Path
 from statistics import median
 
 import torch
+from by_hand import multiplier, parameter_groups
 from torch.nn.functional import cross_entropy
 
 from flops_fit_core import RunResult, plan
 from flops_fit_core.registry import installed
 from flops_fit_core.training import WorkerContext
 
-DEPTH, CONTEXT, BATCH, LR, BASE_WIDTH, FINAL = 3, 64, 16, 0.008, 64, 0.1
+DEPTH, CONTEXT, BATCH = 3, 64, 16
 
 
 class Prebuilt(WorkerContext):
@@ -34,7 +34,7 @@ class Prebuilt(WorkerContext):
     def prepare(self, run):
         self.parts = super().build(run)
 
-    def build(self, run):
+    def build(self, run, *, shard=None):
         return self.parts
 
 
@@ -82,25 +82,17 @@ def bare(context):
     torch.manual_seed(run.seed)
     chosen = context.chosen("model", run)
     model = chosen.spec.build(chosen.options, dataset.task)
-    matrices = [p for block in model.blocks for p in block.parameters() if p.ndim == 2] + [model.head.weight]
-    others = [model.embedding.weight] + [p for p in model.parameters() if p.ndim == 1]
-    rates = [LR * BASE_WIDTH / model.width, LR]
-    groups = [{"params": matrices, "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+    groups = parameter_groups(model)
+    peaks = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    warmup = run.schedule.options["warmup_tokens"] / (BATCH * CONTEXT)
     parameters = list(model.parameters())
 
     def loop():
         model.train()
         batches = dataset.batches(BATCH)
         for step in range(run.steps):
-            if step < warmup:
-                multiplier = (step + 1) / (warmup + 1)
-            else:
-                done = (step - warmup) / (run.steps - 1 - warmup)
-                multiplier = FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * done))
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * multiplier
+            for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+                group["lr"] = peak * multiplier(run, step)
             batch = next(batches)
             loss = cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
             loss.backward()

@@ -11,20 +11,19 @@ times, their ratio, and how far the held-out losses are apart.
 from __future__ import annotations
 
 import argparse
-import math
 import tempfile
 import time
 import tomllib
 from pathlib import Path
 
 import torch
+from by_hand import multiplier, parameter_groups
 from torch.nn.functional import cross_entropy
 
 from flops_fit_core import plan
 from flops_fit_core.training import WorkerContext
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "text-gpt.toml"
-LR, BASE_WIDTH, FINAL = 0.008, 64, 0.1
 
 
 def naive(run, context):
@@ -33,21 +32,13 @@ def naive(run, context):
     model_choice = context.chosen("model", run)
     torch.manual_seed(run.seed)
     model = model_choice.spec.build(model_choice.options, dataset.task)
-    matrices = [p for block in model.blocks for p in block.parameters() if p.ndim == 2] + [model.head.weight]
-    others = [model.embedding.weight] + [p for p in model.parameters() if p.ndim == 1]
-    rates = [LR * BASE_WIDTH / model.width, LR]
-    groups = [{"params": matrices, "lr": rates[0]}, {"params": others, "lr": rates[1]}]
+    groups = parameter_groups(model)
+    peaks = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.0)
-    warmup = run.schedule.options["warmup_tokens"] / run.tokens_per_step
     batches = dataset.batches(run.batch_size)
     for step in range(run.steps):
-        if step < warmup:
-            multiplier = (step + 1) / (warmup + 1)
-        else:
-            done = (step - warmup) / (run.steps - 1 - warmup)
-            multiplier = FINAL + (1 - FINAL) * 0.5 * (1 + math.cos(math.pi * done))
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * multiplier
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * multiplier(run, step)
         batch = next(batches)
         loss = cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
         optimizer.zero_grad()
