@@ -1,0 +1,1 @@
+"""Model family ``callable``: any function that makes a module."""

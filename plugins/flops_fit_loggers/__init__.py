@@ -1,0 +1,1 @@
+"""Loggers: what a run does, shown while it trains."""

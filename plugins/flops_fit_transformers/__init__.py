@@ -1,0 +1,1 @@
+"""Model family ``hf``: any configuration of the library transformers."""
