@@ -405,7 +405,7 @@ def test_objects_are_passed_along_beside_the_setup() -> None:
 def test_a_module_that_cannot_be_imported_is_the_users_mistake(site: Site, source: str | None) -> None:
     if source is not None:
         site.module("my_broken_models", source)
-    with pytest.raises(ConfigError, match="cannot import the plugin module 'my_broken_models': "):
+    with pytest.raises(ConfigError, match="cannot use the plugin module my_broken_models: import: "):
         registry_from(PluginSetup(modules={"mine": "my_broken_models"}, entry_points=False))
 
 

@@ -3,20 +3,75 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from email.message import Message
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions, version
-from typing import cast
+from typing import TYPE_CHECKING, cast
+
+from flops_fit_core import __version__
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
 
 ENTRY_POINTS = "flops_fit"
+BUNDLED = "flops-fit"
+"""The distribution of the core and of the plugins that come with it."""
 
 
-def entry_points() -> tuple[list[tuple[EntryPoint, str, str]], list[tuple[str, Exception]]]:
-    """Our entry points, each with its distribution's normalized name and ``name version``, in an order that
-    never varies; and the distributions whose entry points cannot be read, with the reason.
+@dataclass(frozen=True)
+class Installed:
+    """One of our entry points, and the distribution that has it."""
+
+    point: EntryPoint
+    dist: Distribution
+    name: str
+    """Of the distribution, normalized."""
+    source: str
+    """Its name and version, for people."""
+
+    @property
+    def bundled(self) -> bool:
+        return self.name == BUNDLED
+
+    def unfit(self) -> str | None:
+        """Why it cannot work with this flops-fit by its own metadata; None where that says nothing against it."""
+        for text in [] if self.bundled else self.dist.requires or []:
+            requirement = _unconditional(text)
+            if requirement is None or normalized(requirement.name) != BUNDLED:
+                continue
+            if not requirement.specifier.contains(__version__, prereleases=True):
+                return (
+                    f"it needs {BUNDLED}{requirement.specifier}, and this is {BUNDLED} {__version__}: "
+                    f"pip install '{BUNDLED}{requirement.specifier}', or another version of "
+                    f"{self.source.rpartition(' ')[0]}"
+                )
+        return None
+
+    def missing(self) -> list[str]:
+        """What it depends on by its metadata and is not installed."""
+        texts = [text for text in self.dist.requires or [] if _unconditional(text) is not None]
+        return [] if self.bundled else [text for text in texts if not is_installed(text)]
+
+
+def _unconditional(text: str) -> Requirement | None:
+    """The requirement, where it holds here without any extra."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    try:
+        requirement = Requirement(text)
+    except InvalidRequirement:
+        return None
+    holds = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    return requirement if holds else None
+
+
+def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
+    """Our entry points, in an order that never varies; and the distributions whose entry points cannot be read,
+    with the reason.
 
     Of a distribution that lies on the path twice, the first counts, as for imports.
     """
-    found: dict[tuple[str, str, str], tuple[EntryPoint, str, str]] = {}
+    found: dict[tuple[str, str, str], Installed] = {}
     broken: list[tuple[str, Exception]] = []
     first: dict[str, Distribution] = {}
     for dist in distributions():
@@ -30,12 +85,18 @@ def entry_points() -> tuple[list[tuple[EntryPoint, str, str]], list[tuple[str, E
         name = _name_of(dist) if points else None
         if name is None:
             continue
-        normalized = re.sub(r"[-_.]+", "-", name).lower()
-        if first.setdefault(normalized, dist) is not dist or _is_shadowed(dist, name):
+        key = normalized(name)
+        if first.setdefault(key, dist) is not dist or _is_shadowed(dist, name):
             continue
         for point in points:
-            found.setdefault((normalized, point.name, point.value), (point, normalized, f"{name} {dist.version}"))
+            one = Installed(point, dist, key, f"{name} {dist.version}")
+            found.setdefault((key, point.name, point.value), one)
     return [found[key] for key in sorted(found)], broken
+
+
+def normalized(name: str) -> str:
+    """A distribution's name as the packaging standards compare it."""
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _name_of(dist: Distribution) -> str | None:

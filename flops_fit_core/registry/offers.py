@@ -47,9 +47,12 @@ class Problem:
     plugin: str
     doing: str
     error: BaseException
+    hint: str = ""
+    """What to do about it, where that can be told."""
 
     def __str__(self) -> str:
-        return f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {self.error}"
+        what = f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {self.error}"
+        return f"{what} ({self.hint})" if self.hint else what
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.metadata import EntryPoint
 from types import ModuleType
 from typing import Any
 
@@ -22,10 +21,10 @@ from flops_fit_core import hookspecs
 from flops_fit_core.errors import ConfigError, PluginNotFound
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.registry import discovery
+from flops_fit_core.registry.explaining import hint_for, speaking_up
 from flops_fit_core.registry.offers import SPEC_TYPES, Offer, PluginSetup, Problem
 from flops_fit_core.specs import Spec
 
-BUNDLED = "flops-fit"
 logger = logging.getLogger("flops_fit")
 
 
@@ -143,33 +142,38 @@ class Registry:
     # ------------------------------------------------------------------ discovery
 
     def _load_entry_points(self) -> None:
-        claims: dict[str, list[tuple[EntryPoint, str, str]]] = defaultdict(list)
+        claims: dict[str, list[discovery.Installed]] = defaultdict(list)
         found, broken = discovery.entry_points()
         for source, error in broken:
             self._note(source, "read its entry points", error)
-        for entry_point, dist_name, source in found:
-            claims[entry_point.name].append((entry_point, dist_name, source))
+        for one in found:
+            claims[one.point.name].append(one)
         for name, claimants in sorted(claims.items()):
             if name in self.disabled:
                 continue
-            keeper = next((one for one in claimants if one[1] == BUNDLED), None)
+            keeper = next((one for one in claimants if one.bundled), None)
             if keeper is None and len(claimants) == 1:
                 keeper = claimants[0]
             for one in claimants:
                 if one is not keeper:
-                    others = " and ".join(other[2] for other in claimants if other is not one)
+                    others = " and ".join(other.source for other in claimants if other is not one)
                     clash = ValueError(f"the plugin name {name!r} is also claimed by {others}")
-                    self._note(f"{name} ({one[2]})", "register", clash)
+                    self._note(f"{name} ({one.source})", "register", clash)
             if keeper is not None:
-                self._load(name, keeper[0], keeper[2])
+                self._load(name, keeper)
 
-    def _load(self, name: str, entry_point: EntryPoint, source: str) -> None:
+    def _load(self, name: str, installed: discovery.Installed) -> None:
+        label = f"{name} ({installed.source})"
+        if unfit := installed.unfit():
+            self._note(label, "register", RuntimeError(unfit))
+            return
         try:
-            plugin = entry_point.load()
+            with speaking_up(label, "import", name):
+                plugin = installed.point.load()
         except (Exception, SystemExit) as error:
-            self._note(f"{name} ({source})", "import", error)
+            self._note(label, "import", error, installed.missing())
         else:
-            self._register(name, plugin, source)
+            self._register(name, plugin, installed.source)
 
     def _register(self, name: str, plugin: object, source: str) -> None:
         if name in self.disabled:
@@ -217,7 +221,8 @@ class Registry:
                 if impl.plugin_name != plugin:
                     continue
                 try:
-                    found = _checked(impl.function(), spec_type)
+                    with speaking_up(self._label(plugin), hook_name, plugin):
+                        found = _checked(impl.function(), spec_type)
                 except (Exception, SystemExit) as error:
                     raise _HookFailed(hook_name, error) from error
                 yield from (Offer(spec, plugin, self._sources[plugin]) for spec in found)
@@ -231,8 +236,8 @@ class Registry:
     def _label(self, plugin: str) -> str:
         return f"{plugin} ({self._sources[plugin]})"
 
-    def _note(self, plugin: str, doing: str, error: BaseException) -> None:
-        self.problems.append(Problem(plugin, doing, error))
+    def _note(self, plugin: str, doing: str, error: BaseException, missing: Sequence[str] = ()) -> None:
+        self.problems.append(Problem(plugin, doing, error, hint_for(error, missing)))
 
 
 class _HookFailed(Exception):
@@ -283,12 +288,11 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
         if name in disabled:
             continue
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), speaking_up(f"module {module}", "import", name):
                 plugins[name] = importlib.import_module(module)
         except (Exception, SystemExit) as error:
-            raise ConfigError(
-                f"cannot import the plugin module {module!r}: {type(error).__name__}: {error}"
-            ) from error
+            problem = Problem(f"module {module}", "import", error, hint_for(error))
+            raise ConfigError(f"cannot use the plugin {problem}") from error
     return Registry(
         {**plugins, **(objects or {})},
         entry_points=setup.entry_points,

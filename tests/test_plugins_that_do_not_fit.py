@@ -1,0 +1,179 @@
+"""What a user sees of a plugin that was written for another version, misses a package, hangs, prints or exits."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from installing import Site
+
+from flops_fit_core import ConfigError, Registry, __version__
+from flops_fit_core.registry import PluginSetup, explaining, registry_from
+
+OFFER = """
+from flops_fit_core import OptimizerSpec, hookimpl
+
+@hookimpl
+def flops_fit_optimizers():
+    yield OptimizerSpec(name="lion", build=lambda options, model, run: None{more})
+"""
+GOOD = OFFER.format(more="")
+COMMAND = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", "plugins"]
+
+
+def install(site: Site, source: str, *requires: str) -> None:
+    site.module("rnn_module", source)
+    metadata = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    site.distribution("flops-fit-rnn", "[flops_fit]\nrnn = rnn_module\n", metadata)
+
+
+def problem() -> str:
+    (found,) = Registry().problems
+    return str(found)
+
+
+# ---------------------------------------------------------------------------- versions
+
+
+@pytest.mark.parametrize("requirement", ["flops-fit>=9", "flops_fit (<0.1)", "flops-fit[hf]==9.*"])
+def test_a_plugin_for_another_version_is_not_even_imported(site: Site, requirement: str) -> None:
+    install(site, "raise SystemExit('imported')", "torch", requirement)
+    said = problem()
+    assert said.startswith("rnn (flops-fit-rnn 1.0): register: RuntimeError: it needs flops-fit")
+    assert f"and this is flops-fit {__version__}: pip install 'flops-fit" in said
+    assert "or another version of flops-fit-rnn" in said
+
+
+@pytest.mark.parametrize(
+    "requirement",
+    [
+        "flops-fit",
+        f"flops-fit=={__version__}",
+        "flops-fit>=9; extra == 'new'",
+        "flops-fit>=9; python_version < '3'",
+    ],
+)
+def test_a_plugin_for_this_version_is_used(site: Site, requirement: str) -> None:
+    install(site, GOOD, requirement)
+    assert Registry().problems == []
+    assert Registry().find("optimizer", "lion").source == "flops-fit-rnn 1.0"
+
+
+def test_requirements_that_cannot_be_read_are_left_to_pip(site: Site) -> None:
+    install(site, GOOD, "flops-fit >>> 3")
+    assert Registry().problems == []
+
+
+def test_a_field_that_a_spec_does_not_have_is_explained(site: Site) -> None:
+    install(site, OFFER.format(more=", adam_alike=True"))
+    said = problem()
+    assert "got an unexpected keyword argument 'adam_alike' (did you mean 'adam_like'? OptimizerSpec of " in said
+    assert f"flops-fit {__version__} has: name, options, revision, requires, extra, build, adam_like)" in said
+
+
+def test_a_name_that_the_core_does_not_have_is_explained(site: Site) -> None:
+    install(site, "from flops_fit_core import Telepathy")
+    said = problem()
+    assert "import: ImportError: cannot import name 'Telepathy' from 'flops_fit_core'" in said
+    assert said.endswith(f"(this is flops-fit {__version__}; the plugin was written for another version)")
+
+
+# ---------------------------------------------------------------------------- missing packages
+
+
+def test_a_missing_package_is_named_as_the_distribution_names_it(site: Site) -> None:
+    install(site, "import not_a_module", "torch", "not-a-package>=2", "unused; extra == 'more'")
+    said = problem()
+    assert "import: ModuleNotFoundError: No module named 'not_a_module'" in said
+    assert said.endswith("(it needs not-a-package>=2: pip install 'not-a-package>=2')")
+
+
+def test_without_such_a_requirement_the_error_stands_alone(site: Site) -> None:
+    install(site, "import not_a_module", "torch")
+    assert problem().endswith("import: ModuleNotFoundError: No module named 'not_a_module'")
+
+
+def test_a_module_given_by_name_is_explained_the_same_way(site: Site) -> None:
+    site.module("own_models", "from flops_fit_core import Telepathy")
+    with pytest.raises(ConfigError, match=r"the plugin module own_models: import: ImportError: .*this is"):
+        registry_from(PluginSetup(modules={"own": "own_models"}, entry_points=False))
+
+
+# ---------------------------------------------------------------------------- hanging
+
+
+@pytest.mark.parametrize(
+    ("source", "doing"),
+    [
+        ("import time; time.sleep(0.3)" + GOOD, "import"),
+        (GOOD.replace("    yield", "    import time; time.sleep(0.3)\n    yield"), "flops_fit_optimizers"),
+    ],
+)
+def test_a_slow_plugin_is_named_while_it_is_waited_for(
+    site: Site, source: str, doing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(explaining, "PATIENCE", 0.05)
+    install(site, source)
+    with caplog.at_level(logging.WARNING, "flops_fit"):
+        registry = Registry(disabled=["stores"])
+    assert registry.problems == []
+    assert registry.find("optimizer", "lion").plugin == "rnn", "it is used all the same"
+    said = [record.getMessage() for record in caplog.records if "rnn" in record.getMessage()]
+    slow = f"plugin rnn (flops-fit-rnn 1.0): {doing} has not ended after 0.05 seconds"
+    assert said == [f"{slow}; FLOPS_FIT_DISABLE=rnn leaves it out"]
+
+
+def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and_left_out(site: Site) -> None:
+    install(site, "import time; time.sleep(3600)")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
+    with subprocess.Popen(COMMAND, env=environment, text=True, stdout=-1, stderr=-1) as hanging:
+        assert hanging.stderr is not None
+        first = hanging.stderr.readline()
+        hanging.send_signal(signal.SIGINT)
+        _, rest = hanging.communicate(timeout=60)
+    said = "plugin rnn (flops-fit-rnn 1.0): "
+    assert first == f"{said}import has not ended after 5 seconds; FLOPS_FIT_DISABLE=rnn leaves it out\n"
+    assert rest.startswith(f"{said}interrupted in import; FLOPS_FIT_DISABLE=rnn leaves it out\n")
+    assert "Traceback" not in rest
+    assert hanging.returncode == 130
+    without = subprocess.run(
+        COMMAND, env={**environment, "FLOPS_FIT_DISABLE": "rnn"}, text=True, capture_output=True, timeout=60
+    )
+    assert (without.returncode, without.stderr) == (0, "")
+    assert "disabled: rnn" in without.stdout
+
+
+# ---------------------------------------------------------------------------- what the command says of the rest
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("raise SystemExit('no licence')", "rnn (flops-fit-rnn 1.0): import: SystemExit: no licence"),
+        (GOOD.replace("    yield", "    yield from [") + "] * 2", "offers 'lion' twice"),
+        ("import not_a_module", "rnn (flops-fit-rnn 1.0): import: ModuleNotFoundError: No module named"),
+    ],
+    ids=["raises SystemExit", "registers twice", "misses a package"],
+)  # fmt: skip
+def test_the_command_shows_the_others_and_says_what_is_wrong(site: Site, source: str, said: str) -> None:
+    install(site, source)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
+    done = subprocess.run(COMMAND, env=environment, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 1
+    assert "optim/adamw" in done.stdout
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_a_plugin_prints_is_not_among_what_was_asked_for(site: Site) -> None:
+    install(site, "print('hello')\n" + GOOD)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
+    done = subprocess.run([*COMMAND, "--json"], env=environment, text=True, capture_output=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stderr == "hello\n"
+    assert done.stdout.startswith("{")
