@@ -112,10 +112,11 @@ def measure_model(model: Chosen[ModelSpec], options: Options, task: Task) -> Mea
     module = build_on_meta(model, options, task)
     own = shape = None
     if spec.flops_per_token is not None:
-        own = float(_calling(model, "flops_per_token", spec.flops_per_token, options, task))
+        counted = _calling(model, "flops_per_token", spec.flops_per_token, options, task)
+        own = None if counted is None else float(counted)
     if spec.shape is not None:
         shape = _calling(model, "shape", spec.shape, options, task)
-        if not isinstance(shape, TransformerShape):
+        if not isinstance(shape, TransformerShape | None):
             raise PluginError(f"model {model.name!r}: shape gave {shape!r} instead of a TransformerShape")
     return MeasuredModel(module, task, count_parameters(module, task), own, model.name, shape)
 

@@ -209,10 +209,11 @@ class ModelSpec(Spec):
     searches values of ``size``."""
     width: Callable[[Any], int] | None = None
     """Width by which learning rates are scaled; None for a family that has none."""
-    flops_per_token: Callable[[Any, Any], float] | None = None
-    """``(options, task)`` -> the family's own count of training FLOPs (3 x forward) a token."""
-    shape: Callable[[Any, Any], TransformerShape] | None = None
-    """``(options, task)`` -> what a formula needs to count a transformer's FLOPs; None for other families."""
+    flops_per_token: Callable[[Any, Any], float | None] | None = None
+    """``(options, task)`` -> the family's own count of training FLOPs (3 x forward) a token; None where it has
+    none for these options."""
+    shape: Callable[[Any, Any], TransformerShape | None] | None = None
+    """``(options, task)`` -> what a formula needs to count a transformer's FLOPs; None for other models."""
     parameter_groups: Callable[[nn.Module], Iterable[ParameterGroup]] | None = None
     """``(module)`` -> every parameter in exactly one group."""
 

@@ -46,6 +46,8 @@ def own_count_notes(model: Chosen[ModelSpec], task: Task, sizes: Sequence[Measur
     for one in ends.values():
         try:
             measured = measure_model(model, one.options, task)
+            if measured.own_flops_per_token is None:
+                return []
             parts += sum(1 for _ in measured.module.modules())
             if parts > MOST_PARTS:
                 break
