@@ -59,6 +59,57 @@ class TestViTWithAClassTokenOnImagesWithoutChannels(ModelConformance):
     task = SupervisedTask(inputs=(8, 8), outputs_size=10)
 
 
+class TestLlama(ModelConformance):
+    name = "hf"
+    options = {"width": 32, "head_dim": 8, "queries_per_kv": 2, "config": {"num_hidden_layers": 2}}
+    flops_tolerance = 1e-9
+
+
+class TestGPT2(ModelConformance):
+    name = "hf"
+    options = {
+        "architecture": "gpt2",
+        "width": 32,
+        "head_dim": 8,
+        "scaled": {"n_inner": 3.0},
+        "config": {"num_hidden_layers": 2},
+    }
+    flops_tolerance = 1e-9
+
+
+class TestQwen3(ModelConformance):
+    name = "hf"
+    options = {"architecture": "qwen3", "width": 32, "head_dim": 8, "config": {"num_hidden_layers": 2}}
+    flops_tolerance = 1e-9
+
+
+class TestMamba(ModelConformance):
+    name = "hf"
+    options = {"architecture": "mamba", "width": 32, "config": {"num_hidden_layers": 2, "state_size": 4}}
+
+
+class TestBertWhichSeesNoFuture(ModelConformance):
+    name = "hf"
+    options = {"architecture": "bert", "width": 32, "head_dim": 8, "config": {"num_hidden_layers": 2}}
+
+
+class TestLadder(ModelConformance):
+    name = "hf-ladder"
+    options = {
+        "configs": [
+            {
+                "hidden_size": 16 * 2**rung,
+                "intermediate_size": 32 * 2**rung,
+                "vocab_size": 61,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "num_key_value_heads": 1,
+            }
+            for rung in range(5)
+        ]
+    }
+
+
 class TestSurfaceModel(ModelConformance):
     name = "surface"
     trains = False

@@ -1,0 +1,222 @@
+"""The families ``hf`` and ``hf-ladder``: any decoder of transformers, counted as torch counts it."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+from small import text_table, train, write_text
+
+from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
+from flops_fit_core.config import Chosen, make_experiment
+from flops_fit_core.measure import count_parameters, measure_model
+from flops_fit_core.planning import make_plan
+from flops_fit_core.registry import installed
+from flops_fit_core.testing.kit import forward_flops, random_batch
+from flops_fit_transformers.counting import GATED, PLAIN
+
+TASK = LanguageTask(vocab_size=61, context=16)
+TWO_LAYERS = {"num_hidden_layers": 2}
+
+
+def chosen(name: str = "hf", **options):
+    offer = installed().find("model", name)
+    return Chosen(offer, offer.spec.options.model_validate(options))
+
+
+def built(name: str = "hf", task=TASK, **options):
+    model = chosen(name, **options)
+    return model.spec.build(model.options, task)
+
+
+def config_of(**options):
+    return built(**options).lm.config
+
+
+# ---------------------------------------------------------------------------- counting
+
+
+@pytest.mark.parametrize("architecture", sorted(GATED | PLAIN))
+def test_a_known_architecture_counts_exactly_what_torch_counts(architecture):
+    model = chosen(architecture=architecture, width=48, head_dim=8, config=TWO_LAYERS)
+    own = model.spec.flops_per_token(model.options, TASK)
+    expected = 3 * forward_flops(model.spec.build(model.options, TASK), TASK, random_batch(TASK, 2))
+    assert own == pytest.approx(expected, rel=1e-9)
+
+
+def test_grouped_queries_and_heads_apart_from_the_width_are_counted():
+    config = {**TWO_LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 12}
+    model = chosen(architecture="qwen3", width=32, config=config)
+    shape = model.spec.shape(model.options, TASK)
+    assert (shape.heads, shape.kv_heads, shape.key_size) == (4, 2, 12)
+    expected = 3 * forward_flops(model.spec.build(model.options, TASK), TASK, random_batch(TASK, 2))
+    assert model.spec.flops_per_token(model.options, TASK) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("architecture", ["mamba", "bert"])
+def test_an_architecture_without_a_formula_is_left_to_the_trace(architecture):
+    model = chosen(architecture=architecture, width=32, head_dim=8, config=TWO_LAYERS)
+    measured = measure_model(model, model.options, TASK)
+    assert measured.own_flops_per_token is None
+    assert measured.shape is None
+    counter = installed().find("flops", "traced").spec
+    assert counter.build(counter.options(), measured).flops_per_token > 6 * measured.parameters.matmul * 0.5
+
+
+def test_a_tied_head_is_no_lookup_and_an_untied_embedding_is():
+    tied = count_parameters(built(architecture="gpt2", width=32, head_dim=8, config=TWO_LAYERS), TASK)
+    assert (tied.lookup, tied.unembedding) == (16 * 32, 61 * 32)  # positions; the shared table
+    untied = count_parameters(built(width=32, head_dim=8, config=TWO_LAYERS), TASK)
+    assert (untied.lookup, untied.unembedding) == (61 * 32, 61 * 32)
+
+
+# ---------------------------------------------------------------------------- what scales, and what follows
+
+
+def test_what_follows_the_width_keeps_the_proportions_of_the_architecture():
+    config = config_of(architecture="mistral", width=256, head_dim=32, config={"num_hidden_layers": 1})
+    assert (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads) == (896, 8, 2)
+    assert config.head_dim == 32
+
+
+def test_fields_can_be_fixed_and_can_follow():
+    config = config_of(
+        architecture="gpt2",
+        width=96,
+        scaled={"n_inner": 3.0, "n_layer": 1 / 48},
+        config={"num_attention_heads": 6},
+    )
+    assert (config.n_embd, config.n_inner, config.n_layer, config.n_head) == (96, 288, 2, 6)
+
+
+def test_another_field_may_scale():
+    config = config_of(width=3, field="num_hidden_layers", config={"hidden_size": 32, "intermediate_size": 64,
+                                                                   "num_attention_heads": 4})  # fmt: skip
+    assert (config.num_hidden_layers, config.hidden_size) == (3, 32)
+
+
+def test_vocabulary_and_positions_are_the_tasks_and_nothing_pads():
+    config = config_of(architecture="opt", width=32, head_dim=8, config=TWO_LAYERS)
+    assert (config.vocab_size, config.max_position_embeddings, config.pad_token_id) == (61, 16, None)
+    assert config.use_cache is False
+
+
+def test_every_width_that_the_planner_tries_can_be_built():
+    widths = range(16, 400, 16)
+    heads = [config_of(width=width, config={"num_hidden_layers": 1}).num_attention_heads for width in widths]
+    assert all(width % (2 * number) == 0 for width, number in zip(widths, heads, strict=True))
+
+
+# ---------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"architecture": "lama"}, "did you mean 'llama'?"),
+        (
+            {"config": {"num_hiden_layers": 2}},
+            "has no field 'num_hiden_layers'; did you mean 'num_hidden_layers'?",
+        ),
+        ({"field": "n_embd"}, "has no field 'n_embd'"),
+        ({"architecture": "gpt2", "config": {"hidden_size": 64}}, "n_embd is what model.width sets"),
+        ({"width": 48, "config": {"num_attention_heads": 7}}, "7 does not divide a width of 48"),
+        ({"config": {"vocab_size": 7}}, "the dataset has 61 tokens"),
+        ({"config": {"max_position_embeddings": 8}}, "less than the dataset's context of 16"),
+        (
+            {"scaled": {"num_hidden_layers": 0.1}, "config": TWO_LAYERS},
+            "num_hidden_layers in config and in scaled",
+        ),
+        ({"architecture": "gpt2", "queries_per_kv": 2}, "no heads of keys and values"),
+        ({"config": {"num_hidden_layers": "two"}}, "transformers makes no 'llama' of"),
+    ],
+)
+def test_a_mistake_says_what_there_is(options, message):
+    with pytest.raises(ConfigError) as error:
+        built(**options)
+    assert message in str(error.value)
+
+
+def test_images_are_no_task_for_a_decoder():
+    with pytest.raises(ConfigError, match="poses a SupervisedTask"):
+        built(task=SupervisedTask(inputs=(8,), outputs_size=2))
+
+
+# ---------------------------------------------------------------------------- ladders
+
+SMALL = {
+    "model_type": "gpt_neox",
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "vocab_size": 50_304,
+    "torch_dtype": "float16",
+    "architectures": ["X"],
+}
+LARGE = {**SMALL, "hidden_size": 32, "num_hidden_layers": 2}
+
+
+def test_a_ladder_reads_files_and_folders_and_keeps_what_is_in_them(tmp_path):
+    (tmp_path / "small.json").write_text(json.dumps(SMALL))
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "config.json").write_text(json.dumps(LARGE))
+    model = chosen("hf-ladder", configs=[str(tmp_path / "small.json"), str(tmp_path / "large")], rung=2)
+    assert model.options.config == LARGE
+    config = model.spec.build(model.options, TASK).lm.config
+    assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (32, 2, 61)
+    assert model.choice.options == {"config": LARGE}  # no path, and none of the other sizes
+    assert {one.dtype for one in model.spec.build(model.options, TASK).parameters()} == {torch.float32}
+
+
+def test_a_configuration_that_is_added_leaves_the_others_their_runs(tmp_path):
+    text = write_text(tmp_path / "text")
+
+    def runs(configs):
+        model = {"name": "hf-ladder", "configs": configs}
+        sweep = {"budgets": [2e8], "sizes": [{"rung": one + 1} for one in range(len(configs))], "repeat": True}
+        table = text_table(text, model=model, sweep=sweep)
+        return {run.id for run in make_plan(make_experiment(table, installed())).runs}
+
+    middle = {**SMALL, "hidden_size": 24}
+    assert runs([SMALL, LARGE]) < runs([SMALL, middle, LARGE])
+
+
+def test_the_planner_finds_the_rungs_around_a_budgets_optimum(tmp_path):
+    configs = [{**SMALL, "hidden_size": width, "intermediate_size": 4 * width} for width in (8, 16, 32, 64, 128)]
+    model = {"name": "hf-ladder", "configs": configs}
+    sweep = {"budgets": [1e8, 1e11], "sizes": 3, "repeat": True, "tokens_per_param": 5}
+    plan = make_plan(make_experiment(text_table(write_text(tmp_path), model=model, sweep=sweep), installed()))
+    sizes = {budget: [run.size for run in plan.runs if run.budget == budget] for budget in (1e8, 1e11)}
+    assert all(len(rungs) == 3 and rungs == list(range(rungs[0], rungs[0] + 3)) for rungs in sizes.values())
+    assert sizes[1e8][0] < sizes[1e11][0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "configs is empty"),
+        ({"configs": [SMALL], "rung": 2}, "rung 2 of 1 configs"),
+        ({"configs": ["nowhere.json"]}, "cannot read"),
+    ],
+)
+def test_a_ladder_with_a_mistake_says_what_to_write(options, message):
+    with pytest.raises(ValueError, match=message):
+        chosen("hf-ladder", **options)
+
+
+# ---------------------------------------------------------------------------- training
+
+
+def test_a_small_llama_learns_and_its_loss_is_that_of_its_seed(tmp_path):
+    model = {"name": "hf", "head_dim": 8, "config": TWO_LAYERS}
+    sweep = {"budgets": [3e8], "sizes": [{"width": 16}], "repeat": True, "min_steps": 1}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep)
+    (first,), (second,) = train(table), train(table)
+    assert first.status == "completed"
+    assert first.loss == second.loss
+    assert first.loss < 3.0  # a uniform guess has ln 256 = 5.5
