@@ -70,10 +70,10 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
         from flops_fit_core import DatasetSpec, SupervisedTask, hookimpl
 
         class Parity:
-            task = SupervisedTask(inputs=(8,), outputs_size=2)
+            task = SupervisedTask(inputs=(32,), outputs_size=2)
             tokens = None  # endless
             bytes_per_token = None
-            fingerprint = "parity of 8 bits, version 1"
+            fingerprint = "parity of 32 bits, version 1"
 
             def __init__(self, seed):
                 self.seed = seed
@@ -93,7 +93,8 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
 
             import torch
 
-            bits = [[random.Random(str(key)).getrandbits(8) >> i & 1 for i in range(8)] for key in keys]
+            numbers = [random.Random(str(key)).getrandbits(32) for key in keys]
+            bits = [[number >> i & 1 for i in range(32)] for number in numbers]
             return torch.tensor(bits, dtype=torch.float32), torch.tensor([sum(row) % 2 for row in bits])
 
         @hookimpl
@@ -119,10 +120,14 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
             import torch
 
             groups = [
-                {"params": group.parameters, "lr": options.lr * run.lr_scale(group)}
+                {
+                    "params": group.parameters,
+                    "lr": options.lr * run.lr_scale(group),
+                    "weight_decay": options.weight_decay if group.decay else 0.0,
+                }
                 for group in run.groups(model)
             ]
-            return torch.optim.RMSprop(groups, weight_decay=options.weight_decay)
+            return torch.optim.RMSprop(groups)
 
         @hookimpl
         def flops_fit_optimizers():
@@ -248,28 +253,24 @@ def flops_fit_devices() -> Iterable[DeviceSpec]:
 
         from flops_fit_core import DeviceSpec, hookimpl
 
-        class MPS:
-            torch_device, name, precision = "mps", "Apple GPU", "float32"
+        class AMX:
+            torch_device, name, precision = "cpu", "CPU with AMX units", "bfloat16"
 
             def synchronize(self):
-                import torch
-
-                torch.mps.synchronize()
+                pass  # a CPU returns when it is done
 
             def peak_memory(self):
                 return None
 
             def release(self):
-                import torch
-
-                torch.mps.empty_cache()
+                pass
 
             def peak_flops(self, precision):
-                return None  # its maker does not say
+                return None
 
         @hookimpl
         def flops_fit_devices():
-            yield DeviceSpec(name="mps", build=lambda options: MPS(), slots=lambda options: [{}])
+            yield DeviceSpec(name="amx", build=lambda options: AMX(), slots=lambda options: [{}])
     """
     return ()
 
@@ -288,9 +289,15 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
 
                 for run in job.runs:
                     parts = context.build(run)
+                    task, groups = parts.dataset.task, parts.optimizer.param_groups
+                    peaks = [group["lr"] for group in groups]
                     batches = parts.dataset.batches(run.batch_size)
-                    for _, batch in zip(range(run.steps), batches, strict=False):
-                        task = parts.dataset.task
+                    for step in range(run.steps):
+                        if context.should_stop():
+                            return
+                        for group, peak in zip(groups, peaks, strict=True):
+                            group["lr"] = peak * parts.schedule(step)
+                        batch = next(batches)
                         loss, count = task.loss(task.outputs(parts.model, batch), batch)
                         parts.optimizer.zero_grad()
                         (loss / count).backward()
@@ -360,17 +367,20 @@ def flops_fit_loggers() -> Iterable[LoggerSpec]:
                 self.path = folder / "log.txt"
 
             def started(self, plan):
-                self.path.write_text(f"{plan.name}: {len(plan.runs)} runs\\n")
+                self.write(f"{plan.name}: {len(plan.runs)} runs")
 
             def progress(self, progress):
                 pass
 
             def finished(self, result):
-                with self.path.open("a") as file:
-                    file.write(f"{result.id} {result.status} {result.loss}\\n")
+                self.write(f"{result.id} {result.status} {result.loss}")
 
             def close(self):
                 pass
+
+            def write(self, line):
+                with self.path.open("a") as file:
+                    file.write(line + "\\n")
 
         @hookimpl
         def flops_fit_loggers():
@@ -387,25 +397,46 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
 
         import math
 
-        from flops_fit_core import FitterSpec, Interval, Law, LawFit, Optimum, PluginChoice, hookimpl
+        from flops_fit_core import (
+            FitError, FitterSpec, Interval, Law, LawFit, Optimum, PluginChoice, hookimpl
+        )
 
-        class TwentyTokens:
+        class BestOfEach:
+            # Straight lines through the best run of each budget: ln N and ln L against ln C.
             def fit(self, observations):
-                flops = [one.flops for one in observations]
+                best = {}
+                for one in sorted(observations, key=lambda one: one.loss, reverse=True):
+                    best[one.budget or one.flops] = one
+                if len(best) < 2:
+                    raise FitError(f"runs of {len(best)} budgets; a line needs two")
+                runs = sorted(best.values(), key=lambda one: one.flops)
+                x = [math.log(one.flops) for one in runs]
+                a, params = line(x, [math.log(one.params) for one in runs])
+                slope, loss = line(x, [math.log(one.loss) for one in runs])
+                law = Law(name="best of each", parameters={"a": a, "ln_N": params, "slope": slope, "ln_L": loss})
+                others = {one.id: "not the best of its budget" for one in observations if one not in runs}
                 return LawFit(
-                    fitter=PluginChoice(name="mine/twenty"), law=Law(name="D = 20 N", parameters={"tpp": 20.0}),
-                    exponents={"a": Interval(value=0.5), "b": Interval(value=0.5)}, level=0.9, objective=0.0,
-                    n_runs=len(observations), flops_range=(min(flops), max(flops)),
+                    fitter=PluginChoice(name="mine/best-of-each"), law=law, excluded=others,
+                    exponents={"a": Interval(value=a), "b": Interval(value=1 - a)}, level=0.9, objective=0.0,
+                    n_runs=len(runs), flops_range=(runs[0].flops, runs[-1].flops),
                 )
 
             def optimum(self, fit, flops):
-                params = math.sqrt(flops / 120)
-                return Optimum(flops=flops, params=Interval(value=params), tokens=Interval(value=20 * params),
-                               loss=Interval(value=math.log(256)))
+                it, x = fit.law.parameters, math.log(flops)
+                params = math.exp(it["ln_N"] + it["a"] * x)
+                return Optimum(flops=flops, params=Interval(value=params),
+                               tokens=Interval(value=flops / (6 * params)),
+                               loss=Interval(value=math.exp(it["ln_L"] + it["slope"] * x)))
+
+        def line(x, y):
+            mean, middle = sum(x) / len(x), sum(y) / len(y)
+            both = zip(x, y, strict=True)
+            slope = sum((p - mean) * (q - middle) for p, q in both) / sum((p - mean) ** 2 for p in x)
+            return slope, middle - slope * mean
 
         @hookimpl
         def flops_fit_fitters():
-            yield FitterSpec(name="twenty", build=lambda options: TwentyTokens())
+            yield FitterSpec(name="best-of-each", build=lambda options: BestOfEach())
     """
     return ()
 

@@ -93,6 +93,7 @@ class Study:
         Raises UserError for what the user has to change; KeyboardInterrupt stops the workers and loses nothing.
         """
         experiment = self._experiment()
+        own = self._loggers(experiment)
         with self.store() as store:
             if save:
                 self.folder.save(experiment, self.plan, self.registry.setup)
@@ -101,7 +102,7 @@ class Study:
                 store,
                 self._executor(experiment),
                 self.registry,
-                loggers=[*loggers, *self._loggers(experiment)],
+                loggers=[*loggers, *own],
                 retry_failed=retry_failed,
                 again=again,
                 only=only,

@@ -83,13 +83,13 @@ class Sweep:
 
         Raises StoreError where results can no longer be kept; KeyboardInterrupt stops the workers first.
         """
-        if self.folder is not None:
-            self._collect()
-            forget_checkpoints(self.plan, self.store, self.folder, branches=False)
-        self._waiting = deque(self._missing_jobs())
-        self._free_what_the_dead_hold()
-        self._tell("started", self.plan)
         try:
+            self._tell("started", self.plan)
+            if self.folder is not None:
+                self._collect()
+                forget_checkpoints(self.plan, self.store, self.folder, branches=False)
+            self._waiting = deque(self._missing_jobs())
+            self._free_what_the_dead_hold()
             while self._waiting or self._running or self._elsewhere:
                 self._dispatch()
                 for event in self.executor.events(TURN_SECONDS):

@@ -23,6 +23,8 @@ class Progress(Record):
     loss: float | None = None
     """Training loss of the latest step that was looked at, nats per token."""
     tokens_per_second: float | None = None
+    attempt: PositiveInt = 1
+    """At this run. The worker fills it in; a trainer leaves it out."""
 
 
 class Evaluation(Record):

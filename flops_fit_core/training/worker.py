@@ -43,7 +43,7 @@ def work(
             for event in _trained(context):
                 if isinstance(event, RunResult):
                     waiting.pop(event.id, None)
-                yield event
+                yield event if isinstance(event, RunResult) else _numbered(event, parsed)
         if waiting and not should_stop():
             name = context.chosen("trainer", parsed.runs[0]).name
             raise RunFailed(f"trainer {name!r} ended without a result for this run")
@@ -52,6 +52,11 @@ def work(
             yield context.failed(run, error)
     finally:
         context.release()
+
+
+def _numbered(progress: Progress, job: Job) -> Progress:
+    attempt = job.attempts.get(progress.run, 1)
+    return progress if attempt == 1 else progress.model_copy(update={"attempt": attempt})
 
 
 def train_along(job: str, plugins: str, objects: bytes | None, folder: Path, together: Processes) -> None:
