@@ -329,7 +329,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
             capacity = 1
 
             def __init__(self, context):
-                self.context, self.waiting = context, deque()
+                self.context, self.waiting, self.cancelled = context, deque(), set()
 
             def submit(self, job):
                 self.waiting.append(job)
@@ -338,11 +338,12 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
                 while self.waiting:
                     job = self.waiting.popleft()
                     yield from work(job.model_dump_json(), self.context.plugins,
-                                    objects=self.context.live, folder=self.context.folder)
-                    yield JobEnded(job.id)
+                                    objects=self.context.live, folder=self.context.folder,
+                                    should_stop=lambda: job.id in self.cancelled)
+                    yield JobEnded(job.id, "cancelled" if job.id in self.cancelled else None)
 
             def cancel(self, job_id):
-                self.waiting = deque(job for job in self.waiting if job.id != job_id)
+                self.cancelled.add(job_id)
 
             def close(self):
                 self.waiting.clear()

@@ -19,7 +19,6 @@ import flops_fit_core
 from flops_fit_core import (
     LanguageTask,
     MeasuredModel,
-    Observation,
     Offer,
     ParameterCounts,
     ParameterGroup,
@@ -32,7 +31,22 @@ from flops_fit_core import (
     hookspecs,
 )
 from flops_fit_core.registry import SPEC_TYPES
-from flops_fit_core.testing import StoreConformance, example_result, example_run
+from flops_fit_core.testing import (
+    DatasetConformance,
+    DeviceConformance,
+    ExecutorConformance,
+    FitterConformance,
+    FlopCounterConformance,
+    ModelConformance,
+    OptimizerConformance,
+    RecipeConformance,
+    ScheduleConformance,
+    StoreConformance,
+    TrainerConformance,
+    example_result,
+    example_run,
+)
+from flops_fit_core.testing.kit import Kit
 
 HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("flops_fit_")}
 OBSERVERS = ["flops_fit_run_finished", "flops_fit_sweep_finished"]
@@ -242,21 +256,68 @@ def test_the_example_counter_counts() -> None:
     assert (count.flops_per_token, count.params) == (8000.0, 1000)
 
 
-class TestTheExampleStore(StoreConformance):
-    name = "memory"
-    persistent = False
-    shared = False
+class Example:
+    """The example of a hook, among the installed plugins or alone."""
+
+    hook: str
 
     @pytest.fixture
     def registry(self) -> Registry:
-        return Registry({"example": plugin("flops_fit_stores")}, entry_points=False)
+        return Registry({"example": plugin(self.hook)}, entry_points=False)
 
 
-def test_the_example_device_knows_itself() -> None:
-    device = build("flops_fit_devices")
-    assert (device.torch_device, device.precision, device.peak_memory()) == ("mps", "float32", None)
-    spec = offer("flops_fit_devices").spec
-    assert spec.slots(spec.options()) == [{}]
+class TestTheExampleModel(Example, ModelConformance):
+    name, hook = "bigram", "flops_fit_models"
+
+
+class TestTheExampleDataset(Example, DatasetConformance):
+    name, hook = "parity", "flops_fit_datasets"
+
+
+class TestTheExampleOptimizer(Example, OptimizerConformance):
+    name, hook = "rmsprop", "flops_fit_optimizers"
+
+
+class TestTheExampleSchedule(Example, ScheduleConformance):
+    name, hook = "linear-to-zero", "flops_fit_schedules"
+
+
+class TestTheExampleRecipe(Example, RecipeConformance):
+    name, hook = "big-batches", "flops_fit_recipes"
+
+
+class TestTheExampleCounter(Example, FlopCounterConformance):
+    name, hook = "recomputing", "flops_fit_flop_counters"
+
+
+class TestTheExampleStore(Example, StoreConformance):
+    name, hook = "memory", "flops_fit_stores"
+    persistent = False
+    shared = False
+
+
+class TestTheExampleDevice(Example, DeviceConformance):
+    name, hook = "amx", "flops_fit_devices"
+
+
+class TestTheExampleTrainer(Example, TrainerConformance):
+    name, hook = "plain", "flops_fit_trainers"
+
+    @pytest.fixture
+    def registry(self, monkeypatch: pytest.MonkeyPatch) -> Registry:
+        module = plugin(self.hook)
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # a worker imports it by name
+        return Registry({"example": module})
+
+
+class TestTheExampleExecutor(Example, ExecutorConformance):
+    name, hook = "one-after-another", "flops_fit_executors"
+    plugins = {"example": plugin(hook)}
+    isolated = False
+
+
+class TestTheExampleFitter(Example, FitterConformance):
+    name, hook = "best-of-each", "flops_fit_fitters"
 
 
 def test_the_example_logger_writes_lines(tmp_path: Path) -> None:
@@ -268,14 +329,13 @@ def test_the_example_logger_writes_lines(tmp_path: Path) -> None:
     assert (tmp_path / "log.txt").read_text() == f"sweep: 1 runs\n{run.id} failed None\n"
 
 
-def test_the_example_fitter_fits() -> None:
-    fitter = build("flops_fit_fitters")
-    seen = [Observation(id=str(flops), params=1e3, tokens=1e5, flops=flops, loss=3.0) for flops in (1e9, 1e10)]
-    law = fitter.fit(seen)
-    assert (law.n_runs, law.flops_range) == (2, (1e9, 1e10))
-    best = fitter.optimum(law, 1.2e12)
-    assert best.tokens.value == pytest.approx(20 * best.params.value)
-    assert 6 * best.params.value * best.tokens.value == pytest.approx(1.2e12)
+def test_the_example_of_every_registration_hook_goes_through_the_kit_of_its_kind() -> None:
+    through = {
+        it.hook: it.kind
+        for it in globals().values()
+        if isinstance(it, type) and issubclass(it, Example) and it is not Example and issubclass(it, Kit)
+    }
+    assert through == {hook: spec.kind for hook, spec in SPEC_TYPES.items()}
 
 
 def test_a_sweep_of_nothing_but_examples_ends_with_a_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,11 +361,11 @@ def test_a_sweep_of_nothing_but_examples_ends_with_a_law(tmp_path: Path, monkeyp
             "executor": "one-after-another",
             "device": "cpu",
             "loggers": ["lines"],
-            "fitter": "twenty",
+            "fitter": "best-of-each",
         },
         registry=registry,
         out=tmp_path / "study",
     )
     assert [result.status for result in study.results] == ["completed"] * len(study.plan.runs)
-    assert study.fit.law.name == "D = 20 N"
+    assert study.fit.law.name == "best of each"
     assert (tmp_path / "study" / "log.txt").read_text().count("completed") == len(study.plan.runs)

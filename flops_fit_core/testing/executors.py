@@ -1,4 +1,13 @@
-"""What every executor must do, tried with real jobs."""
+"""The conformance kit for executors, which tries them with real jobs.
+
+::
+
+    from flops_fit_core.testing import ExecutorConformance
+
+    class TestMyExecutor(ExecutorConformance):
+        name = "mine"
+        options = {"queue": "debug"}
+"""
 
 from __future__ import annotations
 
@@ -9,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -19,6 +28,7 @@ from flops_fit_core.planning import make_plan
 from flops_fit_core.records import Job, RunResult
 from flops_fit_core.registry import Registry, installed
 from flops_fit_core.testing import tiny
+from flops_fit_core.testing.kit import Kit
 
 LEARN = ""
 RAISE = "raise RuntimeError('this model raises')"
@@ -35,36 +45,32 @@ class Outcome:
     reason: str | None = None
 
 
-class ExecutorConformance:
-    """Inherit, set ``name``, and pytest does the rest.
+class ExecutorConformance(Kit):
+    """What every executor must do. Inherit, set ``name``, and run pytest.
 
-    ::
-
-        class TestMyExecutor(ExecutorConformance):
-            name = "mine"
-            options = {"queue": "debug"}
+    Attributes:
+        isolated: False for an executor that trains in the driver's own process.
+        patience: Seconds without any event after which a test fails; more where jobs wait in a queue.
     """
 
-    name: str
-    options: dict[str, Any] = {}
+    kind: ClassVar[str] = "executor"
     isolated = True
-    """False for an executor that trains in the driver's own process."""
     patience = 120.0
-    """Seconds without any event after which a test fails; more where jobs wait in a queue."""
 
     # ------------------------------------------------------------------ parts
 
     @contextmanager
     def executor(self, folder: Path) -> Iterator[Executor]:
         """The executor, for a study in ``folder`` on a machine with two places for jobs."""
-        spec = installed().find("executor", self.name).spec
+        registry = Registry(self.plugins) if self.plugins else installed()
+        spec = registry.find(self.kind, self.name).spec
         context = ExecutorContext(
             folder=folder,
             plugins=tiny_registry().setup.model_dump_json(),
             live={},
             slots=[{"CUDA_VISIBLE_DEVICES": ""}] * 2,
         )
-        executor: Executor = spec.build(spec.options.model_validate(self.options), context)
+        executor: Executor = spec.build(spec.options.model_validate(dict(self.options)), context)
         try:
             yield executor
         finally:

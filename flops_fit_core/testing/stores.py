@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
+from typing import ClassVar
 
 import pytest
 from pydantic import JsonValue
@@ -23,28 +23,24 @@ from pydantic import JsonValue
 from flops_fit_core.contracts import ResultStore
 from flops_fit_core.errors import StoreError
 from flops_fit_core.records import RunError, RunResult
-from flops_fit_core.registry import Registry, installed
+from flops_fit_core.registry import Registry
 from flops_fit_core.testing.examples import example_result, example_run, result_of
+from flops_fit_core.testing.kit import Kit
 from flops_fit_core.testing.processes import OtherProcess, build_store
 
 OpenStore = Callable[[], ResultStore]
 
 
-class StoreConformance:
-    """What every ``ResultStore`` must do. Inherit, set ``name``, and run pytest.
+class StoreConformance(Kit):
+    """What every store must do. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        name: The store's name, as in ``[store]``.
-        options: Its options.
-        plugins: Plugins that are not installed, as for ``Registry``: name -> module.
         persistent: Whether results are still there when the store is opened again.
         shared: Whether several processes may have one store open. Needs ``persistent``.
         kills: How many processes are killed while they add results.
     """
 
-    name: str
-    options: Mapping[str, JsonValue] = {}
-    plugins: Mapping[str, ModuleType] = {}
+    kind: ClassVar[str] = "store"
     persistent = True
     shared = True
     kills = 3
@@ -59,17 +55,14 @@ class StoreConformance:
         return folder
 
     @pytest.fixture
-    def registry(self) -> Registry:
-        """The plugins among which the store is."""
-        return Registry(self.plugins) if self.plugins else installed()
-
-    @pytest.fixture
-    def open_store(self, registry: Registry, folder: Path) -> Iterator[OpenStore]:
+    def open_store(
+        self, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
+    ) -> Iterator[OpenStore]:
         """Opens the store of the study again and again; all are closed at the end."""
         opened: list[ResultStore] = []
 
         def open_store() -> ResultStore:
-            opened.append(build_store(registry, self.name, self.options, folder))
+            opened.append(build_store(registry, self.name, given_options, folder))
             return opened[-1]
 
         yield open_store
@@ -82,7 +75,9 @@ class StoreConformance:
         return open_store()
 
     @pytest.fixture
-    def start_other(self, registry: Registry, folder: Path) -> Iterator[Callable[[], OtherProcess]]:
+    def start_other(
+        self, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
+    ) -> Iterator[Callable[[], OtherProcess]]:
         """Starts further processes that have the same store open; all are gone at the end."""
         if not (self.persistent and self.shared):
             pytest.skip("this store does not claim that several processes may share it")
@@ -90,7 +85,7 @@ class StoreConformance:
         started: list[OtherProcess] = []
 
         def start() -> OtherProcess:
-            started.append(OtherProcess(setup, self.name, self.options, folder))
+            started.append(OtherProcess(setup, self.name, given_options, folder))
             return started[-1]
 
         yield start

@@ -6,11 +6,12 @@ Workers import it by name, so it imports nothing but what a plugin does.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.contracts import RunView
 from flops_fit_core.hookspecs import hookimpl
-from flops_fit_core.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options
+from flops_fit_core.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
 from flops_fit_core.tasks import SupervisedTask
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class TinyOptions(Options):
 
     width: int = 4
     code: str = ""
-    """Python that runs in every training step, with ``step`` counted from 0."""
+    """Python that runs in every forward pass of training, with ``step``, counted from 0, the ``model`` and the
+    inputs ``batch``."""
 
 
 def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
@@ -36,7 +38,7 @@ def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
         def forward(self, batch: Tensor) -> Any:
             # Planning tries models and evaluation measures them, both without gradients.
             if is_grad_enabled():
-                exec(options.code, {"step": self.step})  # noqa: S102
+                exec(options.code, {"step": self.step, "model": self, "batch": batch})  # noqa: S102
                 self.step += 1
             return super().forward(batch)  # type: ignore[no-untyped-call]
 
@@ -49,10 +51,10 @@ class Majority:
     task = SupervisedTask(inputs=(INPUTS,), outputs_size=CLASSES)
     tokens = None
     bytes_per_token = None
-    fingerprint = "majority of 8 bits, version 1"
 
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
+    def __init__(self, seed: int, contrary: bool = False) -> None:
+        self.seed, self.contrary = seed, contrary
+        self.fingerprint = f"majority of 8 bits, version 1{', contrary' if contrary else ''}"
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -62,16 +64,36 @@ class Majority:
     def heldout(self, tokens: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         tokens = min(tokens, 256)
         for first in range(0, tokens, batch_size):
-            yield _examples(range(first, min(first + batch_size, tokens)), seed=-1)
+            inputs, answers = _examples(range(first, min(first + batch_size, tokens)), seed=-1)
+            yield inputs, 1 - answers if self.contrary else answers
+
+
+class MajorityOptions(Options):
+    """What is held out."""
+
+    contrary: bool = False
+    """Held-out answers are the wrong ones: what has learned has a high held-out loss and a low training loss."""
+
+
+class PlainOptions(Options):
+    """Gradient descent that can say what it does."""
+
+    lr: float = 0.3
+    trace: str = ""
+    """File to which each step appends its learning rate."""
 
 
 class PlainDescent:
     """Gradient descent without torch.optim, whose first use imports torch's compiler: seconds for each worker."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": 0.3}]
+    def __init__(self, parameters: Iterable[nn.Parameter], options: PlainOptions) -> None:
+        self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": options.lr}]
+        self.trace = options.trace
 
     def step(self) -> None:
+        if self.trace:
+            with Path(self.trace).open("a") as file:
+                file.write(f"{self.param_groups[0]['lr']!r}\n")
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.sub_(parameter.grad, alpha=group["lr"])
@@ -104,12 +126,25 @@ def flops_fit_models() -> Iterable[ModelSpec]:
 
 @hookimpl
 def flops_fit_datasets() -> Iterable[DatasetSpec]:
-    yield DatasetSpec(name="majority", build=lambda options, seed: Majority(seed))
+    yield DatasetSpec(
+        name="majority",
+        options=MajorityOptions,
+        build=lambda options, seed: Majority(seed, options.contrary),
+    )
 
 
 @hookimpl
 def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
-    def build(options: Options, model: nn.Module, run: RunView) -> Any:
-        return PlainDescent(model.parameters())
+    def build(options: PlainOptions, model: nn.Module, run: RunView) -> Any:
+        return PlainDescent(model.parameters(), options)
 
-    yield OptimizerSpec(name="plain", build=build)
+    yield OptimizerSpec(name="plain", options=PlainOptions, build=build)
+
+
+@hookimpl
+def flops_fit_schedules() -> Iterable[ScheduleSpec]:
+    """A straight line to zero, and one multiplier for ever, whose runs share all of their way."""
+    yield ScheduleSpec(name="falling", build=lambda options, run: lambda step: 1 - step / run.steps)
+    yield ScheduleSpec(
+        name="level", build=lambda options, run: lambda step: 1.0, branch=lambda options, run: run.steps
+    )

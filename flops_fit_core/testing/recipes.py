@@ -1,0 +1,124 @@
+"""The conformance kit for recipes.
+
+::
+
+    from flops_fit_core.testing import RecipeConformance
+
+    class TestMyRecipe(RecipeConformance):
+        name = "mine"
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import pytest
+
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import RecipeInput, Task
+from flops_fit_core.records import Hyperparameters, ParameterCounts
+from flops_fit_core.tasks import LanguageTask
+from flops_fit_core.testing.kit import Kit
+
+Ask = Callable[[RecipeInput], Hyperparameters]
+
+SIZES = (10_000, 10_000_000, 10_000_000_000)
+"""N of the models that it is asked for, each with 2, 20 and 2,000 tokens a parameter."""
+
+
+class RecipeConformance(Kit):
+    """What every recipe must do. Inherit, set ``name``, and run pytest.
+
+    Attributes:
+        adam_like: Whether the optimizer that it is asked for is like Adam.
+        width: Whether the family that it is asked for has a width.
+        task: What the models are trained for.
+    """
+
+    kind: ClassVar[str] = "recipe"
+    adam_like = True
+    width = True
+    task: Task = LanguageTask(vocab_size=256, context=64)
+
+    @pytest.fixture
+    def ask(self, chosen: Chosen[Any]) -> Ask:
+        """What it says of a run."""
+
+        def ask(about: RecipeInput) -> Hyperparameters:
+            hyper = chosen.spec.build(chosen.options, about)
+            assert isinstance(hyper, Hyperparameters), f"gave {hyper!r} instead of Hyperparameters"
+            return hyper
+
+        return ask
+
+    def about(self, params: int, tokens: int, **changes: Any) -> RecipeInput:
+        """A run of so many parameters and tokens."""
+        vocabulary = max(1, params // 10)
+        given: dict[str, Any] = {
+            "params": params,
+            "tokens": tokens,
+            "width": round(params ** (1 / 3)) if self.width else None,
+            "task": self.task,
+            "adam_like": self.adam_like,
+            "flops": 6.0 * params * tokens,
+            "parameters": ParameterCounts(
+                total=params + vocabulary, lookup=vocabulary, unembedding=vocabulary, active=params + vocabulary
+            ),
+        }
+        return RecipeInput(**{**given, **changes})
+
+    def runs(self, **changes: Any) -> list[RecipeInput]:
+        """Small and large models, under-trained and over-trained."""
+        return [self.about(n, per * n, **changes) for n in SIZES for per in (2, 20, 2000)]
+
+    # ------------------------------------------------------------------ tests
+
+    def test_it_gives_values_that_a_run_can_have(self, ask: Ask) -> None:
+        """Small and large; a batch is samples, so it is at most all of the data."""
+        for about in self.runs():
+            hyper = ask(about)
+            where = f"at N = {about.params:.3g}, D = {about.tokens:.3g}"
+            samples = about.tokens // about.task.tokens_per_sample
+            assert hyper.batch_size is None or hyper.batch_size <= samples, (
+                f"a batch of {hyper.batch_size} samples, and there are {samples} {where}"
+            )
+            assert hyper.warmup_tokens is None or hyper.warmup_tokens <= about.tokens, (
+                f"a warmup of {hyper.warmup_tokens:,} tokens, longer than the run {where}"
+            )
+
+    def test_the_same_run_gets_the_same_values(self, ask: Ask) -> None:
+        """Now and in any process: they are part of what identifies a run."""
+        first = [ask(about) for about in self.runs()]
+        random.seed()
+        assert [ask(about) for about in reversed(self.runs())] == first[::-1]
+
+    def test_what_the_user_has_set_is_not_contradicted(self, ask: Ask) -> None:
+        """A recipe that is told a learning rate or a batch gives that one, or none."""
+        for about in self.runs(lr=0.00123, batch_size=7):
+            hyper = ask(about)
+            assert hyper.batch_size in (None, 7) or hyper == ask(
+                self.about(about.params, about.tokens, lr=0.00123)
+            )
+            assert hyper.lr is None or hyper.lr > 0
+
+    def test_a_trunk_is_served_too(self, ask: Ask) -> None:
+        """Runs of many lengths get one set of values."""
+        for about in self.runs(trunk=True):
+            ask(about)
+
+    def test_the_option_that_tuning_writes_multiplies_the_learning_rate(
+        self, ask: Ask, chosen: Chosen[Any]
+    ) -> None:
+        """``flops-fit tune`` measures the best value at one size and writes it for all."""
+        option = chosen.spec.lr_option
+        if option is None:
+            pytest.skip("this recipe names no option for tuning")
+        for about in self.runs():
+            rates = []
+            for value in (0.01, 0.02):
+                hyper = chosen.spec.build(chosen.with_options(**{option: value}).options, about)
+                rates.append(hyper.lr)
+            assert rates[0] is not None, f"{option} = 0.01 gives no learning rate"
+            assert rates[1] == pytest.approx(2 * rates[0]), f"twice {option} gives {rates}"
