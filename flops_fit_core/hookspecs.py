@@ -329,24 +329,30 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
             capacity = 1
 
             def __init__(self, context):
-                self.context, self.waiting, self.cancelled = context, deque(), set()
+                self.context, self.waiting, self.running, self.cancelled = context, deque(), None, set()
 
             def submit(self, job):
                 self.waiting.append(job)
 
             def events(self, timeout):
-                while self.waiting:
-                    job = self.waiting.popleft()
-                    yield from work(job.model_dump_json(), self.context.plugins,
-                                    objects=self.context.live, folder=self.context.folder,
-                                    should_stop=lambda: job.id in self.cancelled)
-                    yield JobEnded(job.id, "cancelled" if job.id in self.cancelled else None)
+                while self.running or self.waiting:
+                    self.running = self.running or self.work_on(self.waiting.popleft())
+                    for event in self.running:  # whoever reads may stop here, and come back
+                        yield event
+                    self.running = None
+
+            def work_on(self, job):
+                yield from work(job.model_dump_json(), self.context.plugins,
+                                objects=self.context.live, folder=self.context.folder,
+                                should_stop=lambda: job.id in self.cancelled)
+                yield JobEnded(job.id, "cancelled" if job.id in self.cancelled else None)
 
             def cancel(self, job_id):
                 self.cancelled.add(job_id)
 
             def close(self):
                 self.waiting.clear()
+                self.running = None
 
         @hookimpl
         def flops_fit_executors():

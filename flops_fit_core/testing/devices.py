@@ -60,10 +60,10 @@ class DeviceConformance(Kit):
         """A driver that had started it could not hand its GPUs to workers."""
         import torch
 
-        before = torch.cuda.is_initialized()
+        before = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         chosen.spec.slots(chosen.options)
         chosen.spec.devices_per_run(chosen.options, 2**30)
-        assert torch.cuda.is_initialized() == before
+        assert torch.cuda.is_initialized() == before  # type: ignore[no-untyped-call]
 
     def test_a_larger_run_needs_no_fewer_devices(self, chosen: Chosen[Any]) -> None:
         """At least one."""
