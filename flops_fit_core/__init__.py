@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     )
     from flops_fit_core.folder import Outbox
     from flops_fit_core.hookspecs import hookimpl
+    from flops_fit_core.importing import ImportPath, code_hash, import_object
     from flops_fit_core.records import (
         Diagnostic,
         Evaluation,
@@ -140,6 +141,7 @@ _HOMES = {
     ),
     "folder": ("Outbox",),
     "hookspecs": ("hookimpl",),
+    "importing": ("ImportPath", "code_hash", "import_object"),
     "records": (
         "Diagnostic",
         "Evaluation",
@@ -213,6 +215,7 @@ __all__ = [
     "FlopsFitError",
     "HeldOutName",
     "Hyperparameters",
+    "ImportPath",
     "Interval",
     "Job",
     "JobEnded",
@@ -269,10 +272,12 @@ __all__ = [
     "Trajectory",
     "TransformerShape",
     "UserError",
+    "code_hash",
     "content_hash",
     "find_optimal",
     "fit",
     "hookimpl",
+    "import_object",
     "plan",
     "run",
     "trace_flops",

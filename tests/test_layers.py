@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "flops_fit_core"
 ROOMS = [
     "errors",
+    "importing",
     "records",
     "contracts",
     "tasks",

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import copy
+import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,7 +22,7 @@ from flops_fit_core.contracts import ParameterGroup, RunView
 from flops_fit_core.testing.kit import Kit
 
 if TYPE_CHECKING:
-    from torch import nn, optim
+    from torch import Tensor, nn, optim
 
 WIDTH, BASE_WIDTH = 32, 8
 Build = Callable[..., "optim.Optimizer"]
@@ -34,12 +35,15 @@ class OptimizerConformance(Kit):
         lr: A peak learning rate at which it learns a small regression.
         lr_option: Name of the option for it; None for an optimizer that takes none.
         decay_option: Name of the option for weight decay, where it has one.
+        hidden_width_power: How an Adam-like optimizer's learning rate of hidden matrices goes with the width: as
+            this power of ``run.lr_scale(group)``.
     """
 
     kind: ClassVar[str] = "optimizer"
     lr = 0.01
     lr_option: str | None = "lr"
     decay_option: str | None = "weight_decay"
+    hidden_width_power = 1.0
 
     # ------------------------------------------------------------------ fixtures
 
@@ -53,13 +57,15 @@ class OptimizerConformance(Kit):
 
     @pytest.fixture
     def build(self, chosen: Chosen[Any]) -> Build:
-        """``build(model, base_width=None, **changed options)``, with ``lr`` unless it is changed."""
+        """``build(model, base_width=None, **changed options)``, in train mode; ``lr`` is set unless changed."""
+        from flops_fit_core.training.modes import train_mode
 
         def build(model: nn.Module, base_width: int | None = None, **changes: Any) -> optim.Optimizer:
             given = {self.lr_option: self.lr} if self.lr_option else {}
             options = chosen.with_options(**{**given, **changes}).options
             view = RunView(steps=100, tokens=6400, tokens_per_step=64, base_width=base_width, groups=_groups)
             optimizer: optim.Optimizer = chosen.spec.build(options, model, view)
+            train_mode(optimizer)
             return optimizer
 
         return build
@@ -115,14 +121,29 @@ class OptimizerConformance(Kit):
         """``lr * run.lr_scale(group)``: a quarter at four times the base width; the same without one."""
         if not chosen.spec.adam_like or self.lr_option is None:
             pytest.skip("widths scale the learning rates of Adam-like optimizers only")
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         rates = {}
         for base_width in (None, BASE_WIDTH):
             groups = build(model, base_width).param_groups
-            rates[base_width] = {it.ndim: group["lr"] for group in groups for it in group["params"]}
-        assert rates[None] == pytest.approx({2: self.lr, 1: self.lr})
-        assert rates[BASE_WIDTH] == pytest.approx({2: self.lr * BASE_WIDTH / WIDTH, 1: self.lr})
+            rates[base_width] = {names[id(it)]: group["lr"] for group in groups for it in group["params"]}
+        quarter = BASE_WIDTH / WIDTH
+        scales = {"0.weight": quarter**self.hidden_width_power, "0.bias": 1, "2.weight": quarter, "2.bias": 1}
+        assert rates[None] == pytest.approx(dict.fromkeys(scales, self.lr))
+        assert rates[BASE_WIDTH] == pytest.approx({name: self.lr * scale for name, scale in scales.items()})
 
-    # ------------------------------------------------------------------ weight decay
+    # ------------------------------------------------------------------ other options
+
+    def test_other_betas_are_another_run(self, build: Build, chosen: Chosen[Any], model: nn.Module) -> None:
+        """Recipes fill an option of this name."""
+        if "betas" not in type(chosen.options).model_fields:
+            pytest.skip("this optimizer has no option betas")
+        weights = []
+        for betas in ((0.9, 0.95), (0.9, 0.5), (0.5, 0.95)):
+            trained = copy.deepcopy(model)
+            _train(trained, build(trained, betas=betas), steps=5)
+            weights.append(trained)
+        assert _distance(weights[0], weights[1]) > 0, "the second of betas changes nothing"
+        assert _distance(weights[0], weights[2]) > 0, "the first of betas changes nothing"
 
     def test_only_groups_that_may_decay_do(self, build: Build, chosen: Chosen[Any], model: nn.Module) -> None:
         """Without a gradient, matrices shrink and biases stay."""
@@ -143,49 +164,105 @@ class OptimizerConformance(Kit):
 
     def test_it_learns(self, build: Build, model: nn.Module) -> None:
         """A linear function of 32 inputs, in 200 steps."""
-        losses = _train(model, build(model), steps=200)
-        assert losses[-1] < 0.7 * losses[0], f"loss {losses[0]:.4g} at first, {losses[-1]:.4g} after 200 steps"
+        from flops_fit_core.training.modes import eval_mode
+
+        optimizer = build(model)
+        first = _train(model, optimizer, steps=200)[0]
+        with eval_mode(optimizer):
+            last = float(_loss(model).detach())
+        assert last < 0.7 * first, f"loss {first:.4g} at first, {last:.4g} after 200 steps"
 
     def test_its_state_goes_on_where_it_was_saved(self, build: Build, model: nn.Module) -> None:
-        """A run that is resumed from a checkpoint ends with the same weights, bit for bit."""
+        """A run that is resumed from a checkpoint (data, no code) ends with the same weights, bit for bit."""
+        import torch
+
+        from flops_fit_core.training.modes import train_mode
+
         optimizer = build(model)
         _train(model, optimizer, steps=3)
-        saved = copy.deepcopy((model.state_dict(), optimizer.state_dict()))
+        file = io.BytesIO()
+        torch.save((model.state_dict(), optimizer.state_dict()), file)
         _train(model, optimizer, steps=3)
         other = copy.deepcopy(model)
         again = build(other)
-        other.load_state_dict(saved[0])
-        again.load_state_dict(saved[1])
+        file.seek(0)
+        weights, state = torch.load(file, weights_only=True)
+        other.load_state_dict(weights)
+        again.load_state_dict(state)
+        train_mode(again)
         _train(other, again, steps=3)
-        different = [
-            name for name, value in other.state_dict().items() if not value.equal(model.state_dict()[name])
-        ]
-        assert not different, f"differ after resuming: {', '.join(different)}"
+        assert not _different(model, other), f"differ after resuming: {', '.join(_different(model, other))}"
+
+    # ------------------------------------------------------------------ modes
+
+    def test_it_has_both_modes_or_none(self, build: Build, model: nn.Module) -> None:
+        """``train()`` and ``eval()``: trainers call both or neither."""
+        assert hasattr(optimizer := build(model), "train") == hasattr(optimizer, "eval")
+
+    def test_an_evaluation_changes_nothing(self, build: Build, model: nn.Module) -> None:
+        """A run that is evaluated on its way, before its first step too, ends as one that is not."""
+        from flops_fit_core.training.modes import eval_mode, has_modes
+
+        optimizer, other = build(model), copy.deepcopy(model)
+        if not has_modes(optimizer):
+            pytest.skip("this optimizer has no modes")
+        _train(model, optimizer, steps=4)
+        watched = build(other)
+        for steps in (0, 1, 3):
+            _train(other, watched, steps)
+            with eval_mode(watched):
+                _loss(other)
+        assert not _different(model, other), f"differ after evaluations: {', '.join(_different(model, other))}"
+
+    def test_a_mode_that_it_is_in_is_kept(self, build: Build, model: nn.Module) -> None:
+        """``train()`` in train mode moves no weight, nor does ``eval()`` in eval mode."""
+        from flops_fit_core.training.modes import has_modes
+
+        optimizer: Any = build(model)
+        if not has_modes(optimizer):
+            pytest.skip("this optimizer has no modes")
+        _train(model, optimizer, steps=3)
+        for mode in (optimizer.train, optimizer.eval):
+            mode()
+            before = copy.deepcopy(model)
+            mode()
+            assert not _different(model, before), f"moved by a second {mode.__name__}()"
 
 
 def _groups(model: nn.Module) -> Sequence[ParameterGroup]:
-    parameters = list(model.parameters())
+    hidden, head = (it for it in model.parameters() if it.ndim == 2)
     return [
-        ParameterGroup([it for it in parameters if it.ndim == 2], width=WIDTH),
-        ParameterGroup([it for it in parameters if it.ndim == 1], decay=False),
+        ParameterGroup([hidden], width=WIDTH, hidden=True),
+        ParameterGroup([head], width=WIDTH, hidden=False),
+        ParameterGroup([it for it in model.parameters() if it.ndim == 1], decay=False, hidden=False),
     ]
 
 
 def _train(model: nn.Module, optimizer: optim.Optimizer, steps: int) -> list[float]:
     """Mean squared error before each step."""
+    losses = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        loss = _loss(model)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def _loss(model: nn.Module) -> Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(0)
     inputs = torch.randn(64, WIDTH, generator=generator)
     targets = inputs @ torch.randn(WIDTH, 3, generator=generator) / WIDTH**0.5
-    losses = []
-    for _ in range(steps):
-        optimizer.zero_grad()
-        loss = (model(inputs) - targets).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
+    loss: Tensor = (model(inputs) - targets).square().mean()
+    return loss
+
+
+def _different(one: nn.Module, other: nn.Module) -> list[str]:
+    """Names of what is not equal to the last bit."""
+    return [name for name, value in one.state_dict().items() if not value.equal(other.state_dict()[name])]
 
 
 def _distance(one: nn.Module, other: nn.Module) -> float:
