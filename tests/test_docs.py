@@ -269,7 +269,10 @@ def test_every_command_that_is_shown_exists() -> None:
     assert len(seen) > 15
     for block, (name, *arguments) in seen:
         assert name in known, f"{block}: flops-fit {name}"
-        options = {option for parameter in known[name].params for option in parameter.opts}
+        command = known[name]
+        if arguments and arguments[0] in getattr(command, "commands", {}):
+            command = command.commands[arguments.pop(0)]
+        options = {option for parameter in command.params for option in parameter.opts}
         used = {word.partition("=")[0] for word in arguments if word.startswith("-")}
         assert used <= options, f"{block}: flops-fit {name} has no {', '.join(used - options)}"
 

@@ -41,6 +41,7 @@ ROOMS = [
     "api",
     "retrying",
     "examining",
+    "scaffold",
     "cli",
     "testing",
 ]

@@ -1,25 +1,52 @@
-"""``plugins``: what is installed, from where, and what is broken."""
+"""``plugins``: what is installed, from where, and what is broken; ``plugins new``: a project for another one."""
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import complain, console, print_json
 from flops_fit_core.registry import KINDS, Registry
+from flops_fit_core.scaffold import write_plugin
 
 
 def register(app: typer.Typer) -> None:
-    """Add this command."""
-    app.command()(plugins)
+    """Add these commands."""
+    group = typer.Typer(invoke_without_command=True, rich_markup_mode=None)
+    group.callback()(plugins)
+    group.command()(new)
+    app.add_typer(group, name="plugins")
+
+
+def new(
+    name: Annotated[str, typer.Argument(help="Of the plugin, such as my-rnn.", metavar="NAME")],
+    kind: Annotated[
+        str, typer.Option("--kind", help=f"What it offers: {', '.join(KINDS)}.", metavar="KIND")
+    ] = "model",
+    out: Annotated[
+        Path, typer.Option("--out", help="Where the project's folder goes.", metavar="FOLDER", show_default=False)
+    ] = Path(),
+) -> int:
+    """Write a plugin's project, ready to install, test and sweep."""
+    folder = write_plugin(name, kind, out)
+    console().print(f"wrote {folder}; next:", markup=False, highlight=False)
+    for line in (f"cd {folder}", 'pip install -e ".[test]"', "pytest", "flops-fit run experiment.toml"):
+        console().print(f"  {line}", markup=False, highlight=False)
+    return 0
 
 
 def plugins(
-    plugin: args.PluginOption = None, without: args.WithoutOption = None, json: args.JsonOption = False
+    context: typer.Context,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
 ) -> int:
     """What plugins offer, from which distribution and version, and which are broken (exit status 1)."""
+    if context.invoked_subcommand is not None:
+        return 0
     registry = args.registry_for(None, plugin, without)
     if json:
         print_json(_as_json(registry))

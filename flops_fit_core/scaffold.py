@@ -1,0 +1,148 @@
+"""A new plugin's project, made of its hook's worked example: it can be installed, tested and swept as written."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import textwrap
+from pathlib import Path
+
+from flops_fit_core import __version__, hookspecs
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.registry import KINDS, SPEC_TYPES
+
+_NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+_HOOKS = {spec.kind: hook for hook, spec in SPEC_TYPES.items()}
+_WORDS = {"flops": "FLOPs counter"}
+"""What a kind is called in a sentence, where that is not its table's name."""
+_CLAIMS = {
+    "store": ["persistent = False  # results are gone when the process ends", "shared = False"],
+    "executor": ["isolated = False  # jobs run in the driver's own process"],
+}
+"""What the example of a kind can not do, as class attributes of its test."""
+
+PROJECT = """\
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+
+[project]
+name = "{dist}"
+version = "0.1.0"
+description = "{What} {name} for flops-fit"
+readme = "README.md"
+requires-python = ">=3.11"
+dependencies = ["flops-fit>={minor},<{next_minor}"]
+
+[project.optional-dependencies]
+test = ["flops-fit[testing]"]
+
+[project.entry-points.flops_fit]
+{name} = "{module}"
+
+[tool.hatch.build.targets.wheel]
+packages = ["{module}"]
+"""
+
+README = """\
+# {dist}
+
+The {what} `{name}` for [flops-fit](https://pypi.org/project/flops-fit/).
+
+    pip install -e ".[test]"
+    flops-fit plugins                  # shows {name}/{name}
+    pytest                             # the conformance kit
+    flops-fit run experiment.toml
+"""
+
+TEST = '''\
+"""The {what} keeps its contract. ``pip install -e ".[test]"`` comes first: the kit asks for it by name."""
+
+from flops_fit_core.testing import {kit}
+
+
+class Test{Class}({kit}):
+    name = "{name}/{name}"
+{claims}'''
+
+EXPERIMENT = """\
+# A sweep of some minutes that uses it: flops-fit run experiment.toml
+name = "{name}"
+
+{head}[sweep]
+budgets = [2e9, 4e9, 8e9]    # training FLOPs
+sizes = 4                    # a budget
+
+{tables}"""
+
+
+def write_plugin(name: str, kind: str, parent: Path) -> Path:
+    """Write the project ``flops-fit-NAME`` into a new folder in ``parent``. Returns the folder.
+
+    Raises ConfigError for a name that is no plugin's, an unknown kind, or a folder that exists.
+    """
+    name = name.removeprefix("flops-fit-")
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"a plugin's name is lower case letters, digits and '-', such as my-rnn; not {name!r}")
+    if kind not in KINDS:
+        close = difflib.get_close_matches(kind, KINDS, n=1)
+        hint = f". Did you mean {close[0]!r}?" if close else ""
+        raise ConfigError(f"no kind named {kind!r}; there is: {', '.join(KINDS)}{hint}")
+    folder = parent / f"flops-fit-{name}"
+    if folder.exists():
+        raise ConfigError(f"{folder} exists: choose another name, or move it away")
+    for path, text in _files(name, kind).items():
+        target = folder / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(text, encoding="utf-8")
+    return folder
+
+
+def _files(name: str, kind: str) -> dict[str, str]:
+    module = "flops_fit_" + name.replace("-", "_")
+    major, minor, *_ = __version__.split(".")
+    what = _WORDS.get(kind, kind)
+    words = {
+        "name": name,
+        "dist": f"flops-fit-{name}",
+        "module": module,
+        "kit": SPEC_TYPES[_HOOKS[kind]].__name__.removesuffix("Spec") + "Conformance",
+        "Class": "".join(part.capitalize() for part in name.split("-")),
+        "what": what,
+        "What": what[0].upper() + what[1:],
+        "claims": "".join(f"    {line}\n" for line in _CLAIMS.get(kind, [])),
+        "minor": f"{major}.{minor}",
+        "next_minor": f"{major}.{int(minor) + 1}" if major == "0" else str(int(major) + 1),
+        "head": f'loggers = ["{name}/{name}"]\n\n' if kind == "logger" else "",
+        "tables": _tables(name, kind),
+    }
+    return {
+        "pyproject.toml": PROJECT.format(**words),
+        "README.md": README.format(**words),
+        "experiment.toml": EXPERIMENT.format(**words),
+        f"{module}/__init__.py": f'"""{words["What"]} ``{name}``."""\n\n{_example(name, kind)}',
+        f"{module}/py.typed": "",
+        f"tests/test_{name.replace('-', '_')}.py": TEST.format(**words),
+    }
+
+
+def _example(name: str, kind: str) -> str:
+    """The example of the kind's hook, its spec under this name."""
+    hook = _HOOKS[kind]
+    doc = inspect.getdoc(getattr(hookspecs, hook))
+    if doc is None:
+        raise ConfigError("the examples are docstrings, which python -OO leaves out: run without -OO")
+    code = textwrap.dedent(doc.partition("\n::\n")[2]).strip() + "\n"
+    spec = SPEC_TYPES[hook].__name__
+    code = re.sub(rf'({spec}\(name=)"[\w-]+"', rf'\1"{name}"', code)
+    code = re.sub(r'PluginChoice\(name="[\w/-]+"\)', f'PluginChoice(name="{name}/{name}")', code)
+    return re.sub(r"\n\n(?=class |def |@)", "\n\n\n", code)  # a file has more room than a docstring
+
+
+def _tables(name: str, kind: str) -> str:
+    """The tables of an experiment whose one choice is the new plugin."""
+    chosen = {"model": "mlp", "dataset": "text", "optimizer": "adamw"}
+    if kind != "logger":  # an experiment has any number of those, in a list of its own
+        chosen[kind] = f"{name}/{name}"
+    return "\n".join(f'[{table}]\nname = "{choice}"\n' for table, choice in chosen.items())
