@@ -53,7 +53,7 @@ def test_a_project_passes_its_tests_as_written(projects: Path, kinds: list[str])
     tests = [str(projects / f"flops-fit-new-{kind}" / "tests") for kind in kinds]
     done = in_them(projects, "-m", "pytest", "-q", "-W", "error", "-p", "no:cacheprovider", "-rA", *tests)
     assert done.returncode == 0, done.stdout
-    passed = re.findall(r"^PASSED .*flops-fit-new-(\w+)/tests", done.stdout, re.M)
+    passed = re.findall(r"^PASSED .*test_new_(\w+)\.py", done.stdout, re.M)
     assert set(passed) == set(kinds)
     assert len(passed) > 4 * len(kinds)
 
