@@ -32,8 +32,8 @@ path, so that workers, and those who open the study from another folder, find it
 def import_object(path: str, what: str) -> Any:
     """What an ``ImportPath`` names. ``what`` begins messages: ``model 'callable'``.
 
-    A file is imported as part of the package it is in; where it is in none, under a name of its own, with its folder
-    behind all others on the path, so that it finds its neighbours.
+    A file is imported as part of the package it is in; where it is in none, under a name of its own, with its
+    folder behind all others on the path, so that it finds its neighbours.
 
     Raises ConfigError, with the reason, where it cannot be imported, and with what there is where it has no such
     name.

@@ -59,6 +59,10 @@ class WorkerContext:
         choice = run.flops_counter if kind == "flops" else getattr(run, kind)
         return choose(kind, choice, self.registry, self.job.runtime.get(kind))
 
+    def options(self, kind: str, run: RunSpec) -> dict[str, Any]:
+        """All options of the run's plugin of a kind, defaults included, as plain data."""
+        return self.chosen(kind, run).options.model_dump(mode="json")
+
     def dataset(self, run: RunSpec) -> Dataset:
         """The run's data in the order of its seed.
 

@@ -1,0 +1,64 @@
+"""A model of which only numbers are known here, since a program of the user's builds it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Self
+
+from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
+
+from flops_fit_core import ConfigError, LanguageTask, Options, SupervisedTask, Task
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class DeclaredOptions(Options):
+    """What a plan needs to know of a model that another program builds and trains (trainer ``command``): write a
+    table for each size in ``sweep.sizes``. Nothing checks these numbers."""
+
+    params: PositiveInt = 1_000_000
+    """All parameters of the model. This is what scales."""
+    lookup_params: NonNegativeInt = 0
+    """Of these, in tables that are only looked up (an input embedding that is not the output head too, learned
+    positions), which the FLOPs counters leave out of N."""
+    flops_per_token: Annotated[float, Field(gt=0)] | None = None
+    """Training FLOPs a token, forward and backward, for ``flops = "model"``. Unset: the counter ``chinchilla``
+    takes 6 a parameter that is no lookup."""
+    arguments: dict[str, JsonValue] = {}
+    """What the program needs to build it: ``{ depth = 6 }`` is ``{model.arguments.depth}`` in its command."""
+
+    @model_validator(mode="after")
+    def _is_more_than_tables(self) -> Self:
+        if self.lookup_params >= self.params:
+            raise ValueError(f"lookup_params = {self.lookup_params} leaves nothing of params = {self.params}")
+        return self
+
+
+def build_declared(options: DeclaredOptions, task: Task) -> nn.Module:
+    """So many parameters, which on the meta device take no memory. It gives zeros of the right shape, and refuses
+    to be trained."""
+    import torch
+    from torch import nn
+
+    class Declared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(options.params - options.lookup_params))
+            self.table = nn.Embedding(options.lookup_params, 1) if options.lookup_params else None
+
+        def forward(self, inputs: Any) -> Any:
+            if torch.is_grad_enabled():
+                raise ConfigError(
+                    "model 'declared' is only numbers: use it with trainer 'command', or choose a family that can "
+                    "be trained, such as 'gpt'"
+                )
+            return torch.zeros(_outputs_shape(task, inputs), device=inputs.device)
+
+    return Declared()
+
+
+def _outputs_shape(task: Task, inputs: Any) -> tuple[int, ...]:
+    if isinstance(task, LanguageTask):
+        return (*inputs.shape, task.vocab_size)
+    assert isinstance(task, SupervisedTask)
+    return len(inputs), task.outputs_size
