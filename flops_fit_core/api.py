@@ -100,7 +100,7 @@ def find_optimal(
     repeat: bool = False,
     min_steps: int = 100,
     optimizer: Any = "sgd",
-    schedule: Any = "cosine",
+    schedule: Any = None,
     recipe: Any = "default",
     flops: Any = "chinchilla",
     trainer: Any | None = None,
@@ -142,7 +142,8 @@ def find_optimal(
         flops: Name, table, spec, or ``count(module)`` -> training FLOPs a token.
         store: Name, table, spec, or a ResultStore.
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, a torch.device, table or spec.
-        schedule, recipe, trainer, executor, fitter, loggers: Name, table or spec.
+        schedule: Name, table or spec; by default the optimizer's, which for most is cosine.
+        recipe, trainer, executor, fitter, loggers: Name, table or spec.
         train: False to plan only: see ``.plan``, ``.plan.flops`` and ``.seconds()`` of what is returned.
         resume: Whether runs that ``output_dir`` has finished count; False trains them again.
         output_dir: The study's folder; by default ``runs/<name>``.

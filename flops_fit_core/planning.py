@@ -61,7 +61,11 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         name=experiment.name,
         runs=tuple(runs.values()),
         skipped=tuple(skipped),
-        notes=tuple(dict.fromkeys([*choose_sizes.notes, *repeats, *resolve.notes, *resolve.trunks.notes()])),
+        notes=tuple(
+            dict.fromkeys(
+                [*choose_sizes.notes, *repeats, *_of_schedule(experiment), *resolve.notes, *resolve.trunks.notes()]
+            )
+        ),
         unit=dataset.task.unit,
         params_name=count.params_name,
         flops_name=count.flops_name,
@@ -291,6 +295,7 @@ class CellResolver:
             width=measured.width,
             task=self.dataset.task,
             adam_like=optimizer.spec.adam_like,
+            lr_over_adam=optimizer.spec.lr_over_adam,
             flops=measured.count.flops_per_token * tokens,
             parameters=measured.parameters,
             lr=None if optimizer.unset("lr") else getattr(optimizer.options, "lr", None),
@@ -403,6 +408,18 @@ def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
     note = (
         f"{len(repeating)} of {len(runs)} runs repeat the {unique:,} {unit} there are, up to {max(repeating):.1f} "
         f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
+    )
+    return [note]
+
+
+def _of_schedule(experiment: Experiment) -> list[str]:
+    """What to say where the optimizer is meant for another schedule."""
+    meant, chosen = experiment.optimizer.spec.schedule, experiment.schedule
+    if meant is None or meant == chosen.name:
+        return []
+    note = (
+        f"optimizer {experiment.optimizer.name!r} is meant for schedule {meant!r}, and {chosen.name!r} is yours: "
+        f"leave [schedule] out for the one it is meant for"
     )
     return [note]
 

@@ -246,6 +246,12 @@ class OptimizerSpec(Spec):
     build: Callable[[Any, nn.Module, RunView], optim.Optimizer]
     adam_like: bool = False
     """Whether the size of its step does not depend on the gradient's scale, so that recipes for Adam hold."""
+    lr_over_adam: float = 1.0
+    """Learning rate that serves it over the one that serves AdamW, where it is Adam-like: recipes multiply a
+    learning rate of theirs by it, and divide a weight decay, so that their product stays. What a user sets is
+    used as it is."""
+    schedule: str | None = None
+    """The schedule that an experiment with this optimizer uses unless it names one."""
 
 
 @dataclass(frozen=True, kw_only=True)

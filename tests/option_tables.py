@@ -47,6 +47,8 @@ def plugin_tables() -> str:
 def about_kind(kind: str) -> str:
     if kind == "trainer":
         return "by default what the dataset asks for, otherwise `torch`"
+    if kind == "schedule":
+        return "by default what the optimizer asks for, otherwise `cosine`"
     if kind in DEFAULTS:
         return f"by default `{DEFAULTS[kind].rpartition('/')[2]}`"
     return "required" if Experiment.model_fields[kind].is_required() else "optional"

@@ -275,6 +275,30 @@ class TestAdamW(OptimizerConformance):
     name = "adamw"
 
 
+class TestMuon(OptimizerConformance):
+    name = "muon"
+    hidden_width_power = 0.5
+
+
+class TestMuonWithStepsOfOneSpectralNorm(OptimizerConformance):
+    name = "muon"
+    options = {"adjust_lr_fn": "original", "nesterov": False, "hidden": "linear"}
+    hidden_width_power = 0.0
+
+
+class TestLion(OptimizerConformance):
+    name = "lion"
+    lr = 0.002
+
+
+class TestAdafactor(OptimizerConformance):
+    name = "adafactor"
+
+
+class TestScheduleFree(OptimizerConformance):
+    name = "schedule-free"
+
+
 class TestConstant(ScheduleConformance):
     name = "constant"
 
@@ -347,38 +371,6 @@ def test_every_bundled_plugin_of_these_kinds_is_tested_here():
 
 
 # ---------------------------------------------------------------------------- plugins that break their contract
-
-
-@pytest.fixture
-def failures(pytester):
-    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed."""
-    import numpy  # noqa: F401  (what the inner pytest imports, it forgets again)
-    import torch  # noqa: F401
-
-    def failures(template: str, sound: dict[str, str], cases: dict[str, dict[str, str]]) -> dict[str, set[str]]:
-        files = {
-            f"test_{number}": _filled(template, {**sound, **case}) for number, case in enumerate(cases.values())
-        }
-        pytester.makepyfile(**files)
-        recorder = pytester.inline_run("-p", "no:cacheprovider", "-W", "error")
-        found: dict[str, set[str]] = {name: set() for name in cases}
-        ran = set()
-        for report in recorder.getreports("pytest_runtest_logreport"):
-            file, _, test = report.nodeid.partition("::")
-            name = list(cases)[int(file.removeprefix("test_").removesuffix(".py"))]
-            ran.add(name)
-            if report.failed:
-                found[name].add(test.partition("::")[2].partition("[")[0])
-        assert ran == set(cases)
-        return found
-
-    return failures
-
-
-def _filled(template: str, values: dict[str, str]) -> str:
-    for name, value in values.items():
-        template = template.replace(name, value)
-    return template
 
 
 MODEL = """
@@ -611,16 +603,43 @@ from flops_fit_core.testing import OptimizerConformance
 
 class Lines(Options):
     lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
 
 class Adam(torch.optim.AdamW):
     BODY
 
+class Averaging(torch.optim.AdamW):
+    # Its model is a moving average of the weights, which eval() exchanges for them, and train() exchanges back.
+    def step(self):
+        super().step()
+        for p in self.weights():
+            self.state[p].setdefault("average", p.detach().clone()).lerp_(p.detach(), 0.5)
+
+    def weights(self):
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def exchange(self, averaged):
+        if self.param_groups[0].get("averaged", False) == KNOWN:
+            return
+        for group in self.param_groups:
+            group["averaged"] = averaged
+        for p in self.weights():
+            if "average" in self.state[p]:
+                kept = p.detach().clone()
+                p.data.copy_(self.state[p]["average"])
+                self.state[p]["average"].copy_(kept)
+
+    def train(self):
+        self.exchange(False)
+
+    EVAL
+
 def build(options, model, run):
     groups = [
         {"params": list(group.parameters), "lr": LR, "weight_decay": DECAY} for group in run.groups(model)
     ]
-    return Adam(GROUPS)
+    return KIND(GROUPS, betas=BETAS)
 
 class Plugin:
     @hookimpl
@@ -634,11 +653,17 @@ class TestBroken(OptimizerConformance):
 
 
 def test_broken_optimizers_are_caught(failures):
+    evaluated = "def eval(self): self.exchange(True)"
+    counted = evaluated + "; [self.state[p]['step'].add_(1) for p in self.weights() if self.state[p]]"
     sound = {
         "LR": "options.lr * run.lr_scale(group)",
         "DECAY": "options.weight_decay if group.decay else 0.0",
         "GROUPS": "groups",
         "BODY": "pass",
+        "KIND": "Adam",
+        "BETAS": "options.betas",
+        "KNOWN": "averaged",
+        "EVAL": evaluated,
     }
     own_rate = """def step(self):
         rates = [group['lr'] for group in self.param_groups]
@@ -660,6 +685,12 @@ def test_broken_optimizers_are_caught(failures):
             "ignores the schedule": {"BODY": own_rate},
             "forgets its state": {"BODY": "def load_state_dict(self, state): pass"},
             "goes uphill": {"GROUPS": "groups, maximize=True"},
+            "ignores its betas": {"BETAS": "(0.9, 0.999)"},
+            "ignores its weight decay": {"DECAY": "0.0"},
+            "sound, with modes": {"KIND": "Averaging"},
+            "has one mode": {"KIND": "Averaging", "EVAL": "pass"},
+            "forgets in which mode it is": {"KIND": "Averaging", "KNOWN": "None"},
+            "takes an evaluation for a step": {"KIND": "Averaging", "EVAL": counted},
         },
     )
     assert found == {
@@ -682,6 +713,15 @@ def test_broken_optimizers_are_caught(failures):
         },
         "forgets its state": {"test_its_state_goes_on_where_it_was_saved"},
         "goes uphill": {"test_it_learns"},
+        "ignores its betas": {"test_other_betas_are_another_run"},
+        "ignores its weight decay": {"test_only_groups_that_may_decay_do"},
+        "sound, with modes": set(),
+        "has one mode": {"test_it_has_both_modes_or_none"},
+        "forgets in which mode it is": {
+            "test_its_state_goes_on_where_it_was_saved",
+            "test_a_mode_that_it_is_in_is_kept",
+        },
+        "takes an evaluation for a step": {"test_an_evaluation_changes_nothing"},
     }
 
 

@@ -60,17 +60,22 @@ def test_the_groups_tell_matrices_that_the_width_feeds_from_the_others(mlp):
         model = mlp.build(mlp.options(width=32, depth=2, window=4), task)
         groups = list(mlp.parameter_groups(model))
         assert sum(len(group.parameters) for group in groups) == len(list(model.parameters()))
-        return [(group.width, group.decay, [tuple(p.shape) for p in group.parameters]) for group in groups]
+        return [
+            (group.width, group.decay, group.hidden, [tuple(p.shape) for p in group.parameters])
+            for group in groups
+        ]
 
     assert shapes(IMAGES) == [
-        (32, True, [(32, 32), (10, 32)]),
-        (None, True, [(32, 192)]),
-        (None, False, [(32,), (32,), (10,)]),
+        (32, True, True, [(32, 32)]),
+        (32, True, False, [(10, 32)]),
+        (None, True, False, [(32, 192)]),
+        (None, False, False, [(32,), (32,), (10,)]),
     ]
     assert shapes(TEXT) == [
-        (32, True, [(32, 128), (32, 32), (50, 32)]),
-        (None, True, []),
-        (None, False, [(50, 32), (32,), (32,), (50,)]),
+        (32, True, True, [(32, 128), (32, 32)]),
+        (32, True, False, [(50, 32)]),
+        (None, True, False, []),
+        (None, False, False, [(50, 32), (32,), (32,), (50,)]),
     ]
 
 

@@ -20,7 +20,7 @@ from flops_fit_core import OptimizerSpec, hookimpl
 
 @hookimpl
 def flops_fit_optimizers():
-    yield OptimizerSpec(name="lion", build=lambda options, model, run: None{more})
+    yield OptimizerSpec(name="tiger", build=lambda options, model, run: None{more})
 """
 GOOD = OFFER.format(more="")
 COMMAND = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", "plugins"]
@@ -61,7 +61,7 @@ def test_a_plugin_for_another_version_is_not_even_imported(site: Site, requireme
 def test_a_plugin_for_this_version_is_used(site: Site, requirement: str) -> None:
     install(site, GOOD, requirement)
     assert Registry().problems == []
-    assert Registry().find("optimizer", "lion").source == "flops-fit-rnn 1.0"
+    assert Registry().find("optimizer", "tiger").source == "flops-fit-rnn 1.0"
 
 
 def test_requirements_that_cannot_be_read_are_left_to_pip(site: Site) -> None:
@@ -122,7 +122,7 @@ def test_a_slow_plugin_is_named_while_it_is_waited_for(
     with caplog.at_level(logging.WARNING, "flops_fit"):
         registry = Registry(disabled=["stores"])
     assert registry.problems == []
-    assert registry.find("optimizer", "lion").plugin == "rnn", "it is used all the same"
+    assert registry.find("optimizer", "tiger").plugin == "rnn", "it is used all the same"
     said = [record.getMessage() for record in caplog.records if "rnn" in record.getMessage()]
     slow = f"plugin rnn (flops-fit-rnn 1.0): {doing} has not ended after 0.05 seconds"
     assert said == [f"{slow}; FLOPS_FIT_DISABLE=rnn leaves it out"]
@@ -155,7 +155,7 @@ def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and
     ("source", "said"),
     [
         ("raise SystemExit('no licence')", "rnn (flops-fit-rnn 1.0): import: SystemExit: no licence"),
-        (GOOD.replace("    yield", "    yield from [") + "] * 2", "offers 'lion' twice"),
+        (GOOD.replace("    yield", "    yield from [") + "] * 2", "offers 'tiger' twice"),
         ("import not_a_module", "rnn (flops-fit-rnn 1.0): import: ModuleNotFoundError: No module named"),
     ],
     ids=["raises SystemExit", "registers twice", "misses a package"],

@@ -108,11 +108,11 @@ BAD = "bad (flops-fit-bad 1.0): "
 )  # fmt: skip
 def test_a_broken_plugin_is_reported_and_the_others_still_work(site: Site, source: str, expected: str) -> None:
     site.install("flops-fit-bad", "bad", source)
-    site.install("flops-fit-good", "good", OFFER.format(name="lion"))
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
     registry = Registry()
     (problem,) = registry.problems
     assert str(problem)[: len(BAD + expected)] == BAD + expected
-    assert registry.find("optimizer", "lion").source == "flops-fit-good 1.0"
+    assert registry.find("optimizer", "tiger").source == "flops-fit-good 1.0"
     assert registry.find("store", "sqlite").plugin == "stores"
     assert "bad" not in registry.plugins
     with pytest.raises(LookupError, match="not usable: bad"):
@@ -157,19 +157,19 @@ def test_a_distribution_that_is_half_removed_stops_nobody(site: Site) -> None:
     nameless.mkdir()
     (nameless / "METADATA").write_text("Metadata-Version: 2.1\n")
     (nameless / "entry_points.txt").write_text("[flops_fit]\nlost = lost\n")
-    site.install("flops-fit-good", "good", OFFER.format(name="lion"))
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
     registry = Registry()
     assert registry.problems == []
-    assert offered(registry, "good") == ["lion"]
+    assert offered(registry, "good") == ["tiger"]
 
 
 @pytest.mark.parametrize("text", [b"[flops_fit]\nno equals sign\n", b"\xff\xfe[flops_fit]\nx = y\n"])
 def test_entry_points_that_cannot_be_read_stop_nobody_else(site: Site, text: bytes) -> None:
     site.distribution("flops-fit-torn")
     (site.path / "flops_fit_torn-1.0.dist-info" / "entry_points.txt").write_bytes(text)
-    site.install("flops-fit-good", "good", OFFER.format(name="lion"))
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
     registry = Registry()
-    assert offered(registry, "good") == ["lion"]
+    assert offered(registry, "good") == ["tiger"]
     assert [str(problem).split(":")[0] for problem in registry.problems] == ["flops-fit-torn 1.0"]
 
 
@@ -244,13 +244,13 @@ def test_of_a_distribution_that_is_installed_twice_the_first_on_the_path_counts(
 
 
 def test_one_module_under_two_names_is_used_once(site: Site) -> None:
-    site.module("shared_module", OFFER.format(name="lion"))
+    site.module("shared_module", OFFER.format(name="tiger"))
     site.distribution("flops-fit-shared", "[flops_fit]\na = shared_module\nb = shared_module\n")
     registry = Registry()
-    assert offered(registry, "a") == ["lion"]
+    assert offered(registry, "a") == ["tiger"]
     (problem,) = registry.problems
     assert str(problem).startswith("b (flops-fit-shared 1.0): register: ValueError")
-    assert registry.find("optimizer", "lion").name == "a/lion"
+    assert registry.find("optimizer", "tiger").name == "a/tiger"
 
 
 def test_a_passed_plugin_does_not_replace_an_installed_one() -> None:

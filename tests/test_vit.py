@@ -143,9 +143,11 @@ def test_groups_hold_every_parameter_once_and_scale_what_the_width_feeds():
         groups = list(SPEC.parameter_groups(model))
         grouped = [id(p) for group in groups for p in group.parameters]
         assert sorted(grouped) == sorted(id(p) for p in model.parameters())
-        (scaled,) = (group for group in groups if group.width is not None)
-        assert scaled.width == 32
-        assert {tuple(p.shape) for p in scaled.parameters} == {(96, 32), (32, 32), (128, 32), (32, 128), (7, 32)}
+        hidden, head = (group for group in groups if group.width is not None)
+        assert (hidden.width, head.width) == (32, 32)
+        assert {tuple(p.shape) for p in hidden.parameters} == {(96, 32), (32, 32), (128, 32), (32, 128)}
+        assert [tuple(p.shape) for p in head.parameters] == [(7, 32)]
+        assert [group for group in groups if group.hidden] == [hidden]
         plain = [group for group in groups if group.width is None and group.decay]
         assert [p is model.embedding.weight for group in plain for p in group.parameters] == [True]
 

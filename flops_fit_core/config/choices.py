@@ -178,6 +178,11 @@ def _dump(chosen: Any) -> Any:
     return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
 
 
+def _schedule_of_optimizer(info: ValidationInfo) -> str:
+    optimizer = info.data.get("optimizer")
+    return (optimizer.spec.schedule if optimizer is not None else None) or DEFAULTS["schedule"]
+
+
 def _trainer_of_dataset(info: ValidationInfo) -> str:
     dataset = info.data.get("dataset")
     return (dataset.spec.trainer if dataset is not None else None) or DEFAULTS["trainer"]
@@ -186,7 +191,7 @@ def _trainer_of_dataset(info: ValidationInfo) -> str:
 ModelChoice = Annotated[Chosen[ModelSpec], _Pick("model")]
 DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
 OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", DEFAULTS["optimizer"])]
-ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", DEFAULTS["schedule"])]
+ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
 RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
 FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"])]
 TrainerChoice = Annotated[Chosen[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]

@@ -95,7 +95,7 @@ class Experiment(Table):
     model: ModelChoice
     dataset: DatasetChoice
     optimizer: OptimizerChoice = DEFAULTS["optimizer"]  # type: ignore[assignment]
-    schedule: ScheduleChoice = DEFAULTS["schedule"]  # type: ignore[assignment]
+    schedule: ScheduleChoice = None  # type: ignore[assignment]
     recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
     flops: FlopCounterChoice = DEFAULTS["flops"]  # type: ignore[assignment]
     trainer: TrainerChoice = None  # type: ignore[assignment]

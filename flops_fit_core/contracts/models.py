@@ -24,6 +24,10 @@ class ParameterGroup:
     Tensor Programs V, table 3)."""
     decay: bool = True
     """Whether weight decay applies."""
+    hidden: bool | None = None
+    """Whether these are the matrices between a model's first and last layer, for optimizers that treat such
+    matrices apart (Muon): neither embeddings, nor what reads the input, nor the output head, nor gains and
+    biases. None in all groups: the family does not say."""
 
 
 @dataclass(frozen=True)

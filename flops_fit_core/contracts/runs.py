@@ -28,6 +28,8 @@ class RecipeInput:
     task: Task
     adam_like: bool
     """Whether the optimizer's step size is independent of the gradient's scale."""
+    lr_over_adam: float = field(kw_only=True, default=1.0)
+    """Learning rate that serves this Adam-like optimizer over the one that serves AdamW."""
     flops: float = field(kw_only=True)
     """C: training FLOPs of the run by the plan's counter, at ``tokens``."""
     parameters: ParameterCounts = field(kw_only=True)

@@ -4,6 +4,7 @@ from flops_fit_core.training.context import WorkerContext
 from flops_fit_core.training.estimate import estimate_seconds
 from flops_fit_core.training.evaluate import HeldOut, evaluate, further_losses
 from flops_fit_core.training.loop import TorchTrainer
+from flops_fit_core.training.modes import eval_mode, train_mode
 from flops_fit_core.training.together import Processes
 from flops_fit_core.training.worker import work
 
@@ -13,7 +14,9 @@ __all__ = [
     "TorchTrainer",
     "WorkerContext",
     "estimate_seconds",
+    "eval_mode",
     "evaluate",
     "further_losses",
+    "train_mode",
     "work",
 ]

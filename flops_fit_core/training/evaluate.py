@@ -14,7 +14,7 @@ from torch import nn
 
 from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets, Together
 from flops_fit_core.training.batches import length, to_device
-from flops_fit_core.training.together import Processes
+from flops_fit_core.training.together import Processes, gather_anew
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ def evaluate(
             sums[metric] += value * counted
             counts[metric] += among * counted
     model.train(was_training)
+    gather_anew(model)
     if together.size > 1:
         total, count = together.sum(total), round(together.sum(count))
         sums = {metric: together.sum(value) for metric, value in sums.items()}

@@ -12,6 +12,7 @@ from flops_fit_core.records import Evaluation, RunResult
 from flops_fit_core.training.checkpoints import Position
 from flops_fit_core.training.evaluate import HeldOut, further_losses
 from flops_fit_core.training.evaluate import evaluate as heldout_loss
+from flops_fit_core.training.modes import eval_mode
 from flops_fit_core.training.packing import PackedStepper
 from flops_fit_core.training.passes import Pass
 from flops_fit_core.training.randomness import random_state, set_random_state
@@ -51,7 +52,12 @@ class Measuring:
 
     def evaluate(self, one: Pass, context: TrainContext) -> HeldOut:
         """On the dataset's main held-out set."""
-        return heldout_loss(*self._where(one), **self._how(context))
+        with eval_mode(one.parts.optimizer):
+            return heldout_loss(*self._where(one), **self._how(context))
+
+    def _further(self, one: Pass, context: TrainContext) -> dict[str, float]:
+        with eval_mode(one.parts.optimizer):
+            return further_losses(*self._where(one), **self._how(context))
 
     def _where(self, one: Pass) -> tuple[nn.Module, Dataset, int]:
         return one.parts.model, one.parts.dataset, self.heldout_tokens
@@ -83,7 +89,7 @@ class Measuring:
         stepper: Stepper | PackedStepper | None = None,
         packed: int = 1,
     ) -> RunResult:
-        losses = further_losses(*self._where(one), **self._how(context)) if heldout is not None else {}
+        losses = self._further(one, context) if heldout is not None else {}
         one.count_time(1 / packed)
         measured = self._measured(one, context)
         if stepper is not None:

@@ -12,6 +12,7 @@ from flops_fit_core.contracts import RunParts, TrainContext
 from flops_fit_core.folder import TrajectoryFolder
 from flops_fit_core.records import RunSpec, Trajectory
 from flops_fit_core.training.checkpoints import Checkpoints, Position
+from flops_fit_core.training.modes import train_mode
 
 
 @dataclass
@@ -49,6 +50,7 @@ class Pass:
         peaks = [float(group["lr"]) for group in parts.optimizer.param_groups]
         checkpoints = Checkpoints(folder, context.device.torch_device, context.together)
         position = checkpoints.restore(run, parts)
+        train_mode(parts.optimizer)
         context.together.seed(run.seed, position.step)
         return cls(run, parts, peaks, position, checkpoints, own_evaluations, trunk_evaluations, since)
 

@@ -114,6 +114,18 @@ def is_sharded(model: nn.Module) -> bool:
     return any(_is_dtensor(parameter) for parameter in model.parameters())
 
 
+def gather_anew(model: nn.Module) -> None:
+    """Let the next forward pass gather a sharded model's weights again: after one without a backward pass it would
+    use those that it has, whatever the optimizer has done to the shards since."""
+    if not is_sharded(model):
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
 def without_averaging(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
     """For the backward pass of a part of a batch: gradients are averaged over the processes after the last one."""
     from torch.distributed.fsdp import FSDPModule

@@ -100,16 +100,18 @@ def shape(options: GPTOptions, task: Task) -> TransformerShape:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Matrices fed by the residual stream or by a block's inside; then embeddings and gains."""
+    """The blocks' matrices; the output head, where it is none of the tables; then embeddings and gains."""
     from flops_fit_gpt.model import GPT
 
     if not isinstance(module, GPT):
         raise TypeError(f"these are the groups of a GPT, not of a {type(module).__name__}")
     tables = {id(parameter) for parameter in module.tables()}
-    matrices = [p for p in module.parameters() if p.ndim == 2 and id(p) not in tables]
+    matrices = [p for p in module.blocks.parameters() if p.ndim == 2]
+    head = [p for p in module.head.parameters() if id(p) not in tables]
     vectors = [p for p in module.parameters() if p.ndim == 1]
-    yield ParameterGroup(matrices, width=module.width)
-    yield ParameterGroup([*module.tables(), *vectors], decay=False)
+    yield ParameterGroup(matrices, width=module.width, hidden=True)
+    yield ParameterGroup(head, width=module.width, hidden=False)
+    yield ParameterGroup([*module.tables(), *vectors], decay=False, hidden=False)
 
 
 def _language(task: Task) -> LanguageTask:

@@ -80,7 +80,7 @@ def flops_per_token(options: MLPOptions, task: Task) -> float:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Matrices whose number of inputs grows with the width; the one that reads a sample; the rest."""
+    """Matrices between hidden layers; the one to the outputs; the one that reads a sample; the rest."""
     from torch import nn
 
     first, *_ = module.children()
@@ -89,9 +89,11 @@ def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
     fixed = 1 if isinstance(first, nn.Flatten) else 0
     ids = {id(matrix) for matrix in matrices}
     rest = [parameter for parameter in module.parameters() if id(parameter) not in ids]
-    yield ParameterGroup(matrices[fixed:], width=linear[-1].in_features)
-    yield ParameterGroup(matrices[:fixed])
-    yield ParameterGroup(rest, decay=False)
+    width = linear[-1].in_features
+    yield ParameterGroup(matrices[fixed:-1], width=width, hidden=True)
+    yield ParameterGroup(matrices[-1:], width=width, hidden=False)
+    yield ParameterGroup(matrices[:fixed], hidden=False)
+    yield ParameterGroup(rest, decay=False, hidden=False)
 
 
 @hookimpl

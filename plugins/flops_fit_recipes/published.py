@@ -53,11 +53,15 @@ def in_samples(tokens: float, about: RecipeInput) -> int:
 
 
 def with_decay(options: DecayOptions, about: RecipeInput, *, lr: float, batch_tokens: float) -> Hyperparameters:
-    """A law's learning rate and batch, completed. One learning rate for all parameters."""
+    """A law's learning rate and batch, completed. One learning rate for all parameters.
+
+    For an Adam-like optimizer of other step sizes, the learning rate is the one that corresponds to AdamW's, and
+    the weight decay what keeps their product.
+    """
     return Hyperparameters(
-        lr=lr,
+        lr=lr * about.lr_over_adam,
         batch_size=in_samples(batch_tokens, about),
-        weight_decay=options.weight_decay,
+        weight_decay=options.weight_decay / about.lr_over_adam,
         betas=options.betas,
         warmup_tokens=warmup_tokens(options, about),
     )

@@ -18,8 +18,8 @@ class DefaultOptions(WarmupOptions):
     """Width-scaled learning rates for Adam-like optimizers, batches that grow with the root of D."""
 
     lr: Annotated[float, Field(gt=0)] | None = None
-    """Peak learning rate; unset: 0.008 for an Adam-like optimizer on a family with a width, otherwise the
-    optimizer's own default."""
+    """Peak learning rate; unset: on a family with a width, 0.008 for AdamW and what corresponds to it for another
+    Adam-like optimizer; otherwise the optimizer's own default."""
     base_width: PositiveInt = 64
     """Width at which matrices get ``lr`` itself; at another width they get ``lr * base_width / width``
     (Yang et al. 2022, Tensor Programs V, table 3), so that one value serves all sizes."""
@@ -37,7 +37,7 @@ def default_recipe(options: DefaultOptions, about: RecipeInput) -> Hyperparamete
     samples = options.batch_scale * math.sqrt(about.tokens) / about.task.tokens_per_sample
     return Hyperparameters(
         batch_size=max(2, round(samples)),
-        lr=options.lr or (LR if scaled else None),
+        lr=options.lr or (LR * about.lr_over_adam if scaled else None),
         betas=(0.9, 0.95) if about.adam_like else None,
         warmup_tokens=warmup_tokens(options, about),
         base_width=options.base_width if scaled else None,

@@ -78,20 +78,17 @@ def flops_per_image(options: ViTOptions, task: Task) -> float:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Matrices fed by the residual stream or by a block's inside; the one that reads patches; then tables and
-    gains."""
+    """The blocks' matrices; the output head; the matrix that reads patches; then tables and gains."""
     from flops_fit_vit.model import ViT
 
     if not isinstance(module, ViT):
         raise TypeError(f"these are the groups of a ViT, not of a {type(module).__name__}")
-    (embedding,) = module.embedding.parameters()
-    tables = list(module.tables())
-    apart = {id(parameter) for parameter in [embedding, *tables]}
-    matrices = [p for p in module.parameters() if p.ndim == 2 and id(p) not in apart]
+    matrices = [p for p in module.blocks.parameters() if p.ndim == 2]
     vectors = [p for p in module.parameters() if p.ndim == 1]
-    yield ParameterGroup(matrices, width=module.width)
-    yield ParameterGroup([embedding])
-    yield ParameterGroup([*tables, *vectors], decay=False)
+    yield ParameterGroup(matrices, width=module.width, hidden=True)
+    yield ParameterGroup(list(module.head.parameters()), width=module.width, hidden=False)
+    yield ParameterGroup(list(module.embedding.parameters()), hidden=False)
+    yield ParameterGroup([*module.tables(), *vectors], decay=False, hidden=False)
 
 
 def image_shape(options: ViTOptions, task: Task) -> tuple[int, int, int]:

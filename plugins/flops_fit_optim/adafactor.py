@@ -1,0 +1,46 @@
+"""``adafactor``: Adam with a factored second moment."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from flops_fit_core import Options, RunView
+from flops_fit_optim.groups import adam_groups, refuse_sharded
+from flops_fit_optim.options import Decay, Rate
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+
+class AdafactorOptions(Options):
+    """Adafactor (Shazeer & Stern 2018) with an external learning rate and no momentum: the average of a matrix's
+    squared gradient is kept by rows and columns, so that the optimizer takes hardly any memory."""
+
+    lr: Rate = 0.001
+    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. Steps are
+    not scaled by the size of the weights."""
+    decay_rate: Annotated[float, Field(lt=0, ge=-1)] = -0.8
+    """The squared gradient's average at step t keeps ``1 - t ** decay_rate`` of what it was."""
+    clip_threshold: Rate = 1.0
+    """Largest root mean square of a step before ``lr``."""
+    weight_decay: Decay = 0.0
+    """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width."""
+
+
+def build_adafactor(options: AdafactorOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+    """A group's learning rate is ``lr * run.lr_scale(group)``, as for Adam."""
+    from pytorch_optimizer import AdaFactor
+
+    refuse_sharded("adafactor", model)
+    optimizer: optim.Optimizer = AdaFactor(
+        adam_groups(run.groups(model), run, options.lr, options.weight_decay),
+        betas=(None, 0.999),
+        decay_rate=options.decay_rate,
+        clip_threshold=options.clip_threshold,
+        # Both would take the learning rate out of the schedule's and the width rule's hands.
+        scale_parameter=False,
+        relative_step=False,
+    )
+    return optimizer

@@ -1,0 +1,35 @@
+"""``adamw``: Adam with decoupled weight decay."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flops_fit_core import Options, RunView
+from flops_fit_optim.groups import adam_groups, fused
+from flops_fit_optim.options import Decay, Momentum, Rate
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+
+class AdamWOptions(Options):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019)."""
+
+    lr: Rate = 0.001
+    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. The
+    default recipe says 0.008 for families that name their width."""
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
+    """Decay of the averages of the gradient and of its square; the default recipe says 0.9 and 0.95."""
+    eps: Rate = 1e-8
+    """Added to the root of the squared gradient's average."""
+    weight_decay: Decay = 0.0
+    """Of matrices. A step shrinks them by ``lr * weight_decay`` at every width: where the recipe scales a
+    matrix's learning rate, its decay is divided by the same factor (Wang & Aitchison 2024)."""
+
+
+def build_adamw(options: AdamWOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+    """A group's learning rate is ``lr * run.lr_scale(group)``. Fused where torch has a fused kernel."""
+    import torch
+
+    groups = adam_groups(run.groups(model), run, options.lr, options.weight_decay)
+    return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=fused(model))

@@ -1,0 +1,41 @@
+"""``schedule-free``: AdamW whose weights are averaged instead of a learning rate that falls."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from flops_fit_core import Options, RunView
+from flops_fit_optim.groups import adam_groups
+from flops_fit_optim.options import Decay, Momentum, Rate
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+Interpolation = Annotated[float, Field(gt=0, lt=1)]
+
+
+class ScheduleFreeOptions(Options):
+    """Schedule-Free AdamW (Defazio et al. 2024, "The road less scheduled"): gradients are taken between a fast
+    sequence and its average, and the average is the model. It comes with schedule ``constant`` and has no warmup
+    beside that one's."""
+
+    lr: Rate = 0.0025
+    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width."""
+    betas: tuple[Interpolation, Momentum] = (0.9, 0.999)
+    """Share of the average in the point where gradients are taken; decay of the squared gradient's average. The
+    default recipe says 0.9 and 0.95."""
+    eps: Rate = 1e-8
+    """Added to the root of the squared gradient's average."""
+    weight_decay: Decay = 0.0
+    """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width."""
+
+
+def build_schedule_free(options: ScheduleFreeOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+    """A group's learning rate is ``lr * run.lr_scale(group)``. It has the modes ``train()`` and ``eval()``."""
+    from schedulefree import AdamWScheduleFree
+
+    groups = adam_groups(run.groups(model), run, options.lr, options.weight_decay)
+    optimizer: optim.Optimizer = AdamWScheduleFree(groups, betas=options.betas, eps=options.eps)
+    return optimizer

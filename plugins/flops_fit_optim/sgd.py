@@ -1,0 +1,45 @@
+"""``sgd``: stochastic gradient descent."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import model_validator
+
+from flops_fit_core import Options, RunView
+from flops_fit_optim.options import Decay, Momentum, Rate
+
+if TYPE_CHECKING:
+    from torch import nn, optim
+
+
+class SGDOptions(Options):
+    """Stochastic gradient descent."""
+
+    lr: Rate = 0.01
+    """Peak learning rate, the same for all parameters."""
+    momentum: Momentum = 0.0
+    """Share of the last step that is taken again."""
+    nesterov: bool = False
+    """Nesterov's momentum; needs ``momentum``."""
+    weight_decay: Decay = 0.0
+    """Added to the gradient (L2), of matrices."""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> SGDOptions:
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov needs momentum above 0, such as momentum = 0.9")
+        return self
+
+
+def build_sgd(options: SGDOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+    """One learning rate for all: width multipliers are derived for Adam-like steps only."""
+    import torch
+
+    groups: list[dict[str, Any]] = [
+        {"params": list(group.parameters), "weight_decay": options.weight_decay if group.decay else 0.0}
+        for group in run.groups(model)
+    ]
+    return torch.optim.SGD(
+        groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, foreach=False
+    )
