@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from flops_fit_core.testing.examples import example_result, example_run
     from flops_fit_core.testing.executors import ExecutorConformance
     from flops_fit_core.testing.fitters import FitterConformance
+    from flops_fit_core.testing.loggers import LoggerConformance
     from flops_fit_core.testing.models import ModelConformance
     from flops_fit_core.testing.optimizers import OptimizerConformance
     from flops_fit_core.testing.recipes import RecipeConformance
@@ -35,6 +36,7 @@ _HOME = {
     "ExecutorConformance": "executors",
     "FitterConformance": "fitters",
     "FlopCounterConformance": "counters",
+    "LoggerConformance": "loggers",
     "ModelConformance": "models",
     "OptimizerConformance": "optimizers",
     "RecipeConformance": "recipes",
@@ -51,6 +53,7 @@ __all__ = [
     "ExecutorConformance",
     "FitterConformance",
     "FlopCounterConformance",
+    "LoggerConformance",
     "ModelConformance",
     "OptimizerConformance",
     "RecipeConformance",

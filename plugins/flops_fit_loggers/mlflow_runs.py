@@ -1,0 +1,172 @@
+"""Training runs as runs of MLflow: parameters, metrics by tokens, tags."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+
+from flops_fit_core import Progress, RunResult, RunSpec, SweepPlan
+from flops_fit_loggers import values
+from flops_fit_loggers.courier import short
+
+SEND_SECONDS = 5.0
+"""Points of all training curves are sent together, this often."""
+MOST_METRICS, MOST_WORDS = 1000, 100
+"""Of one request, by MLflow's limits."""
+LONGEST_PARAM, LONGEST_TAG = 6000, 8000
+PASSING = {401, 403, 408, 425, 429}
+"""HTTP statuses below 500 that may change without us: of who may, and of how much at a time."""
+
+logger = logging.getLogger("flops_fit")
+
+
+class MlflowRuns:
+    """Implements ``courier.Runs``, without MLflow's global active run: several runs are open at the same time.
+
+    Tags ``flops_fit.study``, ``.run`` and ``.attempt`` identify a run, so that one that goes on after an
+    interruption goes on there as well.
+    """
+
+    def __init__(self, folder: Path, *, tracking_uri: str | None, experiment: str | None) -> None:
+        self._folder = folder
+        self._uri = tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
+        self._name = experiment
+        self._specs: dict[str, RunSpec] = {}
+        self._open: dict[tuple[str, int], str] = {}
+        self._points: dict[tuple[str, int], dict[tuple[str, int], Metric]] = {}
+        self._sent = time.monotonic()
+
+    def open(self, plan: SweepPlan) -> None:
+        self._plan = plan
+        self._specs = {run.id: run for run in plan.runs}
+        self._study = values.study_token(self._folder)
+        self._client = MlflowClient(tracking_uri=self._uri or self._own_database())
+        self._experiment = _asked(self._experiment_id, self._name or plan.name)
+
+    def progress(self, progress: Progress, when: float) -> None:
+        if progress.run not in self._specs:
+            return
+        points = self._points.setdefault((progress.run, progress.attempt), {})
+        for metric in _metrics(values.training(progress), progress.tokens, when):
+            points[metric.key, metric.step] = metric
+        if time.monotonic() - self._sent > SEND_SECONDS:
+            self._send_points()
+
+    def finished(self, result: RunResult) -> None:
+        self._send_points()
+        run = self._run(result.run, result.attempt)
+        when = result.finished.timestamp()
+        metrics = _metrics(values.measured(result), result.tokens, when)
+        for tokens, point in values.heldout(result):
+            metrics += _metrics(point, tokens, when)
+        self._log(run, metrics, values.remarks(result))
+        status = "FAILED" if result.status == "failed" else "FINISHED"
+        _asked(self._client.set_terminated, run, status, round(when * 1000))
+        del self._open[result.id, result.attempt]
+
+    def close(self) -> None:
+        """Runs that were interrupted are ``KILLED`` until they go on."""
+        self._send_points()
+        for key, run in list(self._open.items()):
+            with _reported():
+                _asked(self._client.set_terminated, run, "KILLED")
+            del self._open[key]
+
+    def _send_points(self) -> None:
+        for key, points in list(self._points.items()):
+            with _reported():
+                self._log(self._run(self._specs[key[0]], key[1]), list(points.values()), {})
+            del self._points[key]
+        self._sent = time.monotonic()
+
+    def _log(self, run: str, metrics: list[Metric], words: Mapping[str, str]) -> None:
+        tags = [RunTag(key, text[:LONGEST_TAG]) for key, text in words.items()]
+        for part in _parts(metrics, MOST_METRICS):
+            _asked(self._client.log_batch, run, metrics=part)
+        for part in _parts(tags, MOST_WORDS):
+            _asked(self._client.log_batch, run, tags=part)
+
+    def _run(self, spec: RunSpec, attempt: int) -> str:
+        """The id of its run there: found, or made."""
+        key = spec.id, attempt
+        if key not in self._open:
+            self._open[key] = self._found(spec, attempt) or self._made(spec, attempt)
+        return self._open[key]
+
+    def _found(self, spec: RunSpec, attempt: int) -> str | None:
+        wanted = " and ".join(f"tags.`{key}` = '{value}'" for key, value in self._tags(spec, attempt).items())
+        there = _asked(self._client.search_runs, [self._experiment], wanted, max_results=1)
+        if not there:
+            return None
+        name: str = there[0].info.run_id
+        _asked(self._client.update_run, name, status="RUNNING")
+        return name
+
+    def _made(self, spec: RunSpec, attempt: int) -> str:
+        known = values.config(spec, self._plan)
+        params = [Param(key, str(value)[:LONGEST_PARAM]) for key, value in known.items()]
+        name, tags = values.run_name(spec, attempt), self._tags(spec, attempt)
+        run: str = _asked(self._client.create_run, self._experiment, tags=tags, run_name=name).info.run_id
+        for part in _parts(params, MOST_WORDS):
+            _asked(self._client.log_batch, run, params=part)
+        return run
+
+    def _tags(self, spec: RunSpec, attempt: int) -> dict[str, str]:
+        return {
+            "flops_fit.study": self._study,
+            "flops_fit.run": spec.id,
+            "flops_fit.attempt": str(attempt),
+        }
+
+    def _own_database(self) -> str:
+        place = self._folder / "mlflow"
+        place.mkdir(parents=True, exist_ok=True)
+        return f"sqlite:///{place / 'mlflow.db'}"
+
+    def _experiment_id(self, name: str) -> str:
+        own = None if self._uri else (self._folder / "mlflow" / "artifacts").as_uri()
+        known = self._client.get_experiment_by_name(name)
+        if known is None:
+            made: str = self._client.create_experiment(name, artifact_location=own)
+            return made
+        if known.lifecycle_stage == "deleted":
+            raise ValueError(f'experiment {name!r} was deleted there: restore it, or set experiment = "..."')
+        found: str = known.experiment_id
+        return found
+
+
+def _asked(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
+    """What the server answers. Raises ValueError where it will never take what it was asked for."""
+    try:
+        return call(*arguments, **more)
+    except MlflowException as error:
+        status = error.get_http_status_code()
+        if 400 <= status < 500 and status not in PASSING:
+            raise ValueError(str(error)) from error
+        raise
+
+
+@contextmanager
+def _reported() -> Iterator[None]:
+    """What the server will never take of one run keeps nobody else's from it."""
+    try:
+        yield
+    except ValueError as error:
+        logger.warning("logger mlflow cannot show a part of a run: %s", short(error))
+
+
+def _metrics(numbers: Mapping[str, float], tokens: int, when: float) -> list[Metric]:
+    return [Metric(key, value, round(when * 1000), tokens) for key, value in numbers.items()]
+
+
+def _parts(many: list[Any], most: int) -> Iterable[list[Any]]:
+    return (many[first : first + most] for first in range(0, len(many), most))
