@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,8 @@ from installing import Site
 from flops_fit_core.registry import installed
 
 pytest_plugins = ["pytester"]
+
+Failures = Callable[[str, dict[str, str], dict[str, dict[str, str]]], dict[str, set[str]]]
 
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +40,38 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the caller's environment disables is there for the tests."""
     monkeypatch.delenv("FLOPS_FIT_DISABLE", raising=False)
+
+
+@pytest.fixture
+def failures(pytester: pytest.Pytester) -> Failures:
+    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed."""
+    import numpy  # noqa: F401  (what the inner pytest imports, it forgets again)
+    import torch  # noqa: F401
+
+    def failures(template: str, sound: dict[str, str], cases: dict[str, dict[str, str]]) -> dict[str, set[str]]:
+        files = {
+            f"test_{number}": _filled(template, {**sound, **case}) for number, case in enumerate(cases.values())
+        }
+        pytester.makepyfile(**files)
+        recorder = pytester.inline_run("-p", "no:cacheprovider", "-W", "error")
+        found: dict[str, set[str]] = {name: set() for name in cases}
+        ran = set()
+        for report in recorder.getreports("pytest_runtest_logreport"):
+            file, _, test = report.nodeid.partition("::")
+            name = list(cases)[int(file.removeprefix("test_").removesuffix(".py"))]
+            ran.add(name)
+            if report.failed:
+                found[name].add(test.partition("::")[2].partition("[")[0])
+        assert ran == set(cases)
+        return found
+
+    return failures
+
+
+def _filled(template: str, values: dict[str, str]) -> str:
+    for name, value in values.items():
+        template = template.replace(name, value)
+    return template
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
