@@ -62,8 +62,8 @@ class LoggerConformance(Kit):
         """Override it: what the logger kept of the study in ``folder``, read back after it was closed.
 
         One mapping for each result: ``run`` (its id) and what is kept of ``attempt``, ``status``, ``loss``,
-        ``params`` (N), ``tokens`` (D that was trained), ``flops``, ``heldout`` and ``training`` (lists of ``(tokens, loss)``),
-        ``error`` (text with the message in it). None, as here: it cannot be read back, and only what
+        ``params`` (N), ``tokens`` (D that was trained), ``flops``, ``heldout`` and ``training`` (lists of
+        ``(tokens, loss)``), ``error`` (text with the message in it). None, as here: it cannot be read back, and only what
         the logger does is tested.
         """
         return None
