@@ -125,7 +125,7 @@ BROKEN = {
     ),
     "keeps an attempt twice": ({"ADD": "self.kept.append(entry)"}, "test_adding_an_attempt_again_replaces_it"),
     "puts a run that is tried again last": (
-        {"RESULTS": "[self.get(name) for name in dict.fromkeys(one[0] for one in self.kept[::-1])][::-1]"},
+        {"RESULTS": "[self.get(one) for one in dict.fromkeys(one[0] for one in self.kept[::-1])][::-1]"},
         "test_results_come_in_the_order_in_which_runs_were_first_added",
     ),
     "sorts by id": (

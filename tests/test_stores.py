@@ -19,7 +19,7 @@ import pytest
 from filelock import FileLock
 from sqlite_utils import Database
 
-from flops_fit_core import ResultStore, RunResult, StoreError
+from flops_fit_core import ResultStore, StoreError
 from flops_fit_core.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result, example_run
 from flops_fit_core.testing.examples import result_of
@@ -34,6 +34,15 @@ class TestJson(StoreConformance):
     name = "json"
 
 
+class TestParquet(StoreConformance):
+    name = "parquet"
+
+
+class TestParquetOfSmallParts(StoreConformance):
+    name = "parquet"
+    options = {"part_rows": 4}
+
+
 @pytest.mark.slow
 class TestSqliteKilledTwentyTimes(StoreConformance):
     name = "sqlite"
@@ -46,7 +55,14 @@ class TestJsonKilledTwentyTimes(StoreConformance):
     kills = 20
 
 
-BOTH = ["sqlite", "json"]
+@pytest.mark.slow
+class TestParquetKilledTwentyTimes(StoreConformance):
+    name = "parquet"
+    options = {"part_rows": 4}
+    kills = 20
+
+
+FILES = ["sqlite", "json", "parquet"]
 
 
 def open_store(name: str, folder: Path, **options: Any) -> ResultStore:
@@ -72,7 +88,7 @@ def in_another_python(code: str, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
-# ---------------------------------------------------------------------------- both
+# ---------------------------------------------------------------------------- all of them
 
 
 def test_two_kinds_of_store_in_one_folder_do_not_hurt_each_other(tmp_path: Path) -> None:
@@ -85,12 +101,12 @@ def test_two_kinds_of_store_in_one_folder_do_not_hurt_each_other(tmp_path: Path)
         assert file.results() == [result_of(2)]
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FILES)
 def test_a_store_makes_the_study_folder(name: str, tmp_path: Path) -> None:
-    assert filled(name, tmp_path / "runs" / "new", count=1).is_file()
+    assert filled(name, tmp_path / "runs" / "new", count=1).exists()
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FILES)
 def test_every_digit_of_a_number_is_kept(name: str, tmp_path: Path) -> None:
     generator = random.Random(0)
     doubles = [generator.uniform(-1, 1) * 10.0 ** generator.randint(-300, 300) for _ in range(500)]
@@ -103,7 +119,7 @@ def test_every_digit_of_a_number_is_kept(name: str, tmp_path: Path) -> None:
     assert list(found.metrics.values()) == doubles
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FILES)
 def test_a_number_hidden_in_a_dict_must_be_finite_too(name: str, tmp_path: Path) -> None:
     result = example_result()
     result.metrics["accuracy"] = math.nan
@@ -113,7 +129,7 @@ def test_a_number_hidden_in_a_dict_must_be_finite_too(name: str, tmp_path: Path)
         assert store.results() == []
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FILES)
 def test_a_store_that_is_deleted_while_in_use_does_not_pretend_to_keep_results(name: str, tmp_path: Path) -> None:
     with closing(open_store(name, tmp_path)) as store:
         store.add(result_of(1))
@@ -122,14 +138,14 @@ def test_a_store_that_is_deleted_while_in_use_does_not_pretend_to_keep_results(n
             store.add(result_of(2))
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FILES)
 def test_a_folder_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
     with pytest.raises(StoreError, match=r"runs.study: cannot make this folder"):
         open_store(name, tmp_path / "runs" / "study")
 
 
-@pytest.mark.parametrize("name", BOTH)
+@pytest.mark.parametrize("name", FILES)
 def test_processes_that_create_a_store_at_once_share_one(name: str, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from flops_fit_core.registry import installed\n"
@@ -341,7 +357,7 @@ def test_a_process_killed_while_it_created_the_database_leaves_nothing_in_the_wa
 
 def test_half_a_file_left_by_a_killed_writer_is_not_looked_at(tmp_path: Path) -> None:
     filled("json", tmp_path, count=2)
-    (tmp_path / "results.json.new").write_text('{"format": "flops-f')
+    (tmp_path / ".results.json.new").write_text('{"format": "flops-f')
     with closing(open_store("json", tmp_path)) as store:
         store.add(result_of(2))
         assert [result.run.seed for result in store.results()] == [0, 1, 2]
@@ -351,9 +367,9 @@ def test_damaged_claims_are_named_and_cost_no_result(tmp_path: Path) -> None:
     filled("json", tmp_path, count=2)
     with closing(open_store("json", tmp_path)) as store:
         assert store.claim("run", "anna", 600)
-        claims = tmp_path / "results.claims.json"
-        claims.write_text(claims.read_text()[:-30])
-        with pytest.raises(StoreError, match=r"results\.claims\.json: damaged"):
+        claims = tmp_path / "results.claims.jsonl"
+        claims.write_text(claims.read_text().replace('"run"', "run"))
+        with pytest.raises(StoreError, match=r"results\.claims\.jsonl: damaged"):
             store.claim("run", "anna", 600)
         store.add(result_of(2))
         assert len(store.results()) == 3
@@ -466,132 +482,8 @@ def test_what_a_person_changes_in_the_file_is_seen_by_an_open_store(tmp_path: Pa
 def test_nothing_is_written_where_a_claim_is_refused(tmp_path: Path) -> None:
     with closing(open_store("json", tmp_path)) as store:
         assert store.claim("run", "anna", 600)
-        before = (tmp_path / "results.claims.json").stat().st_mtime_ns
+        before = (tmp_path / "results.claims.jsonl").stat().st_mtime_ns
         assert not store.claim("run", "bert", 600)
         assert not store.renew("run", "bert", 600)
         store.release("run", "bert")
-        assert (tmp_path / "results.claims.json").stat().st_mtime_ns == before
-
-
-# ---------------------------------------------------------------------------- the kit itself
-
-BROKEN = '''
-import json
-import pickle
-
-from flops_fit_core import StoreSpec, hookimpl
-
-
-class Buffered:
-    """Says that a result is safe while it is only in memory; claims are this process's own business."""
-
-    def __init__(self, folder):
-        self.path, self.claims, self.kept = folder / "results.pickle", {}, {}
-        if self.path.exists():
-            self.kept = pickle.loads(self.path.read_bytes())
-
-    def add(self, result):
-        type(result).model_validate(result.model_dump())
-        self.kept.setdefault(result.id, {})[result.attempt] = result
-
-    def attempts(self, run_id):
-        return [result for _, result in sorted(self.kept.get(run_id, {}).items())]
-
-    def get(self, run_id):
-        return next(reversed(self.attempts(run_id)), None)
-
-    def results(self):
-        return [self.get(run_id) for run_id in self.kept]
-
-    def claim(self, run_id, owner, seconds):
-        import time
-
-        held = self.claims.get(run_id)
-        if held and held[0] != owner and held[1] > time.time():
-            return False
-        self.claims[run_id] = owner, time.time() + seconds
-        return True
-
-    def renew(self, run_id, owner, seconds):
-        return self.claims.get(run_id, [None])[0] == owner and self.claim(run_id, owner, seconds)
-
-    def release(self, run_id, owner):
-        if self.claims.get(run_id, [None])[0] == owner:
-            del self.claims[run_id]
-
-    def close(self):
-        self.path.write_bytes(pickle.dumps(self.kept))
-
-
-class Careless(Buffered):
-    """Keeps one attempt a run, sorted by id; unknown runs raise; anything goes in; anybody may release."""
-
-    def add(self, result):
-        self.kept[result.id] = {1: result}
-
-    def get(self, run_id):
-        return self.kept[run_id][1]
-
-    def results(self):
-        return [self.get(run_id) for run_id in sorted(self.kept)]
-
-    def claim(self, run_id, owner, seconds):
-        return self.claims.setdefault(run_id, (owner, 0))[0] == owner
-
-    def release(self, run_id, owner):
-        self.claims.pop(run_id, None)
-
-
-@hookimpl
-def flops_fit_stores():
-    yield StoreSpec(name="buffered", build=lambda options, folder: Buffered(folder))
-    yield StoreSpec(name="careless", build=lambda options, folder: Careless(folder))
-'''
-
-TRY = """
-import broken
-
-from flops_fit_core.testing import StoreConformance
-
-
-class TestIt(StoreConformance):
-    name = "{name}"
-    plugins = {{"broken": broken}}
-    shared = {shared}
-    kills = 1
-"""
-
-
-def failures(pytester: pytest.Pytester, name: str, shared: bool) -> set[str]:
-    pytester.makepyfile(broken=BROKEN, test_it=TRY.format(name=name, shared=shared))
-    _, skipped, failed = pytester.inline_run("-p", "no:cacheprovider").listoutcomes()
-    assert bool(skipped) is not shared
-    return {report.nodeid.split("::")[-1].split("[")[0] for report in failed}
-
-
-def test_the_kit_catches_a_store_that_keeps_its_promises_only_within_a_process(pytester: pytest.Pytester) -> None:
-    assert failures(pytester, "buffered", shared=True) == {
-        "test_opening_again_finds_everything",
-        "test_two_processes_never_hold_one_claim",
-        "test_two_processes_adding_at_once_lose_nothing",
-        "test_a_killed_process_loses_nothing_that_was_added",
-    }
-
-
-def test_the_kit_catches_a_careless_store(pytester: pytest.Pytester) -> None:
-    assert failures(pytester, "careless", shared=False) == {
-        "test_an_unknown_run_has_no_result",
-        "test_every_attempt_is_kept_and_the_latest_counts",
-        "test_results_come_in_the_order_in_which_runs_were_first_added",
-        "test_a_number_that_is_not_finite_does_not_get_in",
-        "test_opening_again_finds_everything",
-        "test_only_the_holder_can_release",
-        "test_a_claim_ends_by_itself",
-        "test_a_renewed_claim_lasts_longer",
-        "test_claims_are_no_results",
-    }
-
-
-def test_what_the_kit_adds_is_a_valid_result() -> None:
-    assert RunResult.model_validate_json(example_result().model_dump_json()) == example_result()
-    assert {example_result(status=status).status for status in ("completed", "diverged", "failed")}
+        assert (tmp_path / "results.claims.jsonl").stat().st_mtime_ns == before

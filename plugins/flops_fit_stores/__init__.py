@@ -1,7 +1,9 @@
-"""Where results are kept: ``sqlite`` (a database, the default) and ``json`` (a file that people can read).
+"""Where results are kept: ``sqlite`` (a database, the default), ``json`` (a file that people can read),
+``parquet`` (a folder that pandas, polars and DuckDB read) and ``postgres`` (a database that several machines
+share).
 
-Both may be used by several processes at once on one machine, survive SIGKILL and power failure at any
-moment, and refuse a file that is damaged or not theirs instead of touching it.
+All may be used by several processes at once, survive SIGKILL and power failure at any moment, and refuse what is
+damaged or not theirs instead of touching it.
 """
 
 from __future__ import annotations
@@ -14,12 +16,40 @@ from pydantic import Field
 
 from flops_fit_core import Options, ResultStore, StoreSpec, hookimpl
 
+Wait = Annotated[float, Field(gt=0)]
+
 
 class StoreOptions(Options):
-    """Options of both stores."""
+    """Options of the stores that are one file."""
 
-    wait: Annotated[float, Field(gt=0)] = 60.0
+    wait: Wait = 60.0
     """Seconds to wait while another process is writing, before giving up with an error."""
+
+
+class ParquetOptions(Options):
+    """A folder ``results.parquet`` of Parquet files in the study's folder: large studies, read with pandas, polars
+    or DuckDB."""
+
+    wait: Wait = 60.0
+    """Seconds to wait while another process is writing, before giving up with an error."""
+    part_rows: Annotated[int, Field(ge=4)] = 2000
+    """Attempts in one file. New ones are in a log until there is a quarter of that, or the store is closed."""
+
+
+class PostgresOptions(Options):
+    """Tables in a PostgreSQL database: drivers on several machines share a study without a common file system."""
+
+    url: str | None = None
+    """Where the database is, as libpq writes it: ``postgresql://anna@db.example.org/scaling``, or ``host=...
+    dbname=...``. Without a password: the study's folder keeps it. Unset, ``PGHOST``, ``PGSERVICE`` and so on say
+    it."""
+    url_variable: str | None = None
+    """Name of an environment variable that has the ``url``, which may then have a password."""
+    study: Annotated[str, Field(min_length=1)] | None = None
+    """Under which name the database keeps the results; unset, that of the study's folder. Drivers that share a
+    study need the same one."""
+    wait: Wait = 60.0
+    """Seconds to try again when the connection is lost, before giving up with an error."""
 
 
 def build_sqlite(options: StoreOptions, folder: Path) -> ResultStore:
@@ -36,8 +66,34 @@ def build_json(options: StoreOptions, folder: Path) -> ResultStore:
     return JsonStore(folder / "results.json", options.wait)
 
 
+def build_parquet(options: ParquetOptions, folder: Path) -> ResultStore:
+    """Open ``results.parquet`` in the study's folder."""
+    from flops_fit_stores.parquet import ParquetStore
+
+    return ParquetStore(folder / "results.parquet", options.wait, options.part_rows)
+
+
+def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
+    """Connect to the database. Raises ConfigError for a ``url`` that cannot be used, StoreError for a server."""
+    from flops_fit_stores.postgres import PostgresStore, study_name
+    from flops_fit_stores.server import Server, connection_string
+
+    server = Server(connection_string(options.url, options.url_variable), options.wait)
+    return PostgresStore(server, study_name(folder, options.study))
+
+
 @hookimpl
 def flops_fit_stores() -> Iterator[StoreSpec]:
-    """Offer ``sqlite`` and ``json``."""
+    """Offer ``sqlite``, ``json``, ``parquet`` and ``postgres``."""
     yield StoreSpec(name="sqlite", options=StoreOptions, build=build_sqlite)
     yield StoreSpec(name="json", options=StoreOptions, build=build_json)
+    yield StoreSpec(
+        name="parquet", options=ParquetOptions, build=build_parquet, requires=("pyarrow>=15",), extra="parquet"
+    )
+    yield StoreSpec(
+        name="postgres",
+        options=PostgresOptions,
+        build=build_postgres,
+        requires=("psycopg>=3.2",),
+        extra="postgres",
+    )

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock, Timeout
+from filelock import BaseFileLock
 from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
 from flops_fit_stores.checks import START_ANEW, uncollected
+from flops_fit_stores.files import locked, replace_file
 
 _HEAD = 128
 """Bytes at the beginning of a file, ``writes`` among them."""
@@ -43,7 +43,7 @@ class Document:
         """Write the file with this content where there is none."""
         if self.path.exists():
             return
-        with self._locked():
+        with locked(self._lock, self.path):
             if not self.path.exists():
                 self._write({"format": self._format, "version": self.VERSION, "writes": 0, **content})
 
@@ -52,7 +52,7 @@ class Document:
         try:
             with self.path.open("rb") as file:
                 head = file.read(_HEAD)
-                seen = _signature(file.fileno(), head)
+                seen = _signature(os.fstat(file.fileno()), head)
                 if seen != self._seen:
                     with uncollected():
                         self._data, self._seen = self._parsed(head + file.read()), seen
@@ -64,7 +64,7 @@ class Document:
 
     def change(self, by: Callable[[dict[str, Any]], bool]) -> bool:
         """Let ``by`` change the object as it is now, and write it; or return False and change nothing."""
-        with self._locked():
+        with locked(self._lock, self.path):
             data, seen = self.read(), self._seen
             self._seen = None  # what is in memory counts again once it is known to be on disk
             if not by(data):
@@ -104,49 +104,11 @@ class Document:
         )
 
     def _write(self, data: dict[str, Any]) -> None:
-        new = self.path.with_name(f"{self.path.name}.new")
-        try:
-            with new.open("wb") as file:
-                text = to_json(data, indent=2)
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-                seen = _signature(file.fileno(), text[:_HEAD])
-            new.replace(self.path)
-            _sync_folder(self.path.parent)
-        except OSError as error:
-            raise StoreError(f"{self.path}: cannot write: {error.strerror}. It was left as it was") from None
-        self._data, self._seen = data, seen
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise StoreError(
-                f"{self.path}: another process has held {Path(self._lock.lock_file).name} for "
-                f"{self._lock.timeout:g} seconds. Wait for it, or stop it"
-            ) from None
-        except (OSError, NotImplementedError) as error:
-            raise StoreError(f"{self.path}: cannot lock {self._lock.lock_file}: {error}") from None
-        try:
-            yield
-        finally:
-            self._lock.release()
+        text = to_json(data, indent=2)
+        status = replace_file(self.path, text)
+        self._data, self._seen = data, _signature(status, text[:_HEAD])
 
 
-def _signature(handle: int, head: bytes) -> tuple[object, ...]:
+def _signature(status: os.stat_result, head: bytes) -> tuple[object, ...]:
     """Two files with the same signature have the same content: whoever writes also counts, at the head."""
-    status = os.fstat(handle)
     return status.st_ino, status.st_mtime_ns, status.st_size, head
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure. Windows has no such call, and needs none."""
-    if os.name == "nt":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,7 +1,7 @@
 """The ``json`` store: ``results.json``, one file that people can read, diff and mail.
 
 Each write goes to a new file that then takes the old one's place, so the file is whole at every moment; each
-is made from what is on disk at that moment, under the lock ``results.json.lock``. ``results.claims.json``
+is made from what is on disk at that moment, under the lock ``results.json.lock``. ``results.claims.jsonl``
 says who is training what, and until when.
 
 Every ``add`` writes all results again: about 30 ms of CPU and 3 MB to the disk at 1,000 results, ten times that
@@ -10,8 +10,6 @@ at 10,000 (tests/benchmarks/stores.py). For more than a few thousand runs use ``
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flops_fit_core import RunResult
 from flops_fit_stores.checks import checked, make_folder, uncollected, unreadable
+from flops_fit_stores.claims import Claims
 from flops_fit_stores.document import Document
 
 
@@ -36,16 +35,6 @@ class _Entry(_Shape):
 
 class _Results(_Shape):
     results: list[_Entry]
-    writes: int
-
-
-class _Claim(_Shape):
-    owner: str
-    until: float
-
-
-class _Claims(_Shape):
-    claims: dict[str, _Claim]
     writes: int
 
 
@@ -66,8 +55,7 @@ class JsonStore:
         self._file = Document(path, "flops-fit results", _Results, lock)
         self._file.create(results=[])
         self._file.read()
-        claims = path.with_suffix(".claims.json")
-        self._claims = Document(claims, "flops-fit claims", _Claims, lock)
+        self._claims = Claims(path.with_suffix(".claims.jsonl"), lock)
 
     def add(self, result: RunResult) -> None:
         """Keep one attempt, replacing the same attempt at the same run. On disk when it returns.
@@ -107,41 +95,18 @@ class JsonStore:
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
         """Take the right to train a run for that long; False while somebody else holds it."""
-
-        def take(data: dict[str, Any]) -> bool:
-            now, held = time.time(), data["claims"].get(run_id)
-            if held is not None and held["owner"] != owner and held["until"] > now:
-                return False
-            data["claims"][run_id] = {"owner": owner, "until": now + seconds}
-            return True
-
-        return self._change_claims(take)
+        return self._claims.take(run_id, owner, seconds)
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
         """Hold a claim for that long from now; False where it has been lost to somebody else."""
-
-        def extend(data: dict[str, Any]) -> bool:
-            if not _holds(data, run_id, owner):
-                return False
-            data["claims"][run_id]["until"] = time.time() + seconds
-            return True
-
-        return self._change_claims(extend)
+        return self._claims.extend(run_id, owner, seconds)
 
     def release(self, run_id: str, owner: str) -> None:
         """Give a claim back. Nothing happens where ``owner`` does not hold it."""
-
-        def drop(data: dict[str, Any]) -> bool:
-            return _holds(data, run_id, owner) and data["claims"].pop(run_id) is not None
-
-        self._change_claims(drop)
+        self._claims.drop(run_id, owner)
 
     def close(self) -> None:
         """Nothing is held open between two calls."""
-
-    def _change_claims(self, by: Callable[[dict[str, Any]], bool]) -> bool:
-        self._claims.create(claims={})
-        return self._claims.change(by)
 
     def _of(self, run_id: str) -> list[dict[str, Any]]:
         found = [entry for entry in self._file.read()["results"] if entry["id"] == run_id]
@@ -158,7 +123,3 @@ def _entry(result: RunResult) -> dict[str, Any]:
     """A result as it stands in the file: what people look for comes first."""
     first = {"id": result.id, "status": result.status, "attempt": result.attempt, "loss": result.loss}
     return {**first, **result.model_dump(mode="json", exclude={"run"}), "run": result.run.model_dump(mode="json")}
-
-
-def _holds(data: dict[str, Any], run_id: str, owner: str) -> bool:
-    return run_id in data["claims"] and data["claims"][run_id]["owner"] == owner

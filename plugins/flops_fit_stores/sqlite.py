@@ -16,10 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from flops_fit_core import RunResult, StoreError
-from flops_fit_stores.checks import checked, uncollected, unreadable
+from flops_fit_stores.checks import checked, flat, from_record, is_long, uncollected
 from flops_fit_stores.database import COLUMNS, explained, open_database
 
 _ADD = (
@@ -100,14 +98,7 @@ class SqliteStore:
         with self._explained():
             rows = self._db.execute(sql, values).fetchall()
         with uncollected():
-            return [self._result(row) for row in rows]
-
-    def _result(self, row: tuple[str, int, str]) -> RunResult:
-        run_id, attempt, record = row
-        try:
-            return RunResult.model_validate_json(record)
-        except ValidationError as error:
-            raise unreadable(self.path, run_id, attempt, error) from None
+            return [from_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
 
     def _changes(self, sql: str, **values: Any) -> bool:
         """Whether one statement, atomic between processes, changed anything."""
@@ -121,24 +112,6 @@ class SqliteStore:
 
 
 def _row(result: RunResult) -> dict[str, Any]:
-    values = {
-        "id": result.id,
-        "attempt": result.attempt,
-        "status": result.status,
-        "model": result.run.model.name,
-        "params": result.run.params,
-        "tokens": result.tokens,
-        "flops": result.flops,
-        "loss": result.loss,
-        "seed": result.run.seed,
-        "budget": result.run.budget,
-        "seconds": result.seconds,
-        "finished": result.finished.isoformat(),
-        "record": result.model_dump_json(),
-    }
-    return {name: _that_fits(value) for name, value in values.items()}
-
-
-def _that_fits(value: Any) -> Any:
-    """SQLite's integers have 64 bits; the record keeps every digit."""
-    return float(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
+    """SQLite's integers have 64 bits, and it has no times; the record keeps every digit."""
+    values = {**flat(result), "finished": result.finished.isoformat()}
+    return {name: float(value) if is_long(value) else value for name, value in values.items()}

@@ -1,0 +1,142 @@
+"""A real PostgreSQL server on this machine for tests: in a temporary folder, on a port and a socket of its own.
+
+Needs the server's programs, as in Debian's package ``postgresql``. The server refuses to run as root, so where the
+tests do, it runs as the user ``postgres``, whom that package makes.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+OWNER = "postgres"
+PASSWORD = "a secret of the tests"
+PATIENCE = 30.0
+"""Seconds for the server to come up."""
+
+
+def why_not() -> str | None:
+    """What is missing for a server; None where nothing is."""
+    if programs() is None:
+        return "no initdb and postgres: apt-get install -y --no-install-recommends postgresql"
+    if os.geteuid() == 0 and OWNER not in {user.pw_name for user in pwd.getpwall()}:
+        return f"the server does not run as root, and there is no user {OWNER}"
+    return None
+
+
+def programs() -> Path | None:
+    """The folder with the server's programs: on the PATH, or where Debian keeps them."""
+    on_path = shutil.which("initdb")
+    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((folder for folder in reversed(found) if (folder / "postgres").exists()), None)
+
+
+class PostgresServer:
+    """A server that can be stopped and started again. Over the socket it trusts everybody, over TCP it wants
+    :data:`PASSWORD` of the user :data:`OWNER`."""
+
+    def __init__(self, base: Path, programs: Path) -> None:
+        self.base, self.port = base, free_port()
+        self._programs = programs
+        self._user = OWNER if os.geteuid() == 0 else None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def initialise(self) -> None:
+        if self._user:
+            shutil.chown(self.base, self._user, pwd.getpwnam(self._user).pw_gid)
+        (self.base / "password").write_text(PASSWORD)
+        subprocess.run(
+            [
+                *(self._programs / "initdb", "-D", self.base / "data", "-U", OWNER, "--no-sync"),
+                *("--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={self.base / 'password'}"),
+                *("--encoding=UTF8", "--locale=C"),
+            ],
+            check=True,
+            capture_output=True,
+            user=self._user,
+            cwd=self.base,
+        )
+
+    def start(self) -> None:
+        """Returns once it takes connections."""
+        with (self.base / "server.log").open("ab") as said:
+            self._process = subprocess.Popen(
+                [
+                    *(self._programs / "postgres", "-D", self.base / "data", "-p", str(self.port)),
+                    *("-c", f"unix_socket_directories={self.base}", "-c", "listen_addresses=127.0.0.1"),
+                    *("-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=40"),
+                ],
+                stdout=said,
+                stderr=said,
+                user=self._user,
+                cwd=self.base,
+            )
+        until = time.monotonic() + PATIENCE
+        while not self._answers():
+            if time.monotonic() > until or self._process.poll() is not None:
+                raise TimeoutError((self.base / "server.log").read_text())
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """At once: who is connected loses the connection, and nothing that was committed is lost. Idempotent."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGQUIT)
+            self._process.wait(timeout=PATIENCE)
+            self._process = None
+
+    def url(self, database: str = OWNER, user: str = OWNER) -> str:
+        """Over the socket, without a password."""
+        return f"postgresql://{user}@/{database}?host={self.base}&port={self.port}"
+
+    def tcp_url(self, database: str = OWNER, user: str = OWNER) -> str:
+        """Over TCP."""
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
+
+    def query(self, sql: str, *values: Any, database: str = OWNER) -> list[Sequence[Any]]:
+        """What one statement gives, asked by the server's owner."""
+        import psycopg
+
+        with closing(psycopg.connect(self.url(database), autocommit=True)) as connection:
+            asked = connection.execute(sql, values or None)  # type: ignore[arg-type]
+            return asked.fetchall() if asked.description else []
+
+    def _answers(self) -> bool:
+        import psycopg
+
+        try:
+            self.query("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+
+@contextmanager
+def postgres_server() -> Iterator[PostgresServer]:
+    """Make a server, start it, and take it and its folder away again."""
+    folder = programs()
+    assert folder is not None
+    base = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))  # a socket's path may not be long
+    server = PostgresServer(base, folder)
+    try:
+        server.initialise()
+        server.start()
+        yield server
+    finally:
+        server.stop()
+        shutil.rmtree(base, ignore_errors=True)
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
