@@ -215,6 +215,7 @@ def declared_table(**changes) -> dict:
         },
         "model": {"name": "declared", "lookup_params": 500_000},
         "dataset": {"name": "external", "label": "web text 1", "vocab_size": 50_304, "context": 512},
+        "trainer": {"command": "train {lr}"},
         "flops": "model",
     }
     return {**table, **changes}
