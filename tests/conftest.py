@@ -42,11 +42,17 @@ def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLOPS_FIT_DISABLE", raising=False)
 
 
-@pytest.fixture
-def failures(pytester: pytest.Pytester) -> Failures:
-    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed."""
-    import numpy  # noqa: F401  (what the inner pytest imports, it forgets again)
+@pytest.fixture(scope="session")
+def _imported_for_good() -> None:
+    """What is imported while ``pytester`` is there is forgotten again, and these cannot be imported twice."""
+    import numpy  # noqa: F401
+    import scipy.optimize  # noqa: F401
     import torch  # noqa: F401
+
+
+@pytest.fixture
+def failures(_imported_for_good: None, pytester: pytest.Pytester) -> Failures:
+    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed."""
 
     def failures(template: str, sound: dict[str, str], cases: dict[str, dict[str, str]]) -> dict[str, set[str]]:
         files = {

@@ -48,10 +48,18 @@ def print_text(text: str) -> None:
     console().print(text, markup=False)
 
 
+NAMED = 5
+"""Runs that are named where many are left out for one reason; `fit --json` has all."""
+
+
 def print_diagnostics(fit: LawFit) -> None:
     """What a person should know of the fit, and which runs it left out."""
     for diagnostic in fit.diagnostics:
         mark = "! " if diagnostic.severity == "warning" else "- "
         print_text(f"{mark}{diagnostic.message}")
+    left_out: dict[str, list[str]] = {}
     for name, reason in fit.excluded.items():
-        print_text(f"  not used: {name}: {reason}")
+        left_out.setdefault(reason, []).append(name)
+    for reason, names in left_out.items():
+        shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        print_text(f"  not used: {shown}: {reason}")
