@@ -17,6 +17,7 @@ _HOOKS = {spec.kind: hook for hook, spec in SPEC_TYPES.items()}
 _WORDS = {"flops": "FLOPs counter"}
 """What a kind is called in a sentence, where that is not its table's name."""
 _CLAIMS = {
+    "logger": ["keeps_attempts = False  # a line has no number of its attempt"],
     "store": ["persistent = False  # results are gone when the process ends", "shared = False"],
     "executor": ["isolated = False  # jobs run in the driver's own process"],
 }

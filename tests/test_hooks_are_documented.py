@@ -37,6 +37,7 @@ from flops_fit_core.testing import (
     ExecutorConformance,
     FitterConformance,
     FlopCounterConformance,
+    LoggerConformance,
     ModelConformance,
     OptimizerConformance,
     RecipeConformance,
@@ -320,13 +321,16 @@ class TestTheExampleFitter(Example, FitterConformance):
     name, hook = "best-of-each", "flops_fit_fitters"
 
 
-def test_the_example_logger_writes_lines(tmp_path: Path) -> None:
-    logger = build("flops_fit_loggers", tmp_path)
-    run = example_run()
-    logger.started(SweepPlan(name="sweep", runs=(run,), params_name="N", flops_name="C", device=run.model))
-    logger.finished(example_result(status="failed"))
-    logger.close()
-    assert (tmp_path / "log.txt").read_text() == f"sweep: 1 runs\n{run.id} failed None\n"
+class TestTheExampleLogger(Example, LoggerConformance):
+    name, hook = "lines", "flops_fit_loggers"
+    keeps_attempts = False
+
+    def shown(self, folder: Path) -> list[dict[str, Any]]:
+        """The last line of each run; one that begins with a run's id."""
+        lines = (folder / "log.txt").read_text().splitlines()
+        rows = (line.split() for line in lines if not line.endswith(" runs"))
+        found = {run: (status, None if loss == "None" else float(loss)) for run, status, loss in rows}
+        return [{"run": run, "status": status, "loss": loss} for run, (status, loss) in found.items()]
 
 
 def test_the_example_of_every_registration_hook_goes_through_the_kit_of_its_kind() -> None:
@@ -336,6 +340,7 @@ def test_the_example_of_every_registration_hook_goes_through_the_kit_of_its_kind
         if isinstance(it, type) and issubclass(it, Example) and it is not Example and issubclass(it, Kit)
     }
     assert through == {hook: spec.kind for hook, spec in SPEC_TYPES.items()}
+    assert HOOKS.keys() - through.keys() == set(OBSERVERS), "observers have a test of their own"
 
 
 def test_a_sweep_of_nothing_but_examples_ends_with_a_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
