@@ -127,13 +127,13 @@ def _records(data: bytes) -> Iterator[bytes]:
             whole = b""
 
 
-def mlflow_rows(uri: str) -> list[dict[str, Any]]:
+def mlflow_rows(uri: str, which: str = "") -> list[dict[str, Any]]:
     """By MlflowClient, from wherever it is."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
     experiments = [one.experiment_id for one in client.search_experiments() if one.name != "Default"]
-    runs = client.search_runs(experiments) if experiments else []
+    runs = client.search_runs(experiments, which) if experiments else []
     return [_mlflow_row(client, run) for run in runs if "status" in run.data.tags]
 
 

@@ -30,7 +30,7 @@ from flops_fit_core.records import Evaluation, PluginChoice, Progress, RunError,
 from flops_fit_core.testing.examples import example_result, example_run
 from flops_fit_core.testing.kit import Kit
 
-PATIENCE = 10.0
+PATIENCE = 3.0
 """Seconds after ``close`` in which threads and processes may come to their end."""
 
 
@@ -187,7 +187,7 @@ class LoggerConformance(Kit):
             logger.progress(progress)
         logger.finished(results[2])
         logger.close()
-        self._check(folder, results if self.keeps_attempts else results[-1:])
+        self._check(folder, results if self.keeps_attempts else results[-1:], _training(run))
 
     def test_a_sweep_without_anything_to_train_is_no_error(self, chosen: Chosen[Any], folder: Path) -> None:
         """All of its runs were finished before."""

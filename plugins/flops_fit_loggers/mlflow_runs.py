@@ -70,14 +70,15 @@ class MlflowRuns:
             metrics += _metrics(point, tokens, when)
         self._log(run, metrics, values.remarks(result))
         status = "FAILED" if result.status == "failed" else "FINISHED"
-        _asked(self._client.set_terminated, run, status, round(when * 1000))
+        with _no_address_on_stdout():
+            _asked(self._client.set_terminated, run, status, round(when * 1000))
         del self._open[result.id, result.attempt]
 
     def close(self) -> None:
         """Runs that were interrupted are ``KILLED`` until they go on."""
         self._send_points()
         for key, run in list(self._open.items()):
-            with _reported():
+            with _reported(), _no_address_on_stdout():
                 _asked(self._client.set_terminated, run, "KILLED")
             del self._open[key]
 
@@ -153,6 +154,21 @@ def _asked(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         if 400 <= status < 500 and status not in PASSING:
             raise ValueError(str(error)) from error
         raise
+
+
+@contextmanager
+def _no_address_on_stdout() -> Iterator[None]:
+    """The client prints where a run is to be seen, unless its environment forbids it."""
+    name = "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 @contextmanager
