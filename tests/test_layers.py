@@ -35,6 +35,7 @@ ROOMS = [
     "fitting",
     "report",
     "study",
+    "moving",
     "tuning",
     "inline",
     "inline_data",

@@ -14,6 +14,7 @@ from flops_fit_core.cli import (
     doctor_command,
     fitting_commands,
     plugin_commands,
+    store_command,
     study_commands,
     tune_command,
     watching_commands,
@@ -33,6 +34,7 @@ app = typer.Typer(
 )
 study_commands.register(app)
 watching_commands.register(app)
+store_command.register(app)
 fitting_commands.register(app)
 tune_command.register(app)
 audit_command.register(app)

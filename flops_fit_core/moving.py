@@ -1,0 +1,200 @@
+"""A study's results in another store: every attempt copied and looked at again, and used from then on."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flops_fit_core.config import Chosen, choose_from_table
+from flops_fit_core.contracts import ResultStore
+from flops_fit_core.drivers import drivers
+from flops_fit_core.errors import ConfigError, StoreError
+from flops_fit_core.folder import StudyFolder, replacing, write_atomically
+from flops_fit_core.records import RunResult
+from flops_fit_core.registry import Registry
+
+FILES = ("plan.json", "plugins.json", "fit.json")
+FOLDERS = ("checkpoints", "outbox", "report")
+"""What belongs to a study beside its experiment file and its results."""
+GLANCE_SECONDS = 5.0
+"""For how long a run is claimed to see whether somebody else holds it."""
+
+
+@dataclass(frozen=True)
+class Copied:
+    """What :func:`copy_study` has done."""
+
+    runs: int
+    attempts: int
+    new: int
+    """Attempts that the copy did not have before."""
+    old_store: str
+    new_store: str
+    """Qualified names."""
+    in_place: bool
+    """Whether the study itself uses the new store now."""
+    left_behind: tuple[str, ...] = ()
+    """Where it does: the files of the old one."""
+
+
+def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, store: Any) -> Copied:
+    """Copy a study with all attempts at its runs, its plan, checkpoints, uncollected results, fit and report.
+
+    ``target`` becomes a study when all is there: its experiment file is written last. Whatever interrupts this
+    leaves the source as it was, and the same call goes on. Where both are one folder, the study uses the new store
+    from then on, and the old one's files stay. Claims and ``tune/`` are not copied.
+
+    Args:
+        source: The study; nobody may be training it.
+        target: A folder that is new, holds an earlier copy, or is the source.
+        registry: Where both stores are found.
+        store: The copy's ``[store]``: a name, or a table.
+
+    Raises ConfigError for a target that is another study or already what it shall be; StoreError where somebody
+    trains the study, or an attempt in the target is not equal to the source's.
+    """
+    table, in_place = source.table(), source.path.resolve() == target.path.resolve()
+    old = source.choice("store", registry)
+    new = choose_from_table("store", store, registry, "the copy's store")
+    if in_place and new == old:
+        raise ConfigError(
+            f"{source.shown} has its results in the store {old.name} already: name another one with --store NAME, "
+            f"or another folder"
+        )
+    if not in_place:
+        _refuse_another_study(source, target, new, registry)
+    there = {file.name for file in source.path.glob("results*")}
+    with closing(source.open_store(old)) as kept, closing(target.open_store(new)) as copy:
+        _refuse_while_trained(source, target, kept)
+        added, attempts = _copy_results(kept, copy, target)
+        _compare(kept, copy, source, target)
+        runs = len(kept.results())
+    if not in_place:
+        _copy_files(source.path, target.path)
+    _refuse_drivers(source)  # one that began meanwhile adds to the old store
+    write_atomically(target.experiment_file, json.dumps({**table, "store": _as_table(new)}, indent=2))
+    left = tuple(sorted(there)) if in_place else ()
+    return Copied(runs, attempts, added, old.name, new.name, in_place, left)
+
+
+def _as_table(chosen: Chosen[Any]) -> dict[str, Any]:
+    return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
+
+
+# ---------------------------------------------------------------------------- what has to be so before
+
+
+def _refuse_another_study(source: StudyFolder, target: StudyFolder, new: Chosen[Any], registry: Registry) -> None:
+    if target.path.exists() and not target.path.is_dir():
+        raise ConfigError(f"{target.path} is a file; a study needs a folder")
+    if not target.experiment_file.exists():
+        return
+    same = _without_store(source.table()) == _without_store(target.table())
+    if not same or {run.id for run in source.plan().runs} != {run.id for run in target.plan().runs}:
+        raise ConfigError(
+            f"{target.shown} is another study than {source.shown}: choose a new folder, or that of an earlier copy"
+        )
+    if (there := target.choice("store", registry)) != new:
+        raise ConfigError(
+            f"{target.shown} is an earlier copy with its results in {_as_table(there)}, not in {_as_table(new)}: "
+            f"choose the same store with --store and --set, or another folder"
+        )
+
+
+def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in table.items() if name != "store"}
+
+
+def _refuse_while_trained(source: StudyFolder, target: StudyFolder, kept: ResultStore) -> None:
+    """Drivers on this machine leave a note in the folder; one that is elsewhere may only be seen by its claims."""
+    _refuse_drivers(source)
+    _refuse_drivers(target)
+    me = f"copy:{uuid.uuid4().hex}"
+    finished = {result.id for result in kept.results() if result.is_finished}
+    for run in source.plan().runs:
+        if run.id in finished:
+            continue
+        if not kept.claim(run.id, me, GLANCE_SECONDS):
+            raise StoreError(
+                f"run {run.id} of {source.shown} is being trained, or was until a minute ago: wait for its "
+                f"driver, or stop it and try again in a minute"
+            )
+        kept.release(run.id, me)
+
+
+def _refuse_drivers(study: StudyFolder) -> None:
+    for driver in drivers(study.path):
+        raise StoreError(
+            f"{study.shown} is being trained by process {driver.pid} on {driver.host}: wait for its end, or stop "
+            f"it (Ctrl-C, SIGTERM); nothing is lost by that. 'flops-fit status {study.shown}' says how far it is"
+        )
+
+
+# ---------------------------------------------------------------------------- results
+
+
+def _copy_results(kept: ResultStore, copy: ResultStore, target: StudyFolder) -> tuple[int, int]:
+    """Add what the copy lacks. Returns how many attempts that were, and how many there are."""
+    added = count = 0
+    for result in kept.results():
+        there = {attempt.attempt: attempt for attempt in copy.attempts(result.id)}
+        for attempt in kept.attempts(result.id):
+            count += 1
+            if attempt.attempt not in there:
+                copy.add(attempt)
+                added += 1
+            elif there[attempt.attempt] != attempt:
+                raise StoreError(
+                    f"{target.shown}: its store has another result of run {attempt.id}, attempt "
+                    f"{attempt.attempt}, which was left alone. Copy to a folder, or into a store, without results "
+                    f"of this study"
+                )
+    return added, count
+
+
+def _compare(kept: ResultStore, copy: ResultStore, source: StudyFolder, target: StudyFolder) -> None:
+    """Read both again. Raises StoreError where an attempt is missing or not equal, or the order is another one."""
+    runs = [result.id for result in kept.results()]
+    found = [result.id for result in copy.results()]
+    same_order = [run for run in found if run in set(runs)] == runs
+    if same_order and all(_has_all(copy.attempts(run), kept.attempts(run)) for run in runs):
+        return
+    raise StoreError(
+        f"the results in {target.shown} are not those of {source.shown}, which may have changed meanwhile: copy "
+        f"again while nobody trains it. {source.shown} is as it was"
+    )
+
+
+def _has_all(found: list[RunResult], wanted: list[RunResult]) -> bool:
+    numbers = {attempt.attempt for attempt in wanted}
+    return [attempt for attempt in found if attempt.attempt in numbers] == wanted
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def _copy_files(source: Path, target: Path) -> None:
+    """What the target has already, or has of a later date, is left alone."""
+    for file in _files(source):
+        there = target / file.relative_to(source)
+        if there.exists() and there.stat().st_mtime >= file.stat().st_mtime:
+            continue
+        there.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as given, replacing(there) as taken:
+            shutil.copyfileobj(given, taken)
+        status = file.stat()
+        os.utime(there, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _files(study: Path) -> Iterator[Path]:
+    yield from (study / name for name in FILES if (study / name).is_file())
+    for folder in FOLDERS:
+        found = (study / folder).rglob("*")
+        yield from (file for file in sorted(found) if file.is_file() and not file.name.startswith("."))

@@ -1,0 +1,307 @@
+"""``flops-fit store copy``: every attempt in another store, and a study that goes on with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from postgres_server import postgres_server, why_not
+from small import text_table, train, write_text
+
+from flops_fit_core import ConfigError, StoreError
+from flops_fit_core.api import plan
+from flops_fit_core.api import run as run_study
+from flops_fit_core.cli.main import run as flops_fit
+from flops_fit_core.drivers import DriverNote
+from flops_fit_core.folder import Outbox, StudyFolder, TrajectoryFolder
+from flops_fit_core.moving import copy_study
+from flops_fit_core.records import RunResult
+from flops_fit_core.registry import installed
+from flops_fit_core.study import Study
+
+SURFACE = {
+    "name": "law",
+    "sweep": {"budgets": [1e17, 1e18, 1e19], "sizes": 5},
+    "model": "surface",
+    "dataset": {"name": "surface", "noise": 0.005},
+    "executor": "local",
+}
+STORES = ["sqlite", "json", "parquet"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    study = plan(SURFACE, out=tmp_path_factory.mktemp("trained") / "law")
+    run = study.plan.runs[3]
+    with study.store() as store:
+        store.add(RunResult(run=run, status="failed"))
+    study.train()
+    study.folder.save_fit(study.fit)
+    study.report()
+    return study.folder.path
+
+
+@pytest.fixture
+def law(trained: Path, tmp_path: Path) -> Path:
+    """A study of 15 runs, one of which failed once and was trained again, with its fit and report."""
+    return Path(shutil.copytree(trained, tmp_path / "law"))
+
+
+def attempts(folder: Path) -> list[list[RunResult]]:
+    """Of each run, in the store's order."""
+    with Study.open(folder).store() as store:
+        return [store.attempts(result.id) for result in store.results()]
+
+
+def copied(source: Path, target: Path, store: Any) -> Any:
+    return copy_study(StudyFolder(source), StudyFolder(target), installed(), store)
+
+
+@pytest.mark.parametrize("old", STORES)
+@pytest.mark.parametrize("new", STORES)
+def test_every_attempt_is_the_same_in_another_store(old: str, new: str, law: Path, tmp_path: Path) -> None:
+    before = attempts(law)
+    if old != "sqlite":
+        assert copied(law, law, old).in_place
+    done = copied(law, tmp_path / "copy", new)
+    assert (done.runs, done.attempts, done.new) == (15, 16, 16)
+    assert attempts(tmp_path / "copy") == attempts(law) == before
+    assert sorted(len(one) for one in before) == [1] * 14 + [2]
+    assert (tmp_path / "copy" / f"results.{new}").exists()
+
+
+def test_a_copy_is_a_whole_study(law: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "copy"
+    assert (
+        flops_fit(["store", "copy", str(law), str(target), "--store", "parquet", "--set", "store.part_rows=4"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "16 attempts at 15 runs are equal in stores/sqlite and stores/parquet" in " ".join(said.split())
+    table = json.loads((target / "experiment.json").read_text())
+    assert table.pop("store") == {"name": "stores/parquet", "part_rows": 4}
+    assert table == {
+        name: it for name, it in json.loads((law / "experiment.json").read_text()).items() if name != "store"
+    }
+    assert (target / "plan.json").read_bytes() == (law / "plan.json").read_bytes()
+    assert (target / "report" / "index.html").exists()
+    for command in ("runs", "fit", "status"):
+        assert flops_fit([command, str(target), "--json"]) == 0
+        of_the_copy = capsys.readouterr().out
+        assert flops_fit([command, str(law), "--json"]) == 0
+        assert of_the_copy == capsys.readouterr().out
+    assert flops_fit(["run", str(target)]) == 0
+    assert "15 runs, 0 to train" in capsys.readouterr().err
+
+
+def test_a_study_can_change_its_store_in_place(law: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = attempts(law)
+    assert flops_fit(["store", "copy", str(law), str(law), "--store", "json"]) == 0
+    said = capsys.readouterr().out
+    assert "stores/json from now on" in said
+    assert "left where they are: results.sqlite" in said
+    assert (law / "results.sqlite").exists()
+    assert attempts(law) == before
+    assert Study.open(law).folder.choice("store", installed()).name == "stores/json"
+    with pytest.raises(ConfigError, match="has its results in the store stores/json already"):
+        copied(law, law, "json")
+
+
+def test_an_unfinished_study_goes_on_in_its_copy_from_its_checkpoint(tmp_path: Path) -> None:
+    table = text_table(write_text(tmp_path / "text"), schedule={"name": "wsd"}, sweep={"budgets": [1e8, 2e8]})
+    table["sweep"]["sizes"] = [{"width": 8}]
+    study = run_study(table, out=tmp_path / "study")
+    copy = tmp_path / "copy"
+    copied(study.folder.path, copy, "json")
+    (trajectory,) = study.plan.trajectories
+    kept = TrajectoryFolder(study.folder.path, trajectory.id).branches()
+    assert {
+        step: file.read_bytes() for step, file in TrajectoryFolder(copy, trajectory.id).branches().items()
+    } == {step: file.read_bytes() for step, file in kept.items()}
+    assert kept
+    table["sweep"]["budgets"] = [1e8, 2e8, 4e8]
+    longer = run_study({**table, "store": "json"}, out=copy)
+    last = longer.results[-1]
+    assert [result.attempt for result in longer.results] == [1, 1, 1]
+    assert last.trained_tokens is not None
+    assert last.trained_tokens < last.tokens
+    (whole,) = [one for one in train(table) if one.id == last.id]
+    assert last.loss == whole.loss
+
+
+def test_results_that_no_driver_has_collected_come_with_the_copy(law: Path, tmp_path: Path) -> None:
+    result = Study.open(law).results[0].model_copy(update={"attempt": 2})
+    Outbox(law).put(result)
+    copied(law, tmp_path / "copy", "json")
+    assert Outbox(tmp_path / "copy").get(result.id) == result
+
+
+def test_claims_are_not_copied(law: Path, tmp_path: Path) -> None:
+    with Study.open(law).store() as store:
+        assert store.claim(Study.open(law).plan.runs[0].id, "anna", 600)
+    copied(law, tmp_path / "copy", "json")
+    with Study.open(tmp_path / "copy").store() as store:
+        assert store.claim(Study.open(law).plan.runs[0].id, "bert", 600)
+
+
+# ---------------------------------------------------------------------------- interruptions
+
+
+def test_a_copy_that_was_killed_goes_on(law: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    code = (
+        "import os, signal, sys; from pathlib import Path; from flops_fit_core.folder import StudyFolder\n"
+        "from flops_fit_core.moving import copy_study; from flops_fit_core.registry import installed\n"
+        "from flops_fit_stores.json_file import JsonStore; add = JsonStore.add; count = iter(range(7))\n"
+        "def killed(self, result):\n"
+        "    add(self, result)\n"
+        "    if next(count) == 5: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "JsonStore.add = killed\n"
+        "copy_study(StudyFolder(Path(sys.argv[1])), StudyFolder(Path(sys.argv[2])), installed(), 'json')\n"
+    )
+    before = attempts(law)
+    done = subprocess.run([sys.executable, "-c", code, law, target], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (-9, "")
+    assert not (target / "experiment.json").exists()
+    with pytest.raises(ConfigError, match="is no study"):
+        StudyFolder.existing(target)
+    assert attempts(law) == before
+    again = copied(law, target, "json")
+    assert (again.attempts, again.new) == (16, 10)
+    assert attempts(target) == before
+    assert copied(law, target, "json").new == 0
+
+
+def test_a_copy_that_went_on_by_itself_loses_nothing_to_another_copy(law: Path, tmp_path: Path) -> None:
+    target = tmp_path / "copy"
+    copied(law, target, "json")
+    first = Study.open(law).results[0]
+    with Study.open(target).store() as store:
+        store.add(first.model_copy(update={"attempt": 2, "loss": 1.0}))
+    assert copied(law, target, "json").new == 0
+    with Study.open(law).store() as store:
+        store.add(first.model_copy(update={"attempt": 2, "loss": 2.0}))
+    with pytest.raises(StoreError, match=f"another result of run {first.id}, attempt 2, which was left alone"):
+        copied(law, target, "json")
+    with Study.open(target).store() as store:
+        assert store.get(first.id).loss == 1.0  # type: ignore[union-attr]
+
+
+# ---------------------------------------------------------------------------- what is refused
+
+
+def test_a_study_that_is_being_trained_is_not_copied(law: Path, tmp_path: Path) -> None:
+    note = DriverNote(law, "anna", "local")
+    note.started(Study.open(law).plan)
+    try:
+        with pytest.raises(StoreError, match=f"being trained by process {os.getpid()} on .* 'flops-fit status"):
+            copied(law, tmp_path / "copy", "json")
+    finally:
+        note.close()
+    copied(law, tmp_path / "copy", "json")
+
+
+def test_a_driver_on_another_machine_is_seen_by_its_claim(law: Path, tmp_path: Path) -> None:
+    study = plan({**SURFACE, "sweep": {**SURFACE["sweep"], "seeds": [0, 1]}}, out=law)  # type: ignore[dict-item]
+    study.folder.save(study.experiment, study.plan, study.registry.setup)  # type: ignore[arg-type]
+    done = {result.id for result in study.results}
+    (run, *_) = [run for run in study.plan.runs if run.id not in done]
+    with study.store() as store:
+        assert store.claim(run.id, "a driver far away", 600)
+        with pytest.raises(StoreError, match=f"run {run.id} .* is being trained, or was until a minute ago"):
+            copied(law, tmp_path / "copy", "json")
+        store.release(run.id, "a driver far away")
+    copied(law, tmp_path / "copy", "json")
+    with study.store() as store:
+        assert store.claim(run.id, "the next driver", 600)
+
+
+def test_a_driver_that_begins_during_the_copy_keeps_the_study_where_it_was(
+    law: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flops_fit_core import moving
+
+    note = DriverNote(law, "anna", "local")
+    compare = moving._compare
+
+    def slow(*given: Any) -> None:
+        compare(*given)
+        note.started(Study.open(law).plan)
+
+    monkeypatch.setattr(moving, "_compare", slow)
+    try:
+        with pytest.raises(StoreError, match="being trained"):
+            copied(law, law, "json")
+    finally:
+        note.close()
+    assert StudyFolder(law).choice("store", installed()).name == "stores/sqlite"
+
+
+def test_another_study_is_not_written_to(law: Path, tmp_path: Path) -> None:
+    other = run_study({**SURFACE, "sweep": {"budgets": [1e17], "sizes": 3}}, out=tmp_path / "other").folder.path
+    with pytest.raises(ConfigError, match="is another study than"):
+        copied(law, other, "json")
+    assert not (other / "results.json").exists()
+    copied(law, tmp_path / "copy", "json")
+    with pytest.raises(
+        ConfigError, match=r"earlier copy with its results in .*stores/json.*choose the same store"
+    ):
+        copied(law, tmp_path / "copy", "parquet")
+    with pytest.raises(ConfigError, match="is a file; a study needs a folder"):
+        copied(law, law / "plan.json", "json")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--set", "optimizer.lr=1"], "only the store's options can change here"),
+        (["--store", "sqlit"], "no store named 'sqlit'"),
+        (["--store", "json", "--set", "store.wait=-1"], "store"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(
+    words: list[str], says: str, law: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert flops_fit(["store", "copy", str(law), str(tmp_path / "copy"), *words]) == 2
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_result_that_arrives_changed_is_noticed(
+    law: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flops_fit_stores.json_file import JsonStore
+
+    add = JsonStore.add
+
+    def careless(self: JsonStore, result: RunResult) -> None:
+        add(self, result.model_copy(update={"seconds": result.seconds + 1}))
+
+    monkeypatch.setattr(JsonStore, "add", careless)
+    with pytest.raises(StoreError, match="are not those of"):
+        copied(law, tmp_path / "copy", "json")
+    assert not (tmp_path / "copy" / "experiment.json").exists()
+
+
+# ---------------------------------------------------------------------------- to a server
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_study_moves_to_postgres_and_back(law: Path, tmp_path: Path) -> None:
+    before = attempts(law)
+    with postgres_server() as server:
+        store = {"name": "postgres", "url": server.url()}
+        copied(law, law, store)
+        assert attempts(law) == before
+        here = Study.open(law)
+        here.train()
+        assert len(here.results) == 15
+        copied(law, tmp_path / "copy", "parquet")
+    assert attempts(tmp_path / "copy") == before
