@@ -218,7 +218,10 @@ class Study:
     @cached_property
     def fit(self) -> LawFit:
         """The law through the completed runs. Raises FitError, saying what to train, where there is none."""
-        return self.fit_with(self.fitter, self.observations)
+        from flops_fit_core.fitting.diagnostics import about_versions
+
+        fit = self.fit_with(self.fitter, self.observations)
+        return fit.model_copy(update={"diagnostics": (*fit.diagnostics, *about_versions(self.results))})
 
     @cached_property
     def isoflop(self) -> LawFit | None:

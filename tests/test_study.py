@@ -101,3 +101,22 @@ def test_objects_of_a_study_are_needed_again_only_for_training(tmp_path):
     assert [result.status for result in later.results] == ["completed"]
     with pytest.raises(ConfigError, match="bench/net"):
         later.train()
+
+
+def test_a_fit_says_that_its_runs_were_trained_with_several_versions(tmp_path):
+    study = run(
+        {
+            "sweep": {"budgets": [1e18, 1e19], "sizes": 4, "batch_size": 8},
+            "model": "surface",
+            "dataset": "surface",
+            "executor": "local",
+        },
+        out=tmp_path / "study",
+    )
+    assert "mixed-versions" not in {one.code for one in study.fit.diagnostics}
+    with study.store() as store:
+        first = store.results()[0]
+        store.add(first.model_copy(update={"versions": {**first.versions, "torch": "1.0"}}))
+    study.forget()
+    (said,) = (one.message for one in study.fit.diagnostics if one.code == "mixed-versions")
+    assert said.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}: ")

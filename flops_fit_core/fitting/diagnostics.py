@@ -14,7 +14,7 @@ from flops_fit_core.fitting.powerlaw import fit_line
 from flops_fit_core.fitting.profiles import Profile
 from flops_fit_core.fitting.surface import SurfaceFit
 from flops_fit_core.fitting.units import looks_like_bits, name_rows
-from flops_fit_core.records import Diagnostic
+from flops_fit_core.records import Diagnostic, RunResult
 
 
 def note(code: str, message: str) -> Diagnostic:
@@ -23,6 +23,26 @@ def note(code: str, message: str) -> Diagnostic:
 
 def no_interval(reason: str) -> Diagnostic:
     return Diagnostic(code="no-interval", message=f"no intervals: {reason}")
+
+
+def about_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
+    """Whether completed runs were trained with several versions of something."""
+    seen: dict[str, set[str]] = {}
+    for result in results:
+        for name, version in result.versions.items() if result.status == "completed" else ():
+            seen.setdefault(name, set()).add(version)
+    mixed = [
+        f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(seen.items()) if len(versions) > 1
+    ]
+    if not mixed:
+        return []
+    return [
+        note(
+            "mixed-versions",
+            f"runs were trained with {', '.join(mixed)}: they differ by whatever changed between these. Each result "
+            f"keeps its versions",
+        )
+    ]
 
 
 def about_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
