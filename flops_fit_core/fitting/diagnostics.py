@@ -39,8 +39,7 @@ def about_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
     return [
         note(
             "mixed-versions",
-            f"runs were trained with {', '.join(mixed)}: they differ by whatever changed between these. Each result "
-            f"keeps its versions",
+            f"runs were trained with {', '.join(mixed)}: they differ by whatever changed between these",
         )
     ]
 
