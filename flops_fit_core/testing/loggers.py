@@ -63,8 +63,8 @@ class LoggerConformance(Kit):
 
         One mapping for each result: ``run`` (its id) and what is kept of ``attempt``, ``status``, ``loss``,
         ``params`` (N), ``tokens`` (D that was trained), ``flops``, ``heldout`` and ``training`` (lists of
-        ``(tokens, loss)``), ``error`` (text with the message in it). None, as here: it cannot be read back, and only what
-        the logger does is tested.
+        ``(tokens, loss)``), ``error`` (text with the message in it). None, as here: it cannot be read back,
+        and only what the logger does is tested.
         """
         return None
 
