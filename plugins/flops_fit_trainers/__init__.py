@@ -6,12 +6,13 @@ from collections.abc import Iterable
 
 from flops_fit_core import TrainerSpec, hookimpl
 from flops_fit_trainers.command_options import CommandOptions, build_command
+from flops_fit_trainers.lightning_options import LightningOptions, build_lightning
 from flops_fit_trainers.torch_options import TorchOptions, build_torch
 
 
 @hookimpl
 def flops_fit_trainers() -> Iterable[TrainerSpec]:
-    """Offer ``torch`` and ``command``."""
+    """Offer ``torch``, ``command`` and ``lightning``."""
     yield TrainerSpec(
         name="torch",
         options=TorchOptions,
@@ -19,3 +20,10 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
         can=frozenset({"branch", "checkpoint", "pack", "distribute"}),
     )
     yield TrainerSpec(name="command", options=CommandOptions, build=build_command)
+    yield TrainerSpec(
+        name="lightning",
+        options=LightningOptions,
+        build=build_lightning,
+        requires=("lightning>=2.4",),
+        extra="lightning",
+    )

@@ -1,0 +1,185 @@
+"""The trainer ``lightning``: a LightningModule of the user's own around the run's model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lightning")
+
+from small import Bench, events, train
+
+from flops_fit_core import Progress, RunResult
+
+PLAIN = """
+import lightning
+
+class Plain(lightning.LightningModule):
+    def __init__(self, model, task):
+        super().__init__()
+        self.model, self.task = model, task
+
+    def training_step(self, batch, batch_idx):
+        loss, count = self.task.loss(self.task.outputs(self.model, batch), batch)
+        self.log("loss", loss / count)
+        return loss / count
+"""
+OWN = (
+    PLAIN
+    + """
+import torch
+
+class OwnOptimizer(Plain):
+    def __init__(self, model, task, lr, momentum=0.0):
+        super().__init__(model, task)
+        self.lr, self.momentum = lr, momentum
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.model.parameters(), lr=self.lr, momentum=self.momentum)
+
+class ByHand(OwnOptimizer):
+    automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        loss = super().training_step(batch, batch_idx)
+        optimizer.zero_grad()
+        self.manual_backward(loss)
+        optimizer.step()
+
+class WithoutTheModel(Plain):
+    def __init__(self, model, task):
+        super().__init__(torch.nn.Linear(2, 2), task)
+
+def a_list(model):
+    return [model]
+
+def no_model(task):
+    return None
+
+class Broken(Plain):
+    def training_step(self, batch, batch_idx):
+        raise RuntimeError("this module raises")
+
+class Explodes(Plain):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 20 else 1.0)
+"""
+)
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    (tmp_path / "own_train.py").write_text(OWN)
+    return tmp_path / "own_train.py"
+
+
+def lightning(own: Path, name: str = "Plain", **more) -> dict:
+    return {"name": "lightning", "module": f"{own}:{name}", "heldout_tokens": 400, **more}
+
+
+def only(results: list[RunResult]) -> RunResult:
+    (result,) = results
+    return result
+
+
+@pytest.mark.parametrize("clip", [1.0, 0.05, None])
+def test_a_plain_module_ends_like_the_torch_trainer(own, clip):
+    bench = Bench()
+    model = {"name": "bench/net", "dropout": 0.2}
+    ours = only(train(bench.table(model=model, trainer={"clip": clip}), bench.registry()))
+    theirs = only(train(bench.table(model=model, trainer=lightning(own, clip=clip)), bench.registry()))
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
+    assert theirs.loss < 2.0  # a uniform guess has ln 12 = 2.48
+    for same in ("tokens", "unique_tokens", "heldout_tokens", "flops", "bits_per_byte", "precision"):
+        assert getattr(ours, same) == pytest.approx(getattr(theirs, same))
+
+
+def test_it_sees_the_batches_of_the_plan_in_their_order(own):
+    bench = Bench()
+    train(bench.table(), bench.registry())
+    expected, bench.served = bench.served, []
+    train(bench.table(trainer=lightning(own)), bench.registry())
+    assert len(bench.served) == 60
+    assert all(one.equal(other) for one, other in zip(bench.served, expected, strict=True))
+
+
+def test_a_module_may_bring_its_own_optimizer(own):
+    bench = Bench()
+    table = bench.table(trainer=lightning(own, "OwnOptimizer", arguments={"momentum": 0.9}), optimizer={"lr": 0.5})
+    result = only(train(table, bench.registry()))
+    sgd = {"name": "sgd", "lr": 0.5, "momentum": 0.9}
+    expected = only(train(bench.table(optimizer=sgd, schedule="constant", recipe="constant"), bench.registry()))
+    assert result.loss == pytest.approx(expected.loss, rel=1e-6)
+
+
+def test_a_module_may_optimize_by_hand(own):
+    bench = Bench()
+    table = bench.table(trainer=lightning(own, "ByHand"), optimizer={"lr": 0.5})
+    by_hand = only(train(table, bench.registry()))
+    table = bench.table(trainer=lightning(own, "OwnOptimizer", clip=None), optimizer={"lr": 0.5})
+    assert by_hand.loss == pytest.approx(only(train(table, bench.registry())).loss, rel=1e-6)
+
+
+def test_nothing_is_printed_and_nothing_is_written(own, tmp_path, monkeypatch, capfd):
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    bench = Bench()
+    assert only(train(bench.table(trainer=lightning(own)), bench.registry())).status == "completed"
+    assert list(folder.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_is_told_while_it_trains(own):
+    bench = Bench()
+    said = events(bench.table(steps=4000, sweep={"repeat": True}, trainer=lightning(own)), bench.registry())
+    steps = [one.step for one in said if isinstance(one, Progress)]
+    assert steps == sorted(steps)
+    assert steps
+
+
+def test_a_loss_that_is_not_finite_has_diverged(own):
+    bench = Bench()
+    result = only(train(bench.table(trainer=lightning(own, "Explodes")), bench.registry()))
+    assert (result.status, result.loss) == ("diverged", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("Plane", "has no 'Plane'; it has"),
+        ("a_list", "made a list, not a LightningModule"),
+        ("no_model", "must take the run's model by the name 'model'"),
+        ("WithoutTheModel", "without the model it was given"),
+        ("Broken", "this module raises"),
+    ],
+)
+def test_a_mistake_is_the_error_of_its_run(own, name, message):
+    bench = Bench()
+    result = only(train(bench.table(trainer=lightning(own, name)), bench.registry()))
+    assert result.status == "failed"
+    assert message in result.error.message
+
+
+def test_an_argument_that_it_does_not_take_is_named(own):
+    bench = Bench()
+    result = only(train(bench.table(trainer=lightning(own, arguments={"depth": 2})), bench.registry()))
+    assert "got an unexpected keyword argument 'depth'; it takes model, task" in result.error.message
+
+
+def test_an_edit_of_the_module_makes_another_run(own):
+    from flops_fit_core.config import make_experiment
+    from flops_fit_core.planning import make_plan
+
+    bench = Bench()
+
+    def run() -> str:
+        return make_plan(make_experiment(bench.table(trainer=lightning(own)), bench.registry())).runs[0].id
+
+    first = run()
+    own.write_text("# a comment\n" + OWN)
+    assert run() == first
+    own.write_text(OWN.replace("loss / count", "2 * loss / count"))
+    assert run() != first
