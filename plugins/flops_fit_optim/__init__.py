@@ -26,7 +26,7 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
         options=LionOptions,
         build=build_lion,
         adam_like=True,
-        lr_over_adam=0.1,
+        lr_over_adam=0.3,
         requires=("pytorch-optimizer>=3.3",),
         extra="optimizers",
     )
@@ -43,6 +43,7 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
         options=ScheduleFreeOptions,
         build=build_schedule_free,
         adam_like=True,
+        lr_over_adam=2.0,
         schedule="schedules/constant",
         requires=("schedulefree>=1.3",),
         extra="optimizers",

@@ -18,14 +18,14 @@ class LionOptions(Options):
 
     lr: Rate = 0.0001
     """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. Recipes give
-    a tenth of what they give AdamW (Chen et al. say a third to a tenth)."""
+    0.3 of what they give AdamW (Chen et al. say a third to a tenth)."""
     beta1: Momentum = 0.9
     """Share of the momentum in what the sign is taken of. Recipes' betas are Adam's, and not asked for."""
     beta2: Momentum = 0.99
     """Decay of the momentum."""
     weight_decay: Decay = 0.0
-    """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width. At a tenth of AdamW's
-    ``lr``, ten times its decay is the same."""
+    """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width. With a smaller ``lr``
+    than AdamW's, it takes as much more to shrink them as fast."""
 
 
 def build_lion(options: LionOptions, model: nn.Module, run: RunView) -> optim.Optimizer:

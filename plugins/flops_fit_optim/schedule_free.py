@@ -22,7 +22,8 @@ class ScheduleFreeOptions(Options):
     beside that one's."""
 
     lr: Rate = 0.0025
-    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width."""
+    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. Recipes give
+    twice what they give AdamW (Defazio et al. say one to ten times)."""
     betas: tuple[Interpolation, Momentum] = (0.9, 0.999)
     """Share of the average in the point where gradients are taken; decay of the squared gradient's average. The
     default recipe says 0.9 and 0.95."""
