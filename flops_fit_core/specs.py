@@ -241,8 +241,8 @@ class DatasetSpec(Spec):
 class OptimizerSpec(Spec):
     """``build(options, model, run)`` returns a ``torch.optim.Optimizer`` whose groups' ``lr`` are the peaks.
 
-    One whose weights to train are not the weights to use has two modes: ``train()`` before steps, ``eval()`` while a
-    held-out loss is measured. States are saved in train mode.
+    One whose weights to train are not the weights to use has two modes: ``train()`` before steps, ``eval()`` while
+    a held-out loss is measured. States are saved in train mode.
     """
 
     kind: ClassVar[str] = "optimizer"
