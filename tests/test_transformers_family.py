@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -220,3 +224,25 @@ def test_a_small_llama_learns_and_its_loss_is_that_of_its_seed(tmp_path):
     assert first.status == "completed"
     assert first.loss == second.loss
     assert first.loss < 3.0  # a uniform guess has ln 256 = 5.5
+
+
+def test_the_documented_llama_is_trained_by_the_command_line(tmp_path):
+    example = Path(__file__).parents[1] / "docs" / "examples" / "llama.toml"
+    tiny = [
+        "sweep.budgets=[3e8]",
+        "sweep.sizes=[{width=8}, {width=16}]",
+        "sweep.min_steps=5",
+        "dataset.context=16",
+    ]
+    tiny += [f"dataset.path={write_text(tmp_path / 'text')}", "sweep.repeat=true", "trainer.heldout_tokens=512"]
+    command = ["run", str(example), "--out", str(tmp_path / "study"), "--executor", "processes"]
+    command += [part for one in tiny for part in ("--set", one)]
+    done = subprocess.run(
+        [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *command],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert "[2/2]" in done.stdout + done.stderr, done.stdout + done.stderr
+    assert "[transformers]" not in done.stdout + done.stderr
