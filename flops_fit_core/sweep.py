@@ -248,6 +248,9 @@ class Sweep:
             except Exception:
                 logger.exception("logger %s stops: %s failed", type(listener).__name__, what)
                 self.loggers.remove(listener)
+                if what != "close":
+                    with suppress(Exception):
+                        listener.close()
 
 
 def _claims(job: Job) -> list[str]:
