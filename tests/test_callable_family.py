@@ -125,6 +125,14 @@ def test_a_path_without_a_name_is_refused_where_it_is_written():
         chosen(import_path="models.py")
 
 
+def test_a_file_finds_its_neighbours(tmp_path):
+    (tmp_path / "own_neighbour_parts.py").write_text("from torch.nn import Linear\n")
+    (tmp_path / "own_neighbour.py").write_text(
+        "from own_neighbour_parts import Linear\ndef make(width): return Linear(width, 2)\n"
+    )
+    assert built(import_path=f"{tmp_path}/own_neighbour.py:make", size=3).in_features == 3
+
+
 # ---------------------------------------------------------------------------- identity
 
 

@@ -177,6 +177,30 @@ def test_a_ladder_reads_files_and_folders_and_keeps_what_is_in_them(tmp_path):
     assert {one.dtype for one in model.spec.build(model.options, TASK).parameters()} == {torch.float32}
 
 
+def test_what_transformers_wrote_is_understood_as_it_is():
+    """With entries of earlier versions, which the present signature does not name."""
+    old = {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "torch_dtype": "bfloat16",
+        "hidden_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "rope_theta": 500_000.0,
+        "rope_scaling": None,
+        "pretraining_tp": 1,
+        "bos_token_id": 128_000,
+    }
+    config = built("hf-ladder", configs=[old]).lm.config
+    assert (config.rope_parameters["rope_theta"], config.bos_token_id) == (500_000.0, None)
+
+
+def test_a_table_with_a_wrong_field_is_not():
+    with pytest.raises(ConfigError, match="no field 'hiden_size'; did you mean 'hidden_size'"):
+        built("hf-ladder", configs=[{"model_type": "llama", "hiden_size": 32}])
+
+
 def test_a_configuration_that_is_added_leaves_the_others_their_runs(tmp_path):
     text = write_text(tmp_path / "text")
 

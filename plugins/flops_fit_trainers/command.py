@@ -70,86 +70,89 @@ class CommandTrainer:
         for run in job.runs:
             if context.should_stop():
                 return
-            yield from self._run(run, context)
+            yield from Launch(run, context, self.options).events()
 
-    def _run(self, run: RunSpec, context: TrainContext) -> Iterator[Progress | RunResult]:
-        dataset = context.dataset(run)  # which must be the one that was planned
-        files = Files.of(run, context)
-        values = _values(run, context, files, dataset.task.tokens_per_sample)
-        _write_run(run, context, files)
-        command = [fill(word, values, partial(context.options, run=run)) for word in words(self.options.command)]
-        progress = ProgressFile(files.progress, run)
-        started, until = time.monotonic(), deadline(self.options.timeout_minutes)
-        with self._start(command, run, context, files, values) as program:
+
+class Launch:
+    """One run's program, from its start to its result.
+
+    Raises RunFailed for data that are no longer those that were planned, ConfigError for a placeholder without a
+    value.
+    """
+
+    def __init__(self, run: RunSpec, context: TrainContext, options: CommandOptions) -> None:
+        self.run, self.context, self.options = run, context, options
+        self.dataset = context.dataset(run)
+        self.files = Files.of(run, context)
+        self.values = _values(run, context, self.files, self.dataset.task.tokens_per_sample)
+        self.command = [self._filled(word) for word in words(options.command)]
+        self.environment = {name: self._filled(value) for name, value in options.environment.items()}
+        self.started = time.monotonic()
+
+    def events(self) -> Iterator[Progress | RunResult]:
+        """Progress as the program tells it, and the result unless it is stopped."""
+        _write_run(self.run, self.context, self.files)
+        progress = ProgressFile(self.files.progress, self.run)
+        until = deadline(self.options.timeout_minutes)
+        with self._start() as program:
             while (status := program.wait(LOOK_SECONDS)) is None:
                 yield from progress.latest()
-                if context.should_stop():
+                if self.context.should_stop():
                     program.stop()
                     return
                 if time.monotonic() > until:
                     program.stop()
                     why = f"took longer than trainer.timeout_minutes = {self.options.timeout_minutes:g}"
-                    yield _failed(run, context, files, f"{shown(command)} {why}", program.last_words())
+                    yield self._failed(f"{self.shown} {why}", program.last_words())
                     return
-            said = program.last_words()
         yield from progress.latest()
-        yield self._result(run, context, files, command, status, said, time.monotonic() - started)
+        yield self._result(status, program.last_words())
 
-    def _start(
-        self, command: list[str], run: RunSpec, context: TrainContext, files: Files, values: Mapping[str, Any]
-    ) -> Program:
-        own = {
-            name: fill(value, values, partial(context.options, run=run))
-            for name, value in self.options.environment.items()
-        }
+    def _filled(self, template: str) -> str:
+        return fill(template, self.values, partial(self.context.options, run=self.run))
+
+    def _start(self) -> Program:
         return Program(
-            command,
-            env={**own_environment(), **_variables(values), **own},
+            self.command,
+            env={**own_environment(), **_variables(self.values), **self.environment},
             directory=Path(self.options.directory),
-            log=files.log,
+            log=self.files.log,
             grace=self.options.grace_seconds,
         )
 
-    def _result(
-        self,
-        run: RunSpec,
-        context: TrainContext,
-        files: Files,
-        command: list[str],
-        status: int,
-        said: str,
-        seconds: float,
-    ) -> RunResult:
+    def _result(self, status: int, said: str) -> RunResult:
+        if status:
+            return self._failed(f"{self.shown} {described(status)}", said)
         try:
-            if status:
-                raise RunFailed(described(status))
-            outcome = read_outcome(files.result, run)
+            outcome = read_outcome(self.files.result, self.run)
         except RunFailed as error:
-            return _failed(run, context, files, f"{shown(command)} {error}", said)
+            return self._failed(f"{self.shown} {error}", said)
         if outcome.status == "failed":
-            return _failed(run, context, files, outcome.error or f"{shown(command)} says that it failed", said)
-        return _finished(run, context, outcome, seconds)
+            return self._failed(outcome.error or f"{self.shown} says that it failed", said)
+        return self._finished(outcome)
 
+    def _finished(self, outcome: Outcome) -> RunResult:
+        known = {"seconds": self._seconds(), **measured(outcome, self.run)}
+        known["unique_tokens"] = min(known["tokens"], self.dataset.tokens or known["tokens"])
+        per_byte = self.dataset.bytes_per_token
+        if known["loss"] is not None and per_byte and "bits_per_byte" not in known:
+            known["bits_per_byte"] = known["loss"] / math.log(2) / per_byte
+        return self.context.result(self.run, outcome.status, **known)
 
-def _finished(run: RunSpec, context: TrainContext, outcome: Outcome, seconds: float) -> RunResult:
-    dataset = context.dataset(run)
-    known = {"seconds": seconds, **measured(outcome, run)}
-    known["unique_tokens"] = min(known["tokens"], dataset.tokens or known["tokens"])
-    if known["loss"] is not None and dataset.bytes_per_token and "bits_per_byte" not in known:
-        known["bits_per_byte"] = known["loss"] / math.log(2) / dataset.bytes_per_token
-    return context.result(run, outcome.status, **known)
+    def _failed(self, what: str, said: str) -> RunResult:
+        last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+        message = f"{what}{f': {last}' if last else ''} (log: {self.files.log})"
+        error = RunError(type="CommandFailed", message=message, traceback=said)
+        return self.context.result(self.run, "failed", error=error, seconds=self._seconds())
 
+    def _seconds(self) -> float:
+        return time.monotonic() - self.started
 
-def _failed(run: RunSpec, context: TrainContext, files: Files, what: str, said: str) -> RunResult:
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-    message = f"{what}{f': {last}' if last else ''} (log: {files.log})"
-    return context.result(run, "failed", error=RunError(type="CommandFailed", message=message, traceback=said))
-
-
-def shown(command: list[str]) -> str:
-    """A command as one types it, not longer than a line."""
-    text = shlex.join(command)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    @property
+    def shown(self) -> str:
+        """The command as one types it, not longer than a line."""
+        text = shlex.join(self.command)
+        return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _values(run: RunSpec, context: TrainContext, files: Files, per_sample: int) -> dict[str, Any]:

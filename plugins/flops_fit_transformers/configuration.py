@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from transformers import CONFIG_MAPPING
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
@@ -56,6 +56,10 @@ class Architecture:
             )
         return name
 
+    def named(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """The fields by its own names. Raises ConfigError for one it has not."""
+        return {self.own(name): value for name, value in fields.items()}
+
     def has(self, field: str) -> bool:
         return self.make.attribute_map.get(field, field) in self.known
 
@@ -75,9 +79,10 @@ def architecture(name: str) -> Architecture:
     make = CONFIG_MAPPING[name]
     with quiet():
         defaults = make()
-    signature = {one for one in inspect.signature(make.__init__).parameters if one not in ("self", "kwargs")}
-    generic = {"tie_word_embeddings", "use_cache", *SPECIAL_TOKENS} & set(defaults.to_dict())
-    return Architecture(name, make, defaults, frozenset(signature | generic))
+    general = inspect.signature(PretrainedConfig.__init__).parameters  # self, labels of classes, dtypes, ...
+    own = {one for one in inspect.signature(make.__init__).parameters if one not in general} - {"kwargs"}
+    kept = {"is_decoder", "tie_word_embeddings", "use_cache", *SPECIAL_TOKENS} & set(defaults.to_dict())
+    return Architecture(name, make, defaults, frozenset(own | kept))
 
 
 def configure(options: HFOptions | LadderOptions, task: Task) -> Any:
@@ -106,11 +111,11 @@ def _made(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: boo
         fields = _scaled_fields(options, about)
         _fits_task(fields, about, task if strict else None)
     else:
-        given = {name: value for name, value in options.config.items() if name not in OF_FILES}
-        about = architecture(str(given.pop("model_type", options.architecture)))
-        # A file has derived entries too, which transformers takes and no signature names.
-        derived = frozenset(about.defaults.to_dict())
-        fields = {name if name in derived else about.own(name): value for name, value in given.items()}
+        about = architecture(str(options.config.get("model_type", options.architecture)))
+        given = {name: value for name, value in options.config.items() if name not in ("model_type", *OF_FILES)}
+        # What transformers wrote has derived entries and those of earlier versions, which it understands.
+        written_by_it = not options.config.keys().isdisjoint(OF_FILES)
+        fields = given if written_by_it else about.named(given)
         for one in ("vocab_size", "max_position_embeddings", *SPECIAL_TOKENS):
             fields.pop(about.make.attribute_map.get(one, one), None)
     return _instance(about, {**_from_task(about, task, fields), **fields})
@@ -152,7 +157,7 @@ def _fits_task(fields: Mapping[str, Any], about: Architecture, task: LanguageTas
 
 def _scaled_fields(options: HFOptions, about: Architecture) -> dict[str, Any]:
     scaling = about.own(options.field)
-    fixed = {about.own(name): value for name, value in options.config.items()}
+    fixed = about.named(options.config)
     follow = {about.own(name): rounded(ratio * options.width) for name, ratio in options.scaled.items()}
     for clash, what in ((fixed, "config"), (follow, "scaled")):
         if scaling in clash:

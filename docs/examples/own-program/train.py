@@ -46,8 +46,9 @@ def loss_of(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
 def main() -> None:
     """Train one model."""
     parser = argparse.ArgumentParser()
-    for name, kind in [("width", int), ("lr", float), ("steps", int), ("batch", int), ("context", int), ("seed", int)]:
-        parser.add_argument(f"--{name}", type=kind, required=True)
+    parser.add_argument("--lr", type=float, required=True)
+    for name in ("width", "steps", "batch", "context", "seed"):
+        parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
