@@ -5,7 +5,7 @@ is made from what is on disk at that moment, under the lock ``results.json.lock`
 says who is training what, and until when.
 
 Every ``add`` writes all results again: about 30 ms of CPU and 3 MB to the disk at 1,000 results, ten times that
-at 10,000 (tests/benchmarks/stores.py). For more than a few thousand runs use ``sqlite``.
+at 10,000 (tests/benchmarks/stores.py). For more than a thousand runs use another store.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Ten thousand runs on a thousand simulated GPUs: what the driver, the store and the page cost.
 
-    python tests/benchmarks/sweep_at_scale.py [--runs 10000] [--gpus 1000] [--stores sqlite json] [--page]
+    python tests/benchmarks/sweep_at_scale.py [--runs 10000] [--gpus 1000] [--stores sqlite json parquet] [--page]
 
 The real plan, sweep loop, claims, store and page; only the machines are made up: an executor whose jobs take
 FLOPs / (4e14 FLOP/s) of simulated time and whose losses come from the surface's formula. Each store is measured
@@ -20,7 +20,6 @@ import time
 from pathlib import Path
 
 from flops_fit_core import JobEnded, RunResult, plan
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.sweep import Sweep
 
 SPEED = 4e14
@@ -81,7 +80,7 @@ def measure(store, runs, gpus, page):
             left = Sweep(study.plan, open_store, cluster, study.registry, folder=study.folder.path)._missing_jobs()
         scan = time.perf_counter() - started
         assert not left
-        size = sum(file.stat().st_size for file in StudyFolder(study.folder.path).path.glob("results*")) / 2**20
+        size = size_of(study.folder.path) / 2**20
         print(
             f"{store:<7} {len(study.plan.runs):>6} {planning:>9.1f} {sweeping:>8.1f} "
             f"{len(study.plan.runs) / sweeping:>7.0f} {memory:>7.0f} {scan:>7.2f} {size:>8.1f}",
@@ -100,6 +99,12 @@ def measure(store, runs, gpus, page):
             )
         used = cluster.busy / (cluster.capacity * cluster.now)
         print(f"        {gpus} GPUs at {SPEED:.0e} FLOP/s: {cluster.now / 86400:.2f} days, {used:.1%} busy")
+
+
+def size_of(study):
+    """Bytes of the results, in a file or a folder of files."""
+    found = [file for one in study.glob("results*") for file in (one, *one.rglob("*"))]
+    return sum(file.stat().st_size for file in found if file.is_file())
 
 
 def planned(store, runs, folder):
