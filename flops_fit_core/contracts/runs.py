@@ -160,8 +160,8 @@ class TrainContext(Protocol):
     def dataset(self, run: RunSpec) -> Dataset: ...
 
     def options(self, kind: str, run: RunSpec) -> dict[str, Any]:
-        """All options of a run's plugin of a kind (``"optimizer"``), defaults included, as plain data. RunSpec holds
-        only those that differ."""
+        """All options of a run's plugin of a kind (``"optimizer"``), defaults included, as plain data. RunSpec
+        holds only those that differ."""
 
     def should_stop(self) -> bool:
         """True once the trainer should write what it must keep and return."""
