@@ -62,6 +62,15 @@ class TestParquetKilledTwentyTimes(StoreConformance):
     kills = 20
 
 
+def test_every_bundled_store_is_held_to_the_kit() -> None:
+    import test_postgres
+
+    kits = [*globals().values(), test_postgres.TestPostgres]
+    tested = {it.name for it in kits if isinstance(it, type) and it in StoreConformance.__subclasses__()}
+    offered = {offer.spec.name for offer in installed().offers("store") if offer.source.startswith("flops-fit ")}
+    assert offered == tested
+
+
 FILES = ["sqlite", "json", "parquet"]
 
 
