@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -42,29 +43,37 @@ def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FLOPS_FIT_DISABLE", raising=False)
 
 
-@pytest.fixture(scope="session")
-def _imported_for_good() -> None:
-    """What is imported while ``pytester`` is there is forgotten again, and these cannot be imported twice."""
-    import numpy  # noqa: F401
-    import scipy.optimize  # noqa: F401
-    import torch  # noqa: F401
+class _Reports:
+    """A pytest plugin that keeps what became of each test."""
+
+    def __init__(self) -> None:
+        self.kept: list[pytest.TestReport] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.kept.append(report)
 
 
 @pytest.fixture
-def failures(_imported_for_good: None, pytester: pytest.Pytester) -> Failures:
-    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed."""
+def failures(tmp_path: Path) -> Failures:
+    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed.
+
+    In this process, where everything that is large has been imported already; ``pytester`` would forget again what
+    was imported meanwhile, and torch cannot be imported twice.
+    """
 
     def failures(template: str, sound: dict[str, str], cases: dict[str, dict[str, str]]) -> dict[str, set[str]]:
-        files = {
-            f"test_{number}": _filled(template, {**sound, **case}) for number, case in enumerate(cases.values())
-        }
-        pytester.makepyfile(**files)
-        recorder = pytester.inline_run("-p", "no:cacheprovider", "-W", "error")
+        (tmp_path / "pytest.ini").write_text("[pytest]\n")
+        once = uuid.uuid4().hex  # modules are kept by name
+        for number, case in enumerate(cases.values()):
+            (tmp_path / f"test_{once}_{number}.py").write_text(_filled(template, {**sound, **case}))
+        reports = _Reports()
+        apart = ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--import-mode=importlib"]
+        pytest.main([*apart, "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)], plugins=[reports])
         found: dict[str, set[str]] = {name: set() for name in cases}
         ran = set()
-        for report in recorder.getreports("pytest_runtest_logreport"):
+        for report in reports.kept:
             file, _, test = report.nodeid.partition("::")
-            name = list(cases)[int(file.removeprefix("test_").removesuffix(".py"))]
+            name = list(cases)[int(Path(file).stem.rpartition("_")[2])]
             ran.add(name)
             if report.failed:
                 found[name].add(test.partition("::")[2].partition("[")[0])

@@ -9,7 +9,6 @@ import random
 import numpy as np
 
 from flops_fit_core import Observation
-from flops_fit_core.registry import installed
 from flops_fit_core.testing import FitterConformance
 
 
@@ -96,13 +95,3 @@ class TestMuennighoff(FitterConformance):
                 )
             )
         return out
-
-
-def test_every_bundled_fitter_is_tested_here():
-    tested = {
-        it.name
-        for it in globals().values()
-        if isinstance(it, type) and issubclass(it, FitterConformance) and it is not FitterConformance
-    }
-    offered = {offer.spec.name for offer in installed().offers("fitter") if offer.source.startswith("flops-fit ")}
-    assert offered == tested

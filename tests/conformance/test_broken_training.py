@@ -1,0 +1,364 @@
+"""The kits for optimizers, schedules, FLOPs counters, recipes and devices find those that break their contract."""
+
+from __future__ import annotations
+
+from conftest import Failures
+
+OPTIMIZER = """
+import torch
+
+from flops_fit_core import OptimizerSpec, Options, hookimpl
+from flops_fit_core.testing import OptimizerConformance
+
+class Lines(Options):
+    lr: float = 0.01
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.0
+
+class Adam(torch.optim.AdamW):
+    BODY
+
+class Averaging(torch.optim.AdamW):
+    # Its model is a moving average of the weights, which eval() exchanges for them, and train() exchanges back.
+    def step(self):
+        super().step()
+        for p in self.weights():
+            self.state[p].setdefault("average", p.detach().clone()).lerp_(p.detach(), 0.5)
+
+    def weights(self):
+        return [p for group in self.param_groups for p in group["params"]]
+
+    def exchange(self, averaged):
+        if self.param_groups[0].get("averaged", False) == KNOWN:
+            return
+        for group in self.param_groups:
+            group["averaged"] = averaged
+        for p in self.weights():
+            if "average" in self.state[p]:
+                kept = p.detach().clone()
+                p.data.copy_(self.state[p]["average"])
+                self.state[p]["average"].copy_(kept)
+
+    def train(self):
+        self.exchange(False)
+
+    EVAL
+
+def build(options, model, run):
+    groups = [
+        {"params": list(group.parameters), "lr": LR, "weight_decay": DECAY} for group in run.groups(model)
+    ]
+    return KIND(GROUPS, betas=BETAS)
+
+class Plugin:
+    @hookimpl
+    def flops_fit_optimizers(self):
+        yield OptimizerSpec(name="broken", options=Lines, build=build, adam_like=True)
+
+class TestBroken(OptimizerConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_optimizers_are_caught(failures):
+    evaluated = "def eval(self): self.exchange(True)"
+    counted = evaluated + "; [self.state[p]['step'].add_(1) for p in self.weights() if self.state[p]]"
+    sound = {
+        "LR": "options.lr * run.lr_scale(group)",
+        "DECAY": "options.weight_decay if group.decay else 0.0",
+        "GROUPS": "groups",
+        "BODY": "pass",
+        "KIND": "Adam",
+        "BETAS": "options.betas",
+        "KNOWN": "averaged",
+        "EVAL": evaluated,
+    }
+    own_rate = """def step(self):
+        rates = [group['lr'] for group in self.param_groups]
+        for group in self.param_groups:
+            group['lr'] = 0.01
+        super().step()
+        for group, rate in zip(self.param_groups, rates):
+            group['lr'] = rate
+    """
+    found = failures(
+        OPTIMIZER,
+        sound,
+        {
+            "sound": {},
+            "ignores its lr": {"LR": "0.01"},
+            "ignores widths": {"LR": "options.lr"},
+            "drops parameters": {"GROUPS": "groups[:1]"},
+            "decays biases": {"DECAY": "options.weight_decay"},
+            "ignores the schedule": {"BODY": own_rate},
+            "forgets its state": {"BODY": "def load_state_dict(self, state): pass"},
+            "goes uphill": {"GROUPS": "groups, maximize=True"},
+            "ignores its betas": {"BETAS": "(0.9, 0.999)"},
+            "ignores its weight decay": {"DECAY": "0.0"},
+            "sound, with modes": {"KIND": "Averaging"},
+            "has one mode": {"KIND": "Averaging", "EVAL": "pass"},
+            "forgets in which mode it is": {"KIND": "Averaging", "KNOWN": "None"},
+            "takes an evaluation for a step": {"KIND": "Averaging", "EVAL": counted},
+        },
+    )
+    assert found == {
+        "sound": set(),
+        "ignores its lr": {
+            "test_groups_start_at_the_peak_learning_rate",
+            "test_a_tenth_of_the_learning_rate_is_a_smaller_first_step",
+            "test_wide_matrices_get_a_smaller_learning_rate",
+        },
+        "ignores widths": {"test_wide_matrices_get_a_smaller_learning_rate"},
+        "drops parameters": {
+            "test_every_parameter_is_in_one_group",
+            "test_a_step_moves_every_parameter",
+            "test_wide_matrices_get_a_smaller_learning_rate",
+        },
+        "decays biases": {"test_only_groups_that_may_decay_do"},
+        "ignores the schedule": {
+            "test_a_learning_rate_of_zero_moves_nothing",
+            "test_a_tenth_of_the_learning_rate_is_a_smaller_first_step",
+        },
+        "forgets its state": {"test_its_state_goes_on_where_it_was_saved"},
+        "goes uphill": {"test_it_learns"},
+        "ignores its betas": {"test_other_betas_are_another_run"},
+        "ignores its weight decay": {"test_only_groups_that_may_decay_do"},
+        "sound, with modes": set(),
+        "has one mode": {"test_it_has_both_modes_or_none"},
+        "forgets in which mode it is": {
+            "test_its_state_goes_on_where_it_was_saved",
+            "test_a_mode_that_it_is_in_is_kept",
+        },
+        "takes an evaluation for a step": {"test_an_evaluation_changes_nothing"},
+    }
+
+
+SCHEDULE = """
+import math
+
+from flops_fit_core import ScheduleSpec, hookimpl
+from flops_fit_core.testing import ScheduleConformance
+
+calls = []
+
+def build(options, run):
+    return lambda step: MULTIPLIER
+
+class Plugin:
+    @hookimpl
+    def flops_fit_schedules(self):
+        yield ScheduleSpec(name="broken", build=build, branch=BRANCH)
+
+class TestBroken(ScheduleConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_schedules_are_caught(failures):
+    multipliers = {
+        "sound": "1 - step / run.steps",
+        "is a learning rate": "0.001 * (1 - step / run.steps)",
+        "goes above the peak": "1.5 - step / run.steps",
+        "goes below zero": "math.cos(math.pi * step / 300)",
+        "divides by zero in a run of one step": "1 - step / (run.steps - 1)",
+        "stands still in a run of one step": "min(1, step / 100)",
+        "counts its calls": "calls.append(1) or 1 / len(calls)",
+    }
+    cases = {name: {"MULTIPLIER": text} for name, text in multipliers.items()}
+    cases["branches off while it falls"] = {"BRANCH": "lambda options, run: run.steps"}
+    found = failures(SCHEDULE, {"BRANCH": "None", "MULTIPLIER": multipliers["sound"]}, cases)
+    assert found == {
+        "sound": set(),
+        "branches off while it falls": {"test_before_its_branch_a_run_does_as_every_longer_one"},
+        "is a learning rate": {"test_a_long_run_reaches_the_peak"},
+        "goes above the peak": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "goes below zero": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "divides by zero in a run of one step": {
+            "test_it_is_a_share_of_the_peak_at_every_step",
+            "test_no_run_stands_still",
+        },
+        "stands still in a run of one step": {"test_no_run_stands_still"},
+        "counts its calls": {
+            "test_a_long_run_reaches_the_peak",
+            "test_it_depends_on_the_step_alone",
+            "test_two_runs_do_not_disturb_each_other",
+        },
+    }
+
+
+COUNTER = """
+from flops_fit_core import FlopCount, FlopCounterSpec, hookimpl
+from flops_fit_core.testing import FlopCounterConformance
+
+def build(options, measured):
+    n = measured.parameters.matmul
+    return COUNT
+
+class Plugin:
+    @hookimpl
+    def flops_fit_flop_counters(self):
+        yield FlopCounterSpec(name="broken", build=build)
+
+class TestBroken(FlopCounterConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_counters_are_caught(failures):
+    counts = {
+        "sound": "FlopCount(6.0 * n, n, '6 N D', 'matmul parameters')",
+        "sound, recomputing": "FlopCount(8.0 * n, n, '8 N D', 'matmul parameters')",
+        "forgets the backward pass": "FlopCount(2.0 * n, n, '2 N D', 'matmul parameters')",
+        "counts a whole sequence": "FlopCount(6.0 * n * measured.task.context, n, '6 N D', 'matmul parameters')",
+        "gives N in millions": "FlopCount(6.0 * n, n / 1e6, '6 N D', 'millions')",
+        "does not say what it counts": "FlopCount(6.0 * n, n, '', '')",
+        "has terms of something else": "FlopCount(6.0 * n, n, '6 N D', 'matmul', {'head': 5.0 * n})",
+        "takes for granted that families count": "FlopCount(1.0 * measured.own_flops_per_token, n, 'own', 'N')",
+        "reads the weights": "FlopCount(6.0 * n * bool(next(measured.module.parameters()).sum()), n, 'C', 'N')",
+    }
+    found = failures(COUNTER, {}, {name: {"COUNT": text} for name, text in counts.items()})
+    assert "test_it_counts_without_reading_or_changing_the_model" in found.pop("reads the weights")
+    assert found == {
+        "sound": set(),
+        "sound, recomputing": set(),
+        "forgets the backward pass": {"test_it_counts_forward_and_backward"},
+        "counts a whole sequence": {"test_it_counts_forward_and_backward"},
+        "gives N in millions": {"test_n_is_a_number_of_the_model_s_parameters"},
+        "does not say what it counts": {"test_it_says_what_it_counts"},
+        "has terms of something else": {"test_it_says_what_it_counts"},
+        "takes for granted that families count": {
+            "test_a_family_that_does_not_describe_itself_is_counted_or_refused"
+        },
+    }
+
+
+RECIPE = """
+import random
+
+from flops_fit_core import Hyperparameters, Options, RecipeSpec, hookimpl
+from flops_fit_core.testing import RecipeConformance
+
+class Scaled(Options):
+    lr: float = 0.01
+
+def build(options, about):
+    TROUBLE
+    return Hyperparameters(batch_size=BATCH, lr=LR, warmup_tokens=WARMUP)
+
+class Plugin:
+    @hookimpl
+    def flops_fit_recipes(self):
+        yield RecipeSpec(name="broken", options=Scaled, build=build, lr_option="lr")
+
+class TestBroken(RecipeConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_recipes_are_caught(failures: Failures) -> None:
+    root = "max(1, round(about.tokens**0.5 / about.task.tokens_per_sample))"
+    sound = {"TROUBLE": "pass", "BATCH": root, "LR": "options.lr", "WARMUP": "about.tokens // 20"}
+    found = failures(
+        RECIPE,
+        sound,
+        {
+            "sound": {},
+            "gives a batch in tokens": {"BATCH": "round(about.tokens**0.5 * 16)"},
+            "has a warmup longer than a short run": {"WARMUP": "375_000_000"},
+            "follows the global generator": {"LR": "options.lr * random.random()"},
+            "ignores the option that tuning writes": {"LR": "0.003"},
+            "is made for large models": {"LR": "options.lr * max(0, 1 - 1e6 / about.params)"},
+            "forgets that a user may have chosen": {"TROUBLE": "assert about.lr is None"},
+            "knows no trunk": {"TROUBLE": "assert not about.trunk"},
+            "gives a dictionary": {"TROUBLE": "return {'lr': 0.01}"},
+        },
+    )
+    values = "test_it_gives_values_that_a_run_can_have"
+    tuned = "test_the_option_that_tuning_writes_multiplies_the_learning_rate"
+    same = "test_the_same_run_gets_the_same_values"
+    assert found.pop("is made for large models") >= {values, tuned}
+    assert found.pop("gives a dictionary") >= {values, same}
+    assert found == {
+        "sound": set(),
+        "gives a batch in tokens": {values},
+        "has a warmup longer than a short run": {values},
+        "follows the global generator": {same, tuned, "test_what_the_user_has_set_is_not_contradicted"},
+        "ignores the option that tuning writes": {tuned},
+        "forgets that a user may have chosen": {"test_what_the_user_has_set_is_not_contradicted"},
+        "knows no trunk": {"test_a_trunk_is_served_too"},
+    }
+
+
+DEVICE = """
+from flops_fit_core import DeviceSpec, hookimpl
+from flops_fit_core.testing import DeviceConformance
+
+class Device:
+    torch_device, name, precision = WHERE, NAME, PRECISION
+
+    def synchronize(self):
+        pass
+
+    def peak_memory(self):
+        return MEMORY
+
+    def release(self):
+        pass
+
+    def peak_flops(self, precision):
+        return FLOPS
+
+class Plugin:
+    @hookimpl
+    def flops_fit_devices(self):
+        yield DeviceSpec(name="broken", build=lambda options: Device(), slots=lambda options: SLOTS,
+                         devices_per_run=lambda options, size: COUNT)
+
+class TestBroken(DeviceConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+"""
+
+
+def test_broken_devices_are_caught(failures: Failures) -> None:
+    sound = {
+        "WHERE": "'cpu'",
+        "NAME": "'a CPU'",
+        "PRECISION": "'float32'",
+        "MEMORY": "None",
+        "FLOPS": "None",
+        "SLOTS": "[{}]",
+        "COUNT": "1",
+    }
+    found = failures(
+        DEVICE,
+        sound,
+        {
+            "sound": {},
+            "is none of torch's": {"WHERE": "'gpu'"},
+            "has a precision of its own": {"PRECISION": "'fast'"},
+            "has no name": {"NAME": "''"},
+            "gives memory in GiB": {"MEMORY": "0.5"},
+            "gives its peak in TFLOP/s": {"FLOPS": "989.0"},
+            "has no place": {"SLOTS": "[]"},
+            "has places that no environment can hold": {"SLOTS": "[{'CUDA_VISIBLE_DEVICES': 0}]"},
+            "needs fewer devices for larger runs": {"COUNT": "2 if size < 2**25 else 1"},
+        },
+    )
+    computes, precision = "test_it_computes_where_it_says", "test_its_precision_is_one_that_it_computes_in"
+    places = "test_its_places_are_environment_variables"
+    assert found.pop("is none of torch's") >= {computes, precision}
+    assert found == {
+        "sound": set(),
+        "has a precision of its own": {precision},
+        "has no name": {"test_it_has_a_name_for_people"},
+        "gives memory in GiB": {"test_memory_is_bytes_or_unknown"},
+        "gives its peak in TFLOP/s": {"test_its_peak_is_of_a_real_processor_or_unknown"},
+        "has no place": {places},
+        "has places that no environment can hold": {places},
+        "needs fewer devices for larger runs": {"test_a_larger_run_needs_no_fewer_devices"},
+    }

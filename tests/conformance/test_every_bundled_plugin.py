@@ -1,0 +1,44 @@
+"""Every plugin that comes along goes through the kit of its kind somewhere in these tests."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from flops_fit_core.registry import KINDS, installed
+from flops_fit_core.registry.offers import SPEC_TYPES
+
+TESTS = Path(__file__).parents[1]
+KITS = {spec.__name__.removesuffix("Spec") + "Conformance": spec.kind for spec in SPEC_TYPES.values()}
+
+
+def names_under_test() -> Iterator[tuple[str, str]]:
+    """(kind, name) of every class that inherits from a kit and says what it tests."""
+    for path in TESTS.rglob("test_*.py"):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if not isinstance(node, ast.ClassDef):
+                continue
+            kinds = {KITS[ast.unparse(base)] for base in node.bases if ast.unparse(base) in KITS}
+            for statement in node.body:
+                if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == "name":
+                    name = ast.literal_eval(statement.value).rpartition("/")[2]
+                    yield from ((kind, name) for kind in kinds)
+
+
+def test_every_bundled_plugin_goes_through_the_kit_of_its_kind() -> None:
+    bundled = {
+        (offer.spec.kind, offer.spec.name)
+        for offer in installed().offers()
+        if offer.source.startswith("flops-fit ")
+    }
+    no_data = {("dataset", "surface"), ("dataset", "external")}
+    """They have none: there is nothing to be held to anything."""
+    assert bundled - set(names_under_test()) == no_data
+
+
+def test_there_is_a_kit_for_every_kind() -> None:
+    import flops_fit_core.testing
+
+    assert set(KITS.values()) == set(KINDS)
+    assert set(KITS) == {name for name in flops_fit_core.testing.__all__ if name.endswith("Conformance")}
