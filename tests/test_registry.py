@@ -499,8 +499,8 @@ def test_importing_the_engine_and_discovering_plugins_imports_nothing_heavy() ->
     code = (
         "import sys, flops_fit_core as f; registry = f.Registry()\n"
         "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'pandas', 'sqlite_utils', 'cloudpickle', 'pytest',\n"
-        "  'transformers', 'lightning', 'mlflow', 'wandb', 'tensorboard', 'psycopg', 'pyarrow', 'ray', 'submitit',\n"
-        "  'datasets', 'tokenizers', 'sklearn', 'schedulefree', 'pytorch_optimizer'}\n"
+        "  'transformers', 'lightning', 'mlflow', 'wandb', 'tensorboard',  'psycopg', 'pyarrow', 'ray',\n"
+        "  'submitit', 'datasets', 'tokenizers', 'sklearn', 'schedulefree', 'pytorch_optimizer'}\n"
         "print(registry.problems, sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
