@@ -116,9 +116,9 @@ class ResultStore(Protocol):
 class Logger(Protocol):
     """Shows or forwards what happens, in the driver. Used by one thread.
 
-    What it raises is reported, never stops a sweep, and ends its part in it: it is closed. The sweep waits while it
-    works, so what may be slow (a server) belongs in a thread of its own. Built where a sweep begins; what has to be
-    closed again is opened by :meth:`started`.
+    What it raises is reported, never stops a sweep, and ends its part in it: it is closed. The sweep waits
+    while it works, so what may be slow (a server) belongs in a thread of its own. Built where a sweep begins;
+    what has to be closed again is opened by :meth:`started`.
     """
 
     def started(self, plan: SweepPlan) -> None:
