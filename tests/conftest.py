@@ -54,7 +54,7 @@ class _Reports:
 
 
 @pytest.fixture
-def failures(tmp_path: Path) -> Failures:
+def failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Failures:
     """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed.
 
     In this process, where everything that is large has been imported already; ``pytester`` would forget again what
@@ -66,6 +66,7 @@ def failures(tmp_path: Path) -> Failures:
         once = uuid.uuid4().hex  # modules are kept by name
         for number, case in enumerate(cases.values()):
             (tmp_path / f"test_{once}_{number}.py").write_text(_filled(template, {**sound, **case}))
+        monkeypatch.setenv("CI", "1")  # where an author's kit runs: pytest explains failures in full there
         reports = _Reports()
         apart = ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--import-mode=importlib"]
         pytest.main([*apart, "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)], plugins=[reports])
