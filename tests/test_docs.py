@@ -238,6 +238,13 @@ def test_the_option_tables_are_those_of_the_code() -> None:
     assert option_tables.render(text) == text, "write them anew with: python tests/option_tables.py"
 
 
+def test_the_readmes_list_of_plugins_is_that_of_the_code() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("## What comes with it")[2].partition("\n## ")[0]
+    bundled = {offer.spec.name for offer in installed().offers() if offer.source.startswith("flops-fit ")}
+    assert set(re.findall(r"`([a-z-]+)`", table)) == bundled
+
+
 def test_every_option_has_a_meaning() -> None:
     rows = re.findall(r"^\| `(\w+)` \|.*\| *(.*?) *\|$", option_tables.DOCUMENT.read_text(encoding="utf-8"), re.M)
     assert len(rows) > 50
