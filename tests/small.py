@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import numpy as np
@@ -160,3 +161,9 @@ def events(
                 **more,
             )
     return said
+
+
+def stopped_after(steps: int) -> Callable[[], bool]:
+    """``should_stop`` that is true once it was asked this many times."""
+    asked = itertools.count(1)
+    return lambda: next(asked) > steps

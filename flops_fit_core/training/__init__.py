@@ -5,6 +5,7 @@ from flops_fit_core.training.estimate import estimate_seconds
 from flops_fit_core.training.evaluate import HeldOut, evaluate, further_losses
 from flops_fit_core.training.loop import TorchTrainer
 from flops_fit_core.training.modes import eval_mode, train_mode
+from flops_fit_core.training.randomness import random_state, set_random_state
 from flops_fit_core.training.together import Processes
 from flops_fit_core.training.worker import work
 
@@ -17,6 +18,8 @@ __all__ = [
     "eval_mode",
     "evaluate",
     "further_losses",
+    "random_state",
+    "set_random_state",
     "train_mode",
     "work",
 ]

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flops_fit_core import TrainerSpec, hookimpl
-from flops_fit_trainers.command_options import CommandOptions, build_command
-from flops_fit_trainers.lightning_options import LightningOptions, build_lightning
-from flops_fit_trainers.torch_options import TorchOptions, build_torch
+from flops_fit_core import Trainer, TrainerSpec, hookimpl
+from flops_fit_trainers.command_options import CommandOptions
+from flops_fit_trainers.lightning_options import LightningOptions
+from flops_fit_trainers.torch_options import TorchOptions
+
+
+def build_torch(options: TorchOptions) -> Trainer:
+    """Import torch only now."""
+    from flops_fit_core.training import TorchTrainer
+
+    return TorchTrainer(**options.model_dump(exclude={"pack"}))
+
+
+def build_command(options: CommandOptions) -> Trainer:
+    """Starts nothing yet."""
+    from flops_fit_trainers.command import CommandTrainer
+
+    return CommandTrainer(options)
+
+
+def build_lightning(options: LightningOptions) -> Trainer:
+    """Imports Lightning only now."""
+    from flops_fit_trainers.lightning_trainer import LightningTrainer
+
+    return LightningTrainer(options)
 
 
 @hookimpl
@@ -24,6 +45,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
         name="lightning",
         options=LightningOptions,
         build=build_lightning,
-        requires=("lightning>=2.4",),
+        can=frozenset({"checkpoint"}),
+        requires=("lightning>=2.6",),
         extra="lightning",
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, model_validator
 
-from flops_fit_core import LocalPath, Options, Runtime, Trainer
+from flops_fit_core import LocalPath, Options, Runtime
 from flops_fit_trainers.placeholders import check_template
 
 
@@ -61,10 +61,3 @@ class CommandOptions(Options):
     def _remember_the_directory(cls, written: Any) -> Any:
         """A study that is opened from another folder runs its program where it was written for."""
         return {"directory": str(Path.cwd()), **written} if isinstance(written, dict) else written
-
-
-def build_command(options: CommandOptions) -> Trainer:
-    """Starts nothing yet."""
-    from flops_fit_trainers.command import CommandTrainer
-
-    return CommandTrainer(options)

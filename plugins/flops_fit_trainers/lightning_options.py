@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
-from flops_fit_core import ImportPath, Options, Runtime, Trainer, code_hash
+from flops_fit_core import ImportPath, Options, Runtime, code_hash
 
 
 class LightningOptions(Options):
@@ -35,16 +35,12 @@ class LightningOptions(Options):
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384
     """Tokens (samples) in one forward pass of an evaluation."""
 
+    checkpoint_minutes: Annotated[float, Field(gt=0), Runtime()] = 5.0
+    """Minutes between checkpoints, from which a run that was interrupted goes on."""
+
     @model_validator(mode="after")
     def _identify(self) -> Self:
         if "fingerprint" not in self.model_fields_set:
             # What cannot be found is said when it is built; a study's results can be read without it.
             self.__dict__["fingerprint"] = code_hash(self.module) or ""
         return self
-
-
-def build_lightning(options: LightningOptions) -> Trainer:
-    """Imports Lightning only now."""
-    from flops_fit_trainers.lightning_trainer import LightningTrainer
-
-    return LightningTrainer(options)

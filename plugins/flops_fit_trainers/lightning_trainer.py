@@ -2,107 +2,29 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import queue
 import tempfile
 import threading
-import time
 import warnings
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as Lightning
 
-from flops_fit_core import Job, Progress, RunParts, RunResult, RunSpec, TrainContext
-from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses, train_mode
+from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec, TrainContext
+from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses
 from flops_fit_trainers.lightning_module import give_optimizer, make_module, optimizes_itself
 from flops_fit_trainers.lightning_options import LightningOptions
-
-LOOK_EVERY = 16
-"""Steps between two looks at the training loss, which wait for the device."""
-PROGRESS_SECONDS = 0.5
-
-
-class Batches:
-    """The run's batches, once through: what Lightning takes for a dataloader."""
-
-    def __init__(self, run: RunSpec, parts: RunParts) -> None:
-        self._run, self._parts = run, parts
-
-    def __iter__(self) -> Iterator[Any]:
-        return itertools.islice(self._parts.dataset.batches(self._run.batch_size), self._run.steps)
-
-
-class Watch(Callback):  # type: ignore[misc]  # checked where Lightning is not installed, too
-    """Sets learning rates, counts steps, looks at losses, tells where the run is, and stops it."""
-
-    def __init__(
-        self, run: RunSpec, parts: RunParts, context: TrainContext, said: queue.Queue[Any], ours: bool
-    ) -> None:
-        self.run, self.parts, self.context, self.said, self.ours = run, parts, context, said, ours
-        self.peaks = [float(group["lr"]) for group in parts.optimizer.param_groups]
-        self.steps = 0
-        self.first: float | None = None
-        self.last: float | None = None
-        self.stopped = self.diverged = False
-        self.abandoned = threading.Event()
-        """Nobody waits for the run any more."""
-        self._started = self._spoken = time.perf_counter()
-
-    def on_train_start(self, trainer: Lightning, pl_module: LightningModule) -> None:
-        if self.ours:
-            train_mode(self.parts.optimizer)
-
-    def on_train_batch_start(
-        self, trainer: Lightning, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        if self.ours:
-            multiplier = self.parts.schedule(batch_idx)
-            for group, peak in zip(self.parts.optimizer.param_groups, self.peaks, strict=True):
-                group["lr"] = peak * multiplier
-
-    def on_train_batch_end(
-        self, trainer: Lightning, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        self.steps += 1
-        now = time.perf_counter()
-        if self.steps % LOOK_EVERY == 0 or self.steps in (1, self.run.steps):
-            self._look(outputs)
-        if now - self._spoken > PROGRESS_SECONDS:
-            self._spoken = now
-            self.said.put(self._progress(now))
-        self.stopped = self.abandoned.is_set() or self.context.should_stop()
-        if self.stopped or self.diverged:
-            trainer.should_stop = True
-
-    def _look(self, outputs: Any) -> None:
-        loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
-        if loss is None:
-            return  # a module that optimizes by hand need not tell
-        value = float(loss)
-        self.diverged = not math.isfinite(value)
-        self.last = None if self.diverged else value
-        self.first = self.last if self.first is None else self.first
-
-    def _progress(self, now: float) -> Progress:
-        per_step = self.run.tokens_per_step
-        return Progress(
-            run=self.run.id,
-            step=self.steps,
-            steps=self.run.steps,
-            tokens=self.steps * per_step,
-            loss=self.last,
-            tokens_per_second=self.steps * per_step / max(now - self._started, 1e-9),
-        )
+from flops_fit_trainers.lightning_watch import Batches, Watch
 
 
 class LightningTrainer:
-    """One run after another, each from its start to its end: there are no checkpoints."""
+    """One run after another. One that was interrupted goes on from Lightning's checkpoint of it."""
 
     def __init__(self, options: LightningOptions) -> None:
         self.options = options
@@ -121,15 +43,15 @@ class LightningTrainer:
         if ours:
             give_optimizer(module, parts)
         said: queue.Queue[Any] = queue.Queue()
-        watch = Watch(run, parts, context, said, ours)
-        started = time.perf_counter()
+        save_seconds = 60 * self.options.checkpoint_minutes
+        watch = Watch(run, parts, context, said, ours=ours, save_seconds=save_seconds)
         yield from self._fitted(module, watch)
-        seconds = time.perf_counter() - started
+        trained_seconds = watch.seconds
         parts.model.to(context.device.torch_device)
         if watch.stopped and watch.steps < run.steps:
             return
         with eval_mode(parts.optimizer) if ours else nullcontext():
-            yield self._result(watch, seconds)
+            yield self._result(watch, trained_seconds)
 
     def _fitted(self, module: LightningModule, watch: Watch) -> Iterator[Progress]:
         """Lightning's loop gives nothing away before its end, so it has a thread, and tells by a queue."""
@@ -175,27 +97,36 @@ class LightningTrainer:
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
-            trainer.fit(module, train_dataloaders=Batches(watch.run, watch.parts))
+            batches, latest = Batches(watch.run, watch.parts, watch), watch.latest.found()
+            try:
+                trainer.fit(module, train_dataloaders=batches, ckpt_path=latest, weights_only=False)
+            except Exception as error:
+                if latest is None or watch.began:
+                    raise
+                raise RunFailed(
+                    f"checkpoint {latest} does not fit the module, whose code has changed since it was written: "
+                    f"delete {latest.parent} to train from the start ({error})"
+                ) from error
 
     def _precision(self, context: TrainContext) -> str:
         return context.device.precision if self.options.precision == "auto" else self.options.precision
 
-    def _result(self, watch: Watch, seconds: float) -> RunResult:
+    def _result(self, watch: Watch, trained_seconds: float) -> RunResult:
         run, parts, context = watch.run, watch.parts, watch.context
         tokens = watch.steps * run.tokens_per_step
         measured: dict[str, Any] = {
             "tokens": tokens,
             "unique_tokens": min(tokens, parts.dataset.tokens or tokens),
-            "flops_per_second": run.flops_per_token * tokens / max(seconds, 1e-9),
+            "flops_per_second": run.flops_per_token * tokens / max(trained_seconds, 1e-9),
             "precision": self._precision(context),
         }
         if watch.diverged:
-            return context.result(run, "diverged", **measured)
+            return context.result(run, "diverged", seconds=watch.seconds, **measured)
         how = self._how(context)
         heldout: HeldOut = evaluate(parts.model, parts.dataset, self.options.heldout_tokens, **how)
         limit = math.inf if watch.first is None else self.options.divergence * max(watch.first, 1e-9)
         if not math.isfinite(heldout.loss) or heldout.loss > limit:
-            return context.result(run, "diverged", **measured)
+            return context.result(run, "diverged", seconds=watch.seconds, **measured)
         per_byte = parts.dataset.bytes_per_token
         return context.result(
             run,
@@ -205,6 +136,7 @@ class LightningTrainer:
             losses=further_losses(parts.model, parts.dataset, self.options.heldout_tokens, **how),
             metrics={name: value for name, value in heldout.metrics.items() if math.isfinite(value)},
             heldout_tokens=heldout.tokens,
+            seconds=watch.seconds,
             **measured,
         )
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from flops_fit_core import Options, Runtime, Trainer
+from flops_fit_core import Options, Runtime
 
 
 class TorchOptions(Options):
@@ -41,10 +41,3 @@ class TorchOptions(Options):
     than half of a GPU's memory."""
     checkpoint_minutes: Annotated[float, Field(gt=0), Runtime()] = 5.0
     """Minutes between checkpoints, from which a run that was interrupted goes on."""
-
-
-def build_torch(options: TorchOptions) -> Trainer:
-    """Import torch only now."""
-    from flops_fit_core.training import TorchTrainer
-
-    return TorchTrainer(**options.model_dump(exclude={"pack"}))

@@ -1,11 +1,10 @@
 """A pass that is interrupted goes on from its checkpoint and ends as if nothing had happened."""
 
 import logging
-from itertools import count
 
 import pytest
 import torch
-from small import Bench, events, train
+from small import Bench, events, stopped_after, train
 
 from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
@@ -23,12 +22,6 @@ def table(bench, schedule, **changes):
         schedule=SCHEDULES[schedule],
         **{"trainer": {"evaluations": 3}, **changes},
     )
-
-
-def stopped_after(steps):
-    """``should_stop`` that is true once it was asked this many times."""
-    asked = count(1)
-    return lambda: next(asked) > steps
 
 
 def outcome(result):

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("lightning")
 
-from small import Bench, events, train
+from small import Bench, events, stopped_after, train
 
 from flops_fit_core import Progress, RunResult
 
@@ -37,6 +37,29 @@ class OwnOptimizer(Plain):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.model.parameters(), lr=self.lr, momentum=self.momentum)
+
+class Scheduled(OwnOptimizer):
+    def configure_optimizers(self):
+        optimizer = super().configure_optimizers()
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.97)
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+class Averaging(Scheduled):
+    # Keeps what Lightning cannot know of, by its own hooks.
+
+    def on_train_start(self):
+        self.mean = getattr(self, "mean", 0.0)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.mean = 0.9 * self.mean + 0.1 * float(loss.detach())
+        return loss * (1 + self.mean)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["mean"] = self.mean
+
+    def on_load_checkpoint(self, checkpoint):
+        self.mean = checkpoint["mean"]
 
 class ByHand(OwnOptimizer):
     automatic_optimization = False
@@ -127,7 +150,9 @@ def test_nothing_is_printed_and_nothing_is_written(own, tmp_path, monkeypatch, c
     folder.mkdir()
     monkeypatch.chdir(folder)
     bench = Bench()
-    assert only(train(bench.table(trainer=lightning(own)), bench.registry())).status == "completed"
+    table = bench.table(trainer=lightning(own))
+    assert train(table, bench.registry(), tmp_path / "study", should_stop=stopped_after(20)) == []
+    assert only(train(table, bench.registry(), tmp_path / "study")).status == "completed"
     assert list(folder.iterdir()) == []
     assert capfd.readouterr() == ("", "")
 
@@ -183,3 +208,66 @@ def test_an_edit_of_the_module_makes_another_run(own):
     assert run() == first
     own.write_text(OWN.replace("loss / count", "2 * loss / count"))
     assert run() != first
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("Plain", {}), ("Averaging", {"arguments": {"momentum": 0.9}}), ("ByHand", {"arguments": {"momentum": 0.9}})],
+)
+def test_a_run_that_is_stopped_again_and_again_ends_like_one_that_nobody_stopped(own, tmp_path, name, more):
+    bench, model = Bench(), {"name": "bench/net", "dropout": 0.2}
+    table = bench.table(model=model, trainer=lightning(own, name, **more), optimizer={"name": "adamw", "lr": 0.01})
+    (whole,) = train(table, bench.registry())
+    assert whole.status == "completed", whole.error
+    trained = len(bench.served)
+    stops = [train(table, bench.registry(), tmp_path, should_stop=stopped_after(20)) for _ in range(2)]
+    assert stops == [[], []]
+    (result,) = train(table, bench.registry(), tmp_path)
+    assert len(bench.served) == 2 * trained, "each step once"
+    assert (result.loss, result.tokens) == (whole.loss, whole.tokens)
+
+
+def test_a_checkpoint_is_written_every_so_many_minutes(own, tmp_path):
+    bench = Bench()
+    kept = tmp_path / "checkpoints"
+
+    def table(minutes: float) -> dict:
+        return bench.table(trainer=lightning(own, checkpoint_minutes=minutes))
+
+    train(table(60.0), bench.registry(), tmp_path)
+    assert list(kept.rglob("*.pt")) == []
+    train(table(1e-9), bench.registry(), tmp_path)
+    assert [file.name for file in kept.rglob("*") if file.is_file()] == ["latest.pt"]
+
+
+def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(own, tmp_path, caplog):
+    bench = Bench()
+    table = bench.table(trainer=lightning(own))
+    (whole,) = train(table, bench.registry())
+    train(table, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    (file,) = tmp_path.glob("checkpoints/*/latest.pt")
+    file.write_bytes(file.read_bytes()[:500])
+    (result,) = train(table, bench.registry(), tmp_path)
+    assert result.loss == whole.loss
+    assert "cannot be read and is not used" in caplog.text
+
+
+def test_a_checkpoint_of_other_code_fails_the_run_and_says_what_to_delete(own, tmp_path):
+    bench = Bench()
+    table = bench.table(trainer=lightning(own, fingerprint="the same"))
+    train(table, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    other = tmp_path / "other_train.py"
+    other.write_text(
+        OWN
+        + """
+class Wider(Plain):
+    def __init__(self, model, task):
+        super().__init__(model, task)
+        self.register_buffer("mean", torch.zeros(1))
+"""
+    )
+    table = bench.table(trainer=lightning(other, "Wider", fingerprint="the same"))
+    (result,) = train(table, bench.registry(), tmp_path)
+    assert result.status == "failed"
+    assert "mean" in result.error.message
+    assert f"delete {next(tmp_path.glob('checkpoints/*'))}" in result.error.message
