@@ -249,8 +249,34 @@ def test_one_module_under_two_names_is_used_once(site: Site) -> None:
     registry = Registry()
     assert offered(registry, "a") == ["tiger"]
     (problem,) = registry.problems
-    assert str(problem).startswith("b (flops-fit-shared 1.0): register: ValueError")
+    assert str(problem) == (
+        "b (flops-fit-shared 1.0): register: ValueError: this is the plugin a (flops-fit-shared 1.0), too; one name "
+        "is enough"
+    )
     assert registry.find("optimizer", "tiger").name == "a/tiger"
+
+
+@pytest.mark.parametrize("installed_as", ["short", "my_module"])
+def test_a_module_in_use_keeps_its_name_when_it_is_installed(site: Site, installed_as: str) -> None:
+    site.module("my_module", OFFER.format(name="tiger"))
+    setup = PluginSetup(modules={"my_module": "my_module"})
+    before = registry_from(setup).find("optimizer", "tiger")
+    assert before.name == "my_module/tiger"
+    site.distribution("my-dist", f"[flops_fit]\n{installed_as} = my_module\n")
+    after = registry_from(setup)
+    assert after.problems == []
+    found = after.find("optimizer", "tiger")
+    assert (found.name, found.source) == (before.name, before.source)
+    assert Registry().find("optimizer", "tiger").name == f"{installed_as}/tiger"
+
+
+def test_a_bundled_plugin_that_is_given_keeps_its_name() -> None:
+    import flops_fit_optim
+
+    registry = Registry({"mine": flops_fit_optim})
+    assert registry.find("optimizer", "optim/sgd").source.startswith("flops-fit ")
+    (problem,) = registry.problems
+    assert "mine (module flops_fit_optim): register: ValueError: this is the plugin optim (" in str(problem)
 
 
 def test_a_passed_plugin_does_not_replace_an_installed_one() -> None:

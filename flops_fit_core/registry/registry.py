@@ -38,7 +38,8 @@ class Registry:
         paths: Folders that :attr:`setup` records, for workers that have to import ``plugins`` again.
 
     A plugin that cannot be imported, does not fit the hooks, raises, or returns something else than it
-    should is left out as a whole and noted in :attr:`problems`; all others work.
+    should is left out as a whole and noted in :attr:`problems`; all others work. One that is both given and
+    installed counts once, as given: a study that was made with a module goes on after that is installed.
     """
 
     def __init__(
@@ -66,7 +67,7 @@ class Registry:
         # Plugins may print when imported; standard output is for what the user asked for.
         with contextlib.redirect_stdout(sys.stderr):
             if entry_points:
-                self._load_entry_points()
+                self._load_entry_points([it for name, it in plugins.items() if name not in self.disabled])
             for name, plugin in plugins.items():
                 self._register(name, plugin, source=_origin(plugin))
             self._drop_plugins_with_unknown_hooks()
@@ -141,7 +142,7 @@ class Registry:
 
     # ------------------------------------------------------------------ discovery
 
-    def _load_entry_points(self) -> None:
+    def _load_entry_points(self, given: Sequence[object]) -> None:
         claims: dict[str, list[discovery.Installed]] = defaultdict(list)
         found, broken = discovery.entry_points()
         for source, error in broken:
@@ -160,9 +161,9 @@ class Registry:
                     clash = ValueError(f"the plugin name {name!r} is also claimed by {others}")
                     self._note(f"{name} ({one.source})", "register", clash)
             if keeper is not None:
-                self._load(name, keeper)
+                self._load(name, keeper, given)
 
-    def _load(self, name: str, installed: discovery.Installed) -> None:
+    def _load(self, name: str, installed: discovery.Installed, given: Sequence[object]) -> None:
         label = f"{name} ({installed.source})"
         if unfit := installed.unfit():
             self._note(label, "register", RuntimeError(unfit))
@@ -173,7 +174,8 @@ class Registry:
         except (Exception, SystemExit) as error:
             self._note(label, "import", error, installed.missing())
         else:
-            self._register(name, plugin, installed.source)
+            if installed.bundled or not any(plugin is it for it in given):
+                self._register(name, plugin, installed.source)
 
     def _register(self, name: str, plugin: object, source: str) -> None:
         if name in self.disabled:
@@ -183,6 +185,8 @@ class Registry:
             self._note(f"{name} ({source})", "register", clash)
             return
         try:
+            if other := self._pm.get_name(plugin):
+                raise ValueError(f"this is the plugin {self._label(other)}, too; one name is enough")
             self._pm.register(plugin, name)
         except (Exception, SystemExit) as error:
             # Before 1.7, pluggy keeps the hooks it had accepted when a later one does not match.
