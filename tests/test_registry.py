@@ -75,13 +75,22 @@ BAD = "bad (flops-fit-bad 1.0): "
         ("import not_a_module", "import: ModuleNotFoundError: No module named 'not_a_module'"),
         ("1/0", "import: ZeroDivisionError"),
         ("raise SystemExit('bye')", "import: SystemExit: bye"),
+        ("class Panic(BaseException): pass\nraise Panic('in Rust')", "import: Panic: in Rust"),
+        ("class Mute(TypeError):\n  def __str__(self): 1/0\nraise Mute",
+         "import: Mute: (its message cannot be shown: ZeroDivisionError)"),
         ("this is no Python", "import: SyntaxError"),
+        ("", "register: TypeError: it has no hook: no function marked with @hookimpl of flops_fit_core"),
+        (HOOK.format(body="(): ...").replace("@hookimpl", ""),
+         "register: TypeError: flops_fit_optimizers: not marked with @hookimpl of flops_fit_core"),
+        ("from pluggy import HookimplMarker\n@HookimplMarker('other')\ndef flops_fit_optimizers(): ...",
+         "register: TypeError: flops_fit_optimizers: not marked with @hookimpl of flops_fit_core"),
         (HOOK.format(body="(nope): ..."), "register: PluginValidationError"),
         ("from flops_fit_core import hookimpl\n@hookimpl\ndef flops_fit_optimizer(): ...",
          "flops_fit_optimizer: NameError: there is no such hook; did you mean flops_fit_optimizers?"),
         (HOOK.format(body="(): return [1/0]"), "flops_fit_optimizers: ZeroDivisionError"),
         (HOOK.format(body="():\n  yield 1\n  1/0"), "flops_fit_optimizers: ZeroDivisionError"),
         (HOOK.format(body="(): raise SystemExit(3)"), "flops_fit_optimizers: SystemExit: 3"),
+        (HOOK.format(body="(): raise GeneratorExit(4)"), "flops_fit_optimizers: GeneratorExit: 4"),
         (HOOK.format(body="(): return ['sgd']"),
          "flops_fit_optimizers: TypeError: expected OptimizerSpec, got 'sgd'"),
         (HOOK.format(body="(): return OptimizerSpec(name='one', build=print)"),
@@ -135,6 +144,7 @@ def test_interrupting_discovery_is_not_a_broken_plugin(site: Site) -> None:
     "fault",
     [
         "@hookimpl\ndef flops_fit_stores(nope): ...",
+        "def flops_fit_stores(): return []",
         "@hookimpl\ndef flops_fit_stores(): return [1]",
         "@hookimpl\ndef flops_fit_stores(): 1/0",
         "@hookimpl\ndef flops_fit_storages(): ...",
@@ -250,8 +260,8 @@ def test_one_module_under_two_names_is_used_once(site: Site) -> None:
     assert offered(registry, "a") == ["tiger"]
     (problem,) = registry.problems
     assert str(problem) == (
-        "b (flops-fit-shared 1.0): register: ValueError: this is the plugin a (flops-fit-shared 1.0), too; one name "
-        "is enough"
+        "b (flops-fit-shared 1.0): register: ValueError: "
+        "this is the plugin a (flops-fit-shared 1.0), too; one name is enough"
     )
     assert registry.find("optimizer", "tiger").name == "a/tiger"
 

@@ -137,7 +137,9 @@ class Registry:
         for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
             try:
                 impl.function(*(arguments[name] for name in impl.argnames))
-            except (Exception, SystemExit):
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 logger.exception("plugin %s: %s", self._label(impl.plugin_name), hook_name)
 
     # ------------------------------------------------------------------ discovery
@@ -171,7 +173,9 @@ class Registry:
         try:
             with speaking_up(label, "import", name):
                 plugin = installed.point.load()
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit; the panics of Rust's extensions
             self._note(label, "import", error, installed.missing())
         else:
             if installed.bundled or not any(plugin is it for it in given):
@@ -184,16 +188,28 @@ class Registry:
             clash = ValueError(f"the name is already taken by {self._sources[name]}")
             self._note(f"{name} ({source})", "register", clash)
             return
+        if other := self._pm.get_name(plugin):
+            twice = ValueError(f"this is the plugin {self._label(other)}, too; one name is enough")
+            self._note(f"{name} ({source})", "register", twice)
+            return
         try:
-            if other := self._pm.get_name(plugin):
-                raise ValueError(f"this is the plugin {self._label(other)}, too; one name is enough")
             self._pm.register(plugin, name)
-        except (Exception, SystemExit) as error:
+            self._check_hooks(plugin)
+        except Exception as error:
             # Before 1.7, pluggy keeps the hooks it had accepted when a later one does not match.
             self._pm.unregister(name=name)
             self._note(f"{name} ({source})", "register", error)
         else:
             self._sources[name] = source
+
+    def _check_hooks(self, plugin: object) -> None:
+        """Raises TypeError for a plugin whose author forgot to mark a hook: nothing would be found of it."""
+        marked = {hook.name for hook in self._pm.get_hookcallers(plugin) or ()}
+        there = {name for name in dir(plugin) if name in _hook_names() and callable(getattr(plugin, name))}
+        if forgotten := sorted(there - marked):
+            raise TypeError(f"{', '.join(forgotten)}: not marked with @hookimpl of flops_fit_core")
+        if not marked:
+            raise TypeError("it has no hook: no function marked with @hookimpl of flops_fit_core")
 
     def _drop_plugins_with_unknown_hooks(self) -> None:
         for hook_name, hook in sorted(vars(self._pm.hook).items()):
@@ -227,7 +243,9 @@ class Registry:
                 try:
                     with speaking_up(self._label(plugin), hook_name, plugin):
                         found = _checked(impl.function(), spec_type)
-                except (Exception, SystemExit) as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     raise _HookFailed(hook_name, error) from error
                 yield from (Offer(spec, plugin, self._sources[plugin]) for spec in found)
 
@@ -294,7 +312,9 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
         try:
             with contextlib.redirect_stdout(sys.stderr), speaking_up(f"module {module}", "import", name):
                 plugins[name] = importlib.import_module(module)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             problem = Problem(f"module {module}", "import", error, hint_for(error))
             raise ConfigError(f"cannot use the plugin {problem}") from error
     return Registry(
