@@ -183,6 +183,18 @@ def test_entry_points_that_cannot_be_read_stop_nobody_else(site: Site, text: byt
     assert [str(problem).split(":")[0] for problem in registry.problems] == ["flops-fit-torn 1.0"]
 
 
+@pytest.mark.parametrize("entry_points", [b"[flops_fit]\ntorn = torn\n", b"[flops_fit]\nno equals sign\n"])
+def test_metadata_in_another_encoding_is_a_problem_and_stops_nobody_else(site: Site, entry_points: bytes) -> None:
+    site.distribution("flops-fit-torn")
+    info = site.path / "flops_fit_torn-1.0.dist-info"
+    (info / "METADATA").write_bytes("Name: flops-fit-torn\nVersion: 1.0\nAuthor: Jörg\n".encode("latin-1"))
+    (info / "entry_points.txt").write_bytes(entry_points)
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
+    registry = Registry()
+    assert offered(registry, "good") == ["tiger"]
+    assert [problem.plugin for problem in registry.problems] == ["flops_fit_torn-1.0.dist-info"]
+
+
 def test_the_trouble_of_strangers_is_not_ours(site: Site) -> None:
     site.distribution("somebody-else", "[console_scripts]\nno equals sign\n")
     assert Registry().problems == []

@@ -148,7 +148,7 @@ class Registry:
         claims: dict[str, list[discovery.Installed]] = defaultdict(list)
         found, broken = discovery.entry_points()
         for source, error in broken:
-            self._note(source, "read its entry points", error)
+            self._note(source, "read what is installed", error)
         for one in found:
             claims[one.point.name].append(one)
         for name, claimants in sorted(claims.items()):
