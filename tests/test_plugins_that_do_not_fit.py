@@ -14,6 +14,7 @@ import pytest
 from installing import Site
 
 from flops_fit_core import ConfigError, Registry, __version__
+from flops_fit_core.cli.main import run
 from flops_fit_core.registry import PluginSetup, explaining, registry_from
 
 OFFER = """
@@ -206,3 +207,18 @@ def test_what_a_plugin_prints_is_not_among_what_was_asked_for(site: Site) -> Non
         "", "C, at the end", "Python", "Python's own", "descriptor", "subprocess"
     ]  # fmt: skip
     assert "rnn" in json.loads(done.stdout)["plugins"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        (["one.models", "two.models"], "-p one.models and -p two.models would both be called 'models'"),
+        (["mine/models.py"], "-p takes a module's import name, not a file: -p mine.models"),
+        (["models.py"], "-p takes a module's import name, not a file: -p models"),
+    ],
+)
+def test_no_module_that_is_asked_for_is_dropped(
+    modules: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plugins", *(word for module in modules for word in ("-p", module))]) == 2
+    assert said in capsys.readouterr().err
