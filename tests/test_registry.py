@@ -107,6 +107,10 @@ BAD = "bad (flops-fit-bad 1.0): "
          "flops_fit_optimizers: ValueError: optimizer 'b': revision must be an integer from 1 on"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires=['ray >> 2'])"),
          "flops_fit_optimizers: ValueError: optimizer 'b' requires 'ray >> 2'"),
+        (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires='ray>=2')"),
+         "flops_fit_optimizers: TypeError: optimizer 'b': requires must be a list, ['ray>=2']"),
+        (HOOK.format(body="(): yield OptimizerSpec(name=None, build=print)"),
+         "flops_fit_optimizers: ValueError: optimizer name None must be lower case"),
         (HOOK.format(body="(): return [OptimizerSpec(name=n, build=print) for n in 'aba']"),
          "flops_fit_optimizers: ValueError: offers 'a' twice"),
         (HOOK.format(body="(): return (yield)").replace("@hookimpl", "@hookimpl(wrapper=True)"),
@@ -132,6 +136,13 @@ def test_an_entry_point_without_a_module_is_reported(site: Site) -> None:
     site.distribution("flops-fit-gone", "[flops_fit]\ngone = there_is_no_such_module\n")
     (problem,) = Registry().problems
     assert str(problem).startswith("gone (flops-fit-gone 1.0): import: ModuleNotFoundError")
+
+
+def test_an_entry_point_that_names_no_module_is_reported(site: Site) -> None:
+    site.distribution("flops-fit-gone", "[flops_fit]\ngone = not a module\n")
+    (problem,) = Registry().problems
+    said = "gone (flops-fit-gone 1.0): import: ValueError: its entry point gone = not a module names no module"
+    assert str(problem) == said
 
 
 def test_interrupting_discovery_is_not_a_broken_plugin(site: Site) -> None:

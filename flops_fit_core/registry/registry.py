@@ -171,6 +171,8 @@ class Registry:
             self._note(label, "register", RuntimeError(unfit))
             return
         try:
+            if not installed.point.pattern.match(installed.point.value):
+                raise ValueError(f"its entry point {name} = {installed.point.value} names no module")
             with speaking_up(label, "import", name):
                 plugin = installed.point.load()
         except KeyboardInterrupt:
