@@ -188,6 +188,15 @@ def test_entry_points_that_cannot_be_read_stop_no_command(site: Site, torn: byte
     assert "Traceback" not in done.stderr
 
 
+def test_a_plugin_that_imports_torch_when_it_is_discovered_is_named(site: Site) -> None:
+    site.module("torch", "")  # stands for the real one, which takes seconds
+    install(site, "import torch\n" + GOOD)
+    done = command_with(site, "plugins")
+    said = "rnn (flops-fit-rnn 1.0) imports torch when it is discovered, and every command waits for it: "
+    assert (done.returncode, done.stderr) == (0, f"{said}import it in build\n")
+    assert "rnn/tiger" in done.stdout
+
+
 LOUD = """
 import ctypes, os, subprocess, sys
 print("Python")

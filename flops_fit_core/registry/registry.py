@@ -52,6 +52,8 @@ class Registry:
     ) -> None:
         plugins = dict(plugins or {})
         self.problems: list[Problem] = []
+        self.importing_torch: list[str] = []
+        """Installed plugins that imported torch when they were discovered, so that every command waits for it."""
         self.disabled = frozenset(disabled) | _disabled_by_environment()
         self.setup = PluginSetup(
             modules={name: it.__name__ for name, it in plugins.items() if isinstance(it, ModuleType)},
@@ -173,8 +175,11 @@ class Registry:
         try:
             if not installed.point.pattern.match(installed.point.value):
                 raise ValueError(f"its entry point {name} = {installed.point.value} names no module")
+            before = "torch" in sys.modules
             with speaking_up(label, "import", name):
                 plugin = installed.point.load()
+            if not before and "torch" in sys.modules:
+                self.importing_torch.append(label)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit; the panics of Rust's extensions
