@@ -197,18 +197,35 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
 
     ::
 
+        import json
         import time
 
         from flops_fit_core import RunResult, StoreSpec, hookimpl
 
-        class MemoryStore:
-            def __init__(self):
-                self.kept = {}
-                self.claims = {}
+        class LineStore:
+            # One file, with a result or a claim in each line.
+            def __init__(self, path):
+                self.path, self.kept, self.claims = path, {}, {}
+                for line in path.read_text().splitlines() if path.exists() else ():
+                    self.take(line)
+
+            def take(self, line):
+                if line.startswith("["):
+                    run_id, *claim = json.loads(line)
+                    self.claims[run_id] = claim
+                else:
+                    result = RunResult.model_validate_json(line)
+                    self.kept.setdefault(result.id, {})[result.attempt] = result
+
+            def write(self, line):
+                with self.path.open("a") as file:
+                    file.write(line + "\\n")
+                self.take(line)
 
             def add(self, result):
                 result = RunResult.model_validate(result.model_dump())  # refuses NaN
-                self.kept.setdefault(result.id, {})[result.attempt] = result
+                if self.kept.get(result.id, {}).get(result.attempt) != result:
+                    self.write(result.model_dump_json())
 
             def attempts(self, run_id):
                 return [result for _, result in sorted(self.kept.get(run_id, {}).items())]
@@ -223,7 +240,7 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
                 holder, until = self.claims.get(run_id, (owner, 0))
                 if holder != owner and until > time.time():
                     return False
-                self.claims[run_id] = owner, time.time() + seconds
+                self.write(json.dumps([run_id, owner, time.time() + seconds]))
                 return True
 
             def renew(self, run_id, owner, seconds):
@@ -233,14 +250,14 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
             def release(self, run_id, owner):
                 holder, _ = self.claims.get(run_id, (None, 0))
                 if holder == owner:
-                    del self.claims[run_id]
+                    self.write(json.dumps([run_id, None, 0]))
 
             def close(self):
                 pass
 
         @hookimpl
         def flops_fit_stores():
-            yield StoreSpec(name="memory", build=lambda options, folder: MemoryStore())
+            yield StoreSpec(name="lines", build=lambda options, folder: LineStore(folder / "results.jsonl"))
     """
     return ()
 

@@ -174,7 +174,7 @@ class Spec:
     """The extra of the plugin's distribution that installs them."""
 
     def __post_init__(self) -> None:
-        if not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.kind} name {self.name!r} must be lower case letters, digits, '.', '_', '-'")
         what = f"{self.kind} {self.name!r}"
         if not (isinstance(self.options, type) and issubclass(self.options, Options)):
@@ -186,6 +186,8 @@ class Spec:
             raise ValueError(f"{what}: revision must be an integer from 1 on, not {self.revision!r}")
         if "name" in self.options.model_fields:
             raise ValueError(f"{self.options.__name__} may not have an option called 'name'")
+        if isinstance(self.requires, str):
+            raise TypeError(f"{what}: requires must be a list, [{self.requires!r}]")
         for requirement in self.requires:
             check_requirement(requirement, what)
 

@@ -292,9 +292,14 @@ class TestTheExampleCounter(Example, FlopCounterConformance):
 
 
 class TestTheExampleStore(Example, StoreConformance):
-    name, hook = "memory", "flops_fit_stores"
-    persistent = False
+    name, hook = "lines", "flops_fit_stores"
     shared = False
+
+    @pytest.fixture
+    def registry(self, monkeypatch: pytest.MonkeyPatch) -> Registry:
+        module = plugin(self.hook)
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # another process imports it by name
+        return Registry({"example": module})
 
 
 class TestTheExampleDevice(Example, DeviceConformance):

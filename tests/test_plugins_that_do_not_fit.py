@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 from installing import Site
 
 from flops_fit_core import ConfigError, Registry, __version__
+from flops_fit_core.cli.main import run
 from flops_fit_core.registry import PluginSetup, explaining, registry_from
 
 OFFER = """
@@ -24,6 +26,13 @@ def flops_fit_optimizers():
 """
 GOOD = OFFER.format(more="")
 COMMAND = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", "plugins"]
+
+
+def command_with(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """``flops-fit`` in a process of its own that sees what is installed there."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
+    command = [*COMMAND[:-1], *arguments]
+    return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
 
 
 def install(site: Site, source: str, *requires: str) -> None:
@@ -162,18 +171,63 @@ def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and
 )  # fmt: skip
 def test_the_command_shows_the_others_and_says_what_is_wrong(site: Site, source: str, said: str) -> None:
     install(site, source)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
-    done = subprocess.run(COMMAND, env=environment, text=True, capture_output=True, timeout=60)
+    done = command_with(site, "plugins")
     assert done.returncode == 1
     assert "optim/adamw" in done.stdout
     assert said in done.stderr
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("torn", [b"[flops_fit]\nno equals sign\n", b"[console_scripts]\nx\xff\n"])
+def test_entry_points_that_cannot_be_read_stop_no_command(site: Site, torn: bytes) -> None:
+    install(site, GOOD)
+    site.distribution("torn")
+    (site.path / "torn-1.0.dist-info" / "entry_points.txt").write_bytes(torn)
+    done = command_with(site, "plugins", "--json")
+    assert json.loads(done.stdout)["plugins"]["rnn"] == "flops-fit-rnn 1.0"
+    assert "Traceback" not in done.stderr
+
+
+def test_a_plugin_that_imports_torch_when_it_is_discovered_is_named(site: Site) -> None:
+    site.module("torch", "")  # stands for the real one, which takes seconds
+    install(site, "import torch\n" + GOOD)
+    done = command_with(site, "plugins")
+    said = "rnn (flops-fit-rnn 1.0) imports torch when it is discovered, and every command waits for it: "
+    assert (done.returncode, done.stderr) == (0, f"{said}import it in build\n")
+    assert "rnn/tiger" in done.stdout
+
+
+LOUD = """
+import ctypes, os, subprocess, sys
+print("Python")
+print("Python's own", file=sys.__stdout__, flush=True)
+os.write(1, b"descriptor\\n")
+subprocess.run(["echo", "subprocess"])
+ctypes.CDLL(None).printf(b"C, at the end\\n")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="prints by the C library")
 def test_what_a_plugin_prints_is_not_among_what_was_asked_for(site: Site) -> None:
-    install(site, "print('hello')\n" + GOOD)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
-    done = subprocess.run([*COMMAND, "--json"], env=environment, text=True, capture_output=True, timeout=60)
+    install(site, LOUD + GOOD)
+    done = command_with(site, "plugins", "--json")
     assert done.returncode == 0
-    assert done.stderr == "hello\n"
-    assert done.stdout.startswith("{")
+    assert sorted(done.stderr.split("\n")) == [
+        "", "C, at the end", "Python", "Python's own", "descriptor", "subprocess"
+    ]  # fmt: skip
+    assert "rnn" in json.loads(done.stdout)["plugins"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "said"),
+    [
+        (["one.models", "two.models"], "-p one.models and -p two.models would both be called 'models'"),
+        (["mine/models.py"], "-p takes a module's import name, not a file: -p mine.models"),
+        (["models.py"], "-p takes a module's import name, not a file: -p models"),
+    ],
+)
+def test_no_module_that_is_asked_for_is_dropped(
+    modules: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["plugins", *(word for module in modules for word in ("-p", module))]) == 2
+    assert said in capsys.readouterr().err

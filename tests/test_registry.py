@@ -75,13 +75,22 @@ BAD = "bad (flops-fit-bad 1.0): "
         ("import not_a_module", "import: ModuleNotFoundError: No module named 'not_a_module'"),
         ("1/0", "import: ZeroDivisionError"),
         ("raise SystemExit('bye')", "import: SystemExit: bye"),
+        ("class Panic(BaseException): pass\nraise Panic('in Rust')", "import: Panic: in Rust"),
+        ("class Mute(TypeError):\n  def __str__(self): 1/0\nraise Mute",
+         "import: Mute: (its message cannot be shown: ZeroDivisionError)"),
         ("this is no Python", "import: SyntaxError"),
+        ("", "register: TypeError: it has no hook: no function marked with @hookimpl of flops_fit_core"),
+        (HOOK.format(body="(): ...").replace("@hookimpl", ""),
+         "register: TypeError: flops_fit_optimizers: not marked with @hookimpl of flops_fit_core"),
+        ("from pluggy import HookimplMarker\n@HookimplMarker('other')\ndef flops_fit_optimizers(): ...",
+         "register: TypeError: flops_fit_optimizers: not marked with @hookimpl of flops_fit_core"),
         (HOOK.format(body="(nope): ..."), "register: PluginValidationError"),
         ("from flops_fit_core import hookimpl\n@hookimpl\ndef flops_fit_optimizer(): ...",
          "flops_fit_optimizer: NameError: there is no such hook; did you mean flops_fit_optimizers?"),
         (HOOK.format(body="(): return [1/0]"), "flops_fit_optimizers: ZeroDivisionError"),
         (HOOK.format(body="():\n  yield 1\n  1/0"), "flops_fit_optimizers: ZeroDivisionError"),
         (HOOK.format(body="(): raise SystemExit(3)"), "flops_fit_optimizers: SystemExit: 3"),
+        (HOOK.format(body="(): raise GeneratorExit(4)"), "flops_fit_optimizers: GeneratorExit: 4"),
         (HOOK.format(body="(): return ['sgd']"),
          "flops_fit_optimizers: TypeError: expected OptimizerSpec, got 'sgd'"),
         (HOOK.format(body="(): return OptimizerSpec(name='one', build=print)"),
@@ -98,6 +107,10 @@ BAD = "bad (flops-fit-bad 1.0): "
          "flops_fit_optimizers: ValueError: optimizer 'b': revision must be an integer from 1 on"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires=['ray >> 2'])"),
          "flops_fit_optimizers: ValueError: optimizer 'b' requires 'ray >> 2'"),
+        (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires='ray>=2')"),
+         "flops_fit_optimizers: TypeError: optimizer 'b': requires must be a list, ['ray>=2']"),
+        (HOOK.format(body="(): yield OptimizerSpec(name=None, build=print)"),
+         "flops_fit_optimizers: ValueError: optimizer name None must be lower case"),
         (HOOK.format(body="(): return [OptimizerSpec(name=n, build=print) for n in 'aba']"),
          "flops_fit_optimizers: ValueError: offers 'a' twice"),
         (HOOK.format(body="(): return (yield)").replace("@hookimpl", "@hookimpl(wrapper=True)"),
@@ -125,6 +138,13 @@ def test_an_entry_point_without_a_module_is_reported(site: Site) -> None:
     assert str(problem).startswith("gone (flops-fit-gone 1.0): import: ModuleNotFoundError")
 
 
+def test_an_entry_point_that_names_no_module_is_reported(site: Site) -> None:
+    site.distribution("flops-fit-gone", "[flops_fit]\ngone = not a module\n")
+    (problem,) = Registry().problems
+    said = "gone (flops-fit-gone 1.0): import: ValueError: its entry point gone = not a module names no module"
+    assert str(problem) == said
+
+
 def test_interrupting_discovery_is_not_a_broken_plugin(site: Site) -> None:
     site.install("flops-fit-slow", "slow", "raise KeyboardInterrupt")
     with pytest.raises(KeyboardInterrupt):
@@ -135,6 +155,7 @@ def test_interrupting_discovery_is_not_a_broken_plugin(site: Site) -> None:
     "fault",
     [
         "@hookimpl\ndef flops_fit_stores(nope): ...",
+        "def flops_fit_stores(): return []",
         "@hookimpl\ndef flops_fit_stores(): return [1]",
         "@hookimpl\ndef flops_fit_stores(): 1/0",
         "@hookimpl\ndef flops_fit_storages(): ...",
@@ -171,6 +192,18 @@ def test_entry_points_that_cannot_be_read_stop_nobody_else(site: Site, text: byt
     registry = Registry()
     assert offered(registry, "good") == ["tiger"]
     assert [str(problem).split(":")[0] for problem in registry.problems] == ["flops-fit-torn 1.0"]
+
+
+@pytest.mark.parametrize("entry_points", [b"[flops_fit]\ntorn = torn\n", b"[flops_fit]\nno equals sign\n"])
+def test_metadata_in_another_encoding_is_a_problem_and_stops_nobody_else(site: Site, entry_points: bytes) -> None:
+    site.distribution("flops-fit-torn")
+    info = site.path / "flops_fit_torn-1.0.dist-info"
+    (info / "METADATA").write_bytes("Name: flops-fit-torn\nVersion: 1.0\nAuthor: Jörg\n".encode("latin-1"))
+    (info / "entry_points.txt").write_bytes(entry_points)
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
+    registry = Registry()
+    assert offered(registry, "good") == ["tiger"]
+    assert [problem.plugin for problem in registry.problems] == ["flops_fit_torn-1.0.dist-info"]
 
 
 def test_the_trouble_of_strangers_is_not_ours(site: Site) -> None:
@@ -249,8 +282,34 @@ def test_one_module_under_two_names_is_used_once(site: Site) -> None:
     registry = Registry()
     assert offered(registry, "a") == ["tiger"]
     (problem,) = registry.problems
-    assert str(problem).startswith("b (flops-fit-shared 1.0): register: ValueError")
+    assert str(problem) == (
+        "b (flops-fit-shared 1.0): register: ValueError: "
+        "this is the plugin a (flops-fit-shared 1.0), too; one name is enough"
+    )
     assert registry.find("optimizer", "tiger").name == "a/tiger"
+
+
+@pytest.mark.parametrize("installed_as", ["short", "my_module"])
+def test_a_module_in_use_keeps_its_name_when_it_is_installed(site: Site, installed_as: str) -> None:
+    site.module("my_module", OFFER.format(name="tiger"))
+    setup = PluginSetup(modules={"my_module": "my_module"})
+    before = registry_from(setup).find("optimizer", "tiger")
+    assert before.name == "my_module/tiger"
+    site.distribution("my-dist", f"[flops_fit]\n{installed_as} = my_module\n")
+    after = registry_from(setup)
+    assert after.problems == []
+    found = after.find("optimizer", "tiger")
+    assert (found.name, found.source) == (before.name, before.source)
+    assert Registry().find("optimizer", "tiger").name == f"{installed_as}/tiger"
+
+
+def test_a_bundled_plugin_that_is_given_keeps_its_name() -> None:
+    import flops_fit_optim
+
+    registry = Registry({"mine": flops_fit_optim})
+    assert registry.find("optimizer", "optim/sgd").source.startswith("flops-fit ")
+    (problem,) = registry.problems
+    assert "mine (module flops_fit_optim): register: ValueError: this is the plugin optim (" in str(problem)
 
 
 def test_a_passed_plugin_does_not_replace_an_installed_one() -> None:

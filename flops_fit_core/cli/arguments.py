@@ -17,6 +17,7 @@ from flops_fit_core.config import (
     read_table,
     replace_choice,
 )
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.folder import StudyFolder
 from flops_fit_core.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder
@@ -68,7 +69,7 @@ class Plugins:
     def registry(self, saved: PluginSetup | None = None) -> Registry:
         """The registry, with what a study was made with. The working directory is on the path for modules."""
         saved = saved or PluginSetup()
-        named = {module.rpartition(".")[2]: module for module in self.modules}
+        named = _named(self.modules)
         return registry_from(
             PluginSetup(
                 modules={**saved.modules, **named},
@@ -76,6 +77,19 @@ class Plugins:
                 paths=tuple(dict.fromkeys([*saved.paths, *([str(Path.cwd())] if named else [])])),
             )
         )
+
+
+def _named(modules: Sequence[str]) -> dict[str, str]:
+    """Plugin name, a module's last, -> module. Raises ConfigError for two of one name, and for a file."""
+    named: dict[str, str] = {}
+    for module in modules:
+        if module.endswith(".py") or "/" in module or "\\" in module:
+            name = ".".join(Path(module).with_suffix("").parts)
+            raise ConfigError(f"-p takes a module's import name, not a file: -p {name}")
+        other = named.setdefault(module.rpartition(".")[2], module)
+        if other != module:
+            raise ConfigError(f"-p {other} and -p {module} would both be called {module.rpartition('.')[2]!r}")
+    return named
 
 
 def registry_for(source: Path | None, modules: list[str] | None, without: list[str] | None) -> Registry:

@@ -19,7 +19,7 @@ from flops_fit_core.cli import (
     tune_command,
     watching_commands,
 )
-from flops_fit_core.cli.printing import complain
+from flops_fit_core.cli.printing import complain, keep_for_answers
 from flops_fit_core.errors import FlopsFitError, UserError
 
 STOPPED = 130
@@ -44,6 +44,10 @@ doctor_command.register(app)
 
 def main() -> None:
     """Entry point of ``flops-fit``."""
+    keep_for_answers()
+    # Pydantic looks for plugins of its own, and ends with a traceback where any distribution of this environment
+    # has entry points that cannot be read.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 

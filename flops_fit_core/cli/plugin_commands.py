@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import complain, console, print_json
+from flops_fit_core.cli.printing import complain, console, print_json, say
 from flops_fit_core.registry import KINDS, Registry
 from flops_fit_core.scaffold import write_plugin
 
@@ -52,6 +52,8 @@ def plugins(
         print_json(_as_json(registry))
     else:
         _print(registry)
+    for who in registry.importing_torch:
+        say(f"{who} imports torch when it is discovered, and every command waits for it: import it in build")
     for problem in registry.problems:
         complain(str(problem))
     return 1 if registry.problems else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,24 @@ if TYPE_CHECKING:
 
     from flops_fit_core.records import LawFit
     from flops_fit_core.report import DataTable
+
+
+def keep_for_answers() -> None:
+    """Keep standard output for what was asked for.
+
+    What C libraries, subprocesses and workers write to file descriptor 1 goes to standard error from here on;
+    only this process's ``sys.stdout`` still leads to where the output goes.
+    """
+    before = sys.stdout
+    try:
+        before.flush()
+        kept = os.dup(before.fileno())
+        os.dup2(sys.stderr.fileno(), before.fileno())
+    except (AttributeError, OSError, ValueError):
+        return  # no standard output or error, or none that is a file
+    sys.stdout = open(  # noqa: SIM115, PTH123  a descriptor, open until the process ends
+        kept, "w", encoding=before.encoding, errors=before.errors, buffering=1 if before.line_buffering else -1
+    )
 
 
 @cache

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from email.message import Message
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions, version
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from flops_fit_core import __version__
@@ -66,8 +67,8 @@ def _unconditional(text: str) -> Requirement | None:
 
 
 def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
-    """Our entry points, in an order that never varies; and the distributions whose entry points cannot be read,
-    with the reason.
+    """Our entry points, in an order that never varies; and the distributions that cannot be read, with the
+    reason.
 
     Of a distribution that lies on the path twice, the first counts, as for imports.
     """
@@ -79,11 +80,14 @@ def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
             points = dist.entry_points.select(group=ENTRY_POINTS)
         except Exception as error:
             if _may_be_about_us(dist):
-                broken.append((f"{_name_of(dist)} {dist.version}", error))
+                broken.append((_label(dist), error))
             continue
-        # A folder that looks like a dist-info but has no name is somebody's half-removed package.
-        name = _name_of(dist) if points else None
-        if name is None:
+        try:
+            name = _name_of(dist) if points else None
+        except UnicodeDecodeError as error:
+            broken.append((_label(dist), error))
+            continue
+        if name is None:  # a folder that looks like a dist-info but has no name is a half-removed package
             continue
         key = normalized(name)
         if first.setdefault(key, dist) is not dist or _is_shadowed(dist, name):
@@ -100,11 +104,22 @@ def normalized(name: str) -> str:
 
 
 def _name_of(dist: Distribution) -> str | None:
+    """None where it has none. Raises UnicodeDecodeError for metadata in another encoding than UTF-8."""
     try:
         metadata: Message | None = cast("Message | None", dist.metadata)
+    except UnicodeDecodeError:
+        raise
     except Exception:
         return None
     return (metadata["Name"] or None) if metadata is not None else None
+
+
+def _label(dist: Distribution) -> str:
+    """What to call a distribution that cannot be read."""
+    try:
+        return f"{_name_of(dist)} {dist.version}"
+    except UnicodeDecodeError:
+        return Path(getattr(dist, "_path", "a distribution")).name
 
 
 def _may_be_about_us(dist: Distribution) -> bool:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from flops_fit_core import __version__
-from flops_fit_core.registry.offers import SPEC_TYPES
+from flops_fit_core.registry.offers import SPEC_TYPES, message_of
 
 PATIENCE = 5.0
 """Seconds after which somebody who waits is told for whom."""
@@ -52,7 +52,7 @@ def hint_for(error: BaseException, missing: Sequence[str] = ()) -> str:
             return f"it needs {' and '.join(missing)}: pip install {' '.join(map(repr, missing))}"
         if (error.name or "").split(".")[0] == "flops_fit_core":
             return f"this is flops-fit {__version__}; the plugin was written for another version"
-    return _unknown_field(str(error)) if isinstance(error, TypeError) else ""
+    return _unknown_field(message_of(error)) if isinstance(error, TypeError) else ""
 
 
 def _unknown_field(message: str) -> str:

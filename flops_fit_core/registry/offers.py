@@ -40,6 +40,14 @@ class PluginSetup(Record):
     """Folders from which ``modules`` are imported, beside the usual ones."""
 
 
+def message_of(error: BaseException) -> str:
+    """The message of an exception that a plugin may have written."""
+    try:
+        return str(error)
+    except Exception as failure:
+        return f"(its message cannot be shown: {type(failure).__name__})"
+
+
 @dataclass(frozen=True)
 class Problem:
     """A plugin that could not be used, and why."""
@@ -51,7 +59,7 @@ class Problem:
     """What to do about it, where that can be told."""
 
     def __str__(self) -> str:
-        what = f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {self.error}"
+        what = f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {message_of(self.error)}"
         return f"{what} ({self.hint})" if self.hint else what
 
 

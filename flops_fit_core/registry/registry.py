@@ -38,7 +38,8 @@ class Registry:
         paths: Folders that :attr:`setup` records, for workers that have to import ``plugins`` again.
 
     A plugin that cannot be imported, does not fit the hooks, raises, or returns something else than it
-    should is left out as a whole and noted in :attr:`problems`; all others work.
+    should is left out as a whole and noted in :attr:`problems`; all others work. One that is both given and
+    installed counts once, as given: a study that was made with a module goes on after that is installed.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class Registry:
     ) -> None:
         plugins = dict(plugins or {})
         self.problems: list[Problem] = []
+        self.importing_torch: list[str] = []
+        """Installed plugins that imported torch when they were discovered, so that every command waits for it."""
         self.disabled = frozenset(disabled) | _disabled_by_environment()
         self.setup = PluginSetup(
             modules={name: it.__name__ for name, it in plugins.items() if isinstance(it, ModuleType)},
@@ -66,7 +69,7 @@ class Registry:
         # Plugins may print when imported; standard output is for what the user asked for.
         with contextlib.redirect_stdout(sys.stderr):
             if entry_points:
-                self._load_entry_points()
+                self._load_entry_points([it for name, it in plugins.items() if name not in self.disabled])
             for name, plugin in plugins.items():
                 self._register(name, plugin, source=_origin(plugin))
             self._drop_plugins_with_unknown_hooks()
@@ -136,16 +139,18 @@ class Registry:
         for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
             try:
                 impl.function(*(arguments[name] for name in impl.argnames))
-            except (Exception, SystemExit):
+            except KeyboardInterrupt:
+                raise
+            except BaseException:
                 logger.exception("plugin %s: %s", self._label(impl.plugin_name), hook_name)
 
     # ------------------------------------------------------------------ discovery
 
-    def _load_entry_points(self) -> None:
+    def _load_entry_points(self, given: Sequence[object]) -> None:
         claims: dict[str, list[discovery.Installed]] = defaultdict(list)
         found, broken = discovery.entry_points()
         for source, error in broken:
-            self._note(source, "read its entry points", error)
+            self._note(source, "read what is installed", error)
         for one in found:
             claims[one.point.name].append(one)
         for name, claimants in sorted(claims.items()):
@@ -160,20 +165,28 @@ class Registry:
                     clash = ValueError(f"the plugin name {name!r} is also claimed by {others}")
                     self._note(f"{name} ({one.source})", "register", clash)
             if keeper is not None:
-                self._load(name, keeper)
+                self._load(name, keeper, given)
 
-    def _load(self, name: str, installed: discovery.Installed) -> None:
+    def _load(self, name: str, installed: discovery.Installed, given: Sequence[object]) -> None:
         label = f"{name} ({installed.source})"
         if unfit := installed.unfit():
             self._note(label, "register", RuntimeError(unfit))
             return
         try:
+            if not installed.point.pattern.match(installed.point.value):
+                raise ValueError(f"its entry point {name} = {installed.point.value} names no module")
+            before = "torch" in sys.modules
             with speaking_up(label, "import", name):
                 plugin = installed.point.load()
-        except (Exception, SystemExit) as error:
+            if not before and "torch" in sys.modules:
+                self.importing_torch.append(label)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # SystemExit; the panics of Rust's extensions
             self._note(label, "import", error, installed.missing())
         else:
-            self._register(name, plugin, installed.source)
+            if installed.bundled or not any(plugin is it for it in given):
+                self._register(name, plugin, installed.source)
 
     def _register(self, name: str, plugin: object, source: str) -> None:
         if name in self.disabled:
@@ -182,14 +195,28 @@ class Registry:
             clash = ValueError(f"the name is already taken by {self._sources[name]}")
             self._note(f"{name} ({source})", "register", clash)
             return
+        if other := self._pm.get_name(plugin):
+            twice = ValueError(f"this is the plugin {self._label(other)}, too; one name is enough")
+            self._note(f"{name} ({source})", "register", twice)
+            return
         try:
             self._pm.register(plugin, name)
-        except (Exception, SystemExit) as error:
+            self._check_hooks(plugin)
+        except Exception as error:
             # Before 1.7, pluggy keeps the hooks it had accepted when a later one does not match.
             self._pm.unregister(name=name)
             self._note(f"{name} ({source})", "register", error)
         else:
             self._sources[name] = source
+
+    def _check_hooks(self, plugin: object) -> None:
+        """Raises TypeError for a plugin whose author forgot to mark a hook: nothing would be found of it."""
+        marked = {hook.name for hook in self._pm.get_hookcallers(plugin) or ()}
+        there = {name for name in dir(plugin) if name in _hook_names() and callable(getattr(plugin, name))}
+        if forgotten := sorted(there - marked):
+            raise TypeError(f"{', '.join(forgotten)}: not marked with @hookimpl of flops_fit_core")
+        if not marked:
+            raise TypeError("it has no hook: no function marked with @hookimpl of flops_fit_core")
 
     def _drop_plugins_with_unknown_hooks(self) -> None:
         for hook_name, hook in sorted(vars(self._pm.hook).items()):
@@ -223,7 +250,9 @@ class Registry:
                 try:
                     with speaking_up(self._label(plugin), hook_name, plugin):
                         found = _checked(impl.function(), spec_type)
-                except (Exception, SystemExit) as error:
+                except KeyboardInterrupt:
+                    raise
+                except BaseException as error:
                     raise _HookFailed(hook_name, error) from error
                 yield from (Offer(spec, plugin, self._sources[plugin]) for spec in found)
 
@@ -290,7 +319,9 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
         try:
             with contextlib.redirect_stdout(sys.stderr), speaking_up(f"module {module}", "import", name):
                 plugins[name] = importlib.import_module(module)
-        except (Exception, SystemExit) as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             problem = Problem(f"module {module}", "import", error, hint_for(error))
             raise ConfigError(f"cannot use the plugin {problem}") from error
     return Registry(
