@@ -21,8 +21,10 @@ from flops_fit_core.cli import (
 )
 from flops_fit_core.cli.printing import complain, keep_for_answers
 from flops_fit_core.errors import FlopsFitError, UserError
+from flops_fit_core.registry import PluginSetup
 
 STOPPED = 130
+PYDANTICS_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
 
 app = typer.Typer(
     name="flops-fit",
@@ -45,11 +47,20 @@ doctor_command.register(app)
 def main() -> None:
     """Entry point of ``flops-fit``."""
     keep_for_answers()
-    # Pydantic looks for plugins of its own, and ends with a traceback where any distribution of this environment
-    # has entry points that cannot be read.
-    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
+    _load_pydantic_alone()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
+
+
+def _load_pydantic_alone() -> None:
+    """Pydantic looks for plugins of its own when the first model is used, and ends in a traceback where any
+    distribution of this environment has entry points that cannot be read. What this process starts finds its
+    plugins as ever."""
+    given = os.environ.get(PYDANTICS_SWITCH)
+    os.environ.setdefault(PYDANTICS_SWITCH, "__all__")
+    PluginSetup()
+    if given is None:
+        del os.environ[PYDANTICS_SWITCH]
 
 
 def run(arguments: list[str]) -> int:
