@@ -22,8 +22,8 @@ TAIL_BYTES = 16_000
 
 
 class Program:
-    """Runs from ``with`` on, under a supervisor that ends it when this process closes it or dies. What it prints
-    goes to the file ``log``, after what is there.
+    """Runs from ``with`` on, under a supervisor that ends it when this process closes it or dies, and that waits
+    for an earlier program with the same log to end. What it prints goes to the file ``log``, after what is there.
 
     Raises ConfigError for a working directory that is not there.
     """
@@ -38,7 +38,7 @@ class Program:
         with log.open("ab") as file:
             self._log_start = file.tell()
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), *command],
+                [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), str(log.with_name("lock")), *command],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
@@ -63,7 +63,8 @@ class Program:
             return None
 
     def stop(self) -> None:
-        """SIGTERM, and after the grace SIGKILL, for all of its group. Returns when it has ended. Idempotent."""
+        """SIGTERM for its group, and SIGKILL for all that came of it when it has ended or the grace is over.
+        Returns then. Idempotent."""
         assert self._supervisor.stdin is not None
         with suppress(OSError):
             self._supervisor.stdin.close()

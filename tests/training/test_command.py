@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from own_programs import flops_fit, say, script, table
 from small import events, train
 
 from flops_fit_core import ConfigError, Progress
@@ -59,51 +56,6 @@ with open(args.out, "w") as file:
 COMMAND = (
     "{python} train.py --width {size} --lr {lr} --steps {steps} --batch {batch_size} --seed {seed} --out {result}"
 )
-
-
-def table(program: str | list, directory: Path, **changes) -> dict:
-    """An experiment of one run of 100 steps, of numbers that are only declared."""
-    trainer = {"name": "command", "command": program, "directory": str(directory), **changes.pop("trainer", {})}
-    return {
-        "name": "own",
-        "sweep": {"budgets": [6 * 100 * 100 * 4 * 8], "sizes": [{"params": 100}], "batch_size": 4},
-        "model": {"name": "declared", "arguments": {"depth": 3}},
-        "dataset": {"name": "external", "label": "a walk", "vocab_size": 16, "context": 8, "bytes_per_token": 2.0},
-        "optimizer": {"name": "adamw", "lr": 0.25},
-        "trainer": trainer,
-        "device": "cpu",
-        **changes,
-    }
-
-
-def script(folder: Path, text: str) -> str:
-    """A program of these lines; the command that starts it."""
-    (folder / "program.py").write_text(f"import json, os, pathlib, signal, sys, time\n{text}")
-    return "{python} program.py"
-
-
-def say(**result) -> str:
-    return f"pathlib.Path(os.environ['FLOPS_FIT_RESULT']).write_text(json.dumps({result!r}))\n"
-
-
-def flops_fit(folder: Path, *arguments: str, **more) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, **more)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(what, seconds: float = 30.0):
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
-    return found
 
 
 # ---------------------------------------------------------------------------- what the program gets
@@ -251,87 +203,6 @@ with open(os.environ['FLOPS_FIT_PROGRESS'], 'a') as file:
         (100, 3200, None),
     ]
     assert "nonsense" in caplog.text
-
-
-# ---------------------------------------------------------------------------- ending it
-
-STUBBORN = """
-def note(number, frame):
-    pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], 'saved').write_text('at step 7')
-    if len(sys.argv) < 2:
-        sys.exit(0)
-signal.signal(signal.SIGTERM, note)
-child = os.fork() if hasattr(os, 'fork') else 0
-pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], f'pid-{os.getpid()}').touch()
-while True:
-    time.sleep(0.05)
-"""
-
-
-def pids(study: Path) -> list[int]:
-    return [int(file.name.partition("-")[2]) for file in study.glob("checkpoints/*/pid-*")]
-
-
-def test_a_program_that_is_stopped_gets_sigterm_and_finds_its_checkpoint_again(tmp_path):
-    study = tmp_path / "study"
-    saved = (
-        "saved = pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], 'saved')\nif saved.exists():\n    "
-        + say(loss=1.5, metrics={"resumed": 1}).replace("\n", "\n    ")
-        + "\n    sys.exit()\n"
-    )
-    its = table(script(tmp_path, saved + STUBBORN), tmp_path)
-    assert events(its, folder=study, should_stop=lambda: len(pids(study)) == 2) == []
-    assert not any(alive(pid) for pid in pids(study))
-    (result,) = train(its, folder=study)
-    assert result.metrics == {"resumed": 1}
-
-
-def test_one_that_does_not_listen_is_killed_with_all_that_it_started(tmp_path):
-    study = tmp_path / "study"
-    its = table(script(tmp_path, STUBBORN) + " on", tmp_path, trainer={"grace_seconds": 0.3})
-    assert events(its, folder=study, should_stop=lambda: len(pids(study)) == 2) == []
-    assert len(pids(study)) == 2
-    assert not any(alive(pid) for pid in pids(study))
-
-
-def test_a_run_that_takes_too_long_has_failed(tmp_path):
-    trainer = {"timeout_minutes": 0.02, "grace_seconds": 0.2}
-    (result,) = train(table(script(tmp_path, STUBBORN), tmp_path, trainer=trainer), folder=tmp_path / "study")
-    assert "took longer than trainer.timeout_minutes = 0.02" in result.error.message
-    assert not any(alive(pid) for pid in pids(tmp_path / "study"))
-
-
-def test_what_a_program_leaves_behind_is_ended_with_it(tmp_path):
-    text = """
-import subprocess
-child = subprocess.Popen(['sleep', '600'])
-pathlib.Path('pid').write_text(str(child.pid))
-"""
-    (result,) = train(table(script(tmp_path, text + say(loss=1.5)), tmp_path))
-    assert result.loss == 1.5
-    wait_for(lambda: not alive(int((tmp_path / "pid").read_text())), 5)
-
-
-def test_no_program_outlives_a_driver_that_was_killed(tmp_path):
-    its = table(script(tmp_path, STUBBORN), tmp_path, executor={"name": "processes", "workers": 1})
-    (tmp_path / "own.json").write_text(json.dumps(its))
-    command = [
-        sys.executable,
-        "-c",
-        "from flops_fit_core.cli import main; main()",
-        "run",
-        "own.json",
-        "--out",
-        "study",
-    ]
-    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        found = wait_for(lambda: pids(tmp_path / "study") if len(pids(tmp_path / "study")) == 2 else None, 60)
-        assert all(alive(pid) for pid in found)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    wait_for(lambda: not any(alive(pid) for pid in found))
 
 
 # ---------------------------------------------------------------------------- a sweep
