@@ -179,6 +179,45 @@ def test_a_failure_has_the_last_lines_of_the_log_and_says_where_it_is(tmp_path):
     assert len(result.error.traceback.splitlines()) == 50
 
 
+def test_a_number_beside_the_loss_that_is_not_finite_costs_no_run(tmp_path):
+    curve = [{"step": 10, "loss": float("nan")}, {"step": 50, "loss": 2.0}]
+    said = {"loss": 1.5, "metrics": {"norm": float("inf"), "accuracy": 0.5}, "losses": {"code": float("nan")}}
+    (result,) = train(
+        table(script(tmp_path, f"nan, inf = float('nan'), float('inf')\n{say(**said, curve=curve)}"), tmp_path)
+    )
+    assert (result.status, result.loss, result.metrics, result.losses) == ("completed", 1.5, {"accuracy": 0.5}, {})
+    assert [at.loss for at in result.curve] == [None, 2.0]
+
+
+TORCHRUN = """
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "train.py", line 5, in <module>
+[rank1]: ValueError: the flour is out
+Traceback (most recent call last):
+  File "torch/distributed/run.py", line 1032, in <module>
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+Root Cause (first observed failure):
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "gist"),
+    [
+        (TORCHRUN, "ended with status 1: ValueError: the flour is out (log:"),
+        ("\x1b[31mno flour\x1b[0m\n=====\n", "ended with status 1: no flour (log:"),
+        ("flour" * 10_000, "flourfl... (log:"),
+    ],
+    ids=["torchrun", "colours", "one long line"],
+)
+def test_the_message_of_a_failure_is_what_a_program_said_of_it(tmp_path, printed, gist):
+    (result,) = train(table(script(tmp_path, f"print({printed!r})\nsys.exit(1)"), tmp_path))
+    assert gist in result.error.message
+    assert len(result.error.message) < 700
+
+
 def test_a_program_that_is_not_there_is_named(tmp_path):
     (result,) = train(table("no-such-program --lr {lr}", tmp_path))
     assert (
