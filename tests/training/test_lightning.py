@@ -29,6 +29,7 @@ OWN = (
     PLAIN
     + """
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 class OwnOptimizer(Plain):
     def __init__(self, model, task, lr, momentum=0.0):
@@ -61,6 +62,17 @@ def no_model(task):
 class Broken(Plain):
     def training_step(self, batch, batch_idx):
         raise RuntimeError("this module raises")
+
+class StopsEarly(Plain):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.trainer.should_stop = batch_idx == 19
+
+class Logs(Plain):
+    def configure_callbacks(self):
+        return [LearningRateMonitor()]
+
+    def on_train_start(self):
+        self.logger.experiment.add_text("note", "text")
 
 class Explodes(Plain):
     def training_step(self, batch, batch_idx):
@@ -132,6 +144,11 @@ def test_nothing_is_printed_and_nothing_is_written(own, tmp_path, monkeypatch, c
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_module_that_asks_for_its_logger_has_one_that_keeps_nothing(own):
+    bench = Bench()
+    assert only(train(bench.table(trainer=lightning(own, "Logs")), bench.registry())).error is None
+
+
 def test_progress_is_told_while_it_trains(own):
     bench = Bench()
     said = events(bench.table(steps=4000, sweep={"repeat": True}, trainer=lightning(own)), bench.registry())
@@ -154,6 +171,7 @@ def test_a_loss_that_is_not_finite_has_diverged(own):
         ("no_model", "must take the run's model by the name 'model'"),
         ("WithoutTheModel", "without the model it was given"),
         ("Broken", "this module raises"),
+        ("StopsEarly", "ended its training after 20 of 60 steps"),
     ],
 )
 def test_a_mistake_is_the_error_of_its_run(own, name, message):
