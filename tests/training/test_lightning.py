@@ -28,6 +28,7 @@ class Plain(lightning.LightningModule):
 OWN = (
     PLAIN
     + """
+import time
 import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 
@@ -73,6 +74,11 @@ class Logs(Plain):
 
     def on_train_start(self):
         self.logger.experiment.add_text("note", "text")
+
+class Slow(Plain):
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
 
 class Explodes(Plain):
     def training_step(self, batch, batch_idx):
@@ -151,7 +157,7 @@ def test_a_module_that_asks_for_its_logger_has_one_that_keeps_nothing(own):
 
 def test_progress_is_told_while_it_trains(own):
     bench = Bench()
-    said = events(bench.table(steps=4000, sweep={"repeat": True}, trainer=lightning(own)), bench.registry())
+    said = events(bench.table(trainer=lightning(own, "Slow")), bench.registry())
     steps = [one.step for one in said if isinstance(one, Progress)]
     assert steps == sorted(steps)
     assert steps
