@@ -167,6 +167,7 @@ def _values(run: RunSpec, context: TrainContext, files: Files, per_sample: int) 
         "context": per_sample,
         "tokens_per_step": run.tokens_per_step,
         "lr": context.options("optimizer", run).get("lr"),
+        "devices": run.devices,
         "flops": run.flops,
         "flops_per_token": run.flops_per_token,
         "budget": run.budget,

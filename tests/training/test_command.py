@@ -81,6 +81,17 @@ def test_values_come_as_arguments_and_in_the_environment(tmp_path):
     assert (whole["id"], whole["steps"], whole["options"]["optimizer"]["lr"]) == (run.id, 100, 0.25)
 
 
+def test_a_run_on_several_devices_starts_its_program_once_and_says_how_many(tmp_path):
+    its = table(script(tmp_path, "print('once')\n" + say(loss=1.5)) + " {devices}", tmp_path)
+    its["device"] = {"name": "cpu", "devices_per_run": 2}
+    (result,) = train(its, folder=tmp_path / "study")
+    assert (result.loss, result.run.devices) == (1.5, 2)
+    log, run = (tmp_path / "study" / "programs" / result.id / name for name in ("log.txt", "run.json"))
+    assert log.read_text() == "once\n"
+    assert json.loads(run.read_text())["devices"] == 2
+    assert result.id == train({**its, "device": "cpu"})[0].id
+
+
 def test_another_python_is_not_given_our_import_path(tmp_path, monkeypatch):
     site = Path(json.__file__).parent
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), str(tmp_path)]))
