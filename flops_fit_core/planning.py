@@ -349,8 +349,11 @@ class CellResolver:
     def _devices(self, measured: Measured) -> int:
         """Devices that train a model of this size together, where the trainer can do that."""
         experiment = self.experiment
-        if "distribute" not in experiment.trainer.spec.can:
+        can = experiment.trainer.spec.can
+        if not can & {"distribute", "launch"}:
             return 1
+        if "distribute" not in can:
+            return experiment.device.spec.devices_per_run(experiment.device.options, 1)  # What is asked for.
         kept = 4 if experiment.optimizer.spec.adam_like else 3  # weights, gradients, one or two moments
         device = experiment.device
         return device.spec.devices_per_run(device.options, kept * FLOAT * measured.parameters.total)

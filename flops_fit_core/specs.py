@@ -330,12 +330,13 @@ class TrainerSpec(Spec):
 
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
-    """Of ``branch``, ``checkpoint``, ``pack``, ``distribute``: what jobs the planner may give it. With
-    ``pack``, the option ``pack`` is the most trajectories of one shape in a job."""
+    """Of ``branch``, ``checkpoint``, ``pack``, ``distribute``, ``launch``: what jobs the planner may give it. With
+    ``pack``, the option ``pack`` is the most trajectories of one shape in a job. A job on several devices has one
+    process for each with ``distribute``; with ``launch`` it has one that sees all of them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := self.can - {"branch", "checkpoint", "pack", "distribute"}:
+        if unknown := self.can - {"branch", "checkpoint", "pack", "distribute", "launch"}:
             raise ValueError(f"trainer {self.name!r} claims unknown abilities: {', '.join(sorted(unknown))}")
 
 

@@ -39,7 +39,7 @@ def work(
     context = WorkerContext(parsed, _registry(plugins, objects), folder, should_stop)
     waiting = {run.id: run for run in parsed.runs}
     try:
-        with _all_of_them(parsed, plugins, objects, folder) as context.together:
+        with _all_of_them(context, plugins, objects) as context.together:
             for event in _trained(context):
                 if isinstance(event, RunResult):
                     waiting.pop(event.id, None)
@@ -74,17 +74,19 @@ def _trained(context: WorkerContext) -> Iterator[Progress | RunResult]:
 
 @contextmanager
 def _all_of_them(
-    job: Job, plugins: str, objects: bytes | Mapping[str, object] | None, folder: Path
+    context: WorkerContext, plugins: str, objects: bytes | Mapping[str, object] | None
 ) -> Iterator[Processes]:
-    """The process itself, and those that train the job with it where it needs several devices."""
-    if job.devices == 1:
+    """The process itself, and those that train the job with it where it needs several devices and its trainer does
+    not launch what uses them."""
+    job = context.job
+    if job.devices == 1 or "launch" in context.chosen("trainer", job.runs[0]).spec.can:
         yield Processes()
         return
     import cloudpickle
 
     blob = cloudpickle.dumps(dict(objects)) if isinstance(objects, Mapping) and objects else objects or None
     assert not isinstance(blob, Mapping)
-    with peers(job.devices, job.model_dump_json(), plugins, blob, folder) as together:
+    with peers(job.devices, job.model_dump_json(), plugins, blob, context.checkpoints.parent) as together:
         yield together
 
 

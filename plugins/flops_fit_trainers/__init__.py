@@ -40,7 +40,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
         build=build_torch,
         can=frozenset({"branch", "checkpoint", "pack", "distribute"}),
     )
-    yield TrainerSpec(name="command", options=CommandOptions, build=build_command)
+    yield TrainerSpec(name="command", options=CommandOptions, build=build_command, can=frozenset({"launch"}))
     yield TrainerSpec(
         name="lightning",
         options=LightningOptions,

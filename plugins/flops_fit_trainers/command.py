@@ -103,10 +103,10 @@ class Launch:
                 if time.monotonic() > until:
                     program.stop()
                     why = f"took longer than trainer.timeout_minutes = {self.options.timeout_minutes:g}"
-                    yield self._failed(f"{self.shown} {why}", program.last_words())
+                    yield self._failed(f"{self.shown} {why}", program)
                     return
         yield from progress.latest()
-        yield self._result(status, program.last_words())
+        yield self._result(status, program)
 
     def _filled(self, template: str) -> str:
         return fill(template, self.values, partial(self.context.options, run=self.run))
@@ -120,15 +120,15 @@ class Launch:
             grace=self.options.grace_seconds,
         )
 
-    def _result(self, status: int, said: str) -> RunResult:
+    def _result(self, status: int, program: Program) -> RunResult:
         if status:
-            return self._failed(f"{self.shown} {described(status)}", said)
+            return self._failed(f"{self.shown} {described(status)}", program)
         try:
             outcome = read_outcome(self.files.result, self.run)
         except RunFailed as error:
-            return self._failed(f"{self.shown} {error}", said)
+            return self._failed(f"{self.shown} {error}", program)
         if outcome.status == "failed":
-            return self._failed(outcome.error or f"{self.shown} says that it failed", said)
+            return self._failed(outcome.error or f"{self.shown} says that it failed", program)
         return self._finished(outcome)
 
     def _finished(self, outcome: Outcome) -> RunResult:
@@ -139,10 +139,10 @@ class Launch:
             known["bits_per_byte"] = known["loss"] / math.log(2) / per_byte
         return self.context.result(self.run, outcome.status, **known)
 
-    def _failed(self, what: str, said: str) -> RunResult:
-        last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
-        message = f"{what}{f': {last}' if last else ''} (log: {self.files.log})"
-        error = RunError(type="CommandFailed", message=message, traceback=said)
+    def _failed(self, what: str, program: Program) -> RunResult:
+        gist = program.gist()
+        message = f"{what}{f': {gist}' if gist else ''} (log: {self.files.log})"
+        error = RunError(type="CommandFailed", message=message, traceback=program.last_words())
         return self.context.result(self.run, "failed", error=error, seconds=self._seconds())
 
     def _seconds(self) -> float:
@@ -167,6 +167,7 @@ def _values(run: RunSpec, context: TrainContext, files: Files, per_sample: int) 
         "context": per_sample,
         "tokens_per_step": run.tokens_per_step,
         "lr": context.options("optimizer", run).get("lr"),
+        "devices": run.devices,
         "flops": run.flops,
         "flops_per_token": run.flops_per_token,
         "budget": run.budget,

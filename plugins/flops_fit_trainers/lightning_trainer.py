@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as Lightning
+from lightning.pytorch.loggers.logger import DummyLogger
 
 from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec, TrainContext
 from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses
@@ -50,6 +51,11 @@ class LightningTrainer:
         parts.model.to(context.device.torch_device)
         if watch.stopped and watch.steps < run.steps:
             return
+        if watch.steps < run.steps and not watch.diverged:
+            raise RunFailed(
+                f"{self.options.module} ended its training after {watch.steps} of {run.steps} steps (early "
+                f"stopping?): every run of a sweep has the tokens of its plan"
+            )
         with eval_mode(parts.optimizer) if ours else nullcontext():
             yield self._result(watch, trained_seconds)
 
@@ -91,7 +97,7 @@ class LightningTrainer:
                 num_sanity_val_steps=0,
                 gradient_clip_val=self.options.clip if module.automatic_optimization else None,
                 callbacks=[watch],
-                logger=False,
+                logger=DummyLogger(),  # for modules and callbacks that ask for one
                 enable_checkpointing=False,
                 enable_progress_bar=False,
                 enable_model_summary=False,

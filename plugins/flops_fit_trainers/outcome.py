@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
 from flops_fit_core import Evaluation, Options, Progress, RunFailed, RunSpec
 
@@ -18,11 +18,16 @@ NEAR = 0.01
 """Tokens may differ from the plan's by this share: budgets are met no better."""
 
 
+def _not_finite(value: Any) -> bool:
+    """Of what JSON gives, and Python's NaN and Infinity in it."""
+    return isinstance(value, float) and not math.isfinite(value)
+
+
 class Moment(Options):
     """One evaluation on the way."""
 
     step: NonNegativeInt
-    loss: float | None
+    loss: Annotated[float | None, BeforeValidator(lambda value: None if _not_finite(value) else value)]
 
 
 class Outcome(Options):
@@ -50,9 +55,14 @@ class Outcome(Options):
     @model_validator(mode="before")
     @classmethod
     def _a_loss_that_is_not_finite_has_diverged(cls, written: Any) -> Any:
-        loss = written.get("loss") if isinstance(written, dict) else None
-        if isinstance(loss, float) and not math.isfinite(loss):
-            return {"status": "diverged", **written, "loss": None}
+        if not isinstance(written, dict):
+            return written
+        if _not_finite(written.get("loss")):
+            written = {"status": "diverged", **written, "loss": None}
+        for name in ("metrics", "losses"):
+            if isinstance(found := written.get(name), dict):
+                kept = {key: value for key, value in found.items() if not _not_finite(value)}
+                written = {**written, name: kept}
         return written
 
     @model_validator(mode="after")

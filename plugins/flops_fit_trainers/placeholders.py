@@ -20,6 +20,7 @@ NAMES = {
     "context": "tokens of a sequence; 1 where D counts samples",
     "tokens_per_step": "batch_size x context",
     "lr": "the optimizer's peak learning rate",
+    "devices": "how many GPUs the run has: `device.devices_per_run`",
     "flops": "training FLOPs of the run",
     "flops_per_token": "training FLOPs a token",
     "budget": "nominal C of the run's IsoFLOP profile",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,18 @@ from flops_fit_trainers.supervise import CANNOT_START
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
 TAIL_LINES = 50
-TAIL_BYTES = 16_000
+TAIL_LENGTH = 16_000
+TAIL_BYTES = 64_000
+GIST_LENGTH = 300
+_RAISED = re.compile(r"(?:\[\w+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
+"""The end of a traceback; torchrun may write ``[rank3]:`` before it."""
+_CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
+"""Colours and the like."""
 
 
 class Program:
-    """Runs from ``with`` on, under a supervisor that ends it when this process closes it or dies. What it prints
-    goes to the file ``log``, after what is there.
+    """Runs from ``with`` on, under a supervisor that ends it when this process closes it or dies, and that waits
+    for an earlier program with the same log to end. What it prints goes to the file ``log``, after what is there.
 
     Raises ConfigError for a working directory that is not there.
     """
@@ -38,7 +45,7 @@ class Program:
         with log.open("ab") as file:
             self._log_start = file.tell()
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), *command],
+                [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), str(log.with_name("lock")), *command],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,
@@ -63,7 +70,8 @@ class Program:
             return None
 
     def stop(self) -> None:
-        """SIGTERM, and after the grace SIGKILL, for all of its group. Returns when it has ended. Idempotent."""
+        """SIGTERM for its group, and SIGKILL for all that came of it when it has ended or the grace is over.
+        Returns then. Idempotent."""
         assert self._supervisor.stdin is not None
         with suppress(OSError):
             self._supervisor.stdin.close()
@@ -71,12 +79,23 @@ class Program:
 
     def last_words(self) -> str:
         """The last 50 lines that it printed; empty where there are none."""
+        return "\n".join(self._tail()[-TAIL_LINES:])[-TAIL_LENGTH:]
+
+    def gist(self) -> str:
+        """What a Python program raised last (``ValueError: ...``), among the last that it printed; of another its
+        last line that has a word in it. torchrun ends with a report of some fifty lines that says neither."""
+        lines = [_CONTROL.sub("", line).strip() for line in self._tail()]
+        raised = [found[1] for line in lines if (found := _RAISED.fullmatch(line))]
+        said = raised or [line for line in lines if re.search(r"\w", line)]
+        last = said[-1] if said else ""
+        return last if len(last) <= GIST_LENGTH else f"{last[: GIST_LENGTH - 3]}..."
+
+    def _tail(self) -> list[str]:
         with suppress(OSError), self._log.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(self._log_start, end - TAIL_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
-            return "\n".join(lines[-TAIL_LINES:])
-        return ""
+            return file.read().decode(errors="replace").splitlines()
+        return []
 
 
 def described(status: int) -> str:

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
+from own_programs import flops_fit, say, script, table
 from small import events, train
 
 from flops_fit_core import ConfigError, Progress
@@ -61,51 +58,6 @@ COMMAND = (
 )
 
 
-def table(program: str | list, directory: Path, **changes) -> dict:
-    """An experiment of one run of 100 steps, of numbers that are only declared."""
-    trainer = {"name": "command", "command": program, "directory": str(directory), **changes.pop("trainer", {})}
-    return {
-        "name": "own",
-        "sweep": {"budgets": [6 * 100 * 100 * 4 * 8], "sizes": [{"params": 100}], "batch_size": 4},
-        "model": {"name": "declared", "arguments": {"depth": 3}},
-        "dataset": {"name": "external", "label": "a walk", "vocab_size": 16, "context": 8, "bytes_per_token": 2.0},
-        "optimizer": {"name": "adamw", "lr": 0.25},
-        "trainer": trainer,
-        "device": "cpu",
-        **changes,
-    }
-
-
-def script(folder: Path, text: str) -> str:
-    """A program of these lines; the command that starts it."""
-    (folder / "program.py").write_text(f"import json, os, pathlib, signal, sys, time\n{text}")
-    return "{python} program.py"
-
-
-def say(**result) -> str:
-    return f"pathlib.Path(os.environ['FLOPS_FIT_RESULT']).write_text(json.dumps({result!r}))\n"
-
-
-def flops_fit(folder: Path, *arguments: str, **more) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, **more)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def wait_for(what, seconds: float = 30.0):
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, "it did not happen in time"
-        time.sleep(0.02)
-    return found
-
-
 # ---------------------------------------------------------------------------- what the program gets
 
 
@@ -127,6 +79,17 @@ def test_values_come_as_arguments_and_in_the_environment(tmp_path):
     assert environment["OWN"] == "d=3"
     whole = json.loads(Path(environment["FLOPS_FIT_RUN"]).read_text())
     assert (whole["id"], whole["steps"], whole["options"]["optimizer"]["lr"]) == (run.id, 100, 0.25)
+
+
+def test_a_run_on_several_devices_starts_its_program_once_and_says_how_many(tmp_path):
+    its = table(script(tmp_path, "print('once')\n" + say(loss=1.5)) + " {devices}", tmp_path)
+    its["device"] = {"name": "cpu", "devices_per_run": 2}
+    (result,) = train(its, folder=tmp_path / "study")
+    assert (result.loss, result.run.devices) == (1.5, 2)
+    log, run = (tmp_path / "study" / "programs" / result.id / name for name in ("log.txt", "run.json"))
+    assert log.read_text() == "once\n"
+    assert json.loads(run.read_text())["devices"] == 2
+    assert result.id == train({**its, "device": "cpu"})[0].id
 
 
 def test_another_python_is_not_given_our_import_path(tmp_path, monkeypatch):
@@ -227,6 +190,45 @@ def test_a_failure_has_the_last_lines_of_the_log_and_says_where_it_is(tmp_path):
     assert len(result.error.traceback.splitlines()) == 50
 
 
+def test_a_number_beside_the_loss_that_is_not_finite_costs_no_run(tmp_path):
+    curve = [{"step": 10, "loss": float("nan")}, {"step": 50, "loss": 2.0}]
+    said = {"loss": 1.5, "metrics": {"norm": float("inf"), "accuracy": 0.5}, "losses": {"code": float("nan")}}
+    (result,) = train(
+        table(script(tmp_path, f"nan, inf = float('nan'), float('inf')\n{say(**said, curve=curve)}"), tmp_path)
+    )
+    assert (result.status, result.loss, result.metrics, result.losses) == ("completed", 1.5, {"accuracy": 0.5}, {})
+    assert [at.loss for at in result.curve] == [None, 2.0]
+
+
+TORCHRUN = """
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "train.py", line 5, in <module>
+[rank1]: ValueError: the flour is out
+Traceback (most recent call last):
+  File "torch/distributed/run.py", line 1032, in <module>
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+============================================================
+Root Cause (first observed failure):
+  traceback : To enable traceback see: https://pytorch.org/docs/stable/elastic/errors.html
+============================================================
+"""
+
+
+@pytest.mark.parametrize(
+    ("printed", "gist"),
+    [
+        (TORCHRUN, "ended with status 1: ValueError: the flour is out (log:"),
+        ("\x1b[31mno flour\x1b[0m\n=====\n", "ended with status 1: no flour (log:"),
+        ("flour" * 10_000, "flourfl... (log:"),
+    ],
+    ids=["torchrun", "colours", "one long line"],
+)
+def test_the_message_of_a_failure_is_what_a_program_said_of_it(tmp_path, printed, gist):
+    (result,) = train(table(script(tmp_path, f"print({printed!r})\nsys.exit(1)"), tmp_path))
+    assert gist in result.error.message
+    assert len(result.error.message) < 700
+
+
 def test_a_program_that_is_not_there_is_named(tmp_path):
     (result,) = train(table("no-such-program --lr {lr}", tmp_path))
     assert (
@@ -253,87 +255,6 @@ with open(os.environ['FLOPS_FIT_PROGRESS'], 'a') as file:
     assert "nonsense" in caplog.text
 
 
-# ---------------------------------------------------------------------------- ending it
-
-STUBBORN = """
-def note(number, frame):
-    pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], 'saved').write_text('at step 7')
-    if len(sys.argv) < 2:
-        sys.exit(0)
-signal.signal(signal.SIGTERM, note)
-child = os.fork() if hasattr(os, 'fork') else 0
-pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], f'pid-{os.getpid()}').touch()
-while True:
-    time.sleep(0.05)
-"""
-
-
-def pids(study: Path) -> list[int]:
-    return [int(file.name.partition("-")[2]) for file in study.glob("checkpoints/*/pid-*")]
-
-
-def test_a_program_that_is_stopped_gets_sigterm_and_finds_its_checkpoint_again(tmp_path):
-    study = tmp_path / "study"
-    saved = (
-        "saved = pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], 'saved')\nif saved.exists():\n    "
-        + say(loss=1.5, metrics={"resumed": 1}).replace("\n", "\n    ")
-        + "\n    sys.exit()\n"
-    )
-    its = table(script(tmp_path, saved + STUBBORN), tmp_path)
-    assert events(its, folder=study, should_stop=lambda: len(pids(study)) == 2) == []
-    assert not any(alive(pid) for pid in pids(study))
-    (result,) = train(its, folder=study)
-    assert result.metrics == {"resumed": 1}
-
-
-def test_one_that_does_not_listen_is_killed_with_all_that_it_started(tmp_path):
-    study = tmp_path / "study"
-    its = table(script(tmp_path, STUBBORN) + " on", tmp_path, trainer={"grace_seconds": 0.3})
-    assert events(its, folder=study, should_stop=lambda: len(pids(study)) == 2) == []
-    assert len(pids(study)) == 2
-    assert not any(alive(pid) for pid in pids(study))
-
-
-def test_a_run_that_takes_too_long_has_failed(tmp_path):
-    trainer = {"timeout_minutes": 0.02, "grace_seconds": 0.2}
-    (result,) = train(table(script(tmp_path, STUBBORN), tmp_path, trainer=trainer), folder=tmp_path / "study")
-    assert "took longer than trainer.timeout_minutes = 0.02" in result.error.message
-    assert not any(alive(pid) for pid in pids(tmp_path / "study"))
-
-
-def test_what_a_program_leaves_behind_is_ended_with_it(tmp_path):
-    text = """
-import subprocess
-child = subprocess.Popen(['sleep', '600'])
-pathlib.Path('pid').write_text(str(child.pid))
-"""
-    (result,) = train(table(script(tmp_path, text + say(loss=1.5)), tmp_path))
-    assert result.loss == 1.5
-    wait_for(lambda: not alive(int((tmp_path / "pid").read_text())), 5)
-
-
-def test_no_program_outlives_a_driver_that_was_killed(tmp_path):
-    its = table(script(tmp_path, STUBBORN), tmp_path, executor={"name": "processes", "workers": 1})
-    (tmp_path / "own.json").write_text(json.dumps(its))
-    command = [
-        sys.executable,
-        "-c",
-        "from flops_fit_core.cli import main; main()",
-        "run",
-        "own.json",
-        "--out",
-        "study",
-    ]
-    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        found = wait_for(lambda: pids(tmp_path / "study") if len(pids(tmp_path / "study")) == 2 else None, 60)
-        assert all(alive(pid) for pid in found)
-    finally:
-        driver.send_signal(signal.SIGKILL)
-        driver.wait()
-    wait_for(lambda: not any(alive(pid) for pid in found))
-
-
 # ---------------------------------------------------------------------------- a sweep
 
 
@@ -343,7 +264,7 @@ def bigram_table(folder: Path) -> dict:
     its = table(
         COMMAND.replace("{size}", "{model.arguments.width}"), folder, executor={"name": "processes", "workers": 2}
     )
-    its["sweep"] = {"budgets": [1e7, 2e7, 4e7], "sizes": sizes, "batch_size": 8}
+    its["sweep"] = {"budgets": [1e7, 2e7], "sizes": sizes, "batch_size": 8}
     its["model"] = {"name": "declared"}
     return its
 
@@ -353,12 +274,14 @@ def test_a_sweep_of_a_script_is_trained_fitted_and_reproduced(tmp_path):
     (tmp_path / "own.json").write_text(json.dumps(its))
     done = flops_fit(tmp_path, "run", "own.json", "--out", "study")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "[9/9]" in done.stdout + done.stderr
+    assert "[6/6]" in done.stdout + done.stderr
     assert "N_opt ~ C^a" in done.stdout
     found = json.loads(flops_fit(tmp_path, "runs", "study", "--json").stdout)
     losses = {run["id"]: run["loss"] for run in found}
-    again = train(its, folder=tmp_path / "other")
-    assert losses == {result.id: result.loss for result in again}
+    its["sweep"]["budgets"] = [1e7]
+    again = {result.id: result.loss for result in train(its, folder=tmp_path / "other")}
+    assert again == {run: losses[run] for run in again}
+    assert len(again) == 3
     assert max(losses.values()) < 2.77 * 1.5  # a uniform guess has ln 16 = 2.77
     assert min(losses.values()) < 1.5
 

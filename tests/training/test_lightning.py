@@ -28,7 +28,9 @@ class Plain(lightning.LightningModule):
 OWN = (
     PLAIN
     + """
+import time
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 
 class OwnOptimizer(Plain):
     def __init__(self, model, task, lr, momentum=0.0):
@@ -84,6 +86,22 @@ def no_model(task):
 class Broken(Plain):
     def training_step(self, batch, batch_idx):
         raise RuntimeError("this module raises")
+
+class StopsEarly(Plain):
+    def on_train_batch_end(self, outputs, batch, batch_idx):
+        self.trainer.should_stop = batch_idx == 19
+
+class Logs(Plain):
+    def configure_callbacks(self):
+        return [LearningRateMonitor()]
+
+    def on_train_start(self):
+        self.logger.experiment.add_text("note", "text")
+
+class Slow(Plain):
+    def training_step(self, batch, batch_idx):
+        time.sleep(0.02)
+        return super().training_step(batch, batch_idx)
 
 class Explodes(Plain):
     def training_step(self, batch, batch_idx):
@@ -157,9 +175,14 @@ def test_nothing_is_printed_and_nothing_is_written(own, tmp_path, monkeypatch, c
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_module_that_asks_for_its_logger_has_one_that_keeps_nothing(own):
+    bench = Bench()
+    assert only(train(bench.table(trainer=lightning(own, "Logs")), bench.registry())).error is None
+
+
 def test_progress_is_told_while_it_trains(own):
     bench = Bench()
-    said = events(bench.table(steps=4000, sweep={"repeat": True}, trainer=lightning(own)), bench.registry())
+    said = events(bench.table(trainer=lightning(own, "Slow")), bench.registry())
     steps = [one.step for one in said if isinstance(one, Progress)]
     assert steps == sorted(steps)
     assert steps
@@ -179,6 +202,7 @@ def test_a_loss_that_is_not_finite_has_diverged(own):
         ("no_model", "must take the run's model by the name 'model'"),
         ("WithoutTheModel", "without the model it was given"),
         ("Broken", "this module raises"),
+        ("StopsEarly", "ended its training after 20 of 60 steps"),
     ],
 )
 def test_a_mistake_is_the_error_of_its_run(own, name, message):
