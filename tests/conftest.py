@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import uuid
@@ -17,6 +18,9 @@ pytest_plugins = ["pytester"]
 
 Failures = Callable[[str, dict[str, str], dict[str, dict[str, str]]], dict[str, set[str]]]
 
+# One thread a process, as in a sweep: tests may run side by side, and with more threads than cores a step of a
+# tiny model takes many times as long. It has to be there before torch is.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

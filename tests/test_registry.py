@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
+import os
 import subprocess
 import sys
 import types
@@ -571,3 +572,26 @@ def test_everything_bundled_is_usable() -> None:
     assert registry.problems == []
     ours = importlib.metadata.entry_points(group="flops_fit")
     assert set(registry.plugins) >= {point.name for point in ours if point.dist and point.dist.name == "flops-fit"}
+
+
+def test_a_half_removed_package_stops_nobody_where_the_backport_of_metadata_has_been_imported(site: Site) -> None:
+    pytest.importorskip("importlib_metadata")
+    (site.path / "half_removed-1.0.dist-info").mkdir()
+    nameless = site.path / "nameless-1.0.dist-info"
+    nameless.mkdir()
+    (nameless / "METADATA").write_text("Metadata-Version: 2.1\n")
+    (nameless / "entry_points.txt").write_text("[flops_fit]\nlost = lost\n")
+    code = (
+        "import importlib_metadata\n"
+        "from flops_fit_core.registry import installed\n"
+        "from flops_fit_core.registry.discovery import is_installed\n"
+        "print(installed().problems, is_installed('half-removed'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(site.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("[] False\n", "")

@@ -66,6 +66,11 @@ def _unconditional(text: str) -> Requirement | None:
     return requirement if holds else None
 
 
+_BACKPORT = (FileNotFoundError, KeyError)
+"""What ``importlib.metadata`` raises for a half-removed package once anything has imported the package
+``importlib_metadata``, which puts finders of its own in the place of Python's."""
+
+
 def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
     """Our entry points, in an order that never varies; and the distributions that cannot be read, with the
     reason.
@@ -107,11 +112,11 @@ def _name_of(dist: Distribution) -> str | None:
     """None where it has none. Raises UnicodeDecodeError for metadata in another encoding than UTF-8."""
     try:
         metadata: Message | None = cast("Message | None", dist.metadata)
+        return (metadata["Name"] or None) if metadata is not None else None
     except UnicodeDecodeError:
         raise
     except Exception:
         return None
-    return (metadata["Name"] or None) if metadata is not None else None
 
 
 def _label(dist: Distribution) -> str:
@@ -144,6 +149,6 @@ def is_installed(text: str) -> bool:
         return True
     try:
         found: str | None = version(requirement.name)  # None of a half-removed package
-    except PackageNotFoundError:
+    except (PackageNotFoundError, *_BACKPORT):
         return False
     return found is not None and requirement.specifier.contains(found, prereleases=True)
