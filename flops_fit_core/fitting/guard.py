@@ -28,9 +28,9 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
                 return function(*args, **kwargs)
         except (np.linalg.LinAlgError, ValidationError) as error:
             raise FitError(
-                "these runs do not determine the law: its parameters or its optimum are not finite numbers. Look at "
-                "the losses (do they fall with N and with D?) and at the units of the columns, and train over a "
-                "wider range of N and D"
+                "these runs do not determine the law: its parameters or its optimum are not finite numbers. Look "
+                "at the losses (do they fall with N and with D?) and at the units of the columns, and "
+                "train over a wider range of N and D"
             ) from error
 
     return inner
