@@ -319,6 +319,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
                         parts.optimizer.zero_grad()
                         (loss / count).backward()
                         parts.optimizer.step()
+                    parts.model.eval()  # without dropout
                     with torch.no_grad():
                         held = [task.loss(task.outputs(parts.model, b), b)
                                 for b in parts.dataset.heldout(4096, 64)]

@@ -20,7 +20,7 @@ from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import FlopCount, MeasuredModel, TransformerShape
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.records import ParameterCounts
-from flops_fit_core.tasks import LanguageTask
+from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.kit import Kit, forward_flops, random_batch
 
 if TYPE_CHECKING:
@@ -66,15 +66,18 @@ class FlopCounterConformance(Kit):
     def test_a_larger_model_costs_more(self, count: Count) -> None:
         """In FLOPs and in N."""
         small, large = count(measured_model(16)), count(measured_model(32))
-        assert small.flops_per_token < large.flops_per_token
-        assert small.params < large.params
+        assert small.flops_per_token < large.flops_per_token, "at twice the width"
+        assert small.params < large.params, "N at twice the width"
 
     def test_it_says_what_it_counts(self, count: Count) -> None:
         """Every table and figure repeats these words; terms, where there are any, are of these FLOPs."""
         found = count(measured_model(16))
-        assert found.flops_name.strip()
-        assert found.params_name.strip()
-        assert not found.terms or sum(found.terms.values()) == pytest.approx(found.flops_per_token)
+        assert found.flops_name.strip(), "flops_name is empty"
+        assert found.params_name.strip(), "params_name is empty"
+        total = sum(found.terms.values())
+        assert not found.terms or total == pytest.approx(found.flops_per_token), (
+            f"terms add up to {total:,.0f}, flops_per_token is {found.flops_per_token:,.0f}"
+        )
 
     def test_n_is_a_number_of_the_model_s_parameters(self, count: Count) -> None:
         """A whole one, and no more than there are."""
@@ -86,12 +89,11 @@ class FlopCounterConformance(Kit):
     def test_it_counts_without_reading_or_changing_the_model(self, count: Count) -> None:
         """On the meta device there is nothing to read; the same model has the same count."""
         measured = measured_model(16)
-        assert all(parameter.is_meta for parameter in measured.module.parameters())
-        before = [(name, tuple(it.shape), it.requires_grad) for name, it in measured.module.named_parameters()]
-        assert count(measured) == count(measured)
-        after = [(name, tuple(it.shape), it.requires_grad) for name, it in measured.module.named_parameters()]
-        assert before == after
-        assert not any(parameter.grad is not None for parameter in measured.module.parameters())
+        before = _condition(measured.module)
+        assert count(measured) == count(measured), "counted twice, the model has two counts"
+        after = _condition(measured.module)
+        for what, was in before.items():
+            assert after[what] == was, f"it has changed {what} of the model"
 
     def test_a_family_that_does_not_describe_itself_is_counted_or_refused(self, count: Count) -> None:
         """Refused with one of flops-fit's own errors, that is."""
@@ -101,6 +103,49 @@ class FlopCounterConformance(Kit):
         except FlopsFitError:
             return
         assert found.flops_per_token > 0
+
+    def test_a_model_of_images_is_counted_or_refused(self, count: Count) -> None:
+        """Refused with one of flops-fit's own errors: a task need not have a context or a vocabulary."""
+        images = _model_of_vectors()
+        try:
+            found = count(images)
+        except FlopsFitError:
+            return
+        forward = forward_flops(_vectors(), images.task, random_batch(images.task, 2))
+        ratio = found.flops_per_token / (3 * forward)
+        assert 1 / self.slack < ratio < self.slack, f"{ratio:.2f} of three times the forward pass of a sample"
+
+
+def _condition(module: nn.Module) -> dict[str, object]:
+    return {
+        "the parameters": [
+            (name, tuple(it.shape), it.requires_grad, it.grad is None) for name, it in module.named_parameters()
+        ],
+        "the device": [it.device.type for it in module.parameters()],
+        "the mode (train or eval)": [part.training for part in module.modules()],
+        "the hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()],
+    }
+
+
+def _model_of_vectors() -> MeasuredModel:
+    import torch
+
+    with torch.device("meta"):
+        module = _vectors()
+    size = 12 * 32 + 32 * 5
+    return MeasuredModel(
+        module=module,
+        task=SupervisedTask(inputs=(12,), outputs_size=5),
+        parameters=ParameterCounts(total=size, lookup=0, unembedding=32 * 5, active=size),
+        own_flops_per_token=6.0 * size,
+        family="example/vectors",
+    )
+
+
+def _vectors() -> nn.Module:
+    from torch import nn
+
+    return nn.Sequential(nn.Linear(12, 32, bias=False), nn.ReLU(), nn.Linear(32, 5, bias=False))
 
 
 def measured_model(width: int) -> MeasuredModel:

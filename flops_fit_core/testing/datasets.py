@@ -13,16 +13,20 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import pytest
+from pydantic import JsonValue
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets
-from flops_fit_core.tasks import LanguageTask
-from flops_fit_core.testing.kit import Kit, tensors
+from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets, Task
+from flops_fit_core.registry import Registry
+from flops_fit_core.tasks import LanguageTask, SupervisedTask
+from flops_fit_core.testing.batches import samples_of, tensors
+from flops_fit_core.testing.elsewhere import dataset_elsewhere, sample_digests
+from flops_fit_core.testing.kit import Kit
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,12 +44,14 @@ class DatasetConformance(Kit):
 
     Attributes:
         most: Training samples that are looked at.
+        duplicates: Share of an epoch's samples that may be the same as another one's.
         leak_tolerance: Share of held-out samples that may occur in the training data too: chance finds some
             where samples are short or the data repeat themselves.
     """
 
     kind: ClassVar[str] = "dataset"
     most = 2000
+    duplicates = 0.1
     leak_tolerance = 0.1
 
     @pytest.fixture
@@ -85,62 +91,127 @@ class DatasetConformance(Kit):
 
     def test_the_seed_does_not_change_the_fingerprint(self, build: Build) -> None:
         """The fingerprint says which data, the seed says in which order."""
-        assert build(seed=0).fingerprint == build(seed=0).fingerprint
-        assert build(seed=0).fingerprint == build(seed=1).fingerprint
+        first, again, other = (build(seed=seed).fingerprint for seed in (0, 0, 1))
+        assert first == again, "built twice with one seed: the next command would train every run again"
+        assert first == other, "with another seed: its runs would not be of the same data"
+
+    def test_the_seed_changes_nothing_but_the_order(self, build: Build) -> None:
+        """The task is part of what a run is, and D is compared with ``tokens``."""
+        one, other = build(seed=0), build(seed=1)
+        for said in ("tokens", "bytes_per_token", "heldout_sets"):
+            found = getattr(one, said, None), getattr(other, said, None)
+            assert found[0] == found[1], f"{said} with seeds 0 and 1: {found[0]} and {found[1]}"
+        assert _description(one.task) == _description(other.task), "another task with another seed"
+
+    def test_another_process_finds_the_same_data(
+        self, build: Build, registry: Registry, given_options: Mapping[str, JsonValue]
+    ) -> None:
+        """Text has another ``hash()`` there, and sets another order; results are found by the fingerprint."""
+        if registry.objects:
+            pytest.skip("this plugin is an object: another process cannot import it")
+        found = dataset_elsewhere(registry.setup, self.name, given_options, seed=3, samples=8)
+        if "cannot" in found:
+            pytest.skip(f"in another process, {found['cannot']}")
+        assert "error" not in found, f"in another process: {found['error']}"
+        dataset = build(seed=3)
+        assert found["fingerprint"] == dataset.fingerprint, (
+            f"the fingerprint is {dataset.fingerprint!r} here and {found['fingerprint']!r} in another process: "
+            "the next command would train every run again"
+        )
+        assert found["samples"] == sample_digests(dataset, 8), "another process reads other samples"
 
     def test_further_held_out_sets_have_names_of_their_own(self, dataset: Dataset) -> None:
         """None for a dataset with one set; the main one has no name."""
         names = _names(dataset)[1:]
-        assert all(isinstance(name, str) and name for name in names)
-        assert len(set(names)) == len(names)
+        assert all(isinstance(name, str) and name for name in names), f"no names: {names}"
+        assert len(set(names)) == len(names), f"one name twice: {names}"
 
     # ------------------------------------------------------------------ training data
 
     def test_batches_look_like_the_task_s_example(self, dataset: Dataset) -> None:
         """The same tensors, types and shapes; as many samples as were asked for."""
         (batch,) = islice(dataset.batches(5), 1)
-        assert _form(batch) == _form(dataset.task.example(5))
-        assert all(len(one) == 5 for one in tensors(batch))
+        assert _form(batch) == _form(dataset.task.example(5)), "types and shapes; the second is the task's example"
+        assert all(len(one) == 5 for one in tensors(batch)), "asked for 5 samples"
+
+    def test_values_are_those_of_the_task(self, dataset: Dataset) -> None:
+        """Tokens within the vocabulary, classes among those there are, numbers that are finite: on a GPU anything
+        else ends a process without a word of which sample it was."""
+        training = islice(dataset.batches(50), max(1, self.most // 50))
+        heldout = (_heldout(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset))
+        for batch in chain(training, *heldout):
+            for one in tensors(batch):
+                assert not one.is_floating_point() or one.isfinite().all(), "a number is not finite"
+            answers, there_are = _answers(dataset.task, batch)
+            if answers is not None:
+                low, high = int(answers.min()), int(answers.max())
+                assert 0 <= low <= high < there_are, f"from {low} to {high}, and the task has {there_are}"
+
+    def test_a_batch_stays_as_it_was_given(self, dataset: Dataset) -> None:
+        """Trainers read ahead: a batch is used after the next one has been asked for."""
+        changed = "looked at after the next batch was read: each needs memory of its own"
+        _same(samples_of(list(islice(dataset.batches(4), 6))), _read(dataset, 4, 24), changed)
+        for name in _names(dataset):
+            tokens = 24 * dataset.task.tokens_per_sample
+            held = samples_of(list(_heldout(dataset, tokens, 4, name)))
+            _same(held, samples_of(_heldout(dataset, tokens, 4, name)), f"held-out data{_of(name)} {changed}")
 
     def test_the_same_seed_gives_the_same_samples(self, build: Build) -> None:
         """Whatever state the global generators are in."""
-        assert _read(build(seed=3), 4, 24) == _read(build(seed=3), 4, 24)
+        _same(_read(build(seed=3), 4, 24), _read(build(seed=3), 4, 24), "built twice with seed 3")
 
     def test_another_seed_gives_another_order(self, build: Build) -> None:
         """Otherwise replicates of a run are the same run."""
-        assert _read(build(seed=0), 4, 24) != _read(build(seed=1), 4, 24)
+        same = _read(build(seed=0), 4, 24) == _read(build(seed=1), 4, 24)
+        assert not same, "seeds 0 and 1 give the same samples in the same order"
 
     @pytest.mark.parametrize("batch_size", [1, 3, 8])
     def test_the_batch_size_does_not_change_the_order(self, dataset: Dataset, batch_size: int) -> None:
         """Runs of different batch sizes see the same samples in the same order."""
-        assert _read(dataset, batch_size, 24) == _read(dataset, 4, 24)
+        _same(_read(dataset, batch_size, 24), _read(dataset, 4, 24), f"in batches of {batch_size} and of 4")
 
     @pytest.mark.parametrize("start", [1, 7, 16])
     def test_it_starts_at_any_sample(self, dataset: Dataset, start: int) -> None:
         """A run that is resumed goes on with the next sample."""
-        assert _read(dataset, 4, 12, start=start) == _read(dataset, 4, start + 12)[start:]
+        _same(_read(dataset, 4, 12, start), _read(dataset, 4, start + 12)[start:], f"from sample {start} on")
 
-    def test_it_never_ends_and_repeats_in_another_order(self, dataset: Dataset) -> None:
-        """Where an epoch is short enough to be read here."""
+    @pytest.fixture
+    def epoch(self, dataset: Dataset) -> int:
+        """Samples of an epoch, where it is short enough to be read here."""
         if dataset.tokens is None:
-            return
+            pytest.skip("these data are endless")
         epoch = dataset.tokens // dataset.task.tokens_per_sample
         if epoch > self.most:
             pytest.skip(f"an epoch has {epoch:,} samples; give less data, or raise `most`")
+        return epoch
+
+    def test_it_never_ends_and_repeats_in_another_order(self, dataset: Dataset, epoch: int) -> None:
+        """Also for a run that begins, or is resumed, in the second epoch."""
         read = _read(dataset, 4, 2 * epoch)
-        assert len(read) == 2 * epoch
-        assert read[:epoch] != read[epoch:], "the second epoch is the first again"
+        assert len(read) == 2 * epoch, "training batches end"
+        again = read[:epoch] == read[epoch:]
+        assert not again, "the second epoch is the first again, in the same order"
+        start = epoch + epoch // 2
+        _same(_read(dataset, 4, 8, start), read[start : start + 8], f"from sample {start} on, in the second epoch")
+
+    def test_an_epoch_has_every_sample_once(self, dataset: Dataset, epoch: int) -> None:
+        """``tokens`` are different ones: fits, and the plan's warnings, go by how often data were seen."""
+        different = len(set(_read(dataset, 4, epoch)))
+        assert different >= (1 - self.duplicates) * epoch, (
+            f"{different:,} different samples among the first {epoch:,}, which `tokens` says all are: are they "
+            "drawn with replacement, or is `tokens` too large? (raise `duplicates` for data that hold copies)"
+        )
 
     def test_evaluating_does_not_disturb_training(self, build: Build) -> None:
         """Nor does another iterator over the training data."""
         undisturbed = _read(build(), 4, 24)
         dataset = build()
         iterator = iter(dataset.batches(4))
-        read = _keys(islice(iterator, 3))
+        read = samples_of(islice(iterator, 3))
         for name in _names(dataset):
-            _keys(_heldout(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
+            samples_of(_heldout(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
         _read(dataset, 4, 8, start=3)
-        assert read + _keys(islice(iterator, 3)) == undisturbed
+        _same(read + samples_of(islice(iterator, 3)), undisturbed, "with an evaluation after the third batch")
 
     # ------------------------------------------------------------------ held-out data
 
@@ -149,28 +220,31 @@ class DatasetConformance(Kit):
         dataset = build(seed=0)
         tokens = 30 * dataset.task.tokens_per_sample
         for name in _names(dataset):
-            expected = _keys(_heldout(dataset, tokens, 4, name))
+            expected = samples_of(_heldout(dataset, tokens, 4, name))
             assert expected, f"there is no held-out data{_of(name)}"
-            assert _keys(_heldout(dataset, tokens, 4, name)) == expected, f"another call{_of(name)}"
-            assert _keys(_heldout(dataset, tokens, 9, name)) == expected, f"another batch size{_of(name)}"
-            assert _keys(_heldout(build(seed=1), tokens, 4, name)) == expected, f"another seed{_of(name)}"
+            held = f"held-out data{_of(name)}"
+            _same(samples_of(_heldout(dataset, tokens, 4, name)), expected, f"{held}, another call")
+            _same(samples_of(_heldout(dataset, tokens, 9, name)), expected, f"{held}, another batch size")
+            _same(samples_of(_heldout(build(seed=1), tokens, 4, name)), expected, f"{held}, another seed")
 
     def test_held_out_data_are_as_many_as_asked_for_or_fewer(self, dataset: Dataset) -> None:
         """Rounded up to whole samples; asking for more never gives less."""
         per_sample = dataset.task.tokens_per_sample
         for name in _names(dataset):
             asked = [1, 5, 20]
-            counts = [len(_keys(_heldout(dataset, samples * per_sample, 8, name))) for samples in asked]
-            assert counts == sorted(counts), _of(name)
-            assert all(1 <= count <= most for count, most in zip(counts, asked, strict=True)), _of(name)
+            counts = [len(samples_of(_heldout(dataset, samples * per_sample, 8, name))) for samples in asked]
+            said = f"{counts} samples where {asked} were asked for{_of(name)}"
+            assert counts == sorted(counts), said
+            assert all(1 <= count <= most for count, most in zip(counts, asked, strict=True)), said
 
     def test_held_out_batches_look_like_the_task_s_example(self, dataset: Dataset) -> None:
         """The last one may be smaller."""
         form = _form(dataset.task.example(4))
         for name in _names(dataset):
             batches = list(_heldout(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
-            assert all(_form(batch) == form for batch in batches), _of(name)
-            assert all(len(next(tensors(batch))) <= 4 for batch in batches), _of(name)
+            for batch in batches:
+                assert _form(batch) == form, f"types and shapes{_of(name)}; the second is the task's example"
+                assert len(next(tensors(batch))) <= 4, f"asked for batches of 4{_of(name)}"
 
     def test_held_out_windows_do_not_overlap(self, dataset: Dataset) -> None:
         """A text that is counted twice makes the loss look surer than it is."""
@@ -183,6 +257,7 @@ class DatasetConformance(Kit):
             for number, row in enumerate(windows):
                 pieces = _pieces(row, max(8, dataset.task.context // 4))
                 overlapping += sum(owner.setdefault(one, number) != number for one in pieces) > len(pieces) / 8
+            assert windows, f"there is no held-out data{_of(name)}"
             share = overlapping / len(windows)
             assert share <= self.leak_tolerance, f"{share:.0%} of the windows{_of(name)} overlap with another"
 
@@ -195,15 +270,40 @@ class DatasetConformance(Kit):
         if is_text:
             known = {piece for row in _rows(training) for piece in _pieces(row, length)}
         else:
-            known = set(_keys(training))
+            known = set(samples_of(training))
         for name in _names(dataset):
             heldout = _heldout(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
             if is_text:
                 asked = [piece for row in _rows(heldout) for piece in _pieces(row, length)[::length]]
             else:
-                asked = _keys(heldout)
+                asked = samples_of(heldout)
+            assert asked, f"there is no held-out data{_of(name)}"
             share = sum(one in known for one in asked) / len(asked)
             assert share <= self.leak_tolerance, f"{share:.0%} of the held-out data{_of(name)} are trained on"
+
+
+def _same(found: list[bytes], expected: list[bytes], what: str) -> None:
+    __tracebackhide__ = True
+    pairs = zip(found, expected, strict=False)
+    different = next((number for number, (one, other) in enumerate(pairs) if one != other), None)
+    if different is not None:
+        pytest.fail(f"{what}: other samples, from number {different} of {len(expected)} on")
+    if len(found) != len(expected):
+        pytest.fail(f"{what}: {len(found)} samples instead of {len(expected)}")
+
+
+def _description(task: Task) -> tuple[object, ...]:
+    numbers = (getattr(task, name, None) for name in ("vocab_size", "context", "inputs", "outputs_size", "kind"))
+    return task.unit, task.tokens_per_sample, _form(task.example(1)), *numbers
+
+
+def _answers(task: Task, batch: Batch) -> tuple[Tensor | None, int]:
+    """Numbers of tokens or classes, and how many of them the task has."""
+    if isinstance(task, LanguageTask):
+        return batch, task.vocab_size
+    if isinstance(task, SupervisedTask) and task.kind == "cross_entropy":
+        return batch[1], task.outputs_size
+    return None, 0
 
 
 def _names(dataset: Dataset) -> list[str | None]:
@@ -228,15 +328,7 @@ def _form(batch: Batch) -> list[tuple[str, tuple[int, ...]]]:
 def _read(dataset: Dataset, batch_size: int, samples: int, start: int = 0) -> list[bytes]:
     """The first samples from ``start``, each as bytes."""
     batches = islice(dataset.batches(batch_size, start=start), -(-samples // batch_size))
-    return _keys(batches)[:samples]
-
-
-def _keys(batches: Iterable[Batch]) -> list[bytes]:
-    keys = []
-    for batch in batches:
-        columns = [one.numpy() for one in tensors(batch)]
-        keys += [b"|".join(column[row].tobytes() for column in columns) for row in range(len(columns[0]))]
-    return keys
+    return samples_of(batches)[:samples]
 
 
 def _rows(batches: Iterable[Batch]) -> list[Tensor]:

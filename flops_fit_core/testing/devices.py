@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import pytest
@@ -36,15 +36,18 @@ class DeviceConformance(Kit):
     backend = "cpu"
 
     @pytest.fixture
-    def device(self, chosen: Chosen[Any]) -> Device:
-        """The device of this process."""
+    def device(self, chosen: Chosen[Any]) -> Iterator[Device]:
+        """The device of this process; torch's defaults are what they were afterwards."""
         import torch
 
         backend = getattr(torch, self.backend, None)
         if self.backend != "cpu" and not (backend is not None and backend.is_available()):
             pytest.skip(f"torch finds no {self.backend} here")
+        dtype = torch.get_default_dtype()
         device: Device = chosen.spec.build(chosen.options)
-        return device
+        yield device
+        torch.set_default_dtype(dtype)
+        torch.set_default_device(None)
 
     # ------------------------------------------------------------------ before a run
 
@@ -93,6 +96,13 @@ class DeviceConformance(Kit):
             product = torch.ones(4, 4, device=there) @ torch.ones(4, 4, device=there)
         assert product.dtype == getattr(torch, device.precision)
 
+    def test_it_leaves_torch_s_defaults_alone(self, chosen: Chosen[Any], device: Device) -> None:
+        """Datasets and models make their tensors on the CPU in float32 unless they say otherwise."""
+        import torch
+
+        assert torch.get_default_dtype() == torch.float32, "another default type changes every model's precision"
+        assert torch.get_default_device() == torch.device("cpu"), "another default device is for every tensor"
+
     def test_it_has_a_name_for_people(self, device: Device) -> None:
         """Every result keeps it."""
         assert device.name.strip()
@@ -104,7 +114,12 @@ class DeviceConformance(Kit):
         for _ in range(2):
             peak = device.peak_memory()
             assert peak is None or (isinstance(peak, int) and peak >= 0), f"{peak!r} bytes"
-            torch.ones(1000, device=device.torch_device)
+            held = torch.ones(2**24, device=device.torch_device)
+            peak = device.peak_memory()
+            assert peak is None or peak >= held.nbytes, (
+                f"a peak of {peak:,} bytes with a tensor of {held.nbytes:,}: is it in another unit?"
+            )
+            del held
             device.release()
 
     def test_its_peak_is_of_a_real_processor_or_unknown(self, device: Device) -> None:

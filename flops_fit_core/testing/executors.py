@@ -112,7 +112,8 @@ class ExecutorConformance(Kit):
     # ------------------------------------------------------------------ tests
 
     def test_every_job_gives_its_results_and_ends_exactly_once(self, tmp_path: Path) -> None:
-        jobs = tiny_jobs(LEARN, RAISE, LEARN, LEARN)
+        *jobs, last, further = tiny_jobs(LEARN, RAISE, LEARN, LEARN, LEARN)
+        jobs.append(last.model_copy(update={"trajectories": last.trajectories + further.trajectories}))
         with self.executor(tmp_path) as executor:
             assert executor.capacity >= 1
             for job in jobs:
@@ -122,7 +123,10 @@ class ExecutorConformance(Kit):
         for job in jobs:
             outcome = outcomes[job.id]
             assert outcome.reason is None, f"a job whose worker came to its end has the reason {outcome.reason!r}"
-            assert [result.run for result in outcome.results] == list(job.runs)
+            found = [result.run.id for result in outcome.results]
+            assert found == [run.id for run in job.runs], (
+                "a job gives one result for each of its runs, in their order"
+            )
         completed, raised = outcomes[jobs[0].id].results[0], outcomes[jobs[1].id].results[0]
         assert completed.status == "completed"
         assert completed.loss == pytest.approx(trained_here(jobs[0], tmp_path).loss, rel=1e-4)
@@ -142,6 +146,16 @@ class ExecutorConformance(Kit):
                     executor.submit(later[event.job])
             outcomes = self.outcomes(executor, jobs, given=seen)
         assert all(len(outcome.results) == 1 for outcome in outcomes.values())
+
+    def test_a_job_may_be_submitted_again(self, tmp_path: Path) -> None:
+        """A sweep tries a job again, under its id, when its worker was lost."""
+        (job,) = tiny_jobs(LEARN)
+        again = job.model_copy(update={"attempts": {run.id: 2 for run in job.runs}})
+        with self.executor(tmp_path) as executor:
+            for attempt, one in enumerate((job, again), 1):
+                executor.submit(one)
+                outcome = self.outcomes(executor, [one])[job.id]
+                assert [result.attempt for result in outcome.results] == [attempt]
 
     def test_a_worker_that_dies_ends_its_job_and_no_other(self, tmp_path: Path) -> None:
         if not self.isolated:

@@ -115,6 +115,35 @@ class FitterConformance(Kit):
             assert 6 * best.params.value * best.tokens.value == pytest.approx(flops, rel=0.02)
             assert best.loss.value == pytest.approx(self.best_loss(flops), rel=0.02)
 
+    def test_c_is_what_the_runs_say(self, fitter: Fitter) -> None:
+        """Their FLOPs counter need not count 6 N D: here it counts 8 N D, and a budget buys fewer tokens."""
+        more = 8 / 6
+        runs = [
+            one.model_copy(
+                update={"flops": more * one.flops, "budget": None if one.budget is None else more * one.budget}
+            )
+            for one in self.observations(0.0)
+        ]
+        fit = fitter.fit(runs)
+        for flops in (BUDGETS[0], BUDGETS[-1]):
+            found, truth = fitter.optimum(fit, more * flops).params.value, self.best_params(flops)
+            assert abs(math.log(found / truth)) < math.log1p(self.accuracy), (
+                f"N_opt({more * flops:.2e}) = {found:.4g} of runs with C = 8 N D, the truth is {truth:.4g}"
+            )
+
+    def test_seeds_are_several_runs_of_one_size(self, fitter: Fitter) -> None:
+        """Two runs of each N and D, which differ by noise."""
+        again = [one.model_copy(update={"id": f"{one.id} again"}) for one in self.observations(0.0003, seed=2)]
+        again = [
+            one.model_copy(update={"trajectory": f"{one.trajectory} again"}) if one.trajectory else one
+            for one in again
+        ]
+        fit = fitter.fit([*self.observations(0.0003, seed=1), *again])
+        found, truth = fitter.optimum(fit, 1e20).params.value, self.best_params(1e20)
+        assert abs(math.log(found / truth)) < math.log1p(2 * self.accuracy), (
+            f"{found:.4g}, the truth is {truth:.4g}"
+        )
+
     def test_it_says_something_of_a_larger_budget(self, fitter: Fitter, clean: LawFit) -> None:
         """Ten times the largest: what a study is made for."""
         if not self.extrapolates:
@@ -166,8 +195,10 @@ class FitterConformance(Kit):
         """Results arrive in the order in which runs happened to end."""
         runs = self.observations(0.003)
         shuffled = random.Random(1).sample(runs, len(runs))
+        kept = list(runs)
         one, again, other = (fitter.fit(given) for given in (runs, runs, shuffled))
-        assert one == again
+        assert runs == kept, "it has changed the list that it was given, which other fitters are given too"
+        assert one == again, "the same runs, fitted again, give another fit: no number may be drawn without a seed"
         ends = [fitter.optimum(fit, 1e20).params.value for fit in (one, other)]
         assert ends[0] == pytest.approx(ends[1], rel=1e-6)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
@@ -13,9 +13,10 @@ from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import Batch, Task
 from flops_fit_core.registry import Registry, installed
 from flops_fit_core.tasks import LanguageTask, SupervisedTask
+from flops_fit_core.testing.batches import tensors
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 
 class Kit:
@@ -68,33 +69,6 @@ def random_batch(task: Task, size: int, seed: int = 0) -> Batch:
             return inputs, torch.randint(task.outputs_size, (size,), generator=generator)
         return inputs, torch.randn(size, task.outputs_size, generator=generator)
     return task.example(size)
-
-
-def tensors(batch: Batch) -> Iterator[Tensor]:
-    """The tensors of a batch, in an order that depends on its structure only."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        yield batch
-    elif isinstance(batch, Mapping):
-        for key in sorted(batch):
-            yield from tensors(batch[key])
-    elif isinstance(batch, list | tuple):
-        for item in batch:
-            yield from tensors(item)
-
-
-def part(batch: Batch, start: int, stop: int) -> Batch:
-    """Some samples of a batch, in a batch of the same structure."""
-    import torch
-
-    if isinstance(batch, torch.Tensor):
-        return batch[start:stop]
-    if isinstance(batch, Mapping):
-        return {key: part(item, start, stop) for key, item in batch.items()}
-    if isinstance(batch, list | tuple):
-        return type(batch)(part(item, start, stop) for item in batch)
-    return batch
 
 
 def forward_flops(module: nn.Module, task: Task, batch: Batch) -> float:

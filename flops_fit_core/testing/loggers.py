@@ -30,8 +30,10 @@ from flops_fit_core.records import Evaluation, PluginChoice, Progress, RunError,
 from flops_fit_core.testing.examples import example_result, example_run
 from flops_fit_core.testing.kit import Kit
 
-PATIENCE = 3.0
-"""Seconds after ``close`` in which threads and processes may come to their end."""
+STUDY = dict.fromkeys(
+    ("experiment.json", "plan.json", "plugins.json", "fit.json", "results.sqlite"), "of the study"
+)
+"""Files of a study that are not a logger's."""
 
 
 class LoggerConformance(Kit):
@@ -47,6 +49,7 @@ class LoggerConformance(Kit):
         keeps_attempts: Whether every attempt at a run is shown beside the others.
         prints: Whether it writes on standard output.
         writes_elsewhere: Whether it writes files outside of the study's folder.
+        patience: Seconds after ``close`` in which threads and processes may come to their end.
         library_threads: How the names of threads begin that a library keeps for as long as the process lives.
     """
 
@@ -56,6 +59,7 @@ class LoggerConformance(Kit):
     keeps_attempts: ClassVar[bool] = True
     prints: ClassVar[bool] = False
     writes_elsewhere: ClassVar[bool] = False
+    patience: ClassVar[float] = 3.0
     library_threads: ClassVar[Sequence[str]] = ()
 
     def shown(self, folder: Path) -> Sequence[Mapping[str, Any]] | None:
@@ -236,7 +240,7 @@ class LoggerConformance(Kit):
         logger.close()
         logger.close()
         _built(chosen, folder).close()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + self.patience
         while (left := self._at_work() - before) and time.monotonic() < until:
             time.sleep(0.05)
         assert left == set(), "close() must end what it started"
@@ -244,17 +248,21 @@ class LoggerConformance(Kit):
     def test_it_writes_into_the_study_s_folder_only(
         self, chosen: Chosen[Any], folder: Path, elsewhere: Path
     ) -> None:
-        """Not into the working directory, and not beside the folder."""
+        """Not into the working directory, not beside the folder, and over none of the study's own files."""
         if self.writes_elsewhere:
             pytest.skip("this logger says that it writes elsewhere")
         runs = _runs(1)
+        for name, text in STUDY.items():
+            (folder / name).write_text(text)
         logger = _opened(chosen, folder, runs)
         for progress in _progress(runs[0]):
             logger.progress(progress)
         logger.finished(_result(runs[0]))
         logger.close()
-        assert list(elsewhere.iterdir()) == []
-        assert sorted(folder.parent.iterdir()) == [elsewhere, folder]
+        assert list(elsewhere.iterdir()) == [], "it has written into the working directory"
+        assert sorted(folder.parent.iterdir()) == [elsewhere, folder], "it has written beside the study's folder"
+        for name, text in STUDY.items():
+            assert (folder / name).read_text() == text, f"it has changed the study's {name}"
 
     def _at_work(self) -> set[str]:
         """Threads and child processes by name and number; a zombie is none."""

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,8 +19,10 @@ import pytest
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import Batch, Task
+from flops_fit_core.measure import LARGEST_TRIED
 from flops_fit_core.tasks import LanguageTask
-from flops_fit_core.testing.kit import Kit, forward_flops, part, random_batch, tensors
+from flops_fit_core.testing.batches import part, tensors
+from flops_fit_core.testing.kit import Kit, forward_flops, random_batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,15 +84,14 @@ class ModelConformance(Kit):
     def test_the_meta_device_changes_no_shape(self, build: Build) -> None:
         """What is counted is what is trained."""
         counted = {name: tuple(it.shape) for name, it in _on_meta(build).named_parameters()}
-        assert counted == {name: tuple(it.shape) for name, it in build().named_parameters()}
+        trained = {name: tuple(it.shape) for name, it in build().named_parameters()}
+        assert counted == trained, "N and FLOPs would be those of another model"
 
     def test_a_larger_size_has_more_parameters(self, build: Build, chosen: Chosen[Any]) -> None:
         """Twice the size option, rounded up to what the family asks for."""
-        spec = chosen.spec
-        size = getattr(chosen.options, spec.size)
-        larger = -(-2 * size // spec.multiple_of) * spec.multiple_of
-        counts = [_count(_on_meta(build, **{spec.size: one})) for one in (size, larger)]
-        assert counts[0] < counts[1], f"{spec.size} = {size} and {larger} have {counts} parameters"
+        size, sizes = chosen.spec.size, _two_sizes(chosen)
+        counts = [_count(_on_meta(build, **{size: one})) for one in sizes]
+        assert counts[0] < counts[1], f"{size} = {sizes[0]} and {sizes[1]} have {counts} parameters"
 
     def test_scale_comes_near_the_parameters_it_is_asked_for(self, build: Build, chosen: Chosen[Any]) -> None:
         """Within a factor of two, where the family scales by more than one integer."""
@@ -104,27 +106,29 @@ class ModelConformance(Kit):
     def test_its_own_flops_are_three_times_the_forward_pass(
         self, build: Build, chosen: Chosen[Any], batch: Batch, trained: None
     ) -> None:
-        """Forward and backward, as torch counts matrix products, convolutions and attention."""
-        count = chosen.spec.flops_per_token
+        """Forward and backward, as torch counts matrix products, convolutions and attention; at two sizes."""
+        count, size = chosen.spec.flops_per_token, chosen.spec.size
         if count is None:
             pytest.skip("this family leaves counting to a FLOPs counter")
-        own = count(chosen.options, self.task)
-        if own is None:
-            pytest.skip("this family has no count for these options")
-        expected = 3 * self._forward_flops(build, batch)
-        assert own == pytest.approx(expected, rel=self.flops_tolerance), (
-            f"own count {own:,.0f} a token; three times torch's count of the forward pass is {expected:,.0f}"
-        )
+        for value in _two_sizes(chosen):
+            own = count(chosen.with_options(**{size: value}).options, self.task)
+            if own is None:
+                pytest.skip("this family has no count for these options")
+            expected = 3 * self._forward_flops(build, batch, **{size: value})
+            assert own == pytest.approx(expected, rel=self.flops_tolerance), (
+                f"own count {own:,.0f} a token at {size} = {value}; three times torch's count of the forward pass "
+                f"is {expected:,.0f}"
+            )
 
-    def _forward_flops(self, build: Build, batch: Batch) -> float:
+    def _forward_flops(self, build: Build, batch: Batch, **changes: Any) -> float:
         """On the meta device where that is possible: torch cannot count fused kernels, such as a CPU's LSTM."""
         import torch
 
         try:
             with torch.device("meta"):
-                return forward_flops(build(), self.task, self.task.example(len(next(tensors(batch)))))
+                return forward_flops(build(**changes), self.task, self.task.example(len(next(tensors(batch)))))
         except (NotImplementedError, RuntimeError):
-            return forward_flops(build(), self.task, batch)
+            return forward_flops(build(**changes), self.task, batch)
 
     # ------------------------------------------------------------------ weights
 
@@ -138,17 +142,27 @@ class ModelConformance(Kit):
     def test_another_seed_gives_other_weights(self, build: Build, trained: None) -> None:
         """A family that seeds the generator itself makes replicates of a run the same run."""
         first, second = build(seed=0).state_dict(), build(seed=1).state_dict()
-        assert any(not first[name].equal(second[name]) for name in first)
+        assert any(not first[name].equal(second[name]) for name in first), (
+            "seeds 0 and 1 gave the same weights: replicates of a run would be the same run. Torch's generator is "
+            "seeded before the module is built; build must not seed it again"
+        )
 
     def test_its_state_is_all_there_is(self, build: Build, batch: Batch, trained: None) -> None:
-        """A checkpoint restores it: no weight hides outside of the state dict."""
-        import torch
+        """A checkpoint restores it in the middle of training: no weight, count or generator of random numbers
+        hides outside of the state dict and the global generators."""
+        from flops_fit_core.training.randomness import random_state, set_random_state
 
-        one, other = build(seed=0).eval(), build(seed=1).eval()
-        other.load_state_dict(one.state_dict())
-        with torch.no_grad():
-            expected = _logits(self.task.outputs(one, batch))
-            assert torch.equal(_logits(self.task.outputs(other, batch)), expected)
+        one, other = build(seed=0), build(seed=1)
+        self._descend(one, batch)
+        saved, generators = copy.deepcopy(one.state_dict()), random_state("cpu")
+        expected = self._descend(one, batch), self._evaluated(one, batch)
+        other.load_state_dict(saved)
+        set_random_state(generators, "cpu")
+        found = self._descend(other, batch), self._evaluated(other, batch)
+        assert found == expected, (
+            "three steps of training, and an evaluation after them, end elsewhere from the state dict of another "
+            f"module: losses {found} instead of {expected}. What forward needs has to be a parameter or a buffer"
+        )
 
     def test_its_groups_hold_every_parameter_once(self, build: Build, chosen: Chosen[Any]) -> None:
         """Shared parameters too; and widths are numbers of channels."""
@@ -158,7 +172,7 @@ class ModelConformance(Kit):
         groups = list(chosen.spec.parameter_groups(module))
         names = {id(parameter): name for name, parameter in module.named_parameters()}
         grouped = [names[id(parameter)] for group in groups for parameter in group.parameters]
-        assert sorted(grouped) == sorted(names.values())
+        assert sorted(grouped) == sorted(names.values()), "each parameter has to be in one group, and in one only"
         assert all(group.width is None or group.width >= 1 for group in groups)
 
     # ------------------------------------------------------------------ computing
@@ -182,23 +196,21 @@ class ModelConformance(Kit):
         try:
             self.task.loss(self.task.outputs(module, batch), batch)
         except Exception as error:
-            pytest.fail(f"forward on the meta device: {type(error).__name__}: {error}")
+            pytest.fail(
+                f"forward on the meta device: {type(error).__name__}: {error}. Planning tries models of more than "
+                f"{LARGEST_TRIED:,} parameters there, and would refuse them: shapes may not depend on values "
+                "(.item(), .nonzero(), boolean masks as an index); multiply by a mask or scatter instead"
+            )
 
     def test_every_parameter_gets_a_gradient(self, build: Build, batch: Batch, trained: None) -> None:
         """In one of the first three steps at least: a head that starts at zero holds back the others in the
         first. A parameter that never gets one would be counted and never trained."""
-        import torch
-
-        module = build().train()
-        descent = torch.optim.SGD(module.parameters(), lr=0.1)
+        module = build()
         still = {name for name, parameter in module.named_parameters() if parameter.requires_grad}
         for _ in range(3):
-            descent.zero_grad()
-            loss, count = self.task.loss(self.task.outputs(module, batch), batch)
-            (loss / count).backward()  # type: ignore[no-untyped-call]
+            self._descend(module, batch, steps=1)
             gradients = {name: parameter.grad for name, parameter in module.named_parameters()}
             still -= {name for name, gradient in gradients.items() if gradient is not None and gradient.any()}
-            descent.step()
         assert not still, f"no gradient, or only zeros: {', '.join(sorted(still))}"
 
     def test_a_prediction_sees_no_later_token(self, build: Build, batch: Batch, trained: None) -> None:
@@ -212,7 +224,10 @@ class ModelConformance(Kit):
         changed[:, half:] = (changed[:, half:] + 1) % self.task.vocab_size
         with torch.no_grad():
             before, after = (_logits(self.task.outputs(module, one))[:, :half] for one in (batch, changed))
-        assert torch.allclose(before, after, atol=1e-5), "the first half of a text saw the second"
+        assert torch.allclose(before, after, atol=1e-5), (
+            "predictions for the first half of a text changed with its second half: the model reads the answers, "
+            "or draws random numbers in evaluation mode"
+        )
 
     def test_the_loss_of_a_sample_does_not_depend_on_its_batch(
         self, build: Build, batch: Batch, trained: None
@@ -226,7 +241,59 @@ class ModelConformance(Kit):
                 float(self.task.loss(self.task.outputs(module, one), one)[0])
                 for one in (batch, part(batch, 0, 3), part(batch, 3, 8))
             )
-        assert sum(parts) == pytest.approx(whole, rel=1e-4)
+        assert sum(parts) == pytest.approx(whole, rel=1e-4), (
+            f"the summed loss of eight samples is {whole:.6g}, of the same in two batches {sum(parts):.6g}: "
+            "held-out loss would depend on how it is batched, or on luck (is dropout off in evaluation mode?)"
+        )
+
+    def test_a_forward_pass_leaves_its_batch_as_it_was(self, build: Build, batch: Batch, trained: None) -> None:
+        """The loss reads the batch afterwards, and it may be a view of the data themselves."""
+        before = [one.clone() for one in tensors(batch)]
+        self.task.outputs(build().train(), batch)
+        assert all(one.equal(kept) for one, kept in zip(tensors(batch), before, strict=True)), (
+            "forward has written into the batch: work on a copy"
+        )
+
+    def test_an_evaluation_leaves_no_trace(self, build: Build, batch: Batch, trained: None) -> None:
+        """A run that is evaluated more often ends as the others: in evaluation mode, ``forward`` changes no buffer
+        and draws no random number."""
+        import torch
+
+        module = build().eval()
+        before, generator = copy.deepcopy(module.state_dict()), torch.get_rng_state()
+        self._evaluated(module, batch)
+        changed = [name for name, value in module.state_dict().items() if not value.equal(before[name])]
+        assert not changed, f"changed by a forward pass in evaluation mode: {', '.join(changed)}"
+        assert torch.get_rng_state().equal(generator), "a random number was drawn in evaluation mode"
+
+    def _descend(self, module: nn.Module, batch: Batch, steps: int = 3) -> list[float]:
+        """Losses of gradient descent on one batch, before each step."""
+        import torch
+
+        module.train()
+        descent = torch.optim.SGD(module.parameters(), lr=0.1)
+        losses = []
+        for _ in range(steps):
+            descent.zero_grad()
+            loss, count = self.task.loss(self.task.outputs(module, batch), batch)
+            (loss / count).backward()  # type: ignore[no-untyped-call]
+            descent.step()
+            losses.append(float(loss.detach()))
+        return losses
+
+    def _evaluated(self, module: nn.Module, batch: Batch) -> float:
+        import torch
+
+        module.eval()
+        with torch.no_grad():
+            return float(self.task.loss(self.task.outputs(module, batch), batch)[0])
+
+
+def _two_sizes(chosen: Chosen[Any]) -> tuple[int, int]:
+    """The size option as it is, and doubled, rounded up to what the family asks for."""
+    spec = chosen.spec
+    size = getattr(chosen.options, spec.size)
+    return size, -(-2 * size // spec.multiple_of) * spec.multiple_of
 
 
 def _on_meta(build: Build, **changes: Any) -> nn.Module:

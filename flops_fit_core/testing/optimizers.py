@@ -85,6 +85,16 @@ class OptimizerConformance(Kit):
         still = [name for name, value in model.state_dict().items() if value.equal(before[name])]
         assert not still, f"not moved in ten steps: {', '.join(still)}"
 
+    def test_a_parameter_without_gradient_stays(self, build: Build, model: nn.Module) -> None:
+        """An expert that no token was sent to has none in this step, and is not trained by it."""
+        optimizer, before = build(model), copy.deepcopy(model.state_dict())
+        _loss(model).backward()  # type: ignore[no-untyped-call]
+        for parameter in (model[0].weight, model[0].bias):  # type: ignore[index]
+            parameter.grad = None
+        optimizer.step()
+        assert model.state_dict()["0.weight"].equal(before["0.weight"]), "moved without a gradient"
+        assert not model.state_dict()["2.weight"].equal(before["2.weight"]), "the others did not move"
+
     # ------------------------------------------------------------------ learning rate
 
     def test_groups_start_at_the_peak_learning_rate(self, build: Build, model: nn.Module) -> None:
@@ -95,9 +105,13 @@ class OptimizerConformance(Kit):
             rates = [group["lr"] for group in build(model, **{self.lr_option: lr}).param_groups]
             assert rates == pytest.approx([lr] * len(rates))
 
-    def test_a_learning_rate_of_zero_moves_nothing(self, build: Build, model: nn.Module) -> None:
-        """A step goes by the group's ``lr`` of that moment, which is how a schedule acts."""
-        optimizer, before = build(model), copy.deepcopy(model.state_dict())
+    def test_a_learning_rate_of_zero_moves_nothing(
+        self, build: Build, chosen: Chosen[Any], model: nn.Module
+    ) -> None:
+        """A step goes by the group's ``lr`` of that moment, which is how a schedule acts; weight decay too."""
+        decays = self.decay_option in type(chosen.options).model_fields
+        optimizer = build(model, **({self.decay_option: 0.1} if self.decay_option and decays else {}))
+        before = copy.deepcopy(model.state_dict())
         for group in optimizer.param_groups:
             group["lr"] = 0.0
         _train(model, optimizer, steps=2)

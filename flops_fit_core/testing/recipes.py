@@ -11,15 +11,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any, ClassVar
 
 import pytest
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import RecipeInput, Task
+from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.records import Hyperparameters, ParameterCounts
-from flops_fit_core.tasks import LanguageTask
+from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.kit import Kit
 
 Ask = Callable[[RecipeInput], Hyperparameters]
@@ -88,11 +90,42 @@ class RecipeConformance(Kit):
                 f"a warmup of {hyper.warmup_tokens:,} tokens, longer than the run {where}"
             )
 
+    def test_a_warmup_is_in_tokens(self, ask: Ask) -> None:
+        """In a run of more than a million steps it is one step at least, or none at all."""
+        about = self.about(SIZES[-1], 2000 * SIZES[-1])
+        hyper = ask(about)
+        step = (hyper.batch_size or 1) * about.task.tokens_per_sample
+        assert not hyper.warmup_tokens or hyper.warmup_tokens >= step, (
+            f"a warmup of {hyper.warmup_tokens} tokens is less than one step of {step:,} tokens: are these steps?"
+        )
+
     def test_the_same_run_gets_the_same_values(self, ask: Ask) -> None:
         """Now and in any process: they are part of what identifies a run."""
         first = [ask(about) for about in self.runs()]
         random.seed()
-        assert [ask(about) for about in reversed(self.runs())] == first[::-1]
+        assert [ask(about) for about in reversed(self.runs())] == first[::-1], "asked again, in another order"
+        # One that remembers a size or its first answer is found by neighbours, asked in opposite orders.
+        short, long = (ask(self.about(123_456_789, per * 123_456_789)) for per in (20, 200))
+        long_first, short_then = (ask(self.about(123_456_790, per * 123_456_790)) for per in (200, 20))
+        for one, other in ((short, short_then), (long, long_first)):
+            assert _numbers(other) == pytest.approx(_numbers(one), rel=1e-3), (
+                f"what it says of a run depends on what it was asked before: {one} or {other}"
+            )
+
+    @pytest.mark.parametrize(
+        "changes",
+        [
+            {"width": None},
+            {"adam_like": False},
+            {"task": SupervisedTask(inputs=(3, 8, 8), outputs_size=10)},
+        ],
+        ids=["no width", "an optimizer unlike Adam", "images"],
+    )
+    def test_any_run_is_served_or_refused(self, ask: Ask, changes: Mapping[str, Any]) -> None:
+        """Refused with one of flops-fit's own errors, which says what is missing."""
+        for about in self.runs(**changes):
+            with suppress(FlopsFitError):
+                ask(about)
 
     def test_what_the_user_has_set_is_not_contradicted(self, ask: Ask) -> None:
         """A recipe that is told a learning rate or a batch gives that one, or none."""
@@ -122,3 +155,7 @@ class RecipeConformance(Kit):
                 rates.append(hyper.lr)
             assert rates[0] is not None, f"{option} = 0.01 gives no learning rate"
             assert rates[1] == pytest.approx(2 * rates[0]), f"twice {option} gives {rates}"
+
+
+def _numbers(hyper: Hyperparameters) -> dict[str, float]:
+    return {name: value for name, value in hyper.model_dump().items() if isinstance(value, int | float)}

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from numbers import Real
 from typing import Any, ClassVar
 
 import pytest
@@ -77,33 +78,44 @@ class ScheduleConformance(Kit):
     @pytest.mark.parametrize("steps", LENGTHS)
     def test_it_is_a_share_of_the_peak_at_every_step(self, build: Build, steps: int) -> None:
         """From 0 to 1, for runs of every length: not a learning rate, nor above the peak."""
-        values = _values(build(steps), steps)
+        schedule = build(steps)
+        assert isinstance(first := schedule(0), Real), (
+            f"{first!r} is no number that a learning rate is multiplied by"
+        )
+        values = _values(schedule, steps)
         wrong = {step: value for step, value in enumerate(values) if not 0 <= value <= 1 + 1e-9}
         assert not wrong, f"not between 0 and 1: {dict(list(wrong.items())[:5])} of {steps} steps"
 
     @pytest.mark.parametrize("steps", LENGTHS)
     def test_no_run_stands_still(self, build: Build, steps: int) -> None:
         """A run of one step learns too."""
-        assert max(_values(build(steps), steps)) > 0
+        assert max(_values(build(steps), steps)) > 0, f"the learning rate is 0 at each of {steps} steps"
 
     def test_a_long_run_reaches_the_peak(self, build: Build) -> None:
         """To within a tenth; the peak is what the optimizer's ``lr`` says."""
-        assert max(_values(build(1000), 1000)) > 0.9
+        most = max(_values(build(1000), 1000))
+        assert most > 0.9, (
+            f"at most {most:.4g} of the peak: the optimizer's lr is the peak, this is its multiplier"
+        )
 
     def test_it_depends_on_the_step_alone(self, build: Build) -> None:
         """A run that is resumed asks for the middle first; another process asks a new one."""
         expected = _values(build(50), 50)
         schedule = build(50)
         order = random.Random(0).sample(range(50), 50)
-        assert {step: float(schedule(step)) for step in order} == dict(enumerate(expected))
-        assert [float(schedule(step)) for step in (49, 49, 0)] == [expected[49], expected[49], expected[0]]
+        asked = {step: float(schedule(step)) for step in order}
+        assert asked == dict(enumerate(expected)), "asked in another order, it gives other values"
+        again = [float(schedule(step)) for step in (49, 49, 0)]
+        assert again == [expected[49], expected[49], expected[0]], "asked again, it gives other values"
 
     def test_two_runs_do_not_disturb_each_other(self, build: Build) -> None:
         """Schedules of two runs, asked in turn."""
         expected = _values(build(50), 50), _values(build(200), 200)
         short, long = build(50), build(200)
         asked = [(float(short(step)), float(long(step))) for step in range(50)]
-        assert asked == list(zip(expected[0], expected[1][:50], strict=True))
+        assert asked == list(zip(expected[0], expected[1][:50], strict=True)), (
+            "built for two runs, one changes what the other gives: workers train one run after another"
+        )
 
 
 def _values(schedule: Schedule, steps: int) -> list[float]:

@@ -14,6 +14,7 @@ import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
 
@@ -38,12 +39,14 @@ class StoreConformance(Kit):
         persistent: Whether results are still there when the store is opened again.
         shared: Whether several processes may have one store open. Needs ``persistent``.
         kills: How many processes are killed while they add results.
+        moment: Seconds of a claim that is waited for; more for a store that needs long to answer.
     """
 
     kind: ClassVar[str] = "store"
     persistent = True
     shared = True
     kills = 3
+    moment = 0.05
 
     # ------------------------------------------------------------------ fixtures
 
@@ -146,21 +149,23 @@ class StoreConformance(Kit):
 
     def test_every_attempt_is_kept_and_the_latest_counts(self, store: ResultStore) -> None:
         """Attempts count by their number, in whichever order they arrive."""
-        first, second, third = result_of(1, 1, status="failed"), result_of(1, 2, status="failed"), result_of(1, 3)
+        first, second, last = result_of(1, 1, status="failed"), result_of(1, 2, status="failed"), result_of(1, 10)
         store.add(first)
-        store.add(third)
+        store.add(last)
         store.add(second)
-        assert store.attempts(first.id) == [first, second, third]
-        assert store.get(first.id) == third
-        assert store.results() == [third]
+        assert [one.attempt for one in store.attempts(first.id)] == [1, 2, 10]
+        assert store.attempts(first.id) == [first, second, last]
+        assert store.get(first.id) == last
+        assert store.results() == [last]
 
     def test_results_come_in_the_order_in_which_runs_were_first_added(self, store: ResultStore) -> None:
-        """A later attempt leaves a run in its place."""
+        """A later attempt leaves a run in its place; clocks of other machines say nothing of it."""
         seeds = [5, 1, 9, 3, 7, 2, 8]
+        clocks = {seed: datetime(2026, 11, 1, 23 - seed, tzinfo=UTC) for seed in seeds}
         for seed in seeds:
-            store.add(result_of(seed, status="failed"))
+            store.add(result_of(seed, status="failed", finished=clocks[seed]))
         for seed in sorted(seeds):
-            store.add(result_of(seed, attempt=2))
+            store.add(result_of(seed, attempt=2, finished=clocks[seed]))
         assert [result.run.seed for result in store.results()] == seeds
         assert {result.attempt for result in store.results()} == {2}
 
@@ -198,6 +203,21 @@ class StoreConformance(Kit):
         store.add(result_of(4))
         assert store.results()[-1] == result_of(4)
 
+    def test_two_studies_are_kept_apart(
+        self, store: ResultStore, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
+    ) -> None:
+        """The same plan in two folders, with other devices or code: neither may find the other's runs finished."""
+        store.add(result_of(1))
+        assert store.claim("run", "anna", 600)
+        other_folder = folder.with_name("another")
+        other_folder.mkdir()
+        other = build_store(registry, self.name, given_options, other_folder)
+        try:
+            assert other.results() == [], "results of a study were found in another one"
+            assert other.claim("run", "bert", 600), "a claim on a run of one study holds up another study"
+        finally:
+            other.close()
+
     # ------------------------------------------------------------------ claims
 
     def test_a_claim_excludes_others(self, store: ResultStore) -> None:
@@ -225,22 +245,22 @@ class StoreConformance(Kit):
 
     def test_a_claim_ends_by_itself(self, store: ResultStore) -> None:
         """A driver that was killed blocks nobody for longer than its claim lasts."""
-        assert store.claim("run", "anna", 0.05)
-        time.sleep(0.1)
-        assert store.claim("run", "bert", 600)
+        assert store.claim("run", "anna", self.moment)
+        time.sleep(2 * self.moment)
+        assert store.claim("run", "bert", 600), f"still held after twice its {self.moment} seconds"
         assert not store.renew("run", "anna", 600)
         store.release("run", "anna")
         assert not store.claim("run", "anna", 600)
 
     def test_a_renewed_claim_lasts_longer(self, store: ResultStore) -> None:
         """From now, not from when it would have ended."""
-        assert store.claim("run", "anna", 0.5)
+        assert store.claim("run", "anna", 10 * self.moment)
         assert store.renew("run", "anna", 600)
-        time.sleep(0.6)
-        assert not store.claim("run", "bert", 600)
-        assert store.renew("run", "anna", 0.05)
-        time.sleep(0.1)
-        assert store.claim("run", "bert", 600)
+        time.sleep(12 * self.moment)
+        assert not store.claim("run", "bert", 600), "ended when it would have without being renewed"
+        assert store.renew("run", "anna", self.moment)
+        time.sleep(2 * self.moment)
+        assert store.claim("run", "bert", 600), "renewed for a shorter time, still held after it"
 
     def test_only_the_holder_can_renew(self, store: ResultStore) -> None:
         """Renewing what was never claimed, or by somebody else, takes nothing."""

@@ -27,6 +27,8 @@ class TinyOptions(Options):
     code: str = ""
     """Python that runs in every forward pass of training, with ``step``, counted from 0, the ``model`` and the
     inputs ``batch``."""
+    evaluated: str = ""
+    """Python that runs in every forward pass without gradients, with the ``model``."""
 
 
 def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
@@ -40,6 +42,8 @@ def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
             if is_grad_enabled():
                 exec(options.code, {"step": self.step, "model": self, "batch": batch})  # noqa: S102
                 self.step += 1
+            elif options.evaluated and not batch.is_meta:
+                exec(options.evaluated, {"model": self})  # noqa: S102
             return super().forward(batch)  # type: ignore[no-untyped-call]
 
     return Tiny(nn.Linear(INPUTS, options.width), nn.ReLU(), nn.Linear(options.width, task.outputs_size))
@@ -62,7 +66,7 @@ class Majority:
             start += batch_size
 
     def heldout(self, tokens: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        tokens = min(tokens, 256)
+        tokens = min(tokens, 250)  # no whole number of batches of a usual size
         for first in range(0, tokens, batch_size):
             inputs, answers = _examples(range(first, min(first + batch_size, tokens)), seed=-1)
             yield inputs, 1 - answers if self.contrary else answers
@@ -81,6 +85,8 @@ class PlainOptions(Options):
     lr: float = 0.3
     trace: str = ""
     """File to which each step appends its learning rate."""
+    poison: bool = False
+    """Whether a step leaves gradients that are not numbers behind: whoever uses them again learns nothing."""
 
 
 class PlainDescent:
@@ -88,7 +94,7 @@ class PlainDescent:
 
     def __init__(self, parameters: Iterable[nn.Parameter], options: PlainOptions) -> None:
         self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": options.lr}]
-        self.trace = options.trace
+        self.trace, self.poison = options.trace, options.poison
 
     def step(self) -> None:
         if self.trace:
@@ -97,6 +103,8 @@ class PlainDescent:
         for group in self.param_groups:
             for parameter in group["params"]:
                 parameter.data.sub_(parameter.grad, alpha=group["lr"])
+                if self.poison:
+                    parameter.grad.fill_(float("nan"))
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         for group in self.param_groups:

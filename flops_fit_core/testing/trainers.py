@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -64,7 +65,7 @@ class TrainerConformance(Kit):
     @pytest.fixture
     def all_plugins(self, registry: Registry) -> Registry:
         """The plugins, with those that the tests train."""
-        return registry.with_plugins({"tiny": tiny})
+        return _with_tiny(registry)
 
     @pytest.fixture
     def plan(self, all_plugins: Registry, given_options: Mapping[str, Any]) -> Callable[..., SweepPlan]:
@@ -111,10 +112,8 @@ class TrainerConformance(Kit):
     def _work(self, job: Job, registry: Registry, folder: Path, should_stop: Callable[[], bool]) -> Events:
         from flops_fit_core.training import work
 
-        setup = registry.setup.model_dump_json()
-        return list(
-            work(job.model_dump_json(), setup, objects=registry.objects, folder=folder, should_stop=should_stop)
-        )
+        setup, objects = registry.setup.model_dump_json(), _blob(registry)
+        return list(work(job.model_dump_json(), setup, objects=objects, folder=folder, should_stop=should_stop))
 
     @pytest.fixture
     def in_steps(self) -> None:
@@ -171,6 +170,36 @@ class TrainerConformance(Kit):
         contrary = plan(dataset={"name": "tiny/majority", "contrary": True})
         (wrong,) = losses(train(contrary)).values()
         assert wrong > 0.72, f"{wrong:.3f} where held-out answers are wrong: this is the training loss"
+
+    def test_the_loss_is_of_the_model_as_it_is_used(
+        self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, in_steps: None
+    ) -> None:
+        """In evaluation mode, without dropout, while training is in training mode; the mean over all held-out
+        predictions, in nats, of the weights at the end."""
+        import torch
+
+        modes, last = tmp_path / "modes", tmp_path / "last.pt"
+        keep = f"import torch; torch.save((model.training, model.state_dict()), {str(last)!r})"
+        runs = plan(model={"name": "tiny/tiny", "code": _append(modes, "model.training"), "evaluated": keep})
+        last.unlink(missing_ok=True)  # planning tries the model
+        (result,) = results(train(runs))
+        assert all(_lines(modes)), f"step {_lines(modes).index(False)} was trained in evaluation mode"
+        assert last.exists(), "the model was not evaluated without gradients"
+        in_training, weights = torch.load(last)
+        assert not in_training, "held-out loss was measured in training mode: dropout would be on"
+        expected = _heldout_loss(weights, result)
+        assert result.loss == pytest.approx(expected, rel=1e-4), (
+            f"{result.loss} is given; with these weights, held-out predictions have {expected:.6f} nats each"
+        )
+
+    def test_gradients_are_those_of_one_step(
+        self, plan: Callable[..., SweepPlan], train: Callable[..., Events], in_steps: None
+    ) -> None:
+        """Cleared before each: those of all steps before would be added to it."""
+        if not self.uses_optimizer:
+            pytest.skip("this trainer brings its own optimizer")
+        (result,) = results(train(plan(optimizer={"name": "tiny/plain", "poison": True})))
+        assert result.status == "completed", "gradients of the step before are used again: optimizer.zero_grad()"
 
     def test_it_trains_on_the_samples_of_its_run_in_order(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, in_steps: None
@@ -245,8 +274,12 @@ class TrainerConformance(Kit):
         trace.unlink()
         train(runs, should_stop=lambda: len(_lines(trace)) >= STOPS_AT)
         (result,) = results(train(runs))
-        assert len(_lines(trace)) == runs.runs[0].steps
-        assert result.loss == pytest.approx(undisturbed, rel=self.tolerance)
+        taken, steps = len(_lines(trace)), runs.runs[0].steps
+        assert taken == steps, f"{taken} steps in two parts of a run of {steps}"
+        assert result.loss == pytest.approx(undisturbed, rel=self.tolerance), (
+            "a run that was stopped ends elsewhere than one that was not: a checkpoint holds weights, the "
+            "optimizer's state, the position in the data, and the generators of random numbers"
+        )
 
     def test_a_branch_ends_like_a_run_that_was_trained_alone(
         self,
@@ -281,8 +314,24 @@ class TrainerConformance(Kit):
             pytest.skip(f"this trainer does not claim that it can {ability}")
 
     def _traced(self, plan: Callable[..., SweepPlan], folder: Path) -> tuple[SweepPlan, Path]:
+        """Runs that write down their steps, and whose model draws random numbers, as dropout does."""
         trace = folder / "steps"
-        return plan(model={"name": "tiny/tiny", "code": _append(trace, "step")}), trace
+        noise = "import torch; batch.add_(0.3 * torch.rand_like(batch))\n"
+        return plan(model={"name": "tiny/tiny", "code": noise + _append(trace, "step")}), trace
+
+
+@functools.lru_cache(maxsize=4)
+def _with_tiny(registry: Registry) -> Registry:
+    """Once for a class: discovery takes longer than a run."""
+    return registry.with_plugins({"tiny": tiny})
+
+
+@functools.lru_cache(maxsize=4)
+def _blob(registry: Registry) -> bytes | None:
+    """Plugins that are objects, as a driver sends them: a worker unpacks them once."""
+    import cloudpickle
+
+    return cloudpickle.dumps(registry.objects) if registry.objects else None
 
 
 def results(events: Events) -> list[RunResult]:
@@ -297,6 +346,21 @@ def losses(events: Events) -> dict[str, float]:
         assert result.loss is not None, result.error
         found[result.id] = result.loss
     return found
+
+
+def _heldout_loss(weights: Mapping[str, Any], result: RunResult) -> float:
+    import torch
+
+    data = tiny.Majority(result.run.seed)
+    model = tiny.build_tiny(tiny.TinyOptions(width=len(weights["0.bias"])), data.task)
+    model.load_state_dict({name: value.cpu() for name, value in weights.items()})
+    model.eval()
+    with torch.no_grad():
+        pairs = [
+            data.task.loss(data.task.outputs(model, batch), batch)
+            for batch in data.heldout(result.heldout_tokens or 10**9, 50)
+        ]
+    return sum(float(loss) for loss, _ in pairs) / sum(count for _, count in pairs)
 
 
 def _append(file: Path, what: str) -> str:

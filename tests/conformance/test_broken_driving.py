@@ -76,17 +76,27 @@ def test_broken_executors_are_caught(failures: Failures) -> None:
             "loses what is submitted later": {"SUBMIT": "self.running or self.waiting.append(job)"},
             "cannot cancel": {"STOP": "False"},
             "gives no reason": {"REASON": "None"},
+            "ends a job at its first result": {
+                "EVENT": "yield event\n            if isinstance(event, RunResult):\n                break",
+            },
+            "takes no job twice": {
+                "SUBMIT": "known = vars(self).setdefault('known', set())\n"
+                "        job.id in known or self.waiting.append(job)\n        known.add(job.id)",
+            },
         },
     )
     once = "test_every_job_gives_its_results_and_ends_exactly_once"
     later = "test_jobs_may_be_submitted_while_events_are_read"
+    again = "test_a_job_may_be_submitted_again"
     cancelled = "test_a_cancelled_job_ends_and_others_go_on"
     assert found == {
         "sound": set(),
-        "returns a job twice": {once, later, cancelled},
-        "ends a job twice": {once, later, cancelled},
-        "ends a job before its results": {once, later, cancelled},
-        "loses results": {once, later, cancelled},
+        "returns a job twice": {once, later, cancelled, again},
+        "ends a job twice": {once, later, cancelled, again},
+        "ends a job before its results": {once, later, cancelled, again},
+        "loses results": {once, later, cancelled, again},
+        "ends a job at its first result": {once},
+        "takes no job twice": {again},
         "loses what is submitted later": {later},
         "cannot cancel": {cancelled},
         "gives no reason": {cancelled},
@@ -144,6 +154,7 @@ class TestBroken(LoggerConformance):
     plugins = {"mine": Plugin()}
     keeps = ("attempt", "status", "loss", "params", "tokens", "flops", "heldout", "error")
     keeps_training = True
+    patience = 0.3
 
     def shown(self, folder):
         return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -199,6 +210,9 @@ def test_broken_loggers_are_caught(failures):
             },
             "prints": {"FINISH": "print(result.id)"},
             "writes into the working directory": {"FINISH": "open('latest.txt', 'w').close()"},
+            "writes over the study's own files": {
+                "START": "[one.write_text('{}') for one in self.path.parent.glob('plan.json')]",
+            },
             "leaves a thread behind": {
                 "START": "threading.Thread(target=threading.Event().wait, daemon=True).start()",
             },
@@ -224,6 +238,7 @@ def test_broken_loggers_are_caught(failures):
         "names a file like a metric": {named},
         "prints": results | {closing, within},
         "writes into the working directory": {within},
+        "writes over the study's own files": {within},
         "leaves a thread behind": {closing},
         "leaves a process behind": {closing},
         "cannot be closed twice": {closing},

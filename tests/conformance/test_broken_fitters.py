@@ -76,6 +76,17 @@ def test_broken_fitters_are_caught(failures: Failures) -> None:
                 "GIVEN": "observations = observations if len(observations) > 2 else STUDY",
                 "class Fitter:": "STUDY = FitterConformance().observations(0.0)\nclass Fitter:",
             },
+            "takes C for 6 N D": {
+                "GIVEN": "counted = [{'flops': 6 * o.params * o.tokens} for o in observations]; observations = "
+                "[o.model_copy(update=one) for o, one in zip(observations, counted)]",
+            },
+            "has no place for replicates": {
+                "GIVEN": "assert len({(o.params, o.tokens) for o in observations}) == len(observations)",
+            },
+            "sorts the runs where they lie": {"GIVEN": "observations.sort(key=lambda one: one.loss)"},
+            "swaps the ends of an interval": {
+                "PARAMS": "best.params.model_copy(update={'low': best.params.high, 'high': best.params.low})"
+            },
             "says the name of another": {"CHANGES": "fitter=fit.fitter.model_copy(update={'name': 'isoflop'})"},
             "keeps to itself what it needs to predict": {
                 "FLOPS": "flops if fit is self.last else 10 * flops",
@@ -94,6 +105,10 @@ def test_broken_fitters_are_caught(failures: Failures) -> None:
         "remembers earlier fits": {same},
         "has an interval beside its estimate": {"test_intervals_hold_their_estimate"},
         "fits anything": {few},
+        "takes C for 6 N D": {"test_c_is_what_the_runs_say"},
+        "has no place for replicates": {"test_seeds_are_several_runs_of_one_size"},
+        "sorts the runs where they lie": {same},
+        "swaps the ends of an interval": {"test_intervals_hold_their_estimate"},
         "says the name of another": {"test_it_says_what_it_fitted"},
         "keeps to itself what it needs to predict": {"test_a_fit_survives_json", same},
     }

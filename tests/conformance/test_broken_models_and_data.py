@@ -41,6 +41,26 @@ class TestBroken(ModelConformance):
     plugins = {"mine": Plugin()}
 """
 
+UNUSUAL = {
+    "sound, with tied weights, BatchNorm and dropout": {
+        "INIT": "self.norm = nn.BatchNorm1d(width); self.down = nn.Linear(4 * width, width)",
+        "self.head = nn.Linear(4 * width, vocabulary)": "self.head = nn.Linear(width, vocabulary)\n"
+        "        self.head.weight = self.table.weight",
+        "FORWARD": "x = functional.dropout(self.norm(x.transpose(1, 2)).transpose(1, 2), 0.1, self.training)",
+        "self.head(functional.gelu(self.hidden(x)))": "self.head(self.down(functional.gelu(self.hidden(x))))",
+        "FLOPS": "6 * options.width * (8 * options.width + task.vocab_size)",
+    },
+    "sound, a mixture of experts": {
+        "INIT": "self.gate = nn.Linear(width, 4)\n"
+        "        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in 'four')",
+        "FORWARD": "share = self.gate(x).softmax(-1)\n"
+        "        chosen = share * (share == share.amax(-1, keepdim=True))\n"
+        "        x = x + sum(one(x) * chosen[..., [i]] for i, one in enumerate(self.experts))",
+        "FLOPS": "6 * options.width * (8 * options.width + 4 + 4 * task.vocab_size)",
+    },
+}
+"""A kit that asked more than the contract does would fail these."""
+
 
 def test_broken_models_are_caught(failures):
     sound = {
@@ -72,10 +92,36 @@ def test_broken_models_are_caught(failures):
                 "INIT": "self.noise = torch.rand(width)",
                 "FORWARD": "x = x + self.noise.to(x.device)",
             },
+            "has a count for one width only": {"FLOPS": "6 * 8 * 4 * (8 + task.vocab_size)"},
+            "hides what training changes": {
+                "INIT": "self.mean = 0.0",
+                "FORWARD": "self.mean += x.detach().mean() * self.training; x = x - self.mean",
+            },
+            "draws from a generator of its own": {
+                "INIT": "self.generator = torch.Generator()",
+                "FORWARD": "x = x + self.training * torch.rand(1, generator=self.generator).to(x.device)",
+            },
+            "leaves dropout on": {"FORWARD": "x = functional.dropout(x, 0.1)"},
+            "remembers what it was evaluated on": {
+                "INIT": "self.register_buffer('seen', torch.zeros(width))",
+                "FORWARD": "self.seen.add_(x.detach().mean((0, 1))); x = x + self.seen * self.training",
+            },
+            "draws random numbers when it is evaluated": {"FORWARD": "torch.rand(1)"},
+            "writes into the batch": {"FORWARD": "ids[:, 0] = 0"},
+            **UNUSUAL,
         },
     )
+    unsteady = {"test_a_prediction_sees_no_later_token", "test_the_loss_of_a_sample_does_not_depend_on_its_batch"}
+    assert found.pop("leaves dropout on") >= unsteady
+    assert found.pop("writes into the batch") >= {"test_a_forward_pass_leaves_its_batch_as_it_was"}
     assert found == {
         "sound": set(),
+        **{name: set() for name in UNUSUAL},
+        "has a count for one width only": {"test_its_own_flops_are_three_times_the_forward_pass"},
+        "hides what training changes": {"test_its_state_is_all_there_is"},
+        "draws from a generator of its own": {"test_its_state_is_all_there_is"},
+        "remembers what it was evaluated on": {"test_an_evaluation_leaves_no_trace"},
+        "draws random numbers when it is evaluated": {"test_an_evaluation_leaves_no_trace"},
         "has a parameter without gradient": {"test_every_parameter_gets_a_gradient"},
         "detaches a parameter": {"test_every_parameter_gets_a_gradient"},
         "reads values while it is built": {
@@ -106,7 +152,7 @@ CONTEXT = 16
 TEXT = torch.randint(1000, (4000,), generator=torch.Generator().manual_seed(0))
 
 class Data:
-    task = LanguageTask(vocab_size=1000, context=CONTEXT)
+    task = LanguageTask(vocab_size=3000, context=CONTEXT)
     bytes_per_token = None
 
     def __init__(self, seed):
@@ -191,16 +237,40 @@ def test_broken_datasets_are_caught(failures):
                 "FURTHER": "(one + 1000 + self.seed for one in self.heldout(tokens, batch_size))",
             },
             "follows the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
+            "forgets in which epoch it starts": {"START": "start %= self.count"},
+            "draws with replacement": {"torch.randperm(self.count,": "torch.randint(self.count, (self.count,),"},
+            "promises more than it has": {"self.tokens = ": "self.tokens = 2 * "},
+            "has another task for other seeds": {
+                "self.seed = seed": "self.seed, self.task = seed, LanguageTask(3000 + seed, CONTEXT)",
+            },
+            "has more tokens for other seeds": {"self.tokens = ": "self.tokens = seed + "},
+            "has tokens outside of its vocabulary": {"vocab_size=3000": "vocab_size=999"},
+            "fills one tensor again and again": {
+                "START": "kept = torch.zeros(batch_size, CONTEXT + 1, dtype=torch.long)",
+                "yield torch.stack([self.sample(start + k) for k in range(batch_size)])": (
+                    "yield torch.stack([self.sample(start + k) for k in range(batch_size)], out=kept)"
+                ),
+            },
         },
     )
     always_wrong = {"test_the_same_seed_gives_the_same_samples", "test_the_batch_size_does_not_change_the_order"}
     assert found.pop("follows the global generator") >= always_wrong
     assert found == {
         "sound": set(),
+        "forgets in which epoch it starts": {"test_it_never_ends_and_repeats_in_another_order"},
+        "draws with replacement": {"test_an_epoch_has_every_sample_once"},
+        "promises more than it has": {"test_an_epoch_has_every_sample_once"},
+        "has another task for other seeds": {"test_the_seed_changes_nothing_but_the_order"},
+        "has more tokens for other seeds": {"test_the_seed_changes_nothing_but_the_order"},
+        "has tokens outside of its vocabulary": {"test_values_are_those_of_the_task"},
+        "fills one tensor again and again": {"test_a_batch_stays_as_it_was_given"},
         "leaks held-out text": {"test_training_data_do_not_contain_the_held_out_data"},
         "has an order that depends on the batch size": {"test_the_batch_size_does_not_change_the_order"},
         "has a fingerprint that depends on the seed": {"test_the_seed_does_not_change_the_fingerprint"},
-        "starts at the beginning whatever one says": {"test_it_starts_at_any_sample"},
+        "starts at the beginning whatever one says": {
+            "test_it_starts_at_any_sample",
+            "test_it_never_ends_and_repeats_in_another_order",
+        },
         "repeats in the same order": {"test_it_never_ends_and_repeats_in_another_order"},
         "holds out other data for other seeds": {
             "test_held_out_data_are_the_same_for_every_seed_batch_size_and_call"
@@ -222,3 +292,72 @@ def test_broken_datasets_are_caught(failures):
             "test_held_out_data_are_the_same_for_every_seed_batch_size_and_call"
         },
     }
+
+
+HASHED = """
+import torch
+
+from flops_fit_core import DatasetSpec, hookimpl
+
+class Task:
+    unit, tokens_per_sample = "samples", 1
+
+    def example(self, batch_size):
+        return {"inputs": torch.zeros(batch_size, 2), "answers": torch.zeros(batch_size, dtype=torch.long)}
+
+class Data:
+    # Batches are dictionaries, and the data endless.
+    task = Task()
+    tokens = bytes_per_token = None
+    fingerprint = FINGERPRINT
+
+    def __init__(self, seed):
+        self.seed = seed
+
+    def sample(self, position):
+        generator = torch.Generator().manual_seed(KEY % 2**63)
+        return torch.randn(2, generator=generator), torch.randint(3, (), generator=generator)
+
+    def batches(self, batch_size, start=0):
+        while True:
+            inputs, answers = zip(*(self.sample(start + k) for k in range(batch_size)))
+            yield {"inputs": torch.stack(inputs), "answers": torch.stack(answers)}
+            start += batch_size
+
+    def heldout(self, tokens, batch_size):
+        for first in range(0, min(tokens, 50), batch_size):
+            count = min(tokens, 50, first + batch_size) - first
+            yield {
+                "inputs": torch.arange(first, first + count)[:, None].repeat(1, 2) + 0.5,
+                "answers": torch.zeros(count, dtype=torch.long),
+            }
+
+@hookimpl
+def flops_fit_datasets():
+    yield DatasetSpec(name="hashed", build=lambda options, seed: Data(seed))
+"""
+
+
+def test_data_that_are_others_in_another_process_are_caught(site, failures):
+    cases = {
+        "sound": {},
+        "fingerprint": {"FINGERPRINT": "str(hash('data'))"},
+        "order": {"KEY": "hash(f'{self.seed} {position}')"},
+    }
+    for name, change in cases.items():
+        text = HASHED
+        for key, value in {"FINGERPRINT": "'data'", "KEY": "1000 * self.seed + position", **change}.items():
+            text = text.replace(key, value)
+        site.module(f"hashed_{name}", text)
+    tried = """
+import importlib
+
+from flops_fit_core.testing import DatasetConformance
+
+class TestIt(DatasetConformance):
+    name = "hashed"
+    plugins = {"mine": importlib.import_module("hashed_NAME")}
+"""
+    found = failures(tried, {}, {name: {"NAME": name} for name in cases})
+    elsewhere = {"test_another_process_finds_the_same_data"}
+    assert found == {"sound": set(), "fingerprint": elsewhere, "order": elsewhere}

@@ -86,6 +86,7 @@ class TestBroken(StoreConformance):
     name = "broken"
     plugins = {"mine": Plugin()}
     shared = False
+    moment = 0.02
 '''
 REPLACE_OR_APPEND = """if entry[:2] in KEYS:
             self.kept[KEYS.index(entry[:2])] = entry
@@ -127,6 +128,19 @@ BROKEN = {
     "puts a run that is tried again last": (
         {"RESULTS": "[self.get(one) for one in dict.fromkeys(one[0] for one in self.kept[::-1])][::-1]"},
         "test_results_come_in_the_order_in_which_runs_were_first_added",
+    ),
+    "sorts attempts as text": ({"ATTEMPTS": "str(one[1])"}, "test_every_attempt_is_kept_and_the_latest_counts"),
+    "goes by the clock of whoever trained": (
+        {"RESULTS": "sorted((self.get(run_id) for run_id in ids), key=lambda one: str(one.finished))"},
+        "test_results_come_in_the_order_in_which_runs_were_first_added",
+    ),
+    "has one file for all studies": (
+        {'folder / "kept.json"': 'folder.parent / "kept.json"'},
+        "test_two_studies_are_kept_apart",
+    ),
+    "forgets the time zone": (
+        {"RECORD": "result.model_dump_json().replace('Z\"', '\"')"},
+        "test_what_was_added_comes_back_equal",
     ),
     "sorts by id": (
         {"RESULTS": "[self.get(run_id) for run_id in sorted(ids)]"},

@@ -82,6 +82,37 @@ def test_broken_optimizers_are_caught(failures):
         for group, rate in zip(self.param_groups, rates):
             group['lr'] = rate
     """
+    own_decay = """def step(self):
+        for group in self.param_groups:
+            decay, group['weight_decay'] = group['weight_decay'], 0.0
+            for p in group['params']:
+                p.data.mul_(1 - 0.01 * decay)
+        super().step()
+    """
+    clipping = """def step(self):
+        for group in self.param_groups:
+            for p in group['params']:
+                p.grad.clamp_(-1, 1)
+        super().step()
+    """
+    own_count = """steps = 0
+
+    def step(self):
+        self.steps += 1
+        for group in self.param_groups:
+            for p in group['params']:
+                p.data.mul_(1 - group['lr'] / self.steps) if p.grad is not None and p.grad.any() else None
+        super().step()
+    """
+    shared_state = """momentum = {}
+
+    def step(self):
+        used = [p for group in self.param_groups for p in group['params'] if p.grad is not None]
+        for number, p in enumerate(used):
+            p.grad.add_(0.9 * self.momentum.setdefault((number, p.shape), torch.zeros_like(p)))
+            self.momentum[number, p.shape] = p.grad.clone()
+        super().step()
+    """
     found = failures(
         OPTIMIZER,
         sound,
@@ -96,12 +127,17 @@ def test_broken_optimizers_are_caught(failures):
             "goes uphill": {"GROUPS": "groups, maximize=True"},
             "ignores its betas": {"BETAS": "(0.9, 0.999)"},
             "ignores its weight decay": {"DECAY": "0.0"},
+            "decays at the peak learning rate": {"BODY": own_decay},
+            "needs a gradient of every parameter": {"BODY": clipping},
+            "counts its steps beside its state": {"BODY": own_count},
+            "shares its state with other runs": {"BODY": shared_state},
             "sound, with modes": {"KIND": "Averaging"},
             "has one mode": {"KIND": "Averaging", "EVAL": "pass"},
             "forgets in which mode it is": {"KIND": "Averaging", "KNOWN": "None"},
             "takes an evaluation for a step": {"KIND": "Averaging", "EVAL": counted},
         },
     )
+    assert "test_its_state_goes_on_where_it_was_saved" in found.pop("shares its state with other runs")
     assert found == {
         "sound": set(),
         "ignores its lr": {
@@ -111,6 +147,7 @@ def test_broken_optimizers_are_caught(failures):
         },
         "ignores widths": {"test_wide_matrices_get_a_smaller_learning_rate"},
         "drops parameters": {
+            "test_a_parameter_without_gradient_stays",
             "test_every_parameter_is_in_one_group",
             "test_a_step_moves_every_parameter",
             "test_wide_matrices_get_a_smaller_learning_rate",
@@ -124,6 +161,9 @@ def test_broken_optimizers_are_caught(failures):
         "goes uphill": {"test_it_learns"},
         "ignores its betas": {"test_other_betas_are_another_run"},
         "ignores its weight decay": {"test_only_groups_that_may_decay_do"},
+        "decays at the peak learning rate": {"test_a_learning_rate_of_zero_moves_nothing"},
+        "needs a gradient of every parameter": {"test_a_parameter_without_gradient_stays"},
+        "counts its steps beside its state": {"test_its_state_goes_on_where_it_was_saved"},
         "sound, with modes": set(),
         "has one mode": {"test_it_has_both_modes_or_none"},
         "forgets in which mode it is": {
@@ -165,13 +205,22 @@ def test_broken_schedules_are_caught(failures):
         "divides by zero in a run of one step": "1 - step / (run.steps - 1)",
         "stands still in a run of one step": "min(1, step / 100)",
         "counts its calls": "calls.append(1) or 1 / len(calls)",
+        "gives text": "str(1 - step / run.steps)",
+        "is not a number at its end": "1 - step / run.steps if step < 900 else float('nan')",
     }
     cases = {name: {"MULTIPLIER": text} for name, text in multipliers.items()}
+    cases["branches off earlier in a longer run"] = {
+        "MULTIPLIER": "1.0",
+        "BRANCH": "lambda options, run: 1 + 6 // run.steps",
+    }
     cases["branches off while it falls"] = {"BRANCH": "lambda options, run: run.steps"}
     found = failures(SCHEDULE, {"BRANCH": "None", "MULTIPLIER": multipliers["sound"]}, cases)
     assert found == {
         "sound": set(),
         "branches off while it falls": {"test_before_its_branch_a_run_does_as_every_longer_one"},
+        "branches off earlier in a longer run": {"test_before_its_branch_a_run_does_as_every_longer_one"},
+        "gives text": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "is not a number at its end": {"test_it_is_a_share_of_the_peak_at_every_step"},
         "is a learning rate": {"test_a_long_run_reaches_the_peak"},
         "goes above the peak": {"test_it_is_a_share_of_the_peak_at_every_step"},
         "goes below zero": {"test_it_is_a_share_of_the_peak_at_every_step"},
@@ -216,19 +265,32 @@ def test_broken_counters_are_caught(failures):
         "gives N in millions": "FlopCount(6.0 * n, n / 1e6, '6 N D', 'millions')",
         "does not say what it counts": "FlopCount(6.0 * n, n, '', '')",
         "has terms of something else": "FlopCount(6.0 * n, n, '6 N D', 'matmul', {'head': 5.0 * n})",
+        "counts a batch": "FlopCount(6.0 * n * 8, n, '6 N D', 'matmul parameters')",
+        "asks a task for its context": "FlopCount(6.0 * n + measured.task.context, n, '6 N D', 'matmul')",
+        "gives the model memory": "measured.module.to_empty(device='cpu') and FlopCount(6.0 * n, n, '6 N D', 'N')",
+        "leaves the model in evaluation mode": "measured.module.eval() and FlopCount(6.0 * n, n, '6 N D', 'N')",
+        "leaves a hook behind": (
+            "measured.module.register_forward_hook(print) and FlopCount(6.0 * n, n, '6 N D', 'matmul parameters')"
+        ),
         "takes for granted that families count": "FlopCount(1.0 * measured.own_flops_per_token, n, 'own', 'N')",
         "reads the weights": "FlopCount(6.0 * n * bool(next(measured.module.parameters()).sum()), n, 'C', 'N')",
     }
     found = failures(COUNTER, {}, {name: {"COUNT": text} for name, text in counts.items()})
+    both_tasks = {"test_it_counts_forward_and_backward", "test_a_model_of_images_is_counted_or_refused"}
     assert "test_it_counts_without_reading_or_changing_the_model" in found.pop("reads the weights")
     assert found == {
         "sound": set(),
         "sound, recomputing": set(),
-        "forgets the backward pass": {"test_it_counts_forward_and_backward"},
-        "counts a whole sequence": {"test_it_counts_forward_and_backward"},
+        "forgets the backward pass": both_tasks,
+        "counts a whole sequence": both_tasks,
         "gives N in millions": {"test_n_is_a_number_of_the_model_s_parameters"},
         "does not say what it counts": {"test_it_says_what_it_counts"},
         "has terms of something else": {"test_it_says_what_it_counts"},
+        "counts a batch": both_tasks,
+        "asks a task for its context": {"test_a_model_of_images_is_counted_or_refused"},
+        "gives the model memory": {"test_it_counts_without_reading_or_changing_the_model"},
+        "leaves the model in evaluation mode": {"test_it_counts_without_reading_or_changing_the_model"},
+        "leaves a hook behind": {"test_it_counts_without_reading_or_changing_the_model"},
         "takes for granted that families count": {
             "test_a_family_that_does_not_describe_itself_is_counted_or_refused"
         },
@@ -275,6 +337,13 @@ def test_broken_recipes_are_caught(failures: Failures) -> None:
             "forgets that a user may have chosen": {"TROUBLE": "assert about.lr is None"},
             "knows no trunk": {"TROUBLE": "assert not about.trunk"},
             "gives a dictionary": {"TROUBLE": "return {'lr': 0.01}"},
+            "remembers the batch of a size": {
+                "class Scaled": "KNOWN = {}\n\nclass Scaled",
+                "BATCH": f"KNOWN.setdefault(about.params, {root})",
+            },
+            "gives its warmup in steps": {"WARMUP": "min(about.tokens, 2000)"},
+            "needs a width": {"LR": "options.lr * (64 / about.width) ** 0.5"},
+            "needs a vocabulary": {"TROUBLE": "about.task.vocab_size"},
         },
     )
     values = "test_it_gives_values_that_a_run_can_have"
@@ -290,6 +359,10 @@ def test_broken_recipes_are_caught(failures: Failures) -> None:
         "ignores the option that tuning writes": {tuned},
         "forgets that a user may have chosen": {"test_what_the_user_has_set_is_not_contradicted"},
         "knows no trunk": {"test_a_trunk_is_served_too"},
+        "remembers the batch of a size": {same},
+        "gives its warmup in steps": {"test_a_warmup_is_in_tokens"},
+        "needs a width": {"test_any_run_is_served_or_refused"},
+        "needs a vocabulary": {"test_any_run_is_served_or_refused"},
     }
 
 
@@ -347,11 +420,24 @@ def test_broken_devices_are_caught(failures: Failures) -> None:
             "has no place": {"SLOTS": "[]"},
             "has places that no environment can hold": {"SLOTS": "[{'CUDA_VISIBLE_DEVICES': 0}]"},
             "needs fewer devices for larger runs": {"COUNT": "2 if size < 2**25 else 1"},
+            "gives memory in KiB": {"MEMORY": "__import__('resource').getrusage(0).ru_maxrss"},
+            "says float32 and computes in bfloat16": {
+                "class Device:": "import torch\n\nclass Device:\n"
+                "    def __init__(self):\n        torch.set_default_dtype(torch.bfloat16)\n",
+            },
+            "names its places anew at each look": {
+                "SLOTS": "[{'PLACE': str(CALLS())}]",
+                "class Device:": "import itertools\nCALLS = itertools.count().__next__\n\nclass Device:",
+            },
         },
     )
     computes, precision = "test_it_computes_where_it_says", "test_its_precision_is_one_that_it_computes_in"
     places = "test_its_places_are_environment_variables"
     assert found.pop("is none of torch's") >= {computes, precision}
+    assert found.pop("says float32 and computes in bfloat16") >= {
+        precision,
+        "test_it_leaves_torch_s_defaults_alone",
+    }
     assert found == {
         "sound": set(),
         "has a precision of its own": {precision},
@@ -360,5 +446,7 @@ def test_broken_devices_are_caught(failures: Failures) -> None:
         "gives its peak in TFLOP/s": {"test_its_peak_is_of_a_real_processor_or_unknown"},
         "has no place": {places},
         "has places that no environment can hold": {places},
+        "gives memory in KiB": {"test_memory_is_bytes_or_unknown"},
+        "names its places anew at each look": {places},
         "needs fewer devices for larger runs": {"test_a_larger_run_needs_no_fewer_devices"},
     }

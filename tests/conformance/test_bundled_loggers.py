@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 import reading_loggers as reading
 
@@ -35,6 +37,15 @@ class TestWandbOffline(LoggerConformance):
         return reading.wandb_rows(folder)
 
 
+@pytest.fixture(scope="module")
+def empty_mlflow(tmp_path_factory):
+    import mlflow
+
+    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
+    return path
+
+
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own use of SQLAlchemy
 class TestMlflowInTheStudy(LoggerConformance):
     name = "mlflow"
@@ -44,6 +55,15 @@ class TestMlflowInTheStudy(LoggerConformance):
     @pytest.fixture(autouse=True)
     def _no_server(self, monkeypatch):
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+    @pytest.fixture
+    def folder(self, tmp_path, request, empty_mlflow):
+        """With a database, which takes MLflow seconds to make; for one test it makes its own."""
+        folder = tmp_path / "study"
+        (folder / "mlflow").mkdir(parents=True)
+        if "from_its_start_to_its_end" not in request.node.name:
+            shutil.copy(empty_mlflow, folder / "mlflow" / "mlflow.db")
+        return folder
 
     def shown(self, folder):
         return reading.mlflow_rows(f"sqlite:///{folder / 'mlflow' / 'mlflow.db'}")
