@@ -66,8 +66,24 @@ class _Reports:
         self.kept.append(report)
 
 
+_CAUGHT = pytest.StashKey[list[str]]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``pytest tests/conformance -m "slow or not slow" -k caught --broken-plugins``."""
+    text = "list the plugins that tests break on purpose, each with the checks of its kit that caught it"
+    parser.addoption("--broken-plugins", action="store_true", help=text)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The list, where it was asked for."""
+    if config.getoption("--broken-plugins"):
+        for line in config.stash.get(_CAUGHT, []):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
-def failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Failures:
+def failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Failures:
     """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed.
 
     In this process, where everything that is large has been imported already; ``pytester`` would forget again what
@@ -92,6 +108,10 @@ def failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Failures:
             if report.failed:
                 found[name].add(test.partition("::")[2].partition("[")[0])
         assert ran == set(cases)
+        caught = (
+            f"{request.node.name}: {name}: {', '.join(sorted(tests))}" for name, tests in found.items() if tests
+        )
+        request.config.stash.setdefault(_CAUGHT, []).extend(caught)
         return found
 
     return failures
