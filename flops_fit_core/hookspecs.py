@@ -341,7 +341,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
 
         from collections import deque
 
-        from flops_fit_core import ExecutorSpec, JobEnded, hookimpl, work
+        from flops_fit_core import ExecutorSpec, JobEnded, hookimpl
 
         class OneAfterAnother:
             capacity = 1
@@ -360,6 +360,8 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
                     self.running = None
 
             def work_on(self, job):
+                from flops_fit_core import work  # and torch with it
+
                 yield from work(job.model_dump_json(), self.context.plugins,
                                 objects=self.context.live, folder=self.context.folder,
                                 should_stop=lambda: job.id in self.cancelled)

@@ -63,6 +63,7 @@ def joined_before(cluster):
 @pytest.mark.usefixtures("joined_before")
 class TestRay(ExecutorConformance):
     name = "ray"
+    daemons_take = 10.0
 
     @pytest.mark.slow
     def test_python_objects_reach_the_tasks(self, tmp_path, cluster):

@@ -56,6 +56,7 @@ def on_the_cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
 class TestSlurm(ExecutorConformance):
     pytestmark = ON_SLURM
     name = "slurm"
+    daemons_take = 10.0
     options = {**QUICK, "max_jobs": 2}
 
 

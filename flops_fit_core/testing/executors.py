@@ -51,11 +51,13 @@ class ExecutorConformance(Kit):
     Attributes:
         isolated: False for an executor that trains in the driver's own process.
         patience: Seconds without any event after which a test fails; more where jobs wait in a queue.
+        daemons_take: Seconds after ``close()`` in which daemons of a cluster may still end what they were told to.
     """
 
     kind: ClassVar[str] = "executor"
     isolated = True
     patience = 120.0
+    daemons_take = 0.0
 
     # ------------------------------------------------------------------ parts
 
@@ -202,8 +204,11 @@ class ExecutorConformance(Kit):
             executor.close()
             executor.close()
         workers = [line.split() for line in trace.read_text().splitlines()]
-        here = [int(pid) for host, pid in workers if host == socket.gethostname()]
-        assert [pid for pid in here if is_running(pid)] == []
+        left = [int(pid) for host, pid in workers if host == socket.gethostname()]
+        until = time.monotonic() + self.daemons_take
+        while (left := [pid for pid in left if is_running(pid)]) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert left == [], "processes of these ids are left"
 
 
 def tiny_registry() -> Registry:
