@@ -137,12 +137,28 @@ def test_every_width_that_the_planner_tries_can_be_built():
         ),
         ({"architecture": "gpt2", "queries_per_kv": 2}, "no heads of keys and values"),
         ({"config": {"num_hidden_layers": "two"}}, "transformers makes no 'llama' of"),
+        ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it is to predict"),
+        ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it is to predict"),
     ],
 )
 def test_a_mistake_says_what_there_is(options, message):
     with pytest.raises(ConfigError) as error:
         built(**options)
     assert message in str(error.value)
+
+
+def sees_the_future(model) -> bool:
+    """Whether logits depend on later ids."""
+    model.eval()
+    ids = torch.arange(16)[None]
+    changed = torch.cat([ids[:, :8], ids[:, 8:] + 1], dim=1)
+    with torch.no_grad():
+        return not torch.allclose(model(ids)[:, :8], model(changed)[:, :8], atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "gemma3_text", "gpt2", "llama", "mamba", "rwkv"])
+def test_no_model_sees_the_tokens_that_it_is_to_predict(architecture):
+    assert not sees_the_future(built(architecture=architecture, width=32, head_dim=8, config=TWO_LAYERS))
 
 
 def test_images_are_no_task_for_a_decoder():
@@ -194,6 +210,13 @@ def test_what_transformers_wrote_is_understood_as_it_is():
     }
     config = built("hf-ladder", configs=[old]).lm.config
     assert (config.rope_parameters["rope_theta"], config.bos_token_id) == (500_000.0, None)
+
+
+def test_an_encoder_of_a_hub_is_trained_as_a_decoder_and_without_a_cache():
+    encoder = {**SMALL, "model_type": "bert", "is_decoder": False, "use_cache": True}
+    model = built("hf-ladder", configs=[encoder])
+    assert (model.lm.config.is_decoder, model.lm.config.use_cache) == (True, False)
+    assert not sees_the_future(model)
 
 
 def test_a_table_with_a_wrong_field_is_not():

@@ -21,6 +21,11 @@ FEED_FORWARD = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "moe_intermed
 """Hidden units of feed-forward parts, as architectures call them."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 """A dataset's tokens are its own: a padding token would be an embedding that never learns."""
+OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
+"""What the task and the training decide, whatever a ladder's configuration says: hubs have encoders with
+``is_decoder = false``, which would see the tokens that they are to predict."""
+SEES_THE_FUTURE = frozenset(("cpmant", "xlm", "xlnet"))
+"""Listed as causal language models, and without a mask of its own each sees the tokens that it is to predict."""
 OF_FILES = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Entries of a ``config.json`` that are not the model's shape; weights are float32 here."""
 
@@ -70,6 +75,11 @@ class Architecture:
 @lru_cache
 def architecture(name: str) -> Architecture:
     """Raises ConfigError for a name that is no causal language model of this transformers."""
+    if name in SEES_THE_FUTURE:
+        raise ConfigError(
+            f"model.architecture: {name!r} sees the tokens that it is to predict, so its loss would mean nothing: "
+            f"choose another one"
+        )
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         there = ", ".join(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError(
@@ -116,7 +126,7 @@ def _made(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: boo
         # What transformers wrote has derived entries and those of earlier versions, which it understands.
         written_by_it = not options.config.keys().isdisjoint(OF_FILES)
         fields = given if written_by_it else about.named(given)
-        for one in ("vocab_size", "max_position_embeddings", *SPECIAL_TOKENS):
+        for one in OF_TRAINING:
             fields.pop(about.make.attribute_map.get(one, one), None)
     return _instance(about, {**_from_task(about, task, fields), **fields})
 
@@ -147,6 +157,10 @@ def _fits_task(fields: Mapping[str, Any], about: Architecture, task: LanguageTas
         raise ConfigError(
             f"model.config: vocab_size = {fields['vocab_size']}, and the dataset has {task.vocab_size} tokens: "
             f"leave it out"
+        )
+    if not fields.get("is_decoder", True):
+        raise ConfigError(
+            "model.config: with is_decoder = false the model sees the tokens that it is to predict: leave it out"
         )
     positions = about.make.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     if fields.get(positions, task.context) < task.context:
