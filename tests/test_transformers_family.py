@@ -87,6 +87,21 @@ def test_what_follows_the_width_keeps_the_proportions_of_the_architecture():
     assert config.head_dim == 32
 
 
+def test_experts_and_those_that_all_tokens_share_follow_the_width_too():
+    config = config_of(architecture="qwen2_moe", width=256, config={"num_hidden_layers": 1, "num_experts": 2})
+    assert (config.moe_intermediate_size, config.shared_expert_intermediate_size) == (176, 704)
+    config = config_of(architecture="granitemoeshared", width=256, config={"num_hidden_layers": 1})
+    assert config.shared_intermediate_size == 0  # none stays none
+
+
+@pytest.mark.parametrize(("width", "config"), [(48, {}), (48, {"head_dim": 16}), (64, {"expand": 1})])
+def test_a_mamba2_has_heads_for_its_width(width, config):
+    small = {"num_hidden_layers": 1, "state_size": 8, "n_groups": 1, "use_cache": False}
+    made = config_of(architecture="mamba2", width=width, head_dim=8, config={**small, **config})
+    assert made.num_heads * made.head_dim == made.expand * width
+    assert made.head_dim == config.get("head_dim", 8)
+
+
 def test_fields_can_be_fixed_and_can_follow():
     config = config_of(
         architecture="gpt2",

@@ -17,8 +17,9 @@ from transformers.utils import logging
 from flops_fit_core import ConfigError, LanguageTask, Task
 from flops_fit_transformers import HFOptions, LadderOptions
 
-FEED_FORWARD = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
-"""Hidden units of feed-forward parts, as architectures call them."""
+FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")
+"""How architectures call the hidden units of feed-forward parts, after words such as ``moe_``, ``decoder_`` and
+``shared_expert_``."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 """A dataset's tokens are its own: a padding token would be an embedding that never learns."""
 OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
@@ -193,17 +194,19 @@ def rounded(value: float) -> int:
 
 def _feed_forward(width: int, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
     """In proportion as in the architecture's defaults, where these give a number."""
-    sizes = {name: about.default(name) for name in FEED_FORWARD if name in about.known and name not in given}
+    sizes = {
+        name: about.default(name) for name in about.known if name.endswith(FEED_FORWARD) and name not in given
+    }
     return {
         name: rounded(width * size / about.default("hidden_size"))
         for name, size in sizes.items()
-        if isinstance(size, int)
+        if isinstance(size, int) and size
     }
 
 
 def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
     if not about.has("num_attention_heads"):
-        return {}
+        return _state_space_heads(options, about, given)
     name, width = about.own("num_attention_heads"), options.width
     apart = given.get("head_dim")
     heads = given.get(name) or (max(1, width // apart) if apart else even_heads(width, options.head_dim))
@@ -221,6 +224,15 @@ def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) ->
     elif options.queries_per_kv is not None:
         raise ConfigError(f"model.queries_per_kv: {about.name!r} has no heads of keys and values of their own")
     return fields
+
+
+def _state_space_heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
+    """Mamba2 has ``expand * width`` channels, which are to be ``num_heads * head_dim``."""
+    if not {"num_heads", "head_dim", "expand"} <= about.known or "num_heads" in given:
+        return {}
+    inner = int(given.get("expand", about.default("expand")) * options.width)
+    heads = max(1, inner // given["head_dim"]) if "head_dim" in given else even_heads(inner, options.head_dim)
+    return {"num_heads": heads, "head_dim": inner // heads}
 
 
 def even_heads(width: int, head_dim: int) -> int:
