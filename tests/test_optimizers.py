@@ -184,6 +184,41 @@ def test_adafactor_keeps_rows_and_columns_and_steps_by_its_formula():
     assert sum(it.numel() for it in made.state[weight].values() if isinstance(it, torch.Tensor)) <= 3 + 4 + 1
 
 
+def test_lion_goes_the_way_of_the_papers_algorithm():
+    ours = several_steps("lion", lr=0.01, weight_decay=0.1)
+    weight, momentum = torch.linspace(-1, 1, 12).reshape(3, 4), torch.zeros(3, 4)
+    for gradient in gradients():
+        weight = weight - 0.01 * (torch.sign(0.9 * momentum + 0.1 * gradient) + 0.1 * weight)
+        momentum = 0.99 * momentum + 0.01 * gradient
+    assert torch.allclose(ours, weight, atol=1e-6)
+
+
+def test_adafactor_goes_the_way_of_that_of_transformers():
+    theirs = pytest.importorskip("transformers.optimization").Adafactor
+    weight = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+    other = theirs([weight], lr=0.01, weight_decay=0.1, scale_parameter=False, relative_step=False)
+    for gradient in gradients():
+        weight.grad = gradient
+        other.step()
+    assert torch.allclose(several_steps("adafactor", lr=0.01, weight_decay=0.1), weight, atol=1e-6)
+
+
+def gradients():
+    generator = torch.Generator().manual_seed(1)
+    return [3 * torch.randn(3, 4, generator=generator) for _ in range(8)]
+
+
+def several_steps(name, **options):
+    """A matrix after these gradients."""
+    module = nn.Module()
+    module.weight = nn.Parameter(torch.linspace(-1, 1, 12).reshape(3, 4))
+    made = optimizer(name, module, **options)
+    for gradient in gradients():
+        module.weight.grad = gradient
+        made.step()
+    return module.weight.detach()
+
+
 # ---------------------------------------------------------------------------- what recipes give them
 
 

@@ -87,6 +87,21 @@ def test_what_follows_the_width_keeps_the_proportions_of_the_architecture():
     assert config.head_dim == 32
 
 
+def test_experts_and_those_that_all_tokens_share_follow_the_width_too():
+    config = config_of(architecture="qwen2_moe", width=256, config={"num_hidden_layers": 1, "num_experts": 2})
+    assert (config.moe_intermediate_size, config.shared_expert_intermediate_size) == (176, 704)
+    config = config_of(architecture="granitemoeshared", width=256, config={"num_hidden_layers": 1})
+    assert config.shared_intermediate_size == 0  # none stays none
+
+
+@pytest.mark.parametrize(("width", "config"), [(48, {}), (48, {"head_dim": 16}), (64, {"expand": 1})])
+def test_a_mamba2_has_heads_for_its_width(width, config):
+    small = {"num_hidden_layers": 1, "state_size": 8, "n_groups": 1, "use_cache": False}
+    made = config_of(architecture="mamba2", width=width, head_dim=8, config={**small, **config})
+    assert made.num_heads * made.head_dim == made.expand * width
+    assert made.head_dim == config.get("head_dim", 8)
+
+
 def test_fields_can_be_fixed_and_can_follow():
     config = config_of(
         architecture="gpt2",
@@ -137,12 +152,28 @@ def test_every_width_that_the_planner_tries_can_be_built():
         ),
         ({"architecture": "gpt2", "queries_per_kv": 2}, "no heads of keys and values"),
         ({"config": {"num_hidden_layers": "two"}}, "transformers makes no 'llama' of"),
+        ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it is to predict"),
+        ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it is to predict"),
     ],
 )
 def test_a_mistake_says_what_there_is(options, message):
     with pytest.raises(ConfigError) as error:
         built(**options)
     assert message in str(error.value)
+
+
+def sees_the_future(model) -> bool:
+    """Whether logits depend on later ids."""
+    model.eval()
+    ids = torch.arange(16)[None]
+    changed = torch.cat([ids[:, :8], ids[:, 8:] + 1], dim=1)
+    with torch.no_grad():
+        return not torch.allclose(model(ids)[:, :8], model(changed)[:, :8], atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "electra", "gemma3_text", "gpt2", "llama", "mamba", "rwkv"])
+def test_no_model_sees_the_tokens_that_it_is_to_predict(architecture):
+    assert not sees_the_future(built(architecture=architecture, width=32, head_dim=8, config=TWO_LAYERS))
 
 
 def test_images_are_no_task_for_a_decoder():
@@ -194,6 +225,13 @@ def test_what_transformers_wrote_is_understood_as_it_is():
     }
     config = built("hf-ladder", configs=[old]).lm.config
     assert (config.rope_parameters["rope_theta"], config.bos_token_id) == (500_000.0, None)
+
+
+def test_an_encoder_of_a_hub_is_trained_as_a_decoder_and_without_a_cache():
+    encoder = {**SMALL, "model_type": "bert", "is_decoder": False, "use_cache": True}
+    model = built("hf-ladder", configs=[encoder])
+    assert (model.lm.config.is_decoder, model.lm.config.use_cache) == (True, False)
+    assert not sees_the_future(model)
 
 
 def test_a_table_with_a_wrong_field_is_not():

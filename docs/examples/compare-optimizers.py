@@ -22,6 +22,7 @@ from scipy.stats import f as f_distribution
 from flops_fit_core import Study
 
 DRAWS, LEVEL = 1000, 0.9
+WITHIN = 30.0
 
 
 @dataclass(frozen=True)
@@ -91,10 +92,13 @@ def lowest(
 def gains(
     first: np.ndarray, second: np.ndarray, runs: Runs, units: tuple[float, float], budgets: np.ndarray
 ) -> np.ndarray:
-    """C' / C at each budget, by the law of each study."""
-    compute = np.geomspace(budgets[0] / 4, budgets[-1] * 4, 100)
+    """C' / C at each budget, by the law of each study; 0 and infinite where C' is more than a factor ``WITHIN``
+    beyond the budgets."""
+    compute = np.geomspace(budgets[0] / WITHIN, budgets[-1] * WITHIN, 300)
     reached = lowest(second, 1, runs, units, budgets)
-    needed = np.interp(-reached, -lowest(first, 0, runs, units, compute), np.log(compute))
+    needed = np.interp(
+        -reached, -lowest(first, 0, runs, units, compute), np.log(compute), left=-np.inf, right=np.inf
+    )
     return np.exp(needed) / budgets
 
 
@@ -135,7 +139,7 @@ def main(folders: list[str]) -> None:
     print_fit(runs, *(squares(laws, runs, units) for laws in ways))
     budgets = np.geomspace(runs.flops.min(), runs.flops.max(), 4)
     drawn = bootstrap(runs, units, shared, budgets)
-    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0)
+    low, high = np.quantile(drawn, [(1 - LEVEL) / 2, (1 + LEVEL) / 2], axis=0, method="nearest")
     print(
         f"compute-equivalent gain of {folders[1]} over {folders[0]} ({LEVEL:.0%}, {DRAWS} draws of whole cells):"
     )

@@ -17,10 +17,16 @@ from transformers.utils import logging
 from flops_fit_core import ConfigError, LanguageTask, Task
 from flops_fit_transformers import HFOptions, LadderOptions
 
-FEED_FORWARD = ("intermediate_size", "ffn_dim", "ffn_hidden_size", "moe_intermediate_size")
-"""Hidden units of feed-forward parts, as architectures call them."""
+FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")
+"""How architectures call the hidden units of feed-forward parts, after words such as ``moe_``, ``decoder_`` and
+``shared_expert_``."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 """A dataset's tokens are its own: a padding token would be an embedding that never learns."""
+OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
+"""What the task and the training decide, whatever a ladder's configuration says: hubs have encoders with
+``is_decoder = false``, which would see the tokens that they are to predict."""
+SEES_THE_FUTURE = frozenset(("cpmant", "xlm", "xlnet"))
+"""Listed as causal language models, and without a mask of its own each sees the tokens that it is to predict."""
 OF_FILES = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Entries of a ``config.json`` that are not the model's shape; weights are float32 here."""
 
@@ -70,6 +76,11 @@ class Architecture:
 @lru_cache
 def architecture(name: str) -> Architecture:
     """Raises ConfigError for a name that is no causal language model of this transformers."""
+    if name in SEES_THE_FUTURE:
+        raise ConfigError(
+            f"model.architecture: {name!r} sees the tokens that it is to predict, so its loss would mean nothing: "
+            f"choose another one"
+        )
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         there = ", ".join(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError(
@@ -116,7 +127,7 @@ def _made(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: boo
         # What transformers wrote has derived entries and those of earlier versions, which it understands.
         written_by_it = not options.config.keys().isdisjoint(OF_FILES)
         fields = given if written_by_it else about.named(given)
-        for one in ("vocab_size", "max_position_embeddings", *SPECIAL_TOKENS):
+        for one in OF_TRAINING:
             fields.pop(about.make.attribute_map.get(one, one), None)
     return _instance(about, {**_from_task(about, task, fields), **fields})
 
@@ -147,6 +158,10 @@ def _fits_task(fields: Mapping[str, Any], about: Architecture, task: LanguageTas
         raise ConfigError(
             f"model.config: vocab_size = {fields['vocab_size']}, and the dataset has {task.vocab_size} tokens: "
             f"leave it out"
+        )
+    if not fields.get("is_decoder", True):
+        raise ConfigError(
+            "model.config: with is_decoder = false the model sees the tokens that it is to predict: leave it out"
         )
     positions = about.make.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     if fields.get(positions, task.context) < task.context:
@@ -179,17 +194,19 @@ def rounded(value: float) -> int:
 
 def _feed_forward(width: int, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
     """In proportion as in the architecture's defaults, where these give a number."""
-    sizes = {name: about.default(name) for name in FEED_FORWARD if name in about.known and name not in given}
+    sizes = {
+        name: about.default(name) for name in about.known if name.endswith(FEED_FORWARD) and name not in given
+    }
     return {
         name: rounded(width * size / about.default("hidden_size"))
         for name, size in sizes.items()
-        if isinstance(size, int)
+        if isinstance(size, int) and size
     }
 
 
 def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
     if not about.has("num_attention_heads"):
-        return {}
+        return _state_space_heads(options, about, given)
     name, width = about.own("num_attention_heads"), options.width
     apart = given.get("head_dim")
     heads = given.get(name) or (max(1, width // apart) if apart else even_heads(width, options.head_dim))
@@ -207,6 +224,15 @@ def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) ->
     elif options.queries_per_kv is not None:
         raise ConfigError(f"model.queries_per_kv: {about.name!r} has no heads of keys and values of their own")
     return fields
+
+
+def _state_space_heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
+    """Mamba2 has ``expand * width`` channels, which are to be ``num_heads * head_dim``."""
+    if not {"num_heads", "head_dim", "expand"} <= about.known or "num_heads" in given:
+        return {}
+    inner = int(given.get("expand", about.default("expand")) * options.width)
+    heads = max(1, inner // given["head_dim"]) if "head_dim" in given else even_heads(inner, options.head_dim)
+    return {"num_heads": heads, "head_dim": inner // heads}
 
 
 def even_heads(width: int, head_dim: int) -> int:
