@@ -49,6 +49,7 @@ class PackedStepper:
         models = [one.parts.model for one in passes]
         self._weights, self._buffers = torch.func.stack_module_state(models)
         self._skeleton = copy.deepcopy(models[0]).to("meta")
+        self._shared = shared_names(models[0])
         self._own = [self._parts_of_the_stack(model, number) for number, model in enumerate(models)]
         self._vectorized = torch.vmap(self._mean_loss, randomness="different")
 
@@ -94,6 +95,8 @@ class PackedStepper:
         return [self._autocast, sdpa_kernel(SDPBackend.MATH)]
 
     def _mean_loss(self, weights: dict[str, Tensor], buffers: dict[str, Tensor], batch: Batch) -> Tensor:
+        weights = {**weights, **{name: weights[first] for name, first in self._shared.items()}}
+
         def model(*inputs: Any, **named: Any) -> Any:
             return torch.func.functional_call(self._skeleton, (weights, buffers), inputs, named)
 
@@ -120,3 +123,11 @@ class PackedStepper:
         for name, parameter in own.items():
             parameter.data = self._weights[name].data[number]
         return {name: parameter for name, parameter in own.items() if parameter.requires_grad}
+
+
+def shared_names(model: nn.Module) -> dict[str, str]:
+    """Further names of weights that have several, such as a tied head's, and their first ones. The way to the meta
+    device makes a weight of its own of each."""
+    first = {id(parameter): name for name, parameter in model.named_parameters()}
+    everywhere = model.named_parameters(remove_duplicate=False)
+    return {name: first[id(parameter)] for name, parameter in everywhere if first[id(parameter)] != name}

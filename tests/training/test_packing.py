@@ -46,6 +46,22 @@ def test_packed_runs_end_with_the_losses_of_separate_ones_within_rounding():
         assert one.tokens == one.run.tokens
 
 
+class Tied(Bench):
+    """Its head has the embedding's weight: one parameter under two names, as in a GPT-2."""
+
+    def build_net(self, options, task):
+        model = super().build_net(options, task)
+        model[2].weight = model[0].weight
+        return model
+
+
+def test_a_model_whose_modules_share_a_weight_packs_too():
+    alone = train(table(Tied(), 1), Tied().registry())
+    packed = train(table(Tied(), 4), Tied().registry())
+    assert {(one.status, one.packed) for one in packed} == {("completed", 4)}
+    assert losses(packed) == pytest.approx(losses(alone), rel=1e-5)
+
+
 def test_a_gpt_packs_too(tmp_path):
     text = write_text(tmp_path / "text")
     sweep = {"seeds": [0, 1, 2], "sizes": [{"width": 8}]}
