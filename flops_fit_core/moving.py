@@ -182,7 +182,8 @@ def _compare(kept: ResultStore, copy: ResultStore, source: StudyFolder, target: 
     """Read both again. Raises StoreError where an attempt is missing or not equal, or the order is another one."""
     runs = [result.id for result in kept.results()]
     found = [result.id for result in copy.results()]
-    same_order = [run for run in found if run in set(runs)] == runs
+    wanted = set(runs)
+    same_order = [run for run in found if run in wanted] == runs
     if same_order and all(_has_all(copy.attempts(run), kept.attempts(run)) for run in runs):
         return
     raise StoreError(
