@@ -57,7 +57,8 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
         registry: Where both stores are found.
         store: The copy's ``[store]``: a name, or a table.
 
-    Raises ConfigError for a target that is another study or already what it shall be; StoreError where somebody
+    Raises ConfigError for a target that is another study, already what it shall be, or in another folder with its
+    results in the very place where the source has them; StoreError where somebody
     trains the study, or an attempt in the target is not equal to the source's.
     """
     table, in_place = source.table(), source.path.resolve() == target.path.resolve()
@@ -72,6 +73,8 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
         _refuse_another_study(source, target, new, registry)
     there = {file.name for file in source.path.glob("results*")}
     with closing(source.open_store(old)) as kept, closing(target.open_store(new)) as copy:
+        if not in_place:
+            _refuse_one_place(source, target, kept, copy)
         _refuse_while_trained(source, target, kept)
         added, attempts = _copy_results(kept, copy, target)
         _compare(kept, copy, source, target)
@@ -110,6 +113,22 @@ def _refuse_another_study(source: StudyFolder, target: StudyFolder, new: Chosen[
 
 def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name != "store"}
+
+
+def _refuse_one_place(source: StudyFolder, target: StudyFolder, kept: ResultStore, copy: ResultStore) -> None:
+    """A server may keep both under one name: nothing would be copied. A claim that is seen in both shows it."""
+    probe = f"copy:{uuid.uuid4().hex}"
+    kept.claim(probe, "source", GLANCE_SECONDS)
+    try:
+        apart = copy.claim(probe, "copy", GLANCE_SECONDS)
+    finally:
+        kept.release(probe, "source")
+    if not apart:
+        raise ConfigError(
+            f"{source.shown} and {target.shown} would have the same results, not a copy: their store keeps both "
+            f"under one name. Give the copy another (postgres: --set store.study=NAME), or another store (--store)"
+        )
+    copy.release(probe, "copy")
 
 
 def _refuse_while_trained(source: StudyFolder, target: StudyFolder, kept: ResultStore) -> None:
@@ -163,7 +182,8 @@ def _compare(kept: ResultStore, copy: ResultStore, source: StudyFolder, target: 
     """Read both again. Raises StoreError where an attempt is missing or not equal, or the order is another one."""
     runs = [result.id for result in kept.results()]
     found = [result.id for result in copy.results()]
-    same_order = [run for run in found if run in set(runs)] == runs
+    wanted = set(runs)
+    same_order = [run for run in found if run in wanted] == runs
     if same_order and all(_has_all(copy.attempts(run), kept.attempts(run)) for run in runs):
         return
     raise StoreError(

@@ -305,3 +305,19 @@ def test_a_study_moves_to_postgres_and_back(law: Path, tmp_path: Path) -> None:
         assert len(here.results) == 15
         copied(law, tmp_path / "copy", "parquet")
     assert attempts(tmp_path / "copy") == before
+
+
+@pytest.mark.postgres
+@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+def test_a_copy_that_would_share_the_sources_results_is_refused(law: Path, tmp_path: Path) -> None:
+    before = attempts(law)
+    with postgres_server() as server:
+        store = {"name": "postgres", "url": server.url()}
+        copied(law, law, store)
+        with pytest.raises(ConfigError, match=r"would have the same results, not a copy.*store\.study=NAME"):
+            copied(law, tmp_path / "backup" / "law", store)
+        assert not (tmp_path / "backup" / "law" / "experiment.json").exists()
+        assert server.query("SELECT count(*) FROM flops_fit.claims") == [(0,)]
+        done = copied(law, tmp_path / "backup" / "law", {**store, "study": "backup"})
+        assert done.new == 16
+        assert attempts(tmp_path / "backup" / "law") == attempts(law) == before

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 import threading
 import time
 import uuid
@@ -214,6 +216,19 @@ def test_a_server_that_is_started_again_meanwhile_is_waited_for(tmp_path: Path, 
         finally:
             later.join()
         assert store.results() == [result_of(1), result_of(2)]
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such timeout")
+def test_a_statement_that_nobody_acknowledges_is_given_up_within_half_a_minute(database: PostgresServer) -> None:
+    # Keepalives are only sent while nothing is under way: without this, an add waits for a quarter of an hour.
+    from flops_fit_stores.server import connection_string
+
+    conninfo = connection_string(database.tcp_url(), None)
+    with (
+        closing(psycopg.connect(conninfo, password=PASSWORD)) as connection,
+        socket.socket(fileno=os.dup(connection.fileno())) as wire,
+    ):
+        assert 0 < wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
 
 
 def test_a_server_that_stays_away_is_an_error_in_time(tmp_path: Path, database: PostgresServer) -> None:

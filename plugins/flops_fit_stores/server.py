@@ -30,8 +30,15 @@ HOPELESS = {
 }
 """What libpq's message contains -> what to do. Trying again does not help."""
 _AWAY = "is the server up, and are host and port right?"
-_KEEPALIVE = {"keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3, "connect_timeout": 10}
-"""A machine that is gone without a word is noticed within half a minute."""
+_KEEPALIVE = {
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+    "connect_timeout": 10,
+}
+"""A machine that is gone without a word is noticed within half a minute: by keepalives while an answer is awaited,
+by ``tcp_user_timeout`` (milliseconds) while a statement is on its way, when no keepalives are sent."""
 
 
 def connection_string(url: str | None, variable: str | None) -> str:
