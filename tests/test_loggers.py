@@ -339,7 +339,7 @@ def test_a_server_that_is_away_neither_stops_a_sweep_nor_loses_its_results(tmp_p
     said = [record.getMessage() for record in caplog.records if record.name == "flops_fit"]
     assert len(said) == 2
     assert said[0].startswith("logger mlflow waits and tries again; the sweep goes on: MlflowException: ")
-    unsent = tmp_path / "study" / "loggers" / "mlflow.unsent.jsonl"
+    (unsent,) = (tmp_path / "study" / "loggers").glob("mlflow.unsent.*.jsonl")
     assert said[1] == f"logger mlflow: 2 results not sent, kept in {unsent} for the next run"
     there = f"sqlite:///{tmp_path / 'there.db'}"
     table["loggers"] = [{"name": "mlflow", "tracking_uri": there}]
@@ -404,15 +404,26 @@ def test_what_could_not_be_sent_is_sent_in_order_once_the_server_is_back(tmp_pat
     assert not list((tmp_path / "loggers").glob("*.jsonl"))
 
 
-def test_results_are_on_disk_while_the_server_is_away(tmp_path):
-    runs = Unsteady()
+def unsent(folder):
+    return list((folder / "loggers").glob("*.jsonl"))
+
+
+class Silent(Unsteady):
+    """It takes what it is told, and does not answer."""
+
+    def _do(self, what):
+        self.there.wait(5)
+        super()._do(what)
+
+
+def test_results_are_on_disk_until_they_are_sent(tmp_path):
+    runs = Silent()
     logger = courier(runs, tmp_path, patience=0.0)
     logger.started(plan_of(RUN))
-    wait_for(logger._trouble.is_set)
     logger.finished(example_result(attempt=1, status="failed"))
     logger.finished(example_result(attempt=2))
-    file = tmp_path / "loggers" / "unsteady.unsent.jsonl"
-    assert len(file.read_text().splitlines()) == 2, "before close, for a driver that is killed"
+    (file,) = unsent(tmp_path)
+    assert len(file.read_text().splitlines()) == 2, "before close, and before the server is known to be away"
     logger.close()
     with file.open("a") as torn:
         torn.write('{"run": ')
@@ -422,7 +433,32 @@ def test_results_are_on_disk_while_the_server_is_away(tmp_path):
     logger.started(plan_of(RUN))
     logger.close()
     assert runs.done == ["open", 1, 2, "close"]
-    assert not file.exists()
+    assert unsent(tmp_path) == []
+
+
+def test_two_drivers_of_a_study_keep_each_other_s_unsent_results(tmp_path):
+    away, there = Unsteady(), Unsteady()
+    there.there.set()
+    one, other = courier(away, tmp_path, patience=0.0), courier(there, tmp_path)
+    one.started(plan_of(RUN))
+    other.started(plan_of(RUN))
+    one.finished(example_result(attempt=1))
+    other.finished(example_result(attempt=2))
+    other.close()
+    assert there.done == ["open", 2, "close"]
+    (file,) = unsent(tmp_path)  # before the first one closes, which may be killed
+    assert [RunResult.model_validate_json(line).attempt for line in file.read_text().splitlines()] == [1]
+    one.close()
+    assert unsent(tmp_path) == [file]
+
+
+def test_waiting_for_a_server_at_the_end_of_a_sweep_is_said(tmp_path, caplog):
+    logger = courier(Unsteady(), tmp_path, patience=2.1)
+    logger.started(plan_of(RUN))
+    logger.close()
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "logger unsteady: the sweep is over, what has not been sent is waited for (2.1 s at most)"
+    ]
 
 
 def test_what_a_server_will_never_take_is_said_and_holds_nothing_up(tmp_path, caplog):
