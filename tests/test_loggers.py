@@ -330,6 +330,41 @@ def test_mlflow_calls_an_interrupted_run_killed_until_it_goes_on(tmp_path):
 
 
 @MLFLOW_WARNS
+def test_runs_are_found_in_mlflow_by_n_and_budget_and_last_as_long_as_they_did(tmp_path):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    told(build("mlflow", tmp_path), example_result(seconds=12.5), progress=())
+    known = client.get_experiment_by_name("a study")
+    (found,) = client.search_runs([known.experiment_id], "metrics.params > 36000 and metrics.budget = 1.2e11")
+    assert found.info.end_time - found.info.start_time == 12_500
+    none = client.search_runs([known.experiment_id], "metrics.params > 37000")
+    assert none == []
+
+
+@MLFLOW_WARNS
+def test_a_run_that_was_cut_off_when_it_was_made_in_mlflow_gets_its_configuration(tmp_path):
+    from flops_fit_loggers.mlflow_runs import MlflowRuns
+
+    runs = MlflowRuns(tmp_path, tracking_uri=None, experiment=None)
+    runs.open(plan_of(RUN))
+    runs._made(RUN, 1, time.time())
+    runs.finished(example_result())
+    (row,) = reading.mlflow_rows(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    assert (row["run"], row["params"]) == (RUN.id, 36_864)
+
+
+@MLFLOW_WARNS
+def test_two_drivers_that_make_one_mlflow_experiment_at_a_time_share_it(tmp_path):
+    from flops_fit_loggers.mlflow_runs import MlflowRuns
+
+    runs = MlflowRuns(tmp_path, tracking_uri=None, experiment="laws")
+    runs.open(plan_of(RUN))
+    theirs = runs._new_experiment("laws")  # as of one that has just looked and found none
+    assert theirs.experiment_id == runs._experiment
+
+
+@MLFLOW_WARNS
 def test_a_server_that_is_away_neither_stops_a_sweep_nor_loses_its_results(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     nowhere = {"name": "mlflow", "tracking_uri": f"http://127.0.0.1:{free_port()}", "patience": 0.5}
