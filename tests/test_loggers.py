@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -362,6 +364,21 @@ def test_two_drivers_that_make_one_mlflow_experiment_at_a_time_share_it(tmp_path
     runs.open(plan_of(RUN))
     theirs = runs._new_experiment("laws")  # as of one that has just looked and found none
     assert theirs.experiment_id == runs._experiment
+
+
+@MLFLOW_WARNS
+def test_mlflow_s_database_is_there_whole_or_not_at_all(tmp_path):
+    from flops_fit_loggers.mlflow_runs import MlflowRuns
+
+    runs = MlflowRuns(tmp_path, tracking_uri=None, experiment=None)
+    file = tmp_path / "mlflow" / "mlflow.db"
+    making = threading.Thread(target=runs._own_database)
+    making.start()
+    wait_for(file.exists, 60)
+    with contextlib.closing(sqlite3.connect(file)) as database:  # as a second driver, or the next one
+        assert database.execute("SELECT count(*) FROM experiments").fetchone() == (1,)
+    making.join()
+    assert list(file.parent.iterdir()) == [file]
 
 
 @MLFLOW_WARNS

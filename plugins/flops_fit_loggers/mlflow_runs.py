@@ -6,9 +6,10 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, Metric, Param, Run, RunTag
@@ -151,7 +152,10 @@ class MlflowRuns:
     def _own_database(self) -> str:
         place = self._folder / "mlflow"
         place.mkdir(parents=True, exist_ok=True)
-        return f"sqlite:///{place / 'mlflow.db'}"
+        file = place / "mlflow.db"
+        if not file.exists():
+            _make_database(file)
+        return f"sqlite:///{file}"
 
     def _experiment_id(self, name: str) -> str:
         known = self._client.get_experiment_by_name(name) or self._new_experiment(name)
@@ -169,6 +173,19 @@ class MlflowRuns:
                 return there
             raise
         return self._client.get_experiment(made)
+
+
+def _make_database(file: Path) -> None:
+    """Beside its place, then moved there whole: MLflow takes seconds for it, and one that is half made when
+    another driver opens it, or when this one ends, is broken for good."""
+    new = file.with_name(f"{uuid4().hex[:8]}.new.db")
+    try:
+        MlflowClient(tracking_uri=f"sqlite:///{new}")
+        with suppress(FileExistsError):  # another driver was faster
+            os.link(new, file)
+    finally:
+        with suppress(OSError):  # Windows keeps what is open
+            new.unlink()
 
 
 def _asked(call: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
