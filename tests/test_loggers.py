@@ -292,6 +292,21 @@ def test_wandb_online_needs_a_login_and_says_so_before_anything_is_trained(tmp_p
     build("wandb", tmp_path).close()
 
 
+def test_a_wandb_run_that_could_not_begin_is_tried_again(tmp_path, monkeypatch):
+    from flops_fit_loggers import wandb_runs
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.0)
+    about = {"project": None, "entity": None, "mode": None, "tags": (), "patience": 1.0}
+    runs = wandb_runs.WandbRuns(tmp_path, **about)
+    runs.open(plan_of(RUN))
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"connection refused|deadline|imed out"):
+            runs.finished(example_result())
+    runs.close()
+
+
 # ---------------------------------------------------------------------------- mlflow
 
 
