@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import warnings
+
 import pytest
 import reading_loggers as reading
 
@@ -35,11 +38,29 @@ class TestWandbOffline(LoggerConformance):
         return reading.wandb_rows(folder)
 
 
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory):
+    """A database of MLflow without runs, which takes it seconds to make."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with warnings.catch_warnings(action="ignore"):  # a module's fixture is not under a class's mark
+        MlflowClient(tracking_uri=f"sqlite:///{file}")
+    return file
+
+
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own use of SQLAlchemy
 class TestMlflowInTheStudy(LoggerConformance):
     name = "mlflow"
     keeps = EVERYTHING
     keeps_training = True
+
+    @pytest.fixture
+    def folder(self, tmp_path, empty):
+        place = tmp_path / "study" / "mlflow"
+        place.mkdir(parents=True)
+        shutil.copyfile(empty, place / "mlflow.db")
+        return place.parent
 
     @pytest.fixture(autouse=True)
     def _no_server(self, monkeypatch):
