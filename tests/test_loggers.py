@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -290,6 +292,21 @@ def test_wandb_online_needs_a_login_and_says_so_before_anything_is_trained(tmp_p
     build("wandb", tmp_path).close()
 
 
+def test_a_wandb_run_that_could_not_begin_is_tried_again(tmp_path, monkeypatch):
+    from flops_fit_loggers import wandb_runs
+
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.0)
+    about = {"project": None, "entity": None, "mode": None, "tags": (), "patience": 1.0}
+    runs = wandb_runs.WandbRuns(tmp_path, **about)
+    runs.open(plan_of(RUN))
+    for _ in range(2):
+        with pytest.raises(Exception, match=r"connection refused|deadline|imed out"):
+            runs.finished(example_result())
+    runs.close()
+
+
 # ---------------------------------------------------------------------------- mlflow
 
 
@@ -330,6 +347,56 @@ def test_mlflow_calls_an_interrupted_run_killed_until_it_goes_on(tmp_path):
 
 
 @MLFLOW_WARNS
+def test_runs_are_found_in_mlflow_by_n_and_budget_and_last_as_long_as_they_did(tmp_path):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    told(build("mlflow", tmp_path), example_result(seconds=12.5), progress=())
+    known = client.get_experiment_by_name("a study")
+    (found,) = client.search_runs([known.experiment_id], "metrics.params > 36000 and metrics.budget = 1.2e11")
+    assert found.info.end_time - found.info.start_time == 12_500
+    none = client.search_runs([known.experiment_id], "metrics.params > 37000")
+    assert none == []
+
+
+@MLFLOW_WARNS
+def test_a_run_that_was_cut_off_when_it_was_made_in_mlflow_gets_its_configuration(tmp_path):
+    from flops_fit_loggers.mlflow_runs import MlflowRuns
+
+    runs = MlflowRuns(tmp_path, tracking_uri=None, experiment=None)
+    runs.open(plan_of(RUN))
+    runs._made(RUN, 1, time.time())
+    runs.finished(example_result())
+    (row,) = reading.mlflow_rows(f"sqlite:///{tmp_path / 'mlflow' / 'mlflow.db'}")
+    assert (row["run"], row["params"]) == (RUN.id, 36_864)
+
+
+@MLFLOW_WARNS
+def test_two_drivers_that_make_one_mlflow_experiment_at_a_time_share_it(tmp_path):
+    from flops_fit_loggers.mlflow_runs import MlflowRuns
+
+    runs = MlflowRuns(tmp_path, tracking_uri=None, experiment="laws")
+    runs.open(plan_of(RUN))
+    theirs = runs._new_experiment("laws")  # as of one that has just looked and found none
+    assert theirs.experiment_id == runs._experiment
+
+
+@MLFLOW_WARNS
+def test_mlflow_s_database_is_there_whole_or_not_at_all(tmp_path):
+    from flops_fit_loggers.mlflow_runs import MlflowRuns
+
+    runs = MlflowRuns(tmp_path, tracking_uri=None, experiment=None)
+    file = tmp_path / "mlflow" / "mlflow.db"
+    making = threading.Thread(target=runs._own_database)
+    making.start()
+    wait_for(file.exists, 60)
+    with contextlib.closing(sqlite3.connect(file)) as database:  # as a second driver, or the next one
+        assert database.execute("SELECT count(*) FROM experiments").fetchone() == (1,)
+    making.join()
+    assert list(file.parent.iterdir()) == [file]
+
+
+@MLFLOW_WARNS
 def test_a_server_that_is_away_neither_stops_a_sweep_nor_loses_its_results(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     nowhere = {"name": "mlflow", "tracking_uri": f"http://127.0.0.1:{free_port()}", "patience": 0.5}
@@ -339,7 +406,7 @@ def test_a_server_that_is_away_neither_stops_a_sweep_nor_loses_its_results(tmp_p
     said = [record.getMessage() for record in caplog.records if record.name == "flops_fit"]
     assert len(said) == 2
     assert said[0].startswith("logger mlflow waits and tries again; the sweep goes on: MlflowException: ")
-    unsent = tmp_path / "study" / "loggers" / "mlflow.unsent.jsonl"
+    (unsent,) = (tmp_path / "study" / "loggers").glob("mlflow.unsent.*.jsonl")
     assert said[1] == f"logger mlflow: 2 results not sent, kept in {unsent} for the next run"
     there = f"sqlite:///{tmp_path / 'there.db'}"
     table["loggers"] = [{"name": "mlflow", "tracking_uri": there}]
@@ -404,15 +471,26 @@ def test_what_could_not_be_sent_is_sent_in_order_once_the_server_is_back(tmp_pat
     assert not list((tmp_path / "loggers").glob("*.jsonl"))
 
 
-def test_results_are_on_disk_while_the_server_is_away(tmp_path):
-    runs = Unsteady()
+def unsent(folder):
+    return list((folder / "loggers").glob("*.jsonl"))
+
+
+class Silent(Unsteady):
+    """It takes what it is told, and does not answer."""
+
+    def _do(self, what):
+        self.there.wait(5)
+        super()._do(what)
+
+
+def test_results_are_on_disk_until_they_are_sent(tmp_path):
+    runs = Silent()
     logger = courier(runs, tmp_path, patience=0.0)
     logger.started(plan_of(RUN))
-    wait_for(logger._trouble.is_set)
     logger.finished(example_result(attempt=1, status="failed"))
     logger.finished(example_result(attempt=2))
-    file = tmp_path / "loggers" / "unsteady.unsent.jsonl"
-    assert len(file.read_text().splitlines()) == 2, "before close, for a driver that is killed"
+    (file,) = unsent(tmp_path)
+    assert len(file.read_text().splitlines()) == 2, "before close, and before the server is known to be away"
     logger.close()
     with file.open("a") as torn:
         torn.write('{"run": ')
@@ -422,7 +500,32 @@ def test_results_are_on_disk_while_the_server_is_away(tmp_path):
     logger.started(plan_of(RUN))
     logger.close()
     assert runs.done == ["open", 1, 2, "close"]
-    assert not file.exists()
+    assert unsent(tmp_path) == []
+
+
+def test_two_drivers_of_a_study_keep_each_other_s_unsent_results(tmp_path):
+    away, there = Unsteady(), Unsteady()
+    there.there.set()
+    one, other = courier(away, tmp_path, patience=0.0), courier(there, tmp_path)
+    one.started(plan_of(RUN))
+    other.started(plan_of(RUN))
+    one.finished(example_result(attempt=1))
+    other.finished(example_result(attempt=2))
+    other.close()
+    assert there.done == ["open", 2, "close"]
+    (file,) = unsent(tmp_path)  # before the first one closes, which may be killed
+    assert [RunResult.model_validate_json(line).attempt for line in file.read_text().splitlines()] == [1]
+    one.close()
+    assert unsent(tmp_path) == [file]
+
+
+def test_waiting_for_a_server_at_the_end_of_a_sweep_is_said(tmp_path, caplog):
+    logger = courier(Unsteady(), tmp_path, patience=2.1)
+    logger.started(plan_of(RUN))
+    logger.close()
+    assert [record.getMessage() for record in caplog.records][1:] == [
+        "logger unsteady: the sweep is over, what has not been sent is waited for (2.1 s at most)"
+    ]
 
 
 def test_what_a_server_will_never_take_is_said_and_holds_nothing_up(tmp_path, caplog):

@@ -316,6 +316,28 @@ def test_each_way_not_to_get_in_says_what_to_do(tmp_path: Path, database: Postgr
         assert re.match(r"PostgreSQL .+: cannot connect: ", said)
 
 
+def test_a_schema_that_an_administrator_has_made_is_used(tmp_path: Path, database: PostgresServer) -> None:
+    name = f"guest_{uuid.uuid4().hex[:8]}"
+    database.query(f"CREATE ROLE {name} LOGIN")
+    database.query("DROP SCHEMA IF EXISTS flops_fit CASCADE")
+    database.query(f"CREATE SCHEMA flops_fit AUTHORIZATION {name}")
+    try:
+        with closing(open_store(tmp_path, url=database.url(user=name))) as store:
+            store.add(result_of(1))
+            assert len(store.results()) == 1
+    finally:
+        database.query("DROP SCHEMA flops_fit CASCADE")
+        database.query(f"DROP ROLE {name}")
+
+
+@pytest.mark.parametrize("wait", [1e-4, 1e9])
+def test_any_patience_is_one_that_the_server_takes(tmp_path: Path, database: PostgresServer, wait: float) -> None:
+    with closing(open_store(tmp_path, url=database.url(), wait=wait)) as store:
+        store.add(result_of(1))
+        (asked,) = store._server.do(lambda connection: connection.execute("SHOW lock_timeout").fetchone())
+        assert asked != "0", "which would be for ever"
+
+
 def test_missing_rights_are_named_with_what_grants_them(tmp_path: Path, database: PostgresServer) -> None:
     name = f"guest_{uuid.uuid4().hex[:8]}"
     database.query(f"CREATE ROLE {name} LOGIN")

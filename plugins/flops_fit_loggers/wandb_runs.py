@@ -13,6 +13,8 @@ from flops_fit_core import ConfigError, Progress, RunResult, RunSpec, SweepPlan,
 from flops_fit_loggers import values
 
 ONLINE = ("online", "shared", "run")
+INIT_SECONDS = 20.0
+"""For a server to take a run, before the courier says that it does not answer; the library's own are 90."""
 
 
 class WandbRuns:
@@ -77,25 +79,31 @@ class WandbRuns:
         """Runs that were interrupted count as failed there until they go on."""
         while self._open:
             self._open.popitem()[1].finish(exit_code=1)
-        if wandb.setup().most_recent_active_run is None:  # nobody else in this process uses it
-            wandb.teardown()
+        _end_service()
 
     def _run(self, spec: RunSpec, attempt: int) -> Any:
         key = spec.id, attempt
         if key not in self._open:
-            run = wandb.init(
-                **self._about,
-                id=content_hash({"study": self._study, "run": spec.id, "attempt": attempt}),
-                name=values.run_name(spec, attempt),
-                group=self._plan.name,
-                config={**values.config(spec, self._plan), "attempt": attempt},
-                allow_val_change=True,
-                settings=self._settings(),
-            )
+            try:
+                run = self._begun(spec, attempt)
+            except wandb.Error:
+                _end_service()  # it takes the id of a run that could not begin for used
+                raise
             run.define_metric("tokens", hidden=True)
             run.define_metric("*", step_metric="tokens")
             self._open[key] = run
         return self._open[key]
+
+    def _begun(self, spec: RunSpec, attempt: int) -> Any:
+        return wandb.init(
+            **self._about,
+            id=content_hash({"study": self._study, "run": spec.id, "attempt": attempt}),
+            name=values.run_name(spec, attempt),
+            group=self._plan.name,
+            config={**values.config(spec, self._plan), "attempt": attempt},
+            allow_val_change=True,
+            settings=self._settings(),
+        )
 
     def _settings(self) -> wandb.Settings:
         """The driver passes on what workers measure: its own output, load and code are not the run's."""
@@ -105,11 +113,18 @@ class WandbRuns:
             disable_code=True,
             disable_git=True,
             disable_job_creation=True,
+            init_timeout=INIT_SECONDS,
             finish_timeout=self._patience,
             x_disable_machine_info=True,
             x_disable_stats=True,
             x_save_requirements=False,
         )
+
+
+def _end_service() -> None:
+    """The library's own process, unless some run in this one still uses it."""
+    if wandb.setup().most_recent_active_run is None:
+        wandb.teardown()
 
 
 def _check_login() -> None:

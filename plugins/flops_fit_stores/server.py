@@ -29,6 +29,8 @@ HOPELESS = {
     "definition of service": "look at PGSERVICE and the service file",
 }
 """What libpq's message contains -> what to do. Trying again does not help."""
+LONGEST_TIMEOUT = 2**31 - 1
+"""Milliseconds; 0 would be for ever."""
 _AWAY = "is the server up, and are host and port right?"
 _KEEPALIVE = {
     "keepalives_idle": 10,
@@ -112,7 +114,8 @@ class Server:
         try:
             # Nothing is prepared: a pooler may give each statement to another connection of its own.
             connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
-            connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(int(self._wait * 1000))])
+            patience = min(max(1, int(self._wait * 1000)), LONGEST_TIMEOUT)
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(patience)])
         except psycopg.Error as error:
             raise self._no_connection(error) from None
         info = connection.info

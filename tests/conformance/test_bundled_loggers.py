@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 
 import pytest
 import reading_loggers as reading
@@ -38,12 +39,14 @@ class TestWandbOffline(LoggerConformance):
 
 
 @pytest.fixture(scope="module")
-def empty_mlflow(tmp_path_factory):
-    import mlflow
+def empty(tmp_path_factory):
+    """A database of MLflow without runs, which takes it seconds to make."""
+    from mlflow import MlflowClient
 
-    path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments()
-    return path
+    file = tmp_path_factory.mktemp("mlflow") / "empty.db"
+    with warnings.catch_warnings(action="ignore"):  # a module's fixture is not under a class's mark
+        MlflowClient(tracking_uri=f"sqlite:///{file}")
+    return file
 
 
 @pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own use of SQLAlchemy
@@ -57,12 +60,12 @@ class TestMlflowInTheStudy(LoggerConformance):
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
     @pytest.fixture
-    def folder(self, tmp_path, request, empty_mlflow):
+    def folder(self, tmp_path, request, empty):
         """With a database, which takes MLflow seconds to make; for one test it makes its own."""
         folder = tmp_path / "study"
         (folder / "mlflow").mkdir(parents=True)
         if "from_its_start_to_its_end" not in request.node.name:
-            shutil.copy(empty_mlflow, folder / "mlflow" / "mlflow.db")
+            shutil.copy(empty, folder / "mlflow" / "mlflow.db")
         return folder
 
     def shown(self, folder):
