@@ -154,6 +154,7 @@ def test_every_width_that_the_planner_tries_can_be_built():
         ({"config": {"num_hidden_layers": "two"}}, "transformers makes no 'llama' of"),
         ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it is to predict"),
         ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it is to predict"),
+        ({"architecture": "roberta"}, "'roberta' counts positions from a padding token"),
     ],
 )
 def test_a_mistake_says_what_there_is(options, message):

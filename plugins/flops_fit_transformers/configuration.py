@@ -25,8 +25,16 @@ SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
 """What the task and the training decide, whatever a ladder's configuration says: hubs have encoders with
 ``is_decoder = false``, which would see the tokens that they are to predict."""
-SEES_THE_FUTURE = frozenset(("cpmant", "xlm", "xlnet"))
-"""Listed as causal language models, and without a mask of its own each sees the tokens that it is to predict."""
+REFUSED = {
+    **dict.fromkeys(
+        ("cpmant", "xlm", "xlnet"), "sees the tokens that it is to predict, so its loss would mean nothing"
+    ),
+    **dict.fromkeys(
+        ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
+        "counts positions from a padding token, which a dataset's tokens do not have",
+    ),
+}
+"""Listed as causal language models; what is wrong with each."""
 OF_FILES = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 """Entries of a ``config.json`` that are not the model's shape; weights are float32 here."""
 
@@ -76,11 +84,8 @@ class Architecture:
 @lru_cache
 def architecture(name: str) -> Architecture:
     """Raises ConfigError for a name that is no causal language model of this transformers."""
-    if name in SEES_THE_FUTURE:
-        raise ConfigError(
-            f"model.architecture: {name!r} sees the tokens that it is to predict, so its loss would mean nothing: "
-            f"choose another one"
-        )
+    if name in REFUSED:
+        raise ConfigError(f"model.architecture: {name!r} {REFUSED[name]}: choose another one")
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         there = ", ".join(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError(
