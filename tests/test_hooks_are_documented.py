@@ -49,8 +49,8 @@ from flops_fit_core.testing import (
 )
 from flops_fit_core.testing.kit import Kit
 
-HOOKS = {name: hook for name, hook in vars(hookspecs).items() if name.startswith("flops_fit_")}
 OBSERVERS = ["flops_fit_run_finished", "flops_fit_sweep_finished"]
+HOOKS = {name: getattr(hookspecs, name) for name in [*SPEC_TYPES, *OBSERVERS]}
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text(encoding="utf-8")
 MEETS: Mapping[str, list[str]] = {
     "flops_fit_models": ["ParameterGroup", "TransformerShape"],
@@ -71,7 +71,7 @@ MEETS: Mapping[str, list[str]] = {
 
 def signature(hook: str) -> str:
     """A hook's signature exactly as its source has it."""
-    tree = ast.parse(Path(inspect.getfile(hookspecs)).read_text())
+    tree = ast.parse(Path(inspect.getfile(HOOKS[hook])).read_text())
     (node,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook)
     assert node.returns is not None
     return f"{hook}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
@@ -113,6 +113,10 @@ def section(hook: str) -> str:
 
 
 # ---------------------------------------------------------------------------- docs/hooks.md
+
+
+def test_every_hook_is_under_test() -> None:
+    assert set(HOOKS) == {name for name in vars(hookspecs) if name.startswith("flops_fit_")}
 
 
 def test_the_document_has_a_section_for_every_hook_in_order() -> None:

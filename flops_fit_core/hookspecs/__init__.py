@@ -1,0 +1,45 @@
+"""The hooks a plugin may implement.
+
+A plugin is a module (or any object) with functions marked ``@hookimpl``. Registration hooks take no
+arguments and return specs; the specs of all plugins are collected, and what runs is selected by name in the
+experiment, never by order: installing a package changes no result. Observers are called in the driver; what
+they raise is logged and never stops a sweep.
+"""
+
+from flops_fit_core.hookspecs.driving import (
+    flops_fit_devices,
+    flops_fit_executors,
+    flops_fit_loggers,
+    flops_fit_stores,
+)
+from flops_fit_core.hookspecs.fitting import flops_fit_fitters
+from flops_fit_core.hookspecs.markers import PROJECT, hookimpl, hookspec
+from flops_fit_core.hookspecs.models import flops_fit_datasets, flops_fit_models
+from flops_fit_core.hookspecs.observers import flops_fit_run_finished, flops_fit_sweep_finished
+from flops_fit_core.hookspecs.training import (
+    flops_fit_flop_counters,
+    flops_fit_optimizers,
+    flops_fit_recipes,
+    flops_fit_schedules,
+    flops_fit_trainers,
+)
+
+__all__ = [
+    "PROJECT",
+    "flops_fit_datasets",
+    "flops_fit_devices",
+    "flops_fit_executors",
+    "flops_fit_fitters",
+    "flops_fit_flop_counters",
+    "flops_fit_loggers",
+    "flops_fit_models",
+    "flops_fit_optimizers",
+    "flops_fit_recipes",
+    "flops_fit_run_finished",
+    "flops_fit_schedules",
+    "flops_fit_stores",
+    "flops_fit_sweep_finished",
+    "flops_fit_trainers",
+    "hookimpl",
+    "hookspec",
+]
