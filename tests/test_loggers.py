@@ -32,7 +32,7 @@ MLFLOW_WARNS = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationW
 
 @pytest.fixture(autouse=True)
 def _no_settings_of_the_caller(monkeypatch):
-    for name in [name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))]:
+    for name in {name for name in os.environ if name.startswith(("WANDB_", "MLFLOW_"))} - {"WANDB_SERVICE"}:
         monkeypatch.delenv(name)
 
 
@@ -288,6 +288,7 @@ def test_wandb_online_needs_a_login_and_says_so_before_anything_is_trained(tmp_p
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     with pytest.raises(ConfigError, match=r"nobody has logged in to https://\S+: run 'wandb login', or set"):
         build("wandb", tmp_path)
+    assert "WANDB_SERVICE" not in os.environ, "its library's process has been ended"
     monkeypatch.setenv("WANDB_MODE", "offline")
     build("wandb", tmp_path).close()
 
