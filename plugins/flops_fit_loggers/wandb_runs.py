@@ -133,6 +133,7 @@ def _check_login() -> None:
 
     settings = wandb.setup().settings
     known = settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY")
+    _end_service()  # which asking for the settings has begun
     if not (known or get_netrc_auth(settings.base_url)):
         raise ConfigError(
             f"logger 'wandb': nobody has logged in to {settings.base_url}: run 'wandb login', or set "
