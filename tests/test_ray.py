@@ -207,6 +207,12 @@ def test_ray_leaves_the_environment_of_this_process_as_it_was(tmp_path, cluster)
     assert (dict(os.environ), signal.getsignal(signal.SIGTERM)) == before
 
 
+def test_a_node_s_processes_are_found_where_process_ids_have_begun_anew(monkeypatch):
+    parents = [(300, 32000), (32000, 31000), (301, 300), (400, 1)]
+    monkeypatch.setattr("ray_cluster._parents", lambda: iter(parents))
+    assert descendants(31000) == [31000, 32000, 300, 301]
+
+
 class KillsTheNode:
     """A logger that kills the node of a run in the middle of it, and remembers all that it is told."""
 
