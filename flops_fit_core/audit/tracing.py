@@ -122,6 +122,6 @@ def _reason(error: Exception, failed: tuple[Exception, str] | None) -> str:
 
 def _refusal(name: str, reason: str) -> ConfigError:
     return ConfigError(
-        f"{name} cannot be traced: {reason}. Count it another way: flops = "
-        f'"model" (the family\'s own count) or "chinchilla" (6 N D)'
+        f'{name} cannot be traced: {reason}. Count it another way: flops = "chinchilla" (6 N D), or "model" where '
+        f"the family counts itself"
     )
