@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import FlopCount, MeasuredModel, Task, TransformerShape
+from flops_fit_core.contracts import FlopCount, MeasuredModel, ParameterGroup, Task, TransformerShape
 from flops_fit_core.errors import PlanError, PluginError, UserError
 from flops_fit_core.records import ParameterCounts
 from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
@@ -118,7 +119,8 @@ def measure_model(model: Chosen[ModelSpec], options: Options, task: Task) -> Mea
         shape = _calling(model, "shape", spec.shape, options, task)
         if not isinstance(shape, TransformerShape | None):
             raise PluginError(f"model {model.name!r}: shape gave {shape!r} instead of a TransformerShape")
-    return MeasuredModel(module, task, count_parameters(module, task), own, model.name, shape)
+    parameters = count_parameters(module, task, parameter_groups(model, module))
+    return MeasuredModel(module, task, parameters, own, model.name, shape)
 
 
 def count_flops(counter: Chosen[FlopCounterSpec], measured: MeasuredModel) -> FlopCount:
@@ -166,15 +168,16 @@ def _calling(chosen: Chosen[Any], what: str, function: Any, *arguments: Any) -> 
     except UserError:
         raise
     except Exception as error:
-        shown = arguments[0] if isinstance(arguments[0], Options) else ""
+        shown = repr(arguments[0]) if isinstance(arguments[0], Options) else "..."
         raise PluginError(
-            f"{chosen.spec.kind} {chosen.name!r} ({chosen.offer.source}): {what}({shown!r}): "
+            f"{chosen.spec.kind} {chosen.name!r} ({chosen.offer.source}): {what}({shown}): "
             f"{type(error).__name__}: {error}"
         ) from error
 
 
-def count_parameters(module: nn.Module, task: Task) -> ParameterCounts:
-    """Count parameters, each once. A model's own ``num_params()`` is believed where it has one.
+def count_parameters(module: nn.Module, task: Task, groups: Iterable[ParameterGroup] = ()) -> ParameterCounts:
+    """Count parameters, each once. A model's own ``num_params()`` is believed where it has one; its family's
+    groups say which are used by some tokens only.
 
     Lookup tables are the weights of ``nn.Embedding`` and ``nn.EmbeddingBag`` that no other module shares. The
     output head is the last ``nn.Linear`` with one output a vocabulary entry, on a language task.
@@ -183,10 +186,11 @@ def count_parameters(module: nn.Module, task: Task) -> ParameterCounts:
     """
     import torch
 
+    idle = round(sum((1 - group.active) * sum(one.numel() for one in group.parameters) for group in groups))
     own = getattr(module, "num_params", None)
     if callable(own):
         total = int(own())
-        return ParameterCounts(total=total, active=total)
+        return ParameterCounts(total=total, active=total - idle)
     total = sum(parameter.numel() for parameter in module.parameters())
     if total < 1:
         raise PlanError(f"{type(module).__name__} has no parameters: there is nothing to train")
@@ -204,4 +208,24 @@ def count_parameters(module: nn.Module, task: Task) -> ParameterCounts:
         if isinstance(part, torch.nn.Linear) and part.out_features == vocabulary:
             head = part.weight.numel() + (part.bias.numel() if part.bias is not None else 0)
     lookup = sum(size for key, size in tables.items() if key not in multiplied)
-    return ParameterCounts(total=total, lookup=lookup, unembedding=head, active=total)
+    return ParameterCounts(total=total, lookup=lookup, unembedding=head, active=total - idle)
+
+
+def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
+    """The family's groups, or one group of everything, which gets one learning rate.
+
+    Raises PluginError where a family's groups leave out a parameter or have one twice.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if model.spec.parameter_groups is None:
+        return [ParameterGroup(trained)]
+    given = model.spec.parameter_groups
+    found = _calling(model, "parameter_groups", lambda it: list(given(it)), module)
+    groups = [group for group in found if group.parameters]
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
+    if sorted(grouped) != sorted(id(parameter) for parameter in trained):
+        raise PluginError(
+            f"model {model.name!r}: parameter_groups gives {len(grouped)} parameters of which "
+            f"{len(set(grouped))} are different; the model has {len(trained)}, and each must be in one group"
+        )
+    return groups

@@ -1,9 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from small import Bench
 from torch import nn
 
-from flops_fit_core import LanguageTask, PlanError, PluginError, SupervisedTask
+from flops_fit_core import LanguageTask, ParameterGroup, PlanError, PluginError, SupervisedTask, hookimpl
 from flops_fit_core.config import make_experiment
 from flops_fit_core.measure import Meter, build_on_meta, count_parameters
 
@@ -54,6 +56,26 @@ def test_a_models_own_count_is_believed():
     assert (counts.total, counts.matmul) == (7, 7)
 
 
+@pytest.mark.parametrize(("own", "total", "active"), [(False, 344, 302), (True, 50, 8)])
+def test_a_token_does_not_use_what_its_family_says_it_does_not(own, total, active):
+    model = Tiny()
+    if own:
+        model.num_params = lambda: 50
+    groups = [
+        ParameterGroup(list(model.first.parameters()), active=0.5),
+        ParameterGroup(list(model.second.parameters()), active=0.5),
+        ParameterGroup([*model.embedding.parameters(), *model.head.parameters()]),
+    ]
+    counts = count_parameters(model, TASK, groups)
+    assert (counts.total, counts.active, counts.idle) == (total, active, 42)
+
+
+@pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(ValueError, match="a share above 0, at most 1"):
+        ParameterGroup([], active=share)
+
+
 def test_a_model_without_parameters_is_refused():
     with pytest.raises(PlanError, match="ReLU has no parameters"):
         count_parameters(nn.ReLU(), TASK)
@@ -93,6 +115,24 @@ def test_what_is_no_module_is_a_broken_plugin():
 
     with pytest.raises(PluginError, match=r"bench/net.*built a str, not a torch.nn.Module"):
         meter_of(Broken()).at(4)
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        (lambda module: [ParameterGroup([])], "gives 0 parameters of which 0 are different; the model has 3"),
+        (lambda module: module.layers, r"parameter_groups\(\.\.\.\): AttributeError"),
+    ],
+)
+def test_a_family_whose_groups_are_wrong_is_named_before_anything_is_trained(groups, says):
+    class Wrong(Bench):
+        @hookimpl
+        def flops_fit_models(self):
+            (spec,) = super().flops_fit_models()
+            yield replace(spec, parameter_groups=groups)
+
+    with pytest.raises(PluginError, match=f"model 'bench/net'.*{says}"):
+        meter_of(Wrong()).at(4)
 
 
 def test_outputs_of_another_shape_name_both_shapes():

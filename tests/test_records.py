@@ -199,7 +199,7 @@ def test_an_unknown_field_is_an_error() -> None:
 
 def test_the_three_counts_of_parameters() -> None:
     counts = ParameterCounts(total=1000, lookup=100, unembedding=250, active=900)
-    assert (counts.matmul, counts.non_embedding) == (900, 650)
+    assert (counts.matmul, counts.non_embedding, counts.idle) == (800, 550, 100)
 
 
 # ---------------------------------------------------------------------------- JSON

@@ -210,6 +210,20 @@ def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
     assert built("flops", "chinchilla", measured()).params == 700
 
 
+@pytest.mark.parametrize(
+    ("n", "params", "flops_name", "params_name"),
+    [
+        ("matmul", 300, "6 N D", "matmul parameters that a token uses (all but lookup tables)"),
+        ("total", 1000, "6 N D with N of what a token uses", "all parameters"),
+        ("non-embedding", 100, "6 N D", "parameters that a token uses without embeddings and output head"),
+    ],
+)
+def test_experts_that_a_token_is_not_sent_to_cost_nothing(n, params, flops_name, params_name):
+    count = built("flops", "chinchilla", measured(active=600), n=n)
+    assert count.flops_per_token == 6 * (600 if n == "total" else params)
+    assert (count.params, count.flops_name, count.params_name) == (params, flops_name, params_name)
+
+
 def test_model_takes_the_familys_own_count():
     count = built("flops", "model", measured(own=4321.0))
     assert (count.flops_per_token, count.params) == (4321.0, 700)

@@ -78,6 +78,81 @@ def test_a_tied_head_is_no_lookup_and_an_untied_embedding_is():
     assert (untied.lookup, untied.unembedding) == (61 * 32, 61 * 32)
 
 
+# ---------------------------------------------------------------------------- mixtures of experts
+
+MIXTURES = {
+    "aria_text": {},
+    "cohere2_moe": {},
+    "deepseek_v3": {"first_k_dense_replace": 1, "num_attention_heads": 4, "qk_rope_head_dim": 16, "v_head_dim": 16,
+                    "qk_nope_head_dim": 16, "kv_lora_rank": 16, "q_lora_rank": 16, "n_group": 1, "topk_group": 1},
+    "ernie4_5_moe": {},
+    "glm4_moe": {},
+    "gpt_oss": {},
+    "granitemoe": {},
+    "mixtral": {},
+    "olmoe": {},
+    "qwen2_moe": {},
+    "qwen3_moe": {},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", MIXTURES)
+def test_what_a_token_uses_of_a_mixture_is_what_torch_multiplies_with(architecture):
+    model = chosen(
+        architecture=architecture, width=64, head_dim=16, config={**TWO_LAYERS, **MIXTURES[architecture]}
+    )
+    measured = measure_model(model, model.options, TASK)
+    assert measured.parameters.active < 0.6 * measured.parameters.total
+    counter = installed().find("flops", "traced").spec
+    traced = counter.build(counter.options(), measured).flops_per_token
+    config = measured.module.lm.config
+    keys, values = getattr(config, "qk_head_dim", 16), getattr(config, "v_head_dim", 16)
+    attention = 3 * 2 * 2 * TASK.context * config.num_attention_heads * (keys + values)
+    # Gains, biases and what is elementwise multiply nothing, or no matrix.
+    assert traced == pytest.approx(6 * measured.parameters.matmul + attention, rel=0.02)
+
+
+def test_experts_that_a_token_is_not_sent_to_are_counted_by_hand_too():
+    config = {**TWO_LAYERS, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 40}
+    model = chosen(architecture="mixtral", width=32, head_dim=8, config=config)
+    counts = measure_model(model, model.options, TASK).parameters
+    assert counts.idle == 2 * 6 * 3 * 32 * 40  # layers, experts, matrices of an expert
+
+
+def test_a_router_has_a_width_and_what_a_model_corrects_by_hand_is_not_trained():
+    decoder = built(architecture="ernie4_5_moe", width=32, head_dim=8, config=TWO_LAYERS)
+    groups = list(chosen().spec.parameter_groups(decoder))
+    (router,) = [one for name, one in decoder.named_parameters() if name.endswith("gate.weight")]
+    (group,) = [group for group in groups if any(one is router for one in group.parameters)]
+    assert (group.width, group.hidden, group.active) == (32, False, 1.0)
+    corrections = [one for one in decoder.parameters() if not one.requires_grad]
+    assert len(corrections) == 1
+    assert not any(one is corrections[0] for group in groups for one in group.parameters)
+
+
+def test_numbers_that_shift_tokens_of_an_rwkv_are_no_matrices():
+    decoder = built(architecture="rwkv", width=32, config=TWO_LAYERS)
+    groups = list(chosen().spec.parameter_groups(decoder))
+    shifts = {id(one) for name, one in decoder.named_parameters() if "time_mix" in name}
+    assert shifts
+    assert shifts <= {id(one) for group in groups if group.width is None for one in group.parameters}
+
+
+def test_a_field_that_a_configuration_takes_under_two_names_may_be_set():
+    assert config_of(architecture="qwen3_moe", width=32, config={**TWO_LAYERS, "num_experts": 4}).num_experts == 4
+
+
+def test_a_small_mixture_is_planned_and_trained_with_what_a_token_uses(tmp_path):
+    config = {"num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 1}
+    model = {"name": "hf", "architecture": "qwen3_moe", "head_dim": 8, "config": config}
+    sweep = {"budgets": [3e8], "sizes": [{"width": 16}], "repeat": True, "min_steps": 1}
+    (result,) = train(text_table(write_text(tmp_path), model=model, sweep=sweep, flops="traced"))
+    assert result.status == "completed", result.error
+    assert result.loss < 3.0
+    assert result.parameters.idle == 3 * 3 * 16 * 8  # experts, matrices of an expert, of 16 x 8
+    assert result.run.params == result.parameters.matmul < result.parameters.total - result.parameters.lookup
+
+
 # ---------------------------------------------------------------------------- what scales, and what follows
 
 
@@ -100,6 +175,24 @@ def test_a_mamba2_has_heads_for_its_width(width, config):
     made = config_of(architecture="mamba2", width=width, head_dim=8, config={**small, **config})
     assert made.num_heads * made.head_dim == made.expand * width
     assert made.head_dim == config.get("head_dim", 8)
+
+
+def test_heads_of_a_small_mamba2_come_in_groups_that_divide_them():
+    made = config_of(architecture="mamba2", width=64, config={**TWO_LAYERS, "state_size": 8})
+    assert (made.num_heads, made.n_groups) == (2, 2)  # eight groups by default
+
+
+def test_rotary_channels_are_no_more_than_a_head_has():
+    assert config_of(architecture="gptj", width=64, head_dim=16, config=TWO_LAYERS).rotary_dim == 16
+    assert config_of(architecture="gptj", width=256, head_dim=128, config=TWO_LAYERS).rotary_dim == 64
+
+
+@pytest.mark.parametrize("width", [16, 48, 64, 80])
+def test_experts_have_rows_that_torch_can_multiply(width):
+    """Torch's product for them takes rows of whole 16 bytes."""
+    decoder = built(architecture="mellum", width=width, head_dim=8, config={**TWO_LAYERS, "num_experts": 8})
+    assert decoder.lm.config.moe_intermediate_size % 8 == 0
+    assert decoder(torch.zeros(1, 16, dtype=torch.long)).shape == (1, 16, 61)
 
 
 def test_fields_can_be_fixed_and_can_follow():
@@ -155,6 +248,7 @@ def test_every_width_that_the_planner_tries_can_be_built():
         ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it is to predict"),
         ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it is to predict"),
         ({"architecture": "roberta"}, "'roberta' counts positions from a padding token"),
+        ({"architecture": "gemma3"}, "takes more than text: choose 'gemma3_text'"),
     ],
 )
 def test_a_mistake_says_what_there_is(options, message):

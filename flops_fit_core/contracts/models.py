@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that an optimizer treats alike."""
+    """Parameters that an optimizer treats alike. Raises ValueError for a share ``active`` that is none."""
 
     parameters: Sequence[nn.Parameter]
     width: int | None = None
@@ -28,6 +28,12 @@ class ParameterGroup:
     """Whether these are the matrices between a model's first and last layer, for optimizers that treat such
     matrices apart (Muon): neither embeddings, nor what reads the input, nor the output head, nor gains and
     biases. None in all groups: the family does not say."""
+    active: float = 1.0
+    """Share of them that one token uses: of the experts of a mixture, those it is sent to over all."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.active <= 1:
+            raise ValueError(f"active = {self.active} of a ParameterGroup: it is a share above 0, at most 1")
 
 
 @dataclass(frozen=True)

@@ -51,13 +51,18 @@ class ParameterCounts(Record):
 
     @property
     def matmul(self) -> int:
-        """Total minus lookup tables: what 6 N D counts."""
-        return self.total - self.lookup
+        """Active minus lookup tables: what 6 N D counts."""
+        return self.active - self.lookup
 
     @property
     def non_embedding(self) -> int:
-        """Total minus lookup tables and the output head (Kaplan et al. 2020)."""
-        return self.total - self.lookup - self.unembedding
+        """Active minus lookup tables and the output head (Kaplan et al. 2020)."""
+        return self.active - self.lookup - self.unembedding
+
+    @property
+    def idle(self) -> int:
+        """Not used for one token: experts that it is not sent to."""
+        return self.total - self.active
 
 
 class RunSpec(Record):

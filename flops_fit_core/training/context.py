@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 from flops_fit_core.config import Chosen, choose
-from flops_fit_core.contracts import Dataset, Device, FlopCount, ParameterGroup, RunParts, RunView
-from flops_fit_core.errors import PluginError, RunFailed
-from flops_fit_core.measure import count_flops, count_parameters, measure_model
+from flops_fit_core.contracts import Dataset, Device, FlopCount, RunParts, RunView
+from flops_fit_core.errors import RunFailed
+from flops_fit_core.measure import count_flops, count_parameters, measure_model, parameter_groups
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
 from flops_fit_core.registry import Registry
 from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
@@ -118,7 +118,7 @@ class WorkerContext:
 
     def _count(self, run: RunSpec, chosen: Chosen[Any], model: nn.Module, dataset: Dataset) -> None:
         """Count the model that was really built; it must be the one that was planned."""
-        parameters = count_parameters(model, dataset.task)
+        parameters = count_parameters(model, dataset.task, parameter_groups(chosen, model))
         counter = self.chosen("flops", run)
         # Counters are promised a module without values; building that one may draw random numbers.
         state = random_state("cpu")
@@ -180,21 +180,3 @@ class WorkerContext:
             gc.collect()
         if "device" in self.__dict__:
             self.device.release()
-
-
-def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
-    """The family's groups, or one group of everything, which gets one learning rate.
-
-    Raises PluginError where a family's groups leave out a parameter or have one twice.
-    """
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    if model.spec.parameter_groups is None:
-        return [ParameterGroup(trained)]
-    groups = [group for group in model.spec.parameter_groups(module) if group.parameters]
-    grouped = [id(parameter) for group in groups for parameter in group.parameters]
-    if sorted(grouped) != sorted(id(parameter) for parameter in trained):
-        raise PluginError(
-            f"model {model.name!r}: parameter_groups gives {len(grouped)} parameters of which "
-            f"{len(set(grouped))} are different; the model has {len(trained)}, and each must be in one group"
-        )
-    return groups

@@ -7,14 +7,16 @@ from collections.abc import Iterable
 
 from flops_fit_core import ConfigError, FlopCount, FlopCounterSpec, MeasuredModel, hookimpl
 from flops_fit_flops.hoffmann import HoffmannOptions, count_hoffmann
-from flops_fit_flops.size import N_NAMES, CounterOptions, params
+from flops_fit_flops.size import CounterOptions, params
 
 
 def count_chinchilla(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
     """C = 6 N D: 2 FLOPs a parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1; Hoffmann
-    et al. 2022, section 3.3). Leaves out attention, which at a small width and a long context is not small."""
-    n = params(options, measured)
-    return FlopCount(6.0 * n, n, "6 N D", N_NAMES[options.n])
+    et al. 2022, section 3.3). Leaves out attention, which at a small width and a long context is not small,
+    and experts that a token is not sent to, also where N is all parameters."""
+    n, name = params(options, measured)
+    idle = measured.parameters.idle if options.n == "total" else 0
+    return FlopCount(6.0 * (n - idle), n, "6 N D with N of what a token uses" if idle else "6 N D", name)
 
 
 def count_own(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
@@ -24,8 +26,8 @@ def count_own(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
             f'model {measured.family!r} does not count its own FLOPs: write flops = "chinchilla" (6 N D) or '
             f'"traced" (what torch counts)'
         )
-    n = params(options, measured)
-    return FlopCount(measured.own_flops_per_token, n, f"as {measured.family} counts itself", N_NAMES[options.n])
+    n, name = params(options, measured)
+    return FlopCount(measured.own_flops_per_token, n, f"as {measured.family} counts itself", name)
 
 
 def count_traced(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
@@ -34,13 +36,13 @@ def count_traced(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
     a model that cannot be followed."""
     from flops_fit_core import trace_flops
 
-    n = params(options, measured)
+    n, name = params(options, measured)
     trace = trace_flops(measured.module, measured.task, f"model {measured.family!r}")
     return FlopCount(
         trace.flops_per_token,
         n,
         "matrix products and convolutions, forward and backward, as torch counts them",
-        N_NAMES[options.n],
+        name,
         trace.operations,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from flops_fit_core import ConfigError, FlopCount, MeasuredModel, TransformerShape
-from flops_fit_flops.size import N_NAMES, CounterOptions, params
+from flops_fit_flops.size import CounterOptions, params
 
 
 class HoffmannOptions(CounterOptions):
@@ -31,8 +31,8 @@ def count_hoffmann(options: HoffmannOptions, measured: MeasuredModel) -> FlopCou
     left_out = LEFT_OUT[options.vocabulary]
     found = {name: flops for name, flops in terms(shape).items() if name not in left_out}
     name = "Hoffmann et al. 2022, appendix F" + (f", without {' and '.join(left_out)}" if left_out else "")
-    n = params(options, measured)
-    return FlopCount(sum(found.values()), n, name, N_NAMES[options.n], found)
+    n, params_name = params(options, measured)
+    return FlopCount(sum(found.values()), n, name, params_name, found)
 
 
 def terms(shape: TransformerShape) -> dict[str, float]:

@@ -17,11 +17,12 @@ class CounterOptions(Options):
     """Which parameters count."""
 
     n: Literal["matmul", "total", "non-embedding"] = "matmul"
-    """Which N is counted and reported. ``matmul``: all parameters but tables that are only looked up."""
+    """Which N is counted and reported. ``matmul``: all parameters but tables that are only looked up. Of a mixture
+    of experts, ``matmul`` and ``non-embedding`` are of those that one token uses."""
 
 
-def params(options: CounterOptions, measured: MeasuredModel) -> int:
-    """N by the option's convention.
+def params(options: CounterOptions, measured: MeasuredModel) -> tuple[int, str]:
+    """N by the option's convention, and what it is. Experts that a token is not sent to count in ``total`` only.
 
     Raises ConfigError for a model that has no such parameters.
     """
@@ -29,4 +30,7 @@ def params(options: CounterOptions, measured: MeasuredModel) -> int:
     by_name = {"matmul": counts.matmul, "total": counts.total, "non-embedding": counts.non_embedding}
     if by_name[options.n] < 1:
         raise ConfigError(f'model {measured.family!r} has no {N_NAMES[options.n]}: write n = "total" in [flops]')
-    return by_name[options.n]
+    name = N_NAMES[options.n]
+    if counts.idle and options.n != "total":
+        name = name.replace("parameters", "parameters that a token uses", 1)
+    return by_name[options.n], name

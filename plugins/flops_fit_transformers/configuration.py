@@ -20,6 +20,8 @@ from flops_fit_transformers import HFOptions, LadderOptions
 FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")
 """How architectures call the hidden units of feed-forward parts, after words such as ``moe_``, ``decoder_`` and
 ``shared_expert_``."""
+TOP_K = ("num_experts_per_tok", "moe_topk")
+"""How they call the number of experts to which a token is sent."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 """A dataset's tokens are its own: a padding token would be an embedding that never learns."""
 OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
@@ -61,7 +63,7 @@ class Architecture:
 
     def own(self, field: str) -> str:
         """Its own name of a field: ``n_embd`` for ``hidden_size``. Raises ConfigError for one it has not."""
-        name: str = self.make.attribute_map.get(field, field)
+        name = self._called(field)
         if name not in self.known:
             there = ", ".join(sorted(self.known))
             raise ConfigError(
@@ -75,7 +77,11 @@ class Architecture:
         return {self.own(name): value for name, value in fields.items()}
 
     def has(self, field: str) -> bool:
-        return self.make.attribute_map.get(field, field) in self.known
+        return self._called(field) in self.known
+
+    def _called(self, field: str) -> str:
+        """Some architectures take a name, keep it under another, and map the first to the second."""
+        return field if field in self.known else str(self.make.attribute_map.get(field, field))
 
     def default(self, field: str) -> Any:
         return getattr(self.defaults, field, None)
@@ -93,12 +99,20 @@ def architecture(name: str) -> Architecture:
             f"{_nearest(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}there is: {there}"
         )
     make = CONFIG_MAPPING[name]
-    with quiet():
-        defaults = make()
+    try:
+        with quiet():
+            defaults = make()
+    except Exception as error:
+        raise ConfigError(
+            f"model.architecture: transformers makes no {name!r} by default: {_gist(error)}"
+        ) from error
     general = inspect.signature(PretrainedConfig.__init__).parameters  # self, labels of classes, dtypes, ...
     own = {one for one in inspect.signature(make.__init__).parameters if one not in general} - {"kwargs"}
     kept = {"is_decoder", "tie_word_embeddings", "use_cache", *SPECIAL_TOKENS} & set(defaults.to_dict())
-    return Architecture(name, make, defaults, frozenset(own | kept))
+    found = Architecture(name, make, defaults, frozenset(own | kept))
+    if not found.has("hidden_size") and f"{name}_text" in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ConfigError(f"model.architecture: {name!r} takes more than text: choose '{name}_text'")
+    return found
 
 
 def configure(options: HFOptions | LadderOptions, task: Task) -> Any:
@@ -142,8 +156,13 @@ def _instance(about: Architecture, fields: Mapping[str, Any]) -> Any:
         with quiet():
             return about.make(**fields)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"model: transformers makes no {about.name!r} of {dict(fields)}: {reason}") from error
+        raise ConfigError(
+            f"model: transformers makes no {about.name!r} of {dict(fields)}: {_gist(error)}"
+        ) from error
+
+
+def _gist(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _from_task(about: Architecture, task: LanguageTask, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,18 +211,20 @@ def _scaled_fields(options: HFOptions, about: Architecture) -> dict[str, Any]:
     return given
 
 
-def rounded(value: float) -> int:
-    """To an integer above zero, and from 128 on to a multiple of 8."""
-    return 8 * round(value / 8) if value >= 128 else max(1, round(value))
+def rounded(value: float, *, always: bool = False) -> int:
+    """To an integer above zero, and from 128 on (or always) to a multiple of 8."""
+    return max(8, 8 * round(value / 8)) if always or value >= 128 else max(1, round(value))
 
 
 def _feed_forward(width: int, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
-    """In proportion as in the architecture's defaults, where these give a number."""
+    """In proportion as in the architecture's defaults, where these give a number. Torch's product for experts
+    takes rows of whole 16 bytes."""
+    experts = any(about.has(name) for name in TOP_K)
     sizes = {
         name: about.default(name) for name in about.known if name.endswith(FEED_FORWARD) and name not in given
     }
     return {
-        name: rounded(width * size / about.default("hidden_size"))
+        name: rounded(width * size / about.default("hidden_size"), always=experts)
         for name, size in sizes.items()
         if isinstance(size, int) and size
     }
@@ -223,6 +244,8 @@ def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) ->
     fields = {name: heads}
     if "head_dim" in about.known:
         fields["head_dim"] = apart or width // heads
+    if "rotary_dim" in about.known and "rotary_dim" not in given:  # GPT-J's, of a head's channels
+        fields["rotary_dim"] = min(about.default("rotary_dim"), apart or width // heads)
     if about.has("num_key_value_heads"):
         shared = options.queries_per_kv or _queries_per_kv(about)
         fields[about.own("num_key_value_heads")] = heads // _nearest_divisor(heads, shared)
@@ -237,7 +260,10 @@ def _state_space_heads(options: HFOptions, about: Architecture, given: Mapping[s
         return {}
     inner = int(given.get("expand", about.default("expand")) * options.width)
     heads = max(1, inner // given["head_dim"]) if "head_dim" in given else even_heads(inner, options.head_dim)
-    return {"num_heads": heads, "head_dim": inner // heads}
+    fields = {"num_heads": heads, "head_dim": inner // heads}
+    if "n_groups" in about.known and "n_groups" not in given:  # of heads that share their B and C
+        fields["n_groups"] = _nearest_divisor(heads, about.default("n_groups"))
+    return fields
 
 
 def even_heads(width: int, head_dim: int) -> int:

@@ -13,7 +13,9 @@ from transformers.pytorch_utils import Conv1D
 
 from flops_fit_core import ConfigError, ParameterGroup, Task
 from flops_fit_transformers import HFOptions, LadderOptions
-from flops_fit_transformers.configuration import configure, quiet
+from flops_fit_transformers.configuration import TOP_K, configure, quiet
+
+KINDS = ("hidden", "head", "rest")
 
 
 class Decoder(nn.Module):
@@ -30,8 +32,19 @@ class Decoder(nn.Module):
             # taken as it is.
             time = ids.shape[1]
             more["attention_mask"] = torch.ones(len(ids), 1, time, time, dtype=torch.bool, device="meta").tril()
+        if ids.is_meta:
+            _follow_experts(self.lm)
         logits: Tensor = self.lm(input_ids=ids, **more).logits
         return logits
+
+
+def _follow_experts(lm: Any) -> None:
+    """By default an expert's tokens are looked up, and without values there are none. One product for each token
+    and each of its experts does the same work without looking."""
+    switch = getattr(lm, "set_experts_implementation", None)  # since transformers 5
+    if switch is not None and any(type(part).__name__.endswith("Experts") for part in lm.modules()):
+        with quiet():
+            switch("batched_mm")
 
 
 def build_decoder(options: HFOptions | LadderOptions, task: Task) -> Decoder:
@@ -48,25 +61,46 @@ def build_decoder(options: HFOptions | LadderOptions, task: Task) -> Decoder:
 def groups_of(module: nn.Module) -> Iterator[ParameterGroup]:
     """Every matrix that is multiplied has the width of the residual stream, so that one learning rate holds for
     all, as for the family ``gpt``; experts' are stacked in three dimensions. The rest (tables, gains, biases,
-    convolutions of single channels) has none and does not decay."""
+    convolutions of single channels) has none and does not decay. Of experts a token uses its share."""
     if not isinstance(module, Decoder):
         raise TypeError(f"these are the groups of a Decoder, not of a {type(module).__name__}")
     width = int(module.lm.config.hidden_size)
-    kinds: dict[str, dict[int, nn.Parameter]] = defaultdict(dict)
+    kinds = _kinds(module)
+    active = _active(module.lm)
+    grouped: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
+    for parameter in filter(lambda one: one.requires_grad, module.parameters()):  # some correct routers by hand
+        grouped[kinds.get(id(parameter), "rest"), active.get(id(parameter), 1.0)].append(parameter)
+    for (kind, share), found in sorted(grouped.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1])):
+        matrices = kind != "rest"
+        yield ParameterGroup(
+            found, width=width if matrices else None, decay=matrices, hidden=kind == "hidden", active=share
+        )
+
+
+def _kinds(module: Decoder) -> dict[int, str]:
+    """``hidden`` or, with outputs that are no channels, ``head``: of the parameters that are multiplied, by id."""
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     head = module.lm.get_output_embeddings()
-    matrices = {
-        id(part.weight): part is not head
-        for part in module.modules()
-        if isinstance(part, nn.Linear | Conv1D) and id(part.weight) not in tables
-    }
+    kinds: dict[int, str] = {}
     for part in module.modules():
-        if not isinstance(part, nn.Conv1d):
-            matrices |= {id(one): True for one in part.parameters(recurse=False) if one.ndim == 3}
-    for parameter in module.parameters():
-        inner = matrices.get(id(parameter))
-        kind = "rest" if inner is None else "hidden" if inner else "head"
-        kinds[kind][id(parameter)] = parameter
-    yield ParameterGroup(list(kinds["hidden"].values()), width=width, hidden=True)
-    yield ParameterGroup(list(kinds["head"].values()), width=width, hidden=False)
-    yield ParameterGroup(list(kinds["rest"].values()), decay=False, hidden=False)
+        if isinstance(part, nn.Linear | Conv1D) and id(part.weight) not in tables:
+            kinds[id(part.weight)] = "head" if part is head else "hidden"
+        elif not isinstance(part, nn.Conv1d):
+            own = list(part.parameters(recurse=False))
+            kinds |= {id(one): "hidden" for one in own if one.ndim == 3 and min(one.shape) > 1}
+            if type(part).__name__.endswith("Router"):
+                kinds |= {id(one): "head" for one in own if one.ndim == 2}
+    return kinds
+
+
+def _active(lm: Any) -> dict[int, float]:
+    """The share of its experts to which a token is sent, for their parameters by id. Transformers stacks experts,
+    first of all by number, in modules called ``...Experts``."""
+    chosen = next((getattr(lm.config, name, None) for name in TOP_K if getattr(lm.config, name, None)), None)
+    return {
+        id(one): chosen / len(one)
+        for part in lm.modules()
+        if chosen is not None and type(part).__name__.endswith("Experts")
+        for one in part.parameters()
+        if len(one) > chosen
+    }
