@@ -283,7 +283,7 @@ def _fitter(fitter: str | Mapping[str, Any] | Fitter, registry: Registry) -> Fit
     if isinstance(fitter, str | Mapping):
         table = fitter if isinstance(fitter, str) else dict(fitter)
         chosen = _choose("fitter", table, registry, "fit")
-        built: Fitter = chosen.spec.build(chosen.options)
+        built: Fitter = chosen.calling("build", chosen.options)
         return built
     return fitter
 

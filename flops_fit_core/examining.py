@@ -149,10 +149,10 @@ def _done(asked: Study, folder: Path) -> str:
         folder=folder,
         plugins=registry.setup.model_dump_json(),
         live=registry.objects,
-        slots=device.spec.slots(device.options),
+        slots=device.calling("slots", device.options),
     )
     started = time.monotonic()
-    executor: Executor = chosen.spec.build(chosen.options, context)
+    executor: Executor = chosen.calling("build", chosen.options, context)
     try:
         executor.submit(job)
         events = list(executor.events(TRIAL_SECONDS))

@@ -122,7 +122,7 @@ class StudyFolder:
     def open_store(self, chosen: Chosen[Any]) -> ResultStore:
         """Open the study's results. Raises StoreError for a file that is damaged or not ours."""
         self.path.mkdir(parents=True, exist_ok=True)
-        store: ResultStore = chosen.spec.build(chosen.options, self.path)
+        store: ResultStore = chosen.calling("build", chosen.options, self.path)
         return store
 
 

@@ -73,7 +73,7 @@ class Meter:
             size=getattr(options, spec.size),
             parameters=measured.parameters,
             count=count_flops(self.counter, measured),
-            width=spec.width(options) if spec.width is not None else None,
+            width=self.model.calling("width", options) if spec.width is not None else None,
         )
 
     def check_fit(self, options: Options) -> None:
@@ -85,7 +85,7 @@ class Meter:
 
         real = self.measure(options).parameters.total <= LARGEST_TRIED
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
-            module = _calling(self.model, "build", self.model.spec.build, options, self.task)
+            module = self.model.calling("build", options, self.task)
             batch = self.task.example(2)
             try:
                 outputs = self.task.outputs(module, batch)
@@ -113,10 +113,10 @@ def measure_model(model: Chosen[ModelSpec], options: Options, task: Task) -> Mea
     module = build_on_meta(model, options, task)
     own = shape = None
     if spec.flops_per_token is not None:
-        counted = _calling(model, "flops_per_token", spec.flops_per_token, options, task)
+        counted = model.calling("flops_per_token", options, task)
         own = None if counted is None else float(counted)
     if spec.shape is not None:
-        shape = _calling(model, "shape", spec.shape, options, task)
+        shape = model.calling("shape", options, task)
         if not isinstance(shape, TransformerShape | None):
             raise PluginError(f"model {model.name!r}: shape gave {shape!r} instead of a TransformerShape")
     parameters = count_parameters(module, task, parameter_groups(model, module))
@@ -125,7 +125,7 @@ def measure_model(model: Chosen[ModelSpec], options: Options, task: Task) -> Mea
 
 def count_flops(counter: Chosen[FlopCounterSpec], measured: MeasuredModel) -> FlopCount:
     """What the counter says of the model. Raises ConfigError where it cannot count it, PluginError."""
-    count = _calling(counter, "build", counter.spec.build, counter.options, measured)
+    count = counter.calling("build", counter.options, measured)
     if not isinstance(count, FlopCount) or not 0 < count.flops_per_token < float("inf"):
         raise PluginError(f"flops {counter.name!r} gave {count!r} instead of a FlopCount above zero")
     return count
@@ -136,7 +136,7 @@ def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.
     import torch
 
     with torch.device("meta"), _no_initialization():
-        module = _calling(model, "build", model.spec.build, options, task)
+        module = model.calling("build", options, task)
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
     return module
@@ -159,20 +159,6 @@ def _no_initialization() -> AbstractContextManager[Any]:
             return func(*args, **kwargs)
 
     return LeaveOut()
-
-
-def _calling(chosen: Chosen[Any], what: str, function: Any, *arguments: Any) -> Any:
-    """Call into a plugin; what it raises by accident names the plugin."""
-    try:
-        return function(*arguments)
-    except UserError:
-        raise
-    except Exception as error:
-        shown = repr(arguments[0]) if isinstance(arguments[0], Options) else "..."
-        raise PluginError(
-            f"{chosen.spec.kind} {chosen.name!r} ({chosen.offer.source}): {what}({shown}): "
-            f"{type(error).__name__}: {error}"
-        ) from error
 
 
 def count_parameters(module: nn.Module, task: Task, groups: Iterable[ParameterGroup] = ()) -> ParameterCounts:
@@ -219,9 +205,7 @@ def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGro
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if model.spec.parameter_groups is None:
         return [ParameterGroup(trained)]
-    given = model.spec.parameter_groups
-    found = _calling(model, "parameter_groups", lambda it: list(given(it)), module)
-    groups = [group for group in found if group.parameters]
+    groups = [group for group in model.calling("parameter_groups", module) if group.parameters]
     grouped = [id(parameter) for group in groups for parameter in group.parameters]
     if sorted(grouped) != sorted(id(parameter) for parameter in trained):
         raise PluginError(

@@ -41,7 +41,7 @@ from flops_fit_core.contracts import (
     Trainer,
     TransformerShape,
 )
-from flops_fit_core.records import Hyperparameters
+from flops_fit_core.records import Hyperparameters, RunSpec
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -333,6 +333,10 @@ class TrainerSpec(Spec):
     """Of ``branch``, ``checkpoint``, ``pack``, ``distribute``, ``launch``: what jobs the planner may give it. With
     ``pack``, the option ``pack`` is the most trajectories of one shape in a job. A job on several devices has one
     process for each with ``distribute``; with ``launch`` it has one that sees all of them."""
+    check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
+    """``(options, run, options_of)``, for a run of each size and budget while the sweep is planned. Raises
+    ConfigError where it cannot train this run; ``options_of(kind)`` gives the options of the run's plugin of a
+    kind."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

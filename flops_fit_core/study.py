@@ -130,7 +130,7 @@ class Study:
 
         experiment = self._experiment()
         executor = experiment.executor
-        places = executor.spec.places(executor.options, self._slots(experiment))
+        places = executor.calling("places", executor.options, self._slots(experiment))
         return None if places is None else estimate_seconds(self.plan, self.registry, places, self.results)
 
     def _experiment(self) -> Experiment:
@@ -146,13 +146,13 @@ class Study:
             live=self.registry.objects,
             slots=self._slots(experiment),
         )
-        return chosen.spec.build(chosen.options, context)
+        return chosen.calling("build", chosen.options, context)
 
     def _slots(self, experiment: Experiment) -> Any:
-        return experiment.device.spec.slots(experiment.device.options)
+        return experiment.device.calling("slots", experiment.device.options)
 
     def _loggers(self, experiment: Experiment) -> list[Logger]:
-        return [chosen.spec.build(chosen.options, self.folder.path) for chosen in experiment.loggers]
+        return [chosen.calling("build", chosen.options, self.folder.path) for chosen in experiment.loggers]
 
     # ------------------------------------------------------------------ results
 
@@ -212,7 +212,7 @@ class Study:
     @cached_property
     def fitter(self) -> Fitter:
         """The experiment's fitter."""
-        fitter: Fitter = self.fitter_choice.spec.build(self.fitter_choice.options)
+        fitter: Fitter = self.fitter_choice.calling("build", self.fitter_choice.options)
         return fitter
 
     @cached_property
@@ -233,7 +233,7 @@ class Study:
             return None
         chosen = choose_from_table("fitter", ISOFLOP, self.registry, "isoflop")
         try:
-            return self.fit_with(chosen.spec.build(chosen.options), self.observations)
+            return self.fit_with(chosen.calling("build", chosen.options), self.observations)
         except FitError:
             return None
 

@@ -160,7 +160,7 @@ def _fitter(asked: Asked, registry: Registry, default: str) -> Fitter:
     for option in asked.options:
         override_value(table, option)
     chosen = choose_from_table("fitter", table, registry, "--fitter")
-    fitter: Fitter = chosen.spec.build(chosen.options)
+    fitter: Fitter = chosen.calling("build", chosen.options)
     return fitter
 
 

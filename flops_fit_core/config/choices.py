@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -18,7 +18,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from flops_fit_core.config.explaining import explain
-from flops_fit_core.errors import ConfigError, PluginError
+from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError
 from flops_fit_core.records import PluginChoice
 from flops_fit_core.registry import Offer, Registry, installed
 from flops_fit_core.specs import (
@@ -90,6 +90,20 @@ class Chosen(Generic[S]):
     def unset(self, option: str) -> bool:
         """Whether the plugin has this option and the user left it alone."""
         return option in type(self.options).model_fields and option not in self.options.model_fields_set
+
+    def calling(self, what: str, /, *arguments: Any) -> Any:
+        """Call a function of the spec. What it raises by accident becomes a PluginError that names the plugin."""
+        try:
+            found = getattr(self.spec, what)(*arguments)
+            return list(found) if isinstance(found, Generator) else found
+        except FlopsFitError:
+            raise
+        except Exception as error:
+            shown = ", ".join(repr(one) for one in arguments if isinstance(one, Options)) or "..."
+            raise PluginError(
+                f"{self.spec.kind} {self.name!r} ({self.offer.source}): {what}({shown}): "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     @property
     def choice(self) -> PluginChoice:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from flops_fit_core import Trainer, TrainerSpec, hookimpl
+from flops_fit_core import RunSpec, Trainer, TrainerSpec, hookimpl
 from flops_fit_trainers.command_options import CommandOptions
 from flops_fit_trainers.lightning_options import LightningOptions
 from flops_fit_trainers.torch_options import TorchOptions
@@ -24,6 +25,22 @@ def build_command(options: CommandOptions) -> Trainer:
     return CommandTrainer(options)
 
 
+def check_command(options: CommandOptions, run: RunSpec, options_of: Callable[[str], Mapping[str, Any]]) -> None:
+    """Whether every placeholder has a value. Raises ConfigError."""
+    from flops_fit_trainers import command
+
+    command.check_command(options, run, options_of)
+
+
+def check_lightning(
+    options: LightningOptions, run: RunSpec, options_of: Callable[[str], Mapping[str, Any]]
+) -> None:
+    """Whether the module can be imported and called. Raises ConfigError."""
+    from flops_fit_trainers import lightning_module
+
+    lightning_module.check_module(options)
+
+
 def build_lightning(options: LightningOptions) -> Trainer:
     """Imports Lightning only now."""
     from flops_fit_trainers.lightning_trainer import LightningTrainer
@@ -40,12 +57,15 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
         build=build_torch,
         can=frozenset({"branch", "checkpoint", "pack", "distribute"}),
     )
-    yield TrainerSpec(name="command", options=CommandOptions, build=build_command, can=frozenset({"launch"}))
+    yield TrainerSpec(
+        name="command", options=CommandOptions, build=build_command, can=frozenset({"launch"}), check=check_command
+    )
     yield TrainerSpec(
         name="lightning",
         options=LightningOptions,
         build=build_lightning,
         can=frozenset({"checkpoint"}),
+        check=check_lightning,
         requires=("lightning>=2.6",),
         extra="lightning",
     )

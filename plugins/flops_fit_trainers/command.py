@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import shlex
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec, TrainContext
 from flops_fit_trainers.command_options import CommandOptions, words
 from flops_fit_trainers.outcome import Outcome, ProgressFile, measured, read_outcome
-from flops_fit_trainers.placeholders import KINDS, fill
+from flops_fit_trainers.placeholders import KINDS, OptionsOf, fill, values_of
 from flops_fit_trainers.program import Program, deadline, described, own_environment
 
 LOOK_SECONDS = 0.2
@@ -55,6 +54,15 @@ class Files:
     def log(self) -> Path:
         return self.folder / "log.txt"
 
+    @property
+    def placeholders(self) -> dict[str, Path]:
+        return {
+            "run": self.run,
+            "result": self.result,
+            "progress": self.progress,
+            "checkpoint": self.checkpoint,
+        }
+
 
 class CommandTrainer:
     """Starts the command once a run and reads its result as JSON; nothing is ever read from what it prints.
@@ -73,6 +81,13 @@ class CommandTrainer:
             yield from Launch(run, context, self.options).events()
 
 
+def check_command(options: CommandOptions, run: RunSpec, options_of: OptionsOf) -> None:
+    """Raises ConfigError for a placeholder without a value, and for a format that does not fit its value."""
+    values = {**values_of(run, options_of), **Files(Path(), Path()).placeholders}
+    for template in (*words(options.command), *options.environment.values()):
+        fill(template, values, options_of)
+
+
 class Launch:
     """One run's program, from its start to its result.
 
@@ -84,7 +99,7 @@ class Launch:
         self.run, self.context, self.options = run, context, options
         self.dataset = context.dataset(run)
         self.files = Files.of(run, context)
-        self.values = _values(run, context, self.files, self.dataset.task.tokens_per_sample)
+        self.values = {**values_of(run, partial(context.options, run=run)), **self.files.placeholders}
         self.command = [self._filled(word) for word in words(options.command)]
         self.environment = {name: self._filled(value) for name, value in options.environment.items()}
         self.started = time.monotonic()
@@ -153,31 +168,6 @@ class Launch:
         """The command as one types it, not longer than a line."""
         text = shlex.join(self.command)
         return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _values(run: RunSpec, context: TrainContext, files: Files, per_sample: int) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        "run_id": run.id,
-        "seed": run.seed,
-        "size": run.size,
-        "params": run.params,
-        "tokens": run.tokens,
-        "steps": run.steps,
-        "batch_size": run.batch_size,
-        "context": per_sample,
-        "tokens_per_step": run.tokens_per_step,
-        "lr": context.options("optimizer", run).get("lr"),
-        "devices": run.devices,
-        "flops": run.flops,
-        "flops_per_token": run.flops_per_token,
-        "budget": run.budget,
-        "run": files.run,
-        "result": files.result,
-        "progress": files.progress,
-        "checkpoint": files.checkpoint,
-        "python": sys.executable,
-    }
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def _variables(values: Mapping[str, Any]) -> dict[str, str]:

@@ -13,6 +13,8 @@ from flops_fit_core import ConfigError, RunParts, RunSpec, TrainContext, import_
 from flops_fit_trainers.lightning_options import LightningOptions
 
 WHAT = "trainer 'lightning'"
+GIVEN = ("model", "task", "steps", "tokens", "batch_size", "lr", "seed")
+"""What the function may ask for by name."""
 
 
 def make_module(
@@ -20,9 +22,6 @@ def make_module(
 ) -> LightningModule:
     """Raises ConfigError for a function that cannot be found or called so, or makes something else, and for a
     module that has none of the run's parameters."""
-    function = import_object(options.module, WHAT)
-    if not callable(function):
-        raise ConfigError(f"{WHAT}: {options.module} is a {type(function).__name__}, which cannot be called")
     given = {
         "model": parts.model,
         "task": parts.dataset.task,
@@ -32,6 +31,7 @@ def make_module(
         "lr": context.options("optimizer", run).get("lr"),
         "seed": run.seed,
     }
+    function = _function(options)
     module = function(**_arguments(function, options, given))
     if not isinstance(module, LightningModule):
         raise ConfigError(f"{WHAT}: {options.module} made a {type(module).__name__}, not a LightningModule")
@@ -40,6 +40,18 @@ def make_module(
             f"{WHAT}: {options.module} made a module without the model it was given: self.model = model"
         )
     return module
+
+
+def check_module(options: LightningOptions) -> None:
+    """Raises ConfigError for a function that cannot be found or called with what it is given."""
+    _arguments(_function(options), options, dict.fromkeys(GIVEN))
+
+
+def _function(options: LightningOptions) -> Callable[..., Any]:
+    function = import_object(options.module, WHAT)
+    if not callable(function):
+        raise ConfigError(f"{WHAT}: {options.module} is a {type(function).__name__}, which cannot be called")
+    return function  # type: ignore[no-any-return]
 
 
 def _arguments(function: Callable[..., Any], options: LightningOptions, given: dict[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import sys
 from collections.abc import Callable, Mapping
 from string import Formatter
 from typing import Any
 
-from flops_fit_core import ConfigError
+from flops_fit_core import ConfigError, RunSpec
+
+OptionsOf = Callable[[str], Mapping[str, Any]]
+"""All options of the run's plugin of a kind."""
 
 NAMES = {
     "run_id": "what identifies the run",
@@ -48,7 +52,29 @@ def check_template(text: str) -> None:
             )
 
 
-def fill(text: str, values: Mapping[str, Any], options: Callable[[str], Mapping[str, Any]]) -> str:
+def values_of(run: RunSpec, options: OptionsOf) -> dict[str, Any]:
+    """Of all placeholders but files. Without ``lr`` where the optimizer has none."""
+    values: dict[str, Any] = {
+        "run_id": run.id,
+        "seed": run.seed,
+        "size": run.size,
+        "params": run.params,
+        "tokens": run.tokens,
+        "steps": run.steps,
+        "batch_size": run.batch_size,
+        "context": run.tokens_per_step // run.batch_size,
+        "tokens_per_step": run.tokens_per_step,
+        "lr": options("optimizer").get("lr"),
+        "devices": run.devices,
+        "flops": run.flops,
+        "flops_per_token": run.flops_per_token,
+        "budget": run.budget,
+        "python": sys.executable,
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def fill(text: str, values: Mapping[str, Any], options: OptionsOf) -> str:
     """The text with values in the place of placeholders; ``options(kind)`` gives a plugin's.
 
     Raises ConfigError for an option that the run's plugin has not, and for a format that does not fit.
@@ -73,7 +99,7 @@ def _names(text: str) -> list[str]:
         raise ValueError(f"{text!r}: {error}; a brace that it is to see is written twice") from None
 
 
-def _option(name: str, options: Callable[[str], Mapping[str, Any]]) -> Any:
+def _option(name: str, options: OptionsOf) -> Any:
     kind, _, rest = name.partition(".")
     if kind not in KINDS:
         raise ConfigError(f"trainer 'command': {{{name}}} has no value here: the optimizer has no such option")

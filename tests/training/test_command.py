@@ -10,7 +10,7 @@ import pytest
 from own_programs import flops_fit, say, script, table
 from small import events, train
 
-from flops_fit_core import ConfigError, Progress
+from flops_fit_core import ConfigError, OptimizerSpec, Progress, hookimpl
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.registry import installed
@@ -119,10 +119,25 @@ def test_a_wrong_command_is_an_error_before_anything_is_planned(tmp_path, comman
     assert "trainer.command" in str(error.value)
 
 
-def test_an_option_that_the_model_has_not_is_named_with_those_it_has(tmp_path):
-    (result,) = train(table("train {model.depth}", tmp_path))
-    assert result.status == "failed"
-    assert "its model has no 'depth'; there is: params, lookup_params" in result.error.message
+@pytest.mark.parametrize(
+    ("command", "optimizer", "message"),
+    [
+        ("train {model.depth}", "adamw", "its model has no 'depth'; there is: params, lookup_params"),
+        ("train {size:s}", "adamw", "{size:s} of"),
+        ("train {lr}", "bare/bare", "the optimizer has no such option"),
+    ],
+)
+def test_a_placeholder_without_a_value_is_an_error_of_the_plan(tmp_path, command, optimizer, message):
+    class Bare:
+        @hookimpl
+        def flops_fit_optimizers(self):
+            yield OptimizerSpec(name="bare", build=lambda options, model, run: None)
+
+    registry = installed().with_plugins({"bare": Bare()})
+    experiment = make_experiment({**table(command, tmp_path), "optimizer": optimizer}, registry)
+    with pytest.raises(ConfigError) as error:
+        make_plan(experiment)
+    assert message in str(error.value)
 
 
 # ---------------------------------------------------------------------------- what it says

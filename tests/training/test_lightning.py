@@ -10,7 +10,9 @@ pytest.importorskip("lightning")
 
 from small import Bench, events, stopped_after, train
 
-from flops_fit_core import Progress, RunResult
+from flops_fit_core import ConfigError, Progress, RunResult
+from flops_fit_core.config import make_experiment
+from flops_fit_core.planning import make_plan
 
 PLAIN = """
 import lightning
@@ -197,9 +199,7 @@ def test_a_loss_that_is_not_finite_has_diverged(own):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("Plane", "has no 'Plane'; it has"),
         ("a_list", "made a list, not a LightningModule"),
-        ("no_model", "must take the run's model by the name 'model'"),
         ("WithoutTheModel", "without the model it was given"),
         ("Broken", "this module raises"),
         ("StopsEarly", "ended its training after 20 of 60 steps"),
@@ -212,16 +212,22 @@ def test_a_mistake_is_the_error_of_its_run(own, name, message):
     assert message in result.error.message
 
 
-def test_an_argument_that_it_does_not_take_is_named(own):
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("Plane", {}, "has no 'Plane'; it has"),
+        ("no_model", {}, "must take the run's model by the name 'model'"),
+        ("Plain", {"arguments": {"depth": 2}}, "unexpected keyword argument 'depth'; it takes model, task"),
+    ],
+)
+def test_a_module_that_cannot_be_called_so_is_an_error_of_the_plan(own, name, options, message):
     bench = Bench()
-    result = only(train(bench.table(trainer=lightning(own, arguments={"depth": 2})), bench.registry()))
-    assert "got an unexpected keyword argument 'depth'; it takes model, task" in result.error.message
+    experiment = make_experiment(bench.table(trainer=lightning(own, name, **options)), bench.registry())
+    with pytest.raises(ConfigError, match=message):
+        make_plan(experiment)
 
 
 def test_an_edit_of_the_module_makes_another_run(own):
-    from flops_fit_core.config import make_experiment
-    from flops_fit_core.planning import make_plan
-
     bench = Bench()
 
     def run() -> str:

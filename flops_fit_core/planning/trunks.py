@@ -42,10 +42,9 @@ class Trunks:
 
     def branch_step(self, schedule: Chosen[ScheduleSpec], run: RunView) -> int | None:
         """Steps of the run that are its trunk's; None where nothing is shared. Raises PluginError."""
-        branch = schedule.spec.branch
-        if not self.shared or branch is None:
+        if not self.shared or schedule.spec.branch is None:
             return None
-        step = branch(schedule.options, run)
+        step = schedule.calling("branch", schedule.options, run)
         if not (isinstance(step, int) and 1 <= step <= run.steps):
             raise PluginError(f"schedule {schedule.name!r} branches off at step {step!r} of {run.steps}")
         return step

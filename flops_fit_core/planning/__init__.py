@@ -1,0 +1,6 @@
+"""Experiment -> SweepPlan: sizes around each budget's expected optimum, and D so that counted FLOPs meet it."""
+
+from flops_fit_core.planning.cells import CellResolver, solve_batches
+from flops_fit_core.planning.plan import make_plan, open_dataset, runtime_of
+
+__all__ = ["CellResolver", "make_plan", "open_dataset", "runtime_of", "solve_batches"]

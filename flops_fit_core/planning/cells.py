@@ -1,0 +1,209 @@
+"""One size at one budget: D, batch and steps solved so that counted FLOPs meet the budget, and the runs of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from pydantic import ValidationError
+
+from flops_fit_core.config import Chosen, Experiment, explain
+from flops_fit_core.contracts import Dataset, RecipeInput, RunView
+from flops_fit_core.errors import ConfigError, PlanError, PluginError
+from flops_fit_core.measure import Measured
+from flops_fit_core.planning.trunks import FLOAT, Trunks
+from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
+
+TOLERANCE = 0.01
+"""Counted FLOPs of every run are this close to its budget, relatively."""
+GOOD_ENOUGH = 0.001
+"""The recipe's batch is kept as it is when whole steps come this close to the budget."""
+
+
+@dataclass(frozen=True)
+class Batching:
+    """Whole steps of whole samples."""
+
+    batch_size: int
+    steps: int
+    tokens: int
+    miss: float
+    """(counted FLOPs - budget) / budget."""
+
+
+class CellResolver:
+    """Turns a (budget, size) cell into fully resolved runs, one a seed, or says why it is left out."""
+
+    def __init__(self, experiment: Experiment, dataset: Dataset) -> None:
+        self.experiment = experiment
+        self.sweep = experiment.sweep
+        self.dataset = dataset
+        self.trunks = Trunks(experiment)
+        self.notes: list[str] = []
+
+    def __call__(self, budget: float, measured: Measured) -> list[RunSpec] | SkippedCell:
+        tokens = budget / measured.count.flops_per_token
+        reference = self.trunks.reference_tokens(measured)
+        hyper = self._hyperparameters(measured, reference or tokens, trunk=reference is not None)
+        asked = self.sweep.batch_size or hyper.batch_size
+        if asked is None:
+            raise PlanError(
+                f"recipe {self.experiment.recipe.name!r} gives no batch size: write sweep.batch_size = 32, say"
+            )
+        per_sample = self.dataset.task.tokens_per_sample
+        fixed = self.sweep.batch_size is not None or self.trunks.shared
+        batching = solve_batches(tokens, asked, per_sample, fixed=fixed)
+        if reason := self._reason_to_skip(tokens, batching):
+            return SkippedCell(budget=budget, size=measured.size, params=measured.params, reason=reason)
+        if abs(batching.miss) > TOLERANCE:
+            nearest = batching.tokens * measured.count.flops_per_token
+            raise PlanError(
+                f"budget {budget:.4g}: {batching.steps} whole steps of {batching.batch_size} samples miss it by "
+                f"{batching.miss:+.1%} at size {measured.size}; the nearest budget that size can meet is "
+                f"{nearest:.6g}. Use that budget, a smaller sweep.batch_size, or more sweep.min_steps"
+            )
+        if reference is not None:
+            self.trunks.add_branch(hyper, self._hyperparameters(measured, tokens), measured)
+        return list(self._runs(budget, measured, batching, hyper))
+
+    def _reason_to_skip(self, tokens: float, batching: Batching) -> str | None:
+        unit = self.dataset.task.unit
+        if tokens < self.sweep.min_steps * batching.batch_size * self.dataset.task.tokens_per_sample:
+            return (
+                f"D = {tokens:.3g} {unit} is fewer than sweep.min_steps = {self.sweep.min_steps} steps of "
+                f"{batching.batch_size} samples"
+            )
+        unique = self.dataset.tokens
+        if unique is not None and batching.tokens > unique and not self.sweep.repeat:
+            return (
+                f"D = {batching.tokens:.3g} {unit} is {batching.tokens / unique:.2f} epochs of the "
+                f"{unique:.3g} there are; allow that with sweep.repeat = true"
+            )
+        return None
+
+    def _hyperparameters(self, measured: Measured, tokens: float, *, trunk: bool = False) -> Hyperparameters:
+        recipe, optimizer = self.experiment.recipe, self.experiment.optimizer
+        about = RecipeInput(
+            params=measured.params,
+            tokens=max(1, round(tokens)),
+            width=measured.width,
+            task=self.dataset.task,
+            adam_like=optimizer.spec.adam_like,
+            lr_over_adam=optimizer.spec.lr_over_adam,
+            flops=measured.count.flops_per_token * tokens,
+            parameters=measured.parameters,
+            lr=None if optimizer.unset("lr") else getattr(optimizer.options, "lr", None),
+            batch_size=self.sweep.batch_size,
+            trunk=trunk,
+        )
+        hyper = recipe.calling("build", recipe.options, about)
+        if not isinstance(hyper, Hyperparameters):
+            raise PluginError(f"recipe {recipe.name!r} gave {hyper!r} instead of Hyperparameters")
+        return hyper
+
+    def _runs(
+        self, budget: float, measured: Measured, batching: Batching, hyper: Hyperparameters
+    ) -> Iterator[RunSpec]:
+        experiment = self.experiment
+        size_options = measured.options.model_dump(exclude_unset=True)
+        optimizer = self._filled(
+            experiment.optimizer, lr=hyper.lr, weight_decay=hyper.weight_decay, betas=hyper.betas
+        )
+        schedule = self._filled(experiment.schedule, warmup_tokens=hyper.warmup_tokens)
+        per_step = batching.batch_size * self.dataset.task.tokens_per_sample
+        devices = min(self._devices(measured), batching.batch_size)
+        model = experiment.model.with_options(**size_options)
+        parts: dict[str, Chosen[Any]] = {
+            "model": model,
+            "dataset": experiment.dataset,
+            "optimizer": optimizer,
+            "schedule": schedule,
+        }
+        view = RunView(batching.steps, batching.tokens, per_step, hyper.base_width, groups=lambda module: ())
+        for seed in self.sweep.seeds:
+            run = RunSpec(
+                model=model.choice,
+                dataset=experiment.dataset.choice,
+                fingerprint=self.dataset.fingerprint,
+                optimizer=optimizer.choice,
+                schedule=schedule.choice,
+                flops_counter=experiment.flops.choice,
+                trainer=experiment.trainer.choice,
+                batch_size=batching.batch_size,
+                steps=batching.steps,
+                tokens=batching.tokens,
+                seed=seed,
+                base_width=hyper.base_width,
+                budget=budget,
+                size=measured.size,
+                params=measured.params,
+                flops_per_token=measured.count.flops_per_token,
+                branch_step=self.trunks.branch_step(schedule, view),
+                devices=devices,
+            )
+            if experiment.trainer.spec.check is not None and seed == self.sweep.seeds[0]:
+                experiment.trainer.calling("check", experiment.trainer.options, run, partial(_options_of, parts))
+            yield run
+
+    def _devices(self, measured: Measured) -> int:
+        """Devices that train a model of this size together, where the trainer can do that."""
+        experiment = self.experiment
+        can = experiment.trainer.spec.can
+        if not can & {"distribute", "launch"}:
+            return 1
+        if "distribute" not in can:
+            needed = 1  # What is asked for.
+        else:
+            kept = 4 if experiment.optimizer.spec.adam_like else 3  # weights, gradients, one or two moments
+            needed = kept * FLOAT * measured.parameters.total
+        return int(experiment.device.calling("devices_per_run", experiment.device.options, needed))
+
+    def _filled(self, chosen: Chosen[Any], **suggested: Any) -> Chosen[Any]:
+        """The choice with the recipe's values where the user left them unset."""
+        changes: dict[str, Any] = {}
+        for option, value in suggested.items():
+            if value is None or option not in type(chosen.options).model_fields:
+                continue
+            if chosen.unset(option):
+                changes[option] = value
+            else:
+                kept = getattr(chosen.options, option)
+                self.notes.append(f"{chosen.spec.kind}.{option} = {kept} is yours; the recipe was not asked")
+        if not changes:
+            return chosen
+        try:
+            return chosen.with_options(**changes)
+        except ValidationError as error:
+            raise ConfigError(
+                f"recipe {self.experiment.recipe.name!r} gave values that {chosen.name!r} refuses:\n"
+                f"{explain(error)}"
+            ) from None
+
+
+def _options_of(parts: Mapping[str, Chosen[Any]], kind: str) -> dict[str, Any]:
+    """All options of the run's plugin of a kind, as the trainer will get them."""
+    return parts[kind].options.model_dump(mode="json")
+
+
+def solve_batches(tokens: float, batch_size: int, per_sample: int, *, fixed: bool) -> Batching:
+    """Whole steps of whole samples that come nearest ``tokens``.
+
+    The batch moves by up to a tenth from ``batch_size`` where that comes nearer and it is not ``fixed``.
+    """
+
+    def at(batch: int) -> Batching:
+        steps = max(1, round(tokens / (batch * per_sample)))
+        total = steps * batch * per_sample
+        return Batching(batch, steps, total, (total - tokens) / tokens)
+
+    best = at(batch_size)
+    if fixed or abs(best.miss) <= GOOD_ENOUGH:
+        return best
+    reach = batch_size // 10
+    candidates = [at(batch) for batch in range(max(1, batch_size - reach), batch_size + reach + 1)]
+    enough = [one for one in candidates if abs(one.miss) <= GOOD_ENOUGH]
+    if enough:
+        return min(enough, key=lambda one: abs(one.batch_size - batch_size))
+    return min(candidates, key=lambda one: abs(one.miss))

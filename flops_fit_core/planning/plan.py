@@ -1,0 +1,129 @@
+"""Experiment -> SweepPlan: which sizes each budget gets, and D solved so that counted FLOPs meet it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flops_fit_core.audit import own_count_notes
+from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.contracts import Dataset, LossSurface
+from flops_fit_core.errors import PlanError
+from flops_fit_core.measure import Meter
+from flops_fit_core.planning.cells import CellResolver
+from flops_fit_core.planning.sizes import SizeLadder
+from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
+
+
+def make_plan(experiment: Experiment, expected_params: Callable[[float], float] | None = None) -> SweepPlan:
+    """Resolve every run of an experiment.
+
+    Args:
+        experiment: What was asked for.
+        expected_params: A guess of N_opt for a budget, such as an earlier fit's; where it is None,
+            ``sweep.tokens_per_param`` makes the guess.
+
+    Builds the dataset (for its task, size and fingerprint) and, on the meta device, the models.
+
+    Raises PlanError, ConfigError or DataError, saying what to change.
+    """
+    dataset = open_dataset(experiment, experiment.sweep.seeds[0])
+    meter = Meter(experiment.model, dataset.task, experiment.flops)
+    choose_sizes = SizeLadder(experiment, meter, expected_params)
+    cells = [
+        (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
+    ]
+    if not isinstance(dataset, LossSurface):
+        smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
+        meter.check_fit(choose_sizes.small_relative(smallest).options)
+        choose_sizes.notes += own_count_notes(experiment.model, dataset.task, [measured for _, measured in cells])
+    resolve = CellResolver(experiment, dataset)
+    runs: dict[str, RunSpec] = {}
+    skipped: list[SkippedCell] = []
+    for budget, measured in cells:
+        outcome = resolve(budget, measured)
+        if isinstance(outcome, SkippedCell):
+            skipped.append(outcome)
+        else:
+            runs |= {run.id: run for run in outcome if run.id not in runs}
+    _check_budgets(experiment, list(runs.values()), skipped)
+    count = cells[0][1].count
+    repeats = _repeats(list(runs.values()), dataset)
+    return SweepPlan(
+        name=experiment.name,
+        runs=tuple(runs.values()),
+        skipped=tuple(skipped),
+        notes=tuple(
+            dict.fromkeys(
+                [*choose_sizes.notes, *repeats, *_of_schedule(experiment), *resolve.notes, *resolve.trunks.notes()]
+            )
+        ),
+        unit=dataset.task.unit,
+        params_name=count.params_name,
+        flops_name=count.flops_name,
+        device=experiment.device.choice,
+        runtime=runtime_of(experiment),
+        pack=_pack(experiment),
+        checkpoint_bytes=resolve.trunks.checkpoint_bytes,
+    )
+
+
+def open_dataset(experiment: Experiment, seed: int) -> Dataset:
+    """Build the experiment's dataset. Raises DataError or PluginError that names it."""
+    chosen = experiment.dataset
+    dataset: Dataset = chosen.calling("build", chosen.options, seed)
+    return dataset
+
+
+def _pack(experiment: Experiment) -> int:
+    """How many runs of one shape the trainer is to train side by side."""
+    trainer = experiment.trainer
+    return int(getattr(trainer.options, "pack", 1)) if "pack" in trainer.spec.can else 1
+
+
+def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
+    """The options in force that are no part of a run's identity, by kind."""
+    parts: dict[str, Chosen[Any]] = {
+        "model": experiment.model,
+        "dataset": experiment.dataset,
+        "optimizer": experiment.optimizer,
+        "schedule": experiment.schedule,
+        "trainer": experiment.trainer,
+        "flops": experiment.flops,
+    }
+    return {kind: chosen.runtime for kind, chosen in parts.items() if chosen.runtime}
+
+
+def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
+    """Which runs see data again, where the user has allowed that."""
+    unique, unit = dataset.tokens, dataset.task.unit
+    repeating = [run.tokens / unique for run in runs if unique is not None and run.tokens > unique]
+    if not repeating:
+        return []
+    note = (
+        f"{len(repeating)} of {len(runs)} runs repeat the {unique:,} {unit} there are, up to {max(repeating):.1f} "
+        f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
+    )
+    return [note]
+
+
+def _of_schedule(experiment: Experiment) -> list[str]:
+    """What to say where the optimizer is meant for another schedule."""
+    meant, chosen = experiment.optimizer.spec.schedule, experiment.schedule
+    if meant is None or meant == chosen.name:
+        return []
+    note = (
+        f"optimizer {experiment.optimizer.name!r} is meant for schedule {meant!r}, and {chosen.name!r} is yours: "
+        f"leave [schedule] out for the one it is meant for"
+    )
+    return [note]
+
+
+def _check_budgets(experiment: Experiment, runs: list[RunSpec], skipped: list[SkippedCell]) -> None:
+    for budget in experiment.sweep.budgets:
+        if any(run.budget == budget for run in runs):
+            continue
+        reasons = [
+            f"  size {one.size} (N = {one.params:,}): {one.reason}" for one in skipped if one.budget == budget
+        ]
+        raise PlanError(f"budget {budget:.4g} can train none of its sizes:\n" + "\n".join(reasons))
