@@ -44,11 +44,11 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
 
         from flops_fit_core import DatasetSpec, SupervisedTask, hookimpl
 
-        class Parity:
+        class Neighbours:
             task = SupervisedTask(inputs=(32,), outputs_size=2)
             tokens = None  # endless
             bytes_per_token = None
-            fingerprint = "parity of 32 bits, version 1"
+            fingerprint = "which neighbours of 32 bits differ, version 1"
 
             def __init__(self, seed):
                 self.seed = seed
@@ -69,11 +69,12 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
             import torch
 
             numbers = [random.Random(str(key)).getrandbits(32) for key in keys]
-            bits = [[number >> i & 1 for i in range(32)] for number in numbers]
-            return torch.tensor(bits, dtype=torch.float32), torch.tensor([sum(row) % 2 for row in bits])
+            bits = torch.tensor([[number >> i & 1 for i in range(32)] for number in numbers])
+            differing = (bits[:, 1:] != bits[:, :-1]).sum(1)  # of 31 pairs of neighbours
+            return bits.float(), (differing > 15).long()
 
         @hookimpl
         def flops_fit_datasets():
-            yield DatasetSpec(name="parity", build=lambda options, seed: Parity(seed))
+            yield DatasetSpec(name="neighbours", build=lambda options, seed: Neighbours(seed))
     """
     return ()
