@@ -204,22 +204,35 @@ def identify_callable(function: Callable[..., Any], kwargs: Mapping[str, Any], w
     if isinstance(function, partial):
         inner = identify_callable(function.func, {**function.keywords, **kwargs}, what)
         return content_hash([inner, _plain(list(function.args), what)])
+    function = _undecorated(function)
     parts: list[Any] = [_plain(dict(kwargs), what)]
     if isinstance(function, MethodType):
         parts += [identify_callable(function.__func__, {}, what), identify_value(function.__self__, what)]
     elif isinstance(function, type):
-        parts += [_describe(one, what) for one in function.__mro__ if one is function or _is_own(one)]
+        parts += [_name(function), *(_describe(one, what) for one in function.__mro__ if _is_own(one))]
     elif isinstance(function, FunctionType | BuiltinFunctionType):
-        parts.append(_describe(function, what))
+        parts.append(_describe(function, what) if _is_own(function) else _name(function))
     else:  # an object with __call__: its class and what it holds
         parts += [identify_callable(type(function), {}, what), _plain(getattr(function, "__dict__", {}), what)]
     return content_hash(parts)
 
 
-def _is_own(one: type) -> bool:
-    """Whether a class may change under its name: one of Python's or torch's own does not."""
-    package = one.__module__.partition(".")[0]
+def _is_own(one: Any) -> bool:
+    """Whether a class or function may change under its name: one of Python's or torch's own does not."""
+    package = (getattr(one, "__module__", None) or "__main__").partition(".")[0]
     return package != "torch" and (package == "__main__" or package not in sys.stdlib_module_names)
+
+
+def _undecorated(function: Any) -> Any:
+    """Without what torch has put around it: ``torch.no_grad()`` and the like, and around an optimizer's ``step``
+    something of its own as soon as there is an instance."""
+    while (
+        isinstance(function, FunctionType)
+        and hasattr(function, "__wrapped__")
+        and str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
+    ):
+        function = function.__wrapped__
+    return function
 
 
 def _describe(function: Callable[..., Any], what: str) -> dict[str, Any]:
@@ -241,8 +254,8 @@ def _describe(function: Callable[..., Any], what: str) -> dict[str, Any]:
 def _functions(function: Callable[..., Any]) -> Iterator[FunctionType]:
     members = vars(function).values() if isinstance(function, type) else [function]
     for member in members:
-        inner = getattr(member, "__func__", getattr(member, "fget", member))
-        if isinstance(inner, FunctionType):
+        inner = _undecorated(getattr(member, "__func__", getattr(member, "fget", member)))
+        if isinstance(inner, FunctionType) and _is_own(inner):
             yield inner
 
 

@@ -359,6 +359,46 @@ def test_a_base_class_is_part_of_a_models_identity(tmp_path):
     assert ids(planned(tmp_path, child(Plain))) != ids(planned(tmp_path, child(Doubled)))
 
 
+IDENTITIES = """
+from functools import partial
+import torch
+from flops_fit_core.inline import identify_value
+
+class Inherits(torch.optim.Adam):
+    pass
+
+class Steps(torch.optim.Adam):
+    @torch.no_grad()
+    def step(self, closure=None):
+        return super().step(closure)
+
+@torch.compile
+def loss(outputs, targets):
+    return (outputs - targets).square().mean()
+
+def identities():
+    every = (torch.optim.Adam, partial(torch.optim.Adam, lr=0.1), Inherits, Steps, loss, torch.nn.functional.mse_loss)
+    return [identify_value(one, "it") for one in every]
+
+before = identities()
+assert len(set(before)) == 6
+for kind in (torch.optim.Adam, Inherits, Steps):
+    model = torch.nn.Linear(2, 2)
+    optimizer = kind(model.parameters())
+    model(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+import torch._dynamo
+assert identities() == before
+"""
+
+
+def test_what_torch_puts_around_a_class_once_it_has_been_used_changes_no_run(tmp_path):
+    """Torch replaces ``step`` of an optimizer's class as soon as there is an instance."""
+    (tmp_path / "identities.py").write_text(IDENTITIES)
+    done = subprocess.run([sys.executable, str(tmp_path / "identities.py")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_cannot_be_identified_asks_for_a_fingerprint(tmp_path):
     class Opaque:
         pass
