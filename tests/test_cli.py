@@ -13,6 +13,9 @@ import pytest
 from small import text_table, write_text
 
 from flops_fit_core.cli.main import run
+from flops_fit_core.cli.run_details import lines
+from flops_fit_core.registry import installed
+from flops_fit_core.study import Study
 
 START = "from flops_fit_core.cli import main; main()"
 
@@ -292,6 +295,33 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
     assert sorted(row["status"] for row in rows) == ["completed", "failed"]
     assert "1 to train" in said("run", "runs/small")[2]
     assert "0 to train" in said("run", "runs/small", "--no-retry")[2]
+
+    (failed,) = [row["id"] for row in rows if row["status"] == "failed"]
+    assert f"--run {failed[:6]} shows all of it" in error
+    shown = said("runs", "runs/small", "--run", failed[:6])[1].splitlines()
+    assert shown[0] == f"run {failed}: failed"
+    assert "  model      raising/raising width = 12" in shown
+    assert [line.split(",")[0] for line in shown if line.startswith("attempt")] == [
+        "attempt 1: failed",
+        "attempt 2: failed",
+    ]
+    assert shown[-1] == "  | RuntimeError: not this one"
+    (kept,) = json.loads(said("runs", "runs/small", "--run", failed, "--json")[1])
+    assert [attempt["error"]["type"] for attempt in kept["attempts"]] == ["RuntimeError", "RuntimeError"]
+    assert kept["run"]["size"] == 12
+
+
+def test_a_run_without_a_result_is_shown_as_planned(formula):
+    study = Study.open(formula, installed())
+    text = "\n".join(lines(study.plan.runs[0], [], study.plan))
+    assert text.startswith(f"run {study.plan.runs[0].id}: planned\n  C 1e+18 FLOPs")
+    assert "attempt" not in text
+
+
+def test_a_run_that_there_is_not_says_where_ids_are(formula, said):
+    status, _, error = said("runs", formula, "--run", "xyz")
+    assert (status, error) == (2, f"error: formula has no run 'xyz'; 'flops-fit runs {formula}' lists their ids\n")
+    assert "leave --csv out" in said("runs", formula, "--run", "xyz", "--csv")[2]
 
 
 def test_a_changed_option_is_other_runs_in_the_same_study(here, said):

@@ -26,7 +26,6 @@ ROOMS = [
     "windows",
     "measure",
     "audit",
-    "trunks",
     "planning",
     "folder",
     "drivers",

@@ -9,7 +9,7 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_json, print_table, print_text, say
 from flops_fit_core.cli.summary import print_summary
-from flops_fit_core.errors import FitError
+from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.study import Study
 
 
@@ -94,10 +94,25 @@ def runs(
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    which: Annotated[
+        list[str] | None,
+        typer.Option("--run", help="All of this run, traceback included: its id, or how it begins.", metavar="ID"),
+    ] = None,
 ) -> None:
-    """The study's runs as a table."""
+    """The study's runs as a table, or all that is known of some."""
     study = args.existing(source, args.registry_for(source, plugin, without), out)
-    if json:
+    if which:
+        from flops_fit_core.cli import run_details
+
+        if csv:
+            raise ConfigError("--run prints for people, or --json: leave --csv out")
+        found = run_details.find_runs(study, which)
+        if json:
+            print_json(run_details.as_json(found))
+        else:
+            texts = ["\n".join(run_details.lines(run, attempts, study.plan)) for run, attempts in found]
+            print_text("\n\n".join(texts))
+    elif json:
         print_json(study.runs.json())
     elif csv:
         typer.echo(study.runs.csv(), nl=False)
@@ -186,5 +201,8 @@ def conclude(study: Study) -> int:
     if failed:
         first = failed[0].error
         why = f"{first.type}: {first.message}" if first else "unknown"
-        say(f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {study.folder.shown}' lists them")
+        say(
+            f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {study.folder.shown}' lists them, "
+            f"and --run {failed[0].id[:6]} shows all of it"
+        )
     return 1 if failed else 0

@@ -1,0 +1,96 @@
+"""``runs --run ID``: all that is known of single runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.records import PluginChoice, RunResult, RunSpec, SweepPlan
+from flops_fit_core.report import numbers
+from flops_fit_core.study import Study
+
+Found = list[tuple[RunSpec, list[RunResult]]]
+"""Runs, each with every attempt at it, first to last."""
+
+
+def find_runs(study: Study, wanted: Sequence[str]) -> Found:
+    """The runs whose ids begin so, also those that were replaced by others since.
+
+    Raises ConfigError for one that fits none.
+    """
+    with study.store() as store:
+        known = {run.id: run for run in study.plan.runs} | {one.id: one.run for one in store.results()}
+        for name in wanted:
+            if not any(run_id.startswith(name) for run_id in known):
+                raise ConfigError(
+                    f"{study.plan.name} has no run {name!r}; 'flops-fit runs {study.folder.shown}' lists their ids"
+                )
+        return [(run, store.attempts(run_id)) for run_id, run in known.items() if run_id.startswith(tuple(wanted))]
+
+
+def as_json(found: Found) -> list[dict[str, Any]]:
+    """A run and its attempts, as they are kept."""
+    return [
+        {
+            "id": run.id,
+            "run": run.model_dump(mode="json"),
+            "attempts": [one.model_dump(mode="json", exclude={"run"}) for one in attempts],
+        }
+        for run, attempts in found
+    ]
+
+
+def lines(run: RunSpec, attempts: Sequence[RunResult], plan: SweepPlan) -> Iterator[str]:
+    """For people, the latest attempt last, with all that it said of its end."""
+    yield f"run {run.id}: {attempts[-1].status if attempts else 'planned'}"
+    yield f"  C {run.flops:.4g} FLOPs, {plan.flops_name}; its budget is {run.budget:.4g}"
+    yield f"  N {run.params:,} {plan.params_name}"
+    yield f"  D {run.tokens:,} {plan.unit}: {run.steps:,} steps, {run.batch_size:,} samples each; seed {run.seed}"
+    for kind, chosen in _plugins(run).items():
+        yield f"  {kind:<10} {chosen.name}{_written(chosen.options)}"
+    for attempt in attempts:
+        yield ""
+        yield f"attempt {attempt.attempt}: {', '.join(_outcome(attempt, plan))}"
+        if attempt.runtime:
+            yield f"  with{', and'.join(_written(options) for options in attempt.runtime.values())}"
+        if attempt.error is not None:
+            yield f"  {attempt.error.type}: {attempt.error.message}"
+            yield from (f"  | {line}" for line in attempt.error.traceback.splitlines())
+
+
+def _plugins(run: RunSpec) -> Mapping[str, PluginChoice]:
+    return {
+        "model": run.model,
+        "dataset": run.dataset,
+        "optimizer": run.optimizer,
+        "schedule": run.schedule,
+        "trainer": run.trainer,
+        "flops": run.flops_counter,
+    }
+
+
+def _written(options: Mapping[str, Any]) -> str:
+    return ",".join(f" {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in options.items())
+
+
+def _outcome(result: RunResult, plan: SweepPlan) -> Iterator[str]:
+    yield result.status
+    if result.loss is not None:
+        yield f"loss {numbers.loss(result.loss)}"
+    if result.bits_per_byte is not None:
+        yield f"{numbers.loss(result.bits_per_byte)} bits/byte"
+    yield from (f"loss on {name} {numbers.loss(value)}" for name, value in result.losses.items())
+    yield from (f"{name} {numbers.loss(value)}" for name, value in result.metrics.items())
+    yield f"{result.tokens:,} {plan.unit}"
+    if result.curve and result.status != "completed":
+        last = result.curve[-1]
+        loss = "no number" if last.loss is None else numbers.loss(last.loss)
+        yield f"at step {last.step:,} its loss was {loss}"
+    yield numbers.duration(result.seconds)
+    if result.device:
+        yield f"{result.device} in {result.precision}" if result.precision else result.device
+    if result.flops_per_second is not None:
+        yield f"{result.flops_per_second:.3g} FLOP/s"
+    yield f"ended {result.finished:%Y-%m-%d %H:%M:%S} UTC"
