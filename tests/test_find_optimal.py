@@ -377,8 +377,8 @@ def loss(outputs, targets):
     return (outputs - targets).square().mean()
 
 def identities():
-    every = (torch.optim.Adam, partial(torch.optim.Adam, lr=0.1), Inherits, Steps, loss, torch.nn.functional.mse_loss)
-    return [identify_value(one, "it") for one in every]
+    torchs = (torch.optim.Adam, partial(torch.optim.Adam, lr=0.1), torch.nn.functional.mse_loss)
+    return [identify_value(one, "it") for one in (*torchs, Inherits, Steps, loss)]
 
 before = identities()
 assert len(set(before)) == 6
