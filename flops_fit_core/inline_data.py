@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.contracts import Batch
 from flops_fit_core.errors import DataError
-from flops_fit_core.inline import hash_item, identify_value
+from flops_fit_core.identity import hash_item, identify_value
 from flops_fit_core.records import content_hash
 from flops_fit_core.tasks import CustomTask
 

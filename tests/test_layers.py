@@ -17,6 +17,7 @@ ROOMS = [
     "errors",
     "importing",
     "records",
+    "identity",
     "contracts",
     "tasks",
     "specs",
