@@ -218,6 +218,39 @@ def test_what_a_plugin_prints_is_not_among_what_was_asked_for(site: Site) -> Non
     assert "rnn" in json.loads(done.stdout)["plugins"]
 
 
+LOUD_LATER = """
+from flops_fit_core import ModelSpec, Options, hookimpl
+
+class LoudOptions(Options):
+    width: int = 8
+
+def build(options, task):
+    from torch import nn
+
+    class Loud(nn.Linear):
+        def forward(self, x):
+            print("forward")
+            return super().forward(x)
+
+    print("built")
+    return nn.Sequential(nn.Embedding(256, options.width), Loud(options.width, 256))
+
+@hookimpl
+def flops_fit_models():
+    yield ModelSpec(name="loud", options=LoudOptions, build=build, size="width")
+"""
+
+
+def test_what_a_plugin_prints_when_it_is_used_is_not_among_what_was_asked_for(site: Site, tmp_path: Path) -> None:
+    install(site, LOUD_LATER)
+    sweep = {"budgets": [2e9], "sizes": [{"width": 8}]}
+    table = {"name": "loud", "sweep": sweep, "model": "loud", "dataset": "text", "optimizer": "adamw"}
+    (tmp_path / "loud.json").write_text(json.dumps(table))
+    done = command_with(site, "plan", str(tmp_path / "loud.json"), "--json", "--no-estimate")
+    assert {"built", "forward"} <= set(done.stderr.split("\n"))
+    assert json.loads(done.stdout)["name"] == "loud"
+
+
 @pytest.mark.parametrize(
     ("modules", "said"),
     [

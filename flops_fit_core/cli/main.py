@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 import typer
@@ -19,7 +21,7 @@ from flops_fit_core.cli import (
     tune_command,
     watching_commands,
 )
-from flops_fit_core.cli.printing import complain, keep_for_answers
+from flops_fit_core.cli.printing import answering, complain, keep_for_answers
 from flops_fit_core.errors import FlopsFitError, UserError
 from flops_fit_core.registry import PluginSetup
 
@@ -63,10 +65,26 @@ def _load_pydantic_alone() -> None:
         del os.environ[PYDANTICS_SWITCH]
 
 
+@cache
+def _commands() -> Any:
+    """The commands, each with standard output for its answer alone; help is printed outside of them."""
+    whole = typer.main.get_command(app)
+    for command in _every(whole):
+        if command.callback is not None:
+            command.callback = answering()(command.callback)
+    return whole
+
+
+def _every(command: Any) -> Iterator[Any]:
+    yield command
+    for one in getattr(command, "commands", {}).values():
+        yield from _every(one)
+
+
 def run(arguments: list[str]) -> int:
     """Run one command line. Returns the exit status; a user's mistake shows one message and no traceback."""
     try:
-        status = app(arguments, standalone_mode=False, prog_name="flops-fit")
+        status = _commands()(arguments, standalone_mode=False, prog_name="flops-fit")
         if status == STOPPED:  # typer makes this of Ctrl-C
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0

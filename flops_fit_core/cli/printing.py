@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
-from functools import cache
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,13 +34,29 @@ def keep_for_answers() -> None:
     )
 
 
-@cache
+_answers: TextIO | None = None
+
+
+@contextlib.contextmanager
+def answering() -> Iterator[None]:
+    """Within, answers go to standard output, and what anything else prints goes to standard error."""
+    global _answers
+    before, _answers = _answers, sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _answers.flush()
+        _answers = before
+
+
 def console(error: bool = False) -> Console:
     """A terminal's, or 160 columns where the output goes to a file or a pipe."""
     from rich.console import Console
 
-    plain = Console(stderr=error, highlight=False)
-    return plain if plain.is_terminal else Console(stderr=error, highlight=False, width=160)
+    file = sys.stderr if error else _answers or sys.stdout
+    plain = Console(file=file, highlight=False)
+    return plain if plain.is_terminal else Console(file=file, highlight=False, width=160)
 
 
 def complain(message: str) -> None:
@@ -54,7 +71,12 @@ def say(message: str) -> None:
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output, for programs."""
-    print(json.dumps(value, indent=2, allow_nan=False))  # noqa: T201
+    print(json.dumps(value, indent=2, allow_nan=False), file=_answers)
+
+
+def print_csv(text: str) -> None:
+    """Rows as they are, on standard output, for programs."""
+    print(text, end="", file=_answers)
 
 
 def print_table(table: DataTable) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_json, print_table, print_text, say
+from flops_fit_core.cli.printing import console, print_csv, print_json, print_table, print_text, say
 from flops_fit_core.cli.summary import print_summary
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.study import Study
@@ -115,7 +115,7 @@ def runs(
     elif json:
         print_json(study.runs.json())
     elif csv:
-        typer.echo(study.runs.csv(), nl=False)
+        print_csv(study.runs.csv())
     else:
         print_table(study.runs)
 
