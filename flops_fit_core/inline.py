@@ -37,9 +37,14 @@ class InlinePlugin:
     """
 
     makers: list[Callable[[], Spec]] = field(default_factory=list)
+    _made: list[Spec] = field(default_factory=list)
 
     def _of(self, kind: str) -> list[Any]:
-        return [spec for spec in (make() for make in self.makers) if spec.kind == kind]
+        self._made += [make() for make in self.makers[len(self._made) :]]
+        return [spec for spec in self._made if spec.kind == kind]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"makers": self.makers, "_made": []}
 
     @hookimpl
     def flops_fit_models(self) -> Iterable[Any]:

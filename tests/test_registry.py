@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from installing import Site
 
@@ -595,3 +597,20 @@ def test_a_half_removed_package_stops_nobody_where_the_backport_of_metadata_has_
         timeout=60,
     )
     assert (done.stdout, done.stderr) == ("[] False\n", "")
+
+
+def test_jobs_in_the_registry_s_own_process_use_it_and_others_make_one() -> None:
+    class Mine:
+        @hookimpl
+        def flops_fit_models(self):
+            return ()
+
+    registry = Registry({"mine": Mine()}, entry_points=False)
+    assert registry_from(registry.setup, registry.objects) is registry
+    copied = pickle.loads(cloudpickle.dumps(registry.objects))
+    assert type(copied) is dict
+    elsewhere = registry_from(registry.setup, copied)
+    assert elsewhere is not registry
+    assert elsewhere.plugins == registry.plugins
+    other = registry.setup.model_copy(update={"disabled": ("mine",)})
+    assert registry_from(other, registry.objects).plugins == {}

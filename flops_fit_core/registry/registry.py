@@ -61,7 +61,8 @@ class Registry:
             entry_points=entry_points,
             paths=tuple(paths),
         )
-        self.objects = {name: it for name, it in plugins.items() if not isinstance(it, ModuleType)}
+        given = {name: it for name, it in plugins.items() if not isinstance(it, ModuleType)}
+        self.objects: Mapping[str, object] = LiveObjects(given, self)
         """Plugins that are plain objects; they reach another process by cloudpickle only."""
         self._sources: dict[str, str] = {}
         self._pm = pluggy.PluginManager(hookspecs.PROJECT)
@@ -269,6 +270,17 @@ class Registry:
         self.problems.append(Problem(plugin, doing, error, hint_for(error, missing)))
 
 
+class LiveObjects(dict[str, object]):
+    """A registry's plugins that are plain objects, and the registry itself for those who are in its process."""
+
+    def __init__(self, objects: Mapping[str, object], registry: Registry) -> None:
+        super().__init__(objects)
+        self.registry = registry
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dict, (dict(self),)
+
+
 class _HookFailed(Exception):
     def __init__(self, hook: str, error: BaseException) -> None:
         self.hook, self.error = hook, error
@@ -304,10 +316,13 @@ def _disabled_by_environment() -> frozenset[str]:
 
 
 def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = None) -> Registry:
-    """The registry that ``setup`` describes, made in this process.
+    """The registry that ``setup`` describes: the one in this process that the objects come from, or one that is
+    made now.
 
     Raises ConfigError where one of its modules cannot be imported. Disabled ones are not imported.
     """
+    if isinstance(objects, LiveObjects) and objects.registry.setup == setup:
+        return objects.registry
     for path in reversed(setup.paths):
         if path not in sys.path:
             sys.path.insert(0, path)

@@ -91,11 +91,9 @@ def _all_of_them(
 
 
 def _registry(plugins: str, objects: bytes | Mapping[str, object] | None) -> Registry:
-    if not objects:
-        return _unpacked(plugins, None)
-    if isinstance(objects, bytes):
-        return _unpacked(plugins, objects)
-    return registry_from(PluginSetup.model_validate_json(plugins), objects)
+    if isinstance(objects, Mapping) and objects:
+        return registry_from(PluginSetup.model_validate_json(plugins), objects)
+    return _unpacked(plugins, objects if isinstance(objects, bytes) else None)
 
 
 @functools.lru_cache(maxsize=1)
