@@ -357,6 +357,14 @@ def test_the_planner_finds_the_rungs_around_a_budgets_optimum(tmp_path):
     assert sizes[1e8][0] < sizes[1e11][0]
 
 
+def test_a_rung_with_many_experts_is_as_large_as_what_a_token_uses():
+    shape = {"model_type": "mixtral", "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
+    many = {**shape, "hidden_size": 32, "intermediate_size": 64, "num_local_experts": 64, "num_experts_per_tok": 1}
+    few = {**shape, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 2, "num_experts_per_tok": 2}
+    ladder = chosen("hf-ladder", configs=[{**one, "vocab_size": 64} for one in (many, few)])
+    assert [ladder.spec.scale(ladder.options, target).rung for target in (12_000, 400_000)] == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

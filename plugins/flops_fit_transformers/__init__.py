@@ -110,7 +110,8 @@ def width(options: Any) -> int:
 
 
 def scale(options: LadderOptions, target_params: int) -> LadderOptions:
-    """The rung whose number of parameters, at its own vocabulary, is nearest on a log scale."""
+    """The rung whose N (without lookup tables and experts that a token is not sent to), at its own vocabulary, is
+    nearest on a log scale."""
     from flops_fit_transformers.ladder import nearest
 
     return nearest(options, target_params)
