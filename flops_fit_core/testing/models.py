@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import Batch, Task
-from flops_fit_core.measure import LARGEST_TRIED
+from flops_fit_core.measure import LARGEST_TRIED, parameter_groups
 from flops_fit_core.tasks import LanguageTask
 from flops_fit_core.testing.batches import part, tensors
 from flops_fit_core.testing.kit import Kit, forward_flops, random_batch
@@ -97,10 +98,10 @@ class ModelConformance(Kit):
         """Within a factor of two, where the family scales by more than one integer."""
         if chosen.spec.scale is None:
             pytest.skip("this family scales by its size option alone")
-        smallest = _count(_on_meta(build))
+        smallest = _active(chosen, _on_meta(build))
         for target in (4 * smallest, 64 * smallest):
             options = chosen.spec.scale(chosen.options, target)
-            found = _count(_on_meta(build, **options.model_dump(exclude_unset=True)))
+            found = _active(chosen, _on_meta(build, **options.model_dump(exclude_unset=True)))
             assert 0.5 <= found / target <= 2, f"asked for {target:,} parameters, got {found:,}"
 
     def test_its_own_flops_are_three_times_the_forward_pass(
@@ -170,10 +171,33 @@ class ModelConformance(Kit):
             pytest.skip("this family has no parameter groups")
         module = build()
         groups = list(chosen.spec.parameter_groups(module))
-        names = {id(parameter): name for name, parameter in module.named_parameters()}
+        names = {id(one): name for name, one in module.named_parameters() if one.requires_grad}
+        frozen = [one for group in groups for one in group.parameters if id(one) not in names]
+        assert not frozen, f"{len(frozen)} grouped parameters are not trained, or are none of the module's"
         grouped = [names[id(parameter)] for group in groups for parameter in group.parameters]
         assert sorted(grouped) == sorted(names.values()), "each parameter has to be in one group, and in one only"
         assert all(group.width is None or group.width >= 1 for group in groups)
+
+    def test_a_token_uses_no_more_than_its_groups_say(
+        self, build: Build, chosen: Chosen[Any], trained: None
+    ) -> None:
+        """Of a mixture of experts: those that get a gradient from a single token are its ``active`` share."""
+        groups = chosen.spec.parameter_groups
+        if groups is None or not isinstance(self.task, LanguageTask):
+            pytest.skip("no parameter groups, or not a language task")
+        if all(group.active == 1 for group in groups(build())):
+            pytest.skip("every token uses all parameters")
+        single = replace(self.task, context=1)
+        module = chosen.spec.build(chosen.options, single)
+        batch = random_batch(single, 1)
+        single.loss(single.outputs(module, batch), batch)[0].backward()  # type: ignore[no-untyped-call]
+        for group in groups(module):
+            gradients = [one.grad for one in group.parameters if one.grad is not None]
+            used = sum(int(gradient.count_nonzero()) for gradient in gradients)
+            share = used / max(1, sum(one.numel() for one in group.parameters))
+            assert share <= group.active + 1e-9, (
+                f"one token used {share:.1%} of a group that says {group.active:.1%}: N and FLOPs are too small"
+            )
 
     # ------------------------------------------------------------------ computing
 
@@ -308,6 +332,12 @@ def _on_meta(build: Build, **changes: Any) -> nn.Module:
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _active(chosen: Chosen[Any], module: nn.Module) -> int:
+    """What a token uses of them."""
+    groups = parameter_groups(chosen, module)
+    return round(sum(group.active * sum(one.numel() for one in group.parameters) for group in groups))
 
 
 def _logits(outputs: Any) -> Any:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flops_fit_core import ModelSpec, Options, hookimpl
+from flops_fit_core import ModelSpec, Options, ParameterGroup, hookimpl
 from flops_fit_core.testing import ModelConformance
 
 class Lines(Options):
@@ -34,13 +34,24 @@ class Plugin:
     @hookimpl
     def flops_fit_models(self):
         yield ModelSpec(name="broken", options=Lines, build=build, size="width",
-                        flops_per_token=lambda options, task: FLOPS)
+                        flops_per_token=lambda options, task: FLOPS, parameter_groups=GROUPS)
 
 class TestBroken(ModelConformance):
     name = "broken"
     plugins = {"mine": Plugin()}
 """
 
+MIXTURE = {
+    "INIT": "self.gate = nn.Linear(width, 4)\n"
+    "        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in 'four')",
+    "FORWARD": "share = self.gate(x).softmax(-1)\n"
+    "        chosen = share * (share == share.amax(-1, keepdim=True))\n"
+    "        x = x + sum(one(x) * chosen[..., [i]] for i, one in enumerate(self.experts))",
+    "FLOPS": "6 * options.width * (8 * options.width + 4 + 4 * task.vocab_size)",
+    "GROUPS": "lambda module: [ParameterGroup(list(module.experts.parameters()), active=0.25), ParameterGroup("
+    "[one for name, one in module.named_parameters() if 'experts' not in name])]",
+}
+"""Every expert is computed, and one of four used."""
 UNUSUAL = {
     "sound, with tied weights, BatchNorm and dropout": {
         "INIT": "self.norm = nn.BatchNorm1d(width); self.down = nn.Linear(4 * width, width)",
@@ -50,14 +61,7 @@ UNUSUAL = {
         "self.head(functional.gelu(self.hidden(x)))": "self.head(self.down(functional.gelu(self.hidden(x))))",
         "FLOPS": "6 * options.width * (8 * options.width + task.vocab_size)",
     },
-    "sound, a mixture of experts": {
-        "INIT": "self.gate = nn.Linear(width, 4)\n"
-        "        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in 'four')",
-        "FORWARD": "share = self.gate(x).softmax(-1)\n"
-        "        chosen = share * (share == share.amax(-1, keepdim=True))\n"
-        "        x = x + sum(one(x) * chosen[..., [i]] for i, one in enumerate(self.experts))",
-        "FLOPS": "6 * options.width * (8 * options.width + 4 + 4 * task.vocab_size)",
-    },
+    "sound, a mixture of experts": MIXTURE,
 }
 """A kit that asked more than the contract does would fail these."""
 
@@ -68,6 +72,7 @@ def test_broken_models_are_caught(failures):
         "FORWARD": "pass",
         "WIDTH": "options.width",
         "FLOPS": "6 * options.width * 4 * (options.width + task.vocab_size)",
+        "GROUPS": "None",
     }
     found = failures(
         MODEL,
@@ -108,6 +113,11 @@ def test_broken_models_are_caught(failures):
             },
             "draws random numbers when it is evaluated": {"FORWARD": "torch.rand(1)"},
             "writes into the batch": {"FORWARD": "ids[:, 0] = 0"},
+            "uses more experts than it says": {**MIXTURE, "GROUPS": MIXTURE["GROUPS"].replace("0.25", "0.2")},
+            "has a frozen parameter in a group": {
+                "INIT": "self.still = nn.Parameter(torch.ones(width), requires_grad=False)",
+                "GROUPS": "lambda module: [ParameterGroup(list(module.parameters()))]",
+            },
             **UNUSUAL,
         },
     )
@@ -139,6 +149,8 @@ def test_broken_models_are_caught(failures):
         "sees other samples": {"test_the_loss_of_a_sample_does_not_depend_on_its_batch"},
         "seeds itself": {"test_another_seed_gives_other_weights"},
         "hides a weight": {"test_its_state_is_all_there_is"},
+        "uses more experts than it says": {"test_a_token_uses_no_more_than_its_groups_say"},
+        "has a frozen parameter in a group": {"test_its_groups_hold_every_parameter_once"},
     }
 
 

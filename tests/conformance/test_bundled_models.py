@@ -71,6 +71,26 @@ class TestQwen3(ModelConformance):
     flops_tolerance = 1e-9
 
 
+class TestAMixtureOfExperts(ModelConformance):
+    name = "hf"
+    options = {
+        "architecture": "qwen3_moe",
+        "width": 32,
+        "head_dim": 8,
+        "config": {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 1},
+    }
+
+
+class TestAMixtureThatCorrectsItsRouterByHand(ModelConformance):
+    name = "hf"
+    options = {
+        "architecture": "ernie4_5_moe",
+        "width": 32,
+        "head_dim": 8,
+        "config": {"num_hidden_layers": 2, "moe_num_experts": 4, "moe_k": 2},
+    }
+
+
 class TestMamba(ModelConformance):
     name = "hf"
     options = {"architecture": "mamba", "width": 32, "config": {"num_hidden_layers": 2, "state_size": 4}}
