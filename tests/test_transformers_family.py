@@ -17,8 +17,9 @@ from small import text_table, train, write_text
 
 from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
 from flops_fit_core.config import Chosen, make_experiment
-from flops_fit_core.measure import count_parameters, measure_model
+from flops_fit_core.measure import Meter, count_parameters, measure_model
 from flops_fit_core.planning import make_plan
+from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.registry import installed
 from flops_fit_core.testing.kit import forward_flops, random_batch
 from flops_fit_transformers.counting import GATED, PLAIN
@@ -355,6 +356,25 @@ def test_the_planner_finds_the_rungs_around_a_budgets_optimum(tmp_path):
     sizes = {budget: [run.size for run in plan.runs if run.budget == budget] for budget in (1e8, 1e11)}
     assert all(len(rungs) == 3 and rungs == list(range(rungs[0], rungs[0] + 3)) for rungs in sizes.values())
     assert sizes[1e8][0] < sizes[1e11][0]
+
+
+@pytest.mark.parametrize("n", ["matmul", "total"])
+def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
+    experts = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "num_experts": 32, "num_experts_per_tok": 1}
+    configs = [
+        {**experts, "hidden_size": width, "moe_intermediate_size": 4 * width, "num_attention_heads": width // 8,
+         "num_key_value_heads": width // 8}
+        for width in (16, 24, 32, 48, 64, 96, 128)
+    ]  # fmt: skip
+    model = {"name": "hf-ladder", "configs": configs}
+    sweep = {"budgets": [1e11], "sizes": 1, "repeat": True}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops={"name": "chinchilla", "n": n})
+    experiment = make_experiment(table, installed())
+    meter = Meter(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.flops)
+    rungs = [meter.measure(experiment.model.with_options(rung=one + 1).options) for one in range(len(configs))]
+    for wanted in rungs:
+        (found,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
+        assert found.size == wanted.size
 
 
 @pytest.mark.parametrize(
