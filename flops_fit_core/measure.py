@@ -212,12 +212,18 @@ def count_parameters(module: nn.Module, task: Task, groups: Iterable[ParameterGr
 def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
     """The family's groups, or one group of everything, which gets one learning rate.
 
-    Raises PluginError where a family's groups leave out a parameter or have one twice.
+    Raises PluginError where a family's groups are none, leave out a parameter or have one twice.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if model.spec.parameter_groups is None:
         return [ParameterGroup(trained)]
-    groups = [group for group in model.calling("parameter_groups", module) if group.parameters]
+    given = list(model.calling("parameter_groups", module))
+    for group in given:
+        if not isinstance(group, ParameterGroup):
+            raise PluginError(
+                f"model {model.name!r}: parameter_groups gave a {type(group).__name__} instead of a ParameterGroup"
+            )
+    groups = [group for group in given if group.parameters]
     grouped = [id(parameter) for group in groups for parameter in group.parameters]
     if sorted(grouped) != sorted(id(parameter) for parameter in trained):
         raise PluginError(

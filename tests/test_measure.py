@@ -144,6 +144,7 @@ def test_what_is_no_module_is_a_broken_plugin():
     ("groups", "says"),
     [
         (lambda module: [ParameterGroup([])], "gives 0 parameters of which 0 are different; the model has 3"),
+        (lambda module: [{"params": list(module.parameters())}], "gave a dict instead of a ParameterGroup"),
         (lambda module: module.layers, r"parameter_groups\(\.\.\.\): AttributeError"),
     ],
 )
