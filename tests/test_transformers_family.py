@@ -399,6 +399,17 @@ def test_the_planner_finds_the_rungs_around_a_budgets_optimum(tmp_path):
     assert sizes[1e8][0] < sizes[1e11][0]
 
 
+def test_a_ladder_with_a_mixture_is_labelled_as_what_a_token_uses(tmp_path):
+    mixture = {"model_type": "qwen3_moe", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
+    model = {"name": "hf-ladder", "configs": [SMALL, mixture]}
+    sweep = {"budgets": [1e10], "sizes": [{"rung": 1}, {"rung": 2}], "repeat": True}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops="chinchilla")
+    plan = make_plan(make_experiment(table, installed()))
+    assert [run.size for run in plan.runs] == [1, 2]
+    assert plan.params_name == "matmul parameters that a token uses (all but lookup tables)"
+
+
 @pytest.mark.parametrize("n", ["matmul", "total"])
 def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
     experts = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "num_experts": 32, "num_experts_per_tok": 1}
