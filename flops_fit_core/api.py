@@ -120,7 +120,8 @@ def find_optimal(
 
     Args:
         model_cls: A class or function that makes the model: ``model_cls(**model_kwargs, size_param=value)``.
-            Its ``num_params()`` is N where it has one, otherwise its parameters are counted.
+            Its ``num_params()`` is N where it has one, otherwise its parameters are counted. A method
+            ``parameter_groups()`` says which parameters decay, and which share of them one token uses.
         model_size_param: The integer argument that scales it, such as ``"d_model"``.
         dataset: A torch Dataset, IterableDataset (an endless one too) or DataLoader (whose dataset, collate
             function and batch size are used) of tuples, dicts or tensors; or a flops-fit Dataset factory

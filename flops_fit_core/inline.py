@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import create_model
 
-from flops_fit_core.contracts import Dataset, FlopCount, MeasuredModel, RunView
+from flops_fit_core.contracts import Dataset, FlopCount, MeasuredModel, ParameterGroup, RunView
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.hookspecs import hookimpl
 from flops_fit_core.identity import identify_callable, qualified_name
@@ -120,7 +120,11 @@ def _model_spec(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, A
     fields: dict[str, Any] = {size: (int, 1)}
     options = create_model("InlineModelOptions", __base__=IdentifiedOptions, **fields)
     return ModelSpec(
-        name="model", options=options, size=size, build=partial(_build_model, model_cls, size, kwargs)
+        name="model",
+        options=options,
+        size=size,
+        build=partial(_build_model, model_cls, size, kwargs),
+        parameter_groups=_parameter_groups,
     )
 
 
@@ -128,6 +132,15 @@ def _build_model(
     model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any], options: Any, task: object
 ) -> Any:
     return model_cls(**kwargs, **{size: getattr(options, size)})
+
+
+def _parameter_groups(module: Any) -> Iterable[ParameterGroup]:
+    """Those of the module's own method ``parameter_groups``, where it has one; otherwise one group of all."""
+    own = getattr(module, "parameter_groups", None)
+    if callable(own):
+        groups: Iterable[ParameterGroup] = own()
+        return groups
+    return [ParameterGroup([parameter for parameter in module.parameters() if parameter.requires_grad])]
 
 
 def _check_takes(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any]) -> None:
@@ -189,4 +202,6 @@ def _count(count: Callable[[Any], Any], options: Options, measured: MeasuredMode
     if isinstance(given, FlopCount):
         return given
     name = f"as {qualified_name(count)} counts"
-    return FlopCount(float(given), measured.parameters.matmul, name, "matmul parameters (all but lookup tables)")
+    used = " that a token uses" if measured.parameters.idle else ""
+    n_name = f"matmul parameters{used} (all but lookup tables)"
+    return FlopCount(float(given), measured.parameters.matmul, name, n_name)

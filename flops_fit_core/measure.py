@@ -15,7 +15,7 @@ from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 LARGEST_TRIED = 20_000_000
 """Models up to this many parameters are tried for real; larger ones on the meta device only."""
@@ -166,46 +166,64 @@ def count_parameters(module: nn.Module, task: Task, groups: Iterable[ParameterGr
     groups say which are used by some tokens only.
 
     Lookup tables are the weights of ``nn.Embedding`` and ``nn.EmbeddingBag`` that no other module shares. The
-    output head is the last ``nn.Linear`` with one output a vocabulary entry, on a language task.
+    output head is the last ``nn.Linear`` with one output a vocabulary entry, on a language task. Of both, what one
+    token uses is counted.
 
-    Raises PlanError for a model without parameters.
+    Raises PlanError for a model without parameters, and where ``num_params()`` leaves out what is not used.
     """
     import torch
 
+    groups = list(groups)
+    shares = {id(one): group.active for group in groups for one in group.parameters}
     idle = round(sum((1 - group.active) * sum(one.numel() for one in group.parameters) for group in groups))
+
+    def used(parameter: Tensor) -> float:
+        return shares.get(id(parameter), 1.0) * parameter.numel()
+
     own = getattr(module, "num_params", None)
     if callable(own):
         total = int(own())
+        if idle >= total:
+            raise PlanError(
+                f"{type(module).__name__}: num_params() gives {total:,}, and its parameter groups have {idle:,} "
+                f"that a token does not use: num_params() has to count those too"
+            )
         return ParameterCounts(total=total, active=total - idle)
     total = sum(parameter.numel() for parameter in module.parameters())
     if total < 1:
         raise PlanError(f"{type(module).__name__} has no parameters: there is nothing to train")
-    tables: dict[int, int] = {}
+    tables: dict[int, float] = {}
     multiplied: set[int] = set()
-    head = 0
+    head = 0.0
     vocabulary = task.vocab_size if isinstance(task, LanguageTask) else None
     for part in module.modules():
         looks_up = isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
         for parameter in part.parameters(recurse=False):
             if looks_up:
-                tables[id(parameter)] = parameter.numel()
+                tables[id(parameter)] = used(parameter)
             else:
                 multiplied.add(id(parameter))
         if isinstance(part, torch.nn.Linear) and part.out_features == vocabulary:
-            head = part.weight.numel() + (part.bias.numel() if part.bias is not None else 0)
+            head = used(part.weight) + (used(part.bias) if part.bias is not None else 0)
     lookup = sum(size for key, size in tables.items() if key not in multiplied)
-    return ParameterCounts(total=total, lookup=lookup, unembedding=head, active=total - idle)
+    return ParameterCounts(total=total, lookup=round(lookup), unembedding=round(head), active=total - idle)
 
 
 def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
     """The family's groups, or one group of everything, which gets one learning rate.
 
-    Raises PluginError where a family's groups leave out a parameter or have one twice.
+    Raises PluginError where a family's groups are none, leave out a parameter or have one twice.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if model.spec.parameter_groups is None:
         return [ParameterGroup(trained)]
-    groups = [group for group in model.calling("parameter_groups", module) if group.parameters]
+    given = list(model.calling("parameter_groups", module))
+    for group in given:
+        if not isinstance(group, ParameterGroup):
+            raise PluginError(
+                f"model {model.name!r}: parameter_groups gave a {type(group).__name__} instead of a ParameterGroup"
+            )
+    groups = [group for group in given if group.parameters]
     grouped = [id(parameter) for group in groups for parameter in group.parameters]
     if sorted(grouped) != sorted(id(parameter) for parameter in trained):
         raise PluginError(

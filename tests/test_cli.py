@@ -13,6 +13,7 @@ import pytest
 from small import text_table, write_text
 
 from flops_fit_core.cli.main import run
+from flops_fit_core.cli.printing import console, print_text, say
 from flops_fit_core.cli.run_details import lines
 from flops_fit_core.registry import installed
 from flops_fit_core.study import Study
@@ -309,6 +310,14 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
     (kept,) = json.loads(said("runs", "runs/small", "--run", failed, "--json")[1])
     assert [attempt["error"]["type"] for attempt in kept["attempts"]] == ["RuntimeError", "RuntimeError"]
     assert kept["run"]["size"] == 12
+
+
+def test_what_is_printed_is_printed_as_it_is(capsys):
+    console.cache_clear()
+    for tell in (print_text, say):
+        tell("inputs[:b:2] raised [bold]KeyError[/bold]: ':smile:'")
+    printed = capsys.readouterr()
+    assert printed.out == printed.err == "inputs[:b:2] raised [bold]KeyError[/bold]: ':smile:'\n"
 
 
 def test_a_run_without_a_result_is_shown_as_planned(formula):

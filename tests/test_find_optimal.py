@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from flops_fit_core import ConfigError, DataError, UserError, find_optimal
+from flops_fit_core import ConfigError, DataError, ParameterGroup, UserError, find_optimal
 
 IN_PROCESS = "local"
 
@@ -30,6 +30,13 @@ class Net(nn.Module):
 class Counted(Net):
     def num_params(self):
         return 1000 * self.inner.out_features
+
+
+class Half(Net):
+    """Of its inner layer a sample uses a half."""
+
+    def parameter_groups(self):
+        return [ParameterGroup(self.inner.parameters(), active=0.5), ParameterGroup(self.outer.parameters())]
 
 
 class Keyword(Net):
@@ -128,6 +135,15 @@ def test_n_is_the_models_own_num_params_where_it_has_one_and_counted_otherwise(t
     assert [run.params for run in own.plan.runs] == [3000, 4000]
     for run in own.plan.runs:
         assert abs(6 * run.params * run.tokens / 1.5e7 - 1) < 0.01
+
+
+@pytest.mark.parametrize("flops", ["chinchilla", lambda module: 6.0 * module.inner.out_features])
+def test_a_model_says_itself_which_share_of_its_parameters_a_sample_uses(tmp_path, flops):
+    study = trained(tmp_path, Half, compute_budgets=[2e6], sizes=[32], flops=flops, optimizer="adamw", repeat=True)
+    (result,) = completed(study)
+    assert (result.parameters.total, result.parameters.active) == (5 * 32 + 33 * 3, 5 * 16 + 33 * 3)
+    assert result.run.params == result.parameters.active
+    assert study.plan.params_name == "matmul parameters that a token uses (all but lookup tables)"
 
 
 def test_a_function_that_makes_a_model_will_do(tmp_path):

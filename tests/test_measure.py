@@ -70,6 +70,29 @@ def test_a_token_does_not_use_what_its_family_says_it_does_not(own, total, activ
     assert (counts.total, counts.active, counts.idle) == (total, active, 42)
 
 
+def test_a_table_of_which_a_token_uses_little_is_left_out_of_n_once():
+    model = Tiny()
+    rest = [*model.first.parameters(), *model.second.parameters(), *model.head.parameters()]
+    groups = [ParameterGroup(rest), ParameterGroup(model.embedding.parameters(), active=0.25)]
+    counts, plain = count_parameters(model, TASK, groups), count_parameters(model, TASK)
+    assert (counts.matmul, counts.non_embedding) == (plain.matmul, plain.non_embedding)
+    assert (counts.lookup, counts.idle) == (plain.lookup * 0.25, plain.lookup * 0.75)
+
+
+def test_parameters_that_can_be_read_only_once_are_kept():
+    model = Tiny()
+    group = ParameterGroup(model.first.parameters(), active=0.5)
+    assert [one.shape for one in group.parameters] == [one.shape for one in model.first.parameters()]
+    assert count_parameters(model, TASK, [group]).idle == sum(one.numel() for one in model.first.parameters()) / 2
+
+
+def test_a_models_own_count_of_what_a_token_uses_is_no_number_to_subtract_from():
+    model = Tiny()
+    model.num_params = lambda: 10
+    with pytest.raises(PlanError, match=r"num_params\(\) gives 10, .* has to count those too"):
+        count_parameters(model, TASK, [ParameterGroup(model.head.parameters(), active=0.1)])
+
+
 @pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
 def test_a_share_that_is_none_is_refused(share):
     with pytest.raises(ValueError, match="a share above 0, at most 1"):
@@ -121,6 +144,7 @@ def test_what_is_no_module_is_a_broken_plugin():
     ("groups", "says"),
     [
         (lambda module: [ParameterGroup([])], "gives 0 parameters of which 0 are different; the model has 3"),
+        (lambda module: [{"params": list(module.parameters())}], "gave a dict instead of a ParameterGroup"),
         (lambda module: module.layers, r"parameter_groups\(\.\.\.\): AttributeError"),
     ],
 )

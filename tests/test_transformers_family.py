@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("transformers")
 
@@ -17,11 +18,13 @@ from small import text_table, train, write_text
 
 from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
 from flops_fit_core.config import Chosen, make_experiment
-from flops_fit_core.measure import count_parameters, measure_model
+from flops_fit_core.measure import Meter, count_parameters, measure_model
 from flops_fit_core.planning import make_plan
+from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.registry import installed
 from flops_fit_core.testing.kit import forward_flops, random_batch
 from flops_fit_transformers.counting import GATED, PLAIN
+from flops_fit_transformers.model import Decoder
 
 TASK = LanguageTask(vocab_size=61, context=16)
 TWO_LAYERS = {"num_hidden_layers": 2}
@@ -117,6 +120,45 @@ def test_experts_that_a_token_is_not_sent_to_are_counted_by_hand_too():
     model = chosen(architecture="mixtral", width=32, head_dim=8, config=config)
     counts = measure_model(model, model.options, TASK).parameters
     assert counts.idle == 2 * 6 * 3 * 32 * 40  # layers, experts, matrices of an expert
+
+
+@pytest.mark.parametrize(
+    ("architecture", "config", "idle"),
+    [  # layers x idle experts x matrices of an expert, of 32 x 16
+        ("gemma4_text", {"enable_moe_block": True, "num_experts": 8, "top_k_experts": 2,
+                         "moe_intermediate_size": 16, "vocab_size_per_layer_input": 8}, 2 * 6 * 3 * 32 * 16),
+        ("hunyuan_v1_moe", {"num_experts": 8, "moe_topk": [2, 5], "intermediate_size": 16}, (6 + 3) * 3 * 32 * 16),
+        ("inkling_text", {"n_routed_experts": 8, "num_experts_per_tok": 1, "n_shared_experts": 2,
+                          "moe_intermediate_size": 16}, 2 * 7 * 3 * 32 * 16),
+    ],
+)  # fmt: skip
+def test_how_many_experts_a_token_has_is_said_in_several_ways(architecture, config, idle):
+    model = chosen(architecture=architecture, width=32, head_dim=8, config={**TWO_LAYERS, **config})
+    assert measure_model(model, model.options, TASK).parameters.idle == idle
+
+
+class Listed(nn.Module):
+    """Experts as transformers 4 has them: a list of modules."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = config_of(architecture="mixtral", width=32, head_dim=8, config=TWO_LAYERS)
+        self.layer = nn.ModuleDict({"experts": nn.ModuleList(nn.Linear(32, 32) for _ in range(8))})
+
+    def get_output_embeddings(self):
+        return None
+
+
+def test_experts_in_a_list_are_shared_out_like_stacked_ones():
+    decoder = Decoder(Listed())
+    counts = count_parameters(decoder, TASK, chosen().spec.parameter_groups(decoder))
+    assert (counts.total, counts.idle) == (8 * 33 * 32, 6 * 33 * 32)
+
+
+def test_a_mixture_that_does_not_say_what_a_token_uses_is_not_counted_as_if_it_used_all():
+    model = chosen(architecture="deepseek_v2", width=32, head_dim=8, config=TWO_LAYERS)
+    with pytest.raises(ConfigError, match="to how many of them a token is sent: write num_experts_per_tok"):
+        measure_model(model, model.options, TASK)
 
 
 def test_a_router_has_a_width_and_what_a_model_corrects_by_hand_is_not_trained():
@@ -363,6 +405,36 @@ def test_a_rung_with_many_experts_is_as_large_as_what_a_token_uses():
     few = {**shape, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 2, "num_experts_per_tok": 2}
     ladder = chosen("hf-ladder", configs=[{**one, "vocab_size": 64} for one in (many, few)])
     assert [ladder.spec.scale(ladder.options, target).rung for target in (12_000, 400_000)] == [1, 2]
+
+
+def test_a_ladder_with_a_mixture_is_labelled_as_what_a_token_uses(tmp_path):
+    mixture = {"model_type": "qwen3_moe", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
+               "num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
+    model = {"name": "hf-ladder", "configs": [SMALL, mixture]}
+    sweep = {"budgets": [1e10], "sizes": [{"rung": 1}, {"rung": 2}], "repeat": True}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops="chinchilla")
+    plan = make_plan(make_experiment(table, installed()))
+    assert [run.size for run in plan.runs] == [1, 2]
+    assert plan.params_name == "matmul parameters that a token uses (all but lookup tables)"
+
+
+@pytest.mark.parametrize("n", ["matmul", "total"])
+def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
+    experts = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "num_experts": 32, "num_experts_per_tok": 1}
+    configs = [
+        {**experts, "hidden_size": width, "moe_intermediate_size": 4 * width, "num_attention_heads": width // 8,
+         "num_key_value_heads": width // 8}
+        for width in (16, 24, 32, 48, 64, 96, 128)
+    ]  # fmt: skip
+    model = {"name": "hf-ladder", "configs": configs}
+    sweep = {"budgets": [1e11], "sizes": 1, "repeat": True}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops={"name": "chinchilla", "n": n})
+    experiment = make_experiment(table, installed())
+    meter = Meter(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.flops)
+    rungs = [meter.measure(experiment.model.with_options(rung=one + 1).options) for one in range(len(configs))]
+    for wanted in rungs:
+        (found,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
+        assert found.size == wanted.size
 
 
 @pytest.mark.parametrize(

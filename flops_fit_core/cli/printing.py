@@ -66,7 +66,7 @@ def complain(message: str) -> None:
 
 def say(message: str) -> None:
     """Tell a person something beside the answer."""
-    console(error=True).print(message, markup=False)
+    console(error=True).print(message, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
@@ -86,7 +86,7 @@ def print_table(table: DataTable) -> None:
 
 def print_text(text: str) -> None:
     """A line of the answer."""
-    console().print(text, markup=False)
+    console().print(text, markup=False, emoji=False)
 
 
 NAMED = 5

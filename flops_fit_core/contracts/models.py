@@ -34,6 +34,7 @@ class ParameterGroup:
     def __post_init__(self) -> None:
         if not 0 < self.active <= 1:
             raise ValueError(f"active = {self.active} of a ParameterGroup: it is a share above 0, at most 1")
+        object.__setattr__(self, "parameters", list(self.parameters))  # module.parameters() can be read only once
 
 
 @dataclass(frozen=True)

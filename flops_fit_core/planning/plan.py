@@ -47,7 +47,8 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         else:
             runs |= {run.id: run for run in outcome if run.id not in runs}
     _check_budgets(experiment, list(runs.values()), skipped)
-    count = cells[0][1].count
+    # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
+    count = next((measured.count for _, measured in cells if measured.parameters.idle), cells[0][1].count)
     repeats = _repeats(list(runs.values()), dataset)
     return SweepPlan(
         name=experiment.name,

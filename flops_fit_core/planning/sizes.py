@@ -9,6 +9,9 @@ from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import LARGEST_TRIED, Measured, Meter
 
+TRIES = 16
+"""How often a family that scales itself is asked for one N."""
+
 
 class SizeLadder:
     """The sizes that can be built, log-spaced in N on one grid for all budgets.
@@ -84,9 +87,8 @@ class SizeLadder:
 
     def _nearest(self, params: float) -> Measured:
         """The size that can be built whose N is nearest, on a log scale."""
-        scale = self.model.spec.scale
-        if scale is not None:
-            return self.meter.measure(scale(self.model.options, max(1, round(params))))
+        if self.model.spec.scale is not None:
+            return self._scaled(params)
         low, high = self.meter.at(self.step), None
         low_size, high_size = self.step, self.step
         while high is None or high.params < params:
@@ -110,6 +112,21 @@ class SizeLadder:
                 else:
                     high, high_size = measured, size
         return min((low, high), key=lambda measured: abs(math.log(measured.params / params)))
+
+    def _scaled(self, params: float) -> Measured:
+        """The same of a family that scales itself. Its N may be another than the FLOPs counter's (of all experts,
+        of another vocabulary), so it is asked for more or for less until the counter's is about ``params``."""
+        low, high, asked, found = 0.0, math.inf, params, []
+        for _ in range(TRIES):
+            found.append(self.meter.measure(self.model.calling("scale", self.model.options, max(1, round(asked)))))
+            if found[-1].params == round(params):
+                break
+            if found[-1].params < params:
+                low = asked
+            else:
+                high = asked
+            asked = math.sqrt(low * high) if 0 < low < high < math.inf else 4 * low if low else high / 4
+        return min(found, key=lambda measured: abs(math.log(measured.params / params)))
 
     def _between(self, params: float, low: int, low_params: int, high: int, high_params: int) -> int:
         """A multiple of the step strictly between two sizes, by log-log interpolation."""

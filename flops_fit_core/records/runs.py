@@ -47,7 +47,8 @@ class ParameterCounts(Record):
     unembedding: int = 0
     """In the output head over the vocabulary (also the input embedding where the two are tied)."""
     active: PositiveInt
-    """Used for one token: less than ``total`` for a mixture of experts."""
+    """Used for one token: less than ``total`` for a mixture of experts. Of tables and head, only what is used for
+    one token is in ``lookup`` and ``unembedding``."""
 
     @property
     def matmul(self) -> int:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 class MuonOptions(Options):
     """Muon (Jordan et al. 2024) for the matrices between a model's first and last layer; AdamW for embeddings, the
-    output head, gains, biases and convolution kernels."""
+    output head, gains, biases, convolution kernels and experts that are stacked in three dimensions."""
 
     lr: Rate = 0.001
     """Peak learning rate. With ``match_rms_adamw`` it is AdamW's, for all parameters, at the recipe's base width;
@@ -97,7 +97,7 @@ def _hidden_ids(options: MuonOptions, model: nn.Module, run: RunView) -> set[int
             "ParameterGroup.hidden in the family's parameter_groups"
         )
     else:
-        # Kernels of convolutions have more axes, and Muon is defined for matrices.
+        # Kernels of convolutions and stacked experts have more axes, and torch's Muon takes matrices.
         found = {id(it) for group in groups if group.hidden for it in group.parameters if it.ndim == 2}
     if not found:
         raise ConfigError(

@@ -20,8 +20,8 @@ from flops_fit_transformers import HFOptions, LadderOptions
 FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")
 """How architectures call the hidden units of feed-forward parts, after words such as ``moe_``, ``decoder_`` and
 ``shared_expert_``."""
-TOP_K = ("num_experts_per_tok", "moe_topk")
-"""How they call the number of experts to which a token is sent."""
+TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts")
+"""How they call the number of experts to which a token is sent; a list has one for each layer."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
 """A dataset's tokens are its own: a padding token would be an embedding that never learns."""
 OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)

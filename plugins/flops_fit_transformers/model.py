@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -94,13 +95,30 @@ def _kinds(module: Decoder) -> dict[int, str]:
 
 
 def _active(lm: Any) -> dict[int, float]:
-    """The share of its experts to which a token is sent, for their parameters by id. Transformers stacks experts,
-    first of all by number, in modules called ``...Experts``."""
-    chosen = next((getattr(lm.config, name, None) for name in TOP_K if getattr(lm.config, name, None)), None)
-    return {
-        id(one): chosen / len(one)
-        for part in lm.modules()
-        if chosen is not None and type(part).__name__.endswith("Experts")
-        for one in part.parameters()
-        if len(one) > chosen
-    }
+    """The share of its experts to which a token is sent, for their parameters by id. Raises ConfigError where the
+    configuration does not say how many these are."""
+    shares: dict[int, float] = {}
+    for name, part in lm.named_modules():
+        called = type(part).__name__
+        if isinstance(part, nn.ModuleList):  # before transformers 5
+            if name.endswith(".experts"):
+                chosen = _chosen(lm.config, name)
+                shares |= {id(one): chosen / len(part) for one in part.parameters() if len(part) > chosen}
+        elif called.endswith(("Experts", "ExpertsMLP")) and "Shared" not in called:  # stacked by number
+            chosen = _chosen(lm.config, name)
+            shares |= {id(one): chosen / len(one) for one in part.parameters() if len(one) > chosen}
+    return shares
+
+
+def _chosen(config: Any, name: str) -> int:
+    """To how many of a module's experts a token is sent."""
+    found = next((value for one in TOP_K if (value := getattr(config, one, None))), None)
+    layer = re.search(r"\.(\d+)\.", name)
+    if isinstance(found, list) and layer is not None:
+        found = found[int(layer[1])]
+    if not isinstance(found, int):
+        raise ConfigError(
+            f"model: {config.model_type!r} has experts, and its configuration does not say to how many of them a "
+            f"token is sent: write num_experts_per_tok in model.config, or choose another architecture"
+        )
+    return found
