@@ -13,7 +13,7 @@ import pytest
 from small import text_table, write_text
 
 from flops_fit_core.cli.main import run
-from flops_fit_core.cli.printing import console, print_text, say
+from flops_fit_core.cli.printing import print_text, say
 from flops_fit_core.cli.run_details import lines
 from flops_fit_core.registry import installed
 from flops_fit_core.study import Study
@@ -313,7 +313,6 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
 
 
 def test_what_is_printed_is_printed_as_it_is(capsys):
-    console.cache_clear()
     for tell in (print_text, say):
         tell("inputs[:b:2] raised [bold]KeyError[/bold]: ':smile:'")
     printed = capsys.readouterr()
