@@ -11,7 +11,7 @@ from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.contracts import Dataset, Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.inline import INLINE, InlinePlugin, counter_entry, dataset_entry, model_entry, optimizer_entry
-from flops_fit_core.inline_data import InlineData
+from flops_fit_core.inline_data import InlineData, identify_functions
 from flops_fit_core.planning import make_plan
 from flops_fit_core.records import LawFit, Observation
 from flops_fit_core.registry import Registry, installed
@@ -238,6 +238,7 @@ class _Objects:
                 tokens_per_sample=tokens_per_sample,
                 unit=unit,
                 fingerprint=self._fingerprint,
+                functions=() if self._fingerprint else identify_functions(data, loss_fn),
             ).open
         return self._add(*dataset_entry(make)), getattr(data, "batch_size", None)
 

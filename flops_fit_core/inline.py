@@ -5,6 +5,7 @@ From here on they go the same way as names. Records hold identities only.
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -131,7 +132,17 @@ def _model_spec(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, A
 def _build_model(
     model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any], options: Any, task: object
 ) -> Any:
-    return model_cls(**kwargs, **{size: getattr(options, size)})
+    # A copy: one run's training must not change what the next one starts from, nor what the caller holds.
+    made_by, others = copied((model_cls, kwargs))
+    return made_by(**others, **{size: getattr(options, size)})
+
+
+def copied(given: Any) -> Any:
+    """A deep copy; the same object where it cannot be copied (it holds a lock, a file, a graph of gradients)."""
+    try:
+        return copy.deepcopy(given)
+    except Exception:  # a user's own __deepcopy__ or __reduce__ may raise anything
+        return given
 
 
 def _parameter_groups(module: Any) -> Iterable[ParameterGroup]:
@@ -175,8 +186,18 @@ def _build_dataset(make: Callable[[int], Dataset], options: Options, seed: int) 
 
 def optimizer_entry(make: Callable[..., Any], fingerprint: str | None) -> Entry:
     """An optimizer made by ``make(parameters)``: a class such as ``torch.optim.Adam``, a partial, a function."""
-    identity = fingerprint or identify_callable(make, {}, "optimizer")
+    identity = _identity(make, "optimizer", fingerprint)
     return partial(_optimizer_spec, make), {"name": f"{INLINE}/optimizer", "identity": identity}
+
+
+def _identity(function: Callable[..., Any], what: str, fingerprint: str | None) -> str:
+    """Its own, where it has one: the fingerprint stands for model, data and loss."""
+    try:
+        return identify_callable(function, {}, what)
+    except ConfigError:
+        if fingerprint is None:
+            raise
+        return fingerprint
 
 
 def _optimizer_spec(make: Callable[..., Any]) -> Spec:
@@ -189,7 +210,7 @@ def _build_optimizer(make: Callable[..., Any], options: Options, model: Any, run
 
 def counter_entry(count: Callable[[Any], Any], fingerprint: str | None) -> Entry:
     """A counter made by ``count(module)``, which gives training FLOPs a token as a number, or a FlopCount."""
-    identity = fingerprint or identify_callable(count, {}, "flops")
+    identity = _identity(count, "flops", fingerprint)
     return partial(_counter_spec, count), {"name": f"{INLINE}/flops", "identity": identity}
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.contracts import Batch
 from flops_fit_core.errors import DataError
-from flops_fit_core.identity import hash_item, identify_value
+from flops_fit_core.identity import hash_item, identify_value, unidentified
+from flops_fit_core.inline import copied
 from flops_fit_core.records import content_hash
 from flops_fit_core.tasks import CustomTask
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 SAMPLED = 64
 """Items whose content identifies a dataset."""
+REREAD = 4
+"""Items that are read twice, to see that they are the same."""
 STREAM_HELDOUT = 2048
 """Samples held out of a stream, where no held-out dataset is given."""
 
@@ -37,6 +40,8 @@ class InlineData:
     tokens_per_sample: int | None
     unit: str | None
     fingerprint: str | None
+    functions: tuple[str | None, ...] = (None,)
+    """By :func:`identify_functions`, in the caller's process: a worker may not have their source text."""
 
     def open(self, seed: int) -> InlineDataset:
         """The dataset in the order of a seed."""
@@ -49,8 +54,14 @@ class InlineDataset:
     bytes_per_token: float | None = None
 
     def __init__(self, data: InlineData, seed: int) -> None:
+        from flops_fit_core.training.randomness import fixed_randomness
+
         self._seed = seed
         self._source, self._collate = unwrap(data.training)
+        with fixed_randomness():  # items may be augmented at random
+            self._look_at(data)
+
+    def _look_at(self, data: InlineData) -> None:
         self._heldout_source = unwrap(data.heldout)[0] if data.heldout is not None else None
         self._is_stream = not _has_length(self._source)
         if self._is_stream:
@@ -63,15 +74,20 @@ class InlineDataset:
         self.task = make_task(data, sample)
         count = len(self._training) if self._training is not None else None
         self.tokens: int | None = count * self.task.tokens_per_sample if count is not None else None
-        self.fingerprint = data.fingerprint or content_hash(
-            [
-                identify_source(self._source),
-                identify_source(self._heldout_source) if self._heldout_source is not None else None,
-                data.heldout_share,
-                identify_value(data.loss_fn, "loss_fn") if data.loss_fn is not None else None,
-                self.task.tokens_per_sample,
-            ]
-        )
+        self.fingerprint = content_hash(self._identities(data))
+
+    def _identities(self, data: InlineData) -> list[Any]:
+        if data.fingerprint:
+            return [data.fingerprint, data.heldout_share, self.task.tokens_per_sample]
+        loss, *collate = data.functions
+        return [
+            identify_source(self._source),
+            identify_source(self._heldout_source) if self._heldout_source is not None else None,
+            data.heldout_share,
+            loss,
+            self.task.tokens_per_sample,
+            *collate,
+        ]
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         """Batches by the dataset's own ``collate_fn``, from sample ``start``, again and again."""
@@ -156,7 +172,11 @@ class InlineDataset:
 
 
 def _has_length(source: Any) -> bool:
-    return hasattr(source, "__getitem__") and hasattr(source, "__len__")
+    from torch.utils.data import IterableDataset
+
+    # Of torch's iterable datasets, each has a __getitem__, which raises, and some have a length.
+    is_iterable = isinstance(source, IterableDataset)
+    return not is_iterable and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
 def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
@@ -164,9 +184,21 @@ def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
 
     Raises DataError for what is no dataset, and for a DataLoader with a sampler of its own.
     """
-    from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+    from torch.utils.data import (
+        DataLoader,
+        Dataset,
+        IterableDataset,
+        RandomSampler,
+        SequentialSampler,
+        default_collate,
+    )
 
     if not isinstance(data, DataLoader):
+        if isinstance(data, Iterator) and not isinstance(data, Dataset):
+            raise DataError(
+                f"dataset is an iterator ({type(data).__name__}), which can be gone through once, and every run "
+                f"begins anew: give an IterableDataset whose __iter__ makes the iterator"
+            )
         if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
             raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
         if hasattr(data, "__len__") and len(data) < 2:
@@ -193,14 +225,45 @@ def _split(length: int, share: float) -> tuple[list[int], list[int]]:
     return [index for index in range(length) if index not in out], sorted(out)
 
 
+def identify_functions(data: Any, loss_fn: Callable[[Any, Any], Any] | None) -> tuple[str | None, ...]:
+    """Of the loss function, and of a collate function other than torch's, what identifies it.
+
+    Raises ConfigError, asking for ``fingerprint=``, where one cannot be identified.
+    """
+    from torch.utils.data import default_collate
+
+    loss = identify_value(loss_fn, "loss_fn") if loss_fn is not None else None
+    source, given = unwrap(data)
+    collate: Any = given
+    if getattr(collate, "__self__", None) is source:  # a method of the dataset
+        collate = collate.__func__
+    return (loss,) if collate is default_collate else (loss, identify_value(collate, "collate_fn"))
+
+
 def identify_source(source: Any) -> str:
-    """Type, length and a hash of 64 evenly spaced items; of a stream, its first 64."""
+    """Type, length and a hash of 64 evenly spaced items; of a stream, its first 64.
+
+    Raises ConfigError where the first items are others when they are read again.
+    """
     name = f"{type(source).__module__}.{type(source).__qualname__}"
     if _has_length(source):
         length = len(source)
         picked = sorted({k * (length - 1) // max(1, SAMPLED - 1) for k in range(SAMPLED)})
-        return content_hash([name, length, [hash_item(source[index]) for index in picked]])
-    return content_hash([name, [hash_item(item) for item in itertools.islice(source, SAMPLED)]])
+        return content_hash([name, length, _hash_twice(lambda: (source[index] for index in picked))])
+    return content_hash([name, _hash_twice(lambda: itertools.islice(source, SAMPLED))])
+
+
+def _hash_twice(items: Callable[[], Iterator[Any]]) -> list[str]:
+    """The hash of every item, of which the first few are read again."""
+    from flops_fit_core.training.randomness import fixed_randomness
+
+    with fixed_randomness():
+        hashes = [hash_item(item) for item in items()]
+    with fixed_randomness():
+        again = [hash_item(item) for item in itertools.islice(items(), REREAD)]
+    if again != hashes[:REREAD]:
+        raise unidentified("dataset", "its first items are others when they are read again")
+    return hashes
 
 
 def make_task(data: InlineData, sample: Batch) -> CustomTask:
@@ -211,7 +274,7 @@ def make_task(data: InlineData, sample: Batch) -> CustomTask:
         # A row of class numbers a sample is a sequence to predict; anything else is one prediction.
         per_sample = int(targets.shape[1]) if targets.ndim == 2 and not targets.is_floating_point() else 1
     return CustomTask(
-        loss_fn=data.loss_fn or default_loss,
+        loss_fn=copied(data.loss_fn) if data.loss_fn is not None else default_loss,
         sample=sample,
         unit=data.unit or ("tokens" if per_sample > 1 else "samples"),
         tokens_per_sample=per_sample,

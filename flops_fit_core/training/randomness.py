@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import numpy as np
@@ -30,6 +32,19 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
+
+
+@contextmanager
+def fixed_randomness() -> Iterator[None]:
+    """Inside, what is drawn on the CPU is the same every time; afterwards the generators are as they were."""
+    before = random_state("cpu")
+    torch.default_generator.manual_seed(0)
+    random.seed(0)
+    np.random.seed(0)
+    try:
+        yield
+    finally:
+        set_random_state(before, "cpu")
 
 
 def seed_everything(seed: int) -> None:
