@@ -36,6 +36,7 @@ if TYPE_CHECKING:
         TrainContext,
         Trainer,
         TransformerShape,
+        own_parameter_groups,
     )
     from flops_fit_core.errors import (
         ConfigError,
@@ -126,6 +127,7 @@ _HOMES = {
         "TrainContext",
         "Trainer",
         "TransformerShape",
+        "own_parameter_groups",
     ),
     "errors": (
         "ConfigError",
@@ -278,6 +280,7 @@ __all__ = [
     "fit",
     "hookimpl",
     "import_object",
+    "own_parameter_groups",
     "plan",
     "run",
     "trace_flops",

@@ -33,12 +33,18 @@ def identify_callable(function: Callable[..., Any], kwargs: Mapping[str, Any], w
 
     Raises ConfigError, asking for ``fingerprint=``, where something it depends on cannot be identified.
     """
+    return _once(function, lambda: _identify(function, kwargs, what))
+
+
+def _once(thing: Any, identify: Callable[[], str]) -> str:
+    """The identity; of what is being identified already (a function that calls itself, or super(Net, self)), how
+    far outwards that is."""
     within = _WITHIN.get()
-    if id(function) in within:  # a function that calls itself, or super(Net, self)
-        return f"{len(within) - within.index(id(function))} outwards"
-    token = _WITHIN.set((*within, id(function)))
+    if id(thing) in within:
+        return f"{len(within) - within.index(id(thing))} outwards"
+    token = _WITHIN.set((*within, id(thing)))
     try:
-        return _identify(function, kwargs, what)
+        return identify()
     finally:
         _WITHIN.reset(token)
 
@@ -216,7 +222,7 @@ def identify_value(value: Any, what: str) -> str:
     import torch
 
     if isinstance(value, torch.nn.Module):
-        return _identify_module(value, what)
+        return _once(value, lambda: _identify_module(value, what))
     if callable(value):
         return identify_callable(value, {}, what)
     return content_hash(_plain(value, what))
@@ -224,19 +230,10 @@ def identify_value(value: Any, what: str) -> str:
 
 def _identify_module(module: Any, what: str) -> str:
     """Of each module in it its class, mode and attributes; all parameters and buffers."""
-    within = _WITHIN.get()
-    if id(module) in within:
-        return f"{len(within) - within.index(id(module))} outwards"
-    token = _WITHIN.set((*within, id(module)))
-    try:
-        inner = {name: _describe_module(one, what) for name, one in module.named_modules()}
-        weights = {
-            name: hash_item(tensor, what) for name, tensor in module.named_parameters(remove_duplicate=False)
-        }
-        buffers = {name: hash_item(tensor, what) for name, tensor in module.named_buffers(remove_duplicate=False)}
-        return content_hash([inner, weights, buffers])
-    finally:
-        _WITHIN.reset(token)
+    inner = {name: _describe_module(one, what) for name, one in module.named_modules()}
+    weights = {name: hash_item(tensor, what) for name, tensor in module.named_parameters(remove_duplicate=False)}
+    buffers = {name: hash_item(tensor, what) for name, tensor in module.named_buffers(remove_duplicate=False)}
+    return content_hash([inner, weights, buffers])
 
 
 def _describe_module(module: Any, what: str) -> list[Any]:

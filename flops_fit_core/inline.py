@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import create_model
 
-from flops_fit_core.contracts import Dataset, FlopCount, MeasuredModel, ParameterGroup, RunView
+from flops_fit_core.contracts import Dataset, FlopCount, MeasuredModel, RunView, own_parameter_groups
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.hookspecs import hookimpl
 from flops_fit_core.identity import identify_callable, qualified_name
@@ -125,7 +125,7 @@ def _model_spec(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, A
         options=options,
         size=size,
         build=partial(_build_model, model_cls, size, kwargs),
-        parameter_groups=_parameter_groups,
+        parameter_groups=own_parameter_groups,
     )
 
 
@@ -143,15 +143,6 @@ def copied(given: Any) -> Any:
         return copy.deepcopy(given)
     except Exception:  # a user's own __deepcopy__ or __reduce__ may raise anything
         return given
-
-
-def _parameter_groups(module: Any) -> Iterable[ParameterGroup]:
-    """Those of the module's own method ``parameter_groups``, where it has one; otherwise one group of all."""
-    own = getattr(module, "parameter_groups", None)
-    if callable(own):
-        groups: Iterable[ParameterGroup] = own()
-        return groups
-    return [ParameterGroup([parameter for parameter in module.parameters() if parameter.requires_grad])]
 
 
 def _check_takes(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any]) -> None:

@@ -150,12 +150,24 @@ def _formulas(known: Mapping[Any, Callable[..., int]]) -> Mapping[Any, Callable[
     return {**known, backward: _convolution_backward}
 
 
-def _convolution_backward(outer: Any, inputs: Any, weight: Any, *rest: Any, **kwargs: Any) -> int:
+def _convolution_backward(
+    outer: Any,
+    inputs: Any,
+    weight: Any,
+    bias: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    wanted: Sequence[bool],
+    **kwargs: Any,
+) -> int:
     """Each of the two gradients has the products of the forward pass: 2 x batch x weights x positions."""
-    transposed, wanted = rest[4], rest[7]
-    positions = (inputs if transposed else outer).shape[2:]
-    products: Sequence[int] = (outer.shape[0], weight.numel(), *positions)
-    return 2 * math.prod(products) * int(sum(wanted[:2]))
+    positions = math.prod((inputs if transposed else outer).shape[2:])
+    products: int = 2 * outer.shape[0] * weight.numel() * positions
+    return products * sum(wanted[:2])  # of the inputs and of the weight, not of the bias
 
 
 def _described(value: Any) -> Any:

@@ -46,8 +46,8 @@ def answering() -> Iterator[None]:
         with contextlib.redirect_stdout(sys.stderr):
             yield
     finally:
-        _answers.flush()
-        _answers = before
+        answers, _answers = _answers, before
+        answers.flush()
 
 
 def console(error: bool = False) -> Console:

@@ -11,7 +11,13 @@ nothing else.
 from flops_fit_core.contracts.data import Batch, Dataset, LossSurface, SeveralHeldOutSets, Task
 from flops_fit_core.contracts.driving import Executor, ExecutorContext, JobEnded, Logger, ResultStore
 from flops_fit_core.contracts.fitting import Fitter
-from flops_fit_core.contracts.models import FlopCount, MeasuredModel, ParameterGroup, TransformerShape
+from flops_fit_core.contracts.models import (
+    FlopCount,
+    MeasuredModel,
+    ParameterGroup,
+    TransformerShape,
+    own_parameter_groups,
+)
 from flops_fit_core.contracts.runs import (
     Device,
     RecipeInput,
@@ -47,4 +53,5 @@ __all__ = [
     "TrainContext",
     "Trainer",
     "TransformerShape",
+    "own_parameter_groups",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,15 @@ class ParameterGroup:
         if not 0 < self.active <= 1:
             raise ValueError(f"active = {self.active} of a ParameterGroup: it is a share above 0, at most 1")
         object.__setattr__(self, "parameters", list(self.parameters))  # module.parameters() can be read only once
+
+
+def own_parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
+    """Those of the module's own method ``parameter_groups``, where it has one; otherwise one group of all."""
+    own = getattr(module, "parameter_groups", None)
+    if callable(own):
+        groups: Iterable[ParameterGroup] = own()
+        return groups
+    return [ParameterGroup([parameter for parameter in module.parameters() if parameter.requires_grad])]
 
 
 @dataclass(frozen=True)

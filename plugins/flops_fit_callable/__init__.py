@@ -16,11 +16,11 @@ from flops_fit_core import (
     ImportPath,
     ModelSpec,
     Options,
-    ParameterGroup,
     Runtime,
     Task,
     code_hash,
     hookimpl,
+    own_parameter_groups,
 )
 
 if TYPE_CHECKING:
@@ -66,15 +66,6 @@ def build(options: CallableOptions, task: Task) -> nn.Module:
     return make(options, task)
 
 
-def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Those of the module's own method ``parameter_groups``, where it has one; otherwise one group of all."""
-    own = getattr(module, "parameter_groups", None)
-    if callable(own):
-        groups: Iterable[ParameterGroup] = own()
-        return groups
-    return [ParameterGroup([parameter for parameter in module.parameters() if parameter.requires_grad])]
-
-
 def build_external(options: ExternalOptions, seed: int) -> Dataset:
     """A task, and no data."""
     return External(options)
@@ -88,7 +79,7 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         options=CallableOptions,
         build=build,
         size="size",
-        parameter_groups=parameter_groups,
+        parameter_groups=own_parameter_groups,
     )
     yield ModelSpec(
         name="declared",
