@@ -16,9 +16,9 @@ from ray_cluster import descendants, ray_cluster
 from small import Bench
 
 import flops_fit_core
-from flops_fit_core import ExecutorContext, JobEnded
+from flops_fit_core import ExecutorContext, JobEnded, Outbox, RunResult
 from flops_fit_core.registry import installed
-from flops_fit_core.testing import ExecutorConformance
+from flops_fit_core.testing import ExecutorConformance, example_result
 from flops_fit_core.testing.executors import (
     CRAWL,
     DIE,
@@ -137,6 +137,31 @@ def test_ray_started_here_says_in_words_what_became_of_a_job_and_keeps_prints_of
     assert capfd.readouterr() == ("", "")
     with pytest.raises(RuntimeError, match="closed"):
         executor.submit(looked)
+
+
+def test_a_result_that_ray_loses_with_its_worker_is_in_the_outbox(tmp_path, joined_before):
+    """Ray says what a task yields a little later, or never where the worker is killed at once."""
+    trained, killed, unheard = tiny_jobs(LEARN, DIE, LEARN)
+    both = killed.model_copy(update={"trajectories": killed.trajectories + unheard.trajectories})
+    outbox = Outbox(tmp_path)
+    executor = executor_in(tmp_path)
+    stale = example_result(run=trained.runs[0])
+    outbox.put(stale)
+    try:
+        executor.submit(trained)
+        (said,) = [event for event in executor.events(60.0) if isinstance(event, RunResult)]
+        assert said.finished != stale.finished
+        assert outbox.get(said.id) == said, "the worker wrote it down before it said it"
+
+        executor.submit(both)
+        lost = example_result(run=unheard.runs[0])
+        outbox.put(lost)  # as its worker did, which died in its next run
+        events = list(executor.events(60.0))
+    finally:
+        executor.close()
+    assert [event for event in events if isinstance(event, RunResult)] == [lost]
+    (ended,) = [event for event in events if isinstance(event, JobEnded)]
+    assert ended.reason.startswith("the worker died")
 
 
 DRIVER = """

@@ -16,7 +16,7 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flops_fit_core import ExecutorContext, Job, JobEnded, RunResult
+from flops_fit_core import ExecutorContext, Job, JobEnded, Outbox, RunResult
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.ray_cluster import Cluster
@@ -69,6 +69,7 @@ class RayExecutor:
         self._context = context
         self._options = options
         self._blob = context.objects
+        self._outbox = Outbox(context.folder)
         self._tasks: dict[Any, Task] = {}
         """By what Ray can wait for: the stream of what a task says; of one that was cancelled, its end."""
         self._jobs = OpenJobs()
@@ -85,6 +86,8 @@ class RayExecutor:
         """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
         self._jobs.take(job)
         (self._context.folder / "logs").mkdir(parents=True, exist_ok=True)
+        for run in job.runs:
+            self._outbox.forget(run.id)  # of an earlier attempt
         self._start(Task(job))
 
     def events(self, timeout: float) -> Iterator[Event]:
@@ -192,6 +195,7 @@ class RayExecutor:
             self._jobs.say(record)
 
     def _failed(self, task: Task, error: exceptions.RayError) -> None:
+        self._find_unheard(task)
         if isinstance(error, LOST) and task.starts <= self._options.retries:
             logger.warning(
                 "job %s: the node %s was lost; it is started again", task.job.id, task.where.get("host")
@@ -201,6 +205,13 @@ class RayExecutor:
             self._start(task)
         else:
             self._jobs.say(JobEnded(task.job.id, reason(error, task)))
+
+    def _find_unheard(self, task: Task) -> None:
+        """Results that its worker wrote down and Ray lost with it."""
+        for run in task.left.runs if task.left is not None else ():
+            if (result := self._outbox.get(run.id)) is not None:
+                task.answered.add(run.id)
+                self._jobs.say(result)
 
     def _cancel(self, stream: Any, why: str) -> None:
         """Kill a task's worker, or take the task off the queue, after hearing what it has said."""

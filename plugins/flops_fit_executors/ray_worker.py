@@ -10,7 +10,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ NO_FOLDER = "the study's folder {folder} is not on the node {host}: all nodes of
 
 def train(job: str, plugins: str, objects: bytes | None, folder: str, stopper: Any) -> Iterator[tuple[int, bytes]]:
     """The messages of one job: READY with JSON of where it is trained, then PROGRESS and RESULT.
+
+    A result is in the study's outbox before it is said: Ray loses what a worker said last when it is killed.
 
     ``stopper`` is the handle of a :class:`Stopper`. What user code prints is appended to
     ``logs/ray-<host>-<pid>.log`` in the study.
@@ -34,10 +36,14 @@ def train(job: str, plugins: str, objects: bytes | None, folder: str, stopper: A
     with printing_to(log) as start:
         where = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
         yield Kind.READY, json.dumps(where).encode()
-        from flops_fit_core import RunResult, work
+        from flops_fit_core import Outbox, RunResult, work
 
         for record in work(job, plugins, objects=objects, folder=Path(folder), should_stop=should_stop):
-            kind = Kind.RESULT if isinstance(record, RunResult) else Kind.PROGRESS
+            kind = Kind.PROGRESS
+            if isinstance(record, RunResult):
+                kind = Kind.RESULT
+                with suppress(OSError):  # a full disk; Ray says it all the same
+                    Outbox(Path(folder)).put(record)
             yield kind, record.model_dump_json().encode()
 
 
