@@ -34,6 +34,7 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
     registry = registry or installed()
     experiment = _experiment(source, registry)
     folder = study_folder(out, experiment.name)
+    experiment = folder.with_own_planner(experiment, registry)
     sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
     return Study(sweep, registry, folder, experiment=experiment)
 
@@ -191,10 +192,12 @@ def find_optimal(
     experiment = make_experiment(
         {key: value for key, value in tables.items() if value is not None}, whole, "find_optimal"
     )
+    folder = study_folder(output_dir, name)
+    experiment = folder.with_own_planner(experiment, whole)
     study = Study(
         make_plan(experiment),
         whole,
-        study_folder(output_dir, name),
+        folder,
         experiment=experiment,
         store=store if _is_store(store) else None,
     )

@@ -25,7 +25,14 @@ from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Chosen, Experiment, choose_from_table, explain, make_experiment
+from flops_fit_core.config import (
+    Chosen,
+    Experiment,
+    choose_from_table,
+    explain,
+    make_experiment,
+    with_planner,
+)
 from flops_fit_core.contracts import ResultStore
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.records import LawFit, Record, RunResult, RunSpec, SweepPlan
@@ -79,7 +86,8 @@ class StudyFolder:
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
         """Write down what was asked and what was resolved."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.experiment_file, experiment.model_dump_json(indent=2, exclude_unset=True))
+        asked = {**experiment.model_dump(mode="json", exclude_unset=True), "planner": experiment.planner}
+        write_atomically(self.experiment_file, json.dumps(asked, indent=2))
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
 
@@ -117,7 +125,13 @@ class StudyFolder:
             data: dict[str, Any] = json.loads(self.experiment_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.experiment_file}: {error}") from None
-        return data
+        return {"planner": 1, **data}  # the first revision wrote none
+
+    def with_own_planner(self, experiment: Experiment, registry: Registry) -> Experiment:
+        """The experiment with the planner's defaults that this study was planned with, if it exists."""
+        if not self.experiment_file.exists():
+            return experiment
+        return with_planner(experiment, int(self.table()["planner"]), registry)
 
     def open_store(self, chosen: Chosen[Any]) -> ResultStore:
         """Open the study's results. Raises StoreError for a file that is damaged or not ours."""

@@ -286,7 +286,7 @@ def test_a_records_choice_can_be_made_again() -> None:
 
 PARSE = ", unable to parse string"
 TABLES = (
-    "name, sweep, model, dataset, optimizer, schedule, recipe, flops, trainer, device, store, executor, loggers, "
+    "name, planner, sweep, model, dataset, optimizer, schedule, recipe, flops, trainer, device, store, executor, loggers, "
     "fitter"
 )
 SWEEP = (

@@ -7,7 +7,7 @@ name without options.
 from __future__ import annotations
 
 from flops_fit_core.config.choices import DEFAULTS, Chosen, choose, choose_from_table
-from flops_fit_core.config.experiment import Experiment, Sweep, make_experiment
+from flops_fit_core.config.experiment import PLANNER, Experiment, Sweep, make_experiment, with_planner
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.config.files import (
     experiment_name,
@@ -19,6 +19,7 @@ from flops_fit_core.config.files import (
 
 __all__ = [
     "DEFAULTS",
+    "PLANNER",
     "Chosen",
     "Experiment",
     "Sweep",
@@ -31,4 +32,5 @@ __all__ = [
     "override_value",
     "read_table",
     "replace_choice",
+    "with_planner",
 ]

@@ -37,6 +37,9 @@ from flops_fit_core.records import Positive
 from flops_fit_core.registry import Registry
 from flops_fit_core.specs import Table
 
+PLANNER = 2
+"""The current revision of the planner's defaults: automatic sizes, FLOPs counter, optimizer."""
+
 
 class Sweep(Table):
     """Which models to train, and for how long."""
@@ -91,6 +94,9 @@ class Experiment(Table):
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
     """Also the name of the study's folder under ``runs/``."""
+    planner: Annotated[int, Field(ge=1, le=PLANNER)] = PLANNER
+    """Revision of the planner's defaults: automatic sizes, FLOPs counter and optimizer. Unset, the latest; a study
+    that exists keeps the revision it was planned with."""
     sweep: Sweep
     model: ModelChoice
     dataset: DatasetChoice
@@ -113,6 +119,14 @@ class Experiment(Table):
             except ValidationError as error:
                 raise moved(error, ("sweep", "sizes", index)) from None
         return self
+
+
+def with_planner(experiment: Experiment, planner: int, registry: Registry) -> Experiment:
+    """The experiment with the defaults of another revision of the planner, unless it names a revision itself."""
+    if "planner" in experiment.model_fields_set or planner == experiment.planner:
+        return experiment
+    given = {name: getattr(experiment, name) for name in experiment.model_fields_set}
+    return Experiment.model_validate({**given, "planner": planner}, context={"registry": registry})
 
 
 def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "experiment") -> Experiment:

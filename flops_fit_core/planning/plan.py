@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from flops_fit_core.audit import own_count_notes
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.contracts import Dataset, LossSurface
 from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import Meter
@@ -56,7 +56,14 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         skipped=tuple(skipped),
         notes=tuple(
             dict.fromkeys(
-                [*choose_sizes.notes, *repeats, *_of_schedule(experiment), *resolve.notes, *resolve.trunks.notes()]
+                [
+                    *_of_planner(experiment),
+                    *choose_sizes.notes,
+                    *repeats,
+                    *_of_schedule(experiment),
+                    *resolve.notes,
+                    *resolve.trunks.notes(),
+                ]
             )
         ),
         unit=dataset.task.unit,
@@ -104,6 +111,17 @@ def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
     note = (
         f"{len(repeating)} of {len(runs)} runs repeat the {unique:,} {unit} there are, up to {max(repeating):.1f} "
         f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
+    )
+    return [note]
+
+
+def _of_planner(experiment: Experiment) -> list[str]:
+    """Which revision of the defaults was used, if it is not the latest."""
+    if experiment.planner == PLANNER:
+        return []
+    note = (
+        f"planned with planner = {experiment.planner}, as this study was begun; a new study uses planner = "
+        f"{PLANNER}, whose automatic sizes, FLOPs counter and optimizer may differ"
     )
     return [note]
 
