@@ -39,9 +39,11 @@ def evaluate(
     autocast: AbstractContextManager[Any],
     name: str | None = None,
     together: Together | None = None,
+    whole: int | None = None,
 ) -> HeldOut:
     """Mean held-out loss of ``model`` over the dataset's fixed sample of ``tokens`` tokens: of its main
     held-out set, or of the further one that is named. Each process of ``together`` takes its share of every batch.
+    ``whole``: samples of every batch, for a loss of whole batches; a last one of fewer is left out.
 
     Leaves the model in the mode it was in and draws no random number.
     """
@@ -49,11 +51,13 @@ def evaluate(
     together = together or Processes()
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    for batch in _heldout(dataset, tokens, max(1, batch_tokens // task.tokens_per_sample), name):
+    for batch in _heldout(dataset, tokens, whole or max(1, batch_tokens // task.tokens_per_sample), name):
         samples = length(batch)
+        if whole is not None and samples < whole:
+            continue
         divided = samples >= together.size
         batch = to_device(together.share(batch, samples) if divided else batch, device)
         with autocast:
@@ -62,18 +66,18 @@ def evaluate(
         # All go through every batch, for a sharded model needs them all; a whole one counts on the first process.
         counted = divided or together.rank == 0
         total += float(loss) * counted
-        count += number * counted
+        count += float(number) * counted
         for metric, (value, among) in task.metrics(outputs, batch).items():
             sums[metric] += value * counted
             counts[metric] += among * counted
     model.train(was_training)
     gather_anew(model)
     if together.size > 1:
-        total, count = together.sum(total), round(together.sum(count))
+        total, count = together.sum(total), together.sum(count)
         sums = {metric: together.sum(value) for metric, value in sums.items()}
         counts = {metric: round(together.sum(value)) for metric, value in counts.items()}
     metrics = {metric: sums[metric] / counts[metric] for metric in sums if counts[metric]}
-    return HeldOut(total / count if count else math.nan, count, metrics)
+    return HeldOut(total / count if count else math.nan, round(count), metrics)
 
 
 def _heldout(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
@@ -91,6 +95,7 @@ def further_losses(
     batch_tokens: int,
     autocast: AbstractContextManager[Any],
     together: Together | None = None,
+    whole: int | None = None,
 ) -> dict[str, float]:
     """Mean loss on each of the dataset's further held-out sets, by name: ``RunResult.losses``.
 
@@ -107,6 +112,7 @@ def further_losses(
             autocast=autocast,
             name=name,
             together=together,
+            whole=whole,
         ).loss
         for name in names
     }
