@@ -286,6 +286,24 @@ def test_padded_training_is_that_of_a_loop_written_by_hand(tmp_path, micro_batch
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
+def test_two_processes_reach_the_padded_loss_of_one(tmp_path):
+    alone = result(tmp_path / "alone", dataset=PADDED)
+    both = result(
+        tmp_path,
+        dataset=PADDED,
+        device={"name": "cpu", "devices_per_run": 2},
+        trainer={"name": "torch", "parallel": "ddp", "micro_batch": 1},
+    )
+    assert both.run.devices == 2
+    assert both.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert (both.id, both.tokens, both.positions, both.flops) == (
+        alone.id,
+        alone.tokens,
+        alone.positions,
+        alone.flops,
+    )
+
+
 def test_held_out_loss_is_a_mean_over_valid_targets_whatever_the_evaluation_batch(tmp_path):
     losses = {
         size: result(

@@ -95,7 +95,8 @@ def test_another_value_is_another_run(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("budget", 2e12), ("size", "sixteen"), ("params", 1), ("flops_per_token", 1.0), ("positions", 7)]
+    ("field", "value"),
+    [("budget", 2e12), ("size", "sixteen"), ("params", 1), ("flops_per_token", 1.0), ("positions", 7)],
 )
 def test_predictions_and_names_for_people_are_no_part_of_the_id(field: str, value: object) -> None:
     assert make_run(**{field: value}).id == make_run().id

@@ -145,7 +145,7 @@ class WorkerContext:
         tokens = measured.get("tokens", 0)
         known: dict[str, Any] = {
             "attempt": self.job.attempts.get(run.id, 1),
-            "flops": run.flops_per_position * (measured.get("positions") or tokens),
+            "flops": run.flops_per_token * tokens,
             "parameters": parameters,
             "seconds": time.monotonic() - self._started[run.id] if run.id in self._started else 0.0,
             "versions": self._versions(run),

@@ -130,6 +130,7 @@ class Measuring:
             "seconds": position.seconds,
             "tokens": tokens,
             "trained_tokens": trained,
+            "flops": run.flops_per_position * positions,
             "unique_tokens": unique,
             "passes": tokens / unique if unique else None,
             "positions": positions if positions != tokens else None,
