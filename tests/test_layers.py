@@ -20,6 +20,7 @@ ROOMS = [
     "identity",
     "contracts",
     "tasks",
+    "causality",
     "custom_task",
     "specs",
     "hookspecs",

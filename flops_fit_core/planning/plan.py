@@ -10,6 +10,7 @@ from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
 from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import Meter
+from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.sizes import SizeLadder
@@ -37,6 +38,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     if not isinstance(dataset, LossSurface):
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
         meter.check_fit(choose_sizes.small_relative(smallest).options)
+        check_causal(experiment, choose_sizes.small_relative(smallest), dataset.task)
         choose_sizes.notes += own_count_notes(experiment.model, dataset.task, [measured for _, measured in cells])
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
