@@ -81,8 +81,8 @@ def _check_outputs(task: CustomTask, model: nn.Module, batch: Batch, stated: Red
     outputs = task.outputs(model, batch)
     if isinstance(outputs, torch.Tensor) and outputs.ndim == 0 and stated != "batch":
         raise DataError(
-            f"{type(model).__name__} returned a scalar, its own loss: return the logits, of which flops-fit computes "
-            f"the loss; or pass loss_fn=lambda loss, targets: loss with loss_reduction='batch'"
+            f"{type(model).__name__} returned a scalar, its own loss: return the logits, of which flops-fit "
+            "computes the loss; or pass loss_fn=lambda loss, targets: loss with loss_reduction='batch'"
         )
 
 
