@@ -6,7 +6,6 @@ devices and evaluation batches cannot change a result.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import warnings
@@ -154,7 +153,7 @@ def find_form(task: CustomTask, model: nn.Module, batch: Batch, reduction: Reduc
 
     def value(outputs: Any, targets: Tensor) -> Any:
         with fixed_randomness(), torch.no_grad():
-            return loss_fn(copy.copy(outputs), targets.clone())
+            return loss_fn(_map(outputs, lambda tensor: tensor.clone()), targets.clone())
 
     try:
         with warnings.catch_warnings():
@@ -291,7 +290,8 @@ class _Probe:
                     f"loss_fn returned (sum, count), but the {name} of a batch is not that of its halves "
                     "together: return the sum over valid targets and their number"
                 )
-        return LossForm("pair")
+        shifted = self._ignores_first_column()
+        return LossForm("pair", self._ignored(self._total, "sum", shifted), shifted)
 
     def _scalar(self, shifted: bool) -> LossForm:
         once = float(self.value(self.outputs, self.targets))
@@ -443,7 +443,8 @@ class _Probe:
         return before == after
 
     def _total(self, outputs: Any, targets: Tensor) -> Any:
-        return self.value(outputs, targets).sum()
+        value = self.value(outputs, targets)
+        return (value[0] if isinstance(value, tuple) else value).sum()
 
     # ------------------------------------------------------------------ halves
 
