@@ -25,6 +25,7 @@ ROOMS = [
     "registry",
     "config",
     "windows",
+    "parameter_usage",
     "measure",
     "audit",
     "planning",

@@ -120,13 +120,14 @@ class Measuring:
         precision = self.precision_on(context)
         speed = run.flops_per_token * trained / max(position.train_seconds, 1e-9)
         peak = context.device.peak_flops(precision)
+        devices = context.together.size
         return {
             "seconds": position.seconds,
             "tokens": tokens,
             "trained_tokens": trained,
             "unique_tokens": min(tokens, one.parts.dataset.tokens or tokens),
             "flops_per_second": speed,
-            "mfu": speed / peak if peak else None,
+            "mfu": speed / (devices * peak) if peak else None,
             "data_wait": min(1.0, position.wait_seconds / max(position.train_seconds, 1e-9)),
             "precision": precision,
         }
