@@ -155,30 +155,33 @@ class UsageTraces:
             if usage.of(names) is not None:
                 return usage
         usage = self._trace(options, module, names)
-        if usage is None:
-            return UNTRACED
-        self.traced.append(usage)
+        if usage is not UNTRACED:
+            self.traced.append(usage)
         return usage
 
-    def _trace(self, options: Options, own: nn.Module, names: Sequence[str]) -> ParameterUsage | None:
-        errors: list[Exception] = []
+    def _trace(self, options: Options, own: nn.Module, names: Sequence[str]) -> ParameterUsage:
         module = own
         for smaller in (options, *self._small_relatives(options)):
             try:
                 if smaller is not options:
                     module = build_on_meta(self.model, smaller, short_task(self.task))
                 usage = self._run(smaller, module)
-            except Exception as error:  # a model that cannot be run here may still be counted
-                errors.append(error)
+            except TraceTooLarge:
+                continue
+            except Exception as error:  # a model that cannot be run here may still be planned
+                if smaller is options:
+                    return self._fail(error)
                 continue
             if usage.of(names) is not None:
                 return usage
         try:
             return _trace(own, self.task, math.inf)
         except Exception as error:
-            told = next((one for one in errors if not isinstance(one, TraceTooLarge)), error)
-            self.failure = f"{type(told).__name__}: {(str(told).splitlines() or [''])[0]}"
-            return None
+            return self._fail(error)
+
+    def _fail(self, error: Exception) -> ParameterUsage:
+        self.failure = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        return UNTRACED
 
     def _run(self, options: Options, shapes: nn.Module) -> ParameterUsage:
         """On the CPU, on a short context. Raises TraceTooLarge."""
@@ -231,7 +234,7 @@ def _trace(module: nn.Module, task: Task, limit: float) -> ParameterUsage:
     with device:
         batch = task.example(TRACED_SAMPLES)
         tokens = TRACED_SAMPLES * task.tokens_per_sample
-        return trace_usage(module, batch, lambda: task.outputs(module, batch), tokens, limit)
+        return trace_usage(module, batch, lambda: task.outputs(module, batch), TRACED_SAMPLES, tokens, limit)
 
 
 def measure_model(
@@ -376,7 +379,8 @@ def head_by_type(module: nn.Module, task: Task) -> list[nn.Parameter]:
 
 
 def is_table(parameter: Tensor, use: Use, is_embedding: bool) -> bool:
-    """Whether the parameter is a lookup table: its rows are looked up or, as learned positions, added.
+    """Whether the parameter is a lookup table: its rows are looked up or, as learned positions are, added or
+    put beside the data.
 
     A table of which the rows of a batch are multiplied by activations (a sampled softmax) is none if that is at
     least half of it. A stack of matrices from which tokens choose (experts) is none.
@@ -388,7 +392,7 @@ def is_table(parameter: Tensor, use: Use, is_embedding: bool) -> bool:
     if is_embedding:
         return True
     is_grid = sum(length > 1 for length in parameter.shape) > 1
-    return use.added and is_grid and not (use.scaled or use.by_weights)
+    return use.placed and is_grid and not (use.other or use.by_weights)
 
 
 def _is_of_vocabulary(parameter: Tensor, usage: ParameterUsage, task: Task) -> bool:

@@ -34,8 +34,9 @@ PRODUCTS = frozenset(
 """Matrix products that torch's FLOPs counter has no formula for."""
 ADDED_FIRST = frozenset(("addmm", "baddbmm", "addmv"))
 """Products whose first argument is added to the product."""
-SUMS = frozenset(("add", "sub", "rsub", "cat", "stack", "copy", "copy_", "add_", "sub_", "where", "index_put"))
-"""Operations that add a parameter to the data or place it beside them."""
+SUMS = frozenset(("add", "add_", "sub", "sub_", "rsub"))
+PLACED = frozenset(("cat", "stack", "copy", "copy_", "where", "index_put", "index_put_", "masked_scatter"))
+"""Operations that put a parameter beside the data."""
 
 
 class TraceTooLarge(Exception):
@@ -46,6 +47,8 @@ class TraceTooLarge(Exception):
 class Use:
     """What one forward pass does with one parameter."""
 
+    dimensions: int = 0
+    """Of the parameter."""
     looked_up: bool = False
     """Its rows are chosen by the batch, or by constants such as positions."""
     routed: bool = False
@@ -54,9 +57,11 @@ class Use:
     """A matrix product multiplies activations or the batch by it."""
     by_weights: bool = False
     """A matrix product of parameters and constants alone has it."""
-    added: bool = False
-    scaled: bool = False
-    """Any other use: a gain, a decay, an activation's slope."""
+    placed: bool = False
+    """Its entries are added to every sample position by position, or put beside the data: learned positions,
+    prefixes."""
+    other: bool = False
+    """Any other use: a bias, a gain, a decay."""
     head: bool = False
     """The outputs are the product with this parameter, or it is the bias of that product."""
     products: float = 0.0
@@ -66,8 +71,8 @@ class Use:
     @property
     def is_used(self) -> bool:
         """Whether the pass used it at all. A product with no rows is no use."""
-        placed = self.looked_up or self.routed or self.by_weights or self.added or self.scaled
-        return placed or self.products > 0
+        elsewhere = self.looked_up or self.routed or self.by_weights or self.placed or self.other
+        return elsewhere or self.products > 0
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class ParameterUsage:
         uses: dict[str, Use] = {}
         for name in names:
             alike = self._patterns.get(pattern(name), [])
-            if len({(use.looked_up, use.routed, use.multiplied, use.added, use.head) for use in alike}) != 1:
+            if len({(use.looked_up, use.routed, use.multiplied, use.placed, use.head) for use in alike}) != 1:
                 return None
             uses[name] = alike[0]
         return uses
@@ -134,15 +139,17 @@ class UsageTracer:
 
     Args:
         module: Its parameters are followed.
-        tokens: Tokens (samples) of the batch.
+        samples: Samples of the batch.
+        tokens: Tokens of the batch.
         limit: FLOPs from which on :class:`TraceTooLarge` is raised.
     """
 
-    def __init__(self, module: nn.Module, tokens: int, limit: float = math.inf) -> None:
+    def __init__(self, module: nn.Module, samples: int, tokens: int, limit: float = math.inf) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
-        self.uses = {name: Use() for name, _ in module.named_parameters()}
+        self.uses = {name: Use(parameter.ndim) for name, parameter in module.named_parameters()}
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
+        self._samples = samples
         self._tokens = tokens
         self._limit = limit
         self._flops = 0.0
@@ -211,7 +218,7 @@ class UsageTracer:
         elif name in LOOKUPS and states[0].weights:
             state = self._lookup(states)
         else:
-            state = self._other(name, states)
+            state = self._other(name, inputs, states, result)
         for tensor in _tensors(tree_leaves(result)):
             self._set(tensor, state)
 
@@ -243,7 +250,7 @@ class UsageTracer:
             self._add_products(state.weights, flops)
         for state in added:
             for weight in state.weights if not state.rows else ():
-                self.uses[weight].added = True
+                self.uses[weight].other = True
                 head.add(weight)
         everything = [*matrices, *added]
         if not any(state.active or state.data or state.rows for state in everything):
@@ -280,7 +287,7 @@ class UsageTracer:
         chosen = source.rows or any(state.data for state in indices)
         return _State(weights=weights, rows=chosen)
 
-    def _other(self, name: str, states: list[_State]) -> _State:
+    def _other(self, name: str, inputs: list[Any], states: list[_State], result: Any) -> _State:
         weights = frozenset().union(*(state.weights for state in states if state.is_weight))
         rows = [state for state in states if state.rows]
         if not any(state.active or state.data for state in states) and (not rows or not weights):
@@ -288,13 +295,21 @@ class UsageTracer:
             if len(tables) > 1:
                 return _State(data=True, active=True)
             return _State(weights=weights or next(iter(tables), frozenset()), rows=bool(rows))
-        is_sum = name in SUMS
-        for weight in weights:
-            use = self.uses[weight]
-            use.added, use.scaled = use.added or is_sum, use.scaled or not is_sum
+        for tensor, state in zip(inputs, states, strict=True):
+            is_placed = name in PLACED or (name in SUMS and self._is_per_position(tensor, result))
+            for weight in state.weights if state.is_weight else ():
+                use = self.uses[weight]
+                use.placed, use.other = use.placed or is_placed, use.other or not is_placed
         active = bool(weights or rows) or any(state.active for state in states)
         head = frozenset().union(*(state.head for state in states))
-        return _State(data=True, active=active, head=head | weights if head and is_sum else head)
+        return _State(data=True, active=active, head=head | weights if head else head)
+
+    def _is_per_position(self, tensor: Tensor, result: Any) -> bool:
+        """Whether a sum has an entry of this tensor for every position and channel of each sample, as it has of
+        learned positions and not of biases, which are broadcast over positions."""
+        shape = tensor.shape[1:] if tensor.ndim == result.ndim else tensor.shape
+        broadcast = tensor.ndim < result.ndim or tensor.shape[0] == 1
+        return result.shape[0] == self._samples and broadcast and shape == result.shape[1:]
 
     # ------------------------------------------------------------------ tensors
 
@@ -336,6 +351,7 @@ def trace_usage(
     module: nn.Module,
     batch: Any,
     run: Callable[[], Any],
+    samples: int,
     tokens: int,
     limit: float = math.inf,
 ) -> ParameterUsage:
@@ -345,14 +361,15 @@ def trace_usage(
         module: Whose parameters are followed.
         batch: What ``run`` gives to the module.
         run: Runs the module forward and returns its outputs: a tensor, or an object with such ``.logits``.
-        tokens: Tokens (samples) of the batch.
+        samples: Samples of the batch.
+        tokens: Tokens of the batch.
         limit: FLOPs from which on the pass is given up.
 
     Raises TraceTooLarge, and whatever the module raises.
     """
     from torch import Tensor
 
-    tracer = UsageTracer(module, tokens, limit)
+    tracer = UsageTracer(module, samples, tokens, limit)
     tracer.mark_batch(batch)
     with tracer.mode():
         outputs = run()
