@@ -104,6 +104,7 @@ def planned(tmp_path, model=Net, **given):
         "sizes": [3, 4],
         "batch_size": 8,
         "min_steps": 1,
+        "flops": "chinchilla",
         "device": "cpu",
         "executor": IN_PROCESS,
         "trainer": {"name": "torch", "heldout_tokens": 100},
@@ -554,7 +555,7 @@ class Net(nn.Module):
 inputs = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
 study = find_optimal(
     Net, "width", dataset=TensorDataset(inputs, inputs[:, :3].argmax(1)), compute_budgets=[1e5], sizes=[3],
-    batch_size=8, min_steps=1, device="cpu", executor=EXECUTOR, output_dir="study",
+    batch_size=8, min_steps=1, repeat=True, device="cpu", executor=EXECUTOR, output_dir="study",
 )
 print(*[(run.id, run.status, run.error) for run in study.results])
 """

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from flops_fit_core.audit.tracing import Trace, Untraceable, trace_flops
+from flops_fit_core.audit.tracing import SAMPLES, Trace, Untraceable, trace_flops
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import Task
 from flops_fit_core.errors import UserError
@@ -13,6 +14,9 @@ from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
 from flops_fit_core.parameter_usage import TraceTooLarge
 from flops_fit_core.specs import ModelSpec, Options
 from flops_fit_core.tasks import LanguageTask
+
+if TYPE_CHECKING:
+    from torch import nn
 
 EXACT = 1e-6
 """Relative difference up to which a formula is the trace's own."""
@@ -66,14 +70,15 @@ class ReferenceFlops:
         """The trace itself. Raises Untraceable, and what building the model raises."""
         key = options.model_dump_json()
         if key not in self._traces:
-            self._traces[key] = self._trace(options, self.task)
+            self._traces[key] = self._trace(options)
         return self._traces[key]
 
-    def _trace(self, options: Options, task: Task) -> Trace:
+    def _trace(self, options: Options) -> Trace:
+        task = self.task
         shapes = build_on_meta(self.model, options, task)
         name = f"model {self.model.name!r}"
         try:
-            if sum(parameter.numel() for parameter in shapes.parameters()) <= LARGEST_TRIED:
+            if self._may_run(options, shapes):
                 return self._run(options, task, name)
         except TraceTooLarge:
             pass
@@ -89,6 +94,12 @@ class ReferenceFlops:
             raise
         except UserError as error:
             raise Untraceable(str(error), str(error).splitlines()[0]) from error
+
+    def _may_run(self, options: Options, shapes: nn.Module) -> bool:
+        """Whether the model is small, and so is the pass as far as the family counts it."""
+        own = self.own(options) or 0.0
+        is_small = sum(parameter.numel() for parameter in shapes.parameters()) <= LARGEST_TRIED
+        return is_small and own * self.task.tokens_per_sample * SAMPLES <= LARGEST_RUN
 
     def _run(self, options: Options, task: Task, name: str) -> Trace:
         """For real, on the CPU. Raises TraceTooLarge."""
@@ -118,7 +129,9 @@ class ReferenceFlops:
         try:
             smaller = type(options).model_validate({**options.model_dump(), self.model.spec.size: size})
             own = self._own(smaller, task)
+            if own is None or own * task.tokens_per_sample * SAMPLES > LARGEST_RUN:
+                return False
             traced = self._run(smaller, task, self.model.name).flops_per_token
         except Exception:
             return False  # this family has no such size, or it cannot be run
-        return own is not None and math.isclose(own, traced, rel_tol=EXACT)
+        return math.isclose(own, traced, rel_tol=EXACT)

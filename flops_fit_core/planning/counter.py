@@ -6,11 +6,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flops_fit_core.audit import TRACED, ReferenceFlops, Untraceable
+from flops_fit_core.audit import TRACED, ReferenceFlops, Untraceable, trace_flops
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.contracts import Task
-from flops_fit_core.errors import FlopsFitError, PlanError
-from flops_fit_core.measure import Measured, Meter, is_language_task, parameter_groups
+from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError
+from flops_fit_core.measure import Measured, Meter, build_on_meta, is_language_task, parameter_groups
 from flops_fit_core.parameter_usage import ParameterUsage, Use, pattern
 from flops_fit_core.specs import FlopCounterSpec, Options
 
@@ -47,13 +47,15 @@ def _default_counter(experiment: Experiment, task: Task) -> tuple[str, str]:
     reference = ReferenceFlops(experiment.model, task)
     for options in _small_sizes(experiment):
         try:
-            reference.at(options)
-        except Untraceable as error:
-            return _without_trace(reference, options, error.reason)
+            if reference.is_own(options):
+                return MODEL, "this is no language task, and the family's own count equals a trace of the model"
+            shapes = build_on_meta(experiment.model, options, task)
         except FlopsFitError:
             continue  # the family has no such size
-        if reference.is_own(options):
-            return MODEL, "this is no language task, and the family's own count equals a trace of the model"
+        try:
+            trace_flops(shapes, task, experiment.model.name)
+        except ConfigError as error:
+            return _without_trace(reference, options, getattr(error, "reason", str(error)))
         return TRACED, "this is no language task, and 6 N D counts every weight once per sample"
     return CHINCHILLA, "no small size of the model can be built and traced"
 
@@ -162,8 +164,6 @@ def usage_notes(meter: Meter, smallest: Measured) -> list[str]:
 
 def _with_a_share(meter: Meter, measured: Measured) -> frozenset[str]:
     """Names of the parameters of which the family gives the share that a token uses."""
-    from flops_fit_core.measure import build_on_meta
-
     module = build_on_meta(meter.model, measured.options, meter.task)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     groups = parameter_groups(meter.model, module)
