@@ -230,8 +230,10 @@ def trace_module(module: nn.Module, task: Task) -> ParameterUsage:
 
 
 def _trace(module: nn.Module, task: Task, limit: float) -> ParameterUsage:
+    import torch
+
     device = next(parameter.device for parameter in module.parameters())
-    with device:
+    with device, torch.no_grad():
         batch = task.example(TRACED_SAMPLES)
         tokens = TRACED_SAMPLES * task.tokens_per_sample
         return trace_usage(module, batch, lambda: task.outputs(module, batch), TRACED_SAMPLES, tokens, limit)

@@ -155,7 +155,7 @@ def test_numbers_of_a_model_that_another_program_builds_are_planned_with_a_note(
         }
     )
     assert [run.params for run in plan.runs] == [100_000, 400_000]
-    assert any("callable/declared cannot be traced" in note for note in plan.notes)
+    assert any("not compared with a trace of callable/declared" in note for note in plan.notes)
 
 
 # ---------------------------------------------------------------------------- refusals
