@@ -115,7 +115,7 @@ def find_optimal(
     optimizer: Any = "sgd",
     schedule: Any = None,
     recipe: Any = "default",
-    flops: Any = "chinchilla",
+    flops: Any = None,
     trainer: Any | None = None,
     device: Any = "auto",
     store: Any = "sqlite",
@@ -158,7 +158,8 @@ def find_optimal(
         seeds, repeat, min_steps: See ``[sweep]`` in docs/experiment-file.md.
         optimizer: Name, ``{"name": ..., option: ...}``, an OptimizerSpec, or ``make(parameters)`` such as
             ``torch.optim.Adam``. SGD at 0.01 unless said otherwise.
-        flops: Name, table, spec, or ``count(module)`` -> training FLOPs a token.
+        flops: Name, table, spec, or ``count(module)`` -> training FLOPs a token. By default ``chinchilla``
+            (6 N D) for sequences of tokens with a target at each, and ``traced`` for everything else.
         store: Name, table, spec, or a ResultStore.
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, a torch.device, table or spec.
         schedule: Name, table or spec; by default the optimizer's, which for most is cosine.

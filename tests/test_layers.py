@@ -27,6 +27,7 @@ ROOMS = [
     "registry",
     "config",
     "windows",
+    "parameter_usage",
     "measure",
     "audit",
     "planning",
