@@ -99,6 +99,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "enable_moe_block": True,
         "num_experts": 8,
         "top_k_experts": 2,
+        "moe_intermediate_size": 64,
         "vocab_size_per_layer_input": 8,
     },
     "glm4_moe": {"n_routed_experts": 8, "num_experts_per_tok": 2, "first_k_dense_replace": 1},
