@@ -1,7 +1,7 @@
 """Does the best learning rate stay where it is when the model grows? Width-scaled recipe against constant.
 
     python tests/benchmarks/mup_transfer.py --out runs/mup
-    python tests/benchmarks/mup_transfer.py --model gpt2 --rates 5 --seeds 1 --tokens 250000 --out runs/mup-gpt2
+    python tests/benchmarks/mup_transfer.py --model gpt2 --lr 0.016 --rates 5 --seeds 1 --out runs/mup-gpt2
 
 Byte-level transformers of 3 blocks and widths 32 and 128 on the bundled text: equal tokens (0.5M), batch and
 steps, 7 peak learning rates a factor 2 apart, 3 seeds each; the best is the vertex of a parabola through the
@@ -29,8 +29,8 @@ LR = 0.008
 BATCH = 10
 WARMUP = 0.05
 RECIPES = {
-    "width-scaled": {"name": "width-scaled", "lr": LR, "warmup": WARMUP},
-    "constant": {"name": "constant", "lr": LR, "betas": [0.9, 0.95]},
+    "width-scaled": {"name": "width-scaled", "warmup": WARMUP},
+    "constant": {"name": "constant", "betas": [0.9, 0.95]},
 }
 NO_DROPOUT = {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
 CONFIGS = {
@@ -61,7 +61,7 @@ def model_table(model: str, case: str) -> dict[str, Any]:
 def trained(case: str, arguments: argparse.Namespace) -> Tuning:
     """Every width, rate and seed of one case."""
     recipe = case.split(",")[0]
-    options = dict(RECIPES[recipe])
+    options = {**RECIPES[recipe], "lr": arguments.lr}
     if recipe == "constant":
         options["warmup_tokens"] = round(WARMUP * arguments.tokens)
     study = plan(
@@ -162,6 +162,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/mup"))
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--tokens", type=float, default=500_000)
+    parser.add_argument("--lr", type=float, default=LR, help="the rate in the middle")
     parser.add_argument("--rates", type=int, default=7)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
