@@ -225,7 +225,11 @@ def test_the_weights_that_are_trained_are_those_of_the_plan(text):
     ("options", "message"),
     [
         ({"architecture": "gemma"}, "verified for gpt2, gpt_neox, .*, not for 'gemma': leave it out"),
-        ({"config": {"initializer_range": 0.1}}, 'initializer_range has no effect with init = "fan_in"'),
+        ({"config": {"initializer_range": 0.1}}, "initializer_range is for the weights of transformers"),
+        (
+            {"architecture": "granite", "config": {"logits_scaling": 8.0}},
+            "logits_scaling is for the weights of transformers",
+        ),
     ],
 )
 def test_a_start_that_is_not_verified_is_refused(options, message):

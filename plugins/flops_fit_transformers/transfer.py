@@ -12,18 +12,30 @@ from flops_fit_transformers import HFOptions, LadderOptions
 
 VERIFIED = frozenset(
     (
-        *("gpt2", "gpt_neox", "granite", "llama", "mistral", "olmo", "olmo2", "opt", "phi", "phi3"),
-        *("qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"),
+        *("bert", "gpt2", "gpt_neox", "gptj", "granite", "llama", "mamba", "mamba2", "mistral", "olmo"),
+        *("olmo2", "opt", "phi", "phi3", "qwen2", "qwen3", "smollm3", "stablelm", "starcoder2"),
+        *("aria_text", "ernie4_5_moe", "glm4_moe", "gpt_oss", "granitemoe", "granitemoeshared"),
+        *("hunyuan_v1_moe", "llama4_text", "mellum", "mixtral", "qwen3_moe"),
     )
 )
 """Nothing in them grows by more than 1.5x from width 64 to 512 when their weights start by fan-in."""
-ROOT_OF_WIDTH = "multiplies its embeddings by the root of the width"
 NOT_VERIFIED = {
-    **dict.fromkeys(("gemma", "gemma2", "gemma3_text"), ROOT_OF_WIDTH),
+    **dict.fromkeys(
+        ("gemma", "gemma2", "gemma3_text", "gemma4_text"), "multiplies its embeddings by the root of the width"
+    ),
+    "cohere2_moe": "multiplies its logits by 1/16, with which weights that start by fan-in learn too slowly",
+    "deepseek_v3": "has shared experts whose outputs grow with the width",
+    "electra": "has a prediction head whose activations grow with the width",
+    "inkling_text": "has shared experts whose outputs change with the width",
+    "olmoe": "has routers whose outputs grow with the width",
+    "qwen2_moe": "has a gate of its shared experts that grows with the width",
+    "rwkv": "has time mixing that changes with the width",
 }
-"""What grows with the width in others that were measured."""
+"""What does not transfer, in others that were measured."""
 INITIAL = ("initializer_range", "init_std")
 """Fields of a configuration that give the standard deviation of starting weights."""
+MULTIPLIERS = ("attention_multiplier", "embedding_multiplier", "logits_scaling", "residual_multiplier")
+"""Fields of Granite that were chosen for the starting weights of transformers."""
 
 
 def width_scaled_options(options: HFOptions | LadderOptions) -> dict[str, Any]:
@@ -57,7 +69,9 @@ def require_fan_in(options: HFOptions | LadderOptions) -> None:
             f"for the weights that transformers draws"
         )
     if field := _own_start(options):
-        raise ConfigError(f'model.config: {field} has no effect with init = "fan_in": leave one of them out')
+        raise ConfigError(
+            f'model.config: {field} is for the weights of transformers: leave it out, or init = "fan_in"'
+        )
 
 
 def _model_type(options: HFOptions | LadderOptions) -> str:
@@ -67,7 +81,6 @@ def _model_type(options: HFOptions | LadderOptions) -> str:
 
 
 def _own_start(options: HFOptions | LadderOptions) -> str | None:
-    """The field with which the user chose the size of starting weights. Files of a ladder all have it."""
-    if isinstance(options, LadderOptions):
-        return None
-    return next((field for field in INITIAL if field in options.config), None)
+    """The field with which the user chose how the model starts. Files of a ladder all have the first kind."""
+    fields = MULTIPLIERS if isinstance(options, LadderOptions) else (*INITIAL, *MULTIPLIERS)
+    return next((field for field in fields if field in options.config), None)
