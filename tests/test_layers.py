@@ -15,8 +15,13 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "flops_fit_core"
 ROOMS = [
     "errors",
+    "syntax",
+    "first_party",
     "importing",
     "records",
+    "item_hash",
+    "code_names",
+    "source_lookup",
     "identity",
     "contracts",
     "tasks",
