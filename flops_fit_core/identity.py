@@ -32,7 +32,7 @@ from flops_fit_core.first_party import (
 )
 from flops_fit_core.item_hash import hash_item, qualified_name, state_of, unidentified
 from flops_fit_core.records import canonical_json, content_hash
-from flops_fit_core.source_lookup import ClassTree, class_tree, function_tree, source_tree
+from flops_fit_core.source_lookup import ClassTree, class_tree, function_tree, source_file, source_tree
 from flops_fit_core.syntax import hash_syntax
 
 __all__ = ["hash_item", "identify_callable", "identify_value", "qualified_name", "unidentified"]
@@ -221,7 +221,7 @@ class _Graph:
 
     def _describe_function(self, function: FunctionType) -> Any:
         """Syntax tree (or compiled code), defaults, closure, and the globals and imports that its code uses."""
-        self._files.setdefault(function.__module__, function.__code__.co_filename)
+        self._files.setdefault(function.__module__, source_file(function))
         tree = function_tree(function)
         parts: dict[str, Any] = {"name": qualified_name(function)}
         parts["code"] = hash_syntax([tree]) if tree is not None else _describe_code(function.__code__)
@@ -249,8 +249,9 @@ class _Graph:
         parts["bases"] = [self.reference(base) for base in kind.__bases__]
         parts["metaclass"] = self.reference(type(kind)) if is_users(type(kind)) else None
         parts["methods"] = {
-            name: [self.reference(function) for function in methods[name] if not _is_generated(function, tree)]
+            name: [self.reference(function) for function in written]
             for name in sorted(methods)
+            if (written := [function for function in methods[name] if not _is_generated(function, kind, tree)])
         }
         parts["attributes"] = self._attributes(kind, tree, has_methods=bool(functions))
         with self._lenient():
@@ -289,8 +290,8 @@ class _Graph:
         return [self.reference(part) for part in sorted(own.values(), key=qualified_name)]
 
     def _subclasses(self, kind: type) -> list[Any]:
-        found = sorted(filter(is_users, kind.__subclasses__()), key=qualified_name)
-        return [part for child in found for part in (self.reference(child), *self._subclasses(child))]
+        children: list[type] = sorted(filter(is_users, kind.__subclasses__()), key=qualified_name)
+        return [part for child in children for part in (self.reference(child), *self._subclasses(child))]
 
     # ------------------------------------------------------------------ names
 
@@ -302,7 +303,7 @@ class _Graph:
             if root in _OF_MODULES or root.startswith("@"):  # pytest's
                 continue
             if root in function.__globals__:
-                home = function.__code__.co_filename
+                home = source_file(function)
                 name, entry = self._follow(function.__globals__[root], root, attributes, home)
                 if entry is not None:
                     found[name] = entry
@@ -333,6 +334,8 @@ class _Graph:
         if attributes and is_record and attributes[0] in getattr(value, "__dict__", {}):
             last, value, name = attributes[0], vars(value)[attributes[0]], f"{name}.{attributes[0]}"
             return name, self._identifiable({last: value})
+        if isinstance(value, type) and "__subclasses__" in attributes:
+            return f"{name}.__subclasses__", [self.reference(value), self._subclasses(value)]
         return name, self._variable(value, last, home)
 
     def _variable(self, value: Any, name: str, home: str) -> Any:
@@ -387,7 +390,7 @@ class _Graph:
     def _everything(self, function: FunctionType) -> Any:
         """What code that computes names may reach: every file of its package; of a script, all definitions in it
         and the files beside it."""
-        file = Path(function.__code__.co_filename)
+        file = Path(source_file(function))
         is_script = function.__globals__.get("__name__") == "__main__" or not file.is_file()
         try:
             files = package_files(file) if file.is_file() else set()
@@ -400,7 +403,7 @@ class _Graph:
 
     def _imports(self, function: FunctionType) -> list[str]:
         """Of modules that a function imports when it is called: all of their files."""
-        folder = Path(function.__code__.co_filename).parent
+        folder = Path(source_file(function)).parent
         files = {path for statement in imports(function.__code__) for path in imported_files(*statement, folder)}
         return hash_files(with_imports(files))
 
@@ -447,10 +450,13 @@ def _undecorated(function: Any) -> Any:
     return function
 
 
-def _is_generated(function: FunctionType, tree: ClassTree | None) -> bool:
-    """Whether a method follows from the source of its class: made by a dataclass or attrs."""
-    file = function.__code__.co_filename
-    return tree is not None and file != tree.file and ("generated" in file or source_tree(file) is None)
+def _is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> bool:
+    """Whether a method follows from the source or the fields of its class: made by a dataclass or attrs."""
+    inner = inspect.unwrap(function)
+    if tree is None:
+        return "__dataclass_fields__" in vars(kind) and inner.__code__.co_filename == "<string>"
+    has_source = function_tree(inner) is not None and "generated" not in inner.__code__.co_filename
+    return not has_source and inner.__name__ != "<lambda>"
 
 
 def _attributes(kind: type) -> Iterator[tuple[str, Any]]:

@@ -74,10 +74,17 @@ def _parse(text: str) -> SourceTree | None:
         return None
 
 
+def source_file(function: FunctionType) -> str:
+    """The file or notebook cell of a function. Of one that cloudpickle carried by value, which names no file, that
+    of its module."""
+    file = function.__code__.co_filename
+    return str(function.__globals__.get("__file__") or file) if file == "<dynamic-code>" else file
+
+
 def function_tree(function: FunctionType) -> ast.AST | None:
     """The definition of a function. None if it has no source, and for one of two lambdas that cannot be told
     apart."""
-    source = source_tree(function.__code__.co_filename, function.__globals__)
+    source = source_tree(source_file(function), function.__globals__)
     return source.function(function) if source is not None else None
 
 
@@ -91,9 +98,7 @@ class ClassTree(NamedTuple):
     def has(self, method: FunctionType) -> bool:
         """Whether a method was defined in the class's lines."""
         line = method.__code__.co_firstlineno
-        return method.__code__.co_filename == self.file and first_line(self.node) <= line <= (
-            self.node.end_lineno or 0
-        )
+        return source_file(method) == self.file and first_line(self.node) <= line <= (self.node.end_lineno or 0)
 
 
 def class_tree(kind: type, methods: list[FunctionType], hint: str | None) -> ClassTree | None:
@@ -105,7 +110,7 @@ def class_tree(kind: type, methods: list[FunctionType], hint: str | None) -> Cla
         hint: The file of other code of its module.
     """
     own = [method for method in methods if method.__qualname__.startswith(f"{kind.__qualname__}.")]
-    files = [method.__code__.co_filename for method in own]
+    files = [source_file(method) for method in own]
     files += [hint] if hint is not None else []
     module = sys.modules.get(kind.__module__)
     if getattr(module, kind.__qualname__.partition(".")[0], None) is not None:
