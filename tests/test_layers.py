@@ -36,6 +36,7 @@ ROOMS = [
     "folder",
     "drivers",
     "training",
+    "model_check",
     "sweep",
     "fitting",
     "report",
