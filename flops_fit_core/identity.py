@@ -206,8 +206,7 @@ class _Graph:
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # in slots
             state = {**(state[0] or {}), **state[1]}
         if isinstance(state, Mapping):
-            held: Any = {str(name): self._plain_or_name(value) for name, value in state.items()}
-            held.pop("transformers_version", None)  # of a configuration; versions are in no id
+            held: Any = {str(name): self._plain_or_name(state[name]) for name in state if _is_held(str(name))}
         else:
             held = self._plain_or_name(state)
         return [self.reference(type(thing)), held]
@@ -453,6 +452,8 @@ def _undecorated(function: Any) -> Any:
 def _is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> bool:
     """Whether a method follows from the source or the fields of its class: made by a dataclass or attrs."""
     inner = inspect.unwrap(function)
+    if inner.__globals__.get("__name__") == "dataclasses":
+        return True
     if tree is None:
         return "__dataclass_fields__" in vars(kind) and inner.__code__.co_filename == "<string>"
     has_source = function_tree(inner) is not None and "generated" not in inner.__code__.co_filename
@@ -527,6 +528,13 @@ def _is_place(value: Any) -> bool:
     if isinstance(value, str):
         return Path(value).is_absolute() or _DEVICE.fullmatch(value) is not None
     return isinstance(value, PurePath) or qualified_name(type(value)) == "torch.device"
+
+
+def _is_held(name: str) -> bool:
+    """Whether an attribute is an object's own: functools gives wrappers more in newer versions of Python, and
+    configurations of transformers have its version."""
+    is_pythons = name.startswith("__") and name.endswith("__") and name != "__wrapped__"
+    return not is_pythons and name != "transformers_version"
 
 
 def _has_value(value: Any) -> bool:

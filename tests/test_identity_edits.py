@@ -2,17 +2,13 @@
 
 import ast
 import importlib
-import json
 import subprocess
 import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 
 from flops_fit_core import code_hash
 from flops_fit_core.identity import identify_callable
-from flops_fit_core.syntax import hash_source
 
 PACKAGE = {
     "ownpkg/__init__.py": "from ownpkg.model import GPT, GPTConfig\n",
@@ -948,7 +944,9 @@ def test_what_is_installed_counts_by_its_name_and_an_editable_install_by_its_sou
     (installed / "ownpkg_installed.py").write_text("def layer(x): return x\n")
     (installed / "editable.pth").write_text(f"{source}\n")
     (source / "ownpkg_editable.py").write_text(
-        "from ownpkg_installed import layer\ndef helper(x): return x\ndef make(width): return layer(helper(width))\n"
+        "from ownpkg_installed import layer\n"
+        "def helper(x): return x\n"
+        "def make(width): return layer(helper(width))\n"
     )
     before = identity("ownpkg_editable:make")
     edit(installed, "ownpkg_installed.py", "return x", "return -x")
@@ -963,9 +961,6 @@ def test_what_is_installed_counts_by_its_name_and_an_editable_install_by_its_sou
 SCRIPT = """
 import sys
 from dataclasses import dataclass
-
-import torch
-from torch import nn
 
 from flops_fit_core.identity import identify_callable
 
@@ -983,12 +978,12 @@ class Config:
     names: frozenset = frozenset({"a", "b", "c"})
 
 
-class Block(nn.Module):
+class Block:
     def forward(self, x):
         return scaled(x)
 
 
-class Net(nn.Module):
+class Net:
     def __init__(self, width, config=Config()):
         super().__init__()
         self.block = Block()
@@ -1014,9 +1009,7 @@ def test_a_script_is_the_same_in_every_process_and_follows_the_classes_in_it(tmp
     before = output(tmp_path, "script.py", seed="1")
     assert len(before) == 16
     script.write_text(
-        SCRIPT.replace("[1e5, 2e5]", "[1e5, 4e5]").replace(
-            "class Block(nn.Module):", '\nclass Block(nn.Module):\n    """A block."""\n'
-        )
+        SCRIPT.replace("[1e5, 2e5]", "[1e5, 4e5]").replace("class Block:", '\nclass Block:\n    """A block."""\n')
     )
     assert output(tmp_path, "script.py", seed="2") == before
     script.write_text(SCRIPT.replace("return scaled(x)", "return scaled(x) + 1"))
@@ -1070,7 +1063,16 @@ for number, cell in enumerate(sys.stdin.read().split("# cell")):
     exec(compile(cell, name, "exec"), names)
 print(identify_callable(names["Net"], {}, "model_cls"))
 """
-CELLS = "def helper(x):\n    return 2 * x\n# cell\nwidth = 3\n# cell\nclass Net:\n    def forward(self, x):\n        return helper(x) + width\n"
+CELLS = """
+def helper(x):
+    return 2 * x
+# cell
+width = 3
+# cell
+class Net:
+    def forward(self, x):
+        return helper(x) + width
+"""
 
 
 def test_the_cells_of_a_notebook_are_followed(tmp_path):
