@@ -246,6 +246,8 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 def _imports(node: ast.AST) -> Iterator[_Import]:
     if isinstance(node, ast.ImportFrom):
         yield node.module or "", tuple(alias.name for alias in node.names), node.level
+    elif _names_a_module(node) and (name := _constant_argument(node)):
+        yield name.lstrip("."), (), len(name) - len(name.lstrip("."))
     elif isinstance(node, ast.Import):
         for alias in node.names:
             package, _, name = alias.name.rpartition(".")
@@ -253,7 +255,17 @@ def _imports(node: ast.AST) -> Iterator[_Import]:
 
 
 def _imports_by_computed_name(node: ast.AST) -> bool:
+    return _names_a_module(node) and not _constant_argument(node)
+
+
+def _names_a_module(node: ast.AST) -> bool:
+    """Whether a node is a call of ``import_module`` or the like."""
     if not isinstance(node, ast.Call):
         return False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
     return name in {"import_module", "__import__", "iter_modules", "walk_packages"}
+
+
+def _constant_argument(node: ast.AST) -> str:
+    argument = node.args[0] if isinstance(node, ast.Call) and node.args else None
+    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else ""

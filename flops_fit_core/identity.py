@@ -6,6 +6,7 @@ every global variable, base class and import that its code uses. What is install
 
 from __future__ import annotations
 
+import ast
 import builtins
 import contextlib
 import importlib
@@ -87,7 +88,12 @@ class _Graph:
         """The hash of what a reference leads to."""
         while self._queue:  # a queue rather than recursion: chains of references can be long
             number, describe, self._is_strict = self._queue.popleft()
-            self._contents[number] = describe()
+            try:
+                self._contents[number] = describe()
+            except ConfigError:
+                raise
+            except Exception as error:  # code and objects of the user's own may raise anything
+                raise unidentified(self._what, f"{type(error).__name__}: {error}") from error
         return content_hash([root, self._contents])
 
     def _node(self, key: Any, describe: Callable[[], Any]) -> list[Any]:
@@ -165,7 +171,10 @@ class _Graph:
             return {key: item for key, item in sorted(inner.items()) if item}
         if isinstance(value, list | tuple | set | frozenset):
             return sorted(filter(None, map(self._callables, value)), key=repr)
-        return self.reference(value) if isinstance(value, type | FunctionType | partial) else None
+        if not isinstance(value, type | FunctionType | partial):
+            return None
+        with contextlib.suppress(ConfigError):  # a partial's arguments
+            return self.reference(value)
 
     # ------------------------------------------------------------------ callables
 
@@ -202,7 +211,12 @@ class _Graph:
 
     def _describe_object(self, thing: Any) -> Any:
         """Its class and what it holds."""
-        state = state_of(thing, self._what)
+        try:
+            state = state_of(thing, self._what)
+        except ConfigError:
+            if self._is_strict:
+                raise
+            return [self.reference(type(thing)), None]
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # in slots
             state = {**(state[0] or {}), **state[1]}
         if isinstance(state, Mapping):
@@ -224,8 +238,14 @@ class _Graph:
         tree = function_tree(function)
         parts: dict[str, Any] = {"name": qualified_name(function)}
         parts["code"] = hash_syntax([tree]) if tree is not None else _describe_code(function.__code__)
-        parts["defaults"] = [self._plain_or_name(value) for value in function.__defaults__ or ()]
-        parts["keyword defaults"] = self._identifiable(function.__kwdefaults__ or {})
+        defaults = [
+            None if tree is not None and _holds_place(value) else value for value in function.__defaults__ or ()
+        ]
+        parts["defaults"] = [self._plain_or_name(value) for value in defaults]
+        keywords = (function.__kwdefaults__ or {}).items()
+        parts["keyword defaults"] = self._identifiable(
+            {name: value for name, value in keywords if tree is None or not _holds_place(value)}
+        )
         parts["closure"] = {name: self._plain_or_name(value) for name, value in _closure(function).items()}
         if hasattr(function, "__wrapped__"):
             parts["wrapped"] = self._plain_or_name(function.__wrapped__)
@@ -256,13 +276,14 @@ class _Graph:
         with self._lenient():
             parts["fields"] = self._fields(kind)
             parts["annotations"] = self._annotations(kind)
+            parts["field names"] = [] if tree is not None else list(vars(kind).get("__dataclass_fields__", {}))
             if any(reads_attribute(function.__code__, "__subclasses__") for function in functions):
                 parts["subclasses"] = self._subclasses(kind)
         return {name: part for name, part in parts.items() if part}
 
     def _attributes(self, kind: type, tree: ClassTree | None, *, has_methods: bool) -> dict[str, Any]:
         """What a class holds beside methods. Its source text is enough for what has no identity."""
-        held = dict(_attributes(kind))
+        held = {name: value for name, value in _attributes(kind) if tree is None or not _holds_place(value)}
         mutated = tree.source.mutated & held.keys() if tree is not None else set()
         registries = {name: self._callables(held.pop(name)) for name in sorted(mutated)}
         is_compiled = tree is None and not has_methods  # its descriptors may not show what they are
@@ -338,33 +359,46 @@ class _Graph:
         return name, self._variable(value, last, home)
 
     def _variable(self, value: Any, name: str, home: str) -> Any:
-        """What stands for the value of a global variable: if it is a place, a device, changed with use or cannot
-        be identified, the statement that sets it."""
+        """What stands for a global variable: the statement that sets it, if it holds a place or a device, changes
+        with use or cannot be identified; otherwise its value."""
         if isinstance(value, ModuleType):
             return self._module(value)
         if isinstance(value, type | FunctionType):
             return self.reference(value)
+        name, home = _origin(name, home)
         source = source_tree(home)
-        is_changed = source is not None and name in source.mutated
-        if is_changed or _is_place(value):
-            return [self._statement(name, home), self._callables(value)]
         try:
+            if source is not None and (name in source.mutated or _holds_place(value)):
+                return [hash_syntax(source.bindings(name)), self._callables(value)]
+            if source is not None and self._is_librarys(value) and any(map(_is_definition, source.bindings(name))):
+                return self._statement(name, home)  # a kernel, an operator: an object around the user's function
             return self.plain(value)
-        except ConfigError:
+        except Exception:  # a value's own code may raise anything
             return [qualified_name(type(value)), self._statement(name, home)]
 
-    def _statement(self, name: str, home: str, hops: int = 10) -> Any:
-        """The syntax of the statement that sets a variable, in the module that it was imported from."""
+    def _is_librarys(self, value: Any) -> bool:
+        """Whether a value is an object of a library. Raises ConfigError for a callable that does not show what it
+        holds."""
+        if isinstance(value, partial | BuiltinFunctionType | MethodType) or is_users(type(value)):
+            return False
+        if callable(value):
+            state_of(value, self._what)
+        return True
+
+    def _statement(self, name: str, home: str) -> Any:
+        """The syntax of the statement that sets a variable, and what the names in it stand for."""
+        return self._node(("statement", name, home), partial(self._describe_statement, name, home))
+
+    def _describe_statement(self, name: str, home: str) -> Any:
         source = source_tree(home)
         statements = source.bindings(name) if source is not None else []
-        for statement in statements:
-            if type(statement).__name__ == "ImportFrom" and hops:
-                module, level = getattr(statement, "module", None) or "", getattr(statement, "level", 0)
-                original = next(a.name for a in statement.names if name in (a.asname, a.name))  # type: ignore[attr-defined]
-                files = list(imported_files(module, [original], level, Path(home).parent))
-                if files and str(files[0]) != home:
-                    return self._statement(original, str(files[0]), hops - 1)
-        return hash_syntax(statements)
+        modules = [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == home]
+        namespace = vars(modules[0]) if modules else {}
+        names = {node.id for part in statements for node in ast.walk(part) if isinstance(node, ast.Name)} - {name}
+        values = {
+            other: self._variable(namespace[other], other, home) for other in sorted(names & namespace.keys())
+        }
+        return [hash_syntax(statements), values]
 
     def _module(self, module: ModuleType) -> Any:
         """A module as a value: of the user's own, all of its files."""
@@ -428,6 +462,28 @@ class _Graph:
 
 
 # ---------------------------------------------------------------------------- what an object is
+
+
+def _origin(name: str, home: str) -> tuple[str, str]:
+    """The name and file of a variable where it is set, if it was imported by ``from module import name``."""
+    for _ in range(10):
+        source = source_tree(home)
+        imports_of_it = (
+            [part for part in source.bindings(name) if isinstance(part, ast.ImportFrom)] if source else []
+        )
+        if not imports_of_it:
+            break
+        statement = imports_of_it[0]
+        original = next(alias.name for alias in statement.names if name in (alias.asname, alias.name))
+        files = [*imported_files(statement.module or "", [original], statement.level, Path(home).parent)]
+        if not files or str(files[0]) == home:
+            break
+        name, home = original, str(files[0])
+    return name, home
+
+
+def _is_definition(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
 def is_users(thing: Any) -> bool:
@@ -535,6 +591,14 @@ def _is_held(name: str) -> bool:
     configurations of transformers have its version."""
     is_pythons = name.startswith("__") and name.endswith("__") and name != "__wrapped__"
     return not is_pythons and name != "transformers_version"
+
+
+def _holds_place(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_place, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_holds_place, value))
+    return _is_place(value)
 
 
 def _has_value(value: Any) -> bool:

@@ -834,6 +834,35 @@ except ImportError:
     from ownpkg.layers import Block
 def make(width): return Block(width)
 """,
+    "a function in a library's object": """
+from collections import UserString
+def jit(function):
+    kernel = UserString("kernel")
+    kernel.run = function
+    del kernel.run
+    return kernel
+@jit
+def kernel(x): return helper(x)
+def helper(x): return x.relu().square()
+def make(width): return kernel[width]
+""",
+    "an object that does not show what it holds": """
+import weakref
+def build(): return helper
+def helper(x): return x.relu().square()
+TABLE = weakref.ref(build)
+def make(width): return TABLE
+""",
+    "an object that holds itself": """
+TABLE = {"helper": lambda x: x.relu().square()}
+TABLE["self"] = TABLE
+def make(width): return TABLE
+""",
+    "a dict beside a place": """
+import os
+PARTS = {"act": lambda x: x.relu().square(), "data": os.path.abspath("data")}
+def make(width): return PARTS["act"]
+""",
     "an exported attribute of the package": """
 import ownpkg
 def make(width): return ownpkg.model.L.Block(width)
@@ -861,6 +890,7 @@ from collections import Counter
 from pathlib import Path
 
 import torch
+from ownpkg_shared import SEEN
 
 logger = logging.getLogger(__name__)
 lock = threading.Lock()
@@ -868,6 +898,7 @@ HERE = Path(__file__).parent
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), "data")
 DEVICE = os.environ.get("OWN_DEVICE", "cpu")
 CACHE, COUNTS, CALLS = {}, Counter(), 0
+SETTINGS = {"data": DATA, "device": DEVICE, "tag": "/think"}
 GENERATOR = torch.Generator()
 
 
@@ -875,8 +906,11 @@ class Model:
     made = 0
     cache = {}
 
-    def __init__(self, width):
+    home = DATA
+
+    def __init__(self, width, device=DEVICE, *, data=DATA):
         global CALLS
+        SEEN[width] = SETTINGS
         CALLS += 1
         Model.made += 1
         type(self).cache[width] = self
@@ -890,12 +924,16 @@ class Model:
 
 def test_counters_caches_places_and_devices_do_not_count(package, monkeypatch):
     (package / "ownpkg_state.py").write_text(STATEFUL)
+    (package / "ownpkg_shared.py").write_text("SEEN = {}\ndef add(key): SEEN[key] = True\n")
     before = identity("ownpkg_state:Model")
     model = sys.modules["ownpkg_state"].Model
     model(4)
     assert identify_callable(model, {}, "model_cls") == before
     monkeypatch.setenv("OWN_DEVICE", "cuda:1")
     assert identity("ownpkg_state:Model") == before
+    edit(package, "ownpkg_state.py", '"/think"', '"/end"')
+    assert identity("ownpkg_state:Model") != before
+    edit(package, "ownpkg_state.py", '"/end"', '"/think"')
     moved = package / "moved"
     moved.mkdir()
     (package / "ownpkg_state.py").rename(moved / "ownpkg_state.py")
