@@ -10,7 +10,7 @@ import ast
 import linecache
 import sys
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import cached_property
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -57,16 +57,30 @@ class SourceTree:
 
     def bindings(self, name: str) -> list[ast.stmt]:
         """The statements outside of functions and classes that give a variable its value."""
-        return [node for node in _outer_statements(self.tree.body) if name in _bound(node)]
+        return self._bindings.get(name, [])
+
+    @cached_property
+    def _bindings(self) -> dict[str, list[ast.stmt]]:
+        statements: dict[str, list[ast.stmt]] = {}
+        for node in _outer_statements(self.tree.body):
+            for name in _bound(node):
+                statements.setdefault(name, []).append(node)
+        return statements
 
 
 def source_tree(file: str, namespace: dict[str, Any] | None = None) -> SourceTree | None:
     """None if there is no source."""
     linecache.checkcache(file)
-    return _parse("".join(linecache.getlines(file, namespace)))
+    lines = linecache.getlines(file, namespace)
+    if file not in _trees or _trees[file][0] is not lines:  # the same list until the file changes
+        _trees[file] = lines, _parse("".join(lines))
+    return _trees[file][1]
 
 
-@lru_cache(maxsize=500)
+_trees: dict[str, tuple[list[str], SourceTree | None]] = {}
+"""By file: its lines as linecache keeps them, and their tree."""
+
+
 def _parse(text: str) -> SourceTree | None:
     try:
         return SourceTree(ast.parse(text)) if text else None

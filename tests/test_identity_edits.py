@@ -1141,3 +1141,120 @@ print(identify_callable(Net, {}, "model_cls") != before)
 def test_a_helper_typed_at_a_prompt_is_followed():
     done = subprocess.run([sys.executable, "-i"], input=AT_A_PROMPT, capture_output=True, text=True)
     assert done.stdout.split() == ["True"], done.stderr
+
+
+# ---------------------------------------------------------------------------- every version of Python
+
+PLAIN = '''
+import math
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial, singledispatch, wraps
+
+KINDS, CACHE, DEPTH, NAMES = {}, {}, 3, ("a", "b")
+
+
+def register(kind):
+    KINDS[kind.__name__] = kind
+    return kind
+
+
+def twice(function):
+    @wraps(function)
+    def inner(*args, **kwargs):
+        return function(function(*args, **kwargs))
+
+    return inner
+
+
+@twice
+def grow(x, by=(1, 2.5), *, most=None):
+    return x + sum(by) if most is None else min(most, x)
+
+
+@lru_cache(maxsize=8)
+def root(x):
+    return math.sqrt(x)
+
+
+@singledispatch
+def show(x):
+    return f"{x!r:>{DEPTH}} {root(4):.2f}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sizes."""
+
+    width: int
+    depth: int = DEPTH
+    names: tuple = field(default_factory=lambda: [name.upper() for name in NAMES])
+
+    @cached_property
+    def total(self):
+        return self.width * self.depth
+
+
+@register
+class Block:
+    scale = partial(grow, most=9)
+
+    def __init__(self, config: Config):
+        self.parts = {number: root(number) for number in range(config.depth)}
+
+    def forward(self, x):
+        class Inner:
+            depth = DEPTH
+
+        match x:
+            case {"x": value}:
+                return show(value)
+            case _:
+                return [grow(part) for part in self.parts if (half := part / 2) < Inner.depth], half
+
+
+def make(width):
+    return KINDS["Block"](Config(width))
+'''
+PLAIN_IDENTITY = "f6b7cd687d0a95ba"
+"""Computed with Python 3.11.7, 3.12.1 and 3.13.0."""
+
+
+def test_every_supported_python_has_the_same_identity(package):
+    (package / "ownpkg_plain.py").write_text(PLAIN)
+    assert identity("ownpkg_plain:make") == PLAIN_IDENTITY
+
+
+def test_a_sweep_of_a_class_forgets_its_runs_when_a_class_that_it_uses_is_edited(package):
+    pytest.importorskip("torch")
+    from test_find_optimal import ids, planned
+
+    text = """
+from torch import nn
+
+
+class Block(nn.Linear):
+    \"\"\"A block.\"\"\"
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+class Net(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(Block(4, width), nn.Linear(width, 3))
+
+    def forward(self, x):
+        return self.layers(x)
+"""
+
+    def runs():
+        forget()
+        return ids(planned(package, importlib.import_module("ownpkg_net").Net))
+
+    (package / "ownpkg_net.py").write_text(text)
+    before = runs()
+    edit(package, "ownpkg_net.py", '"""A block."""', '"""Linear and ReLU."""  # of width')
+    assert runs() == before
+    edit(package, "ownpkg_net.py", ".relu()", ".tanh()")
+    assert not set(runs()) & set(before)
