@@ -38,6 +38,7 @@ from flops_fit_core.syntax import hash_syntax
 
 __all__ = ["hash_item", "identify_callable", "identify_value", "qualified_name", "unidentified"]
 
+_BUILT_IN = (Mapping, list, tuple, set, frozenset, int, float, str, bytes)
 _OF_MODULES = {
     "__builtins__",
     "__cached__",
@@ -120,7 +121,13 @@ class _Graph:
     def plain(self, value: Any) -> Any:
         """JSON-able stand-in for a value. Raises ConfigError if it cannot be identified."""
         if isinstance(value, Enum):
-            return [f"{qualified_name(value)}.{value.name}", self._identifiable({"value": value.value})]
+            kind = self.reference(type(value))
+            return [kind, f"{qualified_name(value)}.{value.name}", self._identifiable({"value": value.value})]
+        if isinstance(value, _BUILT_IN) and type(value).__module__ != "builtins" and is_users(type(value)):
+            return [self.reference(type(value)), self._plain_built_in(value)]  # a named tuple, a dict with methods
+        return self._plain_built_in(value)
+
+    def _plain_built_in(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {str(key): self.plain(item) for key, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
@@ -508,7 +515,7 @@ def _undecorated(function: Any) -> Any:
 def _is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> bool:
     """Whether a method follows from the source or the fields of its class: made by a dataclass or attrs."""
     inner = inspect.unwrap(function)
-    if inner.__globals__.get("__name__") == "dataclasses":
+    if inner.__globals__.get("__name__") in {"dataclasses", "collections", "enum"}:
         return True
     if tree is None:
         return "__dataclass_fields__" in vars(kind) and inner.__code__.co_filename == "<string>"
@@ -518,9 +525,13 @@ def _is_generated(function: FunctionType, kind: type, tree: ClassTree | None) ->
 
 def _attributes(kind: type) -> Iterator[tuple[str, Any]]:
     """What a class holds beside methods and what Python puts there."""
+    if issubclass(kind, Enum):  # what else there is depends on the version of Python
+        yield from ((name, member.value) for name, member in kind.__members__.items())
+        return
     for name, value in vars(kind).items():
         is_pythons = (name.startswith("_") and name.endswith("_")) or name == "_abc_impl"
-        if not is_pythons and not list(_of_member(value)) and not inspect.isdatadescriptor(value):
+        is_slot = inspect.isdatadescriptor(value) and not is_users(type(value))
+        if not is_pythons and not list(_of_member(value)) and not is_slot:
             yield name, value
 
 
