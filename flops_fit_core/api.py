@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from flops_fit_core.inline import (
 )
 from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
 from flops_fit_core.inline_streams import SeededStream
+from flops_fit_core.model_check import compare_model_check, with_model_check
 from flops_fit_core.planning import make_plan
 from flops_fit_core.records import LawFit, Observation
 from flops_fit_core.registry import Registry, installed
@@ -46,6 +48,7 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
     folder = study_folder(out, experiment.name)
     experiment = folder.with_own_planner(experiment, registry)
     sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
+    sweep = with_model_check(experiment, sweep, folder.path)
     return Study(sweep, registry, folder, experiment=experiment)
 
 
@@ -223,8 +226,11 @@ def find_optimal(
     )
     folder = study_folder(output_dir, name)
     experiment = folder.with_own_planner(experiment, whole)
+    sweep = make_plan(experiment)
+    if note := compare_model_check(experiment, sweep, folder.path):
+        warnings.warn(note, stacklevel=2)
     study = Study(
-        make_plan(experiment),
+        sweep,
         whole,
         folder,
         experiment=experiment,

@@ -15,8 +15,13 @@ ROOT = Path(__file__).parents[1]
 CORE = ROOT / "flops_fit_core"
 ROOMS = [
     "errors",
+    "syntax",
+    "first_party",
     "importing",
     "records",
+    "item_hash",
+    "code_names",
+    "source_lookup",
     "identity",
     "contracts",
     "tasks",
@@ -34,6 +39,7 @@ ROOMS = [
     "folder",
     "drivers",
     "training",
+    "model_check",
     "sweep",
     "fitting",
     "report",
