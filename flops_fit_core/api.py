@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ from flops_fit_core.contracts import Dataset, Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.inline import INLINE, InlinePlugin, counter_entry, dataset_entry, model_entry, optimizer_entry
 from flops_fit_core.inline_data import InlineData, identify_functions
-from flops_fit_core.planning import make_plan
-from flops_fit_core.records import LawFit, Observation
+from flops_fit_core.planning import WARNING, make_plan
+from flops_fit_core.records import LawFit, Observation, SweepPlan
 from flops_fit_core.registry import Registry, installed
 from flops_fit_core.specs import Spec
 from flops_fit_core.study import Study, study_folder
+
+logger = logging.getLogger("flops_fit")
 
 Source = Experiment | Mapping[str, Any] | str | Path
 
@@ -31,6 +34,13 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
 
     Raises ConfigError, PlanError or DataError, saying what to change.
     """
+    study = plan_study(source, registry=registry, out=out)
+    _log_warnings(study.plan)
+    return study
+
+
+def plan_study(source: Source, *, registry: Registry | None = None, out: str | Path | None = None) -> Study:
+    """:func:`plan` without log messages, for callers that print the plan's notes themselves."""
     registry = registry or installed()
     experiment = _experiment(source, registry)
     folder = study_folder(out, experiment.name)
@@ -201,6 +211,7 @@ def find_optimal(
         experiment=experiment,
         store=store if _is_store(store) else None,
     )
+    _log_warnings(study.plan)
     if train:
         study.train(again=not resume)
     return study
@@ -270,6 +281,12 @@ class _Objects:
     def _add(self, make: Callable[[], Spec], table: dict[str, Any]) -> dict[str, Any]:
         self._inline.makers.append(make)
         return table
+
+
+def _log_warnings(sweep: SweepPlan) -> None:
+    for note in sweep.notes:
+        if note.startswith(WARNING):
+            logger.warning("%s", note.removeprefix(WARNING).strip())
 
 
 def _is_store(value: Any) -> bool:

@@ -63,6 +63,8 @@ class Chosen(Generic[S]):
 
     offer: Offer[S]
     options: Options
+    by_default: bool = False
+    """Whether the name is a default, because the user wrote none."""
 
     @property
     def name(self) -> str:
@@ -85,7 +87,7 @@ class Chosen(Generic[S]):
     def with_options(self, /, **changes: Any) -> Chosen[S]:
         """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
         given = self.options.model_dump(exclude_unset=True)
-        return Chosen(self.offer, self.spec.options.model_validate({**given, **changes}))
+        return Chosen(self.offer, self.spec.options.model_validate({**given, **changes}), self.by_default)
 
     def unset(self, option: str) -> bool:
         """Whether the plugin has this option and the user left it alone."""
@@ -171,7 +173,8 @@ class _Pick:
             return value
         if isinstance(value, str):
             value = {"name": value}
-        if self.default is not None and (value is None or (isinstance(value, dict) and "name" not in value)):
+        unnamed = value is None or (isinstance(value, dict) and "name" not in value)
+        if self.default is not None and unnamed:
             name = self.default if isinstance(self.default, str) else self.default(info)
             value = {"name": name, **(value or {})}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -183,13 +186,22 @@ class _Pick:
         except ConfigError as error:
             raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
         options = {key: item for key, item in value.items() if key != "name"}
-        return Chosen(offer, offer.spec.options.model_validate(options, context=info.context))
+        return Chosen(offer, offer.spec.options.model_validate(options, context=info.context), unnamed)
 
 
 def _dump(chosen: Any) -> Any:
     if not isinstance(chosen, Chosen):  # the default's name, when a JSON schema shows it
         return chosen
     return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
+
+
+def _optimizer_of_model(info: ValidationInfo) -> str:
+    """The model family's, in an experiment file. Python objects and the planner's first revision keep SGD."""
+    model, planner = info.data.get("model"), info.data.get("planner")
+    from_file = (info.context or {}).get("from_file", False)
+    if not from_file or model is None or planner == 1:
+        return DEFAULTS["optimizer"]
+    return model.spec.optimizer or DEFAULTS["optimizer"]
 
 
 def _schedule_of_optimizer(info: ValidationInfo) -> str:
@@ -204,7 +216,7 @@ def _trainer_of_dataset(info: ValidationInfo) -> str:
 
 ModelChoice = Annotated[Chosen[ModelSpec], _Pick("model")]
 DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
-OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", DEFAULTS["optimizer"])]
+OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
 ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
 RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
 FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"])]

@@ -11,6 +11,7 @@ from flops_fit_core.contracts import Dataset, LossSurface
 from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import Meter
 from flops_fit_core.planning.cells import CellResolver
+from flops_fit_core.planning.plain_sgd import plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
@@ -57,6 +58,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         notes=tuple(
             dict.fromkeys(
                 [
+                    *plain_sgd_notes(experiment, dataset),
                     *_of_planner(experiment),
                     *choose_sizes.notes,
                     *repeats,

@@ -126,6 +126,7 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         "flops_per_token": flops_per_token,
         "shape": shape,
         "parameter_groups": parameter_groups,
+        "optimizer": "optim/adamw",
         "requires": REQUIRES,
         "extra": "transformers",
     }
