@@ -32,13 +32,14 @@ def _is_plain_sgd(chosen: Chosen[OptimizerSpec]) -> bool:
     """Whether it builds torch's SGD without momentum, for a small module; False if it cannot be built for one."""
     import torch
 
-    module = torch.nn.Linear(2, 2)
-    group = ParameterGroup(list(module.parameters()))
-    view = RunView(steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group])
-    try:
-        optimizer = chosen.spec.build(chosen.options, module, view)
-    except Exception:
-        return False  # Only a note is lost: the run itself reports what the optimizer needs.
+    with torch.random.fork_rng(devices=()):  # planning leaves the caller's generators alone
+        module = torch.nn.Linear(2, 2)
+        group = ParameterGroup(list(module.parameters()))
+        view = RunView(steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group])
+        try:
+            optimizer = chosen.spec.build(chosen.options, module, view)
+        except Exception:
+            return False  # Only a note is lost: the run itself reports what the optimizer needs.
     return isinstance(optimizer, torch.optim.SGD) and not any(
         group.get("momentum") for group in optimizer.param_groups
     )
