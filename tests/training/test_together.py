@@ -133,7 +133,7 @@ def test_a_block_with_a_weight_that_is_used_elsewhere_is_left_to_the_whole_model
 def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
     def images(devices, **trainer):
         return {
-            "sweep": {"budgets": [2e8], "sizes": [{"width": 8}], "batch_size": 6, "repeat": True, "min_steps": 1},
+            "sweep": {"budgets": [5_095_680], "sizes": [{"width": 8}], "batch_size": 6, "min_steps": 1},
             "model": {"name": "vit", "depth": 2, "head_dim": 4, "patch": 4},
             "dataset": {"name": "images"},
             "optimizer": "adamw",
