@@ -9,10 +9,20 @@ from typing import Any
 
 from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
-from flops_fit_core.contracts import Dataset, Fitter, Logger, ResultStore
+from flops_fit_core.contracts import Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.inline import INLINE, InlinePlugin, counter_entry, dataset_entry, model_entry, optimizer_entry
-from flops_fit_core.inline_data import InlineData, identify_functions
+from flops_fit_core.identity import qualified_name
+from flops_fit_core.inline import (
+    INLINE,
+    InlinePlugin,
+    counter_entry,
+    dataset_entry,
+    model_entry,
+    optimizer_entry,
+    torch_dataset_entry,
+)
+from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
+from flops_fit_core.inline_streams import SeededStream
 from flops_fit_core.planning import WARNING, make_plan
 from flops_fit_core.records import LawFit, Observation, SweepPlan
 from flops_fit_core.registry import Registry, installed
@@ -104,6 +114,8 @@ def find_optimal(
     heldout_share: float = 0.1,
     tokens_per_sample: int | None = None,
     unit: str | None = None,
+    loss_reduction: str | None = None,
+    copy_task: bool = False,
     batch_size: int | None = None,
     sizes: int | Sequence[int] = 6,
     tokens_per_param: float = 20.0,
@@ -135,16 +147,21 @@ def find_optimal(
             ``parameter_groups()`` says which parameters decay, and which share of them one token uses.
         model_size_param: The integer argument that scales it, such as ``"d_model"``.
         dataset: A torch Dataset, IterableDataset (an endless one too) or DataLoader (whose dataset, collate
-            function and batch size are used) of tuples, dicts or tensors; or a flops-fit Dataset factory
-            ``make(seed)``, or the name of a dataset plugin.
+            function and batch size are used) of tuples, dicts or tensors; or a function ``make(seed)`` that
+            returns a stream in the order of a seed, or a flops-fit Dataset; or the name of a dataset plugin.
         compute_budgets: Training FLOPs C of each IsoFLOP profile, at least three for an interval.
         model_kwargs: Its other arguments.
-        loss_fn: ``loss_fn(outputs, targets)``, a mean or one value a sample, in nats. By default
-            cross-entropy for class numbers and squared error for real targets.
+        loss_fn: ``loss_fn(outputs, targets)`` in nats: a scalar mean or sum, one value for each sample or target,
+            or ``(sum, count)``. By default cross-entropy for class numbers (-100 is ignored) and squared error
+            for real targets.
         heldout: Data to measure the loss on; by default ``heldout_share`` of the dataset.
         tokens_per_sample: What one sample counts for in D; by default the length of a row of class numbers,
             otherwise 1.
         unit: What D counts, for people: ``"tokens"``, ``"images"``.
+        loss_reduction: Form of the value of ``loss_fn`` where it cannot be found: ``"mean"``, ``"sum"``,
+            ``"sample-mean"``, ``"sample-sum"``, or ``"batch"`` for a loss of whole batches (contrastive,
+            regularised), whose batches then all have ``batch_size`` samples.
+        copy_task: Whether targets may be inputs that the model is given (masked language models, autoencoders).
         batch_size: Samples a step; by default the DataLoader's, otherwise the recipe's.
         sizes: How many sizes a budget, or a list of values of ``model_size_param``.
         tokens_per_param: A guess of D / N at the optimum, which centres the sizes.
@@ -171,7 +188,18 @@ def find_optimal(
     base = registry or installed()
     inline = InlinePlugin()
     given = _Objects(inline, fingerprint)
-    data, loader_batch = given.dataset(dataset, heldout, heldout_share, loss_fn, tokens_per_sample, unit)
+    data, loader_batch = given.dataset(
+        dataset,
+        heldout=heldout,
+        heldout_share=heldout_share,
+        loss_fn=loss_fn,
+        tokens_per_sample=tokens_per_sample,
+        unit=unit,
+        repeat=repeat,
+        copy_task=copy_task,
+        loss_reduction=loss_reduction,
+        batch_size=batch_size,
+    )
     tables: dict[str, Any] = {
         "name": name,
         "sweep": {
@@ -227,34 +255,23 @@ class _Objects:
     def model(self, model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any]) -> Any:
         return self._add(*model_entry(model_cls, size, kwargs, self._fingerprint))
 
-    def dataset(
-        self,
-        data: Any,
-        heldout: Any | None,
-        share: float,
-        loss_fn: Callable[[Any, Any], Any] | None,
-        tokens_per_sample: int | None,
-        unit: str | None,
-    ) -> tuple[Any, int | None]:
+    def dataset(self, data: Any, **given: Any) -> tuple[Any, int | None]:
         """The dataset's table, and a DataLoader's batch size."""
+        loader_batch = getattr(data, "batch_size", None)
         if isinstance(data, str | Mapping | Spec):
-            if loss_fn is not None or heldout is not None:
+            if given["loss_fn"] is not None or given["heldout"] is not None:
                 raise ConfigError("a dataset that is a plugin has its own loss and held-out part: leave them out")
             return self.choice("dataset", data), None
-        if callable(data) and not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
-            make: Callable[[int], Dataset] = data
-        else:
-            make = InlineData(
-                training=data,
-                heldout=heldout,
-                heldout_share=share,
-                loss_fn=loss_fn,
-                tokens_per_sample=tokens_per_sample,
-                unit=unit,
-                fingerprint=self._fingerprint,
-                functions=() if self._fingerprint else identify_functions(data, loss_fn),
-            ).open
-        return self._add(*dataset_entry(make)), getattr(data, "batch_size", None)
+        is_data = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
+        if isinstance(data, type) or (callable(data) and not is_data):
+            made = _made(data)
+            if hasattr(made, "task") and hasattr(made, "heldout"):
+                return self._add(*dataset_entry(data)), None
+            data = SeededStream(data)
+        opened = open_inline_data(
+            data, fingerprint=self._fingerprint, **{**given, "batch_size": given["batch_size"] or loader_batch}
+        )
+        return self._add(*torch_dataset_entry(opened.open, InlineDataOptions)), loader_batch
 
     def optimizer(self, value: Any) -> Any:
         if callable(value) and not isinstance(value, Spec):
@@ -287,6 +304,26 @@ def _log_warnings(sweep: SweepPlan) -> None:
     for note in sweep.notes:
         if note.startswith(WARNING):
             logger.warning("%s", note.removeprefix(WARNING).strip())
+
+
+def _made(make: Callable[[int], Any]) -> Any:
+    """A dataset made from a seed. Raises ConfigError for what is none."""
+    try:
+        made = make(0)
+    except Exception as error:
+        raise ConfigError(
+            f"dataset={qualified_name(make)} is called with a seed, and raised {type(error).__name__}: {error}. "
+            "Give a dataset, or a function make(seed)"
+        ) from error
+    is_dataset = hasattr(made, "task") and hasattr(made, "heldout")
+    if not is_dataset and (
+        not hasattr(made, "__iter__") or (hasattr(made, "__getitem__") and hasattr(made, "__len__"))
+    ):
+        raise ConfigError(
+            f"dataset={qualified_name(make)} returned a {type(made).__name__}: it must return an IterableDataset "
+            "or a flops-fit Dataset. Give a dataset with a length as it is, the sweep shuffles it"
+        )
+    return made
 
 
 def _is_store(value: Any) -> bool:

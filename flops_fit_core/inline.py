@@ -21,6 +21,8 @@ from flops_fit_core.identity import identify_callable, qualified_name
 from flops_fit_core.specs import DatasetSpec, FlopCounterSpec, ModelSpec, OptimizerSpec, Options, Spec
 
 INLINE = "inline"
+INLINE_REVISION = 2
+"""Of the dataset: 2 counts valid targets, and draws random items by their position."""
 
 
 class IdentifiedOptions(Options):
@@ -168,11 +170,25 @@ def dataset_entry(make: Callable[[int], Dataset]) -> Entry:
 
 
 def _dataset_spec(make: Callable[[int], Dataset]) -> Spec:
-    return DatasetSpec(name="dataset", build=partial(_build_dataset, make))
+    return DatasetSpec(name="dataset", build=partial(_build_dataset, make), revision=INLINE_REVISION)
 
 
 def _build_dataset(make: Callable[[int], Dataset], options: Options, seed: int) -> Dataset:
     return make(seed)
+
+
+def torch_dataset_entry(open_data: Callable[[int, Any], Dataset], options: type[Options]) -> Entry:
+    """A torch dataset, opened by seed and options. Its fingerprint identifies it."""
+    return partial(_torch_dataset_spec, open_data, options), {"name": f"{INLINE}/dataset"}
+
+
+def _torch_dataset_spec(open_data: Callable[[int, Any], Dataset], options: type[Options]) -> Spec:
+    build = partial(_open_dataset, open_data)
+    return DatasetSpec(name="dataset", options=options, build=build, revision=INLINE_REVISION)
+
+
+def _open_dataset(open_data: Callable[[int, Any], Dataset], options: Options, seed: int) -> Dataset:
+    return open_data(seed, options)
 
 
 def optimizer_entry(make: Callable[..., Any], fingerprint: str | None) -> Entry:

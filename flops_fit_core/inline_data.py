@@ -1,25 +1,29 @@
 """A torch ``Dataset``, ``IterableDataset`` or ``DataLoader`` as a flops-fit Dataset.
 
-Of a dataset with a length, ``heldout_share`` of its items, evenly spaced, are held out. Of a stream, its
-first samples are held out and training starts behind them.
+Of a dataset with a length, ``heldout_share`` of its items, evenly spaced, are held out. Of a stream, its first
+samples are held out and training starts behind them.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.contracts import Batch
-from flops_fit_core.errors import DataError
-from flops_fit_core.identity import hash_item, identify_value, unidentified
+from flops_fit_core.contracts import Batch, SampleSize
+from flops_fit_core.custom_task import CustomTask, LossForm, Reduction, is_classes
+from flops_fit_core.errors import ConfigError, DataError
+from flops_fit_core.identity import hash_item, identify_callable, identify_value, unidentified
 from flops_fit_core.inline import copied
+from flops_fit_core.inline_checks import data_notes, find_loss_form
+from flops_fit_core.inline_streams import SeededStream, StreamPasses, check_stream
 from flops_fit_core.records import content_hash
-from flops_fit_core.tasks import CustomTask
+from flops_fit_core.specs import Options
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 SAMPLED = 64
 """Items whose content identifies a dataset."""
@@ -27,6 +31,27 @@ REREAD = 4
 """Items that are read twice, to see that they are the same."""
 STREAM_HELDOUT = 2048
 """Samples held out of a stream, where no held-out dataset is given."""
+SIZED = 1024
+"""Training samples by which the valid share of the data is measured."""
+PROBED = 8
+"""Samples on which the form of the loss is found."""
+STATED: tuple[Reduction, ...] = ("mean", "sum", "sample-mean", "sample-sum", "batch")
+"""Forms of a loss that a user may state."""
+HELDOUT_GROUP = 8
+"""Samples of a held-out batch whose collate function draws random numbers: what it draws then depends on
+nothing."""
+
+
+class InlineDataOptions(Options):
+    """How a batch becomes a loss, found with a model of the study when it is planned."""
+
+    reduction: Reduction = "auto"
+    ignored: tuple[int, ...] = ()
+    shifted: bool = False
+    targets_argument: str = ""
+
+    def form(self) -> LossForm:
+        return LossForm(self.reduction, self.ignored, self.shifted, self.targets_argument)
 
 
 @dataclass(frozen=True)
@@ -34,6 +59,7 @@ class InlineData:
     """What ``find_optimal`` was given as data."""
 
     training: Any
+    """A torch dataset or DataLoader, or a SeededStream."""
     heldout: Any | None
     heldout_share: float
     loss_fn: Callable[[Any, Any], Any] | None
@@ -42,38 +68,43 @@ class InlineData:
     fingerprint: str | None
     functions: tuple[str | None, ...] = (None,)
     """By :func:`identify_functions`, in the caller's process: a worker may not have their source text."""
+    repeat: bool = True
+    """Whether a stream may be read more than once."""
+    copy_task: bool = False
+    """Whether targets may be the inputs themselves."""
+    loss_reduction: Reduction | None = None
+    """Form of the loss function, stated by the user."""
+    batch_size: int | None = None
+    """Samples of every batch, where the user has fixed it."""
 
-    def open(self, seed: int) -> InlineDataset:
+    def open(self, seed: int, options: InlineDataOptions | None = None) -> InlineDataset:
         """The dataset in the order of a seed."""
-        return InlineDataset(self, seed)
+        return InlineDataset(self, seed, options or InlineDataOptions())
 
 
 class InlineDataset:
-    """Implements ``Dataset`` (contracts.py) on torch's own dataset types."""
+    """Implements ``Dataset``, ``SampledDataset`` and ``CompletedDataset`` on torch's own dataset types."""
 
     bytes_per_token: float | None = None
 
-    def __init__(self, data: InlineData, seed: int) -> None:
+    def __init__(self, data: InlineData, seed: int, options: InlineDataOptions) -> None:
         from flops_fit_core.training.randomness import fixed_randomness
 
+        self.data = data
         self._seed = seed
+        self._options = options
         self._source, self._collate = unwrap(data.training)
-        with fixed_randomness():  # items may be augmented at random
-            self._look_at(data)
-
-    def _look_at(self, data: InlineData) -> None:
         self._heldout_source = unwrap(data.heldout)[0] if data.heldout is not None else None
-        self._is_stream = not _has_length(self._source)
-        if self._is_stream:
-            self._training: list[int] | None = None
-        else:
-            self._training, self._held = _split(
-                len(self._source), data.heldout_share if self._heldout_source is None else 0.0
-            )
-        sample = self._collate(list(itertools.islice(self._items(), 2)))
-        self.task = make_task(data, sample)
-        count = len(self._training) if self._training is not None else None
-        self.tokens: int | None = count * self.task.tokens_per_sample if count is not None else None
+        self.is_stream = not _has_length(self._source)
+        self._passes = StreamPasses(self._source, seed)
+        self._training, self._held = (
+            ([], [])
+            if self.is_stream
+            else _split(len(self._source), data.heldout_share if self._heldout_source is None else 0.0)
+        )
+        with fixed_randomness():  # items may be augmented at random
+            sample = self._collate(list(itertools.islice(self._first_items(), 2)))
+        self.task = make_task(data, sample, options.form())
         self.fingerprint = content_hash(self._identities(data))
 
     def _identities(self, data: InlineData) -> list[Any]:
@@ -89,32 +120,85 @@ class InlineDataset:
             *collate,
         ]
 
+    @property
+    def tokens(self) -> int | None:
+        """Different valid training targets. None for a stream that has no length and was not yet read to its
+        end."""
+        samples = self._training_samples
+        if samples is None:
+            return None
+        full = samples * self.task.tokens_per_sample
+        return round(full * self._valid_share) if self.task.counts_targets else full
+
+    @property
+    def _training_samples(self) -> int | None:
+        if not self.is_stream:
+            return len(self._training)
+        if self._passes.length is not None:
+            return self._passes.length
+        try:
+            length = len(self._source)
+        except TypeError:  # a stream without __len__
+            return None
+        return max(0, length - self._behind)
+
+    # ------------------------------------------------------------------ training data
+
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """Batches by the dataset's own ``collate_fn``, from sample ``start``, again and again."""
-        if self._is_stream:
+        """Batches by the dataset's own ``collate_fn``, from sample ``start``.
+
+        They end only with a stream that may not be repeated.
+        """
+        if self.is_stream:
             yield from self._stream_batches(batch_size, start)
+            return
         order = self._order(start)
-        while True:
-            yield self._fetch(self._source, list(itertools.islice(order, batch_size)))
+        for first in itertools.count(start, batch_size):
+            yield self._fetch(self._source, list(itertools.islice(order, batch_size)), (self._seed, first))
 
     def _stream_batches(self, batch_size: int, start: int) -> Iterator[Batch]:
         samples = itertools.islice(self._stream(), start, None)
+        first = start
         while len(items := list(itertools.islice(samples, batch_size))) == batch_size:
-            yield self._collate(items)
+            yield self._collated(items, (self._seed, first))
+            first += batch_size
+        if self._passes.length:
+            return
+        raise DataError(self._too_short())
+
+    def _too_short(self) -> str:
         if self._heldout_source is None:
-            raise DataError(
-                f"the stream ended before {batch_size} samples to train on came: its first "
-                f"{STREAM_HELDOUT} are held out. Give more, or heldout=another_dataset"
+            return (
+                f"the stream has no samples to train on: its first {STREAM_HELDOUT} are held out. Give more, or "
+                f"heldout=another_dataset"
             )
-        raise DataError(
-            f"the dataset ended after {len(items)} of the {batch_size} samples of a batch: it yields nothing "
-            f"when it is iterated again"
-        )
+        return "the stream has no samples, or none when it is iterated again: give an IterableDataset that does"
+
+    def _stream(self) -> Iterator[Any]:
+        return self._passes.samples(behind=self._behind, repeat=self.data.repeat)
+
+    @property
+    def _behind(self) -> int:
+        """First samples of each pass of a stream that are not trained on."""
+        return 0 if self._heldout_source is not None else STREAM_HELDOUT
+
+    def _order(self, start: int) -> Iterator[int]:
+        """Indices of the training samples from position ``start``, shuffled anew each epoch."""
+        import torch
+
+        epoch, skip = divmod(start, len(self._training))
+        while True:
+            order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
+            for place in torch.randperm(len(self._training), generator=order).tolist()[skip:]:
+                yield self._training[place]
+            epoch, skip = epoch + 1, 0
+
+    # ------------------------------------------------------------------ held-out data
 
     def heldout(self, tokens: int, batch_size: int) -> Iterator[Batch]:
         """The first held-out samples, in the dataset's own order."""
         wanted = max(1, round(tokens / self.task.tokens_per_sample))
-        batches = self._heldout_batches(wanted, batch_size)
+        batches = self._heldout_batches(wanted, HELDOUT_GROUP if self._draws[1] else batch_size)
         first = next(batches, None)
         if first is None:
             raise DataError("the held-out part is empty: give more data, or heldout=another_dataset")
@@ -122,53 +206,164 @@ class InlineDataset:
         yield from batches
 
     def _heldout_batches(self, wanted: int, batch_size: int) -> Iterator[Batch]:
-        source = self._source if self._heldout_source is None else self._heldout_source
+        own = self._heldout_source is not None
+        source: Any = self._heldout_source if own else self._source
         if not _has_length(source):
-            samples = itertools.islice(source, min(wanted, STREAM_HELDOUT) if source is self._source else wanted)
-            while items := list(itertools.islice(samples, batch_size)):
-                yield self._collate(items)
-            return
-        held = self._held if source is self._source else list(range(len(source)))
+            stream = StreamPasses(source, 0).read(0)
+            samples = itertools.islice(stream, wanted if own else min(wanted, STREAM_HELDOUT))
+            for first in itertools.count(0, batch_size):
+                if not (items := list(itertools.islice(samples, batch_size))):
+                    return
+                yield self._collated(items, (-1, first))
+        held = range(len(source)) if own else self._held
         for first in range(0, min(wanted, len(held)), batch_size):
-            yield self._fetch(source, held[first : min(wanted, first + batch_size)])
+            yield self._fetch(source, list(held[first : min(wanted, first + batch_size)]), (-1, first))
 
-    def _fetch(self, source: Any, indices: list[int]) -> Batch:
-        """One batch of a dataset with a length; in one go where the dataset can."""
+    # ------------------------------------------------------------------ items
+
+    def _fetch(self, source: Any, indices: list[int], place: tuple[int, int]) -> Batch:
+        """One batch of a dataset with a length; in one go where the dataset can.
+
+        ``place``: seed and position of the batch, from which random items and collate functions draw.
+        """
         from torch.utils.data import TensorDataset, default_collate
+
+        from flops_fit_core.training.randomness import fixed_randomness
 
         if type(source) is TensorDataset and self._collate is default_collate:
             return [tensor[indices] for tensor in source.tensors]
-        if hasattr(source, "__getitems__"):
-            return self._collate(source.__getitems__(indices))
-        return self._collate([source[index] for index in indices])
+        if self._draws[0]:
+            items = []
+            for offset, index in enumerate(indices):
+                with fixed_randomness(_seed_of(place, offset)):
+                    items.append(source[index])
+        elif hasattr(source, "__getitems__"):
+            items = source.__getitems__(indices)
+        else:
+            items = [source[index] for index in indices]
+        return self._collated(items, place)
 
-    def _items(self) -> Iterator[Any]:
-        if self._is_stream:
-            yield from self._source
+    def _collated(self, items: list[Any], place: tuple[int, int]) -> Batch:
+        from flops_fit_core.training.randomness import fixed_randomness
+
+        if not self._draws[1]:
+            return self._collate(items)
+        with fixed_randomness(_seed_of(place, -1)):
+            return self._collate(items)
+
+    @cached_property
+    def _draws(self) -> tuple[bool, bool]:
+        """Whether items of a dataset with a length, and whether the collate function, draw random numbers."""
+        from flops_fit_core.training.randomness import draws_random_numbers
+
+        items: list[Any] = []
+        reading = draws_random_numbers(lambda: items.extend(itertools.islice(self._first_items(), REREAD)))
+        collating = draws_random_numbers(lambda: self._collate(items[:REREAD]))
+        return reading and not self.is_stream, collating
+
+    def _first_items(self) -> Iterator[Any]:
+        """Items that are the same for every seed."""
+        if self.is_stream:
+            yield from StreamPasses(self._source, 0).read(0)
         else:
             yield from (self._source[index] for index in range(len(self._source)))
 
-    def _stream(self) -> Iterator[Any]:
-        behind = 0 if self._heldout_source is not None else STREAM_HELDOUT
-        while True:
-            got_some = False
-            for item in itertools.islice(self._source, behind, None):
-                got_some = True
-                yield item
-            if not got_some:
-                return
+    # ------------------------------------------------------------------ what a plan needs
 
-    def _order(self, start: int) -> Iterator[int]:
-        """Indices of the training samples from position ``start``, shuffled anew each epoch."""
-        import torch
+    def sample_size(self, batch_size: int) -> SampleSize:
+        """Mean valid targets and positions of a training sample, over at most 1,024 evenly spaced ones."""
+        if not self.task.counts_targets:
+            return SampleSize(self.task.tokens_per_sample, self.task.tokens_per_sample)
+        batch_size = min(batch_size, len(self.sized_items))
+        starts = range(0, len(self.sized_items) - batch_size + 1, batch_size)
+        groups = [self.sized_items[start : start + batch_size] for start in starts]
+        counts = [self.task.count(self._collated(group, (-2, 0))) for group in groups]
+        samples = batch_size * len(groups)
+        return SampleSize(sum(c.tokens for c in counts) / samples, sum(c.positions for c in counts) / samples)
 
-        assert self._training is not None
-        epoch, skip = divmod(start, len(self._training))
-        while True:
-            order = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
-            for place in torch.randperm(len(self._training), generator=order).tolist()[skip:]:
-                yield self._training[place]
-            epoch, skip = epoch + 1, 0
+    @property
+    def _valid_share(self) -> float:
+        size = self.sample_size(PROBED)
+        return size.tokens / self.task.tokens_per_sample
+
+    @cached_property
+    def sized_items(self) -> list[Any]:
+        """A fixed sample of the training items."""
+        from flops_fit_core.training.randomness import fixed_randomness
+
+        if self.is_stream:
+            items = list(itertools.islice(self._passes.samples(behind=self._behind, repeat=False), SIZED))
+            if not items:
+                raise DataError(self._too_short())
+            return items
+        length = len(self._training)
+        count = min(SIZED, length)
+        with fixed_randomness():
+            return [self._source[self._training[k * length // count]] for k in range(count)]
+
+    def probe_batches(self, count: int) -> list[Batch]:
+        """A few batches of training samples."""
+        items = self.sized_items[: count * PROBED]
+        return [self._collated(items[first : first + PROBED], (-2, 0)) for first in range(0, len(items), PROBED)]
+
+    def complete(self, model: nn.Module) -> Mapping[str, Any]:
+        """How a batch becomes a loss, by passing a few samples through a model on the CPU.
+
+        Raises DataError for targets that the model sees, and for a loss of no known form.
+        """
+        form = find_loss_form(
+            self.task,
+            model,
+            self.probe_batches(4),
+            stated=self.data.loss_reduction,
+            copy_task=self.data.copy_task,
+        )
+        return {
+            "reduction": form.reduction,
+            "ignored": form.ignored,
+            "shifted": form.shifted,
+            "targets_argument": form.targets_argument,
+        }
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Statements about the data for the plan."""
+        size, samples = self.sample_size(PROBED), len(self.sized_items)
+        notes = data_notes(self.task, size, samples, self.probe_batches(16))
+        if self.is_stream and self.tokens is None:
+            end = "is read again from its start" if self.data.repeat else "that ends before D makes a failed run"
+            notes.append(
+                f"the data are a stream of unknown length: one {end}. Results hold the number of passes and of "
+                f"different {self.task.unit}"
+            )
+        return notes
+
+
+def open_inline_data(data: Any, **given: Any) -> InlineData:
+    """Data given to ``find_optimal``, checked and identified in the caller's process.
+
+    Raises DataError for what is no dataset and for streams that cannot be resumed, ConfigError for functions that
+    cannot be identified and an unknown ``loss_reduction``.
+    """
+    reduction = given["loss_reduction"]
+    if reduction is not None and reduction not in STATED:
+        raise ConfigError(f"loss_reduction={reduction!r}: it is one of {', '.join(map(repr, STATED))}")
+    if reduction is not None and given["loss_fn"] is None:
+        raise ConfigError(f"loss_reduction={reduction!r} without a loss_fn: leave it out")
+    if reduction == "batch" and given["batch_size"] is None:
+        raise ConfigError("loss_reduction='batch' needs batches of one size in every run: pass batch_size=64, say")
+    for source, has_heldout in ((data, given["heldout"] is not None), (given["heldout"], True)):
+        stream = unwrap(source)[0] if source is not None else []
+        if not _has_length(stream):
+            check_stream(stream, has_heldout=has_heldout)
+    functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"])
+    return InlineData(training=data, functions=functions, **given)
+
+
+def _seed_of(place: tuple[int, int], offset: int) -> int:
+    """A seed for one item of a batch, or for its collate function (offset -1), which starts at ``place``."""
+    seed, first = place
+    return int(content_hash(["item", seed, first + offset] if offset >= 0 else ["batch", seed, first])[:8], 16)
 
 
 def _has_length(source: Any) -> bool:
@@ -193,6 +388,8 @@ def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
         default_collate,
     )
 
+    if isinstance(data, SeededStream):
+        return data, default_collate
     if not isinstance(data, DataLoader):
         if isinstance(data, Iterator) and not isinstance(data, Dataset):
             raise DataError(
@@ -245,6 +442,9 @@ def identify_source(source: Any) -> str:
 
     Raises ConfigError where the first items are others when they are read again.
     """
+    if isinstance(source, SeededStream):
+        items = _hash_twice(lambda: itertools.islice(source(0), SAMPLED))
+        return content_hash([identify_callable(source.make, {}, "dataset"), items])
     name = f"{type(source).__module__}.{type(source).__qualname__}"
     if _has_length(source):
         length = len(source)
@@ -266,18 +466,20 @@ def _hash_twice(items: Callable[[], Iterator[Any]]) -> list[str]:
     return hashes
 
 
-def make_task(data: InlineData, sample: Batch) -> CustomTask:
+def make_task(data: InlineData, sample: Batch, form: LossForm) -> CustomTask:
     """The task of the data: its loss (by default by the targets' type) and what one sample counts for."""
     targets = _targets(sample)
-    per_sample = data.tokens_per_sample
-    if per_sample is None:
-        # A row of class numbers a sample is a sequence to predict; anything else is one prediction.
-        per_sample = int(targets.shape[1]) if targets.ndim == 2 and not targets.is_floating_point() else 1
+    rows = targets.ndim == 2 and is_classes(targets)
+    # A row of class numbers a sample is a sequence to predict; anything else is one prediction.
+    positions = int(targets.shape[1]) if rows else 1
+    per_sample = data.tokens_per_sample or positions
     return CustomTask(
-        loss_fn=copied(data.loss_fn) if data.loss_fn is not None else default_loss,
+        loss_fn=copied(data.loss_fn) if data.loss_fn is not None else None,
         sample=sample,
         unit=data.unit or ("tokens" if per_sample > 1 else "samples"),
         tokens_per_sample=per_sample,
+        counts_targets=is_classes(targets) and targets.ndim <= 2 and per_sample == positions,
+        form=form,
     )
 
 
@@ -296,13 +498,3 @@ def _targets(sample: Batch) -> Tensor:
     if not isinstance(found, torch.Tensor):
         raise DataError(f"targets must be a tensor, not {type(found).__name__}: give the DataLoader's collate_fn")
     return found
-
-
-def default_loss(outputs: Any, targets: Tensor) -> Tensor:
-    """Mean cross-entropy in nats for class numbers, mean squared error for real targets."""
-    from torch.nn import functional
-
-    outputs = getattr(outputs, "logits", outputs)
-    if targets.is_floating_point():
-        return functional.mse_loss(outputs.float(), targets.reshape(outputs.shape))
-    return functional.cross_entropy(outputs.float().flatten(0, -2), targets.flatten())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -102,52 +102,3 @@ class SupervisedTask:
         if self.kind != "cross_entropy":
             return {}
         return {"accuracy": (int((outputs.argmax(-1) == batch[1]).sum()), len(batch[1]))}
-
-
-@dataclass(frozen=True)
-class CustomTask:
-    """A user's own loss: ``loss_fn(outputs, targets)`` on batches that a user's own dataset yields.
-
-    A batch is a pair (inputs, targets), a dict, or a bare tensor (its own target). Of a dict, the entry
-    named in ``targets`` is the target and the model gets the rest as keyword arguments. A loss function
-    that returns a mean (a scalar, as torch's do by default) is multiplied by the number of samples; one
-    that returns a tensor is summed.
-    """
-
-    loss_fn: Callable[[Any, Any], Tensor]
-    sample: Batch
-    """One batch of the dataset, kept for its shapes; tensors on the CPU."""
-    targets: str = "labels"
-    unit: str = "samples"
-    tokens_per_sample: int = 1
-
-    def example(self, batch_size: int) -> Batch:
-        import torch
-
-        def resize(value: Any) -> Any:
-            if isinstance(value, torch.Tensor):
-                return torch.zeros(batch_size, *value.shape[1:], dtype=value.dtype)
-            if isinstance(value, Mapping):
-                return {key: resize(item) for key, item in value.items()}
-            if isinstance(value, list | tuple):
-                return type(value)(resize(item) for item in value)
-            return value
-
-        return resize(self.sample)
-
-    def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        if isinstance(batch, Mapping):
-            return model(**{key: value for key, value in batch.items() if key != self.targets})
-        return model(batch[0] if isinstance(batch, list | tuple) else batch)
-
-    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, int]:
-        if isinstance(batch, Mapping):
-            targets = batch[self.targets]
-        else:
-            targets = batch[1] if isinstance(batch, list | tuple) else batch
-        loss = self.loss_fn(outputs, targets)
-        count = len(targets) * self.tokens_per_sample
-        return (loss * count if loss.ndim == 0 else loss.sum()), count
-
-    def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
-        return {}

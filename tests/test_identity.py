@@ -420,10 +420,14 @@ class Advances(IterableDataset):
         return self.items
 
 
-@pytest.mark.parametrize("make", [OwnGenerator, Advances])
-def test_data_that_is_other_each_time_it_is_read_is_told_before_anything_is_trained(tmp_path, make):
+def test_data_that_is_other_each_time_it_is_read_is_told_before_anything_is_trained(tmp_path):
     with pytest.raises(ConfigError, match=r"others when they are read again.*fingerprint="):
-        planned(tmp_path, dataset=make())
+        planned(tmp_path, dataset=OwnGenerator())
+
+
+def test_a_stream_with_other_samples_in_each_pass_is_refused_even_with_a_fingerprint(tmp_path):
+    with pytest.raises(DataError, match=r"other samples each time it is read.*make\(seed\)"):
+        planned(tmp_path, dataset=Advances(), fingerprint="data")
 
 
 def test_an_iterator_is_refused(tmp_path):

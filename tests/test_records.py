@@ -95,7 +95,8 @@ def test_another_value_is_another_run(field: str, value: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("budget", 2e12), ("size", "sixteen"), ("params", 1), ("flops_per_token", 1.0)]
+    ("field", "value"),
+    [("budget", 2e12), ("size", "sixteen"), ("params", 1), ("flops_per_token", 1.0), ("positions", 7)],
 )
 def test_predictions_and_names_for_people_are_no_part_of_the_id(field: str, value: object) -> None:
     assert make_run(**{field: value}).id == make_run().id
@@ -103,7 +104,7 @@ def test_predictions_and_names_for_people_are_no_part_of_the_id(field: str, valu
 
 def test_every_field_is_either_in_the_id_or_known_not_to_be() -> None:
     tried = {*CHOICES, "fingerprint", "batch_size", "steps", "tokens", "seed", "base_width"}
-    about = {"budget", "size", "params", "flops_per_token", "branch_step", "devices"}
+    about = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices"}
     assert tried | about == set(RunSpec.model_fields)
 
 

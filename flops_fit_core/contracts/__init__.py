@@ -8,7 +8,18 @@ deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func
 nothing else.
 """
 
-from flops_fit_core.contracts.data import Batch, Dataset, LossSurface, SeveralHeldOutSets, Task
+from flops_fit_core.contracts.data import (
+    Batch,
+    BatchCount,
+    CompletedDataset,
+    CountingTask,
+    Dataset,
+    LossSurface,
+    SampledDataset,
+    SampleSize,
+    SeveralHeldOutSets,
+    Task,
+)
 from flops_fit_core.contracts.driving import Executor, ExecutorContext, JobEnded, Logger, ResultStore
 from flops_fit_core.contracts.fitting import Fitter
 from flops_fit_core.contracts.models import (
@@ -31,6 +42,9 @@ from flops_fit_core.contracts.runs import (
 
 __all__ = [
     "Batch",
+    "BatchCount",
+    "CompletedDataset",
+    "CountingTask",
     "Dataset",
     "Device",
     "Executor",
@@ -46,6 +60,8 @@ __all__ = [
     "ResultStore",
     "RunParts",
     "RunView",
+    "SampleSize",
+    "SampledDataset",
     "Schedule",
     "SeveralHeldOutSets",
     "Task",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,6 +39,56 @@ class Task(Protocol):
 
     def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
         """Further held-out numbers as (sum, count), such as ``{"accuracy": (37, 64)}``. May be empty."""
+
+
+class BatchCount(NamedTuple):
+    """Size of one batch."""
+
+    tokens: int
+    """Valid targets, which D counts."""
+    positions: int
+    """Positions that the model computes, which C counts: padding and masked targets are among them."""
+
+
+@runtime_checkable
+class CountingTask(Protocol):
+    """A task whose batches may hold padding or masked targets. Optional.
+
+    A batch of any other task has ``tokens_per_sample`` tokens and positions for each sample.
+    """
+
+    def count(self, batch: Batch) -> BatchCount:
+        """Size of a batch, before it is moved to a device."""
+
+
+class SampleSize(NamedTuple):
+    """Mean size of one sample of a dataset."""
+
+    tokens: float
+    positions: float
+
+
+@runtime_checkable
+class SampledDataset(Protocol):
+    """A dataset whose samples may hold padding or masked targets. Optional."""
+
+    def sample_size(self, batch_size: int) -> SampleSize:
+        """Mean size of a training sample in batches of ``batch_size``, over a fixed sample of the data."""
+
+
+@runtime_checkable
+class CompletedDataset(Protocol):
+    """A dataset with options that depend on a model, such as the form of its loss. Optional."""
+
+    def complete(self, model: nn.Module) -> Mapping[str, Any]:
+        """Options to set, found by passing a few samples through a model of the study on the CPU.
+
+        Raises DataError, stating the choices, for data that no option makes right.
+        """
+
+    @property
+    def notes(self) -> Sequence[str]:
+        """Statements about the data for the plan."""
 
 
 class Dataset(Protocol):

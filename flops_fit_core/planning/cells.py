@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment, explain
-from flops_fit_core.contracts import Dataset, RecipeInput, RunView
+from flops_fit_core.contracts import Dataset, RecipeInput, RunView, SampledDataset, SampleSize, Task
 from flops_fit_core.errors import ConfigError, PlanError, PluginError
 from flops_fit_core.measure import Measured
 from flops_fit_core.planning.trunks import FLOAT, Trunks
@@ -18,6 +18,8 @@ from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
 
 TOLERANCE = 0.01
 """Counted FLOPs of every run are this close to its budget, relatively."""
+DEFAULT_BATCH = 32
+"""Samples of a batch in which the data are measured before a recipe has chosen one."""
 GOOD_ENOUGH = 0.001
 """The recipe's batch is kept as it is when whole steps come this close to the budget."""
 
@@ -44,7 +46,8 @@ class CellResolver:
         self.notes: list[str] = []
 
     def __call__(self, budget: float, measured: Measured) -> list[RunSpec] | SkippedCell:
-        tokens = budget / measured.count.flops_per_token
+        size = self._sample_size(self.sweep.batch_size)
+        tokens = budget / measured.count.flops_per_token * _ratio(size.tokens, size.positions)
         reference = self.trunks.reference_tokens(measured)
         hyper = self._hyperparameters(measured, reference or tokens, trunk=reference is not None)
         asked = self.sweep.batch_size or hyper.batch_size
@@ -52,13 +55,15 @@ class CellResolver:
             raise PlanError(
                 f"recipe {self.experiment.recipe.name!r} gives no batch size: write sweep.batch_size = 32, say"
             )
-        per_sample = self.dataset.task.tokens_per_sample
+        size = self._sample_size(asked)
+        flops_per_token = measured.count.flops_per_token * _ratio(size.positions, size.tokens)
+        tokens = budget / flops_per_token
         fixed = self.sweep.batch_size is not None or self.trunks.shared
-        batching = solve_batches(tokens, asked, per_sample, fixed=fixed)
-        if reason := self._reason_to_skip(tokens, batching):
+        batching = solve_batches(tokens, asked, size.tokens, fixed=fixed)
+        if reason := self._reason_to_skip(tokens, batching, size):
             return SkippedCell(budget=budget, size=measured.size, params=measured.params, reason=reason)
         if abs(batching.miss) > TOLERANCE:
-            nearest = batching.tokens * measured.count.flops_per_token
+            nearest = batching.tokens * flops_per_token
             raise PlanError(
                 f"budget {budget:.4g}: {batching.steps} whole steps of {batching.batch_size} samples miss it by "
                 f"{batching.miss:+.1%} at size {measured.size}; the nearest budget that size can meet is "
@@ -66,11 +71,27 @@ class CellResolver:
             )
         if reference is not None:
             self.trunks.add_branch(hyper, self._hyperparameters(measured, tokens), measured)
-        return list(self._runs(budget, measured, batching, hyper))
+        return list(self._runs(budget, measured, batching, hyper, size))
 
-    def _reason_to_skip(self, tokens: float, batching: Batching) -> str | None:
+    def _sample_size(self, batch_size: int | None) -> SampleSize:
+        """Tokens and positions of a sample, on average; equal unless the data hold padding or masked targets."""
+        if isinstance(self.dataset, SampledDataset):
+            size = self.dataset.sample_size(batch_size or DEFAULT_BATCH)
+            if size.tokens > 0:
+                return size
+            raise PlanError("the dataset has no valid target in a sample of it: every one is ignored (-100)")
+        return SampleSize(self.dataset.task.tokens_per_sample, self.dataset.task.tokens_per_sample)
+
+    def _recipe_task(self, size: SampleSize) -> Task:
+        """The task as a recipe sees it: with the valid targets of a sample."""
+        task = self.dataset.task
+        if size.tokens == size.positions:
+            return task
+        return cast("Task", replace(cast("Any", task), tokens_per_sample=max(1, round(size.tokens))))
+
+    def _reason_to_skip(self, tokens: float, batching: Batching, size: SampleSize) -> str | None:
         unit = self.dataset.task.unit
-        if tokens < self.sweep.min_steps * batching.batch_size * self.dataset.task.tokens_per_sample:
+        if tokens < self.sweep.min_steps * batching.batch_size * size.tokens:
             return (
                 f"D = {tokens:.3g} {unit} is fewer than sweep.min_steps = {self.sweep.min_steps} steps of "
                 f"{batching.batch_size} samples"
@@ -89,7 +110,7 @@ class CellResolver:
             params=measured.params,
             tokens=max(1, round(tokens)),
             width=measured.width,
-            task=self.dataset.task,
+            task=self._recipe_task(self._sample_size(self.sweep.batch_size)),
             adam_like=optimizer.spec.adam_like,
             lr_over_adam=optimizer.spec.lr_over_adam,
             flops=measured.count.flops_per_token * tokens,
@@ -104,7 +125,7 @@ class CellResolver:
         return hyper
 
     def _runs(
-        self, budget: float, measured: Measured, batching: Batching, hyper: Hyperparameters
+        self, budget: float, measured: Measured, batching: Batching, hyper: Hyperparameters, size: SampleSize
     ) -> Iterator[RunSpec]:
         experiment = self.experiment
         size_options = measured.options.model_dump(exclude_unset=True)
@@ -112,7 +133,8 @@ class CellResolver:
             experiment.optimizer, lr=hyper.lr, weight_decay=hyper.weight_decay, betas=hyper.betas
         )
         schedule = self._filled(experiment.schedule, warmup_tokens=hyper.warmup_tokens)
-        per_step = batching.batch_size * self.dataset.task.tokens_per_sample
+        per_step = max(1, round(batching.batch_size * size.tokens))
+        positions = batching.steps * batching.batch_size * size.positions
         devices = min(self._devices(measured), batching.batch_size)
         model = experiment.model.with_options(**size_options)
         parts: dict[str, Chosen[Any]] = {
@@ -139,7 +161,8 @@ class CellResolver:
                 budget=budget,
                 size=measured.size,
                 params=measured.params,
-                flops_per_token=measured.count.flops_per_token,
+                flops_per_token=measured.count.flops_per_token * _ratio(positions, batching.tokens),
+                positions=None if size.tokens == size.positions else round(positions),
                 branch_step=self.trunks.branch_step(schedule, view),
                 devices=devices,
             )
@@ -151,7 +174,7 @@ class CellResolver:
         """Devices that train a model of this size together, where the trainer can do that."""
         experiment = self.experiment
         can = experiment.trainer.spec.can
-        if not can & {"distribute", "launch"}:
+        if not can & {"distribute", "launch"} or getattr(self.dataset.task, "whole_batches", False):
             return 1
         if "distribute" not in can:
             needed = 1  # What is asked for.
@@ -187,7 +210,12 @@ def _options_of(parts: Mapping[str, Chosen[Any]], kind: str) -> dict[str, Any]:
     return parts[kind].options.model_dump(mode="json")
 
 
-def solve_batches(tokens: float, batch_size: int, per_sample: int, *, fixed: bool) -> Batching:
+def _ratio(a: float, b: float) -> float:
+    """``a / b``; exactly 1 if they are equal."""
+    return 1.0 if a == b else a / b
+
+
+def solve_batches(tokens: float, batch_size: int, per_sample: float, *, fixed: bool) -> Batching:
     """Whole steps of whole samples that come nearest ``tokens``.
 
     The batch moves by up to a tenth from ``batch_size`` where that comes nearer and it is not ``fixed``.
@@ -196,7 +224,7 @@ def solve_batches(tokens: float, batch_size: int, per_sample: int, *, fixed: boo
     def at(batch: int) -> Batching:
         steps = max(1, round(tokens / (batch * per_sample)))
         total = steps * batch * per_sample
-        return Batching(batch, steps, total, (total - tokens) / tokens)
+        return Batching(batch, steps, round(total), (total - tokens) / tokens)
 
     best = at(batch_size)
     if fixed or abs(best.miss) <= GOOD_ENOUGH:

@@ -7,10 +7,11 @@ from typing import Any
 
 from flops_fit_core.audit import own_count_notes
 from flops_fit_core.config import PLANNER, Chosen, Experiment
-from flops_fit_core.contracts import Dataset, LossSurface
+from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
 from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import Meter
 from flops_fit_core.planning.cells import CellResolver
+from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.plain_sgd import plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
@@ -28,7 +29,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
 
     Raises PlanError, ConfigError or DataError, saying what to change.
     """
-    dataset = open_dataset(experiment, experiment.sweep.seeds[0])
+    experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
     meter = Meter(experiment.model, dataset.task, experiment.flops)
     choose_sizes = SizeLadder(experiment, meter, expected_params)
     cells = [
@@ -60,6 +61,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
                 [
                     *plain_sgd_notes(experiment, dataset),
                     *_of_planner(experiment),
+                    *_of_dataset(dataset),
                     *choose_sizes.notes,
                     *repeats,
                     *_of_schedule(experiment),
@@ -115,6 +117,10 @@ def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
         f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
     )
     return [note]
+
+
+def _of_dataset(dataset: Dataset) -> list[str]:
+    return list(dataset.notes) if isinstance(dataset, CompletedDataset) else []
 
 
 def _of_planner(experiment: Experiment) -> list[str]:

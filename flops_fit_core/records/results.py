@@ -67,9 +67,15 @@ class RunResult(Record):
     """Loss on further held-out sets by name, where the dataset has such; nats per token."""
     curve: tuple[Evaluation, ...] = ()
     tokens: int = 0
-    """Tokens that were really trained on."""
+    """Tokens that were really trained on: valid targets, where data hold padding or masked ones."""
+    positions: int | None = None
+    """Positions that the model computed, padding and masked targets included; None: as many as ``tokens``."""
+    valid_share: float | None = None
+    """``tokens`` over ``positions``; None where every position is a valid target."""
     unique_tokens: int = 0
     """Of those, how many were different; less than ``tokens`` where data was repeated."""
+    passes: float | None = None
+    """How often the training data were read: ``tokens`` over ``unique_tokens``. None where nothing was trained."""
     heldout_tokens: int = 0
     parameters: ParameterCounts | None = None
     params_name: str = ""
@@ -119,7 +125,10 @@ class RunResult(Record):
     @property
     def flops_spent(self) -> float:
         """Counted FLOPs that were trained for this result; a trunk's are in the first result that needed it."""
-        return self.run.flops_per_token * (self.tokens if self.trained_tokens is None else self.trained_tokens)
+        trained = self.tokens if self.trained_tokens is None else self.trained_tokens
+        if self.positions is not None and self.tokens:
+            return self.flops * trained / self.tokens
+        return self.run.flops_per_token * trained
 
     @property
     def is_finished(self) -> bool:

@@ -81,7 +81,7 @@ class RunSpec(Record):
     """Samples an optimizer step."""
     steps: PositiveInt
     tokens: PositiveInt
-    """D: the tokens (or samples) this run trains on, ``steps * batch_size * tokens_per_sample``."""
+    """D: the tokens (or samples) this run trains on: valid targets, where data hold padding or masked ones."""
     seed: int
     base_width: PositiveInt | None = None
     """See :class:`Hyperparameters`."""
@@ -94,13 +94,16 @@ class RunSpec(Record):
     params: PositiveInt
     """N as the FLOPs counter counts it."""
     flops_per_token: Positive
+    """Training FLOPs for each token of D, of the positions included that are no valid target."""
+    positions: PositiveInt | None = None
+    """Positions that the model computes, padding and masked targets included; None: every one is a token of D."""
     branch_step: PositiveInt | None = None
     """Steps that this run shares with longer runs of its trajectory; None for a run that shares nothing."""
 
     devices: PositiveInt = 1
     """Devices that train it together."""
 
-    _ABOUT: ClassVar = {"budget", "size", "params", "flops_per_token", "branch_step", "devices"}
+    _ABOUT: ClassVar = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices"}
 
     @property
     def flops(self) -> float:
@@ -108,9 +111,19 @@ class RunSpec(Record):
         return self.flops_per_token * self.tokens
 
     @property
+    def flops_per_position(self) -> float:
+        """Training FLOPs for each position that the model computes, by the run's counter."""
+        return self.flops_per_token if self.positions is None else self.flops / self.positions
+
+    @property
     def tokens_per_step(self) -> int:
-        """Of one optimizer step: ``batch_size`` samples."""
-        return self.tokens // self.steps
+        """Of one optimizer step of ``batch_size`` samples; on average, where samples differ in their tokens."""
+        return max(1, round(self.tokens / self.steps))
+
+    @property
+    def positions_per_step(self) -> int:
+        """Of one optimizer step, on average."""
+        return self.tokens_per_step if self.positions is None else max(1, round(self.positions / self.steps))
 
     @cached_property
     def id(self) -> str:

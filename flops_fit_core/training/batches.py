@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import torch
 
-from flops_fit_core.contracts import Batch
+from flops_fit_core.contracts import Batch, BatchCount, CountingTask, Task
 
 
 def to_device(batch: Batch, device: str) -> Batch:
@@ -43,6 +43,14 @@ def length(batch: Batch) -> int:
         with suppress(ValueError):
             return length(item)
     raise ValueError("this batch holds no tensor")
+
+
+def count_batch(task: Task, batch: Batch) -> BatchCount:
+    """Valid targets and positions of a batch."""
+    if isinstance(task, CountingTask):
+        return task.count(batch)
+    tokens = length(batch) * task.tokens_per_sample
+    return BatchCount(tokens, tokens)
 
 
 def part(batch: Batch, first: int, last: int) -> Batch:

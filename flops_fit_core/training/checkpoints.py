@@ -26,6 +26,12 @@ class Position:
     """Where a pass over a trajectory is, beside its weights."""
 
     step: int = 0
+    tokens: int | None = None
+    """Valid targets trained on so far; None in a checkpoint that did not keep them."""
+    positions: int | None = None
+    """Positions computed so far."""
+    began_tokens: int = 0
+    """Valid targets trained on at ``began``."""
     run: str = ""
     """The run in whose decay it is; empty on the trunk."""
     first_loss: float | None = None
@@ -78,7 +84,7 @@ class Checkpoints:
                 ) from error
             if file != self.folder.latest and position.step < (run.branch_step or 0):
                 # Another run's trunk: what this one adds begins here.
-                position.began = position.step
+                position.began, position.began_tokens = position.step, position.tokens or 0
                 position.seconds = position.train_seconds = position.wait_seconds = 0.0
             return position
         return Position()

@@ -130,10 +130,12 @@ class WorkerContext:
                 f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
                 f"plan again"
             )
-        if not math.isclose(count.flops_per_token, run.flops_per_token, rel_tol=1e-9):
+        # Positions of padded data are a rounded mean.
+        tolerance = 1e-9 if run.positions is None else 1 / run.positions
+        if not math.isclose(count.flops_per_token, run.flops_per_position, rel_tol=tolerance):
             raise RunFailed(
                 f"{counter.name} counts {count.flops_per_token:.6g} FLOPs a token and the run was planned with "
-                f"{run.flops_per_token:.6g}: plan again"
+                f"{run.flops_per_position:.6g}: plan again"
             )
         self._counts[run.id] = parameters, count
 

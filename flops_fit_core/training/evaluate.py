@@ -46,9 +46,11 @@ def evaluate(
     autocast: AbstractContextManager[Any],
     name: str | None = None,
     together: Together | None = None,
+    whole: int | None = None,
 ) -> HeldOut:
     """Mean held-out loss of ``model`` over the dataset's fixed sample of ``tokens`` tokens: of its main
     held-out set, or of the further one that is named. Each process of ``together`` takes its share of every batch.
+    ``whole``: samples of every batch, for a loss of whole batches; a last one of fewer is left out.
 
     Leaves the model in the mode it was in and draws no random number.
     """
@@ -56,19 +58,21 @@ def evaluate(
     together = together or Processes()
     was_training = model.training
     model.eval()
-    total, count = 0.0, 0
+    total, count = 0.0, 0.0
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
 
-    def measure(batch: Batch) -> tuple[float, int, Mapping[str, tuple[float, int]]]:
+    def measure(batch: Batch) -> tuple[float, float, Mapping[str, tuple[float, int]]]:
         with autocast:
             outputs = task.outputs(model, batch)
             loss, number = task.loss(outputs, batch)
-        return float(loss), number, task.metrics(outputs, batch)
+        return float(loss), float(number), task.metrics(outputs, batch)
 
-    in_parts = _PartsThatFit(measure, device, together.size if is_sharded(model) else 1)
-    for batch in _heldout(dataset, tokens, max(1, batch_tokens // task.tokens_per_sample), name):
+    in_parts = _PartsThatFit(measure, device, together.size if is_sharded(model) else 1, whole is not None)
+    for batch in _heldout(dataset, tokens, whole or max(1, batch_tokens // task.tokens_per_sample), name):
         samples = length(batch)
+        if whole is not None and samples < whole:
+            continue
         divided = samples >= together.size
         batch = to_device(together.share(batch, samples) if divided else batch, device)
         # All go through every batch, for a sharded model needs them all; a whole one counts on the first process.
@@ -82,11 +86,11 @@ def evaluate(
     model.train(was_training)
     gather_anew(model)
     if together.size > 1:
-        total, count = together.sum(total), round(together.sum(count))
+        total, count = together.sum(total), together.sum(count)
         sums = {metric: together.sum(value) for metric, value in sums.items()}
         counts = {metric: round(together.sum(value)) for metric, value in counts.items()}
     means = {metric: sums[metric] / counts[metric] for metric in sums if counts[metric]}
-    return HeldOut(total / count if count else math.nan, count, means)
+    return HeldOut(total / count if count else math.nan, round(count), means)
 
 
 class _PartsThatFit(Generic[R]):
@@ -96,12 +100,14 @@ class _PartsThatFit(Generic[R]):
         measure: A function of a batch; its results for the parts of a batch add up to that of the batch.
         device: Where the model is.
         devices: Devices that must all make the same forward passes, because each has a part of the weights.
+        whole: Whether the results for parts do not add up, so that a batch must not be divided.
     """
 
-    def __init__(self, measure: Callable[[Batch], R], device: str, devices: int) -> None:
+    def __init__(self, measure: Callable[[Batch], R], device: str, devices: int, whole: bool) -> None:
         self._measure = measure
         self._device = device
         self._devices = devices
+        self._whole = whole
         self._most: int | None = None
         """Samples of one part; None for all of a batch. Halved when memory runs out, for all later batches too."""
 
@@ -124,14 +130,14 @@ class _PartsThatFit(Generic[R]):
             free_cached_memory(self._device)
 
     def _halve(self, size: int, error: Exception) -> None:
-        """Raises the error for one sample, and RunFailed where several devices would have to agree."""
+        """Raises the error for what cannot be divided, and RunFailed where several devices would have to agree."""
+        if size == 1 or self._whole:
+            raise error
         if self._devices > 1:
             raise RunFailed(
                 f"out of memory while evaluating {size} samples on each of {self._devices} devices: write a "
                 f"smaller trainer.eval_batch_tokens"
             ) from error
-        if size == 1:
-            raise error
         self._most = -(-size // 2)
         logger.warning("out of memory in an evaluation: going on with batches of %d samples", self._most)
 
@@ -151,6 +157,7 @@ def further_losses(
     batch_tokens: int,
     autocast: AbstractContextManager[Any],
     together: Together | None = None,
+    whole: int | None = None,
 ) -> dict[str, float]:
     """Mean loss on each of the dataset's further held-out sets, by name: ``RunResult.losses``.
 
@@ -167,6 +174,7 @@ def further_losses(
             autocast=autocast,
             name=name,
             together=together,
+            whole=whole,
         ).loss
         for name in names
     }

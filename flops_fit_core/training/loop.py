@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from flops_fit_core.contracts import TrainContext
+from flops_fit_core.errors import RunFailed
 from flops_fit_core.records import Job, Progress, RunResult, RunSpec, Trajectory
 from flops_fit_core.training.batches import prefetched
 from flops_fit_core.training.measuring import Measuring
@@ -221,10 +222,11 @@ class TorchTrainer:
         for batches, waited in timed(self._batches(group, last, context)):
             losses = stepper(batches, step)
             step += 1
+            counts = [one.count_batch(batch) for one, batch in zip(group, batches, strict=True)]
             watch.step(waited)
             regular = step % LOOK_EVERY == 0 or step in (1, lead.run.steps)
             if regular or watch.speaks():
-                self.measure.look(group, losses.reshape(-1).tolist(), regular)
+                self.measure.look(group, losses.reshape(-1).tolist(), counts, regular)
                 if all(one.position.diverged for one in group):
                     break
             if step in evaluate_at:
@@ -238,10 +240,17 @@ class TorchTrainer:
                 yield from self._progress(group, watch.speak())
         context.device.synchronize()
         watch.settle()
-        stopped = should_stop() and not all(one.position.diverged for one in group)
-        if stopped:
+        return self._stop(group, watch, should_stop(), step < last)
+
+    def _stop(self, group: list[Pass], watch: Stopwatch, asked: bool, early: bool) -> bool:
+        """Save what was asked to stop. Returns whether it has. Raises RunFailed if the data ended too early."""
+        if all(one.position.diverged for one in group):
+            return False
+        if asked:
             self._save(group, watch)
-        return stopped
+        elif early:
+            raise RunFailed(_data_ended(group[0]))
+        return asked
 
     def _batches(self, group: list[Pass], last: int, context: TrainContext) -> Iterator[list[Any]]:
         run, step = group[0].run, group[0].position.step
@@ -269,3 +278,11 @@ class TorchTrainer:
                 loss=one.position.last_loss,
                 tokens_per_second=steps_per_second * per_step,
             )
+
+
+def _data_ended(one: Pass) -> str:
+    unit = one.parts.dataset.task.unit
+    return (
+        f"the training data ended after {one.position.tokens:,} of the {one.run.tokens:,} {unit} of this run: "
+        "give more data or a smaller budget, or allow the data to be read again (repeat=True, sweep.repeat = true)"
+    )

@@ -34,10 +34,12 @@ class Measuring:
     def precision_on(self, context: TrainContext) -> str:
         return context.device.precision if self.precision == "auto" else self.precision
 
-    def look(self, group: list[Pass], losses: list[float], regular: bool) -> None:
-        """Only regular looks judge, so that a slow machine judges as a fast one."""
-        for one, loss in zip(group, losses, strict=True):
-            if not one.position.diverged:
+    def look(self, group: list[Pass], losses: list[float], counts: list[int], regular: bool) -> None:
+        """Only regular looks judge, so that a slow machine judges as a fast one.
+
+        A batch of no tokens has no loss."""
+        for one, loss, tokens in zip(group, losses, counts, strict=True):
+            if not one.position.diverged and tokens:
                 self._judge(one.position, loss, regular)
 
     def _judge(self, position: Position, loss: float, regular: bool) -> None:
@@ -53,22 +55,24 @@ class Measuring:
     def evaluate(self, one: Pass, context: TrainContext) -> HeldOut:
         """On the dataset's main held-out set."""
         with eval_mode(one.parts.optimizer):
-            return heldout_loss(*self._where(one), **self._how(context))
+            return heldout_loss(*self._where(one), **self._how(one, context))
 
     def _further(self, one: Pass, context: TrainContext) -> dict[str, float]:
         with eval_mode(one.parts.optimizer):
-            return further_losses(*self._where(one), **self._how(context))
+            return further_losses(*self._where(one), **self._how(one, context))
 
     def _where(self, one: Pass) -> tuple[nn.Module, Dataset, int]:
         return one.parts.model, one.parts.dataset, self.heldout_tokens
 
-    def _how(self, context: TrainContext) -> dict[str, Any]:
+    def _how(self, one: Pass, context: TrainContext) -> dict[str, Any]:
+        task = one.parts.dataset.task
         device = context.device.torch_device
         return {
             "device": device,
             "batch_tokens": self.eval_batch_tokens,
             "autocast": autocast(device, self.precision_on(context)),
             "together": context.together,
+            "whole": one.run.batch_size if getattr(task, "whole_batches", False) else None,
         }
 
     def evaluate_on_the_way(self, group: list[Pass], context: TrainContext) -> None:
@@ -115,16 +119,22 @@ class Measuring:
 
     def _measured(self, one: Pass, context: TrainContext) -> dict[str, Any]:
         position, run = one.position, one.run
-        tokens = position.step * run.tokens_per_step
-        trained = (position.step - position.began) * run.tokens_per_step
+        tokens, positions = position.tokens or 0, position.positions or 0
+        trained = tokens - position.began_tokens
+        share = tokens / positions if positions else 1.0
         precision = self.precision_on(context)
-        speed = run.flops_per_token * trained / max(position.train_seconds, 1e-9)
+        speed = run.flops_per_position * trained / (share or 1.0) / max(position.train_seconds, 1e-9)
+        unique = min(tokens, one.parts.dataset.tokens or tokens)
         peak = context.device.peak_flops(precision)
         return {
             "seconds": position.seconds,
             "tokens": tokens,
             "trained_tokens": trained,
-            "unique_tokens": min(tokens, one.parts.dataset.tokens or tokens),
+            "flops": run.flops_per_position * positions,
+            "unique_tokens": unique,
+            "passes": tokens / unique if unique else None,
+            "positions": positions if positions != tokens else None,
+            "valid_share": share if positions != tokens else None,
             "flops_per_second": speed,
             "mfu": speed / peak if peak else None,
             "data_wait": min(1.0, position.wait_seconds / max(position.train_seconds, 1e-9)),

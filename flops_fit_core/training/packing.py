@@ -21,7 +21,7 @@ from flops_fit_core.contracts import Batch
 from flops_fit_core.training.batches import stacked, to_device
 from flops_fit_core.training.passes import Pass
 from flops_fit_core.training.randomness import random_state, set_random_state
-from flops_fit_core.training.stepping import autocast
+from flops_fit_core.training.stepping import at_least_one, autocast
 
 logger = logging.getLogger("flops_fit")
 
@@ -104,7 +104,8 @@ class PackedStepper:
 
         task = self._passes[0].parts.dataset.task
         total, count = task.loss(task.outputs(model, batch), batch)  # type: ignore[arg-type]
-        return total / count
+        mean: Tensor = total / at_least_one(count)
+        return mean
 
     def _update(self, number: int, one: Pass, gradients: dict[str, Tensor], step: int) -> None:
         own = self._own[number]

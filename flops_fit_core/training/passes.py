@@ -8,9 +8,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from flops_fit_core.contracts import RunParts, TrainContext
+from flops_fit_core.contracts import Batch, RunParts, TrainContext
 from flops_fit_core.folder import TrajectoryFolder
 from flops_fit_core.records import RunSpec, Trajectory
+from flops_fit_core.training.batches import count_batch
 from flops_fit_core.training.checkpoints import Checkpoints, Position
 from flops_fit_core.training.modes import train_mode
 
@@ -50,6 +51,9 @@ class Pass:
         peaks = [float(group["lr"]) for group in parts.optimizer.param_groups]
         checkpoints = Checkpoints(folder, context.device.torch_device, context.together)
         position = checkpoints.restore(run, parts)
+        if position.tokens is None or position.positions is None:
+            position.tokens = position.step * run.tokens_per_step
+            position.positions = position.step * run.positions_per_step
         train_mode(parts.optimizer)
         context.together.seed(run.seed, position.step)
         return cls(run, parts, peaks, position, checkpoints, own_evaluations, trunk_evaluations, since)
@@ -58,6 +62,15 @@ class Pass:
     def branch(self) -> int:
         """Step at which the run leaves its trunk; its last step where it shares nothing."""
         return self.run.branch_step or self.run.steps
+
+    def count_batch(self, batch: Batch) -> int:
+        """Add a batch that is trained on to the tokens and positions. Returns its tokens."""
+        if self.position.diverged:
+            return 0
+        count = count_batch(self.parts.dataset.task, batch)
+        self.position.tokens = (self.position.tokens or 0) + count.tokens
+        self.position.positions = (self.position.positions or 0) + count.positions
+        return count.tokens
 
     def count_time(self, share: float) -> None:
         """Add its share of the wall time since this was last called."""
@@ -109,7 +122,8 @@ class Track:
     def ended(self, run: RunSpec) -> Pass:
         """A longer run of the dead trunk, at its end, for which nothing has been trained."""
         assert self.dead is not None
-        position = replace(self.dead.position, began=self.dead.position.step, seconds=0.0)
+        dead = self.dead.position
+        position = replace(dead, began=dead.step, began_tokens=dead.tokens or 0, seconds=0.0)
         return replace(
             self.dead,
             run=run,

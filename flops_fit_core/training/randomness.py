@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, cast
 
 import numpy as np
@@ -34,17 +33,46 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
     np.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
-@contextmanager
-def fixed_randomness() -> Iterator[None]:
+class OwnRandomness:
+    """Inside, the CPU's global generators are this object's own, seeded once; outside, they are as they were.
+
+    Each time it is entered, they go on from where it was last left.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._state: dict[str, Any] | None = None
+        self._outside: dict[str, Any] | None = None
+
+    def __enter__(self) -> None:
+        self._outside = random_state("cpu")
+        if self._state is not None:
+            set_random_state(self._state, "cpu")
+            return
+        torch.default_generator.manual_seed(self._seed)
+        random.seed(self._seed)
+        np.random.seed(self._seed % 2**32)
+
+    def __exit__(self, *_: object) -> None:
+        assert self._outside is not None
+        self._state = random_state("cpu")
+        set_random_state(self._outside, "cpu")
+
+
+def fixed_randomness(seed: int = 0) -> OwnRandomness:
     """Inside, what is drawn on the CPU is the same every time; afterwards the generators are as they were."""
-    before = random_state("cpu")
-    torch.default_generator.manual_seed(0)
-    random.seed(0)
-    np.random.seed(0)
-    try:
-        yield
-    finally:
-        set_random_state(before, "cpu")
+    return OwnRandomness(seed)
+
+
+def draws_random_numbers(work: Callable[[], object]) -> bool:
+    """Whether doing something draws from the CPU's global generators, which are then as they were."""
+    with fixed_randomness():
+        before = random_state("cpu")
+        work()
+        after = random_state("cpu")
+    changed = not torch.equal(before["torch"], after["torch"]) or before["python"] != after["python"]
+    kept = before["numpy"], after["numpy"]
+    return changed or kept[0][2:] != kept[1][2:] or not torch.equal(kept[0][1], kept[1][1])
 
 
 def seed_everything(seed: int) -> None:

@@ -50,6 +50,11 @@ class Stepper:
         self._samples = -(-self.batch_size // self._together.size)
         """Of a batch, on the process that has the most."""
         self._size = min(micro_batch or self._samples, self._samples)
+        self._whole = getattr(one.parts.dataset.task, "whole_batches", False)
+        if self._whole and self._size < self.batch_size:
+            raise RunFailed(
+                "the loss is of whole batches: leave out trainer.micro_batch, on one device for each run"
+            )
         self.compiled = compiled
         self._clip = clip
         self._device = context.device.torch_device
@@ -116,25 +121,27 @@ class Stepper:
             return self._averaged(batch)
         if self._size >= self._samples:
             total, count = self._forward(batch)
-            loss = total / count
+            loss: torch.Tensor = total / at_least_one(count)
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         total, count = self._summed(batch)
-        torch._foreach_div_(gradients(self._parameters), count)
-        return total / count
+        torch._foreach_div_(gradients(self._parameters), at_least_one(count))
+        mean: torch.Tensor = total / at_least_one(count)
+        return mean
 
     def _averaged(self, batch: Batch) -> torch.Tensor:
         """With other processes, each of which has its share of the batch. Gradients come averaged over processes,
         each process's being a sum over its own predictions."""
         total, count = self._summed(batch)
-        both = torch.stack([total, total.new_tensor(count)])
+        both = torch.stack([total, torch.as_tensor(count, dtype=total.dtype, device=total.device)])
         torch.distributed.all_reduce(both)
+        both[1] = at_least_one(both[1])
         factor = self._together.size / both[1]
         # Sharded gradients take no tensor for a factor; reading it waits for the device.
         torch._foreach_mul_(gradients(self._parameters), factor.item() if self._sharded else factor)
         return both[0] / both[1]
 
-    def _summed(self, batch: Batch) -> tuple[torch.Tensor, int]:
+    def _summed(self, batch: Batch) -> tuple[torch.Tensor, Any]:
         """Backward through the sum of the losses, part by part. Returns that sum and the number of predictions."""
         size = self._together.size
         samples = self._together.samples(self.batch_size)
@@ -150,7 +157,7 @@ class Stepper:
             count += number
         return torch.stack(sums).sum(), count
 
-    def _forward(self, batch: Batch) -> tuple[torch.Tensor, int]:
+    def _forward(self, batch: Batch) -> tuple[torch.Tensor, Any]:
         task = self.parts.dataset.task
         with self._autocast:
             return task.loss(task.outputs(self._model, batch), batch)  # type: ignore[arg-type]
@@ -162,6 +169,8 @@ class Stepper:
         )
 
     def _halve(self, error: Exception) -> None:
+        if self._whole:
+            raise error  # The loss of a batch is no sum over its parts.
         if self._together.size > 1:
             raise RunFailed(self._too_large()) from None
         if self._updating and self._proven:
@@ -181,6 +190,11 @@ class Stepper:
     def _do_without_compiling(self, error: Exception) -> None:
         logger.warning("torch.compile failed, so the model runs as it is: %s", str(error).partition("\n")[0])
         self._model, self.compiled = self._plain, False
+
+
+def at_least_one(count: Any) -> Any:
+    """A number of predictions to divide by: 1 where there are none, whose sum is 0."""
+    return count.clamp(min=1) if isinstance(count, torch.Tensor) else max(count, 1)
 
 
 def gradients(parameters: Sequence[nn.Parameter]) -> list[torch.Tensor]:

@@ -1,0 +1,250 @@
+"""The task of a user's own data, model and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from flops_fit_core.contracts import BatchCount
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flops_fit_core.contracts import Batch
+
+IGNORED = -100
+"""The target that torch's and transformers' losses leave out."""
+
+Reduction = Literal[
+    "auto",
+    "sum",
+    "mean",
+    "mean-of-all",
+    "mean-of-sample-sums",
+    "values",
+    "sample-sum",
+    "sample-mean",
+    "sample-mean-of-all",
+    "pair",
+    "batch",
+]
+"""Form of the value of a loss function.
+
+``sum``, ``mean``: a scalar over the valid targets. ``mean-of-all``: the sum over valid targets divided by the
+number of all. ``mean-of-sample-sums``: the same divided by the number of samples. ``values``: one value for each
+target. ``sample-sum``, ``sample-mean``, ``sample-mean-of-all``: one value for each sample, a sum or mean over its
+targets. ``pair``: ``(sum, count)``. ``batch``: a scalar that holds for its batch only, such as a contrastive loss.
+``auto``: a scalar is a ``mean``, a tensor is summed.
+"""
+
+
+@dataclass(frozen=True)
+class LossForm:
+    """How the value of a loss function becomes a sum over valid targets."""
+
+    reduction: Reduction = "auto"
+    ignored: tuple[int, ...] = (IGNORED,)
+    """Class numbers that mark a target as not valid."""
+    shifted: bool = False
+    """Whether the targets are the inputs themselves, so that position t predicts target t + 1 and the first target
+    of each row is not valid."""
+    targets_argument: str = ""
+    """Name of the argument by which the model needs the targets to give logits for every position."""
+
+
+@dataclass(frozen=True)
+class CustomTask:
+    """A user's own loss: ``loss_fn(outputs, targets)`` on batches that a user's own dataset yields.
+
+    A batch is a pair (inputs, targets), a dict, or a bare tensor (its own target). Of a dict, the entry named in
+    ``targets`` is the target and the model gets the rest as keyword arguments. The loss is the sum over valid
+    targets divided by their number; ``form`` states how ``loss_fn`` gives that sum. Targets that are no class
+    numbers are all valid, one for each sample.
+    """
+
+    loss_fn: Callable[[Any, Any], Any] | None
+    """None: cross-entropy in nats for class numbers, mean squared error for real targets."""
+    sample: Batch
+    """One batch of the dataset, kept for its shapes; tensors on the CPU."""
+    targets: str = "labels"
+    unit: str = "samples"
+    tokens_per_sample: int = 1
+    """Positions of one sample."""
+    counts_targets: bool = False
+    """Whether D counts valid targets; otherwise every sample counts ``tokens_per_sample``."""
+    form: LossForm = LossForm()
+
+    @property
+    def whole_batches(self) -> bool:
+        """Whether the loss of a batch is not a sum over its samples, so that a batch cannot be divided."""
+        return self.form.reduction == "batch"
+
+    def example(self, batch_size: int) -> Batch:
+        import torch
+
+        def resize(value: Any) -> Any:
+            if isinstance(value, torch.Tensor):
+                return torch.zeros(batch_size, *value.shape[1:], dtype=value.dtype)
+            if isinstance(value, Mapping):
+                return {key: resize(item) for key, item in value.items()}
+            if isinstance(value, list | tuple):
+                return type(value)(resize(item) for item in value)
+            return value
+
+        return resize(self.sample)
+
+    def outputs(self, model: nn.Module, batch: Batch) -> Any:
+        named = {self.form.targets_argument: self.targets_of(batch)} if self.form.targets_argument else {}
+        if isinstance(batch, Mapping):
+            return model(**{key: value for key, value in batch.items() if key != self.targets}, **named)
+        return model(batch[0] if isinstance(batch, list | tuple) else batch, **named)
+
+    def targets_of(self, batch: Batch) -> Tensor:
+        """The targets of a batch, samples first."""
+        targets: Tensor
+        if isinstance(batch, Mapping):
+            targets = batch[self.targets]
+        else:
+            targets = batch[1] if isinstance(batch, list | tuple) else batch
+        return targets
+
+    def count(self, batch: Batch) -> BatchCount:
+        """Valid targets and positions of a batch."""
+        targets = self.targets_of(batch)
+        if not self.counts_targets:
+            samples = len(targets) * self.tokens_per_sample
+            return BatchCount(samples, samples)
+        positions = targets.numel() if targets.ndim == 2 else len(targets)
+        return BatchCount(int(self._valid(targets).sum()), positions)
+
+    def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, Any]:
+        """Loss in nats summed over the valid targets, and their number (an integer or a tensor of one element).
+
+        Raises ValueError, naming both shapes, for outputs that do not fit.
+        """
+        targets = self.targets_of(batch)
+        if self.loss_fn is None:
+            return default_loss(outputs, targets, shifted=self.form.shifted)
+        return self._summed(outputs, targets)
+
+    def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
+        return {}
+
+    def _summed(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Any]:
+        assert self.loss_fn is not None
+        reduction = self.form.reduction
+        count: Any
+        by_sample: Any
+        total: Tensor
+        if is_classes(targets):
+            valid = self._valid(targets)
+            count, by_sample, every, width = valid.sum(), valid.sum(1), valid.numel(), valid.shape[1]
+        else:
+            count = every = len(targets)
+            by_sample = width = 1
+        value = self.loss_fn(outputs, self._without_empty(targets))
+        if reduction == "auto":
+            reduction = _plain_form(value, targets)
+        if reduction == "pair":
+            total, count = value
+        elif reduction == "batch":
+            total, count = value * len(targets), len(targets)
+        elif reduction == "mean":
+            total = value * count
+        elif reduction == "mean-of-all":
+            total = value * every
+        elif reduction == "mean-of-sample-sums":
+            total = value * len(targets)
+        elif reduction == "sample-mean":
+            total = (value.flatten() * by_sample).sum()
+        elif reduction == "sample-mean-of-all":
+            total = value.sum() * width
+        else:
+            total = value.sum()
+        return total, count
+
+    def _valid(self, targets: Tensor) -> Tensor:
+        """Which class numbers count, (batch, targets of a sample): the first of a row does not if it is
+        shifted."""
+        rows = targets.reshape(len(targets), -1)
+        if self.form.shifted:
+            rows = rows[:, 1:]
+        valid = rows == rows
+        for value in self.form.ignored:
+            valid = valid & (rows != value)
+        return valid
+
+    def _without_empty(self, targets: Tensor) -> Tensor:
+        """The targets, with a class in place of the ignored ones wherever a mean would be over none (0 / 0). Such
+        a mean is multiplied by the number of valid targets, which is 0."""
+        import torch
+
+        if self.form.reduction not in ("mean", "sample-mean") or not is_classes(targets):
+            return targets
+        some = self._valid(targets).any(1)
+        if self.form.reduction != "sample-mean":
+            some = some.any()
+        placeholder = next(value for value in range(len(self.form.ignored) + 1) if value not in self.form.ignored)
+        some = some.reshape(-1, *[1] * (targets.ndim - 1)) if some.ndim else some
+        return torch.where(some, targets, torch.full_like(targets, placeholder))
+
+
+def _plain_form(value: Any, targets: Tensor) -> Reduction:
+    """The form of a value by its type alone. Raises ValueError for one value for each of several sequences."""
+    if isinstance(value, tuple):
+        return "pair"
+    if value.ndim == 0:
+        return "mean"
+    if is_classes(targets) and targets.ndim > 1 and value.numel() == len(targets):
+        raise ValueError(
+            "loss_fn returned one value for each sample, a mean or a sum over its targets: state which, with "
+            "reduction 'sample-mean' or 'sample-sum'"
+        )
+    return "values"
+
+
+def is_classes(targets: Tensor) -> bool:
+    """Whether targets are class numbers."""
+    import torch
+
+    return not targets.is_floating_point() and not targets.is_complex() and targets.dtype is not torch.bool
+
+
+def logits_of(outputs: Any) -> Any:
+    """The logits among a model's outputs: a tensor, ``.logits``, the entry ``logits``, or the first of a tuple."""
+    if isinstance(outputs, Mapping) and "logits" in outputs:
+        return outputs["logits"]
+    if hasattr(outputs, "logits"):
+        return outputs.logits
+    return outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
+
+
+def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tuple[Tensor, Any]:
+    """Cross-entropy in nats summed over class numbers other than -100, or the mean squared error of each sample
+    summed over samples; and how many there are.
+
+    Raises ValueError, naming both shapes, for outputs that do not fit.
+    """
+    from torch.nn import functional
+
+    logits = logits_of(outputs)
+    shape = tuple(getattr(logits, "shape", ()))
+    if not is_classes(targets):
+        if shape and logits.numel() != targets.numel():
+            raise ValueError(
+                f"the model gave outputs of shape {shape} for targets of shape {tuple(targets.shape)}: squared "
+                "error needs as many"
+            )
+        error = functional.mse_loss(logits.float(), targets.to(logits.device).float().reshape(logits.shape))
+        return error * len(targets), len(targets)
+    if shape[:-1] != tuple(targets.shape):
+        raise ValueError(
+            f"the model gave outputs of shape {shape} for targets of shape {tuple(targets.shape)}: cross-entropy "
+            f"needs logits of shape {(*targets.shape, 'classes')}"
+        )
+    if shifted:
+        logits, targets = logits[:, :-1], targets[:, 1:]
+    flat = targets.flatten().long()
+    total = functional.cross_entropy(logits.float().flatten(0, -2), flat, reduction="sum", ignore_index=IGNORED)
+    return total, (flat != IGNORED).sum()

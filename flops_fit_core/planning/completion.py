@@ -1,0 +1,113 @@
+"""Options of a dataset that depend on a model: found with a small model of the study before anything is
+planned."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.config import Experiment
+from flops_fit_core.contracts import CompletedDataset, Dataset, Task
+from flops_fit_core.errors import PlanError, UserError
+from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
+from flops_fit_core.specs import Options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+"""Sizes that are tried, in steps of the family, to find a small model that can be built."""
+_LIBRARY = re.compile(r"[/\\](site-packages|flops_fit_core|python3\.\d+)[/\\]|^<")
+LARGEST_BUILT = 10 * LARGEST_TRIED
+"""Models above this many parameters are not built to be tried, even if the study has no smaller one."""
+
+
+def complete_dataset(experiment: Experiment, dataset: Dataset) -> tuple[Experiment, Dataset]:
+    """The experiment and its dataset, with the options that the dataset finds with a model.
+
+    Raises PlanError for a model that cannot be built or does not take the data, DataError from the dataset.
+    """
+    if not isinstance(dataset, CompletedDataset):
+        return experiment, dataset
+    model = _small_model(experiment, dataset.task)
+    if model is None:
+        raise PlanError(
+            f"model {experiment.model.name!r} has more than {LARGEST_BUILT:,} parameters at its smallest size, "
+            "and no smaller one can be built on which to try the data and the loss: make it build at a smaller "
+            "size, or write a dataset plugin, whose task states its loss"
+        )
+    chosen = experiment.dataset.with_options(**_completed(experiment, dataset, model))
+    experiment = experiment.model_copy(update={"dataset": chosen})
+    completed: Dataset = chosen.calling("build", chosen.options, experiment.sweep.seeds[0])
+    whole = getattr(completed.task, "whole_batches", False)
+    if whole and getattr(experiment.trainer.options, "micro_batch", None) is not None:
+        raise PlanError("loss_reduction='batch' is a loss of whole batches: leave out trainer.micro_batch")
+    return experiment, completed
+
+
+def _completed(experiment: Experiment, dataset: CompletedDataset, model: nn.Module) -> dict[str, Any]:
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        try:
+            return dict(dataset.complete(model.eval()))
+        except UserError:
+            raise
+        except Exception as error:
+            raise PlanError(
+                f"model {experiment.model.name!r} does not fit the data on a few of its samples: "
+                f"{type(error).__name__}: {error}{_place(error)}"
+            ) from error
+
+
+def _small_model(experiment: Experiment, task: Task) -> nn.Module | None:
+    """A small model of the study, with values, on the CPU. None if all that can be built are too large."""
+    import torch
+
+    failures: dict[Any, Exception] = {}
+    allowed: tuple[int, ...] = (LARGEST_TRIED, LARGEST_BUILT)
+    for largest in allowed:
+        for options in _candidates(experiment):
+            try:
+                shapes = build_on_meta(experiment.model, options, task)
+                if sum(param.numel() for param in shapes.parameters()) > largest:
+                    break
+                with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+                    model: nn.Module = experiment.model.calling("build", options, task)
+                return model
+            except Exception as error:
+                failures[getattr(options, experiment.model.spec.size)] = error
+        if isinstance(experiment.sweep.sizes, tuple) and len(failures) == len(experiment.sweep.sizes):
+            break
+    if failures and not isinstance(experiment.sweep.sizes, int):
+        size, failure = next(iter(failures.items()))
+        raise PlanError(
+            f"model {experiment.model.name!r} cannot be built with {experiment.model.spec.size} = {size}: "
+            f"{type(failure).__name__}: {failure}{_place(failure)}"
+        ) from failure
+    return None
+
+
+def _candidates(experiment: Experiment) -> Iterator[Options]:
+    """Options of the study's sizes, smallest first; of an automatic ladder, small multiples of its step."""
+    spec, sizes = experiment.model.spec, experiment.sweep.sizes
+    if isinstance(sizes, tuple):
+        listed = [experiment.model.with_options(**changes).options for changes in sizes]
+        yield from sorted(listed, key=lambda options: _number(getattr(options, spec.size)))
+        return
+    step = experiment.sweep.multiple_of or spec.multiple_of
+    for multiple in MULTIPLES:
+        yield experiment.model.with_options(**{spec.size: multiple * step}).options
+
+
+def _number(size: Any) -> float:
+    return float(size) if isinstance(size, int | float) else 0.0
+
+
+def _place(error: BaseException) -> str:
+    """File and line of the innermost frame of the user's own code, for people; empty if there is none."""
+    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
+    own = [frame for frame in frames if not _LIBRARY.search(frame.filename)]
+    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""

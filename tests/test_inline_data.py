@@ -1,0 +1,662 @@
+"""Data and losses given to ``find_optimal``: what is trained, counted and held out, or refused."""
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from flops_fit_core import ConfigError, DataError, PlanError, find_optimal
+from flops_fit_core.inline_data import open_inline_data
+
+VOCAB, CONTEXT = 20, 16
+ROWS = torch.randint(0, VOCAB, (600, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
+PAIRS = TensorDataset(ROWS[:, :-1], ROWS[:, 1:])
+LENGTHS = torch.where(torch.rand(600, generator=torch.Generator().manual_seed(1)) < 0.5, 2, CONTEXT)
+PADDED_TARGETS = ROWS[:, 1:].masked_fill(torch.arange(CONTEXT) >= LENGTHS[:, None], -100)
+PADDED = TensorDataset(ROWS[:, :-1], PADDED_TARGETS)
+cross_entropy = functional.cross_entropy
+
+
+class Net(nn.Module):
+    """A bigram: causal."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, width)
+        self.head = nn.Linear(width, VOCAB)
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+class Masked(Net):
+    def forward(self, input_ids, attention_mask=None):
+        return super().forward(input_ids)
+
+
+class Averaging(Net):
+    """Every output depends on all inputs."""
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        return self.head(x + x.mean(1, keepdim=True))
+
+
+class Rows(Dataset):
+    """Batches in the convention of transformers: labels are a copy of the inputs."""
+
+    def __init__(self, labels=ROWS):
+        self.labels = labels
+
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, index):
+        mask = torch.ones(CONTEXT + 1, dtype=torch.long)
+        return {"input_ids": ROWS[index], "attention_mask": mask, "labels": self.labels[index].clone()}
+
+
+def study(tmp_path, model=Net, **given):
+    arguments = {
+        "dataset": PAIRS,
+        "compute_budgets": [4e6],
+        "sizes": [4],
+        "repeat": True,
+        "min_steps": 1,
+        "batch_size": 8,
+        "device": "cpu",
+        "executor": "local",
+        "optimizer": functools.partial(torch.optim.Adam, lr=0.02),
+        "output_dir": tmp_path / "study",
+        "train": False,
+    }
+    return find_optimal(model, given.pop("size", "width"), **{**arguments, **given})
+
+
+def result(tmp_path, *given, **named):
+    (one,) = study(tmp_path, *given, train=True, **named).results
+    assert one.status == "completed", one.error
+    return one
+
+
+def notes(tmp_path, *given, **named):
+    return " ".join(study(tmp_path, *given, **named).plan.notes)
+
+
+# ---------------------------------------------------------------------------- targets that the model sees
+
+
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (Masked, Rows()),
+        (Masked, Rows(ROWS.masked_fill(torch.arange(CONTEXT + 1) < 4, -100))),
+        (Net, list(ROWS)),
+        (Net, TensorDataset(ROWS, ROWS)),
+        (Net, TensorDataset(ROWS[:, 1:], ROWS[:, :-1])),
+    ],
+    ids=["labels", "masked prompt", "bare rows", "pairs", "shifted the wrong way"],
+)
+def test_targets_that_are_inputs_are_refused(tmp_path, model, data):
+    with pytest.raises(DataError, match=r"targets are the inputs.*row\[:-1\], row\[1:\].*copy_task=True"):
+        study(tmp_path, model, dataset=data)
+
+
+def test_a_copy_task_is_trained_on_request(tmp_path):
+    assert result(tmp_path, Masked, dataset=Rows(), copy_task=True, compute_budgets=[2e7]).loss < 1.0
+
+
+def test_a_loss_that_shifts_by_itself_is_no_copy_and_its_first_targets_are_not_counted(tmp_path):
+    def shifting(outputs, targets):
+        return cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
+
+    run = result(tmp_path, dataset=list(ROWS), loss_fn=shifting, fingerprint="shifting")
+    assert run.loss > 2.9  # no model of random tokens is below ln 20 = 2.996 for long
+    assert run.tokens / run.positions == CONTEXT / (CONTEXT + 1)
+
+
+def test_a_loss_that_does_not_shift_is_refused_for_targets_that_are_inputs(tmp_path):
+    def plain(outputs, targets):
+        return cross_entropy(outputs.flatten(0, 1), targets.flatten())
+
+    with pytest.raises(DataError, match="targets are the inputs"):
+        study(tmp_path, dataset=list(ROWS), loss_fn=plain, fingerprint="plain")
+
+
+def test_next_tokens_are_refused_for_a_model_that_sees_them(tmp_path):
+    with pytest.raises(DataError, match=r"sees its targets.*Averaging.*later inputs.*copy_task=True"):
+        study(tmp_path, Averaging)
+    study(tmp_path, Averaging, copy_task=True)
+
+
+class StartsAtZero(Averaging):
+    """A head of zeros hides on which inputs the outputs depend."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        nn.init.zeros_(self.head.weight)
+
+
+def test_weights_that_start_at_zero_do_not_hide_that_a_model_sees_its_targets(tmp_path):
+    with pytest.raises(DataError, match="sees its targets"):
+        study(tmp_path, StartsAtZero)
+
+
+def test_labels_of_a_causal_model_of_transformers_are_shifted(tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def llama(hidden_size):
+        return transformers.LlamaForCausalLM(
+            transformers.LlamaConfig(
+                vocab_size=VOCAB,
+                hidden_size=hidden_size,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+                max_position_embeddings=32,
+            )
+        )
+
+    given = {"size": "hidden_size", "sizes": [8], "compute_budgets": [4e7], "fingerprint": "llama"}
+    run = result(tmp_path, llama, dataset=Rows(), **given)
+    assert run.loss > 2.9
+    assert run.valid_share == CONTEXT / (CONTEXT + 1)
+    batch = next(DataLoader(Rows(), batch_size=8)._get_iterator())
+    model = llama(8)
+    opened = study(tmp_path, llama, dataset=Rows(), **given)
+    data = opened.experiment.dataset
+    task = (
+        open_inline_data(
+            Rows(),
+            heldout=None,
+            heldout_share=0.1,
+            loss_fn=None,
+            tokens_per_sample=None,
+            unit=None,
+            fingerprint="llama",
+            repeat=True,
+            copy_task=False,
+            loss_reduction=None,
+            batch_size=None,
+        )
+        .open(0, data.spec.options(shifted=True))
+        .task
+    )
+    total, count = task.loss(task.outputs(model, batch), batch)
+    assert float((total / count).detach()) == pytest.approx(float(model(**batch).loss.detach()), rel=1e-6)
+
+
+def test_labels_of_a_model_of_transformers_that_is_not_causal_are_refused(tmp_path):
+    transformers = pytest.importorskip("transformers")
+
+    def bert(hidden_size):
+        return transformers.BertLMHeadModel(
+            transformers.BertConfig(
+                vocab_size=VOCAB,
+                hidden_size=hidden_size,
+                intermediate_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                max_position_embeddings=32,
+            )
+        )
+
+    with pytest.raises(DataError, match="BertLMHeadModel is not causal"):
+        study(tmp_path, bert, size="hidden_size", sizes=[8], dataset=Rows(), fingerprint="bert")
+
+
+class NanoGPT(Net):
+    """Without targets, logits of the last position only."""
+
+    def forward(self, idx, targets=None):
+        logits = super().forward(idx)
+        if targets is None:
+            return logits[:, [-1], :], None
+        return logits, cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
+
+
+def test_a_model_that_gives_logits_and_loss_is_trained_on_all_positions(tmp_path):
+    one = result(tmp_path, NanoGPT)
+    assert "given the targets as 'targets'" in notes(tmp_path, NanoGPT)
+    assert one.loss == pytest.approx(result(tmp_path / "plain").loss, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------- padding
+
+
+@pytest.mark.parametrize("micro_batch", [1, 2, 4])
+def test_padding_gives_the_same_loss_for_every_micro_batch(tmp_path, micro_batch):
+    whole = result(tmp_path / "whole", dataset=PADDED)
+    parts = result(tmp_path, dataset=PADDED, trainer={"name": "torch", "micro_batch": micro_batch})
+    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
+    assert (parts.tokens, parts.positions, parts.flops) == (whole.tokens, whole.positions, whole.flops)
+
+
+KEPT = []
+
+
+class Keeping(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        if not self.head.weight.is_meta:
+            KEPT.append(self)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 1, 3])
+def test_padded_training_is_that_of_a_loop_written_by_hand(tmp_path, micro_batch):
+    """SGD, so that weights are the sum of the gradients: the mean over the valid targets of each whole batch."""
+    KEPT.clear()
+    data = TensorDataset(ROWS[:, :-1], PADDED_TARGETS.masked_fill(torch.arange(600)[:, None] % 3 == 0, -100))
+    one = result(
+        tmp_path,
+        Keeping,
+        dataset=data,
+        optimizer=functools.partial(torch.optim.SGD, lr=0.5),
+        schedule="constant",
+        recipe="constant",
+        compute_budgets=[1e6],
+        trainer={"name": "torch", "micro_batch": micro_batch, "clip": None},
+        fingerprint="by hand",
+    )
+    trained = KEPT[-1]
+    torch.manual_seed(0)
+    model = Net(4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    opened = study(tmp_path, Keeping, dataset=data, fingerprint="by hand").experiment.dataset
+    batches = opened.spec.build(opened.options, 0).batches(8)
+    tokens = 0
+    for _ in range(one.run.steps):
+        inputs, targets = next(batches)
+        tokens += int((targets != -100).sum())
+        cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert one.tokens == tokens
+    for ours, theirs in zip(trained.parameters(), model.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_two_processes_reach_the_padded_loss_of_one(tmp_path):
+    alone = result(tmp_path / "alone", dataset=PADDED)
+    both = result(
+        tmp_path,
+        dataset=PADDED,
+        device={"name": "cpu", "devices_per_run": 2},
+        trainer={"name": "torch", "parallel": "ddp", "micro_batch": 1},
+    )
+    assert both.run.devices == 2
+    assert both.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert (both.id, both.tokens, both.positions, both.flops) == (
+        alone.id,
+        alone.tokens,
+        alone.positions,
+        alone.flops,
+    )
+
+
+def test_held_out_loss_is_a_mean_over_valid_targets_whatever_the_evaluation_batch(tmp_path):
+    losses = {
+        size: result(
+            tmp_path / str(size), dataset=PADDED, trainer={"name": "torch", "eval_batch_tokens": size}
+        ).loss
+        for size in (1, 48, 10_000)
+    }
+    assert losses[1] == pytest.approx(losses[10_000], rel=1e-6)
+    assert losses[48] == pytest.approx(losses[10_000], rel=1e-6)
+
+
+def test_d_counts_valid_targets_and_c_counts_every_position(tmp_path):
+    one = result(tmp_path, dataset=PADDED)
+    share = float((PADDED_TARGETS != -100).float().mean())
+    assert one.run.tokens / one.run.positions == pytest.approx(share, rel=0.02)
+    assert one.run.positions == one.run.steps * 8 * CONTEXT
+    assert one.flops == pytest.approx(6 * one.run.params * one.positions)
+    assert one.flops == pytest.approx(4e6, rel=0.01)
+    assert one.positions == one.run.positions
+    assert one.valid_share == pytest.approx(one.tokens / one.positions)
+    assert one.valid_share == pytest.approx(share, rel=0.05)
+    assert "D counts valid targets" in notes(tmp_path, dataset=PADDED)
+    assert "fixed sample of 540" in notes(tmp_path, dataset=PADDED)
+
+
+def test_a_batch_without_a_valid_target_is_no_nan_and_changes_no_gradient(tmp_path):
+    targets = PADDED_TARGETS.clone()
+    targets[: len(targets) * 3 // 4] = -100
+    one = result(
+        tmp_path,
+        dataset=TensorDataset(ROWS[:, :-1], targets),
+        batch_size=2,
+        trainer={"name": "torch", "micro_batch": 1},
+    )
+    assert one.valid_share < 0.2
+
+
+def test_data_without_any_valid_target_are_refused(tmp_path):
+    data = TensorDataset(ROWS[:, :-1], torch.full_like(ROWS[:, 1:], -100))
+    with pytest.raises((DataError, PlanError), match="no valid target"):
+        study(tmp_path, dataset=data)
+
+
+class Ragged(Dataset):
+    """Rows of different lengths, padded by the collate function to the longest of a batch."""
+
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, index):
+        return ROWS[index, : LENGTHS[index] + 1]
+
+
+def pad(items):
+    inputs = nn.utils.rnn.pad_sequence([item[:-1] for item in items], batch_first=True)
+    return inputs, nn.utils.rnn.pad_sequence([item[1:] for item in items], batch_first=True, padding_value=-100)
+
+
+def test_batches_padded_to_their_longest_row_are_counted_as_they_are(tmp_path):
+    loader = DataLoader(Ragged(), batch_size=2, collate_fn=pad)
+    one = result(tmp_path, dataset=loader, batch_size=2)
+    opened = study(tmp_path, dataset=loader, batch_size=2).experiment.dataset
+    batches = opened.spec.build(opened.options, 0).batches(2)
+    seen = [next(batches)[1] for _ in range(one.run.steps)]
+    assert one.tokens == sum(int((targets != -100).sum()) for targets in seen)
+    assert (one.positions or one.tokens) == sum(targets.numel() for targets in seen)
+    assert one.flops == pytest.approx(4e6, rel=0.1)
+
+
+def test_padding_that_is_a_class_is_named_in_the_plan(tmp_path):
+    data = TensorDataset(ROWS[:, :-1], PADDED_TARGETS.masked_fill(PADDED_TARGETS == -100, 7))
+    assert "targets are 7 at the end of a row" in notes(tmp_path, dataset=data)
+    assert "end of a row" not in notes(tmp_path / "full")
+
+
+# ---------------------------------------------------------------------------- losses
+
+
+def flat(outputs, targets, **options):
+    return cross_entropy(outputs.flatten(0, 1), targets.flatten(), **options)
+
+
+def by_row(outputs, targets):
+    return cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+
+
+LOSSES = {
+    "mean": flat,
+    "sum": functools.partial(flat, reduction="sum"),
+    "values": functools.partial(flat, reduction="none"),
+    "values by row": by_row,
+    "sum and count": lambda o, t: (flat(o, t, reduction="sum"), (t != -100).sum()),
+    "mean of all": lambda o, t: by_row(o, t).mean(),
+    "mean of sums": lambda o, t: by_row(o, t).sum(1).mean(),
+    "sample sums": lambda o, t: by_row(o, t).sum(1),
+    "sample means": lambda o, t: by_row(o, t).sum(1) / (t != -100).sum(1).clamp(min=1),
+    "sample means of all": lambda o, t: by_row(o, t).mean(1),
+    "ignores another class": lambda o, t: flat(o, t.masked_fill(t == -100, -1), ignore_index=-1),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("data", [PAIRS, PADDED], ids=["full", "padded"])
+def test_every_form_of_cross_entropy_is_the_same_loss(tmp_path, loss, data):
+    default = result(tmp_path / "default", dataset=data)
+    parts = {"name": "torch", "micro_batch": 2}
+    one = result(tmp_path, dataset=data, loss_fn=LOSSES[loss], fingerprint=loss, trainer=parts)
+    assert one.loss == pytest.approx(default.loss, rel=1e-5)
+    assert one.tokens == default.tokens
+
+
+def test_the_form_of_a_loss_is_named_in_the_plan(tmp_path):
+    text = notes(tmp_path, loss_fn=LOSSES["sum"], fingerprint="sum")
+    assert "loss_fn returns a sum over the targets of a batch, without targets -100" in text
+
+
+def contrastive(outputs, targets):
+    x = functional.normalize(outputs.mean(1), dim=-1)
+    return cross_entropy(x @ x.T, torch.arange(len(x), device=x.device))
+
+
+def weighted(outputs, targets):
+    return flat(outputs, targets, weight=torch.arange(VOCAB) + 1.0)
+
+
+@pytest.mark.parametrize("loss_fn", [contrastive, weighted], ids=["contrastive", "weighted mean"])
+def test_a_loss_that_is_no_sum_over_targets_asks_for_its_form(tmp_path, loss_fn):
+    with pytest.raises(DataError, match="loss_reduction='batch'"):
+        study(tmp_path, loss_fn=loss_fn, fingerprint="other")
+
+
+def test_a_loss_of_whole_batches_is_neither_divided_nor_evaluated_on_other_batches(tmp_path):
+    given = {"loss_fn": contrastive, "fingerprint": "contrastive", "loss_reduction": "batch"}
+    one = result(tmp_path, **given)
+    assert one.heldout_tokens % 8 == 0
+    assert "a value for a whole batch" in notes(tmp_path, **given)
+    with pytest.raises(PlanError, match="micro_batch"):
+        study(tmp_path, **given, trainer={"name": "torch", "micro_batch": 2})
+    with pytest.raises(ConfigError, match="batch_size"):
+        study(tmp_path, **given, batch_size=None)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"loss_reduction": "average"}, r"'average': it is one of 'mean'"),
+        ({"loss_reduction": "mean"}, "without a loss_fn"),
+        ({"loss_reduction": "sum", "loss_fn": flat}, "the same for a batch and the batch twice"),
+        ({"loss_reduction": "mean", "loss_fn": LOSSES["sum"]}, "twice as much"),
+        ({"loss_reduction": "mean", "loss_fn": by_row}, "does not fit"),
+        ({"loss_fn": nn.CrossEntropyLoss()}, r"takes classes in dimension 1.*flatten"),
+        ({"loss_fn": nn.MSELoss()}, "does not fit"),
+        ({"loss_fn": lambda o, t: 3.0}, "returned a float"),
+        ({"loss_fn": lambda o, t: o.sum(0)}, r"shape \(16, 20\)"),
+    ],
+    ids=[
+        "unknown",
+        "no loss",
+        "a mean",
+        "a sum",
+        "values",
+        "positions as classes",
+        "shapes",
+        "number",
+        "features",
+    ],
+)
+def test_a_loss_that_contradicts_itself_is_refused(tmp_path, given, message):
+    with pytest.raises((ConfigError, DataError), match=message):
+        study(tmp_path, **given, **({"fingerprint": "x"} if "loss_fn" in given else {}))
+
+
+class Square(nn.Module):
+    """As many positions as classes."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, width)
+        self.head = nn.Linear(width, CONTEXT)
+
+    def forward(self, ids):
+        return self.head(self.embedding(ids))
+
+
+def test_positions_are_not_taken_for_classes_when_there_are_as_many(tmp_path):
+    data = TensorDataset(ROWS[:, :-1], ROWS[:, 1:] % CONTEXT)
+    with pytest.raises(DataError, match="dimension 1"):
+        study(tmp_path, Square, dataset=data, loss_fn=nn.CrossEntropyLoss())
+
+
+# ---------------------------------------------------------------------------- streams
+
+
+class Stream(IterableDataset):
+    def __init__(self, length):
+        self.length = length
+
+    def __iter__(self):
+        for number in range(self.length):
+            row = ROWS[number % len(ROWS)]
+            yield row[:-1], row[1:]
+
+
+class Shuffled(IterableDataset):
+    def __iter__(self):
+        for number in torch.randperm(len(ROWS)).tolist():
+            yield ROWS[number, :-1], ROWS[number, 1:]
+
+
+class FromSeed(IterableDataset):
+    def __init__(self, seed):
+        self.seed = seed
+
+    def __iter__(self):
+        for number in torch.randperm(len(ROWS), generator=torch.Generator().manual_seed(self.seed)).tolist():
+            yield ROWS[number, :-1], ROWS[number, 1:]
+
+
+def test_a_stream_that_ends_before_d_fails_and_says_so(tmp_path):
+    (one,) = study(
+        tmp_path, dataset=Stream(1200), heldout=PAIRS, repeat=False, compute_budgets=[4e7], train=True
+    ).results
+    assert one.status == "failed"
+    assert "ended after 19,200 of the" in one.error.message
+    assert "repeat=True" in one.error.message
+
+
+def test_a_stream_that_is_repeated_counts_its_passes(tmp_path):
+    one = result(tmp_path, dataset=Stream(1200), heldout=PAIRS, compute_budgets=[4e7])
+    assert one.unique_tokens == 1200 * CONTEXT
+    assert one.passes == pytest.approx(one.tokens / (1200 * CONTEXT))
+    assert one.passes > 1
+
+
+def test_a_stream_is_not_read_through_while_it_is_planned(tmp_path):
+    read = []
+
+    class Counting(Stream):
+        def __iter__(self):
+            for item in super().__iter__():
+                read.append(1)
+                yield item
+
+    study(tmp_path, dataset=Counting(10**9), heldout=PAIRS, fingerprint="counting")
+    assert len(read) < 20_000
+
+
+def test_a_stream_that_shuffles_itself_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"shuffles itself.*heldout=.*make\(seed\)"):
+        study(tmp_path, dataset=Shuffled())
+
+
+def test_a_stream_that_takes_a_seed_needs_held_out_data_and_is_another_for_each_seed(tmp_path):
+    with pytest.raises(DataError, match="heldout="):
+        study(tmp_path, dataset=FromSeed)
+    planned = study(tmp_path, dataset=FromSeed, heldout=PAIRS, seeds=[0, 1])
+    data = planned.experiment.dataset
+    first, again, other = (next(iter(data.spec.build(data.options, seed).batches(8)))[0] for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert len({run.fingerprint for run in planned.plan.runs}) == 1
+
+
+def test_what_the_model_draws_does_not_change_a_stream(tmp_path):
+    class Noisy(IterableDataset):
+        def __init__(self, seed):
+            self.seed = seed
+
+        def __iter__(self):
+            for row in ROWS:
+                x = row[:-1].clone()
+                x[torch.rand(CONTEXT) < 0.1] = 0
+                yield x, row[1:]
+
+    planned = study(tmp_path, dataset=Noisy, heldout=PAIRS, fingerprint="noisy", copy_task=True)
+    data = planned.experiment.dataset
+    plain = data.spec.build(data.options, 0).batches(8)
+    disturbed = data.spec.build(data.options, 0).batches(8)
+    for _ in range(100):
+        torch.rand(3)
+        after = torch.get_rng_state()
+        assert torch.equal(next(plain)[0], next(disturbed)[0])
+        assert torch.equal(after, torch.get_rng_state())
+
+
+class Augmented(Dataset):
+    def __len__(self):
+        return len(ROWS)
+
+    def __getitem__(self, index):
+        x = ROWS[index, :-1].clone()
+        x[torch.rand(CONTEXT) < 0.1] = 0
+        return x, ROWS[index, 1:]
+
+
+def test_random_items_depend_on_their_place_only(tmp_path):
+    planned = study(tmp_path, dataset=Augmented(), copy_task=True)
+    data = planned.experiment.dataset
+    built = data.spec.build(data.options, 0)
+    ones = torch.cat([next(batches)[0] for batches in [built.batches(1)] for _ in range(12)])
+    torch.rand(5)
+    assert torch.equal(torch.cat([next(built.batches(4, start))[0] for start in (0, 4, 8)]), ones)
+    held = [torch.cat([batch[0] for batch in built.heldout(400, size)]) for size in (1, 7)]
+    assert torch.equal(*held)
+
+
+RESUMED = """
+import functools, sys, time
+import torch
+from torch import nn
+sys.path.insert(0, {tests!r})
+import test_inline_data as t
+from flops_fit_core import find_optimal
+
+class Slow(t.Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.dropout = nn.Dropout(0.2)
+
+    def forward(self, ids):
+        if self.training and torch.is_grad_enabled() and {slow}:
+            time.sleep(0.004)
+        return self.head(self.dropout(self.embedding(ids)))
+
+data = dict(plain=t.Stream(700), seeded=t.FromSeed, augmented=t.Augmented())[{which!r}]
+study = find_optimal(
+    Slow, "width", dataset=data, heldout=t.PAIRS, compute_budgets=[2e7], sizes=[4], repeat=True, min_steps=1,
+    batch_size=8, executor="local", device="cpu", output_dir={out!r}, copy_task=True, fingerprint="resumed",
+    optimizer=functools.partial(torch.optim.Adam, lr=0.02), trainer=dict(name="torch", checkpoint_minutes=0.003),
+)
+print(repr(study.results[0].loss), study.results[0].tokens)
+"""
+
+
+def program(which, out, *, slow):
+    text = RESUMED.format(tests=str(Path(__file__).parent), which=which, out=str(out), slow=slow)
+    return [sys.executable, "-W", "ignore", "-c", text]
+
+
+@pytest.mark.parametrize("which", ["plain", "seeded", "augmented"])
+def test_a_run_that_is_killed_goes_on_to_the_same_loss(tmp_path, which):
+    alone = subprocess.run(
+        program(which, tmp_path / "alone", slow=False), capture_output=True, text=True, check=True
+    )
+    killed = subprocess.Popen(program(which, tmp_path / "killed", slow=True), stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "killed").rglob("latest.pt")):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.02)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    again = subprocess.run(
+        program(which, tmp_path / "killed", slow=False), capture_output=True, text=True, check=True
+    )
+    assert again.stdout == alone.stdout
