@@ -4,9 +4,10 @@ import logging
 
 import pytest
 import torch
-from small import Bench, stopped_after, train
+from small import Bench, stopped_after, text_table, train, write_text
 
 from flops_fit_core import OptimizerSpec, Options, RunFailed, hookimpl
+from flops_fit_core.registry import installed
 from flops_fit_core.training.evaluate import evaluate
 from flops_fit_core.training.memory import is_out_of_memory
 from flops_fit_core.training.stepping import autocast
@@ -250,3 +251,53 @@ def test_torchs_own_failed_allocation_on_the_cpu_is_out_of_memory():
 )
 def test_other_errors_are_not(error):
     assert not is_out_of_memory(error)
+
+
+# ------------------------------------------------------------------ every bundled optimizer
+
+
+class FailsOnce:
+    """A plugin: a bundled optimizer whose first step is applied and then runs out of memory."""
+
+    def __init__(self, name):
+        self.spec = installed().find("optimizer", name).spec
+        self.failures = 0
+
+    @hookimpl
+    def flops_fit_optimizers(self):
+        yield OptimizerSpec(
+            name="once", options=self.spec.options, build=self.build, adam_like=self.spec.adam_like
+        )
+
+    def build(self, options, model, run):
+        optimizer = self.spec.build(options, model, run)
+        step = optimizer.step
+
+        def failing(*arguments, **named):
+            loss = step(*arguments, **named)
+            if not self.failures:
+                self.failures += 1
+                raise torch.OutOfMemoryError("after the step")
+            return loss
+
+        optimizer.step = failing
+        return optimizer
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon", "lion", "adafactor", "schedule-free"])
+def test_the_first_step_of_every_bundled_optimizer_can_be_taken_back(name, tmp_path):
+    text = write_text(tmp_path / "text", files=10)
+    plugin = FailsOnce(name)
+    if plugin.spec.extra:
+        pytest.importorskip("schedulefree" if name == "schedule-free" else "pytorch_optimizer")
+    momentum = {"momentum": 0.9} if name == "sgd" else {}
+
+    def result(**trainer):
+        sweep = {"budgets": [3.06708e7], "sizes": [{"width": 8}], "batch_size": 8}
+        optimizer = {"name": "fails/once", "lr": 0.01, **momentum}
+        table = text_table(text, sweep=sweep, optimizer=optimizer, trainer=trainer)
+        return train(table, installed().with_plugins({"fails": plugin}))[0]
+
+    taken_back = result()
+    assert (taken_back.error, plugin.failures, taken_back.micro_batch) == (None, 1, 4)
+    assert taken_back.loss == result(micro_batch=4).loss
