@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,13 @@ from flops_fit_core.inline import (
 from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
 from flops_fit_core.inline_streams import SeededStream
 from flops_fit_core.model_check import compare_model_check, with_model_check
-from flops_fit_core.planning import make_plan
-from flops_fit_core.records import LawFit, Observation
+from flops_fit_core.planning import WARNING, make_plan
+from flops_fit_core.records import LawFit, Observation, SweepPlan
 from flops_fit_core.registry import Registry, installed
 from flops_fit_core.specs import Spec
 from flops_fit_core.study import Study, study_folder
+
+logger = logging.getLogger("flops_fit")
 
 Source = Experiment | Mapping[str, Any] | str | Path
 
@@ -43,6 +46,13 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
 
     Raises ConfigError, PlanError or DataError, saying what to change.
     """
+    study = plan_study(source, registry=registry, out=out)
+    _log_warnings(study.plan)
+    return study
+
+
+def plan_study(source: Source, *, registry: Registry | None = None, out: str | Path | None = None) -> Study:
+    """:func:`plan` without log messages, for callers that print the plan's notes themselves."""
     registry = registry or installed()
     experiment = _experiment(source, registry)
     folder = study_folder(out, experiment.name)
@@ -236,6 +246,7 @@ def find_optimal(
         experiment=experiment,
         store=store if _is_store(store) else None,
     )
+    _log_warnings(study.plan)
     if train:
         study.train(again=not resume)
     return study
@@ -294,6 +305,12 @@ class _Objects:
     def _add(self, make: Callable[[], Spec], table: dict[str, Any]) -> dict[str, Any]:
         self._inline.makers.append(make)
         return table
+
+
+def _log_warnings(sweep: SweepPlan) -> None:
+    for note in sweep.notes:
+        if note.startswith(WARNING):
+            logger.warning("%s", note.removeprefix(WARNING).strip())
 
 
 def _made(make: Callable[[int], Any]) -> Any:

@@ -87,7 +87,11 @@ class StudyFolder:
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
         """Write down what was asked and what was resolved."""
         self.path.mkdir(parents=True, exist_ok=True)
-        asked = {**experiment.model_dump(mode="json", exclude_unset=True), "planner": experiment.planner}
+        asked = {
+            **experiment.model_dump(mode="json", exclude_unset=True),
+            # Resolved: a default that depends on the revision, or on whether the experiment was a file.
+            **experiment.model_dump(mode="json", include={"planner", "optimizer"}),
+        }
         write_atomically(self.experiment_file, json.dumps(asked, indent=2))
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))

@@ -224,9 +224,14 @@ class ModelSpec(Spec):
     width_transfer: Callable[[Any], str | None] | None = None
     """``(options)`` -> why one learning rate is not verified to serve every width with these options, for a note
     in the plan; None where it is verified."""
+    optimizer: str | None = None
+    """Qualified name of the optimizer that an experiment file uses for this family unless it names one, such as
+    ``"optim/adamw"``. None: ``optim/sgd``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.optimizer is not None and not isinstance(self.optimizer, str):
+            raise TypeError(f"model {self.name!r}: optimizer must be a name, not {self.optimizer!r}")
         field = self.options.model_fields.get(self.size)
         if field is None or field.is_required():
             raise ValueError(

@@ -51,6 +51,8 @@ def about_kind(kind: str) -> str:
         return "by default what the optimizer asks for, otherwise `cosine`"
     if kind == "flops":
         return "by default what the task asks for"
+    if kind == "optimizer":
+        return "by default what the model family declares, otherwise `sgd`"
     if kind in DEFAULTS:
         return f"by default `{DEFAULTS[kind].rpartition('/')[2]}`"
     return "required" if Experiment.model_fields[kind].is_required() else "optional"

@@ -111,7 +111,7 @@ def planned(
 
     Raises ConfigError and the other UserErrors of planning.
     """
-    from flops_fit_core.api import plan
+    from flops_fit_core.api import plan_study
 
     if source.is_dir():
         folder = StudyFolder.existing(source)
@@ -126,7 +126,7 @@ def planned(
                 say(f"--{kind} {name}: left out {', '.join(dropped)}; --set {kind}.name={name} keeps them")
     for override in overrides or ():
         override_value(data, override)
-    return plan(make_experiment(data, registry, where), registry=registry, out=out)
+    return plan_study(make_experiment(data, registry, where), registry=registry, out=out)
 
 
 def existing(source: Path, registry: Registry, out: Path | None) -> Study:

@@ -65,6 +65,8 @@ class Chosen(Generic[S]):
     options: Options
     registry: Registry | None = field(default=None, repr=False)
     """Where others of its kind are found, if the user named none and the default depends on the dataset's task."""
+    by_default: bool = False
+    """Whether the name is a default, because the user wrote none."""
 
     @property
     def name(self) -> str:
@@ -98,7 +100,8 @@ class Chosen(Generic[S]):
     def with_options(self, /, **changes: Any) -> Chosen[S]:
         """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
         given = self.options.model_dump(exclude_unset=True)
-        return Chosen(self.offer, self.spec.options.model_validate({**given, **changes}))
+        options = self.spec.options.model_validate({**given, **changes})
+        return Chosen(self.offer, options, self.registry, self.by_default)
 
     def unset(self, option: str) -> bool:
         """Whether the plugin has this option and the user left it alone."""
@@ -186,8 +189,9 @@ class _Pick:
             return value
         if isinstance(value, str):
             value = {"name": value}
+        unnamed = value is None or (isinstance(value, dict) and "name" not in value)
         by_task = False
-        if self.default is not None and (value is None or (isinstance(value, dict) and "name" not in value)):
+        if self.default is not None and unnamed:
             by_task = self.by_task and info.data.get("planner", 1) > 1
             name = self.default if isinstance(self.default, str) else self.default(info)
             value = {"name": name, **(value or {})}
@@ -201,7 +205,7 @@ class _Pick:
             raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
         options = {key: item for key, item in value.items() if key != "name"}
         chosen = offer.spec.options.model_validate(options, context=info.context)
-        return Chosen(offer, chosen, registry if by_task else None)
+        return Chosen(offer, chosen, registry if by_task else None, unnamed)
 
 
 def _dump(chosen: Any) -> Any:
@@ -209,6 +213,15 @@ def _dump(chosen: Any) -> Any:
         return chosen
     options = chosen.options.model_dump(mode="json", exclude_unset=True)
     return options if chosen.depends_on_task else {"name": chosen.name, **options}
+
+
+def _optimizer_of_model(info: ValidationInfo) -> str:
+    """The model family's, in an experiment file. Python objects and the planner's first revision keep SGD."""
+    model, planner = info.data.get("model"), info.data.get("planner")
+    from_file = (info.context or {}).get("from_file", False)
+    if not from_file or model is None or planner == 1:
+        return DEFAULTS["optimizer"]
+    return model.spec.optimizer or DEFAULTS["optimizer"]
 
 
 def _schedule_of_optimizer(info: ValidationInfo) -> str:
@@ -223,7 +236,7 @@ def _trainer_of_dataset(info: ValidationInfo) -> str:
 
 ModelChoice = Annotated[Chosen[ModelSpec], _Pick("model")]
 DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
-OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", DEFAULTS["optimizer"])]
+OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
 ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
 RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
 FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"], by_task=True)]

@@ -18,6 +18,7 @@ from pydantic import (
 
 from flops_fit_core.config.choices import (
     DEFAULTS,
+    Chosen,
     DatasetChoice,
     DeviceChoice,
     ExecutorChoice,
@@ -100,7 +101,9 @@ class Experiment(Table):
     sweep: Sweep
     model: ModelChoice
     dataset: DatasetChoice
-    optimizer: OptimizerChoice = DEFAULTS["optimizer"]  # type: ignore[assignment]
+    optimizer: OptimizerChoice = None  # type: ignore[assignment]
+    """Unset: in an experiment file the one that the model family declares; in Python, and for a family that
+    declares none, ``sgd``."""
     schedule: ScheduleChoice = None  # type: ignore[assignment]
     recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
     flops: FlopCounterChoice = None  # type: ignore[assignment]
@@ -125,16 +128,23 @@ def with_planner(experiment: Experiment, planner: int, registry: Registry) -> Ex
     """The experiment with the defaults of another revision of the planner, unless it names a revision itself."""
     if "planner" in experiment.model_fields_set or planner == experiment.planner:
         return experiment
-    given = {name: getattr(experiment, name) for name in experiment.model_fields_set}
+    given = {name: _as_written(getattr(experiment, name)) for name in experiment.model_fields_set}
     return Experiment.model_validate({**given, "planner": planner}, context={"registry": registry})
 
 
+def _as_written(value: Any) -> Any:
+    """A choice whose name is a default without that name, which may be another one for another planner."""
+    if isinstance(value, Chosen) and value.by_default:
+        return value.options.model_dump(exclude_unset=True)
+    return value
+
+
 def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "experiment") -> Experiment:
-    """Validate an experiment given as plain data.
+    """Validate an experiment given as plain data: what an experiment file holds, or a Python mapping like one.
 
     Raises ConfigError that lists every mistake with its place (``optimizer.lr``), and what exists.
     """
     try:
-        return Experiment.model_validate(dict(data), context={"registry": registry})
+        return Experiment.model_validate(dict(data), context={"registry": registry, "from_file": True})
     except ValidationError as error:
         raise ConfigError(f"{where}:\n{explain(error)}") from None

@@ -14,6 +14,7 @@ from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.counter import counter_notes, resolve_counter, usage_notes
+from flops_fit_core.planning.plain_sgd import plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
@@ -68,6 +69,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         notes=tuple(
             dict.fromkeys(
                 [
+                    *plain_sgd_notes(experiment, dataset),
                     *_of_planner(experiment),
                     *_of_dataset(dataset),
                     *counter_reason,

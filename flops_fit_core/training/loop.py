@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from collections.abc import Generator, Iterator, Sequence
 from functools import partial
@@ -16,10 +17,13 @@ from flops_fit_core.errors import RunFailed
 from flops_fit_core.records import Job, Progress, RunResult, RunSpec, Trajectory
 from flops_fit_core.training.batches import prefetched
 from flops_fit_core.training.measuring import Measuring
+from flops_fit_core.training.memory import is_out_of_memory
 from flops_fit_core.training.packing import PackedStepper
 from flops_fit_core.training.passes import Pass, Track
 from flops_fit_core.training.stepping import Stepper
 from flops_fit_core.training.watch import Stopwatch, timed
+
+logger = logging.getLogger("flops_fit")
 
 AnyStepper = Stepper | PackedStepper
 
@@ -104,8 +108,28 @@ class TorchTrainer:
                 else:
                     yield self.measure.result(track.ended(run), None, context)
             for group, stepper in self._groups(alive, context):
-                if (yield from self._group(group, stepper, context)):
+                try:
+                    stopped = yield from self._group(group, stepper, context)
+                except Exception as error:
+                    if not self._can_part(group, stepper, error):
+                        raise
+                    # What they have trained is built again from their checkpoints, run by run.
+                    stopped = False
+                del group, stepper
+                if stopped:
                     return
+
+    def _can_part(self, group: list[Pass], stepper: AnyStepper, error: Exception) -> bool:
+        """Whether runs ran out of memory while they were trained side by side, and can be trained one by one."""
+        training = all(one.position.step < one.run.steps for one in group)
+        if not (isinstance(stepper, PackedStepper) and training and is_out_of_memory(error)):
+            return False
+        logger.warning(
+            "out of memory with %d runs side by side: each is trained by itself, from its last checkpoint",
+            len(group),
+        )
+        stepper.out_of_memory = True
+        return True
 
     def _groups(
         self, alive: list[tuple[Track, RunSpec]], context: TrainContext
@@ -115,7 +139,12 @@ class TorchTrainer:
             passes = [track.begin(run) for track, run in alive]
             if stepper := self._packed(passes, context):
                 yield passes, stepper
-                return
+                if not stepper.out_of_memory:
+                    return
+            del passes, stepper
+            for track, _ in alive:
+                track.drop()
+            context.device.release()
         for track, run in alive:
             one = track.begin(run)
             yield [one], self._stepper(one, context)
@@ -159,10 +188,18 @@ class TorchTrainer:
             self._branch_off(one, len(group))
         if alive and (yield from self._stretch(group, stepper, first.run.steps, context)):
             return True
+        self._save_before_evaluation(group)
         for one in group:
             heldout = None if one.position.diverged else self.measure.evaluate(one, context)
             yield self.measure.result(one, heldout, context, stepper, len(group))
         return False
+
+    def _save_before_evaluation(self, group: list[Pass]) -> None:
+        """So that what fails in the evaluation, or ends the process, does not cost the steps."""
+        for one in group:
+            one.count_time(1 / len(group))
+            if not one.position.diverged:
+                one.checkpoints.save_latest(one.parts, one.position)
 
     def _branch_off(self, one: Pass, share: int) -> None:
         if not one.position.run and one.run.branch_step is not None:

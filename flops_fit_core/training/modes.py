@@ -36,7 +36,7 @@ def eval_mode(optimizer: optim.Optimizer) -> Iterator[None]:
         return
     modal: Any = optimizer
     weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    trained = [weight.detach().clone() for weight in weights]
+    trained = _copies(weights)
     modal.eval()
     try:
         yield
@@ -45,3 +45,12 @@ def eval_mode(optimizer: optim.Optimizer) -> Iterator[None]:
         with torch.no_grad():
             for weight, value in zip(weights, trained, strict=True):
                 weight.copy_(value)
+
+
+def _copies(weights: list[torch.Tensor]) -> list[torch.Tensor]:
+    """On their device, or in the processor's memory where they do not fit beside the model."""
+    try:
+        return [weight.detach().clone() for weight in weights]
+    except torch.OutOfMemoryError:
+        pass  # The copies made so far are freed with the error.
+    return [weight.detach().to("cpu", copy=True) for weight in weights]

@@ -40,6 +40,8 @@ class PackedStepper:
 
     micro_batch: int | None = None
     compiled = False
+    out_of_memory = False
+    """Set when a step ran out of memory, which leaves some of the runs a step further than others."""
 
     def __init__(self, passes: Sequence[Pass], *, device: str, clip: float | None, precision: str) -> None:
         self._passes = passes

@@ -109,6 +109,10 @@ class Track:
         self._latest = Pass.begin(run, self._folder, self._context, own, every, shard=self._shard)
         return self._latest
 
+    def drop(self) -> None:
+        """Give up what :meth:`begin` has built; the next call builds again, from the last checkpoint."""
+        self._latest = None
+
     @property
     def dead(self) -> Pass | None:
         """The pass whose trunk diverged: longer runs would diverge at the same step of the same trunk."""

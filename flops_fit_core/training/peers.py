@@ -90,7 +90,7 @@ def _start(rank: int, greeting: dict[str, Any], objects: bytes | None) -> subpro
         [sys.executable, "-P", "-c", "from flops_fit_core.training.peers import main; main()"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path, "LOCAL_RANK": str(rank)},
+        env={**os.environ, "PYTHONPATH": path, "LOCAL_RANK": str(rank), "FLOPS_FIT_LOCAL_RANK": str(rank)},
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps({**greeting, "rank": rank, "objects": len(objects or b"")}).encode() + b"\n")

@@ -13,8 +13,8 @@ from torch import nn
 from flops_fit_core.contracts import Batch, TrainContext
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.training.batches import part, to_device
+from flops_fit_core.training.memory import Snapshot, is_out_of_memory
 from flops_fit_core.training.passes import Pass
-from flops_fit_core.training.randomness import random_state, set_random_state
 from flops_fit_core.training.together import is_sharded, without_averaging
 
 logger = logging.getLogger("flops_fit")
@@ -65,7 +65,10 @@ class Stepper:
         self._sharded = is_sharded(model)
         self._plain = self._together.wrapped(model)
         self._model: Callable[..., Any] = torch.compile(self._plain) if compiled else self._plain
-        self._proven = not compiled
+        self._proven = False
+        """Whether a step has succeeded: only then is the optimizer's state allocated and the model compiled."""
+        self._updating = False
+        """Whether the optimizer's step has begun, which may leave a part of the weights updated."""
 
     @property
     def micro_batch(self) -> int | None:
@@ -74,35 +77,44 @@ class Stepper:
 
     def __call__(self, batches: Sequence[Batch], step: int) -> torch.Tensor:
         self._pass.set_learning_rates(step)
-        batch = self._together.share(batches[0], self.batch_size)
-        loss = self._gradients(to_device(batch, self._device))
+        batch = to_device(self._together.share(batches[0], self.batch_size), self._device)
+        alone = self._together.size == 1
+        before = None if self._proven else Snapshot(self.parts, self._device, weights=alone)
+        while True:
+            try:
+                return self._step(batch)
+            except Exception as error:
+                self._adapt(error)
+            # After the handler: the error's traceback holds the tensors of the step.
+            self._undo(before)
+
+    def _step(self, batch: Batch) -> torch.Tensor:
+        """Backward over the whole batch, in parts that fit, and the optimizer's step. Returns the mean loss."""
+        self._updating = False
+        loss = self._accumulated(batch)
         if self._clip is not None:
             nn.utils.clip_grad_norm_(self._parameters, self._clip)
+        self._updating = True
         self.parts.optimizer.step()
+        self._proven = True
         self.parts.optimizer.zero_grad(set_to_none=True)
         return loss
 
-    def _gradients(self, batch: Batch) -> torch.Tensor:
-        """Backward over the whole batch, in parts that fit. Returns the mean loss."""
-        while True:
-            before = random_state(self._device) if not self._proven else None
-            try:
-                loss = self._accumulated(batch)
-                self._proven = True
-                return loss
-            except torch.OutOfMemoryError:
-                if self._size == 1 or self._whole:
-                    raise
-                if self._together.size > 1:
-                    raise RunFailed(self._too_large()) from None
-                self._halve()
-            except Exception as error:
-                if not self._failed_to_compile(error):
-                    raise
-                self._do_without_compiling(error)
-            self.parts.optimizer.zero_grad(set_to_none=True)
-            if before is not None:
-                set_random_state(before, self._device)
+    def _adapt(self, error: Exception) -> None:
+        """Change what made a step fail, so that it can be repeated. Raises where nothing can be changed."""
+        if is_out_of_memory(error):
+            self._halve(error)
+        elif self._failed_to_compile(error):
+            self._do_without_compiling(error)
+        else:
+            raise error
+
+    def _undo(self, before: Snapshot | None) -> None:
+        """Drop what a failed step has left."""
+        self.parts.optimizer.zero_grad(set_to_none=True)
+        self._release()
+        if before is not None:
+            before.restore()
 
     def _accumulated(self, batch: Batch) -> torch.Tensor:
         if self._together.size > 1:
@@ -156,9 +168,20 @@ class Stepper:
             f"trainer.micro_batch = {-(-self._size // 2)} or more devices_per_run"
         )
 
-    def _halve(self) -> None:
+    def _halve(self, error: Exception) -> None:
+        if self._whole:
+            raise error  # The loss of a batch is no sum over its parts.
+        if self._together.size > 1:
+            raise RunFailed(self._too_large()) from None
+        if self._updating and self._proven:
+            raise RunFailed(
+                f"out of memory in the optimizer's step, which may have updated a part of the weights, so it is "
+                f"not repeated. Run the study again to go on from the last checkpoint, and write "
+                f"trainer.micro_batch = {-(-self._size // 2)} to leave more memory ({error})"
+            ) from error
+        if self._size == 1:
+            raise error
         self._size = -(-self._size // 2)
-        self._release()
         logger.warning("out of memory: going on with micro-batches of %d samples", self._size)
 
     def _failed_to_compile(self, error: Exception) -> bool:

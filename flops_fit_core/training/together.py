@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -74,12 +75,12 @@ class Processes:
     def shard(self, model: nn.Module, device: str) -> None:
         """Give every process a part of each weight (FSDP2), block by block: at most one is whole at a time.
 
-        A block is an item of an outermost ``ModuleList``. Optimizers and gradient norms see DTensors after this.
+        Blocks are those of :func:`outermost_blocks`. Optimizers and gradient norms see DTensors after this.
         """
         from torch.distributed.fsdp import fully_shard
 
         mesh = dist.device_mesh.init_device_mesh(torch.device(device).type, (self.size,))
-        for block in outermost_blocks(model):
+        for block in without_shared_weights(model, outermost_blocks(model)):
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
 
@@ -99,14 +100,61 @@ class Processes:
 
 
 def outermost_blocks(module: nn.Module) -> list[nn.Module]:
-    """The items of its lists of modules; not those of lists within them."""
-    if isinstance(module, nn.ModuleList):
-        return [
-            block
-            for item in module
-            for block in (outermost_blocks(item) if isinstance(item, nn.ModuleList) else [item])
-        ]
-    return [block for child in module.children() for block in outermost_blocks(child)]
+    """Parts of a model that are called one after another, each of which can be gathered by itself.
+
+    They are the items of a ``ModuleList``, and those items of a ``Sequential`` or ``ModuleDict`` that have
+    matrices and of whose class there are at least two. A container within a container is replaced by its blocks.
+    What is inside a block is no block.
+    """
+    blocks: dict[nn.Module, None] = {}  # a module that is used several times is one block
+    for block in _blocks_in(module):
+        blocks.setdefault(block)
+    return list(blocks)
+
+
+def _blocks_in(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if not _is_block(child, module):
+            yield from _blocks_in(child)
+            continue
+        inner = list(_blocks_in(child)) if isinstance(child, nn.Sequential) else []
+        # A stage of blocks is no block; a feed-forward part of a few layers is.
+        yield from inner if any(_has_children(block) for block in inner) else [child]
+
+
+def _is_block(child: nn.Module, parent: nn.Module) -> bool:
+    if type(child).forward is nn.Module.forward:
+        return False  # nothing calls it, so nothing would gather its weights
+    if isinstance(parent, nn.ModuleList):
+        return True
+    if isinstance(parent, nn.ModuleDict) and not _has_children(child):
+        return False  # embeddings and heads by name
+    if not isinstance(parent, nn.Sequential | nn.ModuleDict):
+        return False
+    return sum(type(item) is type(child) and _has_matrix(item) for item in parent.children()) > 1
+
+
+def _has_children(module: nn.Module) -> bool:
+    return any(True for _ in module.children())
+
+
+def _has_matrix(module: nn.Module) -> bool:
+    return any(parameter.dim() > 1 for parameter in module.parameters())
+
+
+def without_shared_weights(model: nn.Module, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The blocks none of whose weights is used outside of them, too: what gathers a tied weight must gather it for
+    all that use it, and the whole model does."""
+    owners: dict[nn.Parameter, list[nn.Module]] = defaultdict(list)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            owners[parameter].append(module)
+
+    def is_separate(block: nn.Module) -> bool:
+        inside = set(block.modules())
+        return all(owner in inside for parameter in block.parameters() for owner in owners[parameter])
+
+    return [block for block in blocks if is_separate(block)]
 
 
 def is_sharded(model: nn.Module) -> bool:

@@ -51,6 +51,8 @@ class CUDA:
             raise ConfigError('device \'cuda\': torch sees no CUDA device here; write device = "cpu" or "auto"')
         if index >= torch.cuda.device_count():
             raise ConfigError(f"device cuda:{index}: there are {torch.cuda.device_count()}, counted from 0")
+        # For what asks for the current device: FSDP, NCCL, ``.cuda()`` in a user's model.
+        torch.cuda.set_device(index)
         self.torch_device = f"cuda:{index}"
         self.name = torch.cuda.get_device_name(index)
         self.precision = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
@@ -112,8 +114,9 @@ def build_auto(options: TogetherOptions) -> Device:
 
 
 def _local_rank() -> int:
-    """As torchrun says it; 0 for a process that trains alone."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
+    """Of the processes that train one run; 0 for a process that trains alone. LOCAL_RANK is not used: torchrun may
+    have set it for the process that drives the study."""
+    return int(os.environ.get("FLOPS_FIT_LOCAL_RANK", "0"))
 
 
 def cpu_devices(options: TogetherOptions, training_bytes: int) -> int:

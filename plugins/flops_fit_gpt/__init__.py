@@ -136,4 +136,5 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         flops_per_token=flops_per_token,
         shape=shape,
         parameter_groups=parameter_groups,
+        optimizer="optim/adamw",
     )

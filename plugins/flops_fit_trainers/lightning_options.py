@@ -32,7 +32,7 @@ class LightningOptions(Options):
     """A run has diverged when its training loss is not finite, or its held-out loss is above this many times the
     first training loss."""
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384
-    """Tokens (samples) in one forward pass of an evaluation."""
+    """Tokens (samples) in one forward pass of an evaluation; halved as often as memory runs out."""
 
     checkpoint_minutes: Annotated[float, Field(gt=0), Runtime()] = 5.0
     """Minutes between checkpoints, from which a run that was interrupted goes on."""

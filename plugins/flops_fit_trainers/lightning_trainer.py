@@ -16,6 +16,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch import Trainer as Lightning
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec, TrainContext
 from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses
@@ -91,6 +92,7 @@ class LightningTrainer:
                 accelerator="gpu" if device.type == "cuda" else device.type,
                 devices=[device.index or 0] if device.type == "cuda" else 1,
                 precision="32-true" if self._precision(watch.context) == "float32" else "bf16-mixed",
+                plugins=[OneProcess()],
                 max_epochs=1,
                 limit_train_batches=watch.run.steps,
                 limit_val_batches=0,
@@ -152,6 +154,26 @@ class LightningTrainer:
         if self._precision(context) != "float32":
             mixed = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
         return {"device": device, "batch_tokens": self.options.eval_batch_tokens, "autocast": mixed}
+
+
+class OneProcess(LightningEnvironment):  # type: ignore[misc]  # checked where Lightning is not installed, too
+    """The process that trains a run by itself, whatever allocation surrounds it.
+
+    Without it, Lightning takes variables of Slurm, LSF, MPI or torchrun for a request to train with all processes
+    of the allocation: it raises, waits for them, or mutes what only the first process should do.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.set_global_rank(0)  # Lightning has read another one from the variables when it was imported.
+
+    def local_rank(self) -> int:
+        """The first."""
+        return 0
+
+    def node_rank(self) -> int:
+        """The first."""
+        return 0
 
 
 @contextmanager

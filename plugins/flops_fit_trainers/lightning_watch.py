@@ -132,7 +132,9 @@ class Watch(Callback):  # type: ignore[misc]  # checked where Lightning is not i
             self._spoken = now
             self.said.put(self._progress())
         self.stopped = self.abandoned.is_set() or self.context.should_stop()
-        if not self.diverged and (self.stopped or now - self._saved > self._save_seconds):
+        # After the last step, so that what fails in the evaluation does not cost the steps.
+        due = self.stopped or self.steps == self.run.steps or now - self._saved > self._save_seconds
+        if due and not self.diverged:
             self.latest.save(trainer)
             self._saved = time.perf_counter()
         if self.stopped or self.diverged:

@@ -25,7 +25,7 @@ class TorchOptions(Options):
     """A run is given up as diverged when its training loss is not finite, or stays above this many times
     its first value."""
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384
-    """Tokens (samples) in one forward pass of an evaluation."""
+    """Tokens (samples) in one forward pass of an evaluation; halved as often as memory runs out."""
     micro_batch: Annotated[PositiveInt | None, Runtime()] = None
     """Samples of one forward and backward pass; the gradients of a batch are accumulated over such parts.
     Unset: the whole batch, halved as often as memory runs out."""

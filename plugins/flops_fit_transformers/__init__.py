@@ -151,6 +151,7 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         "parameter_groups": parameter_groups,
         "width_scaled_options": width_scaled_options,
         "width_transfer": width_transfer,
+        "optimizer": "optim/adamw",
         "requires": REQUIRES,
         "extra": "transformers",
     }

@@ -130,4 +130,5 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         width=lambda options: options.width,
         flops_per_token=flops_per_image,
         parameter_groups=parameter_groups,
+        optimizer="optim/adamw",
     )

@@ -257,16 +257,24 @@ def test_a_run_that_is_stopped_again_and_again_ends_like_one_that_nobody_stopped
     assert (result.loss, result.tokens) == (whole.loss, whole.tokens)
 
 
-def test_a_checkpoint_is_written_every_so_many_minutes(own, tmp_path):
+def test_a_checkpoint_is_written_every_so_many_minutes(own, tmp_path, monkeypatch):
+    from flops_fit_trainers.lightning_watch import Latest
+
     bench = Bench()
-    kept = tmp_path / "checkpoints"
+    kept = tmp_path / "often" / "checkpoints"
 
     def table(minutes: float) -> dict:
         return bench.table(trainer=lightning(own, checkpoint_minutes=minutes))
 
-    train(table(60.0), bench.registry(), tmp_path)
-    assert list(kept.rglob("*.pt")) == []
-    train(table(1e-9), bench.registry(), tmp_path)
+    saved = []
+    save = Latest.save
+    monkeypatch.setattr(
+        Latest, "save", lambda self, trainer: (saved.append(trainer.global_step), save(self, trainer))
+    )
+    train(table(60.0), bench.registry(), tmp_path / "seldom")
+    assert saved == [60], "before the evaluation"
+    train(table(1e-9), bench.registry(), tmp_path / "often")
+    assert saved[1:] == list(range(1, 61))
     assert [file.name for file in kept.rglob("*") if file.is_file()] == ["latest.pt"]
 
 
@@ -301,3 +309,68 @@ class Wider(Plain):
     assert result.status == "failed"
     assert "mean" in result.error.message
     assert f"delete {next(tmp_path.glob('checkpoints/*'))}" in result.error.message
+
+
+ALLOCATIONS = {
+    "slurm": {
+        "SLURM_NTASKS": "4",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_NAME": "sweep",
+        "SLURM_PROCID": "3",
+        "SLURM_LOCALID": "3",
+        "SLURM_NODEID": "1",
+        "SLURM_NODELIST": "node[1-2]",
+        "SLURM_NNODES": "2",
+    },
+    "slurm, tasks per node": {"SLURM_NTASKS": "8", "SLURM_NTASKS_PER_NODE": "4", "SLURM_JOB_NAME": "sweep"},
+    "lsf": {
+        "LSB_JOBID": "7",
+        "LSB_DJOB_RANKFILE": "nowhere",
+        "JSM_NAMESPACE_LOCAL_RANK": "1",
+        "JSM_NAMESPACE_RANK": "1",
+        "JSM_NAMESPACE_SIZE": "2",
+    },
+    "pbs": {"PBS_JOBID": "7", "PBS_NODEFILE": "nowhere", "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"},
+    "torchrun": {
+        "TORCHELASTIC_RUN_ID": "x",
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "GROUP_RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+    },
+}
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_a_run_is_trained_alone_whatever_allocation_surrounds_it(own, monkeypatch, tmp_path, allocation):
+    plain = train(Bench().table(8, trainer=lightning(own)), Bench().registry())[0]
+    for name, value in ALLOCATIONS[allocation].items():
+        monkeypatch.setenv(name, value)
+    bench = Bench()
+    (inside,) = train(bench.table(8, trainer=lightning(own)), bench.registry(), tmp_path)
+    assert inside.error is None
+    assert inside.loss == plain.loss
+    assert (tmp_path / "checkpoints" / inside.run.trajectory / "latest.pt").exists()
+
+
+def test_an_evaluation_that_fails_does_not_cost_the_steps(own, tmp_path):
+    def fail_in_evaluation(model):
+        def check(module, inputs):
+            if not module.training:
+                raise ValueError("in the evaluation")
+
+        model.register_forward_pre_hook(check)
+
+    whole = train(Bench().table(8, trainer=lightning(own)), Bench().registry())[0]
+    failing = Bench()
+    failing.built.append(fail_in_evaluation)
+    (failed,) = train(failing.table(8, trainer=lightning(own)), failing.registry(), tmp_path)
+    assert (failed.status, failed.error.message) == ("failed", "in the evaluation")
+    again = Bench()
+    (result,) = train(again.table(8, trainer=lightning(own)), again.registry(), tmp_path)
+    assert result.error is None
+    assert result.loss == whole.loss
+    assert again.served == []

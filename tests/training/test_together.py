@@ -63,11 +63,97 @@ def test_blocks_are_sharded_whole_and_not_what_is_in_them():
 
     from flops_fit_core.training.together import outermost_blocks
 
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.experts = nn.ModuleList([expert(), expert()])
+
+        def forward(self, x):
+            return self.experts[0](x)
+
     expert = lambda: nn.Linear(2, 2)  # noqa: E731
-    block = nn.ModuleDict({"experts": nn.ModuleList([expert(), expert()])})
+    block = Block()
     stages = nn.ModuleList([nn.ModuleList([expert()]), nn.ModuleList([expert()])])
     model = nn.ModuleDict({"body": nn.ModuleDict({"blocks": nn.ModuleList([block])}), "stages": stages})
     assert outermost_blocks(model) == [block, stages[0][0], stages[1][0]]
+
+
+class Mixer(torch.nn.Module):
+    """A block of a few layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.GELU(), torch.nn.Linear(4, 4))
+
+    def forward(self, x):
+        return x + self.mlp(x)
+
+
+def test_blocks_are_found_in_every_container():
+    from torch import nn
+
+    from flops_fit_core.training.together import outermost_blocks
+
+    blocks = [Mixer() for _ in range(6)]
+    first, second, *others = blocks
+    stack = nn.Sequential(nn.Linear(4, 4), first, nn.Dropout(), second, nn.LayerNorm(4))
+    assert outermost_blocks(stack) == [first, second]
+    stages = nn.Sequential(nn.Sequential(first, second), nn.Sequential(*others[:2]))
+    assert outermost_blocks(stages) == [first, second, *others[:2]]
+    convnext = nn.ModuleList([nn.Sequential(first, second), nn.Sequential(*others)])
+    assert outermost_blocks(nn.ModuleDict({"stages": convnext})) == blocks
+    named = nn.ModuleDict({"a": first, "b": second, "norm": nn.LayerNorm(4)})
+    assert outermost_blocks(nn.ModuleDict({"named": named})) == [first, second]
+    gpt = nn.ModuleDict(
+        {"wte": nn.Embedding(9, 4), "wpe": nn.Embedding(9, 4), "h": nn.ModuleList([first, second])}
+    )
+    assert outermost_blocks(gpt) == [first, second]
+    backbone = nn.Sequential(nn.Sequential(nn.Embedding(9, 4), nn.ModuleList([first])), nn.Linear(4, 9))
+    assert outermost_blocks(backbone) == [first]
+    small = nn.Sequential(nn.Linear(4, 4), nn.ReLU())
+    assert outermost_blocks(nn.ModuleList([small])) == [small]
+    perceptron = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 4))
+    assert outermost_blocks(perceptron) == [perceptron[0], perceptron[2]]
+    assert outermost_blocks(nn.ModuleList([first, first])) == [first], "each once, however often it is called"
+    assert outermost_blocks(first) == [first.mlp[0], first.mlp[2]]
+
+
+def test_a_block_with_a_weight_that_is_used_elsewhere_is_left_to_the_whole_model():
+    from torch import nn
+
+    from flops_fit_core.training.together import without_shared_weights
+
+    embedding, hidden, head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+    head.weight = embedding.weight
+    model = nn.Sequential(embedding, hidden, head)
+    assert without_shared_weights(model, [embedding, hidden, head]) == [hidden]
+    assert without_shared_weights(model, [model]) == [model]
+
+
+def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
+    def images(devices, **trainer):
+        return {
+            "sweep": {"budgets": [5_095_680], "sizes": [{"width": 8}], "batch_size": 6, "min_steps": 1},
+            "model": {"name": "vit", "depth": 2, "head_dim": 4, "patch": 4},
+            "dataset": {"name": "images"},
+            "optimizer": "adamw",
+            "trainer": {"heldout_tokens": 60, **trainer},
+            "flops": "model",
+            "device": {"name": "cpu", "devices_per_run": devices},
+        }
+
+    (alone,) = train(images(1), folder=tmp_path / "1")
+    (both,) = train(images(2, parallel="fsdp"), folder=tmp_path / "2")
+    assert both.error is None
+    assert both.id == alone.id
+    assert both.loss == pytest.approx(alone.loss, rel=2e-5)
+    from flops_fit_core.training.together import outermost_blocks
+
+    model = make_experiment(images(1), installed()).model
+    dataset = make_experiment(images(1), installed()).dataset
+    task = dataset.spec.build(dataset.options, 0).task
+    built = model.spec.build(model.with_options(width=8).options, task)
+    assert outermost_blocks(built) == list(built.blocks)
 
 
 def test_a_run_goes_on_from_its_checkpoint_on_another_number_of_devices(text, alone, tmp_path):
