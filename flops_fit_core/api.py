@@ -10,7 +10,15 @@ from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_ex
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.contracts import Dataset, Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.inline import INLINE, InlinePlugin, counter_entry, dataset_entry, model_entry, optimizer_entry
+from flops_fit_core.folder import INLINE
+from flops_fit_core.inline import (
+    InlinePlugin,
+    counter_entry,
+    dataset_entry,
+    model_entry,
+    optimizer_entry,
+    store_entry,
+)
 from flops_fit_core.inline_data import InlineData, identify_functions
 from flops_fit_core.planning import make_plan
 from flops_fit_core.records import LawFit, Observation
@@ -181,7 +189,7 @@ def find_optimal(
         "flops": given.flops(flops),
         "trainer": given.choice("trainer", trainer),
         "device": given.choice("device", str(device) if type(device).__name__ == "device" else device),
-        "store": "stores/sqlite" if _is_store(store) else given.choice("store", store),
+        "store": given.store() if _is_store(store) else given.choice("store", store),
         "executor": given.choice("executor", executor),
         "fitter": given.choice("fitter", fitter),
         "loggers": [given.choice("logger", one) for one in loggers],
@@ -254,6 +262,9 @@ class _Objects:
         if callable(value) and not isinstance(value, Spec):
             return self._add(*counter_entry(value, self._fingerprint))
         return self.choice("flops", value)
+
+    def store(self) -> Any:
+        return self._add(*store_entry())
 
     def choice(self, kind: str, value: Any) -> Any:
         """A name or table as it is; a spec goes into the inline plugin."""

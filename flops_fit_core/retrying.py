@@ -43,6 +43,7 @@ def retry(
 
     Raises PlanError where a diverged run would be the same again, or is no longer planned; ConfigError.
     """
+    study.folder.check_can_train(study.registry)
     data = study.folder.table()
     for override in overrides:
         override_value(data, override)

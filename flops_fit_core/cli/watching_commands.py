@@ -79,7 +79,7 @@ def _print_status(study: Study, about: dict[str, Any], there: list[Driver]) -> N
         print_text(f"trained by process {driver.pid} on {driver.host} for {since}, executor {driver.executor}")
         _print_running(study, driver)
     if not there and about["flops_left"]:
-        print_text(f"nobody trains it now: 'flops-fit run {study.folder.shown}' goes on")
+        print_text(f"nobody trains it now: {study.folder.how_to_train} goes on")
     if about["uncollected"]:
         print_text(f"{about['uncollected']} results came while no driver was there: the next run collects them")
     if about["checkpoint_bytes"]:
