@@ -1,7 +1,5 @@
 """What a study's folder tells its owner: Python objects, other results, other stores."""
 
-import json
-
 import pytest
 import torch
 from torch import nn

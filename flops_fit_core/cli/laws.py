@@ -77,11 +77,27 @@ def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, St
         from flops_fit_core.api import fitter_of
         from flops_fit_core.fitting import load_fit
 
-        if asked.heldout is not None:
-            raise ConfigError(f"--heldout {asked.heldout}: {asked.source} is a fit that was made; give its study")
+        _refuse_to_refit(asked)
         law = load_fit(asked.source)
         return law, fitter_of(law, registry), None
     return fitted(asked, registry)
+
+
+def _refuse_to_refit(asked: Asked) -> None:
+    """A kept fit has no runs: raises ConfigError for an option that only a new fit could follow."""
+    given = {
+        "--fitter": [asked.fitter] if asked.fitter else [],
+        "--set": asked.options,
+        "--map": asked.columns,
+        "--where": asked.where,
+        "--heldout": [asked.heldout] if asked.heldout else [],
+    }
+    options = [f"{option} {value}" for option, values in given.items() for value in values]
+    if options:
+        raise ConfigError(
+            f"{', '.join(options)}: {asked.source} is a law that was fitted before, without its runs, so it cannot "
+            f"be fitted again: leave this out, or give the study or the table of runs instead"
+        )
 
 
 def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], Fitter]:
@@ -144,6 +160,11 @@ def _table(asked: Asked) -> RunTable:
 
 
 def _study(asked: Asked, registry: Registry) -> Study:
+    if asked.source.is_file() and _is_fit(asked.source):
+        raise ConfigError(
+            f"{asked.source} is a law that was fitted before, without its runs: 'flops-fit predict {asked.source} "
+            f"--flops C' uses it; to fit, give the study or the table of runs"
+        )
     if asked.columns or asked.where:
         raise ConfigError("--map and --where speak of a table's columns, and a study has none")
     return existing(asked.source, registry, None).on(asked.heldout)
