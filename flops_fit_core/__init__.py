@@ -48,6 +48,8 @@ if TYPE_CHECKING:
         PluginNotFound,
         RunFailed,
         StoreError,
+        StudyWarning,
+        SweepFailed,
         UserError,
     )
     from flops_fit_core.folder import Outbox
@@ -139,6 +141,8 @@ _HOMES = {
         "PluginNotFound",
         "RunFailed",
         "StoreError",
+        "StudyWarning",
+        "SweepFailed",
         "UserError",
     ),
     "folder": ("Outbox",),
@@ -262,7 +266,9 @@ __all__ = [
     "StoreError",
     "StoreSpec",
     "Study",
+    "StudyWarning",
     "SupervisedTask",
+    "SweepFailed",
     "SweepPlan",
     "Task",
     "TokenDataset",

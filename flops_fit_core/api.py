@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.contracts import Dataset, Fitter, Logger, ResultStore
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, StudyWarning
 from flops_fit_core.folder import INLINE
 from flops_fit_core.inline import (
     InlinePlugin,
@@ -37,6 +38,8 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
         registry: The plugins to use; by default those that are installed.
         out: The study's folder; by default ``runs/<name>``. Runs that it has finished stay finished.
 
+    Issues a StudyWarning where the folder has finished results of another experiment, or in another store.
+
     Raises ConfigError, PlanError or DataError, saying what to change.
     """
     registry = registry or installed()
@@ -44,7 +47,16 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
     folder = study_folder(out, experiment.name)
     experiment = folder.with_own_planner(experiment, registry)
     sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
-    return Study(sweep, registry, folder, experiment=experiment)
+    study = Study(sweep, registry, folder, experiment=experiment)
+    _warn_about_folder(study)
+    return study
+
+
+def _warn_about_folder(study: Study) -> None:
+    """One StudyWarning for each thing that the owner of an existing folder should know before it is trained on."""
+    if study.folder.experiment_file.exists():
+        for notice in study.notices:
+            warnings.warn(f"{study.folder.shown}: {notice}", StudyWarning, stacklevel=3)
 
 
 def run(
@@ -57,7 +69,8 @@ def run(
 ) -> Study:
     """Plan, then train what the study does not have yet.
 
-    Raises UserError as :func:`plan` does, and StoreError. A run that fails is a result with its error.
+    A run that fails is a result with its error, and a StudyWarning. Raises UserError as :func:`plan` does, StoreError,
+    and SweepFailed where no run completed.
     """
     study = source if isinstance(source, Study) else plan(source, registry=registry, out=out)
     study.train(loggers=loggers, retry_failed=retry_failed)
@@ -79,15 +92,17 @@ def fit(
 
     Raises FitError where no law can be fitted, ConfigError for a source that cannot be read.
     """
-    from flops_fit_core.fitting import read_runs
+    from flops_fit_core.fitting import check_grid, read_runs
 
     if isinstance(source, str | Path):
         path = Path(source)
         source = Study.open(path, registry) if path.is_dir() else read_runs(path)
     if isinstance(source, Study):
         chosen = source.fitter if fitter is None else _fitter(fitter, source.registry)
-        return source.fit_with(chosen, source.observations)
-    return _fitter(fitter or DEFAULTS["fitter"], registry or installed()).fit(list(source))
+        return source.fit_runs(chosen)
+    observations = list(source)
+    chosen = _fitter(fitter or DEFAULTS["fitter"], registry or installed())
+    return check_grid(chosen.fit(observations), chosen, observations)
 
 
 def find_optimal(
@@ -165,6 +180,7 @@ def find_optimal(
 
     Raises:
         ConfigError, PlanError, DataError: Something given has to change; says what.
+        SweepFailed: Runs failed and none completed. Where only some failed, there is a StudyWarning.
     """
     base = registry or installed()
     inline = InlinePlugin()
@@ -209,6 +225,7 @@ def find_optimal(
         experiment=experiment,
         store=store if _is_store(store) else None,
     )
+    _warn_about_folder(study)
     if train:
         study.train(again=not resume)
     return study

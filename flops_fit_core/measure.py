@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import FlopCount, MeasuredModel, ParameterGroup, Task, TransformerShape
-from flops_fit_core.errors import PlanError, PluginError, UserError
+from flops_fit_core.errors import PlanError, PluginError, UserError, raised_at
 from flops_fit_core.records import ParameterCounts
 from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.tasks import LanguageTask
@@ -76,10 +77,10 @@ class Meter:
             width=self.model.calling("width", options) if spec.width is not None else None,
         )
 
-    def check_fit(self, options: Options) -> None:
+    def check_fit(self, options: Options) -> nn.Module | None:
         """Push one example through the model and its task's loss, for real where the model is small.
 
-        Raises PlanError where the model's outputs do not fit the task.
+        Returns the model where it has values. Raises PlanError where the model's outputs do not fit the task.
         """
         import torch
 
@@ -93,15 +94,17 @@ class Meter:
             except UserError:
                 raise
             except Exception as error:
+                where = raised_at("".join(traceback.format_exception(error)))
                 raise PlanError(
                     f"model {self.model.name!r} does not fit dataset's task on a batch of 2: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
                 ) from error
         if loss.ndim != 0 or count < 1:
             raise PlanError(
                 f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
                 f"sum (a scalar) over at least one"
             )
+        return module if real else None
 
 
 def measure_model(model: Chosen[ModelSpec], options: Options, task: Task) -> MeasuredModel:

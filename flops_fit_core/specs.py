@@ -353,6 +353,9 @@ class StoreSpec(Spec):
     kind: ClassVar[str] = "store"
 
     build: Callable[[Any, Path], ResultStore]
+    file: str | None = None
+    """Name of the file or folder in the study's folder that holds the results, such as ``results.sqlite``: a study
+    that changes to another store finds them by it. None: they are elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from flops_fit_core.config import (
     read_table,
     replace_choice,
 )
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, StudyWarning
 from flops_fit_core.folder import StudyFolder
 from flops_fit_core.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder
@@ -127,7 +128,9 @@ def planned(
                 say(f"--{kind} {name}: left out {', '.join(dropped)}; --set {kind}.name={name} keeps them")
     for override in overrides or ():
         override_value(data, override)
-    return plan(make_experiment(data, registry, where), registry=registry, out=out)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", StudyWarning)  # plan and run print the study's notices themselves
+        return plan(make_experiment(data, registry, where), registry=registry, out=out)
 
 
 def existing(source: Path, registry: Registry, out: Path | None) -> Study:

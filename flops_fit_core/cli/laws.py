@@ -68,7 +68,7 @@ def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | No
         return fit_table(fitter, _table(asked)), fitter, None
     study = _study(asked, registry)
     fitter = _fitter_of_study(asked, study)
-    return study.fit_with(fitter, study.observations), fitter, study
+    return study.fit_runs(fitter), fitter, study
 
 
 def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
@@ -95,8 +95,8 @@ def _refuse_to_refit(asked: Asked) -> None:
     options = [f"{option} {value}" for option, values in given.items() for value in values]
     if options:
         raise ConfigError(
-            f"{', '.join(options)}: {asked.source} is a law that was fitted before, without its runs, so it cannot "
-            f"be fitted again: leave this out, or give the study or the table of runs instead"
+            f"{', '.join(options)}: {asked.source} is a law that was fitted before, without its runs, so it "
+            f"cannot be fitted again: leave this out, or give the study or the table of runs instead"
         )
 
 
@@ -112,8 +112,10 @@ def optimum(
     law: LawFit, made_by: Fitter, flops: float, inference_tokens: float, unique_tokens: float | None
 ) -> Optimum:
     """The optimum, by the fitter that made the law; with serving or repetition, by the law itself."""
+    from flops_fit_core.fitting import flag_outside
+
     if not inference_tokens and unique_tokens is None:
-        return made_by.optimum(law, flops)
+        return flag_outside(law, made_by.optimum(law, flops))
     from flops_fit_core.fitting import optimum as of_law
 
     return of_law(law, flops, inference_tokens, unique_tokens)
@@ -162,8 +164,8 @@ def _table(asked: Asked) -> RunTable:
 def _study(asked: Asked, registry: Registry) -> Study:
     if asked.source.is_file() and _is_fit(asked.source):
         raise ConfigError(
-            f"{asked.source} is a law that was fitted before, without its runs: 'flops-fit predict {asked.source} "
-            f"--flops C' uses it; to fit, give the study or the table of runs"
+            f"{asked.source} is a law that was fitted before, without its runs: 'flops-fit predict "
+            f"{asked.source} --flops C' uses it; to fit, give the study or the table of runs"
         )
     if asked.columns or asked.where:
         raise ConfigError("--map and --where speak of a table's columns, and a study has none")

@@ -12,6 +12,7 @@ from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import Meter
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.sizes import SizeLadder
+from flops_fit_core.planning.trial import check_optimizer
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 
@@ -33,9 +34,10 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
     ]
+    module = None
     if not isinstance(dataset, LossSurface):
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
-        meter.check_fit(choose_sizes.small_relative(smallest).options)
+        module = meter.check_fit(choose_sizes.small_relative(smallest).options)
         choose_sizes.notes += own_count_notes(experiment.model, dataset.task, [measured for _, measured in cells])
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
@@ -47,6 +49,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         else:
             runs |= {run.id: run for run in outcome if run.id not in runs}
     _check_budgets(experiment, list(runs.values()), skipped)
+    check_optimizer(experiment, dataset, module, next(iter(runs.values())))
     # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
     count = next((measured.count for _, measured in cells if measured.parameters.idle), cells[0][1].count)
     repeats = _repeats(list(runs.values()), dataset)

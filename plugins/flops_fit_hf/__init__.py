@@ -32,7 +32,7 @@ def _only_false(value: bool) -> bool:
 
 
 TokenId = Annotated[int, Field(strict=True, ge=0)]
-NoToken = Annotated[bool, Field(strict=True), AfterValidator(_only_false)]
+NoToken = Annotated[bool, Field(strict=True, json_schema_extra={"enum": [False]}), AfterValidator(_only_false)]
 """Strict, both: 0 is an id, and false is none."""
 
 
@@ -53,12 +53,13 @@ class HFOptions(Options):
     column: str = "text"
     """Column of the documents: text, or lists of ids that are tokens already."""
     tokenizer: Annotated[LocalPath | None, Runtime()] = None
-    """A ``tokenizer.json`` of the library tokenizers, or a folder that has one (``save_pretrained`` writes such); text
-    needs one. It adds no special tokens of its own."""
+    """A ``tokenizer.json`` of the library tokenizers, or a folder that has one, as ``save_pretrained`` writes;
+    text needs it. It adds no special tokens of its own."""
     vocab_size: PositiveInt | None = None
     """Ids are below it. Unset: the tokenizer's; ids without a tokenizer need it."""
     end_of_text: TokenId | NoToken | str = "<|endoftext|>"
-    """Token that is put behind every document, or its id; ``false`` for none, as for rows that are packed already."""
+    """Token that is put behind every document, or its id; ``false`` for none, as for rows that are packed
+    already."""
     context: PositiveInt = 256
     """Tokens of a sample that are predicted. Documents are joined and cut: a sample may hold parts of several."""
     heldout: Annotated[Place | None, Runtime()] = None
