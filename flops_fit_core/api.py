@@ -69,8 +69,8 @@ def run(
 ) -> Study:
     """Plan, then train what the study does not have yet.
 
-    A run that fails is a result with its error, and a StudyWarning. Raises UserError as :func:`plan` does, StoreError,
-    and SweepFailed where no run completed.
+    A run that fails is a result with its error, and a StudyWarning. Raises UserError as :func:`plan` does,
+    StoreError, and SweepFailed where no run completed.
     """
     study = source if isinstance(source, Study) else plan(source, registry=registry, out=out)
     study.train(loggers=loggers, retry_failed=retry_failed)

@@ -63,7 +63,7 @@ class RunFailed(FlopsFitError):
 
 
 class SweepFailed(FlopsFitError):
-    """Runs of a sweep failed and none completed: there is nothing to fit. Their errors are in the study's results."""
+    """Runs of a sweep failed and none completed: there is nothing to fit. The study's results have the errors."""
 
 
 class StudyWarning(UserWarning):

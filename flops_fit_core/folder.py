@@ -89,7 +89,8 @@ class StudyFolder:
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
         """Write down what was asked and what was resolved."""
         self.path.mkdir(parents=True, exist_ok=True)
-        asked = {**experiment.model_dump(mode="json", exclude_unset=True), "planner": experiment.planner}
+        asked = experiment.model_dump(mode="json", exclude_unset=True, exclude={"planner"})
+        asked["planner"] = experiment.planner
         write_atomically(self.experiment_file, json.dumps(asked, indent=2))
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
@@ -116,9 +117,10 @@ class StudyFolder:
     @property
     def python_objects(self) -> dict[str, str]:
         """Kind -> name of what was given to ``find_optimal`` as a Python object: ``{"model": "inline/model"}``."""
-        chosen = {kind: value for kind, value in self.table().items() if kind != "loggers"}
-        names = {kind: value.get("name") if isinstance(value, dict) else value for kind, value in chosen.items()}
-        return {kind: name for kind, name in names.items() if str(name).startswith(f"{INLINE}/")}
+        table = self.table()
+        chosen = {kind: value for kind, value in table.items() if isinstance(value, dict) and "name" in value}
+        names = {kind: str(value["name"]) for kind, value in chosen.items()}
+        return {kind: name for kind, name in names.items() if name.startswith(f"{INLINE}/")}
 
     @property
     def how_to_train(self) -> str:

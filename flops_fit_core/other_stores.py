@@ -49,8 +49,8 @@ def find_other_stores(
                 found = OtherStore(name, tuple(_missing(store, known)))
         except UserError as error:
             raise StoreError(
-                f"{folder.shown} may have results in {name}, which cannot be read, and with the store {chosen.name} "
-                f"their runs would be trained again: {error}"
+                f"{folder.shown} may have results in {name}, which cannot be read, and with the store "
+                f"{chosen.name} their runs would be trained again: {error}"
             ) from None
         if found.attempts:
             known |= found.latest
@@ -90,8 +90,8 @@ def _recorded(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> I
     given = folder.python_objects.get("store")
     if given is not None and chosen.name != given:
         raise ConfigError(
-            f"{folder.shown} has its results in a store that was given to find_optimal as a Python object: pass it "
-            f"as store= again, or choose another folder"
+            f"{folder.shown} has its results in a store that was given to find_optimal as a Python object: pass "
+            f"it as store= again, or choose another folder"
         )
     if given is not None:
         return

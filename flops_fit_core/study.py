@@ -124,8 +124,8 @@ class Study:
         return results
 
     def check_runs(self) -> None:
-        """Raise SweepFailed where runs failed and none is completed; issue a StudyWarning where only some failed, or
-        all diverged."""
+        """Raise SweepFailed where runs failed and none is completed; issue a StudyWarning where only some failed,
+        or all diverged."""
         unfinished = [result for result in self.results if result.status == "failed"]
         diverged = sum(result.status == "diverged" for result in self.results)
         completed = sum(result.status == "completed" for result in self.results)
@@ -135,8 +135,8 @@ class Study:
             return
         message = (
             f"{len(unfinished)} of {len(self.plan.runs)} runs of {self.folder.shown} failed, the first with "
-            f"{_reason(unfinished[0])}; 'flops-fit runs {self.folder.shown} --run {unfinished[0].id[:6]}' shows its "
-            f"traceback"
+            f"{_reason(unfinished[0])}; 'flops-fit runs {self.folder.shown} --run {unfinished[0].id[:6]}' shows "
+            f"its traceback"
         )
         if not completed:
             raise SweepFailed(message)
@@ -233,12 +233,12 @@ class Study:
 
     @property
     def notices(self) -> list[str]:
-        """What the owner should know of the folder's results: those of other experiments, those in other stores."""
+        """What the owner should know about the folder: results of other experiments, results in other stores."""
         planned = {run.id for run in self.plan.runs}
         counts = {other.name: len(planned.intersection(other.latest)) for other in self._other_stores}
         elsewhere = [
-            f"{count} results of this plan are in {name}, not in {self._choice('store').name}: they count, and the "
-            f"next run copies them"
+            f"{count} results of this plan are in {name}, not in {self._choice('store').name}: they count, and "
+            f"the next run copies them"
             for name, count in counts.items()
             if count
         ]
@@ -356,7 +356,7 @@ class Study:
     """Table 3 of Hoffmann et al. 2022, for this study's models and data."""
 
     def minima(self) -> DataTable:
-        """The minimum of each IsoFLOP profile: of the study's law, or where that has none, of a parabola in ln N."""
+        """The minimum of each IsoFLOP profile, by the study's law, or where it has none by a parabola in ln N."""
         from flops_fit_core.fitting import profile_minima
         from flops_fit_core.report import minima_table
         from flops_fit_core.report.datatable import conventions

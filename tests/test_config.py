@@ -286,8 +286,8 @@ def test_a_records_choice_can_be_made_again() -> None:
 
 PARSE = ", unable to parse string"
 TABLES = (
-    "name, planner, sweep, model, dataset, optimizer, schedule, recipe, flops, trainer, device, store, executor, loggers, "
-    "fitter"
+    "name, planner, sweep, model, dataset, optimizer, schedule, recipe, flops, trainer, device, store, executor, "
+    "loggers, fitter"
 )
 SWEEP = (
     "budgets, sizes, size_ratio, tokens_per_param, previous_fit, multiple_of, seeds, batch_size, "

@@ -66,12 +66,14 @@ def unusable(profile: Profile) -> tuple[str, str]:
     if profile.verdict == "below":
         return "minimum-at-edge", (
             f"{where}: the loss still falls towards the smallest size, N = {smallest}, so the minimum lies below "
-            f"the grid and the law does not use this budget; add sizes below N = {smallest}, {sizes_to_add(profile)}"
+            f"the grid and the law does not use this budget; add sizes below N = {smallest}, "
+            f"{sizes_to_add(profile)}"
         )
     if profile.verdict == "above":
         return "minimum-at-edge", (
             f"{where}: the loss still falls towards the largest size, N = {largest}, so the minimum lies above "
-            f"the grid and the law does not use this budget; add sizes above N = {largest}, {sizes_to_add(profile)}"
+            f"the grid and the law does not use this budget; add sizes above N = {largest}, "
+            f"{sizes_to_add(profile)}"
         )
     if profile.verdict == "not convex":
         return "not-convex", (
@@ -87,14 +89,14 @@ def unusable(profile: Profile) -> tuple[str, str]:
 
 
 def about_edge(profile: Profile) -> str:
-    """Where the lowest loss is at an edge of the sizes, for a law that uses the budget all the same; else empty."""
+    """At which edge of the sizes the loss is lowest, for a law that uses the budget all the same; or empty."""
     if profile.verdict not in ("below", "above"):
         return ""
     smallest, largest = _ends(profile)
     end, size = ("smallest", smallest) if profile.verdict == "below" else ("largest", largest)
     return (
-        f"budget {profile.budget:.3g}: the loss still falls towards the {end} size, N = {size:.3g}, so its optimum "
-        f"lies {profile.verdict} the trained sizes; add sizes {profile.verdict} N = {size:.3g}, "
+        f"budget {profile.budget:.3g}: the loss still falls towards the {end} size, N = {size:.3g}, so its "
+        f"optimum lies {profile.verdict} the trained sizes; add sizes {profile.verdict} N = {size:.3g}, "
         f"{sizes_to_add(profile)}"
     )
 
@@ -110,7 +112,7 @@ def sizes_to_add(profile: Profile) -> str:
 
 
 def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["below", "above"] | None, str]:
-    """On which side of the trained sizes N lies, and a sentence; None and an empty string where it is among them."""
+    """On which side of the trained sizes N lies, and a sentence; None and an empty string inside them."""
     low, high = sizes
     side: Literal["below", "above"]
     if params < low / 1.01:

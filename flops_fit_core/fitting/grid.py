@@ -1,4 +1,4 @@
-"""Whether the trained sizes hold the optimum: edges of the grid, and optima outside it, whatever law was fitted."""
+"""Whether the trained sizes hold the optimum: edges of the grid and optima outside it, for any law."""
 
 from __future__ import annotations
 

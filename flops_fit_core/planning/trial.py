@@ -41,6 +41,6 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     ]
     if needed:
         raise PlanError(
-            f"optimizer {chosen.name!r}: {type(optimizer).__name__}.step needs {', '.join(needed)}, which training "
-            f"does not give: choose an optimizer whose step() takes no argument"
+            f"optimizer {chosen.name!r}: {type(optimizer).__name__}.step needs {', '.join(needed)}, which "
+            f"training does not give: choose an optimizer whose step() takes no argument"
         )

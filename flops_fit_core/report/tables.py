@@ -110,8 +110,8 @@ def _about_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
     return [
         Diagnostic(
             code="outside-sizes",
-            message=f"C = {optimum.flops:.3g}: N_opt = {optimum.params.value:.3g} lies {optimum.outside} the trained "
-            f"sizes",
+            message=f"C = {optimum.flops:.3g}: N_opt = {optimum.params.value:.3g} lies {optimum.outside} the "
+            f"trained sizes",
         )
         for optimum in optima
         if optimum.outside is not None and not (is_known and low <= optimum.flops <= high)
