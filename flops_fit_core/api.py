@@ -92,11 +92,14 @@ def fit(
 
     Raises FitError where no law can be fitted, ConfigError for a source that cannot be read.
     """
-    from flops_fit_core.fitting import check_grid, read_runs
+    from flops_fit_core.fitting import check_grid, fit_table, read_complete_table
 
     if isinstance(source, str | Path):
         path = Path(source)
-        source = Study.open(path, registry) if path.is_dir() else read_runs(path)
+        if not path.is_dir():
+            chosen = _fitter(fitter or DEFAULTS["fitter"], registry or installed())
+            return fit_table(chosen, read_complete_table(path))
+        source = Study.open(path, registry)
     if isinstance(source, Study):
         chosen = source.fitter if fitter is None else _fitter(fitter, source.registry)
         return source.fit_runs(chosen)

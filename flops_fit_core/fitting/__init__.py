@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting.optima import optimum
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
-    from flops_fit_core.fitting.reading import RunTable, read_runs, read_table
+    from flops_fit_core.fitting.reading import RunTable, read_complete_table, read_runs, read_table
     from flops_fit_core.fitting.using import (
         Cost,
         OffOptimum,
@@ -69,6 +69,7 @@ _LAZY = {
     "profile_intervals": "likelihood",
     "profile_loss": "profiles",
     "profile_minima": "grid",
+    "read_complete_table": "reading",
     "read_runs": "reading",
     "read_table": "reading",
     "recounted": "conventions",
@@ -107,6 +108,7 @@ __all__ = [
     "profile_intervals",
     "profile_loss",
     "profile_minima",
+    "read_complete_table",
     "read_runs",
     "read_table",
     "recounted",

@@ -23,7 +23,11 @@ from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
     """Fit a table's usable rows; what reading it found is added to what the fit found."""
-    fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
+    try:
+        fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
+    except FitError as error:
+        joined = [one.message for one in table.diagnostics if one.code == "histories"]
+        raise FitError("\n".join([str(error), *joined])) from None
     return fit.model_copy(
         update={
             "excluded": {**table.excluded, **fit.excluded},
