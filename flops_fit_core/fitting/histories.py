@@ -105,9 +105,9 @@ def about_trajectories(observations: Sequence[Observation]) -> list[Diagnostic]:
     if len(set(names)) == len(names):
         return []
     message = (
-        f"{len(names)} rows are points of {len(set(names))} training runs (their trajectory): every row "
-        f"counts, with an error that rows of one run share; a loss that was measured before the learning rate had decayed lies "
-        f"above that of a run of that length"
+        f"{len(names)} rows are points of {len(set(names))} training runs (their trajectory): every row counts, "
+        f"with an error that rows of one run share; a loss that was measured before the learning rate had decayed "
+        f"lies above that of a run of that length"
     )
     return [Diagnostic(code="trajectories", message=message, severity="note")]
 
