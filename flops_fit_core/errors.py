@@ -77,15 +77,19 @@ _FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
 def raised_at(traceback: str) -> str:
     """``file.py, line 3, in forward``: the innermost frame of a traceback's text that is the user's own code.
 
-    Empty where all frames are of Python, of installed packages or of flops-fit.
+    Without one, the innermost frame of another installed package; empty where all frames are of Python, torch or
+    flops-fit.
     """
-    own = [frame for frame in _FRAME.findall(traceback) if not _is_library(frame[0])]
-    return "{}, line {}, in {}".format(*own[-1]) if own else ""
+    frames = [frame for frame in _FRAME.findall(traceback) if not _is_engine(frame[0])]
+    own = [frame for frame in frames if not {"site-packages", "dist-packages"}.intersection(Path(frame[0]).parts)]
+    return "{}, line {}, in {}".format(*(own or frames)[-1]) if frames else ""
 
 
-def _is_library(file: str) -> bool:
-    parts = Path(file).parts
-    installed = {"site-packages", "dist-packages"}.intersection(parts)
-    ours = Path(file).is_relative_to(Path(__file__).parent) or any(part.startswith("flops_fit_") for part in parts)
-    standard = Path(file).is_relative_to(sysconfig.get_paths()["stdlib"])
-    return bool(installed) or ours or standard or file.startswith("<")
+def _is_engine(file: str) -> bool:
+    """Whether a file is of Python, torch or flops-fit (its bundled plugins too)."""
+    path = Path(file)
+    if file.startswith("<") or path.is_relative_to(Path(__file__).parent):
+        return True
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    is_standard = path.is_relative_to(sysconfig.get_paths()["stdlib"]) and not installed
+    return is_standard or any(part == "torch" or part.startswith("flops_fit_") for part in path.parts)

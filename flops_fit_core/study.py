@@ -215,6 +215,8 @@ class Study:
 
     @cached_property
     def _other_stores(self) -> list[OtherStore]:
+        if self.experiment is None and not self.folder.experiment_file.exists():
+            return []
         return find_other_stores(self.folder, self._choice("store"), self.registry, self._stored)
 
     def _copy_from_other_stores(self, store: ResultStore) -> None:

@@ -482,3 +482,5 @@ def test_the_frame_that_is_named_is_the_users_own():
 RuntimeError: shapes"""
     assert raised_at(text) == "/home/anna/nets/net.py, line 12, in forward"
     assert raised_at("RuntimeError: shapes") == ""
+    theirs = text.replace("/home/anna/nets", "/venv/lib/site-packages/nets")
+    assert raised_at(theirs) == "/venv/lib/site-packages/nets/net.py, line 12, in forward"

@@ -42,9 +42,20 @@ def check_grid(fit: LawFit, fitter: Fitter, observations: Sequence[Observation])
 
 
 def grid_edges(observations: Sequence[Observation]) -> list[Diagnostic]:
-    """One warning for each nominal budget whose lowest loss is that of its smallest or largest size."""
-    profiles, _ = _profiles([one for one in observations if one.budget is not None])
-    return [Diagnostic(code="minimum-at-edge", message=text) for text in map(about_edge, profiles) if text]
+    """One warning for each budget whose lowest loss is that of its smallest or largest size.
+
+    Runs without a nominal budget are one where four or more sizes have the same C to within 2%.
+    """
+    profiles, runs = _profiles(observations)
+    sure = [profile for profile in profiles if runs is not None and _is_budget(profile, runs)]
+    return [Diagnostic(code="minimum-at-edge", message=text) for text in map(about_edge, sure) if text]
+
+
+def _is_budget(profile: Profile, runs: Runs) -> bool:
+    if np.isfinite(runs.budget[profile.rows]).all():
+        return True
+    same = float(np.ptp(np.log(runs.flops[profile.rows]))) < np.log(1.02)
+    return same and len(np.unique(np.round(profile.u, 9))) >= 4
 
 
 def profile_minima(observations: Sequence[Observation]) -> tuple[list[ProfileMinimum], list[Diagnostic]]:
