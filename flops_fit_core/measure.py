@@ -87,10 +87,12 @@ class Meter:
         real = self.measure(options).parameters.total <= LARGEST_TRIED
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
             module = self.model.calling("build", options, self.task)
-            batch = self.task.example(2)
+            batch, sample = self.task.example(2), getattr(self.task, "sample", None)
             try:
                 outputs = self.task.outputs(module, batch)
                 loss, count = self.task.loss(outputs, batch)
+                if real and sample is not None:  # zeros fit where real inputs and targets may not
+                    self.task.loss(self.task.outputs(module, sample), sample)
             except UserError:
                 raise
             except Exception as error:

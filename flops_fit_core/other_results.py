@@ -34,8 +34,9 @@ _KINDS = {
 }
 _CELLS = (("budget", "size", "seed"), ("budget", "size"), ("size", "seed"), ("budget", "seed"), ("size",), ())
 """Which of its coordinates a planned run must share to be compared, most first."""
-_RESOLVED = ("tokens", "steps")
-"""What planning solves from the rest: not named where anything else differs."""
+_SOLVED = ("tokens", "steps")
+_RESOLVED = (*_SOLVED, "base_width", "schedule.warmup_tokens")
+"""What planning and recipes derive from the rest: not named where anything else differs."""
 
 Fields = Mapping[str, JsonValue]
 
@@ -62,7 +63,7 @@ class OtherRuns(Record):
     differences: tuple[Difference, ...]
 
     def __str__(self) -> str:
-        shown = ", ".join(str(one) for one in self.differences[:FIELDS])
+        shown = ", ".join(str(difference) for difference in self.differences[:FIELDS])
         more = len(self.differences) - FIELDS
         return shown + (f" and {more} more field{'s' if more > 1 else ''}" if more > 0 else "")
 
@@ -173,7 +174,7 @@ def _fields(run: RunSpec) -> dict[str, JsonValue]:
         choice = getattr(run, attribute)
         fields |= {kind: choice.name, f"{kind} revision": choice.revision}
         fields |= {f"{kind}.{option}": value for option, value in choice.options.items()}
-    own = ("fingerprint", "batch_size", "base_width", *_RESOLVED)
+    own = ("fingerprint", "batch_size", "base_width", *_SOLVED)
     return fields | {name: getattr(run, name) for name in own}
 
 
@@ -203,10 +204,10 @@ def _defaults(registry: Registry | None) -> Callable[[str, Fields], JsonValue]:
             offer = registry.find(kind, str(fields[kind])) if registry is not None and option else None
         except FlopsFitError:
             return None
-        known = offer.spec.options.model_fields.get(option) if offer is not None else None
-        if known is None or known.is_required():
+        declared = offer.spec.options.model_fields.get(option) if offer is not None else None
+        if declared is None or declared.is_required():
             return None
-        default: JsonValue = json.loads(json.dumps(known.get_default(call_default_factory=True), default=str))
+        default: JsonValue = json.loads(json.dumps(declared.get_default(call_default_factory=True), default=str))
         return default
 
     return value

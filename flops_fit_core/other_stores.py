@@ -36,25 +36,25 @@ class OtherStore:
 
 
 def find_other_stores(
-    folder: StudyFolder, chosen: Chosen[Any], registry: Registry, known: dict[str, RunResult]
+    folder: StudyFolder, chosen: Chosen[Any], registry: Registry, stored: dict[str, RunResult]
 ) -> list[OtherStore]:
-    """The study's other stores with what each has that is not ``known`` (by run id, the latest in the used store).
+    """The study's other stores, each with what the used one lacks, whose latest results are ``stored`` by run id.
 
     Raises ConfigError or StoreError for one that cannot be read: its runs would be trained again.
     """
-    known, stores = dict(known), []
+    stored, stores = dict(stored), []
     for name, other in _others(folder, chosen, registry):
         try:
             with closing(folder.open_store(other)) as store:
-                found = OtherStore(name, tuple(_missing(store, known)))
+                missing = OtherStore(name, tuple(_missing(store, stored)))
         except UserError as error:
             raise StoreError(
                 f"{folder.shown} may have results in {name}, which cannot be read, and with the store "
                 f"{chosen.name} their runs would be trained again: {error}"
             ) from None
-        if found.attempts:
-            known |= found.latest
-            stores.append(found)
+        if missing.attempts:
+            stored |= missing.latest
+            stores.append(missing)
     return stores
 
 
@@ -87,23 +87,23 @@ def _recorded(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> I
     """The store that the folder's experiment names, where it is another one."""
     if not folder.experiment_file.exists():
         return
-    given = folder.python_objects.get("store")
-    if given is not None and chosen.name != given:
+    object_name = folder.python_objects.get("store")
+    if object_name is not None and chosen.name != object_name:
         raise ConfigError(
             f"{folder.shown} has its results in a store that was given to find_optimal as a Python object: pass "
             f"it as store= again, or choose another folder"
         )
-    if given is not None:
+    if object_name is not None:
         return
     recorded = folder.choice("store", registry)
     if recorded != chosen and not (recorded.name == chosen.name and chosen.spec.file is not None):
         yield recorded.spec.file or f"the store {recorded.name}", recorded
 
 
-def _missing(store: ResultStore, known: dict[str, RunResult]) -> Iterator[RunResult]:
-    """Attempts at runs that are not known; of a run that is known to have failed, a finished result."""
+def _missing(store: ResultStore, stored: dict[str, RunResult]) -> Iterator[RunResult]:
+    """Attempts at runs that are not stored; of a run that is stored to have failed, a finished result."""
     for result in store.results():
-        ours = known.get(result.id)
+        ours = stored.get(result.id)
         if ours is None:
             yield from store.attempts(result.id)
         elif result.is_finished and not ours.is_finished:

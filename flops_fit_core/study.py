@@ -220,8 +220,8 @@ class Study:
         return find_other_stores(self.folder, self._choice("store"), self.registry, self._stored)
 
     def _copy_from_other_stores(self, store: ResultStore) -> None:
-        known = {result.id: result for result in store.results()}
-        for other in find_other_stores(self.folder, self._choice("store"), self.registry, known):
+        stored = {result.id: result for result in store.results()}
+        for other in find_other_stores(self.folder, self._choice("store"), self.registry, stored):
             for result in other.attempts:
                 store.add(result)
 

@@ -385,10 +385,10 @@ def test_a_driver_with_another_store_stops_a_run(formula, call):
 
 
 class Fails(Net):
-    """Fails in training, not on the planner's batch of zeros."""
+    """Fails in training, not while the planner tries it."""
 
     def forward(self, x):
-        if x.any():
+        if torch.is_grad_enabled():
             raise RuntimeError("out of flour")
         return super().forward(x)
 
@@ -399,7 +399,7 @@ class FailsWide(Net):
         self.width = width
 
     def forward(self, x):
-        if self.width > 3 and x.any():
+        if self.width > 3 and torch.is_grad_enabled():
             raise RuntimeError("out of flour")
         return super().forward(x)
 
@@ -413,6 +413,18 @@ class Unbuildable(nn.Module):
 class Unusable(Net):
     def forward(self, x):
         return self.outer(self.inner(x).reshape(-1, 7))
+
+
+class TwoClasses(Net):
+    def __init__(self, width):
+        super().__init__(width)
+        self.outer = nn.Linear(width, 2)
+
+
+class UnusableOnData(Net):
+    def forward(self, x):
+        assert not x.any(), "not my data"
+        return super().forward(x)
 
 
 class Needy(torch.optim.SGD):
@@ -459,6 +471,8 @@ def test_run_from_python_raises_as_find_optimal_does(tmp_path):
     [
         (Unbuildable, {}, "NameError: name 'widht' is not defined", "widht)"),
         (Unusable, {}, "does not fit", "reshape(-1, 7)"),
+        (UnusableOnData, {}, "not my data", "assert not x.any()"),
+        (TwoClasses, {}, "Target 2 is out of bounds", None),
         (Net, {"optimizer": Needy}, "missing 1 required positional argument: 'rho'", None),
         (Net, {"optimizer": torch.optim.LBFGS}, "LBFGS.step needs closure", None),
     ],

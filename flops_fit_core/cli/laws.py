@@ -85,14 +85,14 @@ def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, St
 
 def _refuse_to_refit(asked: Asked) -> None:
     """A kept fit has no runs: raises ConfigError for an option that only a new fit could follow."""
-    given = {
+    values = {
         "--fitter": [asked.fitter] if asked.fitter else [],
         "--set": asked.options,
         "--map": asked.columns,
         "--where": asked.where,
         "--heldout": [asked.heldout] if asked.heldout else [],
     }
-    options = [f"{option} {value}" for option, values in given.items() for value in values]
+    options = [f"{option} {value}" for option, texts in values.items() for value in texts]
     if options:
         raise ConfigError(
             f"{', '.join(options)}: {asked.source} is a law that was fitted before, without its runs, so it "

@@ -34,11 +34,11 @@ def check_grid(fit: LawFit, fitter: Fitter, observations: Sequence[Observation])
     if not observations:
         return fit
     if fit.params_range is None:
-        sizes = [one.params for one in observations]
+        sizes = [observation.params for observation in observations]
         fit = fit.model_copy(update={"params_range": (min(sizes), max(sizes))})
-    found = [*grid_edges(observations)] if not fit.minima else []
-    found += _optima_outside(fit, fitter, observations)
-    return fit.model_copy(update={"diagnostics": (*fit.diagnostics, *found)})
+    warnings = [] if fit.minima else grid_edges(observations)
+    warnings += _optima_outside(fit, fitter, observations)
+    return fit.model_copy(update={"diagnostics": (*fit.diagnostics, *warnings)})
 
 
 def grid_edges(observations: Sequence[Observation]) -> list[Diagnostic]:
@@ -68,8 +68,8 @@ def profile_minima(observations: Sequence[Observation]) -> tuple[list[ProfileMin
     for profile in profiles:
         ln_tokens = float(np.log(profile.budget) - flops_per_token(np.array([profile.ln_params]))[0])
         minima.append(profile_record(profile, ln_tokens, "log-loss"))
-    found = [Diagnostic(code=code, message=text) for code, text in map(unusable, profiles) if code]
-    return minima, found
+    unused = [Diagnostic(code=code, message=text) for code, text in map(unusable, profiles) if code]
+    return minima, unused
 
 
 @guarded
@@ -94,7 +94,7 @@ def flag_outside(fit: LawFit, optimum: Optimum) -> Optimum:
 
 def _optima_outside(fit: LawFit, fitter: Fitter, observations: Sequence[Observation]) -> list[Diagnostic]:
     assert fit.params_range is not None
-    budgets = sorted({one.budget for one in observations if one.budget is not None}) or list(fit.flops_range)
+    budgets = sorted({run.budget for run in observations if run.budget is not None}) or list(fit.flops_range)
     outside: dict[str, list[tuple[float, float]]] = {}
     for flops in budgets:
         try:
@@ -109,9 +109,9 @@ def _optima_outside(fit: LawFit, fitter: Fitter, observations: Sequence[Observat
         Diagnostic(
             code="outside-sizes",
             message=f"N_opt lies {side} the trained sizes, N = {low:.3g} to {high:.3g}, at "
-            + ", ".join(f"C = {flops:.3g} (N_opt = {params:.3g})" for flops, params in found[:BUDGETS])
-            + (f" and {len(found) - BUDGETS} more budgets" if len(found) > BUDGETS else "")
+            + ", ".join(f"C = {flops:.3g} (N_opt = {params:.3g})" for flops, params in optima[:BUDGETS])
+            + (f" and {len(optima) - BUDGETS} more budgets" if len(optima) > BUDGETS else "")
             + f": no run supports these optima; add sizes {side} N = {low if side == 'below' else high:.3g}",
         )
-        for side, found in outside.items()
+        for side, optima in outside.items()
     ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,10 +54,10 @@ class Joined:
 
 
 def run_column(header: Sequence[str], mapped: str | None) -> str | None:
-    """The column that names the run of a row, by the caller's choice where ``mapped``; None without one."""
-    if mapped is not None:
-        return mapped if mapped in header else None
+    """The column that names the run of a row, by the choice where ``mapped``; None without one."""
     by_name = {name.strip().lower(): name for name in reversed(header)}
+    if mapped is not None:
+        return by_name.get(mapped.strip().lower())
     return next((by_name[alias] for alias in (*RUN_COLUMNS, *NAME_COLUMNS) if alias in by_name), None)
 
 
@@ -66,42 +66,55 @@ def join_histories(
 ) -> Joined:
     """Keep the last usable row of each run that ``column`` names.
 
-    Rows of one run have one N (and one seed). Where rows of one name have several N, the column names no runs,
-    and all rows stay. A run whose loss is not finite after its last usable row has diverged and is left out.
+    Rows of one run have one N and one seed. Where a name has several and the table has steps, each N and seed is a
+    run; where all names have several and there are no steps, the column names no runs, and all rows stay. A run
+    whose loss is not finite after its last usable row has diverged and is left out.
 
-    Raises FitError where the last row is not determined, or where it is open whether rows of one name are one run.
+    Raises FitError where the last row is not determined, or where it is open which rows are one run.
     """
-    groups: dict[str, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[_text(row.values.get(column))].append(row)
-    histories = {name: group for name, group in groups.items() if name and _is_history(group)}
+    step = _step_column(header)
+    histories = _histories(rows, lambda row: _text(row.values.get(column)))
     if not histories:
         return Joined(list(rows), [])
     several = [name for name, group in histories.items() if not _is_one_model(group)]
-    if several:
+    if several and step is not None:
+        histories = _histories(rows, lambda row: _model_of(row, column))
+    elif several and len(several) < len(histories):
+        raise FitError(_mixed(path, column, several))
+    if not histories or (several and step is None):
         return Joined(list(rows), [_not_runs(column, several)])
-    step = _step_column(header)
     is_name = column.strip().lower() in NAME_COLUMNS and not is_mapped
     if is_name and step is None and max(map(_usable, histories.values())) > 1:
         raise FitError(_open_question(path, column, histories))
-    last = {name: _last_row(path, name, group, column, step) for name, group in histories.items()}
-    kept = []
-    for row in rows:
-        end = last.get(_text(row.values.get(column)), row)
-        if row.place == end.place:
-            kept.append(end)
-    used = sum(len(group) for group in histories.values())
+    ends = [_last_row(path, group, column, step) for group in histories.values()]
+    by_place = {end.place: end for end in ends}
+    joined = {row.place for group in histories.values() for row in group}
+    kept = [by_place.get(row.place, row) for row in rows if row.place not in joined or row.place in by_place]
     message = (
-        f"{used} rows are of {len(histories)} training runs (column {column!r}): the last row of each counts, "
-        f"and the {used - len(histories)} earlier ones are left out; --map trajectory={column} keeps every row, "
+        f"{len(joined)} rows are of {len(ends)} training runs (column {column!r}): the last row of each counts, "
+        f"and the {len(joined) - len(ends)} earlier ones are left out; --map trajectory={column} keeps every row, "
         f"as points of one training run"
     )
     return Joined(kept, [Diagnostic(code="histories", message=message, severity="note")])
 
 
+def _histories(rows: Sequence[Row], name_of: Callable[[Row], str]) -> dict[str, list[Row]]:
+    """Rows of one name, where there are several."""
+    groups: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        groups[name_of(row)].append(row)
+    return {name: group for name, group in groups.items() if name and _is_history(group)}
+
+
+def _model_of(row: Row, column: str) -> str:
+    """The row's name with its N and seed; empty for a row that cannot be used."""
+    name, observation = _text(row.values.get(column)), row.observation
+    return f"{name} N={observation.params:.9g} seed={observation.seed}" if name and observation is not None else ""
+
+
 def about_trajectories(observations: Sequence[Observation]) -> list[Diagnostic]:
     """A note where several rows are of one trajectory."""
-    names = [one.trajectory for one in observations if one.trajectory is not None]
+    names = [observation.trajectory for observation in observations if observation.trajectory is not None]
     if len(set(names)) == len(names):
         return []
     message = (
@@ -126,7 +139,8 @@ def _is_one_model(group: Sequence[Row]) -> bool:
     observations = [row.observation for row in group if row.observation is not None]
     first = observations[0]
     return all(
-        math.isclose(one.params, first.params, rel_tol=1e-9) and one.seed == first.seed for one in observations
+        math.isclose(observation.params, first.params, rel_tol=1e-9) and observation.seed == first.seed
+        for observation in observations
     )
 
 
@@ -135,14 +149,14 @@ def _step_column(header: Sequence[str]) -> str | None:
     return next((by_name[alias] for alias in STEP_COLUMNS if alias in by_name), None)
 
 
-def _last_row(path: Path, name: str, group: Sequence[Row], column: str, step: str | None) -> Row:
+def _last_row(path: Path, group: Sequence[Row], column: str, step: str | None) -> Row:
     """The row that counts; without an observation where the run diverged after it."""
     usable = [row for row in group if row.observation is not None]
     order = {id(row): _order(row, step) for row in usable}
     end = max(order.values())
     ends = [row for row in usable if order[id(row)] == end]
     if len(ends) > 1:
-        raise FitError(_several_ends(path, name, ends, column))
+        raise FitError(_several_ends(path, ends, column))
     (last,) = ends
     assert last.observation is not None
     if diverged := _diverged(group, last):
@@ -175,7 +189,8 @@ def _is_not_finite(row: Row) -> bool:
     return is_text_nan or row.reason in ("loss is inf", "loss is -inf")
 
 
-def _several_ends(path: Path, name: str, ends: Sequence[Row], column: str) -> str:
+def _several_ends(path: Path, ends: Sequence[Row], column: str) -> str:
+    name = _text(ends[0].values.get(column))
     others = [
         key for key in ends[0].values if key != column and len({_text(row.values.get(key)) for row in ends}) > 1
     ]
@@ -193,6 +208,15 @@ def _open_question(path: Path, column: str, histories: Mapping[str, Sequence[Row
         f"{path}: {_usable(group)} rows have {column} = {name!r} and one N: points of one training run, or runs "
         f"of their own? Write --map id={column} for one run, whose last row counts; --map trajectory={column} to "
         f"fit every point of it; --map id={ROWS} where every row is a run of its own"
+    )
+
+
+def _mixed(path: Path, column: str, several: Sequence[str]) -> str:
+    shown = ", ".join(several[:3]) + (", ..." if len(several) > 3 else "")
+    return (
+        f"{path}: some names in column {column!r} have rows of several N or seeds ({shown}), and others several "
+        f"rows of one, so it is open which rows are one run: name each run with --map id=COLUMN, or write "
+        f"--map id={ROWS} where every row is a run of its own"
     )
 
 

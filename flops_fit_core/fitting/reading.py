@@ -46,6 +46,10 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """Column names by what they hold, best first; upper and lower case are the same."""
 
 _NEEDED = ("params", "tokens", "loss")
+_SAME = ("params", "tokens", "flops", "loss", "budget", "seed", "trajectory")
+"""Rows that agree in all of these are one row, written twice."""
+COMPLETED = ("", "completed", "finished")
+"""Statuses of a run that can be used: ours, and those of W&B and MLflow, in any case."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def read_table(
     runs = None if "trajectory" in named else run_column(header, (columns or {}).get("id"))
     if runs is not None:
         joined = join_histories(path, chosen, runs, header, is_mapped="id" in (columns or {}))
-        chosen, about = joined.rows, joined.diagnostics
-        table.diagnostics.extend(about)
+        chosen = joined.rows
+        table.diagnostics.extend(joined.diagnostics)
     for row in chosen:
         _add_row(row, named, table, kept)
     table.diagnostics.extend(about_trajectories(table.observations))
@@ -139,17 +143,17 @@ class _Kept:
 def _read_row(place: str, values: dict[str, Any], named: Mapping[str, str], kept: _Kept) -> Row:
     row = {key: values.get(column) for key, column in named.items()}
     loss = row.get("loss")
-    if (status := _text(row.get("status"))) not in ("", "completed"):
+    if (status := _text(row.get("status"))).lower() not in COMPLETED:
         return Row(place, values, reason=f"its status is {status}", loss=loss)
     try:
-        one = _observation(place, row)
+        observation = _observation(place, row)
     except ValueError as error:
         return Row(place, values, reason=str(error), loss=loss)
-    key = (one.params, one.tokens, one.flops, one.loss, one.budget, one.seed, one.trajectory)
+    key = tuple(getattr(observation, name) for name in _SAME)
     twin, first = kept.values.setdefault(key, (_text(row.get("id")) or place, place))
     if first != place:
         return Row(place, values, reason=f"the same values as {twin}", loss=loss)
-    return Row(place, values, one, loss=loss)
+    return Row(place, values, observation, loss=loss)
 
 
 def _add_row(row: Row, named: Mapping[str, str], table: RunTable, kept: _Kept) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.contracts import Dataset, RunView
-from flops_fit_core.errors import PlanError
+from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.measure import parameter_groups
 from flops_fit_core.records import RunSpec
 
@@ -33,6 +33,8 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups)
     with torch.random.fork_rng(devices=[]):
         optimizer = chosen.calling("build", chosen.options, module, view)
+    if not callable(getattr(optimizer, "step", None)):
+        raise PluginError(f"optimizer {chosen.name!r} gave {optimizer!r} instead of a torch optimizer")
     needed = [
         name
         for name, parameter in inspect.signature(optimizer.step).parameters.items()

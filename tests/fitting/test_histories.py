@@ -186,3 +186,37 @@ def test_an_error_of_the_fit_says_which_rows_were_left_out(tmp_path):
     rows = [(name, params, tokens, value) for name, _, params, tokens, value in history(ENDS[:3])]
     with pytest.raises(FitError, match=r"(?s)3 runs cannot fit.*15 rows are of 3 training runs"):
         fit(write(tmp_path, ["run_id", "params", "tokens", "loss"], rows))
+
+
+def test_with_steps_each_n_and_seed_of_a_name_is_a_run(tmp_path):
+    """As W&B runs of several seeds that share a display name."""
+    rows = [
+        (name, seed, step, params, tokens, value + seed / 1000)
+        for name, step, params, tokens, value in history(ENDS)
+        for seed in (0, 1)
+    ]
+    table = read_table(write(tmp_path, ["name", "seed", "_step", "params", "tokens", "loss"], rows))
+    expected = sorted((params, tokens, value + seed / 1000) for params, tokens, value in LAST for seed in (0, 1))
+    assert found(table) == expected
+    assert "150 rows are of 30 training runs" in note(table)
+
+
+def test_names_of_which_some_have_several_n_are_refused_without_steps(tmp_path):
+    rows = [("a", 1e6, 1e8, 3.6), ("a", 2e6, 1e8, 3.5), ("b", 4e6, 1e8, 3.4), ("b", 4e6, 2e8, 3.3)]
+    path = write(tmp_path, ["run", "params", "tokens", "loss"], rows)
+    with pytest.raises(FitError, match=r"some names in column 'run' have rows of several N or seeds \(a\)"):
+        read_table(path)
+    assert len(read_table(path, {"id": "row"}).observations) == 4
+
+
+def test_a_finished_mlflow_run_can_be_used(tmp_path):
+    rows = [("a", "FINISHED", 1e6, 1e8, 3.6), ("b", "FAILED", 1e6, 2e8, 3.5)]
+    table = read_table(write(tmp_path, ["run_id", "status", "params", "tokens", "loss"], rows))
+    assert ([one.id for one in table.observations], table.excluded) == (["a"], {"b": "its status is FAILED"})
+
+
+def test_steps_that_differ_by_run_do_not_make_a_history_of_a_group_name(tmp_path):
+    rows = [("sweep", 10, 1e6, 1e8, 3.6), ("sweep", 20, 2e6, 1e8, 3.5), ("sweep", 30, 4e6, 1e8, 3.4)]
+    table = read_table(write(tmp_path, ["run", "step", "params", "tokens", "loss"], rows))
+    assert len(table.observations) == 3
+    assert "every row is taken as a run of its own" in note(table)
