@@ -69,10 +69,10 @@ class OtherRuns(Record):
 
 
 _MEANINGS = {
-    "fingerprint": "the data (its content, fingerprint)",
-    "model.identity": "the model's code or arguments (model.identity)",
-    "optimizer.identity": "the optimizer's code or arguments (optimizer.identity)",
-    "flops.identity": "the FLOPs counter's code (flops.identity)",
+    "fingerprint": "the content of the data (fingerprint)",
+    "model.identity": "the code or arguments of the model (model.identity)",
+    "optimizer.identity": "the code or arguments of the optimizer (optimizer.identity)",
+    "flops.identity": "the code of the FLOPs counter (flops.identity)",
 }
 
 
@@ -108,7 +108,8 @@ def describe(groups: Sequence[OtherRuns]) -> str:
     total = sum(group.runs for group in groups)
     rest = "they are in this folder but not in this plan, so they are neither counted nor fitted"
     if len(groups) == 1:
-        return f"{_runs(total)} in {groups[0]} (theirs -> the plan's); {rest}"
+        legend = " (theirs -> the plan's)" if "->" in str(groups[0]) else ""
+        return f"{_runs(total)} in {groups[0]}{legend}; {rest}"
     parts = [f"{group.runs} in {group}" for group in groups[:GROUPS]]
     if more := sum(group.runs for group in groups[GROUPS:]):
         parts.append(f"{more} in other fields")

@@ -240,7 +240,7 @@ class Study:
         counts = {other.name: len(planned.intersection(other.latest)) for other in self._other_stores}
         elsewhere = [
             f"{count} results of this plan are in {name}, not in {self._choice('store').name}: they count, and "
-            f"the next run copies them"
+            f"training copies them"
             for name, count in counts.items()
             if count
         ]

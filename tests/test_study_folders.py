@@ -201,12 +201,14 @@ def test_a_plan_that_asks_for_all_results_has_no_notice(formula, call):
 
 def test_find_optimal_warns_of_results_of_another_model_data_or_optimizer(tmp_path, call):
     optimal(tmp_path)
-    with pytest.warns(StudyWarning, match=r"study: 6 finished runs differ in the model's code or arguments"):
+    with pytest.warns(StudyWarning, match=r"study: 6 finished runs differ in the code or arguments of the model"):
         optimal(tmp_path, train=False, model_kwargs={"act": nn.GELU})
     with pytest.warns(StudyWarning, match=r"6 finished runs differ in optimizer: optim/sgd -> optim/adamw"):
         optimal(tmp_path, train=False, optimizer="adamw")
     more = TensorDataset(INPUTS[:1000], INPUTS[:1000, :3].argmax(1))
-    with pytest.warns(StudyWarning, match=r"6 finished runs differ in the data"):
+    with pytest.warns(
+        StudyWarning, match=r"6 finished runs differ in the content of the data \(fingerprint\); they are"
+    ):
         optimal(tmp_path, train=False, dataset=more)
     with pytest.warns(StudyWarning, match=r"3 finished runs differ in budget: 200000 -> 400000"):
         optimal(tmp_path, train=False, compute_budgets=[4e5])
