@@ -302,7 +302,9 @@ class Study:
         try:
             fit = check_grid(self.fit_with(fitter, observations), fitter, observations)
         except FitError as error:
-            edges = [one.message for one in grid_edges(observations) if one.message[:12] not in str(error)]
+            # The IsoFLOP fitter's own error names its budgets already.
+            edges = [edge.message for edge in grid_edges(observations)]
+            edges = [message for message in edges if message.partition(":")[0] not in str(error)]
             raise FitError("\n".join([str(error), *edges, *self.notices])) from None
         others = [Diagnostic(code="other-results", message=notice) for notice in self.notices]
         found = (*fit.diagnostics, *about_versions(self.results), *others)

@@ -232,9 +232,10 @@ def test_the_share_that_is_held_out_is_not_trained_on(tmp_path):
                 seen.setdefault(key, set()).update(x[:, 0].tolist())
             return super().forward(x)
 
-    planned(tmp_path, Spy, dataset=numbered, repeat=True, fingerprint="spy")
+    study = planned(tmp_path, Spy, dataset=numbered, repeat=True, heldout_share=0.2, fingerprint="spy")
     seen.clear()
-    completed(trained(tmp_path, Spy, dataset=numbered, repeat=True, heldout_share=0.2, fingerprint="spy"))
+    study.train()
+    completed(study)
     assert len(seen["trained"]) == 160
     held = seen["held"] - {0.0}
     assert 39 <= len(held) <= 40
