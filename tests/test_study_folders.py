@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -77,9 +78,17 @@ def call(tmp_path, monkeypatch, capsys):
 # ---------------------------------------------------------------------------- Python objects
 
 
+@pytest.fixture(scope="module")
+def made_by_python(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("python")
+    optimal(folder)
+    return folder / "study"
+
+
 @pytest.fixture
-def python_study(tmp_path, call):
-    return optimal(tmp_path)
+def python_study(made_by_python, tmp_path, call):
+    """A finished study of Python objects, ``study`` in the working directory."""
+    return shutil.copytree(made_by_python, tmp_path / "study")
 
 
 @pytest.mark.parametrize("name", ["plan", "run", "doctor", "tune"])
@@ -145,11 +154,18 @@ def surface(folder, name="formula.json", **changes):
     return table
 
 
+@pytest.fixture(scope="module")
+def made_by_formula(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("formula")
+    run(surface(folder), out=folder / "study")
+    return folder
+
+
 @pytest.fixture
-def formula(tmp_path, call):
-    surface(tmp_path)
-    assert call("run", "formula.json", "--out", "study")[0] == 0
-    return tmp_path / "study"
+def formula(made_by_formula, tmp_path, call):
+    """A finished study of a formula, ``study`` in the working directory, beside its ``formula.json``."""
+    shutil.copy(made_by_formula / "formula.json", tmp_path)
+    return shutil.copytree(made_by_formula / "study", tmp_path / "study")
 
 
 NOISE = "9 finished runs differ in dataset.noise: 0.005 -> 0.01"
