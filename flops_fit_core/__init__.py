@@ -52,6 +52,8 @@ if TYPE_CHECKING:
         PluginNotFound,
         RunFailed,
         StoreError,
+        StudyWarning,
+        SweepFailed,
         UserError,
     )
     from flops_fit_core.folder import Outbox
@@ -147,6 +149,8 @@ _HOMES = {
         "PluginNotFound",
         "RunFailed",
         "StoreError",
+        "StudyWarning",
+        "SweepFailed",
         "UserError",
     ),
     "folder": ("Outbox",),
@@ -274,7 +278,9 @@ __all__ = [
     "StoreError",
     "StoreSpec",
     "Study",
+    "StudyWarning",
     "SupervisedTask",
+    "SweepFailed",
     "SweepPlan",
     "Task",
     "TokenDataset",

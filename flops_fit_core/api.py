@@ -11,15 +11,16 @@ from typing import Any
 from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.contracts import Fitter, Logger, ResultStore
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, StudyWarning
+from flops_fit_core.folder import INLINE
 from flops_fit_core.identity import qualified_name
 from flops_fit_core.inline import (
-    INLINE,
     InlinePlugin,
     counter_entry,
     dataset_entry,
     model_entry,
     optimizer_entry,
+    store_entry,
     torch_dataset_entry,
 )
 from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
@@ -44,10 +45,13 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
         registry: The plugins to use; by default those that are installed.
         out: The study's folder; by default ``runs/<name>``. Runs that it has finished stay finished.
 
+    Issues a StudyWarning where the folder has finished results of another experiment, or in another store.
+
     Raises ConfigError, PlanError or DataError, saying what to change.
     """
     study = plan_study(source, registry=registry, out=out)
     _log_warnings(study.plan)
+    _warn_about_folder(study)
     return study
 
 
@@ -62,6 +66,13 @@ def plan_study(source: Source, *, registry: Registry | None = None, out: str | P
     return Study(sweep, registry, folder, experiment=experiment)
 
 
+def _warn_about_folder(study: Study) -> None:
+    """One StudyWarning for each thing that the owner of an existing folder should know before it is trained on."""
+    if study.folder.experiment_file.exists():
+        for notice in study.notices:
+            warnings.warn(f"{study.folder.shown}: {notice}", StudyWarning, stacklevel=3)
+
+
 def run(
     source: Source | Study,
     *,
@@ -72,7 +83,8 @@ def run(
 ) -> Study:
     """Plan, then train what the study does not have yet.
 
-    Raises UserError as :func:`plan` does, and StoreError. A run that fails is a result with its error.
+    A run that fails is a result with its error, and a StudyWarning. Raises UserError as :func:`plan` does,
+    StoreError, and SweepFailed where no run completed.
     """
     study = source if isinstance(source, Study) else plan(source, registry=registry, out=out)
     study.train(loggers=loggers, retry_failed=retry_failed)
@@ -94,15 +106,20 @@ def fit(
 
     Raises FitError where no law can be fitted, ConfigError for a source that cannot be read.
     """
-    from flops_fit_core.fitting import read_runs
+    from flops_fit_core.fitting import check_grid, fit_table, read_complete_table
 
     if isinstance(source, str | Path):
         path = Path(source)
-        source = Study.open(path, registry) if path.is_dir() else read_runs(path)
+        if not path.is_dir():
+            chosen = _fitter(fitter or DEFAULTS["fitter"], registry or installed())
+            return fit_table(chosen, read_complete_table(path))
+        source = Study.open(path, registry)
     if isinstance(source, Study):
         chosen = source.fitter if fitter is None else _fitter(fitter, source.registry)
-        return source.fit_with(chosen, source.observations)
-    return _fitter(fitter or DEFAULTS["fitter"], registry or installed()).fit(list(source))
+        return source.fit_runs(chosen)
+    observations = list(source)
+    chosen = _fitter(fitter or DEFAULTS["fitter"], registry or installed())
+    return check_grid(chosen.fit(observations), chosen, observations)
 
 
 def find_optimal(
@@ -188,6 +205,7 @@ def find_optimal(
 
     Raises:
         ConfigError, PlanError, DataError: Something given has to change; says what.
+        SweepFailed: Runs failed and none completed. Where only some failed, there is a StudyWarning.
     """
     base = registry or installed()
     inline = InlinePlugin()
@@ -223,7 +241,7 @@ def find_optimal(
         "flops": given.flops(flops),
         "trainer": given.choice("trainer", trainer),
         "device": given.choice("device", str(device) if type(device).__name__ == "device" else device),
-        "store": "stores/sqlite" if _is_store(store) else given.choice("store", store),
+        "store": given.store() if _is_store(store) else given.choice("store", store),
         "executor": given.choice("executor", executor),
         "fitter": given.choice("fitter", fitter),
         "loggers": [given.choice("logger", one) for one in loggers],
@@ -247,6 +265,7 @@ def find_optimal(
         store=store if _is_store(store) else None,
     )
     _log_warnings(study.plan)
+    _warn_about_folder(study)
     if train:
         study.train(again=not resume)
     return study
@@ -289,6 +308,9 @@ class _Objects:
         if callable(value) and not isinstance(value, Spec):
             return self._add(*counter_entry(value, self._fingerprint))
         return self.choice("flops", value)
+
+    def store(self) -> Any:
+        return self._add(*store_entry())
 
     def choice(self, kind: str, value: Any) -> Any:
         """A name or table as it is; a spec goes into the inline plugin."""

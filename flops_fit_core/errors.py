@@ -9,10 +9,17 @@
     │   ├── StoreError       a result store that is not ours, damaged or in use
     │   └── FitError         runs from which no law can be fitted
     ├── PluginError          a plugin broke its contract; names the plugin; exit code 1
+    ├── SweepFailed          no run of a sweep completed, and some failed; exit code 1
     └── RunFailed            a run cannot go on; becomes that run's result, the sweep goes on
 
-A message says what happened, where, what exists, and what to type.
+A message says what happened, where, what exists, and what to type. ``StudyWarning`` is the one warning.
 """
+
+from __future__ import annotations
+
+import re
+import sysconfig
+from pathlib import Path
 
 
 class FlopsFitError(Exception):
@@ -53,3 +60,36 @@ class PluginError(FlopsFitError):
 
 class RunFailed(FlopsFitError):
     """A training run cannot go on. Recorded as that run's result; other runs go on."""
+
+
+class SweepFailed(FlopsFitError):
+    """Runs of a sweep failed and none completed: there is nothing to fit. The study's results have the errors."""
+
+
+class StudyWarning(UserWarning):
+    """Something about a study that its owner should know: failed runs, results of another experiment, results in
+    another store."""
+
+
+_FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
+
+
+def raised_at(traceback: str) -> str:
+    """``file.py, line 3, in forward``: the innermost frame of a traceback's text that is the user's own code.
+
+    Without one, the innermost frame of another installed package; empty where all frames are of Python, torch or
+    flops-fit.
+    """
+    frames = [frame for frame in _FRAME.findall(traceback) if not _is_engine(frame[0])]
+    own = [frame for frame in frames if not {"site-packages", "dist-packages"}.intersection(Path(frame[0]).parts)]
+    return "{}, line {}, in {}".format(*(own or frames)[-1]) if frames else ""
+
+
+def _is_engine(file: str) -> bool:
+    """Whether a file is of Python, torch or flops-fit (its bundled plugins too)."""
+    path = Path(file)
+    if file.startswith("<") or path.is_relative_to(Path(__file__).parent):
+        return True
+    installed = {"site-packages", "dist-packages"}.intersection(path.parts)
+    is_standard = path.is_relative_to(sysconfig.get_paths()["stdlib"]) and not installed
+    return is_standard or any(part == "torch" or part.startswith("flops_fit_") for part in path.parts)

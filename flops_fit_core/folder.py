@@ -41,6 +41,9 @@ from flops_fit_core.registry import PluginSetup, Registry
 
 R = TypeVar("R", bound=Record)
 
+INLINE = "inline"
+"""The plugin whose specs are Python objects given to ``find_optimal``; a study's folder keeps their names only."""
+
 
 class StudyFolder:
     """Reads and writes the files of one study. Writing a file replaces it atomically."""
@@ -115,13 +118,47 @@ class StudyFolder:
         except ConfigError:
             return {}
 
+    @property
+    def python_objects(self) -> dict[str, str]:
+        """Kind -> name of what was given to ``find_optimal`` as a Python object: ``{"model": "inline/model"}``."""
+        table = self.table()
+        chosen = {kind: value for kind, value in table.items() if isinstance(value, dict) and "name" in value}
+        names = {kind: str(value["name"]) for kind, value in chosen.items()}
+        return {kind: name for kind, name in names.items() if name.startswith(f"{INLINE}/")}
+
+    @property
+    def how_to_train(self) -> str:
+        """What to type to train what is missing."""
+        if self.python_objects:
+            return f"find_optimal with the same objects and output_dir={self.shown!r}"
+        return f"'flops-fit run {self.shown}'"
+
+    def check_can_train(self, registry: Registry) -> None:
+        """Raises ConfigError for a study of Python objects that this process does not have."""
+        objects = self.python_objects
+        if not objects or INLINE in registry.plugins:
+            return
+        raise ConfigError(
+            f"{self.shown} was made by find_optimal with Python objects ({', '.join(objects)}), which its folder "
+            f"does not keep: to plan, train or retry, call find_optimal again with the same objects and "
+            f"output_dir={self.shown!r} (status, runs, fit, predict, backtest, report, clean and store copy work "
+            f"here)"
+        )
+
     def experiment(self, registry: Registry) -> Experiment:
         """The whole experiment. Raises ConfigError where a plugin it needs is not there."""
+        self.check_can_train(registry)
         return make_experiment(self.table(), registry, str(self.experiment_file))
 
     def choice(self, kind: str, registry: Registry) -> Chosen[Any]:
         """One choice of the experiment, without needing the plugins of the others."""
         default = Experiment.model_fields[kind].default
+        if kind in self.python_objects and INLINE not in registry.plugins:
+            raise ConfigError(
+                f"{self.shown} was made by find_optimal with a {kind} given as a Python object, which its folder "
+                f"does not keep: use the study that find_optimal returns"
+                + ("" if kind != "fitter" else ", or name another with --fitter NAME")
+            )
         return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
 
     def table(self) -> dict[str, Any]:

@@ -16,11 +16,19 @@ from pydantic import create_model
 
 from flops_fit_core.contracts import Dataset, FlopCount, MeasuredModel, RunView, own_parameter_groups
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.folder import INLINE
 from flops_fit_core.hookspecs import hookimpl
 from flops_fit_core.identity import identify_callable, qualified_name
-from flops_fit_core.specs import DatasetSpec, FlopCounterSpec, ModelSpec, OptimizerSpec, Options, Spec
+from flops_fit_core.specs import (
+    DatasetSpec,
+    FlopCounterSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Options,
+    Spec,
+    StoreSpec,
+)
 
-INLINE = "inline"
 INLINE_REVISION = 2
 """Of the dataset: 2 counts valid targets, and draws random items by their position."""
 
@@ -233,3 +241,19 @@ def _count(count: Callable[[Any], Any], options: Options, measured: MeasuredMode
     used = " that a token uses" if measured.parameters.idle else ""
     n_name = f"matmul parameters{used} (all but lookup tables)"
     return FlopCount(float(given), measured.parameters.matmul, name, n_name)
+
+
+def store_entry() -> Entry:
+    """The name by which the folder records a store that is a Python object. Its study holds the object itself."""
+    return _store_spec, {"name": f"{INLINE}/store"}
+
+
+def _store_spec() -> Spec:
+    return StoreSpec(name="store", build=_refuse_to_open)
+
+
+def _refuse_to_open(options: Options, folder: Any) -> Any:
+    raise ConfigError(
+        f"the results of {folder} are in a store that was given as a Python object: pass it as store= again, or "
+        f"choose another output_dir"
+    )

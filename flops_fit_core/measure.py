@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import FlopCount, MeasuredModel, ParameterGroup, Task, TransformerShape
-from flops_fit_core.errors import PlanError, PluginError, UserError
+from flops_fit_core.errors import PlanError, PluginError, UserError, raised_at
 from flops_fit_core.parameter_usage import ParameterUsage, TraceTooLarge, Use, trace_usage
 from flops_fit_core.records import ParameterCounts
 from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
@@ -103,32 +104,36 @@ class Meter:
             width=self.model.calling("width", options) if spec.width is not None else None,
         )
 
-    def check_fit(self, options: Options) -> None:
+    def check_fit(self, options: Options) -> nn.Module | None:
         """Push one example through the model and its task's loss, for real where the model is small.
 
-        Raises PlanError where the model's outputs do not fit the task.
+        Returns the model where it has values. Raises PlanError where the model's outputs do not fit the task.
         """
         import torch
 
         real = self.measure(options).parameters.total <= LARGEST_TRIED
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
             module = self.model.calling("build", options, self.task)
-            batch = self.task.example(2)
+            batch, sample = self.task.example(2), getattr(self.task, "sample", None)
             try:
                 outputs = self.task.outputs(module, batch)
                 loss, count = self.task.loss(outputs, batch)
+                if real and sample is not None:  # zeros fit where real inputs and targets may not
+                    self.task.loss(self.task.outputs(module, sample), sample)
             except UserError:
                 raise
             except Exception as error:
+                where = raised_at("".join(traceback.format_exception(error)))
                 raise PlanError(
                     f"model {self.model.name!r} does not fit dataset's task on a batch of 2: "
-                    f"{type(error).__name__}: {error}"
+                    f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
                 ) from error
         if loss.ndim != 0 or count < 1:
             raise PlanError(
                 f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
                 f"sum (a scalar) over at least one"
             )
+        return module if real else None
 
 
 class UsageTraces:

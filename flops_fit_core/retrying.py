@@ -43,6 +43,7 @@ def retry(
 
     Raises PlanError where a diverged run would be the same again, or is no longer planned; ConfigError.
     """
+    study.folder.check_can_train(study.registry)
     data = study.folder.table()
     for override in overrides:
         override_value(data, override)
@@ -60,7 +61,7 @@ def retry(
     study.folder.save(study.folder.experiment(study.registry), kept.plan, study.registry.setup)
     now = SweepPlan(**{**dict(changed), "runs": tuple(chosen), "name": study.plan.name})
     this_try = Study(now, study.registry, study.folder, experiment=experiment)
-    this_try.train(loggers=loggers, only={run.id for run in chosen}, save=False)
+    this_try.train(loggers=loggers, only={run.id for run in chosen}, save=False, check=False)
     return kept
 
 

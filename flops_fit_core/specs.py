@@ -10,7 +10,8 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Self
+from types import UnionType
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -66,15 +67,62 @@ class Table(BaseModel):
     @model_validator(mode="wrap")
     @classmethod
     def _explain_unknown_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        misplaced = _misplaced_booleans(cls, value)
         try:
-            return handler(value)
+            table = handler(value)
         except ValidationError as error:
             known = [field.alias or name for name, field in cls.model_fields.items()]
-            raise _with_known_keys(error, known) from None
+            raise _with_known_keys(error, known, misplaced) from None
+        if misplaced:
+            raise ValidationError.from_exception_data(cls.__name__, misplaced)
+        return table
 
 
-def _with_known_keys(error: ValidationError, known: list[str]) -> ValidationError:
-    lines: list[InitErrorDetails] = []
+def _misplaced_booleans(table: type[BaseModel], value: Any) -> list[InitErrorDetails]:
+    """Errors for ``true`` and ``false`` where a number is wanted, which pydantic takes for 1 and 0."""
+    given = value if isinstance(value, Mapping) else {}
+    text = "give a number, not true or false"
+    return [
+        {
+            "type": PydanticCustomError("not_a_number", "{text}", {"text": text}),
+            "loc": (name,),
+            "input": given[name],
+        }
+        for name, field in table.model_fields.items()
+        if name in given and _is_misplaced(field.annotation, given[name])
+    ]
+
+
+def _is_misplaced(annotation: Any, value: Any) -> bool:
+    kinds = _alternatives(annotation)
+    if isinstance(value, bool):
+        is_number = any(isinstance(kind, type) and issubclass(kind, (int, float)) for kind in kinds)
+        takes_bool = any(kind in (bool, Any) or _is_literal(kind, value) for kind in kinds)
+        return is_number and not takes_bool
+    if isinstance(value, list | tuple):
+        items = [item for kind in kinds if get_origin(kind) in (list, tuple, set) for item in get_args(kind)]
+        inner = Union[tuple(item for item in items if item is not Ellipsis)] if items else Any  # noqa: UP007
+        return any(_is_misplaced(inner, item) for item in value)
+    return False
+
+
+def _alternatives(annotation: Any) -> list[Any]:
+    """The members of a union, without ``Annotated``."""
+    if get_origin(annotation) is Annotated:
+        return _alternatives(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
+    return [annotation]
+
+
+def _is_literal(kind: Any, value: bool) -> bool:
+    return get_origin(kind) is Literal and any(literal is value for literal in get_args(kind))
+
+
+def _with_known_keys(
+    error: ValidationError, known: list[str], misplaced: list[InitErrorDetails]
+) -> ValidationError:
+    lines: list[InitErrorDetails] = list(misplaced)
     for line in error.errors():
         kind: str | PydanticCustomError = line["type"]
         if kind == "extra_forbidden" and len(line["loc"]) == 1:
@@ -316,6 +364,9 @@ class StoreSpec(Spec):
     kind: ClassVar[str] = "store"
 
     build: Callable[[Any, Path], ResultStore]
+    file: str | None = None
+    """Name of the file or folder in the study's folder that holds the results, such as ``results.sqlite``: a study
+    that changes to another store finds them by it. None: they are elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)

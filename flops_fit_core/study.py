@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.config import Chosen, Experiment, choose_from_table
 from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
 from flops_fit_core.drivers import DriverNote
-from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
 from flops_fit_core.folder import StudyFolder, TrajectoryFolder
 from flops_fit_core.model_check import record_model_check
-from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
+from flops_fit_core.other_results import OtherRuns, describe, find_other_runs
+from flops_fit_core.other_stores import OtherStore, check_no_other_driver, find_other_stores
+from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.registry import Registry, registry_from
 from flops_fit_core.sweep import Sweep, forget_checkpoints
 
@@ -81,6 +84,7 @@ class Study:
         again: bool = False,
         only: Collection[str] | None = None,
         save: bool = True,
+        check: bool = True,
     ) -> list[RunResult]:
         """Train what the store does not have yet, and write the study down first. Returns all results.
 
@@ -90,12 +94,16 @@ class Study:
             again: Whether finished runs are trained again, as further attempts.
             only: Ids of the runs to train; None: all.
             save: False where the folder says already what the study is.
+            check: Whether failed runs are an error, or a StudyWarning; False where the caller reports them.
 
-        Raises UserError for what the user has to change; KeyboardInterrupt stops the workers and loses nothing.
+        Raises UserError for what the user has to change; SweepFailed where runs failed and none is completed;
+        KeyboardInterrupt stops the workers and loses nothing.
         """
         experiment = self._experiment()
         own = self._loggers(experiment)
+        check_no_other_driver(self.folder, experiment.store, self.registry)
         with self.store() as store:
+            self._copy_from_other_stores(store)
             if save:
                 self.folder.save(experiment, self.plan, self.registry.setup)
                 record_model_check(experiment, self.plan, self.folder.path)
@@ -113,7 +121,28 @@ class Study:
             sweep.loggers.append(DriverNote(self.folder.path, sweep.owner, experiment.executor.name))
             results = sweep.run()
         self.forget()
+        if check:
+            self.check_runs()
         return results
+
+    def check_runs(self) -> None:
+        """Raise SweepFailed where runs failed and none is completed; issue a StudyWarning where only some failed,
+        or all diverged."""
+        unfinished = [result for result in self.results if result.status == "failed"]
+        diverged = sum(result.status == "diverged" for result in self.results)
+        completed = sum(result.status == "completed" for result in self.results)
+        if not unfinished:
+            if diverged and not completed:
+                warnings.warn(f"all {diverged} runs of {self.folder.shown} diverged", StudyWarning, stacklevel=3)
+            return
+        message = (
+            f"{len(unfinished)} of {len(self.plan.runs)} runs of {self.folder.shown} failed, the first with "
+            f"{_reason(unfinished[0])}; 'flops-fit runs {self.folder.shown} --run {unfinished[0].id[:6]}' shows "
+            f"its traceback"
+        )
+        if not completed:
+            raise SweepFailed(message)
+        warnings.warn(message, StudyWarning, stacklevel=3)
 
     def clean(self, *, unfinished: bool = False) -> int:
         """Delete checkpoints that are kept for further branches of finished runs; with ``unfinished``, also those
@@ -173,15 +202,55 @@ class Study:
     @cached_property
     def results(self) -> list[RunResult]:
         """The latest result of every run of the plan that has one, in the plan's order."""
-        if self._given_store is None and not self.folder.path.exists():
-            return []
-        with self.store() as store:
-            kept = {result.id: result for result in store.results()}
+        kept = dict(self._stored)
+        for other in self._other_stores:
+            kept |= other.latest
         return [kept[run.id] for run in self.plan.runs if run.id in kept]
+
+    @cached_property
+    def _stored(self) -> dict[str, RunResult]:
+        """The latest result of every run in the study's store, whichever plan asked for it."""
+        if self._given_store is None and not self.folder.path.exists():
+            return {}
+        with self.store() as store:
+            return {result.id: result for result in store.results()}
+
+    @cached_property
+    def _other_stores(self) -> list[OtherStore]:
+        if self.experiment is None and not self.folder.experiment_file.exists():
+            return []
+        return find_other_stores(self.folder, self._choice("store"), self.registry, self._stored)
+
+    def _copy_from_other_stores(self, store: ResultStore) -> None:
+        stored = {result.id: result for result in store.results()}
+        for other in find_other_stores(self.folder, self._choice("store"), self.registry, stored):
+            for result in other.attempts:
+                store.add(result)
+
+    @cached_property
+    def other_runs(self) -> tuple[OtherRuns, ...]:
+        """Finished results in the folder that are not of the plan, grouped by the fields in which they differ."""
+        kept = dict(self._stored)
+        for other in self._other_stores:
+            kept |= other.latest
+        return find_other_runs(kept.values(), self.plan, self.registry)
+
+    @property
+    def notices(self) -> list[str]:
+        """What the owner should know about the folder: results of other experiments, results in other stores."""
+        planned = {run.id for run in self.plan.runs}
+        counts = {other.name: len(planned.intersection(other.latest)) for other in self._other_stores}
+        elsewhere = [
+            f"{count} results of this plan are in {name}, not in {self._choice('store').name}: they count, and "
+            f"training copies them"
+            for name, count in counts.items()
+            if count
+        ]
+        return [*elsewhere, *filter(None, [describe(self.other_runs)])]
 
     def forget(self) -> None:
         """Read results and fit anew when they are next asked for."""
-        for name in ("results", "fit", "isoflop"):
+        for name in ("_stored", "_other_stores", "other_runs", "results", "fit", "_isoflop"):
             self.__dict__.pop(name, None)
 
     @property
@@ -220,24 +289,50 @@ class Study:
     @cached_property
     def fit(self) -> LawFit:
         """The law through the completed runs. Raises FitError, saying what to train, where there is none."""
+        return self.fit_runs(self.fitter)
+
+    def fit_runs(self, fitter: Fitter) -> LawFit:
+        """The law through the completed runs by this fitter, with all that is known about the runs among its
+        diagnostics: edges of the grid, optima outside it, mixed versions, other results in the folder.
+
+        Raises FitError, with the same.
+        """
+        from flops_fit_core.fitting import check_grid, grid_edges
         from flops_fit_core.fitting.diagnostics import about_versions
 
-        fit = self.fit_with(self.fitter, self.observations)
-        return fit.model_copy(update={"diagnostics": (*fit.diagnostics, *about_versions(self.results))})
+        observations = self.observations
+        try:
+            fit = check_grid(self.fit_with(fitter, observations), fitter, observations)
+        except FitError as error:
+            # The IsoFLOP fitter's own error names its budgets already.
+            edges = [edge.message for edge in grid_edges(observations)]
+            edges = [message for message in edges if message.partition(":")[0] not in str(error)]
+            raise FitError("\n".join([str(error), *edges, *self.notices])) from None
+        others = [Diagnostic(code="other-results", message=notice) for notice in self.notices]
+        found = (*fit.diagnostics, *about_versions(self.results), *others)
+        return fit.model_copy(update={"diagnostics": found})
 
     @cached_property
+    def _isoflop(self) -> tuple[LawFit | None, str]:
+        """The IsoFLOP law, or why there is none."""
+        chosen = choose_from_table("fitter", ISOFLOP, self.registry, "isoflop")
+        try:
+            return self.fit_with(chosen.calling("build", chosen.options), self.observations), ""
+        except FitError as error:
+            return None, str(error)
+
+    @property
     def isoflop(self) -> LawFit | None:
         """The IsoFLOP law through the same runs, to hold beside :attr:`fit`: another method with other faults.
 
-        None where it is the experiment's own, or cannot be fitted.
+        None where it is the experiment's own, or cannot be fitted; :attr:`no_isoflop` gives the reason.
         """
-        if self.fitter_choice.name == ISOFLOP:
-            return None
-        chosen = choose_from_table("fitter", ISOFLOP, self.registry, "isoflop")
-        try:
-            return self.fit_with(chosen.calling("build", chosen.options), self.observations)
-        except FitError:
-            return None
+        return None if self.fitter_choice.name == ISOFLOP else self._isoflop[0]
+
+    @property
+    def no_isoflop(self) -> str:
+        """Why :attr:`isoflop` cannot be fitted; empty where it can, or where it is the experiment's own law."""
+        return "" if self.fitter_choice.name == ISOFLOP else self._isoflop[1]
 
     def fit_with(self, fitter: Fitter, observations: Sequence[Observation]) -> LawFit:
         """Fit these runs, and record by which conventions they were counted."""
@@ -252,7 +347,9 @@ class Study:
 
     def predict(self, flops: float) -> Optimum:
         """N_opt, D_opt and L_opt for a training budget, with intervals. Raises FitError."""
-        return self.fitter.optimum(self.fit, flops)
+        from flops_fit_core.fitting import flag_outside
+
+        return flag_outside(self.fit, self.fitter.optimum(self.fit, flops))
 
     def table(self, budgets: Sequence[float] | None = None) -> DataTable:
         """What to train for each budget: those of the sweep, and 10 and 100 times the largest."""
@@ -265,10 +362,21 @@ class Study:
     """Table 3 of Hoffmann et al. 2022, for this study's models and data."""
 
     def minima(self) -> DataTable:
-        """The minimum of each IsoFLOP profile."""
+        """The minimum of each IsoFLOP profile, by the study's law, or where it has none by a parabola in ln N."""
+        from flops_fit_core.fitting import profile_minima
         from flops_fit_core.report import minima_table
+        from flops_fit_core.report.datatable import conventions
+        from flops_fit_core.report.tables import table_of_minima
 
-        return minima_table(self.fit)
+        try:
+            if self.fit.minima:
+                return minima_table(self.fit)
+        except FitError:
+            pass  # the profiles need no law
+        minima, diagnostics = profile_minima(self.observations)
+        plan = self.plan
+        about = conventions(plan.params_name, plan.flops_name, plan.unit, self.heldout)
+        return table_of_minima(minima, about, diagnostics)
 
     def plot(self, path: str | Path | None = None) -> Figure:
         """The IsoFLOP profiles with their minima starred; the runs alone where no law can be fitted.
@@ -316,6 +424,14 @@ class Study:
     def __repr__(self) -> str:
         done = sum(result.status == "completed" for result in self.results)
         return f"<Study {self.plan.name!r}: {done} of {len(self.plan.runs)} runs completed, in {self.folder.path}>"
+
+
+def _reason(result: RunResult) -> str:
+    """The error of a failed run, with the user's own line that raised it."""
+    if result.error is None:
+        return "no error"
+    where = raised_at(result.error.traceback)
+    return f"{result.error.type}: {result.error.message}" + (f" ({where})" if where else "")
 
 
 def study_folder(out: str | Path | None, name: str) -> StudyFolder:

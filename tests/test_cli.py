@@ -453,3 +453,31 @@ def test_output_that_nobody_reads_is_no_error(here):
     assert said.returncode == 0
     assert "Traceback" not in said.stderr
     assert "BrokenPipe" not in said.stderr
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--fitter", "isoflop"],
+        ["--set", "draws=10"],
+        ["--map", "loss=val"],
+        ["--where", "group=c4"],
+        ["--heldout", "poems"],
+    ],
+)
+def test_a_kept_fit_refuses_what_only_a_new_fit_could_follow(formula, said, tmp_path, option):
+    law = tmp_path / "law.json"
+    assert said("fit", formula, "--out", law)[0] == 0
+    status, output, error = said("predict", law, "--flops", "1e22", *option)
+    assert (status, output) == (2, "")
+    assert " ".join(option) in error
+    assert "give the study or the table of runs instead" in error
+
+
+@pytest.mark.parametrize("command", [["fit"], ["backtest"]])
+def test_a_kept_fit_is_not_fitted_again(formula, said, tmp_path, command):
+    law = tmp_path / "law.json"
+    assert said("fit", formula, "--out", law)[0] == 0
+    status, _, error = said(*command, law)
+    assert status == 2
+    assert f"flops-fit predict {law} --flops C" in error

@@ -634,3 +634,21 @@ def test_another_plugin_replaces_the_whole_table_and_says_what_was_dropped() -> 
     assert replace_choice(data, "store", "json") == []
     assert replace_choice(data, "fitter", "isoflop") == []
     assert data == {"optimizer": {"name": "adamw"}, "store": {"name": "json"}, "fitter": {"name": "isoflop"}}
+
+
+def test_true_and_false_are_no_numbers():
+    table = {
+        "sweep": {"budgets": [1e9, True], "sizes": True, "repeat": True, "seeds": [False], "min_steps": False},
+        "model": {"name": "gpt", "depth": True, "tied": True},
+        "dataset": {"name": "text", "context": True},
+        "optimizer": {"name": "adamw", "lr": True},
+    }
+    with pytest.raises(ConfigError) as caught:
+        make_experiment(table, Registry())
+    message = str(caught.value)
+    for place in ("sweep.budgets", "sweep.sizes", "sweep.seeds", "sweep.min_steps"):
+        assert f"{place}: give a number, not true or false" in message
+    for place in ("model.depth", "dataset.context", "optimizer.lr"):
+        assert f"{place}: give a number, not true or false" in message
+    for place in ("repeat", "tied"):
+        assert place not in message

@@ -292,4 +292,5 @@ def test_a_set_of_a_table_or_of_a_fit_is_the_users_mistake(study, said, tmp_path
     assert said("fit", tmp_path / "runs.csv", "--map", "loss=loss_code", "--out", tmp_path / "fit.json")[0] == 0
     status, _, error = said("predict", tmp_path / "fit.json", "--flops", 1e22, "--heldout", "code")
     assert status == 2
-    assert "is a fit that was made; give its study" in error
+    assert "--heldout code" in error
+    assert "give the study or the table of runs instead" in error

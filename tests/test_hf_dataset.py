@@ -446,3 +446,61 @@ def test_a_sweep_on_documents_of_ones_own_learns(tmp_path, saved, tokenizer):
     assert result.loss < 0.9 * np.log(400)
     bytes_per_token = opened(path=saved, tokenizer=tokenizer).bytes_per_token
     assert result.bits_per_byte == pytest.approx(result.loss / np.log(2) / bytes_per_token)
+
+
+# ---------------------------------------------------------------------------- end of text, tokenizer folders
+
+
+def write_rows(path, rows):
+    path.write_text("".join(json.dumps({"input_ids": row}) + "\n" for row in rows))
+    return path
+
+
+def test_false_leaves_the_end_of_text_out_of_packed_rows(tmp_path):
+    rows = [[number % 7 + 1] * 33 for number in range(12)]
+    path = write_rows(tmp_path / "packed.jsonl", rows)
+    heldout = write_rows(tmp_path / "held.jsonl", rows[:3])
+    given = {"path": path, "heldout": heldout, "column": "input_ids", "vocab_size": 9}
+    dataset = opened(**given, end_of_text=False)
+    assert tokens_of(dataset.heldout(10**6, 8)) == cut([one for row in rows[:3] for one in row])
+    assert trained_on(dataset) == windows_of([one for row in rows for one in row])
+    zero = opened(**given, end_of_text=0)
+    assert tokens_of(zero.heldout(10**6, 8)) == cut([one for row in rows[:3] for one in [*row, 0]])
+    assert zero.fingerprint != dataset.fingerprint
+
+
+def test_false_joins_texts_and_empty_documents_without_a_token_between(tmp_path, tokenizer, documents):
+    path = write_files(tmp_path / "a", [*documents, ""])
+    heldout = write_files(tmp_path / "b", documents[:4])
+    dataset = opened(path=path, heldout=heldout, tokenizer=tokenizer, end_of_text=False)
+    end = whole(tokenizer, [""])[0]
+    plain = [one for one in whole(tokenizer, documents[:4]) if one != end]
+    assert tokens_of(dataset.heldout(10**6, 8)) == cut(plain)
+
+
+@pytest.mark.parametrize(("value", "kind"), [(False, bool), (0, int), (1, int), ("</s>", str)])
+def test_the_end_of_text_keeps_its_type(value, kind):
+    assert type(SPEC.options(path="x", end_of_text=value).end_of_text) is kind
+
+
+@pytest.mark.parametrize("value", [True, None, 1.5, -1, [0]])
+def test_another_end_of_text_is_refused(value):
+    with pytest.raises(ValueError, match="end_of_text"):
+        SPEC.options(path="x", end_of_text=value)
+
+
+def test_a_folder_of_save_pretrained_is_a_tokenizer(tmp_path, saved, tokenizer):
+    transformers = pytest.importorskip("transformers")
+    from tokenizers import Tokenizer
+
+    plain = Tokenizer.from_file(str(tokenizer))
+    plain.no_padding()  # or transformers adds a token for it
+    plain.no_truncation()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=plain, eos_token=END)
+    fast.save_pretrained(str(tmp_path / "pretrained"))
+    folder = opened(path=saved, tokenizer=tmp_path / "pretrained")
+    assert folder.fingerprint == opened(path=saved, tokenizer=tokenizer).fingerprint
+    (tmp_path / "slow").mkdir()
+    (tmp_path / "slow" / "vocab.json").write_text("{}")
+    with pytest.raises(DataError, match=r"slow has no tokenizer.json; it has: vocab.json"):
+        opened(path=saved, tokenizer=tmp_path / "slow")

@@ -43,6 +43,8 @@ ROOMS = [
     "sweep",
     "fitting",
     "report",
+    "other_results",
+    "other_stores",
     "study",
     "moving",
     "tuning",

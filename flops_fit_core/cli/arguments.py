@@ -115,6 +115,7 @@ def planned(
 
     if source.is_dir():
         folder = StudyFolder.existing(source)
+        folder.check_can_train(registry)
         data, where, out = folder.table(), str(folder.experiment_file), out or source
     else:
         data, where = read_table(source), str(source)

@@ -68,7 +68,7 @@ def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | No
         return fit_table(fitter, _table(asked)), fitter, None
     study = _study(asked, registry)
     fitter = _fitter_of_study(asked, study)
-    return study.fit_with(fitter, study.observations), fitter, study
+    return study.fit_runs(fitter), fitter, study
 
 
 def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
@@ -77,11 +77,27 @@ def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, St
         from flops_fit_core.api import fitter_of
         from flops_fit_core.fitting import load_fit
 
-        if asked.heldout is not None:
-            raise ConfigError(f"--heldout {asked.heldout}: {asked.source} is a fit that was made; give its study")
+        _refuse_to_refit(asked)
         law = load_fit(asked.source)
         return law, fitter_of(law, registry), None
     return fitted(asked, registry)
+
+
+def _refuse_to_refit(asked: Asked) -> None:
+    """A kept fit has no runs: raises ConfigError for an option that only a new fit could follow."""
+    values = {
+        "--fitter": [asked.fitter] if asked.fitter else [],
+        "--set": asked.options,
+        "--map": asked.columns,
+        "--where": asked.where,
+        "--heldout": [asked.heldout] if asked.heldout else [],
+    }
+    options = [f"{option} {value}" for option, texts in values.items() for value in texts]
+    if options:
+        raise ConfigError(
+            f"{', '.join(options)}: {asked.source} is a law that was fitted before, without its runs, so it "
+            f"cannot be fitted again: leave this out, or give the study or the table of runs instead"
+        )
 
 
 def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], Fitter]:
@@ -96,8 +112,10 @@ def optimum(
     law: LawFit, made_by: Fitter, flops: float, inference_tokens: float, unique_tokens: float | None
 ) -> Optimum:
     """The optimum, by the fitter that made the law; with serving or repetition, by the law itself."""
+    from flops_fit_core.fitting import flag_outside
+
     if not inference_tokens and unique_tokens is None:
-        return made_by.optimum(law, flops)
+        return flag_outside(law, made_by.optimum(law, flops))
     from flops_fit_core.fitting import optimum as of_law
 
     return of_law(law, flops, inference_tokens, unique_tokens)
@@ -144,6 +162,11 @@ def _table(asked: Asked) -> RunTable:
 
 
 def _study(asked: Asked, registry: Registry) -> Study:
+    if asked.source.is_file() and _is_fit(asked.source):
+        raise ConfigError(
+            f"{asked.source} is a law that was fitted before, without its runs: 'flops-fit predict "
+            f"{asked.source} --flops C' uses it; to fit, give the study or the table of runs"
+        )
     if asked.columns or asked.where:
         raise ConfigError("--map and --where speak of a table's columns, and a study has none")
     return existing(asked.source, registry, None).on(asked.heldout)

@@ -61,7 +61,7 @@ def copy(
         if done.left_behind:
             print_text(f"the old ones were left where they are: {', '.join(done.left_behind)}")
         return
-    print_text(f"{made.shown} is a study of its own: 'flops-fit run {made.shown}' goes on there")
+    print_text(f"{made.shown} is a study of its own: {made.how_to_train} goes on there")
     if (given.path / "tune").exists():
         print_text(f"its tuning was not copied: flops-fit store copy {given.shown}/tune {made.shown}/tune")
 

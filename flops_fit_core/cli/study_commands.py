@@ -81,9 +81,11 @@ def run(
     say(f"{study.plan.name}: {len(study.plan.runs)} runs, {left} to train, in {study.folder.path}")
     for note in study.plan.notes:
         say(f"  {note}")
+    for notice in study.notices:
+        say(f"! {notice}")
     if study.plan.skipped:
         say(f"  {len(study.plan.skipped)} sizes left out; 'flops-fit plan' says why")
-    study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry)
+    study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry, check=False)
     return conclude(study)
 
 
@@ -165,6 +167,8 @@ def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
         "runs": plan_table(plan, states_by_run(plan, study.results)).json(),
         "skipped": [cell.model_dump(mode="json") for cell in plan.skipped],
         "notes": list(plan.notes),
+        "notices": study.notices,
+        "other_runs": [group.model_dump(mode="json") for group in study.other_runs],
     }
 
 
@@ -178,6 +182,8 @@ def _print_plan(study: Study, seconds: float | None) -> None:
         print_table(skipped_table(plan))
     for note in plan.notes:
         print_text(f"- {note}")
+    for notice in study.notices:
+        print_text(f"! {notice}")
     time = f"; about {numbers.duration(seconds)} left on this machine" if seconds is not None else ""
     print_text(f"{len(plan.runs)} runs, {plan.flops:.4g} FLOPs in all{time}. Study: {study.folder.path}")
     if len(plan.trajectories) < len(plan.runs):

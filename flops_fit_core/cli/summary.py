@@ -21,6 +21,8 @@ def print_summary(study: Study) -> None:
     print_diagnostics(study.fit)
     if study.isoflop is not None:
         print_beside(study.fit, study.isoflop)
+    elif study.no_isoflop:
+        print_text(f"No IsoFLOP law of the same runs, for comparison: {study.no_isoflop.splitlines()[0]}")
 
 
 def print_law(fit: LawFit) -> None:

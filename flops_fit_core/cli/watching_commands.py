@@ -57,6 +57,8 @@ def _about(study: Study, there: list[Driver]) -> dict[str, Any]:
         "seconds_spent": sum(result.seconds for result in study.results),
         "seconds_left": seconds_left(study.plan, finished, running),
         "checkpoint_bytes": study.checkpoint_bytes,
+        "notices": study.notices,
+        "other_runs": [group.model_dump(mode="json") for group in study.other_runs],
         "uncollected": len(Outbox(study.folder.path)),
         "drivers": [driver.model_dump(mode="json") for driver in there],
     }
@@ -74,12 +76,14 @@ def _print_status(study: Study, about: dict[str, Any], there: list[Driver]) -> N
         f"{about['flops_spent']:.3g} FLOPs spent in {numbers.duration(about['seconds_spent'])} of training; "
         f"{about['flops_left']:.3g} left{time_left}"
     )
+    for notice in about["notices"]:
+        print_text(f"! {notice}")
     for driver in there:
         since = numbers.duration(time.time() - driver.started)
         print_text(f"trained by process {driver.pid} on {driver.host} for {since}, executor {driver.executor}")
         _print_running(study, driver)
     if not there and about["flops_left"]:
-        print_text(f"nobody trains it now: 'flops-fit run {study.folder.shown}' goes on")
+        print_text(f"nobody trains it now: {study.folder.how_to_train} goes on")
     if about["uncollected"]:
         print_text(f"{about['uncollected']} results came while no driver was there: the next run collects them")
     if about["checkpoint_bytes"]:

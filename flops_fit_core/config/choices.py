@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
@@ -18,7 +19,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from flops_fit_core.config.explaining import explain
-from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError
+from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError, raised_at
 from flops_fit_core.records import PluginChoice
 from flops_fit_core.registry import Offer, Registry, installed
 from flops_fit_core.specs import (
@@ -116,9 +117,10 @@ class Chosen(Generic[S]):
             raise
         except Exception as error:
             shown = ", ".join(repr(one) for one in arguments if isinstance(one, Options)) or "..."
+            where = raised_at("".join(traceback.format_exception(error)))
             raise PluginError(
                 f"{self.spec.kind} {self.name!r} ({self.offer.source}): {what}({shown}): "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
             ) from error
 
     @property

@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting.conventions import recounted
     from flops_fit_core.fitting.data import Runs, curve_points, observations
     from flops_fit_core.fitting.envelope import EnvelopeFitter
+    from flops_fit_core.fitting.grid import check_grid, flag_outside, grid_edges, profile_minima
     from flops_fit_core.fitting.isoflop import IsoflopFitter
     from flops_fit_core.fitting.joint import JointFitter
     from flops_fit_core.fitting.likelihood import profile_intervals
     from flops_fit_core.fitting.optima import optimum
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
-    from flops_fit_core.fitting.reading import RunTable, read_runs, read_table
+    from flops_fit_core.fitting.reading import RunTable, read_complete_table, read_runs, read_table
     from flops_fit_core.fitting.using import (
         Cost,
         OffOptimum,
@@ -52,10 +53,13 @@ _LAZY = {
     "Served": "using",
     "backtest": "backtesting",
     "cheapest_to_serve": "using",
+    "check_grid": "grid",
     "checklist": "using",
     "curve_points": "data",
     "disagreement": "using",
     "fit_table": "using",
+    "flag_outside": "grid",
+    "grid_edges": "grid",
     "load_fit": "using",
     "observations": "data",
     "off_optimum": "using",
@@ -64,6 +68,8 @@ _LAZY = {
     "predict_loss": "using",
     "profile_intervals": "likelihood",
     "profile_loss": "profiles",
+    "profile_minima": "grid",
+    "read_complete_table": "reading",
     "read_runs": "reading",
     "read_table": "reading",
     "recounted": "conventions",
@@ -86,10 +92,13 @@ __all__ = [
     "Served",
     "backtest",
     "cheapest_to_serve",
+    "check_grid",
     "checklist",
     "curve_points",
     "disagreement",
     "fit_table",
+    "flag_outside",
+    "grid_edges",
     "load_fit",
     "observations",
     "off_optimum",
@@ -98,6 +107,8 @@ __all__ = [
     "predict_loss",
     "profile_intervals",
     "profile_loss",
+    "profile_minima",
+    "read_complete_table",
     "read_runs",
     "read_table",
     "recounted",

@@ -66,12 +66,14 @@ def unusable(profile: Profile) -> tuple[str, str]:
     if profile.verdict == "below":
         return "minimum-at-edge", (
             f"{where}: the loss still falls towards the smallest size, N = {smallest}, so the minimum lies below "
-            f"the grid and the law does not use this budget; add sizes below N = {smallest}"
+            f"the grid and the law does not use this budget; add sizes below N = {smallest}, "
+            f"{sizes_to_add(profile)}"
         )
     if profile.verdict == "above":
         return "minimum-at-edge", (
             f"{where}: the loss still falls towards the largest size, N = {largest}, so the minimum lies above "
-            f"the grid and the law does not use this budget; add sizes above N = {largest}"
+            f"the grid and the law does not use this budget; add sizes above N = {largest}, "
+            f"{sizes_to_add(profile)}"
         )
     if profile.verdict == "not convex":
         return "not-convex", (
@@ -84,6 +86,42 @@ def unusable(profile: Profile) -> tuple[str, str]:
             "train at least 5 sizes a budget"
         )
     return "", ""
+
+
+def about_edge(profile: Profile) -> str:
+    """At which edge of the sizes the loss is lowest, for a law that uses the budget all the same; or empty."""
+    if profile.verdict not in ("below", "above"):
+        return ""
+    smallest, largest = _ends(profile)
+    end, size = ("smallest", smallest) if profile.verdict == "below" else ("largest", largest)
+    return (
+        f"budget {profile.budget:.3g}: the loss still falls towards the {end} size, N = {size:.3g}, so its "
+        f"optimum lies {profile.verdict} the trained sizes; add sizes {profile.verdict} N = {size:.3g}, "
+        f"{sizes_to_add(profile)}"
+    )
+
+
+def sizes_to_add(profile: Profile) -> str:
+    """The next two sizes beyond the edge at which the minimum lies, as far apart as the sizes are."""
+    sizes = np.unique(np.round(profile.u, 9)) + profile.centre
+    step = float(np.median(np.diff(sizes)))
+    edge = sizes[0] if profile.verdict == "below" else sizes[-1]
+    sign = -1 if profile.verdict == "below" else 1
+    first, second = (float(np.exp(edge + sign * count * step)) for count in (1, 2))
+    return f"such as N = {first:.3g} and {second:.3g}"
+
+
+def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["below", "above"] | None, str]:
+    """On which side of the trained sizes N lies, and a sentence; None and an empty string inside them."""
+    low, high = sizes
+    side: Literal["below", "above"]
+    if params < low / 1.01:
+        side = "below"
+    elif params > high * 1.01:
+        side = "above"
+    else:
+        return None, ""
+    return side, f"N_opt = {params:.3g} lies {side} the trained sizes, N = {low:.3g} to {high:.3g}"
 
 
 def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:

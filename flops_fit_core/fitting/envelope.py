@@ -92,6 +92,7 @@ class EnvelopeFitter:
             draws={key: tuple(values.tolist()) for key, values in draws.items()},
             failed_draws=failed,
             flops_range=(float(np.exp(curves.ln_flops[inside][0])), float(np.exp(curves.ln_flops[inside][-1]))),
+            params_range=(float(runs.params.min()), float(runs.params.max())),
             seed=self.seed,
         )
 

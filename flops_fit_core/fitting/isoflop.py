@@ -140,6 +140,7 @@ class IsoflopFitter:
             draws={key: tuple(values.tolist()) for key, values in draws.items()},
             failed_draws=failed,
             flops_range=(inside[0].budget, inside[-1].budget),
+            params_range=(float(runs.params.min()), float(runs.params.max())),
             seed=self.seed,
         )
 

@@ -166,6 +166,7 @@ class JointFitter:
             draws={key: tuple(values.tolist()) for key, values in drawn.items()} if len(draws) else {},
             failed_draws=failed,
             flops_range=(float(runs.flops.min()), float(runs.flops.max())),
+            params_range=(float(runs.params.min()), float(runs.params.max())),
             flops_per_token=constraint.knots(),
             seed=self.seed,
         )

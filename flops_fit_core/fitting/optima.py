@@ -10,7 +10,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.diagnostics import extrapolation
+from flops_fit_core.fitting.diagnostics import extrapolation, outside_sizes
 from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
 from flops_fit_core.records import Interval, LawFit, Optimum
@@ -47,7 +47,9 @@ def optimum(
         for value, draws, limits in zip(point, drawn, ends, strict=True)
     )
     notes = extrapolation(flops, fit.flops_range)
-    return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes)
+    side, message = (None, "") if fit.params_range is None else outside_sizes(params.value, fit.params_range)
+    notes = (*notes, message) if message else notes
+    return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes, outside=side)
 
 
 def _optima(

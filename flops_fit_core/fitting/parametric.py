@@ -76,6 +76,7 @@ class ParametricFitter:
             draws={key: tuple(values.tolist()) for key, values in drawn.items()} if len(draws) else {},
             failed_draws=failed,
             flops_range=(float(used.flops.min()), float(used.flops.max())),
+            params_range=(float(used.params.min()), float(used.params.max())),
             flops_per_token=constraint.knots(),
             seed=self.seed,
         )

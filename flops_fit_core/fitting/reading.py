@@ -11,6 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.histories import (
+    NAME_COLUMNS,
+    ROWS,
+    Row,
+    about_trajectories,
+    join_histories,
+    run_column,
+)
 from flops_fit_core.fitting.units import suspicious_units, table_in_bits
 from flops_fit_core.records import Diagnostic, Observation
 
@@ -30,7 +38,7 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
     "loss": ("loss", "l", "final_loss", "val_loss", "eval_loss", "test_loss", "heldout_loss", "validation_loss"),
     "budget": ("budget", "compute_budget", "flops_budget", "nominal_flops", "isoflop_budget"),
     "unique_tokens": ("unique_tokens", "unique", "u_d"),
-    "id": ("id", "run_id", "run"),
+    "id": ("id", "run_id", "run id", "run", "run_uuid", "wandb_run_id", *NAME_COLUMNS),
     "seed": ("seed",),
     "trajectory": ("trajectory", "trunk"),
     "status": ("status",),
@@ -38,6 +46,10 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """Column names by what they hold, best first; upper and lower case are the same."""
 
 _NEEDED = ("params", "tokens", "loss")
+_SAME = ("params", "tokens", "flops", "loss", "budget", "seed", "trajectory")
+"""Rows that agree in all of these are one row, written twice."""
+COMPLETED = ("", "completed", "finished")
+"""Statuses of a run that can be used: ours, and those of W&B and MLflow, in any case."""
 
 
 @dataclass(frozen=True)
@@ -56,11 +68,16 @@ def read_runs(path: Path, columns: Mapping[str, str] | None = None) -> list[Obse
     ``columns`` maps what a column holds to its name, such as ``{"params": "n_params"}``, where no alias fits.
     Raises FitError where the file or one of its rows cannot be used; :func:`read_table` keeps the good rows.
     """
+    return read_complete_table(path, columns).observations
+
+
+def read_complete_table(path: Path, columns: Mapping[str, str] | None = None) -> RunTable:
+    """As :func:`read_table`. Raises FitError where one row cannot be used."""
     table = read_table(path, columns)
     if table.excluded:
         lines = "".join(f"\n  {row}: {why}" for row, why in list(table.excluded.items())[:10])
         raise FitError(f"{path}: {len(table.excluded)} rows cannot be used:{lines}")
-    return table.observations
+    return table
 
 
 def read_table(
@@ -69,21 +86,34 @@ def read_table(
     """The usable runs of a CSV or parquet table, and why the other rows are not.
 
     Rows are called by their line in a CSV file (the first row below the header is ``row 2``), by the number
-    of the record, counted from 1, in a parquet file; or by the table's own ``id``. Missing FLOPs are 6 N D.
+    of the record, counted from 1, in a parquet file; or by the table's own ``id``. Missing FLOPs are 6 N D. Of
+    several rows of one run, the last counts, unless the table has a ``trajectory``
+    (:func:`~flops_fit_core.fitting.histories.join_histories`).
     ``where`` keeps the rows whose columns hold these texts, such as ``{"group": "c4"}``. Rows whose units look
     wrong are kept and named. Raises FitError where the file cannot be read or a needed column is missing.
     """
-    header, rows = _rows(Path(path))
-    named = _columns(Path(path), header, columns or {})
+    path = Path(path)
+    header, rows = _rows(path)
+    named = _columns(path, header, columns or {})
     if unknown := sorted(set(where or {}) - set(header)):
         raise FitError(f"{path} has no column {unknown[0]!r}; it has: {', '.join(header)}")
     table, kept = RunTable([]), _Kept()
     if "flops" not in named:
         text = "the table has no FLOPs: C = 6 N D is used, N as the table counts it"
         table.diagnostics.append(Diagnostic(code="flops-6nd", message=text, severity="note"))
-    for number, row in rows:
-        if all(_text(row.get(column)) == wanted for column, wanted in (where or {}).items()):
-            _read_row(f"row {number}", row, named, table, kept)
+    chosen = [
+        _read_row(f"row {number}", row, named, kept)
+        for number, row in rows
+        if all(_text(row.get(column)) == wanted for column, wanted in (where or {}).items())
+    ]
+    runs = None if "trajectory" in named else run_column(header, (columns or {}).get("id"))
+    if runs is not None:
+        joined = join_histories(path, chosen, runs, header, is_mapped="id" in (columns or {}))
+        chosen = joined.rows
+        table.diagnostics.extend(joined.diagnostics)
+    for row in chosen:
+        _add_row(row, named, table, kept)
+    table.diagnostics.extend(about_trajectories(table.observations))
     table.diagnostics.extend(suspicious_units(table.observations))
     others = {name: kept.numbers(name) for name in header if name not in named.values()}
     table.diagnostics.extend(table_in_bits(table.observations, named["loss"], others))
@@ -95,7 +125,8 @@ class _Kept:
     """What has been read, to notice what comes twice, and what else the table says."""
 
     names: set[str] = field(default_factory=set)
-    values: dict[tuple[Any, ...], str] = field(default_factory=dict)
+    values: dict[tuple[Any, ...], tuple[str, str]] = field(default_factory=dict)
+    """Name and place of the first row with these values."""
     rows: list[dict[str, Any]] = field(default_factory=list)
     """The usable ones, all columns."""
 
@@ -109,23 +140,31 @@ class _Kept:
         return name
 
 
-def _read_row(place: str, whole: dict[str, Any], named: Mapping[str, str], table: RunTable, kept: _Kept) -> None:
-    row = {key: whole.get(column) for key, column in named.items()}
-    name = kept.name(_text(row.get("id")), place)
-    if (status := _text(row.get("status"))) not in ("", "completed"):
-        table.excluded[name] = f"its status is {status}"
-        return
+def _read_row(place: str, values: dict[str, Any], named: Mapping[str, str], kept: _Kept) -> Row:
+    row = {key: values.get(column) for key, column in named.items()}
+    loss = row.get("loss")
+    if (status := _text(row.get("status"))).lower() not in COMPLETED:
+        return Row(place, values, reason=f"its status is {status}", loss=loss)
     try:
-        one = _observation(name, row)
+        observation = _observation(place, row)
     except ValueError as error:
-        table.excluded[name] = str(error)
+        return Row(place, values, reason=str(error), loss=loss)
+    key = tuple(getattr(observation, name) for name in _SAME)
+    twin, first = kept.values.setdefault(key, (_text(row.get("id")) or place, place))
+    if first != place:
+        return Row(place, values, reason=f"the same values as {twin}", loss=loss)
+    return Row(place, values, observation, loss=loss)
+
+
+def _add_row(row: Row, named: Mapping[str, str], table: RunTable, kept: _Kept) -> None:
+    """Put a row where it belongs, called by the table's id where that is its own."""
+    wanted = _text(row.values.get(named["id"])) if "id" in named else ""
+    name = kept.name(wanted, row.place)
+    if row.observation is None:
+        table.excluded[name] = row.reason
         return
-    values = (one.params, one.tokens, one.flops, one.loss, one.budget, one.seed, one.trajectory)
-    if (twin := kept.values.setdefault(values, name)) != name:
-        table.excluded[name] = f"the same values as {twin}"
-        return
-    table.observations.append(one)
-    kept.rows.append(whole)
+    table.observations.append(row.observation.model_copy(update={"id": name}))
+    kept.rows.append(dict(row.values))
 
 
 def _observation(name: str, row: dict[str, Any]) -> Observation:
@@ -189,6 +228,8 @@ def _columns(path: Path, header: Sequence[str], given: Mapping[str, str]) -> dic
     by_name = {name.strip().lower(): name for name in reversed(header)}
     named = {}
     for key, column in given.items():
+        if (key, column) == ("id", ROWS) and ROWS not in by_name:
+            continue
         if key not in ALIASES:
             raise FitError(f"there is no {key!r} to map; there is: {', '.join(ALIASES)}")
         if column.strip().lower() not in by_name:
@@ -198,7 +239,7 @@ def _columns(path: Path, header: Sequence[str], given: Mapping[str, str]) -> dic
         named[key] = by_name[column.strip().lower()]
     for key, aliases in ALIASES.items():
         there = next((by_name[alias] for alias in aliases if alias in by_name), None)
-        if key not in named and there is not None and there not in named.values():
+        if key not in {**named, **given} and there is not None and there not in named.values():
             named[key] = there
     if missing := [key for key in _NEEDED if key not in named]:
         raise FitError(

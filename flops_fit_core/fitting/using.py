@@ -13,6 +13,7 @@ from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.optima import optimum
@@ -22,7 +23,11 @@ from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
     """Fit a table's usable rows; what reading it found is added to what the fit found."""
-    fit = fitter.fit(table.observations)
+    try:
+        fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
+    except FitError as error:
+        joined = [one.message for one in table.diagnostics if one.code == "histories"]
+        raise FitError("\n".join([str(error), *joined])) from None
     return fit.model_copy(
         update={
             "excluded": {**table.excluded, **fit.excluded},

@@ -3,14 +3,13 @@ planned."""
 
 from __future__ import annotations
 
-import re
 import traceback
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, Task
-from flops_fit_core.errors import PlanError, UserError
+from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
 from flops_fit_core.specs import Options
 
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sizes that are tried, in steps of the family, to find a small model that can be built."""
-_LIBRARY = re.compile(r"[/\\](site-packages|flops_fit_core|python3\.\d+)[/\\]|^<")
 LARGEST_BUILT = 10 * LARGEST_TRIED
 """Models above this many parameters are not built to be tried, even if the study has no smaller one."""
 
@@ -107,7 +105,6 @@ def _number(size: Any) -> float:
 
 
 def _place(error: BaseException) -> str:
-    """File and line of the innermost frame of the user's own code, for people; empty if there is none."""
-    frames = traceback.extract_tb((error.__cause__ or error).__traceback__)
-    own = [frame for frame in frames if not _LIBRARY.search(frame.filename)]
-    return f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    """File and line of the user's own code that raised, for people; empty if there is none."""
+    place = raised_at("".join(traceback.format_exception(error)))
+    return f" ({place})" if place else ""

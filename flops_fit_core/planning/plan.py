@@ -16,6 +16,7 @@ from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.counter import counter_notes, resolve_counter, usage_notes
 from flops_fit_core.planning.plain_sgd import plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder
+from flops_fit_core.planning.trial import check_optimizer
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 
@@ -40,9 +41,10 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
     ]
+    module = None
     if not isinstance(dataset, LossSurface):
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
-        meter.check_fit(choose_sizes.small_relative(smallest).options)
+        module = meter.check_fit(choose_sizes.small_relative(smallest).options)
         check_causal(experiment, choose_sizes.small_relative(smallest), dataset.task)
         sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
         choose_sizes.notes += own_count_notes(experiment.model, dataset.task, sizes, reference)
@@ -59,6 +61,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         else:
             runs |= {run.id: run for run in outcome if run.id not in runs}
     _check_budgets(experiment, list(runs.values()), skipped)
+    check_optimizer(experiment, dataset, module, next(iter(runs.values())))
     # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
     count = next((measured.count for _, measured in cells if measured.parameters.idle), cells[0][1].count)
     repeats = _repeats(list(runs.values()), dataset)

@@ -71,6 +71,8 @@ class Optimum(Record):
     loss: Interval
     notes: tuple[str, ...] = ()
     """Such as how far this lies beyond the fitted budgets."""
+    outside: Literal["below", "above"] | None = None
+    """On which side of the trained sizes N lies; None where it is among them, or where they are not known."""
 
 
 class Diagnostic(Record):
@@ -101,6 +103,8 @@ class LawFit(Record):
     failed_draws: int = 0
     flops_range: tuple[float, float]
     """Smallest and largest C that was fitted."""
+    params_range: tuple[float, float] | None = None
+    """Smallest and largest N that was fitted; None where it is not known."""
     flops_per_token: tuple[tuple[Positive, Positive], ...] = ()
     """(N, C / D) of the fitted runs, from which an optimum is found; empty where it is 6 N to within 1%."""
     params_name: str = "as given"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.records import Diagnostic
 from flops_fit_core.report import numbers
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class DataTable:
     columns: tuple[Column, ...]
     style: Callable[[Row], str] = lambda row: ""
     """Style of a row on a terminal, such as ``"red"``."""
+    diagnostics: tuple[Diagnostic, ...] = ()
+    """What a person should know about these numbers; printed below the table."""
 
     def cells(self) -> list[list[str]]:
         """The text of every cell, row by row."""
@@ -58,13 +61,15 @@ class DataTable:
         return text.getvalue()
 
     def __str__(self) -> str:
-        """As on a terminal 120 columns wide."""
+        """As on a terminal 120 columns wide, with the diagnostics below."""
         from rich.console import Console
 
         console = Console(file=io.StringIO(), width=120)
         with console.capture() as capture:
             console.print(self.rich())
-        return "\n".join(line.rstrip() for line in capture.get().splitlines())
+        marks = {"warning": "!", "note": "-"}
+        notes = [f"{marks[one.severity]} {one.message}" for one in self.diagnostics]
+        return "\n".join([*(line.rstrip() for line in capture.get().splitlines()), *notes])
 
     def rich(self) -> RichTable:
         """For a terminal: ``rich.print(table.rich())``."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from flops_fit_core.records import LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
+from flops_fit_core.records import Diagnostic, LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions
 
@@ -17,12 +17,19 @@ from flops_fit_core.report.datatable import Column, DataTable, Row, column, conv
 
 def minima_table(fit: LawFit) -> DataTable:
     """The minimum of each IsoFLOP profile, smallest budget first."""
-    rows = tuple(_minimum_row(minimum) for minimum in sorted(fit.minima, key=lambda one: one.budget))
+    about = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
+    return table_of_minima(fit.minima, about, fit.diagnostics)
+
+
+def table_of_minima(
+    minima: Iterable[ProfileMinimum], about: str, diagnostics: Sequence[Diagnostic] = ()
+) -> DataTable:
+    """Minima of profiles, with or without a law through them; ``about`` names their N, C and D."""
+    rows = tuple(_minimum_row(minimum) for minimum in sorted(minima, key=lambda one: one.budget))
     note = " At an edge the best size lies outside the grid; the law does not use it."
     return DataTable(
         title="Minimum of each IsoFLOP profile",
-        about=conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
-        + (note if any(row["at_edge"] for row in rows) else ""),
+        about=about + (note if any(row["at_edge"] for row in rows) else ""),
         fields=("budget", "params", "tokens", "tokens_per_param", "loss", "at_edge", "n_runs"),
         rows=rows,
         columns=(
@@ -35,6 +42,7 @@ def minima_table(fit: LawFit) -> DataTable:
             *((Column("", lambda row: row["flag"], left=True),) if any(row["flag"] for row in rows) else ()),
         ),
         style=lambda row: "yellow" if row["at_edge"] else "",
+        diagnostics=tuple(diagnostics),
     )
 
 
@@ -60,12 +68,13 @@ def flag(minimum: ProfileMinimum) -> str:
 
 _PREDICTION_FIELDS = (
     *("flops", "params", "params_low", "params_high", "tokens", "tokens_low", "tokens_high"),
-    *("tokens_per_param", "loss", "loss_low", "loss_high", "notes"),
+    *("tokens_per_param", "loss", "loss_low", "loss_high", "outside_sizes", "notes"),
 )
 
 
 def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
     """What to train for each budget, with the fit's intervals where it has them."""
+    optima = list(optima)
     rows = tuple(_prediction_row(optimum) for optimum in optima)
     return DataTable(
         title="What to train for a budget",
@@ -82,8 +91,31 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
             column("D/N", "tokens_per_param", numbers.ratio),
             column("loss", "loss", numbers.loss),
             *_span_columns(fit, rows, "loss", numbers.loss),
+            *((Column("", _outside, left=True),) if any(row["outside_sizes"] for row in rows) else ()),
         ),
+        style=lambda row: "yellow" if row["outside_sizes"] else "",
+        diagnostics=(*fit.diagnostics, *_about_sizes(fit, optima)),
     )
+
+
+def _outside(row: Row) -> str:
+    return f"N {row['outside_sizes']} the trained sizes" if row["outside_sizes"] else ""
+
+
+def _about_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
+    """One warning for each budget whose N_opt lies outside the trained sizes; of the fitted budgets, the fit may
+    have one already."""
+    low, high = fit.flops_range
+    is_known = any(one.code == "outside-sizes" for one in fit.diagnostics)
+    return [
+        Diagnostic(
+            code="outside-sizes",
+            message=f"C = {optimum.flops:.3g}: N_opt = {optimum.params.value:.3g} lies {optimum.outside} the "
+            f"trained sizes",
+        )
+        for optimum in optima
+        if optimum.outside is not None and not (is_known and low <= optimum.flops <= high)
+    ]
 
 
 def _span_columns(fit: LawFit, rows: Iterable[Row], name: str, show: Callable[[float], str]) -> list[Column]:
@@ -97,7 +129,8 @@ def _prediction_row(optimum: Optimum) -> Row:
     row: dict[str, Any] = {
         "flops": optimum.flops,
         "tokens_per_param": optimum.tokens.value / optimum.params.value,
-        "notes": " ".join(optimum.notes),
+        "outside_sizes": optimum.outside,
+        "notes": "; ".join(optimum.notes),
     }
     for name in ("params", "tokens", "loss"):
         interval = getattr(optimum, name)

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from flops_fit_core import DataError, Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
 
@@ -23,6 +23,17 @@ def _split_or_path(place: str) -> str:
 
 
 Place = Annotated[str, AfterValidator(_split_or_path)]
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("true names no token: give a token, its id, or false for none")
+    return value
+
+
+TokenId = Annotated[int, Field(strict=True, ge=0)]
+NoToken = Annotated[bool, Field(strict=True, json_schema_extra={"enum": [False]}), AfterValidator(_only_false)]
+"""Strict, both: 0 is an id, and false is none."""
 
 
 def unusable(why: str) -> DataError:
@@ -42,11 +53,13 @@ class HFOptions(Options):
     column: str = "text"
     """Column of the documents: text, or lists of ids that are tokens already."""
     tokenizer: Annotated[LocalPath | None, Runtime()] = None
-    """A ``tokenizer.json`` of the library tokenizers; text needs one. It adds no special tokens of its own."""
+    """A ``tokenizer.json`` of the library tokenizers, or a folder that has one, as ``save_pretrained`` writes;
+    text needs it. It adds no special tokens of its own."""
     vocab_size: PositiveInt | None = None
     """Ids are below it. Unset: the tokenizer's; ids without a tokenizer need it."""
-    end_of_text: NonNegativeInt | str = "<|endoftext|>"
-    """Token that is put behind every document, or its id."""
+    end_of_text: TokenId | NoToken | str = "<|endoftext|>"
+    """Token that is put behind every document, or its id; ``false`` for none, as for rows that are packed
+    already."""
     context: PositiveInt = 256
     """Tokens of a sample that are predicted. Documents are joined and cut: a sample may hold parts of several."""
     heldout: Annotated[Place | None, Runtime()] = None

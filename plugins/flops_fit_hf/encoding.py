@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_hf import HFOptions, unusable
-from flops_fit_hf.places import Documents
+from flops_fit_hf.places import Documents, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -29,7 +29,7 @@ class Document:
     content: bytes
     """By which it is told from others."""
     ids: NDArray[np.int64]
-    """With the end of text."""
+    """With the end of text, where the options ask for one."""
     text_bytes: int | None
     """Of its text in UTF-8; None where it came as ids."""
 
@@ -45,7 +45,9 @@ class Encoder:
         self._column = options.column
         self._tokenizer = None if options.tokenizer is None else _tokenizer(Path(options.tokenizer))
         self.vocab_size = options.vocab_size or _vocabulary(self._tokenizer)
-        self._end = np.array([_end_of_text(options.end_of_text, self._tokenizer, self.vocab_size)])
+        end = options.end_of_text
+        ids = [] if end is False else [_end_of_text(end, self._tokenizer, self.vocab_size)]
+        self._end = np.array(ids, dtype=np.int64)
 
     def encode(self, documents: Documents, beside: Path) -> Iterator[Document]:
         """Every document, in order. What has to be converted on the way lies in a folder in ``beside``."""
@@ -142,7 +144,7 @@ def _tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
-        tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
+        tokenizer = Tokenizer.from_str(tokenizer_file(path).read_text(encoding="utf-8"))
     except Exception as error:
         raise unusable(f"{path} is no tokenizer of the library tokenizers: {error}") from None
     # What a model's own pipeline needs would cut documents off.
@@ -164,13 +166,13 @@ def _vocabulary(tokenizer: Tokenizer | None) -> int:
 def _end_of_text(end: int | str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
     found = end if isinstance(end, int) else tokenizer.token_to_id(end) if tokenizer else None
     if found is None and tokenizer is None:
-        raise unusable("without a tokenizer, dataset.end_of_text has to be an id")
+        raise unusable("without a tokenizer, dataset.end_of_text has to be an id, or false for none")
     if found is None:
         assert tokenizer is not None
         special = [str(one.content) for one in tokenizer.get_added_tokens_decoder().values() if one.special]
         raise unusable(
             f"the tokenizer has no token {end!r}; its special tokens are: "
-            f"{', '.join(special) or 'none'}. Write dataset.end_of_text"
+            f"{', '.join(special) or 'none'}. Write dataset.end_of_text, or false for none"
         )
     if found >= vocab_size:
         raise unusable(f"the end of text has id {found}, not below vocab_size = {vocab_size}")

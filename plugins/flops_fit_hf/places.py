@@ -144,3 +144,17 @@ def _files(path: Path) -> Documents:
             f"{', '.join(SUFFIXES)}; there is: {there}"
         )
     return Documents(str(path), tuple(sorted(found)), formats.pop(), root)
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The file itself, or the ``tokenizer.json`` of a folder. Raises DataError where the folder has none."""
+    if not path.is_dir():
+        return path
+    if (path / "tokenizer.json").is_file():
+        return path / "tokenizer.json"
+    names = sorted(file.name for file in path.iterdir())
+    files = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    raise unusable(
+        f"{path} has no tokenizer.json; it has: {files or 'nothing'}. Save a fast tokenizer of transformers with "
+        f"save_pretrained, or name a tokenizer.json"
+    )

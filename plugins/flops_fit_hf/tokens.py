@@ -12,7 +12,7 @@ import numpy as np
 from flops_fit_core import TokenDataset, content_hash
 from flops_fit_hf import SHARE, HFOptions, unusable
 from flops_fit_hf.cache import RowWriter, TokenCache, default_folder, map_row
-from flops_fit_hf.places import Documents, Places, find_places
+from flops_fit_hf.places import Documents, Places, find_places, tokenizer_file
 
 if TYPE_CHECKING:
     from flops_fit_hf.encoding import Document
@@ -48,7 +48,7 @@ def _key(options: HFOptions, places: Places) -> str:
     tokenizer = None
     if options.tokenizer is not None:
         try:
-            tokenizer = hashlib.sha256(Path(options.tokenizer).read_bytes()).hexdigest()
+            tokenizer = hashlib.sha256(tokenizer_file(Path(options.tokenizer)).read_bytes()).hexdigest()
         except OSError as error:
             raise unusable(f"cannot read {options.tokenizer}: {error.strerror}") from None
     return content_hash(

@@ -85,10 +85,15 @@ def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
 @hookimpl
 def flops_fit_stores() -> Iterator[StoreSpec]:
     """Offer ``sqlite``, ``json``, ``parquet`` and ``postgres``."""
-    yield StoreSpec(name="sqlite", options=StoreOptions, build=build_sqlite)
-    yield StoreSpec(name="json", options=StoreOptions, build=build_json)
+    yield StoreSpec(name="sqlite", options=StoreOptions, build=build_sqlite, file="results.sqlite")
+    yield StoreSpec(name="json", options=StoreOptions, build=build_json, file="results.json")
     yield StoreSpec(
-        name="parquet", options=ParquetOptions, build=build_parquet, requires=("pyarrow>=15",), extra="parquet"
+        name="parquet",
+        options=ParquetOptions,
+        build=build_parquet,
+        file="results.parquet",
+        requires=("pyarrow>=15",),
+        extra="parquet",
     )
     yield StoreSpec(
         name="postgres",

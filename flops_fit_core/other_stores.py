@@ -1,0 +1,110 @@
+"""Results that a study's folder keeps in another store than the one that is used now.
+
+A study may change its store, and no run is trained again for that: results of the store it had before, and of any
+store whose file lies in its folder, are found here and copied by the next run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import ResultStore
+from flops_fit_core.drivers import drivers
+from flops_fit_core.errors import ConfigError, StoreError, UserError
+from flops_fit_core.folder import StudyFolder
+from flops_fit_core.records import RunResult
+from flops_fit_core.registry import Registry
+
+
+@dataclass(frozen=True)
+class OtherStore:
+    """Results that another store of the study has and the used one lacks."""
+
+    name: str
+    """Its file in the folder, or its qualified name."""
+    attempts: tuple[RunResult, ...]
+    """What to add to the used store, in order."""
+
+    @property
+    def latest(self) -> dict[str, RunResult]:
+        """By run id."""
+        return {result.id: result for result in self.attempts}
+
+
+def find_other_stores(
+    folder: StudyFolder, chosen: Chosen[Any], registry: Registry, stored: dict[str, RunResult]
+) -> list[OtherStore]:
+    """The study's other stores, each with what the used one lacks, whose latest results are ``stored`` by run id.
+
+    Raises ConfigError or StoreError for one that cannot be read: its runs would be trained again.
+    """
+    stored, stores = dict(stored), []
+    for name, other in _others(folder, chosen, registry):
+        try:
+            with closing(folder.open_store(other)) as store:
+                missing = OtherStore(name, tuple(_missing(store, stored)))
+        except UserError as error:
+            raise StoreError(
+                f"{folder.shown} may have results in {name}, which cannot be read, and with the store "
+                f"{chosen.name} their runs would be trained again: {error}"
+            ) from None
+        if missing.attempts:
+            stored |= missing.latest
+            stores.append(missing)
+    return stores
+
+
+def check_no_other_driver(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> None:
+    """Raises StoreError where a driver trains the study with another store: both would train the same runs."""
+    if not any(name for name, _ in _recorded(folder, chosen, registry)):
+        return
+    for driver in drivers(folder.path):
+        raise StoreError(
+            f"{folder.shown} is being trained by process {driver.pid} on {driver.host} with another store than "
+            f"{chosen.name}: wait for its end, or stop it; nothing is lost by that"
+        )
+
+
+def _others(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> Iterator[tuple[str, Chosen[Any]]]:
+    seen = {chosen.name}
+    for name, other in _recorded(folder, chosen, registry):
+        seen.add(other.name)
+        if other.spec.file is None or (folder.path / other.spec.file).exists():
+            yield name, other
+    for offer in registry.offers("store"):
+        if offer.spec.file is None or offer.name in seen or not (folder.path / offer.spec.file).exists():
+            continue
+        if missing := offer.missing():
+            raise ConfigError(f"{folder.path / offer.spec.file} may have results: {offer.needs(missing)}")
+        yield offer.spec.file, Chosen(offer, offer.spec.options())
+
+
+def _recorded(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> Iterator[tuple[str, Chosen[Any]]]:
+    """The store that the folder's experiment names, where it is another one."""
+    if not folder.experiment_file.exists():
+        return
+    object_name = folder.python_objects.get("store")
+    if object_name is not None and chosen.name != object_name:
+        raise ConfigError(
+            f"{folder.shown} has its results in a store that was given to find_optimal as a Python object: pass "
+            f"it as store= again, or choose another folder"
+        )
+    if object_name is not None:
+        return
+    recorded = folder.choice("store", registry)
+    if recorded != chosen and not (recorded.name == chosen.name and chosen.spec.file is not None):
+        yield recorded.spec.file or f"the store {recorded.name}", recorded
+
+
+def _missing(store: ResultStore, stored: dict[str, RunResult]) -> Iterator[RunResult]:
+    """Attempts at runs that are not stored; of a run that is stored to have failed, a finished result."""
+    for result in store.results():
+        ours = stored.get(result.id)
+        if ours is None:
+            yield from store.attempts(result.id)
+        elif result.is_finished and not ours.is_finished:
+            yield result.model_copy(update={"attempt": max(result.attempt, ours.attempt + 1)})
