@@ -82,6 +82,7 @@ if TYPE_CHECKING:
         FitterSpec,
         FlopCounterSpec,
         HeldOutName,
+        Ladder,
         LocalPath,
         LoggerSpec,
         ModelSpec,
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
         ScheduleSpec,
         StoreSpec,
         TrainerSpec,
+        head_ladders,
     )
     from flops_fit_core.study import Study
     from flops_fit_core.tasks import LanguageTask, SupervisedTask
@@ -173,6 +175,7 @@ _HOMES = {
         "FitterSpec",
         "FlopCounterSpec",
         "HeldOutName",
+        "Ladder",
         "LocalPath",
         "LoggerSpec",
         "ModelSpec",
@@ -183,6 +186,7 @@ _HOMES = {
         "ScheduleSpec",
         "StoreSpec",
         "TrainerSpec",
+        "head_ladders",
     ),
     "study": ("Study",),
     "tasks": ("LanguageTask", "SupervisedTask"),
@@ -221,6 +225,7 @@ __all__ = [
     "Interval",
     "Job",
     "JobEnded",
+    "Ladder",
     "LanguageTask",
     "Law",
     "LawFit",
@@ -278,6 +283,7 @@ __all__ = [
     "content_hash",
     "find_optimal",
     "fit",
+    "head_ladders",
     "hookimpl",
     "import_object",
     "own_parameter_groups",

@@ -55,20 +55,13 @@ class CellResolver:
         per_sample = self.dataset.task.tokens_per_sample
         fixed = self.sweep.batch_size is not None or self.trunks.shared
         batching = solve_batches(tokens, asked, per_sample, fixed=fixed)
-        if reason := self._reason_to_skip(tokens, batching):
+        if reason := self._reason_to_skip(budget, tokens, batching, measured):
             return SkippedCell(budget=budget, size=measured.size, params=measured.params, reason=reason)
-        if abs(batching.miss) > TOLERANCE:
-            nearest = batching.tokens * measured.count.flops_per_token
-            raise PlanError(
-                f"budget {budget:.4g}: {batching.steps} whole steps of {batching.batch_size} samples miss it by "
-                f"{batching.miss:+.1%} at size {measured.size}; the nearest budget that size can meet is "
-                f"{nearest:.6g}. Use that budget, a smaller sweep.batch_size, or more sweep.min_steps"
-            )
         if reference is not None:
             self.trunks.add_branch(hyper, self._hyperparameters(measured, tokens), measured)
         return list(self._runs(budget, measured, batching, hyper))
 
-    def _reason_to_skip(self, tokens: float, batching: Batching) -> str | None:
+    def _reason_to_skip(self, budget: float, tokens: float, batching: Batching, measured: Measured) -> str | None:
         unit = self.dataset.task.unit
         if tokens < self.sweep.min_steps * batching.batch_size * self.dataset.task.tokens_per_sample:
             return (
@@ -80,6 +73,17 @@ class CellResolver:
             return (
                 f"D = {batching.tokens:.3g} {unit} is {batching.tokens / unique:.2f} epochs of the "
                 f"{unique:.3g} there are; allow that with sweep.repeat = true"
+            )
+        if abs(batching.miss) > TOLERANCE:
+            nearest = batching.tokens * measured.count.flops_per_token
+            self.notes.append(
+                f"budget {budget:.4g}: size {measured.size} is left out, because whole steps of its batch miss "
+                f"the budget by {batching.miss:+.1%}, and the tolerance is {TOLERANCE:.0%}"
+            )
+            return (
+                f"{batching.steps} whole steps of {batching.batch_size} samples miss it by {batching.miss:+.1%}, "
+                f"and the tolerance is {TOLERANCE:.0%}; the nearest budget that size can meet is {nearest:.6g}. Use "
+                f"that budget or a smaller sweep.batch_size"
             )
         return None
 
@@ -121,6 +125,7 @@ class CellResolver:
             "optimizer": optimizer,
             "schedule": schedule,
         }
+        heads, head_dim = measured.heads or (None, None)
         view = RunView(batching.steps, batching.tokens, per_step, hyper.base_width, groups=lambda module: ())
         for seed in self.sweep.seeds:
             run = RunSpec(
@@ -142,6 +147,8 @@ class CellResolver:
                 flops_per_token=measured.count.flops_per_token,
                 branch_step=self.trunks.branch_step(schedule, view),
                 devices=devices,
+                heads=heads,
+                head_dim=head_dim,
             )
             if experiment.trainer.spec.check is not None and seed == self.sweep.seeds[0]:
                 experiment.trainer.calling("check", experiment.trainer.options, run, partial(_options_of, parts))

@@ -11,7 +11,7 @@ from flops_fit_core.contracts import Dataset, LossSurface
 from flops_fit_core.errors import PlanError
 from flops_fit_core.measure import Meter
 from flops_fit_core.planning.cells import CellResolver
-from flops_fit_core.planning.sizes import SizeLadder
+from flops_fit_core.planning.sizes import SizeLadder, head_notes
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 
@@ -37,6 +37,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
         meter.check_fit(choose_sizes.small_relative(smallest).options)
         choose_sizes.notes += own_count_notes(experiment.model, dataset.task, [measured for _, measured in cells])
+    choose_sizes.notes += head_notes([measured for _, measured in cells])
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
