@@ -82,8 +82,8 @@ class CellResolver:
             )
             return (
                 f"{batching.steps} whole steps of {batching.batch_size} samples miss it by {batching.miss:+.1%}, "
-                f"and the tolerance is {TOLERANCE:.0%}; the nearest budget that size can meet is {nearest:.6g}. Use "
-                f"that budget or a smaller sweep.batch_size"
+                f"and the tolerance is {TOLERANCE:.0%}; the nearest budget that size can meet is {nearest:.6g}. "
+                f"Use that budget or a smaller sweep.batch_size"
             )
         return None
 

@@ -98,9 +98,9 @@ class SizeProbe:
 def probe_sizes(meter: Meter) -> tuple[SizeGrid, list[str]]:
     """The values of a model's size option that can be built, and a note where that is not every value.
 
-    It is the smallest step whose multiples all work, above a smallest size if there is one; otherwise powers of two.
-    A size works if it can be built and an example goes through it. If no size runs, for another reason than its
-    size, those that can be built are taken.
+    It is the smallest step whose multiples all work, above a smallest size if there is one; otherwise powers of
+    two. A size works if it can be built and an example goes through it. If no size runs, for another reason than
+    its size, those that can be built are taken.
 
     Raises PlanError with the model's own error if no size can be built.
     """
@@ -178,7 +178,8 @@ def _no_size(probe: SizeProbe) -> str:
     worked = [size for size, attempt in probe.attempts.items() if attempt.builds]
     found = f"it can be built at {_listed(sorted(worked))} only" if worked else "it cannot be built at any"
     tried = _listed(failures or sorted(worked))
-    first = f"model {probe.meter.model.name!r}: tried {probe.option} = {tried}, and {found}, so no sizes can be chosen:"
+    name = probe.meter.model.name
+    first = f"model {name!r}: tried {probe.option} = {tried}, and {found}, so no sizes can be chosen:"
     last = "Change the model or its arguments, or write a list of sizes that can be built"
     return "\n".join([first, *shown, last])
 

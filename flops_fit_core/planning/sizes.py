@@ -157,8 +157,8 @@ def head_notes(sizes: list[Measured]) -> list[str]:
         return []
     listed = ", ".join(f"{size}: {heads[size][0]} x {dim}" for size, dim in dims.items())  # type: ignore[index]
     note = (
-        f"attention heads have {min(dims.values())} to {max(dims.values())} channels along the sizes (size: heads x "
-        f"channels: {listed}). That alone changes the loss, and with it N_opt and a: take sizes that are multiples "
-        f"of one head_dim"
+        f"attention heads have {min(dims.values())} to {max(dims.values())} channels along the sizes (size: heads "
+        f"x channels: {listed}). That alone changes the loss, and with it N_opt and a: take sizes that are "
+        f"multiples of one head_dim"
     )
     return [note]

@@ -34,8 +34,8 @@ class HFOptions(Options):
     of GPT-2 too. With it, feed-forward parts keep their proportion in the architecture's defaults."""
     head_dim: PositiveInt = 64
     """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that divides the
-    width evenly. Automatic widths are multiples of it, so that all have heads of one size. For a fixed number write
-    ``num_attention_heads`` in ``config``."""
+    width evenly. Automatic widths are multiples of it, so that all have heads of one size. For a fixed number
+    write ``num_attention_heads`` in ``config``."""
     queries_per_kv: PositiveInt | None = None
     """Query heads that share one head of keys and values, rounded to a number that divides the heads. Unset: as
     in the architecture's defaults."""
@@ -113,14 +113,14 @@ def width(options: Any) -> int:
 def ladders(options: HFOptions) -> Iterable[Ladder]:
     """Widths whose heads are all of one size, with whole groups of queries where that is fine enough; any number
     of layers; of other fields and of models without heads, multiples of 16. Raises ConfigError."""
-    from flops_fit_transformers.heads import ladders_of
+    from flops_fit_transformers.head_sizes import ladders_of
 
     return ladders_of(options)
 
 
 def heads(options: HFOptions | LadderOptions) -> tuple[int, int] | None:
     """Heads of a block, and channels of each; None for a model without them."""
-    from flops_fit_transformers.heads import heads_of
+    from flops_fit_transformers.head_sizes import heads_of
 
     return heads_of(options)
 
