@@ -53,10 +53,13 @@ class Rungs:
         self.expected_params = expected_params
         self.of_user = grid is not None or sweep.multiple_of is not None
         """Whether the family does not declare the sizes, so that one that cannot be built is not its fault."""
+        self._found: dict[float, list[Measured]] = {}
 
     def for_budget(self, budget: float) -> list[Measured]:
         """The rungs around a budget's expected N_opt, smallest first; fewer where no more can be built."""
-        return self._around(self.center(budget))
+        if budget not in self._found:
+            self._found[budget] = self._around(self.center(budget))
+        return self._found[budget]
 
     def at(self, size: int) -> Measured:
         """The model with its size option set to ``size``. Raises PlanError, PluginError."""

@@ -158,21 +158,18 @@ def _width_by_depth(options: GPTOptions) -> str:
 def scale_both(options: GPTOptions, target_params: int) -> GPTOptions:
     """The width and depth nearest a number of parameters in the blocks, within a quarter of the aspect ratio.
 
-    Of sizes about as near, the one nearer the aspect ratio is taken. Where no multiple of ``head_dim`` is within a
-    quarter, the depth follows from the width alone.
+    Of sizes about as near, the one nearer the aspect ratio is taken. Where none is within a quarter, the depth
+    follows from the width alone.
     """
     assert options.aspect_ratio is not None
     per_block = 4 + 2 * options.mlp_ratio
-    best, lowest_cost = (options.head_dim, 1), math.inf
-    for depth in range(1, 2 + _largest_depth(target_params, options.aspect_ratio, per_block)):
-        for heads in range(1, 2 + int(ASPECT_TOLERANCE * depth * options.aspect_ratio / options.head_dim)):
-            width = heads * options.head_dim
-            off = abs(math.log(width / depth / options.aspect_ratio))
-            if off > math.log(ASPECT_TOLERANCE) and depth != _whole_blocks(width / options.aspect_ratio):
-                continue
-            cost = abs(math.log(depth * per_block * width**2 / target_params)) + off / 2
-            if cost < lowest_cost:
-                best, lowest_cost = (width, depth), cost
+
+    def cost(size: tuple[int, int]) -> float:
+        width, depth = size
+        off = abs(math.log(width / depth / options.aspect_ratio))
+        return abs(math.log(depth * per_block * width**2 / target_params)) + off / 2
+
+    best = min(_candidates(options, target_params, options.aspect_ratio, per_block), key=cost)
     # A run is identified by its width and depth, however they were chosen.
     values = {**options.model_dump(exclude_unset=True), "width": best[0], "depth": best[1], "aspect_ratio": None}
     return GPTOptions.model_validate(values)
@@ -183,10 +180,25 @@ def _whole_blocks(depth: float) -> int:
     return max(1, math.floor(depth + 0.5))
 
 
-def _largest_depth(target_params: int, aspect_ratio: float, per_block: int) -> int:
-    """Depth of a model of this many parameters that is as narrow as the aspect ratio allows."""
-    narrow = aspect_ratio / ASPECT_TOLERANCE
-    return math.ceil(math.cbrt(target_params / (per_block * narrow**2)))
+def _candidates(
+    options: GPTOptions, target_params: int, aspect_ratio: float, per_block: int
+) -> Iterable[tuple[int, int]]:
+    """Widths and depths about as large as asked for: for each depth, the two nearest numbers of heads."""
+    shallow, deep = (
+        math.cbrt(target_params / (per_block * (aspect_ratio * factor) ** 2))
+        for factor in (ASPECT_TOLERANCE, 1 / ASPECT_TOLERANCE)
+    )
+    for depth in range(max(1, math.floor(shallow)), math.ceil(deep) + 1):
+        heads = math.floor(math.sqrt(target_params / (per_block * depth)) / options.head_dim)
+        for width in (max(1, heads) * options.head_dim, (heads + 1) * options.head_dim):
+            off = abs(math.log(width / depth / aspect_ratio))
+            if off <= math.log(ASPECT_TOLERANCE) or depth == _whole_blocks(width / aspect_ratio):
+                yield width, depth
+    # Where no such size has a whole number of blocks, the nearest that follows from the width alone.
+    width = (
+        max(1, round(math.cbrt(target_params * aspect_ratio / per_block) / options.head_dim)) * options.head_dim
+    )
+    yield width, _whole_blocks(width / aspect_ratio)
 
 
 def _language(task: Task) -> LanguageTask:
