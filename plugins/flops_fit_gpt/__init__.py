@@ -161,15 +161,16 @@ def scale_both(options: GPTOptions, target_params: int) -> GPTOptions:
     Of sizes about as near, the one nearer the aspect ratio is taken. Where none is within a quarter, the depth
     follows from the width alone.
     """
-    assert options.aspect_ratio is not None
+    aspect_ratio = options.aspect_ratio
+    assert aspect_ratio is not None
     per_block = 4 + 2 * options.mlp_ratio
 
     def cost(size: tuple[int, int]) -> float:
         width, depth = size
-        off = abs(math.log(width / depth / options.aspect_ratio))
+        off = abs(math.log(width / depth / aspect_ratio))
         return abs(math.log(depth * per_block * width**2 / target_params)) + off / 2
 
-    best = min(_candidates(options, target_params, options.aspect_ratio, per_block), key=cost)
+    best = min(_candidates(options, target_params, aspect_ratio, per_block), key=cost)
     # A run is identified by its width and depth, however they were chosen.
     values = {**options.model_dump(exclude_unset=True), "width": best[0], "depth": best[1], "aspect_ratio": None}
     return GPTOptions.model_validate(values)
