@@ -103,7 +103,7 @@ def test_predictions_and_names_for_people_are_no_part_of_the_id(field: str, valu
 
 def test_every_field_is_either_in_the_id_or_known_not_to_be() -> None:
     tried = {*CHOICES, "fingerprint", "batch_size", "steps", "tokens", "seed", "base_width"}
-    about = {"budget", "size", "params", "flops_per_token", "branch_step", "devices"}
+    about = {"budget", "size", "params", "flops_per_token", "branch_step", "devices", "heads", "head_dim"}
     assert tried | about == set(RunSpec.model_fields)
 
 
