@@ -88,6 +88,7 @@ if TYPE_CHECKING:
         FitterSpec,
         FlopCounterSpec,
         HeldOutName,
+        Ladder,
         LocalPath,
         LoggerSpec,
         ModelSpec,
@@ -98,6 +99,7 @@ if TYPE_CHECKING:
         ScheduleSpec,
         StoreSpec,
         TrainerSpec,
+        head_ladders,
     )
     from flops_fit_core.study import Study
     from flops_fit_core.tasks import LanguageTask, SupervisedTask
@@ -185,6 +187,7 @@ _HOMES = {
         "FitterSpec",
         "FlopCounterSpec",
         "HeldOutName",
+        "Ladder",
         "LocalPath",
         "LoggerSpec",
         "ModelSpec",
@@ -195,6 +198,7 @@ _HOMES = {
         "ScheduleSpec",
         "StoreSpec",
         "TrainerSpec",
+        "head_ladders",
     ),
     "study": ("Study",),
     "tasks": ("LanguageTask", "SupervisedTask"),
@@ -235,6 +239,7 @@ __all__ = [
     "Interval",
     "Job",
     "JobEnded",
+    "Ladder",
     "LanguageTask",
     "Law",
     "LawFit",
@@ -296,6 +301,7 @@ __all__ = [
     "content_hash",
     "find_optimal",
     "fit",
+    "head_ladders",
     "hookimpl",
     "import_object",
     "own_parameter_groups",

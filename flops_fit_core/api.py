@@ -158,6 +158,8 @@ def find_optimal(
     name: str = "find-optimal",
     fingerprint: str | None = None,
     registry: Registry | None = None,
+    multiple_of: int | None = None,
+    size_ratio: float | None = None,
 ) -> Study:
     """How large a model to train on how much data: plan, train and fit an IsoFLOP sweep of your own model.
 
@@ -199,6 +201,9 @@ def find_optimal(
         output_dir: The study's folder; by default ``runs/<name>``.
         fingerprint: Stands for the model, data and loss where they cannot be identified by themselves.
         registry: Further plugins, by default those that are installed.
+        multiple_of: Automatic sizes are multiples of this; by default the smallest number whose multiples can be
+            built, found by trying values from 1 to 512.
+        size_ratio: N of one size over N of the next smaller one, by default 1.6.
 
     Returns:
         A Study: ``.table()``, ``.predict(flops)``, ``.plot()``, ``.runs``, ``.fit``, ``.report()``.
@@ -232,6 +237,8 @@ def find_optimal(
             "repeat": repeat,
             "min_steps": min_steps,
             "batch_size": batch_size or loader_batch,
+            **({} if multiple_of is None else {"multiple_of": multiple_of}),
+            **({} if size_ratio is None else {"size_ratio": size_ratio}),
         },
         "model": given.model(model_cls, model_size_param, model_kwargs or {}),
         "dataset": data,

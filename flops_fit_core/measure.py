@@ -44,6 +44,8 @@ class Measured:
     parameters: ParameterCounts
     count: FlopCount
     width: int | None
+    heads: tuple[int, int] | None = None
+    """Attention heads, and channels of each."""
 
     @property
     def params(self) -> int:
@@ -74,14 +76,14 @@ class Meter:
         self.usages = usages or UsageTraces(model, task)
         self._known: dict[str, Measured] = {}
 
-    def at(self, size: int) -> Measured:
-        """Measure the model with its size option set to ``size``.
+    def at(self, size: int, **changes: Any) -> Measured:
+        """Measure the model with its size option set to ``size``, and further options changed.
 
         Raises PlanError where the family does not take it or cannot be built with it.
         """
         spec = self.model.spec
         try:
-            options = self.model.with_options(**{spec.size: size}).options
+            options = self.model.with_options(**{**changes, spec.size: size}).options
         except ValueError as error:
             raise PlanError(f"model {self.model.name!r} cannot have {spec.size} = {size}: {error}") from None
         return self.measure(options)
@@ -102,16 +104,18 @@ class Meter:
             parameters=measured.parameters,
             count=count_flops(self.counter, measured),
             width=self.model.calling("width", options) if spec.width is not None else None,
+            heads=self.model.calling("heads", options) if spec.heads is not None else None,
         )
 
-    def check_fit(self, options: Options) -> nn.Module | None:
-        """Push one example through the model and its task's loss, for real where the model is small.
+    def check_fit(self, options: Options, largest: int = LARGEST_TRIED) -> nn.Module | None:
+        """Push one example through the model and its task's loss, for real where the model has at most ``largest``
+        parameters.
 
         Returns the model where it has values. Raises PlanError where the model's outputs do not fit the task.
         """
         import torch
 
-        real = self.measure(options).parameters.total <= LARGEST_TRIED
+        real = self.measure(options).parameters.total <= largest
         with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
             module = self.model.calling("build", options, self.task)
             batch, sample = self.task.example(2), getattr(self.task, "sample", None)

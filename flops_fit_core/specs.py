@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
@@ -241,6 +241,39 @@ class Spec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Ladder:
+    """One way to choose the sizes of a family automatically."""
+
+    multiple_of: int = 1
+    """Values of the size option are multiples of this."""
+    options: Mapping[str, JsonValue] = field(default_factory=dict)
+    """Options that hold at every size, beside the user's: ``{"head_dim": 8}``."""
+    scale: Callable[[Any, int], Options] | None = None
+    """``(options, target_params) -> options`` where one integer is not enough; None: the planner searches values
+    of the size option."""
+    label: Callable[[Any], str] | None = None
+    """``(options)`` -> a size as tables show it, where more than the size option varies: ``"48x3"``."""
+
+    def __post_init__(self) -> None:
+        if type(self.multiple_of) is not int or self.multiple_of < 1:
+            raise ValueError(f"Ladder: multiple_of must be an integer from 1 on, not {self.multiple_of!r}")
+
+
+def head_ladders(options: Options, option: str = "head_dim", *, smallest: int = 4) -> list[Ladder]:
+    """Ladders whose sizes are multiples of the channels of an attention head, so that all heads are of one size.
+
+    The first has ``option`` as it is. If the user left it unset, the next ones have a half of it, a quarter, and
+    so on down to ``smallest``.
+    """
+    head_dim: int = getattr(options, option)
+    ladders = [Ladder(multiple_of=head_dim)]
+    while option not in options.model_fields_set and head_dim % 2 == 0 and head_dim // 2 >= smallest:
+        head_dim //= 2
+        ladders.append(Ladder(multiple_of=head_dim, options={option: head_dim}))
+    return ladders
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec(Spec):
     """A model family: ``build(options, task)`` returns the ``nn.Module``.
 
@@ -257,6 +290,13 @@ class ModelSpec(Spec):
     scale: Callable[[Any, int], Options] | None = None
     """``(options, target_params) -> options`` where one integer is not enough; otherwise the planner
     searches values of ``size``."""
+    ladders: Callable[[Any], Iterable[Ladder]] | None = None
+    """``(options)`` -> ways to choose sizes automatically, the preferred one first. The planner takes the first
+    whose sizes are close enough for ``sweep.size_ratio``, otherwise the finest. None: one, of ``multiple_of`` and
+    ``scale``."""
+    heads: Callable[[Any], tuple[int, int] | None] | None = None
+    """``(options)`` -> number of attention heads and channels of each, which the plan shows; None for a model
+    without heads."""
     width: Callable[[Any], int] | None = None
     """Width by which learning rates are scaled; None for a family that has none."""
     flops_per_token: Callable[[Any, Any], float | None] | None = None

@@ -104,7 +104,8 @@ def test_predictions_and_names_for_people_are_no_part_of_the_id(field: str, valu
 
 def test_every_field_is_either_in_the_id_or_known_not_to_be() -> None:
     tried = {*CHOICES, "fingerprint", "batch_size", "steps", "tokens", "seed", "base_width"}
-    about = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices"}
+    about = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices", "heads"}
+    about.add("head_dim")
     assert tried | about == set(RunSpec.model_fields)
 
 

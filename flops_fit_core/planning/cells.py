@@ -61,15 +61,9 @@ class CellResolver:
         tokens = budget / flops_per_token
         fixed = self.sweep.batch_size is not None or self.trunks.shared
         batching = solve_batches(tokens, asked, size.tokens, fixed=fixed)
-        if reason := self._reason_to_skip(tokens, batching, size):
+        reason = self._reason_to_skip(tokens, batching, size) or self._miss(budget, batching, measured)
+        if reason:
             return SkippedCell(budget=budget, size=measured.size, params=measured.params, reason=reason)
-        if abs(batching.miss) > TOLERANCE:
-            nearest = batching.tokens * flops_per_token
-            raise PlanError(
-                f"budget {budget:.4g}: {batching.steps} whole steps of {batching.batch_size} samples miss it by "
-                f"{batching.miss:+.1%} at size {measured.size}; the nearest budget that size can meet is "
-                f"{nearest:.6g}. Use that budget, a smaller sweep.batch_size, or more sweep.min_steps"
-            )
         if reference is not None:
             self.trunks.add_branch(hyper, self._hyperparameters(measured, tokens), measured)
         return list(self._runs(budget, measured, batching, hyper, size))
@@ -104,6 +98,20 @@ class CellResolver:
                 f"{unique:.3g} there are; allow that with sweep.repeat = true"
             )
         return None
+
+    def _miss(self, budget: float, batching: Batching, measured: Measured) -> str | None:
+        """Why a cell cannot meet its budget within the tolerance, also as a note; None if it can."""
+        if abs(batching.miss) <= TOLERANCE:
+            return None
+        self.notes.append(
+            f"budget {budget:.4g}: size {measured.size} is left out, because whole steps of its batch miss "
+            f"the budget by {batching.miss:+.1%}, and the tolerance is {TOLERANCE:.0%}"
+        )
+        return (
+            f"{batching.steps} whole steps of {batching.batch_size} samples miss it by {batching.miss:+.1%}, "
+            f"and the tolerance is {TOLERANCE:.0%}; the nearest budget that size can meet is "
+            f"{budget * (1 + batching.miss):.6g}. Use that budget or a smaller sweep.batch_size"
+        )
 
     def _hyperparameters(self, measured: Measured, tokens: float, *, trunk: bool = False) -> Hyperparameters:
         recipe, optimizer = self.experiment.recipe, self.experiment.optimizer
@@ -146,6 +154,7 @@ class CellResolver:
             "optimizer": optimizer,
             "schedule": schedule,
         }
+        heads, head_dim = measured.heads or (None, None)
         view = RunView(batching.steps, batching.tokens, per_step, hyper.base_width, groups=lambda module: ())
         for seed in self.sweep.seeds:
             run = RunSpec(
@@ -168,6 +177,8 @@ class CellResolver:
                 positions=None if size.tokens == size.positions else round(positions),
                 branch_step=self.trunks.branch_step(schedule, view),
                 devices=devices,
+                heads=heads,
+                head_dim=head_dim,
             )
             if experiment.trainer.spec.check is not None and seed == self.sweep.seeds[0]:
                 experiment.trainer.calling("check", experiment.trainer.options, run, partial(_options_of, parts))

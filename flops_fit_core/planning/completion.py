@@ -4,7 +4,7 @@ planned."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment
@@ -19,30 +19,46 @@ if TYPE_CHECKING:
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sizes that are tried, in steps of the family, to find a small model that can be built."""
 LARGEST_BUILT = 10 * LARGEST_TRIED
-"""Models above this many parameters are not built to be tried, even if the study has no smaller one."""
+"""Models above this many parameters are not built to be tried."""
 
 
 def complete_dataset(experiment: Experiment, dataset: Dataset) -> tuple[Experiment, Dataset]:
     """The experiment and its dataset, with the options that the dataset finds with a model.
 
-    Raises PlanError for a model that cannot be built or does not take the data, DataError from the dataset.
+    Of an automatic ladder, the first small size that can be built and takes the data is used; if there is none,
+    nothing is completed, and the search for sizes names the model's error.
+
+    Raises PlanError for a size that the user lists and that cannot be built or does not take the data, and
+    DataError from the dataset.
     """
     if not isinstance(dataset, CompletedDataset):
         return experiment, dataset
-    model = _small_model(experiment, dataset.task)
-    if model is None:
+    automatic = isinstance(experiment.sweep.sizes, int)
+    too_large = False
+    for options in _candidates(experiment):
+        try:
+            model = _small_model(experiment, options, dataset.task)
+            if model is not None:
+                return _with_options(experiment, _completed(experiment, dataset, model))
+            too_large = True
+        except PlanError:
+            if not automatic:
+                raise
+    if too_large:
         raise PlanError(
             f"model {experiment.model.name!r} has more than {LARGEST_BUILT:,} parameters at its smallest size, "
-            "and no smaller one can be built on which to try the data and the loss: make it build at a smaller "
-            "size, or write a dataset plugin, whose task states its loss"
+            f"too many to try the data and the loss on: write a dataset plugin, whose task states its loss"
         )
-    chosen = experiment.dataset.with_options(**_completed(experiment, dataset, model))
-    experiment = experiment.model_copy(update={"dataset": chosen})
+    return experiment, dataset
+
+
+def _with_options(experiment: Experiment, options: Mapping[str, Any]) -> tuple[Experiment, Dataset]:
+    chosen = experiment.dataset.with_options(**options)
     completed: Dataset = chosen.calling("build", chosen.options, experiment.sweep.seeds[0])
     whole = getattr(completed.task, "whole_batches", False)
     if whole and getattr(experiment.trainer.options, "micro_batch", None) is not None:
         raise PlanError("loss_reduction='batch' is a loss of whole batches: leave out trainer.micro_batch")
-    return experiment, completed
+    return experiment.model_copy(update={"dataset": chosen}), completed
 
 
 def _completed(experiment: Experiment, dataset: CompletedDataset, model: nn.Module) -> dict[str, Any]:
@@ -60,40 +76,34 @@ def _completed(experiment: Experiment, dataset: CompletedDataset, model: nn.Modu
             ) from error
 
 
-def _small_model(experiment: Experiment, task: Task) -> nn.Module | None:
-    """A small model of the study, with values, on the CPU. None if all that can be built are too large."""
+def _small_model(experiment: Experiment, options: Options, task: Task) -> nn.Module | None:
+    """The model with values, on the CPU. None if it is too large to be built only to be tried.
+
+    Raises PlanError if it cannot be built.
+    """
     import torch
 
-    failures: dict[Any, Exception] = {}
-    allowed: tuple[int, ...] = (LARGEST_TRIED, LARGEST_BUILT)
-    for largest in allowed:
-        for options in _candidates(experiment):
-            try:
-                shapes = build_on_meta(experiment.model, options, task)
-                if sum(param.numel() for param in shapes.parameters()) > largest:
-                    break
-                with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-                    model: nn.Module = experiment.model.calling("build", options, task)
-                return model
-            except Exception as error:
-                failures[getattr(options, experiment.model.spec.size)] = error
-        if isinstance(experiment.sweep.sizes, tuple) and len(failures) == len(experiment.sweep.sizes):
-            break
-    if failures and not isinstance(experiment.sweep.sizes, int):
-        size, failure = next(iter(failures.items()))
+    try:
+        shapes = build_on_meta(experiment.model, options, task)
+        if sum(param.numel() for param in shapes.parameters()) > LARGEST_BUILT:
+            return None
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            model: nn.Module = experiment.model.calling("build", options, task)
+        return model
+    except Exception as error:
+        size = getattr(options, experiment.model.spec.size)
         raise PlanError(
             f"model {experiment.model.name!r} cannot be built with {experiment.model.spec.size} = {size}: "
-            f"{type(failure).__name__}: {failure}{_place(failure)}"
-        ) from failure
-    return None
+            f"{type(error).__name__}: {error}{_place(error)}"
+        ) from error
 
 
 def _candidates(experiment: Experiment) -> Iterator[Options]:
-    """Options of the study's sizes, smallest first; of an automatic ladder, small multiples of its step."""
+    """Options of the smallest size that is listed; of an automatic ladder, small multiples of its step."""
     spec, sizes = experiment.model.spec, experiment.sweep.sizes
     if isinstance(sizes, tuple):
         listed = [experiment.model.with_options(**changes).options for changes in sizes]
-        yield from sorted(listed, key=lambda options: _number(getattr(options, spec.size)))
+        yield min(listed, key=lambda options: _number(getattr(options, spec.size)))
         return
     step = experiment.sweep.multiple_of or spec.multiple_of
     for multiple in MULTIPLES:

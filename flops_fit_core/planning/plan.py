@@ -15,7 +15,7 @@ from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.counter import counter_notes, resolve_counter, usage_notes
 from flops_fit_core.planning.plain_sgd import plain_sgd_notes
-from flops_fit_core.planning.sizes import SizeLadder
+from flops_fit_core.planning.sizes import SizeLadder, head_notes
 from flops_fit_core.planning.trial import check_optimizer
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
@@ -51,6 +51,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         is_chosen = is_named or experiment.planner == 1
         choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_chosen)
         choose_sizes.notes += usage_notes(meter, smallest)
+    choose_sizes.notes += head_notes([measured for _, measured in cells])
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []

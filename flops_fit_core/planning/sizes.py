@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
+from functools import partial
 
 from flops_fit_core.config import Experiment
-from flops_fit_core.errors import PlanError
+from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.measure import LARGEST_TRIED, Measured, Meter
+from flops_fit_core.planning.probing import probe_sizes
+from flops_fit_core.planning.rungs import Rungs, mean_log
+from flops_fit_core.specs import Ladder
 
-TRIES = 16
-"""How often a family that scales itself is asked for one N."""
+WIDEST_GAP = 2.0
+"""N of a size over N of the next smaller one, up to which a ladder is fine enough for any ``size_ratio``."""
+HEAD_DIM_RANGE = 1.3
+"""Largest head_dim over the smallest, from which a plan warns."""
 
 
 class SizeLadder:
-    """The sizes that can be built, log-spaced in N on one grid for all budgets.
+    """The sizes of an experiment: those written by hand, or rungs of one ladder for all budgets.
 
     Rung k has about ``size_ratio ** k`` parameters, so a budget that is added later finds the sizes of its
     neighbours unchanged. Each budget gets the consecutive rungs around its expected N_opt.
+
+    Raises PlanError or PluginError where no size can be built, ConfigError for options that no ladder can have.
     """
 
     def __init__(
@@ -26,9 +35,14 @@ class SizeLadder:
         self.sweep = experiment.sweep
         self.model = experiment.model
         self.meter = meter
-        self.expected_params = expected_params
-        self.step = self.sweep.multiple_of or self.model.spec.multiple_of
         self.notes: list[str] = []
+        self._rungs_of = partial(Rungs, self.model, self.sweep, meter, expected_params=expected_params)
+        spec = self.model.spec
+        self.rungs = self._rungs_of(
+            Ladder(multiple_of=self.sweep.multiple_of or spec.multiple_of, scale=spec.scale)
+        )
+        if experiment.planner >= 2 and isinstance(self.sweep.sizes, int):
+            self._choose_rungs()
 
     def for_budget(self, budget: float) -> list[Measured]:
         """Sizes for one budget, smallest first."""
@@ -37,7 +51,7 @@ class SizeLadder:
                 self.meter.measure(self.model.with_options(**changes).options) for changes in self.sweep.sizes
             ]
             return sorted(given, key=lambda measured: measured.params)
-        rungs = self._rungs_around(self._center(budget))
+        rungs = self.rungs.for_budget(budget)
         if len(rungs) < self.sweep.sizes:
             self.notes.append(
                 f"budget {budget:.3g}: only {len(rungs)} sizes can be built near its expected optimum"
@@ -46,94 +60,105 @@ class SizeLadder:
 
     def small_relative(self, smallest: Measured) -> Measured:
         """A size that is small enough to be tried for real, where the sweep's smallest is not."""
-        if smallest.parameters.total <= LARGEST_TRIED or self.model.spec.scale is not None:
+        if smallest.parameters.total <= LARGEST_TRIED or self.rungs.ladder.scale is not None:
             return smallest
         try:
-            return self.meter.at(self.step)
+            return self.rungs.at(self.rungs.grid.first)
         except PlanError:
             return smallest
 
-    def _center(self, budget: float) -> float:
-        if self.expected_params is not None:
-            return self.expected_params(budget)
-        ratio = self.sweep.tokens_per_param
-        params = math.sqrt(budget / (6 * ratio))
-        for _ in range(8):
-            # FLOPs of this size trained at the guessed ratio; C grows about as N squared.
-            near = self._nearest(params)
-            planned = near.count.flops_per_token * ratio * near.params
-            params = near.params * math.sqrt(budget / planned)
-        return params
+    def _choose_rungs(self) -> None:
+        """Take the first of the family's ladders that is fine enough for ``size_ratio``, otherwise the finest."""
+        ladders = self._ladders()
+        if not ladders:
+            grid, self.notes = probe_sizes(self.meter)
+            self.rungs = self._rungs_of(Ladder(multiple_of=grid.step), grid=grid)
+        else:
+            spacings = []
+            for ladder in ladders:
+                rungs = self._rungs_of(ladder)
+                spacings.append((self._spacing(rungs), rungs))
+                if spacings[-1][0] <= self._widest_gap:
+                    break
+            fine_enough = spacings[-1][0] <= self._widest_gap
+            _, self.rungs = spacings[-1] if fine_enough else min(spacings, key=lambda pair: pair[0])
+            if self.rungs.ladder.options:
+                self._note_options(self._rungs_of(ladders[0]))
+        self._note_gap()
 
-    def _rungs_around(self, center: float) -> list[Measured]:
-        wanted = self.sweep.sizes
-        assert isinstance(wanted, int)
-        log_ratio = math.log(self.sweep.size_ratio)
-        middle = round(math.log(center) / log_ratio)
-        rungs: dict[int, Measured] = {}
-        reach = wanted
-        while True:
-            for k in range(middle - reach, middle + reach + 1):
-                near = self._nearest(math.exp(k * log_ratio))
-                rungs.setdefault(near.params, near)
-            # Where small sizes round to the same one, look further up for enough different ones.
-            if len(rungs) >= 2 * wanted or reach > 8 * wanted:
-                break
-            reach *= 2
-        ladder = sorted(rungs.values(), key=lambda measured: measured.params)
-        starts = range(max(1, len(ladder) - wanted + 1))
-        best = min(starts, key=lambda s: abs(_mean_log(ladder[s : s + wanted]) - math.log(center)))
-        return ladder[best : best + wanted]
+    def _ladders(self) -> list[Ladder]:
+        """The preferred one first; none where nothing is known of the sizes that can be built."""
+        spec, multiple_of = self.model.spec, self.sweep.multiple_of
+        ladders = [Ladder(multiple_of=spec.multiple_of, scale=spec.scale)]
+        if spec.ladders is not None:
+            ladders = list(self.model.calling("ladders", self.model.options))
+            if not ladders or not all(isinstance(ladder, Ladder) for ladder in ladders):
+                raise PluginError(f"model {self.model.name!r}: ladders gave {ladders!r} instead of Ladders")
+        if multiple_of is not None:
+            if ladders[0].scale is not None:
+                raise PlanError(
+                    f"sweep.multiple_of = {multiple_of}: with these options, model {self.model.name!r} chooses "
+                    f"its own sizes, which are no multiples. Leave sweep.multiple_of out"
+                )
+            return [Ladder(multiple_of=multiple_of)]
+        unknown = spec.ladders is None and spec.scale is None and spec.multiple_of == 1
+        return [] if unknown else ladders
 
-    def _nearest(self, params: float) -> Measured:
-        """The size that can be built whose N is nearest, on a log scale."""
-        if self.model.spec.scale is not None:
-            return self._scaled(params)
-        low, high = self.meter.at(self.step), None
-        low_size, high_size = self.step, self.step
-        while high is None or high.params < params:
-            if high is not None:
-                low, low_size = high, high_size
-            high_size *= 4
-            high = self.meter.at(high_size)
-        while high_size - low_size > self.step and low.params < params:
-            size = self._between(params, low_size, low.params, high_size, high.params)
-            measured = self.meter.at(size)
-            if measured.params <= params:
-                low, low_size = measured, size
-            else:
-                high, high_size = measured, size
-            if low.params < params and high_size - low_size > self.step:
-                # The interpolated size is nearly right: its neighbour usually closes the bracket.
-                size = low_size + self.step if measured is low else high_size - self.step
-                measured = self.meter.at(size)
-                if measured.params <= params:
-                    low, low_size = measured, size
-                else:
-                    high, high_size = measured, size
-        return min((low, high), key=lambda measured: abs(math.log(measured.params / params)))
+    @property
+    def _widest_gap(self) -> float:
+        return max(WIDEST_GAP, math.pow(self.sweep.size_ratio, 1.5))
 
-    def _scaled(self, params: float) -> Measured:
-        """The same of a family that scales itself. Its N may be another than the FLOPs counter's (of all experts,
-        of another vocabulary), so it is asked for more or for less until the counter's is about ``params``."""
-        low, high, asked, found = 0.0, math.inf, params, []
-        for _ in range(TRIES):
-            found.append(self.meter.measure(self.model.calling("scale", self.model.options, max(1, round(asked)))))
-            if found[-1].params == round(params):
-                break
-            if found[-1].params < params:
-                low = asked
-            else:
-                high = asked
-            asked = math.sqrt(low * high) if 0 < low < high < math.inf else 4 * low if low else high / 4
-        return min(found, key=lambda measured: abs(math.log(measured.params / params)))
+    def _spacing(self, rungs: Rungs) -> float:
+        """The widest gap between neighbours, as a factor of N. Counts twice how far a budget's sizes lie off its
+        center, because smaller ones cannot be built, if that is more."""
+        spacing = self._gap(rungs)
+        for budget in self.sweep.budgets:
+            off = abs(mean_log(rungs.for_budget(budget)) - math.log(rungs.center(budget)))
+            spacing = max(spacing, math.exp(2 * off))
+        return spacing
 
-    def _between(self, params: float, low: int, low_params: int, high: int, high_params: int) -> int:
-        """A multiple of the step strictly between two sizes, by log-log interpolation."""
-        share = math.log(params / low_params) / max(1e-9, math.log(high_params / low_params))
-        size = round(math.exp(math.log(low) + share * math.log(high / low)) / self.step) * self.step
-        return min(max(size, low + self.step), high - self.step)
+    def _gap(self, rungs: Rungs) -> float:
+        """The largest N over the N of the next smaller size of the same budget."""
+        sizes = [rungs.for_budget(budget) for budget in self.sweep.budgets]
+        pairs = [pair for one_budget in sizes for pair in itertools.pairwise(one_budget)]
+        return max((larger.params / smaller.params for smaller, larger in pairs), default=1.0)
+
+    def _note_options(self, preferred: Rungs) -> None:
+        for option, value in self.rungs.ladder.options.items():
+            before = getattr(self.model.options, option)
+            self.notes.append(
+                f"model.{option} = {value} at every size: with the default, {before}, neighbouring sizes would be "
+                f"up to {self._gap(preferred):.2g}x apart in N. Write model.{option} to decide it yourself"
+            )
+
+    def _note_gap(self) -> None:
+        gap, grid = self._gap(self.rungs), self.rungs.grid
+        if gap <= self._widest_gap:
+            return
+        reason = ""
+        if self.rungs.ladder.scale is None:
+            reason = f": {self.model.spec.size} is a multiple of {grid.step}"
+            reason = f": {self.model.spec.size} is {grid.first} times a power of two" if grid.doubling else reason
+        self.notes.append(
+            f"neighbouring sizes are up to {gap:.2g}x apart in N, and sweep.size_ratio = {self.sweep.size_ratio:g}"
+            f"{reason}. The minimum of a profile is then less certain"
+        )
 
 
-def _mean_log(rungs: list[Measured]) -> float:
-    return math.fsum(math.log(measured.params) for measured in rungs) / len(rungs)
+def head_notes(sizes: list[Measured]) -> list[str]:
+    """A warning where the channels of an attention head vary along the sizes.
+
+    At equal width, N and FLOPs, 2 heads of 48 were 0.053 and 0.036 nats worse than 6 of 16 (two seeds), so a size
+    whose heads differ from its neighbours' bends the profile and with it N_opt.
+    """
+    heads = {measured.size: measured.heads for measured in sorted(sizes, key=lambda size: size.params)}
+    dims = {size: pair[1] for size, pair in heads.items() if pair is not None}
+    if not dims or max(dims.values()) <= HEAD_DIM_RANGE * min(dims.values()):
+        return []
+    listed = ", ".join(f"{size}: {heads[size][0]} x {dim}" for size, dim in dims.items())  # type: ignore[index]
+    note = (
+        f"attention heads have {min(dims.values())} to {max(dims.values())} channels along the sizes (size: heads "
+        f"x channels: {listed}). That alone changes the loss, and with it N_opt and a: take sizes that are "
+        f"multiples of one head_dim"
+    )
+    return [note]

@@ -102,8 +102,22 @@ class RunSpec(Record):
 
     devices: PositiveInt = 1
     """Devices that train it together."""
+    heads: PositiveInt | None = None
+    """Attention heads of a block; None for a family that does not declare them."""
+    head_dim: PositiveInt | None = None
+    """Channels of a head."""
 
-    _ABOUT: ClassVar = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices"}
+    _ABOUT: ClassVar = {
+        "budget",
+        "size",
+        "params",
+        "flops_per_token",
+        "positions",
+        "branch_step",
+        "devices",
+        "heads",
+        "head_dim",
+    }
 
     @property
     def flops(self) -> float:

@@ -252,7 +252,7 @@ def _runs(count: int) -> str:
 
 _PLAN_FIELDS = (
     *("id", "budget", "size", "params", "tokens", "tokens_per_param"),
-    *("steps", "batch_size", "flops", "seed", "trunk", "branch_step", "state"),
+    *("steps", "batch_size", "flops", "seed", "trunk", "branch_step", "state", "heads", "head_dim"),
 )
 
 
@@ -267,6 +267,7 @@ def plan_table(plan: SweepPlan, states: Mapping[str, str] | None = None) -> Data
         columns=(
             column("C", "budget", numbers.scientific),
             column("size", "size"),
+            *([Column("heads", _heads)] if any(run.heads for run in plan.runs) else []),
             column("N", "params", numbers.count),
             column("D", "tokens", numbers.count),
             column("D/N", "tokens_per_param", numbers.ratio),
@@ -278,6 +279,11 @@ def plan_table(plan: SweepPlan, states: Mapping[str, str] | None = None) -> Data
         ),
         style=lambda row: "" if row["state"] == "to do" else "dim",
     )
+
+
+def _heads(row: Row) -> str:
+    """Number of attention heads, and channels of each: ``3 x 16``."""
+    return f"{row['heads']} x {row['head_dim']}" if row["heads"] else ""
 
 
 def _plan_row(run: RunSpec, state: str) -> Row:
@@ -295,6 +301,8 @@ def _plan_row(run: RunSpec, state: str) -> Row:
         "trunk": run.trajectory if run.branch_step is not None else None,
         "branch_step": run.branch_step,
         "state": state,
+        "heads": run.heads,
+        "head_dim": run.head_dim,
     }
 
 

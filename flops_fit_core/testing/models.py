@@ -104,6 +104,25 @@ class ModelConformance(Kit):
             found = _active(chosen, _on_meta(build, **options.model_dump(exclude_unset=True)))
             assert 0.5 <= found / target <= 2, f"asked for {target:,} parameters, got {found:,}"
 
+    def test_its_automatic_sizes_keep_their_heads(self, build: Build, chosen: Chosen[Any]) -> None:
+        """Three sizes of each ladder are built, and all have heads of one number of channels."""
+        spec = chosen.spec
+        if spec.ladders is None:
+            pytest.skip("this family declares no ladders")
+        for ladder in spec.ladders(chosen.options):
+            start = chosen.with_options(**ladder.options)
+            values = [{spec.size: times * ladder.multiple_of} for times in (1, 2, 3)]
+            if ladder.scale is not None:
+                smallest = _active(chosen, _on_meta(build))
+                targets = (smallest, 4 * smallest, 16 * smallest)
+                values = [ladder.scale(start.options, target).model_dump(exclude_unset=True) for target in targets]
+            sizes = [start.with_options(**changes) for changes in values]
+            for size in sizes:
+                _on_meta(build, **size.options.model_dump(exclude_unset=True))
+            heads = [spec.heads(size.options) for size in sizes] if spec.heads is not None else []
+            channels = {pair[1] for pair in heads if pair is not None}
+            assert len(channels) <= 1, f"heads have {sorted(channels)} channels along one ladder: {heads}"
+
     def test_its_own_flops_are_three_times_the_forward_pass(
         self, build: Build, chosen: Chosen[Any], batch: Batch, trained: None
     ) -> None:

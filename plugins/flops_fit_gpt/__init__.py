@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from flops_fit_core import (
     ConfigError,
+    Ladder,
     LanguageTask,
     ModelSpec,
     Options,
     ParameterGroup,
     Task,
     TransformerShape,
+    head_ladders,
     hookimpl,
 )
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+ASPECT_TOLERANCE = 1.25
+"""How far from ``aspect_ratio`` width / depth may be, as a factor: heads and blocks are whole."""
 
 
 class GPTOptions(Options):
@@ -28,16 +36,25 @@ class GPTOptions(Options):
     width: PositiveInt = 64
     """d: channels of the residual stream. This is what scales."""
     depth: PositiveInt = 4
-    """Number of blocks."""
+    """Number of blocks. Unset with ``aspect_ratio``: ``width / aspect_ratio``, rounded, at least 1."""
     head_dim: PositiveInt = 16
     """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that
-    divides the width evenly."""
+    divides the width evenly. Automatic sizes are multiples of it, so that all have heads of one size."""
     mlp_ratio: PositiveInt = 4
     """Hidden units of a block's feed-forward part over the width."""
     positions: Literal["rotary", "learned"] = "rotary"
     """Rotary embeddings (Su et al. 2021), or a table of learned ones that is looked up."""
     tied: bool = False
     """Whether the output head is the input embedding."""
+    aspect_ratio: Annotated[float, Field(gt=0)] | None = None
+    """Width over depth: the planner scales both, each size within a quarter of this ratio where widths and depths
+    allow that. Unset, it scales the width alone."""
+
+    @model_validator(mode="after")
+    def _depth_of_width(self) -> Self:
+        if self.aspect_ratio is not None and "depth" not in self.model_fields_set:
+            self.__dict__["depth"] = _whole_blocks(self.width / self.aspect_ratio)  # frozen for everyone else
+        return self
 
     @field_validator("width")
     @classmethod
@@ -114,6 +131,77 @@ def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
     yield ParameterGroup([*module.tables(), *vectors], decay=False, hidden=False)
 
 
+def ladders(options: GPTOptions) -> Iterable[Ladder]:
+    """Multiples of ``head_dim``; with ``aspect_ratio``, pairs of such a width and a depth.
+
+    Raises ConfigError for an odd ``head_dim``, and for a depth beside an aspect ratio.
+    """
+    if options.head_dim % 2:
+        raise ConfigError(
+            f"model.head_dim = {options.head_dim}: heads have pairs of channels, so automatic sizes need an even "
+            f"number; write {options.head_dim + 1}, or sizes by hand"
+        )
+    if options.aspect_ratio is None:
+        return head_ladders(options)
+    if "depth" in options.model_fields_set:
+        raise ConfigError(
+            f"model.depth = {options.depth} and model.aspect_ratio = {options.aspect_ratio:g}: automatic sizes "
+            f"take their depth from the aspect ratio. Leave one of the two out"
+        )
+    return [replace(ladder, scale=scale_both, label=_width_by_depth) for ladder in head_ladders(options)]
+
+
+def _width_by_depth(options: GPTOptions) -> str:
+    return f"{options.width}x{options.depth}"
+
+
+def scale_both(options: GPTOptions, target_params: int) -> GPTOptions:
+    """The width and depth nearest a number of parameters in the blocks, within a quarter of the aspect ratio.
+
+    Of sizes about as near, the one nearer the aspect ratio is taken. Where none is within a quarter, the depth
+    follows from the width alone.
+    """
+    aspect_ratio = options.aspect_ratio
+    assert aspect_ratio is not None
+    per_block = 4 + 2 * options.mlp_ratio
+
+    def cost(size: tuple[int, int]) -> float:
+        width, depth = size
+        off = abs(math.log(width / depth / aspect_ratio))
+        return abs(math.log(depth * per_block * width**2 / target_params)) + off / 2
+
+    best = min(_candidates(options, target_params, aspect_ratio, per_block), key=cost)
+    # A run is identified by its width and depth, however they were chosen.
+    values = {**options.model_dump(exclude_unset=True), "width": best[0], "depth": best[1], "aspect_ratio": None}
+    return GPTOptions.model_validate(values)
+
+
+def _whole_blocks(depth: float) -> int:
+    """Rounded half up, at least 1."""
+    return max(1, math.floor(depth + 0.5))
+
+
+def _candidates(
+    options: GPTOptions, target_params: int, aspect_ratio: float, per_block: int
+) -> Iterable[tuple[int, int]]:
+    """Widths and depths about as large as asked for: for each depth, the two nearest numbers of heads."""
+    shallow, deep = (
+        math.cbrt(target_params / (per_block * (aspect_ratio * factor) ** 2))
+        for factor in (ASPECT_TOLERANCE, 1 / ASPECT_TOLERANCE)
+    )
+    for depth in range(max(1, math.floor(shallow)), math.ceil(deep) + 1):
+        heads = math.floor(math.sqrt(target_params / (per_block * depth)) / options.head_dim)
+        for width in (max(1, heads) * options.head_dim, (heads + 1) * options.head_dim):
+            off = abs(math.log(width / depth / aspect_ratio))
+            if off <= math.log(ASPECT_TOLERANCE) or depth == _whole_blocks(width / aspect_ratio):
+                yield width, depth
+    # Where no such size has a whole number of blocks, the nearest that follows from the width alone.
+    width = (
+        max(1, round(math.cbrt(target_params * aspect_ratio / per_block) / options.head_dim)) * options.head_dim
+    )
+    yield width, _whole_blocks(width / aspect_ratio)
+
+
 def _language(task: Task) -> LanguageTask:
     if not isinstance(task, LanguageTask):
         raise ConfigError(
@@ -132,6 +220,8 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         build=build_gpt,
         size="width",
         multiple_of=4,
+        ladders=ladders,
+        heads=lambda options: (options.heads, options.width // options.heads),
         width=lambda options: options.width,
         flops_per_token=flops_per_token,
         shape=shape,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveInt, model_validator
 
-from flops_fit_core import ModelSpec, Options, ParameterGroup, Runtime, Task, TransformerShape, hookimpl
+from flops_fit_core import Ladder, ModelSpec, Options, ParameterGroup, Runtime, Task, TransformerShape, hookimpl
 from flops_fit_transformers.reading import read_configuration
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ class HFOptions(Options):
     of GPT-2 too. With it, feed-forward parts keep their proportion in the architecture's defaults."""
     head_dim: PositiveInt = 64
     """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that divides the
-    width evenly. For a fixed number write ``num_attention_heads`` in ``config``."""
+    width evenly. Automatic widths are multiples of it, so that all have heads of one size. For a fixed number
+    write ``num_attention_heads`` in ``config``."""
     queries_per_kv: PositiveInt | None = None
     """Query heads that share one head of keys and values, rounded to a number that divides the heads. Unset: as
     in the architecture's defaults."""
@@ -132,6 +133,21 @@ def width_transfer(options: HFOptions | LadderOptions) -> str | None:
     return width_transfer(options)
 
 
+def ladders(options: HFOptions) -> Iterable[Ladder]:
+    """Widths whose heads are all of one size, with whole groups of queries where that is fine enough; any number
+    of layers; of other fields and of models without heads, multiples of 16. Raises ConfigError."""
+    from flops_fit_transformers.head_sizes import ladders_of
+
+    return ladders_of(options)
+
+
+def heads(options: HFOptions | LadderOptions) -> tuple[int, int] | None:
+    """Heads of a block, and channels of each; None for a model without them."""
+    from flops_fit_transformers.head_sizes import heads_of
+
+    return heads_of(options)
+
+
 def scale(options: LadderOptions, target_params: int) -> LadderOptions:
     """The rung whose N (without lookup tables and experts that a token is not sent to), at its own vocabulary, is
     nearest on a log scale."""
@@ -152,8 +168,9 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         "width_scaled_options": width_scaled_options,
         "width_transfer": width_transfer,
         "optimizer": "optim/adamw",
+        "heads": heads,
         "requires": REQUIRES,
         "extra": "transformers",
     }
-    yield ModelSpec(name="hf", options=HFOptions, size="width", multiple_of=16, **common)
+    yield ModelSpec(name="hf", options=HFOptions, size="width", multiple_of=16, ladders=ladders, **common)
     yield ModelSpec(name="hf-ladder", options=LadderOptions, size="rung", scale=scale, **common)

@@ -117,12 +117,12 @@ def architecture(name: str) -> Architecture:
 
 def configure(options: HFOptions | LadderOptions, task: Task) -> Any:
     """The configuration of one size. Raises ConfigError for what does not fit together."""
-    return _made(options, language(task))
+    return made(options, language(task))
 
 
 def hidden_size(options: HFOptions | LadderOptions) -> int:
     """Channels of the residual stream, which no task changes."""
-    return int(_made(options, LanguageTask(vocab_size=8, context=8), strict=False).hidden_size)
+    return int(made(options, LanguageTask(vocab_size=8, context=8), strict=False).hidden_size)
 
 
 def language(task: Task) -> LanguageTask:
@@ -135,7 +135,8 @@ def language(task: Task) -> LanguageTask:
     return task
 
 
-def _made(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: bool = True) -> Any:
+def made(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: bool = True) -> Any:
+    """The configuration of one size; ``strict`` for whether it must fit the task. Raises ConfigError."""
     if isinstance(options, HFOptions):
         about = architecture(options.architecture)
         fields = _scaled_fields(options, about)
@@ -247,7 +248,7 @@ def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) ->
     if "rotary_dim" in about.known and "rotary_dim" not in given:  # GPT-J's, of a head's channels
         fields["rotary_dim"] = min(about.default("rotary_dim"), apart or width // heads)
     if about.has("num_key_value_heads"):
-        shared = options.queries_per_kv or _queries_per_kv(about)
+        shared = options.queries_per_kv or queries_per_kv(about)
         fields[about.own("num_key_value_heads")] = heads // _nearest_divisor(heads, shared)
     elif options.queries_per_kv is not None:
         raise ConfigError(f"model.queries_per_kv: {about.name!r} has no heads of keys and values of their own")
@@ -272,7 +273,8 @@ def even_heads(width: int, head_dim: int) -> int:
     return next((n for n in range(most, 0, -1) if width % (2 * n) == 0), 1)
 
 
-def _queries_per_kv(about: Architecture) -> int:
+def queries_per_kv(about: Architecture) -> int:
+    """Query heads that share one head of keys and values in the architecture's defaults."""
     heads, shared = about.default("num_attention_heads"), about.default("num_key_value_heads")
     return heads // shared if isinstance(shared, int) and shared else 1
 

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from flops_fit_core import ConfigError, ModelSpec, Options, ParameterGroup, SupervisedTask, Task, hookimpl
+from flops_fit_core import (
+    ConfigError,
+    ModelSpec,
+    Options,
+    ParameterGroup,
+    SupervisedTask,
+    Task,
+    head_ladders,
+    hookimpl,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,7 +31,7 @@ class ViTOptions(Options):
     """Number of blocks."""
     head_dim: PositiveInt = 16
     """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that
-    divides the width evenly."""
+    divides the width evenly. Automatic sizes are multiples of it, so that all have heads of one size."""
     mlp_ratio: PositiveInt = 4
     """Hidden units of a block's feed-forward part over the width."""
     patch: PositiveInt = 4
@@ -127,6 +136,8 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         build=build_vit,
         size="width",
         multiple_of=4,
+        ladders=head_ladders,
+        heads=lambda options: (options.heads, options.width // options.heads),
         width=lambda options: options.width,
         flops_per_token=flops_per_image,
         parameter_groups=parameter_groups,

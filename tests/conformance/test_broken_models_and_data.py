@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flops_fit_core import ModelSpec, Options, ParameterGroup, hookimpl
+from flops_fit_core import Ladder, ModelSpec, Options, ParameterGroup, hookimpl
 from flops_fit_core.testing import ModelConformance
 
 class Lines(Options):
@@ -35,7 +35,7 @@ class Plugin:
     def flops_fit_models(self):
         yield ModelSpec(name="broken", options=Lines, build=build, size="width",
                         flops_per_token=lambda options, task: FLOPS, parameter_groups=GROUPS,
-                        width_scaled_options=SCALED)
+                        width_scaled_options=SCALED, ladders=LADDERS, heads=lambda options: HEADS)
 
 class TestBroken(ModelConformance):
     name = "broken"
@@ -75,6 +75,8 @@ def test_broken_models_are_caught(failures):
         "FLOPS": "6 * options.width * 4 * (options.width + task.vocab_size)",
         "GROUPS": "None",
         "SCALED": "None",
+        "LADDERS": "lambda options: [Ladder(multiple_of=4)]",
+        "HEADS": "(options.width // 4, 4)",
     }
     found = failures(
         MODEL,
@@ -89,6 +91,8 @@ def test_broken_models_are_caught(failures):
             "reads values while it is built": {"INIT": "self.start = float(torch.rand(1).sum())"},
             "insists on a device": {"INIT": "self.register_buffer('mask', torch.ones(3, device='cpu'))"},
             "reads values forward": {"FORWARD": "x = x if float(x.detach().sum()) > -1e9 else -x"},
+            "has heads that grow with the width": {"HEADS": "(4, options.width // 4)"},
+            "cannot be built along its ladder": {"INIT": "assert width % 8 == 0"},
             "does not grow": {"WIDTH": "8", "FLOPS": "6 * 8 * 4 * (8 + task.vocab_size)"},
             "forgets the backward pass": {"FLOPS": "2 * options.width * 4 * (options.width + task.vocab_size)"},
             "forgets the head": {"FLOPS": "6 * options.width * 4 * options.width"},
@@ -138,6 +142,8 @@ def test_broken_models_are_caught(failures):
         "draws from a generator of its own": {"test_its_state_is_all_there_is"},
         "remembers what it was evaluated on": {"test_an_evaluation_leaves_no_trace"},
         "draws random numbers when it is evaluated": {"test_an_evaluation_leaves_no_trace"},
+        "has heads that grow with the width": {"test_its_automatic_sizes_keep_their_heads"},
+        "cannot be built along its ladder": {"test_its_automatic_sizes_keep_their_heads"},
         "has a parameter without gradient": {"test_every_parameter_gets_a_gradient"},
         "detaches a parameter": {"test_every_parameter_gets_a_gradient"},
         "reads values while it is built": {
@@ -145,6 +151,7 @@ def test_broken_models_are_caught(failures):
             "test_the_meta_device_changes_no_shape",
             "test_a_larger_size_has_more_parameters",
             "test_it_can_be_tried_on_the_meta_device",
+            "test_its_automatic_sizes_keep_their_heads",
         },
         "insists on a device": {"test_it_is_built_on_the_meta_device"},
         "reads values forward": {"test_it_can_be_tried_on_the_meta_device"},

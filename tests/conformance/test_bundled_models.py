@@ -18,6 +18,11 @@ class TestGPTWithLearnedPositionsAndTiedEmbeddings(ModelConformance):
     options = {"width": 24, "depth": 1, "positions": "learned", "tied": True, "mlp_ratio": 2}
 
 
+class TestGPTOfDepthAndWidth(ModelConformance):
+    name = "gpt"
+    options = {"width": 32, "aspect_ratio": 8, "head_dim": 8}
+
+
 class TestMLPOnSamples(ModelConformance):
     name = "mlp"
     options = {"width": 24}

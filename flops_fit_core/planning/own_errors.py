@@ -1,0 +1,30 @@
+"""What a user's model raised, and where."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterable, Iterator
+from types import FrameType
+
+from flops_fit_core.errors import FlopsFitError
+
+
+def own_error(error: BaseException) -> str:
+    """The model's own error with its file and line: ``AssertionError: 12 heads (/home/me/model.py, line 7)``."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, FlopsFitError):
+        return str(error)
+    text = " ".join(str(error).split())
+    name = type(error).__name__
+    frames = list(_own_frames(traceback.walk_tb(error.__traceback__)))
+    place = f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
+    return f"{name}: {text}{place}" if text else f"{name}{place}"
+
+
+def _own_frames(frames: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[str, int]]:
+    """File and line of the frames that are neither ours nor torch's."""
+    for frame, line in frames:
+        module = str(frame.f_globals.get("__name__", ""))
+        if module.partition(".")[0] != "torch" and not module.startswith("flops_fit"):
+            yield frame.f_code.co_filename, line

@@ -1,0 +1,210 @@
+"""Which sizes of a model can be built, where its family does not declare it: found by trying."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from flops_fit_core.errors import FlopsFitError, PlanError
+from flops_fit_core.measure import Meter
+from flops_fit_core.planning.own_errors import own_error
+from flops_fit_core.planning.rungs import SizeGrid
+
+LARGEST_VALUE = 512
+"""Values of the size option from 1 to this are tried."""
+ANY_SIZE = (1, 2, 3, 5, 7, 13, 37, 97, 131, 193, 257, 389, 509)
+"""A model that works at all of these works at every size. Large primes too: of a model with ``size // 64`` heads,
+every small size works."""
+ANCHORS = (480, 504, 384, 440, 416, 512, 448, 400, 432, 408, 456, 460, 420, 360, 320, 256, 128, 64)
+"""Values with many divisors. One that works has the step that is looked for among its divisors."""
+MOST_ANCHORS = 4
+"""Of those that work."""
+MULTIPLES = (*range(1, 18), 19, 23, 31, 43, 61, 97, 131, 193, 257, 389, 509, 769, 1009)
+"""Multiples of a step that must work: those up to twice ``LARGEST_VALUE``, at least three."""
+LARGEST_RUN = 5_000_000
+"""Parameters up to which a forward pass is tried, for real: on the meta device some models cannot run."""
+SLOW = 0.2
+"""Seconds of one attempt from which no forward pass of a model as large is tried."""
+MOST_SECONDS = 60.0
+"""All attempts together."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What happened at one value of the size option."""
+
+    builds: bool
+    runs: bool
+    """Whether an example also went through ``forward`` and the loss."""
+    error: str = ""
+
+
+class SizeProbe:
+    """Builds a model at values of its size option, each once."""
+
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+        self.option = meter.model.spec.size
+        self.attempts: dict[int, Attempt] = {}
+        self.largest_run = LARGEST_RUN
+        self.seconds = 0.0
+
+    def attempt(self, size: int) -> Attempt:
+        """Build it on the meta device, then push an example through it. Raises PlanError after a minute."""
+        if size not in self.attempts:
+            if self.seconds > MOST_SECONDS:
+                raise PlanError(self._too_slow())
+            start = time.monotonic()
+            with _silence():
+                self.attempts[size] = self._attempt(size, start)
+            self.seconds += time.monotonic() - start
+        return self.attempts[size]
+
+    def _attempt(self, size: int, start: float) -> Attempt:
+        try:
+            measured = self.meter.at(size)
+        except FlopsFitError as error:
+            return Attempt(builds=False, runs=False, error=own_error(error))
+        params = measured.parameters.total
+        if params > self.largest_run or time.monotonic() - start > SLOW:
+            return Attempt(builds=True, runs=True)
+        try:
+            self.meter.check_fit(measured.options)
+        except FlopsFitError as error:
+            return Attempt(builds=True, runs=False, error=own_error(error))
+        if time.monotonic() - start > SLOW:
+            self.largest_run = params
+        return Attempt(builds=True, runs=True)
+
+    def _too_slow(self) -> str:
+        errors = [attempt.error for attempt in self.attempts.values() if attempt.error]
+        last = f" The last error was {errors[-1]}." if errors else ""
+        return (
+            f"model {self.meter.model.name!r}: {len(self.attempts)} values of {self.option} were tried for "
+            f"{self.seconds:.0f} s without finding out which can be built.{last} Write multiple_of, a number "
+            f"whose multiples can be built, or a list of sizes"
+        )
+
+    def failures(self) -> list[int]:
+        """Values at which it could not be built or run, in ascending order."""
+        return sorted(size for size, attempt in self.attempts.items() if not attempt.runs)
+
+
+def probe_sizes(meter: Meter) -> tuple[SizeGrid, list[str]]:
+    """The values of a model's size option that can be built, and a note where that is not every value.
+
+    It is the smallest step whose multiples all work, above a smallest size if there is one; otherwise powers of
+    two. A size works if it can be built and an example goes through it. If no size runs, for another reason than
+    its size, those that can be built are taken.
+
+    Raises PlanError with the model's own error if no size can be built.
+    """
+    probe = SizeProbe(meter)
+    checks: tuple[Callable[[int], bool], ...] = (
+        lambda size: probe.attempt(size).runs,
+        lambda size: probe.attempt(size).builds,
+    )
+    for works in checks:
+        if all(works(size) for size in ANY_SIZE):
+            return SizeGrid(), []
+        grid = _find_grid(works)
+        if grid is not None:
+            return grid, [_note(probe, grid)]
+    raise PlanError(_no_size(probe))
+
+
+def _find_grid(works: Callable[[int], bool]) -> SizeGrid | None:
+    anchors = list(itertools.islice(filter(works, ANCHORS), MOST_ANCHORS))
+    if not anchors:
+        steps = [size for size in range(1, LARGEST_VALUE + 1) if works(size)]
+    else:
+        steps = sorted({step for anchor in anchors for step in range(1, anchor + 1) if anchor % step == 0})
+    for step in steps:
+        # One attempt rules out most: a multiple of the step follows each anchor.
+        if all(works((anchor // step + 1) * step) for anchor in anchors):
+            first = _first_multiple(step, works)
+            if first is not None:
+                return SizeGrid(step, first)
+    return _find_doubling(works)
+
+
+def _first_multiple(step: int, works: Callable[[int], bool]) -> int | None:
+    """The smallest multiple from which on all that are tried work; None where there are not three of them."""
+    tried = [step * times for times in MULTIPLES if times <= 3 or step * times <= 2 * LARGEST_VALUE]
+    working: list[int] = []
+    for size in tried:
+        if works(size):
+            working.append(size)
+        elif working:
+            return None
+    if len(working) < 3:
+        return None
+    first = working[0]
+    while first > step and first - step not in tried and works(first - step):
+        first -= step
+    return first
+
+
+def _find_doubling(works: Callable[[int], bool]) -> SizeGrid | None:
+    first = next((size for size in range(1, LARGEST_VALUE // 8 + 1) if works(size)), None)
+    if first is None or not all(works(first * 2**times) for times in range(1, 5)):
+        return None
+    return SizeGrid(first, first, doubling=True)
+
+
+def _note(probe: SizeProbe, grid: SizeGrid) -> str:
+    sizes = f"multiples of {grid.step}" + (f" from {grid.first} on" if grid.first > grid.step else "")
+    if grid.doubling:
+        sizes = f"{grid.first} times a power of two" if grid.first > 1 else "powers of two"
+    failures = probe.failures()
+    last = failures[-1]
+    return (
+        f"values of {probe.option} are {sizes}: these can be built. At {probe.option} = {last}: "
+        f"{probe.attempts[last].error}. Write multiple_of, or a list of sizes, to decide it yourself"
+    )
+
+
+def _no_size(probe: SizeProbe) -> str:
+    failures = [size for size in probe.failures() if size <= LARGEST_VALUE]
+    errors: dict[str, int] = {}
+    for size in (*failures[::-1], *failures):  # a large size is the least likely to be too small
+        errors.setdefault(probe.attempts[size].error, size)
+    shown = [f"  {probe.option} = {size}: {error}" for error, size in list(errors.items())[:2]]
+    worked = [size for size, attempt in probe.attempts.items() if attempt.builds]
+    found = f"it can be built at {_listed(sorted(worked))} only" if worked else "it cannot be built at any"
+    tried = _listed(failures or sorted(worked))
+    name = probe.meter.model.name
+    first = f"model {name!r}: tried {probe.option} = {tried}, and {found}, so no sizes can be chosen:"
+    last = "Change the model or its arguments, or write a list of sizes that can be built"
+    return "\n".join([first, *shown, last])
+
+
+def _listed(sizes: list[int]) -> str:
+    """``1 to 4, 8, 12``"""
+    spans: list[list[int]] = []
+    for size in sizes:
+        if spans and size == spans[-1][1] + 1:
+            spans[-1][1] = size
+        else:
+            spans.append([size, size])
+    texts = [
+        f"{low} to {high}" if high > low + 1 else ", ".join(map(str, sorted({low, high}))) for low, high in spans
+    ]
+    return ", ".join(texts if len(texts) <= 24 else [*texts[:20], "...", texts[-1]])
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Without what a model prints and warns of while it is tried."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,189 @@
+"""The rungs of one ladder: sizes that can be built, log-spaced in N."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from flops_fit_core.config import Chosen, Sweep
+from flops_fit_core.errors import FlopsFitError, PlanError, PluginError
+from flops_fit_core.measure import Measured, Meter
+from flops_fit_core.planning.own_errors import own_error
+from flops_fit_core.specs import Ladder, ModelSpec, Options
+
+TRIES = 16
+"""How often a family that scales itself is asked for one N."""
+
+
+@dataclass(frozen=True)
+class SizeGrid:
+    """Values of the size option that can be built."""
+
+    step: int = 1
+    """They are multiples of this."""
+    first: int = 1
+    """The smallest of them."""
+    doubling: bool = False
+    """Whether only ``first`` times powers of two can be built."""
+
+    @classmethod
+    def multiples(cls, step: int) -> SizeGrid:
+        """All multiples of a number."""
+        return cls(step, step)
+
+
+class Rungs:
+    """Finds the sizes of one ladder for a budget. Measures sizes on the meta device."""
+
+    def __init__(
+        self,
+        model: Chosen[ModelSpec],
+        sweep: Sweep,
+        meter: Meter,
+        ladder: Ladder,
+        grid: SizeGrid | None = None,
+        expected_params: Callable[[float], float] | None = None,
+    ) -> None:
+        self.model = model.with_options(**ladder.options) if ladder.options else model
+        self.sweep = sweep
+        self.meter = meter
+        self.ladder = ladder
+        self.grid = grid or SizeGrid.multiples(ladder.multiple_of)
+        self.expected_params = expected_params
+        self.of_user = grid is not None or sweep.multiple_of is not None
+        """Whether the family does not declare the sizes, so that one that cannot be built is not its fault."""
+        self._found: dict[float, list[Measured]] = {}
+
+    def for_budget(self, budget: float) -> list[Measured]:
+        """The rungs around a budget's expected N_opt, smallest first; fewer where no more can be built."""
+        if budget not in self._found:
+            self._found[budget] = self._around(self.center(budget))
+        return self._found[budget]
+
+    def at(self, size: int) -> Measured:
+        """The model with its size option set to ``size``. Raises PlanError, PluginError."""
+        try:
+            return self.meter.at(size, **self.ladder.options)
+        except PluginError as error:
+            if not self.of_user:
+                raise
+            raise PlanError(
+                f"model {self.model.name!r} cannot be built at {self.model.spec.size} = {size}: "
+                f"{own_error(error)}. Write multiple_of, a number whose multiples can be built, or a list of sizes"
+            ) from error
+
+    def center(self, budget: float) -> float:
+        """N_opt of a budget, as an earlier fit or ``sweep.tokens_per_param`` predicts it."""
+        if self.expected_params is not None:
+            return self.expected_params(budget)
+        ratio = self.sweep.tokens_per_param
+        params = math.sqrt(budget / (6 * ratio))
+        for _ in range(8):
+            # FLOPs of this size trained at the guessed ratio; C grows about as N squared.
+            near = self._nearest(params)
+            planned = near.count.flops_per_token * ratio * near.params
+            params = near.params * math.sqrt(budget / planned)
+        return params
+
+    def _around(self, center: float) -> list[Measured]:
+        wanted = self.sweep.sizes
+        assert isinstance(wanted, int)
+        log_ratio = math.log(self.sweep.size_ratio)
+        middle = round(math.log(center) / log_ratio)
+        rungs: dict[int, Measured] = {}
+        reach = wanted
+        while True:
+            for k in range(middle - reach, middle + reach + 1):
+                near = self._nearest(math.exp(k * log_ratio))
+                rungs.setdefault(near.params, near)
+            # Where small sizes round to the same one, look further up for enough different ones.
+            if len(rungs) >= 2 * wanted or reach > 8 * wanted:
+                break
+            reach *= 2
+        ladder = sorted(rungs.values(), key=lambda measured: measured.params)
+        starts = range(max(1, len(ladder) - wanted + 1))
+        best = min(starts, key=lambda s: abs(mean_log(ladder[s : s + wanted]) - math.log(center)))
+        return ladder[best : best + wanted]
+
+    def _nearest(self, params: float) -> Measured:
+        """The size that can be built whose N is nearest, on a log scale."""
+        if self.ladder.scale is not None:
+            return self._scaled(params)
+        if self.grid.doubling:
+            return self._doubled(params)
+        step = self.grid.step
+        low, high = self.at(self.grid.first), None
+        low_size, high_size = self.grid.first, self.grid.first
+        while high is None or high.params < params:
+            if high is not None:
+                low, low_size = high, high_size
+            high_size *= 4
+            high = self.at(high_size)
+        while high_size - low_size > step and low.params < params:
+            size = self._between(params, low_size, low.params, high_size, high.params)
+            measured = self.at(size)
+            if measured.params <= params:
+                low, low_size = measured, size
+            else:
+                high, high_size = measured, size
+            if low.params < params and high_size - low_size > step:
+                # The interpolated size is nearly right: its neighbour usually closes the bracket.
+                size = low_size + step if measured is low else high_size - step
+                measured = self.at(size)
+                if measured.params <= params:
+                    low, low_size = measured, size
+                else:
+                    high, high_size = measured, size
+        return min((low, high), key=lambda measured: abs(math.log(measured.params / params)))
+
+    def _doubled(self, params: float) -> Measured:
+        size = self.grid.first
+        low = high = self.at(size)
+        while high.params < params:
+            size *= 2
+            low, high = high, self.at(size)
+        return min((low, high), key=lambda measured: abs(math.log(measured.params / params)))
+
+    def _scaled(self, params: float) -> Measured:
+        """The same of a family that scales itself. Its N may be another than the FLOPs counter's (of all experts,
+        of another vocabulary), so it is asked for more or for less until the counter's is about ``params``."""
+        low, high, asked, found = 0.0, math.inf, params, []
+        for _ in range(TRIES):
+            found.append(self._labelled(self._scaled_options(max(1, round(asked)))))
+            if found[-1].params == round(params):
+                break
+            if found[-1].params < params:
+                low = asked
+            else:
+                high = asked
+            asked = math.sqrt(low * high) if 0 < low < high < math.inf else 4 * low if low else high / 4
+        return min(found, key=lambda measured: abs(math.log(measured.params / params)))
+
+    def _scaled_options(self, target_params: int) -> Options:
+        assert self.ladder.scale is not None
+        try:
+            return self.ladder.scale(self.model.options, target_params)
+        except FlopsFitError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"model {self.model.name!r} ({self.model.offer.source}): scale to {target_params:,} parameters: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _labelled(self, options: Options) -> Measured:
+        measured = self.meter.measure(options)
+        return measured if self.ladder.label is None else replace(measured, size=self.ladder.label(options))
+
+    def _between(self, params: float, low: int, low_params: int, high: int, high_params: int) -> int:
+        """A multiple of the step strictly between two sizes, by log-log interpolation."""
+        step = self.grid.step
+        share = math.log(params / low_params) / max(1e-9, math.log(high_params / low_params))
+        size = round(math.exp(math.log(low) + share * math.log(high / low)) / step) * step
+        return min(max(size, low + step), high - step)
+
+
+def mean_log(rungs: list[Measured]) -> float:
+    """Mean of ln N."""
+    return math.fsum(math.log(measured.params) for measured in rungs) / len(rungs)
