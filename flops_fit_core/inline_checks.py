@@ -42,7 +42,7 @@ FORMS = {
 
 def find_loss_form(
     task: CustomTask,
-    model: nn.Module,
+    model: nn.Module | None,
     batches: Sequence[Batch],
     *,
     stated: Reduction | None,
@@ -52,13 +52,16 @@ def find_loss_form(
 
     Args:
         task: Of the data.
-        model: A small model of the study, on the CPU, in evaluation mode. Its values may change.
+        model: A small model of the study, on the CPU, in evaluation mode. Its values may change. None if there is
+            no small one: then the user has to state what cannot be tried.
         batches: A few batches of training samples.
         stated: The form of the loss function by the user's word.
         copy_task: Whether the model is meant to see its targets.
 
     Raises DataError if the model sees its targets and is not meant to, or if the loss has no known form.
     """
+    if model is None:
+        return _untested_form(task, batches, stated=stated, copy_task=copy_task)
     batch = batches[0] if len(task.targets_of(batches[0])) > 1 or len(batches) < 2 else batches[1]
     small = _first_samples(batch, 3) if task.targets_of(batch).numel() > 4096 else batch
     _check_outputs(task, model, small, stated)
@@ -72,6 +75,19 @@ def find_loss_form(
     if copy_task:
         return form
     return _check_targets(task, model, batches)
+
+
+def _untested_form(
+    task: CustomTask, batches: Sequence[Batch], *, stated: Reduction | None, copy_task: bool
+) -> LossForm:
+    if task.loss_fn is not None and stated is None:
+        raise DataError(
+            "the study has no model that is small enough to find the form of loss_fn: pass loss_reduction='mean', "
+            "'sum', 'sample-mean', 'sample-sum' or 'batch'"
+        )
+    if not copy_task and relation_of(task, batches) == "copy":
+        raise DataError(f"the targets are the inputs. To predict the next token, {SHIFT}. {COPY}")
+    return LossForm(stated or "sum")
 
 
 def _check_outputs(task: CustomTask, model: nn.Module, batch: Batch, stated: Reduction | None) -> None:

@@ -306,7 +306,7 @@ class InlineDataset:
         items = self.sized_items[: count * PROBED]
         return [self._collated(items[first : first + PROBED], (-2, 0)) for first in range(0, len(items), PROBED)]
 
-    def complete(self, model: nn.Module) -> Mapping[str, Any]:
+    def complete(self, model: nn.Module | None) -> Mapping[str, Any]:
         """How a batch becomes a loss, by passing a few samples through a model on the CPU.
 
         Raises DataError for targets that the model sees, and for a loss of no known form.

@@ -243,6 +243,16 @@ def test_a_model_that_returns_its_loss_is_refused_unless_the_loss_is_of_whole_ba
     assert 2.5 < result(tmp_path, OwnLoss, dataset=list(ROWS), fingerprint="own", **given).loss < 3.5
 
 
+def test_data_of_a_study_without_a_small_model_are_checked_without_one(tmp_path, monkeypatch):
+    monkeypatch.setattr("flops_fit_core.planning.completion.LARGEST_BUILT", 10)
+    study(tmp_path)
+    with pytest.raises(DataError, match="targets are the inputs"):
+        study(tmp_path, dataset=list(ROWS))
+    with pytest.raises(DataError, match="loss_reduction="):
+        study(tmp_path, loss_fn=LOSSES["mean"], fingerprint="mean")
+    assert study(tmp_path, loss_fn=LOSSES["mean"], fingerprint="mean", loss_reduction="mean").plan.runs
+
+
 # ---------------------------------------------------------------------------- padding
 
 

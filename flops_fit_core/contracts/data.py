@@ -80,8 +80,9 @@ class SampledDataset(Protocol):
 class CompletedDataset(Protocol):
     """A dataset with options that depend on a model, such as the form of its loss. Optional."""
 
-    def complete(self, model: nn.Module) -> Mapping[str, Any]:
-        """Options to set, found by passing a few samples through a model of the study on the CPU.
+    def complete(self, model: nn.Module | None) -> Mapping[str, Any]:
+        """Options to set, found by passing a few samples through a model of the study on the CPU. None: all of
+        them are too large for that.
 
         Raises DataError, stating the choices, for data that no option makes right.
         """

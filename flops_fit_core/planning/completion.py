@@ -33,23 +33,17 @@ def complete_dataset(experiment: Experiment, dataset: Dataset) -> tuple[Experime
     """
     if not isinstance(dataset, CompletedDataset):
         return experiment, dataset
-    automatic = isinstance(experiment.sweep.sizes, int)
     too_large = False
-    for options in _candidates(experiment):
+    for options, is_listed in _candidates(experiment):
         try:
             model = _small_model(experiment, options, dataset.task)
             if model is not None:
                 return _with_options(experiment, _completed(experiment, dataset, model))
             too_large = True
         except PlanError:
-            if not automatic:
+            if is_listed:
                 raise
-    if too_large:
-        raise PlanError(
-            f"model {experiment.model.name!r} has more than {LARGEST_BUILT:,} parameters at its smallest size, "
-            f"too many to try the data and the loss on: write a dataset plugin, whose task states its loss"
-        )
-    return experiment, dataset
+    return _with_options(experiment, dict(dataset.complete(None))) if too_large else (experiment, dataset)
 
 
 def _with_options(experiment: Experiment, options: Mapping[str, Any]) -> tuple[Experiment, Dataset]:
@@ -98,16 +92,15 @@ def _small_model(experiment: Experiment, options: Options, task: Task) -> nn.Mod
         ) from error
 
 
-def _candidates(experiment: Experiment) -> Iterator[Options]:
-    """Options of the smallest size that is listed; of an automatic ladder, small multiples of its step."""
-    spec, sizes = experiment.model.spec, experiment.sweep.sizes
+def _candidates(experiment: Experiment) -> Iterator[tuple[Options, bool]]:
+    """The smallest size that is listed, then small multiples of the family's step; and whether it is listed."""
+    model, sizes = experiment.model, experiment.sweep.sizes
     if isinstance(sizes, tuple):
-        listed = [experiment.model.with_options(**changes).options for changes in sizes]
-        yield min(listed, key=lambda options: _number(getattr(options, spec.size)))
-        return
-    step = experiment.sweep.multiple_of or spec.multiple_of
+        listed = [model.with_options(**changes).options for changes in sizes]
+        yield min(listed, key=lambda options: _number(getattr(options, model.spec.size))), True
+    step = experiment.sweep.multiple_of or model.spec.multiple_of
     for multiple in MULTIPLES:
-        yield experiment.model.with_options(**{spec.size: multiple * step}).options
+        yield model.with_options(**{model.spec.size: multiple * step}).options, False
 
 
 def _number(size: Any) -> float:
