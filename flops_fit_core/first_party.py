@@ -75,15 +75,18 @@ def with_imports(files: Iterable[Path]) -> set[Path]:
     """The files, and the first-party files that they import, directly or not."""
     closure: set[Path] = set()
     queue = list(files)
+    roots = tuple(sorted(map(_root, queue)))
     while queue:
         file = queue.pop()
         if file not in closure and file.suffix == ".py" and file.is_file():
             closure.add(file)
-            queue += _imported_by(file)
+            queue += _imported_by(file, roots)
     return closure
 
 
-def imported_files(module: str, names: Iterable[str], level: int, folder: Path) -> Iterator[Path]:
+def imported_files(
+    module: str, names: Iterable[str], level: int, folder: Path, roots: tuple[Path, ...] = ()
+) -> Iterator[Path]:
     """The first-party files that an import statement binds names of.
 
     Args:
@@ -91,8 +94,9 @@ def imported_files(module: str, names: Iterable[str], level: int, folder: Path) 
         names: The names after ``import`` in ``from module import names``; empty for ``import module``.
         level: The number of leading dots.
         folder: The folder of the importing file.
+        roots: Folders that importing the user's code puts on Python's path.
     """
-    places = _locate(module, level, folder)
+    places = _locate(module, level, folder, roots)
     if not names:
         yield from (place.file for place in places if place.file is not None)
         return
@@ -143,7 +147,7 @@ class _Place(NamedTuple):
     folders: tuple[Path, ...] = ()
 
 
-def _locate(module: str, level: int, folder: Path) -> list[_Place]:
+def _locate(module: str, level: int, folder: Path, roots: tuple[Path, ...]) -> list[_Place]:
     """The first-party packages that a module is in, and the module last; empty if it is not first-party."""
     parts = module.split(".") if module else []
     if level:
@@ -152,7 +156,7 @@ def _locate(module: str, level: int, folder: Path) -> list[_Place]:
         init = folder / "__init__.py"
         places = [_Place(init if init.exists() else None, (folder,))]
     else:
-        top = _find_top(parts[0], folder)
+        top = _find_top(parts[0], (*roots, _root(folder / "x.py")))
         if top is None:
             return []
         places, parts = [top], parts[1:]
@@ -175,11 +179,11 @@ def _submodule(place: _Place, name: str) -> _Place | None:
     return None
 
 
-def _find_top(name: str, folder: Path) -> _Place | None:
-    """A top-level module where Python finds it; otherwise beside the package or file that imports it."""
+def _find_top(name: str, roots: tuple[Path, ...]) -> _Place | None:
+    """A top-level module where Python finds it; otherwise beside the packages or files that import it."""
     if name in sys.stdlib_module_names or not is_first_party(name):
         return None
-    place = _installed_place(name, tuple(sys.path)) or _submodule(_Place(None, (_root(folder / "x.py"),)), name)
+    place = _installed_place(name, tuple(sys.path)) or _submodule(_Place(None, roots), name)
     if place is None or not all(is_first_party_file(file) for file in (place.file, *place.folders) if file):
         return None
     return place
@@ -200,12 +204,14 @@ def _installed_place(name: str, path: tuple[str, ...]) -> _Place | None:
 # ---------------------------------------------------------------------------- one file
 
 
-def _imported_by(file: Path) -> list[Path]:
+def _imported_by(file: Path, roots: tuple[Path, ...]) -> list[Path]:
     """The first-party files that a file imports, also in its functions; all of its package, if it imports by a
     computed name."""
     _, imports, is_computed = _parsed(file)
     files = [
-        path for module, names, level in imports for path in imported_files(module, names, level, file.parent)
+        path
+        for module, names, level in imports
+        for path in imported_files(module, names, level, file.parent, roots)
     ]
     return [*files, *package_files(file)] if is_computed else files
 

@@ -184,6 +184,23 @@ def test_an_edit_of_an_imported_file_makes_other_runs_and_its_docstring_does_not
     assert identity(import_path=f"{moved}/ownfiles/model.py:make") == before
 
 
+def test_the_hash_does_not_depend_on_what_was_imported_before(tmp_path, monkeypatch):
+    """Importing a file puts its folder on the path, behind what is there: for what other packages import, too."""
+    work, other = tmp_path / "work", tmp_path / "other"
+    for folder in (work, other / "ownother"):
+        folder.mkdir(parents=True)
+    monkeypatch.syspath_prepend(other)
+    (other / "ownother" / "__init__.py").write_text("from ownshared import Linear\n")
+    (work / "ownshared.py").write_text("from torch.nn import Linear\n")
+    (work / "ownstart.py").write_text("from ownother import Linear\ndef make(width): return Linear(width, 2)\n")
+    options = {"import_path": f"{work}/ownstart.py:make"}
+    before = identity(**options)
+    assert built(**options, size=3).in_features == 3
+    assert identity(**options) == before
+    (work / "ownshared.py").write_text("from torch.nn import Linear\nOTHER = 1\n")
+    assert identity(**options) != before
+
+
 def test_a_file_that_imports_by_a_computed_name_counts_with_its_package(tmp_path):
     package = tmp_path / "owncomputed"
     package.mkdir()
