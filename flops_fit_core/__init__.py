@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from flops_fit_core.config import Chosen, Experiment
     from flops_fit_core.contracts import (
         Batch,
+        BatchCount,
+        CountingTask,
         Dataset,
         Device,
         Executor,
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
         ResultStore,
         RunParts,
         RunView,
+        SampledDataset,
+        SampleSize,
         Schedule,
         SeveralHeldOutSets,
         Task,
@@ -106,6 +110,8 @@ _HOMES = {
     "config": ("Chosen", "Experiment"),
     "contracts": (
         "Batch",
+        "BatchCount",
+        "CountingTask",
         "Dataset",
         "Device",
         "Executor",
@@ -121,6 +127,8 @@ _HOMES = {
         "ResultStore",
         "RunParts",
         "RunView",
+        "SampleSize",
+        "SampledDataset",
         "Schedule",
         "SeveralHeldOutSets",
         "Task",
@@ -195,8 +203,10 @@ _HOME = {name: room for room, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Batch",
+    "BatchCount",
     "Chosen",
     "ConfigError",
+    "CountingTask",
     "DataError",
     "Dataset",
     "DatasetSpec",
@@ -256,6 +266,8 @@ __all__ = [
     "RunSpec",
     "RunView",
     "Runtime",
+    "SampleSize",
+    "SampledDataset",
     "Schedule",
     "ScheduleSpec",
     "SeveralHeldOutSets",

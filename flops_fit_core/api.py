@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from flops_fit_core.inline import (
 )
 from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
 from flops_fit_core.inline_streams import SeededStream
+from flops_fit_core.model_check import compare_model_check, with_model_check
 from flops_fit_core.planning import WARNING, make_plan
 from flops_fit_core.records import LawFit, Observation, SweepPlan
 from flops_fit_core.registry import Registry, installed
@@ -56,6 +58,7 @@ def plan_study(source: Source, *, registry: Registry | None = None, out: str | P
     folder = study_folder(out, experiment.name)
     experiment = folder.with_own_planner(experiment, registry)
     sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
+    sweep = with_model_check(experiment, sweep, folder.path)
     return Study(sweep, registry, folder, experiment=experiment)
 
 
@@ -125,7 +128,7 @@ def find_optimal(
     optimizer: Any = "sgd",
     schedule: Any = None,
     recipe: Any = "default",
-    flops: Any = "chinchilla",
+    flops: Any = None,
     trainer: Any | None = None,
     device: Any = "auto",
     store: Any = "sqlite",
@@ -168,7 +171,8 @@ def find_optimal(
         seeds, repeat, min_steps: See ``[sweep]`` in docs/experiment-file.md.
         optimizer: Name, ``{"name": ..., option: ...}``, an OptimizerSpec, or ``make(parameters)`` such as
             ``torch.optim.Adam``. SGD at 0.01 unless said otherwise.
-        flops: Name, table, spec, or ``count(module)`` -> training FLOPs a token.
+        flops: Name, table, spec, or ``count(module)`` -> training FLOPs a token. By default ``chinchilla``
+            (6 N D) for sequences of tokens with a target at each, and ``traced`` for everything else.
         store: Name, table, spec, or a ResultStore.
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, a torch.device, table or spec.
         schedule: Name, table or spec; by default the optimizer's, which for most is cosine.
@@ -232,8 +236,11 @@ def find_optimal(
     )
     folder = study_folder(output_dir, name)
     experiment = folder.with_own_planner(experiment, whole)
+    sweep = make_plan(experiment)
+    if note := compare_model_check(experiment, sweep, folder.path):
+        warnings.warn(note, stacklevel=2)
     study = Study(
-        make_plan(experiment),
+        sweep,
         whole,
         folder,
         experiment=experiment,

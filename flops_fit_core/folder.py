@@ -2,6 +2,7 @@
 
     experiment.json   what the user set, as validated
     plan.json         what was resolved
+    model_check.json  what its smallest model gave on a batch of 2
     plugins.json      which plugins took part that are not installed
     results.*         the store's
     checkpoints/      while they are needed

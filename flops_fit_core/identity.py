@@ -1,99 +1,503 @@
 """What identifies Python objects in a run: equal in every process, other where other results are to be expected.
 
-Of a callable, its qualified name, source text, JSON-able defaults, closure values and keyword arguments; of a
-dataset's item, its numbers.
+Of a function or class of the user's own: its syntax tree, what it closes over, its defaults, and in the same way
+every global variable, base class and import that its code uses. What is installed counts by its name.
 """
 
 from __future__ import annotations
 
+import ast
+import builtins
 import contextlib
-import hashlib
+import importlib
 import inspect
+import re
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextvars import ContextVar
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import cached_property, partial, partialmethod
-from pathlib import PurePath
-from pickle import PickleError
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from pathlib import Path, PurePath
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from typing import Any, get_args, get_origin
 
+from flops_fit_core.code_names import global_names, imports, reads_attribute
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.first_party import (
+    hash_files,
+    imported_files,
+    is_first_party,
+    package_files,
+    with_imports,
+)
+from flops_fit_core.item_hash import hash_item, qualified_name, state_of, unidentified
 from flops_fit_core.records import canonical_json, content_hash
+from flops_fit_core.source_lookup import ClassTree, class_tree, function_tree, source_file, source_tree
+from flops_fit_core.syntax import hash_syntax
 
-_WITHIN: ContextVar[tuple[int, ...]] = ContextVar("_WITHIN", default=())
-"""What is being identified, outermost first, by ``id``."""
+__all__ = ["hash_item", "identify_callable", "identify_value", "qualified_name", "unidentified"]
+
+_BUILT_IN = (Mapping, list, tuple, set, frozenset, int, float, str, bytes)
+_OF_MODULES = {
+    "__builtins__",
+    "__cached__",
+    "__doc__",
+    "__file__",
+    "__loader__",
+    "__name__",
+    "__package__",
+    "__path__",
+}
+_COMPUTED_IMPORTS = {("importlib", "import_module"), ("sys", "modules")}
+_DEVICE = re.compile(r"(auto|cpu|cuda|hip|hpu|mps|tpu|xla|xpu)(:\d+)?")
 
 
 def identify_callable(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str) -> str:
-    """A hash of what a callable is: its name, source, defaults, closure and keyword arguments; of a class,
-    those of its base classes too.
+    """A hash of a callable with its keyword arguments and of the user's own code that it reaches.
 
     Raises ConfigError, asking for ``fingerprint=``, where something it depends on cannot be identified.
     """
-    return _once(function, lambda: _identify(function, kwargs, what))
+    graph = _Graph(what)
+    return graph.hash([graph.plain(dict(kwargs)), graph.reference(function)])
 
 
-def _once(thing: Any, identify: Callable[[], str]) -> str:
-    """The identity; of what is being identified already (a function that calls itself, or super(Net, self)), how
-    far outwards that is."""
-    within = _WITHIN.get()
-    if id(thing) in within:
-        return f"{len(within) - within.index(id(thing))} outwards"
-    token = _WITHIN.set((*within, id(thing)))
-    try:
-        return identify()
-    finally:
-        _WITHIN.reset(token)
+def identify_value(value: Any, what: str) -> str:
+    """A hash of a callable, of a torch module (its classes, weights and what else it holds) or of a value that
+    has JSON.
+
+    Raises ConfigError as :func:`identify_callable` does.
+    """
+    graph = _Graph(what)
+    return graph.hash(graph.plain(value))
 
 
-def _identify(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str) -> str:
-    if isinstance(function, partial):
-        inner = identify_callable(function.func, {**function.keywords, **kwargs}, what)
-        return content_hash([inner, _plain(list(function.args), what)])
-    function = _undecorated(function)
-    parts: list[Any] = [_plain(dict(kwargs), what)]
-    if isinstance(function, MethodType):
-        parts += [identify_callable(function.__func__, {}, what), _identify_holder(function.__self__, what)]
-    elif isinstance(function, type):
-        parts += [qualified_name(function), *(_describe(one, what) for one in function.__mro__ if _is_own(one))]
-    elif isinstance(function, FunctionType | BuiltinFunctionType):
-        parts.append(_describe(function, what) if _is_own(function) else qualified_name(function))
-        holder = getattr(function, "__self__", None)
-        if holder is not None and not isinstance(holder, type | ModuleType):  # {...}.get
-            parts.append(_plain(holder, what))
-    else:  # an object with __call__: its class and what it holds
-        parts += [identify_callable(type(function), {}, what), _plain(_state(function, what), what)]
-    return content_hash(parts)
+class _Graph:
+    """Objects and what they refer to, numbered as they are met, so that circles end."""
 
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._numbers: dict[Any, int] = {}
+        self._contents: list[Any] = []
+        self._queue: deque[tuple[int, Callable[[], Any], bool]] = deque()
+        self._alive: list[Any] = []  # the id of an object that is gone may come again
+        self._files: dict[str, str] = {}
+        self._is_strict = True
+        """Whether what cannot be identified is an error: what was given, not what its code names."""
 
-def _identify_holder(holder: Any, what: str) -> str:
-    """Of what a method is bound to: as any value, and of another object its class and what it holds."""
-    try:
-        return identify_value(holder, what)
-    except ConfigError:
-        if not hasattr(holder, "__dict__") or callable(holder):
-            raise
-    return content_hash([identify_callable(type(holder), {}, what), _plain(_state(holder, what), what)])
+    def hash(self, root: Any) -> str:
+        """The hash of what a reference leads to."""
+        while self._queue:  # a queue rather than recursion: chains of references can be long
+            number, describe, self._is_strict = self._queue.popleft()
+            try:
+                self._contents[number] = describe()
+            except ConfigError:
+                raise
+            except Exception as error:  # code and objects of the user's own may raise anything
+                raise unidentified(self._what, f"{type(error).__name__}: {error}") from error
+        return content_hash([root, self._contents])
 
+    def _node(self, key: Any, describe: Callable[[], Any]) -> list[Any]:
+        if key not in self._numbers:
+            self._numbers[key] = len(self._contents)
+            self._queue.append((len(self._contents), describe, self._is_strict))
+            self._contents.append(None)
+        return ["#", self._numbers[key]]
 
-def _state(thing: Any, what: str) -> Any:
-    """What an object holds, in slots too; of one that is not made in Python, what pickle makes it again from."""
-    state = object.__getstate__(thing) or getattr(thing, "__dict__", None)
-    if not state and not isinstance(inspect.getattr_static(type(thing), "__call__", None), FunctionType):
+    def _object(self, thing: Any, describe: Callable[[Any], Any]) -> list[Any]:
+        self._alive.append(thing)
+        return self._node(id(thing), partial(describe, thing))
+
+    @contextlib.contextmanager
+    def _lenient(self) -> Iterator[None]:
+        before, self._is_strict = self._is_strict, False
         try:
-            return thing.__reduce_ex__(2)
-        except (TypeError, PickleError):
-            raise unidentified(what, f"{thing!r} does not show what it holds") from None
-    return state or {}
+            yield
+        finally:
+            self._is_strict = before
+
+    # ------------------------------------------------------------------ values
+
+    def plain(self, value: Any) -> Any:
+        """JSON-able stand-in for a value. Raises ConfigError if it cannot be identified."""
+        if isinstance(value, Enum):
+            kind = self.reference(type(value))
+            return [kind, f"{qualified_name(value)}.{value.name}", self._identifiable({"value": value.value})]
+        if isinstance(value, _BUILT_IN) and type(value).__module__ != "builtins" and is_users(type(value)):
+            return [self.reference(type(value)), self._plain_built_in(value)]  # a named tuple, a dict with methods
+        return self._plain_built_in(value)
+
+    def _plain_built_in(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): self.plain(item) for key, item in value.items()}
+        if isinstance(value, list | tuple | set | frozenset):
+            items = [self.plain(item) for item in value]
+            return sorted(items, key=repr) if isinstance(value, set | frozenset) else items
+        if isinstance(value, ModuleType):
+            return self._module(value)
+        if callable(value):
+            return self.reference(value)
+        if hasattr(value, "dtype") and hasattr(value, "shape"):
+            return hash_item(value, self._what)
+        try:
+            canonical_json(value)
+        except (TypeError, ValueError):
+            return self._without_json(value)
+        return value
+
+    def _without_json(self, value: Any) -> Any:
+        if _shows_itself(value):
+            return qualified_name(value) if type(value).__module__ == "dataclasses" else repr(value)
+        if is_dataclass(value) or (not self._is_strict and is_users(type(value))) or _is_namespace(value):
+            return self._object(value, self._describe_object)
+        raise unidentified(self._what, f"{value!r} has no JSON")
+
+    def _identifiable(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Of those values that have one, the identity."""
+        found = {}
+        with self._lenient():
+            for name in sorted(values):
+                with contextlib.suppress(ConfigError):
+                    found[name] = self.plain(values[name])
+        return found
+
+    def _plain_or_name(self, value: Any) -> Any:
+        """Outside of what was given, what cannot be identified counts by its type."""
+        try:
+            return self.plain(value)
+        except ConfigError:
+            if self._is_strict:
+                raise
+            return ["a", qualified_name(type(value))]
+
+    def _callables(self, value: Any) -> Any:
+        """The user's own functions and classes in a container: of a registry or cache, what does not change with
+        use."""
+        if isinstance(value, Mapping):
+            inner = {str(key): self._callables(item) for key, item in value.items()}
+            return {key: item for key, item in sorted(inner.items()) if item}
+        if isinstance(value, list | tuple | set | frozenset):
+            return sorted(filter(None, map(self._callables, value)), key=repr)
+        if not isinstance(value, type | FunctionType | partial):
+            return None
+        with contextlib.suppress(ConfigError):  # a partial's arguments
+            return self.reference(value)
+
+    # ------------------------------------------------------------------ callables
+
+    def reference(self, function: Any) -> Any:
+        """What stands for a callable: the number of a node, or the name of what is not the user's own."""
+        if isinstance(function, partial):
+            arguments = self.plain([list(function.args), dict(function.keywords)])
+            return ["partial", self.reference(function.func), arguments]
+        function = _undecorated(function)
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(function, torch.nn.Module):
+            return self._object(function, self._describe_network)
+        if isinstance(function, MethodType):
+            return ["method", self.reference(function.__func__), self._holder(function.__self__)]
+        if isinstance(function, type):
+            return self._object(function, self._describe_class) if is_users(function) else qualified_name(function)
+        if isinstance(function, FunctionType):
+            is_own = is_users(function)
+            return self._object(function, self._describe_function if is_own else self._describe_wrapper)
+        if isinstance(function, BuiltinFunctionType):
+            holder = function.__self__
+            held = None if isinstance(holder, type | ModuleType | None) else self.plain(holder)  # {...}.get
+            return [qualified_name(function), held]
+        return self._object(function, self._describe_object)
+
+    def _holder(self, holder: Any) -> Any:
+        """Of what a method is bound to: as any value, and of another object its class and what it holds."""
+        try:
+            return self.plain(holder)
+        except ConfigError:
+            if not hasattr(holder, "__dict__") or callable(holder):
+                raise
+        return self._object(holder, self._describe_object)
+
+    def _describe_object(self, thing: Any) -> Any:
+        """Its class and what it holds."""
+        try:
+            state = state_of(thing, self._what)
+        except ConfigError:
+            if self._is_strict:
+                raise
+            return [self.reference(type(thing)), None]
+        if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # in slots
+            state = {**(state[0] or {}), **state[1]}
+        if isinstance(state, Mapping):
+            held: Any = {str(name): self._plain_or_name(state[name]) for name in state if _is_held(str(name))}
+        else:
+            held = self._plain_or_name(state)
+        return [self.reference(type(thing)), held]
+
+    def _describe_wrapper(self, function: FunctionType) -> Any:
+        """A function that is not the user's own: its name, and the user's own functions that it wraps."""
+        inner = [getattr(function, "__wrapped__", None), *_closure(function).values()]
+        settings = {name: value for name, value in _closure(function).items() if _is_scalar(value)}
+        wrapped = [self._callables(value) for value in inner]
+        return [qualified_name(function), list(filter(None, wrapped)), settings]
+
+    def _describe_function(self, function: FunctionType) -> Any:
+        """Syntax tree (or compiled code), defaults, closure, and the globals and imports that its code uses."""
+        self._files.setdefault(function.__module__, source_file(function))
+        tree = function_tree(function)
+        parts: dict[str, Any] = {"name": qualified_name(function)}
+        parts["code"] = hash_syntax([tree]) if tree is not None else _describe_code(function.__code__)
+        defaults = [
+            None if tree is not None and _holds_place(value) else value for value in function.__defaults__ or ()
+        ]
+        parts["defaults"] = [self._plain_or_name(value) for value in defaults]
+        keywords = (function.__kwdefaults__ or {}).items()
+        parts["keyword defaults"] = self._identifiable(
+            {name: value for name, value in keywords if tree is None or not _holds_place(value)}
+        )
+        parts["closure"] = {name: self._plain_or_name(value) for name, value in _closure(function).items()}
+        if hasattr(function, "__wrapped__"):
+            parts["wrapped"] = self._plain_or_name(function.__wrapped__)
+        with self._lenient():
+            parts["globals"] = self._globals(function)
+            parts["imports"] = self._imports(function)
+        return {name: part for name, part in parts.items() if part}
+
+    def _describe_class(self, kind: type) -> Any:
+        """Name, syntax tree, base classes, methods, and attributes."""
+        methods = {name: list(_of_member(member)) for name, member in vars(kind).items()}
+        functions = [function for name in methods for function in methods[name]]
+        tree = class_tree(kind, functions, self._files.get(kind.__module__))
+        if tree is None and not functions and kind.__module__ == "__main__" and self._is_strict:
+            raise unidentified(self._what, f"{qualified_name(kind)} has no source text")
+        parts: dict[str, Any] = {"name": qualified_name(kind)}
+        if tree is not None:
+            self._files.setdefault(kind.__module__, tree.file)
+            parts["code"] = hash_syntax([tree.node])
+        parts["bases"] = [self.reference(base) for base in kind.__bases__]
+        parts["metaclass"] = self.reference(type(kind)) if is_users(type(kind)) else None
+        parts["methods"] = {
+            name: [self.reference(function) for function in written]
+            for name in sorted(methods)
+            if (written := [function for function in methods[name] if not _is_generated(function, kind, tree)])
+        }
+        parts["attributes"] = self._attributes(kind, tree, has_methods=bool(functions))
+        with self._lenient():
+            parts["fields"] = self._fields(kind)
+            parts["annotations"] = self._annotations(kind)
+            parts["field names"] = [] if tree is not None else list(vars(kind).get("__dataclass_fields__", {}))
+            if any(reads_attribute(function.__code__, "__subclasses__") for function in functions):
+                parts["subclasses"] = self._subclasses(kind)
+        return {name: part for name, part in parts.items() if part}
+
+    def _attributes(self, kind: type, tree: ClassTree | None, *, has_methods: bool) -> dict[str, Any]:
+        """What a class holds beside methods. Its source text is enough for what has no identity."""
+        held = {name: value for name, value in _attributes(kind) if tree is None or not _holds_place(value)}
+        mutated = tree.source.mutated & held.keys() if tree is not None else set()
+        registries = {name: self._callables(held.pop(name)) for name in sorted(mutated)}
+        is_compiled = tree is None and not has_methods  # its descriptors may not show what they are
+        if is_compiled or (tree is not None and "<locals>" not in kind.__qualname__):
+            found = self._identifiable(held)
+        else:
+            found = {name: self._plain_or_name(held[name]) for name in sorted(held)}
+        return found | {name: value for name, value in registries.items() if value}
+
+    def _fields(self, kind: type) -> dict[str, Any]:
+        """Default values of a dataclass or a pydantic model."""
+        fields = vars(kind).get("__dataclass_fields__") or vars(kind).get("__pydantic_fields__") or {}
+        pairs = ((name, getattr(field, "default", None)) for name, field in fields.items())
+        makers = ((f"{name}()", getattr(field, "default_factory", None)) for name, field in fields.items())
+        return self._identifiable({name: value for name, value in (*pairs, *makers) if _has_value(value)})
+
+    def _annotations(self, kind: type) -> list[Any]:
+        """The user's own classes among the types of fields: pydantic makes them."""
+        try:
+            annotations = inspect.get_annotations(kind, eval_str=kind.__module__ != "__main__")
+        except Exception:  # evaluated, they may raise anything
+            return []
+        own = {id(part): part for value in annotations.values() for part in _types_in(value)}
+        return [self.reference(part) for part in sorted(own.values(), key=qualified_name)]
+
+    def _subclasses(self, kind: type) -> list[Any]:
+        children: list[type] = sorted(filter(is_users, kind.__subclasses__()), key=qualified_name)
+        return [part for child in children for part in (self.reference(child), *self._subclasses(child))]
+
+    # ------------------------------------------------------------------ names
+
+    def _globals(self, function: FunctionType) -> dict[str, Any]:
+        """The global variables that a function's code uses, followed through modules."""
+        found: dict[str, Any] = {}
+        for chain in sorted(global_names(function.__code__)):
+            root, *attributes = chain
+            if root in _OF_MODULES or root.startswith("@"):  # pytest's
+                continue
+            if root in function.__globals__:
+                home = source_file(function)
+                name, entry = self._follow(function.__globals__[root], root, attributes, home)
+                if entry is not None:
+                    found[name] = entry
+            if self._is_computed(function.__globals__, root, attributes):
+                found["(computed)"] = self._everything(function)
+        return found
+
+    def _is_computed(self, namespace: dict[str, Any], root: str, attributes: list[str]) -> bool:
+        """Whether code reaches what no name in it leads to."""
+        value = namespace.get(root, getattr(builtins, root, None))
+        if isinstance(value, ModuleType):
+            return bool(attributes) and (value.__name__, attributes[0]) in _COMPUTED_IMPORTS
+        computed = (eval, exec, globals, __import__, importlib.import_module)
+        return any(value is function for function in computed) or value is sys.modules
+
+    def _follow(self, value: Any, name: str, attributes: list[str], home: str) -> tuple[str, Any]:
+        """The dotted name as far as it was followed, and what stands for its value."""
+        last = name
+        while isinstance(value, ModuleType) and is_first_party(value.__name__) and attributes:
+            last, attributes = attributes[0], attributes[1:]
+            home = getattr(value, "__file__", None) or home
+            name = f"{name}.{last}"
+            try:
+                value = getattr(value, last)
+            except Exception:  # a module's __getattr__ may raise anything
+                return name, None
+        is_record = _is_namespace(value) or (is_dataclass(value) and not isinstance(value, type))
+        if attributes and is_record and attributes[0] in getattr(value, "__dict__", {}):
+            last, value, name = attributes[0], vars(value)[attributes[0]], f"{name}.{attributes[0]}"
+            return name, self._identifiable({last: value})
+        if isinstance(value, type) and "__subclasses__" in attributes:
+            return f"{name}.__subclasses__", [self.reference(value), self._subclasses(value)]
+        return name, self._variable(value, last, home)
+
+    def _variable(self, value: Any, name: str, home: str) -> Any:
+        """What stands for a global variable: the statement that sets it, if it holds a place or a device, changes
+        with use or cannot be identified; otherwise its value."""
+        if isinstance(value, ModuleType):
+            return self._module(value)
+        if isinstance(value, type | FunctionType):
+            return self.reference(value)
+        name, home = _origin(name, home)
+        source = source_tree(home)
+        try:
+            if source is not None and (name in source.mutated or _holds_place(value)):
+                return [hash_syntax(source.bindings(name)), self._callables(value)]
+            if source is not None and self._is_librarys(value) and any(map(_is_definition, source.bindings(name))):
+                return self._statement(name, home)  # a kernel, an operator: an object around the user's function
+            return self.plain(value)
+        except Exception:  # a value's own code may raise anything
+            return [qualified_name(type(value)), self._statement(name, home)]
+
+    def _is_librarys(self, value: Any) -> bool:
+        """Whether a value is an object of a library. Raises ConfigError for a callable that does not show what it
+        holds."""
+        if isinstance(value, partial | BuiltinFunctionType | MethodType) or is_users(type(value)):
+            return False
+        if callable(value):
+            state_of(value, self._what)
+        return True
+
+    def _statement(self, name: str, home: str) -> Any:
+        """The syntax of the statement that sets a variable, and what the names in it stand for."""
+        return self._node(("statement", name, home), partial(self._describe_statement, name, home))
+
+    def _describe_statement(self, name: str, home: str) -> Any:
+        source = source_tree(home)
+        statements = source.bindings(name) if source is not None else []
+        modules = [module for module in list(sys.modules.values()) if getattr(module, "__file__", None) == home]
+        namespace = vars(modules[0]) if modules else {}
+        names = {node.id for part in statements for node in ast.walk(part) if isinstance(node, ast.Name)} - {name}
+        values = {
+            other: self._variable(namespace[other], other, home) for other in sorted(names & namespace.keys())
+        }
+        return [hash_syntax(statements), values]
+
+    def _module(self, module: ModuleType) -> Any:
+        """A module as a value: of the user's own, all of its files."""
+        if not is_first_party(module.__name__):
+            return module.__name__
+        file = getattr(module, "__file__", None)
+        if module.__name__ == "__main__" or file is None:
+            return self._node(("definitions", module.__name__), partial(self._definitions, vars(module)))
+        return hash_files(with_imports([Path(file)]))
+
+    def _definitions(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
+        """The user's own functions and classes in a namespace, and the modules that it imports."""
+        found: dict[str, Any] = {}
+        for name in sorted(namespace):
+            value = namespace[name]
+            if isinstance(value, type | FunctionType) and is_users(value):
+                found[name] = self.reference(value)
+            elif isinstance(value, ModuleType) and value.__name__ != "__main__" and is_first_party(value.__name__):
+                found[name] = self._module(value)
+        return found
+
+    def _everything(self, function: FunctionType) -> Any:
+        """What code that computes names may reach: every file of its package; of a script, all definitions in it
+        and the files beside it."""
+        file = Path(source_file(function))
+        is_script = function.__globals__.get("__name__") == "__main__" or not file.is_file()
+        try:
+            files = package_files(file) if file.is_file() else set()
+        except ValueError as error:
+            raise unidentified(self._what, f"{qualified_name(function)} computes names, and {error}") from None
+        if not is_script:
+            return hash_files(files)
+        node = self._node(("definitions", "__main__"), partial(self._definitions, function.__globals__))
+        return [node, hash_files(files - {file})]
+
+    def _imports(self, function: FunctionType) -> list[str]:
+        """Of modules that a function imports when it is called: all of their files."""
+        folder = Path(source_file(function)).parent
+        files = {path for statement in imports(function.__code__) for path in imported_files(*statement, folder)}
+        return hash_files(with_imports(files))
+
+    # ------------------------------------------------------------------ torch modules
+
+    def _describe_network(self, module: Any) -> Any:
+        """Of each module in it its class, mode and attributes; all parameters and buffers."""
+        inner = {name: self._describe_layer(layer) for name, layer in module.named_modules()}
+        weights = {name: hash_item(tensor) for name, tensor in module.named_parameters(remove_duplicate=False)}
+        buffers = {name: hash_item(tensor) for name, tensor in module.named_buffers(remove_duplicate=False)}
+        return [inner, weights, buffers]
+
+    def _describe_layer(self, module: Any) -> list[Any]:
+        import torch
+
+        of_every = vars(torch.nn.Module())
+        held = {name: value for name, value in vars(module).items() if name not in of_every}
+        hooks = [list(value.values()) for name, value in vars(module).items() if name.endswith("_hooks") and value]
+        kind = self.reference(type(module))
+        if not is_users(type(module)):  # what torch.compile and the like keep there changes with use
+            return [kind, module.training, self._identifiable(held)]
+        return [kind, module.training, self._plain_or_name(held), self._plain_or_name(hooks)]
 
 
-def _is_own(one: Any) -> bool:
-    """Whether a class or function may change under its name: one of Python's or torch's own does not."""
-    package = (getattr(one, "__module__", None) or "__main__").partition(".")[0]
-    return package != "torch" and (package == "__main__" or package not in sys.stdlib_module_names)
+# ---------------------------------------------------------------------------- what an object is
+
+
+def _origin(name: str, home: str) -> tuple[str, str]:
+    """The name and file of a variable where it is set, if it was imported by ``from module import name``."""
+    for _ in range(10):
+        source = source_tree(home)
+        imports_of_it = (
+            [part for part in source.bindings(name) if isinstance(part, ast.ImportFrom)] if source else []
+        )
+        if not imports_of_it:
+            break
+        statement = imports_of_it[0]
+        original = next(alias.name for alias in statement.names if name in (alias.asname, alias.name))
+        files = [*imported_files(statement.module or "", [original], statement.level, Path(home).parent)]
+        if not files or str(files[0]) == home:
+            break
+        name, home = original, str(files[0])
+    return name, home
+
+
+def _is_definition(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+
+
+def is_users(thing: Any) -> bool:
+    """Whether a class or function is the user's own, which may change under its name."""
+    if isinstance(thing, FunctionType):  # functools.wraps gives a wrapper the module of what it wraps
+        return is_first_party(str(thing.__globals__.get("__name__") or "__main__"))
+    return is_first_party(getattr(thing, "__module__", None) or "__main__")
 
 
 def _undecorated(function: Any) -> Any:
@@ -108,106 +512,57 @@ def _undecorated(function: Any) -> Any:
     return function
 
 
-def _describe(function: Callable[..., Any], what: str) -> dict[str, Any]:
-    """Name, source text (at a prompt, compiled code), defaults and closures; of a class, those of its methods.
-
-    The attributes of a class count where its source text does not say what they are.
-    """
-    parts: dict[str, Any] = {"name": qualified_name(function)}
-    methods = list(_functions(function))
-    source = _source(function)
-    if source is not None:
-        parts["source"] = source.text
-    else:
-        # Compiled code and code typed at a prompt have no source. Installed modules are named well enough.
-        parts["code"] = [_code(one) for one in methods]
-        if not methods and getattr(function, "__module__", "__main__") == "__main__":
-            raise unidentified(what, f"{qualified_name(function)} has no source text")
-    if isinstance(function, type):
-        elsewhere = [one for one in methods if source is not None and not source.has(one)]
-        if elsewhere:
-            parts["elsewhere"] = [own.text if (own := _source(one)) else _code(one) for one in elsewhere]
-        is_other = bool(elsewhere) and len(elsewhere) == len(methods)  # inspect found one of the same name
-        if source is None or is_other or "<locals>" in function.__qualname__:
-            held = dict(_attributes(function))
-            is_compiled = source is None and not methods  # its descriptors may not show what they are
-            if found := _identifiable(held, what) if is_compiled else _plain(held, what):
-                parts["attributes"] = found
-    elif hasattr(function, "__wrapped__"):
-        parts["wrapped"] = _plain(function.__wrapped__, what)
-    parts["defaults"] = [_plain(list(one.__defaults__), what) for one in methods if one.__defaults__]
-    parts["defaults"] += [_identifiable(one.__kwdefaults__, what) for one in methods if one.__kwdefaults__]
-    parts["closure"] = [_plain(value, what) for one in methods for value in _closure(one)]
-    return parts
-
-
-class _Source(NamedTuple):
-    """Source text, and the number of its first line."""
-
-    text: str
-    first: int
-
-    def has(self, method: FunctionType) -> bool:
-        """Whether a method is of these lines. What is generated (by a dataclass) follows from them."""
-        lines = self.text.splitlines(keepends=True)
-        offset = method.__code__.co_firstlineno - self.first
-        if method.__name__ == "<lambda>":
-            return 0 <= offset < len(lines)
-        own = _source(method)
-        return own is None or (offset >= 0 and "".join(lines[offset:]).startswith(own.text))
-
-
-def _source(function: Callable[..., Any]) -> _Source | None:
-    """None where there is none, and of a lambda, whose line may have others and what is no part of it."""
-    if isinstance(function, FunctionType) and function.__name__ == "<lambda>":
-        return None
-    # Of the function itself: inspect would take what functools.wraps says that it wraps.
-    where = function.__code__ if isinstance(function, FunctionType) else function
-    try:
-        lines, first = inspect.getsourcelines(where)
-    except (OSError, TypeError):
-        return None
-    return _Source("".join(lines), first)
+def _is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> bool:
+    """Whether a method follows from the source or the fields of its class: made by a dataclass or attrs."""
+    inner = inspect.unwrap(function)
+    if inner.__globals__.get("__name__") in {"dataclasses", "collections", "enum"}:
+        return True
+    if tree is None:
+        return "__dataclass_fields__" in vars(kind) and inner.__code__.co_filename == "<string>"
+    has_source = function_tree(inner) is not None and "generated" not in inner.__code__.co_filename
+    return not has_source and inner.__name__ != "<lambda>"
 
 
 def _attributes(kind: type) -> Iterator[tuple[str, Any]]:
     """What a class holds beside methods and what Python puts there."""
+    if issubclass(kind, Enum):  # what else there is depends on the version of Python
+        yield from ((name, member.value) for name, member in kind.__members__.items())
+        return
     for name, value in vars(kind).items():
         is_pythons = (name.startswith("_") and name.endswith("_")) or name == "_abc_impl"
-        if not is_pythons and not list(_of_member(value)) and not inspect.isdatadescriptor(value):
+        is_slot = inspect.isdatadescriptor(value) and not is_users(type(value))
+        if not is_pythons and not list(_of_member(value)) and not is_slot:
             yield name, value
-
-
-def _functions(function: Callable[..., Any]) -> Iterator[FunctionType]:
-    members = vars(function).values() if isinstance(function, type) else [function]
-    for member in members:
-        yield from (one for one in _of_member(member) if _is_own(one))
 
 
 def _of_member(member: Any) -> Iterator[FunctionType]:
     """The functions of a method, also of a static or cached one and of a property."""
     is_wrapper = isinstance(member, (staticmethod, classmethod, property, cached_property, partialmethod))
     names = ("__func__", "fget", "fset", "fdel", "func") if is_wrapper else ()
-    for one in (member, *(getattr(member, name, None) for name in names)):
-        inner = _undecorated(one)
-        if isinstance(inner, FunctionType):
+    for function in (member, *(getattr(member, name, None) for name in names)):
+        inner = _undecorated(function)
+        if isinstance(inner, FunctionType) and not _is_torchs(inner):
             yield inner
 
 
-def _closure(function: FunctionType) -> Iterator[Any]:
+def _is_torchs(function: FunctionType) -> bool:
+    return str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
+
+
+def _closure(function: FunctionType) -> dict[str, Any]:
     """What it closes over, but for the class that it is a method of (Python's own ``__class__``)."""
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+    values = {}
+    for name, cell in sorted(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)):
         if name != "__class__":
             with contextlib.suppress(ValueError):  # not yet filled
-                yield cell.cell_contents
-
-
-def _code(function: FunctionType) -> list[Any]:
-    return _describe_code(function.__code__)
+                values[name] = cell.cell_contents
+    return values
 
 
 def _describe_code(code: CodeType) -> list[Any]:
-    constants = [_describe_code(one) if isinstance(one, CodeType) else _constant(one) for one in code.co_consts]
+    constants = [
+        _describe_code(value) if isinstance(value, CodeType) else _constant(value) for value in code.co_consts
+    ]
     return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
 
 
@@ -216,140 +571,56 @@ def _constant(value: Any) -> str:
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
-def identify_value(value: Any, what: str) -> str:
-    """A hash of a callable, of a torch module (its classes, weights and what else it holds) or of a value that
-    has JSON."""
-    import torch
-
-    if isinstance(value, torch.nn.Module):
-        return _once(value, lambda: _identify_module(value, what))
-    if callable(value):
-        return identify_callable(value, {}, what)
-    return content_hash(_plain(value, what))
-
-
-def _identify_module(module: Any, what: str) -> str:
-    """Of each module in it its class, mode and attributes; all parameters and buffers."""
-    inner = {name: _describe_module(one, what) for name, one in module.named_modules()}
-    weights = {name: hash_item(tensor, what) for name, tensor in module.named_parameters(remove_duplicate=False)}
-    buffers = {name: hash_item(tensor, what) for name, tensor in module.named_buffers(remove_duplicate=False)}
-    return content_hash([inner, weights, buffers])
-
-
-def _describe_module(module: Any, what: str) -> list[Any]:
-    import torch
-
-    of_every = vars(torch.nn.Module())
-    held = {name: value for name, value in vars(module).items() if name not in of_every}
-    hooks = [list(value.values()) for name, value in vars(module).items() if name.endswith("_hooks") and value]
-    if not _is_own(type(module)):  # what torch.compile and the like keep there changes with use
-        return [qualified_name(module), module.training, _identifiable(held, what)]
-    return [identify_callable(type(module), {}, what), module.training, _plain(held, what), _plain(hooks, what)]
-
-
-def _identifiable(values: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """Of those values that have one, the identity."""
-    found = {}
-    for name, value in values.items():
-        with contextlib.suppress(ConfigError):
-            found[name] = _plain(value, what)
-    return found
-
-
-def _plain(value: Any, what: str) -> Any:
-    """JSON-able stand-in for a value; callables by their identity."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item, what) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        items = [_plain(item, what) for item in value]
-        return sorted(items, key=repr) if isinstance(value, set | frozenset) else items
-    if callable(value):
-        return identify_value(value, what)
-    if hasattr(value, "dtype") and hasattr(value, "shape"):
-        return hash_item(value, what)
-    if isinstance(value, Enum):
-        return [f"{qualified_name(value)}.{value.name}", _identifiable({"value": value.value}, what)]
-    try:
-        canonical_json(value)
-    except (TypeError, ValueError):
-        if not _shows_itself(value):
-            raise unidentified(what, f"{value!r} has no JSON") from None
-        return qualified_name(value) if type(value).__module__ == "dataclasses" else repr(value)
-    return value
-
-
 def _shows_itself(value: Any) -> bool:
     """Whether a value without JSON is all in its ``repr``, in every process."""
     import torch
 
-    known = float | complex | bytes | range | PurePath | torch.dtype | torch.device
-    return isinstance(value, known) or type(value).__module__ == "dataclasses"  # its marks in what it generates
+    plain = float | complex | bytes | range | slice | PurePath | torch.dtype | torch.device | type(...)
+    return isinstance(value, plain) or type(value).__module__ == "dataclasses"  # its marks in what it generates
 
 
-def unidentified(what: str, why: str) -> ConfigError:
-    """The error for what cannot be identified."""
-    return ConfigError(
-        f"{what} cannot be identified ({why}), so a later call could not tell whether its runs are the same: "
-        f'pass fingerprint="...", a name of your own that you change whenever it changes'
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool | int | float | str | None)
+
+
+def _is_namespace(value: Any) -> bool:
+    return (
+        isinstance(value, SimpleNamespace)
+        or f"{type(value).__module__}.{type(value).__name__}" == "argparse.Namespace"
     )
 
 
-def hash_item(item: Any, what: str = "dataset") -> str:
-    """A hash of one item of a dataset: nested tuples, lists and dicts of tensors, arrays and numbers, and objects
-    that hold such.
-
-    Raises ConfigError, asking for ``fingerprint=``, for what does not show what it holds.
-    """
-    digest = hashlib.sha256()
-    try:
-        _feed(digest, item, what)
-    except RecursionError:
-        raise unidentified(what, f"{type(item).__name__} holds itself") from None
-    return digest.hexdigest()[:16]
+def _is_place(value: Any) -> bool:
+    """Whether a value is a path or a device, neither of which is in an id."""
+    if isinstance(value, str):
+        return Path(value).is_absolute() or _DEVICE.fullmatch(value) is not None
+    return isinstance(value, PurePath) or qualified_name(type(value)) == "torch.device"
 
 
-def _feed(digest: Any, item: Any, what: str) -> None:
-    if isinstance(item, Mapping):
-        for key in sorted(item, key=str):
-            digest.update(f"{key}:".encode())
-            _feed(digest, item[key], what)
-    elif isinstance(item, list | tuple):
-        digest.update(f"[{len(item)}".encode())
-        for part in item:
-            _feed(digest, part, what)
-    elif isinstance(item, set | frozenset):
-        _feed(digest, sorted(item, key=repr), what)
-    elif hasattr(item, "detach"):
-        _feed_tensor(digest, item)
-    elif hasattr(item, "tobytes"):
-        digest.update(f"{getattr(item, 'dtype', '')}{getattr(item, 'shape', '')}".encode())
-        if getattr(getattr(item, "dtype", None), "hasobject", False):  # its bytes are addresses
-            _feed(digest, item.tolist(), what)
-        else:
-            digest.update(item.tobytes())
-    elif getattr(type(item), "__repr__", None) is object.__repr__ or is_dataclass(item):
-        digest.update(qualified_name(type(item)).encode())
-        _feed(digest, _state(item, what), what)
-    else:
-        digest.update(f"{_shown(item, what)},".encode())  # 1, 23 is not 12, 3
+def _is_held(name: str) -> bool:
+    """Whether an attribute is an object's own: functools gives wrappers more in newer versions of Python, and
+    configurations of transformers have its version."""
+    is_pythons = name.startswith("__") and name.endswith("__") and name != "__wrapped__"
+    return not is_pythons and name != "transformers_version"
 
 
-def _shown(item: Any, what: str) -> str:
-    text = repr(item)
-    if " at 0x" in text and not isinstance(item, str):  # an address, other in every process
-        raise unidentified(what, f"{text} does not show what it holds")
-    return text
+def _holds_place(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_holds_place, value.values()))
+    if isinstance(value, list | tuple | set | frozenset):
+        return any(map(_holds_place, value))
+    return _is_place(value)
 
 
-def _feed_tensor(digest: Any, item: Any) -> None:
-    tensor = item.detach().cpu()
-    tensor = (tensor.to_dense() if tensor.is_sparse else tensor).contiguous().resolve_conj().resolve_neg()
-    digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    is_narrow = tensor.is_floating_point() and tensor.itemsize < 4  # numpy does not have them all
-    digest.update((tensor.float() if is_narrow else tensor).numpy().tobytes())
+def _has_value(value: Any) -> bool:
+    """Whether a field has this default: dataclasses and pydantic mark those that have none."""
+    return value is not None and type(value).__name__ not in {"_MISSING_TYPE", "PydanticUndefinedType"}
 
 
-def qualified_name(thing: Any) -> str:
-    """With its module; of an object, its class's."""
-    module = getattr(thing, "__module__", "")
-    return f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+def _types_in(annotation: Any) -> Iterator[type]:
+    """The user's own classes in an annotation such as ``list[Block] | None``."""
+    for part in (get_origin(annotation), annotation, *get_args(annotation)):
+        if part is not annotation and get_args(part):
+            yield from _types_in(part)
+        elif isinstance(part, type) and is_users(part):
+            yield part

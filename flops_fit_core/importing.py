@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.first_party import hash_file, hash_files, with_imports
 
 
 def _located(written: str) -> str:
@@ -50,22 +51,22 @@ def import_object(path: str, what: str) -> Any:
 
 
 def code_hash(path: str) -> str | None:
-    """Of the text of the file that an ``ImportPath`` names: 16 hexadecimal digits, the same under every version of
-    Python. Blank lines, lines of comment and spaces at the end of a line change nothing. None where there is no
-    such file.
+    """Of the file that an ``ImportPath`` names and the first-party files that it imports, directly or not: 16
+    hexadecimal digits, the same under every version of Python. None if there is no such file.
 
-    Modules that the file imports are not looked at.
+    Comments, docstrings and layout change nothing, nor do the places of the files. What is installed in
+    ``site-packages`` is not looked at. A file that imports by a computed name counts with its package.
     """
     place, _, name = path.rpartition(":")
     try:
         file = Path(place) if place.endswith(".py") else _file_of(place)
-        text = file.read_text(encoding="utf-8") if file is not None else None
+        if file is None or not file.is_file():
+            return None
+        imported = with_imports([file]) - {file}
+        parts = [name, hash_file(file), *hash_files(imported)]
     except (OSError, ValueError, ImportError):
         return None
-    if text is None:
-        return None
-    lines = [line.rstrip() for line in text.splitlines() if not line.lstrip().startswith("#")]
-    return hashlib.sha256("\n".join([name, *filter(None, lines)]).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def _file_of(module: str) -> Path | None:

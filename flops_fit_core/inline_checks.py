@@ -61,6 +61,7 @@ def find_loss_form(
     """
     batch = batches[0] if len(task.targets_of(batches[0])) > 1 or len(batches) < 2 else batches[1]
     small = _first_samples(batch, 3) if task.targets_of(batch).numel() > 4096 else batch
+    _check_outputs(task, model, small, stated)
     task = name_targets_argument(task, model, small)
     if task.loss_fn is None:
         ignored = (IGNORED,) if is_classes(task.targets_of(batch)) else ()
@@ -71,6 +72,18 @@ def find_loss_form(
     if copy_task:
         return form
     return _check_targets(task, model, batches)
+
+
+def _check_outputs(task: CustomTask, model: nn.Module, batch: Batch, stated: Reduction | None) -> None:
+    """Raises DataError for a model that returns its own loss."""
+    import torch
+
+    outputs = task.outputs(model, batch)
+    if isinstance(outputs, torch.Tensor) and outputs.ndim == 0 and stated != "batch":
+        raise DataError(
+            f"{type(model).__name__} returned a scalar, its own loss: return the logits, of which flops-fit "
+            "computes the loss; or pass loss_fn=lambda loss, targets: loss with loss_reduction='batch'"
+        )
 
 
 def _check_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch]) -> LossForm:

@@ -6,7 +6,6 @@ devices and evaluation batches cannot change a result.
 
 from __future__ import annotations
 
-import copy
 import inspect
 import math
 import warnings
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from flops_fit_core.causality import depends_on_later_inputs, fill_zero_weights, other_values
 from flops_fit_core.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes, logits_of
 from flops_fit_core.errors import DataError
 
@@ -99,41 +99,20 @@ def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> C
 def sees_later_inputs(task: CustomTask, model: nn.Module, batch: Batch) -> bool | None:
     """Whether the logits at any position depend on a later input. None if that cannot be tested.
 
-    Changes the values of a model that is thrown away: weights that start at zero could hide a dependence.
+    Changes the values of a model that is thrown away.
     """
     import torch
 
     ids = _ids_of(task, batch, task.targets_of(batch))
-    if ids is None or ids.ndim != 2 or ids.shape[1] < 2:
+    if ids is None:
         return None
-    generator = torch.Generator().manual_seed(0)
-    for param in model.parameters():
-        if param.numel() and not bool(param.detach().any()):
-            param.data = torch.randn(param.shape, generator=generator) * 0.02
-    length = ids.shape[1]
+    fill_zero_weights(model)
+
+    def logits(changed: Tensor) -> Any:
+        return logits_of(task.outputs(model, _with_ids(task, batch, ids, changed)))
+
     with torch.no_grad():
-        before = logits_of(task.outputs(model, batch))
-        if not isinstance(before, torch.Tensor) or before.shape[:2] != ids.shape:
-            return None
-        for place in {length // 2, length - 1}:
-            changed = ids.clone()
-            changed[:, place] = _other_value(ids)[:, place]
-            after = logits_of(task.outputs(model, _with_ids(task, batch, ids, changed)))
-            difference = (after[:, :place] - before[:, :place]).abs().max()
-            if not float(difference) <= TOLERANCE * max(1e-6, float(before.abs().max())):
-                return True
-    return False
-
-
-def _other_value(ids: Tensor) -> Tensor:
-    """For each id another one that occurs in the data."""
-    import torch
-
-    values: Tensor = torch.unique(ids)
-    if len(values) < 2:
-        return ids
-    others: Tensor = values[(torch.searchsorted(values, ids.contiguous()) + 1) % len(values)]
-    return others
+        return depends_on_later_inputs(logits, ids)
 
 
 def _with_ids(task: CustomTask, batch: Batch, ids: Tensor, changed: Tensor) -> Batch:
@@ -174,7 +153,7 @@ def find_form(task: CustomTask, model: nn.Module, batch: Batch, reduction: Reduc
 
     def value(outputs: Any, targets: Tensor) -> Any:
         with fixed_randomness(), torch.no_grad():
-            return loss_fn(copy.copy(outputs), targets.clone())
+            return loss_fn(_map(outputs, lambda tensor: tensor.clone()), targets.clone())
 
     try:
         with warnings.catch_warnings():
@@ -311,7 +290,8 @@ class _Probe:
                     f"loss_fn returned (sum, count), but the {name} of a batch is not that of its halves "
                     "together: return the sum over valid targets and their number"
                 )
-        return LossForm("pair")
+        shifted = self._ignores_first_column()
+        return LossForm("pair", self._ignored(self._total, "sum", shifted), shifted)
 
     def _scalar(self, shifted: bool) -> LossForm:
         once = float(self.value(self.outputs, self.targets))
@@ -456,14 +436,15 @@ class _Probe:
         if not self.classes or self.targets.ndim != 2 or self.targets.shape[1] < 2:
             return False
         changed = self.targets.clone()
-        changed[:, 0] = _other_value(self.targets)[:, 0]
+        changed[:, 0] = other_values(self.targets)[:, 0]
         if bool((changed == self.targets).all()):
             return False
         before, after = (float(self._total(self.outputs, targets)) for targets in (self.targets, changed))
         return before == after
 
     def _total(self, outputs: Any, targets: Tensor) -> Any:
-        return self.value(outputs, targets).sum()
+        value = self.value(outputs, targets)
+        return (value[0] if isinstance(value, tuple) else value).sum()
 
     # ------------------------------------------------------------------ halves
 

@@ -20,7 +20,7 @@ from flops_fit_core.folder import StudyFolder, replacing, write_atomically
 from flops_fit_core.records import RunResult
 from flops_fit_core.registry import Registry
 
-FILES = ("plan.json", "plugins.json", "fit.json")
+FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json")
 FOLDERS = ("checkpoints", "outbox", "report")
 """What belongs to a study beside its experiment file and its results."""
 GLANCE_SECONDS = 5.0

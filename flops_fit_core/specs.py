@@ -218,6 +218,12 @@ class ModelSpec(Spec):
     """``(options, task)`` -> what a formula needs to count a transformer's FLOPs; None for other models."""
     parameter_groups: Callable[[nn.Module], Iterable[ParameterGroup]] | None = None
     """``(module)`` -> every parameter in exactly one group."""
+    width_scaled_options: Callable[[Any], Mapping[str, Any]] | None = None
+    """``(options)`` -> values of options for a run whose learning rates are scaled by the width (it has a
+    ``base_width``), such as another initialization. The planner fills in those that the user left unset."""
+    width_transfer: Callable[[Any], str | None] | None = None
+    """``(options)`` -> why one learning rate is not verified to serve every width with these options, for a note
+    in the plan; None where it is verified."""
     optimizer: str | None = None
     """Qualified name of the optimizer that an experiment file uses for this family unless it names one, such as
     ``"optim/adamw"``. None: ``optim/sgd``."""

@@ -13,6 +13,7 @@ from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStor
 from flops_fit_core.drivers import DriverNote
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.folder import StudyFolder, TrajectoryFolder
+from flops_fit_core.model_check import record_model_check
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.registry import Registry, registry_from
 from flops_fit_core.sweep import Sweep, forget_checkpoints
@@ -97,6 +98,7 @@ class Study:
         with self.store() as store:
             if save:
                 self.folder.save(experiment, self.plan, self.registry.setup)
+                record_model_check(experiment, self.plan, self.folder.path)
             sweep = Sweep(
                 self.plan,
                 store,

@@ -20,7 +20,7 @@ from flops_fit_core import (
 from flops_fit_core.audit import LossExponents, audit, every_counter, own_count_notes, scalings
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import choose_from_table
-from flops_fit_core.measure import Meter
+from flops_fit_core.measure import Meter, UsageTraces
 from flops_fit_core.registry import Registry, installed
 
 TASK = LanguageTask(vocab_size=256, context=64)
@@ -175,7 +175,8 @@ def bigram(options, task):
 
 def notes(registry, *widths, name="odd", task=TASK, **options):
     model = chosen("model", name, registry, **options)
-    meter = Meter(model, task, chosen("flops", "chinchilla", registry))
+    by_type = UsageTraces(model, task, by_type=True)  # the tests below count how often the model runs
+    meter = Meter(model, task, chosen("flops", "chinchilla", registry), by_type)
     return own_count_notes(model, task, [meter.at(width) for width in widths])
 
 

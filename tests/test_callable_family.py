@@ -155,6 +155,56 @@ def test_an_edit_makes_other_runs_and_a_comment_or_another_folder_does_not(model
     assert identity(**options, fingerprint="mine")["fingerprint"] == "mine"
 
 
+def test_an_edit_of_an_imported_file_makes_other_runs_and_its_docstring_does_not(tmp_path, monkeypatch):
+    package = tmp_path / "ownfiles"
+    package.mkdir()
+    (package / "__init__.py").write_text("from ownfiles.train import STEPS\n")
+    (package / "train.py").write_text("STEPS = 1\n")
+    (package / "layers.py").write_text("from . import norms\nclass Block: pass\n")
+    (package / "norms.py").write_text("EPS = 1e-5\n")
+    (package / "model.py").write_text(
+        "from typing import TYPE_CHECKING\n"
+        "if TYPE_CHECKING:\n    from ownfiles.train import STEPS\n"
+        "def make(width):\n    from ownfiles.layers import Block\n    return Block()\n"
+    )
+    options = {"import_path": f"{package}/model.py:make"}
+    before = identity(**options)
+    for name in ("layers.py", "norms.py", "model.py"):
+        text = (package / name).read_text()
+        (package / name).write_text(f'"""A docstring."""\n# A comment.\n{text}')
+        assert identity(**options) == before
+        (package / name).write_text(f"{text}OTHER = 1\n")
+        assert identity(**options) != before
+        (package / name).write_text(text)
+    (package / "train.py").write_text("STEPS = 2\n")  # no name of the model leads there
+    assert identity(**options) == before
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    package.rename(moved / "ownfiles")
+    assert identity(import_path=f"{moved}/ownfiles/model.py:make") == before
+
+
+def test_a_file_that_imports_by_a_computed_name_counts_with_its_package(tmp_path):
+    package = tmp_path / "owncomputed"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "small.py").write_text("class Model: pass\n")
+    (package / "model.py").write_text(
+        "import importlib\n"
+        "def make(width, name='small'):\n    return importlib.import_module(f'owncomputed.{name}').Model()\n"
+    )
+    options = {"import_path": f"{package}/model.py:make"}
+    before = identity(**options)
+    (package / "small.py").write_text("class Model: depth = 2\n")
+    assert identity(**options) != before
+
+
+def test_the_identity_of_a_fingerprint_written_by_hand_stays():
+    """Its runs are found again: only the hash that stands for a fingerprint that is not written changed."""
+    choice = chosen(import_path="nowhere.py:make", fingerprint="version 3").choice
+    assert choice.model_dump() == {"name": choice.name, "options": {"fingerprint": "version 3"}, "revision": 1}
+
+
 def test_a_file_that_was_edited_after_planning_is_not_trained(models):
     options = {"import_path": f"{models}:Transformer", "size_argument": "d_model"}
     planned = chosen(**options)

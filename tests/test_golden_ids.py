@@ -1,7 +1,9 @@
 """Ids of runs stay equal from version to version, so that finished results are found again.
 
 ``golden/run_ids.json`` was written once, by the version before the current one. An id may change only
-together with the ``revision`` of a plugin's spec: then write the new id here, and a line in docs/changelog.md.
+together with the ``revision`` of a plugin's spec, or because planning gives an option another value than its
+default: then write the new id here, and a line in docs/changelog.md. The ids of the version before for
+``init = "architecture"`` are those that ``hf llama`` and ``hf-ladder`` had without it.
 """
 
 import json
@@ -21,6 +23,7 @@ HF = {"name": "hf", "architecture": "llama", "head_dim": 8, "config": {"num_hidd
 LADDER = [{"hidden_size": width, "num_attention_heads": 2, "num_hidden_layers": 1} for width in (8, 16)]
 COMMAND = {"name": "command", "command": ["python", "train.py", "--tokens", "{tokens}"]}
 TWO_WIDTHS = {"sizes": [{"width": 16}, {"width": 32}]}
+TWO_RUNGS = {"budgets": [2.4e10], "sizes": [{"rung": 1}, {"rung": 2}], "batch_size": 8}
 SURFACE = {
     "name": "surface",
     "sweep": {"budgets": [1e17, 1e18], "sizes": [{"params": 10_000_000}, {"params": 30_000_000}], "min_steps": 1},
@@ -85,9 +88,16 @@ def experiments(folder: Path) -> dict[str, dict]:
             "flops": "chinchilla",
         },
         "hf llama": on_text(model=HF, sweep={**TWO_WIDTHS, "batch_size": 8}, flops="chinchilla"),
-        "hf-ladder": on_text(
-            model={"name": "hf-ladder", "configs": LADDER},
-            sweep={"budgets": [2.4e10], "sizes": [{"rung": 1}, {"rung": 2}], "batch_size": 8},
+        "hf llama, init architecture": on_text(
+            model={**HF, "init": "architecture"}, sweep={**TWO_WIDTHS, "batch_size": 8}, flops="chinchilla"
+        ),
+        "hf llama, recipe constant": on_text(
+            model=HF, sweep=TWO_WIDTHS, flops="chinchilla", recipe={"name": "constant", "batch_size": 8}
+        ),
+        "hf-ladder": on_text(model={"name": "hf-ladder", "configs": LADDER}, sweep=TWO_RUNGS, flops="chinchilla"),
+        "hf-ladder, init architecture": on_text(
+            model={"name": "hf-ladder", "configs": LADDER, "init": "architecture"},
+            sweep=TWO_RUNGS,
             flops="chinchilla",
         ),
         "program": {

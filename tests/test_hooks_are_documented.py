@@ -55,7 +55,7 @@ HOOKS = {name: getattr(hookspecs, name) for name in [*SPEC_TYPES, *OBSERVERS]}
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text(encoding="utf-8")
 MEETS: Mapping[str, list[str]] = {
     "flops_fit_models": ["ParameterGroup", "TransformerShape"],
-    "flops_fit_datasets": ["Dataset", "SeveralHeldOutSets", "Task"],
+    "flops_fit_datasets": ["Dataset", "SeveralHeldOutSets", "Task", "CountingTask", "SampledDataset"],
     "flops_fit_optimizers": ["RunView"],
     "flops_fit_schedules": ["Schedule"],
     "flops_fit_recipes": ["RecipeInput"],

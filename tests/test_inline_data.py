@@ -231,6 +231,18 @@ def test_a_model_that_gives_logits_and_loss_is_trained_on_all_positions(tmp_path
     assert one.loss == pytest.approx(result(tmp_path / "plain").loss, rel=1e-6)
 
 
+class OwnLoss(Net):
+    def forward(self, ids):
+        return cross_entropy(super().forward(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten())
+
+
+def test_a_model_that_returns_its_loss_is_refused_unless_the_loss_is_of_whole_batches(tmp_path):
+    with pytest.raises(DataError, match=r"OwnLoss returned a scalar, its own loss.*loss_reduction='batch'"):
+        study(tmp_path, OwnLoss, dataset=list(ROWS))
+    given = {"loss_fn": lambda loss, targets: loss, "loss_reduction": "batch", "copy_task": True}
+    assert 2.5 < result(tmp_path, OwnLoss, dataset=list(ROWS), fingerprint="own", **given).loss < 3.5
+
+
 # ---------------------------------------------------------------------------- padding
 
 

@@ -14,6 +14,8 @@ from flops_fit_core import (
     FlopCount,
     FlopCounterSpec,
     Hyperparameters,
+    ModelSpec,
+    Options,
     PlanError,
     PluginError,
     RecipeSpec,
@@ -353,3 +355,47 @@ def test_planning_leaves_the_global_random_state_alone(tmp_path):
     torch.manual_seed(5)
     make_plan(make_experiment(text_table(write_text(tmp_path / "text")), installed()))
     assert torch.equal(torch.rand(3), expected)
+
+
+class AveragingOptions(Options):
+    width: int = 8
+    causal: bool = False
+
+
+def averaging_net(options, task):
+    """A model whose every output depends on all inputs, or on those before it."""
+    import torch
+    from torch import nn
+
+    class Averaging(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding = nn.Embedding(task.vocab_size, options.width)
+            self.head = nn.Linear(options.width, task.vocab_size)
+            nn.init.zeros_(self.head.weight)  # which hides what the outputs depend on
+
+        def forward(self, ids):
+            x = self.embedding(ids)
+            count = torch.arange(1, x.shape[1] + 1, device=x.device)[:, None]
+            return self.head(x.cumsum(1) / count if options.causal else x.mean(1, keepdim=True).expand_as(x))
+
+    return Averaging()
+
+
+class AveragingPlugin:
+    @hookimpl
+    def flops_fit_models(self):
+        yield ModelSpec(name="averaging", options=AveragingOptions, build=averaging_net, size="width")
+
+
+def test_a_language_model_that_sees_later_tokens_is_refused():
+    bench = Bench()
+    registry = bench.registry().with_plugins({"own": AveragingPlugin()})
+
+    def plan_of(**options):
+        table = bench.table(model={"name": "own/averaging", **options})
+        return make_plan(make_experiment(table, registry))
+
+    assert plan_of(causal=True).runs
+    with pytest.raises(PlanError, match=r"own/averaging.*not causal.*later tokens"):
+        plan_of()

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from flops_fit_core.audit.comparing import Audit, AuditedSize, Convention, audit, every_counter
+from flops_fit_core.audit.comparing import (
+    TRACED,
+    Audit,
+    AuditedSize,
+    Convention,
+    audit,
+    every_counter,
+)
 from flops_fit_core.audit.exponents import CHINCHILLA, LossExponents, Scaling, scalings
 from flops_fit_core.audit.own_counts import own_count_notes
-from flops_fit_core.audit.tracing import Trace, trace_flops
+from flops_fit_core.audit.reference import ReferenceFlops
+from flops_fit_core.audit.tracing import Trace, Untraceable, trace_flops
 
 __all__ = [
     "CHINCHILLA",
+    "TRACED",
     "Audit",
     "AuditedSize",
     "Convention",
     "LossExponents",
+    "ReferenceFlops",
     "Scaling",
     "Trace",
+    "Untraceable",
     "audit",
     "every_counter",
     "own_count_notes",

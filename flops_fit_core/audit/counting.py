@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from flops_fit_core.parameter_usage import TraceTooLarge
+
 NO_FORMULA = frozenset(
     f"aten::{name}"
     for name in (
@@ -31,6 +33,9 @@ READS_VALUES = frozenset(
 class Counted:
     """What was run under :meth:`mode`.
 
+    Args:
+        limit: FLOPs from which on :class:`TraceTooLarge` is raised.
+
     It is what ``torch.utils.flop_counter.FlopCounterMode`` counts, with the same formulas but that of a
     convolution's gradients, and in half of the time: operations without a formula are passed on at once, and the
     result of one that was run before with arguments of the same shapes is not worked out again. A model is made of
@@ -44,9 +49,10 @@ class Counted:
         failed: The last error that an operation raised, and the operation's name.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: float = math.inf) -> None:
         from torch.utils.flop_counter import FlopCounterMode
 
+        self.limit = limit
         self.flops: Counter[str] = Counter()
         self.unknown: set[str] = set()
         self.reads: set[str] = set()
@@ -82,6 +88,8 @@ class Counted:
         result = (self._made if about.makes_one else self._run)(about, args, kwargs)
         if about.formula is not None:
             self.flops[about.name] += about.formula(*args, **kwargs, out_val=result)
+            if self.total > self.limit:
+                raise TraceTooLarge
         return result
 
     def _made(self, about: Operation, args: Any, kwargs: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from flops_fit_core.audit.counting import READS_VALUES, AttentionCalls, Counted
 from flops_fit_core.contracts import Task
 from flops_fit_core.errors import ConfigError, UserError
+from flops_fit_core.parameter_usage import TraceTooLarge
 
 if TYPE_CHECKING:
     from torch import nn
@@ -27,6 +29,20 @@ NO_VALUES = (
 _READS = "it reads the values of a tensor"
 
 
+class Untraceable(ConfigError):
+    """A model whose FLOPs cannot be traced.
+
+    Attributes:
+        reason: Why, without the model's name.
+        reads_values: Whether its way depends on the values of tensors.
+    """
+
+    def __init__(self, message: str, reason: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.reads_values = reason.startswith(_READS)
+
+
 @dataclass(frozen=True)
 class Trace:
     """Training FLOPs a token (sample)."""
@@ -41,7 +57,7 @@ class Trace:
         return self.forward + self.backward
 
 
-def trace_flops(module: nn.Module, task: Task, name: str) -> Trace:
+def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math.inf) -> Trace:
     """Count one forward and one backward pass of a module with torch's own formulas.
 
     Every matrix product and every convolution that is run counts, a multiply-add as two FLOPs: a tied head as a
@@ -55,6 +71,7 @@ def trace_flops(module: nn.Module, task: Task, name: str) -> Trace:
             it is in; afterwards it has no gradients.
         task: Gives the batch and the loss.
         name: Of the model, for messages.
+        limit: FLOPs of both passes from which on TraceTooLarge is raised.
 
     Raises ConfigError, naming the operation, for a model that reads values of tensors, that uses an operation
     without a kernel for the meta device, or one that multiplies and has no formula, and for one whose attention
@@ -63,7 +80,7 @@ def trace_flops(module: nn.Module, task: Task, name: str) -> Trace:
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    counted = Counted()
+    counted = Counted(limit)
     attention = AttentionCalls(counted)
     device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
     try:
@@ -72,7 +89,7 @@ def trace_flops(module: nn.Module, task: Task, name: str) -> Trace:
             loss, _ = task.loss(task.outputs(module, batch), batch)
             forward = counted.total
             loss.backward()  # type: ignore[no-untyped-call]
-    except UserError:
+    except (UserError, TraceTooLarge):
         raise
     except Exception as error:
         raise _refusal(name, _reason(error, counted.failed)) from error
@@ -120,8 +137,14 @@ def _reason(error: Exception, failed: tuple[Exception, str] | None) -> str:
     return f"{where}{type(error).__name__}: {message}"
 
 
-def _refusal(name: str, reason: str) -> ConfigError:
-    return ConfigError(
-        f'{name} cannot be traced: {reason}. Count it another way: flops = "chinchilla" (6 N D), or "model" where '
-        f"the family counts itself"
+def _refusal(name: str, reason: str) -> Untraceable:
+    advice = (
+        'Write flops = "model" if the family counts its own FLOPs, or flops = "chinchilla" (6 N D) if every token '
+        "is multiplied by every matrix once"
     )
+    if reason.startswith(_READS):
+        advice += (
+            ": 6 N D counts all experts of a mixture unless parameter_groups() states the share that a token uses "
+            "(ParameterGroup.active)"
+        )
+    return Untraceable(f"{name} cannot be traced: {reason}. {advice}", reason)

@@ -69,13 +69,15 @@ def audit(
 def _audited(study: Study) -> Audit:
     """The counters on every size of the plan."""
     from flops_fit_core.audit import audit, every_counter
+    from flops_fit_core.config import choose
     from flops_fit_core.planning import open_dataset
 
     experiment = study.experiment
     assert experiment is not None
     task = open_dataset(experiment, experiment.sweep.seeds[0]).task
+    own = choose("flops", study.plan.runs[0].flops_counter, study.registry)
     others = every_counter(study.registry)
-    return audit(experiment.model, list(_sizes(study).values()), task, experiment.flops, others)
+    return audit(experiment.model, list(_sizes(study).values()), task, own, others)
 
 
 def _sizes(study: Study) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Generic, TypeVar
 
 from pydantic import (
@@ -65,6 +65,8 @@ class Chosen(Generic[S]):
     options: Options
     by_default: bool = False
     """Whether the name is a default, because the user wrote none."""
+    registry: Registry | None = field(default=None, repr=False)
+    """Where others of its kind are found, if the user named none and the default depends on the dataset's task."""
 
     @property
     def name(self) -> str:
@@ -83,6 +85,17 @@ class Chosen(Generic[S]):
 
     def _key(self) -> tuple[str, Any]:
         return self.name, self.options.model_dump(mode="json")
+
+    @property
+    def depends_on_task(self) -> bool:
+        """Whether the user named no plugin, so that the planner may choose another one for the dataset's task."""
+        return self.registry is not None
+
+    def instead(self, name: str) -> Chosen[S]:
+        """Another plugin of the kind with the options that were given. Raises pydantic's ValidationError."""
+        registry = self.registry or installed()
+        offer = registry.find(self.spec.kind, name)
+        return Chosen(offer, offer.spec.options.model_validate(self.options.model_dump(exclude_unset=True)))
 
     def with_options(self, /, **changes: Any) -> Chosen[S]:
         """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
@@ -158,6 +171,8 @@ class _Pick:
     kind: str
     default: str | Callable[[ValidationInfo], str] | None = None
     """The name where the user gave none: neither a table, nor a ``name`` in it."""
+    by_task: bool = False
+    """Whether the planner (revision 2) replaces the default by one for the dataset's task."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -173,8 +188,10 @@ class _Pick:
             return value
         if isinstance(value, str):
             value = {"name": value}
+        by_task = False
         unnamed = value is None or (isinstance(value, dict) and "name" not in value)
         if self.default is not None and unnamed:
+            by_task = self.by_task and info.data.get("planner", 1) > 1
             name = self.default if isinstance(self.default, str) else self.default(info)
             value = {"name": name, **(value or {})}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -186,13 +203,15 @@ class _Pick:
         except ConfigError as error:
             raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
         options = {key: item for key, item in value.items() if key != "name"}
-        return Chosen(offer, offer.spec.options.model_validate(options, context=info.context), unnamed)
+        chosen = offer.spec.options.model_validate(options, context=info.context)
+        return Chosen(offer, chosen, unnamed, registry if by_task else None)
 
 
 def _dump(chosen: Any) -> Any:
     if not isinstance(chosen, Chosen):  # the default's name, when a JSON schema shows it
         return chosen
-    return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
+    options = chosen.options.model_dump(mode="json", exclude_unset=True)
+    return options if chosen.depends_on_task else {"name": chosen.name, **options}
 
 
 def _optimizer_of_model(info: ValidationInfo) -> str:
@@ -219,7 +238,7 @@ DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
 OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
 ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
 RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
-FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"])]
+FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"], by_task=True)]
 TrainerChoice = Annotated[Chosen[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
 DeviceChoice = Annotated[Chosen[DeviceSpec], _Pick("device", DEFAULTS["device"])]
 StoreChoice = Annotated[Chosen[StoreSpec], _Pick("store", DEFAULTS["store"])]

@@ -106,7 +106,7 @@ class Experiment(Table):
     declares none, ``sgd``."""
     schedule: ScheduleChoice = None  # type: ignore[assignment]
     recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
-    flops: FlopCounterChoice = DEFAULTS["flops"]  # type: ignore[assignment]
+    flops: FlopCounterChoice = None  # type: ignore[assignment]
     trainer: TrainerChoice = None  # type: ignore[assignment]
     device: DeviceChoice = DEFAULTS["device"]  # type: ignore[assignment]
     store: StoreChoice = DEFAULTS["store"]  # type: ignore[assignment]

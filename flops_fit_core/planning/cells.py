@@ -15,6 +15,7 @@ from flops_fit_core.errors import ConfigError, PlanError, PluginError
 from flops_fit_core.measure import Measured
 from flops_fit_core.planning.trunks import FLOAT, Trunks
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
+from flops_fit_core.specs import ModelSpec
 
 TOLERANCE = 0.01
 """Counted FLOPs of every run are this close to its budget, relatively."""
@@ -137,6 +138,8 @@ class CellResolver:
         positions = batching.steps * batching.batch_size * size.positions
         devices = min(self._devices(measured), batching.batch_size)
         model = experiment.model.with_options(**size_options)
+        if hyper.base_width is not None:
+            model = self._width_scaled(model, measured.width, hyper.base_width)
         parts: dict[str, Chosen[Any]] = {
             "model": model,
             "dataset": experiment.dataset,
@@ -169,6 +172,18 @@ class CellResolver:
             if experiment.trainer.spec.check is not None and seed == self.sweep.seeds[0]:
                 experiment.trainer.calling("check", experiment.trainer.options, run, partial(_options_of, parts))
             yield run
+
+    def _width_scaled(self, model: Chosen[ModelSpec], width: int | None, base_width: int) -> Chosen[ModelSpec]:
+        """The model as its family wants it where learning rates are scaled by the width."""
+        spec = model.spec
+        if spec.width_scaled_options is not None and self.experiment.planner > 1:
+            values = model.calling("width_scaled_options", model.options)
+            model = model.with_options(**{name: value for name, value in values.items() if model.unset(name)})
+        if spec.width_transfer is not None and width != base_width:
+            reason = model.calling("width_transfer", model.options)
+            if reason is not None:
+                self.notes.append(f"one learning rate is not verified for all widths: {reason}")
+        return model
 
     def _devices(self, measured: Measured) -> int:
         """Devices that train a model of this size together, where the trainer can do that."""

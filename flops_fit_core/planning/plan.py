@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flops_fit_core.audit import own_count_notes
+from flops_fit_core.audit import ReferenceFlops, own_count_notes
 from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
 from flops_fit_core.errors import PlanError
-from flops_fit_core.measure import Meter
+from flops_fit_core.measure import Meter, UsageTraces
+from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
+from flops_fit_core.planning.counter import counter_notes, resolve_counter, usage_notes
 from flops_fit_core.planning.plain_sgd import plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
@@ -30,7 +32,10 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     Raises PlanError, ConfigError or DataError, saying what to change.
     """
     experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
-    meter = Meter(experiment.model, dataset.task, experiment.flops)
+    is_named = not experiment.flops.depends_on_task
+    experiment, counter_reason = resolve_counter(experiment, dataset.task)
+    usages = UsageTraces(experiment.model, dataset.task, by_type=experiment.planner == 1)
+    meter = Meter(experiment.model, dataset.task, experiment.flops, usages)
     choose_sizes = SizeLadder(experiment, meter, expected_params)
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
@@ -38,7 +43,12 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     if not isinstance(dataset, LossSurface):
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
         meter.check_fit(choose_sizes.small_relative(smallest).options)
-        choose_sizes.notes += own_count_notes(experiment.model, dataset.task, [measured for _, measured in cells])
+        check_causal(experiment, choose_sizes.small_relative(smallest), dataset.task)
+        sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
+        choose_sizes.notes += own_count_notes(experiment.model, dataset.task, sizes, reference)
+        is_chosen = is_named or experiment.planner == 1
+        choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_chosen)
+        choose_sizes.notes += usage_notes(meter, smallest)
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
@@ -62,6 +72,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
                     *plain_sgd_notes(experiment, dataset),
                     *_of_planner(experiment),
                     *_of_dataset(dataset),
+                    *counter_reason,
                     *choose_sizes.notes,
                     *repeats,
                     *_of_schedule(experiment),

@@ -227,6 +227,7 @@ def tiny_jobs(*codes: str) -> list[Job]:
             "model": "tiny/tiny",
             "dataset": "tiny/majority",
             "optimizer": "tiny/plain",
+            "flops": "flops/chinchilla",
             "trainer": {"name": "trainers/torch", "heldout_tokens": 256},
             "device": "devices/cpu",
         },

@@ -131,6 +131,16 @@ class ModelConformance(Kit):
         except (NotImplementedError, RuntimeError):
             return forward_flops(build(**changes), self.task, batch)
 
+    def test_options_of_width_scaled_runs_change_no_count(self, build: Build, chosen: Chosen[Any]) -> None:
+        """Sizes are measured before a recipe scales learning rates by the width: N has to stay."""
+        if chosen.spec.width_scaled_options is None:
+            pytest.skip("this family has no options for width-scaled runs")
+        values = dict(chosen.spec.width_scaled_options(chosen.options))
+        unknown = values.keys() - chosen.spec.options.model_fields.keys()
+        assert not unknown, f"width_scaled_options gives no options of the family: {', '.join(sorted(unknown))}"
+        plain, scaled = _count(_on_meta(build)), _count(_on_meta(build, **values))
+        assert scaled == plain, f"width_scaled_options {values} change N from {plain:,} to {scaled:,}"
+
     # ------------------------------------------------------------------ weights
 
     def test_the_same_seed_gives_the_same_weights(self, build: Build) -> None:

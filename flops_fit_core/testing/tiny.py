@@ -33,12 +33,15 @@ class TinyOptions(Options):
 
 def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
     from torch import is_grad_enabled, nn
+    from torch.utils._python_dispatch import _get_current_dispatch_mode
 
     class Tiny(nn.Sequential):
         step = 0
 
         def forward(self, batch: Tensor) -> Any:
-            # Planning tries models and evaluation measures them, both without gradients.
+            # Planning tries models and evaluation measures them, both without gradients; a trace is neither.
+            if _get_current_dispatch_mode() is not None:
+                return super().forward(batch)  # type: ignore[no-untyped-call]
             if is_grad_enabled():
                 exec(options.code, {"step": self.step, "model": self, "batch": batch})  # noqa: S102
                 self.step += 1

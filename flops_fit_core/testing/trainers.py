@@ -82,6 +82,7 @@ class TrainerConformance(Kit):
                 "model": "tiny/tiny",
                 "dataset": "tiny/majority",
                 "optimizer": "tiny/plain",
+                "flops": "flops/chinchilla",
                 "schedule": "tiny/falling",
                 "device": "devices/cpu",
                 **self.experiment,

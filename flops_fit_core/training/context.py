@@ -19,7 +19,14 @@ from torch import nn
 from flops_fit_core.config import Chosen, choose
 from flops_fit_core.contracts import Dataset, Device, FlopCount, RunParts, RunView
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.measure import count_flops, count_parameters, measure_model, parameter_groups
+from flops_fit_core.measure import (
+    UNTRACED,
+    UsageTraces,
+    count_flops,
+    count_parameters,
+    measure_model,
+    parameter_groups,
+)
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
 from flops_fit_core.registry import Registry
 from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
@@ -118,13 +125,19 @@ class WorkerContext:
 
     def _count(self, run: RunSpec, chosen: Chosen[Any], model: nn.Module, dataset: Dataset) -> None:
         """Count the model that was really built; it must be the one that was planned."""
-        parameters = count_parameters(model, dataset.task, parameter_groups(chosen, model))
+        groups = parameter_groups(chosen, model)
         counter = self.chosen("flops", run)
-        # Counters are promised a module without values; building that one may draw random numbers.
+        # Counters are promised a module without values; building that one, and a trace, may draw random numbers.
         state = random_state("cpu")
-        measured = measure_model(chosen, chosen.options, dataset.task)
+        usages = UsageTraces(chosen, dataset.task)
+        measured = measure_model(chosen, chosen.options, dataset.task, usages)
+        usage = usages.of(chosen.options, measured.module)
+        for uses in (usage, UNTRACED):  # a study begun with planner = 1 tells parameters apart by module types
+            parameters = count_parameters(model, dataset.task, groups, uses)
+            count = count_flops(counter, replace(measured, parameters=parameters))
+            if count.params == run.params:
+                break
         set_random_state(state, "cpu")
-        count = count_flops(counter, replace(measured, parameters=parameters))
         if count.params != run.params:
             raise RunFailed(
                 f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from flops_fit_core.contracts import TrainContext
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.registry import Registry
 from flops_fit_core.training.context import WorkerContext
@@ -16,20 +18,32 @@ from flops_fit_core.training.loop import TorchTrainer
 
 PROBES = 3
 PROBE_SECONDS = 0.2
-LARGEST_PROBED = 20_000_000
-"""Models above this many parameters are not built for an estimate."""
-LARGEST_STEP = 2e10
-"""Nor are steps of more FLOPs than this timed."""
+
+
+@dataclass(frozen=True)
+class ProbeLimits:
+    """The largest model and the largest step that are tried for an estimate."""
+
+    params: int
+    step_flops: float
+
+
+ON_CPU = ProbeLimits(params=20_000_000, step_flops=2e10)
+"""A second or two at the few GFLOP/s of one core."""
+ON_GPU = ProbeLimits(params=1_000_000_000, step_flops=2e14)
+"""About as long on a data center GPU; initializing the weights on the CPU takes about 10 s per billion."""
 
 
 def estimate_seconds(
     plan: SweepPlan, registry: Registry, workers: int, done: Sequence[RunResult] = ()
 ) -> float | None:
-    """Wall time of the runs of ``plan`` that are not in ``done``, on ``workers`` single-thread workers.
+    """Wall time of the runs of ``plan`` that are not in ``done``, on ``workers`` devices.
 
-    Throughput in FLOP/s as a function of N comes from finished runs where there are any, otherwise from timing
-    real training steps of up to three sizes; between sizes it is interpolated in log N, beyond the largest it
-    is held constant. None where the trainer is not the bundled one or no size is small enough to be tried here.
+    Throughput of one device in FLOP/s as a function of N comes from finished runs where there are any, otherwise
+    from timing real training steps of up to three sizes; between sizes it is interpolated in log N, beyond the
+    largest it is held constant. A run on n devices takes n of ``workers`` and is assumed to be n times as fast as
+    on one of them, unless finished runs on n devices show the speed. None if the trainer is not the bundled one or
+    no size is small enough to be tried here.
     """
     finished = {result.id for result in done if result.is_finished}
     left = [run for run in plan.runs if run.id not in finished]
@@ -39,21 +53,29 @@ def estimate_seconds(
     if not speeds:
         return None
     jobs = plan.jobs({run.id for run in left})
-    seconds = [job.flops / _at(job.runs[0].params, speeds) for job in jobs]
-    # Longest first over equal workers: at least the mean, at least the longest.
-    return max(math.fsum(seconds) / workers, max(seconds))
+    seconds = [job.flops / (job.devices * _at(job.runs[0].params, speeds)) for job in jobs]
+    # Jobs of n devices run workers // n at a time. Longest first: at least the mean, at least the longest.
+    shares = (duration / max(1, workers // job.devices) for job, duration in zip(jobs, seconds, strict=True))
+    return max(math.fsum(shares), max(seconds))
 
 
 def _speeds_of_results(done: Sequence[RunResult]) -> dict[int, float]:
+    """FLOP/s of one device, by N."""
     return {
-        result.run.params: result.flops_spent / result.seconds
+        result.run.params: result.flops_spent / (result.seconds * result.run.devices)
         for result in done
         if result.seconds > 0 and result.loss and result.flops_spent > 0
     }
 
 
 def _speeds_of_probes(plan: SweepPlan, runs: list[RunSpec], registry: Registry) -> dict[int, float]:
-    small = sorted({run.params: run for run in runs if _is_small(run)}.values(), key=lambda run: run.params)
+    """FLOP/s of one device, by N."""
+    limits = _limits(plan, runs[0], registry)
+    if limits is None:
+        return {}
+    small = sorted(
+        {run.params: run for run in runs if _is_small(run, limits)}.values(), key=lambda run: run.params
+    )
     if not small:
         return {}
     picked = {round(k * (len(small) - 1) / (PROBES - 1)) for k in range(PROBES)}
@@ -69,19 +91,33 @@ def _speeds_of_probes(plan: SweepPlan, runs: list[RunSpec], registry: Registry) 
             built = trainer.spec.build(trainer.options)
             if not isinstance(built, TorchTrainer):
                 return {}
-            speeds[run.params] = _speed(built, run, context)
-            context.release()
+            try:
+                speeds[run.params] = _speed(built, run, context)
+            except torch.OutOfMemoryError:
+                break  # larger sizes do not fit either
+            finally:
+                context.release()
         return speeds
     finally:
         torch.set_num_threads(threads)
+
+
+def _limits(plan: SweepPlan, run: RunSpec, registry: Registry) -> ProbeLimits | None:
+    """What the experiment's device trains in a few seconds; None if this machine has no such device."""
+    context = WorkerContext(plan.jobs({run.id})[0], registry, Path())
+    try:
+        device = torch.device(context.device.torch_device)
+    except ConfigError:
+        return None  # a plan made on a login node
+    return ON_CPU if device.type == "cpu" else ON_GPU
 
 
 def _speed(trainer: TorchTrainer, run: RunSpec, context: TrainContext) -> float:
     return run.flops_per_token * trainer.tokens_per_second(run, context, PROBE_SECONDS)
 
 
-def _is_small(run: RunSpec) -> bool:
-    return run.params <= LARGEST_PROBED and run.flops / run.steps <= LARGEST_STEP
+def _is_small(run: RunSpec, limits: ProbeLimits) -> bool:
+    return run.params <= limits.params and run.flops / run.steps <= limits.step_flops
 
 
 def _at(params: int, speeds: dict[int, float]) -> float:

@@ -126,6 +126,7 @@ class Measuring:
         speed = run.flops_per_position * trained / (share or 1.0) / max(position.train_seconds, 1e-9)
         unique = min(tokens, one.parts.dataset.tokens or tokens)
         peak = context.device.peak_flops(precision)
+        devices = context.together.size
         return {
             "seconds": position.seconds,
             "tokens": tokens,
@@ -136,7 +137,7 @@ class Measuring:
             "positions": positions if positions != tokens else None,
             "valid_share": share if positions != tokens else None,
             "flops_per_second": speed,
-            "mfu": speed / peak if peak else None,
+            "mfu": speed / (devices * peak) if peak else None,
             "data_wait": min(1.0, position.wait_seconds / max(position.train_seconds, 1e-9)),
             "precision": precision,
         }

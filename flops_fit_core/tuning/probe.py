@@ -12,8 +12,8 @@ from pydantic import JsonValue, ValidationError
 from flops_fit_core.config import Experiment, explain
 from flops_fit_core.contracts import LossSurface
 from flops_fit_core.errors import ConfigError, PlanError
-from flops_fit_core.measure import Measured, Meter
-from flops_fit_core.planning import CellResolver, open_dataset, runtime_of
+from flops_fit_core.measure import Measured, Meter, UsageTraces
+from flops_fit_core.planning import CellResolver, open_dataset, resolve_counter, runtime_of
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 from flops_fit_core.tuning.knob import Knob, find_knob
 
@@ -63,7 +63,9 @@ class Probe:
                 f"dataset {experiment.dataset.name!r} computes losses from a formula that knows no learning rate: "
                 f"there is nothing to tune"
             )
-        meter = Meter(experiment.model, self.dataset.task, experiment.flops)
+        self.experiment, _ = resolve_counter(self.experiment, self.dataset.task)
+        usages = UsageTraces(experiment.model, self.dataset.task, by_type=experiment.planner == 1)
+        meter = Meter(experiment.model, self.dataset.task, self.experiment.flops, usages)
         self.measured = [meter.measure(self._sized(options).options) for options in self._options(sizes)]
         self.knob = self._knob()
         self._check_proportional()

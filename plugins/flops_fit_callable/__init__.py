@@ -42,9 +42,9 @@ class CallableOptions(Options):
     arguments: dict[str, JsonValue] = {}
     """Further arguments by name, the same at every size."""
     fingerprint: str = ""
-    """What identifies the function in a run. Unset: a hash of the text of its file, without blank lines and lines
-    of comment, so that an edit makes other runs; modules that the file imports are not looked at. Written by hand,
-    edits are yours to account for."""
+    """What identifies the function in a run. Unset: a hash of its file and of your own files that it imports,
+    without comments, docstrings and layout, so that an edit makes other runs. Written by hand, edits are yours to
+    account for."""
 
     @model_validator(mode="after")
     def _identify(self) -> Self:

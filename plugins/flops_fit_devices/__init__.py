@@ -74,7 +74,7 @@ class CUDA:
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     def peak_flops(self, precision: str) -> float | None:
-        """From the data sheets of NVIDIA's data centre GPUs, without sparsity."""
+        """From the makers' data sheets, without sparsity; None for a card, slice or virtual GPU not listed."""
         from flops_fit_devices.peaks import dense_peak
 
         return dense_peak(self.name, precision)

@@ -20,9 +20,8 @@ class LightningOptions(Options):
     arguments: dict[str, JsonValue] = {}
     """Further arguments by name."""
     fingerprint: str = ""
-    """What identifies the function in a run. Unset: a hash of the text of its file, without blank lines and lines
-    of comment; modules that the file imports are not looked at. Written by hand, edits are yours to account
-    for."""
+    """What identifies the function in a run. Unset: a hash of its file and of your own files that it imports,
+    without comments, docstrings and layout. Written by hand, edits are yours to account for."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the whole gradient. None: no clipping. A module that optimizes by hand clips by itself."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -6,7 +6,7 @@ Weights are random and nothing is downloaded.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveInt, model_validator
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 REQUIRES = ("transformers>=4.50",)
+Init = Literal["architecture", "fan_in"]
 Fields = Annotated[dict[str, JsonValue], BeforeValidator(read_configuration)]
 
 
@@ -43,6 +44,10 @@ class HFOptions(Options):
     from 128 on to a multiple of 8."""
     config: dict[str, JsonValue] = {}
     """Fields of the configuration that are the same at every size: ``{ num_hidden_layers = 4 }``."""
+    init: Init = "architecture"
+    """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
+    learning rate serves every width. Unset: ``fan_in`` under a recipe that scales learning rates by the width,
+    for the architectures where that is verified; otherwise ``architecture``."""
 
 
 class LadderOptions(Options):
@@ -59,6 +64,10 @@ class LadderOptions(Options):
     config: Fields = {}
     """The one that ``rung`` chooses: filled in. It identifies a run, so that further ``configs`` leave others as
     they are."""
+    init: Init = "architecture"
+    """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
+    learning rate serves every width. Unset: ``fan_in`` under a recipe that scales learning rates by the width,
+    for the architectures where that is verified; otherwise ``architecture``."""
 
     @model_validator(mode="after")
     def _choose(self) -> Self:
@@ -109,6 +118,20 @@ def width(options: Any) -> int:
     return hidden_size(options)
 
 
+def width_scaled_options(options: HFOptions | LadderOptions) -> dict[str, Any]:
+    """Starting weights by fan-in, in an architecture for which that is verified."""
+    from flops_fit_transformers.transfer import width_scaled_options
+
+    return width_scaled_options(options)
+
+
+def width_transfer(options: HFOptions | LadderOptions) -> str | None:
+    """Why one learning rate may not serve every width; None where it does."""
+    from flops_fit_transformers.transfer import width_transfer
+
+    return width_transfer(options)
+
+
 def scale(options: LadderOptions, target_params: int) -> LadderOptions:
     """The rung whose N (without lookup tables and experts that a token is not sent to), at its own vocabulary, is
     nearest on a log scale."""
@@ -126,6 +149,8 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         "flops_per_token": flops_per_token,
         "shape": shape,
         "parameter_groups": parameter_groups,
+        "width_scaled_options": width_scaled_options,
+        "width_transfer": width_transfer,
         "optimizer": "optim/adamw",
         "requires": REQUIRES,
         "extra": "transformers",

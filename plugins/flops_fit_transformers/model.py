@@ -15,6 +15,8 @@ from transformers.pytorch_utils import Conv1D
 from flops_fit_core import ConfigError, ParameterGroup, Task
 from flops_fit_transformers import HFOptions, LadderOptions
 from flops_fit_transformers.configuration import TOP_K, configure, quiet
+from flops_fit_transformers.fan_in import scale_by_fan_in
+from flops_fit_transformers.transfer import require_fan_in
 
 KINDS = ("hidden", "head", "rest")
 
@@ -49,14 +51,20 @@ def _follow_experts(lm: Any) -> None:
 
 
 def build_decoder(options: HFOptions | LadderOptions, task: Task) -> Decoder:
-    """Weights are drawn from torch's generator as the architecture draws them. Raises ConfigError."""
+    """Weights are drawn from torch's generator as the architecture draws them, and then scaled where the options
+    ask for that. Raises ConfigError."""
     config = configure(options, task)
+    if options.init == "fan_in":
+        require_fan_in(options)
     with quiet():
         try:
             lm = AutoModelForCausalLM.from_config(config)
         except (ValueError, AssertionError, AttributeError, TypeError) as error:
             raise ConfigError(f"model: transformers builds no {config.model_type!r} so: {error}") from error
-    return Decoder(lm.train())
+    decoder = Decoder(lm.train())
+    if options.init == "fan_in":
+        scale_by_fan_in(lm, kinds_of(decoder))
+    return decoder
 
 
 def groups_of(module: nn.Module) -> Iterator[ParameterGroup]:
@@ -66,7 +74,7 @@ def groups_of(module: nn.Module) -> Iterator[ParameterGroup]:
     if not isinstance(module, Decoder):
         raise TypeError(f"these are the groups of a Decoder, not of a {type(module).__name__}")
     width = int(module.lm.config.hidden_size)
-    kinds = _kinds(module)
+    kinds = kinds_of(module)
     active = _active(module.lm)
     grouped: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
     for parameter in filter(lambda one: one.requires_grad, module.parameters()):  # some correct routers by hand
@@ -78,7 +86,7 @@ def groups_of(module: nn.Module) -> Iterator[ParameterGroup]:
         )
 
 
-def _kinds(module: Decoder) -> dict[int, str]:
+def kinds_of(module: Decoder) -> dict[int, str]:
     """``hidden`` or, with outputs that are no channels, ``head``: of the parameters that are multiplied, by id."""
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     head = module.lm.get_output_embeddings()

@@ -34,7 +34,8 @@ class Plugin:
     @hookimpl
     def flops_fit_models(self):
         yield ModelSpec(name="broken", options=Lines, build=build, size="width",
-                        flops_per_token=lambda options, task: FLOPS, parameter_groups=GROUPS)
+                        flops_per_token=lambda options, task: FLOPS, parameter_groups=GROUPS,
+                        width_scaled_options=SCALED)
 
 class TestBroken(ModelConformance):
     name = "broken"
@@ -73,6 +74,7 @@ def test_broken_models_are_caught(failures):
         "WIDTH": "options.width",
         "FLOPS": "6 * options.width * 4 * (options.width + task.vocab_size)",
         "GROUPS": "None",
+        "SCALED": "None",
     }
     found = failures(
         MODEL,
@@ -118,6 +120,10 @@ def test_broken_models_are_caught(failures):
                 "INIT": "self.still = nn.Parameter(torch.ones(width), requires_grad=False)",
                 "GROUPS": "lambda module: [ParameterGroup(list(module.parameters()))]",
             },
+            "changes its size where learning rates are scaled": {
+                "SCALED": "lambda options: {'width': 2 * options.width}",
+            },
+            "has options for scaled learning rates": {"SCALED": "lambda options: {}"},
             **UNUSUAL,
         },
     )
@@ -151,6 +157,8 @@ def test_broken_models_are_caught(failures):
         "hides a weight": {"test_its_state_is_all_there_is"},
         "uses more experts than it says": {"test_a_token_uses_no_more_than_its_groups_say"},
         "has a frozen parameter in a group": {"test_its_groups_hold_every_parameter_once"},
+        "changes its size where learning rates are scaled": {"test_options_of_width_scaled_runs_change_no_count"},
+        "has options for scaled learning rates": set(),
     }
 
 

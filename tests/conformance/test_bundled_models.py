@@ -71,6 +71,17 @@ class TestQwen3(ModelConformance):
     flops_tolerance = 1e-9
 
 
+class TestATiedLlamaThatStartsByFanIn(ModelConformance):
+    name = "hf"
+    options = {
+        "width": 32,
+        "head_dim": 8,
+        "init": "fan_in",
+        "config": {"num_hidden_layers": 2, "tie_word_embeddings": True},
+    }
+    flops_tolerance = 1e-9
+
+
 class TestAMixtureOfExperts(ModelConformance):
     name = "hf"
     options = {

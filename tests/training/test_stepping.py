@@ -149,9 +149,51 @@ def test_batches_that_are_fetched_ahead_come_in_order_and_errors_in_their_place(
     fetched.close()
 
 
-def test_peaks_are_those_of_the_data_sheets():
-    assert dense_peak("NVIDIA H100 80GB HBM3", "bfloat16") == 989e12
-    assert dense_peak("NVIDIA H100 PCIe", "bfloat16") == 756e12
-    assert dense_peak("NVIDIA A100-SXM4-80GB", "float32") == 19.5e12
-    assert dense_peak("Tesla T4", "bfloat16") is None
-    assert dense_peak("A GPU that nobody knows", "float32") is None
+@pytest.mark.parametrize(
+    ("name", "bfloat16", "float32"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12, 67e12),
+        ("NVIDIA H100 PCIe", 756e12, 51e12),
+        ("NVIDIA H100 NVL", 835e12, 60e12),
+        ("NVIDIA H200", 989e12, 67e12),
+        ("NVIDIA H200 NVL", 835e12, 60e12),
+        ("NVIDIA H20", 148e12, 44e12),
+        ("NVIDIA B200", 2250e12, 75e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12, 19.5e12),
+        ("A100-SXM4-40GB", 312e12, 19.5e12),
+        ("NVIDIA L4", 121e12, 30.3e12),
+        ("NVIDIA L40", 181.05e12, 90.5e12),
+        ("NVIDIA L40S", 362.05e12, 91.6e12),
+        ("NVIDIA RTX A6000", 154.8e12, 38.7e12),
+        ("NVIDIA RTX 6000 Ada Generation", 364.2e12, 91.1e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12, 82.6e12),
+        ("NVIDIA GeForce RTX 5090", 209.5e12, 104.8e12),
+        ("Tesla T4", None, 8.1e12),
+        ("Tesla V100-SXM2-32GB", None, 15.7e12),
+        ("AMD Instinct MI300X", 1307.4e12, 163.4e12),
+        ("AMD Instinct MI250X", 191.5e12, 47.85e12),
+    ],
+)
+def test_peaks_are_those_of_the_data_sheets(name, bfloat16, float32):
+    for precision, peak in (("bfloat16", bfloat16), ("float32", float32)):
+        assert dense_peak(name, precision) == (peak and pytest.approx(peak, rel=1e-12))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "A GPU that nobody knows",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
+        "GRID A100-10C",
+        "NVIDIA A100X",
+        "NVIDIA A10M",
+        "NVIDIA GeForce RTX 4090 Laptop GPU",
+        "NVIDIA GeForce RTX 4090 D",
+        "NVIDIA RTX 6000",
+        "AMD Instinct MI250X/MI250",
+    ],
+)
+def test_a_card_whose_name_only_begins_as_another_has_no_peak(name):
+    assert dense_peak(name, "bfloat16") is None
+    assert dense_peak(name, "float32") is None

@@ -1,0 +1,271 @@
+"""Which code is the user's own, and which files of it a file imports; nothing is imported to find out.
+
+First-party is what does not come from the standard library, from flops-fit, from torch or from a ``site-packages``
+folder: a script, a notebook, a package beside it, a package installed with ``pip install -e``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import sys
+import sysconfig
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from flops_fit_core.syntax import hash_syntax
+
+_INSTALLED = {"site-packages", "dist-packages"}
+_MOST_FILES = 2000
+
+
+def is_first_party(module: str) -> bool:
+    """Whether a module, by its name, is the user's own."""
+    top = module.partition(".")[0]
+    if top == "__main__":
+        return True
+    if top == "torch" or top in _own_packages():
+        return False
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        return top not in sys.stdlib_module_names
+    return is_first_party_file(Path(file))
+
+
+def is_first_party_file(file: Path) -> bool:
+    """Whether a file is the user's own."""
+    return _INSTALLED.isdisjoint(file.parts) and not any(file.is_relative_to(folder) for folder in _stdlib())
+
+
+@lru_cache(maxsize=1)
+def _stdlib() -> tuple[str, ...]:
+    paths = sysconfig.get_paths()
+    return paths["stdlib"], paths["platstdlib"]
+
+
+@lru_cache(maxsize=1)
+def _own_packages() -> frozenset[str]:
+    """flops-fit's packages, which may be installed from a checkout too."""
+    try:
+        points = importlib.metadata.distribution("flops-fit").entry_points
+    except importlib.metadata.PackageNotFoundError:
+        points = importlib.metadata.EntryPoints()
+    return frozenset({"flops_fit_core", *(point.module.partition(".")[0] for point in points)})
+
+
+# ---------------------------------------------------------------------------- files
+
+
+def hash_files(files: Iterable[Path]) -> list[str]:
+    """A hash of each file's syntax tree, sorted; of the text, of a file that this Python cannot parse."""
+    return sorted(hash_file(file) for file in files)
+
+
+def hash_file(file: Path) -> str:
+    """A hash of a file's syntax tree, or of its text if this Python cannot parse it. Raises OSError."""
+    return _parsed(file)[0]
+
+
+def with_imports(files: Iterable[Path]) -> set[Path]:
+    """The files, and the first-party files that they import, directly or not."""
+    closure: set[Path] = set()
+    queue = list(files)
+    while queue:
+        file = queue.pop()
+        if file not in closure and file.suffix == ".py" and file.is_file():
+            closure.add(file)
+            queue += _imported_by(file)
+    return closure
+
+
+def imported_files(module: str, names: Iterable[str], level: int, folder: Path) -> Iterator[Path]:
+    """The first-party files that an import statement binds names of.
+
+    Args:
+        module: What is imported, or imported from.
+        names: The names after ``import`` in ``from module import names``; empty for ``import module``.
+        level: The number of leading dots.
+        folder: The folder of the importing file.
+    """
+    places = _locate(module, level, folder)
+    if not names:
+        yield from (place.file for place in places if place.file is not None)
+        return
+    for name in names:
+        if not places:
+            return
+        place = _submodule(places[-1], name) or places[-1]
+        if place.file is not None:
+            yield place.file
+
+
+def package_files(file: Path) -> set[Path]:
+    """Every file of the top-level package that a file is in; of a file in none, those beside it and below.
+
+    Raises ValueError if there are too many to be one project.
+    """
+    files: set[Path] = set()
+    for path, folders, names in os.walk(_root(file) / _top_package(file)):
+        folders[:] = [name for name in folders if not _is_foreign(Path(path) / name)]
+        files |= {Path(path) / name for name in names if name.endswith(".py")}
+        if len(files) > _MOST_FILES:
+            raise ValueError(f"{path} is in a folder of more than {_MOST_FILES} files")
+    return files
+
+
+def _is_foreign(folder: Path) -> bool:
+    """Whether a folder in a project holds something else: a virtual environment, a repository's data."""
+    return folder.name.startswith((".", "__")) or folder.name in _INSTALLED or (folder / "pyvenv.cfg").exists()
+
+
+def _root(file: Path) -> Path:
+    """The folder of the top-level package or module that a file is (in)."""
+    folder = file.parent
+    while (folder / "__init__.py").exists():
+        folder = folder.parent
+    return folder
+
+
+def _top_package(file: Path) -> Path:
+    parts = file.relative_to(_root(file)).parts
+    return Path(parts[0] if len(parts) > 1 else "")
+
+
+class _Place(NamedTuple):
+    """A module: its source file, and the folders of its submodules."""
+
+    file: Path | None
+    folders: tuple[Path, ...] = ()
+
+
+def _locate(module: str, level: int, folder: Path) -> list[_Place]:
+    """The first-party packages that a module is in, and the module last; empty if it is not first-party."""
+    parts = module.split(".") if module else []
+    if level:
+        for _ in range(level - 1):
+            folder = folder.parent
+        init = folder / "__init__.py"
+        places = [_Place(init if init.exists() else None, (folder,))]
+    else:
+        top = _find_top(parts[0], folder)
+        if top is None:
+            return []
+        places, parts = [top], parts[1:]
+    for part in parts:
+        place = _submodule(places[-1], part)
+        if place is None:
+            return []
+        places.append(place)
+    return places
+
+
+def _submodule(place: _Place, name: str) -> _Place | None:
+    for folder in place.folders:
+        if (folder / name / "__init__.py").is_file():
+            return _Place(folder / name / "__init__.py", (folder / name,))
+        if (folder / f"{name}.py").is_file():
+            return _Place(folder / f"{name}.py")
+        if (folder / name).is_dir():
+            return _Place(None, (folder / name,))
+    return None
+
+
+def _find_top(name: str, folder: Path) -> _Place | None:
+    """A top-level module where Python finds it; otherwise beside the package or file that imports it."""
+    if name in sys.stdlib_module_names or not is_first_party(name):
+        return None
+    place = _installed_place(name, tuple(sys.path)) or _submodule(_Place(None, (_root(folder / "x.py"),)), name)
+    if place is None or not all(is_first_party_file(file) for file in (place.file, *place.folders) if file):
+        return None
+    return place
+
+
+@lru_cache(maxsize=1000)
+def _installed_place(name: str, path: tuple[str, ...]) -> _Place | None:
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError, AttributeError):
+        return None
+    if spec is None or not (spec.has_location or spec.submodule_search_locations):
+        return None
+    file = Path(spec.origin) if spec.has_location and spec.origin is not None else None
+    return _Place(file, tuple(map(Path, spec.submodule_search_locations or ())))
+
+
+# ---------------------------------------------------------------------------- one file
+
+
+def _imported_by(file: Path) -> list[Path]:
+    """The first-party files that a file imports, also in its functions; all of its package, if it imports by a
+    computed name."""
+    _, imports, is_computed = _parsed(file)
+    files = [
+        path for module, names, level in imports for path in imported_files(module, names, level, file.parent)
+    ]
+    return [*files, *package_files(file)] if is_computed else files
+
+
+_Import = tuple[str, tuple[str, ...], int]
+
+
+def _parsed(file: Path) -> tuple[str, tuple[_Import, ...], bool]:
+    stat = file.stat()
+    return _parse(file, stat.st_mtime_ns, stat.st_size)
+
+
+@lru_cache(maxsize=4000)
+def _parse(file: Path, modified: int, size: int) -> tuple[str, tuple[_Import, ...], bool]:
+    """A hash of a file, what it imports, and whether it imports by a computed name."""
+    text = file.read_bytes()
+    try:
+        tree = ast.parse(text)
+    except (SyntaxError, ValueError):
+        return hashlib.sha256(text).hexdigest()[:16], (), False
+    nodes = list(_nodes(tree))
+    imports = [triple for node in nodes for triple in _imports(node)]
+    return hash_syntax([tree]), tuple(imports), any(_imports_by_computed_name(node) for node in nodes)
+
+
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes but those that only a type checker reads."""
+    stack = [tree]
+    while stack:
+        node = stack.pop()
+        yield node
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            stack += node.orelse
+        else:
+            stack += ast.iter_child_nodes(node)
+
+
+def _imports(node: ast.AST) -> Iterator[_Import]:
+    if isinstance(node, ast.ImportFrom):
+        yield node.module or "", tuple(alias.name for alias in node.names), node.level
+    elif _names_a_module(node) and (name := _constant_argument(node)):
+        yield name.lstrip("."), (), len(name) - len(name.lstrip("."))
+    elif isinstance(node, ast.Import):
+        for alias in node.names:
+            package, _, name = alias.name.rpartition(".")
+            yield (package, (name,), 0) if alias.asname and package else (alias.name, (), 0)
+
+
+def _imports_by_computed_name(node: ast.AST) -> bool:
+    return _names_a_module(node) and not _constant_argument(node)
+
+
+def _names_a_module(node: ast.AST) -> bool:
+    """Whether a node is a call of ``import_module`` or the like."""
+    if not isinstance(node, ast.Call):
+        return False
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name in {"import_module", "__import__", "iter_modules", "walk_packages"}
+
+
+def _constant_argument(node: ast.AST) -> str:
+    argument = node.args[0] if isinstance(node, ast.Call) and node.args else None
+    return argument.value if isinstance(argument, ast.Constant) and isinstance(argument.value, str) else ""

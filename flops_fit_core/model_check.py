@@ -1,0 +1,200 @@
+"""A forward pass of the smallest model, kept in the study's folder, to notice a change that its identity misses.
+
+The same seed, weights and batch give the same outputs until the model's code changes, or a library that it uses.
+The outputs are in no run's id, and a difference is a note of the plan: it stops nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import platform
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.contracts import Batch, LossSurface, Task
+from flops_fit_core.custom_task import CustomTask
+from flops_fit_core.folder import write_atomically
+from flops_fit_core.measure import build_on_meta
+from flops_fit_core.planning import open_dataset
+from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
+from flops_fit_core.specs import ModelSpec, Options
+from flops_fit_core.tasks import LanguageTask
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+FILE = "model_check.json"
+MOST_PARAMETERS = 50_000_000
+TOLERANCE = 1e-3
+"""Relative difference of the outputs above which they are others: far above the rounding of float32."""
+_VALUES = 64
+_NOISE = 0.02
+"""Standard deviation of noise on all weights: a head that starts at zero would hide the rest of the model."""
+
+
+class ModelCheck(Record):
+    """What the smallest model of a study gave."""
+
+    identity: str
+    """Of the model and the data in the records; other ones are not compared."""
+    size: int | float | str
+    outputs: tuple[float, ...]
+    """Evenly spaced values of the outputs on a batch of 2."""
+    versions: dict[str, str] = {}
+    """Of Python and torch."""
+
+
+def record_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> None:
+    """Write down the outputs of the study's smallest model, unless they are there.
+
+    Nothing is written for a model of 50M parameters or more, one that another program trains, and one that fails.
+    """
+    run = _smallest(plan)
+    before = _load(folder)
+    if run is None or (before is not None and before.identity == _identity(run)):
+        return
+    check = _check(experiment, run)
+    if check is not None:
+        write_atomically(folder / FILE, check.model_dump_json(indent=1))
+
+
+def with_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> SweepPlan:
+    """The plan, with a note if the study's folder has other outputs of its smallest model."""
+    note = compare_model_check(experiment, plan, folder)
+    return plan if note is None else SweepPlan(**{**dict(plan), "notes": (*plan.notes, note)})
+
+
+def compare_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> str | None:
+    """A note for the plan if the smallest model's outputs differ from those in the study's folder by more than
+    0.1%, although its identity is the same."""
+    run = _smallest(plan)
+    before = _load(folder)
+    if run is None or before is None or before.identity != _identity(run):
+        return None
+    now = _check(experiment, run)
+    if now is None or (difference := relative_difference(before.outputs, now.outputs)) <= TOLERANCE:
+        return None
+    versions = [
+        f"{name} {before.versions.get(name)} -> {version}"
+        for name, version in now.versions.items()
+        if before.versions.get(name) != version
+    ]
+    changed = f": {', '.join(versions)}" if versions else ""
+    return (
+        f"the model of size {run.size} gives other outputs than when this study was begun (relative difference "
+        f"{difference:.2g} on the same weights and batch), and its runs have the same ids: code that its identity "
+        f"does not cover has changed{changed}. Finished runs are kept; to train them again, use another folder"
+    )
+
+
+def relative_difference(before: tuple[float, ...], now: tuple[float, ...]) -> float:
+    """Norm of the difference over the larger norm; infinity for another number of values."""
+    if len(before) != len(now):
+        return math.inf
+    scale = max(math.hypot(*before), math.hypot(*now))
+    return math.dist(before, now) / scale if scale else 0.0
+
+
+def _smallest(plan: SweepPlan) -> RunSpec | None:
+    run = min(plan.runs, key=lambda run: run.params, default=None)
+    return run if run is not None and run.params < MOST_PARAMETERS else None
+
+
+def _identity(run: RunSpec) -> str:
+    chosen = {"model": run.model, "dataset": run.dataset}
+    return content_hash(
+        {kind: choice.model_dump(mode="json") for kind, choice in chosen.items()} | {"data": run.fingerprint}
+    )
+
+
+def _load(folder: Path) -> ModelCheck | None:
+    try:
+        return ModelCheck.model_validate_json((folder / FILE).read_bytes())
+    except (OSError, ValidationError):  # not there, or damaged: the next training writes it again
+        return None
+
+
+def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:
+    import torch
+
+    if "launch" in experiment.trainer.spec.can:  # another program trains the model
+        return None
+    model = experiment.model
+    try:
+        options = model.with_options(**{model.spec.size: run.size}).options
+        dataset = open_dataset(experiment, experiment.sweep.seeds[0])
+        outputs = None if isinstance(dataset, LossSurface) else _outputs(model, options, dataset.task)
+    except Exception as error:  # the model's own code may raise anything; training reports it
+        logger.debug("no check of the model: %s: %s", type(error).__name__, error)
+        return None
+    if not outputs or not any(outputs) or not all(map(math.isfinite, outputs)):
+        return None
+    versions = {"python": platform.python_version(), "torch": str(torch.__version__)}
+    return ModelCheck(identity=_identity(run), size=run.size, outputs=tuple(outputs), versions=versions)
+
+
+def _outputs(model: Chosen[ModelSpec], options: Options, task: Task) -> list[float] | None:
+    """Outputs of the model in float32 on the CPU, in evaluation mode; None for a model that is too large."""
+    import torch
+
+    from flops_fit_core.training.randomness import fixed_randomness
+
+    shapes = build_on_meta(model, options, task)
+    if sum(parameter.numel() for parameter in shapes.parameters()) >= MOST_PARAMETERS:
+        return None
+    with fixed_randomness(), torch.device("cpu"), torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        module = model.calling("build", options, task).float().eval()
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                parameter.add_(torch.randn(parameter.shape), alpha=_NOISE)
+        tensors = list(_tensors(task.outputs(module, _batch(task))))
+    return [value for tensor in tensors for value in _spaced(tensor)]
+
+
+def _batch(task: Task) -> Batch:
+    """Two samples: random ones, or, of a user's own data, real ones."""
+    import torch
+
+    if isinstance(task, LanguageTask):
+        return torch.randint(task.vocab_size, (2, task.context + 1))
+    if isinstance(task, CustomTask):
+        return task.sample
+    return _randomized(task.example(2))
+
+
+def _randomized(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return torch.randn(value.shape) if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {name: _randomized(part) for name, part in value.items()}
+    return type(value)(map(_randomized, value)) if isinstance(value, list | tuple) else value
+
+
+def _tensors(outputs: Any) -> Iterator[Tensor]:
+    import torch
+
+    outputs = getattr(outputs, "logits", outputs)
+    if isinstance(outputs, torch.Tensor):
+        if outputs.is_floating_point():
+            yield outputs
+    elif isinstance(outputs, Mapping | list | tuple):
+        for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
+            yield from _tensors(part)
+
+
+def _spaced(tensor: Tensor) -> list[float]:
+    flat = tensor.detach().float().flatten()
+    places = range(0, len(flat), max(1, len(flat) // _VALUES))
+    values: list[float] = flat[list(places)[:_VALUES]].tolist()
+    return values
