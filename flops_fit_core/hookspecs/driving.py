@@ -77,7 +77,11 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
 
         @hookimpl
         def flops_fit_stores():
-            yield StoreSpec(name="lines", build=lambda options, folder: LineStore(folder / "results.jsonl"))
+            yield StoreSpec(
+                name="lines",
+                build=lambda options, folder: LineStore(folder / "results.jsonl"),
+                file="results.jsonl",
+            )
     """
     return ()
 
