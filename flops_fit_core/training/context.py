@@ -18,7 +18,7 @@ from torch import nn
 
 from flops_fit_core.config import Chosen, choose
 from flops_fit_core.contracts import Dataset, Device, FlopCount, RunParts, RunView
-from flops_fit_core.errors import RunFailed
+from flops_fit_core.errors import ConfigError, RunFailed
 from flops_fit_core.measure import (
     UNTRACED,
     UsageTraces,
@@ -133,12 +133,21 @@ class WorkerContext:
         measured = measure_model(
             chosen, chosen.options, dataset.task, UsageTraces(chosen, dataset.task, by_type=True)
         )
+        count: FlopCount | None = None
+        failure: ConfigError | None = None
         for usage in self._usages(chosen, dataset, measured.module):
             parameters = count_parameters(model, dataset.task, groups, usage)
-            count = count_flops(counter, replace(measured, parameters=parameters))
+            try:
+                count = count_flops(counter, replace(measured, parameters=parameters))
+            except ConfigError as error:  # by module types nothing may be left of N
+                failure = error
+                continue
             if count.params == run.params:
                 break
         set_random_state(state, "cpu")
+        if count is None:
+            assert failure is not None
+            raise failure
         if count.params != run.params:
             raise RunFailed(
                 f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
