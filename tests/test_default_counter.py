@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from small import text_table, write_text
+from small import text_table, train, write_text
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops_fit_core import ParameterGroup, PlanError, Study, find_optimal, run
+from flops_fit_core import ModelSpec, Options, ParameterGroup, PlanError, Study, find_optimal, hookimpl, run
 from flops_fit_core import plan as plan_study
 from flops_fit_core.audit import ReferenceFlops
 from flops_fit_core.config import make_experiment
@@ -255,3 +255,65 @@ def test_a_dense_model_has_no_part_that_a_token_leaves_out():
     meter.measure(experiment.model.with_options(width=16).options)
     (usage,) = meter.usages.traced
     assert partly_used(usage) == {}
+
+
+# ---------------------------------------------------------------------------- the worker
+
+
+class TiedByHand(Bigram):
+    def __init__(self, width):
+        super().__init__(width)
+        self.head = None
+
+    def forward(self, ids):
+        return functional.linear(self.table(ids), self.table.weight)
+
+
+def test_a_worker_counts_a_model_that_is_tied_by_hand_as_its_plan_does(tmp_path):
+    study = find_optimal(
+        TiedByHand,
+        "width",
+        dataset=TOKENS,
+        compute_budgets=[2e7],
+        sizes=[4, 8],
+        repeat=True,
+        min_steps=1,
+        executor="local",
+        device="cpu",
+        output_dir=tmp_path / "study",
+    )
+    assert [(result.status, result.run.params) for result in study.results] == [
+        ("completed", 50 * 4),
+        ("completed", 50 * 8),
+    ]
+    assert all(result.parameters.lookup == 0 for result in study.results)
+
+
+def test_planner_1_counts_by_module_types_in_the_plan_and_in_the_worker(tmp_path):
+    class Widths(Options):
+        width: int = 8
+
+    class Plugin:
+        @hookimpl
+        def flops_fit_models(self):
+            yield ModelSpec(
+                name="late", options=Widths, build=lambda options, task: Late(options.width), size="width"
+            )
+
+    class Late(nn.Module):
+        """Its table is a parameter, which module types count as a matrix."""
+
+        def __init__(self, width):
+            super().__init__()
+            self.table, self.head = nn.Parameter(torch.randn(256, width)), nn.Linear(width, 256, bias=False)
+
+        def forward(self, ids):
+            return self.head(self.table[ids])
+
+    registry = installed().with_plugins({"mine": Plugin()})
+    sweep = {"budgets": [6 * 4096 * 6400], "sizes": [{"width": 8}], "batch_size": 4}
+    changes = {"model": {"name": "late"}, "flops": "chinchilla", "sweep": sweep}
+    table = text_table(write_text(tmp_path / "text"), **changes)
+    for planner, params in ((1, 2 * 256 * 8), (2, 256 * 8)):
+        (result,) = train({**table, "planner": planner}, registry)
+        assert (result.status, result.run.params) == ("completed", params)

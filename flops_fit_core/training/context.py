@@ -7,7 +7,7 @@ import math
 import platform
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from torch import nn
 
 from flops_fit_core.config import Chosen, choose
 from flops_fit_core.contracts import Dataset, Device, FlopCount, RunParts, RunView
-from flops_fit_core.errors import RunFailed
+from flops_fit_core.errors import ConfigError, RunFailed
 from flops_fit_core.measure import (
     UNTRACED,
     UsageTraces,
@@ -27,6 +27,7 @@ from flops_fit_core.measure import (
     measure_model,
     parameter_groups,
 )
+from flops_fit_core.parameter_usage import ParameterUsage
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
 from flops_fit_core.registry import Registry
 from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
@@ -129,15 +130,24 @@ class WorkerContext:
         counter = self.chosen("flops", run)
         # Counters are promised a module without values; building that one, and a trace, may draw random numbers.
         state = random_state("cpu")
-        usages = UsageTraces(chosen, dataset.task)
-        measured = measure_model(chosen, chosen.options, dataset.task, usages)
-        usage = usages.of(chosen.options, measured.module)
-        for uses in (usage, UNTRACED):  # a study begun with planner = 1 tells parameters apart by module types
-            parameters = count_parameters(model, dataset.task, groups, uses)
-            count = count_flops(counter, replace(measured, parameters=parameters))
+        measured = measure_model(
+            chosen, chosen.options, dataset.task, UsageTraces(chosen, dataset.task, by_type=True)
+        )
+        count: FlopCount | None = None
+        failure: ConfigError | None = None
+        for usage in self._usages(chosen, dataset, measured.module):
+            parameters = count_parameters(model, dataset.task, groups, usage)
+            try:
+                count = count_flops(counter, replace(measured, parameters=parameters))
+            except ConfigError as error:  # by module types nothing may be left of N
+                failure = error
+                continue
             if count.params == run.params:
                 break
         set_random_state(state, "cpu")
+        if count is None:
+            assert failure is not None
+            raise failure
         if count.params != run.params:
             raise RunFailed(
                 f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
@@ -151,6 +161,13 @@ class WorkerContext:
                 f"{run.flops_per_position:.6g}: plan again"
             )
         self._counts[run.id] = parameters, count
+
+    @staticmethod
+    def _usages(chosen: Chosen[Any], dataset: Dataset, shapes: nn.Module) -> Iterator[ParameterUsage]:
+        """Module types, which give N of most models and of studies begun with planner = 1; then a trace, for which
+        the model is built once more."""
+        yield UNTRACED
+        yield UsageTraces(chosen, dataset.task).of(chosen.options, shapes)
 
     def result(self, run: RunSpec, status: Status, **measured: Any) -> RunResult:
         """What the trainer measured, completed by what the worker knows."""
