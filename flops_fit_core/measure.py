@@ -79,33 +79,40 @@ class Meter:
             heads=self.model.calling("heads", options) if spec.heads is not None else None,
         )
 
-    def check_fit(self, options: Options, largest: int = LARGEST_TRIED) -> None:
-        """Push one example through the model and its task's loss, for real where the model has at most ``largest``
-        parameters.
+    def check_fit(self, options: Options) -> None:
+        """Push one example through the model and its task's loss, for real where the model is small.
 
         Raises PlanError where the model's outputs do not fit the task.
         """
-        import torch
+        real = self.measure(options).parameters.total <= LARGEST_TRIED
+        push_example(self.model, options, self.task, "cpu" if real else "meta")
 
-        real = self.measure(options).parameters.total <= largest
-        with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
-            module = self.model.calling("build", options, self.task)
-            batch = self.task.example(2)
-            try:
-                outputs = self.task.outputs(module, batch)
-                loss, count = self.task.loss(outputs, batch)
-            except UserError:
-                raise
-            except Exception as error:
-                raise PlanError(
-                    f"model {self.model.name!r} does not fit dataset's task on a batch of 2: "
-                    f"{type(error).__name__}: {error}"
-                ) from error
-        if loss.ndim != 0 or count < 1:
+
+def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device: str) -> None:
+    """Push one example through the model and its task's loss on a device.
+
+    Raises PlanError where the model's outputs do not fit the task.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
+        module = model.calling("build", options, task)
+        batch = task.example(2)
+        try:
+            outputs = task.outputs(module, batch)
+            loss, count = task.loss(outputs, batch)
+        except UserError:
+            raise
+        except Exception as error:
             raise PlanError(
-                f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
-                f"sum (a scalar) over at least one"
-            )
+                f"model {model.name!r} does not fit dataset's task on a batch of 2: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    if loss.ndim != 0 or count < 1:
+        raise PlanError(
+            f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
+            f"sum (a scalar) over at least one"
+        )
 
 
 def measure_model(model: Chosen[ModelSpec], options: Options, task: Task) -> MeasuredModel:
