@@ -369,6 +369,13 @@ def test_a_model_that_fits_nowhere_shows_its_own_error_and_what_was_tried(tmp_pa
     assert f"width = 512: ValueError: 512 does not fit ({__file__}, line {line})" in message
 
 
+def test_a_model_with_a_largest_size_says_where_it_can_be_built(tmp_path):
+    with pytest.raises(
+        PlanError, match=r"(?s)it can be built at 1 to .*64 only.*width = 512: ValueError: 512 does"
+    ):
+        plan_of(Sized, "width", tmp_path, model_kwargs={"fits": lambda width: width <= 64})
+
+
 def test_trying_sizes_prints_nothing(capsys):
     from flops_fit_core import LanguageTask
     from flops_fit_core.planning.probing import probe_sizes

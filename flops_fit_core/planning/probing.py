@@ -163,7 +163,12 @@ def _first_multiple(step: int, works: Callable[[int], bool]) -> int | None:
 
 def _find_doubling(works: Callable[[int], bool]) -> SizeGrid | None:
     first = next((size for size in range(1, LARGEST_VALUE // 8 + 1) if works(size)), None)
-    if first is None or not all(works(first * 2**times) for times in range(1, 5)):
+    if first is None:
+        return None
+    doubled = itertools.takewhile(
+        lambda size: size <= 2 * LARGEST_VALUE, (first * 2**times for times in range(11))
+    )
+    if not all(map(works, doubled)):
         return None
     return SizeGrid(first, first, doubling=True)
 
