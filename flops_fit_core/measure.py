@@ -107,37 +107,46 @@ class Meter:
             heads=self.model.calling("heads", options) if spec.heads is not None else None,
         )
 
-    def check_fit(self, options: Options, largest: int = LARGEST_TRIED) -> nn.Module | None:
-        """Push one example through the model and its task's loss, for real where the model has at most ``largest``
-        parameters.
+    def check_fit(self, options: Options) -> nn.Module | None:
+        """Push one example through the model and its task's loss, for real where the model is small.
 
         Returns the model where it has values. Raises PlanError where the model's outputs do not fit the task.
         """
-        import torch
-
-        real = self.measure(options).parameters.total <= largest
-        with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.no_grad():
-            module = self.model.calling("build", options, self.task)
-            batch, sample = self.task.example(2), getattr(self.task, "sample", None)
-            try:
-                outputs = self.task.outputs(module, batch)
-                loss, count = self.task.loss(outputs, batch)
-                if real and sample is not None:  # zeros fit where real inputs and targets may not
-                    self.task.loss(self.task.outputs(module, sample), sample)
-            except UserError:
-                raise
-            except Exception as error:
-                where = raised_at("".join(traceback.format_exception(error)))
-                raise PlanError(
-                    f"model {self.model.name!r} does not fit dataset's task on a batch of 2: "
-                    f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
-                ) from error
-        if loss.ndim != 0 or count < 1:
-            raise PlanError(
-                f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
-                f"sum (a scalar) over at least one"
-            )
+        real = self.measure(options).parameters.total <= LARGEST_TRIED
+        module = push_example(self.model, options, self.task, "cpu" if real else "meta")
         return module if real else None
+
+
+def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device: str) -> nn.Module:
+    """Push one example through the model and its task's loss on a device. Returns the model.
+
+    Raises PlanError where the model's outputs do not fit the task.
+    """
+    import torch
+
+    with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
+        module: nn.Module = model.calling("build", options, task)
+        batch = task.example(2)
+        try:
+            loss, count = task.loss(task.outputs(module, batch), batch)
+            sample = getattr(task, "sample", None)
+            if sample is not None and device == "cpu":  # zeros fit where real inputs and targets may not
+                loss, count = task.loss(task.outputs(module, sample), sample)
+        except UserError:
+            raise
+        except Exception as error:
+            where = raised_at("".join(traceback.format_exception(error)))
+            raise PlanError(
+                f"model {model.name!r} does not fit dataset's task on a batch of 2: "
+                f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
+            ) from error
+    is_ignored = sample is not None and device == "cpu" and count == 0  # a sample may hold ignored targets only
+    if loss.ndim != 0 or (count < 1 and not is_ignored):
+        raise PlanError(
+            f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
+            f"sum (a scalar) over at least one"
+        )
+    return module
 
 
 class UsageTraces:

@@ -369,30 +369,45 @@ def test_a_model_that_fits_nowhere_shows_its_own_error_and_what_was_tried(tmp_pa
     assert f"width = 512: ValueError: 512 does not fit ({__file__}, line {line})" in message
 
 
-def test_trying_sizes_prints_nothing(tmp_path, capsys):
+def test_a_model_with_a_largest_size_says_where_it_can_be_built(tmp_path):
+    with pytest.raises(
+        PlanError, match=r"(?s)it can be built at 1 to .*64 only.*width = 512: ValueError: 512 does"
+    ):
+        plan_of(Sized, "width", tmp_path, model_kwargs={"fits": lambda width: width <= 64})
+
+
+def test_trying_sizes_prints_nothing(capsys):
+    from flops_fit_core import LanguageTask
     from flops_fit_core.planning.probing import probe_sizes
 
-    class Recorded:
-        """Takes the place of a Meter."""
+    class Loud(Bench):
+        def build_net(self, options, task):
+            print("built", options.width)
+            if options.width % 6:
+                raise RuntimeError("not a multiple of 6")
+            return super().build_net(options, task)
 
-        model = make_experiment(
-            {"sweep": {"budgets": [1e9]}, "model": "mlp", "dataset": "text"}, Bench().registry()
-        ).model
-
-        def at(self, size):
-            print("built", size)
-            if size % 6:
-                raise PlanError("not a multiple of 6")
-            return next(iter([type("Size", (), {"options": size, "parameters": self})()]))
-
-        total = 1
-
-        def check_fit(self, options):
-            print("ran", options)
-
-    grid, _ = probe_sizes(Recorded())
+    bench = Loud()
+    experiment = make_experiment(bench.table(), bench.registry())
+    grid, _ = probe_sizes(experiment.model, LanguageTask(vocab_size=12, context=8))
     assert (grid.step, grid.first) == (6, 6)
     assert capsys.readouterr().out == ""
+
+
+def test_a_model_whose_forward_never_works_is_still_sized_by_what_can_be_built(tmp_path):
+    from flops_fit_core import LanguageTask
+    from flops_fit_core.planning.probing import probe_sizes
+
+    class Silent(Bench):
+        def build_net(self, options, task):
+            if options.width % 4:
+                raise RuntimeError("not a multiple of 4")
+            return nn.Linear(options.width, 3)
+
+    bench = Silent()
+    experiment = make_experiment(bench.table(), bench.registry())
+    grid, _ = probe_sizes(experiment.model, LanguageTask(vocab_size=12, context=8))
+    assert (grid.step, grid.first) == (4, 4)
 
 
 def test_a_slow_constructor_ends_in_an_error_that_names_the_way_out(tmp_path, monkeypatch):

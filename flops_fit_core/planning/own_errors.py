@@ -18,6 +18,8 @@ def own_error(error: BaseException) -> str:
     text = " ".join(str(error).split())
     name = type(error).__name__
     frames = list(_own_frames(traceback.walk_tb(error.__traceback__)))
+    # The user's own line says more than the line of a library that it calls.
+    frames = [frame for frame in frames if "site-packages" not in frame[0]] or frames
     place = f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
     return f"{name}: {text}{place}" if text else f"{name}{place}"
 

@@ -10,10 +10,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import Task
 from flops_fit_core.errors import FlopsFitError, PlanError
-from flops_fit_core.measure import Meter
+from flops_fit_core.measure import build_on_meta, push_example
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.planning.rungs import SizeGrid
+from flops_fit_core.specs import ModelSpec
 
 LARGEST_VALUE = 512
 """Values of the size option from 1 to this are tried."""
@@ -26,12 +29,13 @@ MOST_ANCHORS = 4
 """Of those that work."""
 MULTIPLES = (*range(1, 18), 19, 23, 31, 43, 61, 97, 131, 193, 257, 389, 509, 769, 1009)
 """Multiples of a step that must work: those up to twice ``LARGEST_VALUE``, at least three."""
-LARGEST_RUN = 5_000_000
-"""Parameters up to which a forward pass is tried, for real: on the meta device some models cannot run."""
-SLOW = 0.2
-"""Seconds of one attempt from which no forward pass of a model as large is tried."""
-MOST_SECONDS = 60.0
-"""All attempts together."""
+LARGEST_RUN = 3_000_000
+"""Parameters up to which a forward pass is tried, for real: some models cannot run on the meta device."""
+LONGEST_RUN = 1e10
+"""Parameters times tokens (samples) of the example up to which it is tried, about a fifth of a second. Seconds are
+not measured, so that a plan is the same on every machine."""
+MOST_SECONDS = 120.0
+"""All attempts together, before they end in an error."""
 
 
 @dataclass(frozen=True)
@@ -39,63 +43,70 @@ class Attempt:
     """What happened at one value of the size option."""
 
     builds: bool
-    runs: bool
-    """Whether an example also went through ``forward`` and the loss."""
+    runs: bool | None
+    """Whether an example also went through ``forward`` and the loss; None where that was not tried."""
     error: str = ""
 
 
 class SizeProbe:
     """Builds a model at values of its size option, each once."""
 
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-        self.option = meter.model.spec.size
+    def __init__(self, model: Chosen[ModelSpec], task: Task) -> None:
+        self.model = model
+        self.task = task
+        self.option = model.spec.size
         self.attempts: dict[int, Attempt] = {}
-        self.largest_run = LARGEST_RUN
         self.seconds = 0.0
 
     def attempt(self, size: int) -> Attempt:
-        """Build it on the meta device, then push an example through it. Raises PlanError after a minute."""
+        """Build it on the meta device, then push an example through it. Raises PlanError after two minutes."""
         if size not in self.attempts:
             if self.seconds > MOST_SECONDS:
                 raise PlanError(self._too_slow())
             start = time.monotonic()
             with _silence():
-                self.attempts[size] = self._attempt(size, start)
+                self.attempts[size] = self._attempt(size)
             self.seconds += time.monotonic() - start
         return self.attempts[size]
 
-    def _attempt(self, size: int, start: float) -> Attempt:
+    def _attempt(self, size: int) -> Attempt:
         try:
-            measured = self.meter.at(size)
-        except FlopsFitError as error:
+            options = self.model.with_options(**{self.option: size}).options
+            module = build_on_meta(self.model, options, self.task)
+        except (FlopsFitError, ValueError) as error:
             return Attempt(builds=False, runs=False, error=own_error(error))
-        params = measured.parameters.total
-        if params > self.largest_run or time.monotonic() - start > SLOW:
-            return Attempt(builds=True, runs=True)
+        params = sum(parameter.numel() for parameter in module.parameters())
+        if params > LARGEST_RUN or params * 2 * self.task.tokens_per_sample > LONGEST_RUN:
+            return Attempt(builds=True, runs=None)
         try:
-            self.meter.check_fit(measured.options)
+            push_example(self.model, options, self.task, "cpu")
         except FlopsFitError as error:
             return Attempt(builds=True, runs=False, error=own_error(error))
-        if time.monotonic() - start > SLOW:
-            self.largest_run = params
         return Attempt(builds=True, runs=True)
+
+    def builds(self, size: int) -> bool:
+        """Whether it can be built."""
+        return self.attempt(size).builds
+
+    def works(self, size: int) -> bool:
+        """Whether it can be built, and, as far as that was tried, an example goes through it."""
+        return self.attempt(size).runs is not False
 
     def _too_slow(self) -> str:
         errors = [attempt.error for attempt in self.attempts.values() if attempt.error]
         last = f" The last error was {errors[-1]}." if errors else ""
         return (
-            f"model {self.meter.model.name!r}: {len(self.attempts)} values of {self.option} were tried for "
+            f"model {self.model.name!r}: {len(self.attempts)} values of {self.option} were tried for "
             f"{self.seconds:.0f} s without finding out which can be built.{last} Write multiple_of, a number "
             f"whose multiples can be built, or a list of sizes"
         )
 
     def failures(self) -> list[int]:
         """Values at which it could not be built or run, in ascending order."""
-        return sorted(size for size, attempt in self.attempts.items() if not attempt.runs)
+        return sorted(size for size, attempt in self.attempts.items() if attempt.error)
 
 
-def probe_sizes(meter: Meter) -> tuple[SizeGrid, list[str]]:
+def probe_sizes(model: Chosen[ModelSpec], task: Task) -> tuple[SizeGrid, list[str]]:
     """The values of a model's size option that can be built, and a note where that is not every value.
 
     It is the smallest step whose multiples all work, above a smallest size if there is one; otherwise powers of
@@ -104,18 +115,18 @@ def probe_sizes(meter: Meter) -> tuple[SizeGrid, list[str]]:
 
     Raises PlanError with the model's own error if no size can be built.
     """
-    probe = SizeProbe(meter)
-    checks: tuple[Callable[[int], bool], ...] = (
-        lambda size: probe.attempt(size).runs,
-        lambda size: probe.attempt(size).builds,
-    )
-    for works in checks:
-        if all(works(size) for size in ANY_SIZE):
-            return SizeGrid(), []
-        grid = _find_grid(works)
-        if grid is not None:
-            return grid, [_note(probe, grid)]
-    raise PlanError(_no_size(probe))
+    probe = SizeProbe(model, task)
+    if all(map(probe.works, ANY_SIZE)):
+        return SizeGrid(), []
+    run = [probe.attempt(size).runs for size in (*ANY_SIZE, *ANCHORS) if probe.builds(size)]
+    never_runs = False in run and True not in run
+    works = probe.builds if never_runs else probe.works
+    if all(map(works, ANY_SIZE)):
+        return SizeGrid(), []
+    grid = _find_grid(works)
+    if grid is None:
+        raise PlanError(_no_size(probe))
+    return grid, [_note(probe, grid)]
 
 
 def _find_grid(works: Callable[[int], bool]) -> SizeGrid | None:
@@ -152,7 +163,12 @@ def _first_multiple(step: int, works: Callable[[int], bool]) -> int | None:
 
 def _find_doubling(works: Callable[[int], bool]) -> SizeGrid | None:
     first = next((size for size in range(1, LARGEST_VALUE // 8 + 1) if works(size)), None)
-    if first is None or not all(works(first * 2**times) for times in range(1, 5)):
+    if first is None:
+        return None
+    doubled = itertools.takewhile(
+        lambda size: size <= 2 * LARGEST_VALUE, (first * 2**times for times in range(11))
+    )
+    if not all(map(works, doubled)):
         return None
     return SizeGrid(first, first, doubling=True)
 
@@ -178,7 +194,7 @@ def _no_size(probe: SizeProbe) -> str:
     worked = [size for size, attempt in probe.attempts.items() if attempt.builds]
     found = f"it can be built at {_listed(sorted(worked))} only" if worked else "it cannot be built at any"
     tried = _listed(failures or sorted(worked))
-    name = probe.meter.model.name
+    name = probe.model.name
     first = f"model {name!r}: tried {probe.option} = {tried}, and {found}, so no sizes can be chosen:"
     last = "Change the model or its arguments, or write a list of sizes that can be built"
     return "\n".join([first, *shown, last])

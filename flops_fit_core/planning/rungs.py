@@ -109,7 +109,7 @@ class Rungs:
     def _nearest(self, params: float) -> Measured:
         """The size that can be built whose N is nearest, on a log scale."""
         if self.ladder.scale is not None:
-            return self._scaled(params)
+            return self._scaled(params) if self.ladder.scale is self.model.spec.scale else self._corrected(params)
         if self.grid.doubling:
             return self._doubled(params)
         step = self.grid.step
@@ -159,6 +159,19 @@ class Rungs:
                 high = asked
             asked = math.sqrt(low * high) if 0 < low < high < math.inf else 4 * low if low else high / 4
         return min(found, key=lambda measured: abs(math.log(measured.params / params)))
+
+    def _corrected(self, params: float) -> Measured:
+        """The same of a ladder that scales itself: asked for as much more or less as it was off, until it gives a
+        size that it has given before. Few models are built so, which for deep ones takes most of the time."""
+        asked, found = params, dict[str, Measured]()
+        for _ in range(TRIES):
+            options = self._scaled_options(max(1, round(asked)))
+            key = options.model_dump_json()
+            if key in found:
+                break
+            found[key] = self._labelled(options)
+            asked *= params / found[key].params
+        return min(found.values(), key=lambda measured: abs(math.log(measured.params / params)))
 
     def _scaled_options(self, target_params: int) -> Options:
         assert self.ladder.scale is not None

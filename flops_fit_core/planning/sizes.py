@@ -71,7 +71,7 @@ class SizeLadder:
         """Take the first of the family's ladders that is fine enough for ``size_ratio``, otherwise the finest."""
         ladders = self._ladders()
         if not ladders:
-            grid, self.notes = probe_sizes(self.meter)
+            grid, self.notes = probe_sizes(self.model, self.meter.task)
             self.rungs = self._rungs_of(Ladder(multiple_of=grid.step), grid=grid)
         else:
             spacings = []
