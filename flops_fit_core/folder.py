@@ -95,7 +95,8 @@ class StudyFolder:
             # Resolved: a default that depends on the revision, or on whether the experiment was a file.
             **experiment.model_dump(mode="json", include={"planner", "optimizer"}),
         }
-        write_atomically(self.experiment_file, json.dumps(asked, indent=2))
+        ordered = {name: asked[name] for name in type(experiment).model_fields if name in asked}
+        write_atomically(self.experiment_file, json.dumps(ordered, indent=2))
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
 

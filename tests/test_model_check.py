@@ -12,7 +12,7 @@ from test_find_optimal import Net, ids, planned, trained
 from torch import nn
 
 import flops_fit_core
-from flops_fit_core import model_check
+from flops_fit_core import StudyWarning, model_check
 from flops_fit_core.model_check import relative_difference
 
 
@@ -64,7 +64,8 @@ def test_rounding_is_no_warning(tmp_path, library):
 def test_another_model_replaces_what_was_kept(tmp_path):
     trained(tmp_path, Scaled)
     before = kept(tmp_path)
-    trained(tmp_path, Net)
+    with pytest.warns(StudyWarning, match=r"finished runs differ in .*model\.identity"):
+        trained(tmp_path, Net)
     assert kept(tmp_path)["identity"] != before["identity"]
 
 

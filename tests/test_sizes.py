@@ -436,8 +436,8 @@ def test_sizes_of_a_function_in_an_experiment_file_are_found_as_well(tmp_path):
 
     (tmp_path / "models.py").write_text(
         "from torch import nn\n\n\ndef make(d, vocab_size):\n"
-        "    layer = nn.TransformerEncoderLayer(d, 6, 2 * d, batch_first=True)\n"
-        "    return nn.Sequential(nn.Embedding(vocab_size, d), layer, nn.Linear(d, vocab_size))\n"
+        "    norm = nn.GroupNorm(6, d)  # refuses what 6 does not divide\n"
+        "    return nn.Sequential(nn.Embedding(vocab_size, d), nn.Linear(norm.num_channels, vocab_size))\n"
     )
     model = {"name": "callable", "import_path": f"{tmp_path}/models.py:make", "size_argument": "d"}
     table = {

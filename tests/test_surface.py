@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from flops_fit_core import ConfigError, DataError, LossSurface, run
+from flops_fit_core import ConfigError, DataError, LossSurface, SweepFailed, run
 from flops_fit_core.config import make_experiment
 from flops_fit_core.registry import installed
 from flops_fit_core.study import Study
@@ -158,24 +158,20 @@ def test_its_trainer_refuses_data_that_has_no_formula(study, tmp_path):
     text.mkdir()
     for k in range(40):
         (text / f"{k}.txt").write_text(f"{k} says nothing. " * 400)
-    results = study(
-        model={"name": "gpt", "depth": 1, "width": 8},
-        dataset={"name": "text", "path": str(text), "context": 16},
-        trainer="surface",
-        sweep={"budgets": [2e8], "sizes": 2, "repeat": True},
-    ).results
-    assert {result.status for result in results} == {"failed"}
-    assert "has none: choose dataset 'surface'" in results[0].error.message
+    with pytest.raises(SweepFailed, match="has none: choose dataset 'surface'"):
+        study(
+            model={"name": "gpt", "depth": 1, "width": 8},
+            dataset={"name": "text", "path": str(text), "context": 16},
+            trainer="surface",
+            sweep={"budgets": [2e8], "sizes": 2, "repeat": True},
+        )
 
 
 def test_a_trainer_that_trains_fails_on_the_surface_and_says_why(study):
     small = {"name": "surface", "context": 64, "vocab_size": 256}
-    results = study(
-        model={"name": "gpt", "depth": 1},
-        dataset=small, trainer="torch", sweep={"budgets": [1e12], "sizes": 1},
-    ).results  # fmt: skip
-    assert [result.status for result in results] == ["failed"]
-    assert "a surface has no data" in results[0].error.message
+    sweep = {"budgets": [1e12], "sizes": 1}
+    with pytest.raises(SweepFailed, match="1 of 1 runs .*a surface has no data"):
+        study(model={"name": "gpt", "depth": 1}, dataset=small, trainer="torch", sweep=sweep)
 
 
 def test_its_model_computes_nothing_and_says_so():
