@@ -365,7 +365,7 @@ exec(compile(CELL, "<cell>", "exec"))
 inputs = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
 data = TensorDataset(inputs, inputs[:, :3].argmax(1))
 study = find_optimal(
-    Net, "width", dataset=DataLoader(data, batch_size=8, collate_fn=collate), compute_budgets=[1e5], sizes=[3],
+    Net, "width", dataset=DataLoader(data, batch_size=8, collate_fn=collate), compute_budgets=[5e4], sizes=[3],
     loss_fn=Loss(), min_steps=1, device="cpu", executor={"name": "processes", "workers": 1}, output_dir="study",
 )
 print(*[(run.status, run.error) for run in study.results])

@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from flops_fit_core import ConfigError, DataError, PlanError, find_optimal
+from flops_fit_core import ConfigError, DataError, PlanError, SweepFailed, find_optimal
 from flops_fit_core.inline_data import open_inline_data
 
 VOCAB, CONTEXT = 20, 16
@@ -294,7 +294,7 @@ def test_padded_training_is_that_of_a_loop_written_by_hand(tmp_path, micro_batch
     torch.manual_seed(0)
     model = Net(4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    opened = study(tmp_path, Keeping, dataset=data, fingerprint="by hand").experiment.dataset
+    opened = study(tmp_path / "same", Keeping, dataset=data, fingerprint="by hand").experiment.dataset
     batches = opened.spec.build(opened.options, 0).batches(8)
     tokens = 0
     for _ in range(one.run.steps):
@@ -545,12 +545,8 @@ class FromSeed(IterableDataset):
 
 
 def test_a_stream_that_ends_before_d_fails_and_says_so(tmp_path):
-    (one,) = study(
-        tmp_path, dataset=Stream(1200), heldout=PAIRS, repeat=False, compute_budgets=[4e7], train=True
-    ).results
-    assert one.status == "failed"
-    assert "ended after 19,200 of the" in one.error.message
-    assert "repeat=True" in one.error.message
+    with pytest.raises(SweepFailed, match=r"ended after 19,200 of the [\d,]+ tokens.*repeat=True"):
+        study(tmp_path, dataset=Stream(1200), heldout=PAIRS, repeat=False, compute_budgets=[4e7], train=True)
 
 
 def test_a_stream_that_is_repeated_counts_its_passes(tmp_path):
