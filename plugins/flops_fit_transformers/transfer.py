@@ -24,7 +24,7 @@ NOT_VERIFIED = {
         ("gemma", "gemma2", "gemma3_text", "gemma4_text"), "multiplies its embeddings by the root of the width"
     ),
     "cohere2_moe": "multiplies its logits by 1/16, with which weights that start by fan-in learn too slowly",
-    "deepseek_v3": "has shared experts whose outputs grow with the width",
+    "deepseek_v3": "has latent attention and shared experts whose outputs grow with the width",
     "electra": "has a prediction head whose activations grow with the width",
     "inkling_text": "has shared experts whose outputs change with the width",
     "olmoe": "has routers whose outputs grow with the width",
