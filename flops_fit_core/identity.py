@@ -11,16 +11,15 @@ import builtins
 import contextlib
 import importlib
 import inspect
-import re
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import is_dataclass
 from enum import Enum
-from functools import cached_property, partial, partialmethod
-from pathlib import Path, PurePath
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
-from typing import Any, get_args, get_origin
+from functools import partial
+from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 from flops_fit_core.code_names import global_names, imports, reads_attribute
 from flops_fit_core.errors import ConfigError
@@ -32,6 +31,24 @@ from flops_fit_core.first_party import (
     with_imports,
 )
 from flops_fit_core.item_hash import hash_item, qualified_name, state_of, unidentified
+from flops_fit_core.object_parts import (
+    class_attributes,
+    closure_values,
+    describe_code,
+    functions_of_member,
+    has_value,
+    holds_place,
+    is_definition,
+    is_generated,
+    is_held,
+    is_namespace,
+    is_scalar,
+    is_users,
+    origin_of_name,
+    shows_itself,
+    types_in,
+    undecorated,
+)
 from flops_fit_core.records import canonical_json, content_hash
 from flops_fit_core.source_lookup import ClassTree, class_tree, function_tree, source_file, source_tree
 from flops_fit_core.syntax import hash_syntax
@@ -50,7 +67,6 @@ _OF_MODULES = {
     "__path__",
 }
 _COMPUTED_IMPORTS = {("importlib", "import_module"), ("sys", "modules")}
-_DEVICE = re.compile(r"(auto|cpu|cuda|hip|hpu|mps|tpu|xla|xpu)(:\d+)?")
 
 
 def identify_callable(function: Callable[..., Any], kwargs: Mapping[str, Any], what: str) -> str:
@@ -146,9 +162,9 @@ class _Graph:
         return value
 
     def _without_json(self, value: Any) -> Any:
-        if _shows_itself(value):
+        if shows_itself(value):
             return qualified_name(value) if type(value).__module__ == "dataclasses" else repr(value)
-        if is_dataclass(value) or (not self._is_strict and is_users(type(value))) or _is_namespace(value):
+        if is_dataclass(value) or (not self._is_strict and is_users(type(value))) or is_namespace(value):
             return self._object(value, self._describe_object)
         raise unidentified(self._what, f"{value!r} has no JSON")
 
@@ -190,7 +206,7 @@ class _Graph:
         if isinstance(function, partial):
             arguments = self.plain([list(function.args), dict(function.keywords)])
             return ["partial", self.reference(function.func), arguments]
-        function = _undecorated(function)
+        function = undecorated(function)
         torch = sys.modules.get("torch")
         if torch is not None and isinstance(function, torch.nn.Module):
             return self._object(function, self._describe_network)
@@ -227,15 +243,15 @@ class _Graph:
         if isinstance(state, tuple) and len(state) == 2 and isinstance(state[1], dict):  # in slots
             state = {**(state[0] or {}), **state[1]}
         if isinstance(state, Mapping):
-            held: Any = {str(name): self._plain_or_name(state[name]) for name in state if _is_held(str(name))}
+            held: Any = {str(name): self._plain_or_name(state[name]) for name in state if is_held(str(name))}
         else:
             held = self._plain_or_name(state)
         return [self.reference(type(thing)), held]
 
     def _describe_wrapper(self, function: FunctionType) -> Any:
         """A function that is not the user's own: its name, and the user's own functions that it wraps."""
-        inner = [getattr(function, "__wrapped__", None), *_closure(function).values()]
-        settings = {name: value for name, value in _closure(function).items() if _is_scalar(value)}
+        inner = [getattr(function, "__wrapped__", None), *closure_values(function).values()]
+        settings = {name: value for name, value in closure_values(function).items() if is_scalar(value)}
         wrapped = [self._callables(value) for value in inner]
         return [qualified_name(function), list(filter(None, wrapped)), settings]
 
@@ -244,16 +260,16 @@ class _Graph:
         self._files.setdefault(function.__module__, source_file(function))
         tree = function_tree(function)
         parts: dict[str, Any] = {"name": qualified_name(function)}
-        parts["code"] = hash_syntax([tree]) if tree is not None else _describe_code(function.__code__)
+        parts["code"] = hash_syntax([tree]) if tree is not None else describe_code(function.__code__)
         defaults = [
-            None if tree is not None and _holds_place(value) else value for value in function.__defaults__ or ()
+            None if tree is not None and holds_place(value) else value for value in function.__defaults__ or ()
         ]
         parts["defaults"] = [self._plain_or_name(value) for value in defaults]
         keywords = (function.__kwdefaults__ or {}).items()
         parts["keyword defaults"] = self._identifiable(
-            {name: value for name, value in keywords if tree is None or not _holds_place(value)}
+            {name: value for name, value in keywords if tree is None or not holds_place(value)}
         )
-        parts["closure"] = {name: self._plain_or_name(value) for name, value in _closure(function).items()}
+        parts["closure"] = {name: self._plain_or_name(value) for name, value in closure_values(function).items()}
         if hasattr(function, "__wrapped__"):
             parts["wrapped"] = self._plain_or_name(function.__wrapped__)
         with self._lenient():
@@ -263,7 +279,7 @@ class _Graph:
 
     def _describe_class(self, kind: type) -> Any:
         """Name, syntax tree, base classes, methods, and attributes."""
-        methods = {name: list(_of_member(member)) for name, member in vars(kind).items()}
+        methods = {name: list(functions_of_member(member)) for name, member in vars(kind).items()}
         functions = [function for name in methods for function in methods[name]]
         tree = class_tree(kind, functions, self._files.get(kind.__module__))
         if tree is None and not functions and kind.__module__ == "__main__" and self._is_strict:
@@ -277,7 +293,7 @@ class _Graph:
         parts["methods"] = {
             name: [self.reference(function) for function in written]
             for name in sorted(methods)
-            if (written := [function for function in methods[name] if not _is_generated(function, kind, tree)])
+            if (written := [function for function in methods[name] if not is_generated(function, kind, tree)])
         }
         parts["attributes"] = self._attributes(kind, tree, has_methods=bool(functions))
         with self._lenient():
@@ -290,7 +306,7 @@ class _Graph:
 
     def _attributes(self, kind: type, tree: ClassTree | None, *, has_methods: bool) -> dict[str, Any]:
         """What a class holds beside methods. Its source text is enough for what has no identity."""
-        held = {name: value for name, value in _attributes(kind) if tree is None or not _holds_place(value)}
+        held = {name: value for name, value in class_attributes(kind) if tree is None or not holds_place(value)}
         mutated = tree.source.mutated & held.keys() if tree is not None else set()
         registries = {name: self._callables(held.pop(name)) for name in sorted(mutated)}
         is_compiled = tree is None and not has_methods  # its descriptors may not show what they are
@@ -305,7 +321,7 @@ class _Graph:
         fields = vars(kind).get("__dataclass_fields__") or vars(kind).get("__pydantic_fields__") or {}
         pairs = ((name, getattr(field, "default", None)) for name, field in fields.items())
         makers = ((f"{name}()", getattr(field, "default_factory", None)) for name, field in fields.items())
-        return self._identifiable({name: value for name, value in (*pairs, *makers) if _has_value(value)})
+        return self._identifiable({name: value for name, value in (*pairs, *makers) if has_value(value)})
 
     def _annotations(self, kind: type) -> list[Any]:
         """The user's own classes among the types of fields: pydantic makes them."""
@@ -313,7 +329,7 @@ class _Graph:
             annotations = inspect.get_annotations(kind, eval_str=kind.__module__ != "__main__")
         except Exception:  # evaluated, they may raise anything
             return []
-        own = {id(part): part for value in annotations.values() for part in _types_in(value)}
+        own = {id(part): part for value in annotations.values() for part in types_in(value)}
         return [self.reference(part) for part in sorted(own.values(), key=qualified_name)]
 
     def _subclasses(self, kind: type) -> list[Any]:
@@ -357,7 +373,7 @@ class _Graph:
                 value = getattr(value, last)
             except Exception:  # a module's __getattr__ may raise anything
                 return name, None
-        is_record = _is_namespace(value) or (is_dataclass(value) and not isinstance(value, type))
+        is_record = is_namespace(value) or (is_dataclass(value) and not isinstance(value, type))
         if attributes and is_record and attributes[0] in getattr(value, "__dict__", {}):
             last, value, name = attributes[0], vars(value)[attributes[0]], f"{name}.{attributes[0]}"
             return name, self._identifiable({last: value})
@@ -372,12 +388,12 @@ class _Graph:
             return self._module(value)
         if isinstance(value, type | FunctionType):
             return self.reference(value)
-        name, home = _origin(name, home)
+        name, home = origin_of_name(name, home)
         source = source_tree(home)
         try:
-            if source is not None and (name in source.mutated or _holds_place(value)):
+            if source is not None and (name in source.mutated or holds_place(value)):
                 return [hash_syntax(source.bindings(name)), self._callables(value)]
-            if source is not None and self._is_librarys(value) and any(map(_is_definition, source.bindings(name))):
+            if source is not None and self._is_librarys(value) and any(map(is_definition, source.bindings(name))):
                 return self._statement(name, home)  # a kernel, an operator: an object around the user's function
             return self.plain(value)
         except Exception:  # a value's own code may raise anything
@@ -466,161 +482,3 @@ class _Graph:
         if not is_users(type(module)):  # what torch.compile and the like keep there changes with use
             return [kind, module.training, self._identifiable(held)]
         return [kind, module.training, self._plain_or_name(held), self._plain_or_name(hooks)]
-
-
-# ---------------------------------------------------------------------------- what an object is
-
-
-def _origin(name: str, home: str) -> tuple[str, str]:
-    """The name and file of a variable where it is set, if it was imported by ``from module import name``."""
-    for _ in range(10):
-        source = source_tree(home)
-        imports_of_it = (
-            [part for part in source.bindings(name) if isinstance(part, ast.ImportFrom)] if source else []
-        )
-        if not imports_of_it:
-            break
-        statement = imports_of_it[0]
-        original = next(alias.name for alias in statement.names if name in (alias.asname, alias.name))
-        files = [*imported_files(statement.module or "", [original], statement.level, Path(home).parent)]
-        if not files or str(files[0]) == home:
-            break
-        name, home = original, str(files[0])
-    return name, home
-
-
-def _is_definition(statement: ast.stmt) -> bool:
-    return isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-
-
-def is_users(thing: Any) -> bool:
-    """Whether a class or function is the user's own, which may change under its name."""
-    if isinstance(thing, FunctionType):  # functools.wraps gives a wrapper the module of what it wraps
-        return is_first_party(str(thing.__globals__.get("__name__") or "__main__"))
-    return is_first_party(getattr(thing, "__module__", None) or "__main__")
-
-
-def _undecorated(function: Any) -> Any:
-    """Without what torch has put around it: ``torch.no_grad()`` and the like, and around an optimizer's ``step``
-    something of its own as soon as there is an instance."""
-    while (
-        isinstance(function, FunctionType)
-        and hasattr(function, "__wrapped__")
-        and str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
-    ):
-        function = function.__wrapped__
-    return function
-
-
-def _is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> bool:
-    """Whether a method follows from the source or the fields of its class: made by a dataclass or attrs."""
-    inner = inspect.unwrap(function)
-    if inner.__globals__.get("__name__") in {"dataclasses", "collections", "enum"}:
-        return True
-    if tree is None:
-        return "__dataclass_fields__" in vars(kind) and inner.__code__.co_filename == "<string>"
-    has_source = function_tree(inner) is not None and "generated" not in inner.__code__.co_filename
-    return not has_source and inner.__name__ != "<lambda>"
-
-
-def _attributes(kind: type) -> Iterator[tuple[str, Any]]:
-    """What a class holds beside methods and what Python puts there."""
-    if issubclass(kind, Enum):  # what else there is depends on the version of Python
-        yield from ((name, member.value) for name, member in kind.__members__.items())
-        return
-    for name, value in vars(kind).items():
-        is_pythons = (name.startswith("_") and name.endswith("_")) or name == "_abc_impl"
-        is_slot = inspect.isdatadescriptor(value) and not is_users(type(value))
-        if not is_pythons and not list(_of_member(value)) and not is_slot:
-            yield name, value
-
-
-def _of_member(member: Any) -> Iterator[FunctionType]:
-    """The functions of a method, also of a static or cached one and of a property."""
-    is_wrapper = isinstance(member, (staticmethod, classmethod, property, cached_property, partialmethod))
-    names = ("__func__", "fget", "fset", "fdel", "func") if is_wrapper else ()
-    for function in (member, *(getattr(member, name, None) for name in names)):
-        inner = _undecorated(function)
-        if isinstance(inner, FunctionType) and not _is_torchs(inner):
-            yield inner
-
-
-def _is_torchs(function: FunctionType) -> bool:
-    return str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
-
-
-def _closure(function: FunctionType) -> dict[str, Any]:
-    """What it closes over, but for the class that it is a method of (Python's own ``__class__``)."""
-    values = {}
-    for name, cell in sorted(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)):
-        if name != "__class__":
-            with contextlib.suppress(ValueError):  # not yet filled
-                values[name] = cell.cell_contents
-    return values
-
-
-def _describe_code(code: CodeType) -> list[Any]:
-    constants = [
-        _describe_code(value) if isinstance(value, CodeType) else _constant(value) for value in code.co_consts
-    ]
-    return [code.co_code.hex(), list(code.co_names), list(code.co_varnames), constants]
-
-
-def _constant(value: Any) -> str:
-    # A set of texts shows itself in another order in every process.
-    return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
-
-
-def _shows_itself(value: Any) -> bool:
-    """Whether a value without JSON is all in its ``repr``, in every process."""
-    import torch
-
-    plain = float | complex | bytes | range | slice | PurePath | torch.dtype | torch.device | type(...)
-    return isinstance(value, plain) or type(value).__module__ == "dataclasses"  # its marks in what it generates
-
-
-def _is_scalar(value: Any) -> bool:
-    return isinstance(value, bool | int | float | str | None)
-
-
-def _is_namespace(value: Any) -> bool:
-    return (
-        isinstance(value, SimpleNamespace)
-        or f"{type(value).__module__}.{type(value).__name__}" == "argparse.Namespace"
-    )
-
-
-def _is_place(value: Any) -> bool:
-    """Whether a value is a path or a device, neither of which is in an id."""
-    if isinstance(value, str):
-        return Path(value).is_absolute() or _DEVICE.fullmatch(value) is not None
-    return isinstance(value, PurePath) or qualified_name(type(value)) == "torch.device"
-
-
-def _is_held(name: str) -> bool:
-    """Whether an attribute is an object's own: functools gives wrappers more in newer versions of Python, and
-    configurations of transformers have its version."""
-    is_pythons = name.startswith("__") and name.endswith("__") and name != "__wrapped__"
-    return not is_pythons and name != "transformers_version"
-
-
-def _holds_place(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_place, value.values()))
-    if isinstance(value, list | tuple | set | frozenset):
-        return any(map(_holds_place, value))
-    return _is_place(value)
-
-
-def _has_value(value: Any) -> bool:
-    """Whether a field has this default: dataclasses and pydantic mark those that have none."""
-    return value is not None and type(value).__name__ not in {"_MISSING_TYPE", "PydanticUndefinedType"}
-
-
-def _types_in(annotation: Any) -> Iterator[type]:
-    """The user's own classes in an annotation such as ``list[Block] | None``."""
-    for part in (get_origin(annotation), annotation, *get_args(annotation)):
-        if part is not annotation and get_args(part):
-            yield from _types_in(part)
-        elif isinstance(part, type) and is_users(part):
-            yield part

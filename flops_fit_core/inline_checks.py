@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from flops_fit_core.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import DataError
-from flops_fit_core.loss_probe import (
-    find_form,
+from flops_fit_core.loss_probe import find_form
+from flops_fit_core.target_relation import (
     is_transformers_causal,
     name_targets_argument,
     relation_of,

@@ -15,20 +15,23 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.contracts import Batch, SampleSize
 from flops_fit_core.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
-from flops_fit_core.identity import hash_item, identify_callable, identify_value, unidentified
 from flops_fit_core.inline import copied
 from flops_fit_core.inline_checks import data_notes, find_loss_form
-from flops_fit_core.inline_streams import SeededStream, StreamPasses, check_stream
+from flops_fit_core.inline_sources import (
+    REREAD,
+    has_length,
+    identify_functions,
+    identify_source,
+    split_indices,
+    unwrap,
+)
+from flops_fit_core.inline_streams import StreamPasses, check_stream
 from flops_fit_core.records import content_hash
 from flops_fit_core.specs import Options
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-SAMPLED = 64
-"""Items whose content identifies a dataset."""
-REREAD = 4
-"""Items that are read twice, to see that they are the same."""
 STREAM_HELDOUT = 2048
 """Samples held out of a stream, where no held-out dataset is given."""
 SIZED = 1024
@@ -95,12 +98,12 @@ class InlineDataset:
         self._options = options
         self._source, self._collate = unwrap(data.training)
         self._heldout_source = unwrap(data.heldout)[0] if data.heldout is not None else None
-        self.is_stream = not _has_length(self._source)
+        self.is_stream = not has_length(self._source)
         self._passes = StreamPasses(self._source, seed)
         self._training, self._held = (
             ([], [])
             if self.is_stream
-            else _split(len(self._source), data.heldout_share if self._heldout_source is None else 0.0)
+            else split_indices(len(self._source), data.heldout_share if self._heldout_source is None else 0.0)
         )
         with fixed_randomness():  # items may be augmented at random
             sample = self._collate(list(itertools.islice(self._first_items(), 2)))
@@ -208,7 +211,7 @@ class InlineDataset:
     def _heldout_batches(self, wanted: int, batch_size: int) -> Iterator[Batch]:
         own = self._heldout_source is not None
         source: Any = self._heldout_source if own else self._source
-        if not _has_length(source):
+        if not has_length(source):
             stream = StreamPasses(source, 0).read(0)
             samples = itertools.islice(stream, wanted if own else min(wanted, STREAM_HELDOUT))
             for first in itertools.count(0, batch_size):
@@ -354,7 +357,7 @@ def open_inline_data(data: Any, **given: Any) -> InlineData:
         raise ConfigError("loss_reduction='batch' needs batches of one size in every run: pass batch_size=64, say")
     for source, has_heldout in ((data, given["heldout"] is not None), (given["heldout"], True)):
         stream = unwrap(source)[0] if source is not None else []
-        if not _has_length(stream):
+        if not has_length(stream):
             check_stream(stream, has_heldout=has_heldout)
     functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"])
     return InlineData(training=data, functions=functions, **given)
@@ -364,106 +367,6 @@ def _seed_of(place: tuple[int, int], offset: int) -> int:
     """A seed for one item of a batch, or for its collate function (offset -1), which starts at ``place``."""
     seed, first = place
     return int(content_hash(["item", seed, first + offset] if offset >= 0 else ["batch", seed, first])[:8], 16)
-
-
-def _has_length(source: Any) -> bool:
-    from torch.utils.data import IterableDataset
-
-    # Of torch's iterable datasets, each has a __getitem__, which raises, and some have a length.
-    is_iterable = isinstance(source, IterableDataset)
-    return not is_iterable and hasattr(source, "__getitem__") and hasattr(source, "__len__")
-
-
-def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
-    """The dataset and the collate function of whatever was given.
-
-    Raises DataError for what is no dataset, and for a DataLoader with a sampler of its own.
-    """
-    from torch.utils.data import (
-        DataLoader,
-        Dataset,
-        IterableDataset,
-        RandomSampler,
-        SequentialSampler,
-        default_collate,
-    )
-
-    if isinstance(data, SeededStream):
-        return data, default_collate
-    if not isinstance(data, DataLoader):
-        if isinstance(data, Iterator) and not isinstance(data, Dataset):
-            raise DataError(
-                f"dataset is an iterator ({type(data).__name__}), which can be gone through once, and every run "
-                f"begins anew: give an IterableDataset whose __iter__ makes the iterator"
-            )
-        if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
-            raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
-        if hasattr(data, "__len__") and len(data) < 2:
-            raise DataError(f"the dataset has {len(data)} items: there is nothing to train on")
-        return data, default_collate
-    is_stream = isinstance(data.dataset, IterableDataset)
-    plain = is_stream or isinstance(data.sampler, RandomSampler | SequentialSampler)
-    if data.batch_size is None or not plain:
-        raise DataError(
-            "a DataLoader with its own sampler or batches decides which samples a run sees, and so does a "
-            "sweep: pass its dataset instead"
-        )
-    return data.dataset, data.collate_fn
-
-
-def _split(length: int, share: float) -> tuple[list[int], list[int]]:
-    """Indices to train on and to hold out, the latter evenly spaced."""
-    held = round(length * share)
-    if share > 0 and not 0 < held < length:
-        raise DataError(
-            f"{length} items cannot give a held-out share of {share:.0%}: give heldout=another_dataset"
-        )
-    out = {(2 * k + 1) * length // (2 * held) for k in range(held)} if held else set()
-    return [index for index in range(length) if index not in out], sorted(out)
-
-
-def identify_functions(data: Any, loss_fn: Callable[[Any, Any], Any] | None) -> tuple[str | None, ...]:
-    """Of the loss function, and of a collate function other than torch's, what identifies it.
-
-    Raises ConfigError, asking for ``fingerprint=``, where one cannot be identified.
-    """
-    from torch.utils.data import default_collate
-
-    loss = identify_value(loss_fn, "loss_fn") if loss_fn is not None else None
-    source, given = unwrap(data)
-    collate: Any = given
-    if getattr(collate, "__self__", None) is source:  # a method of the dataset
-        collate = collate.__func__
-    return (loss,) if collate is default_collate else (loss, identify_value(collate, "collate_fn"))
-
-
-def identify_source(source: Any) -> str:
-    """Type, length and a hash of 64 evenly spaced items; of a stream, its first 64.
-
-    Raises ConfigError where the first items are others when they are read again.
-    """
-    if isinstance(source, SeededStream):
-        items = _hash_twice(lambda: itertools.islice(source(0), SAMPLED))
-        return content_hash([identify_callable(source.make, {}, "dataset"), items])
-    name = f"{type(source).__module__}.{type(source).__qualname__}"
-    if _has_length(source):
-        length = len(source)
-        picked = sorted({k * (length - 1) // max(1, SAMPLED - 1) for k in range(SAMPLED)})
-        return content_hash([name, length, _hash_twice(lambda: (source[index] for index in picked))])
-    return content_hash([name, _hash_twice(lambda: itertools.islice(source, SAMPLED))])
-
-
-def _hash_twice(items: Callable[[], Iterator[Any]]) -> list[str]:
-    """The hash of every item, of which the first few are read again."""
-    from flops_fit_core.training.randomness import fixed_randomness
-
-    with fixed_randomness():
-        hashes = [hash_item(item) for item in items()]
-    with fixed_randomness():
-        again = [hash_item(item) for item in itertools.islice(items(), REREAD)]
-    if again != hashes[:REREAD]:
-        raise unidentified("dataset", "its first items are others when they are read again")
-    return hashes
 
 
 def make_task(data: InlineData, sample: Batch, form: LossForm) -> CustomTask:

@@ -1,4 +1,4 @@
-"""The form of a user's loss and the relation of targets to inputs, found on a few samples.
+"""The form of a user's loss function, found on a few samples.
 
 A form is accepted only if it reproduces the loss of a batch from the losses of its halves, so that micro-batches,
 devices and evaluation batches cannot change a result.
@@ -6,16 +6,15 @@ devices and evaluation batches cannot change a result.
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.causality import depends_on_later_inputs, fill_zero_weights, other_values
+from flops_fit_core.causality import other_values
 from flops_fit_core.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes, logits_of
 from flops_fit_core.errors import DataError
+from flops_fit_core.output_parts import double, map_tensors, roll, select_positions, select_samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -25,109 +24,6 @@ if TYPE_CHECKING:
 TOLERANCE = 1e-4
 """Relative difference of two losses that are taken for equal; losses are computed in float32."""
 SCALARS: tuple[Reduction, ...] = ("sum", "mean", "mean-of-all", "mean-of-sample-sums", "batch")
-
-Relation = Literal["", "copy", "next"]
-"""Of class-number targets to inputs, on every valid position of every batch: ``copy``: the target is the input
-there, or an earlier one; ``next``: it is the next input."""
-
-
-def relation_of(task: CustomTask, batches: Iterable[Batch]) -> Relation:
-    """Relation of targets to inputs. Empty if there are no sequences of class numbers, or any position differs."""
-    relations: set[Relation] = {"copy", "next"}
-    for batch in batches:
-        targets = task.targets_of(batch)
-        inputs = _ids_of(task, batch, targets)
-        if inputs is None or targets.ndim != 2 or targets.shape[1] < 2:
-            return ""
-        relations &= _relations(inputs.long(), targets.long())
-    return "copy" if "copy" in relations else "next" if "next" in relations else ""
-
-
-def _relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
-    def agree(seen: Tensor, wanted: Tensor) -> bool:
-        valid = wanted != IGNORED
-        return bool(valid.any()) and bool((seen == wanted)[valid].all())
-
-    relations: set[Relation] = set()
-    if agree(inputs, targets) or agree(inputs[:, :-1], targets[:, 1:]):
-        relations.add("copy")
-    if agree(inputs[:, 1:], targets[:, :-1]):
-        relations.add("next")
-    return relations
-
-
-def _ids_of(task: CustomTask, batch: Batch, targets: Tensor) -> Tensor | None:
-    """The input of class numbers that has the shape of the targets."""
-    import torch
-
-    if not is_classes(targets):
-        return None
-    if isinstance(batch, Mapping):
-        names = sorted((name for name in batch if name != task.targets), key=lambda name: name != "input_ids")
-        inputs = [batch[name] for name in names]
-    else:
-        inputs = [batch[0] if isinstance(batch, list | tuple) else batch]
-    fitting = (
-        item
-        for item in inputs
-        if isinstance(item, torch.Tensor) and is_classes(item) and item.shape == targets.shape
-    )
-    return next(fitting, None)
-
-
-# ---------------------------------------------------------------------------- the model
-
-
-def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> CustomTask:
-    """The task with the argument by which the model takes targets, if only then it gives logits for every
-    position."""
-    targets = task.targets_of(batch)
-    if task.loss_fn is not None or not is_classes(targets):
-        return task
-    logits = logits_of(task.outputs(model, batch))
-    if getattr(logits, "shape", (None,))[:-1] == targets.shape:
-        return task
-    parameters = inspect.signature(model.forward).parameters
-    for name in ("targets", "labels", "target", "y"):
-        if name in parameters:
-            named = replace(task, form=replace(task.form, targets_argument=name))
-            if getattr(logits_of(named.outputs(model, batch)), "shape", (None,))[:-1] == targets.shape:
-                return named
-    return task
-
-
-def sees_later_inputs(task: CustomTask, model: nn.Module, batch: Batch) -> bool | None:
-    """Whether the logits at any position depend on a later input. None if that cannot be tested.
-
-    Changes the values of a model that is thrown away.
-    """
-    import torch
-
-    ids = _ids_of(task, batch, task.targets_of(batch))
-    if ids is None:
-        return None
-    fill_zero_weights(model)
-
-    def logits(changed: Tensor) -> Any:
-        return logits_of(task.outputs(model, _with_ids(task, batch, ids, changed)))
-
-    with torch.no_grad():
-        return depends_on_later_inputs(logits, ids)
-
-
-def _with_ids(task: CustomTask, batch: Batch, ids: Tensor, changed: Tensor) -> Batch:
-    if isinstance(batch, Mapping):
-        return {name: changed if item is ids else item for name, item in batch.items()}
-    return [changed, *batch[1:]] if isinstance(batch, list | tuple) else changed
-
-
-def is_transformers_causal(model: nn.Module) -> bool:
-    """Whether a model is one of transformers' causal language models, whose labels are shifted by the model."""
-    names = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.partition(".")[0] == "transformers"]
-    return "PreTrainedModel" in names and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
-
-
-# ---------------------------------------------------------------------------- the loss
 
 
 def find_form(task: CustomTask, model: nn.Module, batch: Batch, reduction: Reduction | None = None) -> LossForm:
@@ -153,7 +49,7 @@ def find_form(task: CustomTask, model: nn.Module, batch: Batch, reduction: Reduc
 
     def value(outputs: Any, targets: Tensor) -> Any:
         with fixed_randomness(), torch.no_grad():
-            return loss_fn(_map(outputs, lambda tensor: tensor.clone()), targets.clone())
+            return loss_fn(map_tensors(outputs, lambda tensor: tensor.clone()), targets.clone())
 
     try:
         with warnings.catch_warnings():
@@ -173,7 +69,7 @@ def _spread_out(outputs: Any, targets: Tensor, value: Callable[[Any, Tensor], An
     import torch
 
     generator = torch.Generator().manual_seed(0)
-    noisy = _map(
+    noisy = map_tensors(
         outputs,
         lambda tensor: (
             tensor + 2 * torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -249,7 +145,7 @@ class _Probe:
         if not self.classes or len(shape) != 3 or shape[1] != shape[2] or shape[:2] != tuple(targets.shape):
             return
         before = float(self._total(self.outputs, targets))
-        rolled = [float(self._total(_rolled(self.outputs, dim), targets.roll(1, 1))) for dim in (1, 2)]
+        rolled = [float(self._total(roll(self.outputs, dim), targets.roll(1, 1))) for dim in (1, 2)]
         if not _close(before, rolled[0]) and _close(before, rolled[1]):
             raise DataError(
                 f"loss_fn takes dimension 1 of outputs of shape {shape} for classes, and dimension 2 for "
@@ -270,7 +166,7 @@ class _Probe:
             ignored = self._ignored_in_rows(shifted) if reduction == "sample-mean" else ()
             return LossForm(reduction, ignored or self._ignored(self._total, "sum", shifted), shifted)
         once = float(self.value(self.outputs, self.targets))
-        twice = float(self.value(*_twice(self.outputs, self.targets)))
+        twice = float(self.value(*double(self.outputs, self.targets)))
         if _close(once, twice) and not _close(2 * once, twice) and reduction == "sum":
             raise DataError("loss_reduction='sum', but loss_fn returned the same for a batch and the batch twice")
         if _close(2 * once, twice) and not _close(once, twice) and reduction != "sum":
@@ -295,7 +191,7 @@ class _Probe:
 
     def _scalar(self, shifted: bool) -> LossForm:
         once = float(self.value(self.outputs, self.targets))
-        twice = float(self.value(*_twice(self.outputs, self.targets)))
+        twice = float(self.value(*double(self.outputs, self.targets)))
         if not math.isfinite(once):
             raise DataError(f"loss_fn returned {once} on the first samples, of targets {_range(self.targets)}")
         if _close(once, twice):
@@ -329,7 +225,7 @@ class _Probe:
         cut = length // 2
         try:
             first, second, both = (
-                float(self._total(_positions(self.outputs, length, part), self.targets[:, part]))
+                float(self._total(select_positions(self.outputs, length, part), self.targets[:, part]))
                 for part in (slice(0, cut), slice(cut, 2 * cut), slice(0, 2 * cut))
             )
         except Exception:  # a loss function may raise anything for parts of a sequence
@@ -452,7 +348,7 @@ class _Probe:
         """Parts of a third and two thirds of the samples."""
         cut = max(1, len(self.original) // 3)
         return [
-            (_select(self.outputs, len(self.original), part), self.original[part])
+            (select_samples(self.outputs, len(self.original), part), self.original[part])
             for part in (slice(0, cut), slice(cut, len(self.original)))
         ]
 
@@ -480,39 +376,3 @@ def _close(a: float, b: float) -> bool:
 
 def _range(targets: Tensor) -> str:
     return f"{float(targets.min()):g} to {float(targets.max()):g}"
-
-
-def _select(outputs: Any, samples: int, part: slice) -> Any:
-    """Some samples of a model's outputs."""
-    return _map(outputs, lambda tensor: tensor[part] if tensor.ndim and len(tensor) == samples else tensor)
-
-
-def _rolled(outputs: Any, dim: int) -> Any:
-    return _map(outputs, lambda tensor: tensor.roll(1, dim) if tensor.ndim > 2 else tensor)
-
-
-def _positions(outputs: Any, length: int, part: slice) -> Any:
-    """Some positions of a model's outputs: along the first dimension of that length after the samples'."""
-
-    def cut(tensor: Tensor) -> Tensor:
-        for dim in range(1, tensor.ndim):
-            if tensor.shape[dim] == length:
-                return tensor[(slice(None),) * dim + (part,)]
-        return tensor
-
-    return _map(outputs, cut)
-
-
-def _twice(outputs: Any, targets: Tensor) -> tuple[Any, Tensor]:
-    import torch
-
-    samples = len(targets)
-    doubled = _map(outputs, lambda t: torch.cat([t, t]) if t.ndim and len(t) == samples else t)
-    return doubled, torch.cat([targets, targets])
-
-
-def _map(outputs: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    import torch
-    from torch.utils._pytree import tree_map
-
-    return tree_map(lambda item: change(item) if isinstance(item, torch.Tensor) else item, outputs)

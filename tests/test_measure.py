@@ -7,7 +7,8 @@ from torch import nn
 
 from flops_fit_core import LanguageTask, ParameterGroup, PlanError, PluginError, SupervisedTask, hookimpl
 from flops_fit_core.config import make_experiment
-from flops_fit_core.measure import Meter, build_on_meta, count_parameters
+from flops_fit_core.measure import Meter, build_on_meta
+from flops_fit_core.parameter_counts import count_parameters
 
 TASK = LanguageTask(vocab_size=20, context=4)
 

@@ -507,7 +507,7 @@ def test_what_would_fail_in_every_run_is_an_error_of_the_plan(tmp_path, model, c
 
 def test_the_frame_that_is_named_is_the_users_own():
     text = """Traceback (most recent call last):
-  File "/work/flops_fit_core/training/loop.py", line 3, in step
+  File "/opt/site-packages/flops_fit_gpt/model.py", line 3, in step
     x
   File "/home/anna/nets/net.py", line 12, in forward
     y

@@ -10,7 +10,8 @@ from flops_fit_core.audit import TRACED, ReferenceFlops, Untraceable, trace_flop
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.contracts import Task
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError
-from flops_fit_core.measure import Measured, Meter, build_on_meta, is_language_task, parameter_groups
+from flops_fit_core.measure import Measured, Meter, build_on_meta
+from flops_fit_core.parameter_counts import is_language_task, parameter_groups
 from flops_fit_core.parameter_usage import ParameterUsage, Use, pattern
 from flops_fit_core.specs import FlopCounterSpec, Options
 

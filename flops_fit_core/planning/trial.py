@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from flops_fit_core.config import Experiment
 from flops_fit_core.contracts import Dataset, RunView
 from flops_fit_core.errors import PlanError, PluginError
-from flops_fit_core.measure import parameter_groups
+from flops_fit_core.parameter_counts import parameter_groups
 from flops_fit_core.records import RunSpec
 
 if TYPE_CHECKING:

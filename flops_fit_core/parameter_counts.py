@@ -1,0 +1,237 @@
+"""Counts the parameters of a model: all, in lookup tables, in the output head, used for one token."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from flops_fit_core.config import Chosen
+from flops_fit_core.contracts import ParameterGroup, Task
+from flops_fit_core.errors import PlanError, PluginError
+from flops_fit_core.parameter_usage import ParameterUsage, Use, trace_usage
+from flops_fit_core.records import ParameterCounts
+from flops_fit_core.tasks import LanguageTask
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+SHORT_CONTEXT = 32
+"""Tokens of a sequence on which the use of parameters is traced: it does not depend on the context."""
+TRACED_SAMPLES = 2
+UNTRACED = ParameterUsage({})
+"""No trace: parameters are told apart by module types."""
+
+
+def short_task(task: Task) -> Task:
+    """A language task with a short context; any other as it is."""
+    if isinstance(task, LanguageTask):
+        return replace(task, context=min(task.context, SHORT_CONTEXT))
+    return task
+
+
+def trace_module(module: nn.Module, task: Task) -> ParameterUsage:
+    """How a forward pass of this module uses its parameters; ``UNTRACED`` if it cannot be traced.
+
+    A real module is copied first, since a pass changes running statistics.
+    """
+    import torch
+
+    is_meta = any(parameter.is_meta for parameter in module.parameters())
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return trace_example(module if is_meta else copy.deepcopy(module), task, math.inf)
+    except Exception:  # whatever a user's own module raises
+        return UNTRACED
+
+
+def trace_example(module: nn.Module, task: Task, limit: float) -> ParameterUsage:
+    import torch
+
+    device = next(parameter.device for parameter in module.parameters())
+    with device, torch.no_grad():
+        batch = task.example(TRACED_SAMPLES)
+        tokens = TRACED_SAMPLES * task.tokens_per_sample
+        return trace_usage(module, batch, lambda: task.outputs(module, batch), TRACED_SAMPLES, tokens, limit)
+
+
+def count_parameters(
+    module: nn.Module,
+    task: Task,
+    groups: Iterable[ParameterGroup] = (),
+    usage: ParameterUsage | None = None,
+) -> ParameterCounts:
+    """Count parameters, each once.
+
+    A lookup table is looked up and never multiplied. The output head is the matrix (and bias) whose product the
+    outputs of a language task are. Of both, what one token uses is counted.
+
+    Args:
+        module: Its own ``num_params()`` is N, see :func:`own_num_params`.
+        task: Gives the batch of the trace, and whether there is a head.
+        groups: Say which parameters are used by some tokens only.
+        usage: How a forward pass uses the parameters; None to trace this module now. ``UNTRACED``, which a failed
+            trace gives too: parameters are told apart by module types (:func:`tables_by_type`,
+            :func:`head_by_type`).
+
+    Raises PlanError for a model without parameters, and where ``num_params()`` leaves out what is not used.
+    """
+    groups = list(groups)
+    shares = {id(one): group.active for group in groups for one in group.parameters}
+    idle = round(sum((1 - group.active) * sum(one.numel() for one in group.parameters) for group in groups))
+
+    def used(parameter: Tensor) -> float:
+        return shares.get(id(parameter), 1.0) * parameter.numel()
+
+    own = own_num_params(module)
+    if own is not None:
+        total = own
+        if idle >= total:
+            raise PlanError(
+                f"{type(module).__name__}: num_params() gives {total:,}, and its parameter groups have {idle:,} "
+                f"that a token does not use: num_params() has to count those too"
+            )
+        return ParameterCounts(total=total, active=total - idle)
+    total = sum(parameter.numel() for parameter in module.parameters())
+    if total < 1:
+        raise PlanError(f"{type(module).__name__} has no parameters: there is nothing to train")
+    usage = trace_module(module, task) if usage is None else usage
+    uses = usage.of([name for name, _ in module.named_parameters()])
+    tables, head = tables_by_type(module), head_by_type(module, task)
+    if uses is not None:
+        named = dict(module.named_parameters())
+        is_embedding = {id(table) for table in tables}
+        tables = [part for name, part in named.items() if is_table(part, uses[name], id(part) in is_embedding)]
+        head = [part for name, part in named.items() if uses[name].head and _is_of_vocabulary(part, usage, task)]
+    lookup, unembedding = sum(map(used, tables)), sum(map(used, head))
+    return ParameterCounts(total=total, lookup=round(lookup), unembedding=round(unembedding), active=total - idle)
+
+
+def own_num_params(module: nn.Module) -> int | None:
+    """The model's own ``num_params()``. None if it has none, or one with arguments, such as nanoGPT's
+    ``num_params(non_embedding=True)``, whose convention is its own.
+
+    Raises PlanError if it fails or gives no positive whole number.
+    """
+    method = getattr(module, "num_params", None)
+    if not callable(method) or inspect.signature(method).parameters:
+        return None
+    try:
+        total = method()
+        number = int(total)
+    except Exception as error:
+        raise PlanError(
+            f"{type(module).__name__}: num_params() raised {type(error).__name__}: {error}. It must return the "
+            f"number of parameters; without it they are counted"
+        ) from error
+    if number < 1 or number != total:
+        raise PlanError(
+            f"{type(module).__name__}: num_params() returned {total!r}. It must return the number of parameters, "
+            "a whole number above 0; without it they are counted"
+        )
+    return number
+
+
+def tables_by_type(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of ``nn.Embedding`` and ``nn.EmbeddingBag`` that no other module shares."""
+    import torch
+
+    tables: dict[int, nn.Parameter] = {}
+    others: set[int] = set()
+    for part in module.modules():
+        looks_up = isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
+        for parameter in part.parameters(recurse=False):
+            if looks_up:
+                tables[id(parameter)] = parameter
+            else:
+                others.add(id(parameter))
+    return [table for key, table in tables.items() if key not in others]
+
+
+def head_by_type(module: nn.Module, task: Task) -> list[nn.Parameter]:
+    """Weight and bias of the last ``nn.Linear`` with one output per vocabulary entry, on a language task."""
+    import torch
+
+    head: list[nn.Parameter] = []
+    vocabulary = task.vocab_size if isinstance(task, LanguageTask) else None
+    for part in module.modules():
+        if isinstance(part, torch.nn.Linear) and part.out_features == vocabulary:
+            head = list(part.parameters(recurse=False))
+    return head
+
+
+def is_table(parameter: Tensor, use: Use, is_embedding: bool) -> bool:
+    """Whether the parameter is a lookup table: its rows are looked up or, as learned positions are, added or
+    put beside the data.
+
+    A table of which the rows of a batch are multiplied by activations (a sampled softmax) is none if that is at
+    least half of it. A stack of matrices from which tokens choose (experts) is none.
+    """
+    if use.multiplied or use.routed:
+        return False
+    if use.looked_up:
+        return use.products < 0.5 and not (use.products > 0 and parameter.ndim > 2)
+    if is_embedding:
+        return True
+    is_grid = sum(length > 1 for length in parameter.shape) > 1
+    return use.placed and is_grid and not (use.other or use.by_weights)
+
+
+def _is_of_vocabulary(parameter: Tensor, usage: ParameterUsage, task: Task) -> bool:
+    """Whether it has one row or entry per output of a language task."""
+    return is_language_task(task) and usage.outputs_size in parameter.shape
+
+
+def is_language_task(task: Task) -> bool:
+    """Whether a model predicts a token at every position of a sequence of tokens.
+
+    True for a ``LanguageTask``, and for any task whose batches have integer targets of shape (batch, time) and
+    integer inputs of two dimensions.
+    """
+    if isinstance(task, LanguageTask):
+        return True
+    batch = task.example(2)
+    if isinstance(batch, Mapping):
+        name = getattr(task, "targets", "labels")
+        targets, inputs = batch.get(name), [value for key, value in batch.items() if key != name]
+    elif isinstance(batch, list | tuple) and len(batch) > 1:
+        targets, inputs = batch[1], [batch[0]]
+    else:
+        targets, inputs = batch, [batch]
+    return _is_token_ids(targets) and any(map(_is_token_ids, inputs))
+
+
+def _is_token_ids(value: Any) -> bool:
+    import torch
+
+    if not isinstance(value, torch.Tensor) or value.dtype == torch.bool:
+        return False
+    return value.ndim == 2 and value.shape[1] > 1 and not (value.is_floating_point() or value.is_complex())
+
+
+def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
+    """The family's groups, or one group of everything, which gets one learning rate.
+
+    Raises PluginError where a family's groups are none, leave out a parameter or have one twice.
+    """
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    if model.spec.parameter_groups is None:
+        return [ParameterGroup(trained)]
+    given = list(model.calling("parameter_groups", module))
+    for group in given:
+        if not isinstance(group, ParameterGroup):
+            raise PluginError(
+                f"model {model.name!r}: parameter_groups gave a {type(group).__name__} instead of a ParameterGroup"
+            )
+    groups = [group for group in given if group.parameters]
+    grouped = [id(parameter) for group in groups for parameter in group.parameters]
+    if sorted(grouped) != sorted(id(parameter) for parameter in trained):
+        raise PluginError(
+            f"model {model.name!r}: parameter_groups gives {len(grouped)} parameters of which "
+            f"{len(set(grouped))} are different; the model has {len(trained)}, and each must be in one group"
+        )
+    return groups

@@ -1,0 +1,114 @@
+"""The relation of targets to the inputs that a model is given."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from flops_fit_core.causality import depends_on_later_inputs, fill_zero_weights
+from flops_fit_core.custom_task import IGNORED, CustomTask, is_classes, logits_of
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from flops_fit_core.contracts import Batch
+
+
+Relation = Literal["", "copy", "next"]
+"""Of class-number targets to inputs, on every valid position of every batch: ``copy``: the target is the input
+there, or an earlier one; ``next``: it is the next input."""
+
+
+def relation_of(task: CustomTask, batches: Iterable[Batch]) -> Relation:
+    """Relation of targets to inputs. Empty if there are no sequences of class numbers, or any position differs."""
+    relations: set[Relation] = {"copy", "next"}
+    for batch in batches:
+        targets = task.targets_of(batch)
+        inputs = _ids_of(task, batch, targets)
+        if inputs is None or targets.ndim != 2 or targets.shape[1] < 2:
+            return ""
+        relations &= _relations(inputs.long(), targets.long())
+    return "copy" if "copy" in relations else "next" if "next" in relations else ""
+
+
+def _relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
+    def agree(seen: Tensor, wanted: Tensor) -> bool:
+        valid = wanted != IGNORED
+        return bool(valid.any()) and bool((seen == wanted)[valid].all())
+
+    relations: set[Relation] = set()
+    if agree(inputs, targets) or agree(inputs[:, :-1], targets[:, 1:]):
+        relations.add("copy")
+    if agree(inputs[:, 1:], targets[:, :-1]):
+        relations.add("next")
+    return relations
+
+
+def _ids_of(task: CustomTask, batch: Batch, targets: Tensor) -> Tensor | None:
+    """The input of class numbers that has the shape of the targets."""
+    import torch
+
+    if not is_classes(targets):
+        return None
+    if isinstance(batch, Mapping):
+        names = sorted((name for name in batch if name != task.targets), key=lambda name: name != "input_ids")
+        inputs = [batch[name] for name in names]
+    else:
+        inputs = [batch[0] if isinstance(batch, list | tuple) else batch]
+    fitting = (
+        item
+        for item in inputs
+        if isinstance(item, torch.Tensor) and is_classes(item) and item.shape == targets.shape
+    )
+    return next(fitting, None)
+
+
+def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> CustomTask:
+    """The task with the argument by which the model takes targets, if only then it gives logits for every
+    position."""
+    targets = task.targets_of(batch)
+    if task.loss_fn is not None or not is_classes(targets):
+        return task
+    logits = logits_of(task.outputs(model, batch))
+    if getattr(logits, "shape", (None,))[:-1] == targets.shape:
+        return task
+    parameters = inspect.signature(model.forward).parameters
+    for name in ("targets", "labels", "target", "y"):
+        if name in parameters:
+            named = replace(task, form=replace(task.form, targets_argument=name))
+            if getattr(logits_of(named.outputs(model, batch)), "shape", (None,))[:-1] == targets.shape:
+                return named
+    return task
+
+
+def sees_later_inputs(task: CustomTask, model: nn.Module, batch: Batch) -> bool | None:
+    """Whether the logits at any position depend on a later input. None if that cannot be tested.
+
+    Changes the values of a model that is thrown away.
+    """
+    import torch
+
+    ids = _ids_of(task, batch, task.targets_of(batch))
+    if ids is None:
+        return None
+    fill_zero_weights(model)
+
+    def logits(changed: Tensor) -> Any:
+        return logits_of(task.outputs(model, _with_ids(task, batch, ids, changed)))
+
+    with torch.no_grad():
+        return depends_on_later_inputs(logits, ids)
+
+
+def _with_ids(task: CustomTask, batch: Batch, ids: Tensor, changed: Tensor) -> Batch:
+    if isinstance(batch, Mapping):
+        return {name: changed if item is ids else item for name, item in batch.items()}
+    return [changed, *batch[1:]] if isinstance(batch, list | tuple) else changed
+
+
+def is_transformers_causal(model: nn.Module) -> bool:
+    """Whether a model is one of transformers' causal language models, whose labels are shifted by the model."""
+    names = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.partition(".")[0] == "transformers"]
+    return "PreTrainedModel" in names and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
