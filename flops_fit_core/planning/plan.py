@@ -45,7 +45,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     if not isinstance(dataset, LossSurface):
         smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
         module = meter.check_fit(choose_sizes.small_relative(smallest).options)
-        check_causal(experiment, choose_sizes.small_relative(smallest), dataset.task)
+        check_causal(experiment.model.name, module, dataset.task)
         sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
         choose_sizes.notes += own_count_notes(experiment.model, dataset.task, sizes, reference)
         is_chosen = is_named or experiment.planner == 1
