@@ -75,9 +75,12 @@ class CUDA:
 
     def peak_flops(self, precision: str) -> float | None:
         """From the makers' data sheets, without sparsity; None for a card, slice or virtual GPU not listed."""
+        import torch
+
         from flops_fit_devices.peaks import dense_peak
 
-        return dense_peak(self.name, precision)
+        multiprocessors = torch.cuda.get_device_properties(self.torch_device).multi_processor_count
+        return dense_peak(self.name, precision, multiprocessors)
 
 
 class TogetherOptions(Options):

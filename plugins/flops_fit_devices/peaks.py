@@ -99,7 +99,6 @@ _TERAFLOPS: dict[str, Peak] = {
     # NVIDIA Ampere GA102 GPU Architecture white paper; 3090 Ti: the Ada white paper.
     "GeForce RTX 3090 Ti": (80.0, 40.0),
     "GeForce RTX 3090": (71.0, 35.6),
-    "GeForce RTX 3080": (59.5, 29.8),
     "GeForce RTX 3070": (40.6, 20.3),
     # NVIDIA T4, V100 (SXM2, PCIe, V100S) and P100 data sheets; Quadro RTX 8000 and 6000 data sheets. No bfloat16.
     "Tesla T4": (None, 8.1),
@@ -128,12 +127,26 @@ _TERAFLOPS: dict[str, Peak] = {
 """By ``torch.cuda.get_device_name()`` without the word NVIDIA, which drivers before 470 leave out."""
 
 
-def dense_peak(name: str, precision: str) -> float | None:
+_COMPUTE_UNITS = {
+    "AMD Instinct MI355X": 256,
+    "AMD Instinct MI350X": 256,
+    "AMD Instinct MI325X": 304,
+    "AMD Instinct MI300X": 304,
+    "AMD Instinct MI300A": 228,
+}
+"""Of whole GPUs that can be partitioned (DPX, QPX, TPX, CPX) into devices of the same name."""
+
+
+def dense_peak(name: str, precision: str, multiprocessors: int | None = None) -> float | None:
     """FLOP/s of the GPU called ``name`` by its driver, such as ``NVIDIA A100-SXM4-80GB``; None if unknown.
 
     The whole name must be in the table: cards of laptops, slices of a GPU (MIG) and virtual GPUs have names that
-    begin as a card's does, and other peaks.
+    begin as a card's does, and other peaks. A name that several cards share (``NVIDIA GeForce RTX 3080``) is not
+    in it. A device with fewer ``multiprocessors`` than the whole GPU is a partition, and has no peak here.
     """
+    units = _COMPUTE_UNITS.get(name.strip())
+    if units is not None and multiprocessors is not None and multiprocessors != units:
+        return None
     bfloat16, float32 = _TERAFLOPS.get(name.strip().removeprefix("NVIDIA "), (None, None))
     peak = bfloat16 if precision == "bfloat16" else float32
     return None if peak is None else peak * 1e12

@@ -191,9 +191,16 @@ def test_peaks_are_those_of_the_data_sheets(name, bfloat16, float32):
         "NVIDIA GeForce RTX 4090 Laptop GPU",
         "NVIDIA GeForce RTX 4090 D",
         "NVIDIA RTX 6000",
+        "NVIDIA GeForce RTX 3080",
         "AMD Instinct MI250X/MI250",
     ],
 )
 def test_a_card_whose_name_only_begins_as_another_has_no_peak(name):
     assert dense_peak(name, "bfloat16") is None
     assert dense_peak(name, "float32") is None
+
+
+def test_a_partition_of_a_gpu_has_no_peak():
+    assert dense_peak("AMD Instinct MI300X", "bfloat16", 304) == pytest.approx(1307.4e12)
+    assert dense_peak("AMD Instinct MI300X", "bfloat16", 38) is None
+    assert dense_peak("NVIDIA A100-SXM4-80GB", "bfloat16", 108) == pytest.approx(312e12)
