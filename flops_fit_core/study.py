@@ -431,7 +431,7 @@ def _reason(result: RunResult) -> str:
     if result.error is None:
         return "no error"
     where = raised_at(result.error.traceback)
-    return f"{result.error.type}: {result.error.message}" + (f" ({where})" if where else "")
+    return result.error.line + (f" ({where})" if where else "")
 
 
 def study_folder(out: str | Path | None, name: str) -> StudyFolder:
