@@ -230,10 +230,10 @@ def find_optimal(
     tables: dict[str, Any] = {
         "name": name,
         "sweep": {
-            "budgets": list(compute_budgets),
-            "sizes": sizes if isinstance(sizes, int) else [{model_size_param: size} for size in sizes],
+            "budgets": _listed(compute_budgets, "compute_budgets", "[1e15, 2e15, 4e15]"),
+            "sizes": _sizes(sizes, model_size_param),
             "tokens_per_param": tokens_per_param,
-            "seeds": list(seeds),
+            "seeds": _listed(seeds, "seeds", "[0, 1]"),
             "repeat": repeat,
             "min_steps": min_steps,
             "batch_size": batch_size or loader_batch,
@@ -278,6 +278,20 @@ def find_optimal(
     return study
 
 
+def _listed(values: Any, name: str, example: str) -> list[Any]:
+    """The numbers of a list, a range or an array, as Python's own."""
+    if isinstance(values, str | bytes) or not isinstance(values, Iterable):
+        raise ConfigError(f"{name}: give a list of numbers, such as {example} (given: {values!r})")
+    return [value.item() if hasattr(value, "item") else value for value in values]
+
+
+def _sizes(sizes: Any, name: str) -> Any:
+    given = sizes.item() if hasattr(sizes, "item") and not getattr(sizes, "shape", ()) else sizes
+    if isinstance(given, int):
+        return given
+    return [{name: size} for size in _listed(given, "sizes", "[64, 128, 256]")]
+
+
 class _Objects:
     """Turns what was given into tables of an experiment, adding specs to the inline plugin."""
 
@@ -309,6 +323,12 @@ class _Objects:
     def optimizer(self, value: Any) -> Any:
         if callable(value) and not isinstance(value, Spec):
             return self._add(*optimizer_entry(value, self._fingerprint))
+        if hasattr(value, "param_groups"):
+            name = type(value).__name__
+            raise ConfigError(
+                f"optimizer: {name} has been made for one model, and each run makes its own: give the class "
+                f"({name}), or functools.partial({name}, lr=0.01)"
+            )
         return self.choice("optimizer", value)
 
     def flops(self, value: Any) -> Any:

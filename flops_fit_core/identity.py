@@ -12,8 +12,8 @@ import contextlib
 import importlib
 import inspect
 import sys
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import is_dataclass
 from enum import Enum
 from functools import partial
@@ -22,6 +22,7 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from flops_fit_core.code_names import global_names, imports, reads_attribute
+from flops_fit_core.computed_values import assigned_value, computed_part, default_nodes, keyword_default_nodes
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.first_party import (
     hash_files,
@@ -50,7 +51,15 @@ from flops_fit_core.object_parts import (
     undecorated,
 )
 from flops_fit_core.records import canonical_json, content_hash
-from flops_fit_core.source_lookup import ClassTree, class_tree, function_tree, source_file, source_tree
+from flops_fit_core.source_lookup import (
+    ClassTree,
+    SourceTree,
+    class_tree,
+    first_line,
+    function_tree,
+    source_file,
+    source_tree,
+)
 from flops_fit_core.syntax import hash_syntax
 
 __all__ = ["hash_item", "identify_callable", "identify_value", "qualified_name", "unidentified"]
@@ -98,12 +107,19 @@ class _Graph:
         self._queue: deque[tuple[int, Callable[[], Any], bool]] = deque()
         self._alive: list[Any] = []  # the id of an object that is gone may come again
         self._files: dict[str, str] = {}
+        self._reached: set[tuple[str, int]] = set()
+        """Files and first lines of the functions that were met, and (file, 0) of whole files."""
+        self._settings: deque[tuple[str, str, SourceTree, ast.AST | None, Any]] = deque()
+        """Variables that functions change: file, name, tree of the file, the expression and the value."""
         self._is_strict = True
         """Whether what cannot be identified is an error: what was given, not what its code names."""
 
     def hash(self, root: Any) -> str:
         """The hash of what a reference leads to."""
-        while self._queue:  # a queue rather than recursion: chains of references can be long
+        while self._queue or self._settings:  # a queue rather than recursion: chains of references can be long
+            if not self._queue:
+                self._add_setting(*self._settings.popleft())
+                continue
             number, describe, self._is_strict = self._queue.popleft()
             try:
                 self._contents[number] = describe()
@@ -112,6 +128,30 @@ class _Graph:
             except Exception as error:  # code and objects of the user's own may raise anything
                 raise unidentified(self._what, f"{type(error).__name__}: {error}") from error
         return content_hash([root, self._contents])
+
+    def _add_setting(self, file: str, name: str, source: SourceTree, node: ast.AST | None, value: Any) -> None:
+        """Of a variable that functions change, the data in it, if no function that was met changes it: then it is
+        a setting, not a cache or a counter of the code that is identified."""
+        setters = source.setters(name)
+        if setters is None or (file, 0) in self._reached or any((file, line) in self._reached for line in setters):
+            return
+        part = computed_part(node, value, self._leaf)
+        if part is not None:
+            self._contents.append(["setting", name, part])
+
+    def _leaf(self, value: Any) -> Any:
+        """What stands for data in a container; None for what cannot be identified or changes with use."""
+        if callable(value):
+            return None
+        is_plain = is_scalar(value) or isinstance(value, Enum) or shows_itself(value) or is_dataclass(value)
+        if not is_plain and not (hasattr(value, "dtype") and hasattr(value, "shape")):
+            return None
+        found = self._identifiable({"": value})
+        return [found[""]] if found else None
+
+    def _hash_files(self, files: set[Path]) -> list[str]:
+        self._reached |= {(str(file), 0) for file in files}
+        return hash_files(files)
 
     def _node(self, key: Any, describe: Callable[[], Any]) -> list[Any]:
         if key not in self._numbers:
@@ -145,7 +185,10 @@ class _Graph:
 
     def _plain_built_in(self, value: Any) -> Any:
         if isinstance(value, Mapping):
-            return {str(key): self.plain(item) for key, item in value.items()}
+            entries = {str(key): self.plain(item) for key, item in value.items()}
+            factory = getattr(value, "default_factory", None) if isinstance(value, defaultdict) else None
+            is_own = isinstance(factory, type | FunctionType) and is_users(factory)
+            return [self.reference(factory), entries] if is_own else entries
         if isinstance(value, list | tuple | set | frozenset):
             items = [self.plain(item) for item in value]
             return sorted(items, key=repr) if isinstance(value, set | frozenset) else items
@@ -259,6 +302,8 @@ class _Graph:
         """Syntax tree (or compiled code), defaults, closure, and the globals and imports that its code uses."""
         self._files.setdefault(function.__module__, source_file(function))
         tree = function_tree(function)
+        if isinstance(tree, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            self._reached.add((source_file(function), first_line(tree)))
         parts: dict[str, Any] = {"name": qualified_name(function)}
         parts["code"] = hash_syntax([tree]) if tree is not None else describe_code(function.__code__)
         defaults = [
@@ -269,6 +314,8 @@ class _Graph:
         parts["keyword defaults"] = self._identifiable(
             {name: value for name, value in keywords if tree is None or not holds_place(value)}
         )
+        if tree is not None:
+            parts["computed defaults"] = self._computed_defaults(function, tree)
         parts["closure"] = {name: self._plain_or_name(value) for name, value in closure_values(function).items()}
         if hasattr(function, "__wrapped__"):
             parts["wrapped"] = self._plain_or_name(function.__wrapped__)
@@ -276,6 +323,15 @@ class _Graph:
             parts["globals"] = self._globals(function)
             parts["imports"] = self._imports(function)
         return {name: part for name, part in parts.items() if part}
+
+    def _computed_defaults(self, function: FunctionType, tree: ast.AST) -> Any:
+        """Of defaults with places in them, the other data that the source does not state."""
+        values = function.__defaults__ or ()
+        pairs = list(zip(default_nodes(tree, len(values)), values, strict=True))
+        named = keyword_default_nodes(tree)
+        pairs += [(named.get(name), value) for name, value in sorted((function.__kwdefaults__ or {}).items())]
+        found = [computed_part(node, value, self._leaf) if holds_place(value) else None for node, value in pairs]
+        return found if any(part is not None for part in found) else None
 
     def _describe_class(self, kind: type) -> Any:
         """Name, syntax tree, base classes, methods, and attributes."""
@@ -308,13 +364,28 @@ class _Graph:
         """What a class holds beside methods. Its source text is enough for what has no identity."""
         held = {name: value for name, value in class_attributes(kind) if tree is None or not holds_place(value)}
         mutated = tree.source.mutated & held.keys() if tree is not None else set()
-        registries = {name: self._callables(held.pop(name)) for name in sorted(mutated)}
+        registries = {name: self._callables(held[name]) for name in sorted(mutated)}
+        if tree is not None:
+            registries |= self._class_settings(kind, tree, mutated)
+        held = {name: value for name, value in held.items() if name not in mutated}
         is_compiled = tree is None and not has_methods  # its descriptors may not show what they are
         if is_compiled or (tree is not None and "<locals>" not in kind.__qualname__):
             found = self._identifiable(held)
         else:
             found = {name: self._plain_or_name(held[name]) for name in sorted(held)}
         return found | {name: value for name, value in registries.items() if value}
+
+    def _class_settings(self, kind: type, tree: ClassTree, mutated: Set[str]) -> dict[str, Any]:
+        """Of attributes with places in them, the other data; those that functions change are looked at later."""
+        found = {}
+        for name, value in class_attributes(kind):
+            statements = [part for part in tree.node.body if isinstance(part, ast.Assign | ast.AnnAssign)]
+            node = next(filter(None, (assigned_value([part], name) for part in statements)), None)
+            if name in mutated:
+                self._settings.append((tree.file, name, tree.source, node, value))
+            elif holds_place(value):
+                found[f"{name} (computed)"] = computed_part(node, value, self._leaf)
+        return {name: part for name, part in found.items() if part is not None}
 
     def _fields(self, kind: type) -> dict[str, Any]:
         """Default values of a dataclass or a pydantic model."""
@@ -392,12 +463,23 @@ class _Graph:
         source = source_tree(home)
         try:
             if source is not None and (name in source.mutated or holds_place(value)):
-                return [hash_syntax(source.bindings(name)), self._callables(value)]
+                return self._changed(value, name, home, source)
             if source is not None and self._is_librarys(value) and any(map(is_definition, source.bindings(name))):
                 return self._statement(name, home)  # a kernel, an operator: an object around the user's function
             return self.plain(value)
         except Exception:  # a value's own code may raise anything
             return [qualified_name(type(value)), self._statement(name, home)]
+
+    def _changed(self, value: Any, name: str, home: str, source: SourceTree) -> list[Any]:
+        """What stands for a variable that functions change or that holds a place."""
+        statements = source.bindings(name)
+        found = [hash_syntax(statements), self._callables(value)]
+        node = assigned_value(statements, name)
+        if name in source.mutated:
+            self._settings.append((home, name, source, node, value))
+            return found
+        part = computed_part(node, value, self._leaf)
+        return found if part is None else [*found, part]
 
     def _is_librarys(self, value: Any) -> bool:
         """Whether a value is an object of a library. Raises ConfigError for a callable that does not show what it
@@ -430,7 +512,7 @@ class _Graph:
         file = getattr(module, "__file__", None)
         if module.__name__ == "__main__" or file is None:
             return self._node(("definitions", module.__name__), partial(self._definitions, vars(module)))
-        return hash_files(with_imports([Path(file)]))
+        return self._hash_files(with_imports([Path(file)]))
 
     def _definitions(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
         """The user's own functions and classes in a namespace, and the modules that it imports."""
@@ -453,15 +535,15 @@ class _Graph:
         except ValueError as error:
             raise unidentified(self._what, f"{qualified_name(function)} computes names, and {error}") from None
         if not is_script:
-            return hash_files(files)
+            return self._hash_files(files)
         node = self._node(("definitions", "__main__"), partial(self._definitions, function.__globals__))
-        return [node, hash_files(files - {file})]
+        return [node, self._hash_files(files - {file})]
 
     def _imports(self, function: FunctionType) -> list[str]:
         """Of modules that a function imports when it is called: all of their files."""
         folder = Path(source_file(function)).parent
         files = {path for statement in imports(function.__code__) for path in imported_files(*statement, folder)}
-        return hash_files(with_imports(files))
+        return self._hash_files(with_imports(files))
 
     # ------------------------------------------------------------------ torch modules
 

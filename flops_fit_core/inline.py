@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import create_model
 
 from flops_fit_core.contracts import Dataset, FlopCount, MeasuredModel, RunView, own_parameter_groups
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, raised_at
 from flops_fit_core.folder import INLINE
 from flops_fit_core.hookspecs import hookimpl
 from flops_fit_core.identity import identify_callable, qualified_name
@@ -220,7 +221,21 @@ def _optimizer_spec(make: Callable[..., Any]) -> Spec:
 
 
 def _build_optimizer(make: Callable[..., Any], options: Options, model: Any, run: RunView) -> Any:
-    return make([parameter for parameter in model.parameters() if parameter.requires_grad])
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    try:
+        return make(parameters)
+    except Exception as error:
+        where = raised_at("".join(traceback.format_exception(error)))
+        raise ConfigError(
+            f"optimizer: {_name_of(make)}(parameters) raised {type(error).__name__}: {error}"
+            + (f" ({where})" if where else "")
+        ) from error
+
+
+def _name_of(make: Callable[..., Any]) -> str:
+    while isinstance(make, partial):
+        make = make.func
+    return str(getattr(make, "__name__", type(make).__name__))
 
 
 def counter_entry(count: Callable[[Any], Any], fingerprint: str | None) -> Entry:

@@ -46,7 +46,10 @@ def is_users(thing: Any) -> bool:
     """Whether a class or function is the user's own, which may change under its name."""
     if isinstance(thing, FunctionType):  # functools.wraps gives a wrapper the module of what it wraps
         return is_first_party(str(thing.__globals__.get("__name__") or "__main__"))
-    return is_first_party(getattr(thing, "__module__", None) or "__main__")
+    module = getattr(thing, "__module__", None) or "__main__"
+    if module == "types" and "__dataclass_fields__" in getattr(thing, "__dict__", {}):
+        return True  # make_dataclass does not name the module before Python 3.12
+    return is_first_party(module)
 
 
 def undecorated(function: Any) -> Any:

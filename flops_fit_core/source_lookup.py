@@ -30,6 +30,9 @@ _MUTATING = {
 }
 
 
+_CACHING = {"move_to_end", "popitem", "setdefault"}
+
+
 class SourceTree:
     """The definitions in one file or notebook cell."""
 
@@ -41,7 +44,7 @@ class SourceTree:
             self.at.setdefault(first_line(node), []).append(node)
             self.named.setdefault(qualname, []).append(node)
         self.mutated = frozenset(_mutated(tree))
-        """Names of variables that a function changes: counters, caches, registries."""
+        """Names of variables that a function changes: counters, caches, registries, settings."""
 
     def function(self, function: FunctionType) -> ast.AST | None:
         code = function.__code__
@@ -58,6 +61,22 @@ class SourceTree:
     def bindings(self, name: str) -> list[ast.stmt]:
         """The statements outside of functions and classes that give a variable its value."""
         return self._bindings.get(name, [])
+
+    def setters(self, name: str) -> set[int] | None:
+        """First lines of the functions that change a variable, and of those around them. None if it counts what
+        has happened or caches: a method changes it, or a step from the value before."""
+        return self._setters.get(name, set())
+
+    @cached_property
+    def _setters(self) -> dict[str, set[int] | None]:
+        found: dict[str, set[int] | None] = {}
+        for function, is_method in _functions(self.tree):
+            steps = set(_stepped(function))
+            for name in set(_mutated_in(function)):
+                before = found.setdefault(name, set())
+                is_state = is_method or name in steps or before is None
+                found[name] = None if is_state else {*(before or ()), first_line(function)}
+        return found
 
     @cached_property
     def _bindings(self) -> dict[str, list[ast.stmt]]:
@@ -213,8 +232,13 @@ def root_name(node: ast.AST) -> str | None:
 
 def _mutated(tree: ast.Module) -> Iterator[str]:
     """Variables, of a module or of a class, that code in a function changes."""
-    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
-    for node in (node for function in functions for statement in function.body for node in ast.walk(statement)):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield from _mutated_in(node)
+
+
+def _mutated_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    for node in (node for statement in function.body for node in ast.walk(statement)):
         if isinstance(node, ast.Global):
             yield from node.names
         elif isinstance(node, ast.Subscript) and not isinstance(node.ctx, ast.Load):
@@ -223,6 +247,27 @@ def _mutated(tree: ast.Module) -> Iterator[str]:
             if not (isinstance(node.value, ast.Name) and node.value.id == "self"):
                 yield node.attr
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _MUTATING:
+            yield from _last_names(node.func.value)
+
+
+def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """All functions, and whether they are, or are in, a method."""
+    stack: list[tuple[ast.AST, bool]] = [(tree, False)]
+    while stack:
+        parent, is_method = stack.pop()
+        for child in ast.iter_child_nodes(parent):
+            if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield child, is_method
+            stack.append((child, is_method or isinstance(child, ast.ClassDef)))
+
+
+def _stepped(function: ast.AST) -> Iterator[str]:
+    """Variables that a function changes by a step from the value before, or fills when it is asked."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.AugAssign):
+            target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
+            yield from _last_names(target)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in _CACHING:
             yield from _last_names(node.func.value)
 
 

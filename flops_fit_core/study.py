@@ -431,12 +431,15 @@ def _reason(result: RunResult) -> str:
     if result.error is None:
         return "no error"
     where = raised_at(result.error.traceback)
-    return f"{result.error.type}: {result.error.message}" + (f" ({where})" if where else "")
+    return result.error.line + (f" ({where})" if where else "")
 
 
 def study_folder(out: str | Path | None, name: str) -> StudyFolder:
     """``out``, or ``runs/<name>`` in the working directory. Raises ConfigError where a file is in the way."""
     path = Path(out) if out is not None else Path("runs") / name
-    if path.exists() and not path.is_dir():
-        raise ConfigError(f"{path} is a file; a study needs a folder: write --out FOLDER")
+    for place in (path, *path.parents):
+        if place.exists() and not place.is_dir():
+            raise ConfigError(
+                f"{place} is a file; a study needs a folder: write --out FOLDER (in Python, output_dir= or out=)"
+            )
     return StudyFolder(path.absolute())

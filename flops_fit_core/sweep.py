@@ -229,7 +229,7 @@ class Sweep:
         job = self._running.pop(ended.job)
         lost = [run for run in job.runs if not self._is_answered(run, job)]
         for run in lost:
-            error = RunError(type="WorkerLost", message=ended.reason or "the worker gave no result")
+            error = _lost(ended.reason or "")
             self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
         if self.folder is not None:
             for trajectory in job.trajectories:
@@ -293,3 +293,12 @@ def states_by_run(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, st
     """Run id -> waiting, completed, diverged or failed."""
     latest = {result.id: str(result.status) for result in results}
     return {run.id: latest.get(run.id, "waiting") for run in plan.runs}
+
+
+def _lost(reason: str) -> RunError:
+    """The error of a run whose worker ended without a result. A traceback among its last words is kept as such."""
+    how, colon, traceback = reason.partition(": Traceback (most recent call last):")
+    if not colon:
+        return RunError(type="WorkerLost", message=reason or "the worker gave no result")
+    last = reason.rstrip().rpartition("\n")[2].strip()
+    return RunError(type="WorkerLost", message=f"{how}: {last}", traceback=f"{colon[2:]}{traceback}")

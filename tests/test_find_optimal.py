@@ -5,6 +5,7 @@ import sys
 from functools import partial
 from itertools import count
 
+import numpy
 import pytest
 import torch
 from torch import nn
@@ -475,6 +476,55 @@ def test_an_optimizer_is_a_class_a_partial_a_function_a_name_or_a_table(tmp_path
     losses = [result.loss for result in completed(study)]
     default = [result.loss for result in completed(trained(tmp_path / "default"))]
     assert losses != default
+
+
+def first_only(parameters):
+    return torch.optim.SGD(parameters[:1], lr=0.1)
+
+
+def none_of_them(parameters):
+    return torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"optimizer": torch.optim.SGD([nn.Parameter(torch.zeros(1))])},
+            r"give the class \(SGD\), or functools.partial",
+        ),
+        (
+            {"optimizer": partial(torch.optim.Adam, lrr=1)},
+            r"optimizer: Adam\(parameters\) raised TypeError: .*'lrr'",
+        ),
+        (
+            {"optimizer": partial(torch.optim.Adam, lr=-1)},
+            r"Adam\(parameters\) raised ValueError: Invalid learning rate",
+        ),
+        ({"optimizer": none_of_them}, "has none of the model's parameters"),
+        ({"compute_budgets": 2e5}, r"compute_budgets: give a list of numbers, such as \[1e15.*given: 200000.0"),
+        ({"seeds": 3}, r"seeds: give a list of numbers, such as \[0, 1\]"),
+        ({"sizes": 3.5}, r"sizes: give a list of numbers"),
+        ({"output_dir": f"{__file__}/study"}, "is a file; a study needs a folder.*output_dir="),
+    ],
+)
+def test_a_slip_in_an_argument_is_an_error_that_says_what_to_give(tmp_path, given, message):
+    with pytest.raises(UserError, match=message):
+        planned(tmp_path, **given)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    plain = planned(tmp_path, sizes=[3, 4], compute_budgets=[2e5], seeds=[0, 1])
+    arrays = {"sizes": numpy.array([3, 4]), "compute_budgets": numpy.array([2e5]), "seeds": numpy.arange(2)}
+    assert ids(planned(tmp_path, **arrays)) == ids(plain)
+    assert len(planned(tmp_path, sizes=numpy.int64(2)).plan.runs) == len(planned(tmp_path, sizes=2).plan.runs)
+
+
+def test_parameters_that_the_optimizer_leaves_out_are_noted(tmp_path):
+    notes = " ".join(planned(tmp_path, optimizer=first_only).plan.notes)
+    assert "leaves out 3 of the 4 parameters that require gradients" in notes
+    assert "inner.bias, outer.weight, outer.bias" in notes
+    assert "leaves out" not in " ".join(planned(tmp_path, optimizer=torch.optim.SGD).plan.notes)
 
 
 def test_a_store_object_keeps_the_results_and_is_left_open(tmp_path):

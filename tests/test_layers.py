@@ -23,6 +23,7 @@ ROOMS = [
     "code_names",
     "source_lookup",
     "object_parts",
+    "computed_values",
     "identity",
     "contracts",
     "tasks",

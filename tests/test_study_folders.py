@@ -474,6 +474,60 @@ def test_a_sweep_in_which_some_runs_fail_warns_and_gives_the_rest(tmp_path, call
     assert [result.status for result in study.results].count("completed") == 2
 
 
+class Interrupted(BaseException):
+    """As test runners and event loops have them."""
+
+
+class Speechless(Exception):
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (RuntimeError("flour " * 1000 + "\x00\x1b[31m"), "RuntimeError: flour flour"),
+        (Interrupted("by hand"), "Interrupted: by hand (/"),
+        (Speechless(), "Speechless: its text cannot be shown: ZeroDivisionError (/"),
+        (SystemExit(3), "SystemExit: 3 (/"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_whatever_a_model_raises_is_one_line_of_the_error(tmp_path, call, error, message):
+    class Raises(Net):
+        def forward(self, x):
+            if torch.is_grad_enabled() and len(x) == 8:  # not while it is planned
+                raise error
+            return super().forward(x)
+
+    with pytest.raises(SweepFailed, match=re.escape(message)) as caught:
+        optimal(tmp_path, Raises, fingerprint="raises", flops="chinchilla")
+    assert len(str(caught.value)) < 700
+    assert str(caught.value).isprintable()
+    status, output, _ = call("status", "study")
+    assert status == 0
+    assert len(output) < 4000
+
+
+def test_a_worker_that_is_interrupted_is_told_in_one_line(tmp_path, call):
+    class Stops(Net):
+        def forward(self, x):
+            if torch.is_grad_enabled() and len(x) == 8:  # not while it is planned
+                raise KeyboardInterrupt
+            return super().forward(x)
+
+    one = {
+        "compute_budgets": [2e5],
+        "sizes": [3],
+        "flops": "chinchilla",
+        "executor": {"name": "processes", "workers": 1},
+    }
+    with pytest.raises(SweepFailed, match="WorkerLost: exited with status 1: KeyboardInterrupt") as caught:
+        optimal(tmp_path, Stops, fingerprint="stops", **one)
+    assert "Traceback" not in str(caught.value)
+    assert "KeyboardInterrupt" in Study.open(tmp_path / "study").results[0].error.traceback
+
+
 def test_run_from_python_raises_as_find_optimal_does(tmp_path):
     table = {
         "sweep": {"budgets": [1e9], "sizes": [{"width": 8}], "batch_size": 8, "min_steps": 1},

@@ -100,9 +100,7 @@ class SweepProgress:
         else:
             parts.append(result.status.upper())
         if result.error is not None:
-            parts.append(
-                f"{result.error.type}: {result.error.message.splitlines()[0] if result.error.message else ''}"
-            )
+            parts.append(result.error.line)
         parts.append(numbers.duration(result.seconds))
         return "  ".join(parts)
 

@@ -206,7 +206,7 @@ def conclude(study: Study) -> int:
         say(f"no law yet: {error}")
     if failed:
         first = failed[0].error
-        why = f"{first.type}: {first.message}" if first else "unknown"
+        why = first.line if first else "unknown"
         say(
             f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {study.folder.shown}' lists them, "
             f"and --run {failed[0].id[:6]} shows all of it"

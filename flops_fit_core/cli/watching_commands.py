@@ -106,10 +106,8 @@ def _print_running(study: Study, driver: Driver) -> None:
 
 def _print_errors(failed: list[RunResult]) -> None:
     for result in failed[:ERRORS_SHOWN]:
-        run, said = result.run, ""
-        if result.error is not None:
-            lines = result.error.message.strip().splitlines()
-            said = f": {result.error.type}: {lines[0]}" if lines else f": {result.error.type}"
+        run = result.run
+        said = f": {result.error.line}" if result.error is not None else ""
         print_text(f"  {result.id} failed at attempt {result.attempt} (C {run.budget:.3g}, size {run.size}){said}")
     if len(failed) > ERRORS_SHOWN:
         print_text(f"  and {len(failed) - ERRORS_SHOWN} more: 'flops-fit runs' lists them")

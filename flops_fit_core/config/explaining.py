@@ -17,8 +17,15 @@ def explain(error: ValidationError) -> str:
             continue  # items that are wrong themselves are not counted
         place = ".".join(str(part) for part in line["loc"] if not _is_schema_noise(part)) or "(top level)"
         given = "" if line["type"] in ("missing", "plugin") else f" (given: {short(line['input'])})"
-        lines.append(f"  {place}: {line['msg'].removeprefix('Value error, ')}{given}")
+        lines.append(f"  {place}: {_hint(line) or line['msg'].removeprefix('Value error, ')}{given}")
     return "\n".join(dict.fromkeys(lines))
+
+
+def _hint(line: Any) -> str:
+    """Words of our own where pydantic's do not tell what to type."""
+    if line["loc"][:2] == ("sweep", "sizes") and line["type"] == "dict_type":
+        return f"a size is a table of options of the model, as {{ width = {short(line['input'])} }}"
+    return ""
 
 
 def _is_below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:

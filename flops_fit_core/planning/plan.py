@@ -62,7 +62,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         else:
             runs |= {run.id: run for run in outcome if run.id not in runs}
     _check_budgets(experiment, list(runs.values()), skipped)
-    check_optimizer(experiment, dataset, module, next(iter(runs.values())))
+    left_out = check_optimizer(experiment, dataset, module, next(iter(runs.values())))
     # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
     count = next((measured.count for _, measured in cells if measured.parameters.idle), cells[0][1].count)
     repeats = _repeats(list(runs.values()), dataset)
@@ -74,6 +74,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
             dict.fromkeys(
                 [
                     *plain_sgd_notes(experiment, dataset),
+                    *left_out,
                     *_of_planner(experiment),
                     *_of_dataset(dataset),
                     *counter_reason,

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import inspect
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.contracts import Dataset, RunView
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.parameter_counts import parameter_groups
+from flops_fit_core.planning.plain_sgd import WARNING
 from flops_fit_core.records import RunSpec
 
 if TYPE_CHECKING:
     from torch import nn
 
 
-def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module | None, run: RunSpec) -> None:
-    """Build the run's optimizer for a model of the sweep.
+def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module | None, run: RunSpec) -> list[str]:
+    """Build the run's optimizer for a model of the sweep; notes on parameters that it leaves out.
 
     Nothing is checked where there is no model with values, or where the trainer starts a program that has its own.
 
-    Raises PluginError where the optimizer cannot be built, PlanError where its step needs an argument.
+    Raises PluginError or ConfigError where the optimizer cannot be built, PlanError where its step needs an
+    argument or where it has none of the model's parameters.
     """
     import torch
 
     if module is None or "launch" in experiment.trainer.spec.can:
-        return
+        return []
     chosen = experiment.optimizer.with_options(**run.optimizer.options)
     per_step = run.batch_size * dataset.task.tokens_per_sample
     groups = partial(parameter_groups, experiment.model)
@@ -46,3 +48,27 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
             f"optimizer {chosen.name!r}: {type(optimizer).__name__}.step needs {', '.join(needed)}, which "
             f"training does not give: choose an optimizer whose step() takes no argument"
         )
+    return _left_out(chosen.name, optimizer, module)
+
+
+def _left_out(name: str, optimizer: Any, module: nn.Module) -> list[str]:
+    """Which parameters an optimizer does not have, of those that require gradients."""
+    trained = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    try:
+        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    except (AttributeError, TypeError, KeyError):
+        return []  # it does not show them
+    left = [name for name, parameter in trained.items() if id(parameter) not in held]
+    if left and len(left) == len(trained):
+        raise PlanError(
+            f"optimizer {name!r} has none of the model's parameters: make it of those that it is given "
+            f"(optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))"
+        )
+    if not left:
+        return []
+    shown = ", ".join(left[:3]) + (", ..." if len(left) > 3 else "")
+    note = (
+        f"{WARNING} optimizer {name!r} leaves out {len(left)} of the {len(trained)} parameters that require "
+        f"gradients, which then stay as they start: {shown}"
+    )
+    return [note]

@@ -44,12 +44,22 @@ Text = Annotated[str, BeforeValidator(_encodable)]
 """Text from anywhere: what UTF-8 cannot encode (a file name of odd bytes has such) is kept as an escape."""
 
 
+_LONGEST_LINE = 300
+
+
 class RunError(Record):
     """Why a run failed."""
 
     type: Text
     message: Text
     traceback: Text = ""
+
+    @property
+    def line(self) -> str:
+        """Type and message in one line of at most 300 characters."""
+        visible = "".join(sign if sign.isprintable() else " " for sign in f"{self.type}: {self.message}")
+        text = " ".join(visible.split()).removesuffix(":")
+        return text if len(text) <= _LONGEST_LINE else f"{text[: _LONGEST_LINE - 4]} ..."
 
 
 class RunResult(Record):

@@ -142,7 +142,7 @@ def _left_out(story: Story) -> str:
         by_reason.setdefault(reason, []).append(run)
     for result in story.results:
         if result.status != "completed":
-            error = f": {result.error.type}: {result.error.message}" if result.error else ""
+            error = f": {result.error.line}" if result.error else ""
             by_reason.setdefault(result.status + error, []).append(result.id)
     if not by_reason:
         return "<p>None: every run was used.</p>"

@@ -226,7 +226,7 @@ def _result_row(result: RunResult) -> Row:
         "seconds": result.seconds,
         "attempt": result.attempt,
         "synthetic": result.synthetic,
-        "error": f"{error.type}: {error.message}" if error else None,
+        "error": error.line if error else None,
         **{f"loss_{name}": loss for name, loss in result.losses.items()},
         **{name: value for name, value in result.metrics.items() if name not in _result_fields()},
     }

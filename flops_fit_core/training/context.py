@@ -185,7 +185,7 @@ class WorkerContext:
         """The result of a run that raised."""
         text = "".join(traceback.format_exception(error))
         return self.result(
-            run, "failed", error=RunError(type=type(error).__name__, message=str(error), traceback=text)
+            run, "failed", error=RunError(type=type(error).__name__, message=_message(error), traceback=text)
         )
 
     def _versions(self, run: RunSpec) -> dict[str, str]:
@@ -206,3 +206,10 @@ class WorkerContext:
             gc.collect()
         if "device" in self.__dict__:
             self.device.release()
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception as raised:  # the text of an exception of the user's own may raise anything
+        return f"its text cannot be shown: {type(raised).__name__}"

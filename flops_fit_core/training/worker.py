@@ -47,7 +47,9 @@ def work(
         if waiting and not should_stop():
             name = context.chosen("trainer", parsed.runs[0]).name
             raise RunFailed(f"trainer {name!r} ended without a result for this run")
-    except (Exception, SystemExit) as error:
+    except (KeyboardInterrupt, GeneratorExit):
+        raise
+    except BaseException as error:  # SystemExit, and what libraries derive to get past `except Exception`
         for run in waiting.values():
             yield context.failed(run, error)
     finally:

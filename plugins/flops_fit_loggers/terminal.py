@@ -84,8 +84,7 @@ def _steps(progress: Progress) -> str:
 
 
 def _one_line(result: RunResult) -> str:
-    error = result.error
-    return " ".join(f"{error.type}: {error.message}".split())[:300] if error else ""
+    return result.error.line if result.error else ""
 
 
 def _count(value: float) -> str:

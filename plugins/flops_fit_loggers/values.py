@@ -105,7 +105,7 @@ def remarks(result: RunResult) -> dict[str, str]:
         "device": result.device,
         "precision": result.precision,
         "synthetic": "true" if result.synthetic else "",
-        "error": f"{result.error.type}: {result.error.message}" if result.error else "",
+        "error": result.error.line if result.error else "",
         "traceback": result.error.traceback if result.error else "",
     }
     said |= {f"versions/{_plain(name)}": version for name, version in result.versions.items()}

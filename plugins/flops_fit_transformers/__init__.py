@@ -47,8 +47,8 @@ class HFOptions(Options):
     """Fields of the configuration that are the same at every size: ``{ num_hidden_layers = 4 }``."""
     init: Init = "architecture"
     """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
-    learning rate serves every width. Unset: ``fan_in`` under a recipe that scales learning rates by the width,
-    for the architectures where that is verified; otherwise ``architecture``."""
+    learning rate is to serve every width. Unset: ``fan_in`` under a recipe that scales learning rates by the
+    width, for the architectures whose activations it keeps of one size; otherwise ``architecture``."""
 
 
 class LadderOptions(Options):
@@ -67,8 +67,8 @@ class LadderOptions(Options):
     they are."""
     init: Init = "architecture"
     """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
-    learning rate serves every width. Unset: ``fan_in`` under a recipe that scales learning rates by the width,
-    for the architectures where that is verified; otherwise ``architecture``."""
+    learning rate is to serve every width. Unset: ``fan_in`` under a recipe that scales learning rates by the
+    width, for the architectures whose activations it keeps of one size; otherwise ``architecture``."""
 
     @model_validator(mode="after")
     def _choose(self) -> Self:
