@@ -33,6 +33,7 @@ ROOMS = [
     "registry",
     "config",
     "windows",
+    "product_formulas",
     "parameter_usage",
     "parameter_counts",
     "measure",

@@ -52,6 +52,7 @@ class SizeLadder:
             ]
             return sorted(given, key=lambda measured: measured.params)
         rungs = self.rungs.for_budget(budget)
+        self.notes += [note for note in self.rungs.notes if note not in self.notes]
         if len(rungs) < self.sweep.sizes:
             self.notes.append(
                 f"budget {budget:.3g}: only {len(rungs)} sizes can be built near its expected optimum"
@@ -137,8 +138,10 @@ class SizeLadder:
             return
         reason = ""
         if self.rungs.ladder.scale is None:
-            reason = f": {self.model.spec.size} is a multiple of {grid.step}"
-            reason = f": {self.model.spec.size} is {grid.first} times a power of two" if grid.doubling else reason
+            option = self.model.spec.size
+            reason = f": {option} is a multiple of {grid.step}" if grid.step > 1 else ""
+            if grid.doubling:
+                reason = f": {option} is {f'{grid.first} times ' if grid.first > 1 else ''}a power of two"
         self.notes.append(
             f"neighbouring sizes are up to {gap:.2g}x apart in N, and sweep.size_ratio = {self.sweep.size_ratio:g}"
             f"{reason}. The minimum of a profile is then less certain"
