@@ -130,6 +130,31 @@ def test_a_ladder_by_hand_whose_heads_differ_is_warned_of():
     assert notes(48, 64, 96) == []
 
 
+def test_listed_sizes_of_one_width_are_told_apart():
+    sizes = [{"depth": 2}, {"depth": 4}, {"width": 64, "depth": 8}]
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": sizes}, model={"width": 64}))
+    assert [run.size for run in plan.runs] == ["64 depth=2", "64 depth=4", "64 depth=8"]
+    sizes = [{"width": 32}, {"width": 64, "depth": 8}]
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": sizes}))
+    assert [run.size for run in plan.runs] == [32, 64]
+
+
+@pytest.mark.parametrize("sweep", [{"sizes": 30}, {"sizes": 4, "size_ratio": 100.0}])
+def test_a_wide_ladder_is_planned(sweep):
+    plan = planned_from(surface(sweep={"budgets": [1e18], "min_steps": 1, **sweep}, model={"depth": 6}))
+    assert len(plan.runs) + len(plan.skipped) == sweep["sizes"]
+
+
+def test_a_budget_beyond_all_models_is_refused_in_words():
+    with pytest.raises(PlanError, match=r"has more parameters than torch can number, and sweep\.budgets"):
+        planned_from(surface(sweep={"budgets": [1e300]}, model={"depth": 2}))
+
+
+def test_rungs_closer_than_the_sizes_are_noted():
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": 4, "size_ratio": 1.0001}, model={"depth": 2}))
+    assert any("of 4 sizes can be built near its expected optimum in steps of" in note for note in plan.notes)
+
+
 def test_the_plan_shows_heads_and_their_channels():
     table = plan_table(tiny(model={"head_dim": 8}))
     heads = [column.heading for column in table.columns].index("heads")

@@ -72,6 +72,12 @@ class Rungs:
         try:
             return self.meter.at(size, **self.ladder.options)
         except PluginError as error:
+            if "calculation overflowed" in str(error):
+                raise PlanError(
+                    f"model {self.model.name!r} at {self.model.spec.size} = {size} has more parameters than torch "
+                    f"can number, and sweep.budgets, sweep.sizes and sweep.size_ratio ask for sizes near it: make "
+                    f"them smaller"
+                ) from error
             if not self.of_user:
                 raise
             raise PlanError(
@@ -98,16 +104,20 @@ class Rungs:
         log_ratio = math.log(self.sweep.size_ratio)
         middle = round(math.log(center) / log_ratio)
         rungs: dict[int, Measured] = {}
-        reach = wanted
+        scales = self.ladder.scale is not None
+        looked, reach = set[int](), wanted if scales else wanted // 2 + 1
         while True:
             for k in range(middle - reach, middle + reach + 1):
-                near = self._nearest(math.exp(k * log_ratio))
-                rungs.setdefault(near.params, near)
+                if k not in looked:
+                    near = self._nearest(math.exp(k * log_ratio))
+                    rungs.setdefault(near.params, near)
+                    looked.add(k)
             ladder = sorted(rungs.values(), key=lambda measured: measured.params)
             # Where small sizes round to the same one, look further up for enough different ones.
-            if len(rungs) >= 2 * wanted or reach > 8 * wanted or self._has_best(ladder, center):
+            is_enough = reach >= wanted and len(rungs) >= 2 * wanted
+            if is_enough or reach > 8 * wanted or self._has_best(ladder, center):
                 break
-            reach *= 2
+            reach = 2 * reach if scales else reach + wanted // 4 + 1
         starts = range(max(1, len(ladder) - wanted + 1))
         best = min(starts, key=lambda s: abs(mean_log(ladder[s : s + wanted]) - math.log(center)))
         return ladder[best : best + wanted]
