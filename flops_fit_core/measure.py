@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import traceback
 from collections.abc import Sequence
@@ -31,6 +33,8 @@ LARGEST_TRIED = 20_000_000
 """Models up to this many parameters are tried for real; larger ones on the meta device only."""
 
 
+NO_VALUES = ("called on meta tensors", "Cannot copy out of meta tensor", "can't convert meta device")
+"""How torch refuses to read the values of tensors on the meta device."""
 LARGEST_FORWARD = 1e9
 """FLOPs of a forward pass up to which a model is traced for real."""
 
@@ -261,23 +265,68 @@ def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.
     """The model's shapes, without memory. Raises PlanError, or PluginError where the family breaks."""
     import torch
 
-    with torch.device("meta"), _no_initialization():
-        module = model.calling("build", options, task)
+    with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
+        try:
+            with _no_initialization():
+                module = model.calling("build", options, task)
+        except PluginError as error:
+            if not reads_values(error):
+                raise
+            with _no_initialization(with_constants=True):  # of a linspace of drop rates, for one
+                module = model.calling("build", options, task)
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
+    _move_to_meta(module)
     return module
 
 
-def _no_initialization() -> AbstractContextManager[Any]:
-    """Leaves out random initialization, which on the meta device changes nothing and takes most of the time."""
+def reads_values(error: BaseException) -> bool:
+    """Whether torch raised this because a tensor on the meta device has no values."""
+    return any(sign in str(error) for sign in NO_VALUES)
+
+
+def _move_to_meta(module: nn.Module) -> None:
+    """Move what was made elsewhere, as a table from NumPy is. Numbers stay: torch takes them on any device."""
+    import torch
+
+    moved: dict[int, Any] = {}
+
+    def shape_of(tensor: Any) -> Any:
+        if id(tensor) not in moved:
+            shapes = tensor.detach().to("meta")
+            if isinstance(tensor, torch.nn.Parameter):
+                shapes = torch.nn.Parameter(shapes, requires_grad=tensor.requires_grad)
+            moved[id(tensor)] = tensor, shapes  # the tensor is kept, so that no other gets its id
+        return moved[id(tensor)][1]
+
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or tensor.is_meta or torch.nn.parameter.is_lazy(tensor):
+                    continue
+                if tensor.ndim:
+                    tensors[name] = shape_of(tensor)
+
+
+def _no_initialization(*, with_constants: bool = False) -> AbstractContextManager[Any]:
+    """Leaves out random initialization, which on the meta device changes nothing and takes most of the time.
+
+    Args:
+        with_constants: Make constants (``linspace``, ``arange``, ``tensor``) on the CPU, where they have values.
+    """
+    import torch
     from torch import Tensor
     from torch.overrides import TorchFunctionMode
 
     fills = {getattr(Tensor, name) for name in ("normal_", "uniform_", "random_", "exponential_", "bernoulli_")}
 
+    constants = {torch.linspace, torch.logspace, torch.arange, torch.tensor} if with_constants else set()
+
     class LeaveOut(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
+            if func in constants:
+                kwargs = {"device": "cpu", **kwargs}
             if func in fills or getattr(func, "__module__", "") == "torch.nn.init":
                 tensor = args[0] if args else kwargs.get("tensor")
                 if isinstance(tensor, Tensor) and tensor.is_meta:

@@ -15,6 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.product_formulas import is_product, product_formulas
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -25,13 +27,8 @@ LOOKUPS = frozenset(
     )
 )
 """Operations that choose entries of their first argument by the integers of the others."""
-PRODUCTS = frozenset(
-    (
-        *("mv", "addmv", "dot", "vdot", "_trilinear", "_cdist_forward", "_euclidean_dist"),
-        *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"),
-    )
-)
-"""Matrix products that torch's FLOPs counter has no formula for."""
+PRODUCTS = frozenset(("mv", "addmv", "dot", "vdot"))
+"""Products with a single vector, which torch's FLOPs counter counts as nothing."""
 ADDED_FIRST = frozenset(("addmm", "baddbmm", "addmv"))
 """Products whose first argument is added to the product."""
 SUMS = frozenset(("add", "add_", "sub", "sub_", "rsub"))
@@ -145,15 +142,13 @@ class UsageTracer:
     """
 
     def __init__(self, module: nn.Module, samples: int, tokens: int, limit: float = math.inf) -> None:
-        from torch.utils.flop_counter import FlopCounterMode
-
         self.uses = {name: Use(parameter.ndim) for name, parameter in module.named_parameters()}
         self._shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
         self._samples = samples
         self._tokens = tokens
         self._limit = limit
         self._flops = 0.0
-        self._formulas = FlopCounterMode(display=False).flop_registry
+        self._formulas = product_formulas()
         self._states: dict[int, _State] = {}
         self._kept: list[Any] = []  # a storage that is freed would give its address to another
         self._of_parameters: set[int] = set()
@@ -223,8 +218,7 @@ class UsageTracer:
             self._set(tensor, state)
 
     def _is_product(self, func: Any, name: str) -> bool:
-        own = func.namespace not in ("aten", "prim", "prims")
-        return func._overloadpacket in self._formulas or name in PRODUCTS or "attention" in name or own
+        return func._overloadpacket in self._formulas or name in PRODUCTS or is_product(func)
 
     def _product(
         self, func: Any, name: str, args: Any, kwargs: Any, inputs: Any, states: list[_State], result: Any

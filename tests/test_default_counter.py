@@ -227,6 +227,33 @@ class Stacked(Experts):
         return self.head(x + torch.einsum("btd,btdf->btf", x, self.experts[chosen]) * gates[..., None])
 
 
+class Sorted(Experts):
+    """Tokens sorted by expert, and one grouped product for all."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.experts = nn.Parameter(torch.randn(4, width, width))
+
+    def forward(self, ids):
+        x = self.table(ids)
+        flat = x.flatten(0, 1)
+        gates, chosen = self.router(flat).softmax(-1).max(-1)
+        order = chosen.argsort()
+        ends = (chosen[:, None] == torch.arange(4)).sum(0).cumsum(0).to(torch.int32)
+        rows = nn.functional.grouped_mm(flat[order], self.experts, offs=ends) * gates[order, None]
+        return self.head(x + torch.zeros_like(flat).index_add(0, order, rows).view_as(x))
+
+
+def test_a_grouped_product_of_experts_is_counted_as_the_products_of_the_experts(tmp_path):
+    flops = [
+        {run.size: run.flops_per_token for run in optimal(tmp_path / name, model, TOKENS, flops="traced").runs}
+        for name, model in (("sorted", Sorted), ("stacked", Stacked))
+    ]
+    assert flops[0] == flops[1]
+    plan = optimal(tmp_path / "default", Sorted, TOKENS)
+    assert any("experts (25%)" in note for note in plan.notes)
+
+
 class Grouped(Experts):
     def parameter_groups(self):
         own = {id(parameter) for parameter in self.experts.parameters()}

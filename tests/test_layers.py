@@ -34,6 +34,7 @@ ROOMS = [
     "registry",
     "config",
     "windows",
+    "product_formulas",
     "parameter_usage",
     "parameter_counts",
     "measure",

@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from small import Bench
@@ -9,6 +10,7 @@ from flops_fit_core import LanguageTask, ParameterGroup, PlanError, PluginError,
 from flops_fit_core.config import make_experiment
 from flops_fit_core.measure import Meter, build_on_meta
 from flops_fit_core.parameter_counts import count_parameters
+from flops_fit_core.planning.own_errors import own_error
 
 TASK = LanguageTask(vocab_size=20, context=4)
 
@@ -126,6 +128,50 @@ def test_a_size_is_measured_once_and_takes_no_memory():
     assert sum(parameter.numel() for parameter in real.parameters()) == 16 * 24 + 12
     # 10^12 parameters.
     assert meter.at(10**11 // 2).parameters.total == 10**11 // 2 * 24 + 12
+
+
+class WithConstants(nn.Module):
+    """Drop rates by ``linspace``, positions from NumPy, one table in two places."""
+
+    def __init__(self):
+        super().__init__()
+        print("built")
+        self.rates = [float(rate) for rate in torch.linspace(0, 0.1, 3)]
+        self.net = nn.Linear(4, 4)
+        self.register_buffer("positions", torch.from_numpy(np.ones((4, 4), dtype="float32")))
+        self.net.register_buffer("again", self.positions)
+        self.register_buffer("scale", torch.from_numpy(np.array(2.0)))
+        self.frozen = nn.Parameter(torch.from_numpy(np.ones((2, 2), dtype="float32")), requires_grad=False)
+        self.lazy, self.nothing = nn.LazyLinear(3), None
+
+
+def test_constants_of_a_model_have_values_and_its_tensors_shapes_only(capsys):
+    class Family(Bench):
+        def build_net(self, options, task):
+            return WithConstants()
+
+    bench = Family()
+    model = make_experiment(bench.table(), bench.registry()).model
+    module = build_on_meta(model, model.options, TASK)
+    assert module.rates == pytest.approx([0, 0.05, 0.1])
+    assert module.positions.is_meta
+    assert module.net.again is module.positions
+    assert module.frozen.is_meta
+    assert not module.frozen.requires_grad
+    assert module.scale.item() == 2  # a number may be read
+    assert capsys.readouterr().out == ""
+
+
+def test_a_model_that_reads_its_weights_is_refused_in_words(tmp_path):
+    class Family(Bench):
+        def build_net(self, options, task):
+            return nn.Linear(4, int(nn.Linear(4, 4).weight.sum()))
+
+    bench = Family()
+    model = make_experiment(bench.table(), bench.registry()).model
+    with pytest.raises(PluginError, match="called on meta tensors") as caught:
+        build_on_meta(model, model.options, TASK)
+    assert "built on torch's meta device to be counted" in own_error(caught.value)
 
 
 def test_a_size_that_a_family_does_not_take_names_it():

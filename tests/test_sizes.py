@@ -130,6 +130,31 @@ def test_a_ladder_by_hand_whose_heads_differ_is_warned_of():
     assert notes(48, 64, 96) == []
 
 
+def test_listed_sizes_of_one_width_are_told_apart():
+    sizes = [{"depth": 2}, {"depth": 4}, {"width": 64, "depth": 8}]
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": sizes}, model={"width": 64}))
+    assert [run.size for run in plan.runs] == ["64 depth=2", "64 depth=4", "64 depth=8"]
+    sizes = [{"width": 32}, {"width": 64, "depth": 8}]
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": sizes}))
+    assert [run.size for run in plan.runs] == [32, 64]
+
+
+@pytest.mark.parametrize("sweep", [{"sizes": 30}, {"sizes": 4, "size_ratio": 100.0}])
+def test_a_wide_ladder_is_planned(sweep):
+    plan = planned_from(surface(sweep={"budgets": [1e18], "min_steps": 1, **sweep}, model={"depth": 6}))
+    assert len(plan.runs) + len(plan.skipped) == sweep["sizes"]
+
+
+def test_a_budget_beyond_all_models_is_refused_in_words():
+    with pytest.raises(PlanError, match=r"has more parameters than torch can number, and sweep\.budgets"):
+        planned_from(surface(sweep={"budgets": [1e300]}, model={"depth": 2}))
+
+
+def test_rungs_closer_than_the_sizes_are_noted():
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": 4, "size_ratio": 1.0001}, model={"depth": 2}))
+    assert any("of 4 sizes can be built near its expected optimum in steps of" in note for note in plan.notes)
+
+
 def test_the_plan_shows_heads_and_their_channels():
     table = plan_table(tiny(model={"head_dim": 8}))
     heads = [column.heading for column in table.columns].index("heads")
@@ -369,11 +394,88 @@ def test_a_model_that_fits_nowhere_shows_its_own_error_and_what_was_tried(tmp_pa
     assert f"width = 512: ValueError: 512 does not fit ({__file__}, line {line})" in message
 
 
-def test_a_model_with_a_largest_size_says_where_it_can_be_built(tmp_path):
-    with pytest.raises(
-        PlanError, match=r"(?s)it can be built at 1 to .*64 only.*width = 512: ValueError: 512 does"
-    ):
-        plan_of(Sized, "width", tmp_path, model_kwargs={"fits": lambda width: width <= 64})
+@pytest.mark.parametrize(
+    ("fits", "expected"),
+    [
+        (lambda width: width <= 64, "whole numbers from 1 to 64"),
+        (lambda width: 8 <= width <= 100 and width % 4 == 0, "multiples of 4 from 8 to 100"),
+    ],
+)
+def test_a_largest_size_ends_the_ladder(fits, expected, tmp_path):
+    plan = plan_of(Sized, "width", tmp_path, model_kwargs={"fits": fits}, compute_budgets=[1e9, 1e14])
+    sizes = {run.size for run in plan.runs}
+    assert all(map(fits, sizes))
+    assert len(sizes) >= 6
+    assert any(f"values of width are {expected}: these can be built" in note for note in plan.notes)
+
+
+def test_a_model_that_fits_a_few_sizes_is_refused_with_those_sizes(tmp_path):
+    with pytest.raises(PlanError, match=r"it can be built at 64, 192, 512 only.*\n.*ValueError: 5"):
+        plan_of(Sized, "width", tmp_path, model_kwargs={"fits": lambda width: width in (64, 192, 512)})
+
+
+class Unsized(Sized):
+    """The model that is built has another width than the one that is given."""
+
+    def __init__(self, width, used):
+        super().__init__(used(width))
+
+
+def test_a_size_without_effect_is_refused(tmp_path):
+    with pytest.raises(PlanError, match=r"N is \d+ at width = 1 and no larger .* width does not set the model's"):
+        plan_of(Unsized, "width", tmp_path, model_kwargs={"used": lambda width: 16})
+
+
+def test_a_size_that_is_capped_ends_the_ladder_with_a_note(tmp_path):
+    kwargs = {"used": lambda width: min(width, 90)}
+    plan = plan_of(Unsized, "width", tmp_path, model_kwargs=kwargs, compute_budgets=[1e9, 1e14])
+    assert max(run.size for run in plan.runs) == 90
+    assert len({run.params for run in plan.runs}) == len({run.size for run in plan.runs})
+    assert "N does not grow above width = 90: it is at most 1,820" in plan.notes
+
+
+def test_a_size_that_is_rounded_is_noted(tmp_path):
+    plan = plan_of(Unsized, "width", tmp_path, model_kwargs={"used": lambda width: max(8, width // 8 * 8)})
+    assert any("so the model rounds or limits width" in note for note in plan.notes)
+    kwargs = {"used": lambda width: width}
+    assert not any("rounds" in note for note in plan_of(Unsized, "width", tmp_path, model_kwargs=kwargs).notes)
+
+
+def test_sizes_that_are_rounded_to_no_model_are_left_out(tmp_path):
+    plan = plan_of(Unsized, "width", tmp_path, model_kwargs={"used": lambda width: width // 4})
+    assert min(run.size for run in plan.runs) >= 4
+
+
+class Layered(nn.Module):
+    """Scaled by its depth, and slow to build when deep."""
+
+    deepest = 0
+
+    def __init__(self, depth):
+        super().__init__()
+        Layered.deepest = max(Layered.deepest, depth)
+        self.embedding, self.head = nn.Embedding(20, 32), nn.Linear(32, 20)
+        self.layers = nn.ModuleList(nn.Linear(32, 32) for _ in range(depth))
+
+    def forward(self, ids):
+        x = self.embedding(ids)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x)
+
+
+def test_a_depth_is_scaled_without_models_that_are_much_deeper(tmp_path):
+    Layered.deepest = 0
+    plan = plan_of(Layered, "depth", tmp_path, compute_budgets=[1e7, 1e8], sizes=5)
+    assert {run.size for run in plan.runs} <= set(range(1, 12))
+    assert Layered.deepest <= 1100  # of the values that are tried; the ladder goes no further
+
+
+def test_a_size_in_a_list_that_cannot_be_built_shows_the_models_own_error(tmp_path):
+    with pytest.raises(PlanError) as caught:
+        plan_of(Sized, "width", tmp_path, sizes=[8, -3])
+    assert "cannot be built with width = -3: RuntimeError: Trying to create tensor" in str(caught.value)
+    assert "identity=" not in str(caught.value)
 
 
 def test_trying_sizes_prints_nothing(capsys):

@@ -149,6 +149,17 @@ def test_a_size_is_trained_with_the_options_that_the_plan_gives_it(text):
     assert [options.get("depth", 4) for options in models] == [1, 4]
 
 
+def test_sizes_of_a_ladder_in_depth_and_width_are_named_as_in_the_plan(text):
+    model = {"name": "gpt", "aspect_ratio": 8, "head_dim": 8}
+    experiment = make_experiment(text_table(text, model=model, sweep={"budgets": [2e9], "sizes": 3}), installed())
+    plan = make_plan(experiment)
+    names = {run.size for run in plan.runs}
+    assert {one.size for one in Probe(experiment, plan).measured} <= names
+    run = plan.runs[0]
+    (chosen,) = Probe(experiment, plan, sizes=[run.model.options["width"]]).measured
+    assert chosen.size == run.size == f"{run.model.options['width']}x{run.model.options['depth']}"
+
+
 def test_runs_share_no_trunk_and_get_the_batch_of_their_own_d(text):
     found = probe(text, sweep={**LADDER, "budgets": [4e9]}, schedule="wsd", given={"tokens": 20_000})
     for one in found.runs(found.knob.value):

@@ -4,21 +4,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_core.parameter_usage import TraceTooLarge
-
-NO_FORMULA = frozenset(
-    f"aten::{name}"
-    for name in (
-        *("_trilinear", "_cdist_forward", "_euclidean_dist"),
-        *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"),
-    )
-)
-"""Matrix products of torch's own for which it has no formula; attention is told by its name."""
+from flops_fit_core.product_formulas import grouped_result, is_product, product_formulas
 
 READS_VALUES = frozenset(
     f"aten::{name}"
@@ -36,11 +28,11 @@ class Counted:
     Args:
         limit: FLOPs from which on :class:`TraceTooLarge` is raised.
 
-    It is what ``torch.utils.flop_counter.FlopCounterMode`` counts, with the same formulas but that of a
-    convolution's gradients, and in half of the time: operations without a formula are passed on at once, and the
-    result of one that was run before with arguments of the same shapes is not worked out again. A model is made of
-    equal layers, and shapes on the meta device are computed in Python. Operations of higher order, such as
-    ``torch.cond``, raise.
+    It is what ``torch.utils.flop_counter.FlopCounterMode`` counts, with the same formulas but those of
+    :mod:`flops_fit_core.product_formulas`, and in half of the time: operations without a formula are passed on at
+    once, and the result of one that was run before with arguments of the same shapes is not worked out again. A
+    model is made of equal layers, and shapes on the meta device are computed in Python. Operations of higher
+    order, such as ``torch.cond``, raise.
 
     Attributes:
         flops: By operation: ``mm``, ``bmm``, ``convolution``, ...
@@ -50,14 +42,12 @@ class Counted:
     """
 
     def __init__(self, limit: float = math.inf) -> None:
-        from torch.utils.flop_counter import FlopCounterMode
-
         self.limit = limit
         self.flops: Counter[str] = Counter()
         self.unknown: set[str] = set()
         self.reads: set[str] = set()
         self.failed: tuple[Exception, str] | None = None
-        self._formulas = _formulas(FlopCounterMode(display=False).flop_registry)
+        self._formulas = product_formulas()
         self._met: dict[Any, Operation] = {}
         self._results: dict[Any, Any] = {}
 
@@ -107,6 +97,8 @@ class Counted:
 
     def _run(self, about: Operation, args: Any, kwargs: Any) -> Any:
         try:
+            if about.name == "_grouped_mm" and args[0].is_meta:
+                return grouped_result(*args, **kwargs)
             return about.func(*args, **kwargs)
         except Exception as error:
             self.failed = error, about.func.name()
@@ -114,7 +106,7 @@ class Counted:
 
     def _meet(self, func: Any) -> Operation:
         about = self._met[func] = Operation.of(func, self._formulas)
-        if about.formula is None and not about.is_composite and _may_multiply(func):
+        if about.formula is None and not about.is_composite and is_product(func):
             self.unknown.add(func.name())
         if func.name() in READS_VALUES:
             self.reads.add(func.name())
@@ -146,38 +138,6 @@ class Operation:
         return cls(func, str(func._overloadpacket).removeprefix("aten."), formula, composite, makes_one)
 
 
-def _formulas(known: Mapping[Any, Callable[..., int]]) -> Mapping[Any, Callable[..., int]]:
-    """Torch's, and those that somebody has registered. Torch 2.13 counts the weight's gradient of a grouped
-    convolution as if there were one group: a Mamba's convolutions come out as many times too large as they have
-    channels."""
-    from torch import ops
-
-    backward = ops.aten.convolution_backward
-    if known[backward].__module__ != "torch.utils.flop_counter":
-        return known
-    return {**known, backward: _convolution_backward}
-
-
-def _convolution_backward(
-    outer: Any,
-    inputs: Any,
-    weight: Any,
-    bias: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    transposed: bool,
-    output_padding: Any,
-    groups: int,
-    wanted: Sequence[bool],
-    **kwargs: Any,
-) -> int:
-    """Each of the two gradients has the products of the forward pass: 2 x batch x weights x positions."""
-    positions = math.prod((inputs if transposed else outer).shape[2:])
-    products: int = 2 * outer.shape[0] * weight.numel() * positions
-    return products * sum(wanted[:2])  # of the inputs and of the weight, not of the bias
-
-
 def _described(value: Any) -> Any:
     """All that the shape of a result depends on."""
     if hasattr(value, "stride"):
@@ -185,12 +145,6 @@ def _described(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_described(item) for item in value)
     return type(value), value
-
-
-def _may_multiply(func: Any) -> bool:
-    """Attention, anybody's own operation, one of those listed above."""
-    own = func.namespace not in ("aten", "prim", "prims")
-    return own or "attention" in func.name() or func.name() in NO_FORMULA
 
 
 class AttentionCalls:

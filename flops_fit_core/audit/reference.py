@@ -84,7 +84,7 @@ class ReferenceFlops:
             pass
         except Untraceable as error:
             if error.reads_values:
-                raise
+                return self._without_values(shapes, task, name, error)
             # A kernel of the CPU may have no formula where the meta device's operations have (an LSTM).
         except UserError as error:
             raise Untraceable(str(error), str(error).splitlines()[0]) from error
@@ -94,6 +94,16 @@ class ReferenceFlops:
             raise
         except UserError as error:
             raise Untraceable(str(error), str(error).splitlines()[0]) from error
+
+    def _without_values(self, shapes: nn.Module, task: Task, name: str, refusal: Untraceable) -> Trace:
+        """The trace of a model that reads values on the CPU only, as ``one_hot`` does to check its input.
+
+        Raises the refusal where the model needs values.
+        """
+        try:
+            return trace_flops(shapes, task, name)
+        except UserError:
+            raise refusal from None
 
     def _may_run(self, options: Options, shapes: nn.Module) -> bool:
         """Whether the model is small, and so is the pass as far as the family counts it."""

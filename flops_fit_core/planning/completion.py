@@ -11,6 +11,7 @@ from flops_fit_core.config import Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, Task
 from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
+from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.specs import Options
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ def _small_model(experiment: Experiment, options: Options, task: Task) -> nn.Mod
         size = getattr(options, experiment.model.spec.size)
         raise PlanError(
             f"model {experiment.model.name!r} cannot be built with {experiment.model.spec.size} = {size}: "
-            f"{type(error).__name__}: {error}{_place(error)}"
+            f"{own_error(error)}"
         ) from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from flops_fit_core.errors import FlopsFitError
+from flops_fit_core.measure import reads_values
 
 
 def own_error(error: BaseException) -> str:
@@ -16,6 +17,8 @@ def own_error(error: BaseException) -> str:
     if isinstance(error, FlopsFitError):
         return str(error)
     text = " ".join(str(error).split())
+    if reads_values(error):
+        text += ". A model is built on torch's meta device to be counted, where tensors have no values to read"
     name = type(error).__name__
     frames = list(_own_frames(traceback.walk_tb(error.__traceback__)))
     # The user's own line says more than the line of a library that it calls.

@@ -29,6 +29,8 @@ MOST_ANCHORS = 4
 """Of those that work."""
 MULTIPLES = (*range(1, 18), 19, 23, 31, 43, 61, 97, 131, 193, 257, 389, 509, 769, 1009)
 """Multiples of a step that must work: those up to twice ``LARGEST_VALUE``, at least three."""
+LEAST_BOUNDED = 6
+"""Neighbouring multiples that must work where larger ones do not."""
 LARGEST_RUN = 3_000_000
 """Parameters up to which a forward pass is tried, for real: some models cannot run on the meta device."""
 LONGEST_RUN = 1e10
@@ -46,6 +48,7 @@ class Attempt:
     runs: bool | None
     """Whether an example also went through ``forward`` and the loss; None where that was not tried."""
     error: str = ""
+    params: int = 0
 
 
 class SizeProbe:
@@ -76,13 +79,15 @@ class SizeProbe:
         except (FlopsFitError, ValueError) as error:
             return Attempt(builds=False, runs=False, error=own_error(error))
         params = sum(parameter.numel() for parameter in module.parameters())
+        if params < 1:
+            return Attempt(builds=False, runs=False, error="the model has no parameters")
         if params > LARGEST_RUN or params * 2 * self.task.tokens_per_sample > LONGEST_RUN:
-            return Attempt(builds=True, runs=None)
+            return Attempt(builds=True, runs=None, params=params)
         try:
             push_example(self.model, options, self.task, "cpu")
         except FlopsFitError as error:
-            return Attempt(builds=True, runs=False, error=own_error(error))
-        return Attempt(builds=True, runs=True)
+            return Attempt(builds=True, runs=False, error=own_error(error), params=params)
+        return Attempt(builds=True, runs=True, params=params)
 
     def builds(self, size: int) -> bool:
         """Whether it can be built."""
@@ -117,16 +122,16 @@ def probe_sizes(model: Chosen[ModelSpec], task: Task) -> tuple[SizeGrid, list[st
     """
     probe = SizeProbe(model, task)
     if all(map(probe.works, ANY_SIZE)):
-        return SizeGrid(), []
+        return SizeGrid(), _note_equal(probe)
     run = [probe.attempt(size).runs for size in (*ANY_SIZE, *ANCHORS) if probe.builds(size)]
     never_runs = False in run and True not in run
     works = probe.builds if never_runs else probe.works
     if all(map(works, ANY_SIZE)):
-        return SizeGrid(), []
+        return SizeGrid(), _note_equal(probe)
     grid = _find_grid(works)
     if grid is None:
         raise PlanError(_no_size(probe))
-    return grid, [_note(probe, grid)]
+    return grid, [_note(probe, grid), *_note_equal(probe)]
 
 
 def _find_grid(works: Callable[[int], bool]) -> SizeGrid | None:
@@ -141,7 +146,18 @@ def _find_grid(works: Callable[[int], bool]) -> SizeGrid | None:
             first = _first_multiple(step, works)
             if first is not None:
                 return SizeGrid(step, first)
-    return _find_doubling(works)
+    return _find_doubling(works) or _find_bounded(works, steps)
+
+
+def _find_bounded(works: Callable[[int], bool], steps: list[int]) -> SizeGrid | None:
+    """Multiples between a smallest and a largest size; None where fewer than ``LEAST_BOUNDED`` of them work."""
+    for step in steps:
+        tried = [step * times for times in range(1, LARGEST_VALUE // step + 1)]
+        working = [size for size in tried if works(size)]
+        spans_all = bool(working) and working == list(range(working[0], working[-1] + 1, step))
+        if len(working) >= LEAST_BOUNDED and spans_all and working[-1] < tried[-1]:
+            return SizeGrid(step, working[0], last=working[-1])
+    return None
 
 
 def _first_multiple(step: int, works: Callable[[int], bool]) -> int | None:
@@ -175,6 +191,11 @@ def _find_doubling(works: Callable[[int], bool]) -> SizeGrid | None:
 
 def _note(probe: SizeProbe, grid: SizeGrid) -> str:
     sizes = f"multiples of {grid.step}" + (f" from {grid.first} on" if grid.first > grid.step else "")
+    if grid.step == 1:
+        sizes = f"whole numbers from {grid.first} on"
+    if grid.last is not None:
+        numbers = f"multiples of {grid.step}" if grid.step > 1 else "whole numbers"
+        sizes = f"{numbers} from {grid.first} to {grid.last}"
     if grid.doubling:
         sizes = f"{grid.first} times a power of two" if grid.first > 1 else "powers of two"
     failures = probe.failures()
@@ -183,6 +204,22 @@ def _note(probe: SizeProbe, grid: SizeGrid) -> str:
         f"values of {probe.option} are {sizes}: these can be built. At {probe.option} = {last}: "
         f"{probe.attempts[last].error}. Write multiple_of, or a list of sizes, to decide it yourself"
     )
+
+
+def _note_equal(probe: SizeProbe) -> list[str]:
+    """A note where neighbouring values that were tried give models with equally many parameters."""
+    attempts = [(size, probe.attempts[size].params) for size in sorted(probe.attempts)]
+    pairs = itertools.pairwise((size, params) for size, params in attempts if params)
+    equal = [(low, high, params) for (low, params), (high, more) in pairs if params == more]
+    if not equal:
+        return []
+    low, high, params = equal[-1]
+    note = (
+        f"{probe.option} = {low} and {probe.option} = {high} both give a model of {params:,} parameters, so the "
+        f"model rounds or limits {probe.option}. N and C are of the model that is built, and a plan names the "
+        f"value that is passed. Write multiple_of, the number that it is rounded to, for sizes as they are built"
+    )
+    return [note]
 
 
 def _no_size(probe: SizeProbe) -> str:

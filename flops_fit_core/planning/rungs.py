@@ -14,6 +14,9 @@ from flops_fit_core.specs import Ladder, ModelSpec, Options
 
 TRIES = 16
 """How often a family that scales itself is asked for one N."""
+LARGEST_WITHOUT_GROWTH = 4096
+"""A size option whose values up to this, and 64 times the value with the largest N, give no larger N has no effect
+on N above that value."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class SizeGrid:
     """The smallest of them."""
     doubling: bool = False
     """Whether only ``first`` times powers of two can be built."""
+    last: int | None = None
+    """The largest of them; None where none was found."""
 
     @classmethod
     def multiples(cls, step: int) -> SizeGrid:
@@ -53,6 +58,7 @@ class Rungs:
         self.expected_params = expected_params
         self.of_user = grid is not None or sweep.multiple_of is not None
         """Whether the family does not declare the sizes, so that one that cannot be built is not its fault."""
+        self.notes: list[str] = []
         self._found: dict[float, list[Measured]] = {}
 
     def for_budget(self, budget: float) -> list[Measured]:
@@ -66,6 +72,12 @@ class Rungs:
         try:
             return self.meter.at(size, **self.ladder.options)
         except PluginError as error:
+            if "calculation overflowed" in str(error):
+                raise PlanError(
+                    f"model {self.model.name!r} at {self.model.spec.size} = {size} has more parameters than torch "
+                    f"can number, and sweep.budgets, sweep.sizes and sweep.size_ratio ask for sizes near it: make "
+                    f"them smaller"
+                ) from error
             if not self.of_user:
                 raise
             raise PlanError(
@@ -92,19 +104,33 @@ class Rungs:
         log_ratio = math.log(self.sweep.size_ratio)
         middle = round(math.log(center) / log_ratio)
         rungs: dict[int, Measured] = {}
-        reach = wanted
+        scales = self.ladder.scale is not None
+        looked, reach = set[int](), wanted if scales else wanted // 2 + 1
         while True:
             for k in range(middle - reach, middle + reach + 1):
-                near = self._nearest(math.exp(k * log_ratio))
-                rungs.setdefault(near.params, near)
+                if k not in looked:
+                    near = self._nearest(math.exp(k * log_ratio))
+                    rungs.setdefault(near.params, near)
+                    looked.add(k)
+            ladder = sorted(rungs.values(), key=lambda measured: measured.params)
             # Where small sizes round to the same one, look further up for enough different ones.
-            if len(rungs) >= 2 * wanted or reach > 8 * wanted:
+            is_enough = reach >= wanted and len(rungs) >= 2 * wanted
+            if is_enough or reach > 8 * wanted or self._has_best(ladder, center):
                 break
-            reach *= 2
-        ladder = sorted(rungs.values(), key=lambda measured: measured.params)
+            reach = 2 * reach if scales else reach + wanted // 4 + 1
         starts = range(max(1, len(ladder) - wanted + 1))
         best = min(starts, key=lambda s: abs(mean_log(ladder[s : s + wanted]) - math.log(center)))
         return ladder[best : best + wanted]
+
+    def _has_best(self, ladder: list[Measured], center: float) -> bool:
+        """Whether further rungs cannot come nearer to the center than ``wanted`` of these do. They may be much
+        larger, and a deep model takes long to build."""
+        wanted, smallest = self.sweep.sizes, self.grid.first
+        assert isinstance(wanted, int)
+        if self.ladder.scale is not None or len(ladder) < wanted:
+            return False
+        is_low_enough = ladder[0].size == smallest or mean_log(ladder[:wanted]) <= math.log(center)
+        return is_low_enough and mean_log(ladder[-wanted:]) >= math.log(center)
 
     def _nearest(self, params: float) -> Measured:
         """The size that can be built whose N is nearest, on a log scale."""
@@ -113,13 +139,8 @@ class Rungs:
         if self.grid.doubling:
             return self._doubled(params)
         step = self.grid.step
-        low, high = self.at(self.grid.first), None
-        low_size, high_size = self.grid.first, self.grid.first
-        while high is None or high.params < params:
-            if high is not None:
-                low, low_size = high, high_size
-            high_size *= 4
-            high = self.at(high_size)
+        low_size, high_size = self._bracket(params)
+        low, high = self.at(low_size), self.at(high_size)
         while high_size - low_size > step and low.params < params:
             size = self._between(params, low_size, low.params, high_size, high.params)
             measured = self.at(size)
@@ -137,13 +158,57 @@ class Rungs:
                     high, high_size = measured, size
         return min((low, high), key=lambda measured: abs(math.log(measured.params / params)))
 
+    def _bracket(self, params: float) -> tuple[int, int]:
+        """Two sizes with ``params`` between their N; twice the largest size where none has so many."""
+        low = high = largest = self.grid.first
+        self.at(low)
+        while high == self.grid.first or self.at(high).params < params:
+            if high == self.grid.last:
+                return high, high
+            low, high = high, min(high * 4, self.grid.last or high * 4)
+            if self.at(high).params > self.at(largest).params:
+                largest = high
+            elif high >= max(LARGEST_WITHOUT_GROWTH, 64 * largest):
+                size = self._largest(largest, high)
+                return size, size
+        return low, high
+
     def _doubled(self, params: float) -> Measured:
-        size = self.grid.first
-        low = high = self.at(size)
-        while high.params < params:
-            size *= 2
-            low, high = high, self.at(size)
-        return min((low, high), key=lambda measured: abs(math.log(measured.params / params)))
+        low = high = largest = self.grid.first
+        while self.at(high).params < params:
+            low, high = high, high * 2
+            if self.at(high).params > self.at(largest).params:
+                largest = high
+            elif high >= max(LARGEST_WITHOUT_GROWTH, 64 * largest):
+                low = high = self._largest(largest, high)
+                break
+        pair = self.at(low), self.at(high)
+        return min(pair, key=lambda measured: abs(math.log(measured.params / params)))
+
+    def _largest(self, size: int, tried: int) -> int:
+        """The smallest size that has the most parameters, of a model that grows no further.
+
+        Raises PlanError for a model that never grows.
+        """
+        option, first, step = self.model.spec.size, self.grid.first, self.grid.step
+        most = self.at(size).params
+        if size == first:
+            raise PlanError(
+                f"model {self.model.name!r}: N is {most:,} at {option} = {first} and no larger at any value tried "
+                f"up to {tried}, so {option} does not set the model's size. Scale an argument that adds "
+                f"parameters, or write a list of sizes"
+            )
+        below = size if self.grid.doubling else max(first, size // 4 // step * step)
+        while size - below > step:
+            middle = (below + size) // 2 // step * step
+            if self.at(middle).params >= most:
+                size = middle
+            else:
+                below = middle
+        note = f"N does not grow above {option} = {size}: it is at most {most:,}"
+        if note not in self.notes:
+            self.notes.append(note)
+        return size
 
     def _scaled(self, params: float) -> Measured:
         """The same of a family that scales itself. Its N may be another than the FLOPs counter's (of all experts,

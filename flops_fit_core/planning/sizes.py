@@ -5,7 +5,10 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
+
+from pydantic import JsonValue
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError, PluginError
@@ -47,16 +50,28 @@ class SizeLadder:
     def for_budget(self, budget: float) -> list[Measured]:
         """Sizes for one budget, smallest first."""
         if isinstance(self.sweep.sizes, tuple):
-            given = [
-                self.meter.measure(self.model.with_options(**changes).options) for changes in self.sweep.sizes
-            ]
-            return sorted(given, key=lambda measured: measured.params)
+            return sorted(self._listed(self.sweep.sizes), key=lambda measured: measured.params)
         rungs = self.rungs.for_budget(budget)
+        self.notes += [note for note in self.rungs.notes if note not in self.notes]
         if len(rungs) < self.sweep.sizes:
             self.notes.append(
-                f"budget {budget:.3g}: only {len(rungs)} sizes can be built near its expected optimum"
+                f"budget {budget:.3g}: only {len(rungs)} of {self.sweep.sizes} sizes can be built near its "
+                f"expected optimum in steps of sweep.size_ratio = {self.sweep.size_ratio:g}"
             )
         return rungs
+
+    def _listed(self, sizes: tuple[dict[str, JsonValue], ...]) -> list[Measured]:
+        """The sizes of a list. Where the size option is the same for several, the others that are written tell
+        them apart."""
+        given = [self.meter.measure(self.model.with_options(**changes).options) for changes in sizes]
+        if len({measured.size for measured in given}) == len({measured.params for measured in given}):
+            return given
+        option = self.model.spec.size
+        named = []
+        for measured, changes in zip(given, sizes, strict=True):
+            others = [f"{name}={value}" for name, value in changes.items() if name != option]
+            named.append(replace(measured, size=" ".join([str(measured.size), *others])) if others else measured)
+        return named
 
     def small_relative(self, smallest: Measured) -> Measured:
         """A size that is small enough to be tried for real, where the sweep's smallest is not."""
@@ -137,8 +152,10 @@ class SizeLadder:
             return
         reason = ""
         if self.rungs.ladder.scale is None:
-            reason = f": {self.model.spec.size} is a multiple of {grid.step}"
-            reason = f": {self.model.spec.size} is {grid.first} times a power of two" if grid.doubling else reason
+            option = self.model.spec.size
+            reason = f": {option} is a multiple of {grid.step}" if grid.step > 1 else ""
+            if grid.doubling:
+                reason = f": {option} is {f'{grid.first} times ' if grid.first > 1 else ''}a power of two"
         self.notes.append(
             f"neighbouring sizes are up to {gap:.2g}x apart in N, and sweep.size_ratio = {self.sweep.size_ratio:g}"
             f"{reason}. The minimum of a profile is then less certain"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import JsonValue, ValidationError
@@ -66,7 +67,10 @@ class Probe:
         self.experiment, _ = resolve_counter(self.experiment, self.dataset.task)
         usages = UsageTraces(experiment.model, self.dataset.task, by_type=experiment.planner == 1)
         meter = Meter(experiment.model, self.dataset.task, self.experiment.flops, usages)
-        self.measured = [meter.measure(self._sized(options).options) for options in self._options(sizes)]
+        self.measured = [
+            replace(meter.measure(self._sized(options).options), size=label)
+            for label, options in self._options(sizes)
+        ]
         self.knob = self._knob()
         self._check_proportional()
 
@@ -105,13 +109,17 @@ class Probe:
             raise ConfigError(f"optimizer {run.optimizer.name!r} has no option lr: there is nothing to tune")
         return float(options.lr)
 
-    def _options(self, sizes: Sequence[int] | None) -> list[dict[str, JsonValue]]:
-        """Of the model, for each size: as in the plan where it is in the plan."""
+    def _options(self, sizes: Sequence[int] | None) -> list[tuple[int | float | str, dict[str, JsonValue]]]:
+        """What a size is called, and its options of the model: as in the plan where it is in the plan."""
         if sizes is None:
-            return [self._of(run) for run in probe_sizes(self.plan)]
-        planned = {run.size: run for run in self.plan.runs}
-        option = self.experiment.model.spec.size
-        return [self._of(planned[size]) if size in planned else {option: size} for size in sizes]
+            return [(run.size, self._of(run)) for run in probe_sizes(self.plan)]
+        spec = self.experiment.model.spec
+        option = spec.size
+        planned = {getattr(spec.options.model_validate(run.model.options), option): run for run in self.plan.runs}
+        return [
+            (planned[size].size, self._of(planned[size])) if size in planned else (size, {option: size})
+            for size in sizes
+        ]
 
     def _of(self, run: RunSpec) -> dict[str, JsonValue]:
         """A planned run's model, with the values that equal their default: ``[model]`` may have another."""
