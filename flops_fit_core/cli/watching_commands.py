@@ -107,7 +107,10 @@ def _print_running(study: Study, driver: Driver) -> None:
 def _print_errors(failed: list[RunResult]) -> None:
     for result in failed[:ERRORS_SHOWN]:
         run = result.run
-        said = f": {result.error.line}" if result.error is not None else ""
+        said = ""
+        if result.error is not None:
+            first = result.error.message.strip().partition("\n")[0]
+            said = f": {result.error.model_copy(update={'message': first}).line}"
         print_text(f"  {result.id} failed at attempt {result.attempt} (C {run.budget:.3g}, size {run.size}){said}")
     if len(failed) > ERRORS_SHOWN:
         print_text(f"  and {len(failed) - ERRORS_SHOWN} more: 'flops-fit runs' lists them")
