@@ -83,13 +83,17 @@ class CustomTask:
     def example(self, batch_size: int) -> Batch:
         import torch
 
+        samples = len(self.targets_of(self.sample))
+
         def resize(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
+                if not value.ndim or len(value) != samples:  # of no sample
+                    return value
                 return torch.zeros(batch_size, *value.shape[1:], dtype=value.dtype)
             if isinstance(value, Mapping):
                 return {key: resize(item) for key, item in value.items()}
             if isinstance(value, list | tuple):
-                return type(value)(resize(item) for item in value)
+                return [resize(item) for item in value]
             return value
 
         return resize(self.sample)
@@ -230,6 +234,11 @@ def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tup
 
     logits = logits_of(outputs)
     shape = tuple(getattr(logits, "shape", ()))
+    if not hasattr(logits, "shape"):
+        raise ValueError(
+            f"the model returned {_shown_outputs(outputs)}, in which no logits are found: return a tensor, an "
+            "object with .logits, a dict with 'logits', or a tuple whose first item they are; or pass a loss_fn"
+        )
     if not is_classes(targets):
         if shape and logits.numel() != targets.numel():
             raise ValueError(
@@ -239,12 +248,22 @@ def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tup
         error = functional.mse_loss(logits.float(), targets.to(logits.device).float().reshape(logits.shape))
         return error * len(targets), len(targets)
     if shape[:-1] != tuple(targets.shape):
+        in_second = len(shape) > 2 and shape[:1] + shape[2:] == tuple(targets.shape)
+        hint = "; for classes in dimension 1, pass loss_fn=torch.nn.CrossEntropyLoss()" if in_second else ""
         raise ValueError(
             f"the model gave outputs of shape {shape} for targets of shape {tuple(targets.shape)}: cross-entropy "
-            f"needs logits of shape {(*targets.shape, 'classes')}"
+            f"needs logits of shape {(*targets.shape, 'classes')}{hint}"
         )
     if shifted:
         logits, targets = logits[:, :-1], targets[:, 1:]
     flat = targets.flatten().long()
     total = functional.cross_entropy(logits.float().flatten(0, -2), flat, reduction="sum", ignore_index=IGNORED)
     return total, (flat != IGNORED).sum()
+
+
+def _shown_outputs(outputs: Any) -> str:
+    if isinstance(outputs, Mapping):
+        return f"a {type(outputs).__name__} with {', '.join(map(str, outputs))}"
+    if isinstance(outputs, list | tuple):
+        return f"a {type(outputs).__name__} of {', '.join(type(item).__name__ for item in outputs)}"
+    return f"a {type(outputs).__name__}"

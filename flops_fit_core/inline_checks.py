@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops_fit_core.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes
+from flops_fit_core.custom_task import (
+    IGNORED,
+    CustomTask,
+    LossForm,
+    Reduction,
+    default_loss,
+    is_classes,
+    logits_of,
+)
 from flops_fit_core.errors import DataError
+from flops_fit_core.inline_batches import targets_among
 from flops_fit_core.loss_probe import find_form
 from flops_fit_core.target_relation import (
+    copied_share,
     is_transformers_causal,
     name_targets_argument,
     relation_of,
@@ -17,7 +27,7 @@ from flops_fit_core.target_relation import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from flops_fit_core.contracts import Batch, SampleSize
 
@@ -64,15 +74,16 @@ def find_loss_form(
         return _untested_form(task, batches, stated=stated, copy_task=copy_task)
     batch = batches[0] if len(task.targets_of(batches[0])) > 1 or len(batches) < 2 else batches[1]
     small = _first_samples(batch, 3) if task.targets_of(batch).numel() > 4096 else batch
-    _check_outputs(task, model, small, stated)
     task = name_targets_argument(task, model, small)
+    is_own_loss = _check_outputs(task, model, small, stated)
     if task.loss_fn is None:
+        _check_default_loss(task, model, small, batches)
         ignored = (IGNORED,) if is_classes(task.targets_of(batch)) else ()
         form = replace(task.form, reduction="sum", ignored=ignored)
     else:
         form = find_form(task, model, small, stated)
     task = replace(task, form=form)
-    if copy_task:
+    if copy_task or is_own_loss:
         return form
     return _check_targets(task, model, batches)
 
@@ -90,22 +101,130 @@ def _untested_form(
     return LossForm(stated or "sum")
 
 
-def _check_outputs(task: CustomTask, model: nn.Module, batch: Batch, stated: Reduction | None) -> None:
-    """Raises DataError for a model that returns its own loss."""
+def with_valid_targets(
+    task: CustomTask, read: Callable[[int], Sequence[Batch]], count: int, most: int
+) -> Sequence[Batch]:
+    """The first batches of which any target is valid, among at most so many, where there are such; otherwise the
+    first ones."""
+
+    def is_valid(batch: Batch) -> bool:
+        return not is_classes(task.targets_of(batch)) or bool((task.targets_of(batch) != IGNORED).any())
+
+    first = read(count)
+    if all(is_valid(batch) for batch in first):
+        return first
+    return [batch for batch in read(most) if is_valid(batch)][:count] or first
+
+
+def _check_outputs(task: CustomTask, model: nn.Module, batch: Batch, stated: Reduction | None) -> bool:
+    """Whether the model returns its own loss. Raises DataError where it may not, and for a second loss of the
+    model that would not be trained."""
     import torch
 
     outputs = task.outputs(model, batch)
-    if isinstance(outputs, torch.Tensor) and outputs.ndim == 0 and stated != "batch":
+    is_own_loss = isinstance(outputs, torch.Tensor) and outputs.ndim == 0
+    if is_own_loss and stated != "batch":
         raise DataError(
             f"{type(model).__name__} returned a scalar, its own loss: return the logits, of which flops-fit "
             "computes the loss; or pass loss_fn=lambda loss, targets: loss with loss_reduction='batch'"
         )
+    if task.loss_fn is None and isinstance(getattr(outputs, "aux_loss", None), torch.Tensor):
+        raise DataError(
+            f"{type(model).__name__} returned an aux_loss (of its routers), which cross-entropy leaves out: "
+            "build it with output_router_logits=False to train without it, or pass a loss_fn(outputs, targets) "
+            "that adds it, with loss_reduction='batch'"
+        )
+    return is_own_loss
+
+
+def _check_default_loss(task: CustomTask, model: nn.Module, batch: Batch, batches: Sequence[Batch]) -> None:
+    """Raises DataError for targets that are no class of the model's, and a loss that is not finite."""
+    import torch
+
+    outputs = task.outputs(model, batch)
+    targets = task.targets_of(batch)
+    shape = tuple(getattr(logits_of(outputs), "shape", ()))
+    if is_classes(targets):
+        if shape[:-1] != tuple(targets.shape):
+            return
+        for other in batches:
+            rows = task.targets_of(other)
+            wrong = rows[(rows != IGNORED) & ((rows < 0) | (rows >= shape[-1]))]
+            if len(wrong):
+                raise DataError(
+                    f"a target is {int(wrong[0])}, and the model's outputs of shape {shape} have classes 0 to "
+                    f"{shape[-1] - 1}. {IGNORED} marks a target that does not count; real-valued targets are "
+                    "given as floating point numbers"
+                )
+    elif not shape or logits_of(outputs).numel() != targets.numel():
+        return
+    elif any(bool(task.targets_of(other).isnan().any()) for other in batches):
+        raise DataError(
+            "targets among the first samples are NaN, so every run would diverge: leave such samples out, or give "
+            "a loss_fn that returns (sum over the other targets, their number)"
+        )
+    loss, _ = default_loss(outputs, targets)
+    if not bool(torch.isfinite(loss)):
+        bad = [name for name, item in _tensors_of(batch) if item.is_floating_point() and not item.isfinite().all()]
+        held = f" ({', '.join(bad)} hold NaN or infinity)" if bad else ""
+        raise DataError(f"the loss of the first samples is {float(loss)}{held}: every run would diverge")
+
+
+def _tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
+    import torch
+
+    if isinstance(batch, Mapping):
+        items = [(str(name), item) for name, item in batch.items()]
+    else:
+        items = list(
+            zip(("inputs", "targets"), batch if isinstance(batch, list | tuple) else [batch], strict=False)
+        )
+    return [(name, item) for name, item in items if isinstance(item, torch.Tensor)]
+
+
+def check_heldout(
+    task: CustomTask, model: nn.Module, batches: Sequence[Batch], held: Batch | None, *, copy_task: bool
+) -> None:
+    """Raises DataError for held-out samples that are not of the training samples' kind.
+
+    Args:
+        task: With the form of the loss.
+        model: A small model of the study, on the CPU, in evaluation mode.
+        batches: Of training samples.
+        held: A batch of the user's held-out samples; None if there are none.
+        copy_task: Whether the model is meant to see its targets.
+    """
+    if held is None:
+        raise DataError("heldout has no samples: give others, or leave it out")
+    training, targets = task.targets_of(batches[0]), targets_among(held)
+    if is_classes(training) != is_classes(targets) or training.ndim != targets.ndim:
+        raise DataError(
+            f"targets of heldout are {_kind(targets)}, those of the training data {_kind(training)}: both must "
+            "be of one kind"
+        )
+    try:
+        task.loss(task.outputs(model, held), held)
+    except Exception as error:
+        raise DataError(f"heldout does not fit the model and the loss: {type(error).__name__}: {error}") from error
+    relations = [relation_of(task, batches), relation_of(task, [held])]
+    if not copy_task and "copy" in relations and relations[0] != relations[1] and all(relations):
+        shown = ["the inputs" if relation == "copy" else "the next inputs" for relation in relations]
+        raise DataError(
+            f"targets of heldout are {shown[1]}, those of the training data {shown[0]}, so their losses are of "
+            "different tasks: give both in one form (rows, or a DataLoader with the same collate_fn)"
+        )
+
+
+def _kind(targets: Tensor) -> str:
+    numbers = "class numbers" if is_classes(targets) else "real numbers"
+    return f"{numbers} of shape (samples{''.join(f', {size}' for size in targets.shape[1:])})"
 
 
 def _check_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch]) -> LossForm:
     """The form, with labels shifted if they are the inputs of a causal model of transformers."""
     relation = relation_of(task, batches)
     if not relation:
+        _check_most_targets(task, model, batches)
         return task.form
     batch = _first_samples(batches[0], 2)
     sees_later = sees_later_inputs(task, model, batch)
@@ -132,10 +251,26 @@ def _check_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch])
     return task.form
 
 
+def _check_most_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch]) -> None:
+    """Raises DataError for a causal model of transformers whose labels are mostly, but not all, its inputs."""
+    if task.loss_fn is not None or not is_transformers_causal(model):
+        return
+    share = copied_share(task, batches)
+    if share > 0.5:
+        raise DataError(
+            f"{share:.0%} of the labels are the input at their position, the others are not. "
+            f"{type(model).__name__} of transformers would shift such labels by one; flops-fit shifts only labels "
+            f"that are a copy of the inputs. To predict the next token, {SHIFT}. {COPY}"
+        )
+
+
 def _first_samples(batch: Batch, count: int) -> Batch:
     from flops_fit_core.training.batches import part
 
-    return part(batch, 0, count)
+    try:
+        return part(batch, 0, count)
+    except ValueError:  # it holds what belongs to no sample
+        return batch
 
 
 # ---------------------------------------------------------------------------- notes
@@ -201,6 +336,8 @@ def _padding_of(task: CustomTask, batches: Sequence[Batch]) -> tuple[float, int]
     for batch in batches:
         targets = task.targets_of(batch)
         counted = targets != IGNORED
+        for value in task.form.ignored:
+            counted = counted & (targets != value)
         valid += int(counted.sum())
         if isinstance(batch, Mapping) and getattr(batch.get("attention_mask"), "shape", None) == targets.shape:
             masked += int((counted & (batch["attention_mask"] == 0)).sum())
@@ -208,7 +345,7 @@ def _padding_of(task: CustomTask, batches: Sequence[Batch]) -> tuple[float, int]
             last = int(row[-1])
             other = (row != last).nonzero()
             length = len(row) - (int(other[-1]) + 1 if len(other) else 0)
-            if length > 2 and last != IGNORED:
+            if length > 2 and last not in (IGNORED, *task.form.ignored):
                 runs[last] = runs.get(last, 0) + length
     if not runs or not valid:
         return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +16,13 @@ from flops_fit_core.contracts import Batch, SampleSize
 from flops_fit_core.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
 from flops_fit_core.inline import copied
-from flops_fit_core.inline_checks import data_notes, find_loss_form
+from flops_fit_core.inline_arguments import SAME, check_arguments, check_heldout_is_apart
+from flops_fit_core.inline_batches import check_samples_first, first_batch, first_items, plain, targets_among
+from flops_fit_core.inline_checks import check_heldout, data_notes, find_loss_form, with_valid_targets
 from flops_fit_core.inline_sources import (
     REREAD,
     has_length,
+    heldout_collate,
     identify_functions,
     identify_source,
     split_indices,
@@ -30,7 +33,7 @@ from flops_fit_core.records import content_hash
 from flops_fit_core.specs import Options
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
 STREAM_HELDOUT = 2048
 """Samples held out of a stream, where no held-out dataset is given."""
@@ -97,7 +100,8 @@ class InlineDataset:
         self._seed = seed
         self._options = options
         self._source, self._collate = unwrap(data.training)
-        self._heldout_source = unwrap(data.heldout)[0] if data.heldout is not None else None
+        self._heldout_source = unwrap(data.heldout, least=1)[0] if data.heldout is not None else None
+        self._heldout_collate = heldout_collate(data.heldout)
         self.is_stream = not has_length(self._source)
         self._passes = StreamPasses(self._source, seed)
         self._training, self._held = (
@@ -106,7 +110,9 @@ class InlineDataset:
             else split_indices(len(self._source), data.heldout_share if self._heldout_source is None else 0.0)
         )
         with fixed_randomness():  # items may be augmented at random
-            sample = self._collate(list(itertools.islice(self._first_items(), 2)))
+            items = first_items(self._first_items(), 3)
+            sample = first_batch(items[:2], self._collate)
+            check_samples_first(self._collate, items, targets_among(sample))
         self.task = make_task(data, sample, options.form())
         self.fingerprint = content_hash(self._identities(data))
 
@@ -114,9 +120,13 @@ class InlineDataset:
         if data.fingerprint:
             return [data.fingerprint, data.heldout_share, self.task.tokens_per_sample]
         loss, *collate = data.functions
+        training = identify_source(self._source)
+        heldout = identify_source(self._heldout_source) if self._heldout_source is not None else None
+        if heldout == training and not self._draws[0]:
+            raise DataError(SAME)
         return [
-            identify_source(self._source),
-            identify_source(self._heldout_source) if self._heldout_source is not None else None,
+            training,
+            heldout,
             data.heldout_share,
             loss,
             self.task.tokens_per_sample,
@@ -217,23 +227,25 @@ class InlineDataset:
             for first in itertools.count(0, batch_size):
                 if not (items := list(itertools.islice(samples, batch_size))):
                     return
-                yield self._collated(items, (-1, first))
+                yield self._collated(items, (-1, first), own)
         held = range(len(source)) if own else self._held
         for first in range(0, min(wanted, len(held)), batch_size):
-            yield self._fetch(source, list(held[first : min(wanted, first + batch_size)]), (-1, first))
+            yield self._fetch(source, list(held[first : min(wanted, first + batch_size)]), (-1, first), own)
 
     # ------------------------------------------------------------------ items
 
-    def _fetch(self, source: Any, indices: list[int], place: tuple[int, int]) -> Batch:
+    def _fetch(self, source: Any, indices: list[int], place: tuple[int, int], heldout: bool = False) -> Batch:
         """One batch of a dataset with a length; in one go where the dataset can.
 
-        ``place``: seed and position of the batch, from which random items and collate functions draw.
+        ``place``: seed and position of the batch, from which random items and collate functions draw. ``heldout``:
+        whether the source is the user's held-out data, which may have their own collate function.
         """
         from torch.utils.data import TensorDataset, default_collate
 
         from flops_fit_core.training.randomness import fixed_randomness
 
-        if type(source) is TensorDataset and self._collate is default_collate:
+        own = heldout and self._heldout_collate is not None
+        if type(source) is TensorDataset and self._collate is default_collate and not own:
             return [tensor[indices] for tensor in source.tensors]
         if self._draws[0]:
             items = []
@@ -244,15 +256,16 @@ class InlineDataset:
             items = source.__getitems__(indices)
         else:
             items = [source[index] for index in indices]
-        return self._collated(items, place)
+        return self._collated(items, place, heldout)
 
-    def _collated(self, items: list[Any], place: tuple[int, int]) -> Batch:
+    def _collated(self, items: list[Any], place: tuple[int, int], heldout: bool = False) -> Batch:
         from flops_fit_core.training.randomness import fixed_randomness
 
-        if not self._draws[1]:
-            return self._collate(items)
+        own = self._heldout_collate if heldout else None
+        if own is None and not self._draws[1]:
+            return plain(self._collate(items))
         with fixed_randomness(_seed_of(place, -1)):
-            return self._collate(items)
+            return plain((own or self._collate)(items))
 
     @cached_property
     def _draws(self) -> tuple[bool, bool]:
@@ -314,13 +327,14 @@ class InlineDataset:
 
         Raises DataError for targets that the model sees, and for a loss of no known form.
         """
+        batches = with_valid_targets(self.task, self.probe_batches, 4, SIZED // PROBED)
         form = find_loss_form(
-            self.task,
-            model,
-            self.probe_batches(4),
-            stated=self.data.loss_reduction,
-            copy_task=self.data.copy_task,
+            self.task, model, batches, stated=self.data.loss_reduction, copy_task=self.data.copy_task
         )
+        if model is not None and self._heldout_source is not None:
+            task = replace(self.task, form=form)
+            held = next(self._heldout_batches(PROBED, PROBED), None)
+            check_heldout(task, model, batches, held, copy_task=self.data.copy_task)
         return {
             "reduction": form.reduction,
             "ignored": form.ignored,
@@ -355,11 +369,14 @@ def open_inline_data(data: Any, **given: Any) -> InlineData:
         raise ConfigError(f"loss_reduction={reduction!r} without a loss_fn: leave it out")
     if reduction == "batch" and given["batch_size"] is None:
         raise ConfigError("loss_reduction='batch' needs batches of one size in every run: pass batch_size=64, say")
-    for source, has_heldout in ((data, given["heldout"] is not None), (given["heldout"], True)):
-        stream = unwrap(source)[0] if source is not None else []
+    check_arguments(given)
+    for source, least, has_heldout in ((data, 2, given["heldout"] is not None), (given["heldout"], 1, True)):
+        stream = unwrap(source, least)[0] if source is not None else []
         if not has_length(stream):
             check_stream(stream, has_heldout=has_heldout)
-    functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"])
+    if given["heldout"] is not None:
+        check_heldout_is_apart(unwrap(data)[0], unwrap(given["heldout"], 1)[0])
+    functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"], given["heldout"])
     return InlineData(training=data, functions=functions, **given)
 
 
@@ -371,7 +388,13 @@ def _seed_of(place: tuple[int, int], offset: int) -> int:
 
 def make_task(data: InlineData, sample: Batch, form: LossForm) -> CustomTask:
     """The task of the data: its loss (by default by the targets' type) and what one sample counts for."""
-    targets = _targets(sample)
+    targets = targets_among(sample)
+    if data.loss_fn is None and not is_classes(targets) and not targets.is_floating_point():
+        raise DataError(
+            f"the targets are {str(targets.dtype).removeprefix('torch.')}, for which there is no default loss: "
+            "give class numbers (integers), real numbers (.float()), or a loss_fn such as "
+            "torch.nn.functional.binary_cross_entropy_with_logits on targets.float()"
+        )
     rows = targets.ndim == 2 and is_classes(targets)
     # A row of class numbers a sample is a sequence to predict; anything else is one prediction.
     positions = int(targets.shape[1]) if rows else 1
@@ -384,20 +407,3 @@ def make_task(data: InlineData, sample: Batch, form: LossForm) -> CustomTask:
         counts_targets=is_classes(targets) and targets.ndim <= 2 and per_sample == positions,
         form=form,
     )
-
-
-def _targets(sample: Batch) -> Tensor:
-    import torch
-
-    found = sample
-    if isinstance(sample, dict):
-        if "labels" not in sample:
-            raise DataError(f"a dict batch needs its targets under 'labels'; it has {', '.join(sample)}")
-        found = sample["labels"]
-    elif isinstance(sample, list | tuple):
-        if len(sample) < 2:
-            raise DataError("a batch must be (inputs, targets), a dict with 'labels', or a tensor")
-        found = sample[1]
-    if not isinstance(found, torch.Tensor):
-        raise DataError(f"targets must be a tensor, not {type(found).__name__}: give the DataLoader's collate_fn")
-    return found

@@ -26,8 +26,8 @@ def has_length(source: Any) -> bool:
     return not is_iterable and hasattr(source, "__getitem__") and hasattr(source, "__len__")
 
 
-def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
-    """The dataset and the collate function of whatever was given.
+def unwrap(data: Any, least: int = 2) -> tuple[Any, Callable[[list[Any]], Batch]]:
+    """The dataset, of at least so many items, and the collate function of whatever was given.
 
     Raises DataError for what is no dataset, and for a DataLoader with a sampler of its own.
     """
@@ -50,8 +50,9 @@ def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
             )
         if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
             raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
-        if hasattr(data, "__len__") and len(data) < 2:
-            raise DataError(f"the dataset has {len(data)} items: there is nothing to train on")
+        if hasattr(data, "__len__") and len(data) < least:
+            name, purpose = ("dataset", "train on") if least > 1 else ("heldout dataset", "measure the loss on")
+            raise DataError(f"the {name} has {len(data)} items: there is nothing to {purpose}")
         return data, default_collate
     is_stream = isinstance(data.dataset, IterableDataset)
     plain = is_stream or isinstance(data.sampler, RandomSampler | SequentialSampler)
@@ -61,6 +62,14 @@ def unwrap(data: Any) -> tuple[Any, Callable[[list[Any]], Batch]]:
             "sweep: pass its dataset instead"
         )
     return data.dataset, data.collate_fn
+
+
+def heldout_collate(heldout: Any) -> Callable[[list[Any]], Batch] | None:
+    """The collate function of a held-out DataLoader that was given one. None: that of the training data."""
+    from torch.utils.data import DataLoader, default_collate
+
+    given = heldout.collate_fn if isinstance(heldout, DataLoader) else default_collate
+    return None if given is default_collate else given
 
 
 def split_indices(length: int, share: float) -> tuple[list[int], list[int]]:
@@ -74,19 +83,31 @@ def split_indices(length: int, share: float) -> tuple[list[int], list[int]]:
     return [index for index in range(length) if index not in out], sorted(out)
 
 
-def identify_functions(data: Any, loss_fn: Callable[[Any, Any], Any] | None) -> tuple[str | None, ...]:
-    """Of the loss function, and of a collate function other than torch's, what identifies it.
+def identify_functions(
+    data: Any, loss_fn: Callable[[Any, Any], Any] | None, heldout: Any = None
+) -> tuple[str | None, ...]:
+    """Of the loss function, and of collate functions other than torch's, what identifies it.
 
     Raises ConfigError, asking for ``fingerprint=``, where one cannot be identified.
     """
     from torch.utils.data import default_collate
 
     loss = identify_value(loss_fn, "loss_fn") if loss_fn is not None else None
-    source, given = unwrap(data)
-    collate: Any = given
-    if getattr(collate, "__self__", None) is source:  # a method of the dataset
-        collate = collate.__func__
-    return (loss,) if collate is default_collate else (loss, identify_value(collate, "collate_fn"))
+    source, collate = unwrap(data)
+    functions = [loss]
+    if collate is not default_collate:
+        functions.append(identify_value(_function_of(collate, source), "collate_fn"))
+    own = heldout_collate(heldout)
+    if own is not None:
+        own_function, other = _function_of(own, unwrap(heldout, 1)[0]), _function_of(collate, source)
+        if own_function is not other:
+            functions.append(f"heldout: {identify_value(own_function, 'the collate_fn of heldout')}")
+    return tuple(functions)
+
+
+def _function_of(collate: Any, source: Any) -> Any:
+    """The function of a method of the dataset, whose content is identified already."""
+    return collate.__func__ if getattr(collate, "__self__", None) is source else collate
 
 
 def identify_source(source: Any) -> str:

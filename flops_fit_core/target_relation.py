@@ -22,15 +22,36 @@ there, or an earlier one; ``next``: it is the next input."""
 
 
 def relation_of(task: CustomTask, batches: Iterable[Batch]) -> Relation:
-    """Relation of targets to inputs. Empty if there are no sequences of class numbers, or any position differs."""
+    """Relation of targets to inputs. Empty if there are no class numbers, or any position differs. Batches without
+    a valid target are passed over. Of single targets, only a copy is found."""
     relations: set[Relation] = {"copy", "next"}
+    any_valid = False
     for batch in batches:
         targets = task.targets_of(batch)
         inputs = _ids_of(task, batch, targets)
-        if inputs is None or targets.ndim != 2 or targets.shape[1] < 2:
+        if inputs is None or targets.ndim > 2 or (targets.ndim == 2 and targets.shape[1] < 2):
             return ""
+        if not bool((targets != IGNORED).any()):
+            continue
+        any_valid = True
         relations &= _relations(inputs.long(), targets.long())
+    if not any_valid:
+        return ""
     return "copy" if "copy" in relations else "next" if "next" in relations else ""
+
+
+def copied_share(task: CustomTask, batches: Iterable[Batch]) -> float:
+    """Share of the valid targets of sequences that are the input at their own position."""
+    same, valid = 0, 0
+    for batch in batches:
+        targets = task.targets_of(batch)
+        inputs = _ids_of(task, batch, targets)
+        if inputs is None or targets.ndim != 2:
+            return 0.0
+        counted = targets != IGNORED
+        same += int(((inputs.long() == targets.long()) & counted).sum())
+        valid += int(counted.sum())
+    return same / valid if valid else 0.0
 
 
 def _relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
@@ -39,6 +60,8 @@ def _relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
         return bool(valid.any()) and bool((seen == wanted)[valid].all())
 
     relations: set[Relation] = set()
+    if inputs.ndim == 1:
+        return {"copy"} if agree(inputs, targets) else set()
     if agree(inputs, targets) or agree(inputs[:, :-1], targets[:, 1:]):
         relations.add("copy")
     if agree(inputs[:, 1:], targets[:, :-1]):
@@ -67,8 +90,10 @@ def _ids_of(task: CustomTask, batch: Batch, targets: Tensor) -> Tensor | None:
 
 def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> CustomTask:
     """The task with the argument by which the model takes targets, if only then it gives logits for every
-    position."""
+    position, or makes the decoder's inputs of them."""
     targets = task.targets_of(batch)
+    if _decodes_from_labels(model, batch) and is_classes(targets) and targets.ndim == 2:
+        return replace(task, form=replace(task.form, targets_argument=task.targets))
     if task.loss_fn is not None or not is_classes(targets):
         return task
     logits = logits_of(task.outputs(model, batch))
@@ -81,6 +106,19 @@ def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> C
             if getattr(logits_of(named.outputs(model, batch)), "shape", (None,))[:-1] == targets.shape:
                 return named
     return task
+
+
+def _decodes_from_labels(model: nn.Module, batch: Batch) -> bool:
+    """Whether an encoder and decoder of transformers gets no inputs of its decoder, which it shifts from labels.
+
+    Without labels T5 has none, and BART takes the encoder's.
+    """
+    if not isinstance(batch, Mapping) or not _is_of_transformers(model):
+        return False
+    if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is not True:
+        return False
+    own = {"decoder_input_ids", "decoder_inputs_embeds", "encoder_outputs"} & set(batch)
+    return not own and "labels" in inspect.signature(model.forward).parameters
 
 
 def sees_later_inputs(task: CustomTask, model: nn.Module, batch: Batch) -> bool | None:
@@ -110,5 +148,13 @@ def _with_ids(task: CustomTask, batch: Batch, ids: Tensor, changed: Tensor) -> B
 
 def is_transformers_causal(model: nn.Module) -> bool:
     """Whether a model is one of transformers' causal language models, whose labels are shifted by the model."""
-    names = [kind.__name__ for kind in type(model).__mro__ if kind.__module__.partition(".")[0] == "transformers"]
+    names = _classes_of_transformers(model)
     return "PreTrainedModel" in names and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
+
+
+def _is_of_transformers(model: nn.Module) -> bool:
+    return "PreTrainedModel" in _classes_of_transformers(model)
+
+
+def _classes_of_transformers(model: nn.Module) -> list[str]:
+    return [kind.__name__ for kind in type(model).__mro__ if kind.__module__.partition(".")[0] == "transformers"]

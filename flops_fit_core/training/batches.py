@@ -36,7 +36,7 @@ def pinned(batch: Batch) -> Batch:
 
 def length(batch: Batch) -> int:
     """Samples in a batch. Raises ValueError where it holds no tensor."""
-    if isinstance(batch, torch.Tensor):
+    if isinstance(batch, torch.Tensor) and batch.ndim:
         return len(batch)
     items = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
     for item in items:
@@ -54,13 +54,29 @@ def count_batch(task: Task, batch: Batch) -> BatchCount:
 
 
 def part(batch: Batch, first: int, last: int) -> Batch:
-    """Samples ``first`` to ``last - 1``."""
+    """Samples ``first`` to ``last - 1``. Numbers, and tensors with a first dimension of 1, belong to all of them.
+
+    Raises ValueError for another tensor that does not have one row for each sample.
+    """
+    samples = length(batch)
+    return batch if first <= 0 and last >= samples else _part(batch, first, last, samples)
+
+
+def _part(batch: Batch, first: int, last: int, samples: int) -> Batch:
     if isinstance(batch, torch.Tensor):
-        return batch[first:last]
+        if batch.ndim and len(batch) == samples:
+            return batch[first:last]
+        if not batch.ndim or len(batch) == 1:
+            return batch
+        raise ValueError(
+            f"a batch of {samples} samples cannot be divided: it has a tensor of shape {tuple(batch.shape)}, "
+            "whose first dimension is not the samples'. Give it one row for each sample, or a first dimension of "
+            "1 where all share it"
+        )
     if isinstance(batch, dict):
-        return {key: part(item, first, last) for key, item in batch.items()}
+        return {key: _part(item, first, last, samples) for key, item in batch.items()}
     if isinstance(batch, list | tuple):
-        return [part(item, first, last) for item in batch]
+        return [_part(item, first, last, samples) for item in batch]
     return batch
 
 

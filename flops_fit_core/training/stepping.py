@@ -12,7 +12,7 @@ from torch import nn
 
 from flops_fit_core.contracts import Batch, TrainContext
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.training.batches import part, to_device
+from flops_fit_core.training.batches import length, part, to_device
 from flops_fit_core.training.memory import Snapshot, is_out_of_memory
 from flops_fit_core.training.passes import Pass
 from flops_fit_core.training.together import is_sharded, without_averaging
@@ -147,6 +147,9 @@ class Stepper:
         samples = self._together.samples(self.batch_size)
         # As many on every process, for each forward pass may need them all.
         parts = min(-(-self._samples // self._size), self.batch_size // size)
+        if size == 1:  # a collate function may make more or fewer rows than samples, such as one packed row
+            samples = length(batch)
+            parts = min(parts, samples)
         sums, count = [], 0
         for index in range(parts):
             with without_averaging(self._plain, last=index == parts - 1):

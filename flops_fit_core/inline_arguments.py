@@ -1,0 +1,80 @@
+"""Checks of what ``find_optimal`` is given as data and loss, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from flops_fit_core.errors import ConfigError, DataError
+
+SAME = (
+    "heldout is the training data, so the loss would be measured on samples that are trained on: give other data, "
+    "or leave heldout out, and heldout_share of the dataset is held out"
+)
+
+
+def check_arguments(given: Mapping[str, Any]) -> None:
+    """Raises ConfigError for a loss function, a held-out share or a size of samples that cannot be used."""
+    share, tokens = given["heldout_share"], given["tokens_per_sample"]
+    if given["heldout"] is None and not 0 < share < 1:
+        raise ConfigError(f"heldout_share={share!r}: it must lie between 0 and 1, or pass heldout=another_dataset")
+    if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+        raise ConfigError(f"tokens_per_sample={tokens!r}: it must be a whole number of at least 1, or left out")
+    if given["loss_fn"] is not None:
+        _check_loss(given["loss_fn"])
+
+
+def _check_loss(loss_fn: Any) -> None:
+    if isinstance(loss_fn, type):
+        raise ConfigError(f"loss_fn={loss_fn.__name__} is a class: pass an object of it, {loss_fn.__name__}()")
+    if not callable(loss_fn):
+        raise ConfigError(
+            f"loss_fn={loss_fn!r} is no function: pass loss_fn(outputs, targets), or leave it out for "
+            "cross-entropy of class numbers and squared error of real targets"
+        )
+    parameters = getattr(loss_fn, "named_parameters", None)
+    trainable = [name for name, item in parameters() if item.requires_grad] if parameters is not None else []
+    if trainable:
+        raise ConfigError(
+            f"loss_fn has parameters of its class ({', '.join(trainable[:3])}), which no optimizer would train: "
+            "make them part of the model, or freeze them with loss_fn.requires_grad_(False)"
+        )
+
+
+def check_heldout_is_apart(training: Any, heldout: Any) -> None:
+    """Raises DataError for held-out data that are the training data, or a Subset that shares items with them."""
+    (data, some), (held, others) = _places(training), _places(heldout)
+    if data is not held:
+        return
+    if some is None and others is None:
+        if not _draws(data):
+            raise DataError(SAME)
+        return
+    length = len(data)
+    chosen = set(range(length) if others is None else others)
+    shared = chosen.intersection(range(length) if some is None else some)
+    if shared:
+        raise DataError(
+            f"{len(shared)} of the {len(chosen)} samples of heldout are trained on too (both are parts of one "
+            "dataset): give parts that share none, as torch.utils.data.random_split does"
+        )
+
+
+def _places(source: Any) -> tuple[Any, list[int] | None]:
+    """The dataset behind any Subset, and the indices of it; None for all."""
+    from torch.utils.data import Subset
+
+    indices: list[int] | None = None
+    while type(source) is Subset:
+        own = [int(index) for index in source.indices]
+        indices = own if indices is None else [own[index] for index in indices]
+        source = source.dataset
+    return source, indices
+
+
+def _draws(source: Any) -> bool:
+    """Whether the first item is drawn at random, so that held-out samples are others."""
+    from flops_fit_core.inline_sources import has_length
+    from flops_fit_core.training.randomness import draws_random_numbers
+
+    return has_length(source) and draws_random_numbers(lambda: source[0])
