@@ -263,13 +263,21 @@ def test_doctor_tries_a_studys_folder_store_and_executor_and_leaves_nothing(here
     assert not Path("runs/small").exists()
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc, a folder in which none can be made")
 def test_doctor_says_what_does_not_work(here, said):
-    (here / "runs").touch()
+    (here / "runs").symlink_to("/proc")
     status, output, _ = said("doctor", "small.json", "-p", "watched_net", "--json")
     assert status == 1
     broken = {one["about"]: one["text"] for one in json.loads(output) if not one["ok"]}
     assert set(broken) == {"folder", "store", "executor executors/local"}
-    assert "NotADirectoryError" in broken["folder"]
+    assert "FileNotFoundError" in broken["folder"]
+
+
+def test_doctor_names_a_file_in_the_place_of_the_folder(here, said):
+    (here / "runs").touch()
+    status, _, error = said("doctor", "small.json", "-p", "watched_net")
+    assert status == 2
+    assert "runs is a file; a study needs a folder" in error
 
 
 def test_doctor_names_what_an_executor_lacks(said, monkeypatch):
