@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -103,21 +104,21 @@ class Rungs:
         assert isinstance(wanted, int)
         log_ratio = math.log(self.sweep.size_ratio)
         middle = round(math.log(center) / log_ratio)
-        rungs: dict[int, Measured] = {}
-        scales = self.ladder.scale is not None
-        looked, reach = set[int](), wanted if scales else wanted // 2 + 1
-        while True:
+        near: dict[int, Measured] = {}
+        # Where small sizes round to the same one, look further up for enough different ones.
+        doubled = [wanted, 2 * wanted, 4 * wanted, 8 * wanted, 16 * wanted]
+        between = () if self.ladder.scale is not None else range(wanted // 2 + 2, 16 * wanted, wanted // 4 + 1)
+        for reach in sorted({*doubled, *between}):
             for k in range(middle - reach, middle + reach + 1):
-                if k not in looked:
-                    near = self._nearest(math.exp(k * log_ratio))
-                    rungs.setdefault(near.params, near)
-                    looked.add(k)
-            ladder = sorted(rungs.values(), key=lambda measured: measured.params)
-            # Where small sizes round to the same one, look further up for enough different ones.
-            is_enough = reach >= wanted and len(rungs) >= 2 * wanted
-            if is_enough or reach > 8 * wanted or self._has_best(ladder, center):
+                if k not in near:
+                    near[k] = self._nearest(math.exp(k * log_ratio))
+            # Of sizes with one N, the first that a doubled reach finds.
+            order = sorted(near, key=lambda k: (bisect_left(doubled, abs(k - middle)), k), reverse=True)
+            ladder = sorted(
+                {near[k].params: near[k] for k in order}.values(), key=lambda measured: measured.params
+            )
+            if (reach in doubled and len(ladder) >= 2 * wanted) or self._has_best(ladder, center):
                 break
-            reach = 2 * reach if scales else reach + wanted // 4 + 1
         starts = range(max(1, len(ladder) - wanted + 1))
         best = min(starts, key=lambda s: abs(mean_log(ladder[s : s + wanted]) - math.log(center)))
         return ladder[best : best + wanted]
@@ -129,7 +130,8 @@ class Rungs:
         assert isinstance(wanted, int)
         if self.ladder.scale is not None or len(ladder) < wanted:
             return False
-        is_low_enough = ladder[0].size == smallest or mean_log(ladder[:wanted]) <= math.log(center)
+        # The first may have been rounded from another value: a rung below decides which.
+        is_low_enough = ladder[0].size == smallest or mean_log(ladder[1 : wanted + 1]) <= math.log(center)
         return is_low_enough and mean_log(ladder[-wanted:]) >= math.log(center)
 
     def _nearest(self, params: float) -> Measured:
