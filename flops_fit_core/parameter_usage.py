@@ -15,6 +15,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.dispatch_mode import dispatch_mode
 from flops_fit_core.product_formulas import is_product, product_formulas
 
 if TYPE_CHECKING:
@@ -174,10 +175,6 @@ class UsageTracer:
     def mode(self) -> AbstractContextManager[Any]:
         """Observes what is run within."""
         from torch import _C
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-            pass
 
         kind = _C.DispatchKey.CompositeImplicitAutograd
         composite: dict[Any, bool] = {}
@@ -194,9 +191,7 @@ class UsageTracer:
             self._observe(func, args, kwargs, result)
             return result
 
-        # Not in the class's body, where torch would wrap it for its compiler and import that: a second.
-        Mode.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
-        return Mode()  # type: ignore[no-untyped-call]
+        return dispatch_mode(dispatch)
 
     # ------------------------------------------------------------------ one operation
 

@@ -34,6 +34,7 @@ ROOMS = [
     "registry",
     "config",
     "windows",
+    "dispatch_mode",
     "product_formulas",
     "parameter_usage",
     "parameter_counts",

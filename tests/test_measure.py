@@ -5,8 +5,17 @@ import pytest
 import torch
 from small import Bench
 from torch import nn
+from torch.utils.data import TensorDataset
 
-from flops_fit_core import LanguageTask, ParameterGroup, PlanError, PluginError, SupervisedTask, hookimpl
+from flops_fit_core import (
+    LanguageTask,
+    ParameterGroup,
+    PlanError,
+    PluginError,
+    SupervisedTask,
+    find_optimal,
+    hookimpl,
+)
 from flops_fit_core.config import make_experiment
 from flops_fit_core.measure import Meter, build_on_meta
 from flops_fit_core.parameter_counts import count_parameters
@@ -226,3 +235,38 @@ def test_starting_weights_are_left_out_on_the_meta_device_only():
     torch.manual_seed(0)
     assert torch.equal(first, nn.Linear(3, 3).weight)
     assert first.std() > 0.1
+
+
+class Flex(nn.Module):
+    """Attention through torch's compiler, of which torch 2.13 has no gradient on a CPU."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.embedding = nn.Embedding(50, width)
+        self.mixed = nn.Linear(width, 3 * width)
+        self.head = nn.Linear(width, 50)
+
+    def forward(self, tokens):
+        from torch.nn.attention.flex_attention import flex_attention
+
+        q, k, v = self.mixed(self.embedding(tokens)).unsqueeze(1).chunk(3, dim=-1)
+        y = flex_attention(q, k, v, score_mod=lambda score, b, h, i, j: torch.where(i >= j, score, -float("inf")))
+        return self.head(y.squeeze(1))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:flex_attention called without", "ignore:Dynamo")
+def test_attention_that_calls_the_compiler_is_planned_without_a_trace(tmp_path):
+    rows = torch.randint(0, 50, (3000, 17))
+    study = find_optimal(
+        Flex,
+        "width",
+        dataset=TensorDataset(rows[:, :-1], rows[:, 1:]),
+        compute_budgets=[6e7],
+        sizes=[8],
+        optimizer="adamw",
+        train=False,
+        output_dir=tmp_path,
+    )
+    assert [run.params for run in study.plan.runs] == [666]
+    assert any("cannot be traced" in notice for notice in study.plan.notes)

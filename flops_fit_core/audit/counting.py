@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+from flops_fit_core.dispatch_mode import dispatch_mode
 from flops_fit_core.parameter_usage import TraceTooLarge
 from flops_fit_core.product_formulas import grouped_result, is_product, product_formulas
 
@@ -58,10 +59,6 @@ class Counted:
 
     def mode(self) -> AbstractContextManager[Any]:
         """Counts what is run within."""
-        from torch.utils._python_dispatch import TorchDispatchMode
-
-        class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
-            pass
 
         def dispatch(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             about = self._met.get(func) or self._meet(func)
@@ -70,9 +67,7 @@ class Counted:
                     return func.decompose(*args, **(kwargs or {}))
             return self._count(about, args, kwargs or {})
 
-        # Not in the class's body, where torch would wrap it for its compiler and import that: a second.
-        Mode.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
-        return Mode()  # type: ignore[no-untyped-call]
+        return dispatch_mode(dispatch)
 
     def _count(self, about: Operation, args: Any, kwargs: Any) -> Any:
         result = (self._made if about.makes_one else self._run)(about, args, kwargs)
