@@ -194,11 +194,13 @@ def _several_ends(path: Path, ends: Sequence[Row], column: str) -> str:
     others = [
         key for key in ends[0].values if key != column and len({_text(row.values.get(key)) for row in ends}) > 1
     ]
+    kinds = [key for key in others if _text(ends[0].values.get(key)) and not _is_number(ends[0].values.get(key))]
+    example = f"--where {kinds[0]}={_text(ends[0].values.get(kinds[0]))}" if kinds else "--where COLUMN=TEXT"
     places = ", ".join(row.place for row in ends[:4]) + (", ..." if len(ends) > 4 else "")
     return (
         f"{path}: {places} are of one run ({column} = {name}) with one D and different losses, so the run's loss "
-        f"is not determined; they differ in {', '.join(others)}. Keep one kind of row with --where COLUMN=TEXT, "
-        f"name each run with --map id=COLUMN, or write --map id={ROWS} where every row is a run of its own"
+        f"is not determined; they differ in {', '.join(others)}. Keep one kind of row with {example}, name each "
+        f"run with --map id=COLUMN, or write --map id={ROWS} where every row is a run of its own"
     )
 
 
@@ -227,6 +229,10 @@ def _not_runs(column: str, several: Sequence[str]) -> Diagnostic:
         f"runs: every row is taken as a run of its own"
     )
     return Diagnostic(code="histories", message=message, severity="note")
+
+
+def _is_number(value: Any) -> bool:
+    return _number(value) > -math.inf
 
 
 def _number(value: Any) -> float:

@@ -5,17 +5,71 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 
+from flops_fit_core.errors import FitError
 from flops_fit_core.records import Diagnostic, Observation
 
 BITS = math.log(2)
 """Nats in a bit."""
 
 _SAYS_BITS = re.compile(r"(?:^|[\W_])(?:bits?|bpb|bpc|bpt|bpw)(?:$|[\W_])", re.IGNORECASE)
+_BUDGET_TOLERANCE = math.log(1.1)
 _ALL_ONE = "in one unit for all rows, optima and exponents are the same; E, A, B and losses are in that unit"
 
 
-def suspicious_units(observations: Sequence[Observation]) -> list[Diagnostic]:
+def refuse_units(path: Path, observations: Sequence[Observation], *, has_flops: bool, settled: set[str]) -> None:
+    """Raises FitError where the numbers cannot be plain ones, with the ``--units`` to write.
+
+    Without FLOPs: N in millions and D in billions, where no N reaches 10,000 and no D / N reaches 10 (real tables
+    hold 0.5 to 10,000 tokens per parameter). With FLOPs: a median C / 6 N D beyond 1e5 to either side (6 N D with
+    images for D is up to 1,000 times off). ``settled`` holds the roles whose unit is given.
+    """
+    if not observations or settled & {"params", "tokens", "flops"}:
+        return
+    ratio = sorted(map(_ratio, observations))[len(observations) // 2]
+    tiny = all(run.params < 1e4 for run in observations)
+    example = observations[0]
+    shown = f"N = {example.params:g}, D = {example.tokens:g}"
+    guess = "--units params=1e6 --units tokens=1e9"
+    if any(min(run.params, run.tokens) < 1 for run in observations):
+        raise FitError(
+            f"{path}: N or D is less than 1 in some row ({shown} in {example.id}), so these are not plain numbers: "
+            "write for example --units params=1e9 --units tokens=1e9"
+        )
+    if not has_flops and tiny and all(run.tokens < 10 * run.params for run in observations):
+        raise FitError(
+            f"{path}: {shown} in {example.id}, and no row has 10,000 parameters or 10 tokens per parameter, so "
+            f"these are not plain numbers: write {guess} for millions of parameters and billions of tokens, or "
+            "--units params=1 where they are plain"
+        )
+    if has_flops and not 1e-5 < ratio < 1e5:
+        if not tiny:
+            guess = "--units flops=1e18 (for example)"
+        if abs(math.log10(ratio) + math.log10(8.64e19)) < 1:
+            guess = "--units flops=8.64e19 for petaFLOP/s-days"
+        raise FitError(
+            f"{path}: {shown}, C = {example.flops:g} in {example.id}: C is {ratio:.2g} times 6 N D, so one of "
+            f"them is not in plain numbers: write {guess}, or --units flops=1 where they are plain"
+        )
+
+
+def budget_as_named(observations: Sequence[Observation], column: str, *, has_flops: bool) -> list[Diagnostic]:
+    """A warning where the nominal budgets are not the runs' C."""
+    ratios = [run.budget / run.flops for run in observations if run.budget is not None]
+    off = [ratio for ratio in ratios if abs(math.log(ratio)) > _BUDGET_TOLERANCE]
+    if len(off) <= len(ratios) // 2:
+        return []
+    is_named = "C" if has_flops else "6 N D"
+    message = (
+        f"column {column!r} is {min(ratios):.2g} to {max(ratios):.2g} times {is_named} in these rows: C is "
+        f"{is_named}, and {column!r} only groups the runs; where it is what training cost, write --map "
+        f"flops={column}"
+    )
+    return [Diagnostic(code="budget", message=message)]
+
+
+def suspicious_units(observations: Sequence[Observation], *, has_flops: bool = True) -> list[Diagnostic]:
     """One diagnostic a kind of mistake, naming the rows that look like it."""
     checks: list[tuple[str, Callable[[Observation], bool], str]] = [
         (
@@ -44,12 +98,30 @@ def suspicious_units(observations: Sequence[Observation]) -> list[Diagnostic]:
             "more than 15 nats a token: a perplexity, or a sum? Write nats a token",
         ),
     ]
-    found = []
+    found = [] if has_flops else _odd_ratios(observations)
     for code, wrong, text in checks:
         if rows := [one for one in observations if wrong(one)]:
             message = text.format(ratio=_ratio(rows[0]))
             found.append(Diagnostic(code=code, message=f"{name_rows([one.id for one in rows])}: {message}"))
     return found
+
+
+def _odd_ratios(observations: Sequence[Observation]) -> list[Diagnostic]:
+    """A note where D / N is rarely seen; without FLOPs nothing else shows the units."""
+    rows = [run for run in observations if not 0.5 <= run.tokens / run.params <= 10_000]
+    if observations and all(run.params < 1e4 for run in observations):
+        message = (
+            "no row has 10,000 parameters: right where N and D are plain numbers, otherwise write --units params=1e6 "
+            "(for example)"
+        )
+        return [Diagnostic(code="odd-units", message=message, severity="note")]
+    if not rows:
+        return []
+    message = (
+        f"{name_rows([run.id for run in rows])}: {rows[0].tokens / rows[0].params:.3g} tokens per parameter, "
+        "which is rare: right where N and D are plain numbers, otherwise write --units params=1e6 (for example)"
+    )
+    return [Diagnostic(code="odd-units", message=message, severity="note")]
 
 
 def table_in_bits(

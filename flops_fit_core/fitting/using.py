@@ -23,6 +23,8 @@ from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
     """Fit a table's usable rows; what reading it found is added to what the fit found."""
+    if not table.observations:
+        raise FitError(f"no row can be fitted. {table.summary}")
     try:
         fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
     except FitError as error:
