@@ -43,6 +43,8 @@ class Row:
     """Why it cannot be used."""
     loss: Any = None
     """As the table writes it."""
+    without_flops: bool = False
+    """Whether the table has FLOPs, and none for this row."""
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,11 @@ from typing import Any
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.histories import Row, about_trajectories, join_histories, run_column
 from flops_fit_core.fitting.table_columns import NEEDED, Columns, choose_columns
-from flops_fit_core.fitting.table_files import RawTable, json_records, read_raw, table_suffix
+from flops_fit_core.fitting.table_files import RawTable, read_raw, table_suffix
 from flops_fit_core.fitting.table_grids import ANOTHER_SETTING, mention_groups, select_best
-from flops_fit_core.fitting.table_numbers import NumberFormat, decide_format, is_blank, parse_scale
+from flops_fit_core.fitting.table_json import json_records
+from flops_fit_core.fitting.table_numbers import NumberFormat, decide_format, parse_scale
+from flops_fit_core.fitting.table_rows import STATUS, RowReader, cell_text, seed_numbers, without_copies
 from flops_fit_core.fitting.units import budget_as_named, refuse_units, suspicious_units, table_in_bits
 from flops_fit_core.records import Diagnostic, Observation
 
@@ -23,23 +25,6 @@ NUMBERS = ("params", "tokens", "flops", "loss", "budget", "unique_tokens")
 """Roles whose columns hold numbers."""
 SCALED = ("params", "tokens", "flops", "budget", "unique_tokens")
 """Roles that ``units`` may scale."""
-COMPLETED = frozenset(
-    (
-        "",
-        "completed",
-        "complete",
-        "finished",
-        "finish",
-        "success",
-        "succeeded",
-        "successful",
-        "done",
-        "ok",
-        "passed",
-    )
-)
-"""Statuses, in lower case, of a run that can be used."""
-_STATUS = "its status is "
 
 
 @dataclass(frozen=True)
@@ -84,7 +69,7 @@ def read_runs(path: Path, columns: Mapping[str, str] | None = None, **options: A
 def read_complete_table(path: Path, columns: Mapping[str, str] | None = None, **options: Any) -> RunTable:
     """As :func:`read_table`. Raises FitError where a row of a run that finished cannot be used."""
     table = read_table(path, columns, **options)
-    wrong = {row: text for row, text in table.excluded.items() if not text.startswith((_STATUS, ANOTHER_SETTING))}
+    wrong = {row: text for row, text in table.excluded.items() if not text.startswith((STATUS, ANOTHER_SETTING))}
     if wrong:
         lines = "".join(f"\n  {row}: {reason}" for row, reason in list(wrong.items())[:10])
         raise FitError(f"{path}: {len(wrong)} rows cannot be used:{lines}")
@@ -125,13 +110,16 @@ def read_table(
     raw = _rows_where(path, read_raw(path), options.where)
     chosen = choose_columns(path, raw, options.columns)
     numbers = _format(path, raw, chosen, options)
-    reader = _RowReader(chosen, numbers, _scales(chosen, options.units), _seed_numbers(raw, chosen), options.where)
-    rows = _without_copies([reader.read(place, values) for place, values in raw.rows], chosen)
+    scales = _scales(chosen, options.units)
+    reader = RowReader(chosen, numbers, scales, seed_numbers(raw, chosen), options.where, frozenset(options.units))
+    rows = without_copies([reader.read(place, values) for place, values in raw.rows], chosen)
     diagnostics = [_note("columns", text) for text in chosen.notes]
     if "flops" not in chosen.named:
         diagnostics.append(
             _note("flops-6nd", "the table has no FLOPs: C = 6 N D is used, N as the table counts it")
         )
+    elif blank := sum(row.observation is not None and row.without_flops for row in rows):
+        diagnostics.append(_note("flops-6nd", f"{blank} rows have no FLOPs: C = 6 N D is used for these"))
     runs = None if "trajectory" in chosen.named else run_column(raw.header, options.columns.get("id"))
     if runs is not None:
         joined = join_histories(path, rows, runs, raw.header, is_mapped="id" in options.columns)
@@ -161,7 +149,7 @@ def is_table(path: Path) -> bool:
 def table_groups(path: Path, column: str, where: Mapping[str, str] | None = None) -> list[str]:
     """The texts of a column, in the order of the table. Raises FitError where there is no such column."""
     raw = _rows_where(Path(path), read_raw(Path(path)), {column: "", **(where or {})}, skip=column)
-    return list(dict.fromkeys(text for _, row in raw.rows if (text := _text(row.get(column)))))
+    return list(dict.fromkeys(text for _, row in raw.rows if (text := cell_text(row.get(column)))))
 
 
 def _note(code: str, message: str) -> Diagnostic:
@@ -177,14 +165,14 @@ def _rows_where(path: Path, raw: RawTable, where: Mapping[str, str], skip: str =
     ]
     if raw.rows and not rows:
         column, text = next(iter(wanted.items()))
-        there = list(dict.fromkeys(_text(row.get(column)) for _, row in raw.rows))
+        there = list(dict.fromkeys(cell_text(row.get(column)) for _, row in raw.rows))
         shown = ", ".join(map(repr, there[:8])) + (", ..." if len(there) > 8 else "")
         raise FitError(f"{path}: no row has {column} = {text!r}; there is: {shown}")
     return RawTable(raw.header, rows, raw.repeated)
 
 
 def _is(cell: Any, text: str) -> bool:
-    if _text(cell) == text.strip():
+    if cell_text(cell) == text.strip():
         return True
     first, second = (NumberFormat().number_or_nan(value) for value in (cell, text))
     return first == second
@@ -194,7 +182,9 @@ def _format(path: Path, raw: RawTable, chosen: Columns, options: TableOptions) -
     columns = [chosen.named[role] for role in NUMBERS if role in chosen.named]
     try:
         numbers = decide_format(
-            ((place, column, row.get(column)) for place, row in raw.rows for column in columns), options.decimal
+            ((place, column, row.get(column)) for place, row in raw.rows for column in columns),
+            options.decimal,
+            chosen.named["loss"],
         )
     except FitError as error:
         raise FitError(f"{path}: {error}") from None
@@ -222,102 +212,12 @@ def _scales(chosen: Columns, units: Mapping[str, str | float]) -> dict[str, floa
     return scales
 
 
-def _seed_numbers(raw: RawTable, chosen: Columns) -> dict[str, int]:
-    """Text of a seed -> number; where one seed is no whole number, all are counted in the order of the table."""
-    column = chosen.named.get("seed")
-    if column is None:
-        return {}
-    texts = list(dict.fromkeys(_text(row.get(column)) for _, row in raw.rows if not is_blank(row.get(column))))
-    numbers = [NumberFormat().number_or_nan(text) for text in texts]
-    if all(number.is_integer() for number in numbers):
-        return {text: int(number) for text, number in zip(texts, numbers, strict=True)}
-    return {text: count for count, text in enumerate(texts)}
-
-
-@dataclass(frozen=True)
-class _RowReader:
-    chosen: Columns
-    numbers: NumberFormat
-    scales: Mapping[str, float]
-    seeds: Mapping[str, int]
-    where: Mapping[str, str]
-
-    def read(self, place: str, values: dict[str, Any]) -> Row:
-        row = {role: values.get(column) for role, column in self.chosen.named.items()}
-        loss = row.get("loss")
-        status = "" if is_blank(row.get("status")) else _text(row.get("status"))
-        if status.lower() not in COMPLETED and self.chosen.named["status"] not in self.where:
-            return Row(place, values, reason=f"{_STATUS}{status}", loss=loss)
-        try:
-            return Row(place, values, self._observation(place, row), loss=loss)
-        except ValueError as error:
-            return Row(place, values, reason=str(error), loss=loss)
-
-    def _observation(self, place: str, row: Mapping[str, Any]) -> Observation:
-        params, tokens, loss = (self._positive(role, row.get(role)) for role in NEEDED)
-        flops, budget, unique = (
-            self._optional(role, row.get(role)) for role in ("flops", "budget", "unique_tokens")
-        )
-        flops = 6 * params * tokens if flops is None else flops
-        if not math.isfinite(flops):
-            raise ValueError("6 N D is too large for a number")
-        trajectory = None if is_blank(row.get("trajectory")) else _text(row.get("trajectory"))
-        seed = None if is_blank(row.get("seed")) else self.seeds[_text(row.get("seed"))]
-        return Observation(
-            id=place,
-            params=params,
-            tokens=tokens,
-            flops=flops,
-            loss=loss,
-            budget=budget,
-            seed=seed,
-            trajectory=trajectory,
-            unique_tokens=unique,
-        )
-
-    def _optional(self, role: str, cell: Any) -> float | None:
-        return None if is_blank(cell) else self._positive(role, cell)
-
-    def _positive(self, role: str, cell: Any) -> float:
-        if role == "loss" and _text(cell).lower() in ("nan", "-nan"):
-            raise ValueError("loss is nan")
-        number = self.numbers.number(role, cell) * self.scales.get(role, 1.0)
-        if number <= 0:
-            raise ValueError(f"{role} is {number:g}, and must be positive")
-        return number
-
-
-def _without_copies(rows: Sequence[Row], chosen: Columns) -> list[Row]:
-    """Rows that repeat another in every cell were written twice, unless the table holds replicates.
-
-    Replicates without ids whose losses agree after rounding look the same: leaving them out would keep those that
-    differ. So where other rows share N and D and have different losses, all rows stay.
-    """
-    losses: dict[tuple[float, float], set[float]] = {}
-    for row in rows:
-        if (run := row.observation) is not None:
-            losses.setdefault((run.params, run.tokens), set()).add(run.loss)
-    has_id = "id" in chosen.named
-    if not has_id and any(len(values) > 1 for values in losses.values()):
-        return list(rows)
-    first: dict[tuple[str, ...], Row] = {}
-    kept = []
-    for row in rows:
-        if row.observation is not None:
-            twin = first.setdefault(tuple(_text(cell) for cell in row.values.values()), row)
-            if twin is not row:
-                name = _text(twin.values.get(chosen.named["id"])) if has_id else ""
-                row = Row(row.place, row.values, reason=f"the same values as {name or twin.place}", loss=row.loss)
-        kept.append(row)
-    return kept
-
-
 def _collect(rows: Sequence[Row], chosen: Columns, table: RunTable) -> list[Row]:
     """Put every row where it belongs, called by its id where that is its own; the usable rows."""
     names: set[str] = set()
     kept = []
     for row in rows:
-        wanted = _text(row.values.get(chosen.named["id"])) if "id" in chosen.named else ""
+        wanted = cell_text(row.values.get(chosen.named["id"])) if "id" in chosen.named else ""
         name = wanted if wanted and wanted not in names else f"{wanted} ({row.place})" if wanted else row.place
         names.add(name)
         if row.observation is None:
@@ -338,11 +238,20 @@ def _check(
 ) -> None:
     """Add a diagnostic for everything that looks wrong. Raises FitError for units that cannot be right."""
     named = chosen.named
-    refuse_units(path, table.observations, has_flops="flops" in named, settled={*options.units, *chosen.scales})
+    refuse_units(
+        path,
+        table.observations,
+        measured=[]
+        if chosen.derived or "flops" not in named
+        else [run for run, row in zip(table.observations, kept, strict=True) if not row.without_flops],
+        settled=set(options.units),
+        scaled=set(chosen.scales),
+        named=named,
+    )
     diagnostics = table.diagnostics
     diagnostics.extend(mention_groups(kept, named, numbers))
     diagnostics.extend(about_trajectories(table.observations))
-    has_unit_sign = "flops" in named or bool({*options.units, *chosen.scales})
+    has_unit_sign = ("flops" in named and not chosen.derived) or bool({*options.units, *chosen.scales})
     diagnostics.extend(suspicious_units(table.observations, has_flops=has_unit_sign))
     if "budget" in named:
         diagnostics.extend(budget_as_named(table.observations, named["budget"], has_flops="flops" in named))
@@ -363,7 +272,8 @@ def _check(
 
 def _summary(path: Path, raw: RawTable, chosen: Columns, table: RunTable) -> str:
     named = dict(chosen.named)
-    shown = [f"{role} = {named.pop(role)!r}" for role in NEEDED]
+    formulas = {"tokens": "tokens = C / 6 N", "params": "params = C / 6 D"}
+    shown = [formulas[role] if role == chosen.derived else f"{role} = {named.pop(role)!r}" for role in NEEDED]
     shown.insert(2, f"flops = {named.pop('flops')!r}" if "flops" in named else "flops = 6 N D")
     shown += [f"{role} = {column!r}" for role, column in named.items()]
     text = f"read {path.name}: {', '.join(shown)}; {len(table.observations)} of {len(raw.rows)} rows used"
@@ -372,7 +282,3 @@ def _summary(path: Path, raw: RawTable, chosen: Columns, table: RunTable) -> str
         most = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))
         text += f"; left out: {most}" + (f"; {len(reasons) - 4} further reasons" if len(reasons) > 4 else "")
     return text
-
-
-def _text(value: Any) -> str:
-    return "" if value is None or (isinstance(value, float) and math.isnan(value)) else str(value).strip()

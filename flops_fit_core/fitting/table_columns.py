@@ -4,75 +4,47 @@ guess."""
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.histories import NAME_COLUMNS, ROWS
+from flops_fit_core.fitting.histories import ROWS
 from flops_fit_core.fitting.table_files import RawTable
-from flops_fit_core.fitting.table_numbers import parse_scale
+from flops_fit_core.fitting.table_names import (
+    ACTIVE,
+    HELD_OUT,
+    LETTERS,
+    LOSS,
+    NAMES,
+    NO_LOSS,
+    PERPLEXITY,
+    ROLES,
+    TRAINING,
+    header_scale,
+    plain_name,
+    words_of,
+)
+from flops_fit_core.fitting.table_numbers import NumberFormat
 
 NEEDED = ("params", "tokens", "loss")
+NOT_READ = "none"
+"""``--map flops=none``: no column is read for an optional role."""
 
-_NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "params": (
-        (
-            *("params", "parameters", "n_params", "num_params", "nparams", "param_count", "params_count"),
-            *("parameter_count", "num_parameters", "n_parameters", "model_size", "model_params"),
-        ),
-        (
-            *("non_embedding_params", "non_emb_params", "params_non_embedding", "params_no_embed", "n_no_emb"),
-            *("non_embedding_parameters", "total_params", "params_total", "total_parameters", "n_total"),
-        ),
-        ("n",),
-    ),
-    "tokens": (
-        (
-            *("tokens", "train_tokens", "n_tokens", "num_tokens", "training_tokens", "tokens_trained"),
-            *("tokens_seen", "total_tokens", "token_count", "train_token_count"),
-        ),
-        ("dataset_size", "data_size", "samples", "train_samples", "n_samples", "samples_seen", "images"),
-        ("d",),
-    ),
-    "flops": (
-        (
-            *("flops", "flop", "train_flops", "training_flops", "training_flop", "total_flops", "total_flop"),
-            *("num_flops", "n_flops", "flops_total"),
-        ),
-        ("compute", "training_compute"),
-        ("c",),
-    ),
-    "budget": (("budget", "compute_budget", "flops_budget", "flop_budget", "nominal_flops", "isoflop_budget"),),
-    "unique_tokens": (("unique_tokens", "unique", "u_d"),),
-    "id": (
-        *((name,) for name in ("id", "run_id", "run_uuid", "wandb_run_id", "run")),
-        *((name.replace(" ", "_"),) for name in NAME_COLUMNS),
-    ),
-    "seed": (("seed", "random_seed", "rng_seed"),),
-    "trajectory": (("trajectory", "trunk"),),
-    "status": (("status",), ("state", "run_status", "run_state")),
+_HINTS: Mapping[str, frozenset[str]] = {
+    "params": frozenset(("param", "params", "parameter", "parameters", "mparams", "size")),
+    "tokens": frozenset(("token", "tokens", "gtokens", "samples", "images", "examples", "documents")),
+    "loss": frozenset(("loss", "nll", "xent", "entropy")),
 }
-"""Names of each role in ranks, best first; within a rank two columns with different values are ambiguous."""
-
-ROLES = (*_NAMES, "loss")
-"""Everything that a column can hold."""
-LETTERS = {"params": "n", "tokens": "d", "flops": "c", "loss": "l"}
-"""Names of one letter, which mean other things too (d is a width): read where no full name is there."""
-
-_HELD_OUT = frozenset(("val", "valid", "validation", "eval", "evaluation", "test", "heldout", "held", "dev"))
-_TRAINING = frozenset(("train", "training", "smooth", "smoothed", "ema", "running", "avg", "moving"))
-_LOSS = frozenset(("loss", "nll", "xent", "ce"))
-_NO_LOSS = frozenset(
-    (
-        *("se", "std", "stderr", "sem", "err", "error", "var", "sd", "ci", "low", "high", "lower", "upper", "aux"),
-        *("scale", "weight", "coef", "fn", "function", "type", "name", "step", "delta", "diff", "spike", "spikes"),
-        *("pred", "predicted", "fit", "z", "router", "balance", "balancing", "reduction"),
-    )
+"""Words in names of columns that may hold a role, which only a person can confirm."""
+_COUNTS_OF_DATA = frozenset(
+    ("step", "steps", "iter", "iters", "iterations", "updates", "epoch", "epochs", "ratio")
 )
-_PERPLEXITY = frozenset(("ppl", "perplexity"))
-_UNIT_WORDS = {"millions": 1e6, "billions": 1e9, "trillions": 1e12, "thousands": 1e3}
+_RATIO = re.compile(r"tok\w*?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
+_SHOWN = 40
+"""Names of a wide table that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +55,8 @@ class Columns:
     scales: dict[str, float] = field(default_factory=dict)
     """Factor of a role's numbers, from its header (``tokens (B)``)."""
     notes: tuple[str, ...] = ()
+    derived: str = ""
+    """``tokens`` or ``params`` where the table has C and not this: C = 6 N D gives it."""
 
 
 def choose_columns(path: Path, raw: RawTable, given: Mapping[str, str]) -> Columns:
@@ -105,31 +79,26 @@ def choose_columns(path: Path, raw: RawTable, given: Mapping[str, str]) -> Colum
         if role in named and (scale := header_scale(named[role])) is not None:
             scales[role] = scale
             notes.append(f"{role} = column {named[role]!r} times {scale:g}, by its name")
-    if missing := [role for role in NEEDED if role not in named]:
+    missing = [role for role in NEEDED if role not in named]
+    derived = _derived(raw, named, missing)
+    if missing and not derived:
         raise FitError(_missing(path, raw, missing))
-    return Columns(named, scales, tuple(notes))
+    if derived and "flops" not in named:
+        named["flops"] = named.pop("budget")
+        scales.update({"flops": scales.pop("budget")} if "budget" in scales else {})
+    if derived:
+        formula = "D = C / 6 N" if derived == "tokens" else "N = C / 6 D"
+        notes.append(f"the table has no {derived}: {formula} is used, with C = column {named['flops']!r}")
+    return Columns(named, scales, tuple(notes), derived)
 
 
-def header_scale(column: str) -> float | None:
-    """The factor that a column's name states: ``params (M)``, ``tokens_B``, ``D [billions]``, ``flops (1e18)``."""
-    match = re.search(r"[(\[]\s*(?:in\s+)?([^)\]]+?)\s*[)\]]\s*$", column) or re.search(
-        r"(?<=[a-z])[_ ](?:in[_ ])?([MBT]|[a-zA-Z]+ions)$", column
-    )
-    if match is None:
-        return None
-    word = match[1].strip()
-    if word.lower() in _UNIT_WORDS:
-        return _UNIT_WORDS[word.lower()]
-    power = re.fullmatch(r"(?:x\s*)?(1e\d+|10\s*\^\s*\d+)", word.lower())
-    return parse_scale(power[1] if power else word) if power or not word.isdigit() else None
-
-
-def plain_name(column: str) -> str:
-    """A name without its unit, in lower case, with ``_`` between words."""
-    name = re.sub(r"[(\[][^)\]]*[)\]]\s*$", "", column).strip()
-    if header_scale(name) is not None:
-        name = re.sub(r"[_ ](?:in[_ ])?[A-Za-z]+$", "", name)
-    return re.sub(r"[\s\-./]+", "_", name.strip().lower()).strip("_")
+def _derived(raw: RawTable, named: Mapping[str, str], missing: Sequence[str]) -> str:
+    """The role that C = 6 N D gives; empty where no C is there, or a column may hold the role itself."""
+    if list(missing) not in (["tokens"], ["params"]) or not {"flops", "budget"} & set(named):
+        return ""
+    hints = _HINTS[missing[0]] | (_COUNTS_OF_DATA if missing[0] == "tokens" else {"model"})
+    free = [column for column in raw.header if column not in named.values()]
+    return "" if any(words_of(column) & hints for column in free) else missing[0]
 
 
 def _mapped(path: Path, raw: RawTable, given: Mapping[str, str]) -> dict[str, str]:
@@ -138,13 +107,15 @@ def _mapped(path: Path, raw: RawTable, given: Mapping[str, str]) -> dict[str, st
     for role, column in given.items():
         if (role, column) == ("id", ROWS) and ROWS not in by_name:
             continue
+        if column == NOT_READ and role in ROLES and role not in NEEDED and NOT_READ not in by_name:
+            continue
         if role not in ROLES:
             raise FitError(f"there is no {role!r} to map; there is: {', '.join(ROLES)}")
         wanted = column if column in raw.header else by_name.get(column.strip().lower())
         if wanted is None:
             close = difflib.get_close_matches(column, raw.header, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise FitError(f"{path} has no column {column!r}{hint} It has: {', '.join(raw.header)}")
+            hint = f"; did you mean {close[0]!r}?" if close else "."
+            raise FitError(f"{path} has no column {column!r}{hint} It has: {_all_names(raw)}")
         _refuse_repeated(path, raw, role, wanted)
         named[role] = wanted
     return named
@@ -163,14 +134,20 @@ def _refuse_repeated(path: Path, raw: RawTable, role: str, column: str) -> None:
 
 
 def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
-    for rank in _NAMES[role]:
+    for number, rank in enumerate(NAMES[role]):
         columns = [column for column in free if plain_name(column) in rank]
         if not columns:
             continue
         if role == "id":
             return columns[0]
+        if role == "params":
+            columns += [column for column in free if plain_name(column) in ACTIVE and column not in columns]
         column = _only(path, raw, role, columns, notes)
-        if rank == (LETTERS.get(role),):
+        later = {name for other in NAMES[role][number + 1 :] for name in other} - {LETTERS.get(role)}
+        others = [other for other in free if plain_name(other) in later and not _agree(raw, [column, other])]
+        if others:
+            notes.append(f"{role} = column {column!r}, rather than {_listed(others)}: --map {role}=COLUMN")
+        if plain_name(column).lower() == LETTERS.get(role):
             notes.append(f"{role} = column {column!r}, by one letter: --map {role}=COLUMN names another")
         return column
     return None
@@ -178,10 +155,11 @@ def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], no
 
 def _loss_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
     """A held-out loss, where there is one; otherwise the only loss."""
-    words = {column: _words(column) for column in free}
-    losses = [column for column in free if words[column] & _LOSS and not words[column] & _NO_LOSS]
-    losses += [column for column in free if {"cross", "entropy"} <= words[column] and not words[column] & _NO_LOSS]
-    held_out = [column for column in losses if words[column] & _HELD_OUT]
+    free = [column for column in free if not re.search(r"(?:log|ln)\d*[ _]?(?:loss|nll)", column, re.IGNORECASE)]
+    words = {column: words_of(column) for column in free}
+    losses = [column for column in free if words[column] & LOSS and not words[column] & NO_LOSS]
+    losses += [column for column in free if {"cross", "entropy"} <= words[column] and not words[column] & NO_LOSS]
+    held_out = [column for column in losses if words[column] & HELD_OUT]
     if held_out:
         column = _only(path, raw, role, held_out, notes)
         if others := [other for other in losses if other not in held_out]:
@@ -189,22 +167,21 @@ def _loss_column(path: Path, raw: RawTable, role: str, free: Sequence[str], note
         return column
     if losses:
         column = _only(path, raw, role, losses, notes)
-        if words[column] & _TRAINING:
+        if words[column] & TRAINING:
             notes.append(f"loss = column {column!r}, a training loss: a held-out loss is what a law is for")
         return column
-    return _letter(free, notes)
+    return _letter(raw, free, notes)
 
 
-def _letter(free: Sequence[str], notes: list[str]) -> str | None:
+def _letter(raw: RawTable, free: Sequence[str], notes: list[str]) -> str | None:
+    """L, where it is no number of layers."""
     column = next((column for column in free if plain_name(column) == LETTERS["loss"]), None)
     if column is not None:
+        numbers = [NumberFormat().number_or_nan(row.get(column)) for _, row in raw.rows]
+        if numbers and all(number.is_integer() for number in numbers):
+            return None
         notes.append(f"loss = column {column!r}, by one letter: --map loss=COLUMN names another")
     return column
-
-
-def _words(column: str) -> frozenset[str]:
-    parted = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
-    return frozenset(re.split(r"[^a-z]+", parted.lower()))
 
 
 def _only(path: Path, raw: RawTable, role: str, columns: Sequence[str], notes: list[str]) -> str:
@@ -222,11 +199,24 @@ def _only(path: Path, raw: RawTable, role: str, columns: Sequence[str], notes: l
 
 
 def _agree(raw: RawTable, columns: Sequence[str]) -> bool:
-    return all(len({str(row.get(column)) for column in columns}) == 1 for _, row in raw.rows)
+    return all(
+        len({str(row.get(column)) for column in columns}) == 1 or _are_one([row.get(column) for column in columns])
+        for _, row in raw.rows
+    )
+
+
+def _are_one(cells: Sequence[object]) -> bool:
+    numbers = [NumberFormat().number_or_nan(cell) for cell in cells]
+    return all(math.isclose(number, numbers[0], rel_tol=1e-9) for number in numbers)
 
 
 def _listed(columns: Sequence[str]) -> str:
     return ", ".join(map(repr, columns))
+
+
+def _all_names(raw: RawTable) -> str:
+    more = f" and {len(raw.header) - _SHOWN} more" if len(raw.header) > _SHOWN else ""
+    return ", ".join(raw.header[:_SHOWN]) + more if raw.header else "nothing"
 
 
 def _quoted(column: str) -> str:
@@ -235,14 +225,33 @@ def _quoted(column: str) -> str:
 
 def _missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
     message = (
-        f"{path} has no column for {', '.join(missing)}. It has: {', '.join(raw.header) or 'nothing'}. "
+        f"{path} has no column for {', '.join(missing)}. It has: {_all_names(raw)}. "
         f"Name each: {' '.join(f'--map {role}=COLUMN' for role in missing)}"
     )
+    words = {column: words_of(column) for column in raw.header}
+    for role in missing:
+        likely = [
+            column
+            for column in raw.header
+            if words[column] & _HINTS[role] and not words[column] & {"per", "log", "ln", "sec"}
+        ]
+        if likely and len(likely) <= 8:
+            message += f"; {role} may be {' or '.join(f'--map {role}={_quoted(column)}' for column in likely)}"
+    if "tokens" in missing and (steps := [column for column in raw.header if words[column] & _COUNTS_OF_DATA]):
+        message += (
+            f"; {_listed(steps[:3])} is no number of tokens: add a column of tokens, batch x sequence x steps"
+        )
+    if "tokens" in missing and (ratios := list(filter(_RATIO.search, raw.header))):
+        message += f"; {_listed(ratios[:3])} is a ratio: add a column with its product with the parameters"
     if "loss" in missing:
-        perplexities = [column for column in raw.header if _words(column) & _PERPLEXITY]
+        perplexities = [column for column in raw.header if words[column] & PERPLEXITY]
         if perplexities:
-            message += f"; {_listed(perplexities)} is a perplexity: add a column with its natural logarithm"
-        bits = [column for column in raw.header if _words(column) & {"bpb", "bpc", "bits"}]
+            message += f"; {_listed(perplexities[:4])} is a perplexity: add a column with its natural logarithm"
+        bits = [column for column in raw.header if words[column] & {"bpb", "bpc", "bits"}]
         if bits:
-            message += f"; {_listed(bits)} is in bits: --map loss={_quoted(bits[0])} fits it, with losses in bits"
+            message += (
+                f"; {_listed(bits[:4])} is in bits: --map loss={_quoted(bits[0])} fits it, with losses in bits"
+            )
+    if sum(not name.strip(" ()0123456789") for name in raw.header) > len(raw.header) / 2:
+        message += "; the first line is read as the names of the columns: delete a title above them"
     return message

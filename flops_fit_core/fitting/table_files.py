@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import csv
 import gzip
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.table_json import flat_cells, json_line_records, open_objects, read_json_records
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Of files that are read; those of text also with ``.gz`` after them."""
@@ -49,9 +49,9 @@ def read_raw(path: Path) -> RawTable:
         return _parquet(path)
     text = _text(path)
     if suffix in (".jsonl", ".ndjson"):
-        return _of_records(path, _json_lines(path, text))
+        return _of_records(path, json_line_records(path, text))
     if suffix == ".json":
-        return _of_records(path, _json_records(path, text))
+        return _of_records(path, read_json_records(path, text))
     return _csv(path, text)
 
 
@@ -64,6 +64,8 @@ def _text(path: Path) -> str:
         raise FitError(f"{path}: there is no such file") from None
     except (OSError, EOFError) as error:
         raise FitError(f"{path}: {error}") from None
+    if data[:4] == b"PK\x03\x04":
+        raise FitError(f"{path} is a workbook or another archive: save the sheet as CSV")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
     try:
         text = data.decode(encoding)
@@ -86,6 +88,9 @@ def _csv(path: Path, text: str) -> RawTable:
         names, first = lines[first].lstrip("# \t"), first + 1
     body = lines[first:]
     delimiter = delimiter or _delimiter(body[:_SAMPLE])
+    if delimiter == " ":
+        body, delimiter = ["\t".join(line.split()) for line in body], "\t"
+        names = None if names is None else "\t".join(names.split())
     try:
         reader = csv.reader(body, delimiter=delimiter, skipinitialspace=True)
         if names is not None and _is_numeric(body, delimiter):
@@ -95,12 +100,14 @@ def _csv(path: Path, text: str) -> RawTable:
         header, repeated = _unique(written)
         rows = []
         for cells in reader:
-            if any(cell.strip() for cell in cells) and not cells[0].startswith("#"):
+            if any(cell.strip(" :-") for cell in cells) and not cells[0].startswith("#"):
                 place = f"row {first + reader.line_num}"
                 _refuse_more_cells(path, place, header, cells)
                 rows.append((place, dict(zip(header, cells, strict=False))))
     except csv.Error as error:
         raise FitError(f"{path}: {error}") from None
+    if (opened := open_objects(rows)) != rows:
+        return RawTable(_header(opened), opened, repeated)
     return RawTable(header, rows, repeated)
 
 
@@ -115,7 +122,8 @@ def _refuse_more_cells(path: Path, place: str, header: Sequence[str], cells: Seq
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """The delimiter under which most lines have the columns of the first, and the first has most columns."""
+    """The delimiter under which most lines have the columns of the first, and the first has most columns; a space
+    for columns with spaces between them."""
     best, score = ",", (0.0, 0)
     for delimiter in _DELIMITERS:
         try:
@@ -126,7 +134,8 @@ def _delimiter(lines: Sequence[str]) -> str:
             same = sum(count == counts[0] for count in counts) / len(counts)
             if (same, counts[0]) > score:
                 best, score = delimiter, (same, counts[0])
-    return best
+    spaced = {len(line.split()) for line in lines if line.strip()}
+    return " " if score == (0.0, 0) and len(spaced) == 1 and spaced.pop() > 2 else best
 
 
 def _is_numeric(lines: Sequence[str], delimiter: str) -> bool:
@@ -148,55 +157,6 @@ def _unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
     return header, frozenset(repeated)
 
 
-def _json_lines(path: Path, text: str) -> list[Any]:
-    records = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                records.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise FitError(f"{path}, line {number}: not JSON: {error}") from None
-    return records
-
-
-def _json_records(path: Path, text: str) -> list[Any]:
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError as error:
-        if error.msg == "Extra data":
-            return _json_lines(path, text)
-        raise FitError(f"{path}: not JSON: {error}") from None
-    records = json_records(value)
-    if records is None:
-        raise FitError(f'{path} holds no table: write a list of records such as {{"params": 1e8, "tokens": 2e9}}')
-    return records
-
-
-def json_records(value: Any) -> list[Any] | None:
-    """Records of a list, of a list under a key such as ``runs``, or of columns as pandas writes them; None
-    without."""
-    if isinstance(value, list):
-        return value
-    if not isinstance(value, dict) or not value:
-        return None
-    if {"columns", "data"} <= set(value):
-        return [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
-    for key in ("data", "rows", "runs", "results", "records"):
-        if isinstance(value.get(key), list):
-            return list(value[key])
-    inner = list(value.values())
-    if all(isinstance(column, list) for column in inner):
-        return [dict(zip(value, cells, strict=False)) for cells in zip(*inner, strict=False)]
-    if not all(isinstance(column, dict) and column for column in inner):
-        return None
-    if all(key.isdigit() for key in value):
-        return inner
-    keys = list(dict.fromkeys(key for column in inner for key in column))
-    if all(key.isdigit() for key in keys):
-        return [{name: column.get(key) for name, column in value.items()} for key in keys]
-    return None
-
-
 def _of_records(path: Path, records: Iterable[Any]) -> RawTable:
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, record in enumerate(records, 1):
@@ -205,21 +165,12 @@ def _of_records(path: Path, records: Iterable[Any]) -> RawTable:
                 f"{path}: record {number} is not an object with columns such as "
                 '{"params": 1e8, "tokens": 2e9, "loss": 3.1}'
             )
-        rows.append((f"row {number}", dict(_flat(record))))
-    header = list(dict.fromkeys(name for _, row in rows for name in row))
-    return RawTable(header, rows)
+        rows.append((f"row {number}", dict(flat_cells(record))))
+    return RawTable(_header(rows), rows)
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Cells of nested objects under ``outer.inner``; W&B writes ``{"value": x}`` for x."""
-    for key, value in record.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, dict) and set(value) <= {"value", "desc"} and "value" in value:
-            value = value["value"]
-        if isinstance(value, dict):
-            yield from _flat(value, f"{name}.")
-        else:
-            yield name, value
+def _header(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+    return list(dict.fromkeys(name for _, row in rows for name in row))
 
 
 def _parquet(path: Path) -> RawTable:
@@ -235,6 +186,8 @@ def _parquet(path: Path) -> RawTable:
         raise FitError(f"{path}: there is no such file") from None
     except Exception as error:
         raise FitError(f"{path}: {error}") from None
+    if kept := [name for name in frame.index.names if name is not None and name not in frame.columns]:
+        frame = frame.reset_index(level=kept)
     header, repeated = _unique([str(name) for name in frame.columns])
     frame.columns = header
     records = frame.to_dict(orient="records")

@@ -20,15 +20,51 @@ BLANKS = frozenset(
 )
 """Texts, in lower case, of a cell that holds nothing."""
 
-_SUFFIXES = {"k": 1e3, "m": 1e6, "b": 1e9, "bn": 1e9, "g": 1e9, "t": 1e12, "p": 1e15}
-_WORDS = {"thousand": 1e3, "million": 1e6, "billion": 1e9, "trillion": 1e12}
+_SUFFIXES = {
+    "k": 1e3,
+    "m": 1e6,
+    "mn": 1e6,
+    "mln": 1e6,
+    "mio": 1e6,
+    "b": 1e9,
+    "bn": 1e9,
+    "bln": 1e9,
+    "g": 1e9,
+    "t": 1e12,
+    "tn": 1e12,
+    "p": 1e15,
+}
+_WORDS = {
+    "thousand": 1e3,
+    "million": 1e6,
+    "billion": 1e9,
+    "trillion": 1e12,
+    "thousands": 1e3,
+    "millions": 1e6,
+    "billions": 1e9,
+    "trillions": 1e12,
+    "pf-days": 8.64e19,
+    "pfs-days": 8.64e19,
+    "pf-day": 8.64e19,
+    "pflop/s-days": 8.64e19,
+    "petaflop/s-days": 8.64e19,
+    "petaflop/s-day": 8.64e19,
+    "pf days": 8.64e19,
+    "petaflop-days": 8.64e19,
+}
 _FLOP_PREFIXES = {"": 1.0, "k": 1e3, "m": 1e6, "g": 1e9, "t": 1e12, "p": 1e15, "e": 1e18, "z": 1e21, "y": 1e24}
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?"
 _POWER = re.compile(
-    rf"(?:({_NUMBER})\s*(?:x|\*|\u00d7|\u00b7)\s*)?"  # 6 x, 6 *, 6 \N{MULTIPLICATION SIGN}
+    rf"(?:({_NUMBER})\s*(?:x|\*|\u00d7|\u00b7|\\times|\\cdot)\s*)?"  # 6 x, 6 *, 6 \N{MULTIPLICATION SIGN}
     r"10\s*(?:\^|\*\*)\s*\{?([-+]?\d+)\}?"
 )
-_WITH_UNIT = re.compile(rf"({_NUMBER})\s*([a-z]+)")
+_WITH_UNIT = re.compile(rf"({_NUMBER})\s*([a-z]+(?: [a-z]+)?)")
+_HAS_UNIT = re.compile(r"\d\.?\s*(?!e[-+]?\d|x\s*10)[a-z]", re.IGNORECASE)
+_ERROR = re.compile(r"\s*(?:\u00b1|\+/-|\\pm).*$")
+_RAISED = re.compile("10([\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
+_LOWERED = str.maketrans(
+    "\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "+-0123456789"
+)
 _SPACES = str.maketrans(
     "", "", " _'\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}\N{RIGHT SINGLE QUOTATION MARK}"
 )
@@ -64,10 +100,13 @@ class NumberFormat:
     def _parse(self, cell: Any) -> float | None:
         if not isinstance(cell, str):
             try:
-                return float(cell)
+                return None if type(cell).__name__ in ("bool", "bool_") else float(cell)
+            except OverflowError:
+                return math.inf
             except (TypeError, ValueError):
                 return None
-        text = cell.strip().replace("\N{MINUS SIGN}", "-")
+        text = _ERROR.sub("", re.sub(r"^\$(.*)\$$", r"\1", cell.strip()).replace("\N{MINUS SIGN}", "-"))
+        text = _RAISED.sub(lambda match: "10^" + match[1].translate(_LOWERED), text)
         if _SPACED.match(text):
             text = text.translate(_SPACES)
         text = text.replace("_", "").lower()
@@ -77,6 +116,10 @@ class NumberFormat:
                 return None
             text = text.replace(separator, "")
         return _plain(text.replace(self.decimal, "."))
+
+    def has_unit(self, cell: Any) -> bool:
+        """Whether a cell that holds a number writes its unit too: ``44M``."""
+        return isinstance(cell, str) and _HAS_UNIT.search(cell) is not None
 
     def has_thousands(self, cell: Any) -> bool:
         """Whether a cell has the sign that this format puts between thousands."""
@@ -107,7 +150,8 @@ def _scale(unit: str) -> float | None:
     """Of ``b``, ``million``, ``btokens``, ``pflop``; None for a word that is no unit."""
     if match := re.fullmatch(r"([kmgtpezy]?)flops?", unit):
         return _FLOP_PREFIXES[match[1]]
-    bare = re.sub(r"(?:tokens?|toks?|params?|parameters?)$", "", unit)
+    bare = re.sub(r"(?:tokens?|toks?|params?|parameters?)$", "", unit).strip()
+    bare = bare[0] if bare in ("bt", "mt", "tt") else bare  # 10BT: billions of tokens
     return 1.0 if not bare else _SUFFIXES.get(bare, _WORDS.get(bare))
 
 
@@ -125,8 +169,12 @@ def is_blank(cell: Any) -> bool:
     return isinstance(cell, str) and cell.strip().lower() in BLANKS
 
 
-def decide_format(cells: Iterable[tuple[str, str, Any]], decimal: str | None = None) -> NumberFormat:
+def decide_format(
+    cells: Iterable[tuple[str, str, Any]], decimal: str | None = None, loss: str | None = None
+) -> NumberFormat:
     """The format of a file from its (place, column, cell) triples; ``decimal`` where a person has chosen.
+
+    Where nothing else decides, a comma in the column ``loss`` is a decimal comma: no loss is in thousands.
 
     Raises FitError where cells contradict each other, or where every comma can be read in both ways.
     """
@@ -135,7 +183,7 @@ def decide_format(cells: Iterable[tuple[str, str, Any]], decimal: str | None = N
             raise FitError(f"decimal = {decimal!r}: write '.' or ','")
         return NumberFormat(decimal)  # type: ignore[arg-type]
     signs: dict[Decimal, str] = {}
-    open_cell = ""
+    open_cell, open_loss = "", False
     for place, column, cell in cells:
         if isinstance(cell, str) and (number := _MARKED.match(cell.strip())):
             where = f"{place}, {column} = {cell.strip()!r}"
@@ -143,12 +191,14 @@ def decide_format(cells: Iterable[tuple[str, str, Any]], decimal: str | None = N
             if sign is not None:
                 signs.setdefault(sign, where)
             elif "," in cell:
-                open_cell = open_cell or where
+                open_cell, open_loss = open_cell or where, open_loss or column == loss
     if len(signs) == 2:
         raise FitError(
             f"the table writes decimals in two ways, with a point in {signs['.']} and with a comma in "
             f"{signs[',']}: write it in one way"
         )
+    if not signs and open_loss:
+        return NumberFormat(",")
     if not signs and open_cell:
         raise FitError(
             f"{open_cell} can be read in two ways, and no other cell decides: write --decimal , where the comma "

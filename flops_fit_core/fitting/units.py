@@ -18,39 +18,82 @@ _BUDGET_TOLERANCE = math.log(1.1)
 _ALL_ONE = "in one unit for all rows, optima and exponents are the same; E, A, B and losses are in that unit"
 
 
-def refuse_units(path: Path, observations: Sequence[Observation], *, has_flops: bool, settled: set[str]) -> None:
+def refuse_units(
+    path: Path,
+    observations: Sequence[Observation],
+    *,
+    measured: Sequence[Observation],
+    settled: set[str],
+    scaled: set[str] | frozenset[str] = frozenset(),
+    named: Mapping[str, str] | None = None,
+) -> None:
     """Raises FitError where the numbers cannot be plain ones, with the ``--units`` to write.
 
-    Without FLOPs: N in millions and D in billions, where no N reaches 10,000 and no D / N reaches 10 (real tables
-    hold 0.5 to 10,000 tokens per parameter). With FLOPs: a median C / 6 N D beyond 1e5 to either side (6 N D with
-    images for D is up to 1,000 times off). ``settled`` holds the roles whose unit is given.
+    ``measured`` are the runs whose FLOPs the table gives. With them: a median C / 6 N D beyond 1e5 to either side
+    (6 N D with images for D is up to 1,000 times off). Without: N in millions and D in billions, where some N is
+    below 10,000 and no D / N reaches 10; a column of tokens where no D / N reaches 1/50, or all exceed 1e5 (real
+    tables hold 0.5 to 10,000). ``settled`` holds the roles whose unit a person has given, ``scaled`` those whose
+    name states it.
     """
     if not observations or settled & {"params", "tokens", "flops"}:
         return
-    ratio = sorted(map(_ratio, observations))[len(observations) // 2]
-    tiny = all(run.params < 1e4 for run in observations)
     example = observations[0]
     shown = f"N = {example.params:g}, D = {example.tokens:g}"
-    guess = "--units params=1e6 --units tokens=1e9"
+    if scaled & {"params", "tokens"} and any(run.params > 1e14 or run.tokens > 1e17 for run in observations):
+        roles = " ".join(f"--units {role}=1" for role in sorted(scaled & {"params", "tokens"}))
+        raise FitError(
+            f"{path}: {shown} in {example.id}, by the unit in the column's name, is too large: write {roles} "
+            "where the column holds plain numbers"
+        )
     if any(min(run.params, run.tokens) < 1 for run in observations):
         raise FitError(
-            f"{path}: N or D is less than 1 in some row ({shown} in {example.id}), so these are not plain numbers: "
-            "write for example --units params=1e9 --units tokens=1e9"
+            f"{path}: N or D is less than 1 in some row ({shown} in {example.id}), so these are not plain "
+            "numbers: write for example --units params=1e9 --units tokens=1e9"
+            + (", or --units flops=1e18 (C gives the missing number)" if "flops" in (named or {}) else "")
         )
-    if not has_flops and tiny and all(run.tokens < 10 * run.params for run in observations):
+    if measured:
+        _refuse_flops(path, measured)
+    else:
+        _refuse_ratio(path, observations, shown, named or {})
+
+
+def _refuse_flops(path: Path, measured: Sequence[Observation]) -> None:
+    ratio = sorted(map(_ratio, measured))[len(measured) // 2]
+    if 1e-5 < ratio < 1e5:
+        return
+    example = min(measured, key=lambda run: abs(math.log(_ratio(run) / ratio)))
+    power = 3 * round(-math.log10(ratio) / 3)
+    guess = f"--units flops=1e{power} (by the ratio)"
+    if all(run.params < 1e4 for run in measured):
+        guess = "--units params=1e6 --units tokens=1e9"
+    if abs(math.log10(ratio) + math.log10(8.64e19)) < 0.5:
+        guess = "--units flops=8.64e19 for petaFLOP/s-days"
+    raise FitError(
+        f"{path}: N = {example.params:g}, D = {example.tokens:g}, C = {example.flops:g} in {example.id}: C is "
+        f"{ratio:.2g} times 6 N D, so one of them is not in plain numbers: write {guess}, --units flops=1 where "
+        "they are plain, or --map flops=none where the column is no C of a run"
+    )
+
+
+def _refuse_ratio(path: Path, observations: Sequence[Observation], shown: str, named: Mapping[str, str]) -> None:
+    ratios = [run.tokens / run.params for run in observations]
+    first = observations[0].id
+    if any(run.params < 1e4 for run in observations) and max(ratios) < 10:
         raise FitError(
-            f"{path}: {shown} in {example.id}, and no row has 10,000 parameters or 10 tokens per parameter, so "
-            f"these are not plain numbers: write {guess} for millions of parameters and billions of tokens, or "
-            "--units params=1 where they are plain"
+            f"{path}: {shown} in {first}, where some row has fewer than 10,000 parameters and none has 10 tokens "
+            "per parameter, so these are not plain numbers: write --units params=1e6 --units tokens=1e9 for "
+            "millions of parameters and billions of tokens, or --units params=1 where they are plain"
         )
-    if has_flops and not 1e-5 < ratio < 1e5:
-        if not tiny:
-            guess = "--units flops=1e18 (for example)"
-        if abs(math.log10(ratio) + math.log10(8.64e19)) < 1:
-            guess = "--units flops=8.64e19 for petaFLOP/s-days"
+    if max(ratios) < 0.02 and "tok" in named.get("tokens", "").lower():
         raise FitError(
-            f"{path}: {shown}, C = {example.flops:g} in {example.id}: C is {ratio:.2g} times 6 N D, so one of "
-            f"them is not in plain numbers: write {guess}, or --units flops=1 where they are plain"
+            f"{path}: {shown} in {first}, and no row has a token per 50 parameters, so {named['tokens']!r} does "
+            "not count tokens: write --units tokens=1e9 (for example; tokens per step, where it counts steps), or "
+            "--units tokens=1 where it does"
+        )
+    if min(ratios) > 1e5 and len(ratios) > 2:
+        raise FitError(
+            f"{path}: {shown} in {first}, and every row has more than 100,000 tokens per parameter, so N is not "
+            "in plain numbers: write --units params=1e6 (for example), or --units params=1 where it is"
         )
 
 
@@ -111,8 +154,8 @@ def _odd_ratios(observations: Sequence[Observation]) -> list[Diagnostic]:
     rows = [run for run in observations if not 0.5 <= run.tokens / run.params <= 10_000]
     if observations and all(run.params < 1e4 for run in observations):
         message = (
-            "no row has 10,000 parameters: right where N and D are plain numbers, otherwise write --units params=1e6 "
-            "(for example)"
+            "no row has 10,000 parameters: right where N and D are plain numbers, otherwise write --units "
+            "params=1e6 (for example)"
         )
         return [Diagnostic(code="odd-units", message=message, severity="note")]
     if not rows:

@@ -28,7 +28,8 @@ def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
     try:
         fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
     except FitError as error:
-        joined = [one.message for one in table.diagnostics if one.code == "histories"]
+        codes = ("columns", "histories", "groups", "grid", "odd-units")
+        joined = [one.message for one in table.diagnostics if one.severity == "warning" or one.code in codes]
         raise FitError("\n".join([str(error), *joined])) from None
     return fit.model_copy(
         update={
