@@ -7,6 +7,8 @@ every row is a point that the caller wants to fit.
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,10 +59,32 @@ class Joined:
 
 def run_column(header: Sequence[str], mapped: str | None) -> str | None:
     """The column that names the run of a row, by the choice where ``mapped``; None without one."""
-    by_name = {name.strip().lower(): name for name in reversed(header)}
+    by_name = {_key(name): name for name in reversed(header)}
     if mapped is not None:
-        return by_name.get(mapped.strip().lower())
-    return next((by_name[alias] for alias in (*RUN_COLUMNS, *NAME_COLUMNS) if alias in by_name), None)
+        return mapped if mapped in header else by_name.get(_key(mapped))
+    aliases = map(_key, (*RUN_COLUMNS, *NAME_COLUMNS))
+    return next((by_name[alias] for alias in aliases if alias in by_name), None)
+
+
+def mention_steps(rows: Sequence[Row], header: Sequence[str]) -> list[Diagnostic]:
+    """A note where a table of steps names no runs: rows of one N may be runs, or checkpoints of one run."""
+    step = _step_column(header)
+    counts: dict[float, set[float]] = defaultdict(set)
+    for row in rows:
+        if row.observation is not None and step is not None:
+            counts[row.observation.params].add(_number(row.values.get(step)))
+    if not any(len(steps) > 2 for steps in counts.values()):
+        return []
+    message = (
+        f"rows of one N differ in {step!r}, and no column names the run: every row is taken as a run of its own; "
+        "where they are checkpoints, name the run with --map id=COLUMN (its last row counts) or --map "
+        "trajectory=COLUMN"
+    )
+    return [Diagnostic(code="histories", message=message, severity="note")]
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
 
 
 def join_histories(
@@ -92,9 +116,10 @@ def join_histories(
     by_place = {end.place: end for end in ends}
     joined = {row.place for group in histories.values() for row in group}
     kept = [by_place.get(row.place, row) for row in rows if row.place not in joined or row.place in by_place]
+    keep_all = f"--map {shlex.quote(f'trajectory={column}')}"
     message = (
         f"{len(joined)} rows are of {len(ends)} training runs (column {column!r}): the last row of each counts, "
-        f"and the {len(joined) - len(ends)} earlier ones are left out; --map trajectory={column} keeps every row, "
+        f"and the {len(joined) - len(ends)} earlier ones are left out; {keep_all} keeps every row, "
         f"as points of one training run"
     )
     return Joined(kept, [Diagnostic(code="histories", message=message, severity="note")])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.histories import Row, about_trajectories, join_histories, run_column
+from flops_fit_core.fitting.histories import Row, about_trajectories, join_histories, mention_steps, run_column
 from flops_fit_core.fitting.table_columns import NEEDED, Columns, choose_columns
 from flops_fit_core.fitting.table_files import RawTable, read_raw, table_suffix
 from flops_fit_core.fitting.table_grids import ANOTHER_SETTING, mention_groups, select_best
@@ -125,6 +125,8 @@ def read_table(
         joined = join_histories(path, rows, runs, raw.header, is_mapped="id" in options.columns)
         rows = joined.rows
         diagnostics.extend(joined.diagnostics)
+    elif "trajectory" not in chosen.named and "id" not in options.columns:
+        diagnostics.extend(mention_steps(rows, raw.header))
     best = select_best(path, rows, chosen.named, numbers, options.best_of)
     table = RunTable([], diagnostics=[*diagnostics, *best.diagnostics])
     kept = _collect(best.rows, chosen, table)
@@ -281,4 +283,8 @@ def _summary(path: Path, raw: RawTable, chosen: Columns, table: RunTable) -> str
     if reasons:
         most = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))
         text += f"; left out: {most}" + (f"; {len(reasons) - 4} further reasons" if len(reasons) > 4 else "")
+    for role, column in chosen.named.items() if reasons and not table.observations else ():
+        start = STATUS if role == "status" else f"{role} is"
+        if role not in NEEDED and all(reason.startswith(start) for reason in reasons):
+            text += f"; --map {role}=none reads the rows without {column!r}"
     return text

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -77,7 +79,7 @@ def select_best(
     usable = [row for row in rows if row.observation is not None]
     header = list(usable[0].values) if usable else []
     free = [column for column in header if column not in roles.values()]
-    tuned = [column for column in free if plain_name(column) in _HYPERPARAMETERS]
+    tuned = [column for column in free if _is_hyperparameter(column)]
     cells = _cells(usable, _text_columns(usable, [column for column in free if column not in tuned], numbers))
     if best_of is None:
         return Selected(list(rows), _refuse_grid(path, usable, cells, tuned))
@@ -129,7 +131,7 @@ def mention_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: Numbe
     message = (
         f"column {column!r} splits the rows into {len(values)} groups ({shown}) whose losses at equal N and D "
         f"differ by {gain:.1%} (root mean square), and this fit pools them: keep one group with --where "
-        f"{column}={value}, or fit each with --group-by {column}"
+        f"{shlex.quote(f'{column}={value}')}, or fit each with --group-by {shlex.quote(column)}"
     )
     return [Diagnostic(code="groups", message=message)]
 
@@ -142,7 +144,7 @@ def _refuse_grid(
         return []
     twins = [cell for cell in cells if any(len({_label(row, column) for row in cell}) > 1 for column in varied)]
     count = sum(map(len, twins))
-    names, example = ", ".join(varied), ",".join(varied)
+    names, example = ", ".join(varied), shlex.quote(",".join(varied))
     text = f"{count} of {len(usable)} rows share N and D with a row that differs in {names}"
     if len(twins) < _GRID_CELLS or count < _GRID_SHARE * len(usable):
         return [Diagnostic(code="grid", message=f"{text}; --best-of {example} fits the best of each")]
@@ -170,6 +172,11 @@ def _cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]:
                 start = ln_tokens
             cells[-1].append(row)
     return cells
+
+
+def _is_hyperparameter(column: str) -> bool:
+    name = plain_name(re.split(r"[./]", column)[-1])
+    return name in _HYPERPARAMETERS or name.endswith(("_lr", "_learning_rate", "_batch_size", "_weight_decay"))
 
 
 def _varied(cells: Sequence[Sequence[Row]], column: str) -> bool:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Mapping
 
 from flops_fit_core.fitting.histories import NAME_COLUMNS
 from flops_fit_core.fitting.table_numbers import parse_scale
 
+FINISHED = frozenset(("finished", "completed", "success", "is_finished"))
+"""Names of columns that hold whether a run finished."""
+DIVERGED = frozenset(("diverged", "failed", "crashed", "is_diverged", "has_diverged"))
+"""Names of columns that hold whether a run failed."""
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "params": (
         (
@@ -41,12 +46,12 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "budget": (("budget", "compute_budget", "flops_budget", "flop_budget", "nominal_flops", "isoflop_budget"),),
     "unique_tokens": (("unique_tokens", "unique", "u_d"),),
     "id": (
-        *((name,) for name in ("id", "run_id", "run_uuid", "wandb_run_id", "run")),
+        *((name,) for name in ("id", "run_id", "runid", "run_uuid", "wandb_run_id", "run")),
         *((name.replace(" ", "_"),) for name in NAME_COLUMNS),
     ),
     "seed": (("seed", "random_seed", "rng_seed"),),
     "trajectory": (("trajectory", "trunk"),),
-    "status": (("status",), ("state", "run_status", "run_state")),
+    "status": (("status",), ("state", "run_status", "run_state"), tuple(sorted(FINISHED))),
 }
 """Names of each role in ranks, best first; within a rank two columns with different values are ambiguous.
 
@@ -100,6 +105,7 @@ def header_scale(column: str) -> float | None:
     return parse_scale(power[1] if power else word) if power or not word.isdigit() else None
 
 
+@functools.cache
 def plain_name(column: str) -> str:
     """A name without its unit, in lower case, with ``_`` between words; N, D and C keep their case."""
     name = _ROOTS.sub("", column.strip().lstrip("#").strip())

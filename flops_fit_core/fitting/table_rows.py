@@ -10,6 +10,7 @@ from typing import Any
 from flops_fit_core.fitting.histories import Row
 from flops_fit_core.fitting.table_columns import NEEDED, Columns
 from flops_fit_core.fitting.table_files import RawTable
+from flops_fit_core.fitting.table_names import DIVERGED, FINISHED, plain_name
 from flops_fit_core.fitting.table_numbers import NumberFormat, is_blank
 from flops_fit_core.records import Observation
 
@@ -20,6 +21,7 @@ COMPLETED = frozenset(
     )
 )
 """Statuses, in lower case, of a run that can be used."""
+_YES = frozenset(("true", "yes", "1", "1.0", "y", "t"))
 STATUS = "its status is "
 """How the reason of a row with another status begins."""
 _SUMMARIES = frozenset(
@@ -57,8 +59,11 @@ class RowReader:
         row = {role: values.get(column) for role, column in self.chosen.named.items()}
         loss = row.get("loss")
         status = "" if is_blank(row.get("status")) else cell_text(row.get("status"))
-        if status.lower() not in COMPLETED and self.chosen.named["status"] not in self.where:
+        if self._is_unfinished(status) and self.chosen.named["status"] not in self.where:
             return Row(place, values, reason=f"{STATUS}{status}", loss=loss)
+        for column in values:
+            if plain_name(column) in DIVERGED and cell_text(values[column]).lower() in _YES:
+                return Row(place, values, reason=f"{column} is {cell_text(values[column])}", loss=loss)
         labels = {cell_text(row.get("id")).lower(), cell_text(next(iter(values.values()), None)).lower()}
         if label := sorted(labels & _SUMMARIES):
             return Row(place, values, reason=f"{label[0]!r} is a summary of other rows", loss=loss)
@@ -67,6 +72,10 @@ class RowReader:
             return Row(place, values, self._observation(place, row), loss=loss, without_flops=without_flops)
         except ValueError as error:
             return Row(place, values, reason=str(error), loss=loss)
+
+    def _is_unfinished(self, status: str) -> bool:
+        is_flag = plain_name(self.chosen.named.get("status", "")) in FINISHED
+        return status.lower() not in COMPLETED and not (is_flag and status.lower() in _YES)
 
     def _observation(self, place: str, row: Mapping[str, Any]) -> Observation:
         flops, budget, unique = (

@@ -64,7 +64,9 @@ def _refuse_flops(path: Path, measured: Sequence[Observation]) -> None:
     example = min(measured, key=lambda run: abs(math.log(_ratio(run) / ratio)))
     power = 3 * round(-math.log10(ratio) / 3)
     guess = f"--units flops=1e{power} (by the ratio)"
-    if all(run.params < 1e4 for run in measured):
+    if all(0.3 < run.flops / 6 / run.params < 3 for run in measured):
+        guess = "--map flops=none for C = 6 N D (the column holds about 6 N: FLOPs per token)"
+    elif all(run.params < 1e4 for run in measured):
         guess = "--units params=1e6 --units tokens=1e9"
     if abs(math.log10(ratio) + math.log10(8.64e19)) < 0.5:
         guess = "--units flops=8.64e19 for petaFLOP/s-days"
@@ -103,7 +105,7 @@ def budget_as_named(observations: Sequence[Observation], column: str, *, has_flo
     off = [ratio for ratio in ratios if abs(math.log(ratio)) > _BUDGET_TOLERANCE]
     if len(off) <= len(ratios) // 2:
         return []
-    is_named = "C" if has_flops else "6 N D"
+    is_named = "the column of FLOPs" if has_flops else "6 N D"
     message = (
         f"column {column!r} is {min(ratios):.2g} to {max(ratios):.2g} times {is_named} in these rows: C is "
         f"{is_named}, and {column!r} only groups the runs; where it is what training cost, write --map "

@@ -56,7 +56,7 @@ def test_rows_of_one_run_id_are_one_run_whose_last_row_counts(tmp_path, column):
     assert note(table).startswith(
         f"75 rows are of 15 training runs (column '{column}'): the last row of each counts"
     )
-    assert f"--map trajectory={column}" in note(table)
+    assert f"trajectory={column}" in note(table)
     assert table.excluded == {}
 
 
