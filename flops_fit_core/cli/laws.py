@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.cli.arguments import existing
-from flops_fit_core.config import DEFAULTS, choose_from_table, override_value
+from flops_fit_core.config import DEFAULTS, Experiment, choose_from_table, override_value
+from flops_fit_core.config import read_table as read_file
 from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
@@ -217,7 +218,25 @@ def _study(asked: Asked, registry: Registry) -> Study:
         )
     if options := asked.options_of_tables():
         raise ConfigError(f"{', '.join(options)}: for the columns of a table, and {asked.source} is a study")
+    _refuse_other_files(asked.source)
     return existing(asked.source, registry, None).on(asked.heldout)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raises ConfigError for a file that is neither a table nor an experiment."""
+    if not path.is_file():
+        return
+    suffix = path.suffix.lower()
+    if suffix not in (".toml", ".json", ".yaml", ".yml"):
+        raise ConfigError(
+            f"{path} is no table of runs that is read here (CSV, TSV, JSON, JSON lines, parquet) and no "
+            "experiment file: save a workbook or a pickle as CSV"
+        )
+    if suffix == ".json" and not set(Experiment.model_fields) & set(read_file(path)):
+        raise ConfigError(
+            f'{path} holds no table of runs and no experiment: write a list of records such as {{"params": 1e8, '
+            '"tokens": 2e9, "loss": 3.1}'
+        )
 
 
 def _fitter_of_study(asked: Asked, study: Study) -> Fitter:

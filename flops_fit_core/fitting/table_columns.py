@@ -15,19 +15,22 @@ from flops_fit_core.fitting.histories import ROWS
 from flops_fit_core.fitting.table_files import RawTable
 from flops_fit_core.fitting.table_names import (
     ACTIVE,
+    FINISHED,
     HELD_OUT,
     LETTERS,
     LOSS,
     NAMES,
+    NO,
     NO_LOSS,
     PERPLEXITY,
     ROLES,
     TRAINING,
+    YES,
     header_scale,
     plain_name,
     words_of,
 )
-from flops_fit_core.fitting.table_numbers import NumberFormat
+from flops_fit_core.fitting.table_numbers import NumberFormat, is_blank
 
 NEEDED = ("params", "tokens", "loss")
 NOT_READ = "none"
@@ -42,6 +45,7 @@ _HINTS: Mapping[str, frozenset[str]] = {
 _COUNTS_OF_DATA = frozenset(
     ("step", "steps", "iter", "iters", "iterations", "updates", "epoch", "epochs", "ratio")
 )
+_NO_HINT = frozenset(("per", "log", "ln", "sec", "second", "vocab", "batch", "kqv", "step", "parallel", "context"))
 _RATIO = re.compile(r"tok\w*?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
 _SHOWN = 40
 """Names of a wide table that a message lists."""
@@ -136,6 +140,8 @@ def _refuse_repeated(path: Path, raw: RawTable, role: str, column: str) -> None:
 def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
     for number, rank in enumerate(NAMES[role]):
         columns = [column for column in free if plain_name(column) in rank]
+        if role == "status" and set(rank) <= FINISHED:
+            columns = [column for column in columns if _is_flag(raw, column)]
         if not columns:
             continue
         if role == "id":
@@ -153,9 +159,18 @@ def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], no
     return None
 
 
+def _is_flag(raw: RawTable, column: str) -> bool:
+    cells = {str(row.get(column)).strip().lower() for _, row in raw.rows if not is_blank(row.get(column))}
+    return cells <= YES | NO
+
+
 def _loss_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
     """A held-out loss, where there is one; otherwise the only loss."""
-    free = [column for column in free if not re.search(r"(?:log|ln)\d*[ _]?(?:loss|nll)", column, re.IGNORECASE)]
+    free = [
+        column
+        for column in free
+        if not re.search(r"(?<![a-z])(?:log|ln)\d*[ _]?(?:loss|nll)", column, re.IGNORECASE)
+    ]
     words = {column: words_of(column) for column in free}
     losses = [column for column in free if words[column] & LOSS and not words[column] & NO_LOSS]
     losses += [column for column in free if {"cross", "entropy"} <= words[column] and not words[column] & NO_LOSS]
@@ -230,11 +245,7 @@ def _missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
     )
     words = {column: words_of(column) for column in raw.header}
     for role in missing:
-        likely = [
-            column
-            for column in raw.header
-            if words[column] & _HINTS[role] and not words[column] & {"per", "log", "ln", "sec"}
-        ]
+        likely = [column for column in raw.header if words[column] & _HINTS[role] and not words[column] & _NO_HINT]
         if likely and len(likely) <= 8:
             message += f"; {role} may be {' or '.join(f'--map {role}={_quoted(column)}' for column in likely)}"
     if "tokens" in missing and (steps := [column for column in raw.header if words[column] & _COUNTS_OF_DATA]):

@@ -11,6 +11,8 @@ from flops_fit_core.fitting.table_numbers import parse_scale
 
 FINISHED = frozenset(("finished", "completed", "success", "is_finished"))
 """Names of columns that hold whether a run finished."""
+YES = frozenset(("true", "yes", "1", "1.0", "y", "t"))
+NO = frozenset(("false", "no", "0", "0.0", "n", "f"))
 DIVERGED = frozenset(("diverged", "failed", "crashed", "is_diverged", "has_diverged"))
 """Names of columns that hold whether a run failed."""
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
@@ -71,7 +73,7 @@ NO_LOSS = frozenset(
     (
         *("se", "std", "stderr", "sem", "err", "error", "var", "sd", "ci", "low", "high", "lower", "upper", "aux"),
         *("scale", "weight", "coef", "fn", "function", "type", "name", "step", "delta", "diff", "spike", "spikes"),
-        *("pred", "predicted", "fit", "z", "router", "balance", "balancing", "reduction", "log", "ln", "init"),
+        *("pred", "predicted", "fit", "z", "router", "balance", "balancing", "reduction", "init"),
         "initial",
     )
 )

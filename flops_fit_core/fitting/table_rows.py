@@ -10,7 +10,7 @@ from typing import Any
 from flops_fit_core.fitting.histories import Row
 from flops_fit_core.fitting.table_columns import NEEDED, Columns
 from flops_fit_core.fitting.table_files import RawTable
-from flops_fit_core.fitting.table_names import DIVERGED, FINISHED, plain_name
+from flops_fit_core.fitting.table_names import DIVERGED, FINISHED, YES, plain_name
 from flops_fit_core.fitting.table_numbers import NumberFormat, is_blank
 from flops_fit_core.records import Observation
 
@@ -21,7 +21,6 @@ COMPLETED = frozenset(
     )
 )
 """Statuses, in lower case, of a run that can be used."""
-_YES = frozenset(("true", "yes", "1", "1.0", "y", "t"))
 STATUS = "its status is "
 """How the reason of a row with another status begins."""
 _SUMMARIES = frozenset(
@@ -62,7 +61,7 @@ class RowReader:
         if self._is_unfinished(status) and self.chosen.named["status"] not in self.where:
             return Row(place, values, reason=f"{STATUS}{status}", loss=loss)
         for column in values:
-            if plain_name(column) in DIVERGED and cell_text(values[column]).lower() in _YES:
+            if plain_name(column) in DIVERGED and cell_text(values[column]).lower() in YES:
                 return Row(place, values, reason=f"{column} is {cell_text(values[column])}", loss=loss)
         labels = {cell_text(row.get("id")).lower(), cell_text(next(iter(values.values()), None)).lower()}
         if label := sorted(labels & _SUMMARIES):
@@ -75,7 +74,7 @@ class RowReader:
 
     def _is_unfinished(self, status: str) -> bool:
         is_flag = plain_name(self.chosen.named.get("status", "")) in FINISHED
-        return status.lower() not in COMPLETED and not (is_flag and status.lower() in _YES)
+        return status.lower() not in COMPLETED and not (is_flag and status.lower() in YES)
 
     def _observation(self, place: str, row: Mapping[str, Any]) -> Observation:
         flops, budget, unique = (

@@ -46,9 +46,10 @@ def refuse_units(
             "where the column holds plain numbers"
         )
     if any(min(run.params, run.tokens) < 1 for run in observations):
+        guess = "1e9" if any(run.params < 1 for run in observations) else "1e6"
         raise FitError(
             f"{path}: N or D is less than 1 in some row ({shown} in {example.id}), so these are not plain "
-            "numbers: write for example --units params=1e9 --units tokens=1e9"
+            f"numbers: write for example --units params={guess} --units tokens=1e9"
             + (", or --units flops=1e18 (C gives the missing number)" if "flops" in (named or {}) else "")
         )
     if measured:

@@ -158,6 +158,13 @@ def test_chinchillas_sizes_in_other_units_are_refused(tmp_path, params, tokens, 
     assert_is_the_law(read_table(path, units={"params": params, "tokens": tokens}))
 
 
+def test_the_unit_of_n_below_1_is_that_of_n(tmp_path):
+    for scale, text in ((1e6, "params=1e6"), (1e9, "params=1e9")):
+        rows = [(row[0] / scale, row[1] / 1e13, row[3]) for row in ROWS]
+        with pytest.raises(FitError, match=f"--units {text} --units tokens"):
+            read_table(table(tmp_path, ["params", "tokens", "loss"], rows))
+
+
 def test_a_cell_with_its_unit_is_not_multiplied_again(tmp_path):
     rows = [(f"{row[0] / 1e6}M", f"{row[1] / 1e9} B tok", row[3]) for row in ROWS]
     path = table(tmp_path, ["params (M)", "tokens (B)", "loss"], rows)
@@ -253,6 +260,18 @@ def test_columns_with_spaces_or_bars_between_them(tmp_path):
     assert_is_the_law(read_table(tmp_path / "runs.csv"))
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("runs.xlsx", "PK", "save a workbook or a pickle as CSV"),
+        ("flops.json", '{"51m": 1.8e11, "65m": 2.3e11}', "holds no table of runs and no experiment"),
+    ],
+)
+def test_other_files_are_no_study_that_is_missing(tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    assert message in str(CliRunner().invoke(app, ["fit", str(tmp_path / name)]).exception)
+
+
 def test_a_workbook_is_named(tmp_path):
     (tmp_path / "runs.csv").write_bytes(b"PK\x03\x04\x14\x00")
     with pytest.raises(FitError, match="save the sheet as CSV"):
@@ -289,6 +308,8 @@ def test_flags_of_a_run_are_followed(tmp_path):
     assert len(read_table(table(tmp_path, [*NAMES, "finished"], rows)).observations) == len(ROWS) - 1
     read = read_table(table(tmp_path, [*NAMES, "diverged"], [(*row[:4], not row[4]) for row in rows]))
     assert read.excluded == {"row 5": "diverged is True"}
+    dates = table(tmp_path, [*NAMES, "finished"], [(*row[:4], "2026-01-02 03:04") for row in rows])
+    assert len(read_table(dates).observations) == len(ROWS)
 
 
 @pytest.mark.parametrize(("column", "role"), [("state", "status"), ("budget", "budget")])
