@@ -16,6 +16,7 @@ from flops_fit_core.fitting.table_columns import NEEDED, Columns, choose_columns
 from flops_fit_core.fitting.table_files import RawTable, read_raw, table_suffix
 from flops_fit_core.fitting.table_grids import ANOTHER_SETTING, mention_groups, select_best
 from flops_fit_core.fitting.table_json import json_records
+from flops_fit_core.fitting.table_names import ACTIVE, EXPERTS, plain_name, words_of
 from flops_fit_core.fitting.table_numbers import NumberFormat, decide_format, parse_scale
 from flops_fit_core.fitting.table_rows import STATUS, RowReader, cell_text, seed_numbers, without_copies
 from flops_fit_core.fitting.units import budget_as_named, refuse_units, suspicious_units, table_in_bits
@@ -252,6 +253,13 @@ def _check(
     )
     diagnostics = table.diagnostics
     diagnostics.extend(mention_groups(kept, named, numbers))
+    experts = [column for column in (kept[0].values if kept else ()) if words_of(column) & EXPERTS]
+    if experts and "flops" not in named and plain_name(named["params"]) not in ACTIVE:
+        text = (
+            f"column {experts[0]!r} is of a mixture of experts, whose C is 6 N D with the parameters that a token "
+            f"passes through: where {named['params']!r} counts all of them, write --map params=COLUMN"
+        )
+        diagnostics.append(Diagnostic(code="experts", message=text))
     diagnostics.extend(about_trajectories(table.observations))
     has_unit_sign = ("flops" in named and not chosen.derived) or bool({*options.units, *chosen.scales})
     diagnostics.extend(suspicious_units(table.observations, has_flops=has_unit_sign))

@@ -61,6 +61,8 @@ A capital N, D or C is a name like others; a small one is read where no other na
 """
 ACTIVE = frozenset(("active_params", "active_parameters", "activated_params", "params_active", "n_active"))
 """Names of the parameters that a token passes through."""
+EXPERTS = frozenset(("experts", "moe", "nume", "topk"))
+"""Words in names of columns that mixtures of experts have."""
 ROLES = (*NAMES, "loss")
 """Everything that a column can hold."""
 LETTERS = {"params": "n", "tokens": "d", "flops": "c", "loss": "l"}

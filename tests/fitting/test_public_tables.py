@@ -87,6 +87,14 @@ def test_two_counts_of_one_quantity_are_refused(tmp_path, header):
         read_table(path)
 
 
+def test_mixtures_of_experts_are_mentioned_without_their_c(tmp_path):
+    rows = [(row[0], row[1], row[3], 64) for row in ROWS]
+    path = table(tmp_path, ["N", "D", "loss", "num_experts"], rows)
+    assert "'num_experts' is of a mixture of experts" in messages(read_table(path))
+    path = table(tmp_path, ["active_params", "D", "loss", "num_experts"], rows)
+    assert "mixture" not in messages(read_table(path))
+
+
 def test_another_count_next_to_the_chosen_one_is_named(tmp_path):
     header = ["params", "non_embedding_params", "tokens", "loss"]
     read = read_table(table(tmp_path, header, [(row[0], 0.9 * row[0], row[1], row[3]) for row in ROWS]))
