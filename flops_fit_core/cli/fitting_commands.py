@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -9,13 +10,16 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import laws
-from flops_fit_core.cli.printing import print_diagnostics, print_json, print_table, print_text
+from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import other_convention, print_law
+from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.records import LawFit
 
 FitArgument = Annotated[
     Path,
     typer.Argument(
-        help="A study's folder, an experiment file, a table of runs (CSV, parquet), or a kept fit.",
+        help="A study's folder, an experiment file, a table of runs (CSV, TSV, JSON, JSON lines, parquet), or a "
+        "kept fit.",
         metavar="SOURCE",
     ),
 ]
@@ -27,6 +31,24 @@ MapOption = Annotated[
 WhereOption = Annotated[
     list[str] | None,
     typer.Option("--where", help="Keep a table's rows with this text: --where group=c4.", metavar="COLUMN=TEXT"),
+]
+UnitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--units", help="Factor of a column: --units params=1e6 or params=M. Repeatable.", metavar="COLUMN=X"
+    ),
+]
+DecimalOption = Annotated[
+    str | None,
+    typer.Option("--decimal", help="Decimal sign of a table, where no cell decides: . or ,", metavar="SIGN"),
+]
+BestOfOption = Annotated[
+    str | None,
+    typer.Option(
+        "--best-of",
+        help="Of a grid of these hyperparameters, fit the best at each N and D: lr,batch_size. 'none' fits all.",
+        metavar="COLUMNS",
+    ),
 ]
 HeldoutOption = Annotated[
     str | None,
@@ -50,7 +72,14 @@ def fit(
     options: FitterSetOption = None,
     columns: MapOption = None,
     where: WhereOption = None,
+    units: UnitsOption = None,
+    decimal: DecimalOption = None,
+    best_of: BestOfOption = None,
     heldout: HeldoutOption = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option("--group-by", help="Fit each group of a table's rows by itself.", metavar="COLUMN"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Keep the fit with its draws, as JSON.")] = None,
     checklist: Annotated[bool, typer.Option(help="Print how the fit was made, point by point.")] = False,
     profile: Annotated[bool, typer.Option(help="Print profile-likelihood intervals beside the others.")] = False,
@@ -63,7 +92,14 @@ def fit(
     from flops_fit_core.fitting import profile_intervals, summary, write_fit
 
     registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(source, fitter, options or (), columns or (), where or (), heldout)
+    asked = laws.Asked(
+        source, fitter, options or (), columns or (), where or (), heldout, units or (), decimal, best_of
+    )
+    if group_by is not None:
+        if out is not None or checklist or profile:
+            raise ConfigError("--group-by prints a law for each group: for more of one group, use --where")
+        _print_groups(laws.fitted_groups(asked, registry, group_by), group_by, json)
+        return
     law, made_by, study = laws.fitted(asked, registry)
     if out is not None:
         write_fit(law, out)
@@ -75,7 +111,7 @@ def fit(
         print_text(line)
     print_diagnostics(law)
     if profile:
-        runs, _ = laws.observations(asked, registry)
+        runs, _, _ = laws.observations(asked, registry)
         found = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
         print_text(
             "By profile likelihood (one level of noise for all runs, no trunks): "
@@ -84,6 +120,27 @@ def fit(
     if checklist:
         for name, text in points(law, str(source)):
             print_text(f"{name}: {text}")
+
+
+def _print_groups(groups: Mapping[str, LawFit | FitError], column: str, json: bool) -> None:
+    from flops_fit_core.fitting import summary
+
+    if json:
+        print_json(
+            {
+                text: {"error": str(law)} if isinstance(law, FitError) else summary(law)
+                for text, law in groups.items()
+            }
+        )
+        return
+    for text, law in groups.items():
+        print_text(f"{column} = {text}")
+        if isinstance(law, FitError):
+            print_text(f"! no law: {law}")
+        else:
+            print_law(law)
+            print_diagnostics(law)
+        print_text("")
 
 
 def predict(
@@ -107,6 +164,9 @@ def predict(
     options: FitterSetOption = None,
     columns: MapOption = None,
     where: WhereOption = None,
+    units: UnitsOption = None,
+    decimal: DecimalOption = None,
+    best_of: BestOfOption = None,
     heldout: HeldoutOption = None,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
@@ -116,7 +176,9 @@ def predict(
     from flops_fit_core.report import predictions_table
 
     registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(source, fitter, options or (), columns or (), where or (), heldout)
+    asked = laws.Asked(
+        source, fitter, options or (), columns or (), where or (), heldout, units or (), decimal, best_of
+    )
     law, made_by, _ = laws.kept_or_fitted(asked, registry)
     optima = [laws.optimum(law, made_by, budget, inference_tokens, unique_tokens) for budget in flops]
     extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in flops]
@@ -131,6 +193,8 @@ def predict(
         print_json(shown[0] if len(shown) == 1 else shown)
         return
     print_table(predictions_table(law, optima))
+    if asked.is_table:
+        print_notes([item for item in law.diagnostics if item.severity == "warning" or item.code == "columns"])
     for budget, extra in zip(flops, extras, strict=True):
         for line in laws.describe(extra):
             print_text(f"C = {budget:.4g}: {line}")
@@ -144,6 +208,9 @@ def backtest(
     options: FitterSetOption = None,
     columns: MapOption = None,
     where: WhereOption = None,
+    units: UnitsOption = None,
+    decimal: DecimalOption = None,
+    best_of: BestOfOption = None,
     heldout: HeldoutOption = None,
     budgets: Annotated[int, typer.Option(help="How many of the largest budgets to hold out.")] = 1,
     above: Annotated[
@@ -157,13 +224,16 @@ def backtest(
     from flops_fit_core.fitting import backtest as hold_out
 
     registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(source, fitter, options or (), columns or (), where or (), heldout)
-    observations, made_by = laws.observations(asked, registry)
+    asked = laws.Asked(
+        source, fitter, options or (), columns or (), where or (), heldout, units or (), decimal, best_of
+    )
+    observations, made_by, reading = laws.observations(asked, registry)
     tested = hold_out(made_by, observations, budgets, above)
     if json:
         shown = tested.model_dump(mode="json", exclude={"fit"})
         print_json({**shown, "mean_abs_error": tested.mean_abs_error, "bias": tested.bias})
         return
+    print_notes(reading)
     for one in tested.held_out:
         print_text(
             f"{one.id}: C {one.flops:.4g}, loss {one.loss:.4f}, predicted {one.predicted.value:.4f} "

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.cli.arguments import existing
-from flops_fit_core.config import DEFAULTS, choose_from_table, override_value
+from flops_fit_core.config import DEFAULTS, Experiment, choose_from_table, override_value
+from flops_fit_core.config import read_table as read_file
 from flops_fit_core.contracts import Fitter
-from flops_fit_core.errors import ConfigError
-from flops_fit_core.records import LawFit, Observation, Optimum, Record
+from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
 from flops_fit_core.registry import Registry
 from flops_fit_core.study import Study
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting import RunTable
-
-TABLES = (".csv", ".tsv", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -35,10 +34,33 @@ class Asked:
     """``column=text`` that a table's rows must have."""
     heldout: str | None = None
     """A study's further held-out set whose losses are fitted."""
+    units: Sequence[str] = ()
+    """``role=factor`` of a table's numbers."""
+    decimal: str | None = None
+    """How a table writes decimals, where no cell decides."""
+    best_of: str | None = None
+    """Hyperparameters of a table that is a grid, with commas between."""
 
     @property
     def is_table(self) -> bool:
-        return self.source.suffix.lower() in TABLES
+        from flops_fit_core.fitting import is_table
+
+        return is_table(self.source)
+
+    def reading(self) -> dict[str, Any]:
+        """How a table is to be read, as :func:`~flops_fit_core.fitting.read_table` takes it."""
+        best_of = (
+            None if self.best_of is None else [name.strip() for name in self.best_of.split(",") if name.strip()]
+        )
+        units = _pairs("--units", self.units, "params=1e6")
+        return {"units": units, "decimal": self.decimal, "best_of": best_of}
+
+    def options_of_tables(self) -> list[str]:
+        """The options given that only a table has."""
+        given = {"--map": self.columns, "--where": self.where, "--units": self.units}
+        names = [name for name, texts in given.items() if texts]
+        names += ["--decimal"] if self.decimal is not None else []
+        return names + (["--best-of"] if self.best_of is not None else [])
 
     def mapping(self) -> dict[str, str]:
         """Our column names -> the table's."""
@@ -71,6 +93,26 @@ def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | No
     return study.fit_runs(fitter), fitter, study
 
 
+def fitted_groups(asked: Asked, registry: Registry, column: str) -> dict[str, LawFit | FitError]:
+    """A law for each text in a column of a table; a FitError where its rows have none.
+
+    Raises ConfigError for a study, FitError where no group has a law.
+    """
+    from flops_fit_core.fitting import table_groups
+
+    if not asked.is_table:
+        raise ConfigError(f"--group-by {column}: for the columns of a table, and {asked.source} is none")
+    laws: dict[str, LawFit | FitError] = {}
+    for text in table_groups(asked.source, column, asked.kept()):
+        try:
+            laws[text], _, _ = fitted(replace(asked, where=(*asked.where, f"{column}={text}")), registry)
+        except FitError as error:
+            laws[text] = error
+    if all(isinstance(law, FitError) for law in laws.values()):
+        raise FitError("\n".join(f"{column} = {text}: {error}" for text, error in laws.items()))
+    return laws
+
+
 def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
     """A fit that was kept as JSON, or one that is made now."""
     if asked.source.is_file() and _is_fit(asked.source):
@@ -91,6 +133,9 @@ def _refuse_to_refit(asked: Asked) -> None:
         "--map": asked.columns,
         "--where": asked.where,
         "--heldout": [asked.heldout] if asked.heldout else [],
+        "--units": asked.units,
+        "--decimal": [asked.decimal] if asked.decimal is not None else [],
+        "--best-of": [asked.best_of] if asked.best_of is not None else [],
     }
     options = [f"{option} {value}" for option, texts in values.items() for value in texts]
     if options:
@@ -100,12 +145,13 @@ def _refuse_to_refit(asked: Asked) -> None:
         )
 
 
-def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], Fitter]:
-    """The runs and the fitter."""
+def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], Fitter, list[Diagnostic]]:
+    """The runs, the fitter, and how the runs were read where they come from a table."""
     if asked.is_table:
-        return _table(asked).observations, _fitter(asked, registry, DEFAULTS["fitter"])
+        table = _table(asked)
+        return table.observations, _fitter(asked, registry, DEFAULTS["fitter"]), table.diagnostics
     study = _study(asked, registry)
-    return study.observations, _fitter_of_study(asked, study)
+    return study.observations, _fitter_of_study(asked, study), []
 
 
 def optimum(
@@ -158,7 +204,10 @@ def _table(asked: Asked) -> RunTable:
         raise ConfigError(
             f"--heldout {asked.heldout}: a table has one loss a run; name its column with --map loss=COLUMN"
         )
-    return read_table(asked.source, asked.mapping(), asked.kept())
+    table = read_table(asked.source, asked.mapping(), asked.kept(), **asked.reading())
+    if not table.observations:
+        raise FitError(f"{asked.source}: no row can be fitted. {table.summary}")
+    return table
 
 
 def _study(asked: Asked, registry: Registry) -> Study:
@@ -167,9 +216,27 @@ def _study(asked: Asked, registry: Registry) -> Study:
             f"{asked.source} is a law that was fitted before, without its runs: 'flops-fit predict "
             f"{asked.source} --flops C' uses it; to fit, give the study or the table of runs"
         )
-    if asked.columns or asked.where:
-        raise ConfigError("--map and --where speak of a table's columns, and a study has none")
+    if options := asked.options_of_tables():
+        raise ConfigError(f"{', '.join(options)}: for the columns of a table, and {asked.source} is a study")
+    _refuse_other_files(asked.source)
     return existing(asked.source, registry, None).on(asked.heldout)
+
+
+def _refuse_other_files(path: Path) -> None:
+    """Raises ConfigError for a file that is neither a table nor an experiment."""
+    if not path.is_file():
+        return
+    suffix = path.suffix.lower()
+    if suffix not in (".toml", ".json", ".yaml", ".yml"):
+        raise ConfigError(
+            f"{path} is no table of runs that is read here (CSV, TSV, JSON, JSON lines, parquet) and no "
+            "experiment file: save a workbook or a pickle as CSV"
+        )
+    if suffix == ".json" and not set(Experiment.model_fields) & set(read_file(path)):
+        raise ConfigError(
+            f'{path} holds no table of runs and no experiment: write a list of records such as {{"params": 1e8, '
+            '"tokens": 2e9, "loss": 3.1}'
+        )
 
 
 def _fitter_of_study(asked: Asked, study: Study) -> Fitter:

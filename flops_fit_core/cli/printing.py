@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from flops_fit_core.records import LawFit
+    from flops_fit_core.records import Diagnostic, LawFit
     from flops_fit_core.report import DataTable
 
 
@@ -93,11 +93,16 @@ NAMED = 5
 """Runs that are named where many are left out for one reason; `fit --json` has all."""
 
 
-def print_diagnostics(fit: LawFit) -> None:
-    """What a person should know of the fit, and which runs it left out."""
-    for diagnostic in fit.diagnostics:
+def print_notes(diagnostics: Iterable[Diagnostic]) -> None:
+    """Warnings and notes, a line each."""
+    for diagnostic in diagnostics:
         mark = "! " if diagnostic.severity == "warning" else "- "
         print_text(f"{mark}{diagnostic.message}")
+
+
+def print_diagnostics(fit: LawFit) -> None:
+    """What a person should know of the fit, and which runs it left out."""
+    print_notes(fit.diagnostics)
     left_out: dict[str, list[str]] = {}
     for name, reason in fit.excluded.items():
         left_out.setdefault(reason, []).append(name)

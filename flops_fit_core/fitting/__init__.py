@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting.optima import optimum
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
-    from flops_fit_core.fitting.reading import RunTable, read_complete_table, read_runs, read_table
+    from flops_fit_core.fitting.reading import (
+        RunTable,
+        is_table,
+        read_complete_table,
+        read_runs,
+        read_table,
+        table_groups,
+    )
     from flops_fit_core.fitting.using import (
         Cost,
         OffOptimum,
@@ -60,6 +67,7 @@ _LAZY = {
     "fit_table": "using",
     "flag_outside": "grid",
     "grid_edges": "grid",
+    "is_table": "reading",
     "load_fit": "using",
     "observations": "data",
     "off_optimum": "using",
@@ -74,6 +82,7 @@ _LAZY = {
     "read_table": "reading",
     "recounted": "conventions",
     "summary": "using",
+    "table_groups": "reading",
     "training_cost": "using",
     "write_fit": "using",
 }
@@ -99,6 +108,7 @@ __all__ = [
     "fit_table",
     "flag_outside",
     "grid_edges",
+    "is_table",
     "load_fit",
     "observations",
     "off_optimum",
@@ -113,6 +123,7 @@ __all__ = [
     "read_table",
     "recounted",
     "summary",
+    "table_groups",
     "training_cost",
     "write_fit",
 ]

@@ -7,6 +7,8 @@ every row is a point that the caller wants to fit.
 from __future__ import annotations
 
 import math
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,8 @@ class Row:
     """Why it cannot be used."""
     loss: Any = None
     """As the table writes it."""
+    without_flops: bool = False
+    """Whether the table has FLOPs, and none for this row."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,32 @@ class Joined:
 
 def run_column(header: Sequence[str], mapped: str | None) -> str | None:
     """The column that names the run of a row, by the choice where ``mapped``; None without one."""
-    by_name = {name.strip().lower(): name for name in reversed(header)}
+    by_name = {_key(name): name for name in reversed(header)}
     if mapped is not None:
-        return by_name.get(mapped.strip().lower())
-    return next((by_name[alias] for alias in (*RUN_COLUMNS, *NAME_COLUMNS) if alias in by_name), None)
+        return mapped if mapped in header else by_name.get(_key(mapped))
+    aliases = map(_key, (*RUN_COLUMNS, *NAME_COLUMNS))
+    return next((by_name[alias] for alias in aliases if alias in by_name), None)
+
+
+def mention_steps(rows: Sequence[Row], header: Sequence[str]) -> list[Diagnostic]:
+    """A note where a table of steps names no runs: rows of one N may be runs, or checkpoints of one run."""
+    step = _step_column(header)
+    counts: dict[float, set[float]] = defaultdict(set)
+    for row in rows:
+        if row.observation is not None and step is not None:
+            counts[row.observation.params].add(_number(row.values.get(step)))
+    if not any(len(steps) > 2 for steps in counts.values()):
+        return []
+    message = (
+        f"rows of one N differ in {step!r}, and no column names the run: every row is taken as a run of its own; "
+        "where they are checkpoints, name the run with --map id=COLUMN (its last row counts) or --map "
+        "trajectory=COLUMN"
+    )
+    return [Diagnostic(code="histories", message=message, severity="note")]
+
+
+def _key(name: str) -> str:
+    return re.sub(r"[\s_-]+", "", name.lower())
 
 
 def join_histories(
@@ -90,9 +116,10 @@ def join_histories(
     by_place = {end.place: end for end in ends}
     joined = {row.place for group in histories.values() for row in group}
     kept = [by_place.get(row.place, row) for row in rows if row.place not in joined or row.place in by_place]
+    keep_all = f"--map {shlex.quote(f'trajectory={column}')}"
     message = (
         f"{len(joined)} rows are of {len(ends)} training runs (column {column!r}): the last row of each counts, "
-        f"and the {len(joined) - len(ends)} earlier ones are left out; --map trajectory={column} keeps every row, "
+        f"and the {len(joined) - len(ends)} earlier ones are left out; {keep_all} keeps every row, "
         f"as points of one training run"
     )
     return Joined(kept, [Diagnostic(code="histories", message=message, severity="note")])
@@ -194,11 +221,13 @@ def _several_ends(path: Path, ends: Sequence[Row], column: str) -> str:
     others = [
         key for key in ends[0].values if key != column and len({_text(row.values.get(key)) for row in ends}) > 1
     ]
+    kinds = [key for key in others if _text(ends[0].values.get(key)) and not _is_number(ends[0].values.get(key))]
+    example = f"--where {kinds[0]}={_text(ends[0].values.get(kinds[0]))}" if kinds else "--where COLUMN=TEXT"
     places = ", ".join(row.place for row in ends[:4]) + (", ..." if len(ends) > 4 else "")
     return (
         f"{path}: {places} are of one run ({column} = {name}) with one D and different losses, so the run's loss "
-        f"is not determined; they differ in {', '.join(others)}. Keep one kind of row with --where COLUMN=TEXT, "
-        f"name each run with --map id=COLUMN, or write --map id={ROWS} where every row is a run of its own"
+        f"is not determined; they differ in {', '.join(others)}. Keep one kind of row with {example}, name each "
+        f"run with --map id=COLUMN, or write --map id={ROWS} where every row is a run of its own"
     )
 
 
@@ -227,6 +256,10 @@ def _not_runs(column: str, several: Sequence[str]) -> Diagnostic:
         f"runs: every row is taken as a run of its own"
     )
     return Diagnostic(code="histories", message=message, severity="note")
+
+
+def _is_number(value: Any) -> bool:
+    return _number(value) > -math.inf
 
 
 def _number(value: Any) -> float:

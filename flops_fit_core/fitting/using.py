@@ -23,10 +23,13 @@ from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
     """Fit a table's usable rows; what reading it found is added to what the fit found."""
+    if not table.observations:
+        raise FitError(f"no row can be fitted. {table.summary}")
     try:
         fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
     except FitError as error:
-        joined = [one.message for one in table.diagnostics if one.code == "histories"]
+        codes = ("columns", "histories", "groups", "grid", "odd-units")
+        joined = [one.message for one in table.diagnostics if one.severity == "warning" or one.code in codes]
         raise FitError("\n".join([str(error), *joined])) from None
     return fit.model_copy(
         update={

@@ -56,7 +56,7 @@ def test_rows_of_one_run_id_are_one_run_whose_last_row_counts(tmp_path, column):
     assert note(table).startswith(
         f"75 rows are of 15 training runs (column '{column}'): the last row of each counts"
     )
-    assert f"--map trajectory={column}" in note(table)
+    assert f"trajectory={column}" in note(table)
     assert table.excluded == {}
 
 
@@ -169,7 +169,7 @@ def test_a_table_with_one_row_a_run_is_read_as_before(tmp_path):
     rows = [(f"run{number}", params, tokens, loss(params, tokens)) for number, (params, tokens) in enumerate(ENDS)]
     table = read_table(write(tmp_path, ["run_id", "params", "tokens", "loss"], rows))
     assert found(table) == LAST
-    assert {one.code for one in table.diagnostics} == {"flops-6nd"}
+    assert {one.code for one in table.diagnostics} == {"columns", "flops-6nd"}
 
 
 def test_a_parquet_history_reads_like_a_csv_file(tmp_path):

@@ -37,7 +37,7 @@ def test_other_names_are_mapped(tmp_path):
 def test_missing_flops_are_6nd_and_said(tmp_path):
     table = read_table(write(tmp_path, "n,d,loss\n1e6,2e7,3.5\n"))
     assert table.observations[0].flops == pytest.approx(1.2e14)
-    assert table.diagnostics[0].code == "flops-6nd"
+    assert "flops-6nd" in [item.code for item in table.diagnostics]
 
 
 def test_every_unusable_row_is_named_with_its_reason(tmp_path):
@@ -76,7 +76,7 @@ def test_a_parquet_file_reads_like_a_csv_file(tmp_path):
     frame.to_parquet(tmp_path / "runs.parquet")
     table = read_table(tmp_path / "runs.parquet")
     assert [one.params for one in table.observations] == [1e6]
-    assert table.excluded == {"row 2": "loss is nan"}
+    assert table.excluded == {"row 2": "loss is missing"}
 
 
 @pytest.mark.parametrize("content", ["", "\n\n", "params,tokens,flops,loss", "\x00\x01", "a,b\n1,2\n"])
@@ -119,7 +119,7 @@ def test_other_names_do_not_say_bits(tmp_path, name):
 
 def test_a_loss_in_bits_beside_the_same_in_nats_is_told_by_their_ratio(tmp_path):
     nats = [one * math.log(2) for one in LOSSES]
-    (found,) = bits_found(tmp_path, columns(loss=LOSSES, cross_entropy=nats))
+    (found,) = bits_found(tmp_path, columns(loss=LOSSES, cross_entropy=nats), columns={"loss": "loss"})
     assert "--map loss=cross_entropy" in found
     assert bits_found(tmp_path, columns(loss=nats, other=LOSSES)) == []
     assert bits_found(tmp_path, columns(loss=LOSSES, train=[one * 0.7 for one in LOSSES])) == []

@@ -1,0 +1,136 @@
+"""Names of columns: what each usual one holds, and the unit that some of them state."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Mapping
+
+from flops_fit_core.fitting.histories import NAME_COLUMNS
+from flops_fit_core.fitting.table_numbers import parse_scale
+
+FINISHED = frozenset(("finished", "completed", "success", "is_finished"))
+"""Names of columns that hold whether a run finished."""
+YES = frozenset(("true", "yes", "1", "1.0", "y", "t"))
+NO = frozenset(("false", "no", "0", "0.0", "n", "f"))
+DIVERGED = frozenset(("diverged", "failed", "crashed", "is_diverged", "has_diverged"))
+"""Names of columns that hold whether a run failed."""
+NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
+    "params": (
+        (
+            *("params", "parameters", "n_params", "num_params", "nparams", "param_count", "params_count"),
+            *("parameter_count", "num_parameters", "n_parameters", "model_size", "model_params"),
+        ),
+        (
+            *("non_embedding_params", "non_emb_params", "params_non_embedding", "params_no_embed", "n_no_emb"),
+            *("non_embedding_parameters", "total_params", "params_total", "total_parameters", "n_total"),
+            *("active_params", "active_parameters", "activated_params", "params_active", "n_active"),
+            "N",
+        ),
+        ("n",),
+    ),
+    "tokens": (
+        (
+            *("tokens", "train_tokens", "n_tokens", "num_tokens", "training_tokens", "tokens_trained"),
+            *("tokens_seen", "total_tokens", "token_count", "train_token_count"),
+        ),
+        ("dataset_size", "data_size", "samples", "train_samples", "n_samples", "samples_seen", "images", "D"),
+        ("d",),
+    ),
+    "flops": (
+        (
+            *("flops", "flop", "train_flops", "training_flops", "training_flop", "total_flops", "total_flop"),
+            *("num_flops", "n_flops", "flops_total", "total_train_flops"),
+        ),
+        ("compute", "training_compute", "C"),
+        ("c",),
+    ),
+    "budget": (("budget", "compute_budget", "flops_budget", "flop_budget", "nominal_flops", "isoflop_budget"),),
+    "unique_tokens": (("unique_tokens", "unique", "u_d"),),
+    "id": (
+        *((name,) for name in ("id", "run_id", "runid", "run_uuid", "wandb_run_id", "run")),
+        *((name.replace(" ", "_"),) for name in NAME_COLUMNS),
+    ),
+    "seed": (("seed", "random_seed", "rng_seed"),),
+    "trajectory": (("trajectory", "trunk"),),
+    "status": (("status",), ("state", "run_status", "run_state"), tuple(sorted(FINISHED))),
+}
+"""Names of each role in ranks, best first; within a rank two columns with different values are ambiguous.
+
+A capital N, D or C is a name like others; a small one is read where no other name is there.
+"""
+ACTIVE = frozenset(("active_params", "active_parameters", "activated_params", "params_active", "n_active"))
+"""Names of the parameters that a token passes through."""
+EXPERTS = frozenset(("experts", "moe", "nume", "topk"))
+"""Words in names of columns that mixtures of experts have."""
+ROLES = (*NAMES, "loss")
+"""Everything that a column can hold."""
+LETTERS = {"params": "n", "tokens": "d", "flops": "c", "loss": "l"}
+"""Names of one letter, which mean other things too (d is a width)."""
+
+HELD_OUT = frozenset(("val", "valid", "validation", "eval", "evaluation", "test", "heldout", "held", "dev"))
+TRAINING = frozenset(("train", "training", "smooth", "smoothed", "ema", "running", "avg", "moving"))
+LOSS = frozenset(("loss", "nll", "xent", "ce"))
+NO_LOSS = frozenset(
+    (
+        *("se", "std", "stderr", "sem", "err", "error", "var", "sd", "ci", "low", "high", "lower", "upper", "aux"),
+        *("scale", "weight", "coef", "fn", "function", "type", "name", "step", "delta", "diff", "spike", "spikes"),
+        *("pred", "predicted", "fit", "z", "router", "balance", "balancing", "reduction", "init"),
+        "initial",
+    )
+)
+PERPLEXITY = frozenset(("ppl", "perplexity"))
+
+_ROOTS = re.compile(r"^(?:config|summary|summary_metrics|_?hparams)[./]", re.IGNORECASE)
+"""Where W&B and others keep what a run was given and what came of it."""
+_BRACKET = re.compile(r"[(\[]\s*(?:in\s+)?([^)\]]+?)\s*[)\]]\s*$")
+_OTHER_QUANTITY = re.compile(r"^per\b|^/|log|hour|second|minute|usd|\$|%|ratio|step", re.IGNORECASE)
+_PETAFLOP_DAYS = re.compile(r"(?:^|[_ (\[])(?:pf|pfs|(?:p|peta)flops?(?:/s)?)[-_ ]?days?[)\]]?$", re.IGNORECASE)
+_PREFIXED_FLOPS = re.compile(r"(?<![a-z])([kmgtpezy])(flops?)$", re.IGNORECASE)
+
+
+def header_scale(column: str) -> float | None:
+    """The factor that a column's name states: ``params (M)``, ``tokens_B``, ``D [billions]``, ``flops (1e18)``,
+    ``total_gflops``, ``pf_days``."""
+    if re.search(
+        r"(?:^|[_ (\[])(?:pf|pflops?|pfs|petaflops?|petaflop/s)[-_ ]?days?[)\]]?$", column, re.IGNORECASE
+    ):
+        return parse_scale("pf-days")
+    match = _BRACKET.search(column) or re.search(r"(?<=[a-z])[_ ](?:in[_ ])?([MBT]|[a-zA-Z]+ions)$", column)
+    if match is None and (match := re.search(r"(?<=[a-z])_([mbt])$", column)) is not None:
+        base = column[: match.start()].lower()
+        known = {*NAMES["params"][0], *NAMES["params"][1], *NAMES["tokens"][0], *NAMES["budget"][0]}
+        match = match if base in known else None
+    match = match or _PREFIXED_FLOPS.search(column)
+    if match is None:
+        return None
+    word = match[0] if match.re is _PREFIXED_FLOPS else match[1].strip()
+    power = re.fullmatch(r"(?:x\s*)?(1e\d+|10\s*\^\s*\d+)", word.lower())
+    return parse_scale(power[1] if power else word) if power or not word.isdigit() else None
+
+
+@functools.cache
+def plain_name(column: str) -> str:
+    """A name without its unit, in lower case, with ``_`` between words; N, D and C keep their case."""
+    name = _ROOTS.sub("", column.strip().lstrip("#").strip())
+    if (bracket := _BRACKET.search(name)) is not None:
+        if _OTHER_QUANTITY.search(bracket[1]) and header_scale(name) is None:
+            return re.sub(r"[\s\-./()\[\]]+", "_", name.lower()).strip("_")
+        name = name[: bracket.start()].strip()
+    if header_scale(name) is not None:
+        name = (
+            re.sub(r"[_ ](?:in[_ ])?[A-Za-z]+$", "", name)
+            if (prefix := _PREFIXED_FLOPS.search(name)) is None
+            else name[: prefix.start()] + prefix[2]
+            if prefix.start()
+            else name
+        )
+    if name in ("N", "D", "C"):
+        return name
+    return re.sub(r"[\s\-./]+", "_", name.strip().lower()).strip("_")
+
+
+def words_of(column: str) -> frozenset[str]:
+    """The words of a name in lower case."""
+    parted = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
+    return frozenset(re.split(r"[^a-z]+", parted.lower()))
