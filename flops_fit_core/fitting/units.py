@@ -45,11 +45,11 @@ def refuse_units(
             f"{path}: {shown} in {example.id}, by the unit in the column's name, is too large: write {roles} "
             "where the column holds plain numbers"
         )
-    if any(min(run.params, run.tokens) < 1 for run in observations):
+    if small := next((run for run in observations if min(run.params, run.tokens) < 1), None):
         guess = "1e9" if any(run.params < 1 for run in observations) else "1e6"
         raise FitError(
-            f"{path}: N or D is less than 1 in some row ({shown} in {example.id}), so these are not plain "
-            f"numbers: write for example --units params={guess} --units tokens=1e9"
+            f"{path}: N = {small.params:g}, D = {small.tokens:g} in {small.id}, and a number less than 1 is no plain "
+            f"number: write for example --units params={guess} --units tokens=1e9"
             + (", or --units flops=1e18 (C gives the missing number)" if "flops" in (named or {}) else "")
         )
     if measured:
