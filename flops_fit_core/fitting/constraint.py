@@ -7,7 +7,7 @@ read off the runs, so an optimum holds for the C that they report.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Self
 
@@ -15,9 +15,24 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from flops_fit_core.fitting.data import Floats, Ints, Runs
+from flops_fit_core.fitting.flops_curve import fit_curve
+from flops_fit_core.fitting.flops_warnings import describe_flops_per_token
+from flops_fit_core.records import LawFit
 
-_KNOTS = 48
 _END = np.log(4.0)
+_BELOW, _ABOVE = np.log(1e3), np.log(1e5)
+"""How far the knots reach below and above the sizes: N_opt of a million times the largest budget is among them."""
+_STEP = 0.25
+"""In ln N between knots. On curves of this kind the cubic's slope is then right to 1e-4."""
+_NEAR = np.log(10.0)
+"""Within this of the sizes f must be 6 N, if it is to be taken for that."""
+_DRAWS = 500
+_SURE = 1e-3
+"""Standard deviation of ln f near the sizes up to which the curve is taken as known."""
+
+
+def _nothing() -> Floats:
+    return np.empty((0, 0))
 
 
 @dataclass(frozen=True)
@@ -27,26 +42,65 @@ class FlopsPerToken:
 
     ln_params: Floats
     ln_flops: Floats
-    spread: float = 0.0
-    """Largest relative difference between two runs of one N: 0 where f is a function of N."""
+    warnings: tuple[str, ...] = ()
+    """What a reader must know of the runs' FLOPs per token: scatter, a jump, a change with D."""
+    modes: Floats = field(default_factory=_nothing)
+    """Directions in which the curve is uncertain: ln f at the knots less the curve's, shape (modes, knots)."""
+    scores: Floats = field(default_factory=_nothing)
+    """Multiples of the modes in each possible curve, shape (curves, modes)."""
+    is_drawn: bool = False
+    """Whether this is one curve per row of ``scores``, and ``ln_params`` has a row for each."""
 
     @classmethod
-    def of(cls, runs: Runs) -> Self:
-        """From the runs; sizes are merged where there are more than 48 of them."""
-        ln_params = np.round(np.log(runs.params), 9).astype(np.float64)
+    def of(cls, runs: Runs, draws: bool = False, seed: int = 0) -> Self:
+        """A smooth curve through the runs' sizes; with ``draws``, how uncertain it is. Exactly 6 N where it is that
+        to within 1%."""
+        every = np.round(np.log(runs.params), 9).astype(np.float64)
         ln_flops: Floats = np.log(runs.flops / runs.tokens)
-        knots, mean, group = _means(ln_params, ln_flops, np.unique(ln_params, return_inverse=True)[1])
-        spread = float(np.max(np.abs(ln_flops - mean[group])))
-        if len(knots) > _KNOTS:
-            order = np.arange(len(knots)) * _KNOTS // len(knots)
-            knots, mean, _ = _means(knots, mean, order)
-        return cls(knots, mean, 0.0 if spread < 1e-9 else 2 * float(np.expm1(spread)))
+        sizes, mean, _ = _means(every, ln_flops, np.unique(every, return_inverse=True)[1])
+        count = int(np.ceil((sizes[-1] - sizes[0] + _BELOW + _ABOVE) / _STEP))
+        knots = np.linspace(sizes[0] - _BELOW, sizes[-1] + _ABOVE, count)
+        curve = fit_curve(sizes, mean, knots, _DRAWS if draws else 0, seed)
+        plain = cls(knots, curve.ln_flops)
+        warnings = describe_flops_per_token(every, np.log(runs.tokens), ln_flops, plain(every))
+        modes, scores = _directions(curve.draws - curve.ln_flops)
+        near = (knots > sizes[0] - _NEAR) & (knots < sizes[-1] + _NEAR)
+        is_sure = not len(modes) or float(np.max((scores @ modes[:, near]).std(axis=0))) < _SURE
+        off = np.abs(curve.ln_flops - np.log(6) - knots)[near]
+        if is_sure and float(np.max(off)) < np.log(1.01):
+            return replace(cls.from_knots(()), warnings=warnings)
+        if is_sure:
+            return replace(plain, warnings=warnings)
+        return cls(knots, curve.ln_flops, warnings, modes, scores)
 
     @classmethod
     def from_knots(cls, knots: Sequence[tuple[float, float]]) -> Self:
         """From (N, f) pairs as a fit keeps them; none means f = 6 N."""
         table = np.log(np.array(knots if len(knots) else [(1.0, 6.0), (2.0, 12.0)], dtype=float))
         return cls(table[:, 0], table[:, 1])
+
+    @classmethod
+    def of_fit(cls, fit: LawFit, *, drawn: bool = False) -> Self:
+        """As a fit keeps it: the curve, or with ``drawn`` the curve of each of its draws."""
+        curve = cls.from_knots(fit.flops_per_token)
+        if not drawn or not fit.flops_per_token_draws:
+            return curve
+        modes, scores = np.array(fit.flops_per_token_modes), np.array(fit.flops_per_token_draws).T
+        return replace(curve, modes=modes, scores=scores, is_drawn=True)
+
+    def drawn(self, count: int, seed: int = 0) -> Self:
+        """``count`` possible curves; this one where it is known."""
+        if not len(self.modes) or not count:
+            return replace(self, modes=_nothing(), scores=_nothing())
+        rows = np.random.default_rng([seed, len(self.scores)]).integers(len(self.scores), size=count)
+        return replace(self, scores=self.scores[rows], is_drawn=True)
+
+    def row(self, number: int) -> Self:
+        """One of the drawn curves; this one where it is known."""
+        if not self.is_drawn:
+            return self
+        ln_flops = self.ln_flops + self.scores[number] @ self.modes
+        return replace(self, ln_flops=ln_flops, modes=_nothing(), scores=_nothing(), is_drawn=False)
 
     def knots(self) -> tuple[tuple[float, float], ...]:
         """As a fit keeps them: none where f is 6 N to within 1%."""
@@ -55,10 +109,20 @@ class FlopsPerToken:
         pairs = np.exp(np.stack([self.ln_params, self.ln_flops], axis=1))
         return tuple((float(params), float(flops)) for params, flops in pairs)
 
+    def fields(self, drawn: Self) -> dict[str, tuple[tuple[float, ...], ...]]:
+        """Fields of a LawFit that keep this curve and those of its draws."""
+        if not drawn.is_drawn:
+            return {"flops_per_token": self.knots()}
+        return {
+            "flops_per_token": self.knots(),
+            "flops_per_token_modes": tuple(tuple(row) for row in drawn.modes.tolist()),
+            "flops_per_token_draws": tuple(tuple(column) for column in drawn.scores.T.tolist()),
+        }
+
     @property
     def is_6n(self) -> bool:
-        """Whether f is 6 N to within 1% at every size."""
-        return bool(np.max(np.abs(self.ln_flops - np.log(6) - self.ln_params)) < np.log(1.01))
+        """Whether f is known to be 6 N to within 1% at every knot."""
+        return not len(self.modes) and bool(np.max(np.abs(self.ln_flops - np.log(6) - self.ln_params)) < np.log(1.01))
 
     def __call__(self, ln_params: Floats) -> Floats:
         """Ln f at ln N, of any shape."""
@@ -70,35 +134,61 @@ class FlopsPerToken:
 
     def _evaluate(self, ln_params: Floats) -> tuple[Floats, Floats]:
         x = np.asarray(ln_params, dtype=float)
-        if len(self.ln_params) == 1:
-            return x - self.ln_params[0] + self.ln_flops[0], np.ones_like(x)
-        first, last = self.ln_params[0], self.ln_params[-1]
-        left, right = self._end_slopes
-        inside = np.clip(x, first, last)
-        value, slope = self._inside(inside)
-        value = value + left * np.minimum(x - first, 0) + right * np.maximum(x - last, 0)
-        return value, np.where(x < first, left, np.where(x > last, right, slope))
-
-    def _inside(self, x: Floats) -> tuple[Floats, Floats]:
-        if len(self.ln_params) == 2:
-            slope = (self.ln_flops[1] - self.ln_flops[0]) / (self.ln_params[1] - self.ln_params[0])
-            return self.ln_flops[0] + slope * (x - self.ln_params[0]), np.full_like(x, slope)
-        return np.asarray(self._curve(x)), np.asarray(self._curve(x, 1))
+        value, slope = _along(self._curve, x)
+        for mode, score in zip(self._mode_curves, self.scores.T, strict=False) if self.is_drawn else ():
+            change, tilt = _along(mode, x)
+            value, slope = value + score[:, None] * change, slope + score[:, None] * tilt
+        return value, np.maximum(slope, 0.02) if self.is_drawn else slope
 
     @cached_property
-    def _curve(self) -> PchipInterpolator:
-        return PchipInterpolator(self.ln_params, self.ln_flops)
+    def _curve(self) -> _Curve:
+        return _Curve(self.ln_params, self.ln_flops)
 
     @cached_property
-    def _end_slopes(self) -> tuple[float, float]:
-        out = []
-        for end, near in ((0, slice(0, 2)), (-1, slice(-2, None))):
-            close = np.abs(self.ln_params - self.ln_params[end]) <= _END
-            close[near] = True
-            x, y = self.ln_params[close], self.ln_flops[close]
-            x = x - x.mean()
-            out.append(float(x @ y / (x @ x)))
-        return out[0], out[1]
+    def _mode_curves(self) -> list[_Curve]:
+        return [_Curve(self.ln_params, mode) for mode in self.modes]
+
+
+class _Curve:
+    """A function of ln N through knots, with straight ends."""
+
+    def __init__(self, x: Floats, y: Floats) -> None:
+        self.x, self.y = x, y
+        self.inside = PchipInterpolator(x, y) if len(x) > 2 else None
+        self.ends = (1.0, 1.0) if len(x) == 1 else tuple(_end_slope(x, y, end) for end in (0, -1))
+
+    def evaluate(self, x: Floats) -> tuple[Floats, Floats]:
+        """Value and slope between the first and the last knot."""
+        if self.inside is not None:
+            return np.asarray(self.inside(x)), np.asarray(self.inside(x, 1))
+        slope = self.ends[0]
+        return self.y[0] + slope * (x - self.x[0]), np.full_like(x, slope)
+
+
+def _along(curve: _Curve, x: Floats) -> tuple[Floats, Floats]:
+    first, last = curve.x[0], curve.x[-1]
+    left, right = curve.ends
+    value, slope = curve.evaluate(np.clip(x, first, last))
+    value = value + left * np.minimum(x - first, 0) + right * np.maximum(x - last, 0)
+    return value, np.where(x < first, left, np.where(x > last, right, slope))
+
+
+def _end_slope(x: Floats, y: Floats, end: int) -> float:
+    close = np.abs(x - x[end]) <= _END
+    close[slice(0, 2) if end == 0 else slice(-2, None)] = True
+    away = x[close] - x[close].mean()
+    return float(away @ y[close] / (away @ away))
+
+
+def _directions(deviations: Floats) -> tuple[Floats, Floats]:
+    """The few directions that hold the deviations (curves, knots), and each curve's multiples of them."""
+    if not len(deviations):
+        return _nothing(), _nothing()
+    left, size, right = np.linalg.svd(deviations, full_matrices=False)
+    few = min(4, int(np.sum(size > 3e-4 * np.sqrt(len(deviations)))))
+    # One unit of a score is one standard deviation.
+    scale = np.sqrt(len(deviations))
+    return right[:few] * size[:few, None] / scale, left[:, :few] * scale
 
 
 def _means(x: Floats, y: Floats, group: Ints) -> tuple[Floats, Floats, Ints]:

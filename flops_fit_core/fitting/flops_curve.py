@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_core.fitting.data import Bools, Floats, Ints
+from flops_fit_core.fitting.data import Floats, Ints
 
 _RATIOS = np.array([0.0, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.37, 0.41, 0.45, 0.5])
 """Values of r: depth alone varies at 0, width and depth together at 1/3, width alone at 1/2."""
@@ -36,11 +36,13 @@ _EXACT = 1e-5
 """Relative scatter below which the grid need not narrow any further."""
 _FAR = 12.0
 """Log weight below the best at which a candidate is left out."""
+_FREE = 0.1
+"""Prior weight of c other than 6: every dense model whose products are all counted has 6."""
 _NEGLIGIBLE = 1e-4
 """Weight below which a candidate is left out."""
 _BANDWIDTHS = (0.25, 0.5, 1.0)
 """In ln N, for what the candidates leave over."""
-_BETTER = 0.25
+_BETTER = 0.1
 """Share of the squared cross-validated error below which the smoothed rest is added."""
 _MOST = 48
 """Points of a table beyond which neighbours are merged."""
@@ -101,9 +103,11 @@ def fit_curve(ln_params: Floats, ln_flops: Floats, at: Floats, draws: int = 0, s
     kept = [candidate for candidate, used in zip(candidates, keep, strict=True) if used]
     weights = weights[keep] / weights[keep].sum()
     points = np.concatenate([at - centre, x, every_x])
-    curves = np.stack([_curve(one, points, one.coefficients[None])[0] for one in kept])
-    mean = weights @ curves
-    drawn = _draw(kept, weights, points, draws, np.random.default_rng(seed))
+    blocks = _blocks_of_cells(kept, points)
+    mean = np.zeros_like(points)
+    for one, weight in zip(kept, weights, strict=True):
+        mean += weight * _curve(one, points, blocks[one.cell], one.coefficients[None])[0]
+    drawn = _draw(kept, weights, points, blocks, draws, np.random.default_rng(seed))
     inner, own = slice(len(at), len(at) + len(x)), slice(len(at) + len(x), None)
     smoother = _smoother(x, excess - mean[inner], points)
     if smoother is not None:
@@ -122,13 +126,14 @@ def fit_curve(ln_params: Floats, ln_flops: Floats, at: Floats, draws: int = 0, s
 def _candidates(x: Floats, excess: Floats) -> list[_Candidate]:
     y = np.exp(-excess)
     """6 N / f: columns times it are relative to f."""
-    plain = [_proportional(y, free) for free in (False, True)]
+    least = float(min(np.sum((1 - y) ** 2), np.sum((1 - y * y.sum() / (y @ y)) ** 2)))
+    plain = [_proportional(y, free, least) for free in (False, True)]
     if len(x) > 2:
-        plain.append(_power_law(np.stack([np.ones_like(x), x], axis=1), excess))
+        plain.append(_power_law(np.stack([np.ones_like(x), x], axis=1), excess, least))
     grid = _Grid(_RATIOS, np.log(_SHARES), 0.05, float(np.log(_SHARES[1] / _SHARES[0])))
     log_prior, physical = 0.0, list[_Candidate]()
     for _ in range(_ROUNDS):
-        physical = _physical(grid.cells(), x, y, log_prior)
+        physical = _physical(grid.cells(), x, y, log_prior, least)
         weights = _weights([*plain, *physical])
         by_cell: dict[_Cell, float] = {}
         for candidate, weight in zip(physical, weights[len(plain) :], strict=True):
@@ -172,7 +177,7 @@ class _Grid:
         return _Grid(ratios, ln_share + share_step * near, ratio_step, share_step), float(narrower / wider)
 
 
-def _physical(cells: list[_Cell], x: Floats, y: Floats, log_prior: float) -> list[_Candidate]:
+def _physical(cells: list[_Cell], x: Floats, y: Floats, log_prior: float, least: float) -> list[_Candidate]:
     ratio = np.array([cell.ratio for cell in cells])[:, None]
     share = np.array([cell.share for cell in cells])[:, None]
     blocks = _ln_blocks(ratio, share, x)
@@ -182,11 +187,12 @@ def _physical(cells: list[_Cell], x: Floats, y: Floats, log_prior: float) -> lis
         k, has_t, has_u, free = terms
         base = body + k * share * table
         columns = [base] * free + [attention] * has_t + [table] * has_u
-        if len(columns) > max(1, len(x) - 2):
+        if len(columns) >= len(x):
             continue
         coefficients, covariance, rss = _least_squares(columns, np.ones_like(base) if free else 1 - base)
         usable = (coefficients > 0).all(axis=1) & ((share[:, 0] > 0) | (k == 0 and bool(has_t or has_u)))
-        weight = log_prior - np.log(len(cells) * len(_TERMS)) + _log_weight(rss, len(x), len(columns))
+        prior = log_prior - np.log(len(cells) * len(_TERMS)) + free * np.log(_FREE)
+        weight = prior + _log_weight(rss, len(x), len(columns), least)
         found.append((terms, np.where(usable, weight, -np.inf), coefficients, covariance, rss))
     highest = max((each[1].max() for each in found), default=-np.inf)
     return [
@@ -217,26 +223,29 @@ def _least_squares(columns: list[Floats], target: Floats) -> tuple[Floats, Float
     return solved / size, inverse / size[:, :, None] / size[:, None, :], rss
 
 
-def _proportional(y: Floats, free: bool) -> _Candidate:
+def _proportional(y: Floats, free: bool, least: float) -> _Candidate:
     """F = c N, with c = 6 unless it is free."""
     coefficients, covariance, rss = _least_squares([y[None]], np.ones_like(y)[None])
     if not free:
         coefficients, covariance, rss = np.ones((1, 1)), np.zeros((1, 1, 1)), ((1 - y) ** 2).sum(keepdims=True)
-    weight = float(_log_weight(rss, len(y), int(free))[0])
+    weight = float(_log_weight(rss, len(y), int(free), least)[0] + free * np.log(_FREE))
     dof = max(1, len(y) - int(free))
     return _Candidate(None, None, weight, coefficients[0], covariance[0], float(rss[0]), dof)
 
 
-def _power_law(design: Floats, excess: Floats) -> _Candidate:
+def _power_law(design: Floats, excess: Floats, least: float) -> _Candidate:
     covariance = np.linalg.inv(design.T @ design)
     coefficients = covariance @ design.T @ excess
     rss = float(((excess - design @ coefficients) ** 2).sum())
-    weight = float(np.log(_POWER_LAW) + _log_weight(np.array(rss), len(excess), 2))
+    weight = float(np.log(_POWER_LAW) + _log_weight(np.array(rss), len(excess), 2, least))
     return _Candidate(None, None, weight, coefficients, covariance, rss, len(excess) - 2)
 
 
-def _log_weight(rss: Floats, points: int, free: int) -> Floats:
-    out: Floats = -0.5 * points * np.log(rss / points + _ROUNDING**2) - 0.5 * free * np.log(points)
+def _log_weight(rss: Floats, points: int, linear: int, least: float) -> Floats:
+    """A criterion of Bayes factors of regression (Liang et al. 2008): scatter is judged by the degrees of freedom
+    that are left, relative to that about f = c N, so that few sizes are not passed through by many terms."""
+    relative = (rss / points + _ROUNDING**2) / (least / points + _ROUNDING**2)
+    out: Floats = -0.5 * max(0, points - linear) * np.log(relative) - 0.5 * linear * np.log(points)
     return out
 
 
@@ -254,17 +263,20 @@ def _ln_blocks(ratio: Floats | float, share: Floats | float, x: Floats) -> Float
     """Ln B at ln N = x, both less the sizes' mean: the root of ln(B + e B^r) = x."""
     ratio, share = np.asarray(ratio), np.asarray(share)
     ln_share = np.log(np.maximum(share, 1e-300))
-    z = np.broadcast_to(x, np.broadcast_shapes(x.shape, share.shape)).copy()
-    for _ in range(40 if share.any() else 0):
-        # Convex and increasing in ln B, so that Newton's method comes down to the root from the right.
+    shape = np.broadcast_shapes(x.shape, share.shape)
+    if not share.any():
+        return np.broadcast_to(x, shape)
+    # Convex and increasing in ln B, so that Newton's method comes down to the root from the right.
+    z = np.minimum(x, np.where(share > 0, (x - ln_share) / np.maximum(ratio, 0.02), np.inf))
+    for _ in range(14):
         both = np.logaddexp(z, ln_share + ratio * z)
         slope = np.exp(z - both) + ratio * np.exp(ln_share + ratio * z - both)
         z = np.maximum(z - (both - x) / np.maximum(slope, 1e-12), -60.0)
     return z
 
 
-def _curve(candidate: _Candidate, x: Floats, coefficients: Floats) -> Floats:
-    """Ln f / 6N at ln N = x, one row for each row of coefficients."""
+def _curve(candidate: _Candidate, x: Floats, blocks: Floats, coefficients: Floats) -> Floats:
+    """Ln f / 6N at ln N = x, where ``blocks`` is ln B; one row for each row of coefficients."""
     if candidate.cell is None:
         if candidate.coefficients.shape == (1,):
             return np.log(coefficients) + np.zeros_like(x)
@@ -272,8 +284,9 @@ def _curve(candidate: _Candidate, x: Floats, coefficients: Floats) -> Floats:
     assert candidate.terms is not None
     k, has_t, has_u, free = candidate.terms
     ratio = candidate.cell.ratio
-    blocks = _ln_blocks(ratio, candidate.cell.share, x)
-    base = np.exp(blocks - x) + k * candidate.cell.share * np.exp(ratio * blocks - x)
+    base = np.exp(blocks - x)
+    if k:
+        base = base + k * candidate.cell.share * np.exp(ratio * blocks - x)
     columns = [base] * free + [np.exp((1 - ratio) * blocks - x)] * has_t + [np.exp(ratio * blocks - x)] * has_u
     total = 0 if free else base[None]
     for place, column in enumerate(columns):
@@ -281,20 +294,33 @@ def _curve(candidate: _Candidate, x: Floats, coefficients: Floats) -> Floats:
     return np.log(np.maximum(total, 1e-12))
 
 
+def _blocks_of_cells(candidates: list[_Candidate], x: Floats) -> dict[_Cell | None, Floats]:
+    """Ln B at ln N = x, for every cell that a candidate has."""
+    cells = list({one.cell: None for one in candidates if one.cell is not None})
+    ratio, share = (np.array([[getattr(cell, name)] for cell in cells]) for name in ("ratio", "share"))
+    rows = _ln_blocks(ratio, share, x) if cells else []
+    return {None: x, **dict(zip(cells, rows, strict=True))}
+
+
 def _draw(
-    candidates: list[_Candidate], weights: Floats, x: Floats, draws: int, random: np.random.Generator
+    candidates: list[_Candidate],
+    weights: Floats,
+    x: Floats,
+    blocks: dict[_Cell | None, Floats],
+    draws: int,
+    random: np.random.Generator,
 ) -> Floats:
     picked = np.sort(random.choice(len(candidates), size=draws, p=weights))
     out = np.empty((draws, len(x)))
     for number in np.unique(picked):
         rows, one = np.flatnonzero(picked == number), candidates[number]
         sigma = np.sqrt(one.rss / random.chisquare(one.dof, len(rows)))
-        spread = np.linalg.cholesky(one.covariance + 1e-300 * np.eye(len(one.covariance))) if one.dof else 0
-        step = random.standard_normal((len(rows), len(one.coefficients))) @ np.transpose(spread)
+        size, axes = np.linalg.eigh(one.covariance)
+        step = random.standard_normal((len(rows), len(size))) @ (axes * np.sqrt(np.maximum(size, 0))).T
         coefficients = one.coefficients + sigma[:, None] * step
         if one.cell is not None or len(one.coefficients) == 1:
             coefficients = np.maximum(coefficients, 0.02 * one.coefficients)
-        out[rows] = _curve(one, x, coefficients)
+        out[rows] = _curve(one, x, blocks[one.cell], coefficients)
     random.shuffle(out)
     return out
 
@@ -302,7 +328,7 @@ def _draw(
 def _smoother(x: Floats, rest: Floats, at: Floats) -> Floats | None:
     """Weights, shape (len(at), len(x)), of a local line through what the candidates leave over; None where that is
     scatter. Beyond the sizes its value at the last one holds."""
-    if len(x) < 6 or float(np.sqrt(np.mean(rest**2))) < 1e-5:
+    if len(x) < 12 or float(np.sqrt(np.mean(rest**2))) < 1e-5:
         return None
     best, smallest = None, _BETTER * float(np.mean(rest**2))
     for width in _BANDWIDTHS:
@@ -326,7 +352,3 @@ def _means(values: Floats, group: Ints) -> Floats:
     out: Floats = np.bincount(group, values) / np.bincount(group)
     return out
 
-
-def is_step(ln_params: Floats, rest: Floats) -> Bools | None:
-    """Placeholder."""
-    return None

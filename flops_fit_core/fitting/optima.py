@@ -38,8 +38,10 @@ def optimum(
     if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
     given = (flops, inference_tokens, unique_tokens)
-    point = _optima(fit, {name: (value,) for name, value in fit.law.parameters.items()}, *given)
-    drawn = _optima(fit, fit.draws, *given) if fit.draws else (np.empty(0),) * 3
+    value = {name: (value,) for name, value in fit.law.parameters.items()}
+    point = _optima(fit, value, FlopsPerToken.of_fit(fit), *given)
+    nothing = (np.empty(0),) * 3
+    drawn = _optima(fit, fit.draws, FlopsPerToken.of_fit(fit, drawn=True), *given) if fit.draws else nothing
     # Even where draws hardly determine the law: one parameter and one token at least, and at most C of either.
     ends = (0.0, np.log(flops)), (0.0, np.log(flops)), (-700.0, 700.0)
     params, tokens, loss = (
@@ -55,6 +57,7 @@ def optimum(
 def _optima(
     fit: LawFit,
     parameters: Mapping[str, Sequence[float]],
+    constraint: FlopsPerToken,
     flops: float,
     inference_tokens: float,
     unique_tokens: float | None,
@@ -74,7 +77,6 @@ def _optima(
         return _power_laws(law, flops)
     if fit.law.name not in SURFACES:
         raise FitError(f"there is no optimum for law {fit.law.name!r} here: ask the fitter that made it")
-    constraint = FlopsPerToken.from_knots(fit.flops_per_token)
     return minimise(SURFACES[fit.law.name], law, constraint, flops, inference_tokens)
 
 
@@ -105,6 +107,8 @@ def minimise(
         return x, ln_tokens, np.log(parametric(law, x, ln_tokens)[0])
     flops = np.atleast_1d(np.asarray(flops, dtype=float))[:, None]
     high = _largest(constraint, flops, inference_tokens)
+    if constraint.is_drawn and len(flops) == 1:
+        high = high.max(axis=0, keepdims=True)  # one scan serves all draws
     scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
     loss = surface(columns, scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])[0]
     best = np.clip(np.argmin(np.where(np.isfinite(loss), loss, np.inf), axis=1), 1, scan.shape[1] - 2)
@@ -124,13 +128,21 @@ def minimise(
 
 
 def exponents(
-    surface: Surface, law: Parameters, drawn: Parameters, constraint: FlopsPerToken, flops: Floats, level: float
+    surface: Surface,
+    law: Parameters,
+    drawn: Parameters,
+    constraints: tuple[FlopsPerToken, FlopsPerToken],
+    flops: Floats,
+    level: float,
 ) -> dict[str, Interval]:
-    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N)."""
+    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N).
+
+    ``constraints``: of the law, and of its draws.
+    """
     low, high = float(flops.min()), float(flops.max())
     high = max(high, low * np.e)
     slopes = []
-    for one in (law, drawn):
+    for one, constraint in zip((law, drawn), constraints, strict=True):
         if not len(next(iter(one.values()))):
             slopes.append((np.empty(0), np.empty(0)))
             continue
