@@ -42,6 +42,7 @@ ROOMS = [
     "drivers",
     "training",
     "model_check",
+    "family_flops",
     "sweep",
     "fitting",
     "report",

@@ -26,7 +26,12 @@ _STEP = 0.25
 """In ln N between knots. On curves of this kind the cubic's slope is then right to 1e-4."""
 _NEAR = np.log(10.0)
 """Within this of the sizes f must be 6 N, if it is to be taken for that."""
+_FEW_SIZES = 6
+_OTHER = 0.1
+"""Largest relative difference between the runs' f and the family's."""
 _DRAWS = 500
+_MODES, _LEAST = 4, 3e-4
+"""Directions of the draws that are kept, and the least standard deviation of ln f along one."""
 _SURE = 1e-3
 """Standard deviation of ln f near the sizes up to which the curve is taken as known."""
 
@@ -53,13 +58,13 @@ class FlopsPerToken:
 
     @classmethod
     def of(cls, runs: Runs, draws: bool = False, seed: int = 0) -> Self:
-        """A smooth curve through the runs' sizes; with ``draws``, how uncertain it is. Exactly 6 N where it is that
-        to within 1%."""
-        every = np.round(np.log(runs.params), 9).astype(np.float64)
-        ln_flops: Floats = np.log(runs.flops / runs.tokens)
-        sizes, mean, _ = _means(every, ln_flops, np.unique(every, return_inverse=True)[1])
-        count = int(np.ceil((sizes[-1] - sizes[0] + _BELOW + _ABOVE) / _STEP))
-        knots = np.linspace(sizes[0] - _BELOW, sizes[-1] + _ABOVE, count)
+        """A smooth curve through the runs' sizes; with ``draws``, how uncertain it is.
+
+        Exactly 6 N where it is that to within 1%.
+        """
+        every, ln_flops, size = _rounded(runs)
+        sizes, mean, _ = _means(every, ln_flops, size)
+        knots = _knots(sizes[0], sizes[-1])
         curve = fit_curve(sizes, mean, knots, _DRAWS if draws else 0, seed)
         plain = cls(knots, curve.ln_flops)
         warnings = describe_flops_per_token(every, np.log(runs.tokens), ln_flops, plain(every))
@@ -72,6 +77,21 @@ class FlopsPerToken:
         if is_sure:
             return replace(plain, warnings=warnings)
         return cls(knots, curve.ln_flops, warnings, modes, scores)
+
+    @classmethod
+    def of_family(cls, points: Sequence[tuple[float, float]], runs: Runs) -> Self | None:
+        """A curve through (N, f) of many sizes of the runs' family; None where the runs' f are others.
+
+        It is moved by the runs' mean ratio to it: they may compute positions that are no tokens of D.
+        """
+        x, y = np.log(np.array(points, dtype=float)).T
+        sizes, mean, _ = _means(*_rounded(runs))
+        ratio = float(np.mean(mean - np.interp(sizes, x, y)))
+        if len(x) < _FEW_SIZES or float(np.max(np.abs(mean - np.interp(sizes, x, y) - ratio))) > _OTHER:
+            return None
+        knots = _knots(sizes[0], max(sizes[-1], x[-1] - _ABOVE))
+        curve = fit_curve(np.concatenate([sizes, x]), np.concatenate([mean, y + ratio]), knots)
+        return cls(knots, curve.ln_flops)
 
     @classmethod
     def from_knots(cls, knots: Sequence[tuple[float, float]]) -> Self:
@@ -122,7 +142,8 @@ class FlopsPerToken:
     @property
     def is_6n(self) -> bool:
         """Whether f is known to be 6 N to within 1% at every knot."""
-        return not len(self.modes) and bool(np.max(np.abs(self.ln_flops - np.log(6) - self.ln_params)) < np.log(1.01))
+        off = float(np.max(np.abs(self.ln_flops - np.log(6) - self.ln_params)))
+        return not len(self.modes) and off < np.log(1.01)
 
     def __call__(self, ln_params: Floats) -> Floats:
         """Ln f at ln N, of any shape."""
@@ -182,13 +203,24 @@ def _end_slope(x: Floats, y: Floats, end: int) -> float:
 
 def _directions(deviations: Floats) -> tuple[Floats, Floats]:
     """The few directions that hold the deviations (curves, knots), and each curve's multiples of them."""
-    if not len(deviations):
+    if not len(deviations) or float(np.max(np.abs(deviations))) < _LEAST:
         return _nothing(), _nothing()
-    left, size, right = np.linalg.svd(deviations, full_matrices=False)
-    few = min(4, int(np.sum(size > 3e-4 * np.sqrt(len(deviations)))))
+    variance, axes = np.linalg.eigh(deviations.T @ deviations / len(deviations))
+    few = slice(-1, -1 - min(_MODES, int(np.sum(variance > _LEAST**2))), -1)
+    deviation = np.sqrt(variance[few])
     # One unit of a score is one standard deviation.
-    scale = np.sqrt(len(deviations))
-    return right[:few] * size[:few, None] / scale, left[:, :few] * scale
+    return (axes[:, few] * deviation).T, deviations @ axes[:, few] / deviation
+
+
+def _rounded(runs: Runs) -> tuple[Floats, Floats, Ints]:
+    """Ln N, ln f, and the number of each run's size."""
+    ln_params = np.round(np.log(runs.params), 9).astype(np.float64)
+    return ln_params, np.log(runs.flops / runs.tokens), np.unique(ln_params, return_inverse=True)[1]
+
+
+def _knots(smallest: float, largest: float) -> Floats:
+    count = int(np.ceil((largest - smallest + _BELOW + _ABOVE) / _STEP))
+    return np.linspace(smallest - _BELOW, largest + _ABOVE, count)
 
 
 def _means(x: Floats, y: Floats, group: Ints) -> tuple[Floats, Floats, Ints]:

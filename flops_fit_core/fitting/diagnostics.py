@@ -199,7 +199,7 @@ def about_surface(
         found.append(
             note(
                 "flops-per-token",
-                "C is not 6 N D in these runs: optima follow their own FLOPs per token along a smooth curve in ln N, "
+                "C is not 6 N D in these runs: optima follow their own FLOPs per token, a smooth curve in ln N, "
                 "and a and b are means over the fitted budgets, so a + b need not be 1",
             )
         )

@@ -26,6 +26,7 @@ _RATIOS = np.array([0.0, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.37, 0.41, 0.45, 0.5])
 """Values of r: depth alone varies at 0, width and depth together at 1/3, width alone at 1/2."""
 _SHARES = np.geomspace(0.01, 30.0, 20)
 """Values of e B^r / B at the sizes' mean."""
+_LN_SHARES: Floats = np.linspace(np.log(0.01), np.log(30.0), 20)
 _ROUNDS = 9
 """Times that the grid may narrow around its best cell."""
 _ROUNDING = 1e-7
@@ -130,7 +131,7 @@ def _candidates(x: Floats, excess: Floats) -> list[_Candidate]:
     plain = [_proportional(y, free, least) for free in (False, True)]
     if len(x) > 2:
         plain.append(_power_law(np.stack([np.ones_like(x), x], axis=1), excess, least))
-    grid = _Grid(_RATIOS, np.log(_SHARES), 0.05, float(np.log(_SHARES[1] / _SHARES[0])))
+    grid = _Grid(_RATIOS, _LN_SHARES, 0.05, float(np.log(_SHARES[1] / _SHARES[0])))
     log_prior, physical = 0.0, list[_Candidate]()
     for _ in range(_ROUNDS):
         physical = _physical(grid.cells(), x, y, log_prior, least)
@@ -174,7 +175,8 @@ class _Grid:
         narrower = min(1.0, 8 * ratio_step / 0.5) * min(1.0, 8 * share_step / np.log(_SHARES[-1] / _SHARES[0]))
         wider = min(1.0, np.ptp(self.ratios) / 0.5)
         wider *= min(1.0, np.ptp(self.ln_shares) / np.log(_SHARES[-1] / _SHARES[0]))
-        return _Grid(ratios, ln_share + share_step * near, ratio_step, share_step), float(narrower / wider)
+        ln_shares: Floats = (ln_share + share_step * near).astype(np.float64)
+        return _Grid(ratios, ln_shares, ratio_step, share_step), float(narrower / wider)
 
 
 def _physical(cells: list[_Cell], x: Floats, y: Floats, log_prior: float, least: float) -> list[_Candidate]:
@@ -235,10 +237,10 @@ def _proportional(y: Floats, free: bool, least: float) -> _Candidate:
 
 def _power_law(design: Floats, excess: Floats, least: float) -> _Candidate:
     covariance = np.linalg.inv(design.T @ design)
-    coefficients = covariance @ design.T @ excess
+    coefficients: Floats = np.asarray(covariance @ design.T @ excess, dtype=np.float64)
     rss = float(((excess - design @ coefficients) ** 2).sum())
     weight = float(np.log(_POWER_LAW) + _log_weight(np.array(rss), len(excess), 2, least))
-    return _Candidate(None, None, weight, coefficients, covariance, rss, len(excess) - 2)
+    return _Candidate(None, None, weight, coefficients, covariance.astype(np.float64), rss, len(excess) - 2)
 
 
 def _log_weight(rss: Floats, points: int, linear: int, least: float) -> Floats:
@@ -298,7 +300,7 @@ def _blocks_of_cells(candidates: list[_Candidate], x: Floats) -> dict[_Cell | No
     """Ln B at ln N = x, for every cell that a candidate has."""
     cells = list({one.cell: None for one in candidates if one.cell is not None})
     ratio, share = (np.array([[getattr(cell, name)] for cell in cells]) for name in ("ratio", "share"))
-    rows = _ln_blocks(ratio, share, x) if cells else []
+    rows = list(_ln_blocks(ratio, share, x)) if cells else list[Floats]()
     return {None: x, **dict(zip(cells, rows, strict=True))}
 
 
@@ -351,4 +353,3 @@ def _local_lines(at: Floats, x: Floats, width: float) -> Floats:
 def _means(values: Floats, group: Ints) -> Floats:
     out: Floats = np.bincount(group, values) / np.bincount(group)
     return out
-

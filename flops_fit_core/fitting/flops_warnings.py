@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from flops_fit_core.fitting.data import Floats
+from flops_fit_core.fitting.data import Floats, Ints
 
 _SPREAD = 0.02
 """Relative difference between runs of one N from which they are reported."""
@@ -28,10 +28,11 @@ def describe_flops_per_token(
     spread = 2 * float(np.expm1(np.max(np.abs(ln_flops - mean))))
     change = _change_with_tokens(size, ln_tokens, ln_flops)
     if spread > _SPREAD and change:
-        return (
+        message = (
             f"FLOPs per token change with D: at one N they are {change:+.1%} for 10 times the tokens (a longer "
-            "context?). C = f(N) D is then an average over the runs of each N; fit runs of one context length",
+            "context?). D at a given N and C is then an average; fit runs of one context length"
         )
+        return (message,)
     found = []
     if spread > _SPREAD:
         found.append(
@@ -59,7 +60,7 @@ def describe_flops_per_token(
     return tuple(found)
 
 
-def _change_with_tokens(size: Floats, ln_tokens: Floats, ln_flops: Floats) -> float | None:
+def _change_with_tokens(size: Ints, ln_tokens: Floats, ln_flops: Floats) -> float | None:
     """Relative change of f for 10 times D among runs of one size; None where D does not explain most of it."""
     count = np.bincount(size)
     x, y = (values - (np.bincount(size, values) / count)[size] for values in (ln_tokens, ln_flops))

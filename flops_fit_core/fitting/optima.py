@@ -9,11 +9,11 @@ import numpy as np
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.diagnostics import extrapolation, outside_sizes
+from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
 from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
-from flops_fit_core.records import Interval, LawFit, Optimum
+from flops_fit_core.records import Interval, LawFit, Observation, Optimum
 
 Point = tuple[Floats, Floats, Floats]
 """Ln of N, D and L, one entry a draw."""
@@ -52,6 +52,32 @@ def optimum(
     side, message = (None, "") if fit.params_range is None else outside_sizes(params.value, fit.params_range)
     notes = (*notes, message) if message else notes
     return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes, outside=side)
+
+
+def follow_family(
+    fit: LawFit, points: Sequence[tuple[float, float]], observations: Sequence[Observation]
+) -> LawFit:
+    """The fit with its optima and exponents along (N, FLOPs per token) of many sizes of the runs' family.
+
+    Unchanged for a law of the optimum only, for few points, and where the runs' own FLOPs per token are others.
+    """
+    runs = Runs.of([one for one in observations if one.id not in fit.excluded])
+    constraint = FlopsPerToken.of_family(points, runs) if points and fit.law.name in SURFACES else None
+    if constraint is None:
+        return fit
+    law = {name: np.array([value]) for name, value in fit.law.parameters.items()}
+    drawn = {name: np.array(values) for name, values in fit.draws.items()} or {"": np.empty(0)}
+    found = exponents(SURFACES[fit.law.name], law, drawn, (constraint,) * 2, np.array(fit.flops_range), fit.level)
+    message = f"FLOPs per token of further sizes are the family's own count, to N = {points[-1][0]:.3g}"
+    return fit.model_copy(
+        update={
+            "exponents": {**fit.exponents, **found},
+            "flops_per_token": constraint.knots(),
+            "flops_per_token_modes": (),
+            "flops_per_token_draws": (),
+            "diagnostics": (*fit.diagnostics, note("flops-per-token", message)),
+        }
+    )
 
 
 def _optima(

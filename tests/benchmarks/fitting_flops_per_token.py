@@ -85,7 +85,8 @@ def observe(params, per_token, budgets, best, sigma, random, sizes=7):
 
 
 def jitter(studies: int) -> None:
-    for size, pattern, sizes in itertools.product((0.02, 0.05), ("alternating", "two-valued", "gaussian"), (12, 24)):
+    patterns = ("alternating", "two-valued", "gaussian")
+    for size, pattern, sizes in itertools.product((0.02, 0.05), patterns, (12, 24)):
         off = []
         for seed in range(min(studies, 100)):
             random = np.random.default_rng(seed)
@@ -123,7 +124,8 @@ def conventions(studies: int) -> None:
             for factor in (0.01, 1, 10, 100, 1000)
         ]
         text = " ".join(f"{error:+.2%}" for error in errors)
-        print(f"{kind:12s} vocabulary {vocabulary} N {convention:13s} error at x.01, 1, 10, 100, 1000: {text}", flush=True)
+        label = f"{kind:12s} vocabulary {vocabulary} N {convention:13s}"
+        print(f"{label} error at x.01, 1, 10, 100, 1000: {text}", flush=True)
 
 
 def coverage(studies: int) -> None:
