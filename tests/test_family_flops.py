@@ -21,8 +21,8 @@ def experiment(**changes):
         "model": {"name": "gpt", "depth": 4, "head_dim": 16},
         "dataset": {
             "name": "surface",
-            **{"E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA},
-            **{"vocab_size": VOCABULARY, "context": CONTEXT},
+            "E": E, "A": A, "B": B, "alpha": ALPHA, "beta": BETA,
+            "vocab_size": VOCABULARY, "context": CONTEXT,
         },
         "flops": "model",
         "trainer": "surface",
