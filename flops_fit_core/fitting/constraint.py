@@ -14,7 +14,7 @@ from typing import Self
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from flops_fit_core.fitting.data import Floats, Ints, Runs
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.flops_curve import fit_curve
 from flops_fit_core.fitting.flops_warnings import describe_flops_per_token
 from flops_fit_core.records import LawFit
@@ -30,7 +30,7 @@ _FEW_SIZES = 6
 _OTHER = 0.1
 """Largest relative difference between the runs' f and the family's."""
 _DRAWS = 500
-_MODES, _LEAST = 4, 3e-4
+_MODES, _LEAST = 6, 3e-4
 """Directions of the draws that are kept, and the least standard deviation of ln f along one."""
 _SURE = 1e-3
 """Standard deviation of ln f near the sizes up to which the curve is taken as known."""
@@ -68,8 +68,8 @@ class FlopsPerToken:
         curve = fit_curve(sizes, mean, knots, _DRAWS if draws else 0, seed)
         plain = cls(knots, curve.ln_flops)
         warnings = describe_flops_per_token(every, np.log(runs.tokens), ln_flops, plain(every))
-        modes, scores = _directions(curve.draws - curve.ln_flops)
         near = (knots > sizes[0] - _NEAR) & (knots < sizes[-1] + _NEAR)
+        modes, scores = _directions(curve.draws - curve.ln_flops, near)
         is_sure = not len(modes) or float(np.max((scores @ modes[:, near]).std(axis=0))) < _SURE
         off = np.abs(curve.ln_flops - np.log(6) - knots)[near]
         if is_sure and float(np.max(off)) < np.log(1.01):
@@ -201,15 +201,19 @@ def _end_slope(x: Floats, y: Floats, end: int) -> float:
     return float(away @ y[close] / (away @ away))
 
 
-def _directions(deviations: Floats) -> tuple[Floats, Floats]:
-    """The few directions that hold the deviations (curves, knots), and each curve's multiples of them."""
+def _directions(deviations: Floats, near: Bools) -> tuple[Floats, Floats]:
+    """The few directions that hold the deviations (curves, knots), and each curve's multiples of them.
+
+    Knots ``near`` the sizes count more: far from them the curves differ by more, and it matters less.
+    """
     if not len(deviations) or float(np.max(np.abs(deviations))) < _LEAST:
         return _nothing(), _nothing()
-    variance, axes = np.linalg.eigh(deviations.T @ deviations / len(deviations))
+    weighted = deviations * np.where(near, 1.0, 0.03)
+    variance, axes = np.linalg.eigh(weighted.T @ weighted / len(weighted))
     few = slice(-1, -1 - min(_MODES, int(np.sum(variance > _LEAST**2))), -1)
-    deviation = np.sqrt(variance[few])
+    scores = weighted @ axes[:, few] / np.sqrt(variance[few])
     # One unit of a score is one standard deviation.
-    return (axes[:, few] * deviation).T, deviations @ axes[:, few] / deviation
+    return scores.T @ deviations / len(deviations), scores
 
 
 def _rounded(runs: Runs) -> tuple[Floats, Floats, Ints]:

@@ -108,13 +108,15 @@ def fit_curve(ln_params: Floats, ln_flops: Floats, at: Floats, draws: int = 0, s
     mean = np.zeros_like(points)
     for one, weight in zip(kept, weights, strict=True):
         mean += weight * _curve(one, points, blocks[one.cell], one.coefficients[None])[0]
-    drawn = _draw(kept, weights, points, blocks, draws, np.random.default_rng(seed))
+    random = np.random.default_rng(seed)
+    drawn = _draw(kept, weights, points, blocks, draws, random)
     inner, own = slice(len(at), len(at) + len(x)), slice(len(at) + len(x), None)
     smoother = _smoother(x, excess - mean[inner], points)
     if smoother is not None:
         mean = mean + smoother @ (excess - mean[inner])
         drawn = drawn + (excess - drawn[:, inner]) @ smoother.T
     scatter = float(np.sqrt(np.mean((every_excess - mean[own]) ** 2)))
+    drawn = drawn + _unshrunk(every_x, points, drawn[:, own], scatter, random)
     base = at + np.log(6)
     # The mean of the draws is the curve: what differs is rounding of the weights.
     drawn = drawn[:, : len(at)] - (drawn[:, : len(at)].mean(axis=0) if draws else 0.0) + mean[: len(at)]
@@ -324,6 +326,26 @@ def _draw(
             coefficients = np.maximum(coefficients, 0.02 * one.coefficients)
         out[rows] = _curve(one, x, blocks[one.cell], coefficients)
     random.shuffle(out)
+    return out
+
+
+def _unshrunk(x: Floats, at: Floats, drawn: Floats, scatter: float, random: np.random.Generator) -> Floats:
+    """Further deviations for the draws (draws, sizes), so that they vary as much as a parabola through the sizes.
+
+    Candidates with few terms draw the curve towards 6 N, and are surer than the sizes are.
+    """
+    dof = len(x) - 3
+    if not len(drawn) or dof < 1 or scatter < _EXACT:
+        return np.zeros((len(drawn), len(at)))
+    half = max(float(x.max()), -float(x.min()))
+    # Beyond the sizes tanh levels off: f ~ N.
+    own, wanted = (np.vander(np.tanh(values / half), 3, increasing=True) for values in (x, at))
+    basis, triangle = np.linalg.qr(own)
+    variance = scatter**2 * len(x) / dof
+    missing, axes = np.linalg.eigh(variance * np.eye(3) - np.cov((drawn @ basis).T, bias=True))
+    unknown = np.sqrt(dof / random.chisquare(dof, (len(drawn), 1)))
+    step = random.standard_normal((len(drawn), 3)) * unknown @ (axes * np.sqrt(np.maximum(missing, 0))).T
+    out: Floats = step @ (wanted @ np.linalg.inv(triangle)).T
     return out
 
 

@@ -1,6 +1,7 @@
 """N_opt where FLOPs per token are no multiple of N: scatter between sizes, and 100 times the largest budget.
 
-    python tests/benchmarks/fitting_flops_per_token.py [jitter] [conventions] [coverage] [--studies 300]
+    python tests/benchmarks/fitting_flops_per_token.py [jitter] [conventions] [coverage] [scattered]
+        [--studies 300] [--noise .005]
 
 Studies are simulated with L = 1.69 + 406.4 / N^.34 + 410.7 / D^.28.
 
@@ -9,8 +10,10 @@ jitter       C = 6 N D times a factor that differs between sizes; N_opt(1e20) ov
 conventions  GPT ladders of width d and d / 64 blocks (both), of 16 blocks (width), of 6 + d / 128 blocks (offset);
              "whole" ladders have widths that are multiples of 64 and whole blocks. C counts every matrix product
              and attention at a context of 2048. Error of N_opt without noise, by the ladder of all real widths
-coverage     the same with noise of 0.5% on ln L: how often the nominal 90% interval holds the truth, and its
-             median width in ln N_opt
+coverage     the same with noise on ln L (0.5%, or another): how often the nominal 90% interval holds the truth, and
+             its median width in ln N_opt
+scattered    GPT ladders whose sizes scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) against the curve
+             without scatter, and how often the nominal 90% interval holds it; noise as for coverage
 """
 
 from __future__ import annotations
@@ -84,7 +87,7 @@ def observe(params, per_token, budgets, best, sigma, random, sizes=7):
     return out
 
 
-def jitter(studies: int) -> None:
+def jitter(studies: int, noise: float) -> None:
     patterns = ("alternating", "two-valued", "gaussian")
     for size, pattern, sizes in itertools.product((0.02, 0.05), patterns, (12, 24)):
         off = []
@@ -113,7 +116,7 @@ def settings():
     return itertools.product(LADDERS, (50_257, 32_000), CONVENTIONS)
 
 
-def conventions(studies: int) -> None:
+def conventions(studies: int, noise: float) -> None:
     for kind, vocabulary, convention in settings():
         ladder = Ladder(kind, convention, vocabulary)
         best = [ladder.optimum(c) for c in BUDGETS]
@@ -128,7 +131,7 @@ def conventions(studies: int) -> None:
         print(f"{label} error at x.01, 1, 10, 100, 1000: {text}", flush=True)
 
 
-def coverage(studies: int) -> None:
+def coverage(studies: int, noise: float) -> None:
     for kind, vocabulary, convention in settings():
         if vocabulary != 50_257 and kind != "both":
             continue
@@ -136,7 +139,7 @@ def coverage(studies: int) -> None:
         best, truth = [ladder.optimum(c) for c in BUDGETS], ladder.optimum(100 * BUDGETS[-1])
         held, widths, off = [], [], []
         for seed in range(studies):
-            runs = observe(*ladder.rungs(), BUDGETS, best, 0.005, np.random.default_rng(seed))
+            runs = observe(*ladder.rungs(), BUDGETS, best, noise, np.random.default_rng(seed))
             found = optimum(ParametricFitter(draws=400).fit(runs), 100 * BUDGETS[-1]).params
             if found.low is not None:
                 held.append(found.low <= truth <= found.high)
@@ -149,15 +152,38 @@ def coverage(studies: int) -> None:
         )
 
 
+def scattered(studies: int, noise: float) -> None:
+    for convention, sizes in itertools.product(CONVENTIONS, (12, 24)):
+        ladder = Ladder("both", convention, 50_257)
+        best, truth = [ladder.optimum(c) for c in BUDGETS], ladder.optimum(1e20)
+        params, width = ladder.count(np.geomspace(32, 2e4, 4000))[0], np.geomspace(32, 2e4, 4000)
+        wanted = np.geomspace(best[0] / 4, best[-1] * 4, sizes)
+        held, off = [], []
+        for seed in range(studies):
+            random = np.random.default_rng(seed)
+            built, per_token = ladder.count(np.interp(np.log(wanted), np.log(params), width))
+            per_token = per_token * np.exp(0.05 * random.standard_normal(sizes))
+            runs = observe(built, per_token, BUDGETS, best, noise, random)
+            found = optimum(ParametricFitter(draws=400).fit(runs), 1e20).params
+            off.append(np.log(found.value / truth))
+            held.append(found.low is not None and found.low <= truth <= found.high)
+        print(
+            f"N {convention:13s} {sizes} sizes: holds the truth {np.mean(held):.3f}, within 3% "
+            f"{np.mean(np.abs(off) < 0.03):.0%}, median error {np.median(off):+.3f}, deviation {np.std(off):.3f}",
+            flush=True,
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parts = {"jitter": jitter, "conventions": conventions, "coverage": coverage}
+    parts = {"jitter": jitter, "conventions": conventions, "coverage": coverage, "scattered": scattered}
     parser.add_argument("parts", nargs="*", choices=[[], *parts])
     parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--noise", type=float, default=0.005)
     given = parser.parse_args()
     for part in given.parts or parts:
         print(f"--- {part}")
-        parts[part](given.studies)
+        parts[part](given.studies, given.noise)
 
 
 if __name__ == "__main__":
