@@ -7,7 +7,7 @@ Studies are simulated with L = 1.69 + 406.4 / N^.34 + 410.7 / D^.28.
 
 jitter       C = 6 N D times a factor that differs between sizes; N_opt(1e20) over that of the same losses with
              C = 6 N D: the share of seeds within 3%, and the furthest
-conventions  GPT ladders of width d and d / 64 blocks (both), of 16 blocks (width), of 6 + d / 128 blocks (offset);
+conventions  GPT ladders of width d and d / 64 blocks (both), of 16 blocks (width), of 6 + d / 128 (offset);
              "whole" ladders have widths that are multiples of 64 and whole blocks. C counts every matrix product
              and attention at a context of 2048. Error of N_opt without noise, by the ladder of all real widths
 coverage     the same with noise on ln L (0.5%, or another): how often the nominal 90% interval holds the truth, and
