@@ -10,7 +10,7 @@ jitter       C = 6 N D times a factor that differs between sizes; N_opt(1e20) ov
 conventions  GPT ladders of width d and d / 64 blocks (both), of 16 blocks (width), of 6 + d / 128 (offset);
              "whole" ladders have widths that are multiples of 64 and whole blocks. C counts every matrix product
              and attention at a context of 2048. Error of N_opt without noise, by the ladder of all real widths
-coverage     the same with noise on ln L (0.5%, or another): how often the nominal 90% interval holds the truth, and
+coverage     the same with noise on ln L (0.5%, or another): how often the 90% interval holds the truth, and
              its median width in ln N_opt
 scattered    GPT ladders whose sizes scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) against the curve
              without scatter, and how often the nominal 90% interval holds it; noise as for coverage
