@@ -3,6 +3,7 @@
     experiment.json   what the user set, as validated
     plan.json         what was resolved
     model_check.json  what its smallest model gave on a batch of 2
+    flops_per_token.json  FLOPs per token of further sizes, where C is not 6 N D
     plugins.json      which plugins took part that are not installed
     results.*         the store's
     checkpoints/      while they are needed

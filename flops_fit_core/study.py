@@ -13,6 +13,7 @@ from flops_fit_core.config import Chosen, Experiment, choose_from_table
 from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
 from flops_fit_core.drivers import DriverNote
 from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
+from flops_fit_core.family_flops import count_family, is_proportional, load_family, record_family
 from flops_fit_core.folder import StudyFolder, TrajectoryFolder
 from flops_fit_core.model_check import record_model_check
 from flops_fit_core.other_results import OtherRuns, describe, find_other_runs
@@ -107,6 +108,7 @@ class Study:
             if save:
                 self.folder.save(experiment, self.plan, self.registry.setup)
                 record_model_check(experiment, self.plan, self.folder.path)
+                record_family(experiment, self.plan, self.folder.path)
             sweep = Sweep(
                 self.plan,
                 store,
@@ -302,7 +304,8 @@ class Study:
 
         observations = self.observations
         try:
-            fit = check_grid(self.fit_with(fitter, observations), fitter, observations)
+            fit = self._with_family_flops(self.fit_with(fitter, observations), observations)
+            fit = check_grid(fit, fitter, observations)
         except FitError as error:
             # The IsoFLOP fitter's own error names its budgets already.
             edges = [edge.message for edge in grid_edges(observations)]
@@ -311,6 +314,21 @@ class Study:
         others = [Diagnostic(code="other-results", message=notice) for notice in self.notices]
         found = (*fit.diagnostics, *about_versions(self.results), *others)
         return fit.model_copy(update={"diagnostics": found})
+
+    def _with_family_flops(self, fit: LawFit, observations: Sequence[Observation]) -> LawFit:
+        """The fit with its optima along the family's own FLOPs per token, where it counts them."""
+        from flops_fit_core.fitting import follow_family
+
+        return follow_family(fit, self._family_flops, observations) if fit.flops_per_token else fit
+
+    @cached_property
+    def _family_flops(self) -> tuple[tuple[float, float], ...]:
+        if is_proportional(self.plan):
+            return ()
+        recorded = load_family(self.plan, self.folder.path)
+        if recorded is None:
+            return () if self.experiment is None else count_family(self.experiment, self.plan)
+        return recorded
 
     @cached_property
     def _isoflop(self) -> tuple[LawFit | None, str]:

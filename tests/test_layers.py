@@ -45,6 +45,7 @@ ROOMS = [
     "drivers",
     "training",
     "model_check",
+    "family_flops",
     "sweep",
     "fitting",
     "report",

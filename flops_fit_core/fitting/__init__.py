@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting.isoflop import IsoflopFitter
     from flops_fit_core.fitting.joint import JointFitter
     from flops_fit_core.fitting.likelihood import profile_intervals
-    from flops_fit_core.fitting.optima import optimum
+    from flops_fit_core.fitting.optima import follow_family, optimum
     from flops_fit_core.fitting.parametric import ParametricFitter
     from flops_fit_core.fitting.profiles import profile_loss
     from flops_fit_core.fitting.reading import (
@@ -66,6 +66,7 @@ _LAZY = {
     "disagreement": "using",
     "fit_table": "using",
     "flag_outside": "grid",
+    "follow_family": "optima",
     "grid_edges": "grid",
     "is_table": "reading",
     "load_fit": "using",
@@ -107,6 +108,7 @@ __all__ = [
     "disagreement",
     "fit_table",
     "flag_outside",
+    "follow_family",
     "grid_edges",
     "is_table",
     "load_fit",

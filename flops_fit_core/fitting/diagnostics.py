@@ -141,14 +141,7 @@ def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
                 "differences between sizes; train every size with every seed",
             )
         )
-    if flops_per_token.spread > 0.02:
-        found.append(
-            Diagnostic(
-                code="flops-per-token",
-                message=f"runs of one N differ by {flops_per_token.spread:.1%} in FLOPs per token, so D at a "
-                "given N and C is an average; fit runs that count FLOPs in one way and share one shape a size",
-            )
-        )
+    found += [Diagnostic(code="flops-per-token", message=message) for message in flops_per_token.warnings]
     return found
 
 
@@ -206,8 +199,8 @@ def about_surface(
         found.append(
             note(
                 "flops-per-token",
-                "C is not 6 N D in these runs: optima follow their own FLOPs per token, interpolated in ln N, and "
-                "a and b are means over the fitted budgets, so a + b need not be 1",
+                "C is not 6 N D in these runs: optima follow their own FLOPs per token, a smooth curve in ln N, "
+                "and a and b are means over the fitted budgets, so a + b need not be 1",
             )
         )
     return found

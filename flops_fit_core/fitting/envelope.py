@@ -67,7 +67,7 @@ class EnvelopeFitter:
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Raises FitError, saying what is missing, where fewer than three curves take turns at being lowest."""
         runs = Runs.of(observations)
-        constraint = FlopsPerToken.of(runs)
+        constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         curves, left_out = _curves(runs)
         every = np.arange(len(curves.ln_params))
         lowest, inside = curves.envelope(every)
@@ -115,11 +115,11 @@ class EnvelopeFitter:
             found.append(no_interval(f"{count} training curves are too few to resample; train {CURVES}"))
             return {}, 0
         random = np.random.default_rng(self.seed)
-        drawn = []
-        for _ in range(self.draws):
+        drawn, drawn_constraint = [], constraint.drawn(self.draws, self.seed)
+        for number in range(self.draws):
             lowest, inside = curves.envelope(np.unique(random.integers(count, size=count)))
             if len(np.unique(lowest[inside])) >= 3:
-                drawn.append(_laws(curves, lowest, inside, constraint))
+                drawn.append(_laws(curves, lowest, inside, drawn_constraint.row(number)))
         failed = self.draws - len(drawn)
         if failed > 0.01 * self.draws:
             found.append(no_interval(f"{failed} of {self.draws} resamples left fewer than three lowest curves"))

@@ -73,7 +73,7 @@ class IsoflopFitter:
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Raises FitError, saying what to train, where fewer than two budgets have a minimum inside."""
         runs = Runs.of(observations)
-        flops_per_token = FlopsPerToken.of(runs)
+        flops_per_token = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         groups = group_by_budget(runs)
         moved = move_to_budgets(runs, groups)
         response = moved if self.response == "log-loss" else np.exp(moved)
@@ -102,7 +102,8 @@ class IsoflopFitter:
         random = np.random.default_rng(self.seed)
         trunks = [runs.trunks[row] for profile in inside for row in profile.rows]
         errors = self._errors(inside, trunks, noise, random)
-        drawn, good = self._draw(inside, errors, ln_budgets, flops_per_token)
+        drawn_flops = flops_per_token.drawn(len(errors), self.seed)
+        drawn, good = self._draw(inside, errors, ln_budgets, drawn_flops)
         if self.shape == "akima":
             weights, minima = 1 / spread(drawn, inside), median_draw(drawn, minima)
         else:
@@ -115,7 +116,7 @@ class IsoflopFitter:
         draws, failed = {}, 0
         if self._has_interval(inside, noise, found):
             failed = int(self.draws - good.sum())
-            drawn = shift(drawn, scatter_draws(tau, dof, len(good), random), ln_budgets, flops_per_token, random)
+            drawn = shift(drawn, scatter_draws(tau, dof, len(good), random), ln_budgets, drawn_flops, random)
             draws = fit_laws(ln_budgets, drawn.take(good), weights, saturating)
             if failed > 0.01 * self.draws:
                 draws = {}

@@ -141,24 +141,25 @@ class JointFitter:
         best = int(np.argmin(rss))
         theta = every[best : best + 1]
         law = shape.natural(theta)
-        constraint = FlopsPerToken.of(runs)
+        constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         found = [note("objective", "least squares on ln L, every run"), *about_runs(runs, constraint)]
         if not done[best]:
             found.append(
                 Diagnostic(code="not-converged", message="the solver did not converge: do not rely on it")
             )
-        constraint = FlopsPerToken.from_knots(constraint.knots())
         draws, failed = self._draws(model, shape, runs, theta, law, constraint)
         if failed > 0.01 * self.draws:
             draws = draws[:0]
             found.append(
                 no_interval(f"{failed} of {self.draws} bootstrap refits ended on a bound: too little data")
             )
-        drawn = shape.natural(draws)
+        drawn, drawn_constraint = shape.natural(draws), constraint.drawn(len(draws), self.seed)
         return LawFit(
             fitter=PluginChoice(name=self.name or f"fitters/{self.form}", options=self._options()),
             law=Law(name=self.form, parameters={key: float(value[0]) for key, value in law.items()}),
-            exponents=exponents(SURFACES[self.form], law, drawn, constraint, runs.flops, self.level),
+            exponents=exponents(
+                SURFACES[self.form], law, drawn, (constraint, drawn_constraint), runs.flops, self.level
+            ),
             level=self.level,
             objective=float(rss[best]),
             n_runs=len(runs),
@@ -167,8 +168,8 @@ class JointFitter:
             failed_draws=failed,
             flops_range=(float(runs.flops.min()), float(runs.flops.max())),
             params_range=(float(runs.params.min()), float(runs.params.max())),
-            flops_per_token=constraint.knots(),
             seed=self.seed,
+            **constraint.fields(drawn_constraint),
         )
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:

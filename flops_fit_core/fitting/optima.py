@@ -9,11 +9,11 @@ import numpy as np
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.diagnostics import extrapolation, outside_sizes
+from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
 from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
-from flops_fit_core.records import Interval, LawFit, Optimum
+from flops_fit_core.records import Interval, LawFit, Observation, Optimum
 
 Point = tuple[Floats, Floats, Floats]
 """Ln of N, D and L, one entry a draw."""
@@ -38,8 +38,10 @@ def optimum(
     if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
     given = (flops, inference_tokens, unique_tokens)
-    point = _optima(fit, {name: (value,) for name, value in fit.law.parameters.items()}, *given)
-    drawn = _optima(fit, fit.draws, *given) if fit.draws else (np.empty(0),) * 3
+    value = {name: (value,) for name, value in fit.law.parameters.items()}
+    point = _optima(fit, value, FlopsPerToken.of_fit(fit), *given)
+    nothing = (np.empty(0),) * 3
+    drawn = _optima(fit, fit.draws, FlopsPerToken.of_fit(fit, drawn=True), *given) if fit.draws else nothing
     # Even where draws hardly determine the law: one parameter and one token at least, and at most C of either.
     ends = (0.0, np.log(flops)), (0.0, np.log(flops)), (-700.0, 700.0)
     params, tokens, loss = (
@@ -52,9 +54,36 @@ def optimum(
     return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes, outside=side)
 
 
+def follow_family(
+    fit: LawFit, points: Sequence[tuple[float, float]], observations: Sequence[Observation]
+) -> LawFit:
+    """The fit with its optima and exponents along (N, FLOPs per token) of many sizes of the runs' family.
+
+    Unchanged for a law of the optimum only, for few points, and where the runs' own FLOPs per token are others.
+    """
+    runs = Runs.of([one for one in observations if one.id not in fit.excluded])
+    constraint = FlopsPerToken.of_family(points, runs) if points and fit.law.name in SURFACES else None
+    if constraint is None:
+        return fit
+    law = {name: np.array([value]) for name, value in fit.law.parameters.items()}
+    drawn = {name: np.array(values) for name, values in fit.draws.items()} or {"": np.empty(0)}
+    found = exponents(SURFACES[fit.law.name], law, drawn, (constraint,) * 2, np.array(fit.flops_range), fit.level)
+    message = f"FLOPs per token of further sizes are the family's own count, to N = {points[-1][0]:.3g}"
+    return fit.model_copy(
+        update={
+            "exponents": {**fit.exponents, **found},
+            "flops_per_token": constraint.knots(),
+            "flops_per_token_modes": (),
+            "flops_per_token_draws": (),
+            "diagnostics": (*fit.diagnostics, note("flops-per-token", message)),
+        }
+    )
+
+
 def _optima(
     fit: LawFit,
     parameters: Mapping[str, Sequence[float]],
+    constraint: FlopsPerToken,
     flops: float,
     inference_tokens: float,
     unique_tokens: float | None,
@@ -74,7 +103,6 @@ def _optima(
         return _power_laws(law, flops)
     if fit.law.name not in SURFACES:
         raise FitError(f"there is no optimum for law {fit.law.name!r} here: ask the fitter that made it")
-    constraint = FlopsPerToken.from_knots(fit.flops_per_token)
     return minimise(SURFACES[fit.law.name], law, constraint, flops, inference_tokens)
 
 
@@ -105,6 +133,8 @@ def minimise(
         return x, ln_tokens, np.log(parametric(law, x, ln_tokens)[0])
     flops = np.atleast_1d(np.asarray(flops, dtype=float))[:, None]
     high = _largest(constraint, flops, inference_tokens)
+    if constraint.is_drawn and len(flops) == 1:
+        high = high.max(axis=0, keepdims=True)  # one scan serves all draws
     scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
     loss = surface(columns, scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])[0]
     best = np.clip(np.argmin(np.where(np.isfinite(loss), loss, np.inf), axis=1), 1, scan.shape[1] - 2)
@@ -124,13 +154,21 @@ def minimise(
 
 
 def exponents(
-    surface: Surface, law: Parameters, drawn: Parameters, constraint: FlopsPerToken, flops: Floats, level: float
+    surface: Surface,
+    law: Parameters,
+    drawn: Parameters,
+    constraints: tuple[FlopsPerToken, FlopsPerToken],
+    flops: Floats,
+    level: float,
 ) -> dict[str, Interval]:
-    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N)."""
+    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N).
+
+    ``constraints``: of the law, and of its draws.
+    """
     low, high = float(flops.min()), float(flops.max())
     high = max(high, low * np.e)
     slopes = []
-    for one in (law, drawn):
+    for one, constraint in zip((law, drawn), constraints, strict=True):
         if not len(next(iter(one.values()))):
             slopes.append((np.empty(0), np.empty(0)))
             continue

@@ -57,17 +57,18 @@ class ParametricFitter:
             raise FitError("all runs have one loss: there is nothing to fit")
         fit, kept = self._fit(problem)
         used = runs.take(np.flatnonzero(kept))
-        constraint = FlopsPerToken.of(used)
+        constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
         found = [_about_objective(self.objective), *about_runs(used, constraint)]
-        constraint = FlopsPerToken.from_knots(constraint.knots())
         found += about_surface(fit, used, runs, kept, linearise(problem, fit.theta)[0], constraint)
         law = _natural(problem, runs, fit.theta[None])
         draws, failed, more = self._uncertainty(fit, problem, used, law, constraint)
-        drawn = _natural(problem, runs, draws)
+        drawn, drawn_constraint = _natural(problem, runs, draws), constraint.drawn(len(draws), self.seed)
         return LawFit(
             fitter=PluginChoice(name=self.name, options=self._options()),
             law=Law(name="parametric", parameters={key: float(values[0]) for key, values in law.items()}),
-            exponents=exponents(SURFACES["parametric"], law, drawn, constraint, used.flops, self.level),
+            exponents=exponents(
+                SURFACES["parametric"], law, drawn, (constraint, drawn_constraint), used.flops, self.level
+            ),
             level=self.level,
             objective=fit.value if self.objective == "huber" else 2 * fit.value,
             n_runs=len(used),
@@ -77,8 +78,8 @@ class ParametricFitter:
             failed_draws=failed,
             flops_range=(float(used.flops.min()), float(used.flops.max())),
             params_range=(float(used.params.min()), float(used.params.max())),
-            flops_per_token=constraint.knots(),
             seed=self.seed,
+            **constraint.fields(drawn_constraint),
         )
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:

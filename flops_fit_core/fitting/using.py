@@ -65,7 +65,7 @@ def load_fit(path: Path) -> LawFit:
 
 def summary(fit: LawFit) -> dict[str, Any]:
     """The fit as plain data without its draws; every parameter with its interval under ``parameters``."""
-    data = fit.model_dump(mode="json", exclude={"draws"})
+    data = fit.model_dump(mode="json", exclude={"draws", "flops_per_token_modes", "flops_per_token_draws"})
     data["parameters"] = {name: one.model_dump() for name, one in parameter_intervals(fit).items()}
     return data
 

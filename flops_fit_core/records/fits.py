@@ -106,7 +106,11 @@ class LawFit(Record):
     params_range: tuple[float, float] | None = None
     """Smallest and largest N that was fitted; None where it is not known."""
     flops_per_token: tuple[tuple[Positive, Positive], ...] = ()
-    """(N, C / D) of the fitted runs, from which an optimum is found; empty where it is 6 N to within 1%."""
+    """(N, C / D) along the curve by which an optimum is found; empty where it is 6 N to within 1%."""
+    flops_per_token_modes: tuple[tuple[float, ...], ...] = ()
+    """Directions in which that curve is uncertain: changes of ln(C / D) at its N. Empty where it is known."""
+    flops_per_token_draws: tuple[tuple[float, ...], ...] = ()
+    """For each of the modes, its multiple in every draw."""
     params_name: str = "as given"
     flops_name: str = "as given"
     unit: str = "tokens"

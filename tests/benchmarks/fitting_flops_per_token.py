@@ -1,0 +1,190 @@
+"""N_opt where FLOPs per token are no multiple of N: scatter between sizes, and 100 times the largest budget.
+
+    python tests/benchmarks/fitting_flops_per_token.py [jitter] [conventions] [coverage] [scattered]
+        [--studies 300] [--noise .005]
+
+Studies are simulated with L = 1.69 + 406.4 / N^.34 + 410.7 / D^.28.
+
+jitter       C = 6 N D times a factor that differs between sizes; N_opt(1e20) over that of the same losses with
+             C = 6 N D: the share of seeds within 3%, and the furthest
+conventions  GPT ladders of width d and d / 64 blocks (both), of 16 blocks (width), of 6 + d / 128 (offset);
+             "whole" ladders have widths that are multiples of 64 and whole blocks. C counts every matrix product
+             and attention at a context of 2048. Error of N_opt without noise, by the ladder of all real widths
+coverage     the same with noise on ln L (0.5%, or another): how often the 90% interval holds the truth, and
+             its median width in ln N_opt
+scattered    GPT ladders whose sizes scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) against the curve
+             without scatter, and how often the nominal 90% interval holds it; noise as for coverage
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+
+import numpy as np
+
+from flops_fit_core import Observation
+from flops_fit_core.fitting import ParametricFitter, optimum
+
+BUDGETS = 10.0 ** np.arange(18, 22.1, 1)
+CONTEXT = 2048
+CONVENTIONS = ("total", "non-embedding", "body")
+LADDERS = ("both", "width", "whole blocks", "offset", "whole offset")
+
+
+def loss(params, tokens):
+    return 1.69 + 406.4 / params**0.34 + 410.7 / tokens**0.28
+
+
+class Ladder:
+    """N and FLOPs per token of a GPT by its width."""
+
+    def __init__(self, kind: str, convention: str, vocabulary: int) -> None:
+        self.kind, self.convention, self.vocabulary = kind, convention, vocabulary
+
+    def count(self, width, is_built=False):
+        width = np.asarray(width, dtype=float)
+        blocks = 6 + width / 128 if "offset" in self.kind else width / 64
+        blocks = np.full_like(width, 16.0) if self.kind == "width" else blocks
+        blocks = np.round(blocks) if self.kind == "whole offset" and is_built else blocks
+        body, head = 12 * blocks * width**2, self.vocabulary * width
+        flops = 6 * body + 12 * CONTEXT * width * blocks + 6 * head
+        params = body + {"total": 2, "non-embedding": 1, "body": 0}[self.convention] * head
+        return params, flops
+
+    def optimum(self, flops):
+        """N_opt on the ladder of all real widths."""
+        width = np.geomspace(16, 4e5, 400_001)
+        params, each = self.count(width)
+        return float(params[np.argmin(loss(params, flops / each))])
+
+    def rungs(self):
+        if "whole" in self.kind:
+            return self.count(64 * np.arange(1, 200), is_built=True)
+        width = np.geomspace(64, 3e4, 4000)
+        params, _ = self.count(width)
+        wanted = np.geomspace(params[0], params[-1], int(np.log(params[-1] / params[0]) / np.log(1.4)))
+        return self.count(np.interp(np.log(wanted), np.log(params), width))
+
+
+def observe(params, per_token, budgets, best, sigma, random, sizes=7):
+    out = []
+    for budget, centre in zip(budgets, best, strict=True):
+        near = np.sort(np.argsort(np.abs(np.log(params / centre)))[:sizes])
+        for rung in near:
+            tokens = budget / per_token[rung]
+            value = loss(params[rung], tokens) * np.exp(sigma * random.standard_normal())
+            out.append(
+                Observation(
+                    id=f"{budget:.0e}/{rung}",
+                    params=params[rung],
+                    tokens=tokens,
+                    flops=budget,
+                    loss=value,
+                    budget=budget,
+                )
+            )
+    return out
+
+
+def jitter(studies: int, noise: float) -> None:
+    patterns = ("alternating", "two-valued", "gaussian")
+    for size, pattern, sizes in itertools.product((0.02, 0.05), patterns, (12, 24)):
+        off = []
+        for seed in range(min(studies, 100)):
+            random = np.random.default_rng(seed)
+            params = np.geomspace(3e7, 3e9, sizes) * np.exp(0.05 * random.standard_normal(sizes))
+            factor = {
+                "alternating": (-1.0) ** np.arange(sizes),
+                "two-valued": random.choice([-1.0, 1.0], sizes),
+                "gaussian": random.standard_normal(sizes),
+            }[pattern]
+            best = [Ladder("both", "body", 0).optimum(c) for c in BUDGETS[:1]] * len(BUDGETS)
+            best = best[0] * (BUDGETS / BUDGETS[0]) ** (0.28 / 0.62)
+            runs = observe(params, 6 * params * np.exp(size * factor), BUDGETS, best, 0.002, random)
+            plain = [one.model_copy(update={"flops": 6 * one.params * one.tokens}) for one in runs]
+            both = [optimum(ParametricFitter(draws=0).fit(each), 1e20).params.value for each in (runs, plain)]
+            off.append(abs(both[0] / both[1] - 1))
+        print(
+            f"{pattern:12s} {size:.0%}, {sizes} sizes: within 3% in {np.mean(np.array(off) < 0.03):.0%}, "
+            f"furthest {max(off):.1%}, median {np.median(off):.2%}",
+            flush=True,
+        )
+
+
+def settings():
+    return itertools.product(LADDERS, (50_257, 32_000), CONVENTIONS)
+
+
+def conventions(studies: int, noise: float) -> None:
+    for kind, vocabulary, convention in settings():
+        ladder = Ladder(kind, convention, vocabulary)
+        best = [ladder.optimum(c) for c in BUDGETS]
+        runs = observe(*ladder.rungs(), BUDGETS, best, 0.0, np.random.default_rng(0))
+        fit = ParametricFitter(draws=0).fit(runs)
+        errors = [
+            optimum(fit, factor * BUDGETS[-1]).params.value / ladder.optimum(factor * BUDGETS[-1]) - 1
+            for factor in (0.01, 1, 10, 100, 1000)
+        ]
+        text = " ".join(f"{error:+.2%}" for error in errors)
+        label = f"{kind:12s} vocabulary {vocabulary} N {convention:13s}"
+        print(f"{label} error at x.01, 1, 10, 100, 1000: {text}", flush=True)
+
+
+def coverage(studies: int, noise: float) -> None:
+    for kind, vocabulary, convention in settings():
+        if vocabulary != 50_257 and kind != "both":
+            continue
+        ladder = Ladder(kind, convention, vocabulary)
+        best, truth = [ladder.optimum(c) for c in BUDGETS], ladder.optimum(100 * BUDGETS[-1])
+        held, widths, off = [], [], []
+        for seed in range(studies):
+            runs = observe(*ladder.rungs(), BUDGETS, best, noise, np.random.default_rng(seed))
+            found = optimum(ParametricFitter(draws=400).fit(runs), 100 * BUDGETS[-1]).params
+            if found.low is not None:
+                held.append(found.low <= truth <= found.high)
+                widths.append(np.log(found.high / found.low))
+                off.append(np.log(found.value / truth))
+        print(
+            f"{kind:12s} vocabulary {vocabulary} N {convention:13s} holds the truth {np.mean(held):.3f} of "
+            f"{len(held)}, median width {np.median(widths):.3f}, median error {np.median(off):+.3f}",
+            flush=True,
+        )
+
+
+def scattered(studies: int, noise: float) -> None:
+    for convention, sizes in itertools.product(CONVENTIONS, (12, 24)):
+        ladder = Ladder("both", convention, 50_257)
+        best, truth = [ladder.optimum(c) for c in BUDGETS], ladder.optimum(1e20)
+        params, width = ladder.count(np.geomspace(32, 2e4, 4000))[0], np.geomspace(32, 2e4, 4000)
+        wanted = np.geomspace(best[0] / 4, best[-1] * 4, sizes)
+        held, off = [], []
+        for seed in range(studies):
+            random = np.random.default_rng(seed)
+            built, per_token = ladder.count(np.interp(np.log(wanted), np.log(params), width))
+            per_token = per_token * np.exp(0.05 * random.standard_normal(sizes))
+            runs = observe(built, per_token, BUDGETS, best, noise, random)
+            found = optimum(ParametricFitter(draws=400).fit(runs), 1e20).params
+            off.append(np.log(found.value / truth))
+            held.append(found.low is not None and found.low <= truth <= found.high)
+        print(
+            f"N {convention:13s} {sizes} sizes: holds the truth {np.mean(held):.3f}, within 3% "
+            f"{np.mean(np.abs(off) < 0.03):.0%}, median error {np.median(off):+.3f}, deviation {np.std(off):.3f}",
+            flush=True,
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parts = {"jitter": jitter, "conventions": conventions, "coverage": coverage, "scattered": scattered}
+    parser.add_argument("parts", nargs="*", choices=[[], *parts])
+    parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--noise", type=float, default=0.005)
+    given = parser.parse_args()
+    for part in given.parts or parts:
+        print(f"--- {part}")
+        parts[part](given.studies, given.noise)
+
+
+if __name__ == "__main__":
+    main()
