@@ -48,8 +48,8 @@ def refuse_units(
     if small := next((run for run in observations if min(run.params, run.tokens) < 1), None):
         guess = "1e9" if any(run.params < 1 for run in observations) else "1e6"
         raise FitError(
-            f"{path}: N = {small.params:g}, D = {small.tokens:g} in {small.id}, and a number less than 1 is no plain "
-            f"number: write for example --units params={guess} --units tokens=1e9"
+            f"{path}: N = {small.params:g}, D = {small.tokens:g} in {small.id}, and a number less than 1 is no "
+            f"plain number: write for example --units params={guess} --units tokens=1e9"
             + (", or --units flops=1e18 (C gives the missing number)" if "flops" in (named or {}) else "")
         )
     if measured:
