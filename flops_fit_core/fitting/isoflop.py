@@ -35,7 +35,7 @@ from flops_fit_core.fitting.minima import (
     shift,
     spread,
 )
-from flops_fit_core.fitting.noise import fit_noise
+from flops_fit_core.fitting.noise import describe_runs, fit_noise
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.profiles import (
     Profile,
@@ -47,9 +47,6 @@ from flops_fit_core.fitting.profiles import (
     profile_record,
 )
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice, ProfileMinimum
-
-MANY = 2000
-"""Runs above which the noise is taken as one level for all: its model costs too much and changes little."""
 
 
 @dataclass(frozen=True)
@@ -199,13 +196,14 @@ class IsoflopFitter:
         if self.shape == "akima":
             sd: Floats = np.concatenate([seed_noise(profile.y, self.response) for profile in inside])
             return np.asarray(random.standard_normal((self.draws, count)) * sd)
-        if count > MANY:
-            return np.asarray(random.standard_normal((self.draws, count)) * noise.sigma)
         design = block_diag(*(profile.design for profile in inside))
         offset = np.concatenate([profile.u + profile.centre - profile.ln_params for profile in inside])
         residuals = np.concatenate([profile.residuals for profile in inside])
         trunk = np.unique(trunks, return_inverse=True)[1]
-        return fit_noise(residuals, design, offset, trunk).draw(self.draws, random)
+        ln_params = np.concatenate([profile.u + profile.centre for profile in inside])
+        ln_flops = np.concatenate([np.full(len(profile.u), np.log(profile.budget)) for profile in inside])
+        covariates = describe_runs(offset, ln_params, ln_flops)
+        return fit_noise(residuals, design, covariates, trunk).draw(self.draws, random)
 
     def _draw(
         self, inside: list[Profile], errors: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken
