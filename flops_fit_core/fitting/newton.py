@@ -16,8 +16,8 @@ from flops_fit_core.fitting.losses import Objective
 
 EXPONENTS = (0.005, 3.0)
 """Where alpha and beta are searched."""
-_CELLS = 300_000
-"""Runs times fits that are solved at once: more would not stay in a processor's cache."""
+_CHUNK, _CELLS = 64, 10_000
+"""Fits that are solved at once, and runs times fits: many more would not stay in a processor's cache."""
 _LOWER = np.array([0.0, -60.0, EXPONENTS[0], -60.0, EXPONENTS[0]])
 _UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
 
@@ -146,7 +146,7 @@ def solve(
 ) -> Solved:
     """Minimise from every row of ``start``. A fit has converged once a step would gain less than ``tolerance``
     of its objective, or once no step is small enough to gain anything."""
-    chunk = max(1, _CELLS // len(problem.u))
+    chunk = max(_CHUNK, _CELLS // len(problem.u))
     if len(start) > chunk:
         parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
         every = [solve(problem.rows(part), start[part], objective, steps, tolerance) for part in parts]

@@ -1,7 +1,8 @@
 """How noisy the runs are, and where: a variance model by restricted maximum likelihood.
 
     ln sigma_i = s0 + s1 [under-trained] + s2 |ln N_i / N_opt(C_i)| + g ln N_i (or g ln C_i)
-    correlation rho within a trajectory: a random effect per trajectory (Laird and Ware 1982)
+    error_i = sqrt(1 - rho) sigma_i e_i + sqrt(rho) t_j e_j: a random effect e_j per trajectory j (Laird and Ware
+    1982), with t_j the geometric mean of sigma along it
 
 Runs with too many parameters for their budget (under-trained) vary more from seed to seed, noise may grow or
 shrink with the size or the compute of a run, and rows of one trajectory (checkpoints of one run, or runs that
@@ -25,7 +26,7 @@ from flops_fit_core.fitting.optima import minimise
 
 _STEPS = np.linspace(-2.0, 2.8, 13)
 _SLOPES = np.linspace(-1.0, 1.0, 9)
-_COARSE_STEPS = np.linspace(-2.0, 2.8, 7)
+_COARSE_STEPS = np.linspace(-1.6, 2.4, 6)
 _COARSE_SLOPES = np.linspace(-0.6, 0.6, 5)
 """Where growth or correlation is tried too."""
 _GROWTHS = np.array([-0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5])
@@ -80,14 +81,15 @@ class NoiseModel:
         picked = random.choice(len(self.probability), size=draws, p=self.probability)
         rho = self.settings[picked, 4:]
         shape = (draws, len(self.trunk))
-        own = random.standard_normal(shape) if pool is None else pool[random.integers(len(pool), size=shape)]
+        errors = random.standard_normal(shape) if pool is None else pool[random.integers(len(pool), size=shape)]
+        errors *= np.exp(self.settings[picked, :4] @ self.covariates.T)
         if rho.any():
-            shared = random.standard_normal((draws, int(self.trunk.max()) + 1))[:, self.trunk]
-            own = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
-        sigma = self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws))
-        own *= sigma[:, None]
-        own *= np.exp(self.settings[picked, :4] @ self.covariates.T)
-        return own
+            errors *= np.sqrt(1 - rho)
+            means = _means(self.covariates, self.trunk)
+            shared = np.exp(self.settings[picked, :4] @ means.T) * np.sqrt(rho)
+            errors += (shared * random.standard_normal(shared.shape))[:, self.trunk]
+        errors *= (self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws)))[:, None]
+        return errors
 
     def misfit(self, residuals: Floats, design: Floats, more: Floats) -> float:
         """P value of the F test that columns ``more`` (n, k) add nothing to ``design`` (n, p), averaged over the
@@ -152,6 +154,12 @@ def fit_noise(residuals: Floats, jacobian: Floats, covariates: Floats, trunk: In
     return NoiseModel(covariates, trunk, settings[likely], weight, scale[likely], dof)
 
 
+def _means(values: Floats, trunk: Ints) -> Floats:
+    """Of every trajectory, from (runs, k) to (trajectories, k)."""
+    count = np.bincount(trunk)
+    return np.stack([np.bincount(trunk, column) / np.maximum(count, 1) for column in values.T], axis=1)
+
+
 def _grid(covariates: Floats, shared: bool) -> tuple[Floats, Floats]:
     """Settings (s1, s2, g of N, g of C), and the logarithm of the prior of each."""
     sided = 0 < covariates[:, 0].sum() < len(covariates)
@@ -192,8 +200,10 @@ def _basis(columns: Floats) -> Floats:
 
 
 def _grams(columns: Floats, ln_sigma: Floats, trunk: Ints, rhos: Floats) -> tuple[Floats, Floats]:
-    """Products X' V^-1 X of columns X (n, k) for V = S R S with S = exp(``ln_sigma``) (settings, n) and R of
-    correlation rho within a trajectory, shape (settings, rhos, k, k); and ln det V, shape (settings, rhos)."""
+    """Products X' V^-1 X of columns X (n, k), shape (settings, rhos, k, k), and ln det V, shape (settings, rhos).
+
+    V has variances (1 - rho) sigma^2 of rows, sigma = exp(``ln_sigma``) (settings, n), and rho t^2 of
+    trajectories, with t the geometric mean of sigma along one."""
     n, k = columns.shape
     weight = np.exp(-ln_sigma)
     first, second = np.triu_indices(k)
@@ -206,12 +216,16 @@ def _grams(columns: Floats, ln_sigma: Floats, trunk: Ints, rhos: Floats) -> tupl
     order = np.argsort(trunk, kind="stable")
     starts = np.flatnonzero(np.diff(trunk[order], prepend=-1))
     count = np.diff(starts, append=n).astype(float)
-    sums = np.add.reduceat(weight[:, order, None] * columns[order], starts, axis=1)
+    square = weight[:, order] ** 2
+    sums = np.add.reduceat(square[:, :, None] * columns[order], starts, axis=1)
+    total = np.add.reduceat(square, starts, axis=1)
+    shared = np.exp(2 * np.add.reduceat(ln_sigma[:, order], starts, axis=1) / count)
     out, logs = np.empty((len(weight), len(rhos), k, k)), np.empty((len(weight), len(rhos)))
     for column, rho in enumerate(rhos):
-        inner = 1 - rho + count * rho
-        out[:, column] = (whole - (sums * (rho / inner)[:, None]).swapaxes(1, 2) @ sums) / (1 - rho)
-        logs[:, column] = ((count - 1) * np.log(1 - rho) + np.log(inner)).sum() + determinant
+        inner = 1 - rho + rho * shared * total
+        part = (sums * (rho * shared / inner)[:, :, None]).swapaxes(1, 2) @ sums
+        out[:, column] = (whole - part) / (1 - rho)
+        logs[:, column] = (n - len(count)) * np.log(1 - rho) + np.log(inner).sum(axis=1) + determinant
     return out, logs
 
 

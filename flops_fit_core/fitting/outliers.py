@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from flops_fit_core.fitting.data import Bools, Floats
+from flops_fit_core.fitting.data import Bools, Floats, Ints
 from flops_fit_core.fitting.losses import Huber, LeastSquares
 from flops_fit_core.fitting.newton import Problem, Solved, Trajectories, predict, solve
 from flops_fit_core.fitting.noise import STEP_MEAN
@@ -49,25 +49,31 @@ class Rejection:
     """False for too few runs."""
 
 
-def robust_fit(problem: Problem, rho: float = 0.0) -> tuple[SurfaceFit, Rejection]:
+def robust_fit(
+    problem: Problem, rho: float = 0.0, pattern: Floats | None = None
+) -> tuple[SurfaceFit, Rejection]:
     """The fit, and which runs it uses. Too few runs, or too many outliers: least squares on all.
 
-    ``rho`` is the correlation within the trajectories of ``problem``, where it has any.
+    ``rho`` is the correlation within the trajectories of ``problem``, where it has any; ``pattern`` is the noise
+    of every run (n,) by the noise model, where it is known.
     """
     every = np.ones(len(problem.y), dtype=bool)
     if len(problem.y) < FEWEST:
         return fit_surface(problem, LeastSquares()), Rejection(every, tried=False)
     first = fit_surface(replace(problem, trajectories=None, shrink=None), Huber())
-    kept, too_many = _leave_out(problem, first.theta[None], rho)
+    kept, too_many = _leave_out(problem, first.theta[None], rho, pattern)
     if kept[0].all():
         return fit_surface(problem, LeastSquares()), Rejection(every, int(too_many[0]))
     return fit_surface(subset(problem, kept[0], rho), LeastSquares()), Rejection(kept[0])
 
 
-def robust_refits(problem: Problem, solved: Solved, rho: float, leverage: Floats, clean: bool) -> Solved:
+def robust_refits(
+    problem: Problem, solved: Solved, rho: float, pattern: Floats, leverage: Floats, clean: bool
+) -> Solved:
     """Refits of draws with the same rule: ``solved`` are their least-squares fits, with runs of ``leverage`` (n,).
 
-    Of ``clean`` draws only those whose least-squares residuals come near the bound are looked at closely.
+    Of ``clean`` draws only those whose least-squares residuals come near the bound are looked at closely, from
+    least squares on: no outliers hide each other in them.
     """
     n = len(problem.u)
     if n < FEWEST:
@@ -78,11 +84,13 @@ def robust_refits(problem: Problem, solved: Solved, rho: float, leverage: Floats
     if not len(rows):
         return solved
     some = problem.rows(rows)
-    plain = replace(some, trajectories=None, shrink=None)
-    first = solve(plain, solved.theta[rows], Huber(), tolerance=1e-6)
-    kept, _ = _leave_out(some, first.theta, rho)
+    start = solved.theta[rows]
+    if not clean:
+        start = solve(replace(some, trajectories=None, shrink=None), start, Huber(), steps=30, tolerance=1e-6).theta
+    kept, _ = _leave_out(some, start, rho, pattern, least_squares=clean)
     changed = ~kept.all(axis=1)
-    again = solve(_masked(some.rows(np.flatnonzero(changed)), kept[changed], rho), first.theta[changed], _LEAST)
+    spoilt = _masked(some.rows(np.flatnonzero(changed)), kept[changed], rho)
+    again = solve(spoilt, start[changed], _LEAST)
     theta, value, converged = solved.theta.copy(), solved.value.copy(), solved.converged.copy()
     theta[rows[changed]], value[rows[changed]] = again.theta, again.value
     converged[rows[changed]] = again.converged
@@ -92,9 +100,11 @@ def robust_refits(problem: Problem, solved: Solved, rho: float, leverage: Floats
 _LEAST = LeastSquares()
 
 
-def _leave_out(problem: Problem, theta: Floats, rho: float) -> tuple[Bools, Floats]:
-    """Which runs every fit keeps, shape (fits, n), from the Huber fits ``theta``, and how many lie beyond the
-    bound where those are too many, so that all are kept."""
+def _leave_out(
+    problem: Problem, theta: Floats, rho: float, pattern: Floats | None, least_squares: bool = False
+) -> tuple[Bools, Ints]:
+    """Which runs every fit keeps, shape (fits, n), from the fits ``theta``, Huber's or of ``least_squares``;
+    and how many lie beyond the bound where those are too many, so that all are kept."""
     n, fits = len(problem.u), len(theta)
     every = np.ones((fits, n), dtype=bool)
     least = max(5 + SPARE, (1 - MOST) * n)
@@ -104,25 +114,41 @@ def _leave_out(problem: Problem, theta: Floats, rho: float) -> tuple[Bools, Floa
     # Runs that would gain more from tokens than from parameters at the same C = 6 N D.
     scale = _robust_scale(residuals, theta[:, 4:] * b > theta[:, 2:3] * a)
     exact = scale.min(axis=1) <= 0
-    worse, better = _bounds(n, np.full(fits, n))
     safe = np.where(exact[:, None], 1.0, scale)
-    kept = _within(residuals / safe, worse, better) | exact[:, None]
-    relative = safe / safe.max(axis=1, keepdims=True)
+    scales = [np.ones_like(safe), safe / safe.max(axis=1, keepdims=True)]
+    if pattern is not None and pattern.min() > 0:
+        scales.append(np.broadcast_to(pattern / pattern.max(), safe.shape))
+    problem = replace(problem, y=y)
+    if least_squares:
+        kept = _near(problem, theta, every, rho, scales)
+    else:
+        kept = _within(residuals / safe, *_bounds(n, np.full(fits, n)))
+    kept |= exact[:, None]
     theta, used = theta.copy(), kept.copy()
-    live = np.flatnonzero(~exact & (kept.sum(axis=1) >= least))
+    # Where least squares itself finds nothing, there is nothing to repeat.
+    done = exact | (least_squares & kept.all(axis=1))
+    live = np.flatnonzero(~done & (kept.sum(axis=1) >= least))
     for _ in range(10):
         if not len(live):
             break
         used[live] = kept[live]
-        part = _masked(replace(problem, y=y).rows(live), used[live], rho)
-        theta[live] = solve(part, theta[live], _LEAST, tolerance=1e-9).theta
-        bounds = _bounds(n, used[live].sum(axis=1))
-        kept[live] = np.logical_or.reduce([_within(each, *bounds) for each in _deletion_residuals(
-            part, theta[live], used[live], rho, (np.ones((1, n)), relative[live]))])
+        part = _masked(problem.rows(live), used[live], rho)
+        theta[live] = solve(part, theta[live], _LEAST, steps=30, tolerance=1e-9).theta
+        kept[live] = _near(part, theta[live], used[live], rho, [each[live] for each in scales])
         live = live[(used[live] != kept[live]).any(axis=1) & (kept[live].sum(axis=1) >= least)]
     enough = kept.sum(axis=1) >= least
     too_many = np.where(enough, 0, n - kept.sum(axis=1))
     return np.where(enough[:, None], used, True), too_many
+
+
+def _near(problem: Problem, theta: Floats, used: Bools, rho: float, scales: list[Floats]) -> Bools:
+    """Runs within the bound for noise in proportion to any of ``scales``: of one level, of that of each side of
+    the optimum, or of the noise model's pattern."""
+    bounds = _bounds(used.shape[1], used.sum(axis=1))
+    out: Bools = np.logical_or.reduce(
+        [_within(each, *bounds) for each in _deletion_residuals(problem, theta, used, rho, scales)]
+    )
+    return out
 
 
 def _masked(problem: Problem, kept: Bools, rho: float) -> Problem:
@@ -133,7 +159,7 @@ def _masked(problem: Problem, kept: Bools, rho: float) -> Problem:
 
 
 def _deletion_residuals(
-    problem: Problem, theta: Floats, kept: Bools, rho: float, scales: tuple[Floats, ...]
+    problem: Problem, theta: Floats, kept: Bools, rho: float, scales: list[Floats]
 ) -> list[Floats]:
     """Residuals of all runs over their standard deviation under the fit of the others that are kept, shape
     (fits, n); for noise in proportion to each of ``scales``."""
@@ -174,11 +200,11 @@ def _suspicious(problem: Problem, solved: Solved, rho: float, leverage: Floats) 
     return out
 
 
-def _bounds(n: int, count: Floats) -> tuple[Floats, Floats]:
+def _bounds(n: int, count: Ints) -> tuple[Floats, Floats]:
     """How far a run may lie above and below the law, shape (fits, 1), for ``count`` runs that are kept."""
     dof = np.maximum(np.unique(count) - 6, 1)
     which = np.searchsorted(np.unique(count), count)
-    worse, better = (stats.t.isf(chance / n, dof)[which, None] for chance in (WORSE, BETTER))
+    worse, better = (np.asarray(stats.t.isf(chance / n, dof))[which, None] for chance in (WORSE, BETTER))
     return worse, better
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.data import Bools, Floats, Runs
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import note
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
@@ -36,7 +36,7 @@ class PointFit:
     """Of the runs that are used; None where they leave no degree of freedom."""
     everywhere: NoiseModel | None
     """The same noise for all runs."""
-    rho: float
+    rho: float = 0.0
     """Correlation within a trajectory that the estimate takes; 0 where every run has one row."""
 
 
@@ -57,21 +57,31 @@ def fit_point(problem: Problem, runs: Runs, constraint: FlopsPerToken, objective
 
 
 def _fit(
-    problem: Problem, runs: Runs, trunk: Floats, constraint: FlopsPerToken, objective: Criterion, rho: float
+    problem: Problem, runs: Runs, trunk: Ints, constraint: FlopsPerToken, objective: Criterion, rho: float
 ) -> PointFit:
     every = np.ones(len(runs), dtype=bool)
-    if objective == "robust":
-        fit, rejection = robust_fit(problem, rho)
-    else:
-        fit, rejection = fit_surface(problem, _criterion(objective)), Rejection(every)
+    if objective != "robust":
+        point = _with_noise(fit_surface(problem, _criterion(objective)), Rejection(every), runs, trunk, constraint)
+        return replace(point, rho=rho)
+    point = _with_noise(*robust_fit(problem, rho), runs, trunk, constraint)
+    if point.everywhere is not None and not point.rejection.kept.all():
+        # Noise that grows with N or C is seen only now: runs that it explains are taken back.
+        fit, rejection = robust_fit(problem, rho, point.everywhere.sigma())
+        point = _with_noise(fit, rejection, runs, trunk, constraint)
+    return replace(point, rho=rho)
+
+
+def _with_noise(
+    fit: SurfaceFit, rejection: Rejection, runs: Runs, trunk: Ints, constraint: FlopsPerToken
+) -> PointFit:
     kept = rejection.kept
     if int(kept.sum()) <= int(fit.free.sum()):
-        return PointFit(fit, rejection, None, None, rho)
+        return PointFit(fit, rejection, None, None)
     offset = offsets(SURFACES["parametric"], natural(fit.theta[None], runs), constraint, runs)
     covariates = describe_runs(offset, np.log(runs.params), np.log(runs.flops))
     number = np.unique(trunk[kept], return_inverse=True)[1]
     noise = fit_noise(fit.residuals, fit.jacobian[:, fit.free], covariates[kept], number)
-    return PointFit(fit, rejection, noise, noise.at(covariates, trunk), rho)
+    return PointFit(fit, rejection, noise, noise.at(covariates, trunk))
 
 
 def draw_residuals(
@@ -82,16 +92,18 @@ def draw_residuals(
     Where runs were left out, a draw has all runs again, and as many outliers on average: each run is off, with
     the chance that one of the data is, by the excess of a run that was left out times a factor between 0 and 2.
     """
-    fit, noise = point.fit, point.noise
+    fit, noise, everywhere = point.fit, point.noise, point.everywhere
+    if noise is None or everywhere is None:
+        raise FitError("there are as many parameters as runs; train more runs")
     kept = point.rejection.kept
     clean = bool(kept.all())
     pool = None
     if len(fit.residuals) >= 30 and not noise.settings[:, 4].any():
         pool = fit.residuals / (noise.sigma() * np.sqrt(1 - np.minimum(fit.leverage, 0.99)))
         pool = (pool - pool.mean()) / pool.std()
-    source = correlated(problem, point.everywhere.trunk, point.rho) if point.rho else problem
+    source = correlated(problem, everywhere.trunk, point.rho) if point.rho else problem
     residuals = linearise(problem, fit.theta)[0]
-    errors = (noise if clean else point.everywhere).draw(draws, random, pool)
+    errors = (noise if clean else everywhere).draw(draws, random, pool)
     if not clean:
         hit = random.random(errors.shape) < np.mean(~kept)
         errors += hit * random.choice(residuals[~kept], errors.shape) * random.uniform(0, 2, errors.shape)
@@ -100,7 +112,7 @@ def draw_residuals(
     solved = refit(drawn, fit.theta, _criterion(objective))
     if objective != "robust":
         return solved
-    return robust_refits(drawn, solved, point.rho, _leverage(fit, clean), clean)
+    return robust_refits(drawn, solved, point.rho, everywhere.sigma(), _leverage(fit, clean), clean)
 
 
 def _leverage(fit: SurfaceFit, clean: bool) -> Floats:
