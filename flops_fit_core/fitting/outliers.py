@@ -86,7 +86,8 @@ def robust_refits(
     some = problem.rows(rows)
     start = solved.theta[rows]
     if not clean:
-        start = solve(replace(some, trajectories=None, shrink=None), start, Huber(), steps=30, tolerance=1e-6).theta
+        plain = replace(some, trajectories=None, shrink=None)
+        start = solve(plain, start, Huber(), steps=30, tolerance=1e-6).theta
     kept, _ = _leave_out(some, start, rho, pattern, least_squares=clean)
     changed = ~kept.all(axis=1)
     spoilt = _masked(some.rows(np.flatnonzero(changed)), kept[changed], rho)

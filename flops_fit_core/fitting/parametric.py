@@ -29,7 +29,7 @@ from flops_fit_core.fitting.refits import (
     natural,
 )
 from flops_fit_core.fitting.surface import linearise, make_problem
-from flops_fit_core.fitting.surface_diagnostics import about_draws, about_surface
+from flops_fit_core.fitting.surface_diagnostics import about_draws, about_surface, swapped_roles
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 Resampling = Literal["residuals", "cases"]
@@ -111,7 +111,7 @@ class ParametricFitter:
             return nothing, 0, [no_interval(_ALIKE)]
         if at_bound(fit.theta[None])[0]:
             return nothing, 0, [no_interval(_VANISHED)]
-        if reason := few_trajectories(point.noise, used):
+        if reason := swapped_roles(fit, used) or few_trajectories(point.noise, used):
             return nothing, 0, [no_interval(reason)]
         random = np.random.default_rng(self.seed)
         if self.bootstrap == "cases":
@@ -124,11 +124,19 @@ class ParametricFitter:
             if failed > 0.01 * self.draws:
                 return nothing, failed, [no_interval(_FAILED.format(failed, self.draws))]
             return solved.theta[usable], failed, []
-        # Refits at a bound stay: without them a study's interval rests on its lucky draws, and a rule that
+        if usable.mean() < _HALF:
+            return nothing, 0, [no_interval(_STUCK.format(int(self.draws - usable.sum()), self.draws))]
+        # Other refits at a bound stay: without them a study's interval rests on its lucky draws, and a rule that
         # withdraws it for their number keeps the lucky studies.
         return solved.theta, 0, about_draws(len(used), dof, int(self.draws - usable.sum()), self.draws)
 
 
+_HALF = 0.5
+"""Share of refits inside their bounds below which the interval would be of the bounds."""
+_STUCK = (
+    "{} of {} bootstrap refits ended with a term that vanishes or an exponent out of bounds: the ends of an "
+    "interval would be the bounds; widen the range of N and of D / N"
+)
 _ALIKE = "some parameters cannot be told apart; widen the range of N and of D / N"
 _VANISHED = "a term of the law vanishes or an exponent is out of bounds; widen the range of N and of D / N"
 _FAILED = (

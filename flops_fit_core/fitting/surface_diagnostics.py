@@ -5,16 +5,22 @@ from __future__ import annotations
 from typing import Literal
 
 import numpy as np
+from scipy import stats
 
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import note
+from flops_fit_core.fitting.losses import LeastSquares
+from flops_fit_core.fitting.newton import solve
 from flops_fit_core.fitting.noise import NoiseModel
 from flops_fit_core.fitting.outliers import Rejection
 from flops_fit_core.fitting.powerlaw import fit_line
 from flops_fit_core.fitting.surface import SurfaceFit
 from flops_fit_core.fitting.units import looks_like_bits, name_rows
 from flops_fit_core.records import Diagnostic
+
+ONE_RATIO = 0.35
+"""Spread of ln (D / N) among runs of one N below which they hardly tell alpha from beta."""
 
 
 def about_surface(
@@ -55,14 +61,13 @@ def about_surface(
                 "their tuning and whether all runs are of one kind",
             )
         )
-    ratio, x = np.log(used.tokens / used.params), np.log(used.params)
-    intercept, slope = fit_line(x, ratio, np.ones_like(x))
-    if float((ratio - intercept - slope * x).std()) < 0.35:
+    if ratio_spread(used) < ONE_RATIO:
         found.append(
             Diagnostic(
                 code="one-ratio",
-                message=f"nearly all runs of one N have one D / N (about {np.exp(np.median(ratio)):.3g}), which "
-                "cannot tell alpha from beta; train some runs at 4 times and at 1/4 of it",
+                message="nearly all runs of one N have one D / N (about "
+                f"{np.exp(np.median(np.log(used.tokens / used.params))):.3g}), which cannot tell alpha from beta; "
+                "train some runs at 4 times and at 1/4 of it",
             )
         )
     if not fit.free[0]:
@@ -93,6 +98,36 @@ def about_surface(
             )
         )
     return found
+
+
+def ratio_spread(runs: Runs) -> float:
+    """How far ln D of the runs lies from a parabola in ln N: where all lie on one, D is a function of N."""
+    x, z = np.log(runs.params), np.log(runs.tokens)
+    design = np.vander(x - x.mean(), 3)
+    rest = z - design @ np.linalg.lstsq(design, z, rcond=None)[0]
+    return float(np.sqrt(np.sum(rest**2) / max(len(rest) - 3, 1)))
+
+
+def swapped_roles(fit: SurfaceFit, runs: Runs) -> str:
+    """Why runs along one line in ln N and ln D have no interval of a: the law with the roles of N and D swapped
+    along that line fits as well, by an F test at 1%. Empty where it does not, or where D / N varies."""
+    if ratio_spread(runs) >= ONE_RATIO:
+        return ""
+    problem, theta = fit.problem, fit.theta
+    slope = float(fit_line(problem.u, problem.v, np.ones_like(problem.u))[1])
+    if abs(slope) < 0.05:
+        return ""
+    start = np.array([[theta[0], theta[3], theta[4] * slope, theta[1], theta[2] / slope]])
+    other = solve(problem, start, LeastSquares(), steps=200)
+    dof = max(len(runs) - 5, 1)
+    limit = fit.value * (1 + float(stats.f.isf(0.01, 1, dof)) / dof)
+    here, there = (each[4] / (each[2] + each[4]) for each in (theta, other.theta[0]))
+    if float(other.value[0]) > limit or abs(here - there) < 0.1:
+        return ""
+    return (
+        f"D follows N in nearly all runs, and the law fits as well with a = {there:.2f} as with a = {here:.2f}; "
+        "train some runs at 4 times and at 1/4 of that D / N"
+    )
 
 
 def about_draws(runs: int, dof: int, at_bound: int, draws: int) -> list[Diagnostic]:

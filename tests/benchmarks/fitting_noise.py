@@ -125,6 +125,17 @@ def one_ratio(spread, sigma, random, seeds=3):
     return out
 
 
+def mostly_one(axis, sigma, random):
+    """20 runs of one N with many D (or of one D with many N), and two at each of two others."""
+    one, many = (1e8, (1e9, 1e11)) if axis == "N" else (5e9, (1e7, 1e9))
+    pairs = [(one, each) for each in np.geomspace(*many, 20)]
+    pairs += [(one * factor, each) for factor in (0.2, 5.0) for each in (many[0] * 3, many[1] / 3)]
+    return [
+        run(row, *(pair if axis == "N" else pair[::-1]), sigma * random.standard_normal())
+        for row, pair in enumerate(pairs)
+    ]
+
+
 CELLS = {
     **{
         f"clean 5x7 sigma {sigma:.1%}": lambda r, s=sigma: isoflop(5, 7, r, sigma=s)
@@ -155,8 +166,13 @@ CELLS = {
     "many 2100 rows 24 trajectories": lambda r: seeds(2100, r, 24),
     **{
         f"one ratio spread {spread} sigma {sigma:.1%}": lambda r, x=spread, s=sigma: one_ratio(x, s, r)
-        for spread in (1.0, 1.1, 1.3, 1.6, 2.0, 4.0)
+        for spread in (1.0, 1.03, 1.1, 1.3, 1.6, 2.0, 4.0)
         for sigma in (0.001, 0.005)
+    },
+    **{
+        f"mostly one {axis} sigma {sigma:.1%}": lambda r, x=axis, s=sigma: mostly_one(x, s, r)
+        for axis in "ND"
+        for sigma in (0.001, 0.01)
     },
 }
 
