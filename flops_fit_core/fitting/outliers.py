@@ -49,9 +49,7 @@ class Rejection:
     """False for too few runs."""
 
 
-def robust_fit(
-    problem: Problem, rho: float = 0.0, pattern: Floats | None = None
-) -> tuple[SurfaceFit, Rejection]:
+def robust_fit(problem: Problem, rho: float = 0.0, pattern: Floats | None = None) -> tuple[SurfaceFit, Rejection]:
     """The fit, and which runs it uses. Too few runs, or too many outliers: least squares on all.
 
     ``rho`` is the correlation within the trajectories of ``problem``, where it has any; ``pattern`` is the noise

@@ -34,6 +34,7 @@ from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
 Resampling = Literal["residuals", "cases"]
 
+
 @dataclass(frozen=True)
 class ParametricFitter:
     """Fits Approach 3. Same observations and options, same fit."""
@@ -97,9 +98,7 @@ class ParametricFitter:
         mine = {key: getattr(self, key) for key in ("level", "draws", "seed", "objective", "bootstrap")}
         return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
-    def _uncertainty(
-        self, point: PointFit, problem: Problem, used: Runs
-    ) -> tuple[Floats, int, list[Diagnostic]]:
+    def _uncertainty(self, point: PointFit, problem: Problem, used: Runs) -> tuple[Floats, int, list[Diagnostic]]:
         """Draws of theta, how many failed, and what to say about them."""
         nothing, fit = np.empty((0, 5)), point.fit
         if self.draws < 1:

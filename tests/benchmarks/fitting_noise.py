@@ -24,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "fitting"))
 
-from surfaces import CHINCHILLA, LOPSIDED
+from surfaces import CHINCHILLA
 
 from flops_fit_core import FitError, Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
@@ -102,7 +102,7 @@ def seeds(count, random, groups=None):
     """About ``count`` rows: 5 budgets of 7 sizes, many seeds; seeds of one size share an offset in ``groups``."""
     out = []
     repeats = round(count / 35)
-    for number in range(repeats):
+    for _ in range(repeats):
         for each in isoflop(5, 7, random):
             out.append(each.model_copy(update={"id": str(len(out)), "trajectory": None}))
     if groups is None:
@@ -158,8 +158,11 @@ CELLS = {
     },
     **{f"curves {n}": lambda r, n=n: curves(n, r) for n in (6, 8, 12, 16, 24)},
     **{f"curves {n} distinct": lambda r, n=n: curves(n, r, sizes=n) for n in (8, 12)},
-    **{f"trunks {b * s} runs rho {rho}": lambda r, b=b, s=s, rho=rho: trunks(b, s, rho, r)
-       for b, s in ((3, 3), (3, 6), (5, 6)) for rho in (0.0, 0.5, 0.9)},
+    **{
+        f"trunks {b * s} runs rho {rho}": lambda r, b=b, s=s, rho=rho: trunks(b, s, rho, r)
+        for b, s in ((3, 3), (3, 6), (5, 6))
+        for rho in (0.0, 0.5, 0.9)
+    },
     "many 1960 rows": lambda r: seeds(1960, r),
     "many 2100 rows": lambda r: seeds(2100, r),
     "many 1960 rows 24 trajectories": lambda r: seeds(1960, r, 24),
@@ -178,7 +181,7 @@ CELLS = {
 
 
 def measure(make, studies, draws, objective):
-    hits, widths, none, rejected = [], [], collections.Counter(), 0
+    hits, widths, none = [], [], collections.Counter()
     warned, alarms = 0, collections.Counter()
     for number in range(studies):
         runs = make(np.random.default_rng(number))
