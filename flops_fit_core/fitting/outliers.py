@@ -59,7 +59,7 @@ def robust_fit(problem: Problem, rho: float = 0.0, pattern: Floats | None = None
     if len(problem.y) < FEWEST:
         return fit_surface(problem, LeastSquares()), Rejection(every, tried=False)
     first = fit_surface(replace(problem, trajectories=None, shrink=None), Huber())
-    kept, too_many = _leave_out(problem, first.theta[None], rho, pattern)
+    kept, too_many, _ = _leave_out(problem, first.theta[None], rho, pattern)
     if kept[0].all():
         return fit_surface(problem, LeastSquares()), Rejection(every, int(too_many[0]))
     return fit_surface(subset(problem, kept[0], rho), LeastSquares()), Rejection(kept[0])
@@ -86,14 +86,11 @@ def robust_refits(
     if not clean:
         plain = replace(some, trajectories=None, shrink=None)
         start = solve(plain, start, Huber(), steps=30, tolerance=1e-6).theta
-    kept, _ = _leave_out(some, start, rho, pattern, least_squares=clean)
+    kept, _, reached = _leave_out(some, start, rho, pattern, least_squares=clean)
     changed = ~kept.all(axis=1)
-    spoilt = _masked(some.rows(np.flatnonzero(changed)), kept[changed], rho)
-    again = solve(spoilt, start[changed], _LEAST)
-    theta, value, converged = solved.theta.copy(), solved.value.copy(), solved.converged.copy()
-    theta[rows[changed]], value[rows[changed]] = again.theta, again.value
-    converged[rows[changed]] = again.converged
-    return Solved(theta, value, converged)
+    theta = solved.theta.copy()
+    theta[rows[changed]] = reached[changed]
+    return replace(solved, theta=theta)
 
 
 _LEAST = LeastSquares()
@@ -101,9 +98,10 @@ _LEAST = LeastSquares()
 
 def _leave_out(
     problem: Problem, theta: Floats, rho: float, pattern: Floats | None, least_squares: bool = False
-) -> tuple[Bools, Ints]:
+) -> tuple[Bools, Ints, Floats]:
     """Which runs every fit keeps, shape (fits, n), from the fits ``theta``, Huber's or of ``least_squares``;
-    and how many lie beyond the bound where those are too many, so that all are kept."""
+    and how many lie beyond the bound where those are too many, so that all are kept; and least
+    squares on those that are kept, where not all are."""
     n, fits = len(problem.u), len(theta)
     every = np.ones((fits, n), dtype=bool)
     least = max(5 + SPARE, (1 - MOST) * n)
@@ -127,17 +125,17 @@ def _leave_out(
     # Where least squares itself finds nothing, there is nothing to repeat.
     done = exact | (least_squares & kept.all(axis=1))
     live = np.flatnonzero(~done & (kept.sum(axis=1) >= least))
-    for _ in range(10):
+    for _ in range(5):
         if not len(live):
             break
         used[live] = kept[live]
         part = _masked(problem.rows(live), used[live], rho)
-        theta[live] = solve(part, theta[live], _LEAST, steps=30, tolerance=1e-9).theta
+        theta[live] = solve(part, theta[live], _LEAST, steps=30, tolerance=1e-11).theta
         kept[live] = _near(part, theta[live], used[live], rho, [each[live] for each in scales])
         live = live[(used[live] != kept[live]).any(axis=1) & (kept[live].sum(axis=1) >= least)]
     enough = kept.sum(axis=1) >= least
     too_many = np.where(enough, 0, n - kept.sum(axis=1))
-    return np.where(enough[:, None], used, True), too_many
+    return np.where(enough[:, None], used, True), too_many, theta
 
 
 def _near(problem: Problem, theta: Floats, used: Bools, rho: float, scales: list[Floats]) -> Bools:
