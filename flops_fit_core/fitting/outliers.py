@@ -33,7 +33,7 @@ WORSE, BETTER = 0.02, 0.002
 A mistuned run can only be worse."""
 MOST = 0.2
 """Share of the runs beyond which the law is wrong rather than the runs."""
-_SCREEN = 0.8
+_SCREEN = 0.9
 """Share of the bound from which a clean draw's largest deletion residual has the draw looked at closely."""
 
 
