@@ -72,6 +72,10 @@ class NoiseModel:
         """Within a trajectory: its posterior mean."""
         return float(self.probability @ self.settings[:, 4])
 
+    def chance_above(self, correlation: float) -> float:
+        """That the correlation within a trajectory is larger."""
+        return float(self.probability[self.settings[:, 4] > correlation].sum())
+
     def at(self, covariates: Floats, trunk: Ints) -> NoiseModel:
         """The same noise for other runs."""
         return replace(self, covariates=covariates, trunk=trunk)
@@ -184,10 +188,14 @@ def _grid(covariates: Floats, shared: bool) -> tuple[Floats, Floats]:
 
 
 def _ratio_prior(ratios: Floats) -> Floats:
-    """Ln of the prior of each: flat in ln of large ratios, as of any scale, and flat in rho of small ones."""
+    """Ln of the prior of each: three quarters flat in rho, and a quarter flat in ln of ratios from 1 on, as of any
+    scale, which does not draw the offsets of training curves down."""
     if len(ratios) == 1:
         return np.zeros(1)
-    out: Floats = np.log(np.maximum(ratios, 0.05) / (1 + ratios))
+    flat = ratios / (1 + ratios) ** 2 * np.log(ratios[-1] / ratios[-2])
+    flat[0] = ratios[1] / 1.5
+    large = (ratios >= 1) / np.sum(ratios >= 1)
+    out: Floats = np.log(0.75 * flat / flat.sum() + 0.25 * large)
     return out
 
 

@@ -139,7 +139,7 @@ def draw_cases(
 def few_trajectories(noise: NoiseModel, used: Runs) -> str:
     """Why too few training runs with several rows each have no interval; empty where they have one."""
     count = len(set(used.trunks))
-    if count >= FEW_TRAJECTORIES or count == len(used) or noise.correlation < CORRELATED:
+    if count >= FEW_TRAJECTORIES or count == len(used) or noise.chance_above(CORRELATED) < 0.95:
         return ""
     return (
         f"the rows of one trajectory share their error (correlation {noise.correlation:.3g}), so {len(used)} rows "
