@@ -48,6 +48,9 @@ from flops_fit_core.fitting.profiles import (
 )
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice, ProfileMinimum
 
+MANY = 2000
+"""Runs above which the noise is taken as one level for all: its model costs too much and changes little."""
+
 
 @dataclass(frozen=True)
 class IsoflopFitter:
@@ -196,6 +199,8 @@ class IsoflopFitter:
         if self.shape == "akima":
             sd: Floats = np.concatenate([seed_noise(profile.y, self.response) for profile in inside])
             return np.asarray(random.standard_normal((self.draws, count)) * sd)
+        if count > MANY:
+            return np.asarray(random.standard_normal((self.draws, count)) * noise.sigma)
         design = block_diag(*(profile.design for profile in inside))
         offset = np.concatenate([profile.u + profile.centre - profile.ln_params for profile in inside])
         residuals = np.concatenate([profile.residuals for profile in inside])

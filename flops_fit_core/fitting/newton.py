@@ -97,6 +97,13 @@ class Solved:
     """Shape (fits,)."""
 
 
+def joined(parts: list[Solved]) -> Solved:
+    """All of their fits, in order."""
+    columns = zip(*((part.theta, part.value, part.converged) for part in parts), strict=True)
+    theta, least, converged = (np.concatenate(column) for column in columns)
+    return Solved(theta, least, converged)
+
+
 def predict(problem: Problem, theta: Floats) -> tuple[Floats, Floats, Floats]:
     """L and its two reducible terms, each of shape (fits, n)."""
     a = np.exp(theta[:, 1:2] - theta[:, 2:3] * problem.u)
@@ -150,7 +157,7 @@ def solve(
     if len(start) > chunk:
         parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
         every = [solve(problem.rows(part), start[part], objective, steps, tolerance) for part in parts]
-        return Solved(*(np.concatenate(each) for each in zip(*(vars(one).values() for one in every), strict=True)))
+        return joined(every)
     theta = np.clip(start, _LOWER, _UPPER)
     best = value(problem, theta, objective)
     damping = np.full(len(theta), 1e-3)

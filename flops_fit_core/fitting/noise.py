@@ -143,7 +143,8 @@ def fit_noise(residuals: Floats, jacobian: Floats, covariates: Floats, trunk: In
     basis = _basis(jacobian)
     columns, dof = np.column_stack([basis, residuals]), len(residuals) - basis.shape[1]
     restricted, q = np.empty((2, len(settings), len(rhos)))
-    for start in range(0, len(settings), step := max(1, _CELLS // (len(residuals) * (8 if shared else 1)))):
+    cells = max(len(residuals) * (8 if shared else 1), columns.shape[1] ** 2 * len(rhos))
+    for start in range(0, len(settings), step := max(1, _CELLS // cells)):
         part = slice(start, start + step)
         ln_sigma = settings[part, :4] @ covariates.T
         gram, determinant = _grams(columns, ln_sigma, trunk, rhos)

@@ -13,7 +13,7 @@ from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import note
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.newton import EXPONENTS, Problem, Solved
+from flops_fit_core.fitting.newton import EXPONENTS, Problem, Solved, joined
 from flops_fit_core.fitting.noise import NoiseModel, describe_runs, fit_noise, offsets
 from flops_fit_core.fitting.outliers import Rejection, robust_fit, robust_refits
 from flops_fit_core.fitting.surface import SurfaceFit, correlated, fit_surface, linearise, refit
@@ -24,6 +24,9 @@ Criterion = Literal["robust", "least-squares", "huber"]
 OUTLIER = "further from the law than noise explains: likely mistuned or mislabelled"
 FEW_TRAJECTORIES, CORRELATED = 8, 0.8
 """Fewer trajectories than this whose rows are correlated more than that do not tell how much runs differ."""
+
+_CELLS = 4_000_000
+"""Losses that are drawn at once: 32 MB."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +105,20 @@ def draw_residuals(
         pool = fit.residuals / (noise.sigma() * np.sqrt(1 - np.minimum(fit.leverage, 0.99)))
         pool = (pool - pool.mean()) / pool.std()
     source = correlated(problem, everywhere.trunk, point.rho) if point.rho else problem
-    residuals = linearise(problem, fit.theta)[0]
-    errors = (noise if clean else everywhere).draw(draws, random, pool)
-    if not clean:
-        hit = random.random(errors.shape) < np.mean(~kept)
-        errors += hit * random.choice(residuals[~kept], errors.shape) * random.uniform(0, 2, errors.shape)
-    errors += problem.y - residuals
-    drawn = replace(source, y=errors)
-    solved = refit(drawn, fit.theta, _criterion(objective))
-    if objective != "robust":
-        return solved
-    return robust_refits(drawn, solved, point.rho, everywhere.sigma(), _leverage(fit, clean), clean)
+    residuals, pattern, criterion = linearise(problem, fit.theta)[0], everywhere.sigma(), _criterion(objective)
+    parts, step = [], max(32, _CELLS // len(residuals))
+    for start in range(0, draws, step):
+        errors = (noise if clean else everywhere).draw(min(step, draws - start), random, pool)
+        if not clean:
+            hit = random.random(errors.shape) < np.mean(~kept)
+            errors += hit * random.choice(residuals[~kept], errors.shape) * random.uniform(0, 2, errors.shape)
+        errors += problem.y - residuals
+        drawn = replace(source, y=errors)
+        solved = refit(drawn, fit.theta, criterion)
+        if objective == "robust":
+            solved = robust_refits(drawn, solved, point.rho, pattern, _leverage(fit, clean), clean)
+        parts.append(solved)
+    return joined(parts)
 
 
 def _leverage(fit: SurfaceFit, clean: bool) -> Floats:
