@@ -6,14 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.data import Bools, Floats, Runs
-from flops_fit_core.fitting.powerlaw import fit_line
+from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.profiles import Profile
-from flops_fit_core.fitting.surface import SurfaceFit
-from flops_fit_core.fitting.units import looks_like_bits, name_rows
 from flops_fit_core.records import Diagnostic, RunResult
 
 
@@ -143,118 +139,6 @@ def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
         )
     found += [Diagnostic(code="flops-per-token", message=message) for message in flops_per_token.warnings]
     return found
-
-
-def about_surface(
-    fit: SurfaceFit, used: Runs, runs: Runs, kept: Bools, residuals: Floats, constraint: FlopsPerToken
-) -> list[Diagnostic]:
-    """What Approach 3 should say of itself. ``kept`` marks the ``used`` among the ``runs``, of which all have
-    ``residuals``."""
-    found = []
-    if bits := [runs.ids[row] for row in np.flatnonzero(~kept) if looks_like_bits(float(residuals[row]))]:
-        found.append(
-            Diagnostic(
-                code="bits",
-                message=f"{name_rows(bits)}: off by a factor of 1.44, as between bits and nats; write all in nats",
-            )
-        )
-    if outliers := [runs.ids[row] for row in np.flatnonzero(~kept)]:
-        found.append(
-            Diagnostic(
-                code="outliers",
-                message=f"left out, further from the law than noise explains: {name_rows(outliers)}; "
-                "check their tuning, or fit with objective = 'least-squares' to use them",
-            )
-        )
-    ratio, x = np.log(used.tokens / used.params), np.log(used.params)
-    intercept, slope = fit_line(x, ratio, np.ones_like(x))
-    if float((ratio - intercept - slope * x).std()) < 0.35:
-        found.append(
-            Diagnostic(
-                code="one-ratio",
-                message=f"nearly all runs of one N have one D / N (about {np.exp(np.median(ratio)):.3g}), which "
-                "cannot tell alpha from beta; train some runs at 4 times and at 1/4 of it",
-            )
-        )
-    if not fit.free[0]:
-        found.append(
-            Diagnostic(
-                code="no-irreducible-loss",
-                message="E = 0 fits best: the runs do not reach far enough to see the loss flatten, so losses far "
-                "beyond them are too low; train over a wider range of N and D",
-            )
-        )
-    if not fit.determined:
-        text = (
-            "the runs do not tell the five parameters apart: trust losses within the fitted range, not exponents"
-        )
-        found.append(Diagnostic(code="ill-conditioned", message=text))
-    if not fit.converged:
-        found.append(
-            Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
-        )
-    if misfit := _lack_of_fit(fit, used):
-        found.append(Diagnostic(code="lack-of-fit", message=misfit))
-    if not constraint.is_6n:
-        found.append(
-            note(
-                "flops-per-token",
-                "C is not 6 N D in these runs: optima follow their own FLOPs per token, a smooth curve in ln N, "
-                "and a and b are means over the fitted budgets, so a + b need not be 1",
-            )
-        )
-    return found
-
-
-def about_draws(runs: int, dof: int, at_bound: int, draws: int) -> list[Diagnostic]:
-    """What parametric intervals rest on: ``at_bound`` of the ``draws`` do not determine all parameters."""
-    found = []
-    if dof < 10:
-        found.append(
-            note(
-                "few-runs",
-                f"{runs} runs leave {dof} degrees of freedom to learn the noise from, so intervals rest on a "
-                "guess of how much more under-trained runs vary: where that is 5 times, they hold the truth a "
-                "little less often than they say; train 15 or more",
-            )
-        )
-    if at_bound:
-        message = (
-            f"{at_bound} of {draws} bootstrap refits ended with a term that vanishes or an exponent out of "
-            "bounds; they are kept, so intervals are wide and their ends rough: these runs hardly determine all "
-            "five parameters; widen the range of N and of D / N, or train more runs"
-        )
-        severity: Literal["note", "warning"] = "warning" if at_bound > 0.01 * draws else "note"
-        found.append(Diagnostic(code="weakly-determined", message=message, severity=severity))
-    return found
-
-
-def _lack_of_fit(fit: SurfaceFit, used: Runs) -> str | None:
-    """An F test at 1% of what quadratic terms in ln N and ln D would add to the law."""
-    u, v = fit.problem.u, fit.problem.v
-    small = fit.jacobian[:, fit.free]
-    large = np.column_stack([small, u**2, u * v, v**2])
-    dof = len(u) - large.shape[1]
-    if dof < 5:
-        return None
-    rss = [
-        float(np.sum((fit.residuals - x @ np.linalg.lstsq(x, fit.residuals, rcond=None)[0]) ** 2))
-        for x in (small, large)
-    ]
-    sigma = np.sqrt(rss[1] / dof)
-    if sigma < 1e-9 or stats.f.sf((rss[0] - rss[1]) / 3 / (rss[1] / dof), 3, dof) > 0.01:
-        return None
-    worst = [used.ids[row] for row in np.argsort(-np.abs(fit.residuals))[:3]]
-    return (
-        f"residuals follow a pattern in N and D that noise of {sigma:.2%} does not explain: these losses have "
-        f"another shape than the law, or runs were tuned unevenly (furthest off: {name_rows(worst)}); "
-        "trust it within the fitted range only"
-    )
-
-
-def _left_over(x: Floats, y: Floats) -> float:
-    """Sum of squares of y that least squares on the columns of x leaves."""
-    return float(np.sum((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2))
 
 
 def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, ...]:

@@ -35,7 +35,7 @@ from flops_fit_core.fitting.minima import (
     shift,
     spread,
 )
-from flops_fit_core.fitting.noise import fit_noise
+from flops_fit_core.fitting.noise import describe_runs, fit_noise
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.profiles import (
     Profile,
@@ -206,7 +206,10 @@ class IsoflopFitter:
         offset = np.concatenate([profile.u + profile.centre - profile.ln_params for profile in inside])
         residuals = np.concatenate([profile.residuals for profile in inside])
         trunk = np.unique(trunks, return_inverse=True)[1]
-        return fit_noise(residuals, design, offset, trunk).draw(self.draws, random)
+        ln_params = np.concatenate([profile.u + profile.centre for profile in inside])
+        ln_flops = np.concatenate([np.full(len(profile.u), np.log(profile.budget)) for profile in inside])
+        covariates = describe_runs(offset, ln_params, ln_flops)
+        return fit_noise(residuals, design, covariates, trunk).draw(self.draws, random)
 
     def _draw(
         self, inside: list[Profile], errors: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken

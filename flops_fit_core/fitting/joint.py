@@ -17,7 +17,7 @@ from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES, Parameters
 from flops_fit_core.fitting.losses import LeastSquares
 from flops_fit_core.fitting.marquardt import Model, jacobian, least_squares
-from flops_fit_core.fitting.noise import fit_noise, offsets
+from flops_fit_core.fitting.noise import describe_runs, fit_noise, offsets
 from flops_fit_core.fitting.optima import exponents, optimum
 from flops_fit_core.fitting.surface import fit_surface, make_problem
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
@@ -109,7 +109,7 @@ class _Muennighoff:
 
 
 MANY = 2000
-"""Runs above which starts are tried on some of them, and a draw is one step from the fit."""
+"""Runs above which starts are tried on some of them."""
 _SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
 
 
@@ -218,12 +218,8 @@ class JointFitter:
         slopes = jacobian(model, theta)[0][:, inside]
         trunk = np.unique(runs.trunks, return_inverse=True)[1]
         offset = offsets(SURFACES[self.form], law, constraint, runs)
-        noise = fit_noise(np.log(runs.loss) - fitted, slopes, offset, trunk)
-        if len(runs) > MANY:
-            step = np.zeros((self.draws, theta.shape[1]))
-            back = np.linalg.pinv(slopes)
-            step[:, inside] = np.stack([back @ noise.draw(1, random)[0] for _ in range(self.draws)])
-            return theta + step, 0
+        covariates = describe_runs(offset, np.log(runs.params), np.log(runs.flops))
+        noise = fit_noise(np.log(runs.loss) - fitted, slopes, covariates, trunk)
         y = fitted + noise.draw(self.draws, random)
         start = np.repeat(theta, self.draws, axis=0)
         drawn, _, done = least_squares(model, start, y, shape.bounds, steps=60)

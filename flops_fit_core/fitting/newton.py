@@ -16,26 +16,74 @@ from flops_fit_core.fitting.losses import Objective
 
 EXPONENTS = (0.005, 3.0)
 """Where alpha and beta are searched."""
+_CHUNK, _CELLS = 64, 10_000
+"""Fits that are solved at once, and runs times fits: many more would not stay in a processor's cache."""
 _LOWER = np.array([0.0, -60.0, EXPONENTS[0], -60.0, EXPONENTS[0]])
 _UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
 
 
 @dataclass(frozen=True)
+class Trajectories:
+    """Which runs share an offset: rows of one trajectory."""
+
+    number: Ints
+    """Of the trajectory of each run, from 0."""
+    order: Ints
+    """Runs sorted by trajectory."""
+    starts: Ints
+    """Where each trajectory begins among them."""
+
+    @classmethod
+    def of(cls, number: Ints) -> Trajectories:
+        order = np.argsort(number, kind="stable")
+        return cls(number, order, np.flatnonzero(np.diff(number[order], prepend=-1)))
+
+    def sums(self, values: Floats) -> Floats:
+        """Over each trajectory, from (..., n) to (..., trajectories)."""
+        out: Floats = np.add.reduceat(values[..., self.order], self.starts, axis=-1)
+        return out
+
+    def shrink(self, rho: float, used: Floats) -> Floats:
+        """What a trajectory's sum counts for at correlation rho, with ``used`` (..., n) runs of weight 1 or 0."""
+        out: Floats = rho / (1 - rho + rho * self.sums(used))
+        return out
+
+
+@dataclass(frozen=True)
 class Problem:
-    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D less their means, shape (n,)."""
+    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D less their means, shape (n,).
+
+    With ``trajectories``, least squares is generalised: the objective is r' R^-1 r (1 - rho) / 2 with R of
+    correlation rho within a trajectory, whose inverse takes ``shrink`` times the trajectory's sum off each r.
+    """
 
     u: Floats
     v: Floats
     y: Floats
     """Ln L, shape (n,), or (fits, n)."""
     weights: Floats | None = None
-    """Of each run, shape (n,) or (fits, n); None for 1."""
+    """Of each run, shape (n,) or (fits, n); None for 1. Runs of one trajectory have one weight, or 0."""
+    trajectories: Trajectories | None = None
+    shrink: Floats | None = None
+    """Shape (trajectories,), or (fits, trajectories)."""
 
     def rows(self, index: Ints) -> Problem:
         """The problem of some of the fits."""
         y = self.y[index] if self.y.ndim > 1 else self.y
         weights = self.weights[index] if self.weights is not None and self.weights.ndim > 1 else self.weights
-        return Problem(self.u, self.v, y, weights)
+        shrink = self.shrink[index] if self.shrink is not None and self.shrink.ndim > 1 else self.shrink
+        return Problem(self.u, self.v, y, weights, self.trajectories, shrink)
+
+    def precision(self, values: Floats) -> Floats:
+        """R^-1 (1 - rho) times values of shape (fits, n) or (fits, k, n), weights included."""
+        weights = self.weights
+        if weights is not None and weights.ndim > 1 and values.ndim > 2:
+            weights = weights[:, None]
+        if self.trajectories is not None and self.shrink is not None:
+            used = values if weights is None else values * (weights > 0)
+            shrink = self.shrink[:, None] if self.shrink.ndim > 1 and values.ndim > 2 else self.shrink
+            values = values - (shrink * self.trajectories.sums(used))[..., self.trajectories.number]
+        return values if weights is None else values * weights
 
 
 @dataclass(frozen=True)
@@ -49,6 +97,13 @@ class Solved:
     """Shape (fits,)."""
 
 
+def joined(parts: list[Solved]) -> Solved:
+    """All of their fits, in order."""
+    columns = zip(*((part.theta, part.value, part.converged) for part in parts), strict=True)
+    theta, least, converged = (np.concatenate(column) for column in columns)
+    return Solved(theta, least, converged)
+
+
 def predict(problem: Problem, theta: Floats) -> tuple[Floats, Floats, Floats]:
     """L and its two reducible terms, each of shape (fits, n)."""
     a = np.exp(theta[:, 1:2] - theta[:, 2:3] * problem.u)
@@ -59,7 +114,11 @@ def predict(problem: Problem, theta: Floats) -> tuple[Floats, Floats, Floats]:
 def value(problem: Problem, theta: Floats, objective: Objective) -> Floats:
     """The objective of each fit."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        rho = objective.rho(problem.y - np.log(predict(problem, theta)[0]))
+        r = problem.y - np.log(predict(problem, theta)[0])
+        if problem.trajectories is not None:
+            total = np.einsum("fi,fi->f", r, problem.precision(r)) / 2
+            return np.where(np.isfinite(total), total, np.inf)
+        rho = objective.rho(r)
     total = rho.sum(axis=1) if problem.weights is None else (problem.weights * rho).sum(axis=1)
     return np.where(np.isfinite(total), total, np.inf)
 
@@ -68,13 +127,18 @@ def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[
     """Gradient (fits, 5) and exact Hessian (fits, 5, 5) of the objective."""
     loss, a, b = predict(problem, theta)
     r = problem.y - np.log(loss)
-    psi, bend = objective.psi(r), objective.bend(r)
-    if problem.weights is not None:
-        psi, bend = psi * problem.weights, bend * problem.weights
     pa, pb = a / loss, b / loss
     jacobian = np.stack([1 / loss, pa, -problem.u * pa, pb, -problem.v * pb], axis=1)
+    if problem.trajectories is not None:
+        psi = problem.precision(r)
+        weighted_jacobian = problem.precision(jacobian) + jacobian * psi[:, None, :]
+    else:
+        psi, bend = objective.psi(r), objective.bend(r)
+        if problem.weights is not None:
+            psi, bend = psi * problem.weights, bend * problem.weights
+        weighted_jacobian = jacobian * (bend + psi)[:, None, :]
     gradient = -(jacobian @ psi[:, :, None])[:, :, 0]
-    hessian = (jacobian * (bend + psi)[:, None, :]) @ jacobian.transpose(0, 2, 1)
+    hessian = weighted_jacobian @ jacobian.transpose(0, 2, 1)
     for first, slope, weighted in ((1, problem.u, psi * pa), (3, problem.v, psi * pb)):
         once, twice = weighted @ slope, weighted @ slope**2
         hessian[:, first, first] -= weighted.sum(axis=1)
@@ -89,6 +153,11 @@ def solve(
 ) -> Solved:
     """Minimise from every row of ``start``. A fit has converged once a step would gain less than ``tolerance``
     of its objective, or once no step is small enough to gain anything."""
+    chunk = max(_CHUNK, _CELLS // len(problem.u))
+    if len(start) > chunk:
+        parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
+        every = [solve(problem.rows(part), start[part], objective, steps, tolerance) for part in parts]
+        return joined(every)
     theta = np.clip(start, _LOWER, _UPPER)
     best = value(problem, theta, objective)
     damping = np.full(len(theta), 1e-3)

@@ -1,19 +1,23 @@
 """How noisy the runs are, and where: a variance model by restricted maximum likelihood.
 
-    ln sigma_i = s0 + s1 [under-trained] + s2 |ln N_i / N_opt(C_i)|,  correlation rho within a trunk
+    ln sigma_i = s0 + s1 [under-trained] + s2 |ln N_i / N_opt(C_i)| + g ln N_i (or g ln C_i)
+    error_i = sqrt(1 - rho) sigma_i e_i + sqrt(rho) t_j e_j: a random effect e_j per trajectory j (Laird and Ware
+    1982), with t_j the geometric mean of sigma along it
 
-Runs with too many parameters for their budget (under-trained) vary more from seed to seed, and runs that
-branch off one trunk share its luck. With few runs none of that is known well, so nothing is selected:
-(s1, s2, rho) keep their whole posterior on a grid, under wide priors,
-and every bootstrap draw takes its own values and its own overall sigma from it. For constant noise that is
-the residual bootstrap with Student's t calibration.
+Runs with too many parameters for their budget (under-trained) vary more from seed to seed, noise may grow or
+shrink with the size or the compute of a run, and rows of one trajectory (checkpoints of one run, or runs that
+branch off one trunk) share its luck. With few runs none of that is known well, so nothing is selected:
+(s1, s2, g, rho) keep their whole posterior on a grid, under wide priors, and every bootstrap draw takes its own
+values and its own overall sigma from it. For constant noise that is the residual bootstrap with Student's t
+calibration. Half of the prior lies on g = 0, a quarter on growth with N, and a quarter on growth with C.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy import stats
 
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Ints, Runs
@@ -22,27 +26,36 @@ from flops_fit_core.fitting.optima import minimise
 
 _STEPS = np.linspace(-2.0, 2.8, 13)
 _SLOPES = np.linspace(-1.0, 1.0, 9)
-_RHOS = np.linspace(0.0, 0.9, 10)
+_COARSE_STEPS = np.linspace(-1.6, 2.4, 6)
+_COARSE_SLOPES = np.linspace(-0.6, 0.6, 5)
+"""Where growth or correlation is tried too."""
+_GROWTHS = np.array([-0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5])
+"""Exponents g of ln N; half of each of ln C, which spans twice as much in an IsoFLOP sweep."""
+_GROWTH_SD = 0.25
+_RATIOS = np.array([0.0, *np.geomspace(0.1, 1e4, 16)])
+"""Variance shared along a trajectory over that of single rows: correlations from 0 to .9999."""
 _FAR = 5.0
 """Beyond e^5 from the optimum, noise is taken to grow no further."""
 _ROUNDING = float(np.finfo(float).eps)
-_STEP_MEAN, _STEP_SD, _SLOPE_SD = 0.8, 1.5, 0.3
+STEP_MEAN, _STEP_SD, _SLOPE_SD = 0.8, 1.5, 0.3
 """Seeds of under-trained runs were seen to vary up to 5 times more than at the optimum, e^1.6: a prior centred
 on half of that, within whose width 5 times more and no more both lie."""
+_LEAST = 1e-5
+"""Settings of less posterior than this share of the best are dropped."""
+_CELLS = 2_000_000
+"""Numbers in one array of a chunk."""
 
 
 @dataclass(frozen=True)
 class NoiseModel:
     """The posterior of the noise on a grid, and what is needed to draw from it."""
 
-    undertrained: Floats
-    """1.0 where a run has more parameters than the optimum for its C."""
-    distance: Floats
-    """|ln N / N_opt(C)|."""
+    covariates: Floats
+    """Shape (runs, 4): under-trained (0 or 1), |ln N / N_opt(C)|, and ln N and ln C less their means."""
     trunk: Ints
-    """Number of the trunk of each run."""
+    """Number of the trajectory of each run."""
     settings: Floats
-    """Rows (s1, s2, rho)."""
+    """Rows (s1, s2, g of N, g of C, rho)."""
     probability: Floats
     scale: Floats
     """sqrt(q) at each setting: sigma0 = scale / sqrt(chi2 with ``dof``)."""
@@ -50,28 +63,55 @@ class NoiseModel:
 
     def sigma(self) -> Floats:
         """Standard deviation of every run's noise on ln L: its posterior mean."""
-        spread = self.scale / np.sqrt(self.dof)
-        each = np.exp(self.settings[:, :1] * self.undertrained + self.settings[:, 1:2] * self.distance)
-        out: Floats = self.probability @ (spread[:, None] * each)
+        weight = self.probability * self.scale / np.sqrt(self.dof)
+        out: Floats = weight @ np.exp(self.settings[:, :4] @ self.covariates.T)
         return out
 
     @property
     def correlation(self) -> float:
-        """Within a trunk: its posterior mean."""
-        return float(self.probability @ self.settings[:, 2])
+        """Within a trajectory: its posterior mean."""
+        return float(self.probability @ self.settings[:, 4])
+
+    def chance_above(self, correlation: float) -> float:
+        """That the correlation within a trajectory is larger."""
+        return float(self.probability[self.settings[:, 4] > correlation].sum())
+
+    def at(self, covariates: Floats, trunk: Ints) -> NoiseModel:
+        """The same noise for other runs."""
+        return replace(self, covariates=covariates, trunk=trunk)
 
     def draw(self, draws: int, random: np.random.Generator, pool: Floats | None = None) -> Floats:
         """Errors of shape (draws, runs). ``pool`` holds standardised residuals to draw from; None for Gaussian."""
         picked = random.choice(len(self.probability), size=draws, p=self.probability)
-        step, slope, rho = self.settings[picked].T[:, :, None]
+        rho = self.settings[picked, 4:]
         shape = (draws, len(self.trunk))
-        own = random.standard_normal(shape) if pool is None else pool[random.integers(len(pool), size=shape)]
+        errors = random.standard_normal(shape) if pool is None else pool[random.integers(len(pool), size=shape)]
+        errors *= np.exp(self.settings[picked, :4] @ self.covariates.T)
         if rho.any():
-            shared = random.standard_normal((draws, int(self.trunk.max()) + 1))[:, self.trunk]
-            own = np.sqrt(rho) * shared + np.sqrt(1 - rho) * own
-        sigma = self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws))
-        out: Floats = own * sigma[:, None] * np.exp(step * self.undertrained + slope * self.distance)
-        return out
+            errors *= np.sqrt(1 - rho)
+            means = _means(self.covariates, self.trunk)
+            shared = np.exp(self.settings[picked, :4] @ means.T) * np.sqrt(rho)
+            errors += (shared * random.standard_normal(shared.shape))[:, self.trunk]
+        errors *= (self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws)))[:, None]
+        return errors
+
+    def misfit(self, residuals: Floats, design: Floats, more: Floats) -> float:
+        """P value of the F test that columns ``more`` (n, k) add nothing to ``design`` (n, p), averaged over the
+        posterior of the noise (Meng 1994)."""
+        columns = np.column_stack([_basis(np.column_stack([design, more])), residuals])
+        p, k = _basis(design).shape[1], columns.shape[1] - 1
+        dof = len(residuals) - k
+        if dof < 1 or k == p:
+            return 1.0
+        total = 0.0
+        for rho in np.unique(self.settings[:, 4]):
+            rows = np.flatnonzero(self.settings[:, 4] == rho)
+            ln_sigma = self.settings[rows, :4] @ self.covariates.T
+            gram, _ = _grams(columns, ln_sigma, self.trunk, np.array([rho]))
+            small, large = (_left_over(gram[:, 0], size)[0] for size in (p, k))
+            value = (small - large) / (k - p) / np.maximum(large / dof, 1e-300)
+            total += float(self.probability[rows] @ stats.f.sf(value, k - p, dof))
+        return total
 
 
 def offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: Runs) -> Floats:
@@ -84,45 +124,124 @@ def offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: 
     return out
 
 
-def fit_noise(residuals: Floats, jacobian: Floats, offset: Floats, trunk: Ints) -> NoiseModel:
-    """``residuals`` (n,) of a least-squares fit with ``jacobian`` (n, p); ``offset`` = ln N / N_opt(C);
-    ``trunk`` numbers the trunks from 0. Needs n > p."""
-    undertrained, distance = (offset > 0).astype(float), np.minimum(np.abs(offset), _FAR)
-    rhos = _RHOS if len(np.unique(trunk)) < len(trunk) else _RHOS[:1]
-    steps = _STEPS if 0 < undertrained.sum() < len(offset) else np.zeros(1)
-    step, slope = (each.ravel() for each in np.meshgrid(steps, _SLOPES, indexing="ij"))
-    ln_sigma = step[:, None] * undertrained + slope[:, None] * distance
-    prior = -((step - _STEP_MEAN) ** 2) / (2 * _STEP_SD**2) - slope**2 / (2 * _SLOPE_SD**2)
-    restricted, q = _restricted(residuals, jacobian, ln_sigma, trunk, rhos)
-    settings = np.column_stack([np.repeat(step, len(rhos)), np.repeat(slope, len(rhos)), np.tile(rhos, len(step))])
-    likelihood, scale = (restricted + prior[:, None]).ravel(), np.sqrt(q).ravel()
-    level = np.nan_to_num(likelihood, nan=-np.inf, posinf=-np.inf)
+def describe_runs(offset: Floats, ln_params: Floats | None = None, ln_flops: Floats | None = None) -> Floats:
+    """The covariates of a noise model from ``offset`` = ln N / N_opt(C), and from ln N and ln C, less the means of
+    those runs; without the latter, noise is taken not to grow with them."""
+    zero = np.zeros_like(offset)
+    columns = [(offset > 0).astype(float), np.minimum(np.abs(offset), _FAR)]
+    columns += [zero if each is None else each - each.mean() for each in (ln_params, ln_flops)]
+    return np.stack(columns, axis=1)
+
+
+def fit_noise(residuals: Floats, jacobian: Floats, covariates: Floats, trunk: Ints) -> NoiseModel:
+    """``residuals`` (n,) of a least-squares fit with ``jacobian`` (n, p); ``covariates`` of :func:`describe_runs`;
+    ``trunk`` numbers the trajectories from 0. Needs n > p."""
+    shared = len(np.unique(trunk)) < len(trunk)
+    ratios = _RATIOS if shared else _RATIOS[:1]
+    settings, prior = _grid(covariates, shared)
+    rhos = ratios / (1 + ratios)
+    basis = _basis(jacobian)
+    columns, dof = np.column_stack([basis, residuals]), len(residuals) - basis.shape[1]
+    restricted, q = np.empty((2, len(settings), len(rhos)))
+    cells = max(len(residuals) * (8 if shared else 1), columns.shape[1] ** 2 * len(rhos))
+    for start in range(0, len(settings), step := max(1, _CELLS // cells)):
+        part = slice(start, start + step)
+        ln_sigma = settings[part, :4] @ covariates.T
+        gram, determinant = _grams(columns, ln_sigma, trunk, rhos)
+        q[part], information = _left_over(gram, basis.shape[1])
+        restricted[part] = -0.5 * (determinant + information + dof * np.log(q[part]))
+    level = restricted + prior[:, None] + _ratio_prior(ratios)
+    settings = np.column_stack([np.repeat(settings, len(rhos), axis=0), np.tile(rhos, len(settings))])
+    level, scale = np.nan_to_num(level.ravel(), nan=-np.inf, posinf=-np.inf), np.sqrt(q).ravel()
     weight = np.exp(level - np.max(level)) if np.isfinite(level).any() else np.ones(len(level))
-    dof = len(residuals) - jacobian.shape[1]
-    return NoiseModel(undertrained, distance, trunk, settings, weight / weight.sum(), scale, dof)
+    likely = weight >= _LEAST
+    weight = weight[likely] / weight[likely].sum()
+    return NoiseModel(covariates, trunk, settings[likely], weight, scale[likely], dof)
 
 
-def _restricted(
-    residuals: Floats, jacobian: Floats, ln_sigma: Floats, trunk: Ints, rhos: Floats
-) -> tuple[Floats, Floats]:
-    """Restricted log likelihood and weighted sum of squares (Patterson and Thompson 1971), both of shape
-    (settings, rhos), for ``ln_sigma`` of shape (settings, runs)."""
+def _means(values: Floats, trunk: Ints) -> Floats:
+    """Of every trajectory, from (runs, k) to (trajectories, k)."""
+    count = np.bincount(trunk)
+    return np.stack([np.bincount(trunk, column) / np.maximum(count, 1) for column in values.T], axis=1)
+
+
+def _grid(covariates: Floats, shared: bool) -> tuple[Floats, Floats]:
+    """Settings (s1, s2, g of N, g of C), and the logarithm of the prior of each."""
+    sided = 0 < covariates[:, 0].sum() < len(covariates)
+    growing = [index for index in (2, 3) if np.ptp(covariates[:, index]) > 1.0]
+    parts, priors = [], []
+    for index in (None, *growing):
+        coarse = shared or index is not None
+        steps = (_COARSE_STEPS if coarse else _STEPS) if sided else np.zeros(1)
+        slopes = _COARSE_SLOPES if coarse else _SLOPES
+        growths = np.zeros(1) if index is None else _GROWTHS
+        step, slope, growth = (each.ravel() for each in np.meshgrid(steps, slopes, growths, indexing="ij"))
+        density = -((step - STEP_MEAN) ** 2) / (2 * _STEP_SD**2) - slope**2 / (2 * _SLOPE_SD**2)
+        density = density - growth**2 / (2 * _GROWTH_SD**2)
+        share = (0.5 if index is None else 0.25) if growing else 1.0
+        priors.append(density - np.log(np.exp(density).sum()) + np.log(share))
+        part = np.zeros((len(step), 4))
+        part[:, 0], part[:, 1] = step, slope
+        if index is not None:
+            part[:, index] = growth if index == 2 else growth / 2
+        parts.append(part)
+    return np.concatenate(parts), np.concatenate(priors)
+
+
+def _ratio_prior(ratios: Floats) -> Floats:
+    """Ln of the prior of each: three quarters flat in rho, and a quarter flat in ln of ratios from 1 on, as of any
+    scale, which does not draw the offsets of training curves down."""
+    if len(ratios) == 1:
+        return np.zeros(1)
+    flat = ratios / (1 + ratios) ** 2 * np.log(ratios[-1] / ratios[-2])
+    flat[0] = ratios[1] / 1.5
+    large = (ratios >= 1) / np.sum(ratios >= 1)
+    out: Floats = np.log(0.75 * flat / flat.sum() + 0.25 * large)
+    return out
+
+
+def _basis(columns: Floats) -> Floats:
+    """Orthonormal columns with the span of ``columns``, in their order."""
+    scale = np.sqrt((columns**2).sum(axis=0))
+    q, r = np.linalg.qr(columns / np.where(scale > 0, scale, 1))
+    out: Floats = q[:, np.abs(np.diag(r)) > len(columns) * _ROUNDING]
+    return out
+
+
+def _grams(columns: Floats, ln_sigma: Floats, trunk: Ints, rhos: Floats) -> tuple[Floats, Floats]:
+    """Products X' V^-1 X of columns X (n, k), shape (settings, rhos, k, k), and ln det V, shape (settings, rhos).
+
+    V has variances (1 - rho) sigma^2 of rows, sigma = exp(``ln_sigma``) (settings, n), and rho t^2 of
+    trajectories, with t the geometric mean of sigma along one."""
+    n, k = columns.shape
+    weight = np.exp(-ln_sigma)
+    first, second = np.triu_indices(k)
+    products = (weight**2) @ (columns[:, first] * columns[:, second])
+    whole = np.empty((len(weight), k, k))
+    whole[:, first, second] = whole[:, second, first] = products
+    determinant = 2 * ln_sigma.sum(axis=1)
+    if len(rhos) == 1 and rhos[0] == 0:
+        return whole[:, None], determinant[:, None]
     order = np.argsort(trunk, kind="stable")
     starts = np.flatnonzero(np.diff(trunk[order], prepend=-1))
-    count = np.diff(starts, append=len(trunk)).astype(float)
-    both = np.column_stack([jacobian, residuals])[order] * np.exp(-ln_sigma[:, order])[:, :, None]
-    sums = np.add.reduceat(both, starts, axis=1)
-    whole = both.swapaxes(1, 2) @ both
-    p, dof = jacobian.shape[1], len(residuals) - jacobian.shape[1]
-    found, squares = np.empty((2, len(ln_sigma), len(rhos)))
+    count = np.diff(starts, append=n).astype(float)
+    square = weight[:, order] ** 2
+    sums = np.add.reduceat(square[:, :, None] * columns[order], starts, axis=1)
+    total = np.add.reduceat(square, starts, axis=1)
+    shared = np.exp(2 * np.add.reduceat(ln_sigma[:, order], starts, axis=1) / count)
+    out, logs = np.empty((len(weight), len(rhos), k, k)), np.empty((len(weight), len(rhos)))
     for column, rho in enumerate(rhos):
-        inner = 1 - rho + count * rho
-        gram = (whole - (sums * (rho / inner)[:, None]).swapaxes(1, 2) @ sums) / (1 - rho)
-        block, across = gram[:, :p, :p], gram[:, :p, p:]
-        inverse = np.linalg.pinv(block, rcond=p * _ROUNDING, hermitian=True)
-        explained = (across.swapaxes(1, 2) @ inverse @ across)[:, 0, 0]
-        squares[:, column] = np.maximum(gram[:, p, p] - explained, 1e-300)
-        determinant = ((count - 1) * np.log(1 - rho) + np.log(inner)).sum() + 2 * ln_sigma.sum(axis=1)
-        information = np.linalg.slogdet(block)[1]
-        found[:, column] = -0.5 * (determinant + information + dof * np.log(squares[:, column]))
-    return found, squares
+        inner = 1 - rho + rho * shared * total
+        part = (sums * (rho * shared / inner)[:, :, None]).swapaxes(1, 2) @ sums
+        out[:, column] = (whole - part) / (1 - rho)
+        logs[:, column] = (n - len(count)) * np.log(1 - rho) + np.log(inner).sum(axis=1) + determinant
+    return out, logs
+
+
+def _left_over(gram: Floats, p: int) -> tuple[Floats, Floats]:
+    """What the first ``p`` columns leave of the last one's sum of squares (Patterson and Thompson 1971), and ln
+    det of their block, for Gram matrices (..., k, k)."""
+    block, across = gram[..., :p, :p], gram[..., :p, -1:]
+    explained = (across * np.linalg.solve(block, across)).sum(axis=(-2, -1))
+    out: Floats = np.maximum(gram[..., -1, -1] - explained, 1e-300)
+    return out, np.linalg.slogdet(block)[1]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.data import Bools, Floats
+from flops_fit_core.fitting.data import Bools, Floats, Ints
 from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.newton import Problem, Solved, predict, solve
+from flops_fit_core.fitting.newton import Problem, Solved, Trajectories, predict, solve
 from flops_fit_core.fitting.projection import starting_points
 
 
@@ -51,14 +51,21 @@ class SurfaceFit:
         return out
 
 
-def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats, weights: Floats | None = None) -> Problem:
+def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats) -> Problem:
     """Centre ln N and ln D. Raises FitError for fewer than three values of either: its exponent has no meaning."""
     for name, values in (("N", ln_params), ("D", ln_tokens)):
         distinct = len(np.unique(np.round(values, 4)))
         if distinct < 3:
             has = f"all runs have one {name}" if distinct == 1 else f"the runs have {distinct} values of {name}"
             raise FitError(f"{has}: a law needs three or more; train runs that differ in {name}")
-    return Problem(ln_params - ln_params.mean(), ln_tokens - ln_tokens.mean(), ln_loss, weights)
+    return Problem(ln_params - ln_params.mean(), ln_tokens - ln_tokens.mean(), ln_loss)
+
+
+def correlated(problem: Problem, trunk: Ints, rho: float) -> Problem:
+    """The same runs, those of one trajectory with correlation ``rho``. Each fit may have ``weights`` 0 or 1."""
+    trajectories = problem.trajectories or Trajectories.of(trunk)
+    used = np.ones(len(trunk)) if problem.weights is None else problem.weights
+    return replace(problem, trajectories=trajectories, shrink=trajectories.shrink(rho, used))
 
 
 def fit_surface(problem: Problem, objective: Objective) -> SurfaceFit:

@@ -13,7 +13,7 @@ from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws import parametric
 from flops_fit_core.fitting.losses import Huber, LeastSquares
 from flops_fit_core.fitting.newton import Problem, derivatives, value
-from flops_fit_core.fitting.noise import fit_noise
+from flops_fit_core.fitting.noise import describe_runs, fit_noise
 from flops_fit_core.fitting.optima import minimise
 from flops_fit_core.fitting.surface import fit_surface, make_problem, refit
 
@@ -192,7 +192,7 @@ def test_noise_on_the_undertrained_side_is_seen():
     design = np.stack([np.ones(60), random.normal(size=60), offset], axis=1)
     errors = random.normal(size=60) * np.where(offset > 0, 0.05, 0.01)
     residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
-    sigma = fit_noise(residuals, design, offset, np.arange(60)).sigma()
+    sigma = fit_noise(residuals, design, describe_runs(offset), np.arange(60)).sigma()
     ratio = sigma[offset > 0.1].mean() / sigma[offset < -0.1].mean()
     assert 3 < ratio < 7
 
@@ -204,7 +204,8 @@ def test_runs_of_one_trunk_are_seen_to_move_together():
     for share in (0.0, 0.8):
         errors = np.sqrt(share) * random.normal(size=12)[trunk] + np.sqrt(1 - share) * random.normal(size=60)
         residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
-        correlation = fit_noise(residuals, design, random.uniform(-1, 1, 60), trunk).correlation
+        covariates = describe_runs(random.uniform(-1, 1, 60))
+        correlation = fit_noise(residuals, design, covariates, trunk).correlation
         assert abs(correlation - share) < 0.25
 
 
@@ -306,7 +307,7 @@ def test_five_thousand_runs_are_fitted():
     fit = ParametricFitter(draws=200).fit(runs)
     assert fit.law.parameters["alpha"] == pytest.approx(0.34, abs=0.01)
     assert fit.exponents["a"].low < CHINCHILLA.a < fit.exponents["a"].high
-    assert "one-step" in codes(fit)
+    assert len(fit.draws["E"]) == 200
 
 
 def test_flops_per_token_of_the_runs_is_a_smooth_function_of_n():
