@@ -186,3 +186,18 @@ def test_sizes_that_come_with_two_counts_are_named():
     twice = [one.model_copy(update={"id": f"{one.id} again", "tokens": one.tokens / 1.1}) for one in runs]
     (message,) = warnings(ParametricFitter(draws=0).fit([*runs, *twice]))
     assert "runs of one N differ by" in message
+
+
+@pytest.mark.parametrize("sizes", [1, 2, 3, 4, 6, 12])
+def test_6nd_is_recognised_from_any_number_of_sizes(sizes):
+    params = np.geomspace(1e7, 1e9, sizes)
+    runs = Runs.of(
+        [
+            Observation(id=f"{size:g}-{ratio}", params=size, tokens=ratio * size, flops=6 * ratio * size**2, loss=3)
+            for size in params
+            for ratio in (5, 20, 80)
+        ]
+    )
+    constraint = FlopsPerToken.of(runs, draws=True)
+    assert constraint.is_6n
+    assert not constraint.warnings
