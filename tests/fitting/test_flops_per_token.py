@@ -193,7 +193,9 @@ def test_6nd_is_recognised_from_any_number_of_sizes(sizes):
     params = np.geomspace(1e7, 1e9, sizes)
     runs = Runs.of(
         [
-            Observation(id=f"{size:g}-{ratio}", params=size, tokens=ratio * size, flops=6 * ratio * size**2, loss=3)
+            Observation(
+                id=f"{size:g}-{ratio}", params=size, tokens=ratio * size, flops=6 * ratio * size**2, loss=3
+            )
             for size in params
             for ratio in (5, 20, 80)
         ]
