@@ -391,7 +391,7 @@ def test_a_model_that_fits_nowhere_shows_its_own_error_and_what_was_tried(tmp_pa
     message = str(caught.value)
     line = Sized.__init__.__code__.co_firstlineno + 3
     assert "tried width = 1 to 512, and it cannot be built at any" in message
-    assert f"width = 512: ValueError: 512 does not fit ({__file__}, line {line})" in message
+    assert f"width = 512: ValueError: 512 does not fit ({__file__}, line {line}, in __init__)" in message
 
 
 @pytest.mark.parametrize(
@@ -530,7 +530,7 @@ def test_find_optimal_takes_a_multiple_and_a_ratio(tmp_path):
         PlanError, match=r"cannot be built at d_model = 10: AssertionError: 12 heads do not"
     ) as error:
         plan_of(Attention, "d_model", tmp_path, multiple_of=10)
-    assert f"({__file__}, line {Attention.__init__.__code__.co_firstlineno + 2})" in str(error.value)
+    assert f"({__file__}, line {Attention.__init__.__code__.co_firstlineno + 2}, in __init__)" in str(error.value)
 
 
 def test_sizes_of_a_function_in_an_experiment_file_are_found_as_well(tmp_path):

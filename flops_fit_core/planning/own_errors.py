@@ -11,7 +11,7 @@ from flops_fit_core.measure import reads_values
 
 
 def own_error(error: BaseException) -> str:
-    """The model's own error with its file and line: ``AssertionError: 12 heads (/home/me/model.py, line 7)``."""
+    """The model's own error with its place: ``AssertionError: 12 heads (/home/me/model.py, line 7, in f)``."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, FlopsFitError):
@@ -23,13 +23,13 @@ def own_error(error: BaseException) -> str:
     frames = list(_own_frames(traceback.walk_tb(error.__traceback__)))
     # The user's own line says more than the line of a library that it calls.
     frames = [frame for frame in frames if "site-packages" not in frame[0]] or frames
-    place = f" ({frames[-1][0]}, line {frames[-1][1]})" if frames else ""
+    place = " ({}, line {}, in {})".format(*frames[-1]) if frames else ""
     return f"{name}: {text}{place}" if text else f"{name}{place}"
 
 
-def _own_frames(frames: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[str, int]]:
-    """File and line of the frames that are neither ours nor torch's."""
+def _own_frames(frames: Iterable[tuple[FrameType, int]]) -> Iterator[tuple[str, int, str]]:
+    """File, line and function of the frames that are neither ours nor torch's."""
     for frame, line in frames:
         module = str(frame.f_globals.get("__name__", ""))
         if module.partition(".")[0] != "torch" and not module.startswith("flops_fit"):
-            yield frame.f_code.co_filename, line
+            yield frame.f_code.co_filename, line, frame.f_code.co_name
