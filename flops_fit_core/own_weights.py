@@ -44,9 +44,7 @@ def with_own_weights(module: nn.Module, made: dict[int, Any]) -> nn.Module:
     import torch
 
     if any(id(parameter) not in made for parameter in module.parameters()):
-        with contextlib.suppress(
-            Exception
-        ):  # it may hold what cannot be copied, as a lock or a file
+        with contextlib.suppress(Exception):  # it may hold what cannot be copied, as a lock or a file
             return copy.deepcopy(module)
     if torch.get_default_device().type == "meta":
         return module  # nothing is written to it
