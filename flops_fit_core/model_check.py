@@ -133,7 +133,7 @@ def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:
         options = model.with_options(**{model.spec.size: run.size}).options
         dataset = open_dataset(experiment, experiment.sweep.seeds[0])
         outputs = None if isinstance(dataset, LossSurface) else _outputs(model, options, dataset.task)
-    except Exception as error:  # the model's own code may raise anything; training reports it
+    except (Exception, SystemExit) as error:  # the model's own code may raise anything; training reports it
         logger.debug("no check of the model: %s: %s", type(error).__name__, error)
         return None
     if not outputs or not any(outputs) or not all(map(math.isfinite, outputs)):

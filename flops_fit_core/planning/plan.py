@@ -8,7 +8,7 @@ from typing import Any
 from flops_fit_core.audit import ReferenceFlops, own_count_notes
 from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
-from flops_fit_core.errors import PlanError
+from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.measure import Meter, UsageTraces
 from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
@@ -20,6 +20,7 @@ from flops_fit_core.planning.trial import check_optimizer
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 
+@no_exit()
 def make_plan(experiment: Experiment, expected_params: Callable[[float], float] | None = None) -> SweepPlan:
     """Resolve every run of an experiment.
 
