@@ -11,7 +11,7 @@ from typing import Any
 from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.contracts import Fitter, Logger, ResultStore
-from flops_fit_core.errors import ConfigError, StudyWarning
+from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
 from flops_fit_core.folder import INLINE
 from flops_fit_core.identity import qualified_name
 from flops_fit_core.inline import (
@@ -302,6 +302,7 @@ class _Objects:
     def model(self, model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any]) -> Any:
         return self._add(*model_entry(model_cls, size, kwargs, self._fingerprint))
 
+    @no_exit()
     def dataset(self, data: Any, **given: Any) -> tuple[Any, int | None]:
         """The dataset's table, and a DataLoader's batch size."""
         loader_batch = getattr(data, "batch_size", None)

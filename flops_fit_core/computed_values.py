@@ -1,9 +1,10 @@
 """What a variable holds beyond the constants in the statement that sets it: read from a file, computed, or set
-elsewhere. Places (paths, devices) and callables are left out."""
+elsewhere. Places (paths, devices), callables and what a clock or the system gives are left out."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -11,6 +12,12 @@ from typing import Any
 from flops_fit_core.object_parts import is_place
 
 _ABSENT = object()
+_OF_PROCESS = re.compile(
+    r"(time\.)?(time_ns|monotonic(_ns)?|perf_counter(_ns)?|process_time(_ns)?)"
+    r"|time\.(time|ctime|asctime|localtime|gmtime|strftime)"
+    r"|(\w+\.)?(datetime|date)\.(now|utcnow|today)"
+    r"|(uuid\.)?(uuid1|uuid4)|(os\.)?(getpid|urandom)|secrets\.\w+|socket\.gethostname|platform\.node"
+)
 
 
 def computed_part(node: ast.AST | None, value: Any, leaf: Callable[[Any], Any]) -> Any:
@@ -24,7 +31,7 @@ def computed_part(node: ast.AST | None, value: Any, leaf: Callable[[Any], Any]) 
     Returns:
         None if the expression states all of it.
     """
-    if node is not None and _states(node, value):
+    if node is not None and (_states(node, value) or (not _is_container(node) and reads_process(node))):
         return None
     if isinstance(value, Mapping):
         entries = _entries(node)
@@ -61,6 +68,12 @@ def assigned_value(statements: list[ast.stmt], name: str) -> ast.AST | None:
     return None
 
 
+def reads_process(node: ast.AST | None) -> bool:
+    """Whether an expression reads what is another in every process: a clock, a process id, a new identifier."""
+    calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)] if node is not None else []
+    return any(_OF_PROCESS.fullmatch(ast.unparse(function)) for function in calls)
+
+
 def default_nodes(definition: ast.AST | None, count: int) -> list[ast.AST | None]:
     """The expressions of a function's last ``count`` positional defaults."""
     arguments = getattr(definition, "args", None)
@@ -74,6 +87,10 @@ def keyword_default_nodes(definition: ast.AST | None) -> dict[str, ast.AST | Non
     if not isinstance(arguments, ast.arguments):
         return {}
     return {part.arg: node for part, node in zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)}
+
+
+def _is_container(node: ast.AST) -> bool:
+    return isinstance(node, ast.List | ast.Tuple) or bool(_entries(node))
 
 
 def _states(node: ast.AST, value: Any) -> bool:

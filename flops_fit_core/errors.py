@@ -17,8 +17,11 @@ A message says what happened, where, what exists, and what to type. ``StudyWarni
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sysconfig
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -69,6 +72,20 @@ class SweepFailed(FlopsFitError):
 class StudyWarning(UserWarning):
     """Something about a study that its owner should know: failed runs, results of another experiment, results in
     another store."""
+
+
+@contextlib.contextmanager
+def no_exit() -> Iterator[None]:
+    """Raise PlanError where code of the user's own calls ``sys.exit``, which ends a program without a word."""
+    try:
+        yield
+    except SystemExit as error:
+        where = raised_at("".join(traceback.format_exception(error)))
+        raise PlanError(
+            f"code that planning calls ended with sys.exit({error.code!r})"
+            + (f" ({where})" if where else "")
+            + ": raise an exception with a message instead"
+        ) from error
 
 
 _FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)

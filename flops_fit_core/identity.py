@@ -22,7 +22,13 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from flops_fit_core.code_names import global_names, imports, reads_attribute
-from flops_fit_core.computed_values import assigned_value, computed_part, default_nodes, keyword_default_nodes
+from flops_fit_core.computed_values import (
+    assigned_value,
+    computed_part,
+    default_nodes,
+    keyword_default_nodes,
+    reads_process,
+)
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.first_party import (
     hash_files,
@@ -462,7 +468,11 @@ class _Graph:
         name, home = origin_of_name(name, home)
         source = source_tree(home)
         try:
-            if source is not None and (name in source.mutated or holds_place(value)):
+            if source is not None and (
+                name in source.mutated
+                or holds_place(value)
+                or reads_process(assigned_value(source.bindings(name), name))
+            ):
                 return self._changed(value, name, home, source)
             if source is not None and self._is_librarys(value) and any(map(is_definition, source.bindings(name))):
                 return self._statement(name, home)  # a kernel, an operator: an object around the user's function

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import FlopCount, MeasuredModel, Task, TransformerShape
 from flops_fit_core.errors import PlanError, PluginError, UserError, raised_at
+from flops_fit_core.own_weights import build_model
 from flops_fit_core.parameter_counts import (
     UNTRACED,
     count_parameters,
@@ -129,7 +130,7 @@ def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device:
     import torch
 
     with torch.random.fork_rng(devices=[]), torch.device(device), torch.no_grad():
-        module: nn.Module = model.calling("build", options, task)
+        module: nn.Module = build_model(model, options, task)
         batch = task.example(2)
         try:
             loss, count = task.loss(task.outputs(module, batch), batch)
@@ -214,7 +215,7 @@ class UsageTraces:
             raise TraceTooLarge
         task = short_task(self.task)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            return trace_example(self.model.calling("build", options, task), task, LARGEST_FORWARD)
+            return trace_example(build_model(self.model, options, task), task, LARGEST_FORWARD)
 
     def _small_relatives(self, options: Options) -> list[Options]:
         """Two small sizes with the same other options, as far as the family takes them."""
@@ -268,12 +269,12 @@ def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.
     with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
         try:
             with _no_initialization():
-                module = model.calling("build", options, task)
+                module = build_model(model, options, task)
         except PluginError as error:
             if not reads_values(error):
                 raise
             with _no_initialization(with_constants=True):  # of a linspace of drop rates, for one
-                module = model.calling("build", options, task)
+                module = build_model(model, options, task)
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
     _move_to_meta(module)

@@ -21,6 +21,7 @@ from flops_fit_core.contracts import Batch, LossSurface, Task
 from flops_fit_core.custom_task import CustomTask
 from flops_fit_core.folder import write_atomically
 from flops_fit_core.measure import build_on_meta
+from flops_fit_core.own_weights import build_model
 from flops_fit_core.planning import open_dataset
 from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
 from flops_fit_core.specs import ModelSpec, Options
@@ -132,7 +133,7 @@ def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:
         options = model.with_options(**{model.spec.size: run.size}).options
         dataset = open_dataset(experiment, experiment.sweep.seeds[0])
         outputs = None if isinstance(dataset, LossSurface) else _outputs(model, options, dataset.task)
-    except Exception as error:  # the model's own code may raise anything; training reports it
+    except (Exception, SystemExit) as error:  # the model's own code may raise anything; training reports it
         logger.debug("no check of the model: %s: %s", type(error).__name__, error)
         return None
     if not outputs or not any(outputs) or not all(map(math.isfinite, outputs)):
@@ -152,7 +153,7 @@ def _outputs(model: Chosen[ModelSpec], options: Options, task: Task) -> list[flo
         return None
     with fixed_randomness(), torch.device("cpu"), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        module = model.calling("build", options, task).float().eval()
+        module = build_model(model, options, task).float().eval()
         for parameter in module.parameters():
             if parameter.is_floating_point():
                 parameter.add_(torch.randn(parameter.shape), alpha=_NOISE)

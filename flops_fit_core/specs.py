@@ -131,7 +131,8 @@ def _with_known_keys(
             there = ", ".join(known) or "none"
             kind = PydanticCustomError("unknown_key", "{text}", {"text": f"unknown; {hint}there is: {there}"})
         else:
-            kind = PydanticCustomError(line["type"], "{text}", {"text": line["msg"]})
+            text = "Input should be a list" if line["type"] == "tuple_type" else line["msg"]
+            kind = PydanticCustomError(line["type"], "{text}", {"text": text})
         lines.append({"type": kind, "loc": line["loc"], "input": line["input"]})
     return ValidationError.from_exception_data(error.title, lines)
 

@@ -157,6 +157,35 @@ def test_a_damaged_store_is_named_and_left_as_it_is(here, said, store, damage):
         assert file.read_bytes() == content
 
 
+@pytest.fixture
+def full_disk(tmp_path):
+    """A folder that holds 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"no file system can be mounted: {error}")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_one_message_that_names_the_file(full_disk, said, tmp_path):
+    surface(tmp_path, store="json")
+    command = ("run", tmp_path / "formula.json", "--out", full_disk / "study")
+    assert said(*command)[0] == 0
+    with pytest.raises(OSError, match="No space left"), (full_disk / "other").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    status, _, error = said(*command, "--set", "sweep.seeds=[0,1,2,3,4,5,6,7,8,9]")
+    assert status == 2
+    assert "No space left on device" in error
+    assert str(full_disk / "study") in error
+    (full_disk / "other").unlink()
+    assert said(*command)[0] == 0
+
+
 def test_a_plugin_that_raises_is_named_with_status_1_and_finished_results_stay(here, said, monkeypatch):
     assert said("run", "small.json", "--out", "study")[0] == 0
     before = said("runs", "study", "--json")[1]

@@ -324,7 +324,7 @@ SWEEP = (
         ({"sweep": {"budgets": [1e12], "budget": 3}},
          [f"sweep.budget: unknown; did you mean 'budgets'? there is: {SWEEP} (given: 3)"]),
         ({"sweep": {}}, ["sweep.budgets: Field required"]),
-        ({"sweep": {"budgets": 1e12}}, ["sweep.budgets: Input should be a valid tuple (given: 1000000000000.0)"]),
+        ({"sweep": {"budgets": 1e12}}, ["sweep.budgets: Input should be a list (given: 1000000000000.0)"]),
         ({"sweep": {"budgets": []}},
          ["sweep.budgets: Tuple should have at least 1 item after validation, not 0 (given: [])"]),
         ({"sweep": {"budgets": [1e12, -1]}}, ["sweep.budgets.1: Input should be greater than 0 (given: -1)"]),

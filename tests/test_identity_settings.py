@@ -187,3 +187,30 @@ def test_what_changes_with_use_makes_no_other_runs(package):  # noqa: F811
     module.count()
     module.mask(6)
     assert identify_callable(module.make, {}, "model_cls") == before
+
+
+CLOCK = """
+import os
+import time
+from datetime import datetime
+
+START = time.time()
+NAME = f"run-{datetime.now().isoformat()}"
+SETTINGS = {"rate": int("3"), "begun": time.time_ns(), "process": os.getpid()}
+
+
+def make(width):
+    print(time.time() - START, NAME, SETTINGS["rate"])
+"""
+
+
+def test_a_clock_and_a_process_id_are_in_no_identity(package):  # noqa: F811
+    write(package, {"ownpkg_one.py": CLOCK})
+    before = identity("ownpkg_one:make")
+    module = sys.modules["ownpkg_one"]
+    module.START += 1
+    module.NAME += "1"
+    module.SETTINGS |= {"begun": 1, "process": 2}
+    assert identify_callable(module.make, {}, "model_cls") == before
+    module.SETTINGS["rate"] = 4
+    assert identify_callable(module.make, {}, "model_cls") != before

@@ -33,6 +33,7 @@ ROOMS = [
     "hookspecs",
     "registry",
     "config",
+    "own_weights",
     "windows",
     "dispatch_mode",
     "product_formulas",

@@ -289,6 +289,20 @@ def test_the_recipe_fills_what_was_left_unset():
         assert run.schedule.options["warmup_tokens"] == pytest.approx(0.05 * run.tokens, rel=0.011)
 
 
+def test_a_warmup_that_is_longer_than_a_run_is_a_warning(tmp_path):
+    def warnings(tokens):
+        table = text_table(write_text(tmp_path / "text"), schedule={"name": "cosine", "warmup_tokens": tokens})
+        return [note for note in make_plan(make_experiment(table, installed())).notes if "warmup does" in note]
+
+    assert warnings(0) == []
+    plan = make_plan(make_experiment(text_table(tmp_path / "text"), installed()))
+    shortest = min(run.tokens for run in plan.runs)
+    assert warnings(shortest) == []
+    (warning,) = warnings(shortest + 1)
+    assert "1 of 2 runs ends before" in warning
+    assert f"{shortest:,} in the shortest run" in warning
+
+
 def test_seeds_multiply_the_runs():
     one, three = planned(surface()), planned(surface(sweep={"seeds": [0, 1, 2]}))
     assert len(three.runs) == 3 * len(one.runs)

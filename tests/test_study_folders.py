@@ -14,6 +14,7 @@ from flops_fit_core import (
     ConfigError,
     FitError,
     FlopsFitError,
+    PlanError,
     PluginChoice,
     Registry,
     RunResult,
@@ -507,6 +508,21 @@ def test_whatever_a_model_raises_is_one_line_of_the_error(tmp_path, call, error,
     status, output, _ = call("status", "study")
     assert status == 0
     assert len(output) < 4000
+
+
+@pytest.mark.parametrize("place", ["__init__", "forward"])
+def test_a_model_that_exits_while_it_is_planned_is_an_error(tmp_path, place):
+    class Exits(Net):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, **named)
+            if place == "__init__":
+                raise SystemExit(3)
+
+        def forward(self, x):
+            raise SystemExit(3)
+
+    with pytest.raises(PlanError, match=r"sys\.exit\(3\) \(.*test_study_folders.*line \d+, in " + place):
+        optimal(tmp_path, Exits, fingerprint="exits", flops="chinchilla", train=False)
 
 
 def test_a_worker_that_is_interrupted_is_told_in_one_line(tmp_path, call):

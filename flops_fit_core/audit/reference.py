@@ -11,6 +11,7 @@ from flops_fit_core.config import Chosen
 from flops_fit_core.contracts import Task
 from flops_fit_core.errors import UserError
 from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
+from flops_fit_core.own_weights import build_model
 from flops_fit_core.parameter_usage import TraceTooLarge
 from flops_fit_core.specs import ModelSpec, Options
 from flops_fit_core.tasks import LanguageTask
@@ -116,7 +117,7 @@ class ReferenceFlops:
         import torch
 
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            module = self.model.calling("build", options, task)
+            module = build_model(self.model, options, task)
             return trace_flops(module, task, name, limit=LARGEST_RUN)
 
     def _own(self, options: Options, task: Task) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -101,6 +102,13 @@ def run(arguments: list[str]) -> int:
         # Whoever read our output (head, less) has seen enough; nothing more can be flushed to it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        complain(
+            f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept; free some space first"
+        )
+        return 2
     except typer.TyperException as error:
         # A mistake in the command line itself; it shows itself with the command's usage.
         error.show()  # type: ignore[attr-defined]

@@ -11,6 +11,7 @@ from flops_fit_core.config import Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, Task
 from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
+from flops_fit_core.own_weights import build_model
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.specs import Options
 
@@ -83,7 +84,7 @@ def _small_model(experiment: Experiment, options: Options, task: Task) -> nn.Mod
         if sum(param.numel() for param in shapes.parameters()) > LARGEST_BUILT:
             return None
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            model: nn.Module = experiment.model.calling("build", options, task)
+            model: nn.Module = build_model(experiment.model, options, task)
         return model
     except Exception as error:
         size = getattr(options, experiment.model.spec.size)

@@ -8,18 +8,19 @@ from typing import Any
 from flops_fit_core.audit import ReferenceFlops, own_count_notes
 from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
-from flops_fit_core.errors import PlanError
+from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.measure import Meter, UsageTraces
 from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.counter import counter_notes, resolve_counter, usage_notes
-from flops_fit_core.planning.plain_sgd import plain_sgd_notes
+from flops_fit_core.planning.plain_sgd import WARNING, plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder, head_notes
 from flops_fit_core.planning.trial import check_optimizer
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 
+@no_exit()
 def make_plan(experiment: Experiment, expected_params: Callable[[float], float] | None = None) -> SweepPlan:
     """Resolve every run of an experiment.
 
@@ -81,6 +82,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
                     *choose_sizes.notes,
                     *repeats,
                     *_of_schedule(experiment),
+                    *_of_warmup(list(runs.values())),
                     *resolve.notes,
                     *resolve.trunks.notes(),
                 ]
@@ -158,6 +160,21 @@ def _of_schedule(experiment: Experiment) -> list[str]:
     note = (
         f"optimizer {experiment.optimizer.name!r} is meant for schedule {meant!r}, and {chosen.name!r} is yours: "
         f"leave [schedule] out for the one it is meant for"
+    )
+    return [note]
+
+
+def _of_warmup(runs: list[RunSpec]) -> list[str]:
+    """Runs that end before their warmup does."""
+    asked = [(run.tokens, run.schedule.options.get("warmup_tokens")) for run in runs]
+    short = [tokens for tokens, warmup in asked if isinstance(warmup, int | float) and warmup > tokens]
+    if not short:
+        return []
+    verb = "ends" if len(short) == 1 else "end"
+    note = (
+        f"{WARNING} {len(short)} of {len(runs)} runs {verb} before the learning rate's warmup does, so that the "
+        f"peak is never reached: schedule.warmup_tokens is larger than D, {min(short):,} in the shortest run; "
+        f"lower it, or leave it out for the recipe's"
     )
     return [note]
 

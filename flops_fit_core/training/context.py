@@ -20,6 +20,7 @@ from flops_fit_core.config import Chosen, choose
 from flops_fit_core.contracts import Dataset, Device, FlopCount, RunParts, RunView
 from flops_fit_core.errors import ConfigError, RunFailed
 from flops_fit_core.measure import UsageTraces, count_flops, measure_model
+from flops_fit_core.own_weights import build_model
 from flops_fit_core.parameter_counts import UNTRACED, count_parameters, parameter_groups
 from flops_fit_core.parameter_usage import ParameterUsage
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
@@ -93,7 +94,7 @@ class WorkerContext:
         dataset = self.dataset(run)
         seed_everything(run.seed)
         model_choice = self.chosen("model", run)
-        model = model_choice.spec.build(model_choice.options, dataset.task)
+        model = build_model(model_choice, model_choice.options, dataset.task, in_training=True)
         self._count(run, model_choice, model, dataset)
         if shard is not None and shard(model):
             self.together.shard(model, self.device.torch_device)
