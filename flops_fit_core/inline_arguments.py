@@ -20,6 +20,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         raise ConfigError(f"heldout_share={share!r}: it must lie between 0 and 1, or pass heldout=another_dataset")
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
         raise ConfigError(f"tokens_per_sample={tokens!r}: it must be a whole number of at least 1, or left out")
+    unit = given["unit"]
+    if unit is not None and not (isinstance(unit, str) and unit.strip() and unit.isprintable()):
+        raise ConfigError(f'unit={unit!r}: it is the name of what D counts, such as "tokens" or "images"')
     if given["loss_fn"] is not None:
         _check_loss(given["loss_fn"])
 

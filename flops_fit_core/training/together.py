@@ -174,6 +174,18 @@ def gather_anew(model: nn.Module) -> None:
             module.reshard()
 
 
+def share_buffers(model: nn.Module, processes: int) -> None:
+    """Give every process the first one's buffers, such as the running statistics of a BatchNorm: each process has
+    computed its own in the last step, and those of the first are kept in checkpoints."""
+    if processes == 1:
+        return
+    for buffer in model.buffers():
+        # Gloo sends no booleans.
+        value = buffer.detach().to(torch.uint8 if buffer.dtype == torch.bool else buffer.dtype).contiguous()
+        dist.broadcast(value, 0)
+        buffer.copy_(value)
+
+
 def without_averaging(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
     """For the backward pass of a part of a batch: gradients are averaged over the processes after the last one."""
     from torch.distributed.fsdp import FSDPModule
