@@ -1,4 +1,4 @@
-"""Ordinary models and data of others, given to ``find_optimal``: BatchNorm, unused weights, names of what D counts."""
+"""Ordinary models and data, given to ``find_optimal``: BatchNorm, unused weights, losses that cannot be traced."""
 
 import functools
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import TensorDataset
 
-from flops_fit_core import ConfigError
+from flops_fit_core import ConfigError, DataError
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 FROZEN = functools.partial(torch.optim.SGD, lr=0.0)
@@ -124,3 +124,68 @@ def test_a_unit_that_is_no_name_is_refused(tmp_path, unit):
     with pytest.raises(ConfigError, match="it is the name of what D counts"):
         study(tmp_path, unit=unit)
     assert study(tmp_path, dataset=PAIRS, unit="bytes").plan.unit == "bytes"
+
+
+# ---------------------------------------------------------------------------- losses
+
+
+SOUNDS = torch.randn(100, 20, 6, generator=torch.Generator().manual_seed(2))
+TEXTS = torch.randint(1, 9, (100, 5), generator=torch.Generator().manual_seed(3))
+SPEECH = {"dataset": TensorDataset(SOUNDS, TEXTS), "compute_budgets": [4e6]}
+
+
+class Listener(nn.Module):
+    """Its outputs have time first, as CTC takes them."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.inner, self.head = nn.Linear(6, width), nn.Linear(width, 9)
+
+    def forward(self, x):
+        return self.head(self.inner(x)).log_softmax(-1).transpose(0, 1)
+
+
+def ctc(outputs, targets, reduction="sum"):
+    lengths = [torch.full((len(targets),), size) for size in (20, 5)]
+    return functional.ctc_loss(outputs, targets, *lengths, reduction=reduction)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 2])
+def test_ctc_with_time_first_is_traced_without_its_loss_and_taken_as_it_is_stated(tmp_path, micro_batch):
+    given = {**SPEECH, "loss_fn": ctc, "loss_reduction": "sum", "optimizer": FROZEN}
+    one = result(tmp_path, Listener, trainer={"name": "torch", "micro_batch": micro_batch}, **given)
+    torch.manual_seed(0)
+    model = Listener(4)
+    held = slice(5, None, 10)
+    expected = float(ctc(model(SOUNDS[held]).detach(), TEXTS[held])) / (10 * 5)
+    assert one.loss == pytest.approx(expected, rel=1e-5)
+    # Forward, gradients of both weights, and of the inputs of the second layer: 20 steps for 5 targets.
+    assert one.flops / one.tokens == 20 * 2 * (2 * (24 + 36) + 36) / 5
+
+
+def test_a_stated_form_that_the_loss_contradicts_is_refused(tmp_path):
+    with pytest.raises(DataError, match="twice as much for a batch twice"):
+        study(
+            tmp_path,
+            loss_fn=lambda o, t: functional.cross_entropy(o.flatten(0, 1), t.flatten(), reduction="sum"),
+            loss_reduction="mean",
+        )
+
+
+TEACHER = nn.Sequential(nn.Linear(16, 8), nn.BatchNorm1d(8), nn.Linear(8, 5)).eval().requires_grad_(False)
+
+
+class Student(Normed):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+def distil(outputs, targets):
+    return functional.mse_loss(outputs[0], TEACHER(outputs[1]))
+
+
+def test_a_network_in_the_loss_is_not_changed_and_the_model_is_traced_without_it(tmp_path):
+    before = {name: value.clone() for name, value in TEACHER.state_dict().items()}
+    one = result(tmp_path, Student, dataset=CLASSES, loss_fn=distil, compute_budgets=[2e6])
+    assert one.flops / one.tokens == 2 * (2 * (64 + 20) + 20)
+    assert all(torch.equal(value, before[name]) for name, value in TEACHER.state_dict().items())

@@ -29,7 +29,8 @@ def batch_statistics_notes(experiment: Experiment, module: nn.Module | None, run
     if not parts or (micro_batch is None and devices == 1):
         return []
     by = f"trainer.micro_batch = {micro_batch}" if micro_batch is not None else f"{devices} devices a run"
-    return [
+    note = (
         f"WARNING: {type(parts[0]).__name__} computes its mean and variance over the samples that are computed "
         f"together, so losses depend on {by}: they are not those of undivided batches"
-    ]
+    )
+    return [note]

@@ -173,11 +173,12 @@ def _unused_notes(meter: Meter, smallest: Measured, usage: ParameterUsage, known
         return []
     count, total = sum(named[name].numel() for name in unused), smallest.parameters.total
     more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
-    return [
+    note = (
         f"warning: a forward pass of {meter.model.name} did not use {count:,} of its {total:,} weights at size "
         f"{smallest.size} ({', '.join(unused[:3])}{more}), and N counts them: leave them out of the model, or "
-        "give it a num_params() that does"
-    ]
+        f"give it a num_params() that does"
+    )
+    return [note]
 
 
 def _with_a_share(meter: Meter, measured: Measured) -> frozenset[str]:
