@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flops_fit_core.errors import ConfigError, DataError
-
-SAME = (
-    "heldout is the training data, so the loss would be measured on samples that are trained on: give other data, "
-    "or leave heldout out, and heldout_share of the dataset is held out"
-)
+from flops_fit_core.inline_overlap import SAME, places
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
@@ -46,7 +42,7 @@ def _check_loss(loss_fn: Any) -> None:
 
 def check_heldout_is_apart(training: Any, heldout: Any) -> None:
     """Raises DataError for held-out data that are the training data, or a Subset that shares items with them."""
-    (data, some), (held, others) = _places(training), _places(heldout)
+    (data, some), (held, others) = places(training), places(heldout)
     if data is not held:
         return
     if some is None and others is None:
@@ -61,18 +57,6 @@ def check_heldout_is_apart(training: Any, heldout: Any) -> None:
             f"{len(shared)} of the {len(chosen)} samples of heldout are trained on too (both are parts of one "
             "dataset): give parts that share none, as torch.utils.data.random_split does"
         )
-
-
-def _places(source: Any) -> tuple[Any, list[int] | None]:
-    """The dataset behind any Subset, and the indices of it; None for all."""
-    from torch.utils.data import Subset
-
-    indices: list[int] | None = None
-    while type(source) is Subset:
-        own = [int(index) for index in source.indices]
-        indices = own if indices is None else [own[index] for index in indices]
-        source = source.dataset
-    return source, indices
 
 
 def _draws(source: Any) -> bool:

@@ -7,9 +7,9 @@ import torch
 from test_inline_data import PAIRS, VOCAB, Net, notes, result, study
 from torch import nn
 from torch.nn import functional
-from torch.utils.data import TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
-from flops_fit_core import ConfigError, DataError
+from flops_fit_core import ConfigError, DataError, SweepFailed
 
 SGD = functools.partial(torch.optim.SGD, lr=0.1)
 FROZEN = functools.partial(torch.optim.SGD, lr=0.0)
@@ -189,3 +189,20 @@ def test_a_network_in_the_loss_is_not_changed_and_the_model_is_traced_without_it
     one = result(tmp_path, Student, dataset=CLASSES, loss_fn=distil, compute_budgets=[2e6])
     assert one.flops / one.tokens == 2 * (2 * (64 + 20) + 20)
     assert all(torch.equal(value, before[name]) for name, value in TEACHER.state_dict().items())
+
+
+# ---------------------------------------------------------------------------- batches
+
+
+def in_a_row(items):
+    ids, labels = (torch.cat([item[place] for item in items])[None] for place in (0, 1))
+    return ids, labels
+
+
+def test_packed_rows_are_trained_on_one_device_and_refused_in_words_on_two(tmp_path):
+    loader = DataLoader(PAIRS, 8, collate_fn=in_a_row)
+    plain = result(tmp_path / "plain", optimizer=FROZEN).loss
+    assert result(tmp_path / "one", dataset=loader, optimizer=FROZEN).loss == pytest.approx(plain, rel=1e-6)
+    devices = {"device": {"name": "cpu", "devices_per_run": 2}, "trainer": {"name": "torch", "parallel": "ddp"}}
+    with pytest.raises(SweepFailed, match="a batch of 8 samples has 1 row, so it cannot be divided among 2"):
+        result(tmp_path / "two", dataset=loader, **devices)

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from flops_fit_core.contracts import Batch
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.training.batches import part
+from flops_fit_core.training.batches import length, part
 
 
 class Processes:
@@ -58,12 +58,17 @@ class Processes:
     def share(self, batch: Batch, samples: int) -> Batch:
         """The samples of a batch that are this process's: in order, as even as they can be.
 
-        Raises RunFailed where there are fewer samples than processes.
+        Raises RunFailed where there are fewer samples than processes, or rows that are no samples.
         """
         if self.size == 1:
             return batch
         if samples < self.size:
             raise RunFailed(f"a batch of {samples} samples cannot be divided among {self.size} devices")
+        if (rows := length(batch)) != samples:  # packed, by a collate function
+            raise RunFailed(
+                f"a batch of {samples} samples has {rows} {'row' if rows == 1 else 'rows'}, so it cannot be divided "
+                f"among {self.size} devices: leave out devices_per_run, or the packing"
+            )
         return part(batch, self.rank * samples // self.size, (self.rank + 1) * samples // self.size)
 
     def samples(self, samples: int) -> int:
