@@ -368,8 +368,14 @@ class InlineDataset:
         """Statements about the data for the plan."""
         size, samples = self.sample_size(PROBED), len(self.sized_items)
         notes = data_notes(self.task, size, samples, self.probe_batches(16))
+        stated, targets = self.data.tokens_per_sample, self.task.targets_of(self.task.sample)
+        if stated is not None and is_classes(targets) and targets.ndim == 2 and stated != targets.shape[1]:
+            notes.append(
+                f"warning: D counts {stated:,} {self.task.unit} a sample, as tokens_per_sample states, and a sample "
+                f"has {targets.shape[1]:,} targets"
+            )
         if self._windows is not None:
-            held = f", so the last {len(self._held):,} are held out and no sample that overlaps them is trained on"
+            held = f", so the last {len(self._held):,} are held out, and none that overlaps them is trained on"
             notes.append(
                 f"the samples overlap (each begins {self._windows.step} positions after the one before)"
                 f"{held if self._held else ''}"

@@ -206,3 +206,15 @@ def test_packed_rows_are_trained_on_one_device_and_refused_in_words_on_two(tmp_p
     devices = {"device": {"name": "cpu", "devices_per_run": 2}, "trainer": {"name": "torch", "parallel": "ddp"}}
     with pytest.raises(SweepFailed, match="a batch of 8 samples has 1 row, so it cannot be divided among 2"):
         result(tmp_path / "two", dataset=loader, **devices)
+
+
+def test_a_number_of_tokens_that_is_not_the_number_of_targets_is_named(tmp_path):
+    assert "D counts 17 tokens a sample, as tokens_per_sample states, and a sample has 16 targets" in notes(
+        tmp_path, tokens_per_sample=17, compute_budgets=[4e7]
+    )
+    assert "tokens_per_sample states" not in notes(tmp_path / "same", tokens_per_sample=16)
+
+
+def test_what_a_dataset_plugin_states_itself_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="unit: a dataset that is a plugin states them itself"):
+        study(tmp_path, dataset="text", unit="bytes")

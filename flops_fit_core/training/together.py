@@ -66,8 +66,8 @@ class Processes:
             raise RunFailed(f"a batch of {samples} samples cannot be divided among {self.size} devices")
         if (rows := length(batch)) != samples:  # packed, by a collate function
             raise RunFailed(
-                f"a batch of {samples} samples has {rows} {'row' if rows == 1 else 'rows'}, so it cannot be divided "
-                f"among {self.size} devices: leave out devices_per_run, or the packing"
+                f"a batch of {samples} samples has {rows} {'row' if rows == 1 else 'rows'}, so it cannot be "
+                f"divided among {self.size} devices: leave out devices_per_run, or the packing"
             )
         return part(batch, self.rank * samples // self.size, (self.rank + 1) * samples // self.size)
 
