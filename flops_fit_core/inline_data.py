@@ -371,8 +371,8 @@ class InlineDataset:
         stated, targets = self.data.tokens_per_sample, self.task.targets_of(self.task.sample)
         if stated is not None and is_classes(targets) and targets.ndim == 2 and stated != targets.shape[1]:
             notes.append(
-                f"warning: D counts {stated:,} {self.task.unit} a sample, as tokens_per_sample states, and a sample "
-                f"has {targets.shape[1]:,} targets"
+                f"warning: D counts {stated:,} {self.task.unit} a sample, as tokens_per_sample states, and a "
+                f"sample has {targets.shape[1]:,} targets"
             )
         if self._windows is not None:
             held = f", so the last {len(self._held):,} are held out, and none that overlaps them is trained on"
