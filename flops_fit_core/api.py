@@ -309,6 +309,11 @@ class _Objects:
         if isinstance(data, str | Mapping | Spec):
             if given["loss_fn"] is not None or given["heldout"] is not None:
                 raise ConfigError("a dataset that is a plugin has its own loss and held-out part: leave them out")
+            named = ("tokens_per_sample", "unit", "loss_reduction")
+            if ignored := [name for name in named if given[name] is not None]:
+                raise ConfigError(
+                    f"{', '.join(ignored)}: a dataset that is a plugin states them itself: leave them out"
+                )
             return self.choice("dataset", data), None
         is_data = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
         if isinstance(data, type) or (callable(data) and not is_data):

@@ -6,11 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flops_fit_core.errors import ConfigError, DataError
-
-SAME = (
-    "heldout is the training data, so the loss would be measured on samples that are trained on: give other data, "
-    "or leave heldout out, and heldout_share of the dataset is held out"
-)
+from flops_fit_core.inline_overlap import SAME, places
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
@@ -20,6 +16,9 @@ def check_arguments(given: Mapping[str, Any]) -> None:
         raise ConfigError(f"heldout_share={share!r}: it must lie between 0 and 1, or pass heldout=another_dataset")
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
         raise ConfigError(f"tokens_per_sample={tokens!r}: it must be a whole number of at least 1, or left out")
+    unit = given["unit"]
+    if unit is not None and not (isinstance(unit, str) and unit.strip() and unit.isprintable()):
+        raise ConfigError(f'unit={unit!r}: it is the name of what D counts, such as "tokens" or "images"')
     if given["loss_fn"] is not None:
         _check_loss(given["loss_fn"])
 
@@ -43,7 +42,7 @@ def _check_loss(loss_fn: Any) -> None:
 
 def check_heldout_is_apart(training: Any, heldout: Any) -> None:
     """Raises DataError for held-out data that are the training data, or a Subset that shares items with them."""
-    (data, some), (held, others) = _places(training), _places(heldout)
+    (data, some), (held, others) = places(training), places(heldout)
     if data is not held:
         return
     if some is None and others is None:
@@ -58,18 +57,6 @@ def check_heldout_is_apart(training: Any, heldout: Any) -> None:
             f"{len(shared)} of the {len(chosen)} samples of heldout are trained on too (both are parts of one "
             "dataset): give parts that share none, as torch.utils.data.random_split does"
         )
-
-
-def _places(source: Any) -> tuple[Any, list[int] | None]:
-    """The dataset behind any Subset, and the indices of it; None for all."""
-    from torch.utils.data import Subset
-
-    indices: list[int] | None = None
-    while type(source) is Subset:
-        own = [int(index) for index in source.indices]
-        indices = own if indices is None else [own[index] for index in indices]
-        source = source.dataset
-    return source, indices
 
 
 def _draws(source: Any) -> bool:

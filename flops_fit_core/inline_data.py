@@ -16,9 +16,17 @@ from flops_fit_core.contracts import Batch, SampleSize
 from flops_fit_core.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
 from flops_fit_core.inline import copied
-from flops_fit_core.inline_arguments import SAME, check_arguments, check_heldout_is_apart
+from flops_fit_core.inline_arguments import check_arguments, check_heldout_is_apart
 from flops_fit_core.inline_batches import check_samples_first, first_batch, first_items, plain, targets_among
 from flops_fit_core.inline_checks import check_heldout, data_notes, find_loss_form, with_valid_targets
+from flops_fit_core.inline_overlap import (
+    SAME,
+    check_windows_apart,
+    places,
+    shared_samples,
+    split_windows,
+    windows_of,
+)
 from flops_fit_core.inline_sources import (
     REREAD,
     has_length,
@@ -82,6 +90,8 @@ class InlineData:
     """Form of the loss function, stated by the user."""
     batch_size: int | None = None
     """Samples of every batch, where the user has fixed it."""
+    shared: float = 0.0
+    """Share of the held-out samples that equal training samples."""
 
     def open(self, seed: int, options: InlineDataOptions | None = None) -> InlineDataset:
         """The dataset in the order of a seed."""
@@ -104,11 +114,8 @@ class InlineDataset:
         self._heldout_collate = heldout_collate(data.heldout)
         self.is_stream = not has_length(self._source)
         self._passes = StreamPasses(self._source, seed)
-        self._training, self._held = (
-            ([], [])
-            if self.is_stream
-            else split_indices(len(self._source), data.heldout_share if self._heldout_source is None else 0.0)
-        )
+        self._windows = None if self.is_stream else windows_of(self._source)
+        self._training, self._held = self._split()
         with fixed_randomness():  # items may be augmented at random
             items = first_items(self._first_items(), 3)
             sample = first_batch(items[:2], self._collate)
@@ -116,9 +123,18 @@ class InlineDataset:
         self.task = make_task(data, sample, options.form())
         self.fingerprint = content_hash(self._identities(data))
 
+    def _split(self) -> tuple[list[int], list[int]]:
+        """Indices of the samples to train on and of those to hold out."""
+        if self.is_stream:
+            return [], []
+        if self._windows is not None and self._heldout_source is None:
+            return split_windows(self._source, self._windows, self.data.heldout_share)
+        return split_indices(len(self._source), self.data.heldout_share if self._heldout_source is None else 0.0)
+
     def _identities(self, data: InlineData) -> list[Any]:
+        ends = ["windows"] if self._windows is not None and self._heldout_source is None else []
         if data.fingerprint:
-            return [data.fingerprint, data.heldout_share, self.task.tokens_per_sample]
+            return [data.fingerprint, data.heldout_share, self.task.tokens_per_sample, *ends]
         loss, *collate = data.functions
         training = identify_source(self._source)
         heldout = identify_source(self._heldout_source) if self._heldout_source is not None else None
@@ -131,6 +147,7 @@ class InlineDataset:
             loss,
             self.task.tokens_per_sample,
             *collate,
+            *ends,
         ]
 
     @property
@@ -141,6 +158,10 @@ class InlineDataset:
         if samples is None:
             return None
         full = samples * self.task.tokens_per_sample
+        if self._windows is not None:  # a token of a text that is read at every position is in many samples
+            inside = places(self._source)[1]
+            items = self._training if inside is None else [inside[index] for index in self._training]
+            full = min(full, self._windows.positions(items))
         return round(full * self._valid_share) if self.task.counts_targets else full
 
     @property
@@ -347,6 +368,23 @@ class InlineDataset:
         """Statements about the data for the plan."""
         size, samples = self.sample_size(PROBED), len(self.sized_items)
         notes = data_notes(self.task, size, samples, self.probe_batches(16))
+        stated, targets = self.data.tokens_per_sample, self.task.targets_of(self.task.sample)
+        if stated is not None and is_classes(targets) and targets.ndim == 2 and stated != targets.shape[1]:
+            notes.append(
+                f"warning: D counts {stated:,} {self.task.unit} a sample, as tokens_per_sample states, and a "
+                f"sample has {targets.shape[1]:,} targets"
+            )
+        if self._windows is not None:
+            held = f", so the last {len(self._held):,} are held out, and none that overlaps them is trained on"
+            notes.append(
+                f"the samples overlap (each begins {self._windows.step} positions after the one before)"
+                f"{held if self._held else ''}"
+            )
+        if self.data.shared:
+            notes.append(
+                f"warning: about {self.data.shared:.0%} of the samples of heldout equal training samples, so the "
+                f"loss is too low by what is learnt by heart"
+            )
         if self.is_stream and self.tokens is None:
             end = "is read again from its start" if self.data.repeat else "that ends before D makes a failed run"
             notes.append(
@@ -374,10 +412,15 @@ def open_inline_data(data: Any, **given: Any) -> InlineData:
         stream = unwrap(source, least)[0] if source is not None else []
         if not has_length(stream):
             check_stream(stream, has_heldout=has_heldout)
+    shared = 0.0
     if given["heldout"] is not None:
-        check_heldout_is_apart(unwrap(data)[0], unwrap(given["heldout"], 1)[0])
+        sources = unwrap(data)[0], unwrap(given["heldout"], 1)[0]
+        check_heldout_is_apart(*sources)
+        if all(map(has_length, sources)):
+            check_windows_apart(*sources)
+            shared = shared_samples(*sources)
     functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"], given["heldout"])
-    return InlineData(training=data, functions=functions, **given)
+    return InlineData(training=data, functions=functions, shared=shared, **given)
 
 
 def _seed_of(place: tuple[int, int], offset: int) -> int:

@@ -168,16 +168,23 @@ class _Probe(LossTrials):
         if not is_scalar:
             ignored = self._ignored_in_rows(shifted) if reduction == "sample-mean" else ()
             return LossForm(reduction, ignored or self._ignored(self._total, "sum", shifted), shifted)
-        once = float(self.value(self.outputs, self.targets))
-        twice = float(self.value(*double(self.outputs, self.targets)))
-        if close(once, twice) and not close(2 * once, twice) and reduction == "sum":
-            raise DataError("loss_reduction='sum', but loss_fn returned the same for a batch and the batch twice")
-        if close(2 * once, twice) and not close(once, twice) and reduction != "sum":
-            raise DataError(f"loss_reduction={reduction!r}, but loss_fn returned twice as much for a batch twice")
+        self._check_doubled(reduction)
         sums: Reduction = "sum" if reduction == "mean-of-sample-sums" else reduction
         named = getattr(self.loss_fn, "ignore_index", IGNORED)
         ignored = self._ignored(self.value, sums, shifted) or ((int(named),) if self.classes else ())
         return LossForm(reduction, ignored, shifted)
+
+    def _check_doubled(self, reduction: Reduction) -> None:
+        """Raises DataError for a stated form that the loss of a batch twice contradicts."""
+        once = float(self.value(self.outputs, self.targets))
+        try:
+            twice = float(self.value(*double(self.outputs, self.targets)))
+        except Exception:  # outputs whose first dimension is not the samples' cannot be doubled here
+            return
+        if close(once, twice) and not close(2 * once, twice) and reduction == "sum":
+            raise DataError("loss_reduction='sum', but loss_fn returned the same for a batch and the batch twice")
+        if close(2 * once, twice) and not close(once, twice) and reduction != "sum":
+            raise DataError(f"loss_reduction={reduction!r}, but loss_fn returned twice as much for a batch twice")
 
     def _of_parts(self, form: LossForm) -> LossForm:
         """The form. Raises DataError if the values of a sample depend on the other samples of the batch."""

@@ -65,6 +65,7 @@ ROOMS = [
     "inline_checks",
     "inline_streams",
     "inline_sources",
+    "inline_overlap",
     "inline_arguments",
     "inline_data",
     "api",

@@ -6,15 +6,18 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.audit.counting import READS_VALUES, AttentionCalls, Counted
 from flops_fit_core.contracts import Task
 from flops_fit_core.errors import ConfigError, UserError
 from flops_fit_core.parameter_usage import TraceTooLarge
+from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
+
+    from flops_fit_core.contracts import Batch
 
 SAMPLES = 2
 """In the traced batch: batch norm refuses a single one. A product of two weights, which has no batch, is shared
@@ -73,6 +76,9 @@ def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math
         name: Of the model, for messages.
         limit: FLOPs of both passes from which on TraceTooLarge is raised.
 
+    On the meta device, a loss that needs values (CTC, a teacher on the CPU) is left out: the sum of the
+    outputs has the same backward pass through the model.
+
     Raises ConfigError, naming the operation, for a model that reads values of tensors, that uses an operation
     without a kernel for the meta device, or one that multiplies and has no formula, and for one whose attention
     came out as nothing.
@@ -86,7 +92,7 @@ def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math
     try:
         with device, sdpa_kernel(SDPBackend.MATH), counted.mode(), attention.mode():
             batch = task.example(SAMPLES)
-            loss, _ = task.loss(task.outputs(module, batch), batch)
+            loss = _loss(task, task.outputs(module, batch), batch, counted)
             forward = counted.total
             loss.backward()  # type: ignore[no-untyped-call]
     except (UserError, TraceTooLarge):
@@ -103,6 +109,24 @@ def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math
         backward=(counted.total - forward) / tokens,
         operations={operation: flops / tokens for operation, flops in counted.flops.items()},
     )
+
+
+def _loss(task: Task, outputs: Any, batch: Batch, counted: Counted) -> Tensor:
+    """The task's loss, or the sum of the outputs if these are on the meta device and the loss fails there."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    tensors = [item for item in tree_leaves(outputs) if isinstance(item, torch.Tensor) and item.requires_grad]
+    before = counted.flops.copy(), set(counted.unknown), set(counted.reads)
+    try:
+        return task.loss(outputs, batch)[0]
+    except (UserError, TraceTooLarge):
+        raise
+    except Exception:
+        if not tensors or not all(item.is_meta for item in tensors) or isinstance(task, LanguageTask):
+            raise
+    counted.flops, counted.unknown, counted.reads = before
+    return torch.stack([item.sum() for item in tensors]).sum()
 
 
 def _uncounted(counted: Counted, attention: AttentionCalls) -> str | None:

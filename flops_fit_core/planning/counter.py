@@ -152,7 +152,7 @@ def usage_notes(meter: Meter, smallest: Measured) -> list[str]:
     usage = meter.usages.traced[0]
     shared = _with_a_share(meter, smallest)
     partly = {name: part for name, part in partly_used(usage).items() if not part.names & shared}
-    notes = []
+    notes = _unused_notes(meter, smallest, usage, shared.union(*(part.names for part in partly.values())))
     if partly:
         names = ", ".join(f"{name} ({part.used})" for name, part in partly.items())
         notes.append(
@@ -161,6 +161,24 @@ def usage_notes(meter: Meter, smallest: Measured) -> list[str]:
             f"token uses (ParameterGroup.active, docs/flops.md)"
         )
     return notes
+
+
+def _unused_notes(meter: Meter, smallest: Measured, usage: ParameterUsage, known: frozenset[str]) -> list[str]:
+    """Weights that N counts and the traced pass did not use, other than those of ``known`` names."""
+    module = build_on_meta(meter.model, smallest.options, meter.task)
+    named = dict(module.named_parameters())
+    uses = usage.of(named) or {}
+    unused = [name for name, use in uses.items() if not use.is_used and name not in known]
+    if not unused:
+        return []
+    count, total = sum(named[name].numel() for name in unused), smallest.parameters.total
+    more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+    note = (
+        f"warning: a forward pass of {meter.model.name} did not use {count:,} of its {total:,} weights at size "
+        f"{smallest.size} ({', '.join(unused[:3])}{more}), and N counts them: leave them out of the model, or "
+        f"give it a num_params() that does"
+    )
+    return [note]
 
 
 def _with_a_share(meter: Meter, measured: Measured) -> frozenset[str]:

@@ -10,6 +10,7 @@ from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.measure import Meter, UsageTraces
+from flops_fit_core.planning.batch_statistics import batch_statistics_notes
 from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
@@ -76,6 +77,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
                 [
                     *plain_sgd_notes(experiment, dataset),
                     *left_out,
+                    *batch_statistics_notes(experiment, module, runs.values()),
                     *_of_planner(experiment),
                     *_of_dataset(dataset),
                     *counter_reason,

@@ -17,7 +17,7 @@ from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets, Togethe
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.training.batches import length, part, to_device
 from flops_fit_core.training.memory import free_cached_memory, is_out_of_memory
-from flops_fit_core.training.together import Processes, gather_anew, is_sharded
+from flops_fit_core.training.together import Processes, gather_anew, is_sharded, share_buffers
 
 R = TypeVar("R")
 
@@ -58,6 +58,7 @@ def evaluate(
     together = together or Processes()
     was_training = model.training
     model.eval()
+    share_buffers(model, together.size)
     total, count = 0.0, 0.0
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)

@@ -64,7 +64,7 @@ class PackedStepper:
         try:
             stepper = cls(passes, device=device, clip=clip, precision=precision)
             example = to_device(passes[0].parts.dataset.task.example(passes[0].run.batch_size), device)
-            stepper._gradients([example] * len(passes))
+            stepper._try([example] * len(passes))
         except Exception as error:
             reason = str(error).partition("\n")[0]
             logger.warning(
@@ -81,6 +81,15 @@ class PackedStepper:
             if not one.position.diverged:
                 self._update(number, one, gradients, step)
         return losses
+
+    def _try(self, batches: Sequence[Batch]) -> None:
+        """A pass that changes no buffer: running statistics of a BatchNorm are of training batches only."""
+        before = {name: buffer.clone() for name, buffer in self._buffers.items()}
+        try:
+            self._gradients(batches)
+        finally:
+            for name, buffer in self._buffers.items():
+                buffer.data.copy_(before[name])
 
     def _gradients(self, batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         with ExitStack() as contexts:

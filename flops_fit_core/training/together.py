@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_map
 
 from flops_fit_core.contracts import Batch
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.training.batches import part
+from flops_fit_core.training.batches import length, part
 
 
 class Processes:
@@ -58,12 +58,17 @@ class Processes:
     def share(self, batch: Batch, samples: int) -> Batch:
         """The samples of a batch that are this process's: in order, as even as they can be.
 
-        Raises RunFailed where there are fewer samples than processes.
+        Raises RunFailed where there are fewer samples than processes, or rows that are no samples.
         """
         if self.size == 1:
             return batch
         if samples < self.size:
             raise RunFailed(f"a batch of {samples} samples cannot be divided among {self.size} devices")
+        if (rows := length(batch)) != samples:  # packed, by a collate function
+            raise RunFailed(
+                f"a batch of {samples} samples has {rows} {'row' if rows == 1 else 'rows'}, so it cannot be "
+                f"divided among {self.size} devices: leave out devices_per_run, or the packing"
+            )
         return part(batch, self.rank * samples // self.size, (self.rank + 1) * samples // self.size)
 
     def samples(self, samples: int) -> int:
@@ -172,6 +177,18 @@ def gather_anew(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
+
+
+def share_buffers(model: nn.Module, processes: int) -> None:
+    """Give every process the first one's buffers, such as the running statistics of a BatchNorm: each process has
+    computed its own in the last step, and those of the first are kept in checkpoints."""
+    if processes == 1:
+        return
+    for buffer in model.buffers():
+        # Gloo sends no booleans.
+        value = buffer.detach().to(torch.uint8 if buffer.dtype == torch.bool else buffer.dtype).contiguous()
+        dist.broadcast(value, 0)
+        buffer.copy_(value)
 
 
 def without_averaging(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]:
