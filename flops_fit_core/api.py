@@ -306,6 +306,13 @@ class _Objects:
     def dataset(self, data: Any, **given: Any) -> tuple[Any, int | None]:
         """The dataset's table, and a DataLoader's batch size."""
         loader_batch = getattr(data, "batch_size", None)
+        if isinstance(data, Mapping) and "name" not in data:
+            raise ConfigError(
+                f"dataset holds several parts ({', '.join(map(str, data))}): pass the one to train on, and the "
+                "one to measure the loss on as heldout, such as dataset=parts['train'], "
+                "heldout=parts['validation']; the "
+                'table of a dataset plugin has a name, {"name": ...}'
+            )
         if isinstance(data, str | Mapping | Spec):
             if given["loss_fn"] is not None or given["heldout"] is not None:
                 raise ConfigError("a dataset that is a plugin has its own loss and held-out part: leave them out")

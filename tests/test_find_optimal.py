@@ -674,3 +674,11 @@ def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_p
     with pytest.raises(ConfigError, match=r"cannot be sent to a worker process.*executor = .local."):
         trained(tmp_path, Locked, executor={"name": "processes", "workers": 1}, fingerprint="locked")
     completed(trained(tmp_path, Locked, fingerprint="locked"))
+
+
+def test_splits_in_a_mapping_are_told_apart_by_the_caller(tmp_path):
+    parts = {"train": torch.randn(50, 4), "validation": torch.randn(50, 4)}
+    with pytest.raises(
+        ConfigError, match=r"several parts \(train, validation\).*dataset=parts\['train'\], heldout="
+    ):
+        find_optimal(nn.Linear, "out_features", dataset=parts, compute_budgets=[1e6], output_dir=tmp_path)
