@@ -24,9 +24,9 @@ from flops_fit_core.fitting.data import Floats, Ints
 
 _RATIOS = np.array([0.0, 0.1, 0.2, 0.25, 0.3, 1 / 3, 0.37, 0.41, 0.45, 0.5])
 """Values of r: depth alone varies at 0, width and depth together at 1/3, width alone at 1/2."""
-_SHARES = np.geomspace(0.01, 30.0, 20)
-"""Values of e B^r / B at the sizes' mean."""
 _LN_SHARES: Floats = np.linspace(np.log(0.01), np.log(30.0), 20)
+"""Ln of values of e B^r / B at the sizes' mean."""
+_SHARE_STEP, _SHARE_SPAN = float(_LN_SHARES[1] - _LN_SHARES[0]), float(np.ptp(_LN_SHARES))
 _ROUNDS = 9
 """Times that the grid may narrow around its best cell."""
 _ROUNDING = 1e-7
@@ -133,7 +133,7 @@ def _candidates(x: Floats, excess: Floats) -> list[_Candidate]:
     plain = [_proportional(y, free, least) for free in (False, True)]
     if len(x) > 2:
         plain.append(_power_law(np.stack([np.ones_like(x), x], axis=1), excess, least))
-    grid = _Grid(_RATIOS, _LN_SHARES, 0.05, float(np.log(_SHARES[1] / _SHARES[0])))
+    grid = _Grid(_RATIOS, _LN_SHARES, 0.05, _SHARE_STEP)
     log_prior, physical = 0.0, list[_Candidate]()
     for _ in range(_ROUNDS):
         physical = _physical(grid.cells(), x, y, log_prior, least)
@@ -174,9 +174,9 @@ class _Grid:
         inside = self.ratios[0] < best.ratio < self.ratios[-1] or best.ratio in (0.0, 0.5)
         ratio_step = self.ratio_step / 2 if inside else self.ratio_step
         ratios = np.unique(np.clip(best.ratio + ratio_step * near, 0.0, 0.5))
-        narrower = min(1.0, 8 * ratio_step / 0.5) * min(1.0, 8 * share_step / np.log(_SHARES[-1] / _SHARES[0]))
+        narrower = min(1.0, 8 * ratio_step / 0.5) * min(1.0, 8 * share_step / _SHARE_SPAN)
         wider = min(1.0, np.ptp(self.ratios) / 0.5)
-        wider *= min(1.0, np.ptp(self.ln_shares) / np.log(_SHARES[-1] / _SHARES[0]))
+        wider *= min(1.0, np.ptp(self.ln_shares) / _SHARE_SPAN)
         ln_shares: Floats = (ln_share + share_step * near).astype(np.float64)
         return _Grid(ratios, ln_shares, ratio_step, share_step), float(narrower / wider)
 

@@ -85,16 +85,14 @@ _ROOTS = re.compile(r"^(?:config|summary|summary_metrics|_?hparams)[./]", re.IGN
 """Where W&B and others keep what a run was given and what came of it."""
 _BRACKET = re.compile(r"[(\[]\s*(?:in\s+)?([^)\]]+?)\s*[)\]]\s*$")
 _OTHER_QUANTITY = re.compile(r"^per\b|^/|log|hour|second|minute|usd|\$|%|ratio|step", re.IGNORECASE)
-_PETAFLOP_DAYS = re.compile(r"(?:^|[_ (\[])(?:pf|pfs|(?:p|peta)flops?(?:/s)?)[-_ ]?days?[)\]]?$", re.IGNORECASE)
+_PETAFLOP_DAYS = re.compile(r"(?:^|[_ (\[])(?:pf|(?:p|peta)flops?)(?:s|/s)?[-_ ]?days?[)\]]?$", re.IGNORECASE)
 _PREFIXED_FLOPS = re.compile(r"(?<![a-z])([kmgtpezy])(flops?)$", re.IGNORECASE)
 
 
 def header_scale(column: str) -> float | None:
     """The factor that a column's name states: ``params (M)``, ``tokens_B``, ``D [billions]``, ``flops (1e18)``,
     ``total_gflops``, ``pf_days``."""
-    if re.search(
-        r"(?:^|[_ (\[])(?:pf|pflops?|pfs|petaflops?|petaflop/s)[-_ ]?days?[)\]]?$", column, re.IGNORECASE
-    ):
+    if _PETAFLOP_DAYS.search(column):
         return parse_scale("pf-days")
     match = _BRACKET.search(column) or re.search(r"(?<=[a-z])[_ ](?:in[_ ])?([MBT]|[a-zA-Z]+ions)$", column)
     if match is None and (match := re.search(r"(?<=[a-z])_([mbt])$", column)) is not None:
@@ -118,13 +116,11 @@ def plain_name(column: str) -> str:
             return re.sub(r"[\s\-./()\[\]]+", "_", name.lower()).strip("_")
         name = name[: bracket.start()].strip()
     if header_scale(name) is not None:
-        name = (
-            re.sub(r"[_ ](?:in[_ ])?[A-Za-z]+$", "", name)
-            if (prefix := _PREFIXED_FLOPS.search(name)) is None
-            else name[: prefix.start()] + prefix[2]
-            if prefix.start()
-            else name
-        )
+        prefix = _PREFIXED_FLOPS.search(name)
+        if prefix is None:
+            name = re.sub(r"[_ ](?:in[_ ])?[A-Za-z]+$", "", name)
+        elif prefix.start():
+            name = name[: prefix.start()] + prefix[2]
     if name in ("N", "D", "C"):
         return name
     return re.sub(r"[\s\-./]+", "_", name.strip().lower()).strip("_")

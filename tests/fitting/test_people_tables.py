@@ -265,6 +265,13 @@ def test_millions_and_billions_are_refused_with_the_line_to_write(tmp_path):
     assert read_table(days, units={"flops": 8.64e19}).observations[0].flops == pytest.approx(ROWS[0][2])
 
 
+@pytest.mark.parametrize("name", ["C (PF-days)", "compute_pfdays", "flops [PF/s-days]", "flops (petaflop/s-days)"])
+def test_petaflop_days_in_a_name_are_applied(tmp_path, name):
+    rows = [(params, tokens, flops / 8.64e19, value) for params, tokens, flops, value in ROWS]
+    read = read_table(table(tmp_path, ["params", "tokens", name, "loss"], rows))
+    assert [run.flops for run in read.observations] == pytest.approx([row[2] for row in ROWS])
+
+
 @pytest.mark.parametrize("ratio", [0.4, 20, 40_000])
 def test_rare_ratios_are_read_with_a_note_at_most(tmp_path, ratio):
     rows = [(params, ratio * params, loss(params, ratio * params)) for params in (1e6, 3e6, 1e7)]
