@@ -49,14 +49,12 @@ def test_every_constant_has_its_place_in_the_formula():
 
 def test_without_noise_every_run_lies_on_the_surface():
     surface = Surface(SurfaceOptions())
-    assert surface.synthetic_loss(1e9, 2e10, "any run") == surface.loss(1e9, 2e10)
+    assert surface.synthetic_loss(1e9, 2e10, 3) == surface.loss(1e9, 2e10)
 
 
 def test_noise_is_normal_on_the_logarithm_of_the_loss():
     surface = Surface(SurfaceOptions(noise=0.02))
-    errors = [
-        math.log(surface.synthetic_loss(1e9, 2e10, f"run {k}") / surface.loss(1e9, 2e10)) for k in range(4000)
-    ]
+    errors = [math.log(surface.synthetic_loss(1e9, 2e10, seed) / surface.loss(1e9, 2e10)) for seed in range(4000)]
     # Four standard errors.
     assert abs(statistics.fmean(errors)) < 4 * 0.02 / 4000**0.5
     assert statistics.pstdev(errors) == pytest.approx(0.02, rel=4 / 8000**0.5)
@@ -66,15 +64,19 @@ def test_noise_is_normal_on_the_logarithm_of_the_loss():
 def test_a_run_has_the_same_noise_in_every_process():
     code = (
         "from flops_fit_surface import Surface, SurfaceOptions\n"
-        "print(repr(Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, 'a')))"
+        "print(repr(Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, 3)))"
     )
     there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert float(there.stdout) == Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, "a")
+    assert float(there.stdout) == Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, 3)
 
 
-def test_another_noise_seed_gives_every_run_another_error():
-    one, other = (Surface(SurfaceOptions(noise=0.1, noise_seed=seed)) for seed in (0, 1))
-    assert len({surface.synthetic_loss(1e9, 2e10, run) for surface in (one, other) for run in "abc"}) == 6
+def test_noise_changes_with_the_noise_seed_the_seed_n_and_d():
+    surfaces = [Surface(SurfaceOptions(noise=0.1, noise_seed=seed)) for seed in (0, 1)]
+    runs = [(1e9, 2e10, 0), (1e9, 2e10, 1), (1e9, 3e10, 0), (2e9, 2e10, 0)]
+    errors = {
+        math.log(surface.synthetic_loss(*run) / surface.loss(*run[:2])) for surface in surfaces for run in runs
+    }
+    assert len(errors) == 8
 
 
 def test_the_fingerprint_tells_surfaces_apart():

@@ -143,5 +143,5 @@ class SeveralHeldOutSets(Protocol):
 class LossSurface(Protocol):
     """A dataset whose runs need no training: it computes their loss from a formula."""
 
-    def synthetic_loss(self, params: float, tokens: float, run_id: str) -> float:
-        """Held-out loss in nats of a run of N parameters and D tokens, noise included."""
+    def synthetic_loss(self, params: float, tokens: float, seed: int) -> float:
+        """Held-out loss in nats of the run with N parameters, D tokens and this training seed, noise included."""

@@ -54,6 +54,7 @@ class Surface:
         self.fingerprint = (
             f"surface {options.E:.12g} + {options.A:.12g} / N^{options.alpha:.12g} + "
             f"{options.B:.12g} / D^{options.beta:.12g}, noise {options.noise:.12g} (seed {options.noise_seed})"
+            + (", drawn by seed, N and D" if options.noise else "")
         )
 
     def loss(self, params: float, tokens: float) -> float:
@@ -61,10 +62,10 @@ class Surface:
         it = self.options
         return float(it.E + it.A / params**it.alpha + it.B / tokens**it.beta)
 
-    def synthetic_loss(self, params: float, tokens: float, run_id: str) -> float:
-        """L(N, D) times exp(noise z), where z is standard normal and depends on (noise_seed, run_id) only:
-        the same run has the same loss wherever and whenever it is computed."""
-        z = random.Random(f"{self.options.noise_seed} {run_id}").gauss(0.0, 1.0)
+    def synthetic_loss(self, params: float, tokens: float, seed: int) -> float:
+        """L(N, D) times exp(noise z). z is standard normal and depends on (noise_seed, seed, N, D) only, so
+        a run has the same loss in every process."""
+        z = random.Random(f"{self.options.noise_seed} {seed} {params:.17g} {tokens:.17g}").gauss(0.0, 1.0)
         return self.loss(params, tokens) * math.exp(self.options.noise * z)
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:

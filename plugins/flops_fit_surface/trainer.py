@@ -26,7 +26,7 @@ class SurfaceTrainer:
                     f"trainer 'surface' computes losses from a formula, and dataset {run.dataset.name!r} has "
                     "none: choose dataset 'surface', or a trainer that trains, such as 'torch'"
                 )
-            loss = surface.synthetic_loss(run.params, run.tokens, run.id)
+            loss = surface.synthetic_loss(run.params, run.tokens, run.seed)
             yield context.result(
                 run,
                 "completed",

@@ -46,7 +46,7 @@ class SimulatedCluster:
                 yield RunResult(
                     run=run,
                     status="completed",
-                    loss=self._dataset.synthetic_loss(run.params, run.tokens, run.id),
+                    loss=self._dataset.synthetic_loss(run.params, run.tokens, run.seed),
                     tokens=run.tokens,
                     trained_tokens=run.tokens,
                     flops=run.flops,
