@@ -13,7 +13,24 @@ if TYPE_CHECKING:
     from flops_fit_core.api import find_optimal, fit, plan, run
     from flops_fit_core.audit import Trace, trace_flops
     from flops_fit_core.config import Chosen, Experiment
-    from flops_fit_core.contracts import (
+    from flops_fit_core.errors import (
+        ConfigError,
+        DataError,
+        FitError,
+        FlopsFitError,
+        PlanError,
+        PluginError,
+        PluginNotFound,
+        RunFailed,
+        StoreError,
+        StudyWarning,
+        SweepFailed,
+        UserError,
+    )
+    from flops_fit_core.folder import Outbox
+    from flops_fit_core.plugins.hookspecs import hookimpl
+    from flops_fit_core.plugins.import_path import ImportPath, code_hash, import_object
+    from flops_fit_core.plugins.protocols import (
         Batch,
         BatchCount,
         CountingTask,
@@ -42,23 +59,27 @@ if TYPE_CHECKING:
         TransformerShape,
         own_parameter_groups,
     )
-    from flops_fit_core.errors import (
-        ConfigError,
-        DataError,
-        FitError,
-        FlopsFitError,
-        PlanError,
-        PluginError,
-        PluginNotFound,
-        RunFailed,
-        StoreError,
-        StudyWarning,
-        SweepFailed,
-        UserError,
+    from flops_fit_core.plugins.registry import Offer, Problem, Registry
+    from flops_fit_core.plugins.specs import (
+        DatasetSpec,
+        DeviceSpec,
+        ExecutorSpec,
+        FitterSpec,
+        FlopCounterSpec,
+        HeldOutName,
+        Ladder,
+        LocalPath,
+        LoggerSpec,
+        ModelSpec,
+        OptimizerSpec,
+        Options,
+        RecipeSpec,
+        Runtime,
+        ScheduleSpec,
+        StoreSpec,
+        TrainerSpec,
+        head_ladders,
     )
-    from flops_fit_core.folder import Outbox
-    from flops_fit_core.hookspecs import hookimpl
-    from flops_fit_core.importing import ImportPath, code_hash, import_object
     from flops_fit_core.records import (
         Diagnostic,
         Evaluation,
@@ -80,27 +101,6 @@ if TYPE_CHECKING:
         Trajectory,
         content_hash,
     )
-    from flops_fit_core.registry import Offer, Problem, Registry
-    from flops_fit_core.specs import (
-        DatasetSpec,
-        DeviceSpec,
-        ExecutorSpec,
-        FitterSpec,
-        FlopCounterSpec,
-        HeldOutName,
-        Ladder,
-        LocalPath,
-        LoggerSpec,
-        ModelSpec,
-        OptimizerSpec,
-        Options,
-        RecipeSpec,
-        Runtime,
-        ScheduleSpec,
-        StoreSpec,
-        TrainerSpec,
-        head_ladders,
-    )
     from flops_fit_core.study import Study
     from flops_fit_core.tasks import LanguageTask, SupervisedTask
     from flops_fit_core.training import work
@@ -112,7 +112,7 @@ _HOMES = {
     "api": ("find_optimal", "fit", "plan", "run"),
     "audit": ("Trace", "trace_flops"),
     "config": ("Chosen", "Experiment"),
-    "contracts": (
+    "plugins.protocols": (
         "Batch",
         "BatchCount",
         "CountingTask",
@@ -156,8 +156,8 @@ _HOMES = {
         "UserError",
     ),
     "folder": ("Outbox",),
-    "hookspecs": ("hookimpl",),
-    "importing": ("ImportPath", "code_hash", "import_object"),
+    "plugins.hookspecs": ("hookimpl",),
+    "plugins.import_path": ("ImportPath", "code_hash", "import_object"),
     "records": (
         "Diagnostic",
         "Evaluation",
@@ -179,8 +179,8 @@ _HOMES = {
         "Trajectory",
         "content_hash",
     ),
-    "registry": ("Offer", "Problem", "Registry"),
-    "specs": (
+    "plugins.registry": ("Offer", "Problem", "Registry"),
+    "plugins.specs": (
         "DatasetSpec",
         "DeviceSpec",
         "ExecutorSpec",

@@ -10,7 +10,6 @@ from typing import Any
 
 from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
-from flops_fit_core.contracts import Fitter, Logger, ResultStore
 from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
 from flops_fit_core.folder import INLINE
 from flops_fit_core.identity import qualified_name
@@ -27,9 +26,10 @@ from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
 from flops_fit_core.inline_streams import SeededStream
 from flops_fit_core.model_check import compare_model_check, with_model_check
 from flops_fit_core.planning import WARNING, make_plan
+from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
+from flops_fit_core.plugins.registry import Registry, installed
+from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import LawFit, Observation, SweepPlan
-from flops_fit_core.registry import Registry, installed
-from flops_fit_core.specs import Spec
 from flops_fit_core.study import Study, study_folder
 
 logger = logging.getLogger("flops_fit")

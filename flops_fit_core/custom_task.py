@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from flops_fit_core.contracts import BatchCount
+from flops_fit_core.plugins.protocols import BatchCount
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.contracts import Batch
+    from flops_fit_core.plugins.protocols import Batch
 
 IGNORED = -100
 """The target that torch's and transformers' losses leave out."""

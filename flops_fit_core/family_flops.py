@@ -18,8 +18,8 @@ from flops_fit_core.measure import Measured, Meter
 from flops_fit_core.planning import open_dataset, resolve_counter
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.rungs import Rungs
+from flops_fit_core.plugins.specs import Ladder
 from flops_fit_core.records import Record, SweepPlan, content_hash
-from flops_fit_core.specs import Ladder
 
 FILE = "flops_per_token.json"
 BEYOND = 1000.0

@@ -35,10 +35,10 @@ from flops_fit_core.config import (
     make_experiment,
     with_planner,
 )
-from flops_fit_core.contracts import ResultStore
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.protocols import ResultStore
+from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.records import LawFit, Record, RunResult, RunSpec, SweepPlan
-from flops_fit_core.registry import PluginSetup, Registry
 
 R = TypeVar("R", bound=Record)
 

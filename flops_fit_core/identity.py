@@ -30,13 +30,6 @@ from flops_fit_core.computed_values import (
     reads_process,
 )
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.first_party import (
-    hash_files,
-    imported_files,
-    is_first_party,
-    package_files,
-    with_imports,
-)
 from flops_fit_core.item_hash import hash_item, qualified_name, state_of, unidentified
 from flops_fit_core.object_parts import (
     class_attributes,
@@ -56,6 +49,14 @@ from flops_fit_core.object_parts import (
     types_in,
     undecorated,
 )
+from flops_fit_core.plugins.first_party import (
+    hash_files,
+    imported_files,
+    is_first_party,
+    package_files,
+    with_imports,
+)
+from flops_fit_core.plugins.syntax_hash import hash_syntax
 from flops_fit_core.records import canonical_json, content_hash
 from flops_fit_core.source_lookup import (
     ClassTree,
@@ -66,7 +67,6 @@ from flops_fit_core.source_lookup import (
     source_file,
     source_tree,
 )
-from flops_fit_core.syntax import hash_syntax
 
 __all__ = ["hash_item", "identify_callable", "identify_value", "qualified_name", "unidentified"]
 

@@ -7,8 +7,8 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.contracts import Batch
 from flops_fit_core.errors import DataError, UserError, raised_at
+from flops_fit_core.plugins.protocols import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor

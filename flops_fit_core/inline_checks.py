@@ -29,7 +29,7 @@ from flops_fit_core.target_relation import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.contracts import Batch, SampleSize
+    from flops_fit_core.plugins.protocols import Batch, SampleSize
 
 SHIFT = "give rows shifted by one: (row[:-1], row[1:]), or {'input_ids': row[:-1], 'labels': row[1:]}"
 COPY = "If the model is meant to see its targets (a masked language model, an autoencoder), pass copy_task=True"

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.contracts import Batch, SampleSize
 from flops_fit_core.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
 from flops_fit_core.inline import copied
@@ -37,8 +36,9 @@ from flops_fit_core.inline_sources import (
     unwrap,
 )
 from flops_fit_core.inline_streams import StreamPasses, check_stream
+from flops_fit_core.plugins.protocols import Batch, SampleSize
+from flops_fit_core.plugins.specs import Options
 from flops_fit_core.records import content_hash
-from flops_fit_core.specs import Options
 
 if TYPE_CHECKING:
     from torch import nn

@@ -20,7 +20,7 @@ from flops_fit_core.output_parts import double, map_tensors, roll, select_positi
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.contracts import Batch
+    from flops_fit_core.plugins.protocols import Batch
 
 LARGEST_OUTPUTS = 10_000_000
 """Above so many logits, a loss is tried on three samples only."""

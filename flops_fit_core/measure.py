@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import FlopCount, MeasuredModel, Task, TransformerShape
 from flops_fit_core.errors import PlanError, PluginError, UserError, raised_at
 from flops_fit_core.own_weights import build_model
 from flops_fit_core.parameter_counts import (
@@ -24,8 +23,9 @@ from flops_fit_core.parameter_counts import (
     trace_example,
 )
 from flops_fit_core.parameter_usage import ParameterUsage, TraceTooLarge
+from flops_fit_core.plugins.protocols import FlopCount, MeasuredModel, Task, TransformerShape
+from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts
-from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
 
 if TYPE_CHECKING:
     from torch import nn

@@ -16,8 +16,8 @@ from typing import Any
 from pydantic import JsonValue
 
 from flops_fit_core.errors import FlopsFitError
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Record, RunResult, RunSpec, SweepPlan
-from flops_fit_core.registry import Registry
 
 GROUPS, FIELDS, VALUES = 3, 4, 3
 """Groups, fields of a group, and values of a field that are named in a sentence."""

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flops_fit_core.config import Chosen
-    from flops_fit_core.contracts import Task
-    from flops_fit_core.specs import ModelSpec, Options
+    from flops_fit_core.plugins.protocols import Task
+    from flops_fit_core.plugins.specs import ModelSpec, Options
 
 
 def build_model(model: Chosen[ModelSpec], options: Options, task: Task, *, in_training: bool = False) -> nn.Module:

@@ -8,9 +8,10 @@ import re
 import textwrap
 from pathlib import Path
 
-from flops_fit_core import __version__, hookspecs
+from flops_fit_core import __version__
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.registry import KINDS, SPEC_TYPES
+from flops_fit_core.plugins import hookspecs
+from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _HOOKS = {spec.kind: hook for hook, spec in SPEC_TYPES.items()}

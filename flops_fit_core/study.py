@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen, Experiment, choose_from_table
-from flops_fit_core.contracts import ExecutorContext, Fitter, Logger, ResultStore
 from flops_fit_core.drivers import DriverNote
 from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
 from flops_fit_core.family_flops import count_family, is_proportional, load_family, record_family
@@ -18,8 +17,9 @@ from flops_fit_core.folder import StudyFolder, TrajectoryFolder
 from flops_fit_core.model_check import record_model_check
 from flops_fit_core.other_results import OtherRuns, describe, find_other_runs
 from flops_fit_core.other_stores import OtherStore, check_no_other_driver, find_other_stores
+from flops_fit_core.plugins.protocols import ExecutorContext, Fitter, Logger, ResultStore
+from flops_fit_core.plugins.registry import Registry, registry_from
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
-from flops_fit_core.registry import Registry, registry_from
 from flops_fit_core.sweep import Sweep, forget_checkpoints
 
 if TYPE_CHECKING:

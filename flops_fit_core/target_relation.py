@@ -13,7 +13,7 @@ from flops_fit_core.custom_task import IGNORED, CustomTask, is_classes, logits_o
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.contracts import Batch
+    from flops_fit_core.plugins.protocols import Batch
 
 
 Relation = Literal["", "copy", "next"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.contracts import Batch
+    from flops_fit_core.plugins.protocols import Batch
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from installing import Site
 
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 pytest_plugins = ["pytester"]
 

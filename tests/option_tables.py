@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from flops_fit_core import Offer, Runtime
 from flops_fit_core.config import DEFAULTS, Experiment, Sweep
-from flops_fit_core.registry import KINDS, installed
+from flops_fit_core.plugins.registry import KINDS, installed
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "experiment-file.md"
 BUNDLED = "flops-fit"

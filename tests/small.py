@@ -13,7 +13,7 @@ import numpy as np
 from flops_fit_core import DatasetSpec, ModelSpec, Options, RunResult, TokenDataset, hookimpl, work
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import Registry, installed
+from flops_fit_core.plugins.registry import Registry, installed
 
 WORDS = [
     *("the", "a", "model", "of", "loss", "data", "tree", "river", "stone", "runs", "falls", "grows"),

@@ -15,7 +15,7 @@ from small import text_table, write_text
 from flops_fit_core import ConfigError, DataError, LanguageTask, RunFailed, SupervisedTask
 from flops_fit_core.config import Chosen, make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 TASK = LanguageTask(vocab_size=61, context=16)
 IMAGES = SupervisedTask(inputs=(1, 8, 8), outputs_size=10)

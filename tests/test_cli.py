@@ -15,7 +15,7 @@ from small import text_table, write_text
 from flops_fit_core.cli.main import run
 from flops_fit_core.cli.printing import print_text, say
 from flops_fit_core.cli.run_details import lines
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 
 START = "from flops_fit_core.cli import main; main()"

@@ -43,7 +43,7 @@ from flops_fit_core.config import (
     read_table,
     replace_choice,
 )
-from flops_fit_core.specs import Spec, identity_options, runtime_options
+from flops_fit_core.plugins.specs import Spec, identity_options, runtime_options
 
 
 class ToyOptions(Options):

@@ -15,7 +15,7 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.measure import Meter
 from flops_fit_core.planning import make_plan, open_dataset
 from flops_fit_core.planning.counter import counter_notes, partly_used
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 IMAGES = {
     "sweep": {"budgets": [1e9], "sizes": [{"width": 16}, {"width": 32}], "repeat": True, "min_steps": 1},

@@ -10,7 +10,7 @@ from small import Bench, text_table, write_text
 from flops_fit_core import find_optimal, plan
 from flops_fit_core.config import Experiment, load_experiment, make_experiment, with_planner
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 
 

@@ -528,7 +528,7 @@ def test_parameters_that_the_optimizer_leaves_out_are_noted(tmp_path):
 
 
 def test_a_store_object_keeps_the_results_and_is_left_open(tmp_path):
-    from flops_fit_core.registry import installed
+    from flops_fit_core.plugins.registry import installed
 
     spec = installed().find("store", "json").spec
     (tmp_path / "kept").mkdir()

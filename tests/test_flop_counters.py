@@ -21,7 +21,7 @@ from flops_fit_core import (
 )
 from flops_fit_core.config import choose_from_table
 from flops_fit_core.measure import count_flops, measure_model
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 
 def count(measured, name, **options):

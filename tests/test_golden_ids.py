@@ -15,7 +15,7 @@ from small import text_table, write_text
 
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 GOLDEN = Path(__file__).parent / "golden" / "run_ids.json"
 EXTERNAL = {"name": "external", "label": "corpus", "vocab_size": 1000, "context": 128}

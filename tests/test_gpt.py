@@ -5,7 +5,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flops_fit_core import LanguageTask
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.tasks import SupervisedTask
 
 TASK = LanguageTask(vocab_size=50, context=24)

@@ -13,9 +13,9 @@ from small import text_table, write_text
 import flops_fit_core
 from flops_fit_core import DataError, FitError, SeveralHeldOutSets, TokenDataset
 from flops_fit_core.cli.main import run as command_line
+from flops_fit_core.plugins.registry import installed
+from flops_fit_core.plugins.specs import identity_options, runtime_options
 from flops_fit_core.records import RunResult
-from flops_fit_core.registry import installed
-from flops_fit_core.specs import identity_options, runtime_options
 
 TEXT = installed().find("dataset", "text/text").spec
 TOKENS = installed().find("dataset", "tokens/tokens").spec

@@ -12,8 +12,8 @@ import torch
 
 import flops_fit_core
 from flops_fit_core import DataError
-from flops_fit_core.registry import installed
-from flops_fit_core.specs import identity_options, runtime_options
+from flops_fit_core.plugins.registry import installed
+from flops_fit_core.plugins.specs import identity_options, runtime_options
 
 SPEC = installed().find("dataset", "hf/hf-dataset").spec
 END = "<|endoftext|>"
@@ -229,7 +229,7 @@ def test_the_second_reader_tokenizes_nothing_and_imports_nothing_heavy(saved, to
     (made,) = (one for one in cache.iterdir() if one.is_dir())
     before = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
     code = (
-        "import sys; from flops_fit_core.registry import installed\n"
+        "import sys; from flops_fit_core.plugins.registry import installed\n"
         "spec = installed().find('dataset', 'hf-dataset').spec\n"
         f"options = spec.options(path={str(saved)!r}, tokenizer={str(tokenizer)!r}, context=32)\n"
         "heavy = sorted({'datasets', 'tokenizers', 'pyarrow'} & set(sys.modules))\n"
@@ -293,7 +293,7 @@ def test_a_large_file_that_changes_unseen_is_noticed_by_its_time(tmp_path):
 def test_several_processes_make_the_tokens_once(saved, tokenizer, cache):
     code = (
         "import logging, sys; logging.basicConfig(level='INFO', stream=sys.stdout)\n"
-        "from flops_fit_core.registry import installed\n"
+        "from flops_fit_core.plugins.registry import installed\n"
         "spec = installed().find('dataset', 'hf-dataset').spec\n"
         f"options = spec.options(path={str(saved)!r}, tokenizer={str(tokenizer)!r}, context=32)\n"
         "print(spec.build(options, 1).fingerprint)"
@@ -307,7 +307,7 @@ def test_several_processes_make_the_tokens_once(saved, tokenizer, cache):
 
 def test_a_maker_that_is_killed_leaves_nothing_that_counts(saved, tokenizer, cache):
     code = (
-        "import time; from flops_fit_core.registry import installed\n"
+        "import time; from flops_fit_core.plugins.registry import installed\n"
         "from flops_fit_hf import tokens\n"
         "tokens._check_not_empty = lambda *given: (print('now', flush=True), time.sleep(60))\n"
         "spec = installed().find('dataset', 'hf-dataset').spec\n"

@@ -15,7 +15,7 @@ from small import text_table, train, write_text
 from flops_fit_core import ConfigError, LanguageTask
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_transformers import HFOptions, build
 from flops_fit_transformers.transfer import NOT_VERIFIED, VERIFIED
 

@@ -28,10 +28,9 @@ from flops_fit_core import (
     RunView,
     SupervisedTask,
     SweepPlan,
-    contracts,
-    hookspecs,
 )
-from flops_fit_core.registry import SPEC_TYPES
+from flops_fit_core.plugins import hookspecs, protocols
+from flops_fit_core.plugins.registry import SPEC_TYPES
 from flops_fit_core.testing import (
     DatasetConformance,
     DeviceConformance,
@@ -67,7 +66,7 @@ MEETS: Mapping[str, list[str]] = {
     "flops_fit_loggers": ["Logger"],
     "flops_fit_fitters": ["Fitter"],
 }
-"""The contracts whose every member a hook's section has to name."""
+"""The protocols whose every member a hook's section has to name."""
 
 
 def signature(hook: str) -> str:
@@ -137,14 +136,16 @@ def test_the_document_shows_the_example_that_is_tested(hook: str) -> None:
 @pytest.mark.parametrize("hook", SPEC_TYPES)
 def test_the_document_names_every_field_of_a_spec(hook: str) -> None:
     spec = SPEC_TYPES[hook]
-    common = {field.name for field in dataclasses.fields(flops_fit_core.specs.Spec)}
+    common = {field.name for field in dataclasses.fields(flops_fit_core.plugins.specs.Spec)}
     assert f"`{spec.__name__}`" in section(hook)
     assert {field.name for field in dataclasses.fields(spec)} - common - words_in_code(section(hook)) == set()
 
 
 def test_the_document_names_every_field_that_all_specs_have() -> None:
     introduction = DOCUMENT.partition("\n## `")[0]
-    assert {field.name for field in dataclasses.fields(flops_fit_core.specs.Spec)} <= words_in_code(introduction)
+    assert {field.name for field in dataclasses.fields(flops_fit_core.plugins.specs.Spec)} <= words_in_code(
+        introduction
+    )
 
 
 @pytest.mark.parametrize("hook", SPEC_TYPES)
@@ -152,7 +153,7 @@ def test_the_document_names_all_that_a_plugin_has_to_provide_or_is_given(hook: s
     members = {
         name
         for contract in MEETS[hook]
-        for name in {**vars(getattr(contracts, contract)), **getattr(contracts, contract).__annotations__}
+        for name in {**vars(getattr(protocols, contract)), **getattr(protocols, contract).__annotations__}
         if not name.startswith("_")
     }
     assert members - words_in_code(section(hook)) == set()

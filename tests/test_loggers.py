@@ -23,7 +23,7 @@ from flops_fit_core import ConfigError, Outbox, Progress, RunResult, Study, Trai
 from flops_fit_core.cli import app
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import LoggerConformance, example_result, example_run
 
 RUN = example_run()
@@ -136,7 +136,7 @@ def test_on_the_command_line_loggers_are_a_list_of_names_or_tables(tmp_path, mon
 
 def test_discovery_imports_no_tracker():
     code = (
-        "import sys; from flops_fit_core.registry import Registry; "
+        "import sys; from flops_fit_core.plugins.registry import Registry; "
         "assert [one.spec.name for one in Registry().offers('logger')]; "
         "print({'tensorboard', 'wandb', 'mlflow', 'torch'} & set(sys.modules))"
     )

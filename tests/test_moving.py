@@ -21,8 +21,8 @@ from flops_fit_core.cli.main import run as flops_fit
 from flops_fit_core.drivers import DriverNote
 from flops_fit_core.folder import Outbox, StudyFolder, TrajectoryFolder
 from flops_fit_core.moving import copy_study
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.records import RunResult
-from flops_fit_core.registry import installed
 from flops_fit_core.study import Study
 
 SURFACE = {
@@ -157,7 +157,7 @@ def test_a_copy_that_was_killed_goes_on(law: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     code = (
         "import os, signal, sys; from pathlib import Path; from flops_fit_core.folder import StudyFolder\n"
-        "from flops_fit_core.moving import copy_study; from flops_fit_core.registry import installed\n"
+        "from flops_fit_core.moving import copy_study; from flops_fit_core.plugins.registry import installed\n"
         "from flops_fit_stores.json_file import JsonStore; add = JsonStore.add; count = iter(range(7))\n"
         "def killed(self, result):\n"
         "    add(self, result)\n"

@@ -12,7 +12,7 @@ from coordinates import GROWN, SHRUNK, Images, coordinates, growth
 from small import text_table, write_text
 
 from flops_fit_core.config import make_experiment
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 WIDTHS = (32, 64, 128, 256)
 GROWN_OTHERWISE = 3.0

@@ -11,7 +11,7 @@ from torch import nn
 from flops_fit_core import ConfigError, LanguageTask, ParameterGroup, RunView, SupervisedTask
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 TASK = LanguageTask(vocab_size=20, context=8)
 
@@ -257,7 +257,7 @@ def test_recipes_give_the_learning_rate_that_corresponds_to_adamws(recipe, name,
 def test_the_packages_are_imported_by_runs_only_and_without_a_warning():
     code = (
         "import sys\n"
-        "from flops_fit_core.registry import installed\n"
+        "from flops_fit_core.plugins.registry import installed\n"
         "installed().find('optimizer', 'lion'), installed().find('optimizer', 'schedule-free')\n"
         "assert not {'torch', 'pytorch_optimizer', 'schedulefree'} & set(sys.modules)\n"
         "import pytorch_optimizer, schedulefree\n"

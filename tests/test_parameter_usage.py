@@ -12,8 +12,8 @@ from flops_fit_core.custom_task import CustomTask
 from flops_fit_core.measure import UsageTraces, build_on_meta
 from flops_fit_core.parameter_counts import UNTRACED, count_parameters, is_language_task
 from flops_fit_core.parameter_usage import pattern
-from flops_fit_core.registry import installed
-from flops_fit_core.specs import ModelSpec
+from flops_fit_core.plugins.registry import installed
+from flops_fit_core.plugins.specs import ModelSpec
 
 V, D, T = 40, 8, 6
 TASK = LanguageTask(vocab_size=V, context=T)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from flops_fit_core import ResultStore, StoreError
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import example_result, example_run
 from flops_fit_core.testing.examples import result_of
 

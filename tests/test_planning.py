@@ -24,7 +24,7 @@ from flops_fit_core import (
 )
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan, solve_batches
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 
 def surface(**changes):

@@ -15,7 +15,7 @@ from installing import Site
 
 from flops_fit_core import ConfigError, Registry, __version__
 from flops_fit_core.cli.main import run
-from flops_fit_core.registry import PluginSetup, explaining, registry_from
+from flops_fit_core.plugins.registry import PluginSetup, explaining, registry_from
 
 OFFER = """
 from flops_fit_core import OptimizerSpec, hookimpl

@@ -17,7 +17,7 @@ import pytest
 from postgres_server import OWNER, PASSWORD, PostgresServer, free_port, postgres_server, why_not
 
 from flops_fit_core import ConfigError, ResultStore, StoreError
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores.schema import MIGRATIONS, migrate, version

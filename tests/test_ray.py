@@ -17,7 +17,7 @@ from small import Bench
 
 import flops_fit_core
 from flops_fit_core import ExecutorContext, JobEnded, Outbox, RunResult
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance, example_result
 from flops_fit_core.testing.executors import (
     CRAWL,

@@ -16,8 +16,8 @@ from flops_fit_core import (
 )
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
-from flops_fit_core.specs import Options
+from flops_fit_core.plugins.registry import installed
+from flops_fit_core.plugins.specs import Options
 
 PUBLISHED = ["steplaw", "deepseek", "power-lines"]
 

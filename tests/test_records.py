@@ -11,6 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from flops_fit_core import records
+from flops_fit_core.plugins.registry import PluginSetup
 from flops_fit_core.records import (
     Diagnostic,
     Evaluation,
@@ -35,7 +36,6 @@ from flops_fit_core.records import (
     canonical_json,
     content_hash,
 )
-from flops_fit_core.registry import PluginSetup
 
 
 def make_run(**changes: Any) -> RunSpec:

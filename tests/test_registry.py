@@ -29,9 +29,9 @@ from flops_fit_core import (
     TrainerSpec,
     hookimpl,
 )
-from flops_fit_core.hookspecs import PROJECT
-from flops_fit_core.registry import SPEC_TYPES, PluginSetup, registry_from
-from flops_fit_core.specs import ModelSpec
+from flops_fit_core.plugins.hookspecs import PROJECT
+from flops_fit_core.plugins.registry import SPEC_TYPES, PluginSetup, registry_from
+from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.testing import example_result, example_run
 
 OFFER = """
@@ -446,7 +446,7 @@ def test_the_same_registry_can_be_made_again_elsewhere(site: Site) -> None:
     assert again.plugins == first.plugins == {"mine": "module my_models"}
     assert offered(again, "mine") == ["mine"]
     code = (
-        "import sys; from flops_fit_core.registry import *\n"
+        "import sys; from flops_fit_core.plugins.registry import *\n"
         "print(registry_from(PluginSetup.model_validate_json(sys.argv[1])).plugins)"
     )
     elsewhere = subprocess.run(
@@ -585,8 +585,8 @@ def test_a_half_removed_package_stops_nobody_where_the_backport_of_metadata_has_
     (nameless / "entry_points.txt").write_text("[flops_fit]\nlost = lost\n")
     code = (
         "import importlib_metadata\n"
-        "from flops_fit_core.registry import installed\n"
-        "from flops_fit_core.registry.discovery import is_installed\n"
+        "from flops_fit_core.plugins.registry import installed\n"
+        "from flops_fit_core.plugins.registry.discovery import is_installed\n"
         "print(installed().problems, is_installed('half-removed'))\n"
     )
     done = subprocess.run(

@@ -61,7 +61,7 @@ def test_automatic_widths_of_hf_are_whole_heads_of_one_size():
 def test_queries_that_share_keys_come_in_whole_groups():
     pytest.importorskip("transformers")
     from flops_fit_core import LanguageTask
-    from flops_fit_core.registry import installed
+    from flops_fit_core.plugins.registry import installed
     from flops_fit_transformers.configuration import configure
 
     config = {"num_hidden_layers": 2}
@@ -76,7 +76,7 @@ def test_queries_that_share_keys_come_in_whole_groups():
 
 def test_automatic_widths_of_vit_are_whole_heads_of_one_size():
     pytest.importorskip("sklearn")
-    from flops_fit_core.registry import installed
+    from flops_fit_core.plugins.registry import installed
 
     table = surface(model={"name": "vit", "depth": 2, "head_dim": 8, "patch": 4}, dataset="images")
     table["sweep"] = {"budgets": [1e11], "sizes": 5, "repeat": True, "min_steps": 1}
@@ -534,7 +534,7 @@ def test_find_optimal_takes_a_multiple_and_a_ratio(tmp_path):
 
 
 def test_sizes_of_a_function_in_an_experiment_file_are_found_as_well(tmp_path):
-    from flops_fit_core.registry import installed
+    from flops_fit_core.plugins.registry import installed
 
     (tmp_path / "models.py").write_text(
         "from torch import nn\n\n\ndef make(d, vocab_size):\n"

@@ -17,7 +17,7 @@ from flops_fit_core import (
     RecipeInput,
     RunView,
 )
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 
 def spec(kind, name):

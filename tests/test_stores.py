@@ -20,7 +20,7 @@ from filelock import FileLock
 from sqlite_utils import Database
 
 from flops_fit_core import ResultStore, StoreError
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result, example_run
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores.database import APPLICATION_ID, MIGRATIONS, migrate
@@ -157,7 +157,7 @@ def test_a_folder_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize("name", FILES)
 def test_processes_that_create_a_store_at_once_share_one(name: str, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from flops_fit_core.registry import installed\n"
+        "import sys; from pathlib import Path; from flops_fit_core.plugins.registry import installed\n"
         "from flops_fit_core.testing.examples import result_of\n"
         "spec = installed().find('store', sys.argv[1]).spec; import flops_fit_stores.sqlite\n"
         "print('ready', flush=True); sys.stdin.readline()\n"

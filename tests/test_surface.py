@@ -11,7 +11,7 @@ import pytest
 
 from flops_fit_core import ConfigError, DataError, LossSurface, SweepFailed, run
 from flops_fit_core.config import make_experiment
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 from flops_fit_surface import Surface, SurfaceOptions
 

@@ -22,7 +22,7 @@ from flops_fit_core import sweep as sweep_module
 from flops_fit_core.config import make_experiment
 from flops_fit_core.drivers import Driver, this_machine
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.sweep import Sweep, count_states
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_core import syntax
-from flops_fit_core.syntax import hash_source
+from flops_fit_core.plugins import syntax_hash as syntax
+from flops_fit_core.plugins.syntax_hash import hash_source
 
 SAMPLE = Path(__file__).parent / "golden" / "syntax.py.txt"
 SAMPLE_HASH = "d71980e7669fd552"

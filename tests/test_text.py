@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from flops_fit_core import DataError
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 SPEC = installed().find("dataset", "text/text").spec
 

@@ -22,7 +22,7 @@ from flops_fit_core.measure import Meter, measure_model
 from flops_fit_core.parameter_counts import count_parameters
 from flops_fit_core.planning import make_plan
 from flops_fit_core.planning.sizes import SizeLadder
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing.kit import forward_flops, random_batch
 from flops_fit_transformers.counting import GATED, PLAIN
 from flops_fit_transformers.model import Decoder

@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from flops_fit_core import LanguageTask, SupervisedTask
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 TASK = SupervisedTask(inputs=(3, 8, 12), outputs_size=7)
 SPEC = installed().find("model", "vit/vit").spec

@@ -152,7 +152,7 @@ def test_a_failed_run_that_is_being_tried_again_is_running(here, said):
 def test_the_time_left_is_the_flops_left_at_the_present_rate(here, said):
     said("plan", "small.json", "-p", "watched_net")
     from flops_fit_core import plan
-    from flops_fit_core.registry import Registry
+    from flops_fit_core.plugins.registry import Registry
 
     sys.path.insert(0, str(here))
     try:
@@ -281,7 +281,7 @@ def test_doctor_names_a_file_in_the_place_of_the_folder(here, said):
 
 
 def test_doctor_names_what_an_executor_lacks(said, monkeypatch):
-    from flops_fit_core.registry import offers
+    from flops_fit_core.plugins.registry import offers
 
     monkeypatch.setattr(offers, "is_installed", lambda requirement: not requirement.startswith("ray"))
     status, output, _ = said("doctor")

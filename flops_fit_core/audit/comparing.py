@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import FlopCount, Task
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.measure import count_flops, measure_model
+from flops_fit_core.plugins.protocols import FlopCount, Task
+from flops_fit_core.plugins.registry import Offer, Registry
+from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts
-from flops_fit_core.registry import Offer, Registry
-from flops_fit_core.specs import FlopCounterSpec, ModelSpec, Options
 
 TRACED = "flops/traced"
 """The counter that the others are compared with."""

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from flops_fit_core.audit.reference import LARGEST_RUN, LARGEST_TRACED, MOST_PARTS, ReferenceFlops
 from flops_fit_core.audit.tracing import SAMPLES
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Task
 from flops_fit_core.measure import Measured, build_on_meta
-from flops_fit_core.specs import ModelSpec, Options
+from flops_fit_core.plugins.protocols import Task
+from flops_fit_core.plugins.specs import ModelSpec, Options
 
 OFF = 0.01
 """Relative difference from which a count is reported."""

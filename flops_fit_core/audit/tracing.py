@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.audit.counting import READS_VALUES, AttentionCalls, Counted
-from flops_fit_core.contracts import Task
 from flops_fit_core.errors import ConfigError, UserError
 from flops_fit_core.parameter_usage import TraceTooLarge
+from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.contracts import Batch
+    from flops_fit_core.plugins.protocols import Batch
 
 SAMPLES = 2
 """In the traced batch: batch norm refuses a single one. A product of two weights, which has no batch, is shared

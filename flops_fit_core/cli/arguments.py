@@ -19,7 +19,7 @@ from flops_fit_core.config import (
 )
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.folder import StudyFolder
-from flops_fit_core.registry import PluginSetup, Registry, registry_from
+from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder
 
 SourceArgument = Annotated[

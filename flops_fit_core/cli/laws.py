@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.cli.arguments import existing
 from flops_fit_core.config import DEFAULTS, Experiment, choose_from_table, override_value
 from flops_fit_core.config import read_table as read_file
-from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.plugins.protocols import Fitter
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
-from flops_fit_core.registry import Registry
 from flops_fit_core.study import Study
 
 if TYPE_CHECKING:

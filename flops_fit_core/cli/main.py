@@ -24,7 +24,7 @@ from flops_fit_core.cli import (
 )
 from flops_fit_core.cli.printing import answering, complain, keep_for_answers
 from flops_fit_core.errors import FlopsFitError, UserError
-from flops_fit_core.registry import PluginSetup
+from flops_fit_core.plugins.registry import PluginSetup
 
 STOPPED = 130
 PYDANTICS_SWITCH = "PYDANTIC_DISABLE_PLUGINS"

@@ -9,7 +9,7 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import complain, console, print_json, say
-from flops_fit_core.registry import KINDS, Registry
+from flops_fit_core.plugins.registry import KINDS, Registry
 from flops_fit_core.scaffold import write_plugin
 
 

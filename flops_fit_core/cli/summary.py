@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flops_fit_core.cli.printing import print_diagnostics, print_table, print_text
-from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import LawFit
 from flops_fit_core.study import Study
 

@@ -11,10 +11,10 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_json, print_table, print_text, say
 from flops_fit_core.errors import ConfigError, UserError
-from flops_fit_core.registry import Registry
+from flops_fit_core.plugins.registry import Registry
 
 if TYPE_CHECKING:
-    from flops_fit_core.contracts import Logger
+    from flops_fit_core.plugins.protocols import Logger
     from flops_fit_core.report import DataTable
     from flops_fit_core.study import Study
     from flops_fit_core.tuning import Probe, Tuning

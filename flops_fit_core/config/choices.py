@@ -20,9 +20,8 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError, raised_at
-from flops_fit_core.records import PluginChoice
-from flops_fit_core.registry import Offer, Registry, installed
-from flops_fit_core.specs import (
+from flops_fit_core.plugins.registry import Offer, Registry, installed
+from flops_fit_core.plugins.specs import (
     DatasetSpec,
     DeviceSpec,
     ExecutorSpec,
@@ -40,6 +39,7 @@ from flops_fit_core.specs import (
     identity_options,
     runtime_options,
 )
+from flops_fit_core.records import PluginChoice
 
 S = TypeVar("S", bound=Spec)
 

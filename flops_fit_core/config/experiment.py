@@ -34,9 +34,9 @@ from flops_fit_core.config.choices import (
 )
 from flops_fit_core.config.explaining import explain, moved
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.plugins.specs import Table
 from flops_fit_core.records import Positive
-from flops_fit_core.registry import Registry
-from flops_fit_core.specs import Table
 
 PLANNER = 2
 """The current revision of the planner's defaults: automatic sizes, FLOPs counter, optimizer."""

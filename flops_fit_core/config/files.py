@@ -13,7 +13,7 @@ from typing import Any
 from flops_fit_core.config.experiment import Experiment, make_experiment
 from flops_fit_core.config.explaining import short
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.registry import Registry
+from flops_fit_core.plugins.registry import Registry
 
 
 def read_table(path: Path) -> dict[str, Any]:

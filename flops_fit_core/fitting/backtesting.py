@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.profiles import fit_profile, group_by_budget, move_to_budgets
 from flops_fit_core.fitting.using import predict_loss
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Record
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Runs
@@ -19,6 +18,7 @@ from flops_fit_core.fitting.profiles import (
     move_to_budgets,
     profile_record,
 )
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, ProfileMinimum
 
 BUDGETS = 4

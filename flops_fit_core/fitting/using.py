@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
-from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.bootstrap import interval
 from flops_fit_core.fitting.constraint import FlopsPerToken
@@ -18,6 +17,7 @@ from flops_fit_core.fitting.guard import guarded
 from flops_fit_core.fitting.laws import SURFACES
 from flops_fit_core.fitting.optima import optimum
 from flops_fit_core.fitting.reading import RunTable
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 

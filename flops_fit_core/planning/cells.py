@@ -10,12 +10,12 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment, explain
-from flops_fit_core.contracts import Dataset, RecipeInput, RunView, SampledDataset, SampleSize, Task
 from flops_fit_core.errors import ConfigError, PlanError, PluginError
 from flops_fit_core.measure import Measured
 from flops_fit_core.planning.trunks import FLOAT, Trunks
+from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunView, SampledDataset, SampleSize, Task
+from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
-from flops_fit_core.specs import ModelSpec
 
 TOLERANCE = 0.01
 """Counted FLOPs of every run are this close to its budget, relatively."""

@@ -8,12 +8,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment
-from flops_fit_core.contracts import CompletedDataset, Dataset, Task
 from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
 from flops_fit_core.own_weights import build_model
 from flops_fit_core.planning.own_errors import own_error
-from flops_fit_core.specs import Options
+from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, Task
+from flops_fit_core.plugins.specs import Options
 
 if TYPE_CHECKING:
     from torch import nn

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from flops_fit_core.config import Chosen, Experiment
-from flops_fit_core.contracts import Dataset, LossSurface, ParameterGroup, RunView
-from flops_fit_core.specs import OptimizerSpec
+from flops_fit_core.plugins.protocols import Dataset, LossSurface, ParameterGroup, RunView
+from flops_fit_core.plugins.specs import OptimizerSpec
 from flops_fit_core.tasks import LanguageTask
 
 WARNING = "WARNING:"

@@ -7,7 +7,6 @@ from typing import Any
 
 from flops_fit_core.audit import ReferenceFlops, own_count_notes
 from flops_fit_core.config import PLANNER, Chosen, Experiment
-from flops_fit_core.contracts import CompletedDataset, Dataset, LossSurface
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.measure import Meter, UsageTraces
 from flops_fit_core.planning.batch_statistics import batch_statistics_notes
@@ -18,6 +17,7 @@ from flops_fit_core.planning.counter import counter_notes, resolve_counter, usag
 from flops_fit_core.planning.plain_sgd import WARNING, plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder, head_notes
 from flops_fit_core.planning.trial import check_optimizer
+from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 

@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Task
 from flops_fit_core.errors import FlopsFitError, PlanError
 from flops_fit_core.measure import build_on_meta, push_example
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.planning.rungs import SizeGrid
-from flops_fit_core.specs import ModelSpec
+from flops_fit_core.plugins.protocols import Task
+from flops_fit_core.plugins.specs import ModelSpec
 
 LARGEST_VALUE = 512
 """Values of the size option from 1 to this are tried."""

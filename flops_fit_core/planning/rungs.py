@@ -11,7 +11,7 @@ from flops_fit_core.config import Chosen, Sweep
 from flops_fit_core.errors import FlopsFitError, PlanError, PluginError
 from flops_fit_core.measure import Measured, Meter
 from flops_fit_core.planning.own_errors import own_error
-from flops_fit_core.specs import Ladder, ModelSpec, Options
+from flops_fit_core.plugins.specs import Ladder, ModelSpec, Options
 
 TRIES = 16
 """How often a family that scales itself is asked for one N."""

@@ -15,7 +15,7 @@ from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.measure import LARGEST_TRIED, Measured, Meter
 from flops_fit_core.planning.probing import probe_sizes
 from flops_fit_core.planning.rungs import Rungs, mean_log
-from flops_fit_core.specs import Ladder
+from flops_fit_core.plugins.specs import Ladder
 
 WIDEST_GAP = 2.0
 """N of a size over N of the next smaller one, up to which a ladder is fine enough for any ``size_ratio``."""

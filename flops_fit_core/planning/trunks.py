@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from flops_fit_core.config import Chosen, Experiment
-from flops_fit_core.contracts import RunView
 from flops_fit_core.errors import PluginError
 from flops_fit_core.measure import Measured
+from flops_fit_core.plugins.protocols import RunView
+from flops_fit_core.plugins.specs import ScheduleSpec
 from flops_fit_core.records import Hyperparameters
-from flops_fit_core.specs import ScheduleSpec
 
 FLOAT = 4
 """Bytes of a weight, and of each number that an optimizer keeps about it."""

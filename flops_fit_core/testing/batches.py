@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from flops_fit_core.contracts import Batch
+from flops_fit_core.plugins.protocols import Batch
 
 if TYPE_CHECKING:
     from torch import Tensor

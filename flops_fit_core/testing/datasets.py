@@ -21,8 +21,8 @@ import pytest
 from pydantic import JsonValue
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets, Task
-from flops_fit_core.registry import Registry
+from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Task
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.batches import samples_of, tensors
 from flops_fit_core.testing.elsewhere import dataset_elsewhere, sample_digests

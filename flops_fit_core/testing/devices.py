@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Device
+from flops_fit_core.plugins.protocols import Device
 from flops_fit_core.testing.kit import Kit
 
 Build = Callable[[], Device]

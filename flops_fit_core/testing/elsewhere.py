@@ -15,9 +15,9 @@ from typing import Any
 
 from pydantic import JsonValue
 
-from flops_fit_core.contracts import Dataset
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.registry import PluginSetup, registry_from
+from flops_fit_core.plugins.protocols import Dataset
+from flops_fit_core.plugins.registry import PluginSetup, registry_from
 from flops_fit_core.testing.batches import samples_of
 
 

@@ -23,10 +23,10 @@ from typing import Any, ClassVar
 import pytest
 
 from flops_fit_core.config import make_experiment
-from flops_fit_core.contracts import Executor, ExecutorContext, JobEnded
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins.protocols import Executor, ExecutorContext, JobEnded
+from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.records import Job, RunResult
-from flops_fit_core.registry import Registry, installed
 from flops_fit_core.testing import tiny
 from flops_fit_core.testing.kit import Kit
 

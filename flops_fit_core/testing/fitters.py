@@ -18,8 +18,8 @@ from typing import Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Fitter
 from flops_fit_core.errors import FitError
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Optimum
 from flops_fit_core.testing.kit import Kit
 

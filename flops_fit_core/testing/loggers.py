@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import Logger
+from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import Evaluation, PluginChoice, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.testing.examples import example_result, example_run
 from flops_fit_core.testing.kit import Kit

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.contracts import ParameterGroup, RunView
+from flops_fit_core.plugins.protocols import ParameterGroup, RunView
 from flops_fit_core.testing.kit import Kit
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import IO, Any
 
 from pydantic import JsonValue
 
-from flops_fit_core.contracts import ResultStore
+from flops_fit_core.plugins.protocols import ResultStore
+from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.records import RunResult
-from flops_fit_core.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.testing.examples import result_of
 
 

@@ -21,10 +21,10 @@ from typing import ClassVar
 import pytest
 from pydantic import JsonValue
 
-from flops_fit_core.contracts import ResultStore
 from flops_fit_core.errors import StoreError
+from flops_fit_core.plugins.protocols import ResultStore
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunError, RunResult
-from flops_fit_core.registry import Registry
 from flops_fit_core.testing.examples import example_result, example_run, result_of
 from flops_fit_core.testing.kit import Kit
 from flops_fit_core.testing.processes import OtherProcess, build_store

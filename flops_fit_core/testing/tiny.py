@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.contracts import RunView
-from flops_fit_core.hookspecs import hookimpl
-from flops_fit_core.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
+from flops_fit_core.plugins.hookspecs import hookimpl
+from flops_fit_core.plugins.protocols import RunView
+from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
 from flops_fit_core.tasks import SupervisedTask
 
 if TYPE_CHECKING:

@@ -20,8 +20,8 @@ import pytest
 
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, Progress, RunResult, SweepPlan
-from flops_fit_core.registry import Registry
 from flops_fit_core.testing import tiny
 from flops_fit_core.testing.kit import Kit
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import torch
 
-from flops_fit_core.contracts import Batch, BatchCount, CountingTask, Task
+from flops_fit_core.plugins.protocols import Batch, BatchCount, CountingTask, Task
 
 
 def to_device(batch: Batch, device: str) -> Batch:

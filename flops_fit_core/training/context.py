@@ -17,14 +17,14 @@ import torch
 from torch import nn
 
 from flops_fit_core.config import Chosen, choose
-from flops_fit_core.contracts import Dataset, Device, FlopCount, RunParts, RunView
 from flops_fit_core.errors import ConfigError, RunFailed
 from flops_fit_core.measure import UsageTraces, count_flops, measure_model
 from flops_fit_core.own_weights import build_model
 from flops_fit_core.parameter_counts import UNTRACED, count_parameters, parameter_groups
 from flops_fit_core.parameter_usage import ParameterUsage
+from flops_fit_core.plugins.protocols import Dataset, Device, FlopCount, RunParts, RunView
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
-from flops_fit_core.registry import Registry
 from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
 from flops_fit_core.training.together import Processes
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from flops_fit_core.contracts import TrainContext
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.protocols import TrainContext
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
-from flops_fit_core.registry import Registry
 from flops_fit_core.training.context import WorkerContext
 from flops_fit_core.training.loop import TorchTrainer
 

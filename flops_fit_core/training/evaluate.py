@@ -13,8 +13,8 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch import nn
 
-from flops_fit_core.contracts import Batch, Dataset, SeveralHeldOutSets, Together
 from flops_fit_core.errors import RunFailed
+from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Together
 from flops_fit_core.training.batches import length, part, to_device
 from flops_fit_core.training.memory import free_cached_memory, is_out_of_memory
 from flops_fit_core.training.together import Processes, gather_anew, is_sharded, share_buffers

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from flops_fit_core.contracts import TrainContext
 from flops_fit_core.errors import RunFailed
+from flops_fit_core.plugins.protocols import TrainContext
 from flops_fit_core.records import Job, Progress, RunResult, RunSpec, Trajectory
 from flops_fit_core.training.batches import prefetched
 from flops_fit_core.training.measuring import Measuring

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from flops_fit_core.contracts import Dataset, TrainContext
+from flops_fit_core.plugins.protocols import Dataset, TrainContext
 from flops_fit_core.records import Evaluation, RunResult
 from flops_fit_core.training.checkpoints import Position
 from flops_fit_core.training.evaluate import HeldOut, further_losses

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from flops_fit_core.contracts import RunParts
+from flops_fit_core.plugins.protocols import RunParts
 from flops_fit_core.training.randomness import random_state, set_random_state
 
 MESSAGES = (

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from flops_fit_core.contracts import Batch
+from flops_fit_core.plugins.protocols import Batch
 from flops_fit_core.training.batches import stacked, to_device
 from flops_fit_core.training.passes import Pass
 from flops_fit_core.training.randomness import random_state, set_random_state

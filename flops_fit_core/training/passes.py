@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from flops_fit_core.contracts import Batch, RunParts, TrainContext
 from flops_fit_core.folder import TrajectoryFolder
+from flops_fit_core.plugins.protocols import Batch, RunParts, TrainContext
 from flops_fit_core.records import RunSpec, Trajectory
 from flops_fit_core.training.batches import count_batch
 from flops_fit_core.training.checkpoints import Checkpoints, Position

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from flops_fit_core.contracts import Batch, TrainContext
 from flops_fit_core.errors import RunFailed
+from flops_fit_core.plugins.protocols import Batch, TrainContext
 from flops_fit_core.training.batches import length, part, to_device
 from flops_fit_core.training.memory import Snapshot, is_out_of_memory
 from flops_fit_core.training.passes import Pass

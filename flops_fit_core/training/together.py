@@ -12,8 +12,8 @@ from torch import distributed as dist
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from flops_fit_core.contracts import Batch
 from flops_fit_core.errors import RunFailed
+from flops_fit_core.plugins.protocols import Batch
 from flops_fit_core.training.batches import length, part
 
 

@@ -17,7 +17,7 @@ from flops_fit_core import LanguageTask, MeasuredModel, ParameterCounts, Transfo
 from flops_fit_core.audit import CHINCHILLA, audit, every_counter, scalings
 from flops_fit_core.config import choose_from_table
 from flops_fit_core.measure import count_flops, measure_model
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 TABLE_A4 = [  # name, layers, d_model, ffw_size, num_heads, k/q size, published ratio, N of table A9 (millions)
     ("73M", 10, 640, 2560, 10, 64, 1.03, 74),

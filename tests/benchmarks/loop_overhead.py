@@ -22,7 +22,7 @@ from by_hand import multiplier, parameter_groups
 from torch.nn.functional import cross_entropy
 
 from flops_fit_core import RunResult, plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import WorkerContext
 
 DEPTH, CONTEXT, BATCH = 3, 64, 16

@@ -26,7 +26,7 @@ from coordinates import CONFIGS, LOGITS, Images, coordinates, growth, hf_model
 from small import text_table, write_text
 
 from flops_fit_core.config import make_experiment
-from flops_fit_core.registry import Registry, installed
+from flops_fit_core.plugins.registry import Registry, installed
 
 OWN: dict[str, dict[str, Any]] = {
     "gpt (bundled)": {"name": "gpt", "depth": 2, "head_dim": 16},

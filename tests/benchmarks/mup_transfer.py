@@ -21,7 +21,7 @@ import numpy as np
 
 from flops_fit_core import plan
 from flops_fit_core.folder import StudyFolder
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.tuning import Probe, Tuning, bootstrap_vertices, tune, vertex
 from flops_fit_core.tuning.optimum import vertex_error
 

@@ -20,7 +20,7 @@ import torch
 from flops_fit_core import Job, RunResult, work
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 RATES = [0.001 * 2**k for k in range(8)]
 

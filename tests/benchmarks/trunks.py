@@ -22,7 +22,7 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.fitting import IsoflopFitter, ParametricFitter, observations
 from flops_fit_core.folder import StudyFolder
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.report.numbers import exponent
 
 BUDGETS = [1.25e10, 2.5e10, 5e10, 1e11]

@@ -6,8 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-from flops_fit_core.registry import KINDS, installed
-from flops_fit_core.registry.offers import SPEC_TYPES
+from flops_fit_core.plugins.registry import KINDS, installed
+from flops_fit_core.plugins.registry.offers import SPEC_TYPES
 
 TESTS = Path(__file__).parents[1]
 KITS = {spec.__name__.removesuffix("Spec") + "Conformance": spec.kind for spec in SPEC_TYPES.values()}

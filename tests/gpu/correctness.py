@@ -14,7 +14,7 @@ from experiments import CheckFailed, check, gpt_table, loss_of, plan_of, relativ
 from torch import distributed as dist
 
 from flops_fit_core import ModelSpec, ParameterGroup, RunView, hookimpl
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import evaluate
 from flops_fit_core.training.stepping import autocast
 from flops_fit_core.training.together import Processes, is_sharded, spread, whole

@@ -10,7 +10,7 @@ from typing import Any
 from flops_fit_core import Job, RunResult, SweepPlan, work
 from flops_fit_core.config import Experiment, make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import Registry, installed
+from flops_fit_core.plugins.registry import Registry, installed
 
 MEBIBYTE = 2**20
 

@@ -13,7 +13,7 @@ import torch
 from experiments import MEBIBYTE, check, gpt_table, jobs_of, loss_of, relative, run_jobs, train_one
 
 from flops_fit_core import OptimizerSpec, RunResult, hookimpl
-from flops_fit_core.registry import Registry, installed
+from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_optim.adamw import AdamWOptions, build_adamw
 
 CHUNK = 2 * MEBIBYTE

@@ -18,7 +18,7 @@ import torch
 from experiments import check, gpt_table, jobs_of, loss_of, plan_of, relative, run_jobs, train_one
 
 from flops_fit_core import DatasetSpec, Job, RunResult, hookimpl
-from flops_fit_core.registry import Registry, installed
+from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.training import WorkerContext
 
 ROOT = Path(__file__).resolve().parents[2]

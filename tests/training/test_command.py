@@ -13,7 +13,7 @@ from small import events, train
 from flops_fit_core import ConfigError, OptimizerSpec, Progress, hookimpl
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own-program"
 BIGRAM = '''

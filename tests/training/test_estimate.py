@@ -9,7 +9,7 @@ import flops_fit_devices as devices
 from flops_fit_core import DeviceSpec, RunResult, hookimpl
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import estimate, estimate_seconds
 
 

@@ -9,7 +9,7 @@ from small import Bench, events, text_table, train, write_text
 from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 NAMES = ("muon", "lion", "adafactor", "schedule-free")
 

@@ -11,7 +11,7 @@ from small import Bench, events, text_table, train, write_text
 from flops_fit_core import Job, PluginChoice, RunResult, work
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 
 SEEDS = [0, 1, 2, 3]
 

@@ -13,7 +13,7 @@ from small import events, text_table, train, write_text
 from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.registry import installed
+from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training.together import Processes
 
 
@@ -221,7 +221,7 @@ def flops_fit_models():
     ],
 )
 def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, monkeypatch, fault, said):
-    from flops_fit_core.registry import Registry
+    from flops_fit_core.plugins.registry import Registry
 
     (tmp_path / "faulty_nets.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
@@ -236,7 +236,7 @@ def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, mon
 @pytest.mark.slow
 def test_a_process_that_fails_never_holds_up_the_first_one(text, tmp_path, monkeypatch):
     """It did about one time in ten."""
-    from flops_fit_core.registry import Registry
+    from flops_fit_core.plugins.registry import Registry
 
     (tmp_path / "failing_nets.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
@@ -250,7 +250,7 @@ def test_a_process_that_fails_never_holds_up_the_first_one(text, tmp_path, monke
 
 
 def test_a_step_may_leave_a_parameter_out(text, tmp_path, monkeypatch):
-    from flops_fit_core.registry import Registry
+    from flops_fit_core.plugins.registry import Registry
 
     (tmp_path / "skipping_nets.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)

@@ -6,17 +6,17 @@ experiment, never by order: installing a package changes no result. Observers ar
 they raise is logged and never stops a sweep.
 """
 
-from flops_fit_core.hookspecs.driving import (
+from flops_fit_core.plugins.hookspecs.driving import (
     flops_fit_devices,
     flops_fit_executors,
     flops_fit_loggers,
     flops_fit_stores,
 )
-from flops_fit_core.hookspecs.fitting import flops_fit_fitters
-from flops_fit_core.hookspecs.markers import PROJECT, hookimpl, hookspec
-from flops_fit_core.hookspecs.models import flops_fit_datasets, flops_fit_models
-from flops_fit_core.hookspecs.observers import flops_fit_run_finished, flops_fit_sweep_finished
-from flops_fit_core.hookspecs.training import (
+from flops_fit_core.plugins.hookspecs.fitting import flops_fit_fitters
+from flops_fit_core.plugins.hookspecs.markers import PROJECT, hookimpl, hookspec
+from flops_fit_core.plugins.hookspecs.models import flops_fit_datasets, flops_fit_models
+from flops_fit_core.plugins.hookspecs.observers import flops_fit_run_finished, flops_fit_sweep_finished
+from flops_fit_core.plugins.hookspecs.training import (
     flops_fit_flop_counters,
     flops_fit_optimizers,
     flops_fit_recipes,

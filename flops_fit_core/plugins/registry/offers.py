@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from flops_fit_core import specs
+from flops_fit_core.plugins import specs
+from flops_fit_core.plugins.registry.discovery import is_installed
+from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import Record
-from flops_fit_core.registry.discovery import is_installed
-from flops_fit_core.specs import Spec
 
 SPEC_TYPES: Mapping[str, type[Spec]] = {
     "flops_fit_models": specs.ModelSpec,

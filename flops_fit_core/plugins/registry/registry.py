@@ -17,13 +17,13 @@ from typing import Any
 
 import pluggy
 
-from flops_fit_core import hookspecs
 from flops_fit_core.errors import ConfigError, PluginNotFound
+from flops_fit_core.plugins import hookspecs
+from flops_fit_core.plugins.registry import discovery
+from flops_fit_core.plugins.registry.explaining import hint_for, speaking_up
+from flops_fit_core.plugins.registry.offers import SPEC_TYPES, Offer, PluginSetup, Problem
+from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
-from flops_fit_core.registry import discovery
-from flops_fit_core.registry.explaining import hint_for, speaking_up
-from flops_fit_core.registry.offers import SPEC_TYPES, Offer, PluginSetup, Problem
-from flops_fit_core.specs import Spec
 
 logger = logging.getLogger("flops_fit")
 

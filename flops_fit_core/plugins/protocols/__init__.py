@@ -8,7 +8,7 @@ deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func
 nothing else.
 """
 
-from flops_fit_core.contracts.data import (
+from flops_fit_core.plugins.protocols.data import (
     Batch,
     BatchCount,
     CompletedDataset,
@@ -20,16 +20,16 @@ from flops_fit_core.contracts.data import (
     SeveralHeldOutSets,
     Task,
 )
-from flops_fit_core.contracts.driving import Executor, ExecutorContext, JobEnded, Logger, ResultStore
-from flops_fit_core.contracts.fitting import Fitter
-from flops_fit_core.contracts.models import (
+from flops_fit_core.plugins.protocols.driving import Executor, ExecutorContext, JobEnded, Logger, ResultStore
+from flops_fit_core.plugins.protocols.fitting import Fitter
+from flops_fit_core.plugins.protocols.models import (
     FlopCount,
     MeasuredModel,
     ParameterGroup,
     TransformerShape,
     own_parameter_groups,
 )
-from flops_fit_core.contracts.runs import (
+from flops_fit_core.plugins.protocols.runs import (
     Device,
     RecipeInput,
     RunParts,

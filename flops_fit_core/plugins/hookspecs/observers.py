@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flops_fit_core.hookspecs.markers import hookspec
+from flops_fit_core.plugins.hookspecs.markers import hookspec
 
 if TYPE_CHECKING:
     from flops_fit_core.records import RunResult, RunSpec, SweepPlan

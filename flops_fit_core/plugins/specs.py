@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined, to_jsonable_python
 
-from flops_fit_core.contracts import (
+from flops_fit_core.plugins.protocols import (
     Dataset,
     Device,
     Executor,

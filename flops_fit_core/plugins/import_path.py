@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.first_party import hash_file, hash_files, with_imports
+from flops_fit_core.plugins.first_party import hash_file, hash_files, with_imports
 
 
 def _located(written: str) -> str:

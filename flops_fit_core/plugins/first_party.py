@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from flops_fit_core.syntax import hash_syntax
+from flops_fit_core.plugins.syntax_hash import hash_syntax
 
 _INSTALLED = {"site-packages", "dist-packages"}
 _MOST_FILES = 2000

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from flops_fit_core.contracts.data import Batch, Dataset, Task
-from flops_fit_core.contracts.models import ParameterGroup
+from flops_fit_core.plugins.protocols.data import Batch, Dataset, Task
+from flops_fit_core.plugins.protocols.models import ParameterGroup
 from flops_fit_core.records import Job, ParameterCounts, Progress, RunResult, RunSpec, Status
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from flops_fit_core.hookspecs.markers import hookspec
+from flops_fit_core.plugins.hookspecs.markers import hookspec
 
 if TYPE_CHECKING:
-    from flops_fit_core.specs import FitterSpec
+    from flops_fit_core.plugins.specs import FitterSpec
 
 
 @hookspec

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from flops_fit_core.contracts.data import Task
+from flops_fit_core.plugins.protocols.data import Task
 from flops_fit_core.records import ParameterCounts
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 
 from flops_fit_core import __version__
-from flops_fit_core.registry.offers import SPEC_TYPES, message_of
+from flops_fit_core.plugins.registry.offers import SPEC_TYPES, message_of
 
 PATIENCE = 5.0
 """Seconds after which somebody who waits is told for whom."""

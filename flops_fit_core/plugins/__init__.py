@@ -1,0 +1,5 @@
+"""Everything a plugin author needs, and the code that finds plugins.
+
+Options, specs, hookspecs and the protocols of the objects that plugins build. The registry finds plugins through
+their entry points, checks the specs they return and resolves names.
+"""
