@@ -27,9 +27,9 @@ if TYPE_CHECKING:
         SweepFailed,
         UserError,
     )
-    from flops_fit_core.folder import Outbox
     from flops_fit_core.plugins.hookspecs import hookimpl
     from flops_fit_core.plugins.import_path import ImportPath, code_hash, import_object
+    from flops_fit_core.plugins.outbox import Outbox
     from flops_fit_core.plugins.protocols import (
         Batch,
         BatchCount,
@@ -155,8 +155,8 @@ _HOMES = {
         "SweepFailed",
         "UserError",
     ),
-    "folder": ("Outbox",),
     "plugins.hookspecs": ("hookimpl",),
+    "plugins.outbox": ("Outbox",),
     "plugins.import_path": ("ImportPath", "code_hash", "import_object"),
     "records": (
         "Diagnostic",

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flops_fit_core.folder import write_atomically
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from flops_fit_core.config import make_experiment
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.folder import write_atomically
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.protocols import Executor, ExecutorContext, JobEnded
 from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
 

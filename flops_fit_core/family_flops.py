@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from flops_fit_core.audit import TRACED
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.folder import write_atomically
 from flops_fit_core.measure import Measured, Meter
 from flops_fit_core.planning import open_dataset, resolve_counter
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.rungs import Rungs
 from flops_fit_core.plugins.specs import Ladder
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, SweepPlan, content_hash
 
 FILE = "flops_per_token.json"

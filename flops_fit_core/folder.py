@@ -16,14 +16,9 @@ Enough to resume, to fit again, and to say in a year how a number came about.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -38,7 +33,8 @@ from flops_fit_core.config import (
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
-from flops_fit_core.records import LawFit, Record, RunResult, RunSpec, SweepPlan
+from flops_fit_core.plugins.utilities import write_atomically
+from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
 
 R = TypeVar("R", bound=Record)
 
@@ -184,97 +180,6 @@ class StudyFolder:
         return store
 
 
-class TrajectoryFolder:
-    """The checkpoints of one trajectory. Its trainer writes them; the driver deletes them.
-
-    checkpoints/<trajectory id>/latest.pt          where an interrupted pass goes on
-    checkpoints/<trajectory id>/step-00001234.pt   the trunk after so many steps, where a run branched off
-    """
-
-    def __init__(self, study: Path, trajectory: str) -> None:
-        self.path = study / "checkpoints" / trajectory
-
-    @property
-    def latest(self) -> Path:
-        return self.path / "latest.pt"
-
-    @property
-    def bytes(self) -> int:
-        """On disk; 0 where there is nothing."""
-        return sum(file.stat().st_size for file in self.path.glob("*") if file.is_file())
-
-    def branch(self, step: int) -> Path:
-        return self.path / f"step-{step:08d}.pt"
-
-    def branches(self) -> dict[int, Path]:
-        """Step -> file, first step first."""
-        found = {int(file.stem.removeprefix("step-")): file for file in self.path.glob("step-*.pt")}
-        return dict(sorted(found.items()))
-
-    def forget_latest(self) -> int:
-        """Delete what an interrupted pass would need, and what a killed writer left; branches stay.
-
-        Returns the bytes that were freed.
-        """
-        before = self.bytes
-        for file in [self.latest, *self.path.glob(".*.pt.*")]:
-            file.unlink(missing_ok=True)
-        freed = before - self.bytes
-        with contextlib.suppress(OSError):  # branches are left
-            self.path.rmdir()
-        return freed
-
-    def remove(self) -> int:
-        """Delete everything. Returns the bytes that were freed."""
-        freed = self.bytes
-        shutil.rmtree(self.path, ignore_errors=True)
-        return freed
-
-
-class Outbox:
-    """Results that no driver has stored yet: of workers that go on when their driver is gone.
-
-    A worker writes them, the driver that stores them deletes them.
-
-    outbox/<run id>.json
-    """
-
-    def __init__(self, study: Path) -> None:
-        self.path = study / "outbox"
-
-    def put(self, result: RunResult) -> None:
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomically(self._file(result.id), result.model_dump_json())
-
-    def get(self, run_id: str) -> RunResult | None:
-        """Raises ConfigError for a damaged file."""
-        return self._read(self._file(run_id))
-
-    def results(self) -> list[RunResult]:
-        """Raises ConfigError for a damaged file."""
-        found = [self._read(file) for file in sorted(self.path.glob("[!.]*.json"))]
-        return [result for result in found if result is not None]
-
-    def _read(self, file: Path) -> RunResult | None:
-        """None where there is none, or none any more: another driver may have collected it."""
-        try:
-            return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValidationError) as error:
-            raise ConfigError(f"{file} is damaged: delete it, and its run is trained again\n{error}") from None
-
-    def __len__(self) -> int:
-        return len(list(self.path.glob("[!.]*.json")))
-
-    def forget(self, run_id: str) -> None:
-        """Delete the result of a run; nothing happens where there is none."""
-        self._file(run_id).unlink(missing_ok=True)
-
-    def _file(self, run_id: str) -> Path:
-        return self.path / f"{run_id}.json"
-
-
 def _load(kind: type[R], path: Path) -> R:
     try:
         return kind.model_validate_json(path.read_text(encoding="utf-8"))
@@ -282,26 +187,3 @@ def _load(kind: type[R], path: Path) -> R:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
         raise ConfigError(f"{path} is damaged or of another version:\n{explain(error)}") from None
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it sees the old content or the new, never a part."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` at once, when nothing is raised and all is on disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not name its file
-            raise OSError(error.errno, error.strerror, str(path)) from error
-        raise

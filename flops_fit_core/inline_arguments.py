@@ -62,6 +62,6 @@ def check_heldout_is_apart(training: Any, heldout: Any) -> None:
 def _draws(source: Any) -> bool:
     """Whether the first item is drawn at random, so that held-out samples are others."""
     from flops_fit_core.inline_sources import has_length
-    from flops_fit_core.training.randomness import draws_random_numbers
+    from flops_fit_core.training.rng import draws_random_numbers
 
     return has_length(source) and draws_random_numbers(lambda: source[0])

@@ -104,7 +104,7 @@ class InlineDataset:
     bytes_per_token: float | None = None
 
     def __init__(self, data: InlineData, seed: int, options: InlineDataOptions) -> None:
-        from flops_fit_core.training.randomness import fixed_randomness
+        from flops_fit_core.training.rng import fixed_randomness
 
         self.data = data
         self._seed = seed
@@ -263,7 +263,7 @@ class InlineDataset:
         """
         from torch.utils.data import TensorDataset, default_collate
 
-        from flops_fit_core.training.randomness import fixed_randomness
+        from flops_fit_core.training.rng import fixed_randomness
 
         own = heldout and self._heldout_collate is not None
         if type(source) is TensorDataset and self._collate is default_collate and not own:
@@ -280,7 +280,7 @@ class InlineDataset:
         return self._collated(items, place, heldout)
 
     def _collated(self, items: list[Any], place: tuple[int, int], heldout: bool = False) -> Batch:
-        from flops_fit_core.training.randomness import fixed_randomness
+        from flops_fit_core.training.rng import fixed_randomness
 
         own = self._heldout_collate if heldout else None
         if own is None and not self._draws[1]:
@@ -291,7 +291,7 @@ class InlineDataset:
     @cached_property
     def _draws(self) -> tuple[bool, bool]:
         """Whether items of a dataset with a length, and whether the collate function, draw random numbers."""
-        from flops_fit_core.training.randomness import draws_random_numbers
+        from flops_fit_core.training.rng import draws_random_numbers
 
         items: list[Any] = []
         reading = draws_random_numbers(lambda: items.extend(itertools.islice(self._first_items(), REREAD)))
@@ -326,7 +326,7 @@ class InlineDataset:
     @cached_property
     def sized_items(self) -> list[Any]:
         """A fixed sample of the training items."""
-        from flops_fit_core.training.randomness import fixed_randomness
+        from flops_fit_core.training.rng import fixed_randomness
 
         if self.is_stream:
             items = list(itertools.islice(self._passes.samples(behind=self._behind, repeat=False), SIZED))

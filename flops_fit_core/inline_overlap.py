@@ -73,7 +73,7 @@ def windows_of(source: Any) -> Windows | None:
     Recognised on a few pairs of neighbours: each begins with the end of the other, by as many positions.
     A Subset has the windows of its dataset. None where no items overlap.
     """
-    from flops_fit_core.training.randomness import fixed_randomness
+    from flops_fit_core.training.rng import fixed_randomness
 
     source, inside = places(source)
     count = len(source)
@@ -154,7 +154,7 @@ def shared_samples(training: Any, heldout: Any) -> float:
     0 for a small share, and where samples of the training data equal each other too. Raises DataError if
     most are.
     """
-    from flops_fit_core.training.randomness import fixed_randomness
+    from flops_fit_core.training.rng import fixed_randomness
 
     try:
         with fixed_randomness():

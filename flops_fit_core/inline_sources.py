@@ -128,7 +128,7 @@ def identify_source(source: Any) -> str:
 
 def _hash_twice(items: Callable[[], Iterator[Any]]) -> list[str]:
     """The hash of every item, of which the first few are read again."""
-    from flops_fit_core.training.randomness import fixed_randomness
+    from flops_fit_core.training.rng import fixed_randomness
 
     with fixed_randomness():
         hashes = [hash_item(item) for item in items()]

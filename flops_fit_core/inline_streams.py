@@ -51,7 +51,7 @@ class StreamPasses:
 
     def read(self, number: int) -> Iterator[Any]:
         """The samples of one pass, counted from 0."""
-        from flops_fit_core.training.randomness import OwnRandomness
+        from flops_fit_core.training.rng import OwnRandomness
 
         takes_seed = isinstance(self._source, SeededStream)
         seed = number + self._seed * SEED_STEP if takes_seed else number

@@ -40,7 +40,7 @@ def find_form(task: CustomTask, model: nn.Module, batch: Batch, reduction: Reduc
     """
     import torch
 
-    from flops_fit_core.training.randomness import fixed_randomness
+    from flops_fit_core.training.rng import fixed_randomness
 
     with torch.no_grad():
         outputs = task.outputs(model, batch)
@@ -203,7 +203,7 @@ class _Probe(LossTrials):
         return f" (outputs of shape {shape} and targets of shape {targets} may be broadcast: give both one shape)"
 
     def _random_hint(self) -> str:
-        from flops_fit_core.training.randomness import draws_random_numbers
+        from flops_fit_core.training.rng import draws_random_numbers
 
         if not draws_random_numbers(lambda: self.loss_fn(self.outputs, self.targets.clone())):  # type: ignore[operator]
             return ""

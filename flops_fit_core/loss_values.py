@@ -61,7 +61,7 @@ def _differentiable(loss_fn: Any, outputs: Any, targets: Tensor) -> tuple[Any, A
     None is one that raised."""
     import torch
 
-    from flops_fit_core.training.randomness import fixed_randomness
+    from flops_fit_core.training.rng import fixed_randomness
 
     is_tracked = False
 

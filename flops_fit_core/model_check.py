@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.custom_task import CustomTask
-from flops_fit_core.folder import write_atomically
 from flops_fit_core.measure import build_on_meta
 from flops_fit_core.own_weights import build_model
 from flops_fit_core.planning import open_dataset
 from flops_fit_core.plugins.protocols import Batch, LossSurface, Task
 from flops_fit_core.plugins.specs import ModelSpec, Options
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
 from flops_fit_core.tasks import LanguageTask
 
@@ -146,7 +146,7 @@ def _outputs(model: Chosen[ModelSpec], options: Options, task: Task) -> list[flo
     """Outputs of the model in float32 on the CPU, in evaluation mode; None for a model that is too large."""
     import torch
 
-    from flops_fit_core.training.randomness import fixed_randomness
+    from flops_fit_core.training.rng import fixed_randomness
 
     shapes = build_on_meta(model, options, task)
     if sum(parameter.numel() for parameter in shapes.parameters()) >= MOST_PARAMETERS:

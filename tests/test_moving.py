@@ -19,11 +19,13 @@ from flops_fit_core.api import plan
 from flops_fit_core.api import run as run_study
 from flops_fit_core.cli.main import run as flops_fit
 from flops_fit_core.drivers import DriverNote
-from flops_fit_core.folder import Outbox, StudyFolder, TrajectoryFolder
+from flops_fit_core.folder import StudyFolder
 from flops_fit_core.moving import copy_study
+from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
+from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 SURFACE = {
     "name": "law",

@@ -424,7 +424,7 @@ def test_a_drivers_claims_are_given_back_with_those_of_runs_it_did_not_have_to_t
 
 def interrupted(setting):
     """A failed run with a checkpoint in the middle of it."""
-    from flops_fit_core.folder import TrajectoryFolder
+    from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
     setting.break_size(8)
     store = setting.store()
@@ -457,7 +457,7 @@ def test_clean_leaves_what_an_unfinished_run_goes_on_from_unless_it_is_told_to(s
 
 
 def test_a_checkpoint_that_a_killed_driver_left_of_a_finished_run_is_deleted_by_the_next(setting):
-    from flops_fit_core.folder import TrajectoryFolder
+    from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
     store = setting.store()
     done = setting.driver(store, folder=setting.folder).run()[0]

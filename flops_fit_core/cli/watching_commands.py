@@ -10,7 +10,7 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_json, print_text, say
 from flops_fit_core.drivers import Driver, drivers, seconds_left
-from flops_fit_core.folder import Outbox
+from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
 

@@ -181,7 +181,7 @@ class ModelConformance(Kit):
     def test_its_state_is_all_there_is(self, build: Build, batch: Batch, trained: None) -> None:
         """A checkpoint restores it in the middle of training: no weight, count or generator of random numbers
         hides outside of the state dict and the global generators."""
-        from flops_fit_core.training.randomness import random_state, set_random_state
+        from flops_fit_core.training.rng import random_state, set_random_state
 
         one, other = build(seed=0), build(seed=1)
         self._descend(one, batch)

@@ -58,7 +58,7 @@ class OptimizerConformance(Kit):
     @pytest.fixture
     def build(self, chosen: Chosen[Any]) -> Build:
         """``build(model, base_width=None, **changed options)``, in train mode; ``lr`` is set unless changed."""
-        from flops_fit_core.training.modes import train_mode
+        from flops_fit_core.training.optimizer_modes import train_mode
 
         def build(model: nn.Module, base_width: int | None = None, **changes: Any) -> optim.Optimizer:
             given = {self.lr_option: self.lr} if self.lr_option else {}
@@ -178,7 +178,7 @@ class OptimizerConformance(Kit):
 
     def test_it_learns(self, build: Build, model: nn.Module) -> None:
         """A linear function of 32 inputs, in 200 steps."""
-        from flops_fit_core.training.modes import eval_mode
+        from flops_fit_core.training.optimizer_modes import eval_mode
 
         optimizer = build(model)
         first = _train(model, optimizer, steps=200)[0]
@@ -190,7 +190,7 @@ class OptimizerConformance(Kit):
         """A run that is resumed from a checkpoint (data, no code) ends with the same weights, bit for bit."""
         import torch
 
-        from flops_fit_core.training.modes import train_mode
+        from flops_fit_core.training.optimizer_modes import train_mode
 
         optimizer = build(model)
         _train(model, optimizer, steps=3)
@@ -215,7 +215,7 @@ class OptimizerConformance(Kit):
 
     def test_an_evaluation_changes_nothing(self, build: Build, model: nn.Module) -> None:
         """A run that is evaluated on its way, before its first step too, ends as one that is not."""
-        from flops_fit_core.training.modes import eval_mode, has_modes
+        from flops_fit_core.training.optimizer_modes import eval_mode, has_modes
 
         optimizer, other = build(model), copy.deepcopy(model)
         if not has_modes(optimizer):
@@ -230,7 +230,7 @@ class OptimizerConformance(Kit):
 
     def test_a_mode_that_it_is_in_is_kept(self, build: Build, model: nn.Module) -> None:
         """``train()`` in train mode moves no weight, nor does ``eval()`` in eval mode."""
-        from flops_fit_core.training.modes import has_modes
+        from flops_fit_core.training.optimizer_modes import has_modes
 
         optimizer: Any = build(model)
         if not has_modes(optimizer):

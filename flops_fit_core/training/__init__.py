@@ -1,13 +1,37 @@
-"""Job -> results: what a worker does. The only room that imports torch when it is imported."""
+"""Job -> results: what a worker does. The only room with modules that import torch when they are imported.
 
-from flops_fit_core.training.context import WorkerContext
-from flops_fit_core.training.estimate import estimate_seconds
-from flops_fit_core.training.evaluate import HeldOut, evaluate, further_losses
-from flops_fit_core.training.loop import TorchTrainer
-from flops_fit_core.training.modes import eval_mode, train_mode
-from flops_fit_core.training.randomness import random_state, set_random_state
-from flops_fit_core.training.together import Processes
-from flops_fit_core.training.worker import work
+Names are loaded when they are first asked for, so that a driver, which never trains, imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flops_fit_core.training.context import WorkerContext
+    from flops_fit_core.training.distributed import Processes
+    from flops_fit_core.training.estimate import estimate_seconds
+    from flops_fit_core.training.evaluation import HeldOut, evaluate, further_losses
+    from flops_fit_core.training.loop import TorchTrainer
+    from flops_fit_core.training.optimizer_modes import eval_mode, train_mode
+    from flops_fit_core.training.rng import random_state, set_random_state
+    from flops_fit_core.training.worker import work
+
+_LAZY = {
+    "HeldOut": "evaluation",
+    "Processes": "distributed",
+    "TorchTrainer": "loop",
+    "WorkerContext": "context",
+    "estimate_seconds": "estimate",
+    "eval_mode": "optimizer_modes",
+    "evaluate": "evaluation",
+    "further_losses": "evaluation",
+    "random_state": "rng",
+    "set_random_state": "rng",
+    "train_mode": "optimizer_modes",
+    "work": "worker",
+}
 
 __all__ = [
     "HeldOut",
@@ -23,3 +47,9 @@ __all__ = [
     "train_mode",
     "work",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(f"flops_fit_core.training.{_LAZY[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

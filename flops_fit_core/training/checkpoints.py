@@ -10,11 +10,12 @@ from typing import Any
 import torch
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.folder import TrajectoryFolder, replacing
 from flops_fit_core.plugins.protocols import RunParts, Together
+from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunSpec
-from flops_fit_core.training.randomness import random_state, set_random_state
-from flops_fit_core.training.together import Processes, is_sharded, spread, spread_moments, whole
+from flops_fit_core.training.checkpoint_files import TrajectoryFolder
+from flops_fit_core.training.distributed import Processes, is_sharded, spread, spread_moments, whole
+from flops_fit_core.training.rng import random_state, set_random_state
 
 FORMAT = 1
 

@@ -25,8 +25,8 @@ from flops_fit_core.parameter_usage import ParameterUsage
 from flops_fit_core.plugins.protocols import Dataset, Device, FlopCount, RunParts, RunView
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
-from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
-from flops_fit_core.training.together import Processes
+from flops_fit_core.training.distributed import Processes
+from flops_fit_core.training.rng import random_state, seed_everything, set_random_state
 
 _KINDS = ("model", "dataset", "optimizer", "schedule", "flops", "trainer")
 

@@ -16,12 +16,12 @@ from flops_fit_core.errors import RunFailed
 from flops_fit_core.plugins.protocols import TrainContext
 from flops_fit_core.records import Job, Progress, RunResult, RunSpec, Trajectory
 from flops_fit_core.training.batches import prefetched
-from flops_fit_core.training.measuring import Measuring
 from flops_fit_core.training.memory import is_out_of_memory
 from flops_fit_core.training.packing import PackedStepper
-from flops_fit_core.training.passes import Pass, Track
-from flops_fit_core.training.stepping import Stepper
-from flops_fit_core.training.watch import Stopwatch, timed
+from flops_fit_core.training.run_evaluator import Measuring
+from flops_fit_core.training.run_state import Pass, Track
+from flops_fit_core.training.step import Stepper
+from flops_fit_core.training.throughput import Stopwatch, timed
 
 logger = logging.getLogger("flops_fit")
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils._pytree import tree_map
 
 from flops_fit_core.plugins.protocols import RunParts
-from flops_fit_core.training.randomness import random_state, set_random_state
+from flops_fit_core.training.rng import random_state, set_random_state
 
 MESSAGES = (
     "CUDA error: out of memory",

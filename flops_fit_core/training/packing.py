@@ -19,9 +19,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from flops_fit_core.plugins.protocols import Batch
 from flops_fit_core.training.batches import stacked, to_device
-from flops_fit_core.training.passes import Pass
-from flops_fit_core.training.randomness import random_state, set_random_state
-from flops_fit_core.training.stepping import at_least_one, autocast
+from flops_fit_core.training.rng import random_state, set_random_state
+from flops_fit_core.training.run_state import Pass
+from flops_fit_core.training.step import at_least_one, autocast
 
 logger = logging.getLogger("flops_fit")
 

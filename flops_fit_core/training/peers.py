@@ -24,7 +24,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import Store, TCPStore
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.training.together import Processes
+from flops_fit_core.training.distributed import Processes
 
 PATIENCE = datetime.timedelta(minutes=10)
 """For how long one process waits for the others at any one point."""

@@ -11,8 +11,8 @@ from flops_fit_core.errors import RunFailed
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.training.context import WorkerContext
+from flops_fit_core.training.distributed import Processes
 from flops_fit_core.training.peers import peers
-from flops_fit_core.training.together import Processes
 
 
 def work(

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.folder import StudyFolder, write_atomically
+from flops_fit_core.folder import StudyFolder
 from flops_fit_core.measure import Measured
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Interval, RunResult, RunSpec
 from flops_fit_core.study import Study
 from flops_fit_core.tuning.optimum import LEVEL, BestRate, Side, best_rate, mean_interval

@@ -11,7 +11,7 @@ from typing import Any
 
 from flops_fit_core.config import override_value, read_table
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.folder import write_atomically
+from flops_fit_core.plugins.utilities import write_atomically
 
 
 def write_value(path: Path, table: str, option: str, value: float) -> None:

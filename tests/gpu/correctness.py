@@ -16,8 +16,8 @@ from torch import distributed as dist
 from flops_fit_core import ModelSpec, ParameterGroup, RunView, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import evaluate
-from flops_fit_core.training.stepping import autocast
-from flops_fit_core.training.together import Processes, is_sharded, spread, whole
+from flops_fit_core.training.distributed import Processes, is_sharded, spread, whole
+from flops_fit_core.training.step import autocast
 from flops_fit_gpt import GPTOptions, build_gpt
 from flops_fit_optim.adamw import AdamWOptions, build_adamw
 

@@ -8,8 +8,8 @@ from small import Bench, events, stopped_after, train
 
 from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
-from flops_fit_core.folder import TrajectoryFolder
 from flops_fit_core.planning import make_plan
+from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 SCHEDULES = {"cosine": {"name": "cosine", "warmup_tokens": 640}, "wsd": {"name": "wsd", "decay": 0.25}}
 
@@ -162,7 +162,7 @@ def test_every_generator_goes_on_where_it_was():
 
     import numpy as np
 
-    from flops_fit_core.training.randomness import random_state, seed_everything, set_random_state
+    from flops_fit_core.training.rng import random_state, seed_everything, set_random_state
 
     seed_everything(5)
     state = random_state("cpu")

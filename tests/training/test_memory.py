@@ -8,9 +8,9 @@ from small import Bench, stopped_after, text_table, train, write_text
 
 from flops_fit_core import OptimizerSpec, Options, RunFailed, hookimpl
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.training.evaluate import evaluate
+from flops_fit_core.training.evaluation import evaluate
 from flops_fit_core.training.memory import is_out_of_memory
-from flops_fit_core.training.stepping import autocast
+from flops_fit_core.training.step import autocast
 
 
 class HalfwayOptions(Options):

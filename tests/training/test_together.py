@@ -14,7 +14,7 @@ from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.training.together import Processes
+from flops_fit_core.training.distributed import Processes
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_held_out_batches_with_fewer_samples_than_processes_are_counted_once(tex
 def test_blocks_are_sharded_whole_and_not_what_is_in_them():
     from torch import nn
 
-    from flops_fit_core.training.together import outermost_blocks
+    from flops_fit_core.training.distributed import outermost_blocks
 
     class Block(nn.Module):
         def __init__(self):
@@ -92,7 +92,7 @@ class Mixer(torch.nn.Module):
 def test_blocks_are_found_in_every_container():
     from torch import nn
 
-    from flops_fit_core.training.together import outermost_blocks
+    from flops_fit_core.training.distributed import outermost_blocks
 
     blocks = [Mixer() for _ in range(6)]
     first, second, *others = blocks
@@ -121,7 +121,7 @@ def test_blocks_are_found_in_every_container():
 def test_a_block_with_a_weight_that_is_used_elsewhere_is_left_to_the_whole_model():
     from torch import nn
 
-    from flops_fit_core.training.together import without_shared_weights
+    from flops_fit_core.training.distributed import without_shared_weights
 
     embedding, hidden, head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
     head.weight = embedding.weight
@@ -147,7 +147,7 @@ def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
     assert both.error is None
     assert both.id == alone.id
     assert both.loss == pytest.approx(alone.loss, rel=2e-5)
-    from flops_fit_core.training.together import outermost_blocks
+    from flops_fit_core.training.distributed import outermost_blocks
 
     model = make_experiment(images(1), installed()).model
     dataset = make_experiment(images(1), installed()).dataset

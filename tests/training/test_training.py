@@ -276,7 +276,7 @@ def test_a_run_that_is_asked_to_stop_ends_without_a_result(bench):
 
 
 def test_progress_says_how_far_a_run_is(bench, monkeypatch):
-    monkeypatch.setattr("flops_fit_core.training.watch.PROGRESS_SECONDS", 0.0)
+    monkeypatch.setattr("flops_fit_core.training.throughput.PROGRESS_SECONDS", 0.0)
     said = [event for event in events(bench.table(steps=50), bench.registry()) if isinstance(event, Progress)]
     assert len(said) > 10
     assert all(event.steps == 50 and event.tokens == 64 * event.step and event.loss > 0 for event in said)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flops_fit_core.training.passes import Pass
+from flops_fit_core.training.run_state import Pass
 
 PROGRESS_SECONDS = 0.5
 

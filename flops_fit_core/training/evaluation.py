@@ -16,8 +16,8 @@ from torch import nn
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Together
 from flops_fit_core.training.batches import length, part, to_device
+from flops_fit_core.training.distributed import Processes, gather_anew, is_sharded, share_buffers
 from flops_fit_core.training.memory import free_cached_memory, is_out_of_memory
-from flops_fit_core.training.together import Processes, gather_anew, is_sharded, share_buffers
 
 R = TypeVar("R")
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 
 from torch import nn
 
-from flops_fit_core.folder import TrajectoryFolder
 from flops_fit_core.plugins.protocols import Batch, RunParts, TrainContext
 from flops_fit_core.records import RunSpec, Trajectory
 from flops_fit_core.training.batches import count_batch
+from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 from flops_fit_core.training.checkpoints import Checkpoints, Position
-from flops_fit_core.training.modes import train_mode
+from flops_fit_core.training.optimizer_modes import train_mode
 
 
 @dataclass

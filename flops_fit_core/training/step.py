@@ -13,9 +13,9 @@ from torch import nn
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.plugins.protocols import Batch, TrainContext
 from flops_fit_core.training.batches import length, part, to_device
+from flops_fit_core.training.distributed import is_sharded, without_averaging
 from flops_fit_core.training.memory import Snapshot, is_out_of_memory
-from flops_fit_core.training.passes import Pass
-from flops_fit_core.training.together import is_sharded, without_averaging
+from flops_fit_core.training.run_state import Pass
 
 logger = logging.getLogger("flops_fit")
 

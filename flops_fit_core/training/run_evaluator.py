@@ -10,13 +10,13 @@ from torch import nn
 from flops_fit_core.plugins.protocols import Dataset, TrainContext
 from flops_fit_core.records import Evaluation, RunResult
 from flops_fit_core.training.checkpoints import Position
-from flops_fit_core.training.evaluate import HeldOut, further_losses
-from flops_fit_core.training.evaluate import evaluate as heldout_loss
-from flops_fit_core.training.modes import eval_mode
+from flops_fit_core.training.evaluation import HeldOut, further_losses
+from flops_fit_core.training.evaluation import evaluate as heldout_loss
+from flops_fit_core.training.optimizer_modes import eval_mode
 from flops_fit_core.training.packing import PackedStepper
-from flops_fit_core.training.passes import Pass
-from flops_fit_core.training.randomness import random_state, set_random_state
-from flops_fit_core.training.stepping import Stepper, autocast
+from flops_fit_core.training.rng import random_state, set_random_state
+from flops_fit_core.training.run_state import Pass
+from flops_fit_core.training.step import Stepper, autocast
 
 PATIENCE = 3
 """Looks in a row that find the loss above the limit before a run is given up: one bad batch is no divergence."""
