@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from flops_fit_core.api import find_optimal, fit, plan, run
     from flops_fit_core.audit import Trace, trace_flops
     from flops_fit_core.config import Chosen, Experiment
+    from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
+    from flops_fit_core.data.token_windows import EpochOrder, TokenDataset, TokenWindows
     from flops_fit_core.errors import (
         ConfigError,
         DataError,
@@ -102,9 +104,7 @@ if TYPE_CHECKING:
         content_hash,
     )
     from flops_fit_core.study import Study
-    from flops_fit_core.tasks import LanguageTask, SupervisedTask
     from flops_fit_core.training import work
-    from flops_fit_core.windows import EpochOrder, TokenDataset, TokenWindows
 
 __version__ = "0.1.0"
 
@@ -201,9 +201,9 @@ _HOMES = {
         "head_ladders",
     ),
     "study": ("Study",),
-    "tasks": ("LanguageTask", "SupervisedTask"),
+    "data.tasks": ("LanguageTask", "SupervisedTask"),
     "training": ("work",),
-    "windows": ("EpochOrder", "TokenDataset", "TokenWindows"),
+    "data.token_windows": ("EpochOrder", "TokenDataset", "TokenWindows"),
 }
 """Room -> the public names that live there."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops_fit_core.custom_task import (
+from flops_fit_core.data.custom_task import (
     IGNORED,
     CustomTask,
     LossForm,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.custom_task import CustomTask, LossForm, Reduction, is_classes
+from flops_fit_core.data.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
 from flops_fit_core.inline import copied
 from flops_fit_core.inline_arguments import check_arguments, check_heldout_is_apart

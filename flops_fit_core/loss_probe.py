@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes, logits_of
+from flops_fit_core.data.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes, logits_of
 from flops_fit_core.errors import DataError
 from flops_fit_core.loss_trials import LossTrials, close
 from flops_fit_core.loss_values import check_value, is_number

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.custom_task import logits_of
+from flops_fit_core.data.custom_task import logits_of
 from flops_fit_core.errors import DataError
 from flops_fit_core.output_parts import map_tensors
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment
-from flops_fit_core.custom_task import CustomTask
+from flops_fit_core.data.custom_task import CustomTask
+from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.measure import build_on_meta
 from flops_fit_core.own_weights import build_model
 from flops_fit_core.planning import open_dataset
@@ -25,7 +26,6 @@ from flops_fit_core.plugins.protocols import Batch, LossSurface, Task
 from flops_fit_core.plugins.specs import ModelSpec, Options
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
-from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
     from torch import Tensor

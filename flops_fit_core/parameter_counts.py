@@ -10,11 +10,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen
+from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.parameter_usage import ParameterUsage, Use, trace_usage
 from flops_fit_core.plugins.protocols import ParameterGroup, Task
 from flops_fit_core.records import ParameterCounts
-from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from flops_fit_core.causality import depends_on_later_inputs, fill_zero_weights
-from flops_fit_core.custom_task import IGNORED, CustomTask, is_classes, logits_of
+from flops_fit_core.data.causality import depends_on_later_inputs, fill_zero_weights
+from flops_fit_core.data.custom_task import IGNORED, CustomTask, is_classes, logits_of
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -4,9 +4,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from flops_fit_core import LanguageTask
+from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.tasks import SupervisedTask
 
 TASK = LanguageTask(vocab_size=50, context=24)
 SPEC = installed().find("model", "gpt/gpt").spec

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from flops_fit_core import DataError, TokenWindows
-from flops_fit_core.windows import permuted
+from flops_fit_core.data.token_windows import permuted
 
 TOKENS = np.arange(1_000, dtype=np.uint16)
 

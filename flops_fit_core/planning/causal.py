@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flops_fit_core.causality import depends_on_later_inputs, fill_zero_weights
-from flops_fit_core.custom_task import logits_of
+from flops_fit_core.data.causality import depends_on_later_inputs, fill_zero_weights
+from flops_fit_core.data.custom_task import logits_of
+from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import PlanError
 from flops_fit_core.plugins.protocols import Task
-from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.plugins.protocols import Dataset, LossSurface, ParameterGroup, RunView
 from flops_fit_core.plugins.specs import OptimizerSpec
-from flops_fit_core.tasks import LanguageTask
 
 WARNING = "WARNING:"
 """How a note begins that Python callers see as a log message, too."""

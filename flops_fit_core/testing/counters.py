@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
+from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.plugins.protocols import FlopCount, MeasuredModel, TransformerShape
 from flops_fit_core.records import ParameterCounts
-from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.kit import Kit, forward_flops, random_batch
 
 if TYPE_CHECKING:

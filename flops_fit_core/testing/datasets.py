@@ -21,9 +21,9 @@ import pytest
 from pydantic import JsonValue
 
 from flops_fit_core.config import Chosen
+from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Task
 from flops_fit_core.plugins.registry import Registry
-from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.batches import samples_of, tensors
 from flops_fit_core.testing.elsewhere import dataset_elsewhere, sample_digests
 from flops_fit_core.testing.kit import Kit

@@ -10,9 +10,9 @@ import pytest
 from pydantic import JsonValue
 
 from flops_fit_core.config import Chosen
+from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.plugins.protocols import Batch, Task
 from flops_fit_core.plugins.registry import Registry, installed
-from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.batches import tensors
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
+from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.measure import LARGEST_TRIED
 from flops_fit_core.parameter_counts import parameter_groups
 from flops_fit_core.plugins.protocols import Batch, Task
-from flops_fit_core.tasks import LanguageTask
 from flops_fit_core.testing.batches import part, tensors
 from flops_fit_core.testing.kit import Kit, forward_flops, random_batch
 

@@ -18,10 +18,10 @@ from typing import Any, ClassVar
 import pytest
 
 from flops_fit_core.config import Chosen
+from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.plugins.protocols import RecipeInput, Task
 from flops_fit_core.records import Hyperparameters, ParameterCounts
-from flops_fit_core.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.testing.kit import Kit
 
 Ask = Callable[[RecipeInput], Hyperparameters]

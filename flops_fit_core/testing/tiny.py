@@ -9,10 +9,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.plugins.hookspecs import hookimpl
 from flops_fit_core.plugins.protocols import RunView
 from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
-from flops_fit_core.tasks import SupervisedTask
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,8 +11,8 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import DataError
-from flops_fit_core.tasks import LanguageTask
 
 if TYPE_CHECKING:
     import numpy as np
