@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flops_fit_core.api import find_optimal, fit, plan, run
-    from flops_fit_core.audit import Trace, trace_flops
     from flops_fit_core.config import Chosen, Experiment
     from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
     from flops_fit_core.data.token_windows import EpochOrder, TokenDataset, TokenWindows
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
         SweepFailed,
         UserError,
     )
+    from flops_fit_core.flops.audit import Trace, trace_flops
     from flops_fit_core.plugins.hookspecs import hookimpl
     from flops_fit_core.plugins.import_path import ImportPath, code_hash, import_object
     from flops_fit_core.plugins.outbox import Outbox
@@ -110,7 +110,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "api": ("find_optimal", "fit", "plan", "run"),
-    "audit": ("Trace", "trace_flops"),
+    "flops.audit": ("Trace", "trace_flops"),
     "config": ("Chosen", "Experiment"),
     "plugins.protocols": (
         "Batch",

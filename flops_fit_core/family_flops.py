@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from flops_fit_core.audit import TRACED
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.measure import Measured, Meter
+from flops_fit_core.flops.audit import TRACED
+from flops_fit_core.flops.model_stats import Measured, Meter
 from flops_fit_core.planning import open_dataset, resolve_counter
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.rungs import Rungs

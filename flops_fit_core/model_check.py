@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.data.custom_task import CustomTask
 from flops_fit_core.data.tasks import LanguageTask
-from flops_fit_core.measure import build_on_meta
-from flops_fit_core.own_weights import build_model
+from flops_fit_core.flops.build_model import build_model
+from flops_fit_core.flops.model_stats import build_on_meta
 from flops_fit_core.planning import open_dataset
 from flops_fit_core.plugins.protocols import Batch, LossSurface, Task
 from flops_fit_core.plugins.specs import ModelSpec, Options

@@ -17,10 +17,10 @@ from flops_fit_core import (
     SupervisedTask,
     hookimpl,
 )
-from flops_fit_core.audit import LossExponents, audit, every_counter, own_count_notes, scalings
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import choose_from_table
-from flops_fit_core.measure import Meter, UsageTraces
+from flops_fit_core.flops.audit import LossExponents, audit, every_counter, own_count_notes, scalings
+from flops_fit_core.flops.model_stats import Meter, UsageTraces
 from flops_fit_core.plugins.registry import Registry, installed
 
 TASK = LanguageTask(vocab_size=256, context=64)

@@ -20,7 +20,7 @@ from flops_fit_core import (
     trace_flops,
 )
 from flops_fit_core.config import choose_from_table
-from flops_fit_core.measure import count_flops, measure_model
+from flops_fit_core.flops.model_stats import count_flops, measure_model
 from flops_fit_core.plugins.registry import installed
 
 

@@ -17,8 +17,8 @@ from flops_fit_core import (
     hookimpl,
 )
 from flops_fit_core.config import make_experiment
-from flops_fit_core.measure import Meter, build_on_meta
-from flops_fit_core.parameter_counts import count_parameters
+from flops_fit_core.flops.model_stats import Meter, build_on_meta
+from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.planning.own_errors import own_error
 
 TASK = LanguageTask(vocab_size=20, context=4)

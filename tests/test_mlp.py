@@ -3,7 +3,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
-from flops_fit_core.parameter_counts import count_parameters
+from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.plugins.registry import installed
 
 IMAGES = SupervisedTask(inputs=(3, 8, 8), outputs_size=10)

@@ -18,8 +18,8 @@ from small import text_table, train, write_text
 
 from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
 from flops_fit_core.config import Chosen, make_experiment
-from flops_fit_core.measure import Meter, measure_model
-from flops_fit_core.parameter_counts import count_parameters
+from flops_fit_core.flops.model_stats import Meter, measure_model
+from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.planning import make_plan
 from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.plugins.registry import installed

@@ -11,7 +11,7 @@ from flops_fit_core.cli.printing import print_json, print_table, print_text
 from flops_fit_core.errors import FitError
 
 if TYPE_CHECKING:
-    from flops_fit_core.audit import Audit, LossExponents
+    from flops_fit_core.flops.audit import Audit, LossExponents
     from flops_fit_core.records import LawFit, Observation
     from flops_fit_core.study import Study
 
@@ -33,8 +33,8 @@ def audit(
     json: args.JsonOption = False,
 ) -> None:
     """Compare the FLOPs counters for an experiment's models, and show how the exponent moves with them."""
-    from flops_fit_core.audit import scalings
     from flops_fit_core.cli import audit_tables as tables
+    from flops_fit_core.flops.audit import scalings
 
     registry = args.registry_for(source, plugin, without)
     study = args.planned(source, registry, out, overrides, {})
@@ -68,8 +68,8 @@ def audit(
 
 def _audited(study: Study) -> Audit:
     """The counters on every size of the plan."""
-    from flops_fit_core.audit import audit, every_counter
     from flops_fit_core.config import choose
+    from flops_fit_core.flops.audit import audit, every_counter
     from flops_fit_core.planning import open_dataset
 
     experiment = study.experiment
@@ -90,7 +90,7 @@ def _sizes(study: Study) -> dict[str, Any]:
 
 def _law(study: Study) -> LossExponents:
     """The study's own where its fit has one, otherwise Chinchilla's."""
-    from flops_fit_core.audit import CHINCHILLA, LossExponents
+    from flops_fit_core.flops.audit import CHINCHILLA, LossExponents
 
     try:
         law = study.fit.law if study.results else None

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment, explain
 from flops_fit_core.errors import ConfigError, PlanError, PluginError
-from flops_fit_core.measure import Measured
+from flops_fit_core.flops.model_stats import Measured
 from flops_fit_core.planning.trunks import FLOAT, Trunks
 from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunView, SampledDataset, SampleSize, Task
 from flops_fit_core.plugins.specs import ModelSpec

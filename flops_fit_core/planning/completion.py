@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError, UserError, raised_at
-from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
-from flops_fit_core.own_weights import build_model
+from flops_fit_core.flops.build_model import build_model
+from flops_fit_core.flops.model_stats import LARGEST_TRIED, build_on_meta
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, Task
 from flops_fit_core.plugins.specs import Options

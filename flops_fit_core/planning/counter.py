@@ -6,12 +6,12 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flops_fit_core.audit import TRACED, ReferenceFlops, Untraceable, trace_flops
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError
-from flops_fit_core.measure import Measured, Meter, build_on_meta
-from flops_fit_core.parameter_counts import is_language_task, parameter_groups
-from flops_fit_core.parameter_usage import ParameterUsage, Use, pattern
+from flops_fit_core.flops.audit import TRACED, ReferenceFlops, Untraceable, trace_flops
+from flops_fit_core.flops.model_stats import Measured, Meter, build_on_meta
+from flops_fit_core.flops.parameter_counts import is_language_task, parameter_groups
+from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, pattern
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import FlopCounterSpec, Options
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from types import FrameType
 
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.measure import reads_values
+from flops_fit_core.flops.model_stats import reads_values
 
 
 def own_error(error: BaseException) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flops_fit_core.audit import ReferenceFlops, own_count_notes
 from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.errors import PlanError, no_exit
-from flops_fit_core.measure import Meter, UsageTraces
+from flops_fit_core.flops.audit import ReferenceFlops, own_count_notes
+from flops_fit_core.flops.model_stats import Meter, UsageTraces
 from flops_fit_core.planning.batch_statistics import batch_statistics_notes
 from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.errors import FlopsFitError, PlanError
-from flops_fit_core.measure import build_on_meta, push_example
+from flops_fit_core.flops.model_stats import build_on_meta, push_example
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.planning.rungs import SizeGrid
 from flops_fit_core.plugins.protocols import Task

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from flops_fit_core.config import Chosen, Sweep
 from flops_fit_core.errors import FlopsFitError, PlanError, PluginError
-from flops_fit_core.measure import Measured, Meter
+from flops_fit_core.flops.model_stats import Measured, Meter
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.plugins.specs import Ladder, ModelSpec, Options
 

@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError, PluginError
-from flops_fit_core.measure import LARGEST_TRIED, Measured, Meter
+from flops_fit_core.flops.model_stats import LARGEST_TRIED, Measured, Meter
 from flops_fit_core.planning.probing import probe_sizes
 from flops_fit_core.planning.rungs import Rungs, mean_log
 from flops_fit_core.plugins.specs import Ladder

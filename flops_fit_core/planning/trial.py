@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError, PluginError
-from flops_fit_core.parameter_counts import parameter_groups
+from flops_fit_core.flops.parameter_counts import parameter_groups
 from flops_fit_core.planning.plain_sgd import WARNING
 from flops_fit_core.plugins.protocols import Dataset, RunView
 from flops_fit_core.records import RunSpec

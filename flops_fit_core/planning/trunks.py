@@ -6,7 +6,7 @@ from typing import Any
 
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.errors import PluginError
-from flops_fit_core.measure import Measured
+from flops_fit_core.flops.model_stats import Measured
 from flops_fit_core.plugins.protocols import RunView
 from flops_fit_core.plugins.specs import ScheduleSpec
 from flops_fit_core.records import Hyperparameters

@@ -20,8 +20,8 @@ import pytest
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.data.tasks import LanguageTask
-from flops_fit_core.measure import LARGEST_TRIED
-from flops_fit_core.parameter_counts import parameter_groups
+from flops_fit_core.flops.model_stats import LARGEST_TRIED
+from flops_fit_core.flops.parameter_counts import parameter_groups
 from flops_fit_core.plugins.protocols import Batch, Task
 from flops_fit_core.testing.batches import part, tensors
 from flops_fit_core.testing.kit import Kit, forward_flops, random_batch

@@ -18,10 +18,10 @@ from torch import nn
 
 from flops_fit_core.config import Chosen, choose
 from flops_fit_core.errors import ConfigError, RunFailed
-from flops_fit_core.measure import UsageTraces, count_flops, measure_model
-from flops_fit_core.own_weights import build_model
-from flops_fit_core.parameter_counts import UNTRACED, count_parameters, parameter_groups
-from flops_fit_core.parameter_usage import ParameterUsage
+from flops_fit_core.flops.build_model import build_model
+from flops_fit_core.flops.model_stats import UsageTraces, count_flops, measure_model
+from flops_fit_core.flops.parameter_counts import UNTRACED, count_parameters, parameter_groups
+from flops_fit_core.flops.parameter_usage import ParameterUsage
 from flops_fit_core.plugins.protocols import Dataset, Device, FlopCount, RunParts, RunView
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status

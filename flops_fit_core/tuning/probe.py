@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 
 from flops_fit_core.config import Experiment, explain
 from flops_fit_core.errors import ConfigError, PlanError
-from flops_fit_core.measure import Measured, Meter, UsageTraces
+from flops_fit_core.flops.model_stats import Measured, Meter, UsageTraces
 from flops_fit_core.planning import CellResolver, open_dataset, resolve_counter, runtime_of
 from flops_fit_core.plugins.protocols import LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.flops.model_stats import Measured
 from flops_fit_core.folder import StudyFolder
-from flops_fit_core.measure import Measured
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically

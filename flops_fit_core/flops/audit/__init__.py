@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from flops_fit_core.audit.comparing import (
+from flops_fit_core.flops.audit.comparing import (
     TRACED,
     Audit,
     AuditedSize,
@@ -10,10 +10,10 @@ from flops_fit_core.audit.comparing import (
     audit,
     every_counter,
 )
-from flops_fit_core.audit.exponents import CHINCHILLA, LossExponents, Scaling, scalings
-from flops_fit_core.audit.own_counts import own_count_notes
-from flops_fit_core.audit.reference import ReferenceFlops
-from flops_fit_core.audit.tracing import Trace, Untraceable, trace_flops
+from flops_fit_core.flops.audit.exponents import CHINCHILLA, LossExponents, Scaling, scalings
+from flops_fit_core.flops.audit.own_counts import own_count_notes
+from flops_fit_core.flops.audit.reference import ReferenceFlops
+from flops_fit_core.flops.audit.tracing import Trace, Untraceable, trace_flops
 
 __all__ = [
     "CHINCHILLA",

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flops_fit_core.audit.reference import LARGEST_RUN, LARGEST_TRACED, MOST_PARTS, ReferenceFlops
-from flops_fit_core.audit.tracing import SAMPLES
 from flops_fit_core.config import Chosen
-from flops_fit_core.measure import Measured, build_on_meta
+from flops_fit_core.flops.audit.reference import LARGEST_RUN, LARGEST_TRACED, MOST_PARTS, ReferenceFlops
+from flops_fit_core.flops.audit.tracing import SAMPLES
+from flops_fit_core.flops.model_stats import Measured, build_on_meta
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import ModelSpec, Options
 

@@ -15,8 +15,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.dispatch_mode import dispatch_mode
-from flops_fit_core.product_formulas import is_product, product_formulas
+from flops_fit_core.flops.dispatch_mode import dispatch_mode
+from flops_fit_core.flops.product_formulas import is_product, product_formulas
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

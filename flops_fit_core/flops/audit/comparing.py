@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.measure import count_flops, measure_model
+from flops_fit_core.flops.model_stats import count_flops, measure_model
 from flops_fit_core.plugins.protocols import FlopCount, Task
 from flops_fit_core.plugins.registry import Offer, Registry
 from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options

@@ -6,13 +6,13 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops_fit_core.audit.tracing import SAMPLES, Trace, Untraceable, trace_flops
 from flops_fit_core.config import Chosen
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import UserError
-from flops_fit_core.measure import LARGEST_TRIED, build_on_meta
-from flops_fit_core.own_weights import build_model
-from flops_fit_core.parameter_usage import TraceTooLarge
+from flops_fit_core.flops.audit.tracing import SAMPLES, Trace, Untraceable, trace_flops
+from flops_fit_core.flops.build_model import build_model
+from flops_fit_core.flops.model_stats import LARGEST_TRIED, build_on_meta
+from flops_fit_core.flops.parameter_usage import TraceTooLarge
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import ModelSpec, Options
 

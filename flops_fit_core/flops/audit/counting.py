@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-from flops_fit_core.dispatch_mode import dispatch_mode
-from flops_fit_core.parameter_usage import TraceTooLarge
-from flops_fit_core.product_formulas import grouped_result, is_product, product_formulas
+from flops_fit_core.flops.dispatch_mode import dispatch_mode
+from flops_fit_core.flops.parameter_usage import TraceTooLarge
+from flops_fit_core.flops.product_formulas import grouped_result, is_product, product_formulas
 
 READS_VALUES = frozenset(
     f"aten::{name}"
@@ -30,8 +30,8 @@ class Counted:
         limit: FLOPs from which on :class:`TraceTooLarge` is raised.
 
     It is what ``torch.utils.flop_counter.FlopCounterMode`` counts, with the same formulas but those of
-    :mod:`flops_fit_core.product_formulas`, and in half of the time: operations without a formula are passed on at
-    once, and the result of one that was run before with arguments of the same shapes is not worked out again. A
+    :mod:`flops_fit_core.flops.product_formulas`, and in half of the time: operations without a formula are passed
+    on at once, and the result of one that was run before with arguments of the same shapes is not worked out again. A
     model is made of equal layers, and shapes on the meta device are computed in Python. Operations of higher
     order, such as ``torch.cond``, raise.
 

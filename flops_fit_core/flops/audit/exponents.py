@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flops_fit_core.audit.comparing import Audit, Convention
+from flops_fit_core.flops.audit.comparing import Audit, Convention
 
 
 @dataclass(frozen=True)

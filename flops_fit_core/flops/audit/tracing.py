@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.audit.counting import READS_VALUES, AttentionCalls, Counted
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import ConfigError, UserError
-from flops_fit_core.parameter_usage import TraceTooLarge
+from flops_fit_core.flops.audit.counting import READS_VALUES, AttentionCalls, Counted
+from flops_fit_core.flops.parameter_usage import TraceTooLarge
 from flops_fit_core.plugins.protocols import Task
 
 if TYPE_CHECKING:

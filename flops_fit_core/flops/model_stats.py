@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.errors import PlanError, PluginError, UserError, raised_at
-from flops_fit_core.own_weights import build_model
-from flops_fit_core.parameter_counts import (
+from flops_fit_core.flops.build_model import build_model
+from flops_fit_core.flops.parameter_counts import (
     UNTRACED,
     count_parameters,
     own_num_params,
@@ -22,7 +22,7 @@ from flops_fit_core.parameter_counts import (
     short_task,
     trace_example,
 )
-from flops_fit_core.parameter_usage import ParameterUsage, TraceTooLarge
+from flops_fit_core.flops.parameter_usage import ParameterUsage, TraceTooLarge
 from flops_fit_core.plugins.protocols import FlopCount, MeasuredModel, Task, TransformerShape
 from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts

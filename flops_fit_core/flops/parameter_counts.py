@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.config import Chosen
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import PlanError, PluginError
-from flops_fit_core.parameter_usage import ParameterUsage, Use, trace_usage
+from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, trace_usage
 from flops_fit_core.plugins.protocols import ParameterGroup, Task
 from flops_fit_core.records import ParameterCounts
 
