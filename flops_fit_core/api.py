@@ -11,7 +11,6 @@ from typing import Any
 from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
-from flops_fit_core.folder import INLINE
 from flops_fit_core.identity import qualified_name
 from flops_fit_core.inline import (
     InlinePlugin,
@@ -24,13 +23,15 @@ from flops_fit_core.inline import (
 )
 from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
 from flops_fit_core.inline_streams import SeededStream
-from flops_fit_core.model_check import compare_model_check, with_model_check
 from flops_fit_core.planning import WARNING, make_plan
+from flops_fit_core.planning.previous_fit import expected_params
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import LawFit, Observation, SweepPlan
 from flops_fit_core.study import Study, study_folder
+from flops_fit_core.study.directory import INLINE
+from flops_fit_core.study.model_check import compare_model_check, with_model_check
 
 logger = logging.getLogger("flops_fit")
 
@@ -414,19 +415,3 @@ def _fitter(fitter: str | Mapping[str, Any] | Fitter, registry: Registry) -> Fit
         built: Fitter = chosen.calling("build", chosen.options)
         return built
     return fitter
-
-
-def expected_params(experiment: Experiment, registry: Registry) -> Callable[[float], float] | None:
-    """N_opt(C) of ``sweep.previous_fit``; None where there is none."""
-    if experiment.sweep.previous_fit is None:
-        return None
-    from flops_fit_core.fitting import load_fit
-
-    law = load_fit(Path(experiment.sweep.previous_fit))
-    fitter = fitter_of(law, registry)
-    return lambda flops: fitter.optimum(law, flops).params.value
-
-
-def fitter_of(law: LawFit, registry: Registry) -> Fitter:
-    """The fitter that made a fit, with its options. Raises ConfigError where it is not installed."""
-    return _fitter({"name": law.fitter.name, **law.fitter.options}, registry)

@@ -16,7 +16,6 @@ from typing import Any
 from pydantic import create_model
 
 from flops_fit_core.errors import ConfigError, raised_at
-from flops_fit_core.folder import INLINE
 from flops_fit_core.identity import identify_callable, qualified_name
 from flops_fit_core.plugins.hookspecs import hookimpl
 from flops_fit_core.plugins.protocols import Dataset, FlopCount, MeasuredModel, RunView, own_parameter_groups
@@ -29,6 +28,7 @@ from flops_fit_core.plugins.specs import (
     Spec,
     StoreSpec,
 )
+from flops_fit_core.study.directory import INLINE
 
 INLINE_REVISION = 2
 """Of the dataset: 2 counts valid targets, and draws random items by their position."""

@@ -12,8 +12,9 @@ from test_find_optimal import Net, ids, planned, trained
 from torch import nn
 
 import flops_fit_core
-from flops_fit_core import StudyWarning, model_check
-from flops_fit_core.model_check import relative_difference
+from flops_fit_core import StudyWarning
+from flops_fit_core.study import model_check
+from flops_fit_core.study.model_check import relative_difference
 
 
 def scale():

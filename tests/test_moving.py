@@ -18,13 +18,13 @@ from flops_fit_core import ConfigError, StoreError
 from flops_fit_core.api import plan
 from flops_fit_core.api import run as run_study
 from flops_fit_core.cli.main import run as flops_fit
-from flops_fit_core.drivers import DriverNote
-from flops_fit_core.folder import StudyFolder
-from flops_fit_core.moving import copy_study
 from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
+from flops_fit_core.study.copy import copy_study
+from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import DriverNote
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 SURFACE = {
@@ -158,8 +158,9 @@ def test_claims_are_not_copied(law: Path, tmp_path: Path) -> None:
 def test_a_copy_that_was_killed_goes_on(law: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     code = (
-        "import os, signal, sys; from pathlib import Path; from flops_fit_core.folder import StudyFolder\n"
-        "from flops_fit_core.moving import copy_study; from flops_fit_core.plugins.registry import installed\n"
+        "import os, signal, sys; from pathlib import Path\n"
+        "from flops_fit_core.study.directory import StudyFolder\n"
+        "from flops_fit_core.study.copy import copy_study; from flops_fit_core.plugins.registry import installed\n"
         "from flops_fit_stores.json_file import JsonStore; add = JsonStore.add; count = iter(range(7))\n"
         "def killed(self, result):\n"
         "    add(self, result)\n"
@@ -227,7 +228,7 @@ def test_a_driver_on_another_machine_is_seen_by_its_claim(law: Path, tmp_path: P
 def test_a_driver_that_begins_during_the_copy_keeps_the_study_where_it_was(
     law: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flops_fit_core import moving
+    from flops_fit_core.study import copy as moving
 
     note = DriverNote(law, "anna", "local")
     compare = moving._compare

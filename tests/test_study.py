@@ -5,9 +5,9 @@ from small import Bench, text_table, write_text
 
 from flops_fit_core import ConfigError, FitError, plan, run
 from flops_fit_core.config import PLANNER
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.study import Study, study_folder
+from flops_fit_core.study.directory import StudyFolder
 
 
 @pytest.fixture

@@ -28,10 +28,10 @@ from flops_fit_core import (
     run,
 )
 from flops_fit_core.cli.main import run as command
-from flops_fit_core.drivers import DriverNote
 from flops_fit_core.errors import raised_at
-from flops_fit_core.other_results import describe, find_other_runs
 from flops_fit_core.study import Study
+from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.other_results import describe, find_other_runs
 
 
 class Net(nn.Module):

@@ -18,12 +18,12 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 from kills import run_kills
 
 from flops_fit_core import ExecutorContext, JobEnded, Outbox, StoreError, hookimpl
-from flops_fit_core import sweep as sweep_module
 from flops_fit_core.config import make_experiment
-from flops_fit_core.drivers import Driver, this_machine
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.sweep import Sweep, count_states
+from flops_fit_core.study import sweep as sweep_module
+from flops_fit_core.study.heartbeat import Driver, this_machine
+from flops_fit_core.study.sweep import Sweep, count_states
 
 
 class Setting:
@@ -444,7 +444,7 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
 
 
 def test_clean_leaves_what_an_unfinished_run_goes_on_from_unless_it_is_told_to(setting):
-    from flops_fit_core.sweep import forget_checkpoints
+    from flops_fit_core.study.sweep import forget_checkpoints
 
     store, folder = interrupted(setting)
     assert forget_checkpoints(setting.plan, store, setting.folder) == 0

@@ -12,10 +12,10 @@ from small import Bench, text_table, write_text
 from flops_fit_core import ConfigError, Hyperparameters, OptimizerSpec, Options, PlanError, RecipeSpec, hookimpl
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import load_experiment, make_experiment, read_table
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
+from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.tuning import Probe, bootstrap_vertices, lowest_five, tune, vertex, write_value
 from flops_fit_core.tuning.optimum import best_rate, mean_interval, vertex_error
 

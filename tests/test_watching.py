@@ -12,7 +12,7 @@ from small import text_table, write_text
 
 from flops_fit_core import Progress, Study
 from flops_fit_core.cli.main import run
-from flops_fit_core.drivers import DriverNote, drivers, seconds_left
+from flops_fit_core.study.heartbeat import DriverNote, drivers, seconds_left
 
 NET = """
 import os

@@ -18,9 +18,9 @@ from flops_fit_core.config import (
     replace_choice,
 )
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder
+from flops_fit_core.study.directory import StudyFolder
 
 SourceArgument = Annotated[
     Path, typer.Argument(help="An experiment file (TOML, JSON, YAML) or a study's folder.", metavar="SOURCE")

@@ -11,7 +11,7 @@ from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import print_json, print_text
 
 if TYPE_CHECKING:
-    from flops_fit_core.examining import Finding
+    from flops_fit_core.study.doctor import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -32,7 +32,7 @@ def doctor(
     json: args.JsonOption = False,
 ) -> int:
     """Look at this machine, the plugins and the executors; with SOURCE, try its folder, store and executor."""
-    from flops_fit_core import examining
+    from flops_fit_core.study import doctor as examining
 
     registry = args.registry_for(source, plugin, without)
     findings = [*examining.machine(), *examining.plugins(registry), *examining.executors(registry)]

@@ -116,8 +116,8 @@ def fitted_groups(asked: Asked, registry: Registry, column: str) -> dict[str, La
 def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
     """A fit that was kept as JSON, or one that is made now."""
     if asked.source.is_file() and _is_fit(asked.source):
-        from flops_fit_core.api import fitter_of
         from flops_fit_core.fitting import load_fit
+        from flops_fit_core.planning.previous_fit import fitter_of
 
         _refuse_to_refit(asked)
         law = load_fit(asked.source)

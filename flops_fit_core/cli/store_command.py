@@ -12,7 +12,7 @@ from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import print_json, print_text, say
 from flops_fit_core.config import override_value, replace_choice
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.folder import StudyFolder
+from flops_fit_core.study.directory import StudyFolder
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +44,7 @@ def copy(
     json: args.JsonOption = False,
 ) -> None:
     """Copy a study with every attempt at every run, look at all of it again, and use it from then on."""
-    from flops_fit_core.moving import copy_study
+    from flops_fit_core.study.copy import copy_study
 
     given, made = StudyFolder.existing(source.absolute()), StudyFolder(target.absolute())
     registry = args.registry_for(source, plugin, without)

@@ -49,7 +49,7 @@ def tune(
     json: args.JsonOption = False,
 ) -> int:
     """Find the learning rate with a few short runs, and write it into the experiment file."""
-    from flops_fit_core.folder import StudyFolder
+    from flops_fit_core.study.directory import StudyFolder
     from flops_fit_core.tuning import Probe
     from flops_fit_core.tuning import tune as train
 

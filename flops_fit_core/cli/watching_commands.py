@@ -9,10 +9,10 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_json, print_text, say
-from flops_fit_core.drivers import Driver, drivers, seconds_left
 from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
+from flops_fit_core.study.heartbeat import Driver, drivers, seconds_left
 
 ERRORS_SHOWN = 5
 
@@ -41,7 +41,7 @@ def status(
 
 
 def _about(study: Study, there: list[Driver]) -> dict[str, Any]:
-    from flops_fit_core.sweep import count_states, states_by_run
+    from flops_fit_core.study.sweep import count_states, states_by_run
 
     finished = {result.id for result in study.results if result.is_finished}
     running = [one for driver in there for one in driver.running if one.run not in finished]
@@ -131,8 +131,8 @@ def retry(
     """Train failed (and --diverged) runs again; with --set they are new runs in the place of the old ones."""
     from flops_fit_core.cli.progress import SweepProgress
     from flops_fit_core.cli.study_commands import conclude
-    from flops_fit_core.retrying import retry as retry_runs
-    from flops_fit_core.retrying import to_retry
+    from flops_fit_core.study.retry import retry as retry_runs
+    from flops_fit_core.study.retry import to_retry
 
     study = args.existing(source, args.registry_for(source, plugin, without), out)
     statuses = {"failed", "diverged"} if diverged else {"failed"}

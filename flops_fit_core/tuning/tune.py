@@ -10,12 +10,12 @@ import numpy as np
 
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.flops.model_stats import Measured
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Interval, RunResult, RunSpec
 from flops_fit_core.study import Study
+from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.tuning.optimum import LEVEL, BestRate, Side, best_rate, mean_interval
 from flops_fit_core.tuning.probe import Probe
 from flops_fit_core.tuning.records import ProbeRun, SizeOptimum, Tuning

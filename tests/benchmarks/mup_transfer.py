@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from flops_fit_core import plan
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.plugins.registry import installed
+from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.tuning import Probe, Tuning, bootstrap_vertices, tune, vertex
 from flops_fit_core.tuning.optimum import vertex_error
 

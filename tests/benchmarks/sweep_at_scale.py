@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from flops_fit_core import JobEnded, RunResult, plan
-from flops_fit_core.sweep import Sweep
+from flops_fit_core.study.sweep import Sweep
 
 SPEED = 4e14
 """FLOP/s of a simulated GPU."""

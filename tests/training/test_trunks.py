@@ -42,7 +42,7 @@ def trained(bench, folder, **changes):
 
 
 def folder_of(path):
-    from flops_fit_core.folder import StudyFolder
+    from flops_fit_core.study.directory import StudyFolder
 
     return StudyFolder(path)
 

@@ -17,11 +17,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.drivers import DriverNote, dead_owners
 from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.protocols import Executor, JobEnded, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
+from flops_fit_core.study.heartbeat import DriverNote, dead_owners
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 LEASE_SECONDS = 60.0

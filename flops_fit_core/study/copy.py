@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.config import Chosen, choose_from_table
-from flops_fit_core.drivers import drivers
 from flops_fit_core.errors import ConfigError, StoreError
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import replacing, write_atomically
 from flops_fit_core.records import RunResult
+from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import drivers
 
 FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json")
 FOLDERS = ("checkpoints", "outbox", "report")

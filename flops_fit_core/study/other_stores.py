@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_core.config import Chosen
-from flops_fit_core.drivers import drivers
 from flops_fit_core.errors import ConfigError, StoreError, UserError
-from flops_fit_core.folder import StudyFolder
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult
+from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import drivers
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Chosen, Experiment, choose_from_table
-from flops_fit_core.drivers import DriverNote
 from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
-from flops_fit_core.family_flops import count_family, is_proportional, load_family, record_family
-from flops_fit_core.folder import StudyFolder
-from flops_fit_core.model_check import record_model_check
-from flops_fit_core.other_results import OtherRuns, describe, find_other_runs
-from flops_fit_core.other_stores import OtherStore, check_no_other_driver, find_other_stores
+from flops_fit_core.planning.family_flops import count_family, is_proportional, load_family, record_family
 from flops_fit_core.plugins.protocols import ExecutorContext, Fitter, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry, registry_from
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
-from flops_fit_core.sweep import Sweep, forget_checkpoints
+from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.model_check import record_model_check
+from flops_fit_core.study.other_results import OtherRuns, describe, find_other_runs
+from flops_fit_core.study.other_stores import OtherStore, check_no_other_driver, find_other_stores
+from flops_fit_core.study.sweep import Sweep, forget_checkpoints
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 if TYPE_CHECKING:
