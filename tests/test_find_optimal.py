@@ -413,7 +413,7 @@ def test_a_base_class_is_part_of_a_models_identity(tmp_path):
 IDENTITIES = """
 from functools import partial
 import torch
-from flops_fit_core.identity import identify_value
+from flops_fit_core.api.fingerprint.objects import identify_value
 
 class Inherits(torch.optim.Adam):
     pass

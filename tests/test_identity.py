@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from flops_fit_core import ConfigError, DataError
-from flops_fit_core.identity import hash_item, identify_callable, identify_value
+from flops_fit_core.api.fingerprint.objects import hash_item, identify_callable, identify_value
 
 
 def of(value):
@@ -163,7 +163,7 @@ def test_a_method_put_into_a_class_afterwards_is_part_of_it():
 
 AT_A_PROMPT = """
 import torch
-from flops_fit_core.identity import identify_value
+from flops_fit_core.api.fingerprint.objects import identify_value
 class Model(torch.nn.Module):
     scale = 1
     def forward(self, x):
@@ -276,7 +276,7 @@ def test_what_stands_on_a_lambdas_line_is_no_part_of_it(tmp_path):
 
 IN_ANY_PROCESS = """
 import numpy as np
-from flops_fit_core.identity import hash_item
+from flops_fit_core.api.fingerprint.objects import hash_item
 
 class Item:
     def __init__(self):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from flops_fit_core import code_hash
-from flops_fit_core.identity import identify_callable
+from flops_fit_core.api.fingerprint.objects import identify_callable
 
 PACKAGE = {
     "ownpkg/__init__.py": "from ownpkg.model import GPT, GPTConfig\n",
@@ -1000,7 +1000,7 @@ SCRIPT = """
 import sys
 from dataclasses import dataclass
 
-from flops_fit_core.identity import identify_callable
+from flops_fit_core.api.fingerprint.objects import identify_callable
 
 WIDTH = 4
 BUDGETS = [1e5, 2e5]
@@ -1064,7 +1064,7 @@ def test_a_class_that_cloudpickle_carried_by_value_is_the_same_class(tmp_path):
     (tmp_path / "script.py").write_text(script)
     (tmp_path / "other.py").write_text(
         "import cloudpickle\n"
-        "from flops_fit_core.identity import identify_callable\n"
+        "from flops_fit_core.api.fingerprint.objects import identify_callable\n"
         'made = cloudpickle.loads(open("net.pkl", "rb").read())\n'
         'print(identify_callable(made, {"names": {"x", "y", "z"}}, "model_cls"))\n'
     )
@@ -1074,7 +1074,7 @@ def test_a_class_that_cloudpickle_carried_by_value_is_the_same_class(tmp_path):
 SPAWNED = """
 import multiprocessing
 import ownpkg.model
-from flops_fit_core.identity import identify_callable
+from flops_fit_core.api.fingerprint.objects import identify_callable
 
 def identity(_):
     return identify_callable(ownpkg.model.make, {}, "model_cls")
@@ -1092,7 +1092,7 @@ def test_a_spawned_process_has_the_same_identity(package):
 
 NOTEBOOK = """
 import linecache, sys
-from flops_fit_core.identity import identify_callable
+from flops_fit_core.api.fingerprint.objects import identify_callable
 
 names = {"__name__": "__main__"}
 for number, cell in enumerate(sys.stdin.read().split("# cell")):
@@ -1125,7 +1125,7 @@ def test_the_cells_of_a_notebook_are_followed(tmp_path):
 
 
 AT_A_PROMPT = """
-from flops_fit_core.identity import identify_callable
+from flops_fit_core.api.fingerprint.objects import identify_callable
 def helper(x): return 2 * x
 
 class Net:

@@ -5,7 +5,7 @@ import sys
 import pytest
 from test_identity_edits import edit, identity, package, write  # noqa: F401
 
-from flops_fit_core.identity import identify_callable
+from flops_fit_core.api.fingerprint.objects import identify_callable
 
 FILL = "T = {}\ndef fill(k): T['a'] = k\nfill(2)\ndef make(w): return T['a']\n"
 APPEND = "T = []\ndef add(k): T.append(k)\nadd(2)\ndef make(w): return T[0]\n"

@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from flops_fit_core import ConfigError, DataError, PlanError, SweepFailed, find_optimal
-from flops_fit_core.inline_data import open_inline_data
+from flops_fit_core.api.torch_data import open_inline_data
 
 VOCAB, CONTEXT = 20, 16
 ROWS = torch.randint(0, VOCAB, (600, CONTEXT + 1), generator=torch.Generator().manual_seed(0))

@@ -13,8 +13,8 @@ import pytest
 
 from flops_fit_core import ConfigError, __version__
 from flops_fit_core.cli.main import run
+from flops_fit_core.cli.scaffold import write_plugin
 from flops_fit_core.plugins.registry import KINDS
-from flops_fit_core.scaffold import write_plugin
 
 ROOT = Path(__file__).parents[1]
 

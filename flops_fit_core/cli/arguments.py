@@ -111,7 +111,7 @@ def planned(
 
     Raises ConfigError and the other UserErrors of planning.
     """
-    from flops_fit_core.api import plan_study
+    from flops_fit_core.api.functions import plan_study
 
     if source.is_dir():
         folder = StudyFolder.existing(source)

@@ -9,8 +9,8 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import complain, console, print_json, say
+from flops_fit_core.cli.scaffold import write_plugin
 from flops_fit_core.plugins.registry import KINDS, Registry
-from flops_fit_core.scaffold import write_plugin
 
 
 def register(app: typer.Typer) -> None:

@@ -31,7 +31,7 @@ class Counted:
 
     It is what ``torch.utils.flop_counter.FlopCounterMode`` counts, with the same formulas but those of
     :mod:`flops_fit_core.flops.product_formulas`, and in half of the time: operations without a formula are passed
-    on at once, and the result of one that was run before with arguments of the same shapes is not worked out again.
+    on at once, and the result of one that was run before with arguments of the same shapes is reused.
     A model is made of equal layers, and shapes on the meta device are computed in Python. Operations of higher
     order, such as ``torch.cond``, raise.
 

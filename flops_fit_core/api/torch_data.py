@@ -12,13 +12,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.data.custom_task import CustomTask, LossForm, Reduction, is_classes
-from flops_fit_core.errors import ConfigError, DataError
-from flops_fit_core.inline import copied
-from flops_fit_core.inline_arguments import check_arguments, check_heldout_is_apart
-from flops_fit_core.inline_batches import check_samples_first, first_batch, first_items, plain, targets_among
-from flops_fit_core.inline_checks import check_heldout, data_notes, find_loss_form, with_valid_targets
-from flops_fit_core.inline_overlap import (
+from flops_fit_core.api.data_checks.arguments import check_arguments, check_heldout_is_apart
+from flops_fit_core.api.data_checks.first_batch import (
+    check_samples_first,
+    first_batch,
+    first_items,
+    plain,
+    targets_among,
+)
+from flops_fit_core.api.data_checks.overlap import (
     SAME,
     check_windows_apart,
     places,
@@ -26,7 +28,14 @@ from flops_fit_core.inline_overlap import (
     split_windows,
     windows_of,
 )
-from flops_fit_core.inline_sources import (
+from flops_fit_core.api.data_checks.task_checks import (
+    check_heldout,
+    data_notes,
+    find_loss_form,
+    with_valid_targets,
+)
+from flops_fit_core.api.inline import copied
+from flops_fit_core.api.sources import (
     REREAD,
     has_length,
     heldout_collate,
@@ -35,7 +44,9 @@ from flops_fit_core.inline_sources import (
     split_indices,
     unwrap,
 )
-from flops_fit_core.inline_streams import StreamPasses, check_stream
+from flops_fit_core.api.streams import StreamPasses, check_stream
+from flops_fit_core.data.custom_task import CustomTask, LossForm, Reduction, is_classes
+from flops_fit_core.errors import ConfigError, DataError
 from flops_fit_core.plugins.protocols import Batch, SampleSize
 from flops_fit_core.plugins.specs import Options
 from flops_fit_core.records import content_hash

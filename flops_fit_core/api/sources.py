@@ -6,9 +6,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flops_fit_core.api.fingerprint.objects import hash_item, identify_callable, identify_value, unidentified
+from flops_fit_core.api.streams import SeededStream
 from flops_fit_core.errors import DataError
-from flops_fit_core.identity import hash_item, identify_callable, identify_value, unidentified
-from flops_fit_core.inline_streams import SeededStream
 from flops_fit_core.plugins.protocols import Batch
 from flops_fit_core.records import content_hash
 

@@ -6,6 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from flops_fit_core.api.data_checks.first_batch import targets_among
+from flops_fit_core.api.loss_form.probe import find_form
+from flops_fit_core.api.loss_form.target_relation import (
+    copied_share,
+    is_transformers_causal,
+    name_targets_argument,
+    relation_of,
+    sees_later_inputs,
+)
 from flops_fit_core.data.custom_task import (
     IGNORED,
     CustomTask,
@@ -16,15 +25,6 @@ from flops_fit_core.data.custom_task import (
     logits_of,
 )
 from flops_fit_core.errors import DataError
-from flops_fit_core.inline_batches import targets_among
-from flops_fit_core.loss_probe import find_form
-from flops_fit_core.target_relation import (
-    copied_share,
-    is_transformers_causal,
-    name_targets_argument,
-    relation_of,
-    sees_later_inputs,
-)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -11,11 +11,11 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.api.loss_form.output_parts import double, map_tensors, roll, select_positions, select_samples
+from flops_fit_core.api.loss_form.trials import LossTrials, close
+from flops_fit_core.api.loss_form.values import check_value, is_number
 from flops_fit_core.data.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes, logits_of
 from flops_fit_core.errors import DataError
-from flops_fit_core.loss_trials import LossTrials, close
-from flops_fit_core.loss_values import check_value, is_number
-from flops_fit_core.output_parts import double, map_tensors, roll, select_positions, select_samples
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from flops_fit_core.object_parts import is_place
+from flops_fit_core.api.fingerprint.object_parts import is_place
 
 _ABSENT = object()
 _OF_PROCESS = re.compile(

@@ -15,8 +15,8 @@ from typing import Any
 
 from pydantic import create_model
 
+from flops_fit_core.api.fingerprint.objects import identify_callable, qualified_name
 from flops_fit_core.errors import ConfigError, raised_at
-from flops_fit_core.identity import identify_callable, qualified_name
 from flops_fit_core.plugins.hookspecs import hookimpl
 from flops_fit_core.plugins.protocols import Dataset, FlopCount, MeasuredModel, RunView, own_parameter_groups
 from flops_fit_core.plugins.specs import (

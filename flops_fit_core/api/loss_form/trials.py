@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.api.loss_form.output_parts import select_samples
+from flops_fit_core.api.loss_form.values import class_count, classes_without_gradient
 from flops_fit_core.data.causality import other_values
 from flops_fit_core.data.custom_task import IGNORED, CustomTask, LossForm, Reduction, is_classes
-from flops_fit_core.loss_values import class_count, classes_without_gradient
-from flops_fit_core.output_parts import select_samples
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,17 +21,16 @@ from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from flops_fit_core.code_names import global_names, imports, reads_attribute
-from flops_fit_core.computed_values import (
+from flops_fit_core.api.fingerprint.code_names import global_names, imports, reads_attribute
+from flops_fit_core.api.fingerprint.computed_values import (
     assigned_value,
     computed_part,
     default_nodes,
     keyword_default_nodes,
     reads_process,
 )
-from flops_fit_core.errors import ConfigError
-from flops_fit_core.item_hash import hash_item, qualified_name, state_of, unidentified
-from flops_fit_core.object_parts import (
+from flops_fit_core.api.fingerprint.item_hash import hash_item, qualified_name, state_of, unidentified
+from flops_fit_core.api.fingerprint.object_parts import (
     class_attributes,
     closure_values,
     describe_code,
@@ -49,6 +48,16 @@ from flops_fit_core.object_parts import (
     types_in,
     undecorated,
 )
+from flops_fit_core.api.fingerprint.source_lookup import (
+    ClassTree,
+    SourceTree,
+    class_tree,
+    first_line,
+    function_tree,
+    source_file,
+    source_tree,
+)
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.first_party import (
     hash_files,
     imported_files,
@@ -58,15 +67,6 @@ from flops_fit_core.plugins.first_party import (
 )
 from flops_fit_core.plugins.syntax_hash import hash_syntax
 from flops_fit_core.records import canonical_json, content_hash
-from flops_fit_core.source_lookup import (
-    ClassTree,
-    SourceTree,
-    class_tree,
-    first_line,
-    function_tree,
-    source_file,
-    source_tree,
-)
 
 __all__ = ["hash_item", "identify_callable", "identify_value", "qualified_name", "unidentified"]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.api.loss_form.output_parts import map_tensors
 from flops_fit_core.data.custom_task import logits_of
 from flops_fit_core.errors import DataError
-from flops_fit_core.output_parts import map_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

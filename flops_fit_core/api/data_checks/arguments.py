@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from flops_fit_core.api.data_checks.overlap import SAME, places
 from flops_fit_core.errors import ConfigError, DataError
-from flops_fit_core.inline_overlap import SAME, places
 
 
 def check_arguments(given: Mapping[str, Any]) -> None:
@@ -61,7 +61,7 @@ def check_heldout_is_apart(training: Any, heldout: Any) -> None:
 
 def _draws(source: Any) -> bool:
     """Whether the first item is drawn at random, so that held-out samples are others."""
-    from flops_fit_core.inline_sources import has_length
+    from flops_fit_core.api.sources import has_length
     from flops_fit_core.training.rng import draws_random_numbers
 
     return has_length(source) and draws_random_numbers(lambda: source[0])

@@ -8,11 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
-from flops_fit_core.config import choose_from_table as _choose
-from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
-from flops_fit_core.identity import qualified_name
-from flops_fit_core.inline import (
+from flops_fit_core.api.fingerprint.objects import qualified_name
+from flops_fit_core.api.inline import (
     InlinePlugin,
     counter_entry,
     dataset_entry,
@@ -21,8 +18,11 @@ from flops_fit_core.inline import (
     store_entry,
     torch_dataset_entry,
 )
-from flops_fit_core.inline_data import InlineDataOptions, open_inline_data
-from flops_fit_core.inline_streams import SeededStream
+from flops_fit_core.api.streams import SeededStream
+from flops_fit_core.api.torch_data import InlineDataOptions, open_inline_data
+from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
+from flops_fit_core.config import choose_from_table as _choose
+from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
 from flops_fit_core.planning import WARNING, make_plan
 from flops_fit_core.planning.previous_fit import expected_params
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore

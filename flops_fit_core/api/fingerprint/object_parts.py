@@ -13,9 +13,9 @@ from pathlib import Path, PurePath
 from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any, get_args, get_origin
 
-from flops_fit_core.item_hash import qualified_name
+from flops_fit_core.api.fingerprint.item_hash import qualified_name
+from flops_fit_core.api.fingerprint.source_lookup import ClassTree, function_tree, source_tree
 from flops_fit_core.plugins.first_party import imported_files, is_first_party
-from flops_fit_core.source_lookup import ClassTree, function_tree, source_tree
 
 _DEVICE = re.compile(r"(auto|cpu|cuda|hip|hpu|mps|tpu|xla|xpu)(:\d+)?")
 

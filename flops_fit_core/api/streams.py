@@ -6,8 +6,8 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from flops_fit_core.api.fingerprint.objects import hash_item
 from flops_fit_core.errors import DataError
-from flops_fit_core.identity import hash_item
 
 CHUNK = 64
 """Samples read at a time: the generators' states are exchanged once for all of them."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.api.fingerprint.objects import hash_item
 from flops_fit_core.errors import ConfigError, DataError
-from flops_fit_core.identity import hash_item
 
 if TYPE_CHECKING:
     from torch import Tensor

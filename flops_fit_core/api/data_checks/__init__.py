@@ -1,0 +1,1 @@
+"""Checks of a user's data before anything is trained."""
