@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting.backtesting import Backtest, HeldOut, backtest
-    from flops_fit_core.fitting.conventions import recounted
     from flops_fit_core.fitting.data import Runs, curve_points, observations
-    from flops_fit_core.fitting.envelope import EnvelopeFitter
+    from flops_fit_core.fitting.fitters.envelope import EnvelopeFitter
+    from flops_fit_core.fitting.fitters.isoflop import IsoflopFitter
+    from flops_fit_core.fitting.fitters.joint import JointFitter
+    from flops_fit_core.fitting.fitters.parametric import ParametricFitter
+    from flops_fit_core.fitting.fitters.profiles import profile_loss
     from flops_fit_core.fitting.grid import check_grid, flag_outside, grid_edges, profile_minima
-    from flops_fit_core.fitting.isoflop import IsoflopFitter
-    from flops_fit_core.fitting.joint import JointFitter
-    from flops_fit_core.fitting.likelihood import profile_intervals
-    from flops_fit_core.fitting.optima import follow_family, optimum
-    from flops_fit_core.fitting.parametric import ParametricFitter
-    from flops_fit_core.fitting.profiles import profile_loss
-    from flops_fit_core.fitting.reading import (
+    from flops_fit_core.fitting.io.tables import (
         RunTable,
         is_table,
         read_complete_table,
@@ -29,7 +26,8 @@ if TYPE_CHECKING:
         read_table,
         table_groups,
     )
-    from flops_fit_core.fitting.using import (
+    from flops_fit_core.fitting.laws.optima import follow_family, optimum
+    from flops_fit_core.fitting.predict import (
         Cost,
         OffOptimum,
         Served,
@@ -45,47 +43,49 @@ if TYPE_CHECKING:
         training_cost,
         write_fit,
     )
+    from flops_fit_core.fitting.recount import recounted
+    from flops_fit_core.fitting.uncertainty.likelihood import profile_intervals
 
 _LAZY = {
     "Backtest": "backtesting",
-    "Cost": "using",
-    "EnvelopeFitter": "envelope",
+    "Cost": "predict",
+    "EnvelopeFitter": "fitters.envelope",
     "HeldOut": "backtesting",
-    "IsoflopFitter": "isoflop",
-    "JointFitter": "joint",
-    "OffOptimum": "using",
-    "ParametricFitter": "parametric",
-    "RunTable": "reading",
+    "IsoflopFitter": "fitters.isoflop",
+    "JointFitter": "fitters.joint",
+    "OffOptimum": "predict",
+    "ParametricFitter": "fitters.parametric",
+    "RunTable": "io.tables",
     "Runs": "data",
-    "Served": "using",
+    "Served": "predict",
     "backtest": "backtesting",
-    "cheapest_to_serve": "using",
+    "cheapest_to_serve": "predict",
     "check_grid": "grid",
-    "checklist": "using",
+    "checklist": "predict",
     "curve_points": "data",
-    "disagreement": "using",
-    "fit_table": "using",
+    "disagreement": "predict",
+    "fit_table": "predict",
     "flag_outside": "grid",
-    "follow_family": "optima",
+    "follow_family": "laws.optima",
     "grid_edges": "grid",
-    "is_table": "reading",
-    "load_fit": "using",
+    "is_table": "io.tables",
+    "load_fit": "predict",
     "observations": "data",
-    "off_optimum": "using",
-    "optimum": "optima",
-    "parameter_intervals": "using",
-    "predict_loss": "using",
-    "profile_intervals": "likelihood",
-    "profile_loss": "profiles",
+    "off_optimum": "predict",
+    "optimum": "laws.optima",
+    "parameter_intervals": "predict",
+    "predict_loss": "predict",
+    "profile_intervals": "uncertainty.likelihood",
+    "profile_loss": "fitters.profiles",
     "profile_minima": "grid",
-    "read_complete_table": "reading",
-    "read_runs": "reading",
-    "read_table": "reading",
-    "recounted": "conventions",
-    "summary": "using",
-    "table_groups": "reading",
-    "training_cost": "using",
-    "write_fit": "using",
+    "read_complete_table": "io.tables",
+    "read_runs": "io.tables",
+    "read_table": "io.tables",
+    "recounted": "recount",
+    "summary": "predict",
+    "table_groups": "io.tables",
+    "training_cost": "predict",
+    "write_fit": "predict",
 }
 
 __all__ = [

@@ -8,9 +8,9 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Runs
-from flops_fit_core.fitting.laws import SURFACES
-from flops_fit_core.fitting.profiles import fit_profile, group_by_budget, move_to_budgets
-from flops_fit_core.fitting.using import predict_loss
+from flops_fit_core.fitting.fitters.profiles import fit_profile, group_by_budget, move_to_budgets
+from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.predict import predict_loss
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Record
 

@@ -7,9 +7,9 @@ from typing import Literal
 
 import numpy as np
 
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Runs
-from flops_fit_core.fitting.profiles import Profile
+from flops_fit_core.fitting.fitters.profiles import Profile
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.records import Diagnostic, RunResult
 
 

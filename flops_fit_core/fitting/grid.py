@@ -7,17 +7,17 @@ from collections.abc import Sequence
 import numpy as np
 
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.diagnostics import about_edge, outside_sizes, unusable
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.profiles import (
+from flops_fit_core.fitting.fitters.profiles import (
     Profile,
     fit_profile,
     group_by_budget,
     move_to_budgets,
     profile_record,
 )
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, ProfileMinimum
 

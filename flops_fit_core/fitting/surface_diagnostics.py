@@ -7,16 +7,16 @@ from typing import Literal
 import numpy as np
 from scipy import stats
 
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import note
-from flops_fit_core.fitting.losses import LeastSquares
-from flops_fit_core.fitting.newton import solve
-from flops_fit_core.fitting.noise import NoiseModel
-from flops_fit_core.fitting.outliers import Rejection
-from flops_fit_core.fitting.powerlaw import fit_line
-from flops_fit_core.fitting.surface import SurfaceFit
-from flops_fit_core.fitting.units import looks_like_bits, name_rows
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
+from flops_fit_core.fitting.laws.chinchilla import SurfaceFit
+from flops_fit_core.fitting.laws.power_law import fit_line
+from flops_fit_core.fitting.solvers.newton import solve
+from flops_fit_core.fitting.solvers.objectives import LeastSquares
+from flops_fit_core.fitting.uncertainty.noise import NoiseModel
+from flops_fit_core.fitting.uncertainty.outliers import Rejection
 from flops_fit_core.records import Diagnostic
 
 ONE_RATIO = 0.35

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting import Runs, optimum, predict_loss, profile_loss
-from flops_fit_core.fitting.constraint import FlopsPerToken
-from flops_fit_core.fitting.profiles import group_by_budget
+from flops_fit_core.fitting.fitters.profiles import group_by_budget
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.records import LawFit, Observation, ProfileMinimum
 from flops_fit_core.report.tables import flag
 

@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "fitting"))
 from surfaces import CHINCHILLA, study
 
 from flops_fit_core.fitting import ParametricFitter, read_table
-from flops_fit_core.fitting.losses import Huber, LeastSquares
-from flops_fit_core.fitting.newton import Problem
-from flops_fit_core.fitting.surface import fit_surface, make_problem, refit
+from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit
+from flops_fit_core.fitting.solvers.newton import Problem
+from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
 
 GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))
 

@@ -12,8 +12,8 @@ from surfaces import CHINCHILLA
 
 from flops_fit_core import LawFit, Observation
 from flops_fit_core.fitting import IsoflopFitter, JointFitter, ParametricFitter, load_fit, optimum, write_fit
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Runs
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 
 BUDGETS = 10.0 ** np.arange(18, 23)
 ALTERNATING = (-1.0) ** np.arange(24)

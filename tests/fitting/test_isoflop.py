@@ -10,9 +10,9 @@ from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 from flops_fit_core import FitError, LawFit, Observation, Registry
 from flops_fit_core.fitting import IsoflopFitter, profile_loss
 from flops_fit_core.fitting.data import Runs
-from flops_fit_core.fitting.minima import seed_noise
-from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
-from flops_fit_core.fitting.profiles import group_by_budget, move_to_budgets
+from flops_fit_core.fitting.fitters.minima import seed_noise
+from flops_fit_core.fitting.fitters.profiles import group_by_budget, move_to_budgets
+from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
 
 BUDGETS = (1e17, 1e18, 1e19, 1e20)
 OFFSETS = tuple(1.6 ** (step - 2.5) for step in range(6))

@@ -8,10 +8,10 @@ from surfaces import CHINCHILLA, study
 
 from flops_fit_core import FitError, LawFit, Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
-from flops_fit_core.fitting.losses import LeastSquares
-from flops_fit_core.fitting.newton import Problem, derivatives, solve, value
-from flops_fit_core.fitting.noise import describe_runs, fit_noise
-from flops_fit_core.fitting.surface import correlated, fit_surface, make_problem, refit
+from flops_fit_core.fitting.laws.chinchilla import correlated, fit_surface, make_problem, refit
+from flops_fit_core.fitting.solvers.newton import Problem, derivatives, solve, value
+from flops_fit_core.fitting.solvers.objectives import LeastSquares
+from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
 
 BUDGETS = 10.0 ** np.arange(17, 22)
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.histories import Row
-from flops_fit_core.fitting.table_names import plain_name
-from flops_fit_core.fitting.table_numbers import NumberFormat, is_blank
+from flops_fit_core.fitting.io.histories import Row
+from flops_fit_core.fitting.io.names import plain_name
+from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 from flops_fit_core.records import Diagnostic, Observation
 
 POOLED = "none"

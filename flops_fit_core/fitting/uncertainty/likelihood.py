@@ -16,11 +16,11 @@ from scipy.optimize import brentq
 from scipy.optimize import least_squares as scipy_least_squares
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Runs
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.laws import SURFACES
-from flops_fit_core.fitting.optima import minimise
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.optima import minimise
+from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.records import Interval, LawFit, Observation
 
 _HOLD = 1e4

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flops_fit_core.fitting.histories import Row
-from flops_fit_core.fitting.table_columns import NEEDED, Columns
-from flops_fit_core.fitting.table_files import RawTable
-from flops_fit_core.fitting.table_names import DIVERGED, FINISHED, YES, plain_name
-from flops_fit_core.fitting.table_numbers import NumberFormat, is_blank
+from flops_fit_core.fitting.io.columns import NEEDED, Columns
+from flops_fit_core.fitting.io.files import RawTable
+from flops_fit_core.fitting.io.histories import Row
+from flops_fit_core.fitting.io.names import DIVERGED, FINISHED, YES, plain_name
+from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 from flops_fit_core.records import Observation
 
 COMPLETED = frozenset(

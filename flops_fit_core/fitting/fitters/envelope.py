@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.bootstrap import interval
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import about_runs, no_interval, note
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.optima import optimum
-from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.optima import optimum
+from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
+from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 POINTS = 1500

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
-from flops_fit_core.fitting.losses import Objective
+from flops_fit_core.fitting.solvers.objectives import Objective
 
 EXPONENTS = (0.005, 3.0)
 """Where alpha and beta are searched."""

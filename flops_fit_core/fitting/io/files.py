@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.table_json import flat_cells, json_line_records, open_objects, read_json_records
+from flops_fit_core.fitting.io.json_records import flat_cells, json_line_records, open_objects, read_json_records
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Of files that are read; those of text also with ``.gz`` after them."""

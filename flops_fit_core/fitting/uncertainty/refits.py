@@ -8,15 +8,15 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import note
-from flops_fit_core.fitting.laws import SURFACES
-from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.newton import EXPONENTS, Problem, Solved, joined
-from flops_fit_core.fitting.noise import NoiseModel, describe_runs, fit_noise, offsets
-from flops_fit_core.fitting.outliers import Rejection, robust_fit, robust_refits
-from flops_fit_core.fitting.surface import SurfaceFit, correlated, fit_surface, linearise, refit
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.chinchilla import SurfaceFit, correlated, fit_surface, linearise, refit
+from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.solvers.newton import EXPONENTS, Problem, Solved, joined
+from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
+from flops_fit_core.fitting.uncertainty.noise import NoiseModel, describe_runs, fit_noise, offsets
+from flops_fit_core.fitting.uncertainty.outliers import Rejection, robust_fit, robust_refits
 from flops_fit_core.records import Diagnostic
 
 Criterion = Literal["robust", "least-squares", "huber"]

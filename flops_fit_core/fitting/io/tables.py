@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.histories import Row, about_trajectories, join_histories, mention_steps, run_column
-from flops_fit_core.fitting.table_columns import NEEDED, Columns, choose_columns
-from flops_fit_core.fitting.table_files import RawTable, read_raw, table_suffix
-from flops_fit_core.fitting.table_grids import ANOTHER_SETTING, mention_groups, select_best
-from flops_fit_core.fitting.table_json import json_records
-from flops_fit_core.fitting.table_names import ACTIVE, EXPERTS, plain_name, words_of
-from flops_fit_core.fitting.table_numbers import NumberFormat, decide_format, parse_scale
-from flops_fit_core.fitting.table_rows import STATUS, RowReader, cell_text, seed_numbers, without_copies
-from flops_fit_core.fitting.units import budget_as_named, refuse_units, suspicious_units, table_in_bits
+from flops_fit_core.fitting.io.columns import NEEDED, Columns, choose_columns
+from flops_fit_core.fitting.io.files import RawTable, read_raw, table_suffix
+from flops_fit_core.fitting.io.grids import ANOTHER_SETTING, mention_groups, select_best
+from flops_fit_core.fitting.io.histories import Row, about_trajectories, join_histories, mention_steps, run_column
+from flops_fit_core.fitting.io.json_records import json_records
+from flops_fit_core.fitting.io.names import ACTIVE, EXPERTS, plain_name, words_of
+from flops_fit_core.fitting.io.numbers import NumberFormat, decide_format, parse_scale
+from flops_fit_core.fitting.io.rows import STATUS, RowReader, cell_text, seed_numbers, without_copies
+from flops_fit_core.fitting.io.units import budget_as_named, refuse_units, suspicious_units, table_in_bits
 from flops_fit_core.records import Diagnostic, Observation
 
 NUMBERS = ("params", "tokens", "flops", "loss", "budget", "unique_tokens")
@@ -91,8 +91,8 @@ def read_table(
 
     A row is called by its ``id``, otherwise by its line in a CSV file (the first row below the header is ``row
     2``) or by the number of its record. Missing FLOPs are 6 N D. Of several rows of one run the last counts,
-    unless the table has a ``trajectory`` (:func:`~flops_fit_core.fitting.histories.join_histories`). Empty cells
-    and NaN in an optional column mean that nothing is given. Rows whose units look wrong are kept and named.
+    unless the table has a ``trajectory`` (:func:`~flops_fit_core.fitting.io.histories.join_histories`). Empty
+    cells and NaN in an optional column mean that nothing is given. Rows whose units look wrong are kept and named.
 
     Args:
         path: The file.

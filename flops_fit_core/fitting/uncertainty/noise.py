@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Ints, Runs
-from flops_fit_core.fitting.laws import Parameters, Surface
-from flops_fit_core.fitting.optima import minimise
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.forms import Parameters, Surface
+from flops_fit_core.fitting.laws.optima import minimise
 
 _STEPS = np.linspace(-2.0, 2.8, 13)
 _SLOPES = np.linspace(-1.0, 1.0, 9)

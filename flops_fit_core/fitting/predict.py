@@ -10,13 +10,13 @@ import numpy as np
 from pydantic import ValidationError
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.bootstrap import interval
-from flops_fit_core.fitting.constraint import FlopsPerToken
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.grid import check_grid
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.laws import SURFACES
-from flops_fit_core.fitting.optima import optimum
-from flops_fit_core.fitting.reading import RunTable
+from flops_fit_core.fitting.io.tables import RunTable
+from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.optima import optimum
+from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 

@@ -9,14 +9,16 @@ from typing import Any, Literal
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_runs, no_interval
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.laws import SURFACES
-from flops_fit_core.fitting.newton import Problem
-from flops_fit_core.fitting.optima import exponents, optimum
-from flops_fit_core.fitting.refits import (
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.chinchilla import linearise, make_problem
+from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.optima import exponents, optimum
+from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.solvers.newton import Problem
+from flops_fit_core.fitting.surface_diagnostics import about_draws, about_surface, swapped_roles
+from flops_fit_core.fitting.uncertainty.refits import (
     OUTLIER,
     Criterion,
     PointFit,
@@ -28,8 +30,6 @@ from flops_fit_core.fitting.refits import (
     fit_point,
     natural,
 )
-from flops_fit_core.fitting.surface import linearise, make_problem
-from flops_fit_core.fitting.surface_diagnostics import about_draws, about_surface, swapped_roles
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 Resampling = Literal["residuals", "cases"]

@@ -19,10 +19,10 @@ import numpy as np
 from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
-from flops_fit_core.fitting.losses import Huber, LeastSquares
-from flops_fit_core.fitting.newton import Problem, Solved, Trajectories, predict, solve
-from flops_fit_core.fitting.noise import STEP_MEAN
-from flops_fit_core.fitting.surface import SurfaceFit, fit_surface
+from flops_fit_core.fitting.laws.chinchilla import SurfaceFit, fit_surface
+from flops_fit_core.fitting.solvers.newton import Problem, Solved, Trajectories, predict, solve
+from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
+from flops_fit_core.fitting.uncertainty.noise import STEP_MEAN
 
 FEWEST = 10
 """Runs below which none can be told to be an outlier."""

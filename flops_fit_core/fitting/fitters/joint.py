@@ -10,16 +10,16 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import about_runs, no_interval, note
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.laws import SURFACES, Parameters
-from flops_fit_core.fitting.losses import LeastSquares
-from flops_fit_core.fitting.marquardt import Model, jacobian, least_squares
-from flops_fit_core.fitting.noise import describe_runs, fit_noise, offsets
-from flops_fit_core.fitting.optima import exponents, optimum
-from flops_fit_core.fitting.surface import fit_surface, make_problem
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem
+from flops_fit_core.fitting.laws.forms import SURFACES, Parameters
+from flops_fit_core.fitting.laws.optima import exponents, optimum
+from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.solvers.marquardt import Model, jacobian, least_squares
+from flops_fit_core.fitting.solvers.objectives import LeastSquares
+from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise, offsets
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 Form = Literal["kaplan", "muennighoff"]

@@ -6,8 +6,8 @@ import functools
 import re
 from collections.abc import Mapping
 
-from flops_fit_core.fitting.histories import NAME_COLUMNS
-from flops_fit_core.fitting.table_numbers import parse_scale
+from flops_fit_core.fitting.io.histories import NAME_COLUMNS
+from flops_fit_core.fitting.io.numbers import parse_scale
 
 FINISHED = frozenset(("finished", "completed", "success", "is_finished"))
 """Names of columns that hold whether a run finished."""

@@ -8,9 +8,9 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints
-from flops_fit_core.fitting.losses import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.newton import Problem, Solved, Trajectories, predict, solve
-from flops_fit_core.fitting.projection import starting_points
+from flops_fit_core.fitting.solvers.newton import Problem, Solved, Trajectories, predict, solve
+from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
+from flops_fit_core.fitting.solvers.projection import starting_points
 
 
 @dataclass(frozen=True)

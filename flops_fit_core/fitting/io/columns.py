@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.histories import ROWS
-from flops_fit_core.fitting.table_files import RawTable
-from flops_fit_core.fitting.table_names import (
+from flops_fit_core.fitting.io.files import RawTable
+from flops_fit_core.fitting.io.histories import ROWS
+from flops_fit_core.fitting.io.names import (
     ACTIVE,
     FINISHED,
     HELD_OUT,
@@ -30,7 +30,7 @@ from flops_fit_core.fitting.table_names import (
     plain_name,
     words_of,
 )
-from flops_fit_core.fitting.table_numbers import NumberFormat, is_blank
+from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 
 NEEDED = ("params", "tokens", "loss")
 NOT_READ = "none"

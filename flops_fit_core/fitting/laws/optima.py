@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.bootstrap import interval
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.laws import SURFACES, Parameters, Surface, closed_form, parametric
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.forms import SURFACES, Parameters, Surface, closed_form, parametric
+from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.records import Interval, LawFit, Observation, Optimum
 
 Point = tuple[Floats, Floats, Floats]

@@ -12,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.newton import Problem
+from flops_fit_core.fitting.solvers.newton import Problem
 
 GRID = np.geomspace(0.03, 2.2, 16)
 """Exponents tried for each of the two terms."""

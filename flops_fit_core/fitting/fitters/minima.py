@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from flops_fit_core.fitting.bootstrap import unknown_scale
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats
-from flops_fit_core.fitting.powerlaw import fit_line, fit_saturating
-from flops_fit_core.fitting.profiles import Profile, Response
+from flops_fit_core.fitting.fitters.profiles import Profile, Response
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
+from flops_fit_core.fitting.uncertainty.bootstrap import unknown_scale
 from flops_fit_core.records import Diagnostic
 
 

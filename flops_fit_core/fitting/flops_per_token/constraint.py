@@ -15,8 +15,8 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
-from flops_fit_core.fitting.flops_curve import fit_curve
-from flops_fit_core.fitting.flops_warnings import describe_flops_per_token
+from flops_fit_core.fitting.flops_per_token.curve import fit_curve
+from flops_fit_core.fitting.flops_per_token.warnings import describe_flops_per_token
 from flops_fit_core.records import LawFit
 
 _END = np.log(4.0)

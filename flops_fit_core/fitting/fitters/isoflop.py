@@ -17,12 +17,9 @@ import numpy as np
 from scipy.linalg import block_diag
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.bootstrap import interval
-from flops_fit_core.fitting.constraint import FlopsPerToken
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.diagnostics import about_profiles, about_runs, note, unusable
-from flops_fit_core.fitting.guard import guarded
-from flops_fit_core.fitting.minima import (
+from flops_fit_core.fitting.fitters.minima import (
     Minima,
     Noise,
     fit_laws,
@@ -35,9 +32,7 @@ from flops_fit_core.fitting.minima import (
     shift,
     spread,
 )
-from flops_fit_core.fitting.noise import describe_runs, fit_noise
-from flops_fit_core.fitting.optima import optimum
-from flops_fit_core.fitting.profiles import (
+from flops_fit_core.fitting.fitters.profiles import (
     Profile,
     Response,
     Shape,
@@ -46,6 +41,11 @@ from flops_fit_core.fitting.profiles import (
     move_to_budgets,
     profile_record,
 )
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.optima import optimum
+from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.uncertainty.bootstrap import interval
+from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice, ProfileMinimum
 
 MANY = 2000

@@ -1,0 +1,1 @@
+"""The bundled fitters: parametric, joint, IsoFLOP profiles and the envelope of training curves."""

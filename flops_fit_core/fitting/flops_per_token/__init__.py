@@ -1,0 +1,1 @@
+"""FLOPs per token as a curve in N, for runs whose C is not 6 N D."""

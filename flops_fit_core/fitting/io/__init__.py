@@ -1,0 +1,1 @@
+"""Reads tables of runs: CSV, Parquet, JSON and exports of experiment trackers."""

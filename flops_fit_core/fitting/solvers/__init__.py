@@ -1,0 +1,1 @@
+"""Least squares and Huber objectives, and the solvers that minimise them in float64."""

@@ -1,0 +1,1 @@
+"""Noise models, outliers, bootstrap refits and profile-likelihood intervals."""
