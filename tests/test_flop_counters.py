@@ -1,5 +1,6 @@
 """Counters against formulas written out here, published numbers, and torch's own counter on real modules."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -240,6 +241,27 @@ def test_a_convolution_s_gradients_have_the_products_of_its_forward_pass(groups,
     found = trace_flops(module.to("meta"), ROW, "it")
     positions = 10 if transposed else 4
     products = 2 * (8 // groups) * 16 * 3 * positions
+    assert found.operations["convolution"] == products
+    assert found.operations["convolution_backward"] == 2 * products
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("groups", [1, 4, 8])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_dilated_and_depthwise_convolutions_are_counted_in_every_dimension(dimensions, groups, transposed, device):
+    names = (
+        ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d") if transposed else ("Conv1d", "Conv2d", "Conv3d")
+    )
+    part = getattr(nn, names[dimensions - 1])(8, 16, 3, padding=1, dilation=2, groups=groups)
+    shape = (2, 8, 6, 7, 8)[: 2 + dimensions]
+
+    def convolve(m, x):
+        return m.part(x.mean() + x.new_zeros(shape)).flatten(1)[:, :16]
+
+    found = trace_flops(Wrapped(convolve, part=part).to(device), ROW, "it")
+    positions = math.prod(size if transposed else size + 2 * 1 - 2 * (3 - 1) for size in shape[2:])
+    products = 2 * positions * (8 // groups) * 16 * 3**dimensions
     assert found.operations["convolution"] == products
     assert found.operations["convolution_backward"] == 2 * products
 

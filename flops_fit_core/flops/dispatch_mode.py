@@ -3,19 +3,38 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 
 @contextmanager
-def dispatch_mode(dispatch: Callable[..., Any]) -> Iterator[None]:
-    """Give every operation that runs within to ``dispatch(mode, func, types, args, kwargs)``.
+def dispatch_mode(run: Callable[[Any, Any, Any], Any], whole: Container[Any]) -> Iterator[None]:
+    """Call ``run(func, args, kwargs)``, which returns the result, for every operation within.
 
-    Where the pass fails, torch's compiler forgets the pass: a function that calls the compiler itself
-    (flex_attention) would fail in every later pass of the process (torch 2.13).
+    Args:
+        run: Runs the operation.
+        whole: Operations (overload packets) that are not decomposed. Every other operation that torch composes of
+            simpler ones reaches ``run`` as these.
+
+    After an exception, torch's compiler is reset: otherwise a function that calls the compiler itself
+    (flex_attention) fails in every later pass of the process (torch 2.13).
     """
+    from torch import _C
     from torch.utils._python_dispatch import TorchDispatchMode
+
+    kind = _C.DispatchKey.CompositeImplicitAutograd
+    is_composite: dict[Any, bool] = {}
+
+    def dispatch(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in is_composite:
+            has_kernel = _C._dispatch_has_kernel_for_dispatch_key(func.name(), kind)
+            is_composite[func] = has_kernel and func._overloadpacket not in whole
+        if is_composite[func]:
+            with mode:
+                return func.decompose(*args, **kwargs)
+        return run(func, args, kwargs)
 
     class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         pass

@@ -174,24 +174,13 @@ class UsageTracer:
 
     def mode(self) -> AbstractContextManager[Any]:
         """Observes what is run within."""
-        from torch import _C
 
-        kind = _C.DispatchKey.CompositeImplicitAutograd
-        composite: dict[Any, bool] = {}
-
-        def dispatch(mode: Any, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            kwargs = kwargs or {}
-            if func not in composite:
-                known = func._overloadpacket in self._formulas
-                composite[func] = not known and _C._dispatch_has_kernel_for_dispatch_key(func.name(), kind)
-            if composite[func]:
-                with mode:
-                    return func.decompose(*args, **kwargs)
+        def run(func: Any, args: Any, kwargs: Any) -> Any:
             result = func(*args, **kwargs)
             self._observe(func, args, kwargs, result)
             return result
 
-        return dispatch_mode(dispatch)
+        return dispatch_mode(run, self._formulas)
 
     # ------------------------------------------------------------------ one operation
 

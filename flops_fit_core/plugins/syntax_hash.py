@@ -15,11 +15,6 @@ _LAYOUT = {"ctx", "kind", "type_comment", "type_ignores"}
 """Fields that follow from a node's place, and those that depend on how the source is written."""
 
 
-def hash_source(text: str) -> str:
-    """16 hexadecimal digits of the syntax tree of a module's text. Raises SyntaxError."""
-    return hash_syntax([ast.parse(text)])
-
-
 def hash_syntax(nodes: Iterable[ast.AST]) -> str:
     """16 hexadecimal digits of syntax trees, in their order."""
     digest = hashlib.sha256()

@@ -28,7 +28,6 @@ def write_report(
     optimum: Callable[[float], Optimum],
     results: Sequence[RunResult] = (),
     plan: SweepPlan | None = None,
-    budgets: Sequence[float] | None = None,
 ) -> list[Path]:
     """Write a report into ``folder``: ``index.html``, figures as PNG and SVG, tables as CSV.
 
@@ -39,21 +38,22 @@ def write_report(
         optimum: What to train for a budget in FLOPs, by that law.
         results: Of the runs, for the table of runs, versions and machines; with none, those parts are left out.
         plan: What was planned, for its notes and what is still to do.
-        budgets: C in FLOPs to predict for; the largest is answered first on the page. None: the largest fitted
-            budget, ten and a hundred times as much, of which the one in the middle is answered first.
+
+    The page predicts for the largest fitted budget, ten and a hundred times as much. The first answer is for ten
+    times as much.
 
     Returns the files written, the page first.
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest = fit.flops_range[1]
-    asked, first = questions(fit, budgets)
+    asked = [largest, 10 * largest, 100 * largest]
     predictions = [optimum(flops) for flops in asked]
+    answer = predictions[1]
     synthetic = any(result.synthetic for result in results)
-    ahead = [flops for flops in asked if flops > largest * 1.001]
     figures = {
         "isoflop": isoflop_figure(observations, fit, synthetic=synthetic),
-        "optimum": optimum_figure(fit, optimum, budgets=ahead, synthetic=synthetic),
-        "tokens-per-param": tokens_per_param_figure(fit, optimum, budgets=ahead, synthetic=synthetic),
+        "optimum": optimum_figure(fit, optimum, budgets=asked[1:], synthetic=synthetic),
+        "tokens-per-param": tokens_per_param_figure(fit, optimum, budgets=asked[1:], synthetic=synthetic),
     }
     files: list[Path] = []
     pictures: list[Picture] = []
@@ -67,15 +67,7 @@ def write_report(
         files.append(folder / f"{stem}.csv")
         files[-1].write_text(table.csv(), encoding="utf-8")
     title = plan.name if plan else "Scaling law"
-    story = Story(title, fit, predictions[first], predictions, pictures, results, plan, synthetic)
+    story = Story(title, fit, answer, predictions, pictures, results, plan, synthetic)
     page = folder / "index.html"
     page.write_text(render(story), encoding="utf-8")
     return [page, *files]
-
-
-def questions(fit: LawFit, budgets: Sequence[float] | None) -> tuple[list[float], int]:
-    """The budgets to predict for, ascending, and which of them is answered first."""
-    if budgets:
-        return sorted(budgets), len(budgets) - 1
-    largest = fit.flops_range[1]
-    return [largest, 10 * largest, 100 * largest], 1

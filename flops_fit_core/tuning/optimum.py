@@ -91,13 +91,12 @@ def bootstrap_vertices(x: Array, losses: Array, *, draws: int = DRAWS, seed: int
     return np.array([vertex(x, losses[:, seeds].mean(axis=1)) for seeds in chosen])
 
 
-def best_rate(x: Array, losses: Array, *, seed: int = 0) -> BestRate | None:
+def best_rate(x: Array, losses: Array) -> BestRate | None:
     """The best of the rates of one size; None where fewer than three have a loss.
 
     Args:
         x: log2 of the rates, ascending.
         losses: Shape (rates, seeds); NaN for a run that diverged. A rate at which any seed diverged has no loss.
-        seed: Of the bootstrap.
     """
     whole = np.isfinite(losses).all(axis=1)
     if whole.sum() < 3:
@@ -109,7 +108,7 @@ def best_rate(x: Array, losses: Array, *, seed: int = 0) -> BestRate | None:
         x=vertex(rates, means),
         error=vertex_error(rates, means),
         freedom=min(POINTS, len(rates)) - 3,
-        draws=bootstrap_vertices(rates, kept, seed=seed) if losses.shape[1] >= 3 else None,
+        draws=bootstrap_vertices(rates, kept) if losses.shape[1] >= 3 else None,
         edge="low" if lowest == x[0] else "high" if lowest == x[-1] else None,
     )
 

@@ -12,7 +12,6 @@ from flops_fit_core import Diagnostic, Interval, RunError
 from flops_fit_core.report import write_report
 from flops_fit_core.report.page import Picture, Story, render
 from flops_fit_core.report.provenance import provenance
-from flops_fit_core.report.writing import questions
 
 BUDGETS = (1e18, 1e19, 1e20)
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -111,10 +110,13 @@ def test_an_earlier_report_is_replaced(report):
     assert "an earlier report" not in read(report[0])
 
 
-def test_the_largest_budget_that_was_asked_for_is_answered_first():
-    fit = made_up_fits.law_fit(flops_range=(1e18, 1e20))
-    assert questions(fit, [5e22, 1e20]) == ([1e20, 5e22], 1)
-    assert questions(fit, None) == ([1e20, 1e21, 1e22], 1)
+def test_the_report_predicts_for_the_largest_budget_and_ten_and_a_hundred_times_as_much(report):
+    largest = made_up_fits.law_fit().flops_range[1]
+    (file,) = [path for path in report if path.name == "predictions.csv"]
+    rows = list(csv.DictReader(read(file).splitlines()))
+    assert [float(row["flops"]) for row in rows] == pytest.approx([largest, 10 * largest, 100 * largest])
+    assert largest == 1e20
+    assert "For C = 1e21 training FLOPs" in re.sub(r"<[^>]+>|\s+", " ", read(report[0]))
 
 
 def test_the_page_asks_for_nothing_from_anywhere(report):

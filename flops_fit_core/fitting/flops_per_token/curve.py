@@ -84,8 +84,6 @@ class FlopsCurve:
     """The curve at the ln N that were asked for."""
 
     ln_flops: Floats
-    scatter: float
-    """Standard deviation of the sizes' ln f about the curve."""
     draws: Floats
     """Ln f of curves that the sizes allow as well, shape (draws, points)."""
 
@@ -120,7 +118,7 @@ def fit_curve(ln_params: Floats, ln_flops: Floats, at: Floats, draws: int = 0, s
     base = at + np.log(6)
     # The mean of the draws is the curve: what differs is rounding of the weights.
     drawn = drawn[:, : len(at)] - (drawn[:, : len(at)].mean(axis=0) if draws else 0.0) + mean[: len(at)]
-    return FlopsCurve(base + mean[: len(at)], scatter, base + drawn)
+    return FlopsCurve(base + mean[: len(at)], base + drawn)
 
 
 # ---------------------------------------------------------------------------- candidates

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import ConfigError, UserError
-from flops_fit_core.flops.audit.counting import READS_VALUES, AttentionCalls, Counted
+from flops_fit_core.flops.audit.counting import READS_VALUES, AttentionCalls, OperationCounter
 from flops_fit_core.flops.parameter_usage import TraceTooLarge
 from flops_fit_core.plugins.protocols import Task
 
@@ -86,38 +86,38 @@ def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    counted = Counted(limit)
-    attention = AttentionCalls(counted)
+    counter = OperationCounter(limit)
+    attention = AttentionCalls(counter)
     device = next((parameter.device for parameter in module.parameters()), torch.device("meta"))
     try:
-        with device, sdpa_kernel(SDPBackend.MATH), counted.mode(), attention.mode():
+        with device, sdpa_kernel(SDPBackend.MATH), counter.mode(), attention.mode():
             batch = task.example(SAMPLES)
-            loss = _loss(task, task.outputs(module, batch), batch, counted)
-            forward = counted.total
+            loss = _loss(task, task.outputs(module, batch), batch, counter)
+            forward = counter.total
             loss.backward()  # type: ignore[no-untyped-call]
     except (UserError, TraceTooLarge):
         raise
     except Exception as error:
-        raise _refusal(name, _reason(error, counted.failed)) from error
+        raise _refusal(name, _reason(error, counter.failed)) from error
     finally:
         module.zero_grad(set_to_none=True)
-    if uncounted := _uncounted(counted, attention):
+    if uncounted := _uncounted(counter, attention):
         raise _refusal(name, uncounted)
     tokens = SAMPLES * task.tokens_per_sample
     return Trace(
         forward=forward / tokens,
-        backward=(counted.total - forward) / tokens,
-        operations={operation: flops / tokens for operation, flops in counted.flops.items()},
+        backward=(counter.total - forward) / tokens,
+        operations={operation: flops / tokens for operation, flops in counter.flops.items()},
     )
 
 
-def _loss(task: Task, outputs: Any, batch: Batch, counted: Counted) -> Tensor:
+def _loss(task: Task, outputs: Any, batch: Batch, counter: OperationCounter) -> Tensor:
     """The task's loss, or the sum of the outputs if these are on the meta device and the loss fails there."""
     import torch
     from torch.utils._pytree import tree_leaves
 
     tensors = [item for item in tree_leaves(outputs) if isinstance(item, torch.Tensor) and item.requires_grad]
-    before = counted.flops.copy(), set(counted.unknown), set(counted.reads)
+    before = counter.flops.copy(), set(counter.unknown), set(counter.reads)
     try:
         return task.loss(outputs, batch)[0]
     except (UserError, TraceTooLarge):
@@ -125,14 +125,14 @@ def _loss(task: Task, outputs: Any, batch: Batch, counted: Counted) -> Tensor:
     except Exception:
         if not tensors or not all(item.is_meta for item in tensors) or isinstance(task, LanguageTask):
             raise
-    counted.flops, counted.unknown, counted.reads = before
+    counter.flops, counter.unknown, counter.reads = before
     return torch.stack([item.sum() for item in tensors]).sum()
 
 
-def _uncounted(counted: Counted, attention: AttentionCalls) -> str | None:
-    if counted.reads:
-        return f"{_READS} ({', '.join(sorted(counted.reads))}), so other data may take another way"
-    kernels = ", ".join(sorted(counted.unknown))
+def _uncounted(counter: OperationCounter, attention: AttentionCalls) -> str | None:
+    if counter.reads:
+        return f"{_READS} ({', '.join(sorted(counter.reads))}), so other data may take another way"
+    kernels = ", ".join(sorted(counter.unknown))
     if attention.missed:
         return (
             f"{attention.missed} of its {attention.calls} calls of scaled_dot_product_attention were counted as "
