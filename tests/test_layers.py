@@ -19,6 +19,8 @@ ROOMS = [
     "first_party",
     "importing",
     "records",
+    "parquet_results",
+    "retired_stores",
     "item_hash",
     "code_names",
     "source_lookup",
