@@ -34,15 +34,6 @@ class TestJson(StoreConformance):
     name = "json"
 
 
-class TestParquet(StoreConformance):
-    name = "parquet"
-
-
-class TestParquetOfSmallParts(StoreConformance):
-    name = "parquet"
-    options = {"part_rows": 4}
-
-
 @pytest.mark.slow
 class TestSqliteKilledTwentyTimes(StoreConformance):
     name = "sqlite"
@@ -55,13 +46,6 @@ class TestJsonKilledTwentyTimes(StoreConformance):
     kills = 20
 
 
-@pytest.mark.slow
-class TestParquetKilledTwentyTimes(StoreConformance):
-    name = "parquet"
-    options = {"part_rows": 4}
-    kills = 20
-
-
 def test_every_bundled_store_is_held_to_the_kit() -> None:
     import test_postgres
 
@@ -71,7 +55,7 @@ def test_every_bundled_store_is_held_to_the_kit() -> None:
     assert offered == tested
 
 
-FILES = ["sqlite", "json", "parquet"]
+FILES = ["sqlite", "json"]
 
 
 def open_store(name: str, folder: Path, **options: Any) -> ResultStore:
@@ -382,6 +366,29 @@ def test_damaged_claims_are_named_and_cost_no_result(tmp_path: Path) -> None:
             store.claim("run", "anna", 600)
         store.add(result_of(2))
         assert len(store.results()) == 3
+
+
+def test_a_claim_that_a_killed_writer_did_not_finish_is_cut_off(tmp_path: Path) -> None:
+    claims = tmp_path / "results.claims.jsonl"
+    with closing(open_store("json", tmp_path)) as store:
+        assert store.claim("run 1", "anna", 600)
+        claims.write_bytes(claims.read_bytes() + b'["run 2", "anna", 17')
+        assert store.claim("run 2", "bert", 600)
+    with closing(open_store("json", tmp_path)) as store:
+        assert not store.claim("run 1", "bert", 600)
+        assert not store.claim("run 2", "anna", 600)
+    assert len(claims.read_text().splitlines()) == 3
+
+
+def test_claims_that_were_given_back_are_dropped_from_the_file_in_time(tmp_path: Path) -> None:
+    with closing(open_store("json", tmp_path)) as store, closing(open_store("json", tmp_path)) as other:
+        assert store.claim("kept", "anna", 600)
+        for number in range(1500):
+            assert store.claim(f"run {number}", "anna", 600)
+            store.release(f"run {number}", "anna")
+        assert len((tmp_path / "results.claims.jsonl").read_text().splitlines()) < 1100
+        assert not other.claim("kept", "bert", 600)
+        assert other.claim("run 3", "bert", 600)
 
 
 # ---------------------------------------------------------------------------- locks

@@ -321,7 +321,7 @@ def finished(study):
     return {result.id: result.finished for result in study.results}
 
 
-@pytest.mark.parametrize(("before", "after"), [("sqlite", "json"), ("json", "sqlite"), ("sqlite", "parquet")])
+@pytest.mark.parametrize(("before", "after"), [("sqlite", "json"), ("json", "sqlite")])
 def test_no_run_is_trained_again_in_another_store(tmp_path, call, before, after):
     table = surface(tmp_path, store=before)
     times = finished(run(table, out="study"))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_core.plugins import syntax_hash as syntax
+from flops_fit_core.plugins import syntax_hash
 from flops_fit_core.plugins.syntax_hash import hash_syntax
 
 SAMPLE = Path(__file__).parent / "golden" / "syntax.py.txt"
@@ -33,11 +33,11 @@ def pythons():
 def test_every_supported_python_computes_the_same_hash():
     assert hash_source(SAMPLE.read_text()) == SAMPLE_HASH
     program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import ast; from syntax import hash_syntax; "
+        "import sys; sys.path.insert(0, sys.argv[1]); import ast; from syntax_hash import hash_syntax; "
         "print(hash_syntax([ast.parse(open(sys.argv[2], encoding='utf-8').read())]))"
     )
     for python in pythons():
-        arguments = [python, "-B", "-I", "-c", program, str(Path(syntax.__file__).parent), str(SAMPLE)]
+        arguments = [python, "-B", "-I", "-c", program, str(Path(syntax_hash.__file__).parent), str(SAMPLE)]
         done = subprocess.run(arguments, capture_output=True, text=True)
         assert done.stdout.strip() == SAMPLE_HASH, f"{python}: {done.stdout}{done.stderr}"
 

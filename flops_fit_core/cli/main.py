@@ -15,6 +15,7 @@ import typer
 from flops_fit_core.cli import (
     audit_command,
     doctor_command,
+    export_command,
     fitting_commands,
     plugin_commands,
     store_command,
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 study_commands.register(app)
 watching_commands.register(app)
+export_command.register(app)
 store_command.register(app)
 fitting_commands.register(app)
 tune_command.register(app)

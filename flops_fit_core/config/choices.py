@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError, raised_at
 from flops_fit_core.plugins.registry import Offer, Registry, installed
+from flops_fit_core.plugins.retired_stores import retired_store, store_removed
 from flops_fit_core.plugins.specs import (
     DatasetSpec,
     DeviceSpec,
@@ -204,7 +205,9 @@ class _Pick:
         try:
             offer = registry.find(self.kind, value["name"])
         except ConfigError as error:
-            raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
+            retired = retired_store(value) if self.kind == "store" else None
+            reason = store_removed(retired) if retired else str(error)
+            raise PydanticCustomError("plugin", "{reason}", {"reason": reason}) from None
         options = {key: item for key, item in value.items() if key != "name"}
         chosen = offer.spec.options.model_validate(options, context=info.context)
         return Chosen(offer, chosen, registry if by_task else None, unnamed)

@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flops_fit_core.config import Chosen, choose_from_table
 from flops_fit_core.errors import ConfigError, StoreError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.plugins.retired_stores import RETIRED, retired_store
 from flops_fit_core.plugins.utilities import replacing, write_atomically
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
@@ -53,7 +54,7 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     from then on, and the old one's files stay. Claims and ``tune/`` are not copied.
 
     Args:
-        source: The study; nobody may be training it.
+        source: The study, which nobody trains meanwhile. Its store may be one that flops-fit no longer has.
         target: A folder that is new, holds an earlier copy, or is the source.
         registry: Where both stores are found.
         store: The copy's ``[store]``: a name, or a table.
@@ -63,36 +64,76 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     trains the study, or an attempt in the target is not equal to the source's.
     """
     table, in_place = source.table(), source.path.resolve() == target.path.resolve()
-    old = source.choice("store", registry)
     new = choose_from_table("store", store, registry, "the copy's store")
-    if in_place and new == old:
-        raise ConfigError(
-            f"{source.shown} has its results in the store {old.name} already: name another one with --store NAME, "
-            f"or another folder"
-        )
-    if not in_place:
+    if in_place:
+        _refuse_same_store(source, new, registry)
+    else:
         _refuse_another_study(source, target, new, registry)
     there = {file.name for file in source.path.glob("results*")}
-    with closing(source.open_store(old)) as kept, closing(target.open_store(new)) as copy:
-        if not in_place:
-            _refuse_one_place(source, target, kept, copy)
-        _refuse_while_trained(source, target, kept)
-        added, attempts = _copy_results(kept, copy, target)
-        _compare(kept, copy, source, target)
-        runs = len(kept.results())
+    with _open_source(source, registry) as old:
+        results = old.read()
+        with closing(target.open_store(new)) as copy:
+            if not in_place:
+                _refuse_one_place(source, target, old, copy)
+            _refuse_while_trained(source, target, old)
+            added = _copy_results(results, copy, target)
+            _compare(old.read(), copy, source, target)
     if not in_place:
         _copy_files(source.path, target.path)
     _refuse_drivers(source)  # one that began meanwhile adds to the old store
     write_atomically(target.experiment_file, json.dumps({**table, "store": _as_table(new)}, indent=2))
     left = tuple(sorted(there)) if in_place else ()
-    return Copied(runs, attempts, added, old.name, new.name, in_place, left)
+    attempts = sum(map(len, results.values()))
+    return Copied(len(results), attempts, added, old.name, new.name, in_place, left)
 
 
 def _as_table(chosen: Chosen[Any]) -> dict[str, Any]:
     return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
 
 
+# ---------------------------------------------------------------------------- the source
+
+Results = dict[str, list[RunResult]]
+"""Run id -> every attempt, first to last; runs in the order in which they were first added."""
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The results that are copied."""
+
+    name: str
+    """Of their store, qualified."""
+    read: Callable[[], Results]
+    store: ResultStore | None
+    """None for a store that was removed: it has no claims that could be taken."""
+
+
+@contextmanager
+def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
+    if name := retired_store(study.table().get("store")):
+        yield _Source(name, lambda: _by_run(RETIRED[name](study.path)), None)
+        return
+    chosen = study.choice("store", registry)
+    with closing(study.open_store(chosen)) as store:
+        yield _Source(chosen.name, lambda: {run.id: store.attempts(run.id) for run in store.results()}, store)
+
+
+def _by_run(attempts: Iterator[RunResult]) -> Results:
+    results: Results = {}
+    for attempt in attempts:
+        results.setdefault(attempt.id, []).append(attempt)
+    return {run: sorted(found, key=lambda attempt: attempt.attempt) for run, found in results.items()}
+
+
 # ---------------------------------------------------------------------------- what has to be so before
+
+
+def _refuse_same_store(study: StudyFolder, new: Chosen[Any], registry: Registry) -> None:
+    if retired_store(study.table().get("store")) is None and new == study.choice("store", registry):
+        raise ConfigError(
+            f"{study.shown} has its results in the store {new.name} already: name another one with --store NAME, "
+            f"or another folder"
+        )
 
 
 def _refuse_another_study(source: StudyFolder, target: StudyFolder, new: Chosen[Any], registry: Registry) -> None:
@@ -116,8 +157,10 @@ def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name != "store"}
 
 
-def _refuse_one_place(source: StudyFolder, target: StudyFolder, kept: ResultStore, copy: ResultStore) -> None:
+def _refuse_one_place(source: StudyFolder, target: StudyFolder, old: _Source, copy: ResultStore) -> None:
     """A server may keep both under one name: nothing would be copied. A claim that is seen in both shows it."""
+    if (kept := old.store) is None:
+        return
     probe = f"copy:{uuid.uuid4().hex}"
     kept.claim(probe, "source", GLANCE_SECONDS)
     try:
@@ -132,10 +175,12 @@ def _refuse_one_place(source: StudyFolder, target: StudyFolder, kept: ResultStor
     copy.release(probe, "copy")
 
 
-def _refuse_while_trained(source: StudyFolder, target: StudyFolder, kept: ResultStore) -> None:
+def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: _Source) -> None:
     """Drivers on this machine leave a note in the folder; one that is elsewhere may only be seen by its claims."""
     _refuse_drivers(source)
     _refuse_drivers(target)
+    if (kept := old.store) is None:
+        return
     me = f"copy:{uuid.uuid4().hex}"
     finished = {result.id for result in kept.results() if result.is_finished}
     for run in source.plan().runs:
@@ -160,13 +205,12 @@ def _refuse_drivers(study: StudyFolder) -> None:
 # ---------------------------------------------------------------------------- results
 
 
-def _copy_results(kept: ResultStore, copy: ResultStore, target: StudyFolder) -> tuple[int, int]:
-    """Add what the copy lacks. Returns how many attempts that were, and how many there are."""
-    added = count = 0
-    for result in kept.results():
-        there = {attempt.attempt: attempt for attempt in copy.attempts(result.id)}
-        for attempt in kept.attempts(result.id):
-            count += 1
+def _copy_results(results: Results, copy: ResultStore, target: StudyFolder) -> int:
+    """Add what the copy lacks. Returns how many attempts that were."""
+    added = 0
+    for run, attempts in results.items():
+        there = {attempt.attempt: attempt for attempt in copy.attempts(run)}
+        for attempt in attempts:
             if attempt.attempt not in there:
                 copy.add(attempt)
                 added += 1
@@ -176,16 +220,13 @@ def _copy_results(kept: ResultStore, copy: ResultStore, target: StudyFolder) -> 
                     f"{attempt.attempt}, which was left alone. Copy to a folder, or into a store, without results "
                     f"of this study"
                 )
-    return added, count
+    return added
 
 
-def _compare(kept: ResultStore, copy: ResultStore, source: StudyFolder, target: StudyFolder) -> None:
-    """Read both again. Raises StoreError where an attempt is missing or not equal, or the order is another one."""
-    runs = [result.id for result in kept.results()]
-    found = [result.id for result in copy.results()]
-    wanted = set(runs)
-    same_order = [run for run in found if run in wanted] == runs
-    if same_order and all(_has_all(copy.attempts(run), kept.attempts(run)) for run in runs):
+def _compare(results: Results, copy: ResultStore, source: StudyFolder, target: StudyFolder) -> None:
+    """Raises StoreError where an attempt is missing in the copy or not equal, or the order is another one."""
+    same_order = [result.id for result in copy.results() if result.id in results] == list(results)
+    if same_order and all(_has_all(copy.attempts(run), attempts) for run, attempts in results.items()):
         return
     raise StoreError(
         f"the results in {target.shown} are not those of {source.shown}, which may have changed meanwhile: copy "

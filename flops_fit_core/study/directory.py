@@ -33,6 +33,7 @@ from flops_fit_core.config import (
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
+from flops_fit_core.plugins.retired_stores import retired_store, store_removed
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
 
@@ -132,16 +133,22 @@ class StudyFolder:
         return f"'flops-fit run {self.shown}'"
 
     def check_can_train(self, registry: Registry) -> None:
-        """Raises ConfigError for a study of Python objects that this process does not have."""
+        """Raises ConfigError for a study with a removed store, or of Python objects that this process lacks."""
+        self.check_store_exists()
         objects = self.python_objects
         if not objects or INLINE in registry.plugins:
             return
         raise ConfigError(
             f"{self.shown} was made by find_optimal with Python objects ({', '.join(objects)}), which its folder "
             f"does not keep: to plan, train or retry, call find_optimal again with the same objects and "
-            f"output_dir={self.shown!r} (status, runs, fit, predict, backtest, report, clean and store copy work "
-            f"here)"
+            f"output_dir={self.shown!r} (status, runs, export, fit, predict, backtest, report, clean and store "
+            f"copy work here)"
         )
+
+    def check_store_exists(self) -> None:
+        """Raises ConfigError for a study with a store that was removed from flops-fit."""
+        if name := retired_store(self.table().get("store")):
+            raise ConfigError(store_removed(name, self.shown))
 
     def experiment(self, registry: Registry) -> Experiment:
         """The whole experiment. Raises ConfigError where a plugin it needs is not there."""
@@ -151,6 +158,8 @@ class StudyFolder:
     def choice(self, kind: str, registry: Registry) -> Chosen[Any]:
         """One choice of the experiment, without needing the plugins of the others."""
         default = Experiment.model_fields[kind].default
+        if kind == "store":
+            self.check_store_exists()
         if kind in self.python_objects and INLINE not in registry.plugins:
             raise ConfigError(
                 f"{self.shown} was made by find_optimal with a {kind} given as a Python object, which its folder "

@@ -71,9 +71,11 @@ class Study:
     def open(cls, path: str | Path, registry: Registry | None = None) -> Study:
         """A study that was run before, from its folder.
 
-        Raises ConfigError where there is none, or a plugin module that it was made with cannot be imported.
+        Raises ConfigError where there is none, its store was removed, or a plugin module that it was made with
+        cannot be imported.
         """
         folder = StudyFolder.existing(Path(path))
+        folder.check_store_exists()
         return cls(folder.plan(), registry or registry_from(folder.setup()), folder)
 
     # ------------------------------------------------------------------ training
@@ -209,6 +211,16 @@ class Study:
         for other in self._other_stores:
             kept |= other.latest
         return [kept[run.id] for run in self.plan.runs if run.id in kept]
+
+    @property
+    def attempts(self) -> list[RunResult]:
+        """Every attempt at every run in the study's stores, also at runs that are not of its plan.
+
+        Runs come in the order in which they were first added, the attempts at a run from first to last.
+        """
+        with self.store() as store:
+            stored = [attempt for result in store.results() for attempt in store.attempts(result.id)]
+        return [*stored, *(attempt for other in self._other_stores for attempt in other.attempts)]
 
     @cached_property
     def _stored(self) -> dict[str, RunResult]:

@@ -1,6 +1,5 @@
-"""Where results are kept: ``sqlite`` (a database, the default), ``json`` (a file that people can read),
-``parquet`` (a folder that pandas, polars and DuckDB read) and ``postgres`` (a database that several machines
-share).
+"""Where results are kept: ``sqlite`` (a database, the default), ``json`` (a file that people can read) and
+``postgres`` (a database that several machines share).
 
 All may be used by several processes at once, survive SIGKILL and power failure at any moment, and refuse what is
 damaged or not theirs instead of touching it.
@@ -24,16 +23,6 @@ class StoreOptions(Options):
 
     wait: Wait = 60.0
     """Seconds to wait while another process is writing, before giving up with an error."""
-
-
-class ParquetOptions(Options):
-    """A folder ``results.parquet`` of Parquet files in the study's folder: large studies, read with pandas, polars
-    or DuckDB."""
-
-    wait: Wait = 60.0
-    """Seconds to wait while another process is writing, before giving up with an error."""
-    part_rows: Annotated[int, Field(ge=4)] = 2000
-    """Attempts in one file. New ones are in a log until there is a quarter of that, or the store is closed."""
 
 
 class PostgresOptions(Options):
@@ -66,13 +55,6 @@ def build_json(options: StoreOptions, folder: Path) -> ResultStore:
     return JsonStore(folder / "results.json", options.wait)
 
 
-def build_parquet(options: ParquetOptions, folder: Path) -> ResultStore:
-    """Open ``results.parquet`` in the study's folder."""
-    from flops_fit_stores.parquet import ParquetStore
-
-    return ParquetStore(folder / "results.parquet", options.wait, options.part_rows)
-
-
 def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
     """Connect to the database. Raises ConfigError for a ``url`` that cannot be used, StoreError for a server."""
     from flops_fit_stores.postgres import PostgresStore, study_name
@@ -84,17 +66,9 @@ def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
 
 @hookimpl
 def flops_fit_stores() -> Iterator[StoreSpec]:
-    """Offer ``sqlite``, ``json``, ``parquet`` and ``postgres``."""
+    """Offer ``sqlite``, ``json`` and ``postgres``."""
     yield StoreSpec(name="sqlite", options=StoreOptions, build=build_sqlite, file="results.sqlite")
     yield StoreSpec(name="json", options=StoreOptions, build=build_json, file="results.json")
-    yield StoreSpec(
-        name="parquet",
-        options=ParquetOptions,
-        build=build_parquet,
-        file="results.parquet",
-        requires=("pyarrow>=15",),
-        extra="parquet",
-    )
     yield StoreSpec(
         name="postgres",
         options=PostgresOptions,

@@ -79,7 +79,7 @@ class Claims:
             self._note(*line)
 
     def _put(self, run_id: str, owner: str, until: float) -> None:
-        self._journal.append((run_id, owner, until), sync=False)
+        self._journal.append((run_id, owner, until))
         self._note(run_id, owner, until)
         if self._journal.lines > max(_MANY, 4 * len(self._held)):
             self._journal.replace((run, one.owner, one.until) for run, one in self._held.items())

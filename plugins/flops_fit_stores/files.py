@@ -30,11 +30,10 @@ def locked(lock: BaseFileLock, path: Path) -> Iterator[None]:
         lock.release()
 
 
-def replace_file(path: Path, content: bytes | memoryview) -> os.stat_result:
+def replace_file(path: Path, content: bytes) -> os.stat_result:
     """Put a file with this content in the place of ``path``, on disk when it returns. Only with the lock held.
 
-    What a killed writer left is ``.NAME.new``, which the next one overwrites and readers of a folder of Parquet
-    files leave alone. Raises StoreError, having changed nothing.
+    A killed writer leaves ``.NAME.new``, which the next one overwrites. Raises StoreError, having changed nothing.
     """
     new = path.with_name(f".{path.name}.new")
     try:

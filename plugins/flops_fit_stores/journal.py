@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,9 @@ from flops_fit_stores.files import replace_file
 class Journal:
     """Lines of JSON, of which only those are read that have not been read before.
 
-    The first line says ``format``, ``version``, ``turn`` (how often the file was written anew) and whatever else
-    the last :meth:`replace` was given. Who writes holds a lock and has called :meth:`news` under it. A last line
-    without an end was never finished by its writer, who was killed: it is not read, and the next :meth:`append`
-    cuts it off.
+    The first line has ``format``, ``version`` and ``turn`` (how often the file was written anew). A writer holds a
+    lock and has called :meth:`news` under it. A last line without an end was never finished, because its writer
+    was killed: it is not read, and the next :meth:`append` cuts it off.
 
     Every method raises StoreError for a file that is damaged, not ours or of another version; such a file is never
     replaced.
@@ -36,10 +35,9 @@ class Journal:
 
     def __init__(self, path: Path, format_name: str, entry: Any) -> None:
         self.path, self._format, self._entry = path, format_name, TypeAdapter(entry)
-        self.about: Mapping[str, Any] = {}
-        """The first line."""
         self.lines = 0
         """How many there are after the first, as far as they have been read or written here."""
+        self._turn = 0
         self._head: bytes | None = None
         self._end = 0
 
@@ -50,9 +48,9 @@ class Journal:
             with self.path.open("rb") as file:
                 head = file.readline()
                 anew = head != self._head
-                about, start, known = self.about, self._end, self.lines
+                turn, start, known = self._turn, self._end, self.lines
                 if anew:
-                    about, start, known = self._about(head), len(head), 0
+                    turn, start, known = self._read_turn(head), len(head), 0
                 if os.fstat(file.fileno()).st_size < start:
                     raise self.damaged("lines that were there are gone")
                 file.seek(start)
@@ -63,32 +61,29 @@ class Journal:
             raise StoreError(f"{self.path}: {error.strerror}") from None
         whole = text[: text.rfind(b"\n") + 1]
         entries = [self._parsed(line, number) for number, line in enumerate(whole.split(b"\n")[:-1], known + 2)]
-        self.about, self._head, self._end, self.lines = about, head, start + len(whole), known + len(entries)
+        self._turn, self._head, self._end, self.lines = turn, head, start + len(whole), known + len(entries)
         return anew, entries
 
-    def append(self, entry: Any, *, sync: bool = True) -> None:
-        """Add a line; with ``sync``, it survives a power failure from then on."""
+    def append(self, entry: Any) -> None:
+        """Add a line. A power failure may lose it."""
         line = to_json(entry) + b"\n"
         try:
             with self.path.open("r+b") as file:
                 file.seek(self._end)
                 file.truncate()
                 file.write(line)
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
         except OSError as error:
             raise StoreError(f"{self.path}: cannot write: {error.strerror}") from None
         self._end += len(line)
         self.lines += 1
 
-    def replace(self, entries: Iterable[Any] = (), **about: Any) -> None:
+    def replace(self, entries: Iterable[Any] = ()) -> None:
         """Write the file anew with these lines."""
-        turn = self.about.get("turn", 0) + 1
-        head = {"format": self._format, "version": self.VERSION, "turn": turn, **about}
+        turn = self._turn + 1
+        head = {"format": self._format, "version": self.VERSION, "turn": turn}
         lines = [to_json(line) + b"\n" for line in (head, *entries)]
         replace_file(self.path, b"".join(lines))
-        self.about, self._head = head, lines[0]
+        self._turn, self._head = turn, lines[0]
         self._end, self.lines = sum(map(len, lines)), len(lines) - 1
 
     def damaged(self, what: str) -> StoreError:
@@ -98,7 +93,7 @@ class Journal:
             f"{START_ANEW}"
         )
 
-    def _about(self, head: bytes) -> dict[str, Any]:
+    def _read_turn(self, head: bytes) -> int:
         if not head.endswith(b"\n"):
             raise self.damaged("its first line is cut off" if head else "it is empty")
         try:
@@ -112,7 +107,7 @@ class Journal:
                 f"{self.path}: its version is {about.get('version')!r}, and this flops-fit knows {self.VERSION}: "
                 f"a newer one wrote it; pip install -U flops-fit"
             )
-        return about
+        return int(about.get("turn", 0))
 
     def _parsed(self, line: bytes, number: int) -> Any:
         try:

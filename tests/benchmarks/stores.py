@@ -25,7 +25,7 @@ def main() -> None:
     """Measure each store, from a hundred results to ten thousand."""
     print("store     results   open s  results() s   add ms  add CPU ms  get ms")
     for count in (100, 1_000, 10_000):
-        for name in ("sqlite", "json", "parquet"):
+        for name in ("sqlite", "json"):
             with tempfile.TemporaryDirectory() as folder:
                 measure(name, count, Path(folder))
 

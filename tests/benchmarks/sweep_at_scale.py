@@ -1,6 +1,6 @@
 """Ten thousand runs on a thousand simulated GPUs: what the driver, the store and the page cost.
 
-    python tests/benchmarks/sweep_at_scale.py [--runs 10000] [--gpus 1000] [--stores sqlite json parquet] [--page]
+    python tests/benchmarks/sweep_at_scale.py [--runs 10000] [--gpus 1000] [--stores sqlite json] [--page]
 
 The real plan, sweep loop, claims, store and page; only the machines are made up: an executor whose jobs take
 FLOPs / (4e14 FLOP/s) of simulated time and whose losses come from the surface's formula. Each store is measured
@@ -102,9 +102,8 @@ def measure(store, runs, gpus, page):
 
 
 def size_of(study):
-    """Bytes of the results, in a file or a folder of files."""
-    found = [file for one in study.glob("results*") for file in (one, *one.rglob("*"))]
-    return sum(file.stat().st_size for file in found if file.is_file())
+    """Bytes of the results."""
+    return sum(file.stat().st_size for file in study.glob("results*"))
 
 
 def planned(store, runs, folder):

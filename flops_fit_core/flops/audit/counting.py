@@ -30,10 +30,10 @@ class OperationCounter:
         limit: FLOPs above which :class:`TraceTooLarge` is raised.
 
     The formulas are those of ``torch.utils.flop_counter.FlopCounterMode``, except for the two in
-    :mod:`flops_fit_core.flops.product_formulas`. On the meta device ``FlopCounterMode`` takes 1.1 to 8 times as long,
-    3.8 in all over 20 models: torch computes shapes in Python there, and again in each of a model's equal layers.
-    Here the shape of a result is computed once for arguments of the same shapes. Operations of higher order, such
-    as ``torch.cond``, raise.
+    :mod:`flops_fit_core.flops.product_formulas`. On the meta device ``FlopCounterMode`` takes 1.1 to 8 times as
+    long, 3.8 in all over 20 models: torch computes shapes in Python there, and again in each equal layer. Here
+    the shape of a result is computed once for arguments of the same shapes. Operations of higher order, such as
+    ``torch.cond``, raise.
 
     Attributes:
         flops: By operation: ``mm``, ``bmm``, ``convolution``, ...
