@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from flops_fit_core import DatasetSpec, SupervisedTask, hookimpl
 from flops_fit_core.config import Experiment
+from flops_fit_core.data import SupervisedTask
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import DatasetSpec, hookimpl
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunSpec, SweepPlan
 from flops_fit_core.training.context import WorkerContext

@@ -16,8 +16,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from flops_fit_core import Offer, Runtime
 from flops_fit_core.config import DEFAULTS, Experiment, Sweep
+from flops_fit_core.plugins import Offer, Runtime
 from flops_fit_core.plugins.registry import KINDS, installed
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "experiment-file.md"

@@ -10,10 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from flops_fit_core import DatasetSpec, ModelSpec, Options, RunResult, TokenDataset, hookimpl, work
+from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
+from flops_fit_core.data import TokenDataset
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import DatasetSpec, ModelSpec, Options, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
+from flops_fit_core.training import work
 
 WORDS = [
     *("the", "a", "model", "of", "loss", "data", "tree", "river", "stone", "runs", "falls", "grows"),

@@ -8,19 +8,12 @@ import torch
 from small import text_table, write_text
 from torch import nn
 
-from flops_fit_core import (
-    FlopCount,
-    FlopCounterSpec,
-    LanguageTask,
-    ModelSpec,
-    Options,
-    SupervisedTask,
-    hookimpl,
-)
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import choose_from_table
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops.audit import LossExponents, audit, every_counter, own_count_notes, scalings
 from flops_fit_core.flops.model_stats import Meter, UsageTraces
+from flops_fit_core.plugins import FlopCount, FlopCounterSpec, ModelSpec, Options, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
 
 TASK = LanguageTask(vocab_size=256, context=64)
@@ -300,7 +293,7 @@ def said(tmp_path, monkeypatch, capsys):
 
 SIZES = {"sweep": {"budgets": [2.4e8], "sizes": [{"width": width} for width in (8, 12, 16, 24)]}}
 BENT = """
-from flops_fit_core import FlopCount, FlopCounterSpec, hookimpl
+from flops_fit_core.plugins import FlopCount, FlopCounterSpec, hookimpl
 
 def build(options, measured):
     n = measured.parameters.matmul

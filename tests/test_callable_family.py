@@ -12,8 +12,9 @@ import pytest
 import torch
 from small import text_table, write_text
 
-from flops_fit_core import ConfigError, DataError, LanguageTask, RunFailed, SupervisedTask
+from flops_fit_core import ConfigError, DataError, RunFailed
 from flops_fit_core.config import Chosen, make_experiment
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
 

@@ -190,7 +190,7 @@ def test_a_plugin_that_raises_is_named_with_status_1_and_finished_results_stay(h
     assert said("run", "small.json", "--out", "study")[0] == 0
     before = said("runs", "study", "--json")[1]
     module = """
-        from flops_fit_core import RecipeSpec, hookimpl
+        from flops_fit_core.plugins import RecipeSpec, hookimpl
 
         def build(options, about):
             raise ZeroDivisionError("an author's mistake")
@@ -294,7 +294,7 @@ def test_status_counts_runs_and_flops(here, said):
 def test_a_failed_run_gives_status_1_and_is_listed(here, said):
     (here / "raising.py").write_text(
         textwrap.dedent("""
-        from flops_fit_core import ModelSpec, Options, hookimpl
+        from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
         class RaisingOptions(Options):
             width: int = 8

@@ -12,29 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
-from flops_fit_core import (
-    ConfigError,
-    DatasetSpec,
-    DeviceSpec,
-    ExecutorSpec,
-    Experiment,
-    FitterSpec,
-    FlopCounterSpec,
-    LoggerSpec,
-    ModelSpec,
-    OptimizerSpec,
-    Options,
-    PluginChoice,
-    PluginError,
-    PluginNotFound,
-    RecipeSpec,
-    Registry,
-    Runtime,
-    ScheduleSpec,
-    StoreSpec,
-    TrainerSpec,
-    hookimpl,
-)
+from flops_fit_core import ConfigError, Experiment, PluginChoice, PluginError, PluginNotFound
 from flops_fit_core.config import (
     choose,
     load_experiment,
@@ -42,6 +20,24 @@ from flops_fit_core.config import (
     override_value,
     read_table,
     replace_choice,
+)
+from flops_fit_core.plugins import (
+    DatasetSpec,
+    DeviceSpec,
+    ExecutorSpec,
+    FitterSpec,
+    FlopCounterSpec,
+    LoggerSpec,
+    ModelSpec,
+    OptimizerSpec,
+    Options,
+    RecipeSpec,
+    Registry,
+    Runtime,
+    ScheduleSpec,
+    StoreSpec,
+    TrainerSpec,
+    hookimpl,
 )
 from flops_fit_core.plugins.specs import Spec, identity_options, runtime_options
 

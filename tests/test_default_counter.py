@@ -8,13 +8,14 @@ from torch.nn import functional
 from torch.utils.data import TensorDataset
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops_fit_core import ModelSpec, Options, ParameterGroup, PlanError, Study, find_optimal, hookimpl, run
+from flops_fit_core import PlanError, Study, find_optimal, run
 from flops_fit_core import plan as plan_study
 from flops_fit_core.config import make_experiment
 from flops_fit_core.flops.audit import ReferenceFlops
 from flops_fit_core.flops.model_stats import Meter
 from flops_fit_core.planning import make_plan, open_dataset
 from flops_fit_core.planning.counter import counter_notes, partly_used
+from flops_fit_core.plugins import ModelSpec, Options, ParameterGroup, hookimpl
 from flops_fit_core.plugins.registry import installed
 
 IMAGES = {

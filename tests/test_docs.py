@@ -19,10 +19,9 @@ import pytest
 import typer.main
 
 import flops_fit_core
-from flops_fit_core import Registry
 from flops_fit_core.cli import app
 from flops_fit_core.config import Experiment, load_experiment
-from flops_fit_core.plugins import hookspecs
+from flops_fit_core.plugins import Registry, hookspecs
 from flops_fit_core.plugins.registry import KINDS, installed
 
 ROOT = Path(__file__).parents[1]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from flops_fit_core import ExecutorContext, JobEnded, RunResult, plan
+from flops_fit_core import RunResult, plan
+from flops_fit_core.plugins import ExecutorContext, JobEnded
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import (

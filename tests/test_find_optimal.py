@@ -12,14 +12,8 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
-from flops_fit_core import (
-    ConfigError,
-    DataError,
-    ParameterGroup,
-    PlanError,
-    UserError,
-    find_optimal,
-)
+from flops_fit_core import ConfigError, DataError, PlanError, UserError, find_optimal
+from flops_fit_core.plugins import ParameterGroup
 
 IN_PROCESS = "local"
 

@@ -11,17 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
-from flops_fit_core import (
-    ConfigError,
-    LanguageTask,
-    MeasuredModel,
-    ParameterCounts,
-    SupervisedTask,
-    TransformerShape,
-    trace_flops,
-)
+from flops_fit_core import ConfigError, ParameterCounts
 from flops_fit_core.config import choose_from_table
+from flops_fit_core.data import LanguageTask, SupervisedTask
+from flops_fit_core.flops import trace_flops
 from flops_fit_core.flops.model_stats import count_flops, measure_model
+from flops_fit_core.plugins import MeasuredModel, TransformerShape
 from flops_fit_core.plugins.registry import installed
 
 
@@ -366,9 +361,9 @@ def test_a_trace_that_would_be_wrong_is_refused_and_says_why(name):
 def test_a_counter_that_refuses_ends_a_plan_with_its_reason(tmp_path):
     from small import text_table, write_text
 
-    from flops_fit_core import ModelSpec, Options, hookimpl
     from flops_fit_core.config import make_experiment
     from flops_fit_core.planning import make_plan
+    from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
     class Width(Options):
         width: int = 8

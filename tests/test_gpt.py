@@ -3,7 +3,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops_fit_core import LanguageTask
+from flops_fit_core.data import LanguageTask
 from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import installed

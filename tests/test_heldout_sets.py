@@ -11,8 +11,10 @@ import torch
 from small import text_table, write_text
 
 import flops_fit_core
-from flops_fit_core import DataError, FitError, SeveralHeldOutSets, TokenDataset
+from flops_fit_core import DataError, FitError
 from flops_fit_core.cli.main import run as command_line
+from flops_fit_core.data import TokenDataset
+from flops_fit_core.plugins import SeveralHeldOutSets
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.plugins.specs import identity_options, runtime_options
 from flops_fit_core.records import RunResult

@@ -12,8 +12,9 @@ pytest.importorskip("transformers")
 from coordinates import CONFIGS, GROWN, SHRUNK, coordinates, growth, hf_model
 from small import text_table, train, write_text
 
-from flops_fit_core import ConfigError, LanguageTask
+from flops_fit_core import ConfigError
 from flops_fit_core.config import make_experiment
+from flops_fit_core.data import LanguageTask
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
 from flops_fit_transformers import HFOptions, build

@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from flops_fit_core import code_hash
 from flops_fit_core.api.fingerprint.objects import identify_callable
+from flops_fit_core.plugins import code_hash
 
 PACKAGE = {
     "ownpkg/__init__.py": "from ownpkg.model import GPT, GPTConfig\n",

@@ -9,6 +9,7 @@ import flops_fit_core
 from flops_fit_core import DataError
 from flops_fit_core.config import explain
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import SeveralHeldOutSets
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.plugins.specs import identity_options, runtime_options
 
@@ -223,7 +224,7 @@ def test_further_sets_are_held_out_under_their_names(own):
     dataset = opened(
         source=own("train"), heldout_source=own("test"), heldout_sets={"night": own("night")}, normalize=False
     )
-    assert isinstance(dataset, flops_fit_core.SeveralHeldOutSets)
+    assert isinstance(dataset, SeveralHeldOutSets)
     assert dataset.heldout_sets == ("night",)
     assert len(everything(dataset.heldout(999, 7))[0]) == 50
     night = everything(dataset.heldout(999, 7, "night"))[0]

@@ -19,12 +19,14 @@ import reading_loggers as reading
 from small import Bench, text_table, write_text
 from typer.testing import CliRunner
 
-from flops_fit_core import ConfigError, Outbox, Progress, RunResult, Study, TrainerSpec, hookimpl, run, work
+from flops_fit_core import ConfigError, Progress, RunResult, Study, run
 from flops_fit_core.cli import app
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import Outbox, TrainerSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import LoggerConformance, example_result, example_run
+from flops_fit_core.training import work
 
 RUN = example_run()
 MLFLOW_WARNS = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")

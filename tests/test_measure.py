@@ -7,19 +7,13 @@ from small import Bench
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from flops_fit_core import (
-    LanguageTask,
-    ParameterGroup,
-    PlanError,
-    PluginError,
-    SupervisedTask,
-    find_optimal,
-    hookimpl,
-)
+from flops_fit_core import PlanError, PluginError, find_optimal
 from flops_fit_core.config import make_experiment
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops.model_stats import Meter, build_on_meta
 from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.planning.own_errors import own_error
+from flops_fit_core.plugins import ParameterGroup, hookimpl
 
 TASK = LanguageTask(vocab_size=20, context=4)
 

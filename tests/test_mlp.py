@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.plugins.registry import installed
 

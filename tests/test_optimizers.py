@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from flops_fit_core import ConfigError, LanguageTask, ParameterGroup, RunView, SupervisedTask
+from flops_fit_core import ConfigError
 from flops_fit_core.config import make_experiment
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import ParameterGroup, RunView
 from flops_fit_core.plugins.registry import installed
 
 TASK = LanguageTask(vocab_size=20, context=8)

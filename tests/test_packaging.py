@@ -73,8 +73,9 @@ def test_an_installed_wheel_offers_every_plugin(wheel: Path, tmp_path: Path) -> 
     subprocess.run([*pip, str(wheel)], check=True, capture_output=True)
     code = (
         "import json, sys, flops_fit_core as core, flops_fit_gpt as gpt\n"
-        "found = core.Registry()\n"
-        "print(json.dumps([core.__file__, gpt.__file__, sorted(found.plugins), list(map(str, found.problems))]))"
+        "from flops_fit_core.plugins import Registry; registry = Registry()\n"
+        "files = [core.__file__, gpt.__file__]\n"
+        "print(json.dumps([*files, sorted(registry.plugins), list(map(str, registry.problems))]))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code],

@@ -6,12 +6,13 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops_fit_core import LanguageTask, Options, SupervisedTask, hookimpl
 from flops_fit_core.config import choose_from_table
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.data.custom_task import CustomTask
 from flops_fit_core.flops.model_stats import UsageTraces, build_on_meta
 from flops_fit_core.flops.parameter_counts import UNTRACED, count_parameters, is_language_task
 from flops_fit_core.flops.parameter_usage import pattern
+from flops_fit_core.plugins import Options, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.plugins.specs import ModelSpec
 

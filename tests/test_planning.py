@@ -9,21 +9,10 @@ from pathlib import Path
 import pytest
 from small import Bench, text_table, write_text
 
-from flops_fit_core import (
-    ConfigError,
-    FlopCount,
-    FlopCounterSpec,
-    Hyperparameters,
-    ModelSpec,
-    Options,
-    PlanError,
-    PluginError,
-    RecipeSpec,
-    UserError,
-    hookimpl,
-)
+from flops_fit_core import ConfigError, Hyperparameters, PlanError, PluginError, UserError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan, solve_batches
+from flops_fit_core.plugins import FlopCount, FlopCounterSpec, ModelSpec, Options, RecipeSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 
 
@@ -52,7 +41,8 @@ class Endless:
     def flops_fit_datasets(self):
         from types import SimpleNamespace
 
-        from flops_fit_core import DatasetSpec, LanguageTask
+        from flops_fit_core.data import LanguageTask
+        from flops_fit_core.plugins import DatasetSpec
 
         data = SimpleNamespace(
             task=LanguageTask(vocab_size=self.vocab_size, context=self.context),

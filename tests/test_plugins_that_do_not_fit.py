@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 from installing import Site
 
-from flops_fit_core import ConfigError, Registry, __version__
+from flops_fit_core import ConfigError, __version__
 from flops_fit_core.cli.main import run
+from flops_fit_core.plugins import Registry
 from flops_fit_core.plugins.registry import PluginSetup, explaining, registry_from
 
 OFFER = """
-from flops_fit_core import OptimizerSpec, hookimpl
+from flops_fit_core.plugins import OptimizerSpec, hookimpl
 
 @hookimpl
 def flops_fit_optimizers():
@@ -219,7 +220,7 @@ def test_what_a_plugin_prints_is_not_among_what_was_asked_for(site: Site) -> Non
 
 
 LOUD_LATER = """
-from flops_fit_core import ModelSpec, Options, hookimpl
+from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
 class LoudOptions(Options):
     width: int = 8

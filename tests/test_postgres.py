@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 from postgres_server import OWNER, PASSWORD, PostgresServer, free_port, postgres_server, why_not
 
-from flops_fit_core import ConfigError, ResultStore, StoreError
+from flops_fit_core import ConfigError, StoreError
+from flops_fit_core.plugins import ResultStore
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result
 from flops_fit_core.testing.examples import result_of

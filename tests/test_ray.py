@@ -16,7 +16,8 @@ from ray_cluster import descendants, ray_cluster
 from small import Bench
 
 import flops_fit_core
-from flops_fit_core import ExecutorContext, JobEnded, Outbox, RunResult
+from flops_fit_core import RunResult
+from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance, example_result
 from flops_fit_core.testing.executors import (

@@ -5,17 +5,11 @@ import math
 import pytest
 from small import text_table, write_text
 
-from flops_fit_core import (
-    ConfigError,
-    Hyperparameters,
-    LanguageTask,
-    ParameterCounts,
-    RecipeInput,
-    RecipeSpec,
-    hookimpl,
-)
+from flops_fit_core import ConfigError, Hyperparameters, ParameterCounts
 from flops_fit_core.config import make_experiment
+from flops_fit_core.data import LanguageTask
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import RecipeInput, RecipeSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.plugins.specs import Options
 

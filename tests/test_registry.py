@@ -16,36 +16,25 @@ import cloudpickle
 import pytest
 from installing import Site
 
-from flops_fit_core import (
-    ConfigError,
-    OptimizerSpec,
-    Options,
-    PluginNotFound,
-    Registry,
-    RunResult,
-    RunSpec,
-    StoreSpec,
-    SweepPlan,
-    TrainerSpec,
-    hookimpl,
-)
+from flops_fit_core import ConfigError, PluginNotFound, RunResult, RunSpec, SweepPlan
+from flops_fit_core.plugins import OptimizerSpec, Options, Registry, StoreSpec, TrainerSpec, hookimpl
 from flops_fit_core.plugins.hookspecs import PROJECT
 from flops_fit_core.plugins.registry import SPEC_TYPES, PluginSetup, registry_from
 from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.testing import example_result, example_run
 
 OFFER = """
-from flops_fit_core import OptimizerSpec, hookimpl
+from flops_fit_core.plugins import OptimizerSpec, hookimpl
 
 @hookimpl
 def flops_fit_optimizers():
     yield OptimizerSpec(name="{name}", build=lambda options, model, run: None)
 """
 OPTIONS = (
-    "from flops_fit_core import *\nclass Bad(Options):\n  x: {type} = None\n@hookimpl\n"
+    "from flops_fit_core.plugins import *\nclass Bad(Options):\n  x: {type} = None\n@hookimpl\n"
     "def flops_fit_optimizers(): yield OptimizerSpec(name='b', build=print, options=Bad)"
 )
-HOOK = "from flops_fit_core import OptimizerSpec, hookimpl\n@hookimpl\ndef flops_fit_optimizers{body}"
+HOOK = "from flops_fit_core.plugins import OptimizerSpec, hookimpl\n@hookimpl\ndef flops_fit_optimizers{body}"
 
 
 def offered(registry: Registry, plugin: str) -> list[str]:
@@ -88,7 +77,7 @@ BAD = "bad (flops-fit-bad 1.0): "
         ("from pluggy import HookimplMarker\n@HookimplMarker('other')\ndef flops_fit_optimizers(): ...",
          "register: TypeError: flops_fit_optimizers: not marked with @hookimpl of flops_fit_core"),
         (HOOK.format(body="(nope): ..."), "register: PluginValidationError"),
-        ("from flops_fit_core import hookimpl\n@hookimpl\ndef flops_fit_optimizer(): ...",
+        ("from flops_fit_core.plugins import hookimpl\n@hookimpl\ndef flops_fit_optimizer(): ...",
          "flops_fit_optimizer: NameError: there is no such hook; did you mean flops_fit_optimizers?"),
         (HOOK.format(body="(): return [1/0]"), "flops_fit_optimizers: ZeroDivisionError"),
         (HOOK.format(body="():\n  yield 1\n  1/0"), "flops_fit_optimizers: ZeroDivisionError"),
@@ -559,7 +548,7 @@ def test_specs_of_the_wrong_kind_are_refused(site: Site) -> None:
 
 def test_importing_the_engine_and_discovering_plugins_imports_nothing_heavy() -> None:
     code = (
-        "import sys, flops_fit_core as f; registry = f.Registry()\n"
+        "import sys, flops_fit_core.plugins as plugins; registry = plugins.Registry()\n"
         "heavy = {'torch', 'numpy', 'scipy', 'matplotlib', 'pandas', 'sqlite_utils', 'cloudpickle', 'pytest',\n"
         "  'transformers', 'lightning', 'mlflow', 'wandb', 'tensorboard',  'psycopg', 'pyarrow', 'ray',\n"
         "  'submitit', 'datasets', 'tokenizers', 'sklearn', 'schedulefree', 'pytorch_optimizer'}\n"

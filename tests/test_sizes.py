@@ -11,9 +11,10 @@ from test_planning import surface
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from flops_fit_core import ConfigError, Ladder, ModelSpec, PlanError, PluginError, find_optimal, hookimpl
+from flops_fit_core import ConfigError, PlanError, PluginError, find_optimal
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import Ladder, ModelSpec, hookimpl
 from flops_fit_core.report import plan_table
 
 TINY = {"context": 64, "vocab_size": 256}
@@ -60,7 +61,7 @@ def test_automatic_widths_of_hf_are_whole_heads_of_one_size():
 
 def test_queries_that_share_keys_come_in_whole_groups():
     pytest.importorskip("transformers")
-    from flops_fit_core import LanguageTask
+    from flops_fit_core.data import LanguageTask
     from flops_fit_core.plugins.registry import installed
     from flops_fit_transformers.configuration import configure
 
@@ -479,7 +480,7 @@ def test_a_size_in_a_list_that_cannot_be_built_shows_the_models_own_error(tmp_pa
 
 
 def test_trying_sizes_prints_nothing(capsys):
-    from flops_fit_core import LanguageTask
+    from flops_fit_core.data import LanguageTask
     from flops_fit_core.planning.probing import probe_sizes
 
     class Loud(Bench):
@@ -497,7 +498,7 @@ def test_trying_sizes_prints_nothing(capsys):
 
 
 def test_a_model_whose_forward_never_works_is_still_sized_by_what_can_be_built(tmp_path):
-    from flops_fit_core import LanguageTask
+    from flops_fit_core.data import LanguageTask
     from flops_fit_core.planning.probing import probe_sizes
 
     class Silent(Bench):

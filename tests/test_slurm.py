@@ -17,7 +17,8 @@ from pydantic import ValidationError
 from slurm_cluster import Cluster, cluster, wait_until, why_not
 
 import flops_fit_core
-from flops_fit_core import ConfigError, ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_core import ConfigError, Job, Progress, RunResult
+from flops_fit_core.plugins import ExecutorContext, JobEnded
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced

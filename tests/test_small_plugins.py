@@ -8,15 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from flops_fit_core import (
-    ConfigError,
-    LanguageTask,
-    MeasuredModel,
-    ParameterCounts,
-    ParameterGroup,
-    RecipeInput,
-    RunView,
-)
+from flops_fit_core import ConfigError, ParameterCounts
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import MeasuredModel, ParameterGroup, RecipeInput, RunView
 from flops_fit_core.plugins.registry import installed
 
 

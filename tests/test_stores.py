@@ -19,7 +19,8 @@ import pytest
 from filelock import FileLock
 from sqlite_utils import Database
 
-from flops_fit_core import ResultStore, StoreError
+from flops_fit_core import StoreError
+from flops_fit_core.plugins import ResultStore
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result, example_run
 from flops_fit_core.testing.examples import result_of

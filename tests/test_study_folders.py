@@ -16,7 +16,6 @@ from flops_fit_core import (
     FlopsFitError,
     PlanError,
     PluginChoice,
-    Registry,
     RunResult,
     RunSpec,
     StudyWarning,
@@ -29,6 +28,7 @@ from flops_fit_core import (
 )
 from flops_fit_core.cli.main import run as command
 from flops_fit_core.errors import raised_at
+from flops_fit_core.plugins import Registry
 from flops_fit_core.study import Study
 from flops_fit_core.study.heartbeat import DriverNote
 from flops_fit_core.study.other_results import describe, find_other_runs

@@ -9,8 +9,9 @@ import sys
 
 import pytest
 
-from flops_fit_core import ConfigError, DataError, LossSurface, SweepFailed, run
+from flops_fit_core import ConfigError, DataError, SweepFailed, run
 from flops_fit_core.config import make_experiment
+from flops_fit_core.plugins import LossSurface
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 from flops_fit_surface import Surface, SurfaceOptions

@@ -17,9 +17,10 @@ sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
 from kills import run_kills
 
-from flops_fit_core import ExecutorContext, JobEnded, Outbox, StoreError, hookimpl
+from flops_fit_core import StoreError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine

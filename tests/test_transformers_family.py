@@ -16,8 +16,9 @@ pytest.importorskip("transformers")
 
 from small import text_table, train, write_text
 
-from flops_fit_core import ConfigError, LanguageTask, SupervisedTask
+from flops_fit_core import ConfigError
 from flops_fit_core.config import Chosen, make_experiment
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops.model_stats import Meter, measure_model
 from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.planning import make_plan

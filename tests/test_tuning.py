@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from small import Bench, text_table, write_text
 
-from flops_fit_core import ConfigError, Hyperparameters, OptimizerSpec, Options, PlanError, RecipeSpec, hookimpl
+from flops_fit_core import ConfigError, Hyperparameters, PlanError
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import load_experiment, make_experiment, read_table
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import OptimizerSpec, Options, RecipeSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 from flops_fit_core.study.directory import StudyFolder

@@ -4,7 +4,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from flops_fit_core import LanguageTask, SupervisedTask
+from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import installed
 

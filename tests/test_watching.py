@@ -16,7 +16,7 @@ from flops_fit_core.study.heartbeat import DriverNote, drivers, seconds_left
 
 NET = """
 import os
-from flops_fit_core import ModelSpec, Options, hookimpl
+from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
 class NetOptions(Options):
     width: int = 8

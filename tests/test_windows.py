@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from flops_fit_core import DataError, TokenWindows
+from flops_fit_core import DataError
+from flops_fit_core.data import TokenWindows
 from flops_fit_core.data.token_windows import permuted
 
 TOKENS = np.arange(1_000, dtype=np.uint16)

@@ -15,7 +15,7 @@ from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Record
 
 
-class HeldOut(Record):
+class BacktestPoint(Record):
     """One run (or one budget's lowest loss) that the fit did not see."""
 
     id: str
@@ -33,7 +33,7 @@ class Backtest(Record):
     """How well a fit without the largest budgets predicts them."""
 
     fit: LawFit
-    held_out: tuple[HeldOut, ...]
+    held_out: tuple[BacktestPoint, ...]
     above: float
     """Runs of more FLOPs than this were held out."""
 
@@ -76,14 +76,16 @@ def backtest(
     return Backtest(fit=fit, held_out=tuple(held), above=above)
 
 
-def _runs(fit: LawFit, unseen: Sequence[Observation]) -> list[HeldOut]:
+def _runs(fit: LawFit, unseen: Sequence[Observation]) -> list[BacktestPoint]:
     return [
-        HeldOut(id=one.id, flops=one.flops, loss=one.loss, predicted=predict_loss(fit, one.params, one.tokens))
+        BacktestPoint(
+            id=one.id, flops=one.flops, loss=one.loss, predicted=predict_loss(fit, one.params, one.tokens)
+        )
         for one in unseen
     ]
 
 
-def _lowest(fitter: Fitter, fit: LawFit, unseen: Sequence[Observation]) -> list[HeldOut]:
+def _lowest(fitter: Fitter, fit: LawFit, unseen: Sequence[Observation]) -> list[BacktestPoint]:
     runs = Runs.of(unseen)
     groups = group_by_budget(runs)
     moved = move_to_budgets(runs, groups)
@@ -94,7 +96,7 @@ def _lowest(fitter: Fitter, fit: LawFit, unseen: Sequence[Observation]) -> list[
             predicted = fitter.optimum(fit, group.budget).loss
             loss = float(np.exp(profile.lowest))
             out.append(
-                HeldOut(id=f"budget {group.budget:.3g}", flops=group.budget, loss=loss, predicted=predicted)
+                BacktestPoint(id=f"budget {group.budget:.3g}", flops=group.budget, loss=loss, predicted=predicted)
             )
     if not out:
         raise FitError("no held-out budget has a minimum inside its grid to predict")

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from flops_fit_core.records import content_hash as content_hash
+
 
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file at once: whoever reads it sees the old content or the new, never a part."""

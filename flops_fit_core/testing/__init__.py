@@ -12,65 +12,24 @@ A kit, and pytest with it, is imported when it is first asked for: workers impor
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import sys
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from flops_fit_core.testing.counters import FlopCounterConformance
-    from flops_fit_core.testing.datasets import DatasetConformance
-    from flops_fit_core.testing.devices import DeviceConformance
-    from flops_fit_core.testing.examples import example_result, example_run
-    from flops_fit_core.testing.executors import ExecutorConformance
-    from flops_fit_core.testing.fitters import FitterConformance
-    from flops_fit_core.testing.loggers import LoggerConformance
-    from flops_fit_core.testing.models import ModelConformance
-    from flops_fit_core.testing.optimizers import OptimizerConformance
-    from flops_fit_core.testing.recipes import RecipeConformance
-    from flops_fit_core.testing.schedules import ScheduleConformance
-    from flops_fit_core.testing.stores import StoreConformance
-    from flops_fit_core.testing.trainers import TrainerConformance
+import lazy_loader
 
-_HOME = {
-    "DatasetConformance": "datasets",
-    "DeviceConformance": "devices",
-    "ExecutorConformance": "executors",
-    "FitterConformance": "fitters",
-    "FlopCounterConformance": "counters",
-    "LoggerConformance": "loggers",
-    "ModelConformance": "models",
-    "OptimizerConformance": "optimizers",
-    "RecipeConformance": "recipes",
-    "ScheduleConformance": "schedules",
-    "StoreConformance": "stores",
-    "TrainerConformance": "trainers",
-    "example_result": "examples",
-    "example_run": "examples",
-}
-
-__all__ = [
-    "DatasetConformance",
-    "DeviceConformance",
-    "ExecutorConformance",
-    "FitterConformance",
-    "FlopCounterConformance",
-    "LoggerConformance",
-    "ModelConformance",
-    "OptimizerConformance",
-    "RecipeConformance",
-    "ScheduleConformance",
-    "StoreConformance",
-    "TrainerConformance",
-    "example_result",
-    "example_run",
-]
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = f"{__name__}.{_HOME[name]}"
     if name.endswith("Conformance"):
-        import pytest
+        _rewrite_asserts()
+    return _load(name)
 
-        pytest.register_assert_rewrite(home)
-    return getattr(importlib.import_module(home), name)
+
+def _rewrite_asserts() -> None:
+    """Let pytest show the values of a failed assert in a kit, which is not a test file."""
+    import pytest
+
+    modules = {f"{__name__}.{file.stem}" for file in Path(__file__).parent.glob("[!_]*.py")}
+    pytest.register_assert_rewrite(*(modules - set(sys.modules)))

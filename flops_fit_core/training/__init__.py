@@ -5,51 +5,6 @@ Names are loaded when they are first asked for, so that a driver, which never tr
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import lazy_loader
 
-if TYPE_CHECKING:
-    from flops_fit_core.training.context import WorkerContext
-    from flops_fit_core.training.distributed import Processes
-    from flops_fit_core.training.estimate import estimate_seconds
-    from flops_fit_core.training.evaluation import HeldOut, evaluate, further_losses
-    from flops_fit_core.training.loop import TorchTrainer
-    from flops_fit_core.training.optimizer_modes import eval_mode, train_mode
-    from flops_fit_core.training.rng import random_state, set_random_state
-    from flops_fit_core.training.worker import work
-
-_LAZY = {
-    "HeldOut": "evaluation",
-    "Processes": "distributed",
-    "TorchTrainer": "loop",
-    "WorkerContext": "context",
-    "estimate_seconds": "estimate",
-    "eval_mode": "optimizer_modes",
-    "evaluate": "evaluation",
-    "further_losses": "evaluation",
-    "random_state": "rng",
-    "set_random_state": "rng",
-    "train_mode": "optimizer_modes",
-    "work": "worker",
-}
-
-__all__ = [
-    "HeldOut",
-    "Processes",
-    "TorchTrainer",
-    "WorkerContext",
-    "estimate_seconds",
-    "eval_mode",
-    "evaluate",
-    "further_losses",
-    "random_state",
-    "set_random_state",
-    "train_mode",
-    "work",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        return getattr(importlib.import_module(f"flops_fit_core.training.{_LAZY[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

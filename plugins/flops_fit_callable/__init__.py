@@ -10,7 +10,7 @@ from pydantic import Field, JsonValue, PositiveInt, model_validator
 
 from flops_fit_callable.declared import DeclaredOptions, build_declared
 from flops_fit_callable.external import External, ExternalOptions
-from flops_fit_core import (
+from flops_fit_core.plugins import (
     Dataset,
     DatasetSpec,
     ImportPath,

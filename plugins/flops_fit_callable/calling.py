@@ -9,16 +9,9 @@ from typing import Any
 from torch import nn
 
 from flops_fit_callable import CODE, CallableOptions
-from flops_fit_core import (
-    ConfigError,
-    FlopsFitError,
-    LanguageTask,
-    RunFailed,
-    SupervisedTask,
-    Task,
-    code_hash,
-    import_object,
-)
+from flops_fit_core import ConfigError, FlopsFitError, RunFailed
+from flops_fit_core.data import LanguageTask, SupervisedTask
+from flops_fit_core.plugins import Task, code_hash, import_object
 
 WHAT = "model 'callable'"
 

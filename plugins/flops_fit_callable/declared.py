@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
-from flops_fit_core import ConfigError, LanguageTask, Options, SupervisedTask, Task
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask, SupervisedTask
+from flops_fit_core.plugins import Options, Task
 
 if TYPE_CHECKING:
     from torch import nn

@@ -7,7 +7,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from flops_fit_core import Batch, DataError, LanguageTask, Options
+from flops_fit_core import DataError
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import Batch, Options
 
 
 class ExternalOptions(Options):

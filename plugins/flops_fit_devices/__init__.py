@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
-from flops_fit_core import ConfigError, DeviceSpec, Options, Runtime, hookimpl
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import DeviceSpec, Options, Runtime, hookimpl
 
 if TYPE_CHECKING:
-    from flops_fit_core import Device
+    from flops_fit_core.plugins import Device
 
 
 class CPU:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
-from flops_fit_core import Executor, ExecutorContext, ExecutorSpec, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Executor, ExecutorContext, ExecutorSpec, Options, Runtime, hookimpl
 from flops_fit_executors.slurm_options import SlurmOptions
 
 

@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from flops_fit_core import ExecutorContext, Job, JobEnded, Progress, RunResult
+from flops_fit_core import Job, Progress, RunResult
+from flops_fit_core.plugins import ExecutorContext, JobEnded
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 
 GRACE = 5.0
@@ -61,7 +62,7 @@ class InProcessExecutor:
 
     def _advance(self) -> None:
         """Take the running job, or the next, to its next event."""
-        from flops_fit_core import work
+        from flops_fit_core.training import work
 
         if self._running is None:
             job = self._waiting.popleft()

@@ -6,7 +6,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from flops_fit_core import Job, JobEnded, Progress, RunResult
+from flops_fit_core import Job, Progress, RunResult
+from flops_fit_core.plugins import JobEnded
 
 Event = Progress | RunResult | JobEnded
 CLOSED = "the executor was closed"

@@ -8,7 +8,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
-from flops_fit_core import ExecutorContext, Job, JobEnded
+from flops_fit_core import Job
+from flops_fit_core.plugins import ExecutorContext, JobEnded
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.worker_process import Inbox, WorkerProcess, environment

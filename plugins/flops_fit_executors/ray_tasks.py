@@ -16,7 +16,8 @@ import ray
 from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from flops_fit_core import ExecutorContext, Job, JobEnded, Outbox, RunResult
+from flops_fit_core import Job, RunResult
+from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.ray_cluster import Cluster

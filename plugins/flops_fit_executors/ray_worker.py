@@ -36,7 +36,9 @@ def train(job: str, plugins: str, objects: bytes | None, folder: str, stopper: A
     with printing_to(log) as start:
         where = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
         yield Kind.READY, json.dumps(where).encode()
-        from flops_fit_core import Outbox, RunResult, work
+        from flops_fit_core import RunResult
+        from flops_fit_core.plugins import Outbox
+        from flops_fit_core.training import work
 
         for record in work(job, plugins, objects=objects, folder=Path(folder), should_stop=should_stop):
             kind = Kind.PROGRESS

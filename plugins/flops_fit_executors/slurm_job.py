@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core import Job, Outbox, RunResult
+from flops_fit_core import Job, RunResult
+from flops_fit_core.plugins import Outbox
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.slurm_commands import state_of_this_job
 from flops_fit_executors.slurm_files import SlurmFiles, State

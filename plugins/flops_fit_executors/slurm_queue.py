@@ -9,7 +9,8 @@ from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from flops_fit_core import ConfigError, ExecutorContext, Job, JobEnded, Outbox, Progress, RunResult
+from flops_fit_core import ConfigError, Job, Progress, RunResult
+from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.slurm_commands import ALIVE, Refused, Slurm
 from flops_fit_executors.slurm_files import SlurmFiles, Submission

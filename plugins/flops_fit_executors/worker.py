@@ -43,7 +43,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
     # Imported now, so that a worker that cannot import it is never ready.
-    from flops_fit_core import work
+    from flops_fit_core.training import work
 
     write(outbox, Kind.READY)
     while (job := jobs.get()) is not None:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from flops_fit_core import Fitter, FitterSpec, Options, hookimpl
+from flops_fit_core.plugins import Fitter, FitterSpec, Options, hookimpl
 
 
 class BootstrapOptions(Options):

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flops_fit_core import ConfigError, FlopCount, FlopCounterSpec, MeasuredModel, hookimpl
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import FlopCount, FlopCounterSpec, MeasuredModel, hookimpl
 from flops_fit_flops.hoffmann import HoffmannOptions, count_hoffmann
 from flops_fit_flops.size import CounterOptions, params
 
@@ -34,7 +35,7 @@ def count_traced(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
     """Every matrix product and convolution of one forward and backward pass, attention over the full context
     included, counted by torch while the model runs without values. Raises ConfigError, naming the operation, for
     a model that cannot be followed."""
-    from flops_fit_core import trace_flops
+    from flops_fit_core.flops import trace_flops
 
     n, name = params(options, measured)
     trace = trace_flops(measured.module, measured.task, f"model {measured.family!r}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flops_fit_core import ConfigError, FlopCount, MeasuredModel, TransformerShape
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import FlopCount, MeasuredModel, TransformerShape
 from flops_fit_flops.size import CounterOptions, params
 
 

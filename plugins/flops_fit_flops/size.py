@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from flops_fit_core import ConfigError, MeasuredModel, Options
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import MeasuredModel, Options
 
 N_NAMES = {
     "matmul": "matmul parameters (all but lookup tables)",

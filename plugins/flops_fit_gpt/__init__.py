@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from flops_fit_core import (
-    ConfigError,
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import (
     Ladder,
-    LanguageTask,
     ModelSpec,
     Options,
     ParameterGroup,

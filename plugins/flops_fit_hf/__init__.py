@@ -8,7 +8,8 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
-from flops_fit_core import DataError, Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core import DataError
+from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
 
 SHARE = 0.05
 """Of the documents that is held out where nothing says otherwise."""

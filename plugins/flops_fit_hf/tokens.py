@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flops_fit_core import TokenDataset, content_hash
+from flops_fit_core.data import TokenDataset
+from flops_fit_core.plugins import content_hash
 from flops_fit_hf import SHARE, HFOptions, unusable
 from flops_fit_hf.cache import RowWriter, TokenCache, default_folder, map_row
 from flops_fit_hf.places import Documents, Places, find_places, tokenizer_file

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from flops_fit_core import Dataset, DatasetSpec, HeldOutName, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, Options, Runtime, hookimpl
 
 
 def _with_absolute_file(source: str) -> str:

@@ -11,7 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from flops_fit_core import DataError, EpochOrder, SupervisedTask, content_hash
+from flops_fit_core import DataError
+from flops_fit_core.data import EpochOrder, SupervisedTask
+from flops_fit_core.plugins import content_hash
 from flops_fit_images import ImagesOptions
 from flops_fit_images.sources import BLOCK, Images, load
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from flops_fit_core import Logger, LoggerSpec, Options, hookimpl
+from flops_fit_core.plugins import Logger, LoggerSpec, Options, hookimpl
 
 
 class TerminalOptions(Options):

@@ -9,7 +9,8 @@ from typing import Any
 
 import wandb
 
-from flops_fit_core import ConfigError, Progress, RunResult, RunSpec, SweepPlan, content_hash
+from flops_fit_core import ConfigError, Progress, RunResult, RunSpec, SweepPlan
+from flops_fit_core.plugins import content_hash
 from flops_fit_loggers import values
 
 ONLINE = ("online", "shared", "run")

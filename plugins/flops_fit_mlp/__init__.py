@@ -13,16 +13,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from flops_fit_core import (
-    ConfigError,
-    LanguageTask,
-    ModelSpec,
-    Options,
-    ParameterGroup,
-    SupervisedTask,
-    Task,
-    hookimpl,
-)
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask, SupervisedTask
+from flops_fit_core.plugins import ModelSpec, Options, ParameterGroup, Task, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn

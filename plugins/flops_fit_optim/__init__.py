@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flops_fit_core import OptimizerSpec, hookimpl
+from flops_fit_core.plugins import OptimizerSpec, hookimpl
 from flops_fit_optim.adafactor import AdafactorOptions, build_adafactor
 from flops_fit_optim.adamw import AdamWOptions, build_adamw
 from flops_fit_optim.lion import LionOptions, build_lion

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from flops_fit_core import Options, RunView
+from flops_fit_core.plugins import Options, RunView
 from flops_fit_optim.groups import adam_groups, refuse_sharded
 from flops_fit_optim.options import Decay, Rate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flops_fit_core import Options, RunView
+from flops_fit_core.plugins import Options, RunView
 from flops_fit_optim.groups import adam_groups, fused
 from flops_fit_optim.options import Decay, Momentum, Rate
 

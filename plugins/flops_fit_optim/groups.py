@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core import ParameterGroup, RunFailed, RunView
+from flops_fit_core import RunFailed
+from flops_fit_core.plugins import ParameterGroup, RunView
 
 if TYPE_CHECKING:
     from torch import nn

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from flops_fit_core import ConfigError, Options, ParameterGroup, RunView
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import Options, ParameterGroup, RunView
 from flops_fit_optim.groups import adam_groups, fused, scaled
 from flops_fit_optim.options import Decay, Momentum, Rate
 

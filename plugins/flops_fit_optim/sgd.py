@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import model_validator
 
-from flops_fit_core import Options, RunView
+from flops_fit_core.plugins import Options, RunView
 from flops_fit_optim.options import Decay, Momentum, Rate
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from flops_fit_core import RecipeSpec, hookimpl
+from flops_fit_core.plugins import RecipeSpec, hookimpl
 from flops_fit_recipes.constant import ConstantOptions, constant_recipe
 from flops_fit_recipes.deepseek import DeepSeekOptions, deepseek_recipe
 from flops_fit_recipes.power_lines import PowerLinesOptions, power_lines_recipe

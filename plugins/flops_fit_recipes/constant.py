@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from flops_fit_core import Hyperparameters, Options, RecipeInput
+from flops_fit_core import Hyperparameters
+from flops_fit_core.plugins import Options, RecipeInput
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

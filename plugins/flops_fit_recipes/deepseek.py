@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flops_fit_core import Hyperparameters, RecipeInput
+from flops_fit_core import Hyperparameters
+from flops_fit_core.plugins import RecipeInput
 from flops_fit_recipes.published import DecayOptions, Positive, besides_vocabulary, for_adam, with_decay
 
 

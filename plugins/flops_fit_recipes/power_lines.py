@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from flops_fit_core import ConfigError, Hyperparameters, RecipeInput
+from flops_fit_core import ConfigError, Hyperparameters
+from flops_fit_core.plugins import RecipeInput
 from flops_fit_recipes.published import AdamOptions, Positive, for_adam, in_samples
 from flops_fit_recipes.warmup import warmup_tokens
 from flops_fit_recipes.width_scaled import LR

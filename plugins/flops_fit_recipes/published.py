@@ -6,7 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flops_fit_core import ConfigError, Hyperparameters, RecipeInput
+from flops_fit_core import ConfigError, Hyperparameters
+from flops_fit_core.plugins import RecipeInput
 from flops_fit_recipes.warmup import WarmupOptions, warmup_tokens
 
 Positive = Annotated[float, Field(gt=0)]

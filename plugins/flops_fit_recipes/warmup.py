@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flops_fit_core import Options, RecipeInput
+from flops_fit_core.plugins import Options, RecipeInput
 
 
 class WarmupOptions(Options):

@@ -7,7 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from flops_fit_core import Hyperparameters, RecipeInput
+from flops_fit_core import Hyperparameters
+from flops_fit_core.plugins import RecipeInput
 from flops_fit_recipes.warmup import WarmupOptions, warmup_tokens
 
 LR = 0.008

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from flops_fit_core import Options, RunView, Schedule, ScheduleSpec, hookimpl
+from flops_fit_core.plugins import Options, RunView, Schedule, ScheduleSpec, hookimpl
 
 
 class ConstantOptions(Options):

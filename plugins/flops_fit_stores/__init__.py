@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flops_fit_core import Options, ResultStore, StoreSpec, hookimpl
+from flops_fit_core.plugins import Options, ResultStore, StoreSpec, hookimpl
 
 Wait = Annotated[float, Field(gt=0)]
 

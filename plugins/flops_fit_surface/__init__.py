@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from flops_fit_core import DatasetSpec, ModelSpec, Options, Trainer, TrainerSpec, hookimpl
+from flops_fit_core.plugins import DatasetSpec, ModelSpec, Options, Trainer, TrainerSpec, hookimpl
 from flops_fit_surface.dataset import Surface, SurfaceOptions
 from flops_fit_surface.model import FlatOptions, build_flat
 from flops_fit_surface.trainer import SurfaceTrainer

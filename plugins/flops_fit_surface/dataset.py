@@ -9,7 +9,9 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from flops_fit_core import Batch, DataError, LanguageTask, Options
+from flops_fit_core import DataError
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import Batch, Options
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 

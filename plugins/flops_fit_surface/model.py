@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from flops_fit_core import ConfigError, Options, Task
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import Options, Task
 
 if TYPE_CHECKING:
     from torch import nn

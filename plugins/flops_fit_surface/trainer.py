@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from flops_fit_core import ConfigError, Job, LossSurface, RunResult, TrainContext
+from flops_fit_core import ConfigError, Job, RunResult
+from flops_fit_core.plugins import LossSurface, TrainContext
 
 
 class SurfaceTrainer:

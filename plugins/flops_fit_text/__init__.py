@@ -7,16 +7,8 @@ from typing import Annotated
 
 from pydantic import Field, PositiveInt
 
-from flops_fit_core import (
-    Dataset,
-    DatasetSpec,
-    HeldOutName,
-    LocalPath,
-    Options,
-    Runtime,
-    TokenDataset,
-    hookimpl,
-)
+from flops_fit_core.data import TokenDataset
+from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
 
 
 class TextOptions(Options):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from flops_fit_core import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
 
 
 class TokensOptions(Options):

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flops_fit_core import DataError, TokenDataset
+from flops_fit_core import DataError
+from flops_fit_core.data import TokenDataset
 from flops_fit_tokens import TokensOptions
 
 BLOCK = 2**16

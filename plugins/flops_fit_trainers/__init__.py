@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from flops_fit_core import RunSpec, Trainer, TrainerSpec, hookimpl
+from flops_fit_core import RunSpec
+from flops_fit_core.plugins import Trainer, TrainerSpec, hookimpl
 from flops_fit_trainers.command_options import CommandOptions
 from flops_fit_trainers.lightning_options import LightningOptions
 from flops_fit_trainers.torch_options import TorchOptions

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec, TrainContext
+from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec
+from flops_fit_core.plugins import TrainContext
 from flops_fit_trainers.command_options import CommandOptions, words
 from flops_fit_trainers.outcome import Outcome, ProgressFile, measured, read_outcome
 from flops_fit_trainers.placeholders import KINDS, OptionsOf, fill, values_of

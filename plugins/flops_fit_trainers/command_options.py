@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, model_validator
 
-from flops_fit_core import LocalPath, Options, Runtime
+from flops_fit_core.plugins import LocalPath, Options, Runtime
 from flops_fit_trainers.placeholders import check_template
 
 

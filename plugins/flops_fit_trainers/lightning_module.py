@@ -9,7 +9,8 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from flops_fit_core import ConfigError, RunParts, RunSpec, TrainContext, import_object
+from flops_fit_core import ConfigError, RunSpec
+from flops_fit_core.plugins import RunParts, TrainContext, import_object
 from flops_fit_trainers.lightning_options import LightningOptions
 
 WHAT = "trainer 'lightning'"

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, JsonValue, PositiveInt, model_validator
 
-from flops_fit_core import ImportPath, Options, Runtime, code_hash
+from flops_fit_core.plugins import ImportPath, Options, Runtime, code_hash
 
 
 class LightningOptions(Options):

@@ -18,7 +18,8 @@ from lightning.pytorch import Trainer as Lightning
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
-from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec, TrainContext
+from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec
+from flops_fit_core.plugins import TrainContext
 from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses
 from flops_fit_trainers.lightning_module import give_optimizer, make_module, optimizes_itself
 from flops_fit_trainers.lightning_options import LightningOptions

@@ -17,7 +17,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
-from flops_fit_core import Progress, RunParts, RunSpec, TrainContext
+from flops_fit_core import Progress, RunSpec
+from flops_fit_core.plugins import RunParts, TrainContext
 from flops_fit_core.training import random_state, set_random_state, train_mode
 
 LOOK_EVERY = 16

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError, model_validator
 
-from flops_fit_core import Evaluation, Options, Progress, RunFailed, RunSpec
+from flops_fit_core import Evaluation, Progress, RunFailed, RunSpec
+from flops_fit_core.plugins import Options
 
 logger = logging.getLogger("flops_fit")
 NEAR = 0.01

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from flops_fit_core import Options, Runtime
+from flops_fit_core.plugins import Options, Runtime
 
 
 class TorchOptions(Options):

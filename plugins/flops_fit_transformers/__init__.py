@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, JsonValue, PositiveInt, model_validator
 
-from flops_fit_core import Ladder, ModelSpec, Options, ParameterGroup, Runtime, Task, TransformerShape, hookimpl
+from flops_fit_core.plugins import (
+    Ladder,
+    ModelSpec,
+    Options,
+    ParameterGroup,
+    Runtime,
+    Task,
+    TransformerShape,
+    hookimpl,
+)
 from flops_fit_transformers.reading import read_configuration
 
 if TYPE_CHECKING:

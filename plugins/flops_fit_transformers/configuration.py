@@ -14,7 +14,9 @@ from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from flops_fit_core import ConfigError, LanguageTask, Task
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import Task
 from flops_fit_transformers import HFOptions, LadderOptions
 
 FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")

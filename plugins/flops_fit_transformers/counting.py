@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from flops_fit_core import LanguageTask, TransformerShape
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import TransformerShape
 
 GATED = frozenset(
     (

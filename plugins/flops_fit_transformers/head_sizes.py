@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from flops_fit_core import Ladder, LanguageTask, head_ladders
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import Ladder, head_ladders
 from flops_fit_transformers import HFOptions, LadderOptions
 from flops_fit_transformers.configuration import Architecture, architecture, made, queries_per_kv
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from flops_fit_core import LanguageTask
+from flops_fit_core.data import LanguageTask
 from flops_fit_transformers import LadderOptions
 from flops_fit_transformers.model import build_decoder, groups_of
 

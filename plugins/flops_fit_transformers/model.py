@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
-from flops_fit_core import ConfigError, ParameterGroup, Task
+from flops_fit_core import ConfigError
+from flops_fit_core.plugins import ParameterGroup, Task
 from flops_fit_transformers import HFOptions, LadderOptions
 from flops_fit_transformers.configuration import TOP_K, configure, quiet
 from flops_fit_transformers.fan_in import scale_by_fan_in

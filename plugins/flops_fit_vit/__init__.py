@@ -7,16 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from flops_fit_core import (
-    ConfigError,
-    ModelSpec,
-    Options,
-    ParameterGroup,
-    SupervisedTask,
-    Task,
-    head_ladders,
-    hookimpl,
-)
+from flops_fit_core import ConfigError
+from flops_fit_core.data import SupervisedTask
+from flops_fit_core.plugins import ModelSpec, Options, ParameterGroup, Task, head_ladders, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn

@@ -13,10 +13,12 @@ import time
 
 from torch import nn
 
-from flops_fit_core import LanguageTask, MeasuredModel, ParameterCounts, TransformerShape
+from flops_fit_core import ParameterCounts
 from flops_fit_core.config import choose_from_table
+from flops_fit_core.data import LanguageTask
 from flops_fit_core.flops.audit import CHINCHILLA, audit, every_counter, scalings
 from flops_fit_core.flops.model_stats import count_flops, measure_model
+from flops_fit_core.plugins import MeasuredModel, TransformerShape
 from flops_fit_core.plugins.registry import installed
 
 TABLE_A4 = [  # name, layers, d_model, ffw_size, num_heads, k/q size, published ratio, N of table A9 (millions)

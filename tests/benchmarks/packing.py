@@ -17,10 +17,11 @@ from pathlib import Path
 
 import torch
 
-from flops_fit_core import Job, RunResult, work
+from flops_fit_core import Job, RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
+from flops_fit_core.training import work
 
 RATES = [0.001 * 2**k for k in range(8)]
 

@@ -12,7 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from flops_fit_core import Evaluation, ResultStore, RunResult
+from flops_fit_core import Evaluation, RunResult
+from flops_fit_core.plugins import ResultStore
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores.json_file import JsonStore, _entry

@@ -19,7 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from flops_fit_core import JobEnded, RunResult, plan
+from flops_fit_core import RunResult, plan
+from flops_fit_core.plugins import JobEnded
 from flops_fit_core.study.sweep import Sweep
 
 SPEED = 4e14

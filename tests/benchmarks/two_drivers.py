@@ -25,7 +25,7 @@ from flops_fit_core import Study
 
 PLUGIN = """
 import os
-from flops_fit_core import ModelSpec, Options, hookimpl
+from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
 class NetOptions(Options):
     width: int = 8

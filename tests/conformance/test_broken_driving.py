@@ -8,7 +8,9 @@ from conftest import Failures
 EXECUTOR = """
 from collections import deque
 
-from flops_fit_core import ExecutorSpec, JobEnded, RunResult, hookimpl, work
+from flops_fit_core import RunResult
+from flops_fit_core.plugins import ExecutorSpec, JobEnded, hookimpl
+from flops_fit_core.training import work
 from flops_fit_core.testing import ExecutorConformance
 
 class Executor:
@@ -108,7 +110,7 @@ import json
 import os
 import threading
 
-from flops_fit_core import LoggerSpec, hookimpl
+from flops_fit_core.plugins import LoggerSpec, hookimpl
 from flops_fit_core.testing import LoggerConformance
 
 class Lines:

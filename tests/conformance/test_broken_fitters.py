@@ -7,7 +7,8 @@ from conftest import Failures
 FITTER = """
 import math
 
-from flops_fit_core import FitError, FitterSpec, Interval, LawFit, Optimum, hookimpl
+from flops_fit_core import FitError, Interval, LawFit, Optimum
+from flops_fit_core.plugins import FitterSpec, hookimpl
 from flops_fit_core.fitting import IsoflopFitter
 from flops_fit_core.testing import FitterConformance
 

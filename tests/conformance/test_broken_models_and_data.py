@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from flops_fit_core import Ladder, ModelSpec, Options, ParameterGroup, hookimpl
+from flops_fit_core.plugins import Ladder, ModelSpec, Options, ParameterGroup, hookimpl
 from flops_fit_core.testing import ModelConformance
 
 class Lines(Options):
@@ -172,7 +172,8 @@ def test_broken_models_are_caught(failures):
 DATASET = """
 import torch
 
-from flops_fit_core import DatasetSpec, LanguageTask, hookimpl
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import DatasetSpec, hookimpl
 from flops_fit_core.testing import DatasetConformance
 
 CONTEXT = 16
@@ -324,7 +325,7 @@ def test_broken_datasets_are_caught(failures):
 HASHED = """
 import torch
 
-from flops_fit_core import DatasetSpec, hookimpl
+from flops_fit_core.plugins import DatasetSpec, hookimpl
 
 class Task:
     unit, tokens_per_sample = "samples", 1

@@ -13,7 +13,8 @@ import json
 import pathlib
 import time
 
-from flops_fit_core import RunResult, StoreSpec, hookimpl
+from flops_fit_core import RunResult
+from flops_fit_core.plugins import StoreSpec, hookimpl
 from flops_fit_core.testing import StoreConformance
 
 
@@ -204,7 +205,7 @@ BUFFERED = '''
 import json
 import pickle
 
-from flops_fit_core import StoreSpec, hookimpl
+from flops_fit_core.plugins import StoreSpec, hookimpl
 
 
 class Buffered:

@@ -8,7 +8,7 @@ from conftest import Failures
 TRAINER = """
 import torch
 
-from flops_fit_core import TrainerSpec, hookimpl
+from flops_fit_core.plugins import TrainerSpec, hookimpl
 from flops_fit_core.testing import TrainerConformance
 
 class Trainer:

@@ -7,7 +7,7 @@ from conftest import Failures
 OPTIMIZER = """
 import torch
 
-from flops_fit_core import OptimizerSpec, Options, hookimpl
+from flops_fit_core.plugins import OptimizerSpec, Options, hookimpl
 from flops_fit_core.testing import OptimizerConformance
 
 class Lines(Options):
@@ -177,7 +177,7 @@ def test_broken_optimizers_are_caught(failures):
 SCHEDULE = """
 import math
 
-from flops_fit_core import ScheduleSpec, hookimpl
+from flops_fit_core.plugins import ScheduleSpec, hookimpl
 from flops_fit_core.testing import ScheduleConformance
 
 calls = []
@@ -238,7 +238,7 @@ def test_broken_schedules_are_caught(failures):
 
 
 COUNTER = """
-from flops_fit_core import FlopCount, FlopCounterSpec, hookimpl
+from flops_fit_core.plugins import FlopCount, FlopCounterSpec, hookimpl
 from flops_fit_core.testing import FlopCounterConformance
 
 def build(options, measured):
@@ -300,7 +300,8 @@ def test_broken_counters_are_caught(failures):
 RECIPE = """
 import random
 
-from flops_fit_core import Hyperparameters, Options, RecipeSpec, hookimpl
+from flops_fit_core import Hyperparameters
+from flops_fit_core.plugins import Options, RecipeSpec, hookimpl
 from flops_fit_core.testing import RecipeConformance
 
 class Scaled(Options):
@@ -367,7 +368,7 @@ def test_broken_recipes_are_caught(failures: Failures) -> None:
 
 
 DEVICE = """
-from flops_fit_core import DeviceSpec, hookimpl
+from flops_fit_core.plugins import DeviceSpec, hookimpl
 from flops_fit_core.testing import DeviceConformance
 
 class Device:

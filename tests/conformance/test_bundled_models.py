@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flops_fit_core import SupervisedTask
+from flops_fit_core.data import SupervisedTask
 from flops_fit_core.testing import ModelConformance
 
 

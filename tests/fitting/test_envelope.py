@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from surfaces import CHINCHILLA
 
-from flops_fit_core import FitError, Observation, Registry
+from flops_fit_core import FitError, Observation
 from flops_fit_core.fitting import EnvelopeFitter, optimum, predict_loss
+from flops_fit_core.plugins import Registry
 
 
 def curves(count=25, sigma=0.0, named=True):

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from surfaces import CHINCHILLA, study
 
-from flops_fit_core import Registry
+from flops_fit_core.plugins import Registry
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "fitting.md").read_text(encoding="utf-8")

@@ -7,12 +7,13 @@ import pytest
 from scipy.optimize import curve_fit
 from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 
-from flops_fit_core import FitError, LawFit, Observation, Registry
+from flops_fit_core import FitError, LawFit, Observation
 from flops_fit_core.fitting import IsoflopFitter, profile_loss
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.fitters.minima import seed_noise
 from flops_fit_core.fitting.fitters.profiles import group_by_budget, move_to_budgets
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
+from flops_fit_core.plugins import Registry
 
 BUDGETS = (1e17, 1e18, 1e19, 1e20)
 OFFSETS = tuple(1.6 ** (step - 2.5) for step in range(6))

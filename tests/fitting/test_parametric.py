@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import least_squares, minimize, minimize_scalar
 from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 
-from flops_fit_core import FitError, LawFit, Registry
+from flops_fit_core import FitError, LawFit
 from flops_fit_core.fitting import ParametricFitter, optimum
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit
@@ -16,6 +16,7 @@ from flops_fit_core.fitting.laws.optima import minimise
 from flops_fit_core.fitting.solvers.newton import Problem, derivatives, value
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
 from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
+from flops_fit_core.plugins import Registry
 
 BUDGETS = 10.0 ** np.arange(17, 22)
 WIDE = np.geomspace(1 / 16, 16, 15)

@@ -13,7 +13,7 @@ import torch
 from experiments import CheckFailed, check, gpt_table, loss_of, plan_of, relative, train, train_one
 from torch import distributed as dist
 
-from flops_fit_core import ModelSpec, ParameterGroup, RunView, hookimpl
+from flops_fit_core.plugins import ModelSpec, ParameterGroup, RunView, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import evaluate
 from flops_fit_core.training.distributed import Processes, is_sharded, spread, whole

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core import Job, RunResult, SweepPlan, work
+from flops_fit_core import Job, RunResult, SweepPlan
 from flops_fit_core.config import Experiment, make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import Registry, installed
+from flops_fit_core.training import work
 
 MEBIBYTE = 2**20
 

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from experiments import MEBIBYTE, check, gpt_table, jobs_of, loss_of, relative, run_jobs, train_one
 
-from flops_fit_core import OptimizerSpec, RunResult, hookimpl
+from flops_fit_core import RunResult
+from flops_fit_core.plugins import OptimizerSpec, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_optim.adamw import AdamWOptions, build_adamw
 

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 from experiments import check, gpt_table, jobs_of, loss_of, plan_of, relative, run_jobs, train_one
 
-from flops_fit_core import DatasetSpec, Job, RunResult, hookimpl
+from flops_fit_core import Job, RunResult
+from flops_fit_core.plugins import DatasetSpec, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.training import WorkerContext
 

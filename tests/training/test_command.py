@@ -10,9 +10,10 @@ import pytest
 from own_programs import flops_fit, say, script, table
 from small import events, train
 
-from flops_fit_core import ConfigError, OptimizerSpec, Progress, hookimpl
+from flops_fit_core import ConfigError, Progress
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import OptimizerSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "own-program"

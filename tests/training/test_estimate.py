@@ -6,9 +6,10 @@ import pytest
 from small import text_table, train, write_text
 
 import flops_fit_devices as devices
-from flops_fit_core import DeviceSpec, RunResult, hookimpl
+from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins import DeviceSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import estimate, estimate_seconds
 
@@ -56,7 +57,7 @@ def test_no_estimate_is_made_for_a_device_that_this_machine_lacks(tmp_path):
 
 PEAKY = """
 import flops_fit_devices as devices
-from flops_fit_core import DeviceSpec, hookimpl
+from flops_fit_core.plugins import DeviceSpec, hookimpl
 
 
 class Peaky(devices.CPU):

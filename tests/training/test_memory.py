@@ -6,7 +6,8 @@ import pytest
 import torch
 from small import Bench, stopped_after, text_table, train, write_text
 
-from flops_fit_core import OptimizerSpec, Options, RunFailed, hookimpl
+from flops_fit_core import RunFailed
+from flops_fit_core.plugins import OptimizerSpec, Options, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training.evaluation import evaluate
 from flops_fit_core.training.memory import is_out_of_memory

@@ -8,10 +8,11 @@ import pytest
 import torch
 from small import Bench, events, text_table, train, write_text
 
-from flops_fit_core import Job, PluginChoice, RunResult, work
+from flops_fit_core import Job, PluginChoice, RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
+from flops_fit_core.training import work
 
 SEEDS = [0, 1, 2, 3]
 

@@ -183,7 +183,7 @@ def weights(text):
 
 FAULTY = """
 import os
-from flops_fit_core import ModelSpec, Options, hookimpl
+from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
 class NetOptions(Options):
     width: int = 8

@@ -10,9 +10,10 @@ import pytest
 import torch
 from small import Bench, events, text_table, train, write_text
 
-from flops_fit_core import Progress, RunResult, work
+from flops_fit_core import Progress, RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.training import work
 
 
 @pytest.fixture

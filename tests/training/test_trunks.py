@@ -179,7 +179,7 @@ def test_the_constant_schedule_branches_at_each_runs_end(bench):
 
 
 def test_wsd_rises_stays_and_falls_as_its_formula_says():
-    from flops_fit_core import RunView
+    from flops_fit_core.plugins import RunView
     from flops_fit_core.plugins.registry import installed
 
     spec = installed().find("schedule", "wsd").spec

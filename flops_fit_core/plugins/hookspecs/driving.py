@@ -20,7 +20,8 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
         import json
         import time
 
-        from flops_fit_core import RunResult, StoreSpec, hookimpl
+        from flops_fit_core import RunResult
+        from flops_fit_core.plugins import StoreSpec, hookimpl
 
         class LineStore:
             # One file, with a result or a claim in each line.
@@ -92,7 +93,7 @@ def flops_fit_devices() -> Iterable[DeviceSpec]:
 
     ::
 
-        from flops_fit_core import DeviceSpec, hookimpl
+        from flops_fit_core.plugins import DeviceSpec, hookimpl
 
         class AMX:
             torch_device, name, precision = "cpu", "CPU with AMX units", "bfloat16"
@@ -124,7 +125,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
 
         from collections import deque
 
-        from flops_fit_core import ExecutorSpec, JobEnded, hookimpl
+        from flops_fit_core.plugins import ExecutorSpec, JobEnded, hookimpl
 
         class OneAfterAnother:
             capacity = 1
@@ -143,7 +144,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
                     self.running = None
 
             def work_on(self, job):
-                from flops_fit_core import work  # and torch with it
+                from flops_fit_core.training import work  # and torch with it
 
                 yield from work(job.model_dump_json(), self.context.plugins,
                                 objects=self.context.live, folder=self.context.folder,
@@ -170,7 +171,7 @@ def flops_fit_loggers() -> Iterable[LoggerSpec]:
 
     ::
 
-        from flops_fit_core import LoggerSpec, hookimpl
+        from flops_fit_core.plugins import LoggerSpec, hookimpl
 
         class LineLogger:
             def __init__(self, folder):

@@ -19,9 +19,8 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
 
         import math
 
-        from flops_fit_core import (
-            FitError, FitterSpec, Interval, Law, LawFit, Optimum, PluginChoice, hookimpl
-        )
+        from flops_fit_core import FitError, Interval, Law, LawFit, Optimum, PluginChoice
+        from flops_fit_core.plugins import FitterSpec, hookimpl
 
         class BestOfEach:
             # Straight lines through the best run of each budget: ln N and ln L against ln C.

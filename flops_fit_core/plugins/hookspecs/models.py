@@ -17,7 +17,8 @@ def flops_fit_models() -> Iterable[ModelSpec]:
 
     ::
 
-        from flops_fit_core import LanguageTask, ModelSpec, Options, hookimpl
+        from flops_fit_core.data import LanguageTask
+        from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
         class BigramOptions(Options):
             width: int = 16
@@ -42,7 +43,8 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
 
     ::
 
-        from flops_fit_core import DatasetSpec, SupervisedTask, hookimpl
+        from flops_fit_core.data import SupervisedTask
+        from flops_fit_core.plugins import DatasetSpec, hookimpl
 
         class Neighbours:
             task = SupervisedTask(inputs=(32,), outputs_size=2)

@@ -17,7 +17,7 @@ def flops_fit_run_finished(run: RunSpec, result: RunResult) -> None:
 
     ::
 
-        from flops_fit_core import hookimpl
+        from flops_fit_core.plugins import hookimpl
 
         @hookimpl
         def flops_fit_run_finished(run, result):
@@ -31,7 +31,7 @@ def flops_fit_sweep_finished(plan: SweepPlan, results: Sequence[RunResult]) -> N
 
     ::
 
-        from flops_fit_core import hookimpl
+        from flops_fit_core.plugins import hookimpl
 
         @hookimpl
         def flops_fit_sweep_finished(plan, results):

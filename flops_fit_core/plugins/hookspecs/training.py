@@ -17,7 +17,7 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
 
     ::
 
-        from flops_fit_core import OptimizerSpec, Options, hookimpl
+        from flops_fit_core.plugins import OptimizerSpec, Options, hookimpl
 
         class RMSpropOptions(Options):
             lr: float = 0.001
@@ -49,7 +49,7 @@ def flops_fit_schedules() -> Iterable[ScheduleSpec]:
 
     ::
 
-        from flops_fit_core import ScheduleSpec, hookimpl
+        from flops_fit_core.plugins import ScheduleSpec, hookimpl
 
         def build_linear(options, run):
             return lambda step: 1 - step / run.steps
@@ -67,7 +67,8 @@ def flops_fit_recipes() -> Iterable[RecipeSpec]:
 
     ::
 
-        from flops_fit_core import Hyperparameters, RecipeSpec, hookimpl
+        from flops_fit_core import Hyperparameters
+        from flops_fit_core.plugins import RecipeSpec, hookimpl
 
         def build_big_batches(options, about):
             return Hyperparameters(batch_size=max(1, round(about.tokens**0.5 / about.task.tokens_per_sample)))
@@ -85,7 +86,7 @@ def flops_fit_flop_counters() -> Iterable[FlopCounterSpec]:
 
     ::
 
-        from flops_fit_core import FlopCount, FlopCounterSpec, hookimpl
+        from flops_fit_core.plugins import FlopCount, FlopCounterSpec, hookimpl
 
         def build_recomputing(options, measured):
             n = measured.parameters.matmul
@@ -104,7 +105,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
 
     ::
 
-        from flops_fit_core import TrainerSpec, hookimpl
+        from flops_fit_core.plugins import TrainerSpec, hookimpl
 
         class PlainTrainer:
             def train(self, job, context):

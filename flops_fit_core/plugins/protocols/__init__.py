@@ -4,7 +4,7 @@ These are Protocols: nothing has to inherit from them. The conformance kit (``fl
 checks what a type checker cannot. torch is named in annotations only.
 
 Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
-deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func:`flops_fit_core.work` and
+deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func:`flops_fit_core.training.work` and
 nothing else.
 """
 

@@ -50,7 +50,7 @@ class ExecutorContext:
     folder: Path
     """The study's folder."""
     plugins: str
-    """JSON for :func:`flops_fit_core.work`: which modules and disabled names make the registry."""
+    """JSON for :func:`flops_fit_core.training.work`: which modules and disabled names make the registry."""
     live: Mapping[str, object]
     """Plugins that are Python objects, by name: what ``find_optimal`` was given."""
     slots: Sequence[Mapping[str, str]]

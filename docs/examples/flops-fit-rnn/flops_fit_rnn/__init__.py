@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import PositiveInt
 
-from flops_fit_core import ConfigError, LanguageTask, ModelSpec, Options, ParameterGroup, Task, hookimpl
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import ModelSpec, Options, ParameterGroup, Task, hookimpl
 
 if TYPE_CHECKING:
     from torch import nn

@@ -2,7 +2,9 @@
 
 import pytest
 
-from flops_fit_core import ConfigError, LanguageTask, Registry, SupervisedTask
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask, SupervisedTask
+from flops_fit_core.plugins import Registry
 from flops_fit_core.testing import ModelConformance
 
 

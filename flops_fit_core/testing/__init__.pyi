@@ -1,0 +1,14 @@
+from .counters import FlopCounterConformance as FlopCounterConformance
+from .datasets import DatasetConformance as DatasetConformance
+from .devices import DeviceConformance as DeviceConformance
+from .examples import example_result as example_result
+from .examples import example_run as example_run
+from .executors import ExecutorConformance as ExecutorConformance
+from .fitters import FitterConformance as FitterConformance
+from .loggers import LoggerConformance as LoggerConformance
+from .models import ModelConformance as ModelConformance
+from .optimizers import OptimizerConformance as OptimizerConformance
+from .recipes import RecipeConformance as RecipeConformance
+from .schedules import ScheduleConformance as ScheduleConformance
+from .stores import StoreConformance as StoreConformance
+from .trainers import TrainerConformance as TrainerConformance
