@@ -6,7 +6,7 @@ experiment, never by order: installing a package changes no result. Observers ar
 they raise is logged and never stops a sweep.
 """
 
-from flops_fit_core.plugins.hookspecs.driving import (
+from flops_fit_core.plugins.hookspecs.execution import (
     flops_fit_devices,
     flops_fit_executors,
     flops_fit_loggers,

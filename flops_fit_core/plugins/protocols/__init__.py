@@ -20,8 +20,9 @@ from flops_fit_core.plugins.protocols.data import (
     SeveralHeldOutSets,
     Task,
 )
-from flops_fit_core.plugins.protocols.driving import Executor, ExecutorContext, JobEnded, Logger, ResultStore
+from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext, JobEnded
 from flops_fit_core.plugins.protocols.fitting import Fitter
+from flops_fit_core.plugins.protocols.loggers import Logger
 from flops_fit_core.plugins.protocols.models import (
     FlopCount,
     MeasuredModel,
@@ -39,6 +40,7 @@ from flops_fit_core.plugins.protocols.runs import (
     TrainContext,
     Trainer,
 )
+from flops_fit_core.plugins.protocols.stores import ResultStore
 
 __all__ = [
     "Batch",
