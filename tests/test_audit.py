@@ -180,7 +180,7 @@ def test_a_family_that_counts_itself_wrongly_is_told_by_how_much():
     (note,) = notes(registry, 8, 4, 50, 8)
     assert note == (
         "mine/odd counts its own FLOPs, and not as torch does in a trace of the model: +10.0% at size 50. "
-        "flops-fit audit shows what every counter says"
+        "flops-fit count-flops shows what every counter says"
     )
 
 
@@ -277,7 +277,7 @@ def test_small_models_are_run_for_real_and_leave_the_random_numbers_alone():
 
 @pytest.fixture
 def said(tmp_path, monkeypatch, capsys):
-    """Runs ``flops-fit audit`` in a folder with experiments; gives its exit status and standard output."""
+    """Runs ``flops-fit count-flops`` in a folder with experiments; gives its exit status and standard output."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text")
     (tmp_path / "small.json").write_text(json.dumps(text_table(tmp_path / "text", **SIZES)))
@@ -306,7 +306,7 @@ def flops_fit_flop_counters():
 
 
 def test_audit_prints_counts_terms_and_exponents(said):
-    status, output = said("audit", "small.json")
+    status, output = said("count-flops", "small.json")
     assert status == 0
     assert "Training FLOPs a token of gpt/gpt" in output
     for word in (
@@ -321,8 +321,8 @@ def test_audit_prints_counts_terms_and_exponents(said):
 
 
 def test_audit_shows_three_sizes_or_all(said):
-    few = json.loads(said("audit", "small.json", "--json")[1])
-    every = json.loads(said("audit", "small.json", "--json", "--all")[1])
+    few = json.loads(said("count-flops", "small.json", "--json")[1])
+    every = json.loads(said("count-flops", "small.json", "--json", "--all")[1])
     assert [list(dict.fromkeys(row["size"] for row in it["counts"])) for it in (few, every)] == [
         [8, 16, 24],
         [8, 12, 16, 24],
@@ -332,11 +332,11 @@ def test_audit_shows_three_sizes_or_all(said):
 
 def test_audit_takes_changes_and_says_what_cannot_count(said):
     model = ["--set", 'model={name="mlp"}', "--set", "flops.name=traced"]
-    found = json.loads(said("audit", "small.json", "--json", *model)[1])
+    found = json.loads(said("count-flops", "small.json", "--json", *model)[1])
     assert found["family"] == "mlp/mlp"
     assert found["counts"][0]["counter"] == "flops/traced"
     assert "does not describe its shape" in found["refused"]["flops/hoffmann"]
-    assert "flops/hoffmann cannot count it" in said("audit", "small.json", *model)[1]
+    assert "flops/hoffmann cannot count it" in said("count-flops", "small.json", *model)[1]
 
 
 def test_the_runs_of_a_study_are_refitted_under_each_counter(said, tmp_path):
@@ -351,7 +351,7 @@ def test_the_runs_of_a_study_are_refitted_under_each_counter(said, tmp_path):
     }
     (tmp_path / "formula.json").write_text(json.dumps(table))
     assert said("run", "formula.json")[0] == 0
-    found = json.loads(said("audit", "runs/formula", "-p", "bent", "--json")[1])
+    found = json.loads(said("count-flops", "runs/formula", "-p", "bent", "--json")[1])
     assert found["law"]["source"] == "this study's fit"
     alpha, beta = found["law"]["alpha"], found["law"]["beta"]
     rows = {row["counter"]: row for row in found["exponents"]}

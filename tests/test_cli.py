@@ -327,8 +327,8 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
     assert "0 to train" in said("run", "runs/small", "--no-retry")[2]
 
     (failed,) = [row["id"] for row in rows if row["status"] == "failed"]
-    assert f"--run {failed[:6]} shows all of it" in error
-    shown = said("runs", "runs/small", "--run", failed[:6])[1].splitlines()
+    assert f"'flops-fit show runs/small {failed[:6]}' shows its traceback" in error
+    shown = said("show", "runs/small", failed[:6])[1].splitlines()
     assert shown[0] == f"run {failed}: failed"
     assert "  model      raising/raising width = 12" in shown
     assert [line.split(",")[0] for line in shown if line.startswith("attempt")] == [
@@ -336,7 +336,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
         "attempt 2: failed",
     ]
     assert shown[-1] == "  | RuntimeError: not this one"
-    (kept,) = json.loads(said("runs", "runs/small", "--run", failed, "--json")[1])
+    (kept,) = json.loads(said("show", "runs/small", failed, "--json")[1])
     assert [attempt["error"]["type"] for attempt in kept["attempts"]] == ["RuntimeError", "RuntimeError"]
     assert kept["run"]["size"] == 12
 
@@ -356,9 +356,25 @@ def test_a_run_without_a_result_is_shown_as_planned(formula):
 
 
 def test_a_run_that_there_is_not_says_where_ids_are(formula, said):
-    status, _, error = said("runs", formula, "--run", "xyz")
+    status, _, error = said("show", formula, "xyz")
     assert (status, error) == (2, f"error: formula has no run 'xyz'; 'flops-fit runs {formula}' lists their ids\n")
-    assert "leave --csv out" in said("runs", formula, "--run", "xyz", "--csv")[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "new"),
+    [
+        (["audit", "small.json"], "'audit' was renamed: flops-fit count-flops"),
+        (["clean", "runs/small"], "'clean' was renamed: flops-fit prune-checkpoints"),
+        (["runs", "runs/small", "--run", "f2f4"], "runs --run was renamed: flops-fit show SOURCE ID"),
+        (["fit", "runs.csv", "--map", "loss=val"], "--map was renamed: --column"),
+        (["fit", "runs.csv", "--where=group=c4"], "--where was renamed: --filter"),
+        (["plan", "small.json", "--without", "gpt"], "--without was renamed: --disable-plugin"),
+    ],
+)
+def test_an_old_name_on_the_command_line_is_an_error_with_the_new_one(arguments, new, said):
+    status, output, error = said(*arguments)
+    assert (status, output) == (2, "")
+    assert new in error
 
 
 def test_a_changed_option_is_other_runs_in_the_same_study(here, said):
@@ -440,7 +456,7 @@ def test_a_broken_plugin_gives_status_1_and_the_rest_is_listed(site, said):
 
 
 def test_a_disabled_plugin_is_not_offered(said):
-    _, output, _ = said("plugins", "--json", "--without", "gpt")
+    _, output, _ = said("plugins", "--json", "--disable-plugin", "gpt")
     told = json.loads(output)
     assert told["disabled"] == ["gpt"]
     assert not any(offer["name"].startswith("gpt/") for offer in told["offers"])
@@ -489,8 +505,8 @@ def test_output_that_nobody_reads_is_no_error(here):
     [
         ["--fitter", "isoflop"],
         ["--set", "draws=10"],
-        ["--map", "loss=val"],
-        ["--where", "group=c4"],
+        ["--column", "loss=val"],
+        ["--filter", "group=c4"],
         ["--heldout", "poems"],
     ],
 )

@@ -80,7 +80,7 @@ def test_a_fit_of_the_latest_planned_rows_is_the_law_of_the_study(law: Path, tmp
     file = str(tmp_path / "runs.parquet")
     assert flops_fit(["export", str(law), "--parquet", file]) == 0
     capsys.readouterr()
-    assert flops_fit(["fit", file, "--where", "latest=True", "--where", "planned=True", "--json"]) == 0
+    assert flops_fit(["fit", file, "--filter", "latest=True", "--filter", "planned=True", "--json"]) == 0
     from_file = json.loads(capsys.readouterr().out)
     assert flops_fit(["fit", str(law), "--json"]) == 0
     from_study = json.loads(capsys.readouterr().out)

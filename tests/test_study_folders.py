@@ -108,7 +108,7 @@ def test_a_command_that_needs_the_python_objects_names_find_optimal(python_study
         ["fit", "study"],
         ["predict", "study", "--flops", "1e6"],
         ["report", "study"],
-        ["clean", "study"],
+        ["prune-checkpoints", "study"],
         ["store", "copy", "study", "copy"],
     ],
 )

@@ -37,7 +37,7 @@ PluginOption = Annotated[
     typer.Option("-p", "--plugin", help="Use a module as a plugin: -p my_research.models.", metavar="MODULE"),
 ]
 WithoutOption = Annotated[
-    list[str] | None, typer.Option("--without", help="Do not load this plugin.", metavar="PLUGIN")
+    list[str] | None, typer.Option("--disable-plugin", help="Do not load this plugin.", metavar="PLUGIN")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 

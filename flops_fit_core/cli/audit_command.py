@@ -1,4 +1,4 @@
-"""``audit``: what every FLOPs counter says of an experiment's models, and what that does to the exponent."""
+"""``count-flops``: every FLOPs counter on an experiment's models, and the exponents that follow."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this command."""
-    app.command()(audit)
+    app.command()(count_flops)
 
 
-def audit(
+def count_flops(
     source: args.SourceArgument,
     out: args.OutOption = None,
     overrides: args.SetOption = None,

@@ -26,11 +26,11 @@ FitArgument = Annotated[
 FlopsArgument = Annotated[list[float], typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")]
 MapOption = Annotated[
     list[str] | None,
-    typer.Option("--map", help="Name a column: --map params=n_params. Repeatable.", metavar="COLUMN=NAME"),
+    typer.Option("--column", help="Name a column: --column params=n_params. Repeatable.", metavar="COLUMN=NAME"),
 ]
 WhereOption = Annotated[
     list[str] | None,
-    typer.Option("--where", help="Keep a table's rows with this text: --where group=c4.", metavar="COLUMN=TEXT"),
+    typer.Option("--filter", help="Keep a table's rows with this text: --filter group=c4.", metavar="COLUMN=TEXT"),
 ]
 UnitsOption = Annotated[
     list[str] | None,
@@ -97,7 +97,7 @@ def fit(
     )
     if group_by is not None:
         if out is not None or checklist or profile:
-            raise ConfigError("--group-by prints a law for each group: for more of one group, use --where")
+            raise ConfigError("--group-by prints a law for each group: for more of one group, use --filter")
         _print_groups(laws.fitted_groups(asked, registry, group_by), group_by, json)
         return
     law, made_by, study = laws.fitted(asked, registry)

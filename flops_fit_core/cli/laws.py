@@ -57,18 +57,18 @@ class Asked:
 
     def options_of_tables(self) -> list[str]:
         """The options given that only a table has."""
-        given = {"--map": self.columns, "--where": self.where, "--units": self.units}
+        given = {"--column": self.columns, "--filter": self.where, "--units": self.units}
         names = [name for name, texts in given.items() if texts]
         names += ["--decimal"] if self.decimal is not None else []
         return names + (["--best-of"] if self.best_of is not None else [])
 
     def mapping(self) -> dict[str, str]:
         """Our column names -> the table's."""
-        return _pairs("--map", self.columns, "params=n_params, our name first")
+        return _pairs("--column", self.columns, "params=n_params, our name first")
 
     def kept(self) -> dict[str, str]:
         """Column -> the text that rows must have in it."""
-        return _pairs("--where", self.where, "group=c4")
+        return _pairs("--filter", self.where, "group=c4")
 
 
 def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
@@ -130,8 +130,8 @@ def _refuse_to_refit(asked: Asked) -> None:
     values = {
         "--fitter": [asked.fitter] if asked.fitter else [],
         "--set": asked.options,
-        "--map": asked.columns,
-        "--where": asked.where,
+        "--column": asked.columns,
+        "--filter": asked.where,
         "--heldout": [asked.heldout] if asked.heldout else [],
         "--units": asked.units,
         "--decimal": [asked.decimal] if asked.decimal is not None else [],
@@ -202,7 +202,7 @@ def _table(asked: Asked) -> RunTable:
 
     if asked.heldout is not None:
         raise ConfigError(
-            f"--heldout {asked.heldout}: a table has one loss a run; name its column with --map loss=COLUMN"
+            f"--heldout {asked.heldout}: a table has one loss a run; name its column with --column loss=COLUMN"
         )
     table = read_table(asked.source, asked.mapping(), asked.kept(), **asked.reading())
     if not table.observations:

@@ -24,6 +24,7 @@ from flops_fit_core.cli import (
     watching_commands,
 )
 from flops_fit_core.cli.printing import answering, complain, keep_for_answers
+from flops_fit_core.cli.renamed import refuse_old_names
 from flops_fit_core.errors import FlopsFitError, UserError
 from flops_fit_core.plugins.registry import PluginSetup
 
@@ -87,6 +88,7 @@ def _every(command: Any) -> Iterator[Any]:
 def run(arguments: list[str]) -> int:
     """Run one command line. Returns the exit status; a user's mistake shows one message and no traceback."""
     try:
+        refuse_old_names(arguments)
         status = _commands()(arguments, standalone_mode=False, prog_name="flops-fit")
         if status == STOPPED:  # typer makes this of Ctrl-C
             raise KeyboardInterrupt

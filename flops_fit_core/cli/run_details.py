@@ -1,4 +1,4 @@
-"""``runs --run ID``: all that is known of single runs."""
+"""``show ID``: everything about single runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``plan``, ``run``, ``runs``, ``clean``."""
+"""``plan``, ``run``, ``runs``, ``show``, ``prune-checkpoints``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_csv, print_json, print_table, print_text, say
 from flops_fit_core.cli.summary import print_summary
-from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.errors import FitError
 from flops_fit_core.study import Study
 
 
@@ -18,7 +18,8 @@ def register(app: typer.Typer) -> None:
     app.command()(plan)
     app.command()(run)
     app.command()(runs)
-    app.command()(clean)
+    app.command()(show)
+    app.command()(prune_checkpoints)
 
 
 def plan(
@@ -96,25 +97,10 @@ def runs(
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
-    which: Annotated[
-        list[str] | None,
-        typer.Option("--run", help="All of this run, traceback included: its id, or how it begins.", metavar="ID"),
-    ] = None,
 ) -> None:
-    """The study's runs as a table, or all that is known of some."""
+    """List a study's runs. 'show' prints everything about one."""
     study = args.existing(source, args.registry_for(source, plugin, without), out)
-    if which:
-        from flops_fit_core.cli import run_details
-
-        if csv:
-            raise ConfigError("--run prints for people, or --json: leave --csv out")
-        found = run_details.find_runs(study, which)
-        if json:
-            print_json(run_details.as_json(found))
-        else:
-            texts = ["\n".join(run_details.lines(run, attempts, study.plan)) for run, attempts in found]
-            print_text("\n\n".join(texts))
-    elif json:
+    if json:
         print_json(study.runs.json())
     elif csv:
         print_csv(study.runs.csv())
@@ -122,7 +108,30 @@ def runs(
         print_table(study.runs)
 
 
-def clean(
+def show(
+    source: args.SourceArgument,
+    ids: Annotated[
+        list[str],
+        typer.Argument(help="Ids of runs, as 'runs' lists them, or their first characters.", metavar="ID..."),
+    ],
+    out: args.OutOption = None,
+    plugin: args.PluginOption = None,
+    without: args.WithoutOption = None,
+    json: args.JsonOption = False,
+) -> None:
+    """Show everything about single runs: plugins, options, every attempt, tracebacks."""
+    from flops_fit_core.cli import run_details
+
+    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    runs = run_details.find_runs(study, ids)
+    if json:
+        print_json(run_details.as_json(runs))
+    else:
+        texts = ["\n".join(run_details.lines(run, attempts, study.plan)) for run, attempts in runs]
+        print_text("\n\n".join(texts))
+
+
+def prune_checkpoints(
     source: args.SourceArgument,
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
@@ -135,7 +144,7 @@ def clean(
     from flops_fit_core.report import numbers
 
     study = args.existing(source, args.registry_for(source, plugin, without), out)
-    freed = study.clean(unfinished=everything)
+    freed = study.prune_checkpoints(unfinished=everything)
     left = study.checkpoint_bytes
     kept = f"; {numbers.disk(left)} are kept, for runs that are not finished: --all deletes them" if left else ""
     print_text(f"{numbers.disk(freed)} freed{kept}")
@@ -208,7 +217,7 @@ def conclude(study: Study) -> int:
         first = failed[0].error
         why = first.line if first else "unknown"
         say(
-            f"{len(failed)} runs failed, the first with {why}; 'flops-fit runs {study.folder.shown}' lists them, "
-            f"and --run {failed[0].id[:6]} shows all of it"
+            f"{len(failed)} runs failed, the first with {why}; 'flops-fit show {study.folder.shown} "
+            f"{failed[0].id[:6]}' shows its traceback"
         )
     return 1 if failed else 0

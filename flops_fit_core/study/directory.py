@@ -141,8 +141,8 @@ class StudyFolder:
         raise ConfigError(
             f"{self.shown} was made by find_optimal with Python objects ({', '.join(objects)}), which its folder "
             f"does not keep: to plan, train or retry, call find_optimal again with the same objects and "
-            f"output_dir={self.shown!r} (status, runs, export, fit, predict, backtest, report, clean and store "
-            f"copy work here)"
+            f"output_dir={self.shown!r} (status, runs, show, export, fit, predict, backtest, report, "
+            f"prune-checkpoints and store copy work here)"
         )
 
     def check_store_exists(self) -> None:

@@ -142,14 +142,14 @@ class Study:
             return
         message = (
             f"{len(unfinished)} of {len(self.plan.runs)} runs of {self.folder.shown} failed, the first with "
-            f"{_reason(unfinished[0])}; 'flops-fit runs {self.folder.shown} --run {unfinished[0].id[:6]}' shows "
+            f"{_reason(unfinished[0])}; 'flops-fit show {self.folder.shown} {unfinished[0].id[:6]}' shows "
             f"its traceback"
         )
         if not completed:
             raise SweepFailed(message)
         warnings.warn(message, StudyWarning, stacklevel=3)
 
-    def clean(self, *, unfinished: bool = False) -> int:
+    def prune_checkpoints(self, *, unfinished: bool = False) -> int:
         """Delete checkpoints that are kept for further branches of finished runs; with ``unfinished``, also those
         from which interrupted runs would go on. Returns the bytes that were freed."""
         with self.store() as store:

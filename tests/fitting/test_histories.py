@@ -126,7 +126,7 @@ def test_a_run_that_diverged_after_its_last_finite_loss_is_left_out(tmp_path):
 def test_a_name_without_a_step_is_an_open_question(tmp_path):
     rows = [("70M", 7e7, 1e9, 3.6), ("70M", 7e7, 2e9, 3.5), ("160M", 1.6e8, 2e9, 3.3)]
     path = write(tmp_path, ["name", "params", "tokens", "loss"], rows)
-    with pytest.raises(FitError, match=r"2 rows have name = '70M' and one N.*--map id=row"):
+    with pytest.raises(FitError, match=r"2 rows have name = '70M' and one N.*--column id=row"):
         read_table(path)
     assert [one.tokens for one in read_table(path, {"id": "name"}).observations] == [2e9, 2e9]
     assert len(read_table(path, {"trajectory": "name"}).observations) == 3
@@ -139,7 +139,9 @@ def test_rows_of_one_run_and_one_d_with_several_losses_are_refused(tmp_path):
     """As a table of several evaluation sets: which of the losses is the run's is open."""
     rows = [("a", "c4", 1e6, 1e8, 3.6), ("a", "pile", 1e6, 1e8, 3.1), ("b", "c4", 2e6, 1e8, 3.5)]
     path = write(tmp_path, ["run", "group", "params", "tokens", "loss"], rows)
-    with pytest.raises(FitError, match=r"row 2, row 3 are of one run \(run = a\).*differ in group, loss.*--where"):
+    with pytest.raises(
+        FitError, match=r"row 2, row 3 are of one run \(run = a\).*differ in group, loss.*--filter"
+    ):
         read_table(path)
     assert [one.loss for one in read_table(path, where={"group": "c4"}).observations] == [3.6, 3.5]
 

@@ -87,7 +87,7 @@ def test_every_usual_file_is_the_same_table(tmp_path, name):
 
 
 def _maps(columns):
-    return [part for role, column in columns.items() for part in ("--map", f"{role}={column}")]
+    return [part for role, column in columns.items() for part in ("--column", f"{role}={column}")]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_seeds_may_be_texts(tmp_path):
 def test_two_columns_that_could_be_one_role_are_refused(tmp_path, header, extra, role):
     path = table(tmp_path, header, [(1e7, 1e9, 3.0, extra)])
     with pytest.raises(
-        FitError, match=rf"{role} could be .* or .*, which hold different values: write --map {role}="
+        FitError, match=rf"{role} could be .* or .*, which hold different values: write --column {role}="
     ):
         read_table(path)
     assert read_table(path, {role: header[3]}).observations
@@ -227,7 +227,7 @@ def test_a_held_out_loss_is_used_rather_than_another(tmp_path, name):
 
 def test_perplexities_and_bits_are_named_where_no_loss_is_there(tmp_path):
     path = table(tmp_path, ["params", "tokens", "val_ppl", "val_bpb"], [(1e7, 1e9, 20, 1.1)])
-    with pytest.raises(FitError, match=r"'val_ppl' is a perplexity.*--map loss=val_bpb"):
+    with pytest.raises(FitError, match=r"'val_ppl' is a perplexity.*--column loss=val_bpb"):
         read_table(path)
 
 
@@ -348,7 +348,7 @@ def test_groups_with_other_losses_are_mentioned_and_fitted_one_by_one(tmp_path):
     rows = [(*row, "c4") for row in ROWS] + [(*row[:3], 0.8 * row[3], "code") for row in ROWS]
     path = table(tmp_path, [*NAMES, "dataset"], rows)
     (text,) = notes(read_table(path), "groups")
-    assert "--where dataset=c4" in text
+    assert "--filter dataset=c4" in text
     assert "--group-by dataset" in text
     assert not notes(read_table(path, where={"dataset": "c4"}), "groups")
     assert table_groups(path, "dataset") == ["c4", "code"]

@@ -83,7 +83,7 @@ def test_c_in_another_unit_gives_no_d(tmp_path):
 )
 def test_two_counts_of_one_quantity_are_refused(tmp_path, header):
     path = table(tmp_path, header, [(8 * row[0], row[0], row[1], row[3]) for row in ROWS])
-    with pytest.raises(FitError, match=r"could be .* which hold different values: write --map"):
+    with pytest.raises(FitError, match=r"could be .* which hold different values: write --column"):
         read_table(path)
 
 
@@ -134,7 +134,7 @@ def test_costs_that_are_no_c_are_not_read(tmp_path, name):
 
 def test_flops_a_token_are_named_and_can_be_left_out(tmp_path):
     path = table(tmp_path, NAMES, [(params, tokens, 6 * params, y) for params, tokens, _, y in ROWS])
-    with pytest.raises(FitError, match="--map flops=none for C = 6 N D"):
+    with pytest.raises(FitError, match="--column flops=none for C = 6 N D"):
         read_table(path)
     assert_is_the_law(read_table(path, {"flops": "none"}))
 
@@ -203,7 +203,7 @@ def test_layers_and_logarithms_are_no_losses(tmp_path):
 def test_a_missing_column_is_looked_for_among_the_names(tmp_path):
     header = ["parameter_count", "throughput/total_tokens", "eval/macro_loss"]
     path = table(tmp_path, header, [(row[0], row[1], row[3]) for row in ROWS])
-    with pytest.raises(FitError, match="tokens may be --map tokens=throughput/total_tokens"):
+    with pytest.raises(FitError, match="tokens may be --column tokens=throughput/total_tokens"):
         read_table(path)
     wide = table(tmp_path, ["params", "tokens", *(f"task{number}" for number in range(90))], [range(92)])
     with pytest.raises(FitError, match=r"task37 and 52 more\. Name each"):
@@ -324,7 +324,7 @@ def test_flags_of_a_run_are_followed(tmp_path):
 def test_a_column_that_means_another_thing_can_be_left_out(tmp_path, column, role):
     path = table(tmp_path, [*NAMES, column], [(*row, "NY") for row in ROWS])
     result = CliRunner().invoke(app, ["fit", str(path)])
-    assert f"--map {role}=none reads the rows without {column!r}" in str(result.exception)
+    assert f"--column {role}=none reads the rows without {column!r}" in str(result.exception)
     assert_is_the_law(read_table(path, {role: "none"}))
 
 

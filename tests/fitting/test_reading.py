@@ -26,7 +26,7 @@ def test_usual_column_names_are_known(tmp_path, header):
 
 def test_other_names_are_mapped(tmp_path):
     path = write(tmp_path, "weights;D;ppl_nats\n1e6;2e7;3.5\n")
-    with pytest.raises(FitError, match=r"no column for params, loss.*--map params=COLUMN"):
+    with pytest.raises(FitError, match=r"no column for params, loss.*--column params=COLUMN"):
         read_runs(path)
     (run,) = read_runs(path, {"params": "weights", "loss": "ppl_nats"})
     assert run.params == 1e6
@@ -120,7 +120,7 @@ def test_other_names_do_not_say_bits(tmp_path, name):
 def test_a_loss_in_bits_beside_the_same_in_nats_is_told_by_their_ratio(tmp_path):
     nats = [one * math.log(2) for one in LOSSES]
     (found,) = bits_found(tmp_path, columns(loss=LOSSES, cross_entropy=nats), columns={"loss": "loss"})
-    assert "--map loss=cross_entropy" in found
+    assert "--column loss=cross_entropy" in found
     assert bits_found(tmp_path, columns(loss=nats, other=LOSSES)) == []
     assert bits_found(tmp_path, columns(loss=LOSSES, train=[one * 0.7 for one in LOSSES])) == []
 

@@ -34,7 +34,7 @@ from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 
 NEEDED = ("params", "tokens", "loss")
 NOT_READ = "none"
-"""``--map flops=none``: no column is read for an optional role."""
+"""``--column flops=none``: no column is read for an optional role."""
 
 _HINTS: Mapping[str, frozenset[str]] = {
     "params": frozenset(("param", "params", "parameter", "parameters", "mparams", "size")),
@@ -152,9 +152,9 @@ def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], no
         later = {name for other in NAMES[role][number + 1 :] for name in other} - {LETTERS.get(role)}
         others = [other for other in free if plain_name(other) in later and not _agree(raw, [column, other])]
         if others:
-            notes.append(f"{role} = column {column!r}, rather than {_listed(others)}: --map {role}=COLUMN")
+            notes.append(f"{role} = column {column!r}, rather than {_listed(others)}: --column {role}=COLUMN")
         if plain_name(column).lower() == LETTERS.get(role):
-            notes.append(f"{role} = column {column!r}, by one letter: --map {role}=COLUMN names another")
+            notes.append(f"{role} = column {column!r}, by one letter: --column {role}=COLUMN names another")
         return column
     return None
 
@@ -195,7 +195,7 @@ def _letter(raw: RawTable, free: Sequence[str], notes: list[str]) -> str | None:
         numbers = [NumberFormat().number_or_nan(row.get(column)) for _, row in raw.rows]
         if numbers and all(number.is_integer() for number in numbers):
             return None
-        notes.append(f"loss = column {column!r}, by one letter: --map loss=COLUMN names another")
+        notes.append(f"loss = column {column!r}, by one letter: --column loss=COLUMN names another")
     return column
 
 
@@ -207,7 +207,7 @@ def _only(path: Path, raw: RawTable, role: str, columns: Sequence[str], notes: l
         if not _agree(raw, columns):
             raise FitError(
                 f"{path}: {role} could be {' or '.join(map(repr, columns))}, which hold different values: write "
-                + " or ".join(f"--map {role}={_quoted(column)}" for column in columns)
+                + " or ".join(f"--column {role}={_quoted(column)}" for column in columns)
             )
         notes.append(f"{role} = column {columns[0]!r}, which {_listed(columns[1:])} repeats")
     return columns[0]
@@ -241,13 +241,13 @@ def _quoted(column: str) -> str:
 def _missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
     message = (
         f"{path} has no column for {', '.join(missing)}. It has: {_all_names(raw)}. "
-        f"Name each: {' '.join(f'--map {role}=COLUMN' for role in missing)}"
+        f"Name each: {' '.join(f'--column {role}=COLUMN' for role in missing)}"
     )
     words = {column: words_of(column) for column in raw.header}
     for role in missing:
         likely = [column for column in raw.header if words[column] & _HINTS[role] and not words[column] & _NO_HINT]
         if likely and len(likely) <= 8:
-            message += f"; {role} may be {' or '.join(f'--map {role}={_quoted(column)}' for column in likely)}"
+            message += f"; {role} may be {' or '.join(f'--column {role}={_quoted(column)}' for column in likely)}"
     if "tokens" in missing and (steps := [column for column in raw.header if words[column] & _COUNTS_OF_DATA]):
         message += (
             f"; {_listed(steps[:3])} is no number of tokens: add a column of tokens, batch x sequence x steps"
@@ -261,7 +261,7 @@ def _missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
         bits = [column for column in raw.header if words[column] & {"bpb", "bpc", "bits"}]
         if bits:
             message += (
-                f"; {_listed(bits[:4])} is in bits: --map loss={_quoted(bits[0])} fits it, with losses in bits"
+                f"; {_listed(bits[:4])} is in bits: --column loss={_quoted(bits[0])} fits it, with losses in bits"
             )
     if sum(not name.strip(" ()0123456789") for name in raw.header) > len(raw.header) / 2:
         message += "; the first line is read as the names of the columns: delete a title above them"

@@ -130,7 +130,7 @@ def mention_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: Numbe
     value = next((value for value in values if value), "")
     message = (
         f"column {column!r} splits the rows into {len(values)} groups ({shown}) whose losses at equal N and D "
-        f"differ by {gain:.1%} (root mean square), and this fit pools them: keep one group with --where "
+        f"differ by {gain:.1%} (root mean square), and this fit pools them: keep one group with --filter "
         f"{shlex.quote(f'{column}={value}')}, or fit each with --group-by {shlex.quote(column)}"
     )
     return [Diagnostic(code="groups", message=message)]

@@ -28,7 +28,7 @@ STEP_COLUMNS = (
 )
 """Columns that order the rows of a run, best first."""
 ROWS = "row"
-"""``--map id=row``: every row is a run of its own."""
+"""``--column id=row``: every row is a run of its own."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def mention_steps(rows: Sequence[Row], header: Sequence[str]) -> list[Diagnostic
         return []
     message = (
         f"rows of one N differ in {step!r}, and no column names the run: every row is taken as a run of its own; "
-        "where they are checkpoints, name the run with --map id=COLUMN (its last row counts) or --map "
+        "where they are checkpoints, name the run with --column id=COLUMN (its last row counts) or --column "
         "trajectory=COLUMN"
     )
     return [Diagnostic(code="histories", message=message, severity="note")]
@@ -116,7 +116,7 @@ def join_histories(
     by_place = {end.place: end for end in ends}
     joined = {row.place for group in histories.values() for row in group}
     kept = [by_place.get(row.place, row) for row in rows if row.place not in joined or row.place in by_place]
-    keep_all = f"--map {shlex.quote(f'trajectory={column}')}"
+    keep_all = f"--column {shlex.quote(f'trajectory={column}')}"
     message = (
         f"{len(joined)} rows are of {len(ends)} training runs (column {column!r}): the last row of each counts, "
         f"and the {len(joined) - len(ends)} earlier ones are left out; {keep_all} keeps every row, "
@@ -222,12 +222,12 @@ def _several_ends(path: Path, ends: Sequence[Row], column: str) -> str:
         key for key in ends[0].values if key != column and len({_text(row.values.get(key)) for row in ends}) > 1
     ]
     kinds = [key for key in others if _text(ends[0].values.get(key)) and not _is_number(ends[0].values.get(key))]
-    example = f"--where {kinds[0]}={_text(ends[0].values.get(kinds[0]))}" if kinds else "--where COLUMN=TEXT"
+    example = f"--filter {kinds[0]}={_text(ends[0].values.get(kinds[0]))}" if kinds else "--filter COLUMN=TEXT"
     places = ", ".join(row.place for row in ends[:4]) + (", ..." if len(ends) > 4 else "")
     return (
         f"{path}: {places} are of one run ({column} = {name}) with one D and different losses, so the run's loss "
         f"is not determined; they differ in {', '.join(others)}. Keep one kind of row with {example}, name each "
-        f"run with --map id=COLUMN, or write --map id={ROWS} where every row is a run of its own"
+        f"run with --column id=COLUMN, or write --column id={ROWS} where every row is a run of its own"
     )
 
 
@@ -235,8 +235,8 @@ def _open_question(path: Path, column: str, histories: Mapping[str, Sequence[Row
     name, group = next(iter(histories.items()))
     return (
         f"{path}: {_usable(group)} rows have {column} = {name!r} and one N: points of one training run, or runs "
-        f"of their own? Write --map id={column} for one run, whose last row counts; --map trajectory={column} to "
-        f"fit every point of it; --map id={ROWS} where every row is a run of its own"
+        f"of their own? Write --column id={column} for one run, whose last row counts; "
+        f"--column trajectory={column} to fit every point of it; --column id={ROWS} where every row is a run of its own"
     )
 
 
@@ -244,8 +244,8 @@ def _mixed(path: Path, column: str, several: Sequence[str]) -> str:
     shown = ", ".join(several[:3]) + (", ..." if len(several) > 3 else "")
     return (
         f"{path}: some names in column {column!r} have rows of several N or seeds ({shown}), and others several "
-        f"rows of one, so it is open which rows are one run: name each run with --map id=COLUMN, or write "
-        f"--map id={ROWS} where every row is a run of its own"
+        f"rows of one, so it is open which rows are one run: name each run with --column id=COLUMN, or write "
+        f"--column id={ROWS} where every row is a run of its own"
     )
 
 

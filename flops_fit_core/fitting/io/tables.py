@@ -257,7 +257,7 @@ def _check(
     if experts and "flops" not in named and plain_name(named["params"]) not in ACTIVE:
         text = (
             f"column {experts[0]!r} is of a mixture of experts, whose C is 6 N D with the parameters that a token "
-            f"passes through: where {named['params']!r} counts all of them, write --map params=COLUMN"
+            f"passes through: where {named['params']!r} counts all of them, write --column params=COLUMN"
         )
         diagnostics.append(Diagnostic(code="experts", message=text))
     diagnostics.extend(about_trajectories(table.observations))
@@ -294,5 +294,5 @@ def _summary(path: Path, raw: RawTable, chosen: Columns, table: RunTable) -> str
     for role, column in chosen.named.items() if reasons and not table.observations else ():
         start = STATUS if role == "status" else f"{role} is"
         if role not in NEEDED and all(reason.startswith(start) for reason in reasons):
-            text += f"; --map {role}=none reads the rows without {column!r}"
+            text += f"; --column {role}=none reads the rows without {column!r}"
     return text

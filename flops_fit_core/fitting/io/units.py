@@ -66,7 +66,7 @@ def _refuse_flops(path: Path, measured: Sequence[Observation]) -> None:
     power = 3 * round(-math.log10(ratio) / 3)
     guess = f"--units flops=1e{power} (by the ratio)"
     if all(0.3 < run.flops / 6 / run.params < 3 for run in measured):
-        guess = "--map flops=none for C = 6 N D (the column holds about 6 N: FLOPs per token)"
+        guess = "--column flops=none for C = 6 N D (the column holds about 6 N: FLOPs per token)"
     elif all(run.params < 1e4 for run in measured):
         guess = "--units params=1e6 --units tokens=1e9"
     if abs(math.log10(ratio) + math.log10(8.64e19)) < 0.5:
@@ -74,7 +74,7 @@ def _refuse_flops(path: Path, measured: Sequence[Observation]) -> None:
     raise FitError(
         f"{path}: N = {example.params:g}, D = {example.tokens:g}, C = {example.flops:g} in {example.id}: C is "
         f"{ratio:.2g} times 6 N D, so one of them is not in plain numbers: write {guess}, --units flops=1 where "
-        "they are plain, or --map flops=none where the column is no C of a run"
+        "they are plain, or --column flops=none where the column is no C of a run"
     )
 
 
@@ -109,7 +109,7 @@ def budget_as_named(observations: Sequence[Observation], column: str, *, has_flo
     is_named = "the column of FLOPs" if has_flops else "6 N D"
     message = (
         f"column {column!r} is {min(ratios):.2g} to {max(ratios):.2g} times {is_named} in these rows: C is "
-        f"{is_named}, and {column!r} only groups the runs; where it is what training cost, write --map "
+        f"{is_named}, and {column!r} only groups the runs; where it is what training cost, write --column "
         f"flops={column}"
     )
     return [Diagnostic(code="budget", message=message)]
@@ -195,7 +195,7 @@ def _evidence(losses: Sequence[float], others: Mapping[str, Sequence[float]]) ->
         if all(value > 0 and abs(loss * BITS / value - 1) < 1e-3 for loss, value in pairs):
             yield (
                 f"the loss is 1.4427 times column {name!r} in every row, so it is in bits: use "
-                f"--map loss={name} for nats; {_ALL_ONE}"
+                f"--column loss={name} for nats; {_ALL_ONE}"
             )
         elif all(value > 1 and abs(loss / math.log2(value) - 1) < 1e-3 for loss, value in pairs):
             yield (

@@ -52,7 +52,7 @@ def own_count_notes(
         return []
     differences = "; ".join(found)
     note = f"{model.name} counts its own FLOPs, and not as torch does in a trace of the model: {differences}. "
-    return [note + "flops-fit audit shows what every counter says"]
+    return [note + "flops-fit count-flops shows what every counter says"]
 
 
 def _difference(reference: ReferenceFlops, options: Options, own: float, task: Task) -> str | None:
