@@ -234,9 +234,9 @@ def _several_ends(path: Path, ends: Sequence[Row], column: str) -> str:
 def _open_question(path: Path, column: str, histories: Mapping[str, Sequence[Row]]) -> str:
     name, group = next(iter(histories.items()))
     return (
-        f"{path}: {_usable(group)} rows have {column} = {name!r} and one N: points of one training run, or runs "
-        f"of their own? Write --column id={column} for one run, whose last row counts; "
-        f"--column trajectory={column} to fit every point of it; --column id={ROWS} where every row is a run of its own"
+        f"{path}: {_usable(group)} rows have {column} = {name!r} and one N: points of one training run, or "
+        f"separate runs? Write --column id={column} for one run (its last row counts), --column "
+        f"trajectory={column} to fit every point of it, or --column id={ROWS} if every row is a separate run"
     )
 
 
