@@ -1,4 +1,4 @@
-"""The learning-rate probe: what it trains, what it finds, what it writes."""
+"""The learning-rate sweep."""
 
 import itertools
 import json
@@ -17,8 +17,8 @@ from flops_fit_core.plugins import OptimizerSpec, Options, RecipeSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.tuning import Probe, bootstrap_vertices, lowest_five, tune, vertex, write_value
-from flops_fit_core.tuning.optimum import best_rate, mean_interval, vertex_error
+from flops_fit_core.tuning import LearningRateSweep, bootstrap_vertices, lowest_five, tune, vertex, write_value
+from flops_fit_core.tuning.best_rate import best_rate, mean_interval, vertex_error
 
 # ---------------------------------------------------------------------------- the best rate
 
@@ -107,7 +107,7 @@ def test_from_three_seeds_on_the_interval_is_over_seeds():
     assert best_rate(RATES, table(-6.5, seeds=2)).draws is None
 
 
-# ---------------------------------------------------------------------------- what a probe trains
+# ---------------------------------------------------------------------------- runs of a sweep
 
 
 @pytest.fixture
@@ -115,24 +115,24 @@ def text(tmp_path):
     return write_text(tmp_path / "text", files=12, words=300)
 
 
-def probe(text, registry=None, /, given=None, **changes):
+def lr_sweep(text, registry=None, /, given=None, **changes):
     experiment = make_experiment(text_table(text, **changes), registry or installed())
-    return Probe(experiment, make_plan(experiment), **(given or {}))
+    return LearningRateSweep(experiment, make_plan(experiment), **(given or {}))
 
 
 LADDER = {"budgets": [1e8, 4e8], "sizes": [{"width": width} for width in (4, 8, 12, 16, 20, 24)]}
 
 
 def test_the_sizes_are_a_quarter_and_half_up_the_ladder_and_d_the_cheapest_budgets_median(text):
-    found = probe(text, sweep=LADDER)
+    found = lr_sweep(text, sweep=LADDER)
     assert [one.size for one in found.measured] == [8, 16]
     cheapest = sorted(run.tokens for run in found.plan.runs if run.budget == 1e8)
     assert found.tokens == cheapest[2]
 
 
-def test_a_probe_run_at_the_present_value_is_the_run_that_the_experiment_would_plan(text):
-    found = probe(text, sweep=LADDER, given={"sizes": [12], "tokens": 20_000, "seeds": [3]})
-    (own,) = found.runs(found.knob.value)
+def test_a_sweep_run_at_the_present_value_is_the_run_that_the_experiment_would_plan(text):
+    found = lr_sweep(text, sweep=LADDER, given={"sizes": [12], "tokens": 20_000, "seeds": [3]})
+    (own,) = found.runs(found.option.value)
     budget = own.flops_per_token * 20_000
     other = make_plan(
         make_experiment(
@@ -144,8 +144,8 @@ def test_a_probe_run_at_the_present_value_is_the_run_that_the_experiment_would_p
 
 def test_a_size_is_trained_with_the_options_that_the_plan_gives_it(text):
     sizes = [{"width": 8, "depth": 4}, {"width": 8, "depth": 1}]
-    found = probe(text, model={"name": "gpt", "depth": 2, "head_dim": 4}, sweep={"sizes": sizes})
-    models = [run.model.options for run in found.runs(found.knob.value)]
+    found = lr_sweep(text, model={"name": "gpt", "depth": 2, "head_dim": 4}, sweep={"sizes": sizes})
+    models = [run.model.options for run in found.runs(found.option.value)]
     # 4 is the family's default, and [model] says 2.
     assert [options.get("depth", 4) for options in models] == [1, 4]
 
@@ -155,22 +155,22 @@ def test_sizes_of_a_ladder_in_depth_and_width_are_named_as_in_the_plan(text):
     experiment = make_experiment(text_table(text, model=model, sweep={"budgets": [2e9], "sizes": 3}), installed())
     plan = make_plan(experiment)
     names = {run.size for run in plan.runs}
-    assert {one.size for one in Probe(experiment, plan).measured} <= names
+    assert {one.size for one in LearningRateSweep(experiment, plan).measured} <= names
     run = plan.runs[0]
-    (chosen,) = Probe(experiment, plan, sizes=[run.model.options["width"]]).measured
+    (chosen,) = LearningRateSweep(experiment, plan, sizes=[run.model.options["width"]]).measured
     assert chosen.size == run.size == f"{run.model.options['width']}x{run.model.options['depth']}"
 
 
 def test_runs_share_no_trunk_and_get_the_batch_of_their_own_d(text):
-    found = probe(text, sweep={**LADDER, "budgets": [4e9]}, schedule="wsd", given={"tokens": 20_000})
-    for one in found.runs(found.knob.value):
+    found = lr_sweep(text, sweep={**LADDER, "budgets": [4e9]}, schedule="wsd", given={"tokens": 20_000})
+    for one in found.runs(found.option.value):
         assert one.branch_step is None
         assert one.schedule.options["warmup_tokens"] == pytest.approx(1000, rel=0.02)
 
 
 def test_rates_are_trained_side_by_side_where_the_trainer_is_told_to(text):
-    found = probe(text, sweep=LADDER, trainer={"pack": 8}, given={"tokens": 20_000})
-    plan = found.sweep(found.values(range(-2, 3)))
+    found = lr_sweep(text, sweep=LADDER, trainer={"pack": 8}, given={"tokens": 20_000})
+    plan = found.plan_runs(found.values(range(-2, 3)))
     jobs = plan.jobs({run.id for run in plan.runs})
     assert [len(job.runs) for job in jobs] == [5, 5]
     assert [len({run.size for run in job.runs}) for job in jobs] == [1, 1]
@@ -178,21 +178,22 @@ def test_rates_are_trained_side_by_side_where_the_trainer_is_told_to(text):
 
 def test_d_that_is_too_short_is_refused(text):
     with pytest.raises(
-        PlanError, match=r"the probe cannot train size 8: D = 50 tokens is fewer than sweep\.min_steps"
+        PlanError,
+        match=r"the learning-rate sweep cannot train size 8: D = 50 tokens is fewer than sweep\.min_steps",
     ):
-        probe(text, sweep={**LADDER, "min_steps": 100}, given={"tokens": 50})
+        lr_sweep(text, sweep={**LADDER, "min_steps": 100}, given={"tokens": 50})
 
 
 def test_a_size_that_cannot_be_built_is_refused(text):
     with pytest.raises(ConfigError, match=r"--sizes: model 'gpt/gpt':\n  width: must be even"):
-        probe(text, given={"sizes": [7]})
+        lr_sweep(text, given={"sizes": [7]})
 
 
 def test_a_loss_surface_has_no_learning_rate():
     table = {"sweep": {"budgets": [1e18]}, "model": "surface/surface", "dataset": "surface/surface"}
     experiment = make_experiment(table, installed())
-    with pytest.raises(ConfigError, match="a formula that knows no learning rate"):
-        Probe(experiment, make_plan(experiment))
+    with pytest.raises(ConfigError, match="a formula without a learning rate"):
+        LearningRateSweep(experiment, make_plan(experiment))
 
 
 # ---------------------------------------------------------------------------- which number is tuned
@@ -211,15 +212,15 @@ def test_a_loss_surface_has_no_learning_rate():
     ],
 )
 def test_what_is_tuned_is_the_number_that_sets_every_rate(text, changes, name, value):
-    found = probe(text, **changes)
-    assert (found.knob.name, found.knob.value) == (name, pytest.approx(value))
-    once, twice = ([found.lr(run) for run in found.runs(factor * found.knob.value)] for factor in (1, 2))
+    found = lr_sweep(text, **changes)
+    assert (found.option.name, found.option.value) == (name, pytest.approx(value))
+    once, twice = ([found.lr(run) for run in found.runs(factor * found.option.value)] for factor in (1, 2))
     assert twice == pytest.approx([2 * lr for lr in once])
 
 
-def test_what_follows_from_the_rate_follows_in_the_probe(text):
-    found = probe(text, recipe={"name": "power-lines", "batch_scale": 0.002}, given={"sizes": [8]})
-    once, twice = (found.runs(factor * found.knob.value)[0].optimizer.options for factor in (1, 2))
+def test_what_follows_from_the_rate_follows_in_the_sweep(text):
+    found = lr_sweep(text, recipe={"name": "power-lines", "batch_scale": 0.002}, given={"sizes": [8]})
+    once, twice = (found.runs(factor * found.option.value)[0].optimizer.options for factor in (1, 2))
     assert once["weight_decay"] == pytest.approx(2 * twice["weight_decay"])
 
 
@@ -254,18 +255,18 @@ class Others:
     ("changes", "message"),
     [
         ({"recipe": "by-size"}, r"gives sizes different learning rates .* set optimizer\.lr in the experiment"),
-        ({"recipe": "stubborn"}, r"recipe\.lr twice as large makes the learning rate of size 8 1 times as large"),
-        ({"optimizer": "rateless"}, "has no option lr: there is nothing to tune"),
+        ({"recipe": "stubborn"}, r"doubling recipe\.lr multiplies the learning rate of size 8 by 1, not 2"),
+        ({"optimizer": "rateless"}, "has no option lr to tune"),
     ],
 )
 def test_where_no_number_sets_the_rates_that_is_said(text, changes, message):
     with pytest.raises(ConfigError, match=message):
-        probe(text, installed().with_plugins({"others": Others()}), **changes)
+        lr_sweep(text, installed().with_plugins({"others": Others()}), **changes)
 
 
 def test_a_recipe_that_names_no_option_is_tuned_by_the_optimizers(text):
-    found = probe(text, installed().with_plugins({"others": Others()}), recipe="plain")
-    assert (found.knob.name, found.knob.value) == ("optimizer.lr", 0.01)
+    found = lr_sweep(text, installed().with_plugins({"others": Others()}), recipe="plain")
+    assert (found.option.name, found.option.value) == ("optimizer.lr", 0.01)
 
 
 # ---------------------------------------------------------------------------- training it
@@ -276,10 +277,10 @@ def bench(lr, **changes):
     plugin = Bench()
     table = plugin.table(optimizer={"name": "adamw", "lr": lr}, **changes)
     experiment = make_experiment(table, plugin.registry())
-    return Probe(experiment, make_plan(experiment)), plugin
+    return LearningRateSweep(experiment, make_plan(experiment)), plugin
 
 
-def test_a_probe_that_starts_too_low_goes_on_upwards(tmp_path):
+def test_a_sweep_that_starts_too_low_goes_on_upwards(tmp_path):
     small, plugin = bench(0.02)
     found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3)
     assert found.values[:3] == (0.01, 0.02, 0.04)
@@ -291,7 +292,7 @@ def test_a_probe_that_starts_too_low_goes_on_upwards(tmp_path):
     assert found.best.value == pytest.approx(best, rel=1.0)
 
 
-def test_a_probe_that_starts_too_high_goes_on_downwards(tmp_path):
+def test_a_sweep_that_starts_too_high_goes_on_downwards(tmp_path):
     small, plugin = bench(40.0)
     found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=1)
     assert found.values == (5.0, 10.0, 20.0, 40.0, 80.0)
@@ -306,7 +307,7 @@ def test_an_edge_that_is_not_reached_is_told(tmp_path):
     assert found.best is None
 
 
-def test_a_probe_that_is_asked_for_again_trains_nothing(tmp_path):
+def test_a_sweep_that_is_asked_for_again_trains_nothing(tmp_path):
     small, plugin = bench(0.02)
     folder = StudyFolder(tmp_path / "tune")
     first = tune(small, plugin.registry(), folder, rates=3, extensions=0)
@@ -316,7 +317,7 @@ def test_a_probe_that_is_asked_for_again_trains_nothing(tmp_path):
     assert len(plugin.served) == served
 
 
-def test_the_losses_are_those_of_the_probes_store(tmp_path):
+def test_the_losses_are_those_of_the_sweep_store(tmp_path):
     small, plugin = bench(0.02)
     found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=0)
     study = Study.open(tmp_path / "tune", plugin.registry())
@@ -391,7 +392,7 @@ def test_a_small_number_is_read_back_as_that_number(tmp_path, name):
 
 def test_a_file_that_cannot_be_changed_safely_is_left_alone(tmp_path):
     text = "base: &shared {lr: 1}\nrecipe: *shared\n"
-    with pytest.raises(ConfigError, match=r"write recipe\.lr = 0\.0125 yourself"):
+    with pytest.raises(ConfigError, match=r"Write recipe\.lr = 0\.0125 by hand"):
         written(tmp_path, "a.yaml", text)
     assert (tmp_path / "a.yaml").read_text() == text
     assert [path.name for path in tmp_path.iterdir()] == ["a.yaml"]
@@ -497,7 +498,7 @@ def test_a_dry_run_leaves_the_file_alone(here, said):
 def test_finished_runs_that_become_other_runs_are_told(here, said):
     said("run", "small.toml", "--set", "sweep.budgets=[1e8]")
     _, _, error = said(*QUICK, "--set", "sweep.budgets=[1e8]")
-    assert "the 2 that this study has finished with recipe.lr = 0.008 stay in its store" in error
+    assert "the 2 finished runs with recipe.lr = 0.008 stay in the store" in error
 
 
 def test_a_minimum_outside_is_told_and_nothing_is_written(here, said):
@@ -505,7 +506,7 @@ def test_a_minimum_outside_is_told_and_nothing_is_written(here, said):
     status, output, error = said("tune", "small.toml", "--tokens", "4000", *low)
     assert status == 1
     largest = 1e-7 * 2 ** (1 + 3 * 2)
-    assert f"for size 8 the best lies above what was tried, above {largest:.4g}. Nothing is" in " ".join(
+    assert f"for size 8 the best value lies above the values tried, above {largest:.4g}. Nothing is" in " ".join(
         output.split()
     )
     assert f"flops-fit tune small.toml --set recipe.lr={largest:.4g}" in " ".join(output.split())
@@ -517,7 +518,7 @@ def test_what_was_found_for_another_recipe_is_not_written(here, said):
     other = [f"--set=recipe.{value}" for value in ("name=constant", "batch_size=4", "lr=0.02")]
     status, _, error = said("tune", "small.toml", "--tokens", "4000", "--sizes", "8", *other)
     assert status == 0
-    assert "small.toml without --set is another experiment, so it is left alone: write recipe.lr = " in error
+    assert "small.toml without --set is another experiment, so it is unchanged. Write recipe.lr = " in error
     assert (here / "small.toml").read_text() == FILE
 
 

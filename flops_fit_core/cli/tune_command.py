@@ -1,4 +1,4 @@
-"""``tune``: the learning rate that the recipe should start from."""
+"""``tune``: find the learning rate with short runs."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from flops_fit_core.plugins.protocols import Logger
     from flops_fit_core.report import DataTable
     from flops_fit_core.study import Study
-    from flops_fit_core.tuning import Probe, Tuning
+    from flops_fit_core.tuning import LearningRateSweep, Tuning
 
 DIGITS = 3
-"""Of what is written: a learning rate is never known better."""
+"""Significant digits of the value written: a learning rate is not known better."""
 
 
 def register(app: typer.Typer) -> None:
@@ -50,27 +50,29 @@ def tune(
 ) -> int:
     """Find the learning rate with a few short runs, and write it into the experiment file."""
     from flops_fit_core.study.directory import StudyFolder
-    from flops_fit_core.tuning import Probe
+    from flops_fit_core.tuning import LearningRateSweep
     from flops_fit_core.tuning import tune as train
 
     registry = args.registry_for(source, plugin, without)
     study = args.planned(source, registry, out, overrides, {})
     assert study.experiment is not None
-    chosen = Probe(study.experiment, study.plan, sizes=_sizes(sizes), tokens=tokens, seeds=_first(seeds, study))
+    lr_sweep = LearningRateSweep(
+        study.experiment, study.plan, sizes=_sizes(sizes), tokens=tokens, seeds=_first(seeds, study)
+    )
     folder = StudyFolder(study.folder.path / "tune")
-    _announce(chosen, rates, study, folder.path)
-    found = train(chosen, registry, folder, rates=rates, loggers=_progress)
-    value = float(f"{found.best.value:.{DIGITS}g}") if found.best else None
+    _announce(lr_sweep, rates, study, folder.path)
+    tuning = train(lr_sweep, registry, folder, rates=rates, loggers=_progress)
+    value = float(f"{tuning.best.value:.{DIGITS}g}") if tuning.best else None
     written = False
     if value is not None and not dry_run:
-        written = _write(source, study, found, value, registry)
+        written = _write(source, study, tuning, value, registry)
     if json:
-        print_json({**found.model_dump(mode="json"), "value": value, "written": written})
+        print_json({**tuning.model_dump(mode="json"), "value": value, "written": written})
     else:
-        _print(found, chosen, source)
+        _print(tuning, lr_sweep, source)
     if written:
-        _say_what_changes(study, found, value)
-    failed = any(run.status == "failed" for run in found.runs)
+        _report_new_runs(study, tuning, value)
+    failed = any(run.status == "failed" for run in tuning.runs)
     return 1 if failed or value is None else 0
 
 
@@ -84,13 +86,13 @@ def _sizes(text: str | None) -> list[int] | None:
 
 
 def _first(count: int, study: Study) -> list[int]:
-    """The experiment's own seeds, then others."""
+    """The experiment's seeds, then more."""
     if count < 1:
         raise ConfigError(f"--seeds {count}: there must be at least one")
     assert study.experiment is not None
-    own = list(study.experiment.sweep.seeds)
-    others = (seed for seed in range(count + len(own)) if seed not in own)
-    return [*own, *others][:count]
+    seeds = list(study.experiment.sweep.seeds)
+    more = (seed for seed in range(count + len(seeds)) if seed not in seeds)
+    return [*seeds, *more][:count]
 
 
 def _progress(study: Study) -> list[Logger]:
@@ -99,29 +101,29 @@ def _progress(study: Study) -> list[Logger]:
     return [SweepProgress(console(error=True), {result.id for result in study.results if result.is_finished})]
 
 
-def _announce(probe: Probe, rates: int, study: Study, folder: Path) -> None:
+def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Path) -> None:
     from flops_fit_core.report import numbers
 
-    sizes = ", ".join(str(one.size) for one in probe.measured)
-    flops = rates * probe.flops
+    sizes = ", ".join(str(one.size) for one in lr_sweep.measured)
+    flops = rates * lr_sweep.flops
     say(
-        f"{probe.knob.name}, now {probe.knob.value:.4g}: {rates} values a factor 2 apart, sizes {sizes}, "
-        f"D = {numbers.count(probe.tokens)} {study.plan.unit}, {_counted(len(probe.seeds), 'seed')}: "
-        f"{rates * len(probe.measured) * len(probe.seeds)} runs, {numbers.scientific(flops)} FLOPs "
-        f"({flops / study.plan.flops:.0%} of the plan's), in {folder}"
+        f"{lr_sweep.option.name}, now {lr_sweep.option.value:.4g}: {rates} values a factor of 2 apart, "
+        f"sizes {sizes}, D = {numbers.count(lr_sweep.tokens)} {study.plan.unit}, "
+        f"{_counted(len(lr_sweep.seeds), 'seed')}: {rates * len(lr_sweep.measured) * len(lr_sweep.seeds)} runs, "
+        f"{numbers.scientific(flops)} FLOPs ({flops / study.plan.flops:.0%} of the plan's), in {folder}"
     )
 
 
-def _write(source: Path, study: Study, found: Tuning, value: float, registry: Registry) -> bool:
-    """Into the file, where the file is an experiment's and chooses the plugins that the value was found for."""
+def _write(source: Path, study: Study, tuning: Tuning, value: float, registry: Registry) -> bool:
+    """Write the value into the experiment file if the file chooses the plugins for which it was tuning."""
     from flops_fit_core.config import load_experiment
     from flops_fit_core.tuning import write_value
 
-    table, _, option = found.option.partition(".")
+    table, _, option = tuning.option.partition(".")
     if source.is_dir():
         say(
-            f"a study's folder keeps what it was run with: write {found.option} = {value} into its experiment "
-            f"file, or run with --set {found.option}={value}"
+            f"a study's folder keeps the options of its runs: write {tuning.option} = {value} into its experiment "
+            f"file, or run with --set {tuning.option}={value}"
         )
         return False
     try:
@@ -134,48 +136,49 @@ def _write(source: Path, study: Study, found: Tuning, value: float, registry: Re
         same = free = False
     if not (same and free):
         say(
-            f"{source} without --set is another experiment, so it is left alone: write {found.option} = {value} "
-            f"where it belongs"
+            f"{source} without --set is another experiment, so it is unchanged. Write {tuning.option} = {value} "
+            f"into the right file"
         )
         return False
     write_value(source, table, option, value)
-    say(f"wrote {found.option} = {value} into {source}")
+    say(f"wrote {tuning.option} = {value} into {source}")
     return True
 
 
-def _say_what_changes(study: Study, found: Tuning, value: float | None) -> None:
+def _report_new_runs(study: Study, tuning: Tuning, value: float | None) -> None:
     done = sum(result.is_finished for result in study.results)
-    if done and value != found.before:
+    if done and value != tuning.before:
         say(
-            f"runs with another learning rate are other runs: the {done} that this study has finished with "
-            f"{found.option} = {found.before:.4g} stay in its store, and 'flops-fit run' now trains new ones"
+            f"a new learning rate makes new runs: the {done} finished runs with "
+            f"{tuning.option} = {tuning.before:.4g} stay in the store, and 'flops-fit run' now trains new ones"
         )
 
 
-def _print(found: Tuning, probe: Probe, source: Path) -> None:
+def _print(tuning: Tuning, lr_sweep: LearningRateSweep, source: Path) -> None:
     from flops_fit_core.report import numbers
     from flops_fit_core.report.datatable import singular
 
-    print_table(_table(found))
+    print_table(_table(tuning))
     print_text(
-        f"Nats per {singular(probe.plan.unit)}, D = {numbers.count(probe.tokens)} {probe.plan.unit}, "
-        f"{_counted(len(probe.seeds), 'seed')}; * the lowest of a size."
+        f"Nats per {singular(lr_sweep.plan.unit)}, D = {numbers.count(lr_sweep.tokens)} {lr_sweep.plan.unit}, "
+        f"{_counted(len(lr_sweep.seeds), 'seed')}; * the lowest of a size."
     )
-    for size in found.sizes:
+    for size in tuning.sizes:
         if size.value is not None and size.edge is None:
             print_text(f"  size {size.size}: best at {size.value}")
-    for note in found.notes:
+    for note in tuning.notes:
         print_text(f"! {note}")
-    if found.best is not None:
-        level = "" if found.best.low is None else f" ({found.level:.0%} interval)"
-        print_text(f"Best {found.option}: {found.best}{level}; it was {found.before:.4g}")
+    if tuning.best is not None:
+        level = "" if tuning.best.low is None else f" ({tuning.level:.0%} interval)"
+        print_text(f"Best {tuning.option}: {tuning.best}{level}; it was {tuning.before:.4g}")
         return
-    for side, where, value in (("low", "below", found.values[0]), ("high", "above", found.values[-1])):
-        sizes = [str(size.size) for size in found.sizes if size.edge == side]
+    for side, where, value in (("low", "below", tuning.values[0]), ("high", "above", tuning.values[-1])):
+        sizes = [str(size.size) for size in tuning.sizes if size.edge == side]
         if sizes:
             print_text(
-                f"! for size {', '.join(sizes)} the best lies {where} what was tried, {where} {value:.4g}. "
-                f"Nothing is written. To look there: flops-fit tune {source} --set {found.option}={value:.4g}"
+                f"! for size {', '.join(sizes)} the best value lies {where} the values tried, {where} "
+                f"{value:.4g}. Nothing is written. To extend the sweep: flops-fit tune {source} "
+                f"--set {tuning.option}={value:.4g}"
             )
 
 
@@ -183,31 +186,34 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def _table(found: Tuning) -> DataTable:
-    """Loss by value and size; the lowest of each size is starred."""
+def _table(tuning: Tuning) -> DataTable:
+    """Loss by value and size; a star marks the lowest of each size."""
     from flops_fit_core.report import DataTable, numbers
     from flops_fit_core.report.datatable import Column, Row
 
     losses = {
-        (size.params, value): found.loss(size.params, value) for size in found.sizes for value in found.values
+        (size.params, value): tuning.loss(size.params, value) for size in tuning.sizes for value in tuning.values
     }
 
-    def shown(params: int) -> Callable[[Row], str]:
-        known = [loss for (of, _), loss in losses.items() if of == params and loss is not None]
+    def cells(params: int) -> Callable[[Row], str]:
+        finite = [loss for (size, _), loss in losses.items() if size == params and loss is not None]
 
         def cell(row: Row) -> str:
             loss = losses[params, row["value"]]
-            return numbers.loss(loss) + (" *" if loss is not None and loss == min(known) else "  ")
+            return numbers.loss(loss) + (" *" if loss is not None and loss == min(finite) else "  ")
 
         return cell
 
     return DataTable(
-        title=f"Held-out loss by {found.option}",
+        title=f"Held-out loss by {tuning.option}",
         about="",
         fields=("value",),
-        rows=tuple({"value": value} for value in found.values),
+        rows=tuple({"value": value} for value in tuning.values),
         columns=(
-            Column(found.option, lambda row: f"{row['value']:.4g}"),
-            *(Column(f"{size.size} (N {numbers.count(size.params)})", shown(size.params)) for size in found.sizes),
+            Column(tuning.option, lambda row: f"{row['value']:.4g}"),
+            *(
+                Column(f"{size.size} (N {numbers.count(size.params)})", cells(size.params))
+                for size in tuning.sizes
+            ),
         ),
     )

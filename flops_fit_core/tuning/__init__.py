@@ -1,31 +1,31 @@
-"""The learning-rate probe: short runs on small sizes, the best rate and its interval, written into the experiment.
+"""The learning-rate sweep: short runs at small sizes give the best rate for the experiment file.
 
-A probe is a study of its own in ``tune/`` of the study's folder: its runs are planned by the experiment's recipe
-at other values of one option, trained by its trainer and executor, and kept by its store. A probe that was
-interrupted goes on, and one that is asked for again trains nothing.
+The sweep is a separate study in ``tune/`` of the study's folder. The experiment's recipe plans its runs at several
+values of one option; the experiment's trainer, executor and store train and keep them. An interrupted sweep
+continues, and a finished one trains nothing.
 """
 
 from __future__ import annotations
 
-from flops_fit_core.tuning.knob import Knob, find_knob
-from flops_fit_core.tuning.optimum import bootstrap_vertices, lowest_five, vertex
-from flops_fit_core.tuning.probe import Probe, probe_sizes
-from flops_fit_core.tuning.records import ProbeRun, SizeOptimum, Tuning
+from flops_fit_core.tuning.best_rate import bootstrap_vertices, lowest_five, vertex
+from flops_fit_core.tuning.experiment_file import changed_text, write_value
+from flops_fit_core.tuning.learning_rate_sweep import LearningRateSweep, sweep_sizes
+from flops_fit_core.tuning.records import SizeOptimum, Tuning, TuningRun
 from flops_fit_core.tuning.tune import EXTENSIONS, tune
-from flops_fit_core.tuning.writing import changed_text, write_value
+from flops_fit_core.tuning.tuned_option import TunedOption, find_tuned_option
 
 __all__ = [
     "EXTENSIONS",
-    "Knob",
-    "Probe",
-    "ProbeRun",
+    "LearningRateSweep",
     "SizeOptimum",
+    "TunedOption",
     "Tuning",
+    "TuningRun",
     "bootstrap_vertices",
     "changed_text",
-    "find_knob",
+    "find_tuned_option",
     "lowest_five",
-    "probe_sizes",
+    "sweep_sizes",
     "tune",
     "vertex",
     "write_value",

@@ -1,4 +1,4 @@
-"""What a learning-rate probe found."""
+"""Results of a learning-rate sweep."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from pydantic import PositiveInt
 from flops_fit_core.records import Interval, Record
 
 
-class ProbeRun(Record):
-    """One run of a probe."""
+class TuningRun(Record):
+    """One run of the sweep."""
 
     id: str
     size: int | float | str
     params: PositiveInt
     tokens: PositiveInt
     value: float
-    """Of the option that is tuned."""
+    """Value of the tuned option."""
     lr: float
-    """The run's peak learning rate, which follows from it."""
+    """The run's peak learning rate."""
     seed: int
     status: str
     loss: float | None
@@ -33,37 +33,37 @@ class SizeOptimum(Record):
     params: PositiveInt
     tokens: PositiveInt
     value: Interval | None
-    """None where fewer than three values have a loss."""
+    """None if fewer than three values have a loss."""
     edge: Literal["low", "high"] | None = None
-    """The best lies below or above what was tried: the lowest loss is at the smallest or the largest value, or
-    (``low``) nearly all of them diverged."""
+    """The best value lies below or above those tried: the lowest loss is at the smallest or the largest value, or
+    (``low``) nearly all values diverged."""
 
 
 class Tuning(Record):
-    """A learning-rate probe: what was tried, what came out."""
+    """The result of a learning-rate sweep."""
 
     option: str
-    """``recipe.lr``: what was varied, and what to write into the experiment file."""
+    """The tuned option, such as ``recipe.lr``."""
     before: float
-    """Its value, or the learning rate that stands for it where it is unset."""
+    """Its value before tuning, or its equivalent if the option is unset."""
     values: tuple[float, ...]
-    """Tried, ascending, a factor 2 apart."""
-    runs: tuple[ProbeRun, ...]
+    """Values tried, ascending, a factor of 2 apart."""
+    runs: tuple[TuningRun, ...]
     sizes: tuple[SizeOptimum, ...]
     best: Interval | None
-    """The geometric mean of the sizes' best values; None where a size has none or has it at an edge."""
+    """The geometric mean of the sizes' best values; None if a size has no best value or has it at an edge."""
     level: float
-    """Of all intervals."""
+    """Level of all intervals."""
     notes: tuple[str, ...] = ()
-    """What a person should know, in plain words."""
+    """Warnings for the user."""
 
     @property
     def edges(self) -> frozenset[str]:
-        """The sides on which some size's minimum lies outside what was tried."""
+        """The sides on which the minimum of at least one size lies outside the values tried."""
         return frozenset(size.edge for size in self.sizes if size.edge is not None)
 
     def loss(self, params: int, value: float) -> float | None:
-        """Of the size with N = ``params``: the mean over the seeds; None where one of them has no loss."""
-        found = [run.loss for run in self.runs if run.params == params and run.value == value]
-        losses = [loss for loss in found if loss is not None]
-        return sum(losses) / len(losses) if losses and len(losses) == len(found) else None
+        """Mean loss over the seeds of the size with N = ``params``; None if a seed has no loss."""
+        seeds = [run.loss for run in self.runs if run.params == params and run.value == value]
+        losses = [loss for loss in seeds if loss is not None]
+        return sum(losses) / len(losses) if losses and len(losses) == len(seeds) else None

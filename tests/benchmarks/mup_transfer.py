@@ -22,8 +22,8 @@ import numpy as np
 from flops_fit_core import plan
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.tuning import Probe, Tuning, bootstrap_vertices, tune, vertex
-from flops_fit_core.tuning.optimum import vertex_error
+from flops_fit_core.tuning import LearningRateSweep, Tuning, bootstrap_vertices, tune, vertex
+from flops_fit_core.tuning.best_rate import vertex_error
 
 LR = 0.008
 BATCH = 10
@@ -85,7 +85,7 @@ def trained(case: str, arguments: argparse.Namespace) -> Tuning:
         out=arguments.out / case.replace(", ", "-").replace(" ", "-"),
     )
     assert study.experiment is not None
-    probe = Probe(
+    probe = LearningRateSweep(
         study.experiment,
         study.plan,
         sizes=arguments.widths,

@@ -12,25 +12,26 @@ Array = NDArray[np.float64]
 Side = Literal["low", "high"]
 
 POINTS = 5
-"""A parabola goes through the lowest so many: further out, a loss curve is none."""
+"""Number of lowest losses in the parabola: farther from the minimum, a loss curve is not a parabola."""
 DRAWS = 2000
 LEVEL = 0.9
-"""Of all intervals."""
+"""Level of all intervals."""
 
 
 @dataclass(frozen=True)
 class BestRate:
-    """The best of one size's rates, as log2 of them."""
+    """The best learning rate of one size."""
 
     x: float
+    """log2 of the rate."""
     error: float | None
-    """Standard error of ``x`` from the parabola's residuals; None where there are three points or fewer."""
+    """Standard error of ``x`` from the parabola's residuals; None for three points or fewer."""
     freedom: int
     """Degrees of freedom behind ``error``."""
     draws: Array | None
     """Bootstrap draws of ``x`` over seeds; None with fewer than three seeds."""
     edge: Side | None
-    """Where the lowest loss is the first or the last of the rates that were tried: the minimum lies outside."""
+    """Set if the lowest loss is at the first or last rate tried: the minimum lies outside."""
 
 
 def lowest_five(x: Array, y: Array) -> tuple[Array, Array]:
@@ -40,9 +41,9 @@ def lowest_five(x: Array, y: Array) -> tuple[Array, Array]:
 
 
 def vertex(x: Array, y: Array) -> float:
-    """Where the least-squares parabola through the lowest five points has its minimum.
+    """The minimum of the least-squares parabola through the lowest five points, clipped to their range.
 
-    Within the points that it goes through; the lowest point where three of them make no minimum.
+    Returns the lowest point if the parabola has no minimum or there are fewer than three points.
 
     Args:
         x: log2 of the rates.
@@ -60,9 +61,9 @@ def vertex(x: Array, y: Array) -> float:
 
 
 def vertex_error(x: Array, y: Array) -> float | None:
-    """Standard error of :func:`vertex`, from how far the five points are from their parabola (the delta method).
+    """Standard error of :func:`vertex` by the delta method, from the residuals of the five points.
 
-    Raises no error: None for three points, which any parabola goes through, and where there is no minimum.
+    Returns None for three points, which a parabola fits exactly, and if the parabola has no minimum.
     """
     x, y = lowest_five(x, y)
     if len(x) <= 3:
@@ -78,45 +79,45 @@ def vertex_error(x: Array, y: Array) -> float | None:
 
 
 def bootstrap_vertices(x: Array, losses: Array, *, draws: int = DRAWS, seed: int = 0) -> Array:
-    """Vertices of the mean over seeds that are drawn with replacement; shape (draws,).
+    """Vertices of the mean over seeds drawn with replacement; shape (draws,).
 
-    A seed is drawn with all its rates, which share its weights and its data.
+    All rates of a seed are drawn together, because they share initial weights and data.
 
     Args:
         x: log2 of the rates.
         losses: Shape (rates, seeds), finite.
     """
     generator = np.random.default_rng(seed)
-    chosen = generator.integers(losses.shape[1], size=(draws, losses.shape[1]))
-    return np.array([vertex(x, losses[:, seeds].mean(axis=1)) for seeds in chosen])
+    draws_of_seeds = generator.integers(losses.shape[1], size=(draws, losses.shape[1]))
+    return np.array([vertex(x, losses[:, seeds].mean(axis=1)) for seeds in draws_of_seeds])
 
 
 def best_rate(x: Array, losses: Array) -> BestRate | None:
-    """The best of the rates of one size; None where fewer than three have a loss.
+    """The best rate of one size; None if fewer than three rates have a loss.
 
     Args:
         x: log2 of the rates, ascending.
         losses: Shape (rates, seeds); NaN for a run that diverged. A rate at which any seed diverged has no loss.
     """
-    whole = np.isfinite(losses).all(axis=1)
-    if whole.sum() < 3:
+    complete = np.isfinite(losses).all(axis=1)
+    if complete.sum() < 3:
         return None
-    rates, kept = x[whole], losses[whole]
-    means = kept.mean(axis=1)
+    rates, losses = x[complete], losses[complete]
+    means = losses.mean(axis=1)
     lowest = rates[np.argmin(means)]
     return BestRate(
         x=vertex(rates, means),
         error=vertex_error(rates, means),
         freedom=min(POINTS, len(rates)) - 3,
-        draws=bootstrap_vertices(rates, kept) if losses.shape[1] >= 3 else None,
+        draws=bootstrap_vertices(rates, losses) if losses.shape[1] >= 3 else None,
         edge="low" if lowest == x[0] else "high" if lowest == x[-1] else None,
     )
 
 
 def mean_interval(rates: list[BestRate]) -> tuple[float, float | None, float | None]:
-    """The mean of some sizes' best rates and its interval at :data:`LEVEL`, in log2.
+    """The mean of the sizes' best rates and its interval at :data:`LEVEL`, in log2.
 
-    Over seeds where there are three; otherwise from the parabolas' residuals, with Student's t.
+    The interval is over seeds from three seeds on; otherwise from the parabolas' residuals, with Student's t.
     """
     from scipy.stats import t
 
@@ -129,5 +130,5 @@ def mean_interval(rates: list[BestRate]) -> tuple[float, float | None, float | N
     if len(errors) < len(rates):
         return middle, None, None
     error = float(np.sqrt(np.square(errors).sum())) / len(rates)
-    reach = float(t.ppf((1 + LEVEL) / 2, sum(rate.freedom for rate in rates))) * error
-    return middle, middle - reach, middle + reach
+    half_width = float(t.ppf((1 + LEVEL) / 2, sum(rate.freedom for rate in rates))) * error
+    return middle, middle - half_width, middle + half_width
