@@ -1,9 +1,10 @@
-"""What is built from the sources, and what it holds."""
+"""The wheel and the source distribution."""
 
 from __future__ import annotations
 
 import ast
 import configparser
+import importlib.metadata
 import json
 import os
 import subprocess
@@ -14,6 +15,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+
+import flops_fit_core
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -35,9 +38,13 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources(package: str) -> set[str]:
-    """The Python files of a package, as an installed package has them."""
+    """The Python files and stubs of a package, as an installed package has them."""
     folder = ROOT / package if package == "flops_fit_core" else ROOT / "plugins" / package
-    return {str(Path(package) / path.relative_to(folder)) for path in folder.rglob("*.py")}
+    return {
+        str(Path(package) / path.relative_to(folder))
+        for path in folder.rglob("*.py*")
+        if path.suffix in (".py", ".pyi")
+    }
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -53,7 +60,7 @@ def test_the_wheel_has_nothing_else(wheel: Path) -> None:
 
 def test_the_wheel_has_the_entry_points_and_the_licence(wheel: Path) -> None:
     archive = zipfile.ZipFile(wheel)
-    info = f"flops_fit-{PROJECT['version']}.dist-info"
+    info = f"flops_fit-{flops_fit_core.__version__}.dist-info"
     points = configparser.ConfigParser()
     points.read_string(archive.read(f"{info}/entry_points.txt").decode())
     assert dict(points["flops_fit"]) == PROJECT["entry-points"]["flops_fit"]
@@ -61,10 +68,10 @@ def test_the_wheel_has_the_entry_points_and_the_licence(wheel: Path) -> None:
     assert b"Apache License" in archive.read(f"{info}/licenses/LICENSE")
 
 
-def test_both_places_name_the_same_version() -> None:
-    import flops_fit_core
-
-    assert flops_fit_core.__version__ == PROJECT["version"]
+def test_the_version_is_written_once() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    assert importlib.metadata.version("flops-fit") == flops_fit_core.__version__
+    assert f"version: {flops_fit_core.__version__}" in (ROOT / "CITATION.cff").read_text()
 
 
 def test_an_installed_wheel_offers_every_plugin(wheel: Path, tmp_path: Path) -> None:
