@@ -32,7 +32,12 @@ def optimizer(name, model, groups=None, base_width=None, **options):
     found = spec("optimizer", name)
     whole = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
     view = RunView(
-        steps=100, tokens=6400, tokens_per_step=64, base_width=base_width, groups=lambda m: list(whole(m))
+        steps=100,
+        tokens=6400,
+        tokens_per_step=64,
+        base_width=base_width,
+        groups=lambda m: list(whole(m)),
+        width_scaling=found.width_scaling,
     )
     return found.build(found.options.model_validate(options), model, view)
 

@@ -32,7 +32,8 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     chosen = experiment.optimizer.with_options(**run.optimizer.options)
     per_step = run.batch_size * dataset.task.tokens_per_sample
     groups = partial(parameter_groups, experiment.model)
-    view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups)
+    scaling = chosen.spec.width_scaling
+    view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups, width_scaling=scaling)
     with torch.random.fork_rng(devices=[]):
         optimizer = chosen.calling("build", chosen.options, module, view)
     if not callable(getattr(optimizer, "step", None)):
