@@ -359,13 +359,13 @@ class OptimizerSpec(Spec):
       ``width`` channels needs ``lr * base_width / width``. ``build`` calls ``run.param_groups``.
     * ``"none"``: one learning rate for all parameters at every width, as for plain SGD. Recipes for AdamW do not
       apply. ``build`` calls ``run.param_groups``.
-    * ``"custom"``: ``build`` sets the learning rate of each of ``run.groups(model)`` by another rule, as Muon does.
+    * ``"custom"``: ``build`` sets the learning rate of each of ``run.groups(model)`` by another rule, as for Muon.
       Recipes give the optimizer values for AdamW.
     """
     lr_relative_to_adamw: float = 1.0
-    """Learning rate that serves the optimizer, divided by the one that serves AdamW. Recipes multiply their learning
-    rate for AdamW by it and divide the weight decay by it, so that the product stays. Values that a user sets are
-    used as they are. Unused with ``width_scaling="none"``."""
+    """Learning rate that serves the optimizer, divided by the one that serves AdamW. Recipes multiply their
+    learning rate for AdamW by it and divide the weight decay by it, so that the product stays. Values that a user
+    sets are used as they are. Unused with ``width_scaling="none"``."""
     schedule: str | None = None
     """The schedule that an experiment with this optimizer uses unless it names one."""
 
