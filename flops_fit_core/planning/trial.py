@@ -75,9 +75,9 @@ def _check_width_scaling(chosen: Chosen[OptimizerSpec], module: nn.Module, view:
         key = id(parameter)
         if key in rates and not math.isclose(doubled_rates.get(key, 0.0), ratios[key] * rates[key], rel_tol=1e-6):
             raise PluginError(
-                f"optimizer {chosen.name!r} declares width_scaling={view.width_scaling!r}, and its learning rate of "
-                f"{name} {'does not scale' if scaled else 'scales'} with the width: in build, make the optimizer "
-                f"from run.param_groups(model, lr, weight_decay), or declare another width_scaling"
+                f"optimizer {chosen.name!r} declares width_scaling={view.width_scaling!r}, and its learning rate "
+                f"of {name} {'does not scale' if scaled else 'scales'} with the width: in build, make the "
+                f"optimizer from run.param_groups(model, lr, weight_decay), or declare another width_scaling"
             )
 
 
