@@ -218,7 +218,7 @@ def _identity(function: Callable[..., Any], what: str, fingerprint: str | None) 
 
 def _optimizer_spec(make: Callable[..., Any]) -> Spec:
     build = partial(_build_optimizer, make)
-    # The function sets one learning rate for all parameters, even with an Adam: no recipe knows its options.
+    # The function sets one learning rate for all parameters, and recipes cannot change it.
     return OptimizerSpec(name="optimizer", options=IdentifiedOptions, build=build, width_scaling="none")
 
 
