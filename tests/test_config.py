@@ -98,8 +98,8 @@ def make_registry(**more: object) -> Registry:
         ),
         "optim": plugin(
             "flops_fit_optimizers",
-            OptimizerSpec(name="sgd", options=SGDOptions, build=nothing),
-            OptimizerSpec(name="adamw", options=SGDOptions, build=nothing, revision=3),
+            OptimizerSpec(name="sgd", options=SGDOptions, build=nothing, width_scaling="none"),
+            OptimizerSpec(name="adamw", options=SGDOptions, build=nothing, width_scaling="none", revision=3),
         ),
         "schedules": plugin(
             "flops_fit_schedules",
@@ -166,7 +166,7 @@ def test_what_is_left_out_takes_its_default() -> None:
 
 
 def test_defaults_are_not_made_ambiguous_by_another_plugin() -> None:
-    other = plugin("flops_fit_optimizers", OptimizerSpec(name="sgd", build=nothing))
+    other = plugin("flops_fit_optimizers", OptimizerSpec(name="sgd", build=nothing, width_scaling="none"))
     registry = make_registry(other=other)
     assert make(registry).optimizer.name == "optim/sgd"
     with pytest.raises(ConfigError, match="optimizer: 2 plugins offer a optimizer named 'sgd'; write"):
@@ -229,7 +229,7 @@ def test_an_option_may_have_a_name_that_python_cannot_write() -> None:
     class Elastic(Options):
         lambda_: Annotated[float, Field(alias="lambda")] = 0.5
 
-    spec = OptimizerSpec(name="elastic", options=Elastic, build=nothing)
+    spec = OptimizerSpec(name="elastic", options=Elastic, build=nothing, width_scaling="none")
     registry = make_registry(mine=plugin("flops_fit_optimizers", spec))
     experiment = make(registry, optimizer={"name": "elastic", "lambda": 0.25})
     assert experiment.optimizer.with_options().options == experiment.optimizer.options

@@ -230,7 +230,7 @@ def view(module: Any, **more: Any) -> RunView:
         ParameterGroup([model.weight], width=32),
         ParameterGroup([model.bias]),
     ]
-    return RunView(steps=4, tokens=64, tokens_per_step=16, base_width=64, groups=groups)
+    return RunView(steps=4, tokens=64, tokens_per_step=16, base_width=64, groups=groups, width_scaling="adam")
 
 
 def test_the_example_optimizer_scales_its_groups() -> None:
@@ -249,7 +249,7 @@ def test_the_example_schedule_goes_to_zero() -> None:
 def test_the_example_recipe_gives_a_batch() -> None:
     task = LanguageTask(vocab_size=11, context=50)
     counts = ParameterCounts(total=1000, active=1000)
-    about = RecipeInput(1000, 1_000_000, None, task, adam_like=True, flops=6e9, parameters=counts)
+    about = RecipeInput(1000, 1_000_000, None, task, "adam", flops=6e9, parameters=counts)
     assert build("flops_fit_recipes", about).batch_size == 20
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from flops_fit_core import ConfigError
+from flops_fit_core import ConfigError, Hyperparameters, PluginError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import ParameterGroup, RunView
+from flops_fit_core.plugins import OptimizerSpec, ParameterGroup, RecipeSpec, RunView, hookimpl
 from flops_fit_core.plugins.registry import installed
 
 TASK = LanguageTask(vocab_size=20, context=8)
@@ -32,7 +32,12 @@ def optimizer(name, model, groups=None, base_width=None, **options):
     found = spec("optimizer", name)
     whole = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
     view = RunView(
-        steps=100, tokens=6400, tokens_per_step=64, base_width=base_width, groups=lambda m: list(whole(m))
+        steps=100,
+        tokens=6400,
+        tokens_per_step=64,
+        base_width=base_width,
+        groups=lambda m: list(whole(m)),
+        width_scaling=found.width_scaling,
     )
     return found.build(found.options.model_validate(options), model, view)
 
@@ -219,6 +224,79 @@ def several_steps(name, **options):
         module.weight.grad = gradient
         made.step()
     return module.weight.detach()
+
+
+# ---------------------------------------------------------------------------- what they declare
+
+
+class Declared:
+    """A plugin: an RMSprop that declares how it scales with the width, and a recipe with a base width for it."""
+
+    def __init__(self, width_scaling, groups):
+        self.width_scaling, self.groups = width_scaling, groups
+
+    @hookimpl
+    def flops_fit_optimizers(self):
+        build = lambda options, model, run: torch.optim.RMSprop(self.groups(model, run), lr=0.01)  # noqa: E731
+        yield OptimizerSpec(name="declared", build=build, width_scaling=self.width_scaling)
+
+    @hookimpl
+    def flops_fit_recipes(self):
+        build = lambda options, about: Hyperparameters(batch_size=4, base_width=16)  # noqa: E731
+        yield RecipeSpec(name="declared", build=build)
+
+
+def planned(width_scaling, groups):
+    table = {
+        "sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "min_steps": 1, "repeat": True},
+        "model": {"name": "gpt", "depth": 1},
+        "dataset": {"name": "text", "context": 16},
+        "optimizer": "declared",
+        "recipe": "declared",
+    }
+    return make_plan(make_experiment(table, installed().with_plugins({"mine": Declared(width_scaling, groups)})))
+
+
+def every_parameter(model, run):
+    return model.parameters()
+
+
+def groups_for_torch(model, run):
+    return run.param_groups(model, 0.01)
+
+
+def groups_scaled_by_hand(model, run):
+    return [group.torch_group(0.01, lr_scale=run.lr_scale(group)) for group in run.groups(model)]
+
+
+@pytest.mark.parametrize(
+    ("width_scaling", "groups"),
+    [
+        ("adam", groups_for_torch),
+        ("adam", groups_scaled_by_hand),
+        ("none", groups_for_torch),
+        ("none", every_parameter),
+        ("custom", every_parameter),
+        ("custom", groups_scaled_by_hand),
+    ],
+)
+def test_an_optimizer_that_scales_as_it_declares_is_planned(width_scaling, groups):
+    (run,) = planned(width_scaling, groups).runs
+    assert run.base_width == 16
+
+
+@pytest.mark.parametrize(
+    ("width_scaling", "groups", "problem"),
+    [("adam", every_parameter, "does not scale"), ("none", groups_scaled_by_hand, "scales")],
+)
+def test_an_optimizer_that_does_not_scale_as_it_declares_is_refused_in_planning(width_scaling, groups, problem):
+    message = (
+        rf"'mine/declared' declares width_scaling='{width_scaling}', and .* of \S*weight {problem} with the width"
+    )
+    with pytest.raises(
+        PluginError, match=rf"{message}: in build, .* run\.param_groups\(model, lr, weight_decay\)"
+    ):
+        planned(width_scaling, groups)
 
 
 # ---------------------------------------------------------------------------- what recipes give them

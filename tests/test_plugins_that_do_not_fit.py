@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from flops_fit_core.plugins import OptimizerSpec, hookimpl
 
 @hookimpl
 def flops_fit_optimizers():
-    yield OptimizerSpec(name="tiger", build=lambda options, model, run: None{more})
+    yield OptimizerSpec(name="tiger", build=lambda options, model, run: None, width_scaling="none"{more})
 """
 GOOD = OFFER.format(more="")
 COMMAND = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", "plugins"]
@@ -80,10 +81,27 @@ def test_requirements_that_cannot_be_read_are_left_to_pip(site: Site) -> None:
 
 
 def test_a_field_that_a_spec_does_not_have_is_explained(site: Site) -> None:
-    install(site, OFFER.format(more=", adam_alike=True"))
+    install(site, OFFER.format(more=", width_scalling='adam'"))
     said = problem()
-    assert "got an unexpected keyword argument 'adam_alike' (did you mean 'adam_like'? OptimizerSpec of " in said
+    assert (
+        "got an unexpected keyword argument 'width_scalling' (did you mean 'width_scaling'? OptimizerSpec of "
+        in said
+    )
     assert f"flops-fit {__version__} has: name, options, revision, requires, " in said
+
+
+def test_a_field_of_another_version_gets_the_list_of_fields(site: Site) -> None:
+    install(site, OFFER.format(more=", adam_like=True"))
+    assert re.search(r"argument 'adam_like' \(OptimizerSpec of flops-fit \S+ has: .*, width_scaling, ", problem())
+
+
+def test_an_optimizer_that_does_not_declare_how_it_scales_with_the_width_is_left_out(site: Site) -> None:
+    install(site, GOOD.replace(', width_scaling="none"', ""))
+    said = problem()
+    assert (
+        "flops_fit_optimizers: ValueError: optimizer 'tiger': width_scaling is missing: write width_scaling="
+        in said
+    )
 
 
 def test_a_name_that_the_core_does_not_have_is_explained(site: Site) -> None:

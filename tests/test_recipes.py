@@ -23,7 +23,7 @@ def about(**changes):
         "tokens": 2 * 10**10,
         "width": 2048,
         "task": LanguageTask(vocab_size=50_000, context=2048),
-        "adam_like": True,
+        "width_scaling": "adam",
         "flops": 6 * 10**9 * 2e10,
         "parameters": ParameterCounts(total=11 * 10**8, lookup=10**8, unembedding=10**8, active=11 * 10**8),
     }
@@ -51,7 +51,7 @@ def test_constant_scales_nothing_with_the_width():
 
 
 def test_constant_leaves_betas_to_an_optimizer_that_has_none():
-    assert built("constant", about(adam_like=False), betas=(0.8, 0.9)).betas is None
+    assert built("constant", about(width_scaling="none"), betas=(0.8, 0.9)).betas is None
 
 
 # ---------------------------------------------------------------------------- Step Law
@@ -178,7 +178,7 @@ def test_power_lines_needs_a_learning_rate_where_no_width_gives_one():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_law_for_adam_says_so_of_another_optimizer(name):
     with pytest.raises(ConfigError, match=f"recipe '{name}' is a law for AdamW.*choose recipe"):
-        built(name, about(adam_like=False))
+        built(name, about(width_scaling="none"))
 
 
 @pytest.mark.parametrize("name", ["steplaw", "deepseek"])
@@ -288,7 +288,7 @@ def test_a_recipe_sees_its_run(tmp_path):
     (one,) = seen
     assert one.flops == pytest.approx(2e8)
     assert one.parameters.unembedding == 256 * 8
-    assert (one.lr, one.batch_size, one.width, one.adam_like) == (None, None, 8, True)
+    assert (one.lr, one.batch_size, one.width, one.width_scaling) == (None, None, 8, "adam")
     planned(
         tmp_path,
         registry,

@@ -28,7 +28,7 @@ from flops_fit_core.plugins import OptimizerSpec, hookimpl
 
 @hookimpl
 def flops_fit_optimizers():
-    yield OptimizerSpec(name="{name}", build=lambda options, model, run: None)
+    yield OptimizerSpec(name="{name}", build=lambda options, model, run: None, width_scaling="none")
 """
 OPTIONS = (
     "from flops_fit_core.plugins import *\nclass Bad(Options):\n  x: {type} = None\n@hookimpl\n"
@@ -42,7 +42,8 @@ def offered(registry: Registry, plugin: str) -> list[str]:
 
 
 def optimizer(name: str, **more: Any) -> OptimizerSpec:
-    return OptimizerSpec(name=name, build=lambda options, model, run: None, **more)  # type: ignore[arg-type,return-value]
+    build = lambda options, model, run: None  # noqa: E731
+    return OptimizerSpec(name=name, build=build, width_scaling="none", **more)  # type: ignore[arg-type,return-value]
 
 
 class Offering:
@@ -85,7 +86,7 @@ BAD = "bad (flops-fit-bad 1.0): "
         (HOOK.format(body="(): raise GeneratorExit(4)"), "flops_fit_optimizers: GeneratorExit: 4"),
         (HOOK.format(body="(): return ['sgd']"),
          "flops_fit_optimizers: TypeError: expected OptimizerSpec, got 'sgd'"),
-        (HOOK.format(body="(): return OptimizerSpec(name='one', build=print)"),
+        (HOOK.format(body="(): return OptimizerSpec(name='one', build=print, width_scaling='none')"),
          "flops_fit_optimizers: TypeError: expected an iterable of OptimizerSpec, got OptimizerSpec("),
         (HOOK.format(body="(): yield OptimizerSpec(name='A/b', build=print)"),
          "flops_fit_optimizers: ValueError: optimizer name 'A/b' must be lower case"),
@@ -103,7 +104,7 @@ BAD = "bad (flops-fit-bad 1.0): "
          "flops_fit_optimizers: TypeError: optimizer 'b': requires must be a list, ['ray>=2']"),
         (HOOK.format(body="(): yield OptimizerSpec(name=None, build=print)"),
          "flops_fit_optimizers: ValueError: optimizer name None must be lower case"),
-        (HOOK.format(body="(): return [OptimizerSpec(name=n, build=print) for n in 'aba']"),
+        (HOOK.format(body="(): return [OptimizerSpec(name=n, build=print, width_scaling='none') for n in 'aba']"),
          "flops_fit_optimizers: ValueError: offers 'a' twice"),
         (HOOK.format(body="(): return (yield)").replace("@hookimpl", "@hookimpl(wrapper=True)"),
          "flops_fit_optimizers: TypeError: hook wrappers are not supported"),
@@ -219,8 +220,8 @@ def test_what_a_plugin_prints_at_discovery_goes_to_standard_error(
 
 
 def test_a_name_two_plugins_offer_must_be_qualified(site: Site) -> None:
-    site.install("flops-fit-other", "other", OFFER.format(name="sqlite").replace("Optimizer", "Store")
-                 .replace("optimizers", "stores"))  # fmt: skip
+    source = OFFER.format(name="sqlite").replace(', width_scaling="none"', "")
+    site.install("flops-fit-other", "other", source.replace("Optimizer", "Store").replace("optimizers", "stores"))
     registry = Registry()
     with pytest.raises(PluginNotFound, match="2 plugins offer a store named 'sqlite'; write 'other/sqlite' or"):
         registry.find("store", "sqlite")

@@ -8,9 +8,9 @@ import torch
 from pydantic import ValidationError
 from torch import nn
 
-from flops_fit_core import ConfigError, ParameterCounts
+from flops_fit_core import ConfigError, ParameterCounts, PluginError
 from flops_fit_core.data import LanguageTask
-from flops_fit_core.plugins import MeasuredModel, ParameterGroup, RecipeInput, RunView
+from flops_fit_core.plugins import MeasuredModel, OptimizerSpec, ParameterGroup, RecipeInput, RunView
 from flops_fit_core.plugins.registry import installed
 
 
@@ -23,13 +23,14 @@ def built(kind, name, *arguments, **options):
     return found.build(found.options.model_validate(options), *arguments)
 
 
-def view(steps=100, base_width=None, groups=None):
+def view(steps=100, base_width=None, groups=None, width_scaling="adam"):
     return RunView(
         steps=steps,
         tokens=steps * 32,
         tokens_per_step=32,
         base_width=base_width,
         groups=groups or (lambda model: [ParameterGroup(list(model.parameters()))]),
+        width_scaling=width_scaling,
     )
 
 
@@ -70,7 +71,8 @@ def test_adamw_scales_matrices_by_base_width_over_width_and_nothing_else():
 
 
 def test_sgd_has_one_learning_rate_at_every_width():
-    optimizer = built("optimizer", "sgd", Two(), view(base_width=64, groups=Two.groups), lr=0.5, momentum=0.9)
+    run = view(base_width=64, groups=Two.groups, width_scaling="none")
+    optimizer = built("optimizer", "sgd", Two(), run, lr=0.5, momentum=0.9)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
     assert [group["momentum"] for group in optimizer.param_groups] == [0.9, 0.9]
 
@@ -91,9 +93,38 @@ def test_a_step_of_adamw_is_that_of_the_paper():
     assert torch.allclose(model.weight.detach().double(), weight, atol=1e-5)
 
 
-def test_only_adamw_says_that_recipes_for_adam_hold():
-    assert spec("optimizer", "adamw").adam_like
-    assert not spec("optimizer", "sgd").adam_like
+def test_bundled_optimizers_declare_how_they_scale_with_the_width():
+    names = ("sgd", "adamw", "lion", "adafactor", "schedule-free", "muon")
+    declared = {name: spec("optimizer", name).width_scaling for name in names}
+    assert declared == {**dict.fromkeys(names, "adam"), "sgd": "none", "muon": "custom"}
+
+
+@pytest.mark.parametrize("scaling", ["adam", "none"])
+def test_groups_for_torch_have_the_parameters_in_the_order_of_the_family(scaling):
+    model = Two()
+    run = view(base_width=64, groups=Two.groups, width_scaling=scaling)
+    factor = 64 / 16 if scaling == "adam" else 1.0
+    matrix, bias = run.param_groups(model, 0.002, 0.1)
+    assert matrix["params"] == [model.layer.weight]
+    assert bias["params"] == [model.layer.bias]
+    assert (matrix["lr"], matrix["weight_decay"]) == (0.002 * factor, 0.1 / factor)
+    assert (bias["lr"], bias["weight_decay"]) == (0.002, 0.0)
+
+
+def test_groups_for_torch_are_refused_for_a_custom_rule():
+    with pytest.raises(PluginError, match=r"use run.groups\(model\) and run.lr_scale\(group\)"):
+        view(width_scaling="custom").param_groups(Two(), 0.002)
+
+
+@pytest.mark.parametrize(
+    ("declared", "problem"),
+    [({}, "width_scaling is missing"), ({"width_scaling": "muP"}, "width_scaling cannot be 'muP'")],
+)
+def test_an_optimizer_must_declare_how_it_scales_with_the_width(declared, problem):
+    with pytest.raises(ValueError, match=f"optimizer 'mine': {problem}: write") as caught:
+        OptimizerSpec(name="mine", build=lambda options, model, run: None, **declared)
+    for choice in ('width_scaling="adam"', '"none"', '"custom"'):
+        assert choice in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +181,7 @@ def about(**changes):
         "tokens": 10**8,
         "width": 128,
         "task": LanguageTask(256, 64),
-        "adam_like": True,
+        "width_scaling": "adam",
         "flops": 6e14,
         "parameters": ParameterCounts(total=10**6, active=10**6),
     }
@@ -166,11 +197,11 @@ def test_the_default_recipe_for_adam_on_a_family_with_a_width():
 
 
 def test_the_default_recipe_leaves_learning_rates_that_it_does_not_know_alone():
-    for changes in ({"adam_like": False}, {"width": None}):
+    for changes in ({"width_scaling": "none"}, {"width": None}):
         hyper = built("recipe", "default", about(**changes))
         assert hyper.lr is None
         assert hyper.base_width is None
-    assert built("recipe", "default", about(adam_like=False)).betas is None
+    assert built("recipe", "default", about(width_scaling="none")).betas is None
 
 
 def test_the_recipes_options_are_what_it_uses():

@@ -248,7 +248,7 @@ class Others:
         import torch
 
         build = lambda options, model, run: torch.optim.SGD(model.parameters(), lr=0.01)  # noqa: E731
-        yield OptimizerSpec(name="rateless", build=build)
+        yield OptimizerSpec(name="rateless", build=build, width_scaling="none")
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,9 @@ def _identity(function: Callable[..., Any], what: str, fingerprint: str | None) 
 
 
 def _optimizer_spec(make: Callable[..., Any]) -> Spec:
-    return OptimizerSpec(name="optimizer", options=IdentifiedOptions, build=partial(_build_optimizer, make))
+    build = partial(_build_optimizer, make)
+    # The function sets one learning rate for all parameters, and recipes cannot change it.
+    return OptimizerSpec(name="optimizer", options=IdentifiedOptions, build=build, width_scaling="none")
 
 
 def _build_optimizer(make: Callable[..., Any], options: Options, model: Any, run: RunView) -> Any:

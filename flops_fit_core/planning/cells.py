@@ -120,8 +120,8 @@ class CellResolver:
             tokens=max(1, round(tokens)),
             width=measured.width,
             task=self._recipe_task(self._sample_size(self.sweep.batch_size)),
-            adam_like=optimizer.spec.adam_like,
-            lr_over_adam=optimizer.spec.lr_over_adam,
+            width_scaling=optimizer.spec.width_scaling,
+            lr_relative_to_adamw=optimizer.spec.lr_relative_to_adamw,
             flops=measured.count.flops_per_token * tokens,
             parameters=measured.parameters,
             lr=None if optimizer.unset("lr") else getattr(optimizer.options, "lr", None),
@@ -155,7 +155,14 @@ class CellResolver:
             "schedule": schedule,
         }
         heads, head_dim = measured.heads or (None, None)
-        view = RunView(batching.steps, batching.tokens, per_step, hyper.base_width, groups=lambda module: ())
+        view = RunView(
+            batching.steps,
+            batching.tokens,
+            per_step,
+            hyper.base_width,
+            groups=lambda module: (),
+            width_scaling=optimizer.spec.width_scaling,
+        )
         for seed in self.sweep.seeds:
             run = RunSpec(
                 model=model.choice,
@@ -205,7 +212,9 @@ class CellResolver:
         if "distribute" not in can:
             needed = 1  # What is asked for.
         else:
-            kept = 4 if experiment.optimizer.spec.adam_like else 3  # weights, gradients, one or two moments
+            kept = (
+                3 if experiment.optimizer.spec.width_scaling == "none" else 4
+            )  # weights, gradients, one or two moments
             needed = kept * FLOAT * measured.parameters.total
         return int(experiment.device.calling("devices_per_run", experiment.device.options, needed))
 

@@ -35,7 +35,14 @@ def _is_plain_sgd(chosen: Chosen[OptimizerSpec]) -> bool:
     with torch.random.fork_rng(devices=()):  # planning leaves the caller's generators alone
         module = torch.nn.Linear(2, 2)
         group = ParameterGroup(list(module.parameters()))
-        view = RunView(steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group])
+        view = RunView(
+            steps=1,
+            tokens=1,
+            tokens_per_step=1,
+            base_width=None,
+            groups=lambda _: [group],
+            width_scaling=chosen.spec.width_scaling,
+        )
         try:
             optimizer = chosen.spec.build(chosen.options, module, view)
         except Exception:

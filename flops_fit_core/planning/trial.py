@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import inspect
+import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Experiment
+from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.flops.parameter_counts import parameter_groups
 from flops_fit_core.planning.plain_sgd import WARNING
 from flops_fit_core.plugins.protocols import Dataset, RunView
+from flops_fit_core.plugins.specs import OptimizerSpec
 from flops_fit_core.records import RunSpec
 
 if TYPE_CHECKING:
@@ -22,8 +25,9 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
 
     Nothing is checked where there is no model with values, or where the trainer starts a program that has its own.
 
-    Raises PluginError or ConfigError where the optimizer cannot be built, PlanError where its step needs an
-    argument or where it has none of the model's parameters.
+    Raises PluginError or ConfigError where the optimizer cannot be built, PluginError where its learning rates do
+    not scale with the width as it declares, PlanError where its step needs an argument or where it has none of the
+    model's parameters.
     """
     import torch
 
@@ -32,7 +36,8 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     chosen = experiment.optimizer.with_options(**run.optimizer.options)
     per_step = run.batch_size * dataset.task.tokens_per_sample
     groups = partial(parameter_groups, experiment.model)
-    view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups)
+    scaling = chosen.spec.width_scaling
+    view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups, width_scaling=scaling)
     with torch.random.fork_rng(devices=[]):
         optimizer = chosen.calling("build", chosen.options, module, view)
     if not callable(getattr(optimizer, "step", None)):
@@ -48,7 +53,37 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
             f"optimizer {chosen.name!r}: {type(optimizer).__name__}.step needs {', '.join(needed)}, which "
             f"training does not give: choose an optimizer whose step() takes no argument"
         )
+    with torch.random.fork_rng(devices=[]):
+        _check_width_scaling(chosen, module, view, optimizer)
     return _left_out(chosen.name, optimizer, module)
+
+
+def _check_width_scaling(chosen: Chosen[OptimizerSpec], module: nn.Module, view: RunView, optimizer: Any) -> None:
+    """Compare the learning rates at two base widths with the declaration. Raises PluginError if they disagree."""
+    if view.base_width is None or view.width_scaling == "custom":
+        return
+    doubled = replace(view, base_width=2 * view.base_width)
+    try:
+        rates = _learning_rates(optimizer)
+        doubled_rates = _learning_rates(chosen.calling("build", chosen.options, module, doubled))
+    except (AttributeError, TypeError, KeyError):
+        return  # an optimizer without readable groups
+    scaled = view.width_scaling == "adam"
+    groups = view.groups(module)
+    ratios = {id(param): 2.0 if scaled and group.width else 1.0 for group in groups for param in group.parameters}
+    for name, parameter in module.named_parameters():
+        key = id(parameter)
+        if key in rates and not math.isclose(doubled_rates.get(key, 0.0), ratios[key] * rates[key], rel_tol=1e-6):
+            raise PluginError(
+                f"optimizer {chosen.name!r} declares width_scaling={view.width_scaling!r}, and its learning rate "
+                f"of {name} {'does not scale' if scaled else 'scales'} with the width: in build, make the "
+                f"optimizer from run.param_groups(model, lr, weight_decay), or declare another width_scaling"
+            )
+
+
+def _learning_rates(optimizer: Any) -> dict[int, float]:
+    """By the id of the parameter."""
+    return {id(param): float(group["lr"]) for group in optimizer.param_groups for param in group["params"]}
 
 
 def _left_out(name: str, optimizer: Any, module: nn.Module) -> list[str]:

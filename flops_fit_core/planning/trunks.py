@@ -60,7 +60,7 @@ class Trunks:
         for name, (shared, wanted) in values.items():
             if shared and wanted:
                 self._ratios.setdefault(name, []).append(shared / wanted)
-        kept = 3 if self.experiment.optimizer.spec.adam_like else 2
+        kept = 2 if self.experiment.optimizer.spec.width_scaling == "none" else 3
         self.checkpoint_bytes += kept * FLOAT * measured.parameters.total * len(self.experiment.sweep.seeds)
 
     def notes(self) -> list[str]:

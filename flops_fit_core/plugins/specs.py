@@ -41,12 +41,14 @@ from flops_fit_core.plugins.protocols import (
     Schedule,
     Trainer,
     TransformerShape,
+    WidthScaling,
 )
 from flops_fit_core.records import Hyperparameters, RunSpec
 
 if TYPE_CHECKING:
     from torch import nn, optim
 
+_UNDECLARED: Any = ""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -350,14 +352,33 @@ class OptimizerSpec(Spec):
     kind: ClassVar[str] = "optimizer"
 
     build: Callable[[Any, nn.Module, RunView], optim.Optimizer]
-    adam_like: bool = False
-    """Whether the size of its step does not depend on the gradient's scale, so that recipes for Adam hold."""
-    lr_over_adam: float = 1.0
-    """Learning rate that serves it over the one that serves AdamW, where it is Adam-like: recipes multiply a
-    learning rate of theirs by it, and divide a weight decay, so that their product stays. What a user sets is
-    used as it is."""
+    width_scaling: WidthScaling = _UNDECLARED
+    """Required. How the learning rates depend on the model's width:
+
+    * ``"adam"``: as Adam's. The size of a step does not depend on the gradient's scale, so a matrix fed by
+      ``width`` channels needs ``lr * base_width / width``. ``build`` calls ``run.param_groups``.
+    * ``"none"``: one learning rate for all parameters at every width, as for plain SGD. Recipes for AdamW do not
+      apply. ``build`` calls ``run.param_groups``.
+    * ``"custom"``: ``build`` sets the learning rate of each of ``run.groups(model)`` by another rule, as for Muon.
+      Recipes give the optimizer values for AdamW.
+    """
+    lr_relative_to_adamw: float = 1.0
+    """Learning rate that serves the optimizer, divided by the one that serves AdamW. Recipes multiply their
+    learning rate for AdamW by it and divide the weight decay by it, so that the product stays. Values that a user
+    sets are used as they are. Unused with ``width_scaling="none"``."""
     schedule: str | None = None
     """The schedule that an experiment with this optimizer uses unless it names one."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.width_scaling not in get_args(WidthScaling):
+            problem = "is missing" if self.width_scaling == _UNDECLARED else f"cannot be {self.width_scaling!r}"
+            raise ValueError(
+                f"optimizer {self.name!r}: width_scaling {problem}: write "
+                f'width_scaling="adam" (matrices get lr * base_width / width, as with Adam), '
+                f'"none" (one learning rate at every width, as with SGD) or '
+                f'"custom" (build scales the learning rates itself)'
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

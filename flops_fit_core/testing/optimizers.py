@@ -35,25 +35,22 @@ class OptimizerConformance(Kit):
         lr: A peak learning rate at which it learns a small regression.
         lr_option: Name of the option for it; None for an optimizer that takes none.
         decay_option: Name of the option for weight decay, where it has one.
-        hidden_width_power: How an Adam-like optimizer's learning rate of hidden matrices goes with the width: as
-            this power of ``run.lr_scale(group)``.
+        hidden_width_power: For ``width_scaling="custom"``: hidden matrices get ``lr`` times this power of
+            ``run.lr_scale(group)``, and all other parameters get Adam's learning rates. None: not tested.
     """
 
     kind: ClassVar[str] = "optimizer"
     lr = 0.01
     lr_option: str | None = "lr"
     decay_option: str | None = "weight_decay"
-    hidden_width_power = 1.0
+    hidden_width_power: float | None = None
 
     # ------------------------------------------------------------------ fixtures
 
     @pytest.fixture
     def model(self) -> nn.Module:
         """Two layers: matrices fed by 32 channels that the family scales with, and biases that are not decayed."""
-        import torch
-
-        torch.manual_seed(0)
-        return torch.nn.Sequential(torch.nn.Linear(WIDTH, WIDTH), torch.nn.Tanh(), torch.nn.Linear(WIDTH, 3))
+        return _model(WIDTH)
 
     @pytest.fixture
     def build(self, chosen: Chosen[Any]) -> Build:
@@ -63,7 +60,14 @@ class OptimizerConformance(Kit):
         def build(model: nn.Module, base_width: int | None = None, **changes: Any) -> optim.Optimizer:
             given = {self.lr_option: self.lr} if self.lr_option else {}
             options = chosen.with_options(**{**given, **changes}).options
-            view = RunView(steps=100, tokens=6400, tokens_per_step=64, base_width=base_width, groups=_groups)
+            view = RunView(
+                steps=100,
+                tokens=6400,
+                tokens_per_step=64,
+                base_width=base_width,
+                groups=_groups,
+                width_scaling=chosen.spec.width_scaling,
+            )
             optimizer: optim.Optimizer = chosen.spec.build(options, model, view)
             train_mode(optimizer)
             return optimizer
@@ -129,21 +133,36 @@ class OptimizerConformance(Kit):
             lengths.append(_distance(model, moved))
         assert lengths[1] < 0.5 * lengths[0], f"steps of {lengths} at lr = {self.lr} and a tenth of it"
 
-    def test_wide_matrices_get_a_smaller_learning_rate(
-        self, build: Build, chosen: Chosen[Any], model: nn.Module
-    ) -> None:
-        """``lr * run.lr_scale(group)``: a quarter at four times the base width; the same without one."""
-        if not chosen.spec.adam_like or self.lr_option is None:
-            pytest.skip("widths scale the learning rates of Adam-like optimizers only")
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        rates = {}
-        for base_width in (None, BASE_WIDTH):
-            groups = build(model, base_width).param_groups
-            rates[base_width] = {names[id(it)]: group["lr"] for group in groups for it in group["params"]}
-        quarter = BASE_WIDTH / WIDTH
-        scales = {"0.weight": quarter**self.hidden_width_power, "0.bias": 1, "2.weight": quarter, "2.bias": 1}
-        assert rates[None] == pytest.approx(dict.fromkeys(scales, self.lr))
-        assert rates[BASE_WIDTH] == pytest.approx({name: self.lr * scale for name, scale in scales.items()})
+    def test_learning_rates_scale_with_the_width_as_declared(self, build: Build, chosen: Chosen[Any]) -> None:
+        """At the base width and at four times the base width: see ``OptimizerSpec.width_scaling``."""
+        declared = chosen.spec.width_scaling
+        if declared == "custom" and self.hidden_width_power is None:
+            pytest.skip('with width_scaling="custom", set hidden_width_power to test the rule')
+        for width in (BASE_WIDTH, WIDTH):
+            model = _model(width)
+            unscaled = _learning_rates(model, build(model, base_width=None))
+            rates = _learning_rates(model, build(model, base_width=BASE_WIDTH))
+            for name, scale in self._expected_scales(declared, BASE_WIDTH / width).items():
+                if name not in rates:
+                    continue  # another test reports a parameter without a group
+                message = _RULES[declared].format(
+                    name=name,
+                    width=width,
+                    base_width=BASE_WIDTH,
+                    expected=unscaled[name] * scale,
+                    actual=rates[name],
+                    power=self.hidden_width_power,
+                )
+                assert rates[name] == pytest.approx(unscaled[name] * scale), message
+
+    def _expected_scales(self, declared: str, ratio: float) -> dict[str, float]:
+        """Learning rate of each parameter over its learning rate without a base width."""
+        scales = {"0.weight": ratio, "0.bias": 1.0, "2.weight": ratio, "2.bias": 1.0}
+        if declared == "none":
+            return dict.fromkeys(scales, 1.0)
+        if declared == "custom" and self.hidden_width_power is not None:
+            scales["0.weight"] = ratio**self.hidden_width_power
+        return scales
 
     # ------------------------------------------------------------------ other options
 
@@ -243,11 +262,43 @@ class OptimizerConformance(Kit):
             assert not _different(model, before), f"moved by a second {mode.__name__}()"
 
 
+_TAKE_GROUPS = "run.param_groups(model, options.lr, options.weight_decay)"
+_RULES = {
+    "adam": (
+        'width_scaling="adam": {name} must have the learning rate {expected:g} at width {width} with base width '
+        f"{{base_width}}, and it has {{actual:g}}. Make the optimizer from {_TAKE_GROUPS}, or declare "
+        'width_scaling="none" or "custom"'
+    ),
+    "none": (
+        'width_scaling="none": {name} must have the learning rate {expected:g} at every width, and it has '
+        f"{{actual:g}} at width {{width}} with base width {{base_width}}. Make the optimizer from {_TAKE_GROUPS}, "
+        'or declare width_scaling="adam" or "custom"'
+    ),
+    "custom": (
+        'width_scaling="custom" with hidden_width_power = {power}: {name} must have the learning rate '
+        "{expected:g} at width {width} with base width {base_width}, and it has {actual:g}"
+    ),
+}
+
+
+def _model(width: int) -> nn.Module:
+    import torch
+
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(width, width), torch.nn.Tanh(), torch.nn.Linear(width, 3))
+
+
+def _learning_rates(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, float]:
+    """By parameter name."""
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    return {names[id(param)]: group["lr"] for group in optimizer.param_groups for param in group["params"]}
+
+
 def _groups(model: nn.Module) -> Sequence[ParameterGroup]:
     hidden, head = (it for it in model.parameters() if it.ndim == 2)
     return [
-        ParameterGroup([hidden], width=WIDTH, hidden=True),
-        ParameterGroup([head], width=WIDTH, hidden=False),
+        ParameterGroup([hidden], width=hidden.shape[1], hidden=True),
+        ParameterGroup([head], width=head.shape[1], hidden=False),
         ParameterGroup([it for it in model.parameters() if it.ndim == 1], decay=False, hidden=False),
     ]
 

@@ -20,7 +20,7 @@ import pytest
 from flops_fit_core.config import Chosen
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.plugins.protocols import RecipeInput, Task
+from flops_fit_core.plugins.protocols import RecipeInput, Task, WidthScaling
 from flops_fit_core.records import Hyperparameters, ParameterCounts
 from flops_fit_core.testing.kit import Kit
 
@@ -34,13 +34,13 @@ class RecipeConformance(Kit):
     """What every recipe must do. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        adam_like: Whether the optimizer that it is asked for is like Adam.
+        width_scaling: Declared by the optimizer that it is asked for.
         width: Whether the family that it is asked for has a width.
         task: What the models are trained for.
     """
 
     kind: ClassVar[str] = "recipe"
-    adam_like = True
+    width_scaling: WidthScaling = "adam"
     width = True
     task: Task = LanguageTask(vocab_size=256, context=64)
 
@@ -63,7 +63,7 @@ class RecipeConformance(Kit):
             "tokens": tokens,
             "width": round(params ** (1 / 3)) if self.width else None,
             "task": self.task,
-            "adam_like": self.adam_like,
+            "width_scaling": self.width_scaling,
             "flops": 6.0 * params * tokens,
             "parameters": ParameterCounts(
                 total=params + vocabulary, lookup=vocabulary, unembedding=vocabulary, active=params + vocabulary
@@ -116,7 +116,7 @@ class RecipeConformance(Kit):
         "changes",
         [
             {"width": None},
-            {"adam_like": False},
+            {"width_scaling": "none"},
             {"task": SupervisedTask(inputs=(3, 8, 8), outputs_size=10)},
         ],
         ids=["no width", "an optimizer unlike Adam", "images"],

@@ -47,6 +47,7 @@ class ScheduleConformance(Kit):
                 tokens_per_step=self.tokens_per_step,
                 base_width=None,
                 groups=lambda module: [],
+                width_scaling="none",
             )
 
         return view

@@ -149,7 +149,7 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
     def build(options: PlainOptions, model: nn.Module, run: RunView) -> Any:
         return PlainDescent(model.parameters(), options)
 
-    yield OptimizerSpec(name="plain", options=PlainOptions, build=build)
+    yield OptimizerSpec(name="plain", options=PlainOptions, build=build, width_scaling="none")
 
 
 @hookimpl

@@ -117,6 +117,7 @@ class WorkerContext:
             tokens_per_step=run.batch_size * dataset.task.tokens_per_sample,
             base_width=run.base_width,
             groups=partial(parameter_groups, model),
+            width_scaling=self.chosen("optimizer", run).spec.width_scaling,
         )
 
     def _count(self, run: RunSpec, chosen: Chosen[Any], model: nn.Module, dataset: Dataset) -> None:

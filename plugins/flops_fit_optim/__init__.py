@@ -16,17 +16,17 @@ from flops_fit_optim.sgd import SGDOptions, build_sgd
 @hookimpl
 def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
     """Offer them."""
-    yield OptimizerSpec(name="sgd", options=SGDOptions, build=build_sgd)
-    yield OptimizerSpec(name="adamw", options=AdamWOptions, build=build_adamw, adam_like=True)
+    yield OptimizerSpec(name="sgd", options=SGDOptions, build=build_sgd, width_scaling="none")
+    yield OptimizerSpec(name="adamw", options=AdamWOptions, build=build_adamw, width_scaling="adam")
     yield OptimizerSpec(
-        name="muon", options=MuonOptions, build=build_muon, adam_like=True, requires=("torch>=2.9",)
+        name="muon", options=MuonOptions, build=build_muon, width_scaling="custom", requires=("torch>=2.9",)
     )
     yield OptimizerSpec(
         name="lion",
         options=LionOptions,
         build=build_lion,
-        adam_like=True,
-        lr_over_adam=0.3,
+        width_scaling="adam",
+        lr_relative_to_adamw=0.3,
         requires=("pytorch-optimizer>=3.3",),
         extra="optimizers",
     )
@@ -34,7 +34,7 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
         name="adafactor",
         options=AdafactorOptions,
         build=build_adafactor,
-        adam_like=True,
+        width_scaling="adam",
         requires=("pytorch-optimizer>=3.3",),
         extra="optimizers",
     )
@@ -42,8 +42,8 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
         name="schedule-free",
         options=ScheduleFreeOptions,
         build=build_schedule_free,
-        adam_like=True,
-        lr_over_adam=2.0,
+        width_scaling="adam",
+        lr_relative_to_adamw=2.0,
         schedule="schedules/constant",
         requires=("schedulefree>=1.3",),
         extra="optimizers",

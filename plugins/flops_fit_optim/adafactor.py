@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from flops_fit_core.plugins import Options, RunView
-from flops_fit_optim.groups import adam_groups, refuse_sharded
 from flops_fit_optim.options import Decay, Rate
+from flops_fit_optim.placement import refuse_sharded
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -30,12 +30,12 @@ class AdafactorOptions(Options):
 
 
 def build_adafactor(options: AdafactorOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
-    """A group's learning rate is ``lr * run.lr_scale(group)``, as for Adam."""
+    """Learning rates scale with the width as Adam's."""
     from pytorch_optimizer import AdaFactor
 
     refuse_sharded("adafactor", model)
     optimizer: optim.Optimizer = AdaFactor(
-        adam_groups(run.groups(model), run, options.lr, options.weight_decay),
+        run.param_groups(model, options.lr, options.weight_decay),
         betas=(None, 0.999),
         decay_rate=options.decay_rate,
         clip_threshold=options.clip_threshold,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flops_fit_core.plugins import Options, RunView
-from flops_fit_optim.groups import adam_groups, fused
 from flops_fit_optim.options import Decay, Momentum, Rate
+from flops_fit_optim.placement import fused
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -28,8 +28,8 @@ class AdamWOptions(Options):
 
 
 def build_adamw(options: AdamWOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
-    """A group's learning rate is ``lr * run.lr_scale(group)``. Fused where torch has a fused kernel."""
+    """Fused where torch has a fused kernel."""
     import torch
 
-    groups = adam_groups(run.groups(model), run, options.lr, options.weight_decay)
+    groups = run.param_groups(model, options.lr, options.weight_decay)
     return torch.optim.AdamW(groups, betas=options.betas, eps=options.eps, fused=fused(model))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flops_fit_core.plugins import Options, RunView
-from flops_fit_optim.groups import adam_groups
 from flops_fit_optim.options import Decay, Momentum, Rate
 
 if TYPE_CHECKING:
@@ -29,9 +28,9 @@ class LionOptions(Options):
 
 
 def build_lion(options: LionOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
-    """A group's learning rate is ``lr * run.lr_scale(group)``, as for Adam: entries of a step are of one size."""
+    """Learning rates scale with the width as Adam's: all entries of a step have the same size."""
     from pytorch_optimizer import Lion
 
-    groups = adam_groups(run.groups(model), run, options.lr, options.weight_decay)
+    groups = run.param_groups(model, options.lr, options.weight_decay)
     optimizer: optim.Optimizer = Lion(groups, betas=(options.beta1, options.beta2))
     return optimizer

@@ -11,8 +11,8 @@ from pydantic import PositiveInt
 
 from flops_fit_core import ConfigError
 from flops_fit_core.plugins import Options, ParameterGroup, RunView
-from flops_fit_optim.groups import adam_groups, fused, scaled
 from flops_fit_optim.options import Decay, Momentum, Rate
+from flops_fit_optim.placement import fused
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -54,9 +54,11 @@ def build_muon(options: MuonOptions, model: nn.Module, run: RunView) -> optim.Op
     from flops_fit_optim.muon_and_adamw import MuonAndAdamW
 
     hidden, rest = split(run.groups(model), _hidden_ids(options, model, run))
+    lr, decay = options.lr, options.weight_decay
+    adamw_lr, adamw_decay = options.adam_ratio * lr, decay / options.adam_ratio
     return MuonAndAdamW(
-        [scaled(group, options.lr, options.weight_decay, width_scale(options, run, group)) for group in hidden],
-        adam_groups(rest, run, options.adam_ratio * options.lr, options.weight_decay / options.adam_ratio),
+        [group.torch_group(lr, decay, lr_scale=width_scale(options, run, group)) for group in hidden],
+        [group.torch_group(adamw_lr, adamw_decay, lr_scale=run.lr_scale(group)) for group in rest],
         muon={
             "adjust_lr_fn": options.adjust_lr_fn,
             "momentum": options.momentum,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 from pydantic import Field
 
 from flops_fit_core.plugins import Options, RunView
-from flops_fit_optim.groups import adam_groups
 from flops_fit_optim.options import Decay, Momentum, Rate
 
 if TYPE_CHECKING:
@@ -34,9 +33,9 @@ class ScheduleFreeOptions(Options):
 
 
 def build_schedule_free(options: ScheduleFreeOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
-    """A group's learning rate is ``lr * run.lr_scale(group)``. It has the modes ``train()`` and ``eval()``."""
+    """The optimizer has the modes ``train()`` and ``eval()``."""
     from schedulefree import AdamWScheduleFree
 
-    groups = adam_groups(run.groups(model), run, options.lr, options.weight_decay)
+    groups = run.param_groups(model, options.lr, options.weight_decay)
     optimizer: optim.Optimizer = AdamWScheduleFree(groups, betas=options.betas, eps=options.eps)
     return optimizer

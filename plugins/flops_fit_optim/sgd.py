@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
@@ -36,10 +36,5 @@ def build_sgd(options: SGDOptions, model: nn.Module, run: RunView) -> optim.Opti
     """One learning rate for all: width multipliers are derived for Adam-like steps only."""
     import torch
 
-    groups: list[dict[str, Any]] = [
-        {"params": list(group.parameters), "weight_decay": options.weight_decay if group.decay else 0.0}
-        for group in run.groups(model)
-    ]
-    return torch.optim.SGD(
-        groups, lr=options.lr, momentum=options.momentum, nesterov=options.nesterov, foreach=False
-    )
+    groups = run.param_groups(model, options.lr, options.weight_decay)
+    return torch.optim.SGD(groups, momentum=options.momentum, nesterov=options.nesterov, foreach=False)

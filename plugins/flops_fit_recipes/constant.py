@@ -37,6 +37,6 @@ def constant_recipe(options: ConstantOptions, about: RecipeInput) -> Hyperparame
         lr=options.lr,
         batch_size=options.batch_size,
         weight_decay=options.weight_decay,
-        betas=options.betas if about.adam_like else None,
+        betas=None if about.width_scaling == "none" else options.betas,
         warmup_tokens=options.warmup_tokens,
     )

@@ -45,7 +45,7 @@ def power_lines_recipe(options: PowerLinesOptions, about: RecipeInput) -> Hyperp
     Raises ConfigError for an optimizer that is not Adam-like, or where there is no learning rate.
     """
     for_adam("power-lines", about)
-    lr = about.lr or options.lr or (LR * about.lr_over_adam if about.width is not None else None)
+    lr = about.lr or options.lr or (LR * about.lr_relative_to_adamw if about.width is not None else None)
     if lr is None:
         raise ConfigError(
             "recipe 'power-lines' takes the weight decay from the learning rate, and has none for a family "

@@ -31,7 +31,7 @@ class DecayOptions(AdamOptions):
 
 def for_adam(name: str, about: RecipeInput) -> None:
     """Raises ConfigError for an optimizer whose steps such a law says nothing about."""
-    if not about.adam_like:
+    if about.width_scaling == "none":
         raise ConfigError(
             f"recipe {name!r} is a law for AdamW, and this optimizer is not of its kind: write "
             f'[optimizer] name = "adamw", or choose recipe "default" or "constant"'
@@ -60,9 +60,9 @@ def with_decay(options: DecayOptions, about: RecipeInput, *, lr: float, batch_to
     the weight decay what keeps their product.
     """
     return Hyperparameters(
-        lr=lr * about.lr_over_adam,
+        lr=lr * about.lr_relative_to_adamw,
         batch_size=in_samples(batch_tokens, about),
-        weight_decay=options.weight_decay / about.lr_over_adam,
+        weight_decay=options.weight_decay / about.lr_relative_to_adamw,
         betas=options.betas,
         warmup_tokens=warmup_tokens(options, about),
     )

@@ -34,12 +34,13 @@ def default_recipe(options: DefaultOptions, about: RecipeInput) -> Hyperparamete
     The family's parameter groups say which parameters are matrices that the width feeds; embeddings, gains and
     biases get ``lr`` at every width. Betas 0.9 and 0.95, and the scaling, apply to Adam-like optimizers only.
     """
-    scaled = about.adam_like and about.width is not None
+    adam = about.width_scaling != "none"
+    scaled = adam and about.width is not None
     samples = options.batch_scale * math.sqrt(about.tokens) / about.task.tokens_per_sample
     return Hyperparameters(
         batch_size=max(2, round(samples)),
-        lr=options.lr or (LR * about.lr_over_adam if scaled else None),
-        betas=(0.9, 0.95) if about.adam_like else None,
+        lr=options.lr or (LR * about.lr_relative_to_adamw if scaled else None),
+        betas=(0.9, 0.95) if adam else None,
         warmup_tokens=warmup_tokens(options, about),
         base_width=options.base_width if scaled else None,
     )

@@ -53,7 +53,7 @@ def build(options, model, run):
 class Plugin:
     @hookimpl
     def flops_fit_optimizers(self):
-        yield OptimizerSpec(name="broken", options=Lines, build=build, adam_like=True)
+        yield OptimizerSpec(name="broken", options=Lines, build=build, width_scaling=DECLARED)
 
 class TestBroken(OptimizerConformance):
     name = "broken"
@@ -61,10 +61,11 @@ class TestBroken(OptimizerConformance):
 """
 
 
-def test_broken_optimizers_are_caught(failures):
+def test_broken_optimizers_are_caught(failures, capsys):
     evaluated = "def eval(self): self.exchange(True)"
     counted = evaluated + "; [self.state[p]['step'].add_(1) for p in self.weights() if self.state[p]]"
     sound = {
+        "DECLARED": "'adam'",
         "LR": "options.lr * run.lr_scale(group)",
         "DECAY": "options.weight_decay if group.decay else 0.0",
         "GROUPS": "groups",
@@ -113,6 +114,7 @@ def test_broken_optimizers_are_caught(failures):
             self.momentum[number, p.shape] = p.grad.clone()
         super().step()
     """
+    groups = "run.param_groups(model, options.lr, options.weight_decay)"
     found = failures(
         OPTIMIZER,
         sound,
@@ -120,6 +122,14 @@ def test_broken_optimizers_are_caught(failures):
             "sound": {},
             "ignores its lr": {"LR": "0.01"},
             "ignores widths": {"LR": "options.lr"},
+            "takes parameters instead of groups": {"GROUPS": "model.parameters(), lr=options.lr"},
+            "scales although it declares that it does not": {"DECLARED": "'none'"},
+            "sound, with run.param_groups": {"GROUPS": groups},
+            "sound, with one learning rate": {"GROUPS": groups, "DECLARED": "'none'"},
+            "sound, with a rule for widths that the kit does not test": {
+                "LR": "options.lr",
+                "DECLARED": "'custom'",
+            },
             "drops parameters": {"GROUPS": "groups[:1]"},
             "decays biases": {"DECAY": "options.weight_decay"},
             "ignores the schedule": {"BODY": own_rate},
@@ -137,20 +147,36 @@ def test_broken_optimizers_are_caught(failures):
             "takes an evaluation for a step": {"KIND": "Averaging", "EVAL": counted},
         },
     )
+    said = capsys.readouterr().out
+    assert (
+        'width_scaling="adam": 0.weight must have the learning rate 0.0025 at width 32 with base width 8, and it '
+        f"has 0.01. Make the optimizer from {groups}, or declare" in said
+    )
+    assert (
+        'width_scaling="none": 0.weight must have the learning rate 0.01 at every width, and it has 0.0025 at '
+        f"width 32 with base width 8. Make the optimizer from {groups}, or declare" in said
+    )
     assert "test_its_state_goes_on_where_it_was_saved" in found.pop("shares its state with other runs")
     assert found == {
         "sound": set(),
         "ignores its lr": {
             "test_groups_start_at_the_peak_learning_rate",
             "test_a_tenth_of_the_learning_rate_is_a_smaller_first_step",
-            "test_wide_matrices_get_a_smaller_learning_rate",
+            "test_learning_rates_scale_with_the_width_as_declared",
         },
-        "ignores widths": {"test_wide_matrices_get_a_smaller_learning_rate"},
+        "ignores widths": {"test_learning_rates_scale_with_the_width_as_declared"},
+        "takes parameters instead of groups": {
+            "test_learning_rates_scale_with_the_width_as_declared",
+            "test_only_groups_that_may_decay_do",
+        },
+        "scales although it declares that it does not": {"test_learning_rates_scale_with_the_width_as_declared"},
+        "sound, with run.param_groups": set(),
+        "sound, with one learning rate": set(),
+        "sound, with a rule for widths that the kit does not test": set(),
         "drops parameters": {
             "test_a_parameter_without_gradient_stays",
             "test_every_parameter_is_in_one_group",
             "test_a_step_moves_every_parameter",
-            "test_wide_matrices_get_a_smaller_learning_rate",
         },
         "decays biases": {"test_only_groups_that_may_decay_do"},
         "ignores the schedule": {

@@ -103,7 +103,7 @@ class TestDefaultRecipe(RecipeConformance):
 
 class TestDefaultRecipeWithoutWidth(RecipeConformance):
     name = "default"
-    adam_like = False
+    width_scaling = "none"
     width = False
 
 

@@ -216,7 +216,9 @@ def fused(device: str, quick: bool) -> str:
     }
     check(max(apart.values()) < 1e-4, f"weights differ by {apart} of the largest one")
     group = ParameterGroup(list(model.parameters()))
-    view = RunView(steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group])
+    view = RunView(
+        steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group], width_scaling="adam"
+    )
     ours = build_adamw(AdamWOptions(), model, view)
     check(all(group["fused"] for group in ours.param_groups), "the project's adamw is not fused here")
     shown = ", ".join(f"{name} {1e3 * value:.3f} ms" for name, value in seconds.items())

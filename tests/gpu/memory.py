@@ -94,7 +94,7 @@ class Ballast:
     @hookimpl
     def flops_fit_optimizers(self) -> Any:
         """Offer it."""
-        yield OptimizerSpec(name="adamw", options=AdamWOptions, build=self.build, adam_like=True)
+        yield OptimizerSpec(name="adamw", options=AdamWOptions, build=self.build, width_scaling="adam")
 
     def build(self, options: Any, model: Any, run: Any) -> torch.optim.Optimizer:
         """The optimizer, with hooks around its first step."""

@@ -132,7 +132,7 @@ def test_a_placeholder_without_a_value_is_an_error_of_the_plan(tmp_path, command
     class Bare:
         @hookimpl
         def flops_fit_optimizers(self):
-            yield OptimizerSpec(name="bare", build=lambda options, model, run: None)
+            yield OptimizerSpec(name="bare", build=lambda options, model, run: None, width_scaling="none")
 
     registry = installed().with_plugins({"bare": Bare()})
     experiment = make_experiment({**table(command, tmp_path), "optimizer": optimizer}, registry)

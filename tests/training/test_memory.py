@@ -33,7 +33,7 @@ class Halfway:
 
     @hookimpl
     def flops_fit_optimizers(self):
-        yield OptimizerSpec(name="adamw", options=HalfwayOptions, build=self.build)
+        yield OptimizerSpec(name="adamw", options=HalfwayOptions, build=self.build, width_scaling="none")
 
     def build(self, options, model, run):
         plugin = self
@@ -268,7 +268,10 @@ class FailsOnce:
     @hookimpl
     def flops_fit_optimizers(self):
         yield OptimizerSpec(
-            name="once", options=self.spec.options, build=self.build, adam_like=self.spec.adam_like
+            name="once",
+            options=self.spec.options,
+            build=self.build,
+            width_scaling=self.spec.width_scaling,
         )
 
     def build(self, options, model, run):

@@ -183,7 +183,9 @@ def test_wsd_rises_stays_and_falls_as_its_formula_says():
     from flops_fit_core.plugins.registry import installed
 
     spec = installed().find("schedule", "wsd").spec
-    view = RunView(steps=100, tokens=1000, tokens_per_step=10, base_width=None, groups=lambda model: [])
+    view = RunView(
+        steps=100, tokens=1000, tokens_per_step=10, base_width=None, groups=lambda model: [], width_scaling="none"
+    )
     options = spec.options(warmup_tokens=90, decay=0.2, shape="1-sqrt")
     schedule = spec.build(options, view)
     assert spec.branch(options, view) == 80

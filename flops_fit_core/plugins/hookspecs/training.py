@@ -26,19 +26,13 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
         def build_rmsprop(options, model, run):
             import torch
 
-            groups = [
-                {
-                    "params": group.parameters,
-                    "lr": options.lr * run.lr_scale(group),
-                    "weight_decay": options.weight_decay if group.decay else 0.0,
-                }
-                for group in run.groups(model)
-            ]
-            return torch.optim.RMSprop(groups)
+            return torch.optim.RMSprop(run.param_groups(model, options.lr, options.weight_decay))
 
         @hookimpl
         def flops_fit_optimizers():
-            yield OptimizerSpec(name="rmsprop", options=RMSpropOptions, build=build_rmsprop, adam_like=True)
+            yield OptimizerSpec(
+                name="rmsprop", options=RMSpropOptions, build=build_rmsprop, width_scaling="adam"
+            )
     """
     return ()
 

@@ -39,6 +39,7 @@ from flops_fit_core.plugins.protocols.runs import (
     Together,
     TrainContext,
     Trainer,
+    WidthScaling,
 )
 from flops_fit_core.plugins.protocols.stores import ResultStore
 
@@ -71,5 +72,6 @@ __all__ = [
     "TrainContext",
     "Trainer",
     "TransformerShape",
+    "WidthScaling",
     "own_parameter_groups",
 ]

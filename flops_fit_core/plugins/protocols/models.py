@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.plugins.protocols.data import Task
 from flops_fit_core.records import ParameterCounts
@@ -35,6 +35,15 @@ class ParameterGroup:
         if not 0 < self.active <= 1:
             raise ValueError(f"active = {self.active} of a ParameterGroup: it is a share above 0, at most 1")
         object.__setattr__(self, "parameters", list(self.parameters))  # module.parameters() can be read only once
+
+    def torch_group(self, lr: float, weight_decay: float = 0.0, *, lr_scale: float = 1.0) -> dict[str, Any]:
+        """The group as torch's optimizers take it: ``params``, ``lr * lr_scale`` and ``weight_decay``.
+
+        The decay is 0 unless ``decay``. It is divided by ``lr_scale``, so that a step of decoupled weight decay
+        shrinks a matrix by ``lr * weight_decay`` at every width (Wang & Aitchison 2024).
+        """
+        decay = weight_decay / lr_scale if self.decay else 0.0
+        return {"params": list(self.parameters), "lr": lr * lr_scale, "weight_decay": decay}
 
 
 def own_parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:

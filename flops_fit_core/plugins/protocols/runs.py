@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from flops_fit_core.errors import PluginError
 from flops_fit_core.plugins.protocols.data import Batch, Dataset, Task
 from flops_fit_core.plugins.protocols.models import ParameterGroup
 from flops_fit_core.records import Job, ParameterCounts, Progress, RunResult, RunSpec, Status
 
 if TYPE_CHECKING:
     from torch import nn, optim
+
+
+WidthScaling = Literal["adam", "none", "custom"]
+"""How an optimizer's learning rates depend on the width; see ``OptimizerSpec.width_scaling``."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +31,10 @@ class RecipeInput:
     width: int | None
     """Of the model, where its family has one."""
     task: Task
-    adam_like: bool
-    """Whether the optimizer's step size is independent of the gradient's scale."""
-    lr_over_adam: float = field(kw_only=True, default=1.0)
-    """Learning rate that serves this Adam-like optimizer over the one that serves AdamW."""
+    width_scaling: WidthScaling
+    """The optimizer's declaration. Values for AdamW hold unless it is ``"none"``."""
+    lr_relative_to_adamw: float = field(kw_only=True, default=1.0)
+    """Learning rate that serves the optimizer, divided by the one that serves AdamW."""
     flops: float = field(kw_only=True)
     """C: training FLOPs of the run by the plan's counter, at ``tokens``."""
     parameters: ParameterCounts = field(kw_only=True)
@@ -52,9 +57,34 @@ class RunView:
     base_width: int | None
     groups: Callable[[nn.Module], Sequence[ParameterGroup]] = field(repr=False)
     """The family's parameter groups; one group of everything where it names none."""
+    width_scaling: WidthScaling = field(kw_only=True)
+    """Declared by the spec of the run's optimizer."""
+
+    def param_groups(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
+        """The model's parameters as torch's optimizers take them, in the order of the family's groups.
+
+        Each group has ``params``, ``lr`` and ``weight_decay`` (0 for parameters that must not decay). With
+        ``width_scaling="adam"``, a group's learning rate is ``lr * lr_scale(group)`` and its decay is divided by
+        the same factor. With ``"none"``, every group has ``lr`` and ``weight_decay`` as they are.
+
+        Raises PluginError for an optimizer with ``width_scaling="custom"``.
+        """
+        if self.width_scaling == "custom":
+            raise PluginError(
+                'run.param_groups sets the learning rates of optimizers with width_scaling="adam" or "none", and '
+                'this optimizer declares "custom": use run.groups(model) and run.lr_scale(group)'
+            )
+        scaled = self.width_scaling == "adam"
+        return [
+            group.torch_group(lr, weight_decay, lr_scale=self.lr_scale(group) if scaled else 1.0)
+            for group in self.groups(model)
+        ]
 
     def lr_scale(self, group: ParameterGroup) -> float:
-        """Multiplier of the learning rate for ``group``: 1 unless it has a width and there is a base width."""
+        """Multiplier of Adam's learning rate for ``group``: ``base_width / group.width``.
+
+        It is 1 for a group without a width, and in a run without a base width.
+        """
         return self.base_width / group.width if self.base_width and group.width else 1.0
 
 
