@@ -1,4 +1,4 @@
-import json
+import pickle
 import signal
 import subprocess
 import sys
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flops_fit_core import RunResult, plan
-from flops_fit_core.plugins import ExecutorContext, JobEnded
+from flops_fit_core.plugins import Executor, JobEnded
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import (
@@ -23,6 +23,7 @@ from flops_fit_core.testing.executors import (
     tiny_registry,
     traced,
 )
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 # ---------------------------------------------------------------------------- the contract
 
@@ -36,12 +37,18 @@ class TestInProcess(ExecutorConformance):
     isolated = False
 
 
-class Wrapped:
+class Wrapped(Executor):
     """An executor that works, to be broken in one place."""
 
     def __init__(self, inner):
         self.inner, self.capacity = inner, inner.capacity
-        self.submit, self.cancel, self.close = inner.submit, inner.cancel, inner.close
+        self.close = inner.close
+
+    def submit(self, job):
+        self.inner.submit(job)
+
+    def cancel(self, job_id):
+        self.inner.cancel(job_id)
 
     def events(self, timeout):
         yield from self.inner.events(timeout)
@@ -58,7 +65,7 @@ class EndsTwice(Wrapped):
 class ForgetsTheDead(Wrapped):
     def events(self, timeout):
         for event in self.inner.events(timeout):
-            if not (isinstance(event, JobEnded) and event.reason):
+            if not (isinstance(event, JobEnded) and event.error):
                 yield event
 
 
@@ -95,7 +102,7 @@ def test_the_kit_finds_no_fault_with_what_it_wraps(tmp_path):
 def opened(name, folder, slots=({},), **options):
     spec = installed().find("executor", f"executors/{name}").spec
     setup = tiny_registry().setup.model_dump_json()
-    context = ExecutorContext(folder=folder, plugins=setup, live={}, slots=list(slots))
+    context = StudyExecutorContext(folder=folder, plugins=setup, live={}, slots=list(slots))
     executor = spec.build(spec.options.model_validate(options), context)
     try:
         yield executor
@@ -116,7 +123,7 @@ def read(executor, jobs, patience=120.0):
         if isinstance(event, RunResult):
             found[job_of[event.id]].results.append(event)
         elif isinstance(event, JobEnded):
-            found[event.job].reason = event.reason
+            found[event.job].error = event.error
     return [found[job.id] for job in jobs]
 
 
@@ -133,10 +140,10 @@ def test_every_end_of_a_worker_is_told_in_words_and_the_next_job_gets_a_new_work
     jobs = tiny_jobs(DIE, leave, crash, LEARN)
     with opened("processes", tmp_path) as executor:
         killed, left, crashed, learned = outcomes(executor, jobs)
-    assert killed.reason == "killed by SIGKILL"
-    assert left.reason == "exited with status 3: the disk is full"
-    assert crashed.reason.startswith("killed by SIGSEGV: Fatal Python error: Segmentation fault")
-    assert learned.reason is None
+    assert killed.error == "killed by SIGKILL"
+    assert left.error == "exited with status 3: the disk is full"
+    assert crashed.error.startswith("killed by SIGSEGV: Fatal Python error: Segmentation fault")
+    assert learned.error is None
     assert learned.results[0].status == "completed"
 
 
@@ -144,7 +151,7 @@ def test_what_a_worker_said_last_is_quoted_in_whole_lines(tmp_path):
     leave = "import os, sys; print('line of words\\n' * 2000, file=sys.stderr, flush=True); os._exit(3)"
     with opened("processes", tmp_path) as executor:
         (left,) = outcomes(executor, tiny_jobs(leave))
-    said = left.reason.removeprefix("exited with status 3: ").splitlines()
+    said = left.error.removeprefix("exited with status 3: ").splitlines()
     assert set(said) == {"line of words"}
     assert 100 < len(said) < 2000
 
@@ -192,13 +199,13 @@ NO_PYTHON = {"PYTHONHASHSEED": "nonsense"}
 """Python refuses to start."""
 
 
-def test_workers_that_cannot_start_end_the_jobs_with_the_reason(tmp_path):
+def test_workers_that_cannot_start_end_the_jobs_with_an_error(tmp_path):
     jobs = tiny_jobs(LEARN, LEARN, LEARN)
     with opened("processes", tmp_path, [NO_PYTHON]) as executor:
         for outcome in outcomes(executor, jobs):
-            assert outcome.reason.startswith("no worker could be started: exited with status 1: ")
-            assert "PYTHONHASHSEED must be" in outcome.reason
-        assert outcomes(executor, jobs[:1])[0].reason
+            assert outcome.error.startswith("no worker could be started: exited with status 1: ")
+            assert "PYTHONHASHSEED must be" in outcome.error
+        assert outcomes(executor, jobs[:1])[0].error
 
 
 def test_a_place_where_no_worker_starts_leaves_the_jobs_to_the_others(tmp_path):
@@ -208,11 +215,11 @@ def test_a_place_where_no_worker_starts_leaves_the_jobs_to_the_others(tmp_path):
     assert [outcome.results[0].status for outcome in found] == ["completed"] * 4
 
 
-def test_a_study_folder_that_cannot_be_written_ends_the_jobs_with_the_reason(tmp_path):
+def test_a_study_folder_that_cannot_be_written_ends_the_jobs_with_an_error(tmp_path):
     (tmp_path / "logs").write_text("a file where the folder should be")
     with opened("processes", tmp_path) as executor:
         (outcome,) = outcomes(executor, tiny_jobs(LEARN))
-    assert "File exists" in outcome.reason
+    assert "File exists" in outcome.error
 
 
 def test_what_a_dead_worker_started_dies_with_it_and_does_not_hide_its_death(tmp_path):
@@ -228,7 +235,7 @@ with open({str(child)!r}, "w") as file:
 """
     with opened("processes", tmp_path) as executor:
         (outcome,) = outcomes(executor, tiny_jobs(fork))
-    assert outcome.reason == "killed by SIGKILL"
+    assert outcome.error == "killed by SIGKILL"
     wait_until(lambda: not is_running(int(child.read_text())), seconds=10)
 
 
@@ -250,8 +257,8 @@ def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path
             break
         executor.close()
         first, second = read(executor, jobs)
-        assert (first.results, first.reason) == ([], None)
-        assert (second.results, second.reason) == ([], "the executor was closed")
+        assert (first.results, first.error) == ([], None)
+        assert (second.results, second.error) == ([], "the executor was closed")
         assert list(executor.events(60.0)) == []
         with pytest.raises(RuntimeError, match="closed"):
             executor.submit(running)
@@ -302,12 +309,12 @@ def test_a_worker_leaves_in_the_middle_of_a_job_when_its_standard_input_ends(tmp
 
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(traced(HANG, trace))
-    setup = {"plugins": tiny_registry().setup.model_dump_json(), "folder": str(tmp_path)}
+    setup = tiny_registry().setup.model_dump_json()
+    context = StudyExecutorContext(folder=tmp_path, plugins=setup, live={}, slots=[{}])
     worker = subprocess.Popen(
         [sys.executable, "-m", "flops_fit_executors.worker"], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL
     )
-    write(worker.stdin, Kind.SETUP, json.dumps(setup).encode())
-    write(worker.stdin, Kind.OBJECTS)
+    write(worker.stdin, Kind.RUNNER, pickle.dumps(context.runner))
     write(worker.stdin, Kind.JOB, job.model_dump_json().encode())
     wait_until(trace.exists)
     worker.stdin.close()
@@ -326,12 +333,12 @@ def test_in_process_a_job_that_exits_does_not_take_the_driver_along(tmp_path):
     assert learned.results[0].status == "completed"
 
 
-def test_in_process_a_plugin_setup_that_cannot_be_read_ends_the_job_with_the_reason(tmp_path):
+def test_in_process_a_plugin_setup_that_cannot_be_read_ends_the_job_with_an_error(tmp_path):
     spec = installed().find("executor", "executors/local").spec
-    context = ExecutorContext(folder=tmp_path, plugins="{not json", live={}, slots=[{}])
+    context = StudyExecutorContext(folder=tmp_path, plugins="{not json", live={}, slots=[{}])
     executor = spec.build(spec.options(), context)
     (outcome,) = outcomes(executor, tiny_jobs(LEARN))
-    assert outcome.reason.startswith("ValidationError: ")
+    assert outcome.error.startswith("ValidationError: ")
 
 
 def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_path):
@@ -354,7 +361,7 @@ def test_in_process_ctrl_c_reaches_the_driver_and_the_job_has_ended(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             list(executor.events(60.0))
         (outcome,) = read(executor, [job])
-        assert outcome.reason.startswith("KeyboardInterrupt")
+        assert outcome.error.startswith("KeyboardInterrupt")
 
 
 # ---------------------------------------------------------------------------- several devices
@@ -375,20 +382,20 @@ def test_a_job_for_several_devices_has_their_places_to_itself_and_others_come_be
     slots = [{"SLOT": "first"}, {"SLOT": "second"}]
     with opened("processes", tmp_path, slots=slots) as executor:
         found = outcomes(executor, [single, on_devices(double, 2), last])
-    assert [outcome.reason for outcome in found] == [None, None, None]
+    assert [outcome.error for outcome in found] == [None, None, None]
     assert [result.status for outcome in found for result in outcome.results] == ["completed"] * 3
     said = seen.read_text().split()
     assert said.count("first,second") == 2, "both processes of the run see both places"
     assert len(said) == 4
 
 
-def test_a_job_for_more_gpus_than_there_are_ends_at_once_with_the_reason(tmp_path):
+def test_a_job_for_more_gpus_than_there_are_ends_at_once_with_an_error(tmp_path):
     large, small = tiny_jobs(LEARN, LEARN)
     slots = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     with opened("processes", tmp_path, slots=slots, workers=4) as executor:
         told, trained = outcomes(executor, [on_devices(large, 4), small])
-    assert (told.results, told.reason) == ([], "its runs need 4 GPUs each, and there are 2 here")
-    assert trained.reason is None
+    assert (told.results, told.error) == ([], "its runs need 4 GPUs each, and there are 2 here")
+    assert trained.error is None
 
 
 def test_places_of_one_gpu_are_not_counted_twice_for_one_run(tmp_path):

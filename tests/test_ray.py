@@ -17,7 +17,7 @@ from small import Bench
 
 import flops_fit_core
 from flops_fit_core import RunResult
-from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox
+from flops_fit_core.plugins import JobEnded, Outbox
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance, example_result
 from flops_fit_core.testing.executors import (
@@ -29,6 +29,7 @@ from flops_fit_core.testing.executors import (
     tiny_registry,
     traced,
 )
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'flops-fit[ray]'")
 pytestmark = pytest.mark.ray
@@ -82,7 +83,7 @@ def executor_in(folder, **options):
     spec = installed().find("executor", "executors/ray").spec
     setup = tiny_registry().setup.model_dump_json()
     slots = [{"CUDA_VISIBLE_DEVICES": ""}] * 2
-    context = ExecutorContext(folder=folder, plugins=setup, live={}, slots=slots)
+    context = StudyExecutorContext(folder=folder, plugins=setup, live={}, slots=slots)
     return spec.build(spec.options.model_validate(options), context)
 
 
@@ -129,11 +130,11 @@ def test_ray_started_here_says_in_words_what_became_of_a_job_and_keeps_prints_of
         events = list(executor.events(120.0))
     finally:
         executor.close()
-    reasons = {event.job: event.reason for event in events if isinstance(event, JobEnded)}
-    assert reasons[killed.id].startswith("the worker died on ")
-    assert reasons[left.id].endswith(": the disk is full")
-    assert reasons[large.id].startswith("a job needs 999 CPU, 0 GPU on one node, and the nodes have: ")
-    assert reasons[looked.id] is None
+    errors = {event.job: event.error for event in events if isinstance(event, JobEnded)}
+    assert errors[killed.id].startswith("the worker died on ")
+    assert errors[left.id].endswith(": the disk is full")
+    assert errors[large.id].startswith("a job needs 999 CPU, 0 GPU on one node, and the nodes have: ")
+    assert errors[looked.id] is None
     assert "threads 1 1\n" in "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
     assert capfd.readouterr() == ("", "")
     with pytest.raises(RuntimeError, match="closed"):
@@ -162,7 +163,7 @@ def test_a_result_that_ray_loses_with_its_worker_is_in_the_outbox(tmp_path, join
         executor.close()
     assert [event for event in events if isinstance(event, RunResult)] == [lost]
     (ended,) = [event for event in events if isinstance(event, JobEnded)]
-    assert ended.reason.startswith("the worker died")
+    assert ended.error.startswith("the worker died")
 
 
 DRIVER = """

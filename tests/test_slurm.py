@@ -18,10 +18,11 @@ from slurm_cluster import Cluster, cluster, wait_until, why_not
 
 import flops_fit_core
 from flops_fit_core import ConfigError, Job, Progress, RunResult
-from flops_fit_core.plugins import ExecutorContext, JobEnded
+from flops_fit_core.plugins import JobEnded
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 MISSING = why_not()
 ON_SLURM = [
@@ -67,7 +68,7 @@ class TestSlurm(ExecutorConformance):
 def build(folder: Path, **options: Any) -> Any:
     spec = installed().find("executor", "executors/slurm").spec
     setup = tiny_registry().setup.model_dump_json()
-    context = ExecutorContext(folder=folder, plugins=setup, live={}, slots=[{}])
+    context = StudyExecutorContext(folder=folder, plugins=setup, live={}, slots=[{}])
     return spec.build(spec.options.model_validate({**QUICK, **options}), context)
 
 
@@ -112,8 +113,8 @@ def results(events: list[Any]) -> list[RunResult]:
     return [event for event in events if isinstance(event, RunResult)]
 
 
-def reasons(events: list[Any]) -> list[str | None]:
-    return [event.reason for event in events if isinstance(event, JobEnded)]
+def errors(events: list[Any]) -> list[str | None]:
+    return [event.error for event in events if isinstance(event, JobEnded)]
 
 
 def arrays(folder: Path) -> int:
@@ -147,7 +148,7 @@ def test_a_sweep_has_the_ids_and_the_losses_of_a_local_one_from_a_single_sbatch(
     ]
     assert arrays(tmp_path / "there") == 1
     assert list((tmp_path / "there" / "outbox").glob("*")) == []
-    assert list((tmp_path / "there" / "slurm" / "jobs").glob("*")) == []
+    assert list((tmp_path / "there" / "jobs").glob("*")) == []
 
 
 # ---------------------------------------------------------------------------- drivers that go away
@@ -198,7 +199,7 @@ def test_jobs_of_a_driver_that_was_killed_go_on_and_the_next_one_finds_them(tmp_
         seen += executor.events(60.0)
     assert sorted(one.id for one in results(seen)) == sorted(job.runs[0].id for job in jobs)
     assert {one.status for one in results(seen)} == {"completed"}
-    assert reasons(seen) == [None] * 3
+    assert errors(seen) == [None] * 3
     assert [processes(trace) for trace in traces] == [1, 1, 1], "a job was trained by more than one process"
     assert arrays(tmp_path) == 2, "the first driver's, and the third job's own"
 
@@ -231,7 +232,7 @@ def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_goes_on_fro
         began = time.monotonic()
         executor.close()
         assert time.monotonic() - began < 10
-        assert [*reasons(seen), *reasons(list(executor.events(1.0)))] == ["the executor was closed"]
+        assert [*errors(seen), *errors(list(executor.events(1.0)))] == ["the executor was closed"]
     assert len(lines(trace)) < job.runs[0].steps
     with opened(tmp_path) as executor:
         executor.submit(job)
@@ -254,7 +255,7 @@ def test_a_job_that_never_said_a_word_ends_with_what_slurm_kept_of_it(tmp_path: 
         began = time.monotonic()
         (event,) = executor.events(60.0)
     assert time.monotonic() - began < 60
-    assert event.reason.endswith("is FAILED: no such module")
+    assert event.error.endswith("is FAILED: no such module")
 
 
 @on_slurm
@@ -263,7 +264,7 @@ def test_what_sbatch_does_not_take_is_the_users_to_change(tmp_path: Path) -> Non
         executor.submit(*tiny_jobs(LEARN))
         with pytest.raises(ConfigError, match="invalid partition specified: nowhere"):
             list(executor.events(10.0))
-    assert list((tmp_path / "slurm" / "jobs").glob("*")) == []
+    assert list((tmp_path / "jobs").glob("*")) == []
 
 
 # ---------------------------------------------------------------------------- requeued
@@ -281,7 +282,7 @@ def requeued(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], 
         assert len(lines(trace)) < job.runs[0].steps
         up.start_now(slurm)
         seen += executor.events(60.0)
-    assert reasons(seen) == [None]
+    assert errors(seen) == [None]
     assert [one.status for one in results(seen)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) == 2
@@ -348,7 +349,7 @@ def test_a_run_that_was_done_before_its_job_was_requeued_is_not_trained_again(
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_was_requeued_often_enough_ends_with_that_reason(
+def test_a_job_that_was_requeued_often_enough_ends_with_that_error(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
     trace = tmp_path / "trace"
@@ -359,7 +360,7 @@ def test_a_job_that_was_requeued_often_enough_ends_with_that_reason(
         (slurm,) = on_the_cluster.queue()
         on_the_cluster.command("scancel", "--signal=USR2", slurm)
         seen += executor.events(60.0)
-    assert reasons(seen) == ["UncompletedJobError: Job not requeued because: timed-out too many times."]
+    assert errors(seen) == ["UncompletedJobError: Job not requeued because: timed-out too many times."]
 
 
 @on_slurm
@@ -372,12 +373,12 @@ def test_a_job_that_needs_longer_than_its_time_limit_goes_on_by_itself(
     seen: list[Any] = []
     with opened(tmp_path, time=1, grace=20) as executor:
         executor.submit(job)
-        while not reasons(seen):
+        while not errors(seen):
             seen += executor.events(1.0)
             for slurm, state in on_the_cluster.queue().items():
                 if state == "PENDING" and lines(trace):
                     on_the_cluster.start_now(slurm)
-    assert reasons(seen) == [None]
+    assert errors(seen) == [None]
     assert [one.status for one in results(seen)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) > 1
@@ -475,7 +476,7 @@ def test_an_option_that_cannot_be_is_refused(given: dict[str, Any], message: str
 
 def test_python_objects_are_refused_with_what_to_do_instead(tmp_path: Path) -> None:
     spec = installed().find("executor", "executors/slurm").spec
-    context = ExecutorContext(folder=tmp_path, plugins="{}", live={"inline": object()}, slots=[{}])
+    context = StudyExecutorContext(folder=tmp_path, plugins="{}", live={"inline": object()}, slots=[{}])
     with pytest.raises(ConfigError, match=r"inline.*-p MODULE"):
         spec.build(spec.options(), context)
 

@@ -20,11 +20,12 @@ from kills import run_kills
 from flops_fit_core import StoreError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox, hookimpl
+from flops_fit_core.plugins import Executor, JobEnded, Outbox, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine
 from flops_fit_core.study.sweep import Sweep, count_states
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 
 class Setting:
@@ -48,7 +49,7 @@ class Setting:
 
     def executor(self):
         chosen = self.experiment.executor
-        context = ExecutorContext(
+        context = StudyExecutorContext(
             folder=self.folder,
             plugins=self.registry.setup.model_dump_json(),
             live=self.registry.objects,
@@ -199,10 +200,8 @@ def test_a_claim_is_renewed_while_a_long_run_trains(setting, monkeypatch):
     run = setting.plan.runs[0].id
     other, taken = setting.store(), []
 
-    class Slow:
+    class Slow(Executor):
         """An executor whose run takes longer than a lease."""
-
-        capacity = 1
 
         def submit(self, job):
             self.job, self.until = job, time.monotonic() + 3.0
@@ -214,7 +213,7 @@ def test_a_claim_is_renewed_while_a_long_run_trains(setting, monkeypatch):
                 taken.append(other.claim(run, "somebody else", 1.0))
                 time.sleep(0.1)
 
-        def close(self):
+        def cancel(self, job_id):
             pass
 
     one = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
@@ -331,7 +330,7 @@ def test_a_store_that_can_keep_nothing_more_ends_the_sweep_with_its_error(settin
 
 
 def test_a_run_whose_worker_died_is_a_failed_result(setting):
-    class Dies:
+    class Dies(Executor):
         capacity = 2
 
         def submit(self, job):
@@ -341,7 +340,7 @@ def test_a_run_whose_worker_died_is_a_failed_result(setting):
             while self.jobs:
                 yield JobEnded(self.jobs.pop().id, "killed by SIGKILL")
 
-        def close(self):
+        def cancel(self, job_id):
             pass
 
     store = setting.store()
@@ -351,17 +350,15 @@ def test_a_run_whose_worker_died_is_a_failed_result(setting):
     ] * 3
 
 
-def test_a_job_that_ends_without_a_result_and_without_a_reason_is_a_failed_result_too(setting):
-    class Forgets:
-        capacity = 1
-
+def test_a_job_that_ends_without_a_result_and_without_an_error_is_a_failed_result_too(setting):
+    class Forgets(Executor):
         def submit(self, job):
             self.job = job
 
         def events(self, timeout):
             yield JobEnded(self.job.id)
 
-        def close(self):
+        def cancel(self, job_id):
             pass
 
     results = Sweep(setting.plan, setting.store(), Forgets(), setting.registry).run()
@@ -473,11 +470,11 @@ def test_a_checkpoint_that_a_killed_driver_left_of_a_finished_run_is_deleted_by_
 # ---------------------------------------------------------------------------- lost workers, the outbox
 
 
-class Losing:
+class Losing(Executor):
     """An executor that loses some jobs the first time, or always, before it trains them as another does."""
 
     def __init__(self, inner, times):
-        self.inner, self.times, self.capacity = inner, times, 1
+        self.inner, self.times = inner, times
         self.lost, self.events_of_lost = Counter(), []
 
     def submit(self, job):

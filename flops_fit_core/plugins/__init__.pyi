@@ -13,6 +13,8 @@ from .protocols import ExecutorContext as ExecutorContext
 from .protocols import Fitter as Fitter
 from .protocols import FlopCount as FlopCount
 from .protocols import JobEnded as JobEnded
+from .protocols import JobRunner as JobRunner
+from .protocols import JobTask as JobTask
 from .protocols import Logger as Logger
 from .protocols import LossSurface as LossSurface
 from .protocols import MeasuredModel as MeasuredModel
@@ -30,6 +32,10 @@ from .protocols import TrainContext as TrainContext
 from .protocols import Trainer as Trainer
 from .protocols import TransformerShape as TransformerShape
 from .protocols import own_parameter_groups as own_parameter_groups
+from .queued_jobs import JobState as JobState
+from .queued_jobs import QueuedJob as QueuedJob
+from .queued_jobs import QueuedJobReader as QueuedJobReader
+from .queued_jobs import QueuedJobs as QueuedJobs
 from .registry import Offer as Offer
 from .registry import Problem as Problem
 from .registry import Registry as Registry

@@ -12,21 +12,26 @@ from typing import BinaryIO
 from flops_fit_core.records import content_hash as content_hash
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a file at once: whoever reads it sees the old content or the new, never a part."""
-    with replacing(path) as file:
+def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
+    """Replace a file at once: whoever reads it sees the old content or the new, never a part.
+
+    ``sync=False`` does not wait until the text is on disk.
+    """
+    with replacing(path, sync=sync) as file:
         file.write(text.encode())
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` at once, when nothing is raised and all is on disk."""
+def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` at once, when nothing is raised and, with ``sync``, all is
+    on disk."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)

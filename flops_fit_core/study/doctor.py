@@ -15,11 +15,12 @@ from pathlib import Path
 from flops_fit_core.config import make_experiment
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins.protocols import Executor, ExecutorContext, JobEnded
+from flops_fit_core.plugins.protocols import Executor, JobEnded
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 TRIAL_SECONDS = 300.0
 """For how long an executor may stay silent over a job that takes no time."""
@@ -145,7 +146,7 @@ def _done(asked: Study, folder: Path) -> str:
     table = {"sweep": {"budgets": [1e18], "sizes": 1}, "model": "surface/surface", "dataset": "surface/surface"}
     plan = make_plan(make_experiment({**table, "device": device.name}, registry))
     (job,) = plan.jobs({plan.runs[0].id})
-    context = ExecutorContext(
+    context = StudyExecutorContext(
         folder=folder,
         plugins=registry.setup.model_dump_json(),
         live=registry.objects,
@@ -160,7 +161,7 @@ def _done(asked: Study, folder: Path) -> str:
         executor.close()
     seconds = time.monotonic() - started
     done = [event for event in events if isinstance(event, RunResult) and event.status == "completed"]
-    ended = [event.reason for event in events if isinstance(event, JobEnded)]
+    ended = [event.error for event in events if isinstance(event, JobEnded)]
     if not done or ended != [None]:
         failed = [event.error for event in events if isinstance(event, RunResult) and event.error]
         why = (

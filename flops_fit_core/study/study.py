@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.config import Chosen, Experiment, choose_from_table
 from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
 from flops_fit_core.planning.family_flops import count_family, is_proportional, load_family, record_family
-from flops_fit_core.plugins.protocols import ExecutorContext, Fitter, Logger, ResultStore
+from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry, registry_from
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
@@ -22,6 +22,7 @@ from flops_fit_core.study.other_results import OtherRuns, describe, find_other_r
 from flops_fit_core.study.other_stores import OtherStore, check_no_other_driver, find_other_stores
 from flops_fit_core.study.sweep import Sweep, forget_checkpoints
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,7 +177,7 @@ class Study:
 
     def _executor(self, experiment: Experiment) -> Any:
         chosen = experiment.executor
-        context = ExecutorContext(
+        context = StudyExecutorContext(
             folder=self.folder.path,
             plugins=self.registry.setup.model_dump_json(),
             live=self.registry.objects,

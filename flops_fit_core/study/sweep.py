@@ -230,7 +230,7 @@ class Sweep:
         job = self._running.pop(ended.job)
         lost = [run for run in job.runs if not self._is_answered(run, job)]
         for run in lost:
-            error = _lost(ended.reason or "")
+            error = _lost(ended.error or "")
             self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
         if self.folder is not None:
             for trajectory in job.trajectories:

@@ -24,11 +24,12 @@ import pytest
 
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins.protocols import Executor, ExecutorContext, JobEnded
+from flops_fit_core.plugins.protocols import Executor, JobEnded
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.records import Job, RunResult
 from flops_fit_core.testing import tiny
 from flops_fit_core.testing.kit import Kit
+from flops_fit_core.training.executor_context import StudyExecutorContext
 
 LEARN = ""
 RAISE = "raise RuntimeError('this model raises')"
@@ -42,7 +43,7 @@ class Outcome:
     """What an executor said of one job."""
 
     results: list[RunResult] = field(default_factory=list)
-    reason: str | None = None
+    error: str | None = None
 
 
 class ExecutorConformance(Kit):
@@ -66,7 +67,7 @@ class ExecutorConformance(Kit):
         """The executor, for a study in ``folder`` on a machine with two places for jobs."""
         registry = Registry(self.plugins) if self.plugins else installed()
         spec = registry.find(self.kind, self.name).spec
-        context = ExecutorContext(
+        context = StudyExecutorContext(
             folder=folder,
             plugins=tiny_registry().setup.model_dump_json(),
             live={},
@@ -88,7 +89,7 @@ class ExecutorConformance(Kit):
                 assert event.job in outcomes, f"JobEnded for {event.job}, which was never submitted"
                 assert event.job not in ended, f"a second JobEnded for job {event.job}"
                 ended.add(event.job)
-                outcomes[event.job].reason = event.reason
+                outcomes[event.job].error = event.error
             elif isinstance(event, RunResult):
                 job_id = job_of[event.id]
                 assert job_id not in ended, f"a result of job {job_id} came after its JobEnded"
@@ -124,7 +125,7 @@ class ExecutorConformance(Kit):
             assert list(executor.events(self.patience)) == [], "events went on after the last JobEnded"
         for job in jobs:
             outcome = outcomes[job.id]
-            assert outcome.reason is None, f"a job whose worker came to its end has the reason {outcome.reason!r}"
+            assert outcome.error is None, f"a job whose worker reached its end has the error {outcome.error!r}"
             found = [result.run.id for result in outcome.results]
             assert found == [run.id for run in job.runs], (
                 "a job gives one result for each of its runs, in their order"
@@ -168,11 +169,11 @@ class ExecutorConformance(Kit):
             for job in [both, *others]:
                 executor.submit(job)
             outcomes = self.outcomes(executor, [both, *others])
-        assert outcomes[both.id].reason, "a job whose worker was killed needs a reason"
+        assert outcomes[both.id].error, "the JobEnded of a job whose worker was killed needs an error"
         delivered = [result.run for result in outcomes[both.id].results]
         assert delivered == list(lucky.runs), "what a worker gave before it died must be delivered"
         for job in others:
-            assert outcomes[job.id].reason is None
+            assert outcomes[job.id].error is None
             assert [result.status for result in outcomes[job.id].results] == ["completed"]
 
     def test_a_cancelled_job_ends_and_others_go_on(self, tmp_path: Path) -> None:
@@ -189,7 +190,7 @@ class ExecutorConformance(Kit):
             outcomes = self.outcomes(executor, jobs, given=seen)
         for job in [waiting, *running]:
             assert outcomes[job.id].results == []
-            assert outcomes[job.id].reason, "a cancelled job needs a reason"
+            assert outcomes[job.id].error, "the JobEnded of a cancelled job needs an error"
         assert [result.status for result in outcomes[left.id].results] == ["completed"]
 
     def test_reading_ends_when_nothing_comes_and_closing_leaves_no_process(self, tmp_path: Path) -> None:
@@ -250,10 +251,9 @@ if step == 0:
 
 def trained_here(job: Job, folder: Path) -> RunResult:
     """The job's result, trained in this process without any executor."""
-    from flops_fit_core.training import work
-
     setup = tiny_registry().setup.model_dump_json()
-    records = work(job.model_dump_json(), setup, folder=folder)
+    context = StudyExecutorContext(folder=folder, plugins=setup, live={}, slots=[{}])
+    records = context.task(job)()
     return next(record for record in records if isinstance(record, RunResult))
 
 

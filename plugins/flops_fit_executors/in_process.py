@@ -8,21 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from flops_fit_core import Job, Progress, RunResult
-from flops_fit_core.plugins import ExecutorContext, JobEnded
+from flops_fit_core.plugins import Executor, ExecutorContext, JobEnded
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 
 GRACE = 5.0
 """Seconds that a job gets to write what it must keep when the executor is closed."""
 
 
-class InProcessExecutor:
+class InProcessExecutor(Executor):
     """Trains while its events are read; :meth:`events` waits for a job's next event however long it takes.
 
     Nothing separates a job from this process: code that kills it kills the sweep, which the next ``run``
     resumes.
     """
-
-    capacity = 1
 
     def __init__(self, context: ExecutorContext, threads: int) -> None:
         self._context = context
@@ -42,19 +40,19 @@ class InProcessExecutor:
     def cancel(self, job_id: str) -> None:
         for job in [job for job in self._waiting if job.id == job_id]:
             self._waiting.remove(job)
-            self._jobs.say(JobEnded(job_id, "cancelled"))
+            self._jobs.add(JobEnded(job_id, "cancelled"))
         if self._running is not None and self._running[0] == job_id:
             self._end("cancelled")
 
     def close(self) -> None:
-        """Let a job that has begun write what it must keep; end it and what waits with a reason."""
+        """Let a job that has begun write what it must keep; end it, and the jobs that wait, with an error."""
         self._jobs.closed = True
         until = time.monotonic() + GRACE
         while self._running is not None and time.monotonic() < until:
             self._advance()
         self._end(CLOSED)
         while self._waiting:
-            self._jobs.say(JobEnded(self._waiting.popleft().id, CLOSED))
+            self._jobs.add(JobEnded(self._waiting.popleft().id, CLOSED))
 
     def _listen(self, seconds: float) -> bool:
         self._advance()
@@ -62,21 +60,12 @@ class InProcessExecutor:
 
     def _advance(self) -> None:
         """Take the running job, or the next, to its next event."""
-        from flops_fit_core.training import work
-
         if self._running is None:
             job = self._waiting.popleft()
-            records = work(
-                job.model_dump_json(),
-                self._context.plugins,
-                objects=self._context.live,
-                folder=self._context.folder,
-                should_stop=lambda: self._jobs.closed,
-            )
-            self._running = job.id, records
+            self._running = job.id, self._context.task(job)(lambda: self._jobs.closed)
         try:
             with torch_threads(self._threads):
-                self._jobs.say(next(self._running[1]))
+                self._jobs.add(next(self._running[1]))
         except StopIteration:
             self._end(None)
         except BaseException as error:
@@ -84,13 +73,13 @@ class InProcessExecutor:
             if not isinstance(error, Exception | SystemExit):
                 raise
 
-    def _end(self, reason: str | None) -> None:
+    def _end(self, error: str | None) -> None:
         if self._running is not None:
             job, records = self._running
             self._running = None
             with suppress(Exception):
                 records.close()  # type: ignore[attr-defined]
-            self._jobs.say(JobEnded(job, reason))
+            self._jobs.add(JobEnded(job, error))
 
 
 @contextmanager

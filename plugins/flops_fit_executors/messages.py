@@ -12,20 +12,19 @@ _HEADER = struct.Struct("!BQ")
 
 
 class Kind(IntEnum):
-    """From the driver: SETUP (JSON of ``plugins`` and ``folder``) and OBJECTS first, then JOBs, one at a time,
-    each after READY or ENDED; STOP at any time. From the worker: READY once it has imported everything, then
-    PROGRESS and RESULT of its job, and ENDED with the reason why it did not come to its end, or with nothing.
-    GONE is never sent: it stands for the end of the stream."""
+    """From the driver: RUNNER (the pickled ``context.runner``) first, then JOBs, one at a time, each after READY
+    or ENDED; STOP at any time. From the worker: READY once it has imported everything, then PROGRESS and RESULT of
+    its job, and ENDED with the error that ended the job, or with nothing. GONE is never sent: it stands for the
+    end of the stream."""
 
-    SETUP = 1
-    OBJECTS = 2
-    JOB = 3
-    STOP = 4
-    READY = 5
-    PROGRESS = 6
-    RESULT = 7
-    ENDED = 8
-    GONE = 9
+    RUNNER = 1
+    JOB = 2
+    STOP = 3
+    READY = 4
+    PROGRESS = 5
+    RESULT = 6
+    ENDED = 7
+    GONE = 8
 
 
 def write(stream: BinaryIO, kind: Kind, payload: bytes = b"") -> None:

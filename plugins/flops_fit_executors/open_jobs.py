@@ -1,4 +1,4 @@
-"""What every executor here keeps of its jobs: which have not ended, and what it has still to say of them."""
+"""The jobs of an executor that have not ended, and the events that have not been read."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ class OpenJobs:
             raise ValueError(f"job {job.id} has been submitted already and has not ended")
         self._open.add(job.id)
 
-    def say(self, *events: Event) -> None:
-        """For the driver, in this order."""
+    def add(self, *events: Event) -> None:
+        """Events for the driver, in this order."""
         self._events += events
 
-    def end_all(self, reason: str = CLOSED) -> None:
+    def end_all(self, error: str = CLOSED) -> None:
         """End every job that has not ended."""
         ended = {event.job for event in self._events if isinstance(event, JobEnded)}
-        self.say(*(JobEnded(job, reason) for job in sorted(self._open - ended)))
+        self.add(*(JobEnded(job, error) for job in sorted(self._open - ended)))
 
     def events(self, timeout: float, listen: Callable[[float], bool]) -> Iterator[Event]:
-        """What was said, until no job is open or nothing has come for ``timeout`` seconds.
+        """Events, until no job is open or nothing has come for ``timeout`` seconds.
 
-        ``listen(seconds)`` waits that long at most for something to say; False where nothing came.
+        ``listen(seconds)`` waits up to that long for news, and returns False if there were none.
         """
-        heard = time.monotonic()
+        last_event = time.monotonic()
         while self._open:
             if self._events:
                 event = self._events.popleft()
                 if isinstance(event, JobEnded):
                     self._open.discard(event.job)
                 yield event
-                heard = time.monotonic()
-            elif not listen(max(0.0, heard + timeout - time.monotonic())):
+                last_event = time.monotonic()
+            elif not listen(max(0.0, last_event + timeout - time.monotonic())):
                 return

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+import pickle
 import queue
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 
 from flops_fit_core import Job
-from flops_fit_core.plugins import ExecutorContext, JobEnded
+from flops_fit_core.plugins import Executor, ExecutorContext, JobEnded
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.worker_process import Inbox, WorkerProcess, environment
@@ -20,7 +20,7 @@ FAILED_STARTS = 2
 """Workers that died in a row before they were ready; after that, trying again is not worth it."""
 
 
-class WorkerPool:
+class WorkerPool(Executor):
     """Gives jobs to worker processes in the order in which they were submitted.
 
     Workers are started when there are jobs for them and live until :meth:`close`. One that dies is replaced
@@ -28,14 +28,13 @@ class WorkerPool:
     needs several devices gets a worker that has as many places; idle workers make room for it.
 
     Use from one thread: on Linux a worker dies with the thread that started it. Raises ConfigError for Python
-    objects that cannot leave this process.
+    objects that cannot be pickled.
     """
 
     def __init__(self, context: ExecutorContext, workers: int, threads: int) -> None:
         self.capacity = workers
         self._context = context
-        setup = {"plugins": context.plugins, "folder": str(context.folder.absolute())}
-        self._greeting = {Kind.SETUP: json.dumps(setup).encode(), Kind.OBJECTS: context.objects or b""}
+        self._runner = pickle.dumps(context.runner)
         self._threads = threads
         self._slots = context.slots or [{}]
         self._gpus = {slot["CUDA_VISIBLE_DEVICES"] for slot in self._slots if slot.get("CUDA_VISIBLE_DEVICES")}
@@ -51,7 +50,7 @@ class WorkerPool:
         """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
         self._jobs.take(job)
         if self._gpus and job.devices > (there := min(len(self._gpus), self.capacity)):
-            self._jobs.say(JobEnded(job.id, f"its runs need {job.devices} GPUs each, and there are {there} here"))
+            self._jobs.add(JobEnded(job.id, f"its runs need {job.devices} GPUs each, and there are {there} here"))
             return
         self._waiting.append(job)
         self._employ()
@@ -62,7 +61,7 @@ class WorkerPool:
     def cancel(self, job_id: str) -> None:
         for job in [job for job in self._waiting if job.id == job_id]:
             self._waiting.remove(job)
-            self._jobs.say(JobEnded(job.id, "cancelled"))
+            self._jobs.add(JobEnded(job.id, "cancelled"))
         for worker in self._staff:
             if worker.job == job_id:
                 worker.dismissed = "cancelled"
@@ -70,7 +69,7 @@ class WorkerPool:
 
     def close(self) -> None:
         """Ask workers to stop, give those that train some seconds for it, end the others. A job that has not ended
-        ends with a reason, which :meth:`events` still gives."""
+        ends with an error, which :meth:`events` still gives."""
         self._jobs.closed = True
         self._waiting.clear()
         try:
@@ -138,16 +137,16 @@ class WorkerPool:
         log = self._context.folder / "logs" / f"worker-{places[0]}.log"
         while self._waiting and self._failed_starts < FAILED_STARTS:
             try:
-                self._staff.append(WorkerProcess(places, self._greeting, self._inbox, env=env, log=log))
+                self._staff.append(WorkerProcess(places, self._runner, self._inbox, env=env, log=log))
             except OSError as error:
                 self._start_failed(str(error))
             else:
                 return
 
-    def _start_failed(self, reason: str) -> None:
+    def _start_failed(self, error: str) -> None:
         self._failed_starts += 1
         if self._failed_starts >= FAILED_STARTS and not self._staff:
-            self._jobs.say(*(JobEnded(job.id, f"no worker could be started: {reason}") for job in self._waiting))
+            self._jobs.add(*(JobEnded(job.id, f"no worker could be started: {error}") for job in self._waiting))
             self._waiting.clear()
             self._failed_starts = 0
 
@@ -164,19 +163,19 @@ class WorkerPool:
             worker.ready = True
             self._failed_starts = 0
         elif kind is Kind.ENDED and worker.job is not None:
-            self._jobs.say(JobEnded(worker.job, payload.decode() or None))
+            self._jobs.add(JobEnded(worker.job, payload.decode() or None))
             worker.job = None
         elif kind is Kind.GONE:
             self._mourn(worker)
         else:
-            self._jobs.say(read_record(kind, payload))
+            self._jobs.add(read_record(kind, payload))
             return
         self._employ()
 
     def _mourn(self, worker: WorkerProcess) -> None:
         self._staff.remove(worker)
         if worker.job is not None:
-            self._jobs.say(JobEnded(worker.job, worker.dismissed or worker.fate()))
+            self._jobs.add(JobEnded(worker.job, worker.dismissed or worker.fate()))
         if worker.ready:
             self._failed_starts = 0
         elif worker.dismissed is None:

@@ -154,7 +154,7 @@ def as_before() -> Iterator[None]:
 def show_messages(wanted: bool) -> None:
     """Whether Ray prints to our standard output what its nodes report, such as the death of a worker.
 
-    What has to be known of it is in a job's reason; Ray has no public switch for it.
+    What a user needs of it is in the job's error; Ray has no public switch for it.
     """
     ray._private.worker._worker_logs_enabled = wanted
 

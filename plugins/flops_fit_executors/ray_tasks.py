@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +18,7 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flops_fit_core import Job, RunResult
-from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox
+from flops_fit_core.plugins import Executor, ExecutorContext, JobEnded, Outbox
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.ray_cluster import Cluster
@@ -56,20 +57,20 @@ class Task:
         return self.job.only(lambda run: run.id not in self.answered)
 
 
-class RayExecutor:
+class RayExecutor(Executor):
     """One Ray task a job. Ray decides where and when; what a task says arrives as it says it.
 
     A task whose node is lost is started again elsewhere with the runs that have no result, which go on from their
     checkpoints. A worker that dies alone ends its job. Ray is joined when the executor is first asked for its
     capacity or given a job.
 
-    Raises ConfigError for Python objects that cannot leave this process; later, where no cluster answers.
+    Raises ConfigError for Python objects that cannot be pickled; later, where no cluster answers.
     """
 
     def __init__(self, context: ExecutorContext, options: RayOptions) -> None:
         self._context = context
         self._options = options
-        self._blob = context.objects
+        self._pickled_runner = pickle.dumps(context.runner)
         self._outbox = Outbox(context.folder)
         self._tasks: dict[Any, Task] = {}
         """By what Ray can wait for: the stream of what a task says; of one that was cancelled, its end."""
@@ -79,7 +80,7 @@ class RayExecutor:
     # ------------------------------------------------------------------ the contract
 
     @property
-    def capacity(self) -> int:
+    def capacity(self) -> int:  # type: ignore[override]  # read from the cluster
         """Jobs on one device that the whole cluster has room for, whoever uses it; nodes may come and go."""
         return max(1, self._cluster.places())
 
@@ -100,7 +101,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Ask tasks to stop, give those that train some seconds for it, end the others, leave Ray. A job that has
-        not ended ends with a reason, which :meth:`events` still gives."""
+        not ended ends with an error, which :meth:`events` still gives."""
         self._jobs.closed = True
         try:
             if self._tasks:
@@ -128,9 +129,9 @@ class RayExecutor:
         return ray.remote(num_returns="streaming", max_retries=0)(train)
 
     @cached_property
-    def _objects(self) -> Any:
-        """In Ray's memory once, however many tasks read them."""
-        return None if self._blob is None else ray.put(self._blob)
+    def _runner(self) -> Any:
+        """In Ray's memory once, however many tasks read it."""
+        return ray.put(self._pickled_runner)
 
     @cached_property
     def _stopper(self) -> Any:
@@ -142,21 +143,17 @@ class RayExecutor:
     def _start(self, task: Task) -> None:
         job = task.left
         if job is None:
-            self._jobs.say(JobEnded(task.job.id))
+            self._jobs.add(JobEnded(task.job.id))
             return
         if not self._cluster.places(job.devices):
             needs = ", ".join(f"{amount:g} {name}" for name, amount in self._cluster.needs(job.devices).items())
             message = f"a job needs {needs} on one node, and the nodes have: {self._cluster.describe()}"
             if self._cluster.is_own:
-                self._jobs.say(JobEnded(job.id, message))
+                self._jobs.add(JobEnded(job.id, message))
                 return
             logger.warning("%s; it waits until such a node joins", message)
         stream = self._remote.options(**self._cluster.task_options(job.devices)).remote(
-            job.model_dump_json(),
-            self._context.plugins,
-            self._objects,
-            str(self._context.folder.absolute()),
-            self._stopper,
+            job, self._runner, str(self._context.folder.absolute()), self._stopper
         )
         self._tasks[stream] = task
 
@@ -176,13 +173,13 @@ class RayExecutor:
         task = self._tasks[stream]
         if task.dismissed is not None:
             del self._tasks[stream]
-            self._jobs.say(JobEnded(task.job.id, task.dismissed))
+            self._jobs.add(JobEnded(task.job.id, task.dismissed))
             return
         try:
             kind, payload = ray.get(next(stream))
         except StopIteration:
             del self._tasks[stream]
-            self._jobs.say(JobEnded(task.job.id))
+            self._jobs.add(JobEnded(task.job.id))
         except exceptions.RayError as error:
             del self._tasks[stream]
             self._failed(task, error)
@@ -193,7 +190,7 @@ class RayExecutor:
             record = read_record(kind, payload)
             if isinstance(record, RunResult):
                 task.answered.add(record.id)
-            self._jobs.say(record)
+            self._jobs.add(record)
 
     def _failed(self, task: Task, error: exceptions.RayError) -> None:
         self._find_unheard(task)
@@ -205,14 +202,14 @@ class RayExecutor:
             task.where = {}
             self._start(task)
         else:
-            self._jobs.say(JobEnded(task.job.id, reason(error, task)))
+            self._jobs.add(JobEnded(task.job.id, describe(error, task)))
 
     def _find_unheard(self, task: Task) -> None:
         """Results that its worker wrote down and Ray lost with it."""
         for run in task.left.runs if task.left is not None else ():
             if (result := self._outbox.get(run.id)) is not None:
                 task.answered.add(run.id)
-                self._jobs.say(result)
+                self._jobs.add(result)
 
     def _cancel(self, stream: Any, why: str) -> None:
         """Kill a task's worker, or take the task off the queue, after hearing what it has said."""
@@ -243,7 +240,7 @@ class RayExecutor:
             self._listen(until - time.monotonic())
 
 
-def reason(error: exceptions.RayError, task: Task) -> str:
+def describe(error: exceptions.RayError, task: Task) -> str:
     """Why a task ended, in words."""
     where = "on {host} (process {pid})".format(**task.where) if task.where else "before it began"
     said = last_words(Path(task.where["log"]), task.where["start"]) if task.where else ""

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import json
 import os
+import pickle
 import socket
 import sys
 import threading
@@ -14,18 +15,20 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from flops_fit_core import Job, RunResult
+from flops_fit_core.plugins import Outbox
 from flops_fit_executors.messages import Kind
 
 NO_FOLDER = "the study's folder {folder} is not on the node {host}: all nodes of the cluster have to share it"
 
 
-def train(job: str, plugins: str, objects: bytes | None, folder: str, stopper: Any) -> Iterator[tuple[int, bytes]]:
+def train(job: Job, runner: bytes, folder: str, stopper: Any) -> Iterator[tuple[int, bytes]]:
     """The messages of one job: READY with JSON of where it is trained, then PROGRESS and RESULT.
 
     A result is in the study's outbox before it is said: Ray loses what a worker said last when it is killed.
 
-    ``stopper`` is the handle of a :class:`Stopper`. What user code prints is appended to
-    ``logs/ray-<host>-<pid>.log`` in the study.
+    ``runner`` is the pickled ``context.runner``, and ``stopper`` the handle of a :class:`Stopper`. What user code
+    prints is appended to ``logs/ray-<host>-<pid>.log`` in the study.
 
     Raises FileNotFoundError where the study's folder is not on this node.
     """
@@ -36,11 +39,7 @@ def train(job: str, plugins: str, objects: bytes | None, folder: str, stopper: A
     with printing_to(log) as start:
         where = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
         yield Kind.READY, json.dumps(where).encode()
-        from flops_fit_core import RunResult
-        from flops_fit_core.plugins import Outbox
-        from flops_fit_core.training import work
-
-        for record in work(job, plugins, objects=objects, folder=Path(folder), should_stop=should_stop):
+        for record in pickle.loads(runner)(job, should_stop):
             kind = Kind.PROGRESS
             if isinstance(record, RunResult):
                 kind = Kind.RESULT

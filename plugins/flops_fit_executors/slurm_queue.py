@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections import defaultdict, deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 
-from flops_fit_core import ConfigError, Job, Progress, RunResult
-from flops_fit_core.plugins import ExecutorContext, JobEnded, Outbox
+from flops_fit_core import ConfigError, Job
+from flops_fit_core.plugins import (
+    Executor,
+    ExecutorContext,
+    JobEnded,
+    QueuedJob,
+    QueuedJobReader,
+    QueuedJobs,
+)
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.slurm_commands import ALIVE, Refused, Slurm
-from flops_fit_executors.slurm_files import SlurmFiles, Submission
 from flops_fit_executors.slurm_job import SlurmJob
 from flops_fit_executors.slurm_left_behind import LeftBehind
 from flops_fit_executors.slurm_options import SlurmOptions
-from flops_fit_executors.worker_process import environment
+from flops_fit_executors.worker_process import last_words
 
 SETTLE = 10.0
 """Seconds that files may need to be seen from here, once a job has left the queue."""
@@ -35,19 +41,20 @@ logger = logging.getLogger("flops_fit")
 class InQueue:
     """A job that Slurm has."""
 
-    job: Job
-    ticket: str
     slurm: str
-    missing: set[str]
-    """Ids of the runs whose results have not come."""
-    progress: dict[str, Progress] = field(default_factory=dict)
+    """Slurm's id, such as ``1234_5``."""
+    reader: QueuedJobReader
     gone_since: float | None = None
     """When it was first seen to have left the queue, or to have ended without all that it said was done."""
     dismissed: str | None = None
     """Why the driver wants it to end."""
 
+    @property
+    def job(self) -> Job:
+        return self.reader.job
 
-class SlurmQueue:
+
+class SlurmQueue(Executor):
     """Collects jobs, and submits them as arrays when events are read.
 
     A Slurm job writes its results into the study's outbox, and goes on when this process is gone. Another one with
@@ -57,22 +64,17 @@ class SlurmQueue:
     """
 
     def __init__(self, context: ExecutorContext, options: SlurmOptions) -> None:
-        if context.live:
-            raise ConfigError(
-                "executor 'slurm': a queued job finds only what is on disk, and these plugins are Python objects: "
-                f"{', '.join(sorted(context.live))}. Write a plugin module (docs/write-a-plugin.md) and name it "
-                'with -p MODULE, or train on this machine with executor = "processes"'
-            )
+        context.require_importable_plugins()
         self.capacity = options.max_jobs
         self._context = context
         self._options = options
         self._study = context.folder.absolute()
-        self._files = SlurmFiles(self._study)
-        self._outbox = Outbox(self._study)
-        self._slurm = Slurm(self._study, self._files.logs, options)
+        self._logs = self._study / "slurm" / "logs"
+        self._queued_jobs = QueuedJobs(self._study)
+        self._slurm = Slurm(self._study, self._logs, options)
         self._collected: deque[Job] = deque()
         self._in_queue: dict[str, InQueue] = {}
-        self._left_behind = LeftBehind(self._files, self._slurm)
+        self._left_behind = LeftBehind(self._queued_jobs, self._slurm)
         self._jobs = OpenJobs()
         self._looks = 0
         self._next_look = 0.0
@@ -94,7 +96,7 @@ class SlurmQueue:
     def cancel(self, job_id: str) -> None:
         for job in [job for job in self._collected if job.id == job_id]:
             self._collected.remove(job)
-            self._jobs.say(JobEnded(job.id, "cancelled"))
+            self._jobs.add(JobEnded(job.id, "cancelled"))
         if job_id in self._in_queue:
             one = self._in_queue[job_id]
             one.dismissed = "cancelled"
@@ -103,7 +105,7 @@ class SlurmQueue:
 
     def close(self) -> None:
         """Cancel all jobs, which write their checkpoints, and wait until they have left the queue; with
-        ``keep_jobs``, leave them to the next driver. What has not ended ends with a reason."""
+        ``keep_jobs``, leave them to the next driver. What has not ended ends with an error."""
         if self._jobs.closed:
             return
         self._jobs.closed = True
@@ -143,20 +145,20 @@ class SlurmQueue:
 
     def _is_done(self, job: Job) -> bool:
         """Whether all results are in the outbox already, put there while nobody could take them."""
-        found = [self._result(job, run.id) for run in job.runs]
+        found = [self._queued_jobs.result(job, run.id) for run in job.runs]
         there = [result for result in found if result is not None]
         if len(there) < len(found):
             return False
-        self._jobs.say(*there, JobEnded(job.id))
-        self._files.forget(job.id)
+        self._jobs.add(*there, JobEnded(job.id))
+        self._queued_jobs.remove(job.id)
         return True
 
     def _attach(self, job: Job) -> bool:
         """Whether a job that is in the queue already trains this one."""
-        one = self._left_behind.taken_over(job)
-        if one is None or one.slurm is None:
+        queued = self._left_behind.taken_over(job)
+        if queued is None or queued.scheduler_id is None:
             return False
-        self._in_queue[job.id] = InQueue(job, one.ticket, one.slurm, {run.id for run in job.runs})
+        self._in_queue[job.id] = InQueue(queued.scheduler_id, QueuedJobReader(self._queued_jobs, queued, job))
         return True
 
     # ------------------------------------------------------------------ into the queue
@@ -173,36 +175,37 @@ class SlurmQueue:
                     return
 
     def _submit_array(self, devices: int, jobs: Sequence[Job]) -> bool:
-        submissions = [Submission(ticket=uuid.uuid4().hex, job=job) for job in jobs]
         gpus = self._gpus(jobs[0])
-        # Written before sbatch, so that a job finds its ticket however soon it starts.
-        for one in submissions:
-            self._files.submit(one)
+        calls = [self._call(job, gpus) for job in jobs]
         try:
-            calls = [self._call(one, devices, gpus) for one in submissions]
             ids = self._slurm.submit(calls, devices, gpus)
         except Refused as error:
-            for one in submissions:
-                self._files.forget(one.job.id)
+            for job in jobs:
+                self._queued_jobs.remove(job.id)
             self._was_refused(str(error))
             return False
-        for one, slurm in zip(submissions, ids, strict=True):
-            self._files.submit(one.model_copy(update={"slurm": slurm}))
-            self._collected.remove(one.job)
-            self._in_queue[one.job.id] = InQueue(one.job, one.ticket, slurm, {run.id for run in one.job.runs})
+        for job, slurm in zip(jobs, ids, strict=True):
+            queued = self._queued_jobs.set_scheduler_id(job.id, slurm)
+            self._collected.remove(job)
+            self._in_queue[job.id] = InQueue(slurm, QueuedJobReader(self._queued_jobs, queued))
         return True
 
-    def _call(self, submission: Submission, devices: int, gpus: int) -> SlurmJob:
+    def _call(self, job: Job, gpus: int) -> SlurmJob:
+        command = self._context.command(job)
         return SlurmJob(
-            study=str(self._study),
-            job=submission.job.model_dump_json(),
-            ticket=submission.ticket,
-            plugins=self._context.plugins,
-            path=environment([], 1)["PYTHONPATH"],
+            study=self._study,
+            queued=self._queued(job),
+            command=command,
+            log=self._logs / f"{job.id}.log",
             gpus=gpus > 0,
             threads=self._options.cpus,
             grace=self._options.grace,
         )
+
+    def _queued(self, job: Job) -> QueuedJob:
+        queued = self._queued_jobs.get(job.id)
+        assert queued is not None, "command() has written it"
+        return queued
 
     def _gpus(self, job: Job) -> int:
         """For each of the job's devices."""
@@ -235,17 +238,11 @@ class SlurmQueue:
                 self._judge(one, states.get(one.slurm))
 
     def _read(self, one: InQueue) -> None:
-        """What its job has written."""
-        state = self._files.state(one.job.id, one.ticket)
-        if state is None:
-            return
-        self._deliver(one, [run for run in state.done if run in one.missing])
-        for run, progress in state.progress.items():
-            if run in one.missing and one.progress.get(run) != progress:
-                one.progress[run] = progress
-                self._jobs.say(progress)
-        if state.ended and (one.missing.isdisjoint(state.done) or self._has_settled(one)):
-            self._end(one, one.dismissed or state.reason)
+        """Take in the events that its job has written."""
+        self._jobs.add(*one.reader.read())
+        state = one.reader.state
+        if state.ended and (one.reader.missing.isdisjoint(state.done) or self._has_settled(one)):
+            self._end(one, one.dismissed or state.error)
 
     def _judge(self, one: InQueue, state: str | None) -> None:
         """What the queue says of a job that has not said that it ended."""
@@ -254,7 +251,7 @@ class SlurmQueue:
         elif one.dismissed or self._has_settled(one):
             self._read(one)
             if one.job.id in self._in_queue:
-                self._deliver(one, [run.id for run in one.job.runs if run.id in one.missing])
+                self._jobs.add(*one.reader.read_outbox())
                 self._end(one, one.dismissed or self._fate(one, state))
 
     def _has_settled(self, one: InQueue) -> bool:
@@ -262,22 +259,19 @@ class SlurmQueue:
         return time.monotonic() - one.gone_since > SETTLE
 
     def _fate(self, one: InQueue, state: str | None) -> str | None:
-        if not one.missing:
+        if not one.reader.missing:
             return None
         how = f"is {state}" if state else "has left the queue"
-        return f"Slurm job {one.slurm} {how}: {self._files.last_words(one.slurm)}"
+        return f"Slurm job {one.slurm} {how}: {end_of_log(self._logs / f'{one.slurm}_0_log.err')}"
 
-    def _deliver(self, one: InQueue, runs: Sequence[str]) -> None:
-        for run in runs:
-            if (result := self._result(one.job, run)) is not None:
-                one.missing.discard(run)
-                self._jobs.say(result)
-
-    def _result(self, job: Job, run: str) -> RunResult | None:
-        result = self._outbox.get(run)
-        return result if result is not None and result.attempt >= job.attempts.get(run, 1) else None
-
-    def _end(self, one: InQueue, reason: str | None) -> None:
+    def _end(self, one: InQueue, error: str | None) -> None:
         del self._in_queue[one.job.id]
-        self._files.forget(one.job.id)
-        self._jobs.say(JobEnded(one.job.id, reason))
+        self._queued_jobs.remove(one.job.id)
+        self._jobs.add(JobEnded(one.job.id, error))
+
+
+def end_of_log(log: Path) -> str:
+    """The end of what Slurm kept of a job's standard error, or that there is none."""
+    if not log.exists():
+        return f"there is no {log}: does the node see the study's folder?"
+    return last_words(log, 0) or f"nothing in {log}"

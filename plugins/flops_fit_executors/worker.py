@@ -8,8 +8,8 @@ its driver: it exits at once when its standard input ends.
 from __future__ import annotations
 
 import faulthandler
-import json
 import os
+import pickle
 import queue
 import signal
 import sys
@@ -19,6 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from flops_fit_core import Job
+from flops_fit_core.plugins import JobRunner
 from flops_fit_executors.messages import Kind, read, write, write_record
 
 PR_SET_PDEATHSIG = 1
@@ -29,8 +31,7 @@ def main() -> None:
     faulthandler.enable()
     die_with_the_driver()
     inbox, outbox = take_standard_streams()
-    setup = json.loads(read(inbox)[1])
-    objects = read(inbox)[1]
+    pickled_runner = read(inbox)[1]
     jobs, stopping = listen(inbox)
     terminated = threading.Event()
 
@@ -43,28 +44,22 @@ def main() -> None:
     signal.signal(signal.SIGTERM, terminate)
 
     # Imported now, so that a worker that cannot import it is never ready.
-    from flops_fit_core.training import work
-
+    runner: JobRunner = pickle.loads(pickled_runner)
+    runner.preload()
     write(outbox, Kind.READY)
     while (job := jobs.get()) is not None:
-        reason = ""
+        ending = ""
         try:
-            for record in work(
-                job,
-                setup["plugins"],
-                objects=objects or None,
-                folder=Path(setup["folder"]),
-                should_stop=stopping.is_set,
-            ):
+            for record in runner(Job.model_validate_json(job), stopping.is_set):
                 write_record(outbox, record)
         except BrokenPipeError:
             os._exit(1)
         except Exception as error:
             traceback.print_exc()
-            reason = f"{type(error).__name__}: {error}"
+            ending = f"{type(error).__name__}: {error}"
         if terminated.is_set():
-            reason = "stopped by SIGTERM"
-        write(outbox, Kind.ENDED, reason.encode())
+            ending = "stopped by SIGTERM"
+        write(outbox, Kind.ENDED, ending.encode())
     sys.stdout.flush()
     os._exit(0)  # Like multiprocessing's workers: taking torch apart would hold the driver up for a second.
 

@@ -28,8 +28,8 @@ TAIL = 8_000
 
 
 class WorkerProcess:
-    """Started when constructed: sends ``greeting``, and puts what the worker says into ``inbox``, with GONE once
-    it has died and been waited for.
+    """Started when constructed: sends it the pickled ``runner``, and puts its messages into ``inbox``, with GONE
+    once it has died and been waited for.
 
     It leads a session of its own: Ctrl-C does not reach it, and what it started itself dies with it. What it
     prints is appended to the file ``log``.
@@ -40,7 +40,7 @@ class WorkerProcess:
     def __init__(
         self,
         places: Sequence[int],
-        greeting: Mapping[Kind, bytes],
+        runner: bytes,
         inbox: Inbox,
         *,
         env: Mapping[str, str],
@@ -68,7 +68,7 @@ class WorkerProcess:
         self._to = cast("BinaryIO", self._process.stdin)
         self._from = cast("BinaryIO", self._process.stdout)
         # A daemon: a driver that ends without closing its executor is not held up by a worker.
-        self._thread = threading.Thread(target=self._converse, args=(greeting, inbox), daemon=True)
+        self._thread = threading.Thread(target=self._converse, args=(runner, inbox), daemon=True)
         self._thread.start()
 
     @property
@@ -102,18 +102,12 @@ class WorkerProcess:
 
     def fate(self) -> str:
         """How it ended, once it is GONE: ``killed by SIGKILL``, or its exit status and what it said last."""
-        status = self._process.returncode
-        if status in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9)):
-            return f"killed by {signal.Signals(-status).name}"
-        said = last_words(self._log, self._log_start)
-        how = f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
-        return f"{how}: {said}" if said else how
+        return describe_exit(self._process.returncode, self._log, self._log_start)
 
-    def _converse(self, greeting: Mapping[Kind, bytes], inbox: Inbox) -> None:
+    def _converse(self, runner: bytes, inbox: Inbox) -> None:
         # A worker that dies meanwhile is met again as the end of its stream.
         with suppress(OSError):
-            for kind, payload in greeting.items():
-                write(self._to, kind, payload)
+            write(self._to, Kind.RUNNER, runner)
         while (message := read(self._from))[0] is not Kind.GONE:
             inbox.put((self, *message))
         self._bury()
@@ -129,6 +123,15 @@ class WorkerProcess:
         self._from.close()
         with suppress(OSError):
             self._to.close()
+
+
+def describe_exit(status: int, log: Path, start: int) -> str:
+    """How a process ended: ``killed by SIGKILL``, or its exit status and the end of its log from ``start`` on."""
+    if status in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9)):
+        return f"killed by {signal.Signals(-status).name}"
+    said = last_words(log, start)
+    how = f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
+    return f"{how}: {said}" if said else how
 
 
 def last_words(log: Path, start: int) -> str:

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 from flops_fit_core import RunResult, plan
-from flops_fit_core.plugins import JobEnded
+from flops_fit_core.plugins import Executor, JobEnded
 from flops_fit_core.study.sweep import Sweep
 
 SPEED = 4e14
@@ -28,7 +28,7 @@ SPEED = 4e14
 BUDGETS, SIZES = 20, 10
 
 
-class SimulatedCluster:
+class SimulatedCluster(Executor):
     """An executor in simulated time."""
 
     def __init__(self, gpus, dataset):

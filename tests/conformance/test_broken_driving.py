@@ -9,13 +9,10 @@ EXECUTOR = """
 from collections import deque
 
 from flops_fit_core import RunResult
-from flops_fit_core.plugins import ExecutorSpec, JobEnded, hookimpl
-from flops_fit_core.training import work
+from flops_fit_core.plugins import Executor, ExecutorSpec, JobEnded, hookimpl
 from flops_fit_core.testing import ExecutorConformance
 
-class Executor:
-    capacity = 1
-
+class Broken(Executor):
     def __init__(self, context):
         self.context, self.waiting, self.running, self.cancelled = context, deque(), None, set()
 
@@ -31,23 +28,18 @@ class Executor:
 
     def work_on(self, job):
         BEFORE
-        for event in work(job.model_dump_json(), self.context.plugins, objects=self.context.live,
-                          folder=self.context.folder, should_stop=lambda: STOP):
+        for event in self.context.task(job)(lambda: STOP):
             EVENT
-        yield JobEnded(job.id, REASON)
+        yield JobEnded(job.id, ERROR)
         AFTER
 
     def cancel(self, job_id):
         self.cancelled.add(job_id)
 
-    def close(self):
-        self.waiting.clear()
-        self.running = None
-
 class Plugin:
     @hookimpl
     def flops_fit_executors(self):
-        yield ExecutorSpec(name="broken", build=lambda options, context: Executor(context))
+        yield ExecutorSpec(name="broken", build=lambda options, context: Broken(context))
 
 class TestBroken(ExecutorConformance):
     name = "broken"
@@ -63,7 +55,7 @@ def test_broken_executors_are_caught(failures: Failures) -> None:
         "BEFORE": "pass",
         "STOP": "job.id in self.cancelled",
         "EVENT": "yield event",
-        "REASON": "'cancelled' if job.id in self.cancelled else None",
+        "ERROR": "'cancelled' if job.id in self.cancelled else None",
         "AFTER": "pass",
     }
     found = failures(
@@ -73,11 +65,11 @@ def test_broken_executors_are_caught(failures: Failures) -> None:
             "sound": {},
             "returns a job twice": {"SUBMIT": "self.waiting.extend([job, job])"},
             "ends a job twice": {"AFTER": "yield JobEnded(job.id)"},
-            "ends a job before its results": {"BEFORE": "yield JobEnded(job.id)", "REASON": "'again'"},
+            "ends a job before its results": {"BEFORE": "yield JobEnded(job.id)", "ERROR": "'again'"},
             "loses results": {"EVENT": "None if isinstance(event, RunResult) else (yield event)"},
             "loses what is submitted later": {"SUBMIT": "self.running or self.waiting.append(job)"},
             "cannot cancel": {"STOP": "False"},
-            "gives no reason": {"REASON": "None"},
+            "gives no error": {"ERROR": "None"},
             "ends a job at its first result": {
                 "EVENT": "yield event\n            if isinstance(event, RunResult):\n                break",
             },
@@ -101,7 +93,7 @@ def test_broken_executors_are_caught(failures: Failures) -> None:
         "takes no job twice": {again},
         "loses what is submitted later": {later},
         "cannot cancel": {cancelled},
-        "gives no reason": {cancelled},
+        "gives no error": {cancelled},
     }
 
 

@@ -125,38 +125,29 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
 
         from collections import deque
 
-        from flops_fit_core.plugins import ExecutorSpec, JobEnded, hookimpl
+        from flops_fit_core.plugins import Executor, ExecutorSpec, JobEnded, hookimpl
 
-        class OneAfterAnother:
-            capacity = 1
-
+        class OneAfterAnother(Executor):
             def __init__(self, context):
                 self.context, self.waiting, self.running, self.cancelled = context, deque(), None, set()
 
             def submit(self, job):
+                self.cancelled.discard(job.id)
                 self.waiting.append(job)
 
             def events(self, timeout):
                 while self.running or self.waiting:
-                    self.running = self.running or self.work_on(self.waiting.popleft())
-                    for event in self.running:  # whoever reads may stop here, and come back
+                    self.running = self.running or self.train(self.waiting.popleft())
+                    for event in self.running:  # the reader may stop here, and come back
                         yield event
                     self.running = None
 
-            def work_on(self, job):
-                from flops_fit_core.training import work  # and torch with it
-
-                yield from work(job.model_dump_json(), self.context.plugins,
-                                objects=self.context.live, folder=self.context.folder,
-                                should_stop=lambda: job.id in self.cancelled)
+            def train(self, job):
+                yield from self.context.task(job)(lambda: job.id in self.cancelled)
                 yield JobEnded(job.id, "cancelled" if job.id in self.cancelled else None)
 
             def cancel(self, job_id):
                 self.cancelled.add(job_id)
-
-            def close(self):
-                self.waiting.clear()
-                self.running = None
 
         @hookimpl
         def flops_fit_executors():

@@ -1,11 +1,10 @@
 """What the things that plugins build must be able to do.
 
-These are Protocols: nothing has to inherit from them. The conformance kit (``flops_fit_core.testing``)
-checks what a type checker cannot. torch is named in annotations only.
+Executors subclass :class:`Executor`; the others are Protocols, from which nothing has to inherit. The conformance
+kit (``flops_fit_core.testing``) checks what a type checker cannot. torch is named in annotations only.
 
 Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
-deletion of checkpoints; only a trainer writes checkpoints; a worker calls :func:`flops_fit_core.training.work` and
-nothing else.
+deletion of checkpoints; only a trainer writes checkpoints; a worker calls a :class:`JobTask` and nothing else.
 """
 
 from flops_fit_core.plugins.protocols.data import (
@@ -20,7 +19,7 @@ from flops_fit_core.plugins.protocols.data import (
     SeveralHeldOutSets,
     Task,
 )
-from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext, JobEnded
+from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext, JobEnded, JobRunner, JobTask
 from flops_fit_core.plugins.protocols.fitting import Fitter
 from flops_fit_core.plugins.protocols.loggers import Logger
 from flops_fit_core.plugins.protocols.models import (
@@ -55,6 +54,8 @@ __all__ = [
     "Fitter",
     "FlopCount",
     "JobEnded",
+    "JobRunner",
+    "JobTask",
     "Logger",
     "LossSurface",
     "MeasuredModel",

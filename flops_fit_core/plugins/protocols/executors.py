@@ -1,76 +1,115 @@
-"""Executors and the context they receive."""
+"""The base class of executors, and the context they receive."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
-from flops_fit_core.errors import ConfigError
 from flops_fit_core.records import Job, Progress, RunResult
 
 
 @dataclass(frozen=True)
 class JobEnded:
-    """Exactly one a submitted job, after all of its results."""
+    """The last event of a job. Each submitted job has exactly one, after all of its results."""
 
     job: str
-    reason: str | None = None
-    """None where the worker came to its end; otherwise what happened to it, such as ``killed by SIGKILL``."""
+    error: str | None = None
+    """None if the worker reached the end of the job; otherwise why it did not, such as ``killed by SIGKILL``."""
 
 
-class Executor(Protocol):
-    """Runs jobs somewhere. Used by one thread of one driver.
+class Executor(ABC):
+    """Runs jobs somewhere. One thread of one driver uses it.
 
-    Every submitted job ends in exactly one :class:`JobEnded`, whatever happens to its worker. Results that
-    a worker gave before it died are delivered. Jobs may be submitted while events are being read.
+    A subclass must implement :meth:`submit`, :meth:`events` and :meth:`cancel`. It sets :attr:`capacity` if it
+    runs more than one job at a time, and overrides :meth:`close` if it holds processes, connections or threads.
+
+    Every submitted job ends in exactly one :class:`JobEnded`, even if its worker dies. Results that a worker gave
+    before it died are delivered. Jobs may be submitted while events are read.
     """
 
-    @property
-    def capacity(self) -> int:
-        """Jobs that run at the same time; it may change while a cluster grows."""
+    capacity: int = 1
+    """Jobs that run at the same time. An attribute or a property; it may change while a cluster grows."""
 
-    def submit(self, job: Job) -> None: ...
+    @abstractmethod
+    def submit(self, job: Job) -> None:
+        """Accept a job. The same job id may be submitted again after its JobEnded."""
+
+    @abstractmethod
     def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
-        """Events until none has come for ``timeout`` seconds, or until no submitted job is left."""
+        """Events until none has come for ``timeout`` seconds, or until every submitted job has ended."""
 
+    @abstractmethod
     def cancel(self, job_id: str) -> None:
-        """Stop a job; its JobEnded still comes."""
+        """Stop a job; its JobEnded, with an error, still comes. An unknown id is ignored."""
 
-    def close(self) -> None:
-        """Stop everything within seconds and leave no process behind. Idempotent."""
+    def close(self) -> None:  # noqa: B027 (an executor without processes has nothing to close)
+        """Stop everything within seconds and leave no process behind. May be called twice.
 
-
-@dataclass(frozen=True)
-class ExecutorContext:
-    """What an executor needs to start workers."""
-
-    folder: Path
-    """The study's folder."""
-    plugins: str
-    """JSON for :func:`flops_fit_core.training.work`: which modules and disabled names make the registry."""
-    live: Mapping[str, object]
-    """Plugins that are Python objects, by name: what ``find_optimal`` was given."""
-    slots: Sequence[Mapping[str, str]]
-    """Environment variables of each place where one job can run: a core, or a GPU."""
-
-    @cached_property
-    def objects(self) -> bytes | None:
-        """``live`` in one cloudpickle blob, for workers that this driver starts; never written to disk.
-
-        Raises ConfigError for objects that cannot leave this process.
+        The default does nothing.
         """
-        import cloudpickle
 
-        if not self.live:
-            return None
-        try:
-            blob: bytes = cloudpickle.dumps(dict(self.live))
-        except Exception as error:
-            raise ConfigError(
-                f"the model, dataset or loss cannot be sent to a worker process ({type(error).__name__}: "
-                f'{error}): train in this one, with executor = "local"'
-            ) from error
-        return blob
+
+class JobRunner(Protocol):
+    """Trains jobs in the process that calls it. Picklable: unpickling imports neither torch nor plugins."""
+
+    def __call__(self, job: Job, should_stop: Callable[[], bool] = ...) -> Iterator[Progress | RunResult]:
+        """Train a job, as :class:`JobTask` does."""
+
+    def preload(self) -> None:
+        """Import torch and the training code, so that the first job starts at once."""
+
+
+class JobTask(Protocol):
+    """Trains one job in the process that calls it. Picklable: unpickling imports neither torch nor plugins."""
+
+    def __call__(self, should_stop: Callable[[], bool] = ...) -> Iterator[Progress | RunResult]:
+        """Yield Progress from time to time and one RunResult per run.
+
+        ``should_stop`` is called between steps. Once it returns True, the trainer writes a checkpoint and the
+        iterator ends without the results of unfinished runs.
+        """
+
+
+class ExecutorContext(Protocol):
+    """What an executor needs to run jobs."""
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder. Every worker must see it."""
+
+    @property
+    def slots(self) -> Sequence[Mapping[str, str]]:
+        """Environment variables of each place where one job can run: a core, or a GPU."""
+
+    def task(self, job: Job) -> JobTask:
+        """The training of this job as a picklable callable.
+
+        In a worker: ``for event in task(should_stop)``.
+        Pickling it raises ConfigError if the study has Python objects that cannot be pickled.
+        """
+
+    @property
+    def runner(self) -> JobRunner:
+        """A task without its job: call ``runner(job, should_stop)``.
+
+        For an executor that sends it to a worker once, followed by many jobs. Pickling it raises ConfigError as
+        for a task. The pickle may hold the user's data: do not write it to disk.
+        """
+
+    def command(self, job: Job) -> list[str]:
+        """Write the job to the study's folder, and return the command line that trains it, for a scheduler.
+
+        The command runs on any machine that sees the study's folder and this Python environment. It writes its
+        results and its progress to the folder, where :class:`~flops_fit_core.plugins.QueuedJobs` reads them. On
+        SIGTERM it writes a checkpoint and exits with status 75; running the same command again then continues. It
+        exits with 0 when nothing is left to train, and with 1 if the job cannot be trained.
+
+        Raises ConfigError as :meth:`require_importable_plugins`.
+        """
+
+    def require_importable_plugins(self) -> None:
+        """Raise ConfigError if the study uses Python objects as plugins. They are never written to disk, so
+        :meth:`command` cannot train them. Call this when the executor is built, to fail early."""
