@@ -48,7 +48,11 @@ class ResultStore(ABC):
 
     def results(self) -> list[RunResult]:
         """The attempt with the highest number at every run, in the order in which the runs were first added."""
-        return [attempts[-1] for attempts in group_by_run(self.all_attempts()).values()]
+        latest: dict[str, RunResult] = {}
+        for attempt in self.all_attempts():
+            if attempt.attempt >= latest.setdefault(attempt.id, attempt).attempt:
+                latest[attempt.id] = attempt
+        return list(latest.values())
 
     def attempts(self, run_id: str) -> list[RunResult]:
         """Every attempt at a run, by its number."""
