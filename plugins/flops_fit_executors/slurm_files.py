@@ -9,15 +9,13 @@ Each is replaced at once, so that whoever reads it sees the old content or the n
 
 from __future__ import annotations
 
-import os
-import tempfile
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
 from flops_fit_core import Job, Progress
+from flops_fit_core.plugins import read_log_tail, write_atomically
 
 M = TypeVar("M", bound=BaseModel)
 STATE = ".state.json"
@@ -84,11 +82,9 @@ class SlurmFiles:
     def last_words(self, slurm: str) -> str:
         """The end of what Slurm kept of a job's standard error, or that there is none."""
         log = self.logs / f"{slurm}_0_log.err"
-        try:
-            said = log.read_bytes()[-TAIL:].decode(errors="replace").strip()
-        except OSError:
+        if not log.exists():
             return f"there is no {log}: does the node see the study's folder?"
-        return said or f"nothing in {log}"
+        return read_log_tail(log, TAIL).strip() or f"nothing in {log}"
 
     def _submission(self, job_id: str) -> Path:
         return self.jobs / f"{job_id}.json"
@@ -107,12 +103,4 @@ def _read(kind: type[M], path: Path) -> M | None:
 def _write(path: Path, content: BaseModel) -> None:
     """Not forced to disk: what a crash of the machine takes is found out from the queue and the outbox."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(content.model_dump_json())
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise
+    write_atomically(path, content.model_dump_json(), durable=False)
