@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 from flops_fit_core import ConfigError, DataError, PlanError, UserError, find_optimal
-from flops_fit_core.plugins import ParameterGroup
+from flops_fit_core.plugins import ParameterGroup, ResultStore
 
 IN_PROCESS = "local"
 
@@ -472,6 +472,25 @@ def test_an_optimizer_is_a_class_a_partial_a_function_a_name_or_a_table(tmp_path
     assert losses != default
 
 
+class TwoMethods(ResultStore):
+    """In memory."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def add(self, result):
+        self.kept[result.id, result.attempt] = result
+
+    def all_attempts(self):
+        return self.kept.values()
+
+
+class Duck:
+    """Not a ResultStore, whatever its methods."""
+
+    add, all_attempts = TwoMethods.add, TwoMethods.all_attempts
+
+
 def first_only(parameters):
     return torch.optim.SGD(parameters[:1], lr=0.1)
 
@@ -499,6 +518,8 @@ def none_of_them(parameters):
         ({"compute_budgets": 2e5}, r"compute_budgets: give a list of numbers, such as \[1e15.*given: 200000.0"),
         ({"seeds": 3}, r"seeds: give a list of numbers, such as \[0, 1\]"),
         ({"sizes": 3.5}, r"sizes: give a list of numbers"),
+        ({"store": Duck()}, "store=Duck: pass an object of a class that inherits .*ResultStore"),
+        ({"store": TwoMethods}, "store=TwoMethods: pass an object of a class that inherits .*ResultStore"),
         ({"output_dir": f"{__file__}/study"}, "is a file; a study needs a folder.*output_dir="),
     ],
 )
@@ -531,6 +552,14 @@ def test_a_store_object_keeps_the_results_and_is_left_open(tmp_path):
     assert {result.id for result in store.results()} == set(ids(study))
     assert not list((tmp_path / "study").glob("results*"))
     store.close()
+
+
+def test_a_store_object_needs_two_methods(tmp_path):
+    store = TwoMethods()
+    study = trained(tmp_path, store=store)
+    assert {result.id for result in store.results()} == set(ids(study))
+    times = [result.finished for result in study.results]
+    assert [result.finished for result in trained(tmp_path, store=store).results] == times
 
 
 @pytest.mark.parametrize("name", ["sqlite", "json"])

@@ -249,7 +249,7 @@ def find_optimal(
         "flops": given.flops(flops),
         "trainer": given.choice("trainer", trainer),
         "device": given.choice("device", str(device) if type(device).__name__ == "device" else device),
-        "store": given.store() if _is_store(store) else given.choice("store", store),
+        "store": given.store(store),
         "executor": given.choice("executor", executor),
         "fitter": given.choice("fitter", fitter),
         "loggers": [given.choice("logger", one) for one in loggers],
@@ -270,7 +270,7 @@ def find_optimal(
         whole,
         folder,
         experiment=experiment,
-        store=store if _is_store(store) else None,
+        store=store if isinstance(store, ResultStore) else None,
     )
     _log_warnings(study.plan)
     _warn_about_folder(study)
@@ -350,8 +350,15 @@ class _Objects:
             return self._add(*counter_entry(value, self._fingerprint))
         return self.choice("flops", value)
 
-    def store(self) -> Any:
-        return self._add(*store_entry())
+    def store(self, value: Any) -> Any:
+        if isinstance(value, ResultStore):
+            return self._add(*store_entry())
+        if hasattr(value, "add"):
+            shown = value.__name__ if isinstance(value, type) else type(value).__name__
+            raise ConfigError(
+                f"store={shown}: pass an object of a class that inherits flops_fit_core.plugins.ResultStore"
+            )
+        return self.choice("store", value)
 
     def choice(self, kind: str, value: Any) -> Any:
         """A name or table as it is; a spec goes into the inline plugin."""
@@ -394,10 +401,6 @@ def _made(make: Callable[[int], Any]) -> Any:
             "or a flops-fit Dataset. Give a dataset with a length as it is, the sweep shuffles it"
         )
     return made
-
-
-def _is_store(value: Any) -> bool:
-    return isinstance(value, ResultStore)
 
 
 def _experiment(source: Source, registry: Registry) -> Experiment:

@@ -19,7 +19,7 @@ _WORDS = {"flops": "FLOPs counter"}
 """What a kind is called in a sentence, where that is not its table's name."""
 _CLAIMS = {
     "logger": ["keeps_attempts = False  # a line has no number of its attempt"],
-    "store": ["shared = False  # two processes do not see each other's results"],
+    "store": ["shared = False  # its claims are those of one process"],
     "executor": ["isolated = False  # jobs run in the driver's own process"],
 }
 """What the example of a kind can not do, as class attributes of its test."""

@@ -131,7 +131,7 @@ class QueuedJobs:
     def _write(self, path: Path, content: BaseModel) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not forced to disk: what a crash loses, the queue and the outbox still show.
-        write_atomically(path, content.model_dump_json(), sync=False)
+        write_atomically(path, content.model_dump_json(), durable=False)
 
 
 class QueuedJobReader:

@@ -3,38 +3,137 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
-import tempfile
-from collections.abc import Iterator
+import secrets
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+from pydantic import BaseModel
+
+from flops_fit_core.records import PluginChoice
 from flops_fit_core.records import content_hash as content_hash
 
+# ---------------------------------------------------------------------------- files
 
-def write_atomically(path: Path, text: str, *, sync: bool = True) -> None:
-    """Replace a file at once: whoever reads it sees the old content or the new, never a part.
 
-    ``sync=False`` does not wait until the text is on disk.
+def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
+    """Replace a file at once: a reader sees the old content or the new, never a part.
+
+    Args:
+        path: In a folder that exists.
+        content: Text is written as UTF-8.
+        durable: As for :func:`replacing`.
+
+    Raises OSError, and leaves the old file as it was.
     """
-    with replacing(path, sync=sync) as file:
-        file.write(text.encode())
+    data = content.encode() if isinstance(content, str) else content
+    with replacing(path, durable=durable) as file:
+        file.write(data)
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, sync: bool = True) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` at once, when nothing is raised and, with ``sync``, all is
-    on disk."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+def replacing(path: Path, *, durable: bool = True, mode: int = 0o600) -> Iterator[BinaryIO]:
+    """Open a new file for writing. It replaces ``path`` at once when the block ends, unless the block raises.
+
+    Args:
+        path: In a folder that exists. A file that is there is replaced, and does not pass on its permissions.
+        durable: Whether the content is on disk when the file is replaced. False is faster, and a power failure
+            may leave an empty file.
+        mode: Permissions of the file before the umask: 0o600 for its owner alone, 0o666 for an ordinary file.
+
+    Raises OSError, and leaves the old file as it was. A killed process may leave a hidden file ``.NAME.xxxxxxxx``.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            if sync:
+            if durable:
                 os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        temporary.replace(path)
     except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not name its file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def read_log_tail(path: Path, max_bytes: int, start: int = 0) -> str:
+    """The end of a log that may still be written: its last whole lines, of ``max_bytes`` together.
+
+    If even the last line is longer, it is cut at its front. Bytes that are not UTF-8 become U+FFFD.
+
+    Args:
+        path: A file that may be missing.
+        max_bytes: How much is read at most.
+        start: Byte at which reading begins at the earliest: where the log of this attempt begins.
+
+    Returns an empty string for a file that cannot be read.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        first = file.seek(0, os.SEEK_END) - max_bytes
+        # One byte earlier: if a line begins at ``first``, its predecessor's end is read and the line stays whole.
+        file.seek(max(start, first - 1))
+        data = file.read()
+        if first > start:
+            _, _, lines = data.partition(b"\n")
+            data = lines if lines.strip() else data[1:]
+        return data.decode(errors="replace")
+    return ""
+
+
+# ---------------------------------------------------------------------------- results and fits
+
+
+def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
+    """A loss in nats per token as bits per byte of text. None if the dataset has no bytes per token."""
+    return loss / math.log(2) / bytes_per_token if bytes_per_token else None
+
+
+def fit_header(
+    fitter: object,
+    name: str,
+    *,
+    flops: Iterable[float],
+    params: Iterable[float],
+    draws: Mapping[str, Iterable[float]] | None = None,
+) -> dict[str, Any]:
+    """The fields of a LawFit that every fitter fills alike: ``LawFit(**fit_header(...), law=..., ...)``.
+
+    Args:
+        fitter: A dataclass or an Options table. Values that differ from their defaults become the options. Its
+            ``level`` and ``seed`` are those of the fit; without them, 0.9 and 0.
+        name: Qualified name of the fitter, such as ``my-plugin/my-law``.
+        flops: C of the runs that were fitted.
+        params: N of the runs whose sizes count as trained.
+        draws: Bootstrap draws by parameter of the law. A parameter without draws is left out.
+
+    Returns ``fitter``, ``level``, ``seed``, ``flops_range``, ``params_range`` and ``draws``.
+    """
+    all_flops, all_params = [float(value) for value in flops], [float(value) for value in params]
+    values = {key: tuple(float(value) for value in column) for key, column in (draws or {}).items()}
+    return {
+        "fitter": PluginChoice(name=name, options=_changed_options(fitter)),
+        "level": getattr(fitter, "level", 0.9),
+        "seed": getattr(fitter, "seed", 0),
+        "flops_range": (min(all_flops), max(all_flops)),
+        "params_range": (min(all_params), max(all_params)),
+        "draws": {key: column for key, column in values.items() if column},
+    }
+
+
+def _changed_options(fitter: object) -> dict[str, Any]:
+    if isinstance(fitter, BaseModel):
+        return fitter.model_dump(mode="json", exclude_defaults=True)
+    if not dataclasses.is_dataclass(fitter):
+        return {}
+    options = {
+        field.name: getattr(fitter, field.name)
+        for field in dataclasses.fields(fitter)
+        if field.name != "name" and field.default is not dataclasses.MISSING
+    }
+    return {key: value for key, value in options.items() if value != getattr(type(fitter), key)}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
 
 MARK = {b"flops_fit": b"attempts 1"}
@@ -34,16 +34,11 @@ def write_parquet(path: Path, attempts: Sequence[RunResult], planned: Collection
         raise ConfigError(f"writing Parquet needs pyarrow ({error}): pip install 'flops-fit[parquet]'") from None
     _refuse_other_files(path)
     table = _table(attempts, planned)
-    # Not tempfile: its files cannot be read by other users.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
+        with replacing(path, durable=False, mode=0o666) as file:
             pq.write_table(table, file, compression="zstd")
-        temporary.replace(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot write: {error.strerror or error}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 from flops_fit_core.config import Chosen, choose_from_table
 from flops_fit_core.errors import ConfigError, StoreError
 from flops_fit_core.plugins.protocols import ResultStore
+from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.retired_stores import RETIRED, retired_store
 from flops_fit_core.plugins.utilities import replacing, write_atomically
@@ -111,18 +112,11 @@ class _Source:
 @contextmanager
 def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
     if name := retired_store(study.table().get("store")):
-        yield _Source(name, lambda: _by_run(RETIRED[name](study.path)), None)
+        yield _Source(name, lambda: group_by_run(RETIRED[name](study.path)), None)
         return
     chosen = study.choice("store", registry)
     with closing(study.open_store(chosen)) as store:
-        yield _Source(chosen.name, lambda: {run.id: store.attempts(run.id) for run in store.results()}, store)
-
-
-def _by_run(attempts: Iterator[RunResult]) -> Results:
-    results: Results = {}
-    for attempt in attempts:
-        results.setdefault(attempt.id, []).append(attempt)
-    return {run: sorted(found, key=lambda attempt: attempt.attempt) for run, found in results.items()}
+        yield _Source(chosen.name, lambda: group_by_run(store.all_attempts()), store)
 
 
 # ---------------------------------------------------------------------------- what has to be so before
@@ -158,7 +152,10 @@ def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_one_place(source: StudyFolder, target: StudyFolder, old: _Source, copy: ResultStore) -> None:
-    """A server may keep both under one name: nothing would be copied. A claim that is seen in both shows it."""
+    """A server may keep both under one name: nothing would be copied. A claim that is seen in both shows it.
+
+    Claims that stay in one object show nothing; such a store has one driver and is not behind a server.
+    """
     if (kept := old.store) is None:
         return
     probe = f"copy:{uuid.uuid4().hex}"
@@ -207,14 +204,15 @@ def _refuse_drivers(study: StudyFolder) -> None:
 
 def _copy_results(results: Results, copy: ResultStore, target: StudyFolder) -> int:
     """Add what the copy lacks. Returns how many attempts that were."""
+    copied = {(attempt.id, attempt.attempt): attempt for attempt in copy.all_attempts()}
     added = 0
-    for run, attempts in results.items():
-        there = {attempt.attempt: attempt for attempt in copy.attempts(run)}
+    for attempts in results.values():
         for attempt in attempts:
-            if attempt.attempt not in there:
+            key = attempt.id, attempt.attempt
+            if key not in copied:
                 copy.add(attempt)
                 added += 1
-            elif there[attempt.attempt] != attempt:
+            elif copied[key] != attempt:
                 raise StoreError(
                     f"{target.shown}: its store has another result of run {attempt.id}, attempt "
                     f"{attempt.attempt}, which was left alone. Copy to a folder, or into a store, without results "
@@ -225,8 +223,9 @@ def _copy_results(results: Results, copy: ResultStore, target: StudyFolder) -> i
 
 def _compare(results: Results, copy: ResultStore, source: StudyFolder, target: StudyFolder) -> None:
     """Raises StoreError where an attempt is missing in the copy or not equal, or the order is another one."""
-    same_order = [result.id for result in copy.results() if result.id in results] == list(results)
-    if same_order and all(_has_all(copy.attempts(run), attempts) for run, attempts in results.items()):
+    copied = group_by_run(copy.all_attempts())
+    same_order = [run for run in copied if run in results] == list(results)
+    if same_order and all(_has_all(copied[run], attempts) for run, attempts in results.items()):
         return
     raise StoreError(
         f"the results in {target.shown} are not those of {source.shown}, which may have changed meanwhile: copy "

@@ -30,7 +30,7 @@ from flops_fit_core.config import (
     make_experiment,
     with_planner,
 )
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, PluginError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.retired_stores import retired_store, store_removed
@@ -183,9 +183,17 @@ class StudyFolder:
         return with_planner(experiment, int(self.table()["planner"]), registry)
 
     def open_store(self, chosen: Chosen[Any]) -> ResultStore:
-        """Open the study's results. Raises StoreError for a file that is damaged or not ours."""
+        """Open the study's results.
+
+        Raises StoreError for a file that is damaged or not ours, PluginError if the plugin builds no ResultStore.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        store: ResultStore = chosen.calling("build", chosen.options, self.path)
+        store = chosen.calling("build", chosen.options, self.path)
+        if not isinstance(store, ResultStore):
+            raise PluginError(
+                f"store {chosen.name!r} ({chosen.offer.source}): build returned a {type(store).__name__}; it must "
+                f"return an object of a class that inherits flops_fit_core.plugins.ResultStore"
+            )
         return store
 
 

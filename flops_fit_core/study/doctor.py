@@ -130,7 +130,8 @@ def _store(study: Study) -> str:
         if not store.claim("doctor", owner, 5.0):
             raise OSError("a claim cannot be taken")
         store.release("doctor", owner)
-        return f"{len(store.results())} results; claims work"
+        drivers = "several drivers" if store.shares_claims else "one driver at a time"
+        return f"{len(store.results())} results; claims work for {drivers}"
 
 
 def _job(asked: Study) -> str:

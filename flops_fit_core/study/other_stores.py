@@ -14,6 +14,7 @@ from typing import Any
 from flops_fit_core.config import Chosen
 from flops_fit_core.errors import ConfigError, StoreError, UserError
 from flops_fit_core.plugins.protocols import ResultStore
+from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
@@ -69,6 +70,18 @@ def check_no_other_driver(folder: StudyFolder, chosen: Chosen[Any], registry: Re
         )
 
 
+def check_single_driver(folder: StudyFolder, store: ResultStore) -> None:
+    """Raises StoreError if the store's claims do not reach other processes, and a driver trains the study."""
+    if store.shares_claims:
+        return
+    for driver in drivers(folder.path):
+        raise StoreError(
+            f"{folder.shown} is being trained by process {driver.pid} on {driver.host}, and its store "
+            f"({type(store).__name__}) serves one driver at a time: wait for its end, or stop it; nothing is lost "
+            f"by that. A store for several drivers implements claim, renew and release"
+        )
+
+
 def _others(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> Iterator[tuple[str, Chosen[Any]]]:
     seen = {chosen.name}
     for name, other in _recorded(folder, chosen, registry):
@@ -102,9 +115,10 @@ def _recorded(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> I
 
 def _missing(store: ResultStore, stored: dict[str, RunResult]) -> Iterator[RunResult]:
     """Attempts at runs that are not stored; of a run that is stored to have failed, a finished result."""
-    for result in store.results():
+    for attempts in group_by_run(store.all_attempts()).values():
+        result = attempts[-1]
         ours = stored.get(result.id)
         if ours is None:
-            yield from store.attempts(result.id)
+            yield from attempts
         elif result.is_finished and not ours.is_finished:
             yield result.model_copy(update={"attempt": max(result.attempt, ours.attempt + 1)})

@@ -13,13 +13,19 @@ from flops_fit_core.config import Chosen, Experiment, choose_from_table
 from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
 from flops_fit_core.planning.family_flops import count_family, is_proportional, load_family, record_family
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
+from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry, registry_from
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import DriverNote
 from flops_fit_core.study.model_check import record_model_check
 from flops_fit_core.study.other_results import OtherRuns, describe, find_other_runs
-from flops_fit_core.study.other_stores import OtherStore, check_no_other_driver, find_other_stores
+from flops_fit_core.study.other_stores import (
+    OtherStore,
+    check_no_other_driver,
+    check_single_driver,
+    find_other_stores,
+)
 from flops_fit_core.study.sweep import Sweep, forget_checkpoints
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 from flops_fit_core.training.executor_context import StudyExecutorContext
@@ -108,6 +114,7 @@ class Study:
         own = self._loggers(experiment)
         check_no_other_driver(self.folder, experiment.store, self.registry)
         with self.store() as store:
+            check_single_driver(self.folder, store)
             self._copy_from_other_stores(store)
             if save:
                 self.folder.save(experiment, self.plan, self.registry.setup)
@@ -154,6 +161,7 @@ class Study:
         """Delete checkpoints that are kept for further branches of finished runs; with ``unfinished``, also those
         from which interrupted runs would go on. Returns the bytes that were freed."""
         with self.store() as store:
+            check_single_driver(self.folder, store)
             return forget_checkpoints(self.plan, store, self.folder.path, unfinished=unfinished)
 
     @property
@@ -220,7 +228,7 @@ class Study:
         Runs come in the order in which they were first added, the attempts at a run from first to last.
         """
         with self.store() as store:
-            stored = [attempt for result in store.results() for attempt in store.attempts(result.id)]
+            stored = [attempt for group in group_by_run(store.all_attempts()).values() for attempt in group]
         return [*stored, *(attempt for other in self._other_stores for attempt in other.attempts)]
 
     @cached_property

@@ -83,6 +83,9 @@ def serve() -> None:
 
 
 def build_store(registry: Registry, name: str, options: Mapping[str, JsonValue], folder: Path) -> ResultStore:
+    """Raises TypeError if the plugin builds no ResultStore."""
     spec = registry.find("store", name).spec
-    store: ResultStore = spec.build(spec.options.model_validate(dict(options)), folder)
+    store = spec.build(spec.options.model_validate(dict(options)), folder)
+    if not isinstance(store, ResultStore):
+        raise TypeError(f"build returned a {type(store).__name__}, whose class does not inherit ResultStore")
     return store

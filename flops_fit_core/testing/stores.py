@@ -37,7 +37,8 @@ class StoreConformance(Kit):
 
     Attributes:
         persistent: Whether results are still there when the store is opened again.
-        shared: Whether several processes may have one store open. Needs ``persistent``.
+        shared: Whether several processes may have one store open. Needs ``persistent``, and claims that other
+            processes see: a store that leaves ``claim`` to the base class sets this to False.
         kills: How many processes are killed while they add results.
         moment: Seconds of a claim that is waited for; more for a store that needs long to answer.
     """
@@ -101,6 +102,7 @@ class StoreConformance(Kit):
         """Every field, every digit."""
         result = example_result()
         store.add(result)
+        assert list(store.all_attempts()) == [result]
         assert store.get(result.id) == result
         assert store.results() == [result]
         assert store.attempts(result.id) == [result]
@@ -135,6 +137,7 @@ class StoreConformance(Kit):
 
     def test_a_new_store_is_empty(self, store: ResultStore) -> None:
         """Opening makes no results."""
+        assert list(store.all_attempts()) == []
         assert store.results() == []
 
     def test_adding_an_attempt_again_replaces_it(self, store: ResultStore) -> None:
@@ -157,6 +160,39 @@ class StoreConformance(Kit):
         assert store.attempts(first.id) == [first, second, last]
         assert store.get(first.id) == last
         assert store.results() == [last]
+
+    def test_all_attempts_come_in_the_order_in_which_they_were_added(self, store: ResultStore) -> None:
+        """Whatever their runs, numbers and clocks. Two calls give the same."""
+        order = [(5, 2), (1, 1), (5, 10), (9, 1), (5, 1), (3, 1)]
+        added = [
+            result_of(seed, attempt, finished=datetime(2026, 11, 1, 23 - place, tzinfo=UTC))
+            for place, (seed, attempt) in enumerate(order)
+        ]
+        for result in added:
+            store.add(result)
+        assert list(store.all_attempts()) == added
+        assert list(store.all_attempts()) == added
+
+    def test_a_replaced_attempt_appears_once_in_its_first_place(self, store: ResultStore) -> None:
+        """With its new content."""
+        first, second, other = result_of(1, 1, status="failed"), result_of(1, 2), result_of(2)
+        for result in (first, other, second):
+            store.add(result)
+        replaced = result_of(1, 1, status="diverged")
+        store.add(replaced)
+        assert list(store.all_attempts()) == [replaced, other, second]
+        store.add(result_of(3))
+        store.add(result_of(2, loss=1.25))
+        assert list(store.all_attempts()) == [replaced, result_of(2, loss=1.25), second, result_of(3)]
+
+    def test_methods_that_are_overridden_agree_with_all_attempts(self, store: ResultStore) -> None:
+        """``get``, ``results`` and ``attempts`` return the values of the base class, which reads all attempts."""
+        for seed, attempt in [(2, 1), (1, 3), (2, 2), (1, 1), (3, 1)]:
+            store.add(result_of(seed, attempt))
+        assert store.results() == ResultStore.results(store)
+        for run_id in (*(result_of(seed).id for seed in (1, 2, 3)), "unknown"):
+            assert store.attempts(run_id) == ResultStore.attempts(store, run_id)
+            assert store.get(run_id) == ResultStore.get(store, run_id)
 
     def test_results_come_in_the_order_in_which_runs_were_first_added(self, store: ResultStore) -> None:
         """A later attempt leaves a run in its place; clocks of other machines say nothing of it."""
@@ -187,19 +223,21 @@ class StoreConformance(Kit):
         assert store.results() == [result_of(1)]
 
     def test_opening_again_finds_everything(self, open_store: OpenStore) -> None:
-        """Results, attempts, their order, and who holds a claim."""
+        """Results, attempts, their order, and who holds a claim, unless claims are those of the base class."""
         if not self.persistent:
             pytest.skip("this store does not claim to be persistent")
         store = open_store()
         added = [result_of(3, status="failed"), result_of(1), result_of(3, attempt=2), result_of(2)]
         for result in added:
             store.add(result)
+        store.add(added[1])
         assert store.claim("run", "first driver", 600)
         store.close()
         store = open_store()
+        assert list(store.all_attempts()) == added
         assert store.results() == [added[2], added[1], added[3]]
         assert store.attempts(added[0].id) == [added[0], added[2]]
-        assert not store.claim("run", "second driver", 600)
+        assert not store.shares_claims or not store.claim("run", "second driver", 600)
         store.add(result_of(4))
         assert store.results()[-1] == result_of(4)
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from flops_fit_core.errors import RunFailed
 from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Together
+from flops_fit_core.plugins.utilities import bits_per_byte
 from flops_fit_core.training.batches import length, part, to_device
 from flops_fit_core.training.distributed import Processes, gather_anew, is_sharded, share_buffers
 from flops_fit_core.training.memory import free_cached_memory, is_out_of_memory
@@ -33,6 +34,15 @@ class HeldOut:
     tokens: int
     """Predictions that it is the mean of."""
     metrics: dict[str, float]
+
+    def result_fields(self, dataset: Dataset) -> dict[str, Any]:
+        """``loss``, ``bits_per_byte`` and ``metrics`` of a completed run's RunResult. Metrics that are not finite
+        are left out."""
+        return {
+            "loss": self.loss,
+            "bits_per_byte": bits_per_byte(self.loss, dataset.bytes_per_token),
+            "metrics": {name: value for name, value in self.metrics.items() if math.isfinite(value)},
+        }
 
 
 @torch.no_grad()

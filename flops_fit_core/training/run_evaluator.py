@@ -106,14 +106,11 @@ class Measuring:
         measured["curve"] = tuple(Evaluation(step=at, tokens=at * per_step, loss=loss) for at, loss in curve)
         if heldout is None or not math.isfinite(heldout.loss) or self._exploded(one.position, heldout):
             return context.result(one.run, "diverged", **measured)
-        per_byte = one.parts.dataset.bytes_per_token
         return context.result(
             one.run,
             "completed",
-            loss=heldout.loss,
-            bits_per_byte=heldout.loss / math.log(2) / per_byte if per_byte else None,
             losses=losses,
-            metrics={name: value for name, value in heldout.metrics.items() if math.isfinite(value)},
+            **heldout.result_fields(one.parts.dataset),
             **measured,
         )
 

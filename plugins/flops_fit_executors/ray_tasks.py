@@ -18,12 +18,12 @@ from ray import exceptions
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from flops_fit_core import Job, RunResult
-from flops_fit_core.plugins import Executor, ExecutorContext, JobEnded, Outbox
+from flops_fit_core.plugins import Executor, ExecutorContext, JobEnded, Outbox, read_log_tail
 from flops_fit_executors.messages import Kind, read_record
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.ray_cluster import Cluster
 from flops_fit_executors.ray_worker import Stopper, train
-from flops_fit_executors.worker_process import last_words
+from flops_fit_executors.worker_process import TAIL
 
 if TYPE_CHECKING:
     from flops_fit_executors import RayOptions
@@ -243,7 +243,7 @@ class RayExecutor(Executor):
 def describe(error: exceptions.RayError, task: Task) -> str:
     """Why a task ended, in words."""
     where = "on {host} (process {pid})".format(**task.where) if task.where else "before it began"
-    said = last_words(Path(task.where["log"]), task.where["start"]) if task.where else ""
+    said = read_log_tail(Path(task.where["log"]), TAIL, task.where["start"]).strip() if task.where else ""
     if isinstance(error, LOST):
         return f"the node under it was lost, {task.starts} times in all: {first_line(error)}"
     if isinstance(error, exceptions.OutOfMemoryError):

@@ -17,13 +17,14 @@ from flops_fit_core.plugins import (
     QueuedJob,
     QueuedJobReader,
     QueuedJobs,
+    read_log_tail,
 )
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.slurm_commands import ALIVE, Refused, Slurm
 from flops_fit_executors.slurm_job import SlurmJob
 from flops_fit_executors.slurm_left_behind import LeftBehind
 from flops_fit_executors.slurm_options import SlurmOptions
-from flops_fit_executors.worker_process import last_words
+from flops_fit_executors.worker_process import TAIL
 
 SETTLE = 10.0
 """Seconds that files may need to be seen from here, once a job has left the queue."""
@@ -274,4 +275,4 @@ def end_of_log(log: Path) -> str:
     """The end of what Slurm kept of a job's standard error, or that there is none."""
     if not log.exists():
         return f"there is no {log}: does the node see the study's folder?"
-    return last_words(log, 0) or f"nothing in {log}"
+    return read_log_tail(log, TAIL).strip() or f"nothing in {log}"

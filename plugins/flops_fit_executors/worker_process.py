@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from flops_fit_core.plugins import read_log_tail
 from flops_fit_executors.messages import Kind, read, write
 
 Inbox = queue.SimpleQueue[tuple["WorkerProcess", Kind, bytes]]
@@ -129,21 +130,9 @@ def describe_exit(status: int, log: Path, start: int) -> str:
     """How a process ended: ``killed by SIGKILL``, or its exit status and the end of its log from ``start`` on."""
     if status in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9)):
         return f"killed by {signal.Signals(-status).name}"
-    said = last_words(log, start)
+    log_tail = read_log_tail(log, TAIL, start).strip()
     how = f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
-    return f"{how}: {said}" if said else how
-
-
-def last_words(log: Path, start: int) -> str:
-    """The end of what was written to a log from ``start`` on, in whole lines; empty where there is nothing."""
-    with suppress(OSError), log.open("rb") as file:
-        first = file.seek(0, os.SEEK_END) - TAIL
-        # One byte earlier: where a line begins just there, reading to its end leaves that line whole.
-        file.seek(max(start, first - 1))
-        if first > start:
-            file.readline()
-        return file.read().decode(errors="replace").strip()
-    return ""
+    return f"{how}: {log_tail}" if log_tail else how
 
 
 def environment(slots: Sequence[Mapping[str, str]], threads: int) -> dict[str, str]:

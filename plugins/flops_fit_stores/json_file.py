@@ -17,6 +17,7 @@ from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flops_fit_core import RunResult
+from flops_fit_core.plugins import ResultStore
 from flops_fit_stores.checks import checked, make_folder, uncollected, unreadable
 from flops_fit_stores.claims import Claims
 from flops_fit_stores.document import Document
@@ -38,8 +39,8 @@ class _Results(_Shape):
     writes: int
 
 
-class JsonStore:
-    """A ``ResultStore`` in one JSON file. One thread; any number of processes.
+class JsonStore(ResultStore):
+    """Results in one JSON file. One thread; any number of processes.
 
     Every method raises StoreError where the file cannot be used.
 
@@ -75,23 +76,15 @@ class JsonStore:
 
         self._file.change(put)
 
-    def get(self, run_id: str) -> RunResult | None:
-        """The latest attempt, or None."""
-        found = self._of(run_id)
-        return self._result(found[-1]) if found else None
-
-    def results(self) -> list[RunResult]:
-        """The latest attempt at every run, in the order in which the runs were first added."""
-        latest: dict[str, dict[str, Any]] = {}
-        for entry in self._file.read()["results"]:
-            if entry["attempt"] >= latest.setdefault(entry["id"], entry)["attempt"]:
-                latest[entry["id"]] = entry
+    def all_attempts(self) -> list[RunResult]:
+        """Every attempt at every run, in the order in which they were added."""
         with uncollected():
-            return [self._result(entry) for entry in latest.values()]
+            return [self._result(entry) for entry in self._file.read()["results"]]
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt, first to last."""
-        return [self._result(entry) for entry in self._of(run_id)]
+        """Every attempt at a run, by its number. Only its own entries are validated."""
+        entries = [entry for entry in self._file.read()["results"] if entry["id"] == run_id]
+        return [self._result(entry) for entry in sorted(entries, key=lambda entry: int(entry["attempt"]))]
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
         """Take the right to train a run for that long; False while somebody else holds it."""
@@ -104,13 +97,6 @@ class JsonStore:
     def release(self, run_id: str, owner: str) -> None:
         """Give a claim back. Nothing happens where ``owner`` does not hold it."""
         self._claims.drop(run_id, owner)
-
-    def close(self) -> None:
-        """Nothing is held open between two calls."""
-
-    def _of(self, run_id: str) -> list[dict[str, Any]]:
-        found = [entry for entry in self._file.read()["results"] if entry["id"] == run_id]
-        return sorted(found, key=lambda entry: int(entry["attempt"]))
 
     def _result(self, entry: dict[str, Any]) -> RunResult:
         try:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import RunResult
+from flops_fit_core.plugins import ResultStore
 from flops_fit_stores.checks import checked, flat, from_record, uncollected
 from flops_fit_stores.database import COLUMNS
 from flops_fit_stores.server import Server
@@ -24,12 +25,8 @@ _ADD = (
     f"VALUES (%(study)s, {', '.join(f'%({name})s' for name in COLUMNS)}) ON CONFLICT (study, id, attempt) "
     f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS)}"
 )
-_LATEST_OF_EACH = """
-    SELECT id, attempt, record::text FROM flops_fit.results JOIN (
-        SELECT id, MAX(attempt) AS attempt, MIN(added) AS first FROM flops_fit.results
-        WHERE study = %(study)s GROUP BY id
-    ) AS latest USING (id, attempt)
-    WHERE study = %(study)s ORDER BY first
+_ALL_ATTEMPTS = """
+    SELECT id, attempt, record::text FROM flops_fit.results WHERE study = %(study)s ORDER BY added
 """
 _ATTEMPTS = """
     SELECT id, attempt, record::text FROM flops_fit.results WHERE study = %(study)s AND id = %(id)s ORDER BY
@@ -58,8 +55,8 @@ def study_name(folder: Path, given: str | None) -> str:
     return given or folder.absolute().name
 
 
-class PostgresStore:
-    """A ``ResultStore`` in a PostgreSQL database. One thread; any number of processes on any number of machines.
+class PostgresStore(ResultStore):
+    """Results in a PostgreSQL database. One thread; any number of processes on any number of machines.
 
     Every statement is complete in itself, and repeated where the connection is lost meanwhile. Every method raises
     StoreError where the database cannot be used.
@@ -80,17 +77,12 @@ class PostgresStore:
         """
         self._changes(_ADD, **_row(checked(result)))
 
-    def get(self, run_id: str) -> RunResult | None:
-        """The latest attempt, or None."""
-        found = self._query(f"{_ATTEMPTS} DESC LIMIT 1", id=run_id)
-        return found[0] if found else None
-
-    def results(self) -> list[RunResult]:
-        """The latest attempt at every run, in the order in which the runs were first added."""
-        return self._query(_LATEST_OF_EACH)
+    def all_attempts(self) -> list[RunResult]:
+        """Every attempt at every run, in the order in which they were added."""
+        return self._query(_ALL_ATTEMPTS)
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt, first to last."""
+        """Every attempt at a run, by its number. An index finds them."""
         return self._query(_ATTEMPTS, id=run_id)
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:

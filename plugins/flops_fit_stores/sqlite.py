@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import RunResult, StoreError
+from flops_fit_core.plugins import ResultStore
 from flops_fit_stores.checks import checked, flat, from_record, is_long, uncollected
 from flops_fit_stores.database import COLUMNS, explained, open_database
 
@@ -24,11 +25,7 @@ _ADD = (
     f"INSERT INTO results ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)}) "  # noqa: S608
     f"ON CONFLICT (id, attempt) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS)}"
 )
-_LATEST_OF_EACH = """
-    SELECT id, attempt, record FROM results JOIN
-        (SELECT id, MAX(attempt) AS attempt, MIN(added) AS first FROM results GROUP BY id) USING (id, attempt)
-    ORDER BY first
-"""
+_ALL_ATTEMPTS = "SELECT id, attempt, record FROM results ORDER BY added"
 _ATTEMPTS = "SELECT id, attempt, record FROM results WHERE id = :id ORDER BY attempt"
 _CLAIM = """
     INSERT INTO claims (id, owner, until) VALUES (:id, :owner, :until)
@@ -36,8 +33,8 @@ _CLAIM = """
 """
 
 
-class SqliteStore:
-    """A ``ResultStore`` in one SQLite database. One thread; any number of processes on one machine.
+class SqliteStore(ResultStore):
+    """Results in one SQLite database. One thread; any number of processes on one machine.
 
     Every method raises StoreError where the database cannot be used.
 
@@ -62,17 +59,12 @@ class SqliteStore:
                 raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again")
             self._db.execute(_ADD, row)
 
-    def get(self, run_id: str) -> RunResult | None:
-        """The latest attempt, or None."""
-        found = self._query(f"{_ATTEMPTS} DESC LIMIT 1", id=run_id)
-        return found[0] if found else None
-
-    def results(self) -> list[RunResult]:
-        """The latest attempt at every run, in the order in which the runs were first added."""
-        return self._query(_LATEST_OF_EACH)
+    def all_attempts(self) -> list[RunResult]:
+        """Every attempt at every run, in the order in which they were added."""
+        return self._query(_ALL_ATTEMPTS)
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt, first to last."""
+        """Every attempt at a run, by its number. An index finds them."""
         return self._query(_ATTEMPTS, id=run_id)
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:

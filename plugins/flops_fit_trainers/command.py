@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import time
 from collections.abc import Iterator, Mapping
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec
-from flops_fit_core.plugins import TrainContext
+from flops_fit_core.plugins import TrainContext, bits_per_byte
 from flops_fit_trainers.command_options import CommandOptions, words
 from flops_fit_trainers.outcome import Outcome, ProgressFile, measured, read_outcome
 from flops_fit_trainers.placeholders import KINDS, OptionsOf, fill, values_of
@@ -150,9 +149,8 @@ class Launch:
     def _finished(self, outcome: Outcome) -> RunResult:
         known = {"seconds": self._seconds(), **measured(outcome, self.run)}
         known["unique_tokens"] = min(known["tokens"], self.dataset.tokens or known["tokens"])
-        per_byte = self.dataset.bytes_per_token
-        if known["loss"] is not None and per_byte and "bits_per_byte" not in known:
-            known["bits_per_byte"] = known["loss"] / math.log(2) / per_byte
+        if known["loss"] is not None:
+            known.setdefault("bits_per_byte", bits_per_byte(known["loss"], self.dataset.bytes_per_token))
         return self.context.result(self.run, outcome.status, **known)
 
     def _failed(self, what: str, program: Program) -> RunResult:

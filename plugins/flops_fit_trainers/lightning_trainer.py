@@ -136,16 +136,13 @@ class LightningTrainer:
         limit = math.inf if watch.first is None else self.options.divergence * max(watch.first, 1e-9)
         if not math.isfinite(heldout.loss) or heldout.loss > limit:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
-        per_byte = parts.dataset.bytes_per_token
         return context.result(
             run,
             "completed",
-            loss=heldout.loss,
-            bits_per_byte=heldout.loss / math.log(2) / per_byte if per_byte else None,
             losses=further_losses(parts.model, parts.dataset, self.options.heldout_tokens, **how),
-            metrics={name: value for name, value in heldout.metrics.items() if math.isfinite(value)},
             heldout_tokens=heldout.tokens,
             seconds=watch.seconds,
+            **heldout.result_fields(parts.dataset),
             **measured,
         )
 

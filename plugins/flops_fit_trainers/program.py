@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from flops_fit_core import ConfigError
+from flops_fit_core.plugins import read_log_tail
 from flops_fit_trainers.supervise import CANNOT_START
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
@@ -79,23 +80,19 @@ class Program:
 
     def last_words(self) -> str:
         """The last 50 lines that it printed; empty where there are none."""
-        return "\n".join(self._tail()[-TAIL_LINES:])[-TAIL_LENGTH:]
+        return "\n".join(self._last_lines()[-TAIL_LINES:])[-TAIL_LENGTH:]
 
     def gist(self) -> str:
         """What a Python program raised last (``ValueError: ...``), among the last that it printed; of another its
         last line that has a word in it. torchrun ends with a report of some fifty lines that says neither."""
-        lines = [_CONTROL.sub("", line).strip() for line in self._tail()]
+        lines = [_CONTROL.sub("", line).strip() for line in self._last_lines()]
         raised = [found[1] for line in lines if (found := _RAISED.fullmatch(line))]
         said = raised or [line for line in lines if re.search(r"\w", line)]
         last = said[-1] if said else ""
         return last if len(last) <= GIST_LENGTH else f"{last[: GIST_LENGTH - 3]}..."
 
-    def _tail(self) -> list[str]:
-        with suppress(OSError), self._log.open("rb") as file:
-            end = file.seek(0, os.SEEK_END)
-            file.seek(max(self._log_start, end - TAIL_BYTES))
-            return file.read().decode(errors="replace").splitlines()
-        return []
+    def _last_lines(self) -> list[str]:
+        return read_log_tail(self._log, TAIL_BYTES, self._log_start).splitlines()
 
 
 def described(status: int) -> str:

@@ -14,7 +14,7 @@ import pathlib
 import time
 
 from flops_fit_core import RunResult
-from flops_fit_core.plugins import StoreSpec, hookimpl
+from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
 from flops_fit_core.testing import StoreConformance
 
 
@@ -22,7 +22,7 @@ def changed(result, **parse):
     return json.dumps(json.loads(result.model_dump_json(), **parse))
 
 
-class Store:
+class Store(ResultStore):
     """All in one file, written anew at each change. For one process."""
 
     def __init__(self, folder):
@@ -43,6 +43,9 @@ class Store:
 
     def read(self, entries):
         return [RunResult.model_validate_json(record) for _, _, record in entries]
+
+    def all_attempts(self):
+        return self.read(ALL)
 
     def attempts(self, run_id):
         return self.read(sorted((one for one in self.kept if one[0] == run_id), key=lambda one: ATTEMPTS))
@@ -99,6 +102,7 @@ SOUND = {
     "RECORD": "result.model_dump_json()",
     "ADD": REPLACE_OR_APPEND,
     "KEYS": "keys",
+    "ALL": "self.kept",
     "ATTEMPTS": "one[1]",
     "GET": "found[-1] if found else None",
     "RESULTS": "[self.get(run_id) for run_id in ids]",
@@ -199,51 +203,142 @@ def test_broken_stores_are_caught(failures: Failures) -> None:
     assert {name: check for name, (_, check) in BROKEN.items() if check not in found[name]} == {}
 
 
+# ---------------------------------------------------------------------------- the two methods
+
+MINIMAL = '''
+from flops_fit_core import RunResult
+from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
+from flops_fit_core.testing import StoreConformance
+
+
+class Store(BASE):
+    """The two methods that a store has to have. One JSON line per call of add."""
+
+    def __init__(self, folder):
+        self.file = folder / "kept.jsonl"
+
+    def add(self, result):
+        RunResult.model_validate(result.model_dump())
+        with self.file.open("a", encoding="utf-8") as file:
+            file.write(result.model_dump_json() + "\\n")
+
+    METHOD
+        attempts = {}
+        if self.file.exists():
+            with self.file.open(encoding="utf-8") as file:
+                for line in file:
+                    result = RunResult.model_validate_json(line)
+                    KEEP
+        return RETURN
+    REST
+
+
+class Plugin:
+    @hookimpl
+    def flops_fit_stores(self):
+        yield StoreSpec(name="minimal", build=lambda options, folder: Store(folder))
+
+
+class TestMinimal(StoreConformance):
+    name = "minimal"
+    plugins = {"mine": Plugin()}
+    shared = False
+    moment = 0.02
+'''
+SOUND_MINIMAL = {
+    "BASE": "ResultStore",
+    "METHOD": "def all_attempts(self):",
+    "KEEP": "attempts[result.id, result.attempt] = result",
+    "RETURN": "attempts.values()",
+    "REST": "",
+}
+ORDER = "test_all_attempts_come_in_the_order_in_which_they_were_added"
+REPLACED = "test_a_replaced_attempt_appears_once_in_its_first_place"
+BROKEN_MINIMAL = {
+    "groups attempts by run": (
+        {"RETURN": "sorted(attempts.values(), key=lambda one: [key[0] for key in attempts].index(one.id))"},
+        {ORDER, REPLACED, "test_opening_again_finds_everything"},
+    ),
+    "orders attempts by number": (
+        {"RETURN": "sorted(attempts.values(), key=lambda one: one.attempt)"},
+        {ORDER, "test_opening_again_finds_everything"},
+    ),
+    "gives the newest first": ({"RETURN": "[*attempts.values()][::-1]"}, {ORDER, REPLACED}),
+    "orders attempts by time": ({"RETURN": "sorted(attempts.values(), key=lambda one: one.finished)"}, {ORDER}),
+    "moves a replaced attempt to the end": (
+        {"KEEP": "attempts.pop((result.id, result.attempt), None); attempts[result.id, result.attempt] = result"},
+        {REPLACED, "test_adding_an_attempt_again_replaces_it"},
+    ),
+    "keeps the first content of an attempt": (
+        {"KEEP": "attempts.setdefault((result.id, result.attempt), result)"},
+        {REPLACED, "test_adding_an_attempt_again_replaces_it"},
+    ),
+    "gives a replaced attempt twice": (
+        {"KEEP": "attempts[len(attempts)] = result"},
+        {REPLACED, "test_adding_an_attempt_again_replaces_it"},
+    ),
+    "gives the latest attempts only": (
+        {"KEEP": "attempts[result.id] = result"},
+        {ORDER, "test_every_attempt_is_kept_and_the_latest_counts"},
+    ),
+    "gives one iterator to every caller": (
+        {"RETURN": "self.__dict__.setdefault('given', iter(attempts.values()))"},
+        {ORDER},
+    ),
+    "has attempts of another order than all_attempts": (
+        {"REST": "def attempts(self, run_id): return super().attempts(run_id)[::-1]"},
+        {"test_methods_that_are_overridden_agree_with_all_attempts"},
+    ),
+    "has results of another order than all_attempts": (
+        {"REST": "def results(self): return sorted(super().results(), key=lambda one: one.id)"},
+        {"test_methods_that_are_overridden_agree_with_all_attempts"},
+    ),
+}
+
+
+def test_a_store_of_two_methods_keeps_the_contract_and_broken_forms_of_it_are_caught(failures: Failures) -> None:
+    changes = {name: change for name, (change, _) in BROKEN_MINIMAL.items()}
+    broken = failures(MINIMAL, SOUND_MINIMAL, {"sound": {}, **changes})
+    assert broken.pop("sound") == set()
+    assert {name: checks - broken[name] for name, (_, checks) in BROKEN_MINIMAL.items()} == {
+        name: set() for name in BROKEN_MINIMAL
+    }
+
+
+def test_a_store_without_the_base_class_or_without_all_attempts_fails_every_check(failures: Failures) -> None:
+    broken = failures(
+        MINIMAL, SOUND_MINIMAL, {"sound": {}, "duck": {"BASE": "object"}, "half": {"METHOD": "def every(self):"}}
+    )
+    assert broken["sound"] == set()
+    for name in ("duck", "half"):
+        assert {"test_a_new_store_is_empty", "test_a_claim_excludes_others", ORDER} <= broken[name]
+
+
 # ---------------------------------------------------------------------------- between processes
 
 BUFFERED = '''
-import json
 import pickle
 
-from flops_fit_core.plugins import StoreSpec, hookimpl
+from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
 
 
-class Buffered:
+class Buffered(ResultStore):
     """Says that a result is safe while it is only in memory; claims are this process's own business."""
 
     def __init__(self, folder):
-        self.path, self.claims, self.kept = folder / "results.pickle", {}, {}
+        self.path, self.kept = folder / "results.pickle", {}
         if self.path.exists():
             self.kept = pickle.loads(self.path.read_bytes())
 
     def add(self, result):
         type(result).model_validate(result.model_dump())
-        self.kept.setdefault(result.id, {})[result.attempt] = result
+        self.kept[result.id, result.attempt] = result
 
-    def attempts(self, run_id):
-        return [result for _, result in sorted(self.kept.get(run_id, {}).items())]
-
-    def get(self, run_id):
-        return next(reversed(self.attempts(run_id)), None)
-
-    def results(self):
-        return [self.get(run_id) for run_id in self.kept]
+    def all_attempts(self):
+        return self.kept.values()
 
     def claim(self, run_id, owner, seconds):
-        import time
-
-        held = self.claims.get(run_id)
-        if held and held[0] != owner and held[1] > time.time():
-            return False
-        self.claims[run_id] = owner, time.time() + seconds
-        return True
-
-    def renew(self, run_id, owner, seconds):
-        return self.claims.get(run_id, [None])[0] == owner and self.claim(run_id, owner, seconds)
-
-    def release(self, run_id, owner):
-        if self.claims.get(run_id, [None])[0] == owner:
-            del self.claims[run_id]
+        return super().claim(run_id, owner, seconds)  # so that the kit takes claims for shared
 
     def close(self):
         self.path.write_bytes(pickle.dumps(self.kept))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,8 @@ from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
 from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
+from flops_fit_core.plugins.utilities import fit_header
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
 POINTS = 1500
 """Values of C, log-spaced, at which the lowest curve is looked for, as published."""
@@ -80,29 +80,21 @@ class EnvelopeFitter:
         law = _laws(curves, lowest, inside, constraint)
         found = [_about_curves(len(every)), *about_runs(runs, constraint)]
         draws, failed = self._draws(curves, constraint, found)
+        fitted_flops = [np.exp(curves.ln_flops[inside][end]) for end in (0, -1)]
         return LawFit(
-            fitter=PluginChoice(name=self.name, options=self._options()),
+            **fit_header(self, self.name, flops=fitted_flops, params=runs.params, draws=draws),
             law=Law(name="envelope", parameters=law),
             exponents={key: interval(law[key], draws.get(key, np.empty(0)), self.level) for key in ("a", "b")},
-            level=self.level,
             objective=_misfit(curves, lowest, inside, law),
             n_runs=len(runs) - len(left_out),
             excluded={runs.ids[row]: "the only point of its training curve" for row in left_out},
             diagnostics=tuple(found),
-            draws={key: tuple(values.tolist()) for key, values in draws.items()},
             failed_draws=failed,
-            flops_range=(float(np.exp(curves.ln_flops[inside][0])), float(np.exp(curves.ln_flops[inside][-1]))),
-            params_range=(float(runs.params.min()), float(runs.params.max())),
-            seed=self.seed,
         )
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
-
-    def _options(self) -> dict[str, Any]:
-        mine = {key: getattr(self, key) for key in ("level", "draws", "seed")}
-        return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
     def _draws(
         self, curves: Curves, constraint: FlopsPerToken, found: list[Diagnostic]

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.linalg import block_diag
@@ -46,7 +45,8 @@ from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice, ProfileMinimum
+from flops_fit_core.plugins.utilities import fit_header
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, ProfileMinimum
 
 MANY = 2000
 """Runs above which the noise is taken as one level for all: its model costs too much and changes little."""
@@ -96,7 +96,8 @@ class IsoflopFitter:
         flops_per_token: FlopsPerToken,
         found: list[Diagnostic],
     ) -> LawFit:
-        ln_budgets = np.log([profile.budget for profile in inside])
+        budgets = [profile.budget for profile in inside]
+        ln_budgets = np.log(budgets)
         minima, _ = self._minima(inside, [profile.y[None] for profile in inside], ln_budgets, flops_per_token)
         noise = self._noise(inside)
         random = np.random.default_rng(self.seed)
@@ -123,10 +124,9 @@ class IsoflopFitter:
                 found.append(_too_many_failed(failed, self.draws))
         rows = np.concatenate([profile.rows for profile in inside])
         return LawFit(
-            fitter=PluginChoice(name=self.name, options=self._options()),
+            **fit_header(self, self.name, flops=budgets, params=runs.params, draws=draws),
             law=Law(name="isoflop", parameters=law),
             exponents={key: interval(law[key], draws.get(key, np.empty(0)), self.level) for key in ("a", "b")},
-            level=self.level,
             objective=float(sum(np.sum(profile.residuals**2) for profile in inside)),
             n_runs=len(rows),
             excluded={
@@ -138,16 +138,8 @@ class IsoflopFitter:
             },
             diagnostics=tuple(found),
             minima=tuple(self._record(profile, flops_per_token) for profile in profiles),
-            draws={key: tuple(values.tolist()) for key, values in draws.items()},
             failed_draws=failed,
-            flops_range=(inside[0].budget, inside[-1].budget),
-            params_range=(float(runs.params.min()), float(runs.params.max())),
-            seed=self.seed,
         )
-
-    def _options(self) -> dict[str, Any]:
-        mine = {key: getattr(self, key) for key in ("level", "draws", "seed", "response", "shape")}
-        return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
     def _minima(
         self, profiles: list[Profile], responses: list[Floats], ln_budgets: Floats, flops_per_token: FlopsPerToken

@@ -20,7 +20,8 @@ from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.fitting.solvers.marquardt import Model, jacobian, least_squares
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise, offsets
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
+from flops_fit_core.plugins.utilities import fit_header
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
 Form = Literal["kaplan", "muennighoff"]
 
@@ -154,31 +155,23 @@ class JointFitter:
                 no_interval(f"{failed} of {self.draws} bootstrap refits ended on a bound: too little data")
             )
         drawn, drawn_constraint = shape.natural(draws), constraint.drawn(len(draws), self.seed)
+        name = self.name or f"fitters/{self.form}"
         return LawFit(
-            fitter=PluginChoice(name=self.name or f"fitters/{self.form}", options=self._options()),
+            **fit_header(self, name, flops=runs.flops, params=runs.params, draws=drawn),
             law=Law(name=self.form, parameters={key: float(value[0]) for key, value in law.items()}),
             exponents=exponents(
                 SURFACES[self.form], law, drawn, (constraint, drawn_constraint), runs.flops, self.level
             ),
-            level=self.level,
             objective=float(rss[best]),
             n_runs=len(runs),
             diagnostics=tuple(found),
-            draws={key: tuple(values.tolist()) for key, values in drawn.items()} if len(draws) else {},
             failed_draws=failed,
-            flops_range=(float(runs.flops.min()), float(runs.flops.max())),
-            params_range=(float(runs.params.min()), float(runs.params.max())),
-            seed=self.seed,
             **constraint.fields(drawn_constraint),
         )
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
-
-    def _options(self) -> dict[str, Any]:
-        mine = {key: getattr(self, key) for key in ("level", "draws", "seed")}
-        return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
     def _starts(self, shape: _Shape, runs: Runs) -> Floats:
         """Where to start; with many runs, where fits of some of them ended."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
@@ -30,7 +30,8 @@ from flops_fit_core.fitting.uncertainty.refits import (
     fit_point,
     natural,
 )
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
+from flops_fit_core.plugins.utilities import fit_header
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
 Resampling = Literal["residuals", "cases"]
 
@@ -73,31 +74,22 @@ class ParametricFitter:
         draws, failed, more = self._uncertainty(point, problem, used)
         drawn, drawn_constraint = natural(draws, runs), constraint.drawn(len(draws), self.seed)
         return LawFit(
-            fitter=PluginChoice(name=self.name, options=self._options()),
+            **fit_header(self, self.name, flops=used.flops, params=used.params, draws=drawn),
             law=Law(name="parametric", parameters={key: float(values[0]) for key, values in law.items()}),
             exponents=exponents(
                 SURFACES["parametric"], law, drawn, (constraint, drawn_constraint), used.flops, self.level
             ),
-            level=self.level,
             objective=fit.value if self.objective == "huber" else 2 * fit.value,
             n_runs=len(used),
             excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~kept)},
             diagnostics=(*found, *more),
-            draws={key: tuple(values.tolist()) for key, values in drawn.items()} if len(draws) else {},
             failed_draws=failed,
-            flops_range=(float(used.flops.min()), float(used.flops.max())),
-            params_range=(float(used.params.min()), float(used.params.max())),
-            seed=self.seed,
             **constraint.fields(drawn_constraint),
         )
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
-
-    def _options(self) -> dict[str, Any]:
-        mine = {key: getattr(self, key) for key in ("level", "draws", "seed", "objective", "bootstrap")}
-        return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
 
     def _uncertainty(self, point: PointFit, problem: Problem, used: Runs) -> tuple[Floats, int, list[Diagnostic]]:
         """Draws of theta, how many failed, and what to say about them."""

@@ -17,64 +17,27 @@ def flops_fit_stores() -> Iterable[StoreSpec]:
 
     ::
 
-        import json
-        import time
-
         from flops_fit_core import RunResult
-        from flops_fit_core.plugins import StoreSpec, hookimpl
+        from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
 
-        class LineStore:
-            # One file, with a result or a claim in each line.
+        class LineStore(ResultStore):
+            # One file with one line of JSON per call of add.
             def __init__(self, path):
-                self.path, self.kept, self.claims = path, {}, {}
-                for line in path.read_text().splitlines() if path.exists() else ():
-                    self.take(line)
-
-            def take(self, line):
-                if line.startswith("["):
-                    run_id, *claim = json.loads(line)
-                    self.claims[run_id] = claim
-                else:
-                    result = RunResult.model_validate_json(line)
-                    self.kept.setdefault(result.id, {})[result.attempt] = result
-
-            def write(self, line):
-                with self.path.open("a") as file:
-                    file.write(line + "\\n")
-                self.take(line)
+                self.path = path
+                path.touch()
 
             def add(self, result):
                 result = RunResult.model_validate(result.model_dump())  # refuses NaN
-                if self.kept.get(result.id, {}).get(result.attempt) != result:
-                    self.write(result.model_dump_json())
+                with self.path.open("a", encoding="utf-8") as file:
+                    file.write(result.model_dump_json() + "\\n")
 
-            def attempts(self, run_id):
-                return [result for _, result in sorted(self.kept.get(run_id, {}).items())]
-
-            def get(self, run_id):
-                return next(reversed(self.attempts(run_id)), None)
-
-            def results(self):
-                return [self.get(run_id) for run_id in self.kept]
-
-            def claim(self, run_id, owner, seconds):
-                holder, until = self.claims.get(run_id, (owner, 0))
-                if holder != owner and until > time.time():
-                    return False
-                self.write(json.dumps([run_id, owner, time.time() + seconds]))
-                return True
-
-            def renew(self, run_id, owner, seconds):
-                holder, _ = self.claims.get(run_id, (None, 0))
-                return holder == owner and self.claim(run_id, owner, seconds)
-
-            def release(self, run_id, owner):
-                holder, _ = self.claims.get(run_id, (None, 0))
-                if holder == owner:
-                    self.write(json.dumps([run_id, None, 0]))
-
-            def close(self):
-                pass
+            def all_attempts(self):
+                attempts = {}
+                with self.path.open(encoding="utf-8") as file:
+                    for line in file:
+                        result = RunResult.model_validate_json(line)
+                        attempts[result.id, result.attempt] = result  # a replaced attempt keeps its place
+                return attempts.values()
 
         @hookimpl
         def flops_fit_stores():

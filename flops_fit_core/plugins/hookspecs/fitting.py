@@ -19,8 +19,8 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
 
         import math
 
-        from flops_fit_core import FitError, Interval, Law, LawFit, Optimum, PluginChoice
-        from flops_fit_core.plugins import FitterSpec, hookimpl
+        from flops_fit_core import FitError, Interval, Law, LawFit, Optimum
+        from flops_fit_core.plugins import FitterSpec, fit_header, hookimpl
 
         class BestOfEach:
             # Straight lines through the best run of each budget: ln N and ln L against ln C.
@@ -36,10 +36,11 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
                 slope, loss = line(x, [math.log(one.loss) for one in runs])
                 law = Law(name="best of each", parameters={"a": a, "ln_N": params, "slope": slope, "ln_L": loss})
                 others = {one.id: "not the best of its budget" for one in observations if one not in runs}
+                flops, sizes = [one.flops for one in runs], [one.params for one in runs]
                 return LawFit(
-                    fitter=PluginChoice(name="mine/best-of-each"), law=law, excluded=others,
-                    exponents={"a": Interval(value=a), "b": Interval(value=1 - a)}, level=0.9, objective=0.0,
-                    n_runs=len(runs), flops_range=(runs[0].flops, runs[-1].flops),
+                    **fit_header(self, "mine/best-of-each", flops=flops, params=sizes),
+                    law=law, excluded=others, objective=0.0, n_runs=len(runs),
+                    exponents={"a": Interval(value=a), "b": Interval(value=1 - a)},
                 )
 
             def optimum(self, fit, flops):

@@ -1,44 +1,103 @@
-"""Result stores."""
+"""The base class of result stores."""
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from functools import cached_property
 
 from flops_fit_core.records import RunResult
 
 
-@runtime_checkable
-class ResultStore(Protocol):
-    """Keeps every attempt at every run. The driver is its only user within a process.
+class ResultStore(ABC):
+    """Keeps every attempt at every run. Inherit, and implement :meth:`add` and :meth:`all_attempts`.
 
-    Processes: any number of drivers may have one store open; ``add`` and ``claim`` are atomic between
-    them. Threads: one. A store that was opened by a process that was killed opens again, with every
-    result whose ``add`` had returned.
+    Every other method has a default. Override :meth:`attempts` and :meth:`get` if the store can find one run
+    without reading all: the driver calls ``get`` several times per run.
+
+    The default claims live in this object. They serve one driver: another process does not see them. The engine
+    therefore refuses a second driver of the same study. A store that several drivers share overrides
+    :meth:`claim`, :meth:`renew` and :meth:`release`, all three.
+
+    The driver is the only user of a store within a process. Processes: ``add`` is atomic between them, and so is
+    ``claim`` if it is overridden. Threads: one. After its process was killed, a store opens again with every
+    result for which ``add`` had returned.
     """
 
+    @abstractmethod
     def add(self, result: RunResult) -> None:
-        """Keep one attempt. Adding the same (run id, attempt) again replaces it. Returns once it is safe
-        from a crash of this process.
+        """Keep one attempt. The same (run id, attempt) replaces the earlier result.
 
-        Raises ValueError for a number that is not finite, which JSON would silently drop.
+        Returns when the result survives a crash of this process. Raises ValueError for a number that is not
+        finite, which JSON would silently drop: ``RunResult.model_validate(result.model_dump())`` does.
+        """
+
+    @abstractmethod
+    def all_attempts(self) -> Iterable[RunResult]:
+        """Every attempt at every run, in the order in which they were added.
+
+        A replaced attempt appears once, with its new content, in the place of the first ``add`` of its (run id,
+        attempt). Every call reads anew and includes what other processes have added.
         """
 
     def get(self, run_id: str) -> RunResult | None:
-        """The latest attempt, or None."""
+        """The attempt at a run with the highest number, or None."""
+        attempts = self.attempts(run_id)
+        return attempts[-1] if attempts else None
 
     def results(self) -> list[RunResult]:
-        """The latest attempt at every run, in the order in which the runs were first added."""
+        """The attempt with the highest number at every run, in the order in which the runs were first added."""
+        latest: dict[str, RunResult] = {}
+        for attempt in self.all_attempts():
+            if attempt.attempt >= latest.setdefault(attempt.id, attempt).attempt:
+                latest[attempt.id] = attempt
+        return list(latest.values())
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt, first to last."""
+        """Every attempt at a run, by its number."""
+        return group_by_run(result for result in self.all_attempts() if result.id == run_id).get(run_id, [])
+
+    def close(self) -> None:  # noqa: B027  # many stores hold nothing open
+        """End the use of this object. It is not used afterwards."""
+
+    # ------------------------------------------------------------------ claims
+
+    @property
+    def shares_claims(self) -> bool:
+        """Whether other processes see this store's claims, so that several drivers may train one study."""
+        return type(self).claim is not ResultStore.claim
+
+    @cached_property
+    def _claims_of_this_object(self) -> dict[str, tuple[str, float]]:
+        """Run id -> owner, and the end of the claim by ``time.monotonic``."""
+        return {}
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Take the right to train a run for that long; False while somebody else holds it."""
+        """Take the right to train a run for so many seconds. False while another owner holds it."""
+        holder, end = self._claims_of_this_object.get(run_id, (owner, 0.0))
+        if holder != owner and time.monotonic() < end:
+            return False
+        self._claims_of_this_object[run_id] = owner, time.monotonic() + seconds
+        return True
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Hold a claim for that long from now; False where it has been lost."""
+        """Hold a claim for so many seconds from now. False if it was never taken, or is lost to another owner."""
+        holder, _ = self._claims_of_this_object.get(run_id, (None, 0.0))
+        if holder == owner:
+            self._claims_of_this_object[run_id] = owner, time.monotonic() + seconds
+        return holder == owner
 
     def release(self, run_id: str, owner: str) -> None:
-        """Give a claim back. Nothing happens where ``owner`` does not hold it."""
+        """Give a claim back. Does nothing if ``owner`` does not hold it."""
+        holder, _ = self._claims_of_this_object.get(run_id, (None, 0.0))
+        if holder == owner:
+            del self._claims_of_this_object[run_id]
 
-    def close(self) -> None: ...
+
+def group_by_run(attempts: Iterable[RunResult]) -> dict[str, list[RunResult]]:
+    """Run id -> its attempts by number. Runs keep the order in which they first appear."""
+    runs: dict[str, list[RunResult]] = {}
+    for attempt in attempts:
+        runs.setdefault(attempt.id, []).append(attempt)
+    return {run: sorted(group, key=lambda attempt: attempt.attempt) for run, group in runs.items()}
