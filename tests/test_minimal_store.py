@@ -155,12 +155,12 @@ def test_a_second_driver_and_clean_are_refused_while_a_driver_trains(law: Study,
         with pytest.raises(StoreError, match=message):
             run({**SURFACE, "store": "two-methods"}, registry=registry, out=law.folder.path)
         with pytest.raises(StoreError, match=message):
-            law.clean()
+            law.prune_checkpoints()
         # Claims of sqlite reach other processes: a second driver of the same plan is welcome.
         shared = law.folder.path.parent / "shared"
         run({**SURFACE, "store": "sqlite"}, registry=registry, out=shared)
         shutil.copytree(law.folder.path / "drivers", shared / "drivers")
-        assert run({**SURFACE, "store": "sqlite"}, registry=registry, out=shared).clean() == 0
+        assert run({**SURFACE, "store": "sqlite"}, registry=registry, out=shared).prune_checkpoints() == 0
     finally:
         end.put(None)
         other.join()
