@@ -34,7 +34,7 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     groups = partial(parameter_groups, experiment.model)
     view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups)
     with torch.random.fork_rng(devices=[]):
-        optimizer = chosen.calling("build", chosen.options, module, view)
+        optimizer = chosen.call(chosen.spec.build, chosen.options, module, view)
     if not callable(getattr(optimizer, "step", None)):
         raise PluginError(f"optimizer {chosen.name!r} gave {optimizer!r} instead of a torch optimizer")
     needed = [

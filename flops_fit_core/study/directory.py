@@ -25,6 +25,7 @@ from pydantic import ValidationError
 from flops_fit_core.config import (
     Chosen,
     Experiment,
+    build_store,
     choose_from_table,
     explain,
     make_experiment,
@@ -34,6 +35,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.retired_stores import retired_store, store_removed
+from flops_fit_core.plugins.specs import StoreSpec
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
 
@@ -182,11 +184,10 @@ class StudyFolder:
             return experiment
         return with_planner(experiment, int(self.table()["planner"]), registry)
 
-    def open_store(self, chosen: Chosen[Any]) -> ResultStore:
+    def open_store(self, chosen: Chosen[StoreSpec]) -> ResultStore:
         """Open the study's results. Raises StoreError for a file that is damaged or not ours."""
         self.path.mkdir(parents=True, exist_ok=True)
-        store: ResultStore = chosen.calling("build", chosen.options, self.path)
-        return store
+        return build_store(chosen, self.path)
 
 
 def _load(kind: type[R], path: Path) -> R:

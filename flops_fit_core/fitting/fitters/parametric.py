@@ -30,13 +30,14 @@ from flops_fit_core.fitting.uncertainty.refits import (
     fit_point,
     natural,
 )
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 Resampling = Literal["residuals", "cases"]
 
 
 @dataclass(frozen=True)
-class ParametricFitter:
+class ParametricFitter(Fitter):
     """Fits Approach 3. Same observations and options, same fit."""
 
     level: float = 0.9
