@@ -96,9 +96,9 @@ class DatasetConformance(Kit):
         assert first == other, "with another seed: its runs would not be of the same data"
 
     def test_the_seed_changes_nothing_but_the_order(self, build: Build) -> None:
-        """The task is part of what a run is, and D is compared with ``tokens``."""
+        """The task is part of a run's identity, and D is compared with ``num_unique_tokens``."""
         one, other = build(seed=0), build(seed=1)
-        for said in ("tokens", "bytes_per_token", "heldout_sets"):
+        for said in ("num_unique_tokens", "bytes_per_token", "heldout_sets"):
             found = getattr(one, said, None), getattr(other, said, None)
             assert found[0] == found[1], f"{said} with seeds 0 and 1: {found[0]} and {found[1]}"
         assert _description(one.task) == _description(other.task), "another task with another seed"
