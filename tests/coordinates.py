@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from flops_fit_core.config import Experiment
 from flops_fit_core.data import SupervisedTask
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import DatasetSpec, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, hookimpl
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunSpec, SweepPlan
 from flops_fit_core.training.context import WorkerContext
@@ -29,11 +29,10 @@ SHRUNK = 2.5
 LOGITS = "logits"
 
 
-class Images:
+class Images(Dataset):
     """Random images in 10 classes."""
 
     task = SupervisedTask(inputs=(3, 4, 4), outputs_size=10)
-    tokens = bytes_per_token = None
     fingerprint = "random images"
 
     @hookimpl

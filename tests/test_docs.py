@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -46,7 +47,7 @@ class Block:
     @property
     def file(self) -> str | None:
         """The file that a complete block shows, named by a comment in its first line."""
-        named = re.match(r"# (\w[\w.-]*\.(?:py|toml))\n", self.text)
+        named = re.match(r"# (\w[\w./-]*\.(?:py|toml))\n", self.text)
         return named[1] if named else None
 
     def __str__(self) -> str:
@@ -66,7 +67,7 @@ def test_every_block_says_what_it_is() -> None:
     for path in DOCUMENTS:
         fences = re.findall(r"^ *```(.*)$", path.read_text(encoding="utf-8"), re.M)
         assert set(fences[::2]) <= {
-            *("python", "python fragment", "python append causal_conv.py", "python slow"),
+            *("python", "python fragment", "python append causal_conv/__init__.py", "python slow"),
             *("toml", "toml fragment", "bash", "text"),
         }, path
 
@@ -108,10 +109,11 @@ SCRIPTS = [
 @pytest.mark.parametrize("block", SCRIPTS)
 def test_an_example_runs(block: Block, folder: Path) -> None:
     path = folder / (block.file or "example.py")
+    path.parent.mkdir(exist_ok=True)
     path.write_text(block.text, encoding="utf-8")
     (folder / "runs.csv").write_text(table_of_runs())
     done = subprocess.run(
-        [sys.executable, "-W", "error", path.name],
+        [sys.executable, "-W", "error", str(path)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -134,18 +136,28 @@ def table_of_runs() -> str:
     return "\n".join(lines) + "\n"
 
 
+def write_files(document: Path, folder: Path) -> dict[str, str]:
+    """Write the files that a document shows, whole; their texts by name."""
+    files = files_of(document)
+    for name, text in files.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    return files
+
+
 def plugin_modules(folder: Path) -> Iterator[tuple[str, ModuleType]]:
+    """Every plugin that a document shows, imported, by its import name."""
     for document in DOCUMENTS:
-        for name, source in files_of(document).items():
+        for name, source in write_files(document, folder).items():
             if "@hookimpl" in source:
-                (folder / name).write_text(source, encoding="utf-8")
                 importlib.invalidate_caches()
-                yield name, importlib.import_module(name.removesuffix(".py"))
+                module = name.removesuffix(".py").removesuffix("/__init__")
+                yield module, importlib.import_module(module)
 
 
 def test_every_plugin_that_is_shown_can_be_used(folder: Path) -> None:
     found = dict(plugin_modules(folder))
-    assert set(found) == {"my_optimizers.py", "causal_conv.py"}
+    assert set(found) == {"my_optimizers", "causal_conv"}
     for module in found.values():
         registry = Registry({"mine": module}, entry_points=False)
         assert registry.problems == []
@@ -154,8 +166,7 @@ def test_every_plugin_that_is_shown_can_be_used(folder: Path) -> None:
 
 def test_the_walk_through_of_a_plugin_works_step_by_step(folder: Path) -> None:
     document = ROOT / "docs" / "write-a-plugin.md"
-    for name, text in files_of(document).items():
-        (folder / name).write_text(text, encoding="utf-8")
+    write_files(document, folder)
 
     def ends_well(*command: str) -> str:
         done = subprocess.run(
@@ -185,13 +196,13 @@ def test_the_walk_through_of_a_plugin_works_step_by_step(folder: Path) -> None:
         "site",
     ]
     ends_well(*pip, ".")
-    (folder / "causal_conv.py").unlink()
+    shutil.rmtree(folder / "causal_conv")
     assert "causal-conv 1.0" in ends_well(*command_line, "plugins")
     assert "18 runs" in ends_well(*command_line, "plan", "conv.toml", "--no-estimate")
 
 
 def test_the_readmes_optimizer_trains(folder: Path) -> None:
-    (name, module) = next(one for one in plugin_modules(folder) if one[0] == "my_optimizers.py")
+    (name, module) = next(one for one in plugin_modules(folder) if one[0] == "my_optimizers")
     study = flops_fit_core.run(
         {
             "sweep": {"budgets": [2e8], "sizes": [{"width": 8}], "min_steps": 5},
@@ -202,7 +213,7 @@ def test_the_readmes_optimizer_trains(folder: Path) -> None:
             "executor": "local",
             "device": "cpu",
         },
-        registry=Registry({name.removesuffix(".py"): module}),
+        registry=Registry({name: module}),
         out=folder / "study",
     )
     assert [result.status for result in study.results] == ["completed"]
@@ -221,8 +232,7 @@ def test_every_toml_block_is_toml() -> None:
 
 @pytest.mark.parametrize("block", EXPERIMENTS, ids=str)
 def test_an_experiment_that_is_shown_is_valid(block: Block, folder: Path) -> None:
-    modules = dict(plugin_modules(folder))
-    registry = Registry({name.removesuffix(".py"): module for name, module in modules.items()})
+    registry = Registry(dict(plugin_modules(folder)))
     path = folder / (block.file or "example.toml")
     path.write_text(block.text, encoding="utf-8")
     assert load_experiment(path, registry).sweep.budgets

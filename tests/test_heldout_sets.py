@@ -14,7 +14,7 @@ import flops_fit_core
 from flops_fit_core import DataError, FitError
 from flops_fit_core.cli.main import run as command_line
 from flops_fit_core.data import TokenDataset
-from flops_fit_core.plugins import SeveralHeldOutSets
+from flops_fit_core.plugins import MultiEvalDataset
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.plugins.specs import identity_options, runtime_options
 from flops_fit_core.records import RunResult
@@ -47,13 +47,13 @@ def letters(batches):
 
 
 def everything(dataset):
-    return islice(dataset.batches(dataset.tokens // dataset.task.context), 1)
+    return islice(dataset.batches(dataset.num_unique_tokens // dataset.task.context), 1)
 
 
 def test_each_set_of_text_is_its_own_files(texts):
     sets = {"poems": str(texts / "poems"), "code": str(texts / "code" / "*.txt")}
     dataset = opened(TEXT, path=texts / "prose", context=8, heldout_sets=sets)
-    assert isinstance(dataset, SeveralHeldOutSets)
+    assert isinstance(dataset, MultiEvalDataset)
     assert dataset.heldout_sets == ("poems", "code")
     assert letters(dataset.heldout(9999, 4, "poems")) == {104}
     assert letters(dataset.heldout(9999, 4, "code")) == {105, 106}

@@ -132,7 +132,7 @@ def cut(row, context=32):
 
 
 def trained_on(dataset):
-    windows = next(dataset.batches(dataset.tokens // dataset.task.context))
+    windows = next(dataset.batches(dataset.num_unique_tokens // dataset.task.context))
     return sorted(map(tuple, windows.tolist()))
 
 
@@ -188,7 +188,7 @@ def test_a_share_that_is_asked_for_counts_more_than_the_split_validation(saved, 
     dataset = opened(path=saved, heldout_share=0.3, tokenizer=tokenizer)
     held = tokens_of(dataset.heldout(10**6, 8))
     assert held != cut(whole(tokenizer, documents[-8:-4]))
-    assert len(held) + dataset.tokens <= len(whole(tokenizer, documents[:-8]))
+    assert len(held) + dataset.num_unique_tokens <= len(whole(tokenizer, documents[:-8]))
     with pytest.raises(ValueError, match="two ways to hold out: give one"):
         SPEC.options(path="x", heldout="test", heldout_share=0.05)
 
@@ -322,7 +322,7 @@ def test_a_maker_that_is_killed_leaves_nothing_that_counts(saved, tokenizer, cac
     process.stdout.close()
     (left,) = (one for one in cache.iterdir() if one.is_dir())
     assert left.name.startswith(".")
-    assert opened(path=saved, tokenizer=tokenizer).tokens > 0
+    assert opened(path=saved, tokenizer=tokenizer).num_unique_tokens > 0
     assert [one.name for one in cache.iterdir() if one.is_dir() and one.name.startswith(".")] == []
 
 

@@ -54,9 +54,9 @@ HOOKS = {name: getattr(hookspecs, name) for name in [*SPEC_TYPES, *OBSERVERS]}
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text(encoding="utf-8")
 MEETS: Mapping[str, list[str]] = {
     "flops_fit_models": ["ParameterGroup", "TransformerShape"],
-    "flops_fit_datasets": ["Dataset", "SeveralHeldOutSets", "Task", "CountingTask", "SampledDataset"],
+    "flops_fit_datasets": ["Dataset", "MultiEvalDataset", "Task", "BatchCount", "SampleSize"],
     "flops_fit_optimizers": ["RunView"],
-    "flops_fit_schedules": ["Schedule"],
+    "flops_fit_schedules": [],
     "flops_fit_recipes": ["RecipeInput"],
     "flops_fit_flop_counters": ["MeasuredModel", "FlopCount"],
     "flops_fit_stores": ["ResultStore"],
@@ -66,7 +66,7 @@ MEETS: Mapping[str, list[str]] = {
     "flops_fit_loggers": ["Logger"],
     "flops_fit_fitters": ["Fitter"],
 }
-"""The protocols whose every member a hook's section has to name."""
+"""The base classes and given types whose every member a hook's section has to name."""
 
 
 def signature(hook: str) -> str:

@@ -9,7 +9,7 @@ import flops_fit_core
 from flops_fit_core import DataError
 from flops_fit_core.config import explain
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import SeveralHeldOutSets
+from flops_fit_core.plugins import MultiEvalDataset
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.plugins.specs import identity_options, runtime_options
 
@@ -62,10 +62,10 @@ def everything(batches):
 
 def an_epoch(dataset, batch_size=16):
     taken, batches = [], dataset.batches(batch_size)
-    while sum(len(classes) for _, classes in taken) < dataset.tokens:
+    while sum(len(classes) for _, classes in taken) < dataset.num_unique_tokens:
         taken.append(next(batches))
     images, classes = everything(taken)
-    return images[: dataset.tokens], classes[: dataset.tokens]
+    return images[: dataset.num_unique_tokens], classes[: dataset.num_unique_tokens]
 
 
 def rows(images):
@@ -154,7 +154,7 @@ def test_a_module_of_the_working_directory_is_found(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     try:
-        assert opened(source="my_pictures.data:train").tokens + 20 > 180
+        assert opened(source="my_pictures.data:train").num_unique_tokens + 20 > 180
     finally:
         for name in [name for name in sys.modules if name.startswith("my_pictures")]:
             del sys.modules[name]
@@ -178,9 +178,9 @@ def test_a_file_is_named_absolutely_and_neither_it_nor_a_module_identifies_a_run
 
 def test_an_epoch_has_every_image_once_and_the_next_is_in_another_order(own):
     dataset = opened(source=own("train"), normalize=False)
-    images, _ = everything([next(dataset.batches(2 * dataset.tokens))])
-    first, second = images[: dataset.tokens], images[dataset.tokens :]
-    assert len(rows(first)) == dataset.tokens
+    images, _ = everything([next(dataset.batches(2 * dataset.num_unique_tokens))])
+    first, second = images[: dataset.num_unique_tokens], images[dataset.num_unique_tokens :]
+    assert len(rows(first)) == dataset.num_unique_tokens
     assert rows(first) == rows(second)
     assert not torch.equal(first, second)
 
@@ -224,7 +224,7 @@ def test_further_sets_are_held_out_under_their_names(own):
     dataset = opened(
         source=own("train"), heldout_source=own("test"), heldout_sets={"night": own("night")}, normalize=False
     )
-    assert isinstance(dataset, SeveralHeldOutSets)
+    assert isinstance(dataset, MultiEvalDataset)
     assert dataset.heldout_sets == ("night",)
     assert len(everything(dataset.heldout(999, 7))[0]) == 50
     night = everything(dataset.heldout(999, 7, "night"))[0]
@@ -308,7 +308,7 @@ def test_a_sweep_on_digits_learns_repeats_knowingly_and_shows_its_accuracy(tmp_p
     assert any("2 of 2 runs repeat the 1,6" in note for note in study.plan.notes)
     results = study.results
     assert [result.status for result in results] == ["completed", "completed"]
-    available = opened().tokens
+    available = opened().num_unique_tokens
     for result in results:
         assert result.tokens > result.unique_tokens == available
         assert result.metrics["accuracy"] > 0.6

@@ -45,7 +45,7 @@ def test_no_letter_of_held_out_windows_is_trained_on(tmp_path, step):
     assert len(data._training) > 0.85 * len(windows) - CONTEXT / step
     assert f"each begins {step} positions after the one before" in " ".join(planned.plan.notes)
     inputs = {place for index in data._training for place in range(step * index, step * index + CONTEXT)}
-    assert data.tokens == len(inputs)
+    assert data.num_unique_tokens == len(inputs)
 
 
 def test_a_text_is_repeated_before_its_windows_are(tmp_path):

@@ -23,7 +23,7 @@ from flops_fit_core import ConfigError, Progress, RunResult, Study, run
 from flops_fit_core.cli import app
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import Outbox, TrainerSpec, hookimpl
+from flops_fit_core.plugins import Outbox, Trainer, TrainerSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import LoggerConformance, example_result, example_run
 from flops_fit_core.training import work
@@ -146,7 +146,7 @@ def test_discovery_imports_no_tracker():
 
 
 def test_progress_says_which_attempt_it_is(tmp_path):
-    class Talker:
+    class Talker(Trainer):
         def train(self, job, context):
             yield Progress(run=job.runs[0].id, step=1, steps=2, tokens=3)
             yield context.result(job.runs[0], "diverged")

@@ -11,8 +11,18 @@ from small import Bench, text_table, write_text
 
 from flops_fit_core import ConfigError, Hyperparameters, PlanError, PluginError, UserError
 from flops_fit_core.config import make_experiment
+from flops_fit_core.data import LanguageTask
 from flops_fit_core.planning import make_plan, solve_batches
-from flops_fit_core.plugins import FlopCount, FlopCounterSpec, ModelSpec, Options, RecipeSpec, hookimpl
+from flops_fit_core.plugins import (
+    Dataset,
+    DatasetSpec,
+    FlopCount,
+    FlopCounterSpec,
+    ModelSpec,
+    Options,
+    RecipeSpec,
+    hookimpl,
+)
 from flops_fit_core.plugins.registry import installed
 
 
@@ -31,26 +41,24 @@ def surface(**changes):
     return table
 
 
-class Endless:
-    """A plugin: a language task with no end of data, and none that is read."""
+class Endless(Dataset):
+    """A plugin and its dataset: a language task with no end of data, and none that is read."""
 
-    def __init__(self, tokens=None, context=128, vocab_size=512):
-        self.tokens, self.context, self.vocab_size = tokens, context, vocab_size
+    fingerprint = "endless"
+
+    def __init__(self, num_unique_tokens=None, context=128, vocab_size=512):
+        self.task = LanguageTask(vocab_size=vocab_size, context=context)
+        self.num_unique_tokens = num_unique_tokens
+
+    def batches(self, batch_size, start=0):
+        raise AssertionError("planning reads no data")
+
+    def heldout(self, tokens, batch_size):
+        raise AssertionError("planning reads no data")
 
     @hookimpl
     def flops_fit_datasets(self):
-        from types import SimpleNamespace
-
-        from flops_fit_core.data import LanguageTask
-        from flops_fit_core.plugins import DatasetSpec
-
-        data = SimpleNamespace(
-            task=LanguageTask(vocab_size=self.vocab_size, context=self.context),
-            fingerprint="endless",
-            tokens=self.tokens,
-            bytes_per_token=None,
-        )
-        yield DatasetSpec(name="endless", build=lambda options, seed: data)
+        yield DatasetSpec(name="endless", build=lambda options, seed: self)
 
 
 def planned(table, **endless):
@@ -228,7 +236,7 @@ def test_a_family_that_raises_is_named_with_the_options_it_raised_at():
 
 
 def test_a_size_that_would_see_the_data_twice_is_left_out_and_the_plan_says_how_often():
-    plan = planned(surface(), tokens=30 * 10**9)
+    plan = planned(surface(), num_unique_tokens=30 * 10**9)
     assert plan.skipped
     for cell in plan.skipped:
         tokens = cell.budget / gpt_flops_per_token(cell.size, 6, 128, 512)
@@ -240,7 +248,7 @@ def test_a_size_that_would_see_the_data_twice_is_left_out_and_the_plan_says_how_
 
 
 def test_repeated_data_is_allowed_where_it_is_asked_for():
-    plan = planned(surface(sweep={"repeat": True}), tokens=30 * 10**9)
+    plan = planned(surface(sweep={"repeat": True}), num_unique_tokens=30 * 10**9)
     assert not plan.skipped
     assert any(run.tokens > 30 * 10**9 for run in plan.runs)
 

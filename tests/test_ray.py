@@ -17,7 +17,7 @@ from small import Bench
 
 import flops_fit_core
 from flops_fit_core import RunResult
-from flops_fit_core.plugins import JobEnded, Outbox
+from flops_fit_core.plugins import JobEnded, Logger, Outbox
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance, example_result
 from flops_fit_core.testing.executors import (
@@ -240,16 +240,13 @@ def test_a_node_s_processes_are_found_where_process_ids_have_begun_anew(monkeypa
     assert descendants(31000) == [31000, 32000, 300, 301]
 
 
-class KillsTheNode:
+class KillsTheNode(Logger):
     """A logger that kills the node of a run in the middle of it, and remembers all that it is told."""
 
     def __init__(self, cluster, trace):
         self.cluster, self.trace = cluster, trace
         self.steps, self.finished_runs = defaultdict(list), []
         self.killed = None
-
-    def started(self, plan):
-        pass
 
     def progress(self, progress):
         self.steps[progress.run].append(progress.step)
@@ -261,9 +258,6 @@ class KillsTheNode:
 
     def finished(self, result):
         self.finished_runs.append(result)
-
-    def close(self):
-        pass
 
 
 def test_a_run_whose_node_is_killed_goes_on_elsewhere_and_every_loss_is_that_of_local(tmp_path, cluster):

@@ -20,7 +20,7 @@ from kills import run_kills
 from flops_fit_core import StoreError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import Executor, JobEnded, Outbox, hookimpl
+from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine
@@ -77,7 +77,7 @@ def setting(tmp_path):
     return Setting(tmp_path)
 
 
-class Notes:
+class Notes(Logger):
     """A logger that notes what it is told."""
 
     def __init__(self):

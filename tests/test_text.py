@@ -30,7 +30,7 @@ def kinds(batches):
 
 
 def everything(dataset):
-    count = dataset.tokens // dataset.task.context
+    count = dataset.num_unique_tokens // dataset.task.context
     return [batch for batch, _ in zip(dataset.batches(count), range(1), strict=False)]
 
 
@@ -166,7 +166,7 @@ def test_a_part_without_one_window_says_how_many_bytes_it_has(tmp_path):
 
 def test_the_default_is_the_standard_librarys_sources():
     dataset = opened()
-    assert dataset.tokens > 5_000_000
+    assert dataset.num_unique_tokens > 5_000_000
     text = b"".join(bytes(row.tolist()) for row in next(iter(dataset.batches(2000)))[:, :-1])
     assert text.count(b"self") > 50
     assert b"import" in text

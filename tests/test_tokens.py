@@ -38,7 +38,7 @@ def folder(tmp_path, ids):
 
 def test_an_epoch_is_the_file_in_windows_each_once(folder, ids):
     dataset = open_(folder / "train.bin")
-    assert dataset.tokens == 312 * 32
+    assert dataset.num_unique_tokens == 312 * 32
     batch = next(dataset.batches(312))
     assert batch.dtype == torch.long
     assert batch.shape == (312, 33)
@@ -71,7 +71,7 @@ def test_held_out_windows_are_the_same_for_every_seed_and_batch_size_and_spread_
 
 def test_without_another_file_the_end_is_held_out_and_not_trained_on(tmp_path):
     dataset = open_(write(tmp_path / "all.bin", np.arange(10_000)), heldout_share=0.1, context=9)
-    trained = next(dataset.batches(dataset.tokens // 9))
+    trained = next(dataset.batches(dataset.num_unique_tokens // 9))
     held = torch.cat(list(dataset.heldout(10**9, 16)))
     assert trained.max() < 9_000
     assert trained.min() == 0
@@ -103,7 +103,7 @@ def test_a_large_file_is_looked_at_in_many_places_only(tmp_path):
     tokens = np.memmap(path, "<u2", "w+", shape=size // 2)
     tokens[:] = np.arange(size // 2) % 50_000
     before = open_(path)
-    assert before.tokens > 9_900_000
+    assert before.num_unique_tokens > 9_900_000
     tokens[: 2**16] = 1
     assert open_(path).fingerprint != before.fingerprint
     tokens[-(2**16) :] = 60_000

@@ -20,12 +20,19 @@ from flops_fit_core.api.inline import (
 )
 from flops_fit_core.api.streams import SeededStream
 from flops_fit_core.api.torch_data import InlineDataOptions, open_inline_data
-from flops_fit_core.config import DEFAULTS, Experiment, load_experiment, make_experiment
+from flops_fit_core.config import (
+    DEFAULTS,
+    Experiment,
+    build_fitter,
+    check_argument,
+    load_experiment,
+    make_experiment,
+)
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
 from flops_fit_core.planning import WARNING, make_plan
 from flops_fit_core.planning.previous_fit import expected_params
-from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
+from flops_fit_core.plugins.protocols import Dataset, Fitter, Logger, ResultStore, Trainer
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import LawFit, Observation, SweepPlan
@@ -323,10 +330,14 @@ class _Objects:
                     f"{', '.join(ignored)}: a dataset that is a plugin states them itself: leave them out"
                 )
             return self.choice("dataset", data), None
+        if isinstance(data, Dataset):
+            raise ConfigError(
+                f"dataset is a {type(data).__name__}, made for one seed, and the sweep makes one per seed: give a "
+                f"function make(seed) that returns it"
+            )
         is_data = hasattr(data, "__iter__") or hasattr(data, "__getitem__")
         if isinstance(data, type) or (callable(data) and not is_data):
-            made = _made(data)
-            if hasattr(made, "task") and hasattr(made, "heldout"):
+            if isinstance(_made(data), Dataset):
                 return self._add(*dataset_entry(data)), None
             data = SeededStream(data)
         opened = open_inline_data(
@@ -370,7 +381,9 @@ class _Objects:
             return value
         if isinstance(value, Mapping):
             return dict(value)
-        raise ConfigError(f"{kind}: give a name, a table {{'name': ...}} or a spec, not {type(value).__name__}")
+        raise ConfigError(
+            f"{kind}: give a name, a table {{'name': ...}} or a spec, not {type(value).__name__}{_spec_of(value)}"
+        )
 
     def _add(self, make: Callable[[], Spec], table: dict[str, Any]) -> dict[str, Any]:
         self._inline.makers.append(make)
@@ -392,8 +405,12 @@ def _made(make: Callable[[int], Any]) -> Any:
             f"dataset={qualified_name(make)} is called with a seed, and raised {type(error).__name__}: {error}. "
             "Give a dataset, or a function make(seed)"
         ) from error
-    is_dataset = hasattr(made, "task") and hasattr(made, "heldout")
-    if not is_dataset and (
+    if hasattr(made, "task") and hasattr(made, "heldout") and not isinstance(made, Dataset):
+        raise ConfigError(
+            f"dataset={qualified_name(make)} returned a {type(made).__name__}, which is no flops-fit Dataset: "
+            f"write class {type(made).__name__}(Dataset), with Dataset from flops_fit_core.plugins"
+        )
+    if not isinstance(made, Dataset) and (
         not hasattr(made, "__iter__") or (hasattr(made, "__getitem__") and hasattr(made, "__len__"))
     ):
         raise ConfigError(
@@ -401,6 +418,19 @@ def _made(make: Callable[[int], Any]) -> Any:
             "or a flops-fit Dataset. Give a dataset with a length as it is, the sweep shuffles it"
         )
     return made
+
+
+def _spec_of(value: Any) -> str:
+    """Advice for an object that belongs in a spec; empty for other objects."""
+    advice = "; wrap it in a spec: {spec}(name={name!r}, build=lambda {arguments}: ...)"
+    name = type(value).__name__.lower()
+    if isinstance(value, Logger):
+        return advice.format(spec="LoggerSpec", name=name, arguments="options, folder")
+    if isinstance(value, Fitter):
+        return advice.format(spec="FitterSpec", name=name, arguments="options")
+    if isinstance(value, Trainer):
+        return advice.format(spec="TrainerSpec", name=name, arguments="options")
+    return ""
 
 
 def _experiment(source: Source, registry: Registry) -> Experiment:
@@ -415,6 +445,6 @@ def _fitter(fitter: str | Mapping[str, Any] | Fitter, registry: Registry) -> Fit
     if isinstance(fitter, str | Mapping):
         table = fitter if isinstance(fitter, str) else dict(fitter)
         chosen = _choose("fitter", table, registry, "fit")
-        built: Fitter = chosen.calling("build", chosen.options)
-        return built
+        return build_fitter(chosen)
+    check_argument("fitter", fitter, Fitter)
     return fitter

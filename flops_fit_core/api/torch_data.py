@@ -47,7 +47,7 @@ from flops_fit_core.api.sources import (
 from flops_fit_core.api.streams import StreamPasses, check_stream
 from flops_fit_core.data.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
-from flops_fit_core.plugins.protocols import Batch, SampleSize
+from flops_fit_core.plugins.protocols import Batch, CompletedDataset, SampleSize
 from flops_fit_core.plugins.specs import Options
 from flops_fit_core.records import content_hash
 
@@ -109,10 +109,10 @@ class InlineData:
         return InlineDataset(self, seed, options or InlineDataOptions())
 
 
-class InlineDataset:
-    """Implements ``Dataset``, ``SampledDataset`` and ``CompletedDataset`` on torch's own dataset types."""
+class InlineDataset(CompletedDataset):
+    """A dataset on torch's own dataset types."""
 
-    bytes_per_token: float | None = None
+    task: CustomTask
 
     def __init__(self, data: InlineData, seed: int, options: InlineDataOptions) -> None:
         from flops_fit_core.training.rng import fixed_randomness
@@ -162,7 +162,7 @@ class InlineDataset:
         ]
 
     @property
-    def tokens(self) -> int | None:
+    def num_unique_tokens(self) -> int | None:  # type: ignore[override]  # a stream's is known at its end
         """Different valid training targets. None for a stream that has no length and was not yet read to its
         end."""
         samples = self._training_samples
@@ -375,7 +375,7 @@ class InlineDataset:
         }
 
     @property
-    def notes(self) -> Sequence[str]:
+    def notes(self) -> Sequence[str]:  # type: ignore[override]  # computed when a plan shows them
         """Statements about the data for the plan."""
         size, samples = self.sample_size(PROBED), len(self.sized_items)
         notes = data_notes(self.task, size, samples, self.probe_batches(16))
@@ -396,7 +396,7 @@ class InlineDataset:
                 f"warning: about {self.data.shared:.0%} of the samples of heldout equal training samples, so the "
                 f"loss is too low by what is learnt by heart"
             )
-        if self.is_stream and self.tokens is None:
+        if self.is_stream and self.num_unique_tokens is None:
             end = "is read again from its start" if self.data.repeat else "that ends before D makes a failed run"
             notes.append(
                 f"the data are a stream of unknown length: one {end}. Results hold the number of passes and of "

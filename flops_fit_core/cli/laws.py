@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.cli.arguments import existing
-from flops_fit_core.config import DEFAULTS, Experiment, choose_from_table, override_value
+from flops_fit_core.config import DEFAULTS, Experiment, build_fitter, choose_from_table, override_value
 from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.plugins.protocols import Fitter
@@ -250,8 +250,7 @@ def _fitter(asked: Asked, registry: Registry, default: str) -> Fitter:
     for option in asked.options:
         override_value(table, option)
     chosen = choose_from_table("fitter", table, registry, "--fitter")
-    fitter: Fitter = chosen.calling("build", chosen.options)
-    return fitter
+    return build_fitter(chosen)
 
 
 def _is_fit(path: Path) -> bool:

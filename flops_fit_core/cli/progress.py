@@ -7,13 +7,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import Progress as RunProgress
 from flops_fit_core.records import RunResult, SweepPlan
 from flops_fit_core.report import numbers
 
 
-class SweepProgress:
-    """A ``Logger`` for a terminal; where the output is no terminal, one line a finished run.
+class SweepProgress(Logger):
+    """Shows bars in a terminal; if the output is no terminal, one line per finished run.
 
     Args:
         console: Where to show it.

@@ -1,4 +1,4 @@
-"""A new plugin's project, made of its hook's worked example: it can be installed, tested and swept as written."""
+"""A new plugin's project, made of its hook's example: it can be installed, tested and swept as written."""
 
 from __future__ import annotations
 
@@ -23,6 +23,53 @@ _CLAIMS = {
     "executor": ["isolated = False  # jobs run in the driver's own process"],
 }
 """What the example of a kind can not do, as class attributes of its test."""
+
+MODEL = {
+    "__init__.py": '''\
+"""Model ``{name}``."""
+
+from flops_fit_core import ConfigError
+from flops_fit_core.data import LanguageTask
+from flops_fit_core.plugins import ModelSpec, Options, hookimpl
+
+
+class ModelOptions(Options):
+    width: int = 16
+    """Channels. This is what scales."""
+
+
+def build_model(options, task):
+    if not isinstance(task, LanguageTask):
+        raise ConfigError(f"model '{name}' predicts tokens, and this dataset poses a {{type(task).__name__}}")
+    from {module}.model import Model  # imports torch, which discovering plugins must not do
+
+    return Model(task.vocab_size, options.width)
+
+
+@hookimpl
+def flops_fit_models():
+    yield ModelSpec(name="{name}", options=ModelOptions, build=build_model, size="width")
+''',
+    "model.py": '''\
+"""The module of model ``{name}``."""
+
+from torch import nn
+
+
+class Model(nn.Module):
+    """Predicts the next token from the current token: an embedding and an output head."""
+
+    def __init__(self, vocab_size, width):
+        super().__init__()
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.head = nn.Linear(width, vocab_size)
+
+    def forward(self, ids):
+        """Ids of shape (batch, context) to logits of shape (batch, context, vocab_size)."""
+        return self.head(self.embedding(ids))
+''',
+}
+"""A model's package. Its module is in a second file, which ``build`` imports."""
 
 PROJECT = """\
 [build-system]
@@ -123,10 +170,17 @@ def _files(name: str, kind: str) -> dict[str, str]:
         "pyproject.toml": PROJECT.format(**words),
         "README.md": README.format(**words),
         "experiment.toml": EXPERIMENT.format(**words),
-        f"{module}/__init__.py": f'"""{words["What"]} ``{name}``."""\n\n{_example(name, kind)}',
+        **{f"{module}/{file}": text for file, text in _package(words, kind).items()},
         f"{module}/py.typed": "",
         f"tests/test_{name.replace('-', '_')}.py": TEST.format(**words),
     }
+
+
+def _package(words: dict[str, str], kind: str) -> dict[str, str]:
+    """The Python files of the package: the example of the kind's hook, or for a model two files."""
+    if kind == "model":
+        return {file: text.format(**words) for file, text in MODEL.items()}
+    return {"__init__.py": f'"""{words["What"]} ``{words["name"]}``."""\n\n{_example(words["name"], kind)}'}
 
 
 def _example(name: str, kind: str) -> str:

@@ -6,6 +6,16 @@ name without options.
 
 from __future__ import annotations
 
+from flops_fit_core.config.building import (
+    build_dataset,
+    build_executor,
+    build_fitter,
+    build_hyperparameters,
+    build_logger,
+    build_store,
+    check_argument,
+    list_slots,
+)
 from flops_fit_core.config.choices import DEFAULTS, Chosen, choose, choose_from_table
 from flops_fit_core.config.experiment import PLANNER, Experiment, Sweep, make_experiment, with_planner
 from flops_fit_core.config.explaining import explain
@@ -23,10 +33,18 @@ __all__ = [
     "Chosen",
     "Experiment",
     "Sweep",
+    "build_dataset",
+    "build_executor",
+    "build_fitter",
+    "build_hyperparameters",
+    "build_logger",
+    "build_store",
+    "check_argument",
     "choose",
     "choose_from_table",
     "experiment_name",
     "explain",
+    "list_slots",
     "load_experiment",
     "make_experiment",
     "override_value",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Generic, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Generic, ParamSpec, TypeVar
 
 from pydantic import (
     GetCoreSchemaHandler,
@@ -42,7 +43,9 @@ from flops_fit_core.plugins.specs import (
 )
 from flops_fit_core.records import PluginChoice
 
+P = ParamSpec("P")
 S = TypeVar("S", bound=Spec)
+T = TypeVar("T")
 
 DEFAULTS: Mapping[str, str] = {
     "optimizer": "optim/sgd",
@@ -109,18 +112,31 @@ class Chosen(Generic[S]):
         """Whether the plugin has this option and the user left it alone."""
         return option in type(self.options).model_fields and option not in self.options.model_fields_set
 
-    def calling(self, what: str, /, *arguments: Any) -> Any:
-        """Call a function of the spec. What it raises by accident becomes a PluginError that names the plugin."""
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """``function(*args, **kwargs)`` for a function of the spec, such as ``chosen.spec.build``.
+
+        Raises PluginError that names the plugin for every exception that is no FlopsFitError.
+        """
+        with self._naming_plugin(function, args):
+            return function(*args, **kwargs)
+
+    def call_all(self, function: Callable[P, Iterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
+        """:meth:`call` for a function that returns items or yields them: the items."""
+        with self._naming_plugin(function, args):
+            return list(function(*args, **kwargs))
+
+    @contextmanager
+    def _naming_plugin(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Iterator[None]:
         try:
-            found = getattr(self.spec, what)(*arguments)
-            return list(found) if isinstance(found, Generator) else found
+            yield
         except FlopsFitError:
             raise
         except Exception as error:
-            shown = ", ".join(repr(one) for one in arguments if isinstance(one, Options)) or "..."
+            names = (field.name for field in fields(self.spec) if getattr(self.spec, field.name) is function)
+            shown = ", ".join(repr(arg) for arg in args if isinstance(arg, Options)) or "..."
             where = raised_at("".join(traceback.format_exception(error)))
             raise PluginError(
-                f"{self.spec.kind} {self.name!r} ({self.offer.source}): {what}({shown}): "
+                f"{self.spec.kind} {self.name!r} ({self.offer.source}): {next(names, 'build')}({shown}): "
                 f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
             ) from error
 

@@ -6,12 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from flops_fit_core.plugins.protocols import BatchCount
+from flops_fit_core.plugins.protocols import Batch, BatchCount, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-    from flops_fit_core.plugins.protocols import Batch
 
 IGNORED = -100
 """The target that torch's and transformers' losses leave out."""
@@ -54,7 +52,7 @@ class LossForm:
 
 
 @dataclass(frozen=True)
-class CustomTask:
+class CustomTask(Task):
     """A user's own loss: ``loss_fn(outputs, targets)`` on batches that a user's own dataset yields.
 
     A batch is a pair (inputs, targets), a dict, or a bare tensor (its own target). Of a dict, the entry named in
@@ -76,7 +74,7 @@ class CustomTask:
     form: LossForm = LossForm()
 
     @property
-    def whole_batches(self) -> bool:
+    def whole_batches(self) -> bool:  # type: ignore[override]  # read-only, as the fields of this class
         """Whether the loss of a batch is not a sum over its samples, so that a batch cannot be divided."""
         return self.form.reduction == "batch"
 
@@ -131,9 +129,6 @@ class CustomTask:
         if self.loss_fn is None:
             return default_loss(outputs, targets, shifted=self.form.shifted)
         return self._summed(outputs, targets)
-
-    def metrics(self, outputs: Any, batch: Batch) -> Mapping[str, tuple[float, int]]:
-        return {}
 
     def _summed(self, outputs: Any, targets: Tensor) -> tuple[Tensor, Any]:
         assert self.loss_fn is not None

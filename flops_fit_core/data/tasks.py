@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from flops_fit_core.plugins.protocols import Batch, Task
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.plugins.protocols import Batch
-
 
 @dataclass(frozen=True)
-class LanguageTask:
+class LanguageTask(Task):
     """Predict the next token. A batch is a tensor of ids, shape (batch, context + 1).
 
     The model gets the first ``context`` ids, shape (batch, context), and gives logits, shape
@@ -25,7 +25,7 @@ class LanguageTask:
     unit: str = "tokens"
 
     @property
-    def tokens_per_sample(self) -> int:
+    def tokens_per_sample(self) -> int:  # type: ignore[override]  # read-only, as the fields of this class
         return self.context
 
     def example(self, batch_size: int) -> Tensor:
@@ -51,12 +51,9 @@ class LanguageTask:
         flat = logits.float().flatten(0, 1)
         return functional.cross_entropy(flat, targets.flatten(), reduction="sum"), targets.numel()
 
-    def metrics(self, outputs: Any, batch: Tensor) -> Mapping[str, tuple[float, int]]:
-        return {}
-
 
 @dataclass(frozen=True)
-class SupervisedTask:
+class SupervisedTask(Task):
     """Predict a target from an input. A batch is a pair (inputs, targets), samples first.
 
     ``loss="cross_entropy"``: outputs (batch, outputs), targets class numbers (batch,).

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import DataError
+from flops_fit_core.plugins.protocols import MultiEvalDataset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -108,7 +109,7 @@ class TokenWindows(EpochOrder):
         return self._windows[windows].astype(np.int64)
 
 
-class TokenDataset:
+class TokenDataset(MultiEvalDataset):
     """A ``Dataset`` of rows of token ids that share nothing: one to train on, one or several to hold out.
 
     A plugin that reads tokens from somewhere finds the rows and a fingerprint of them; the rest is here.
@@ -125,6 +126,8 @@ class TokenDataset:
 
     Raises DataError for a row without a window, and, while batches are read, for an id beyond the vocabulary.
     """
+
+    task: LanguageTask
 
     def __init__(
         self,
@@ -146,7 +149,7 @@ class TokenDataset:
         for name, row in (further or {}).items():
             self._heldout[name] = _windows(f"held-out set {name!r}", row, context)
         self.heldout_sets = tuple(further or ())
-        self.tokens: int | None = self._training.count * context
+        self.num_unique_tokens = self._training.count * context
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
         """Ids of shape (batch_size, context + 1), int64, without end."""

@@ -33,7 +33,8 @@ def build_model(model: Chosen[ModelSpec], options: Options, task: Task, *, in_tr
 
     handle = register_module_parameter_registration_hook(note)
     try:
-        module: Any = model.spec.build(options, task) if in_training else model.calling("build", options, task)
+        build = model.spec.build
+        module = build(options, task) if in_training else model.call(build, options, task)
     finally:
         handle.remove()
     return with_own_weights(module, made) if hasattr(module, "parameters") else module

@@ -108,8 +108,8 @@ class Meter:
             size=getattr(options, spec.size),
             parameters=measured.parameters,
             count=count_flops(self.counter, measured),
-            width=self.model.calling("width", options) if spec.width is not None else None,
-            heads=self.model.calling("heads", options) if spec.heads is not None else None,
+            width=self.model.call(spec.width, options) if spec.width is not None else None,
+            heads=self.model.call(spec.heads, options) if spec.heads is not None else None,
         )
 
     def check_fit(self, options: Options) -> nn.Module | None:
@@ -242,10 +242,10 @@ def measure_model(
     module = build_on_meta(model, options, task)
     own = shape = None
     if spec.flops_per_token is not None:
-        counted = model.calling("flops_per_token", options, task)
+        counted = model.call(spec.flops_per_token, options, task)
         own = None if counted is None else float(counted)
     if spec.shape is not None:
-        shape = model.calling("shape", options, task)
+        shape = model.call(spec.shape, options, task)
         if not isinstance(shape, TransformerShape | None):
             raise PluginError(f"model {model.name!r}: shape gave {shape!r} instead of a TransformerShape")
     groups = parameter_groups(model, module)
@@ -256,7 +256,7 @@ def measure_model(
 
 def count_flops(counter: Chosen[FlopCounterSpec], measured: MeasuredModel) -> FlopCount:
     """What the counter says of the model. Raises ConfigError where it cannot count it, PluginError."""
-    count = counter.calling("build", counter.options, measured)
+    count = counter.call(counter.spec.build, counter.options, measured)
     if not isinstance(count, FlopCount) or not 0 < count.flops_per_token < float("inf"):
         raise PluginError(f"flops {counter.name!r} gave {count!r} instead of a FlopCount above zero")
     return count

@@ -14,6 +14,7 @@ from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, trace_usage
 from flops_fit_core.plugins.protocols import ParameterGroup, Task
+from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.records import ParameterCounts
 
 if TYPE_CHECKING:
@@ -213,7 +214,7 @@ def _is_token_ids(value: Any) -> bool:
     return value.ndim == 2 and value.shape[1] > 1 and not (value.is_floating_point() or value.is_complex())
 
 
-def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGroup]:
+def parameter_groups(model: Chosen[ModelSpec], module: nn.Module) -> list[ParameterGroup]:
     """The family's groups, or one group of everything, which gets one learning rate.
 
     Raises PluginError where a family's groups are none, leave out a parameter or have one twice.
@@ -221,7 +222,7 @@ def parameter_groups(model: Chosen[Any], module: nn.Module) -> list[ParameterGro
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if model.spec.parameter_groups is None:
         return [ParameterGroup(trained)]
-    given = list(model.calling("parameter_groups", module))
+    given = model.call_all(model.spec.parameter_groups, module)
     for group in given:
         if not isinstance(group, ParameterGroup):
             raise PluginError(

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Chosen, Experiment, explain
-from flops_fit_core.errors import ConfigError, PlanError, PluginError
+from flops_fit_core.config import Chosen, Experiment, build_hyperparameters, explain
+from flops_fit_core.errors import ConfigError, PlanError
 from flops_fit_core.flops.model_stats import Measured
 from flops_fit_core.planning.trunks import FLOAT, Trunks
-from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunView, SampledDataset, SampleSize, Task
+from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunView, SampleSize, Task
 from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
 
@@ -70,12 +70,10 @@ class CellResolver:
 
     def _sample_size(self, batch_size: int | None) -> SampleSize:
         """Tokens and positions of a sample, on average; equal unless the data hold padding or masked targets."""
-        if isinstance(self.dataset, SampledDataset):
-            size = self.dataset.sample_size(batch_size or DEFAULT_BATCH)
-            if size.tokens > 0:
-                return size
-            raise PlanError("the dataset has no valid target in a sample of it: every one is ignored (-100)")
-        return SampleSize(self.dataset.task.tokens_per_sample, self.dataset.task.tokens_per_sample)
+        size = self.dataset.sample_size(batch_size or DEFAULT_BATCH)
+        if size.tokens > 0:
+            return size
+        raise PlanError("the dataset has no valid target in a sample of it: every one is ignored (-100)")
 
     def _recipe_task(self, size: SampleSize) -> Task:
         """The task as a recipe sees it: with the valid targets of a sample."""
@@ -91,7 +89,7 @@ class CellResolver:
                 f"D = {tokens:.3g} {unit} is fewer than sweep.min_steps = {self.sweep.min_steps} steps of "
                 f"{batching.batch_size} samples"
             )
-        unique = self.dataset.tokens
+        unique = self.dataset.num_unique_tokens
         if unique is not None and batching.tokens > unique and not self.sweep.repeat:
             return (
                 f"D = {batching.tokens:.3g} {unit} is {batching.tokens / unique:.2f} epochs of the "
@@ -128,10 +126,7 @@ class CellResolver:
             batch_size=self.sweep.batch_size,
             trunk=trunk,
         )
-        hyper = recipe.calling("build", recipe.options, about)
-        if not isinstance(hyper, Hyperparameters):
-            raise PluginError(f"recipe {recipe.name!r} gave {hyper!r} instead of Hyperparameters")
-        return hyper
+        return build_hyperparameters(recipe, about)
 
     def _runs(
         self, budget: float, measured: Measured, batching: Batching, hyper: Hyperparameters, size: SampleSize
@@ -187,18 +182,19 @@ class CellResolver:
                 heads=heads,
                 head_dim=head_dim,
             )
-            if experiment.trainer.spec.check is not None and seed == self.sweep.seeds[0]:
-                experiment.trainer.calling("check", experiment.trainer.options, run, partial(_options_of, parts))
+            check = experiment.trainer.spec.check
+            if check is not None and seed == self.sweep.seeds[0]:
+                experiment.trainer.call(check, experiment.trainer.options, run, partial(_options_of, parts))
             yield run
 
     def _width_scaled(self, model: Chosen[ModelSpec], width: int | None, base_width: int) -> Chosen[ModelSpec]:
         """The model as its family wants it where learning rates are scaled by the width."""
         spec = model.spec
         if spec.width_scaled_options is not None and self.experiment.planner > 1:
-            values = model.calling("width_scaled_options", model.options)
+            values = model.call(spec.width_scaled_options, model.options)
             model = model.with_options(**{name: value for name, value in values.items() if model.unset(name)})
         if spec.width_transfer is not None and width != base_width:
-            reason = model.calling("width_transfer", model.options)
+            reason = model.call(spec.width_transfer, model.options)
             if reason is not None:
                 self.notes.append(f"one learning rate is not verified for all widths: {reason}")
         return model
@@ -206,8 +202,8 @@ class CellResolver:
     def _devices(self, measured: Measured) -> int:
         """Devices that train a model of this size together, where the trainer can do that."""
         experiment = self.experiment
-        can = experiment.trainer.spec.can
-        if not can & {"distribute", "launch"} or getattr(self.dataset.task, "whole_batches", False):
+        device, can = experiment.device, experiment.trainer.spec.can
+        if not can & {"distribute", "launch"} or self.dataset.task.whole_batches:
             return 1
         if "distribute" not in can:
             needed = 1  # What is asked for.
@@ -216,7 +212,7 @@ class CellResolver:
                 3 if experiment.optimizer.spec.width_scaling == "none" else 4
             )  # weights, gradients, one or two moments
             needed = kept * FLOAT * measured.parameters.total
-        return int(experiment.device.calling("devices_per_run", experiment.device.options, needed))
+        return int(device.call(device.spec.devices_per_run, device.options, needed))
 
     def _filled(self, chosen: Chosen[Any], **suggested: Any) -> Chosen[Any]:
         """The choice with the recipe's values where the user left them unset."""

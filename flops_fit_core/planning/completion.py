@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Experiment
+from flops_fit_core.config import Experiment, build_dataset
 from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import LARGEST_TRIED, build_on_meta
@@ -50,9 +50,8 @@ def complete_dataset(experiment: Experiment, dataset: Dataset) -> tuple[Experime
 
 def _with_options(experiment: Experiment, options: Mapping[str, Any]) -> tuple[Experiment, Dataset]:
     chosen = experiment.dataset.with_options(**options)
-    completed: Dataset = chosen.calling("build", chosen.options, experiment.sweep.seeds[0])
-    whole = getattr(completed.task, "whole_batches", False)
-    if whole and getattr(experiment.trainer.options, "micro_batch", None) is not None:
+    completed = build_dataset(chosen, experiment.sweep.seeds[0])
+    if completed.task.whole_batches and getattr(experiment.trainer.options, "micro_batch", None) is not None:
         raise PlanError("loss_reduction='batch' is a loss of whole batches: leave out trainer.micro_batch")
     return experiment.model_copy(update={"dataset": chosen}), completed
 

@@ -103,7 +103,7 @@ def _ladder(experiment: Experiment, plan: SweepPlan) -> Ladder:
         )
     ladders = [
         ladder
-        for ladder in model.calling("ladders", model.options)
+        for ladder in model.call_all(model.spec.ladders, model.options)
         if all(options.get(name) == value for name, value in ladder.options.items())
     ]
     return max(ladders, key=lambda ladder: len(ladder.options), default=Ladder(multiple_of=step))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flops_fit_core.config import PLANNER, Chosen, Experiment
+from flops_fit_core.config import PLANNER, Chosen, Experiment, build_dataset
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.flops.audit import ReferenceFlops, own_count_notes
 from flops_fit_core.flops.model_stats import Meter, UsageTraces
@@ -17,7 +17,7 @@ from flops_fit_core.planning.counter import counter_notes, resolve_counter, usag
 from flops_fit_core.planning.plain_sgd import WARNING, plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder, head_notes
 from flops_fit_core.planning.trial import check_optimizer
-from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, LossSurface
+from flops_fit_core.plugins.protocols import Dataset, LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
 
@@ -79,7 +79,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
                     *left_out,
                     *batch_statistics_notes(experiment, module, runs.values()),
                     *_of_planner(experiment),
-                    *_of_dataset(dataset),
+                    *dataset.notes,
                     *counter_reason,
                     *choose_sizes.notes,
                     *repeats,
@@ -102,9 +102,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
 
 def open_dataset(experiment: Experiment, seed: int) -> Dataset:
     """Build the experiment's dataset. Raises DataError or PluginError that names it."""
-    chosen = experiment.dataset
-    dataset: Dataset = chosen.calling("build", chosen.options, seed)
-    return dataset
+    return build_dataset(experiment.dataset, seed)
 
 
 def _pack(experiment: Experiment) -> int:
@@ -128,7 +126,7 @@ def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
 
 def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
     """Which runs see data again, where the user has allowed that."""
-    unique, unit = dataset.tokens, dataset.task.unit
+    unique, unit = dataset.num_unique_tokens, dataset.task.unit
     repeating = [run.tokens / unique for run in runs if unique is not None and run.tokens > unique]
     if not repeating:
         return []
@@ -137,10 +135,6 @@ def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
         f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
     )
     return [note]
-
-
-def _of_dataset(dataset: Dataset) -> list[str]:
-    return list(dataset.notes) if isinstance(dataset, CompletedDataset) else []
 
 
 def _of_planner(experiment: Experiment) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from flops_fit_core.config import Experiment, choose_from_table
+from flops_fit_core.config import Experiment, build_fitter, choose_from_table
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import LawFit
@@ -25,5 +25,4 @@ def expected_params(experiment: Experiment, registry: Registry) -> Callable[[flo
 def fitter_of(law: LawFit, registry: Registry) -> Fitter:
     """The fitter that made a fit, with its options. Raises ConfigError if it is not installed."""
     chosen = choose_from_table("fitter", {"name": law.fitter.name, **law.fitter.options}, registry, "fit")
-    fitter: Fitter = chosen.calling("build", chosen.options)
-    return fitter
+    return build_fitter(chosen)

@@ -106,7 +106,7 @@ class SizeLadder:
         spec, multiple_of = self.model.spec, self.sweep.multiple_of
         ladders = [Ladder(multiple_of=spec.multiple_of, scale=spec.scale)]
         if spec.ladders is not None:
-            ladders = list(self.model.calling("ladders", self.model.options))
+            ladders = self.model.call_all(spec.ladders, self.model.options)
             if not ladders or not all(isinstance(ladder, Ladder) for ladder in ladders):
                 raise PluginError(f"model {self.model.name!r}: ladders gave {ladders!r} instead of Ladders")
         if multiple_of is not None:

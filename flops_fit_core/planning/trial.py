@@ -39,7 +39,7 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     scaling = chosen.spec.width_scaling
     view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups, width_scaling=scaling)
     with torch.random.fork_rng(devices=[]):
-        optimizer = chosen.calling("build", chosen.options, module, view)
+        optimizer = chosen.call(chosen.spec.build, chosen.options, module, view)
     if not callable(getattr(optimizer, "step", None)):
         raise PluginError(f"optimizer {chosen.name!r} gave {optimizer!r} instead of a torch optimizer")
     needed = [
@@ -65,7 +65,7 @@ def _check_width_scaling(chosen: Chosen[OptimizerSpec], module: nn.Module, view:
     doubled = replace(view, base_width=2 * view.base_width)
     try:
         rates = _learning_rates(optimizer)
-        doubled_rates = _learning_rates(chosen.calling("build", chosen.options, module, doubled))
+        doubled_rates = _learning_rates(chosen.call(chosen.spec.build, chosen.options, module, doubled))
     except (AttributeError, TypeError, KeyError):
         return  # an optimizer without readable groups
     scaled = view.width_scaling == "adam"

@@ -44,7 +44,7 @@ class Trunks:
         """Steps of the run that are its trunk's; None where nothing is shared. Raises PluginError."""
         if not self.shared or schedule.spec.branch is None:
             return None
-        step = schedule.calling("branch", schedule.options, run)
+        step = schedule.call(schedule.spec.branch, schedule.options, run)
         if not (isinstance(step, int) and 1 <= step <= run.steps):
             raise PluginError(f"schedule {schedule.name!r} branches off at step {step!r} of {run.steps}")
         return step

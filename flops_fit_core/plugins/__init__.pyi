@@ -5,7 +5,6 @@ from .import_path import import_object as import_object
 from .outbox import Outbox as Outbox
 from .protocols import Batch as Batch
 from .protocols import BatchCount as BatchCount
-from .protocols import CountingTask as CountingTask
 from .protocols import Dataset as Dataset
 from .protocols import Device as Device
 from .protocols import Executor as Executor
@@ -18,15 +17,14 @@ from .protocols import JobTask as JobTask
 from .protocols import Logger as Logger
 from .protocols import LossSurface as LossSurface
 from .protocols import MeasuredModel as MeasuredModel
+from .protocols import MultiEvalDataset as MultiEvalDataset
 from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput
 from .protocols import ResultStore as ResultStore
 from .protocols import RunParts as RunParts
 from .protocols import RunView as RunView
-from .protocols import SampledDataset as SampledDataset
 from .protocols import SampleSize as SampleSize
 from .protocols import Schedule as Schedule
-from .protocols import SeveralHeldOutSets as SeveralHeldOutSets
 from .protocols import Task as Task
 from .protocols import TrainContext as TrainContext
 from .protocols import Trainer as Trainer

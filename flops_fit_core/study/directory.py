@@ -25,15 +25,17 @@ from pydantic import ValidationError
 from flops_fit_core.config import (
     Chosen,
     Experiment,
+    build_store,
     choose_from_table,
     explain,
     make_experiment,
     with_planner,
 )
-from flops_fit_core.errors import ConfigError, PluginError
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.retired_stores import retired_store, store_removed
+from flops_fit_core.plugins.specs import StoreSpec
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
 
@@ -182,19 +184,13 @@ class StudyFolder:
             return experiment
         return with_planner(experiment, int(self.table()["planner"]), registry)
 
-    def open_store(self, chosen: Chosen[Any]) -> ResultStore:
+    def open_store(self, chosen: Chosen[StoreSpec]) -> ResultStore:
         """Open the study's results.
 
         Raises StoreError for a file that is damaged or not ours, PluginError if the plugin builds no ResultStore.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        store = chosen.calling("build", chosen.options, self.path)
-        if not isinstance(store, ResultStore):
-            raise PluginError(
-                f"store {chosen.name!r} ({chosen.offer.source}): build returned a {type(store).__name__}; it must "
-                f"return an object of a class that inherits flops_fit_core.plugins.ResultStore"
-            )
-        return store
+        return build_store(chosen, self.path)
 
 
 def _load(kind: type[R], path: Path) -> R:

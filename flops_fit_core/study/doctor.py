@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops_fit_core.config import make_experiment
+from flops_fit_core.config import build_executor, list_slots, make_experiment
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins.protocols import Executor, JobEnded
+from flops_fit_core.plugins.protocols import JobEnded
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import RunResult
@@ -151,10 +151,10 @@ def _done(asked: Study, folder: Path) -> str:
         folder=folder,
         plugins=registry.setup.model_dump_json(),
         live=registry.objects,
-        slots=device.calling("slots", device.options),
+        slots=list_slots(device),
     )
     started = time.monotonic()
-    executor: Executor = chosen.calling("build", chosen.options, context)
+    executor = build_executor(chosen, context)
     try:
         executor.submit(job)
         events = list(executor.events(TRIAL_SECONDS))

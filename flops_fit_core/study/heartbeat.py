@@ -14,6 +14,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
@@ -62,8 +63,8 @@ class Driver(Record):
         return True
 
 
-class DriverNote:
-    """A ``Logger`` that keeps this driver's note up to date, and removes it at the end."""
+class DriverNote(Logger):
+    """Keeps this driver's note up to date, and removes it at the end."""
 
     def __init__(self, study: Path, owner: str, executor: str) -> None:
         now = time.time()

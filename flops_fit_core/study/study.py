@@ -9,12 +9,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Chosen, Experiment, choose_from_table
+from flops_fit_core.config import (
+    Chosen,
+    Experiment,
+    build_executor,
+    build_fitter,
+    build_logger,
+    check_argument,
+    choose_from_table,
+    list_slots,
+)
 from flops_fit_core.errors import ConfigError, FitError, StudyWarning, SweepFailed, raised_at
 from flops_fit_core.planning.family_flops import count_family, is_proportional, load_family, record_family
-from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
+from flops_fit_core.plugins.protocols import Executor, Fitter, Logger, ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry, registry_from
+from flops_fit_core.plugins.specs import FitterSpec
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import DriverNote
@@ -111,6 +121,8 @@ class Study:
         KeyboardInterrupt stops the workers and loses nothing.
         """
         experiment = self._experiment()
+        for logger in loggers:
+            check_argument("loggers", logger, Logger)
         own = self._loggers(experiment)
         check_no_other_driver(self.folder, experiment.store, self.registry)
         with self.store() as store:
@@ -175,7 +187,7 @@ class Study:
 
         experiment = self._experiment()
         executor = experiment.executor
-        places = executor.calling("places", executor.options, self._slots(experiment))
+        places = executor.call(executor.spec.places, executor.options, list_slots(experiment.device))
         return None if places is None else estimate_seconds(self.plan, self.registry, places, self.results)
 
     def _experiment(self) -> Experiment:
@@ -183,21 +195,17 @@ class Study:
             self.experiment = self.folder.experiment(self.registry)
         return self.experiment
 
-    def _executor(self, experiment: Experiment) -> Any:
-        chosen = experiment.executor
+    def _executor(self, experiment: Experiment) -> Executor:
         context = StudyExecutorContext(
             folder=self.folder.path,
             plugins=self.registry.setup.model_dump_json(),
             live=self.registry.objects,
-            slots=self._slots(experiment),
+            slots=list_slots(experiment.device),
         )
-        return chosen.calling("build", chosen.options, context)
-
-    def _slots(self, experiment: Experiment) -> Any:
-        return experiment.device.calling("slots", experiment.device.options)
+        return build_executor(experiment.executor, context)
 
     def _loggers(self, experiment: Experiment) -> list[Logger]:
-        return [chosen.calling("build", chosen.options, self.folder.path) for chosen in experiment.loggers]
+        return [build_logger(chosen, self.folder.path) for chosen in experiment.loggers]
 
     # ------------------------------------------------------------------ results
 
@@ -300,15 +308,14 @@ class Study:
     # ------------------------------------------------------------------ the law
 
     @property
-    def fitter_choice(self) -> Chosen[Any]:
+    def fitter_choice(self) -> Chosen[FitterSpec]:
         """Which fitter the experiment names, with its options."""
         return self._choice("fitter")
 
     @cached_property
     def fitter(self) -> Fitter:
         """The experiment's fitter."""
-        fitter: Fitter = self.fitter_choice.calling("build", self.fitter_choice.options)
-        return fitter
+        return build_fitter(self.fitter_choice)
 
     @cached_property
     def fit(self) -> LawFit:
@@ -357,7 +364,7 @@ class Study:
         """The IsoFLOP law, or why there is none."""
         chosen = choose_from_table("fitter", ISOFLOP, self.registry, "isoflop")
         try:
-            return self.fit_with(chosen.calling("build", chosen.options), self.observations), ""
+            return self.fit_with(build_fitter(chosen), self.observations), ""
         except FitError as error:
             return None, str(error)
 

@@ -15,14 +15,14 @@ import math
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 from pydantic import JsonValue
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import Chosen, build_dataset
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
-from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Task
+from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Task, heldout_batches
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.testing.batches import samples_of, tensors
 from flops_fit_core.testing.elsewhere import dataset_elsewhere, sample_digests
@@ -63,7 +63,7 @@ class DatasetConformance(Kit):
         states = random.getstate(), np.random.get_state(), torch.get_rng_state()
 
         def build(seed: int = 0) -> Dataset:
-            dataset: Dataset = chosen.spec.build(chosen.options, seed)
+            dataset = build_dataset(chosen, seed)
             random.seed()
             np.random.seed()
             torch.seed()
@@ -86,7 +86,7 @@ class DatasetConformance(Kit):
         assert dataset.fingerprint
         assert dataset.task.unit
         assert dataset.task.tokens_per_sample >= 1
-        assert dataset.tokens is None or dataset.tokens >= dataset.task.tokens_per_sample
+        assert dataset.num_unique_tokens is None or dataset.num_unique_tokens >= dataset.task.tokens_per_sample
         assert dataset.bytes_per_token is None or 0 < dataset.bytes_per_token < math.inf
 
     def test_the_seed_does_not_change_the_fingerprint(self, build: Build) -> None:
@@ -96,9 +96,9 @@ class DatasetConformance(Kit):
         assert first == other, "with another seed: its runs would not be of the same data"
 
     def test_the_seed_changes_nothing_but_the_order(self, build: Build) -> None:
-        """The task is part of what a run is, and D is compared with ``tokens``."""
+        """The task is part of a run's identity, and D is compared with ``num_unique_tokens``."""
         one, other = build(seed=0), build(seed=1)
-        for said in ("tokens", "bytes_per_token", "heldout_sets"):
+        for said in ("num_unique_tokens", "bytes_per_token", "heldout_sets"):
             found = getattr(one, said, None), getattr(other, said, None)
             assert found[0] == found[1], f"{said} with seeds 0 and 1: {found[0]} and {found[1]}"
         assert _description(one.task) == _description(other.task), "another task with another seed"
@@ -138,7 +138,9 @@ class DatasetConformance(Kit):
         """Tokens within the vocabulary, classes among those there are, numbers that are finite: on a GPU anything
         else ends a process without a word of which sample it was."""
         training = islice(dataset.batches(50), max(1, self.most // 50))
-        heldout = (_heldout(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset))
+        heldout = (
+            heldout_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset)
+        )
         for batch in chain(training, *heldout):
             for one in tensors(batch):
                 assert not one.is_floating_point() or one.isfinite().all(), "a number is not finite"
@@ -153,8 +155,10 @@ class DatasetConformance(Kit):
         _same(samples_of(list(islice(dataset.batches(4), 6))), _read(dataset, 4, 24), changed)
         for name in _names(dataset):
             tokens = 24 * dataset.task.tokens_per_sample
-            held = samples_of(list(_heldout(dataset, tokens, 4, name)))
-            _same(held, samples_of(_heldout(dataset, tokens, 4, name)), f"held-out data{_of(name)} {changed}")
+            held = samples_of(list(heldout_batches(dataset, tokens, 4, name)))
+            _same(
+                held, samples_of(heldout_batches(dataset, tokens, 4, name)), f"held-out data{_of(name)} {changed}"
+            )
 
     def test_the_same_seed_gives_the_same_samples(self, build: Build) -> None:
         """Whatever state the global generators are in."""
@@ -178,9 +182,9 @@ class DatasetConformance(Kit):
     @pytest.fixture
     def epoch(self, dataset: Dataset) -> int:
         """Samples of an epoch, where it is short enough to be read here."""
-        if dataset.tokens is None:
+        if dataset.num_unique_tokens is None:
             pytest.skip("these data are endless")
-        epoch = dataset.tokens // dataset.task.tokens_per_sample
+        epoch = dataset.num_unique_tokens // dataset.task.tokens_per_sample
         if epoch > self.most:
             pytest.skip(f"an epoch has {epoch:,} samples; give less data, or raise `most`")
         return epoch
@@ -209,7 +213,7 @@ class DatasetConformance(Kit):
         iterator = iter(dataset.batches(4))
         read = samples_of(islice(iterator, 3))
         for name in _names(dataset):
-            samples_of(_heldout(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
+            samples_of(heldout_batches(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
         _read(dataset, 4, 8, start=3)
         _same(read + samples_of(islice(iterator, 3)), undisturbed, "with an evaluation after the third batch")
 
@@ -220,19 +224,21 @@ class DatasetConformance(Kit):
         dataset = build(seed=0)
         tokens = 30 * dataset.task.tokens_per_sample
         for name in _names(dataset):
-            expected = samples_of(_heldout(dataset, tokens, 4, name))
+            expected = samples_of(heldout_batches(dataset, tokens, 4, name))
             assert expected, f"there is no held-out data{_of(name)}"
             held = f"held-out data{_of(name)}"
-            _same(samples_of(_heldout(dataset, tokens, 4, name)), expected, f"{held}, another call")
-            _same(samples_of(_heldout(dataset, tokens, 9, name)), expected, f"{held}, another batch size")
-            _same(samples_of(_heldout(build(seed=1), tokens, 4, name)), expected, f"{held}, another seed")
+            _same(samples_of(heldout_batches(dataset, tokens, 4, name)), expected, f"{held}, another call")
+            _same(samples_of(heldout_batches(dataset, tokens, 9, name)), expected, f"{held}, another batch size")
+            _same(samples_of(heldout_batches(build(seed=1), tokens, 4, name)), expected, f"{held}, another seed")
 
     def test_held_out_data_are_as_many_as_asked_for_or_fewer(self, dataset: Dataset) -> None:
         """Rounded up to whole samples; asking for more never gives less."""
         per_sample = dataset.task.tokens_per_sample
         for name in _names(dataset):
             asked = [1, 5, 20]
-            counts = [len(samples_of(_heldout(dataset, samples * per_sample, 8, name))) for samples in asked]
+            counts = [
+                len(samples_of(heldout_batches(dataset, samples * per_sample, 8, name))) for samples in asked
+            ]
             said = f"{counts} samples where {asked} were asked for{_of(name)}"
             assert counts == sorted(counts), said
             assert all(1 <= count <= most for count, most in zip(counts, asked, strict=True)), said
@@ -241,7 +247,7 @@ class DatasetConformance(Kit):
         """The last one may be smaller."""
         form = _form(dataset.task.example(4))
         for name in _names(dataset):
-            batches = list(_heldout(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
+            batches = list(heldout_batches(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
             for batch in batches:
                 assert _form(batch) == form, f"types and shapes{_of(name)}; the second is the task's example"
                 assert len(next(tensors(batch))) <= 4, f"asked for batches of 4{_of(name)}"
@@ -251,7 +257,7 @@ class DatasetConformance(Kit):
         if not isinstance(dataset.task, LanguageTask):
             pytest.skip("not a language task")
         for name in _names(dataset):
-            windows = _rows(_heldout(dataset, 200 * dataset.task.context, 8, name))
+            windows = _rows(heldout_batches(dataset, 200 * dataset.task.context, 8, name))
             owner: dict[bytes, int] = {}
             overlapping = 0
             for number, row in enumerate(windows):
@@ -272,7 +278,7 @@ class DatasetConformance(Kit):
         else:
             known = set(samples_of(training))
         for name in _names(dataset):
-            heldout = _heldout(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
+            heldout = heldout_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
             if is_text:
                 asked = [piece for row in _rows(heldout) for piece in _pieces(row, length)[::length]]
             else:
@@ -308,17 +314,11 @@ def _answers(task: Task, batch: Batch) -> tuple[Tensor | None, int]:
 
 def _names(dataset: Dataset) -> list[str | None]:
     """The held-out sets: None is the main one."""
-    return [None, *(dataset.heldout_sets if isinstance(dataset, SeveralHeldOutSets) else ())]
+    return [None, *(dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ())]
 
 
 def _of(name: str | None) -> str:
     return "" if name is None else f" of {name!r}"
-
-
-def _heldout(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
-    if name is None:
-        return dataset.heldout(tokens, batch_size)
-    return cast("SeveralHeldOutSets", dataset).heldout(tokens, batch_size, name)
 
 
 def _form(batch: Batch) -> list[tuple[str, tuple[int, ...]]]:

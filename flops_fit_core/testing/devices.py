@@ -44,7 +44,8 @@ class DeviceConformance(Kit):
         if self.backend != "cpu" and not (backend is not None and backend.is_available()):
             pytest.skip(f"torch finds no {self.backend} here")
         dtype = torch.get_default_dtype()
-        device: Device = chosen.spec.build(chosen.options)
+        device = chosen.spec.build(chosen.options)
+        assert isinstance(device, Device), "inherit from flops_fit_core.plugins.Device"
         yield device
         torch.set_default_dtype(dtype)
         torch.set_default_device(None)

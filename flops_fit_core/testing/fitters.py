@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import Chosen, build_fitter
 from flops_fit_core.errors import FitError
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Optimum
@@ -81,8 +81,7 @@ class FitterConformance(Kit):
     @pytest.fixture
     def fitter(self, chosen: Chosen[Any]) -> Fitter:
         """With its options."""
-        fitter: Fitter = chosen.spec.build(chosen.options)
-        return fitter
+        return build_fitter(chosen)
 
     @pytest.fixture
     def clean(self, fitter: Fitter) -> LawFit:

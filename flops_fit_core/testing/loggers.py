@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import Chosen, build_logger
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import Evaluation, PluginChoice, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.testing.examples import example_result, example_run
@@ -239,7 +239,7 @@ class LoggerConformance(Kit):
         logger.finished(_result(runs[1]))
         logger.close()
         logger.close()
-        _built(chosen, folder).close()
+        build_logger(chosen, folder).close()
         until = time.monotonic() + self.patience
         while (left := self._at_work() - before) and time.monotonic() < until:
             time.sleep(0.05)
@@ -322,13 +322,8 @@ def _are_among(points: Sequence[tuple[int, float]], given: Sequence[tuple[int, f
         assert loss == pytest.approx(expected[tokens], rel=1e-6), f"loss at {tokens} tokens"
 
 
-def _built(chosen: Chosen[Any], folder: Path) -> Logger:
-    logger: Logger = chosen.spec.build(chosen.options, folder)
-    return logger
-
-
 def _opened(chosen: Chosen[Any], folder: Path, runs: Sequence[RunSpec]) -> Logger:
-    logger = _built(chosen, folder)
+    logger = build_logger(chosen, folder)
     logger.started(
         SweepPlan(
             name="a study",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.plugins.hookspecs import hookimpl
-from flops_fit_core.plugins.protocols import RunView
+from flops_fit_core.plugins.protocols import Dataset, RunView
 from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
 
 if TYPE_CHECKING:
@@ -52,12 +52,10 @@ def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
     return Tiny(nn.Linear(INPUTS, options.width), nn.ReLU(), nn.Linear(options.width, task.outputs_size))
 
 
-class Majority:
+class Majority(Dataset):
     """Whether more than half of a number's 8 bits are ones: endless, computed, the same everywhere."""
 
     task = SupervisedTask(inputs=(INPUTS,), outputs_size=CLASSES)
-    tokens = None
-    bytes_per_token = None
 
     def __init__(self, seed: int, contrary: bool = False) -> None:
         self.seed, self.contrary = seed, contrary

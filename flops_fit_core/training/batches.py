@@ -5,11 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 
 import torch
 
-from flops_fit_core.plugins.protocols import Batch, BatchCount, CountingTask, Task
+from flops_fit_core.plugins.protocols import Batch, num_samples
 
 
 def to_device(batch: Batch, device: str) -> Batch:
@@ -35,22 +34,8 @@ def pinned(batch: Batch) -> Batch:
 
 
 def length(batch: Batch) -> int:
-    """Samples in a batch. Raises ValueError where it holds no tensor."""
-    if isinstance(batch, torch.Tensor) and batch.ndim:
-        return len(batch)
-    items = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, list | tuple) else ()
-    for item in items:
-        with suppress(ValueError):
-            return length(item)
-    raise ValueError("this batch holds no tensor")
-
-
-def count_batch(task: Task, batch: Batch) -> BatchCount:
-    """Valid targets and positions of a batch."""
-    if isinstance(task, CountingTask):
-        return task.count(batch)
-    tokens = length(batch) * task.tokens_per_sample
-    return BatchCount(tokens, tokens)
+    """Samples in a batch. Raises ValueError for a batch without tensors."""
+    return num_samples(batch)
 
 
 def part(batch: Batch, first: int, last: int) -> Batch:

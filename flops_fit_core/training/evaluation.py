@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.plugins.protocols import Batch, Dataset, SeveralHeldOutSets, Together
+from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Together, heldout_batches
 from flops_fit_core.plugins.utilities import bits_per_byte
 from flops_fit_core.training.batches import length, part, to_device
 from flops_fit_core.training.distributed import Processes, gather_anew, is_sharded, share_buffers
@@ -80,7 +80,7 @@ def evaluate(
         return float(loss), float(number), task.metrics(outputs, batch)
 
     in_parts = _PartsThatFit(measure, device, together.size if is_sharded(model) else 1, whole is not None)
-    for batch in _heldout(dataset, tokens, whole or max(1, batch_tokens // task.tokens_per_sample), name):
+    for batch in heldout_batches(dataset, tokens, whole or max(1, batch_tokens // task.tokens_per_sample), name):
         samples = length(batch)
         if whole is not None and samples < whole:
             continue
@@ -153,12 +153,6 @@ class _PartsThatFit(Generic[R]):
         logger.warning("out of memory in an evaluation: going on with batches of %d samples", self._most)
 
 
-def _heldout(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
-    if name is None:
-        return dataset.heldout(tokens, batch_size)
-    return cast("SeveralHeldOutSets", dataset).heldout(tokens, batch_size, name)
-
-
 def further_losses(
     model: nn.Module,
     dataset: Dataset,
@@ -174,7 +168,7 @@ def further_losses(
 
     Empty where it has none; without those on which the loss is not finite.
     """
-    names = dataset.heldout_sets if isinstance(dataset, SeveralHeldOutSets) else ()
+    names = dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ()
     found = {
         name: evaluate(
             model,

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.plugins.protocols import TrainContext
+from flops_fit_core.plugins.protocols import TrainContext, Trainer
 from flops_fit_core.records import Job, Progress, RunResult, RunSpec, Trajectory
 from flops_fit_core.training.batches import prefetched
 from flops_fit_core.training.memory import is_out_of_memory
@@ -31,7 +31,7 @@ LOOK_EVERY = 16
 """Steps between two looks at the training loss. A look waits for the device; the steps between do not."""
 
 
-class TorchTrainer:
+class TorchTrainer(Trainer):
     """Trains one trajectory after another on one device. Its options are those of ``trainers/torch``."""
 
     def __init__(

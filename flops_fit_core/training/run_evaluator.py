@@ -121,7 +121,7 @@ class Measuring:
         share = tokens / positions if positions else 1.0
         precision = self.precision_on(context)
         speed = run.flops_per_position * trained / (share or 1.0) / max(position.train_seconds, 1e-9)
-        unique = min(tokens, one.parts.dataset.tokens or tokens)
+        unique = min(tokens, one.parts.dataset.num_unique_tokens or tokens)
         peak = context.device.peak_flops(precision)
         devices = context.together.size
         return {

@@ -10,7 +10,6 @@ from torch import nn
 
 from flops_fit_core.plugins.protocols import Batch, RunParts, TrainContext
 from flops_fit_core.records import RunSpec, Trajectory
-from flops_fit_core.training.batches import count_batch
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 from flops_fit_core.training.checkpoints import Checkpoints, Position
 from flops_fit_core.training.optimizer_modes import train_mode
@@ -67,7 +66,7 @@ class Pass:
         """Add a batch that is trained on to the tokens and positions. Returns its tokens."""
         if self.position.diverged:
             return 0
-        count = count_batch(self.parts.dataset.task, batch)
+        count = self.parts.dataset.task.count(batch)
         self.position.tokens = (self.position.tokens or 0) + count.tokens
         self.position.positions = (self.position.positions or 0) + count.positions
         return count.tokens

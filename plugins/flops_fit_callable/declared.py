@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, JsonValue, NonNegativeInt, PositiveInt, model_validator
 
-from flops_fit_core import ConfigError
-from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.plugins import Options, Task
 
 if TYPE_CHECKING:
@@ -37,30 +35,7 @@ class DeclaredOptions(Options):
 
 
 def build_declared(options: DeclaredOptions, task: Task) -> nn.Module:
-    """So many parameters, which on the meta device take no memory. It gives zeros of the right shape, and refuses
-    to be trained."""
-    import torch
-    from torch import nn
+    """A module with the declared parameters. It gives zeros of the right shape, and refuses to be trained."""
+    from flops_fit_callable.declared_module import Declared
 
-    class Declared(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(options.params - options.lookup_params))
-            self.table = nn.Embedding(options.lookup_params, 1) if options.lookup_params else None
-
-        def forward(self, inputs: Any) -> Any:
-            if torch.is_grad_enabled():
-                raise ConfigError(
-                    "model 'declared' is only numbers: use it with trainer 'command', or choose a family that can "
-                    "be trained, such as 'gpt'"
-                )
-            return torch.zeros(_outputs_shape(task, inputs), device=inputs.device)
-
-    return Declared()
-
-
-def _outputs_shape(task: Task, inputs: Any) -> tuple[int, ...]:
-    if isinstance(task, LanguageTask):
-        return (*inputs.shape, task.vocab_size)
-    assert isinstance(task, SupervisedTask)
-    return len(inputs), task.outputs_size
+    return Declared(options.params, options.lookup_params, task)

@@ -9,7 +9,7 @@ from pydantic import Field, PositiveInt
 
 from flops_fit_core import DataError
 from flops_fit_core.data import LanguageTask
-from flops_fit_core.plugins import Batch, Options
+from flops_fit_core.plugins import Batch, Dataset, Options
 
 
 class ExternalOptions(Options):
@@ -30,12 +30,12 @@ class ExternalOptions(Options):
     """Of the held-out text, for bits per byte."""
 
 
-class External:
-    """Implements ``Dataset`` but for its data."""
+class External(Dataset):
+    """A task without data."""
 
     def __init__(self, options: ExternalOptions) -> None:
         self.task = LanguageTask(vocab_size=options.vocab_size, context=options.context)
-        self.tokens = options.tokens
+        self.num_unique_tokens = options.tokens
         self.bytes_per_token = options.bytes_per_token
         self.fingerprint = f"external {options.label}"
 

@@ -7,42 +7,27 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from pydantic import NonNegativeInt, PositiveInt, model_validator
 
 from flops_fit_core import ConfigError
-from flops_fit_core.plugins import DeviceSpec, Options, Runtime, hookimpl
-
-if TYPE_CHECKING:
-    from flops_fit_core.plugins import Device
+from flops_fit_core.plugins import Device, DeviceSpec, Options, Runtime, hookimpl
 
 
-class CPU:
-    """The processor, in float32: bfloat16 autocast is slower on most."""
+class CPU(Device):
+    """The processor, in float32: bfloat16 autocast is slower on most.
+
+    Torch caches no CPU memory. The peak is unknown: it depends on the clock and on other programs.
+    """
 
     torch_device = "cpu"
-    precision = "float32"
 
-    @property
-    def name(self) -> str:
-        return f"CPU ({platform.processor() or platform.machine()})"
-
-    def synchronize(self) -> None:
-        """Nothing is ever pending."""
-
-    def peak_memory(self) -> int | None:
-        return None
-
-    def release(self) -> None:
-        """Torch caches no CPU memory."""
-
-    def peak_flops(self, precision: str) -> float | None:
-        """Depends on the clock and on what else the machine does."""
-        return None
+    def __init__(self) -> None:
+        self.name = f"CPU ({platform.processor() or platform.machine()})"
 
 
-class CUDA:
+class CUDA(Device):
     """One GPU. bfloat16 autocast where the hardware has it."""
 
     def __init__(self, index: int) -> None:

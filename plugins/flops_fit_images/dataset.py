@@ -13,7 +13,7 @@ from torch import Tensor
 
 from flops_fit_core import DataError
 from flops_fit_core.data import EpochOrder, SupervisedTask
-from flops_fit_core.plugins import content_hash
+from flops_fit_core.plugins import MultiEvalDataset, content_hash
 from flops_fit_images import ImagesOptions
 from flops_fit_images.sources import BLOCK, Images, load
 
@@ -66,10 +66,10 @@ def look_through(part: Part) -> Look:
     return Look(digest.hexdigest()[:16], largest, mean.float().reshape(shape), deviation.float().reshape(shape))
 
 
-class ImageDataset:
-    """Implements ``Dataset``: pairs of images (batch, *shape) in float32 and classes (batch,) in int64."""
+class ImageDataset(MultiEvalDataset):
+    """Pairs of images (batch, *shape) in float32 and classes (batch,) in int64."""
 
-    bytes_per_token: float | None = None
+    task: SupervisedTask
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class ImageDataset:
         fingerprint: str,
     ) -> None:
         self.task = SupervisedTask(inputs=training.images.shape, outputs_size=classes)
-        self.tokens: int | None = len(training)
+        self.num_unique_tokens = len(training)
         self.fingerprint = fingerprint
         self.heldout_sets = tuple(name for name in heldout if name is not None)
         self._training = training

@@ -20,6 +20,7 @@ from typing import Protocol
 from uuid import uuid4
 
 from flops_fit_core import Progress, RunResult, SweepPlan
+from flops_fit_core.plugins import Logger
 from flops_fit_loggers.values import Thinning
 
 logger = logging.getLogger("flops_fit")
@@ -52,7 +53,7 @@ class _GaveUp(Exception):
     """The sweep has ended, and nothing can be sent."""
 
 
-class Courier:
+class Courier(Logger):
     """A ``Logger`` in front of a :class:`Runs`.
 
     Args:

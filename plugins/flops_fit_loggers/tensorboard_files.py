@@ -14,11 +14,12 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from flops_fit_core import Progress, RunResult, RunSpec, SweepPlan
+from flops_fit_core.plugins import Logger
 from flops_fit_loggers import values
 
 
-class TensorboardLogger:
-    """A ``Logger`` that writes ``folder/<run name>/events.out.tfevents...``; a point's step is its tokens.
+class TensorboardLogger(Logger):
+    """Writes ``folder/<run name>/events.out.tfevents...``; a point's step is its tokens.
 
     No run declares an ``Experiment`` of the hparams plugin: where none does, TensorBoard takes the hyperparameters
     and metrics of all runs together, and otherwise those of one.

@@ -7,10 +7,11 @@ import time
 from datetime import datetime
 
 from flops_fit_core import Progress, RunResult, RunSpec, SweepPlan
+from flops_fit_core.plugins import Logger
 
 
-class TerminalLogger:
-    """A ``Logger`` that says what happens, one line an event.
+class TerminalLogger(Logger):
+    """Prints one line per event.
 
     Args:
         every: Seconds between two lines on the progress of one run.
@@ -51,9 +52,6 @@ class TerminalLogger:
         error = f": {_one_line(result)}" if result.error is not None else ""
         what = f"{self._what(result.run)}{seen}{loss}, {result.seconds:.1f} s{error}"
         self._say(f"{_who(result.run, result.attempt)} {result.status}: {what}")
-
-    def close(self) -> None:
-        """Nothing is open."""
 
     @property
     def _unit(self) -> str:

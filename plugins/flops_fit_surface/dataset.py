@@ -11,7 +11,7 @@ from pydantic import Field, PositiveInt
 
 from flops_fit_core import DataError
 from flops_fit_core.data import LanguageTask
-from flops_fit_core.plugins import Batch, Options
+from flops_fit_core.plugins import Batch, LossSurface, Options
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 
@@ -44,11 +44,8 @@ class SurfaceOptions(Options):
     """Tokens in one sequence of that task."""
 
 
-class Surface:
-    """A dataset (and a ``LossSurface``) that has a task, a formula, and no data."""
-
-    tokens = None
-    bytes_per_token = None
+class Surface(LossSurface):
+    """A task and a formula without data."""
 
     def __init__(self, options: SurfaceOptions) -> None:
         self.options = options

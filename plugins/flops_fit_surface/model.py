@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from pydantic import PositiveInt
 
-from flops_fit_core import ConfigError
 from flops_fit_core.plugins import Options, Task
 
 if TYPE_CHECKING:
@@ -21,19 +20,7 @@ class FlatOptions(Options):
 
 
 def build_flat(options: FlatOptions, task: Task) -> nn.Module:
-    """One flat parameter of ``options.params`` elements, which on the meta device takes no memory."""
-    import torch
-    from torch import nn
+    """One flat parameter of ``options.params`` elements."""
+    from flops_fit_surface.flat import Flat
 
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(options.params))
-
-        def forward(self, *inputs: object) -> None:
-            raise ConfigError(
-                "model 'surface' is a number of parameters and computes nothing: use it with dataset "
-                "'surface', or choose a family that can be trained, such as 'gpt'"
-            )
-
-    return Flat()
+    return Flat(options.params)

@@ -6,10 +6,10 @@ import time
 from collections.abc import Iterator
 
 from flops_fit_core import ConfigError, Job, RunResult
-from flops_fit_core.plugins import LossSurface, TrainContext
+from flops_fit_core.plugins import LossSurface, TrainContext, Trainer
 
 
-class SurfaceTrainer:
+class SurfaceTrainer(Trainer):
     """Computes each run's loss from its dataset's formula; marks every result as synthetic.
 
     N is ``run.params`` (as the plan's FLOPs counter counts it), D is ``run.tokens``. The curve is empty:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec
-from flops_fit_core.plugins import TrainContext, bits_per_byte
+from flops_fit_core.plugins import TrainContext, Trainer, bits_per_byte
 from flops_fit_trainers.command_options import CommandOptions, words
 from flops_fit_trainers.outcome import Outcome, ProgressFile, measured, read_outcome
 from flops_fit_trainers.placeholders import KINDS, OptionsOf, fill, values_of
@@ -64,7 +64,7 @@ class Files:
         }
 
 
-class CommandTrainer:
+class CommandTrainer(Trainer):
     """Starts the command once a run and reads its result as JSON; nothing is ever read from what it prints.
 
     The model is not built here: N and FLOPs are those of the plan.
@@ -148,7 +148,7 @@ class Launch:
 
     def _finished(self, outcome: Outcome) -> RunResult:
         known = {"seconds": self._seconds(), **measured(outcome, self.run)}
-        known["unique_tokens"] = min(known["tokens"], self.dataset.tokens or known["tokens"])
+        known["unique_tokens"] = min(known["tokens"], self.dataset.num_unique_tokens or known["tokens"])
         if known["loss"] is not None:
             known.setdefault("bits_per_byte", bits_per_byte(known["loss"], self.dataset.bytes_per_token))
         return self.context.result(self.run, outcome.status, **known)

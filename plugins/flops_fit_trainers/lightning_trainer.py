@@ -19,14 +19,14 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec
-from flops_fit_core.plugins import TrainContext
+from flops_fit_core.plugins import TrainContext, Trainer
 from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses
 from flops_fit_trainers.lightning_module import give_optimizer, make_module, optimizes_itself
 from flops_fit_trainers.lightning_options import LightningOptions
 from flops_fit_trainers.lightning_watch import Batches, Watch
 
 
-class LightningTrainer:
+class LightningTrainer(Trainer):
     """One run after another. One that was interrupted goes on from Lightning's checkpoint of it."""
 
     def __init__(self, options: LightningOptions) -> None:
@@ -125,7 +125,7 @@ class LightningTrainer:
         tokens = watch.steps * run.tokens_per_step
         measured: dict[str, Any] = {
             "tokens": tokens,
-            "unique_tokens": min(tokens, parts.dataset.tokens or tokens),
+            "unique_tokens": min(tokens, parts.dataset.num_unique_tokens or tokens),
             "flops_per_second": run.flops_per_token * tokens / max(trained_seconds, 1e-9),
             "precision": self._precision(context),
         }

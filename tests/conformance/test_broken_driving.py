@@ -102,10 +102,10 @@ import json
 import os
 import threading
 
-from flops_fit_core.plugins import LoggerSpec, hookimpl
+from flops_fit_core.plugins import Logger, LoggerSpec, hookimpl
 from flops_fit_core.testing import LoggerConformance
 
-class Lines:
+class Lines(Logger):
     def __init__(self, folder):
         self.path = folder / "log.jsonl"
         self.curves = {}

@@ -8,11 +8,11 @@ FITTER = """
 import math
 
 from flops_fit_core import FitError, Interval, LawFit, Optimum
-from flops_fit_core.plugins import FitterSpec, hookimpl
+from flops_fit_core.plugins import Fitter, FitterSpec, hookimpl
 from flops_fit_core.fitting import IsoflopFitter
 from flops_fit_core.testing import FitterConformance
 
-class Fitter:
+class Broken(Fitter):
     def __init__(self):
         self.inner = IsoflopFitter(draws=50, name="mine/broken")
         self.calls = 0
@@ -30,7 +30,7 @@ class Fitter:
 class Plugin:
     @hookimpl
     def flops_fit_fitters(self):
-        yield FitterSpec(name="broken", build=lambda options: Fitter())
+        yield FitterSpec(name="broken", build=lambda options: Broken())
 
 class TestBroken(FitterConformance):
     name = "broken"
@@ -75,7 +75,7 @@ def test_broken_fitters_are_caught(failures: Failures) -> None:
             },
             "fits anything": {
                 "GIVEN": "observations = observations if len(observations) > 2 else STUDY",
-                "class Fitter:": "STUDY = FitterConformance().observations(0.0)\nclass Fitter:",
+                "class Broken(Fitter):": "STUDY = FitterConformance().observations(0.0)\nclass Broken(Fitter):",
             },
             "takes C for 6 N D": {
                 "GIVEN": "counted = [{'flops': 6 * o.params * o.tokens} for o in observations]; observations = "

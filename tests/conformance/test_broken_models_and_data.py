@@ -173,15 +173,14 @@ DATASET = """
 import torch
 
 from flops_fit_core.data import LanguageTask
-from flops_fit_core.plugins import DatasetSpec, hookimpl
+from flops_fit_core.plugins import DatasetSpec, MultiEvalDataset, hookimpl
 from flops_fit_core.testing import DatasetConformance
 
 CONTEXT = 16
 TEXT = torch.randint(1000, (4000,), generator=torch.Generator().manual_seed(0))
 
-class Data:
+class Data(MultiEvalDataset):
     task = LanguageTask(vocab_size=3000, context=CONTEXT)
-    bytes_per_token = None
 
     def __init__(self, seed):
         self.seed = seed
@@ -189,7 +188,7 @@ class Data:
         self.training = TEXT[:TRAINING]
         self.held = TEXT[3000:]
         self.count = (len(self.training) - 1) // CONTEXT
-        self.tokens = self.count * CONTEXT
+        self.num_unique_tokens = self.count * CONTEXT
         self.position = 0
 
     def order(self, epoch):
@@ -267,11 +266,11 @@ def test_broken_datasets_are_caught(failures):
             "follows the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
             "forgets in which epoch it starts": {"START": "start %= self.count"},
             "draws with replacement": {"torch.randperm(self.count,": "torch.randint(self.count, (self.count,),"},
-            "promises more than it has": {"self.tokens = ": "self.tokens = 2 * "},
+            "promises more than it has": {"self.num_unique_tokens = ": "self.num_unique_tokens = 2 * "},
             "has another task for other seeds": {
                 "self.seed = seed": "self.seed, self.task = seed, LanguageTask(3000 + seed, CONTEXT)",
             },
-            "has more tokens for other seeds": {"self.tokens = ": "self.tokens = seed + "},
+            "has more tokens for other seeds": {"self.num_unique_tokens = ": "self.num_unique_tokens = seed + "},
             "has tokens outside of its vocabulary": {"vocab_size=3000": "vocab_size=999"},
             "fills one tensor again and again": {
                 "START": "kept = torch.zeros(batch_size, CONTEXT + 1, dtype=torch.long)",
@@ -325,18 +324,24 @@ def test_broken_datasets_are_caught(failures):
 HASHED = """
 import torch
 
-from flops_fit_core.plugins import DatasetSpec, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, Task, hookimpl
 
-class Task:
-    unit, tokens_per_sample = "samples", 1
+class Answers(Task):
+    unit = "samples"
 
     def example(self, batch_size):
         return {"inputs": torch.zeros(batch_size, 2), "answers": torch.zeros(batch_size, dtype=torch.long)}
 
-class Data:
+    def outputs(self, model, batch):
+        return model(batch["inputs"])
+
+    def loss(self, outputs, batch):
+        loss = torch.nn.functional.cross_entropy(outputs, batch["answers"], reduction="sum")
+        return loss, len(batch["answers"])
+
+class Data(Dataset):
     # Batches are dictionaries, and the data endless.
-    task = Task()
-    tokens = bytes_per_token = None
+    task = Answers()
     fingerprint = FINGERPRINT
 
     def __init__(self, seed):

@@ -8,10 +8,10 @@ from conftest import Failures
 TRAINER = """
 import torch
 
-from flops_fit_core.plugins import TrainerSpec, hookimpl
+from flops_fit_core.plugins import Trainer, TrainerSpec, hookimpl
 from flops_fit_core.testing import TrainerConformance
 
-class Trainer:
+class Broken(Trainer):
     def train(self, job, context):
         for run in RUNS:
             SEED
@@ -43,7 +43,7 @@ class Trainer:
 class Plugin:
     @hookimpl
     def flops_fit_trainers(self):
-        yield TrainerSpec(name="broken", build=lambda options: Trainer(), can=frozenset(CAN))
+        yield TrainerSpec(name="broken", build=lambda options: Broken(), can=frozenset(CAN))
 
 class TestBroken(TrainerConformance):
     name = "broken"

@@ -394,10 +394,10 @@ def test_broken_recipes_are_caught(failures: Failures) -> None:
 
 
 DEVICE = """
-from flops_fit_core.plugins import DeviceSpec, hookimpl
+from flops_fit_core.plugins import Device, DeviceSpec, hookimpl
 from flops_fit_core.testing import DeviceConformance
 
-class Device:
+class Broken(Device):
     torch_device, name, precision = WHERE, NAME, PRECISION
 
     def synchronize(self):
@@ -415,7 +415,7 @@ class Device:
 class Plugin:
     @hookimpl
     def flops_fit_devices(self):
-        yield DeviceSpec(name="broken", build=lambda options: Device(), slots=lambda options: SLOTS,
+        yield DeviceSpec(name="broken", build=lambda options: Broken(), slots=lambda options: SLOTS,
                          devices_per_run=lambda options, size: COUNT)
 
 class TestBroken(DeviceConformance):
@@ -449,12 +449,14 @@ def test_broken_devices_are_caught(failures: Failures) -> None:
             "needs fewer devices for larger runs": {"COUNT": "2 if size < 2**25 else 1"},
             "gives memory in KiB": {"MEMORY": "__import__('resource').getrusage(0).ru_maxrss"},
             "says float32 and computes in bfloat16": {
-                "class Device:": "import torch\n\nclass Device:\n"
+                "class Broken(Device):": "import torch\n\nclass Broken(Device):\n"
                 "    def __init__(self):\n        torch.set_default_dtype(torch.bfloat16)\n",
             },
             "names its places anew at each look": {
                 "SLOTS": "[{'PLACE': str(CALLS())}]",
-                "class Device:": "import itertools\nCALLS = itertools.count().__next__\n\nclass Device:",
+                "class Broken(Device):": (
+                    "import itertools\nCALLS = itertools.count().__next__\n\nclass Broken(Device):"
+                ),
             },
         },
     )

@@ -19,6 +19,7 @@ from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
 from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
@@ -51,7 +52,7 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class EnvelopeFitter:
+class EnvelopeFitter(Fitter):
     """Fits Approach 1. Same observations and options, same fit."""
 
     level: float = 0.9

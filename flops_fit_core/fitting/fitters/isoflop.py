@@ -45,6 +45,7 @@ from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, ProfileMinimum
 
@@ -53,7 +54,7 @@ MANY = 2000
 
 
 @dataclass(frozen=True)
-class IsoflopFitter:
+class IsoflopFitter(Fitter):
     """Fits the IsoFLOP law. Same observations and options, same fit."""
 
     level: float = 0.9

@@ -20,6 +20,7 @@ from flops_fit_core.fitting.numerical_errors import guarded
 from flops_fit_core.fitting.solvers.marquardt import Model, jacobian, least_squares
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise, offsets
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
@@ -115,7 +116,7 @@ _SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
 
 
 @dataclass(frozen=True)
-class JointFitter:
+class JointFitter(Fitter):
     """Fits one of the further forms. Same observations and options, same fit."""
 
     form: Form

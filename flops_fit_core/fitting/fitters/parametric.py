@@ -30,6 +30,7 @@ from flops_fit_core.fitting.uncertainty.refits import (
     fit_point,
     natural,
 )
+from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
 
@@ -37,7 +38,7 @@ Resampling = Literal["residuals", "cases"]
 
 
 @dataclass(frozen=True)
-class ParametricFitter:
+class ParametricFitter(Fitter):
     """Fits Approach 3. Same observations and options, same fit."""
 
     level: float = 0.9

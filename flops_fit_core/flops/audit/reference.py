@@ -121,9 +121,10 @@ class ReferenceFlops:
             return trace_flops(module, task, name, limit=LARGEST_RUN)
 
     def _own(self, options: Options, task: Task) -> float | None:
-        if self.model.spec.flops_per_token is None:
+        count = self.model.spec.flops_per_token
+        if count is None:
             return None
-        counted = self.model.calling("flops_per_token", options, task)
+        counted = self.model.call(count, options, task)
         return None if counted is None else float(counted)
 
     def _is_exact_when_small(self, options: Options) -> bool:

@@ -56,22 +56,10 @@ def flops_fit_devices() -> Iterable[DeviceSpec]:
 
     ::
 
-        from flops_fit_core.plugins import DeviceSpec, hookimpl
+        from flops_fit_core.plugins import Device, DeviceSpec, hookimpl
 
-        class AMX:
+        class AMX(Device):
             torch_device, name, precision = "cpu", "CPU with AMX units", "bfloat16"
-
-            def synchronize(self):
-                pass  # a CPU returns when it is done
-
-            def peak_memory(self):
-                return None
-
-            def release(self):
-                pass
-
-            def peak_flops(self, precision):
-                return None
 
         @hookimpl
         def flops_fit_devices():
@@ -125,23 +113,17 @@ def flops_fit_loggers() -> Iterable[LoggerSpec]:
 
     ::
 
-        from flops_fit_core.plugins import LoggerSpec, hookimpl
+        from flops_fit_core.plugins import Logger, LoggerSpec, hookimpl
 
-        class LineLogger:
+        class LineLogger(Logger):
             def __init__(self, folder):
                 self.path = folder / "log.txt"
 
             def started(self, plan):
                 self.write(f"{plan.name}: {len(plan.runs)} runs")
 
-            def progress(self, progress):
-                pass
-
             def finished(self, result):
                 self.write(f"{result.id} {result.status} {result.loss}")
-
-            def close(self):
-                pass
 
             def write(self, line):
                 with self.path.open("a") as file:

@@ -20,9 +20,9 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
         import math
 
         from flops_fit_core import FitError, Interval, Law, LawFit, Optimum
-        from flops_fit_core.plugins import FitterSpec, fit_header, hookimpl
+        from flops_fit_core.plugins import Fitter, FitterSpec, fit_header, hookimpl
 
-        class BestOfEach:
+        class BestOfEach(Fitter):
             # Straight lines through the best run of each budget: ln N and ln L against ln C.
             def fit(self, observations):
                 best = {}

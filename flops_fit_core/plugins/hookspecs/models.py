@@ -44,12 +44,10 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
     ::
 
         from flops_fit_core.data import SupervisedTask
-        from flops_fit_core.plugins import DatasetSpec, hookimpl
+        from flops_fit_core.plugins import Dataset, DatasetSpec, hookimpl
 
-        class Neighbours:
+        class Neighbours(Dataset):
             task = SupervisedTask(inputs=(32,), outputs_size=2)
-            tokens = None  # endless
-            bytes_per_token = None
             fingerprint = "which neighbours of 32 bits differ, version 1"
 
             def __init__(self, seed):

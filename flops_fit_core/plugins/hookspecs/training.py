@@ -99,9 +99,9 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
 
     ::
 
-        from flops_fit_core.plugins import TrainerSpec, hookimpl
+        from flops_fit_core.plugins import Trainer, TrainerSpec, hookimpl
 
-        class PlainTrainer:
+        class PlainTrainer(Trainer):
             def train(self, job, context):
                 import torch
 

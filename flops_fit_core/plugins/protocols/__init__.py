@@ -1,7 +1,8 @@
-"""What the things that plugins build must be able to do.
+"""Base classes of the objects that plugins build, and types of the objects that plugins get.
 
-Executors subclass :class:`Executor`; the others are Protocols, from which nothing has to inherit. The conformance
-kit (``flops_fit_core.testing``) checks what a type checker cannot. torch is named in annotations only.
+A plugin inherits from the base classes (``Dataset``, ``Logger``, ``Trainer``, ...). The engine hands records and
+Protocols (``TrainContext``, ``RunView``, ...) to a plugin. The conformance kit (``flops_fit_core.testing``)
+checks what a type checker cannot. torch is named in annotations only.
 
 Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
 deletion of checkpoints; only a trainer writes checkpoints; a worker calls a :class:`JobTask` and nothing else.
@@ -11,13 +12,13 @@ from flops_fit_core.plugins.protocols.data import (
     Batch,
     BatchCount,
     CompletedDataset,
-    CountingTask,
     Dataset,
     LossSurface,
-    SampledDataset,
+    MultiEvalDataset,
     SampleSize,
-    SeveralHeldOutSets,
     Task,
+    heldout_batches,
+    num_samples,
 )
 from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext, JobEnded, JobRunner, JobTask
 from flops_fit_core.plugins.protocols.fitting import Fitter
@@ -46,7 +47,6 @@ __all__ = [
     "Batch",
     "BatchCount",
     "CompletedDataset",
-    "CountingTask",
     "Dataset",
     "Device",
     "Executor",
@@ -59,20 +59,21 @@ __all__ = [
     "Logger",
     "LossSurface",
     "MeasuredModel",
+    "MultiEvalDataset",
     "ParameterGroup",
     "RecipeInput",
     "ResultStore",
     "RunParts",
     "RunView",
     "SampleSize",
-    "SampledDataset",
     "Schedule",
-    "SeveralHeldOutSets",
     "Task",
     "Together",
     "TrainContext",
     "Trainer",
     "TransformerShape",
     "WidthScaling",
+    "heldout_batches",
+    "num_samples",
     "own_parameter_groups",
 ]

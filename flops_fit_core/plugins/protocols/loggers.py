@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from flops_fit_core.records import Progress, RunResult, SweepPlan
 
 
-class Logger(Protocol):
-    """Shows or forwards what happens, in the driver. Used by one thread.
+class Logger:
+    """Base class of loggers, which show or forward the events of a sweep. Each method does nothing by default.
 
-    What it raises is reported, never stops a sweep, and ends its part in it: it is closed. The sweep waits
-    while it works, so what may be slow (a server) belongs in a thread of its own. Built where a sweep begins;
-    what has to be closed again is opened by :meth:`started`.
+    The driver calls a logger from one thread. Exceptions are reported and the logger is closed; the sweep
+    continues. The sweep waits while a method runs, so slow work (a server) belongs in the logger's own thread.
+    Build a logger without side effects: open files and connections in :meth:`started`.
     """
 
     def started(self, plan: SweepPlan) -> None:
-        """Once, before all else. The study may have been begun before: what was kept then stays."""
+        """Called once, before all else. Keep the output of earlier sweeps of the study."""
 
     def progress(self, progress: Progress) -> None:
-        """A few times a second for each run that trains, several of them at the same time. None need come: a run
-        may be trained by another driver, or end before it is first looked at. After an interruption a run goes on
-        from its last checkpoint, an earlier step than was seen."""
+        """Called a few times a second for each run that trains, several at the same time.
+
+        A run may have no progress: another driver trains it, or it ends at once. An interrupted run continues
+        from its last checkpoint, at an earlier step than the last call had.
+        """
 
     def finished(self, result: RunResult) -> None:
-        """After an attempt at a run has been stored, whatever came of it. Runs that were finished before the sweep
-        began are not told again."""
+        """Called after an attempt at a run was stored, whatever its status. Not called for runs that were
+        finished before the sweep started."""
 
     def close(self) -> None:
-        """At the end, also after an error or Ctrl-C, where runs may be unfinished. Leaves no thread and no process
-        behind. Idempotent."""
+        """Called at the end, also after an error or Ctrl-C, when runs may be unfinished. Leave no thread and no
+        process behind. May be called twice."""

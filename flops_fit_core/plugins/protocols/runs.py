@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,38 +89,37 @@ class RunView:
         return self.base_width / group.width if self.base_width and group.width else 1.0
 
 
-class Schedule(Protocol):
-    """Multiplier of the peak learning rate at a step, counted from 0 to ``run.steps - 1``."""
-
-    def __call__(self, step: int) -> float: ...
+Schedule = Callable[[int], float]
+"""Multiplier of the peak learning rate at a step, counted from 0 to ``run.steps - 1``: a function."""
 
 
-class Device(Protocol):
-    """Where a run is computed."""
+class Device:
+    """Base class of devices, on which runs are computed.
 
-    @property
-    def torch_device(self) -> str:
-        """``"cpu"``, ``"cuda:0"``: what ``torch.device`` takes."""
+    Set ``torch_device`` and ``name`` in the class or in ``__init__``. The methods describe a device without a
+    queue and without memory of its own, such as a CPU.
+    """
 
-    @property
-    def name(self) -> str:
-        """For people: ``"NVIDIA H100 80GB HBM3"``."""
-
-    @property
-    def precision(self) -> str:
-        """What ``auto`` means here: ``"float32"``, or ``"bfloat16"`` where autocast pays."""
+    torch_device: str
+    """Argument of ``torch.device``: ``"cpu"``, ``"cuda:0"``."""
+    name: str
+    """For people: ``"NVIDIA H100 80GB HBM3"``."""
+    precision: str = "float32"
+    """Precision of ``auto``: ``"float32"``, or ``"bfloat16"`` if autocast is faster."""
 
     def synchronize(self) -> None:
         """Wait until all submitted work is done."""
 
     def peak_memory(self) -> int | None:
-        """Bytes at the peak since :meth:`release`; None where unknown."""
+        """Bytes at the peak since :meth:`release`; None if unknown."""
+        return None
 
     def release(self) -> None:
         """Give cached memory back and start a new count of the peak."""
 
     def peak_flops(self, precision: str) -> float | None:
-        """Dense peak in FLOP/s at ``"float32"`` or ``"bfloat16"``, by its maker; None where unknown."""
+        """Dense peak in FLOP/s at ``"float32"`` or ``"bfloat16"``, by its maker; None if unknown."""
+        return None
 
 
 @dataclass(frozen=True)
@@ -201,9 +201,13 @@ class TrainContext(Protocol):
         parameters and FLOPs, device, versions, options in force)."""
 
 
-class Trainer(Protocol):
-    """Trains the runs of one job. One instance serves one job at a time, in one process."""
+class Trainer(ABC):
+    """Base class of trainers, which train the runs of one job.
 
+    One instance serves one job at a time, in one process.
+    """
+
+    @abstractmethod
     def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
         """Yield Progress a few times a second and one RunResult for every run of the job.
 
