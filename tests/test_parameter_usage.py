@@ -149,12 +149,12 @@ class HeadFirst(nn.Module):
         return self.head(x + self.down(self.up(x).relu()))
 
 
-def test_the_head_is_what_gives_the_outputs_not_the_last_layer_of_its_size():
+def test_the_head_is_the_layer_that_returns_the_outputs_not_the_last_layer_of_its_size():
     assert count_parameters(HeadFirst(), TASK).unembedding == V * D
     assert count_parameters(HeadFirst(), TASK, (), UNTRACED).unembedding == V * D + V
 
 
-def test_a_real_module_is_as_before_after_it_is_counted():
+def test_counting_does_not_change_a_module():
     module = nn.Sequential(nn.Embedding(V, D), nn.BatchNorm1d(T), nn.Dropout(), nn.Linear(D, V))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     torch.manual_seed(3)
@@ -204,7 +204,7 @@ def family(build):
     return choose_from_table("model", {"name": "deep"}, registry, "test")
 
 
-def test_one_size_is_run_and_the_others_are_told_by_their_names():
+def test_one_size_is_traced_and_other_sizes_follow_from_their_parameter_names():
     ran = []
     model = family(lambda options, task: Deep(options.depth, task.vocab_size, ran))
     usages = UsageTraces(model, TASK)
@@ -253,5 +253,5 @@ IDS = torch.zeros(2, 5, dtype=torch.long)
         (custom(IDS, torch.zeros(2, 5)), False),
     ],
 )
-def test_tokens_with_a_token_to_predict_at_each_are_a_language_task(task, language):
+def test_a_language_task_predicts_a_token_at_every_position(task, language):
     assert is_language_task(task) == language

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.flops.model_stats import Measured
+from flops_fit_core.flops.model_stats import SizeStats
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
@@ -125,7 +125,7 @@ def _of_size(
 
 
 def _optimum(
-    one: Measured, rate: BestRate | None, runs: Sequence[ProbeRun], values: Sequence[float]
+    one: SizeStats, rate: BestRate | None, runs: Sequence[ProbeRun], values: Sequence[float]
 ) -> SizeOptimum:
     return SizeOptimum(
         size=one.size,

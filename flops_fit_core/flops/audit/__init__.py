@@ -1,4 +1,4 @@
-"""What a FLOPs counter says of a model, beside what others say and what torch counts when the model runs."""
+"""Compares FLOPs counters with each other and with the operations that torch executes."""
 
 from __future__ import annotations
 
