@@ -96,7 +96,7 @@ def test_without_a_trace_no_ratio_to_the_trace_is_reported():
 
 
 def bent(phi, psi):
-    """A counter with FLOPs a token 6 N^phi for the model's N, and a size of its own, N^psi."""
+    """A counter with FLOPs per token 6 N^phi for the model's N, and with the size N^psi."""
 
     class Bent:
         @hookimpl
@@ -111,14 +111,14 @@ def bent(phi, psi):
 
 
 def best_size(alpha, beta, phi, flops):
-    """N of the least 1/N^alpha + 1/D^beta with 6 N^phi D = C, by looking."""
+    """N of the smallest 1/N^alpha + 1/D^beta with 6 N^phi D = C, by ternary search."""
 
     def loss(log_n):
         log_d = math.log(flops / 6) - phi * log_n
         return math.exp(-alpha * log_n) + math.exp(-beta * log_d)
 
     low, high = 1.0, 60.0
-    while high - low > 1e-9:  # of a loss with one minimum, a third without it is left out
+    while high - low > 1e-9:  # ternary search: drop the third that cannot contain the minimum
         left, right = low + (high - low) / 3, high - (high - low) / 3
         low, high = (low, right) if loss(left) < loss(right) else (left, high)
     return math.exp(low)
@@ -159,7 +159,7 @@ class Width(Options):
 
 
 def family(build, count=None):
-    """A registry with this family, ``mine/odd``."""
+    """A registry with a family ``mine/odd``."""
 
     class Plugin:
         @hookimpl
@@ -236,7 +236,7 @@ def test_large_and_deep_models_are_not_traced_for_a_note(width, parts, traced):
         layers = [nn.Linear(8, 10**6), Watched(10**6, options.width), nn.Linear(options.width, 2)]
         return nn.Sequential(*layers, *(nn.Identity() for _ in range(parts)))
 
-    registry = family(build, lambda options, task: 1e10)  # too much to be run for real
+    registry = family(build, lambda options, task: 1e10)  # too large to run
     assert bool(notes(registry, width, task=SupervisedTask((8,), 2))) == traced
     assert ran == (["meta"] if traced else [])
 
@@ -285,7 +285,7 @@ def test_small_models_are_run_on_the_cpu_and_do_not_advance_the_random_numbers()
 
 @pytest.fixture
 def run_cli(tmp_path, monkeypatch, capsys):
-    """Runs ``flops-fit count-flops`` in a folder with experiments; gives its exit status and standard output."""
+    """Run ``flops-fit`` in a folder with experiments; returns its exit status and standard output."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text")
     (tmp_path / "small.json").write_text(json.dumps(text_table(tmp_path / "text", **SIZES)))
@@ -348,7 +348,7 @@ def test_audit_accepts_changes_and_lists_counters_that_cannot_count(run_cli):
 
 
 def test_the_runs_of_a_study_are_refitted_with_each_counter(run_cli, tmp_path):
-    """On a surface without noise the refit has to find what the law says."""
+    """On a surface without noise, the refit must recover the law."""
     table = {
         "name": "formula",
         "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},

@@ -1,4 +1,4 @@
-"""Counters against formulas written out here, published numbers, and torch's own counter on real modules."""
+"""Counters compared with formulas, published numbers, and torch's counter on real modules."""
 
 import math
 from dataclasses import replace
@@ -33,7 +33,7 @@ def gpt(task, **options):
 
 
 def described(shape, params=1):
-    """A family that is nothing but its description."""
+    """The input of a counter for a family that consists of a description only."""
     counts = ParameterCounts(total=params, active=params)
     task = LanguageTask(shape.vocabulary, shape.context)
     return MeasuredModel(nn.Linear(1, 1), task, counts, None, "x/y", shape)
@@ -66,7 +66,7 @@ def test_appendix_f_without_the_vocabulary_gives_table_a4(name, depth, d, hidden
     model = described(TransformerShape(32_000, 2048, d, depth, heads, key, hidden), n)
     six_n = count(model, "chinchilla").flops_per_token
     assert round(count(model, "hoffmann", vocabulary="none").flops_per_token / six_n, 2) == published
-    # As the appendix is written, with both products, the table does not come out.
+    # With both products, as the appendix states, the table is not reproduced.
     assert count(model, "hoffmann").flops_per_token / six_n > published + 0.03
 
 
@@ -115,7 +115,7 @@ def test_for_a_family_without_a_shape_the_error_names_other_counters():
 
 
 def matmuls(d, depth, s, v, hidden):
-    """Training FLOPs a token: no lookup, no softmax, every position against every other."""
+    """Training FLOPs per token: no lookup, no softmax, attention over all pairs of positions."""
     return 3 * (depth * (2 * 4 * d * d + 2 * 2 * d * hidden + 2 * 2 * s * d) + 2 * d * v)
 
 
@@ -147,7 +147,7 @@ def test_a_tied_head_is_a_product_and_costs_as_much_as_an_untied_head():
 
 
 def test_uncounted_attention_would_leave_a_third_of_the_flops():
-    """What torch's counter says on the CPU where the fused kernel runs: it has no formula for it."""
+    """On the CPU, torch's counter has no formula for the fused kernel of attention."""
     s, v = 1024, 256
     counted = count(gpt(LanguageTask(v, s), width=64, depth=4), "traced")
     assert 3 * (4 * 24 * 64 * 64 + 2 * 64 * v) / counted.flops_per_token == pytest.approx(0.289, abs=0.001)
@@ -160,7 +160,7 @@ ROW = SupervisedTask((16,), 2)
 
 
 class Wrapped(nn.Module):
-    """A function between a matrix before and a head behind."""
+    """A function between a matrix and a head."""
 
     def __init__(self, inside, **parts):
         super().__init__()
@@ -229,7 +229,7 @@ def test_the_trace_equals_the_count_of_a_real_step(name):
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 8])
 def test_gradients_of_a_convolution_cost_as_much_as_its_forward_pass(groups, transposed):
-    """Torch's own formula forgets the groups: with 8, the weight's gradient comes out 8 times too large."""
+    """Torch's formula ignores the groups: with 8 groups, the weight gradient is counted 8 times too large."""
     kind = nn.ConvTranspose1d if transposed else nn.Conv1d
     part = kind(8, 16, 3, stride=2, groups=groups)
     module = Wrapped(lambda m, x: m.part(x.view(-1, 8, 2).repeat(1, 1, 5)).flatten(1)[:, :16], part=part)

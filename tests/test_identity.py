@@ -1,4 +1,4 @@
-"""What makes Python objects the same, or others, to a second call of ``find_optimal``."""
+"""Fingerprints of Python objects: equal or different in a second call of ``find_optimal``."""
 
 import enum
 import functools
@@ -382,7 +382,7 @@ def test_a_worker_trains_with_functions_and_classes_whose_source_only_the_caller
 
 
 class Noisy(Dataset):
-    """Augmented at random, by every generator that there is."""
+    """Items with random augmentation by the generators of torch, NumPy and Python."""
 
     def __len__(self):
         return 2000
@@ -457,7 +457,7 @@ def kept(items):
 
 
 class Collating(Dataset):
-    """Cannot be identified as a value; its items can."""
+    """A dataset that cannot be identified as a value; its items can."""
 
     def __init__(self):
         self.opaque = object()

@@ -377,7 +377,7 @@ def test_edits_in_the_layouts_of_public_projects_change_the_fingerprint(package,
 
 @pytest.mark.parametrize("layout", STRANGERS)
 def test_reformatting_the_layouts_of_public_projects_does_not_change_the_fingerprint(package, layout):  # noqa: F811
-    """``ast.unparse`` drops comments and chooses quotes, parentheses and line breaks anew."""
+    """``ast.unparse`` drops comments and changes quotes, parentheses and line breaks."""
     files, root = STRANGERS[layout]
     write(package, files)
     before = identity(root)

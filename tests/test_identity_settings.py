@@ -1,4 +1,4 @@
-"""Variables that functions change: settings make other runs, caches and counters do not."""
+"""Variables that functions change: settings are part of the fingerprint, caches and counters are not."""
 
 import sys
 

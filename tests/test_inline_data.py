@@ -1,4 +1,4 @@
-"""Data and losses given to ``find_optimal``: what is trained, counted and held out, or refused."""
+"""Data and losses of ``find_optimal``: training, counting, held-out data, and refused arguments."""
 
 import functools
 import os
@@ -139,7 +139,7 @@ def test_next_tokens_are_refused_for_a_model_that_sees_them(tmp_path):
 
 
 class StartsAtZero(Averaging):
-    """A head of zeros hides on which inputs the outputs depend."""
+    """A model with a head of zeros, which hides the dependence of the outputs on the inputs."""
 
     def __init__(self, width):
         super().__init__(width)
@@ -216,7 +216,7 @@ def test_labels_of_a_model_of_transformers_that_is_not_causal_are_refused(tmp_pa
 
 
 class NanoGPT(Net):
-    """Without targets, logits of the last position only."""
+    """A model that returns logits of the last position only, unless it receives targets."""
 
     def forward(self, idx, targets=None):
         logits = super().forward(idx)
@@ -276,7 +276,7 @@ class Keeping(Net):
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 3])
 def test_padded_training_equals_a_hand_written_loop(tmp_path, micro_batch):
-    """SGD, so that weights are the sum of the gradients: the mean over the valid targets of each whole batch."""
+    """With SGD, weights are the sum of the gradients of the mean over the valid targets of each complete batch."""
     KEPT.clear()
     data = TensorDataset(ROWS[:, :-1], PADDED_TARGETS.masked_fill(torch.arange(600)[:, None] % 3 == 0, -100))
     run_result = result(

@@ -1,4 +1,4 @@
-"""Losses and data given to ``find_optimal`` that are easily taken for something else."""
+"""Losses and data of ``find_optimal`` that are easily mistaken for others."""
 
 import functools
 from collections import namedtuple
@@ -42,7 +42,7 @@ def flat(loss, **options):
 
 
 def in_turn(targets):
-    """As many of both classes in each part of a batch."""
+    """Targets with equal numbers of both classes in each part of a batch."""
     return torch.arange(len(targets)) % 2
 
 

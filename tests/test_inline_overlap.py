@@ -1,4 +1,4 @@
-"""Held-out samples that training samples share: windows of one text, equal items."""
+"""Samples shared by held-out and training data: windows of one text, equal items."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LETTERS = torch.randint(0, 20, (1000,), generator=torch.Generator().manual_seed(
 
 
 class Windows(Dataset):
-    """A text that is read from every position, or every few positions."""
+    """Windows of a text that start at every position, or every few positions."""
 
     def __init__(self, step=1, length=CONTEXT):
         self.step, self.length = step, length
@@ -30,7 +30,7 @@ def opened(planned):
 
 
 def places(dataset, indices):
-    """Positions of the text that some items have."""
+    """Positions of the text in some items."""
     start = [dataset.step * index for index in indices]
     return {place for first in start for place in range(first, first + dataset.length + 1)}
 

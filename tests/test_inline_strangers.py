@@ -1,4 +1,4 @@
-"""Ordinary models and data, given to ``find_optimal``: BatchNorm, unused weights, losses that cannot be traced."""
+"""Special models and data of ``find_optimal``: BatchNorm, unused weights, losses that cannot be traced."""
 
 import functools
 
@@ -135,7 +135,7 @@ SPEECH = {"dataset": TensorDataset(SOUNDS, TEXTS), "compute_budgets": [4e6]}
 
 
 class Listener(nn.Module):
-    """Its outputs have time first, as CTC takes them."""
+    """A model that returns outputs with time first, as CTC requires."""
 
     def __init__(self, width):
         super().__init__()

@@ -19,7 +19,7 @@ TASK = LanguageTask(vocab_size=20, context=4)
 
 
 class Tiny(nn.Module):
-    """Embedding, a matrix that may be used twice, a head that may be tied."""
+    """An embedding, a matrix that may be used twice, and a head that may be tied."""
 
     def __init__(self, *, tied=False, shared=False, bias=True):
         super().__init__()
@@ -141,7 +141,7 @@ def test_a_size_is_measured_once_without_memory_for_weights():
 
 
 class WithConstants(nn.Module):
-    """Drop rates by ``linspace``, positions from NumPy, one table in two places."""
+    """Drop rates from ``linspace``, positions from NumPy, a table that is registered twice."""
 
     def __init__(self):
         super().__init__()
@@ -168,7 +168,7 @@ def test_constants_of_a_model_have_values_and_its_tensors_only_shapes(capsys):
     assert module.net.again is module.positions
     assert module.frozen.is_meta
     assert not module.frozen.requires_grad
-    assert module.scale.item() == 2  # a number may be read
+    assert module.scale.item() == 2  # scalars may be read
     assert capsys.readouterr().out == ""
 
 
@@ -242,7 +242,7 @@ def test_initialization_is_skipped_on_the_meta_device_only():
 
 
 class Flex(nn.Module):
-    """Attention through torch's compiler, of which torch 2.13 has no gradient on a CPU."""
+    """Attention through torch's compiler, for which torch 2.13 has no gradient on a CPU."""
 
     def __init__(self, width):
         super().__init__()

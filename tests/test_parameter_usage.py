@@ -1,4 +1,4 @@
-"""N of models by what they do with their parameters, against sums written out by hand and torch's own counter."""
+"""N of models by the use of their parameters, compared with hand-written sums and torch's counter."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ TASK = LanguageTask(vocab_size=V, context=T)
 
 
 class Body(nn.Module):
-    """A residual feed-forward layer without biases, after which subclasses put tables and heads."""
+    """A residual feed-forward layer without biases; subclasses add tables and heads."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ def test_a_lookup_by_a_product_is_a_product():
 
 
 class Positions(TableAsParameter):
-    """Learned positions as minGPT has them, and a bias of each head, which has two dimensions too."""
+    """Learned positions as in minGPT, and a bias per head, which also has two dimensions."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +137,7 @@ def test_learned_positions_are_a_table_and_biases_of_heads_are_not():
 
 
 class HeadFirst(nn.Module):
-    """The head is registered before blocks of which a layer has as many outputs as the vocabulary, and a bias."""
+    """The head is registered before blocks with a layer that has a bias and as many outputs as the vocabulary."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Hashes of syntax trees: equal in every supported Python, whatever the layout; others for other code."""
+"""Hashes of syntax trees: equal in all Python versions and for every layout, different for different code."""
 
 import ast
 import shutil
