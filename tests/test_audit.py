@@ -11,7 +11,7 @@ from torch import nn
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import choose_from_table
 from flops_fit_core.data import LanguageTask, SupervisedTask
-from flops_fit_core.flops.audit import LossExponents, audit, every_counter, own_count_notes, scalings
+from flops_fit_core.flops.audit import LossExponents, audit, every_counter, formula_notes, scalings
 from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
 from flops_fit_core.plugins import FlopCount, FlopCounterSpec, ModelSpec, Options, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
@@ -177,7 +177,7 @@ def notes(registry, *widths, name="odd", task=TASK, **options):
     model = chosen("model", name, registry, **options)
     by_type = UsageTraces(model, task, by_type=True)  # the tests below count how often the model runs
     meter = SizeMeasurer(model, task, chosen("flops", "chinchilla", registry), by_type)
-    return own_count_notes(model, task, [meter.at(width) for width in widths])
+    return formula_notes(model, task, [meter.at(width) for width in widths])
 
 
 def test_a_wrong_family_formula_is_noted_with_its_deviation():
@@ -220,7 +220,7 @@ def test_families_with_a_right_or_no_formula_or_without_a_trace_get_no_note():
 
     registry = family(lambda options, task: Peeking(8, task.outputs_size), lambda options, task: 1.0)
     assert notes(registry, 8, task=SupervisedTask((8,), 2)) == []
-    assert own_count_notes(chosen("model", "gpt"), TASK, []) == []
+    assert formula_notes(chosen("model", "gpt"), TASK, []) == []
 
 
 @pytest.mark.parametrize(("width", "parts", "traced"), [(8, 0, True), (8, 299, False), (2001, 0, False)])

@@ -7,7 +7,7 @@ from typing import Any
 
 from flops_fit_core.config import PLANNER, Chosen, Experiment
 from flops_fit_core.errors import PlanError, no_exit
-from flops_fit_core.flops.audit import ReferenceFlops, own_count_notes
+from flops_fit_core.flops.audit import ReferenceFlops, formula_notes
 from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
 from flops_fit_core.planning.batch_statistics import batch_statistics_notes
 from flops_fit_core.planning.causal import check_causal
@@ -49,7 +49,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         module = meter.check_fit(choose_sizes.small_relative(smallest).options)
         check_causal(experiment.model.name, module, dataset.task)
         sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
-        choose_sizes.notes += own_count_notes(experiment.model, dataset.task, sizes, reference)
+        choose_sizes.notes += formula_notes(experiment.model, dataset.task, sizes, reference)
         is_chosen = is_named or experiment.planner == 1
         choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_chosen)
         choose_sizes.notes += usage_notes(meter, smallest)

@@ -15,7 +15,7 @@ TOLERANCE = 0.01
 """A larger relative difference is reported."""
 
 
-def own_count_notes(
+def formula_notes(
     model: Chosen[ModelSpec], task: Task, sizes: Sequence[SizeStats], reference: ReferenceFlops | None = None
 ) -> list[str]:
     """A note if the family's ``flops_per_token`` differs from a trace by more than 1%.
