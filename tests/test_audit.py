@@ -1,4 +1,4 @@
-"""Counters beside each other, the exponents under each, and notes on families that count themselves wrongly."""
+"""Comparison of counters, their exponents, and notes on families with a wrong FLOPs formula."""
 
 import json
 import math
@@ -11,8 +11,8 @@ from torch import nn
 from flops_fit_core.cli.main import run
 from flops_fit_core.config import choose_from_table
 from flops_fit_core.data import LanguageTask, SupervisedTask
-from flops_fit_core.flops.audit import LossExponents, audit, every_counter, own_count_notes, scalings
-from flops_fit_core.flops.model_stats import Meter, UsageTraces
+from flops_fit_core.flops.audit import LossExponents, audit, every_counter, formula_notes, scalings
+from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
 from flops_fit_core.plugins import FlopCount, FlopCounterSpec, ModelSpec, Options, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
 
@@ -27,16 +27,16 @@ def audited(family="gpt", task=TASK, widths=(64, 16, 256), own="model", registry
     registry = registry or installed()
     model = chosen("model", family, registry, **options)
     sizes = [model.with_options(width=width).options for width in widths]
-    others = [one for one in every_counter(registry) if only in one.name]
-    return audit(model, sizes, task, chosen("flops", own, registry), others)
+    other_counters = [counter for counter in every_counter(registry) if only in counter.name]
+    return audit(model, sizes, task, chosen("flops", own, registry), other_counters)
 
 
 # ---------------------------------------------------------------------------- comparing
 
 
-def test_every_counter_is_set_beside_the_experiments_own_smallest_size_first():
-    found = audited(depth=2)
-    assert [one.label for one in found.conventions] == [
+def test_all_counters_are_listed_after_the_experiments_counter_smallest_size_first():
+    result = audited(depth=2)
+    assert [convention.label for convention in result.conventions] == [
         "flops/model",
         "flops/chinchilla",
         "flops/chinchilla n=total",
@@ -46,35 +46,39 @@ def test_every_counter_is_set_beside_the_experiments_own_smallest_size_first():
         "flops/hoffmann vocabulary=none",
         "flops/traced",
     ]
-    assert [size.size for size in found.sizes] == [16, 64, 256]
-    assert found.refused == {}
+    assert [size.size for size in result.sizes] == [16, 64, 256]
+    assert result.refused == {}
 
 
-def test_ratios_are_to_the_trace_and_to_6_n():
-    found = audited(depth=2)
-    by_label = {one.label: one for one in found.conventions}
+def test_ratios_are_relative_to_the_trace_and_to_6_n():
+    result = audited(depth=2)
+    by_label = {convention.label: convention for convention in result.conventions}
     d, s, v = 64, 64, 256
     products = 3 * (2 * (24 * d * d + 4 * s * d) + 2 * d * v)
     n = 2 * 12 * d * d + d * v + 2 * 2 * d + d  # with the norms' gains
-    assert found.over_six_n(by_label["flops/traced"])[1] == pytest.approx(products / (6 * n))
-    assert found.over_traced(by_label["flops/chinchilla"])[1] == pytest.approx(6 * n / products)
-    assert found.over_traced(by_label["flops/model"]) == (1.0, 1.0, 1.0)
+    assert result.over_six_n(by_label["flops/traced"])[1] == pytest.approx(products / (6 * n))
+    assert result.over_traced(by_label["flops/chinchilla"])[1] == pytest.approx(6 * n / products)
+    assert result.over_traced(by_label["flops/model"]) == (1.0, 1.0, 1.0)
     total = by_label["flops/chinchilla n=total"]
-    assert found.over_six_n(total)[1] == pytest.approx((n + d * v) / n)
+    assert result.over_six_n(total)[1] == pytest.approx((n + d * v) / n)
 
 
-def test_a_counter_that_cannot_count_a_family_says_why_and_once():
-    found = audited("mlp", own="chinchilla")
-    assert list(found.refused) == ["flops/hoffmann"]
-    assert "does not describe its shape" in found.refused["flops/hoffmann"]
+def test_a_counter_that_cannot_count_a_family_is_listed_once_with_the_reason():
+    result = audited("mlp", own="chinchilla")
+    assert list(result.refused) == ["flops/hoffmann"]
+    assert "does not describe its shape" in result.refused["flops/hoffmann"]
 
 
-def test_options_that_change_nothing_are_not_listed():
-    found = audited("mlp", SupervisedTask((8,), 2), own="chinchilla")
-    assert [one.label for one in found.conventions] == ["flops/chinchilla", "flops/model", "flops/traced"]
+def test_options_that_do_not_change_the_count_are_not_listed():
+    result = audited("mlp", SupervisedTask((8,), 2), own="chinchilla")
+    assert [convention.label for convention in result.conventions] == [
+        "flops/chinchilla",
+        "flops/model",
+        "flops/traced",
+    ]
 
 
-def test_without_a_trace_there_is_no_ratio_to_it():
+def test_without_a_trace_no_ratio_to_the_trace_is_reported():
     registry = Registry(disabled=["flops"])
 
     class Flat:
@@ -83,16 +87,16 @@ def test_without_a_trace_there_is_no_ratio_to_it():
             yield FlopCounterSpec(name="flat", build=lambda options, measured: FlopCount(9.0, 3, "9", "3"))
 
     registry = registry.with_plugins({"mine": Flat()})
-    found = audited(own="flat", registry=registry)
-    assert found.traced is None
-    assert found.over_traced(found.conventions[0]) == (None, None, None)
+    result = audited(own="flat", registry=registry)
+    assert result.traced is None
+    assert result.over_traced(result.conventions[0]) == (None, None, None)
 
 
 # ---------------------------------------------------------------------------- exponents
 
 
 def bent(phi, psi):
-    """A counter with FLOPs a token 6 N^phi for the model's N, and a size of its own, N^psi."""
+    """A counter with FLOPs per token 6 N^phi for the model's N, and with the size N^psi."""
 
     class Bent:
         @hookimpl
@@ -107,24 +111,24 @@ def bent(phi, psi):
 
 
 def best_size(alpha, beta, phi, flops):
-    """N of the least 1/N^alpha + 1/D^beta with 6 N^phi D = C, by looking."""
+    """N of the smallest 1/N^alpha + 1/D^beta with 6 N^phi D = C, by ternary search."""
 
     def loss(log_n):
         log_d = math.log(flops / 6) - phi * log_n
         return math.exp(-alpha * log_n) + math.exp(-beta * log_d)
 
     low, high = 1.0, 60.0
-    while high - low > 1e-9:  # of a loss with one minimum, a third without it is left out
-        one, other = low + (high - low) / 3, high - (high - low) / 3
-        low, high = (low, other) if loss(one) < loss(other) else (one, high)
+    while high - low > 1e-9:  # ternary search: drop the third that cannot contain the minimum
+        left, right = low + (high - low) / 3, high - (high - low) / 3
+        low, high = (low, right) if loss(left) < loss(right) else (left, high)
     return math.exp(low)
 
 
 @pytest.mark.parametrize(("phi", "psi"), [(1.0, 1.0), (0.8, 1.0), (1.3, 1.2)])
-def test_the_exponent_is_that_of_the_least_loss_at_each_budget(phi, psi):
+def test_the_exponent_equals_that_of_the_numerical_minimum_at_each_budget(phi, psi):
     law = LossExponents(0.34, 0.28, "the test")
-    found = audited(own="chinchilla", registry=bent(phi, psi), widths=(64, 256, 1024), only="bent")
-    (scaling,) = [one for one in scalings(found, law) if one.convention.label == "mine/bent"]
+    result = audited(own="chinchilla", registry=bent(phi, psi), widths=(64, 256, 1024), only="bent")
+    (scaling,) = [scaling for scaling in scalings(result, law) if scaling.convention.label == "mine/bent"]
     small, large = (best_size(0.34, 0.28, phi, flops) for flops in (1e15, 1e21))
     slope = math.log(large / small) / math.log(1e6)
     assert scaling.phi == pytest.approx(phi, abs=1e-6)
@@ -133,14 +137,17 @@ def test_the_exponent_is_that_of_the_least_loss_at_each_budget(phi, psi):
     assert scaling.own_a == pytest.approx(psi * slope, abs=1e-3)
 
 
-def test_leaving_embeddings_out_raises_the_exponent_of_small_models():
+def test_excluding_embeddings_raises_the_exponent_of_small_models():
     """Kaplan's convention (Pearce and Song 2024)."""
-    found = audited(own="chinchilla", widths=(8, 16, 32), only="chinchilla", depth=1)
-    own_a = {one.convention.label: one.own_a for one in scalings(found, LossExponents(0.35, 0.37, "the test"))}
+    result = audited(own="chinchilla", widths=(8, 16, 32), only="chinchilla", depth=1)
+    own_a = {
+        scaling.convention.label: scaling.own_a
+        for scaling in scalings(result, LossExponents(0.35, 0.37, "the test"))
+    }
     assert own_a["flops/chinchilla n=non-embedding"] > own_a["flops/chinchilla"] + 0.05
 
 
-def test_one_size_has_no_slope():
+def test_a_single_size_has_no_slope():
     assert scalings(audited(widths=(64,), only="chinchilla"), LossExponents(0.3, 0.3, "the test")) == []
 
 
@@ -152,7 +159,7 @@ class Width(Options):
 
 
 def family(build, count=None):
-    """A registry with this family, ``mine/odd``."""
+    """A registry with a family ``mine/odd``."""
 
     class Plugin:
         @hookimpl
@@ -169,39 +176,40 @@ def bigram(options, task):
 def notes(registry, *widths, name="odd", task=TASK, **options):
     model = chosen("model", name, registry, **options)
     by_type = UsageTraces(model, task, by_type=True)  # the tests below count how often the model runs
-    meter = Meter(model, task, chosen("flops", "chinchilla", registry), by_type)
-    return own_count_notes(model, task, [meter.at(width) for width in widths])
+    meter = SizeMeasurer(model, task, chosen("flops", "chinchilla", registry), by_type)
+    return formula_notes(model, task, [meter.at(width) for width in widths])
 
 
-def test_a_family_that_counts_itself_wrongly_is_told_by_how_much():
+def test_a_wrong_family_formula_is_noted_with_its_deviation():
     registry = family(
         bigram, lambda options, task: 6.0 * options.width * task.vocab_size * (1 + options.width / 500)
     )
     (note,) = notes(registry, 8, 4, 50, 8)
     assert note == (
-        "mine/odd counts its own FLOPs, and not as torch does in a trace of the model: +10.0% at size 50. "
-        "flops-fit count-flops shows what every counter says"
+        "mine/odd: its FLOPs formula differs from a trace of the model: +10.0% at size 50. "
+        "Compare all counters with flops-fit count-flops"
     )
 
 
-@pytest.mark.parametrize(("factor", "said"), [(1.0, False), (0.995, False), (0.98, True), (1.02, True)])
-def test_one_percent_is_where_a_count_is_off(factor, said):
+@pytest.mark.parametrize(("factor", "is_noted"), [(1.0, False), (0.995, False), (0.98, True), (1.02, True)])
+def test_deviations_above_one_percent_are_noted(factor, is_noted):
     registry = family(bigram, lambda options, task: factor * 6.0 * options.width * task.vocab_size)
-    assert bool(notes(registry, 8)) == said
+    assert bool(notes(registry, 8)) == is_noted
 
 
-def test_a_backward_pass_of_less_than_two_forward_passes_is_named_as_the_reason():
+def test_a_backward_pass_of_less_than_two_forward_passes_is_noted_as_the_reason():
     (note,) = notes(installed(), 8, 64, name="mlp", task=SupervisedTask((64,), 10))
     forward = {width: 64 * width + width * width + width * 10 for width in (8, 64)}
     ratio = {width: 2 - 64 * width / forward[width] for width in (8, 64)}
     for width in (8, 64):
         off = 3 / (1 + ratio[width]) - 1
         assert (
-            f"{off:+.1%} (it takes the backward pass as 2 forward passes; this one is {ratio[width]:.2f})" in note
+            f"{off:+.1%} (it counts the backward pass as 2 forward passes; the trace has {ratio[width]:.2f})"
+            in note
         )
 
 
-def test_families_that_count_rightly_or_not_at_all_or_cannot_be_traced_get_no_note():
+def test_families_with_a_right_or_no_formula_or_without_a_trace_get_no_note():
     assert notes(installed(), 8, 64, 256, name="gpt") == []
     assert notes(installed(), 8, 64, name="mlp") == []
     assert notes(family(bigram), 8) == []
@@ -212,7 +220,7 @@ def test_families_that_count_rightly_or_not_at_all_or_cannot_be_traced_get_no_no
 
     registry = family(lambda options, task: Peeking(8, task.outputs_size), lambda options, task: 1.0)
     assert notes(registry, 8, task=SupervisedTask((8,), 2)) == []
-    assert own_count_notes(chosen("model", "gpt"), TASK, []) == []
+    assert formula_notes(chosen("model", "gpt"), TASK, []) == []
 
 
 @pytest.mark.parametrize(("width", "parts", "traced"), [(8, 0, True), (8, 299, False), (2001, 0, False)])
@@ -228,12 +236,12 @@ def test_large_and_deep_models_are_not_traced_for_a_note(width, parts, traced):
         layers = [nn.Linear(8, 10**6), Watched(10**6, options.width), nn.Linear(options.width, 2)]
         return nn.Sequential(*layers, *(nn.Identity() for _ in range(parts)))
 
-    registry = family(build, lambda options, task: 1e10)  # too much to be run for real
+    registry = family(build, lambda options, task: 1e10)  # too large to run
     assert bool(notes(registry, width, task=SupervisedTask((8,), 2))) == traced
     assert ran == (["meta"] if traced else [])
 
 
-def test_a_large_model_of_an_exact_formula_is_not_run_and_one_of_another_is_traced():
+def test_a_large_model_is_traced_only_if_its_formula_is_not_exact():
     devices = []
 
     class Watched(nn.Linear):
@@ -253,7 +261,7 @@ def test_a_large_model_of_an_exact_formula_is_not_run_and_one_of_another_is_trac
     assert devices == [("cpu", 2), ("meta", 100_000)]
 
 
-def test_small_models_are_run_for_real_and_leave_the_random_numbers_alone():
+def test_small_models_are_run_on_the_cpu_and_do_not_advance_the_random_numbers():
     devices = []
 
     class Watched(nn.Dropout):
@@ -276,8 +284,8 @@ def test_small_models_are_run_for_real_and_leave_the_random_numbers_alone():
 
 
 @pytest.fixture
-def said(tmp_path, monkeypatch, capsys):
-    """Runs ``flops-fit count-flops`` in a folder with experiments; gives its exit status and standard output."""
+def run_cli(tmp_path, monkeypatch, capsys):
+    """Run ``flops-fit`` in a folder with experiments; returns its exit status and standard output."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text")
     (tmp_path / "small.json").write_text(json.dumps(text_table(tmp_path / "text", **SIZES)))
@@ -305,8 +313,8 @@ def flops_fit_flop_counters():
 """
 
 
-def test_audit_prints_counts_terms_and_exponents(said):
-    status, output = said("count-flops", "small.json")
+def test_audit_prints_counts_terms_and_exponents(run_cli):
+    status, output = run_cli("count-flops", "small.json")
     assert status == 0
     assert "Training FLOPs a token of gpt/gpt" in output
     for word in (
@@ -320,27 +328,27 @@ def test_audit_prints_counts_terms_and_exponents(said):
     assert "from Hoffmann et al. 2022, approach 3" in " ".join(output.split())
 
 
-def test_audit_shows_three_sizes_or_all(said):
-    few = json.loads(said("count-flops", "small.json", "--json")[1])
-    every = json.loads(said("count-flops", "small.json", "--json", "--all")[1])
-    assert [list(dict.fromkeys(row["size"] for row in it["counts"])) for it in (few, every)] == [
+def test_audit_shows_three_sizes_or_all(run_cli):
+    few = json.loads(run_cli("count-flops", "small.json", "--json")[1])
+    every = json.loads(run_cli("count-flops", "small.json", "--json", "--all")[1])
+    assert [list(dict.fromkeys(row["size"] for row in document["counts"])) for document in (few, every)] == [
         [8, 16, 24],
         [8, 12, 16, 24],
     ]
     assert few["exponents"] == every["exponents"], "slopes are over all sizes of the plan"
 
 
-def test_audit_takes_changes_and_says_what_cannot_count(said):
+def test_audit_accepts_changes_and_lists_counters_that_cannot_count(run_cli):
     model = ["--set", 'model={name="mlp"}', "--set", "flops.name=traced"]
-    found = json.loads(said("count-flops", "small.json", "--json", *model)[1])
-    assert found["family"] == "mlp/mlp"
-    assert found["counts"][0]["counter"] == "flops/traced"
-    assert "does not describe its shape" in found["refused"]["flops/hoffmann"]
-    assert "flops/hoffmann cannot count it" in said("count-flops", "small.json", *model)[1]
+    result = json.loads(run_cli("count-flops", "small.json", "--json", *model)[1])
+    assert result["family"] == "mlp/mlp"
+    assert result["counts"][0]["counter"] == "flops/traced"
+    assert "does not describe its shape" in result["refused"]["flops/hoffmann"]
+    assert "flops/hoffmann cannot count it" in run_cli("count-flops", "small.json", *model)[1]
 
 
-def test_the_runs_of_a_study_are_refitted_under_each_counter(said, tmp_path):
-    """On a surface without noise the refit has to find what the law says."""
+def test_the_runs_of_a_study_are_refitted_with_each_counter(run_cli, tmp_path):
+    """On a surface without noise, the refit must recover the law."""
     table = {
         "name": "formula",
         "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
@@ -350,14 +358,14 @@ def test_the_runs_of_a_study_are_refitted_under_each_counter(said, tmp_path):
         "fitter": {"name": "parametric", "draws": 100},
     }
     (tmp_path / "formula.json").write_text(json.dumps(table))
-    assert said("run", "formula.json")[0] == 0
-    found = json.loads(said("count-flops", "runs/formula", "-p", "bent", "--json")[1])
-    assert found["law"]["source"] == "this study's fit"
-    alpha, beta = found["law"]["alpha"], found["law"]["beta"]
-    rows = {row["counter"]: row for row in found["exponents"]}
+    assert run_cli("run", "formula.json")[0] == 0
+    result = json.loads(run_cli("count-flops", "runs/formula", "-p", "bent", "--json")[1])
+    assert result["law"]["source"] == "this study's fit"
+    alpha, beta = result["law"]["alpha"], result["law"]["beta"]
+    rows = {row["counter"]: row for row in result["exponents"]}
     for counter, phi in (("flops/chinchilla", 1.0), ("bent/bent", 1.1)):
         expected = beta / (alpha + phi * beta)
         assert rows[counter]["a"] == pytest.approx(expected, rel=1e-3)
         assert rows[counter]["refitted_a"]["value"] == pytest.approx(expected, rel=0.01)
         assert rows[counter]["refitted_b"]["value"] == pytest.approx(1 - phi * expected, rel=0.01)
-    assert "computes nothing" in found["refused"]["flops/traced"]
+    assert "computes nothing" in result["refused"]["flops/traced"]

@@ -12,7 +12,7 @@ from flops_fit_core import PlanError, Study, find_optimal, run
 from flops_fit_core import plan as plan_study
 from flops_fit_core.config import make_experiment
 from flops_fit_core.flops.audit import ReferenceFlops
-from flops_fit_core.flops.model_stats import Meter
+from flops_fit_core.flops.model_stats import SizeMeasurer
 from flops_fit_core.planning import make_plan, open_dataset
 from flops_fit_core.planning.counter import counter_notes, partly_used
 from flops_fit_core.plugins import ModelSpec, Options, ParameterGroup, hookimpl
@@ -165,7 +165,7 @@ def test_numbers_of_a_model_that_another_program_builds_are_planned_with_a_note(
 def compared(table, *, is_named):
     experiment = make_experiment(table, installed())
     task = open_dataset(experiment, 0).task
-    meter = Meter(experiment.model, task, experiment.flops)
+    meter = SizeMeasurer(experiment.model, task, experiment.flops)
     sizes = [meter.measure(experiment.model.with_options(**size).options) for size in experiment.sweep.sizes]
     return counter_notes(meter, sizes, ReferenceFlops(experiment.model, task), is_named=is_named)
 
@@ -279,7 +279,7 @@ def test_a_mixture_that_gives_the_share_needs_no_note(tmp_path):
 
 def test_a_dense_model_has_no_part_that_a_token_leaves_out():
     experiment = make_experiment(IMAGES, installed())
-    meter = Meter(experiment.model, open_dataset(experiment, 0).task, experiment.flops)
+    meter = SizeMeasurer(experiment.model, open_dataset(experiment, 0).task, experiment.flops)
     meter.measure(experiment.model.with_options(width=16).options)
     (usage,) = meter.usages.traced
     assert partly_used(usage) == {}

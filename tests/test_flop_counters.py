@@ -1,4 +1,4 @@
-"""Counters against formulas written out here, published numbers, and torch's own counter on real modules."""
+"""Counters compared with formulas, published numbers, and torch's counter on real modules."""
 
 import math
 from dataclasses import replace
@@ -33,7 +33,7 @@ def gpt(task, **options):
 
 
 def described(shape, params=1):
-    """A family that is nothing but its description."""
+    """The input of a counter for a family that consists of a description only."""
     counts = ParameterCounts(total=params, active=params)
     task = LanguageTask(shape.vocabulary, shape.context)
     return MeasuredModel(nn.Linear(1, 1), task, counts, None, "x/y", shape)
@@ -66,7 +66,7 @@ def test_appendix_f_without_the_vocabulary_gives_table_a4(name, depth, d, hidden
     model = described(TransformerShape(32_000, 2048, d, depth, heads, key, hidden), n)
     six_n = count(model, "chinchilla").flops_per_token
     assert round(count(model, "hoffmann", vocabulary="none").flops_per_token / six_n, 2) == published
-    # As the appendix is written, with both products, the table does not come out.
+    # With both products, as the appendix states, the table is not reproduced.
     assert count(model, "hoffmann").flops_per_token / six_n > published + 0.03
 
 
@@ -86,11 +86,11 @@ def forward_of_a_sequence(s, d, depth, heads, key, hidden, vocabulary):
 def test_hoffmann_is_appendix_f_three_times_over_a_sequence():
     shape = TransformerShape(vocabulary=97, context=48, width=40, depth=3, heads=5, key_size=12, hidden=100)
     expected = 3 * forward_of_a_sequence(48, 40, 3, 5, 12, 100, 97) / 48
-    found = count(described(shape), "hoffmann")
-    assert found.flops_per_token == pytest.approx(expected)
-    assert found.flops_name == "Hoffmann et al. 2022, appendix F"
+    counted = count(described(shape), "hoffmann")
+    assert counted.flops_per_token == pytest.approx(expected)
+    assert counted.flops_name == "Hoffmann et al. 2022, appendix F"
     head = count(described(shape), "hoffmann", vocabulary="head")
-    assert found.flops_per_token - head.flops_per_token == pytest.approx(3 * 2 * 97 * 40)
+    assert counted.flops_per_token - head.flops_per_token == pytest.approx(3 * 2 * 97 * 40)
     assert head.flops_name == "Hoffmann et al. 2022, appendix F, without embedding"
 
 
@@ -105,7 +105,7 @@ def test_shared_keys_and_a_gate_change_their_own_terms_only():
     assert {name for name in terms if gated[name] != terms[name]} == {"feed-forward"}
 
 
-def test_a_family_without_a_shape_says_which_counters_to_use():
+def test_for_a_family_without_a_shape_the_error_names_other_counters():
     silent = replace(described(TransformerShape(9, 9, 9, 9, 9, 9, 9)), shape=None)
     with pytest.raises(ConfigError, match=r"'x/y' does not describe its shape.*flops = \"traced\""):
         count(silent, "hoffmann")
@@ -115,13 +115,13 @@ def test_a_family_without_a_shape_says_which_counters_to_use():
 
 
 def matmuls(d, depth, s, v, hidden):
-    """Training FLOPs a token: no lookup, no softmax, every position against every other."""
+    """Training FLOPs per token: no lookup, no softmax, attention over all pairs of positions."""
     return 3 * (depth * (2 * 4 * d * d + 2 * 2 * d * hidden + 2 * 2 * s * d) + 2 * d * v)
 
 
 @pytest.mark.parametrize("width", [64, 256, 1024, 4096])
 @pytest.mark.parametrize("context", [64, 1024])
-def test_traced_is_the_analytic_count_of_matrix_products(width, context):
+def test_the_trace_equals_the_analytic_count_of_matrix_products(width, context):
     model = gpt(LanguageTask(256, context), width=width, depth=2)
     expected = matmuls(width, 2, context, 256, 4 * width)
     assert count(model, "traced").flops_per_token == pytest.approx(expected, rel=1e-3)
@@ -132,26 +132,26 @@ def test_traced_is_the_analytic_count_of_matrix_products(width, context):
 
 
 @pytest.mark.parametrize(("vocabulary", "context", "percent"), [(256, 64, 7), (32_768, 2048, 63)])
-def test_the_lookup_as_a_product_adds_what_the_documentation_says(vocabulary, context, percent):
+def test_the_lookup_as_a_product_adds_the_documented_share(vocabulary, context, percent):
     hoffmann = count(gpt(LanguageTask(vocabulary, context), width=64, depth=4), "hoffmann")
     lookup = hoffmann.terms["embedding"]
     assert lookup == 3 * 2 * vocabulary * 64
     assert round(100 * lookup / matmuls(64, 4, context, vocabulary, 256)) == percent
 
 
-def test_a_tied_head_is_a_product_and_costs_what_an_untied_one_does():
+def test_a_tied_head_is_a_product_and_costs_as_much_as_an_untied_head():
     task = LanguageTask(256, 32)
     tied, untied = (gpt(task, width=32, depth=1, tied=tied) for tied in (True, False))
     assert count(tied, "traced").flops_per_token == count(untied, "traced").flops_per_token
     assert tied.parameters.total == untied.parameters.total - 256 * 32
 
 
-def test_attention_that_is_not_counted_would_be_a_third_of_the_truth():
-    """What torch's counter says on the CPU where the fused kernel runs: it has no formula for it."""
+def test_uncounted_attention_would_leave_a_third_of_the_flops():
+    """On the CPU, torch's counter has no formula for the fused kernel of attention."""
     s, v = 1024, 256
-    found = count(gpt(LanguageTask(v, s), width=64, depth=4), "traced")
-    assert 3 * (4 * 24 * 64 * 64 + 2 * 64 * v) / found.flops_per_token == pytest.approx(0.289, abs=0.001)
-    assert found.terms["bmm"] == 3 * 4 * 4 * s * 64
+    counted = count(gpt(LanguageTask(v, s), width=64, depth=4), "traced")
+    assert 3 * (4 * 24 * 64 * 64 + 2 * 64 * v) / counted.flops_per_token == pytest.approx(0.289, abs=0.001)
+    assert counted.terms["bmm"] == 3 * 4 * 4 * s * 64
 
 
 # ---------------------------------------------------------------------------- traced, of any module
@@ -160,7 +160,7 @@ ROW = SupervisedTask((16,), 2)
 
 
 class Wrapped(nn.Module):
-    """A function between a matrix before and a head behind."""
+    """A function between a matrix and a head."""
 
     def __init__(self, inside, **parts):
         super().__init__()
@@ -209,7 +209,7 @@ SOUND = {
 
 
 @pytest.mark.parametrize("name", SOUND)
-def test_the_trace_is_what_torch_counts_in_a_real_step(name):
+def test_the_trace_equals_the_count_of_a_real_step(name):
     torch.manual_seed(0)
     module = SOUND[name]()
     batch = torch.randn(2, 16), torch.zeros(2, dtype=torch.long)
@@ -228,16 +228,16 @@ def test_the_trace_is_what_torch_counts_in_a_real_step(name):
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("groups", [1, 2, 8])
-def test_a_convolution_s_gradients_have_the_products_of_its_forward_pass(groups, transposed):
-    """Torch's own formula forgets the groups: with 8, the weight's gradient comes out 8 times too large."""
+def test_gradients_of_a_convolution_cost_as_much_as_its_forward_pass(groups, transposed):
+    """Torch's formula ignores the groups: with 8 groups, the weight gradient is counted 8 times too large."""
     kind = nn.ConvTranspose1d if transposed else nn.Conv1d
     part = kind(8, 16, 3, stride=2, groups=groups)
     module = Wrapped(lambda m, x: m.part(x.view(-1, 8, 2).repeat(1, 1, 5)).flatten(1)[:, :16], part=part)
-    found = trace_flops(module.to("meta"), ROW, "it")
+    counted = trace_flops(module.to("meta"), ROW, "it")
     positions = 10 if transposed else 4
     products = 2 * (8 // groups) * 16 * 3 * positions
-    assert found.operations["convolution"] == products
-    assert found.operations["convolution_backward"] == 2 * products
+    assert counted.operations["convolution"] == products
+    assert counted.operations["convolution_backward"] == 2 * products
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
@@ -254,20 +254,20 @@ def test_dilated_and_depthwise_convolutions_are_counted_in_every_dimension(dimen
     def convolve(m, x):
         return m.part(x.mean() + x.new_zeros(shape)).flatten(1)[:, :16]
 
-    found = trace_flops(Wrapped(convolve, part=part).to(device), ROW, "it")
+    counted = trace_flops(Wrapped(convolve, part=part).to(device), ROW, "it")
     positions = math.prod(size if transposed else size + 2 * 1 - 2 * (3 - 1) for size in shape[2:])
     products = 2 * positions * (8 // groups) * 16 * 3**dimensions
-    assert found.operations["convolution"] == products
-    assert found.operations["convolution_backward"] == 2 * products
+    assert counted.operations["convolution"] == products
+    assert counted.operations["convolution_backward"] == 2 * products
 
 
-def test_a_formula_of_somebody_s_own_for_a_convolution_s_gradients_is_used(monkeypatch):
+def test_a_registered_formula_for_gradients_of_convolutions_is_used(monkeypatch):
     monkeypatch.setitem(flop_registry, torch.ops.aten.convolution_backward, lambda *args, **kwargs: 1000)
     trace = trace_flops(SOUND["convolution"]().to("meta"), ROW, "it")
     assert trace.operations["convolution_backward"] == 1000 / 2
 
 
-def test_an_lstm_is_counted_though_the_cpu_has_a_kernel_for_it_without_a_formula():
+def test_an_lstm_is_counted_although_its_cpu_kernel_has_no_formula():
     module = Wrapped(lambda m, x: m.part(x[:, None])[0][:, 0], part=nn.LSTM(16, 16, batch_first=True))
     with pytest.raises(ConfigError, match="no formula for aten::mkldnn_rnn_layer"):
         trace_flops(module, ROW, "it")
@@ -326,7 +326,7 @@ REFUSED = {
     "a mask that selects": (lambda m, x: x[x[:, 0] > 0], r"reads the values of a tensor \(aten::index.Tensor\)"),
     "torch.cond": (
         lambda m, x: torch.cond(x.sum() > 0, lambda y: y * 2, lambda y: y * 3, (x,)),
-        r"leaves a decision to torch \(cond\)",
+        r"uses torch's control flow \(cond\)",
     ),
     "no kernel": (
         lambda m, x: x + torch.bincount(torch.zeros(3, dtype=torch.long)).sum(),
@@ -337,7 +337,7 @@ REFUSED = {
     "an operation of its own": (of_its_own, "no formula for flops_fit_tests::twice .*register_flop_formula"),
     "attention by a fused kernel": (
         fused,
-        r"1 of its 1 calls of scaled_dot_product_attention were counted as nothing \(aten::_scaled_dot_product_f",
+        r"1 of its 1 calls of scaled_dot_product_attention were counted as zero \(aten::_scaled_dot_product_f",
     ),
     "attention to nothing": (
         nothing_to_attend_to,
@@ -348,17 +348,17 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_trace_that_would_be_wrong_is_refused_and_says_why(name):
+def test_a_wrong_trace_is_refused_with_a_reason(name):
     inside, reason = REFUSED[name]
     module = Wrapped(inside).to("meta")
     with pytest.raises(ConfigError, match=rf"^model 'x/y' cannot be traced: .*{reason}") as refusal:
         trace_flops(module, ROW, "model 'x/y'")
-    assert 'flops = "chinchilla" (6 N D) if every token is multiplied by every matrix once' in str(refusal.value)
-    assert ("counts all experts of a mixture" in str(refusal.value)) == refusal.value.reads_values
+    assert 'flops = "chinchilla" (6 N D) if every matrix multiplies every token once' in str(refusal.value)
+    assert ("counts all experts unless" in str(refusal.value)) == refusal.value.reads_values
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
-def test_a_counter_that_refuses_ends_a_plan_with_its_reason(tmp_path):
+def test_a_counter_that_fails_ends_planning_with_its_reason(tmp_path):
     from small import text_table, write_text
 
     from flops_fit_core.config import make_experiment
@@ -389,7 +389,7 @@ def test_a_counter_that_refuses_ends_a_plan_with_its_reason(tmp_path):
         make_plan(make_experiment(table, registry))
 
 
-def test_a_run_is_counted_in_the_worker_as_in_its_plan(tmp_path):
+def test_worker_and_plan_count_a_run_alike(tmp_path):
     from small import text_table, train, write_text
 
     sweep = {"budgets": [2e7], "sizes": [{"width": 8}]}

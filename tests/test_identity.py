@@ -1,4 +1,4 @@
-"""What makes Python objects the same, or others, to a second call of ``find_optimal``."""
+"""Fingerprints of Python objects: equal or different in a second call of ``find_optimal``."""
 
 import enum
 import functools
@@ -50,38 +50,38 @@ class Scaled:
         return self.scale * functional.cross_entropy(outputs, targets)
 
 
-def wrapped(twice):
-    def once(function):
+def wrapped(is_doubled):
+    def unchanged(function):
         @functools.wraps(function)
-        def call(*given):
-            return function(*given)
+        def call(*arguments):
+            return function(*arguments)
 
         return call
 
     def doubled(function):
         @functools.wraps(function)
-        def call(*given):
-            return 2 * function(*given)
+        def call(*arguments):
+            return 2 * function(*arguments)
 
         return call
 
-    return (doubled if twice else once)(functional_loss)
+    return (doubled if is_doubled else unchanged)(functional_loss)
 
 
 def functional_loss(outputs, targets):
     return functional.cross_entropy(outputs, targets)
 
 
-def with_keyword_default(given):
-    def loss(outputs, targets, *, scale=given):
+def with_keyword_default(value):
+    def loss(outputs, targets, *, scale=value):
         return scale * functional.cross_entropy(outputs, targets)
 
     return loss
 
 
-def with_attribute(given):
+def with_attribute(value):
     class Model(nn.Module):
-        scale = given
+        scale = value
 
         def forward(self, x):
             return self.scale * x
@@ -93,7 +93,7 @@ ON_ONE_LINE = [lambda outputs, targets: outputs - targets, lambda outputs, targe
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         (Focal(1.0), Focal(2.0)),
         (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(label_smoothing=0.1)),
@@ -108,11 +108,11 @@ ON_ONE_LINE = [lambda outputs, targets: outputs - targets, lambda outputs, targe
         (operator.itemgetter(0), operator.itemgetter(1)),
         ({0: 1}.get, {0: 2}.get),
     ],
-    ids=lambda one: getattr(one, "__name__", type(one).__name__),
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
-def test_what_computes_something_else_is_another(one, other):
-    assert of(one) != of(other)
-    assert of(one) == of(one)
+def test_callables_with_different_results_have_different_fingerprints(first, second):
+    assert of(first) != of(second)
+    assert of(first) == of(first)
 
 
 LOSS_MODULE = """
@@ -124,17 +124,17 @@ class Loss(nn.Module):
 """
 
 
-def test_the_source_of_a_loss_modules_class_is_part_of_it(tmp_path, monkeypatch):
+def test_the_fingerprint_of_a_loss_module_contains_the_source_of_its_class(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    found = []
+    hashes = []
     for factor in ("1", "10"):
         (tmp_path / "own_loss_module.py").write_text(LOSS_MODULE.replace("FACTOR", factor))
         sys.modules.pop("own_loss_module", None)
-        found.append(of(__import__("own_loss_module").Loss()))
-    assert len(set(found)) == 2
+        hashes.append(of(__import__("own_loss_module").Loss()))
+    assert len(set(hashes)) == 2
 
 
-def test_a_class_defined_twice_in_a_file_is_two_classes():
+def test_two_classes_of_one_name_in_a_file_have_different_fingerprints():
     class Model(nn.Module):
         def forward(self, x):
             return x
@@ -148,16 +148,16 @@ def test_a_class_defined_twice_in_a_file_is_two_classes():
     assert of(Model) != before == of(first)
 
 
-def test_a_method_put_into_a_class_afterwards_is_part_of_it():
+def test_the_fingerprint_of_a_class_contains_methods_that_are_assigned_later():
     class Model(Net):
         def forward(self, x):
             return super().forward(x)
 
-    def other(self, x):
+    def second(self, x):
         return 2 * x
 
     before = of(Model)
-    Model.forward = other
+    Model.forward = second
     assert of(Model) != before
 
 
@@ -179,7 +179,7 @@ print(one != identify_value(Model, "it"))
 """
 
 
-def test_a_class_typed_at_a_prompt_is_its_attributes_too():
+def test_the_fingerprint_of_a_class_typed_at_a_prompt_contains_its_attributes():
     done = subprocess.run([sys.executable, "-i"], input=AT_A_PROMPT, capture_output=True, text=True)
     assert done.stdout.split() == ["True"], done.stderr
 
@@ -188,7 +188,7 @@ def dispatched(function):
     return functools.singledispatch(function)
 
 
-def test_what_a_wrapper_of_pythons_own_calls_is_part_of_it():
+def test_the_fingerprint_of_a_python_wrapper_contains_the_wrapped_function():
     def loss(outputs, targets):
         return functional.cross_entropy(outputs, targets)
 
@@ -206,13 +206,13 @@ class Ring:
 
 
 @pytest.mark.parametrize("item", [Ring(), [weakref.ref(PAIRS)], functional.relu], ids=type)
-def test_an_item_that_does_not_show_what_it_holds_asks_for_a_fingerprint(item):
+def test_an_item_with_hidden_state_needs_a_fingerprint(item):
     with pytest.raises(ConfigError, match=r"dataset cannot be identified.*fingerprint="):
         hash_item(item)
 
 
 @pytest.mark.parametrize(
-    ("one", "other"),
+    ("first", "second"),
     [
         ([1, 23], [12, 3]),
         ({"a": 12}, {"a1": 2}),
@@ -222,8 +222,8 @@ def test_an_item_that_does_not_show_what_it_holds_asks_for_a_fingerprint(item):
         (torch.tensor([1j]).conj(), torch.tensor([1j])),
     ],
 )
-def test_items_that_look_alike_are_others(one, other):
-    assert hash_item(one) != hash_item(other)
+def test_similar_items_have_different_hashes(first, second):
+    assert hash_item(first) != hash_item(second)
 
 
 # ---------------------------------------------------------------------------- the same
@@ -236,7 +236,7 @@ class Colour(enum.Enum):
 @pytest.mark.parametrize(
     "value", [Colour.RED, Path("here"), torch.float32, torch.device("cpu"), float("inf"), b"text"], ids=repr
 )
-def test_an_argument_that_is_all_in_its_text_is_identified(value):
+def test_an_argument_with_a_stable_repr_is_identified(value):
     assert identify_callable(Net, {"given": value}, "it") != identify_callable(Net, {"given": None}, "it")
 
 
@@ -252,7 +252,7 @@ def test_a_dataclass_with_a_default_factory_is_identified():
     assert of(Listed([1])) == of(Listed([1])) != of(Listed([2]))
 
 
-def test_what_refers_to_itself_is_identified():
+def test_an_object_that_refers_to_itself_is_identified():
     def countdown(number):
         return countdown(number - 1) if number else 0
 
@@ -263,15 +263,15 @@ def test_what_refers_to_itself_is_identified():
     assert len({of(countdown), of(OldStyle)}) == 2
 
 
-def test_what_stands_on_a_lambdas_line_is_no_part_of_it(tmp_path):
-    found = []
+def test_other_code_on_the_line_of_a_lambda_does_not_count(tmp_path):
+    hashes = []
     for budget in ("1e5", "2e5"):
         file = tmp_path / f"of_{budget}.py"
         file.write_text(f"given = dict(budget={budget}, loss=lambda outputs, targets: outputs - targets)")
         names = {"__name__": "somewhere"}
         exec(compile(file.read_text(), str(file), "exec"), names)
-        found.append(of(names["given"]["loss"]))
-    assert found[0] == found[1]
+        hashes.append(of(names["given"]["loss"]))
+    assert hashes[0] == hashes[1]
 
 
 IN_ANY_PROCESS = """
@@ -287,14 +287,14 @@ print(hash_item([{"one", "two", "three"}, np.array(["text", [1]], dtype=object),
 
 
 def test_an_items_hash_is_the_same_in_every_process():
-    said = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", IN_ANY_PROCESS], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True
         ).stdout
         for seed in ("1", "2")
     }
-    assert len(said) == 1
-    assert said != {""}
+    assert len(outputs) == 1
+    assert outputs != {""}
 
 
 # ---------------------------------------------------------------------------- use
@@ -327,12 +327,12 @@ class Shifted(Net):
         return super().forward(x) + self.shift
 
 
-def test_a_run_does_not_start_from_what_an_earlier_one_made_of_the_arguments(tmp_path):
+def test_a_run_does_not_see_changes_that_an_earlier_run_made_to_the_arguments(tmp_path):
     shift = torch.zeros(3)
-    together = completed(trained(tmp_path, Shifted, model_kwargs={"shift": shift}))
+    swept = completed(trained(tmp_path, Shifted, model_kwargs={"shift": shift}))
     assert shift.tolist() == [0, 0, 0]
     alone = completed(trained(tmp_path / "alone", Shifted, model_kwargs={"shift": torch.zeros(3)}, sizes=[4]))
-    assert [one.loss for one in together if one.run.id == alone[0].run.id] == [alone[0].loss]
+    assert [result.loss for result in swept if result.run.id == alone[0].run.id] == [alone[0].loss]
 
 
 WITH_CLASSES = """
@@ -382,7 +382,7 @@ def test_a_worker_trains_with_functions_and_classes_whose_source_only_the_caller
 
 
 class Noisy(Dataset):
-    """Augmented at random, by every generator that there is."""
+    """Items with random augmentation by the generators of torch, NumPy and Python."""
 
     def __len__(self):
         return 2000
@@ -391,7 +391,7 @@ class Noisy(Dataset):
         return PAIRS[index][0] + 0.1 * torch.randn(4) + float(np.random.random()), PAIRS[index][1]
 
 
-def test_data_that_is_augmented_at_random_is_the_same_data_and_leaves_the_generators_alone(tmp_path):
+def test_randomly_augmented_data_have_one_fingerprint_and_do_not_advance_the_generators(tmp_path):
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()
     plan = ids(planned(tmp_path, dataset=Noisy()))
     assert torch.get_rng_state().equal(before[0])
@@ -420,12 +420,12 @@ class Advances(IterableDataset):
         return self.items
 
 
-def test_data_that_is_other_each_time_it_is_read_is_told_before_anything_is_trained(tmp_path):
+def test_data_that_differ_at_every_read_are_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match=r"others when they are read again.*fingerprint="):
         planned(tmp_path, dataset=OwnGenerator())
 
 
-def test_a_stream_with_other_samples_in_each_pass_is_refused_even_with_a_fingerprint(tmp_path):
+def test_a_stream_that_differs_in_every_pass_is_refused_even_with_a_fingerprint(tmp_path):
     with pytest.raises(DataError, match=r"other samples each time it is read.*make\(seed\)"):
         planned(tmp_path, dataset=Advances(), fingerprint="data")
 
@@ -443,7 +443,7 @@ class Known(IterableDataset):
         return (PAIRS[index] for index in range(2000))
 
 
-def test_an_iterable_dataset_may_say_its_length(tmp_path):
+def test_an_iterable_dataset_may_have_a_length(tmp_path):
     completed(trained(tmp_path, dataset=DataLoader(Known(), batch_size=8), heldout=PAIRS))
 
 
@@ -457,7 +457,7 @@ def kept(items):
 
 
 class Collating(Dataset):
-    """Cannot be identified as a value; its items can."""
+    """A dataset that cannot be identified as a value; its items can."""
 
     def __init__(self):
         self.opaque = object()
@@ -485,7 +485,7 @@ def test_a_collate_function_is_part_of_the_data(tmp_path):
 # ---------------------------------------------------------------------------- a fingerprint
 
 
-def test_a_fingerprint_does_not_stand_for_what_is_neither_model_nor_data_nor_loss(tmp_path):
+def test_a_fingerprint_covers_only_model_data_and_loss(tmp_path):
     def sgd(rate):
         return functools.partial(torch.optim.SGD, lr=rate)
 
@@ -493,8 +493,8 @@ def test_a_fingerprint_does_not_stand_for_what_is_neither_model_nor_data_nor_los
         return lambda module: number
 
     plans = [
-        ids(planned(tmp_path, fingerprint="mine", repeat=True, **given))
-        for given in (
+        ids(planned(tmp_path, fingerprint="mine", repeat=True, **arguments))
+        for arguments in (
             {},
             {"optimizer": sgd(0.1)},
             {"optimizer": sgd(0.2)},
@@ -515,5 +515,5 @@ def test_a_fingerprint_stands_for_an_optimizer_that_cannot_be_identified(tmp_pat
 
     with pytest.raises(ConfigError, match="optimizer cannot be identified"):
         planned(tmp_path, optimizer=make)
-    one, other = (ids(planned(tmp_path, optimizer=make, fingerprint=name)) for name in ("one", "other"))
-    assert one != other
+    first, second = (ids(planned(tmp_path, optimizer=make, fingerprint=name)) for name in ("first", "second"))
+    assert first != second

@@ -1,9 +1,9 @@
-"""Variables that functions change: settings make other runs, caches and counters do not."""
+"""Variables that functions change: settings are part of the fingerprint, caches and counters are not."""
 
 import sys
 
 import pytest
-from test_identity_edits import edit, identity, package, write  # noqa: F401
+from user_package import edit, identity, package, write  # noqa: F401
 
 from flops_fit_core.api.fingerprint.objects import identify_callable
 
@@ -82,7 +82,7 @@ SETTINGS = {
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
-def test_a_setting_makes_other_runs(package, kind):  # noqa: F811
+def test_a_setting_changes_the_fingerprint(package, kind):  # noqa: F811
     text, old = SETTINGS[kind]
     write(package, {"ownpkg_one.py": text})
     before = identity("ownpkg_one:make")
@@ -103,7 +103,7 @@ def make(width):
 """
 
 
-def test_a_configuration_file_read_by_a_module_counts_but_for_its_paths_and_devices(package):  # noqa: F811
+def test_a_configuration_file_counts_without_its_paths_and_devices(package):  # noqa: F811
     write(package, {"ownpkg_one.py": FILE, "ownpkg.json": '{"depth": 2, "device": "cpu", "data": "/home/a/data"}'})
     before = identity("ownpkg_one:make")
     edit(package, "ownpkg.json", '"cpu"', '"cuda:1"')
@@ -127,7 +127,7 @@ def main(depth):
 """
 
 
-def test_a_global_that_main_sets_makes_other_runs(package):  # noqa: F811
+def test_a_global_that_main_sets_changes_the_fingerprint(package):  # noqa: F811
     write(package, {"ownpkg_one.py": MAIN})
     identity("ownpkg_one:make")
     module = sys.modules["ownpkg_one"]
@@ -178,7 +178,7 @@ def make(width):
 """
 
 
-def test_what_changes_with_use_makes_no_other_runs(package):  # noqa: F811
+def test_caches_and_counters_do_not_change_the_fingerprint(package):  # noqa: F811
     write(package, {"ownpkg_one.py": STATE})
     before = identity("ownpkg_one:make")
     module = sys.modules["ownpkg_one"]
@@ -204,7 +204,7 @@ def make(width):
 """
 
 
-def test_a_clock_and_a_process_id_are_in_no_identity(package):  # noqa: F811
+def test_clocks_and_process_ids_do_not_count(package):  # noqa: F811
     write(package, {"ownpkg_one.py": CLOCK})
     before = identity("ownpkg_one:make")
     module = sys.modules["ownpkg_one"]

@@ -1,4 +1,4 @@
-"""Data and losses given to ``find_optimal``: what is trained, counted and held out, or refused."""
+"""Data and losses of ``find_optimal``: training, counting, held-out data, and refused arguments."""
 
 import functools
 import os
@@ -65,7 +65,7 @@ class Rows(Dataset):
         return {"input_ids": ROWS[index], "attention_mask": mask, "labels": self.labels[index].clone()}
 
 
-def study(tmp_path, model=Net, **given):
+def study(tmp_path, model=Net, **changes):
     arguments = {
         "dataset": PAIRS,
         "compute_budgets": [4e6],
@@ -79,17 +79,17 @@ def study(tmp_path, model=Net, **given):
         "output_dir": tmp_path / "study",
         "train": False,
     }
-    return find_optimal(model, given.pop("size", "width"), **{**arguments, **given})
+    return find_optimal(model, changes.pop("size", "width"), **{**arguments, **changes})
 
 
-def result(tmp_path, *given, **named):
-    (one,) = study(tmp_path, *given, train=True, **named).results
-    assert one.status == "completed", one.error
-    return one
+def result(tmp_path, *arguments, **named):
+    (run_result,) = study(tmp_path, *arguments, train=True, **named).results
+    assert run_result.status == "completed", run_result.error
+    return run_result
 
 
-def notes(tmp_path, *given, **named):
-    return " ".join(study(tmp_path, *given, **named).plan.notes)
+def notes(tmp_path, *arguments, **named):
+    return " ".join(study(tmp_path, *arguments, **named).plan.notes)
 
 
 # ---------------------------------------------------------------------------- targets that the model sees
@@ -115,7 +115,7 @@ def test_a_copy_task_is_trained_on_request(tmp_path):
     assert result(tmp_path, Masked, dataset=Rows(), copy_task=True, compute_budgets=[2e7]).loss < 1.0
 
 
-def test_a_loss_that_shifts_by_itself_is_no_copy_and_its_first_targets_are_not_counted(tmp_path):
+def test_a_loss_that_shifts_targets_is_accepted_and_does_not_count_the_first_targets(tmp_path):
     def shifting(outputs, targets):
         return cross_entropy(outputs[:, :-1].flatten(0, 1), targets[:, 1:].flatten())
 
@@ -139,7 +139,7 @@ def test_next_tokens_are_refused_for_a_model_that_sees_them(tmp_path):
 
 
 class StartsAtZero(Averaging):
-    """A head of zeros hides on which inputs the outputs depend."""
+    """A model with a head of zeros, which hides the dependence of the outputs on the inputs."""
 
     def __init__(self, width):
         super().__init__(width)
@@ -167,13 +167,13 @@ def test_labels_of_a_causal_model_of_transformers_are_shifted(tmp_path):
             )
         )
 
-    given = {"size": "hidden_size", "sizes": [8], "compute_budgets": [4e7], "fingerprint": "llama"}
-    run = result(tmp_path, llama, dataset=Rows(), **given)
+    arguments = {"size": "hidden_size", "sizes": [8], "compute_budgets": [4e7], "fingerprint": "llama"}
+    run = result(tmp_path, llama, dataset=Rows(), **arguments)
     assert run.loss > 2.9
     assert run.valid_share == CONTEXT / (CONTEXT + 1)
     batch = next(DataLoader(Rows(), batch_size=8)._get_iterator())
     model = llama(8)
-    opened = study(tmp_path, llama, dataset=Rows(), **given)
+    opened = study(tmp_path, llama, dataset=Rows(), **arguments)
     data = opened.experiment.dataset
     task = (
         open_inline_data(
@@ -216,7 +216,7 @@ def test_labels_of_a_model_of_transformers_that_is_not_causal_are_refused(tmp_pa
 
 
 class NanoGPT(Net):
-    """Without targets, logits of the last position only."""
+    """A model that returns logits of the last position only, unless it receives targets."""
 
     def forward(self, idx, targets=None):
         logits = super().forward(idx)
@@ -225,10 +225,10 @@ class NanoGPT(Net):
         return logits, cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1)
 
 
-def test_a_model_that_gives_logits_and_loss_is_trained_on_all_positions(tmp_path):
-    one = result(tmp_path, NanoGPT)
-    assert "given the targets as 'targets'" in notes(tmp_path, NanoGPT)
-    assert one.loss == pytest.approx(result(tmp_path / "plain").loss, rel=1e-6)
+def test_a_model_that_returns_logits_and_loss_is_trained_on_all_positions(tmp_path):
+    run_result = result(tmp_path, NanoGPT)
+    assert "receives the targets as 'targets'" in notes(tmp_path, NanoGPT)
+    assert run_result.loss == pytest.approx(result(tmp_path / "plain").loss, rel=1e-6)
 
 
 class OwnLoss(Net):
@@ -239,11 +239,11 @@ class OwnLoss(Net):
 def test_a_model_that_returns_its_loss_is_refused_unless_the_loss_is_of_whole_batches(tmp_path):
     with pytest.raises(DataError, match=r"OwnLoss returned a scalar, its own loss.*loss_reduction='batch'"):
         study(tmp_path, OwnLoss, dataset=list(ROWS))
-    given = {"loss_fn": lambda loss, targets: loss, "loss_reduction": "batch", "copy_task": True}
-    assert 2.5 < result(tmp_path, OwnLoss, dataset=list(ROWS), fingerprint="own", **given).loss < 3.5
+    arguments = {"loss_fn": lambda loss, targets: loss, "loss_reduction": "batch", "copy_task": True}
+    assert 2.5 < result(tmp_path, OwnLoss, dataset=list(ROWS), fingerprint="own", **arguments).loss < 3.5
 
 
-def test_data_of_a_study_without_a_small_model_are_checked_without_one(tmp_path, monkeypatch):
+def test_without_a_small_model_data_are_checked_without_a_model(tmp_path, monkeypatch):
     monkeypatch.setattr("flops_fit_core.planning.completion.LARGEST_BUILT", 10)
     study(tmp_path)
     with pytest.raises(DataError, match="targets are the inputs"):
@@ -258,10 +258,10 @@ def test_data_of_a_study_without_a_small_model_are_checked_without_one(tmp_path,
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
 def test_padding_gives_the_same_loss_for_every_micro_batch(tmp_path, micro_batch):
-    whole = result(tmp_path / "whole", dataset=PADDED)
+    undivided = result(tmp_path / "whole", dataset=PADDED)
     parts = result(tmp_path, dataset=PADDED, trainer={"name": "torch", "micro_batch": micro_batch})
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-6)
-    assert (parts.tokens, parts.positions, parts.flops) == (whole.tokens, whole.positions, whole.flops)
+    assert parts.loss == pytest.approx(undivided.loss, rel=1e-6)
+    assert (parts.tokens, parts.positions, parts.flops) == (undivided.tokens, undivided.positions, undivided.flops)
 
 
 KEPT = []
@@ -275,11 +275,11 @@ class Keeping(Net):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 1, 3])
-def test_padded_training_is_that_of_a_loop_written_by_hand(tmp_path, micro_batch):
-    """SGD, so that weights are the sum of the gradients: the mean over the valid targets of each whole batch."""
+def test_padded_training_equals_a_hand_written_loop(tmp_path, micro_batch):
+    """With SGD, weights are the sum of the gradients of the mean over the valid targets of each complete batch."""
     KEPT.clear()
     data = TensorDataset(ROWS[:, :-1], PADDED_TARGETS.masked_fill(torch.arange(600)[:, None] % 3 == 0, -100))
-    one = result(
+    run_result = result(
         tmp_path,
         Keeping,
         dataset=data,
@@ -297,28 +297,28 @@ def test_padded_training_is_that_of_a_loop_written_by_hand(tmp_path, micro_batch
     opened = study(tmp_path / "same", Keeping, dataset=data, fingerprint="by hand").experiment.dataset
     batches = opened.spec.build(opened.options, 0).batches(8)
     tokens = 0
-    for _ in range(one.run.steps):
+    for _ in range(run_result.run.steps):
         inputs, targets = next(batches)
         tokens += int((targets != -100).sum())
         cross_entropy(model(inputs).flatten(0, 1), targets.flatten()).backward()
         optimizer.step()
         optimizer.zero_grad()
-    assert one.tokens == tokens
+    assert run_result.tokens == tokens
     for ours, theirs in zip(trained.parameters(), model.parameters(), strict=True):
         assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_two_processes_reach_the_padded_loss_of_one(tmp_path):
     alone = result(tmp_path / "alone", dataset=PADDED)
-    both = result(
+    shared = result(
         tmp_path,
         dataset=PADDED,
         device={"name": "cpu", "devices_per_run": 2},
         trainer={"name": "torch", "parallel": "ddp", "micro_batch": 1},
     )
-    assert both.run.devices == 2
-    assert both.loss == pytest.approx(alone.loss, rel=1e-6)
-    assert (both.id, both.tokens, both.positions, both.flops) == (
+    assert shared.run.devices == 2
+    assert shared.loss == pytest.approx(alone.loss, rel=1e-6)
+    assert (shared.id, shared.tokens, shared.positions, shared.flops) == (
         alone.id,
         alone.tokens,
         alone.positions,
@@ -338,29 +338,29 @@ def test_held_out_loss_is_a_mean_over_valid_targets_whatever_the_evaluation_batc
 
 
 def test_d_counts_valid_targets_and_c_counts_every_position(tmp_path):
-    one = result(tmp_path, dataset=PADDED)
+    run_result = result(tmp_path, dataset=PADDED)
     share = float((PADDED_TARGETS != -100).float().mean())
-    assert one.run.tokens / one.run.positions == pytest.approx(share, rel=0.02)
-    assert one.run.positions == one.run.steps * 8 * CONTEXT
-    assert one.flops == pytest.approx(6 * one.run.params * one.positions)
-    assert one.flops == pytest.approx(4e6, rel=0.01)
-    assert one.positions == one.run.positions
-    assert one.valid_share == pytest.approx(one.tokens / one.positions)
-    assert one.valid_share == pytest.approx(share, rel=0.05)
+    assert run_result.run.tokens / run_result.run.positions == pytest.approx(share, rel=0.02)
+    assert run_result.run.positions == run_result.run.steps * 8 * CONTEXT
+    assert run_result.flops == pytest.approx(6 * run_result.run.params * run_result.positions)
+    assert run_result.flops == pytest.approx(4e6, rel=0.01)
+    assert run_result.positions == run_result.run.positions
+    assert run_result.valid_share == pytest.approx(run_result.tokens / run_result.positions)
+    assert run_result.valid_share == pytest.approx(share, rel=0.05)
     assert "D counts valid targets" in notes(tmp_path, dataset=PADDED)
     assert "fixed sample of 540" in notes(tmp_path, dataset=PADDED)
 
 
-def test_a_batch_without_a_valid_target_is_no_nan_and_changes_no_gradient(tmp_path):
+def test_a_batch_without_a_valid_target_has_no_nan_and_no_gradient(tmp_path):
     targets = PADDED_TARGETS.clone()
     targets[: len(targets) * 3 // 4] = -100
-    one = result(
+    run_result = result(
         tmp_path,
         dataset=TensorDataset(ROWS[:, :-1], targets),
         batch_size=2,
         trainer={"name": "torch", "micro_batch": 1},
     )
-    assert one.valid_share < 0.2
+    assert run_result.valid_share < 0.2
 
 
 def test_data_without_any_valid_target_are_refused(tmp_path):
@@ -386,13 +386,13 @@ def pad(items):
 
 def test_batches_padded_to_their_longest_row_are_counted_as_they_are(tmp_path):
     loader = DataLoader(Ragged(), batch_size=2, collate_fn=pad)
-    one = result(tmp_path, dataset=loader, batch_size=2)
+    run_result = result(tmp_path, dataset=loader, batch_size=2)
     opened = study(tmp_path, dataset=loader, batch_size=2).experiment.dataset
     batches = opened.spec.build(opened.options, 0).batches(2)
-    seen = [next(batches)[1] for _ in range(one.run.steps)]
-    assert one.tokens == sum(int((targets != -100).sum()) for targets in seen)
-    assert (one.positions or one.tokens) == sum(targets.numel() for targets in seen)
-    assert one.flops == pytest.approx(4e6, rel=0.1)
+    seen = [next(batches)[1] for _ in range(run_result.run.steps)]
+    assert run_result.tokens == sum(int((targets != -100).sum()) for targets in seen)
+    assert (run_result.positions or run_result.tokens) == sum(targets.numel() for targets in seen)
+    assert run_result.flops == pytest.approx(4e6, rel=0.1)
 
 
 def test_padding_that_is_a_class_is_named_in_the_plan(tmp_path):
@@ -432,9 +432,9 @@ LOSSES = {
 def test_every_form_of_cross_entropy_is_the_same_loss(tmp_path, loss, data):
     default = result(tmp_path / "default", dataset=data)
     parts = {"name": "torch", "micro_batch": 2}
-    one = result(tmp_path, dataset=data, loss_fn=LOSSES[loss], fingerprint=loss, trainer=parts)
-    assert one.loss == pytest.approx(default.loss, rel=1e-5)
-    assert one.tokens == default.tokens
+    run_result = result(tmp_path, dataset=data, loss_fn=LOSSES[loss], fingerprint=loss, trainer=parts)
+    assert run_result.loss == pytest.approx(default.loss, rel=1e-5)
+    assert run_result.tokens == default.tokens
 
 
 def test_the_form_of_a_loss_is_named_in_the_plan(tmp_path):
@@ -452,32 +452,32 @@ def weighted(outputs, targets):
 
 
 @pytest.mark.parametrize("loss_fn", [contrastive, weighted], ids=["contrastive", "weighted mean"])
-def test_a_loss_that_is_no_sum_over_targets_asks_for_its_form(tmp_path, loss_fn):
+def test_a_loss_that_is_not_a_sum_over_targets_needs_loss_reduction(tmp_path, loss_fn):
     with pytest.raises(DataError, match="loss_reduction='batch'"):
         study(tmp_path, loss_fn=loss_fn, fingerprint="other")
 
 
 def test_a_loss_of_whole_batches_is_neither_divided_nor_evaluated_on_other_batches(tmp_path):
-    given = {"loss_fn": contrastive, "fingerprint": "contrastive", "loss_reduction": "batch"}
-    one = result(tmp_path, **given)
-    assert one.heldout_tokens % 8 == 0
-    assert "a value for a whole batch" in notes(tmp_path, **given)
+    arguments = {"loss_fn": contrastive, "fingerprint": "contrastive", "loss_reduction": "batch"}
+    run_result = result(tmp_path, **arguments)
+    assert run_result.heldout_tokens % 8 == 0
+    assert "a value per batch" in notes(tmp_path, **arguments)
     with pytest.raises(PlanError, match="micro_batch"):
-        study(tmp_path, **given, trainer={"name": "torch", "micro_batch": 2})
+        study(tmp_path, **arguments, trainer={"name": "torch", "micro_batch": 2})
     with pytest.raises(ConfigError, match="batch_size"):
-        study(tmp_path, **given, batch_size=None)
+        study(tmp_path, **arguments, batch_size=None)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"loss_reduction": "average"}, r"'average': it is one of 'mean'"),
         ({"loss_reduction": "mean"}, "without a loss_fn"),
-        ({"loss_reduction": "sum", "loss_fn": flat}, "the same for a batch and the batch twice"),
-        ({"loss_reduction": "mean", "loss_fn": LOSSES["sum"]}, "twice as much"),
-        ({"loss_reduction": "mean", "loss_fn": by_row}, "does not fit"),
-        ({"loss_fn": nn.CrossEntropyLoss()}, r"takes classes in dimension 1.*flatten"),
-        ({"loss_fn": nn.MSELoss()}, "does not fit"),
+        ({"loss_reduction": "sum", "loss_fn": flat}, "the same value for a batch and a doubled batch"),
+        ({"loss_reduction": "mean", "loss_fn": LOSSES["sum"]}, "twice the value for a doubled batch"),
+        ({"loss_reduction": "mean", "loss_fn": by_row}, "does not match loss_fn"),
+        ({"loss_fn": nn.CrossEntropyLoss()}, r"expects classes in dimension 1.*flatten"),
+        ({"loss_fn": nn.MSELoss()}, "cannot be applied to outputs of shape"),
         ({"loss_fn": lambda o, t: 3.0}, "returned a float"),
         ({"loss_fn": lambda o, t: o.sum(0)}, r"shape \(16, 20\)"),
     ],
@@ -493,9 +493,9 @@ def test_a_loss_of_whole_batches_is_neither_divided_nor_evaluated_on_other_batch
         "features",
     ],
 )
-def test_a_loss_that_contradicts_itself_is_refused(tmp_path, given, message):
+def test_a_loss_that_contradicts_itself_is_refused(tmp_path, arguments, message):
     with pytest.raises((ConfigError, DataError), match=message):
-        study(tmp_path, **given, **({"fingerprint": "x"} if "loss_fn" in given else {}))
+        study(tmp_path, **arguments, **({"fingerprint": "x"} if "loss_fn" in arguments else {}))
 
 
 class Square(nn.Module):
@@ -510,7 +510,7 @@ class Square(nn.Module):
         return self.head(self.embedding(ids))
 
 
-def test_positions_are_not_taken_for_classes_when_there_are_as_many(tmp_path):
+def test_positions_are_not_confused_with_classes_of_equal_number(tmp_path):
     data = TensorDataset(ROWS[:, :-1], ROWS[:, 1:] % CONTEXT)
     with pytest.raises(DataError, match="dimension 1"):
         study(tmp_path, Square, dataset=data, loss_fn=nn.CrossEntropyLoss())
@@ -544,16 +544,16 @@ class FromSeed(IterableDataset):
             yield ROWS[number, :-1], ROWS[number, 1:]
 
 
-def test_a_stream_that_ends_before_d_fails_and_says_so(tmp_path):
+def test_a_stream_that_ends_before_d_fails_with_a_reason(tmp_path):
     with pytest.raises(SweepFailed, match=r"ended after 19,200 of the [\d,]+ tokens.*repeat=True"):
         study(tmp_path, dataset=Stream(1200), heldout=PAIRS, repeat=False, compute_budgets=[4e7], train=True)
 
 
 def test_a_stream_that_is_repeated_counts_its_passes(tmp_path):
-    one = result(tmp_path, dataset=Stream(1200), heldout=PAIRS, compute_budgets=[4e7])
-    assert one.unique_tokens == 1200 * CONTEXT
-    assert one.passes == pytest.approx(one.tokens / (1200 * CONTEXT))
-    assert one.passes > 1
+    run_result = result(tmp_path, dataset=Stream(1200), heldout=PAIRS, compute_budgets=[4e7])
+    assert run_result.unique_tokens == 1200 * CONTEXT
+    assert run_result.passes == pytest.approx(run_result.tokens / (1200 * CONTEXT))
+    assert run_result.passes > 1
 
 
 def test_a_stream_is_not_read_through_while_it_is_planned(tmp_path):
@@ -574,18 +574,18 @@ def test_a_stream_that_shuffles_itself_is_refused(tmp_path):
         study(tmp_path, dataset=Shuffled())
 
 
-def test_a_stream_that_takes_a_seed_needs_held_out_data_and_is_another_for_each_seed(tmp_path):
+def test_a_seeded_stream_needs_held_out_data_and_differs_between_seeds(tmp_path):
     with pytest.raises(DataError, match="heldout="):
         study(tmp_path, dataset=FromSeed)
     planned = study(tmp_path, dataset=FromSeed, heldout=PAIRS, seeds=[0, 1])
     data = planned.experiment.dataset
-    first, again, other = (next(iter(data.spec.build(data.options, seed).batches(8)))[0] for seed in (0, 0, 1))
-    assert torch.equal(first, again)
+    first, repeated, other = (next(iter(data.spec.build(data.options, seed).batches(8)))[0] for seed in (0, 0, 1))
+    assert torch.equal(first, repeated)
     assert not torch.equal(first, other)
     assert len({run.fingerprint for run in planned.plan.runs}) == 1
 
 
-def test_what_the_model_draws_does_not_change_a_stream(tmp_path):
+def test_random_numbers_of_the_model_do_not_change_a_stream(tmp_path):
     class Noisy(IterableDataset):
         def __init__(self, seed):
             self.seed = seed
@@ -617,13 +617,13 @@ class Augmented(Dataset):
         return x, ROWS[index, 1:]
 
 
-def test_random_items_depend_on_their_place_only(tmp_path):
+def test_random_items_depend_on_their_position_only(tmp_path):
     planned = study(tmp_path, dataset=Augmented(), copy_task=True)
     data = planned.experiment.dataset
     built = data.spec.build(data.options, 0)
-    ones = torch.cat([next(batches)[0] for batches in [built.batches(1)] for _ in range(12)])
+    items = torch.cat([next(batches)[0] for batches in [built.batches(1)] for _ in range(12)])
     torch.rand(5)
-    assert torch.equal(torch.cat([next(built.batches(4, start))[0] for start in (0, 4, 8)]), ones)
+    assert torch.equal(torch.cat([next(built.batches(4, start))[0] for start in (0, 4, 8)]), items)
     held = [torch.cat([batch[0] for batch in built.heldout(400, size)]) for size in (1, 7)]
     assert torch.equal(*held)
 
@@ -662,7 +662,7 @@ def program(which, out, *, slow):
 
 
 @pytest.mark.parametrize("which", ["plain", "seeded", "augmented"])
-def test_a_run_that_is_killed_goes_on_to_the_same_loss(tmp_path, which):
+def test_a_killed_run_resumes_to_the_same_loss(tmp_path, which):
     alone = subprocess.run(
         program(which, tmp_path / "alone", slow=False), capture_output=True, text=True, check=True
     )
@@ -674,7 +674,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_loss(tmp_path, which):
         time.sleep(0.02)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    again = subprocess.run(
+    repeated = subprocess.run(
         program(which, tmp_path / "killed", slow=False), capture_output=True, text=True, check=True
     )
-    assert again.stdout == alone.stdout
+    assert repeated.stdout == alone.stdout

@@ -1,4 +1,4 @@
-"""Losses and data given to ``find_optimal`` that are easily taken for something else."""
+"""Losses and data of ``find_optimal`` that are easily mistaken for others."""
 
 import functools
 from collections import namedtuple
@@ -28,10 +28,10 @@ class Dense(nn.Module):
         return self.head(self.inner(x).relu())
 
 
-def dense(tmp_path, outputs, targets, loss_fn=None, **given):
+def dense(tmp_path, outputs, targets, loss_fn=None, **arguments):
     data = TensorDataset(X, targets)
     kwargs = {"outputs": outputs}
-    return study(tmp_path, Dense, model_kwargs=kwargs, dataset=data, loss_fn=loss_fn, **given)
+    return study(tmp_path, Dense, model_kwargs=kwargs, dataset=data, loss_fn=loss_fn, **arguments)
 
 
 def flat(loss, **options):
@@ -42,18 +42,18 @@ def flat(loss, **options):
 
 
 def in_turn(targets):
-    """As many of both classes in each part of a batch."""
+    """Targets with equal numbers of both classes in each part of a batch."""
     return torch.arange(len(targets)) % 2
 
 
 @pytest.mark.parametrize("targets", [in_turn(BINARY), BINARY * 0], ids=["balanced", "one class in sight"])
 def test_a_loss_that_weights_classes_is_refused_whatever_classes_the_first_samples_have(tmp_path, targets):
-    with pytest.raises(DataError, match="weights classes returns"):
+    with pytest.raises(DataError, match=r"With class weights, return \(sum"):
         dense(tmp_path, 2, targets, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 30.0])))
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_a_class_is_not_taken_for_ignored_because_the_first_samples_have_no_other(tmp_path, first):
+def test_a_class_does_not_count_as_ignored_because_the_first_samples_have_no_other(tmp_path, first):
     targets = torch.cat([torch.full((1,), 1 - first), torch.full((299,), first), torch.full((100,), 1 - first)])
     planned = dense(tmp_path, 2, targets, nn.CrossEntropyLoss())
     assert "loss_fn returns a mean over the targets of a batch, without targets -100" in planned.plan.notes
@@ -63,8 +63,8 @@ def test_a_class_is_not_taken_for_ignored_because_the_first_samples_have_no_othe
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_an_ignored_class_is_found_wherever_it_is_among_the_classes(tmp_path, reduction):
     loss = flat(cross_entropy, ignore_index=7, reduction=reduction)
-    one = result(tmp_path, loss_fn=loss, heldout_share=0.5)
-    assert one.valid_share == pytest.approx(float((ROWS[:, 1:] != 7).float().mean()), abs=0.02)
+    run_result = result(tmp_path, loss_fn=loss, heldout_share=0.5)
+    assert run_result.valid_share == pytest.approx(float((ROWS[:, 1:] != 7).float().mean()), abs=0.02)
     assert "without targets 7" in notes(tmp_path / "again", loss_fn=loss)
 
 
@@ -91,7 +91,7 @@ def test_padding_that_the_loss_ignores_is_not_named_as_padding(tmp_path):
         (lambda o, t: None, "NoneType.*no loss without targets"),
     ],
 )
-def test_a_value_that_is_no_loss_of_its_samples_is_refused(tmp_path, loss_fn, message):
+def test_a_value_that_is_not_a_loss_of_the_samples_is_refused(tmp_path, loss_fn, message):
     with pytest.raises(DataError, match=message):
         study(tmp_path, Dense, dataset=VALUES, loss_fn=loss_fn)
 
@@ -100,24 +100,24 @@ def test_contrastive_values_of_each_sample_are_refused(tmp_path):
     def loss(outputs, targets):
         return cross_entropy(outputs @ targets.T, torch.arange(len(outputs)), reduction="none")
 
-    with pytest.raises(DataError, match="values of a sample are others in a smaller batch"):
+    with pytest.raises(DataError, match="values of a sample differ in a smaller batch"):
         dense(tmp_path, 6, X, loss)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
-        ({"loss_fn": nn.CrossEntropyLoss}, r"is a class: pass an object of it, CrossEntropyLoss\(\)"),
-        ({"loss_fn": "cross_entropy"}, "is no function"),
+        ({"loss_fn": nn.CrossEntropyLoss}, r"is a class: pass an instance, CrossEntropyLoss\(\)"),
+        ({"loss_fn": "cross_entropy"}, "is not callable"),
         ({"loss_fn": nn.PReLU()}, r"\(weight\), which no optimizer would train"),
         ({"heldout_share": 0}, "between 0 and 1"),
         ({"heldout_share": -1}, "between 0 and 1"),
-        ({"tokens_per_sample": 0}, "whole number of at least 1"),
+        ({"tokens_per_sample": 0}, "an integer of at least 1"),
     ],
 )
-def test_arguments_that_cannot_be_meant_are_refused(tmp_path, given, message):
+def test_invalid_arguments_are_refused(tmp_path, arguments, message):
     with pytest.raises(ConfigError, match=message):
-        study(tmp_path, **given)
+        study(tmp_path, **arguments)
 
 
 # ---------------------------------------------------------------------------- targets of the default loss
@@ -127,12 +127,12 @@ def test_arguments_that_cannot_be_meant_are_refused(tmp_path, given, message):
     ("outputs", "targets", "message"),
     [
         (2, BINARY.bool(), "are bool, for which there is no default loss"),
-        (2, BINARY - 1, r"a target is -1,.*classes 0 to 1\. -100 marks"),
-        (1, X.sum(1).masked_fill(BINARY.bool(), torch.nan), "targets among the first samples are NaN"),
-        (1, X.sum(1) * torch.inf, "the loss of the first samples is .*targets hold NaN or infinity"),
+        (2, BINARY - 1, r"a target is -1,.*classes 0 to 1\. Mark targets that do not count with -100"),
+        (1, X.sum(1).masked_fill(BINARY.bool(), torch.nan), "targets of the first samples are NaN"),
+        (1, X.sum(1) * torch.inf, "the loss of the first samples is .*targets contain NaN or infinity"),
     ],
 )
-def test_targets_for_which_there_is_no_default_loss_are_refused(tmp_path, outputs, targets, message):
+def test_targets_without_a_default_loss_are_refused(tmp_path, outputs, targets, message):
     with pytest.raises(DataError, match=message):
         dense(tmp_path, outputs, targets)
 
@@ -171,11 +171,11 @@ TURNED = [{"input_ids": row, "labels": row.flip(0)} for row in ROWS]
 
 
 @pytest.mark.parametrize("family", [t5, bart])
-def test_an_encoder_and_decoder_makes_the_decoders_inputs_of_the_labels(tmp_path, family):
-    given = {**FROZEN, "sizes": [8], "compute_budgets": [3e8], "batch_size": 2}
-    one = result(tmp_path, family, dataset=TURNED[60:], heldout=TURNED[:60], **given)
-    assert one.tokens % (CONTEXT + 1) == 0
-    assert "given the targets as 'labels'" in notes(tmp_path / "again", family, dataset=TURNED, **given)
+def test_an_encoder_decoder_computes_the_decoder_inputs_from_the_labels(tmp_path, family):
+    arguments = {**FROZEN, "sizes": [8], "compute_budgets": [3e8], "batch_size": 2}
+    run_result = result(tmp_path, family, dataset=TURNED[60:], heldout=TURNED[:60], **arguments)
+    assert run_result.tokens % (CONTEXT + 1) == 0
+    assert "receives the targets as 'labels'" in notes(tmp_path / "again", family, dataset=TURNED, **arguments)
 
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -199,7 +199,7 @@ def test_rows_without_labels_do_not_hide_that_the_labels_are_the_inputs(tmp_path
 
 def test_labels_that_are_mostly_the_inputs_of_a_causal_model_are_refused(tmp_path):
     labels = torch.where(torch.arange(CONTEXT + 1) % 5 == 0, 0, ROWS)
-    with pytest.raises(DataError, match=r"of the labels are the input.*shifted by one.*copy_task"):
+    with pytest.raises(DataError, match=r"of the labels equal the input.*shifted by one.*copy_task"):
         study(tmp_path, gpt2, dataset=Rows(labels), **HF)
 
 
@@ -246,12 +246,12 @@ def packed(items):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_a_packed_row_is_one_sample_that_is_not_divided(tmp_path, micro_batch):
+def test_a_packed_row_is_a_single_sample_that_is_not_divided(tmp_path, micro_batch):
     items = [{"input_ids": row[: 3 + index % 12]} for index, row in enumerate(ROWS)]
     loader = DataLoader(items, batch_size=4, collate_fn=packed)
     trainer = {"name": "torch", "micro_batch": micro_batch}
-    one = result(tmp_path, gpt2, dataset=loader, trainer=trainer, **{**HF, "compute_budgets": [4e8]})
-    assert one.loss < 3.5
+    run_result = result(tmp_path, gpt2, dataset=loader, trainer=trainer, **{**HF, "compute_budgets": [4e8]})
+    assert run_result.loss < 3.5
 
 
 # ---------------------------------------------------------------------------- batches
@@ -269,12 +269,12 @@ def with_shared(items, *, dims=1):
 
 
 @pytest.mark.parametrize(("dims", "micro_batch"), [(1, None), (2, None), (2, 2)])
-def test_what_all_samples_of_a_batch_share_is_passed_as_it_is(tmp_path, dims, micro_batch):
+def test_values_shared_by_all_samples_of_a_batch_are_passed_unchanged(tmp_path, dims, micro_batch):
     plain = result(tmp_path / "plain").loss
     collate = functools.partial(with_shared, dims=dims)
     loader, trainer = DataLoader(PAIRS, 8, collate_fn=collate), {"name": "torch", "micro_batch": micro_batch}
-    one = result(tmp_path / "shared", Placed, dataset=loader, trainer=trainer)
-    assert one.loss == pytest.approx(plain, abs=1e-5)
+    run_result = result(tmp_path / "shared", Placed, dataset=loader, trainer=trainer)
+    assert run_result.loss == pytest.approx(plain, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -282,9 +282,9 @@ def test_what_all_samples_of_a_batch_share_is_passed_as_it_is(tmp_path, dims, mi
     [
         (
             [(row[: 3 + k % 9], row[1 : 4 + k % 9]) for k, row in enumerate(ROWS)],
-            "do not make a batch.*collate_fn",
+            "cannot be collated into a batch.*collate_fn",
         ),
-        ([{"ids": row, "labels": None} for row in ROWS], "do not make a batch"),
+        ([{"ids": row, "labels": None} for row in ROWS], "cannot be collated into a batch"),
         ([(row[:-1].tolist(), row[1:].tolist()) for row in ROWS], r"with_format\('torch'\)"),
         ([(row[:0], row[:0]) for row in ROWS], "have no targets"),
         (
@@ -294,7 +294,7 @@ def test_what_all_samples_of_a_batch_share_is_passed_as_it_is(tmp_path, dims, mi
     ],
     ids=["lengths", "None", "lists", "empty", "samples second"],
 )
-def test_items_that_make_no_batch_are_refused(tmp_path, data, message):
+def test_items_that_cannot_be_collated_are_refused(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
         study(tmp_path, dataset=data)
 
@@ -307,14 +307,14 @@ def pairs_of(rows):
     return rows[:, :-1], rows[:, 1:]
 
 
-def test_a_held_out_loader_has_its_own_collate_function(tmp_path):
+def test_a_held_out_loader_uses_its_collate_function(tmp_path):
     pairs = result(tmp_path / "pairs", heldout=TensorDataset(*pairs_of(list(ROWS.flip(1)[:40])))).loss
     loader = DataLoader(list(ROWS.flip(1)[:40]), batch_size=4, collate_fn=pairs_of)
     assert result(tmp_path / "rows", heldout=loader).loss == pytest.approx(pairs, abs=1e-6)
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         ({"heldout": PAIRS}, "heldout is the training data"),
         ({"heldout": DataLoader(PAIRS, batch_size=2)}, "heldout is the training data"),
@@ -325,16 +325,16 @@ def test_a_held_out_loader_has_its_own_collate_function(tmp_path):
             "10 of the 20 samples",
         ),
         ({"heldout": list(ROWS)}, "targets of heldout are the inputs"),
-        ({"heldout": TensorDataset(ROWS[:9, :-1], ROWS[:9, 0])}, "both must be of one kind"),
+        ({"heldout": TensorDataset(ROWS[:9, :-1], ROWS[:9, 0])}, "both must be of the same kind"),
         ({"heldout": TensorDataset(ROWS[:9, :-1], ROWS[:9, 1:] + VOCAB)}, "heldout does not fit"),
         ({"heldout": []}, "heldout dataset has 0 items"),
     ],
 )
-def test_held_out_data_that_are_no_held_out_data_are_refused(tmp_path, given, message):
+def test_invalid_held_out_data_are_refused(tmp_path, arguments, message):
     with pytest.raises(DataError, match=message):
-        study(tmp_path, **given)
+        study(tmp_path, **arguments)
 
 
-def test_parts_of_one_dataset_and_a_single_held_out_sample_are_taken(tmp_path):
+def test_parts_of_one_dataset_and_a_single_held_out_sample_are_accepted(tmp_path):
     assert study(tmp_path, dataset=Subset(PAIRS, range(500)), heldout=Subset(PAIRS, range(500, 600))).plan.runs
     assert result(tmp_path, heldout=TensorDataset(ROWS[:1, :-1], ROWS[:1, 1:])).loss > 0

@@ -1,4 +1,4 @@
-"""Held-out samples that training samples share: windows of one text, equal items."""
+"""Samples shared by held-out and training data: windows of one text, equal items."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ LETTERS = torch.randint(0, 20, (1000,), generator=torch.Generator().manual_seed(
 
 
 class Windows(Dataset):
-    """A text that is read from every position, or every few positions."""
+    """Windows of a text that start at every position, or every few positions."""
 
     def __init__(self, step=1, length=CONTEXT):
         self.step, self.length = step, length
@@ -30,7 +30,7 @@ def opened(planned):
 
 
 def places(dataset, indices):
-    """Positions of the text that some items have."""
+    """Positions of the text in some items."""
     start = [dataset.step * index for index in indices]
     return {place for first in start for place in range(first, first + dataset.length + 1)}
 
@@ -66,14 +66,14 @@ def test_a_subset_of_windows_overlaps_only_if_its_windows_do(tmp_path):
     data = opened(study(tmp_path, dataset=Subset(Windows(), mixed)))
     held, trained = ([mixed[index] for index in part] for part in (data._held, data._training))
     assert not places(Windows(), held) & places(Windows(), trained)
-    apart = Subset(Windows(), range(0, len(Windows()), CONTEXT + 1))
-    assert "overlap" not in notes(tmp_path / "apart", dataset=apart)
+    spaced = Subset(Windows(), range(0, len(Windows()), CONTEXT + 1))
+    assert "overlap" not in notes(tmp_path / "apart", dataset=spaced)
 
 
-def test_a_random_split_of_windows_is_refused_and_parts_of_the_text_are_taken(tmp_path):
-    some, others = random_split(Windows(), [0.9, 0.1], generator=torch.Generator().manual_seed(0))
+def test_a_random_split_of_windows_is_refused_and_consecutive_parts_are_accepted(tmp_path):
+    training, heldout = random_split(Windows(), [0.9, 0.1], generator=torch.Generator().manual_seed(0))
     with pytest.raises(DataError, match="samples of heldout overlap training samples"):
-        study(tmp_path, dataset=some, heldout=others)
+        study(tmp_path, dataset=training, heldout=heldout)
     cut = 800
     parts = {"dataset": Subset(Windows(), range(cut)), "heldout": Subset(Windows(), range(cut, 900))}
     assert study(tmp_path, **parts).plan.runs
@@ -81,11 +81,11 @@ def test_a_random_split_of_windows_is_refused_and_parts_of_the_text_are_taken(tm
 
 @pytest.mark.parametrize("held", [ROWS[:40], ROWS[100:200:7]])
 def test_equal_samples_are_refused_as_held_out_data(tmp_path, held):
-    with pytest.raises(DataError, match="of heldout that were compared equal training samples"):
+    with pytest.raises(DataError, match="compared samples of heldout equal training samples"):
         study(tmp_path, dataset=PAIRS, heldout=TensorDataset(held[:, :-1].clone(), held[:, 1:].clone()))
 
 
-def test_a_few_equal_samples_are_named_and_those_of_small_numbers_are_not(tmp_path):
+def test_a_few_equal_samples_are_noted_unless_items_are_small(tmp_path):
     fresh = torch.randint(0, 20, (30, CONTEXT + 1), generator=torch.Generator().manual_seed(5))
     held = torch.cat([ROWS[:10], fresh])
     assert "about 25% of the samples of heldout equal" in notes(

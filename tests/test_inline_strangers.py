@@ -1,4 +1,4 @@
-"""Ordinary models and data, given to ``find_optimal``: BatchNorm, unused weights, losses that cannot be traced."""
+"""Special models and data of ``find_optimal``: BatchNorm, unused weights, losses that cannot be traced."""
 
 import functools
 
@@ -49,18 +49,18 @@ def by_hand(planned, share):
 
 @pytest.mark.parametrize(("devices", "share"), [(1, 8), (2, 4)])
 def test_running_statistics_are_those_of_the_training_batches_of_the_first_process(tmp_path, devices, share):
-    given = {**FEW_STEPS, "optimizer": FROZEN, "device": {"name": "cpu", "devices_per_run": devices}}
-    one = result(tmp_path, Normed, trainer={"name": "torch", "parallel": "ddp"}, **given)
-    assert one.run.devices == devices
-    planned = study(tmp_path, Normed, **given)
-    assert one.loss == pytest.approx(by_hand(planned, share), rel=1e-6)
+    arguments = {**FEW_STEPS, "optimizer": FROZEN, "device": {"name": "cpu", "devices_per_run": devices}}
+    run_result = result(tmp_path, Normed, trainer={"name": "torch", "parallel": "ddp"}, **arguments)
+    assert run_result.run.devices == devices
+    planned = study(tmp_path, Normed, **arguments)
+    assert run_result.loss == pytest.approx(by_hand(planned, share), rel=1e-6)
 
 
 def test_running_statistics_of_packed_runs_are_of_training_batches_only(tmp_path):
     losses = {
         pack: [
-            one.loss
-            for one in study(
+            run_result.loss
+            for run_result in study(
                 tmp_path / str(pack),
                 Normed,
                 trainer={"name": "torch", "pack": pack},
@@ -120,8 +120,8 @@ def test_weights_that_a_pass_uses_are_not_named_as_unused(tmp_path):
 
 
 @pytest.mark.parametrize("unit", ["", " ", 5, "to\nkens"])
-def test_a_unit_that_is_no_name_is_refused(tmp_path, unit):
-    with pytest.raises(ConfigError, match="it is the name of what D counts"):
+def test_a_unit_that_is_not_a_name_is_refused(tmp_path, unit):
+    with pytest.raises(ConfigError, match="it must name the unit of D"):
         study(tmp_path, unit=unit)
     assert study(tmp_path, dataset=PAIRS, unit="bytes").plan.unit == "bytes"
 
@@ -135,7 +135,7 @@ SPEECH = {"dataset": TensorDataset(SOUNDS, TEXTS), "compute_budgets": [4e6]}
 
 
 class Listener(nn.Module):
-    """Its outputs have time first, as CTC takes them."""
+    """A model that returns outputs with time first, as CTC requires."""
 
     def __init__(self, width):
         super().__init__()
@@ -151,20 +151,20 @@ def ctc(outputs, targets, reduction="sum"):
 
 
 @pytest.mark.parametrize("micro_batch", [None, 2])
-def test_ctc_with_time_first_is_traced_without_its_loss_and_taken_as_it_is_stated(tmp_path, micro_batch):
-    given = {**SPEECH, "loss_fn": ctc, "loss_reduction": "sum", "optimizer": FROZEN}
-    one = result(tmp_path, Listener, trainer={"name": "torch", "micro_batch": micro_batch}, **given)
+def test_ctc_with_time_first_is_traced_without_its_loss_and_uses_the_stated_form(tmp_path, micro_batch):
+    arguments = {**SPEECH, "loss_fn": ctc, "loss_reduction": "sum", "optimizer": FROZEN}
+    run_result = result(tmp_path, Listener, trainer={"name": "torch", "micro_batch": micro_batch}, **arguments)
     torch.manual_seed(0)
     model = Listener(4)
     held = slice(5, None, 10)
     expected = float(ctc(model(SOUNDS[held]).detach(), TEXTS[held])) / (10 * 5)
-    assert one.loss == pytest.approx(expected, rel=1e-5)
+    assert run_result.loss == pytest.approx(expected, rel=1e-5)
     # Forward, gradients of both weights, and of the inputs of the second layer: 20 steps for 5 targets.
-    assert one.flops / one.tokens == 20 * 2 * (2 * (24 + 36) + 36) / 5
+    assert run_result.flops / run_result.tokens == 20 * 2 * (2 * (24 + 36) + 36) / 5
 
 
 def test_a_stated_form_that_the_loss_contradicts_is_refused(tmp_path):
-    with pytest.raises(DataError, match="twice as much for a batch twice"):
+    with pytest.raises(DataError, match="returned twice the value for a doubled batch"):
         study(
             tmp_path,
             loss_fn=lambda o, t: functional.cross_entropy(o.flatten(0, 1), t.flatten(), reduction="sum"),
@@ -186,8 +186,8 @@ def distil(outputs, targets):
 
 def test_a_network_in_the_loss_is_not_changed_and_the_model_is_traced_without_it(tmp_path):
     before = {name: value.clone() for name, value in TEACHER.state_dict().items()}
-    one = result(tmp_path, Student, dataset=CLASSES, loss_fn=distil, compute_budgets=[2e6])
-    assert one.flops / one.tokens == 2 * (2 * (64 + 20) + 20)
+    run_result = result(tmp_path, Student, dataset=CLASSES, loss_fn=distil, compute_budgets=[2e6])
+    assert run_result.flops / run_result.tokens == 2 * (2 * (64 + 20) + 20)
     assert all(torch.equal(value, before[name]) for name, value in TEACHER.state_dict().items())
 
 
@@ -199,7 +199,7 @@ def in_a_row(items):
     return ids, labels
 
 
-def test_packed_rows_are_trained_on_one_device_and_refused_in_words_on_two(tmp_path):
+def test_packed_rows_are_trained_on_one_device_and_refused_on_two(tmp_path):
     loader = DataLoader(PAIRS, 8, collate_fn=in_a_row)
     plain = result(tmp_path / "plain", optimizer=FROZEN).loss
     assert result(tmp_path / "one", dataset=loader, optimizer=FROZEN).loss == pytest.approx(plain, rel=1e-6)
@@ -215,6 +215,6 @@ def test_a_number_of_tokens_that_is_not_the_number_of_targets_is_named(tmp_path)
     assert "tokens_per_sample states" not in notes(tmp_path / "same", tokens_per_sample=16)
 
 
-def test_what_a_dataset_plugin_states_itself_is_refused(tmp_path):
+def test_arguments_that_a_dataset_plugin_states_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="unit: a dataset that is a plugin states them itself"):
         study(tmp_path, dataset="text", unit="bytes")

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from flops_fit_core import PlanError, PluginError, find_optimal
 from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
-from flops_fit_core.flops.model_stats import Meter, build_on_meta
+from flops_fit_core.flops.model_stats import SizeMeasurer, build_on_meta
 from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.plugins import ParameterGroup, hookimpl
@@ -19,7 +19,7 @@ TASK = LanguageTask(vocab_size=20, context=4)
 
 
 class Tiny(nn.Module):
-    """Embedding, a matrix that may be used twice, a head that may be tied."""
+    """An embedding, a matrix that may be used twice, and a head that may be tied."""
 
     def __init__(self, *, tied=False, shared=False, bias=True):
         super().__init__()
@@ -53,7 +53,7 @@ def test_only_a_language_task_has_a_head_over_a_vocabulary():
     assert count_parameters(Tiny(), SupervisedTask((6,), 20)).unembedding == 0
 
 
-def test_a_models_own_count_is_believed():
+def test_num_params_of_a_model_replaces_the_count():
     class Mixture(Tiny):
         def num_params(self):
             return 7
@@ -63,7 +63,7 @@ def test_a_models_own_count_is_believed():
 
 
 @pytest.mark.parametrize(("own", "total", "active"), [(False, 344, 302), (True, 50, 8)])
-def test_a_token_does_not_use_what_its_family_says_it_does_not(own, total, active):
+def test_inactive_parameters_follow_from_the_familys_groups(own, total, active):
     model = Tiny()
     if own:
         model.num_params = lambda: 50
@@ -76,7 +76,7 @@ def test_a_token_does_not_use_what_its_family_says_it_does_not(own, total, activ
     assert (counts.total, counts.active, counts.idle) == (total, active, 42)
 
 
-def test_a_table_of_which_a_token_uses_little_is_left_out_of_n_once():
+def test_a_partly_active_table_is_subtracted_from_n_once():
     model = Tiny()
     rest = [*model.first.parameters(), *model.second.parameters(), *model.head.parameters()]
     groups = [ParameterGroup(rest), ParameterGroup(model.embedding.parameters(), active=0.25)]
@@ -85,22 +85,29 @@ def test_a_table_of_which_a_token_uses_little_is_left_out_of_n_once():
     assert (counts.lookup, counts.idle) == (plain.lookup * 0.25, plain.lookup * 0.75)
 
 
-def test_parameters_that_can_be_read_only_once_are_kept():
+def test_parameters_from_an_iterator_are_kept():
     model = Tiny()
     group = ParameterGroup(model.first.parameters(), active=0.5)
-    assert [one.shape for one in group.parameters] == [one.shape for one in model.first.parameters()]
-    assert count_parameters(model, TASK, [group]).idle == sum(one.numel() for one in model.first.parameters()) / 2
+    assert [parameter.shape for parameter in group.parameters] == [
+        parameter.shape for parameter in model.first.parameters()
+    ]
+    assert (
+        count_parameters(model, TASK, [group]).idle
+        == sum(parameter.numel() for parameter in model.first.parameters()) / 2
+    )
 
 
-def test_a_models_own_count_of_what_a_token_uses_is_no_number_to_subtract_from():
+def test_num_params_without_inactive_parameters_is_refused():
     model = Tiny()
     model.num_params = lambda: 10
-    with pytest.raises(PlanError, match=r"num_params\(\) gives 10, .* has to count those too"):
+    with pytest.raises(
+        PlanError, match=r"num_params\(\) returned 10, .* contain 126 inactive parameters: .* must count these too"
+    ):
         count_parameters(model, TASK, [ParameterGroup(model.head.parameters(), active=0.1)])
 
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
-def test_a_share_that_is_none_is_refused(share):
+def test_an_invalid_share_is_refused(share):
     with pytest.raises(ValueError, match="a share above 0, at most 1"):
         ParameterGroup([], active=share)
 
@@ -112,10 +119,10 @@ def test_a_model_without_parameters_is_refused():
 
 def meter_of(bench, **changes):
     experiment = make_experiment(bench.table(**changes), bench.registry())
-    return Meter(experiment.model, bench.build_walk(None, 0).task, experiment.flops)
+    return SizeMeasurer(experiment.model, bench.build_walk(None, 0).task, experiment.flops)
 
 
-def test_a_size_is_measured_once_and_takes_no_memory():
+def test_a_size_is_measured_once_without_memory_for_weights():
     built = []
 
     class Watched(Bench):
@@ -134,7 +141,7 @@ def test_a_size_is_measured_once_and_takes_no_memory():
 
 
 class WithConstants(nn.Module):
-    """Drop rates by ``linspace``, positions from NumPy, one table in two places."""
+    """Drop rates from ``linspace``, positions from NumPy, a table that is registered twice."""
 
     def __init__(self):
         super().__init__()
@@ -148,7 +155,7 @@ class WithConstants(nn.Module):
         self.lazy, self.nothing = nn.LazyLinear(3), None
 
 
-def test_constants_of_a_model_have_values_and_its_tensors_shapes_only(capsys):
+def test_constants_of_a_model_have_values_and_its_tensors_only_shapes(capsys):
     class Family(Bench):
         def build_net(self, options, task):
             return WithConstants()
@@ -161,11 +168,11 @@ def test_constants_of_a_model_have_values_and_its_tensors_shapes_only(capsys):
     assert module.net.again is module.positions
     assert module.frozen.is_meta
     assert not module.frozen.requires_grad
-    assert module.scale.item() == 2  # a number may be read
+    assert module.scale.item() == 2  # scalars may be read
     assert capsys.readouterr().out == ""
 
 
-def test_a_model_that_reads_its_weights_is_refused_in_words(tmp_path):
+def test_a_model_that_reads_its_weights_is_refused(tmp_path):
     class Family(Bench):
         def build_net(self, options, task):
             return nn.Linear(4, int(nn.Linear(4, 4).weight.sum()))
@@ -177,12 +184,12 @@ def test_a_model_that_reads_its_weights_is_refused_in_words(tmp_path):
     assert "built on torch's meta device to be counted" in own_error(caught.value)
 
 
-def test_a_size_that_a_family_does_not_take_names_it():
+def test_the_error_for_an_invalid_size_names_the_size():
     with pytest.raises(PlanError, match="cannot have width = many"):
         meter_of(Bench()).at("many")
 
 
-def test_what_is_no_module_is_a_broken_plugin():
+def test_a_family_that_does_not_build_a_module_is_a_broken_plugin():
     class Broken(Bench):
         def build_net(self, options, task):
             return "a model"
@@ -192,25 +199,28 @@ def test_what_is_no_module_is_a_broken_plugin():
 
 
 @pytest.mark.parametrize(
-    ("groups", "says"),
+    ("groups", "message"),
     [
-        (lambda module: [ParameterGroup([])], "gives 0 parameters of which 0 are different; the model has 3"),
-        (lambda module: [{"params": list(module.parameters())}], "gave a dict instead of a ParameterGroup"),
+        (
+            lambda module: [ParameterGroup([])],
+            r"returned 0 parameters, 0 of them distinct; each of the model's 3 parameters must be in exactly one",
+        ),
+        (lambda module: [{"params": list(module.parameters())}], "returned a dict, not a ParameterGroup"),
         (lambda module: module.layers, r"parameter_groups\(\.\.\.\): AttributeError"),
     ],
 )
-def test_a_family_whose_groups_are_wrong_is_named_before_anything_is_trained(groups, says):
+def test_a_family_with_wrong_parameter_groups_is_refused_before_training(groups, message):
     class Wrong(Bench):
         @hookimpl
         def flops_fit_models(self):
             (spec,) = super().flops_fit_models()
             yield replace(spec, parameter_groups=groups)
 
-    with pytest.raises(PluginError, match=f"model 'bench/net'.*{says}"):
+    with pytest.raises(PluginError, match=f"model 'bench/net'.*{message}"):
         meter_of(Wrong()).at(4)
 
 
-def test_outputs_of_another_shape_name_both_shapes():
+def test_the_error_for_outputs_of_a_wrong_shape_names_both_shapes():
     class Wrong(Bench):
         def build_net(self, options, task):
             return nn.Sequential(super().build_net(options, task), nn.Linear(12, 13))
@@ -220,7 +230,7 @@ def test_outputs_of_another_shape_name_both_shapes():
         meter.check_fit(meter.model.options)
 
 
-def test_starting_weights_are_left_out_on_the_meta_device_only():
+def test_initialization_is_skipped_on_the_meta_device_only():
     bench = Bench()
     meter = meter_of(bench)
     build_on_meta(meter.model, meter.model.options, meter.task)
@@ -232,7 +242,7 @@ def test_starting_weights_are_left_out_on_the_meta_device_only():
 
 
 class Flex(nn.Module):
-    """Attention through torch's compiler, of which torch 2.13 has no gradient on a CPU."""
+    """Attention through torch's compiler, for which torch 2.13 has no gradient on a CPU."""
 
     def __init__(self, width):
         super().__init__()

@@ -1,4 +1,4 @@
-"""N of models by what they do with their parameters, against sums written out by hand and torch's own counter."""
+"""N of models by the use of their parameters, compared with hand-written sums and torch's counter."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ TASK = LanguageTask(vocab_size=V, context=T)
 
 
 class Body(nn.Module):
-    """A residual feed-forward layer without biases, after which subclasses put tables and heads."""
+    """A residual feed-forward layer without biases; subclasses add tables and heads."""
 
     def __init__(self):
         super().__init__()
@@ -119,7 +119,7 @@ def test_a_lookup_by_a_product_is_a_product():
 
 
 class Positions(TableAsParameter):
-    """Learned positions as minGPT has them, and a bias of each head, which has two dimensions too."""
+    """Learned positions as in minGPT, and a bias per head, which also has two dimensions."""
 
     def __init__(self):
         super().__init__()
@@ -137,7 +137,7 @@ def test_learned_positions_are_a_table_and_biases_of_heads_are_not():
 
 
 class HeadFirst(nn.Module):
-    """The head is registered before blocks of which a layer has as many outputs as the vocabulary, and a bias."""
+    """The head is registered before blocks with a layer that has a bias and as many outputs as the vocabulary."""
 
     def __init__(self):
         super().__init__()
@@ -149,12 +149,12 @@ class HeadFirst(nn.Module):
         return self.head(x + self.down(self.up(x).relu()))
 
 
-def test_the_head_is_what_gives_the_outputs_not_the_last_layer_of_its_size():
+def test_the_head_is_the_layer_that_returns_the_outputs_not_the_last_layer_of_its_size():
     assert count_parameters(HeadFirst(), TASK).unembedding == V * D
     assert count_parameters(HeadFirst(), TASK, (), UNTRACED).unembedding == V * D + V
 
 
-def test_a_real_module_is_as_before_after_it_is_counted():
+def test_counting_does_not_change_a_module():
     module = nn.Sequential(nn.Embedding(V, D), nn.BatchNorm1d(T), nn.Dropout(), nn.Linear(D, V))
     before = {name: value.clone() for name, value in module.state_dict().items()}
     torch.manual_seed(3)
@@ -204,7 +204,7 @@ def family(build):
     return choose_from_table("model", {"name": "deep"}, registry, "test")
 
 
-def test_one_size_is_run_and_the_others_are_told_by_their_names():
+def test_one_size_is_traced_and_other_sizes_follow_from_their_parameter_names():
     ran = []
     model = family(lambda options, task: Deep(options.depth, task.vocab_size, ran))
     usages = UsageTraces(model, TASK)
@@ -253,5 +253,5 @@ IDS = torch.zeros(2, 5, dtype=torch.long)
         (custom(IDS, torch.zeros(2, 5)), False),
     ],
 )
-def test_tokens_with_a_token_to_predict_at_each_are_a_language_task(task, language):
+def test_a_language_task_predicts_a_token_at_every_position(task, language):
     assert is_language_task(task) == language

@@ -562,7 +562,7 @@ def test_run_from_python_raises_as_find_optimal_does(tmp_path):
         (Unbuildable, {}, "NameError: name 'widht' is not defined", "widht)"),
         (Unusable, {}, "does not fit", "reshape(-1, 7)"),
         (UnusableOnData, {}, "not my data", "assert not x.any()"),
-        (TwoClasses, {}, "a target is 2, and the model's outputs of shape (8, 2) have classes 0 to 1", None),
+        (TwoClasses, {}, "a target is 2, but the model's outputs of shape (8, 2) have classes 0 to 1", None),
         (Net, {"optimizer": Needy}, "missing 1 required positional argument: 'rho'", None),
         (Net, {"optimizer": torch.optim.LBFGS}, "LBFGS.step needs closure", None),
     ],

@@ -1,4 +1,4 @@
-"""Hashes of syntax trees: equal in every supported Python, whatever the layout; others for other code."""
+"""Hashes of syntax trees: equal in all Python versions and for every layout, different for different code."""
 
 import ast
 import shutil
@@ -91,7 +91,7 @@ def test_the_sample_has_every_statement_expression_pattern_and_operator():
         ("lambda: (yield)", "lambda: (yield None)"),
     ],
 )
-def test_other_code_has_another_hash(text, other):
+def test_different_code_has_a_different_hash(text, other):
     assert hash_source(text) != hash_source(other)
 
 
@@ -118,7 +118,7 @@ def test_other_code_has_another_hash(text, other):
         ("with (a as b, c as d): e()", "with a as b, c as d:\n    e()"),
     ],
 )
-def test_the_same_code_written_otherwise_has_the_same_hash(text, other):
+def test_equivalent_code_has_the_same_hash(text, other):
     assert hash_source(text) == hash_source(other)
 
 

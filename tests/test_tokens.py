@@ -117,7 +117,7 @@ def test_an_id_beyond_the_vocabulary_that_no_look_met_is_an_error_of_its_batch(t
     # 256 stretches of 32,768 tokens start every 40,992 tokens: this lies between the first two.
     tokens[32_768:40_900] = 60_000
     dataset = open_(path, context=2**14)
-    with pytest.raises(DataError, match="a token with id 60000, not below vocab_size = 50000"):
+    with pytest.raises(DataError, match="the token id 60000, but ids must be below vocab_size = 50000"):
         next(dataset.batches(600))
 
 

@@ -19,7 +19,7 @@ from small import text_table, train, write_text
 from flops_fit_core import ConfigError
 from flops_fit_core.config import Chosen, make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
-from flops_fit_core.flops.model_stats import Meter, measure_model
+from flops_fit_core.flops.model_stats import SizeMeasurer, measure_model
 from flops_fit_core.flops.parameter_counts import count_parameters
 from flops_fit_core.planning import make_plan
 from flops_fit_core.planning.sizes import SizeLadder
@@ -432,7 +432,7 @@ def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
     sweep = {"budgets": [1e11], "sizes": 1, "repeat": True}
     table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops={"name": "chinchilla", "n": n})
     experiment = make_experiment(table, installed())
-    meter = Meter(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.flops)
+    meter = SizeMeasurer(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.flops)
     rungs = [meter.measure(experiment.model.with_options(rung=one + 1).options) for one in range(len(configs))]
     for wanted in rungs:
         (found,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)

@@ -88,5 +88,5 @@ def test_held_out_windows_are_spread_over_the_whole_row_and_no_seed_moves_them()
 
 
 def test_too_few_tokens_for_one_window_are_an_error_that_says_what_to_do():
-    with pytest.raises(DataError, match=r"65 tokens are not enough .* 66: give more data or a smaller context"):
+    with pytest.raises(DataError, match=r"65 tokens are not enough .* 66: use more data or a smaller context"):
         TokenWindows(TOKENS[:65], context=65)

@@ -12,27 +12,27 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.api.data_checks.arguments import check_arguments, check_heldout_is_apart
+from flops_fit_core.api.data_checks.arguments import check_arguments, check_heldout_disjoint
 from flops_fit_core.api.data_checks.first_batch import (
+    batch_targets,
     check_samples_first,
     first_batch,
     first_items,
     plain,
-    targets_among,
 )
 from flops_fit_core.api.data_checks.overlap import (
-    SAME,
-    check_windows_apart,
-    places,
+    SAME_DATA,
+    check_windows_disjoint,
+    find_windows,
     shared_samples,
     split_windows,
-    windows_of,
+    unwrap_subset,
 )
 from flops_fit_core.api.data_checks.task_checks import (
+    batches_with_valid_targets,
     check_heldout,
     data_notes,
     find_loss_form,
-    with_valid_targets,
 )
 from flops_fit_core.api.inline import copied
 from flops_fit_core.api.sources import (
@@ -125,12 +125,12 @@ class InlineDataset(CompletedDataset):
         self._heldout_collate = heldout_collate(data.heldout)
         self.is_stream = not has_length(self._source)
         self._passes = StreamPasses(self._source, seed)
-        self._windows = None if self.is_stream else windows_of(self._source)
+        self._windows = None if self.is_stream else find_windows(self._source)
         self._training, self._held = self._split()
         with fixed_randomness():  # items may be augmented at random
             items = first_items(self._first_items(), 3)
             sample = first_batch(items[:2], self._collate)
-            check_samples_first(self._collate, items, targets_among(sample))
+            check_samples_first(self._collate, items, batch_targets(sample))
         self.task = make_task(data, sample, options.form())
         self.fingerprint = content_hash(self._identities(data))
 
@@ -150,7 +150,7 @@ class InlineDataset(CompletedDataset):
         training = identify_source(self._source)
         heldout = identify_source(self._heldout_source) if self._heldout_source is not None else None
         if heldout == training and not self._draws[0]:
-            raise DataError(SAME)
+            raise DataError(SAME_DATA)
         return [
             training,
             heldout,
@@ -170,7 +170,7 @@ class InlineDataset(CompletedDataset):
             return None
         full = samples * self.task.tokens_per_sample
         if self._windows is not None:  # a token of a text that is read at every position is in many samples
-            inside = places(self._source)[1]
+            inside = unwrap_subset(self._source)[1]
             items = self._training if inside is None else [inside[index] for index in self._training]
             full = min(full, self._windows.positions(items))
         return round(full * self._valid_share) if self.task.counts_targets else full
@@ -359,7 +359,7 @@ class InlineDataset(CompletedDataset):
 
         Raises DataError for targets that the model sees, and for a loss of no known form.
         """
-        batches = with_valid_targets(self.task, self.probe_batches, 4, SIZED // PROBED)
+        batches = batches_with_valid_targets(self.task, self.probe_batches, 4, SIZED // PROBED)
         form = find_loss_form(
             self.task, model, batches, stated=self.data.loss_reduction, copy_task=self.data.copy_task
         )
@@ -426,9 +426,9 @@ def open_inline_data(data: Any, **given: Any) -> InlineData:
     shared = 0.0
     if given["heldout"] is not None:
         sources = unwrap(data)[0], unwrap(given["heldout"], 1)[0]
-        check_heldout_is_apart(*sources)
+        check_heldout_disjoint(*sources)
         if all(map(has_length, sources)):
-            check_windows_apart(*sources)
+            check_windows_disjoint(*sources)
             shared = shared_samples(*sources)
     functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"], given["heldout"])
     return InlineData(training=data, functions=functions, shared=shared, **given)
@@ -442,7 +442,7 @@ def _seed_of(place: tuple[int, int], offset: int) -> int:
 
 def make_task(data: InlineData, sample: Batch, form: LossForm) -> CustomTask:
     """The task of the data: its loss (by default by the targets' type) and what one sample counts for."""
-    targets = targets_among(sample)
+    targets = batch_targets(sample)
     if data.loss_fn is None and not is_classes(targets) and not targets.is_floating_point():
         raise DataError(
             f"the targets are {str(targets.dtype).removeprefix('torch.')}, for which there is no default loss: "

@@ -1,4 +1,4 @@
-"""Whether a model's output at a position depends on later inputs, which are its targets."""
+"""Tests whether a model's output at a position depends on later inputs, which are its targets."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 TOLERANCE = 1e-4
-"""Change of a logit, relative to the largest one, that is taken for rounding; models are tried in float32."""
+"""Change of a logit, relative to the largest logit, that counts as rounding; models are tested in float32."""
 
 
 def fill_zero_weights(model: nn.Module) -> None:
-    """Give small random values to weights that are all zero, such as those of a head: they could hide a
+    """Set weights that are all zero, such as those of a head, to small random values: they could hide a
     dependence."""
     import torch
 
@@ -24,11 +24,11 @@ def fill_zero_weights(model: nn.Module) -> None:
 
 
 def depends_on_later_inputs(logits: Callable[[Tensor], Any], ids: Tensor) -> bool | None:
-    """Whether any logit changes with an input at a later position. None if that cannot be tested.
+    """Whether any logit changes with an input at a later position. None if this cannot be tested.
 
     Args:
-        logits: Gives the logits, (batch, positions, ...), of a model in evaluation mode for ids.
-        ids: Class numbers, (batch, positions), of at least two kinds.
+        logits: Returns the logits, (batch, positions, ...), of a model in evaluation mode for ids.
+        ids: Class numbers, (batch, positions), with at least two distinct values.
     """
     import torch
 
@@ -39,21 +39,21 @@ def depends_on_later_inputs(logits: Callable[[Tensor], Any], ids: Tensor) -> boo
     if not isinstance(before, torch.Tensor) or before.shape[:2] != ids.shape:
         return None
     limit = TOLERANCE * max(1e-6, float(before.abs().max()))
-    for place in {length // 2, length - 1}:
+    for position in {length // 2, length - 1}:
         changed = ids.clone()
-        changed[:, place] = other_values(ids)[:, place]
-        difference = (logits(changed)[:, :place] - before[:, :place]).abs().max()
+        changed[:, position] = other_values(ids)[:, position]
+        difference = (logits(changed)[:, :position] - before[:, :position]).abs().max()
         if not float(difference) <= limit:
             return True
     return False
 
 
 def other_values(ids: Tensor) -> Tensor:
-    """For each id another one that occurs among them; the same if there is only one kind."""
+    """For each id, a different id from the same tensor; the ids themselves if all are equal."""
     import torch
 
     values: Tensor = torch.unique(ids)
     if len(values) < 2:
         return ids
-    others: Tensor = values[(torch.searchsorted(values, ids.contiguous()) + 1) % len(values)]
-    return others
+    following: Tensor = values[(torch.searchsorted(values, ids.contiguous()) + 1) % len(values)]
+    return following

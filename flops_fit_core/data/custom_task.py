@@ -1,4 +1,4 @@
-"""The task of a user's own data, model and loss."""
+"""The task of a user's data, model and loss function."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 IGNORED = -100
-"""The target that torch's and transformers' losses leave out."""
+"""The target that losses in torch and transformers ignore."""
 
 Reduction = Literal[
     "auto",
@@ -29,11 +29,11 @@ Reduction = Literal[
 ]
 """Form of the value of a loss function.
 
-``sum``, ``mean``: a scalar over the valid targets. ``mean-of-all``: the sum over valid targets divided by the
-number of all. ``mean-of-sample-sums``: the same divided by the number of samples. ``values``: one value for each
-target. ``sample-sum``, ``sample-mean``, ``sample-mean-of-all``: one value for each sample, a sum or mean over its
-targets. ``pair``: ``(sum, count)``. ``batch``: a scalar that holds for its batch only, such as a contrastive loss.
-``auto``: a scalar is a ``mean``, a tensor is summed.
+``sum``, ``mean``: a scalar, over the valid targets. ``mean-of-all``: a scalar, the sum over valid targets divided
+by the number of all targets. ``mean-of-sample-sums``: the same divided by the number of samples. ``values``: one
+value per target. ``sample-sum``, ``sample-mean``, ``sample-mean-of-all``: one value per sample, a sum or mean
+over its targets. ``pair``: ``(sum, count)``. ``batch``: a scalar for a complete batch, such as a contrastive
+loss. ``auto``: a scalar is a ``mean``, a tensor is summed.
 """
 
 
@@ -43,39 +43,39 @@ class LossForm:
 
     reduction: Reduction = "auto"
     ignored: tuple[int, ...] = (IGNORED,)
-    """Class numbers that mark a target as not valid."""
+    """Class numbers of targets that do not count."""
     shifted: bool = False
-    """Whether the targets are the inputs themselves, so that position t predicts target t + 1 and the first target
-    of each row is not valid."""
+    """Whether the targets are the inputs. Then position t predicts target t + 1, and the first target of each row
+    does not count."""
     targets_argument: str = ""
-    """Name of the argument by which the model needs the targets to give logits for every position."""
+    """Name of the model's argument for targets, if it returns logits for every position only with targets."""
 
 
 @dataclass(frozen=True)
 class CustomTask(Task):
-    """A user's own loss: ``loss_fn(outputs, targets)`` on batches that a user's own dataset yields.
+    """A user's loss, ``loss_fn(outputs, targets)``, on batches of a user's dataset.
 
-    A batch is a pair (inputs, targets), a dict, or a bare tensor (its own target). Of a dict, the entry named in
-    ``targets`` is the target and the model gets the rest as keyword arguments. The loss is the sum over valid
-    targets divided by their number; ``form`` states how ``loss_fn`` gives that sum. Targets that are no class
-    numbers are all valid, one for each sample.
+    A batch is a pair (inputs, targets), a dict, or a single tensor (both input and target). In a dict, the entry
+    named ``targets`` is the target; the model receives the other entries as keyword arguments. The loss is the sum
+    over valid targets divided by their number; ``form`` states how the sum follows from the value of ``loss_fn``.
+    Real-valued targets are all valid and count once per sample.
     """
 
     loss_fn: Callable[[Any, Any], Any] | None
     """None: cross-entropy in nats for class numbers, mean squared error for real targets."""
     sample: Batch
-    """One batch of the dataset, kept for its shapes; tensors on the CPU."""
+    """A batch of the dataset, for its shapes; tensors on the CPU."""
     targets: str = "labels"
     unit: str = "samples"
     tokens_per_sample: int = 1
-    """Positions of one sample."""
+    """Positions per sample."""
     counts_targets: bool = False
-    """Whether D counts valid targets; otherwise every sample counts ``tokens_per_sample``."""
+    """Whether D counts valid targets. Otherwise every sample counts as ``tokens_per_sample``."""
     form: LossForm = LossForm()
 
     @property
     def whole_batches(self) -> bool:  # type: ignore[override]  # read-only, as the fields of this class
-        """Whether the loss of a batch is not a sum over its samples, so that a batch cannot be divided."""
+        """Whether batches cannot be divided, because the loss of a batch is not a sum over its samples."""
         return self.form.reduction == "batch"
 
     def example(self, batch_size: int) -> Batch:
@@ -85,7 +85,7 @@ class CustomTask(Task):
 
         def resize(value: Any) -> Any:
             if isinstance(value, torch.Tensor):
-                if not value.ndim or len(value) != samples:  # of no sample
+                if not value.ndim or len(value) != samples:  # not a value per sample
                     return value
                 return torch.zeros(batch_size, *value.shape[1:], dtype=value.dtype)
             if isinstance(value, Mapping):
@@ -97,10 +97,10 @@ class CustomTask(Task):
         return resize(self.sample)
 
     def outputs(self, model: nn.Module, batch: Batch) -> Any:
-        named = {self.form.targets_argument: self.targets_of(batch)} if self.form.targets_argument else {}
+        keyword = {self.form.targets_argument: self.targets_of(batch)} if self.form.targets_argument else {}
         if isinstance(batch, Mapping):
-            return model(**{key: value for key, value in batch.items() if key != self.targets}, **named)
-        return model(batch[0] if isinstance(batch, list | tuple) else batch, **named)
+            return model(**{key: value for key, value in batch.items() if key != self.targets}, **keyword)
+        return model(batch[0] if isinstance(batch, list | tuple) else batch, **keyword)
 
     def targets_of(self, batch: Batch) -> Tensor:
         """The targets of a batch, samples first."""
@@ -123,7 +123,7 @@ class CustomTask(Task):
     def loss(self, outputs: Any, batch: Batch) -> tuple[Tensor, Any]:
         """Loss in nats summed over the valid targets, and their number (an integer or a tensor of one element).
 
-        Raises ValueError, naming both shapes, for outputs that do not fit.
+        Raises ValueError, naming both shapes, if the outputs do not match the targets.
         """
         targets = self.targets_of(batch)
         if self.loss_fn is None:
@@ -134,17 +134,17 @@ class CustomTask(Task):
         assert self.loss_fn is not None
         reduction = self.form.reduction
         count: Any
-        by_sample: Any
+        sample_counts: Any
         total: Tensor
         if is_classes(targets):
             valid = self._valid(targets)
-            count, by_sample, every, width = valid.sum(), valid.sum(1), valid.numel(), valid.shape[1]
+            count, sample_counts, num_targets, width = valid.sum(), valid.sum(1), valid.numel(), valid.shape[1]
         else:
-            count = every = len(targets)
-            by_sample = width = 1
-        value = self.loss_fn(outputs, self._without_empty(targets))
+            count = num_targets = len(targets)
+            sample_counts = width = 1
+        value = self.loss_fn(outputs, self._fill_empty(targets))
         if reduction == "auto":
-            reduction = _plain_form(value, targets)
+            reduction = _form_by_shape(value, targets)
         if reduction == "pair":
             total, count = value
         elif reduction == "batch":
@@ -152,11 +152,11 @@ class CustomTask(Task):
         elif reduction == "mean":
             total = value * count
         elif reduction == "mean-of-all":
-            total = value * every
+            total = value * num_targets
         elif reduction == "mean-of-sample-sums":
             total = value * len(targets)
         elif reduction == "sample-mean":
-            total = (value.flatten() * by_sample).sum()
+            total = (value.flatten() * sample_counts).sum()
         elif reduction == "sample-mean-of-all":
             total = value.sum() * width
         else:
@@ -164,8 +164,7 @@ class CustomTask(Task):
         return total, count
 
     def _valid(self, targets: Tensor) -> Tensor:
-        """Which class numbers count, (batch, targets of a sample): the first of a row does not if it is
-        shifted."""
+        """Mask of the targets that count, (batch, targets per sample); if shifted, without the first target."""
         rows = targets.reshape(len(targets), -1)
         if self.form.shifted:
             rows = rows[:, 1:]
@@ -174,31 +173,33 @@ class CustomTask(Task):
             valid = valid & (rows != value)
         return valid
 
-    def _without_empty(self, targets: Tensor) -> Tensor:
-        """The targets, with a class in place of the ignored ones wherever a mean would be over none (0 / 0). Such
-        a mean is multiplied by the number of valid targets, which is 0."""
+    def _fill_empty(self, targets: Tensor) -> Tensor:
+        """The targets, with a valid class in place of ignored targets if a mean would be 0 / 0.
+
+        This mean is multiplied by the number of valid targets, which is 0.
+        """
         import torch
 
         if self.form.reduction not in ("mean", "sample-mean") or not is_classes(targets):
             return targets
-        some = self._valid(targets).any(1)
+        has_valid = self._valid(targets).any(1)
         if self.form.reduction != "sample-mean":
-            some = some.any()
+            has_valid = has_valid.any()
         placeholder = next(value for value in range(len(self.form.ignored) + 1) if value not in self.form.ignored)
-        some = some.reshape(-1, *[1] * (targets.ndim - 1)) if some.ndim else some
-        return torch.where(some, targets, torch.full_like(targets, placeholder))
+        has_valid = has_valid.reshape(-1, *[1] * (targets.ndim - 1)) if has_valid.ndim else has_valid
+        return torch.where(has_valid, targets, torch.full_like(targets, placeholder))
 
 
-def _plain_form(value: Any, targets: Tensor) -> Reduction:
-    """The form of a value by its type alone. Raises ValueError for one value for each of several sequences."""
+def _form_by_shape(value: Any, targets: Tensor) -> Reduction:
+    """The form of a value by its type and shape. Raises ValueError for one value per sequence (ambiguous)."""
     if isinstance(value, tuple):
         return "pair"
     if value.ndim == 0:
         return "mean"
     if is_classes(targets) and targets.ndim > 1 and value.numel() == len(targets):
         raise ValueError(
-            "loss_fn returned one value for each sample, a mean or a sum over its targets: state which, with "
-            "reduction 'sample-mean' or 'sample-sum'"
+            "loss_fn returned one value per sample, a mean or a sum over its targets: state reduction "
+            "'sample-mean' or 'sample-sum'"
         )
     return "values"
 
@@ -211,7 +212,7 @@ def is_classes(targets: Tensor) -> bool:
 
 
 def logits_of(outputs: Any) -> Any:
-    """The logits among a model's outputs: a tensor, ``.logits``, the entry ``logits``, or the first of a tuple."""
+    """The logits in a model's outputs: a tensor, ``.logits``, the entry ``logits``, or a tuple's first item."""
     if isinstance(outputs, Mapping) and "logits" in outputs:
         return outputs["logits"]
     if hasattr(outputs, "logits"):
@@ -220,10 +221,12 @@ def logits_of(outputs: Any) -> Any:
 
 
 def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tuple[Tensor, Any]:
-    """Cross-entropy in nats summed over class numbers other than -100, or the mean squared error of each sample
-    summed over samples; and how many there are.
+    """The default loss, and the number of targets or samples that it is summed over.
 
-    Raises ValueError, naming both shapes, for outputs that do not fit.
+    Class numbers: cross-entropy in nats, summed over targets other than -100. Real targets: the mean squared
+    error of each sample, summed over samples.
+
+    Raises ValueError, naming both shapes, if the outputs do not match the targets.
     """
     from torch.nn import functional
 
@@ -231,14 +234,14 @@ def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tup
     shape = tuple(getattr(logits, "shape", ()))
     if not hasattr(logits, "shape"):
         raise ValueError(
-            f"the model returned {_shown_outputs(outputs)}, in which no logits are found: return a tensor, an "
-            "object with .logits, a dict with 'logits', or a tuple whose first item they are; or pass a loss_fn"
+            f"the model returned {_describe_outputs(outputs)}, which contains no logits: return a tensor, an "
+            "object with .logits, a dict with 'logits', or a tuple with logits first; or pass a loss_fn"
         )
     if not is_classes(targets):
         if shape and logits.numel() != targets.numel():
             raise ValueError(
-                f"the model gave outputs of shape {shape} for targets of shape {tuple(targets.shape)}: squared "
-                "error needs as many"
+                f"the model returned outputs of shape {shape} for targets of shape {tuple(targets.shape)}: "
+                "squared error needs one output per target"
             )
         error = functional.mse_loss(logits.float(), targets.to(logits.device).float().reshape(logits.shape))
         return error * len(targets), len(targets)
@@ -246,8 +249,8 @@ def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tup
         in_second = len(shape) > 2 and shape[:1] + shape[2:] == tuple(targets.shape)
         hint = "; for classes in dimension 1, pass loss_fn=torch.nn.CrossEntropyLoss()" if in_second else ""
         raise ValueError(
-            f"the model gave outputs of shape {shape} for targets of shape {tuple(targets.shape)}: cross-entropy "
-            f"needs logits of shape {(*targets.shape, 'classes')}{hint}"
+            f"the model returned outputs of shape {shape} for targets of shape {tuple(targets.shape)}: "
+            f"cross-entropy needs logits of shape {(*targets.shape, 'classes')}{hint}"
         )
     if shifted:
         logits, targets = logits[:, :-1], targets[:, 1:]
@@ -256,7 +259,7 @@ def default_loss(outputs: Any, targets: Tensor, *, shifted: bool = False) -> tup
     return total, (flat != IGNORED).sum()
 
 
-def _shown_outputs(outputs: Any) -> str:
+def _describe_outputs(outputs: Any) -> str:
     if isinstance(outputs, Mapping):
         return f"a {type(outputs).__name__} with {', '.join(map(str, outputs))}"
     if isinstance(outputs, list | tuple):

@@ -1,4 +1,4 @@
-"""The tasks that most datasets pose. A dataset plugin returns one of these, or its own ``Task``."""
+"""Tasks for most datasets. A dataset plugin returns one of these, or another ``Task``."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 class LanguageTask(Task):
     """Predict the next token. A batch is a tensor of ids, shape (batch, context + 1).
 
-    The model gets the first ``context`` ids, shape (batch, context), and gives logits, shape
-    (batch, context, vocab_size), or an object with such ``.logits``.
+    The model receives the first ``context`` ids, shape (batch, context), and returns logits, shape
+    (batch, context, vocab_size), or an object with these ``.logits``.
     """
 
     vocab_size: int
@@ -45,7 +45,7 @@ class LanguageTask(Task):
         expected = (*targets.shape, self.vocab_size)
         if tuple(logits.shape) != expected:
             raise ValueError(
-                f"the model gave outputs of shape {tuple(logits.shape)}; this task needs logits of shape "
+                f"the model returned outputs of shape {tuple(logits.shape)}; this task needs logits of shape "
                 f"{expected}: (batch, context, vocabulary)"
             )
         flat = logits.float().flatten(0, 1)
@@ -57,14 +57,14 @@ class SupervisedTask(Task):
     """Predict a target from an input. A batch is a pair (inputs, targets), samples first.
 
     ``loss="cross_entropy"``: outputs (batch, outputs), targets class numbers (batch,).
-    ``loss="mse"``: outputs and targets of one shape; half the squared error, summed over features (the
+    ``loss="mse"``: outputs and targets of the same shape; half the squared error, summed over features (the
     negative log-likelihood of a unit Gaussian in nats, without its constant).
     """
 
     inputs: tuple[int, ...]
-    """Shape of one input."""
+    """Shape of an input, without the batch dimension."""
     outputs_size: int
-    """Classes, or features of a target."""
+    """Number of classes, or of features of a target."""
     kind: Literal["cross_entropy", "mse"] = "cross_entropy"
     unit: str = "samples"
     tokens_per_sample: int = 1
@@ -87,7 +87,7 @@ class SupervisedTask(Task):
         expected = (len(targets), self.outputs_size)
         if tuple(outputs.shape) != expected:
             raise ValueError(
-                f"the model gave outputs of shape {tuple(outputs.shape)}; this task needs {expected}: "
+                f"the model returned outputs of shape {tuple(outputs.shape)}; this task needs {expected}: "
                 f"(batch, {'classes' if self.kind == 'cross_entropy' else 'features'})"
             )
         if self.kind == "cross_entropy":

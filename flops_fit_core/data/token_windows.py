@@ -1,7 +1,7 @@
-"""Windows of a long row of tokens, in an order that a seed shuffles anew each epoch.
+"""Windows of a long row of tokens, in an order that is shuffled every epoch.
 
-Nothing here grows with the number of windows: the order is computed, not stored, so a file of a hundred
-billion tokens costs no more memory than one of a thousand.
+The order is computed, not stored: memory does not grow with the number of windows, so a file of 100 billion tokens
+needs no more memory than a file of 1,000.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _BLOCK = 1024
-"""Positions whose windows are computed together; a vectorised call costs as much for 16 as for 1,000."""
+"""Positions per vectorised call, which costs as much for 16 positions as for 1,000."""
 _ROUNDS = 6
 
 
 class EpochOrder:
-    """Which of ``count`` samples stands where, in an order that a seed shuffles anew each epoch.
+    """An endless order of ``count`` samples, shuffled every epoch.
 
-    At position ``p`` (from 0, without end) stands number ``permuted(p % count)`` of epoch ``p // count``, and
-    every epoch has its own permutation: the same seed gives the same samples at the same positions, whatever
-    the batch size, on every machine.
+    The sample at position ``p`` (from 0) is ``permuted(p % count)`` of epoch ``p // count``. Every epoch has a
+    different permutation. The same seed gives the same samples at the same positions, for every batch size and on
+    every machine.
     """
 
     def __init__(self, count: int, seed: int = 0) -> None:
         self.count = count
-        """Samples of one epoch."""
+        """Samples per epoch."""
         self.seed = seed
         self._latest: tuple[tuple[int, int], NDArray[np.int64]] | None = None
 
     def order(self, first: int, size: int) -> NDArray[np.int64]:
-        """The numbers (0 to ``count - 1``) at positions ``first`` to ``first + size - 1``."""
+        """The samples (0 to ``count - 1``) at positions ``first`` to ``first + size - 1``."""
         import numpy as np
 
         parts = []
@@ -53,13 +53,16 @@ class EpochOrder:
             size -= len(part)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def spread(self, wanted: int) -> NDArray[np.int64]:
-        """``wanted`` numbers (all, if there are fewer), one from the middle of each of ``wanted`` equal
-        stretches: what a held-out sample takes. Ascending; no seed changes them."""
+    def spread(self, size: int) -> NDArray[np.int64]:
+        """``size`` evenly spaced samples in ascending order (all samples if ``size > count``), independent of the
+        seed.
+
+        Each is the middle of one of ``size`` equal ranges. Use them for held-out evaluation.
+        """
         import numpy as np
 
-        wanted = min(wanted, self.count)
-        return (2 * np.arange(wanted) + 1) * self.count // (2 * wanted)
+        size = min(size, self.count)
+        return (2 * np.arange(size) + 1) * self.count // (2 * size)
 
     def _block(self, epoch: int, block: int) -> NDArray[np.int64]:
         if self._latest is None or self._latest[0] != (epoch, block):
@@ -75,13 +78,13 @@ class EpochOrder:
 class TokenWindows(EpochOrder):
     """The windows of ``context + 1`` tokens that predict every token but the first exactly once.
 
-    Window ``i`` is ``tokens[i * context : i * context + context + 1]``: neighbours share one token, the last
-    target of one being the first input of the next. A rest shorter than a window is left out.
+    Window ``i`` is ``tokens[i * context : i * context + context + 1]``. Neighbours share one token: the last
+    target of a window is the first input of the next. A remainder shorter than a window is not used.
 
     Args:
         tokens: One dimension, any integer type; read in place (a memory map stays on disk).
-        context: Tokens of one window that are predicted.
-        seed: Of the order. Neither ``count`` nor what a window holds depends on it.
+        context: Predicted tokens per window.
+        seed: Seed of the order. Neither ``count`` nor the windows depend on it.
 
     Raises DataError for fewer than ``context + 1`` tokens.
     """
@@ -93,7 +96,7 @@ class TokenWindows(EpochOrder):
         if self.count < 1:
             raise DataError(
                 f"{len(tokens)} tokens are not enough for one window of context + 1 = {context + 1}: "
-                "give more data or a smaller context"
+                "use more data or a smaller context"
             )
         # asarray: indexing through np.memmap's own class costs several times as much.
         self._windows = np.lib.stride_tricks.sliding_window_view(np.asarray(tokens), context + 1)[::context]
@@ -103,28 +106,28 @@ class TokenWindows(EpochOrder):
         return self.rows(self.order(first, size))
 
     def rows(self, windows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The windows of these numbers (0 to ``count - 1``), shape (len(windows), context + 1)."""
+        """The windows with these numbers (0 to ``count - 1``), shape (len(windows), context + 1)."""
         import numpy as np
 
         return self._windows[windows].astype(np.int64)
 
 
 class TokenDataset(MultiEvalDataset):
-    """A ``Dataset`` of rows of token ids that share nothing: one to train on, one or several to hold out.
+    """A ``Dataset`` of disjoint rows of token ids: one row for training, one or more held-out rows.
 
-    A plugin that reads tokens from somewhere finds the rows and a fingerprint of them; the rest is here.
+    A plugin for token data provides the rows and a fingerprint of their content.
 
     Args:
-        training: Ids to train on, one dimension, read in place.
-        heldout: Ids to hold out.
-        vocab_size: Ids are below it.
-        context: Tokens of a sample that are predicted.
-        seed: Of the order of the training windows, nothing else.
-        fingerprint: Of the content of all rows.
-        bytes_per_token: Mean bytes of text that a held-out token stands for, where that is known.
-        further: Further rows of ids to hold out, by name.
+        training: Training ids, one dimension, read in place.
+        heldout: Held-out ids.
+        vocab_size: Upper bound of the ids (exclusive).
+        context: Predicted tokens per sample.
+        seed: Seed of the order of the training windows only.
+        fingerprint: Fingerprint of the content of all rows.
+        bytes_per_token: Mean bytes of text per held-out token, if known.
+        further: Further held-out rows, by name.
 
-    Raises DataError for a row without a window, and, while batches are read, for an id beyond the vocabulary.
+    Raises DataError for a row shorter than a window and, while batches are read, for an id outside the vocabulary.
     """
 
     task: LanguageTask
@@ -152,13 +155,13 @@ class TokenDataset(MultiEvalDataset):
         self.num_unique_tokens = self._training.count * context
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
-        """Ids of shape (batch_size, context + 1), int64, without end."""
+        """Endless batches of ids, shape (batch_size, context + 1), int64."""
         while True:
             yield self._batch(self._training.batch(start, batch_size))
             start += batch_size
 
     def heldout(self, tokens: int, batch_size: int, name: str | None = None) -> Iterator[Tensor]:
-        """Windows evenly spaced over a held-out row, in its order."""
+        """Evenly spaced windows of a held-out row, in the order of the row."""
         row = self._heldout[name]
         windows = row.spread(max(1, round(tokens / self.task.context)))
         for first in range(0, len(windows), batch_size):
@@ -167,11 +170,12 @@ class TokenDataset(MultiEvalDataset):
     def _batch(self, rows: NDArray[np.int64]) -> Tensor:
         import torch
 
-        # As unsigned numbers, negative ids are beyond any vocabulary, too.
+        # Viewed as unsigned numbers, negative ids exceed every vocabulary size.
         if rows.view("u8").max() >= self.task.vocab_size:
-            beyond = rows[(rows < 0) | (rows >= self.task.vocab_size)][0]
+            invalid = rows[(rows < 0) | (rows >= self.task.vocab_size)][0]
             raise DataError(
-                f"the data has a token with id {beyond}, not below vocab_size = {self.task.vocab_size}"
+                f"the data contain the token id {invalid}, but ids must be below vocab_size = "
+                f"{self.task.vocab_size}"
             )
         return torch.from_numpy(rows)
 
@@ -184,11 +188,11 @@ def _windows(part: str, row: NDArray[Any], context: int, seed: int = 0) -> Token
 
 
 def permuted(positions: NDArray[np.uint64], count: int, key: str) -> NDArray[np.uint64]:
-    """Where a pseudorandom permutation of ``range(count)``, chosen by ``key``, takes each of ``positions``.
+    """The images of ``positions`` under a pseudorandom permutation of ``range(count)``, which ``key`` selects.
 
-    A Feistel network over the digits of a number in mixed radix (Black and Rogaway 2002, "Ciphers with
-    arbitrary finite domains", sections 4 and 5): ``small * large`` is less than ``count + small``, and what
-    lands beyond ``count`` is sent through again until it does not, which keeps the map one to one.
+    A Feistel network over the two digits of a number in mixed radix (Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains", sections 4 and 5). Results of ``count`` or more are permuted again until they are
+    smaller, which keeps the map one-to-one. There are few: ``small * large < count + small``.
     """
     import numpy as np
 
@@ -207,12 +211,12 @@ def _feistel(
 ) -> NDArray[np.uint64]:
     left, right = numbers % small, numbers // small
     for even, odd in zip(keys[::2], keys[1::2], strict=True):
-        left = (left + _mixed(right, even) % small) % small
-        right = (right + _mixed(left, odd) % large) % large
+        left = (left + _mix(right, even) % small) % small
+        right = (right + _mix(left, odd) % large) % large
     return left + small * right
 
 
-def _mixed(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
+def _mix(numbers: NDArray[np.uint64], key: np.uint64) -> NDArray[np.uint64]:
     """A hash of 64 bits: the finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
     import numpy as np
 

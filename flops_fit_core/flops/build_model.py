@@ -1,7 +1,7 @@
-"""Builds models whose weights are their own: what is done to one reaches neither the next nor the caller's data.
+"""Builds models that share no weights with other models or with the user's data.
 
-A model may be made of what is there already: a global layer, or a table of embeddings
-(``nn.Embedding.from_pretrained(TABLE)``), whose memory its parameter shares.
+A user's model may contain existing objects, such as a global layer, or share memory with a tensor of the user
+(``nn.Embedding.from_pretrained(TABLE)``). Training would change these.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 
 def build_model(model: Chosen[ModelSpec], options: Options, task: Task, *, in_training: bool = False) -> nn.Module:
-    """The family's model, with weights of its own.
+    """Build the family's model, with separate weights.
 
-    ``in_training``: the family's errors are raised as they are, since a failed run keeps its traceback. Otherwise
-    they become a PluginError that names the family.
+    With ``in_training``, errors of the family are raised unchanged, because a failed run records its traceback.
+    Otherwise they become a PluginError that names the family.
     """
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    made: dict[int, Any] = {}  # holds what was made, so that no id comes again
+    registered: dict[int, Any] = {}  # keeps parameters alive: Python reuses the id of a deleted object
 
     def note(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        made[id(parameter)] = parameter
+        registered[id(parameter)] = parameter
 
     handle = register_module_parameter_registration_hook(note)
     try:
@@ -37,25 +37,25 @@ def build_model(model: Chosen[ModelSpec], options: Options, task: Task, *, in_tr
         module = build(options, task) if in_training else model.call(build, options, task)
     finally:
         handle.remove()
-    return with_own_weights(module, made) if hasattr(module, "parameters") else module
+    return with_separate_weights(module, registered) if hasattr(module, "parameters") else module
 
 
-def with_own_weights(module: nn.Module, made: dict[int, Any]) -> nn.Module:
-    """The module, or a copy of it where it holds a parameter that is not among those just ``made``."""
+def with_separate_weights(module: nn.Module, registered: dict[int, Any]) -> nn.Module:
+    """The module; a copy of it if it contains a parameter that is not in ``registered`` (id to parameter)."""
     import torch
 
-    if any(id(parameter) not in made for parameter in module.parameters()):
-        with contextlib.suppress(Exception):  # it may hold what cannot be copied, as a lock or a file
+    if any(id(parameter) not in registered for parameter in module.parameters()):
+        with contextlib.suppress(Exception):  # locks, open files and other attributes cannot be copied
             return copy.deepcopy(module)
     if torch.get_default_device().type == "meta":
-        return module  # nothing is written to it
-    users: dict[int, list[Tensor]] = {}
+        return module  # meta tensors are never written to
+    tensors_by_storage: dict[int, list[Tensor]] = {}
     for tensor in (*module.parameters(), *module.buffers()):
         if _is_plain(tensor):
-            users.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-    for first, *others in users.values():
-        if not others:  # tensors that share memory with each other are tied
-            first.data = first.data.clone()
+            tensors_by_storage.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    for tensors in tensors_by_storage.values():
+        if len(tensors) == 1:  # tensors that share memory with each other are tied
+            tensors[0].data = tensors[0].data.clone()
     return module
 
 

@@ -1,4 +1,4 @@
-"""A torch dispatch mode made of one function."""
+"""A torch dispatch mode from a function."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 
 @contextmanager
-def dispatch_mode(run: Callable[[Any, Any, Any], Any], whole: Container[Any]) -> Iterator[None]:
-    """Call ``run(func, args, kwargs)``, which returns the result, for every operation within.
+def dispatch_mode(run: Callable[[Any, Any, Any], Any], atomic: Container[Any]) -> Iterator[None]:
+    """Call ``run(func, args, kwargs)`` for every operation in the block; it returns the operation's result.
 
     Args:
         run: Runs the operation.
-        whole: Operations (overload packets) that are not decomposed. Every other operation that torch composes of
-            simpler ones reaches ``run`` as these.
+        atomic: Operations (overload packets) that are not decomposed. Every other composite operation reaches
+            ``run`` as its parts.
 
-    After an exception, torch's compiler is reset: otherwise a function that calls the compiler itself
-    (flex_attention) fails in every later pass of the process (torch 2.13).
+    After an exception, torch's compiler is reset: otherwise a function that calls the compiler (flex_attention)
+    fails in every later pass of the process (torch 2.13).
     """
     from torch import _C
     from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,7 +30,7 @@ def dispatch_mode(run: Callable[[Any, Any, Any], Any], whole: Container[Any]) ->
         kwargs = kwargs or {}
         if func not in is_composite:
             has_kernel = _C._dispatch_has_kernel_for_dispatch_key(func.name(), kind)
-            is_composite[func] = has_kernel and func._overloadpacket not in whole
+            is_composite[func] = has_kernel and func._overloadpacket not in atomic
         if is_composite[func]:
             with mode:
                 return func.decompose(*args, **kwargs)
@@ -39,7 +39,7 @@ def dispatch_mode(run: Callable[[Any, Any, Any], Any], whole: Container[Any]) ->
     class Mode(TorchDispatchMode):  # type: ignore[no-untyped-call]
         pass
 
-    # Not in the class's body, where torch would wrap it for its compiler and import that: a second.
+    # Set after the class: in the class body, torch wraps it for its compiler and imports that, which takes 1 s.
     Mode.__torch_dispatch__ = dispatch  # type: ignore[method-assign]
     try:
         with Mode():  # type: ignore[no-untyped-call]

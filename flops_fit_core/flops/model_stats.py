@@ -1,4 +1,5 @@
-"""Builds a model on the meta device (shapes without memory), counts it and checks that it fits its task."""
+"""Statistics of models, counted on the meta device (shapes without memory), and a check that a model fits its
+task."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.parameter_counts import (
     UNTRACED,
     count_parameters,
-    own_num_params,
+    num_params_of,
     parameter_groups,
     short_task,
     trace_example,
@@ -30,19 +31,19 @@ from flops_fit_core.records import ParameterCounts
 if TYPE_CHECKING:
     from torch import nn
 
-LARGEST_TRIED = 20_000_000
-"""Models up to this many parameters are tried for real; larger ones on the meta device only."""
+MAX_REAL_PARAMS = 20_000_000
+"""Models up to this many parameters are tried on the CPU; larger models on the meta device only."""
 
 
-NO_VALUES = ("called on meta tensors", "Cannot copy out of meta tensor", "can't convert meta device")
-"""How torch refuses to read the values of tensors on the meta device."""
-LARGEST_FORWARD = 1e9
-"""FLOPs of a forward pass up to which a model is traced for real."""
+NO_VALUES_MESSAGES = ("called on meta tensors", "Cannot copy out of meta tensor", "can't convert meta device")
+"""Parts of torch's error messages if code reads the values of tensors on the meta device."""
+MAX_FORWARD_FLOPS = 1e9
+"""Models with up to this many FLOPs per forward pass are traced on the CPU."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What the planner needs to know of one size of a model."""
+class SizeStats:
+    """Statistics of one size of a model, for the planner."""
 
     options: Options
     size: int | float | str
@@ -50,22 +51,22 @@ class Measured:
     count: FlopCount
     width: int | None
     heads: tuple[int, int] | None = None
-    """Attention heads, and channels of each."""
+    """Number of attention heads, and channels per head."""
 
     @property
     def params(self) -> int:
-        """N by the FLOPs counter's convention."""
+        """N, by the convention of the FLOPs counter."""
         return self.count.params
 
 
-class Meter:
-    """Measures sizes of one model family on one task with one FLOPs counter. Remembers what it measured.
+class SizeMeasurer:
+    """Measures sizes of one model family on one task with one FLOPs counter. Results are cached.
 
     Args:
         model: The family.
-        task: What it is trained on.
-        counter: Counts N and FLOPs.
-        usages: How sizes use their parameters; by default traced.
+        task: The training task.
+        counter: The counter of N and FLOPs.
+        usages: Traces of the use of parameters; by default new traces.
     """
 
     def __init__(
@@ -79,12 +80,12 @@ class Meter:
         self.task = task
         self.counter = counter
         self.usages = usages or UsageTraces(model, task)
-        self._known: dict[str, Measured] = {}
+        self._stats: dict[str, SizeStats] = {}
 
-    def at(self, size: int, **changes: Any) -> Measured:
-        """Measure the model with its size option set to ``size``, and further options changed.
+    def at(self, size: int, **changes: Any) -> SizeStats:
+        """Measure the model with its size option set to ``size`` and with other options changed.
 
-        Raises PlanError where the family does not take it or cannot be built with it.
+        Raises PlanError if the family does not accept this size or cannot be built with it.
         """
         spec = self.model.spec
         try:
@@ -93,17 +94,17 @@ class Meter:
             raise PlanError(f"model {self.model.name!r} cannot have {spec.size} = {size}: {error}") from None
         return self.measure(options)
 
-    def measure(self, options: Options) -> Measured:
+    def measure(self, options: Options) -> SizeStats:
         """Measure the model with these options. Raises PlanError, PluginError."""
         key = options.model_dump_json()
-        if key not in self._known:
-            self._known[key] = self._measure(options)
-        return self._known[key]
+        if key not in self._stats:
+            self._stats[key] = self._measure(options)
+        return self._stats[key]
 
-    def _measure(self, options: Options) -> Measured:
+    def _measure(self, options: Options) -> SizeStats:
         spec = self.model.spec
         measured = measure_model(self.model, options, self.task, self.usages)
-        return Measured(
+        return SizeStats(
             options=options,
             size=getattr(options, spec.size),
             parameters=measured.parameters,
@@ -113,19 +114,19 @@ class Meter:
         )
 
     def check_fit(self, options: Options) -> nn.Module | None:
-        """Push one example through the model and its task's loss, for real where the model is small.
+        """Run one example through the model and its task's loss, on the CPU if the model is small.
 
-        Returns the model where it has values. Raises PlanError where the model's outputs do not fit the task.
+        Returns the model if it ran on the CPU. Raises PlanError if the model's outputs do not match the task.
         """
-        real = self.measure(options).parameters.total <= LARGEST_TRIED
-        module = push_example(self.model, options, self.task, "cpu" if real else "meta")
-        return module if real else None
+        is_real = self.measure(options).parameters.total <= MAX_REAL_PARAMS
+        module = push_example(self.model, options, self.task, "cpu" if is_real else "meta")
+        return module if is_real else None
 
 
 def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device: str) -> nn.Module:
-    """Push one example through the model and its task's loss on a device. Returns the model.
+    """Run one example through the model and its task's loss on a device. Returns the model.
 
-    Raises PlanError where the model's outputs do not fit the task.
+    Raises PlanError if the model's outputs do not match the task.
     """
     import torch
 
@@ -135,21 +136,21 @@ def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device:
         try:
             loss, count = task.loss(task.outputs(module, batch), batch)
             sample = getattr(task, "sample", None)
-            if sample is not None and device == "cpu":  # zeros fit where real inputs and targets may not
+            if sample is not None and device == "cpu":  # real inputs and targets may fail where zeros work
                 loss, count = task.loss(task.outputs(module, sample), sample)
         except UserError:
             raise
         except Exception as error:
-            where = raised_at("".join(traceback.format_exception(error)))
+            location = raised_at("".join(traceback.format_exception(error)))
             raise PlanError(
-                f"model {model.name!r} does not fit dataset's task on a batch of 2: "
-                f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
+                f"model {model.name!r} does not match the dataset's task on a batch of 2: "
+                f"{type(error).__name__}: {error}" + (f" ({location})" if location else "")
             ) from error
-    is_ignored = sample is not None and device == "cpu" and count == 0  # a sample may hold ignored targets only
+    is_ignored = sample is not None and device == "cpu" and count == 0  # a sample may contain ignored targets only
     if loss.ndim != 0 or (count < 1 and not is_ignored):
         raise PlanError(
             f"the loss on a batch of 2 has shape {tuple(loss.shape)} over {count} predictions; it must be a "
-            f"sum (a scalar) over at least one"
+            f"scalar, the sum over at least one prediction"
         )
     return module
 
@@ -157,22 +158,27 @@ def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device:
 class UsageTraces:
     """How the sizes of one model family use their parameters on one task.
 
-    One size is traced, and others with the same parameters by name have the same uses. The pass runs for real on
-    the CPU if the model and the pass are small, or on a small size of the family in the place of a large one: the
-    first model on the meta device costs seconds, in which torch imports its compiler.
+    A trace of one size holds for all sizes with the same parameter names. The pass runs on the CPU if the model
+    and the pass are small; a small size of the family stands in for a large model. Otherwise the pass runs on the
+    meta device, where the first model costs seconds because torch imports its compiler.
+
+    Args:
+        model: The family.
+        task: The training task.
+        by_type: Classify parameters by module types, without a trace.
     """
 
     def __init__(self, model: Chosen[ModelSpec], task: Task, *, by_type: bool = False) -> None:
         self.model = model
         self.task = task
         self.failure: str | None = None
-        """Why no trace was possible; parameters are then told apart by module types."""
+        """The reason if no trace was possible. Then parameters are classified by module types."""
         self.traced: list[ParameterUsage] = []
         self._by_type = by_type
 
     def of(self, options: Options, module: nn.Module) -> ParameterUsage:
-        """The uses of the parameters of this size, which ``module`` is. ``UNTRACED`` if it cannot be traced."""
-        if self._by_type or self.failure is not None or own_num_params(module) is not None:
+        """The uses of the parameters of ``module``, the model with ``options``. ``UNTRACED`` without a trace."""
+        if self._by_type or self.failure is not None or num_params_of(module) is not None:
             return UNTRACED
         names = [name for name, _ in module.named_parameters()]
         for usage in self.traced:
@@ -183,8 +189,8 @@ class UsageTraces:
             self.traced.append(usage)
         return usage
 
-    def _trace(self, options: Options, own: nn.Module, names: Sequence[str]) -> ParameterUsage:
-        module = own
+    def _trace(self, options: Options, shapes: nn.Module, names: Sequence[str]) -> ParameterUsage:
+        module = shapes
         for smaller in (options, *self._small_relatives(options)):
             try:
                 if smaller is not options:
@@ -192,14 +198,14 @@ class UsageTraces:
                 usage = self._run(smaller, module)
             except TraceTooLarge:
                 continue
-            except Exception as error:  # a model that cannot be run here may still be planned
+            except Exception as error:  # a model that cannot run on this machine can still be planned
                 if smaller is options:
                     return self._fail(error)
                 continue
             if usage.of(names) is not None:
                 return usage
         try:
-            return trace_example(own, self.task, math.inf)
+            return trace_example(shapes, self.task, math.inf)
         except Exception as error:
             return self._fail(error)
 
@@ -208,24 +214,24 @@ class UsageTraces:
         return UNTRACED
 
     def _run(self, options: Options, shapes: nn.Module) -> ParameterUsage:
-        """On the CPU, on a short context. Raises TraceTooLarge."""
+        """Trace on the CPU, with a short context. Raises TraceTooLarge."""
         import torch
 
-        if sum(parameter.numel() for parameter in shapes.parameters()) > LARGEST_TRIED:
+        if sum(parameter.numel() for parameter in shapes.parameters()) > MAX_REAL_PARAMS:
             raise TraceTooLarge
         task = short_task(self.task)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-            return trace_example(build_model(self.model, options, task), task, LARGEST_FORWARD)
+            return trace_example(build_model(self.model, options, task), task, MAX_FORWARD_FLOPS)
 
     def _small_relatives(self, options: Options) -> list[Options]:
-        """Two small sizes with the same other options, as far as the family takes them."""
+        """Two small sizes with the same other options, if the family accepts them."""
         spec = self.model.spec
         relatives = []
         for times in (2, 16):
             size = times * spec.multiple_of
             try:
-                given = options.model_dump(exclude_unset=True)
-                relatives.append(spec.options.model_validate({**given, spec.size: size}))
+                set_options = options.model_dump(exclude_unset=True)
+                relatives.append(spec.options.model_validate({**set_options, spec.size: size}))
             except ValueError:
                 continue
         return relatives if spec.scale is None else []
@@ -234,36 +240,36 @@ class UsageTraces:
 def measure_model(
     model: Chosen[ModelSpec], options: Options, task: Task, usages: UsageTraces | None = None
 ) -> MeasuredModel:
-    """The model with these options as a FLOPs counter sees it.
+    """The input of a FLOPs counter for the model with these options.
 
-    Raises PlanError, or PluginError where the family breaks.
+    Raises PlanError, or PluginError if the family is broken.
     """
     spec = model.spec
     module = build_on_meta(model, options, task)
-    own = shape = None
+    family_flops = shape = None
     if spec.flops_per_token is not None:
         counted = model.call(spec.flops_per_token, options, task)
-        own = None if counted is None else float(counted)
+        family_flops = None if counted is None else float(counted)
     if spec.shape is not None:
         shape = model.call(spec.shape, options, task)
         if not isinstance(shape, TransformerShape | None):
-            raise PluginError(f"model {model.name!r}: shape gave {shape!r} instead of a TransformerShape")
+            raise PluginError(f"model {model.name!r}: shape returned {shape!r}, not a TransformerShape")
     groups = parameter_groups(model, module)
     usage = (usages or UsageTraces(model, task)).of(options, module)
     parameters = count_parameters(module, task, groups, usage)
-    return MeasuredModel(module, task, parameters, own, model.name, shape)
+    return MeasuredModel(module, task, parameters, family_flops, model.name, shape)
 
 
 def count_flops(counter: Chosen[FlopCounterSpec], measured: MeasuredModel) -> FlopCount:
-    """What the counter says of the model. Raises ConfigError where it cannot count it, PluginError."""
+    """Count a model. Raises ConfigError if the counter does not support it, PluginError for a broken counter."""
     count = counter.call(counter.spec.build, counter.options, measured)
     if not isinstance(count, FlopCount) or not 0 < count.flops_per_token < float("inf"):
-        raise PluginError(f"flops {counter.name!r} gave {count!r} instead of a FlopCount above zero")
+        raise PluginError(f"flops {counter.name!r} returned {count!r}, not a FlopCount above zero")
     return count
 
 
 def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.Module:
-    """The model's shapes, without memory. Raises PlanError, or PluginError where the family breaks."""
+    """Build the model without memory for weights. Raises PlanError, or PluginError if the family is broken."""
     import torch
 
     with torch.device("meta"), contextlib.redirect_stdout(io.StringIO()):
@@ -273,7 +279,7 @@ def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.
         except PluginError as error:
             if not reads_values(error):
                 raise
-            with _no_initialization(with_constants=True):  # of a linspace of drop rates, for one
+            with _no_initialization(with_constants=True):  # for example a linspace of drop rates
                 module = build_model(model, options, task)
     if not isinstance(module, torch.nn.Module):
         raise PluginError(f"model {model.name!r} built a {type(module).__name__}, not a torch.nn.Module")
@@ -282,23 +288,23 @@ def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.
 
 
 def reads_values(error: BaseException) -> bool:
-    """Whether torch raised this because a tensor on the meta device has no values."""
-    return any(sign in str(error) for sign in NO_VALUES)
+    """Whether torch raised an error because a tensor on the meta device has no values."""
+    return any(message in str(error) for message in NO_VALUES_MESSAGES)
 
 
 def _move_to_meta(module: nn.Module) -> None:
-    """Move what was made elsewhere, as a table from NumPy is. Numbers stay: torch takes them on any device."""
+    """Move tensors to the meta device, for example a table from NumPy. Scalars work on every device and stay."""
     import torch
 
-    moved: dict[int, Any] = {}
+    meta_tensors: dict[int, Any] = {}
 
     def shape_of(tensor: Any) -> Any:
-        if id(tensor) not in moved:
+        if id(tensor) not in meta_tensors:
             shapes = tensor.detach().to("meta")
             if isinstance(tensor, torch.nn.Parameter):
                 shapes = torch.nn.Parameter(shapes, requires_grad=tensor.requires_grad)
-            moved[id(tensor)] = tensor, shapes  # the tensor is kept, so that no other gets its id
-        return moved[id(tensor)][1]
+            meta_tensors[id(tensor)] = tensor, shapes  # keeps the tensor alive: Python reuses ids
+        return meta_tensors[id(tensor)][1]
 
     for part in module.modules():
         for tensors in (part._parameters, part._buffers):
@@ -310,10 +316,10 @@ def _move_to_meta(module: nn.Module) -> None:
 
 
 def _no_initialization(*, with_constants: bool = False) -> AbstractContextManager[Any]:
-    """Leaves out random initialization, which on the meta device changes nothing and takes most of the time.
+    """Skip random initialization, which has no effect on the meta device and takes most of the time.
 
     Args:
-        with_constants: Make constants (``linspace``, ``arange``, ``tensor``) on the CPU, where they have values.
+        with_constants: Create constants (``linspace``, ``arange``, ``tensor``) on the CPU, where they have values.
     """
     import torch
     from torch import Tensor
@@ -323,7 +329,7 @@ def _no_initialization(*, with_constants: bool = False) -> AbstractContextManage
 
     constants = {torch.linspace, torch.logspace, torch.arange, torch.tensor} if with_constants else set()
 
-    class LeaveOut(TorchFunctionMode):
+    class SkipInitialization(TorchFunctionMode):
         def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             kwargs = kwargs or {}
             if func in constants:
@@ -334,4 +340,4 @@ def _no_initialization(*, with_constants: bool = False) -> AbstractContextManage
                     return tensor
             return func(*args, **kwargs)
 
-    return LeaveOut()
+    return SkipInitialization()

@@ -1,4 +1,4 @@
-"""Counts the parameters of a model: all, in lookup tables, in the output head, used for one token."""
+"""Counts the parameters of a model: total, in lookup tables, in the output head, active per token."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 
 SHORT_CONTEXT = 32
-"""Tokens of a sequence on which the use of parameters is traced: it does not depend on the context."""
+"""Sequence length of traces. The use of parameters does not depend on the context."""
 TRACED_SAMPLES = 2
 UNTRACED = ParameterUsage({})
-"""No trace: parameters are told apart by module types."""
+"""No trace: parameters are classified by module types."""
 
 
 def short_task(task: Task) -> Task:
-    """A language task with a short context; any other as it is."""
+    """A language task with a short context; other tasks unchanged."""
     if isinstance(task, LanguageTask):
         return replace(task, context=min(task.context, SHORT_CONTEXT))
     return task
 
 
 def trace_module(module: nn.Module, task: Task) -> ParameterUsage:
-    """How a forward pass of this module uses its parameters; ``UNTRACED`` if it cannot be traced.
+    """How a forward pass of a module uses its parameters; ``UNTRACED`` if it cannot be traced.
 
-    A real module is copied first, since a pass changes running statistics.
+    A module with values is copied first, because a pass changes running statistics.
     """
     import torch
 
@@ -46,7 +46,7 @@ def trace_module(module: nn.Module, task: Task) -> ParameterUsage:
     try:
         with torch.random.fork_rng(devices=[]):
             return trace_example(module if is_meta else copy.deepcopy(module), task, math.inf)
-    except Exception:  # whatever a user's own module raises
+    except Exception:  # a user's module may raise anything
         return UNTRACED
 
 
@@ -68,35 +68,36 @@ def count_parameters(
 ) -> ParameterCounts:
     """Count parameters, each once.
 
-    A lookup table is looked up and never multiplied. The output head is the matrix (and bias) whose product the
-    outputs of a language task are. Of both, what one token uses is counted.
+    A lookup table is looked up and never multiplied. The output head is the matrix (and bias) of the product that
+    returns the outputs of a language task. Of both, the parameters that are active per token are counted.
 
     Args:
-        module: Its own ``num_params()`` is N, see :func:`own_num_params`.
-        task: Gives the batch of the trace, and whether there is a head.
-        groups: Say which parameters are used by some tokens only.
-        usage: How a forward pass uses the parameters; None to trace this module now. ``UNTRACED``, which a failed
-            trace gives too: parameters are told apart by module types (:func:`tables_by_type`,
-            :func:`head_by_type`).
+        module: The model. Its ``num_params()`` replaces the total, see :func:`num_params_of`.
+        task: The task: it provides the batch of the trace, and language tasks have a head.
+        groups: Groups that state the share of parameters that is active per token.
+        usage: How a forward pass uses the parameters; None to trace this module now. With ``UNTRACED``, as after a
+            failed trace, parameters are classified by module types (:func:`tables_by_type`, :func:`head_by_type`).
 
-    Raises PlanError for a model without parameters, and where ``num_params()`` leaves out what is not used.
+    Raises PlanError for a model without parameters, and if ``num_params()`` omits inactive parameters.
     """
     groups = list(groups)
-    shares = {id(one): group.active for group in groups for one in group.parameters}
-    idle = round(sum((1 - group.active) * sum(one.numel() for one in group.parameters) for group in groups))
+    shares = {id(parameter): group.active for group in groups for parameter in group.parameters}
+    inactive = round(
+        sum((1 - group.active) * sum(parameter.numel() for parameter in group.parameters) for group in groups)
+    )
 
-    def used(parameter: Tensor) -> float:
+    def count_active(parameter: Tensor) -> float:
         return shares.get(id(parameter), 1.0) * parameter.numel()
 
-    own = own_num_params(module)
-    if own is not None:
-        total = own
-        if idle >= total:
+    stated_total = num_params_of(module)
+    if stated_total is not None:
+        total = stated_total
+        if inactive >= total:
             raise PlanError(
-                f"{type(module).__name__}: num_params() gives {total:,}, and its parameter groups have {idle:,} "
-                f"that a token does not use: num_params() has to count those too"
+                f"{type(module).__name__}: num_params() returned {total:,}, but its parameter groups contain "
+                f"{inactive:,} inactive parameters: num_params() must count these too"
             )
-        return ParameterCounts(total=total, active=total - idle)
+        return ParameterCounts(total=total, active=total - inactive)
     total = sum(parameter.numel() for parameter in module.parameters())
     if total < 1:
         raise PlanError(f"{type(module).__name__} has no parameters: there is nothing to train")
@@ -107,16 +108,20 @@ def count_parameters(
         named = dict(module.named_parameters())
         is_embedding = {id(table) for table in tables}
         tables = [part for name, part in named.items() if is_table(part, uses[name], id(part) in is_embedding)]
-        head = [part for name, part in named.items() if uses[name].head and _is_of_vocabulary(part, usage, task)]
-    lookup, unembedding = sum(map(used, tables)), sum(map(used, head))
-    return ParameterCounts(total=total, lookup=round(lookup), unembedding=round(unembedding), active=total - idle)
+        head = [
+            part for name, part in named.items() if uses[name].head and _has_vocabulary_size(part, usage, task)
+        ]
+    lookup, unembedding = sum(map(count_active, tables)), sum(map(count_active, head))
+    return ParameterCounts(
+        total=total, lookup=round(lookup), unembedding=round(unembedding), active=total - inactive
+    )
 
 
-def own_num_params(module: nn.Module) -> int | None:
-    """The model's own ``num_params()``. None if it has none, or one with arguments, such as nanoGPT's
-    ``num_params(non_embedding=True)``, whose convention is its own.
+def num_params_of(module: nn.Module) -> int | None:
+    """The result of the model's ``num_params()``, or None without this method.
 
-    Raises PlanError if it fails or gives no positive whole number.
+    Methods with arguments, such as nanoGPT's ``num_params(non_embedding=True)``, follow other conventions and are
+    not used. Raises PlanError if the method fails or does not return a positive integer.
     """
     method = getattr(module, "num_params", None)
     if not callable(method) or inspect.signature(method).parameters:
@@ -127,12 +132,12 @@ def own_num_params(module: nn.Module) -> int | None:
     except Exception as error:
         raise PlanError(
             f"{type(module).__name__}: num_params() raised {type(error).__name__}: {error}. It must return the "
-            f"number of parameters; without it they are counted"
+            f"number of parameters. Without this method, flops-fit counts them"
         ) from error
     if number < 1 or number != total:
         raise PlanError(
             f"{type(module).__name__}: num_params() returned {total!r}. It must return the number of parameters, "
-            "a whole number above 0; without it they are counted"
+            "an integer above 0. Without this method, flops-fit counts them"
         )
     return number
 
@@ -142,15 +147,15 @@ def tables_by_type(module: nn.Module) -> list[nn.Parameter]:
     import torch
 
     tables: dict[int, nn.Parameter] = {}
-    others: set[int] = set()
+    other_ids: set[int] = set()
     for part in module.modules():
-        looks_up = isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
+        is_embedding = isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag)
         for parameter in part.parameters(recurse=False):
-            if looks_up:
+            if is_embedding:
                 tables[id(parameter)] = parameter
             else:
-                others.add(id(parameter))
-    return [table for key, table in tables.items() if key not in others]
+                other_ids.add(id(parameter))
+    return [table for key, table in tables.items() if key not in other_ids]
 
 
 def head_by_type(module: nn.Module, task: Task) -> list[nn.Parameter]:
@@ -166,11 +171,11 @@ def head_by_type(module: nn.Module, task: Task) -> list[nn.Parameter]:
 
 
 def is_table(parameter: Tensor, use: Use, is_embedding: bool) -> bool:
-    """Whether the parameter is a lookup table: its rows are looked up or, as learned positions are, added or
-    put beside the data.
+    """Whether the parameter is a lookup table: its rows are looked up, or added or concatenated to the data
+    (learned positions).
 
-    A table of which the rows of a batch are multiplied by activations (a sampled softmax) is none if that is at
-    least half of it. A stack of matrices from which tokens choose (experts) is none.
+    Not a lookup table: a table with at least half of its rows multiplied by activations (a sampled softmax), and a
+    stack of matrices that tokens choose from (experts).
     """
     if use.multiplied or use.routed:
         return False
@@ -182,16 +187,16 @@ def is_table(parameter: Tensor, use: Use, is_embedding: bool) -> bool:
     return use.placed and is_grid and not (use.other or use.by_weights)
 
 
-def _is_of_vocabulary(parameter: Tensor, usage: ParameterUsage, task: Task) -> bool:
-    """Whether it has one row or entry per output of a language task."""
+def _has_vocabulary_size(parameter: Tensor, usage: ParameterUsage, task: Task) -> bool:
+    """Whether a parameter has one row or entry per output of a language task."""
     return is_language_task(task) and usage.outputs_size in parameter.shape
 
 
 def is_language_task(task: Task) -> bool:
-    """Whether a model predicts a token at every position of a sequence of tokens.
+    """Whether the task is to predict a token at every position of a sequence of tokens.
 
-    True for a ``LanguageTask``, and for any task whose batches have integer targets of shape (batch, time) and
-    integer inputs of two dimensions.
+    True for a ``LanguageTask``, and for every task with integer targets of shape (batch, time) and integer inputs
+    of two dimensions.
     """
     if isinstance(task, LanguageTask):
         return True
@@ -215,24 +220,24 @@ def _is_token_ids(value: Any) -> bool:
 
 
 def parameter_groups(model: Chosen[ModelSpec], module: nn.Module) -> list[ParameterGroup]:
-    """The family's groups, or one group of everything, which gets one learning rate.
+    """The family's parameter groups; without these, one group of all parameters, with one learning rate.
 
-    Raises PluginError where a family's groups are none, leave out a parameter or have one twice.
+    Raises PluginError if a group is not a ParameterGroup, or if a parameter is missing or in two groups.
     """
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     if model.spec.parameter_groups is None:
         return [ParameterGroup(trained)]
-    given = model.call_all(model.spec.parameter_groups, module)
-    for group in given:
+    family_groups = model.call_all(model.spec.parameter_groups, module)
+    for group in family_groups:
         if not isinstance(group, ParameterGroup):
             raise PluginError(
-                f"model {model.name!r}: parameter_groups gave a {type(group).__name__} instead of a ParameterGroup"
+                f"model {model.name!r}: parameter_groups returned a {type(group).__name__}, not a ParameterGroup"
             )
-    groups = [group for group in given if group.parameters]
+    groups = [group for group in family_groups if group.parameters]
     grouped = [id(parameter) for group in groups for parameter in group.parameters]
     if sorted(grouped) != sorted(id(parameter) for parameter in trained):
         raise PluginError(
-            f"model {model.name!r}: parameter_groups gives {len(grouped)} parameters of which "
-            f"{len(set(grouped))} are different; the model has {len(trained)}, and each must be in one group"
+            f"model {model.name!r}: parameter_groups returned {len(grouped)} parameters, {len(set(grouped))} of "
+            f"them distinct; each of the model's {len(trained)} parameters must be in exactly one group"
         )
     return groups

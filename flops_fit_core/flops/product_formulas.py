@@ -1,4 +1,4 @@
-"""FLOPs of torch's matrix products and convolutions, and the products that have no formula."""
+"""FLOPs of torch's matrix products and convolutions, and products without a formula."""
 
 from __future__ import annotations
 
@@ -14,39 +14,38 @@ NO_FORMULA = frozenset(
         *("mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"),
     )
 )
-"""Matrix products of torch's own for which it has no formula; attention and others are told by their names."""
+"""Matrix products in torch without a formula. Attention and sparse products are recognised by their names."""
 _MATRIX_PRODUCT = re.compile(r"(::|_)(b|add|badd|addb)?mm(_|\.|$)")
 """``aten::_sparse_mm``, ``aten::addbmm``, ``aten::_int_mm``."""
 
 
 def product_formulas() -> Mapping[Any, Callable[..., int]]:
-    """Torch's, those that somebody has registered, and two that torch 2.13 lacks.
+    """FLOPs formulas of torch, formulas registered by the user, and two that torch 2.13 lacks.
 
-    Torch counts the weight's gradient of a grouped convolution as if there were one group: a Mamba's convolutions
-    come out as many times too large as they have channels. It counts the grouped product of a mixture of experts
-    as nothing.
+    For the weight gradient of a grouped convolution, torch ignores the groups: a Mamba convolution with c
+    channels is counted c times too large. For the grouped product of a mixture of experts, torch counts no FLOPs.
     """
     from torch import ops
     from torch.utils.flop_counter import FlopCounterMode
 
-    known = dict(FlopCounterMode(display=False).flop_registry)
+    formulas = dict(FlopCounterMode(display=False).flop_registry)
     backward = ops.aten.convolution_backward
-    if known[backward].__module__ == "torch.utils.flop_counter":
-        known[backward] = _convolution_backward
+    if formulas[backward].__module__ == "torch.utils.flop_counter":
+        formulas[backward] = _convolution_backward
     if hasattr(ops.aten, "_grouped_mm"):
-        known.setdefault(ops.aten._grouped_mm, _grouped_mm)
-    return known
+        formulas.setdefault(ops.aten._grouped_mm, _grouped_mm)
+    return formulas
 
 
 def is_product(func: Any) -> bool:
-    """Whether an operation without a formula may multiply: attention, a matrix product, an operation of a user."""
+    """Whether an operation without a formula may multiply: attention, a matrix product, a custom operation."""
     name = func.name()
-    own = func.namespace not in ("aten", "prim", "prims")
-    return own or "attention" in name or name in NO_FORMULA or _MATRIX_PRODUCT.search(name) is not None
+    is_custom = func.namespace not in ("aten", "prim", "prims")
+    return is_custom or "attention" in name or name in NO_FORMULA or _MATRIX_PRODUCT.search(name) is not None
 
 
 def grouped_result(left: Any, right: Any, offsets: Any = None, *args: Any, **kwargs: Any) -> Any:
-    """The shape of a grouped product. Torch's own for the meta device takes bfloat16 alone."""
+    """The shape of a grouped product. Torch's kernel for the meta device accepts bfloat16 only."""
     offsets = kwargs.get("offs", offsets)
     rows = left.shape[-2:-1]
     groups = left.shape[:-2] if right.ndim > 2 else ()
@@ -56,7 +55,7 @@ def grouped_result(left: Any, right: Any, offsets: Any = None, *args: Any, **kwa
 
 
 def _grouped_mm(left: Any, right: Any, *args: Any, **kwargs: Any) -> int:
-    """Rows (or columns) are split into groups, and each is multiplied by its group's matrix alone."""
+    """Rows (or columns) are split into groups; each is multiplied by the matrix of its group only."""
     products: int = 2 * left.numel() * right.shape[-1]
     return products // left.shape[0] if left.ndim > right.ndim else products
 
@@ -72,10 +71,10 @@ def _convolution_backward(
     transposed: bool,
     output_padding: Any,
     groups: int,
-    wanted: Sequence[bool],
+    output_mask: Sequence[bool],
     **kwargs: Any,
 ) -> int:
-    """Each of the two gradients has the products of the forward pass: 2 x batch x weights x positions."""
+    """Each of the two gradients costs as much as the forward pass: 2 x batch x weights x positions."""
     positions = math.prod((inputs if transposed else outer).shape[2:])
     products: int = 2 * outer.shape[0] * weight.numel() * positions
-    return products * sum(wanted[:2])  # of the inputs and of the weight, not of the bias
+    return products * sum(output_mask[:2])  # gradients of inputs and weight; the bias has no products

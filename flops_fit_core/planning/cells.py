@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from flops_fit_core.config import Chosen, Experiment, build_hyperparameters, explain
 from flops_fit_core.errors import ConfigError, PlanError
-from flops_fit_core.flops.model_stats import Measured
+from flops_fit_core.flops.model_stats import SizeStats
 from flops_fit_core.planning.trunks import FLOAT, Trunks
 from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunView, SampleSize, Task
 from flops_fit_core.plugins.specs import ModelSpec
@@ -46,7 +46,7 @@ class CellResolver:
         self.trunks = Trunks(experiment)
         self.notes: list[str] = []
 
-    def __call__(self, budget: float, measured: Measured) -> list[RunSpec] | SkippedCell:
+    def __call__(self, budget: float, measured: SizeStats) -> list[RunSpec] | SkippedCell:
         size = self._sample_size(self.sweep.batch_size)
         tokens = budget / measured.count.flops_per_token * _ratio(size.tokens, size.positions)
         reference = self.trunks.reference_tokens(measured)
@@ -97,7 +97,7 @@ class CellResolver:
             )
         return None
 
-    def _miss(self, budget: float, batching: Batching, measured: Measured) -> str | None:
+    def _miss(self, budget: float, batching: Batching, measured: SizeStats) -> str | None:
         """Why a cell cannot meet its budget within the tolerance, also as a note; None if it can."""
         if abs(batching.miss) <= TOLERANCE:
             return None
@@ -111,7 +111,7 @@ class CellResolver:
             f"{budget * (1 + batching.miss):.6g}. Use that budget or a smaller sweep.batch_size"
         )
 
-    def _hyperparameters(self, measured: Measured, tokens: float, *, trunk: bool = False) -> Hyperparameters:
+    def _hyperparameters(self, measured: SizeStats, tokens: float, *, trunk: bool = False) -> Hyperparameters:
         recipe, optimizer = self.experiment.recipe, self.experiment.optimizer
         about = RecipeInput(
             params=measured.params,
@@ -129,7 +129,7 @@ class CellResolver:
         return build_hyperparameters(recipe, about)
 
     def _runs(
-        self, budget: float, measured: Measured, batching: Batching, hyper: Hyperparameters, size: SampleSize
+        self, budget: float, measured: SizeStats, batching: Batching, hyper: Hyperparameters, size: SampleSize
     ) -> Iterator[RunSpec]:
         experiment = self.experiment
         size_options = measured.options.model_dump(exclude_unset=True)
@@ -199,7 +199,7 @@ class CellResolver:
                 self.notes.append(f"one learning rate is not verified for all widths: {reason}")
         return model
 
-    def _devices(self, measured: Measured) -> int:
+    def _devices(self, measured: SizeStats) -> int:
         """Devices that train a model of this size together, where the trainer can do that."""
         experiment = self.experiment
         device, can = experiment.device, experiment.trainer.spec.can

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.config import Experiment, build_dataset
 from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.flops.build_model import build_model
-from flops_fit_core.flops.model_stats import LARGEST_TRIED, build_on_meta
+from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, build_on_meta
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, Task
 from flops_fit_core.plugins.specs import Options
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 """Sizes that are tried, in steps of the family, to find a small model that can be built."""
-LARGEST_BUILT = 10 * LARGEST_TRIED
+LARGEST_BUILT = 10 * MAX_REAL_PARAMS
 """Models above this many parameters are not built to be tried."""
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError
 from flops_fit_core.flops.audit import TRACED, ReferenceFlops, Untraceable, trace_flops
-from flops_fit_core.flops.model_stats import Measured, Meter, build_on_meta
+from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats, build_on_meta
 from flops_fit_core.flops.parameter_counts import is_language_task, parameter_groups
 from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, pattern
 from flops_fit_core.plugins.protocols import Task
@@ -48,7 +48,7 @@ def _default_counter(experiment: Experiment, task: Task) -> tuple[str, str]:
     reference = ReferenceFlops(experiment.model, task)
     for options in _small_sizes(experiment):
         try:
-            if reference.is_own(options):
+            if reference.is_exact(options):
                 return MODEL, "this is no language task, and the family's own count equals a trace of the model"
             shapes = build_on_meta(experiment.model, options, task)
         except FlopsFitError:
@@ -62,7 +62,7 @@ def _default_counter(experiment: Experiment, task: Task) -> tuple[str, str]:
 
 
 def _without_trace(reference: ReferenceFlops, options: Options, reason: str) -> tuple[str, str]:
-    has_own = reference.own(options) is not None
+    has_own = reference.family_flops(options) is not None
     meaning = "C is the family's own count" if has_own else "C is 6 N D, which counts every weight once per sample"
     return MODEL if has_own else CHINCHILLA, f"the model cannot be traced ({reason}), so {meaning}"
 
@@ -96,7 +96,7 @@ class Comparison:
 
 
 def counter_notes(
-    meter: Meter, sizes: Sequence[Measured], reference: ReferenceFlops, *, is_named: bool
+    meter: SizeMeasurer, sizes: Sequence[SizeStats], reference: ReferenceFlops, *, is_named: bool
 ) -> list[str]:
     """What to report of the counter on the smallest and largest of these sizes.
 
@@ -127,7 +127,7 @@ def counter_notes(
     return [f'{difference}. flops = "traced" counts as torch does']
 
 
-def _compare(sizes: Sequence[Measured], reference: ReferenceFlops) -> Iterator[Comparison]:
+def _compare(sizes: Sequence[SizeStats], reference: ReferenceFlops) -> Iterator[Comparison]:
     """The smallest size, and the largest if its trace is cheap."""
     ordered = sorted(sizes, key=lambda measured: measured.parameters.total)
     smallest, largest = ordered[0], ordered[-1]
@@ -139,7 +139,7 @@ def _compare(sizes: Sequence[Measured], reference: ReferenceFlops) -> Iterator[C
 # ---------------------------------------------------------------------------- parameters
 
 
-def usage_notes(meter: Meter, smallest: Measured) -> list[str]:
+def usage_notes(meter: SizeMeasurer, smallest: SizeStats) -> list[str]:
     """What to report of the parameters: an impossible trace, weights that not every token uses."""
     if meter.usages.failure is not None:
         note = (
@@ -163,7 +163,9 @@ def usage_notes(meter: Meter, smallest: Measured) -> list[str]:
     return notes
 
 
-def _unused_notes(meter: Meter, smallest: Measured, usage: ParameterUsage, known: frozenset[str]) -> list[str]:
+def _unused_notes(
+    meter: SizeMeasurer, smallest: SizeStats, usage: ParameterUsage, known: frozenset[str]
+) -> list[str]:
     """Weights that N counts and the traced pass did not use, other than those of ``known`` names."""
     module = build_on_meta(meter.model, smallest.options, meter.task)
     named = dict(module.named_parameters())
@@ -181,7 +183,7 @@ def _unused_notes(meter: Meter, smallest: Measured, usage: ParameterUsage, known
     return [note]
 
 
-def _with_a_share(meter: Meter, measured: Measured) -> frozenset[str]:
+def _with_a_share(meter: SizeMeasurer, measured: SizeStats) -> frozenset[str]:
     """Names of the parameters of which the family gives the share that a token uses."""
     module = build_on_meta(meter.model, measured.options, meter.task)
     names = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.flops.audit import TRACED
-from flops_fit_core.flops.model_stats import Measured, Meter
+from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats
 from flops_fit_core.planning import open_dataset, resolve_counter
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.rungs import Rungs
@@ -57,7 +57,7 @@ def count_family(experiment: Experiment, plan: SweepPlan) -> tuple[tuple[float, 
         experiment, _ = resolve_counter(experiment, dataset.task)
         if experiment.flops.name == TRACED:
             return ()
-        meter = Meter(experiment.model, dataset.task, experiment.flops)
+        meter = SizeMeasurer(experiment.model, dataset.task, experiment.flops)
         smallest = min(run.params for run in plan.runs) / BELOW
         largest = max(run.params for run in plan.runs) * BEYOND
         ladder = _ladder(experiment, plan)
@@ -109,7 +109,7 @@ def _ladder(experiment: Experiment, plan: SweepPlan) -> Ladder:
     return max(ladders, key=lambda ladder: len(ladder.options), default=Ladder(multiple_of=step))
 
 
-def _by_scale(rungs: Rungs, smallest: float, largest: float) -> list[Measured]:
+def _by_scale(rungs: Rungs, smallest: float, largest: float) -> list[SizeStats]:
     """About the sizes asked for: each is measured, whatever it is."""
     targets = [smallest]
     while targets[-1] < largest:
@@ -118,9 +118,9 @@ def _by_scale(rungs: Rungs, smallest: float, largest: float) -> list[Measured]:
     return [rungs.meter.measure(rungs._scaled_options(max(1, round(target)))) for target in targets]
 
 
-def _by_option(meter: Meter, ladder: Ladder, plan: SweepPlan, largest: float) -> list[Measured]:
+def _by_option(meter: SizeMeasurer, ladder: Ladder, plan: SweepPlan, largest: float) -> list[SizeStats]:
     """At multiples of the ladder's step, from the smallest planned size on."""
-    step, sizes = ladder.multiple_of, list[Measured]()
+    step, sizes = ladder.multiple_of, list[SizeStats]()
     size = min(int(run.size) for run in plan.runs)
     while len(sizes) < _MOST:
         sizes.append(meter.at(size, **ladder.options))
@@ -131,7 +131,7 @@ def _by_option(meter: Meter, ladder: Ladder, plan: SweepPlan, largest: float) ->
     return sizes
 
 
-def _growth(sizes: list[Measured]) -> float:
+def _growth(sizes: list[SizeStats]) -> float:
     """The factor on the size option that multiplies N by about ``RATIO``, by the last two sizes."""
     before, last = sizes[-2:]
     slope = math.log(last.params / before.params) / math.log(float(last.size) / float(before.size))

@@ -7,8 +7,8 @@ from typing import Any
 
 from flops_fit_core.config import PLANNER, Chosen, Experiment, build_dataset
 from flops_fit_core.errors import PlanError, no_exit
-from flops_fit_core.flops.audit import ReferenceFlops, own_count_notes
-from flops_fit_core.flops.model_stats import Meter, UsageTraces
+from flops_fit_core.flops.audit import ReferenceFlops, formula_notes
+from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
 from flops_fit_core.planning.batch_statistics import batch_statistics_notes
 from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
@@ -38,7 +38,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     is_named = not experiment.flops.depends_on_task
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
     usages = UsageTraces(experiment.model, dataset.task, by_type=experiment.planner == 1)
-    meter = Meter(experiment.model, dataset.task, experiment.flops, usages)
+    meter = SizeMeasurer(experiment.model, dataset.task, experiment.flops, usages)
     choose_sizes = SizeLadder(experiment, meter, expected_params)
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
@@ -49,7 +49,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         module = meter.check_fit(choose_sizes.small_relative(smallest).options)
         check_causal(experiment.model.name, module, dataset.task)
         sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
-        choose_sizes.notes += own_count_notes(experiment.model, dataset.task, sizes, reference)
+        choose_sizes.notes += formula_notes(experiment.model, dataset.task, sizes, reference)
         is_chosen = is_named or experiment.planner == 1
         choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_chosen)
         choose_sizes.notes += usage_notes(meter, smallest)

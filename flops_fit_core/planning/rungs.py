@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from flops_fit_core.config import Chosen, Sweep
 from flops_fit_core.errors import FlopsFitError, PlanError, PluginError
-from flops_fit_core.flops.model_stats import Measured, Meter
+from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats
 from flops_fit_core.planning.own_errors import own_error
 from flops_fit_core.plugins.specs import Ladder, ModelSpec, Options
 
@@ -46,7 +46,7 @@ class Rungs:
         self,
         model: Chosen[ModelSpec],
         sweep: Sweep,
-        meter: Meter,
+        meter: SizeMeasurer,
         ladder: Ladder,
         grid: SizeGrid | None = None,
         expected_params: Callable[[float], float] | None = None,
@@ -60,15 +60,15 @@ class Rungs:
         self.of_user = grid is not None or sweep.multiple_of is not None
         """Whether the family does not declare the sizes, so that one that cannot be built is not its fault."""
         self.notes: list[str] = []
-        self._found: dict[float, list[Measured]] = {}
+        self._found: dict[float, list[SizeStats]] = {}
 
-    def for_budget(self, budget: float) -> list[Measured]:
+    def for_budget(self, budget: float) -> list[SizeStats]:
         """The rungs around a budget's expected N_opt, smallest first; fewer where no more can be built."""
         if budget not in self._found:
             self._found[budget] = self._around(self.center(budget))
         return self._found[budget]
 
-    def at(self, size: int) -> Measured:
+    def at(self, size: int) -> SizeStats:
         """The model with its size option set to ``size``. Raises PlanError, PluginError."""
         try:
             return self.meter.at(size, **self.ladder.options)
@@ -99,12 +99,12 @@ class Rungs:
             params = near.params * math.sqrt(budget / planned)
         return params
 
-    def _around(self, center: float) -> list[Measured]:
+    def _around(self, center: float) -> list[SizeStats]:
         wanted = self.sweep.sizes
         assert isinstance(wanted, int)
         log_ratio = math.log(self.sweep.size_ratio)
         middle = round(math.log(center) / log_ratio)
-        near: dict[int, Measured] = {}
+        near: dict[int, SizeStats] = {}
         # Where small sizes round to the same one, look further up for enough different ones.
         doubled = [wanted, 2 * wanted, 4 * wanted, 8 * wanted, 16 * wanted]
         between = () if self.ladder.scale is not None else range(wanted // 2 + 2, 16 * wanted, wanted // 4 + 1)
@@ -123,7 +123,7 @@ class Rungs:
         best = min(starts, key=lambda s: abs(mean_log(ladder[s : s + wanted]) - math.log(center)))
         return ladder[best : best + wanted]
 
-    def _has_best(self, ladder: list[Measured], center: float) -> bool:
+    def _has_best(self, ladder: list[SizeStats], center: float) -> bool:
         """Whether further rungs cannot come nearer to the center than ``wanted`` of these do. They may be much
         larger, and a deep model takes long to build."""
         wanted, smallest = self.sweep.sizes, self.grid.first
@@ -134,7 +134,7 @@ class Rungs:
         is_low_enough = ladder[0].size == smallest or mean_log(ladder[1 : wanted + 1]) <= math.log(center)
         return is_low_enough and mean_log(ladder[-wanted:]) >= math.log(center)
 
-    def _nearest(self, params: float) -> Measured:
+    def _nearest(self, params: float) -> SizeStats:
         """The size that can be built whose N is nearest, on a log scale."""
         if self.ladder.scale is not None:
             return self._scaled(params) if self.ladder.scale is self.model.spec.scale else self._corrected(params)
@@ -175,7 +175,7 @@ class Rungs:
                 return size, size
         return low, high
 
-    def _doubled(self, params: float) -> Measured:
+    def _doubled(self, params: float) -> SizeStats:
         low = high = largest = self.grid.first
         while self.at(high).params < params:
             low, high = high, high * 2
@@ -212,7 +212,7 @@ class Rungs:
             self.notes.append(note)
         return size
 
-    def _scaled(self, params: float) -> Measured:
+    def _scaled(self, params: float) -> SizeStats:
         """The same of a family that scales itself. Its N may be another than the FLOPs counter's (of all experts,
         of another vocabulary), so it is asked for more or for less until the counter's is about ``params``."""
         low, high, asked, found = 0.0, math.inf, params, []
@@ -227,10 +227,10 @@ class Rungs:
             asked = math.sqrt(low * high) if 0 < low < high < math.inf else 4 * low if low else high / 4
         return min(found, key=lambda measured: abs(math.log(measured.params / params)))
 
-    def _corrected(self, params: float) -> Measured:
+    def _corrected(self, params: float) -> SizeStats:
         """The same of a ladder that scales itself: asked for as much more or less as it was off, until it gives a
         size that it has given before. Few models are built so, which for deep ones takes most of the time."""
-        asked, found = params, dict[str, Measured]()
+        asked, found = params, dict[str, SizeStats]()
         for _ in range(TRIES):
             options = self._scaled_options(max(1, round(asked)))
             key = options.model_dump_json()
@@ -252,7 +252,7 @@ class Rungs:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def _labelled(self, options: Options) -> Measured:
+    def _labelled(self, options: Options) -> SizeStats:
         measured = self.meter.measure(options)
         return measured if self.ladder.label is None else replace(measured, size=self.ladder.label(options))
 
@@ -264,6 +264,6 @@ class Rungs:
         return min(max(size, low + step), high - step)
 
 
-def mean_log(rungs: list[Measured]) -> float:
+def mean_log(rungs: list[SizeStats]) -> float:
     """Mean of ln N."""
     return math.fsum(math.log(measured.params) for measured in rungs) / len(rungs)

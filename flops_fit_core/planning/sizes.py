@@ -12,7 +12,7 @@ from pydantic import JsonValue
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError, PluginError
-from flops_fit_core.flops.model_stats import LARGEST_TRIED, Measured, Meter
+from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, SizeMeasurer, SizeStats
 from flops_fit_core.planning.probing import probe_sizes
 from flops_fit_core.planning.rungs import Rungs, mean_log
 from flops_fit_core.plugins.specs import Ladder
@@ -33,7 +33,7 @@ class SizeLadder:
     """
 
     def __init__(
-        self, experiment: Experiment, meter: Meter, expected_params: Callable[[float], float] | None
+        self, experiment: Experiment, meter: SizeMeasurer, expected_params: Callable[[float], float] | None
     ) -> None:
         self.sweep = experiment.sweep
         self.model = experiment.model
@@ -47,7 +47,7 @@ class SizeLadder:
         if experiment.planner >= 2 and isinstance(self.sweep.sizes, int):
             self._choose_rungs()
 
-    def for_budget(self, budget: float) -> list[Measured]:
+    def for_budget(self, budget: float) -> list[SizeStats]:
         """Sizes for one budget, smallest first."""
         if isinstance(self.sweep.sizes, tuple):
             return sorted(self._listed(self.sweep.sizes), key=lambda measured: measured.params)
@@ -60,7 +60,7 @@ class SizeLadder:
             )
         return rungs
 
-    def _listed(self, sizes: tuple[dict[str, JsonValue], ...]) -> list[Measured]:
+    def _listed(self, sizes: tuple[dict[str, JsonValue], ...]) -> list[SizeStats]:
         """The sizes of a list. Where the size option is the same for several, the others that are written tell
         them apart."""
         given = [self.meter.measure(self.model.with_options(**changes).options) for changes in sizes]
@@ -73,9 +73,9 @@ class SizeLadder:
             named.append(replace(measured, size=" ".join([str(measured.size), *others])) if others else measured)
         return named
 
-    def small_relative(self, smallest: Measured) -> Measured:
+    def small_relative(self, smallest: SizeStats) -> SizeStats:
         """A size that is small enough to be tried for real, where the sweep's smallest is not."""
-        if smallest.parameters.total <= LARGEST_TRIED or self.rungs.ladder.scale is not None:
+        if smallest.parameters.total <= MAX_REAL_PARAMS or self.rungs.ladder.scale is not None:
             return smallest
         try:
             return self.rungs.at(self.rungs.grid.first)
@@ -162,7 +162,7 @@ class SizeLadder:
         )
 
 
-def head_notes(sizes: list[Measured]) -> list[str]:
+def head_notes(sizes: list[SizeStats]) -> list[str]:
     """A warning where the channels of an attention head vary along the sizes.
 
     At equal width, N and FLOPs, 2 heads of 48 were 0.053 and 0.036 nats worse than 6 of 16 (two seeds), so a size

@@ -6,7 +6,7 @@ from typing import Any
 
 from flops_fit_core.config import Chosen, Experiment
 from flops_fit_core.errors import PluginError
-from flops_fit_core.flops.model_stats import Measured
+from flops_fit_core.flops.model_stats import SizeStats
 from flops_fit_core.plugins.protocols import RunView
 from flops_fit_core.plugins.specs import ScheduleSpec
 from flops_fit_core.records import Hyperparameters
@@ -33,7 +33,7 @@ class Trunks:
         self.checkpoint_bytes = 0
         self._ratios: dict[str, list[float]] = {}
 
-    def reference_tokens(self, measured: Measured) -> float | None:
+    def reference_tokens(self, measured: SizeStats) -> float | None:
         """D at which the recipe is evaluated for a size; None where each run's own D is."""
         if not self.shared:
             return None
@@ -49,7 +49,7 @@ class Trunks:
             raise PluginError(f"schedule {schedule.name!r} branches off at step {step!r} of {run.steps}")
         return step
 
-    def add_branch(self, trunk: Hyperparameters, own: Hyperparameters, measured: Measured) -> None:
+    def add_branch(self, trunk: Hyperparameters, own: Hyperparameters, measured: SizeStats) -> None:
         """Take note of what the recipe gives a trunk and would give this run alone, and of its checkpoint."""
         values: dict[str, tuple[Any, Any]] = {
             "batch": (trunk.batch_size, own.batch_size),

@@ -20,7 +20,7 @@ import pytest
 
 from flops_fit_core.config import Chosen
 from flops_fit_core.data.tasks import LanguageTask
-from flops_fit_core.flops.model_stats import LARGEST_TRIED
+from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS
 from flops_fit_core.flops.parameter_counts import parameter_groups
 from flops_fit_core.plugins.protocols import Batch, Task
 from flops_fit_core.testing.batches import part, tensors
@@ -252,7 +252,7 @@ class ModelConformance(Kit):
         except Exception as error:
             pytest.fail(
                 f"forward on the meta device: {type(error).__name__}: {error}. Planning tries models of more than "
-                f"{LARGEST_TRIED:,} parameters there, and would refuse them: shapes may not depend on values "
+                f"{MAX_REAL_PARAMS:,} parameters there, and would refuse them: shapes may not depend on values "
                 "(.item(), .nonzero(), boolean masks as an index); multiply by a mask or scatter instead"
             )
 

@@ -12,7 +12,7 @@ from pydantic import JsonValue, ValidationError
 
 from flops_fit_core.config import Experiment, explain
 from flops_fit_core.errors import ConfigError, PlanError
-from flops_fit_core.flops.model_stats import Measured, Meter, UsageTraces
+from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats, UsageTraces
 from flops_fit_core.planning import CellResolver, open_dataset, resolve_counter, runtime_of
 from flops_fit_core.plugins.protocols import LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
@@ -66,7 +66,7 @@ class LearningRateSweep:
             )
         self.experiment, _ = resolve_counter(self.experiment, self.dataset.task)
         usages = UsageTraces(experiment.model, self.dataset.task, by_type=experiment.planner == 1)
-        meter = Meter(experiment.model, self.dataset.task, self.experiment.flops, usages)
+        meter = SizeMeasurer(experiment.model, self.dataset.task, self.experiment.flops, usages)
         self.measured = [
             replace(meter.measure(self._sized(options).options), size=label)
             for label, options in self._options(sizes)
@@ -134,7 +134,7 @@ class LearningRateSweep:
         except ValidationError as error:
             raise ConfigError(f"--sizes: model {self.experiment.model.name!r}:\n{explain(error)}") from None
 
-    def _resolved(self, experiment: Experiment, measured: Measured) -> list[RunSpec]:
+    def _resolved(self, experiment: Experiment, measured: SizeStats) -> list[RunSpec]:
         budget = measured.count.flops_per_token * self.tokens
         runs = CellResolver(experiment, self.dataset)(budget, measured)
         if isinstance(runs, SkippedCell):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.flops.model_stats import Measured
+from flops_fit_core.flops.model_stats import SizeStats
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
@@ -129,7 +129,7 @@ def _best_rate_of_size(
 
 
 def _size_optimum(
-    size: Measured, rate: BestRate | None, runs: Sequence[TuningRun], values: Sequence[float]
+    size: SizeStats, rate: BestRate | None, runs: Sequence[TuningRun], values: Sequence[float]
 ) -> SizeOptimum:
     return SizeOptimum(
         size=size.size,

@@ -1,66 +1,70 @@
-"""Checks of what ``find_optimal`` is given as data and loss, before anything is read."""
+"""Checks of the data and loss arguments of ``find_optimal``, before any data are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from flops_fit_core.api.data_checks.overlap import SAME, places
+from flops_fit_core.api.data_checks.overlap import SAME_DATA, unwrap_subset
 from flops_fit_core.errors import ConfigError, DataError
 
 
-def check_arguments(given: Mapping[str, Any]) -> None:
-    """Raises ConfigError for a loss function, a held-out share or a size of samples that cannot be used."""
-    share, tokens = given["heldout_share"], given["tokens_per_sample"]
-    if given["heldout"] is None and not 0 < share < 1:
-        raise ConfigError(f"heldout_share={share!r}: it must lie between 0 and 1, or pass heldout=another_dataset")
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Check the values of arguments. Raises ConfigError, naming the argument, for an invalid value."""
+    share, tokens = arguments["heldout_share"], arguments["tokens_per_sample"]
+    if arguments["heldout"] is None and not 0 < share < 1:
+        raise ConfigError(f"heldout_share={share!r}: it must be between 0 and 1 (or pass heldout=another_dataset)")
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
-        raise ConfigError(f"tokens_per_sample={tokens!r}: it must be a whole number of at least 1, or left out")
-    unit = given["unit"]
+        raise ConfigError(f"tokens_per_sample={tokens!r}: it must be an integer of at least 1, or left out")
+    unit = arguments["unit"]
     if unit is not None and not (isinstance(unit, str) and unit.strip() and unit.isprintable()):
-        raise ConfigError(f'unit={unit!r}: it is the name of what D counts, such as "tokens" or "images"')
-    if given["loss_fn"] is not None:
-        _check_loss(given["loss_fn"])
+        raise ConfigError(f'unit={unit!r}: it must name the unit of D, such as "tokens" or "images"')
+    if arguments["loss_fn"] is not None:
+        _check_loss(arguments["loss_fn"])
 
 
 def _check_loss(loss_fn: Any) -> None:
     if isinstance(loss_fn, type):
-        raise ConfigError(f"loss_fn={loss_fn.__name__} is a class: pass an object of it, {loss_fn.__name__}()")
+        raise ConfigError(f"loss_fn={loss_fn.__name__} is a class: pass an instance, {loss_fn.__name__}()")
     if not callable(loss_fn):
         raise ConfigError(
-            f"loss_fn={loss_fn!r} is no function: pass loss_fn(outputs, targets), or leave it out for "
-            "cross-entropy of class numbers and squared error of real targets"
+            f"loss_fn={loss_fn!r} is not callable: pass a function loss_fn(outputs, targets), or omit it for "
+            "cross-entropy (class numbers) or squared error (real targets)"
         )
     parameters = getattr(loss_fn, "named_parameters", None)
     trainable = [name for name, item in parameters() if item.requires_grad] if parameters is not None else []
     if trainable:
         raise ConfigError(
-            f"loss_fn has parameters of its class ({', '.join(trainable[:3])}), which no optimizer would train: "
-            "make them part of the model, or freeze them with loss_fn.requires_grad_(False)"
+            f"loss_fn has trainable parameters ({', '.join(trainable[:3])}), which no optimizer would train: move "
+            "them into the model, or freeze them with loss_fn.requires_grad_(False)"
         )
 
 
-def check_heldout_is_apart(training: Any, heldout: Any) -> None:
-    """Raises DataError for held-out data that are the training data, or a Subset that shares items with them."""
-    (data, some), (held, others) = places(training), places(heldout)
-    if data is not held:
+def check_heldout_disjoint(training: Any, heldout: Any) -> None:
+    """Raises DataError if held-out data are the training data, or a Subset that shares samples with them."""
+    (training_base, training_indices), (heldout_base, heldout_indices) = (
+        unwrap_subset(training),
+        unwrap_subset(heldout),
+    )
+    if training_base is not heldout_base:
         return
-    if some is None and others is None:
-        if not _draws(data):
-            raise DataError(SAME)
+    if training_indices is None and heldout_indices is None:
+        if not _draws_samples(training_base):
+            raise DataError(SAME_DATA)
         return
-    length = len(data)
-    chosen = set(range(length) if others is None else others)
-    shared = chosen.intersection(range(length) if some is None else some)
+    every = range(len(training_base))
+    heldout_set = set(every if heldout_indices is None else heldout_indices)
+    shared = heldout_set.intersection(every if training_indices is None else training_indices)
     if shared:
         raise DataError(
-            f"{len(shared)} of the {len(chosen)} samples of heldout are trained on too (both are parts of one "
-            "dataset): give parts that share none, as torch.utils.data.random_split does"
+            f"{len(shared)} of the {len(heldout_set)} samples of heldout are also training samples (both are "
+            "parts of one dataset): pass parts without common samples, for example from "
+            "torch.utils.data.random_split"
         )
 
 
-def _draws(source: Any) -> bool:
-    """Whether the first item is drawn at random, so that held-out samples are others."""
+def _draws_samples(source: Any) -> bool:
+    """Whether a dataset draws its samples at random: then held-out samples differ from training samples."""
     from flops_fit_core.api.sources import has_length
     from flops_fit_core.training.rng import draws_random_numbers
 

@@ -1,4 +1,4 @@
-"""Batches that a collate function makes: their types, their targets, and errors for what cannot be one."""
+"""The first batch of a dataset: its types, its targets, and errors for items that cannot be collated."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ if TYPE_CHECKING:
 
 
 def plain(batch: Any) -> Batch:
-    """The batch with its mappings (such as a BatchEncoding) as dicts, targets first, and its named tuples as
-    lists."""
+    """The batch with mappings (such as a BatchEncoding) as dicts, ``labels`` first, and named tuples as lists."""
     if isinstance(batch, Mapping):
         names = sorted(batch, key=lambda name: name != "labels")
         return {name: plain(batch[name]) for name in names}
@@ -26,80 +25,84 @@ def plain(batch: Any) -> Batch:
 
 
 def first_items(items: Iterator[Any], count: int) -> list[Any]:
-    """The first items of a dataset. Raises DataError for those that cannot be read."""
+    """The first items of a dataset. Raises DataError if they cannot be read."""
     try:
         return list(itertools.islice(items, count))
     except UserError:
         raise
     except Exception as error:
-        raise DataError(f"the first items of the dataset cannot be read: {_shown(error)}") from error
+        raise DataError(f"the first items of the dataset cannot be read: {_describe_error(error)}") from error
 
 
 def first_batch(items: list[Any], collate: Callable[[list[Any]], Any]) -> Batch:
-    """A batch of the first items, for its shapes. Raises DataError for those that cannot be collated."""
+    """A batch of the first items, for its shapes. Raises DataError if they cannot be collated."""
     try:
         return plain(collate(items))
     except UserError:
         raise
     except Exception as error:
         raise DataError(
-            f"the first items of the dataset do not make a batch: {_shown(error)}. Items of different lengths, "
-            "and of other types than tensors, arrays, numbers, tuples and dicts of these, need "
-            "DataLoader(dataset, batch_size=..., collate_fn=...)"
+            f"the first items of the dataset cannot be collated into a batch: {_describe_error(error)}. Pass "
+            "DataLoader(dataset, batch_size=..., collate_fn=...) if items differ in length or contain other types "
+            "than tensors, arrays, numbers, and tuples and dicts of these"
         ) from error
 
 
-def _shown(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     place = raised_at("".join(traceback.format_exception(error)))
     return f"{type(error).__name__}: {error}" + (f" ({place})" if place else "")
 
 
-def targets_among(batch: Batch) -> Tensor:
-    """The targets of a batch. Raises DataError where there are none."""
+def batch_targets(batch: Batch) -> Tensor:
+    """The targets of a batch. Raises DataError if the batch has none or if they are not a tensor."""
     import torch
 
-    found = batch
+    targets: Any = batch
     if isinstance(batch, dict):
         if "labels" not in batch:
-            raise DataError(f"a dict batch needs its targets under 'labels'; it has {', '.join(map(str, batch))}")
-        found = batch["labels"]
+            raise DataError(
+                f"a dict batch must contain its targets as 'labels'; it contains {', '.join(map(str, batch))}"
+            )
+        targets = batch["labels"]
     elif isinstance(batch, list | tuple):
         if len(batch) < 2:
             raise DataError("a batch must be (inputs, targets), a dict with 'labels', or a tensor")
-        found = batch[1]
-    if isinstance(found, list | tuple):
+        targets = batch[1]
+    if isinstance(targets, list | tuple):
         raise DataError(
-            f"the targets of a batch are a {type(found).__name__}, which torch's collate function makes of rows "
-            "that are Python lists: give rows as tensors (of a Hugging Face dataset: "
-            "dataset.with_format('torch')), or a DataLoader with a collate_fn that stacks them"
+            f"the targets of a batch are a {type(targets).__name__}, because torch's collate function does not "
+            "stack Python lists: return rows as tensors (for Hugging Face datasets: "
+            "dataset.with_format('torch')), or pass a DataLoader with a collate_fn that stacks them"
         )
-    if not isinstance(found, torch.Tensor):
-        raise DataError(f"targets must be a tensor, not {type(found).__name__}: give the DataLoader's collate_fn")
-    if not found.ndim:
-        raise DataError("the targets of a batch are a single number: give one for each sample, samples first")
-    if not found.numel():
+    if not isinstance(targets, torch.Tensor):
         raise DataError(
-            f"the first samples have no targets: a batch of two has targets of shape {tuple(found.shape)}"
+            f"targets must be a tensor, not {type(targets).__name__}: pass a DataLoader with a collate_fn"
         )
-    return found
+    if not targets.ndim:
+        raise DataError("the targets of a batch are a single number: return one target per sample, samples first")
+    if not targets.numel():
+        raise DataError(
+            f"the first samples have no targets: a batch of two has targets of shape {tuple(targets.shape)}"
+        )
+    return targets
 
 
 def check_samples_first(collate: Callable[[list[Any]], Any], items: list[Any], targets: Tensor) -> None:
-    """Raises DataError for targets whose second dimension is the samples'.
+    """Raises DataError if samples are the second dimension of the targets.
 
     Args:
-        collate: Makes batches.
-        items: Two items and a third.
-        targets: Of the batch of the first two.
+        collate: Collates items into a batch.
+        items: At least two items; three are needed for the check.
+        targets: Targets of the batch of the first two items.
     """
     if targets.ndim < 2 or targets.shape[1] != 2 or targets.shape[0] == 2 or len(items) < 3:
         return
     try:
-        three = targets_among(plain(collate(items)))
-    except Exception:  # rows of three lengths, say
+        targets_of_three = batch_targets(plain(collate(items)))
+    except Exception:  # for example rows of three lengths
         return
-    if three.ndim > 1 and three.shape[1] == 3 and three.shape[0] != 3:
+    if targets_of_three.ndim > 1 and targets_of_three.shape[1] == 3 and targets_of_three.shape[0] != 3:
         raise DataError(
-            f"the targets of 3 samples have shape {tuple(three.shape)}: samples must come first, "
-            "for example by batch_first=True in pad_sequence"
+            f"the targets of 3 samples have shape {tuple(targets_of_three.shape)}: samples must be the first "
+            "dimension, for example with batch_first=True in pad_sequence"
         )

@@ -1,4 +1,4 @@
-"""Checks of a user's data against a model of the study, and statements about the data for the plan."""
+"""Checks of a user's data with a model of the study, and notes on the data for the plan."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops_fit_core.api.data_checks.first_batch import targets_among
+from flops_fit_core.api.data_checks.first_batch import batch_targets
 from flops_fit_core.api.loss_form.probe import find_form
 from flops_fit_core.api.loss_form.target_relation import (
     copied_share,
     is_transformers_causal,
     name_targets_argument,
-    relation_of,
     sees_later_inputs,
+    target_relation,
 )
 from flops_fit_core.data.custom_task import (
     IGNORED,
@@ -31,22 +31,23 @@ if TYPE_CHECKING:
 
     from flops_fit_core.plugins.protocols import Batch, SampleSize
 
-SHIFT = "give rows shifted by one: (row[:-1], row[1:]), or {'input_ids': row[:-1], 'labels': row[1:]}"
-COPY = "If the model is meant to see its targets (a masked language model, an autoencoder), pass copy_task=True"
-PADDING_SHARE = 0.05
-"""Least share of the targets, at the ends of rows and all the same class, that is taken for padding."""
-FORMS = {
+SHIFT_ADVICE = "pass rows shifted by one: (row[:-1], row[1:]), or {'input_ids': row[:-1], 'labels': row[1:]}"
+COPY_ADVICE = "If the model may see its targets (a masked language model, an autoencoder), pass copy_task=True"
+MIN_PADDING_SHARE = 0.05
+"""Equal targets at the ends of rows count as padding from this share of the targets on."""
+FORM_DESCRIPTIONS = {
     "sum": "a sum over the targets of a batch",
     "mean": "a mean over the targets of a batch",
-    "mean-of-all": "a sum over the targets of a batch divided by the number of all, ignored ones included",
+    "mean-of-all": "a sum over the targets of a batch divided by the number of all targets, ignored targets "
+    "included",
     "mean-of-sample-sums": "a mean over samples of sums over their targets",
-    "values": "one value for each target",
-    "sample-sum": "one value for each sample, the sum over its targets",
-    "sample-mean": "one value for each sample, the mean over its targets; samples are weighted by their targets",
-    "sample-mean-of-all": "one value for each sample, the sum over its targets divided by the number of all of "
-    "them",
+    "values": "one value per target",
+    "sample-sum": "one value per sample, the sum over its targets",
+    "sample-mean": "one value per sample, the mean over its targets; samples are weighted by their number of "
+    "targets",
+    "sample-mean-of-all": "one value per sample, the sum over its targets divided by the number of all targets",
     "pair": "a sum and a count",
-    "batch": "a value for a whole batch, which is not divided",
+    "batch": "a value per batch; batches are not divided",
 }
 
 
@@ -58,24 +59,24 @@ def find_loss_form(
     stated: Reduction | None,
     copy_task: bool,
 ) -> LossForm:
-    """The form of the loss, for this model and these data.
+    """The form of the loss for a model and its data.
 
     Args:
-        task: Of the data.
-        model: A small model of the study, on the CPU, in evaluation mode. Its values may change. None if there is
-            no small one: then the user has to state what cannot be tried.
+        task: The task of the data.
+        model: A small model of the study, on the CPU, in evaluation mode. Its weights may change. None if the
+            study has no small model: then the user must state the form of ``loss_fn``.
         batches: A few batches of training samples.
-        stated: The form of the loss function by the user's word.
-        copy_task: Whether the model is meant to see its targets.
+        stated: The form of the loss function as stated by the user (``loss_reduction``).
+        copy_task: Whether the model may see its targets.
 
-    Raises DataError if the model sees its targets and is not meant to, or if the loss has no known form.
+    Raises DataError if the model sees its targets but must not, or if the form of the loss is not supported.
     """
     if model is None:
         return _untested_form(task, batches, stated=stated, copy_task=copy_task)
     batch = batches[0] if len(task.targets_of(batches[0])) > 1 or len(batches) < 2 else batches[1]
     small = _first_samples(batch, 3) if task.targets_of(batch).numel() > 4096 else batch
     task = name_targets_argument(task, model, small)
-    is_own_loss = _check_outputs(task, model, small, stated)
+    returns_loss = _check_outputs(task, model, small, stated)
     if task.loss_fn is None:
         _check_default_loss(task, model, small, batches)
         ignored = (IGNORED,) if is_classes(task.targets_of(batch)) else ()
@@ -83,7 +84,7 @@ def find_loss_form(
     else:
         form = find_form(task, model, small, stated)
     task = replace(task, form=form)
-    if copy_task or is_own_loss:
+    if copy_task or returns_loss:
         return form
     return _check_targets(task, model, batches)
 
@@ -93,19 +94,22 @@ def _untested_form(
 ) -> LossForm:
     if task.loss_fn is not None and stated is None:
         raise DataError(
-            "the study has no model that is small enough to find the form of loss_fn: pass loss_reduction='mean', "
+            "no model of the study is small enough to find the form of loss_fn: pass loss_reduction='mean', "
             "'sum', 'sample-mean', 'sample-sum' or 'batch'"
         )
-    if not copy_task and relation_of(task, batches) == "copy":
-        raise DataError(f"the targets are the inputs. To predict the next token, {SHIFT}. {COPY}")
+    if not copy_task and target_relation(task, batches) == "copy":
+        raise DataError(f"the targets are the inputs. To predict the next token, {SHIFT_ADVICE}. {COPY_ADVICE}")
     return LossForm(stated or "sum")
 
 
-def with_valid_targets(
-    task: CustomTask, read: Callable[[int], Sequence[Batch]], count: int, most: int
+def batches_with_valid_targets(
+    task: CustomTask, read: Callable[[int], Sequence[Batch]], count: int, limit: int
 ) -> Sequence[Batch]:
-    """The first batches of which any target is valid, among at most so many, where there are such; otherwise the
-    first ones."""
+    """The first ``count`` batches with a valid target.
+
+    Only the first ``limit`` batches are searched; if none has a valid target, the first batches are returned.
+    ``read(n)`` returns the first n batches.
+    """
 
     def is_valid(batch: Batch) -> bool:
         return not is_classes(task.targets_of(batch)) or bool((task.targets_of(batch) != IGNORED).any())
@@ -113,32 +117,35 @@ def with_valid_targets(
     first = read(count)
     if all(is_valid(batch) for batch in first):
         return first
-    return [batch for batch in read(most) if is_valid(batch)][:count] or first
+    return [batch for batch in read(limit) if is_valid(batch)][:count] or first
 
 
 def _check_outputs(task: CustomTask, model: nn.Module, batch: Batch, stated: Reduction | None) -> bool:
-    """Whether the model returns its own loss. Raises DataError where it may not, and for a second loss of the
-    model that would not be trained."""
+    """Whether the model returns its loss instead of outputs.
+
+    Raises DataError if it does so without ``loss_reduction='batch'``, or has an auxiliary loss that would be
+    ignored.
+    """
     import torch
 
     outputs = task.outputs(model, batch)
-    is_own_loss = isinstance(outputs, torch.Tensor) and outputs.ndim == 0
-    if is_own_loss and stated != "batch":
+    returns_loss = isinstance(outputs, torch.Tensor) and outputs.ndim == 0
+    if returns_loss and stated != "batch":
         raise DataError(
-            f"{type(model).__name__} returned a scalar, its own loss: return the logits, of which flops-fit "
-            "computes the loss; or pass loss_fn=lambda loss, targets: loss with loss_reduction='batch'"
+            f"{type(model).__name__} returned a scalar, its own loss: return the logits, from which flops-fit "
+            "computes the loss, or pass loss_fn=lambda loss, targets: loss with loss_reduction='batch'"
         )
     if task.loss_fn is None and isinstance(getattr(outputs, "aux_loss", None), torch.Tensor):
         raise DataError(
-            f"{type(model).__name__} returned an aux_loss (of its routers), which cross-entropy leaves out: "
-            "build it with output_router_logits=False to train without it, or pass a loss_fn(outputs, targets) "
-            "that adds it, with loss_reduction='batch'"
+            f"{type(model).__name__} returned an aux_loss (of its routers), which cross-entropy does not include: "
+            "build the model with output_router_logits=False to train without it, or pass a "
+            "loss_fn(outputs, targets) that adds it, with loss_reduction='batch'"
         )
-    return is_own_loss
+    return returns_loss
 
 
 def _check_default_loss(task: CustomTask, model: nn.Module, batch: Batch, batches: Sequence[Batch]) -> None:
-    """Raises DataError for targets that are no class of the model's, and a loss that is not finite."""
+    """Raises DataError for targets outside the model's classes, and for a loss that is not finite."""
     import torch
 
     outputs = task.outputs(model, batch)
@@ -152,22 +159,24 @@ def _check_default_loss(task: CustomTask, model: nn.Module, batch: Batch, batche
             wrong = rows[(rows != IGNORED) & ((rows < 0) | (rows >= shape[-1]))]
             if len(wrong):
                 raise DataError(
-                    f"a target is {int(wrong[0])}, and the model's outputs of shape {shape} have classes 0 to "
-                    f"{shape[-1] - 1}. {IGNORED} marks a target that does not count; real-valued targets are "
-                    "given as floating point numbers"
+                    f"a target is {int(wrong[0])}, but the model's outputs of shape {shape} have classes 0 to "
+                    f"{shape[-1] - 1}. Mark targets that do not count with {IGNORED}; pass real-valued targets as "
+                    "floating-point numbers"
                 )
     elif not shape or logits_of(outputs).numel() != targets.numel():
         return
     elif any(bool(task.targets_of(other).isnan().any()) for other in batches):
         raise DataError(
-            "targets among the first samples are NaN, so every run would diverge: leave such samples out, or give "
-            "a loss_fn that returns (sum over the other targets, their number)"
+            "targets of the first samples are NaN, so every run would diverge: remove these samples, or pass a "
+            "loss_fn that returns (sum over the other targets, number of other targets)"
         )
     loss, _ = default_loss(outputs, targets)
     if not bool(torch.isfinite(loss)):
-        bad = [name for name, item in _tensors_of(batch) if item.is_floating_point() and not item.isfinite().all()]
-        held = f" ({', '.join(bad)} hold NaN or infinity)" if bad else ""
-        raise DataError(f"the loss of the first samples is {float(loss)}{held}: every run would diverge")
+        invalid = [
+            name for name, item in _tensors_of(batch) if item.is_floating_point() and not item.isfinite().all()
+        ]
+        cause = f" ({', '.join(invalid)} contain NaN or infinity)" if invalid else ""
+        raise DataError(f"the loss of the first samples is {float(loss)}{cause}: every run would diverge")
 
 
 def _tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
@@ -185,33 +194,33 @@ def _tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
 def check_heldout(
     task: CustomTask, model: nn.Module, batches: Sequence[Batch], held: Batch | None, *, copy_task: bool
 ) -> None:
-    """Raises DataError for held-out samples that are not of the training samples' kind.
+    """Raises DataError if held-out samples differ in kind from training samples.
 
     Args:
-        task: With the form of the loss.
+        task: The task, with the form of the loss.
         model: A small model of the study, on the CPU, in evaluation mode.
-        batches: Of training samples.
-        held: A batch of the user's held-out samples; None if there are none.
-        copy_task: Whether the model is meant to see its targets.
+        batches: Batches of training samples.
+        held: A batch of held-out samples; None if the held-out dataset is empty.
+        copy_task: Whether the model may see its targets.
     """
     if held is None:
-        raise DataError("heldout has no samples: give others, or leave it out")
-    training, targets = task.targets_of(batches[0]), targets_among(held)
+        raise DataError("heldout has no samples: pass another dataset, or leave heldout out")
+    training, targets = task.targets_of(batches[0]), batch_targets(held)
     if is_classes(training) != is_classes(targets) or training.ndim != targets.ndim:
         raise DataError(
-            f"targets of heldout are {_kind(targets)}, those of the training data {_kind(training)}: both must "
-            "be of one kind"
+            f"targets of heldout are {_kind(targets)}, but targets of the training data are {_kind(training)}: "
+            "both must be of the same kind"
         )
     try:
         task.loss(task.outputs(model, held), held)
     except Exception as error:
         raise DataError(f"heldout does not fit the model and the loss: {type(error).__name__}: {error}") from error
-    relations = [relation_of(task, batches), relation_of(task, [held])]
+    relations = [target_relation(task, batches), target_relation(task, [held])]
     if not copy_task and "copy" in relations and relations[0] != relations[1] and all(relations):
-        shown = ["the inputs" if relation == "copy" else "the next inputs" for relation in relations]
+        names = ["the inputs" if relation == "copy" else "the next inputs" for relation in relations]
         raise DataError(
-            f"targets of heldout are {shown[1]}, those of the training data {shown[0]}, so their losses are of "
-            "different tasks: give both in one form (rows, or a DataLoader with the same collate_fn)"
+            f"targets of heldout are {names[1]}, but targets of the training data are {names[0]}, so these are "
+            "different tasks: pass both in one form (rows, or a DataLoader with the same collate_fn)"
         )
 
 
@@ -221,8 +230,8 @@ def _kind(targets: Tensor) -> str:
 
 
 def _check_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch]) -> LossForm:
-    """The form, with labels shifted if they are the inputs of a causal model of transformers."""
-    relation = relation_of(task, batches)
+    """The form, with shifted labels if they are the inputs of a causal model from transformers."""
+    relation = target_relation(task, batches)
     if not relation:
         _check_most_targets(task, model, batches)
         return task.form
@@ -231,36 +240,36 @@ def _check_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch])
     if relation == "copy" and not task.form.shifted:
         if task.loss_fn is not None or not is_transformers_causal(model):
             raise DataError(
-                "the targets are the inputs: on every valid position of the first batches, the target is a token "
-                f"that the model is given there, so it would learn to copy. To predict the next token, {SHIFT}. "
-                f"{COPY}"
+                "the targets are the inputs: at every valid position of the first batches, the target is an input "
+                f"token, so the model would learn to copy. To predict the next token, {SHIFT_ADVICE}. "
+                f"{COPY_ADVICE}"
             )
         if sees_later is not False:
             raise DataError(
                 f"the labels are the inputs and {type(model).__name__} is not causal (its output at a position "
-                "depends on later inputs), so shifting them would show it the targets. Use a causal "
-                f"configuration. {COPY}"
+                "depends on later inputs), so with shifted labels it would see its targets. Use a causal "
+                f"configuration. {COPY_ADVICE}"
             )
         return replace(task.form, shifted=True)
     if sees_later:
         raise DataError(
             f"the model sees its targets: they are the next inputs, and the output of {type(model).__name__} at a "
             f"position depends on later inputs. Make it causal (an attention mask, padding on the left of a "
-            f"convolution). {COPY}"
+            f"convolution). {COPY_ADVICE}"
         )
     return task.form
 
 
 def _check_most_targets(task: CustomTask, model: nn.Module, batches: Sequence[Batch]) -> None:
-    """Raises DataError for a causal model of transformers whose labels are mostly, but not all, its inputs."""
+    """Raises DataError for a causal model from transformers if most, but not all, labels are its inputs."""
     if task.loss_fn is not None or not is_transformers_causal(model):
         return
     share = copied_share(task, batches)
     if share > 0.5:
         raise DataError(
-            f"{share:.0%} of the labels are the input at their position, the others are not. "
-            f"{type(model).__name__} of transformers would shift such labels by one; flops-fit shifts only labels "
-            f"that are a copy of the inputs. To predict the next token, {SHIFT}. {COPY}"
+            f"{share:.0%} of the labels equal the input at their position, the rest do not. transformers' "
+            f"{type(model).__name__} would shift these labels by one; flops-fit shifts labels only if all of them "
+            f"equal the inputs. To predict the next token, {SHIFT_ADVICE}. {COPY_ADVICE}"
         )
 
 
@@ -269,7 +278,7 @@ def _first_samples(batch: Batch, count: int) -> Batch:
 
     try:
         return part(batch, 0, count)
-    except ValueError:  # it holds what belongs to no sample
+    except ValueError:  # the batch contains values that do not belong to a sample
         return batch
 
 
@@ -277,58 +286,58 @@ def _first_samples(batch: Batch, count: int) -> Batch:
 
 
 def data_notes(task: CustomTask, size: SampleSize, samples: int, batches: Sequence[Batch]) -> list[str]:
-    """Statements about the form of the loss, the valid share of the data, and padding.
+    """Notes on the form of the loss, the valid share of the data, and padding.
 
     Args:
-        task: Of the data.
+        task: The task of the data.
         size: Mean size of a training sample.
-        samples: How many were measured.
+        samples: Number of samples that were measured.
         batches: A few batches of training samples.
     """
-    return [*_notes_of_loss(task), *_notes_of_targets(task, size, samples, batches)]
+    return [*_loss_notes(task), *_target_notes(task, size, samples, batches)]
 
 
-def _notes_of_loss(task: CustomTask) -> list[str]:
+def _loss_notes(task: CustomTask) -> list[str]:
     form, notes = task.form, []
     if task.loss_fn is not None and form.reduction != "auto":
         ignored = f", without targets {', '.join(map(str, form.ignored))}" if form.ignored else ""
-        notes.append(f"loss_fn returns {FORMS[form.reduction]}{ignored}")
+        notes.append(f"loss_fn returns {FORM_DESCRIPTIONS[form.reduction]}{ignored}")
     if form.shifted:
-        by = (
+        source = (
             "loss_fn"
             if task.loss_fn is not None
             else "flops-fit, as transformers does for labels equal to input_ids"
         )
-        notes.append(f"targets are the inputs shifted by one, by {by}")
+        notes.append(f"targets are the inputs shifted by one, by {source}")
     if form.targets_argument:
         notes.append(
-            f"the model is given the targets as {form.targets_argument!r}, without which it has no logits for "
-            "every position; its own loss is not used"
+            f"the model receives the targets as {form.targets_argument!r}, because it returns logits for every "
+            "position only then; its own loss is not used"
         )
     return notes
 
 
-def _notes_of_targets(task: CustomTask, size: SampleSize, samples: int, batches: Sequence[Batch]) -> list[str]:
+def _target_notes(task: CustomTask, size: SampleSize, samples: int, batches: Sequence[Batch]) -> list[str]:
     notes: list[str] = []
     if not task.counts_targets:
         return notes
     if abs(size.tokens / size.positions - 1) > 1e-9:
         notes.append(
             f"D counts valid targets, {size.tokens / size.positions:.2%} of the positions in a fixed sample of "
-            f"{samples:,} training samples; C counts every position, and results hold the measured D, C and share"
+            f"{samples:,} training samples; C counts every position. Results contain the measured D, C and share"
         )
-    padding = _padding_of(task, batches)
+    padding = _find_padding(task, batches)
     if padding is not None:
         share, value = padding
         notes.append(
-            f"{share:.0%} of the targets are {value} at the end of a row. If that is padding, set those targets "
-            f"to {IGNORED}: otherwise D and the loss count them"
+            f"{share:.0%} of the targets are {value} at the end of a row. If this is padding, set these targets "
+            f"to {IGNORED}; otherwise D and the loss count them"
         )
     return notes
 
 
-def _padding_of(task: CustomTask, batches: Sequence[Batch]) -> tuple[float, int] | None:
-    """Share and class of valid targets that look like padding: runs of one class at the ends of rows."""
+def _find_padding(task: CustomTask, batches: Sequence[Batch]) -> tuple[float, int] | None:
+    """Share and class of valid targets that may be padding: repetitions of one class at the ends of rows."""
     if task.targets_of(batches[0]).ndim != 2 or task.targets_of(batches[0]).shape[1] < 4:
         return None
     masked, valid = 0, 0
@@ -343,12 +352,12 @@ def _padding_of(task: CustomTask, batches: Sequence[Batch]) -> tuple[float, int]
             masked += int((counted & (batch["attention_mask"] == 0)).sum())
         for row in targets:
             last = int(row[-1])
-            other = (row != last).nonzero()
-            length = len(row) - (int(other[-1]) + 1 if len(other) else 0)
+            different = (row != last).nonzero()
+            length = len(row) - (int(different[-1]) + 1 if len(different) else 0)
             if length > 2 and last not in (IGNORED, *task.form.ignored):
                 runs[last] = runs.get(last, 0) + length
     if not runs or not valid:
         return None
     value = max(runs, key=lambda last: runs[last])
     share = max(runs[value], masked) / valid
-    return (share, value) if share >= PADDING_SHARE else None
+    return (share, value) if share >= MIN_PADDING_SHARE else None

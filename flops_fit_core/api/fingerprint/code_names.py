@@ -20,7 +20,7 @@ class ImportedModule(NamedTuple):
 
 
 def global_names(code: CodeType) -> set[tuple[str, ...]]:
-    """Global variables with the attributes read from them: ``("layers", "Block")`` for ``layers.Block``."""
+    """Global variables and the attributes read from them: ``("layers", "Block")`` for ``layers.Block``."""
     chains: set[tuple[str, ...]] = set()
     for part in _nested(code):
         chain: tuple[str, ...] = ()
@@ -39,15 +39,15 @@ def imports(code: CodeType) -> set[ImportedModule]:
     statements: set[ImportedModule] = set()
     for part in _nested(code):
         instructions = list(dis.get_instructions(part))
-        for place, instruction in enumerate(instructions):
+        for index, instruction in enumerate(instructions):
             if instruction.opname == "IMPORT_NAME":
-                level, names = instructions[place - 2].argval, instructions[place - 1].argval
+                level, names = instructions[index - 2].argval, instructions[index - 1].argval
                 statements.add(ImportedModule(str(instruction.argval), tuple(names or ()), int(level)))
     return statements
 
 
 def reads_attribute(code: CodeType, name: str) -> bool:
-    """Whether a function uses an attribute of this name."""
+    """Whether a function uses an attribute with this name."""
     return any(name in part.co_names for part in _nested(code))
 
 

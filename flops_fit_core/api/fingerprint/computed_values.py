@@ -1,5 +1,7 @@
-"""What a variable holds beyond the constants in the statement that sets it: read from a file, computed, or set
-elsewhere. Places (paths, devices), callables and what a clock or the system gives are left out."""
+"""Data in a variable that its assignment does not state: read from a file, computed, or set elsewhere.
+
+Paths, devices, callables and values of clocks or of the operating system are left out.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from flops_fit_core.api.fingerprint.object_parts import is_place
+from flops_fit_core.api.fingerprint.object_parts import is_path_or_device
 
 _ABSENT = object()
-_OF_PROCESS = re.compile(
+_PROCESS_CALLS = re.compile(
     r"(time\.)?(time_ns|monotonic(_ns)?|perf_counter(_ns)?|process_time(_ns)?)"
     r"|time\.(time|ctime|asctime|localtime|gmtime|strftime)"
     r"|(\w+\.)?(datetime|date)\.(now|utcnow|today)"
@@ -21,37 +23,37 @@ _OF_PROCESS = re.compile(
 
 
 def computed_part(node: ast.AST | None, value: Any, leaf: Callable[[Any], Any]) -> Any:
-    """The parts of a value, in its structure, that the expression which makes it does not state.
+    """The parts of a value that the expression which creates it does not state, in the value's structure.
 
     Args:
-        node: The expression; None if it is not known, and then every part counts.
-        value: What the variable holds.
-        leaf: What stands for a value that is no container; None to leave it out.
+        node: The expression. If it is None, every part counts.
+        value: The value of the variable.
+        leaf: Returns the JSON of a value that is not a container, or None to leave it out.
 
     Returns:
-        None if the expression states all of it.
+        None if the expression states the complete value.
     """
-    if node is not None and (_states(node, value) or (not _is_container(node) and reads_process(node))):
+    if node is not None and (_states(node, value) or (not _is_container(node) and reads_process_state(node))):
         return None
     if isinstance(value, Mapping):
         entries = _entries(node)
         parts = {str(key): computed_part(entries.get(str(key)), value[key], leaf) for key in value}
-        gone = sorted(entries.keys() - parts.keys())
-        kept = {name: part for name, part in sorted(parts.items()) if part is not None}
-        return ({"(gone)": gone} if gone else {}) | kept or None
+        removed = sorted(entries.keys() - parts.keys())
+        unstated = {name: part for name, part in sorted(parts.items()) if part is not None}
+        return ({"(gone)": removed} if removed else {}) | unstated or None
     if isinstance(value, list | tuple):
         elements = _elements(node, len(value))
-        found = [computed_part(element, item, leaf) for element, item in zip(elements, value, strict=True)]
-        return found if any(part is not None for part in found) or _has_other_length(node, value) else None
+        items = [computed_part(element, item, leaf) for element, item in zip(elements, value, strict=True)]
+        return items if any(part is not None for part in items) or _has_other_length(node, value) else None
     if isinstance(value, set | frozenset):
         return sorted(filter(None, (computed_part(None, item, leaf) for item in value)), key=repr) or None
-    if is_place(value) or isinstance(value, ModuleType) or callable(value):
+    if is_path_or_device(value) or isinstance(value, ModuleType) or callable(value):
         return None
     return leaf(value)
 
 
 def assigned_value(statements: list[ast.stmt], name: str) -> ast.AST | None:
-    """The expression that a variable is set to, if one statement sets it."""
+    """The expression that a variable is set to; None unless exactly one statement sets it."""
     if len(statements) != 1:
         return None
     (statement,) = statements
@@ -68,10 +70,10 @@ def assigned_value(statements: list[ast.stmt], name: str) -> ast.AST | None:
     return None
 
 
-def reads_process(node: ast.AST | None) -> bool:
-    """Whether an expression reads what is another in every process: a clock, a process id, a new identifier."""
+def reads_process_state(node: ast.AST | None) -> bool:
+    """Whether an expression reads a value that differs between processes: a clock, a process id, a random id."""
     calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)] if node is not None else []
-    return any(_OF_PROCESS.fullmatch(ast.unparse(function)) for function in calls)
+    return any(_PROCESS_CALLS.fullmatch(ast.unparse(function)) for function in calls)
 
 
 def default_nodes(definition: ast.AST | None, count: int) -> list[ast.AST | None]:

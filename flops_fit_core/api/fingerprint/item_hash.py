@@ -1,4 +1,4 @@
-"""Hashes of values: an item of a dataset, a tensor, an object by what it holds. Equal in every process."""
+"""Hashes of data: items of datasets, tensors, and objects by class and state. Stable across processes."""
 
 from __future__ import annotations
 
@@ -13,75 +13,82 @@ from typing import Any
 from flops_fit_core.errors import ConfigError
 
 
-def qualified_name(thing: Any) -> str:
-    """With its module; of an object, its class's."""
-    module = getattr(thing, "__module__", "")
-    return f"{module}.{getattr(thing, '__qualname__', type(thing).__qualname__)}"
+def qualified_name(item: Any) -> str:
+    """Module and name of a function or class; for other objects, of their class."""
+    module = getattr(item, "__module__", "")
+    return f"{module}.{getattr(item, '__qualname__', type(item).__qualname__)}"
 
 
-def state_of(thing: Any, what: str) -> Any:
-    """What an object holds, in slots too; of one that is not made in Python, what pickle makes it again from."""
-    state = object.__getstate__(thing) or getattr(thing, "__dict__", None)
-    if not state and not isinstance(inspect.getattr_static(type(thing), "__call__", None), FunctionType):
+def object_state(item: Any, subject: str) -> Any:
+    """The attributes of an object, slots included. For objects implemented in C, the state that pickle stores.
+
+    Raises ConfigError, asking for ``fingerprint=``, for objects that cannot be pickled.
+    """
+    state = object.__getstate__(item) or getattr(item, "__dict__", None)
+    if not state and not isinstance(inspect.getattr_static(type(item), "__call__", None), FunctionType):
         try:
-            return thing.__reduce_ex__(2)
+            return item.__reduce_ex__(2)
         except (TypeError, PickleError):
-            raise unidentified(what, f"{thing!r} does not show what it holds") from None
+            raise unidentified(subject, f"the state of {item!r} cannot be read") from None
     return state or {}
 
 
-def unidentified(what: str, why: str) -> ConfigError:
-    """The error for what cannot be identified."""
+def unidentified(subject: str, reason: str) -> ConfigError:
+    """The error for an object that cannot be fingerprinted.
+
+    Args:
+        subject: The argument that contains the object, such as ``dataset``.
+        reason: The object and its problem.
+    """
     return ConfigError(
-        f"{what} cannot be identified ({why}), so a later call could not tell whether its runs are the same: "
-        f'pass fingerprint="...", a name of your own that you change whenever it changes'
+        f"{subject} cannot be identified ({reason}), so finished runs could not be matched to it later. Pass "
+        f'fingerprint="...", a text of your choice, and change it whenever results would change'
     )
 
 
-def hash_item(item: Any, what: str = "dataset") -> str:
-    """A hash of one item of a dataset: nested tuples, lists and dicts of tensors, arrays and numbers, and objects
-    that hold such.
+def hash_item(item: Any, subject: str = "dataset") -> str:
+    """A hash of an item of a dataset: nested tuples, lists and dicts of tensors, arrays, numbers and objects.
 
-    Raises ConfigError, asking for ``fingerprint=``, for what does not show what it holds.
+    Raises ConfigError, asking for ``fingerprint=``, for objects with hidden state.
     """
     digest = hashlib.sha256()
     try:
-        _feed(digest, item, what)
+        _feed(digest, item, subject)
     except RecursionError:
-        raise unidentified(what, f"{type(item).__name__} holds itself") from None
+        raise unidentified(subject, f"{type(item).__name__} contains itself") from None
     return digest.hexdigest()[:16]
 
 
-def _feed(digest: Any, item: Any, what: str) -> None:
+def _feed(digest: Any, item: Any, subject: str) -> None:
     if isinstance(item, Mapping):
         for key in sorted(item, key=str):
             digest.update(f"{key}:".encode())
-            _feed(digest, item[key], what)
+            _feed(digest, item[key], subject)
     elif isinstance(item, list | tuple):
         digest.update(f"[{len(item)}".encode())
         for part in item:
-            _feed(digest, part, what)
+            _feed(digest, part, subject)
     elif isinstance(item, set | frozenset):
-        _feed(digest, sorted(item, key=repr), what)
+        _feed(digest, sorted(item, key=repr), subject)
     elif hasattr(item, "detach"):
         _feed_tensor(digest, item)
     elif hasattr(item, "tobytes"):
         digest.update(f"{getattr(item, 'dtype', '')}{getattr(item, 'shape', '')}".encode())
-        if getattr(getattr(item, "dtype", None), "hasobject", False):  # its bytes are addresses
-            _feed(digest, item.tolist(), what)
+        if getattr(getattr(item, "dtype", None), "hasobject", False):  # the bytes are addresses
+            _feed(digest, item.tolist(), subject)
         else:
             digest.update(item.tobytes())
     elif getattr(type(item), "__repr__", None) is object.__repr__ or is_dataclass(item):
         digest.update(qualified_name(type(item)).encode())
-        _feed(digest, state_of(item, what), what)
+        _feed(digest, object_state(item, subject), subject)
     else:
-        digest.update(f"{_shown(item, what)},".encode())  # 1, 23 is not 12, 3
+        digest.update(f"{_stable_repr(item, subject)},".encode())  # the comma separates 1, 23 from 12, 3
 
 
-def _shown(item: Any, what: str) -> str:
+def _stable_repr(item: Any, subject: str) -> str:
     text = repr(item)
-    if " at 0x" in text and not isinstance(item, str):  # an address, other in every process
-        raise unidentified(what, f"{text} does not show what it holds")
+    if " at 0x" in text and not isinstance(item, str):  # an address, which differs between processes
+        raise unidentified(subject, f"{text} does not show its state")
     return text
 
 
@@ -89,5 +96,5 @@ def _feed_tensor(digest: Any, item: Any) -> None:
     tensor = item.detach().cpu()
     tensor = (tensor.to_dense() if tensor.is_sparse else tensor).contiguous().resolve_conj().resolve_neg()
     digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-    is_narrow = tensor.is_floating_point() and tensor.itemsize < 4  # numpy does not have them all
+    is_narrow = tensor.is_floating_point() and tensor.itemsize < 4  # numpy lacks bfloat16 and 8-bit floats
     digest.update((tensor.float() if is_narrow else tensor).numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Parts and kinds of Python objects, by which they are identified."""
+"""Tests of objects and parts of objects that fingerprints use."""
 
 from __future__ import annotations
 
@@ -20,41 +20,39 @@ from flops_fit_core.plugins.first_party import imported_files, is_first_party
 _DEVICE = re.compile(r"(auto|cpu|cuda|hip|hpu|mps|tpu|xla|xpu)(:\d+)?")
 
 
-def origin_of_name(name: str, home: str) -> tuple[str, str]:
-    """The name and file of a variable where it is set, if it was imported by ``from module import name``."""
+def origin_of_name(name: str, file: str) -> tuple[str, str]:
+    """Name and file of the assignment of a variable, followed through ``from module import name``."""
     for _ in range(10):
-        source = source_tree(home)
-        imports_of_it = (
-            [part for part in source.bindings(name) if isinstance(part, ast.ImportFrom)] if source else []
-        )
-        if not imports_of_it:
+        source = source_tree(file)
+        statements = source.bindings(name) if source else []
+        statement = next((part for part in statements if isinstance(part, ast.ImportFrom)), None)
+        if statement is None:
             break
-        statement = imports_of_it[0]
         original = next(alias.name for alias in statement.names if name in (alias.asname, alias.name))
-        files = [*imported_files(statement.module or "", [original], statement.level, Path(home).parent)]
-        if not files or str(files[0]) == home:
+        files = [*imported_files(statement.module or "", [original], statement.level, Path(file).parent)]
+        if not files or str(files[0]) == file:
             break
-        name, home = original, str(files[0])
-    return name, home
+        name, file = original, str(files[0])
+    return name, file
 
 
 def is_definition(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
 
 
-def is_users(thing: Any) -> bool:
-    """Whether a class or function is the user's own, which may change under its name."""
-    if isinstance(thing, FunctionType):  # functools.wraps gives a wrapper the module of what it wraps
-        return is_first_party(str(thing.__globals__.get("__name__") or "__main__"))
-    module = getattr(thing, "__module__", None) or "__main__"
-    if module == "types" and "__dataclass_fields__" in getattr(thing, "__dict__", {}):
-        return True  # make_dataclass does not name the module before Python 3.12
+def is_user_code(item: Any) -> bool:
+    """Whether a class or function is user code, which may change without a change of its name."""
+    if isinstance(item, FunctionType):  # functools.wraps copies __module__ from the wrapped function
+        return is_first_party(str(item.__globals__.get("__name__") or "__main__"))
+    module = getattr(item, "__module__", None) or "__main__"
+    if module == "types" and "__dataclass_fields__" in getattr(item, "__dict__", {}):
+        return True  # make_dataclass does not set the module before Python 3.12
     return is_first_party(module)
 
 
-def undecorated(function: Any) -> Any:
-    """Without what torch has put around it: ``torch.no_grad()`` and the like, and around an optimizer's ``step``
-    something of its own as soon as there is an instance."""
+def without_torch_wrappers(function: Any) -> Any:
+    """The function inside torch's wrappers: decorators such as ``torch.no_grad()``, and the hook wrapper around an
+    optimizer's ``step``, which torch adds with the first instance."""
     while (
         isinstance(function, FunctionType)
         and hasattr(function, "__wrapped__")
@@ -65,7 +63,7 @@ def undecorated(function: Any) -> Any:
 
 
 def is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> bool:
-    """Whether a method follows from the source or the fields of its class: made by a dataclass or attrs."""
+    """Whether a dataclass, attrs or another library generated a method from the fields of its class."""
     inner = inspect.unwrap(function)
     if inner.__globals__.get("__name__") in {"dataclasses", "collections", "enum"}:
         return True
@@ -76,33 +74,33 @@ def is_generated(function: FunctionType, kind: type, tree: ClassTree | None) -> 
 
 
 def class_attributes(kind: type) -> Iterator[tuple[str, Any]]:
-    """What a class holds beside methods and what Python puts there."""
-    if issubclass(kind, Enum):  # what else there is depends on the version of Python
+    """The attributes of a class, without methods and without Python's internal attributes."""
+    if issubclass(kind, Enum):  # further attributes depend on the version of Python
         yield from ((name, member.value) for name, member in kind.__members__.items())
         return
     for name, value in vars(kind).items():
-        is_pythons = (name.startswith("_") and name.endswith("_")) or name == "_abc_impl"
-        is_slot = inspect.isdatadescriptor(value) and not is_users(type(value))
-        if not is_pythons and not list(functions_of_member(value)) and not is_slot:
+        is_python_internal = (name.startswith("_") and name.endswith("_")) or name == "_abc_impl"
+        is_slot = inspect.isdatadescriptor(value) and not is_user_code(type(value))
+        if not is_python_internal and not list(functions_of_member(value)) and not is_slot:
             yield name, value
 
 
 def functions_of_member(member: Any) -> Iterator[FunctionType]:
-    """The functions of a method, also of a static or cached one and of a property."""
+    """The functions of a method (static, cached and partial ones included) or a property."""
     is_wrapper = isinstance(member, (staticmethod, classmethod, property, cached_property, partialmethod))
     names = ("__func__", "fget", "fset", "fdel", "func") if is_wrapper else ()
     for function in (member, *(getattr(member, name, None) for name in names)):
-        inner = undecorated(function)
-        if isinstance(inner, FunctionType) and not _is_torchs(inner):
+        inner = without_torch_wrappers(function)
+        if isinstance(inner, FunctionType) and not _is_torch_function(inner):
             yield inner
 
 
-def _is_torchs(function: FunctionType) -> bool:
+def _is_torch_function(function: FunctionType) -> bool:
     return str(function.__globals__.get("__name__")).partition(".")[0] == "torch"
 
 
 def closure_values(function: FunctionType) -> dict[str, Any]:
-    """What it closes over, but for the class that it is a method of (Python's own ``__class__``)."""
+    """The variables of a function's closure, without the class of a method (``__class__``)."""
     values = {}
     for name, cell in sorted(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)):
         if name != "__class__":
@@ -119,16 +117,16 @@ def describe_code(code: CodeType) -> list[Any]:
 
 
 def _constant(value: Any) -> str:
-    # A set of texts shows itself in another order in every process.
+    # The order of a set of texts differs between processes.
     return repr(sorted(map(repr, value)) if isinstance(value, frozenset) else value)
 
 
-def shows_itself(value: Any) -> bool:
-    """Whether a value without JSON is all in its ``repr``, in every process."""
+def has_stable_repr(value: Any) -> bool:
+    """Whether the ``repr`` of a value without JSON form is complete and stable across processes."""
     import torch
 
     plain = float | complex | bytes | range | slice | PurePath | torch.dtype | torch.device | type(...)
-    return isinstance(value, plain) or type(value).__module__ == "dataclasses"  # its marks in what it generates
+    return isinstance(value, plain) or type(value).__module__ == "dataclasses"  # sentinels in generated methods
 
 
 def is_scalar(value: Any) -> bool:
@@ -142,37 +140,39 @@ def is_namespace(value: Any) -> bool:
     )
 
 
-def is_place(value: Any) -> bool:
-    """Whether a value is a path or a device, neither of which is in an id."""
+def is_path_or_device(value: Any) -> bool:
+    """Whether a value is a path or a device. Neither is part of a run's id."""
     if isinstance(value, str):
         return Path(value).is_absolute() or _DEVICE.fullmatch(value) is not None
     return isinstance(value, PurePath) or qualified_name(type(value)) == "torch.device"
 
 
-def is_held(name: str) -> bool:
-    """Whether an attribute is an object's own: functools gives wrappers more in newer versions of Python, and
-    configurations of transformers have its version."""
-    is_pythons = name.startswith("__") and name.endswith("__") and name != "__wrapped__"
-    return not is_pythons and name != "transformers_version"
+def is_state_attribute(name: str) -> bool:
+    """Whether an attribute is state of an object, rather than of Python or of a library.
+
+    Newer versions of functools add attributes to wrappers; configurations of transformers contain its version.
+    """
+    is_python_internal = name.startswith("__") and name.endswith("__") and name != "__wrapped__"
+    return not is_python_internal and name != "transformers_version"
 
 
-def holds_place(value: Any) -> bool:
+def has_path_or_device(value: Any) -> bool:
     if isinstance(value, Mapping):
-        return any(map(holds_place, value.values()))
+        return any(map(has_path_or_device, value.values()))
     if isinstance(value, list | tuple | set | frozenset):
-        return any(map(holds_place, value))
-    return is_place(value)
+        return any(map(has_path_or_device, value))
+    return is_path_or_device(value)
 
 
-def has_value(value: Any) -> bool:
-    """Whether a field has this default: dataclasses and pydantic mark those that have none."""
+def has_default(value: Any) -> bool:
+    """Whether a field has a default. dataclasses and pydantic mark a missing default with a sentinel."""
     return value is not None and type(value).__name__ not in {"_MISSING_TYPE", "PydanticUndefinedType"}
 
 
 def types_in(annotation: Any) -> Iterator[type]:
-    """The user's own classes in an annotation such as ``list[Block] | None``."""
+    """The user's classes in an annotation such as ``list[Block] | None``."""
     for part in (get_origin(annotation), annotation, *get_args(annotation)):
         if part is not annotation and get_args(part):
             yield from types_in(part)
-        elif isinstance(part, type) and is_users(part):
+        elif isinstance(part, type) and is_user_code(part):
             yield part

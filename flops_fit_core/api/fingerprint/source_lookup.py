@@ -1,7 +1,7 @@
-"""The syntax tree of a function or class that exists already, by the file and line of its compiled code.
+"""The syntax tree of a function or class object, looked up by the file and line of its compiled code.
 
-Notebook cells and classes that cloudpickle carried to another process by value are found too, which ``inspect``
-does not do: it looks a class up by its module.
+Unlike ``inspect``, which looks up a class by its module, this also works in notebook cells and for classes that
+cloudpickle sent to another process by value.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _MUTATING = {
     "setdefault",
     "update",
 }
-
-
+"""Methods that change a container."""
 _CACHING = {"move_to_end", "popitem", "setdefault"}
+"""Methods that caches use."""
 
 
 class SourceTree:
@@ -38,57 +38,64 @@ class SourceTree:
 
     def __init__(self, tree: ast.Module) -> None:
         self.tree = tree
-        self.at: dict[int, list[_Definition]] = {}
-        self.named: dict[str, list[_Definition]] = {}
-        for qualname, node in _definitions(tree, ""):
-            self.at.setdefault(first_line(node), []).append(node)
-            self.named.setdefault(qualname, []).append(node)
-        self.mutated = frozenset(_mutated(tree))
-        """Names of variables that a function changes: counters, caches, registries, settings."""
+        self._by_line: dict[int, list[_Definition]] = {}
+        self._by_name: dict[str, list[_Definition]] = {}
+        for qualname, node in _iterate_definitions(tree, ""):
+            self._by_line.setdefault(first_line(node), []).append(node)
+            self._by_name.setdefault(qualname, []).append(node)
+        self.mutated = frozenset(_mutated_names(tree))
+        """Names of variables that functions change: counters, caches, registries, settings."""
 
     def function(self, function: FunctionType) -> ast.AST | None:
         code = function.__code__
-        nodes = [node for node in self.at.get(code.co_firstlineno, []) if name_of(node) == code.co_name]
+        nodes = [node for node in self._by_line.get(code.co_firstlineno, []) if name_of(node) == code.co_name]
         if code.co_name == "<lambda>":
             nodes = [node for node in nodes if _spans(node, code)]
         elif not nodes:  # the file was edited after it was imported
-            nodes = self.named.get(function.__qualname__, [])
+            nodes = self._by_name.get(function.__qualname__, [])
         return nodes[0] if len(nodes) == 1 else None
 
     def classes(self, qualname: str) -> list[ast.ClassDef]:
-        return [node for node in self.named.get(qualname, []) if isinstance(node, ast.ClassDef)]
+        return [node for node in self._by_name.get(qualname, []) if isinstance(node, ast.ClassDef)]
 
     def bindings(self, name: str) -> list[ast.stmt]:
-        """The statements outside of functions and classes that give a variable its value."""
+        """The statements outside functions and classes that set a variable."""
         return self._bindings.get(name, [])
 
     def setters(self, name: str) -> set[int] | None:
-        """First lines of the functions that change a variable, and of those around them. None if it counts what
-        has happened or caches: a method changes it, or a step from the value before."""
+        """First lines of the functions that change a variable, and of the functions that contain these.
+
+        None if the variable is a counter or a cache: a method changes it, or its new value depends on the old one.
+        """
         return self._setters.get(name, set())
 
     @cached_property
     def _setters(self) -> dict[str, set[int] | None]:
-        found: dict[str, set[int] | None] = {}
-        for function, is_method in _functions(self.tree):
-            steps = set(_stepped(function))
-            for name in set(_mutated_in(function)):
-                before = found.setdefault(name, set())
-                is_state = is_method or name in steps or before is None
-                found[name] = None if is_state else {*(before or ()), first_line(function)}
-        return found
+        setters: dict[str, set[int] | None] = {}
+        for function, is_method in _iterate_functions(self.tree):
+            steps = set(_names_updated_in(function))
+            for name in set(_names_mutated_in(function)):
+                lines = setters.setdefault(name, set())
+                is_state = is_method or name in steps or lines is None
+                setters[name] = None if is_state else {*(lines or ()), first_line(function)}
+        return setters
 
     @cached_property
     def _bindings(self) -> dict[str, list[ast.stmt]]:
         statements: dict[str, list[ast.stmt]] = {}
         for node in _outer_statements(self.tree.body):
-            for name in _bound(node):
+            for name in _bound_names(node):
                 statements.setdefault(name, []).append(node)
         return statements
 
 
 def source_tree(file: str, namespace: dict[str, Any] | None = None) -> SourceTree | None:
-    """None if there is no source."""
+    """The definitions in a file. None if its source is not available or not valid Python.
+
+    Args:
+        file: The file, or the name of a notebook cell.
+        namespace: Globals of code in it, for files that only their loader can read.
+    """
     linecache.checkcache(file)
     lines = linecache.getlines(file, namespace)
     if file not in _trees or _trees[file][0] is not lines:  # the same list until the file changes
@@ -97,7 +104,7 @@ def source_tree(file: str, namespace: dict[str, Any] | None = None) -> SourceTre
 
 
 _trees: dict[str, tuple[list[str], SourceTree | None]] = {}
-"""By file: its lines as linecache keeps them, and their tree."""
+"""File to its lines (the list that linecache holds) and their tree."""
 
 
 def _parse(text: str) -> SourceTree | None:
@@ -108,15 +115,13 @@ def _parse(text: str) -> SourceTree | None:
 
 
 def source_file(function: FunctionType) -> str:
-    """The file or notebook cell of a function. Of one that cloudpickle carried by value, which names no file, that
-    of its module."""
+    """The file or notebook cell of a function; the file of its module if cloudpickle sent it by value."""
     file = function.__code__.co_filename
     return str(function.__globals__.get("__file__") or file) if file == "<dynamic-code>" else file
 
 
 def function_tree(function: FunctionType) -> ast.AST | None:
-    """The definition of a function. None if it has no source, and for one of two lambdas that cannot be told
-    apart."""
+    """The definition of a function. None without source, and if two lambdas cannot be distinguished."""
     source = source_tree(source_file(function), function.__globals__)
     return source.function(function) if source is not None else None
 
@@ -129,33 +134,33 @@ class ClassTree(NamedTuple):
     file: str
 
     def has(self, method: FunctionType) -> bool:
-        """Whether a method was defined in the class's lines."""
+        """Whether a method is defined in the lines of the class."""
         line = method.__code__.co_firstlineno
         return source_file(method) == self.file and first_line(self.node) <= line <= (self.node.end_lineno or 0)
 
 
 def class_tree(kind: type, methods: list[FunctionType], hint: str | None) -> ClassTree | None:
-    """The definition of a class. None if it has no source.
+    """The definition of a class. None without source.
 
     Args:
         kind: The class.
-        methods: The functions in it.
-        hint: The file of other code of its module.
+        methods: Its functions.
+        hint: The file of other code in its module.
     """
-    own = [method for method in methods if method.__qualname__.startswith(f"{kind.__qualname__}.")]
-    files = [source_file(method) for method in own]
+    defined = [method for method in methods if method.__qualname__.startswith(f"{kind.__qualname__}.")]
+    files = [source_file(method) for method in defined]
     files += [hint] if hint is not None else []
     module = sys.modules.get(kind.__module__)
     if getattr(module, kind.__qualname__.partition(".")[0], None) is not None:
         files += [file] if (file := getattr(module, "__file__", None)) else []
     for file in dict.fromkeys(files):
         source = source_tree(file)
-        found = [ClassTree(node, source, file) for node in source.classes(kind.__qualname__)] if source else []
-        found = [tree for tree in found if any(map(tree.has, own))] or found if len(found) > 1 else found
+        trees = [ClassTree(node, source, file) for node in source.classes(kind.__qualname__)] if source else []
+        trees = [tree for tree in trees if any(map(tree.has, defined))] or trees if len(trees) > 1 else trees
         line = vars(kind).get("__firstlineno__")  # Python 3.13 and later
-        found = [tree for tree in found if first_line(tree.node) == line] or found if len(found) > 1 else found
-        if found:
-            return found[-1]
+        trees = [tree for tree in trees if first_line(tree.node) == line] or trees if len(trees) > 1 else trees
+        if trees:
+            return trees[-1]
     return None
 
 
@@ -164,12 +169,12 @@ def name_of(node: _Definition) -> str:
 
 
 def first_line(node: _Definition) -> int:
-    """With decorators, as compiled code counts."""
+    """The first line of a definition, decorators included, as in compiled code."""
     decorators = [] if isinstance(node, ast.Lambda) else node.decorator_list
     return min([node.lineno, *(decorator.lineno for decorator in decorators)])
 
 
-def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
+def _iterate_definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]]:
     stack = [(node, prefix)]
     while stack:
         parent, prefix = stack.pop()
@@ -183,14 +188,14 @@ def _definitions(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Definition]
 
 
 def _spans(node: ast.AST, code: CodeType) -> bool:
-    """Whether a lambda's body is where its compiled code comes from: others may stand on its line."""
+    """Whether compiled code comes from the body of this lambda: a line may contain several."""
     assert isinstance(node, ast.Lambda)
     body = node.body
     start, end = (body.lineno, body.col_offset), (body.end_lineno or 0, body.end_col_offset or 0)
     for line, end_line, column, end_column in code.co_positions():
         if None not in (line, end_line, column, end_column) and (column, end_column) != (0, 0):
-            place, end_place = (line, column), (end_line, end_column)
-            if not (start <= place and end_place <= end):
+            first, last = (line, column), (end_line, end_column)
+            if not (start <= first and last <= end):
                 return False
     return True
 
@@ -205,7 +210,7 @@ def _outer_statements(statements: list[ast.stmt]) -> Iterator[ast.stmt]:
             yield from inner
 
 
-def _bound(statement: ast.stmt) -> set[str]:
+def _bound_names(statement: ast.stmt) -> set[str]:
     if isinstance(statement, ast.Import | ast.ImportFrom):
         return {alias.asname or alias.name.partition(".")[0] for alias in statement.names}
     if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -230,14 +235,14 @@ def root_name(node: ast.AST) -> str | None:
     return node.id if isinstance(node, ast.Name) else None
 
 
-def _mutated(tree: ast.Module) -> Iterator[str]:
-    """Variables, of a module or of a class, that code in a function changes."""
+def _mutated_names(tree: ast.Module) -> Iterator[str]:
+    """Variables of modules and classes that code in functions changes."""
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _mutated_in(node)
+            yield from _names_mutated_in(node)
 
 
-def _mutated_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+def _names_mutated_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
     for node in (node for statement in function.body for node in ast.walk(statement)):
         if isinstance(node, ast.Global):
             yield from node.names
@@ -250,8 +255,8 @@ def _mutated_in(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[st
             yield from _last_names(node.func.value)
 
 
-def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
-    """All functions, and whether they are, or are in, a method."""
+def _iterate_functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFunctionDef, bool]]:
+    """All functions, and whether each is a method or inside one."""
     stack: list[tuple[ast.AST, bool]] = [(tree, False)]
     while stack:
         parent, is_method = stack.pop()
@@ -261,8 +266,8 @@ def _functions(tree: ast.Module) -> Iterator[tuple[ast.FunctionDef | ast.AsyncFu
             stack.append((child, is_method or isinstance(child, ast.ClassDef)))
 
 
-def _stepped(function: ast.AST) -> Iterator[str]:
-    """Variables that a function changes by a step from the value before, or fills when it is asked."""
+def _names_updated_in(function: ast.AST) -> Iterator[str]:
+    """Variables that a function changes depending on their value before: counters and caches."""
     for node in ast.walk(function):
         if isinstance(node, ast.AugAssign):
             target = node.target.value if isinstance(node.target, ast.Subscript) else node.target
@@ -272,7 +277,7 @@ def _stepped(function: ast.AST) -> Iterator[str]:
 
 
 def _last_names(node: ast.AST) -> Iterator[str]:
-    """``b`` of ``a.b``, and ``a`` of ``a``."""
+    """``b`` of ``a.b``; ``a`` of ``a``."""
     if isinstance(node, ast.Attribute):
         yield node.attr
     elif isinstance(node, ast.Name):

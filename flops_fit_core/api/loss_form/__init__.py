@@ -1,1 +1,1 @@
-"""Finds the form of a user's loss function: a sum or a mean, and over which positions."""
+"""Finds the form of a user's loss function: sum or mean, and the positions that it covers."""

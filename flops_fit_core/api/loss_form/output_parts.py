@@ -1,4 +1,4 @@
-"""Parts of a model's outputs, whatever tensors they hold: some samples, some positions, all of them twice."""
+"""Parts of a model's outputs, which may be nested containers of tensors: samples, positions, doubled batches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def roll(outputs: Any, dim: int) -> Any:
 
 
 def select_positions(outputs: Any, length: int, part: slice) -> Any:
-    """Some positions of a model's outputs: along the first dimension of that length after the samples'."""
+    """Some positions of a model's outputs: along the first dimension of this length after the sample dimension."""
 
     def cut(tensor: Tensor) -> Tensor:
         for dim in range(1, tensor.ndim):

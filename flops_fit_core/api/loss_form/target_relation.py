@@ -1,4 +1,4 @@
-"""The relation of targets to the inputs that a model is given."""
+"""The relation of targets to the inputs of a model."""
 
 from __future__ import annotations
 
@@ -17,35 +17,39 @@ if TYPE_CHECKING:
 
 
 Relation = Literal["", "copy", "next"]
-"""Of class-number targets to inputs, on every valid position of every batch: ``copy``: the target is the input
-there, or an earlier one; ``next``: it is the next input."""
+"""Relation of class-number targets to inputs at every valid position of every batch.
+
+``copy``: the target is the input at its position or the previous input. ``next``: the target is the next input.
+"""
 
 
-def relation_of(task: CustomTask, batches: Iterable[Batch]) -> Relation:
-    """Relation of targets to inputs. Empty if there are no class numbers, or any position differs. Batches without
-    a valid target are passed over. Of single targets, only a copy is found."""
+def target_relation(task: CustomTask, batches: Iterable[Batch]) -> Relation:
+    """Relation of targets to inputs; empty without class numbers, or if any position differs.
+
+    Batches without a valid target are skipped. For one target per sample, only ``copy`` can be found.
+    """
     relations: set[Relation] = {"copy", "next"}
-    any_valid = False
+    has_valid = False
     for batch in batches:
         targets = task.targets_of(batch)
-        inputs = _ids_of(task, batch, targets)
+        inputs = _matching_inputs(task, batch, targets)
         if inputs is None or targets.ndim > 2 or (targets.ndim == 2 and targets.shape[1] < 2):
             return ""
         if not bool((targets != IGNORED).any()):
             continue
-        any_valid = True
-        relations &= _relations(inputs.long(), targets.long())
-    if not any_valid:
+        has_valid = True
+        relations &= _batch_relations(inputs.long(), targets.long())
+    if not has_valid:
         return ""
     return "copy" if "copy" in relations else "next" if "next" in relations else ""
 
 
 def copied_share(task: CustomTask, batches: Iterable[Batch]) -> float:
-    """Share of the valid targets of sequences that are the input at their own position."""
+    """Share of the valid targets of sequences that equal the input at their position."""
     same, valid = 0, 0
     for batch in batches:
         targets = task.targets_of(batch)
-        inputs = _ids_of(task, batch, targets)
+        inputs = _matching_inputs(task, batch, targets)
         if inputs is None or targets.ndim != 2:
             return 0.0
         counted = targets != IGNORED
@@ -54,10 +58,10 @@ def copied_share(task: CustomTask, batches: Iterable[Batch]) -> float:
     return same / valid if valid else 0.0
 
 
-def _relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
-    def agree(seen: Tensor, wanted: Tensor) -> bool:
-        valid = wanted != IGNORED
-        return bool(valid.any()) and bool((seen == wanted)[valid].all())
+def _batch_relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
+    def agree(seen: Tensor, expected: Tensor) -> bool:
+        valid = expected != IGNORED
+        return bool(valid.any()) and bool((seen == expected)[valid].all())
 
     relations: set[Relation] = set()
     if inputs.ndim == 1:
@@ -69,8 +73,8 @@ def _relations(inputs: Tensor, targets: Tensor) -> set[Relation]:
     return relations
 
 
-def _ids_of(task: CustomTask, batch: Batch, targets: Tensor) -> Tensor | None:
-    """The input of class numbers that has the shape of the targets."""
+def _matching_inputs(task: CustomTask, batch: Batch, targets: Tensor) -> Tensor | None:
+    """The input of class numbers with the shape of the targets."""
     import torch
 
     if not is_classes(targets):
@@ -89,8 +93,11 @@ def _ids_of(task: CustomTask, batch: Batch, targets: Tensor) -> Tensor | None:
 
 
 def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> CustomTask:
-    """The task with the argument by which the model takes targets, if only then it gives logits for every
-    position, or makes the decoder's inputs of them."""
+    """The task with the name of the model's argument for targets, if the model needs them.
+
+    A model needs targets if it returns logits for every position only with them, or if it computes the decoder's
+    inputs from them.
+    """
     targets = task.targets_of(batch)
     if _decodes_from_labels(model, batch) and is_classes(targets) and targets.ndim == 2:
         return replace(task, form=replace(task.form, targets_argument=task.targets))
@@ -109,26 +116,26 @@ def name_targets_argument(task: CustomTask, model: nn.Module, batch: Batch) -> C
 
 
 def _decodes_from_labels(model: nn.Module, batch: Batch) -> bool:
-    """Whether an encoder and decoder of transformers gets no inputs of its decoder, which it shifts from labels.
+    """Whether an encoder-decoder model from transformers must shift the decoder's inputs from the labels.
 
-    Without labels T5 has none, and BART takes the encoder's.
+    Without labels, T5 has no decoder inputs, and BART uses those of the encoder.
     """
-    if not isinstance(batch, Mapping) or not _is_of_transformers(model):
+    if not isinstance(batch, Mapping) or not _is_transformers_model(model):
         return False
     if getattr(getattr(model, "config", None), "is_encoder_decoder", False) is not True:
         return False
-    own = {"decoder_input_ids", "decoder_inputs_embeds", "encoder_outputs"} & set(batch)
-    return not own and "labels" in inspect.signature(model.forward).parameters
+    decoder_inputs = {"decoder_input_ids", "decoder_inputs_embeds", "encoder_outputs"} & set(batch)
+    return not decoder_inputs and "labels" in inspect.signature(model.forward).parameters
 
 
 def sees_later_inputs(task: CustomTask, model: nn.Module, batch: Batch) -> bool | None:
-    """Whether the logits at any position depend on a later input. None if that cannot be tested.
+    """Whether the logits at any position depend on a later input. None if this cannot be tested.
 
-    Changes the values of a model that is thrown away.
+    Changes weights of the model: pass a model that is not used afterwards.
     """
     import torch
 
-    ids = _ids_of(task, batch, task.targets_of(batch))
+    ids = _matching_inputs(task, batch, task.targets_of(batch))
     if ids is None:
         return None
     fill_zero_weights(model)
@@ -147,14 +154,14 @@ def _with_ids(task: CustomTask, batch: Batch, ids: Tensor, changed: Tensor) -> B
 
 
 def is_transformers_causal(model: nn.Module) -> bool:
-    """Whether a model is one of transformers' causal language models, whose labels are shifted by the model."""
-    names = _classes_of_transformers(model)
+    """Whether a model is a causal language model from transformers, which shifts labels itself."""
+    names = _transformers_classes(model)
     return "PreTrainedModel" in names and any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names)
 
 
-def _is_of_transformers(model: nn.Module) -> bool:
-    return "PreTrainedModel" in _classes_of_transformers(model)
+def _is_transformers_model(model: nn.Module) -> bool:
+    return "PreTrainedModel" in _transformers_classes(model)
 
 
-def _classes_of_transformers(model: nn.Module) -> list[str]:
+def _transformers_classes(model: nn.Module) -> list[str]:
     return [kind.__name__ for kind in type(model).__mro__ if kind.__module__.partition(".")[0] == "transformers"]

@@ -1,4 +1,4 @@
-"""Trials of a loss function on parts of a batch and with other targets."""
+"""Evaluations of a loss function on parts of a batch and with changed targets."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 TOLERANCE = 1e-4
-"""Relative difference of two losses that are taken for equal; losses are computed in float32."""
+"""Relative difference up to which two losses count as equal; losses are computed in float32."""
 
 
 class LossTrials:
-    """One loss function on one batch: parts of it, and other targets."""
+    """One loss function on one batch, its parts, and changed targets.
+
+    Args:
+        value: Evaluates the loss function without gradients, with fixed random numbers.
+        outputs: Outputs of the model.
+        targets: Targets of the batch.
+        loss_fn: The user's loss function.
+    """
 
     def __init__(self, value: Callable[[Any, Any], Any], outputs: Any, targets: Tensor, loss_fn: object) -> None:
         self.value = value
@@ -28,68 +35,73 @@ class LossTrials:
         self.loss_fn = loss_fn
         self.classes = is_classes(targets)
         self.original = targets
-        self.targets = self._ordinary(targets) if self.classes else targets
-        """Without ignored ones."""
+        self.targets = self._replace_ignored(targets) if self.classes else targets
+        """The targets, with a class in place of ignored targets."""
         self._without_gradient: dict[bool, list[int]] = {}
 
     # ------------------------------------------------------------------ ignored targets
 
-    def _ignored(self, value: Callable[[Any, Any], Any], reduction: Reduction, shifted: bool) -> tuple[int, ...]:
-        """Class numbers that the loss leaves out: with them in place of one half of the targets, then of the
-        other, the two sums are that of all targets."""
+    def _ignored_classes(
+        self, value: Callable[[Any, Any], Any], reduction: Reduction, shifted: bool
+    ) -> tuple[int, ...]:
+        """Class numbers that the loss ignores.
+
+        For an ignored class: if it replaces one half of the targets, then the other half, the two sums of losses
+        add up to the sum over all targets.
+        """
 
         def total(targets: Tensor, ignored: int) -> float:
             rows = targets.reshape(len(targets), -1)[:, int(shifted) :]
             count = {"mean": int((rows != ignored).sum()), "mean-of-all": rows.numel(), "sum": 1}[reduction]
             return float(value(self.outputs, targets)) * count
 
-        return self._left_out(total, shifted)
+        return self._find_ignored(total, shifted)
 
-    def _ignored_in_rows(self, shifted: bool) -> tuple[int, ...]:
-        """The same for a mean of each sample."""
+    def _classes_ignored_in_rows(self, shifted: bool) -> tuple[int, ...]:
+        """The same for a loss of one mean per sample."""
 
         def total(targets: Tensor, ignored: int) -> float:
             rows = targets.reshape(len(targets), -1)[:, int(shifted) :]
             return float((self.value(self.outputs, targets).flatten() * (rows != ignored).sum(1)).sum())
 
-        return self._left_out(total, shifted)
+        return self._find_ignored(total, shifted)
 
-    def _left_out(self, total: Callable[[Tensor, int], float], shifted: bool) -> tuple[int, ...]:
+    def _find_ignored(self, total: Callable[[Tensor, int], float], shifted: bool) -> tuple[int, ...]:
         if not self.classes:
             return ()
         ignored: list[int] = []
-        targets, mask = self.targets, self._mask()
+        targets, mask = self.targets, self._half_mask()
         candidates = self._candidates(shifted)
         while candidates:
-            value = next((value for value in candidates if self._is_left_out(value, total, targets, mask)), None)
+            value = next((value for value in candidates if self._is_ignored(value, total, targets, mask)), None)
             if value is None:
                 break
             ignored.append(value)
             candidates.remove(value)
-            ordinary = targets[~_is_among(targets, ignored)]
+            ordinary = targets[~_is_in(targets, ignored)]
             if not len(ordinary):
                 break
             targets = targets.masked_fill(targets == value, int(ordinary[0]))
         return tuple(ignored)
 
-    def _is_left_out(
+    def _is_ignored(
         self, value: int, total: Callable[[Tensor, int], float], targets: Tensor, mask: Tensor
     ) -> bool:
-        targets = self._without(value, targets)
+        targets = self._replace_class(value, targets)
         try:
             parts = [total(targets.masked_fill(part, value), value) for part in (mask, ~mask)]
-            whole = total(targets, value)
-        except Exception:  # a loss function may raise anything for a class it does not have
+            expected_sum = total(targets, value)
+        except Exception:  # a loss function may raise anything for an invalid class
             return False
-        return math.isfinite(whole) and close(math.fsum(parts), whole)
+        return math.isfinite(expected_sum) and close(math.fsum(parts), expected_sum)
 
-    def _without(self, value: int, targets: Tensor) -> Tensor:
-        """The targets with another class, the most frequent one, in place of a value."""
+    def _replace_class(self, value: int, targets: Tensor) -> Tensor:
+        """The targets with the most frequent other class in place of a value."""
         import torch
 
         classes, counts = torch.unique(targets[targets != value], return_counts=True)
-        other = int(classes[counts.argmax()]) if len(classes) else int(value == 0)
-        return targets.masked_fill(targets == value, other)
+        replacement = int(classes[counts.argmax()]) if len(classes) else int(value == 0)
+        return targets.masked_fill(targets == value, replacement)
 
     def _candidates(self, shifted: bool) -> list[int]:
         import torch
@@ -106,8 +118,8 @@ class LossTrials:
             )
         return list(dict.fromkeys([*likely, *([last - 1] if last else []), *self._without_gradient[shifted]]))
 
-    def _mask(self) -> Tensor:
-        """True at about half of the targets, of which every row and column has both kinds where it can."""
+    def _half_mask(self) -> Tensor:
+        """True at about half of the targets, with both values in every row and column if possible."""
         import torch
 
         shape = self.original.shape
@@ -115,8 +127,8 @@ class LossTrials:
         inner = torch.arange(self.original[0].numel()).reshape(1, *shape[1:])
         return (rows + inner + (inner % 3 == 0).long()) % 2 == 0
 
-    def _ordinary(self, targets: Tensor) -> Tensor:
-        """The targets with an ordinary class in place of negative and of ignored ones."""
+    def _replace_ignored(self, targets: Tensor) -> Tensor:
+        """The targets with a valid class in place of negative and ignored targets."""
         named = getattr(self.loss_fn, "ignore_index", IGNORED)
         special = (targets < 0) | (targets == (named if isinstance(named, int) else IGNORED))
         if not bool(special.any()) or bool(special.all()):
@@ -124,7 +136,7 @@ class LossTrials:
         return targets.masked_fill(special, int(targets[~special][0]))
 
     def _ignores_first_column(self) -> bool:
-        """Whether the loss shifts the targets itself, so that the first target of a row is not used."""
+        """Whether the loss shifts the targets, so that the first target of each row is not used."""
         if not self.classes or self.targets.ndim != 2 or self.targets.shape[1] < 2:
             return False
         changed = self.targets.clone()
@@ -138,10 +150,10 @@ class LossTrials:
         value = self.value(outputs, targets)
         return (value[0] if isinstance(value, tuple) else value).sum()
 
-    # ------------------------------------------------------------------ halves
+    # ------------------------------------------------------------------ parts of the batch
 
-    def _halves(self, cut: int | None = None, targets: Tensor | None = None) -> list[tuple[Any, Tensor]]:
-        """Parts of some samples and of the others, by default of a third and two thirds."""
+    def _parts(self, cut: int | None = None, targets: Tensor | None = None) -> list[tuple[Any, Tensor]]:
+        """Outputs and targets of the first ``cut`` samples (by default a third), and of the remaining samples."""
         rows = self.original if targets is None else targets
         cut = max(1, len(rows) // 3) if cut is None else cut
         return [
@@ -150,34 +162,36 @@ class LossTrials:
         ]
 
     def _adds_up(self, form: LossForm) -> bool:
-        """Whether the loss of the batch follows from those of two parts of it, wherever it is cut and whatever the
-        classes are: weights of classes could be equal on average in both parts."""
+        """Whether the loss of the batch follows from the losses of two parts.
+
+        Several cuts and other classes are tried: class weights may be equal on average in two parts.
+        """
         task = CustomTask(loss_fn=self.value, sample=None, form=form)
         samples = len(self.original)
         if not self._adds_up_at(task, None, self.original):
             return False
         trials = [(cut, self.original) for cut in {1, samples // 2} - {0}]
-        for cut, targets in [*trials, *((1, others) for others in self._other_classes(form))]:
+        for cut, targets in [*trials, *((1, varied) for varied in self._other_classes(form))]:
             try:
-                fits = self._adds_up_at(task, cut, targets)
-            except Exception:  # a class that the loss does not have, or one sample alone
-                fits = True
-            if not fits:
+                adds_up = self._adds_up_at(task, cut, targets)
+            except Exception:  # an invalid class, or a single sample
+                adds_up = True
+            if not adds_up:
                 return False
         return True
 
     def _adds_up_at(self, task: CustomTask, cut: int | None, targets: Tensor) -> bool:
-        whole, number = task._summed(self.outputs, targets)
-        if not math.isfinite(float(whole)) and targets is not self.original:
+        expected_sum, expected_count = task._summed(self.outputs, targets)
+        if not math.isfinite(float(expected_sum)) and targets is not self.original:
             return True
         total, count = 0.0, 0.0
-        for outputs, rows in self._halves(cut, targets):
-            part, some = task._summed(outputs, rows)
-            total, count = total + float(part), count + float(some)
-        return close(total, float(whole)) and close(count, float(number))
+        for outputs, rows in self._parts(cut, targets):
+            part, part_count = task._summed(outputs, rows)
+            total, count = total + float(part), count + float(part_count)
+        return close(total, float(expected_sum)) and close(count, float(expected_count))
 
     def _other_classes(self, form: LossForm) -> list[Tensor]:
-        """The targets with one class in the first sample and another one in the others, in place of valid ones."""
+        """Copies of the targets with one class in the first sample and a second class in all other samples."""
         if not self.classes:
             return []
         last = class_count(self.outputs, self.targets)
@@ -185,14 +199,14 @@ class LossTrials:
         classes = list(dict.fromkeys(value for value in classes if value >= 0 and value not in form.ignored))
         changed = []
         for first, second in itertools.pairwise(classes):
-            targets = self.targets.masked_fill(~_is_among(self.targets, list(form.ignored)), second)
+            targets = self.targets.masked_fill(~_is_in(self.targets, list(form.ignored)), second)
             targets[0] = targets[0].masked_fill(targets[0] == second, first)
             changed.append(targets)
         return changed
 
 
-def _is_among(targets: Tensor, values: list[int]) -> Tensor:
-    """Where targets are among the values."""
+def _is_in(targets: Tensor, values: list[int]) -> Tensor:
+    """A mask of the targets that equal one of the values."""
     import torch
 
     return torch.isin(targets, torch.tensor(values, dtype=targets.dtype))

@@ -1,4 +1,4 @@
-"""Checks of a loss function's value, and the classes that have no part in it."""
+"""Checks of a loss function's value, and the classes that it ignores."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from flops_fit_core.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
-LARGEST_SEARCH = 5e7
-"""Logits, over all trials, that are computed to find classes that a loss leaves out."""
+MAX_SEARCH = 5e7
+"""Maximum number of logits, over all trials, that are computed to find classes that a loss ignores."""
 
 
 def class_count(outputs: Any, targets: Tensor) -> int | None:
@@ -26,7 +26,7 @@ def class_count(outputs: Any, targets: Tensor) -> int | None:
 
 
 def check_value(value: Any, loss_fn: Any, outputs: Any, targets: Tensor) -> None:
-    """Raises DataError for a value that is no tensor, has few digits, or has no gradient."""
+    """Raises DataError for a value that is not a tensor, has low precision, or has no gradient."""
     import torch
 
     if isinstance(value, tuple):
@@ -36,29 +36,31 @@ def check_value(value: Any, loss_fn: Any, outputs: Any, targets: Tensor) -> None
     if not isinstance(value, torch.Tensor):
         text = f"loss_fn returned a {type(value).__name__}: it must return a tensor, or (sum, count)"
         if value is None:
-            text += ". A model has no loss without targets: compute it from the logits, or leave loss_fn out"
+            text += ". Models compute no loss without targets: compute it from the logits, or leave loss_fn out"
         raise DataError(text)
     if value.dtype in (torch.bfloat16, torch.float16):
         raise DataError(
-            f"loss_fn returned a {str(value.dtype).removeprefix('torch.')} value, of which two or three digits "
-            "are right: compute it from outputs.float()"
+            f"loss_fn returned a {str(value.dtype).removeprefix('torch.')} value, with two or three correct "
+            "digits: compute it from outputs.float()"
         )
     if has_gradient(loss_fn, outputs, targets) is False:
         raise DataError(
-            "loss_fn returned a value without a gradient, so nothing would be trained: leave out .detach(), "
-            ".item(), argmax and conversions to numpy or whole numbers"
+            "loss_fn returned a value without a gradient, so nothing would be trained: do not use .detach(), "
+            ".item(), argmax or conversions to numpy or integers"
         )
 
 
 def has_gradient(loss_fn: Any, outputs: Any, targets: Tensor) -> bool | None:
-    """Whether the loss depends on the outputs in a way that can be differentiated. None if that is unknown."""
+    """Whether the loss is a differentiable function of the outputs. None if this is unknown."""
     value, _, is_tracked = _differentiable(loss_fn, outputs, targets)
     return None if value is None or not is_tracked else bool(value.requires_grad)
 
 
 def _differentiable(loss_fn: Any, outputs: Any, targets: Tensor) -> tuple[Any, Any, bool]:
-    """The loss of outputs that are followed, these outputs, and whether they hold anything to follow. A loss of
-    None is one that raised."""
+    """The loss of outputs that track gradients, these outputs, and whether any of them is floating-point.
+
+    The loss is None if the loss function raised.
+    """
     import torch
 
     from flops_fit_core.training.rng import fixed_randomness
@@ -70,24 +72,24 @@ def _differentiable(loss_fn: Any, outputs: Any, targets: Tensor) -> tuple[Any, A
         if not tensor.is_floating_point():
             return tensor
         is_tracked = True
-        return tensor.detach().clone().requires_grad_() * 1  # so that it may be changed in place
+        return tensor.detach().clone().requires_grad_() * 1  # a leaf could not be changed in place
 
     with fixed_randomness(), torch.enable_grad():
-        given = map_tensors(outputs, tracked)
+        tracked_outputs = map_tensors(outputs, tracked)
         try:
-            value = loss_fn(given, targets.clone())
-        except Exception:  # it fits without a gradient; training will show
-            return None, given, is_tracked
-    return (value[0] if isinstance(value, tuple) else value), given, is_tracked
+            value = loss_fn(tracked_outputs, targets.clone())
+        except Exception:  # it works without gradients; if not in training, training reports it
+            return None, tracked_outputs, is_tracked
+    return (value[0] if isinstance(value, tuple) else value), tracked_outputs, is_tracked
 
 
 def classes_without_gradient(loss_fn: Any, outputs: Any, targets: Tensor, *, shifted: bool) -> list[int]:
-    """Classes for which, as a target, the loss has no gradient at the target's logits: it may leave them out.
+    """Classes that the loss may ignore: as targets, they have no gradient at the target's logits. At most 16.
 
     Args:
-        loss_fn: The user's.
-        outputs: Of a model.
-        targets: Class numbers, none of them left out.
+        loss_fn: The user's loss function.
+        outputs: Outputs of a model.
+        targets: Class numbers without ignored targets.
         shifted: Whether target t + 1 belongs to the logits at t.
     """
     import torch
@@ -96,29 +98,29 @@ def classes_without_gradient(loss_fn: Any, outputs: Any, targets: Tensor, *, shi
     if count is None:
         return []
     number = targets.numel()
-    trials = int(min(-(-count // number), max(1, LARGEST_SEARCH // logits.numel())))
+    trials = int(min(-(-count // number), max(1, MAX_SEARCH // logits.numel())))
     present = torch.unique(targets)
     classes = torch.cat([present[(present >= 0) & (present < count)], torch.arange(count)])
-    found: list[int] = []
+    ignored: list[int] = []
     for start in range(0, min(len(classes), trials * number + len(present)), number):
-        some = classes[start : start + number]
-        tried = targets.flatten().clone()
-        tried[: len(some)] = some.to(tried.dtype)
-        tried = tried.reshape(targets.shape)
-        value, given, _ = _differentiable(loss_fn, outputs, tried)
-        followed = logits_of(given)
+        chunk = classes[start : start + number]
+        trial = targets.flatten().clone()
+        trial[: len(chunk)] = chunk.to(trial.dtype)
+        trial = trial.reshape(targets.shape)
+        value, tracked_outputs, _ = _differentiable(loss_fn, outputs, trial)
+        logits_tracked = logits_of(tracked_outputs)
         if value is None or not value.requires_grad:
             return []
         with torch.enable_grad():
-            (gradient,) = torch.autograd.grad(value.sum(), followed, allow_unused=True)
+            (gradient,) = torch.autograd.grad(value.sum(), logits_tracked, allow_unused=True)
         if gradient is None:
             return []
         is_last = gradient.shape[-1] == count and gradient.numel() == number * count
         absent = (gradient.abs().sum(-1 if is_last else 1) == 0).reshape(targets.shape)
         if shifted:
-            tried, absent = tried[:, 1:], absent[:, :-1]
-        found += tried[absent].tolist() if not bool(absent.all()) else []
-    return list(dict.fromkeys(found))[:16]
+            trial, absent = trial[:, 1:], absent[:, :-1]
+        ignored += trial[absent].tolist() if not bool(absent.all()) else []
+    return list(dict.fromkeys(ignored))[:16]
 
 
 def is_number(part: Any) -> bool:

@@ -1,4 +1,4 @@
-"""What a FLOPs counter says of a model, beside what others say and what torch counts when the model runs."""
+"""Compares FLOPs counters with each other and with the operations that torch executes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flops_fit_core.flops.audit.comparing import (
     every_counter,
 )
 from flops_fit_core.flops.audit.exponents import CHINCHILLA, LossExponents, Scaling, scalings
-from flops_fit_core.flops.audit.own_counts import own_count_notes
+from flops_fit_core.flops.audit.family_formula import formula_notes
 from flops_fit_core.flops.audit.reference import ReferenceFlops
 from flops_fit_core.flops.audit.tracing import Trace, Untraceable, trace_flops
 
@@ -28,7 +28,7 @@ __all__ = [
     "Untraceable",
     "audit",
     "every_counter",
-    "own_count_notes",
+    "formula_notes",
     "scalings",
     "trace_flops",
 ]

@@ -1,4 +1,4 @@
-"""Every FLOPs counter on the same sizes of one model family."""
+"""Counts the same sizes of one model family with every FLOPs counter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts
 
 TRACED = "flops/traced"
-"""The counter that the others are compared with."""
+"""The counter that all other counters are compared with."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class AuditedSize:
 
 @dataclass(frozen=True)
 class Convention:
-    """One counter with its options, and what it says of each size."""
+    """A counter with its options, and its count of each size."""
 
     counter: Chosen[FlopCounterSpec]
     counts: tuple[FlopCount, ...]
-    """One an audited size, in their order."""
+    """One count per audited size, in the same order."""
 
     @property
     def label(self) -> str:
@@ -47,35 +47,35 @@ class Convention:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the counters say, the study's own first."""
+    """The counts of all counters; the study's counter is first."""
 
     family: str
     sizes: tuple[AuditedSize, ...]
     """Smallest first."""
     conventions: tuple[Convention, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-    """Counter -> why it cannot count this family."""
+    """Counter to the reason why it cannot count this family."""
 
     @property
     def traced(self) -> Convention | None:
-        """What torch counts when the model runs; None where it cannot be traced."""
-        return next((one for one in self.conventions if one.counter.name == TRACED), None)
+        """The counts of a trace; None if the model cannot be traced."""
+        return next((part for part in self.conventions if part.counter.name == TRACED), None)
 
     def over_traced(self, convention: Convention) -> tuple[float | None, ...]:
-        """FLOPs a token over those of the trace, by size."""
+        """FLOPs per token, divided by FLOPs per token of the trace, for each size."""
         if self.traced is None:
             return (None,) * len(self.sizes)
         pairs = zip(convention.counts, self.traced.counts, strict=True)
-        return tuple(one.flops_per_token / traced.flops_per_token for one, traced in pairs)
+        return tuple(count.flops_per_token / traced.flops_per_token for count, traced in pairs)
 
     def over_six_n(self, convention: Convention) -> tuple[float, ...]:
-        """FLOPs a token over 6 N with N the matmul parameters, by size."""
+        """FLOPs per token, divided by 6 N (N: matmul parameters), for each size."""
         pairs = zip(convention.counts, self.sizes, strict=True)
-        return tuple(one.flops_per_token / (6 * size.parameters.matmul) for one, size in pairs)
+        return tuple(count.flops_per_token / (6 * size.parameters.matmul) for count, size in pairs)
 
 
 def label(counter: Chosen[FlopCounterSpec]) -> str:
-    """A counter with the options that are not left at their default."""
+    """A counter's name and the options that were set."""
     options = counter.choice.options
     shown = (f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items())
     return " ".join([counter.name, *shown])
@@ -85,50 +85,51 @@ def audit(
     model: Chosen[ModelSpec],
     sizes: Sequence[Options],
     task: Task,
-    own: Chosen[FlopCounterSpec],
-    others: Sequence[Chosen[FlopCounterSpec]],
+    study_counter: Chosen[FlopCounterSpec],
+    other_counters: Sequence[Chosen[FlopCounterSpec]],
 ) -> Audit:
     """Count each size with each counter.
 
     Args:
         model: The family.
-        sizes: Its options at each size.
-        task: What it is trained on.
-        own: The study's counter: the first convention, whose N all others are set against.
-        others: Compared with it. Of one counter's options those are kept that change its FLOPs.
+        sizes: The options of each size.
+        task: The training task.
+        study_counter: The study's counter. It is the first convention, and its N is the reference for all others.
+        other_counters: Counters to compare it with. A variant of a counter with the same FLOPs is left out.
 
-    Raises ConfigError where ``own`` cannot count the family, PlanError and PluginError.
+    Raises ConfigError if ``study_counter`` cannot count the family, PlanError and PluginError.
     """
-    measured = [(options, measure_model(model, options, task)) for options in sizes]
-    measured.sort(key=lambda pair: pair[1].parameters.total)
-    built = [one for _, one in measured]
-    found = [Convention(own, tuple(count_flops(own, one) for one in built))]
+    by_size = [(options, measure_model(model, options, task)) for options in sizes]
+    by_size.sort(key=lambda pair: pair[1].parameters.total)
+    inputs = [counter_input for _, counter_input in by_size]
+    conventions = [Convention(study_counter, tuple(count_flops(study_counter, size) for size in inputs))]
     refused: dict[str, str] = {}
-    for counter in others:
+    for counter in other_counters:
         if counter.name in refused:
             continue
         try:
-            if any(_says_the_same(counter, count_flops(counter, built[0]), other) for other in found):
+            if any(_is_same_count(counter, count_flops(counter, inputs[0]), other) for other in conventions):
                 continue
-            found.append(Convention(counter, tuple(count_flops(counter, one) for one in built)))
+            conventions.append(Convention(counter, tuple(count_flops(counter, size) for size in inputs)))
         except FlopsFitError as error:
             refused[label(counter)] = str(error)
     audited = (
-        AuditedSize(getattr(options, model.spec.size), options, one.parameters) for options, one in measured
+        AuditedSize(getattr(options, model.spec.size), options, counter_input.parameters)
+        for options, counter_input in by_size
     )
-    return Audit(model.name, tuple(audited), tuple(found), refused)
+    return Audit(model.name, tuple(audited), tuple(conventions), refused)
 
 
-def _says_the_same(counter: Chosen[FlopCounterSpec], smallest: FlopCount, other: Convention) -> bool:
-    """Judged by the smallest size: tracing every size for options that only choose N would take long."""
-    there = other.counts[0].flops_per_token
-    return counter.name == other.counter.name and math.isclose(smallest.flops_per_token, there, rel_tol=1e-9)
+def _is_same_count(counter: Chosen[FlopCounterSpec], smallest: FlopCount, other: Convention) -> bool:
+    """Compares the smallest size only: tracing every size for options that only choose N would take long."""
+    counted = other.counts[0].flops_per_token
+    return counter.name == other.counter.name and math.isclose(smallest.flops_per_token, counted, rel_tol=1e-9)
 
 
 def every_counter(registry: Registry) -> list[Chosen[FlopCounterSpec]]:
-    """Every installed counter with its defaults, and with each other value of each option that is a choice.
+    """Every installed counter with its defaults, and with every other value of each option that is a choice.
 
-    Left out are counters with required options and such that lack a requirement.
+    Counters with required options or with a missing requirement are left out.
     """
     return [counter for offer in registry.offers("flops") if not offer.missing() for counter in _variants(offer)]
 
@@ -139,8 +140,8 @@ def _variants(offer: Offer[Any]) -> Iterator[Chosen[FlopCounterSpec]]:
     except ValidationError:
         return
     yield Chosen(offer, defaults)
-    for name, about in type(defaults).model_fields.items():
-        for value in _choices(about.annotation):
+    for name, field_info in type(defaults).model_fields.items():
+        for value in _choices(field_info.annotation):
             if value != getattr(defaults, name):
                 yield Chosen(offer, defaults).with_options(**{name: value})
 

@@ -1,4 +1,4 @@
-"""Counts the operations that torch runs, by torch's own formulas."""
+"""Counts the FLOPs of the operations that torch executes, with torch's formulas."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ READS_VALUES = frozenset(
         *("_unique", "_unique2", "unique_dim", "unique_consecutive"),
     )
 )
-"""Operations with which control flow that depends on data starts."""
+"""Operations that read values or return shapes that depend on values: control flow may depend on data."""
 
 
 class OperationCounter:
-    """Counts the FLOPs of the operations that run under :meth:`mode`.
+    """Counts the FLOPs of the operations that run inside :meth:`mode`.
 
     Args:
-        limit: FLOPs above which :class:`TraceTooLarge` is raised.
+        limit: Above this many FLOPs, :class:`TraceTooLarge` is raised.
 
     The formulas are those of ``torch.utils.flop_counter.FlopCounterMode``, except for the two in
-    :mod:`flops_fit_core.flops.product_formulas`. On the meta device ``FlopCounterMode`` takes 1.1 to 8 times as
-    long, 3.8 in all over 20 models: torch computes shapes in Python there, and again in each equal layer. Here
-    the shape of a result is computed once for arguments of the same shapes. Operations of higher order, such as
+    :mod:`flops_fit_core.flops.product_formulas`. Result shapes are cached by argument shapes. On the meta device,
+    where torch computes shapes in Python, ``FlopCounterMode`` takes 1.1 to 8 times as long, 3.8 times in total
+    over 20 models, because it computes them again in each equal layer. Higher-order operations, such as
     ``torch.cond``, raise.
 
     Attributes:
-        flops: By operation: ``mm``, ``bmm``, ``convolution``, ...
-        unknown: Names of operations that may multiply and have no formula.
-        reads: Names of operations that give values to Python, or shapes that depend on values.
-        failed: The last error that an operation raised, and the operation's name.
+        flops: Operation (``mm``, ``bmm``, ``convolution``, ...) to FLOPs.
+        unknown: Names of operations without a formula that may multiply.
+        reads: Names of operations that return values to Python, or shapes that depend on values.
+        failed: The last error of an operation, and the operation's name.
     """
 
     def __init__(self, limit: float = math.inf) -> None:
@@ -54,33 +54,33 @@ class OperationCounter:
 
     @property
     def total(self) -> int:
-        """FLOPs until now."""
+        """FLOPs counted so far."""
         return self.flops.total()
 
     def mode(self) -> AbstractContextManager[Any]:
-        """Counts the operations that run within."""
+        """Count all operations in the block."""
         return dispatch_mode(self._count, self._formulas)
 
     def _count(self, func: Any, args: Any, kwargs: Any) -> Any:
         operation = self._operations.get(func) or self._add_operation(func)
-        result = (self._recall if operation.makes_tensor else self._run)(operation, args, kwargs)
+        result = (self._run_cached if operation.makes_tensor else self._run)(operation, args, kwargs)
         if operation.formula is not None:
             self.flops[operation.name] += operation.formula(*args, **kwargs, out_val=result)
             if self.total > self.limit:
                 raise TraceTooLarge
         return result
 
-    def _recall(self, operation: Operation, args: Any, kwargs: Any) -> Any:
-        """A tensor of the remembered shape, if the operation ran on the meta device with such arguments before."""
+    def _run_cached(self, operation: Operation, args: Any, kwargs: Any) -> Any:
+        """Run the operation, or return an empty tensor of the cached shape on the meta device."""
         from torch import Tensor, ops
 
-        key = (operation.func, _described(args), _described([*kwargs.items()]))
+        key = (operation.func, _shape_key(args), _shape_key([*kwargs.items()]))
         if key in self._results:
             shape, stride, dtype, device = self._results[key]
             return ops.aten.empty_strided.default(shape, stride, dtype=dtype, device=device)
         result = self._run(operation, args, kwargs)
         if type(result) is Tensor and result.is_meta:
-            self._results[key] = _described(result)
+            self._results[key] = _shape_key(result)
         return result
 
     def _run(self, operation: Operation, args: Any, kwargs: Any) -> Any:
@@ -103,54 +103,54 @@ class OperationCounter:
 
 @dataclass(frozen=True)
 class Operation:
-    """Properties of one of torch's operations, the same at every call."""
+    """Properties of a torch operation that do not depend on the call."""
 
     func: Any
     name: str
     formula: Callable[..., int] | None
     makes_tensor: bool
-    """The result is one new tensor, not a view or an argument that was changed."""
+    """Whether the result is a single new tensor, not a view or a changed argument."""
 
     @classmethod
     def of(cls, func: Any, formulas: Mapping[Any, Callable[..., int]]) -> Operation:
-        """Looks up the formula and the schema."""
+        """Look up the formula and the schema."""
         returns = func._schema.returns
         makes_tensor = not func._schema.is_mutable and len(returns) == 1 and returns[0].alias_info is None
         name = str(func._overloadpacket).removeprefix("aten.")
         return cls(func, name, formulas.get(func._overloadpacket), makes_tensor)
 
 
-def _described(value: Any) -> Any:
-    """Everything in an argument on which the shape of a result depends."""
+def _shape_key(value: Any) -> Any:
+    """The parts of an argument that determine the shape of a result."""
     if hasattr(value, "stride"):
         return value.shape, value.stride(), value.dtype, value.device
     if isinstance(value, list | tuple):
-        return tuple(_described(item) for item in value)
+        return tuple(_shape_key(item) for item in value)
     return type(value), value
 
 
 class AttentionCalls:
-    """Calls of torch's attention under :meth:`mode`, and how many of them the count missed."""
+    """Number of calls of torch's attention inside :meth:`mode`, and of calls that the counter missed."""
 
     def __init__(self, counter: OperationCounter) -> None:
         self.counter = counter
         self.calls = self.missed = 0
 
     def mode(self) -> AbstractContextManager[Any]:
-        """Watches what is called within."""
+        """Observe all calls in the block."""
         from torch.nn import functional
         from torch.overrides import TorchFunctionMode
 
-        watch = self
+        attention = self
 
         class Mode(TorchFunctionMode):
             def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
                 if func is not functional.scaled_dot_product_attention:
                     return func(*args, **(kwargs or {}))
-                before = watch.counter.total
+                before = attention.counter.total
                 result = func(*args, **(kwargs or {}))
-                watch.calls += 1
-                watch.missed += watch.counter.total == before
+                attention.calls += 1
+                attention.missed += attention.counter.total == before
                 return result
 
         return Mode()

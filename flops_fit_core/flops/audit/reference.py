@@ -1,4 +1,4 @@
-"""FLOPs of a family's sizes by a trace, as cheaply as planning needs them."""
+"""Traced FLOPs of a family's sizes, computed fast enough for planning."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import UserError
 from flops_fit_core.flops.audit.tracing import SAMPLES, Trace, Untraceable, trace_flops
 from flops_fit_core.flops.build_model import build_model
-from flops_fit_core.flops.model_stats import LARGEST_TRIED, build_on_meta
+from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, build_on_meta
 from flops_fit_core.flops.parameter_usage import TraceTooLarge
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import ModelSpec, Options
@@ -19,23 +19,22 @@ from flops_fit_core.plugins.specs import ModelSpec, Options
 if TYPE_CHECKING:
     from torch import nn
 
-EXACT = 1e-6
-"""Relative difference up to which a formula is the trace's own."""
-LARGEST_TRACED = 2_000_000_000
-"""Parameters."""
-LARGEST_RUN = 3e9
-"""FLOPs of a trace up to which the model is run for real, a fraction of a second. For the first model on the meta
-device torch imports its compiler, which takes longer."""
-MOST_PARTS = 300
-"""Modules within modules up to which a model is traced on the meta device: 1 to 2 ms each."""
+EXACT_TOLERANCE = 1e-6
+"""Relative difference up to which a formula equals a trace."""
+MAX_TRACED_PARAMS = 2_000_000_000
+"""Models with more parameters are not traced."""
+MAX_RUN_FLOPS = 3e9
+"""FLOPs up to which a model is traced on the CPU, in a fraction of a second. The first model on the meta device
+takes longer, because torch imports its compiler."""
+MAX_MODULES = 300
+"""Number of modules up to which a model is traced on the meta device, at 1 to 2 ms per module."""
 
 
 class ReferenceFlops:
-    """Training FLOPs per token of the sizes of one family, by a trace.
+    """Training FLOPs per token of the sizes of one family, from traces.
 
-    A family's own count that equals a trace at two small sizes stands for the trace at every size. Other models
-    are run for real on the CPU if that takes a fraction of a second, otherwise traced on the meta device. Every
-    value is computed once.
+    If a family's formula equals a trace at two small sizes, the formula is used for every size. Other models are
+    traced on the CPU if this takes a fraction of a second, otherwise on the meta device. Results are cached.
     """
 
     def __init__(self, model: Chosen[ModelSpec], task: Task) -> None:
@@ -44,31 +43,33 @@ class ReferenceFlops:
         self._traces: dict[str, Trace] = {}
         self._exact: dict[str, bool] = {}
 
-    def own(self, options: Options) -> float | None:
-        """The family's own count; None if it has none."""
-        return self._own(options, self.task)
+    def family_flops(self, options: Options) -> float | None:
+        """FLOPs per token by the family's formula; None without a formula."""
+        return self._family_flops(options, self.task)
 
     def at(self, options: Options) -> float:
-        """FLOPs per token of this size. Raises Untraceable, and what building the model raises."""
-        own = self.own(options)
-        if own is not None and self._is_exact_when_small(options):
-            return own
+        """FLOPs per token of a size. Raises Untraceable, and the errors of building the model."""
+        family_flops = self.family_flops(options)
+        if family_flops is not None and self._is_exact_when_small(options):
+            return family_flops
         return self.trace(options).flops_per_token
 
-    def is_own(self, options: Options) -> bool:
-        """Whether the family's own count is the trace's at every size."""
-        return self.own(options) is not None and self._is_exact_when_small(options)
+    def is_exact(self, options: Options) -> bool:
+        """Whether the family's formula is used instead of traces."""
+        return self.family_flops(options) is not None and self._is_exact_when_small(options)
 
     def is_cheap(self, options: Options) -> bool:
         """Whether :meth:`at` takes a fraction of a second once torch's compiler is imported."""
-        if self.is_own(options):
+        if self.is_exact(options):
             return True
         module = build_on_meta(self.model, options, self.task)
-        parts = sum(1 for _ in module.modules())
-        return parts <= MOST_PARTS and sum(part.numel() for part in module.parameters()) <= LARGEST_TRACED
+        num_modules = sum(1 for _ in module.modules())
+        return (
+            num_modules <= MAX_MODULES and sum(part.numel() for part in module.parameters()) <= MAX_TRACED_PARAMS
+        )
 
     def trace(self, options: Options) -> Trace:
-        """The trace itself. Raises Untraceable, and what building the model raises."""
+        """The trace of a size. Raises Untraceable, and the errors of building the model."""
         key = options.model_dump_json()
         if key not in self._traces:
             self._traces[key] = self._trace(options)
@@ -79,14 +80,14 @@ class ReferenceFlops:
         shapes = build_on_meta(self.model, options, task)
         name = f"model {self.model.name!r}"
         try:
-            if self._may_run(options, shapes):
+            if self._is_small(options, shapes):
                 return self._run(options, task, name)
         except TraceTooLarge:
             pass
         except Untraceable as error:
             if error.reads_values:
-                return self._without_values(shapes, task, name, error)
-            # A kernel of the CPU may have no formula where the meta device's operations have (an LSTM).
+                return self._trace_without_values(shapes, task, name, error)
+            # CPU kernels may have no formula where the operations on the meta device have one (an LSTM).
         except UserError as error:
             raise Untraceable(str(error), str(error).splitlines()[0]) from error
         try:
@@ -96,31 +97,31 @@ class ReferenceFlops:
         except UserError as error:
             raise Untraceable(str(error), str(error).splitlines()[0]) from error
 
-    def _without_values(self, shapes: nn.Module, task: Task, name: str, refusal: Untraceable) -> Trace:
-        """The trace of a model that reads values on the CPU only, as ``one_hot`` does to check its input.
+    def _trace_without_values(self, shapes: nn.Module, task: Task, name: str, refusal: Untraceable) -> Trace:
+        """Trace on the meta device a model that read values on the CPU, as ``one_hot`` does to check its input.
 
-        Raises the refusal where the model needs values.
+        Raises ``refusal`` if the model also needs values there.
         """
         try:
             return trace_flops(shapes, task, name)
         except UserError:
             raise refusal from None
 
-    def _may_run(self, options: Options, shapes: nn.Module) -> bool:
-        """Whether the model is small, and so is the pass as far as the family counts it."""
-        own = self.own(options) or 0.0
-        is_small = sum(parameter.numel() for parameter in shapes.parameters()) <= LARGEST_TRIED
-        return is_small and own * self.task.tokens_per_sample * SAMPLES <= LARGEST_RUN
+    def _is_small(self, options: Options, shapes: nn.Module) -> bool:
+        """Whether the model is small, and the pass too, as far as the family's formula shows."""
+        family_flops = self.family_flops(options) or 0.0
+        is_small = sum(parameter.numel() for parameter in shapes.parameters()) <= MAX_REAL_PARAMS
+        return is_small and family_flops * self.task.tokens_per_sample * SAMPLES <= MAX_RUN_FLOPS
 
     def _run(self, options: Options, task: Task, name: str) -> Trace:
-        """For real, on the CPU. Raises TraceTooLarge."""
+        """Trace on the CPU. Raises TraceTooLarge."""
         import torch
 
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             module = build_model(self.model, options, task)
-            return trace_flops(module, task, name, limit=LARGEST_RUN)
+            return trace_flops(module, task, name, limit=MAX_RUN_FLOPS)
 
-    def _own(self, options: Options, task: Task) -> float | None:
+    def _family_flops(self, options: Options, task: Task) -> float | None:
         count = self.model.spec.flops_per_token
         if count is None:
             return None
@@ -128,22 +129,22 @@ class ReferenceFlops:
         return None if counted is None else float(counted)
 
     def _is_exact_when_small(self, options: Options) -> bool:
-        """At two sizes, 2 and 3 times ``multiple_of``, and on a language task at two short contexts."""
-        others = options.model_dump_json(exclude={self.model.spec.size})
-        if others not in self._exact:
-            self._exact[others] = all(self._is_exact(options, times) for times in (2, 3))
-        return self._exact[others]
+        """Compare with traces at 2 and 3 times ``multiple_of``; for language tasks, also at two short contexts."""
+        other_options = options.model_dump_json(exclude={self.model.spec.size})
+        if other_options not in self._exact:
+            self._exact[other_options] = all(self._matches_trace(options, multiple) for multiple in (2, 3))
+        return self._exact[other_options]
 
-    def _is_exact(self, options: Options, times: int) -> bool:
-        size, task = times * self.model.spec.multiple_of, self.task
+    def _matches_trace(self, options: Options, multiple: int) -> bool:
+        size, task = multiple * self.model.spec.multiple_of, self.task
         if isinstance(task, LanguageTask):
-            task = replace(task, context=min(task.context, 16 * times))
+            task = replace(task, context=min(task.context, 16 * multiple))
         try:
             smaller = type(options).model_validate({**options.model_dump(), self.model.spec.size: size})
-            own = self._own(smaller, task)
-            if own is None or own * task.tokens_per_sample * SAMPLES > LARGEST_RUN:
+            family_flops = self._family_flops(smaller, task)
+            if family_flops is None or family_flops * task.tokens_per_sample * SAMPLES > MAX_RUN_FLOPS:
                 return False
             traced = self._run(smaller, task, self.model.name).flops_per_token
         except Exception:
-            return False  # this family has no such size, or it cannot be run
-        return math.isclose(own, traced, rel_tol=EXACT)
+            return False  # the family has no size this small, or it cannot run
+        return math.isclose(family_flops, traced, rel_tol=EXACT_TOLERANCE)

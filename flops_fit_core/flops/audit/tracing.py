@@ -1,4 +1,4 @@
-"""Training FLOPs of any module, counted by torch while the module runs without values."""
+"""Training FLOPs of any module, counted while torch runs it on the meta device or on the CPU."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ if TYPE_CHECKING:
     from flops_fit_core.plugins.protocols import Batch
 
 SAMPLES = 2
-"""In the traced batch: batch norm refuses a single one. A product of two weights, which has no batch, is shared
-by so many."""
-NO_VALUES = (
+"""Samples in the traced batch. Batch norm needs more than one. FLOPs of a product of two weights, which has no
+batch, are divided by this number."""
+NO_VALUES_MESSAGES = (
     "Tensor.item() cannot",
     "Cannot copy out of meta tensor",
     "can't convert meta device",
     "function for torch.nonzero()",
 )
-"""How torch says so where no operation is to blame."""
-_READS = "it reads the values of a tensor"
+"""Parts of torch's error messages for values that are missing, if no operation failed."""
+_READS_VALUES = "it reads the values of a tensor"
 
 
 class Untraceable(ConfigError):
     """A model whose FLOPs cannot be traced.
 
     Attributes:
-        reason: Why, without the model's name.
-        reads_values: Whether its way depends on the values of tensors.
+        reason: The reason, without the model's name.
+        reads_values: Whether control flow depends on the values of tensors.
     """
 
     def __init__(self, message: str, reason: str = "") -> None:
         super().__init__(message)
         self.reason = reason
-        self.reads_values = reason.startswith(_READS)
+        self.reads_values = reason.startswith(_READS_VALUES)
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Training FLOPs a token (sample)."""
+    """Training FLOPs per token (or sample)."""
 
     forward: float
     backward: float
     operations: Mapping[str, float]
-    """By torch's operation, forward and backward together: ``mm``, ``bmm``, ``convolution``, ..."""
+    """Operation (``mm``, ``bmm``, ``convolution``, ...) to FLOPs per token, forward and backward together."""
 
     @property
     def flops_per_token(self) -> float:
@@ -61,27 +61,26 @@ class Trace:
 
 
 def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math.inf) -> Trace:
-    """Count one forward and one backward pass of a module with torch's own formulas.
+    """Count one forward and one backward pass of a module with torch's formulas.
 
-    Every matrix product and every convolution that is run counts, a multiply-add as two FLOPs: a tied head as a
-    product, a lookup and everything elementwise as nothing, recomputation as often as it is done, and no gradient
-    for the inputs of the first layer, which torch does not compute. Attention is taken apart into matrix products
-    over the full context (the kernel ``MATH``), whatever kernel would train: fused ones are counted by formulas
-    of their own, or not at all.
+    Matrix products and convolutions count as they are executed, with two FLOPs per multiply-add. A tied head
+    counts as a product, recomputation counts each time, and lookups and elementwise operations count as zero. The
+    gradient of the first layer's inputs does not count, because torch does not compute it. Attention is
+    decomposed into matrix products over the full context (the kernel ``MATH``), independent of the kernel used in
+    training: fused kernels have other formulas, or none.
 
     Args:
-        module: On the meta device, as a counter gets it, or on another, where it really computes. Runs in the mode
-            it is in; afterwards it has no gradients.
-        task: Gives the batch and the loss.
-        name: Of the model, for messages.
-        limit: FLOPs of both passes from which on TraceTooLarge is raised.
+        module: The module, on the meta device (as counters receive it) or on another device, where it computes
+            values. It runs in its current mode. Its gradients are set to None afterwards.
+        task: The task: it provides the batch and the loss.
+        name: The model's name, for messages.
+        limit: Above this many FLOPs of both passes, TraceTooLarge is raised.
 
-    On the meta device, a loss that needs values (CTC, a teacher on the CPU) is left out: the sum of the
-    outputs has the same backward pass through the model.
+    On the meta device, a loss that needs values (CTC, a teacher on the CPU) is replaced by the sum of the
+    outputs, which has the same backward pass through the model.
 
-    Raises ConfigError, naming the operation, for a model that reads values of tensors, that uses an operation
-    without a kernel for the meta device, or one that multiplies and has no formula, and for one whose attention
-    came out as nothing.
+    Raises ConfigError, naming the operation, if the model reads values of tensors, uses an operation without a
+    kernel for the meta device, uses a product without a formula, or if its attention was counted as zero.
     """
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -98,11 +97,11 @@ def trace_flops(module: nn.Module, task: Task, name: str, *, limit: float = math
     except (UserError, TraceTooLarge):
         raise
     except Exception as error:
-        raise _refusal(name, _reason(error, counter.failed)) from error
+        raise _untraceable(name, _describe_error(error, counter.failed)) from error
     finally:
         module.zero_grad(set_to_none=True)
-    if uncounted := _uncounted(counter, attention):
-        raise _refusal(name, uncounted)
+    if uncounted := _find_uncounted(counter, attention):
+        raise _untraceable(name, uncounted)
     tokens = SAMPLES * task.tokens_per_sample
     return Trace(
         forward=forward / tokens,
@@ -129,46 +128,44 @@ def _loss(task: Task, outputs: Any, batch: Batch, counter: OperationCounter) -> 
     return torch.stack([item.sum() for item in tensors]).sum()
 
 
-def _uncounted(counter: OperationCounter, attention: AttentionCalls) -> str | None:
+def _find_uncounted(counter: OperationCounter, attention: AttentionCalls) -> str | None:
     if counter.reads:
-        return f"{_READS} ({', '.join(sorted(counter.reads))}), so other data may take another way"
+        return f"{_READS_VALUES} ({', '.join(sorted(counter.reads))}), so other data may take another path"
     kernels = ", ".join(sorted(counter.unknown))
     if attention.missed:
         return (
             f"{attention.missed} of its {attention.calls} calls of scaled_dot_product_attention were counted as "
-            f"nothing{f' ({kernels})' if kernels else ''}"
+            f"zero{f' ({kernels})' if kernels else ''}"
         )
     if kernels:
         return (
-            f"torch has no formula for {kernels} (torch.utils.flop_counter.register_flop_formula gives it one, "
-            f"which may be 0)"
+            f"torch has no formula for {kernels} (register one with "
+            f"torch.utils.flop_counter.register_flop_formula; it may return 0)"
         )
     return None
 
 
-def _reason(error: Exception, failed: tuple[Exception, str] | None) -> str:
+def _describe_error(error: Exception, failed: tuple[Exception, str] | None) -> str:
     message = (str(error).splitlines() or [""])[0].rstrip(".! ")
     operation = failed[1] if failed is not None and str(failed[0]) == str(error) else None
-    if operation in READS_VALUES or any(text in message for text in NO_VALUES):
-        return f"{_READS} ({operation or message}), and here are shapes without values"
+    if operation in READS_VALUES or any(text in message for text in NO_VALUES_MESSAGES):
+        return f"{_READS_VALUES} ({operation or message}), but a trace has shapes without values"
     if control := re.search(r"HigherOrderOperator (\w+)", message):
-        return (
-            f"it leaves a decision to torch ({control[1]}), which needs values, and here are shapes without values"
-        )
+        return f"it uses torch's control flow ({control[1]}), which needs values, but a trace has only shapes"
     if operation and isinstance(error, NotImplementedError):
         return f"the operation {operation} has no kernel for the meta device"
-    where = f"{operation}: " if operation else ""
-    return f"{where}{type(error).__name__}: {message}"
+    prefix = f"{operation}: " if operation else ""
+    return f"{prefix}{type(error).__name__}: {message}"
 
 
-def _refusal(name: str, reason: str) -> Untraceable:
+def _untraceable(name: str, reason: str) -> Untraceable:
     advice = (
-        'Write flops = "model" if the family counts its own FLOPs, or flops = "chinchilla" (6 N D) if every token '
-        "is multiplied by every matrix once"
+        'Set flops = "model" if the family counts its FLOPs, or flops = "chinchilla" (6 N D) if every matrix '
+        "multiplies every token once"
     )
-    if reason.startswith(_READS):
+    if reason.startswith(_READS_VALUES):
         advice += (
-            ": 6 N D counts all experts of a mixture unless parameter_groups() states the share that a token uses "
-            "(ParameterGroup.active)"
+            ": for mixtures of experts, 6 N D counts all experts unless parameter_groups() states the share that "
+            "is active per token (ParameterGroup.active)"
         )
     return Untraceable(f"{name} cannot be traced: {reason}. {advice}", reason)
