@@ -1,6 +1,7 @@
-"""Job -> results: what a worker does. The only room with modules that import torch when they are imported.
+"""Training: turns a job into results, in a worker process.
 
-Names are loaded when they are first asked for, so that a driver, which never trains, imports no torch.
+``loop.py`` shows how a run is trained. This is the only room whose modules import torch at module level. The names
+below are loaded on first use, so that the driver, which never trains, does not import torch.
 """
 
 from __future__ import annotations
@@ -10,18 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flops_fit_core.training.context import WorkerContext
-    from flops_fit_core.training.distributed import Processes
+    from flops_fit_core.training.distributed import TorchDistributedContext
     from flops_fit_core.training.estimate import estimate_seconds
-    from flops_fit_core.training.evaluation import HeldOut, evaluate, further_losses
+    from flops_fit_core.training.evaluation import EvalResult, evaluate, further_losses
     from flops_fit_core.training.loop import TorchTrainer
     from flops_fit_core.training.optimizer_modes import eval_mode, train_mode
+    from flops_fit_core.training.options import TrainOptions
     from flops_fit_core.training.rng import random_state, set_random_state
     from flops_fit_core.training.worker import work
 
 _LAZY = {
-    "HeldOut": "evaluation",
-    "Processes": "distributed",
+    "EvalResult": "evaluation",
+    "TorchDistributedContext": "distributed",
     "TorchTrainer": "loop",
+    "TrainOptions": "options",
     "WorkerContext": "context",
     "estimate_seconds": "estimate",
     "eval_mode": "optimizer_modes",
@@ -34,9 +37,10 @@ _LAZY = {
 }
 
 __all__ = [
-    "HeldOut",
-    "Processes",
+    "EvalResult",
+    "TorchDistributedContext",
     "TorchTrainer",
+    "TrainOptions",
     "WorkerContext",
     "estimate_seconds",
     "eval_mode",

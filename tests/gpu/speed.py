@@ -54,7 +54,7 @@ def _throughput(table: dict[str, Any], seconds: float) -> tuple[float, float | N
         trainer = chosen.spec.build(chosen.options)
         run = job.runs[0]
         speed = trainer.tokens_per_second(run, context, seconds)
-        peak_flops = context.device.peak_flops(trainer.measure.precision_on(context))
+        peak_flops = context.device.peak_flops(trainer.options.precision_on(context.device))
         memory = context.device.peak_memory()
         context.release()
     return speed, speed * run.flops_per_token / peak_flops if peak_flops else None, memory

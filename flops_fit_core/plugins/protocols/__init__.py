@@ -31,11 +31,11 @@ from flops_fit_core.plugins.protocols.models import (
 )
 from flops_fit_core.plugins.protocols.runs import (
     Device,
+    DistributedContext,
     RecipeInput,
     RunParts,
     RunView,
     Schedule,
-    Together,
     TrainContext,
     Trainer,
 )
@@ -47,6 +47,7 @@ __all__ = [
     "CountingTask",
     "Dataset",
     "Device",
+    "DistributedContext",
     "Executor",
     "ExecutorContext",
     "Fitter",
@@ -65,7 +66,6 @@ __all__ = [
     "Schedule",
     "SeveralHeldOutSets",
     "Task",
-    "Together",
     "TrainContext",
     "Trainer",
     "TransformerShape",
