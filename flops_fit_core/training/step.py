@@ -123,7 +123,7 @@ class PlainStep:
         """Compute the gradients of the mean loss of a batch. Returns that loss."""
         if self._distributed.size == 1 and self._micro_batch_size >= self._max_local_samples:
             total, count = self._forward(batch)
-            loss: Tensor = total / at_least_one(count)
+            loss = total.div(at_least_one(count))
             loss.backward()  # type: ignore[no-untyped-call]
             return loss.detach()
         # The number of predictions of the whole batch is known at the end only, so gradients are of sums at first.
@@ -143,9 +143,7 @@ class PlainStep:
         samples = self._distributed.local_samples(self._batch_size)
         num_parts = -(-self._max_local_samples // self._micro_batch_size)
         num_parts = min(num_parts, self._batch_size // num_processes)
-        if (
-            num_processes == 1
-        ):  # a collate function may make more or fewer rows than samples, such as one packed row
+        if num_processes == 1:  # a collate function may make another number of rows, such as one packed row
             samples = length(batch)
             num_parts = min(num_parts, samples)
         bounds = [index * samples // num_parts for index in range(num_parts + 1)]
@@ -165,14 +163,14 @@ class PlainStep:
         if self._distributed.size == 1:
             # Divided, not multiplied by 1 / count, which rounds differently.
             torch._foreach_div_(gradients(self._parameters), at_least_one(count))
-            return total / at_least_one(count)
+            return total.div(at_least_one(count))
         sums = torch.stack([total, torch.as_tensor(count, dtype=total.dtype, device=total.device)])
         torch.distributed.all_reduce(sums)
         total, count = sums[0], at_least_one(sums[1])
         factor = self._distributed.size / count  # the gradients are means over the processes
         # Sharded gradients cannot be multiplied by a tensor. Reading its value waits for the device.
         torch._foreach_mul_(gradients(self._parameters), factor.item() if self._sharded else factor)
-        return total / count
+        return total.div(count)
 
     def _make_smaller(self, error: Exception) -> None:
         """Prepare the next try of a failed step: a smaller one, or uncompiled. Raises if that cannot help."""
@@ -191,8 +189,8 @@ class PlainStep:
         half = -(-self._micro_batch_size // 2)
         if self._distributed.size > 1:  # the other processes have not failed and would not repeat the step
             raise RunFailed(
-                f"out of memory with {self._micro_batch_size} samples on each of {self._distributed.size} devices: "
-                f"write trainer.micro_batch = {half} or more devices_per_run"
+                f"out of memory with {self._micro_batch_size} samples on each of {self._distributed.size} "
+                f"devices: write trainer.micro_batch = {half} or more devices_per_run"
             ) from None
         if self._in_optimizer and self._has_succeeded:
             raise RunFailed(

@@ -124,8 +124,7 @@ class VmappedStep:
 
         task = self._runs[0].parts.dataset.task
         total, count = task.loss(task.outputs(model, batch), batch)  # type: ignore[arg-type]
-        mean: Tensor = total / at_least_one(count)
-        return mean
+        return total.div(at_least_one(count))
 
     def _update(self, index: int, run: RunState, gradients: dict[str, Tensor], step: int) -> None:
         """Take the optimizer's step of one run."""

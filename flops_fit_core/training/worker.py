@@ -80,7 +80,7 @@ def _with_attempt(progress: Progress, job: Job) -> Progress:
 def _distributed_context(
     context: WorkerContext, plugins: str, objects: bytes | Mapping[str, object] | None
 ) -> Iterator[TorchDistributedContext]:
-    """A process alone, or with others if the job needs several devices and its trainer does not use them itself."""
+    """One process, or several if the job needs several devices and its trainer does not use them itself."""
     job = context.job
     if job.devices == 1 or "launch" in context.chosen("trainer", job.runs[0]).spec.can:
         yield TorchDistributedContext()
