@@ -14,6 +14,7 @@ from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.training.context import WorkerContext
 from flops_fit_core.training.loop import TorchTrainer
+from flops_fit_core.training.throughput import measure_tokens_per_second
 
 PROBES = 3
 PROBE_SECONDS = 0.2
@@ -90,7 +91,7 @@ def _speeds_of_probes(plan: SweepPlan, runs: list[RunSpec], registry: Registry) 
             if not isinstance(trainer, TorchTrainer):
                 return {}
             try:
-                tokens_per_second = trainer.tokens_per_second(run, context, PROBE_SECONDS)
+                tokens_per_second = measure_tokens_per_second(run, context, trainer.options, PROBE_SECONDS)
                 speeds[run.params] = run.flops_per_token * tokens_per_second
             except torch.OutOfMemoryError:
                 break  # larger sizes do not fit either

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -65,15 +65,12 @@ def evaluate(
 
     Raises RunFailed if a sharded model runs out of memory.
     """
-    task = dataset.task
     distributed = distributed or TorchDistributedContext()
-    batch_size = full_batch_size or max(1, batch_tokens // task.tokens_per_sample)
-    may_divide = full_batch_size is None
+    batch_size = full_batch_size or max(1, batch_tokens // dataset.task.tokens_per_sample)
     was_training = model.training
     model.eval()
     broadcast_buffers(model, distributed.size)
-    forward = _Forward(model, task, device, autocast, distributed.size, may_divide)
-    sums = _Sums()
+    sums = _LossSums(model, dataset.task, device, autocast, distributed, may_divide=full_batch_size is None)
     for batch in _heldout_batches(dataset, tokens, batch_size, name):
         samples = length(batch)
         if full_batch_size is not None and samples < full_batch_size:
@@ -82,12 +79,10 @@ def evaluate(
         local_batch = to_device(distributed.local_batch(batch, samples) if is_divided else batch, device)
         # A batch that cannot be divided is computed by every process, because a sharded model needs all of them
         # in every forward pass. The first process counts it.
-        is_counted = is_divided or distributed.rank == 0
-        for loss, count, metrics in forward(local_batch):
-            sums.add(loss, count, metrics, is_counted)
+        sums.add(local_batch, is_counted=is_divided or distributed.rank == 0)
     model.train(was_training)
     reshard(model)
-    return sums.result(distributed)
+    return sums.result()
 
 
 def further_losses(
@@ -129,47 +124,17 @@ def _heldout_batches(dataset: Dataset, tokens: int, batch_size: int, name: str |
     return cast("SeveralHeldOutSets", dataset).heldout(tokens, batch_size, name)
 
 
-Metrics = Mapping[str, tuple[float, int]]
-"""Sum and count of each metric, by name."""
-
-
-class _Sums:
-    """Sums of losses and metrics, in float64, and the numbers of predictions that they are sums of."""
-
-    def __init__(self) -> None:
-        self._loss = 0.0
-        self._count = 0.0
-        self._metrics: dict[str, float] = defaultdict(float)
-        self._metric_counts: dict[str, int] = defaultdict(int)
-
-    def add(self, loss: float, count: float, metrics: Metrics, is_counted: bool) -> None:
-        """Values that are not counted add 0, so that every process has the same metrics."""
-        self._loss += loss * is_counted
-        self._count += count * is_counted
-        for name, (value, metric_count) in metrics.items():
-            self._metrics[name] += value * is_counted
-            self._metric_counts[name] += metric_count * is_counted
-
-    def result(self, distributed: DistributedContext) -> EvalResult:
-        """The means over all processes."""
-        add = distributed.all_reduce_sum
-        loss, count = add(self._loss), add(self._count)
-        metrics = {name: add(value) for name, value in self._metrics.items()}
-        counts = {name: round(add(value)) for name, value in self._metric_counts.items()}
-        means = {name: metrics[name] / counts[name] for name in metrics if counts[name]}
-        return EvalResult(loss / count if count else math.nan, round(count), means)
-
-
-class _Forward:
-    """Forward passes over batches, each in as few parts as memory allows.
+class _LossSums:
+    """Sums of losses and metrics over held-out batches, in float64.
 
     Args:
         model: In eval mode.
         task: Of the dataset.
         device: The device of the model.
         autocast: Precision of the forward passes.
-        num_processes: Processes that evaluate the model.
-        may_divide: Whether the losses of the parts of a batch add up to the loss of the batch.
+        distributed: The processes that evaluate the model.
+        may_divide: Whether the losses of the parts of a batch add up to the loss of the batch. Then a batch is
+            divided into as few parts as memory allows.
     """
 
     def __init__(
@@ -178,50 +143,65 @@ class _Forward:
         task: Task,
         device: str,
         autocast: AbstractContextManager[Any],
-        num_processes: int,
+        distributed: DistributedContext,
+        *,
         may_divide: bool,
     ) -> None:
         self._model = model
         self._task = task
         self._device = device
         self._autocast = autocast
-        self._sharded_among = num_processes if is_sharded(model) else 1
+        self._distributed = distributed
         self._may_divide = may_divide
         self._max_samples: int | None = None
         """Samples of one part; None for the whole batch. Halved when memory runs out, for later batches too."""
+        self._loss, self._count = 0.0, 0.0
+        self._metrics: dict[str, float] = defaultdict(float)
+        self._metric_counts: dict[str, int] = defaultdict(int)
 
-    def __call__(self, batch: Batch) -> Iterator[tuple[float, float, Metrics]]:
-        """Sum of the losses, number of predictions and metrics of every part of the batch."""
+    def add(self, batch: Batch, *, is_counted: bool) -> None:
+        """Add a batch. If it is not counted, adds zeros, so that every process has the same metrics."""
         samples = length(batch)
         first = 0
         while first < samples:
             size = min(self._max_samples or samples, samples - first)
             try:
-                sums = self._forward(batch if size == samples else part(batch, first, first + size))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(size, error)
-            else:
-                yield sums
+                self._add_part(batch if size == samples else part(batch, first, first + size), is_counted)
                 first += size
                 continue
+            except Exception as error:
+                self._halve(size, error)
             # Outside of the handler: inside, the error's traceback keeps the activations in memory.
             free_cached_memory(self._device)
 
-    def _forward(self, batch: Batch) -> tuple[float, float, Metrics]:
+    def _add_part(self, batch: Batch, is_counted: bool) -> None:
         with self._autocast:
             outputs = self._task.outputs(self._model, batch)
-            loss, count = self._task.loss(outputs, batch)
-        return float(loss), float(count), self._task.metrics(outputs, batch)
+            total, num_predictions = self._task.loss(outputs, batch)
+        loss, count, metrics = float(total), float(num_predictions), self._task.metrics(outputs, batch)
+        self._loss += loss * is_counted
+        self._count += count * is_counted
+        for name, (value, metric_count) in metrics.items():
+            self._metrics[name] += value * is_counted
+            self._metric_counts[name] += metric_count * is_counted
 
     def _halve(self, size: int, error: Exception) -> None:
-        if size == 1 or not self._may_divide:
+        """Raises the error if it is not for lack of memory, or if the part cannot be divided."""
+        if not is_out_of_memory(error) or size == 1 or not self._may_divide:
             raise error
-        if self._sharded_among > 1:  # every process would have to make the same smaller forward passes
+        if self._distributed.size > 1 and is_sharded(self._model):  # all processes would have to divide alike
             raise RunFailed(
-                f"out of memory while evaluating {size} samples on each of {self._sharded_among} devices: write a "
-                f"smaller trainer.eval_batch_tokens"
+                f"out of memory while evaluating {size} samples on each of {self._distributed.size} devices: "
+                f"write a smaller trainer.eval_batch_tokens"
             ) from error
         self._max_samples = -(-size // 2)
         logger.warning("out of memory in an evaluation: going on with batches of %d samples", self._max_samples)
+
+    def result(self) -> EvalResult:
+        """The means over all processes."""
+        add_up = self._distributed.all_reduce_sum
+        loss, count = add_up(self._loss), add_up(self._count)
+        metrics = {name: add_up(value) for name, value in self._metrics.items()}
+        counts = {name: round(add_up(value)) for name, value in self._metric_counts.items()}
+        means = {name: metrics[name] / counts[name] for name in metrics if counts[name]}
+        return EvalResult(loss / count if count else math.nan, round(count), means)

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from flops_fit_core.plugins.protocols import TrainContext
-from flops_fit_core.records import Job, Progress, RunResult, RunSpec
+from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.training.batch_loader import BatchLoader
 from flops_fit_core.training.options import TrainOptions
 from flops_fit_core.training.run_evaluator import RunEvaluator
 from flops_fit_core.training.run_queue import RunQueue
 from flops_fit_core.training.run_state import all_diverged, all_finished
-from flops_fit_core.training.throughput import Throughput, measure_tokens_per_second
+from flops_fit_core.training.throughput import Throughput
 
 
 class TorchTrainer:
@@ -64,7 +64,3 @@ class TorchTrainer:
                 )
             # The next models are built while these names still exist. Delete them, or two models are in memory.
             del group, runs, train_step, throughput, loader
-
-    def tokens_per_second(self, spec: RunSpec, context: TrainContext, seconds: float) -> float:
-        """Training throughput of a run on this device, measured over about ``seconds`` of real steps."""
-        return measure_tokens_per_second(spec, context, self.options, seconds)

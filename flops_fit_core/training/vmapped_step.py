@@ -53,7 +53,6 @@ class VmappedStep:
         self._architecture = copy.deepcopy(models[0]).to("meta")
         self._aliases = alias_names(models[0])
         self._trained = [self._use_stacked_weights(model, index) for index, model in enumerate(models)]
-        self._vmapped_loss = torch.vmap(self._mean_loss, randomness="different")
 
     @classmethod
     def if_possible(cls, runs: Sequence[RunState], device: Device, options: TrainOptions) -> VmappedStep | None:
@@ -107,9 +106,12 @@ class VmappedStep:
 
     def _backward(self, batches: Sequence[Batch]) -> tuple[Tensor, dict[str, Tensor]]:
         """The mean loss of every run, and the stacked gradients of the weights that have any."""
+        # Made for every step: kept as an attribute, it would refer back to this object, and the weights would stay
+        # in memory until the garbage collector runs.
+        vmapped_loss = torch.vmap(self._mean_loss, randomness="different")
         # Fused attention has no batching rule on CPUs: vmap would call it once per model, with a warning.
         with self._autocast, sdpa_kernel(SDPBackend.MATH):
-            losses = self._vmapped_loss(self._weights, self._buffers, stacked(batches))
+            losses = vmapped_loss(self._weights, self._buffers, stacked(batches))
         trained = {name: weight for name, weight in self._weights.items() if weight.requires_grad}
         gradients = torch.autograd.grad(losses.sum(), list(trained.values()), allow_unused=True)
         by_name = {name: grad for name, grad in zip(trained, gradients, strict=True) if grad is not None}

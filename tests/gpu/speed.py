@@ -20,6 +20,7 @@ from experiments import check, gpt_table, jobs_of, loss_of, plan_of, relative, r
 from flops_fit_core import DatasetSpec, Job, RunResult, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.training import WorkerContext
+from flops_fit_core.training.throughput import measure_tokens_per_second
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,7 +54,7 @@ def _throughput(table: dict[str, Any], seconds: float) -> tuple[float, float | N
         chosen = context.chosen("trainer", job.runs[0])
         trainer = chosen.spec.build(chosen.options)
         run = job.runs[0]
-        speed = trainer.tokens_per_second(run, context, seconds)
+        speed = measure_tokens_per_second(run, context, trainer.options, seconds)
         peak_flops = context.device.peak_flops(trainer.options.precision_on(context.device))
         memory = context.device.peak_memory()
         context.release()
