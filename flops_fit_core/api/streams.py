@@ -51,11 +51,11 @@ class StreamPasses:
 
     def read(self, number: int) -> Iterator[Any]:
         """The samples of one pass, counted from 0."""
-        from flops_fit_core.training.rng import OwnRandomness
+        from flops_fit_core.training.rng import SeparateGenerators
 
         takes_seed = isinstance(self._source, SeededStream)
         seed = number + self._seed * SEED_STEP if takes_seed else number
-        randomness = OwnRandomness(seed)
+        randomness = SeparateGenerators(seed)
         with randomness:
             iterator = iter(self._source(seed) if takes_seed else self._source)
         while True:

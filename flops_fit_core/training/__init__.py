@@ -1,6 +1,7 @@
-"""Job -> results: what a worker does. The only room with modules that import torch when they are imported.
+"""Training: turns a job into results, in a worker process.
 
-Names are loaded when they are first asked for, so that a driver, which never trains, imports no torch.
+``loop.py`` shows how a run is trained. This is the only room whose modules import torch at module level. The names
+below are loaded on first use, so that the driver, which never trains, does not import torch.
 """
 
 from __future__ import annotations

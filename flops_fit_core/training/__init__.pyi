@@ -1,12 +1,13 @@
 from .context import WorkerContext as WorkerContext
-from .distributed import Processes as Processes
+from .distributed import TorchDistributedContext as TorchDistributedContext
 from .estimate import estimate_seconds as estimate_seconds
-from .evaluation import HeldOut as HeldOut
+from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .evaluation import further_losses as further_losses
 from .loop import TorchTrainer as TorchTrainer
 from .optimizer_modes import eval_mode as eval_mode
 from .optimizer_modes import train_mode as train_mode
+from .options import TrainOptions as TrainOptions
 from .rng import random_state as random_state
 from .rng import set_random_state as set_random_state
 from .worker import work as work

@@ -1,4 +1,4 @@
-"""A trajectory's checkpoints: written at once or not at all, read without running any code of theirs."""
+"""Checkpoints of a trajectory: written atomically, and read without running code from the file."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.plugins.protocols import RunParts, Together
+from flops_fit_core.plugins.protocols import DistributedContext, RunParts
 from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunSpec
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
-from flops_fit_core.training.distributed import Processes, is_sharded, spread, spread_moments, whole
 from flops_fit_core.training.rng import random_state, set_random_state
+from flops_fit_core.training.sharding import gather_state, is_sharded, shard_optimizer_state, shard_state
 
 FORMAT = 1
 
@@ -23,108 +23,121 @@ logger = logging.getLogger("flops_fit")
 
 
 @dataclass
-class Position:
-    """Where a pass over a trajectory is, beside its weights."""
+class TrainPosition:
+    """How far a run is trained, and the measurements so far. The field names are keys in checkpoint files."""
 
     step: int = 0
+    """Number of steps taken."""
     tokens: int | None = None
-    """Valid targets trained on so far; None in a checkpoint that did not keep them."""
+    """Valid targets trained on. None if the checkpoint does not contain it."""
     positions: int | None = None
-    """Positions computed so far."""
+    """Positions computed, padding included. None if the checkpoint does not contain it."""
     began_tokens: int = 0
-    """Valid targets trained on at ``began``."""
+    """``tokens`` at step ``began``."""
     run: str = ""
-    """The run in whose decay it is; empty on the trunk."""
+    """Id of the run in whose decay the position is; empty in the shared stable phase."""
     first_loss: float | None = None
+    """Training loss at the first check."""
     last_loss: float | None = None
+    """Training loss that was read last."""
     above: int = 0
-    """Looks in a row at which the loss was above the limit."""
+    """Checks in a row at which the loss was above the limit."""
     diverged: bool = False
     began: int = 0
-    """Step from which on this run's own result counts what was trained."""
+    """Step after which the run's own result counts the training. The steps before it belong to a shorter run."""
     seconds: float = 0.0
     """Wall time since ``began``."""
     train_seconds: float = 0.0
-    """Of these, in training steps, waiting for data included."""
+    """The part of ``seconds`` in training steps, including the wait for data."""
     wait_seconds: float = 0.0
-    """Of these, waiting for data."""
+    """The part of ``train_seconds`` spent waiting for data."""
     curve: list[tuple[int, float | None]] = field(default_factory=list)
-    """Step and held-out loss of each evaluation on the way."""
+    """Step and held-out loss of each evaluation during training. The loss is None if it is not finite."""
 
 
 class Checkpoints:
-    """Those of one trajectory. What cannot be written or read costs time, not the run: the log says so."""
+    """The checkpoints of one trajectory.
 
-    def __init__(self, folder: TrajectoryFolder, device: str, together: Together | None = None) -> None:
+    Every process of a run must call the methods: sharded weights are gathered from all. The first process writes.
+    A checkpoint that cannot be written or read is logged as a warning, and the run continues without it.
+    """
+
+    def __init__(self, folder: TrajectoryFolder, device: str, distributed: DistributedContext) -> None:
         self.folder = folder
         self.device = device
-        self.together = together or Processes()
+        self.distributed = distributed
 
-    def save_latest(self, parts: RunParts, position: Position) -> None:
-        """Replace what an interrupted pass goes on from."""
+    def save_latest(self, parts: RunParts, position: TrainPosition) -> None:
+        """Replace the checkpoint from which an interrupted run is resumed."""
         self._write(self.folder.latest, parts, position)
 
-    def save_branch(self, parts: RunParts, position: Position) -> None:
-        """Keep the trunk where a run branches off."""
+    def save_branch(self, parts: RunParts, position: TrainPosition) -> None:
+        """Write a checkpoint of the shared stable phase, from which longer runs continue."""
         self._write(self.folder.branch(position.step), parts, position)
 
-    def restore(self, run: RunSpec, parts: RunParts) -> Position:
-        """Put parts that were just built to the furthest point on the way of ``run``; a new Position at its start
-        where there is none."""
-        self.together.wait()  # for what the first process has still to write
-        for file in self._candidates(run):
-            found = self._read(file)
-            if found is None:
+    def restore(self, spec: RunSpec, parts: RunParts) -> TrainPosition:
+        """Load the furthest checkpoint on the path of a run into parts that were just built.
+
+        Returns its position, or a new position at step 0. Raises RunFailed for a checkpoint that does not fit.
+        """
+        self.distributed.barrier()  # the first process may still be writing
+        for file in self._candidates(spec):
+            content = self._read(file)
+            if content is None:
                 continue
             try:
-                position = self._load(found, parts)
+                position = self._load(content, parts)
             except (KeyError, ValueError, RuntimeError, TypeError) as error:
                 raise RunFailed(
                     f"checkpoint {file} does not fit the model or the optimizer, whose code has changed since "
                     f"it was written: delete {file.parent} to train from the start ({error})"
                 ) from error
-            if file != self.folder.latest and position.step < (run.branch_step or 0):
-                # Another run's trunk: what this one adds begins here.
+            if file != self.folder.latest and position.step < (spec.branch_step or 0):
+                # The branch of a shorter run, which counts the steps so far. This run counts those after it.
                 position.began, position.began_tokens = position.step, position.tokens or 0
                 position.seconds = position.train_seconds = position.wait_seconds = 0.0
             return position
-        return Position()
+        return TrainPosition()
 
-    def _candidates(self, run: RunSpec) -> list[Path]:
-        """What is on the run's way, furthest first."""
-        found = [(step, file) for step, file in self.folder.branches().items() if step <= (run.branch_step or 0)]
-        if self.folder.latest.exists() and (latest := self._read(self.folder.latest, peek=True)) is not None:
-            where, step = latest["position"]["run"], latest["position"]["step"]
-            if where == run.id or (not where and step <= (run.branch_step or run.steps)):
-                found.append((step, self.folder.latest))
-        return [file for _, file in sorted(found, reverse=True)]
+    def _candidates(self, spec: RunSpec) -> list[Path]:
+        """The checkpoints on the path of a run, furthest first."""
+        branch_step = spec.branch_step or 0
+        candidates = [(step, file) for step, file in self.folder.branches().items() if step <= branch_step]
+        latest = self._read(self.folder.latest, peek=True) if self.folder.latest.exists() else None
+        if latest is not None:
+            run_id, step = latest["position"]["run"], latest["position"]["step"]
+            in_shared_phase = not run_id and step <= (spec.branch_step or spec.steps)
+            if run_id == spec.id or in_shared_phase:
+                candidates.append((step, self.folder.latest))
+        return [file for _, file in sorted(candidates, reverse=True)]
 
     def _read(self, file: Path, *, peek: bool = False) -> dict[str, Any] | None:
-        """``peek``: leave the weights on disk. They must not be used so: the file may be replaced."""
+        """``peek`` leaves the weights on disk. Do not use them then: the file may be replaced at any time."""
         try:
-            found: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=peek)
-            if found["format"] != FORMAT:
-                raise ValueError(f"format {found['format']}, not {FORMAT}")
+            content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=peek)
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}, not {FORMAT}")
         except Exception as error:
             logger.warning("checkpoint %s cannot be read and is not used: %s", file, error)
             return None
-        return found
+        return content
 
-    def _load(self, found: dict[str, Any], parts: RunParts) -> Position:
+    def _load(self, content: dict[str, Any], parts: RunParts) -> TrainPosition:
         if is_sharded(parts.model):
-            found["model"] = spread(found["model"], parts.model.state_dict())
-            found["optimizer"] = spread_moments(found["optimizer"], parts.optimizer.param_groups)
-        parts.model.load_state_dict(found["model"])
-        parts.optimizer.load_state_dict(found["optimizer"])
-        set_random_state(found["random"], self.device)
-        position = Position(**found["position"])
+            content["model"] = shard_state(content["model"], parts.model.state_dict())
+            content["optimizer"] = shard_optimizer_state(content["optimizer"], parts.optimizer.param_groups)
+        parts.model.load_state_dict(content["model"])
+        parts.optimizer.load_state_dict(content["optimizer"])
+        set_random_state(content["random"], self.device)
+        position = TrainPosition(**content["position"])
         position.curve = [(int(step), loss) for step, loss in position.curve]
         return position
 
-    def _write(self, file: Path, parts: RunParts, position: Position) -> None:
-        first = self.together.rank == 0
-        model, optimizer = (whole(one.state_dict(), keep=first) for one in (parts.model, parts.optimizer))
-        if not first:
+    def _write(self, file: Path, parts: RunParts, position: TrainPosition) -> None:
+        is_writer = self.distributed.rank == 0
+        model = gather_state(parts.model.state_dict(), keep=is_writer)
+        optimizer = gather_state(parts.optimizer.state_dict(), keep=is_writer)
+        if not is_writer:
             return
         try:
             content = {

@@ -1,4 +1,4 @@
-"""What a worker gives to a trainer: the run's plugins, chosen again from the job's record."""
+"""The surroundings of a trainer in a worker: the plugins of each run, built from the record of its job."""
 
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ from flops_fit_core.flops.parameter_usage import ParameterUsage
 from flops_fit_core.plugins.protocols import Dataset, Device, FlopCount, RunParts, RunView
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
-from flops_fit_core.training.distributed import Processes
+from flops_fit_core.training.distributed import TorchDistributedContext
 from flops_fit_core.training.rng import random_state, seed_everything, set_random_state
+from flops_fit_core.training.sharding import shard_model
 
 _KINDS = ("model", "dataset", "optimizer", "schedule", "flops", "trainer")
 
@@ -40,25 +41,25 @@ class WorkerContext:
         self.job = job
         self.registry = registry
         self.checkpoints = folder / "checkpoints"
-        self.together = Processes()
+        self.distributed = TorchDistributedContext()
         self._should_stop = should_stop
         self._started: dict[str, float] = {}
         self._counts: dict[str, tuple[ParameterCounts, FlopCount]] = {}
         self._dataset: tuple[str, Dataset] | None = None
 
     def should_stop(self) -> bool:
-        """True once the trainer should write what it must keep and return."""
-        return self.together.agree(self._should_stop())
+        """True once the trainer should write its checkpoints and return. Equal in every process of the run."""
+        return self.distributed.broadcast(self._should_stop())
 
     @cached_property
     def device(self) -> Device:
-        """Built when it is first asked for, in the process that uses it."""
+        """Built on first use, in the process that uses it."""
         chosen = choose("device", self.job.device, self.registry)
         device: Device = chosen.spec.build(chosen.options)
         return device
 
     def chosen(self, kind: str, run: RunSpec) -> Chosen[Any]:
-        """The run's plugin of a kind, with its options and the job's runtime options."""
+        """The run's plugin of a kind, with the options of the run and the runtime options of the job."""
         choice = run.flops_counter if kind == "flops" else getattr(run, kind)
         return choose(kind, choice, self.registry, self.job.runtime.get(kind))
 
@@ -69,7 +70,7 @@ class WorkerContext:
     def dataset(self, run: RunSpec) -> Dataset:
         """The run's data in the order of its seed.
 
-        Raises RunFailed where the data is no longer what the run was planned with.
+        Raises RunFailed if the data have changed since the run was planned.
         """
         key = f"{run.dataset.model_dump_json()} {run.seed}"
         if self._dataset is None or self._dataset[0] != key:
@@ -85,9 +86,13 @@ class WorkerContext:
         return dataset
 
     def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
-        """Everything of one run, on its device. The weights depend on the seed, not on the device.
+        """Build model, data, optimizer and schedule of a run on its device.
 
-        ``shard``: says of the model whether its weights are spread over the processes that train the run.
+        The weights depend on the seed, not on the device: they are initialized on the CPU.
+
+        Args:
+            run: The run to build.
+            shard: Called with the model on the CPU. Returns whether to divide its weights among the processes.
         """
         self._started[run.id] = time.monotonic()
         self.device.release()
@@ -97,7 +102,7 @@ class WorkerContext:
         model = build_model(model_choice, model_choice.options, dataset.task, in_training=True)
         self._count(run, model_choice, model, dataset)
         if shard is not None and shard(model):
-            self.together.shard(model, self.device.torch_device)
+            shard_model(model, self.device.torch_device, self.distributed.size)
         model = model.to(self.device.torch_device)
         view = self.view(run, model_choice, dataset)
         optimizer = self.chosen("optimizer", run)
@@ -110,7 +115,7 @@ class WorkerContext:
         )
 
     def view(self, run: RunSpec, model: Chosen[Any], dataset: Dataset) -> RunView:
-        """What the run's optimizer and schedule see of it."""
+        """The run as its optimizer and schedule see it."""
         return RunView(
             steps=run.steps,
             tokens=run.tokens,
@@ -121,10 +126,10 @@ class WorkerContext:
         )
 
     def _count(self, run: RunSpec, chosen: Chosen[Any], model: nn.Module, dataset: Dataset) -> None:
-        """Count the model that was really built; it must be the one that was planned."""
+        """Count the model that was built. Raises RunFailed if N or its FLOPs differ from those of the plan."""
         groups = parameter_groups(chosen, model)
         counter = self.chosen("flops", run)
-        # Counters are promised a module without values; building that one, and a trace, may draw random numbers.
+        # Counters get a module on the meta device. Building it, and tracing it, may draw random numbers.
         state = random_state("cpu")
         measured = measure_model(
             chosen, chosen.options, dataset.task, UsageTraces(chosen, dataset.task, by_type=True)
@@ -135,7 +140,7 @@ class WorkerContext:
             parameters = count_parameters(model, dataset.task, groups, usage)
             try:
                 count = count_flops(counter, replace(measured, parameters=parameters))
-            except ConfigError as error:  # by module types nothing may be left of N
+            except ConfigError as error:  # counted by module types, N may be 0
                 failure = error
                 continue
             if count.params == run.params:
@@ -149,7 +154,7 @@ class WorkerContext:
                 f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
                 f"plan again"
             )
-        # Positions of padded data are a rounded mean.
+        # The number of positions of padded data is a rounded mean.
         tolerance = 1e-9 if run.positions is None else 1 / run.positions
         if not math.isclose(count.flops_per_token, run.flops_per_position, rel_tol=tolerance):
             raise RunFailed(
@@ -160,16 +165,18 @@ class WorkerContext:
 
     @staticmethod
     def _usages(chosen: Chosen[Any], dataset: Dataset, shapes: nn.Module) -> Iterator[ParameterUsage]:
-        """Module types, which give N of most models and of studies begun with planner = 1; then a trace, for which
-        the model is built once more."""
+        """Ways to find the parameters in use, the cheap one first.
+
+        Module types give N of most models and of studies planned with planner = 1. A trace builds the model again.
+        """
         yield UNTRACED
         yield UsageTraces(chosen, dataset.task).of(chosen.options, shapes)
 
     def result(self, run: RunSpec, status: Status, **measured: Any) -> RunResult:
-        """What the trainer measured, completed by what the worker knows."""
+        """The result of a run: the fields that the trainer measured, and those that the worker adds."""
         parameters, count = self._counts.get(run.id, (None, None))
         tokens = measured.get("tokens", 0)
-        known: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "attempt": self.job.attempts.get(run.id, 1),
             "flops": run.flops_per_token * tokens,
             "parameters": parameters,
@@ -178,13 +185,13 @@ class WorkerContext:
             "runtime": self.job.runtime,
         }
         if count is not None:
-            known |= {"params_name": count.params_name, "flops_name": count.flops_name}
+            fields |= {"params_name": count.params_name, "flops_name": count.flops_name}
         if "device" in self.__dict__:
-            known |= {"device": self.device.name, "peak_memory": self.device.peak_memory()}
-        return RunResult(run=run, status=status, **(known | measured))
+            fields |= {"device": self.device.name, "peak_memory": self.device.peak_memory()}
+        return RunResult(run=run, status=status, **(fields | measured))
 
     def failed(self, run: RunSpec, error: BaseException) -> RunResult:
-        """The result of a run that raised."""
+        """The result of a run that raised ``error``."""
         text = "".join(traceback.format_exception(error))
         return self.result(
             run, "failed", error=RunError(type=type(error).__name__, message=_message(error), traceback=text)
@@ -202,7 +209,7 @@ class WorkerContext:
         return versions
 
     def release(self) -> None:
-        """Forget what was built and give the device's memory back."""
+        """Drop the dataset and release the memory of the device."""
         self._dataset = None
         if self._started:
             gc.collect()
@@ -213,5 +220,5 @@ class WorkerContext:
 def _message(error: BaseException) -> str:
     try:
         return str(error)
-    except Exception as raised:  # the text of an exception of the user's own may raise anything
+    except Exception as raised:  # __str__ of a user's exception may raise anything
         return f"its text cannot be shown: {type(raised).__name__}"

@@ -1,38 +1,43 @@
-"""Held-out loss: the same tokens for every run, no gradient, sums in float64."""
+"""Held-out loss of a model: the same samples for every run, no gradient, sums in float64."""
 
 from __future__ import annotations
 
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 from torch import nn
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Together, heldout_batches
+from flops_fit_core.plugins.protocols import (
+    Batch,
+    Dataset,
+    DistributedContext,
+    MultiEvalDataset,
+    Task,
+    heldout_batches,
+)
 from flops_fit_core.plugins.utilities import bits_per_byte
 from flops_fit_core.training.batches import length, part, to_device
-from flops_fit_core.training.distributed import Processes, gather_anew, is_sharded, share_buffers
+from flops_fit_core.training.distributed import TorchDistributedContext, broadcast_buffers
 from flops_fit_core.training.memory import free_cached_memory, is_out_of_memory
-
-R = TypeVar("R")
+from flops_fit_core.training.sharding import is_sharded, reshard
 
 logger = logging.getLogger("flops_fit")
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """What an evaluation measured."""
+class EvalResult:
+    """The result of an evaluation."""
 
     loss: float
-    """Nats per prediction; NaN or infinite where the model is broken."""
+    """Mean in nats per prediction. NaN or infinite for a model that has diverged."""
     tokens: int
-    """Predictions that it is the mean of."""
+    """Number of predictions."""
     metrics: dict[str, float]
 
     def result_fields(self, dataset: Dataset) -> dict[str, Any]:
@@ -55,102 +60,45 @@ def evaluate(
     batch_tokens: int,
     autocast: AbstractContextManager[Any],
     name: str | None = None,
-    together: Together | None = None,
-    whole: int | None = None,
-) -> HeldOut:
-    """Mean held-out loss of ``model`` over the dataset's fixed sample of ``tokens`` tokens: of its main
-    held-out set, or of the further one that is named. Each process of ``together`` takes its share of every batch.
-    ``whole``: samples of every batch, for a loss of whole batches; a last one of fewer is left out.
+    distributed: DistributedContext | None = None,
+    full_batch_size: int | None = None,
+) -> EvalResult:
+    """Mean held-out loss of ``model`` on ``device``.
 
-    Leaves the model in the mode it was in and draws no random number.
-    """
-    task = dataset.task
-    together = together or Processes()
-    was_training = model.training
-    model.eval()
-    share_buffers(model, together.size)
-    total, count = 0.0, 0.0
-    sums: dict[str, float] = defaultdict(float)
-    counts: dict[str, int] = defaultdict(int)
-
-    def measure(batch: Batch) -> tuple[float, float, Mapping[str, tuple[float, int]]]:
-        with autocast:
-            outputs = task.outputs(model, batch)
-            loss, number = task.loss(outputs, batch)
-        return float(loss), float(number), task.metrics(outputs, batch)
-
-    in_parts = _PartsThatFit(measure, device, together.size if is_sharded(model) else 1, whole is not None)
-    for batch in heldout_batches(dataset, tokens, whole or max(1, batch_tokens // task.tokens_per_sample), name):
-        samples = length(batch)
-        if whole is not None and samples < whole:
-            continue
-        divided = samples >= together.size
-        batch = to_device(together.share(batch, samples) if divided else batch, device)
-        # All go through every batch, for a sharded model needs them all; a whole one counts on the first process.
-        counted = divided or together.rank == 0
-        for loss, number, metrics in in_parts(batch):
-            total += loss * counted
-            count += number * counted
-            for metric, (value, among) in metrics.items():
-                sums[metric] += value * counted
-                counts[metric] += among * counted
-    model.train(was_training)
-    gather_anew(model)
-    if together.size > 1:
-        total, count = together.sum(total), together.sum(count)
-        sums = {metric: together.sum(value) for metric, value in sums.items()}
-        counts = {metric: round(together.sum(value)) for metric, value in counts.items()}
-    means = {metric: sums[metric] / counts[metric] for metric in sums if counts[metric]}
-    return HeldOut(total / count if count else math.nan, round(count), means)
-
-
-class _PartsThatFit(Generic[R]):
-    """Calls ``measure`` on batches, in parts of as many samples as memory allows.
+    Leaves the model in its mode. Draws no random number, unless the model does so in eval mode.
 
     Args:
-        measure: A function of a batch; its results for the parts of a batch add up to that of the batch.
-        device: Where the model is.
-        devices: Devices that must all make the same forward passes, because each has a part of the weights.
-        whole: Whether the results for parts do not add up, so that a batch must not be divided.
+        model: Already on ``device``.
+        dataset: Returns the same held-out samples at every call.
+        tokens: Size of the held-out sample, in tokens (or samples; the dataset defines the unit).
+        device: What ``torch.device`` takes.
+        batch_tokens: Size of a batch, in the same unit. Halved as often as memory runs out.
+        autocast: Precision of the forward passes.
+        name: A further held-out set; None for the main one.
+        distributed: Processes among which every batch is divided.
+        full_batch_size: Samples per batch, for a loss that is defined on batches of this size only. A smaller last
+            batch is left out, and no batch is divided to save memory.
+
+    Raises RunFailed if a sharded model runs out of memory.
     """
-
-    def __init__(self, measure: Callable[[Batch], R], device: str, devices: int, whole: bool) -> None:
-        self._measure = measure
-        self._device = device
-        self._devices = devices
-        self._whole = whole
-        self._most: int | None = None
-        """Samples of one part; None for all of a batch. Halved when memory runs out, for all later batches too."""
-
-    def __call__(self, batch: Batch) -> Iterator[R]:
+    distributed = distributed or TorchDistributedContext()
+    batch_size = full_batch_size or max(1, batch_tokens // dataset.task.tokens_per_sample)
+    was_training = model.training
+    model.eval()
+    broadcast_buffers(model, distributed.size)
+    sums = _LossSums(model, dataset.task, device, autocast, distributed, may_divide=full_batch_size is None)
+    for batch in heldout_batches(dataset, tokens, batch_size, name):
         samples = length(batch)
-        first = 0
-        while first < samples:
-            size = min(self._most or samples, samples - first)
-            try:
-                result = self._measure(batch if size == samples else part(batch, first, first + size))
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                self._halve(size, error)
-            else:
-                yield result
-                first += size
-                continue
-            # After the handler: the error's traceback holds the activations.
-            free_cached_memory(self._device)
-
-    def _halve(self, size: int, error: Exception) -> None:
-        """Raises the error for what cannot be divided, and RunFailed where several devices would have to agree."""
-        if size == 1 or self._whole:
-            raise error
-        if self._devices > 1:
-            raise RunFailed(
-                f"out of memory while evaluating {size} samples on each of {self._devices} devices: write a "
-                f"smaller trainer.eval_batch_tokens"
-            ) from error
-        self._most = -(-size // 2)
-        logger.warning("out of memory in an evaluation: going on with batches of %d samples", self._most)
+        if full_batch_size is not None and samples < full_batch_size:
+            continue
+        is_divided = samples >= distributed.size
+        local_batch = to_device(distributed.local_batch(batch, samples) if is_divided else batch, device)
+        # A batch that cannot be divided is computed by every process, because a sharded model needs all of them
+        # in every forward pass. The first process counts it.
+        sums.add(local_batch, is_counted=is_divided or distributed.rank == 0)
+    model.train(was_training)
+    reshard(model)
+    return sums.result()
 
 
 def further_losses(
@@ -161,16 +109,16 @@ def further_losses(
     device: str,
     batch_tokens: int,
     autocast: AbstractContextManager[Any],
-    together: Together | None = None,
-    whole: int | None = None,
+    distributed: DistributedContext | None = None,
+    full_batch_size: int | None = None,
 ) -> dict[str, float]:
-    """Mean loss on each of the dataset's further held-out sets, by name: ``RunResult.losses``.
+    """Mean loss on each further held-out set of the dataset, by name. Arguments as for :func:`evaluate`.
 
-    Empty where it has none; without those on which the loss is not finite.
+    Sets on which the loss is not finite are left out. Empty for a dataset with one held-out set.
     """
-    names = dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ()
-    found = {
-        name: evaluate(
+    losses = {}
+    for name in dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ():
+        result = evaluate(
             model,
             dataset,
             tokens,
@@ -178,9 +126,92 @@ def further_losses(
             batch_tokens=batch_tokens,
             autocast=autocast,
             name=name,
-            together=together,
-            whole=whole,
-        ).loss
-        for name in names
-    }
-    return {name: loss for name, loss in found.items() if math.isfinite(loss)}
+            distributed=distributed,
+            full_batch_size=full_batch_size,
+        )
+        if math.isfinite(result.loss):
+            losses[name] = result.loss
+    return losses
+
+
+class _LossSums:
+    """Sums of losses and metrics over held-out batches, in float64.
+
+    Args:
+        model: In eval mode.
+        task: Of the dataset.
+        device: The device of the model.
+        autocast: Precision of the forward passes.
+        distributed: The processes that evaluate the model.
+        may_divide: Whether the losses of the parts of a batch add up to the loss of the batch. Then a batch is
+            divided into as few parts as memory allows.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        task: Task,
+        device: str,
+        autocast: AbstractContextManager[Any],
+        distributed: DistributedContext,
+        *,
+        may_divide: bool,
+    ) -> None:
+        self._model = model
+        self._task = task
+        self._device = device
+        self._autocast = autocast
+        self._distributed = distributed
+        self._may_divide = may_divide
+        self._max_samples: int | None = None
+        """Samples of one part; None for the whole batch. Halved when memory runs out, for later batches too."""
+        self._loss, self._count = 0.0, 0.0
+        self._metrics: dict[str, float] = defaultdict(float)
+        self._metric_counts: dict[str, int] = defaultdict(int)
+
+    def add(self, batch: Batch, *, is_counted: bool) -> None:
+        """Add a batch. If it is not counted, adds zeros, so that every process has the same metrics."""
+        samples = length(batch)
+        first = 0
+        while first < samples:
+            size = min(self._max_samples or samples, samples - first)
+            try:
+                self._add_part(batch if size == samples else part(batch, first, first + size), is_counted)
+                first += size
+                continue
+            except Exception as error:
+                self._halve(size, error)
+            # Outside of the handler: inside, the error's traceback keeps the activations in memory.
+            free_cached_memory(self._device)
+
+    def _add_part(self, batch: Batch, is_counted: bool) -> None:
+        with self._autocast:
+            outputs = self._task.outputs(self._model, batch)
+            total, num_predictions = self._task.loss(outputs, batch)
+        loss, count, metrics = float(total), float(num_predictions), self._task.metrics(outputs, batch)
+        self._loss += loss * is_counted
+        self._count += count * is_counted
+        for name, (value, metric_count) in metrics.items():
+            self._metrics[name] += value * is_counted
+            self._metric_counts[name] += metric_count * is_counted
+
+    def _halve(self, size: int, error: Exception) -> None:
+        """Raises the error if it is not for lack of memory, or if the part cannot be divided."""
+        if not is_out_of_memory(error) or size == 1 or not self._may_divide:
+            raise error
+        if self._distributed.size > 1 and is_sharded(self._model):  # all processes would have to divide alike
+            raise RunFailed(
+                f"out of memory while evaluating {size} samples on each of {self._distributed.size} devices: "
+                f"write a smaller trainer.eval_batch_tokens"
+            ) from error
+        self._max_samples = -(-size // 2)
+        logger.warning("out of memory in an evaluation: going on with batches of %d samples", self._max_samples)
+
+    def result(self) -> EvalResult:
+        """The means over all processes."""
+        add_up = self._distributed.all_reduce_sum
+        loss, count = add_up(self._loss), add_up(self._count)
+        metrics = {name: add_up(value) for name, value in self._metrics.items()}
+        counts = {name: round(add_up(value)) for name, value in self._metric_counts.items()}
+        means = {name: metrics[name] / counts[name] for name in metrics if counts[name]}
+        return EvalResult(loss / count if count else math.nan, round(count), means)

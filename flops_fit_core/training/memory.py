@@ -1,4 +1,4 @@
-"""Running out of memory: which errors mean it, and how a step that failed half-way is taken back."""
+"""Running out of memory: the errors that indicate it, and how a step that failed half-way is undone."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MESSAGES = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_NOT_SUPPORTED",  # what cuDNN reports for batches whose workspace does not fit
+    "CUDNN_STATUS_NOT_SUPPORTED",  # reported by cuDNN for a batch whose workspace does not fit
     "MPS backend out of memory",
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
 )
-"""Parts of messages of errors that torch raises as a plain RuntimeError when an allocation fails."""
+"""Parts of the messages of a plain RuntimeError with which torch reports a failed allocation."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -32,22 +32,22 @@ def is_out_of_memory(error: BaseException) -> bool:
 def free_cached_memory(device: str) -> None:
     """Return the memory that torch caches to a GPU.
 
-    Call it outside of the ``except`` block: the error's traceback keeps the failed step's tensors alive.
+    Call it outside of the ``except`` block: inside, the error's traceback keeps the tensors of the failed step.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.empty_cache()
 
 
 class Snapshot:
-    """What an optimizer step changes, as it was before the step: in the processor's memory.
+    """A copy, in CPU memory, of everything that a training step changes.
 
     An optimizer allocates its state in its first step, group by group, and kernels of several tensors allocate
     more in between. A step that runs out of memory may therefore have updated a part of the weights and moments.
 
     Args:
-        parts: Of the run that takes the step. Its gradients are not kept.
-        device: Where the run is.
-        weights: False to keep the random generators only.
+        parts: Model and optimizer of the run. Gradients are not copied.
+        device: The device of the model.
+        weights: Whether to copy weights, buffers and optimizer state. Random generators are always copied.
     """
 
     def __init__(self, parts: RunParts, device: str, *, weights: bool = True) -> None:
@@ -62,13 +62,13 @@ class Snapshot:
             self._state = tree_map(_copied, parts.optimizer.state_dict())
 
     def restore(self) -> None:
-        """Put everything back, bit for bit, and drop the gradients."""
+        """Restore everything, bit for bit, and drop the gradients."""
         optimizer = self._parts.optimizer
         optimizer.zero_grad(set_to_none=True)
         if self._state is not None:
-            optimizer.state.clear()  # before the copies are loaded, which would not fit beside it
+            optimizer.state.clear()  # frees its memory before the copies are loaded
             free_cached_memory(self._device)
-            # Copies again: an optimizer on the CPU takes the tensors themselves, and may fail a second time.
+            # Copy again: an optimizer on the CPU keeps the tensors that it loads, and the next try may fail, too.
             optimizer.load_state_dict(tree_map(_copied, self._state))
         with torch.no_grad():
             for tensor, value in self._tensors:

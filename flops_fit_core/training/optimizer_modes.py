@@ -1,8 +1,8 @@
-"""Optimizers whose weights to train are not the weights to use: schedule-free ones, averages of weights.
+"""Optimizers that evaluate other weights than they train, such as Schedule-Free and weight averaging.
 
-They have two modes, as ``torch.nn.Module`` has: ``optimizer.train()`` puts the weights that are trained into the
-model, ``optimizer.eval()`` those that are to be evaluated. A run is in train mode, and its checkpoints are, except
-while its held-out loss is measured.
+They have two modes, as ``torch.nn.Module`` has: ``optimizer.train()`` puts the weights to train into the model,
+``optimizer.eval()`` the weights to evaluate. Runs are in train mode except during an evaluation, and so are their
+checkpoints.
 """
 
 from __future__ import annotations
@@ -16,41 +16,43 @@ from torch import optim
 
 
 def has_modes(optimizer: optim.Optimizer) -> bool:
-    """Whether it has ``train()`` and ``eval()``."""
+    """Whether an optimizer has ``train()`` and ``eval()``."""
     return callable(getattr(optimizer, "train", None)) and callable(getattr(optimizer, "eval", None))
 
 
 def train_mode(optimizer: optim.Optimizer) -> None:
-    """Before steps. Does nothing to an optimizer that is in this mode, or has none."""
+    """Call before training steps. Does nothing to an optimizer in train mode or without modes."""
     if has_modes(optimizer):
-        modal: Any = optimizer
-        modal.train()
+        modes: Any = optimizer
+        modes.train()
 
 
 @contextmanager
 def eval_mode(optimizer: optim.Optimizer) -> Iterator[None]:
-    """While the model is evaluated. Afterwards it is in train mode with the weights that it had, bit for bit: the
-    way there and back rounds, and a run that is evaluated more often must not be another run."""
+    """Context of an evaluation. Afterwards the optimizer is in train mode, and the weights are bit-identical.
+
+    Switching the mode twice rounds the weights, so they are copied: evaluations must not change a run.
+    """
     if not has_modes(optimizer):
         yield
         return
-    modal: Any = optimizer
-    weights = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    trained = _copies(weights)
-    modal.eval()
+    modes: Any = optimizer
+    weights = [param for group in optimizer.param_groups for param in group["params"]]
+    copies = _copies(weights)
+    modes.eval()
     try:
         yield
     finally:
-        modal.train()
+        modes.train()
         with torch.no_grad():
-            for weight, value in zip(weights, trained, strict=True):
+            for weight, value in zip(weights, copies, strict=True):
                 weight.copy_(value)
 
 
 def _copies(weights: list[torch.Tensor]) -> list[torch.Tensor]:
-    """On their device, or in the processor's memory where they do not fit beside the model."""
+    """Copies on the same device, or in CPU memory if they do not fit."""
     try:
         return [weight.detach().clone() for weight in weights]
     except torch.OutOfMemoryError:
-        pass  # The copies made so far are freed with the error.
+        pass  # the copies made so far are freed with the error
     return [weight.detach().to("cpu", copy=True) for weight in weights]

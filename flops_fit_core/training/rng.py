@@ -1,4 +1,4 @@
-"""Every random generator that user code may draw from: seeded, kept and put back together."""
+"""The random generators that user code may use: torch, Python and numpy. Seeded, saved and restored together."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 
 def random_state(device: str) -> dict[str, Any]:
-    """Every generator that user code may draw from, as plain data and tensors."""
+    """The state of every generator, as plain data and tensors. Includes the CUDA generator of a CUDA device."""
     kind, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     python = random.getstate()
     return {
@@ -23,7 +23,7 @@ def random_state(device: str) -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any], device: str) -> None:
-    """Put every generator back to where :func:`random_state` found it."""
+    """Restore the state that :func:`random_state` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and device.startswith("cuda"):
         torch.cuda.set_rng_state(state["cuda"], device)
@@ -33,10 +33,10 @@ def set_random_state(state: dict[str, Any], device: str) -> None:
     np.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, cached))
 
 
-class OwnRandomness:
-    """Inside, the CPU's global generators are this object's own, seeded once; outside, they are as they were.
+class SeparateGenerators:
+    """Inside the ``with`` block, the global CPU generators have a separate state, seeded once.
 
-    Each time it is entered, they go on from where it was last left.
+    Each block continues from the state at the end of the last one. Outside, the generators are unchanged.
     """
 
     def __init__(self, seed: int) -> None:
@@ -59,13 +59,13 @@ class OwnRandomness:
         set_random_state(self._outside, "cpu")
 
 
-def fixed_randomness(seed: int = 0) -> OwnRandomness:
-    """Inside, what is drawn on the CPU is the same every time; afterwards the generators are as they were."""
-    return OwnRandomness(seed)
+def fixed_randomness(seed: int = 0) -> SeparateGenerators:
+    """A ``with`` block in which CPU generators start from ``seed``. Outside, they are unchanged."""
+    return SeparateGenerators(seed)
 
 
 def draws_random_numbers(work: Callable[[], object]) -> bool:
-    """Whether doing something draws from the CPU's global generators, which are then as they were."""
+    """Whether ``work()`` draws from the global CPU generators. Their state is restored."""
     with fixed_randomness():
         before = random_state("cpu")
         work()

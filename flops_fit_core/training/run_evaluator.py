@@ -1,143 +1,188 @@
-"""What is measured of a run: its held-out loss, whether it diverges, how fast it was, its result."""
+"""The evaluation of runs: divergence, held-out loss during and after training, and the result."""
 
 from __future__ import annotations
 
+import logging
 import math
+import time
+from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor
 
-from flops_fit_core.plugins.protocols import Dataset, TrainContext
+from flops_fit_core.plugins.protocols import TrainContext
 from flops_fit_core.records import Evaluation, RunResult
-from flops_fit_core.training.checkpoints import Position
-from flops_fit_core.training.evaluation import HeldOut, further_losses
-from flops_fit_core.training.evaluation import evaluate as heldout_loss
+from flops_fit_core.training.checkpoints import TrainPosition
+from flops_fit_core.training.evaluation import EvalResult, evaluate, further_losses
+from flops_fit_core.training.memory import is_out_of_memory
 from flops_fit_core.training.optimizer_modes import eval_mode
-from flops_fit_core.training.packing import PackedStepper
+from flops_fit_core.training.options import TrainOptions
 from flops_fit_core.training.rng import random_state, set_random_state
-from flops_fit_core.training.run_state import Pass
-from flops_fit_core.training.step import Stepper, autocast
+from flops_fit_core.training.run_state import RunState
+from flops_fit_core.training.step import TrainStep, autocast
+from flops_fit_core.training.throughput import Throughput
 
-PATIENCE = 3
-"""Looks in a row that find the loss above the limit before a run is given up: one bad batch is no divergence."""
+logger = logging.getLogger("flops_fit")
+
+CHECK_EVERY = 16
+"""Steps between two checks of the training loss. A check waits for the device; the steps between do not."""
+CHECKS_TO_DIVERGE = 3
+"""Checks in a row with a loss above the limit before a run has diverged: one bad batch is not a divergence."""
 
 
-class Measuring:
-    """How runs are evaluated and judged. The options are those of the plugin ``trainers/torch``."""
+class RunEvaluator:
+    """Evaluates the runs of one job."""
 
-    def __init__(self, *, precision: str, heldout_tokens: int, divergence: float, eval_batch_tokens: int) -> None:
-        self.precision = precision
-        self.heldout_tokens = heldout_tokens
-        self.divergence = divergence
-        self.eval_batch_tokens = eval_batch_tokens
+    def __init__(self, context: TrainContext, options: TrainOptions) -> None:
+        self._context = context
+        self._options = options
+        self._precision = options.precision_on(context.device)
 
-    def precision_on(self, context: TrainContext) -> str:
-        return context.device.precision if self.precision == "auto" else self.precision
+    # ------------------------------------------------------------------------ during training
 
-    def look(self, group: list[Pass], losses: list[float], counts: list[int], regular: bool) -> None:
-        """Only regular looks judge, so that a slow machine judges as a fast one.
+    def check_losses_if_due(
+        self, runs: Sequence[RunState], losses: Tensor, step: int, throughput: Throughput
+    ) -> None:
+        """Read the training losses and mark diverged runs.
 
-        A batch of no tokens has no loss."""
-        for one, loss, tokens in zip(group, losses, counts, strict=True):
-            if not one.position.diverged and tokens:
-                self._judge(one.position, loss, regular)
+        Due at the first, the last and every 16th step. The losses are also read for a report, but then no run is
+        marked: reports depend on the clock, and a slow machine must judge a run as a fast one does.
 
-    def _judge(self, position: Position, loss: float, regular: bool) -> None:
-        position.last_loss = loss if math.isfinite(loss) else None
-        if not regular:
+        Args:
+            runs: Runs that have just been trained by a step.
+            losses: Their mean losses, of shape (runs,) or () for one run.
+            step: Number of steps taken.
+            throughput: Times the reports.
+        """
+        is_check = step % CHECK_EVERY == 0 or step in (1, runs[0].spec.steps)
+        if not (is_check or throughput.should_report()):
             return
+        for run, loss in zip(runs, losses.reshape(-1).tolist(), strict=True):
+            # A batch without valid targets has no loss.
+            if run.position.diverged or not run.last_batch_tokens:
+                continue
+            run.position.last_loss = loss if math.isfinite(loss) else None
+            if is_check:
+                self._mark_if_diverged(run.position, loss)
+
+    def _mark_if_diverged(self, position: TrainPosition, loss: float) -> None:
         if position.first_loss is None:
             position.first_loss = loss
-        limit = self.divergence * max(position.first_loss, 1e-9)
-        position.above = position.above + 1 if loss > limit else 0
-        position.diverged = not math.isfinite(loss) or position.above >= PATIENCE
+        position.above = position.above + 1 if self._is_above_limit(position, loss) else 0
+        position.diverged = not math.isfinite(loss) or position.above >= CHECKS_TO_DIVERGE
 
-    def evaluate(self, one: Pass, context: TrainContext) -> HeldOut:
-        """On the dataset's main held-out set."""
-        with eval_mode(one.parts.optimizer):
-            return heldout_loss(*self._where(one), **self._how(one, context))
+    def _is_above_limit(self, position: TrainPosition, loss: float) -> bool:
+        return position.first_loss is not None and loss > self._options.divergence * max(position.first_loss, 1e-9)
 
-    def _further(self, one: Pass, context: TrainContext) -> dict[str, float]:
-        with eval_mode(one.parts.optimizer):
-            return further_losses(*self._where(one), **self._how(one, context))
+    def evaluate_if_due(self, runs: Sequence[RunState], step: int, throughput: Throughput) -> bool:
+        """Append the held-out loss to the curve of every run that is evaluated after this step.
 
-    def _where(self, one: Pass) -> tuple[nn.Module, Dataset, int]:
-        return one.parts.model, one.parts.dataset, self.heldout_tokens
+        Every random generator keeps its state, so evaluations do not change the training.
 
-    def _how(self, one: Pass, context: TrainContext) -> dict[str, Any]:
-        task = one.parts.dataset.task
-        device = context.device.torch_device
+        Returns False if there are several runs and one sample does not fit into memory next to all their models.
+        """
+        due_runs = [run for run in runs if step in run.evaluation_steps and not run.position.diverged]
+        if not due_runs:
+            return True
+        device = self._context.device.torch_device
+        with throughput.paused():
+            random = random_state(device)
+            try:
+                for run in due_runs:
+                    with eval_mode(run.parts.optimizer):
+                        loss = self._evaluate(run).loss
+                    run.position.curve.append((step, loss if math.isfinite(loss) else None))
+            except Exception as error:
+                if len(runs) == 1 or not is_out_of_memory(error):
+                    raise
+                logger.warning("out of memory in an evaluation with %d runs side by side: one by one", len(runs))
+                return False
+            set_random_state(random, device)
+        return True
+
+    def _evaluate(self, run: RunState) -> EvalResult:
+        arguments = self._arguments(run)
+        return evaluate(run.parts.model, run.parts.dataset, self._options.heldout_tokens, **arguments)
+
+    def _further_losses(self, run: RunState) -> dict[str, float]:
+        arguments = self._arguments(run)
+        return further_losses(run.parts.model, run.parts.dataset, self._options.heldout_tokens, **arguments)
+
+    def _arguments(self, run: RunState) -> dict[str, Any]:
+        device = self._context.device.torch_device
+        needs_whole_batches = run.parts.dataset.task.whole_batches
         return {
             "device": device,
-            "batch_tokens": self.eval_batch_tokens,
-            "autocast": autocast(device, self.precision_on(context)),
-            "together": context.together,
-            "whole": one.run.batch_size if getattr(task, "whole_batches", False) else None,
+            "batch_tokens": self._options.eval_batch_tokens,
+            "autocast": autocast(device, self._precision),
+            "distributed": self._context.distributed,
+            "full_batch_size": run.spec.batch_size if needs_whole_batches else None,
         }
 
-    def evaluate_on_the_way(self, group: list[Pass], context: TrainContext) -> None:
-        """Leaves every random generator as it was."""
-        device = context.device.torch_device
-        before = random_state(device)
-        for one in group:
-            if not one.position.diverged:
-                loss = self.evaluate(one, context).loss
-                one.position.curve.append((one.position.step, loss if math.isfinite(loss) else None))
-        set_random_state(before, device)
+    # ------------------------------------------------------------------------ after training
 
-    def result(
-        self,
-        one: Pass,
-        heldout: HeldOut | None,
-        context: TrainContext,
-        stepper: Stepper | PackedStepper | None = None,
-        packed: int = 1,
-    ) -> RunResult:
-        losses = self._further(one, context) if heldout is not None else {}
-        one.count_time(1 / packed)
-        measured = self._measured(one, context)
-        if stepper is not None:
-            measured |= {"micro_batch": stepper.micro_batch, "compiled": stepper.compiled, "packed": packed}
-        curve = [(step, loss) for step, loss in one.position.curve if step in one.own_evaluations]
+    def result(self, run: RunState, train_step: TrainStep | None) -> RunResult:
+        """Evaluate a finished run. A run that diverged in training is not evaluated.
+
+        Args:
+            run: At its last step, or diverged.
+            train_step: The step that trained it. None for a longer run of a shared phase that diverged.
+        """
+        position = run.position
+        heldout, losses = None, {}
+        if not position.diverged:
+            started = time.perf_counter()
+            with eval_mode(run.parts.optimizer):
+                heldout = self._evaluate(run)
+                losses = self._further_losses(run)
+            position.seconds += time.perf_counter() - started
+        fields = {**self._training_fields(run), **_step_fields(train_step), "curve": _curve(run, heldout)}
         if heldout is not None:
-            curve.append((one.position.step, heldout.loss if math.isfinite(heldout.loss) else None))
-            measured["heldout_tokens"] = heldout.tokens
-        per_step = one.run.tokens_per_step
-        measured["curve"] = tuple(Evaluation(step=at, tokens=at * per_step, loss=loss) for at, loss in curve)
-        if heldout is None or not math.isfinite(heldout.loss) or self._exploded(one.position, heldout):
-            return context.result(one.run, "diverged", **measured)
-        return context.result(
-            one.run,
-            "completed",
-            losses=losses,
-            **heldout.result_fields(one.parts.dataset),
-            **measured,
+            fields["heldout_tokens"] = heldout.tokens
+        if heldout is None or not math.isfinite(heldout.loss) or self._is_above_limit(position, heldout.loss):
+            return self._context.result(run.spec, "diverged", **fields)
+        return self._context.result(
+            run.spec, "completed", losses=losses, **heldout.result_fields(run.parts.dataset), **fields
         )
 
-    def _measured(self, one: Pass, context: TrainContext) -> dict[str, Any]:
-        position, run = one.position, one.run
+    def _training_fields(self, run: RunState) -> dict[str, Any]:
+        position, spec = run.position, run.spec
         tokens, positions = position.tokens or 0, position.positions or 0
-        trained = tokens - position.began_tokens
-        share = tokens / positions if positions else 1.0
-        precision = self.precision_on(context)
-        speed = run.flops_per_position * trained / (share or 1.0) / max(position.train_seconds, 1e-9)
-        unique = min(tokens, one.parts.dataset.num_unique_tokens or tokens)
-        peak = context.device.peak_flops(precision)
-        devices = context.together.size
+        trained_tokens = tokens - position.began_tokens
+        valid_share = tokens / positions if positions else 1.0
+        unique_tokens = min(tokens, run.parts.dataset.num_unique_tokens or tokens)
+        train_seconds = max(position.train_seconds, 1e-9)
+        flops_per_second = spec.flops_per_position * trained_tokens / (valid_share or 1.0) / train_seconds
+        peak_flops = self._context.device.peak_flops(self._precision)
         return {
             "seconds": position.seconds,
             "tokens": tokens,
-            "trained_tokens": trained,
-            "flops": run.flops_per_position * positions,
-            "unique_tokens": unique,
-            "passes": tokens / unique if unique else None,
+            "trained_tokens": trained_tokens,
+            "flops": spec.flops_per_position * positions,
+            "unique_tokens": unique_tokens,
+            "passes": tokens / unique_tokens if unique_tokens else None,
             "positions": positions if positions != tokens else None,
-            "valid_share": share if positions != tokens else None,
-            "flops_per_second": speed,
-            "mfu": speed / (devices * peak) if peak else None,
-            "data_wait": min(1.0, position.wait_seconds / max(position.train_seconds, 1e-9)),
-            "precision": precision,
+            "valid_share": valid_share if positions != tokens else None,
+            "flops_per_second": flops_per_second,
+            "mfu": flops_per_second / (self._context.distributed.size * peak_flops) if peak_flops else None,
+            "data_wait": min(1.0, position.wait_seconds / train_seconds),
+            "precision": self._precision,
         }
 
-    def _exploded(self, position: Position, heldout: HeldOut) -> bool:
-        return position.first_loss is not None and heldout.loss > self.divergence * max(position.first_loss, 1e-9)
+
+def _step_fields(train_step: TrainStep | None) -> dict[str, Any]:
+    if train_step is None:
+        return {}
+    return {
+        "micro_batch": train_step.micro_batch,
+        "compiled": train_step.compiled,
+        "packed": train_step.num_runs,
+    }
+
+
+def _curve(run: RunState, heldout: EvalResult | None) -> tuple[Evaluation, ...]:
+    """The run's own evaluations. The shared stable phase is evaluated for other runs, too."""
+    points = [(step, loss) for step, loss in run.position.curve if step in run.own_evaluation_steps]
+    if heldout is not None:
+        points.append((run.position.step, heldout.loss if math.isfinite(heldout.loss) else None))
+    return tuple(Evaluation(step=step, tokens=step * run.spec.tokens_per_step, loss=loss) for step, loss in points)

@@ -1,138 +1,145 @@
-"""Runs on their way: what each is made of, where it is, and which trajectory it belongs to."""
+"""The state of runs during training, and of the trajectories to which they belong."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
-
-from torch import nn
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from flops_fit_core.plugins.protocols import Batch, RunParts, TrainContext
 from flops_fit_core.records import RunSpec, Trajectory
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
-from flops_fit_core.training.checkpoints import Checkpoints, Position
+from flops_fit_core.training.checkpoints import Checkpoints, TrainPosition
 from flops_fit_core.training.optimizer_modes import train_mode
+from flops_fit_core.training.options import TrainOptions
+from flops_fit_core.training.sharding import should_shard
 
 
-@dataclass
-class Pass:
-    """One run being trained."""
+@dataclass(eq=False)  # a run is equal to itself only; comparing fields would compare weights
+class RunState:
+    """One run during training: its model and data, its position and its checkpoints."""
 
-    run: RunSpec
+    spec: RunSpec
     parts: RunParts
-    peaks: Sequence[float]
-    """Peak learning rate of each of the optimizer's groups."""
-    position: Position
+    peak_lrs: Sequence[float]
+    """Peak learning rate of each parameter group of the optimizer."""
+    position: TrainPosition
     checkpoints: Checkpoints
-    own_evaluations: frozenset[int]
-    """Steps on the way at which this run is evaluated."""
-    trunk_evaluations: frozenset[int]
-    """Those of all runs of its trajectory."""
-    since: float = field(default_factory=time.perf_counter)
-    """When ``position.seconds`` was last brought up to date."""
-
-    @classmethod
-    def begin(
-        cls,
-        run: RunSpec,
-        folder: TrajectoryFolder,
-        context: TrainContext,
-        own_evaluations: frozenset[int],
-        trunk_evaluations: frozenset[int],
-        *,
-        shard: Callable[[nn.Module], bool] | None,
-    ) -> Pass:
-        """Build a run and put it as far on its way as its checkpoints tell."""
-        since = time.perf_counter()
-        parts = context.build(run, shard=shard)
-        # Before anything is restored: a checkpoint has the learning rates of its moment.
-        peaks = [float(group["lr"]) for group in parts.optimizer.param_groups]
-        checkpoints = Checkpoints(folder, context.device.torch_device, context.together)
-        position = checkpoints.restore(run, parts)
-        if position.tokens is None or position.positions is None:
-            position.tokens = position.step * run.tokens_per_step
-            position.positions = position.step * run.positions_per_step
-        train_mode(parts.optimizer)
-        context.together.seed(run.seed, position.step)
-        return cls(run, parts, peaks, position, checkpoints, own_evaluations, trunk_evaluations, since)
+    own_evaluation_steps: frozenset[int]
+    """Steps after which this run is evaluated during training."""
+    shared_evaluation_steps: frozenset[int]
+    """The same for all runs of the trajectory."""
+    last_batch_tokens: int = 0
+    """Valid targets of the last batch."""
 
     @property
-    def branch(self) -> int:
-        """Step at which the run leaves its trunk; its last step where it shares nothing."""
-        return self.run.branch_step or self.run.steps
+    def branch_step(self) -> int:
+        """Step at which the run leaves the shared stable phase. Its last step if it shares none."""
+        return self.spec.branch_step or self.spec.steps
 
-    def count_batch(self, batch: Batch) -> int:
-        """Add a batch that is trained on to the tokens and positions. Returns its tokens."""
-        if self.position.diverged:
-            return 0
-        count = self.parts.dataset.task.count(batch)
-        self.position.tokens = (self.position.tokens or 0) + count.tokens
-        self.position.positions = (self.position.positions or 0) + count.positions
-        return count.tokens
+    @property
+    def evaluation_steps(self) -> frozenset[int]:
+        """The shared stable phase is evaluated for all runs of the trajectory, the decay for this run only."""
+        return self.own_evaluation_steps if self.position.run else self.shared_evaluation_steps
 
-    def count_time(self, share: float) -> None:
-        """Add its share of the wall time since this was last called."""
-        before, self.since = self.since, time.perf_counter()
-        self.position.seconds += share * (self.since - before)
+    @property
+    def is_finished(self) -> bool:
+        return self.position.diverged or self.position.step == self.spec.steps
 
     def set_learning_rates(self, step: int) -> None:
-        """What the schedule says for a step, counted from 0."""
+        """Set the schedule's learning rates for a step, counted from 0."""
         multiplier = self.parts.schedule(step)
-        for group, peak in zip(self.parts.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * multiplier
+        for group, peak_lr in zip(self.parts.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak_lr * multiplier
 
+    def count_step(self, batch: Batch) -> None:
+        """Advance the position by a step on a batch. A diverged run stays at its step."""
+        if self.position.diverged:
+            self.last_batch_tokens = 0
+            return
+        count = self.parts.dataset.task.count(batch)
+        self.position.step += 1
+        self.position.tokens = (self.position.tokens or 0) + count.tokens
+        self.position.positions = (self.position.positions or 0) + count.positions
+        self.last_batch_tokens = count.tokens
 
-class Track:
-    """One trajectory, whose runs are trained in the order of their D."""
-
-    def __init__(
-        self,
-        trajectory: Trajectory,
-        evaluations: int,
-        context: TrainContext,
-        *,
-        shard: Callable[[nn.Module], bool] | None = None,
-    ) -> None:
-        self.runs = sorted(trajectory.runs, key=lambda run: run.tokens)
-        self._folder = TrajectoryFolder(context.checkpoints.parent, trajectory.id)
-        self._evaluations = {run.id: _evaluations(run, evaluations) for run in self.runs}
-        self._context = context
-        self._shard = shard
-        self._latest: Pass | None = None
-
-    def begin(self, run: RunSpec) -> Pass:
-        """Build a run and put it as far on its way as its checkpoints tell."""
-        every = frozenset[int]().union(*self._evaluations.values())
-        own = self._evaluations[run.id]
-        self._latest = Pass.begin(run, self._folder, self._context, own, every, shard=self._shard)
-        return self._latest
-
-    def drop(self) -> None:
-        """Give up what :meth:`begin` has built; the next call builds again, from the last checkpoint."""
-        self._latest = None
+    def save(self) -> None:
+        """Write the checkpoint from which the run is resumed. A diverged run is not resumed and writes none."""
+        if not self.position.diverged:
+            self.checkpoints.save_latest(self.parts, self.position)
 
     @property
-    def dead(self) -> Pass | None:
-        """The pass whose trunk diverged: longer runs would diverge at the same step of the same trunk."""
-        one = self._latest
-        return one if one is not None and one.position.diverged and not one.position.run else None
+    def is_branch_due(self) -> bool:
+        return not (self.position.run or self.position.diverged or self.position.step < self.branch_step)
 
-    def ended(self, run: RunSpec) -> Pass:
-        """A longer run of the dead trunk, at its end, for which nothing has been trained."""
-        assert self.dead is not None
-        dead = self.dead.position
-        position = replace(dead, began=dead.step, began_tokens=dead.tokens or 0, seconds=0.0)
-        return replace(
-            self.dead,
-            run=run,
-            position=position,
-            own_evaluations=self._evaluations[run.id],
-            since=time.perf_counter(),
+    def branch_if_due(self) -> None:
+        """Leave the shared stable phase at its end. Writes the checkpoint from which longer runs continue."""
+        if not self.is_branch_due:
+            return
+        if self.spec.branch_step is not None:
+            self.checkpoints.save_branch(self.parts, self.position)
+        self.position.run = self.spec.id
+
+
+def all_diverged(runs: Sequence[RunState]) -> bool:
+    return all(run.position.diverged for run in runs)
+
+
+def all_finished(runs: Sequence[RunState]) -> bool:
+    return all(run.is_finished for run in runs)
+
+
+class TrajectoryState:
+    """One trajectory: its runs in the order of their D, and the folder of their checkpoints."""
+
+    def __init__(self, trajectory: Trajectory, context: TrainContext, options: TrainOptions) -> None:
+        self.specs = sorted(trajectory.runs, key=lambda spec: spec.tokens)
+        self._folder = TrajectoryFolder(context.checkpoints.parent, trajectory.id)
+        self._context = context
+        self._options = options
+
+    def begin(self, spec: RunSpec) -> RunState:
+        """Build a run and continue from its furthest checkpoint.
+
+        Raises RunFailed for a checkpoint that does not fit the model or the optimizer.
+        """
+        started = time.perf_counter()
+        context = self._context
+        device, distributed = context.device.torch_device, context.distributed
+        parts = context.build(
+            spec, shard=lambda model: should_shard(model, device, distributed.size, self._options.parallel)
         )
+        # Read before the checkpoint is loaded: it contains the learning rates of its own step.
+        peak_lrs = [float(group["lr"]) for group in parts.optimizer.param_groups]
+        checkpoints = Checkpoints(self._folder, device, distributed)
+        position = checkpoints.restore(spec, parts)
+        if position.tokens is None or position.positions is None:
+            position.tokens = position.step * spec.tokens_per_step
+            position.positions = position.step * spec.positions_per_step
+        parts.model.train()
+        train_mode(parts.optimizer)
+        distributed.seed(spec.seed, position.step)
+        position.seconds += time.perf_counter() - started
+        own_steps = self._evaluation_steps(spec)
+        shared_steps = own_steps.union(*map(self._evaluation_steps, self.specs))
+        return RunState(spec, parts, peak_lrs, position, checkpoints, own_steps, shared_steps)
 
+    def continue_diverged(self, run: RunState) -> list[RunState]:
+        """The longer runs of a shared stable phase in which ``run`` diverged, in the same final state.
 
-def _evaluations(run: RunSpec, count: int) -> frozenset[int]:
-    """Steps on the way at which a run is evaluated."""
-    parts = count + 1
-    return frozenset(run.steps * k // parts for k in range(1, parts)) - {run.steps}
+        They are not trained: each would diverge at the same step.
+        """
+        position = replace(
+            run.position, began=run.position.step, began_tokens=run.position.tokens or 0, seconds=0.0
+        )
+        ids = [spec.id for spec in self.specs]
+        longer_specs = self.specs[ids.index(run.spec.id) + 1 :]
+        return [
+            replace(run, spec=spec, position=replace(position), own_evaluation_steps=self._evaluation_steps(spec))
+            for spec in longer_specs
+        ]
+
+    def _evaluation_steps(self, spec: RunSpec) -> frozenset[int]:
+        """Evenly spaced steps after which a run is evaluated. The evaluation at its end is not among them."""
+        intervals = self._options.evaluations + 1
+        return frozenset(spec.steps * k // intervals for k in range(1, intervals)) - {spec.steps}

@@ -14,9 +14,9 @@ from flops_fit_trainers.torch_options import TorchOptions
 
 def build_torch(options: TorchOptions) -> Trainer:
     """Import torch only now."""
-    from flops_fit_core.training import TorchTrainer
+    from flops_fit_core.training import TorchTrainer, TrainOptions
 
-    return TorchTrainer(**options.model_dump(exclude={"pack"}))
+    return TorchTrainer(TrainOptions(**options.model_dump(exclude={"pack"})))
 
 
 def build_command(options: CommandOptions) -> Trainer:

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec
 from flops_fit_core.plugins import TrainContext, Trainer
-from flops_fit_core.training import HeldOut, eval_mode, evaluate, further_losses
+from flops_fit_core.training import EvalResult, eval_mode, evaluate, further_losses
 from flops_fit_trainers.lightning_module import give_optimizer, make_module, optimizes_itself
 from flops_fit_trainers.lightning_options import LightningOptions
 from flops_fit_trainers.lightning_watch import Batches, Watch
@@ -132,7 +132,7 @@ class LightningTrainer(Trainer):
         if watch.diverged:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
         how = self._how(context)
-        heldout: HeldOut = evaluate(parts.model, parts.dataset, self.options.heldout_tokens, **how)
+        heldout: EvalResult = evaluate(parts.model, parts.dataset, self.options.heldout_tokens, **how)
         limit = math.inf if watch.first is None else self.options.divergence * max(watch.first, 1e-9)
         if not math.isfinite(heldout.loss) or heldout.loss > limit:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)

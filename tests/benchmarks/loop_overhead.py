@@ -5,7 +5,7 @@
 gpt, 3 layers, context 64, on the default text; AdamW (fused), clip 1.0, cosine after a warmup; one thread.
 The two take turns within one process, and each round compares neighbours. Wall time, and this process's CPU
 time, which other work on the machine disturbs less. Our side has everything that a run has after its model
-is built: looks at the loss, progress, an evaluation (of 1 window) and the result with its versions. The bare
+is built: checks of the loss, progress, a checkpoint, an evaluation (of 1 window) and the result. The bare
 side's batches come from the same dataset object. Ends with the largest difference between the two models'
 final weights, which trained on the same batches.
 """
@@ -16,6 +16,7 @@ import argparse
 import time
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 
 import torch
 from by_hand import multiplier, parameter_groups
@@ -71,7 +72,9 @@ def ours(context):
     context.prepare(run)
     trainer = context.chosen("trainer", run)
     trainer = trainer.spec.build(trainer.options)
-    wall, cpu, events = timed(lambda: list(trainer.train(context.job, context)))
+    with TemporaryDirectory() as folder:  # a new one: a checkpoint of an earlier round would be resumed
+        context.checkpoints = Path(folder) / "checkpoints"
+        wall, cpu, events = timed(lambda: list(trainer.train(context.job, context)))
     assert isinstance(events[-1], RunResult) and events[-1].status == "completed"
     return wall, cpu, context.parts.model
 

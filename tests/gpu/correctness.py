@@ -16,7 +16,7 @@ from torch import distributed as dist
 from flops_fit_core.plugins import ModelSpec, ParameterGroup, RunView, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import evaluate
-from flops_fit_core.training.distributed import Processes, is_sharded, spread, whole
+from flops_fit_core.training.sharding import gather_state, is_sharded, shard_model, shard_state
 from flops_fit_core.training.step import autocast
 from flops_fit_gpt import GPTOptions, build_gpt
 from flops_fit_optim.adamw import AdamWOptions, build_adamw
@@ -174,7 +174,7 @@ def _few_steps(device: str, steps: int, *, sharded: bool) -> tuple[list[float], 
     options = experiment.model.with_options(**plan.runs[0].model.options).options
     model = experiment.model.spec.build(options, dataset.task)
     if sharded:
-        Processes().shard(model, device)
+        shard_model(model, device, 1)
     model.to(device)
     check(is_sharded(model) is sharded, "the model is not sharded")
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
@@ -187,9 +187,9 @@ def _few_steps(device: str, steps: int, *, sharded: bool) -> tuple[list[float], 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(total.detach()) / count)
-    kept = whole(model.state_dict(), keep=True)
-    model.load_state_dict(spread(kept, model.state_dict()))
-    again = whole(model.state_dict(), keep=True)
+    kept = gather_state(model.state_dict(), keep=True)
+    model.load_state_dict(shard_state(kept, model.state_dict()))
+    again = gather_state(model.state_dict(), keep=True)
     return losses, all(torch.equal(again[name], value) for name, value in kept.items())
 
 

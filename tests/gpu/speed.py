@@ -21,6 +21,7 @@ from flops_fit_core import Job, RunResult
 from flops_fit_core.plugins import DatasetSpec, hookimpl
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.training import WorkerContext
+from flops_fit_core.training.throughput import measure_tokens_per_second
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -54,8 +55,8 @@ def _throughput(table: dict[str, Any], seconds: float) -> tuple[float, float | N
         chosen = context.chosen("trainer", job.runs[0])
         trainer = chosen.spec.build(chosen.options)
         run = job.runs[0]
-        speed = trainer.tokens_per_second(run, context, seconds)
-        peak_flops = context.device.peak_flops(trainer.measure.precision_on(context))
+        speed = measure_tokens_per_second(run, context, trainer.options, seconds)
+        peak_flops = context.device.peak_flops(trainer.options.precision_on(context.device))
         memory = context.device.peak_memory()
         context.release()
     return speed, speed * run.flops_per_token / peak_flops if peak_flops else None, memory

@@ -9,6 +9,7 @@ from small import Bench, stopped_after, text_table, train, write_text
 from flops_fit_core import RunFailed
 from flops_fit_core.plugins import OptimizerSpec, Options, hookimpl
 from flops_fit_core.plugins.registry import installed
+from flops_fit_core.training import run_evaluator
 from flops_fit_core.training.evaluation import evaluate
 from flops_fit_core.training.memory import is_out_of_memory
 from flops_fit_core.training.step import autocast
@@ -222,6 +223,30 @@ def test_runs_side_by_side_that_do_not_fit_are_trained_one_by_one(monkeypatch, c
     assert "out of memory with 3 runs side by side" in caplog.text
     assert [(result.id, result.loss, result.packed) for result in packed] == [
         (result.id, result.loss, 1) for result in alone
+    ]
+
+
+def test_runs_side_by_side_that_do_not_fit_in_an_evaluation_are_trained_one_by_one(monkeypatch, caplog):
+    evaluate, calls = run_evaluator.evaluate, []
+
+    def out_of_memory_once(*arguments, **named):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise torch.OutOfMemoryError("one sample does not fit next to three models")
+        return evaluate(*arguments, **named)
+
+    def runs(pack):
+        bench = Bench()
+        trainer = {"pack": pack, "evaluations": 2}
+        return train(bench.table(20, sweep={"seeds": [0, 1, 2]}, trainer=trainer), bench.registry())
+
+    alone = runs(1)
+    monkeypatch.setattr(run_evaluator, "evaluate", out_of_memory_once)
+    with caplog.at_level(logging.WARNING, "flops_fit"):
+        packed = runs(3)
+    assert "out of memory in an evaluation with 3 runs side by side" in caplog.text
+    assert [(result.id, result.loss, result.curve, result.packed) for result in packed] == [
+        (result.id, result.loss, result.curve, 1) for result in alone
     ]
 
 

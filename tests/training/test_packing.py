@@ -156,6 +156,19 @@ def test_one_that_diverges_leaves_the_others_alone():
     assert found[plans[1].runs[0].id].status == "diverged"
 
 
+def test_a_first_run_that_diverges_in_the_shared_phase_leaves_the_others_alone():
+    bench = Bench()
+    one_step = bench.table(1)["sweep"]["budgets"][0]
+    changes = {"sweep": {"budgets": [40 * one_step, 90 * one_step]}, "schedule": {"name": "wsd", "decay": 0.25}}
+    plans = [plan_at(bench, optimizer={"lr": lr}, **changes) for lr in (1e30, 0.01)]
+    results = side_by_side(plans, bench.registry())
+    alone = train(bench.table(60, optimizer={"lr": 0.01}, **changes), bench.registry())
+    assert [results[run.id].status for run in plans[0].runs] == ["diverged", "diverged"]
+    assert [results[run.id].trained_tokens for run in plans[0].runs][1] == 0
+    assert [results[run.id].loss for run in plans[1].runs] == pytest.approx([one.loss for one in alone], rel=1e-5)
+    assert [results[run.id].packed for run in plans[1].runs] == [2, 1]
+
+
 def test_trajectories_of_other_shapes_in_one_job_are_trained_one_after_another():
     bench = Bench()
     plans = [plan_at(bench), plan_at(bench, optimizer={"lr": 0.02, "betas": [0.8, 0.9]})]

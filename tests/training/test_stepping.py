@@ -132,21 +132,21 @@ def test_a_result_says_how_long_the_device_waited_for_data(monkeypatch):
 
 
 def test_batches_that_are_fetched_ahead_come_in_order_and_errors_in_their_place(monkeypatch):
-    from flops_fit_core.training import batches
+    from flops_fit_core.training import batch_loader
 
-    monkeypatch.setattr(batches, "pinned", lambda batch: batch)
+    monkeypatch.setattr(batch_loader, "pinned", lambda batch: batch)
 
     def source():
         yield from range(5)
         raise ValueError("the sixth")
 
-    fetched = batches.prefetched(source())
+    fetched = batch_loader.Prefetcher(source())
     assert [next(fetched) for _ in range(5)] == list(range(5))
     with pytest.raises(ValueError, match="the sixth"):
         next(fetched)
-    fetched = batches.prefetched(iter(range(1000)))
+    fetched = batch_loader.Prefetcher(iter(range(1000)))
     assert [next(fetched) for _ in range(10)] == list(range(10))
-    fetched.close()
+    fetched.stop()
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from flops_fit_core import RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.training.distributed import Processes
+from flops_fit_core.training.distributed import TorchDistributedContext
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_held_out_batches_with_fewer_samples_than_processes_are_counted_once(tex
 def test_blocks_are_sharded_whole_and_not_what_is_in_them():
     from torch import nn
 
-    from flops_fit_core.training.distributed import outermost_blocks
+    from flops_fit_core.training.sharding import outermost_blocks
 
     class Block(nn.Module):
         def __init__(self):
@@ -92,7 +92,7 @@ class Mixer(torch.nn.Module):
 def test_blocks_are_found_in_every_container():
     from torch import nn
 
-    from flops_fit_core.training.distributed import outermost_blocks
+    from flops_fit_core.training.sharding import outermost_blocks
 
     blocks = [Mixer() for _ in range(6)]
     first, second, *others = blocks
@@ -121,7 +121,7 @@ def test_blocks_are_found_in_every_container():
 def test_a_block_with_a_weight_that_is_used_elsewhere_is_left_to_the_whole_model():
     from torch import nn
 
-    from flops_fit_core.training.distributed import without_shared_weights
+    from flops_fit_core.training.sharding import without_shared_weights
 
     embedding, hidden, head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
     head.weight = embedding.weight
@@ -147,7 +147,7 @@ def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
     assert both.error is None
     assert both.id == alone.id
     assert both.loss == pytest.approx(alone.loss, rel=2e-5)
-    from flops_fit_core.training.distributed import outermost_blocks
+    from flops_fit_core.training.sharding import outermost_blocks
 
     model = make_experiment(images(1), installed()).model
     dataset = make_experiment(images(1), installed()).dataset
@@ -272,7 +272,8 @@ def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
         "    sweep={'budgets': [8e8], 'sizes': [{'width': 8}], 'batch_size': 4})\n"
         "def stop():\n"
         "    import subprocess\n"
-        "    others = subprocess.run(['pgrep', '-P', str(os.getpid()), '-f', 'peers'], capture_output=True)\n"
+        "    pgrep = ['pgrep', '-P', str(os.getpid()), '-f', 'training.worker']\n"
+        "    others = subprocess.run(pgrep, capture_output=True)\n"
         "    print(others.stdout.decode().split()[0], flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "events(table, folder=Path(sys.argv[3]), should_stop=stop)\n"
@@ -294,10 +295,11 @@ def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
 
 def test_a_batch_is_divided_in_order_and_evenly_and_nothing_is_left_out():
     batch = {"ids": torch.arange(11), "more": [torch.arange(11) * 2]}
-    shares = [Processes(rank, 4).share(batch, 11) for rank in range(4)]
+    contexts = [TorchDistributedContext(rank, 4) for rank in range(4)]
+    shares = [context.local_batch(batch, 11) for context in contexts]
     assert torch.cat([share["ids"] for share in shares]).tolist() == list(range(11))
     assert torch.cat([share["more"][0] for share in shares]).tolist() == list(range(0, 22, 2))
-    assert [len(share["ids"]) for share in shares] == [Processes(rank, 4).samples(11) for rank in range(4)]
+    assert [len(share["ids"]) for share in shares] == [context.local_samples(11) for context in contexts]
     assert sorted(len(share["ids"]) for share in shares) == [2, 3, 3, 3]
 
 

@@ -302,6 +302,26 @@ def test_nothing_of_a_failed_run_stays_in_memory(bench):
     assert all(model() is None for model in models)
 
 
+@pytest.mark.parametrize("pack", [1, 2])
+def test_a_model_is_freed_before_the_next_one_is_built(bench, pack):
+    models, alive = [], []
+
+    def count_models(model):
+        alive.append(sum(earlier() is not None for earlier in models))
+        models.append(weakref.ref(model))
+
+    bench.built.append(count_models)
+    one_step = bench.table(1)["sweep"]["budgets"][0]
+    table = bench.table(
+        sweep={"budgets": [20 * one_step, 40 * one_step], "seeds": [0, 1]},
+        schedule={"name": "wsd", "decay": 0.25},
+        trainer={"pack": pack},
+    )
+    results = train(table, bench.registry())
+    assert [(result.status, result.packed) for result in results] == [("completed", pack)] * 4
+    assert alive[-4:] == ([0, 0, 0, 0] if pack == 1 else [0, 1, 0, 1])  # earlier builds are those of the plan
+
+
 def test_further_heldout_sets_are_measured_at_the_end(tmp_path):
     text = write_text(tmp_path / "text")
     other = write_text(tmp_path / "other", files=2)

@@ -32,11 +32,11 @@ from flops_fit_core.plugins.protocols.models import (
 )
 from flops_fit_core.plugins.protocols.runs import (
     Device,
+    DistributedContext,
     RecipeInput,
     RunParts,
     RunView,
     Schedule,
-    Together,
     TrainContext,
     Trainer,
     WidthScaling,
@@ -49,6 +49,7 @@ __all__ = [
     "CompletedDataset",
     "Dataset",
     "Device",
+    "DistributedContext",
     "Executor",
     "ExecutorContext",
     "Fitter",
@@ -68,7 +69,6 @@ __all__ = [
     "SampleSize",
     "Schedule",
     "Task",
-    "Together",
     "TrainContext",
     "Trainer",
     "TransformerShape",

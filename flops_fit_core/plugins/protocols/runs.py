@@ -132,39 +132,40 @@ class RunParts:
     schedule: Schedule
 
 
-class Together(Protocol):
-    """The processes that train one run, each on its own device, and this one among them.
+class DistributedContext(Protocol):
+    """The processes that train one run, each on its own device, as seen by one of them.
 
-    All go through the same steps and call these methods in the same order.
+    All processes take the same steps and call these methods in the same order. Decisions that depend on a clock, a
+    signal or a file must go through :meth:`broadcast`.
     """
 
     rank: int
-    """Of this process, counted from 0. The first one writes checkpoints and gives results; what the others give
-    is dropped."""
+    """Number of this process, counted from 0. The first process writes checkpoints and yields results. Results of
+    the others are dropped."""
     size: int
-    """1 for a process that trains alone."""
+    """Number of processes; 1 for a process that trains alone."""
 
-    def agree(self, decision: bool) -> bool:
-        """What the first process has decided: for what depends on a clock, a signal or a file."""
+    def broadcast(self, decision: bool) -> bool:
+        """The decision of the first process."""
 
-    def share(self, batch: Batch, samples: int) -> Batch:
-        """The samples of a batch of ``samples`` that are this process's: in order, as even as they can be."""
+    def all_reduce_sum(self, value: float) -> float:
+        """The sum over all processes, in float64."""
 
-    def samples(self, samples: int) -> int:
-        """How many samples of that batch these are."""
+    def barrier(self) -> None:
+        """Wait until every process has called this."""
 
-    def wrapped(self, model: nn.Module) -> nn.Module:
-        """The model as it is to be called, so that backward averages gradients over the processes."""
+    def local_batch(self, batch: Batch, samples: int) -> Batch:
+        """The samples of a batch of ``samples`` for this process: contiguous, in order, as even as possible."""
 
-    def sum(self, value: float) -> float:
-        """Over all processes, in float64."""
+    def local_samples(self, samples: int) -> int:
+        """Number of samples that :meth:`local_batch` returns."""
 
-    def wait(self) -> None:
-        """Until all have come here."""
+    def wrap_model(self, model: nn.Module) -> nn.Module:
+        """The model to call in training, so that backward averages gradients over the processes."""
 
     def seed(self, run_seed: int, step: int) -> None:
-        """Draw other random numbers than the other processes from here on. The first one's are those of a process
-        that trains alone."""
+        """Seed random generators differently in every process. Those of the first process keep their state, which
+        equals that of a process that trains alone."""
 
 
 class TrainContext(Protocol):
@@ -178,9 +179,8 @@ class TrainContext(Protocol):
         """Folder under which the trainer keeps ``<trajectory id>/``."""
 
     @property
-    def together(self) -> Together:
-        """The processes that train the run, of which this is one: one that is alone, unless the trainer can
-        ``distribute``."""
+    def distributed(self) -> DistributedContext:
+        """The processes that train the run. Only this one, unless the trainer can ``distribute``."""
 
     def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
         """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard`` says
