@@ -267,7 +267,7 @@ def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
     assert (status, fit["heldout"]) == (0, "code")
     assert fit["law"]["parameters"]["beta"] == pytest.approx(0.30, rel=1e-4)
     assert "Loss on code: nats per token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
-    assert "held-out on code, nats a token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
+    assert "held-out on code, nats per token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
     assert "on code" not in said("fit", folder, "--checklist")[1]
     predicted = [
         json.loads(said("predict", folder, "--flops", 1e22, "--json", *more)[1])

@@ -185,7 +185,7 @@ def test_sizes_that_come_with_two_counts_are_named():
     runs = observe(np.geomspace(3e7, 1e10, 24), 6 * np.geomspace(3e7, 1e10, 24))
     twice = [one.model_copy(update={"id": f"{one.id} again", "tokens": one.tokens / 1.1}) for one in runs]
     (message,) = warnings(ParametricFitter(draws=0).fit([*runs, *twice]))
-    assert "runs of one N differ by" in message
+    assert "runs of equal N differ by" in message
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 3, 4, 6, 12])

@@ -115,7 +115,7 @@ def test_an_outlier_among_twelve_runs_is_left_out_and_counted():
 
 def test_nine_runs_are_too_few_to_tell_outliers():
     runs = study(CHINCHILLA, BUDGETS[:3], (0.25, 1.0, 4.0), sigma=0.004, seed=3)
-    assert "9 are too few to tell outliers" in message(ParametricFitter(draws=0).fit(runs), "objective")
+    assert "9 are too few to detect outliers" in message(ParametricFitter(draws=0).fit(runs), "objective")
 
 
 def test_too_many_outliers_are_all_used_and_said():

@@ -295,7 +295,7 @@ def test_too_few_or_equal_runs_are_errors():
     runs = study(CHINCHILLA, BUDGETS, WIDE)
     with pytest.raises(FitError, match="5 runs cannot fit"):
         ParametricFitter().fit(runs[:5])
-    with pytest.raises(FitError, match="all runs have one loss"):
+    with pytest.raises(FitError, match="all runs have the same loss"):
         ParametricFitter().fit([one.model_copy(update={"loss": 3.0}) for one in runs])
     with pytest.raises(FitError, match="all runs have one N"):
         ParametricFitter().fit([one.model_copy(update={"params": 1e8}) for one in runs])

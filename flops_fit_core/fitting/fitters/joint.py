@@ -11,12 +11,12 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Ints, Runs
-from flops_fit_core.fitting.diagnostics import about_runs, no_interval, note
+from flops_fit_core.fitting.diagnostics import check_runs, no_interval, note
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem
 from flops_fit_core.fitting.laws.forms import SURFACES, Parameters
 from flops_fit_core.fitting.laws.optima import exponents, optimum
-from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.solvers.marquardt import Model, jacobian, least_squares
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise, offsets
@@ -26,7 +26,7 @@ Form = Literal["kaplan", "muennighoff"]
 
 
 class _Shape(Protocol):
-    """A law in coordinates in which all parameters are of a size."""
+    """A law in coordinates that scale all parameters to similar size."""
 
     bounds: tuple[Floats, Floats]
 
@@ -46,8 +46,8 @@ class _Kaplan:
 
     def starts(self) -> Floats:
         exponents = [0.03, 0.07, 0.15, 0.3, 0.6]
-        both = [(n, d, self.level / d + np.log(0.5)) for n, d in itertools.product(exponents, exponents)]
-        return np.array([(n, d, half, half) for n, d, half in both])
+        pairs = [(n, d, self.level / d + np.log(0.5)) for n, d in itertools.product(exponents, exponents)]
+        return np.array([(n, d, half, half) for n, d, half in pairs])
 
     def natural(self, theta: Floats) -> dict[str, Floats]:
         alpha_n, alpha_d, a, b = theta.T
@@ -73,24 +73,24 @@ class _Muennighoff:
     def __init__(self, runs: Runs) -> None:
         if float(np.max(runs.tokens / runs.unique)) < 1.01:
             raise FitError(
-                "no run saw its data more than once, so repetition cannot be fitted: use fitter parametric, or "
-                "give a column unique_tokens"
+                "no run repeats its training tokens, so repetition cannot be fitted: use fitter parametric, or "
+                "add a column unique_tokens"
             )
         self.x, self.z = np.log(runs.params).mean(), np.log(runs.tokens).mean()
         self.ln_unique = np.log(runs.unique)
-        once = np.flatnonzero(runs.tokens <= 1.5 * runs.unique)
-        base = once if len(once) >= 8 else np.arange(len(runs))
+        unrepeated = np.flatnonzero(runs.tokens <= 1.5 * runs.unique)
+        base = unrepeated if len(unrepeated) >= 8 else np.arange(len(runs))
         ln_params, ln_tokens = np.log(runs.params[base]), np.log(runs.unique[base])
-        first = fit_surface(
+        start = fit_surface(
             make_problem(ln_params, ln_tokens, np.log(runs.loss[base])), LeastSquares()
         ).theta.copy()
-        first[1] -= first[2] * (self.x - ln_params.mean())
-        first[3] -= first[4] * (self.z - ln_tokens.mean())
-        self.first = first
+        start[1] -= start[2] * (self.x - ln_params.mean())
+        start[3] -= start[4] * (self.z - ln_tokens.mean())
+        self.start = start
 
     def starts(self) -> Floats:
         ends = np.log([2.0, 6.0, 20.0, 80.0])
-        return np.array([(*self.first, d, n) for d, n in itertools.product(ends, ends)])
+        return np.array([(*self.start, d, n) for d, n in itertools.product(ends, ends)])
 
     def natural(self, theta: Floats) -> dict[str, Floats]:
         e, a, alpha, b, beta, d, n = theta.T
@@ -108,8 +108,8 @@ class _Muennighoff:
         return {"ln_unique": self.ln_unique}
 
 
-MANY = 2000
-"""Runs above which starts are tried on some of them."""
+MAX_START_RUNS = 2000
+"""With more runs, starting points are tried on a sample of them."""
 _SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
 
 
@@ -119,17 +119,17 @@ class JointFitter:
 
     form: Form
     level: float = 0.9
-    """Of all intervals."""
+    """Level of all intervals."""
     draws: int = 1000
     """Bootstrap draws; 0 for no intervals."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
     name: str = ""
-    """Qualified name under which the fit is recorded; ``fitters/<form>`` where empty."""
+    """Qualified name under which the fit is recorded; ``fitters/<form>`` if empty."""
 
-    @guarded
+    @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Raises FitError, saying what is missing, for too few runs or runs that do not vary."""
+        """Raises FitError, with advice on further runs, for too few runs or runs that do not vary."""
         runs = Runs.of(observations)
         free = 4 if self.form == "kaplan" else 7
         if len(runs) <= free:
@@ -137,21 +137,21 @@ class JointFitter:
         make_problem(np.log(runs.params), np.log(runs.tokens), np.log(runs.loss))
         shape: _Shape = _SHAPES[self.form](runs)
         model, y = self._model(shape, runs), np.log(runs.loss)
-        every, rss, done = least_squares(model, self._starts(shape, runs), y, shape.bounds)
+        thetas, rss, converged = least_squares(model, self._starts(shape, runs), y, shape.bounds)
         best = int(np.argmin(rss))
-        theta = every[best : best + 1]
+        theta = thetas[best : best + 1]
         law = shape.natural(theta)
         constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
-        found = [note("objective", "least squares on ln L, every run"), *about_runs(runs, constraint)]
-        if not done[best]:
-            found.append(
-                Diagnostic(code="not-converged", message="the solver did not converge: do not rely on it")
+        diagnostics = [note("objective", "least squares on ln L, every run"), *check_runs(runs, constraint)]
+        if not converged[best]:
+            diagnostics.append(
+                Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
             )
         draws, failed = self._draws(model, shape, runs, theta, law, constraint)
         if failed > 0.01 * self.draws:
             draws = draws[:0]
-            found.append(
-                no_interval(f"{failed} of {self.draws} bootstrap refits ended on a bound: too little data")
+            diagnostics.append(
+                no_interval(f"{failed} of {self.draws} bootstrap refits ended on a bound; train more runs")
             )
         drawn, drawn_constraint = shape.natural(draws), constraint.drawn(len(draws), self.seed)
         return LawFit(
@@ -163,7 +163,7 @@ class JointFitter:
             level=self.level,
             objective=float(rss[best]),
             n_runs=len(runs),
-            diagnostics=tuple(found),
+            diagnostics=tuple(diagnostics),
             draws={key: tuple(values.tolist()) for key, values in drawn.items()} if len(draws) else {},
             failed_draws=failed,
             flops_range=(float(runs.flops.min()), float(runs.flops.max())),
@@ -177,20 +177,20 @@ class JointFitter:
         return optimum(fit, flops)
 
     def _options(self) -> dict[str, Any]:
-        mine = {key: getattr(self, key) for key in ("level", "draws", "seed")}
-        return {key: value for key, value in mine.items() if value != getattr(type(self), key)}
+        options = {key: getattr(self, key) for key in ("level", "draws", "seed")}
+        return {key: value for key, value in options.items() if value != getattr(type(self), key)}
 
     def _starts(self, shape: _Shape, runs: Runs) -> Floats:
-        """Where to start; with many runs, where fits of some of them ended."""
-        if len(runs) <= MANY:
+        """Starting points; with many runs, the best fit to a sample of them."""
+        if len(runs) <= MAX_START_RUNS:
             return shape.starts()
-        some = np.sort(np.random.default_rng(0).choice(len(runs), MANY // 2, replace=False))
-        model = self._model(shape, runs, some)
-        theta, rss, _ = least_squares(model, shape.starts(), np.log(runs.loss[some]), shape.bounds)
+        sample = np.sort(np.random.default_rng(0).choice(len(runs), MAX_START_RUNS // 2, replace=False))
+        model = self._model(shape, runs, sample)
+        theta, rss, _ = least_squares(model, shape.starts(), np.log(runs.loss[sample]), shape.bounds)
         return theta[np.argsort(rss)[:1]]
 
-    def _model(self, shape: _Shape, runs: Runs, some: Ints | None = None) -> Model:
-        surface, rows = SURFACES[self.form], np.arange(len(runs)) if some is None else some
+    def _model(self, shape: _Shape, runs: Runs, sample: Ints | None = None) -> Model:
+        surface, rows = SURFACES[self.form], np.arange(len(runs)) if sample is None else sample
         extra = {key: values[rows] for key, values in shape.extra().items()}
         x, z = np.log(runs.params[rows]), np.log(runs.tokens[rows])
 
@@ -209,19 +209,19 @@ class JointFitter:
         law: dict[str, Floats],
         constraint: FlopsPerToken,
     ) -> tuple[Floats, int]:
-        """Refits of losses drawn from the noise model, and how many ended on a bound."""
-        inside = ((theta > shape.bounds[0]) & (theta < shape.bounds[1]))[0]
-        if self.draws < 1 or len(runs) <= int(inside.sum()):
+        """Refits to losses drawn from the noise model, and the number that ended on a bound."""
+        is_free = ((theta > shape.bounds[0]) & (theta < shape.bounds[1]))[0]
+        if self.draws < 1 or len(runs) <= int(is_free.sum()):
             return theta[:0], 0
         random = np.random.default_rng(self.seed)
         fitted = model(theta)[0]
-        slopes = jacobian(model, theta)[0][:, inside]
+        slopes = jacobian(model, theta)[0][:, is_free]
         trunk = np.unique(runs.trunks, return_inverse=True)[1]
         offset = offsets(SURFACES[self.form], law, constraint, runs)
         covariates = describe_runs(offset, np.log(runs.params), np.log(runs.flops))
         noise = fit_noise(np.log(runs.loss) - fitted, slopes, covariates, trunk)
         y = fitted + noise.draw(self.draws, random)
         start = np.repeat(theta, self.draws, axis=0)
-        drawn, _, done = least_squares(model, start, y, shape.bounds, steps=60)
-        good = done & ((drawn > shape.bounds[0]) & (drawn < shape.bounds[1]))[:, inside].all(axis=1)
-        return drawn[good], int(self.draws - good.sum())
+        drawn, _, converged = least_squares(model, start, y, shape.bounds, steps=60)
+        valid = converged & ((drawn > shape.bounds[0]) & (drawn < shape.bounds[1]))[:, is_free].all(axis=1)
+        return drawn[valid], int(self.draws - valid.sum())

@@ -1,4 +1,4 @@
-"""What is minimised over the residuals of ln L."""
+"""Objectives over the residuals of ln L."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flops_fit_core.fitting.data import Floats
 
 
 class Objective(Protocol):
-    """A function rho of one residual, summed over runs. Works on arrays of any shape."""
+    """A function rho of a residual, summed over runs. Works on arrays of any shape."""
 
     @property
     def name(self) -> str: ...
