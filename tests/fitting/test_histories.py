@@ -54,7 +54,7 @@ def test_rows_of_one_run_id_are_one_run_whose_last_row_counts(tmp_path, column):
     assert found(table) == LAST
     assert [one.id for one in table.observations] == [f"run{number}" for number in range(15)]
     assert note(table).startswith(
-        f"75 rows are of 15 training runs (column '{column}'): the last row of each counts"
+        f"75 rows belong to 15 training runs (column '{column}'): the last row of each counts"
     )
     assert f"trajectory={column}" in note(table)
     assert table.excluded == {}
@@ -71,7 +71,7 @@ def test_the_law_is_that_of_the_ends_and_the_fit_says_what_was_left_out(tmp_path
     printed = json.loads(capsys.readouterr().out)
     assert printed["n_runs"] == 15
     assert command(["fit", str(path)]) == 0
-    assert "75 rows are of 15 training runs" in " ".join(capsys.readouterr().out.split())
+    assert "75 rows belong to 15 training runs" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_trajectory_keeps_every_row(tmp_path):
@@ -117,7 +117,7 @@ def test_a_run_that_diverged_after_its_last_finite_loss_is_left_out(tmp_path):
     rows = [("a", 1e6, 1e8, 3.6), ("a", 1e6, 2e8, "nan"), ("a", 1e6, 3e8, "NaN"), ("b", 2e6, 1e8, 3.5)]
     table = read_table(write(tmp_path, ["run_id", "params", "tokens", "loss"], rows))
     assert [one.params for one in table.observations] == [2e6]
-    assert table.excluded == {"a": "its loss is not finite in row 3, after the last usable row: it diverged"}
+    assert table.excluded == {"a": "its loss is not finite in row 3, after the last usable row, so it diverged"}
     sparse = [("a", 1e6, 1e8, 3.6), ("a", 1e6, 2e8, "nan"), ("a", 1e6, 3e8, 3.4), ("a", 1e6, 4e8, "nan")]
     table = read_table(write(tmp_path, ["run_id", "params", "tokens", "loss"], sparse))
     assert found(table) == [(1e6, 3e8, 3.4)]
@@ -126,7 +126,7 @@ def test_a_run_that_diverged_after_its_last_finite_loss_is_left_out(tmp_path):
 def test_a_name_without_a_step_is_an_open_question(tmp_path):
     rows = [("70M", 7e7, 1e9, 3.6), ("70M", 7e7, 2e9, 3.5), ("160M", 1.6e8, 2e9, 3.3)]
     path = write(tmp_path, ["name", "params", "tokens", "loss"], rows)
-    with pytest.raises(FitError, match=r"2 rows have name = '70M' and one N.*--column id=row"):
+    with pytest.raises(FitError, match=r"2 rows have name = '70M' and equal N.*--column id=row"):
         read_table(path)
     assert [one.tokens for one in read_table(path, {"id": "name"}).observations] == [2e9, 2e9]
     assert len(read_table(path, {"trajectory": "name"}).observations) == 3
@@ -140,7 +140,7 @@ def test_rows_of_one_run_and_one_d_with_several_losses_are_refused(tmp_path):
     rows = [("a", "c4", 1e6, 1e8, 3.6), ("a", "pile", 1e6, 1e8, 3.1), ("b", "c4", 2e6, 1e8, 3.5)]
     path = write(tmp_path, ["run", "group", "params", "tokens", "loss"], rows)
     with pytest.raises(
-        FitError, match=r"row 2, row 3 are of one run \(run = a\).*differ in group, loss.*--filter"
+        FitError, match=r"row 2, row 3 belong to the same run \(run = a\).*differ in group, loss.*--filter"
     ):
         read_table(path)
     assert [one.loss for one in read_table(path, where={"group": "c4"}).observations] == [3.6, 3.5]
@@ -150,7 +150,7 @@ def test_a_column_with_several_n_under_one_name_names_no_runs(tmp_path):
     rows = [("sweep", 1e6, 1e8, 3.6), ("sweep", 2e6, 1e8, 3.5), ("sweep", 4e6, 1e8, 3.4)]
     table = read_table(write(tmp_path, ["run", "params", "tokens", "loss"], rows))
     assert len(table.observations) == 3
-    assert "every row is taken as a run of its own" in note(table)
+    assert "every row counts as a separate run" in note(table)
 
 
 def test_seeds_under_one_name_are_runs_of_their_own(tmp_path):
@@ -186,7 +186,7 @@ def test_a_parquet_history_reads_like_a_csv_file(tmp_path):
 
 def test_an_error_of_the_fit_says_which_rows_were_left_out(tmp_path):
     rows = [(name, params, tokens, value) for name, _, params, tokens, value in history(ENDS[:3])]
-    with pytest.raises(FitError, match=r"(?s)3 runs cannot fit.*15 rows are of 3 training runs"):
+    with pytest.raises(FitError, match=r"(?s)3 runs cannot fit.*15 rows belong to 3 training runs"):
         fit(write(tmp_path, ["run_id", "params", "tokens", "loss"], rows))
 
 
@@ -200,13 +200,13 @@ def test_with_steps_each_n_and_seed_of_a_name_is_a_run(tmp_path):
     table = read_table(write(tmp_path, ["name", "seed", "_step", "params", "tokens", "loss"], rows))
     expected = sorted((params, tokens, value + seed / 1000) for params, tokens, value in LAST for seed in (0, 1))
     assert found(table) == expected
-    assert "150 rows are of 30 training runs" in note(table)
+    assert "150 rows belong to 30 training runs" in note(table)
 
 
 def test_names_of_which_some_have_several_n_are_refused_without_steps(tmp_path):
     rows = [("a", 1e6, 1e8, 3.6), ("a", 2e6, 1e8, 3.5), ("b", 4e6, 1e8, 3.4), ("b", 4e6, 2e8, 3.3)]
     path = write(tmp_path, ["run", "params", "tokens", "loss"], rows)
-    with pytest.raises(FitError, match=r"some names in column 'run' have rows of several N or seeds \(a\)"):
+    with pytest.raises(FitError, match=r"some names in column 'run' have rows with several N or seeds \(a\)"):
         read_table(path)
     assert len(read_table(path, {"id": "row"}).observations) == 4
 
@@ -221,4 +221,4 @@ def test_steps_that_differ_by_run_do_not_make_a_history_of_a_group_name(tmp_path
     rows = [("sweep", 10, 1e6, 1e8, 3.6), ("sweep", 20, 2e6, 1e8, 3.5), ("sweep", 30, 4e6, 1e8, 3.4)]
     table = read_table(write(tmp_path, ["run", "step", "params", "tokens", "loss"], rows))
     assert len(table.observations) == 3
-    assert "every row is taken as a run of its own" in note(table)
+    assert "every row counts as a separate run" in note(table)

@@ -297,7 +297,7 @@ def test_too_few_or_equal_runs_are_errors():
         ParametricFitter().fit(runs[:5])
     with pytest.raises(FitError, match="all runs have the same loss"):
         ParametricFitter().fit([one.model_copy(update={"loss": 3.0}) for one in runs])
-    with pytest.raises(FitError, match="all runs have one N"):
+    with pytest.raises(FitError, match="all runs have the same N"):
         ParametricFitter().fit([one.model_copy(update={"params": 1e8}) for one in runs])
     with pytest.raises(FitError, match="no completed runs"):
         ParametricFitter().fit([])

@@ -53,7 +53,7 @@ def test_every_unusable_row_is_named_with_its_reason(tmp_path):
     assert len(table.observations) == 1
     assert table.excluded == {
         "row 3": "loss is nan",
-        "row 4": "params is -1, and must be positive",
+        "row 4": "params is -1; it must be positive",
         "row 5": "params is not a number: 'x'",
         "row 6": "the same values as row 2",
         "row 7": "tokens is missing",
