@@ -203,7 +203,7 @@ def _table(found: Tuning) -> DataTable:
 
     return DataTable(
         title=f"Held-out loss by {found.option}",
-        about="",
+        caption="",
         fields=("value",),
         rows=tuple({"value": value} for value in found.values),
         columns=(

@@ -10,7 +10,7 @@ import pytest
 
 from flops_fit_core import Diagnostic, Interval, RunError
 from flops_fit_core.report import write_report
-from flops_fit_core.report.page import Picture, Story, render
+from flops_fit_core.report.page import ReportContent, ReportFigure, render_page
 from flops_fit_core.report.provenance import provenance
 
 BUDGETS = (1e18, 1e19, 1e20)
@@ -56,7 +56,7 @@ def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
         "predictions": [optimum(flops)],
         "answer": optimum(flops),
     }
-    return Page(render(Story(**{**known, "pictures": [Picture(SVG, "caption")], **changes})))
+    return Page(render_page(ReportContent(**{**known, "pictures": [ReportFigure(SVG, "caption")], **changes})))
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +149,7 @@ def test_what_came_from_outside_cannot_become_markup():
         params_name=evil, excluded={"row 1": evil}, diagnostics=(Diagnostic(code="x", message=evil),)
     )
     plan = made_up_fits.plan([failed], notes=(evil,))
-    page = page_of(fit=fit, results=[failed], plan=plan, title=evil, pictures=[Picture(SVG, evil)])
+    page = page_of(fit=fit, results=[failed], plan=plan, title=evil, figures=[ReportFigure(SVG, evil)])
     assert "script" not in page.open
     assert not [tag for tag, *_ in page.attributes if tag == "script"]
     assert page.text.count(evil) >= 7
@@ -213,7 +213,7 @@ def test_seeds_and_totals_are_those_of_the_runs():
     found = facts([made_up_fits.result(seed=0), made_up_fits.result(seed=7)])
     assert found["Seeds of the runs"] == "0, 7"
     assert found["Runs"] == "2 completed"
-    assert found["Trained"] == "2.4e7 FLOPs, 5.0 s of runs' wall time"
+    assert found["Trained"] == "2.4e7 FLOPs, 5.0 s wall time, summed over runs"
 
 
 def test_bootstrap_draws_are_counted_with_those_that_failed():

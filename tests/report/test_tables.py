@@ -34,9 +34,9 @@ def test_a_table_of_minima_says_which_minimum_lies_at_the_edge():
     table = minima_table(made_up_fits.law_fit(minima=minima))
     assert [cells[-1] for cells in table.cells()] == ["at the grid's edge", ""]
     assert [row["at_edge"] for row in read(table)] == ["true", "false"]
-    assert "does not use it" in table.about
+    assert "does not use it" in table.caption
     without = minima_table(made_up_fits.law_fit())
-    assert "does not use it" not in without.about
+    assert "does not use it" not in without.caption
     assert "" not in [column.heading for column in without.columns]
 
 
@@ -84,8 +84,8 @@ def test_every_table_states_n_c_and_d(name):
         "plan": plan_table(made_up_fits.plan(results, unit="samples")),
         "runs": runs_table(results, made_up_fits.plan(results, unit="samples")),
     }[name]
-    assert table.about.startswith("N: matmul parameters. C: training FLOPs, 6 N D. D: samples.")
-    assert "nats per sample." in table.about
+    assert table.caption.startswith("N: matmul parameters. C: training FLOPs, 6 N D. D: samples.")
+    assert "nats per sample." in table.caption
 
 
 def test_a_narrow_terminal_cuts_no_number():
@@ -142,7 +142,7 @@ def test_a_table_with_a_synthetic_run_says_so():
 
 def test_runs_that_were_counted_differently_are_said_to_be():
     mixed = [made_up_fits.result(), made_up_fits.result(seed=1, flops_name="model's own")]
-    assert "6 N D or model's own" in runs_table(mixed).about
+    assert "6 N D or model's own" in runs_table(mixed).caption
 
 
 def test_a_plan_shows_every_run_and_what_is_done_of_it():
