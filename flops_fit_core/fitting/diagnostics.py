@@ -23,12 +23,14 @@ def no_interval(reason: str) -> Diagnostic:
 
 def check_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
     """Report packages that completed runs were trained with in several versions."""
-    seen: dict[str, set[str]] = {}
+    versions_by_name: dict[str, set[str]] = {}
     for result in results:
         for name, version in result.versions.items() if result.status == "completed" else ():
-            seen.setdefault(name, set()).add(version)
+            versions_by_name.setdefault(name, set()).add(version)
     mixed = [
-        f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(seen.items()) if len(versions) > 1
+        f"{name} {' and '.join(sorted(versions))}"
+        for name, versions in sorted(versions_by_name.items())
+        if len(versions) > 1
     ]
     if not mixed:
         return []
@@ -43,16 +45,16 @@ def check_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
 def check_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
     """Report budgets with an unusable minimum or with too few sizes to check the curve."""
     diagnostics = [Diagnostic(code=code, message=text) for code, text in map(explain_unusable, profiles) if code]
-    few = [
+    sparse = [
         profile
         for profile in profiles
         if profile.verdict == "interior" and profile.dof < 2 and profile.shape != "akima"
     ]
-    if few:
+    if sparse:
         diagnostics.append(
             Diagnostic(
                 code="few-sizes",
-                message=f"{_budgets(few)}: too few runs to estimate the error of the curve; "
+                message=f"{_budgets(sparse)}: too few runs to estimate the error of the curve; "
                 "train 5 or more sizes per budget",
             )
         )

@@ -57,7 +57,7 @@ class DataTable:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.fields)
         for row in self.rows:
-            writer.writerow([_plain(row[field]) for field in self.fields])
+            writer.writerow([_csv_value(row[field]) for field in self.fields])
         return text.getvalue()
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class DataTable:
         return table
 
 
-def _plain(value: Any) -> Any:
+def _csv_value(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 

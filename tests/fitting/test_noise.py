@@ -8,10 +8,10 @@ from surfaces import CHINCHILLA, study
 
 from flops_fit_core import FitError, LawFit, Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
-from flops_fit_core.fitting.laws.chinchilla import correlated, fit_surface, make_problem, refit
+from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit, with_correlation
 from flops_fit_core.fitting.solvers.newton import Problem, derivatives, solve, value
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
-from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
+from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 
 BUDGETS = 10.0 ** np.arange(17, 22)
 
@@ -88,7 +88,7 @@ def test_generalised_least_squares_agrees_with_dense_matrices():
     runs = checkpoints(6, 3, count=5)
     trunk = np.repeat(np.arange(6), 5)
     plain = problem_of(runs)
-    problem = correlated(plain, trunk, 0.9)
+    problem = with_correlation(plain, trunk, 0.9)
     theta = np.array([[1.5, -1.0, 0.4, -0.8, 0.3]])
     loss = theta[0, 0] + np.exp(theta[0, 1] - 0.4 * plain.u) + np.exp(theta[0, 3] - 0.3 * plain.v)
     r = plain.y - np.log(loss)
@@ -156,11 +156,11 @@ def test_noise_that_grows_is_seen(column):
     errors = random.normal(size=60) * 0.01 * np.exp(0.4 * (growing - 3.5))
     residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
     offset = random.uniform(-1, 1, 60)
-    covariates = describe_runs(offset, ln_params, ln_flops)
+    covariates = build_covariates(offset, ln_params, ln_flops)
     sigma = fit_noise(residuals, design, covariates, np.arange(60)).sigma()
     ratio = sigma[growing > 6].mean() / sigma[growing < 1].mean()
     assert 4 < ratio < 25  # e^(.4 * 6) = 11
-    level = fit_noise(residuals, design, describe_runs(offset), np.arange(60)).sigma()
+    level = fit_noise(residuals, design, build_covariates(offset), np.arange(60)).sigma()
     assert level.max() / level.min() < 4
 
 

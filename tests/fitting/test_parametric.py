@@ -15,7 +15,7 @@ from flops_fit_core.fitting.laws.forms import parametric
 from flops_fit_core.fitting.laws.optima import minimise
 from flops_fit_core.fitting.solvers.newton import Problem, derivatives, value
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
-from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
+from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 from flops_fit_core.plugins import Registry
 
 BUDGETS = 10.0 ** np.arange(17, 22)
@@ -193,7 +193,7 @@ def test_noise_on_the_undertrained_side_is_seen():
     design = np.stack([np.ones(60), random.normal(size=60), offset], axis=1)
     errors = random.normal(size=60) * np.where(offset > 0, 0.05, 0.01)
     residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
-    sigma = fit_noise(residuals, design, describe_runs(offset), np.arange(60)).sigma()
+    sigma = fit_noise(residuals, design, build_covariates(offset), np.arange(60)).sigma()
     ratio = sigma[offset > 0.1].mean() / sigma[offset < -0.1].mean()
     assert 3 < ratio < 7
 
@@ -205,7 +205,7 @@ def test_runs_of_one_trunk_are_seen_to_move_together():
     for share in (0.0, 0.8):
         errors = np.sqrt(share) * random.normal(size=12)[trunk] + np.sqrt(1 - share) * random.normal(size=60)
         residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
-        covariates = describe_runs(random.uniform(-1, 1, 60))
+        covariates = build_covariates(random.uniform(-1, 1, 60))
         correlation = fit_noise(residuals, design, covariates, trunk).correlation
         assert abs(correlation - share) < 0.25
 

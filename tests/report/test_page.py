@@ -56,7 +56,7 @@ def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
         "predictions": [optimum(flops)],
         "answer": optimum(flops),
     }
-    return Page(render_page(ReportContent(**{**known, "pictures": [ReportFigure(SVG, "caption")], **changes})))
+    return Page(render_page(ReportContent(**{**known, "figures": [ReportFigure(SVG, "caption")], **changes})))
 
 
 @pytest.fixture(scope="module")

@@ -46,8 +46,8 @@ class Curves:
         sizes, reached = self.ln_params[chosen], np.isfinite(loss)
         smallest = np.where(reached, sizes[:, None], np.inf).min(axis=0)
         largest = np.where(reached, sizes[:, None], -np.inf).max(axis=0)
-        inside = (sizes[lowest] > smallest + 1e-9) & (sizes[lowest] < largest - 1e-9)
-        return chosen[lowest], inside
+        is_interior = (sizes[lowest] > smallest + 1e-9) & (sizes[lowest] < largest - 1e-9)
+        return chosen[lowest], is_interior
 
 
 @dataclass(frozen=True)
@@ -70,28 +70,31 @@ class EnvelopeFitter:
         constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         curves, single_points = _join_curves(runs)
         selected = np.arange(len(curves.ln_params))
-        lowest, inside = curves.envelope(selected)
-        winners = np.unique(lowest[inside])
+        lowest, is_interior = curves.envelope(selected)
+        winners = np.unique(lowest[is_interior])
         if len(winners) < 3:
             raise FitError(
                 f"{len(winners)} of {len(selected)} training curves are lowest at some C between smaller and "
                 "larger models: an envelope needs three; train more sizes, and record losses along training"
             )
-        law = _fit_laws(curves, lowest, inside, constraint)
+        law = _fit_laws(curves, lowest, is_interior, constraint)
         diagnostics = [_describe_envelope(len(selected)), *check_runs(runs, constraint)]
-        draws, failed = self._draws(curves, constraint, diagnostics)
+        draws, failed = self._bootstrap(curves, constraint, diagnostics)
         return LawFit(
-            fitter=PluginChoice(name=self.name, options=self._options()),
+            fitter=PluginChoice(name=self.name, options=self._changed_options()),
             law=Law(name="envelope", parameters=law),
             exponents={key: interval(law[key], draws.get(key, np.empty(0)), self.level) for key in ("a", "b")},
             level=self.level,
-            objective=_misfit(curves, lowest, inside, law),
+            objective=_misfit(curves, lowest, is_interior, law),
             n_runs=len(runs) - len(single_points),
             excluded={runs.ids[row]: "the only point of its training curve" for row in single_points},
             diagnostics=tuple(diagnostics),
             draws={key: tuple(values.tolist()) for key, values in draws.items()},
             failed_draws=failed,
-            flops_range=(float(np.exp(curves.ln_flops[inside][0])), float(np.exp(curves.ln_flops[inside][-1]))),
+            flops_range=(
+                float(np.exp(curves.ln_flops[is_interior][0])),
+                float(np.exp(curves.ln_flops[is_interior][-1])),
+            ),
             params_range=(float(runs.params.min()), float(runs.params.max())),
             seed=self.seed,
         )
@@ -100,11 +103,11 @@ class EnvelopeFitter:
         """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
 
-    def _options(self) -> dict[str, Any]:
+    def _changed_options(self) -> dict[str, Any]:
         options = {key: getattr(self, key) for key in ("level", "draws", "seed")}
         return {key: value for key, value in options.items() if value != getattr(type(self), key)}
 
-    def _draws(
+    def _bootstrap(
         self, curves: Curves, constraint: FlopsPerToken, diagnostics: list[Diagnostic]
     ) -> tuple[dict[str, Floats], int]:
         """Refit curves drawn with replacement. Whole curves, because the errors of their points are correlated."""
@@ -117,9 +120,9 @@ class EnvelopeFitter:
         random = np.random.default_rng(self.seed)
         drawn, drawn_constraint = [], constraint.drawn(self.draws, self.seed)
         for draw in range(self.draws):
-            lowest, inside = curves.envelope(np.unique(random.integers(count, size=count)))
-            if len(np.unique(lowest[inside])) >= 3:
-                drawn.append(_fit_laws(curves, lowest, inside, drawn_constraint.row(draw)))
+            lowest, is_interior = curves.envelope(np.unique(random.integers(count, size=count)))
+            if len(np.unique(lowest[is_interior])) >= 3:
+                drawn.append(_fit_laws(curves, lowest, is_interior, drawn_constraint.row(draw)))
         failed = self.draws - len(drawn)
         if failed > 0.01 * self.draws:
             diagnostics.append(
@@ -156,12 +159,12 @@ def _join_curves(runs: Runs) -> tuple[Curves, Ints]:
     return Curves(grid, sizes, np.stack(losses)), single_points
 
 
-def _fit_laws(curves: Curves, lowest: Ints, inside: Bools, constraint: FlopsPerToken) -> dict[str, float]:
-    x, ln_params = curves.ln_flops[inside], curves.ln_params[lowest[inside]]
+def _fit_laws(curves: Curves, lowest: Ints, is_interior: Bools, constraint: FlopsPerToken) -> dict[str, float]:
+    x, ln_params = curves.ln_flops[is_interior], curves.ln_params[lowest[is_interior]]
     weights = np.ones_like(x)
     ln_kn, a = fit_line(x, ln_params, weights)
     ln_kd, b = fit_line(x, x - constraint(ln_params), weights)
-    loss = np.exp(curves.ln_loss[lowest, np.arange(len(lowest))])[inside]
+    loss = np.exp(curves.ln_loss[lowest, np.arange(len(lowest))])[is_interior]
     sample = np.linspace(0, len(x) - 1, min(60, len(x))).astype(int)
     saturating = fit_saturating(x[sample], loss[None, sample])
     estimates = (ln_kn, a, ln_kd, b, saturating.e[0], saturating.ln_k[0], saturating.gamma[0])
@@ -169,9 +172,9 @@ def _fit_laws(curves: Curves, lowest: Ints, inside: Bools, constraint: FlopsPerT
     return {name: float(value) for name, value in zip(names, estimates, strict=True)}
 
 
-def _misfit(curves: Curves, lowest: Ints, inside: Bools, law: dict[str, float]) -> float:
-    line = law["ln_kN"] + law["a"] * curves.ln_flops[inside]
-    return float(np.sum((curves.ln_params[lowest[inside]] - line) ** 2))
+def _misfit(curves: Curves, lowest: Ints, is_interior: Bools, law: dict[str, float]) -> float:
+    line = law["ln_kN"] + law["a"] * curves.ln_flops[is_interior]
+    return float(np.sum((curves.ln_params[lowest[is_interior]] - line) ** 2))
 
 
 def _describe_envelope(count: int) -> Diagnostic:

@@ -22,15 +22,15 @@ from flops_fit_core.fitting.diagnostics import check_profiles, check_runs, expla
 from flops_fit_core.fitting.fitters.minima import (
     Minima,
     Noise,
+    add_scatter,
+    draw_scatter,
+    estimate_scatter,
     fit_laws,
+    has_irreducible_term,
     median_draw,
+    minimum_variances,
     relative_variances,
-    saturates,
-    scatter,
-    scatter_draws,
     seed_noise,
-    shift,
-    spread,
 )
 from flops_fit_core.fitting.fitters.profiles import (
     Profile,
@@ -45,7 +45,7 @@ from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
-from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
+from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice, ProfileMinimum
 
 MAX_NOISE_MODEL_RUNS = 2000
@@ -82,13 +82,13 @@ class IsoflopFitter:
         if len(usable) < 2:
             raise FitError(_explain_too_few_minima(profiles, usable))
         diagnostics = check_profiles(profiles) + check_runs(runs, flops_per_token)
-        return self._law(runs, profiles, usable, flops_per_token, diagnostics)
+        return self._build_fit(runs, profiles, usable, flops_per_token, diagnostics)
 
     def optimum(self, fit: LawFit, flops: float) -> Optimum:
         """N_opt, D_opt and L_opt for C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
 
-    def _law(
+    def _build_fit(
         self,
         runs: Runs,
         profiles: list[Profile],
@@ -97,33 +97,33 @@ class IsoflopFitter:
         diagnostics: list[Diagnostic],
     ) -> LawFit:
         ln_budgets = np.log([profile.budget for profile in usable])
-        minima, _ = self._minima(usable, [profile.y[None] for profile in usable], ln_budgets, flops_per_token)
-        noise = self._noise(usable)
+        minima, _ = self._find_minima(usable, [profile.y[None] for profile in usable], ln_budgets, flops_per_token)
+        noise = self._estimate_noise(usable)
         random = np.random.default_rng(self.seed)
         trunks = [runs.trunks[row] for profile in usable for row in profile.rows]
-        errors = self._errors(usable, trunks, noise, random)
+        errors = self._draw_errors(usable, trunks, noise, random)
         drawn_flops = flops_per_token.drawn(len(errors), self.seed)
-        drawn, valid = self._draw(usable, errors, ln_budgets, drawn_flops)
+        drawn, valid = self._draw_minima(usable, errors, ln_budgets, drawn_flops)
         if self.shape == "akima":
-            weights, minima = 1 / spread(drawn, usable), median_draw(drawn, minima)
+            weights, minima = 1 / minimum_variances(drawn, usable), median_draw(drawn, minima)
         else:
             weights = 1 / relative_variances(usable)
-        saturating = saturates(ln_budgets, minima.loss)
-        law = {key: float(value[0]) for key, value in fit_laws(ln_budgets, minima, weights, saturating).items()}
-        diagnostics.append(_describe_loss_law(saturating, len(usable)))
-        tau, dof, warning = scatter(ln_budgets, minima.ln_params, weights, noise)
+        is_saturating = has_irreducible_term(ln_budgets, minima.loss)
+        law = {key: float(value[0]) for key, value in fit_laws(ln_budgets, minima, weights, is_saturating).items()}
+        diagnostics.append(_describe_loss_law(is_saturating, len(usable)))
+        tau, dof, warning = estimate_scatter(ln_budgets, minima.ln_params, weights, noise)
         diagnostics += [warning] if warning else []
         draws, failed = {}, 0
-        if self._has_interval(usable, noise, diagnostics):
+        if self._check_interval(usable, noise, diagnostics):
             failed = int(self.draws - valid.sum())
-            drawn = shift(drawn, scatter_draws(tau, dof, len(valid), random), ln_budgets, drawn_flops, random)
-            draws = fit_laws(ln_budgets, drawn.take(valid), weights, saturating)
+            drawn = add_scatter(drawn, draw_scatter(tau, dof, len(valid), random), ln_budgets, drawn_flops, random)
+            draws = fit_laws(ln_budgets, drawn.take(valid), weights, is_saturating)
             if failed > 0.01 * self.draws:
                 draws = {}
                 diagnostics.append(_report_failed_draws(failed, self.draws))
         rows = np.concatenate([profile.rows for profile in usable])
         return LawFit(
-            fitter=PluginChoice(name=self.name, options=self._options()),
+            fitter=PluginChoice(name=self.name, options=self._changed_options()),
             law=Law(name="isoflop", parameters=law),
             exponents={key: interval(law[key], draws.get(key, np.empty(0)), self.level) for key in ("a", "b")},
             level=self.level,
@@ -137,7 +137,7 @@ class IsoflopFitter:
                 for row in profile.rows
             },
             diagnostics=tuple(diagnostics),
-            minima=tuple(self._record(profile, flops_per_token) for profile in profiles),
+            minima=tuple(self._profile_record(profile, flops_per_token) for profile in profiles),
             draws={key: tuple(values.tolist()) for key, values in draws.items()},
             failed_draws=failed,
             flops_range=(usable[0].budget, usable[-1].budget),
@@ -145,11 +145,11 @@ class IsoflopFitter:
             seed=self.seed,
         )
 
-    def _options(self) -> dict[str, Any]:
+    def _changed_options(self) -> dict[str, Any]:
         options = {key: getattr(self, key) for key in ("level", "draws", "seed", "response", "shape")}
         return {key: value for key, value in options.items() if value != getattr(type(self), key)}
 
-    def _minima(
+    def _find_minima(
         self, profiles: list[Profile], responses: list[Floats], ln_budgets: Floats, flops_per_token: FlopsPerToken
     ) -> tuple[Minima, Bools]:
         """Minima of all profiles, and the draws with a minimum in every profile.
@@ -163,7 +163,7 @@ class IsoflopFitter:
         loss = np.exp(lowest) if self.response == "log-loss" else lowest
         return Minima(ln_params, ln_budgets - flops_per_token(ln_params), loss), exists
 
-    def _noise(self, usable: list[Profile]) -> Noise:
+    def _estimate_noise(self, usable: list[Profile]) -> Noise:
         """Noise level from the residuals. Interpolated profiles have none; they use :func:`seed_noise`."""
         if self.shape == "akima":
             return Noise(1.0, 10**6)
@@ -171,7 +171,7 @@ class IsoflopFitter:
         rss = sum(float(np.sum(profile.residuals**2)) for profile in usable)
         return Noise(float(np.sqrt(rss / dof)) if dof else 0.0, dof)
 
-    def _has_interval(self, usable: list[Profile], noise: Noise, diagnostics: list[Diagnostic]) -> bool:
+    def _check_interval(self, usable: list[Profile], noise: Noise, diagnostics: list[Diagnostic]) -> bool:
         if self.draws < 1:
             return False
         if len(usable) < 3:
@@ -189,7 +189,7 @@ class IsoflopFitter:
         diagnostics.append(Diagnostic(code="no-interval", message=message))
         return False
 
-    def _errors(
+    def _draw_errors(
         self, usable: list[Profile], trunks: list[str], noise: Noise, random: np.random.Generator
     ) -> Floats:
         """Errors of all runs in all profiles, shape (draws, runs).
@@ -211,10 +211,10 @@ class IsoflopFitter:
         trunk = np.unique(trunks, return_inverse=True)[1]
         ln_params = np.concatenate([profile.u + profile.centre for profile in usable])
         ln_flops = np.concatenate([np.full(len(profile.u), np.log(profile.budget)) for profile in usable])
-        covariates = describe_runs(offset, ln_params, ln_flops)
+        covariates = build_covariates(offset, ln_params, ln_flops)
         return fit_noise(residuals, design, covariates, trunk).draw(self.draws, random)
 
-    def _draw(
+    def _draw_minima(
         self, usable: list[Profile], errors: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken
     ) -> tuple[Minima, Bools]:
         """Minima of resampled profiles, and whether a draw has a minimum near every grid."""
@@ -223,16 +223,16 @@ class IsoflopFitter:
             profile_errors = errors[:, start : start + len(profile.rows)]
             start += len(profile.rows)
             responses.append(profile.y - profile.residuals + profile_errors)
-        return self._minima(usable, responses, ln_budgets, flops_per_token)
+        return self._find_minima(usable, responses, ln_budgets, flops_per_token)
 
-    def _record(self, profile: Profile, flops_per_token: FlopsPerToken) -> ProfileMinimum:
+    def _profile_record(self, profile: Profile, flops_per_token: FlopsPerToken) -> ProfileMinimum:
         ln_params = np.array([profile.ln_params])
         ln_tokens = float(np.log(profile.budget) - flops_per_token(ln_params)[0])
         return profile_record(profile, ln_tokens, self.response)
 
 
-def _describe_loss_law(saturates: bool, budgets: int) -> Diagnostic:
-    if saturates:
+def _describe_loss_law(is_saturating: bool, budgets: int) -> Diagnostic:
+    if is_saturating:
         return note("loss-law", "L_opt(C) is E + k C^-gamma, fitted to the lowest loss of each budget")
     reason = (
         "fewer than 4 budgets" if budgets < 4 else "the budgets do not reach far enough to see where it flattens"

@@ -19,7 +19,7 @@ from flops_fit_core.fitting.laws.optima import exponents, optimum
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.solvers.marquardt import Model, jacobian, least_squares
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
-from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise, offsets
+from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise, optimum_offsets
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, PluginChoice
 
 Form = Literal["kaplan", "muennighoff"]
@@ -30,9 +30,9 @@ class _Shape(Protocol):
 
     bounds: tuple[Floats, Floats]
 
-    def starts(self) -> Floats: ...
-    def natural(self, theta: Floats) -> dict[str, Floats]: ...
-    def extra(self) -> Parameters: ...
+    def starting_points(self) -> Floats: ...
+    def to_parameters(self, theta: Floats) -> dict[str, Floats]: ...
+    def extra_parameters(self) -> Parameters: ...
 
 
 class _Kaplan:
@@ -44,12 +44,12 @@ class _Kaplan:
         self.x, self.z = np.log(runs.params).mean(), np.log(runs.tokens).mean()
         self.level = float(np.log(runs.loss).mean())
 
-    def starts(self) -> Floats:
+    def starting_points(self) -> Floats:
         exponents = [0.03, 0.07, 0.15, 0.3, 0.6]
         pairs = [(n, d, self.level / d + np.log(0.5)) for n, d in itertools.product(exponents, exponents)]
         return np.array([(n, d, half, half) for n, d, half in pairs])
 
-    def natural(self, theta: Floats) -> dict[str, Floats]:
+    def to_parameters(self, theta: Floats) -> dict[str, Floats]:
         alpha_n, alpha_d, a, b = theta.T
         return {
             "alpha_N": alpha_n,
@@ -58,7 +58,7 @@ class _Kaplan:
             "ln_Dc": self.z + b,
         }
 
-    def extra(self) -> Parameters:
+    def extra_parameters(self) -> Parameters:
         return {}
 
 
@@ -88,11 +88,11 @@ class _Muennighoff:
         start[3] -= start[4] * (self.z - ln_tokens.mean())
         self.start = start
 
-    def starts(self) -> Floats:
+    def starting_points(self) -> Floats:
         ends = np.log([2.0, 6.0, 20.0, 80.0])
         return np.array([(*self.start, d, n) for d, n in itertools.product(ends, ends)])
 
-    def natural(self, theta: Floats) -> dict[str, Floats]:
+    def to_parameters(self, theta: Floats) -> dict[str, Floats]:
         e, a, alpha, b, beta, d, n = theta.T
         return {
             "E": e,
@@ -104,7 +104,7 @@ class _Muennighoff:
             "R_N": np.exp(n),
         }
 
-    def extra(self) -> Parameters:
+    def extra_parameters(self) -> Parameters:
         return {"ln_unique": self.ln_unique}
 
 
@@ -136,26 +136,26 @@ class JointFitter:
             raise FitError(f"{len(runs)} runs cannot fit a law of {free} parameters: train {free + 1} or more")
         make_problem(np.log(runs.params), np.log(runs.tokens), np.log(runs.loss))
         shape: _Shape = _SHAPES[self.form](runs)
-        model, y = self._model(shape, runs), np.log(runs.loss)
-        thetas, rss, converged = least_squares(model, self._starts(shape, runs), y, shape.bounds)
+        model, y = self._make_model(shape, runs), np.log(runs.loss)
+        thetas, rss, converged = least_squares(model, self._find_starts(shape, runs), y, shape.bounds)
         best = int(np.argmin(rss))
         theta = thetas[best : best + 1]
-        law = shape.natural(theta)
+        law = shape.to_parameters(theta)
         constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         diagnostics = [note("objective", "least squares on ln L, every run"), *check_runs(runs, constraint)]
         if not converged[best]:
             diagnostics.append(
                 Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
             )
-        draws, failed = self._draws(model, shape, runs, theta, law, constraint)
+        draws, failed = self._bootstrap(model, shape, runs, theta, law, constraint)
         if failed > 0.01 * self.draws:
             draws = draws[:0]
             diagnostics.append(
                 no_interval(f"{failed} of {self.draws} bootstrap refits ended on a bound; train more runs")
             )
-        drawn, drawn_constraint = shape.natural(draws), constraint.drawn(len(draws), self.seed)
+        drawn, drawn_constraint = shape.to_parameters(draws), constraint.drawn(len(draws), self.seed)
         return LawFit(
-            fitter=PluginChoice(name=self.name or f"fitters/{self.form}", options=self._options()),
+            fitter=PluginChoice(name=self.name or f"fitters/{self.form}", options=self._changed_options()),
             law=Law(name=self.form, parameters={key: float(value[0]) for key, value in law.items()}),
             exponents=exponents(
                 SURFACES[self.form], law, drawn, (constraint, drawn_constraint), runs.flops, self.level
@@ -176,31 +176,31 @@ class JointFitter:
         """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
 
-    def _options(self) -> dict[str, Any]:
+    def _changed_options(self) -> dict[str, Any]:
         options = {key: getattr(self, key) for key in ("level", "draws", "seed")}
         return {key: value for key, value in options.items() if value != getattr(type(self), key)}
 
-    def _starts(self, shape: _Shape, runs: Runs) -> Floats:
+    def _find_starts(self, shape: _Shape, runs: Runs) -> Floats:
         """Starting points; with many runs, the best fit to a sample of them."""
         if len(runs) <= MAX_START_RUNS:
-            return shape.starts()
+            return shape.starting_points()
         sample = np.sort(np.random.default_rng(0).choice(len(runs), MAX_START_RUNS // 2, replace=False))
-        model = self._model(shape, runs, sample)
-        theta, rss, _ = least_squares(model, shape.starts(), np.log(runs.loss[sample]), shape.bounds)
+        model = self._make_model(shape, runs, sample)
+        theta, rss, _ = least_squares(model, shape.starting_points(), np.log(runs.loss[sample]), shape.bounds)
         return theta[np.argsort(rss)[:1]]
 
-    def _model(self, shape: _Shape, runs: Runs, sample: Ints | None = None) -> Model:
+    def _make_model(self, shape: _Shape, runs: Runs, sample: Ints | None = None) -> Model:
         surface, rows = SURFACES[self.form], np.arange(len(runs)) if sample is None else sample
-        extra = {key: values[rows] for key, values in shape.extra().items()}
+        extra = {key: values[rows] for key, values in shape.extra_parameters().items()}
         x, z = np.log(runs.params[rows]), np.log(runs.tokens[rows])
 
         def model(theta: Floats) -> Floats:
-            law = {key: values[:, None] for key, values in shape.natural(theta).items()}
+            law = {key: values[:, None] for key, values in shape.to_parameters(theta).items()}
             return np.log(surface({**law, **extra}, x, z)[0])
 
         return model
 
-    def _draws(
+    def _bootstrap(
         self,
         model: Model,
         shape: _Shape,
@@ -217,8 +217,8 @@ class JointFitter:
         fitted = model(theta)[0]
         slopes = jacobian(model, theta)[0][:, is_free]
         trunk = np.unique(runs.trunks, return_inverse=True)[1]
-        offset = offsets(SURFACES[self.form], law, constraint, runs)
-        covariates = describe_runs(offset, np.log(runs.params), np.log(runs.flops))
+        offset = optimum_offsets(SURFACES[self.form], law, constraint, runs)
+        covariates = build_covariates(offset, np.log(runs.params), np.log(runs.flops))
         noise = fit_noise(np.log(runs.loss) - fitted, slopes, covariates, trunk)
         y = fitted + noise.draw(self.draws, random)
         start = np.repeat(theta, self.draws, axis=0)

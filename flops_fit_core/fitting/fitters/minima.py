@@ -54,12 +54,12 @@ def relative_variances(profiles: list[Profile]) -> Floats:
     return variances
 
 
-def spread(drawn: Minima, inside: list[Profile]) -> Floats:
+def minimum_variances(drawn: Minima, usable: list[Profile]) -> Floats:
     """Variance of ln N at each minimum over draws, at least a third of the step between sizes squared.
 
     The floor follows Porian et al. 2024: the minimum of an interpolant jumps from one size to the next.
     """
-    floor = np.array([profile.reach / max(len(np.unique(profile.u)) - 1, 1) / 3 for profile in inside]) ** 2
+    floor = np.array([profile.ln_range / max(len(np.unique(profile.u)) - 1, 1) / 3 for profile in usable]) ** 2
     return np.maximum(drawn.ln_params.var(axis=0), floor) if len(drawn.ln_params) > 1 else floor
 
 
@@ -70,12 +70,12 @@ def median_draw(drawn: Minima, default: Minima) -> Minima:
     return Minima(*(np.median(draws, axis=0)[None] for draws in (drawn.ln_params, drawn.ln_tokens, drawn.loss)))
 
 
-def scatter_draws(tau: float, dof: int, draws: int, random: np.random.Generator) -> Floats:
+def draw_scatter(tau: float, dof: int, draws: int, random: np.random.Generator) -> Floats:
     """Standard deviation of the scatter per draw, with the uncertainty that ``dof`` degrees of freedom leave."""
     return tau * draw_scale(dof, draws, random) if tau else np.zeros(draws)
 
 
-def shift(
+def add_scatter(
     drawn: Minima, tau: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken, random: np.random.Generator
 ) -> Minima:
     """Add scatter of standard deviation ``tau`` (draws,) in ln N to the drawn minima."""
@@ -85,23 +85,23 @@ def shift(
     return Minima(ln_params, ln_budgets - flops_per_token(ln_params), drawn.loss)
 
 
-def saturates(ln_budgets: Floats, loss: Floats) -> bool:
+def has_irreducible_term(ln_budgets: Floats, loss: Floats) -> bool:
     """Whether the lowest losses support an irreducible term: at least four budgets, and E > 0."""
     return len(ln_budgets) >= 4 and not fit_saturating(ln_budgets, loss).at_bound[0]
 
 
-def fit_laws(ln_budgets: Floats, minima: Minima, weights: Floats, saturates: bool) -> dict[str, Floats]:
+def fit_laws(ln_budgets: Floats, minima: Minima, weights: Floats, is_saturating: bool) -> dict[str, Floats]:
     ln_kn, a = fit_line(ln_budgets, minima.ln_params, weights)
     ln_kd, b = fit_line(ln_budgets, minima.ln_tokens, weights)
     law = {"ln_kN": ln_kn, "a": a, "ln_kD": ln_kd, "b": b}
-    if saturates:
+    if is_saturating:
         loss = fit_saturating(ln_budgets, minima.loss)
         return {**law, "E": loss.e, "ln_kL": loss.ln_k, "gamma": loss.gamma}
     ln_kl, slope = fit_line(ln_budgets, np.log(minima.loss), np.ones_like(ln_budgets))
     return {**law, "E": np.zeros_like(slope), "ln_kL": ln_kl, "gamma": -slope}
 
 
-def scatter(
+def estimate_scatter(
     ln_budgets: Floats, ln_params: Floats, weights: Floats, noise: Noise
 ) -> tuple[float, int, Diagnostic | None]:
     """Scatter of the minima about their line in excess of the runs' noise: (sd of ln N, dof, warning).

@@ -70,10 +70,10 @@ class ParametricFitter:
         residuals = linearise(problem, fit.theta)[0]
         diagnostics += check_surface(fit, used, runs, point.rejection, residuals, constraint, point.noise)
         law = to_parameters(fit.theta[None], runs)
-        draws, failed, more_diagnostics = self._uncertainty(point, problem, used)
+        draws, failed, more_diagnostics = self._bootstrap(point, problem, used)
         drawn, drawn_constraint = to_parameters(draws, runs), constraint.drawn(len(draws), self.seed)
         return LawFit(
-            fitter=PluginChoice(name=self.name, options=self._options()),
+            fitter=PluginChoice(name=self.name, options=self._changed_options()),
             law=Law(name="parametric", parameters={key: float(values[0]) for key, values in law.items()}),
             exponents=exponents(
                 SURFACES["parametric"], law, drawn, (constraint, drawn_constraint), used.flops, self.level
@@ -95,11 +95,11 @@ class ParametricFitter:
         """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
         return optimum(fit, flops)
 
-    def _options(self) -> dict[str, Any]:
+    def _changed_options(self) -> dict[str, Any]:
         options = {key: getattr(self, key) for key in ("level", "draws", "seed", "objective", "bootstrap")}
         return {key: value for key, value in options.items() if value != getattr(type(self), key)}
 
-    def _uncertainty(self, point: PointFit, problem: Problem, used: Runs) -> tuple[Floats, int, list[Diagnostic]]:
+    def _bootstrap(self, point: PointFit, problem: Problem, used: Runs) -> tuple[Floats, int, list[Diagnostic]]:
         """Draws of theta, the number of failed draws, and diagnostics."""
         no_draws, fit = np.empty((0, 5)), point.fit
         if self.draws < 1:

@@ -97,8 +97,8 @@ class Profile:
 
     @property
     def coefficients(self) -> Floats:
-        out: Floats = self.solver @ self.y
-        return out
+        coefficients: Floats = self.solver @ self.y
+        return coefficients
 
     @property
     def residuals(self) -> Floats:
@@ -118,7 +118,7 @@ class Profile:
         return max(0, len(self.u) - free)
 
     @property
-    def reach(self) -> float:
+    def ln_range(self) -> float:
         """Ln (largest N / smallest N)."""
         return float(self.u.max() - self.u.min())
 
@@ -127,7 +127,7 @@ class Profile:
         position, lowest, exists = (
             _akima_minima(self, y) if self.shape == "akima" else _polynomial_minima(y @ self.solver.T)
         )
-        return position + self.centre, lowest, exists & (np.abs(position) < 1.5 * self.reach)
+        return position + self.centre, lowest, exists & (np.abs(position) < 1.5 * self.ln_range)
 
     @property
     def ln_params(self) -> float:
@@ -174,8 +174,8 @@ def _akima_minima(profile: Profile, y: Floats) -> tuple[Floats, Floats, Bools]:
     lowest = np.clip(np.argmin(curves, axis=1), 1, len(grid) - 2)
     rows = np.arange(len(curves))
     left, middle, right = (curves[rows, lowest + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend > 0, (left - right) / (2 * np.where(bend > 0, bend, 1)), 0.0)
+    curvature = left - 2 * middle + right
+    shift = np.where(curvature > 0, (left - right) / (2 * np.where(curvature > 0, curvature, 1)), 0.0)
     return grid[lowest] + np.clip(shift, -1, 1) * (grid[1] - grid[0]), middle, np.ones(len(y), dtype=bool)
 
 

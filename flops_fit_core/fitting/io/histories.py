@@ -102,7 +102,7 @@ def join_histories(
     histories = _histories(rows, lambda row: _cell_text(row.values.get(column)))
     if not histories:
         return JoinedRows(list(rows), [])
-    ambiguous = [name for name, group in histories.items() if not _is_one_model(group)]
+    ambiguous = [name for name, group in histories.items() if not _is_single_model(group)]
     if ambiguous and step is not None:
         histories = _histories(rows, lambda row: _model_key(row, column))
     elif ambiguous and len(ambiguous) < len(histories):
@@ -164,7 +164,7 @@ def _count_usable(group: Sequence[Row]) -> int:
     return sum(row.observation is not None for row in group)
 
 
-def _is_one_model(group: Sequence[Row]) -> bool:
+def _is_single_model(group: Sequence[Row]) -> bool:
     observations = [row.observation for row in group if row.observation is not None]
     first = observations[0]
     return all(

@@ -47,8 +47,8 @@ class SurfaceFit:
         if self.problem.weights is not None:
             design = design * np.sqrt(self.problem.weights)[:, None]
         q = np.linalg.qr(design)[0]
-        out: Floats = (q**2).sum(axis=1)
-        return out
+        leverage: Floats = (q**2).sum(axis=1)
+        return leverage
 
 
 def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats) -> Problem:
@@ -63,7 +63,7 @@ def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats) -> Probl
     return Problem(ln_params - ln_params.mean(), ln_tokens - ln_tokens.mean(), ln_loss)
 
 
-def correlated(problem: Problem, trunk: Ints, rho: float) -> Problem:
+def with_correlation(problem: Problem, trunk: Ints, rho: float) -> Problem:
     """The same runs, with correlation ``rho`` within a trajectory. ``weights`` of each fit may be 0 or 1."""
     trajectories = problem.trajectories or Trajectories.of(trunk)
     is_used = np.ones(len(trunk)) if problem.weights is None else problem.weights
@@ -77,9 +77,9 @@ def fit_surface(problem: Problem, objective: Objective) -> SurfaceFit:
     end of a path of decreasing delta from it, and two standard errors to each side along the axes of its
     covariance: the local minima of Huber loss pass through different subsets of the runs.
     """
-    solved = _best(solve(problem, starting_points(problem), LeastSquares()))
+    solved = _select_best(solve(problem, starting_points(problem), LeastSquares()))
     if isinstance(objective, Huber):
-        solved = _best(solve(problem, _huber_starts(problem, solved.theta[0], objective), objective))
+        solved = _select_best(solve(problem, _huber_starts(problem, solved.theta[0], objective), objective))
     if not solved.converged[0]:
         solved = solve(problem, solved.theta, objective, steps=500)
     return build_fit(problem, solved)
@@ -99,7 +99,7 @@ def refit(problem: Problem, start: Floats, objective: Objective) -> Solved:
     return solve(problem, np.tile(start, (fits, 1)), objective, tolerance=1e-11)
 
 
-def _best(solved: Solved) -> Solved:
+def _select_best(solved: Solved) -> Solved:
     best = int(np.argmin(solved.value))
     row = slice(best, best + 1)
     return Solved(solved.theta[row], solved.value[row], solved.converged[row])

@@ -133,10 +133,10 @@ def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[
         psi = problem.precision(r)
         weighted_jacobian = problem.precision(jacobian) + jacobian * psi[:, None, :]
     else:
-        psi, bend = objective.psi(r), objective.bend(r)
+        psi, curvature = objective.psi(r), objective.curvature(r)
         if problem.weights is not None:
-            psi, bend = psi * problem.weights, bend * problem.weights
-        weighted_jacobian = jacobian * (bend + psi)[:, None, :]
+            psi, curvature = psi * problem.weights, curvature * problem.weights
+        weighted_jacobian = jacobian * (curvature + psi)[:, None, :]
     gradient = -(jacobian @ psi[:, :, None])[:, :, 0]
     hessian = weighted_jacobian @ jacobian.transpose(0, 2, 1)
     for first, slope, weighted in ((1, problem.u, psi * pa), (3, problem.v, psi * pb)):
@@ -173,9 +173,9 @@ def solve(
         better = reached < best[live]
         theta[live[better]], best[live[better]] = new[better], reached[better]
         damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
-        done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
-        converged[live[done]] = True
-        live = live[~done]
+        is_done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
+        converged[live[is_done]] = True
+        live = live[~is_done]
     return Solved(theta, best, converged)
 
 

@@ -19,7 +19,7 @@ class Objective(Protocol):
     def psi(self, r: Floats) -> Floats:
         """First derivative of rho."""
 
-    def bend(self, r: Floats) -> Floats:
+    def curvature(self, r: Floats) -> Floats:
         """Second derivative of rho."""
 
 
@@ -30,13 +30,13 @@ class LeastSquares:
     name: str = "least squares"
 
     def rho(self, r: Floats) -> Floats:
-        out: Floats = r * r / 2
-        return out
+        rho: Floats = r * r / 2
+        return rho
 
     def psi(self, r: Floats) -> Floats:
         return r
 
-    def bend(self, r: Floats) -> Floats:
+    def curvature(self, r: Floats) -> Floats:
         return np.ones_like(r)
 
 
@@ -53,11 +53,11 @@ class Huber:
     def rho(self, r: Floats) -> Floats:
         size = np.abs(r)
         inner = np.minimum(size, self.delta)
-        out: Floats = inner * (size - inner / 2)
-        return out
+        rho: Floats = inner * (size - inner / 2)
+        return rho
 
     def psi(self, r: Floats) -> Floats:
         return np.clip(r, -self.delta, self.delta)
 
-    def bend(self, r: Floats) -> Floats:
+    def curvature(self, r: Floats) -> Floats:
         return (np.abs(r) < self.delta).astype(np.float64)

@@ -116,7 +116,7 @@ class NoiseModel:
         return total
 
 
-def offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: Runs) -> Floats:
+def optimum_offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: Runs) -> Floats:
     """Ln N / N_opt(C) per run, under a law with one entry per parameter; interpolated between nine budgets."""
     ln_flops = np.log(runs.flops)
     grid = np.linspace(ln_flops.min(), ln_flops.max() + 1e-9, 9)
@@ -126,7 +126,7 @@ def offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: 
     return ln_ratio
 
 
-def describe_runs(offset: Floats, ln_params: Floats | None = None, ln_flops: Floats | None = None) -> Floats:
+def build_covariates(offset: Floats, ln_params: Floats | None = None, ln_flops: Floats | None = None) -> Floats:
     """Covariates of a noise model from ``offset`` = ln N / N_opt(C), and from ln N and ln C minus their means.
 
     Without ln N or ln C, noise does not grow with them.
@@ -140,7 +140,7 @@ def describe_runs(offset: Floats, ln_params: Floats | None = None, ln_flops: Flo
 def fit_noise(residuals: Floats, jacobian: Floats, covariates: Floats, trunk: Ints) -> NoiseModel:
     """Fit the noise model to ``residuals`` (n,) of a least-squares fit with ``jacobian`` (n, p).
 
-    ``covariates`` come from :func:`describe_runs`; ``trunk`` numbers the trajectories from 0. Needs n > p.
+    ``covariates`` come from :func:`build_covariates`; ``trunk`` numbers the trajectories from 0. Needs n > p.
     """
     shared = len(np.unique(trunk)) < len(trunk)
     ratios = _RATIOS if shared else _RATIOS[:1]

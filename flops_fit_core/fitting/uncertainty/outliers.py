@@ -125,8 +125,8 @@ def _reject_outliers(
     accepted |= is_exact[:, None]
     theta, used = theta.copy(), accepted.copy()
     # Fits without rejections by least squares need no iteration.
-    done = is_exact | (least_squares & accepted.all(axis=1))
-    live = np.flatnonzero(~done & (accepted.sum(axis=1) >= min_accepted))
+    is_done = is_exact | (least_squares & accepted.all(axis=1))
+    live = np.flatnonzero(~is_done & (accepted.sum(axis=1) >= min_accepted))
     for _ in range(5):
         if not len(live):
             break

@@ -11,11 +11,11 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import note
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.chinchilla import SurfaceFit, correlated, fit_surface, linearise, refit
+from flops_fit_core.fitting.laws.chinchilla import SurfaceFit, fit_surface, linearise, refit, with_correlation
 from flops_fit_core.fitting.laws.forms import SURFACES
 from flops_fit_core.fitting.solvers.newton import EXPONENTS, Problem, Solved, concatenate
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.uncertainty.noise import NoiseModel, describe_runs, fit_noise, offsets
+from flops_fit_core.fitting.uncertainty.noise import NoiseModel, build_covariates, fit_noise, optimum_offsets
 from flops_fit_core.fitting.uncertainty.outliers import Rejection, robust_fit, robust_refits
 from flops_fit_core.records import Diagnostic
 
@@ -56,7 +56,7 @@ def fit_point(problem: Problem, runs: Runs, constraint: FlopsPerToken, objective
         return point
     for _ in range(2):
         rho = float(np.clip(point.noise.correlation, 0, 0.9999))
-        point = _fit(correlated(problem, trunk, rho), runs, trunk, constraint, objective, rho)
+        point = _fit(with_correlation(problem, trunk, rho), runs, trunk, constraint, objective, rho)
         if point.noise is None:
             return point
     return point
@@ -67,26 +67,26 @@ def _fit(
 ) -> PointFit:
     all_runs = np.ones(len(runs), dtype=bool)
     if objective != "robust":
-        point = _with_noise(
-            fit_surface(problem, _criterion(objective)), Rejection(all_runs), runs, trunk, constraint
+        point = _add_noise(
+            fit_surface(problem, _make_objective(objective)), Rejection(all_runs), runs, trunk, constraint
         )
         return replace(point, rho=rho)
-    point = _with_noise(*robust_fit(problem, rho), runs, trunk, constraint)
+    point = _add_noise(*robust_fit(problem, rho), runs, trunk, constraint)
     if point.noise_of_all is not None and not point.rejection.accepted.all():
         # Noise that grows with N or C is known only after the first fit: it may explain rejected runs.
         fit, rejection = robust_fit(problem, rho, point.noise_of_all.sigma())
-        point = _with_noise(fit, rejection, runs, trunk, constraint)
+        point = _add_noise(fit, rejection, runs, trunk, constraint)
     return replace(point, rho=rho)
 
 
-def _with_noise(
+def _add_noise(
     fit: SurfaceFit, rejection: Rejection, runs: Runs, trunk: Ints, constraint: FlopsPerToken
 ) -> PointFit:
     accepted = rejection.accepted
     if int(accepted.sum()) <= int(fit.free.sum()):
         return PointFit(fit, rejection, None, None)
-    offset = offsets(SURFACES["parametric"], to_parameters(fit.theta[None], runs), constraint, runs)
-    covariates = describe_runs(offset, np.log(runs.params), np.log(runs.flops))
+    offset = optimum_offsets(SURFACES["parametric"], to_parameters(fit.theta[None], runs), constraint, runs)
+    covariates = build_covariates(offset, np.log(runs.params), np.log(runs.flops))
     number = np.unique(trunk[accepted], return_inverse=True)[1]
     noise = fit_noise(fit.residuals, fit.jacobian[:, fit.free], covariates[accepted], number)
     return PointFit(fit, rejection, noise, noise.at(covariates, trunk))
@@ -109,8 +109,12 @@ def draw_residuals(
     if len(fit.residuals) >= 30 and not noise.settings[:, 4].any():
         pool = fit.residuals / (noise.sigma() * np.sqrt(1 - np.minimum(fit.leverage, 0.99)))
         pool = (pool - pool.mean()) / pool.std()
-    source = correlated(problem, noise_of_all.trunk, point.rho) if point.rho else problem
-    residuals, sigma, criterion = linearise(problem, fit.theta)[0], noise_of_all.sigma(), _criterion(objective)
+    source = with_correlation(problem, noise_of_all.trunk, point.rho) if point.rho else problem
+    residuals, sigma, criterion = (
+        linearise(problem, fit.theta)[0],
+        noise_of_all.sigma(),
+        _make_objective(objective),
+    )
     parts, step = [], max(32, _MAX_LOSSES // len(residuals))
     for start in range(0, draws, step):
         errors = (noise if is_clean else noise_of_all).draw(min(step, draws - start), random, pool)
@@ -146,7 +150,7 @@ def draw_cases(
         )
     weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
     problem = replace(point.fit.problem, weights=weights[:, trunk].astype(float))
-    return refit(problem, point.fit.theta, _criterion(objective))
+    return refit(problem, point.fit.theta, _make_objective(objective))
 
 
 def explain_few_trajectories(noise: NoiseModel, used: Runs) -> str:
@@ -203,5 +207,5 @@ def at_bound(theta: Floats) -> Bools:
     return np.asarray((outside | (theta[:, [1, 3]] <= -15)).any(axis=1))
 
 
-def _criterion(objective: Criterion) -> Objective:
+def _make_objective(objective: Criterion) -> Objective:
     return Huber() if objective == "huber" else LeastSquares()
