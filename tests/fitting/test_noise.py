@@ -57,7 +57,7 @@ def problem_of(runs):
     return make_problem(*(np.log([getattr(run, name) for run in runs]) for name in ("params", "tokens", "loss")))
 
 
-def test_intervals_of_training_curves_hold_the_truth_and_raise_no_alarm():
+def test_intervals_of_training_curves_cover_the_truth_without_warnings():
     hits = []
     for seed in range(10):
         fit = ParametricFitter(draws=150).fit(checkpoints(12, seed))
@@ -113,12 +113,12 @@ def test_an_outlier_among_twelve_runs_is_left_out_and_counted():
     assert "none lies further off" in message(ParametricFitter(draws=0).fit(clean), "objective")
 
 
-def test_nine_runs_are_too_few_to_tell_outliers():
+def test_nine_runs_are_too_few_to_detect_outliers():
     runs = study(CHINCHILLA, BUDGETS[:3], (0.25, 1.0, 4.0), sigma=0.004, seed=3)
     assert "9 are too few to detect outliers" in message(ParametricFitter(draws=0).fit(runs), "objective")
 
 
-def test_too_many_outliers_are_all_used_and_said():
+def test_too_many_outliers_are_all_used_and_reported():
     runs = study(CHINCHILLA, BUDGETS, np.geomspace(0.2, 5, 6), sigma=0.002)
     for row in range(1, 30, 4):
         runs = spoilt(runs, row, 1.2)
@@ -148,7 +148,7 @@ def test_draws_after_a_rejection_reject_again():
 
 
 @pytest.mark.parametrize("column", [2, 3], ids=["N", "C"])
-def test_noise_that_grows_is_seen(column):
+def test_growing_noise_is_detected(column):
     random = np.random.default_rng(0)
     ln_params, ln_flops = random.uniform(0, 7, (2, 60))
     growing = ln_params if column == 2 else ln_flops
@@ -175,7 +175,7 @@ def test_above_two_thousand_rows_the_rules_are_the_same():
         ParametricFitter(bootstrap="cases", draws=10).fit(runs)
 
 
-def test_refits_in_parts_equal_refits_at_once():
+def test_refits_in_chunks_equal_refits_in_one_call():
     problem = problem_of(study(CHINCHILLA, BUDGETS, np.geomspace(0.2, 5, 100), sigma=0.01))
     fit = fit_surface(problem, LeastSquares())
     y = problem.y + 0.01 * np.random.default_rng(0).standard_normal((200, 500))

@@ -33,13 +33,13 @@ def best_params(flops: float) -> float:
 
 def runs(budgets, sizes=7, *, noise=0.0, shift=1.0, step=1.6) -> list[Observation]:
     """IsoFLOP runs with 6 N D = C, sizes around ``shift`` times the true optimum."""
-    found = []
+    observations = []
     for budget in budgets:
         for k in range(sizes):
             params = best_params(budget) * shift * step ** (k - (sizes - 1) / 2)
             tokens = budget / (6 * params)
             z = random.Random(f"{budget} {k}").gauss(0, 1)
-            found.append(
+            observations.append(
                 Observation(
                     id=f"{budget:.3e} {k}",
                     params=params,
@@ -50,7 +50,7 @@ def runs(budgets, sizes=7, *, noise=0.0, shift=1.0, step=1.6) -> list[Observatio
                     seed=0,
                 )
             )
-    return found
+    return observations
 
 
 def true_optimum(flops: float, spread: float = 1.2) -> Optimum:
@@ -95,7 +95,7 @@ def result(params=1000, tokens=2000, loss=3.0, **changes) -> RunResult:
 
 def plan(results, **changes) -> SweepPlan:
     known = {
-        "name": "study", "runs": tuple(one.run for one in results), "params_name": "matmul parameters",
+        "name": "study", "runs": tuple(result.run for result in results), "params_name": "matmul parameters",
         "flops_name": "6 N D", "device": PluginChoice(name="devices/cpu"),
     }  # fmt: skip
     return SweepPlan(**{**known, **changes})
