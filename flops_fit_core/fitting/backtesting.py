@@ -70,7 +70,7 @@ def backtest(
     if is_held_out.all() or not is_held_out.any():
         raise FitError(
             f"C > {above:.3g} holds out {int(is_held_out.sum())} of {len(runs)} runs: choose a C "
-            "between the smallest and the largest of the runs"
+            "between the smallest and the largest C of the runs"
         )
     fit = fitter.fit([run for run, held in zip(observations, is_held_out, strict=True) if not held])
     held_out = [run for run, held in zip(observations, is_held_out, strict=True) if held]

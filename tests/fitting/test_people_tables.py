@@ -323,7 +323,7 @@ def test_a_grid_of_hyperparameters_is_refused_without_best_of(tmp_path):
     assert notes(pooled, "grid") == ["rows that share N and D and differ in lr are fitted together"]
     result = CliRunner().invoke(app, ["fit", str(path), "--best-of", "lr", "--set", "draws=0"])
     assert result.exit_code == 0, result.output
-    with pytest.raises(FitError, match="no column 'bs' to take the best of"):
+    with pytest.raises(FitError, match="no column 'bs' for --best-of"):
         read_table(path, best_of=["lr", "bs"])
 
 

@@ -52,7 +52,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class EnvelopeFitter:
-    """Fits Approach 1. Same observations and options, same fit."""
+    """Fits Approach 1. Equal observations and options give equal fits."""
 
     level: float = 0.9
     """Level of all intervals."""

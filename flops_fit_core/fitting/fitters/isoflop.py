@@ -54,7 +54,7 @@ MAX_NOISE_MODEL_RUNS = 2000
 
 @dataclass(frozen=True)
 class IsoflopFitter:
-    """Fits the IsoFLOP law. Same observations and options, same fit."""
+    """Fits the IsoFLOP law. Equal observations and options give equal fits."""
 
     level: float = 0.9
     """Level of all intervals."""
@@ -255,4 +255,4 @@ def _explain_too_few_minima(profiles: list[Profile], usable: list[Profile]) -> s
     count = "only one budget has" if usable else "no budget has"
     reasons = "".join(f"\n  {text}" for code, text in map(explain_unusable, profiles) if code)
     more = "" if len(profiles) > 2 else "; train at least three budgets"
-    return f"{count} a minimum inside its grid; an exponent needs two, better four{more}{reasons}"
+    return f"{count} a minimum inside its grid; an exponent needs two, preferably four{more}{reasons}"

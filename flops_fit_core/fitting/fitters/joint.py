@@ -1,4 +1,4 @@
-"""Further laws of L(N, D), fitted by least squares on ln L: Kaplan's joint form and the data-constrained one."""
+"""Further laws of L(N, D), fitted by least squares on ln L: Kaplan's joint form and the data-constrained form."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ _SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
 
 @dataclass(frozen=True)
 class JointFitter:
-    """Fits one of the further forms. Same observations and options, same fit."""
+    """Fits a further form. Equal observations and options give equal fits."""
 
     form: Form
     level: float = 0.9

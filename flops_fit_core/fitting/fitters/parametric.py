@@ -37,7 +37,7 @@ Resampling = Literal["residuals", "cases"]
 
 @dataclass(frozen=True)
 class ParametricFitter:
-    """Fits Approach 3. Same observations and options, same fit."""
+    """Fits Approach 3. Equal observations and options give equal fits."""
 
     level: float = 0.9
     """Level of all intervals."""
@@ -57,7 +57,7 @@ class ParametricFitter:
         """Raises FitError, with advice on further runs, for fewer than 6 runs or runs that do not vary."""
         runs = Runs.of(observations)
         if len(runs) < 6:
-            raise FitError(f"{len(runs)} runs cannot fit a law of five parameters: train 6 or more, better 15")
+            raise FitError(f"{len(runs)} runs cannot fit a law of five parameters: train 6 or more, preferably 15")
         problem = make_problem(np.log(runs.params), np.log(runs.tokens), np.log(runs.loss))
         if float(np.ptp(problem.y)) < 1e-12:
             raise FitError("all runs have the same loss, so no law can be fitted: check the column of losses")
@@ -106,7 +106,7 @@ class ParametricFitter:
             return no_draws, 0, []
         dof = len(used) - int(fit.free.sum())
         if dof < 1 or point.noise is None:
-            return no_draws, 0, [no_interval("the law has as many parameters as there are runs; train more runs")]
+            return no_draws, 0, [no_interval("there are no more runs than parameters; train more runs")]
         if not fit.determined:
             return no_draws, 0, [no_interval(_UNDETERMINED)]
         if at_bound(fit.theta[None])[0]:

@@ -29,7 +29,7 @@ GROUP_WIDTH = 1.2
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one budget."""
+    """The runs of a budget."""
 
     budget: float
     rows: Ints

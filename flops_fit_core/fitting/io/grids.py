@@ -93,9 +93,7 @@ def select_best(
         )
         return SelectedRows(list(rows), [Diagnostic(code="grid", message=message, severity="note")])
     if unknown_columns := [column for column in best_of if column not in header]:
-        raise FitError(
-            f"{path} has no column {unknown_columns[0]!r} to take the best of; it has: {', '.join(header)}"
-        )
+        raise FitError(f"{path} has no column {unknown_columns[0]!r} for --best-of; it has: {', '.join(header)}")
     best_places, at_edge = set(), Counter[str]()
     for cell in cells:
         best = _best_setting(cell, best_of)
@@ -156,7 +154,7 @@ def _refuse_grid(
     names, example = ", ".join(varied), shlex.quote(",".join(varied))
     message = f"{count} of {len(usable)} rows share N and D with a row that differs in {names}"
     if len(twins) < _MIN_GRID_CELLS or count < _MIN_GRID_SHARE * len(usable):
-        return [Diagnostic(code="grid", message=f"{message}; --best-of {example} fits the best of each")]
+        return [Diagnostic(code="grid", message=f"{message}; --best-of {example} fits the best setting of each")]
     raise FitError(
         f"{path}: {message}. This is a grid of hyperparameters, and a law should use its best runs: write "
         f"--best-of {example} for the best at each N and D, or --best-of {POOLED} to fit all rows together"

@@ -1,4 +1,4 @@
-"""Power laws: a weighted line in logarithms, and one with an irreducible term."""
+"""Power laws: a weighted line in logarithms, and a power law with an irreducible term."""
 
 from __future__ import annotations
 

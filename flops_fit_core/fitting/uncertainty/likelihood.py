@@ -1,8 +1,8 @@
 """Profile-likelihood intervals: the values of a quantity for which a refit is not significantly worse.
 
-For least squares with Gaussian noise of one level, RSS(value) <= RSS_min (1 + F / dof) with F the quantile of F(1,
-dof) (Bates and Watts 1988, section 6.1.3). It follows the curvature of the law, which a bootstrap of few runs may
-skew. It assumes the same noise level for all runs and ignores trunks, so it is wrong if under-trained runs are
+For least squares with Gaussian noise of constant level, RSS(value) <= RSS_min (1 + F / dof) with F the quantile of
+F(1, dof) (Bates and Watts 1988, section 6.1.3). It follows the curvature of the law, which a bootstrap of few runs
+may skew. It assumes the same noise level for all runs and ignores trunks, so it is wrong if under-trained runs are
 noisier or errors are correlated. It checks the bootstrap and does not replace it.
 """
 

@@ -110,7 +110,7 @@ def _reject_outliers(
     y = np.broadcast_to(problem.y, (fits, n))
     loss, a, b = predict(problem, theta)
     residuals = _remove_shared_error(problem, y - np.log(loss), all_runs, rho)
-    # Under-trained runs: at the same C = 6 N D, more tokens would reduce the loss.
+    # Under-trained runs: at the same C = 6 N D, more tokens and fewer parameters would reduce the loss.
     scale = _robust_scale(residuals, theta[:, 4:] * b > theta[:, 2:3] * a)
     is_exact = scale.min(axis=1) <= 0
     safe_scale = np.where(is_exact[:, None], 1.0, scale)

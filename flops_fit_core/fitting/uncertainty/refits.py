@@ -102,7 +102,7 @@ def draw_residuals(
     """
     fit, noise, noise_of_all = point.fit, point.noise, point.noise_of_all
     if noise is None or noise_of_all is None:
-        raise FitError("the law has as many parameters as there are runs; train more runs")
+        raise FitError("there are no more runs than parameters; train more runs")
     accepted = point.rejection.accepted
     is_clean = bool(accepted.all())
     pool = None
