@@ -36,7 +36,7 @@ class Runs:
 
     @classmethod
     def of(cls, observations: Sequence[Observation]) -> Runs:
-        """Raises FitError if ``observations`` is empty or an id occurs twice."""
+        """Build arrays from observations. Raises FitError if there are none or an id occurs twice."""
         if not observations:
             raise FitError("there are no completed runs to fit: train some, or give a table of runs")
         ids = tuple(run.id for run in observations)

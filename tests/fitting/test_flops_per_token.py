@@ -113,8 +113,8 @@ def test_an_interval_holds_the_uncertainty_of_flops_per_token():
     scatter = np.exp(0.05 * np.random.default_rng(3).standard_normal(10))
     runs = observe(params, per_token * scatter, sigma=0.0005, near=5)
     fit = ParametricFitter().fit(runs)
-    known = fit.model_copy(update={"flops_per_token_modes": (), "flops_per_token_draws": ()})
-    wide, narrow = (optimum(law_fit, 1e20).params for law_fit in (fit, known))
+    without_draws = fit.model_copy(update={"flops_per_token_modes": (), "flops_per_token_draws": ()})
+    wide, narrow = (optimum(law_fit, 1e20).params for law_fit in (fit, without_draws))
     assert wide.value == narrow.value
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
     assert {len(draw) for draw in fit.flops_per_token_draws} == {len(fit.draws["E"])}
@@ -136,7 +136,7 @@ def test_every_fitter_takes_runs_whose_flops_per_token_scatter(fitter, tmp_path)
 def test_a_saved_fit_with_knots_only_gives_the_same_optimum(tmp_path):
     params, per_token = gpt(np.geomspace(300, 8000, 9), 0)
     knots = np.stack([params, per_token], axis=1)
-    kept = {
+    record = {
         "fitter": {"name": "fitters/parametric"},
         "law": {
             "name": "parametric",
@@ -152,7 +152,7 @@ def test_a_saved_fit_with_knots_only_gives_the_same_optimum(tmp_path):
         "flops_per_token": knots.tolist(),
     }
     path = tmp_path / "old.json"
-    path.write_text(json.dumps(kept))
+    path.write_text(json.dumps(record))
     ln_f = PchipInterpolator(*np.log(knots).T)
 
     def loss(x):

@@ -84,8 +84,8 @@ def test_a_trajectory_keeps_every_row(tmp_path):
         assert len(table.observations) == 75
         assert len({run.trajectory for run in table.observations}) == 15
         assert note(table, "trajectories").startswith("75 rows are points of 15 training runs")
-    both = [(name, name, params, tokens, value) for name, params, tokens, value in rows]
-    path = write(tmp_path, ["run_id", "trajectory", "params", "tokens", "loss"], both)
+    with_trajectory = [(name, name, params, tokens, value) for name, params, tokens, value in rows]
+    path = write(tmp_path, ["run_id", "trajectory", "params", "tokens", "loss"], with_trajectory)
     assert len(read_table(path).observations) == 75
 
 

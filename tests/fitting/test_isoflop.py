@@ -115,7 +115,7 @@ def test_a_systematic_miss_does_not_move_the_exponent():
     ]
     nominal = [run.model_copy(update={"flops": run.budget}) for run in runs]
     truth = IsoflopFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, OFFSETS)).minima
-    moved, unmoved = (IsoflopFitter(draws=0).fit(given).minima for given in (runs, nominal))
+    moved, unmoved = (IsoflopFitter(draws=0).fit(table).minima for table in (runs, nominal))
     errors = [
         max(abs(np.log(minimum.params / other.params)) for minimum, other in zip(minima, truth, strict=True))
         for minima in (moved, unmoved)

@@ -105,9 +105,9 @@ def test_vectorised_refits_equal_single_fits():
     for objective in (LeastSquares(), Huber()):
         fit = fit_surface(problem, objective)
         losses = problem.y + 0.01 * random.standard_normal((5, len(runs)))
-        together = refit(Problem(problem.u, problem.v, losses), fit.theta, objective)
-        apart = [fit_surface(Problem(problem.u, problem.v, loss), objective).value for loss in losses]
-        assert together.value == pytest.approx(apart, rel=1e-8)
+        refits = refit(Problem(problem.u, problem.v, losses), fit.theta, objective)
+        single_fits = [fit_surface(Problem(problem.u, problem.v, loss), objective).value for loss in losses]
+        assert refits.value == pytest.approx(single_fits, rel=1e-8)
 
 
 def test_a_fit_is_deterministic_and_survives_json():
@@ -115,9 +115,9 @@ def test_a_fit_is_deterministic_and_survives_json():
     fit = ParametricFitter(draws=100).fit(runs)
     assert ParametricFitter(draws=100).fit(runs) == fit
     assert ParametricFitter(draws=100, seed=1).fit(runs).draws != fit.draws
-    again = LawFit.model_validate_json(fit.model_dump_json())
-    assert again == fit
-    assert optimum(again, 1e23) == optimum(fit, 1e23)
+    reread = LawFit.model_validate_json(fit.model_dump_json())
+    assert reread == fit
+    assert optimum(reread, 1e23) == optimum(fit, 1e23)
     assert set(fit.draws) == {"E", "A", "B", "alpha", "beta"}
 
 

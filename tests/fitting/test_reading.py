@@ -90,8 +90,8 @@ def test_a_file_without_a_table_of_runs_is_the_users_mistake(tmp_path, content):
         read_runs(tmp_path / "nowhere.csv")
 
 
-def bits_found(tmp_path, text, **given):
-    table = read_table(write(tmp_path, text), **given)
+def bits_found(tmp_path, text, **options):
+    table = read_table(write(tmp_path, text), **options)
     return [diagnostic.message for diagnostic in table.diagnostics if diagnostic.code == "bits"]
 
 

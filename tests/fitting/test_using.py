@@ -59,9 +59,9 @@ def test_the_fit_of_a_table_keeps_its_diagnostics(tmp_path):
 
 def test_a_saved_fit_predicts_the_same(noisy, tmp_path):
     write_fit(noisy, tmp_path / "fit.json")
-    again = load_fit(tmp_path / "fit.json")
-    assert again == noisy
-    assert optimum(again, 1e24) == optimum(noisy, 1e24)
+    reread = load_fit(tmp_path / "fit.json")
+    assert reread == noisy
+    assert optimum(reread, 1e24) == optimum(noisy, 1e24)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"law": 3}', "null"])
@@ -232,11 +232,11 @@ def test_a_served_13b_becomes_a_7b_as_published_by_sardana(alpha, beta, params, 
     fit = ParametricFitter(draws=0).fit(study(surface, BUDGETS, OFFSETS))
     tokens = (beta * surface.B * 13e9**alpha / (alpha * surface.A)) ** (1 / beta)
     served = cheapest_to_serve(fit, surface.loss(13e9, tokens), 2e12)
-    whole = 6 * 13e9 * tokens + 2 * 13e9 * 2e12
+    total = 6 * 13e9 * tokens + 2 * 13e9 * 2e12
     assert params[0] < served.params < params[1]
-    assert saved_flops[0] < whole - served.flops < saved_flops[1]
+    assert saved_flops[0] < total - served.flops < saved_flops[1]
     assert saved[0] < served.saved < saved[1]
-    assert served.saved == pytest.approx(1 - served.flops / whole, rel=1e-6)
+    assert served.saved == pytest.approx(1 - served.flops / total, rel=1e-6)
 
 
 def test_two_approaches_that_disagree_are_reported():

@@ -50,27 +50,27 @@ SVG = '<svg width="9" height="9"><path d="M0 0h9"/></svg>'
 
 
 def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
-    known = {
+    defaults = {
         "title": "study",
         "fit": made_up_fits.law_fit(),
         "predictions": [optimum(flops)],
         "answer": optimum(flops),
     }
-    return Page(render_page(ReportContent(**{**known, "figures": [ReportFigure(SVG, "caption")], **changes})))
+    return Page(render_page(ReportContent(**{**defaults, "figures": [ReportFigure(SVG, "caption")], **changes})))
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """A whole report, over an earlier one."""
     folder = tmp_path_factory.mktemp("study") / "report"
-    known = {
+    defaults = {
         "observations": made_up_fits.runs(BUDGETS),
         "fit": made_up_fits.law_fit(),
         "optimum": made_up_fits.true_optimum,
     }
     folder.mkdir()
     (folder / "index.html").write_text("an earlier report")
-    return write_report(folder, **known, results=[made_up_fits.result(synthetic=True)])
+    return write_report(folder, **defaults, results=[made_up_fits.result(synthetic=True)])
 
 
 def read(path):
@@ -122,8 +122,8 @@ def test_the_report_predicts_for_the_largest_budget_and_ten_and_a_hundred_times_
 def test_the_page_loads_no_external_resources(report):
     page = Page(read(report[0]))
     loading = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
-    asked = [value for _, name, value in page.attributes if name in loading and not value.startswith("#")]
-    assert asked == []
+    external = [value for _, name, value in page.attributes if name in loading and not value.startswith("#")]
+    assert external == []
     styles = " ".join(value or "" for _, name, value in page.attributes if name in ("style", "clip-path"))
     assert set(re.findall(r"url\((.)", styles)) <= {"#"}
     assert not {tag for tag, *_ in page.attributes} & {"script", "link", "iframe", "img"}

@@ -65,7 +65,7 @@ class EnvelopeFitter:
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Raises FitError, with advice on further runs, if fewer than three curves contribute to the envelope."""
+        """Fit the law. Raises FitError, with advice, if fewer than three curves contribute to the envelope."""
         runs = Runs.of(observations)
         constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         curves, single_points = _join_curves(runs)

@@ -71,7 +71,7 @@ class IsoflopFitter:
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Raises FitError, with advice on further runs, if fewer than two budgets have an interior minimum."""
+        """Fit the law. Raises FitError, with advice, if fewer than two budgets have an interior minimum."""
         runs = Runs.of(observations)
         flops_per_token = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         groups = group_by_budget(runs)

@@ -129,7 +129,7 @@ class JointFitter:
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Raises FitError, with advice on further runs, for too few runs or runs that do not vary."""
+        """Fit the law. Raises FitError, with advice, for too few runs or runs that do not vary."""
         runs = Runs.of(observations)
         free = 4 if self.form == "kaplan" else 7
         if len(runs) <= free:

@@ -55,7 +55,7 @@ def relative_variances(profiles: list[Profile]) -> Floats:
 
 
 def minimum_variances(drawn: Minima, usable: list[Profile]) -> Floats:
-    """Variance of ln N at each minimum over draws, at least a third of the step between sizes squared.
+    """Variance of ln N at each minimum over draws, at least (step between sizes / 3)^2.
 
     The floor follows Porian et al. 2024: the minimum of an interpolant jumps from one size to the next.
     """
@@ -119,8 +119,8 @@ def estimate_scatter(
         return 0.0, 0, None
     design = np.stack([np.ones_like(ln_budgets), ln_budgets], axis=1)
     covariance = np.linalg.inv(design.T @ (precision[:, None] * design))
-    expected = precision.sum() - np.trace(covariance @ (design.T @ ((precision**2)[:, None] * design)))
-    tau = float(np.sqrt(max(0.0, (chi_square - dof) / expected)))
+    denominator = precision.sum() - np.trace(covariance @ (design.T @ ((precision**2)[:, None] * design)))
+    tau = float(np.sqrt(max(0.0, (chi_square - dof) / denominator)))
     message = (
         f"the minima lie further from a straight line in ln C than the runs' noise explains (an extra {tau:.2g} "
         "in ln N, added to the intervals); check for budgets tuned differently, or N_opt may not be a power law"

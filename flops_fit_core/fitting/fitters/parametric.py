@@ -54,7 +54,7 @@ class ParametricFitter:
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Raises FitError, with advice on further runs, for fewer than 6 runs or runs that do not vary."""
+        """Fit the law. Raises FitError, with advice, for fewer than 6 runs or runs that do not vary."""
         runs = Runs.of(observations)
         if len(runs) < 6:
             raise FitError(f"{len(runs)} runs cannot fit a law of five parameters: train 6 or more, preferably 15")
