@@ -245,7 +245,9 @@ def test_runs_without_a_loss_on_that_set_are_left_out(study):
 
 
 def test_a_set_that_no_run_was_measured_on_is_an_error_that_names_those_there_are(study):
-    with pytest.raises(FitError, match=r"no run has a loss on a held-out set 'prose'; .* measured on: code"):
+    with pytest.raises(
+        FitError, match=r"no run has a loss on held-out set 'prose'; .* held-out sets of these runs: code"
+    ):
         _ = study.on("prose").fit
 
 
@@ -267,7 +269,7 @@ def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
     assert (status, fit["heldout"]) == (0, "code")
     assert fit["law"]["parameters"]["beta"] == pytest.approx(0.30, rel=1e-4)
     assert "Loss on code: nats per token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
-    assert "held-out on code, nats a token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
+    assert "held-out on code, nats per token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
     assert "on code" not in said("fit", folder, "--checklist")[1]
     predicted = [
         json.loads(said("predict", folder, "--flops", 1e22, "--json", *more)[1])
@@ -286,7 +288,7 @@ def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
 def test_a_set_of_a_table_or_of_a_fit_is_the_users_mistake(study, said, tmp_path):
     status, _, error = said("fit", study.folder.path, "--heldout", "prose")
     assert status == 2
-    assert "measured on: code" in error
+    assert "held-out sets of these runs: code" in error
     (tmp_path / "runs.csv").write_text(study.runs.csv())
     status, _, error = said("fit", tmp_path / "runs.csv", "--heldout", "code")
     assert status == 2

@@ -121,7 +121,7 @@ def test_a_fit_says_that_its_runs_were_trained_with_several_versions(tmp_path):
         store.add(first.model_copy(update={"versions": {**first.versions, "torch": "1.0"}}))
     study.forget()
     (said,) = (one.message for one in study.fit.diagnostics if one.code == "mixed-versions")
-    assert said.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}: ")
+    assert said.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}; ")
 
 
 def test_a_study_keeps_the_revision_of_the_planner_that_planned_it(tmp_path, table):

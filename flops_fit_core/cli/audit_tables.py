@@ -15,7 +15,7 @@ def counts_table(audited: Audit, shown: Sequence[int], unit: str) -> DataTable:
     one = unit.removesuffix("s")
     return DataTable(
         title=f"Training FLOPs a {one} of {audited.family}, by every counter that can count it",
-        about=(
+        caption=(
             "N by the counter's own convention. Over traced: over what torch counts in one forward and backward "
             "pass. Over 6 N: with N the matmul parameters. The first counter is the experiment's."
         ),
@@ -23,7 +23,7 @@ def counts_table(audited: Audit, shown: Sequence[int], unit: str) -> DataTable:
         rows=tuple(_count_rows(audited, shown)),
         columns=(
             column("size", "size"),
-            column("counter", "counter", left=True),
+            column("counter", "counter", align_left=True),
             column("N", "params", numbers.count),
             column(f"FLOPs a {one}", "flops_per_token", numbers.scientific),
             column("over traced", "over_traced", _three_decimals),
@@ -57,12 +57,12 @@ def terms_table(audited: Audit, shown: Sequence[int]) -> DataTable:
     names = [f"share at {audited.sizes[place].size}" for place in shown]
     return DataTable(
         title="What the counts are made of",
-        about="Each term's share of the counter's FLOPs, at each size. Terms of a trace are torch's operations.",
+        caption="Each term's share of the counter's FLOPs, at each size. Terms of a trace are torch's operations.",
         fields=("counter", "term", *names),
         rows=tuple(_term_rows(audited, shown, names)),
         columns=(
-            column("counter", "counter", left=True),
-            column("term", "term", left=True),
+            column("counter", "counter", align_left=True),
+            column("term", "term", align_left=True),
             *(column(name, name, _percent) for name in names),
         ),
     )
@@ -87,7 +87,7 @@ def exponents_table(
     refits = f" Refitted: the study's own runs with this N and C, {level:.0%} intervals." if level else ""
     return DataTable(
         title="What the convention does to the exponent",
-        about=(
+        caption=(
             f"FLOPs a token ~ N^phi over the plan's sizes; N: {audited.conventions[0].counts[0].params_name}. "
             f"For the same loss, N_opt ~ C^a with a = beta / (alpha + phi beta); alpha = {law.alpha:.4g}, beta = "
             f"{law.beta:.4g} from {law.source}. In its own N: the exponent of the N that this counter counts."
@@ -96,7 +96,7 @@ def exponents_table(
         fields=("counter", "phi", "a", "b", "own_a", "refitted_a", "refitted_b"),
         rows=tuple(_scaling_row(scaling, fits) for scaling in scalings),
         columns=(
-            column("counter", "counter", left=True),
+            column("counter", "counter", align_left=True),
             column("phi", "phi", _three_decimals),
             column("a", "a", _three_decimals),
             column("b", "b", _three_decimals),

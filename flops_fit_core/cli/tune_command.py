@@ -206,7 +206,7 @@ def _table(tuning: Tuning) -> DataTable:
 
     return DataTable(
         title=f"Held-out loss by {tuning.option}",
-        about="",
+        caption="",
         fields=("value",),
         rows=tuple({"value": value} for value in tuning.values),
         columns=(

@@ -1,7 +1,7 @@
-"""The statistics: from trained models to a law, its intervals, and the optimum for a budget.
+"""Statistics: from runs to a law, its intervals, and the optimum for a budget.
 
-Usable on its own, on runs that anybody trained anywhere. Names are loaded when first asked for, so that
-importing this package imports no numpy and no scipy.
+Works without the rest of the package, on runs trained with any software. Names are loaded on first use, so
+importing this package imports neither numpy nor scipy.
 """
 
 from __future__ import annotations

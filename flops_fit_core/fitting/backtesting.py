@@ -1,4 +1,4 @@
-"""A fit held against what it has not seen: the largest budgets."""
+"""Backtest a fit: fit without the largest budgets, then predict them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flops_fit_core.records import Interval, LawFit, Observation, Record
 
 
 class BacktestPoint(Record):
-    """One run (or one budget's lowest loss) that the fit did not see."""
+    """A held-out run, or the lowest loss of a held-out budget."""
 
     id: str
     flops: float
@@ -25,79 +25,83 @@ class BacktestPoint(Record):
 
     @property
     def error(self) -> float:
-        """Relative: predicted over measured less 1."""
+        """Relative error: predicted / measured - 1."""
         return self.predicted.value / self.loss - 1
 
 
 class Backtest(Record):
-    """How well a fit without the largest budgets predicts them."""
+    """A fit without the largest budgets, and its predictions for them."""
 
     fit: LawFit
     held_out: tuple[BacktestPoint, ...]
     above: float
-    """Runs of more FLOPs than this were held out."""
+    """Runs with more training FLOPs than this are held out."""
 
     @property
     def mean_abs_error(self) -> float:
         """Mean absolute relative error of the loss."""
-        return float(np.mean([abs(one.error) for one in self.held_out]))
+        return float(np.mean([abs(point.error) for point in self.held_out]))
 
     @property
     def bias(self) -> float:
-        """Mean relative error: positive where the fit promised too high a loss."""
-        return float(np.mean([one.error for one in self.held_out]))
+        """Mean relative error; positive if the fit predicts too high a loss."""
+        return float(np.mean([point.error for point in self.held_out]))
 
 
 def backtest(
     fitter: Fitter, observations: Sequence[Observation], budgets: int = 1, above: float | None = None
 ) -> Backtest:
-    """Fit without the ``budgets`` largest budgets (or without all runs of more than ``above`` FLOPs), and predict.
+    """Fit without the ``budgets`` largest budgets (or without runs above ``above`` FLOPs), and predict them.
 
     A law of L(N, D) predicts every run; a law of the optimum predicts each held-out budget's lowest loss.
-    Raises FitError where nothing is left to fit or to predict.
+    Raises FitError if no run remains to fit or to predict.
     """
     runs = Runs.of(observations)
     groups = group_by_budget(runs)
     if above is None:
         if budgets < 1 or len(groups) <= budgets:
-            raise FitError(f"there are {len(groups)} budgets: hold out at least 1 and fewer than that")
+            raise FitError(
+                f"cannot hold out {budgets} of {len(groups)} budgets: hold out at least 1, and keep at least 1"
+            )
         above = float(max(runs.flops[group.rows].max() for group in groups[:-budgets]))
-        out = np.isin(np.arange(len(runs)), np.concatenate([group.rows for group in groups[-budgets:]]))
+        is_held_out = np.isin(np.arange(len(runs)), np.concatenate([group.rows for group in groups[-budgets:]]))
     else:
-        out = runs.flops > above
-    if out.all() or not out.any():
+        is_held_out = runs.flops > above
+    if is_held_out.all() or not is_held_out.any():
         raise FitError(
-            f"C > {above:.3g} holds out {int(out.sum())} of {len(runs)} runs: choose a C between theirs"
+            f"C > {above:.3g} holds out {int(is_held_out.sum())} of {len(runs)} runs: choose a C "
+            "between the smallest and the largest C of the runs"
         )
-    seen = [one for one, held in zip(observations, out, strict=True) if not held]
-    fit = fitter.fit(seen)
-    unseen = [one for one, held in zip(observations, out, strict=True) if held]
-    held = _runs(fit, unseen) if fit.law.name in SURFACES else _lowest(fitter, fit, unseen)
-    return Backtest(fit=fit, held_out=tuple(held), above=above)
+    fit = fitter.fit([run for run, held in zip(observations, is_held_out, strict=True) if not held])
+    held_out = [run for run, held in zip(observations, is_held_out, strict=True) if held]
+    points = _predict_runs(fit, held_out) if fit.law.name in SURFACES else _predict_minima(fitter, fit, held_out)
+    return Backtest(fit=fit, held_out=tuple(points), above=above)
 
 
-def _runs(fit: LawFit, unseen: Sequence[Observation]) -> list[BacktestPoint]:
+def _predict_runs(fit: LawFit, held_out: Sequence[Observation]) -> list[BacktestPoint]:
     return [
         BacktestPoint(
-            id=one.id, flops=one.flops, loss=one.loss, predicted=predict_loss(fit, one.params, one.tokens)
+            id=run.id, flops=run.flops, loss=run.loss, predicted=predict_loss(fit, run.params, run.tokens)
         )
-        for one in unseen
+        for run in held_out
     ]
 
 
-def _lowest(fitter: Fitter, fit: LawFit, unseen: Sequence[Observation]) -> list[BacktestPoint]:
-    runs = Runs.of(unseen)
+def _predict_minima(fitter: Fitter, fit: LawFit, held_out: Sequence[Observation]) -> list[BacktestPoint]:
+    runs = Runs.of(held_out)
     groups = group_by_budget(runs)
     moved = move_to_budgets(runs, groups)
-    out = []
+    points = []
     for group in groups:
         profile = fit_profile(group, np.log(runs.params), moved)
         if profile.verdict == "interior":
             predicted = fitter.optimum(fit, group.budget).loss
             loss = float(np.exp(profile.lowest))
-            out.append(
+            points.append(
                 BacktestPoint(id=f"budget {group.budget:.3g}", flops=group.budget, loss=loss, predicted=predicted)
             )
-    if not out:
-        raise FitError("no held-out budget has a minimum inside its grid to predict")
-    return out
+    if not points:
+        raise FitError(
+            "no held-out budget has a minimum inside its grid, so no loss can be predicted; hold out more budgets"
+        )
+    return points

@@ -18,7 +18,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Runs:
-    """Trained models, one an entry of every array. All float64, all positive."""
+    """Trained models, one per array entry. All arrays are float64 and positive."""
 
     ids: tuple[str, ...]
     params: Floats
@@ -27,40 +27,40 @@ class Runs:
     loss: Floats
     """Held-out loss, nats per token."""
     budget: Floats
-    """Nominal C; NaN where none was given."""
+    """Nominal C; NaN if the run has no nominal budget."""
     seeds: tuple[int | None, ...]
     trunks: tuple[str, ...]
-    """Runs with the same one share a part of their training."""
+    """Runs with equal entries share a stable phase or are points of one training run."""
     unique: Floats
-    """Different tokens of those trained on: ``tokens`` where none was seen twice."""
+    """Unique training tokens; equals ``tokens`` if no token was repeated."""
 
     @classmethod
     def of(cls, observations: Sequence[Observation]) -> Runs:
-        """Raises FitError where there is nothing, or one id twice."""
+        """Build arrays from observations. Raises FitError if there are none or an id occurs twice."""
         if not observations:
             raise FitError("there are no completed runs to fit: train some, or give a table of runs")
-        ids = tuple(one.id for one in observations)
+        ids = tuple(run.id for run in observations)
         if len(set(ids)) < len(ids):
-            twice = sorted({one for one in ids if ids.count(one) > 1})[:5]
-            raise FitError(f"several runs have one id: {', '.join(twice)}; every run needs its own")
-        columns = np.array([(one.params, one.tokens, one.flops, one.loss) for one in observations], dtype=float)
+            repeated = sorted({run_id for run_id in ids if ids.count(run_id) > 1})[:5]
+            raise FitError(f"several runs share an id: {', '.join(repeated)}; give each run a unique id")
+        columns = np.array([(run.params, run.tokens, run.flops, run.loss) for run in observations], dtype=float)
         return cls(
             ids=ids,
             params=columns[:, 0],
             tokens=columns[:, 1],
             flops=columns[:, 2],
             loss=columns[:, 3],
-            budget=np.array([np.nan if one.budget is None else one.budget for one in observations]),
-            seeds=tuple(one.seed for one in observations),
-            trunks=tuple(one.trajectory or one.id for one in observations),
-            unique=np.array([min(one.unique_tokens or one.tokens, one.tokens) for one in observations]),
+            budget=np.array([np.nan if run.budget is None else run.budget for run in observations]),
+            seeds=tuple(run.seed for run in observations),
+            trunks=tuple(run.trajectory or run.id for run in observations),
+            unique=np.array([min(run.unique_tokens or run.tokens, run.tokens) for run in observations]),
         )
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def take(self, rows: Ints) -> Runs:
-        """The runs of these rows, in this order."""
+        """Select runs by row, in the order of ``rows``."""
         return Runs(
             ids=tuple(self.ids[row] for row in rows),
             params=self.params[rows],
@@ -77,7 +77,8 @@ class Runs:
 def curve_points(results: Iterable[RunResult]) -> list[Observation]:
     """Every held-out loss along the training of completed runs, for a fitter of training curves (envelope).
 
-    C is the run's FLOPs per token times the tokens seen until then; the run's id is the curve's.
+    C is the run's FLOPs per token times the tokens trained so far. All points of a run share its id as
+    ``trajectory``.
     """
     return [
         Observation(
@@ -97,18 +98,18 @@ def curve_points(results: Iterable[RunResult]) -> list[Observation]:
 
 
 def observations(results: Iterable[RunResult], heldout: str | None = None) -> list[Observation]:
-    """The completed runs of a study as a fit sees them: what was really trained, by its own count of FLOPs.
+    """Completed runs of a study as observations, with their actual N, D and counted FLOPs.
 
-    ``heldout`` names a further held-out set whose losses count instead of the main one's; runs whose loss on it
-    was not finite are left out. Raises FitError where no completed run has one.
+    ``heldout`` names a further held-out set to take losses from instead of the main set. Runs without a finite
+    loss on it are left out. Raises FitError if no completed run has a loss on it.
     """
     completed = [result for result in results if result.status == "completed" and result.loss is not None]
     losses = {result.id: result.loss if heldout is None else result.losses.get(heldout) for result in completed}
     if heldout is not None and completed and not any(losses.values()):
-        there = sorted({name for result in completed for name in result.losses})
+        names = sorted({name for result in completed for name in result.losses})
         raise FitError(
-            f"no run has a loss on a held-out set {heldout!r}; further sets these runs were measured on: "
-            f"{', '.join(there) or 'none'}"
+            f"no run has a loss on held-out set {heldout!r}; further held-out sets of these runs: "
+            f"{', '.join(names) or 'none'}"
         )
     return [
         Observation(

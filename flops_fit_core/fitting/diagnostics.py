@@ -1,4 +1,4 @@
-"""What a person should know about a fit, in plain words, each with what to do about it."""
+"""Diagnostics of a fit: a code, and a sentence that names the problem and the remedy."""
 
 from __future__ import annotations
 
@@ -21,74 +21,80 @@ def no_interval(reason: str) -> Diagnostic:
     return Diagnostic(code="no-interval", message=f"no intervals: {reason}")
 
 
-def about_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
-    """Whether completed runs were trained with several versions of something."""
-    seen: dict[str, set[str]] = {}
+def check_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
+    """Report packages that completed runs were trained with in several versions."""
+    versions_by_name: dict[str, set[str]] = {}
     for result in results:
         for name, version in result.versions.items() if result.status == "completed" else ():
-            seen.setdefault(name, set()).add(version)
+            versions_by_name.setdefault(name, set()).add(version)
     mixed = [
-        f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(seen.items()) if len(versions) > 1
+        f"{name} {' and '.join(sorted(versions))}"
+        for name, versions in sorted(versions_by_name.items())
+        if len(versions) > 1
     ]
     if not mixed:
         return []
     return [
         note(
             "mixed-versions",
-            f"runs were trained with {', '.join(mixed)}: they differ by whatever changed between these",
+            f"runs were trained with {', '.join(mixed)}; their losses may differ for that reason",
         )
     ]
 
 
-def about_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
-    """Budgets whose minimum cannot be used or is only just supported."""
-    found = [Diagnostic(code=code, message=text) for code, text in map(unusable, profiles) if code]
-    few = [one for one in profiles if one.verdict == "interior" and one.dof < 2 and one.shape != "akima"]
-    if few:
-        found.append(
+def check_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
+    """Report budgets with an unusable minimum or with too few sizes to check the curve."""
+    diagnostics = [Diagnostic(code=code, message=text) for code, text in map(explain_unusable, profiles) if code]
+    sparse = [
+        profile
+        for profile in profiles
+        if profile.verdict == "interior" and profile.dof < 2 and profile.shape != "akima"
+    ]
+    if sparse:
+        diagnostics.append(
             Diagnostic(
                 code="few-sizes",
-                message=f"{_budgets(few)}: a curve through so few runs says little about its own error; "
-                "train 5 or more sizes a budget",
+                message=f"{_budgets(sparse)}: too few runs to estimate the error of the curve; "
+                "train 5 or more sizes per budget",
             )
         )
-    return found
+    return diagnostics
 
 
-def unusable(profile: Profile) -> tuple[str, str]:
-    """Code and sentence where a profile gives no minimum; two empty strings where it does."""
-    where = f"budget {profile.budget:.3g}"
-    smallest, largest = (f"{size:.3g}" for size in _ends(profile))
+def explain_unusable(profile: Profile) -> tuple[str, str]:
+    """Code and message for a profile without a usable minimum; two empty strings otherwise."""
+    label = f"budget {profile.budget:.3g}"
+    smallest, largest = (f"{size:.3g}" for size in _size_range(profile))
     if profile.verdict == "below":
         return "minimum-at-edge", (
-            f"{where}: the loss still falls towards the smallest size, N = {smallest}, so the minimum lies below "
+            f"{label}: the loss still falls towards the smallest size, N = {smallest}, so the minimum lies below "
             f"the grid and the law does not use this budget; add sizes below N = {smallest}, "
             f"{sizes_to_add(profile)}"
         )
     if profile.verdict == "above":
         return "minimum-at-edge", (
-            f"{where}: the loss still falls towards the largest size, N = {largest}, so the minimum lies above "
+            f"{label}: the loss still falls towards the largest size, N = {largest}, so the minimum lies above "
             f"the grid and the law does not use this budget; add sizes above N = {largest}, "
             f"{sizes_to_add(profile)}"
         )
     if profile.verdict == "not convex":
         return "not-convex", (
-            f"{where}: the profile bends downwards, so it has no minimum and the law does not use this budget; "
+            f"{label}: the profile bends downwards, so it has no minimum and the law does not use this budget; "
             f"look for a mistuned run, or widen the grid beyond N = {smallest} to {largest}"
         )
     if profile.verdict == "too few sizes":
         return "too-few-sizes", (
-            f"{where}: too few sizes for a {profile.shape}, so the law does not use this budget; "
-            "train at least 5 sizes a budget"
+            f"{label}: too few sizes for a {profile.shape}, so the law does not use this budget; "
+            "train at least 5 sizes per budget"
         )
     return "", ""
 
 
-def about_edge(profile: Profile) -> str:
-    """At which edge of the sizes the loss is lowest, for a law that uses the budget all the same; or empty."""
+def describe_edge(profile: Profile) -> str:
+    """Message for a budget with its lowest loss at an edge, for laws that still use it; otherwise empty."""
     if profile.verdict not in ("below", "above"):
         return ""
-    smallest, largest = _ends(profile)
+    smallest, largest = _size_range(profile)
     end, size = ("smallest", smallest) if profile.verdict == "below" else ("largest", largest)
     return (
         f"budget {profile.budget:.3g}: the loss still falls towards the {end} size, N = {size:.3g}, so its "
@@ -98,7 +104,7 @@ def about_edge(profile: Profile) -> str:
 
 
 def sizes_to_add(profile: Profile) -> str:
-    """The next two sizes beyond the edge at which the minimum lies, as far apart as the sizes are."""
+    """Suggest the next two sizes beyond the edge, at the median spacing of the trained sizes."""
     sizes = np.unique(np.round(profile.u, 9)) + profile.centre
     step = float(np.median(np.diff(sizes)))
     edge = sizes[0] if profile.verdict == "below" else sizes[-1]
@@ -108,7 +114,7 @@ def sizes_to_add(profile: Profile) -> str:
 
 
 def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["below", "above"] | None, str]:
-    """On which side of the trained sizes N lies, and a sentence; None and an empty string inside them."""
+    """The side of the trained sizes on which N lies, and a message; None and an empty string if inside."""
     low, high = sizes
     side: Literal["below", "above"]
     if params < low / 1.01:
@@ -120,29 +126,29 @@ def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["b
     return side, f"N_opt = {params:.3g} lies {side} the trained sizes, N = {low:.3g} to {high:.3g}"
 
 
-def about_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
-    """Runs that differ in more than N and D."""
-    found = []
+def check_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
+    """Report runs that differ in more than N and D."""
+    diagnostics = []
     by_seed: dict[int, set[float]] = {}
     for seed, params in zip(runs.seeds, runs.params, strict=True):
         if seed is not None:
             by_seed.setdefault(seed, set()).add(float(params))
     sizes = set(runs.params.tolist())
-    if len(by_seed) > 1 and any(one != sizes for one in by_seed.values()):
+    if len(by_seed) > 1 and any(sizes_of_seed != sizes for sizes_of_seed in by_seed.values()):
         seeds = ", ".join(str(seed) for seed in sorted(by_seed))
-        found.append(
+        diagnostics.append(
             Diagnostic(
                 code="mixed-seeds",
-                message=f"seeds {seeds} do not cover the same sizes, so differences between seeds look like "
-                "differences between sizes; train every size with every seed",
+                message=f"seeds {seeds} do not cover the same sizes, so seed differences look like size "
+                "differences; train every size with every seed",
             )
         )
-    found += [Diagnostic(code="flops-per-token", message=message) for message in flops_per_token.warnings]
-    return found
+    diagnostics += [Diagnostic(code="flops-per-token", message=message) for message in flops_per_token.warnings]
+    return diagnostics
 
 
 def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, ...]:
-    """How far a target lies beyond the fitted budgets, as notes."""
+    """Notes for a target C outside the fitted budgets."""
     low, high = flops_range
     if flops > high * 1.01:
         return (
@@ -153,10 +159,10 @@ def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, 
     return ()
 
 
-def _ends(profile: Profile) -> tuple[float, float]:
+def _size_range(profile: Profile) -> tuple[float, float]:
     return float(np.exp(profile.centre + profile.u.min())), float(np.exp(profile.centre + profile.u.max()))
 
 
 def _budgets(profiles: Iterable[Profile]) -> str:
-    budgets = [f"{one.budget:.3g}" for one in profiles]
+    budgets = [f"{profile.budget:.3g}" for profile in profiles]
     return f"budget{'s' if len(budgets) > 1 else ''} {', '.join(budgets)}"

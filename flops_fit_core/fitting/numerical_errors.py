@@ -1,4 +1,4 @@
-"""What extreme tables do to arithmetic ends in a message, not in a warning or a traceback."""
+"""Numerical failures on extreme tables become a FitError, not a warning or a traceback."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def guarded(function: Callable[P, R]) -> Callable[P, R]:
-    """Overflow on the way is let pass; a result that is not finite, or a singular system, is a FitError.
+def convert_numerical_errors(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: raise FitError for singular systems and non-finite results; ignore intermediate overflow.
 
-    Records take no infinity and no NaN, so none gets out.
+    Records reject infinity and NaN, so a non-finite result cannot be returned.
     """
 
     @wraps(function)
-    def inner(*args: P.args, **kwargs: P.kwargs) -> R:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             with np.errstate(all="ignore"):
                 return function(*args, **kwargs)
@@ -33,4 +33,4 @@ def guarded(function: Callable[P, R]) -> Callable[P, R]:
                 "train over a wider range of N and D"
             ) from error
 
-    return inner
+    return wrapper

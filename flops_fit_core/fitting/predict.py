@@ -1,4 +1,4 @@
-"""What a person does with a fit: make it from a table, keep it, ask it."""
+"""Work with a fit: make it from a table, save and load it, predict from it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.io.tables import RunTable
 from flops_fit_core.fitting.laws.forms import SURFACES
 from flops_fit_core.fitting.laws.optima import optimum
-from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 
 def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
-    """Fit a table's usable rows; what reading it found is added to what the fit found."""
+    """Fit the usable rows of a table; the fit also carries the table's diagnostics and excluded rows."""
     if not table.observations:
         raise FitError(f"no row can be fitted. {table.summary}")
     try:
         fit = check_grid(fitter.fit(table.observations), fitter, table.observations)
     except FitError as error:
         codes = ("columns", "histories", "groups", "grid", "odd-units")
-        joined = [one.message for one in table.diagnostics if one.severity == "warning" or one.code in codes]
-        raise FitError("\n".join([str(error), *joined])) from None
+        causes = [
+            diagnostic.message
+            for diagnostic in table.diagnostics
+            if diagnostic.severity == "warning" or diagnostic.code in codes
+        ]
+        raise FitError("\n".join([str(error), *causes])) from None
     return fit.model_copy(
         update={
             "excluded": {**table.excluded, **fit.excluded},
@@ -40,7 +44,7 @@ def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
 
 
 def write_fit(fit: LawFit, path: Path) -> None:
-    """Keep a fit, its draws included, as JSON."""
+    """Write a fit with its draws as JSON."""
     try:
         Path(path).write_text(fit.model_dump_json(indent=1) + "\n", encoding="utf-8")
     except OSError as error:
@@ -48,16 +52,16 @@ def write_fit(fit: LawFit, path: Path) -> None:
 
 
 def load_fit(path: Path) -> LawFit:
-    """A fit that :func:`write_fit` kept. Raises FitError where it is not one."""
+    """Read a fit written by :func:`write_fit`. Raises FitError if the file is missing or not a fit."""
     try:
         return LawFit.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FitError(f"{path}: there is no such file; flops-fit fit ... --out {path} makes one") from None
+        raise FitError(f"{path}: no such file; create it with flops-fit fit ... --out {path}") from None
     except ValidationError as error:
         line = error.errors()[0]
         place = ".".join(str(part) for part in line["loc"]) or "the file"
         raise FitError(
-            f"{path} is not a fit: {place}: {line['msg']}; make one with flops-fit fit ... --out"
+            f"{path} is not a fit: {place}: {line['msg']}; create one with flops-fit fit ... --out"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FitError(f"{path}: {error}") from None
@@ -66,7 +70,7 @@ def load_fit(path: Path) -> LawFit:
 def summary(fit: LawFit) -> dict[str, Any]:
     """The fit as plain data without its draws; every parameter with its interval under ``parameters``."""
     data = fit.model_dump(mode="json", exclude={"draws", "flops_per_token_modes", "flops_per_token_draws"})
-    data["parameters"] = {name: one.model_dump() for name, one in parameter_intervals(fit).items()}
+    data["parameters"] = {name: estimate.model_dump() for name, estimate in parameter_intervals(fit).items()}
     return data
 
 
@@ -78,9 +82,9 @@ def parameter_intervals(fit: LawFit) -> dict[str, Interval]:
     }
 
 
-@guarded
+@convert_numerical_errors
 def predict_loss(fit: LawFit, params: float, tokens: float, unique_tokens: float | None = None) -> Interval:
-    """Held-out loss of a model of N parameters after D tokens, with its interval (of the law, not of one run).
+    """Held-out loss of a model of N parameters after D tokens, with the interval of the law (not of a single run).
 
     Raises FitError for a law of the optimum only (isoflop, envelope).
     """
@@ -100,13 +104,13 @@ class OffOptimum(Record):
     tokens: float
     loss: Interval
     loss_given_up: float
-    """Its loss less that of the optimum, nats."""
+    """Loss above that of the optimum, in nats."""
     extra_flops: float
-    """Share of C that the optimum would save at this model's loss: 0.1 means that it needs 10% more."""
+    """C divided by the C at which the optimum reaches this loss, minus 1: 0.1 means 10% more FLOPs."""
 
 
 def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
-    """What it costs to train a model of N parameters on C FLOPs instead of the optimum.
+    """Compare a model of N parameters with the optimum at the same C.
 
     Raises FitError for a law of the optimum only.
     """
@@ -114,25 +118,25 @@ def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
     constraint = FlopsPerToken.from_knots(fit.flops_per_token)
     tokens = float(np.exp(np.log(flops) - constraint(np.log(np.array(params)))))
     loss = predict_loss(fit, params, tokens)
-    bare = fit.model_copy(update={"draws": {}})
+    point_fit = fit.model_copy(update={"draws": {}})
     low, high = np.log(flops) - 30, np.log(flops)
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (
-            (middle, high) if optimum(bare, float(np.exp(middle))).loss.value > loss.value else (low, middle)
+            (middle, high) if optimum(point_fit, float(np.exp(middle))).loss.value > loss.value else (low, middle)
         )
     return OffOptimum(
         flops=flops,
         params=params,
         tokens=tokens,
         loss=loss,
-        loss_given_up=loss.value - optimum(bare, flops).loss.value,
+        loss_given_up=loss.value - optimum(point_fit, flops).loss.value,
         extra_flops=float(np.exp(np.log(flops) - high) - 1),
     )
 
 
 class Served(Record):
-    """The cheapest model of a given loss, trained and served."""
+    """The model with the lowest cost of training plus inference at a given loss."""
 
     loss: float
     params: float
@@ -140,59 +144,67 @@ class Served(Record):
     flops: float
     """Training and inference together."""
     saved: float
-    """Share of the FLOPs of training the compute-optimal model of that loss and serving it, that this saves."""
+    """Share of FLOPs saved, compared with training and serving the compute-optimal model of the same loss."""
 
 
-@guarded
+@convert_numerical_errors
 def cheapest_to_serve(fit: LawFit, loss: float, inference_tokens: float) -> Served:
     """The model that reaches ``loss`` and serves D_inf tokens for the fewest FLOPs: f(N) (D + D_inf / 3).
 
-    Sardana et al. 2023 (arXiv 2401.00448), equation 3. Raises FitError for a loss that the law does not reach.
+    Sardana et al. 2023 (arXiv 2401.00448), equation 3. Raises FitError for a loss at or below the irreducible
+    loss of the law.
     """
     _surface(fit)
-    bare = fit.model_copy(update={"draws": {}})
-    plain = _flops_for(bare, loss, 0.0)
-    served = _flops_for(bare, loss, inference_tokens)
-    best = optimum(bare, served, inference_tokens=inference_tokens)
-    usual = optimum(bare, plain)
-    per_token = np.exp(FlopsPerToken.from_knots(fit.flops_per_token)(np.log(np.array(usual.params.value))))
-    both = plain + float(per_token) * inference_tokens / 3
+    point_fit = fit.model_copy(update={"draws": {}})
+    training = _solve_flops(point_fit, loss, 0.0)
+    served = _solve_flops(point_fit, loss, inference_tokens)
+    cheapest = optimum(point_fit, served, inference_tokens=inference_tokens)
+    standard = optimum(point_fit, training)
+    per_token = np.exp(FlopsPerToken.from_knots(fit.flops_per_token)(np.log(np.array(standard.params.value))))
+    separate = training + float(per_token) * inference_tokens / 3
     return Served(
-        loss=loss, params=best.params.value, tokens=best.tokens.value, flops=served, saved=1 - served / both
+        loss=loss,
+        params=cheapest.params.value,
+        tokens=cheapest.tokens.value,
+        flops=served,
+        saved=1 - served / separate,
     )
 
 
-def _flops_for(fit: LawFit, loss: float, inference_tokens: float) -> float:
-    """The C whose optimum has a loss; the optimum's loss falls with C."""
+def _solve_flops(fit: LawFit, loss: float, inference_tokens: float) -> float:
+    """Solve for the C at which the optimum has this loss, by bisection: the loss of the optimum falls with C."""
     low, high = np.log(1e6) + np.log1p(inference_tokens), np.log(1e40)
     if optimum(fit, float(np.exp(high)), inference_tokens=inference_tokens).loss.value > loss:
-        raise FitError(f"the law reaches no loss of {loss:g}: ask for more than its irreducible loss")
+        raise FitError(f"the law cannot reach a loss of {loss:g}: give a loss above its irreducible loss")
     for _ in range(80):
         middle = (low + high) / 2
-        above = optimum(fit, float(np.exp(middle)), inference_tokens=inference_tokens).loss.value > loss
-        low, high = (middle, high) if above else (low, middle)
+        is_above = optimum(fit, float(np.exp(middle)), inference_tokens=inference_tokens).loss.value > loss
+        low, high = (middle, high) if is_above else (low, middle)
     return float(np.exp(high))
 
 
 def disagreement(first: LawFit, second: LawFit, flops: float | None = None) -> list[Diagnostic]:
-    """Where two fits of the same runs give N_opt at C (10 times the largest fitted, unless given) whose intervals
-    do not meet: one of the two has a bias there, or both are surer than they should be."""
-    at = flops or 10 * max(first.flops_range[1], second.flops_range[1])
-    one, other = (optimum(fit, at).params for fit in (first, second))
-    if one.low is None or one.high is None or other.low is None or other.high is None:
+    """Warn if the intervals of N_opt of two fits of the same runs do not overlap at C.
+
+    Default C: 10 times the largest fitted C. Disjoint intervals mean a biased fit or an interval that is too
+    narrow.
+    """
+    target = flops or 10 * max(first.flops_range[1], second.flops_range[1])
+    a, b = (optimum(fit, target).params for fit in (first, second))
+    if a.low is None or a.high is None or b.low is None or b.high is None:
         return []
-    if one.low <= other.high and other.low <= one.high:
+    if a.low <= b.high and b.low <= a.high:
         return []
-    names = f"{first.fitter.name} ({one}) and {second.fitter.name} ({other})"
+    names = f"{first.fitter.name} ({a}) and {second.fitter.name} ({b})"
     message = (
-        f"{names} disagree on N_opt at C = {at:.3g} by more than their intervals: look at the profiles for skew "
-        "(a parabola is biased there) and at lack-of-fit, and plan for both"
+        f"{names} disagree on N_opt at C = {target:.3g} by more than their intervals: check the profiles for skew "
+        "(which biases a parabola) and for lack-of-fit, and plan for both"
     )
     return [Diagnostic(code="disagreement", message=message)]
 
 
 class Cost(Record):
-    """What training FLOPs cost on a device."""
+    """Cost of training FLOPs on a device."""
 
     device_hours: float
     money: float | None = None
@@ -201,36 +213,43 @@ class Cost(Record):
 def training_cost(
     flops: float, peak_flops: float, utilisation: float, price_per_hour: float | None = None
 ) -> Cost:
-    """Device hours at a share ``utilisation`` (MFU) of ``peak_flops`` a second, and their price."""
+    """Device hours and price at ``utilisation`` (MFU, 0 to 1) of ``peak_flops`` (FLOP/s)."""
     if not (flops > 0 and peak_flops > 0 and 0 < utilisation <= 1):
-        raise FitError("give positive FLOPs, the device's peak FLOP/s, and its utilisation between 0 and 1")
+        raise FitError("flops and peak_flops must be positive, and utilisation between 0 and 1")
     hours = flops / (peak_flops * utilisation) / 3600
     return Cost(device_hours=hours, money=None if price_per_hour is None else hours * price_per_hour)
 
 
 def checklist(fit: LawFit, source: str = "") -> list[tuple[str, str]]:
-    """What a reader needs to judge the fit, after (Mis)fitting (Li et al. 2025, arXiv 2502.18969)."""
-    codes = {one.code: one.message for one in fit.diagnostics}
+    """Facts to report with a fit, after (Mis)fitting (Li et al. 2025, arXiv 2502.18969)."""
+    codes = {diagnostic.code: diagnostic.message for diagnostic in fit.diagnostics}
     spread = "none" if not fit.draws else f"{len(next(iter(fit.draws.values())))} bootstrap draws, seed {fit.seed}"
-    left = "nothing" if not fit.excluded else f"{len(fit.excluded)}: " + _reasons(fit.excluded)
+    excluded = "nothing" if not fit.excluded else f"{len(fit.excluded)}: " + _count_reasons(fit.excluded)
     return [
         ("law", f"{fit.law.name}, parameters {', '.join(fit.law.parameters)}"),
         ("fitted to", source or "runs of a study"),
         ("runs used", str(fit.n_runs)),
-        ("left out", left),
+        ("left out", excluded),
         ("FLOPs range", f"{fit.flops_range[0]:.3g} to {fit.flops_range[1]:.3g}"),
         ("N counts", fit.params_name),
         ("C counts", fit.flops_name + ("" if fit.flops_per_token else ", within 1% of 6 N D")),
         ("D counts", fit.unit),
-        ("loss", f"held-out{f' on {fit.heldout}' if fit.heldout else ''}, nats a token, as given by the runs"),
+        (
+            "loss",
+            f"held-out{f' on {fit.heldout}' if fit.heldout else ''}, nats per token, as recorded in the runs",
+        ),
         ("fitter and options", f"{fit.fitter.name} {fit.fitter.options or '(defaults)'}"),
         ("objective", f"{codes.get('objective', 'least squares')}: {fit.objective:.6g}"),
         ("uncertainty", f"{fit.level:.0%} intervals from {spread}, {fit.failed_draws} failed"),
-        ("warnings", "; ".join(one.message for one in fit.diagnostics if one.severity == "warning") or "none"),
+        (
+            "warnings",
+            "; ".join(diagnostic.message for diagnostic in fit.diagnostics if diagnostic.severity == "warning")
+            or "none",
+        ),
     ]
 
 
-def _reasons(excluded: Mapping[str, str]) -> str:
+def _count_reasons(excluded: Mapping[str, str]) -> str:
     counts: dict[str, int] = {}
     for reason in excluded.values():
         counts[reason] = counts.get(reason, 0) + 1
@@ -240,7 +259,7 @@ def _reasons(excluded: Mapping[str, str]) -> str:
 def _surface(fit: LawFit) -> Any:
     if fit.law.name not in SURFACES:
         raise FitError(
-            f"law {fit.law.name!r} knows the optimum only, not the loss beside it: use fitter parametric"
+            f"law {fit.law.name!r} gives the optimum only, not the loss at other N and D: use fitter parametric"
         )
     return SURFACES[fit.law.name]
 

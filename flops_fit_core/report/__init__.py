@@ -1,6 +1,6 @@
-"""Tables, figures and the page that tell what came of a study.
+"""The report of a study: tables, figures and a page.
 
-Importing this package imports no matplotlib: figures and the page are loaded when they are first asked for.
+Importing this package does not import matplotlib: figures and the page are loaded on first use.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Logarithmic axes that can be read over a tenth of a decade as well as over twelve; the look of all figures."""
+"""Logarithmic axes, readable over ranges from a tenth of a decade to twelve decades; the style of all figures."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ _MANTISSAS: tuple[tuple[float, ...], ...] = (
 
 
 def log_ticks(low: float, high: float, most: int = 8) -> list[float]:
-    """Round numbers from ``low`` to ``high``, three to ``most``, none much nearer to the next than the others."""
-    nearest = 0.8 * math.log10(high / low) / most
+    """Three to ``most`` round numbers from ``low`` to ``high``, at roughly equal distances."""
+    min_spacing = 0.8 * math.log10(high / low) / most
     best: list[float] = []
     for mantissas in _MANTISSAS:
         ticks = _ticks_with(mantissas, low, high)
         if mantissas == (1,):
             ticks = ticks[:: max(1, math.ceil(len(ticks) / most))]
-        apart = min((math.log10(b / a) for a, b in pairwise(ticks)), default=0.0)
-        if max(2, len(best)) < len(ticks) <= most and apart >= nearest:
+        spacing = min((math.log10(b / a) for a, b in pairwise(ticks)), default=0.0)
+        if max(2, len(best)) < len(ticks) <= most and spacing >= min_spacing:
             best = ticks
     return best or _linear_ticks(low, high)
 
@@ -46,7 +46,7 @@ def _ticks_with(mantissas: Sequence[float], low: float, high: float) -> list[flo
 
 
 def _linear_ticks(low: float, high: float) -> list[float]:
-    """For less than about a third of a decade, where a log axis is nearly linear."""
+    """Ticks for ranges below about a third of a decade, where a log axis is nearly linear."""
     if high <= low * (1 + 1e-9):
         return [low]
     third = (high - low) / 3 * (1 + 1e-9)
@@ -57,14 +57,14 @@ def _linear_ticks(low: float, high: float) -> list[float]:
 
 
 def _tick_count(value: float) -> str:
-    """``20M``, ``1.5B``; beyond that as a power of ten."""
+    """``20M``, ``1.5B``; larger values as a power of ten."""
     if not 1 <= value < 999.5e12:
-        return power(value)
+        return format_power(value)
     thousands = min(4, math.floor(math.log10(value) / 3 + 1e-12))
     return f"{value / 1000.0**thousands:.6g}" + ("", "K", "M", "B", "T")[thousands]
 
 
-def power(value: float) -> str:
+def format_power(value: float) -> str:
     """FLOPs as ``10^18`` or ``3 x 10^18``, in mathtext."""
     mantissa, exponent = numbers.scientific(value).split("e")
     return f"$10^{{{exponent}}}$" if mantissa == "1" else rf"${mantissa}{{\times}}10^{{{exponent}}}$"
@@ -72,7 +72,7 @@ def power(value: float) -> str:
 
 _SHOW: dict[str, Callable[[float], str]] = {
     "count": _tick_count,
-    "power": power,
+    "power": format_power,
     "ratio": lambda value: f"{value:.6g}",
 }
 
@@ -85,7 +85,7 @@ def set_log_axis(
     show: Literal["count", "power", "ratio"],
     most: int = 8,
 ) -> None:
-    """Make one axis logarithmic from ``low`` to ``high``, with labelled round ticks, others without."""
+    """Make an axis logarithmic from ``low`` to ``high``, with labelled round ticks and unlabelled minor ticks."""
     (axes.set_xscale if which == "x" else axes.set_yscale)("log")
     (axes.set_xlim if which == "x" else axes.set_ylim)(low, high)
     axis = axes.xaxis if which == "x" else axes.yaxis
@@ -97,17 +97,17 @@ def set_log_axis(
     axis.set_minor_formatter(NullFormatter())
 
 
-def room(values: Sequence[float], factor: float = 0.06) -> tuple[float, float]:
-    """Limits of a log axis that leave a share of the values' range free at both ends."""
+def add_margin(values: Sequence[float], factor: float = 0.06) -> tuple[float, float]:
+    """Limits of a log axis with a margin at both ends, as a share of the range of values."""
     low, high = min(values), max(values)
     margin = max((high / low) ** factor, 1.02)
     return low / margin, high * margin
 
 
-def dress(axes: Axes, x_label: str, y_label: str, *, wrap: int = 56) -> None:
-    """Labels (broken into lines of at most ``wrap`` characters), a faint grid, and no box."""
-    axes.set_xlabel(_wrapped(x_label, wrap), color=INK)
-    axes.set_ylabel(_wrapped(y_label, wrap), color=INK)
+def style_axes(axes: Axes, x_label: str, y_label: str, *, wrap: int = 56) -> None:
+    """Set labels (wrapped at ``wrap`` characters) and a faint grid, and remove the box."""
+    axes.set_xlabel(_wrap_lines(x_label, wrap), color=INK)
+    axes.set_ylabel(_wrap_lines(y_label, wrap), color=INK)
     axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -115,17 +115,17 @@ def dress(axes: Axes, x_label: str, y_label: str, *, wrap: int = 56) -> None:
     axes.tick_params(which="both", colors=INK, labelsize=9)
 
 
-def _wrapped(text: str, width: int) -> str:
+def _wrap_lines(text: str, width: int) -> str:
     return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
 def mark_synthetic(axes: Axes) -> None:
-    """Say across a plot that nothing was trained."""
-    where: dict[str, Any] = {
+    """Write "synthetic" across a plot: nothing was trained."""
+    style: dict[str, Any] = {
         "transform": axes.transAxes,
         "ha": "center",
         "va": "center",
         "rotation": 28,
         "zorder": 9,
     }
-    axes.text(0.5, 0.5, "synthetic", fontsize=52, color=INK, alpha=0.08, **where)
+    axes.text(0.5, 0.5, "synthetic", fontsize=52, color=INK, alpha=0.08, **style)

@@ -1,4 +1,4 @@
-"""A table that can be printed, read by a program, or kept."""
+"""A table for terminals, programs (JSON, CSV) and notebooks."""
 
 from __future__ import annotations
 
@@ -19,56 +19,56 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """What people see of a row."""
+    """A displayed column: its heading, and the text of a cell."""
 
     heading: str
     show: Callable[[Row], str]
-    left: bool = False
-    """Words rather than numbers."""
+    align_left: bool = False
+    """For text; numbers are aligned to the right."""
 
 
 @dataclass(frozen=True)
 class DataTable:
-    """Rows of plain values for programs, and columns of text for people."""
+    """Rows of plain values for programs, and columns of text for display."""
 
     title: str
-    about: str
-    """The conventions of its numbers, in a sentence or two."""
+    caption: str
+    """The conventions of the numbers, in a sentence or two."""
     fields: tuple[str, ...]
-    """Keys of every row, in the order of a CSV file's columns."""
+    """Keys of every row, in the column order of a CSV file."""
     rows: tuple[Row, ...]
     columns: tuple[Column, ...]
     style: Callable[[Row], str] = lambda row: ""
     """Style of a row on a terminal, such as ``"red"``."""
     diagnostics: tuple[Diagnostic, ...] = ()
-    """What a person should know about these numbers; printed below the table."""
+    """Notes and warnings about the numbers; printed below the table."""
 
     def cells(self) -> list[list[str]]:
         """The text of every cell, row by row."""
         return [[column.show(row) for column in self.columns] for row in self.rows]
 
     def json(self) -> list[dict[str, Any]]:
-        """The rows as JSON-able values; null where there is no number."""
+        """The rows as JSON values; null for missing numbers."""
         return [{field: row[field] for field in self.fields} for row in self.rows]
 
     def csv(self) -> str:
-        """The rows as CSV with a header line; empty where there is no number."""
+        """The rows as CSV with a header line; empty cells for missing numbers."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(self.fields)
         for row in self.rows:
-            writer.writerow([_plain(row[field]) for field in self.fields])
+            writer.writerow([_csv_value(row[field]) for field in self.fields])
         return text.getvalue()
 
     def __str__(self) -> str:
-        """As on a terminal 120 columns wide, with the diagnostics below."""
+        """The table as on a terminal 120 columns wide, with the diagnostics below."""
         from rich.console import Console
 
         console = Console(file=io.StringIO(), width=120)
         with console.capture() as capture:
             console.print(self.rich())
         marks = {"warning": "!", "note": "-"}
-        notes = [f"{marks[one.severity]} {one.message}" for one in self.diagnostics]
+        notes = [f"{marks[diagnostic.severity]} {diagnostic.message}" for diagnostic in self.diagnostics]
         return "\n".join([*(line.rstrip() for line in capture.get().splitlines()), *notes])
 
     def rich(self) -> RichTable:
@@ -77,41 +77,41 @@ class DataTable:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title), caption=Text(self.about), box=box.SIMPLE_HEAD)
+        table = RichTable(title=Text(self.title), caption=Text(self.caption), box=box.SIMPLE_HEAD)
         table.padding = (0, 1, 0, 0)
         table.caption_justify = "left"
-        shown = self.cells()
-        for place, column in enumerate(self.columns):
-            # Headings and words may be folded where the terminal is narrow; numbers stay whole.
-            widest = 0 if column.left else max((len(cells[place]) for cells in shown), default=0)
+        cells_by_row = self.cells()
+        for index, column in enumerate(self.columns):
+            # Headings and text may wrap on narrow terminals; numbers must not.
+            min_width = 0 if column.align_left else max((len(cells[index]) for cells in cells_by_row), default=0)
             table.add_column(
                 Text(column.heading),
-                justify="left" if column.left else "right",
-                min_width=widest or None,
+                justify="left" if column.align_left else "right",
+                min_width=min_width or None,
                 overflow="fold",
             )
-        for row, cells in zip(self.rows, shown, strict=True):
+        for row, cells in zip(self.rows, cells_by_row, strict=True):
             table.add_row(*(Text(cell) for cell in cells), style=self.style(row))
         return table
 
 
-def _plain(value: Any) -> Any:
+def _csv_value(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
 
 
-def column(heading: str, field: str, show: Callable[[Any], str] = str, *, left: bool = False) -> Column:
-    """A column that shows one field; a dash where it is None."""
-    return Column(heading, lambda row: numbers.NONE if row[field] is None else show(row[field]), left)
+def column(heading: str, field: str, show: Callable[[Any], str] = str, *, align_left: bool = False) -> Column:
+    """A column that shows a field, or a dash for None."""
+    return Column(heading, lambda row: numbers.NONE if row[field] is None else show(row[field]), align_left)
 
 
 def conventions(params_name: str, flops_name: str, unit: str, heldout: str | None = None) -> str:
-    """Which N, which C, which D, and the loss on which held-out set (None: the main one), in a line."""
+    """The conventions of N, C, D and loss in a line; ``heldout``: a further held-out set (None: the main set)."""
     loss = f"Loss{on_set(heldout)}: nats per {singular(unit)}."
     return f"N: {params_name}. C: training FLOPs, {flops_name}. D: {unit}. {loss}"
 
 
 def on_set(heldout: str | None) -> str:
-    """`` on NAME``; nothing for the main held-out set, which has no name."""
+    """`` on NAME``; empty for the main held-out set, which has no name."""
     return "" if heldout is None else f" on {heldout}"
 
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them. Every table, figure and sentence writes its numbers with these."""
+"""Formats numbers for all tables, figures and sentences."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ NONE = "–"
 
 
 def count(value: float | None) -> str:
-    """A number of parameters or tokens in three digits: ``950``, ``12.3K``, ``1.23B``, ``4.5e18``."""
+    """Parameters or tokens in three digits: ``950``, ``12.3K``, ``1.23B``, ``4.5e18``."""
     if value is None or not math.isfinite(value):
         return NONE
     if abs(value) < 1000 and value == round(value):
         return str(round(value))
     for power, unit in enumerate(_UNITS):
-        shown = _three_digits(value / 1000.0**power)
-        if float(shown) < 1000:
-            return shown + unit
+        digits = _three_digits(value / 1000.0**power)
+        if float(digits) < 1000:
+            return digits + unit
     return scientific(value)
 
 
@@ -50,10 +50,10 @@ def duration(seconds: float | None) -> str:
     """``0.4 s``, ``42 s``, ``3 min 20 s``, ``5 h 12 min``, ``3 d 4 h``."""
     if seconds is None:
         return NONE
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{whole} s"
-    parts = [(whole // 86400, "d"), (whole // 3600 % 24, "h"), (whole // 60 % 60, "min"), (whole % 60, "s")]
+    total = round(seconds)
+    if total < 60:
+        return f"{seconds:.1f} s" if seconds < 9.95 else f"{total} s"
+    parts = [(total // 86400, "d"), (total // 3600 % 24, "h"), (total // 60 % 60, "min"), (total % 60, "s")]
     first = next(place for place, (value, _) in enumerate(parts) if value)
     return " ".join(f"{value} {unit}" for value, unit in parts[first : first + 2] if value)
 
@@ -66,10 +66,10 @@ def disk(size: float) -> str:
 
 
 def span(
-    low: float | None, high: float | None, show: Callable[[float], str] = count, between: str = " to "
+    low: float | None, high: float | None, show: Callable[[float], str] = count, separator: str = " to "
 ) -> str:
-    """The two ends of an interval, ``1.1B to 1.4B``; a dash where there is none."""
-    return NONE if low is None or high is None else f"{show(low)}{between}{show(high)}"
+    """The two ends of an interval, ``1.1B to 1.4B``; a dash if an end is missing."""
+    return NONE if low is None or high is None else f"{show(low)}{separator}{show(high)}"
 
 
 def exponent(interval: Interval) -> str:

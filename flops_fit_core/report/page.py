@@ -1,4 +1,4 @@
-"""One HTML page that tells what came of a study: self-contained, for screens light and dark, and for paper."""
+"""The report of a study as a self-contained HTML page, for light and dark screens and for print."""
 
 from __future__ import annotations
 
@@ -10,110 +10,113 @@ from html import escape
 from flops_fit_core.records import Interval, LawFit, Optimum, RunResult, SweepPlan
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import DataTable, conventions, singular
-from flops_fit_core.report.provenance import Fact, provenance
+from flops_fit_core.report.provenance import ProvenanceItem, provenance
 from flops_fit_core.report.tables import exponents, minima_table, predictions_table, runs_table, skipped_table
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """A figure of the page."""
 
     svg: str
-    """The text of an SVG file; its ids must differ from those of the page's other figures."""
+    """The text of an SVG file. Its ids must be unique among the figures of the page."""
     caption: str
 
 
 @dataclass(frozen=True)
-class Story:
-    """Everything a page tells."""
+class ReportContent:
+    """The content of a page."""
 
     title: str
     fit: LawFit
     answer: Optimum
-    """The prediction that the page begins with."""
+    """The prediction at the top of the page."""
     predictions: Sequence[Optimum]
-    pictures: Sequence[Picture]
+    figures: Sequence[ReportFigure]
     results: Sequence[RunResult] = ()
     plan: SweepPlan | None = None
     synthetic: bool = False
 
 
-def answer_in_words(fit: LawFit, answer: Optimum) -> str:
+def describe_answer(fit: LawFit, answer: Optimum) -> str:
     """``For C = 1e21 training FLOPs, train N = 2.9B parameters (2.1B to 3.4B) on D = ...``"""
     return (
         f"For C = {numbers.scientific(answer.flops)} training FLOPs, "
-        f"train N = {_count(answer.params, 'parameters')} on D = {_count(answer.tokens, fit.unit)}, "
+        f"train N = {_format_count(answer.params, 'parameters')} on D = {_format_count(answer.tokens, fit.unit)}, "
         f"{numbers.ratio(answer.tokens.value / answer.params.value)} {fit.unit} per parameter. Expected held-out "
-        f"loss: {numbers.loss(answer.loss.value)} nats per {singular(fit.unit)}{_ends(answer.loss, numbers.loss)}."
+        f"loss: {numbers.loss(answer.loss.value)} nats per {singular(fit.unit)}"
+        f"{_format_interval(answer.loss, numbers.loss)}."
     )
 
 
-def _count(interval: Interval, unit: str) -> str:
-    return f"{numbers.count(interval.value)} {unit}{_ends(interval, numbers.count)}"
+def _format_count(interval: Interval, unit: str) -> str:
+    return f"{numbers.count(interval.value)} {unit}{_format_interval(interval, numbers.count)}"
 
 
-def _ends(interval: Interval, show: Callable[[float], str]) -> str:
+def _format_interval(interval: Interval, show: Callable[[float], str]) -> str:
     return "" if interval.low is None else f" ({numbers.span(interval.low, interval.high, show)})"
 
 
-def render(story: Story) -> str:
-    """The page, as HTML text that asks for nothing from anywhere."""
-    fit = story.fit
+def render_page(content: ReportContent) -> str:
+    """The page as HTML text without external resources."""
+    fit = content.fit
     parts = [
-        f"<h1>{escape(story.title)}</h1>",
-        _synthetic_banner() if story.synthetic else "",
-        _answer(fit, story.answer),
-        *(_figure(picture) for picture in story.pictures),
-        _section("Predictions", _table(predictions_table(fit, story.predictions))),
-        _section("Minima of the profiles", _table(minima_table(fit)) if fit.minima else "<p>None.</p>"),
-        _section("Diagnostics", _diagnostics(fit)),
-        _section("Runs that the fit did not use", _left_out(story)),
-        _section("How these numbers came about", _facts(provenance(fit, story.results, story.plan))),
-        _plan_notes(story.plan),
-        _runs(story),
+        f"<h1>{escape(content.title)}</h1>",
+        _render_synthetic_banner() if content.synthetic else "",
+        _render_answer(fit, content.answer),
+        *(_render_figure(figure) for figure in content.figures),
+        _render_section("Predictions", _render_table(predictions_table(fit, content.predictions))),
+        _render_section(
+            "Minima of the profiles", _render_table(minima_table(fit)) if fit.minima else "<p>None.</p>"
+        ),
+        _render_section("Diagnostics", _render_diagnostics(fit)),
+        _render_section("Runs not used by the fit", _render_excluded_runs(content)),
+        _render_section("Provenance", _render_provenance(provenance(fit, content.results, content.plan))),
+        _render_plan_notes(content.plan),
+        _render_runs(content),
     ]
-    return _PAGE.format(title=escape(story.title), style=_STYLE, body="\n".join(part for part in parts if part))
+    return _HTML.format(title=escape(content.title), style=_CSS, body="\n".join(part for part in parts if part))
 
 
 # ---------------------------------------------------------------------------- parts
 
 
-def _synthetic_banner() -> str:
+def _render_synthetic_banner() -> str:
     return (
         '<p class="banner"><strong>Synthetic.</strong> These losses were computed from a formula; '
         "nothing was trained.</p>"
     )
 
 
-def _answer(fit: LawFit, answer: Optimum) -> str:
+def _render_answer(fit: LawFit, answer: Optimum) -> str:
     if answer.params.low is None:
-        sure = "The fit has no intervals; the diagnostics say why."
+        intervals = "The fit has no intervals; see the diagnostics."
     else:
-        sure = f"In brackets: {fit.level:.0%} intervals."
+        intervals = f"In brackets: {fit.level:.0%} intervals."
     notes = "".join(f"<li>{escape(note)}</li>" for note in answer.notes)
     return (
-        f'<p class="answer">{escape(answer_in_words(fit, answer))}</p>\n'
-        f"<p>{sure} {escape(conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout))}</p>\n"
+        f'<p class="answer">{escape(describe_answer(fit, answer))}</p>\n'
+        f"<p>{intervals} {escape(conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout))}</p>\n"
         + (f"<ul>{notes}</ul>\n" if notes else "")
-        + f"<p>{_maths(exponents(fit))} ({fit.n_runs} runs).</p>"
+        + f"<p>{_format_math(exponents(fit))} ({fit.n_runs} runs).</p>"
     )
 
 
-def _figure(picture: Picture) -> str:
-    svg = picture.svg[picture.svg.index("<svg") :]
+def _render_figure(figure: ReportFigure) -> str:
+    svg = figure.svg[figure.svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(picture.caption)}"', 1)
-    return f"<figure>\n{svg}\n<figcaption>{escape(picture.caption)}</figcaption>\n</figure>"
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(figure.caption)}"', 1)
+    return f"<figure>\n{svg}\n<figcaption>{escape(figure.caption)}</figcaption>\n</figure>"
 
 
-def _section(title: str, content: str) -> str:
+def _render_section(title: str, content: str) -> str:
     return f"<section><h2>{escape(title)}</h2>\n{content}</section>"
 
 
-def _table(table: DataTable) -> str:
-    sides = ["left" if column.left else "right" for column in table.columns]
+def _render_table(table: DataTable) -> str:
+    sides = ["left" if column.align_left else "right" for column in table.columns]
     heads = "".join(
-        f'<th class="{side}">{_maths(column.heading)}</th>'
+        f'<th class="{side}">{_format_math(column.heading)}</th>'
         for side, column in zip(sides, table.columns, strict=True)
     )
     rows = "\n".join(
@@ -122,69 +125,70 @@ def _table(table: DataTable) -> str:
     )
     return (
         f'<div class="wide"><table><thead><tr>{heads}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n'
-        f'<p class="about">{escape(table.about)}</p>'
+        f'<p class="about">{escape(table.caption)}</p>'
     )
 
 
-def _diagnostics(fit: LawFit) -> str:
+def _render_diagnostics(fit: LawFit) -> str:
     if not fit.diagnostics:
-        return "<p>Nothing to remark.</p>"
-    ordered = sorted(fit.diagnostics, key=lambda one: one.severity == "note")
-    return _list(
-        f'<span class="{one.severity}">{one.severity}</span> {_maths(one.message)} <code>{escape(one.code)}</code>'
-        for one in ordered
+        return "<p>No diagnostics.</p>"
+    ordered = sorted(fit.diagnostics, key=lambda diagnostic: diagnostic.severity == "note")
+    return _render_list(
+        f'<span class="{diagnostic.severity}">{diagnostic.severity}</span> '
+        f"{_format_math(diagnostic.message)} <code>{escape(diagnostic.code)}</code>"
+        for diagnostic in ordered
     )
 
 
-def _left_out(story: Story) -> str:
+def _render_excluded_runs(content: ReportContent) -> str:
     by_reason: dict[str, list[str]] = {}
-    for run, reason in story.fit.excluded.items():
+    for run, reason in content.fit.excluded.items():
         by_reason.setdefault(reason, []).append(run)
-    for result in story.results:
+    for result in content.results:
         if result.status != "completed":
             error = f": {result.error.line}" if result.error else ""
             by_reason.setdefault(result.status + error, []).append(result.id)
     if not by_reason:
         return "<p>None: every run was used.</p>"
-    return _list(
+    return _render_list(
         f"{escape(reason)}: {' '.join(f'<code>{escape(run)}</code>' for run in runs)}"
         for reason, runs in by_reason.items()
     )
 
 
-def _facts(facts: Iterable[Fact]) -> str:
+def _render_provenance(facts: Iterable[ProvenanceItem]) -> str:
     lines = "".join(f"<dt>{escape(fact.name)}</dt><dd>{escape(fact.value)}</dd>\n" for fact in facts)
     return f"<dl>{lines}</dl>"
 
 
-def _plan_notes(plan: SweepPlan | None) -> str:
+def _render_plan_notes(plan: SweepPlan | None) -> str:
     if plan is None or not (plan.notes or plan.skipped):
         return ""
-    notes = _list(escape(note) for note in plan.notes) if plan.notes else ""
-    skipped = f"<h3>Left out of the plan</h3>{_table(skipped_table(plan))}" if plan.skipped else ""
-    return _section("Notes of the plan", notes + skipped)
+    notes = _render_list(escape(note) for note in plan.notes) if plan.notes else ""
+    skipped = f"<h3>Left out of the plan</h3>{_render_table(skipped_table(plan))}" if plan.skipped else ""
+    return _render_section("Notes of the plan", notes + skipped)
 
 
-def _runs(story: Story) -> str:
-    if not story.results:
+def _render_runs(content: ReportContent) -> str:
+    if not content.results:
         return ""
-    table = runs_table(story.results, story.plan)
-    return _section(table.title, _table(table))
+    table = runs_table(content.results, content.plan)
+    return _render_section(table.title, _render_table(table))
 
 
-def _maths(text: str) -> str:
-    """``N_opt ~ C^a`` with a lowered index and a raised exponent, escaped."""
+def _format_math(text: str) -> str:
+    """Escape text, and set ``N_opt ~ C^a`` with subscript and superscript."""
     text = re.sub(r"\b([NDL])_opt\b", r"\1<sub>opt</sub>", escape(text))
     return re.sub(r"\bC\^(-?\w+)", r"C<sup>\1</sup>", text).replace(" ~ ", " ∝ ")
 
 
-def _list(items: Iterable[str]) -> str:
+def _render_list(items: Iterable[str]) -> str:
     return "<ul>" + "".join(f"<li>{item}</li>\n" for item in items) + "</ul>"
 
 
 # ---------------------------------------------------------------------------- frame
 
-_PAGE = """<!doctype html>
+_HTML = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -201,9 +205,9 @@ _PAGE = """<!doctype html>
 </html>
 """
 
-# invert(.93) turns a figure's white into #121212, the page's own colour in the dark, and hue-rotate turns the
-# colours back, so that budgets keep their hue and their order of lightness is the mirror image.
-_STYLE = """
+# invert(.93) turns the white of a figure into #121212, the background of the dark page. hue-rotate restores the
+# hues, so budgets keep their hue, and their order of lightness is reversed.
+_CSS = """
 :root { --paper: #fff; --ink: #1f2328; --faint: #57606a; --line: #d8dee4; --mark: #fff3cd; --warn: #9a3412; }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);

@@ -1,4 +1,4 @@
-"""How a study's numbers came about: conventions, choices, seeds, versions, machines."""
+"""The provenance of a study's numbers: conventions, choices, seeds, versions, machines."""
 
 from __future__ import annotations
 
@@ -22,102 +22,118 @@ _KINDS = {
 }
 
 
-class Fact(NamedTuple):
-    """Something about a study, and its name."""
+class ProvenanceItem(NamedTuple):
+    """A fact about a study, with its heading."""
 
     name: str
     value: str
 
 
-def provenance(fit: LawFit, results: Sequence[RunResult] = (), plan: SweepPlan | None = None) -> list[Fact]:
-    """What somebody needs to know to judge, or to repeat, a study's numbers."""
+def provenance(
+    fit: LawFit, results: Sequence[RunResult] = (), plan: SweepPlan | None = None
+) -> list[ProvenanceItem]:
+    """The facts required to judge or to repeat the numbers of a study."""
     runs = [result.run for result in results] or list(plan.runs if plan else ())
     facts = [
-        *_of_fit(fit),
-        *(_of_choices(runs) if runs else ()),
-        *(_of_results(results, plan) if results else ()),
-        *_of_counting(fit, results, plan),
+        *_fit_items(fit),
+        *(_choice_items(runs) if runs else ()),
+        *(_result_items(results, plan) if results else ()),
+        *_counting_items(fit, results, plan),
     ]
     return [fact for fact in facts if fact.value]
 
 
-def _of_fit(fit: LawFit) -> Iterator[Fact]:
-    yield Fact("N", fit.params_name)
-    yield Fact("C", f"training FLOPs (forward and backward), {fit.flops_name}")
-    yield Fact("D", fit.unit)
-    yield Fact("Fitter", describe(fit.fitter))
+def _fit_items(fit: LawFit) -> Iterator[ProvenanceItem]:
+    yield ProvenanceItem("N", fit.params_name)
+    yield ProvenanceItem("C", f"training FLOPs (forward and backward), {fit.flops_name}")
+    yield ProvenanceItem("D", fit.unit)
+    yield ProvenanceItem("Fitter", describe_choice(fit.fitter))
     law = ", ".join(f"{name} = {value:.6g}" for name, value in fit.law.parameters.items())
-    yield Fact("Law", f"{fit.law.name}: {law}")
+    yield ProvenanceItem("Law", f"{fit.law.name}: {law}")
     low, high = fit.flops_range
-    yield Fact("Fitted", f"{fit.n_runs} runs, C from {numbers.scientific(low)} to {numbers.scientific(high)}")
+    yield ProvenanceItem(
+        "Fitted", f"{fit.n_runs} runs, C from {numbers.scientific(low)} to {numbers.scientific(high)}"
+    )
     draws = max((len(values) for values in fit.draws.values()), default=0)
     failed = f", {fit.failed_draws} more failed" if fit.failed_draws else ""
-    yield Fact(
+    yield ProvenanceItem(
         "Bootstrap", f"{draws} draws{failed}, seed {fit.seed}, {fit.level:.0%} intervals" if draws else "none"
     )
 
 
-def _of_choices(runs: Sequence[RunSpec]) -> Iterator[Fact]:
+def _choice_items(runs: Sequence[RunSpec]) -> Iterator[ProvenanceItem]:
     for kind, name in _KINDS.items():
-        yield Fact(name, _common([getattr(run, kind) for run in runs]))
-    yield Fact("Data", _joined(run.fingerprint for run in runs))
-    yield Fact("Seeds of the runs", _joined(str(run.seed) for run in runs))
+        yield ProvenanceItem(name, _describe_common([getattr(run, kind) for run in runs]))
+    yield ProvenanceItem("Data", _join_unique(run.fingerprint for run in runs))
+    yield ProvenanceItem("Seeds of the runs", _join_unique(str(run.seed) for run in runs))
 
 
-def _of_results(results: Sequence[RunResult], plan: SweepPlan | None) -> Iterator[Fact]:
+def _result_items(results: Sequence[RunResult], plan: SweepPlan | None) -> Iterator[ProvenanceItem]:
     counts = {
         status: sum(result.status == status for result in results)
         for status in ("completed", "diverged", "failed")
     }
     planned = f" of {len(plan.runs)} planned" if plan else ""
-    yield Fact("Runs", ", ".join(f"{count} {status}" for status, count in counts.items() if count) + planned)
-    trained = [one for one in results if not one.synthetic]
-    flops, seconds = math.fsum(one.flops_spent for one in trained), math.fsum(one.seconds for one in trained)
-    cost = f"{numbers.scientific(flops)} FLOPs, {numbers.duration(seconds)} of runs' wall time"
-    yield Fact("Trained", cost if trained else "nothing: the losses were computed from a formula")
-    yield Fact("Device", _joined(" ".join(filter(None, (one.device, one.precision))) for one in results))
-    held = {one.heldout_tokens for one in results if one.heldout_tokens}
-    yield Fact("Held-out", _joined(f"{count:,}" for count in sorted(held)))
-    yield Fact("Versions", _versions(results))
-    yield Fact("Last result", max(one.finished for one in results).strftime("%Y-%m-%d %H:%M UTC"))
+    yield ProvenanceItem(
+        "Runs", ", ".join(f"{count} {status}" for status, count in counts.items() if count) + planned
+    )
+    trained = [result for result in results if not result.synthetic]
+    flops, seconds = (
+        math.fsum(result.flops_spent for result in trained),
+        math.fsum(result.seconds for result in trained),
+    )
+    cost = f"{numbers.scientific(flops)} FLOPs, {numbers.duration(seconds)} wall time, summed over runs"
+    yield ProvenanceItem("Trained", cost if trained else "nothing: the losses were computed from a formula")
+    yield ProvenanceItem(
+        "Device", _join_unique(" ".join(filter(None, (result.device, result.precision))) for result in results)
+    )
+    heldout_tokens = {result.heldout_tokens for result in results if result.heldout_tokens}
+    yield ProvenanceItem("Held-out", _join_unique(f"{count:,}" for count in sorted(heldout_tokens)))
+    yield ProvenanceItem("Versions", _describe_versions(results))
+    yield ProvenanceItem("Last result", max(result.finished for result in results).strftime("%Y-%m-%d %H:%M UTC"))
 
 
-def _of_counting(fit: LawFit, results: Sequence[RunResult], plan: SweepPlan | None) -> Iterator[Fact]:
-    """How the runs were counted, where that is not simply what the fit says."""
-    counted = run_conventions(results, plan)
-    if (results or plan) and counted != conventions(fit.params_name, fit.flops_name, fit.unit):
-        yield Fact("Conventions of the runs", counted)
+def _counting_items(fit: LawFit, results: Sequence[RunResult], plan: SweepPlan | None) -> Iterator[ProvenanceItem]:
+    """The conventions of the runs, if they differ from those of the fit."""
+    run_caption = run_conventions(results, plan)
+    if (results or plan) and run_caption != conventions(fit.params_name, fit.flops_name, fit.unit):
+        yield ProvenanceItem("Conventions of the runs", run_caption)
 
 
-def describe(choice: PluginChoice) -> str:
-    """``optim/adamw (lr 0.008, weight_decay 0.1)``: the options that differ from their default."""
-    options = ", ".join(f"{name} {_shown(value)}" for name, value in choice.options.items())
+def describe_choice(choice: PluginChoice) -> str:
+    """``optim/adamw (lr 0.008, weight_decay 0.1)``: a plugin and its options that differ from their defaults."""
+    options = ", ".join(f"{name} {_format_value(value)}" for name, value in choice.options.items())
     return f"{choice.name} ({options})" if options else choice.name
 
 
-def _common(choices: Sequence[PluginChoice]) -> str:
-    """One description for all runs; an option that is not the same for all ``varies``."""
-    shown = []
+def _describe_common(choices: Sequence[PluginChoice]) -> str:
+    """A description for all runs; an option with several values ``varies``."""
+    descriptions = []
     for name in dict.fromkeys(choice.name for choice in choices):
-        same = [choice for choice in choices if choice.name == name]
-        keys = dict.fromkeys(key for choice in same for key in choice.options)
-        values = {key: {_shown(choice.options.get(key, "default")) for choice in same} for key in keys}
-        options = [f"{key} {seen.pop() if len(seen) == 1 else 'varies'}" for key, seen in values.items()]
-        shown.append(f"{name} ({', '.join(options)})" if options else name)
-    return "; ".join(shown)
+        matching = [choice for choice in choices if choice.name == name]
+        keys = dict.fromkeys(key for choice in matching for key in choice.options)
+        values = {key: {_format_value(choice.options.get(key, "default")) for choice in matching} for key in keys}
+        options = [
+            f"{key} {options_seen.pop() if len(options_seen) == 1 else 'varies'}"
+            for key, options_seen in values.items()
+        ]
+        descriptions.append(f"{name} ({', '.join(options)})" if options else name)
+    return "; ".join(descriptions)
 
 
-def _shown(value: object) -> str:
+def _format_value(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
 
 
-def _versions(results: Sequence[RunResult]) -> str:
-    seen: dict[str, dict[str, None]] = {}
+def _describe_versions(results: Sequence[RunResult]) -> str:
+    versions_by_name: dict[str, dict[str, None]] = {}
     for result in results:
         for name, version in result.versions.items():
-            seen.setdefault(name, {})[version] = None
-    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(seen.items()))
+            versions_by_name.setdefault(name, {})[version] = None
+    return ", ".join(
+        f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(versions_by_name.items())
+    )
 
 
-def _joined(texts: Iterable[str]) -> str:
+def _join_unique(texts: Iterable[str]) -> str:
     return ", ".join(dict.fromkeys(text for text in texts if text))

@@ -1,6 +1,6 @@
 """Tables: minima of the profiles, predictions, runs, plans.
 
-Each says which N, which count of C and which unit of D its numbers are in.
+The caption of each table states its N, its count of C and its unit of D.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from flops_fit_core.report.datatable import Column, DataTable, Row, column, conv
 
 def minima_table(fit: LawFit) -> DataTable:
     """The minimum of each IsoFLOP profile, smallest budget first."""
-    about = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
-    return table_of_minima(fit.minima, about, fit.diagnostics)
+    caption = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
+    return table_of_minima(fit.minima, caption, fit.diagnostics)
 
 
 def table_of_minima(
-    minima: Iterable[ProfileMinimum], about: str, diagnostics: Sequence[Diagnostic] = ()
+    minima: Iterable[ProfileMinimum], caption: str, diagnostics: Sequence[Diagnostic] = ()
 ) -> DataTable:
-    """Minima of profiles, with or without a law through them; ``about`` names their N, C and D."""
-    rows = tuple(_minimum_row(minimum) for minimum in sorted(minima, key=lambda one: one.budget))
-    note = " At an edge the best size lies outside the grid; the law does not use it."
+    """Minima of profiles, with or without a law through them; ``caption`` states their N, C and D."""
+    rows = tuple(_minimum_row(minimum) for minimum in sorted(minima, key=lambda minimum: minimum.budget))
+    note = " At an edge, the best size lies outside the grid; the law does not use it."
     return DataTable(
         title="Minimum of each IsoFLOP profile",
-        about=about + (note if any(row["at_edge"] for row in rows) else ""),
+        caption=caption + (note if any(row["at_edge"] for row in rows) else ""),
         fields=("budget", "params", "tokens", "tokens_per_param", "loss", "at_edge", "n_runs"),
         rows=rows,
         columns=(
@@ -39,7 +39,7 @@ def table_of_minima(
             column("D/N", "tokens_per_param", numbers.ratio),
             column("loss", "loss", numbers.loss),
             column("runs", "n_runs"),
-            *((Column("", lambda row: row["flag"], left=True),) if any(row["flag"] for row in rows) else ()),
+            *((Column("", lambda row: row["flag"], align_left=True),) if any(row["flag"] for row in rows) else ()),
         ),
         style=lambda row: "yellow" if row["at_edge"] else "",
         diagnostics=tuple(diagnostics),
@@ -55,12 +55,12 @@ def _minimum_row(minimum: ProfileMinimum) -> Row:
         "loss": minimum.loss,
         "at_edge": minimum.at_edge,
         "n_runs": minimum.n_runs,
-        "flag": flag(minimum),
+        "flag": describe_flag(minimum),
     }
 
 
-def flag(minimum: ProfileMinimum) -> str:
-    """Why the law does not use a minimum; empty where it does."""
+def describe_flag(minimum: ProfileMinimum) -> str:
+    """Why the law does not use a minimum; empty if it does."""
     if not minimum.at_edge:
         return ""
     return "no minimum" if minimum.curve.get("c2", 1.0) <= 0 else "at the grid's edge"
@@ -73,12 +73,12 @@ _PREDICTION_FIELDS = (
 
 
 def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
-    """What to train for each budget, with the fit's intervals where it has them."""
+    """The optimum per budget, with the intervals of the fit, if any."""
     optima = list(optima)
     rows = tuple(_prediction_row(optimum) for optimum in optima)
     return DataTable(
         title="What to train for a budget",
-        about=conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
+        caption=conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
         + f" Fitted by {fit.fitter.name}.",
         fields=_PREDICTION_FIELDS,
         rows=rows,
@@ -91,22 +91,25 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
             column("D/N", "tokens_per_param", numbers.ratio),
             column("loss", "loss", numbers.loss),
             *_span_columns(fit, rows, "loss", numbers.loss),
-            *((Column("", _outside, left=True),) if any(row["outside_sizes"] for row in rows) else ()),
+            *(
+                (Column("", _describe_outside, align_left=True),)
+                if any(row["outside_sizes"] for row in rows)
+                else ()
+            ),
         ),
         style=lambda row: "yellow" if row["outside_sizes"] else "",
-        diagnostics=(*fit.diagnostics, *_about_sizes(fit, optima)),
+        diagnostics=(*fit.diagnostics, *_check_sizes(fit, optima)),
     )
 
 
-def _outside(row: Row) -> str:
+def _describe_outside(row: Row) -> str:
     return f"N {row['outside_sizes']} the trained sizes" if row["outside_sizes"] else ""
 
 
-def _about_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
-    """One warning for each budget whose N_opt lies outside the trained sizes; of the fitted budgets, the fit may
-    have one already."""
+def _check_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
+    """One warning per budget with N_opt outside the trained sizes, unless the fit already reports them."""
     low, high = fit.flops_range
-    is_known = any(one.code == "outside-sizes" for one in fit.diagnostics)
+    is_reported = any(diagnostic.code == "outside-sizes" for diagnostic in fit.diagnostics)
     return [
         Diagnostic(
             code="outside-sizes",
@@ -114,7 +117,7 @@ def _about_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
             f"trained sizes",
         )
         for optimum in optima
-        if optimum.outside is not None and not (is_known and low <= optimum.flops <= high)
+        if optimum.outside is not None and not (is_reported and low <= optimum.flops <= high)
     ]
 
 
@@ -147,10 +150,14 @@ def exponents(fit: LawFit) -> str:
 
 
 def exponents_line(fit: LawFit) -> str:
-    """The exponents, with what they were fitted to and by which conventions."""
-    sure = f"{fit.level:.0%} intervals, " if any(one.low is not None for one in fit.exponents.values()) else ""
-    about = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout).rstrip(".")
-    return f"{exponents(fit)} ({sure}{fit.n_runs} runs, {fit.fitter.name}. {about})"
+    """The exponents, with the number of runs, the fitter and the conventions."""
+    level = (
+        f"{fit.level:.0%} intervals, "
+        if any(interval.low is not None for interval in fit.exponents.values())
+        else ""
+    )
+    caption = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout).rstrip(".")
+    return f"{exponents(fit)} ({level}{fit.n_runs} runs, {fit.fitter.name}. {caption})"
 
 
 # ---------------------------------------------------------------------------- of runs
@@ -159,36 +166,40 @@ _STYLES = {"completed": "", "diverged": "yellow", "failed": "red", "planned": "d
 
 
 def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> DataTable:
-    """Every run's latest result; with a plan, also the runs that have none yet, as ``planned``.
+    """The latest result of every run; with a plan, also runs without a result, as ``planned``.
 
-    D and C are what the run was really trained on (null while it is only planned).
+    D and C are those actually trained (null for planned runs).
     """
-    measured = _measured_fields(results)
+    measured_fields = _measured_fields(results)
     rows = [_result_row(result) for result in results]
-    known = {result.id for result in results}
-    rows += [_planned_row(run) for run in (plan.runs if plan else ()) if run.id not in known]
-    rows = [{**dict.fromkeys(measured), **row} for row in rows]
+    with_result = {result.id for result in results}
+    rows += [_planned_row(run) for run in (plan.runs if plan else ()) if run.id not in with_result]
+    rows = [{**dict.fromkeys(measured_fields), **row} for row in rows]
     seeds = {row["seed"] for row in rows}
     optional = {
         "bits_per_byte": column("bits/byte", "bits_per_byte", numbers.loss),
-        "error": column("error", "error", left=True),
+        "error": column("error", "error", align_left=True),
     }
     synthetic = any(row["synthetic"] for row in rows)
     return DataTable(
         title="Runs" + (" (synthetic: computed from a formula, nothing was trained)" if synthetic else ""),
-        about=run_conventions(results, plan),
-        fields=(*_result_fields(), *measured),
+        caption=run_conventions(results, plan),
+        fields=(*_result_fields(), *measured_fields),
         rows=tuple(rows),
         columns=(
-            column("id", "id", left=True),
-            column("status", "status", left=True),
+            column("id", "id", align_left=True),
+            column("status", "status", align_left=True),
             column("C", "budget", numbers.scientific),
             column("size", "size"),
             column("N", "params", numbers.count),
             column("D", "tokens", numbers.count),
             column("loss", "loss", numbers.loss),
-            *(column(heading, field, numbers.loss) for field, heading in measured.items()),
-            *(shown for field, shown in optional.items() if any(row[field] is not None for row in rows)),
+            *(column(heading, field, numbers.loss) for field, heading in measured_fields.items()),
+            *(
+                optional_column
+                for field, optional_column in optional.items()
+                if any(row[field] is not None for row in rows)
+            ),
             *((column("seed", "seed"),) if len(seeds) > 1 else ()),
             column("time", "seconds", numbers.duration),
         ),
@@ -202,16 +213,16 @@ def _result_fields() -> list[str]:
 
 
 def _measured_fields(results: Sequence[RunResult]) -> dict[str, str]:
-    """Field -> heading of what was measured beside the main loss: other sets' losses, a task's metrics."""
+    """Field -> heading of further measurements: losses on other held-out sets, and metrics of the task."""
     losses = {f"loss_{name}": f"loss on {name}" for result in results for name in result.losses}
     metrics = {name: name for result in results for name in result.metrics if name not in _result_fields()}
     return losses | metrics
 
 
 def _planned_row(run: RunSpec) -> Row:
-    nothing: dict[str, Any] = dict.fromkeys(_result_fields())
-    asked = {"id": run.id, "params": run.params, "seed": run.seed, "size": run.size, "budget": run.budget}
-    return nothing | {"status": "planned", "synthetic": False} | asked
+    blank: dict[str, Any] = dict.fromkeys(_result_fields())
+    planned = {"id": run.id, "params": run.params, "seed": run.seed, "size": run.size, "budget": run.budget}
+    return blank | {"status": "planned", "synthetic": False} | planned
 
 
 def _result_row(result: RunResult) -> Row:
@@ -233,12 +244,12 @@ def _result_row(result: RunResult) -> Row:
 
 
 def run_conventions(results: Sequence[RunResult], plan: SweepPlan | None) -> str:
-    """Which N, C and D the runs were counted by; several where they differ."""
+    """The conventions of N, C and D of the runs; alternatives are joined by "or"."""
     params_names = {result.params_name for result in results} | ({plan.params_name} if plan else set())
     flops_names = {result.flops_name for result in results} | ({plan.flops_name} if plan else set())
     return conventions(
-        " or ".join(sorted(params_names - {""})) or "not said",
-        " or ".join(sorted(flops_names - {""})) or "not said",
+        " or ".join(sorted(params_names - {""})) or "not recorded",
+        " or ".join(sorted(flops_names - {""})) or "not recorded",
         plan.unit if plan else "tokens",
     )
 
@@ -246,7 +257,7 @@ def run_conventions(results: Sequence[RunResult], plan: SweepPlan | None) -> str
 # ---------------------------------------------------------------------------- of a plan
 
 
-def _runs(count: int) -> str:
+def _count_runs(count: int) -> str:
     return f"{count} run{'' if count == 1 else 's'}"
 
 
@@ -257,17 +268,17 @@ _PLAN_FIELDS = (
 
 
 def plan_table(plan: SweepPlan, states: Mapping[str, str] | None = None) -> DataTable:
-    """Every run of a plan. ``states`` says by run id what is done already; ``to do`` where it is silent."""
-    done = dict(states or {})
+    """Every run of a plan. ``states`` maps run ids to states; the default is ``to do``."""
+    state_by_id = dict(states or {})
     return DataTable(
-        title=f"Plan {plan.name}: {_runs(len(plan.runs))}, {numbers.scientific(plan.flops)} FLOPs",
-        about=conventions(plan.params_name, plan.flops_name, plan.unit),
+        title=f"Plan {plan.name}: {_count_runs(len(plan.runs))}, {numbers.scientific(plan.flops)} FLOPs",
+        caption=conventions(plan.params_name, plan.flops_name, plan.unit),
         fields=_PLAN_FIELDS,
-        rows=tuple(_plan_row(run, done.get(run.id, "to do")) for run in plan.runs),
+        rows=tuple(_plan_row(run, state_by_id.get(run.id, "to do")) for run in plan.runs),
         columns=(
             column("C", "budget", numbers.scientific),
             column("size", "size"),
-            *([Column("heads", _heads)] if any(run.heads for run in plan.runs) else []),
+            *([Column("heads", _format_heads)] if any(run.heads for run in plan.runs) else []),
             column("N", "params", numbers.count),
             column("D", "tokens", numbers.count),
             column("D/N", "tokens_per_param", numbers.ratio),
@@ -275,14 +286,14 @@ def plan_table(plan: SweepPlan, states: Mapping[str, str] | None = None) -> Data
             column("batch", "batch_size"),
             column("FLOPs", "flops", numbers.scientific),
             column("seed", "seed"),
-            column("state", "state", left=True),
+            column("state", "state", align_left=True),
         ),
         style=lambda row: "" if row["state"] == "to do" else "dim",
     )
 
 
-def _heads(row: Row) -> str:
-    """Number of attention heads, and channels of each: ``3 x 16``."""
+def _format_heads(row: Row) -> str:
+    """Number of attention heads, and channels per head: ``3 x 16``."""
     return f"{row['heads']} x {row['head_dim']}" if row["heads"] else ""
 
 
@@ -307,16 +318,16 @@ def _plan_row(run: RunSpec, state: str) -> Row:
 
 
 def skipped_table(plan: SweepPlan) -> DataTable:
-    """The sizes that a budget could not have, and why."""
+    """The sizes left out at each budget, and the reasons."""
     return DataTable(
         title="Left out of the plan",
-        about=conventions(plan.params_name, plan.flops_name, plan.unit),
+        caption=conventions(plan.params_name, plan.flops_name, plan.unit),
         fields=("budget", "size", "params", "reason"),
         rows=tuple(cell.model_dump() for cell in plan.skipped),
         columns=(
             column("C", "budget", numbers.scientific),
             column("size", "size"),
             column("N", "params", numbers.count),
-            column("why", "reason", left=True),
+            column("why", "reason", align_left=True),
         ),
     )

@@ -329,7 +329,7 @@ class Study:
         Raises FitError, with the same.
         """
         from flops_fit_core.fitting import check_grid, grid_edges
-        from flops_fit_core.fitting.diagnostics import about_versions
+        from flops_fit_core.fitting.diagnostics import check_versions
 
         observations = self.observations
         try:
@@ -341,7 +341,7 @@ class Study:
             edges = [message for message in edges if message.partition(":")[0] not in str(error)]
             raise FitError("\n".join([str(error), *edges, *self.notices])) from None
         others = [Diagnostic(code="other-results", message=notice) for notice in self.notices]
-        found = (*fit.diagnostics, *about_versions(self.results), *others)
+        found = (*fit.diagnostics, *check_versions(self.results), *others)
         return fit.model_copy(update={"diagnostics": found})
 
     def _with_family_flops(self, fit: LawFit, observations: Sequence[Observation]) -> LawFit:

@@ -72,17 +72,17 @@ def test_no_table_ends_in_a_traceback_or_in_silent_nonsense(tmp_path, name, rows
     assert len(table.observations) + len(table.excluded) == len(rows) - sum(not any(row) for row in rows)
     try:
         fit = fit_table(FITTERS[name], table)
-        found = optimum(fit, 1e20)
+        prediction = optimum(fit, 1e20)
     except FitError as error:
         assert str(error)
         return
     assert LawFit.model_validate_json(fit.model_dump_json()) == fit
     numbers = [*fit.law.parameters.values(), fit.objective, *fit.flops_range]
-    for one in (found.params, found.tokens, found.loss, *fit.exponents.values()):
-        numbers.append(one.value)
-        assert (one.low is None) == (one.high is None)
-        if one.low is not None:
-            assert one.low <= one.value <= one.high
+    for interval in (prediction.params, prediction.tokens, prediction.loss, *fit.exponents.values()):
+        numbers.append(interval.value)
+        assert (interval.low is None) == (interval.high is None)
+        if interval.low is not None:
+            assert interval.low <= interval.value <= interval.high
     assert all(math.isfinite(number) for number in numbers)
     assert fit.n_runs + len(fit.excluded) == len(table.observations) + len(table.excluded)
 
@@ -97,4 +97,4 @@ def test_no_file_ends_in_a_traceback(tmp_path, text):
     except FitError as error:
         assert str(path) in str(error)
     else:
-        assert all(one.loss > 0 for one in table.observations)
+        assert all(run.loss > 0 for run in table.observations)

@@ -35,15 +35,15 @@ def test_the_envelope_of_many_curves_follows_the_optimum():
     assert fit.exponents["a"].value == pytest.approx(CHINCHILLA.a, abs=0.01)
     assert fit.exponents["a"].value + fit.exponents["b"].value == pytest.approx(1, abs=1e-6)
     middle = 1e20
-    found = optimum(fit, middle)
-    assert found.params.value == pytest.approx(CHINCHILLA.n_opt(middle), rel=0.05)
-    assert found.loss.value == pytest.approx(
+    prediction = optimum(fit, middle)
+    assert prediction.params.value == pytest.approx(CHINCHILLA.n_opt(middle), rel=0.05)
+    assert prediction.loss.value == pytest.approx(
         CHINCHILLA.loss(CHINCHILLA.n_opt(middle), CHINCHILLA.d_opt(middle)), rel=2e-3
     )
 
 
-def test_rows_of_one_size_are_one_curve_where_no_run_is_named():
-    named, bare = (EnvelopeFitter(draws=0).fit(curves(named=one)) for one in (True, False))
+def test_rows_of_equal_size_are_one_curve_without_run_names():
+    named, bare = (EnvelopeFitter(draws=0).fit(curves(named=flag)) for flag in (True, False))
     assert named.law == bare.law
 
 
@@ -53,18 +53,18 @@ def test_whole_curves_are_resampled():
     assert a.low < CHINCHILLA.a < a.high
     few = EnvelopeFitter(draws=100).fit(curves(12))
     assert few.exponents["a"].low is None
-    assert "no-interval" in {one.code for one in few.diagnostics}
+    assert "no-interval" in {diagnostic.code for diagnostic in few.diagnostics}
 
 
-def test_too_few_curves_are_an_error_that_says_what_to_give():
+def test_too_few_curves_are_an_error_with_advice():
     points = curves()
     with pytest.raises(FitError, match="column trajectory"):
-        EnvelopeFitter().fit([one for one in points if one.id.endswith("1.000e+09")])
+        EnvelopeFitter().fit([point for point in points if point.id.endswith("1.000e+09")])
     with pytest.raises(FitError, match="needs three"):
-        EnvelopeFitter().fit([one for one in points if one.trajectory in ("run 1", "run 2", "run 3")])
+        EnvelopeFitter().fit([point for point in points if point.trajectory in ("run 1", "run 2", "run 3")])
 
 
-def test_a_point_that_stands_alone_is_named():
+def test_the_only_point_of_a_curve_is_excluded_by_name():
     points = curves()
     lone = points[0].model_copy(update={"id": "lone", "trajectory": "other"})
     assert EnvelopeFitter(draws=0).fit([*points, lone]).excluded == {
@@ -72,10 +72,10 @@ def test_a_point_that_stands_alone_is_named():
     }
 
 
-def test_the_bundled_plugin_offers_it_and_it_knows_no_loss_beside_the_optimum():
+def test_the_bundled_plugin_offers_it_and_it_predicts_no_loss_off_the_optimum():
     offer = Registry().find("fitter", "envelope")
     fit = offer.spec.build(offer.spec.options(draws=0)).fit(curves())
     with pytest.raises(FitError, match="envelope"):
         predict_loss(fit, 1e9, 1e10)
-    with pytest.raises(FitError, match="the envelope law"):
+    with pytest.raises(FitError, match="law 'envelope' gives the optimum only"):
         optimum(fit, 1e21, inference_tokens=1e9)

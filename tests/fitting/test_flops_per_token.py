@@ -46,8 +46,12 @@ def best_size(flops, **convention):
 
 
 def warnings(fit: LawFit) -> list[str]:
-    found = [one for one in fit.diagnostics if one.code == "flops-per-token" and one.severity == "warning"]
-    return [one.message for one in found]
+    warnings = [
+        diagnostic
+        for diagnostic in fit.diagnostics
+        if diagnostic.code == "flops-per-token" and diagnostic.severity == "warning"
+    ]
+    return [diagnostic.message for diagnostic in warnings]
 
 
 @pytest.mark.parametrize("size", [0.02, 0.05])
@@ -109,11 +113,11 @@ def test_an_interval_holds_the_uncertainty_of_flops_per_token():
     scatter = np.exp(0.05 * np.random.default_rng(3).standard_normal(10))
     runs = observe(params, per_token * scatter, sigma=0.0005, near=5)
     fit = ParametricFitter().fit(runs)
-    known = fit.model_copy(update={"flops_per_token_modes": (), "flops_per_token_draws": ()})
-    wide, narrow = (optimum(one, 1e20).params for one in (fit, known))
+    without_draws = fit.model_copy(update={"flops_per_token_modes": (), "flops_per_token_draws": ()})
+    wide, narrow = (optimum(law_fit, 1e20).params for law_fit in (fit, without_draws))
     assert wide.value == narrow.value
     assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
-    assert {len(one) for one in fit.flops_per_token_draws} == {len(fit.draws["E"])}
+    assert {len(draw) for draw in fit.flops_per_token_draws} == {len(fit.draws["E"])}
     assert len(fit.flops_per_token_modes) == len(fit.flops_per_token_draws)
 
 
@@ -122,17 +126,17 @@ def test_every_fitter_takes_runs_whose_flops_per_token_scatter(fitter, tmp_path)
     params, per_token = gpt(np.geomspace(300, 8000, 16), 0)
     runs = observe(params, per_token * np.exp(0.05 * ALTERNATING[:16]), sigma=0.002)
     fit = fitter.fit(runs)
-    found = fitter.optimum(fit, 1e20)
-    assert found.params.low < found.params.value < found.params.high
+    prediction = fitter.optimum(fit, 1e20)
+    assert prediction.params.low < prediction.params.value < prediction.params.high
     assert warnings(fit)
     write_fit(fit, tmp_path / "fit.json")
-    assert fitter.optimum(load_fit(tmp_path / "fit.json"), 1e20) == found
+    assert fitter.optimum(load_fit(tmp_path / "fit.json"), 1e20) == prediction
 
 
-def test_a_fit_that_was_kept_with_knots_alone_gives_the_same_optimum(tmp_path):
+def test_a_saved_fit_with_knots_only_gives_the_same_optimum(tmp_path):
     params, per_token = gpt(np.geomspace(300, 8000, 9), 0)
     knots = np.stack([params, per_token], axis=1)
-    kept = {
+    record = {
         "fitter": {"name": "fitters/parametric"},
         "law": {
             "name": "parametric",
@@ -148,7 +152,7 @@ def test_a_fit_that_was_kept_with_knots_alone_gives_the_same_optimum(tmp_path):
         "flops_per_token": knots.tolist(),
     }
     path = tmp_path / "old.json"
-    path.write_text(json.dumps(kept))
+    path.write_text(json.dumps(record))
     ln_f = PchipInterpolator(*np.log(knots).T)
 
     def loss(x):
@@ -157,12 +161,12 @@ def test_a_fit_that_was_kept_with_knots_alone_gives_the_same_optimum(tmp_path):
     at = np.linspace(np.log(1e8), np.log(4e9), 4000)
     start = at[np.argmin([loss(x) for x in at])]
     best = minimize_scalar(loss, bounds=(start - 0.01, start + 0.01), method="bounded", options={"xatol": 1e-10})
-    found = optimum(load_fit(path), 1e20)
-    assert found.params.value == pytest.approx(np.exp(best.x), rel=1e-5)
-    assert found.params.low < found.params.value < found.params.high
+    prediction = optimum(load_fit(path), 1e20)
+    assert prediction.params.value == pytest.approx(np.exp(best.x), rel=1e-5)
+    assert prediction.params.low < prediction.params.value < prediction.params.high
 
 
-def test_two_families_in_one_table_are_named():
+def test_two_families_in_a_table_are_reported():
     params = np.geomspace(3e7, 1e10, 24)
     runs = observe(params, params * np.where(params < 6e8, 6.0, 7.5))
     (message,) = warnings(ParametricFitter(draws=0).fit(runs))
@@ -171,21 +175,21 @@ def test_two_families_in_one_table_are_named():
     assert f"between N = {below:.3g} and {above:.3g}" in message
 
 
-def test_flops_per_token_that_change_with_d_are_named():
+def test_flops_per_token_that_change_with_d_are_reported():
     runs = [
-        one.model_copy(update={"flops": one.flops * (one.tokens / 1e9) ** 0.05})
-        for one in observe(np.geomspace(3e7, 1e10, 24), 6 * np.geomspace(3e7, 1e10, 24))
+        run.model_copy(update={"flops": run.flops * (run.tokens / 1e9) ** 0.05})
+        for run in observe(np.geomspace(3e7, 1e10, 24), 6 * np.geomspace(3e7, 1e10, 24))
     ]
     (message,) = warnings(ParametricFitter(draws=0).fit(runs))
     assert "change with D" in message
     assert f"{10**0.05 - 1:+.1%} for 10 times the tokens" in message
 
 
-def test_sizes_that_come_with_two_counts_are_named():
+def test_sizes_with_two_counts_of_flops_are_reported():
     runs = observe(np.geomspace(3e7, 1e10, 24), 6 * np.geomspace(3e7, 1e10, 24))
-    twice = [one.model_copy(update={"id": f"{one.id} again", "tokens": one.tokens / 1.1}) for one in runs]
+    twice = [run.model_copy(update={"id": f"{run.id} again", "tokens": run.tokens / 1.1}) for run in runs]
     (message,) = warnings(ParametricFitter(draws=0).fit([*runs, *twice]))
-    assert "runs of one N differ by" in message
+    assert "runs of equal N differ by" in message
 
 
 @pytest.mark.parametrize("sizes", [1, 2, 3, 4, 6, 12])

@@ -52,17 +52,17 @@ ABOVE, BELOW, AROUND = (4, 8, 16, 32), (1 / 32, 1 / 16, 1 / 8, 1 / 4), (1 / 4, 1
     ("factors", "side", "end", "step"), [(ABOVE, "below", 4, 1 / 2), (BELOW, "above", 1 / 4, 2)]
 )
 @pytest.mark.parametrize("named", [True, False])
-def test_an_edge_is_named_with_the_sizes_to_add_whatever_the_fitter(factors, side, end, step, named):
+def test_an_edge_is_reported_with_sizes_to_add_for_every_fitter(factors, side, end, step, named):
     law = fit(study(factors, named=named))
-    edges = [one.message for one in law.diagnostics if one.code == "minimum-at-edge"]
+    edges = [diagnostic.message for diagnostic in law.diagnostics if diagnostic.code == "minimum-at-edge"]
     assert len(edges) == 3
     size = best(1e19) * end
     assert f"add sizes {side} N = {size:.3g}, such as N = {size * step:.3g} and {size * step**2:.3g}" in edges[1]
 
 
-def test_a_grid_that_holds_the_optimum_has_no_warning():
+def test_a_grid_around_the_optimum_has_no_warning():
     law = fit(study(AROUND))
-    assert {"minimum-at-edge", "outside-sizes"}.isdisjoint(one.code for one in law.diagnostics)
+    assert {"minimum-at-edge", "outside-sizes"}.isdisjoint(diagnostic.code for diagnostic in law.diagnostics)
     assert law.params_range == (best(1e18) / 4, best(1e20) * 4)
     assert optimum(law, 1e19).outside is None
 
@@ -70,7 +70,7 @@ def test_a_grid_that_holds_the_optimum_has_no_warning():
 def test_every_optimum_outside_the_trained_sizes_is_marked():
     law = fit(study(ABOVE, budgets=(1e18, 1.5e18, 2e18)))
     low = best(1e18) * 4
-    (outside,) = [one.message for one in law.diagnostics if one.code == "outside-sizes"]
+    (outside,) = [diagnostic.message for diagnostic in law.diagnostics if diagnostic.code == "outside-sizes"]
     assert outside.startswith(f"N_opt lies below the trained sizes, N = {low:.3g} to ")
     assert "C = 1e+18 (N_opt = " in outside
     answer = optimum(law, 1e18)
@@ -84,7 +84,7 @@ def test_every_optimum_outside_the_trained_sizes_is_marked():
     assert "C = 1e+24: N_opt = " in str(table)
 
 
-def test_a_fitter_without_sizes_of_its_own_is_checked_too():
+def test_a_fitter_that_reports_no_sizes_is_checked_too():
     class Plugin(ParametricFitter):
         def fit(self, observations):
             return super().fit(observations).model_copy(update={"params_range": None})
@@ -97,7 +97,7 @@ def test_a_fitter_without_sizes_of_its_own_is_checked_too():
     assert flag_outside(plain, Plugin().optimum(plain, 1e18)).outside is None
     law = check_grid(plain, Plugin(), runs)
     assert flag_outside(law, Plugin().optimum(law, 1e18)).outside == "below"
-    assert "outside-sizes" in {one.code for one in law.diagnostics}
+    assert "outside-sizes" in {diagnostic.code for diagnostic in law.diagnostics}
 
 
 def test_minima_need_no_law_and_carry_their_diagnostics():
@@ -105,13 +105,13 @@ def test_minima_need_no_law_and_carry_their_diagnostics():
     with pytest.raises(FitError):
         IsoflopFitter().fit(runs)
     minima, diagnostics = profile_minima(runs)
-    assert [one.at_edge for one in minima] == [True]
-    assert [one.code for one in diagnostics] == ["minimum-at-edge"]
+    assert [minimum.at_edge for minimum in minima] == [True]
+    assert [diagnostic.code for diagnostic in diagnostics] == ["minimum-at-edge"]
     inside, nothing = profile_minima(study(AROUND))
-    assert [one.params for one in inside] == pytest.approx([best(budget) for budget in BUDGETS], rel=0.1)
+    assert [minimum.params for minimum in inside] == pytest.approx([best(budget) for budget in BUDGETS], rel=0.1)
     assert nothing == []
     table = minima_table(IsoflopFitter().fit(study(AROUND)))
-    assert [one.code for one in table.diagnostics] == ["loss-law"]
+    assert [diagnostic.code for diagnostic in table.diagnostics] == ["loss-law"]
     assert "- L_opt(C)" in str(table)
 
 
@@ -125,8 +125,8 @@ def test_scattered_runs_have_no_edges():
 
 
 def test_a_table_of_runs_is_checked(tmp_path):
-    lines = [f"{one.params!r},{one.tokens!r},{one.flops!r},{one.loss!r}" for one in study(ABOVE)]
+    lines = [f"{run.params!r},{run.tokens!r},{run.flops!r},{run.loss!r}" for run in study(ABOVE)]
     path = tmp_path / "runs.csv"
     path.write_text("\n".join(["params,tokens,flops,loss", *lines]))
     assert len(read_table(path).observations) == 12
-    assert [one.code for one in fit(path).diagnostics].count("minimum-at-edge") == 3
+    assert [diagnostic.code for diagnostic in fit(path).diagnostics].count("minimum-at-edge") == 3

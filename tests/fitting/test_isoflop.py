@@ -37,7 +37,7 @@ def parabolas(slopes=(0.46, 0.54), curvature=0.05, budgets=BUDGETS, centre=0.3) 
 
 
 def codes(fit: LawFit) -> set[str]:
-    return {one.code for one in fit.diagnostics}
+    return {diagnostic.code for diagnostic in fit.diagnostics}
 
 
 def test_exact_parabolas_are_recovered():
@@ -58,12 +58,12 @@ def test_minima_agree_with_polyfit_and_the_line_with_weighted_curve_fit():
     fit = IsoflopFitter(draws=0).fit(runs)
     minima = []
     for budget in BUDGETS:
-        chosen = [one for one in runs if one.budget == budget]
+        chosen = [run for run in runs if run.budget == budget]
         bend, slope, _ = np.polyfit(
-            np.log([one.params for one in chosen]), np.log([one.loss for one in chosen]), 2
+            np.log([run.params for run in chosen]), np.log([run.loss for run in chosen]), 2
         )
         minima.append(-slope / (2 * bend))
-    assert [np.log(one.params) for one in fit.minima] == pytest.approx(minima, rel=1e-9)
+    assert [np.log(minimum.params) for minimum in fit.minima] == pytest.approx(minima, rel=1e-9)
     # All budgets have one design here but turn at different places of it; the weights follow.
     equal = np.polyfit(np.log(BUDGETS), minima, 1)[0]
     assert fit.exponents["a"].value == pytest.approx(equal, abs=0.01)
@@ -106,19 +106,19 @@ def test_a_run_off_its_budget_is_moved_to_it():
 def test_a_systematic_miss_does_not_move_the_exponent():
     """Small models 1% over their budget and large ones 1% under it: the bias that moving removes."""
     runs = [
-        one.model_copy(
-            update={"flops": flops, "tokens": tokens, "loss": float(CHINCHILLA.loss(one.params, tokens))}
+        run.model_copy(
+            update={"flops": flops, "tokens": tokens, "loss": float(CHINCHILLA.loss(run.params, tokens))}
         )
-        for one in study(CHINCHILLA, BUDGETS, OFFSETS)
-        for flops in [one.budget * (one.params / CHINCHILLA.n_opt(one.budget)) ** -0.01]
-        for tokens in [flops / (6 * one.params)]
+        for run in study(CHINCHILLA, BUDGETS, OFFSETS)
+        for flops in [run.budget * (run.params / CHINCHILLA.n_opt(run.budget)) ** -0.01]
+        for tokens in [flops / (6 * run.params)]
     ]
-    kept = [one.model_copy(update={"flops": one.budget}) for one in runs]
+    nominal = [run.model_copy(update={"flops": run.budget}) for run in runs]
     truth = IsoflopFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, OFFSETS)).minima
-    moved, unmoved = (IsoflopFitter(draws=0).fit(given).minima for given in (runs, kept))
+    moved, unmoved = (IsoflopFitter(draws=0).fit(table).minima for table in (runs, nominal))
     errors = [
-        max(abs(np.log(one.params / other.params)) for one, other in zip(found, truth, strict=True))
-        for found in (moved, unmoved)
+        max(abs(np.log(minimum.params / other.params)) for minimum, other in zip(minima, truth, strict=True))
+        for minima in (moved, unmoved)
     ]
     assert errors[0] < errors[1] / 10
 
@@ -138,29 +138,29 @@ def test_same_runs_same_fit_and_it_survives_json():
 )
 def test_a_minimum_at_the_edge_is_flagged_with_the_side_to_extend(drop, side, word):
     runs = study(CHINCHILLA, BUDGETS, OFFSETS)
-    cut = {one.id for one in runs if one.budget == 1e20} & {f"1.0e+20/{number}" for number in range(6)[drop]}
-    fit = IsoflopFitter().fit([one for one in runs if one.id not in cut])
-    (diagnostic,) = [one for one in fit.diagnostics if one.code == "minimum-at-edge"]
+    cut = {run.id for run in runs if run.budget == 1e20} & {f"1.0e+20/{number}" for number in range(6)[drop]}
+    fit = IsoflopFitter().fit([run for run in runs if run.id not in cut])
+    (diagnostic,) = [diagnostic for diagnostic in fit.diagnostics if diagnostic.code == "minimum-at-edge"]
     assert "1e+20" in diagnostic.message
     assert side in diagnostic.message
     assert f"{word} N = " in diagnostic.message
-    assert [one.at_edge for one in fit.minima] == [False, False, False, True]
-    assert set(fit.excluded) == {one.id for one in runs if one.budget == 1e20} - cut
+    assert [minimum.at_edge for minimum in fit.minima] == [False, False, False, True]
+    assert set(fit.excluded) == {run.id for run in runs if run.budget == 1e20} - cut
     assert fit.n_runs == 18
     assert fit.flops_range == (1e17, 1e19)
 
 
-def test_a_profile_that_bends_downwards_is_named():
+def test_a_concave_profile_is_reported():
     runs = parabolas()
     shape = [1.2, 1.1, 1.15, 1.3, 1.25, 1.2]  # the lowest inside, the parabola concave
-    bent = [one.model_copy(update={"loss": shape[int(one.id[-1])]}) if one.budget == 1e18 else one for one in runs]
+    bent = [run.model_copy(update={"loss": shape[int(run.id[-1])]}) if run.budget == 1e18 else run for run in runs]
     fit = IsoflopFitter().fit(bent)
     assert "not-convex" in codes(fit)
     assert len(fit.excluded) == 6
     assert all("bends downwards" in reason for reason in fit.excluded.values())
 
 
-def test_one_usable_budget_is_an_error_that_says_what_to_do():
+def test_one_usable_budget_is_an_error_with_advice():
     runs = study(CHINCHILLA, (1e18,), OFFSETS) + study(CHINCHILLA, (1e19,), OFFSETS[3:])
     with pytest.raises(FitError, match="only one budget has a minimum") as caught:
         IsoflopFitter().fit(runs)
@@ -176,7 +176,7 @@ def test_two_usable_budgets_give_exponents_without_intervals():
     assert IsoflopFitter().optimum(fit, 1e22).params.low is None
 
 
-def test_three_runs_a_budget_say_that_the_noise_is_unknown():
+def test_three_runs_per_budget_give_no_interval_for_unknown_noise():
     fit = IsoflopFitter().fit(study(CHINCHILLA, BUDGETS, (0.3, 1, 3)))
     assert fit.exponents["a"].low is None
     assert {"few-sizes", "no-interval"} <= codes(fit)
@@ -186,32 +186,32 @@ def test_four_budgets_give_a_loss_law_with_an_irreducible_term_and_three_do_not(
     four, three = (IsoflopFitter(draws=0).fit(study(CHINCHILLA, BUDGETS[:n], OFFSETS)) for n in (4, 3))
     assert four.law.parameters["E"] == pytest.approx(1.69, abs=0.02)
     assert three.law.parameters["E"] == 0
-    assert any("irreducible" in one.message for one in three.diagnostics)
+    assert any("irreducible" in diagnostic.message for diagnostic in three.diagnostics)
 
 
-def test_budgets_are_found_by_clusters_of_flops_where_none_is_named():
-    runs = [one.model_copy(update={"budget": None}) for one in study(CHINCHILLA, BUDGETS, OFFSETS, miss=0.05)]
+def test_runs_without_budgets_are_grouped_by_flops():
+    runs = [run.model_copy(update={"budget": None}) for run in study(CHINCHILLA, BUDGETS, OFFSETS, miss=0.05)]
     fit = IsoflopFitter(draws=0).fit(runs)
-    assert [one.n_runs for one in fit.minima] == [6, 6, 6, 6]
-    assert [one.budget for one in fit.minima] == pytest.approx(BUDGETS, rel=0.05)
+    assert [minimum.n_runs for minimum in fit.minima] == [6, 6, 6, 6]
+    assert [minimum.budget for minimum in fit.minima] == pytest.approx(BUDGETS, rel=0.05)
     assert fit.exponents["a"].value == pytest.approx(CHINCHILLA.a, abs=5e-3)
 
 
-def test_seeds_that_cover_different_sizes_are_named():
+def test_seeds_with_different_sizes_are_reported():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS)
-    mixed = [one.model_copy(update={"seed": int(one.id[-1]) % 2}) for one in runs]
+    mixed = [run.model_copy(update={"seed": int(run.id[-1]) % 2}) for run in runs]
     assert "mixed-seeds" in codes(IsoflopFitter(draws=0).fit(mixed))
-    crossed = [one.model_copy(update={"seed": seed, "id": f"{one.id}/{seed}"}) for one in runs for seed in (0, 1)]
+    crossed = [run.model_copy(update={"seed": seed, "id": f"{run.id}/{seed}"}) for run in runs for seed in (0, 1)]
     assert "mixed-seeds" not in codes(IsoflopFitter(draws=0).fit(crossed))
 
 
-def test_minima_off_the_line_widen_the_interval_and_say_so():
+def test_minima_off_the_line_widen_the_interval_and_are_reported():
     runs = study(CHINCHILLA, (*BUDGETS, 1e21), OFFSETS, sigma=0.0003)
     shifted = [
-        one.model_copy(update={"params": one.params * 1.3, "tokens": one.tokens / 1.3})
-        if one.budget == 1e19
-        else one
-        for one in runs
+        run.model_copy(update={"params": run.params * 1.3, "tokens": run.tokens / 1.3})
+        if run.budget == 1e19
+        else run
+        for run in runs
     ]
     straight, bent = IsoflopFitter().fit(runs), IsoflopFitter().fit(shifted)
     assert "scatter" not in codes(straight)
@@ -220,7 +220,7 @@ def test_minima_off_the_line_widen_the_interval_and_say_so():
     assert width[1] > 3 * width[0]
 
 
-def test_extrapolation_is_said_and_by_how_much():
+def test_extrapolation_is_reported_with_its_factor():
     fitter = IsoflopFitter(draws=0)
     fit = fitter.fit(study(CHINCHILLA, BUDGETS, OFFSETS))
     assert "100 times the largest" in fitter.optimum(fit, 1e22).notes[0]
@@ -230,7 +230,7 @@ def test_extrapolation_is_said_and_by_how_much():
         fitter.optimum(fit, -1.0)
 
 
-def test_intervals_of_a_four_by_six_study_cover_the_truth_about_as_often_as_they_say():
+def test_intervals_of_a_four_by_six_study_have_nominal_coverage():
     hits = []
     for seed in range(16):
         runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002, miss=0.005, seed=seed)
@@ -249,7 +249,7 @@ def test_intervals_of_a_four_by_six_study_cover_the_truth_about_as_often_as_they
         (LOPSIDED, 16, -0.231),
     ],
 )
-def test_the_known_bias_of_parabolas_is_ours_too(surface, reach, bias):
+def test_parabolas_have_the_published_bias(surface, reach, bias):
     """What noise-free parabolas in L miss D_opt(1e24) by, from five budgets of 15 sizes each."""
     runs = study(surface, 10.0 ** np.arange(17, 22), np.geomspace(1 / reach, reach, 15))
     fit = IsoflopFitter(draws=0, response="loss").fit(runs)
@@ -271,9 +271,11 @@ def test_the_bundled_plugin_offers_it_with_typed_options():
 def test_other_shapes_find_the_minimum_of_a_skewed_profile_that_a_parabola_misses(shape):
     runs = study(LOPSIDED, BUDGETS, np.geomspace(1 / 6, 6, 9))
     errors = {}
-    for one in ("parabola", shape):
-        fit = IsoflopFitter(draws=0, shape=one).fit(runs)
-        errors[one] = max(abs(np.log(found.params / LOPSIDED.n_opt(found.budget))) for found in fit.minima)
+    for fitted_shape in ("parabola", shape):
+        fit = IsoflopFitter(draws=0, shape=fitted_shape).fit(runs)
+        errors[fitted_shape] = max(
+            abs(np.log(minimum.params / LOPSIDED.n_opt(minimum.budget))) for minimum in fit.minima
+        )
     assert errors[shape] < errors["parabola"] / 5
 
 
@@ -281,9 +283,9 @@ def test_the_minimum_of_a_cubic_agrees_with_polyfit():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.003, seed=8)
     fit = IsoflopFitter(draws=0, shape="cubic").fit(runs)
     for minimum in fit.minima:
-        chosen = [one for one in runs if one.budget == minimum.budget]
-        x = np.log([one.params for one in chosen])
-        cubic = np.polynomial.Polynomial.fit(x, np.log([one.loss for one in chosen]), 3)
+        chosen = [run for run in runs if run.budget == minimum.budget]
+        x = np.log([run.params for run in chosen])
+        cubic = np.polynomial.Polynomial.fit(x, np.log([run.loss for run in chosen]), 3)
         turns = [t.real for t in cubic.deriv().roots() if cubic.deriv(2)(t.real) > 0]
         assert np.log(minimum.params) == pytest.approx(turns[0], abs=1e-6)
         grid = np.exp(np.linspace(x.min(), x.max(), 7))
@@ -294,8 +296,8 @@ def test_akima_passes_through_the_runs_and_assumes_the_published_seed_noise():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.0003)
     fit = IsoflopFitter(shape="akima").fit(runs)
     for minimum in fit.minima:
-        chosen = [one for one in runs if one.budget == minimum.budget]
-        losses = profile_loss(minimum, np.array([one.params for one in chosen]))
-        assert losses == pytest.approx([one.loss for one in chosen], rel=1e-6)
+        chosen = [run for run in runs if run.budget == minimum.budget]
+        losses = profile_loss(minimum, np.array([run.params for run in chosen]))
+        assert losses == pytest.approx([run.loss for run in chosen], rel=1e-6)
     assert fit.exponents["a"].low < CHINCHILLA.a < fit.exponents["a"].high
     assert seed_noise(np.array([2.5, 3.0, 7.0, 9.0]), "loss") == pytest.approx([0.002, 0.002, 0.05, 0.05])

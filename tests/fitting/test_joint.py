@@ -77,7 +77,7 @@ def test_the_published_check_values_of_the_data_constrained_law(params, tokens, 
 @pytest.mark.parametrize(("surface", "law"), [(kaplan, KAPLAN), (muennighoff, PUBLISHED)])
 def test_derivatives_agree_with_differences(surface, law):
     loss, by_params, by_tokens = (
-        float(one[0, 0]) for one in surface(column(law), np.log([[3e8]]), np.log([[4e9]]))
+        float(array[0, 0]) for array in surface(column(law), np.log([[3e8]]), np.log([[4e9]]))
     )
     step = 1e-5
     up, down = (one_loss(surface, law, 3e8 * np.exp(sign * step), 4e9) for sign in (1, -1))
@@ -133,7 +133,7 @@ def test_intervals_of_both_forms_hold_the_truth():
 
 
 def test_the_data_constrained_law_needs_repeated_runs():
-    with pytest.raises(FitError, match="more than once"):
+    with pytest.raises(FitError, match="no run repeats its training tokens"):
         JointFitter("muennighoff").fit(study(CHINCHILLA, (1e18, 1e19, 1e20), np.geomspace(0.2, 5, 6)))
     fit = JointFitter("kaplan", draws=0).fit(kaplan_runs())
     with pytest.raises(FitError, match="use fitter muennighoff"):

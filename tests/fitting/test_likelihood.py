@@ -16,15 +16,15 @@ OFFSETS = np.geomspace(1 / 6, 6, 6)
 def test_they_agree_with_the_bootstrap_where_the_law_is_nearly_linear():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002)
     fit = ParametricFitter(objective="least-squares", draws=600).fit(runs)
-    found = profile_intervals(fit, runs, flops=[1e22])
-    assert set(found) == {"E", "alpha", "beta", "a", "params@1e+22"}
+    intervals = profile_intervals(fit, runs, flops=[1e22])
+    assert set(intervals) == {"E", "alpha", "beta", "a", "params@1e+22"}
     for name in ("alpha", "beta"):
         draws = np.array(fit.draws[name])
         width = np.quantile(draws, 0.95) - np.quantile(draws, 0.05)
-        assert found[name].high - found[name].low == pytest.approx(width, rel=0.4)
-        assert found[name].value == pytest.approx(fit.law.parameters[name], rel=1e-5)
-    assert found["a"].low < CHINCHILLA.a < found["a"].high
-    assert found["params@1e+22"].low < CHINCHILLA.n_opt(1e22) < found["params@1e+22"].high
+        assert intervals[name].high - intervals[name].low == pytest.approx(width, rel=0.4)
+        assert intervals[name].value == pytest.approx(fit.law.parameters[name], rel=1e-5)
+    assert intervals["a"].low < CHINCHILLA.a < intervals["a"].high
+    assert intervals["params@1e+22"].low < CHINCHILLA.n_opt(1e22) < intervals["params@1e+22"].high
 
 
 def test_a_refit_at_the_end_is_just_significantly_worse():
@@ -35,7 +35,7 @@ def test_a_refit_at_the_end_is_just_significantly_worse():
     from scipy import stats
     from scipy.optimize import least_squares
 
-    x, z, y = (np.log([getattr(one, name) for one in runs]) for name in ("params", "tokens", "loss"))
+    x, z, y = (np.log([getattr(run, name) for run in runs]) for name in ("params", "tokens", "loss"))
 
     def residuals(theta):
         e, a, b, beta = theta

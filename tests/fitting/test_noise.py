@@ -8,10 +8,10 @@ from surfaces import CHINCHILLA, study
 
 from flops_fit_core import FitError, LawFit, Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
-from flops_fit_core.fitting.laws.chinchilla import correlated, fit_surface, make_problem, refit
+from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit, with_correlation
 from flops_fit_core.fitting.solvers.newton import Problem, derivatives, solve, value
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
-from flops_fit_core.fitting.uncertainty.noise import describe_runs, fit_noise
+from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 
 BUDGETS = 10.0 ** np.arange(17, 22)
 
@@ -57,7 +57,7 @@ def problem_of(runs):
     return make_problem(*(np.log([getattr(run, name) for run in runs]) for name in ("params", "tokens", "loss")))
 
 
-def test_intervals_of_training_curves_hold_the_truth_and_raise_no_alarm():
+def test_intervals_of_training_curves_cover_the_truth_without_warnings():
     hits = []
     for seed in range(10):
         fit = ParametricFitter(draws=150).fit(checkpoints(12, seed))
@@ -88,7 +88,7 @@ def test_generalised_least_squares_agrees_with_dense_matrices():
     runs = checkpoints(6, 3, count=5)
     trunk = np.repeat(np.arange(6), 5)
     plain = problem_of(runs)
-    problem = correlated(plain, trunk, 0.9)
+    problem = with_correlation(plain, trunk, 0.9)
     theta = np.array([[1.5, -1.0, 0.4, -0.8, 0.3]])
     loss = theta[0, 0] + np.exp(theta[0, 1] - 0.4 * plain.u) + np.exp(theta[0, 3] - 0.3 * plain.v)
     r = plain.y - np.log(loss)
@@ -113,12 +113,12 @@ def test_an_outlier_among_twelve_runs_is_left_out_and_counted():
     assert "none lies further off" in message(ParametricFitter(draws=0).fit(clean), "objective")
 
 
-def test_nine_runs_are_too_few_to_tell_outliers():
+def test_nine_runs_are_too_few_to_detect_outliers():
     runs = study(CHINCHILLA, BUDGETS[:3], (0.25, 1.0, 4.0), sigma=0.004, seed=3)
-    assert "9 are too few to tell outliers" in message(ParametricFitter(draws=0).fit(runs), "objective")
+    assert "9 are too few to detect outliers" in message(ParametricFitter(draws=0).fit(runs), "objective")
 
 
-def test_too_many_outliers_are_all_used_and_said():
+def test_too_many_outliers_are_all_used_and_reported():
     runs = study(CHINCHILLA, BUDGETS, np.geomspace(0.2, 5, 6), sigma=0.002)
     for row in range(1, 30, 4):
         runs = spoilt(runs, row, 1.2)
@@ -148,7 +148,7 @@ def test_draws_after_a_rejection_reject_again():
 
 
 @pytest.mark.parametrize("column", [2, 3], ids=["N", "C"])
-def test_noise_that_grows_is_seen(column):
+def test_growing_noise_is_detected(column):
     random = np.random.default_rng(0)
     ln_params, ln_flops = random.uniform(0, 7, (2, 60))
     growing = ln_params if column == 2 else ln_flops
@@ -156,11 +156,11 @@ def test_noise_that_grows_is_seen(column):
     errors = random.normal(size=60) * 0.01 * np.exp(0.4 * (growing - 3.5))
     residuals = errors - design @ np.linalg.lstsq(design, errors, rcond=None)[0]
     offset = random.uniform(-1, 1, 60)
-    covariates = describe_runs(offset, ln_params, ln_flops)
+    covariates = build_covariates(offset, ln_params, ln_flops)
     sigma = fit_noise(residuals, design, covariates, np.arange(60)).sigma()
     ratio = sigma[growing > 6].mean() / sigma[growing < 1].mean()
     assert 4 < ratio < 25  # e^(.4 * 6) = 11
-    level = fit_noise(residuals, design, describe_runs(offset), np.arange(60)).sigma()
+    level = fit_noise(residuals, design, build_covariates(offset), np.arange(60)).sigma()
     assert level.max() / level.min() < 4
 
 
@@ -175,7 +175,7 @@ def test_above_two_thousand_rows_the_rules_are_the_same():
         ParametricFitter(bootstrap="cases", draws=10).fit(runs)
 
 
-def test_refits_in_parts_equal_refits_at_once():
+def test_refits_in_chunks_equal_refits_in_one_call():
     problem = problem_of(study(CHINCHILLA, BUDGETS, np.geomspace(0.2, 5, 100), sigma=0.01))
     fit = fit_surface(problem, LeastSquares())
     y = problem.y + 0.01 * np.random.default_rng(0).standard_normal((200, 500))

@@ -75,7 +75,7 @@ FILES = {
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_usual_file_is_the_same_table(tmp_path, name):
+def test_every_file_format_gives_the_same_table(tmp_path, name):
     path = tmp_path / name
     path.write_bytes(FILES[name])
     columns = {"params": "config.params"} if name.startswith("nested") else {}
@@ -105,7 +105,7 @@ def _maps(columns):
         (["1,5e9"], [1.5e9]),
     ],
 )
-def test_numbers_are_read_as_people_write_them(tmp_path, cells, numbers):
+def test_common_number_notations_are_read(tmp_path, cells, numbers):
     rows = [(cell, "1e9", number % 7 + 2) for number, cell in enumerate(cells)]
     read = read_table(table(tmp_path, ["params", "tokens", "loss"], rows, mark=";"), units={"params": 1})
     assert [run.params for run in read.observations] == pytest.approx(numbers)
@@ -114,17 +114,17 @@ def test_numbers_are_read_as_people_write_them(tmp_path, cells, numbers):
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
-        (["1,234", "500"], r"row 2, params = '1,234' can be read in two ways.*--decimal"),
-        (["3.81", "3,8"], "decimals in two ways, with a point in row 2.*with a comma in row 3"),
+        (["1,234", "500"], r"row 2, params = '1,234' is ambiguous.*--decimal"),
+        (["3.81", "3,8"], "two decimal signs, a point in row 2.*and a comma in row 3"),
     ],
 )
-def test_numbers_that_can_be_read_in_two_ways_are_refused(tmp_path, cells, message):
+def test_ambiguous_numbers_are_refused(tmp_path, cells, message):
     path = table(tmp_path, ["params", "tokens", "loss"], [(cell, "1e9", 3) for cell in cells], mark=";")
     with pytest.raises(FitError, match=message):
         read_table(path)
 
 
-def test_a_person_decides_what_commas_mean(tmp_path):
+def test_the_decimal_option_decides_the_meaning_of_commas(tmp_path):
     path = table(tmp_path, ["params", "tokens", "loss"], [("1,234", "1e9", 3)], mark=";")
     assert read_table(path, decimal=".").observations[0].params == 1234
     assert read_table(path, decimal=",", units={"params": 1}).observations[0].params == 1.234
@@ -141,13 +141,13 @@ def test_a_loss_in_thousands_is_a_comma_misread(tmp_path):
 def test_an_unquoted_decimal_comma_moves_no_cell(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("params,tokens,flops,loss\n1000000,20000000,1.2e14,3,81\n")
-    with pytest.raises(FitError, match="row 2: 5 cells under a header of 4 names"):
+    with pytest.raises(FitError, match="row 2: 5 cells, but the header has 4 names"):
         read_table(path)
 
 
 @pytest.mark.parametrize("blank", ["", "nan", "NaN", "NA", "n/a", "null", "None", "-"])
 @pytest.mark.parametrize("column", ["seed", "unique_tokens", "budget", "flops", "status", "trajectory"])
-def test_a_blank_in_an_optional_column_is_not_given(tmp_path, column, blank):
+def test_a_blank_in_an_optional_column_is_missing(tmp_path, column, blank):
     rows = [(params, tokens, value, blank) for params, tokens, _, value in ROWS]
     read = read_table(table(tmp_path, ["params", "tokens", "loss", column], rows))
     assert len(read.observations) == len(ROWS)
@@ -156,7 +156,7 @@ def test_a_blank_in_an_optional_column_is_not_given(tmp_path, column, blank):
 
 @pytest.mark.parametrize("word", ["finished", "SUCCESS", "done", "Ok", "completed", "Succeeded", "complete"])
 @pytest.mark.parametrize("column", ["status", "State"])
-def test_usual_words_for_a_finished_run(tmp_path, word, column):
+def test_common_words_for_a_finished_run_are_accepted(tmp_path, word, column):
     rows = [(*row, "crashed" if number == 0 else word) for number, row in enumerate(ROWS)]
     read = read_table(table(tmp_path, [*NAMES, column], rows))
     assert read.excluded == {"row 2": "its status is crashed"}
@@ -188,7 +188,7 @@ def test_seeds_may_be_texts(tmp_path):
         (["params", "tokens", "loss", "Loss"], 2.0, "loss"),
     ],
 )
-def test_two_columns_that_could_be_one_role_are_refused(tmp_path, header, extra, role):
+def test_two_columns_for_the_same_role_are_refused(tmp_path, header, extra, role):
     path = table(tmp_path, header, [(1e7, 1e9, 3.0, extra)])
     with pytest.raises(
         FitError, match=rf"{role} could be .* or .*, which hold different values: write --column {role}="
@@ -202,7 +202,7 @@ def test_columns_that_agree_are_one(tmp_path):
     assert read_table(path).observations[0].tokens == 1e9
 
 
-def test_two_columns_of_one_name_are_refused(tmp_path):
+def test_two_columns_with_the_same_name_are_refused(tmp_path):
     path = table(tmp_path, ["params", "tokens", "loss", "loss"], [(1e7, 1e9, 3.0, 2.0)])
     with pytest.raises(FitError, match="2 columns named 'loss' with different values"):
         read_table(path)
@@ -211,7 +211,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     ).observations
 
 
-def test_a_letter_counts_where_no_full_name_is_there(tmp_path):
+def test_a_letter_is_read_without_a_full_name(tmp_path):
     read = read_table(table(tmp_path, ["d", "params", "train_tokens", "loss"], [(128, 1e7, 1e9, 3.0)]))
     assert read.observations[0].tokens == 1e9
     read = read_table(table(tmp_path, ["N", "D", "loss"], [(1e7, 1e9, 3.0)]))
@@ -225,7 +225,7 @@ def test_a_held_out_loss_is_used_rather_than_another(tmp_path, name):
     assert any("the held-out loss, rather than 'loss'" in text for text in notes(read, "columns"))
 
 
-def test_perplexities_and_bits_are_named_where_no_loss_is_there(tmp_path):
+def test_perplexities_and_bits_are_named_without_a_loss(tmp_path):
     path = table(tmp_path, ["params", "tokens", "val_ppl", "val_bpb"], [(1e7, 1e9, 20, 1.1)])
     with pytest.raises(FitError, match=r"'val_ppl' is a perplexity.*--column loss=val_bpb"):
         read_table(path)
@@ -254,7 +254,7 @@ def test_millions_and_billions_are_refused_with_the_line_to_write(tmp_path):
     assert result.exit_code == 0, result.output
     assert_is_the_law(read_table(path, units={"params": "M", "tokens": 1e9}))
     small = table(tmp_path, ["params", "tokens", "loss"], [(row[0] / 1e9, row[1] / 1e9, row[2]) for row in rows])
-    with pytest.raises(FitError, match="less than 1 is no plain number"):
+    with pytest.raises(FitError, match="a value below 1 is not a plain number"):
         read_table(small)
     with_flops = table(tmp_path, NAMES, [(params / 1e6, tokens / 1e9, c, y) for params, tokens, c, y in ROWS])
     with pytest.raises(FitError, match=r"C is 1e\+15 times 6 N D"):
@@ -281,12 +281,12 @@ def test_rare_ratios_are_read_with_a_note_at_most(tmp_path, ratio):
 
 
 @pytest.mark.parametrize("unit", [{"loss": 2}, {"params": "x"}, {"params": -1}, {"flops": 2}])
-def test_units_that_mean_nothing_are_refused(tmp_path, unit):
+def test_invalid_units_are_refused(tmp_path, unit):
     with pytest.raises(FitError, match="units "):
         read_table(table(tmp_path, ["params", "tokens", "loss"], [(1e7, 1e9, 3.0)]), units=unit)
 
 
-def test_a_budget_that_is_not_6nd_is_no_c_unless_told(tmp_path):
+def test_a_budget_unlike_6nd_is_not_c_unless_mapped(tmp_path):
     rows = [(params, tokens, flops / 2, value) for params, tokens, flops, value in ROWS]
     path = table(tmp_path, ["params", "tokens", "flops_budget", "loss"], rows)
     read = read_table(path)
@@ -310,9 +310,9 @@ def tuned(column="lr", values=(1e-4, 3e-4, 1e-3, 3e-3), best=1, seeds=(0,)):
     ]
 
 
-def test_a_grid_of_hyperparameters_is_refused_until_a_person_chooses(tmp_path):
+def test_a_grid_of_hyperparameters_is_refused_without_best_of(tmp_path):
     path = table(tmp_path, ["params", "tokens", "lr", "seed", "loss"], tuned(seeds=(0, 1)))
-    with pytest.raises(FitError, match=r"differs in lr: a grid.*--best-of lr.*--best-of none"):
+    with pytest.raises(FitError, match=r"differs in lr. This is a grid.*--best-of lr.*--best-of none"):
         read_table(path)
     best = read_table(path, best_of=["lr"])
     assert len(best.observations) == 2 * len(ROWS), "all seeds of the best setting"
@@ -323,18 +323,18 @@ def test_a_grid_of_hyperparameters_is_refused_until_a_person_chooses(tmp_path):
     assert notes(pooled, "grid") == ["rows that share N and D and differ in lr are fitted together"]
     result = CliRunner().invoke(app, ["fit", str(path), "--best-of", "lr", "--set", "draws=0"])
     assert result.exit_code == 0, result.output
-    with pytest.raises(FitError, match="no column 'bs' to take the best of"):
+    with pytest.raises(FitError, match="no column 'bs' for --best-of"):
         read_table(path, best_of=["lr", "bs"])
 
 
-def test_the_best_at_the_end_of_its_values_is_named(tmp_path):
+def test_a_best_value_at_the_edge_is_reported(tmp_path):
     path = table(tmp_path, ["params", "tokens", "batch_size", "seed", "loss"], tuned("batch_size", best=0))
     read = read_table(path, best_of=["batch_size"])
     assert "the best batch_size is the smallest or largest" in notes(read, "grid-edge")[0]
 
 
 @pytest.mark.parametrize("column", ["seed", "runtime", "val_acc", "lr"])
-def test_replicates_and_measurements_are_no_grid(tmp_path, column):
+def test_replicates_and_measurements_are_not_a_grid(tmp_path, column):
     values = {"seed": (0, 1), "runtime": (3.5, 7.25), "val_acc": (0.3, 0.4), "lr": (1e-3, 1e-3)}[column]
     rows = [(*row, value) for row in ROWS for value in values]
     rows = [
@@ -344,7 +344,7 @@ def test_replicates_and_measurements_are_no_grid(tmp_path, column):
     assert len(read_table(table(tmp_path, [*NAMES, column], rows)).observations) == len(rows)
 
 
-def test_groups_with_other_losses_are_mentioned_and_fitted_one_by_one(tmp_path):
+def test_groups_with_different_losses_are_reported_and_fitted_separately(tmp_path):
     rows = [(*row, "c4") for row in ROWS] + [(*row[:3], 0.8 * row[3], "code") for row in ROWS]
     path = table(tmp_path, [*NAMES, "dataset"], rows)
     (text,) = notes(read_table(path), "groups")
@@ -361,7 +361,7 @@ def test_groups_with_other_losses_are_mentioned_and_fitted_one_by_one(tmp_path):
     assert "dataset = code" in shown.stdout
 
 
-def test_columns_of_text_that_change_nothing_are_not_mentioned(tmp_path):
+def test_text_columns_without_effect_are_not_reported(tmp_path):
     random = np.random.default_rng(0)
     alarms = 0
     for _ in range(100):

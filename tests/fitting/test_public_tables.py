@@ -59,7 +59,7 @@ def test_the_missing_one_of_n_d_and_c_follows_from_the_others(tmp_path, header, 
 
 
 @pytest.mark.parametrize("column", ["total_steps", "throughput/total_tokens", "tokens_per_param", "samples/step"])
-def test_d_does_not_follow_from_c_where_a_column_may_hold_it(tmp_path, column):
+def test_d_is_not_computed_from_c_if_a_column_may_hold_it(tmp_path, column):
     path = table(tmp_path, ["params", "flops", "loss", column], [(row[0], row[2], row[3], 7) for row in ROWS])
     with pytest.raises(FitError, match="has no column for tokens"):
         read_table(path)
@@ -67,7 +67,7 @@ def test_d_does_not_follow_from_c_where_a_column_may_hold_it(tmp_path, column):
 
 def test_c_in_another_unit_gives_no_d(tmp_path):
     path = table(tmp_path, ["params", "flops", "loss"], [(row[0], row[2] / 8.64e19, row[3]) for row in ROWS])
-    with pytest.raises(FitError, match=r"less than 1 is no plain number.*--units flops=1e18"):
+    with pytest.raises(FitError, match=r"a value below 1 is not a plain number.*--units flops=1e18"):
         read_table(path)
     assert_is_the_law(read_table(path, units={"flops": 8.64e19}))
 
@@ -87,10 +87,10 @@ def test_two_counts_of_one_quantity_are_refused(tmp_path, header):
         read_table(path)
 
 
-def test_mixtures_of_experts_are_mentioned_without_their_c(tmp_path):
+def test_mixtures_of_experts_without_c_are_reported(tmp_path):
     rows = [(row[0], row[1], row[3], 64) for row in ROWS]
     path = table(tmp_path, ["N", "D", "loss", "num_experts"], rows)
-    assert "'num_experts' is of a mixture of experts" in messages(read_table(path))
+    assert "'num_experts' suggests a mixture of experts" in messages(read_table(path))
     path = table(tmp_path, ["active_params", "D", "loss", "num_experts"], rows)
     assert "mixture" not in messages(read_table(path))
 
@@ -125,14 +125,14 @@ def test_flops_in_the_unit_of_their_name(tmp_path, name, factor):
 
 
 @pytest.mark.parametrize("name", ["gflops", "flops_per_token", "compute (GPU-hours)"])
-def test_costs_that_are_no_c_are_not_read(tmp_path, name):
+def test_costs_other_than_c_are_not_read(tmp_path, name):
     rows = [(params, tokens, 7, y) for params, tokens, _, y in ROWS]
     read = read_table(table(tmp_path, ["params", "tokens", name, "loss"], rows))
     assert "flops = 6 N D" in read.summary
     assert_is_the_law(read)
 
 
-def test_flops_a_token_are_named_and_can_be_left_out(tmp_path):
+def test_flops_per_token_are_reported_and_can_be_ignored(tmp_path):
     path = table(tmp_path, NAMES, [(params, tokens, 6 * params, y) for params, tokens, _, y in ROWS])
     with pytest.raises(FitError, match="--column flops=none for C = 6 N D"):
         read_table(path)
@@ -177,24 +177,26 @@ def test_a_cell_with_its_unit_is_not_multiplied_again(tmp_path):
     rows = [(f"{row[0] / 1e6}M", f"{row[1] / 1e9} B tok", row[3]) for row in ROWS]
     path = table(tmp_path, ["params (M)", "tokens (B)", "loss"], rows)
     assert_is_the_law(read_table(path))
-    assert "would count twice" in read_table(path, units={"params": "M"}).summary
+    assert "would apply twice" in read_table(path, units={"params": "M"}).summary
 
 
 def test_plain_numbers_below_a_unit_are_refused(tmp_path):
     path = table(tmp_path, ["params (M)", "tokens (B)", "loss"], [(row[0], row[1], row[3]) for row in ROWS])
-    with pytest.raises(FitError, match="write --units params=1 --units tokens=1 where"):
+    with pytest.raises(
+        FitError, match="if the column holds plain numbers, write --units params=1 --units tokens=1"
+    ):
         read_table(path)
     assert_is_the_law(read_table(path, units={"params": 1, "tokens": 1}))
 
 
 @pytest.mark.parametrize("name", ["tokens (per param)", "tokens (log10)", "tokens_per_param", "D/N", "steps"])
-def test_ratios_logarithms_and_steps_are_no_tokens(tmp_path, name):
+def test_ratios_logarithms_and_steps_are_not_tokens(tmp_path, name):
     path = table(tmp_path, ["params", name, "loss"], [(row[0], 20, row[3]) for row in ROWS])
     with pytest.raises(FitError, match="no column for tokens"):
         read_table(path)
 
 
-def test_layers_and_logarithms_are_no_losses(tmp_path):
+def test_layers_and_logarithms_are_not_losses(tmp_path):
     for name, value in (("L", 12), ("log_loss", 1.1)):
         with pytest.raises(FitError, match="no column for loss"):
             read_table(table(tmp_path, ["N", "D", name], [(*row[:2], value) for row in ROWS]))
@@ -216,7 +218,7 @@ NESTED = [
 ]
 
 
-def test_what_wandb_exports_is_read(tmp_path):
+def test_exports_of_wandb_are_read(tmp_path):
     frame = pandas.DataFrame(NESTED)
     frame.loc[0, "config"]["dropout"] = math.nan
     frame.to_csv(tmp_path / "project.csv")
@@ -242,13 +244,13 @@ def test_further_shapes_of_json(tmp_path, shape):
 
 
 @pytest.mark.parametrize("text", ['{"name": "x", "axes": [{"width": 3}]}', '{"sweep": {"budgets": [1e9]}}', "{}"])
-def test_other_json_is_no_table(tmp_path, text):
+def test_other_json_is_not_a_table(tmp_path, text):
     (tmp_path / "experiment.json").write_text(text)
     assert not is_table(tmp_path / "experiment.json")
 
 
 @pytest.mark.parametrize(("cell", "reason"), [(True, "not a number"), (10**400, "is inf")])
-def test_values_that_are_no_numbers_are_left_out(tmp_path, cell, reason):
+def test_values_that_are_not_numbers_are_excluded(tmp_path, cell, reason):
     (tmp_path / "runs.json").write_text(json.dumps([{"params": cell, "tokens": 1e9, "loss": 2.0}]))
     assert reason in read_table(tmp_path / "runs.json").excluded["row 1"]
     (tmp_path / "long.json").write_text('[{"params": 1' + "0" * 5000 + "}]")
@@ -275,7 +277,7 @@ def test_columns_with_spaces_or_bars_between_them(tmp_path):
         ("flops.json", '{"51m": 1.8e11, "65m": 2.3e11}', "holds no table of runs and no experiment"),
     ],
 )
-def test_other_files_are_no_study_that_is_missing(tmp_path, name, text, message):
+def test_unknown_files_are_not_reported_as_missing_studies(tmp_path, name, text, message):
     (tmp_path / name).write_text(text)
     assert message in str(CliRunner().invoke(app, ["fit", str(tmp_path / name)]).exception)
 
@@ -305,7 +307,7 @@ def test_a_comma_in_a_loss_is_a_decimal_comma(tmp_path):
 
 
 @pytest.mark.parametrize("label", ["mean", "Total", "std"])
-def test_a_row_that_sums_up_others_is_left_out(tmp_path, label):
+def test_a_summary_row_is_excluded(tmp_path, label):
     rows = [*((f"run{number}", *row) for number, row in enumerate(ROWS)), (label, *ROWS[3])]
     read = read_table(table(tmp_path, ["name", *NAMES], rows))
     assert list(read.excluded.values()) == [f"{label.lower()!r} is a summary of other rows"]
@@ -321,7 +323,7 @@ def test_flags_of_a_run_are_followed(tmp_path):
 
 
 @pytest.mark.parametrize(("column", "role"), [("state", "status"), ("budget", "budget")])
-def test_a_column_that_means_another_thing_can_be_left_out(tmp_path, column, role):
+def test_a_misread_column_can_be_ignored(tmp_path, column, role):
     path = table(tmp_path, [*NAMES, column], [(*row, "NY") for row in ROWS])
     result = CliRunner().invoke(app, ["fit", str(path)])
     assert f"--column {role}=none reads the rows without {column!r}" in str(result.exception)
@@ -329,20 +331,20 @@ def test_a_column_that_means_another_thing_can_be_left_out(tmp_path, column, rol
 
 
 @pytest.mark.parametrize("column", ["optimizer.learning_rate", "mup_base_lr", "Peak LR"])
-def test_names_of_learning_rates_are_known_by_their_end(tmp_path, column):
+def test_learning_rates_are_recognised_by_suffix(tmp_path, column):
     rows = [(*row[:3], row[3] * (1 + 0.01 * rate), rate) for row in ROWS for rate in (0, 1, 2)]
     with pytest.raises(FitError, match="a grid of hyperparameters"):
         read_table(table(tmp_path, [*NAMES, column], rows))
 
 
-def test_checkpoints_without_a_run_are_mentioned(tmp_path):
+def test_checkpoints_without_a_run_are_reported(tmp_path):
     rows = [(*row, 1000 * (number % 4)) for number, row in enumerate(ROWS)]
-    assert "where they are checkpoints" in messages(read_table(table(tmp_path, [*NAMES, "step"], rows)))
+    assert "if they are checkpoints" in messages(read_table(table(tmp_path, [*NAMES, "step"], rows)))
     named = table(tmp_path, ["runId", *NAMES, "step"], [(f"r{row[0]}", *row) for row in rows])
     assert len(read_table(named).observations) == len(SIZES)
 
 
-def test_groups_are_named_where_no_law_can_be_fitted(tmp_path):
+def test_groups_are_reported_if_no_law_can_be_fitted(tmp_path):
     rows = [(*row[:3], row[3] * factor, name) for row in ROWS for factor, name in ((1, "raw"), (4, "exp"))]
     read = read_table(table(tmp_path, [*NAMES, "condition"], rows))
     with pytest.raises(FitError, match=r"(?s)read runs.csv.*column 'condition' splits the rows"):

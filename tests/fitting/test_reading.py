@@ -19,7 +19,7 @@ def write(tmp_path, text, name="runs.csv"):
 @pytest.mark.parametrize(
     "header", ["params,tokens,flops,loss", "N,D,C,L", "Model_Size,train_tokens,FLOPs,final_loss"]
 )
-def test_usual_column_names_are_known(tmp_path, header):
+def test_common_column_names_are_recognised(tmp_path, header):
     (run,) = read_runs(write(tmp_path, f"{header}\n1e6,2e7,1.2e14,3.5\n"))
     assert (run.id, run.params, run.tokens, run.flops, run.loss) == ("row 2", 1e6, 2e7, 1.2e14, 3.5)
 
@@ -34,7 +34,7 @@ def test_other_names_are_mapped(tmp_path):
         read_runs(path, {"params": "weight"})
 
 
-def test_missing_flops_are_6nd_and_said(tmp_path):
+def test_missing_flops_become_6nd_with_a_note(tmp_path):
     table = read_table(write(tmp_path, "n,d,loss\n1e6,2e7,3.5\n"))
     assert table.observations[0].flops == pytest.approx(1.2e14)
     assert "flops-6nd" in [item.code for item in table.diagnostics]
@@ -53,7 +53,7 @@ def test_every_unusable_row_is_named_with_its_reason(tmp_path):
     assert len(table.observations) == 1
     assert table.excluded == {
         "row 3": "loss is nan",
-        "row 4": "params is -1, and must be positive",
+        "row 4": "params is -1; it must be positive",
         "row 5": "params is not a number: 'x'",
         "row 6": "the same values as row 2",
         "row 7": "tokens is missing",
@@ -62,11 +62,11 @@ def test_every_unusable_row_is_named_with_its_reason(tmp_path):
         read_runs(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
 
 
-def test_a_table_of_a_study_keeps_ids_and_leaves_out_what_did_not_complete(tmp_path):
+def test_a_table_of_a_study_keeps_ids_and_excludes_incomplete_runs(tmp_path):
     text = "id,status,params,tokens,flops,loss,seed,budget\na,completed,1e6,2e7,1.2e14,3.5,0,1e14\n"
     text += "b,failed,1e6,2e7,,,0,1e14\n"
     table = read_table(write(tmp_path, text))
-    assert [(one.id, one.seed, one.budget) for one in table.observations] == [("a", 0, 1e14)]
+    assert [(run.id, run.seed, run.budget) for run in table.observations] == [("a", 0, 1e14)]
     assert table.excluded == {"b": "its status is failed"}
 
 
@@ -75,7 +75,7 @@ def test_a_parquet_file_reads_like_a_csv_file(tmp_path):
     frame = pandas.DataFrame({"N": [1e6, 2e6], "D": [2e7, 1e7], "C": [1.2e14, 1.2e14], "L": [3.5, float("nan")]})
     frame.to_parquet(tmp_path / "runs.parquet")
     table = read_table(tmp_path / "runs.parquet")
-    assert [one.params for one in table.observations] == [1e6]
+    assert [run.params for run in table.observations] == [1e6]
     assert table.excluded == {"row 2": "loss is missing"}
 
 
@@ -90,9 +90,9 @@ def test_a_file_without_a_table_of_runs_is_the_users_mistake(tmp_path, content):
         read_runs(tmp_path / "nowhere.csv")
 
 
-def bits_found(tmp_path, text, **given):
-    table = read_table(write(tmp_path, text), **given)
-    return [one.message for one in table.diagnostics if one.code == "bits"]
+def bits_found(tmp_path, text, **options):
+    table = read_table(write(tmp_path, text), **options)
+    return [diagnostic.message for diagnostic in table.diagnostics if diagnostic.code == "bits"]
 
 
 LOSSES = (3.5, 3.1, 2.9, 2.75)
@@ -106,33 +106,33 @@ def columns(**named):
 
 
 @pytest.mark.parametrize("name", ["bits_per_byte", "val_bpb", "loss (bits)", "BPC", "loss_bits"])
-def test_a_column_that_says_bits_is_taken_at_its_word(tmp_path, name):
-    (found,) = bits_found(tmp_path, columns(**{name: LOSSES}), columns={"loss": name})
-    assert repr(name) in found
-    assert "ln 2 = 0.6931" in found
+def test_a_column_named_bits_is_treated_as_bits(tmp_path, name):
+    (message,) = bits_found(tmp_path, columns(**{name: LOSSES}), columns={"loss": name})
+    assert repr(name) in message
+    assert "ln 2 = 0.6931" in message
 
 
 @pytest.mark.parametrize("name", ["loss", "8bit_loss", "habits", "rabbit_loss"])
-def test_other_names_do_not_say_bits(tmp_path, name):
+def test_other_names_do_not_indicate_bits(tmp_path, name):
     assert bits_found(tmp_path, columns(**{name: LOSSES}), columns={"loss": name}) == []
 
 
-def test_a_loss_in_bits_beside_the_same_in_nats_is_told_by_their_ratio(tmp_path):
-    nats = [one * math.log(2) for one in LOSSES]
-    (found,) = bits_found(tmp_path, columns(loss=LOSSES, cross_entropy=nats), columns={"loss": "loss"})
-    assert "--column loss=cross_entropy" in found
+def test_a_loss_in_bits_is_detected_from_a_column_in_nats(tmp_path):
+    nats = [loss * math.log(2) for loss in LOSSES]
+    (message,) = bits_found(tmp_path, columns(loss=LOSSES, cross_entropy=nats), columns={"loss": "loss"})
+    assert "--column loss=cross_entropy" in message
     assert bits_found(tmp_path, columns(loss=nats, other=LOSSES)) == []
-    assert bits_found(tmp_path, columns(loss=LOSSES, train=[one * 0.7 for one in LOSSES])) == []
+    assert bits_found(tmp_path, columns(loss=LOSSES, train=[loss * 0.7 for loss in LOSSES])) == []
 
 
-def test_a_perplexity_tells_bits_from_nats(tmp_path):
-    (found,) = bits_found(tmp_path, columns(loss=LOSSES, ppl=[2**one for one in LOSSES]))
-    assert "base-2 logarithm of column 'ppl'" in found
-    assert bits_found(tmp_path, columns(loss=LOSSES, ppl=[math.exp(one) for one in LOSSES])) == []
+def test_a_loss_in_bits_is_detected_from_a_perplexity(tmp_path):
+    (message,) = bits_found(tmp_path, columns(loss=LOSSES, ppl=[2**loss for loss in LOSSES]))
+    assert "base-2 logarithm of column 'ppl'" in message
+    assert bits_found(tmp_path, columns(loss=LOSSES, ppl=[math.exp(loss) for loss in LOSSES])) == []
 
 
-def test_losses_worse_than_a_guess_are_named_by_row(tmp_path):
+def test_losses_above_a_uniform_guess_are_reported_by_row(tmp_path):
     losses = (5.9, 5.7, 5.4, 5.1)
-    (found,) = bits_found(tmp_path, columns(loss=losses, vocab_size=(256,) * 4))
-    assert found.startswith("row 2, row 3: ")
+    (message,) = bits_found(tmp_path, columns(loss=losses, vocab_size=(256,) * 4))
+    assert message.startswith("row 2, row 3: ")
     assert bits_found(tmp_path, columns(loss=losses, vocab_size=(50257,) * 4)) == []

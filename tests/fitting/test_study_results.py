@@ -36,11 +36,21 @@ def make_result(status="completed", seed=0, **more):
     return RunResult(run=make_run(seed), status=status, **{**done, **more})
 
 
-def test_only_completed_runs_are_observed_by_what_they_really_saw():
+def test_completed_runs_are_observed_with_their_actual_tokens():
     results = [make_result(), make_result("failed", seed=1), make_result("diverged", seed=2)]
-    (one,) = observations(results)
-    assert (one.id, one.params, one.tokens, one.flops) == (results[0].id, 3000, 51200, 1.024e9)
-    assert (one.loss, one.budget, one.seed, one.unique_tokens) == (3.0, 1e9, 0, 40000)
+    (observation,) = observations(results)
+    assert (observation.id, observation.params, observation.tokens, observation.flops) == (
+        results[0].id,
+        3000,
+        51200,
+        1.024e9,
+    )
+    assert (observation.loss, observation.budget, observation.seed, observation.unique_tokens) == (
+        3.0,
+        1e9,
+        0,
+        40000,
+    )
 
 
 def test_a_runs_evaluations_are_points_of_its_training_curve():
@@ -51,6 +61,6 @@ def test_a_runs_evaluations_are_points_of_its_training_curve():
         Evaluation(step=100, tokens=51200, loss=3.0),
     )
     points = curve_points([make_result(curve=curve)])
-    assert [(one.tokens, one.loss) for one in points] == [(25600, 3.5), (51200, 3.0)]
+    assert [(point.tokens, point.loss) for point in points] == [(25600, 3.5), (51200, 3.0)]
     assert points[0].flops == pytest.approx(1.024e9 / 2)
-    assert len({one.trajectory for one in points}) == 1
+    assert len({point.trajectory for point in points}) == 1

@@ -43,25 +43,25 @@ def noisy():
 
 
 def table_of(runs, path):
-    lines = [f"{one.params},{one.tokens},{one.flops},{one.loss}" for one in runs]
+    lines = [f"{run.params},{run.tokens},{run.flops},{run.loss}" for run in runs]
     path.write_text("\n".join(["params,tokens,flops,loss", *lines]) + "\n")
     return path
 
 
-def test_a_table_is_fitted_and_what_reading_found_is_kept(tmp_path):
+def test_the_fit_of_a_table_keeps_its_diagnostics(tmp_path):
     path = table_of(study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.001), tmp_path / "runs.csv")
     path.write_text(path.read_text() + "1e6,1e7,6e13,nan\n1e6,1e7,2e13,8.0\n")
     fit = fit_table(ParametricFitter(draws=0), read_table(path))
     assert fit.excluded["row 37"] == "loss is nan"
-    (forward,) = [one for one in fit.diagnostics if one.code == "forward-only-flops"]
+    (forward,) = [diagnostic for diagnostic in fit.diagnostics if diagnostic.code == "forward-only-flops"]
     assert forward.message.startswith("row 38: ")
 
 
-def test_a_kept_fit_predicts_the_same(noisy, tmp_path):
+def test_a_saved_fit_predicts_the_same(noisy, tmp_path):
     write_fit(noisy, tmp_path / "fit.json")
-    again = load_fit(tmp_path / "fit.json")
-    assert again == noisy
-    assert optimum(again, 1e24) == optimum(noisy, 1e24)
+    reread = load_fit(tmp_path / "fit.json")
+    assert reread == noisy
+    assert optimum(reread, 1e24) == optimum(noisy, 1e24)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"law": 3}', "null"])
@@ -89,18 +89,18 @@ def test_the_summary_is_json_without_draws(noisy):
 
 def test_the_loss_of_any_model_is_predicted(exact, noisy):
     assert predict_loss(exact, 7e10, 1.4e12).value == pytest.approx(CHINCHILLA.loss(7e10, 1.4e12), rel=1e-9)
-    found = predict_loss(noisy, 7e10, 1.4e12)
-    assert found.low < found.value < found.high
+    prediction = predict_loss(noisy, 7e10, 1.4e12)
+    assert prediction.low < prediction.value < prediction.high
 
 
-def test_what_another_size_than_the_optimum_costs(exact):
+def test_the_cost_of_a_size_off_the_optimum_is_right(exact):
     params = 3 * CHINCHILLA.n_opt(1e22)
-    found = off_optimum(exact, 1e22, params)
+    comparison = off_optimum(exact, 1e22, params)
     tokens = 1e22 / 6 / params
     best = CHINCHILLA.loss(CHINCHILLA.n_opt(1e22), CHINCHILLA.d_opt(1e22))
-    assert found.tokens == pytest.approx(tokens, rel=1e-9)
-    assert found.loss_given_up == pytest.approx(CHINCHILLA.loss(params, tokens) - best, rel=1e-6)
-    cheaper = 1e22 / (1 + found.extra_flops)
+    assert comparison.tokens == pytest.approx(tokens, rel=1e-9)
+    assert comparison.loss_given_up == pytest.approx(CHINCHILLA.loss(params, tokens) - best, rel=1e-6)
+    cheaper = 1e22 / (1 + comparison.extra_flops)
     assert CHINCHILLA.loss(CHINCHILLA.n_opt(cheaper), CHINCHILLA.d_opt(cheaper)) == pytest.approx(
         CHINCHILLA.loss(params, tokens), rel=1e-9
     )
@@ -115,22 +115,22 @@ def test_device_hours_and_money():
         training_cost(1e21, 1e15, 50)
 
 
-def test_a_backtest_predicts_budgets_that_it_has_not_seen():
+def test_a_backtest_predicts_held_out_budgets():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002)
-    found = backtest(ParametricFitter(draws=0), runs, budgets=2)
-    assert {one.flops for one in found.held_out} == {1e20, 1e21}
-    assert found.fit.n_runs == 21
-    assert found.mean_abs_error < 0.01
-    one = found.held_out[0]
-    assert one.error == pytest.approx(one.predicted.value / one.loss - 1)
+    result = backtest(ParametricFitter(draws=0), runs, budgets=2)
+    assert {point.flops for point in result.held_out} == {1e20, 1e21}
+    assert result.fit.n_runs == 21
+    assert result.mean_abs_error < 0.01
+    point = result.held_out[0]
+    assert point.error == pytest.approx(point.predicted.value / point.loss - 1)
     lowest = backtest(IsoflopFitter(draws=0), runs)
     assert len(lowest.held_out) == 1
     assert lowest.mean_abs_error < 0.02
     above = backtest(ParametricFitter(draws=0), runs, above=5e19)
-    assert above.mean_abs_error == found.mean_abs_error
+    assert above.mean_abs_error == result.mean_abs_error
 
 
-def test_a_backtest_needs_something_on_both_sides():
+def test_a_backtest_needs_runs_on_both_sides():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS)
     with pytest.raises(FitError, match="5 budgets"):
         backtest(ParametricFitter(draws=0), runs, budgets=5)
@@ -138,7 +138,7 @@ def test_a_backtest_needs_something_on_both_sides():
         backtest(ParametricFitter(draws=0), runs, above=1e30)
 
 
-def test_a_law_of_the_optimum_says_that_it_knows_no_loss_beside_it():
+def test_a_law_of_the_optimum_refuses_to_predict_other_losses():
     fit = IsoflopFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, OFFSETS))
     with pytest.raises(FitError, match="use fitter parametric"):
         predict_loss(fit, 1e9, 1e10)
@@ -146,7 +146,7 @@ def test_a_law_of_the_optimum_says_that_it_knows_no_loss_beside_it():
         optimum(fit, 1e21, inference_tokens=1e10)
 
 
-def test_the_checklist_names_what_was_fitted_how_and_on_what(noisy):
+def test_the_checklist_names_the_law_the_method_and_the_runs(noisy):
     lines = dict(checklist(noisy, "runs.csv"))
     assert lines["fitted to"] == "runs.csv"
     assert lines["runs used"] == "35"
@@ -155,16 +155,16 @@ def test_the_checklist_names_what_was_fitted_how_and_on_what(noisy):
     assert "least squares on ln L" in lines["objective"]
 
 
-def test_losses_in_bits_among_nats_are_named():
+def test_losses_in_bits_among_nats_are_reported():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.003)
     mixed = [
-        one.model_copy(update={"loss": one.loss / np.log(2)}) if row in (5, 20) else one
-        for row, one in enumerate(runs)
+        run.model_copy(update={"loss": run.loss / np.log(2)}) if row in (5, 20) else run
+        for row, run in enumerate(runs)
     ]
     fit = ParametricFitter(draws=0).fit(mixed)
-    (found,) = [one for one in fit.diagnostics if one.code == "bits"]
-    assert runs[5].id in found.message
-    assert runs[20].id in found.message
+    (warning,) = [diagnostic for diagnostic in fit.diagnostics if diagnostic.code == "bits"]
+    assert runs[5].id in warning.message
+    assert runs[20].id in warning.message
 
 
 @pytest.mark.parametrize(
@@ -176,18 +176,20 @@ def test_losses_in_bits_among_nats_are_named():
         ("1e9,2e10,1.2e20,29.5", "loss-unit"),
     ],
 )
-def test_rows_in_another_unit_are_named(tmp_path, row, code):
+def test_rows_in_another_unit_are_reported(tmp_path, row, code):
     path = tmp_path / "runs.csv"
     path.write_text(f"params,tokens,flops,loss\n1e9,2e10,1.2e20,3\n{row}\n")
     table = read_table(path)
     assert len(table.observations) == 2
-    assert [one.message.partition(":")[0] for one in table.diagnostics if one.code == code] == ["row 3"]
+    assert [
+        diagnostic.message.partition(":")[0] for diagnostic in table.diagnostics if diagnostic.code == code
+    ] == ["row 3"]
 
 
-def test_only_the_rows_asked_for_are_read(tmp_path):
+def test_only_filtered_rows_are_read(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("params,tokens,loss,group\n1e9,2e10,3,a\n1e9,3e10,3,b\n")
-    assert [one.id for one in read_table(path, where={"group": "b"}).observations] == ["row 3"]
+    assert [run.id for run in read_table(path, where={"group": "b"}).observations] == ["row 3"]
     with pytest.raises(FitError, match="no column 'set'"):
         read_table(path, where={"set": "b"})
 
@@ -195,7 +197,7 @@ def test_only_the_rows_asked_for_are_read(tmp_path):
 def test_serving_many_tokens_pays_for_a_smaller_model_trained_longer(exact):
     """Against a direct minimisation over N at the loss of a 13B trained on 20 tokens a parameter."""
     loss = CHINCHILLA.loss(13e9, 20 * 13e9)
-    found = cheapest_to_serve(exact, loss, 2e12)
+    served = cheapest_to_serve(exact, loss, 2e12)
 
     def total(ln_params):
         params = np.exp(ln_params)
@@ -207,11 +209,11 @@ def test_serving_many_tokens_pays_for_a_smaller_model_trained_longer(exact):
         )
 
     best = minimize_scalar(total, bounds=(np.log(2e9), np.log(3e10)), method="bounded", options={"xatol": 1e-10})
-    assert found.params == pytest.approx(np.exp(best.x), rel=1e-4)
-    assert found.flops == pytest.approx(best.fun, rel=1e-8)
-    assert CHINCHILLA.loss(found.params, found.tokens) == pytest.approx(loss, rel=1e-9)
-    assert 0 < found.saved < 0.5
-    with pytest.raises(FitError, match="reaches no loss"):
+    assert served.params == pytest.approx(np.exp(best.x), rel=1e-4)
+    assert served.flops == pytest.approx(best.fun, rel=1e-8)
+    assert CHINCHILLA.loss(served.params, served.tokens) == pytest.approx(loss, rel=1e-9)
+    assert 0 < served.saved < 0.5
+    with pytest.raises(FitError, match="cannot reach a loss"):
         cheapest_to_serve(exact, 1.5, 2e12)
 
 
@@ -223,24 +225,24 @@ def test_serving_many_tokens_pays_for_a_smaller_model_trained_longer(exact):
     ],
     ids=["exponents .336 and .283", "Hoffmann et al. unrounded"],
 )
-def test_a_served_13b_becomes_a_7b_as_sardana_found(alpha, beta, params, saved_flops, saved):
+def test_a_served_13b_becomes_a_7b_as_published_by_sardana(alpha, beta, params, saved_flops, saved):
     """Sardana et al. 2023, figure 1: a compute-optimal 13B that serves 2T tokens becomes a 7B, and 1.7e22 FLOPs
     (17%) are saved. Hoffmann et al.'s E, A, B; the optimum moves with the third digit of the exponents."""
     surface = Surface(1.69, 406.4, 410.7, alpha, beta)
     fit = ParametricFitter(draws=0).fit(study(surface, BUDGETS, OFFSETS))
     tokens = (beta * surface.B * 13e9**alpha / (alpha * surface.A)) ** (1 / beta)
-    found = cheapest_to_serve(fit, surface.loss(13e9, tokens), 2e12)
-    whole = 6 * 13e9 * tokens + 2 * 13e9 * 2e12
-    assert params[0] < found.params < params[1]
-    assert saved_flops[0] < whole - found.flops < saved_flops[1]
-    assert saved[0] < found.saved < saved[1]
-    assert found.saved == pytest.approx(1 - found.flops / whole, rel=1e-6)
+    served = cheapest_to_serve(fit, surface.loss(13e9, tokens), 2e12)
+    total = 6 * 13e9 * tokens + 2 * 13e9 * 2e12
+    assert params[0] < served.params < params[1]
+    assert saved_flops[0] < total - served.flops < saved_flops[1]
+    assert saved[0] < served.saved < saved[1]
+    assert served.saved == pytest.approx(1 - served.flops / total, rel=1e-6)
 
 
-def test_two_approaches_that_disagree_are_said_to():
+def test_two_approaches_that_disagree_are_reported():
     wide = study(LOPSIDED, BUDGETS, np.geomspace(1 / 16, 16, 15), sigma=0.001)
     fits = [fitter.fit(wide) for fitter in (ParametricFitter(draws=200), IsoflopFitter(draws=200))]
-    (found,) = disagreement(*fits)
-    assert found.code == "disagreement"
-    assert "fitters/isoflop" in found.message
+    (warning,) = disagreement(*fits)
+    assert warning.code == "disagreement"
+    assert "fitters/isoflop" in warning.message
     assert disagreement(fits[0], fits[0]) == []

@@ -33,13 +33,13 @@ def best_params(flops: float) -> float:
 
 def runs(budgets, sizes=7, *, noise=0.0, shift=1.0, step=1.6) -> list[Observation]:
     """IsoFLOP runs with 6 N D = C, sizes around ``shift`` times the true optimum."""
-    found = []
+    observations = []
     for budget in budgets:
         for k in range(sizes):
             params = best_params(budget) * shift * step ** (k - (sizes - 1) / 2)
             tokens = budget / (6 * params)
             z = random.Random(f"{budget} {k}").gauss(0, 1)
-            found.append(
+            observations.append(
                 Observation(
                     id=f"{budget:.3e} {k}",
                     params=params,
@@ -50,18 +50,18 @@ def runs(budgets, sizes=7, *, noise=0.0, shift=1.0, step=1.6) -> list[Observatio
                     seed=0,
                 )
             )
-    return found
+    return observations
 
 
 def true_optimum(flops: float, spread: float = 1.2) -> Optimum:
     params = best_params(flops)
     tokens = flops / (6 * params)
-    at = loss(params, tokens)
+    value = loss(params, tokens)
     return Optimum(
         flops=flops,
         params=Interval(value=params, low=params / spread, high=params * spread),
         tokens=Interval(value=tokens, low=tokens / spread, high=tokens * spread),
-        loss=Interval(value=at, low=at * 0.99, high=at * 1.01),
+        loss=Interval(value=value, low=value * 0.99, high=value * 1.01),
     )
 
 
@@ -84,28 +84,28 @@ def result(params=1000, tokens=2000, loss=3.0, **changes) -> RunResult:
         params=params,
         flops_per_token=6.0 * params,
     )
-    known = {
+    defaults = {
         "status": "completed", "loss": loss, "tokens": changes.pop("seen", tokens),
         "flops": spec.flops, "seconds": 2.5, "params_name": "matmul parameters", "flops_name": "6 N D",
         "device": "a CPU", "precision": "float32",
         "versions": {"torch": "2.13.0", "flops-fit": "0.1.0"},
     }  # fmt: skip
-    return RunResult(run=spec, **{**known, **changes})
+    return RunResult(run=spec, **{**defaults, **changes})
 
 
 def plan(results, **changes) -> SweepPlan:
-    known = {
-        "name": "study", "runs": tuple(one.run for one in results), "params_name": "matmul parameters",
+    defaults = {
+        "name": "study", "runs": tuple(result.run for result in results), "params_name": "matmul parameters",
         "flops_name": "6 N D", "device": PluginChoice(name="devices/cpu"),
     }  # fmt: skip
-    return SweepPlan(**{**known, **changes})
+    return SweepPlan(**{**defaults, **changes})
 
 
 def law_fit(**changes) -> LawFit:
     """A fit of the IsoFLOP law written down by hand: the surface's own law, without a fitter."""
     budgets = (1e18, 1e19, 1e20)
     a = BETA / (ALPHA + BETA)
-    known = {
+    defaults = {
         "fitter": PluginChoice(name="mine/known"),
         "law": Law(name="known", parameters={"a": a}),
         "exponents": {"a": Interval(value=a, low=a - 0.01, high=a + 0.02), "b": Interval(value=1 - a)},
@@ -113,7 +113,7 @@ def law_fit(**changes) -> LawFit:
         "minima": tuple(minimum(budget) for budget in budgets),
         "params_name": "matmul parameters", "flops_name": "6 N D",
     }  # fmt: skip
-    return LawFit(**{**known, **changes})
+    return LawFit(**{**defaults, **changes})
 
 
 def minimum(budget: float, *, at_edge: bool = False) -> ProfileMinimum:

@@ -28,21 +28,21 @@ def stars(axes):
 
 
 def texts(figure):
-    found = [text.get_text() for axes in figure.axes for text in axes.texts]
+    texts = [text.get_text() for axes in figure.axes for text in axes.texts]
     for axes in figure.axes:
-        found += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")]
-    return " | ".join(found).replace("\n", " ")
+        texts += [axes.get_xlabel(), axes.get_ylabel(), axes.get_title(loc="left")]
+    return " | ".join(texts).replace("\n", " ")
 
 
-def test_each_budget_has_its_minimum_starred_where_it_is():
+def test_each_budget_has_a_star_at_its_minimum():
     figure = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit())
-    found = stars(figure.axes[0])
+    positions = stars(figure.axes[0])
     sizes = [made_up_fits.best_params(budget) for budget in BUDGETS]
-    assert [x for x, _, _ in found] == pytest.approx(sizes)
+    assert [x for x, _, _ in positions] == pytest.approx(sizes)
     losses = [
         made_up_fits.loss(params, budget / 6 / params) for params, budget in zip(sizes, BUDGETS, strict=True)
     ]
-    assert [y for _, y, _ in found] == pytest.approx(losses)
+    assert [y for _, y, _ in positions] == pytest.approx(losses)
 
 
 def test_a_minimum_at_the_edge_is_hollow_and_labelled():
@@ -69,7 +69,7 @@ def test_every_run_is_drawn_once_in_its_budget_s_colour():
     )
 
 
-def test_runs_without_a_nominal_budget_belong_to_the_nearest_profile_or_to_none():
+def test_runs_without_a_nominal_budget_join_the_nearest_profile_or_none():
     run = made_up_fits.runs([1.1e19], sizes=1)[0].model_copy(update={"budget": None})
     lost = run.model_copy(update={"flops": 4e19, "loss": 3.5})
     figure = isoflop_figure([run, lost], made_up_fits.law_fit())
@@ -101,8 +101,8 @@ def test_a_fitted_surface_is_drawn_as_its_slices():
     fit = made_up_fits.law_fit(minima=(), law=Law(name="parametric", parameters=law))
     runs = made_up_fits.runs(BUDGETS, sizes=5, shift=3.0)
     axes = isoflop_figure(runs, fit).axes[0]
-    found = stars(axes)
-    assert [x for x, _, _ in found] == pytest.approx(
+    positions = stars(axes)
+    assert [x for x, _, _ in positions] == pytest.approx(
         [made_up_fits.best_params(budget) for budget in BUDGETS], rel=1e-6
     )
     curves = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 50]
@@ -147,7 +147,7 @@ def test_a_fit_without_intervals_has_no_band():
         )
 
     figure = optimum_figure(made_up_fits.law_fit(), bare, budgets=[1e21])
-    assert not [one for axes in figure.axes for one in axes.collections]
+    assert not [collection for axes in figure.axes for collection in axes.collections]
     assert not tokens_per_param_figure(made_up_fits.law_fit(), bare).axes[0].collections
 
 

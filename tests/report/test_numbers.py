@@ -57,7 +57,7 @@ def test_an_interval_without_ends_is_a_dash():
 
 
 @given(st.floats(min_value=1e-3, max_value=1e30))
-def test_what_is_shown_of_a_count_is_within_half_a_percent_of_it(value):
+def test_a_formatted_count_is_within_half_a_percent(value):
     text = numbers.count(value)
     unit = {"K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}.get(text[-1])
     shown = float(text[:-1]) * unit if unit else float(text)

@@ -10,7 +10,7 @@ import pytest
 
 from flops_fit_core import Diagnostic, Interval, RunError
 from flops_fit_core.report import write_report
-from flops_fit_core.report.page import Picture, Story, render
+from flops_fit_core.report.page import ReportContent, ReportFigure, render_page
 from flops_fit_core.report.provenance import provenance
 
 BUDGETS = (1e18, 1e19, 1e20)
@@ -27,12 +27,12 @@ class Page(HTMLParser):
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
-        self.attributes += [(tag, *one) for one in attrs]
+        self.attributes += [(tag, *attribute) for attribute in attrs]
         if tag not in VOID:
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
-        self.attributes += [(tag, *one) for one in attrs]
+        self.attributes += [(tag, *attribute) for attribute in attrs]
 
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
@@ -50,27 +50,27 @@ SVG = '<svg width="9" height="9"><path d="M0 0h9"/></svg>'
 
 
 def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
-    known = {
+    defaults = {
         "title": "study",
         "fit": made_up_fits.law_fit(),
         "predictions": [optimum(flops)],
         "answer": optimum(flops),
     }
-    return Page(render(Story(**{**known, "pictures": [Picture(SVG, "caption")], **changes})))
+    return Page(render_page(ReportContent(**{**defaults, "figures": [ReportFigure(SVG, "caption")], **changes})))
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     """A whole report, over an earlier one."""
     folder = tmp_path_factory.mktemp("study") / "report"
-    known = {
+    defaults = {
         "observations": made_up_fits.runs(BUDGETS),
         "fit": made_up_fits.law_fit(),
         "optimum": made_up_fits.true_optimum,
     }
     folder.mkdir()
     (folder / "index.html").write_text("an earlier report")
-    return write_report(folder, **known, results=[made_up_fits.result(synthetic=True)])
+    return write_report(folder, **defaults, results=[made_up_fits.result(synthetic=True)])
 
 
 def read(path):
@@ -91,18 +91,18 @@ def test_the_page_answers_in_words_with_the_true_optimum():
     assert expected in page.text
 
 
-def test_without_budgets_the_page_answers_for_ten_times_the_largest_fitted_one(report):
+def test_without_budgets_the_page_answers_for_ten_times_the_largest_fitted_budget(report):
     assert "For C = 1e21 training FLOPs" in Page(read(report[0])).text
     rows = csv.DictReader(read(report[0].with_name("predictions.csv")).splitlines())
     assert [float(row["flops"]) for row in rows] == [1e20, 1e21, 1e22]
 
 
 def test_the_files_are_figures_tables_and_the_page_first(report):
-    assert [one.name for one in report] == [
+    assert [path.name for path in report] == [
         *("index.html", "isoflop.png", "isoflop.svg", "optimum.png", "optimum.svg"),
         *("tokens-per-param.png", "tokens-per-param.svg", "minima.csv", "predictions.csv", "runs.csv"),
     ]
-    assert all(one.stat().st_size > 50 for one in report)
+    assert all(path.stat().st_size > 50 for path in report)
 
 
 def test_an_earlier_report_is_replaced(report):
@@ -119,11 +119,11 @@ def test_the_report_predicts_for_the_largest_budget_and_ten_and_a_hundred_times_
     assert "For C = 1e21 training FLOPs" in re.sub(r"<[^>]+>|\s+", " ", read(report[0]))
 
 
-def test_the_page_asks_for_nothing_from_anywhere(report):
+def test_the_page_loads_no_external_resources(report):
     page = Page(read(report[0]))
     loading = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
-    asked = [value for _, name, value in page.attributes if name in loading and not value.startswith("#")]
-    assert asked == []
+    external = [value for _, name, value in page.attributes if name in loading and not value.startswith("#")]
+    assert external == []
     styles = " ".join(value or "" for _, name, value in page.attributes if name in ("style", "clip-path"))
     assert set(re.findall(r"url\((.)", styles)) <= {"#"}
     assert not {tag for tag, *_ in page.attributes} & {"script", "link", "iframe", "img"}
@@ -135,12 +135,14 @@ def test_no_id_is_used_twice_and_every_reference_has_its_target(report):
     assert ids
     assert set(ids.values()) == {1}
     used = {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")}
-    used |= {one for _, _, value in page.attributes for one in re.findall(r"url\(#([^)]+)\)", value or "")}
+    used |= {
+        reference for _, _, value in page.attributes for reference in re.findall(r"url\(#([^)]+)\)", value or "")
+    }
     assert used
     assert used <= set(ids)
 
 
-def test_what_came_from_outside_cannot_become_markup():
+def test_external_text_cannot_become_markup():
     evil = "<script>alert(1)</script>"
     failed = made_up_fits.result(
         status="failed", loss=None, error=RunError(type="ValueError", message=evil), device=evil
@@ -149,13 +151,13 @@ def test_what_came_from_outside_cannot_become_markup():
         params_name=evil, excluded={"row 1": evil}, diagnostics=(Diagnostic(code="x", message=evil),)
     )
     plan = made_up_fits.plan([failed], notes=(evil,))
-    page = page_of(fit=fit, results=[failed], plan=plan, title=evil, pictures=[Picture(SVG, evil)])
+    page = page_of(fit=fit, results=[failed], plan=plan, title=evil, figures=[ReportFigure(SVG, evil)])
     assert "script" not in page.open
     assert not [tag for tag, *_ in page.attributes if tag == "script"]
     assert page.text.count(evil) >= 7
 
 
-def test_runs_that_were_not_used_are_listed_by_reason():
+def test_unused_runs_are_listed_by_reason():
     fit = made_up_fits.law_fit(
         excluded={"run-a": "its budget has no minimum", "run-b": "its budget has no minimum"}
     )
@@ -179,7 +181,7 @@ def test_synthetic_results_make_a_synthetic_report(report):
     assert "nothing was trained" not in page_of(results=[made_up_fits.result()]).text
 
 
-def test_a_fit_without_intervals_says_so():
+def test_a_fit_without_intervals_is_reported_as_such():
     def bare(flops):
         full = made_up_fits.true_optimum(flops)
         return full.model_copy(
@@ -198,10 +200,10 @@ def facts(results, **fit):
     return {fact.name: fact.value for fact in provenance(made_up_fits.law_fit(**fit), results)}
 
 
-def test_an_option_that_differs_between_runs_is_said_to_vary():
-    found = facts([made_up_fits.result(width=16), made_up_fits.result(width=32)])
-    assert found["Model"] == "gpt/gpt (width varies)"
-    assert found["Optimizer"] == "optim/adamw (lr 0.008)"
+def test_an_option_that_differs_between_runs_varies():
+    items = facts([made_up_fits.result(width=16), made_up_fits.result(width=32)])
+    assert items["Model"] == "gpt/gpt (width varies)"
+    assert items["Optimizer"] == "optim/adamw (lr 0.008)"
 
 
 def test_a_mix_of_versions_is_shown_as_one():
@@ -210,23 +212,23 @@ def test_a_mix_of_versions_is_shown_as_one():
 
 
 def test_seeds_and_totals_are_those_of_the_runs():
-    found = facts([made_up_fits.result(seed=0), made_up_fits.result(seed=7)])
-    assert found["Seeds of the runs"] == "0, 7"
-    assert found["Runs"] == "2 completed"
-    assert found["Trained"] == "2.4e7 FLOPs, 5.0 s of runs' wall time"
+    items = facts([made_up_fits.result(seed=0), made_up_fits.result(seed=7)])
+    assert items["Seeds of the runs"] == "0, 7"
+    assert items["Runs"] == "2 completed"
+    assert items["Trained"] == "2.4e7 FLOPs, 5.0 s wall time, summed over runs"
 
 
 def test_bootstrap_draws_are_counted_with_those_that_failed():
-    found = facts([], draws={"a": (0.5, 0.51, 0.49)}, failed_draws=2, seed=4)
-    assert found["Bootstrap"] == "3 draws, 2 more failed, seed 4, 90% intervals"
+    items = facts([], draws={"a": (0.5, 0.51, 0.49)}, failed_draws=2, seed=4)
+    assert items["Bootstrap"] == "3 draws, 2 more failed, seed 4, 90% intervals"
     assert facts([])["Bootstrap"] == "none"
 
 
-def test_nothing_is_said_to_have_been_trained_that_was_not():
-    found = facts([made_up_fits.result(synthetic=True)])
-    assert found["Trained"] == "nothing: the losses were computed from a formula"
+def test_synthetic_runs_are_not_reported_as_trained():
+    items = facts([made_up_fits.result(synthetic=True)])
+    assert items["Trained"] == "nothing: the losses were computed from a formula"
 
 
-def test_runs_that_were_counted_otherwise_than_the_fit_says_are_pointed_out():
+def test_runs_with_other_conventions_than_the_fit_are_reported():
     assert "Conventions of the runs" not in facts([made_up_fits.result()])
     assert "model's own" in facts([made_up_fits.result(flops_name="model's own")])["Conventions of the runs"]

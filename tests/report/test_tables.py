@@ -29,14 +29,14 @@ def read(table):
     return list(csv.DictReader(io.StringIO(table.csv())))
 
 
-def test_a_table_of_minima_says_which_minimum_lies_at_the_edge():
+def test_a_table_of_minima_flags_a_minimum_at_the_edge():
     minima = (made_up_fits.minimum(1e18, at_edge=True), made_up_fits.minimum(1e19))
     table = minima_table(made_up_fits.law_fit(minima=minima))
     assert [cells[-1] for cells in table.cells()] == ["at the grid's edge", ""]
     assert [row["at_edge"] for row in read(table)] == ["true", "false"]
-    assert "does not use it" in table.about
+    assert "does not use it" in table.caption
     without = minima_table(made_up_fits.law_fit())
-    assert "does not use it" not in without.about
+    assert "does not use it" not in without.caption
     assert "" not in [column.heading for column in without.columns]
 
 
@@ -84,8 +84,8 @@ def test_every_table_states_n_c_and_d(name):
         "plan": plan_table(made_up_fits.plan(results, unit="samples")),
         "runs": runs_table(results, made_up_fits.plan(results, unit="samples")),
     }[name]
-    assert table.about.startswith("N: matmul parameters. C: training FLOPs, 6 N D. D: samples.")
-    assert "nats per sample." in table.about
+    assert table.caption.startswith("N: matmul parameters. C: training FLOPs, 6 N D. D: samples.")
+    assert "nats per sample." in table.caption
 
 
 def test_a_narrow_terminal_cuts_no_number():
@@ -135,17 +135,17 @@ def test_runs_that_are_only_planned_are_listed_without_results():
     assert [(row["status"], row["tokens"]) for row in table.json()] == [("completed", 2000), ("planned", None)]
 
 
-def test_a_table_with_a_synthetic_run_says_so():
+def test_a_table_with_a_synthetic_run_is_marked():
     assert "synthetic" in runs_table([made_up_fits.result(synthetic=True)]).title
     assert "synthetic" not in runs_table([made_up_fits.result()]).title
 
 
-def test_runs_that_were_counted_differently_are_said_to_be():
+def test_runs_with_different_conventions_are_captioned():
     mixed = [made_up_fits.result(), made_up_fits.result(seed=1, flops_name="model's own")]
-    assert "6 N D or model's own" in runs_table(mixed).about
+    assert "6 N D or model's own" in runs_table(mixed).caption
 
 
-def test_a_plan_shows_every_run_and_what_is_done_of_it():
+def test_a_plan_shows_every_run_and_its_state():
     results = [made_up_fits.result(seed=seed) for seed in (0, 1)]
     table = plan_table(made_up_fits.plan(results), {results[0].id: "completed"})
     assert [row["state"] for row in table.json()] == ["completed", "to do"]
@@ -153,7 +153,7 @@ def test_a_plan_shows_every_run_and_what_is_done_of_it():
     assert "2 runs, 2.4e7 FLOPs" in table.title
 
 
-def test_what_was_left_out_of_a_plan_comes_with_its_reason():
+def test_sizes_left_out_of_a_plan_have_a_reason():
     cell = {"budget": 1e18, "size": 64, "params": 1000, "reason": "D is 3 epochs"}
     plan = made_up_fits.plan([made_up_fits.result()], skipped=(cell,))
     assert skipped_table(plan).cells() == [["1e18", "64", "1.00K", "D is 3 epochs"]]
@@ -163,7 +163,7 @@ def test_rows_are_json():
     assert json.loads(json.dumps(runs_table([made_up_fits.result()]).json()))[0]["loss"] == 3.0
 
 
-def test_the_exponents_come_with_intervals_where_there_are_some():
+def test_exponents_have_intervals_if_the_fit_has():
     line = exponents_line(made_up_fits.law_fit())
     assert "a = 0.513 (0.503 to 0.533)" in line
     assert "b = 0.487 (90%" in line, "b has no interval"

@@ -11,13 +11,13 @@ from flops_fit_core.fitting.data import Bools, Floats
 from flops_fit_core.fitting.fitters.profiles import Profile, Response
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
-from flops_fit_core.fitting.uncertainty.bootstrap import unknown_scale
+from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
 from flops_fit_core.records import Diagnostic
 
 
 @dataclass(frozen=True)
 class Noise:
-    """How far runs lie from their profiles: standard deviation of the response, and what it is known by."""
+    """Noise of runs about their profiles: standard deviation of the response, and its degrees of freedom."""
 
     sigma: float
     dof: int
@@ -31,13 +31,13 @@ class Minima:
     ln_tokens: Floats
     loss: Floats
 
-    def take(self, which: Bools) -> Minima:
-        """Of some draws."""
-        return Minima(self.ln_params[which], self.ln_tokens[which], self.loss[which])
+    def take(self, mask: Bools) -> Minima:
+        """Select draws."""
+        return Minima(self.ln_params[mask], self.ln_tokens[mask], self.loss[mask])
 
 
 def seed_noise(y: Floats, response: Response) -> Floats:
-    """Standard deviation between seeds that Porian et al. 2024 assume: .002 nats up to a loss of 3, .05 from 7."""
+    """Standard deviation between seeds assumed by Porian et al. 2024: .002 nats up to a loss of 3, .05 from 7."""
     loss = np.exp(y) if response == "log-loss" else y
     sd: Floats = np.exp(np.interp(loss, [3.0, 7.0], np.log([0.002, 0.05]))).astype(np.float64)
     return sd / loss if response == "log-loss" else sd
@@ -46,65 +46,67 @@ def seed_noise(y: Floats, response: Response) -> Floats:
 def relative_variances(profiles: list[Profile]) -> Floats:
     """Variance of ln N at each minimum for runs of variance 1, by the delta method.
 
-    All profiles take the median curvature: with few runs a budget its own is so noisy that it would hand
-    the weight to whichever budget was bent most by chance.
+    All profiles use the median curvature. With few runs per budget, the curvature of a single profile is so noisy
+    that the profile with the largest curvature by chance would get most of the weight.
     """
     curvature = float(np.median([profile.curvature() for profile in profiles]))
-    out: Floats = np.array([profile.variance() for profile in profiles], dtype=np.float64) / curvature**2
-    return out
+    variances: Floats = np.array([profile.variance() for profile in profiles], dtype=np.float64) / curvature**2
+    return variances
 
 
-def spread(drawn: Minima, inside: list[Profile]) -> Floats:
-    """Variance of ln N at each minimum over draws, and at least that of a third of a step between sizes, as
-    Porian et al. 2024 take it: an interpolant jumps from one size to the next."""
-    floor = np.array([profile.reach / max(len(np.unique(profile.u)) - 1, 1) / 3 for profile in inside]) ** 2
+def minimum_variances(drawn: Minima, usable: list[Profile]) -> Floats:
+    """Variance of ln N at each minimum over draws, at least (step between sizes / 3)^2.
+
+    The floor follows Porian et al. 2024: the minimum of an interpolant jumps from one size to the next.
+    """
+    floor = np.array([profile.ln_range / max(len(np.unique(profile.u)) - 1, 1) / 3 for profile in usable]) ** 2
     return np.maximum(drawn.ln_params.var(axis=0), floor) if len(drawn.ln_params) > 1 else floor
 
 
-def median_draw(drawn: Minima, otherwise: Minima) -> Minima:
-    """The median draw of each budget, which jumps less than the minimum of the interpolant itself."""
+def median_draw(drawn: Minima, default: Minima) -> Minima:
+    """The median draw per budget, which is more stable than the minimum of the interpolant."""
     if not len(drawn.ln_params):
-        return otherwise
-    return Minima(*(np.median(one, axis=0)[None] for one in (drawn.ln_params, drawn.ln_tokens, drawn.loss)))
+        return default
+    return Minima(*(np.median(draws, axis=0)[None] for draws in (drawn.ln_params, drawn.ln_tokens, drawn.loss)))
 
 
-def scatter_draws(tau: float, dof: int, draws: int, random: np.random.Generator) -> Floats:
-    """The scatter of the minima in every draw: its size is as unknown as ``dof`` leave it."""
-    return tau * unknown_scale(dof, draws, random) if tau else np.zeros(draws)
+def draw_scatter(tau: float, dof: int, draws: int, random: np.random.Generator) -> Floats:
+    """Standard deviation of the scatter per draw, with the uncertainty that ``dof`` degrees of freedom leave."""
+    return tau * draw_scale(dof, draws, random) if tau else np.zeros(draws)
 
 
-def shift(
+def add_scatter(
     drawn: Minima, tau: Floats, ln_budgets: Floats, flops_per_token: FlopsPerToken, random: np.random.Generator
 ) -> Minima:
-    """Draws with a scatter of the minima themselves, of standard deviation ``tau`` (draws,) in ln N."""
+    """Add scatter of standard deviation ``tau`` (draws,) in ln N to the drawn minima."""
     if not tau.any():
         return drawn
     ln_params = drawn.ln_params + tau[:, None] * random.standard_normal(drawn.ln_params.shape)
     return Minima(ln_params, ln_budgets - flops_per_token(ln_params), drawn.loss)
 
 
-def saturates(ln_budgets: Floats, loss: Floats) -> bool:
-    """Whether the lowest losses support an irreducible term: four budgets or more, and a positive E."""
+def has_irreducible_term(ln_budgets: Floats, loss: Floats) -> bool:
+    """Whether the lowest losses support an irreducible term: at least four budgets, and E > 0."""
     return len(ln_budgets) >= 4 and not fit_saturating(ln_budgets, loss).at_bound[0]
 
 
-def fit_laws(ln_budgets: Floats, minima: Minima, weights: Floats, saturates: bool) -> dict[str, Floats]:
+def fit_laws(ln_budgets: Floats, minima: Minima, weights: Floats, is_saturating: bool) -> dict[str, Floats]:
     ln_kn, a = fit_line(ln_budgets, minima.ln_params, weights)
     ln_kd, b = fit_line(ln_budgets, minima.ln_tokens, weights)
     law = {"ln_kN": ln_kn, "a": a, "ln_kD": ln_kd, "b": b}
-    if saturates:
+    if is_saturating:
         loss = fit_saturating(ln_budgets, minima.loss)
         return {**law, "E": loss.e, "ln_kL": loss.ln_k, "gamma": loss.gamma}
     ln_kl, slope = fit_line(ln_budgets, np.log(minima.loss), np.ones_like(ln_budgets))
     return {**law, "E": np.zeros_like(slope), "ln_kL": ln_kl, "gamma": -slope}
 
 
-def scatter(
+def estimate_scatter(
     ln_budgets: Floats, ln_params: Floats, weights: Floats, noise: Noise
 ) -> tuple[float, int, Diagnostic | None]:
-    """Spread of the minima around their line beyond what the runs' noise explains: (sd of ln N, dof, warning).
+    """Scatter of the minima about their line in excess of the runs' noise: (sd of ln N, dof, warning).
 
-    Zero unless an F test at 5% says that there is some; then by the method of moments, as in a random-effects
+    Zero unless significant by an F test at 5%; then estimated by the method of moments, as in a random-effects
     meta-analysis (DerSimonian and Laird 1986).
     """
     dof = len(ln_budgets) - 2
@@ -112,15 +114,15 @@ def scatter(
         return 0.0, 0, None
     intercept, slope = fit_line(ln_budgets, ln_params, weights)
     precision = weights / noise.sigma**2
-    q = float(precision @ (ln_params[0] - intercept[0] - slope[0] * ln_budgets) ** 2)
-    if stats.f.sf(q / dof, dof, noise.dof) > 0.05:
+    chi_square = float(precision @ (ln_params[0] - intercept[0] - slope[0] * ln_budgets) ** 2)
+    if stats.f.sf(chi_square / dof, dof, noise.dof) > 0.05:
         return 0.0, 0, None
     design = np.stack([np.ones_like(ln_budgets), ln_budgets], axis=1)
-    inner = np.linalg.inv(design.T @ (precision[:, None] * design))
-    spare = precision.sum() - np.trace(inner @ (design.T @ ((precision**2)[:, None] * design)))
-    tau = float(np.sqrt(max(0.0, (q - dof) / spare)))
+    covariance = np.linalg.inv(design.T @ (precision[:, None] * design))
+    denominator = precision.sum() - np.trace(covariance @ (design.T @ ((precision**2)[:, None] * design)))
+    tau = float(np.sqrt(max(0.0, (chi_square - dof) / denominator)))
     message = (
         f"the minima lie further from a straight line in ln C than the runs' noise explains (an extra {tau:.2g} "
-        "in ln N, added to the intervals); look for budgets tuned differently, or for a law that is no power law"
+        "in ln N, added to the intervals); check for budgets tuned differently, or N_opt may not be a power law"
     )
     return tau, dof, Diagnostic(code="scatter", message=message)

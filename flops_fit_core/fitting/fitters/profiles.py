@@ -1,9 +1,9 @@
-"""IsoFLOP profiles: runs grouped by budget, a curve in ln N through each, and its minimum.
+"""IsoFLOP profiles: runs grouped by budget, a curve in ln N per budget, and its minimum.
 
-Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2). The parabola is fitted to ln L unless
-``response="loss"`` asks for L: seed noise is about a constant share of the loss, so ln L has one noise
-level for all budgets and residuals can be pooled; the minima of both agree to within 0.05% of N on
-Chinchilla's surface even on grids that reach x16 to each side.
+Approach 2 of Hoffmann et al. 2022 (arXiv 2203.15556, section 3.2). The parabola is fitted to ln L, or to L with
+``response="loss"``. Seed noise is about a constant share of the loss, so ln L has the same noise level at all
+budgets and residuals can be pooled. The minima in ln L and in L agree to within 0.05% of N on Chinchilla's
+surface, even on grids that reach x16 to each side.
 """
 
 from __future__ import annotations
@@ -21,58 +21,61 @@ Response = Literal["log-loss", "loss"]
 Shape = Literal["parabola", "cubic", "akima"]
 Verdict = Literal["interior", "below", "above", "not convex", "too few sizes"]
 
-SIZES: dict[Shape, int] = {"parabola": 3, "cubic": 4, "akima": 5}
-"""Sizes without which a shape cannot be fitted to a budget."""
+MIN_SIZES: dict[Shape, int] = {"parabola": 3, "cubic": 4, "akima": 5}
+"""Sizes per budget that each shape requires."""
 GROUP_WIDTH = 1.2
-"""Runs without a nominal budget are one group while their C lies within this factor."""
+"""Runs without a nominal budget form a group if their C lies within this factor."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """The runs of one budget."""
+    """The runs of a budget."""
 
     budget: float
     rows: Ints
 
 
 def group_by_budget(runs: Runs) -> list[Group]:
-    """Groups in order of budget: by nominal budget where given, otherwise by clusters of C.
+    """Groups in ascending order of budget: by nominal budget, or by clusters of C for runs without one.
 
     A cluster spans at most a factor of 1.2 in C, and its budget is the geometric mean.
     """
     groups = [Group(float(c), np.flatnonzero(runs.budget == c)) for c in np.unique(runs.budget) if np.isfinite(c)]
-    loose = np.flatnonzero(~np.isfinite(runs.budget))
-    loose = loose[np.argsort(runs.flops[loose], kind="stable")]
-    while len(loose):
-        near = int(np.searchsorted(runs.flops[loose], runs.flops[loose[0]] * GROUP_WIDTH, side="right"))
-        rows, loose = np.sort(loose[:near]), loose[near:]
+    unassigned = np.flatnonzero(~np.isfinite(runs.budget))
+    unassigned = unassigned[np.argsort(runs.flops[unassigned], kind="stable")]
+    while len(unassigned):
+        count = int(np.searchsorted(runs.flops[unassigned], runs.flops[unassigned[0]] * GROUP_WIDTH, side="right"))
+        rows, unassigned = np.sort(unassigned[:count]), unassigned[count:]
         groups.append(Group(float(np.exp(np.log(runs.flops[rows]).mean())), rows))
     return sorted(groups, key=lambda group: group.budget)
 
 
 def move_to_budgets(runs: Runs, groups: list[Group]) -> Floats:
-    """Ln L of every run, moved from its own C to its nominal one at its own N.
+    """Ln L of every run, moved from its C to its nominal budget at constant N.
 
-    The slope d ln L / d ln C at fixed N comes from a quadratic surface in (ln N, ln C) through all runs. A
-    run that misses its budget by 1% is off by about ten times less than that in loss, but all runs of one
-    size are off together, which would move the minimum.
+    The slope d ln L / d ln C at constant N comes from a quadratic surface in (ln N, ln C) through all runs. A
+    run that misses its budget by 1% is off by only about a tenth of that in loss. But all runs of a size are off
+    by the same amount, which would move the minimum.
     """
     ln_loss, nominal = np.log(runs.loss), np.empty(len(runs))
     for group in groups:
         nominal[group.rows] = np.log(group.budget)
-    miss = np.log(runs.flops) - nominal
-    if float(np.max(np.abs(miss))) < 1e-12 or len(groups) < 2:
+    offset = np.log(runs.flops) - nominal
+    if float(np.max(np.abs(offset))) < 1e-12 or len(groups) < 2:
         return ln_loss
     x, z = np.log(runs.params), np.log(runs.flops)
     x, z = x - x.mean(), z - z.mean()
     columns = [np.ones_like(x), x, x**2, z, x * z] + ([z**2] if len(groups) > 2 else [])
     if len(runs) <= len(columns):
         columns = [np.ones_like(x), x, x**2, z]
-    fitted = np.linalg.lstsq(np.stack(columns, axis=1), ln_loss, rcond=None)[0]
-    cross, bend = fitted[4] if len(columns) > 4 else 0.0, fitted[5] if len(columns) > 5 else 0.0
-    # Half of the way back: the slope in the middle between the run and its budget.
-    slope = fitted[3] + cross * x + 2 * bend * (z - miss / 2)
-    moved: Floats = ln_loss - slope * miss
+    coefficients = np.linalg.lstsq(np.stack(columns, axis=1), ln_loss, rcond=None)[0]
+    cross_term, square_term = (
+        coefficients[4] if len(columns) > 4 else 0.0,
+        coefficients[5] if len(columns) > 5 else 0.0,
+    )
+    # Slope at the midpoint between the run and its budget.
+    slope = coefficients[3] + cross_term * x + 2 * square_term * (z - offset / 2)
+    moved: Floats = ln_loss - slope * offset
     return moved
 
 
@@ -88,25 +91,25 @@ class Profile:
     y: Floats
     """Response (ln L, or L) at the nominal budget."""
     solver: Floats
-    """Shape (4, n): coefficients of 1, u, u^2, u^3 are ``solver @ y``, for one y or for many. Akima: zeros."""
+    """Shape (4, n): ``solver @ y`` gives the coefficients of 1, u, u^2, u^3. Zeros for Akima."""
     leverage: Floats
     verdict: Verdict
 
     @property
     def coefficients(self) -> Floats:
-        out: Floats = self.solver @ self.y
-        return out
+        coefficients: Floats = self.solver @ self.y
+        return coefficients
 
     @property
     def residuals(self) -> Floats:
-        """Zero where the curve passes through every size."""
+        """Zero for Akima, which passes through every size."""
         if self.shape == "akima":
             return np.zeros_like(self.y)
         return self.y - np.vander(self.u, 4, increasing=True) @ self.coefficients
 
     @property
     def design(self) -> Floats:
-        """Powers of u that a polynomial profile has, shape (n, 3 or 4)."""
+        """Powers of u in a polynomial profile, shape (n, 3 or 4)."""
         return np.vander(self.u, 3 if self.shape == "parabola" else 4, increasing=True)
 
     @property
@@ -115,18 +118,20 @@ class Profile:
         return max(0, len(self.u) - free)
 
     @property
-    def reach(self) -> float:
-        """Ln of the largest over the smallest N."""
+    def ln_range(self) -> float:
+        """Ln (largest N / smallest N)."""
         return float(self.u.max() - self.u.min())
 
     def minima(self, y: Floats) -> tuple[Floats, Floats, Bools]:
-        """Ln N at the minimum, response there, and whether there is one near the grid, for y of (draws, n)."""
-        turn, lowest, there = _akima_minima(self, y) if self.shape == "akima" else _turns(y @ self.solver.T)
-        return turn + self.centre, lowest, there & (np.abs(turn) < 1.5 * self.reach)
+        """Ln N at the minimum, response at the minimum, and whether it exists near the grid; y is (draws, n)."""
+        position, lowest, exists = (
+            _akima_minima(self, y) if self.shape == "akima" else _polynomial_minima(y @ self.solver.T)
+        )
+        return position + self.centre, lowest, exists & (np.abs(position) < 1.5 * self.ln_range)
 
     @property
     def ln_params(self) -> float:
-        """Ln N at the minimum; at the lowest size where the minimum is not inside the grid."""
+        """Ln N at the minimum, or at the size of lowest loss if the minimum is not inside the grid."""
         if self.verdict == "interior":
             return float(self.minima(self.y[None])[0][0])
         return float(self.u[np.argmin(self.y)] + self.centre)
@@ -139,9 +144,9 @@ class Profile:
         return float(np.min(self.y))
 
     def variance(self) -> float:
-        """Of ln N at the minimum, for runs of variance 1, times the squared curvature there (delta method)."""
-        turn = self.ln_params - self.centre
-        gradient = np.array([0, 1, 2 * turn, 3 * turn**2]) @ self.solver
+        """Variance of ln N at the minimum for runs of variance 1, times the squared curvature (delta method)."""
+        position = self.ln_params - self.centre
+        gradient = np.array([0, 1, 2 * position, 3 * position**2]) @ self.solver
         return float(gradient @ gradient)
 
     def curvature(self) -> float:
@@ -150,31 +155,31 @@ class Profile:
         return float(2 * c2 + 6 * c3 * (self.ln_params - self.centre))
 
 
-def _turns(coefficients: Floats) -> tuple[Floats, Floats, Bools]:
-    """Where cubics (a parabola is one) with coefficients (draws, 4) have their minimum, and its depth."""
+def _polynomial_minima(coefficients: Floats) -> tuple[Floats, Floats, Bools]:
+    """Position u, value and existence of the minima of cubics (or parabolas) with coefficients (draws, 4)."""
     c0, c1, c2, c3 = coefficients.T
     discriminant = c2**2 - 3 * c1 * c3
-    bottom = c2 + np.sqrt(np.maximum(discriminant, 0))
-    there = (discriminant > 0) & (bottom > 0)
-    # The root of c1 + 2 c2 u + 3 c3 u^2 at which the curve bends upwards, in the form that allows c3 = 0.
-    u = np.where(there, -c1 / np.where(there, bottom, 1), 0.0)
-    return u, c0 + u * (c1 + u * (c2 + u * c3)), there
+    denominator = c2 + np.sqrt(np.maximum(discriminant, 0))
+    exists = (discriminant > 0) & (denominator > 0)
+    # The root of c1 + 2 c2 u + 3 c3 u^2 with positive curvature, in the form that allows c3 = 0.
+    u = np.where(exists, -c1 / np.where(exists, denominator, 1), 0.0)
+    return u, c0 + u * (c1 + u * (c2 + u * c3)), exists
 
 
 def _akima_minima(profile: Profile, y: Floats) -> tuple[Floats, Floats, Bools]:
     """Minima of Akima interpolants (Porian et al. 2024, section 3) through the mean of each size."""
-    sizes, means = _by_size(profile.u, y)
+    sizes, means = _average_by_size(profile.u, y)
     grid = np.linspace(sizes[0], sizes[-1], 801)
     curves = Akima1DInterpolator(sizes, means, axis=1)(grid)
     lowest = np.clip(np.argmin(curves, axis=1), 1, len(grid) - 2)
     rows = np.arange(len(curves))
     left, middle, right = (curves[rows, lowest + shift] for shift in (-1, 0, 1))
-    bend = left - 2 * middle + right
-    shift = np.where(bend > 0, (left - right) / (2 * np.where(bend > 0, bend, 1)), 0.0)
+    curvature = left - 2 * middle + right
+    shift = np.where(curvature > 0, (left - right) / (2 * np.where(curvature > 0, curvature, 1)), 0.0)
     return grid[lowest] + np.clip(shift, -1, 1) * (grid[1] - grid[0]), middle, np.ones(len(y), dtype=bool)
 
 
-def _by_size(u: Floats, y: Floats) -> tuple[Floats, Floats]:
+def _average_by_size(u: Floats, y: Floats) -> tuple[Floats, Floats]:
     """Distinct sizes, and the mean of y (draws, n) at each."""
     sizes, size = np.unique(np.round(u, 9), return_inverse=True)
     share = (size == np.arange(len(sizes))[:, None]).astype(float)
@@ -182,17 +187,17 @@ def _by_size(u: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 
 def fit_profile(group: Group, ln_params: Floats, response: Floats, shape: Shape = "parabola") -> Profile:
-    """Fit one budget's curve by least squares (Akima: pass through every size) and say where its minimum lies.
+    """Fit one budget's curve by least squares (Akima interpolates) and locate its minimum.
 
-    ``ln_params`` and ``response`` are of all runs. A parabola needs 3 sizes, a cubic 4, Akima 5.
+    ``ln_params`` and ``response`` cover all runs. A parabola needs 3 sizes, a cubic 4, Akima 5.
     """
     x, y = ln_params[group.rows], response[group.rows]
-    sizes, means = _by_size(x, y[None])
+    sizes, mean_responses = _average_by_size(x, y[None])
     centre = float((sizes[0] + sizes[-1]) / 2)
     u, solver = x - centre, np.zeros((4, len(x)))
     leverage = np.ones(len(x))
     verdict: Verdict = "too few sizes"
-    if len(sizes) >= SIZES[shape]:
+    if len(sizes) >= MIN_SIZES[shape]:
         if shape != "akima":
             columns = 3 if shape == "parabola" else 4
             design = np.vander(u, columns, increasing=True)
@@ -201,29 +206,31 @@ def fit_profile(group: Group, ln_params: Floats, response: Floats, shape: Shape 
         verdict = "interior"
     profile = Profile(group.budget, group.rows, shape, centre, u, y, solver, leverage, verdict)
     if verdict == "interior":
-        profile = replace(profile, verdict=_verdict(profile, int(np.argmin(means)), sizes - centre))
+        profile = replace(
+            profile, verdict=_locate_minimum(profile, int(np.argmin(mean_responses)), sizes - centre)
+        )
     return profile
 
 
-def _verdict(profile: Profile, lowest: int, sizes: Floats) -> Verdict:
-    if lowest == 0:
+def _locate_minimum(profile: Profile, lowest_size: int, sizes: Floats) -> Verdict:
+    if lowest_size == 0:
         return "below"
-    if lowest == len(sizes) - 1:
+    if lowest_size == len(sizes) - 1:
         return "above"
-    turn, _, there = profile.minima(profile.y[None])
-    if not there[0]:
+    position, _, exists = profile.minima(profile.y[None])
+    if not exists[0]:
         return "not convex"
-    if turn[0] - profile.centre < sizes[0]:
+    if position[0] - profile.centre < sizes[0]:
         return "below"
-    return "above" if turn[0] - profile.centre > sizes[-1] else "interior"
+    return "above" if position[0] - profile.centre > sizes[-1] else "interior"
 
 
 def profile_record(profile: Profile, ln_tokens: float, response: Response) -> ProfileMinimum:
-    """The profile as a record; ``curve`` holds what :func:`profile_loss` needs."""
+    """The profile as a record; ``curve`` holds the inputs of :func:`profile_loss`."""
     lowest = profile.lowest
     curve = {f"c{power}": float(value) for power, value in enumerate(profile.coefficients)}
     if profile.shape == "akima":
-        sizes, means = _by_size(profile.u, profile.y[None])
+        sizes, means = _average_by_size(profile.u, profile.y[None])
         curve = {f"u{knot}": float(value) for knot, value in enumerate(sizes)}
         curve |= {f"y{knot}": float(value) for knot, value in enumerate(means[0])}
     return ProfileMinimum(
@@ -244,7 +251,7 @@ def profile_record(profile: Profile, ln_tokens: float, response: Response) -> Pr
 
 
 def profile_loss(minimum: ProfileMinimum, params: Floats) -> Floats:
-    """Loss in nats along the fitted profile at these N, for drawing it (NaN beyond an interpolated profile)."""
+    """Loss in nats along the fitted profile at these N, for plots; NaN beyond an interpolated profile."""
     curve = minimum.curve
     u = np.log(params) - curve["centre"]
     if "c0" in curve:

@@ -1,1 +1,1 @@
-"""FLOPs per token as a curve in N, for runs whose C is not 6 N D."""
+"""FLOPs per token as a curve in N, for runs with C other than 6 N D."""

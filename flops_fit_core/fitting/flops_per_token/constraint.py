@@ -1,7 +1,7 @@
-"""f(N) = C / D, the runs' own training FLOPs per token: what ties N and D together at a budget.
+"""f(N) = C / D, training FLOPs per token of the runs: the constraint between N and D at a budget.
 
-Whatever the counter (6 N D, every matmul and attention, active parameters of a mixture of experts), f is
-read off the runs, so an optimum holds for the C that they report.
+f is taken from the runs for every counter (6 N D, all matmuls and attention, active parameters of a mixture of
+experts), so an optimum holds for the C that the runs report.
 """
 
 from __future__ import annotations
@@ -19,82 +19,88 @@ from flops_fit_core.fitting.flops_per_token.curve import fit_curve
 from flops_fit_core.fitting.flops_per_token.warnings import describe_flops_per_token
 from flops_fit_core.records import LawFit
 
-_END = np.log(4.0)
+_END_RANGE = np.log(4.0)
 _BELOW, _ABOVE = np.log(1e3), np.log(1e5)
-"""How far the knots reach below and above the sizes: N_opt of a million times the largest budget is among them."""
-_STEP = 0.25
-"""In ln N between knots. On curves of this kind the cubic's slope is then right to 1e-4."""
-_NEAR = np.log(10.0)
-"""Within this of the sizes f must be 6 N, if it is to be taken for that."""
-_FEW_SIZES = 6
+"""Range of the knots below and above the sizes: includes N_opt at a million times the largest budget."""
+_KNOT_STEP = 0.25
+"""Distance in ln N between knots. The slope of the cubic is then accurate to 1e-4 on these curves."""
+_NEAR_RANGE = np.log(10.0)
+"""f counts as 6 N only if it is 6 N up to this far from the sizes, in ln N."""
+_MIN_FAMILY_SIZES = 6
 _EXACTLY_6N = 1e-4
-"""Relative difference at every size up to which C was counted as 6 N D, however few the sizes."""
-_OTHER = 0.1
+"""C counts as 6 N D if every size agrees to this relative difference, for any number of sizes."""
+_MAX_FAMILY_DIFFERENCE = 0.1
 """Largest relative difference between the runs' f and the family's."""
 _DRAWS = 500
-_MODES, _LEAST = 6, 3e-4
-"""Directions of the draws that are kept, and the least standard deviation of ln f along one."""
-_SURE = 1e-3
-"""Standard deviation of ln f near the sizes up to which the curve is taken as known."""
+_MAX_MODES, _MIN_MODE_SD = 6, 3e-4
+"""Largest number of modes, and the least standard deviation of ln f along a mode."""
+_MAX_EXACT_SD = 1e-3
+"""The curve counts as exact if ln f near the sizes has at most this standard deviation."""
 
 
-def _nothing() -> Floats:
+def _no_draws() -> Floats:
     return np.empty((0, 0))
 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Monotone cubic in (ln N, ln f) between the knots; beyond them a straight line whose slope is that of
-    the knots within a factor 4 of N of that end."""
+    """Monotone cubic in (ln N, ln f) between the knots, and straight lines beyond them.
+
+    The slope of each line is fitted to the knots within a factor of 4 in N of that end.
+    """
 
     ln_params: Floats
     ln_flops: Floats
     warnings: tuple[str, ...] = ()
-    """What a reader must know of the runs' FLOPs per token: scatter, a jump, a change with D."""
-    modes: Floats = field(default_factory=_nothing)
-    """Directions in which the curve is uncertain: ln f at the knots less the curve's, shape (modes, knots)."""
-    scores: Floats = field(default_factory=_nothing)
+    """Warnings about the runs' FLOPs per token: scatter, a jump, or a change with D."""
+    modes: Floats = field(default_factory=_no_draws)
+    """Directions of uncertainty of the curve: deviations of ln f at the knots, shape (modes, knots)."""
+    scores: Floats = field(default_factory=_no_draws)
     """Multiples of the modes in each possible curve, shape (curves, modes)."""
     is_drawn: bool = False
-    """Whether this is one curve per row of ``scores``, and ``ln_params`` has a row for each."""
+    """Whether this holds a curve per row of ``scores``; then ``ln_params`` arguments have a row per curve."""
 
     @classmethod
     def of(cls, runs: Runs, draws: bool = False, seed: int = 0) -> Self:
-        """A smooth curve through the runs' sizes; with ``draws``, how uncertain it is.
+        """A smooth curve through the runs' sizes; with ``draws``, also its uncertainty.
 
-        Exactly 6 N where it is that to within 1%.
+        Exactly 6 N if it is 6 N to within 1%.
         """
-        every, ln_flops, size = _rounded(runs)
-        sizes, mean, _ = _means(every, ln_flops, size)
+        ln_params, ln_flops, size = _size_columns(runs)
+        sizes, mean, _ = _means(ln_params, ln_flops, size)
         if float(np.max(np.abs(mean - np.log(6) - sizes))) < _EXACTLY_6N:
-            exact = cls.from_knots(())
+            six_n = cls.from_knots(())
             return replace(
-                exact, warnings=describe_flops_per_token(every, np.log(runs.tokens), ln_flops, exact(every))
+                six_n,
+                warnings=describe_flops_per_token(ln_params, np.log(runs.tokens), ln_flops, six_n(ln_params)),
             )
         knots = _knots(sizes[0], sizes[-1])
         curve = fit_curve(sizes, mean, knots, _DRAWS if draws else 0, seed)
-        plain = cls(knots, curve.ln_flops)
-        warnings = describe_flops_per_token(every, np.log(runs.tokens), ln_flops, plain(every))
-        near = (knots > sizes[0] - _NEAR) & (knots < sizes[-1] + _NEAR)
-        modes, scores = _directions(curve.draws - curve.ln_flops, near)
-        is_sure = not len(modes) or float(np.max((scores @ modes[:, near]).std(axis=0))) < _SURE
-        off = np.abs(curve.ln_flops - np.log(6) - knots)[near]
-        if is_sure and float(np.max(off)) < np.log(1.01):
+        without_draws = cls(knots, curve.ln_flops)
+        warnings = describe_flops_per_token(ln_params, np.log(runs.tokens), ln_flops, without_draws(ln_params))
+        is_near = (knots > sizes[0] - _NEAR_RANGE) & (knots < sizes[-1] + _NEAR_RANGE)
+        modes, scores = _principal_directions(curve.draws - curve.ln_flops, is_near)
+        is_exact = not len(modes) or float(np.max((scores @ modes[:, is_near]).std(axis=0))) < _MAX_EXACT_SD
+        deviation = np.abs(curve.ln_flops - np.log(6) - knots)[is_near]
+        if is_exact and float(np.max(deviation)) < np.log(1.01):
             return replace(cls.from_knots(()), warnings=warnings)
-        if is_sure:
-            return replace(plain, warnings=warnings)
+        if is_exact:
+            return replace(without_draws, warnings=warnings)
         return cls(knots, curve.ln_flops, warnings, modes, scores)
 
     @classmethod
     def of_family(cls, points: Sequence[tuple[float, float]], runs: Runs) -> Self | None:
-        """A curve through (N, f) of many sizes of the runs' family; None where the runs' f are others.
+        """A curve through (N, f) of many sizes of the runs' family; None if the runs' f differ from it.
 
-        It is moved by the runs' mean ratio to it: they may compute positions that are no tokens of D.
+        The curve is scaled by the mean ratio of the runs to it: runs may compute positions that D does not count.
         """
         x, y = np.log(np.array(points, dtype=float)).T
-        sizes, mean, _ = _means(*_rounded(runs))
+        sizes, mean, _ = _means(*_size_columns(runs))
         ratio = float(np.mean(mean - np.interp(sizes, x, y)))
-        if len(x) < _FEW_SIZES or float(np.max(np.abs(mean - np.interp(sizes, x, y) - ratio))) > _OTHER:
+        if (
+            len(x) < _MIN_FAMILY_SIZES
+            or float(np.max(np.abs(mean - np.interp(sizes, x, y) - ratio))) > _MAX_FAMILY_DIFFERENCE
+        ):
             return None
         knots = _knots(sizes[0], max(sizes[-1], x[-1] - _ABOVE))
         curve = fit_curve(np.concatenate([sizes, x]), np.concatenate([mean, y + ratio]), knots)
@@ -102,13 +108,13 @@ class FlopsPerToken:
 
     @classmethod
     def from_knots(cls, knots: Sequence[tuple[float, float]]) -> Self:
-        """From (N, f) pairs as a fit keeps them; none means f = 6 N."""
+        """From the (N, f) pairs in a fit; an empty sequence means f = 6 N."""
         table = np.log(np.array(knots if len(knots) else [(1.0, 6.0), (2.0, 12.0)], dtype=float))
         return cls(table[:, 0], table[:, 1])
 
     @classmethod
     def of_fit(cls, fit: LawFit, *, drawn: bool = False) -> Self:
-        """As a fit keeps it: the curve, or with ``drawn`` the curve of each of its draws."""
+        """From a fit: its curve, or with ``drawn`` a curve per draw."""
         curve = cls.from_knots(fit.flops_per_token)
         if not drawn or not fit.flops_per_token_draws:
             return curve
@@ -116,28 +122,28 @@ class FlopsPerToken:
         return replace(curve, modes=modes, scores=scores, is_drawn=True)
 
     def drawn(self, count: int, seed: int = 0) -> Self:
-        """``count`` possible curves; this one where it is known."""
+        """``count`` possible curves; the curve itself if it has no uncertainty."""
         if not len(self.modes) or not count:
-            return replace(self, modes=_nothing(), scores=_nothing())
+            return replace(self, modes=_no_draws(), scores=_no_draws())
         rows = np.random.default_rng([seed, len(self.scores)]).integers(len(self.scores), size=count)
         return replace(self, scores=self.scores[rows], is_drawn=True)
 
     def row(self, number: int) -> Self:
-        """One of the drawn curves; this one where it is known."""
+        """A drawn curve by its row; the curve itself if it has no uncertainty."""
         if not self.is_drawn:
             return self
         ln_flops = self.ln_flops + self.scores[number] @ self.modes
-        return replace(self, ln_flops=ln_flops, modes=_nothing(), scores=_nothing(), is_drawn=False)
+        return replace(self, ln_flops=ln_flops, modes=_no_draws(), scores=_no_draws(), is_drawn=False)
 
     def knots(self) -> tuple[tuple[float, float], ...]:
-        """As a fit keeps them: none where f is 6 N to within 1%."""
+        """(N, f) pairs for a fit; empty if f is 6 N to within 1%."""
         if self.is_6n:
             return ()
         pairs = np.exp(np.stack([self.ln_params, self.ln_flops], axis=1))
         return tuple((float(params), float(flops)) for params, flops in pairs)
 
     def fields(self, drawn: Self) -> dict[str, tuple[tuple[float, ...], ...]]:
-        """Fields of a LawFit that keep this curve and those of its draws."""
+        """Fields of a LawFit that store this curve and the curves of its draws."""
         if not drawn.is_drawn:
             return {"flops_per_token": self.knots()}
         return {
@@ -148,9 +154,9 @@ class FlopsPerToken:
 
     @property
     def is_6n(self) -> bool:
-        """Whether f is known to be 6 N to within 1% at every knot."""
-        off = float(np.max(np.abs(self.ln_flops - np.log(6) - self.ln_params)))
-        return not len(self.modes) and off < np.log(1.01)
+        """Whether f is 6 N to within 1% at every knot, without uncertainty."""
+        deviation = float(np.max(np.abs(self.ln_flops - np.log(6) - self.ln_params)))
+        return not len(self.modes) and deviation < np.log(1.01)
 
     def __call__(self, ln_params: Floats) -> Floats:
         """Ln f at ln N, of any shape."""
@@ -162,9 +168,9 @@ class FlopsPerToken:
 
     def _evaluate(self, ln_params: Floats) -> tuple[Floats, Floats]:
         x = np.asarray(ln_params, dtype=float)
-        value, slope = _along(self._curve, x)
+        value, slope = _extrapolate(self._curve, x)
         for mode, score in zip(self._mode_curves, self.scores.T, strict=False) if self.is_drawn else ():
-            change, tilt = _along(mode, x)
+            change, tilt = _extrapolate(mode, x)
             value, slope = value + score[:, None] * change, slope + score[:, None] * tilt
         return value, np.maximum(slope, 0.02) if self.is_drawn else slope
 
@@ -193,7 +199,7 @@ class _Curve:
         return self.y[0] + slope * (x - self.x[0]), np.full_like(x, slope)
 
 
-def _along(curve: _Curve, x: Floats) -> tuple[Floats, Floats]:
+def _extrapolate(curve: _Curve, x: Floats) -> tuple[Floats, Floats]:
     first, last = curve.x[0], curve.x[-1]
     left, right = curve.ends
     value, slope = curve.evaluate(np.clip(x, first, last))
@@ -202,35 +208,35 @@ def _along(curve: _Curve, x: Floats) -> tuple[Floats, Floats]:
 
 
 def _end_slope(x: Floats, y: Floats, end: int) -> float:
-    close = np.abs(x - x[end]) <= _END
-    close[slice(0, 2) if end == 0 else slice(-2, None)] = True
-    away = x[close] - x[close].mean()
-    return float(away @ y[close] / (away @ away))
+    is_close = np.abs(x - x[end]) <= _END_RANGE
+    is_close[slice(0, 2) if end == 0 else slice(-2, None)] = True
+    offset = x[is_close] - x[is_close].mean()
+    return float(offset @ y[is_close] / (offset @ offset))
 
 
-def _directions(deviations: Floats, near: Bools) -> tuple[Floats, Floats]:
-    """The few directions that hold the deviations (curves, knots), and each curve's multiples of them.
+def _principal_directions(deviations: Floats, is_near: Bools) -> tuple[Floats, Floats]:
+    """Principal directions of the deviations (curves, knots), and the scores of each curve.
 
-    Knots ``near`` the sizes count more: far from them the curves differ by more, and it matters less.
+    Knots near the sizes get more weight: far from the sizes curves differ more, and differences matter less.
     """
-    if not len(deviations) or float(np.max(np.abs(deviations))) < _LEAST:
-        return _nothing(), _nothing()
-    weighted = deviations * np.where(near, 1.0, 0.03)
+    if not len(deviations) or float(np.max(np.abs(deviations))) < _MIN_MODE_SD:
+        return _no_draws(), _no_draws()
+    weighted = deviations * np.where(is_near, 1.0, 0.03)
     variance, axes = np.linalg.eigh(weighted.T @ weighted / len(weighted))
-    few = slice(-1, -1 - min(_MODES, int(np.sum(variance > _LEAST**2))), -1)
-    scores = weighted @ axes[:, few] / np.sqrt(variance[few])
-    # One unit of a score is one standard deviation.
+    largest = slice(-1, -1 - min(_MAX_MODES, int(np.sum(variance > _MIN_MODE_SD**2))), -1)
+    scores = weighted @ axes[:, largest] / np.sqrt(variance[largest])
+    # Scores have a standard deviation of 1.
     return scores.T @ deviations / len(deviations), scores
 
 
-def _rounded(runs: Runs) -> tuple[Floats, Floats, Ints]:
-    """Ln N, ln f, and the number of each run's size."""
+def _size_columns(runs: Runs) -> tuple[Floats, Floats, Ints]:
+    """Ln N, ln f, and the size number of each run."""
     ln_params = np.round(np.log(runs.params), 9).astype(np.float64)
     return ln_params, np.log(runs.flops / runs.tokens), np.unique(ln_params, return_inverse=True)[1]
 
 
 def _knots(smallest: float, largest: float) -> Floats:
-    count = int(np.ceil((largest - smallest + _BELOW + _ABOVE) / _STEP))
+    count = int(np.ceil((largest - smallest + _BELOW + _ABOVE) / _KNOT_STEP))
     return np.linspace(smallest - _BELOW, largest + _ABOVE, count)
 
 

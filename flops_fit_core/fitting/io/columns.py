@@ -1,5 +1,4 @@
-"""Which column of a table holds N, D, C, the loss and the rest; two columns that could are an error, never a
-guess."""
+"""Maps columns of a table to roles (N, D, C, loss and others). Ambiguous columns are an error, never a guess."""
 
 from __future__ import annotations
 
@@ -26,103 +25,103 @@ from flops_fit_core.fitting.io.names import (
     ROLES,
     TRAINING,
     YES,
-    header_scale,
-    plain_name,
-    words_of,
+    normalise_name,
+    parse_header_scale,
+    split_words,
 )
 from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 
 NEEDED = ("params", "tokens", "loss")
 NOT_READ = "none"
-"""``--column flops=none``: no column is read for an optional role."""
+"""``--column flops=none``: do not read a column for an optional role."""
 
 _HINTS: Mapping[str, frozenset[str]] = {
     "params": frozenset(("param", "params", "parameter", "parameters", "mparams", "size")),
     "tokens": frozenset(("token", "tokens", "gtokens", "samples", "images", "examples", "documents")),
     "loss": frozenset(("loss", "nll", "xent", "entropy")),
 }
-"""Words in names of columns that may hold a role, which only a person can confirm."""
+"""Words in names of columns that may have a role; the user must confirm them."""
 _COUNTS_OF_DATA = frozenset(
     ("step", "steps", "iter", "iters", "iterations", "updates", "epoch", "epochs", "ratio")
 )
 _NO_HINT = frozenset(("per", "log", "ln", "sec", "second", "vocab", "batch", "kqv", "step", "parallel", "context"))
 _RATIO = re.compile(r"tok\w*?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
-_SHOWN = 40
-"""Names of a wide table that a message lists."""
+_MAX_NAMES = 40
+"""A message lists at most this many column names."""
 
 
 @dataclass(frozen=True)
 class Columns:
     """The column of each role, by its name in the table."""
 
-    named: dict[str, str]
+    by_role: dict[str, str]
     scales: dict[str, float] = field(default_factory=dict)
-    """Factor of a role's numbers, from its header (``tokens (B)``)."""
+    """Role -> factor stated in the header, as in ``tokens (B)``."""
     notes: tuple[str, ...] = ()
     derived: str = ""
-    """``tokens`` or ``params`` where the table has C and not this: C = 6 N D gives it."""
+    """``tokens`` or ``params`` if the table lacks it and it is computed from C = 6 N D; otherwise empty."""
 
 
-def choose_columns(path: Path, raw: RawTable, given: Mapping[str, str]) -> Columns:
-    """The column of each role: those that ``given`` maps, then by name.
+def choose_columns(path: Path, raw: RawTable, user_columns: Mapping[str, str]) -> Columns:
+    """The column of each role: from ``user_columns``, otherwise by name.
 
-    Raises FitError where a needed role has no column, or several with different values.
+    Raises FitError if a required role has no column, or several columns with different values.
     """
-    named = _mapped(path, raw, given)
+    by_role = _map_columns(path, raw, user_columns)
     notes: list[str] = []
     scales: dict[str, float] = {}
     for role in ROLES:
-        if role in named or role in given:
+        if role in by_role or role in user_columns:
             continue
-        free = [column for column in raw.header if column not in named.values()]
-        choose = _loss_column if role == "loss" else _ranked_column
+        free = [column for column in raw.header if column not in by_role.values()]
+        choose = _find_loss_column if role == "loss" else _find_ranked_column
         column = choose(path, raw, role, free, notes)
         if column is not None:
-            named[role] = column
+            by_role[role] = column
     for role in ("params", "tokens", "flops", "budget", "unique_tokens"):
-        if role in named and (scale := header_scale(named[role])) is not None:
+        if role in by_role and (scale := parse_header_scale(by_role[role])) is not None:
             scales[role] = scale
-            notes.append(f"{role} = column {named[role]!r} times {scale:g}, by its name")
-    missing = [role for role in NEEDED if role not in named]
-    derived = _derived(raw, named, missing)
+            notes.append(f"{role} = column {by_role[role]!r} times {scale:g}, by its name")
+    missing = [role for role in NEEDED if role not in by_role]
+    derived = _find_derived_role(raw, by_role, missing)
     if missing and not derived:
-        raise FitError(_missing(path, raw, missing))
-    if derived and "flops" not in named:
-        named["flops"] = named.pop("budget")
+        raise FitError(_describe_missing(path, raw, missing))
+    if derived and "flops" not in by_role:
+        by_role["flops"] = by_role.pop("budget")
         scales.update({"flops": scales.pop("budget")} if "budget" in scales else {})
     if derived:
         formula = "D = C / 6 N" if derived == "tokens" else "N = C / 6 D"
-        notes.append(f"the table has no {derived}: {formula} is used, with C = column {named['flops']!r}")
-    return Columns(named, scales, tuple(notes), derived)
+        notes.append(f"the table has no {derived}: {formula} is used, with C = column {by_role['flops']!r}")
+    return Columns(by_role, scales, tuple(notes), derived)
 
 
-def _derived(raw: RawTable, named: Mapping[str, str], missing: Sequence[str]) -> str:
-    """The role that C = 6 N D gives; empty where no C is there, or a column may hold the role itself."""
-    if list(missing) not in (["tokens"], ["params"]) or not {"flops", "budget"} & set(named):
+def _find_derived_role(raw: RawTable, by_role: Mapping[str, str], missing: Sequence[str]) -> str:
+    """The role to compute from C = 6 N D; empty without C, or if a column may hold the role."""
+    if list(missing) not in (["tokens"], ["params"]) or not {"flops", "budget"} & set(by_role):
         return ""
     hints = _HINTS[missing[0]] | (_COUNTS_OF_DATA if missing[0] == "tokens" else {"model"})
-    free = [column for column in raw.header if column not in named.values()]
-    return "" if any(words_of(column) & hints for column in free) else missing[0]
+    free = [column for column in raw.header if column not in by_role.values()]
+    return "" if any(split_words(column) & hints for column in free) else missing[0]
 
 
-def _mapped(path: Path, raw: RawTable, given: Mapping[str, str]) -> dict[str, str]:
+def _map_columns(path: Path, raw: RawTable, user_columns: Mapping[str, str]) -> dict[str, str]:
     by_name = {name.strip().lower(): name for name in reversed(raw.header)}
-    named = {}
-    for role, column in given.items():
+    by_role = {}
+    for role, column in user_columns.items():
         if (role, column) == ("id", ROWS) and ROWS not in by_name:
             continue
         if column == NOT_READ and role in ROLES and role not in NEEDED and NOT_READ not in by_name:
             continue
         if role not in ROLES:
-            raise FitError(f"there is no {role!r} to map; there is: {', '.join(ROLES)}")
-        wanted = column if column in raw.header else by_name.get(column.strip().lower())
-        if wanted is None:
+            raise FitError(f"unknown role {role!r}; valid roles: {', '.join(ROLES)}")
+        match = column if column in raw.header else by_name.get(column.strip().lower())
+        if match is None:
             close = difflib.get_close_matches(column, raw.header, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else "."
-            raise FitError(f"{path} has no column {column!r}{hint} It has: {_all_names(raw)}")
-        _refuse_repeated(path, raw, role, wanted)
-        named[role] = wanted
-    return named
+            raise FitError(f"{path} has no column {column!r}{hint} It has: {_list_names(raw)}")
+        _refuse_repeated(path, raw, role, match)
+        by_role[role] = match
+    return by_role
 
 
 def _refuse_repeated(path: Path, raw: RawTable, role: str, column: str) -> None:
@@ -133,13 +132,13 @@ def _refuse_repeated(path: Path, raw: RawTable, role: str, column: str) -> None:
         if not _agree(raw, copies):
             raise FitError(
                 f"{path} has {len(copies)} columns named {column!r} with different values, so {role} is not "
-                "determined: give each column its own name"
+                "determined: give each column a unique name"
             )
 
 
-def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
+def _find_ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
     for number, rank in enumerate(NAMES[role]):
-        columns = [column for column in free if plain_name(column) in rank]
+        columns = [column for column in free if normalise_name(column) in rank]
         if role == "status" and set(rank) <= FINISHED:
             columns = [column for column in columns if _is_flag(raw, column)]
         if not columns:
@@ -147,14 +146,19 @@ def _ranked_column(path: Path, raw: RawTable, role: str, free: Sequence[str], no
         if role == "id":
             return columns[0]
         if role == "params":
-            columns += [column for column in free if plain_name(column) in ACTIVE and column not in columns]
-        column = _only(path, raw, role, columns, notes)
-        later = {name for other in NAMES[role][number + 1 :] for name in other} - {LETTERS.get(role)}
-        others = [other for other in free if plain_name(other) in later and not _agree(raw, [column, other])]
-        if others:
-            notes.append(f"{role} = column {column!r}, rather than {_listed(others)}: --column {role}=COLUMN")
-        if plain_name(column).lower() == LETTERS.get(role):
-            notes.append(f"{role} = column {column!r}, by one letter: --column {role}=COLUMN names another")
+            columns += [column for column in free if normalise_name(column) in ACTIVE and column not in columns]
+        column = _require_agreement(path, raw, role, columns, notes)
+        lower_ranks = {name for other in NAMES[role][number + 1 :] for name in other} - {LETTERS.get(role)}
+        alternatives = [
+            other for other in free if normalise_name(other) in lower_ranks and not _agree(raw, [column, other])
+        ]
+        if alternatives:
+            notes.append(
+                f"{role} = column {column!r}, rather than {_quote_names(alternatives)}; "
+                f"--column {role}=COLUMN selects another"
+            )
+        if normalise_name(column).lower() == LETTERS.get(role):
+            notes.append(f"{role} = column {column!r}, by one letter; --column {role}=COLUMN selects another")
         return column
     return None
 
@@ -164,105 +168,109 @@ def _is_flag(raw: RawTable, column: str) -> bool:
     return cells <= YES | NO
 
 
-def _loss_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
-    """A held-out loss, where there is one; otherwise the only loss."""
+def _find_loss_column(path: Path, raw: RawTable, role: str, free: Sequence[str], notes: list[str]) -> str | None:
+    """The held-out loss if any, otherwise the only loss."""
     free = [
         column
         for column in free
         if not re.search(r"(?<![a-z])(?:log|ln)\d*[ _]?(?:loss|nll)", column, re.IGNORECASE)
     ]
-    words = {column: words_of(column) for column in free}
+    words = {column: split_words(column) for column in free}
     losses = [column for column in free if words[column] & LOSS and not words[column] & NO_LOSS]
     losses += [column for column in free if {"cross", "entropy"} <= words[column] and not words[column] & NO_LOSS]
     held_out = [column for column in losses if words[column] & HELD_OUT]
     if held_out:
-        column = _only(path, raw, role, held_out, notes)
-        if others := [other for other in losses if other not in held_out]:
-            notes.append(f"loss = column {column!r}, the held-out loss, rather than {_listed(others)}")
+        column = _require_agreement(path, raw, role, held_out, notes)
+        if other_losses := [other for other in losses if other not in held_out]:
+            notes.append(f"loss = column {column!r}, the held-out loss, rather than {_quote_names(other_losses)}")
         return column
     if losses:
-        column = _only(path, raw, role, losses, notes)
+        column = _require_agreement(path, raw, role, losses, notes)
         if words[column] & TRAINING:
-            notes.append(f"loss = column {column!r}, a training loss: a held-out loss is what a law is for")
+            notes.append(f"loss = column {column!r}, a training loss: laws are meant for held-out losses")
         return column
-    return _letter(raw, free, notes)
+    return _find_letter_column(raw, free, notes)
 
 
-def _letter(raw: RawTable, free: Sequence[str], notes: list[str]) -> str | None:
-    """L, where it is no number of layers."""
-    column = next((column for column in free if plain_name(column) == LETTERS["loss"]), None)
+def _find_letter_column(raw: RawTable, free: Sequence[str], notes: list[str]) -> str | None:
+    """A column L, unless it counts layers."""
+    column = next((column for column in free if normalise_name(column) == LETTERS["loss"]), None)
     if column is not None:
         numbers = [NumberFormat().number_or_nan(row.get(column)) for _, row in raw.rows]
         if numbers and all(number.is_integer() for number in numbers):
             return None
-        notes.append(f"loss = column {column!r}, by one letter: --column loss=COLUMN names another")
+        notes.append(f"loss = column {column!r}, by one letter; --column loss=COLUMN selects another")
     return column
 
 
-def _only(path: Path, raw: RawTable, role: str, columns: Sequence[str], notes: list[str]) -> str:
-    """The first of columns that agree in every row. Raises FitError where they do not."""
+def _require_agreement(path: Path, raw: RawTable, role: str, columns: Sequence[str], notes: list[str]) -> str:
+    """The first of columns that agree in every row. Raises FitError if they differ."""
     for column in columns:
         _refuse_repeated(path, raw, role, column)
     if len(columns) > 1:
         if not _agree(raw, columns):
             raise FitError(
                 f"{path}: {role} could be {' or '.join(map(repr, columns))}, which hold different values: write "
-                + " or ".join(f"--column {role}={_quoted(column)}" for column in columns)
+                + " or ".join(f"--column {role}={_quote_argument(column)}" for column in columns)
             )
-        notes.append(f"{role} = column {columns[0]!r}, which {_listed(columns[1:])} repeats")
+        notes.append(f"{role} = column {columns[0]!r}, repeated in {_quote_names(columns[1:])}")
     return columns[0]
 
 
 def _agree(raw: RawTable, columns: Sequence[str]) -> bool:
     return all(
-        len({str(row.get(column)) for column in columns}) == 1 or _are_one([row.get(column) for column in columns])
+        len({str(row.get(column)) for column in columns}) == 1
+        or _are_equal_numbers([row.get(column) for column in columns])
         for _, row in raw.rows
     )
 
 
-def _are_one(cells: Sequence[object]) -> bool:
+def _are_equal_numbers(cells: Sequence[object]) -> bool:
     numbers = [NumberFormat().number_or_nan(cell) for cell in cells]
     return all(math.isclose(number, numbers[0], rel_tol=1e-9) for number in numbers)
 
 
-def _listed(columns: Sequence[str]) -> str:
+def _quote_names(columns: Sequence[str]) -> str:
     return ", ".join(map(repr, columns))
 
 
-def _all_names(raw: RawTable) -> str:
-    more = f" and {len(raw.header) - _SHOWN} more" if len(raw.header) > _SHOWN else ""
-    return ", ".join(raw.header[:_SHOWN]) + more if raw.header else "nothing"
+def _list_names(raw: RawTable) -> str:
+    more = f" and {len(raw.header) - _MAX_NAMES} more" if len(raw.header) > _MAX_NAMES else ""
+    return ", ".join(raw.header[:_MAX_NAMES]) + more if raw.header else "nothing"
 
 
-def _quoted(column: str) -> str:
+def _quote_argument(column: str) -> str:
     return f"'{column}'" if re.search(r"[^\w./-]", column) else column
 
 
-def _missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
+def _describe_missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
     message = (
-        f"{path} has no column for {', '.join(missing)}. It has: {_all_names(raw)}. "
+        f"{path} has no column for {', '.join(missing)}. It has: {_list_names(raw)}. "
         f"Name each: {' '.join(f'--column {role}=COLUMN' for role in missing)}"
     )
-    words = {column: words_of(column) for column in raw.header}
+    words = {column: split_words(column) for column in raw.header}
     for role in missing:
         likely = [column for column in raw.header if words[column] & _HINTS[role] and not words[column] & _NO_HINT]
         if likely and len(likely) <= 8:
-            message += f"; {role} may be {' or '.join(f'--column {role}={_quoted(column)}' for column in likely)}"
+            message += (
+                f"; {role} may be {' or '.join(f'--column {role}={_quote_argument(column)}' for column in likely)}"
+            )
     if "tokens" in missing and (steps := [column for column in raw.header if words[column] & _COUNTS_OF_DATA]):
-        message += (
-            f"; {_listed(steps[:3])} is no number of tokens: add a column of tokens, batch x sequence x steps"
-        )
+        message += f"; {_quote_names(steps[:3])} does not count tokens: add a column with batch x sequence x steps"
     if "tokens" in missing and (ratios := list(filter(_RATIO.search, raw.header))):
-        message += f"; {_listed(ratios[:3])} is a ratio: add a column with its product with the parameters"
+        message += f"; {_quote_names(ratios[:3])} is a ratio: add a column with its product with N"
     if "loss" in missing:
         perplexities = [column for column in raw.header if words[column] & PERPLEXITY]
         if perplexities:
-            message += f"; {_listed(perplexities[:4])} is a perplexity: add a column with its natural logarithm"
+            message += (
+                f"; {_quote_names(perplexities[:4])} is a perplexity: add a column with its natural logarithm"
+            )
         bits = [column for column in raw.header if words[column] & {"bpb", "bpc", "bits"}]
         if bits:
+            argument = _quote_argument(bits[0])
             message += (
-                f"; {_listed(bits[:4])} is in bits: --column loss={_quoted(bits[0])} fits it, with losses in bits"
+                f"; {_quote_names(bits[:4])} is in bits: --column loss={argument} fits it, with losses in bits"
             )
     if sum(not name.strip(" ()0123456789") for name in raw.header) > len(raw.header) / 2:
-        message += "; the first line is read as the names of the columns: delete a title above them"
+        message += "; the first line must hold the column names: delete any title above it"
     return message

@@ -1,4 +1,4 @@
-"""Files of tables: CSV and its relatives, JSON, JSON lines and parquet, as rows under a header."""
+"""Reads files as rows under a header: CSV and other delimited text, JSON, JSON lines and parquet."""
 
 from __future__ import annotations
 
@@ -11,31 +11,36 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.io.json_records import flat_cells, json_line_records, open_objects, read_json_records
+from flops_fit_core.fitting.io.json_records import (
+    expand_objects,
+    flatten_cells,
+    json_line_records,
+    read_json_records,
+)
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
-"""Of files that are read; those of text also with ``.gz`` after them."""
+"""Suffixes of readable files; text formats also with ``.gz``."""
 
 _DELIMITERS = ",;\t|"
-_SAMPLE = 50
-"""Lines from which the delimiter is chosen."""
+_SAMPLE_LINES = 50
+"""Lines used to detect the delimiter."""
 
 
 @dataclass(frozen=True)
 class RawTable:
-    """Cells as the file writes them: text from CSV, typed values from JSON and parquet."""
+    """Cells as stored in the file: text from CSV, typed values from JSON and parquet."""
 
     header: list[str]
-    """Every name once; a repeated name has `` (2)`` after it."""
+    """Unique names; a repeated name gets the suffix `` (2)``."""
     rows: list[tuple[str, dict[str, Any]]]
-    """(place, cells): ``row 2`` is the first row below the header of a CSV file and the second record of
-    others."""
+    """(place, cells): ``row 2`` is the first row below the header of a CSV file, and the second record of any
+    other file."""
     repeated: frozenset[str] = frozenset()
-    """Names that the file writes over several columns."""
+    """Names that the file uses for several columns."""
 
 
 def table_suffix(path: Path) -> str:
-    """The suffix that tells the format, ``.gz`` apart; empty where the file is no table."""
+    """The suffix of the format, ignoring ``.gz``; empty if the file is not a table."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] == ".gz":
         suffixes.pop()
@@ -43,25 +48,25 @@ def table_suffix(path: Path) -> str:
 
 
 def read_raw(path: Path) -> RawTable:
-    """The cells of a file. Raises FitError where it cannot be read or holds no rows under a header."""
+    """The cells of a file. Raises FitError if it cannot be read or has no rows under a header."""
     suffix = table_suffix(path)
     if suffix in (".parquet", ".pq"):
-        return _parquet(path)
-    text = _text(path)
+        return _read_parquet(path)
+    text = _read_text(path)
     if suffix in (".jsonl", ".ndjson"):
-        return _of_records(path, json_line_records(path, text))
+        return _from_records(path, json_line_records(path, text))
     if suffix == ".json":
-        return _of_records(path, read_json_records(path, text))
-    return _csv(path, text)
+        return _from_records(path, read_json_records(path, text))
+    return _parse_csv(path, text)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         data = path.read_bytes()
         if path.suffix.lower() == ".gz" or data[:2] == b"\x1f\x8b":
             data = gzip.decompress(data)
     except FileNotFoundError:
-        raise FitError(f"{path}: there is no such file") from None
+        raise FitError(f"{path}: no such file") from None
     except (OSError, EOFError) as error:
         raise FitError(f"{path}: {error}") from None
     if data[:4] == b"PK\x03\x04":
@@ -72,58 +77,59 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
     if "\x00" in text:
-        raise FitError(f"{path} is not a table of text; readable are {', '.join(SUFFIXES)}, with or without .gz")
+        raise FitError(f"{path} is not a text table; readable formats: {', '.join(SUFFIXES)}, with or without .gz")
     return text
 
 
-def _csv(path: Path, text: str) -> RawTable:
+def _parse_csv(path: Path, text: str) -> RawTable:
     lines = text.splitlines()
-    first, names = 0, None
-    while first < len(lines) and not lines[first].strip():
-        first += 1
+    start, names = 0, None
+    while start < len(lines) and not lines[start].strip():
+        start += 1
     delimiter = None
-    if first < len(lines) and (match := re.fullmatch(r"sep=(.)", lines[first].strip())):
-        delimiter, first = match[1], first + 1
-    while first < len(lines) and lines[first].lstrip().startswith("#"):
-        names, first = lines[first].lstrip("# \t"), first + 1
-    body = lines[first:]
-    delimiter = delimiter or _delimiter(body[:_SAMPLE])
+    if start < len(lines) and (match := re.fullmatch(r"sep=(.)", lines[start].strip())):
+        delimiter, start = match[1], start + 1
+    while start < len(lines) and lines[start].lstrip().startswith("#"):
+        names, start = lines[start].lstrip("# \t"), start + 1
+    body = lines[start:]
+    delimiter = delimiter or _detect_delimiter(body[:_SAMPLE_LINES])
     if delimiter == " ":
         body, delimiter = ["\t".join(line.split()) for line in body], "\t"
         names = None if names is None else "\t".join(names.split())
     try:
         reader = csv.reader(body, delimiter=delimiter, skipinitialspace=True)
         if names is not None and _is_numeric(body, delimiter):
-            written = next(csv.reader([names], delimiter=delimiter, skipinitialspace=True))
+            names_row = next(csv.reader([names], delimiter=delimiter, skipinitialspace=True))
         else:
-            written = next(reader, [])
-        header, repeated = _unique(written)
+            names_row = next(reader, [])
+        header, repeated = _make_unique(names_row)
         rows = []
         for cells in reader:
             if any(cell.strip(" :-") for cell in cells) and not cells[0].startswith("#"):
-                place = f"row {first + reader.line_num}"
-                _refuse_more_cells(path, place, header, cells)
+                place = f"row {start + reader.line_num}"
+                _check_cell_count(path, place, header, cells)
                 rows.append((place, dict(zip(header, cells, strict=False))))
     except csv.Error as error:
         raise FitError(f"{path}: {error}") from None
-    if (opened := open_objects(rows)) != rows:
-        return RawTable(_header(opened), opened, repeated)
+    if (expanded := expand_objects(rows)) != rows:
+        return RawTable(_collect_header(expanded), expanded, repeated)
     return RawTable(header, rows, repeated)
 
 
-def _refuse_more_cells(path: Path, place: str, header: Sequence[str], cells: Sequence[str]) -> None:
-    """Cells beyond the header have no column, and every cell may have slipped into the wrong one."""
+def _check_cell_count(path: Path, place: str, header: Sequence[str], cells: Sequence[str]) -> None:
+    """Raise for cells beyond the header: they have no column, and other cells may be in the wrong column."""
     if any(cell.strip() for cell in cells[len(header) :]):
         raise FitError(
-            f"{path}, {place}: {len(cells)} cells under a header of {len(header)} names ({', '.join(header)}). "
-            "Numbers with a comma need quotes, or a file with ; between the cells; a column without a name "
-            "needs one"
+            f"{path}, {place}: {len(cells)} cells, but the header has {len(header)} names ({', '.join(header)}). "
+            "Quote numbers with a comma, or separate cells with ; instead, and name every column"
         )
 
 
-def _delimiter(lines: Sequence[str]) -> str:
-    """The delimiter under which most lines have the columns of the first, and the first has most columns; a space
-    for columns with spaces between them."""
+def _detect_delimiter(lines: Sequence[str]) -> str:
+    """Detect the delimiter: most lines have as many columns as the first, and the first has many columns.
+
+    Returns a space if columns are separated by spaces.
+    """
     best, score = ",", (0.0, 0)
     for delimiter in _DELIMITERS:
         try:
@@ -131,20 +137,20 @@ def _delimiter(lines: Sequence[str]) -> str:
         except csv.Error:
             continue
         if counts and counts[0] > 1:
-            same = sum(count == counts[0] for count in counts) / len(counts)
-            if (same, counts[0]) > score:
-                best, score = delimiter, (same, counts[0])
-    spaced = {len(line.split()) for line in lines if line.strip()}
-    return " " if score == (0.0, 0) and len(spaced) == 1 and spaced.pop() > 2 else best
+            share = sum(count == counts[0] for count in counts) / len(counts)
+            if (share, counts[0]) > score:
+                best, score = delimiter, (share, counts[0])
+    word_counts = {len(line.split()) for line in lines if line.strip()}
+    return " " if score == (0.0, 0) and len(word_counts) == 1 and word_counts.pop() > 2 else best
 
 
 def _is_numeric(lines: Sequence[str], delimiter: str) -> bool:
-    """Whether the first line holds numbers only, so that the header is the comment above it."""
+    """Whether the first line has only numbers, so that the comment above it is the header."""
     cells = next(csv.reader(lines[:1], delimiter=delimiter), [])
     return bool(cells) and all(re.fullmatch(r"\s*[-+\d.eE]+\s*", cell) for cell in cells)
 
 
-def _unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
+def _make_unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
     header: list[str] = []
     repeated = set()
     counts: dict[str, int] = {}
@@ -157,7 +163,7 @@ def _unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
     return header, frozenset(repeated)
 
 
-def _of_records(path: Path, records: Iterable[Any]) -> RawTable:
+def _from_records(path: Path, records: Iterable[Any]) -> RawTable:
     rows: list[tuple[str, dict[str, Any]]] = []
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
@@ -165,15 +171,15 @@ def _of_records(path: Path, records: Iterable[Any]) -> RawTable:
                 f"{path}: record {number} is not an object with columns such as "
                 '{"params": 1e8, "tokens": 2e9, "loss": 3.1}'
             )
-        rows.append((f"row {number}", dict(flat_cells(record))))
-    return RawTable(_header(rows), rows)
+        rows.append((f"row {number}", dict(flatten_cells(record))))
+    return RawTable(_collect_header(rows), rows)
 
 
-def _header(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
+def _collect_header(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
     return list(dict.fromkeys(name for _, row in rows for name in row))
 
 
-def _parquet(path: Path) -> RawTable:
+def _read_parquet(path: Path) -> RawTable:
     try:
         import pandas
     except ImportError as error:
@@ -183,12 +189,12 @@ def _parquet(path: Path) -> RawTable:
     try:
         frame = pandas.read_parquet(path)
     except FileNotFoundError:
-        raise FitError(f"{path}: there is no such file") from None
+        raise FitError(f"{path}: no such file") from None
     except Exception as error:
         raise FitError(f"{path}: {error}") from None
-    if kept := [name for name in frame.index.names if name is not None and name not in frame.columns]:
-        frame = frame.reset_index(level=kept)
-    header, repeated = _unique([str(name) for name in frame.columns])
+    if index_names := [name for name in frame.index.names if name is not None and name not in frame.columns]:
+        frame = frame.reset_index(level=index_names)
+    header, repeated = _make_unique([str(name) for name in frame.columns])
     frame.columns = header
     records = frame.to_dict(orient="records")
     rows = [

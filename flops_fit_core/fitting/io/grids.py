@@ -1,4 +1,4 @@
-"""Tables of more than one experiment: grids of hyperparameters, and columns that split the rows into groups."""
+"""Tables with several experiments: grids of hyperparameters, and columns that split the rows into groups."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.histories import Row
-from flops_fit_core.fitting.io.names import plain_name
+from flops_fit_core.fitting.io.names import normalise_name
 from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 from flops_fit_core.records import Diagnostic, Observation
 
 POOLED = "none"
 """``--best-of none``: rows that differ in a hyperparameter are fitted together."""
-ANOTHER_SETTING = "another setting of"
+OTHER_SETTING_REASON = "another setting of"
 
 _HYPERPARAMETERS = frozenset(
     (
@@ -52,17 +52,17 @@ _HYPERPARAMETERS = frozenset(
         *("lr_schedule", "decay", "init_std", "initializer_range"),
     )
 )
-_GRID_SHARE, _GRID_CELLS = 0.25, 2
-"""A grid: so many of the rows, in so many pairs of (N, D), have a twin with another hyperparameter."""
+_MIN_GRID_SHARE, _MIN_GRID_CELLS = 0.25, 2
+"""A table is a grid if this share of rows, in this many pairs of (N, D), differ only in a hyperparameter."""
 _SAME_TOKENS = math.log(1.02)
-"""D of one cell may differ by whole steps of different batches."""
-_MOST_GROUPS = 40
-_SMALL_EFFECT = 0.002
+"""D within a cell may differ, because runs with different batches take whole steps."""
+_MAX_GROUPS = 40
+_MIN_EFFECT = 0.002
 
 
 @dataclass(frozen=True)
-class Selected:
-    """Rows after the best of each cell was chosen."""
+class SelectedRows:
+    """Rows after selection of the best setting per cell."""
 
     rows: list[Row]
     diagnostics: list[Diagnostic]
@@ -70,51 +70,58 @@ class Selected:
 
 def select_best(
     path: Path, rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberFormat, best_of: Sequence[str] | None
-) -> Selected:
-    """The rows of the best setting of ``best_of`` at each (N, D); all rows where that is ``("none",)``.
+) -> SelectedRows:
+    """The rows of the best setting of ``best_of`` at each (N, D), or all rows for ``("none",)``.
 
-    Seeds of one setting are averaged before settings are compared, and all of them are kept. Raises FitError where
-    the table is a grid of hyperparameters and ``best_of`` is None, or names a column that is not there.
+    Settings are compared by their mean loss over seeds, and all seeds of the best setting are kept. Raises
+    FitError if the table is a grid of hyperparameters and ``best_of`` is None, or if ``best_of`` names an unknown
+    column.
     """
     usable = [row for row in rows if row.observation is not None]
     header = list(usable[0].values) if usable else []
     free = [column for column in header if column not in roles.values()]
     tuned = [column for column in free if _is_hyperparameter(column)]
-    cells = _cells(usable, _text_columns(usable, [column for column in free if column not in tuned], numbers))
+    cells = _group_cells(
+        usable, _text_columns(usable, [column for column in free if column not in tuned], numbers)
+    )
     if best_of is None:
-        return Selected(list(rows), _refuse_grid(path, usable, cells, tuned))
+        return SelectedRows(list(rows), _refuse_grid(path, usable, cells, tuned))
     if tuple(best_of) == (POOLED,):
-        varied = [column for column in tuned if _varied(cells, column)]
-        text = (
+        varied = [column for column in tuned if _varies(cells, column)]
+        message = (
             f"rows that share N and D and differ in {', '.join(varied) or 'a hyperparameter'} are fitted together"
         )
-        return Selected(list(rows), [Diagnostic(code="grid", message=text, severity="note")])
-    if unknown := [column for column in best_of if column not in header]:
-        raise FitError(f"{path} has no column {unknown[0]!r} to take the best of; it has: {', '.join(header)}")
-    kept, at_edge = set(), Counter[str]()
+        return SelectedRows(list(rows), [Diagnostic(code="grid", message=message, severity="note")])
+    if unknown_columns := [column for column in best_of if column not in header]:
+        raise FitError(f"{path} has no column {unknown_columns[0]!r} for --best-of; it has: {', '.join(header)}")
+    best_places, at_edge = set(), Counter[str]()
     for cell in cells:
         best = _best_setting(cell, best_of)
-        kept |= {row.place for row in best}
+        best_places |= {row.place for row in best}
         at_edge.update(column for column in best_of if _is_at_edge(column, best[0], cell, numbers))
     names = ", ".join(best_of)
-    reason = f"{ANOTHER_SETTING} {names} has a lower loss at this N and D"
-    chosen = [
-        row if row.observation is None or row.place in kept else replace(row, observation=None, reason=reason)
+    reason = f"{OTHER_SETTING_REASON} {names} has a lower loss at this N and D"
+    selected = [
+        row
+        if row.observation is None or row.place in best_places
+        else replace(row, observation=None, reason=reason)
         for row in rows
     ]
-    text = f"the best of {names} at each of {len(cells)} pairs of N and D: {len(kept)} of {len(usable)} rows"
-    notes = [Diagnostic(code="grid", message=text, severity="note")]
+    message = (
+        f"the best of {names} at each of {len(cells)} pairs of N and D: {len(best_places)} of {len(usable)} rows"
+    )
+    notes = [Diagnostic(code="grid", message=message, severity="note")]
     for column, count in at_edge.items():
-        text = (
-            f"in {count} of {len(cells)} pairs of N and D the best {column} is the smallest or largest that was "
-            "tried there, so a better one may lie beyond; its loss is then too high"
+        message = (
+            f"in {count} of {len(cells)} pairs of N and D the best {column} is the smallest or largest value "
+            "tried, so a better value may lie beyond and the loss may be too high"
         )
-        notes.append(Diagnostic(code="grid-edge", message=text))
-    return Selected(chosen, notes)
+        notes.append(Diagnostic(code="grid-edge", message=message))
+    return SelectedRows(selected, notes)
 
 
-def mention_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberFormat) -> list[Diagnostic]:
-    """A warning for the column of text that splits the rows into groups with other losses at equal N and D."""
+def check_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberFormat) -> list[Diagnostic]:
+    """Warn about the text column that splits the rows into groups with different losses at equal N and D."""
     usable = [row for row in rows if row.observation is not None]
     free = [column for column in (usable[0].values if usable else ()) if column not in roles.values()]
     best: tuple[float, str, list[str]] | None = None
@@ -129,8 +136,8 @@ def mention_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: Numbe
     shown = ", ".join(repr(value) for value in values[:4]) + (", ..." if len(values) > 4 else "")
     value = next((value for value in values if value), "")
     message = (
-        f"column {column!r} splits the rows into {len(values)} groups ({shown}) whose losses at equal N and D "
-        f"differ by {gain:.1%} (root mean square), and this fit pools them: keep one group with --filter "
+        f"column {column!r} splits the rows into {len(values)} groups ({shown}). At equal N and D, their losses "
+        f"differ by {gain:.1%} (root mean square), but this fit pools them: keep one group with --filter "
         f"{shlex.quote(f'{column}={value}')}, or fit each with --group-by {shlex.quote(column)}"
     )
     return [Diagnostic(code="groups", message=message)]
@@ -139,23 +146,23 @@ def mention_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: Numbe
 def _refuse_grid(
     path: Path, usable: Sequence[Row], cells: Sequence[Sequence[Row]], tuned: Sequence[str]
 ) -> list[Diagnostic]:
-    varied = [column for column in tuned if _varied(cells, column)]
+    varied = [column for column in tuned if _varies(cells, column)]
     if not varied:
         return []
     twins = [cell for cell in cells if any(len({_label(row, column) for row in cell}) > 1 for column in varied)]
     count = sum(map(len, twins))
     names, example = ", ".join(varied), shlex.quote(",".join(varied))
-    text = f"{count} of {len(usable)} rows share N and D with a row that differs in {names}"
-    if len(twins) < _GRID_CELLS or count < _GRID_SHARE * len(usable):
-        return [Diagnostic(code="grid", message=f"{text}; --best-of {example} fits the best of each")]
+    message = f"{count} of {len(usable)} rows share N and D with a row that differs in {names}"
+    if len(twins) < _MIN_GRID_CELLS or count < _MIN_GRID_SHARE * len(usable):
+        return [Diagnostic(code="grid", message=f"{message}; --best-of {example} fits the best setting of each")]
     raise FitError(
-        f"{path}: {text}: a grid of hyperparameters, of which a law of the best runs should be fitted. Write "
+        f"{path}: {message}. This is a grid of hyperparameters, and a law should use its best runs: write "
         f"--best-of {example} for the best at each N and D, or --best-of {POOLED} to fit all rows together"
     )
 
 
-def _cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]:
-    """Rows of one N, one D to within 2%, and one value of every column of text."""
+def _group_cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]:
+    """Group rows with equal N, equal D to within 2%, and equal values in every text column."""
     groups: dict[tuple[Any, ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in usable:
         run = row.observation
@@ -175,11 +182,11 @@ def _cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]:
 
 
 def _is_hyperparameter(column: str) -> bool:
-    name = plain_name(re.split(r"[./]", column)[-1])
+    name = normalise_name(re.split(r"[./]", column)[-1])
     return name in _HYPERPARAMETERS or name.endswith(("_lr", "_learning_rate", "_batch_size", "_weight_decay"))
 
 
-def _varied(cells: Sequence[Sequence[Row]], column: str) -> bool:
+def _varies(cells: Sequence[Sequence[Row]], column: str) -> bool:
     return any(len({_label(row, column) for row in cell}) > 1 for cell in cells)
 
 
@@ -191,7 +198,7 @@ def _best_setting(cell: Sequence[Row], columns: Sequence[str]) -> list[Row]:
 
 
 def _is_at_edge(column: str, best: Row, cell: Sequence[Row], numbers: NumberFormat) -> bool:
-    """Whether the best value is the smallest or largest of three or more."""
+    """Whether the best value is the smallest or largest of at least three."""
     values = {numbers.number_or_nan(row.values.get(column)) for row in cell}
     values = {value for value in values if math.isfinite(value)}
     return len(values) > 2 and numbers.number_or_nan(best.values.get(column)) in (min(values), max(values))
@@ -203,11 +210,11 @@ def _loss(row: Row) -> float:
 
 
 def _text_columns(usable: Sequence[Row], columns: Sequence[str], numbers: NumberFormat) -> list[str]:
-    return [column for column in columns if _splits(usable, column, numbers)]
+    return [column for column in columns if _splits_rows(usable, column, numbers)]
 
 
-def _splits(usable: Sequence[Row], column: str, numbers: NumberFormat) -> bool:
-    """Whether a column holds two to forty texts, or two numbers, each in two rows or more on average."""
+def _splits_rows(usable: Sequence[Row], column: str, numbers: NumberFormat) -> bool:
+    """Whether a column has two values, or two to forty texts in at least two rows each on average."""
     cells = [row.values.get(column) for row in usable]
     filled = [cell for cell in cells if not is_blank(cell)]
     if len({str(cell) for cell in filled}) == 2 and len(filled) == len(cells) > 3:
@@ -217,7 +224,7 @@ def _splits(usable: Sequence[Row], column: str, numbers: NumberFormat) -> bool:
     ]
     if not filled or len(texts) < 0.5 * len(filled):
         return False
-    return 2 <= len({_label(row, column) for row in usable}) <= min(_MOST_GROUPS, len(usable) // 2)
+    return 2 <= len({_label(row, column) for row in usable}) <= min(_MAX_GROUPS, len(usable) // 2)
 
 
 def _label(row: Row, column: str) -> str:
@@ -228,12 +235,12 @@ def _label(row: Row, column: str) -> str:
 def _group_effect(runs: Sequence[Observation], labels: Sequence[str]) -> float:
     """Root mean square difference in ln L between groups at equal N and D, from a quadratic in (ln N, ln D).
 
-    0 where it is below 0.2%, or where an F test at 1e-4 does not see it.
+    0 if below 0.2% or not significant by an F test at 1e-4.
     """
     import numpy as np
     from scipy import stats
 
-    if not _overlap(runs, labels):
+    if not _sizes_overlap(runs, labels):
         return 0.0
     x = np.log([[run.params, run.tokens] for run in runs])
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
@@ -242,23 +249,26 @@ def _group_effect(runs: Sequence[Observation], labels: Sequence[str]) -> float:
     smooth = np.stack([np.ones_like(n), n, d, n * n, n * d, d * d], axis=1)
     names = sorted(set(labels))
     groups = np.array([[float(label == name) for name in names[1:]] for label in labels])
-    rest, _, rank, _ = np.linalg.lstsq(smooth, y, rcond=None)
-    both = np.concatenate([smooth, groups], axis=1)
-    coefficients, _, more, _ = np.linalg.lstsq(both, y, rcond=None)
-    before, after = float(((y - smooth @ rest) ** 2).sum()), float(((y - both @ coefficients) ** 2).sum())
-    spare = len(y) - int(more)
-    if more <= rank or spare < 3:
+    smooth_coefficients, _, rank, _ = np.linalg.lstsq(smooth, y, rcond=None)
+    design = np.concatenate([smooth, groups], axis=1)
+    coefficients, _, full_rank, _ = np.linalg.lstsq(design, y, rcond=None)
+    rss_without, rss_with = (
+        float(((y - smooth @ smooth_coefficients) ** 2).sum()),
+        float(((y - design @ coefficients) ** 2).sum()),
+    )
+    dof = len(y) - int(full_rank)
+    if full_rank <= rank or dof < 3:
         return 0.0
-    ratio = ((before - after) / (more - rank)) / max(after / spare, 1e-300)
-    if stats.f.sf(ratio, more - rank, spare) > 1e-4:
+    ratio = ((rss_without - rss_with) / (full_rank - rank)) / max(rss_with / dof, 1e-300)
+    if stats.f.sf(ratio, full_rank - rank, dof) > 1e-4:
         return 0.0
     shift = groups @ coefficients[smooth.shape[1] :]
     effect = float(np.sqrt(np.mean((shift - shift.mean()) ** 2)))
-    return effect if effect > _SMALL_EFFECT else 0.0
+    return effect if effect > _MIN_EFFECT else 0.0
 
 
-def _overlap(runs: Sequence[Observation], labels: Sequence[str]) -> bool:
-    """Whether two groups have sizes in common: a column that names the size splits nothing."""
+def _sizes_overlap(runs: Sequence[Observation], labels: Sequence[str]) -> bool:
+    """Whether the sizes of two groups overlap; a column that names the size does not split the rows."""
     sizes: dict[str, list[float]] = defaultdict(list)
     for run, label in zip(runs, labels, strict=True):
         sizes[label].append(run.params)

@@ -1,4 +1,4 @@
-"""Tables in JSON: lists of records, columns, records by name, and what W&B writes."""
+"""Tables in JSON: lists of records, columns, records by name, and exports of W&B."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flops_fit_core.errors import FitError
 
 
 def json_line_records(path: Path, text: str) -> list[Any]:
-    """One record a line."""
+    """One record per line."""
     records = []
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
@@ -25,7 +25,7 @@ def json_line_records(path: Path, text: str) -> list[Any]:
 
 
 def read_json_records(path: Path, text: str) -> list[Any]:
-    """The records of a file, whichever way it holds them. Raises FitError where it holds no table."""
+    """The records of a file in any supported layout. Raises FitError if it holds no table."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -41,28 +41,31 @@ def read_json_records(path: Path, text: str) -> list[Any]:
 
 
 def json_records(value: Any) -> list[Any] | None:
-    """Records of a list, of a list under a key such as ``runs``, of columns as pandas writes them, or under the
-    name of each run; None without."""
+    """Records from a list, a list under a key such as ``runs``, columns in a pandas layout, or objects by run
+    name.
+
+    Returns None for any other layout.
+    """
     if isinstance(value, list):
-        return _under_header(value)
+        return _records_under_header(value)
     if not isinstance(value, dict) or not value:
         return None
     if {"columns", "data"} <= set(value):
         return [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
     for key in ("data", "rows", "runs", "results", "records"):
         if isinstance(value.get(key), list):
-            return _under_header(value[key])
-    inner = list(value.values())
-    if all(isinstance(column, list) for column in inner):
-        return [dict(zip(value, cells, strict=False)) for cells in zip(*inner, strict=False)]
-    if all(isinstance(column, dict) and column for column in inner):
-        return _of_objects(value)
-    lists = [rows for rows in inner if _is_list_of_records(rows)]
+            return _records_under_header(value[key])
+    values = list(value.values())
+    if all(isinstance(column, list) for column in values):
+        return [dict(zip(value, cells, strict=False)) for cells in zip(*values, strict=False)]
+    if all(isinstance(column, dict) and column for column in values):
+        return _records_from_objects(value)
+    lists = [rows for rows in values if _is_list_of_records(rows)]
     return list(lists[0]) if len(lists) == 1 and _names_a_loss(lists[0][0]) else None
 
 
-def _of_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Any] | None:
-    """Records of objects by row, by column, or by the name of a run."""
+def _records_from_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Any] | None:
+    """Records from objects by row, by column, or by run name."""
     if all(key.isdigit() for key in value):
         return list(value.values())
     keys = list(dict.fromkeys(key for column in value.values() for key in column))
@@ -73,8 +76,8 @@ def _of_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Any] | None:
     return None
 
 
-def _under_header(rows: Sequence[Any]) -> list[Any]:
-    """Records of lists below a list of names; other lists as they are."""
+def _records_under_header(rows: Sequence[Any]) -> list[Any]:
+    """Records from lists below a list of names; returns other lists unchanged."""
     if (
         len(rows) > 1
         and all(isinstance(row, list) for row in rows)
@@ -92,34 +95,36 @@ def _names_a_loss(record: Mapping[str, Any]) -> bool:
     return any(re.search(r"(?:^|[^a-z])(?:loss|nll|bpb)(?:$|[^a-z])", str(key).lower()) for key in record)
 
 
-def flat_cells(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    """Cells of nested objects under ``outer.inner``; W&B writes ``{"value": x}`` for x."""
+def flatten_cells(record: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    """Cells of nested objects under ``outer.inner``; W&B stores x as ``{"value": x}``."""
     for key, value in record.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and set(value) <= {"value", "desc"} and "value" in value:
             value = value["value"]
         if isinstance(value, dict):
-            yield from flat_cells(value, f"{name}.")
+            yield from flatten_cells(value, f"{name}.")
         else:
             yield name, value
 
 
-def open_objects(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
-    """Rows whose cells of text hold objects, as the W&B API's ``summary`` and ``config`` in a CSV, with the
-    cells of the objects in their place."""
-    if not any(_object(cell) for _, row in rows[:1] for cell in row.values()):
+def expand_objects(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[tuple[str, dict[str, Any]]]:
+    """Replace text cells with JSON objects by the cells of the objects.
+
+    The W&B API writes ``summary`` and ``config`` like this in a CSV.
+    """
+    if not any(_parse_object(cell) for _, row in rows[:1] for cell in row.values()):
         return list(rows)
-    opened = []
+    expanded = []
     for place, row in rows:
-        cells = {key: cell if (inner := _object(cell)) is None else inner for key, cell in row.items()}
-        opened.append((place, dict(flat_cells(cells))))
-    return opened
+        cells = {key: cell if (inner := _parse_object(cell)) is None else inner for key, cell in row.items()}
+        expanded.append((place, dict(flatten_cells(cells))))
+    return expanded
 
 
-def _object(cell: Any) -> dict[str, Any] | None:
+def _parse_object(cell: Any) -> dict[str, Any] | None:
     if not (isinstance(cell, str) and cell.strip().startswith("{") and cell.strip().endswith("}")):
         return None
-    for read in (json.loads, _literal):
+    for read in (json.loads, _parse_literal):
         try:
             value = read(cell.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -128,6 +133,6 @@ def _object(cell: Any) -> dict[str, Any] | None:
     return None
 
 
-def _literal(text: str) -> Any:
-    """A dictionary as Python prints it, nan and inf included."""
+def _parse_literal(text: str) -> Any:
+    """Parse a dictionary in Python notation, including nan and inf."""
     return ast.literal_eval(re.sub(r"(?<=[:\[,] )(-?(?:nan|inf))(?=[,}\]])", r"'\1'", text))

@@ -1,4 +1,4 @@
-"""Names of columns: what each usual one holds, and the unit that some of them state."""
+"""Column names: the role of each common name, and units stated in names."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from flops_fit_core.fitting.io.histories import NAME_COLUMNS
 from flops_fit_core.fitting.io.numbers import parse_scale
 
 FINISHED = frozenset(("finished", "completed", "success", "is_finished"))
-"""Names of columns that hold whether a run finished."""
+"""Columns with a flag for finished runs."""
 YES = frozenset(("true", "yes", "1", "1.0", "y", "t"))
 NO = frozenset(("false", "no", "0", "0.0", "n", "f"))
 DIVERGED = frozenset(("diverged", "failed", "crashed", "is_diverged", "has_diverged"))
-"""Names of columns that hold whether a run failed."""
+"""Columns with a flag for failed runs."""
 NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "params": (
         (
@@ -55,18 +55,18 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "trajectory": (("trajectory", "trunk"),),
     "status": (("status",), ("state", "run_status", "run_state"), tuple(sorted(FINISHED))),
 }
-"""Names of each role in ranks, best first; within a rank two columns with different values are ambiguous.
+"""Names of each role in ranks, best first. Two columns of the same rank with different values are ambiguous.
 
-A capital N, D or C is a name like others; a small one is read where no other name is there.
+Capital N, D and C rank with longer names; lower case is read only if no other name matches.
 """
 ACTIVE = frozenset(("active_params", "active_parameters", "activated_params", "params_active", "n_active"))
-"""Names of the parameters that a token passes through."""
+"""Names of active parameters."""
 EXPERTS = frozenset(("experts", "moe", "nume", "topk"))
-"""Words in names of columns that mixtures of experts have."""
+"""Words in column names that indicate a mixture of experts."""
 ROLES = (*NAMES, "loss")
-"""Everything that a column can hold."""
+"""All roles of columns."""
 LETTERS = {"params": "n", "tokens": "d", "flops": "c", "loss": "l"}
-"""Names of one letter, which mean other things too (d is a width)."""
+"""Single-letter names, which are ambiguous (d may be a width)."""
 
 HELD_OUT = frozenset(("val", "valid", "validation", "eval", "evaluation", "test", "heldout", "held", "dev"))
 TRAINING = frozenset(("train", "training", "smooth", "smoothed", "ema", "running", "avg", "moving"))
@@ -82,23 +82,23 @@ NO_LOSS = frozenset(
 PERPLEXITY = frozenset(("ppl", "perplexity"))
 
 _ROOTS = re.compile(r"^(?:config|summary|summary_metrics|_?hparams)[./]", re.IGNORECASE)
-"""Where W&B and others keep what a run was given and what came of it."""
+"""Prefixes of W&B and other trackers for inputs and results of a run."""
 _BRACKET = re.compile(r"[(\[]\s*(?:in\s+)?([^)\]]+?)\s*[)\]]\s*$")
 _OTHER_QUANTITY = re.compile(r"^per\b|^/|log|hour|second|minute|usd|\$|%|ratio|step", re.IGNORECASE)
 _PETAFLOP_DAYS = re.compile(r"(?:^|[_ (\[])(?:pf|(?:p|peta)flops?)(?:s|/s)?[-_ ]?days?[)\]]?$", re.IGNORECASE)
 _PREFIXED_FLOPS = re.compile(r"(?<![a-z])([kmgtpezy])(flops?)$", re.IGNORECASE)
 
 
-def header_scale(column: str) -> float | None:
-    """The factor that a column's name states: ``params (M)``, ``tokens_B``, ``D [billions]``, ``flops (1e18)``,
+def parse_header_scale(column: str) -> float | None:
+    """The factor in a column name: ``params (M)``, ``tokens_B``, ``D [billions]``, ``flops (1e18)``,
     ``total_gflops``, ``pf_days``."""
     if _PETAFLOP_DAYS.search(column):
         return parse_scale("pf-days")
     match = _BRACKET.search(column) or re.search(r"(?<=[a-z])[_ ](?:in[_ ])?([MBT]|[a-zA-Z]+ions)$", column)
     if match is None and (match := re.search(r"(?<=[a-z])_([mbt])$", column)) is not None:
         base = column[: match.start()].lower()
-        known = {*NAMES["params"][0], *NAMES["params"][1], *NAMES["tokens"][0], *NAMES["budget"][0]}
-        match = match if base in known else None
+        unit_names = {*NAMES["params"][0], *NAMES["params"][1], *NAMES["tokens"][0], *NAMES["budget"][0]}
+        match = match if base in unit_names else None
     match = match or _PREFIXED_FLOPS.search(column)
     if match is None:
         return None
@@ -108,14 +108,14 @@ def header_scale(column: str) -> float | None:
 
 
 @functools.cache
-def plain_name(column: str) -> str:
+def normalise_name(column: str) -> str:
     """A name without its unit, in lower case, with ``_`` between words; N, D and C keep their case."""
     name = _ROOTS.sub("", column.strip().lstrip("#").strip())
     if (bracket := _BRACKET.search(name)) is not None:
-        if _OTHER_QUANTITY.search(bracket[1]) and header_scale(name) is None:
+        if _OTHER_QUANTITY.search(bracket[1]) and parse_header_scale(name) is None:
             return re.sub(r"[\s\-./()\[\]]+", "_", name.lower()).strip("_")
         name = name[: bracket.start()].strip()
-    if header_scale(name) is not None:
+    if parse_header_scale(name) is not None:
         prefix = _PREFIXED_FLOPS.search(name)
         if prefix is None:
             name = re.sub(r"[_ ](?:in[_ ])?[A-Za-z]+$", "", name)
@@ -126,7 +126,7 @@ def plain_name(column: str) -> str:
     return re.sub(r"[\s\-./]+", "_", name.strip().lower()).strip("_")
 
 
-def words_of(column: str) -> frozenset[str]:
+def split_words(column: str) -> frozenset[str]:
     """The words of a name in lower case."""
-    parted = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
-    return frozenset(re.split(r"[^a-z]+", parted.lower()))
+    separated = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
+    return frozenset(re.split(r"[^a-z]+", separated.lower()))

@@ -1,6 +1,6 @@
-"""Numbers as people write them: decimal commas, thousands, 1.2B, 6 x 10^18.
+"""Parses numbers in common notations: decimal commas, thousands, 1.2B, 6 x 10^18.
 
-Commas and points are decided once for a whole file, from cells that can be read in one way only.
+The decimal sign is decided once per file, from unambiguous cells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Decimal = Literal[".", ","]
 BLANKS = frozenset(
     ("", "nan", "na", "n/a", "<na>", "#n/a", "#na", "null", "none", "-", "--", "\N{EN DASH}", "\N{EM DASH}", "?")
 )
-"""Texts, in lower case, of a cell that holds nothing."""
+"""Texts of blank cells, in lower case."""
 
 _SUFFIXES = {
     "k": 1e3,
@@ -61,26 +61,26 @@ _POWER = re.compile(
 _WITH_UNIT = re.compile(rf"({_NUMBER})\s*([a-z]+(?: [a-z]+)?)")
 _HAS_UNIT = re.compile(r"\d\.?\s*(?!e[-+]?\d|x\s*10)[a-z]", re.IGNORECASE)
 _ERROR = re.compile(r"\s*(?:\u00b1|\+/-|\\pm).*$")
-_RAISED = re.compile("10([\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
-_LOWERED = str.maketrans(
+_SUPERSCRIPT = re.compile("10([\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
+_SUPERSCRIPT_DIGITS = str.maketrans(
     "\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "+-0123456789"
 )
 _SPACES = str.maketrans(
     "", "", " _'\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}\N{RIGHT SINGLE QUOTATION MARK}"
 )
-_SPACED = re.compile(r"[-+]?\d{1,3}(?:[ _'\u00a0\u202f\u2009\u2019]\d{3})+(?!\d)")
-_MARKED = re.compile(r"[-+]?(\d*[.,][\d.,]*)(e[-+]?\d+)?(?![\d.,])", re.IGNORECASE)
+_SPACED_GROUPS = re.compile(r"[-+]?\d{1,3}(?:[ _'\u00a0\u202f\u2009\u2019]\d{3})+(?!\d)")
+_NUMBER_WITH_MARKS = re.compile(r"[-+]?(\d*[.,][\d.,]*)(e[-+]?\d+)?(?![\d.,])", re.IGNORECASE)
 """A number with a comma or a point: its digits and marks, and its exponent."""
 
 
 @dataclass(frozen=True)
 class NumberFormat:
-    """How a file writes its numbers."""
+    """The number format of a file."""
 
     decimal: Decimal = "."
 
     def number(self, key: str, cell: Any) -> float:
-        """The finite number in a cell. Raises ValueError, naming ``key``, where there is none."""
+        """The finite number in a cell. Raises ValueError, naming ``key``, if the cell has none."""
         if is_blank(cell):
             raise ValueError(f"{key} is missing")
         number = self._parse(cell)
@@ -91,7 +91,7 @@ class NumberFormat:
         return number
 
     def number_or_nan(self, cell: Any) -> float:
-        """The number in a cell; NaN where it holds none."""
+        """The finite number in a cell, otherwise NaN."""
         try:
             return self.number("", cell)
         except ValueError:
@@ -106,34 +106,34 @@ class NumberFormat:
             except (TypeError, ValueError):
                 return None
         text = _ERROR.sub("", re.sub(r"^\$(.*)\$$", r"\1", cell.strip()).replace("\N{MINUS SIGN}", "-"))
-        text = _RAISED.sub(lambda match: "10^" + match[1].translate(_LOWERED), text)
-        if _SPACED.match(text):
+        text = _SUPERSCRIPT.sub(lambda match: "10^" + match[1].translate(_SUPERSCRIPT_DIGITS), text)
+        if _SPACED_GROUPS.match(text):
             text = text.translate(_SPACES)
         text = text.replace("_", "").lower()
         separator = "," if self.decimal == "." else "."
         if separator in text:
-            if _grouped(separator).match(text) is None:
+            if _thousands_pattern(separator).match(text) is None:
                 return None
             text = text.replace(separator, "")
-        return _plain(text.replace(self.decimal, "."))
+        return _parse_plain(text.replace(self.decimal, "."))
 
     def has_unit(self, cell: Any) -> bool:
-        """Whether a cell that holds a number writes its unit too: ``44M``."""
+        """Whether the number in a cell has a unit, as ``44M``."""
         return isinstance(cell, str) and _HAS_UNIT.search(cell) is not None
 
     def has_thousands(self, cell: Any) -> bool:
-        """Whether a cell has the sign that this format puts between thousands."""
+        """Whether a cell contains the thousands separator of this format."""
         return isinstance(cell, str) and ("," if self.decimal == "." else ".") in cell
 
 
-def _grouped(separator: str) -> re.Pattern[str]:
-    """A number whose integer part has ``separator`` between groups, which may be of two digits in India."""
+def _thousands_pattern(separator: str) -> re.Pattern[str]:
+    """Pattern of integers in groups joined by ``separator``; Indian groups have two digits."""
     mark = re.escape(separator)
     return re.compile(rf"[-+]?\d{{1,3}}(?:{mark}\d{{2,3}})*{mark}\d{{3}}(?![\d{mark}])")
 
 
-def _plain(text: str) -> float | None:
-    """A number with a decimal point and no thousands, in lower case."""
+def _parse_plain(text: str) -> float | None:
+    """Parse lower-case text with a decimal point and without thousands separators."""
     try:
         return float(text)
     except ValueError:
@@ -141,29 +141,29 @@ def _plain(text: str) -> float | None:
     if match := _POWER.fullmatch(text):
         return float(f"{match[1] or 1}") * 10.0 ** int(match[2])
     if match := _WITH_UNIT.fullmatch(text):
-        scale = _scale(match[2])
+        scale = _unit_scale(match[2])
         return None if scale is None else float(match[1]) * scale
     return None
 
 
-def _scale(unit: str) -> float | None:
-    """Of ``b``, ``million``, ``btokens``, ``pflop``; None for a word that is no unit."""
+def _unit_scale(unit: str) -> float | None:
+    """Factor of ``b``, ``million``, ``btokens``, ``pflop``; None for any other word."""
     if match := re.fullmatch(r"([kmgtpezy]?)flops?", unit):
         return _FLOP_PREFIXES[match[1]]
-    bare = re.sub(r"(?:tokens?|toks?|params?|parameters?)$", "", unit).strip()
-    bare = bare[0] if bare in ("bt", "mt", "tt") else bare  # 10BT: billions of tokens
-    return 1.0 if not bare else _SUFFIXES.get(bare, _WORDS.get(bare))
+    prefix = re.sub(r"(?:tokens?|toks?|params?|parameters?)$", "", unit).strip()
+    prefix = prefix[0] if prefix in ("bt", "mt", "tt") else prefix  # 10BT: billions of tokens
+    return 1.0 if not prefix else _SUFFIXES.get(prefix, _WORDS.get(prefix))
 
 
 def parse_scale(text: str) -> float | None:
-    """A factor such as ``1e6``, ``M`` or ``billion``; None where it is none of these."""
-    number = _plain(text.strip().lower())
-    number = _scale(text.strip().lower()) if number is None else number
+    """Parse a factor such as ``1e6``, ``M`` or ``billion``; None for any other text."""
+    number = _parse_plain(text.strip().lower())
+    number = _unit_scale(text.strip().lower()) if number is None else number
     return number if number is not None and math.isfinite(number) and number > 0 else None
 
 
 def is_blank(cell: Any) -> bool:
-    """Whether a cell holds nothing: empty, NaN, None, or a text such as ``n/a``."""
+    """Whether a cell is blank: empty, NaN, None, or a text such as ``n/a``."""
     if cell is None or (isinstance(cell, float) and math.isnan(cell)):
         return True
     return isinstance(cell, str) and cell.strip().lower() in BLANKS
@@ -172,43 +172,46 @@ def is_blank(cell: Any) -> bool:
 def decide_format(
     cells: Iterable[tuple[str, str, Any]], decimal: str | None = None, loss: str | None = None
 ) -> NumberFormat:
-    """The format of a file from its (place, column, cell) triples; ``decimal`` where a person has chosen.
+    """Decide the format of a file from its (place, column, cell) triples, unless the user gives ``decimal``.
 
-    Where nothing else decides, a comma in the column ``loss`` is a decimal comma: no loss is in thousands.
+    If no other cell decides, a comma in the column ``loss`` is a decimal comma: losses are not in thousands.
 
-    Raises FitError where cells contradict each other, or where every comma can be read in both ways.
+    Raises FitError if cells contradict each other, or every comma is ambiguous.
     """
     if decimal is not None:
         if decimal not in (".", ","):
             raise FitError(f"decimal = {decimal!r}: write '.' or ','")
         return NumberFormat(decimal)  # type: ignore[arg-type]
-    signs: dict[Decimal, str] = {}
-    open_cell, open_loss = "", False
+    evidence: dict[Decimal, str] = {}
+    ambiguous_cell, has_ambiguous_loss = "", False
     for place, column, cell in cells:
-        if isinstance(cell, str) and (number := _MARKED.match(cell.strip())):
-            where = f"{place}, {column} = {cell.strip()!r}"
+        if isinstance(cell, str) and (number := _NUMBER_WITH_MARKS.match(cell.strip())):
+            location = f"{place}, {column} = {cell.strip()!r}"
             sign = _decimal_sign(number[1], has_exponent=number[2] is not None)
             if sign is not None:
-                signs.setdefault(sign, where)
+                evidence.setdefault(sign, location)
             elif "," in cell:
-                open_cell, open_loss = open_cell or where, open_loss or column == loss
-    if len(signs) == 2:
+                ambiguous_cell, has_ambiguous_loss = (
+                    ambiguous_cell or location,
+                    has_ambiguous_loss or column == loss,
+                )
+    if len(evidence) == 2:
         raise FitError(
-            f"the table writes decimals in two ways, with a point in {signs['.']} and with a comma in "
-            f"{signs[',']}: write it in one way"
+            f"the table uses two decimal signs, a point in {evidence['.']} and a comma in "
+            f"{evidence[',']}: use the same sign in all cells"
         )
-    if not signs and open_loss:
+    if not evidence and has_ambiguous_loss:
         return NumberFormat(",")
-    if not signs and open_cell:
+    if not evidence and ambiguous_cell:
         raise FitError(
-            f"{open_cell} can be read in two ways, and no other cell decides: write --decimal , where the comma "
-            "is a decimal comma, --decimal . where commas stand between thousands"
+            f"{ambiguous_cell} is ambiguous, and no other cell decides: write --decimal , if the comma is a "
+            "decimal comma, or --decimal . if commas separate thousands"
         )
-    return NumberFormat(next(iter(signs), "."))
+    return NumberFormat(next(iter(evidence), "."))
 
 
 def _decimal_sign(number: str, *, has_exponent: bool) -> Decimal | None:
-    """The decimal sign that a number of digits, commas and points must have; None where both are possible."""
+    """The decimal sign of a number with digits, commas and points; None if ambiguous."""
     commas, points = number.count(","), number.count(".")
     if commas and points:
         return "." if number.rindex(".") > number.rindex(",") else ","

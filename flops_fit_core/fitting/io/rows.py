@@ -1,4 +1,4 @@
-"""Rows of a table as observations, each unusable one with its reason."""
+"""Converts rows of a table to observations, and gives a reason for each unusable row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from flops_fit_core.fitting.io.columns import NEEDED, Columns
 from flops_fit_core.fitting.io.files import RawTable
 from flops_fit_core.fitting.io.histories import Row
-from flops_fit_core.fitting.io.names import DIVERGED, FINISHED, YES, plain_name
+from flops_fit_core.fitting.io.names import DIVERGED, FINISHED, YES, normalise_name
 from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
 from flops_fit_core.records import Observation
 
@@ -20,21 +20,21 @@ COMPLETED = frozenset(
         "passed",
     )
 )
-"""Statuses, in lower case, of a run that can be used."""
-STATUS = "its status is "
-"""How the reason of a row with another status begins."""
-_SUMMARIES = frozenset(
+"""Statuses of usable runs, in lower case."""
+STATUS_REASON = "its status is "
+"""Start of the reason for rows with any other status."""
+_SUMMARY_LABELS = frozenset(
     (
         *("total", "totals", "grand total", "sum", "mean", "average", "avg", "median", "std", "stdev"),
         *("min", "max", "count", "25%", "50%", "75%"),
     )
 )
-"""Names, in lower case, of rows that sum up the rows above them."""
+"""Labels, in lower case, of rows that summarise other rows."""
 
 
-def seed_numbers(raw: RawTable, chosen: Columns) -> dict[str, int]:
-    """Text of a seed -> number; where one seed is no whole number, all are counted in the order of the table."""
-    column = chosen.named.get("seed")
+def number_seeds(raw: RawTable, mapping: Columns) -> dict[str, int]:
+    """Seed text -> number. If any seed is not an integer, seeds are numbered in the order of the table."""
+    column = mapping.by_role.get("seed")
     if column is None:
         return {}
     texts = list(dict.fromkeys(cell_text(row.get(column)) for _, row in raw.rows if not is_blank(row.get(column))))
@@ -46,25 +46,25 @@ def seed_numbers(raw: RawTable, chosen: Columns) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class RowReader:
-    chosen: Columns
+    mapping: Columns
     numbers: NumberFormat
     scales: Mapping[str, float]
     seeds: Mapping[str, int]
     where: Mapping[str, str]
     units: frozenset[str] = frozenset()
-    """Roles whose factor a person has given."""
+    """Roles with a factor from the user."""
 
     def read(self, place: str, values: dict[str, Any]) -> Row:
-        row = {role: values.get(column) for role, column in self.chosen.named.items()}
+        row = {role: values.get(column) for role, column in self.mapping.by_role.items()}
         loss = row.get("loss")
         status = "" if is_blank(row.get("status")) else cell_text(row.get("status"))
-        if self._is_unfinished(status) and self.chosen.named["status"] not in self.where:
-            return Row(place, values, reason=f"{STATUS}{status}", loss=loss)
+        if self._is_unfinished(status) and self.mapping.by_role["status"] not in self.where:
+            return Row(place, values, reason=f"{STATUS_REASON}{status}", loss=loss)
         for column in values:
-            if plain_name(column) in DIVERGED and cell_text(values[column]).lower() in YES:
+            if normalise_name(column) in DIVERGED and cell_text(values[column]).lower() in YES:
                 return Row(place, values, reason=f"{column} is {cell_text(values[column])}", loss=loss)
         labels = {cell_text(row.get("id")).lower(), cell_text(next(iter(values.values()), None)).lower()}
-        if label := sorted(labels & _SUMMARIES):
+        if label := sorted(labels & _SUMMARY_LABELS):
             return Row(place, values, reason=f"{label[0]!r} is a summary of other rows", loss=loss)
         try:
             without_flops = "flops" in row and is_blank(row["flops"])
@@ -73,23 +73,23 @@ class RowReader:
             return Row(place, values, reason=str(error), loss=loss)
 
     def _is_unfinished(self, status: str) -> bool:
-        is_flag = plain_name(self.chosen.named.get("status", "")) in FINISHED
+        is_flag = normalise_name(self.mapping.by_role.get("status", "")) in FINISHED
         return status.lower() not in COMPLETED and not (is_flag and status.lower() in YES)
 
     def _observation(self, place: str, row: Mapping[str, Any]) -> Observation:
         flops, budget, unique = (
             self._optional(role, row.get(role)) for role in ("flops", "budget", "unique_tokens")
         )
-        given = {role: self._positive(role, row.get(role)) for role in NEEDED if role != self.chosen.derived}
-        if self.chosen.derived:
+        values = {role: self._positive(role, row.get(role)) for role in NEEDED if role != self.mapping.derived}
+        if self.mapping.derived:
             if flops is None:
-                raise ValueError(f"{self.chosen.derived} and flops are missing")
-            (other,) = {"params", "tokens"} - {self.chosen.derived}
-            given[self.chosen.derived] = flops / 6 / given[other]
-        params, tokens, loss = (given[role] for role in NEEDED)
+                raise ValueError(f"{self.mapping.derived} and flops are missing")
+            (source_role,) = {"params", "tokens"} - {self.mapping.derived}
+            values[self.mapping.derived] = flops / 6 / values[source_role]
+        params, tokens, loss = (values[role] for role in NEEDED)
         flops = 6 * params * tokens if flops is None else flops
         if not math.isfinite(flops):
-            raise ValueError("6 N D is too large for a number")
+            raise ValueError("6 N D is too large for a float")
         trajectory = None if is_blank(row.get("trajectory")) else cell_text(row.get("trajectory"))
         seed = None if is_blank(row.get("seed")) else self.seeds[cell_text(row.get("seed"))]
         return Observation(
@@ -113,37 +113,41 @@ class RowReader:
         number = self.numbers.number(role, cell)
         if role in self.scales and self.numbers.has_unit(cell):
             if role in self.units and self.scales[role] != 1:
-                raise ValueError(f"{role} = {str(cell)[:40]!r} has its unit, so --units {role} would count twice")
+                raise ValueError(
+                    f"{role} = {str(cell)[:40]!r} already has a unit, so --units {role} would apply twice"
+                )
         else:
             number *= self.scales.get(role, 1.0)
         if number <= 0:
-            raise ValueError(f"{role} is {number:g}, and must be positive")
+            raise ValueError(f"{role} is {number:g}; it must be positive")
         return number
 
 
-def without_copies(rows: Sequence[Row], chosen: Columns) -> list[Row]:
-    """Rows that repeat another in every cell were written twice, unless the table holds replicates.
+def exclude_copies(rows: Sequence[Row], mapping: Columns) -> list[Row]:
+    """Exclude rows that repeat another row in every cell, unless the table holds replicates.
 
-    Replicates without ids whose losses agree after rounding look the same: leaving them out would keep those that
-    differ. So where other rows share N and D and have different losses, all rows stay.
+    Replicates without ids look the same if their losses agree after rounding; excluding them would bias the rest
+    towards replicates that differ. So if any rows share N and D and have different losses, all rows are kept.
     """
     losses: dict[tuple[float, float], set[float]] = {}
     for row in rows:
         if (run := row.observation) is not None:
             losses.setdefault((run.params, run.tokens), set()).add(run.loss)
-    has_id = "id" in chosen.named
+    has_id = "id" in mapping.by_role
     if not has_id and any(len(values) > 1 for values in losses.values()):
         return list(rows)
     first: dict[tuple[str, ...], Row] = {}
-    kept = []
+    result = []
     for row in rows:
         if row.observation is not None:
-            twin = first.setdefault(tuple(cell_text(cell) for cell in row.values.values()), row)
-            if twin is not row:
-                name = cell_text(twin.values.get(chosen.named["id"])) if has_id else ""
-                row = Row(row.place, row.values, reason=f"the same values as {name or twin.place}", loss=row.loss)
-        kept.append(row)
-    return kept
+            original = first.setdefault(tuple(cell_text(cell) for cell in row.values.values()), row)
+            if original is not row:
+                name = cell_text(original.values.get(mapping.by_role["id"])) if has_id else ""
+                row = Row(
+                    row.place, row.values, reason=f"the same values as {name or original.place}", loss=row.loss
+                )
+        result.append(row)
+    return result
 
 
 def cell_text(value: Any) -> str:

@@ -15,7 +15,7 @@ from flops_fit_core.fitting.solvers.projection import starting_points
 
 @dataclass(frozen=True)
 class SurfaceFit:
-    """One global fit, in the solver's own coordinates."""
+    """A global fit, in the coordinates of the solver."""
 
     problem: Problem
     theta: Floats
@@ -23,16 +23,16 @@ class SurfaceFit:
     value: float
     """Sum of rho over the runs."""
     residuals: Floats
-    """ln L less the law's."""
+    """ln L minus the fitted ln L."""
     jacobian: Floats
     """d ln L / d theta, shape (n, 5)."""
     free: Bools
-    """Shape (5,): False where a parameter lies on its bound."""
+    """Shape (5,): False for a parameter on its bound."""
     converged: bool
 
     @property
     def determined(self) -> bool:
-        """Whether the runs tell every free parameter from the others: no direction is flat to rounding."""
+        """Whether the runs determine every free parameter: no direction is flat to rounding."""
         design = self.jacobian[:, self.free]
         size = np.sqrt((design**2).sum(axis=0))
         if not size.all():
@@ -47,8 +47,8 @@ class SurfaceFit:
         if self.problem.weights is not None:
             design = design * np.sqrt(self.problem.weights)[:, None]
         q = np.linalg.qr(design)[0]
-        out: Floats = (q**2).sum(axis=1)
-        return out
+        leverage: Floats = (q**2).sum(axis=1)
+        return leverage
 
 
 def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats) -> Problem:
@@ -56,51 +56,53 @@ def make_problem(ln_params: Floats, ln_tokens: Floats, ln_loss: Floats) -> Probl
     for name, values in (("N", ln_params), ("D", ln_tokens)):
         distinct = len(np.unique(np.round(values, 4)))
         if distinct < 3:
-            has = f"all runs have one {name}" if distinct == 1 else f"the runs have {distinct} values of {name}"
+            has = (
+                f"all runs have the same {name}" if distinct == 1 else f"the runs have {distinct} values of {name}"
+            )
             raise FitError(f"{has}: a law needs three or more; train runs that differ in {name}")
     return Problem(ln_params - ln_params.mean(), ln_tokens - ln_tokens.mean(), ln_loss)
 
 
-def correlated(problem: Problem, trunk: Ints, rho: float) -> Problem:
-    """The same runs, those of one trajectory with correlation ``rho``. Each fit may have ``weights`` 0 or 1."""
+def with_correlation(problem: Problem, trunk: Ints, rho: float) -> Problem:
+    """The same runs, with correlation ``rho`` within a trajectory. ``weights`` of each fit may be 0 or 1."""
     trajectories = problem.trajectories or Trajectories.of(trunk)
-    used = np.ones(len(trunk)) if problem.weights is None else problem.weights
-    return replace(problem, trajectories=trajectories, shrink=trajectories.shrink(rho, used))
+    is_used = np.ones(len(trunk)) if problem.weights is None else problem.weights
+    return replace(problem, trajectories=trajectories, shrink=trajectories.shrink(rho, is_used))
 
 
 def fit_surface(problem: Problem, objective: Objective) -> SurfaceFit:
-    """The global minimum, as far as many starts can tell.
+    """The global minimum, approximated by many starts.
 
-    Least squares starts at the minima of the projected objective; Huber at the least-squares fit, at the end
-    of a path of falling delta from it, and two standard errors to each side along the axes of its
-    covariance: its local minima are other choices of which runs to pass through.
+    Least squares starts at the minima of the projected objective. Huber starts at the least-squares fit, at the
+    end of a path of decreasing delta from it, and two standard errors to each side along the axes of its
+    covariance: the local minima of Huber loss pass through different subsets of the runs.
     """
-    found = _best(solve(problem, starting_points(problem), LeastSquares()))
+    solved = _select_best(solve(problem, starting_points(problem), LeastSquares()))
     if isinstance(objective, Huber):
-        found = _best(solve(problem, _huber_starts(problem, found.theta[0], objective), objective))
-    if not found.converged[0]:
-        found = solve(problem, found.theta, objective, steps=500)
-    return describe(problem, found)
+        solved = _select_best(solve(problem, _huber_starts(problem, solved.theta[0], objective), objective))
+    if not solved.converged[0]:
+        solved = solve(problem, solved.theta, objective, steps=500)
+    return build_fit(problem, solved)
 
 
-def describe(problem: Problem, found: Solved) -> SurfaceFit:
-    """A fit of one row with what its uncertainty needs."""
-    theta = found.theta[0]
+def build_fit(problem: Problem, solved: Solved) -> SurfaceFit:
+    """Build a SurfaceFit, with residuals and Jacobian, from a solution with one row."""
+    theta = solved.theta[0]
     residuals, jacobian = linearise(problem, theta)
     free = np.array([theta[0] > 0, True, True, True, True])
-    return SurfaceFit(problem, theta, float(found.value[0]), residuals, jacobian, free, bool(found.converged[0]))
+    return SurfaceFit(problem, theta, float(solved.value[0]), residuals, jacobian, free, bool(solved.converged[0]))
 
 
 def refit(problem: Problem, start: Floats, objective: Objective) -> Solved:
-    """Many fits from one starting point: ``problem.y`` (fits, n), or its weights."""
+    """Many fits from the same starting point, one per row of ``problem.y`` (fits, n) or of its weights."""
     fits = len(problem.y) if problem.y.ndim > 1 else len(np.atleast_2d(problem.weights))  # type: ignore[arg-type]
     return solve(problem, np.tile(start, (fits, 1)), objective, tolerance=1e-11)
 
 
-def _best(solved: Solved) -> Solved:
+def _select_best(solved: Solved) -> Solved:
     best = int(np.argmin(solved.value))
-    one = slice(best, best + 1)
-    return Solved(solved.theta[one], solved.value[one], solved.converged[one])
+    row = slice(best, best + 1)
+    return Solved(solved.theta[row], solved.value[row], solved.converged[row])
 
 
 def linearise(problem: Problem, theta: Floats) -> tuple[Floats, Floats]:
@@ -119,8 +121,8 @@ def _huber_starts(problem: Problem, theta: Floats, objective: Huber) -> Floats:
     size, axes = np.linalg.eigh(jacobian.T @ jacobian)
     spread = float(residuals @ residuals) / max(len(residuals) - 5, 1)
     deviations = (axes * np.sqrt(spread / np.maximum(size, size[-1] * 1e-10))).T
-    around = [theta + 2 * deviations[:3], theta - 2 * deviations[:3]]
+    starts = [theta + 2 * deviations[:3], theta - 2 * deviations[:3]]
     if len(residuals) < 100:
-        # Few runs leave few choices but sharp ones: look closer, and further.
-        around += [theta + size * deviations for size in (-3, -1, 1, 3)]
-    return np.concatenate([path, theta[None], *around])
+        # With few runs, local minima are few but narrow: search closer and further.
+        starts += [theta + size * deviations for size in (-3, -1, 1, 3)]
+    return np.concatenate([path, theta[None], *starts])

@@ -1,7 +1,7 @@
-"""The loss that each fitted law gives for N and D, by the law's name.
+"""Laws of L(N, D), by name.
 
-A law's parameters are arrays of shape (draws, 1), so that one call serves all bootstrap draws; ``ln_params``
-and ``ln_tokens`` broadcast against them.
+Parameters are arrays of shape (draws, 1), so one call evaluates all bootstrap draws; ``ln_params`` and
+``ln_tokens`` broadcast against them.
 """
 
 from __future__ import annotations
@@ -35,32 +35,32 @@ def kaplan(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> tuple[Float
 def muennighoff(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> tuple[Floats, Floats, Floats]:
     """Approach 3 with the effective N and D of repeated data (Muennighoff et al. 2023, equations 5 and 6).
 
-    ``law["ln_unique"]``, where given, is ln of the unique tokens there are; otherwise no token comes twice.
-    The derivatives are central differences: the law has kinks where repetition begins.
+    ``law["ln_unique"]`` is ln of the number of unique tokens; without it, no token is repeated.
+    The derivatives are central differences: the law has kinks at the onset of repetition.
     """
     step = 1e-6
-    around = [_muennighoff(law, ln_params + dx, ln_tokens) for dx in (-step, step)]
-    beside = [_muennighoff(law, ln_params, ln_tokens + dx) for dx in (-step, step)]
+    by_params = [_muennighoff(law, ln_params + dx, ln_tokens) for dx in (-step, step)]
+    by_tokens = [_muennighoff(law, ln_params, ln_tokens + dx) for dx in (-step, step)]
     loss = _muennighoff(law, ln_params, ln_tokens)
-    return loss, (around[1] - around[0]) / (2 * step), (beside[1] - beside[0]) / (2 * step)
+    return loss, (by_params[1] - by_params[0]) / (2 * step), (by_tokens[1] - by_tokens[0]) / (2 * step)
 
 
 def _muennighoff(law: Parameters, ln_params: Floats, ln_tokens: Floats) -> Floats:
     unique = np.minimum(law.get("ln_unique", ln_tokens), ln_tokens)
     alpha, beta = law["alpha"], law["beta"]
     ln_g = (np.log(alpha * law["A"]) - np.log(beta * law["B"])) / (alpha + beta)
-    # Parameters that a compute-optimal model has for the unique tokens: those beyond count less.
-    base = np.minimum(ln_params, ln_g + beta / alpha * (unique + ln_g))
-    ln_n = base + _saturated(ln_params - base, law["R_N"])
-    ln_d = unique + _saturated(ln_tokens - unique, law["R_D"])
-    out: Floats = law["E"] + law["A"] * np.exp(-alpha * ln_n) + law["B"] * np.exp(-beta * ln_d)
-    return out
+    # N of the compute-optimal model for the unique tokens: parameters beyond it count less.
+    base_n = np.minimum(ln_params, ln_g + beta / alpha * (unique + ln_g))
+    ln_n = base_n + _ln_effective(ln_params - base_n, law["R_N"])
+    ln_d = unique + _ln_effective(ln_tokens - unique, law["R_D"])
+    loss: Floats = law["E"] + law["A"] * np.exp(-alpha * ln_n) + law["B"] * np.exp(-beta * ln_d)
+    return loss
 
 
-def _saturated(ln_ratio: Floats, r: Floats) -> Floats:
-    """Ln (1 + R (1 - exp(-(ratio - 1) / R))): what a ratio is worth when repetitions wear out after R."""
-    out: Floats = np.log1p(-r * np.expm1(-np.expm1(ln_ratio) / r))
-    return out
+def _ln_effective(ln_ratio: Floats, r: Floats) -> Floats:
+    """Ln (1 + R (1 - exp(-(ratio - 1) / R))): the effective ratio if repetition loses value with scale R."""
+    ln_effective: Floats = np.log1p(-r * np.expm1(-np.expm1(ln_ratio) / r))
+    return ln_effective
 
 
 SURFACES: dict[str, Surface] = {"parametric": parametric, "kaplan": kaplan, "muennighoff": muennighoff}
@@ -68,7 +68,7 @@ SURFACES: dict[str, Surface] = {"parametric": parametric, "kaplan": kaplan, "mue
 
 
 def closed_form(law: Parameters, ln_flops: Floats) -> Floats:
-    """Ln N_opt of the parametric law in closed form where C = 6 N D (Hoffmann et al. 2022, equation 4)."""
+    """Ln N_opt of the parametric law in closed form for C = 6 N D (Hoffmann et al. 2022, equation 4)."""
     ratio = np.log(law["alpha"] * law["A"] / (law["beta"] * law["B"]))
-    out: Floats = (ratio + law["beta"] * (ln_flops - np.log(6))) / (law["alpha"] + law["beta"])
-    return out
+    ln_params: Floats = (ratio + law["beta"] * (ln_flops - np.log(6))) / (law["alpha"] + law["beta"])
+    return ln_params

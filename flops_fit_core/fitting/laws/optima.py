@@ -1,4 +1,4 @@
-"""What to train for a budget, by a fitted law."""
+"""Compute-optimal N and D for a budget, from a fitted law."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.forms import SURFACES, Parameters, Surface, closed_form, parametric
-from flops_fit_core.fitting.numerical_errors import guarded
+from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.records import Interval, LawFit, Observation, Optimum
 
 Point = tuple[Floats, Floats, Floats]
-"""Ln of N, D and L, one entry a draw."""
+"""Ln of N, D and L, one entry per draw."""
 
 
-@guarded
+@convert_numerical_errors
 def optimum(
     fit: LawFit, flops: float, inference_tokens: float = 0.0, unique_tokens: float | None = None
 ) -> Optimum:
-    """N_opt, D_opt and L_opt where training costs f(N) D = C, with intervals from the fit's draws.
+    """N_opt, D_opt and L_opt under the constraint f(N) D = C, with intervals from the fit's draws.
 
-    With ``inference_tokens`` D_inf, ``flops`` pays for both: f(N) D + f(N) D_inf / 3, which is 6 N D + 2 N D_inf
-    where f is 6 N (Sardana et al. 2023, arXiv 2401.00448). With ``unique_tokens``, tokens beyond them are
-    repetitions, which a law fitted to repeated data knows the worth of (muennighoff).
+    With ``inference_tokens`` D_inf, ``flops`` covers training and inference: f(N) D + f(N) D_inf / 3, which is
+    6 N D + 2 N D_inf for f = 6 N (Sardana et al. 2023, arXiv 2401.00448). With ``unique_tokens``, further tokens
+    are repetitions; this needs a law fitted to repeated data (muennighoff).
 
-    Raises FitError for a budget that is not a positive number, too small for D_inf, or a law it does not know.
+    Raises FitError for a budget that is not a positive number or too small for D_inf, and for an unknown law.
     """
     if not (np.isfinite(flops) and flops > 0):
         raise FitError(f"flops = {flops}: give a positive number of training FLOPs, such as 1e21")
@@ -37,16 +37,16 @@ def optimum(
         raise FitError(f"inference_tokens = {inference_tokens}: give a number of tokens, such as 1e12")
     if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
-    given = (flops, inference_tokens, unique_tokens)
+    target = (flops, inference_tokens, unique_tokens)
     value = {name: (value,) for name, value in fit.law.parameters.items()}
-    point = _optima(fit, value, FlopsPerToken.of_fit(fit), *given)
-    nothing = (np.empty(0),) * 3
-    drawn = _optima(fit, fit.draws, FlopsPerToken.of_fit(fit, drawn=True), *given) if fit.draws else nothing
-    # Even where draws hardly determine the law: one parameter and one token at least, and at most C of either.
-    ends = (0.0, np.log(flops)), (0.0, np.log(flops)), (-700.0, 700.0)
+    point = _optima(fit, value, FlopsPerToken.of_fit(fit), *target)
+    no_draws = (np.empty(0),) * 3
+    drawn = _optima(fit, fit.draws, FlopsPerToken.of_fit(fit, drawn=True), *target) if fit.draws else no_draws
+    # Clip draws that hardly determine the law: N and D lie between 1 and C.
+    limits_by_quantity = (0.0, np.log(flops)), (0.0, np.log(flops)), (-700.0, 700.0)
     params, tokens, loss = (
         interval(float(np.exp(value[0])), np.exp(np.clip(draws, *limits)), fit.level)
-        for value, draws, limits in zip(point, drawn, ends, strict=True)
+        for value, draws, limits in zip(point, drawn, limits_by_quantity, strict=True)
     )
     notes = extrapolation(flops, fit.flops_range)
     side, message = (None, "") if fit.params_range is None else outside_sizes(params.value, fit.params_range)
@@ -57,21 +57,24 @@ def optimum(
 def follow_family(
     fit: LawFit, points: Sequence[tuple[float, float]], observations: Sequence[Observation]
 ) -> LawFit:
-    """The fit with its optima and exponents along (N, FLOPs per token) of many sizes of the runs' family.
+    """Recompute optima and exponents along (N, FLOPs per token) of many sizes of the runs' model family.
 
-    Unchanged for a law of the optimum only, for few points, and where the runs' own FLOPs per token are others.
+    Returns the fit unchanged for a law of the optimum only, for too few points, and if the runs' FLOPs per token
+    differ from the family's.
     """
-    runs = Runs.of([one for one in observations if one.id not in fit.excluded])
+    runs = Runs.of([observation for observation in observations if observation.id not in fit.excluded])
     constraint = FlopsPerToken.of_family(points, runs) if points and fit.law.name in SURFACES else None
     if constraint is None:
         return fit
     law = {name: np.array([value]) for name, value in fit.law.parameters.items()}
     drawn = {name: np.array(values) for name, values in fit.draws.items()} or {"": np.empty(0)}
-    found = exponents(SURFACES[fit.law.name], law, drawn, (constraint,) * 2, np.array(fit.flops_range), fit.level)
+    intervals = exponents(
+        SURFACES[fit.law.name], law, drawn, (constraint,) * 2, np.array(fit.flops_range), fit.level
+    )
     message = f"FLOPs per token of further sizes are the family's own count, to N = {points[-1][0]:.3g}"
     return fit.model_copy(
         update={
-            "exponents": {**fit.exponents, **found},
+            "exponents": {**fit.exponents, **intervals},
             "flops_per_token": constraint.knots(),
             "flops_per_token_modes": (),
             "flops_per_token_draws": (),
@@ -91,18 +94,17 @@ def _optima(
     law = {name: np.asarray(values, dtype=float) for name, values in parameters.items()}
     if unique_tokens is not None:
         if fit.law.name != "muennighoff":
-            raise FitError(
-                f"law {fit.law.name!r} does not know what repeated tokens are worth: use fitter muennighoff"
-            )
+            raise FitError(f"law {fit.law.name!r} has no term for repeated tokens: use fitter muennighoff")
         law["ln_unique"] = np.full(len(law["E"]), np.log(unique_tokens))
     if fit.law.name in ("isoflop", "envelope"):
         if inference_tokens:
             raise FitError(
-                f"the {fit.law.name} law knows the optimum only, not the loss beside it: use fitter parametric"
+                f"law {fit.law.name!r} gives the optimum only, not the loss at other N and D: use "
+                "fitter parametric"
             )
         return _power_laws(law, flops)
     if fit.law.name not in SURFACES:
-        raise FitError(f"there is no optimum for law {fit.law.name!r} here: ask the fitter that made it")
+        raise FitError(f"cannot compute the optimum of law {fit.law.name!r}: call optimum() of its fitter")
     return minimise(SURFACES[fit.law.name], law, constraint, flops, inference_tokens)
 
 
@@ -119,12 +121,12 @@ def minimise(
     flops: float | Floats,
     inference_tokens: float = 0.0,
 ) -> Point:
-    """The lowest loss along f(N) (D + D_inf / 3) = C, one for every entry of the law's parameters.
+    """The minimum of the loss along f(N) (D + D_inf / 3) = C, per entry of the law's parameters.
 
-    ``flops`` is one number, or has an entry for each of them.
+    ``flops`` is a number, or an array with an entry per minimum.
 
-    In closed form for Approach 3 where f is 6 N. Otherwise a scan in ln N brackets the minimum, and bisection
-    of the derivative finds it to rounding.
+    Closed form for Approach 3 with f = 6 N. Otherwise a scan in ln N brackets the minimum, and bisection of the
+    derivative solves for it to rounding.
     """
     columns = {name: values[:, None] for name, values in law.items()}
     if surface is parametric and constraint.is_6n and not inference_tokens:
@@ -132,7 +134,7 @@ def minimise(
         ln_tokens = np.log(flops) - constraint(x)
         return x, ln_tokens, np.log(parametric(law, x, ln_tokens)[0])
     flops = np.atleast_1d(np.asarray(flops, dtype=float))[:, None]
-    high = _largest(constraint, flops, inference_tokens)
+    high = _largest_ln_params(constraint, flops, inference_tokens)
     if constraint.is_drawn and len(flops) == 1:
         high = high.max(axis=0, keepdims=True)  # one scan serves all draws
     scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
@@ -161,18 +163,18 @@ def exponents(
     flops: Floats,
     level: float,
 ) -> dict[str, Interval]:
-    """A and b between the smallest and the largest fitted C (everywhere, where f is a power of N).
+    """Exponents a and b between the smallest and the largest fitted C (at every C, if f is a power of N).
 
-    ``constraints``: of the law, and of its draws.
+    ``constraints`` are those of the law and of its draws.
     """
     low, high = float(flops.min()), float(flops.max())
     high = max(high, low * np.e)
     slopes = []
-    for one, constraint in zip((law, drawn), constraints, strict=True):
-        if not len(next(iter(one.values()))):
+    for parameters, constraint in zip((law, drawn), constraints, strict=True):
+        if not len(next(iter(parameters.values()))):
             slopes.append((np.empty(0), np.empty(0)))
             continue
-        first, last = (minimise(surface, one, constraint, c) for c in (low, high))
+        first, last = (minimise(surface, parameters, constraint, c) for c in (low, high))
         slopes.append(tuple((last[part] - first[part]) / np.log(high / low) for part in (0, 1)))
     return {
         key: interval(float(slopes[0][part][0]), slopes[1][part], level) for part, key in enumerate(("a", "b"))
@@ -183,15 +185,15 @@ def _ln_tokens(
     constraint: FlopsPerToken, ln_params: Floats, flops: Floats, inference_tokens: float
 ) -> tuple[Floats, Floats]:
     """Ln D at ln N, and (D + D_inf / 3) / D."""
-    ln_all = np.log(flops) - constraint(ln_params)
+    ln_total = np.log(flops) - constraint(ln_params)
     if not inference_tokens:
-        return ln_all, np.ones_like(ln_all)
-    tokens = np.maximum(np.exp(ln_all) - inference_tokens / 3, 1e-300)
-    return np.log(tokens), np.exp(ln_all) / tokens
+        return ln_total, np.ones_like(ln_total)
+    tokens = np.maximum(np.exp(ln_total) - inference_tokens / 3, 1e-300)
+    return np.log(tokens), np.exp(ln_total) / tokens
 
 
-def _largest(constraint: FlopsPerToken, flops: Floats, inference_tokens: float) -> Floats:
-    """Ln of the N that the budget trains on one token (and serves D_inf)."""
+def _largest_ln_params(constraint: FlopsPerToken, flops: Floats, inference_tokens: float) -> Floats:
+    """Ln of the largest N that the budget allows: trained on one token, plus D_inf tokens of inference."""
     target = np.log(flops) - np.log1p(inference_tokens / 3)
     low, high = np.full_like(flops, -100.0), np.full_like(flops, 300.0)
     for _ in range(60):

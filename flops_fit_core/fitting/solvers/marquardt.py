@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt for any law of a few parameters, many fits at once."""
+"""Levenberg-Marquardt for any law of a few parameters, vectorised over fits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def least_squares(
 ) -> tuple[Floats, Floats, Bools]:
     """Parameters (fits, p) and sum of squares (fits,) from each row of ``start``; ``y`` is (n,) or (fits, n).
 
-    A fit has converged once a step would gain less than 1e-12 of its sum of squares, or none can gain.
+    A fit has converged if the next step would reduce its sum of squares by less than 1e-12 of it, or no step can.
     """
     low, high = bounds
     theta = np.clip(start, low, high)
@@ -60,18 +60,18 @@ def _step(
     slopes = jacobian(model, theta)
     residuals = y - model(theta)
     downhill = np.einsum("fnp,fn->fp", slopes, residuals)
-    held = ((theta <= bounds[0]) & (downhill < 0)) | ((theta >= bounds[1]) & (downhill > 0))
-    downhill = np.where(held, 0.0, downhill)
+    at_bound = ((theta <= bounds[0]) & (downhill < 0)) | ((theta >= bounds[1]) & (downhill > 0))
+    downhill = np.where(at_bound, 0.0, downhill)
     normal = slopes.transpose(0, 2, 1) @ slopes
-    normal = np.where(held[:, :, None] | held[:, None, :], 0.0, normal)
+    normal = np.where(at_bound[:, :, None] | at_bound[:, None, :], 0.0, normal)
     diagonal = np.einsum("fpp->fp", normal)
     scale = 1 / np.sqrt(np.maximum(diagonal, 1e-300))
-    scale = np.where(held, 1.0, scale)
+    scale = np.where(at_bound, 1.0, scale)
     scaled = normal * scale[:, :, None] * scale[:, None, :]
     scaled = (
         scaled
         + (damping[:, None] + 1e-13)[:, :, None] * np.eye(theta.shape[1])
-        + held[:, :, None] * np.eye(theta.shape[1])
+        + at_bound[:, :, None] * np.eye(theta.shape[1])
     )
     step = np.linalg.solve(scaled, (downhill * scale)[:, :, None])[:, :, 0] * scale
     return step, (step * downhill).sum(axis=1)

@@ -1,8 +1,8 @@
-"""Damped Newton for L = E + A / N^alpha + B / D^beta on ln L, many fits at once.
+"""Damped Newton for L = E + A / N^alpha + B / D^beta on ln L, vectorised over fits.
 
-One fit is a row theta = (E, ln A', alpha, ln B', beta), with A' and B' the two terms at the runs' mean
+A fit is a row theta = (E, ln A', alpha, ln B', beta), with A' and B' the two terms at the runs' mean
 ln N and ln D. E and the exponents stay within bounds by an active set. The Hessian is exact: with a Huber
-objective most runs lie outside of delta, and the curvature of the law is all that is left of them.
+objective, most runs lie outside delta and contribute only the curvature of the law.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from flops_fit_core.fitting.data import Bools, Floats, Ints
 from flops_fit_core.fitting.solvers.objectives import Objective
 
 EXPONENTS = (0.005, 3.0)
-"""Where alpha and beta are searched."""
-_CHUNK, _CELLS = 64, 10_000
-"""Fits that are solved at once, and runs times fits: many more would not stay in a processor's cache."""
+"""Bounds of alpha and beta."""
+_MIN_CHUNK, _MAX_CHUNK_CELLS = 64, 10_000
+"""Fits per chunk, and runs times fits per chunk: larger chunks exceed the processor cache."""
 _LOWER = np.array([0.0, -60.0, EXPONENTS[0], -60.0, EXPONENTS[0]])
 _UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
 
 
 @dataclass(frozen=True)
 class Trajectories:
-    """Which runs share an offset: rows of one trajectory."""
+    """Groups of runs with correlated errors: rows of a trajectory."""
 
     number: Ints
-    """Of the trajectory of each run, from 0."""
+    """Trajectory number of each run, from 0."""
     order: Ints
     """Runs sorted by trajectory."""
     starts: Ints
-    """Where each trajectory begins among them."""
+    """Start of each trajectory in ``order``."""
 
     @classmethod
     def of(cls, number: Ints) -> Trajectories:
@@ -39,22 +39,22 @@ class Trajectories:
         return cls(number, order, np.flatnonzero(np.diff(number[order], prepend=-1)))
 
     def sums(self, values: Floats) -> Floats:
-        """Over each trajectory, from (..., n) to (..., trajectories)."""
-        out: Floats = np.add.reduceat(values[..., self.order], self.starts, axis=-1)
-        return out
+        """Sum over each trajectory, from (..., n) to (..., trajectories)."""
+        result: Floats = np.add.reduceat(values[..., self.order], self.starts, axis=-1)
+        return result
 
-    def shrink(self, rho: float, used: Floats) -> Floats:
-        """What a trajectory's sum counts for at correlation rho, with ``used`` (..., n) runs of weight 1 or 0."""
-        out: Floats = rho / (1 - rho + rho * self.sums(used))
-        return out
+    def shrink(self, rho: float, is_used: Floats) -> Floats:
+        """Factor of a trajectory's sum in R^-1 at correlation rho; ``is_used`` (..., n) holds weights 1 or 0."""
+        result: Floats = rho / (1 - rho + rho * self.sums(is_used))
+        return result
 
 
 @dataclass(frozen=True)
 class Problem:
-    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D less their means, shape (n,).
+    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D minus their means, shape (n,).
 
     With ``trajectories``, least squares is generalised: the objective is r' R^-1 r (1 - rho) / 2 with R of
-    correlation rho within a trajectory, whose inverse takes ``shrink`` times the trajectory's sum off each r.
+    correlation rho within a trajectory. R^-1 subtracts ``shrink`` times the trajectory's sum from each r.
     """
 
     u: Floats
@@ -62,13 +62,13 @@ class Problem:
     y: Floats
     """Ln L, shape (n,), or (fits, n)."""
     weights: Floats | None = None
-    """Of each run, shape (n,) or (fits, n); None for 1. Runs of one trajectory have one weight, or 0."""
+    """Weights of runs, shape (n,) or (fits, n); None for 1. Non-zero weights are equal within a trajectory."""
     trajectories: Trajectories | None = None
     shrink: Floats | None = None
     """Shape (trajectories,), or (fits, trajectories)."""
 
     def rows(self, index: Ints) -> Problem:
-        """The problem of some of the fits."""
+        """Select fits by index."""
         y = self.y[index] if self.y.ndim > 1 else self.y
         weights = self.weights[index] if self.weights is not None and self.weights.ndim > 1 else self.weights
         shrink = self.shrink[index] if self.shrink is not None and self.shrink.ndim > 1 else self.shrink
@@ -88,7 +88,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Solved:
-    """Where the fits ended."""
+    """Solutions of the fits."""
 
     theta: Floats
     value: Floats
@@ -97,11 +97,11 @@ class Solved:
     """Shape (fits,)."""
 
 
-def joined(parts: list[Solved]) -> Solved:
-    """All of their fits, in order."""
+def concatenate(parts: list[Solved]) -> Solved:
+    """Join solutions along the axis of fits, in order."""
     columns = zip(*((part.theta, part.value, part.converged) for part in parts), strict=True)
-    theta, least, converged = (np.concatenate(column) for column in columns)
-    return Solved(theta, least, converged)
+    theta, values, converged = (np.concatenate(column) for column in columns)
+    return Solved(theta, values, converged)
 
 
 def predict(problem: Problem, theta: Floats) -> tuple[Floats, Floats, Floats]:
@@ -133,10 +133,10 @@ def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[
         psi = problem.precision(r)
         weighted_jacobian = problem.precision(jacobian) + jacobian * psi[:, None, :]
     else:
-        psi, bend = objective.psi(r), objective.bend(r)
+        psi, curvature = objective.psi(r), objective.curvature(r)
         if problem.weights is not None:
-            psi, bend = psi * problem.weights, bend * problem.weights
-        weighted_jacobian = jacobian * (bend + psi)[:, None, :]
+            psi, curvature = psi * problem.weights, curvature * problem.weights
+        weighted_jacobian = jacobian * (curvature + psi)[:, None, :]
     gradient = -(jacobian @ psi[:, :, None])[:, :, 0]
     hessian = weighted_jacobian @ jacobian.transpose(0, 2, 1)
     for first, slope, weighted in ((1, problem.u, psi * pa), (3, problem.v, psi * pb)):
@@ -151,13 +151,13 @@ def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[
 def solve(
     problem: Problem, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13
 ) -> Solved:
-    """Minimise from every row of ``start``. A fit has converged once a step would gain less than ``tolerance``
-    of its objective, or once no step is small enough to gain anything."""
-    chunk = max(_CHUNK, _CELLS // len(problem.u))
+    """Minimise from every row of ``start``. A fit has converged if the next step would reduce its objective
+    by less than ``tolerance`` of it, or no step reduces it."""
+    chunk = max(_MIN_CHUNK, _MAX_CHUNK_CELLS // len(problem.u))
     if len(start) > chunk:
         parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
-        every = [solve(problem.rows(part), start[part], objective, steps, tolerance) for part in parts]
-        return joined(every)
+        solutions = [solve(problem.rows(part), start[part], objective, steps, tolerance) for part in parts]
+        return concatenate(solutions)
     theta = np.clip(start, _LOWER, _UPPER)
     best = value(problem, theta, objective)
     damping = np.full(len(theta), 1e-3)
@@ -166,27 +166,27 @@ def solve(
     for _ in range(steps):
         if not len(live):
             break
-        part, at = problem.rows(live), theta[live]
-        step, gain = _step(part, at, objective, damping[live])
-        new = np.clip(at + step, _LOWER, _UPPER)
+        part, current = problem.rows(live), theta[live]
+        step, gain = _step(part, current, objective, damping[live])
+        new = np.clip(current + step, _LOWER, _UPPER)
         reached = value(part, new, objective)
         better = reached < best[live]
         theta[live[better]], best[live[better]] = new[better], reached[better]
         damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
-        done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
-        converged[live[done]] = True
-        live = live[~done]
+        is_done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
+        converged[live[is_done]] = True
+        live = live[~is_done]
     return Solved(theta, best, converged)
 
 
 def _step(problem: Problem, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
-    """A damped Newton step along the absolute curvature, and what the quadratic model gains by it."""
+    """A damped Newton step along the absolute curvature, and its predicted reduction of the objective."""
     gradient, hessian = derivatives(problem, theta, objective)
-    held = ((theta <= _LOWER) & (gradient > 0)) | ((theta >= _UPPER) & (gradient < 0))
-    gradient = np.where(held, 0.0, gradient)
-    hessian = np.where(held[:, :, None] | held[:, None, :], 0.0, hessian)
+    at_bound = ((theta <= _LOWER) & (gradient > 0)) | ((theta >= _UPPER) & (gradient < 0))
+    gradient = np.where(at_bound, 0.0, gradient)
+    hessian = np.where(at_bound[:, :, None] | at_bound[:, None, :], 0.0, hessian)
     scale = 1 / np.sqrt(np.maximum(np.abs(np.einsum("fii->fi", hessian)), 1e-300))
-    scale = np.where(held, 1.0, scale)
+    scale = np.where(at_bound, 1.0, scale)
     hessian = hessian * scale[:, :, None] * scale[:, None, :]
     curvature, axes = np.linalg.eigh(hessian)
     size = np.maximum(np.abs(curvature), 1e-14) + damping[:, None]

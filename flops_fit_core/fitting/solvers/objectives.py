@@ -1,4 +1,4 @@
-"""What is minimised over the residuals of ln L."""
+"""Objectives over the residuals of ln L."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flops_fit_core.fitting.data import Floats
 
 
 class Objective(Protocol):
-    """A function rho of one residual, summed over runs. Works on arrays of any shape."""
+    """A function rho of a residual, summed over runs. Works on arrays of any shape."""
 
     @property
     def name(self) -> str: ...
@@ -19,7 +19,7 @@ class Objective(Protocol):
     def psi(self, r: Floats) -> Floats:
         """First derivative of rho."""
 
-    def bend(self, r: Floats) -> Floats:
+    def curvature(self, r: Floats) -> Floats:
         """Second derivative of rho."""
 
 
@@ -30,13 +30,13 @@ class LeastSquares:
     name: str = "least squares"
 
     def rho(self, r: Floats) -> Floats:
-        out: Floats = r * r / 2
-        return out
+        rho: Floats = r * r / 2
+        return rho
 
     def psi(self, r: Floats) -> Floats:
         return r
 
-    def bend(self, r: Floats) -> Floats:
+    def curvature(self, r: Floats) -> Floats:
         return np.ones_like(r)
 
 
@@ -53,11 +53,11 @@ class Huber:
     def rho(self, r: Floats) -> Floats:
         size = np.abs(r)
         inner = np.minimum(size, self.delta)
-        out: Floats = inner * (size - inner / 2)
-        return out
+        rho: Floats = inner * (size - inner / 2)
+        return rho
 
     def psi(self, r: Floats) -> Floats:
         return np.clip(r, -self.delta, self.delta)
 
-    def bend(self, r: Floats) -> Floats:
+    def curvature(self, r: Floats) -> Floats:
         return (np.abs(r) < self.delta).astype(np.float64)
