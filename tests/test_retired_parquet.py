@@ -273,7 +273,7 @@ def test_a_damaged_or_missing_file_is_named_and_nothing_is_copied(
         "predict STUDY --flops 1e20",
         "backtest STUDY",
         "report STUDY",
-        "clean STUDY",
+        "prune-checkpoints STUDY",
         "retry STUDY",
         "doctor STUDY",
         "tune STUDY",
