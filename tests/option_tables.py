@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from flops_fit_core.config import DEFAULTS, Experiment, Sweep
-from flops_fit_core.plugins import Offer, Runtime
+from flops_fit_core.plugins import RegisteredSpec, Runtime
 from flops_fit_core.plugins.registry import KINDS, installed
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "experiment-file.md"
@@ -58,7 +58,7 @@ def about_kind(kind: str) -> str:
     return "required" if Experiment.model_fields[kind].is_required() else "optional"
 
 
-def plugin_sections(offer: Offer[Any]) -> Iterator[str]:
+def plugin_sections(offer: RegisteredSpec[Any]) -> Iterator[str]:
     options = offer.spec.options
     none = "" if options.model_fields else " No options."
     yield f"**`{offer.spec.name}`** (`{offer.name}`) {code_marks(about_plugin(offer))}{none}".rstrip()
@@ -66,7 +66,7 @@ def plugin_sections(offer: Offer[Any]) -> Iterator[str]:
         yield options_table(options).rstrip()
 
 
-def about_plugin(offer: Offer[Any]) -> str:
+def about_plugin(offer: RegisteredSpec[Any]) -> str:
     """What it is: its options' own docstring, or where plugins share their options, its ``build``'s."""
     options = offer.spec.options
     shared = sum(other.spec.options is options for other in installed().offers()) > 1

@@ -13,7 +13,7 @@ import torch
 from small import text_table, write_text
 
 from flops_fit_core import ConfigError, DataError, RunFailed
-from flops_fit_core.config import Chosen, make_experiment
+from flops_fit_core.config import PluginConfig, make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
@@ -69,7 +69,7 @@ def models(tmp_path: Path) -> Path:
 
 def chosen(name: str = "callable", **options):
     offer = installed().find("model", name)
-    return Chosen(offer, offer.spec.options.model_validate(options))
+    return PluginConfig(offer, offer.spec.options.model_validate(options))
 
 
 def built(task=TASK, **options):

@@ -16,7 +16,7 @@ from flops_fit_core.config import choose_from_table
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops import trace_flops
 from flops_fit_core.flops.model_stats import count_flops, measure_model
-from flops_fit_core.plugins import MeasuredModel, TransformerShape
+from flops_fit_core.plugins import CounterInput, TransformerShape
 from flops_fit_core.plugins.registry import installed
 
 
@@ -36,7 +36,7 @@ def described(shape, params=1):
     """The input of a counter for a family that consists of a description only."""
     counts = ParameterCounts(total=params, active=params)
     task = LanguageTask(shape.vocabulary, shape.context)
-    return MeasuredModel(nn.Linear(1, 1), task, counts, None, "x/y", shape)
+    return CounterInput(nn.Linear(1, 1), task, counts, None, "x/y", shape)
 
 
 TABLE_A4 = [  # name, layers, d_model, ffw_size, num_heads, k/q size, FLOP ratio (ours / 6 N D)

@@ -20,12 +20,12 @@ import pytest
 from flops_fit_core import ParameterCounts, SweepPlan, run
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.plugins import (
-    MeasuredModel,
-    Offer,
+    CounterInput,
     ParameterGroup,
     RecipeInput,
+    RegisteredSpec,
     Registry,
-    RunView,
+    RunInfo,
     hookspecs,
     protocols,
 )
@@ -55,10 +55,10 @@ DOCUMENT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text(encoding=
 MEETS: Mapping[str, list[str]] = {
     "flops_fit_models": ["ParameterGroup", "TransformerShape"],
     "flops_fit_datasets": ["Dataset", "MultiEvalDataset", "Task", "BatchCount", "SampleSize"],
-    "flops_fit_optimizers": ["RunView"],
+    "flops_fit_optimizers": ["RunInfo"],
     "flops_fit_schedules": [],
     "flops_fit_recipes": ["RecipeInput"],
-    "flops_fit_flop_counters": ["MeasuredModel", "FlopCount"],
+    "flops_fit_flop_counters": ["CounterInput", "FlopCount"],
     "flops_fit_stores": ["ResultStore"],
     "flops_fit_devices": ["Device"],
     "flops_fit_trainers": ["Trainer", "TrainContext"],
@@ -92,7 +92,7 @@ def plugin(hook: str) -> ModuleType:
     return module
 
 
-def offer(hook: str) -> Offer[Any]:
+def offer(hook: str) -> RegisteredSpec[Any]:
     """What the example offers, through a registry."""
     registry = Registry({"example": plugin(hook)}, entry_points=False)
     assert registry.problems == []
@@ -225,12 +225,12 @@ def test_the_example_dataset_is_the_same_whatever_the_batch_size() -> None:
     assert torch.equal(held[0][0], next(iter(build("flops_fit_datasets", 8).heldout(4, 4)))[0])
 
 
-def view(module: Any, **more: Any) -> RunView:
+def view(module: Any, **more: Any) -> RunInfo:
     groups: Callable[[Any], list[ParameterGroup]] = lambda model: [  # noqa: E731
         ParameterGroup([model.weight], width=32),
         ParameterGroup([model.bias]),
     ]
-    return RunView(steps=4, tokens=64, tokens_per_step=16, base_width=64, groups=groups, width_scaling="adam")
+    return RunInfo(steps=4, tokens=64, tokens_per_step=16, base_width=64, groups=groups, width_scaling="adam")
 
 
 def test_the_example_optimizer_scales_its_groups() -> None:
@@ -256,7 +256,7 @@ def test_the_example_recipe_gives_a_batch() -> None:
 def test_the_example_counter_counts() -> None:
     counts = ParameterCounts(total=1200, lookup=200, active=1200)
     task = SupervisedTask(inputs=(8,), outputs_size=2)
-    measured = MeasuredModel(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
+    measured = CounterInput(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
     count = build("flops_fit_flop_counters", measured)
     assert (count.flops_per_token, count.params) == (8000.0, 1000)
 

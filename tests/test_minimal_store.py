@@ -20,7 +20,7 @@ from flops_fit_core.study import Study
 from flops_fit_core.study.copy import copy_study
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.doctor import study as examine
-from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.testing.examples import result_of
 
 SURFACE = {
@@ -137,7 +137,7 @@ def test_results_in_a_store_of_two_methods_are_found_after_a_change_to_another_s
 
 
 def _train_and_wait(folder: Path, ready: Queue[Any], end: Queue[Any]) -> None:
-    note = DriverNote(folder, "a driver that trains", "local")
+    note = Heartbeat(folder, "a driver that trains", "local")
     note.started(Study.open(folder, installed().with_plugins({"mine": Plugin()})).plan)
     ready.put(os.getpid())
     end.get()

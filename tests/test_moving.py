@@ -24,7 +24,7 @@ from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
 from flops_fit_core.study.copy import copy_study
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 SURFACE = {
@@ -197,7 +197,7 @@ def test_a_copy_that_went_on_by_itself_loses_nothing_to_another_copy(law: Path, 
 
 
 def test_a_study_that_is_being_trained_is_not_copied(law: Path, tmp_path: Path) -> None:
-    note = DriverNote(law, "anna", "local")
+    note = Heartbeat(law, "anna", "local")
     note.started(Study.open(law).plan)
     try:
         with pytest.raises(StoreError, match=f"being trained by process {os.getpid()} on .* 'flops-fit status"):
@@ -227,7 +227,7 @@ def test_a_driver_that_begins_during_the_copy_keeps_the_study_where_it_was(
 ) -> None:
     from flops_fit_core.study import copy as moving
 
-    note = DriverNote(law, "anna", "local")
+    note = Heartbeat(law, "anna", "local")
     compare = moving._compare
 
     def slow(*given: Any) -> None:

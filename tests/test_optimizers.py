@@ -12,7 +12,7 @@ from flops_fit_core import ConfigError, Hyperparameters, PluginError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.planning import make_plan
-from flops_fit_core.plugins import OptimizerSpec, ParameterGroup, RecipeSpec, RunView, hookimpl
+from flops_fit_core.plugins import OptimizerSpec, ParameterGroup, RecipeSpec, RunInfo, hookimpl
 from flops_fit_core.plugins.registry import installed
 
 TASK = LanguageTask(vocab_size=20, context=8)
@@ -31,7 +31,7 @@ def family(name, task=TASK, **options):
 def optimizer(name, model, groups=None, base_width=None, **options):
     found = spec("optimizer", name)
     whole = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
-    view = RunView(
+    view = RunInfo(
         steps=100,
         tokens=6400,
         tokens_per_step=64,

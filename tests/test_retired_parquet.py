@@ -20,7 +20,7 @@ from flops_fit_core.cli.main import run as flops_fit
 from flops_fit_core.plugins.parquet_results import read_parquet_results
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
-from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.testing.examples import result_of
 
 TABLE = {
@@ -141,7 +141,7 @@ def test_a_copy_that_is_typed_twice_adds_nothing(
 
 
 def test_a_study_that_an_older_version_trains_is_not_copied(old: Path, trained: Path, tmp_path: Path) -> None:
-    note = DriverNote(old, "anna", "local")
+    note = Heartbeat(old, "anna", "local")
     note.started(Study.open(trained).plan)
     try:
         assert flops_fit(["store", "copy", str(old), str(tmp_path / "new"), "--store", "sqlite"]) == 2

@@ -10,7 +10,7 @@ from torch import nn
 
 from flops_fit_core import ConfigError, ParameterCounts, PluginError
 from flops_fit_core.data import LanguageTask
-from flops_fit_core.plugins import MeasuredModel, OptimizerSpec, ParameterGroup, RecipeInput, RunView
+from flops_fit_core.plugins import CounterInput, OptimizerSpec, ParameterGroup, RecipeInput, RunInfo
 from flops_fit_core.plugins.registry import installed
 
 
@@ -24,7 +24,7 @@ def built(kind, name, *arguments, **options):
 
 
 def view(steps=100, base_width=None, groups=None, width_scaling="adam"):
-    return RunView(
+    return RunInfo(
         steps=steps,
         tokens=steps * 32,
         tokens_per_step=32,
@@ -219,7 +219,7 @@ def test_a_batch_has_at_least_two_samples():
 
 def measured(own=None, **counts):
     parameters = ParameterCounts(**{"total": 1000, "lookup": 300, "unembedding": 200, "active": 1000, **counts})
-    return MeasuredModel(
+    return CounterInput(
         module=nn.Linear(1, 1),
         task=LanguageTask(256, 64),
         parameters=parameters,

@@ -30,7 +30,7 @@ from flops_fit_core.cli.main import run as command
 from flops_fit_core.errors import raised_at
 from flops_fit_core.plugins import Registry
 from flops_fit_core.study import Study
-from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.study.other_results import describe, find_other_runs
 
 
@@ -391,7 +391,7 @@ def test_a_study_whose_store_was_a_python_object_asks_for_it(tmp_path, call):
 
 
 def test_a_driver_with_another_store_stops_a_run(formula, call):
-    note = DriverNote(formula, "other", "local")
+    note = Heartbeat(formula, "other", "local")
     note.started(Study.open(formula).plan)
     try:
         status, _, error = call("run", "formula.json", "--out", "study", "--store", "json")

@@ -17,7 +17,7 @@ pytest.importorskip("transformers")
 from small import text_table, train, write_text
 
 from flops_fit_core import ConfigError
-from flops_fit_core.config import Chosen, make_experiment
+from flops_fit_core.config import PluginConfig, make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops.model_stats import SizeMeasurer, measure_model
 from flops_fit_core.flops.parameter_counts import count_parameters
@@ -34,7 +34,7 @@ TWO_LAYERS = {"num_hidden_layers": 2}
 
 def chosen(name: str = "hf", **options):
     offer = installed().find("model", name)
-    return Chosen(offer, offer.spec.options.model_validate(options))
+    return PluginConfig(offer, offer.spec.options.model_validate(options))
 
 
 def built(name: str = "hf", task=TASK, **options):

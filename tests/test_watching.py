@@ -12,7 +12,7 @@ from small import text_table, write_text
 
 from flops_fit_core import Progress, Study
 from flops_fit_core.cli.main import run
-from flops_fit_core.study.heartbeat import DriverNote, drivers, seconds_left
+from flops_fit_core.study.heartbeat import Heartbeat, drivers, seconds_left
 
 NET = """
 import os
@@ -118,7 +118,7 @@ def test_a_sweep_that_runs_is_seen_from_another_terminal_and_leaves_no_note(here
 def test_notes_of_dead_drivers_are_not_believed(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
-    note = DriverNote(tmp_path, "me", "executors/local")
+    note = Heartbeat(tmp_path, "me", "executors/local")
     note.started(None)
     assert [one.pid for one in drivers(tmp_path)] == [os.getpid()]
     (mine,) = drivers(tmp_path)
@@ -140,7 +140,7 @@ def test_a_failed_run_that_is_being_tried_again_is_running(here, said):
     (here / "broken").touch()
     said("run", "small.json", "-p", "watched_net")
     failed = next(result for result in Study.open("runs/small").results if result.status == "failed")
-    note = DriverNote(here / "runs/small", "me", "executors/local")
+    note = Heartbeat(here / "runs/small", "me", "executors/local")
     note.started(None)
     note.progress(Progress(run=failed.id, step=1, steps=2, tokens=1))
     note.write()

@@ -18,7 +18,7 @@ from pydantic import create_model
 from flops_fit_core.api.fingerprint.objects import identify_callable, qualified_name
 from flops_fit_core.errors import ConfigError, raised_at
 from flops_fit_core.plugins.hookspecs import hookimpl
-from flops_fit_core.plugins.protocols import Dataset, FlopCount, MeasuredModel, RunView, own_parameter_groups
+from flops_fit_core.plugins.protocols import CounterInput, Dataset, FlopCount, RunInfo, own_parameter_groups
 from flops_fit_core.plugins.specs import (
     DatasetSpec,
     FlopCounterSpec,
@@ -222,7 +222,7 @@ def _optimizer_spec(make: Callable[..., Any]) -> Spec:
     return OptimizerSpec(name="optimizer", options=IdentifiedOptions, build=build, width_scaling="none")
 
 
-def _build_optimizer(make: Callable[..., Any], options: Options, model: Any, run: RunView) -> Any:
+def _build_optimizer(make: Callable[..., Any], options: Options, model: Any, run: RunInfo) -> Any:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     try:
         return make(parameters)
@@ -250,7 +250,7 @@ def _counter_spec(count: Callable[[Any], Any]) -> Spec:
     return FlopCounterSpec(name="flops", options=IdentifiedOptions, build=partial(_count, count))
 
 
-def _count(count: Callable[[Any], Any], options: Options, measured: MeasuredModel) -> FlopCount:
+def _count(count: Callable[[Any], Any], options: Options, measured: CounterInput) -> FlopCount:
     given = count(measured.module)
     if isinstance(given, FlopCount):
         return given

@@ -16,7 +16,7 @@ from flops_fit_core.config.building import (
     check_argument,
     list_slots,
 )
-from flops_fit_core.config.choices import DEFAULTS, Chosen, choose, choose_from_table
+from flops_fit_core.config.choices import DEFAULTS, PluginConfig, choose, choose_from_table
 from flops_fit_core.config.experiment import PLANNER, Experiment, Sweep, make_experiment, with_planner
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.config.files import (
@@ -30,8 +30,8 @@ from flops_fit_core.config.files import (
 __all__ = [
     "DEFAULTS",
     "PLANNER",
-    "Chosen",
     "Experiment",
+    "PluginConfig",
     "Sweep",
     "build_dataset",
     "build_executor",

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from flops_fit_core.config.choices import Chosen
+from flops_fit_core.config.choices import PluginConfig
 from flops_fit_core.errors import ConfigError, PluginError
 from flops_fit_core.plugins.protocols import (
     Dataset,
@@ -37,7 +37,7 @@ from flops_fit_core.records import Hyperparameters
 S = TypeVar("S", bound=Spec)
 
 
-def build_dataset(chosen: Chosen[DatasetSpec], seed: int) -> Dataset:
+def build_dataset(chosen: PluginConfig[DatasetSpec], seed: int) -> Dataset:
     """The dataset in the order of a seed. Raises DataError, PluginError."""
     dataset = chosen.call(chosen.spec.build, chosen.options, seed)
     _check_inherits(chosen, dataset, Dataset)
@@ -50,35 +50,35 @@ def build_dataset(chosen: Chosen[DatasetSpec], seed: int) -> Dataset:
     return dataset
 
 
-def build_store(chosen: Chosen[StoreSpec], folder: Path) -> ResultStore:
+def build_store(chosen: PluginConfig[StoreSpec], folder: Path) -> ResultStore:
     """The open store of the study in ``folder``. Raises StoreError, PluginError."""
     store = chosen.call(chosen.spec.build, chosen.options, folder)
     _check_inherits(chosen, store, ResultStore)
     return store
 
 
-def build_executor(chosen: Chosen[ExecutorSpec], context: ExecutorContext) -> Executor:
+def build_executor(chosen: PluginConfig[ExecutorSpec], context: ExecutorContext) -> Executor:
     """The executor. Raises ConfigError, PluginError."""
     executor = chosen.call(chosen.spec.build, chosen.options, context)
     _check_inherits(chosen, executor, Executor)
     return executor
 
 
-def build_logger(chosen: Chosen[LoggerSpec], folder: Path) -> Logger:
+def build_logger(chosen: PluginConfig[LoggerSpec], folder: Path) -> Logger:
     """The logger of the study in ``folder``. Raises ConfigError, PluginError."""
     logger = chosen.call(chosen.spec.build, chosen.options, folder)
     _check_inherits(chosen, logger, Logger)
     return logger
 
 
-def build_fitter(chosen: Chosen[FitterSpec]) -> Fitter:
+def build_fitter(chosen: PluginConfig[FitterSpec]) -> Fitter:
     """The fitter. Raises ConfigError, PluginError."""
     fitter = chosen.call(chosen.spec.build, chosen.options)
     _check_inherits(chosen, fitter, Fitter)
     return fitter
 
 
-def build_hyperparameters(chosen: Chosen[RecipeSpec], recipe_input: RecipeInput) -> Hyperparameters:
+def build_hyperparameters(chosen: PluginConfig[RecipeSpec], recipe_input: RecipeInput) -> Hyperparameters:
     """The recipe's hyperparameters for one run. Raises ConfigError, PluginError."""
     hyperparameters = chosen.call(chosen.spec.build, chosen.options, recipe_input)
     if not isinstance(hyperparameters, Hyperparameters):
@@ -86,7 +86,7 @@ def build_hyperparameters(chosen: Chosen[RecipeSpec], recipe_input: RecipeInput)
     return hyperparameters
 
 
-def list_slots(chosen: Chosen[DeviceSpec]) -> Sequence[Mapping[str, str]]:
+def list_slots(chosen: PluginConfig[DeviceSpec]) -> Sequence[Mapping[str, str]]:
     """Environment variables of each worker on this machine. Raises ConfigError, PluginError."""
     return chosen.call(chosen.spec.slots, chosen.options)
 
@@ -97,7 +97,7 @@ def check_argument(argument: str, value: object, base: type) -> None:
         raise ConfigError(f"{argument}: {_advice(value, base)}")
 
 
-def _check_inherits(chosen: Chosen[S], value: object, base: type) -> None:
+def _check_inherits(chosen: PluginConfig[S], value: object, base: type) -> None:
     if not isinstance(value, base):
         raise PluginError(f"{_describe(chosen)}: {_advice(value, base)}")
 
@@ -110,5 +110,5 @@ def _advice(value: object, base: type) -> str:
     )
 
 
-def _describe(chosen: Chosen[S]) -> str:
+def _describe(chosen: PluginConfig[S]) -> str:
     return f"{chosen.spec.kind} {chosen.name!r} ({chosen.offer.source})"

@@ -21,7 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError, raised_at
-from flops_fit_core.plugins.registry import Offer, Registry, installed
+from flops_fit_core.plugins.registry import RegisteredSpec, Registry, installed
 from flops_fit_core.plugins.retired_stores import retired_store, store_removed
 from flops_fit_core.plugins.specs import (
     DatasetSpec,
@@ -63,10 +63,10 @@ DEFAULTS: Mapping[str, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen(Generic[S]):
+class PluginConfig(Generic[S]):
     """One plugin, picked by name, with its validated options. Equal by name and options."""
 
-    offer: Offer[S]
+    offer: RegisteredSpec[S]
     options: Options
     registry: Registry | None = field(default=None, repr=False)
     """Where others of its kind are found, if the user named none and the default depends on the dataset's task."""
@@ -83,7 +83,7 @@ class Chosen(Generic[S]):
         return self.offer.spec
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Chosen) and self._key() == other._key()
+        return isinstance(other, PluginConfig) and self._key() == other._key()
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -96,17 +96,17 @@ class Chosen(Generic[S]):
         """Whether the user named no plugin, so that the planner may choose another one for the dataset's task."""
         return self.registry is not None
 
-    def instead(self, name: str) -> Chosen[S]:
+    def instead(self, name: str) -> PluginConfig[S]:
         """Another plugin of the kind with the options that were given. Raises pydantic's ValidationError."""
         registry = self.registry or installed()
         offer = registry.find(self.spec.kind, name)
-        return Chosen(offer, offer.spec.options.model_validate(self.options.model_dump(exclude_unset=True)))
+        return PluginConfig(offer, offer.spec.options.model_validate(self.options.model_dump(exclude_unset=True)))
 
-    def with_options(self, /, **changes: Any) -> Chosen[S]:
+    def with_options(self, /, **changes: Any) -> PluginConfig[S]:
         """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
         given = self.options.model_dump(exclude_unset=True)
         options = self.spec.options.model_validate({**given, **changes})
-        return Chosen(self.offer, options, self.registry, self.by_default)
+        return PluginConfig(self.offer, options, self.registry, self.by_default)
 
     def unset(self, option: str) -> bool:
         """Whether the plugin has this option and the user left it alone."""
@@ -156,7 +156,7 @@ def choose(
     choice: PluginChoice,
     registry: Registry,
     runtime: Mapping[str, JsonValue] | None = None,
-) -> Chosen[Any]:
+) -> PluginConfig[Any]:
     """The choice of a record, made again in this process.
 
     Raises PluginNotFound, pydantic's ValidationError, or PluginError where the installed plugin's revision
@@ -168,17 +168,17 @@ def choose(
             f"{kind} {choice.name!r} was planned at revision {choice.revision}, and {offer.source} here has "
             f"revision {offer.spec.revision}: plan again, or install the version it was planned with"
         )
-    return Chosen(offer, offer.spec.options.model_validate({**choice.options, **(runtime or {})}))
+    return PluginConfig(offer, offer.spec.options.model_validate({**choice.options, **(runtime or {})}))
 
 
-def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> Chosen[Any]:
+def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> PluginConfig[Any]:
     """A choice as an experiment file writes it: a name, or a table of a name and options.
 
     Raises ConfigError with the place of each mistake.
     """
-    adapter = TypeAdapter(Annotated[Chosen[Any], _Pick(kind, DEFAULTS.get(kind))])
+    adapter = TypeAdapter(Annotated[PluginConfig[Any], _Pick(kind, DEFAULTS.get(kind))])
     try:
-        chosen: Chosen[Any] = adapter.validate_python(value, context={"registry": registry})
+        chosen: PluginConfig[Any] = adapter.validate_python(value, context={"registry": registry})
     except ValidationError as error:
         raise ConfigError(f"{where}: [{kind}]:\n{explain(error)}") from None
     return chosen
@@ -203,8 +203,8 @@ class _Pick:
         table = {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]}
         return {"anyOf": [{"type": "string"}, table], "description": f"a {self.kind} plugin and its options"}
 
-    def _choose(self, value: Any, info: ValidationInfo) -> Chosen[Any]:
-        if isinstance(value, Chosen):
+    def _choose(self, value: Any, info: ValidationInfo) -> PluginConfig[Any]:
+        if isinstance(value, PluginConfig):
             return value
         if isinstance(value, str):
             value = {"name": value}
@@ -226,11 +226,11 @@ class _Pick:
             raise PydanticCustomError("plugin", "{reason}", {"reason": reason}) from None
         options = {key: item for key, item in value.items() if key != "name"}
         chosen = offer.spec.options.model_validate(options, context=info.context)
-        return Chosen(offer, chosen, registry if by_task else None, unnamed)
+        return PluginConfig(offer, chosen, registry if by_task else None, unnamed)
 
 
 def _dump(chosen: Any) -> Any:
-    if not isinstance(chosen, Chosen):  # the default's name, when a JSON schema shows it
+    if not isinstance(chosen, PluginConfig):  # the default's name, when a JSON schema shows it
         return chosen
     options = chosen.options.model_dump(mode="json", exclude_unset=True)
     return options if chosen.depends_on_task else {"name": chosen.name, **options}
@@ -255,15 +255,15 @@ def _trainer_of_dataset(info: ValidationInfo) -> str:
     return (dataset.spec.trainer if dataset is not None else None) or DEFAULTS["trainer"]
 
 
-ModelChoice = Annotated[Chosen[ModelSpec], _Pick("model")]
-DatasetChoice = Annotated[Chosen[DatasetSpec], _Pick("dataset")]
-OptimizerChoice = Annotated[Chosen[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
-ScheduleChoice = Annotated[Chosen[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
-RecipeChoice = Annotated[Chosen[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
-FlopCounterChoice = Annotated[Chosen[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"], by_task=True)]
-TrainerChoice = Annotated[Chosen[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
-DeviceChoice = Annotated[Chosen[DeviceSpec], _Pick("device", DEFAULTS["device"])]
-StoreChoice = Annotated[Chosen[StoreSpec], _Pick("store", DEFAULTS["store"])]
-ExecutorChoice = Annotated[Chosen[ExecutorSpec], _Pick("executor", DEFAULTS["executor"])]
-LoggerChoice = Annotated[Chosen[LoggerSpec], _Pick("logger")]
-FitterChoice = Annotated[Chosen[FitterSpec], _Pick("fitter", DEFAULTS["fitter"])]
+ModelChoice = Annotated[PluginConfig[ModelSpec], _Pick("model")]
+DatasetChoice = Annotated[PluginConfig[DatasetSpec], _Pick("dataset")]
+OptimizerChoice = Annotated[PluginConfig[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
+ScheduleChoice = Annotated[PluginConfig[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
+RecipeChoice = Annotated[PluginConfig[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
+FlopCounterChoice = Annotated[PluginConfig[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"], by_task=True)]
+TrainerChoice = Annotated[PluginConfig[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
+DeviceChoice = Annotated[PluginConfig[DeviceSpec], _Pick("device", DEFAULTS["device"])]
+StoreChoice = Annotated[PluginConfig[StoreSpec], _Pick("store", DEFAULTS["store"])]
+ExecutorChoice = Annotated[PluginConfig[ExecutorSpec], _Pick("executor", DEFAULTS["executor"])]
+LoggerChoice = Annotated[PluginConfig[LoggerSpec], _Pick("logger")]
+FitterChoice = Annotated[PluginConfig[FitterSpec], _Pick("fitter", DEFAULTS["fitter"])]

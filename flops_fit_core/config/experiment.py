@@ -18,7 +18,6 @@ from pydantic import (
 
 from flops_fit_core.config.choices import (
     DEFAULTS,
-    Chosen,
     DatasetChoice,
     DeviceChoice,
     ExecutorChoice,
@@ -27,6 +26,7 @@ from flops_fit_core.config.choices import (
     LoggerChoice,
     ModelChoice,
     OptimizerChoice,
+    PluginConfig,
     RecipeChoice,
     ScheduleChoice,
     StoreChoice,
@@ -134,7 +134,7 @@ def with_planner(experiment: Experiment, planner: int, registry: Registry) -> Ex
 
 def _as_written(value: Any) -> Any:
     """A choice whose name is a default without that name, which may be another one for another planner."""
-    if isinstance(value, Chosen) and value.by_default:
+    if isinstance(value, PluginConfig) and value.by_default:
         return value.options.model_dump(exclude_unset=True)
     return value
 

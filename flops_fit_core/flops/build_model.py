@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from flops_fit_core.config import Chosen
+    from flops_fit_core.config import PluginConfig
     from flops_fit_core.plugins.protocols import Task
     from flops_fit_core.plugins.specs import ModelSpec, Options
 
 
-def build_model(model: Chosen[ModelSpec], options: Options, task: Task, *, in_training: bool = False) -> nn.Module:
+def build_model(
+    model: PluginConfig[ModelSpec], options: Options, task: Task, *, in_training: bool = False
+) -> nn.Module:
     """Build the family's model, with separate weights.
 
     With ``in_training``, errors of the family are raised unchanged, because a failed run records its traceback.

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.errors import PlanError, PluginError, UserError, raised_at
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.parameter_counts import (
@@ -24,7 +24,7 @@ from flops_fit_core.flops.parameter_counts import (
     trace_example,
 )
 from flops_fit_core.flops.parameter_usage import ParameterUsage, TraceTooLarge
-from flops_fit_core.plugins.protocols import FlopCount, MeasuredModel, Task, TransformerShape
+from flops_fit_core.plugins.protocols import CounterInput, FlopCount, Task, TransformerShape
 from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts
 
@@ -71,9 +71,9 @@ class SizeMeasurer:
 
     def __init__(
         self,
-        model: Chosen[ModelSpec],
+        model: PluginConfig[ModelSpec],
         task: Task,
-        counter: Chosen[FlopCounterSpec],
+        counter: PluginConfig[FlopCounterSpec],
         usages: UsageTraces | None = None,
     ) -> None:
         self.model = model
@@ -123,7 +123,7 @@ class SizeMeasurer:
         return module if is_real else None
 
 
-def push_example(model: Chosen[ModelSpec], options: Options, task: Task, device: str) -> nn.Module:
+def push_example(model: PluginConfig[ModelSpec], options: Options, task: Task, device: str) -> nn.Module:
     """Run one example through the model and its task's loss on a device. Returns the model.
 
     Raises PlanError if the model's outputs do not match the task.
@@ -168,7 +168,7 @@ class UsageTraces:
         by_type: Classify parameters by module types, without a trace.
     """
 
-    def __init__(self, model: Chosen[ModelSpec], task: Task, *, by_type: bool = False) -> None:
+    def __init__(self, model: PluginConfig[ModelSpec], task: Task, *, by_type: bool = False) -> None:
         self.model = model
         self.task = task
         self.failure: str | None = None
@@ -238,8 +238,8 @@ class UsageTraces:
 
 
 def measure_model(
-    model: Chosen[ModelSpec], options: Options, task: Task, usages: UsageTraces | None = None
-) -> MeasuredModel:
+    model: PluginConfig[ModelSpec], options: Options, task: Task, usages: UsageTraces | None = None
+) -> CounterInput:
     """The input of a FLOPs counter for the model with these options.
 
     Raises PlanError, or PluginError if the family is broken.
@@ -257,10 +257,10 @@ def measure_model(
     groups = parameter_groups(model, module)
     usage = (usages or UsageTraces(model, task)).of(options, module)
     parameters = count_parameters(module, task, groups, usage)
-    return MeasuredModel(module, task, parameters, family_flops, model.name, shape)
+    return CounterInput(module, task, parameters, family_flops, model.name, shape)
 
 
-def count_flops(counter: Chosen[FlopCounterSpec], measured: MeasuredModel) -> FlopCount:
+def count_flops(counter: PluginConfig[FlopCounterSpec], measured: CounterInput) -> FlopCount:
     """Count a model. Raises ConfigError if the counter does not support it, PluginError for a broken counter."""
     count = counter.call(counter.spec.build, counter.options, measured)
     if not isinstance(count, FlopCount) or not 0 < count.flops_per_token < float("inf"):
@@ -268,7 +268,7 @@ def count_flops(counter: Chosen[FlopCounterSpec], measured: MeasuredModel) -> Fl
     return count
 
 
-def build_on_meta(model: Chosen[ModelSpec], options: Options, task: Task) -> nn.Module:
+def build_on_meta(model: PluginConfig[ModelSpec], options: Options, task: Task) -> nn.Module:
     """Build the model without memory for weights. Raises PlanError, or PluginError if the family is broken."""
     import torch
 

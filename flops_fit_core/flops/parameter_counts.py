@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, trace_usage
@@ -219,7 +219,7 @@ def _is_token_ids(value: Any) -> bool:
     return value.ndim == 2 and value.shape[1] > 1 and not (value.is_floating_point() or value.is_complex())
 
 
-def parameter_groups(model: Chosen[ModelSpec], module: nn.Module) -> list[ParameterGroup]:
+def parameter_groups(model: PluginConfig[ModelSpec], module: nn.Module) -> list[ParameterGroup]:
     """The family's parameter groups; without these, one group of all parameters, with one learning rate.
 
     Raises PluginError if a group is not a ParameterGroup, or if a parameter is missing or in two groups.

@@ -9,11 +9,11 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Chosen, Experiment, build_hyperparameters, explain
+from flops_fit_core.config import Experiment, PluginConfig, build_hyperparameters, explain
 from flops_fit_core.errors import ConfigError, PlanError
 from flops_fit_core.flops.model_stats import SizeStats
 from flops_fit_core.planning.trunks import FLOAT, Trunks
-from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunView, SampleSize, Task
+from flops_fit_core.plugins.protocols import Dataset, RecipeInput, RunInfo, SampleSize, Task
 from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.records import Hyperparameters, RunSpec, SkippedCell
 
@@ -143,14 +143,14 @@ class CellResolver:
         model = experiment.model.with_options(**size_options)
         if hyper.base_width is not None:
             model = self._width_scaled(model, measured.width, hyper.base_width)
-        parts: dict[str, Chosen[Any]] = {
+        parts: dict[str, PluginConfig[Any]] = {
             "model": model,
             "dataset": experiment.dataset,
             "optimizer": optimizer,
             "schedule": schedule,
         }
         heads, head_dim = measured.heads or (None, None)
-        view = RunView(
+        view = RunInfo(
             batching.steps,
             batching.tokens,
             per_step,
@@ -187,7 +187,9 @@ class CellResolver:
                 experiment.trainer.call(check, experiment.trainer.options, run, partial(_options_of, parts))
             yield run
 
-    def _width_scaled(self, model: Chosen[ModelSpec], width: int | None, base_width: int) -> Chosen[ModelSpec]:
+    def _width_scaled(
+        self, model: PluginConfig[ModelSpec], width: int | None, base_width: int
+    ) -> PluginConfig[ModelSpec]:
         """The model as its family wants it where learning rates are scaled by the width."""
         spec = model.spec
         if spec.width_scaled_options is not None and self.experiment.planner > 1:
@@ -214,7 +216,7 @@ class CellResolver:
             needed = kept * FLOAT * measured.parameters.total
         return int(device.call(device.spec.devices_per_run, device.options, needed))
 
-    def _filled(self, chosen: Chosen[Any], **suggested: Any) -> Chosen[Any]:
+    def _filled(self, chosen: PluginConfig[Any], **suggested: Any) -> PluginConfig[Any]:
         """The choice with the recipe's values where the user left them unset."""
         changes: dict[str, Any] = {}
         for option, value in suggested.items():
@@ -236,7 +238,7 @@ class CellResolver:
             ) from None
 
 
-def _options_of(parts: Mapping[str, Chosen[Any]], kind: str) -> dict[str, Any]:
+def _options_of(parts: Mapping[str, PluginConfig[Any]], kind: str) -> dict[str, Any]:
     """All options of the run's plugin of a kind, as the trainer will get them."""
     return parts[kind].options.model_dump(mode="json")
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import ConfigError, FlopsFitError, PlanError
 from flops_fit_core.flops.audit import TRACED, ReferenceFlops, Untraceable, trace_flops
 from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats, build_on_meta
@@ -37,7 +37,7 @@ def resolve_counter(experiment: Experiment, task: Task) -> tuple[Experiment, lis
     if not experiment.flops.depends_on_task:
         return experiment, []
     name, reason = _default_counter(experiment, task)
-    counter: Chosen[FlopCounterSpec] = experiment.flops.instead(name)
+    counter: PluginConfig[FlopCounterSpec] = experiment.flops.instead(name)
     note = f"FLOPs counter {counter.name}, by default: {reason}. Another one is named in [flops] (flops=)"
     return experiment.model_copy(update={"flops": counter}), [note]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.data.tasks import LanguageTask
-from flops_fit_core.plugins.protocols import Dataset, LossSurface, ParameterGroup, RunView
+from flops_fit_core.plugins.protocols import Dataset, LossSurface, ParameterGroup, RunInfo
 from flops_fit_core.plugins.specs import OptimizerSpec
 
 WARNING = "WARNING:"
@@ -28,14 +28,14 @@ def plain_sgd_notes(experiment: Experiment, dataset: Dataset) -> list[str]:
     return [note]
 
 
-def _is_plain_sgd(chosen: Chosen[OptimizerSpec]) -> bool:
+def _is_plain_sgd(chosen: PluginConfig[OptimizerSpec]) -> bool:
     """Whether it builds torch's SGD without momentum, for a small module; False if it cannot be built for one."""
     import torch
 
     with torch.random.fork_rng(devices=()):  # planning leaves the caller's generators alone
         module = torch.nn.Linear(2, 2)
         group = ParameterGroup(list(module.parameters()))
-        view = RunView(
+        view = RunInfo(
             steps=1,
             tokens=1,
             tokens_per_step=1,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flops_fit_core.config import PLANNER, Chosen, Experiment, build_dataset
+from flops_fit_core.config import PLANNER, Experiment, PluginConfig, build_dataset
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.flops.audit import ReferenceFlops, formula_notes
 from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
@@ -113,7 +113,7 @@ def _pack(experiment: Experiment) -> int:
 
 def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
     """The options in force that are no part of a run's identity, by kind."""
-    parts: dict[str, Chosen[Any]] = {
+    parts: dict[str, PluginConfig[Any]] = {
         "model": experiment.model,
         "dataset": experiment.dataset,
         "optimizer": experiment.optimizer,

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.errors import FlopsFitError, PlanError
 from flops_fit_core.flops.model_stats import build_on_meta, push_example
 from flops_fit_core.planning.own_errors import own_error
@@ -54,7 +54,7 @@ class Attempt:
 class SizeProbe:
     """Builds a model at values of its size option, each once."""
 
-    def __init__(self, model: Chosen[ModelSpec], task: Task) -> None:
+    def __init__(self, model: PluginConfig[ModelSpec], task: Task) -> None:
         self.model = model
         self.task = task
         self.option = model.spec.size
@@ -111,7 +111,7 @@ class SizeProbe:
         return sorted(size for size, attempt in self.attempts.items() if attempt.error)
 
 
-def probe_sizes(model: Chosen[ModelSpec], task: Task) -> tuple[SizeGrid, list[str]]:
+def probe_sizes(model: PluginConfig[ModelSpec], task: Task) -> tuple[SizeGrid, list[str]]:
     """The values of a model's size option that can be built, and a note where that is not every value.
 
     It is the smallest step whose multiples all work, above a smallest size if there is one; otherwise powers of

@@ -7,7 +7,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from flops_fit_core.config import Chosen, Sweep
+from flops_fit_core.config import PluginConfig, Sweep
 from flops_fit_core.errors import FlopsFitError, PlanError, PluginError
 from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats
 from flops_fit_core.planning.own_errors import own_error
@@ -44,7 +44,7 @@ class Rungs:
 
     def __init__(
         self,
-        model: Chosen[ModelSpec],
+        model: PluginConfig[ModelSpec],
         sweep: Sweep,
         meter: SizeMeasurer,
         ladder: Ladder,

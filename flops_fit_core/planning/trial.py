@@ -8,11 +8,11 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.flops.parameter_counts import parameter_groups
 from flops_fit_core.planning.plain_sgd import WARNING
-from flops_fit_core.plugins.protocols import Dataset, RunView
+from flops_fit_core.plugins.protocols import Dataset, RunInfo
 from flops_fit_core.plugins.specs import OptimizerSpec
 from flops_fit_core.records import RunSpec
 
@@ -37,7 +37,7 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     per_step = run.batch_size * dataset.task.tokens_per_sample
     groups = partial(parameter_groups, experiment.model)
     scaling = chosen.spec.width_scaling
-    view = RunView(run.steps, run.tokens, per_step, run.base_width, groups=groups, width_scaling=scaling)
+    view = RunInfo(run.steps, run.tokens, per_step, run.base_width, groups=groups, width_scaling=scaling)
     with torch.random.fork_rng(devices=[]):
         optimizer = chosen.call(chosen.spec.build, chosen.options, module, view)
     if not callable(getattr(optimizer, "step", None)):
@@ -58,7 +58,9 @@ def check_optimizer(experiment: Experiment, dataset: Dataset, module: nn.Module 
     return _left_out(chosen.name, optimizer, module)
 
 
-def _check_width_scaling(chosen: Chosen[OptimizerSpec], module: nn.Module, view: RunView, optimizer: Any) -> None:
+def _check_width_scaling(
+    chosen: PluginConfig[OptimizerSpec], module: nn.Module, view: RunInfo, optimizer: Any
+) -> None:
     """Compare the learning rates at two base widths with the declaration. Raises PluginError if they disagree."""
     if view.base_width is None or view.width_scaling == "custom":
         return

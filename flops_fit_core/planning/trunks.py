@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import PluginError
 from flops_fit_core.flops.model_stats import SizeStats
-from flops_fit_core.plugins.protocols import RunView
+from flops_fit_core.plugins.protocols import RunInfo
 from flops_fit_core.plugins.specs import ScheduleSpec
 from flops_fit_core.records import Hyperparameters
 
@@ -40,7 +40,7 @@ class Trunks:
         sweep = self.experiment.sweep
         return sweep.reference_tokens or SHORT * sweep.tokens_per_param * measured.params
 
-    def branch_step(self, schedule: Chosen[ScheduleSpec], run: RunView) -> int | None:
+    def branch_step(self, schedule: PluginConfig[ScheduleSpec], run: RunInfo) -> int | None:
         """Steps of the run that are its trunk's; None where nothing is shared. Raises PluginError."""
         if not self.shared or schedule.spec.branch is None:
             return None

@@ -5,6 +5,8 @@ from .import_path import import_object as import_object
 from .outbox import Outbox as Outbox
 from .protocols import Batch as Batch
 from .protocols import BatchCount as BatchCount
+from .protocols import BuiltRun as BuiltRun
+from .protocols import CounterInput as CounterInput
 from .protocols import Dataset as Dataset
 from .protocols import Device as Device
 from .protocols import Executor as Executor
@@ -16,13 +18,11 @@ from .protocols import JobRunner as JobRunner
 from .protocols import JobTask as JobTask
 from .protocols import Logger as Logger
 from .protocols import LossSurface as LossSurface
-from .protocols import MeasuredModel as MeasuredModel
 from .protocols import MultiEvalDataset as MultiEvalDataset
 from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput
 from .protocols import ResultStore as ResultStore
-from .protocols import RunParts as RunParts
-from .protocols import RunView as RunView
+from .protocols import RunInfo as RunInfo
 from .protocols import SampleSize as SampleSize
 from .protocols import Schedule as Schedule
 from .protocols import Task as Task
@@ -34,8 +34,8 @@ from .queued_jobs import JobState as JobState
 from .queued_jobs import QueuedJob as QueuedJob
 from .queued_jobs import QueuedJobReader as QueuedJobReader
 from .queued_jobs import QueuedJobs as QueuedJobs
-from .registry import Offer as Offer
-from .registry import Problem as Problem
+from .registry import PluginProblem as PluginProblem
+from .registry import RegisteredSpec as RegisteredSpec
 from .registry import Registry as Registry
 from .specs import DatasetSpec as DatasetSpec
 from .specs import DeviceSpec as DeviceSpec

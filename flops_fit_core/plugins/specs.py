@@ -26,6 +26,7 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined, to_jsonable_python
 
 from flops_fit_core.plugins.protocols import (
+    CounterInput,
     Dataset,
     Device,
     Executor,
@@ -33,11 +34,10 @@ from flops_fit_core.plugins.protocols import (
     Fitter,
     FlopCount,
     Logger,
-    MeasuredModel,
     ParameterGroup,
     RecipeInput,
     ResultStore,
-    RunView,
+    RunInfo,
     Schedule,
     Trainer,
     TransformerShape,
@@ -351,7 +351,7 @@ class OptimizerSpec(Spec):
 
     kind: ClassVar[str] = "optimizer"
 
-    build: Callable[[Any, nn.Module, RunView], optim.Optimizer]
+    build: Callable[[Any, nn.Module, RunInfo], optim.Optimizer]
     width_scaling: WidthScaling = _UNDECLARED
     """Required. How the learning rates depend on the model's width:
 
@@ -387,8 +387,8 @@ class ScheduleSpec(Spec):
 
     kind: ClassVar[str] = "schedule"
 
-    build: Callable[[Any, RunView], Schedule]
-    branch: Callable[[Any, RunView], int] | None = None
+    build: Callable[[Any, RunInfo], Schedule]
+    branch: Callable[[Any, RunInfo], int] | None = None
     """``(options, run)`` -> number of steps whose multipliers are those of every longer run with the same
     options. Runs that are equal but for D then train these steps once. None: D shapes the whole schedule."""
 
@@ -416,7 +416,7 @@ class FlopCounterSpec(Spec):
 
     kind: ClassVar[str] = "flops"
 
-    build: Callable[[Any, MeasuredModel], FlopCount]
+    build: Callable[[Any, CounterInput], FlopCount]
 
 
 @dataclass(frozen=True, kw_only=True)

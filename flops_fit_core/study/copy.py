@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.config import Chosen, choose_from_table
+from flops_fit_core.config import PluginConfig, choose_from_table
 from flops_fit_core.errors import ConfigError, StoreError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
@@ -88,7 +88,7 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     return Copied(len(results), attempts, added, old.name, new.name, in_place, left)
 
 
-def _as_table(chosen: Chosen[Any]) -> dict[str, Any]:
+def _as_table(chosen: PluginConfig[Any]) -> dict[str, Any]:
     return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
 
 
@@ -122,7 +122,7 @@ def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
 # ---------------------------------------------------------------------------- what has to be so before
 
 
-def _refuse_same_store(study: StudyFolder, new: Chosen[Any], registry: Registry) -> None:
+def _refuse_same_store(study: StudyFolder, new: PluginConfig[Any], registry: Registry) -> None:
     if retired_store(study.table().get("store")) is None and new == study.choice("store", registry):
         raise ConfigError(
             f"{study.shown} has its results in the store {new.name} already: name another one with --store NAME, "
@@ -130,7 +130,9 @@ def _refuse_same_store(study: StudyFolder, new: Chosen[Any], registry: Registry)
         )
 
 
-def _refuse_another_study(source: StudyFolder, target: StudyFolder, new: Chosen[Any], registry: Registry) -> None:
+def _refuse_another_study(
+    source: StudyFolder, target: StudyFolder, new: PluginConfig[Any], registry: Registry
+) -> None:
     if target.path.exists() and not target.path.is_dir():
         raise ConfigError(f"{target.path} is a file; a study needs a folder")
     if not target.experiment_file.exists():

@@ -23,8 +23,8 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from flops_fit_core.config import (
-    Chosen,
     Experiment,
+    PluginConfig,
     build_store,
     choose_from_table,
     explain,
@@ -157,7 +157,7 @@ class StudyFolder:
         self.check_can_train(registry)
         return make_experiment(self.table(), registry, str(self.experiment_file))
 
-    def choice(self, kind: str, registry: Registry) -> Chosen[Any]:
+    def choice(self, kind: str, registry: Registry) -> PluginConfig[Any]:
         """One choice of the experiment, without needing the plugins of the others."""
         default = Experiment.model_fields[kind].default
         if kind == "store":
@@ -184,7 +184,7 @@ class StudyFolder:
             return experiment
         return with_planner(experiment, int(self.table()["planner"]), registry)
 
-    def open_store(self, chosen: Chosen[StoreSpec]) -> ResultStore:
+    def open_store(self, chosen: PluginConfig[StoreSpec]) -> ResultStore:
         """Open the study's results.
 
         Raises StoreError for a file that is damaged or not ours, PluginError if the plugin builds no ResultStore.

@@ -63,7 +63,7 @@ class Driver(Record):
         return True
 
 
-class DriverNote(Logger):
+class Heartbeat(Logger):
     """Keeps this driver's note up to date, and removes it at the end."""
 
     def __init__(self, study: Path, owner: str, executor: str) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Chosen, Experiment
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.data.custom_task import CustomTask
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.flops.build_model import build_model
@@ -142,7 +142,7 @@ def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:
     return ModelCheck(identity=_identity(run), size=run.size, outputs=tuple(outputs), versions=versions)
 
 
-def _outputs(model: Chosen[ModelSpec], options: Options, task: Task) -> list[float] | None:
+def _outputs(model: PluginConfig[ModelSpec], options: Options, task: Task) -> list[float] | None:
     """Outputs of the model in float32 on the CPU, in evaluation mode; None for a model that is too large."""
     import torch
 

@@ -11,7 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.errors import ConfigError, StoreError, UserError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
@@ -37,7 +37,7 @@ class OtherStore:
 
 
 def find_other_stores(
-    folder: StudyFolder, chosen: Chosen[Any], registry: Registry, stored: dict[str, RunResult]
+    folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry, stored: dict[str, RunResult]
 ) -> list[OtherStore]:
     """The study's other stores, each with what the used one lacks, whose latest results are ``stored`` by run id.
 
@@ -59,7 +59,7 @@ def find_other_stores(
     return stores
 
 
-def check_no_other_driver(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> None:
+def check_no_other_driver(folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry) -> None:
     """Raises StoreError where a driver trains the study with another store: both would train the same runs."""
     if not any(name for name, _ in _recorded(folder, chosen, registry)):
         return
@@ -82,7 +82,9 @@ def check_single_driver(folder: StudyFolder, store: ResultStore) -> None:
         )
 
 
-def _others(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> Iterator[tuple[str, Chosen[Any]]]:
+def _others(
+    folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry
+) -> Iterator[tuple[str, PluginConfig[Any]]]:
     seen = {chosen.name}
     for name, other in _recorded(folder, chosen, registry):
         seen.add(other.name)
@@ -93,10 +95,12 @@ def _others(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> Ite
             continue
         if missing := offer.missing():
             raise ConfigError(f"{folder.path / offer.spec.file} may have results: {offer.needs(missing)}")
-        yield offer.spec.file, Chosen(offer, offer.spec.options())
+        yield offer.spec.file, PluginConfig(offer, offer.spec.options())
 
 
-def _recorded(folder: StudyFolder, chosen: Chosen[Any], registry: Registry) -> Iterator[tuple[str, Chosen[Any]]]:
+def _recorded(
+    folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry
+) -> Iterator[tuple[str, PluginConfig[Any]]]:
     """The store that the folder's experiment names, where it is another one."""
     if not folder.experiment_file.exists():
         return

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import (
-    Chosen,
     Experiment,
+    PluginConfig,
     build_executor,
     build_fitter,
     build_logger,
@@ -27,7 +27,7 @@ from flops_fit_core.plugins.registry import Registry, registry_from
 from flops_fit_core.plugins.specs import FitterSpec
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import DriverNote
+from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.study.model_check import record_model_check
 from flops_fit_core.study.other_results import OtherRuns, describe, find_other_runs
 from flops_fit_core.study.other_stores import (
@@ -143,7 +143,7 @@ class Study:
                 only=only,
                 folder=self.folder.path,
             )
-            sweep.loggers.append(DriverNote(self.folder.path, sweep.owner, experiment.executor.name))
+            sweep.loggers.append(Heartbeat(self.folder.path, sweep.owner, experiment.executor.name))
             results = sweep.run()
         self.forget()
         if check:
@@ -299,16 +299,16 @@ class Study:
 
         return observations(self.results, self.heldout)
 
-    def _choice(self, kind: str) -> Chosen[Any]:
+    def _choice(self, kind: str) -> PluginConfig[Any]:
         if self.experiment is not None:
-            chosen: Chosen[Any] = getattr(self.experiment, kind)
+            chosen: PluginConfig[Any] = getattr(self.experiment, kind)
             return chosen
         return self.folder.choice(kind, self.registry)
 
     # ------------------------------------------------------------------ the law
 
     @property
-    def fitter_choice(self) -> Chosen[FitterSpec]:
+    def fitter_choice(self) -> PluginConfig[FitterSpec]:
         """Which fitter the experiment names, with its options."""
         return self._choice("fitter")
 

@@ -21,7 +21,7 @@ from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.protocols import Executor, JobEnded, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
-from flops_fit_core.study.heartbeat import DriverNote, dead_owners
+from flops_fit_core.study.heartbeat import Heartbeat, dead_owners
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 LEASE_SECONDS = 60.0
@@ -196,7 +196,7 @@ class Sweep:
             return
         self._renewed = time.monotonic()
         for listener in self.loggers:
-            if isinstance(listener, DriverNote):
+            if isinstance(listener, Heartbeat):
                 with suppress(OSError):
                     listener.write()
         for name in (name for job in self._running.values() for name in _claims(job)):

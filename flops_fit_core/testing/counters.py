@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.errors import FlopsFitError
-from flops_fit_core.plugins.protocols import FlopCount, MeasuredModel, TransformerShape
+from flops_fit_core.plugins.protocols import CounterInput, FlopCount, TransformerShape
 from flops_fit_core.records import ParameterCounts
 from flops_fit_core.testing.kit import Kit, forward_flops, random_batch
 
 if TYPE_CHECKING:
     from torch import nn
 
-Count = Callable[[MeasuredModel], FlopCount]
+Count = Callable[[CounterInput], FlopCount]
 TASK = LanguageTask(vocab_size=61, context=16)
 
 
@@ -43,10 +43,10 @@ class FlopCounterConformance(Kit):
     slack = 2.0
 
     @pytest.fixture
-    def count(self, chosen: Chosen[Any]) -> Count:
+    def count(self, chosen: PluginConfig[Any]) -> Count:
         """Counts a model."""
 
-        def count(measured: MeasuredModel) -> FlopCount:
+        def count(measured: CounterInput) -> FlopCount:
             found: FlopCount = chosen.spec.build(chosen.options, measured)
             assert isinstance(found, FlopCount), f"gave {found!r} instead of a FlopCount"
             return found
@@ -127,13 +127,13 @@ def _condition(module: nn.Module) -> dict[str, object]:
     }
 
 
-def _model_of_vectors() -> MeasuredModel:
+def _model_of_vectors() -> CounterInput:
     import torch
 
     with torch.device("meta"):
         module = _vectors()
     size = 12 * 32 + 32 * 5
-    return MeasuredModel(
+    return CounterInput(
         module=module,
         task=SupervisedTask(inputs=(12,), outputs_size=5),
         parameters=ParameterCounts(total=size, lookup=0, unembedding=32 * 5, active=size),
@@ -148,7 +148,7 @@ def _vectors() -> nn.Module:
     return nn.Sequential(nn.Linear(12, 32, bias=False), nn.ReLU(), nn.Linear(32, 5, bias=False))
 
 
-def measured_model(width: int) -> MeasuredModel:
+def measured_model(width: int) -> CounterInput:
     """A small language model on the meta device, counted by hand."""
     import torch
 
@@ -156,7 +156,7 @@ def measured_model(width: int) -> MeasuredModel:
         module = _build(width)
     vocabulary, hidden = TASK.vocab_size, 4 * width
     table, matrices = vocabulary * width, 2 * width * hidden + width * vocabulary
-    return MeasuredModel(
+    return CounterInput(
         module=module,
         task=TASK,
         parameters=ParameterCounts(

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from pydantic import JsonValue
 
-from flops_fit_core.config import Chosen, build_dataset
+from flops_fit_core.config import PluginConfig, build_dataset
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Task, heldout_batches
 from flops_fit_core.plugins.registry import Registry
@@ -55,7 +55,7 @@ class DatasetConformance(Kit):
     leak_tolerance = 0.1
 
     @pytest.fixture
-    def build(self, chosen: Chosen[Any]) -> Iterator[Build]:
+    def build(self, chosen: PluginConfig[Any]) -> Iterator[Build]:
         """``build(seed=0)``: the dataset. The global generators stand somewhere else each time."""
         import numpy as np
         import torch

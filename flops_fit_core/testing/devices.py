@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.plugins.protocols import Device
 from flops_fit_core.testing.kit import Kit
 
@@ -36,7 +36,7 @@ class DeviceConformance(Kit):
     backend = "cpu"
 
     @pytest.fixture
-    def device(self, chosen: Chosen[Any]) -> Iterator[Device]:
+    def device(self, chosen: PluginConfig[Any]) -> Iterator[Device]:
         """The device of this process; torch's defaults are what they were afterwards."""
         import torch
 
@@ -52,7 +52,7 @@ class DeviceConformance(Kit):
 
     # ------------------------------------------------------------------ before a run
 
-    def test_its_places_are_environment_variables(self, chosen: Chosen[Any]) -> None:
+    def test_its_places_are_environment_variables(self, chosen: PluginConfig[Any]) -> None:
         """At least one place, the same ones when asked again."""
         slots = chosen.spec.slots(chosen.options)
         assert slots, "no place on this machine: one run at a time is the least"
@@ -60,7 +60,7 @@ class DeviceConformance(Kit):
             assert all(isinstance(it, str) for pair in slot.items() for it in pair), f"{slot} is not text"
         assert list(chosen.spec.slots(chosen.options)) == list(slots)
 
-    def test_asking_for_places_starts_no_cuda(self, chosen: Chosen[Any]) -> None:
+    def test_asking_for_places_starts_no_cuda(self, chosen: PluginConfig[Any]) -> None:
         """A driver that had started it could not hand its GPUs to workers."""
         import torch
 
@@ -69,7 +69,7 @@ class DeviceConformance(Kit):
         chosen.spec.devices_per_run(chosen.options, 2**30)
         assert torch.cuda.is_initialized() == before  # type: ignore[no-untyped-call]
 
-    def test_a_larger_run_needs_no_fewer_devices(self, chosen: Chosen[Any]) -> None:
+    def test_a_larger_run_needs_no_fewer_devices(self, chosen: PluginConfig[Any]) -> None:
         """At least one."""
         needs = [chosen.spec.devices_per_run(chosen.options, 2**power) for power in (10, 20, 30, 40)]
         assert all(isinstance(count, int) and count >= 1 for count in needs), needs
@@ -97,7 +97,7 @@ class DeviceConformance(Kit):
             product = torch.ones(4, 4, device=there) @ torch.ones(4, 4, device=there)
         assert product.dtype == getattr(torch, device.precision)
 
-    def test_it_leaves_torch_s_defaults_alone(self, chosen: Chosen[Any], device: Device) -> None:
+    def test_it_leaves_torch_s_defaults_alone(self, chosen: PluginConfig[Any], device: Device) -> None:
         """Datasets and models make their tensors on the CPU in float32 unless they say otherwise."""
         import torch
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen, build_fitter
+from flops_fit_core.config import PluginConfig, build_fitter
 from flops_fit_core.errors import FitError
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Optimum
@@ -79,7 +79,7 @@ class FitterConformance(Kit):
         return self.loss(params, flops / (6 * params))
 
     @pytest.fixture
-    def fitter(self, chosen: Chosen[Any]) -> Fitter:
+    def fitter(self, chosen: PluginConfig[Any]) -> Fitter:
         """With its options."""
         return build_fitter(chosen)
 
@@ -166,7 +166,7 @@ class FitterConformance(Kit):
         assert again == clean
         assert fitter.optimum(again, 1e20) == fitter.optimum(clean, 1e20)
 
-    def test_it_says_what_it_fitted(self, chosen: Chosen[Any], clean: LawFit) -> None:
+    def test_it_says_what_it_fitted(self, chosen: PluginConfig[Any], clean: LawFit) -> None:
         """The fitter by its name, the law, and the range of the budgets."""
         assert clean.fitter.name.rpartition("/")[2] == chosen.spec.name
         assert clean.law.name.strip()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 from pydantic import JsonValue
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.plugins.protocols import Batch, Task
 from flops_fit_core.plugins.registry import Registry, installed
@@ -44,10 +44,10 @@ class Kit:
         return self.options
 
     @pytest.fixture
-    def chosen(self, registry: Registry, given_options: Mapping[str, JsonValue]) -> Chosen[Any]:
+    def chosen(self, registry: Registry, given_options: Mapping[str, JsonValue]) -> PluginConfig[Any]:
         """The plugin with its options."""
         offer = registry.find(self.kind, self.name)
-        return Chosen(offer, offer.spec.options.model_validate(dict(given_options)))
+        return PluginConfig(offer, offer.spec.options.model_validate(dict(given_options)))
 
 
 @functools.lru_cache(maxsize=16)

@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen, build_logger
+from flops_fit_core.config import PluginConfig, build_logger
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import Evaluation, PluginChoice, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.testing.examples import example_result, example_run
@@ -98,7 +98,7 @@ class LoggerConformance(Kit):
 
     # ------------------------------------------------------------------ a sweep
 
-    def test_it_follows_a_sweep_from_its_start_to_its_end(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_it_follows_a_sweep_from_its_start_to_its_end(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """Runs one after another, each with progress, evaluations and a result."""
         runs = _runs(2)
         results = [_result(run) for run in runs]
@@ -110,7 +110,9 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, results, _training(*runs))
 
-    def test_runs_that_train_at_the_same_time_are_kept_apart(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_runs_that_train_at_the_same_time_are_kept_apart(
+        self, chosen: PluginConfig[Any], folder: Path
+    ) -> None:
         """Their progress comes interleaved; they end in another order than they began."""
         runs = _runs(3)
         results = [_result(run) for run in runs]
@@ -123,7 +125,7 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, results, _training(*runs))
 
-    def test_a_result_needs_no_progress_before_it(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_a_result_needs_no_progress_before_it(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """Another driver trained it, or it was over before anybody looked."""
         runs = _runs(2)
         results = [_result(run) for run in runs]
@@ -133,7 +135,7 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, results)
 
-    def test_runs_that_fail_or_diverge_are_shown(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_runs_that_fail_or_diverge_are_shown(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """In the middle of training, or before it began; with errors of any text and length."""
         runs = _runs(4)
         text = "Ünïcödé \U0001f600 'quoted' \"twice\" % {x} \\ \r\n\t<b>`x`" + "long " * 3000
@@ -153,7 +155,7 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, results)
 
-    def test_numbers_may_be_missing(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_numbers_may_be_missing(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """Progress without a loss, evaluations that were not finite, a result that has nothing but its loss."""
         runs = _runs(2)
         curve = (Evaluation(step=1, tokens=100, loss=None), Evaluation(step=2, tokens=200, loss=3.5))
@@ -166,7 +168,7 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, results)
 
-    def test_metrics_may_be_called_anything(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_metrics_may_be_called_anything(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """Tasks and datasets name them."""
         (run,) = _runs(1)
         odd = {"top-5 accuracy": 0.5, "a/b": 1.0, "../up": 2.0, "": 3.0, "größe": 4.0, "x" * 300: 5.0}
@@ -176,7 +178,7 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, [result])
 
-    def test_every_attempt_at_a_run_is_followed(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_every_attempt_at_a_run_is_followed(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """A worker was lost, the run is tried again at once; much later, it is trained once more."""
         (run,) = _runs(1)
         results = [_result(run, attempt=1, status="failed"), _result(run, attempt=2), _result(run, attempt=3)]
@@ -193,13 +195,13 @@ class LoggerConformance(Kit):
         logger.close()
         self._check(folder, results if self.keeps_attempts else results[-1:], _training(run))
 
-    def test_a_sweep_without_anything_to_train_is_no_error(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_a_sweep_without_anything_to_train_is_no_error(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """All of its runs were finished before."""
         _opened(chosen, folder, _runs(2)).close()
 
     # ------------------------------------------------------------------ a study that goes on
 
-    def test_opening_again_keeps_what_was_there(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_opening_again_keeps_what_was_there(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """The next sweep of a study trains what is left, and tells of nothing that was finished."""
         runs = _runs(3)
         results = [_result(run) for run in runs]
@@ -212,7 +214,7 @@ class LoggerConformance(Kit):
         _opened(chosen, folder, runs).close()
         self._check(folder, results, _training(*runs))
 
-    def test_a_run_that_was_interrupted_goes_on(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_a_run_that_was_interrupted_goes_on(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """Ctrl-C in the middle of a run; the next sweep trains it from its last checkpoint, an earlier step."""
         (run,) = _runs(1)
         progress = list(_progress(run))
@@ -229,7 +231,7 @@ class LoggerConformance(Kit):
 
     # ------------------------------------------------------------------ its surroundings
 
-    def test_closing_twice_leaves_no_thread_and_no_process(self, chosen: Chosen[Any], folder: Path) -> None:
+    def test_closing_twice_leaves_no_thread_and_no_process(self, chosen: PluginConfig[Any], folder: Path) -> None:
         """Nor does closing one that was never started, where a sweep could not begin."""
         before = self._at_work()
         runs = _runs(2)
@@ -246,7 +248,7 @@ class LoggerConformance(Kit):
         assert left == set(), "close() must end what it started"
 
     def test_it_writes_into_the_study_s_folder_only(
-        self, chosen: Chosen[Any], folder: Path, elsewhere: Path
+        self, chosen: PluginConfig[Any], folder: Path, elsewhere: Path
     ) -> None:
         """Not into the working directory, not beside the folder, and over none of the study's own files."""
         if self.writes_elsewhere:
@@ -322,7 +324,7 @@ def _are_among(points: Sequence[tuple[int, float]], given: Sequence[tuple[int, f
         assert loss == pytest.approx(expected[tokens], rel=1e-6), f"loss at {tokens} tokens"
 
 
-def _opened(chosen: Chosen[Any], folder: Path, runs: Sequence[RunSpec]) -> Logger:
+def _opened(chosen: PluginConfig[Any], folder: Path, runs: Sequence[RunSpec]) -> Logger:
     logger = build_logger(chosen, folder)
     logger.started(
         SweepPlan(

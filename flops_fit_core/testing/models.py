@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS
 from flops_fit_core.flops.parameter_counts import parameter_groups
@@ -50,7 +50,7 @@ class ModelConformance(Kit):
     # ------------------------------------------------------------------ fixtures
 
     @pytest.fixture
-    def build(self, chosen: Chosen[Any]) -> Build:
+    def build(self, chosen: PluginConfig[Any]) -> Build:
         """``build(seed=0, **changes)``: the module, on torch's default device."""
 
         def build(seed: int = 0, **changes: Any) -> nn.Module:
@@ -89,13 +89,15 @@ class ModelConformance(Kit):
         trained = {name: tuple(it.shape) for name, it in build().named_parameters()}
         assert counted == trained, "N and FLOPs would be those of another model"
 
-    def test_a_larger_size_has_more_parameters(self, build: Build, chosen: Chosen[Any]) -> None:
+    def test_a_larger_size_has_more_parameters(self, build: Build, chosen: PluginConfig[Any]) -> None:
         """Twice the size option, rounded up to what the family asks for."""
         size, sizes = chosen.spec.size, _two_sizes(chosen)
         counts = [_count(_on_meta(build, **{size: one})) for one in sizes]
         assert counts[0] < counts[1], f"{size} = {sizes[0]} and {sizes[1]} have {counts} parameters"
 
-    def test_scale_comes_near_the_parameters_it_is_asked_for(self, build: Build, chosen: Chosen[Any]) -> None:
+    def test_scale_comes_near_the_parameters_it_is_asked_for(
+        self, build: Build, chosen: PluginConfig[Any]
+    ) -> None:
         """Within a factor of two, where the family scales by more than one integer."""
         if chosen.spec.scale is None:
             pytest.skip("this family scales by its size option alone")
@@ -105,7 +107,7 @@ class ModelConformance(Kit):
             found = _active(chosen, _on_meta(build, **options.model_dump(exclude_unset=True)))
             assert 0.5 <= found / target <= 2, f"asked for {target:,} parameters, got {found:,}"
 
-    def test_its_automatic_sizes_keep_their_heads(self, build: Build, chosen: Chosen[Any]) -> None:
+    def test_its_automatic_sizes_keep_their_heads(self, build: Build, chosen: PluginConfig[Any]) -> None:
         """Three sizes of each ladder are built, and all have heads of one number of channels."""
         spec = chosen.spec
         if spec.ladders is None:
@@ -125,7 +127,7 @@ class ModelConformance(Kit):
             assert len(channels) <= 1, f"heads have {sorted(channels)} channels along one ladder: {heads}"
 
     def test_its_own_flops_are_three_times_the_forward_pass(
-        self, build: Build, chosen: Chosen[Any], batch: Batch, trained: None
+        self, build: Build, chosen: PluginConfig[Any], batch: Batch, trained: None
     ) -> None:
         """Forward and backward, as torch counts matrix products, convolutions and attention; at two sizes."""
         count, size = chosen.spec.flops_per_token, chosen.spec.size
@@ -151,7 +153,7 @@ class ModelConformance(Kit):
         except (NotImplementedError, RuntimeError):
             return forward_flops(build(**changes), self.task, batch)
 
-    def test_options_of_width_scaled_runs_change_no_count(self, build: Build, chosen: Chosen[Any]) -> None:
+    def test_options_of_width_scaled_runs_change_no_count(self, build: Build, chosen: PluginConfig[Any]) -> None:
         """Sizes are measured before a recipe scales learning rates by the width: N has to stay."""
         if chosen.spec.width_scaled_options is None:
             pytest.skip("this family has no options for width-scaled runs")
@@ -195,7 +197,7 @@ class ModelConformance(Kit):
             f"module: losses {found} instead of {expected}. What forward needs has to be a parameter or a buffer"
         )
 
-    def test_its_groups_hold_every_parameter_once(self, build: Build, chosen: Chosen[Any]) -> None:
+    def test_its_groups_hold_every_parameter_once(self, build: Build, chosen: PluginConfig[Any]) -> None:
         """Shared parameters too; and widths are numbers of channels."""
         if chosen.spec.parameter_groups is None:
             pytest.skip("this family has no parameter groups")
@@ -209,7 +211,7 @@ class ModelConformance(Kit):
         assert all(group.width is None or group.width >= 1 for group in groups)
 
     def test_a_token_uses_no_more_than_its_groups_say(
-        self, build: Build, chosen: Chosen[Any], trained: None
+        self, build: Build, chosen: PluginConfig[Any], trained: None
     ) -> None:
         """Of a mixture of experts: those that get a gradient from a single token are its ``active`` share."""
         groups = chosen.spec.parameter_groups
@@ -343,7 +345,7 @@ class ModelConformance(Kit):
             return float(self.task.loss(self.task.outputs(module, batch), batch)[0])
 
 
-def _two_sizes(chosen: Chosen[Any]) -> tuple[int, int]:
+def _two_sizes(chosen: PluginConfig[Any]) -> tuple[int, int]:
     """The size option as it is, and doubled, rounded up to what the family asks for."""
     spec = chosen.spec
     size = getattr(chosen.options, spec.size)
@@ -364,7 +366,7 @@ def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _active(chosen: Chosen[Any], module: nn.Module) -> int:
+def _active(chosen: PluginConfig[Any], module: nn.Module) -> int:
     """What a token uses of them."""
     groups = parameter_groups(chosen, module)
     return round(sum(group.active * sum(one.numel() for one in group.parameters) for group in groups))

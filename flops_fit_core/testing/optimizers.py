@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
-from flops_fit_core.plugins.protocols import ParameterGroup, RunView
+from flops_fit_core.config import PluginConfig
+from flops_fit_core.plugins.protocols import ParameterGroup, RunInfo
 from flops_fit_core.testing.kit import Kit
 
 if TYPE_CHECKING:
@@ -53,14 +53,14 @@ class OptimizerConformance(Kit):
         return _model(WIDTH)
 
     @pytest.fixture
-    def build(self, chosen: Chosen[Any]) -> Build:
+    def build(self, chosen: PluginConfig[Any]) -> Build:
         """``build(model, base_width=None, **changed options)``, in train mode; ``lr`` is set unless changed."""
         from flops_fit_core.training.optimizer_modes import train_mode
 
         def build(model: nn.Module, base_width: int | None = None, **changes: Any) -> optim.Optimizer:
             given = {self.lr_option: self.lr} if self.lr_option else {}
             options = chosen.with_options(**{**given, **changes}).options
-            view = RunView(
+            view = RunInfo(
                 steps=100,
                 tokens=6400,
                 tokens_per_step=64,
@@ -110,7 +110,7 @@ class OptimizerConformance(Kit):
             assert rates == pytest.approx([lr] * len(rates))
 
     def test_a_learning_rate_of_zero_moves_nothing(
-        self, build: Build, chosen: Chosen[Any], model: nn.Module
+        self, build: Build, chosen: PluginConfig[Any], model: nn.Module
     ) -> None:
         """A step goes by the group's ``lr`` of that moment, which is how a schedule acts; weight decay too."""
         decays = self.decay_option in type(chosen.options).model_fields
@@ -133,7 +133,9 @@ class OptimizerConformance(Kit):
             lengths.append(_distance(model, moved))
         assert lengths[1] < 0.5 * lengths[0], f"steps of {lengths} at lr = {self.lr} and a tenth of it"
 
-    def test_learning_rates_scale_with_the_width_as_declared(self, build: Build, chosen: Chosen[Any]) -> None:
+    def test_learning_rates_scale_with_the_width_as_declared(
+        self, build: Build, chosen: PluginConfig[Any]
+    ) -> None:
         """At the base width and at four times the base width: see ``OptimizerSpec.width_scaling``."""
         declared = chosen.spec.width_scaling
         if declared == "custom" and self.hidden_width_power is None:
@@ -166,7 +168,7 @@ class OptimizerConformance(Kit):
 
     # ------------------------------------------------------------------ other options
 
-    def test_other_betas_are_another_run(self, build: Build, chosen: Chosen[Any], model: nn.Module) -> None:
+    def test_other_betas_are_another_run(self, build: Build, chosen: PluginConfig[Any], model: nn.Module) -> None:
         """Recipes fill an option of this name."""
         if "betas" not in type(chosen.options).model_fields:
             pytest.skip("this optimizer has no option betas")
@@ -178,7 +180,9 @@ class OptimizerConformance(Kit):
         assert _distance(weights[0], weights[1]) > 0, "the second of betas changes nothing"
         assert _distance(weights[0], weights[2]) > 0, "the first of betas changes nothing"
 
-    def test_only_groups_that_may_decay_do(self, build: Build, chosen: Chosen[Any], model: nn.Module) -> None:
+    def test_only_groups_that_may_decay_do(
+        self, build: Build, chosen: PluginConfig[Any], model: nn.Module
+    ) -> None:
         """Without a gradient, matrices shrink and biases stay."""
         import torch
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.plugins.protocols import RecipeInput, Task, WidthScaling
@@ -45,7 +45,7 @@ class RecipeConformance(Kit):
     task: Task = LanguageTask(vocab_size=256, context=64)
 
     @pytest.fixture
-    def ask(self, chosen: Chosen[Any]) -> Ask:
+    def ask(self, chosen: PluginConfig[Any]) -> Ask:
         """What it says of a run."""
 
         def ask(about: RecipeInput) -> Hyperparameters:
@@ -142,7 +142,7 @@ class RecipeConformance(Kit):
             ask(about)
 
     def test_the_option_that_tuning_writes_multiplies_the_learning_rate(
-        self, ask: Ask, chosen: Chosen[Any]
+        self, ask: Ask, chosen: PluginConfig[Any]
     ) -> None:
         """``flops-fit tune`` measures the best value at one size and writes it for all."""
         option = chosen.spec.lr_option

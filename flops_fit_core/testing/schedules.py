@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 
 import pytest
 
-from flops_fit_core.config import Chosen
-from flops_fit_core.plugins.protocols import RunView, Schedule
+from flops_fit_core.config import PluginConfig
+from flops_fit_core.plugins.protocols import RunInfo, Schedule
 from flops_fit_core.testing.kit import Kit
 
 Build = Callable[[int], Schedule]
-View = Callable[[int], RunView]
+View = Callable[[int], RunInfo]
 LENGTHS = (1, 2, 7, 1000)
 
 
@@ -40,8 +40,8 @@ class ScheduleConformance(Kit):
     def view(self) -> View:
         """``view(steps)``: a run of that many steps."""
 
-        def view(steps: int) -> RunView:
-            return RunView(
+        def view(steps: int) -> RunInfo:
+            return RunInfo(
                 steps=steps,
                 tokens=steps * self.tokens_per_step,
                 tokens_per_step=self.tokens_per_step,
@@ -53,7 +53,7 @@ class ScheduleConformance(Kit):
         return view
 
     @pytest.fixture
-    def build(self, chosen: Chosen[Any], view: View) -> Build:
+    def build(self, chosen: PluginConfig[Any], view: View) -> Build:
         """``build(steps)``: the schedule of a run of that many steps."""
 
         def build(steps: int) -> Schedule:
@@ -64,7 +64,7 @@ class ScheduleConformance(Kit):
 
     @pytest.mark.parametrize(("shorter", "longer"), [(2, 7), (7, 1000), (900, 1000)])
     def test_before_its_branch_a_run_does_as_every_longer_one(
-        self, chosen: Chosen[Any], view: View, shorter: int, longer: int
+        self, chosen: PluginConfig[Any], view: View, shorter: int, longer: int
     ) -> None:
         """Where the spec has ``branch``, runs of different D train these steps once, for all of them."""
         if chosen.spec.branch is None:

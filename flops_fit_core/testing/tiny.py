@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.plugins.hookspecs import hookimpl
-from flops_fit_core.plugins.protocols import Dataset, RunView
+from flops_fit_core.plugins.protocols import Dataset, RunInfo
 from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
 
 @hookimpl
 def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
-    def build(options: PlainOptions, model: nn.Module, run: RunView) -> Any:
+    def build(options: PlainOptions, model: nn.Module, run: RunInfo) -> Any:
         return PlainDescent(model.parameters(), options)
 
     yield OptimizerSpec(name="plain", options=PlainOptions, build=build, width_scaling="none")

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from flops_fit_core.errors import RunFailed
-from flops_fit_core.plugins.protocols import DistributedContext, RunParts
+from flops_fit_core.plugins.protocols import BuiltRun, DistributedContext
 from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunSpec
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
@@ -67,15 +67,15 @@ class Checkpoints:
         self.device = device
         self.distributed = distributed
 
-    def save_latest(self, parts: RunParts, position: TrainPosition) -> None:
+    def save_latest(self, parts: BuiltRun, position: TrainPosition) -> None:
         """Replace the checkpoint from which an interrupted run is resumed."""
         self._write(self.folder.latest, parts, position)
 
-    def save_branch(self, parts: RunParts, position: TrainPosition) -> None:
+    def save_branch(self, parts: BuiltRun, position: TrainPosition) -> None:
         """Write a checkpoint of the shared stable phase, from which longer runs continue."""
         self._write(self.folder.branch(position.step), parts, position)
 
-    def restore(self, spec: RunSpec, parts: RunParts) -> TrainPosition:
+    def restore(self, spec: RunSpec, parts: BuiltRun) -> TrainPosition:
         """Load the furthest checkpoint on the path of a run into parts that were just built.
 
         Returns its position, or a new position at step 0. Raises RunFailed for a checkpoint that does not fit.
@@ -122,7 +122,7 @@ class Checkpoints:
             return None
         return content
 
-    def _load(self, content: dict[str, Any], parts: RunParts) -> TrainPosition:
+    def _load(self, content: dict[str, Any], parts: BuiltRun) -> TrainPosition:
         if is_sharded(parts.model):
             content["model"] = shard_state(content["model"], parts.model.state_dict())
             content["optimizer"] = shard_optimizer_state(content["optimizer"], parts.optimizer.param_groups)
@@ -133,7 +133,7 @@ class Checkpoints:
         position.curve = [(int(step), loss) for step, loss in position.curve]
         return position
 
-    def _write(self, file: Path, parts: RunParts, position: TrainPosition) -> None:
+    def _write(self, file: Path, parts: BuiltRun, position: TrainPosition) -> None:
         is_writer = self.distributed.rank == 0
         model = gather_state(parts.model.state_dict(), keep=is_writer)
         optimizer = gather_state(parts.optimizer.state_dict(), keep=is_writer)

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from flops_fit_core.config import Chosen, choose
+from flops_fit_core.config import PluginConfig, choose
 from flops_fit_core.errors import ConfigError, RunFailed
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import UsageTraces, count_flops, measure_model
 from flops_fit_core.flops.parameter_counts import UNTRACED, count_parameters, parameter_groups
 from flops_fit_core.flops.parameter_usage import ParameterUsage
-from flops_fit_core.plugins.protocols import Dataset, Device, FlopCount, RunParts, RunView
+from flops_fit_core.plugins.protocols import BuiltRun, Dataset, Device, FlopCount, RunInfo
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, ParameterCounts, RunError, RunResult, RunSpec, Status
 from flops_fit_core.training.distributed import TorchDistributedContext
@@ -58,7 +58,7 @@ class WorkerContext:
         device: Device = chosen.spec.build(chosen.options)
         return device
 
-    def chosen(self, kind: str, run: RunSpec) -> Chosen[Any]:
+    def chosen(self, kind: str, run: RunSpec) -> PluginConfig[Any]:
         """The run's plugin of a kind, with the options of the run and the runtime options of the job."""
         choice = run.flops_counter if kind == "flops" else getattr(run, kind)
         return choose(kind, choice, self.registry, self.job.runtime.get(kind))
@@ -85,7 +85,7 @@ class WorkerContext:
             )
         return dataset
 
-    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
+    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> BuiltRun:
         """Build model, data, optimizer and schedule of a run on its device.
 
         The weights depend on the seed, not on the device: they are initialized on the CPU.
@@ -107,16 +107,16 @@ class WorkerContext:
         view = self.view(run, model_choice, dataset)
         optimizer = self.chosen("optimizer", run)
         schedule = self.chosen("schedule", run)
-        return RunParts(
+        return BuiltRun(
             model=model,
             dataset=dataset,
             optimizer=optimizer.spec.build(optimizer.options, model, view),
             schedule=schedule.spec.build(schedule.options, view),
         )
 
-    def view(self, run: RunSpec, model: Chosen[Any], dataset: Dataset) -> RunView:
+    def view(self, run: RunSpec, model: PluginConfig[Any], dataset: Dataset) -> RunInfo:
         """The run as its optimizer and schedule see it."""
-        return RunView(
+        return RunInfo(
             steps=run.steps,
             tokens=run.tokens,
             tokens_per_step=run.batch_size * dataset.task.tokens_per_sample,
@@ -125,7 +125,7 @@ class WorkerContext:
             width_scaling=self.chosen("optimizer", run).spec.width_scaling,
         )
 
-    def _count(self, run: RunSpec, chosen: Chosen[Any], model: nn.Module, dataset: Dataset) -> None:
+    def _count(self, run: RunSpec, chosen: PluginConfig[Any], model: nn.Module, dataset: Dataset) -> None:
         """Count the model that was built. Raises RunFailed if N or its FLOPs differ from those of the plan."""
         groups = parameter_groups(chosen, model)
         counter = self.chosen("flops", run)
@@ -164,7 +164,7 @@ class WorkerContext:
         self._counts[run.id] = parameters, count
 
     @staticmethod
-    def _usages(chosen: Chosen[Any], dataset: Dataset, shapes: nn.Module) -> Iterator[ParameterUsage]:
+    def _usages(chosen: PluginConfig[Any], dataset: Dataset, shapes: nn.Module) -> Iterator[ParameterUsage]:
         """Ways to find the parameters in use, the cheap one first.
 
         Module types give N of most models and of studies planned with planner = 1. A trace builds the model again.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_map
 
-from flops_fit_core.plugins.protocols import RunParts
+from flops_fit_core.plugins.protocols import BuiltRun
 from flops_fit_core.training.rng import random_state, set_random_state
 
 MESSAGES = (
@@ -50,7 +50,7 @@ class Snapshot:
         weights: Whether to copy weights, buffers and optimizer state. Random generators are always copied.
     """
 
-    def __init__(self, parts: RunParts, device: str, *, weights: bool = True) -> None:
+    def __init__(self, parts: BuiltRun, device: str, *, weights: bool = True) -> None:
         self._parts = parts
         self._device = device
         self._random = random_state(device)

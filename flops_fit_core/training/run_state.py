@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flops_fit_core.plugins.protocols import Batch, RunParts, TrainContext
+from flops_fit_core.plugins.protocols import Batch, BuiltRun, TrainContext
 from flops_fit_core.records import RunSpec, Trajectory
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 from flops_fit_core.training.checkpoints import Checkpoints, TrainPosition
@@ -20,7 +20,7 @@ class RunState:
     """One run during training: its model and data, its position and its checkpoints."""
 
     spec: RunSpec
-    parts: RunParts
+    parts: BuiltRun
     peak_lrs: Sequence[float]
     """Peak learning rate of each parameter group of the optimizer."""
     position: TrainPosition

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Chosen, Experiment, explain
+from flops_fit_core.config import Experiment, PluginConfig, explain
 from flops_fit_core.errors import ConfigError
 
 
@@ -29,7 +29,7 @@ class TunedOption:
 
     def with_value(self, experiment: Experiment, value: float) -> Experiment:
         """The experiment with another value. Raises ConfigError if the plugin refuses the value."""
-        chosen: Chosen[Any] = getattr(experiment, self.table)
+        chosen: PluginConfig[Any] = getattr(experiment, self.table)
         try:
             return experiment.model_copy(update={self.table: chosen.with_options(**{self.option: value})})
         except ValidationError as error:

@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from flops_fit_core import ConfigError
-from flops_fit_core.plugins import FlopCount, FlopCounterSpec, MeasuredModel, hookimpl
+from flops_fit_core.plugins import CounterInput, FlopCount, FlopCounterSpec, hookimpl
 from flops_fit_flops.hoffmann import HoffmannOptions, count_hoffmann
 from flops_fit_flops.size import CounterOptions, params
 
 
-def count_chinchilla(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
+def count_chinchilla(options: CounterOptions, measured: CounterInput) -> FlopCount:
     """C = 6 N D: 2 FLOPs a parameter and token forward, 4 backward (Kaplan et al. 2020, section 2.1; Hoffmann
     et al. 2022, section 3.3). Leaves out attention, which at a small width and a long context is not small,
     and experts that a token is not sent to, also where N is all parameters."""
@@ -20,7 +20,7 @@ def count_chinchilla(options: CounterOptions, measured: MeasuredModel) -> FlopCo
     return FlopCount(6.0 * (n - idle), n, "6 N D with N of what a token uses" if idle else "6 N D", name)
 
 
-def count_own(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
+def count_own(options: CounterOptions, measured: CounterInput) -> FlopCount:
     """The family's own ``flops_per_token``. Raises ConfigError for a family without one."""
     if measured.own_flops_per_token is None:
         raise ConfigError(
@@ -31,7 +31,7 @@ def count_own(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
     return FlopCount(measured.own_flops_per_token, n, f"as {measured.family} counts itself", name)
 
 
-def count_traced(options: CounterOptions, measured: MeasuredModel) -> FlopCount:
+def count_traced(options: CounterOptions, measured: CounterInput) -> FlopCount:
     """Every matrix product and convolution of one forward and backward pass, attention over the full context
     included, counted by torch while the model runs without values. Raises ConfigError, naming the operation, for
     a model that cannot be followed."""

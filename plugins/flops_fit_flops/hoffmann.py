@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from flops_fit_core import ConfigError
-from flops_fit_core.plugins import FlopCount, MeasuredModel, TransformerShape
+from flops_fit_core.plugins import CounterInput, FlopCount, TransformerShape
 from flops_fit_flops.size import CounterOptions, params
 
 
@@ -21,7 +21,7 @@ class HoffmannOptions(CounterOptions):
 LEFT_OUT: dict[str, tuple[str, ...]] = {"both": (), "head": ("embedding",), "none": ("embedding", "logits")}
 
 
-def count_hoffmann(options: HoffmannOptions, measured: MeasuredModel) -> FlopCount:
+def count_hoffmann(options: HoffmannOptions, measured: CounterInput) -> FlopCount:
     """Training FLOPs a token by the formula. Raises ConfigError for a family that does not describe its shape."""
     shape = measured.shape
     if shape is None:

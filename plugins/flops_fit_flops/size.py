@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from flops_fit_core import ConfigError
-from flops_fit_core.plugins import MeasuredModel, Options
+from flops_fit_core.plugins import CounterInput, Options
 
 N_NAMES = {
     "matmul": "matmul parameters (all but lookup tables)",
@@ -22,7 +22,7 @@ class CounterOptions(Options):
     of experts, ``matmul`` and ``non-embedding`` are of those that one token uses."""
 
 
-def params(options: CounterOptions, measured: MeasuredModel) -> tuple[int, str]:
+def params(options: CounterOptions, measured: CounterInput) -> tuple[int, str]:
     """N by the option's convention, and what it is. Experts that a token is not sent to count in ``total`` only.
 
     Raises ConfigError for a model that has no such parameters.

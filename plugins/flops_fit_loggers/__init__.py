@@ -73,7 +73,7 @@ def build_tensorboard(options: TensorboardOptions, folder: Path) -> Logger:
 
 def build_wandb(options: WandbOptions, folder: Path) -> Logger:
     """Raises ConfigError where it would be online and nobody has logged in."""
-    from flops_fit_loggers.courier import Courier
+    from flops_fit_loggers.background import BackgroundLogger
     from flops_fit_loggers.wandb_runs import WandbRuns
 
     runs = WandbRuns(
@@ -84,15 +84,15 @@ def build_wandb(options: WandbOptions, folder: Path) -> Logger:
         tags=options.tags,
         patience=options.patience,
     )
-    return Courier("wandb", runs, folder, points=options.points, patience=options.patience)
+    return BackgroundLogger("wandb", runs, folder, points=options.points, patience=options.patience)
 
 
 def build_mlflow(options: MlflowOptions, folder: Path) -> Logger:
-    from flops_fit_loggers.courier import Courier
+    from flops_fit_loggers.background import BackgroundLogger
     from flops_fit_loggers.mlflow_runs import MlflowRuns
 
     runs = MlflowRuns(folder, tracking_uri=options.tracking_uri, experiment=options.experiment)
-    return Courier("mlflow", runs, folder, points=options.points, patience=options.patience)
+    return BackgroundLogger("mlflow", runs, folder, points=options.points, patience=options.patience)
 
 
 @hookimpl

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from flops_fit_core import Progress, RunResult, RunSpec, SweepPlan
 from flops_fit_loggers import values
-from flops_fit_loggers.courier import short
+from flops_fit_loggers.background import short
 
 SEND_SECONDS = 5.0
 """Points of all training curves are sent together, this often."""

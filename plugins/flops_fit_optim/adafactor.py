@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from flops_fit_core.plugins import Options, RunView
+from flops_fit_core.plugins import Options, RunInfo
 from flops_fit_optim.options import Decay, Rate
 from flops_fit_optim.placement import refuse_sharded
 
@@ -29,7 +29,7 @@ class AdafactorOptions(Options):
     """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width."""
 
 
-def build_adafactor(options: AdafactorOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+def build_adafactor(options: AdafactorOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
     """Learning rates scale with the width as Adam's."""
     from pytorch_optimizer import AdaFactor
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flops_fit_core.plugins import Options, RunView
+from flops_fit_core.plugins import Options, RunInfo
 from flops_fit_optim.options import Decay, Momentum, Rate
 from flops_fit_optim.placement import fused
 
@@ -27,7 +27,7 @@ class AdamWOptions(Options):
     matrix's learning rate, its decay is divided by the same factor (Wang & Aitchison 2024)."""
 
 
-def build_adamw(options: AdamWOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+def build_adamw(options: AdamWOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
     """Fused where torch has a fused kernel."""
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from flops_fit_core.plugins import Options, RunView
+from flops_fit_core.plugins import Options, RunInfo
 from flops_fit_optim.options import Decay, Momentum, Rate
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class LionOptions(Options):
     than AdamW's, it takes as much more to shrink them as fast."""
 
 
-def build_lion(options: LionOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+def build_lion(options: LionOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
     """Learning rates scale with the width as Adam's: all entries of a step have the same size."""
     from pytorch_optimizer import Lion
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import PositiveInt
 
 from flops_fit_core import ConfigError
-from flops_fit_core.plugins import Options, ParameterGroup, RunView
+from flops_fit_core.plugins import Options, ParameterGroup, RunInfo
 from flops_fit_optim.options import Decay, Momentum, Rate
 from flops_fit_optim.placement import fused
 
@@ -49,7 +49,7 @@ class MuonOptions(Options):
     last one and those with an output for every row of an embedding."""
 
 
-def build_muon(options: MuonOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+def build_muon(options: MuonOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
     """One optimizer of both. Raises ConfigError where nothing says which matrices are hidden."""
     from flops_fit_optim.muon_and_adamw import MuonAndAdamW
 
@@ -69,7 +69,7 @@ def build_muon(options: MuonOptions, model: nn.Module, run: RunView) -> optim.Op
     )
 
 
-def width_scale(options: MuonOptions, run: RunView, group: ParameterGroup) -> float:
+def width_scale(options: MuonOptions, run: RunInfo, group: ParameterGroup) -> float:
     """What keeps the spectral norm of a hidden matrix's step the same at every width, which is what features need
     (Yang, Simon & Bernstein 2023, "A spectral condition for feature learning").
 
@@ -89,7 +89,7 @@ def split(groups: Sequence[ParameterGroup], hidden: set[int]) -> tuple[list[Para
     return parts
 
 
-def _hidden_ids(options: MuonOptions, model: nn.Module, run: RunView) -> set[int]:
+def _hidden_ids(options: MuonOptions, model: nn.Module, run: RunInfo) -> set[int]:
     groups = run.groups(model)
     if options.hidden == "linear":
         found = linear_weights(model)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from flops_fit_core.plugins import Options, RunView
+from flops_fit_core.plugins import Options, RunInfo
 from flops_fit_optim.options import Decay, Momentum, Rate
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class ScheduleFreeOptions(Options):
     """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width."""
 
 
-def build_schedule_free(options: ScheduleFreeOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+def build_schedule_free(options: ScheduleFreeOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
     """The optimizer has the modes ``train()`` and ``eval()``."""
     from schedulefree import AdamWScheduleFree
 

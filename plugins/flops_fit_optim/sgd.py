@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import model_validator
 
-from flops_fit_core.plugins import Options, RunView
+from flops_fit_core.plugins import Options, RunInfo
 from flops_fit_optim.options import Decay, Momentum, Rate
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class SGDOptions(Options):
         return self
 
 
-def build_sgd(options: SGDOptions, model: nn.Module, run: RunView) -> optim.Optimizer:
+def build_sgd(options: SGDOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
     """One learning rate for all: width multipliers are derived for Adam-like steps only."""
     import torch
 

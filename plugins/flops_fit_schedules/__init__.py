@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeInt
 
-from flops_fit_core.plugins import Options, RunView, Schedule, ScheduleSpec, hookimpl
+from flops_fit_core.plugins import Options, RunInfo, Schedule, ScheduleSpec, hookimpl
 
 
 class ConstantOptions(Options):
@@ -37,23 +37,23 @@ class WSDOptions(ConstantOptions):
     """Learning rate at the end over the peak."""
 
 
-def warmup(options: ConstantOptions, run: RunView, step: int) -> float:
+def warmup(options: ConstantOptions, run: RunInfo, step: int) -> float:
     """Reaches 1 at the first step after ``warmup_tokens``."""
     steps = options.warmup_tokens / run.tokens_per_step
     return min(1.0, (step + 1) / (steps + 1))
 
 
-def build_constant(options: ConstantOptions, run: RunView) -> Schedule:
+def build_constant(options: ConstantOptions, run: RunInfo) -> Schedule:
     """1 after the warmup."""
     return lambda step: warmup(options, run, step)
 
 
-def all_steps(options: ConstantOptions, run: RunView) -> int:
+def all_steps(options: ConstantOptions, run: RunInfo) -> int:
     """A longer run goes through this one's last weights."""
     return run.steps
 
 
-def build_cosine(options: CosineOptions, run: RunView) -> Schedule:
+def build_cosine(options: CosineOptions, run: RunInfo) -> Schedule:
     """From 1 after the warmup to ``final`` at the run's last step."""
     start = options.warmup_tokens / run.tokens_per_step
 
@@ -66,12 +66,12 @@ def build_cosine(options: CosineOptions, run: RunView) -> Schedule:
     return multiplier
 
 
-def stable_steps(options: WSDOptions, run: RunView) -> int:
+def stable_steps(options: WSDOptions, run: RunInfo) -> int:
     """Steps before the decay, which has one step at least."""
     return max(1, run.steps - max(1, round(options.decay * run.steps)))
 
 
-def build_wsd(options: WSDOptions, run: RunView) -> Schedule:
+def build_wsd(options: WSDOptions, run: RunInfo) -> Schedule:
     """1 after the warmup; ``1 - x`` or ``1 - sqrt(x)`` over the decay, where x goes from 0 to 1."""
     start = stable_steps(options, run)
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from flops_fit_core import ConfigError, RunSpec
-from flops_fit_core.plugins import RunParts, TrainContext, import_object
+from flops_fit_core.plugins import BuiltRun, TrainContext, import_object
 from flops_fit_trainers.lightning_options import LightningOptions
 
 WHAT = "trainer 'lightning'"
@@ -19,7 +19,7 @@ GIVEN = ("model", "task", "steps", "tokens", "batch_size", "lr", "seed")
 
 
 def make_module(
-    options: LightningOptions, run: RunSpec, parts: RunParts, context: TrainContext
+    options: LightningOptions, run: RunSpec, parts: BuiltRun, context: TrainContext
 ) -> LightningModule:
     """Raises ConfigError for a function that cannot be found or called so, or makes something else, and for a
     module that has none of the run's parameters."""
@@ -76,6 +76,6 @@ def optimizes_itself(module: LightningModule) -> bool:
     return bool(is_overridden("configure_optimizers", module))
 
 
-def give_optimizer(module: LightningModule, parts: RunParts) -> None:
+def give_optimizer(module: LightningModule, parts: BuiltRun) -> None:
     """The run's own, whose learning rates are set before each step."""
     module.configure_optimizers = lambda: parts.optimizer

@@ -18,7 +18,7 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
 from flops_fit_core import Progress, RunSpec
-from flops_fit_core.plugins import RunParts, TrainContext
+from flops_fit_core.plugins import BuiltRun, TrainContext
 from flops_fit_core.training import random_state, set_random_state, train_mode
 
 LOOK_EVERY = 16
@@ -64,7 +64,7 @@ class Watch(Callback):  # type: ignore[misc]  # checked where Lightning is not i
     def __init__(
         self,
         run: RunSpec,
-        parts: RunParts,
+        parts: BuiltRun,
         context: TrainContext,
         said: queue.Queue[Any],
         *,
@@ -165,7 +165,7 @@ class Watch(Callback):  # type: ignore[misc]  # checked where Lightning is not i
 class Batches:
     """The run's batches, once through, from where the run is: what Lightning takes for a dataloader."""
 
-    def __init__(self, run: RunSpec, parts: RunParts, watch: Watch) -> None:
+    def __init__(self, run: RunSpec, parts: BuiltRun, watch: Watch) -> None:
         self._run, self._parts, self._watch = run, parts, watch
         self._start = 0
 

@@ -18,7 +18,7 @@ from flops_fit_core.config import choose_from_table
 from flops_fit_core.data import LanguageTask
 from flops_fit_core.flops.audit import CHINCHILLA, audit, every_counter, scalings
 from flops_fit_core.flops.model_stats import count_flops, measure_model
-from flops_fit_core.plugins import MeasuredModel, TransformerShape
+from flops_fit_core.plugins import CounterInput, TransformerShape
 from flops_fit_core.plugins.registry import installed
 
 TABLE_A4 = [  # name, layers, d_model, ffw_size, num_heads, k/q size, published ratio, N of table A9 (millions)
@@ -46,7 +46,7 @@ def table_a4():
         n = depth * (4 * (d * d + d) + d * d + 2 * d + 2 * d * hidden + hidden + d + 4 * d) + 2 * d + 32_000 * d
         shape = TransformerShape(32_000, 2048, d, depth, heads, key, hidden, tied=True)
         counts = ParameterCounts(total=n, active=n)
-        model = MeasuredModel(nn.Identity(), LanguageTask(32_000, 2048), counts, None, name, shape)
+        model = CounterInput(nn.Identity(), LanguageTask(32_000, 2048), counts, None, name, shape)
         none, head, both = (
             count_flops(counter("hoffmann", vocabulary=which), model).flops_per_token / (6 * n)
             for which in ("none", "head", "both")

@@ -13,7 +13,7 @@ import torch
 from experiments import CheckFailed, check, gpt_table, loss_of, plan_of, relative, train, train_one
 from torch import distributed as dist
 
-from flops_fit_core.plugins import ModelSpec, ParameterGroup, RunView, hookimpl
+from flops_fit_core.plugins import ModelSpec, ParameterGroup, RunInfo, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.training import evaluate
 from flops_fit_core.training.sharding import gather_state, is_sharded, shard_model, shard_state
@@ -216,7 +216,7 @@ def fused(device: str, quick: bool) -> str:
     }
     check(max(apart.values()) < 1e-4, f"weights differ by {apart} of the largest one")
     group = ParameterGroup(list(model.parameters()))
-    view = RunView(
+    view = RunInfo(
         steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group], width_scaling="adam"
     )
     ours = build_adamw(AdamWOptions(), model, view)

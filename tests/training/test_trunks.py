@@ -179,11 +179,11 @@ def test_the_constant_schedule_branches_at_each_runs_end(bench):
 
 
 def test_wsd_rises_stays_and_falls_as_its_formula_says():
-    from flops_fit_core.plugins import RunView
+    from flops_fit_core.plugins import RunInfo
     from flops_fit_core.plugins.registry import installed
 
     spec = installed().find("schedule", "wsd").spec
-    view = RunView(
+    view = RunInfo(
         steps=100, tokens=1000, tokens_per_step=10, base_width=None, groups=lambda model: [], width_scaling="none"
     )
     options = spec.options(warmup_tokens=90, decay=0.2, shape="1-sqrt")

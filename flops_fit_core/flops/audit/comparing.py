@@ -10,11 +10,11 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.flops.model_stats import count_flops, measure_model
 from flops_fit_core.plugins.protocols import FlopCount, Task
-from flops_fit_core.plugins.registry import Offer, Registry
+from flops_fit_core.plugins.registry import RegisteredSpec, Registry
 from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts
 
@@ -35,7 +35,7 @@ class AuditedSize:
 class Convention:
     """A counter with its options, and its count of each size."""
 
-    counter: Chosen[FlopCounterSpec]
+    counter: PluginConfig[FlopCounterSpec]
     counts: tuple[FlopCount, ...]
     """One count per audited size, in the same order."""
 
@@ -74,7 +74,7 @@ class Audit:
         return tuple(count.flops_per_token / (6 * size.parameters.matmul) for count, size in pairs)
 
 
-def label(counter: Chosen[FlopCounterSpec]) -> str:
+def label(counter: PluginConfig[FlopCounterSpec]) -> str:
     """A counter's name and the options that were set."""
     options = counter.choice.options
     shown = (f"{name}={value if isinstance(value, str) else json.dumps(value)}" for name, value in options.items())
@@ -82,11 +82,11 @@ def label(counter: Chosen[FlopCounterSpec]) -> str:
 
 
 def audit(
-    model: Chosen[ModelSpec],
+    model: PluginConfig[ModelSpec],
     sizes: Sequence[Options],
     task: Task,
-    study_counter: Chosen[FlopCounterSpec],
-    other_counters: Sequence[Chosen[FlopCounterSpec]],
+    study_counter: PluginConfig[FlopCounterSpec],
+    other_counters: Sequence[PluginConfig[FlopCounterSpec]],
 ) -> Audit:
     """Count each size with each counter.
 
@@ -120,13 +120,13 @@ def audit(
     return Audit(model.name, tuple(audited), tuple(conventions), refused)
 
 
-def _is_same_count(counter: Chosen[FlopCounterSpec], smallest: FlopCount, other: Convention) -> bool:
+def _is_same_count(counter: PluginConfig[FlopCounterSpec], smallest: FlopCount, other: Convention) -> bool:
     """Compares the smallest size only: tracing every size for options that only choose N would take long."""
     counted = other.counts[0].flops_per_token
     return counter.name == other.counter.name and math.isclose(smallest.flops_per_token, counted, rel_tol=1e-9)
 
 
-def every_counter(registry: Registry) -> list[Chosen[FlopCounterSpec]]:
+def every_counter(registry: Registry) -> list[PluginConfig[FlopCounterSpec]]:
     """Every installed counter with its defaults, and with every other value of each option that is a choice.
 
     Counters with required options or with a missing requirement are left out.
@@ -134,16 +134,16 @@ def every_counter(registry: Registry) -> list[Chosen[FlopCounterSpec]]:
     return [counter for offer in registry.offers("flops") if not offer.missing() for counter in _variants(offer)]
 
 
-def _variants(offer: Offer[Any]) -> Iterator[Chosen[FlopCounterSpec]]:
+def _variants(offer: RegisteredSpec[Any]) -> Iterator[PluginConfig[FlopCounterSpec]]:
     try:
         defaults = offer.spec.options()
     except ValidationError:
         return
-    yield Chosen(offer, defaults)
+    yield PluginConfig(offer, defaults)
     for name, field_info in type(defaults).model_fields.items():
         for value in _choices(field_info.annotation):
             if value != getattr(defaults, name):
-                yield Chosen(offer, defaults).with_options(**{name: value})
+                yield PluginConfig(offer, defaults).with_options(**{name: value})
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.flops.audit.reference import MAX_MODULES, MAX_RUN_FLOPS, MAX_TRACED_PARAMS, ReferenceFlops
 from flops_fit_core.flops.audit.tracing import SAMPLES
 from flops_fit_core.flops.model_stats import SizeStats, build_on_meta
@@ -16,7 +16,7 @@ TOLERANCE = 0.01
 
 
 def formula_notes(
-    model: Chosen[ModelSpec], task: Task, sizes: Sequence[SizeStats], reference: ReferenceFlops | None = None
+    model: PluginConfig[ModelSpec], task: Task, sizes: Sequence[SizeStats], reference: ReferenceFlops | None = None
 ) -> list[str]:
     """A note if the family's ``flops_per_token`` differs from a trace by more than 1%.
 

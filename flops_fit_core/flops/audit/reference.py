@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from flops_fit_core.config import Chosen
+from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import UserError
 from flops_fit_core.flops.audit.tracing import SAMPLES, Trace, Untraceable, trace_flops
@@ -37,7 +37,7 @@ class ReferenceFlops:
     traced on the CPU if this takes a fraction of a second, otherwise on the meta device. Results are cached.
     """
 
-    def __init__(self, model: Chosen[ModelSpec], task: Task) -> None:
+    def __init__(self, model: PluginConfig[ModelSpec], task: Task) -> None:
         self.model = model
         self.task = task
         self._traces: dict[str, Trace] = {}

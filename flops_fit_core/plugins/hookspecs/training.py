@@ -76,7 +76,7 @@ def flops_fit_recipes() -> Iterable[RecipeSpec]:
 
 @hookspec
 def flops_fit_flop_counters() -> Iterable[FlopCounterSpec]:
-    """Offer FLOPs counters: ``[flops]`` in an experiment.
+    """RegisteredSpec FLOPs counters: ``[flops]`` in an experiment.
 
     ::
 

@@ -1,7 +1,7 @@
 """Base classes of the objects that plugins build, and types of the objects that plugins get.
 
 A plugin inherits from the base classes (``Dataset``, ``Logger``, ``Trainer``, ...). The engine hands records and
-Protocols (``TrainContext``, ``RunView``, ...) to a plugin. The conformance kit (``flops_fit_core.testing``)
+Protocols (``TrainContext``, ``RunInfo``, ...) to a plugin. The conformance kit (``flops_fit_core.testing``)
 checks what a type checker cannot. torch is named in annotations only.
 
 Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
@@ -24,18 +24,18 @@ from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext
 from flops_fit_core.plugins.protocols.fitting import Fitter
 from flops_fit_core.plugins.protocols.loggers import Logger
 from flops_fit_core.plugins.protocols.models import (
+    CounterInput,
     FlopCount,
-    MeasuredModel,
     ParameterGroup,
     TransformerShape,
     own_parameter_groups,
 )
 from flops_fit_core.plugins.protocols.runs import (
+    BuiltRun,
     Device,
     DistributedContext,
     RecipeInput,
-    RunParts,
-    RunView,
+    RunInfo,
     Schedule,
     TrainContext,
     Trainer,
@@ -46,7 +46,9 @@ from flops_fit_core.plugins.protocols.stores import ResultStore
 __all__ = [
     "Batch",
     "BatchCount",
+    "BuiltRun",
     "CompletedDataset",
+    "CounterInput",
     "Dataset",
     "Device",
     "DistributedContext",
@@ -59,13 +61,11 @@ __all__ = [
     "JobTask",
     "Logger",
     "LossSurface",
-    "MeasuredModel",
     "MultiEvalDataset",
     "ParameterGroup",
     "RecipeInput",
     "ResultStore",
-    "RunParts",
-    "RunView",
+    "RunInfo",
     "SampleSize",
     "Schedule",
     "Task",

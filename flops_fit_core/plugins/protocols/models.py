@@ -81,7 +81,7 @@ class TransformerShape:
 
 
 @dataclass(frozen=True)
-class MeasuredModel:
+class CounterInput:
     """A model built on the meta device (shapes, no memory), as a FLOPs counter sees it.
 
     The module was built to be counted: a counter may run it, and leaves its parameters as they were.

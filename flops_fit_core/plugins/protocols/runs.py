@@ -49,7 +49,7 @@ class RecipeInput:
 
 
 @dataclass(frozen=True)
-class RunView:
+class RunInfo:
     """What an optimizer and a schedule see of their run."""
 
     steps: int
@@ -123,7 +123,7 @@ class Device:
 
 
 @dataclass(frozen=True)
-class RunParts:
+class BuiltRun:
     """Everything that one run is made of, built on its device from its seed."""
 
     model: nn.Module
@@ -182,7 +182,7 @@ class TrainContext(Protocol):
     def distributed(self) -> DistributedContext:
         """The processes that train the run. Only this one, unless the trainer can ``distribute``."""
 
-    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> RunParts:
+    def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> BuiltRun:
         """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard`` says
         of the model, before it is on its device, whether its weights are spread over the processes that train
         the run."""

@@ -49,7 +49,7 @@ def message_of(error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
-class Problem:
+class PluginProblem:
     """A plugin that could not be used, and why."""
 
     plugin: str
@@ -64,7 +64,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Offer(Generic[S]):
+class RegisteredSpec(Generic[S]):
     """One spec, the plugin that offers it, and the distribution that the plugin came with."""
 
     spec: S

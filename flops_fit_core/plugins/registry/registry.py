@@ -21,7 +21,7 @@ from flops_fit_core.errors import ConfigError, PluginNotFound
 from flops_fit_core.plugins import hookspecs
 from flops_fit_core.plugins.registry import discovery
 from flops_fit_core.plugins.registry.explaining import hint_for, speaking_up
-from flops_fit_core.plugins.registry.offers import SPEC_TYPES, Offer, PluginSetup, Problem
+from flops_fit_core.plugins.registry.offers import SPEC_TYPES, PluginProblem, PluginSetup, RegisteredSpec
 from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 
@@ -51,7 +51,7 @@ class Registry:
         paths: Sequence[str] = (),
     ) -> None:
         plugins = dict(plugins or {})
-        self.problems: list[Problem] = []
+        self.problems: list[PluginProblem] = []
         self.importing_torch: list[str] = []
         """Installed plugins that imported torch when they were discovered, so that every command waits for it."""
         self.disabled = frozenset(disabled) | _disabled_by_environment()
@@ -62,7 +62,7 @@ class Registry:
             paths=tuple(paths),
         )
         given = {name: it for name, it in plugins.items() if not isinstance(it, ModuleType)}
-        self.objects: Mapping[str, object] = LiveObjects(given, self)
+        self.objects: Mapping[str, object] = ObjectPlugins(given, self)
         """Plugins that are plain objects; they reach another process by cloudpickle only."""
         self._sources: dict[str, str] = {}
         self._pm = pluggy.PluginManager(hookspecs.PROJECT)
@@ -93,11 +93,11 @@ class Registry:
         """Name of each usable plugin -> where it came from."""
         return dict(sorted(self._sources.items()))
 
-    def offers(self, kind: str | None = None) -> list[Offer[Any]]:
+    def offers(self, kind: str | None = None) -> list[RegisteredSpec[Any]]:
         """What is offered, of one kind or of all."""
         return [offer for offer in self._offers if kind in (None, offer.spec.kind)]
 
-    def find(self, kind: str, name: str) -> Offer[Any]:
+    def find(self, kind: str, name: str) -> RegisteredSpec[Any]:
         """The offer called ``name``, or ``plugin/name`` where two plugins offer the same name.
 
         Raises PluginNotFound for an unknown or ambiguous name, ConfigError for an offer whose
@@ -232,8 +232,8 @@ class Registry:
                     refused = TypeError("hook wrappers are not supported: a plugin cannot see others' specs")
                     self._drop(impl.plugin_name, hook_name, refused)
 
-    def _collect(self) -> list[Offer[Any]]:
-        offers: list[Offer[Any]] = []
+    def _collect(self) -> list[RegisteredSpec[Any]]:
+        offers: list[RegisteredSpec[Any]] = []
         for plugin in sorted(self._sources):
             try:
                 found = list(self._offers_of(plugin))
@@ -243,7 +243,7 @@ class Registry:
                 offers += found
         return offers
 
-    def _offers_of(self, plugin: str) -> Iterator[Offer[Any]]:
+    def _offers_of(self, plugin: str) -> Iterator[RegisteredSpec[Any]]:
         for hook_name, spec_type in SPEC_TYPES.items():
             for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
                 if impl.plugin_name != plugin:
@@ -255,7 +255,7 @@ class Registry:
                     raise
                 except BaseException as error:
                     raise _HookFailed(hook_name, error) from error
-                yield from (Offer(spec, plugin, self._sources[plugin]) for spec in found)
+                yield from (RegisteredSpec(spec, plugin, self._sources[plugin]) for spec in found)
 
     def _drop(self, plugin: str, doing: str, error: BaseException) -> None:
         if plugin in self._sources:
@@ -267,10 +267,10 @@ class Registry:
         return f"{plugin} ({self._sources[plugin]})"
 
     def _note(self, plugin: str, doing: str, error: BaseException, missing: Sequence[str] = ()) -> None:
-        self.problems.append(Problem(plugin, doing, error, hint_for(error, missing)))
+        self.problems.append(PluginProblem(plugin, doing, error, hint_for(error, missing)))
 
 
-class LiveObjects(dict[str, object]):
+class ObjectPlugins(dict[str, object]):
     """A registry's plugins that are plain objects, and the registry itself for those who are in its process."""
 
     def __init__(self, objects: Mapping[str, object], registry: Registry) -> None:
@@ -321,7 +321,7 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
 
     Raises ConfigError where one of its modules cannot be imported. Disabled ones are not imported.
     """
-    if isinstance(objects, LiveObjects) and objects.registry.setup == setup:
+    if isinstance(objects, ObjectPlugins) and objects.registry.setup == setup:
         return objects.registry
     for path in reversed(setup.paths):
         if path not in sys.path:
@@ -337,7 +337,7 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            problem = Problem(f"module {module}", "import", error, hint_for(error))
+            problem = PluginProblem(f"module {module}", "import", error, hint_for(error))
             raise ConfigError(f"cannot use the plugin {problem}") from error
     return Registry(
         {**plugins, **(objects or {})},

@@ -39,9 +39,9 @@ class Unsteady:
 
 
 def courier(runs, folder, patience=20.0):
-    from flops_fit_loggers.courier import Courier
+    from flops_fit_loggers.background import BackgroundLogger
 
-    return Courier("unsteady", runs, folder, points=1000, patience=patience)
+    return BackgroundLogger("unsteady", runs, folder, points=1000, patience=patience)
 
 
 def test_what_could_not_be_sent_is_sent_in_order_once_the_server_is_back(tmp_path, caplog):

@@ -53,7 +53,7 @@ class _GaveUp(Exception):
     """The sweep has ended, and nothing can be sent."""
 
 
-class Courier(Logger):
+class BackgroundLogger(Logger):
     """A ``Logger`` in front of a :class:`Runs`.
 
     Args:
