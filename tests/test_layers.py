@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,34 @@ def test_an_import_from_below_would_be_seen() -> None:
         "study",
     }
     assert rooms_used("from . import study", "flops_fit_core") == {"study"}
+
+
+def module_graph() -> dict[str, set[str]]:
+    """Module of the core -> modules of the core that it imports anywhere, in functions too."""
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in CORE.rglob("*.py")}
+    files = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {}
+    for name, path in files.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        imported = {
+            f"{module}.{item}" if f"{module}.{item}" in files else module
+            for module, item in imports(path.read_text(), package)
+        }
+        graph[name] = (imported & set(files)) - {name}
+    return graph
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = module_graph()
+    assert {"flops_fit_core.errors", "flops_fit_core.study.sweep"} <= graph["flops_fit_core.study.study"]
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_circle_would_be_noticed() -> None:
+    graph = module_graph()
+    graph["flops_fit_core.errors"].add("flops_fit_core.study.study")
+    with pytest.raises(CycleError):
+        TopologicalSorter(graph).prepare()
 
 
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "training"])
