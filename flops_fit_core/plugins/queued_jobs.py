@@ -14,17 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Job, Progress, RunResult
+from flops_fit_core.records.base import Record
 
 M = TypeVar("M", bound=BaseModel)
 STATE = ".state.json"
 
 
-class QueuedJob(BaseModel, frozen=True):
+class QueuedJob(Record):
     """A job that has been submitted to a scheduler."""
 
     ticket: str
@@ -38,6 +39,8 @@ class QueuedJob(BaseModel, frozen=True):
 
 class JobState(BaseModel):
     """How far a queued job is. It is kept when the scheduler runs the job again."""
+
+    model_config = ConfigDict(defer_build=True)  # as in Record: importing the core stays fast
 
     ticket: str
     done: list[str] = []
