@@ -192,7 +192,7 @@ def _example(name: str, kind: str) -> str:
     code = textwrap.dedent(doc.partition("\n::\n")[2]).strip() + "\n"
     spec = SPEC_TYPES[hook].__name__
     code = re.sub(rf'({spec}\(\s*name=)"[\w-]+"', rf'\1"{name}"', code)
-    code = re.sub(r'PluginChoice\(name="[\w/-]+"\)', f'PluginChoice(name="{name}/{name}")', code)
+    code = re.sub(r'fit_header\(self, "[\w/-]+"', f'fit_header(self, "{name}/{name}"', code)
     return re.sub(r"\n\n(?=class |def |@)", "\n\n\n", code)  # a file has more room than a docstring
 
 
