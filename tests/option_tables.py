@@ -49,7 +49,7 @@ def about_kind(kind: str) -> str:
         return "by default what the dataset asks for, otherwise `torch`"
     if kind == "schedule":
         return "by default what the optimizer asks for, otherwise `cosine`"
-    if kind == "flops":
+    if kind == "counter":
         return "by default what the task asks for"
     if kind == "optimizer":
         return "by default what the model family declares, otherwise `sgd`"

@@ -60,14 +60,14 @@ class Clip(Options):
 
 
 class TrainerOptions(Options):
-    heldout_tokens: PositiveInt = 131_072
+    eval_tokens: PositiveInt = 131_072
     micro_batch: Annotated[PositiveInt | None, Runtime()] = None
     threads: Annotated[int, Field(ge=1), Runtime()] = 1
-    clip: Clip = Clip()
+    grad_clip: Clip = Clip()
 
 
 class WaitOptions(Options):
-    wait: PositiveFloat = 60.0
+    lock_timeout: PositiveFloat = 60.0
 
 
 class WorkerOptions(Options):
@@ -106,8 +106,8 @@ def make_registry(**more: object) -> Registry:
             ScheduleSpec(name="cosine", build=nothing),
             ScheduleSpec(name="constant", build=nothing),
         ),
-        "recipes": plugin("flops_fit_recipes", RecipeSpec(name="default", build=nothing)),
-        "flops": plugin(
+        "recipes": plugin("flops_fit_recipes", RecipeSpec(name="width-scaled", build=nothing)),
+        "counters": plugin(
             "flops_fit_flop_counters",
             FlopCounterSpec(name="chinchilla", build=nothing),
             FlopCounterSpec(name="model", build=nothing),
@@ -152,8 +152,8 @@ def test_what_is_left_out_takes_its_default() -> None:
     expected = {
         "optimizer": "optim/sgd",
         "schedule": "schedules/cosine",
-        "recipe": "recipes/default",
-        "flops": "flops/chinchilla",
+        "recipe": "recipes/width-scaled",
+        "counter": "counters/chinchilla",
         "trainer": "trainers/torch",
         "device": "devices/auto",
         "store": "stores/sqlite",
@@ -241,8 +241,8 @@ def test_an_option_may_have_a_name_that_python_cannot_write() -> None:
 
 
 def test_a_choice_in_a_record_says_what_changes_the_result_and_nothing_else() -> None:
-    trainer = make(trainer={"threads": 4, "micro_batch": 2, "heldout_tokens": 4096}).trainer
-    assert trainer.choice == PluginChoice(name="trainers/torch", options={"heldout_tokens": 4096})
+    trainer = make(trainer={"threads": 4, "micro_batch": 2, "eval_tokens": 4096}).trainer
+    assert trainer.choice == PluginChoice(name="trainers/torch", options={"eval_tokens": 4096})
     assert trainer.runtime == {"threads": 4, "micro_batch": 2}
     assert make(optimizer="adamw").optimizer.choice == PluginChoice(name="optim/adamw", revision=3)
 
@@ -251,12 +251,12 @@ def test_options_equal_to_their_default_identify_nothing() -> None:
     class Odd(Options):
         betas: tuple[float, float] = [0.9, 0.95]  # type: ignore[assignment]
         path: Path = "here"  # type: ignore[assignment]
-        clip: Clip = Clip()
+        grad_clip: Clip = Clip()
         scale: float = 1
 
     assert identity_options(Odd()) == {}
-    assert identity_options(Odd(betas=(0.9, 0.95), path=Path("here"), clip=Clip(norm=1), scale=1.0)) == {}
-    assert identity_options(Odd(clip=Clip(norm=2.0))) == {"clip": {"norm": 2.0}}
+    assert identity_options(Odd(betas=(0.9, 0.95), path=Path("here"), grad_clip=Clip(norm=1), scale=1.0)) == {}
+    assert identity_options(Odd(grad_clip=Clip(norm=2.0))) == {"grad_clip": {"norm": 2.0}}
     assert identity_options(Odd(betas=(0.9, 0.99), path=Path("there"))) == {"betas": [0.9, 0.99], "path": "there"}
 
 
@@ -270,7 +270,7 @@ def test_runtime_may_be_marked_by_the_class_as_well() -> None:
 
 
 def test_a_records_choice_can_be_made_again() -> None:
-    trainer = make(trainer={"threads": 4, "heldout_tokens": 4096, "clip": {"norm": 2}}).trainer
+    trainer = make(trainer={"threads": 4, "eval_tokens": 4096, "grad_clip": {"norm": 2}}).trainer
     assert choose("trainer", trainer.choice, REGISTRY, trainer.runtime) == trainer
     with pytest.raises(PluginError, match=r"planned at revision 1, and .* here has revision 3: plan again"):
         choose("optimizer", PluginChoice(name="optim/adamw"), REGISTRY)
@@ -282,12 +282,12 @@ def test_a_records_choice_can_be_made_again() -> None:
 
 PARSE = ", unable to parse string"
 TABLES = (
-    "name, planner, sweep, model, dataset, optimizer, schedule, recipe, flops, trainer, device, store, executor, "
+    "name, sweep, model, dataset, optimizer, schedule, recipe, counter, trainer, device, store, executor, "
     "loggers, fitter"
 )
 SWEEP = (
-    "budgets, sizes, size_ratio, tokens_per_param, previous_fit, multiple_of, seeds, batch_size, "
-    "share_trunks, reference_tokens, min_steps, repeat"
+    "budgets, sizes, size_ratio, tokens_per_param, init_from_fit, multiple_of, seeds, batch_size, "
+    "share_stable_phase, reference_tokens, min_steps, allow_repeat"
 )
 
 
@@ -313,8 +313,8 @@ SWEEP = (
          ['model: give a name, or a table: {name = "...", option = ...} (given: {\'width\': 3})']),
         ({"model": {"name": "toy", "kind": "sinus"}},
          ["model.kind: Input should be 'learned' or 'rotary' (given: 'sinus')"]),
-        ({"trainer": {"clip": {"nrom": 1}}},
-         ["trainer.clip.nrom: unknown; did you mean 'norm'? there is: norm, value (given: 1)"]),
+        ({"trainer": {"grad_clip": {"nrom": 1}}},
+         ["trainer.grad_clip.nrom: unknown; did you mean 'norm'? there is: norm, value (given: 1)"]),
         ({"optimiser": "sgd"},
          [f"optimiser: unknown; did you mean 'optimizer'? there is: {TABLES} (given: 'sgd')"]),
         ({"sweep": {"budgets": [1e12], "budget": 3}},
@@ -404,9 +404,9 @@ def full_experiment(registry: Registry = REGISTRY) -> Experiment:
         sweep={"budgets": [1e12], "sizes": [{"width": 8}, {"width": 16, "depth": 1}], "seeds": [0, 1]},
         model={"name": "toy", "depth": 2},
         optimizer={"name": "adamw", "lr": 0.1 + 0.2, "betas": [0.9, 0.99]},
-        trainer={"threads": 2, "clip": {"value": None}},
+        trainer={"threads": 2, "grad_clip": {"value": None}},
         loggers=["lines", {"name": "lines", "path": "x/y.txt"}],
-        store={"wait": 5},
+        store={"lock_timeout": 5},
     )
 
 
@@ -562,7 +562,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         (" optimizer.lr = 3 ", {"optimizer": {"name": "sgd", "lr": 3}}),
         ("optimizer=adamw", {"optimizer": "adamw"}),
         ("optimizer.name=adamw", {"optimizer": {"name": "adamw"}}),
-        ("store.wait=5", {"store": {"wait": 5}}),
+        ("store.lock_timeout=5", {"store": {"lock_timeout": 5}}),
         ("a.b.c=true", {"a": {"b": {"c": True}}}),
         (
             "sweep.budgets=[1e15, 1e16]",
@@ -633,7 +633,13 @@ def test_another_plugin_replaces_the_whole_table_and_says_what_was_dropped() -> 
 
 def test_true_and_false_are_no_numbers():
     table = {
-        "sweep": {"budgets": [1e9, True], "sizes": True, "repeat": True, "seeds": [False], "min_steps": False},
+        "sweep": {
+            "budgets": [1e9, True],
+            "sizes": True,
+            "allow_repeat": True,
+            "seeds": [False],
+            "min_steps": False,
+        },
         "model": {"name": "gpt", "depth": True, "tied": True},
         "dataset": {"name": "text", "context": True},
         "optimizer": {"name": "adamw", "lr": True},
@@ -645,5 +651,5 @@ def test_true_and_false_are_no_numbers():
         assert f"{place}: give a number, not true or false" in message
     for place in ("model.depth", "dataset.context", "optimizer.lr"):
         assert f"{place}: give a number, not true or false" in message
-    for place in ("repeat", "tied"):
+    for place in ("allow_repeat", "tied"):
         assert place not in message

@@ -8,7 +8,7 @@ import torch
 from small import Bench, text_table, write_text
 
 from flops_fit_core import find_optimal, plan
-from flops_fit_core.config import Experiment, load_experiment, make_experiment, with_planner
+from flops_fit_core.config import Experiment, load_experiment, make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
@@ -56,16 +56,6 @@ def test_an_optimizer_table_without_a_name_sets_options_of_the_familys_default(t
     assert (experiment.optimizer.name, experiment.optimizer.options.lr) == ("optim/adamw", 0.004)
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"optimizer": {"lr": 0.004}}])
-def test_the_planners_first_revision_keeps_sgd(table, optimizer):
-    old = make_experiment({**table, **optimizer, "planner": 1}, installed())
-    assert old.optimizer.name == "optim/sgd"
-    new = make_experiment({**table, **optimizer}, installed())
-    back = with_planner(new, 1, installed())
-    assert back.optimizer == old.optimizer
-    assert [run.id for run in make_plan(back).runs] == [run.id for run in make_plan(old).runs]
-
-
 def test_a_python_experiment_keeps_sgd_and_its_study_too(tmp_path, table):
     experiment = Experiment.model_validate(table, context={"registry": installed()})
     assert experiment.optimizer.name == "optim/sgd"
@@ -84,7 +74,7 @@ def test_plain_sgd_on_a_language_task_is_the_first_note_of_the_plan(table):
 
 
 def test_plain_sgd_on_images_is_no_mistake():
-    images = {"sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "repeat": True, "min_steps": 1}}
+    images = {"sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "allow_repeat": True, "min_steps": 1}}
     images |= {"model": {"name": "mlp"}, "dataset": {"name": "images"}, "optimizer": "sgd", "device": "cpu"}
     assert not warnings_of(make_plan(make_experiment(images, installed())))
 
@@ -117,7 +107,7 @@ def test_find_optimal_warns_of_plain_sgd_however_it_is_given(tmp_path, caplog, o
             dataset="bench/walk",
             compute_budgets=[1e7],
             sizes=[4],
-            repeat=True,
+            allow_repeat=True,
             min_steps=1,
             optimizer=optimizer,
             output_dir=tmp_path / "study",
@@ -135,7 +125,7 @@ def test_find_optimal_keeps_sgd_at_its_own_learning_rate(tmp_path):
         dataset="bench/walk",
         compute_budgets=[1e7],
         sizes=[4],
-        repeat=True,
+        allow_repeat=True,
         min_steps=1,
         output_dir=tmp_path / "study",
         registry=Bench().registry(),

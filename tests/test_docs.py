@@ -209,7 +209,7 @@ def test_the_readmes_optimizer_trains(folder: Path) -> None:
             "model": {"name": "mlp", "depth": 1},
             "dataset": "text",
             "optimizer": "rmsprop",
-            "trainer": {"heldout_tokens": 1024},
+            "trainer": {"eval_tokens": 1024},
             "executor": "local",
             "device": "cpu",
         },
@@ -263,7 +263,7 @@ def test_every_option_has_a_meaning() -> None:
 
 def test_every_table_of_an_experiment_is_documented() -> None:
     text = option_tables.DOCUMENT.read_text(encoding="utf-8")
-    tables = set(Experiment.model_fields) - {"name", "planner", "loggers", "sweep"}
+    tables = set(Experiment.model_fields) - {"name", "loggers", "sweep"}
     assert tables == set(KINDS) - {"logger"}
     assert set(re.findall(r"^##+ `\[(\w+)\]`", text, re.M)) == tables | {"sweep"}
 

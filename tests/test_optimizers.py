@@ -248,7 +248,7 @@ class Declared:
 
 def planned(width_scaling, groups):
     table = {
-        "sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "min_steps": 1, "repeat": True},
+        "sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "min_steps": 1, "allow_repeat": True},
         "model": {"name": "gpt", "depth": 1},
         "dataset": {"name": "text", "context": 16},
         "optimizer": "declared",
@@ -305,18 +305,18 @@ def test_an_optimizer_that_does_not_scale_as_it_declares_is_refused_in_planning(
 @pytest.mark.parametrize(
     ("recipe", "name", "lr", "decay"),
     [
-        ("default", "adamw", 0.008, None),
-        ("default", "muon", 0.008, None),
-        ("default", "adafactor", 0.008, None),
-        ("default", "schedule-free", 0.016, None),
-        ("default", "lion", 0.0024, None),
-        ({"name": "default", "lr": 0.002}, "lion", 0.002, None),
+        ("width-scaled", "adamw", 0.008, None),
+        ("width-scaled", "muon", 0.008, None),
+        ("width-scaled", "adafactor", 0.008, None),
+        ("width-scaled", "schedule-free", 0.016, None),
+        ("width-scaled", "lion", 0.0024, None),
+        ({"name": "width-scaled", "lr": 0.002}, "lion", 0.002, None),
         ({"name": "deepseek", "weight_decay": 0.03}, "lion", None, 0.1),
     ],
 )
 def test_recipes_give_the_learning_rate_that_corresponds_to_adamws(recipe, name, lr, decay):
     table = {
-        "sweep": {"budgets": [1e9], "sizes": [{"width": 8}], "min_steps": 1, "repeat": True},
+        "sweep": {"budgets": [1e9], "sizes": [{"width": 8}], "min_steps": 1, "allow_repeat": True},
         "model": {"name": "gpt", "depth": 1},
         "dataset": {"name": "text", "context": 16},
         "recipe": recipe,
@@ -327,7 +327,7 @@ def test_recipes_give_the_learning_rate_that_corresponds_to_adamws(recipe, name,
     options = runs[0].optimizer.options
     assert lr is None or options["lr"] == pytest.approx(lr)
     assert options.get("weight_decay") == (None if decay is None else pytest.approx(decay))
-    if recipe != "default" and name == "lion" and lr is None:
+    if recipe != "width-scaled" and name == "lion" and lr is None:
         assert options["lr"] == pytest.approx(0.3 * runs[1].optimizer.options["lr"])
 
 

@@ -188,37 +188,39 @@ def about(**changes):
     return RecipeInput(**{**given, **changes})
 
 
-def test_the_default_recipe_for_adam_on_a_family_with_a_width():
-    hyper = built("recipe", "default", about())
+def test_the_width_scaled_recipe_for_adam_on_a_family_with_a_width():
+    hyper = built("recipe", "width-scaled", about())
     assert hyper.batch_size == round(0.9 * math.sqrt(10**8) / 64)
     assert (hyper.lr, hyper.base_width) == (0.008, 64)
     assert hyper.betas == (0.9, 0.95)
     assert hyper.warmup_tokens == 5 * 10**6
 
 
-def test_the_default_recipe_leaves_learning_rates_that_it_does_not_know_alone():
+def test_the_width_scaled_recipe_leaves_learning_rates_that_it_does_not_know_alone():
     for changes in ({"width_scaling": "none"}, {"width": None}):
-        hyper = built("recipe", "default", about(**changes))
+        hyper = built("recipe", "width-scaled", about(**changes))
         assert hyper.lr is None
         assert hyper.base_width is None
-    assert built("recipe", "default", about(width_scaling="none")).betas is None
+    assert built("recipe", "width-scaled", about(width_scaling="none")).betas is None
 
 
 def test_the_recipes_options_are_what_it_uses():
-    hyper = built("recipe", "default", about(), lr=0.1, base_width=32, warmup=0.2, batch_scale=1.8)
+    hyper = built("recipe", "width-scaled", about(), lr=0.1, base_width=32, warmup=0.2, batch_scale=1.8)
     assert (hyper.lr, hyper.base_width, hyper.warmup_tokens) == (0.1, 32, 2 * 10**7)
     assert hyper.batch_size == round(1.8 * 10**4 / 64)
 
 
 def test_a_batch_has_at_least_two_samples():
-    assert built("recipe", "default", about(tokens=100)).batch_size == 2
+    assert built("recipe", "width-scaled", about(tokens=100)).batch_size == 2
 
 
 # ---------------------------------------------------------------------------- FLOPs
 
 
 def measured(own=None, **counts):
-    parameters = ParameterCounts(**{"total": 1000, "lookup": 300, "unembedding": 200, "active": 1000, **counts})
+    parameters = ParameterCounts(
+        **{"total": 1000, "lookup_table": 300, "unembedding": 200, "active": 1000, **counts}
+    )
     return CounterInput(
         module=nn.Linear(1, 1),
         task=LanguageTask(256, 64),
@@ -230,9 +232,9 @@ def measured(own=None, **counts):
 
 @pytest.mark.parametrize(("n", "params"), [("matmul", 700), ("total", 1000), ("non-embedding", 500)])
 def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
-    count = built("flops", "chinchilla", measured(), n=n)
+    count = built("counter", "chinchilla", measured(), n=n)
     assert (count.flops_per_token, count.params, count.flops_name) == (6 * params, params, "6 N D")
-    assert built("flops", "chinchilla", measured()).params == 700
+    assert built("counter", "chinchilla", measured()).params == 700
 
 
 @pytest.mark.parametrize(
@@ -244,25 +246,25 @@ def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
     ],
 )
 def test_experts_that_a_token_is_not_sent_to_cost_nothing(n, params, flops_name, params_name):
-    count = built("flops", "chinchilla", measured(active=600), n=n)
+    count = built("counter", "chinchilla", measured(active=600), n=n)
     assert count.flops_per_token == 6 * (600 if n == "total" else params)
     assert (count.params, count.flops_name, count.params_name) == (params, flops_name, params_name)
 
 
 def test_model_takes_the_familys_own_count():
-    count = built("flops", "model", measured(own=4321.0))
+    count = built("counter", "model", measured(own=4321.0))
     assert (count.flops_per_token, count.params) == (4321.0, 700)
     assert "x/y" in count.flops_name
 
 
 def test_a_family_without_a_count_says_which_counter_to_use():
-    with pytest.raises(ConfigError, match='flops = "chinchilla"'):
-        built("flops", "model", measured())
+    with pytest.raises(ConfigError, match='counter = "chinchilla"'):
+        built("counter", "model", measured())
 
 
 def test_a_model_of_nothing_but_tables_has_no_matmul_parameters():
     with pytest.raises(ConfigError, match='n = "total"'):
-        built("flops", "chinchilla", measured(lookup=1000))
+        built("counter", "chinchilla", measured(lookup_table=1000))
 
 
 # ---------------------------------------------------------------------------- devices

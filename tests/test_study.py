@@ -4,7 +4,6 @@ import pytest
 from small import Bench, text_table, write_text
 
 from flops_fit_core import ConfigError, FitError, plan, run
-from flops_fit_core.config import PLANNER
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.study import Study, study_folder
 from flops_fit_core.study.directory import StudyFolder
@@ -122,18 +121,3 @@ def test_a_fit_says_that_its_runs_were_trained_with_several_versions(tmp_path):
     study.forget()
     (said,) = (one.message for one in study.fit.diagnostics if one.code == "mixed-versions")
     assert said.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}; ")
-
-
-def test_a_study_keeps_the_revision_of_the_planner_that_planned_it(tmp_path, table):
-    study = run(table, out=tmp_path / "study")
-    assert study.folder.table()["planner"] == PLANNER
-    saved = json.loads(study.folder.experiment_file.read_text())
-    del saved["planner"]  # as the first revision wrote it
-    study.folder.experiment_file.write_text(json.dumps(saved))
-
-    again = plan(table, out=tmp_path / "study")
-
-    assert again.experiment.planner == 1
-    assert any("planned with planner = 1" in note for note in again.plan.notes)
-    assert plan(table, out=tmp_path / "new").experiment.planner == PLANNER
-    assert plan({**table, "planner": PLANNER}, out=tmp_path / "study").experiment.planner == PLANNER

@@ -80,7 +80,7 @@ class InlinePlugin:
 
     @hookimpl
     def flops_fit_flop_counters(self) -> Iterable[Any]:
-        return self._of("flops")
+        return self._of("counter")
 
     @hookimpl
     def flops_fit_stores(self) -> Iterable[Any]:
@@ -242,12 +242,12 @@ def _name_of(make: Callable[..., Any]) -> str:
 
 def counter_entry(count: Callable[[Any], Any], fingerprint: str | None) -> Entry:
     """A counter made by ``count(module)``, which gives training FLOPs a token as a number, or a FlopCount."""
-    identity = _identity(count, "flops", fingerprint)
-    return partial(_counter_spec, count), {"name": f"{INLINE}/flops", "identity": identity}
+    identity = _identity(count, "counter", fingerprint)
+    return partial(_counter_spec, count), {"name": f"{INLINE}/counter", "identity": identity}
 
 
 def _counter_spec(count: Callable[[Any], Any]) -> Spec:
-    return FlopCounterSpec(name="flops", options=IdentifiedOptions, build=partial(_count, count))
+    return FlopCounterSpec(name="counter", options=IdentifiedOptions, build=partial(_count, count))
 
 
 def _count(count: Callable[[Any], Any], options: Options, measured: CounterInput) -> FlopCount:
@@ -255,7 +255,7 @@ def _count(count: Callable[[Any], Any], options: Options, measured: CounterInput
     if isinstance(given, FlopCount):
         return given
     name = f"as {qualified_name(count)} counts"
-    used = " that a token uses" if measured.parameters.idle else ""
+    used = " that a token uses" if measured.parameters.inactive else ""
     n_name = f"matmul parameters{used} (all but lookup tables)"
     return FlopCount(float(given), measured.parameters.matmul, name, n_name)
 

@@ -11,11 +11,14 @@ COMMANDS = {
     "clean": "flops-fit prune-checkpoints SOURCE",
 }
 OPTIONS = {
+    "--heldout": "--eval-set",
     "--map": "--column",
     "--where": "--filter",
     "--without": "--disable-plugin",
 }
 OPTIONS_OF = {
+    ("run", "--flops"): "--counter",
+    ("plan", "--flops"): "--counter",
     ("runs", "--run"): "flops-fit show SOURCE ID",
 }
 

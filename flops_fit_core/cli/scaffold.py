@@ -15,7 +15,7 @@ from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _HOOKS = {spec.kind: hook for hook, spec in SPEC_TYPES.items()}
-_WORDS = {"flops": "FLOPs counter"}
+_WORDS = {"counter": "FLOPs counter"}
 """What a kind is called in a sentence, where that is not its table's name."""
 _CLAIMS = {
     "logger": ["keeps_attempts = False  # a line has no number of its attempt"],

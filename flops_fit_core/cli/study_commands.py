@@ -35,7 +35,7 @@ def plan(
     optimizer: args.OptimizerOption = None,
     schedule: args.ScheduleOption = None,
     recipe: args.RecipeOption = None,
-    flops: args.FlopsOption = None,
+    counter: args.CounterOption = None,
     trainer: args.TrainerOption = None,
     device: args.DeviceOption = None,
     store: args.StoreOption = None,
@@ -65,7 +65,7 @@ def run(
     optimizer: args.OptimizerOption = None,
     schedule: args.ScheduleOption = None,
     recipe: args.RecipeOption = None,
-    flops: args.FlopsOption = None,
+    counter: args.CounterOption = None,
     trainer: args.TrainerOption = None,
     device: args.DeviceOption = None,
     store: args.StoreOption = None,
@@ -152,7 +152,7 @@ def prune_checkpoints(
 
 def _swaps(given: dict[str, Any]) -> dict[str, str | None]:
     kinds = (
-        *("model", "dataset", "optimizer", "schedule", "recipe", "flops"),
+        *("model", "dataset", "optimizer", "schedule", "recipe", "counter"),
         *("trainer", "device", "store", "executor", "fitter"),
     )
     return {kind: given[kind] for kind in kinds}

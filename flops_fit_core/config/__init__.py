@@ -17,7 +17,7 @@ from flops_fit_core.config.building import (
     list_slots,
 )
 from flops_fit_core.config.choices import DEFAULTS, PluginConfig, choose, choose_from_table
-from flops_fit_core.config.experiment import PLANNER, Experiment, Sweep, make_experiment, with_planner
+from flops_fit_core.config.experiment import Experiment, Sweep, make_experiment
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.config.files import (
     experiment_name,
@@ -29,7 +29,6 @@ from flops_fit_core.config.files import (
 
 __all__ = [
     "DEFAULTS",
-    "PLANNER",
     "Experiment",
     "PluginConfig",
     "Sweep",
@@ -50,5 +49,4 @@ __all__ = [
     "override_value",
     "read_table",
     "replace_choice",
-    "with_planner",
 ]

@@ -22,7 +22,6 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError, raised_at
 from flops_fit_core.plugins.registry import RegisteredSpec, Registry, installed
-from flops_fit_core.plugins.retired_stores import retired_store, store_removed
 from flops_fit_core.plugins.specs import (
     DatasetSpec,
     DeviceSpec,
@@ -50,8 +49,8 @@ T = TypeVar("T")
 DEFAULTS: Mapping[str, str] = {
     "optimizer": "optim/sgd",
     "schedule": "schedules/cosine",
-    "recipe": "recipes/default",
-    "flops": "flops/chinchilla",
+    "recipe": "recipes/width-scaled",
+    "counter": "counters/chinchilla",
     "trainer": "trainers/torch",
     "device": "devices/auto",
     "store": "stores/sqlite",
@@ -192,7 +191,7 @@ class _Pick:
     default: str | Callable[[ValidationInfo], str] | None = None
     """The name where the user gave none: neither a table, nor a ``name`` in it."""
     by_task: bool = False
-    """Whether the planner (revision 2) replaces the default by one for the dataset's task."""
+    """Whether the planner replaces the default by one for the dataset's task."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(
@@ -211,7 +210,7 @@ class _Pick:
         unnamed = value is None or (isinstance(value, dict) and "name" not in value)
         by_task = False
         if self.default is not None and unnamed:
-            by_task = self.by_task and info.data.get("planner", 1) > 1
+            by_task = self.by_task
             name = self.default if isinstance(self.default, str) else self.default(info)
             value = {"name": name, **(value or {})}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
@@ -221,9 +220,7 @@ class _Pick:
         try:
             offer = registry.find(self.kind, value["name"])
         except ConfigError as error:
-            retired = retired_store(value) if self.kind == "store" else None
-            reason = store_removed(retired) if retired else str(error)
-            raise PydanticCustomError("plugin", "{reason}", {"reason": reason}) from None
+            raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
         options = {key: item for key, item in value.items() if key != "name"}
         chosen = offer.spec.options.model_validate(options, context=info.context)
         return PluginConfig(offer, chosen, registry if by_task else None, unnamed)
@@ -237,10 +234,10 @@ def _dump(chosen: Any) -> Any:
 
 
 def _optimizer_of_model(info: ValidationInfo) -> str:
-    """The model family's, in an experiment file. Python objects and the planner's first revision keep SGD."""
-    model, planner = info.data.get("model"), info.data.get("planner")
+    """The model family's, in an experiment file. Python objects keep SGD."""
+    model = info.data.get("model")
     from_file = (info.context or {}).get("from_file", False)
-    if not from_file or model is None or planner == 1:
+    if not from_file or model is None:
         return DEFAULTS["optimizer"]
     return model.spec.optimizer or DEFAULTS["optimizer"]
 
@@ -260,7 +257,7 @@ DatasetChoice = Annotated[PluginConfig[DatasetSpec], _Pick("dataset")]
 OptimizerChoice = Annotated[PluginConfig[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
 ScheduleChoice = Annotated[PluginConfig[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
 RecipeChoice = Annotated[PluginConfig[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
-FlopCounterChoice = Annotated[PluginConfig[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"], by_task=True)]
+FlopCounterChoice = Annotated[PluginConfig[FlopCounterSpec], _Pick("counter", DEFAULTS["counter"], by_task=True)]
 TrainerChoice = Annotated[PluginConfig[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
 DeviceChoice = Annotated[PluginConfig[DeviceSpec], _Pick("device", DEFAULTS["device"])]
 StoreChoice = Annotated[PluginConfig[StoreSpec], _Pick("store", DEFAULTS["store"])]

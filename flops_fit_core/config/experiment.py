@@ -26,7 +26,6 @@ from flops_fit_core.config.choices import (
     LoggerChoice,
     ModelChoice,
     OptimizerChoice,
-    PluginConfig,
     RecipeChoice,
     ScheduleChoice,
     StoreChoice,
@@ -38,15 +37,12 @@ from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.specs import Table
 from flops_fit_core.records import Positive
 
-PLANNER = 2
-"""The current revision of the planner's defaults: automatic sizes, FLOPs counter, optimizer."""
-
 
 class Sweep(Table):
     """Which models to train, and for how long."""
 
     budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """Training FLOPs C of each IsoFLOP profile, counted by ``[flops]``."""
+    """Training FLOPs C of each IsoFLOP profile, counted by ``[counter]``."""
     sizes: Annotated[
         Annotated[PositiveInt, Tag("[count]")]
         | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1), Tag("[tables]")],
@@ -58,7 +54,7 @@ class Sweep(Table):
     """N of one rung of the ladder over N of the rung below."""
     tokens_per_param: Positive = 20.0
     """A guess of D / N at the optimum, which centres each budget's sizes."""
-    previous_fit: str | None = None
+    init_from_fit: str | None = None
     """A fit's JSON file; its N_opt(C) centres the sizes instead of ``tokens_per_param``."""
     multiple_of: PositiveInt | None = None
     """Sizes are multiples of this; unset, what the family asks for."""
@@ -66,7 +62,7 @@ class Sweep(Table):
     """Every size of every budget is trained once with each: initial weights and the order of the data."""
     batch_size: PositiveInt | None = None
     """Samples a step for every run; unset, the recipe decides."""
-    share_trunks: bool = True
+    share_stable_phase: bool = True
     """Whether runs that differ in D only are trained as branches of one trunk, where the schedule has
     branches (``wsd``, ``constant``) and the trainer can do it."""
     reference_tokens: Positive | None = None
@@ -74,7 +70,7 @@ class Sweep(Table):
     depend on their own D; unset, 0.3 times ``tokens_per_param`` times N of each size."""
     min_steps: PositiveInt = 100
     """A size that a budget could train for fewer steps than this is skipped."""
-    repeat: bool = False
+    allow_repeat: bool = False
     """Whether a run may see the training data more than once."""
 
     @field_validator("budgets")
@@ -95,9 +91,6 @@ class Experiment(Table):
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
     """Also the name of the study's folder under ``runs/``."""
-    planner: Annotated[int, Field(ge=1, le=PLANNER)] = PLANNER
-    """Revision of the planner's defaults: automatic sizes, FLOPs counter and optimizer. Unset, the latest; a study
-    that exists keeps the revision it was planned with."""
     sweep: Sweep
     model: ModelChoice
     dataset: DatasetChoice
@@ -106,7 +99,7 @@ class Experiment(Table):
     declares none, ``sgd``."""
     schedule: ScheduleChoice = None  # type: ignore[assignment]
     recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
-    flops: FlopCounterChoice = None  # type: ignore[assignment]
+    counter: FlopCounterChoice = None  # type: ignore[assignment]
     trainer: TrainerChoice = None  # type: ignore[assignment]
     device: DeviceChoice = DEFAULTS["device"]  # type: ignore[assignment]
     store: StoreChoice = DEFAULTS["store"]  # type: ignore[assignment]
@@ -122,21 +115,6 @@ class Experiment(Table):
             except ValidationError as error:
                 raise moved(error, ("sweep", "sizes", index)) from None
         return self
-
-
-def with_planner(experiment: Experiment, planner: int, registry: Registry) -> Experiment:
-    """The experiment with the defaults of another revision of the planner, unless it names a revision itself."""
-    if "planner" in experiment.model_fields_set or planner == experiment.planner:
-        return experiment
-    given = {name: _as_written(getattr(experiment, name)) for name in experiment.model_fields_set}
-    return Experiment.model_validate({**given, "planner": planner}, context={"registry": registry})
-
-
-def _as_written(value: Any) -> Any:
-    """A choice whose name is a default without that name, which may be another one for another planner."""
-    if isinstance(value, PluginConfig) and value.by_default:
-        return value.options.model_dump(exclude_unset=True)
-    return value
 
 
 def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "experiment") -> Experiment:

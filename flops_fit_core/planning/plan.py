@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flops_fit_core.config import PLANNER, Experiment, PluginConfig, build_dataset
+from flops_fit_core.config import Experiment, PluginConfig, build_dataset
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.flops.audit import ReferenceFlops, formula_notes
 from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
@@ -35,10 +35,10 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     Raises PlanError, ConfigError or DataError, saying what to change.
     """
     experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
-    is_named = not experiment.flops.depends_on_task
+    is_named = not experiment.counter.depends_on_task
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
-    usages = UsageTraces(experiment.model, dataset.task, by_type=experiment.planner == 1)
-    meter = SizeMeasurer(experiment.model, dataset.task, experiment.flops, usages)
+    usages = UsageTraces(experiment.model, dataset.task)
+    meter = SizeMeasurer(experiment.model, dataset.task, experiment.counter, usages)
     choose_sizes = SizeLadder(experiment, meter, expected_params)
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
@@ -50,8 +50,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         check_causal(experiment.model.name, module, dataset.task)
         sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
         choose_sizes.notes += formula_notes(experiment.model, dataset.task, sizes, reference)
-        is_chosen = is_named or experiment.planner == 1
-        choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_chosen)
+        choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_named)
         choose_sizes.notes += usage_notes(meter, smallest)
     choose_sizes.notes += head_notes([measured for _, measured in cells])
     resolve = CellResolver(experiment, dataset)
@@ -66,7 +65,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     _check_budgets(experiment, list(runs.values()), skipped)
     left_out = check_optimizer(experiment, dataset, module, next(iter(runs.values())))
     # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
-    count = next((measured.count for _, measured in cells if measured.parameters.idle), cells[0][1].count)
+    count = next((measured.count for _, measured in cells if measured.parameters.inactive), cells[0][1].count)
     repeats = _repeats(list(runs.values()), dataset)
     return SweepPlan(
         name=experiment.name,
@@ -78,7 +77,6 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
                     *plain_sgd_notes(experiment, dataset),
                     *left_out,
                     *batch_statistics_notes(experiment, module, runs.values()),
-                    *_of_planner(experiment),
                     *dataset.notes,
                     *counter_reason,
                     *choose_sizes.notes,
@@ -95,7 +93,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         flops_name=count.flops_name,
         device=experiment.device.choice,
         runtime=runtime_of(experiment),
-        pack=_pack(experiment),
+        vmap_runs=_vmap_runs(experiment),
         checkpoint_bytes=resolve.trunks.checkpoint_bytes,
     )
 
@@ -105,10 +103,10 @@ def open_dataset(experiment: Experiment, seed: int) -> Dataset:
     return build_dataset(experiment.dataset, seed)
 
 
-def _pack(experiment: Experiment) -> int:
+def _vmap_runs(experiment: Experiment) -> int:
     """How many runs of one shape the trainer is to train side by side."""
     trainer = experiment.trainer
-    return int(getattr(trainer.options, "pack", 1)) if "pack" in trainer.spec.can else 1
+    return int(getattr(trainer.options, "vmap_runs", 1)) if "vmap_runs" in trainer.spec.can else 1
 
 
 def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -119,7 +117,7 @@ def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
         "optimizer": experiment.optimizer,
         "schedule": experiment.schedule,
         "trainer": experiment.trainer,
-        "flops": experiment.flops,
+        "counter": experiment.counter,
     }
     return {kind: chosen.runtime for kind, chosen in parts.items() if chosen.runtime}
 
@@ -133,17 +131,6 @@ def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
     note = (
         f"{len(repeating)} of {len(runs)} runs repeat the {unique:,} {unit} there are, up to {max(repeating):.1f} "
         f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
-    )
-    return [note]
-
-
-def _of_planner(experiment: Experiment) -> list[str]:
-    """Which revision of the defaults was used, if it is not the latest."""
-    if experiment.planner == PLANNER:
-        return []
-    note = (
-        f"planned with planner = {experiment.planner}, as this study was begun; a new study uses planner = "
-        f"{PLANNER}, whose automatic sizes, FLOPs counter and optimizer may differ"
     )
     return [note]
 

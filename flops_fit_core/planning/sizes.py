@@ -44,7 +44,7 @@ class SizeLadder:
         self.rungs = self._rungs_of(
             Ladder(multiple_of=self.sweep.multiple_of or spec.multiple_of, scale=spec.scale)
         )
-        if experiment.planner >= 2 and isinstance(self.sweep.sizes, int):
+        if isinstance(self.sweep.sizes, int):
             self._choose_rungs()
 
     def for_budget(self, budget: float) -> list[SizeStats]:

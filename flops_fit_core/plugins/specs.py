@@ -43,6 +43,7 @@ from flops_fit_core.plugins.protocols import (
     TransformerShape,
     WidthScaling,
 )
+from flops_fit_core.plugins.renamed import explain_option
 from flops_fit_core.records import Hyperparameters, RunSpec
 
 if TYPE_CHECKING:
@@ -128,15 +129,19 @@ def _with_known_keys(
     for line in error.errors():
         kind: str | PydanticCustomError = line["type"]
         if kind == "extra_forbidden" and len(line["loc"]) == 1:
-            close = difflib.get_close_matches(str(line["loc"][0]), known, n=1)
-            hint = f"did you mean {close[0]!r}? " if close else ""
-            there = ", ".join(known) or "none"
-            kind = PydanticCustomError("unknown_key", "{text}", {"text": f"unknown; {hint}there is: {there}"})
+            text = explain_option(str(line["loc"][0]), known) or _unknown_key(str(line["loc"][0]), known)
+            kind = PydanticCustomError("unknown_key", "{text}", {"text": text})
         else:
             text = "Input should be a list" if line["type"] == "tuple_type" else line["msg"]
             kind = PydanticCustomError(line["type"], "{text}", {"text": text})
         lines.append({"type": kind, "loc": line["loc"], "input": line["input"]})
     return ValidationError.from_exception_data(error.title, lines)
+
+
+def _unknown_key(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"unknown; {hint}there is: {', '.join(known) or 'none'}"
 
 
 class Options(Table):
@@ -159,7 +164,7 @@ LocalPath = Annotated[str, AfterValidator(_absolute)]
 """Type of an option that names a file or a folder: relative to the working directory when it is read, absolute in
 records, so that workers find it from wherever they are."""
 
-HeldOutName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+EvalSetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 """Type of a further held-out set's name."""
 
 
@@ -414,7 +419,7 @@ class RecipeSpec(Spec):
 class FlopCounterSpec(Spec):
     """``build(options, measured)`` returns training FLOPs a token and N, with their conventions."""
 
-    kind: ClassVar[str] = "flops"
+    kind: ClassVar[str] = "counter"
 
     build: Callable[[Any, CounterInput], FlopCount]
 
@@ -454,9 +459,9 @@ class TrainerSpec(Spec):
 
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
-    """Of ``branch``, ``checkpoint``, ``pack``, ``distribute``, ``launch``: what jobs the planner may give it. With
-    ``pack``, the option ``pack`` is the most trajectories of one shape in a job. A job on several devices has one
-    process for each with ``distribute``; with ``launch`` it has one that sees all of them."""
+    """Of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``, ``launch``: the jobs that the planner may give
+    it. With ``vmap_runs``, a job has at most as many trajectories of one shape as the option of that name. A job on
+    several devices has one process per device with ``distribute``, and one that sees all of them with ``launch``."""
     check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
     """``(options, run, options_of)``, for a run of each size and budget while the sweep is planned. Raises
     ConfigError where it cannot train this run; ``options_of(kind)`` gives the options of the run's plugin of a
@@ -464,7 +469,7 @@ class TrainerSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := self.can - {"branch", "checkpoint", "pack", "distribute", "launch"}:
+        if unknown := self.can - {"branch", "checkpoint", "vmap_runs", "distribute", "launch"}:
             raise ValueError(f"trainer {self.name!r} claims unknown abilities: {', '.join(sorted(unknown))}")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -17,8 +16,7 @@ from flops_fit_core.errors import ConfigError, StoreError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry
-from flops_fit_core.plugins.retired_stores import RETIRED, retired_store
-from flops_fit_core.plugins.utilities import replacing, write_atomically
+from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import drivers
@@ -82,7 +80,7 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     if not in_place:
         _copy_files(source.path, target.path)
     _refuse_drivers(source)  # one that began meanwhile adds to the old store
-    write_atomically(target.experiment_file, json.dumps({**table, "store": _as_table(new)}, indent=2))
+    target.save_table({**table, "store": _as_table(new)})
     left = tuple(sorted(there)) if in_place else ()
     attempts = sum(map(len, results.values()))
     return Copied(len(results), attempts, added, old.name, new.name, in_place, left)
@@ -105,15 +103,11 @@ class _Source:
     name: str
     """Of their store, qualified."""
     read: Callable[[], Results]
-    store: ResultStore | None
-    """None for a store that was removed: it has no claims that could be taken."""
+    store: ResultStore
 
 
 @contextmanager
 def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
-    if name := retired_store(study.table().get("store")):
-        yield _Source(name, lambda: group_by_run(RETIRED[name](study.path)), None)
-        return
     chosen = study.choice("store", registry)
     with closing(study.open_store(chosen)) as store:
         yield _Source(chosen.name, lambda: group_by_run(store.all_attempts()), store)
@@ -123,7 +117,7 @@ def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
 
 
 def _refuse_same_store(study: StudyFolder, new: PluginConfig[Any], registry: Registry) -> None:
-    if retired_store(study.table().get("store")) is None and new == study.choice("store", registry):
+    if new == study.choice("store", registry):
         raise ConfigError(
             f"{study.shown} has its results in the store {new.name} already: name another one with --store NAME, "
             f"or another folder"
@@ -178,8 +172,7 @@ def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: _Source
     """Drivers on this machine leave a note in the folder; one that is elsewhere may only be seen by its claims."""
     _refuse_drivers(source)
     _refuse_drivers(target)
-    if (kept := old.store) is None:
-        return
+    kept = old.store
     me = f"copy:{uuid.uuid4().hex}"
     finished = {result.id for result in kept.results() if result.is_finished}
     for run in source.plan().runs:

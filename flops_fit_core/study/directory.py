@@ -17,6 +17,7 @@ Enough to resume, to fit again, and to say in a year how a number came about.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,17 +30,18 @@ from flops_fit_core.config import (
     choose_from_table,
     explain,
     make_experiment,
-    with_planner,
 )
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
-from flops_fit_core.plugins.retired_stores import retired_store, store_removed
 from flops_fit_core.plugins.specs import StoreSpec
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
 
 R = TypeVar("R", bound=Record)
+
+FORMAT = 2
+"""Written to experiment.json. Raised when names in the files of a study change."""
 
 INLINE = "inline"
 """The plugin whose specs are Python objects given to ``find_optimal``; a study's folder keeps their names only."""
@@ -60,6 +62,7 @@ class StudyFolder:
                 f"{path} is no study: it has no experiment.json and plan.json. A study is made by "
                 f"'flops-fit run EXPERIMENT --out {path}'"
             )
+        study.check_format()
         return study
 
     @property
@@ -92,13 +95,16 @@ class StudyFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         asked = {
             **experiment.model_dump(mode="json", exclude_unset=True),
-            # Resolved: a default that depends on the revision, or on whether the experiment was a file.
-            **experiment.model_dump(mode="json", include={"planner", "optimizer"}),
+            # Resolved: its default depends on whether the experiment was a file.
+            **experiment.model_dump(mode="json", include={"optimizer"}),
         }
-        ordered = {name: asked[name] for name in type(experiment).model_fields if name in asked}
-        write_atomically(self.experiment_file, json.dumps(ordered, indent=2))
+        self.save_table({name: asked[name] for name in type(experiment).model_fields if name in asked})
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
+
+    def save_table(self, table: Mapping[str, Any]) -> None:
+        """Write experiment.json: the experiment as plain data, and the folder format."""
+        write_atomically(self.experiment_file, json.dumps({"format": FORMAT, **table}, indent=2))
 
     def save_fit(self, fit: LawFit) -> None:
         write_atomically(self.fit_file, fit.model_dump_json(indent=1))
@@ -136,7 +142,6 @@ class StudyFolder:
 
     def check_can_train(self, registry: Registry) -> None:
         """Raises ConfigError for a study with a removed store, or of Python objects that this process lacks."""
-        self.check_store_exists()
         objects = self.python_objects
         if not objects or INLINE in registry.plugins:
             return
@@ -147,11 +152,6 @@ class StudyFolder:
             f"prune-checkpoints and store copy work here)"
         )
 
-    def check_store_exists(self) -> None:
-        """Raises ConfigError for a study with a store that was removed from flops-fit."""
-        if name := retired_store(self.table().get("store")):
-            raise ConfigError(store_removed(name, self.shown))
-
     def experiment(self, registry: Registry) -> Experiment:
         """The whole experiment. Raises ConfigError where a plugin it needs is not there."""
         self.check_can_train(registry)
@@ -160,8 +160,6 @@ class StudyFolder:
     def choice(self, kind: str, registry: Registry) -> PluginConfig[Any]:
         """One choice of the experiment, without needing the plugins of the others."""
         default = Experiment.model_fields[kind].default
-        if kind == "store":
-            self.check_store_exists()
         if kind in self.python_objects and INLINE not in registry.plugins:
             raise ConfigError(
                 f"{self.shown} was made by find_optimal with a {kind} given as a Python object, which its folder "
@@ -171,18 +169,25 @@ class StudyFolder:
         return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
 
     def table(self) -> dict[str, Any]:
-        """The experiment as plain data. Raises ConfigError for a damaged file."""
+        """The experiment as plain data. Raises ConfigError for a damaged file or another folder format."""
         try:
             data: dict[str, Any] = json.loads(self.experiment_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.experiment_file}: {error}") from None
-        return {"planner": 1, **data}  # the first revision wrote none
+        if not isinstance(data, dict):
+            raise ConfigError(f"{self.experiment_file}: not a JSON object")
+        folder_format = data.pop("format", 1)
+        if folder_format != FORMAT:
+            raise ConfigError(
+                f"{self.shown} has study folder format {folder_format}, and this flops-fit reads format {FORMAT}: "
+                f"open it with the flops-fit that wrote it, or start a new study with --out FOLDER (output_dir=)"
+            )
+        return data
 
-    def with_own_planner(self, experiment: Experiment, registry: Registry) -> Experiment:
-        """The experiment with the planner's defaults that this study was planned with, if it exists."""
-        if not self.experiment_file.exists():
-            return experiment
-        return with_planner(experiment, int(self.table()["planner"]), registry)
+    def check_format(self) -> None:
+        """Raises ConfigError for a folder of another format."""
+        if self.experiment_file.exists():
+            self.table()
 
     def open_store(self, chosen: PluginConfig[StoreSpec]) -> ResultStore:
         """Open the study's results.

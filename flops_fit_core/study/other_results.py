@@ -24,14 +24,7 @@ GROUPS, FIELDS, VALUES = 3, 4, 3
 CANDIDATES = 16
 """Planned runs that one run is compared with."""
 
-_KINDS = {
-    "model": "model",
-    "dataset": "dataset",
-    "optimizer": "optimizer",
-    "schedule": "schedule",
-    "flops": "flops_counter",
-    "trainer": "trainer",
-}
+_KINDS = ("model", "dataset", "optimizer", "schedule", "counter", "trainer")
 _CELLS = (("budget", "size", "seed"), ("budget", "size"), ("size", "seed"), ("budget", "seed"), ("size",), ())
 """Which of its coordinates a planned run must share to be compared, most first."""
 _SOLVED = ("tokens", "steps")
@@ -72,7 +65,7 @@ _MEANINGS = {
     "fingerprint": "the content of the data (fingerprint)",
     "model.identity": "the code or arguments of the model (model.identity)",
     "optimizer.identity": "the code or arguments of the optimizer (optimizer.identity)",
-    "flops.identity": "the code of the FLOPs counter (flops.identity)",
+    "counter.identity": "the code of the FLOPs counter (counter.identity)",
 }
 
 
@@ -171,8 +164,8 @@ def _coordinates(run: RunSpec, names: Sequence[str]) -> tuple[Any, ...]:
 def _fields(run: RunSpec) -> dict[str, JsonValue]:
     """What identifies a run, and its coordinates in the sweep, flat."""
     fields: dict[str, JsonValue] = {"budget": run.budget, "size": run.size, "seed": run.seed}
-    for kind, attribute in _KINDS.items():
-        choice = getattr(run, attribute)
+    for kind in _KINDS:
+        choice = getattr(run, kind)
         fields |= {kind: choice.name, f"{kind} revision": choice.revision}
         fields |= {f"{kind}.{option}": value for option, value in choice.options.items()}
     own = ("fingerprint", "batch_size", "base_width", *_SOLVED)

@@ -29,7 +29,7 @@ from flops_fit_core.training.distributed import TorchDistributedContext
 from flops_fit_core.training.rng import random_state, seed_everything, set_random_state
 from flops_fit_core.training.sharding import shard_model
 
-_KINDS = ("model", "dataset", "optimizer", "schedule", "flops", "trainer")
+_KINDS = ("model", "dataset", "optimizer", "schedule", "counter", "trainer")
 
 
 class WorkerContext:
@@ -60,7 +60,7 @@ class WorkerContext:
 
     def chosen(self, kind: str, run: RunSpec) -> PluginConfig[Any]:
         """The run's plugin of a kind, with the options of the run and the runtime options of the job."""
-        choice = run.flops_counter if kind == "flops" else getattr(run, kind)
+        choice = getattr(run, kind)
         return choose(kind, choice, self.registry, self.job.runtime.get(kind))
 
     def options(self, kind: str, run: RunSpec) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class WorkerContext:
     def _count(self, run: RunSpec, chosen: PluginConfig[Any], model: nn.Module, dataset: Dataset) -> None:
         """Count the model that was built. Raises RunFailed if N or its FLOPs differ from those of the plan."""
         groups = parameter_groups(chosen, model)
-        counter = self.chosen("flops", run)
+        counter = self.chosen("counter", run)
         # Counters get a module on the meta device. Building it, and tracing it, may draw random numbers.
         state = random_state("cpu")
         measured = measure_model(
@@ -167,7 +167,7 @@ class WorkerContext:
     def _usages(chosen: PluginConfig[Any], dataset: Dataset, shapes: nn.Module) -> Iterator[ParameterUsage]:
         """Ways to find the parameters in use, the cheap one first.
 
-        Module types give N of most models and of studies planned with planner = 1. A trace builds the model again.
+        Module types give N of most models. A trace builds the model again.
         """
         yield UNTRACED
         yield UsageTraces(chosen, dataset.task).of(chosen.options, shapes)
@@ -200,7 +200,7 @@ class WorkerContext:
     def _versions(self, run: RunSpec) -> dict[str, str]:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         for kind in _KINDS:
-            choice = run.flops_counter if kind == "flops" else getattr(run, kind)
+            choice = getattr(run, kind)
             try:
                 name, _, version = self.registry.find(kind, choice.name).source.rpartition(" ")
             except LookupError:

@@ -141,5 +141,5 @@ class TrajectoryState:
 
     def _evaluation_steps(self, spec: RunSpec) -> frozenset[int]:
         """Evenly spaced steps after which a run is evaluated. The evaluation at its end is not among them."""
-        intervals = self._options.evaluations + 1
+        intervals = self._options.num_evals + 1
         return frozenset(spec.steps * k // intervals for k in range(1, intervals)) - {spec.steps}

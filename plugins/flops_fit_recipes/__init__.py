@@ -1,6 +1,6 @@
 """Recipes: the hyperparameters of runs of every size, where the user left them unset.
 
-``default`` (also called ``width-scaled``), ``constant``, and three published laws: ``steplaw``, ``deepseek``,
+``width-scaled`` (the default), ``constant``, and three published laws: ``steplaw``, ``deepseek``,
 ``power-lines``.
 """
 
@@ -13,14 +13,13 @@ from flops_fit_recipes.constant import ConstantOptions, constant_recipe
 from flops_fit_recipes.deepseek import DeepSeekOptions, deepseek_recipe
 from flops_fit_recipes.power_lines import PowerLinesOptions, power_lines_recipe
 from flops_fit_recipes.steplaw import StepLawOptions, steplaw_recipe
-from flops_fit_recipes.width_scaled import DefaultOptions, default_recipe, width_scaled_recipe
+from flops_fit_recipes.width_scaled import WidthScaledOptions, width_scaled_recipe
 
 
 @hookimpl
 def flops_fit_recipes() -> Iterable[RecipeSpec]:
     """Offer them."""
-    yield RecipeSpec(name="default", options=DefaultOptions, build=default_recipe, lr_option="lr")
-    yield RecipeSpec(name="width-scaled", options=DefaultOptions, build=width_scaled_recipe, lr_option="lr")
+    yield RecipeSpec(name="width-scaled", options=WidthScaledOptions, build=width_scaled_recipe, lr_option="lr")
     yield RecipeSpec(name="constant", options=ConstantOptions, build=constant_recipe, lr_option="lr")
     yield RecipeSpec(name="steplaw", options=StepLawOptions, build=steplaw_recipe, lr_option="lr_scale")
     yield RecipeSpec(name="deepseek", options=DeepSeekOptions, build=deepseek_recipe, lr_option="lr_scale")

@@ -34,7 +34,7 @@ def for_adam(name: str, about: RecipeInput) -> None:
     if about.width_scaling == "none":
         raise ConfigError(
             f"recipe {name!r} is a law for AdamW, and this optimizer is not of its kind: write "
-            f'[optimizer] name = "adamw", or choose recipe "default" or "constant"'
+            f'[optimizer] name = "adamw", or choose recipe "width-scaled" or "constant"'
         )
 
 
@@ -43,7 +43,7 @@ def besides_vocabulary(value: float, name: str) -> float:
     if value <= 0:
         raise ConfigError(
             f"recipe {name!r} counts what is neither embedding nor output head, and this model has nothing else: "
-            f'choose recipe "default" or "constant"'
+            f'choose recipe "width-scaled" or "constant"'
         )
     return value
 

@@ -1,4 +1,4 @@
-"""``default``, also ``width-scaled``: one learning rate that serves every width."""
+"""``width-scaled``: one learning rate that serves every width."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ LR = 0.008
 """Good for byte-level transformers of width 16 to 64 trained with Adam on a million tokens."""
 
 
-class DefaultOptions(WarmupOptions):
+class WidthScaledOptions(WarmupOptions):
     """Width-scaled learning rates for Adam-like optimizers, batches that grow with the root of D."""
 
     lr: Annotated[float, Field(gt=0)] | None = None
@@ -28,7 +28,7 @@ class DefaultOptions(WarmupOptions):
     """A batch is ``batch_scale * sqrt(D)`` tokens, in whole samples, at least 2."""
 
 
-def default_recipe(options: DefaultOptions, about: RecipeInput) -> Hyperparameters:
+def width_scaled_recipe(options: WidthScaledOptions, about: RecipeInput) -> Hyperparameters:
     """Width-scaled learning rates for Adam-like optimizers, batches that grow with the root of D.
 
     The family's parameter groups say which parameters are matrices that the width feeds; embeddings, gains and
@@ -44,8 +44,3 @@ def default_recipe(options: DefaultOptions, about: RecipeInput) -> Hyperparamete
         warmup_tokens=warmup_tokens(options, about),
         base_width=options.base_width if scaled else None,
     )
-
-
-def width_scaled_recipe(options: DefaultOptions, about: RecipeInput) -> Hyperparameters:
-    """``default`` under a name that says what it does. Runs planned under either name are the same runs."""
-    return default_recipe(options, about)

@@ -15,13 +15,13 @@ from pydantic import Field
 
 from flops_fit_core.plugins import Options, ResultStore, StoreSpec, hookimpl
 
-Wait = Annotated[float, Field(gt=0)]
+Timeout = Annotated[float, Field(gt=0)]
 
 
 class StoreOptions(Options):
     """Options of the stores that are one file."""
 
-    wait: Wait = 60.0
+    lock_timeout: Timeout = 60.0
     """Seconds to wait while another process is writing, before giving up with an error."""
 
 
@@ -37,7 +37,7 @@ class PostgresOptions(Options):
     study: Annotated[str, Field(min_length=1)] | None = None
     """Under which name the database keeps the results; unset, that of the study's folder. Drivers that share a
     study need the same one."""
-    wait: Wait = 60.0
+    reconnect_timeout: Timeout = 60.0
     """Seconds to try again when the connection is lost, before giving up with an error."""
 
 
@@ -45,14 +45,14 @@ def build_sqlite(options: StoreOptions, folder: Path) -> ResultStore:
     """Open ``results.sqlite`` in the study's folder."""
     from flops_fit_stores.sqlite import SqliteStore
 
-    return SqliteStore(folder / "results.sqlite", options.wait)
+    return SqliteStore(folder / "results.sqlite", options.lock_timeout)
 
 
 def build_json(options: StoreOptions, folder: Path) -> ResultStore:
     """Open ``results.json`` in the study's folder."""
     from flops_fit_stores.json_file import JsonStore
 
-    return JsonStore(folder / "results.json", options.wait)
+    return JsonStore(folder / "results.json", options.lock_timeout)
 
 
 def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
@@ -60,7 +60,7 @@ def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
     from flops_fit_stores.postgres import PostgresStore, study_name
     from flops_fit_stores.server import Server, connection_string
 
-    server = Server(connection_string(options.url, options.url_variable), options.wait)
+    server = Server(connection_string(options.url, options.url_variable), options.reconnect_timeout)
     return PostgresStore(server, study_name(folder, options.study))
 
 

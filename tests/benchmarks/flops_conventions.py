@@ -32,7 +32,7 @@ TABLE_A4 = [  # name, layers, d_model, ffw_size, num_heads, k/q size, published 
 
 
 def counter(name, **options):
-    return choose_from_table("flops", {"name": name, **options}, installed(), "flops")
+    return choose_from_table("counter", {"name": name, **options}, installed(), "counter")
 
 
 def gpt(**options):

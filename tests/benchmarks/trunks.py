@@ -38,9 +38,9 @@ def planned(folder, schedule, rate, seeds, workers):
         "model": {"name": "gpt", "depth": 3, "head_dim": 8},
         "dataset": {"name": "text"},
         "optimizer": {"name": "adamw"},
-        "recipe": {"name": "default", "lr": rate} | ({"warmup": 0.01} if schedule == "wsd" else {}),
+        "recipe": {"name": "width-scaled", "lr": rate} | ({"warmup": 0.01} if schedule == "wsd" else {}),
         "schedule": {"name": schedule} | ({"decay": DECAY} if schedule == "wsd" else {}),
-        "flops": {"name": "model"},
+        "counter": {"name": "model"},
         "executor": {"name": "processes", "workers": workers},
     }
     registry = installed()

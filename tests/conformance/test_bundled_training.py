@@ -97,12 +97,8 @@ class TestTraced(FlopCounterConformance):
     name = "traced"
 
 
-class TestDefaultRecipe(RecipeConformance):
-    name = "default"
-
-
-class TestDefaultRecipeWithoutWidth(RecipeConformance):
-    name = "default"
+class TestWidthScaledWithoutWidth(RecipeConformance):
+    name = "width-scaled"
     width_scaling = "none"
     width = False
 

@@ -22,6 +22,7 @@ from flops_fit_core.plugins import hookspecs
 from flops_fit_core.plugins.registry import discovery
 from flops_fit_core.plugins.registry.explaining import hint_for, speaking_up
 from flops_fit_core.plugins.registry.offers import SPEC_TYPES, PluginProblem, PluginSetup, RegisteredSpec
+from flops_fit_core.plugins.renamed import explain_plugin
 from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 
@@ -115,6 +116,8 @@ class Registry:
         return found[0]
 
     def _not_found(self, kind: str, name: str) -> str:
+        if advice := explain_plugin(kind, name):
+            return advice
         offers = self.offers(kind)
         names = sorted({offer.spec.name for offer in offers} | {offer.name for offer in offers if "/" in name})
         message = f"no {kind} named {name!r}; there is: {', '.join(names) or 'none'}"
