@@ -460,8 +460,9 @@ class TrainerSpec(Spec):
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
     """Of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``, ``launch``: the jobs that the planner may give
-    it. With ``vmap_runs``, a job has at most as many trajectories of one shape as the option of that name. A job on
-    several devices has one process per device with ``distribute``, and one that sees all of them with ``launch``."""
+    it. With ``vmap_runs``, a job has at most as many trajectories of one shape as the option of that name. With
+    ``distribute``, a job on several devices has one process per device; with ``launch``, it has one process that
+    sees all of them."""
     check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
     """``(options, run, options_of)``, for a run of each size and budget while the sweep is planned. Raises
     ConfigError where it cannot train this run; ``options_of(kind)`` gives the options of the run's plugin of a
