@@ -35,8 +35,8 @@ HOOKS = "hooks.md"
 class Block:
     """A fenced block.
 
-    ``info`` is what stands behind its language: ``fragment`` is not complete, ``append FILE`` goes on with a file,
-    ``slow`` takes long.
+    ``info`` comes from a comment on the line above the fence, ``<!-- example: INFO -->``: ``fragment`` is not
+    complete, ``append FILE`` continues a file, ``slow`` takes long. Without a comment, the block is complete.
     """
 
     document: Path
@@ -58,18 +58,23 @@ def blocks(language: str) -> list[Block]:
     return [block for path in DOCUMENTS for block in blocks_of(path) if block.language == language]
 
 
+BLOCK = re.compile(r"^(?: *<!-- example: ([^\n]*) -->\n)? *```(\w+)\n(.*?)^ *```$", re.M | re.S)
+
+
 def blocks_of(path: Path) -> list[Block]:
-    found = re.findall(r"^( *)```(\w+)([^\n]*)\n(.*?)^ *```$", path.read_text(encoding="utf-8"), re.M | re.S)
-    return [Block(path, language, info.strip(), text) for _, language, info, text in found]
+    matches = BLOCK.findall(path.read_text(encoding="utf-8"))
+    return [Block(path, language, info, text) for info, language, text in matches]
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_has_a_language_and_a_valid_marker() -> None:
     for path in DOCUMENTS:
-        fences = re.findall(r"^ *```(.*)$", path.read_text(encoding="utf-8"), re.M)
-        assert set(fences[::2]) <= {
-            *("python", "python fragment", "python append causal_conv/__init__.py", "python slow"),
-            *("toml", "toml fragment", "bash", "text"),
-        }, path
+        text = path.read_text(encoding="utf-8")
+        fences = re.findall(r"^ *```(.*)$", text, re.M)
+        assert set(fences[::2]) <= {"python", "toml", "bash", "text"}, path
+        infos = [block.info for block in blocks_of(path)]
+        assert set(infos) <= {"", "fragment", "slow", "append causal_conv/__init__.py"}, path
+        assert len(infos) == len(fences) // 2, path
+        assert text.count("<!-- example:") == len(list(filter(None, infos))), f"{path}: a marker without a block"
 
 
 # ---------------------------------------------------------------------------- python
