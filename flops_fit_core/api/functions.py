@@ -195,7 +195,7 @@ def find_optimal(
         batch_size: Samples a step; by default the DataLoader's, otherwise the recipe's.
         sizes: How many sizes a budget, or a list of values of ``model_size_param``.
         tokens_per_param: A guess of D / N at the optimum, which centres the sizes.
-        seeds, repeat, min_steps: See ``[sweep]`` in docs/experiment-file.md.
+        seeds, repeat, min_steps: See ``[sweep]`` in docs/reference/options.md.
         optimizer: Name, ``{"name": ..., option: ...}``, an OptimizerSpec, or ``make(parameters)`` such as
             ``torch.optim.Adam``. SGD at 0.01 unless said otherwise.
         flops: Name, table, spec, or ``count(module)`` -> training FLOPs a token. By default ``chinchilla``
