@@ -20,7 +20,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md"))
 API_PAGES = sorted((DOCS / "reference" / "api").glob("*.md"))
 LOADING_ATTRIBUTES = {"src", "srcset", "poster", "data", "formaction", "action"}
-LOADING_LINKS = set("stylesheet icon preload modulepreload prefetch preconnect dns-prefetch manifest".split())
+LOADING_LINKS = {"stylesheet", "icon", "preload", "modulepreload", "prefetch", "preconnect", "dns-prefetch"}
 POLICY = "default-src 'self' 'unsafe-inline' data:; worker-src 'self' blob:"
 
 
