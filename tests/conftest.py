@@ -15,7 +15,7 @@ from installing import Site
 
 from flops_fit_core.plugins.registry import installed
 
-pytest_plugins = ["pytester"]
+pytest_plugins = ["pytester", "skipped_tests"]
 
 Failures = Callable[[str, dict[str, str], dict[str, dict[str, str]]], dict[str, set[str]]]
 

@@ -1,4 +1,4 @@
-"""The option tables of docs/experiment-file.md, made from the code.
+"""The option tables of docs/reference/options.md, made from the code.
 
 ``python tests/option_tables.py`` writes them anew.
 """
@@ -20,7 +20,7 @@ from flops_fit_core.config import DEFAULTS, Experiment, Sweep
 from flops_fit_core.plugins import RegisteredSpec, Runtime
 from flops_fit_core.plugins.registry import KINDS, installed
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "experiment-file.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 BUNDLED = "flops-fit"
 HEADER = "| option | type | default | meaning |\n|---|---|---|---|\n"
 
@@ -39,7 +39,7 @@ def plugin_tables() -> str:
     parts = []
     for kind in KINDS:
         bundled = [offer for offer in installed().offers(kind) if offer.source.split(" ")[0] == BUNDLED]
-        heading = f"### `[{kind}]`: {about_kind(kind)}" if kind != "logger" else "### `loggers`: none by default"
+        heading = f"## `[{kind}]`: {about_kind(kind)}" if kind != "logger" else "## `loggers`: none by default"
         parts += [heading, *(section for offer in bundled for section in plugin_sections(offer))]
     return "\n\n".join(parts) + "\n"
 

@@ -26,8 +26,12 @@ from flops_fit_core.plugins import Registry, hookspecs
 from flops_fit_core.plugins.registry import KINDS, installed
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-HOOKS = "hooks.md"
+DOCUMENTS = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs" / "reference").glob("*.md")),
+]
+HOOKS = ROOT / "docs" / "reference" / "hooks.md"
 """Its examples have tests of their own: tests/test_hooks_are_documented.py."""
 
 
@@ -35,8 +39,8 @@ HOOKS = "hooks.md"
 class Block:
     """A fenced block.
 
-    ``info`` is what stands behind its language: ``fragment`` is not complete, ``append FILE`` goes on with a file,
-    ``slow`` takes long.
+    ``info`` comes from a comment on the line above the fence, ``<!-- example: INFO -->``: ``fragment`` is not
+    complete, ``append FILE`` continues a file, ``slow`` takes long. Without a comment, the block is complete.
     """
 
     document: Path
@@ -58,18 +62,23 @@ def blocks(language: str) -> list[Block]:
     return [block for path in DOCUMENTS for block in blocks_of(path) if block.language == language]
 
 
+BLOCK = re.compile(r"^(?: *<!-- example: ([^\n]*) -->\n)? *```(\w+)\n(.*?)^ *```$", re.M | re.S)
+
+
 def blocks_of(path: Path) -> list[Block]:
-    found = re.findall(r"^( *)```(\w+)([^\n]*)\n(.*?)^ *```$", path.read_text(encoding="utf-8"), re.M | re.S)
-    return [Block(path, language, info.strip(), text) for _, language, info, text in found]
+    matches = BLOCK.findall(path.read_text(encoding="utf-8"))
+    return [Block(path, language, info, text) for info, language, text in matches]
 
 
-def test_every_block_says_what_it_is() -> None:
+def test_every_block_has_a_language_and_a_valid_marker() -> None:
     for path in DOCUMENTS:
-        fences = re.findall(r"^ *```(.*)$", path.read_text(encoding="utf-8"), re.M)
-        assert set(fences[::2]) <= {
-            *("python", "python fragment", "python append causal_conv/__init__.py", "python slow"),
-            *("toml", "toml fragment", "bash", "text"),
-        }, path
+        text = path.read_text(encoding="utf-8")
+        fences = re.findall(r"^ *```(.*)$", text, re.M)
+        assert set(fences[::2]) <= {"python", "toml", "bash", "text"}, path
+        infos = [block.info for block in blocks_of(path)]
+        assert set(infos) <= {"", "fragment", "slow", "append causal_conv/__init__.py"}, path
+        assert len(infos) == len(fences) // 2, path
+        assert text.count("<!-- example:") == len(list(filter(None, infos))), f"{path}: a marker without a block"
 
 
 # ---------------------------------------------------------------------------- python
@@ -98,7 +107,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-RUN = [block for block in blocks("python") if block.document.name != HOOKS and block.info in ("", "slow")]
+RUN = [block for block in blocks("python") if block.document != HOOKS and block.info in ("", "slow")]
 SCRIPTS = [
     pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.info == "slow" else [])
     for block in RUN
@@ -342,12 +351,13 @@ def test_links_lead_somewhere(document: Path) -> None:
 
 def test_every_document_is_linked_from_the_index() -> None:
     text = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
-    for path in (ROOT / "docs").glob("*.md"):
-        assert path.name == "index.md" or f"({path.name})" in text, path
+    for path in DOCUMENTS[1:]:
+        target = path.relative_to(ROOT / "docs")
+        assert str(target) == "index.md" or f"({target})" in text, path
 
 
 def test_every_hook_is_within_reach_of_the_walk_through() -> None:
     hooks = [name for name in vars(hookspecs) if name.startswith("flops_fit_")]
-    text = (ROOT / "docs" / HOOKS).read_text(encoding="utf-8")
+    text = HOOKS.read_text(encoding="utf-8")
     assert all(hook in text for hook in hooks)
-    assert f"({HOOKS})" in (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")
+    assert "(reference/hooks.md)" in (ROOT / "docs" / "write-a-plugin.md").read_text(encoding="utf-8")

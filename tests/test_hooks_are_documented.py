@@ -51,7 +51,7 @@ from flops_fit_core.testing.kit import Kit
 
 OBSERVERS = ["flops_fit_run_finished", "flops_fit_sweep_finished"]
 HOOKS = {name: getattr(hookspecs, name) for name in [*SPEC_TYPES, *OBSERVERS]}
-DOCUMENT = (Path(__file__).parents[1] / "docs" / "hooks.md").read_text(encoding="utf-8")
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
 MEETS: Mapping[str, list[str]] = {
     "flops_fit_models": ["ParameterGroup", "TransformerShape"],
     "flops_fit_datasets": ["Dataset", "MultiEvalDataset", "Task", "BatchCount", "SampleSize"],
@@ -106,13 +106,13 @@ def build(hook: str, *given: Any) -> Any:
 
 
 def section(hook: str) -> str:
-    """A hook's part of docs/hooks.md."""
+    """A hook's part of docs/reference/hooks.md."""
     found = re.search(rf"^## `{hook}`[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert found, f"docs/hooks.md has no section '## `{hook}`'"
+    assert found, f"docs/reference/hooks.md has no section '## `{hook}`'"
     return found[1]
 
 
-# ---------------------------------------------------------------------------- docs/hooks.md
+# ---------------------------------------------------------------------------- docs/reference/hooks.md
 
 
 def test_every_hook_is_under_test() -> None:

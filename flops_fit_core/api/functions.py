@@ -194,7 +194,9 @@ def find_optimal(
         batch_size: Samples a step; by default the DataLoader's, otherwise the recipe's.
         sizes: How many sizes a budget, or a list of values of ``model_size_param``.
         tokens_per_param: A guess of D / N at the optimum, which centres the sizes.
-        seeds, allow_repeat, min_steps: See ``[sweep]`` in docs/experiment-file.md.
+        seeds: As in ``[sweep]``, see docs/reference/options.md.
+        allow_repeat: As in ``[sweep]``.
+        min_steps: As in ``[sweep]``.
         optimizer: Name, ``{"name": ..., option: ...}``, an OptimizerSpec, or ``make(parameters)`` such as
             ``torch.optim.Adam``. SGD at 0.01 unless said otherwise.
         counter: Name, table, spec, or ``count(module)`` -> training FLOPs a token. By default ``chinchilla``
@@ -202,7 +204,11 @@ def find_optimal(
         store: Name, table, spec, or a ResultStore.
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, a torch.device, table or spec.
         schedule: Name, table or spec; by default the optimizer's, which for most is cosine.
-        recipe, trainer, executor, fitter, loggers: Name, table or spec.
+        recipe: Name, table or spec.
+        trainer: Name, table or spec.
+        executor: Name, table or spec.
+        fitter: Name, table or spec.
+        loggers: Names, tables or specs.
         train: False to plan only: see ``.plan``, ``.plan.flops`` and ``.seconds()`` of what is returned.
         resume: Whether runs that ``output_dir`` has finished count; False trains them again.
         output_dir: The study's folder; by default ``runs/<name>``.

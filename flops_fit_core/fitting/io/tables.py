@@ -110,7 +110,7 @@ def read_table(
         units: Role -> factor, such as ``{"params": "M", "tokens": 1e9}``.
         decimal: ``","`` or ``"."``, if no cell decides the number format.
         best_of: Hyperparameters of a grid; keeps the best setting at each (N, D). ``("none",)`` keeps all
-        rows.
+            rows.
 
     Raises FitError if the file cannot be read, a required column is missing, or the table is ambiguous.
     """
