@@ -15,7 +15,7 @@ FLOAT = 4
 """Bytes of a weight, and of each number that an optimizer keeps about it."""
 SHORT = 0.3
 """A trunk's recipe is asked at this part of the D around which its size is used: too large a batch costs short
-branches more than too small a one costs long branches (docs/training.md has the measurement)."""
+branches more than too small a one costs long branches (docs/benchmarks.md has the measurement)."""
 
 
 class Trunks:
