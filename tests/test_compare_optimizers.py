@@ -1,4 +1,4 @@
-"""The documented comparison of two sweeps, on losses whose gain is known."""
+"""docs/examples/compare-optimizers.py, on losses with a known compute-equivalent gain."""
 
 import runpy
 from pathlib import Path
@@ -18,7 +18,10 @@ def example():
 
 
 def gains(example, gain, floor=1.4):
-    """By both ways, of a second study that needs ``1 / gain`` of the first one's FLOPs and has an E of its own."""
+    """Gains with shared and with separate laws.
+
+    The second study needs ``1 / gain`` of the first study's FLOPs, and its E is ``floor``.
+    """
     sizes = np.sqrt(BUDGETS / 240)[:, None] * np.array([0.35, 0.6, 1.0, 1.7, 2.8])
     tokens = BUDGETS[:, None] / (6 * sizes)
     reducible = 20 / sizes**ALPHA + 40 / tokens**BETA
@@ -27,16 +30,18 @@ def gains(example, gain, floor=1.4):
     columns = [np.tile(column.ravel(), 2) for column in (sizes, tokens, 6 * sizes * tokens)]
     runs = example.Runs(*columns, np.concatenate(losses, axis=None), np.repeat([0, 1], sizes.size))
     units = float(np.exp(np.log(runs.params).mean())), float(np.exp(np.log(runs.tokens).mean()))
-    return [example.gains(*laws, runs, units, BUDGETS) for laws in example.both_ways(runs, units)]
+    return [
+        example.compute_gains(*laws, runs, units, BUDGETS) for laws in example.fit_shared_and_separate(runs, units)
+    ]
 
 
 @pytest.mark.parametrize("gain", [1.0, 1.7, 6.0, 0.2])
 def test_a_known_gain_is_found_at_every_budget(example, gain):
-    shared, own = gains(example, gain)
+    shared, separate = gains(example, gain)
     assert shared == pytest.approx(gain, rel=0.05)
-    assert own == pytest.approx(gain, rel=0.05)
+    assert separate == pytest.approx(gain, rel=0.05)
 
 
 def test_a_loss_that_the_first_study_never_reaches_is_an_infinite_gain(example):
-    _, own = gains(example, 1.7, floor=0.5)
-    assert np.isinf(own).all()
+    _, separate = gains(example, 1.7, floor=0.5)
+    assert np.isinf(separate).all()

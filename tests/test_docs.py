@@ -1,4 +1,4 @@
-"""What the documentation says is so: examples run, commands and options exist, links lead somewhere."""
+"""The documentation matches the code: examples run, commands and options exist, links have targets."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DOCUMENTS = [
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
 ]
 HOOKS = ROOT / "docs" / "reference" / "hooks.md"
-"""Its examples have tests of their own: tests/test_hooks_are_documented.py."""
+"""tests/test_hooks_are_documented.py runs its examples."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        """The file that a complete block shows, named by a comment in its first line."""
-        named = re.match(r"# (\w[\w./-]*\.(?:py|toml))\n", self.text)
-        return named[1] if named else None
+        """Name of the file that a complete block shows, from the comment in its first line."""
+        comment = re.match(r"# (\w[\w./-]*\.(?:py|toml))\n", self.text)
+        return comment[1] if comment else None
 
     def __str__(self) -> str:
         return f"{self.document.name}-{self.file or self.text.splitlines()[0][:30]}"
@@ -85,7 +85,7 @@ def test_every_block_has_a_language_and_a_valid_marker() -> None:
 
 
 def files_of(path: Path) -> dict[str, str]:
-    """The files that a document shows, whole."""
+    """Complete files that a document shows: name -> text."""
     files: dict[str, str] = {}
     for block in blocks_of(path):
         if block.info.startswith("append "):
@@ -97,7 +97,7 @@ def files_of(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory; what is imported from it is forgotten afterwards."""
+    """An empty working directory. Modules imported from it are removed from sys.modules afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
@@ -121,18 +121,18 @@ def test_an_example_runs(block: Block, folder: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(block.text, encoding="utf-8")
     (folder / "runs.csv").write_text(table_of_runs())
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-W", "error", str(path)],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
+    assert process.returncode == 0, process.stderr
 
 
 def table_of_runs() -> str:
-    """What the examples call runs.csv: five budgets of a known law, each loss 1% up or down."""
+    """The file runs.csv of the examples: five budgets of a known law, each loss 1% too high or too low."""
     lines = ["params,tokens,flops,loss"]
     for budget in (1e18, 3e18, 1e19, 3e19, 1e20):
         for k in range(7):
@@ -146,7 +146,7 @@ def table_of_runs() -> str:
 
 
 def write_files(document: Path, folder: Path) -> dict[str, str]:
-    """Write the files that a document shows, whole; their texts by name."""
+    """Write the complete files that a document shows. Return their texts by name."""
     files = files_of(document)
     for name, text in files.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -155,7 +155,7 @@ def write_files(document: Path, folder: Path) -> dict[str, str]:
 
 
 def plugin_modules(folder: Path) -> Iterator[tuple[str, ModuleType]]:
-    """Every plugin that a document shows, imported, by its import name."""
+    """Import every plugin that a document shows. Yield import names and modules."""
     for document in DOCUMENTS:
         for name, source in write_files(document, folder).items():
             if "@hookimpl" in source:
@@ -164,35 +164,35 @@ def plugin_modules(folder: Path) -> Iterator[tuple[str, ModuleType]]:
                 yield module, importlib.import_module(module)
 
 
-def test_every_plugin_that_is_shown_can_be_used(folder: Path) -> None:
-    found = dict(plugin_modules(folder))
-    assert set(found) == {"my_optimizers", "causal_conv"}
-    for module in found.values():
+def test_every_plugin_in_the_docs_registers_without_problems(folder: Path) -> None:
+    modules = dict(plugin_modules(folder))
+    assert set(modules) == {"my_optimizers", "causal_conv"}
+    for module in modules.values():
         registry = Registry({"mine": module}, entry_points=False)
         assert registry.problems == []
         assert len(registry.offers()) == 1
 
 
-def test_the_walk_through_of_a_plugin_works_step_by_step(folder: Path) -> None:
+def test_the_plugin_guide_works_step_by_step(folder: Path) -> None:
     document = ROOT / "docs" / "write-a-plugin.md"
     write_files(document, folder)
 
-    def ends_well(*command: str) -> str:
-        done = subprocess.run(
-            [sys.executable, *command],
+    def run_python(*arguments: str) -> str:
+        process = subprocess.run(
+            [sys.executable, *arguments],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(["site", str(ROOT)]), "OMP_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        assert process.returncode == 0, process.stdout + process.stderr
+        return process.stdout
 
     command_line = ["-c", "from flops_fit_core.cli import main; main()"]
-    plan = ends_well(*command_line, "plan", "conv.toml", "-p", "causal_conv", "--flops", "model", "--no-estimate")
+    plan = run_python(*command_line, "plan", "conv.toml", "-p", "causal_conv", "--flops", "model", "--no-estimate")
     assert "18 runs" in plan
-    assert "causal_conv/conv" in plan, "it counts its own FLOPs"
-    assert " passed" in ends_well("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_causal_conv.py")
+    assert "causal_conv/conv" in plan, "the family counts its FLOPs itself"
+    assert " passed" in run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_causal_conv.py")
     pip = [
         "-m",
         "pip",
@@ -204,14 +204,14 @@ def test_the_walk_through_of_a_plugin_works_step_by_step(folder: Path) -> None:
         "--target",
         "site",
     ]
-    ends_well(*pip, ".")
+    run_python(*pip, ".")
     shutil.rmtree(folder / "causal_conv")
-    assert "causal-conv 1.0" in ends_well(*command_line, "plugins")
-    assert "18 runs" in ends_well(*command_line, "plan", "conv.toml", "--no-estimate")
+    assert "causal-conv 1.0" in run_python(*command_line, "plugins")
+    assert "18 runs" in run_python(*command_line, "plan", "conv.toml", "--no-estimate")
 
 
 def test_the_readmes_optimizer_trains(folder: Path) -> None:
-    (name, module) = next(one for one in plugin_modules(folder) if one[0] == "my_optimizers")
+    module = dict(plugin_modules(folder))["my_optimizers"]
     study = flops_fit_core.run(
         {
             "sweep": {"budgets": [2e8], "sizes": [{"width": 8}], "min_steps": 5},
@@ -222,7 +222,7 @@ def test_the_readmes_optimizer_trains(folder: Path) -> None:
             "executor": "local",
             "device": "cpu",
         },
-        registry=Registry({name: module}),
+        registry=Registry({"my_optimizers": module}),
         out=folder / "study",
     )
     assert [result.status for result in study.results] == ["completed"]
@@ -240,7 +240,7 @@ def test_every_toml_block_is_toml() -> None:
 
 
 @pytest.mark.parametrize("block", EXPERIMENTS, ids=str)
-def test_an_experiment_that_is_shown_is_valid(block: Block, folder: Path) -> None:
+def test_an_experiment_in_the_docs_is_valid(block: Block, folder: Path) -> None:
     registry = Registry(dict(plugin_modules(folder)))
     path = folder / (block.file or "example.toml")
     path.write_text(block.text, encoding="utf-8")
@@ -252,12 +252,12 @@ def test_an_example_file_is_valid(path: Path) -> None:
     assert load_experiment(path, installed()).name == path.stem
 
 
-def test_the_option_tables_are_those_of_the_code() -> None:
+def test_the_option_tables_match_the_code() -> None:
     text = option_tables.DOCUMENT.read_text(encoding="utf-8")
-    assert option_tables.render(text) == text, "write them anew with: python tests/option_tables.py"
+    assert option_tables.render(text) == text, "update them with: python tests/option_tables.py"
 
 
-def test_the_readmes_list_of_plugins_is_that_of_the_code() -> None:
+def test_the_readmes_list_of_plugins_matches_the_code() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     table = text.partition("## What comes with it")[2].partition("\n## ")[0]
     bundled = {offer.spec.name for offer in installed().offers() if offer.source.startswith("flops-fit ")}
@@ -289,13 +289,13 @@ def commands() -> Iterator[tuple[Block, list[str]]]:
                     yield block, words[1:]
 
 
-def test_every_command_that_is_shown_exists() -> None:
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-    seen = list(commands())
-    assert len(seen) > 15
-    for block, (name, *arguments) in seen:
-        assert name in known, f"{block}: flops-fit {name}"
-        command = known[name]
+def test_every_command_in_the_docs_exists() -> None:
+    valid_commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    shown_commands = list(commands())
+    assert len(shown_commands) > 15
+    for block, (name, *arguments) in shown_commands:
+        assert name in valid_commands, f"{block}: flops-fit {name}"
+        command = valid_commands[name]
         if arguments and arguments[0] in getattr(command, "commands", {}):
             command = command.commands[arguments.pop(0)]
         options = {option for parameter in command.params for option in parameter.opts}
@@ -304,16 +304,16 @@ def test_every_command_that_is_shown_exists() -> None:
 
 
 def test_every_command_is_documented() -> None:
-    known = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+    names = set(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
     text = "".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
-    assert {name for name in known if f"flops-fit {name}" not in text} == set()
+    assert {name for name in names if f"flops-fit {name}" not in text} == set()
 
 
 @pytest.mark.parametrize("name", ["run-command", "test-command"])
 def test_the_readme_has_its_commands_between_markers(name: str) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = re.findall(rf"<!-- {name} -->\n```bash\n([^\n]+)\n```\n<!-- /{name} -->", text)
-    assert len(found) == 1, "one line, so that it can be copied"
+    lines = re.findall(rf"<!-- {name} -->\n```bash\n([^\n]+)\n```\n<!-- /{name} -->", text)
+    assert len(lines) == 1, "the command must be a single line, so that users can copy it"
 
 
 def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
@@ -325,10 +325,10 @@ def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
         "```bash\nexit 3\n```\n<!-- test-command -->\n```bash\necho one && pwd && echo 2 passed\n```\n"
         "<!-- /test-command -->\n"
     )
-    done = subprocess.run([str(script)], cwd=ROOT, check=True, capture_output=True, text=True)
-    shown, *printed = done.stdout.splitlines()
-    assert shown == "+ echo one && pwd && echo 2 passed"
-    assert printed == ["one", str(tmp_path), "2 passed"]
+    process = subprocess.run([str(script)], cwd=ROOT, check=True, capture_output=True, text=True)
+    command, *output = process.stdout.splitlines()
+    assert command == "+ echo one && pwd && echo 2 passed"
+    assert output == ["one", str(tmp_path), "2 passed"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
 
 
@@ -336,16 +336,16 @@ def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere(document: Path) -> None:
+def test_links_have_targets(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):
         if target.startswith("http"):
             continue
         path, _, anchor = target.partition("#")
-        there = (document.parent / path).resolve() if path else document
-        assert there.exists(), target
+        file = (document.parent / path).resolve() if path else document
+        assert file.exists(), target
         if anchor:
-            headings = re.findall(r"^#+ (.+)$", there.read_text(encoding="utf-8"), re.M)
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
@@ -356,7 +356,7 @@ def test_every_document_is_linked_from_the_index() -> None:
         assert str(target) == "index.md" or f"({target})" in text, path
 
 
-def test_every_hook_is_within_reach_of_the_walk_through() -> None:
+def test_the_plugin_guide_links_to_the_reference_of_all_hooks() -> None:
     hooks = [name for name in vars(hookspecs) if name.startswith("flops_fit_")]
     text = HOOKS.read_text(encoding="utf-8")
     assert all(hook in text for hook in hooks)

@@ -1,4 +1,4 @@
-"""Hooks, their documentation and their examples cannot drift: every documented example is run as a plugin."""
+"""Hooks match their documentation and examples: every documented example runs as a plugin."""
 
 from __future__ import annotations
 
@@ -66,11 +66,11 @@ MEETS: Mapping[str, list[str]] = {
     "flops_fit_loggers": ["Logger"],
     "flops_fit_fitters": ["Fitter"],
 }
-"""The base classes and given types whose every member a hook's section has to name."""
+"""Hook -> base classes and engine types; the hook's section must name all of their members."""
 
 
 def signature(hook: str) -> str:
-    """A hook's signature exactly as its source has it."""
+    """A hook's signature, copied from its source."""
     tree = ast.parse(Path(inspect.getfile(HOOKS[hook])).read_text())
     (node,) = (node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name == hook)
     assert node.returns is not None
@@ -80,29 +80,30 @@ def signature(hook: str) -> str:
 def example(hook: str) -> str:
     """The code in a hook's docstring."""
     doc = inspect.getdoc(HOOKS[hook]) or ""
-    _, found, code = doc.partition("\n::\n")
-    assert found, f"{hook} has no example in its docstring"
+    _, separator, code = doc.partition("\n::\n")
+    assert separator, f"{hook} has no example in its docstring"
     return textwrap.dedent(code).strip() + "\n"
 
 
 def plugin(hook: str) -> ModuleType:
-    """The example, run: a plugin module."""
+    """Run the example of a hook as a plugin module."""
     module = ModuleType(f"example_of_{hook}")
     exec(compile(example(hook), f"<example of {hook}>", "exec"), vars(module))
     return module
 
 
 def offer(hook: str) -> RegisteredSpec[Any]:
-    """What the example offers, through a registry."""
+    """The spec that the example registers."""
     registry = Registry({"example": plugin(hook)}, entry_points=False)
     assert registry.problems == []
-    (found,) = registry.offers()
-    return found
+    (registered_spec,) = registry.offers()
+    return registered_spec
 
 
-def build(hook: str, *given: Any) -> Any:
+def build(hook: str, *arguments: Any) -> Any:
+    """Build the example's object with default options."""
     spec = offer(hook).spec
-    return spec.build(spec.options(), *given)
+    return spec.build(spec.options(), *arguments)
 
 
 def section(hook: str) -> str:
@@ -147,7 +148,7 @@ def test_the_document_names_every_field_that_all_specs_have() -> None:
 
 
 @pytest.mark.parametrize("hook", SPEC_TYPES)
-def test_the_document_names_all_that_a_plugin_has_to_provide_or_is_given(hook: str) -> None:
+def test_the_document_names_every_member_that_a_plugin_implements_or_receives(hook: str) -> None:
     members = {
         name
         for contract in MEETS[hook]
@@ -161,7 +162,7 @@ def words_in_code(text: str) -> set[str]:
     return {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"\w+", code)}
 
 
-def test_the_document_links_to_what_there_is() -> None:
+def test_links_in_the_document_have_targets() -> None:
     docs = Path(__file__).parents[1] / "docs"
     for target in re.findall(r"\]\(([^)#]+)", DOCUMENT):
         assert (docs / target).exists(), target
@@ -172,11 +173,11 @@ def test_the_document_links_to_what_there_is() -> None:
 
 @pytest.mark.parametrize("hook", SPEC_TYPES)
 def test_an_example_is_a_plugin_that_can_be_chosen(hook: str) -> None:
-    found = offer(hook)
-    assert isinstance(found.spec, SPEC_TYPES[hook])
-    assert callable(getattr(found.spec, "build", None))
+    spec = offer(hook).spec
+    assert isinstance(spec, SPEC_TYPES[hook])
+    assert callable(getattr(spec, "build", None))
     registry = Registry({"example": plugin(hook)}, entry_points=False)
-    assert registry.find(found.spec.kind, found.spec.name).name == f"example/{found.spec.name}"
+    assert registry.find(spec.kind, spec.name).name == f"example/{spec.name}"
 
 
 @pytest.mark.parametrize("hook", HOOKS)
@@ -186,7 +187,7 @@ def test_an_example_imports_only_public_names(hook: str) -> None:
             assert {alias.name for alias in node.names} <= set(importlib.import_module(str(node.module)).__all__)
 
 
-def test_observers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_observers_are_called(capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry({hook: plugin(hook) for hook in OBSERVERS}, entry_points=False)
     assert registry.problems == []
     run, result = example_run(), example_result()
@@ -210,7 +211,7 @@ def test_the_example_model_computes_logits() -> None:
     assert loss.item() > 0
 
 
-def test_the_example_dataset_is_the_same_whatever_the_batch_size() -> None:
+def test_the_example_dataset_does_not_depend_on_the_batch_size() -> None:
     import torch
 
     data = build("flops_fit_datasets", 7)
@@ -220,12 +221,12 @@ def test_the_example_dataset_is_the_same_whatever_the_batch_size() -> None:
     assert torch.equal(inputs[2:], torch.cat([part[0] for part in parts]))
     differing = [sum(bit != next_bit for bit, next_bit in pairwise(row)) for row in inputs.tolist()]
     assert targets.tolist() == [int(number > 15) for number in differing]
-    held = list(data.eval_batches(10, 4))
-    assert [len(batch[1]) for batch in held] == [4, 4, 2]
-    assert torch.equal(held[0][0], next(iter(build("flops_fit_datasets", 8).eval_batches(4, 4)))[0])
+    batches = list(data.eval_batches(10, 4))
+    assert [len(batch[1]) for batch in batches] == [4, 4, 2]
+    assert torch.equal(batches[0][0], next(iter(build("flops_fit_datasets", 8).eval_batches(4, 4)))[0])
 
 
-def view(module: Any, **more: Any) -> RunInfo:
+def run_info(module: Any) -> RunInfo:
     groups: Callable[[Any], list[ParameterGroup]] = lambda model: [  # noqa: E731
         ParameterGroup([model.weight], width=32),
         ParameterGroup([model.bias]),
@@ -237,32 +238,32 @@ def test_the_example_optimizer_scales_its_groups() -> None:
     from torch import nn
 
     module = nn.Linear(2, 3)
-    optimizer = build("flops_fit_optimizers", module, view(module))
+    optimizer = build("flops_fit_optimizers", module, run_info(module))
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([0.002, 0.001])
 
 
 def test_the_example_schedule_goes_to_zero() -> None:
-    schedule = build("flops_fit_schedules", view(None))
+    schedule = build("flops_fit_schedules", run_info(None))
     assert [schedule(step) for step in range(4)] == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_the_example_recipe_gives_a_batch() -> None:
     task = LanguageTask(vocab_size=11, context=50)
     counts = ParameterCounts(total=1000, active=1000)
-    about = RecipeInput(1000, 1_000_000, None, task, "adam", flops=6e9, parameters=counts)
-    assert build("flops_fit_recipes", about).batch_size == 20
+    recipe_input = RecipeInput(1000, 1_000_000, None, task, "adam", flops=6e9, parameters=counts)
+    assert build("flops_fit_recipes", recipe_input).batch_size == 20
 
 
 def test_the_example_counter_counts() -> None:
     counts = ParameterCounts(total=1200, lookup_table=200, active=1200)
     task = SupervisedTask(inputs=(8,), outputs_size=2)
-    measured = CounterInput(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
-    count = build("flops_fit_flop_counters", measured)
+    counter_input = CounterInput(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
+    count = build("flops_fit_flop_counters", counter_input)
     assert (count.flops_per_token, count.params) == (8000.0, 1000)
 
 
 class Example:
-    """The example of a hook, among the installed plugins or alone."""
+    """Runs a conformance kit on the example of a hook."""
 
     hook: str
 
@@ -302,7 +303,7 @@ class TestTheExampleStore(Example, StoreConformance):
     @pytest.fixture
     def registry(self, monkeypatch: pytest.MonkeyPatch) -> Registry:
         module = plugin(self.hook)
-        monkeypatch.setitem(sys.modules, module.__name__, module)  # another process imports it by name
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # another process imports the module by name
         return Registry({"example": module})
 
 
@@ -316,7 +317,7 @@ class TestTheExampleTrainer(Example, TrainerConformance):
     @pytest.fixture
     def registry(self, monkeypatch: pytest.MonkeyPatch) -> Registry:
         module = plugin(self.hook)
-        monkeypatch.setitem(sys.modules, module.__name__, module)  # a worker imports it by name
+        monkeypatch.setitem(sys.modules, module.__name__, module)  # a worker imports the module by name
         return Registry({"example": module})
 
 
@@ -335,24 +336,29 @@ class TestTheExampleLogger(Example, LoggerConformance):
     keeps_attempts = False
 
     def shown(self, folder: Path) -> list[dict[str, Any]]:
-        """The last line of each run; one that begins with a run's id."""
+        """Status and loss from the last line of each run. Such a line starts with the run's id."""
         lines = (folder / "log.txt").read_text().splitlines()
         rows = (line.split() for line in lines if not line.endswith(" runs"))
-        found = {run: (status, None if loss == "None" else float(loss)) for run, status, loss in rows}
-        return [{"run": run, "status": status, "loss": loss} for run, (status, loss) in found.items()]
+        results = {run: (status, None if loss == "None" else float(loss)) for run, status, loss in rows}
+        return [{"run": run, "status": status, "loss": loss} for run, (status, loss) in results.items()]
 
 
-def test_the_example_of_every_registration_hook_goes_through_the_kit_of_its_kind() -> None:
-    through = {
-        it.hook: it.kind
-        for it in globals().values()
-        if isinstance(it, type) and issubclass(it, Example) and it is not Example and issubclass(it, Kit)
+def test_a_conformance_kit_runs_on_the_example_of_every_registration_hook() -> None:
+    kinds = {
+        value.hook: value.kind
+        for value in globals().values()
+        if isinstance(value, type)
+        and issubclass(value, Example)
+        and value is not Example
+        and issubclass(value, Kit)
     }
-    assert through == {hook: spec.kind for hook, spec in SPEC_TYPES.items()}
-    assert HOOKS.keys() - through.keys() == set(OBSERVERS), "observers have a test of their own"
+    assert kinds == {hook: spec.kind for hook, spec in SPEC_TYPES.items()}
+    assert HOOKS.keys() - kinds.keys() == set(OBSERVERS), "observers have a separate test"
 
 
-def test_a_sweep_of_nothing_but_examples_ends_with_a_law(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_with_plugins_from_the_examples_fits_a_law(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Data, optimizer, schedule, recipe, counter, trainer, executor, logger and fitter of the docstrings."""
     hooks = [
         hook for hook in SPEC_TYPES if hook not in ("flops_fit_models", "flops_fit_devices", "flops_fit_stores")

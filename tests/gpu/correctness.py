@@ -1,4 +1,4 @@
-"""Rows of ``check.py``: numbers that must agree with another computation of the same."""
+"""Rows of ``check.py``: numbers that must agree with an independent computation."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from flops_fit_optim.adamw import AdamWOptions, build_adamw
 
 
 def environment(device: str, quick: bool) -> str:
-    """What the other rows were measured on."""
+    """The hardware and library versions of the other rows."""
     threads = f"{torch.get_num_threads()} threads, {os.cpu_count()} cores"
     if device == "cpu":
         return f"torch {torch.__version__}, CPU only, {threads}"
@@ -38,7 +38,7 @@ def environment(device: str, quick: bool) -> str:
 
 
 def precision(device: str, quick: bool) -> str:
-    """The same run in float32 on the CPU, and in float32 and bfloat16 on the device."""
+    """Compare one run in float32 on the CPU with the run in float32 and bfloat16 on the device."""
     steps = 20 if quick else 100
     with tempfile.TemporaryDirectory() as folder:
         table = gpt_table("cpu", steps=steps, trainer={"precision": "float32"})
@@ -49,7 +49,7 @@ def precision(device: str, quick: bool) -> str:
     for kind in ("float32", "bfloat16"):
         trained = train_one(gpt_table(device, steps=steps, trainer={"precision": kind}))
         losses[f"{device} {kind}"] = loss_of(trained)
-    evaluated = _evaluated(device, table, weights)
+    evaluated = _evaluate_weights(device, table, weights)
     shown = ", ".join(f"{name} {loss:.5f}" for name, loss in losses.items())
     same = ", ".join(f"{kind} {relative(loss, loss_of(reference)):.1e}" for kind, loss in evaluated.items())
     _, float32, bfloat16 = losses.values()
@@ -60,8 +60,8 @@ def precision(device: str, quick: bool) -> str:
     return f"trained: {shown}; the CPU's weights evaluated on {device}, relative difference: {same}"
 
 
-def _evaluated(device: str, table: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, float]:
-    """Held-out losses of the same weights on the device, by precision."""
+def _evaluate_weights(device: str, table: dict[str, Any], weights: dict[str, torch.Tensor]) -> dict[str, float]:
+    """Held-out loss of the weights on the device, by precision."""
     experiment, plan = plan_of(table, installed())
     dataset = experiment.dataset.spec.build(experiment.dataset.options, 0)
     options = experiment.model.with_options(**plan.runs[0].model.options).options
@@ -77,19 +77,22 @@ def _evaluated(device: str, table: dict[str, Any], weights: dict[str, torch.Tens
 
 
 def resume(device: str, quick: bool) -> str:
-    """A run that is stopped half-way and goes on, beside two that nobody stops."""
+    """Compare a run that is stopped and resumed with two uninterrupted runs."""
     table = gpt_table(device, steps=20 if quick else 60)
     default = _resume_differences(table)
     check(default[1] < 5e-3, f"resumed and uninterrupted differ by {default[1]:.1e}")
     torch.use_deterministic_algorithms(True)
     try:
-        two, resumed = _resume_differences(table)
-        check(resumed == 0.0 or two != 0.0, f"deterministic kernels: equal runs, resumed differs by {resumed:.1e}")
-        deterministic = f"two runs {two:.1e}, resumed {resumed:.1e}"
+        repeated, resumed = _resume_differences(table)
+        check(
+            resumed == 0.0 or repeated != 0.0,
+            f"deterministic kernels: two runs are equal, but the resumed run differs by {resumed:.1e}",
+        )
+        deterministic = f"two runs {repeated:.1e}, resumed {resumed:.1e}"
     except CheckFailed as error:
         if "deterministic implementation" not in str(error):
             raise
-        deterministic = f"not every kernel has one ({str(error).partition(chr(10))[0][:100]})"
+        deterministic = f"missing for some kernels ({str(error).partition(chr(10))[0][:100]})"
     finally:
         torch.use_deterministic_algorithms(False)
     return (
@@ -99,25 +102,26 @@ def resume(device: str, quick: bool) -> str:
 
 
 def _resume_differences(table: dict[str, Any]) -> tuple[float, float]:
+    """Relative differences of the held-out loss from a first run: of a second run, and of a resumed run."""
     first, second = loss_of(train_one(table)), loss_of(train_one(table))
     with tempfile.TemporaryDirectory() as folder:
-        asked = itertools.count(1)
-        stopped = train(table, folder=Path(folder), should_stop=lambda: next(asked) > 10)
+        calls = itertools.count(1)
+        stopped = train(table, folder=Path(folder), should_stop=lambda: next(calls) > 10)
         check(not stopped, "the run ended before it was stopped")
         resumed = loss_of(train_one(table, folder=Path(folder)))
     return relative(second, first), relative(resumed, first)
 
 
 class CurrentDevice:
-    """A plugin: a gpt that asks for the current GPU, as code with ``.cuda()`` does."""
+    """Plugin: a gpt that uses the current GPU, like code that calls ``.cuda()``."""
 
     @hookimpl
     def flops_fit_models(self) -> Any:
-        """Offer it."""
+        """Offer the family."""
         yield ModelSpec(name="gpt", options=GPTOptions, build=self.build, size="width", width=lambda o: o.width)
 
     def build(self, options: Any, task: Any) -> torch.nn.Module:
-        """A gpt whose tokens go to the current GPU first."""
+        """A gpt that moves its inputs to the current GPU first."""
         model = build_gpt(options, task)
 
         def to_current(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> Any:
@@ -128,7 +132,7 @@ class CurrentDevice:
 
 
 def current_device(device: str, quick: bool) -> str:
-    """A run on the last GPU, whose model asks for the current one."""
+    """Train on the last GPU with a model that uses the current GPU."""
     index = torch.cuda.device_count() - 1
     registry = installed().with_plugins({"current": CurrentDevice()})
     table = gpt_table("cuda", steps=5, model={"name": "current/gpt"}, flops={"name": "chinchilla"})
@@ -139,11 +143,9 @@ def current_device(device: str, quick: bool) -> str:
 
 
 def one_rank(device: str, quick: bool) -> str:
-    """NCCL (gloo on a CPU) with one rank, and a gpt sharded by FSDP2 beside the same gpt as it is."""
+    """NCCL (gloo on a CPU) with one rank, and a gpt sharded by FSDP2 against the same gpt unsharded."""
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
-    os.environ.setdefault(
-        "GLOO_SOCKET_IFNAME", "lo"
-    )  # as the project's processes do: a host's name need not resolve
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # the host's name may not resolve
     if device == "cuda":
         torch.cuda.set_device(0)
     dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
@@ -154,20 +156,21 @@ def one_rank(device: str, quick: bool) -> str:
         dist.all_gather(gathered, total)
         check(bool((gathered[0] == 3.0).all()), f"all_reduce and all_gather of 3 gave {gathered[0].tolist()}")
         steps = 5 if quick else 20
-        alone, _ = _few_steps(device, steps, sharded=False)
-        sharded, rounds = _few_steps(device, steps, sharded=True)
+        unsharded, _ = _train_few_steps(device, steps, sharded=False)
+        sharded, restored = _train_few_steps(device, steps, sharded=True)
     finally:
         dist.destroy_process_group()
-    apart = max(relative(loss, other) for loss, other in zip(sharded, alone, strict=True))
-    check(apart < 1e-3, f"training losses of FSDP2 and of one process differ by up to {apart:.1e}")
-    check(rounds, "weights gathered into a checkpoint and spread again are not the same")
+    difference = max(relative(loss, reference) for loss, reference in zip(sharded, unsharded, strict=True))
+    check(difference < 1e-3, f"training losses of FSDP2 and of one process differ by up to {difference:.1e}")
+    check(restored, "weights change when they are gathered into a checkpoint and sharded again")
     return (
-        f"{backend}: all_reduce, all_gather; FSDP2 against unsharded, {steps} training losses: up to {apart:.1e}"
+        f"{backend}: all_reduce, all_gather; FSDP2 against unsharded, {steps} training losses: differences up to "
+        f"{difference:.1e}"
     )
 
 
-def _few_steps(device: str, steps: int, *, sharded: bool) -> tuple[list[float], bool]:
-    """Training losses, and whether weights survive the way into a checkpoint and back."""
+def _train_few_steps(device: str, steps: int, *, sharded: bool) -> tuple[list[float], bool]:
+    """Training losses, and whether gathering and sharding restores the weights."""
     torch.manual_seed(0)
     experiment, plan = plan_of(gpt_table(device, steps=steps, head_dim=16), installed())
     dataset = experiment.dataset.spec.build(experiment.dataset.options, 0)
@@ -187,60 +190,62 @@ def _few_steps(device: str, steps: int, *, sharded: bool) -> tuple[list[float], 
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         losses.append(float(total.detach()) / count)
-    kept = gather_state(model.state_dict(), keep=True)
-    model.load_state_dict(shard_state(kept, model.state_dict()))
-    again = gather_state(model.state_dict(), keep=True)
-    return losses, all(torch.equal(again[name], value) for name, value in kept.items())
+    state = gather_state(model.state_dict(), keep=True)
+    model.load_state_dict(shard_state(state, model.state_dict()))
+    restored = gather_state(model.state_dict(), keep=True)
+    return losses, all(torch.equal(restored[name], value) for name, value in state.items())
 
 
 def fused(device: str, quick: bool) -> str:
-    """One AdamW in torch's three implementations: time of a step, and how far the weights are apart."""
+    """Compare torch's three implementations of AdamW: time of a step and difference of the weights."""
     width, depth, steps = (64, 2, 5) if quick else (512, 6, 30) if device == "cuda" else (128, 3, 30)
     experiment, plan = plan_of(gpt_table(device, width=width, depth=depth, steps=10), installed())
     dataset = experiment.dataset.spec.build(experiment.dataset.options, 0)
     options = experiment.model.with_options(**plan.runs[0].model.options).options
-    ways: dict[str, dict[str, bool]] = {
+    implementations: dict[str, dict[str, bool]] = {
         "fused": {"fused": True},
         "foreach": {"foreach": True},
         "neither": {"foreach": False, "fused": False},
     }
     seconds, weights = {}, {}
-    for name, way in ways.items():
+    for name, flags in implementations.items():
         torch.manual_seed(0)
         model = experiment.model.spec.build(options, dataset.task).to(device)
-        seconds[name] = _seconds_per_step(torch.optim.AdamW(model.parameters(), lr=1e-3, **way), steps, device)
+        seconds[name] = _seconds_per_step(torch.optim.AdamW(model.parameters(), lr=1e-3, **flags), steps, device)
         weights[name] = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     scale = weights["neither"].abs().max()
-    apart = {
+    differences = {
         name: float((weights[name] - weights["neither"]).abs().max() / scale) for name in ("fused", "foreach")
     }
-    check(max(apart.values()) < 1e-4, f"weights differ by {apart} of the largest one")
+    check(max(differences.values()) < 1e-4, f"weights differ by {differences} of the largest weight")
     group = ParameterGroup(list(model.parameters()))
-    view = RunInfo(
+    run_info = RunInfo(
         steps=1, tokens=1, tokens_per_step=1, base_width=None, groups=lambda _: [group], width_scaling="adam"
     )
-    ours = build_adamw(AdamWOptions(), model, view)
-    check(all(group["fused"] for group in ours.param_groups), "the project's adamw is not fused here")
+    optimizer = build_adamw(AdamWOptions(), model, run_info)
+    check(
+        all(group["fused"] for group in optimizer.param_groups), "the project's adamw is not fused on this device"
+    )
     shown = ", ".join(f"{name} {1e3 * value:.3f} ms" for name, value in seconds.items())
     return (
-        f"AdamW step of {weights['fused'].numel():,} parameters: {shown}; weights apart from 'neither' by "
-        f"{apart['fused']:.0e} (fused), {apart['foreach']:.0e} (foreach) of the largest"
+        f"AdamW step of {weights['fused'].numel():,} parameters: {shown}; difference of weights from 'neither': "
+        f"{differences['fused']:.0e} (fused), {differences['foreach']:.0e} (foreach) of the largest"
     )
 
 
 def _seconds_per_step(optimizer: torch.optim.Optimizer, steps: int, device: str) -> float:
-    """With the same gradients for every optimizer of the same shapes."""
+    """Mean time of a step. The gradients depend only on the shapes."""
     generator = torch.Generator().manual_seed(0)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)
-    optimizer.step()  # allocates the state
+    optimizer.step()  # allocates the optimizer state
     _synchronize(device)
-    began = time.perf_counter()
+    started = time.perf_counter()
     for _ in range(steps):
         optimizer.step()
     _synchronize(device)
-    return (time.perf_counter() - began) / steps
+    return (time.perf_counter() - started) / steps
 
 
 def _synchronize(device: str) -> None:

@@ -17,11 +17,11 @@ MEBIBYTE = 2**20
 
 
 class CheckFailed(Exception):
-    """A row's number is not what it must be."""
+    """A number of a row is outside its tolerance."""
 
 
 def check(condition: bool, message: str) -> None:
-    """Raises CheckFailed with the message unless the condition holds."""
+    """Raise CheckFailed with the message if the condition is false."""
     if not condition:
         raise CheckFailed(message)
 
@@ -38,7 +38,7 @@ def gpt_table(
     seeds: tuple[int, ...] = (0,),
     **options: dict[str, Any],
 ) -> dict[str, Any]:
-    """An experiment of one gpt on the default text. ``options`` are merged over its tables, by kind."""
+    """An experiment with one gpt on the default text. ``options`` override its tables, by kind."""
     per_token = 3 * (depth * (24 * width**2 + 4 * context * width) + 2 * width * 256)
     table: dict[str, Any] = {
         "name": "check",
@@ -109,9 +109,9 @@ def run_jobs(
     return results
 
 
-def train_one(table: dict[str, Any], registry: Registry | None = None, **more: Any) -> RunResult:
-    """The result of an experiment of one run, which must be completed."""
-    (result,) = train(table, registry, **more)
+def train_one(table: dict[str, Any], registry: Registry | None = None, **arguments: Any) -> RunResult:
+    """The result of an experiment with one run. Raises CheckFailed if the run is not completed."""
+    (result,) = train(table, registry, **arguments)
     check(result.status == "completed", f"the run is {result.status}")
     return result
 
@@ -123,5 +123,5 @@ def loss_of(result: RunResult) -> float:
 
 
 def relative(value: float, reference: float) -> float:
-    """How far a value is from a reference, over the reference."""
+    """Relative difference of a value from a reference."""
     return abs(value - reference) / abs(reference)

@@ -1,4 +1,4 @@
-"""Rows of ``check.py``: a GPU's memory runs out, by real allocations that fail."""
+"""Rows of ``check.py``: GPU memory runs out in real allocations."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_optim.adamw import AdamWOptions, build_adamw
 
 CHUNK = 2 * MEBIBYTE
-"""Bytes that the ballast is taken in: just above what torch's allocator serves from its pool of small blocks."""
+"""Bytes per allocation of the ballast: just above the limit of the small-block pool of torch's allocator."""
 HALF = 0.5
-"""Where between the smaller and the larger of two peaks the memory is limited."""
+"""Position of the memory limit between the smaller and the larger of two peaks."""
 
 
 @contextmanager
 def memory_limit(limit: float) -> Iterator[None]:
-    """Let torch's allocator have this many bytes of GPU 0; beyond, it raises ``torch.OutOfMemoryError``."""
+    """Limit torch's allocator to this many bytes of GPU 0. Above, it raises ``torch.OutOfMemoryError``."""
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
-    check(limit < total, f"{limit / 2**30:.1f} GiB are more than the GPU has")
+    check(limit < total, f"the limit of {limit / 2**30:.1f} GiB exceeds the GPU's memory")
     torch.cuda.set_per_process_memory_fraction(limit / total, 0)
     try:
         yield
@@ -38,7 +38,7 @@ def memory_limit(limit: float) -> Iterator[None]:
 
 @contextmanager
 def warnings() -> Iterator[list[str]]:
-    """The project's log messages."""
+    """Collect the project's log messages."""
     lines: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: lines.append(record.getMessage())  # type: ignore[method-assign]
@@ -51,49 +51,49 @@ def warnings() -> Iterator[list[str]]:
 
 
 def peak(result: RunResult) -> int:
-    """Bytes that a run's tensors took at most."""
+    """Peak bytes of a run's tensors."""
     assert result.peak_memory is not None
     return result.peak_memory
 
 
 def forward(device: str, quick: bool) -> str:
-    """A batch that does not fit in forward and backward."""
+    """Memory runs out in forward or backward: the batch is too large."""
 
     def table(micro_batch: int | None = None) -> dict[str, Any]:
         trainer = {"micro_batch": micro_batch} if micro_batch else {}
         return gpt_table(device, width=256, depth=4, context=256, batch=128, steps=12, trainer=trainer)
 
     batch = 128
-    train_one(gpt_table(device, steps=2))  # loads libraries, whose workspaces would count below
-    all_at_once, quarter = train_one(table()), train_one(table(batch // 4))
-    limit = peak(quarter) + HALF * (peak(all_at_once) - peak(quarter))
+    train_one(gpt_table(device, steps=2))  # loads libraries; their workspaces would count below
+    full, quarter = train_one(table()), train_one(table(batch // 4))
+    limit = peak(quarter) + HALF * (peak(full) - peak(quarter))
     with memory_limit(limit):
         halved = train_one(table())
     check(halved.micro_batch is not None and halved.micro_batch < batch, "memory did not run out")
-    apart = relative(loss_of(halved), loss_of(all_at_once))
-    check(apart < 5e-3, f"held-out losses differ by {apart:.1e}")
+    difference = relative(loss_of(halved), loss_of(full))
+    check(difference < 5e-3, f"held-out losses differ by {difference:.1e}")
     return (
-        f"peak {peak(all_at_once) / MEBIBYTE:.0f} MiB, limit {limit / MEBIBYTE:.0f} MiB: micro-batch {batch} -> "
-        f"{halved.micro_batch}, peak {peak(halved) / MEBIBYTE:.0f} MiB; loss {loss_of(all_at_once):.5f} -> "
+        f"peak {peak(full) / MEBIBYTE:.0f} MiB, limit {limit / MEBIBYTE:.0f} MiB: micro-batch {batch} -> "
+        f"{halved.micro_batch}, peak {peak(halved) / MEBIBYTE:.0f} MiB; loss {loss_of(full):.5f} -> "
         f"{loss_of(halved):.5f}"
     )
 
 
 class Ballast:
-    """A plugin: the project's AdamW; memory is filled before its first step, but for half of its moments.
+    """Plugin: the project's AdamW. Before its first step, it fills the memory except for half of its moments.
 
-    The moments are then allocated group by group until an allocation fails, in the middle of the step.
+    AdamW then allocates moments group by group until an allocation fails in the middle of the step.
     """
 
     def __init__(self) -> None:
         self.filled: list[torch.Tensor] = []
         self.allocated: list[int] = []
-        """How many parameters had moments when the first step failed."""
+        """Number of parameters with moments when the first step failed."""
         self.steps = 0
 
     @hookimpl
     def flops_fit_optimizers(self) -> Any:
-        """Offer it."""
+        """Offer the optimizer."""
         yield OptimizerSpec(name="adamw", options=AdamWOptions, build=self.build, width_scaling="adam")
 
     def build(self, options: Any, model: Any, run: Any) -> torch.optim.Optimizer:
@@ -102,13 +102,13 @@ class Ballast:
         moments = 2 * sum(parameter.nbytes for parameter in model.parameters())
         step = optimizer.step
 
-        def fill_then_step(*arguments: Any, **named: Any) -> Any:
+        def fill_then_step(*args: Any, **kwargs: Any) -> Any:
             self.steps += 1
             if self.steps > 1:
-                return step(*arguments, **named)
+                return step(*args, **kwargs)
             self.fill(leave=moments // 2)
             try:
-                return step(*arguments, **named)
+                return step(*args, **kwargs)
             finally:
                 self.allocated.append(len(optimizer.state))
 
@@ -117,14 +117,14 @@ class Ballast:
         return optimizer
 
     def fill(self, leave: int) -> None:
-        """Take all memory up to the limit, fragments included, and give so many bytes of it back."""
+        """Allocate all memory up to the limit, including fragments, then free ``leave`` bytes."""
         with suppress(torch.OutOfMemoryError):
             while True:
                 self.filled.append(torch.empty(CHUNK, dtype=torch.uint8, device="cuda"))
         del self.filled[-max(1, leave // CHUNK) :]
 
     def empty(self) -> None:
-        """Give the memory back, as another program on the GPU would."""
+        """Free the memory, as if another program on the GPU had ended."""
         self.filled.clear()
 
 
@@ -139,10 +139,12 @@ def first_step(device: str, quick: bool) -> str:
         halved = train_one(gpt_table(device, **shape, optimizer={"name": "ballast/adamw"}), registry)
     check(len(ballast.allocated) == 1, "memory did not run out in the first step")
     check(halved.micro_batch == 8, f"the micro-batch is {halved.micro_batch}, not 8")
-    apart = relative(loss_of(halved), loss_of(reference))
-    check(apart < 1e-3, f"held-out losses differ by {apart:.1e}: a part of the first step was applied twice")
+    difference = relative(loss_of(halved), loss_of(reference))
+    check(
+        difference < 1e-3, f"held-out losses differ by {difference:.1e}: part of the first step was applied twice"
+    )
     return (
-        f"failed with moments of {ballast.allocated[0]} parameters; taken back, micro-batch 16 -> 8; loss "
+        f"failed with moments of {ballast.allocated[0]} parameters; rolled back, micro-batch 16 -> 8; loss "
         f"{loss_of(halved):.6f}, with micro-batch 8 from the start {loss_of(reference):.6f}"
     )
 
@@ -156,14 +158,14 @@ def evaluation(device: str, quick: bool) -> str:
 
     train_one(gpt_table(device, steps=2))
     small, large = train_one(table(4096)), train_one(table(2**18))
-    check(peak(large) > 2 * peak(small), "the evaluation takes no more memory than the training")
+    check(peak(large) > 2 * peak(small), "the evaluation does not take more memory than the training")
     limit = peak(small) + HALF * (peak(large) - peak(small))
     registry: Registry = installed()
     with memory_limit(limit), warnings() as logged, tempfile.TemporaryDirectory() as folder:
         (halved,) = run_jobs(jobs_of(table(2**18), registry), registry, Path(folder))
     check(any("out of memory in an evaluation" in line for line in logged), "memory did not run out")
-    apart = relative(loss_of(halved), loss_of(small))
-    check(apart < 1e-3, f"held-out losses differ by {apart:.1e}")
+    difference = relative(loss_of(halved), loss_of(small))
+    check(difference < 1e-3, f"held-out losses differ by {difference:.1e}")
     return (
         f"peak with 2^18 tokens at once {peak(large) / MEBIBYTE:.0f} MiB, limit {limit / MEBIBYTE:.0f} MiB: "
         f"completed at {peak(halved) / MEBIBYTE:.0f} MiB; loss {loss_of(halved):.7f}, in batches of 4096 tokens "

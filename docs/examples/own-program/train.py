@@ -1,6 +1,6 @@
-"""A training script as one has it: arguments in, a model trained, the held-out loss out.
+"""A typical training script: it reads arguments, trains a model and writes the held-out loss.
 
-It knows nothing of flops-fit but for the last line.
+Only its last line is for flops-fit.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 class Model(nn.Module):
-    """Bytes through two causal convolutions."""
+    """Two causal convolutions on bytes."""
 
     def __init__(self, width: int, vocab_size: int = 256, kernel: int = 4):
         super().__init__()
@@ -31,7 +31,7 @@ class Model(nn.Module):
 
 
 def load() -> tuple[torch.Tensor, torch.Tensor]:
-    """The Python standard library's own sources: the last twentieth is held out."""
+    """The sources of the Python standard library. The last twentieth is held out."""
     files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     data = torch.frombuffer(bytearray(b"".join(file.read_bytes() for file in files)), dtype=torch.uint8).long()
     cut = len(data) * 19 // 20
@@ -39,7 +39,7 @@ def load() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss_of(model: nn.Module, rows: torch.Tensor) -> torch.Tensor:
-    """Nats per byte."""
+    """Cross-entropy in nats per byte."""
     return functional.cross_entropy(model(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten())
 
 

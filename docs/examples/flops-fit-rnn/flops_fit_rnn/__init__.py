@@ -1,4 +1,4 @@
-"""Model family ``rnn``: a stack of gated recurrent layers whose width scales."""
+"""Model family ``rnn``: a stack of gated recurrent layers. Its width scales."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ GATES = {"gru": 3, "lstm": 4}
 
 
 class RNNOptions(Options):
-    """Vocabulary and context length come from the dataset's task."""
+    """Options of ``rnn``. Vocabulary and context length come from the dataset's task."""
 
     width: PositiveInt = 64
-    """Channels of every layer. This is what scales."""
+    """Channels per layer: the size option."""
     depth: PositiveInt = 2
-    """Layers."""
+    """Number of layers."""
     cell: Literal["gru", "lstm"] = "gru"
     """Gated recurrent units (Cho et al. 2014), or long short-term memory (Hochreiter & Schmidhuber 1997)."""
 
 
 def build_rnn(options: RNNOptions, task: Task) -> nn.Module:
-    """Logits of shape (batch, context, vocabulary) from ids of shape (batch, context)."""
+    """Return a module from ids of shape (batch, context) to logits of shape (batch, context, vocabulary)."""
     from flops_fit_rnn.model import RNN
 
     return RNN(_language(task).vocab_size, options.width, options.depth, options.cell)
 
 
 def flops_per_token(options: RNNOptions, task: Task) -> float:
-    """Training FLOPs a token, 3 x forward; a multiply-add is two.
+    """Training FLOPs per token, 3 x forward. A multiply-add counts as two.
 
-    A layer multiplies its input and its state by one matrix a gate: 2 gates (2 d^2) FLOPs. The head has 2 d V. The
-    gates' elementwise products are not counted.
+    For each gate, a layer multiplies its input and its state by one matrix each: 2 gates (2 d^2) FLOPs. The head
+    has 2 d V. Elementwise products of the gates are not counted.
     """
     d = options.width
     layer = 2 * GATES[options.cell] * 2 * d * d
@@ -47,11 +47,11 @@ def flops_per_token(options: RNNOptions, task: Task) -> float:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Matrices fed by ``width`` channels; then the embedding and the biases."""
+    """First the matrices with ``width`` input channels, then the embedding and the biases."""
     from flops_fit_rnn.model import RNN
 
     if not isinstance(module, RNN):
-        raise TypeError(f"these are the groups of an RNN, not of a {type(module).__name__}")
+        raise TypeError(f"expected a module of class RNN, got {type(module).__name__}")
     matrices = [parameter for parameter in module.layers.parameters() if parameter.ndim == 2]
     biases = [parameter for parameter in module.layers.parameters() if parameter.ndim == 1]
     yield ParameterGroup(matrices, width=module.width)
@@ -62,15 +62,15 @@ def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
 def _language(task: Task) -> LanguageTask:
     if not isinstance(task, LanguageTask):
         raise ConfigError(
-            f"model 'rnn' predicts the next token, and this dataset poses a {type(task).__name__}: choose a text "
-            f"dataset"
+            f"model 'rnn' predicts the next token, but the task of this dataset is a {type(task).__name__}: "
+            f"choose a text dataset"
         )
     return task
 
 
 @hookimpl
 def flops_fit_models() -> Iterable[ModelSpec]:
-    """Offer ``rnn``."""
+    """Offer the family ``rnn``."""
     yield ModelSpec(
         name="rnn",
         options=RNNOptions,

@@ -1,4 +1,4 @@
-"""The module. Imported by ``build`` only, so that finding the plugin imports no torch."""
+"""The module of family ``rnn``. Imported inside functions: discovering the plugin must not import torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ class RNN(nn.Module):
     def __init__(self, vocab_size: int, width: int, depth: int, cell: str) -> None:
         super().__init__()
         self.width = width
-        make = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
+        layer_class = {"gru": nn.GRU, "lstm": nn.LSTM}[cell]
         self.embedding = nn.Embedding(vocab_size, width)
-        self.layers = nn.ModuleList(make(width, width, batch_first=True) for _ in range(depth))
+        self.layers = nn.ModuleList(layer_class(width, width, batch_first=True) for _ in range(depth))
         self.norm = nn.RMSNorm(width, elementwise_affine=False)
         self.head = nn.Linear(width, vocab_size, bias=False)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Shape (batch, context) to (batch, context, vocabulary)."""
+        """Map ids of shape (batch, context) to logits of shape (batch, context, vocabulary)."""
         x = self.embedding(ids)
         for layer in self.layers:
             x = x + layer(self.norm(x))[0]
