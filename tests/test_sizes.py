@@ -63,7 +63,7 @@ def test_queries_that_share_keys_come_in_whole_groups():
     pytest.importorskip("transformers")
     from flops_fit_core.data import LanguageTask
     from flops_fit_core.plugins.registry import installed
-    from flops_fit_transformers.configuration import configure
+    from flops_fit_hf_models.configuration import configure
 
     config = {"num_hidden_layers": 2}
     model = {"name": "hf", "architecture": "llama", "queries_per_kv": 4, "config": config}
