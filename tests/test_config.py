@@ -39,7 +39,8 @@ from flops_fit_core.plugins import (
     TrainerSpec,
     hookimpl,
 )
-from flops_fit_core.plugins.specs import Spec, identity_options, runtime_options
+from flops_fit_core.plugins.options import identity_options, runtime_options
+from flops_fit_core.plugins.specs import Spec
 
 
 class ToyOptions(Options):

@@ -12,8 +12,8 @@ import torch
 
 import flops_fit_core
 from flops_fit_core import DataError
+from flops_fit_core.plugins.options import identity_options, runtime_options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import identity_options, runtime_options
 
 SPEC = installed().find("dataset", "hf/hf-dataset").spec
 END = "<|endoftext|>"

@@ -10,8 +10,8 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import RecipeInput, RecipeSpec, hookimpl
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import Options
 
 PUBLISHED = ["steplaw", "deepseek", "power-lines"]
 

@@ -2,6 +2,10 @@ from .hookspecs import hookimpl as hookimpl
 from .import_path import ImportPath as ImportPath
 from .import_path import code_hash as code_hash
 from .import_path import import_object as import_object
+from .options import HeldOutName as HeldOutName
+from .options import LocalPath as LocalPath
+from .options import Options as Options
+from .options import Runtime as Runtime
 from .outbox import Outbox as Outbox
 from .protocols import Batch as Batch
 from .protocols import BatchCount as BatchCount
@@ -42,15 +46,11 @@ from .specs import DeviceSpec as DeviceSpec
 from .specs import ExecutorSpec as ExecutorSpec
 from .specs import FitterSpec as FitterSpec
 from .specs import FlopCounterSpec as FlopCounterSpec
-from .specs import HeldOutName as HeldOutName
 from .specs import Ladder as Ladder
-from .specs import LocalPath as LocalPath
 from .specs import LoggerSpec as LoggerSpec
 from .specs import ModelSpec as ModelSpec
 from .specs import OptimizerSpec as OptimizerSpec
-from .specs import Options as Options
 from .specs import RecipeSpec as RecipeSpec
-from .specs import Runtime as Runtime
 from .specs import ScheduleSpec as ScheduleSpec
 from .specs import StoreSpec as StoreSpec
 from .specs import TrainerSpec as TrainerSpec

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.plugins.hookspecs import hookimpl
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Dataset, RunInfo
-from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
+from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
