@@ -231,7 +231,7 @@ def test_the_option_that_tuning_writes_multiplies_the_learning_rate(name):
 
 
 def test_an_option_for_tuning_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="lr_option 'rate' is none of its options"):
+    with pytest.raises(ValueError, match="lr_option 'rate' is not one of its options"):
         RecipeSpec(name="mine", options=Options, build=lambda options, about: Hyperparameters(), lr_option="rate")
 
 

@@ -276,7 +276,7 @@ def test_the_first_ladder_that_is_fine_enough_is_taken():
 def test_ladders_that_are_none_are_the_familys_fault():
     with pytest.raises(PluginError, match=r"own/net.*ladders gave \[\] instead of Ladders"):
         sizes_of(WithLadders())
-    with pytest.raises(ValueError, match="multiple_of must be an integer from 1 on, not 0"):
+    with pytest.raises(ValueError, match="multiple_of must be an integer of at least 1, not 0"):
         Ladder(multiple_of=0)
 
 

@@ -23,7 +23,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefin
 
 
 class Table(BaseModel):
-    """Base of every table a user writes. Unknown keys are errors that name the nearest known one."""
+    """Base class of every table in an experiment file. An unknown key is an error that names the nearest valid
+    key."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -33,7 +34,7 @@ class Table(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
         populate_by_name=True,
-        defer_build=True,  # importing the core is to take a fraction of a second
+        defer_build=True,  # keeps the import of the core fast
     )
 
     @model_validator(mode="wrap")
@@ -43,25 +44,25 @@ class Table(BaseModel):
         try:
             table = handler(value)
         except ValidationError as error:
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            raise _with_known_keys(error, known, misplaced) from None
+            keys = [field.alias or name for name, field in cls.model_fields.items()]
+            raise _with_valid_keys(error, keys, misplaced) from None
         if misplaced:
             raise ValidationError.from_exception_data(cls.__name__, misplaced)
         return table
 
 
 def _misplaced_booleans(table: type[BaseModel], value: Any) -> list[InitErrorDetails]:
-    """Errors for ``true`` and ``false`` where a number is wanted, which pydantic takes for 1 and 0."""
-    given = value if isinstance(value, Mapping) else {}
+    """Errors for ``true`` and ``false`` in place of a number, which pydantic would read as 1 and 0."""
+    values = value if isinstance(value, Mapping) else {}
     text = "give a number, not true or false"
     return [
         {
             "type": PydanticCustomError("not_a_number", "{text}", {"text": text}),
             "loc": (name,),
-            "input": given[name],
+            "input": values[name],
         }
         for name, field in table.model_fields.items()
-        if name in given and _is_misplaced(field.annotation, given[name])
+        if name in values and _is_misplaced(field.annotation, values[name])
     ]
 
 
@@ -69,8 +70,8 @@ def _is_misplaced(annotation: Any, value: Any) -> bool:
     kinds = _alternatives(annotation)
     if isinstance(value, bool):
         is_number = any(isinstance(kind, type) and issubclass(kind, (int, float)) for kind in kinds)
-        takes_bool = any(kind in (bool, Any) or _is_literal(kind, value) for kind in kinds)
-        return is_number and not takes_bool
+        accepts_bool = any(kind in (bool, Any) or _is_literal(kind, value) for kind in kinds)
+        return is_number and not accepts_bool
     if isinstance(value, list | tuple):
         items = [item for kind in kinds if get_origin(kind) in (list, tuple, set) for item in get_args(kind)]
         inner = Union[tuple(item for item in items if item is not Ellipsis)] if items else Any  # noqa: UP007
@@ -91,17 +92,18 @@ def _is_literal(kind: Any, value: bool) -> bool:
     return get_origin(kind) is Literal and any(literal is value for literal in get_args(kind))
 
 
-def _with_known_keys(
-    error: ValidationError, known: list[str], misplaced: list[InitErrorDetails]
+def _with_valid_keys(
+    error: ValidationError, keys: list[str], misplaced: list[InitErrorDetails]
 ) -> ValidationError:
+    """The error with the valid keys in the message of every unknown key, and with the misplaced booleans."""
     lines: list[InitErrorDetails] = list(misplaced)
     for line in error.errors():
         kind: str | PydanticCustomError = line["type"]
         if kind == "extra_forbidden" and len(line["loc"]) == 1:
-            close = difflib.get_close_matches(str(line["loc"][0]), known, n=1)
+            close = difflib.get_close_matches(str(line["loc"][0]), keys, n=1)
             hint = f"did you mean {close[0]!r}? " if close else ""
-            there = ", ".join(known) or "none"
-            kind = PydanticCustomError("unknown_key", "{text}", {"text": f"unknown; {hint}there is: {there}"})
+            text = f"unknown; {hint}valid keys: {', '.join(keys) or 'none'}"
+            kind = PydanticCustomError("unknown_key", "{text}", {"text": text})
         else:
             text = "Input should be a list" if line["type"] == "tuple_type" else line["msg"]
             kind = PydanticCustomError(line["type"], "{text}", {"text": text})
@@ -110,12 +112,12 @@ def _with_known_keys(
 
 
 class Options(Table):
-    """Base of every plugin's options. Unknown keys are errors; validated values never change."""
+    """Base class of a plugin's options. Unknown keys are errors. Instances are immutable."""
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """Marks an option that changes how a run is done but not its result, so that it is no part of a run's id.
+    """Marks an option that changes how a run is trained but not its result. It is not part of a run's id.
 
     ``threads: Annotated[int, Runtime()] = 1``
     """
@@ -126,11 +128,11 @@ def _absolute(path: str) -> str:
 
 
 LocalPath = Annotated[str, AfterValidator(_absolute)]
-"""Type of an option that names a file or a folder: relative to the working directory when it is read, absolute in
-records, so that workers find it from wherever they are."""
+"""Type of an option that names a file or a folder. A relative path is relative to the working directory in which
+the experiment is read. Records hold the absolute path, so that workers in other directories find it."""
 
 HeldOutName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""Type of a further held-out set's name."""
+"""Type of the name of an additional held-out set."""
 
 
 def identity_options(options: Options) -> dict[str, JsonValue]:
@@ -143,13 +145,15 @@ def runtime_options(options: Options) -> dict[str, JsonValue]:
     return _changed(options, lambda name: _is_runtime(options, name))
 
 
-def _changed(options: Options, wanted: Callable[[str], bool]) -> dict[str, JsonValue]:
-    dumped = options.model_dump(mode="json", exclude_defaults=True)
-    return {name: value for name, value in dumped.items() if wanted(name) and value != _default(options, name)}
+def _changed(options: Options, is_selected: Callable[[str], bool]) -> dict[str, JsonValue]:
+    values = options.model_dump(mode="json", exclude_defaults=True)
+    return {
+        name: value for name, value in values.items() if is_selected(name) and value != _default(options, name)
+    }
 
 
 def _default(options: Options, name: str) -> Any:
-    """The default in JSON: an author may write ``[0.9, 0.95]`` where validation makes a tuple of it."""
+    """The default as JSON. It may be written as ``[0.9, 0.95]`` where validation returns a tuple."""
     field = type(options).model_fields[name]
     return (
         PydanticUndefined

@@ -10,18 +10,18 @@ from flops_fit_core.plugins.parquet_results import read_parquet_results
 from flops_fit_core.records import RunResult
 
 RETIRED: Mapping[str, Callable[[Path], Iterator[RunResult]]] = {"stores/parquet": read_parquet_results}
-"""Qualified name -> ``(study's folder)`` -> every attempt, runs in the order in which they were first added."""
+"""Qualified name -> function of the study's folder that yields every attempt, runs in the order of their first."""
 
 
 def retired_store(choice: Any) -> str | None:
-    """The qualified name of the removed store in a ``[store]``, which is a name or a table; None for others."""
+    """The qualified name of a removed store in ``[store]`` (a name or a table); None for other stores."""
     name = choice.get("name") if isinstance(choice, dict) else choice
     qualified = name if isinstance(name, str) and "/" in name else f"stores/{name}"
     return qualified if qualified in RETIRED else None
 
 
 def store_removed(name: str, study: str = "STUDY") -> str:
-    """The message for every use of a removed store but ``store copy``."""
+    """The error message for a removed store, for all commands except ``store copy``."""
     return (
         f"the {name.rpartition('/')[2]} store was removed: type "
         f"'flops-fit store copy {study} {study} --store sqlite' to move a study's results, and "
