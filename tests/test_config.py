@@ -39,7 +39,8 @@ from flops_fit_core.plugins import (
     TrainerSpec,
     hookimpl,
 )
-from flops_fit_core.plugins.specs import Spec, identity_options, runtime_options
+from flops_fit_core.plugins.options import identity_options, runtime_options
+from flops_fit_core.plugins.specs import Spec
 
 
 class ToyOptions(Options):
@@ -198,14 +199,14 @@ def test_a_dataset_can_bring_its_trainer() -> None:
     assert make(dataset="formula", trainer="torch").trainer.name == "trainers/torch"
     assert make(dataset="plain").trainer.name == "trainers/torch"
     assert mistakes(dataset="formula", trainer={"threads": 2}) == [
-        "trainer.threads: unknown; there is: none (given: 2)"
+        "trainer.threads: unknown; valid keys: none (given: 2)"
     ]
 
 
 def test_loggers_are_a_list_of_choices() -> None:
     loggers = make(loggers=["lines", {"name": "files/lines", "every": 5}]).loggers
     assert [logger.options for logger in loggers] == [FileOptions(), FileOptions(every=5)]
-    assert mistakes(loggers=["lines", "wandb"]) == ["loggers.1: no logger named 'wandb'; there is: lines"]
+    assert mistakes(loggers=["lines", "wandb"]) == ["loggers.1: no logger named 'wandb'; available: lines"]
     assert mistakes(loggers=[{"every": 5}]) == [
         "loggers.0: give a name, or a table: {name = \"...\", option = ...} (given: {'every': 5})"
     ]
@@ -221,7 +222,7 @@ def test_a_choice_can_be_changed_and_is_validated_again() -> None:
         chosen.with_options(momentum=2)
     with pytest.raises(ValidationError, match="did you mean 'momentum'"):
         chosen.with_options(momentun=0.5)
-    with pytest.raises(ValidationError, match="unknown; there is: lr"):
+    with pytest.raises(ValidationError, match="unknown; valid keys: lr"):
         chosen.with_options(self=1)
 
 
@@ -295,14 +296,14 @@ SWEEP = (
     ("tables", "expected"),
     [
         ({"optimizer": "adamv"},
-         ["optimizer: no optimizer named 'adamv'; there is: adamw, sgd. Did you mean 'adamw'?"]),
+         ["optimizer: no optimizer named 'adamv'; available: adamw, sgd. Did you mean 'adamw'?"]),
         ({"optimizer": {"name": "sgd", "lr": -1}}, ["optimizer.lr: Input should be greater than 0 (given: -1)"]),
         ({"optimizer": {"name": "sgd", "lr": "fast"}},
          ["optimizer.lr: Input should be a valid number" + PARSE + " as a number (given: 'fast')"]),
         ({"optimizer": {"name": "sgd", "lr": math.inf}},
          ["optimizer.lr: Input should be a finite number (given: inf)"]),
         ({"optimizer": {"name": "sgd", "momentun": 0.9}},
-         ["optimizer.momentun: unknown; did you mean 'momentum'? there is: lr, momentum, betas (given: 0.9)"]),
+         ["optimizer.momentun: unknown; did you mean 'momentum'? valid keys: lr, momentum, betas (given: 0.9)"]),
         ({"optimizer": {"lr": -1, "momentum": 2}},
          ["optimizer.lr: Input should be greater than 0 (given: -1)",
           "optimizer.momentum: Input should be less than 1 (given: 2)"]),
@@ -314,11 +315,11 @@ SWEEP = (
         ({"model": {"name": "toy", "kind": "sinus"}},
          ["model.kind: Input should be 'learned' or 'rotary' (given: 'sinus')"]),
         ({"trainer": {"grad_clip": {"nrom": 1}}},
-         ["trainer.grad_clip.nrom: unknown; did you mean 'norm'? there is: norm, value (given: 1)"]),
+         ["trainer.grad_clip.nrom: unknown; did you mean 'norm'? valid keys: norm, value (given: 1)"]),
         ({"optimiser": "sgd"},
-         [f"optimiser: unknown; did you mean 'optimizer'? there is: {TABLES} (given: 'sgd')"]),
+         [f"optimiser: unknown; did you mean 'optimizer'? valid keys: {TABLES} (given: 'sgd')"]),
         ({"sweep": {"budgets": [1e12], "budget": 3}},
-         [f"sweep.budget: unknown; did you mean 'budgets'? there is: {SWEEP} (given: 3)"]),
+         [f"sweep.budget: unknown; did you mean 'budgets'? valid keys: {SWEEP} (given: 3)"]),
         ({"sweep": {}}, ["sweep.budgets: Field required"]),
         ({"sweep": {"budgets": 1e12}}, ["sweep.budgets: Input should be a list (given: 1000000000000.0)"]),
         ({"sweep": {"budgets": []}},
@@ -368,10 +369,10 @@ def sizes(*given: Any) -> dict[str, Any]:
         (sizes({"width": 16}, {"width": 32, "depth": "deep"}),
          ["sweep.sizes.1.depth: Input should be a valid integer" + PARSE + " as an integer (given: 'deep')"]),
         (sizes({"width": 16}, {"widht": 32}),
-         ["sweep.sizes.1.widht: unknown; did you mean 'width'? there is: width, depth, kind (given: 32)"]),
+         ["sweep.sizes.1.widht: unknown; did you mean 'width'? valid keys: width, depth, kind (given: 32)"]),
         (sizes({"width": 0}), ["sweep.sizes.0.width: Input should be greater than 0 (given: 0)"]),
-        (sizes({"name": "gpt"}), ["sweep.sizes.0.name: unknown; there is: width, depth, kind (given: 'gpt')"]),
-        (sizes({"self": 1}), ["sweep.sizes.0.self: unknown; there is: width, depth, kind (given: 1)"]),
+        (sizes({"name": "gpt"}), ["sweep.sizes.0.name: unknown; valid keys: width, depth, kind (given: 'gpt')"]),
+        (sizes({"self": 1}), ["sweep.sizes.0.self: unknown; valid keys: width, depth, kind (given: 1)"]),
         (sizes(16), ["sweep.sizes.0: a size is a table of options of the model, as { width = 16 } (given: 16)"]),
         (sizes(), ["sweep.sizes: Tuple should have at least 1 item after validation, not 0 (given: [])"]),
         ({"budgets": [1e12], "sizes": 0}, ["sweep.sizes: Input should be greater than 0 (given: 0)"]),

@@ -15,8 +15,8 @@ from flops_fit_core import DataError, FitError
 from flops_fit_core.cli.main import run as command_line
 from flops_fit_core.data import TokenDataset
 from flops_fit_core.plugins import MultiEvalDataset
+from flops_fit_core.plugins.options import identity_options, runtime_options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import identity_options, runtime_options
 from flops_fit_core.records import RunResult
 
 TEXT = installed().find("dataset", "text/text").spec

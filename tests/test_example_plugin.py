@@ -86,5 +86,5 @@ def test_it_is_swept_and_fitted(environment: Environment, tmp_path: Path) -> Non
 def test_without_the_plugin_its_experiment_says_what_is_missing(environment: Environment, tmp_path: Path) -> None:
     experiment = str(EXAMPLE / "text-rnn.toml")
     done = environment.flops_fit("plan", experiment, "--disable-plugin", "rnn", cwd=tmp_path, status=2)
-    assert "no model named 'rnn'; there is: " in done.stderr
+    assert "no model named 'rnn'; available: " in done.stderr
     assert "disabled: rnn" in done.stderr

@@ -12,8 +12,8 @@ import torch
 
 import flops_fit_core
 from flops_fit_core import DataError
+from flops_fit_core.plugins.options import identity_options, runtime_options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import identity_options, runtime_options
 
 SPEC = installed().find("dataset", "hf/hf-dataset").spec
 END = "<|endoftext|>"
@@ -273,7 +273,7 @@ def test_other_contents_are_other_tokens_and_the_same_elsewhere_are_the_same_run
 
 
 def test_a_large_file_that_changes_unseen_is_noticed_by_its_time(tmp_path):
-    from flops_fit_hf.places import find_places
+    from flops_fit_hf_datasets.places import find_places
 
     path = tmp_path / "large.jsonl"
     path.write_bytes(b"x" * 3_000_000)
@@ -308,7 +308,7 @@ def test_several_processes_make_the_tokens_once(saved, tokenizer, cache):
 def test_a_maker_that_is_killed_leaves_nothing_that_counts(saved, tokenizer, cache):
     code = (
         "import time; from flops_fit_core.plugins.registry import installed\n"
-        "from flops_fit_hf import tokens\n"
+        "from flops_fit_hf_datasets import tokens\n"
         "tokens._check_not_empty = lambda *given: (print('now', flush=True), time.sleep(60))\n"
         "spec = installed().find('dataset', 'hf-dataset').spec\n"
         f"options = spec.options(path={str(saved)!r}, tokenizer={str(tokenizer)!r}, context=32)\n"

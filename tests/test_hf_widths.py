@@ -17,8 +17,8 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
-from flops_fit_transformers import HFOptions, build
-from flops_fit_transformers.transfer import NOT_VERIFIED, VERIFIED
+from flops_fit_hf_models import HFOptions, build
+from flops_fit_hf_models.transfer import NOT_VERIFIED, VERIFIED
 
 TASK = LanguageTask(vocab_size=61, context=16)
 VERIFIED_CONFIGS = [name for name in CONFIGS if name.split(",")[0] in VERIFIED]

@@ -10,8 +10,8 @@ from flops_fit_core import DataError
 from flops_fit_core.config import explain
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import MultiEvalDataset
+from flops_fit_core.plugins.options import identity_options, runtime_options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import identity_options, runtime_options
 
 SPEC = installed().find("dataset", "images/images").spec
 OWN = """

@@ -14,8 +14,8 @@ import pytest
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
+from flops_fit_hf_models.counting import GATED, PLAIN
 from flops_fit_trainers.placeholders import NAMES
-from flops_fit_transformers.counting import GATED, PLAIN
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -145,7 +145,7 @@ def test_a_module_given_by_name_is_explained_the_same_way(site: Site) -> None:
 def test_a_slow_plugin_is_named_while_it_is_waited_for(
     site: Site, source: str, doing: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(explaining, "PATIENCE", 0.05)
+    monkeypatch.setattr(explaining, "WARN_AFTER", 0.05)
     install(site, source)
     with caplog.at_level(logging.WARNING, "flops_fit"):
         registry = Registry(disabled=["stores"])

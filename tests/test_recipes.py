@@ -10,8 +10,8 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import RecipeInput, RecipeSpec, hookimpl
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import Options
 
 PUBLISHED = ["steplaw", "deepseek", "power-lines"]
 
@@ -233,7 +233,7 @@ def test_the_option_that_tuning_writes_multiplies_the_learning_rate(name):
 
 
 def test_an_option_for_tuning_that_is_none_is_refused():
-    with pytest.raises(ValueError, match="lr_option 'rate' is none of its options"):
+    with pytest.raises(ValueError, match="lr_option 'rate' is not one of its options"):
         RecipeSpec(name="mine", options=Options, build=lambda options, about: Hyperparameters(), lr_option="rate")
 
 

@@ -97,7 +97,7 @@ BAD = "bad (flops-fit-bad 1.0): "
         (OPTIONS.format(type="'NoSuchType'"), "flops_fit_optimizers: PydanticUndefinedAnnotation"),
         (OPTIONS.format(type="type(print)"), "flops_fit_optimizers: PydanticSchemaGenerationError"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, revision=0)"),
-         "flops_fit_optimizers: ValueError: optimizer 'b': revision must be an integer from 1 on"),
+         "flops_fit_optimizers: ValueError: optimizer 'b': revision must be an integer of at least 1"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires=['ray >> 2'])"),
          "flops_fit_optimizers: ValueError: optimizer 'b' requires 'ray >> 2'"),
         (HOOK.format(body="(): yield OptimizerSpec(name='b', build=print, requires='ray>=2')"),
@@ -277,7 +277,7 @@ def test_one_module_under_two_names_is_used_once(site: Site) -> None:
     (problem,) = registry.problems
     assert str(problem) == (
         "b (flops-fit-shared 1.0): register: ValueError: "
-        "this is the plugin a (flops-fit-shared 1.0), too; one name is enough"
+        "this plugin is already registered as a (flops-fit-shared 1.0); use one name"
     )
     assert registry.find("optimizer", "tiger").name == "a/tiger"
 
@@ -302,7 +302,10 @@ def test_a_bundled_plugin_that_is_given_keeps_its_name() -> None:
     registry = Registry({"mine": flops_fit_optim})
     assert registry.find("optimizer", "optim/sgd").source.startswith("flops-fit ")
     (problem,) = registry.problems
-    assert "mine (module flops_fit_optim): register: ValueError: this is the plugin optim (" in str(problem)
+    assert (
+        "mine (module flops_fit_optim): register: ValueError: this plugin is already registered as optim ("
+        in str(problem)
+    )
 
 
 def test_a_passed_plugin_does_not_replace_an_installed_one() -> None:
@@ -321,12 +324,12 @@ def test_the_order_of_installation_changes_nothing(site: Site) -> None:
 @pytest.mark.parametrize(
     ("asked", "expected"),
     [
-        ("adamv", "no optimizer named 'adamv'; there is: adamw, lion. Did you mean 'adamw'?"),
+        ("adamv", "no optimizer named 'adamv'; available: adamw, lion. Did you mean 'adamw'?"),
         ("ADAMW", "Did you mean 'adamw'?"),
-        ("mine/lyon", "there is: adamw, lion, mine/adamw, mine/lion. Did you mean 'mine/lion'?"),
+        ("mine/lyon", "available: adamw, lion, mine/adamw, mine/lion. Did you mean 'mine/lion'?"),
         ("other/lion", "Did you mean 'mine/lion'?"),
-        ("quagga", "there is: adamw, lion"),
-        ("", "no optimizer named ''; there is: adamw, lion"),
+        ("quagga", "available: adamw, lion"),
+        ("", "no optimizer named ''; available: adamw, lion"),
     ],
 )  # fmt: skip
 def test_a_misspelt_name_lists_what_there_is(asked: str, expected: str) -> None:
@@ -337,7 +340,7 @@ def test_a_misspelt_name_lists_what_there_is(asked: str, expected: str) -> None:
 
 
 def test_nothing_of_a_kind_is_said_so() -> None:
-    with pytest.raises(PluginNotFound, match="no logger named 'x'; there is: none"):
+    with pytest.raises(PluginNotFound, match="no logger named 'x'; available: none"):
         Registry(entry_points=False).find("logger", "x")
 
 
@@ -530,11 +533,11 @@ def test_a_spec_says_what_is_wrong_with_it() -> None:
 
     with pytest.raises(ValueError, match="Named may not have an option called 'name'"):
         optimizer("x", options=Named)
-    with pytest.raises(ValueError, match="must be an option with a default"):
+    with pytest.raises(ValueError, match="must be the name of an option that has a default"):
         ModelSpec(name="x", options=Sized, size="width", build=lambda options, task: None)  # type: ignore[arg-type,return-value]
-    with pytest.raises(ValueError, match="must be an option with a default"):
+    with pytest.raises(ValueError, match="must be the name of an option that has a default"):
         ModelSpec(name="x", size="depth", build=lambda options, task: None)  # type: ignore[arg-type,return-value]
-    with pytest.raises(ValueError, match="claims unknown abilities: fly"):
+    with pytest.raises(ValueError, match="unknown values in can: fly"):
         TrainerSpec(name="x", build=lambda options: None, can=frozenset({"branch", "fly"}))  # type: ignore[arg-type,return-value]
 
 

@@ -62,7 +62,7 @@ def test_the_removed_planner_revision_is_an_error(tmp_path):
 
 def test_an_unrelated_table_does_not_get_advice_about_another_table(tmp_path):
     text = text_table(write_text(tmp_path / "text"))
-    with pytest.raises(ConfigError, match=r"optimizer\.clip: unknown; there is: "):
+    with pytest.raises(ConfigError, match=r"optimizer\.clip: unknown; valid keys: "):
         make_experiment({**text, "optimizer": {"name": "sgd", "clip": 1.0}}, installed())
 
 

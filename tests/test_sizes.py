@@ -63,7 +63,7 @@ def test_queries_that_share_keys_come_in_whole_groups():
     pytest.importorskip("transformers")
     from flops_fit_core.data import LanguageTask
     from flops_fit_core.plugins.registry import installed
-    from flops_fit_transformers.configuration import configure
+    from flops_fit_hf_models.configuration import configure
 
     config = {"num_hidden_layers": 2}
     model = {"name": "hf", "architecture": "llama", "queries_per_kv": 4, "config": config}
@@ -268,7 +268,7 @@ def test_the_first_ladder_that_is_fine_enough_is_taken():
 def test_ladders_that_are_none_are_the_familys_fault():
     with pytest.raises(PluginError, match=r"own/net.*ladders gave \[\] instead of Ladders"):
         sizes_of(WithLadders())
-    with pytest.raises(ValueError, match="multiple_of must be an integer from 1 on, not 0"):
+    with pytest.raises(ValueError, match="multiple_of must be an integer of at least 1, not 0"):
         Ladder(multiple_of=0)
 
 

@@ -6,8 +6,8 @@ import torch
 
 from flops_fit_core import DataError
 from flops_fit_core.config import explain
+from flops_fit_core.plugins.options import identity_options, runtime_options
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.plugins.specs import identity_options, runtime_options
 
 
 def spec():

@@ -25,8 +25,8 @@ from flops_fit_core.planning import make_plan
 from flops_fit_core.planning.sizes import SizeLadder
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing.kit import forward_flops, random_batch
-from flops_fit_transformers.counting import GATED, PLAIN
-from flops_fit_transformers.model import Decoder
+from flops_fit_hf_models.counting import GATED, PLAIN
+from flops_fit_hf_models.model import Decoder
 
 TASK = LanguageTask(vocab_size=61, context=16)
 TWO_LAYERS = {"num_hidden_layers": 2}

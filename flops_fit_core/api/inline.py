@@ -18,16 +18,9 @@ from pydantic import create_model
 from flops_fit_core.api.fingerprint.objects import identify_callable, qualified_name
 from flops_fit_core.errors import ConfigError, raised_at
 from flops_fit_core.plugins.hookspecs import hookimpl
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import CounterInput, Dataset, FlopCount, RunInfo, own_parameter_groups
-from flops_fit_core.plugins.specs import (
-    DatasetSpec,
-    FlopCounterSpec,
-    ModelSpec,
-    OptimizerSpec,
-    Options,
-    Spec,
-    StoreSpec,
-)
+from flops_fit_core.plugins.specs import DatasetSpec, FlopCounterSpec, ModelSpec, OptimizerSpec, Spec, StoreSpec
 from flops_fit_core.study.directory import INLINE
 
 INLINE_REVISION = 2

@@ -47,8 +47,8 @@ from flops_fit_core.api.sources import (
 from flops_fit_core.api.streams import StreamPasses, check_stream
 from flops_fit_core.data.custom_task import CustomTask, LossForm, Reduction, is_classes
 from flops_fit_core.errors import ConfigError, DataError
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Batch, CompletedDataset, SampleSize
-from flops_fit_core.plugins.specs import Options
 from flops_fit_core.records import content_hash
 
 if TYPE_CHECKING:

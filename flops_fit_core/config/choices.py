@@ -21,6 +21,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from flops_fit_core.config.explaining import explain
 from flops_fit_core.errors import ConfigError, FlopsFitError, PluginError, raised_at
+from flops_fit_core.plugins.options import Options, identity_options, runtime_options
 from flops_fit_core.plugins.registry import RegisteredSpec, Registry, installed
 from flops_fit_core.plugins.specs import (
     DatasetSpec,
@@ -31,14 +32,11 @@ from flops_fit_core.plugins.specs import (
     LoggerSpec,
     ModelSpec,
     OptimizerSpec,
-    Options,
     RecipeSpec,
     ScheduleSpec,
     Spec,
     StoreSpec,
     TrainerSpec,
-    identity_options,
-    runtime_options,
 )
 from flops_fit_core.records import PluginChoice
 

@@ -33,8 +33,8 @@ from flops_fit_core.config.choices import (
 )
 from flops_fit_core.config.explaining import explain, moved
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.options import Table
 from flops_fit_core.plugins.registry import Registry
-from flops_fit_core.plugins.specs import Table
 from flops_fit_core.records import Positive
 
 

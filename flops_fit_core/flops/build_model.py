@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from flops_fit_core.config import PluginConfig
+    from flops_fit_core.plugins.options import Options
     from flops_fit_core.plugins.protocols import Task
-    from flops_fit_core.plugins.specs import ModelSpec, Options
+    from flops_fit_core.plugins.specs import ModelSpec
 
 
 def build_model(

@@ -24,8 +24,9 @@ from flops_fit_core.flops.parameter_counts import (
     trace_example,
 )
 from flops_fit_core.flops.parameter_usage import ParameterUsage, TraceTooLarge
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import CounterInput, FlopCount, Task, TransformerShape
-from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
+from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec
 from flops_fit_core.records import ParameterCounts
 
 if TYPE_CHECKING:

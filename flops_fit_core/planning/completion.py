@@ -12,8 +12,8 @@ from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, build_on_meta
 from flops_fit_core.planning.own_errors import own_error
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, Task
-from flops_fit_core.plugins.specs import Options
 
 if TYPE_CHECKING:
     from torch import nn

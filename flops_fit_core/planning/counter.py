@@ -12,8 +12,9 @@ from flops_fit_core.flops.audit import TRACED, ReferenceFlops, Untraceable, trac
 from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats, build_on_meta
 from flops_fit_core.flops.parameter_counts import is_language_task, parameter_groups
 from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, pattern
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Task
-from flops_fit_core.plugins.specs import FlopCounterSpec, Options
+from flops_fit_core.plugins.specs import FlopCounterSpec
 
 CHINCHILLA = "counters/chinchilla"
 MODEL = "counters/model"

@@ -11,7 +11,8 @@ from flops_fit_core.config import PluginConfig, Sweep
 from flops_fit_core.errors import FlopsFitError, PlanError, PluginError
 from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats
 from flops_fit_core.planning.own_errors import own_error
-from flops_fit_core.plugins.specs import Ladder, ModelSpec, Options
+from flops_fit_core.plugins.options import Options
+from flops_fit_core.plugins.specs import Ladder, ModelSpec
 
 TRIES = 16
 """How often a family that scales itself is asked for one N."""

@@ -1,7 +1,7 @@
-"""Which code is the user's own, and which files of it a file imports; nothing is imported to find out.
+"""First-party (user) code, and the first-party files that a file imports. Imports nothing.
 
-First-party is what does not come from the standard library, from flops-fit, from torch or from a ``site-packages``
-folder: a script, a notebook, a package beside it, a package installed with ``pip install -e``.
+First-party code does not come from the standard library, from flops-fit, from torch or from a ``site-packages``
+folder: a script, a notebook, a package next to it, a package installed with ``pip install -e``.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _MOST_FILES = 2000
 
 
 def is_first_party(module: str) -> bool:
-    """Whether a module, by its name, is the user's own."""
+    """Whether a module with this import name is first-party."""
     top = module.partition(".")[0]
     if top == "__main__":
         return True
-    if top == "torch" or top in _own_packages():
+    if top == "torch" or top in _flops_fit_packages():
         return False
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None:
@@ -38,7 +38,7 @@ def is_first_party(module: str) -> bool:
 
 
 def is_first_party_file(file: Path) -> bool:
-    """Whether a file is the user's own."""
+    """Whether a file is first-party."""
     return _INSTALLED.isdisjoint(file.parts) and not any(file.is_relative_to(folder) for folder in _stdlib())
 
 
@@ -49,8 +49,8 @@ def _stdlib() -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1)
-def _own_packages() -> frozenset[str]:
-    """flops-fit's packages, which may be installed from a checkout too."""
+def _flops_fit_packages() -> frozenset[str]:
+    """Import names of flops-fit's packages. A checkout is not in ``site-packages``."""
     try:
         points = importlib.metadata.distribution("flops-fit").entry_points
     except importlib.metadata.PackageNotFoundError:
@@ -62,7 +62,7 @@ def _own_packages() -> frozenset[str]:
 
 
 def hash_files(files: Iterable[Path]) -> list[str]:
-    """A hash of each file's syntax tree, sorted; of the text, of a file that this Python cannot parse."""
+    """Hashes of the files' syntax trees, sorted; of the text, for a file that this Python cannot parse."""
     return sorted(hash_file(file) for file in files)
 
 
@@ -72,7 +72,7 @@ def hash_file(file: Path) -> str:
 
 
 def with_imports(files: Iterable[Path]) -> set[Path]:
-    """The files, and the first-party files that they import, directly or not."""
+    """The files and the first-party files that they import, directly or indirectly."""
     closure: set[Path] = set()
     queue = list(files)
     roots = tuple(sorted(map(_root, queue)))
@@ -87,31 +87,31 @@ def with_imports(files: Iterable[Path]) -> set[Path]:
 def imported_files(
     module: str, names: Iterable[str], level: int, folder: Path, roots: tuple[Path, ...] = ()
 ) -> Iterator[Path]:
-    """The first-party files that an import statement binds names of.
+    """The first-party files from which an import statement binds names.
 
     Args:
-        module: What is imported, or imported from.
+        module: The module that is imported, or from which names are imported.
         names: The names after ``import`` in ``from module import names``; empty for ``import module``.
         level: The number of leading dots.
         folder: The folder of the importing file.
-        roots: Folders that importing the user's code puts on Python's path.
+        roots: Folders that the import of first-party code adds to Python's path.
     """
-    places = _locate(module, level, folder, roots)
+    modules = _locate(module, level, folder, roots)
     if not names:
-        yield from (place.file for place in places if place.file is not None)
+        yield from (source.file for source in modules if source.file is not None)
         return
     for name in names:
-        if not places:
+        if not modules:
             return
-        place = _submodule(places[-1], name) or places[-1]
-        if place.file is not None:
-            yield place.file
+        source = _submodule(modules[-1], name) or modules[-1]
+        if source.file is not None:
+            yield source.file
 
 
 def package_files(file: Path) -> set[Path]:
-    """Every file of the top-level package that a file is in; of a file in none, those beside it and below.
+    """Every file of the top-level package of a file. Without a package: all files in its folder and below.
 
-    Raises ValueError if there are too many to be one project.
+    Raises ValueError for too many files to be a single project.
     """
     files: set[Path] = set()
     for path, folders, names in os.walk(_root(file) / _top_package(file)):
@@ -123,12 +123,12 @@ def package_files(file: Path) -> set[Path]:
 
 
 def _is_foreign(folder: Path) -> bool:
-    """Whether a folder in a project holds something else: a virtual environment, a repository's data."""
+    """Whether a folder is not part of the project, such as a virtual environment or ``.git``."""
     return folder.name.startswith((".", "__")) or folder.name in _INSTALLED or (folder / "pyvenv.cfg").exists()
 
 
 def _root(file: Path) -> Path:
-    """The folder of the top-level package or module that a file is (in)."""
+    """The folder that contains a file's top-level package, or the file itself if it is in no package."""
     folder = file.parent
     while (folder / "__init__.py").exists():
         folder = folder.parent
@@ -140,57 +140,57 @@ def _top_package(file: Path) -> Path:
     return Path(parts[0] if len(parts) > 1 else "")
 
 
-class _Place(NamedTuple):
-    """A module: its source file, and the folders of its submodules."""
+class _ModuleSource(NamedTuple):
+    """A module's source file and the folders of its submodules."""
 
     file: Path | None
     folders: tuple[Path, ...] = ()
 
 
-def _locate(module: str, level: int, folder: Path, roots: tuple[Path, ...]) -> list[_Place]:
-    """The first-party packages that a module is in, and the module last; empty if it is not first-party."""
+def _locate(module: str, level: int, folder: Path, roots: tuple[Path, ...]) -> list[_ModuleSource]:
+    """The first-party packages that contain a module, and the module last; empty if it is not first-party."""
     parts = module.split(".") if module else []
     if level:
         for _ in range(level - 1):
             folder = folder.parent
         init = folder / "__init__.py"
-        places = [_Place(init if init.exists() else None, (folder,))]
+        sources = [_ModuleSource(init if init.exists() else None, (folder,))]
     else:
         top = _find_top(parts[0], (*roots, _root(folder / "x.py")))
         if top is None:
             return []
-        places, parts = [top], parts[1:]
+        sources, parts = [top], parts[1:]
     for part in parts:
-        place = _submodule(places[-1], part)
-        if place is None:
+        source = _submodule(sources[-1], part)
+        if source is None:
             return []
-        places.append(place)
-    return places
+        sources.append(source)
+    return sources
 
 
-def _submodule(place: _Place, name: str) -> _Place | None:
-    for folder in place.folders:
+def _submodule(package: _ModuleSource, name: str) -> _ModuleSource | None:
+    for folder in package.folders:
         if (folder / name / "__init__.py").is_file():
-            return _Place(folder / name / "__init__.py", (folder / name,))
+            return _ModuleSource(folder / name / "__init__.py", (folder / name,))
         if (folder / f"{name}.py").is_file():
-            return _Place(folder / f"{name}.py")
+            return _ModuleSource(folder / f"{name}.py")
         if (folder / name).is_dir():
-            return _Place(None, (folder / name,))
+            return _ModuleSource(None, (folder / name,))
     return None
 
 
-def _find_top(name: str, roots: tuple[Path, ...]) -> _Place | None:
-    """A top-level module where Python finds it; otherwise beside the packages or files that import it."""
+def _find_top(name: str, roots: tuple[Path, ...]) -> _ModuleSource | None:
+    """A top-level module on Python's path, otherwise next to the packages or files that import it."""
     if name in sys.stdlib_module_names or not is_first_party(name):
         return None
-    place = _installed_place(name, tuple(sys.path)) or _submodule(_Place(None, roots), name)
-    if place is None or not all(is_first_party_file(file) for file in (place.file, *place.folders) if file):
+    source = _find_on_path(name, tuple(sys.path)) or _submodule(_ModuleSource(None, roots), name)
+    if source is None or not all(is_first_party_file(file) for file in (source.file, *source.folders) if file):
         return None
-    return place
+    return source
 
 
 @lru_cache(maxsize=1000)
-def _installed_place(name: str, path: tuple[str, ...]) -> _Place | None:
+def _find_on_path(name: str, path: tuple[str, ...]) -> _ModuleSource | None:
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError, AttributeError):
@@ -198,15 +198,15 @@ def _installed_place(name: str, path: tuple[str, ...]) -> _Place | None:
     if spec is None or not (spec.has_location or spec.submodule_search_locations):
         return None
     file = Path(spec.origin) if spec.has_location and spec.origin is not None else None
-    return _Place(file, tuple(map(Path, spec.submodule_search_locations or ())))
+    return _ModuleSource(file, tuple(map(Path, spec.submodule_search_locations or ())))
 
 
 # ---------------------------------------------------------------------------- one file
 
 
 def _imported_by(file: Path, roots: tuple[Path, ...]) -> list[Path]:
-    """The first-party files that a file imports, also in its functions; all of its package, if it imports by a
-    computed name."""
+    """The first-party files that a file imports, also inside functions. If it imports by a computed name: all
+    files of its package."""
     _, imports, is_computed = _parsed(file)
     files = [
         path
@@ -226,19 +226,19 @@ def _parsed(file: Path) -> tuple[str, tuple[_Import, ...], bool]:
 
 @lru_cache(maxsize=4000)
 def _parse(file: Path, modified: int, size: int) -> tuple[str, tuple[_Import, ...], bool]:
-    """A hash of a file, what it imports, and whether it imports by a computed name."""
+    """A file's hash, its imports, and whether it imports by a computed name."""
     text = file.read_bytes()
     try:
         tree = ast.parse(text)
     except (SyntaxError, ValueError):
         return hashlib.sha256(text).hexdigest()[:16], (), False
-    nodes = list(_nodes(tree))
-    imports = [triple for node in nodes for triple in _imports(node)]
+    nodes = list(_runtime_nodes(tree))
+    imports = [imported for node in nodes for imported in _imports(node)]
     return hash_syntax([tree]), tuple(imports), any(_imports_by_computed_name(node) for node in nodes)
 
 
-def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes but those that only a type checker reads."""
+def _runtime_nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes except those under ``if TYPE_CHECKING``."""
     stack = [tree]
     while stack:
         node = stack.pop()
@@ -252,7 +252,7 @@ def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
 def _imports(node: ast.AST) -> Iterator[_Import]:
     if isinstance(node, ast.ImportFrom):
         yield node.module or "", tuple(alias.name for alias in node.names), node.level
-    elif _names_a_module(node) and (name := _constant_argument(node)):
+    elif _is_import_call(node) and (name := _constant_argument(node)):
         yield name.lstrip("."), (), len(name) - len(name.lstrip("."))
     elif isinstance(node, ast.Import):
         for alias in node.names:
@@ -261,11 +261,11 @@ def _imports(node: ast.AST) -> Iterator[_Import]:
 
 
 def _imports_by_computed_name(node: ast.AST) -> bool:
-    return _names_a_module(node) and not _constant_argument(node)
+    return _is_import_call(node) and not _constant_argument(node)
 
 
-def _names_a_module(node: ast.AST) -> bool:
-    """Whether a node is a call of ``import_module`` or the like."""
+def _is_import_call(node: ast.AST) -> bool:
+    """Whether a node is a call of a function that imports or lists modules by name."""
     if not isinstance(node, ast.Call):
         return False
     name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")

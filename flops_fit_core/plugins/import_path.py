@@ -1,4 +1,4 @@
-"""A user's own function or class, named in an option: ``my_package.models:make`` or ``models.py:make``."""
+"""Options that name a user's function or class: ``my_package.models:make`` or ``models.py:make``."""
 
 from __future__ import annotations
 
@@ -16,50 +16,51 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.first_party import hash_file, hash_files, with_imports
 
 
-def _located(written: str) -> str:
-    place, colon, name = written.rpartition(":")
-    if not colon or not place or not name.isidentifier():
-        raise ValueError(f"{written!r}: write package.module:name, or file.py:name")
-    file = Path(place if place.endswith(".py") else f"{place.replace('.', '/')}.py").expanduser().absolute()
-    return f"{file}:{name}" if place.endswith(".py") or file.exists() else written
+def _make_absolute(path: str) -> str:
+    source, colon, name = path.rpartition(":")
+    if not colon or not source or not name.isidentifier():
+        raise ValueError(f"{path!r}: write package.module:name, or file.py:name")
+    file = Path(source if source.endswith(".py") else f"{source.replace('.', '/')}.py").expanduser().absolute()
+    return f"{file}:{name}" if source.endswith(".py") or file.exists() else path
 
 
-ImportPath = Annotated[str, AfterValidator(_located)]
-"""Type of an option that names something in the user's code. What is in the working directory becomes an absolute
-path, so that workers, and those who open the study from another folder, find it. Mark it ``Runtime()`` and let
-:func:`code_hash` identify the runs."""
+ImportPath = Annotated[str, AfterValidator(_make_absolute)]
+"""Type of an option that names a function or class in the user's code. A file in the working directory becomes an
+absolute path, so that workers, and commands in another folder, find it. Mark the option ``Runtime()`` and identify
+the runs by :func:`code_hash`."""
 
 
 def import_object(path: str, what: str) -> Any:
-    """What an ``ImportPath`` names. ``what`` begins messages: ``model 'callable'``.
+    """The object that an ``ImportPath`` names. ``what`` is the start of messages: ``model 'callable'``.
 
-    A file is imported as part of the package it is in; where it is in none, under a name of its own, with its
-    folder behind all others on the path, so that it finds its neighbours.
+    A file in a package is imported as a module of this package. Any other file is imported under a unique module
+    name, and its folder is appended to Python's path, so that it can import its neighbours.
 
-    Raises ConfigError, with the reason, where it cannot be imported, and with what there is where it has no such
-    name.
+    Raises ConfigError, with the reason, if the module cannot be imported, and with the available names, if it does
+    not have the name.
     """
-    place, _, name = path.rpartition(":")
+    source, _, name = path.rpartition(":")
     try:
-        module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+        module = _import_file(Path(source)) if source.endswith(".py") else importlib.import_module(source)
     except (Exception, SystemExit) as error:
-        raise ConfigError(f"{what}: cannot import {place}: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"{what}: cannot import {source}: {type(error).__name__}: {error}") from error
     if not hasattr(module, name):
-        there = ", ".join(one for one in vars(module) if not one.startswith("_")) or "nothing"
-        raise ConfigError(f"{what}: {place} has no {name!r}; it has: {there}")
+        names = ", ".join(member for member in vars(module) if not member.startswith("_")) or "nothing"
+        raise ConfigError(f"{what}: {source} has no {name!r}; it has: {names}")
     return getattr(module, name)
 
 
 def code_hash(path: str) -> str | None:
-    """Of the file that an ``ImportPath`` names and the first-party files that it imports, directly or not: 16
-    hexadecimal digits, the same under every version of Python. None if there is no such file.
+    """A hash of the file that an ``ImportPath`` names and of the first-party files that it imports.
 
-    Comments, docstrings and layout change nothing, nor do the places of the files. What is installed in
-    ``site-packages`` is not looked at. A file that imports by a computed name counts with its package.
+    Comments, docstrings, layout and the paths of the files do not change the hash. Indirect imports count,
+    packages in ``site-packages`` do not. If a file imports by a computed name, all files of its package count.
+
+    Returns 16 hexadecimal digits, the same for every version of Python; None if the file does not exist.
     """
-    place, _, name = path.rpartition(":")
+    source, _, name = path.rpartition(":")
     try:
-        file = Path(place) if place.endswith(".py") else _file_of(place)
+        file = Path(source) if source.endswith(".py") else _file_of(source)
         if file is None or not file.is_file():
             return None
         imported = with_imports([file]) - {file}
@@ -74,17 +75,17 @@ def _file_of(module: str) -> Path | None:
     return Path(spec.origin) if spec is not None and spec.origin is not None else None
 
 
-def _from_file(file: Path) -> ModuleType:
+def _import_file(file: Path) -> ModuleType:
     folder, names = file.parent, [] if file.name == "__init__.py" else [file.stem]
     while (folder / "__init__.py").exists():
         names.insert(0, folder.name)
         folder = folder.parent
     if str(folder) not in sys.path:
-        sys.path.append(str(folder))  # behind what is installed, which it shall not hide
-    own = f"flops_fit_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
+        sys.path.append(str(folder))  # last, so that it does not shadow installed packages
+    unique_name = f"flops_fit_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
     if len(names) > 1 or file.name == "__init__.py":
         return importlib.import_module(".".join(names))
-    return sys.modules[own] if own in sys.modules else _execute(file, own)
+    return sys.modules[unique_name] if unique_name in sys.modules else _execute(file, unique_name)
 
 
 def _execute(file: Path, name: str) -> ModuleType:
@@ -92,7 +93,7 @@ def _execute(file: Path, name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
+    sys.modules[name] = module  # dataclasses and pickle look up modules here
     try:
         spec.loader.exec_module(module)
     except BaseException:

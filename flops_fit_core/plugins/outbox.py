@@ -12,11 +12,9 @@ from flops_fit_core.records import RunResult
 
 
 class Outbox:
-    """Results that no driver has stored yet: of workers that go on when their driver is gone.
+    """Results that no driver has stored yet, from workers that continue after their driver has ended.
 
-    A worker writes them, the driver that stores them deletes them.
-
-    outbox/<run id>.json
+    A worker writes ``outbox/<run id>.json``. The driver that stores the result deletes the file.
     """
 
     def __init__(self, study: Path) -> None:
@@ -32,23 +30,23 @@ class Outbox:
 
     def results(self) -> list[RunResult]:
         """Raises ConfigError for a damaged file."""
-        found = [self._read(file) for file in sorted(self.path.glob("[!.]*.json"))]
-        return [result for result in found if result is not None]
+        results = [self._read(file) for file in sorted(self.path.glob("[!.]*.json"))]
+        return [result for result in results if result is not None]
 
     def _read(self, file: Path) -> RunResult | None:
-        """None where there is none, or none any more: another driver may have collected it."""
+        """None if the file is missing: another driver may have stored and deleted it."""
         try:
             return RunResult.model_validate_json(file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            raise ConfigError(f"{file} is damaged: delete it, and its run is trained again\n{error}") from None
+            raise ConfigError(f"{file} is damaged: delete it to train its run again\n{error}") from None
 
     def __len__(self) -> int:
         return len(list(self.path.glob("[!.]*.json")))
 
     def forget(self, run_id: str) -> None:
-        """Delete the result of a run; nothing happens where there is none."""
+        """Delete the result of a run. Does nothing if there is no result."""
         self._file(run_id).unlink(missing_ok=True)
 
     def _file(self, run_id: str) -> Path:

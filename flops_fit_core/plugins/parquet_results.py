@@ -24,7 +24,8 @@ FORMAT = b"results 1"
 def read_parquet_results(study: Path) -> Iterator[RunResult]:
     """Yield every attempt in a study's ``results.parquet``, runs in the order they were added.
 
-    Raises ConfigError if pyarrow is not installed, StoreError if a file is missing, damaged or of another kind.
+    Raises ConfigError if pyarrow is not installed, StoreError if a file is missing, damaged or not of a parquet
+    store.
     """
     folder = study / "results.parquet"
     # The log comes first: a driver of an older version moves lines from the log to the parts, never back.
@@ -41,7 +42,7 @@ def read_parquet_results(study: Path) -> Iterator[RunResult]:
 def _read_log(path: Path) -> tuple[int, list[Any]]:
     """The number of parts at the time of the first line, and the lines after it."""
     try:
-        # A last line without an end was never finished: its writer was killed.
+        # A last line without a newline is incomplete: its writer was killed.
         lines = [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
         head = lines[0]
         if (head["format"], head["version"]) != ("flops-fit results", 1):
@@ -85,10 +86,10 @@ def _read_part(path: Path) -> Iterator[tuple[str, int, str]]:
     yield from zip(columns["id"], columns["attempt"], columns["record"], strict=True)
 
 
-def _result(record: str, where: object, run_id: str) -> RunResult:
+def _result(record: str, source: object, run_id: str) -> RunResult:
     try:
         return RunResult.model_validate_json(record)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the record"
-        raise StoreError(f"{where}: cannot read the result of run {run_id}: {place}: {first['msg']}") from None
+        problem = error.errors(include_url=False)[0]
+        field = ".".join(map(str, problem["loc"])) or "the record"
+        raise StoreError(f"{source}: cannot read the result of run {run_id}: {field}: {problem['msg']}") from None

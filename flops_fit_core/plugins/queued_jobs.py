@@ -46,7 +46,7 @@ class JobState(BaseModel):
     done: list[str] = []
     """Ids of the runs that have results, in order. The results are, or were, in the outbox."""
     progress: dict[str, Progress] = {}
-    """The latest of each run."""
+    """Run id -> latest progress."""
     ended: bool = False
     """True if the job will not continue."""
     error: str | None = None
@@ -67,7 +67,7 @@ class QueuedJobs:
         return queued
 
     def set_scheduler_id(self, job_id: str, scheduler_id: str) -> QueuedJob:
-        """Note the scheduler's id, with which a later driver finds the job again.
+        """Record the scheduler's id, by which a later driver finds the job.
 
         Raises KeyError if there is no such job.
         """
@@ -133,7 +133,7 @@ class QueuedJobs:
 
     def _write(self, path: Path, content: BaseModel) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Not forced to disk: what a crash loses, the queue and the outbox still show.
+        # Not synced to disk: after a crash, the queue and the outbox still have the information.
         write_atomically(path, content.model_dump_json(), durable=False)
 
 
@@ -145,7 +145,7 @@ class QueuedJobReader:
         self.queued = queued
         self.job = queued.job if job is None else job
         self.missing = {run.id for run in self.job.runs}
-        """Ids of the runs whose results have not been read."""
+        """Ids of the runs with results that have not been read."""
         self.state = JobState(ticket=queued.ticket)
         """The state that was read last."""
         self._jobs = jobs
@@ -167,8 +167,8 @@ class QueuedJobReader:
         """New results that the state may not list, because the worker died between the two writes."""
         return self._results(lambda run_id: True)
 
-    def _results(self, wanted: Callable[[str], bool]) -> list[RunResult]:
-        runs = [run.id for run in self.job.runs if run.id in self.missing and wanted(run.id)]
+    def _results(self, is_selected: Callable[[str], bool]) -> list[RunResult]:
+        runs = [run.id for run in self.job.runs if run.id in self.missing and is_selected(run.id)]
         results = [result for run in runs if (result := self._jobs.result(self.job, run)) is not None]
         self.missing -= {result.id for result in results}
         return results

@@ -1,30 +1,19 @@
-"""What a plugin hands to the engine: a name, a typed options model, and a way to build the thing.
+"""Specs: a plugin describes each component by a name, a typed options model and a ``build`` function.
 
-A spec is cheap to make and imports nothing heavy; torch and friends are imported inside ``build``.
+A spec must be cheap to create. Import torch and other heavy modules inside ``build``.
 """
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    JsonValue,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined, to_jsonable_python
+from pydantic import JsonValue
 
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import (
     CounterInput,
     Dataset,
@@ -43,7 +32,6 @@ from flops_fit_core.plugins.protocols import (
     TransformerShape,
     WidthScaling,
 )
-from flops_fit_core.plugins.renamed import explain_option
 from flops_fit_core.records import Hyperparameters, RunSpec
 
 if TYPE_CHECKING:
@@ -53,168 +41,23 @@ _UNDECLARED: Any = ""
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
-class Table(BaseModel):
-    """Base of every table a user writes. Unknown keys are errors that name the nearest known one."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        frozen=True,
-        allow_inf_nan=False,
-        validate_default=True,
-        use_attribute_docstrings=True,
-        protected_namespaces=(),
-        populate_by_name=True,
-        defer_build=True,  # importing the core is to take a fraction of a second
-    )
-
-    @model_validator(mode="wrap")
-    @classmethod
-    def _explain_unknown_keys(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
-        misplaced = _misplaced_booleans(cls, value)
-        try:
-            table = handler(value)
-        except ValidationError as error:
-            known = [field.alias or name for name, field in cls.model_fields.items()]
-            raise _with_known_keys(error, known, misplaced) from None
-        if misplaced:
-            raise ValidationError.from_exception_data(cls.__name__, misplaced)
-        return table
-
-
-def _misplaced_booleans(table: type[BaseModel], value: Any) -> list[InitErrorDetails]:
-    """Errors for ``true`` and ``false`` where a number is wanted, which pydantic takes for 1 and 0."""
-    given = value if isinstance(value, Mapping) else {}
-    text = "give a number, not true or false"
-    return [
-        {
-            "type": PydanticCustomError("not_a_number", "{text}", {"text": text}),
-            "loc": (name,),
-            "input": given[name],
-        }
-        for name, field in table.model_fields.items()
-        if name in given and _is_misplaced(field.annotation, given[name])
-    ]
-
-
-def _is_misplaced(annotation: Any, value: Any) -> bool:
-    kinds = _alternatives(annotation)
-    if isinstance(value, bool):
-        is_number = any(isinstance(kind, type) and issubclass(kind, (int, float)) for kind in kinds)
-        takes_bool = any(kind in (bool, Any) or _is_literal(kind, value) for kind in kinds)
-        return is_number and not takes_bool
-    if isinstance(value, list | tuple):
-        items = [item for kind in kinds if get_origin(kind) in (list, tuple, set) for item in get_args(kind)]
-        inner = Union[tuple(item for item in items if item is not Ellipsis)] if items else Any  # noqa: UP007
-        return any(_is_misplaced(inner, item) for item in value)
-    return False
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """The members of a union, without ``Annotated``."""
-    if get_origin(annotation) is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
-    return [annotation]
-
-
-def _is_literal(kind: Any, value: bool) -> bool:
-    return get_origin(kind) is Literal and any(literal is value for literal in get_args(kind))
-
-
-def _with_known_keys(
-    error: ValidationError, known: list[str], misplaced: list[InitErrorDetails]
-) -> ValidationError:
-    lines: list[InitErrorDetails] = list(misplaced)
-    for line in error.errors():
-        kind: str | PydanticCustomError = line["type"]
-        if kind == "extra_forbidden" and len(line["loc"]) == 1:
-            text = explain_option(str(line["loc"][0]), known) or _unknown_key(str(line["loc"][0]), known)
-            kind = PydanticCustomError("unknown_key", "{text}", {"text": text})
-        else:
-            text = "Input should be a list" if line["type"] == "tuple_type" else line["msg"]
-            kind = PydanticCustomError(line["type"], "{text}", {"text": text})
-        lines.append({"type": kind, "loc": line["loc"], "input": line["input"]})
-    return ValidationError.from_exception_data(error.title, lines)
-
-
-def _unknown_key(key: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"unknown; {hint}there is: {', '.join(known) or 'none'}"
-
-
-class Options(Table):
-    """Base of every plugin's options. Unknown keys are errors; validated values never change."""
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """Marks an option that changes how a run is done but not its result, so that it is no part of a run's id.
-
-    ``threads: Annotated[int, Runtime()] = 1``
-    """
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
-
-
-LocalPath = Annotated[str, AfterValidator(_absolute)]
-"""Type of an option that names a file or a folder: relative to the working directory when it is read, absolute in
-records, so that workers find it from wherever they are."""
-
-EvalSetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
-"""Type of a further held-out set's name."""
-
-
-def identity_options(options: Options) -> dict[str, JsonValue]:
-    """The options that identify a run: those that differ from their default and are not ``Runtime()``."""
-    return _changed(options, lambda name: not _is_runtime(options, name))
-
-
-def runtime_options(options: Options) -> dict[str, JsonValue]:
-    """The ``Runtime()`` options that differ from their default."""
-    return _changed(options, lambda name: _is_runtime(options, name))
-
-
-def _changed(options: Options, wanted: Callable[[str], bool]) -> dict[str, JsonValue]:
-    dumped = options.model_dump(mode="json", exclude_defaults=True)
-    return {name: value for name, value in dumped.items() if wanted(name) and value != _default(options, name)}
-
-
-def _default(options: Options, name: str) -> Any:
-    """The default in JSON: an author may write ``[0.9, 0.95]`` where validation makes a tuple of it."""
-    field = type(options).model_fields[name]
-    return (
-        PydanticUndefined
-        if field.is_required()
-        else to_jsonable_python(field.get_default(call_default_factory=True))
-    )
-
-
-def _is_runtime(options: Options, name: str) -> bool:
-    marks = type(options).model_fields[name].metadata
-    return any(isinstance(mark, Runtime) or mark is Runtime for mark in marks)
-
-
-def check_requirement(requirement: str, what: str) -> None:
+def check_requirement(requirement: str, owner: str) -> None:
     """Raises ValueError for a requirement that is not in PEP 508 form."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
         Requirement(requirement)
     except InvalidRequirement as error:
-        raise ValueError(f"{what} requires {requirement!r}: {error}") from None
+        raise ValueError(f"{owner} requires {requirement!r}: {error}") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """Base of all specs.
+    """Base class of all specs.
 
-    Raises ValueError for a name that is not lower case or has a ``/``, an option called ``name``, a revision
-    below 1, or a requirement that is not in PEP 508 form; TypeError for a ``build`` that cannot be called or
-    ``options`` that are no Options.
+    Raises ValueError for a name that is not lower case or contains a ``/``, an option called ``name``, a revision
+    below 1, or a requirement that is not in PEP 508 form. Raises TypeError if ``build`` is not callable or
+    ``options`` is not a subclass of Options.
     """
 
     kind: ClassVar[str]
@@ -223,55 +66,57 @@ class Spec:
     name: str
     options: type[Options] = Options
     revision: int = 1
-    """Raise it when behaviour or a default changes: runs made before then count as other runs."""
+    """Increase it when behaviour or a default changes. Runs of the new revision get new ids and are trained
+    again."""
     requires: Sequence[str] = ()
-    """PEP 508 requirements that must be installed before this can be chosen, such as ``"ray>=2.9"``."""
+    """PEP 508 requirements that must be installed before the spec can be selected, such as ``"ray>=2.9"``."""
     extra: str | None = None
     """The extra of the plugin's distribution that installs them."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
             raise ValueError(f"{self.kind} name {self.name!r} must be lower case letters, digits, '.', '_', '-'")
-        what = f"{self.kind} {self.name!r}"
+        owner = f"{self.kind} {self.name!r}"
         if not (isinstance(self.options, type) and issubclass(self.options, Options)):
-            raise TypeError(f"{what}: options must be a subclass of Options, not {self.options!r}")
-        self.options.model_rebuild()  # now, so that types that pydantic cannot handle are their plugin's problem
+            raise TypeError(f"{owner}: options must be a subclass of Options, not {self.options!r}")
+        self.options.model_rebuild()  # now, so that a type that pydantic cannot handle is reported for its plugin
         if not callable(getattr(self, "build", None)):
-            raise TypeError(f"{what}: build must be callable")
+            raise TypeError(f"{owner}: build must be callable")
         if type(self.revision) is not int or self.revision < 1:
-            raise ValueError(f"{what}: revision must be an integer from 1 on, not {self.revision!r}")
+            raise ValueError(f"{owner}: revision must be an integer of at least 1, not {self.revision!r}")
         if "name" in self.options.model_fields:
             raise ValueError(f"{self.options.__name__} may not have an option called 'name'")
         if isinstance(self.requires, str):
-            raise TypeError(f"{what}: requires must be a list, [{self.requires!r}]")
+            raise TypeError(f"{owner}: requires must be a list, [{self.requires!r}]")
         for requirement in self.requires:
-            check_requirement(requirement, what)
+            check_requirement(requirement, owner)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """One way to choose the sizes of a family automatically."""
+    """A set of sizes of a family, from which the planner chooses."""
 
     multiple_of: int = 1
     """Values of the size option are multiples of this."""
     options: Mapping[str, JsonValue] = field(default_factory=dict)
-    """Options that hold at every size, beside the user's: ``{"head_dim": 8}``."""
+    """Options for every size, in addition to the user's: ``{"head_dim": 8}``."""
     scale: Callable[[Any, int], Options] | None = None
-    """``(options, target_params) -> options`` where one integer is not enough; None: the planner searches values
-    of the size option."""
+    """``(options, target_params) -> options``, for families that more than one integer scales. None: the planner
+    searches values of the size option."""
     label: Callable[[Any], str] | None = None
-    """``(options)`` -> a size as tables show it, where more than the size option varies: ``"48x3"``."""
+    """``(options)`` -> label of a size in tables, for families where more than the size option varies:
+    ``"48x3"``."""
 
     def __post_init__(self) -> None:
         if type(self.multiple_of) is not int or self.multiple_of < 1:
-            raise ValueError(f"Ladder: multiple_of must be an integer from 1 on, not {self.multiple_of!r}")
+            raise ValueError(f"Ladder: multiple_of must be an integer of at least 1, not {self.multiple_of!r}")
 
 
 def head_ladders(options: Options, option: str = "head_dim", *, smallest: int = 4) -> list[Ladder]:
-    """Ladders whose sizes are multiples of the channels of an attention head, so that all heads are of one size.
+    """Ladders with sizes that are multiples of the channels per attention head, so that all heads have equal size.
 
-    The first has ``option`` as it is. If the user left it unset, the next ones have a half of it, a quarter, and
-    so on down to ``smallest``.
+    The first ladder has the value of ``option``. If the user has not set it, further ladders have a half of it, a
+    quarter, and so on down to ``smallest``.
     """
     head_dim: int = getattr(options, option)
     ladders = [Ladder(multiple_of=head_dim)]
@@ -294,35 +139,36 @@ class ModelSpec(Spec):
     size: str
     """The integer option that scales."""
     multiple_of: int = 1
-    """Sizes found by the planner are multiples of this."""
+    """Sizes that the planner chooses are multiples of this."""
     scale: Callable[[Any, int], Options] | None = None
-    """``(options, target_params) -> options`` where one integer is not enough; otherwise the planner
+    """``(options, target_params) -> options``, for families that more than one integer scales. None: the planner
     searches values of ``size``."""
     ladders: Callable[[Any], Iterable[Ladder]] | None = None
-    """``(options)`` -> ways to choose sizes automatically, the preferred one first. The planner takes the first
-    whose sizes are close enough for ``sweep.size_ratio``, otherwise the finest. None: one, of ``multiple_of`` and
-    ``scale``."""
+    """``(options)`` -> ladders from which sizes are chosen, the preferred ladder first. The planner takes the
+    first ladder with sizes close enough for ``sweep.size_ratio``, otherwise the finest. None: a single ladder with
+    ``multiple_of`` and ``scale``."""
     heads: Callable[[Any], tuple[int, int] | None] | None = None
-    """``(options)`` -> number of attention heads and channels of each, which the plan shows; None for a model
+    """``(options)`` -> number of attention heads and channels per head, which the plan shows; None for a model
     without heads."""
     width: Callable[[Any], int] | None = None
-    """Width by which learning rates are scaled; None for a family that has none."""
+    """``(options)`` -> the width by which learning rates are scaled. None for a family without a width."""
     flops_per_token: Callable[[Any, Any], float | None] | None = None
-    """``(options, task)`` -> the family's own count of training FLOPs (3 x forward) a token; None where it has
-    none for these options."""
+    """``(options, task)`` -> training FLOPs (3 x forward) per token, counted by the family; None if it cannot
+    count them for these options."""
     shape: Callable[[Any, Any], TransformerShape | None] | None = None
-    """``(options, task)`` -> what a formula needs to count a transformer's FLOPs; None for other models."""
+    """``(options, task)`` -> the dimensions from which formulas count a transformer's FLOPs; None for other
+    models."""
     parameter_groups: Callable[[nn.Module], Iterable[ParameterGroup]] | None = None
     """``(module)`` -> every parameter in exactly one group."""
     width_scaled_options: Callable[[Any], Mapping[str, Any]] | None = None
-    """``(options)`` -> values of options for a run whose learning rates are scaled by the width (it has a
-    ``base_width``), such as another initialization. The planner fills in those that the user left unset."""
+    """``(options)`` -> values of options for runs that scale learning rates by the width (runs with a
+    ``base_width``), such as a different initialization. The planner sets those that the user left unset."""
     width_transfer: Callable[[Any], str | None] | None = None
-    """``(options)`` -> why one learning rate is not verified to serve every width with these options, for a note
-    in the plan; None where it is verified."""
+    """``(options)`` -> the reason why transfer of the learning rate between widths is not verified with these
+    options, for a note in the plan; None if it is verified."""
     optimizer: str | None = None
-    """Qualified name of the optimizer that an experiment file uses for this family unless it names one, such as
-    ``"optim/adamw"``. None: ``optim/sgd``."""
+    """Qualified name of the default optimizer of this family in an experiment file, such as ``"optim/adamw"``.
+    None: ``optim/sgd``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -331,27 +177,27 @@ class ModelSpec(Spec):
         field = self.options.model_fields.get(self.size)
         if field is None or field.is_required():
             raise ValueError(
-                f"model {self.name!r} scales by {self.size!r}, so that must be an option with a default"
+                f"model {self.name!r}: size {self.size!r} must be the name of an option that has a default"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec(Spec):
-    """``build(options, seed)`` returns a ``Dataset``; the seed orders training data only."""
+    """``build(options, seed)`` returns a ``Dataset``. The seed affects only the order of training data."""
 
     kind: ClassVar[str] = "dataset"
 
     build: Callable[[Any, int], Dataset]
     trainer: str | None = None
-    """The trainer that an experiment on this data uses unless it names one."""
+    """The default trainer of experiments on this dataset. None: that of all experiments."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimizerSpec(Spec):
-    """``build(options, model, run)`` returns a ``torch.optim.Optimizer`` whose groups' ``lr`` are the peaks.
+    """``build(options, model, run)`` returns a ``torch.optim.Optimizer``. The ``lr`` of its groups is the peak.
 
-    One whose weights to train are not the weights to use has two modes: ``train()`` before steps, ``eval()`` while
-    a held-out loss is measured. States are saved in train mode.
+    An optimizer that evaluates other weights than it trains has two modes: ``train()`` before steps, ``eval()``
+    while a held-out loss is measured. States are saved in train mode.
     """
 
     kind: ClassVar[str] = "optimizer"
@@ -360,19 +206,19 @@ class OptimizerSpec(Spec):
     width_scaling: WidthScaling = _UNDECLARED
     """Required. How the learning rates depend on the model's width:
 
-    * ``"adam"``: as Adam's. The size of a step does not depend on the gradient's scale, so a matrix fed by
-      ``width`` channels needs ``lr * base_width / width``. ``build`` calls ``run.param_groups``.
-    * ``"none"``: one learning rate for all parameters at every width, as for plain SGD. Recipes for AdamW do not
-      apply. ``build`` calls ``run.param_groups``.
+    * ``"adam"``: like Adam's. The size of a step does not depend on the gradient's scale, so a matrix with
+      ``width`` input channels needs ``lr * base_width / width``. ``build`` calls ``run.param_groups``.
+    * ``"none"``: the same learning rate for all parameters at every width, as for plain SGD. Recipes for AdamW do
+      not apply. ``build`` calls ``run.param_groups``.
     * ``"custom"``: ``build`` sets the learning rate of each of ``run.groups(model)`` by another rule, as for Muon.
-      Recipes give the optimizer values for AdamW.
+      Recipes return values for AdamW.
     """
     lr_relative_to_adamw: float = 1.0
-    """Learning rate that serves the optimizer, divided by the one that serves AdamW. Recipes multiply their
-    learning rate for AdamW by it and divide the weight decay by it, so that the product stays. Values that a user
-    sets are used as they are. Unused with ``width_scaling="none"``."""
+    """A good learning rate for this optimizer, divided by a good learning rate for AdamW. Recipes multiply their
+    learning rate for AdamW by it and divide the weight decay by it, so that the product stays the same. Values
+    that a user sets are not changed. Unused with ``width_scaling="none"``."""
     schedule: str | None = None
-    """The schedule that an experiment with this optimizer uses unless it names one."""
+    """The default schedule of experiments with this optimizer. None: that of all experiments."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -388,36 +234,38 @@ class OptimizerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleSpec(Spec):
-    """``build(options, run)`` returns the learning rate's multiplier as a function of the step."""
+    """``build(options, run)`` returns the multiplier of the peak learning rate as a function of the step."""
 
     kind: ClassVar[str] = "schedule"
 
     build: Callable[[Any, RunInfo], Schedule]
     branch: Callable[[Any, RunInfo], int] | None = None
-    """``(options, run)`` -> number of steps whose multipliers are those of every longer run with the same
-    options. Runs that are equal but for D then train these steps once. None: D shapes the whole schedule."""
+    """``(options, run)`` -> number of first steps that have the same multipliers in every longer run with the same
+    options. Runs that differ only in D train these steps once. None: the multipliers of all steps depend on D."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec(Spec):
-    """``build(options, about)`` returns the hyperparameters that the user left unset, for one run."""
+    """``build(options, run)`` returns hyperparameters for those that the user left unset. ``run``: a
+    RecipeInput."""
 
     kind: ClassVar[str] = "recipe"
 
     build: Callable[[Any, RecipeInput], Hyperparameters]
     lr_option: str | None = None
-    """The option that is the learning rate, or that multiplies it at every size: what ``flops-fit tune`` writes.
-    None: it writes ``optimizer.lr``."""
+    """The option that is the learning rate, or a factor of it at every size. ``flops-fit tune`` writes it.
+    None: ``flops-fit tune`` writes ``optimizer.lr``."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.lr_option is not None and self.lr_option not in self.options.model_fields:
-            raise ValueError(f"recipe {self.name!r}: lr_option {self.lr_option!r} is none of its options")
+            raise ValueError(f"recipe {self.name!r}: lr_option {self.lr_option!r} is not one of its options")
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlopCounterSpec(Spec):
-    """``build(options, measured)`` returns training FLOPs a token and N, with their conventions."""
+    """``build(options, model)`` returns training FLOPs per token and N, with their conventions. ``model``: a
+    CounterInput."""
 
     kind: ClassVar[str] = "counter"
 
@@ -426,14 +274,14 @@ class FlopCounterSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class StoreSpec(Spec):
-    """``build(options, folder)`` opens the ``ResultStore`` of a study, creating it where there is none."""
+    """``build(options, folder)`` opens the ``ResultStore`` of a study, and creates it if it does not exist."""
 
     kind: ClassVar[str] = "store"
 
     build: Callable[[Any, Path], ResultStore]
     file: str | None = None
-    """Name of the file or folder in the study's folder that holds the results, such as ``results.sqlite``: a study
-    that changes to another store finds them by it. None: they are elsewhere."""
+    """Name of the file or folder in the study's folder that holds the results, such as ``results.sqlite``. A study
+    that changes to another store looks for results there. None: the results are not in the study's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -444,11 +292,11 @@ class DeviceSpec(Spec):
 
     build: Callable[[Any], Device]
     slots: Callable[[Any], Sequence[Mapping[str, str]]]
-    """``(options)`` -> environment variables of each place on this machine where one run can be computed:
-    one a core, or one a GPU. Must not start CUDA in this process."""
+    """``(options)`` -> environment variables of each slot of this machine. A slot can train one run: a core or a
+    GPU. Must not initialize CUDA in this process."""
     devices_per_run: Callable[[Any, int], int] = lambda options, training_bytes: 1
-    """``(options, training_bytes)`` -> devices that train one run together. ``training_bytes``: of the run's
-    weights, their gradients and the optimizer's numbers."""
+    """``(options, training_bytes)`` -> number of devices that train one run. ``training_bytes``: size of the run's
+    weights, gradients and optimizer state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,19 +307,19 @@ class TrainerSpec(Spec):
 
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
-    """Of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``, ``launch``: the jobs that the planner may give
-    it. With ``vmap_runs``, a job has at most as many trajectories of one shape as the option of that name. With
-    ``distribute``, a job on several devices has one process per device; with ``launch``, it has one process that
-    sees all of them."""
+    """Kinds of jobs that the trainer supports: any of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``,
+    ``launch``. With ``vmap_runs``, the option ``vmap_runs`` is the maximum number of trajectories of one shape per job. A
+    job on several devices has one process per device with ``distribute``. With ``launch`` it has a single process,
+    which sees all of them."""
     check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
-    """``(options, run, options_of)``, for a run of each size and budget while the sweep is planned. Raises
-    ConfigError where it cannot train this run; ``options_of(kind)`` gives the options of the run's plugin of a
-    kind."""
+    """``(options, run, options_of)``. Called for a run of each size and budget while the sweep is planned. Raises
+    ConfigError if the trainer cannot train this run. ``options_of(kind)`` returns the options of the run's plugin
+    of a kind."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if unknown := self.can - {"branch", "checkpoint", "vmap_runs", "distribute", "launch"}:
-            raise ValueError(f"trainer {self.name!r} claims unknown abilities: {', '.join(sorted(unknown))}")
+            raise ValueError(f"trainer {self.name!r}: unknown values in can: {', '.join(sorted(unknown))}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -482,11 +330,11 @@ class ExecutorSpec(Spec):
 
     build: Callable[[Any, ExecutorContext], Executor]
     places: Callable[[Any, Sequence[Mapping[str, str]]], int | None] = lambda options, slots: None
-    """``(options, slots of this machine)`` -> jobs at a time, to estimate the time that a sweep takes; None where
-    that is not known before it has begun."""
+    """``(options, slots of this machine)`` -> number of jobs that run at the same time, to estimate the duration
+    of a sweep. None if it is unknown before the sweep starts."""
     check: Callable[[Any], Sequence[str]] = lambda options: ()
-    """``(options)`` -> what there is for it here, in words, for ``flops-fit doctor``. Starts nothing. Raises
-    UserError where it cannot be used."""
+    """``(options)`` -> lines that describe the resources of the executor, for ``flops-fit doctor``. Starts
+    nothing. Raises UserError if the executor cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)

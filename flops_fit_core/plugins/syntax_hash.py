@@ -1,7 +1,7 @@
 """Hashes of Python source that depend on its syntax tree only.
 
-Comments, docstrings and layout change no hash, and every supported version of Python computes the same one, which
-``ast.dump`` does not. The order of neighbouring imports does not count either.
+Comments, docstrings, layout and the order of neighbouring imports do not change a hash. Every supported version of
+Python computes the same hash, unlike with ``ast.dump``.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 _LAYOUT = {"ctx", "kind", "type_comment", "type_ignores"}
-"""Fields that follow from a node's place, and those that depend on how the source is written."""
+"""Fields that follow from a node's position in the tree, or depend on the layout of the source."""
 
 
 def hash_syntax(nodes: Iterable[ast.AST]) -> str:
-    """16 hexadecimal digits of syntax trees, in their order."""
+    """A hash of a sequence of syntax trees: 16 hexadecimal digits."""
     digest = hashlib.sha256()
     for node in nodes:
         for token in _tokens(node):
@@ -25,14 +25,14 @@ def hash_syntax(nodes: Iterable[ast.AST]) -> str:
 
 
 def _tokens(root: ast.AST) -> Iterator[str]:
-    """Node types, fields that are not empty and constants, in the order of the source."""
-    stack: list[Any] = [root]  # not recursive: a sum of a thousand terms is a thousand levels deep
+    """Node types, non-empty fields and constants, in the order of the source."""
+    stack: list[Any] = [root]  # not recursive, because a sum of 1,000 terms has 1,000 levels
     while stack:
         item = stack.pop()
         if isinstance(item, str):
             yield item
         elif isinstance(item, ast.Constant):
-            yield f"{type(item.value).__name__} {_shown(item.value)}"
+            yield f"{type(item.value).__name__} {_format_constant(item.value)}"
         elif isinstance(item, ast.AST):
             yield f"({type(item).__name__}"
             stack.append(")")
@@ -45,13 +45,14 @@ def _tokens(root: ast.AST) -> Iterator[str]:
             yield repr(item)
 
 
-def _shown(constant: object) -> str:
-    # hex: the decimal digits of a long integer are limited. ascii: what repr escapes depends on Python's Unicode.
+def _format_constant(constant: object) -> str:
+    # hex: Python limits the decimal digits of an integer. ascii: the escapes of repr depend on Python's Unicode
+    # version.
     return hex(constant) if isinstance(constant, int) and not isinstance(constant, bool) else ascii(constant)
 
 
 def _fields(node: ast.AST) -> list[tuple[str, Any]]:
-    """By name: versions of Python add fields, which are empty in source that older versions can read."""
+    """Non-empty fields, sorted by name. Newer versions of Python add fields, which are empty for older syntax."""
     fields = []
     for name, value in sorted(ast.iter_fields(node)):
         if isinstance(value, list):
@@ -74,7 +75,7 @@ def _normalized(node: ast.AST, items: list[Any]) -> list[Any]:
 
 
 def _joined(parts: list[Any]) -> list[Any]:
-    """The parts of an f-string; versions of Python cut its constant text at different places."""
+    """The parts of an f-string with adjacent text joined: versions of Python divide text differently."""
     joined: list[Any] = []
     for part in parts:
         if isinstance(part, ast.Constant) and isinstance(part.value, str):
@@ -87,8 +88,9 @@ def _joined(parts: list[Any]) -> list[Any]:
 
 
 def _statements(statements: list[Any]) -> list[Any]:
-    """Statements but those that do nothing (docstrings, ``pass``, ``...``); neighbouring imports sorted."""
-    kept: list[Any] = []
+    """Statements without those that do nothing (docstrings, ``pass``, ``...``), with neighbouring imports
+    sorted."""
+    result: list[Any] = []
     imports: dict[tuple[str, ...], ast.stmt] = {}
     for statement in statements:
         if isinstance(statement, ast.Pass) or (
@@ -98,10 +100,10 @@ def _statements(statements: list[Any]) -> list[Any]:
         if isinstance(statement, ast.Import | ast.ImportFrom):
             imports |= {_import_key(part): part for part in _single_imports(statement)}
             continue
-        kept += [imports[key] for key in sorted(imports)]
+        result += [imports[key] for key in sorted(imports)]
         imports = {}
-        kept.append(statement)
-    return kept + [imports[key] for key in sorted(imports)]
+        result.append(statement)
+    return result + [imports[key] for key in sorted(imports)]
 
 
 def _single_imports(statement: ast.Import | ast.ImportFrom) -> Iterator[ast.Import | ast.ImportFrom]:

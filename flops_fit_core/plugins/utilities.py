@@ -20,12 +20,12 @@ from flops_fit_core.records import content_hash as content_hash
 
 
 def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) -> None:
-    """Replace a file at once: a reader sees the old content or the new, never a part.
+    """Replace a file atomically: a reader sees either the old or the new content, never a part.
 
     Args:
-        path: In a folder that exists.
+        path: File to replace. Its folder must exist.
         content: Text is written as UTF-8.
-        durable: As for :func:`replacing`.
+        durable: See :func:`replacing`.
 
     Raises OSError, and leaves the old file as it was.
     """
@@ -36,13 +36,13 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
 
 @contextlib.contextmanager
 def replacing(path: Path, *, durable: bool = True, mode: int = 0o600) -> Iterator[BinaryIO]:
-    """Open a new file for writing. It replaces ``path`` at once when the block ends, unless the block raises.
+    """Open a new file for writing. It replaces ``path`` atomically when the block ends, unless the block raises.
 
     Args:
-        path: In a folder that exists. A file that is there is replaced, and does not pass on its permissions.
-        durable: Whether the content is on disk when the file is replaced. False is faster, and a power failure
-            may leave an empty file.
-        mode: Permissions of the file before the umask: 0o600 for its owner alone, 0o666 for an ordinary file.
+        path: File to replace. Its folder must exist. The permissions of an existing file are not kept.
+        durable: Whether to sync the content to disk before the file is replaced. False is faster, but a power
+            failure may leave an empty file.
+        mode: Permissions of the file before the umask: 0o600 for its owner only, 0o666 for an ordinary file.
 
     Raises OSError, and leaves the old file as it was. A killed process may leave a hidden file ``.NAME.xxxxxxxx``.
     """
@@ -57,26 +57,27 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o600) -> Iterato
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno and error.filename is None:  # a write does not name its file
+        if isinstance(error, OSError) and error.errno and error.filename is None:  # write() names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
 
 
 def read_log_tail(path: Path, max_bytes: int, start: int = 0) -> str:
-    """The end of a log that may still be written: its last whole lines, of ``max_bytes`` together.
+    """The last complete lines of a log that may still be written, at most ``max_bytes`` in total.
 
-    If even the last line is longer, it is cut at its front. Bytes that are not UTF-8 become U+FFFD.
+    If the last line is longer, its start is cut off. Bytes that are not UTF-8 become U+FFFD.
 
     Args:
-        path: A file that may be missing.
-        max_bytes: How much is read at most.
-        start: Byte at which reading begins at the earliest: where the log of this attempt begins.
+        path: A file. It may be missing.
+        max_bytes: Maximum number of bytes to read.
+        start: First byte to read, such as the start of this attempt's log.
 
     Returns an empty string for a file that cannot be read.
     """
     with contextlib.suppress(OSError), path.open("rb") as file:
         first = file.seek(0, os.SEEK_END) - max_bytes
-        # One byte earlier: if a line begins at ``first``, its predecessor's end is read and the line stays whole.
+        # Read one byte more: if a line begins at ``first``, the newline before it is read and the line is
+        # complete.
         file.seek(max(start, first - 1))
         data = file.read()
         if first > start:
@@ -102,14 +103,14 @@ def fit_header(
     params: Iterable[float],
     draws: Mapping[str, Iterable[float]] | None = None,
 ) -> dict[str, Any]:
-    """The fields of a LawFit that every fitter fills alike: ``LawFit(**fit_header(...), law=..., ...)``.
+    """The fields of a LawFit that are the same for all fitters: ``LawFit(**fit_header(...), law=..., ...)``.
 
     Args:
-        fitter: A dataclass or an Options table. Values that differ from their defaults become the options. Its
-            ``level`` and ``seed`` are those of the fit; without them, 0.9 and 0.
+        fitter: A dataclass or an Options table. Values that differ from their defaults become the options. The fit
+            takes ``level`` and ``seed`` from it; the defaults are 0.9 and 0.
         name: Qualified name of the fitter, such as ``my-plugin/my-law``.
-        flops: C of the runs that were fitted.
-        params: N of the runs whose sizes count as trained.
+        flops: C of the fitted runs.
+        params: N of the runs that define the range of trained sizes.
         draws: Bootstrap draws by parameter of the law. A parameter without draws is left out.
 
     Returns ``fitter``, ``level``, ``seed``, ``flops_range``, ``params_range`` and ``draws``.

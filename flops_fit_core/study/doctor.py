@@ -77,7 +77,7 @@ def executors(registry: Registry) -> Iterator[Finding]:
     """Those that are installed, and what each finds here with its default options."""
     for offer in registry.offers("executor"):
         if missing := offer.missing():
-            yield Finding(f"executor {offer.spec.name}", offer.needs(missing))
+            yield Finding(f"executor {offer.spec.name}", offer.install_message(missing))
             continue
         try:
             options = offer.spec.options()

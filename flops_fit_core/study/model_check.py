@@ -22,8 +22,9 @@ from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import build_on_meta
 from flops_fit_core.planning import open_dataset
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Batch, LossSurface, Task
-from flops_fit_core.plugins.specs import ModelSpec, Options
+from flops_fit_core.plugins.specs import ModelSpec
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
 

@@ -94,7 +94,9 @@ def _others(
         if offer.spec.file is None or offer.name in seen or not (folder.path / offer.spec.file).exists():
             continue
         if missing := offer.missing():
-            raise ConfigError(f"{folder.path / offer.spec.file} may have results: {offer.needs(missing)}")
+            raise ConfigError(
+                f"{folder.path / offer.spec.file} may have results: {offer.install_message(missing)}"
+            )
         yield offer.spec.file, PluginConfig(offer, offer.spec.options())
 
 

@@ -7,7 +7,7 @@
     class TestMyStore(StoreConformance):
         name = "mine"
 
-A kit, and pytest with it, is imported when it is first asked for: workers import from here as well.
+A kit, and pytest with it, is imported on first access, because workers import this package, too.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _rewrite_asserts() -> None:
-    """Let pytest show the values of a failed assert in a kit, which is not a test file."""
+    """Make pytest show the values of a failed assert in a kit, which is not a test file."""
     import pytest
 
     modules = {f"{__name__}.{file.stem}" for file in Path(__file__).parent.glob("[!_]*.py")}

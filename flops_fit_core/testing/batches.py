@@ -1,4 +1,4 @@
-"""Batches taken apart. Imports no pytest: other processes do so, too."""
+"""Tensors and samples of batches. Imports no pytest, because worker processes import this module."""
 
 from __future__ import annotations
 
@@ -42,6 +42,6 @@ def samples_of(batches: Iterable[Batch]) -> list[bytes]:
     """Each sample as bytes."""
     samples = []
     for batch in batches:
-        columns = [one.numpy() for one in tensors(batch)]
+        columns = [tensor.numpy() for tensor in tensors(batch)]
         samples += [b"|".join(column[row].tobytes() for column in columns) for row in range(len(columns[0]))]
     return samples

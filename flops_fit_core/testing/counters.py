@@ -31,12 +31,12 @@ TASK = LanguageTask(vocab_size=61, context=16)
 
 
 class FlopCounterConformance(Kit):
-    """What every FLOPs counter must do. Inherit, set ``name``, and run pytest.
+    """Tests for every FLOPs counter. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        slack: How far a count may be from three times torch's count of the forward pass, as a factor:
-            conventions differ in what they leave out, or count twice. Three or more would let a counter
-            pass that forgets the backward pass.
+        slack: Largest factor between a count and three times torch's count of the forward pass. Conventions differ
+            in the operations that they leave out or count twice. With 3 or more, a counter without the backward
+            pass would pass.
     """
 
     kind: ClassVar[str] = "counter"
@@ -44,12 +44,12 @@ class FlopCounterConformance(Kit):
 
     @pytest.fixture
     def count(self, chosen: PluginConfig[Any]) -> Count:
-        """Counts a model."""
+        """A function that counts a model."""
 
-        def count(measured: CounterInput) -> FlopCount:
-            found: FlopCount = chosen.spec.build(chosen.options, measured)
-            assert isinstance(found, FlopCount), f"gave {found!r} instead of a FlopCount"
-            return found
+        def count(model: CounterInput) -> FlopCount:
+            flop_count: FlopCount = chosen.spec.build(chosen.options, model)
+            assert isinstance(flop_count, FlopCount), f"build returned {flop_count!r} instead of a FlopCount"
+            return flop_count
 
         return count
 
@@ -57,7 +57,7 @@ class FlopCounterConformance(Kit):
         """About three times the forward pass, at several widths."""
         for width in (16, 64):
             forward = forward_flops(_build(width), TASK, random_batch(TASK, 2))
-            ratio = count(measured_model(width)).flops_per_token / (3 * forward)
+            ratio = count(example_model(width)).flops_per_token / (3 * forward)
             assert 1 / self.slack < ratio < self.slack, (
                 f"{ratio:.2f} of three times the forward pass at width {width}"
                 + (": is the backward pass, twice the forward pass, counted?" if ratio < 1 else "")
@@ -65,73 +65,74 @@ class FlopCounterConformance(Kit):
 
     def test_a_larger_model_costs_more(self, count: Count) -> None:
         """In FLOPs and in N."""
-        small, large = count(measured_model(16)), count(measured_model(32))
+        small, large = count(example_model(16)), count(example_model(32))
         assert small.flops_per_token < large.flops_per_token, "at twice the width"
         assert small.params < large.params, "N at twice the width"
 
     def test_it_says_what_it_counts(self, count: Count) -> None:
-        """Every table and figure repeats these words; terms, where there are any, are of these FLOPs."""
-        found = count(measured_model(16))
-        assert found.flops_name.strip(), "flops_name is empty"
-        assert found.params_name.strip(), "params_name is empty"
-        total = sum(found.terms.values())
-        assert not found.terms or total == pytest.approx(found.flops_per_token), (
-            f"terms add up to {total:,.0f}, flops_per_token is {found.flops_per_token:,.0f}"
+        """Every table and figure shows these names. Terms, if any, add up to the FLOPs."""
+        result = count(example_model(16))
+        assert result.flops_name.strip(), "flops_name is empty"
+        assert result.params_name.strip(), "params_name is empty"
+        total = sum(result.terms.values())
+        assert not result.terms or total == pytest.approx(result.flops_per_token), (
+            f"terms add up to {total:,.0f}, flops_per_token is {result.flops_per_token:,.0f}"
         )
 
     def test_n_is_a_number_of_the_model_s_parameters(self, count: Count) -> None:
-        """A whole one, and no more than there are."""
-        measured = measured_model(16)
-        found = count(measured)
-        assert isinstance(found.params, int)
-        assert 0 < found.params <= measured.parameters.total
+        """A positive integer, at most the number of all parameters."""
+        model = example_model(16)
+        params = count(model).params
+        assert isinstance(params, int)
+        assert 0 < params <= model.parameters.total
 
     def test_it_counts_without_reading_or_changing_the_model(self, count: Count) -> None:
-        """On the meta device there is nothing to read; the same model has the same count."""
-        measured = measured_model(16)
-        before = _condition(measured.module)
-        assert count(measured) == count(measured), "counted twice, the model has two counts"
-        after = _condition(measured.module)
-        for what, was in before.items():
-            assert after[what] == was, f"it has changed {what} of the model"
+        """Tensors on the meta device have no values. The same model has the same count."""
+        model = example_model(16)
+        before = _condition(model.module)
+        assert count(model) == count(model), "two counts of the same model differ"
+        after = _condition(model.module)
+        for aspect, value in before.items():
+            assert after[aspect] == value, f"the counter changed {aspect} of the model"
 
     def test_a_family_that_does_not_describe_itself_is_counted_or_refused(self, count: Count) -> None:
-        """Refused with one of flops-fit's own errors, that is."""
-        silent = replace(measured_model(16), own_flops_per_token=None, shape=None)
+        """Refused means: with an error class of flops-fit."""
+        undeclared = replace(example_model(16), own_flops_per_token=None, shape=None)
         try:
-            found = count(silent)
+            result = count(undeclared)
         except FlopsFitError:
             return
-        assert found.flops_per_token > 0
+        assert result.flops_per_token > 0
 
     def test_a_model_of_images_is_counted_or_refused(self, count: Count) -> None:
-        """Refused with one of flops-fit's own errors: a task need not have a context or a vocabulary."""
-        images = _model_of_vectors()
+        """Refused means: with an error class of flops-fit. A task need not have a context or a vocabulary."""
+        model = _example_classifier()
         try:
-            found = count(images)
+            result = count(model)
         except FlopsFitError:
             return
-        forward = forward_flops(_vectors(), images.task, random_batch(images.task, 2))
-        ratio = found.flops_per_token / (3 * forward)
+        forward = forward_flops(_build_classifier(), model.task, random_batch(model.task, 2))
+        ratio = result.flops_per_token / (3 * forward)
         assert 1 / self.slack < ratio < self.slack, f"{ratio:.2f} of three times the forward pass of a sample"
 
 
 def _condition(module: nn.Module) -> dict[str, object]:
     return {
         "the parameters": [
-            (name, tuple(it.shape), it.requires_grad, it.grad is None) for name, it in module.named_parameters()
+            (name, tuple(param.shape), param.requires_grad, param.grad is None)
+            for name, param in module.named_parameters()
         ],
-        "the device": [it.device.type for it in module.parameters()],
+        "the device": [param.device.type for param in module.parameters()],
         "the mode (train or eval)": [part.training for part in module.modules()],
         "the hooks": [len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules()],
     }
 
 
-def _model_of_vectors() -> CounterInput:
+def _example_classifier() -> CounterInput:
     import torch
 
     with torch.device("meta"):
-        module = _vectors()
+        module = _build_classifier()
     size = 12 * 32 + 32 * 5
     return CounterInput(
         module=module,
@@ -142,13 +143,13 @@ def _model_of_vectors() -> CounterInput:
     )
 
 
-def _vectors() -> nn.Module:
+def _build_classifier() -> nn.Module:
     from torch import nn
 
     return nn.Sequential(nn.Linear(12, 32, bias=False), nn.ReLU(), nn.Linear(32, 5, bias=False))
 
 
-def measured_model(width: int) -> CounterInput:
+def example_model(width: int) -> CounterInput:
     """A small language model on the meta device, counted by hand."""
     import torch
 

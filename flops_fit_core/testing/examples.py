@@ -1,4 +1,4 @@
-"""Valid records to test with. What is not given is made up; nothing was trained."""
+"""Valid records to test with. Their numbers are invented; nothing was trained."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from flops_fit_core.records import Evaluation, ParameterCounts, PluginChoice, Ru
 
 
 def example_run(**changes: Any) -> RunSpec:
-    """A valid RunSpec; ``example_run(seed=3)`` is another run than ``example_run(seed=4)``."""
-    given: dict[str, Any] = {
+    """A valid RunSpec. Runs with different seeds have different ids."""
+    defaults: dict[str, Any] = {
         "model": PluginChoice(name="gpt/gpt", options={"width": 32, "depth": 3}),
         "dataset": PluginChoice(name="text/text"),
         "fingerprint": "text 5b1e0a7c9d3f2468",
@@ -27,17 +27,17 @@ def example_run(**changes: Any) -> RunSpec:
         "params": 36_864,
         "flops_per_token": 293_000.0,
     }
-    return RunSpec(**{**given, **changes})
+    return RunSpec(**{**defaults, **changes})
 
 
 def example_result(**changes: Any) -> RunResult:
-    """A valid RunResult, every field filled: of ``example_run()`` and completed unless said otherwise.
+    """A valid RunResult with values in all fields, by default of ``example_run()`` and ``completed``.
 
-    A ``failed`` one gets an error and no loss, a ``diverged`` one no loss.
+    A ``failed`` result has an error and no loss. A ``diverged`` result has no loss.
     """
     run: RunSpec = changes.get("run") or example_run()
     status = changes.get("status", "completed")
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "run": run,
         "status": status,
         "loss": 2.3456789012345678 if status == "completed" else None,
@@ -65,7 +65,7 @@ def example_result(**changes: Any) -> RunResult:
         "runtime": {"trainer": {"threads": 1}},
         "finished": datetime(2026, 11, 1, 12, 30, 15, 123456, tzinfo=UTC),
     }
-    return RunResult(**{**given, **changes})
+    return RunResult(**{**defaults, **changes})
 
 
 def result_of(seed: int, attempt: int = 1, **changes: Any) -> RunResult:

@@ -1,4 +1,4 @@
-"""The conformance kit for executors, which tries them with real jobs.
+"""The conformance kit for executors, which runs real jobs.
 
 ::
 
@@ -40,19 +40,19 @@ HANG = "import time; time.sleep(3600)"
 
 @dataclass
 class Outcome:
-    """What an executor said of one job."""
+    """Results and error of a job, from an executor's events."""
 
     results: list[RunResult] = field(default_factory=list)
     error: str | None = None
 
 
 class ExecutorConformance(Kit):
-    """What every executor must do. Inherit, set ``name``, and run pytest.
+    """Tests for every executor. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        isolated: False for an executor that trains in the driver's own process.
-        event_timeout: Seconds without any event after which a test fails; more where jobs wait in a queue.
-        daemons_take: Seconds after ``close()`` in which daemons of a cluster may still end what they were told to.
+        isolated: False for an executor that trains in the driver's process.
+        event_timeout: Seconds without any event after which a test fails. Increase it if jobs wait in a queue.
+        daemons_take: Seconds after ``close()`` in which daemons of a cluster may still end processes.
     """
 
     kind: ClassVar[str] = "executor"
@@ -64,7 +64,7 @@ class ExecutorConformance(Kit):
 
     @contextmanager
     def executor(self, folder: Path) -> Iterator[Executor]:
-        """The executor, for a study in ``folder`` on a machine with two places for jobs."""
+        """The executor, for a study in ``folder`` on a machine with two slots."""
         registry = Registry(self.plugins) if self.plugins else installed()
         spec = registry.find(self.kind, self.name).spec
         context = StudyExecutorContext(
@@ -79,12 +79,12 @@ class ExecutorConformance(Kit):
         finally:
             executor.close()
 
-    def outcomes(self, executor: Executor, jobs: Sequence[Job], given: Sequence[Any] = ()) -> dict[str, Outcome]:
-        """Read events (after those ``given``) to their end, and hold what was said to the contract."""
+    def outcomes(self, executor: Executor, jobs: Sequence[Job], earlier: Sequence[Any] = ()) -> dict[str, Outcome]:
+        """Read events to their end, check them together with ``earlier`` events, and return each job's outcome."""
         outcomes = {job.id: Outcome() for job in jobs}
         job_of = {run.id: job.id for job in jobs for run in job.runs}
         ended: set[str] = set()
-        for event in [*given, *executor.events(self.event_timeout)]:
+        for event in [*earlier, *executor.events(self.event_timeout)]:
             if isinstance(event, JobEnded):
                 assert event.job in outcomes, f"JobEnded for {event.job}, which was never submitted"
                 assert event.job not in ended, f"a second JobEnded for job {event.job}"
@@ -93,86 +93,87 @@ class ExecutorConformance(Kit):
             elif isinstance(event, RunResult):
                 job_id = job_of[event.id]
                 assert job_id not in ended, f"a result of job {job_id} came after its JobEnded"
-                known = {result.id for result in outcomes[job_id].results}
-                assert event.id not in known, f"the result of run {event.id} came twice"
+                run_ids = {result.id for result in outcomes[job_id].results}
+                assert event.id not in run_ids, f"the result of run {event.id} came twice"
                 outcomes[job_id].results.append(event)
         lost = sorted(outcomes.keys() - ended)
         assert not lost, f"no JobEnded within {self.event_timeout} seconds for {', '.join(lost)}"
         return outcomes
 
     def wait_for_start(self, executor: Executor, trace: Path) -> list[Any]:
-        """Read events until a job has written its ``trace``; what was read."""
-        seen: list[Any] = []
-        until = time.monotonic() + self.event_timeout
+        """Read events until a job has written its ``trace``. Returns the events."""
+        events: list[Any] = []
+        deadline = time.monotonic() + self.event_timeout
         while not trace.exists():
-            assert time.monotonic() < until, f"no job has begun within {self.event_timeout} seconds"
+            assert time.monotonic() < deadline, f"no job started within {self.event_timeout} seconds"
             for event in executor.events(0.1):
-                seen.append(event)
+                events.append(event)
                 if trace.exists():
                     break
-        return seen
+        return events
 
     # ------------------------------------------------------------------ tests
 
     def test_every_job_gives_its_results_and_ends_exactly_once(self, tmp_path: Path) -> None:
-        *jobs, last, further = tiny_jobs(LEARN, RAISE, LEARN, LEARN, LEARN)
-        jobs.append(last.model_copy(update={"trajectories": last.trajectories + further.trajectories}))
+        *jobs, fourth, fifth = tiny_jobs(LEARN, RAISE, LEARN, LEARN, LEARN)
+        jobs.append(fourth.model_copy(update={"trajectories": fourth.trajectories + fifth.trajectories}))
         with self.executor(tmp_path) as executor:
             assert executor.capacity >= 1
             for job in jobs:
                 executor.submit(job)
             outcomes = self.outcomes(executor, jobs)
-            assert list(executor.events(self.event_timeout)) == [], "events went on after the last JobEnded"
+            assert list(executor.events(self.event_timeout)) == [], "events continued after the last JobEnded"
         for job in jobs:
             outcome = outcomes[job.id]
-            assert outcome.error is None, f"a job whose worker reached its end has the error {outcome.error!r}"
-            found = [result.run.id for result in outcome.results]
-            assert found == [run.id for run in job.runs], (
-                "a job gives one result for each of its runs, in their order"
+            assert outcome.error is None, (
+                f"the worker reached the end of a job that has the error {outcome.error!r}"
+            )
+            assert [result.run.id for result in outcome.results] == [run.id for run in job.runs], (
+                "a job must yield one result for each of its runs, in their order"
             )
         completed, raised = outcomes[jobs[0].id].results[0], outcomes[jobs[1].id].results[0]
         assert completed.status == "completed"
-        assert completed.loss == pytest.approx(trained_here(jobs[0], tmp_path).loss, rel=1e-4)
+        assert completed.loss == pytest.approx(train_in_process(jobs[0], tmp_path).loss, rel=1e-4)
         assert raised.status == "failed"
         assert raised.error is not None
         assert "this model raises" in raised.error.message
 
     def test_jobs_may_be_submitted_while_events_are_read(self, tmp_path: Path) -> None:
         first, second, third = jobs = tiny_jobs(LEARN, LEARN, LEARN)
-        later = {first.id: second, second.id: third}
-        seen = []
+        next_jobs = {first.id: second, second.id: third}
+        events = []
         with self.executor(tmp_path) as executor:
             executor.submit(first)
             for event in executor.events(self.event_timeout):
-                seen.append(event)
-                if isinstance(event, JobEnded) and event.job in later:
-                    executor.submit(later[event.job])
-            outcomes = self.outcomes(executor, jobs, given=seen)
+                events.append(event)
+                if isinstance(event, JobEnded) and event.job in next_jobs:
+                    executor.submit(next_jobs[event.job])
+            outcomes = self.outcomes(executor, jobs, earlier=events)
         assert all(len(outcome.results) == 1 for outcome in outcomes.values())
 
     def test_a_job_may_be_submitted_again(self, tmp_path: Path) -> None:
-        """A sweep tries a job again, under its id, when its worker was lost."""
+        """A sweep retries a job with the same id after its worker was lost."""
         (job,) = tiny_jobs(LEARN)
-        again = job.model_copy(update={"attempts": {run.id: 2 for run in job.runs}})
+        second = job.model_copy(update={"attempts": {run.id: 2 for run in job.runs}})
         with self.executor(tmp_path) as executor:
-            for attempt, one in enumerate((job, again), 1):
-                executor.submit(one)
-                outcome = self.outcomes(executor, [one])[job.id]
+            for attempt, submission in enumerate((job, second), 1):
+                executor.submit(submission)
+                outcome = self.outcomes(executor, [submission])[job.id]
                 assert [result.attempt for result in outcome.results] == [attempt]
 
     def test_a_worker_that_dies_ends_its_job_and_no_other(self, tmp_path: Path) -> None:
         if not self.isolated:
             pytest.skip("trains in this process, which would die")
-        lucky, dying, *others = tiny_jobs(LEARN, DIE, LEARN, LEARN)
-        both = dying.model_copy(update={"trajectories": lucky.trajectories + dying.trajectories})
+        surviving, dying, *healthy = tiny_jobs(LEARN, DIE, LEARN, LEARN)
+        killed = dying.model_copy(update={"trajectories": surviving.trajectories + dying.trajectories})
         with self.executor(tmp_path) as executor:
-            for job in [both, *others]:
+            for job in [killed, *healthy]:
                 executor.submit(job)
-            outcomes = self.outcomes(executor, [both, *others])
-        assert outcomes[both.id].error, "the JobEnded of a job whose worker was killed needs an error"
-        delivered = [result.run for result in outcomes[both.id].results]
-        assert delivered == list(lucky.runs), "what a worker gave before it died must be delivered"
-        for job in others:
+            outcomes = self.outcomes(executor, [killed, *healthy])
+        assert outcomes[killed.id].error, "the JobEnded of a job needs an error if its worker was killed"
+        delivered = [result.run for result in outcomes[killed.id].results]
+        assert delivered == list(surviving.runs), "results that a worker yielded before it died must be delivered"
+        for job in healthy:
             assert outcomes[job.id].error is None
             assert [result.status for result in outcomes[job.id].results] == ["completed"]
 
@@ -180,22 +181,22 @@ class ExecutorConformance(Kit):
         trace = tmp_path / "trace"
         with self.executor(tmp_path) as executor:
             busy = [traced(CRAWL, trace)] * executor.capacity
-            *running, waiting, left = jobs = tiny_jobs(*busy, LEARN, LEARN)
+            *running, waiting, remaining = jobs = tiny_jobs(*busy, LEARN, LEARN)
             for job in jobs:
                 executor.submit(job)
-            seen = self.wait_for_start(executor, trace)
+            events = self.wait_for_start(executor, trace)
             for job in [waiting, *running]:
                 executor.cancel(job.id)
-            executor.cancel("nobody's job")
-            outcomes = self.outcomes(executor, jobs, given=seen)
+            executor.cancel("unknown job")
+            outcomes = self.outcomes(executor, jobs, earlier=events)
         for job in [waiting, *running]:
             assert outcomes[job.id].results == []
             assert outcomes[job.id].error, "the JobEnded of a cancelled job needs an error"
-        assert [result.status for result in outcomes[left.id].results] == ["completed"]
+        assert [result.status for result in outcomes[remaining.id].results] == ["completed"]
 
     def test_reading_ends_when_nothing_comes_and_closing_leaves_no_process(self, tmp_path: Path) -> None:
         if not self.isolated:
-            pytest.skip("trains in this process, which a model that hangs would hold up")
+            pytest.skip("trains in this process, which would hang with the model")
         trace = tmp_path / "trace"
         with self.executor(tmp_path) as executor:
             for job in tiny_jobs(*[traced(HANG, trace)] * 2):
@@ -205,11 +206,11 @@ class ExecutorConformance(Kit):
             executor.close()
             executor.close()
         workers = [line.split() for line in trace.read_text().splitlines()]
-        left = [int(pid) for host, pid in workers if host == socket.gethostname()]
-        until = time.monotonic() + self.daemons_take
-        while (left := [pid for pid in left if is_running(pid)]) and time.monotonic() < until:
+        pids = [int(pid) for host, pid in workers if host == socket.gethostname()]
+        deadline = time.monotonic() + self.daemons_take
+        while (pids := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert left == [], "processes of these ids are left"
+        assert pids == [], "processes with these ids are still running"
 
 
 def tiny_registry() -> Registry:
@@ -217,7 +218,7 @@ def tiny_registry() -> Registry:
 
 
 def tiny_jobs(*codes: str) -> list[Job]:
-    """One job of one run of a hundred steps or two for each code (see :class:`tiny.TinyOptions`)."""
+    """One job per code (see :class:`tiny.TinyOptions`), with a single run of 100 to 200 steps."""
     experiment = make_experiment(
         {
             "sweep": {
@@ -239,7 +240,7 @@ def tiny_jobs(*codes: str) -> list[Job]:
 
 
 def traced(code: str, trace: Path) -> str:
-    """The code, after appending ``host pid`` to the file ``trace`` in the first step."""
+    """The code, preceded by code that appends ``host pid`` to the file ``trace`` in the first step."""
     return f"""
 import os, socket
 if step == 0:
@@ -249,8 +250,8 @@ if step == 0:
 """
 
 
-def trained_here(job: Job, folder: Path) -> RunResult:
-    """The job's result, trained in this process without any executor."""
+def train_in_process(job: Job, folder: Path) -> RunResult:
+    """Train a job in this process without an executor, and return its first result."""
     setup = tiny_registry().setup.model_dump_json()
     context = StudyExecutorContext(folder=folder, plugins=setup, live={}, slots=[{}])
     records = context.task(job)()
@@ -258,7 +259,7 @@ def trained_here(job: Job, folder: Path) -> RunResult:
 
 
 def is_running(pid: int) -> bool:
-    """Whether a process lives; a zombie that nobody has waited for does not."""
+    """Whether a process is alive. A zombie is not."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0] != "Z"

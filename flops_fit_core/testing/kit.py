@@ -1,4 +1,4 @@
-"""What the conformance kits for models, datasets, optimizers, schedules and FLOPs counters share."""
+"""The base class of the conformance kits, and helpers that several kits share."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class Kit:
-    """Base of the kits. An author sets ``name`` and ``options``.
+    """Base class of the kits. Plugin authors set ``name`` and ``options``.
 
     Attributes:
         name: The plugin's name, as in the experiment file.
-        options: Its options.
+        options: The plugin's options.
         plugins: Plugins that are not installed, as for ``Registry``: name -> module or object.
     """
 
@@ -35,12 +35,12 @@ class Kit:
 
     @pytest.fixture
     def registry(self) -> Registry:
-        """The plugins among which the one under test is."""
+        """A registry with the plugin under test."""
         return _registry_of(type(self))  # type: ignore[arg-type]  # mypy: a class is no Hashable
 
     @pytest.fixture
     def given_options(self) -> Mapping[str, JsonValue]:
-        """The options. Override it where they need another fixture, such as ``tmp_path``."""
+        """The options. Override it if they need another fixture, such as ``tmp_path``."""
         return self.options
 
     @pytest.fixture
@@ -52,12 +52,12 @@ class Kit:
 
 @functools.lru_cache(maxsize=16)
 def _registry_of(kit: type[Kit]) -> Registry:
-    """One a class: discovery takes longer than most tests."""
+    """One registry per class, because discovery takes longer than most tests."""
     return Registry(kit.plugins) if kit.plugins else installed()
 
 
 def random_batch(task: Task, size: int, seed: int = 0) -> Batch:
-    """A batch with random content for the tasks of flops_fit_core; any other task's own example."""
+    """A batch with random content for the tasks of flops_fit_core; the task's example for other tasks."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -72,13 +72,13 @@ def random_batch(task: Task, size: int, seed: int = 0) -> Batch:
 
 
 def forward_flops(module: nn.Module, task: Task, batch: Batch) -> float:
-    """FLOPs a token of a forward pass, as ``torch.utils.flop_counter`` counts them."""
+    """FLOPs per token of a forward pass, counted by ``torch.utils.flop_counter``."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    # The plain kernel is made of matrix products, which the counter knows on every device.
+    # The math kernel consists of matrix products, which the counter counts on every device.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         task.outputs(module, batch)
     return float(counter.get_total_flops()) / (len(next(tensors(batch))) * task.tokens_per_sample)

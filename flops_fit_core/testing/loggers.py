@@ -33,24 +33,24 @@ from flops_fit_core.testing.kit import Kit
 STUDY = dict.fromkeys(
     ("experiment.json", "plan.json", "plugins.json", "fit.json", "results.sqlite"), "of the study"
 )
-"""Files of a study that are not a logger's."""
+"""Files of a study that a logger must not change, with their content."""
 
 
 class LoggerConformance(Kit):
-    """What every ``Logger`` must do. Inherit, set ``name`` (and ``shown``), and run pytest.
+    """Tests for every ``Logger``. Inherit, set ``name`` (and override ``shown``), and run pytest.
 
     Attributes:
         name: The logger's name, as in ``loggers = ["..."]``.
-        options: Its options.
+        options: The logger's options.
         plugins: Plugins that are not installed, as for ``Registry``: name -> module.
-        keeps: Of what :meth:`shown` gives, what must be there for every result: of ``attempt``, ``status``,
-            ``loss``, ``params``, ``tokens``, ``flops``, ``eval``, ``error``.
-        keeps_training: Whether ``shown`` gives the training curve as ``training``; points of it may be missing.
-        keeps_attempts: Whether every attempt at a run is shown beside the others.
-        prints: Whether it writes on standard output.
-        writes_elsewhere: Whether it writes files outside of the study's folder.
-        exit_timeout: Seconds after ``close`` in which threads and processes may come to their end.
-        library_threads: How the names of threads begin that a library keeps for as long as the process lives.
+        keeps: Keys that :meth:`shown` must return for every result: any of ``attempt``, ``status``, ``loss``,
+            ``params``, ``tokens``, ``flops``, ``eval``, ``error``.
+        keeps_training: Whether ``shown`` returns the training curve as ``training``. Points may be missing.
+        keeps_attempts: Whether ``shown`` returns every attempt at a run, or only the last.
+        prints: Whether the logger writes to standard output.
+        writes_elsewhere: Whether the logger writes files outside of the study's folder.
+        exit_timeout: Seconds after ``close`` in which threads and processes may end.
+        library_threads: Prefixes of the names of threads that a library keeps until the process ends.
     """
 
     kind: ClassVar[str] = "logger"
@@ -63,12 +63,12 @@ class LoggerConformance(Kit):
     library_threads: ClassVar[Sequence[str]] = ()
 
     def shown(self, folder: Path) -> Sequence[Mapping[str, Any]] | None:
-        """Override it: what the logger kept of the study in ``folder``, read back after it was closed.
+        """Override this: read the logged results of the study in ``folder``, after the logger was closed.
 
-        One mapping for each result: ``run`` (its id) and what is kept of ``attempt``, ``status``, ``loss``,
-        ``params`` (N), ``tokens`` (D that was trained), ``flops``, ``eval`` and ``training`` (lists of
-        ``(tokens, loss)``), ``error`` (text with the message in it). None, as here: it cannot be read back,
-        and only what the logger does is tested.
+        Return one mapping per result: ``run`` (its id) and the logged keys among ``attempt``, ``status``,
+        ``loss``, ``params`` (N), ``tokens`` (trained D), ``flops``, ``eval`` and ``training`` (lists of
+        ``(tokens, loss)``), and ``error`` (text that contains the message). The default, None, means that the log
+        cannot be read. The kit then tests only that the logger works.
         """
         return None
 
@@ -92,17 +92,17 @@ class LoggerConformance(Kit):
     @pytest.fixture(autouse=True)
     def _quiet(self, elsewhere: Path, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
         yield
-        said = capfd.readouterr().out
+        output = capfd.readouterr().out
         if not self.prints:
-            assert said == "", "standard output is for what a command was asked for"
+            assert output == "", "standard output must contain only the output of a command"
 
     # ------------------------------------------------------------------ a sweep
 
     def test_it_follows_a_sweep_from_its_start_to_its_end(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """Runs one after another, each with progress, evaluations and a result."""
+        """Sequential runs, each with progress, evaluations and a result."""
         runs = _runs(2)
         results = [_result(run) for run in runs]
-        logger = _opened(chosen, folder, runs)
+        logger = _start_logger(chosen, folder, runs)
         for result in results:
             for progress in _progress(result.run):
                 logger.progress(progress)
@@ -113,12 +113,12 @@ class LoggerConformance(Kit):
     def test_runs_that_train_at_the_same_time_are_kept_apart(
         self, chosen: PluginConfig[Any], folder: Path
     ) -> None:
-        """Their progress comes interleaved; they end in another order than they began."""
+        """Their progress is interleaved, and they end in another order than they started."""
         runs = _runs(3)
         results = [_result(run) for run in runs]
-        logger = _opened(chosen, folder, runs)
-        for turn in zip(*(_progress(run) for run in runs), strict=True):
-            for progress in turn:
+        logger = _start_logger(chosen, folder, runs)
+        for simultaneous in zip(*(_progress(run) for run in runs), strict=True):
+            for progress in simultaneous:
                 logger.progress(progress)
         for result in reversed(results):
             logger.finished(result)
@@ -126,17 +126,17 @@ class LoggerConformance(Kit):
         self._check(folder, results, _training(*runs))
 
     def test_a_result_needs_no_progress_before_it(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """Another driver trained it, or it was over before anybody looked."""
+        """Another driver trained the run, or it was too short for progress."""
         runs = _runs(2)
         results = [_result(run) for run in runs]
-        logger = _opened(chosen, folder, runs)
+        logger = _start_logger(chosen, folder, runs)
         for result in results:
             logger.finished(result)
         logger.close()
         self._check(folder, results)
 
     def test_runs_that_fail_or_diverge_are_shown(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """In the middle of training, or before it began; with errors of any text and length."""
+        """In the middle of training, or before it started, with errors of any text and length."""
         runs = _runs(4)
         text = "Ünïcödé \U0001f600 'quoted' \"twice\" % {x} \\ \r\n\t<b>`x`" + "long " * 3000
         results = [
@@ -147,7 +147,7 @@ class LoggerConformance(Kit):
             ),
             _result(runs[3], status="failed", error=RunError(type="Fehler", message=text, traceback=text)),
         ]
-        logger = _opened(chosen, folder, runs)
+        logger = _start_logger(chosen, folder, runs)
         for result in results:
             for progress in _progress(result.run) if result.curve else ():
                 logger.progress(progress)
@@ -156,11 +156,11 @@ class LoggerConformance(Kit):
         self._check(folder, results)
 
     def test_numbers_may_be_missing(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """Progress without a loss, evaluations that were not finite, a result that has nothing but its loss."""
+        """Progress without a loss, evaluations that were not finite, a result with only a loss."""
         runs = _runs(2)
         curve = (Evaluation(step=1, tokens=100, loss=None), Evaluation(step=2, tokens=200, loss=3.5))
         results = [_result(runs[0], curve=curve), RunResult(run=runs[1], status="completed", loss=1.5)]
-        logger = _opened(chosen, folder, runs)
+        logger = _start_logger(chosen, folder, runs)
         for result in results:
             for progress in _progress(result.run):
                 logger.progress(progress.model_copy(update={"loss": None, "tokens_per_second": None}))
@@ -169,26 +169,26 @@ class LoggerConformance(Kit):
         self._check(folder, results)
 
     def test_metrics_may_be_called_anything(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """Tasks and datasets name them."""
+        """Tasks and datasets choose the names."""
         (run,) = _runs(1)
         odd = {"top-5 accuracy": 0.5, "a/b": 1.0, "../up": 2.0, "": 3.0, "größe": 4.0, "x" * 300: 5.0}
         result = _result(run, metrics=odd, losses={"deutsch/ß": 2.0})
-        logger = _opened(chosen, folder, [run])
+        logger = _start_logger(chosen, folder, [run])
         logger.finished(result)
         logger.close()
         self._check(folder, [result])
 
     def test_every_attempt_at_a_run_is_followed(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """A worker was lost, the run is tried again at once; much later, it is trained once more."""
+        """A worker was lost and the run was retried immediately. Much later, the run is trained once more."""
         (run,) = _runs(1)
         results = [_result(run, attempt=1, status="failed"), _result(run, attempt=2), _result(run, attempt=3)]
-        logger = _opened(chosen, folder, [run])
+        logger = _start_logger(chosen, folder, [run])
         for result in results[:2]:
             for progress in _progress(run, attempt=result.attempt):
                 logger.progress(progress)
             logger.finished(result)
         logger.close()
-        logger = _opened(chosen, folder, [run])
+        logger = _start_logger(chosen, folder, [run])
         for progress in _progress(run, attempt=3):
             logger.progress(progress)
         logger.finished(results[2])
@@ -196,83 +196,86 @@ class LoggerConformance(Kit):
         self._check(folder, results if self.keeps_attempts else results[-1:], _training(run))
 
     def test_a_sweep_without_anything_to_train_is_no_error(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """All of its runs were finished before."""
-        _opened(chosen, folder, _runs(2)).close()
+        """All runs have finished before the sweep."""
+        _start_logger(chosen, folder, _runs(2)).close()
 
-    # ------------------------------------------------------------------ a study that goes on
+    # ------------------------------------------------------------------ a study that is continued
 
     def test_opening_again_keeps_what_was_there(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """The next sweep of a study trains what is left, and tells of nothing that was finished."""
+        """The next sweep of a study trains the remaining runs. It reports no finished runs."""
         runs = _runs(3)
         results = [_result(run) for run in runs]
         for result in results:
-            logger = _opened(chosen, folder, runs)
+            logger = _start_logger(chosen, folder, runs)
             for progress in _progress(result.run):
                 logger.progress(progress)
             logger.finished(result)
             logger.close()
-        _opened(chosen, folder, runs).close()
+        _start_logger(chosen, folder, runs).close()
         self._check(folder, results, _training(*runs))
 
     def test_a_run_that_was_interrupted_goes_on(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """Ctrl-C in the middle of a run; the next sweep trains it from its last checkpoint, an earlier step."""
+        """Ctrl-C in the middle of a run. The next sweep continues at an earlier step, that of the last
+        checkpoint."""
         (run,) = _runs(1)
-        progress = list(_progress(run))
-        logger = _opened(chosen, folder, [run])
-        for one in progress[:3]:
-            logger.progress(one)
+        updates = list(_progress(run))
+        logger = _start_logger(chosen, folder, [run])
+        for progress in updates[:3]:
+            logger.progress(progress)
         logger.close()
-        logger = _opened(chosen, folder, [run])
-        for one in progress[1:]:
-            logger.progress(one)
+        logger = _start_logger(chosen, folder, [run])
+        for progress in updates[1:]:
+            logger.progress(progress)
         logger.finished(_result(run))
         logger.close()
         self._check(folder, [_result(run)], _training(run))
 
-    # ------------------------------------------------------------------ its surroundings
+    # ------------------------------------------------------------------ threads, processes and files
 
     def test_closing_twice_leaves_no_thread_and_no_process(self, chosen: PluginConfig[Any], folder: Path) -> None:
-        """Nor does closing one that was never started, where a sweep could not begin."""
-        before = self._at_work()
+        """Also if the logger was never started, because the sweep could not start."""
+        before = self._threads_and_children()
         runs = _runs(2)
-        logger = _opened(chosen, folder, runs)
+        logger = _start_logger(chosen, folder, runs)
         for progress in _progress(runs[0]):
             logger.progress(progress)
         logger.finished(_result(runs[1]))
         logger.close()
         logger.close()
         build_logger(chosen, folder).close()
-        until = time.monotonic() + self.exit_timeout
-        while (left := self._at_work() - before) and time.monotonic() < until:
+        deadline = time.monotonic() + self.exit_timeout
+        while (remaining := self._threads_and_children() - before) and time.monotonic() < deadline:
             time.sleep(0.05)
-        assert left == set(), "close() must end what it started"
+        assert remaining == set(), "close() must end the threads and processes of the logger"
 
     def test_it_writes_into_the_study_s_folder_only(
         self, chosen: PluginConfig[Any], folder: Path, elsewhere: Path
     ) -> None:
-        """Not into the working directory, not beside the folder, and over none of the study's own files."""
+        """Not into the working directory, not next to the folder, and not over files of the study."""
         if self.writes_elsewhere:
-            pytest.skip("this logger says that it writes elsewhere")
+            pytest.skip("this logger declares that it writes outside of the study's folder")
         runs = _runs(1)
         for name, text in STUDY.items():
             (folder / name).write_text(text)
-        logger = _opened(chosen, folder, runs)
+        logger = _start_logger(chosen, folder, runs)
         for progress in _progress(runs[0]):
             logger.progress(progress)
         logger.finished(_result(runs[0]))
         logger.close()
-        assert list(elsewhere.iterdir()) == [], "it has written into the working directory"
-        assert sorted(folder.parent.iterdir()) == [elsewhere, folder], "it has written beside the study's folder"
+        assert list(elsewhere.iterdir()) == [], "the logger wrote into the working directory"
+        assert sorted(folder.parent.iterdir()) == [elsewhere, folder], (
+            "the logger wrote next to the study's folder"
+        )
         for name, text in STUDY.items():
-            assert (folder / name).read_text() == text, f"it has changed the study's {name}"
+            assert (folder / name).read_text() == text, f"the logger changed the study's {name}"
 
-    def _at_work(self) -> set[str]:
-        """Threads and child processes by name and number; a zombie is none."""
-        known = tuple(self.library_threads)
-        threads = {one for one in threading.enumerate() if not one.name.startswith(known)}
-        return {*(f"thread {one.name} {one.ident}" for one in threads), *_children(os.getpid())}
+    def _threads_and_children(self) -> set[str]:
+        """Threads and child processes (without zombies), with their names and numbers."""
+        prefixes = tuple(self.library_threads)
+        threads = {thread for thread in threading.enumerate() if not thread.name.startswith(prefixes)}
+        return {*(f"thread {thread.name} {thread.ident}" for thread in threads), *_children(os.getpid())}
 
-    # ------------------------------------------------------------------ what was kept
+    # ------------------------------------------------------------------ logged results
 
     def _check(
         self,
@@ -284,29 +287,29 @@ class LoggerConformance(Kit):
         if rows is None:
             return
         by_key = {(row["run"], row.get("attempt", 1)): row for row in rows}
-        expected = {(one.id, one.attempt if self.keeps_attempts else 1): one for one in results}
-        assert sorted(by_key) == sorted(expected), "one row a result"
-        assert len(rows) == len(by_key), "one row a result"
+        expected = {(result.id, result.attempt if self.keeps_attempts else 1): result for result in results}
+        assert sorted(by_key) == sorted(expected), "one row per result"
+        assert len(rows) == len(by_key), "one row per result"
         for key, result in expected.items():
             self._check_row(by_key[key], result)
             if self.keeps_training and training is not None:
-                _are_among(by_key[key]["training"], training[result.id])
+                _check_points(by_key[key]["training"], training[result.id])
 
     def _check_row(self, row: Mapping[str, Any], result: RunResult) -> None:
-        """Numbers to six digits: TensorBoard keeps single precision."""
-        for key, wanted in _wanted(result).items():
-            if key in row or (key in self.keeps and wanted is not None):
-                near = wanted if wanted is None or isinstance(wanted, str) else pytest.approx(wanted, rel=1e-6)
-                assert row[key] == near, f"{key} of run {result.id}"
+        """Compare numbers to six digits, because TensorBoard stores single precision."""
+        for key, value in _expected_row(result).items():
+            if key in row or (key in self.keeps and value is not None):
+                close = value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-6)
+                assert row[key] == close, f"{key} of run {result.id}"
         if "eval" in self.keeps:
-            curve = [(one.tokens, one.loss) for one in result.curve if one.loss is not None]
+            curve = [(point.tokens, point.loss) for point in result.curve if point.loss is not None]
             assert len(row["eval"]) == len(curve), f"held-out evaluations of run {result.id}"
-            _are_among(row["eval"], curve)
+            _check_points(row["eval"], curve)
         if "error" in self.keeps and result.error is not None:
             assert result.error.message[:20] in row["error"]
 
 
-def _wanted(result: RunResult) -> dict[str, Any]:
+def _expected_row(result: RunResult) -> dict[str, Any]:
     return {
         "attempt": result.attempt,
         "status": result.status,
@@ -317,14 +320,15 @@ def _wanted(result: RunResult) -> dict[str, Any]:
     }
 
 
-def _are_among(points: Sequence[tuple[int, float]], given: Sequence[tuple[int, float]]) -> None:
-    expected = dict(given)
-    assert points or not given, "no point of the curve"
+def _check_points(points: Sequence[tuple[int, float]], curve: Sequence[tuple[int, float]]) -> None:
+    """Check that all points are on the curve."""
+    losses = dict(curve)
+    assert points or not curve, "no point of the curve"
     for tokens, loss in points:
-        assert loss == pytest.approx(expected[tokens], rel=1e-6), f"loss at {tokens} tokens"
+        assert loss == pytest.approx(losses[tokens], rel=1e-6), f"loss at {tokens} tokens"
 
 
-def _opened(chosen: PluginConfig[Any], folder: Path, runs: Sequence[RunSpec]) -> Logger:
+def _start_logger(chosen: PluginConfig[Any], folder: Path, runs: Sequence[RunSpec]) -> Logger:
     logger = build_logger(chosen, folder)
     logger.started(
         SweepPlan(
@@ -339,7 +343,7 @@ def _opened(chosen: PluginConfig[Any], folder: Path, runs: Sequence[RunSpec]) ->
 
 
 def _runs(count: int) -> list[RunSpec]:
-    """Runs of which no two numbers are equal."""
+    """Runs that differ in all numbers."""
     return [
         example_run(seed=seed, params=10_000 + 7 * seed, tokens=400 * (1024 + seed), budget=(1.2 + seed) * 1e11)
         for seed in range(count)
@@ -349,7 +353,7 @@ def _runs(count: int) -> list[RunSpec]:
 def _result(run: RunSpec, **changes: Any) -> RunResult:
     loss = 2.0 + run.seed / 8 + changes.get("attempt", 1) / 64
     tokens = changes.get("tokens", run.tokens)
-    given = {
+    defaults = {
         "loss": loss if changes.get("status", "completed") == "completed" else None,
         "curve": (
             Evaluation(step=100, tokens=tokens // 4, loss=loss + 1.5),
@@ -357,7 +361,7 @@ def _result(run: RunSpec, **changes: Any) -> RunResult:
         ),
         "flops": run.flops_per_token * tokens,
     }
-    return example_result(run=run, **{**given, **changes})
+    return example_result(run=run, **{**defaults, **changes})
 
 
 def _progress(run: RunSpec, attempt: int = 1) -> Iterator[Progress]:
@@ -374,18 +378,18 @@ def _progress(run: RunSpec, attempt: int = 1) -> Iterator[Progress]:
 
 
 def _training(*runs: RunSpec) -> dict[str, list[tuple[int, float]]]:
-    return {run.id: [(one.tokens, one.loss or 0.0) for one in _progress(run)] for run in runs}
+    return {run.id: [(progress.tokens, progress.loss or 0.0) for progress in _progress(run)] for run in runs}
 
 
 def _children(parent: int) -> set[str]:
-    """Child processes where the system has /proc; elsewhere nothing can be seen."""
-    found = set()
+    """Child processes without zombies; an empty set on systems without /proc."""
+    children = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             name, _, rest = stat.read_text().rpartition(") ")
-        except OSError:  # it has just ended
+        except OSError:  # the process has just ended
             continue
-        state, its_parent = rest.split()[:2]
-        if int(its_parent) == parent and state != "Z":
-            found.add(f"process {name})")
-    return found
+        state, parent_id = rest.split()[:2]
+        if int(parent_id) == parent and state != "Z":
+            children.add(f"process {name})")
+    return children

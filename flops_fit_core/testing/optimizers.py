@@ -29,12 +29,12 @@ Build = Callable[..., "optim.Optimizer"]
 
 
 class OptimizerConformance(Kit):
-    """What every optimizer must do. Inherit, set ``name``, and run pytest.
+    """Tests for every optimizer. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        lr: A peak learning rate at which it learns a small regression.
-        lr_option: Name of the option for it; None for an optimizer that takes none.
-        decay_option: Name of the option for weight decay, where it has one.
+        lr: A peak learning rate at which the optimizer learns a small regression.
+        lr_option: Name of the option for the learning rate; None for an optimizer without a learning rate.
+        decay_option: Name of the option for weight decay. Ignored if the optimizer does not have the option.
         hidden_width_power: For ``width_scaling="custom"``: hidden matrices get ``lr`` times this power of
             ``run.lr_scale(group)``, and all other parameters get Adam's learning rates. None: not tested.
     """
@@ -49,18 +49,19 @@ class OptimizerConformance(Kit):
 
     @pytest.fixture
     def model(self) -> nn.Module:
-        """Two layers: matrices fed by 32 channels that the family scales with, and biases that are not decayed."""
+        """Two layers: matrices with 32 input channels, which scale with the width, and biases without decay."""
         return _model(WIDTH)
 
     @pytest.fixture
     def build(self, chosen: PluginConfig[Any]) -> Build:
-        """``build(model, base_width=None, **changed options)``, in train mode; ``lr`` is set unless changed."""
+        """``build(model, base_width=None, **options)`` returns the optimizer in train mode, with ``lr`` by
+        default."""
         from flops_fit_core.training.optimizer_modes import train_mode
 
         def build(model: nn.Module, base_width: int | None = None, **changes: Any) -> optim.Optimizer:
-            given = {self.lr_option: self.lr} if self.lr_option else {}
-            options = chosen.with_options(**{**given, **changes}).options
-            view = RunInfo(
+            defaults = {self.lr_option: self.lr} if self.lr_option else {}
+            options = chosen.with_options(**{**defaults, **changes}).options
+            run = RunInfo(
                 steps=100,
                 tokens=6400,
                 tokens_per_step=64,
@@ -68,7 +69,7 @@ class OptimizerConformance(Kit):
                 groups=_groups,
                 width_scaling=chosen.spec.width_scaling,
             )
-            optimizer: optim.Optimizer = chosen.spec.build(options, model, view)
+            optimizer: optim.Optimizer = chosen.spec.build(options, model, run)
             train_mode(optimizer)
             return optimizer
 
@@ -77,27 +78,27 @@ class OptimizerConformance(Kit):
     # ------------------------------------------------------------------ parameters
 
     def test_every_parameter_is_in_one_group(self, build: Build, model: nn.Module) -> None:
-        """One that is in none is never trained."""
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        grouped = [names[id(it)] for group in build(model).param_groups for it in group["params"]]
+        """A parameter without a group is never trained."""
+        names = {id(param): name for name, param in model.named_parameters()}
+        grouped = [names[id(param)] for group in build(model).param_groups for param in group["params"]]
         assert sorted(grouped) == sorted(names.values())
 
     def test_a_step_moves_every_parameter(self, build: Build, model: nn.Module) -> None:
-        """In the first ten, that is: a warmup of its own may hold it back."""
+        """Within ten steps, because an optimizer may have a built-in warmup."""
         before = copy.deepcopy(model.state_dict())
         _train(model, build(model), steps=10)
-        still = [name for name, value in model.state_dict().items() if value.equal(before[name])]
-        assert not still, f"not moved in ten steps: {', '.join(still)}"
+        unchanged = [name for name, value in model.state_dict().items() if value.equal(before[name])]
+        assert not unchanged, f"not changed in ten steps: {', '.join(unchanged)}"
 
     def test_a_parameter_without_gradient_stays(self, build: Build, model: nn.Module) -> None:
-        """An expert that no token was sent to has none in this step, and is not trained by it."""
+        """An expert without tokens has no gradient in a step and must not change."""
         optimizer, before = build(model), copy.deepcopy(model.state_dict())
         _loss(model).backward()  # type: ignore[no-untyped-call]
         for parameter in (model[0].weight, model[0].bias):  # type: ignore[index]
             parameter.grad = None
         optimizer.step()
         assert model.state_dict()["0.weight"].equal(before["0.weight"]), "moved without a gradient"
-        assert not model.state_dict()["2.weight"].equal(before["2.weight"]), "the others did not move"
+        assert not model.state_dict()["2.weight"].equal(before["2.weight"]), "other parameters did not move"
 
     # ------------------------------------------------------------------ learning rate
 
@@ -112,7 +113,7 @@ class OptimizerConformance(Kit):
     def test_a_learning_rate_of_zero_moves_nothing(
         self, build: Build, chosen: PluginConfig[Any], model: nn.Module
     ) -> None:
-        """A step goes by the group's ``lr`` of that moment, which is how a schedule acts; weight decay too."""
+        """A schedule changes the group's ``lr``, and a step uses the current value. Weight decay, too."""
         decays = self.decay_option in type(chosen.options).model_fields
         optimizer = build(model, **({self.decay_option: 0.1} if self.decay_option and decays else {}))
         before = copy.deepcopy(model.state_dict())
@@ -169,7 +170,7 @@ class OptimizerConformance(Kit):
     # ------------------------------------------------------------------ other options
 
     def test_other_betas_are_another_run(self, build: Build, chosen: PluginConfig[Any], model: nn.Module) -> None:
-        """Recipes fill an option of this name."""
+        """Recipes set an option of this name."""
         if "betas" not in type(chosen.options).model_fields:
             pytest.skip("this optimizer has no option betas")
         weights = []
@@ -177,13 +178,13 @@ class OptimizerConformance(Kit):
             trained = copy.deepcopy(model)
             _train(trained, build(trained, betas=betas), steps=5)
             weights.append(trained)
-        assert _distance(weights[0], weights[1]) > 0, "the second of betas changes nothing"
-        assert _distance(weights[0], weights[2]) > 0, "the first of betas changes nothing"
+        assert _distance(weights[0], weights[1]) > 0, "the second value of betas changes nothing"
+        assert _distance(weights[0], weights[2]) > 0, "the first value of betas changes nothing"
 
     def test_only_groups_that_may_decay_do(
         self, build: Build, chosen: PluginConfig[Any], model: nn.Module
     ) -> None:
-        """Without a gradient, matrices shrink and biases stay."""
+        """With gradients of zero, matrices shrink and biases stay."""
         import torch
 
         if self.decay_option not in type(chosen.options).model_fields:
@@ -194,7 +195,7 @@ class OptimizerConformance(Kit):
             parameter.grad = torch.zeros_like(parameter)
         optimizer.step()
         after = model.state_dict()
-        assert after["0.weight"].norm() < before["0.weight"].norm(), "a matrix has to shrink"
+        assert after["0.weight"].norm() < before["0.weight"].norm(), "a matrix must shrink"
         assert after["0.bias"].equal(before["0.bias"]), "a bias must not shrink"
 
     # ------------------------------------------------------------------ learning
@@ -207,10 +208,10 @@ class OptimizerConformance(Kit):
         first = _train(model, optimizer, steps=200)[0]
         with eval_mode(optimizer):
             last = float(_loss(model).detach())
-        assert last < 0.7 * first, f"loss {first:.4g} at first, {last:.4g} after 200 steps"
+        assert last < 0.7 * first, f"loss {first:.4g} at the start, {last:.4g} after 200 steps"
 
     def test_its_state_goes_on_where_it_was_saved(self, build: Build, model: nn.Module) -> None:
-        """A run that is resumed from a checkpoint (data, no code) ends with the same weights, bit for bit."""
+        """A run resumed from a checkpoint (data without code) ends with the same weights, bit for bit."""
         import torch
 
         from flops_fit_core.training.optimizer_modes import train_mode
@@ -220,36 +221,37 @@ class OptimizerConformance(Kit):
         file = io.BytesIO()
         torch.save((model.state_dict(), optimizer.state_dict()), file)
         _train(model, optimizer, steps=3)
-        other = copy.deepcopy(model)
-        again = build(other)
+        resumed = copy.deepcopy(model)
+        new_optimizer = build(resumed)
         file.seek(0)
         weights, state = torch.load(file, weights_only=True)
-        other.load_state_dict(weights)
-        again.load_state_dict(state)
-        train_mode(again)
-        _train(other, again, steps=3)
-        assert not _different(model, other), f"differ after resuming: {', '.join(_different(model, other))}"
+        resumed.load_state_dict(weights)
+        new_optimizer.load_state_dict(state)
+        train_mode(new_optimizer)
+        _train(resumed, new_optimizer, steps=3)
+        assert not _different(model, resumed), f"differ after resuming: {', '.join(_different(model, resumed))}"
 
     # ------------------------------------------------------------------ modes
 
     def test_it_has_both_modes_or_none(self, build: Build, model: nn.Module) -> None:
-        """``train()`` and ``eval()``: trainers call both or neither."""
+        """Trainers call both ``train()`` and ``eval()``, or neither."""
         assert hasattr(optimizer := build(model), "train") == hasattr(optimizer, "eval")
 
     def test_an_evaluation_changes_nothing(self, build: Build, model: nn.Module) -> None:
-        """A run that is evaluated on its way, before its first step too, ends as one that is not."""
+        """A run with evaluations, also before its first step, ends like a run without."""
         from flops_fit_core.training.optimizer_modes import eval_mode, has_modes
 
-        optimizer, other = build(model), copy.deepcopy(model)
+        optimizer, evaluated = build(model), copy.deepcopy(model)
         if not has_modes(optimizer):
             pytest.skip("this optimizer has no modes")
         _train(model, optimizer, steps=4)
-        watched = build(other)
+        evaluated_optimizer = build(evaluated)
         for steps in (0, 1, 3):
-            _train(other, watched, steps)
-            with eval_mode(watched):
-                _loss(other)
-        assert not _different(model, other), f"differ after evaluations: {', '.join(_different(model, other))}"
+            _train(evaluated, evaluated_optimizer, steps)
+            with eval_mode(evaluated_optimizer):
+                _loss(evaluated)
+        different = _different(model, evaluated)
+        assert not different, f"differ after evaluations: {', '.join(different)}"
 
     def test_a_mode_that_it_is_in_is_kept(self, build: Build, model: nn.Module) -> None:
         """``train()`` in train mode moves no weight, nor does ``eval()`` in eval mode."""
@@ -266,17 +268,17 @@ class OptimizerConformance(Kit):
             assert not _different(model, before), f"moved by a second {mode.__name__}()"
 
 
-_TAKE_GROUPS = "run.param_groups(model, options.lr, options.weight_decay)"
+_PARAM_GROUPS = "run.param_groups(model, options.lr, options.weight_decay)"
 _RULES = {
     "adam": (
         'width_scaling="adam": {name} must have the learning rate {expected:g} at width {width} with base width '
-        f"{{base_width}}, and it has {{actual:g}}. Make the optimizer from {_TAKE_GROUPS}, or declare "
+        f"{{base_width}}, and it has {{actual:g}}. Make the optimizer from {_PARAM_GROUPS}, or declare "
         'width_scaling="none" or "custom"'
     ),
     "none": (
         'width_scaling="none": {name} must have the learning rate {expected:g} at every width, and it has '
-        f"{{actual:g}} at width {{width}} with base width {{base_width}}. Make the optimizer from {_TAKE_GROUPS}, "
-        'or declare width_scaling="adam" or "custom"'
+        f"{{actual:g}} at width {{width}} with base width {{base_width}}. "
+        f'Make the optimizer from {_PARAM_GROUPS}, or declare width_scaling="adam" or "custom"'
     ),
     "custom": (
         'width_scaling="custom" with hidden_width_power = {power}: {name} must have the learning rate '
@@ -293,22 +295,22 @@ def _model(width: int) -> nn.Module:
 
 
 def _learning_rates(model: nn.Module, optimizer: optim.Optimizer) -> dict[str, float]:
-    """By parameter name."""
+    """Parameter name -> learning rate."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {names[id(param)]: group["lr"] for group in optimizer.param_groups for param in group["params"]}
 
 
 def _groups(model: nn.Module) -> Sequence[ParameterGroup]:
-    hidden, head = (it for it in model.parameters() if it.ndim == 2)
+    hidden, head = (param for param in model.parameters() if param.ndim == 2)
     return [
         ParameterGroup([hidden], width=hidden.shape[1], hidden=True),
         ParameterGroup([head], width=head.shape[1], hidden=False),
-        ParameterGroup([it for it in model.parameters() if it.ndim == 1], decay=False, hidden=False),
+        ParameterGroup([param for param in model.parameters() if param.ndim == 1], decay=False, hidden=False),
     ]
 
 
 def _train(model: nn.Module, optimizer: optim.Optimizer, steps: int) -> list[float]:
-    """Mean squared error before each step."""
+    """Train, and return the mean squared error before each step."""
     losses = []
     for _ in range(steps):
         optimizer.zero_grad()
@@ -329,14 +331,14 @@ def _loss(model: nn.Module) -> Tensor:
     return loss
 
 
-def _different(one: nn.Module, other: nn.Module) -> list[str]:
-    """Names of what is not equal to the last bit."""
-    return [name for name, value in one.state_dict().items() if not value.equal(other.state_dict()[name])]
+def _different(first: nn.Module, second: nn.Module) -> list[str]:
+    """Names of parameters and buffers that are not equal, bit for bit."""
+    return [name for name, value in first.state_dict().items() if not value.equal(second.state_dict()[name])]
 
 
-def _distance(one: nn.Module, other: nn.Module) -> float:
+def _distance(first: nn.Module, second: nn.Module) -> float:
     import torch
 
-    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
     with torch.no_grad():
         return float(sum((a - b).square().sum() for a, b in pairs) ** 0.5)

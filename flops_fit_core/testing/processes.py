@@ -1,4 +1,4 @@
-"""Further processes that use a store at the same time, for the kit. Imports no pytest."""
+"""Other processes that use a store at the same time, for the kit. Imports no pytest."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flops_fit_core.testing.examples import result_of
 
 
 class OtherProcess:
-    """Another process with the same store open. It answers one line of JSON for each that it is sent."""
+    """Another process with the same store open. It answers each line of JSON with a line of JSON."""
 
     def __init__(self, setup: PluginSetup, name: str, options: Mapping[str, JsonValue], folder: Path) -> None:
         code = "from flops_fit_core.testing.processes import serve; serve()"
@@ -30,62 +30,63 @@ class OtherProcess:
 
     def send(self, *command: Any) -> None:
         """Send a command, without waiting for its answer."""
-        _of(self._process.stdin).write(json.dumps(command) + "\n")
-        _of(self._process.stdin).flush()
+        stdin = _require_pipe(self._process.stdin)
+        stdin.write(json.dumps(command) + "\n")
+        stdin.flush()
 
     def answer(self) -> Any:
-        """Its next answer."""
-        line = _of(self._process.stdout).readline()
+        """Wait for the next answer."""
+        line = _require_pipe(self._process.stdout).readline()
         if not line:
             raise RuntimeError("the other process has ended; its error is on standard error")
         return json.loads(line)
 
     def kill(self) -> list[Any]:
-        """SIGKILL; gives what it had answered before and nobody has read."""
+        """Send SIGKILL. Returns the answers that were not read yet."""
         self._process.kill()
         output, _ = self._process.communicate()
-        whole = output[: output.rfind("\n") + 1]
-        return [json.loads(line) for line in whole.splitlines()]
+        complete = output[: output.rfind("\n") + 1]
+        return [json.loads(line) for line in complete.splitlines()]
 
 
-def _of(pipe: IO[str] | None) -> IO[str]:
+def _require_pipe(pipe: IO[str] | None) -> IO[str]:
     if pipe is None:
         raise RuntimeError("the process was started without a pipe")
     return pipe
 
 
 def serve() -> None:
-    """What :class:`OtherProcess` runs."""
+    """Main function of :class:`OtherProcess`."""
 
     def read() -> list[Any]:
         line = sys.stdin.readline()
         return list(json.loads(line)) if line else []
 
-    def say(answer: Any) -> None:
+    def write(answer: Any) -> None:
         print(json.dumps(answer), flush=True)  # noqa: T201
 
     setup, name, options, folder = read()
     store = build_store(registry_from(PluginSetup.model_validate_json(setup)), name, options, Path(folder))
-    say("open")
+    write("open")
     while command := read():
         match command:
             case ["stream", int(seed)]:
                 while True:
                     store.add(result_of(seed))
-                    say(seed)
+                    write(seed)
                     seed += 1
             case ["add", str(text)]:
                 store.add(RunResult.model_validate_json(text))
-                say(None)
+                write(None)
             case [method, *arguments]:
-                say(getattr(store, method)(*arguments))
+                write(getattr(store, method)(*arguments))
     store.close()
 
 
 def build_store(registry: Registry, name: str, options: Mapping[str, JsonValue], folder: Path) -> ResultStore:
-    """Raises TypeError if the plugin builds no ResultStore."""
+    """Open a store. Raises TypeError if the plugin's ``build`` does not return a ResultStore."""
     spec = registry.find("store", name).spec
     store = spec.build(spec.options.model_validate(dict(options)), folder)
     if not isinstance(store, ResultStore):
-        raise TypeError(f"build returned a {type(store).__name__}, whose class does not inherit ResultStore")
+        raise TypeError(f"build returned a {type(store).__name__}, which is not a subclass of ResultStore")
     return store

@@ -24,19 +24,19 @@ from flops_fit_core.plugins.protocols import RecipeInput, Task, WidthScaling
 from flops_fit_core.records import Hyperparameters, ParameterCounts
 from flops_fit_core.testing.kit import Kit
 
-Ask = Callable[[RecipeInput], Hyperparameters]
+Build = Callable[[RecipeInput], Hyperparameters]
 
 SIZES = (10_000, 10_000_000, 10_000_000_000)
-"""N of the models that it is asked for, each with 2, 20 and 2,000 tokens a parameter."""
+"""N of the tested models, each with 2, 20 and 2,000 tokens per parameter."""
 
 
 class RecipeConformance(Kit):
-    """What every recipe must do. Inherit, set ``name``, and run pytest.
+    """Tests for every recipe. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        width_scaling: Declared by the optimizer that it is asked for.
-        width: Whether the family that it is asked for has a width.
-        task: What the models are trained for.
+        width_scaling: Declaration of the runs' optimizer.
+        width: Whether the runs' model family has a width.
+        task: Task of the runs.
     """
 
     kind: ClassVar[str] = "recipe"
@@ -45,20 +45,20 @@ class RecipeConformance(Kit):
     task: Task = LanguageTask(vocab_size=256, context=64)
 
     @pytest.fixture
-    def ask(self, chosen: PluginConfig[Any]) -> Ask:
-        """What it says of a run."""
+    def build(self, chosen: PluginConfig[Any]) -> Build:
+        """A function that returns the hyperparameters of a run."""
 
-        def ask(about: RecipeInput) -> Hyperparameters:
-            hyper = chosen.spec.build(chosen.options, about)
-            assert isinstance(hyper, Hyperparameters), f"gave {hyper!r} instead of Hyperparameters"
+        def build(run: RecipeInput) -> Hyperparameters:
+            hyper = chosen.spec.build(chosen.options, run)
+            assert isinstance(hyper, Hyperparameters), f"build returned {hyper!r} instead of Hyperparameters"
             return hyper
 
-        return ask
+        return build
 
-    def about(self, params: int, tokens: int, **changes: Any) -> RecipeInput:
-        """A run of so many parameters and tokens."""
+    def run(self, params: int, tokens: int, **changes: Any) -> RecipeInput:
+        """A run with this many parameters and tokens."""
         vocabulary = max(1, params // 10)
-        given: dict[str, Any] = {
+        defaults: dict[str, Any] = {
             "params": params,
             "tokens": tokens,
             "width": round(params ** (1 / 3)) if self.width else None,
@@ -72,47 +72,48 @@ class RecipeConformance(Kit):
                 active=params + vocabulary,
             ),
         }
-        return RecipeInput(**{**given, **changes})
+        return RecipeInput(**{**defaults, **changes})
 
     def runs(self, **changes: Any) -> list[RecipeInput]:
-        """Small and large models, under-trained and over-trained."""
-        return [self.about(n, per * n, **changes) for n in SIZES for per in (2, 20, 2000)]
+        """Runs of small and large models, under-trained and over-trained."""
+        return [self.run(n, per * n, **changes) for n in SIZES for per in (2, 20, 2000)]
 
     # ------------------------------------------------------------------ tests
 
-    def test_it_gives_values_that_a_run_can_have(self, ask: Ask) -> None:
-        """Small and large; a batch is samples, so it is at most all of the data."""
-        for about in self.runs():
-            hyper = ask(about)
-            where = f"at N = {about.params:.3g}, D = {about.tokens:.3g}"
-            samples = about.tokens // about.task.tokens_per_sample
+    def test_it_gives_values_that_a_run_can_have(self, build: Build) -> None:
+        """For small and large models. A batch has at most as many samples as the run."""
+        for run in self.runs():
+            hyper = build(run)
+            label = f"at N = {run.params:.3g}, D = {run.tokens:.3g}"
+            samples = run.tokens // run.task.tokens_per_sample
             assert hyper.batch_size is None or hyper.batch_size <= samples, (
-                f"a batch of {hyper.batch_size} samples, and there are {samples} {where}"
+                f"a batch of {hyper.batch_size} samples, but the run has only {samples} {label}"
             )
-            assert hyper.warmup_tokens is None or hyper.warmup_tokens <= about.tokens, (
-                f"a warmup of {hyper.warmup_tokens:,} tokens, longer than the run {where}"
+            assert hyper.warmup_tokens is None or hyper.warmup_tokens <= run.tokens, (
+                f"a warmup of {hyper.warmup_tokens:,} tokens, longer than the run {label}"
             )
 
-    def test_a_warmup_is_in_tokens(self, ask: Ask) -> None:
-        """In a run of more than a million steps it is one step at least, or none at all."""
-        about = self.about(SIZES[-1], 2000 * SIZES[-1])
-        hyper = ask(about)
-        step = (hyper.batch_size or 1) * about.task.tokens_per_sample
+    def test_a_warmup_is_in_tokens(self, build: Build) -> None:
+        """In a run of more than a million steps, a warmup has at least one step, or none."""
+        run = self.run(SIZES[-1], 2000 * SIZES[-1])
+        hyper = build(run)
+        step = (hyper.batch_size or 1) * run.task.tokens_per_sample
         assert not hyper.warmup_tokens or hyper.warmup_tokens >= step, (
             f"a warmup of {hyper.warmup_tokens} tokens is less than one step of {step:,} tokens: are these steps?"
         )
 
-    def test_the_same_run_gets_the_same_values(self, ask: Ask) -> None:
-        """Now and in any process: they are part of what identifies a run."""
-        first = [ask(about) for about in self.runs()]
+    def test_the_same_run_gets_the_same_values(self, build: Build) -> None:
+        """In every process, because hyperparameters are part of a run's id."""
+        first = [build(run) for run in self.runs()]
         random.seed()
-        assert [ask(about) for about in reversed(self.runs())] == first[::-1], "asked again, in another order"
-        # One that remembers a size or its first answer is found by neighbours, asked in opposite orders.
-        short, long = (ask(self.about(123_456_789, per * 123_456_789)) for per in (20, 200))
-        long_first, short_then = (ask(self.about(123_456_790, per * 123_456_790)) for per in (200, 20))
-        for one, other in ((short, short_then), (long, long_first)):
-            assert _numbers(other) == pytest.approx(_numbers(one), rel=1e-3), (
-                f"what it says of a run depends on what it was asked before: {one} or {other}"
+        assert [build(run) for run in reversed(self.runs())] == first[::-1], "other values in another order"
+        # Runs of almost equal size, built in opposite orders, detect a recipe that caches by size or its first
+        # result.
+        short, long = (build(self.run(123_456_789, per * 123_456_789)) for per in (20, 200))
+        long_first, short_second = (build(self.run(123_456_790, per * 123_456_790)) for per in (200, 20))
+        for before, after in ((short, short_second), (long, long_first)):
+            assert _numbers(after) == pytest.approx(_numbers(before), rel=1e-3), (
+                f"the values of a run depend on earlier calls: {before} or {after}"
             )
 
     @pytest.mark.parametrize(
@@ -124,37 +125,35 @@ class RecipeConformance(Kit):
         ],
         ids=["no width", "an optimizer unlike Adam", "images"],
     )
-    def test_any_run_is_served_or_refused(self, ask: Ask, changes: Mapping[str, Any]) -> None:
-        """Refused with one of flops-fit's own errors, which says what is missing."""
-        for about in self.runs(**changes):
+    def test_any_run_is_served_or_refused(self, build: Build, changes: Mapping[str, Any]) -> None:
+        """Refused means: with an error class of flops-fit."""
+        for run in self.runs(**changes):
             with suppress(FlopsFitError):
-                ask(about)
+                build(run)
 
-    def test_what_the_user_has_set_is_not_contradicted(self, ask: Ask) -> None:
-        """A recipe that is told a learning rate or a batch gives that one, or none."""
-        for about in self.runs(lr=0.00123, batch_size=7):
-            hyper = ask(about)
-            assert hyper.batch_size in (None, 7) or hyper == ask(
-                self.about(about.params, about.tokens, lr=0.00123)
-            )
+    def test_what_the_user_has_set_is_not_contradicted(self, build: Build) -> None:
+        """For a run with a learning rate or a batch size, a recipe returns the same values or None."""
+        for run in self.runs(lr=0.00123, batch_size=7):
+            hyper = build(run)
+            assert hyper.batch_size in (None, 7) or hyper == build(self.run(run.params, run.tokens, lr=0.00123))
             assert hyper.lr is None or hyper.lr > 0
 
-    def test_a_trunk_is_served_too(self, ask: Ask) -> None:
-        """Runs of many lengths get one set of values."""
-        for about in self.runs(trunk=True):
-            ask(about)
+    def test_a_trunk_is_served_too(self, build: Build) -> None:
+        """Runs of several lengths share the values."""
+        for run in self.runs(trunk=True):
+            build(run)
 
     def test_the_option_that_tuning_writes_multiplies_the_learning_rate(
-        self, ask: Ask, chosen: PluginConfig[Any]
+        self, build: Build, chosen: PluginConfig[Any]
     ) -> None:
-        """``flops-fit tune`` measures the best value at one size and writes it for all."""
+        """``flops-fit tune`` measures the best value at one size and writes it for all sizes."""
         option = chosen.spec.lr_option
         if option is None:
             pytest.skip("this recipe names no option for tuning")
-        for about in self.runs():
+        for run in self.runs():
             rates = []
             for value in (0.01, 0.02):
-                hyper = chosen.spec.build(chosen.with_options(**{option: value}).options, about)
+                hyper = chosen.spec.build(chosen.with_options(**{option: value}).options, run)
                 rates.append(hyper.lr)
             assert rates[0] is not None, f"{option} = 0.01 gives no learning rate"
             assert rates[1] == pytest.approx(2 * rates[0]), f"twice {option} gives {rates}"

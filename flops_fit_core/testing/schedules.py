@@ -22,25 +22,25 @@ from flops_fit_core.plugins.protocols import RunInfo, Schedule
 from flops_fit_core.testing.kit import Kit
 
 Build = Callable[[int], Schedule]
-View = Callable[[int], RunInfo]
+MakeRun = Callable[[int], RunInfo]
 LENGTHS = (1, 2, 7, 1000)
 
 
 class ScheduleConformance(Kit):
-    """What every schedule must do. Inherit, set ``name``, and run pytest.
+    """Tests for every schedule. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        tokens_per_step: Of the runs it is built for.
+        tokens_per_step: Tokens per step of the runs.
     """
 
     kind: ClassVar[str] = "schedule"
     tokens_per_step = 128
 
     @pytest.fixture
-    def view(self) -> View:
-        """``view(steps)``: a run of that many steps."""
+    def make_run(self) -> MakeRun:
+        """``make_run(steps)`` returns a run with this many steps."""
 
-        def view(steps: int) -> RunInfo:
+        def make_run(steps: int) -> RunInfo:
             return RunInfo(
                 steps=steps,
                 tokens=steps * self.tokens_per_step,
@@ -50,72 +50,71 @@ class ScheduleConformance(Kit):
                 width_scaling="none",
             )
 
-        return view
+        return make_run
 
     @pytest.fixture
-    def build(self, chosen: PluginConfig[Any], view: View) -> Build:
-        """``build(steps)``: the schedule of a run of that many steps."""
+    def build(self, chosen: PluginConfig[Any], make_run: MakeRun) -> Build:
+        """``build(steps)`` returns the schedule of a run with this many steps."""
 
         def build(steps: int) -> Schedule:
-            schedule: Schedule = chosen.spec.build(chosen.options, view(steps))
+            schedule: Schedule = chosen.spec.build(chosen.options, make_run(steps))
             return schedule
 
         return build
 
     @pytest.mark.parametrize(("shorter", "longer"), [(2, 7), (7, 1000), (900, 1000)])
     def test_before_its_branch_a_run_does_as_every_longer_one(
-        self, chosen: PluginConfig[Any], view: View, shorter: int, longer: int
+        self, chosen: PluginConfig[Any], make_run: MakeRun, shorter: int, longer: int
     ) -> None:
-        """Where the spec has ``branch``, runs of different D train these steps once, for all of them."""
+        """If the spec has ``branch``, runs with different D train these steps once."""
         if chosen.spec.branch is None:
             return
-        step = chosen.spec.branch(chosen.options, view(shorter))
-        assert 1 <= step <= shorter, f"a run of {shorter} steps cannot branch off at step {step}"
-        assert step <= chosen.spec.branch(chosen.options, view(longer)), "a longer run branches off earlier"
-        short, long = (chosen.spec.build(chosen.options, view(steps)) for steps in (shorter, longer))
-        wrong = {one: (short(one), long(one)) for one in range(step) if short(one) != long(one)}
-        assert not wrong, f"before step {step}, runs of {shorter} and {longer} steps differ at {wrong}"
+        branch = chosen.spec.branch(chosen.options, make_run(shorter))
+        assert 1 <= branch <= shorter, f"a run of {shorter} steps cannot branch off at step {branch}"
+        longer_branch = chosen.spec.branch(chosen.options, make_run(longer))
+        assert branch <= longer_branch, "a longer run branches off earlier"
+        short, long = (chosen.spec.build(chosen.options, make_run(steps)) for steps in (shorter, longer))
+        wrong = {step: (short(step), long(step)) for step in range(branch) if short(step) != long(step)}
+        assert not wrong, f"before step {branch}, runs of {shorter} and {longer} steps differ at {wrong}"
 
     @pytest.mark.parametrize("steps", LENGTHS)
     def test_it_is_a_share_of_the_peak_at_every_step(self, build: Build, steps: int) -> None:
-        """From 0 to 1, for runs of every length: not a learning rate, nor above the peak."""
+        """From 0 to 1, for runs of every length. A schedule returns a multiplier, not a learning rate."""
         schedule = build(steps)
-        assert isinstance(first := schedule(0), Real), (
-            f"{first!r} is no number that a learning rate is multiplied by"
-        )
+        assert isinstance(first := schedule(0), Real), f"{first!r} is not a number"
         values = _values(schedule, steps)
         wrong = {step: value for step, value in enumerate(values) if not 0 <= value <= 1 + 1e-9}
         assert not wrong, f"not between 0 and 1: {dict(list(wrong.items())[:5])} of {steps} steps"
 
     @pytest.mark.parametrize("steps", LENGTHS)
     def test_no_run_stands_still(self, build: Build, steps: int) -> None:
-        """A run of one step learns too."""
+        """The learning rate is not zero at all steps, not even in a run with a single step."""
         assert max(_values(build(steps), steps)) > 0, f"the learning rate is 0 at each of {steps} steps"
 
     def test_a_long_run_reaches_the_peak(self, build: Build) -> None:
-        """To within a tenth; the peak is what the optimizer's ``lr`` says."""
-        most = max(_values(build(1000), 1000))
-        assert most > 0.9, (
-            f"at most {most:.4g} of the peak: the optimizer's lr is the peak, this is its multiplier"
+        """Within 10%. The optimizer's ``lr`` is the peak."""
+        largest = max(_values(build(1000), 1000))
+        assert largest > 0.9, (
+            f"at most {largest:.4g} of the peak, which is the optimizer's lr: return a multiplier"
         )
 
     def test_it_depends_on_the_step_alone(self, build: Build) -> None:
-        """A run that is resumed asks for the middle first; another process asks a new one."""
+        """Not on earlier calls: a resumed run starts in the middle, with a new schedule."""
         expected = _values(build(50), 50)
         schedule = build(50)
         order = random.Random(0).sample(range(50), 50)
-        asked = {step: float(schedule(step)) for step in order}
-        assert asked == dict(enumerate(expected)), "asked in another order, it gives other values"
-        again = [float(schedule(step)) for step in (49, 49, 0)]
-        assert again == [expected[49], expected[49], expected[0]], "asked again, it gives other values"
+        values = {step: float(schedule(step)) for step in order}
+        assert values == dict(enumerate(expected)), "values depend on the order of the calls"
+        repeated = [float(schedule(step)) for step in (49, 49, 0)]
+        assert repeated == [expected[49], expected[49], expected[0]], "a repeated call returns another value"
 
     def test_two_runs_do_not_disturb_each_other(self, build: Build) -> None:
-        """Schedules of two runs, asked in turn."""
+        """Alternating calls of the schedules of two runs."""
         expected = _values(build(50), 50), _values(build(200), 200)
         short, long = build(50), build(200)
-        asked = [(float(short(step)), float(long(step))) for step in range(50)]
-        assert asked == list(zip(expected[0], expected[1][:50], strict=True)), (
-            "built for two runs, one changes what the other gives: workers train one run after another"
+        values = [(float(short(step)), float(long(step))) for step in range(50)]
+        assert values == list(zip(expected[0], expected[1][:50], strict=True)), (
+            "the schedules of two runs share state: a worker trains several runs"
         )
 
 

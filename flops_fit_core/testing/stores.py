@@ -33,14 +33,14 @@ OpenStore = Callable[[], ResultStore]
 
 
 class StoreConformance(Kit):
-    """What every store must do. Inherit, set ``name``, and run pytest.
+    """Tests for every store. Inherit, set ``name``, and run pytest.
 
     Attributes:
-        persistent: Whether results are still there when the store is opened again.
-        shared: Whether several processes may have one store open. Needs ``persistent``, and claims that other
-            processes see: a store that leaves ``claim`` to the base class sets this to False.
-        kills: How many processes are killed while they add results.
-        moment: Seconds of a claim that is waited for; more for a store that needs long to answer.
+        persistent: Whether a store that is opened again has its results.
+        shared: Whether several processes may open the same store. Requires ``persistent``, and claims that other
+            processes see. Set it to False for a store with the claims of the base class.
+        kills: Number of processes that are killed while they add results.
+        moment: Duration of a short claim in seconds. Increase it for a slow store.
     """
 
     kind: ClassVar[str] = "store"
@@ -62,7 +62,7 @@ class StoreConformance(Kit):
     def open_store(
         self, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
     ) -> Iterator[OpenStore]:
-        """Opens the store of the study again and again; all are closed at the end."""
+        """A function that opens the store of the study. All are closed at the end."""
         opened: list[ResultStore] = []
 
         def open_store() -> ResultStore:
@@ -82,7 +82,7 @@ class StoreConformance(Kit):
     def start_other(
         self, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
     ) -> Iterator[Callable[[], OtherProcess]]:
-        """Starts further processes that have the same store open; all are gone at the end."""
+        """A function that starts another process with the same store open. All are killed at the end."""
         if not (self.persistent and self.shared):
             pytest.skip("this store does not claim that several processes may share it")
         setup = registry.setup.model_copy(update={"paths": tuple(sys.path)})
@@ -109,15 +109,15 @@ class StoreConformance(Kit):
 
     @pytest.mark.parametrize("status", ["completed", "diverged", "failed"])
     def test_every_status_can_be_kept(self, store: ResultStore, status: str) -> None:
-        """Also a result that has nothing but its run."""
-        full, bare = result_of(1, status=status), example_run(seed=2)
-        empty = RunResult(run=bare, status=status, loss=1.5 if status == "completed" else None)
+        """Also for a result with only the required fields."""
+        full, run = result_of(1, status=status), example_run(seed=2)
+        minimal = RunResult(run=run, status=status, loss=1.5 if status == "completed" else None)
         store.add(full)
-        store.add(empty)
-        assert store.results() == [full, empty]
+        store.add(minimal)
+        assert store.results() == [full, minimal]
 
     def test_awkward_values_come_back_equal(self, store: ResultStore) -> None:
-        """Text of every kind, and numbers at the edge of what JSON and databases hold."""
+        """Unusual text, and numbers at the limits of JSON and databases."""
         text = "Ünïcödé \u2028 \U0001f600 'quoted' \"twice\" \\ % ? :name \x00 \r\n\t" + "long " * 20_000
         error = RunError(type="Fehler", message=text, traceback=text)
         result = example_result(
@@ -130,18 +130,18 @@ class StoreConformance(Kit):
         assert changed_fields(store.get(result.id), result) == []
 
     def test_an_unknown_run_has_no_result(self, store: ResultStore) -> None:
-        """None and an empty list; no exception."""
+        """``get`` returns None and ``attempts`` an empty list. Neither raises."""
         store.add(result_of(1))
         assert store.get("unknown") is None
         assert store.attempts("unknown") == []
 
     def test_a_new_store_is_empty(self, store: ResultStore) -> None:
-        """Opening makes no results."""
+        """Opening a store does not add results."""
         assert list(store.all_attempts()) == []
         assert store.results() == []
 
     def test_adding_an_attempt_again_replaces_it(self, store: ResultStore) -> None:
-        """A worker's outbox may be read twice."""
+        """A result in a worker's outbox may be read twice."""
         store.add(result_of(1))
         store.add(result_of(2))
         store.add(result_of(1))
@@ -151,22 +151,22 @@ class StoreConformance(Kit):
         assert store.results() == [result_of(1, loss=1.25), result_of(2)]
 
     def test_every_attempt_is_kept_and_the_latest_counts(self, store: ResultStore) -> None:
-        """Attempts count by their number, in whichever order they arrive."""
+        """The number of an attempt counts, not the order in which attempts are added."""
         first, second, last = result_of(1, 1, status="failed"), result_of(1, 2, status="failed"), result_of(1, 10)
         store.add(first)
         store.add(last)
         store.add(second)
-        assert [one.attempt for one in store.attempts(first.id)] == [1, 2, 10]
+        assert [result.attempt for result in store.attempts(first.id)] == [1, 2, 10]
         assert store.attempts(first.id) == [first, second, last]
         assert store.get(first.id) == last
         assert store.results() == [last]
 
     def test_all_attempts_come_in_the_order_in_which_they_were_added(self, store: ResultStore) -> None:
-        """Whatever their runs, numbers and clocks. Two calls give the same."""
+        """For all runs, attempt numbers and times. A second call returns the same."""
         order = [(5, 2), (1, 1), (5, 10), (9, 1), (5, 1), (3, 1)]
         added = [
-            result_of(seed, attempt, finished=datetime(2026, 11, 1, 23 - place, tzinfo=UTC))
-            for place, (seed, attempt) in enumerate(order)
+            result_of(seed, attempt, finished=datetime(2026, 11, 1, 23 - index, tzinfo=UTC))
+            for index, (seed, attempt) in enumerate(order)
         ]
         for result in added:
             store.add(result)
@@ -195,7 +195,7 @@ class StoreConformance(Kit):
             assert store.get(run_id) == ResultStore.get(store, run_id)
 
     def test_results_come_in_the_order_in_which_runs_were_first_added(self, store: ResultStore) -> None:
-        """A later attempt leaves a run in its place; clocks of other machines say nothing of it."""
+        """Neither a later attempt nor the times of results change the order of runs."""
         seeds = [5, 1, 9, 3, 7, 2, 8]
         clocks = {seed: datetime(2026, 11, 1, 23 - seed, tzinfo=UTC) for seed in seeds}
         for seed in seeds:
@@ -206,7 +206,7 @@ class StoreConformance(Kit):
         assert {result.attempt for result in store.results()} == {2}
 
     def test_what_a_caller_does_to_a_list_changes_nothing(self, store: ResultStore) -> None:
-        """The store gives lists away."""
+        """Returned lists are copies."""
         store.add(result_of(1))
         store.results().clear()
         store.attempts(result_of(1).id).clear()
@@ -214,16 +214,16 @@ class StoreConformance(Kit):
 
     @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
     def test_a_number_that_is_not_finite_does_not_get_in(self, store: ResultStore, value: float) -> None:
-        """``model_copy`` does not validate, so the store has to: ``RunResult.model_validate(x.model_dump())``."""
+        """``model_copy`` does not validate, so the store must: ``RunResult.model_validate(x.model_dump())``."""
         store.add(result_of(1))
-        bad = result_of(2).model_copy(update={"loss": value})
+        invalid = result_of(2).model_copy(update={"loss": value})
         with pytest.raises((ValueError, StoreError)):
-            store.add(bad)
-        assert store.get(bad.id) is None
+            store.add(invalid)
+        assert store.get(invalid.id) is None
         assert store.results() == [result_of(1)]
 
     def test_opening_again_finds_everything(self, open_store: OpenStore) -> None:
-        """Results, attempts, their order, and who holds a claim, unless claims are those of the base class."""
+        """Results, attempts, their order, and the owners of claims, unless claims are those of the base class."""
         if not self.persistent:
             pytest.skip("this store does not claim to be persistent")
         store = open_store()
@@ -244,22 +244,23 @@ class StoreConformance(Kit):
     def test_two_studies_are_kept_apart(
         self, store: ResultStore, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
     ) -> None:
-        """The same plan in two folders, with other devices or code: neither may find the other's runs finished."""
+        """The same plan in two folders, with different devices or code. Neither study sees the results of the
+        other."""
         store.add(result_of(1))
         assert store.claim("run", "anna", 600)
         other_folder = folder.with_name("another")
         other_folder.mkdir()
         other = build_store(registry, self.name, given_options, other_folder)
         try:
-            assert other.results() == [], "results of a study were found in another one"
-            assert other.claim("run", "bert", 600), "a claim on a run of one study holds up another study"
+            assert other.results() == [], "a study has the results of another study"
+            assert other.claim("run", "bert", 600), "a claim in a study blocks another study"
         finally:
             other.close()
 
     # ------------------------------------------------------------------ claims
 
     def test_a_claim_excludes_others(self, store: ResultStore) -> None:
-        """Of one run only, and its holder may claim again."""
+        """For a single run. The owner may claim it again."""
         assert store.claim("run", "anna", 600)
         assert not store.claim("run", "bert", 600)
         assert store.claim("run", "anna", 600)
@@ -267,7 +268,7 @@ class StoreConformance(Kit):
         assert store.claim("another run", "bert", 600)
 
     def test_a_released_claim_can_be_taken(self, store: ResultStore) -> None:
-        """Releasing twice is no error."""
+        """A second release is not an error."""
         assert store.claim("run", "anna", 600)
         store.release("run", "anna")
         store.release("run", "anna")
@@ -275,14 +276,14 @@ class StoreConformance(Kit):
         assert not store.claim("run", "anna", 600)
 
     def test_only_the_holder_can_release(self, store: ResultStore) -> None:
-        """Releasing what one does not hold does nothing."""
+        """A release by another owner does nothing."""
         store.release("run", "bert")
         assert store.claim("run", "anna", 600)
         store.release("run", "bert")
         assert not store.claim("run", "bert", 600)
 
     def test_a_claim_ends_by_itself(self, store: ResultStore) -> None:
-        """A driver that was killed blocks nobody for longer than its claim lasts."""
+        """A killed driver blocks a run only until its claim ends."""
         assert store.claim("run", "anna", self.moment)
         time.sleep(2 * self.moment)
         assert store.claim("run", "bert", 600), f"still held after twice its {self.moment} seconds"
@@ -291,17 +292,17 @@ class StoreConformance(Kit):
         assert not store.claim("run", "anna", 600)
 
     def test_a_renewed_claim_lasts_longer(self, store: ResultStore) -> None:
-        """From now, not from when it would have ended."""
+        """From the time of the call, not from the end of the claim."""
         assert store.claim("run", "anna", 10 * self.moment)
         assert store.renew("run", "anna", 600)
         time.sleep(12 * self.moment)
-        assert not store.claim("run", "bert", 600), "ended when it would have without being renewed"
+        assert not store.claim("run", "bert", 600), "a renewed claim ended at its original time"
         assert store.renew("run", "anna", self.moment)
         time.sleep(2 * self.moment)
-        assert store.claim("run", "bert", 600), "renewed for a shorter time, still held after it"
+        assert store.claim("run", "bert", 600), "a claim renewed for a shorter time is still held after this time"
 
     def test_only_the_holder_can_renew(self, store: ResultStore) -> None:
-        """Renewing what was never claimed, or by somebody else, takes nothing."""
+        """Renewing a run that is unclaimed, or claimed by another owner, does not claim it."""
         assert not store.renew("run", "bert", 600)
         assert store.claim("run", "anna", 600)
         assert not store.renew("run", "bert", 600)
@@ -310,7 +311,7 @@ class StoreConformance(Kit):
         assert not store.renew("run", "anna", 600)
 
     def test_claims_are_no_results(self, store: ResultStore) -> None:
-        """And a result neither needs nor ends a claim."""
+        """A result neither requires nor ends a claim."""
         result = result_of(1)
         assert store.claim(result.id, "anna", 600)
         assert store.get(result.id) is None
@@ -321,19 +322,19 @@ class StoreConformance(Kit):
     # ------------------------------------------------------------------ several processes
 
     def test_two_processes_never_hold_one_claim(self, start_other: Callable[[], OtherProcess]) -> None:
-        """Both reach for each of 50 runs at the same moment; exactly one gets it."""
-        racers = [start_other(), start_other()]
-        won = []
+        """Both claim each of 50 runs at the same time, and exactly one succeeds."""
+        processes = [start_other(), start_other()]
+        answers = []
         for run in range(50):
-            for number, racer in enumerate(racers):
-                racer.send("claim", f"run {run}", f"driver {number}", 600)
-            won.append([racer.answer() for racer in racers])
-        assert [sorted(pair) for pair in won] == [[False, True]] * 50
+            for number, process in enumerate(processes):
+                process.send("claim", f"run {run}", f"driver {number}", 600)
+            answers.append([process.answer() for process in processes])
+        assert [sorted(pair) for pair in answers] == [[False, True]] * 50
 
     def test_two_processes_adding_at_once_lose_nothing(
         self, store: ResultStore, start_other: Callable[[], OtherProcess]
     ) -> None:
-        """And a third that has had the store open sees it all."""
+        """And a third process with the same store open sees all results."""
         writers = [start_other(), start_other()]
         for index in range(25):
             for number, writer in enumerate(writers):
@@ -348,7 +349,7 @@ class StoreConformance(Kit):
     def test_a_killed_process_loses_nothing_that_was_added(
         self, open_store: OpenStore, start_other: Callable[[], OtherProcess]
     ) -> None:
-        """SIGKILL at some moment in a stream of adds: what ``add`` had returned for is there, whole."""
+        """SIGKILL during a series of ``add`` calls. Every result for which ``add`` had returned is complete."""
         acknowledged: list[int] = []
         for kill in range(self.kills):
             writer = start_other()
@@ -364,9 +365,11 @@ class StoreConformance(Kit):
             store.close()
 
 
-def changed_fields(found: RunResult | None, kept: RunResult) -> list[str]:
-    """Names of the fields that did not come back equal. Only names: pytest explains two texts of this size for
-    minutes, where it explains in full (under ``CI``)."""
-    if found is None:
-        return ["all: the store has no such result"]
-    return [name for name in RunResult.model_fields if getattr(found, name) != getattr(kept, name)]
+def changed_fields(stored: RunResult | None, added: RunResult) -> list[str]:
+    """Names of the fields that differ.
+
+    Names only, because pytest takes minutes to compare two texts of this size in full (under ``CI``).
+    """
+    if stored is None:
+        return ["all: the store does not have the result"]
+    return [name for name in RunResult.model_fields if getattr(stored, name) != getattr(added, name)]

@@ -1,6 +1,6 @@
-"""A plugin for the conformance kit: training that takes milliseconds, and a model that does what a test needs.
+"""A plugin for the conformance kits: training in milliseconds, and a model that runs code of a test.
 
-Workers import it by name, so it imports nothing but what a plugin does.
+Workers import it by name, so it imports only modules that any plugin may import.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.data.tasks import SupervisedTask
 from flops_fit_core.plugins.hookspecs import hookimpl
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Dataset, RunInfo
-from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, Options, ScheduleSpec
+from flops_fit_core.plugins.specs import DatasetSpec, ModelSpec, OptimizerSpec, ScheduleSpec
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,7 +22,7 @@ INPUTS, CLASSES = 8, 2
 
 
 class TinyOptions(Options):
-    """A multilayer perceptron that can do something else beside learning."""
+    """A multilayer perceptron that can run additional code."""
 
     width: int = 4
     code: str = ""
@@ -39,7 +40,7 @@ def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
         step = 0
 
         def forward(self, batch: Tensor) -> Any:
-            # Planning tries models and evaluation measures them, both without gradients; a trace is neither.
+            # A dispatch mode means a trace. Planning and evaluation run without gradients.
             if _get_current_dispatch_mode() is not None:
                 return super().forward(batch)  # type: ignore[no-untyped-call]
             if is_grad_enabled():
@@ -53,7 +54,7 @@ def build_tiny(options: TinyOptions, task: SupervisedTask) -> nn.Module:
 
 
 class Majority(Dataset):
-    """Whether more than half of a number's 8 bits are ones: endless, computed, the same everywhere."""
+    """Classify whether more than half of a number's 8 bits are ones. Endless, and computed from the position."""
 
     task = SupervisedTask(inputs=(INPUTS,), outputs_size=CLASSES)
 
@@ -67,31 +68,33 @@ class Majority(Dataset):
             start += batch_size
 
     def eval_batches(self, tokens: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        tokens = min(tokens, 250)  # no whole number of batches of a usual size
+        tokens = min(tokens, 250)  # not a multiple of common batch sizes
         for first in range(0, tokens, batch_size):
             inputs, answers = _examples(range(first, min(first + batch_size, tokens)), seed=-1)
             yield inputs, 1 - answers if self.contrary else answers
 
 
 class MajorityOptions(Options):
-    """What is held out."""
+    """Options of the held-out data."""
 
     contrary: bool = False
-    """Held-out answers are the wrong ones: what has learned has a high held-out loss and a low training loss."""
+    """Whether held-out answers are wrong. A trained model then has a high held-out loss and a low training
+    loss."""
 
 
 class PlainOptions(Options):
-    """Gradient descent that can say what it does."""
+    """Options of gradient descent."""
 
     lr: float = 0.3
     trace: str = ""
     """File to which each step appends its learning rate."""
     poison: bool = False
-    """Whether a step leaves gradients that are not numbers behind: whoever uses them again learns nothing."""
+    """Whether a step sets all gradients to NaN, so that a trainer that does not clear them fails."""
 
 
 class PlainDescent:
-    """Gradient descent without torch.optim, whose first use imports torch's compiler: seconds for each worker."""
+    """Gradient descent without torch.optim, which imports torch's compiler on first use, for seconds per
+    worker."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], options: PlainOptions) -> None:
         self.param_groups: list[dict[str, Any]] = [{"params": list(parameters), "lr": options.lr}]
@@ -116,13 +119,13 @@ class PlainDescent:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """It has none."""
+        """Does nothing, because there is no state."""
 
 
 def _examples(positions: range, seed: int) -> tuple[Tensor, Tensor]:
     import torch
 
-    # A multiplicative hash: neighbouring positions give unlike numbers.
+    # A multiplicative hash, so that neighbouring positions have unrelated numbers.
     numbers = torch.tensor([(position + 977 * seed) * 2654435761 >> 8 & 0xFF for position in positions])
     bits = numbers[:, None] >> torch.arange(INPUTS) & 1
     return bits.float(), (bits.sum(1) > INPUTS // 2).long()
@@ -152,7 +155,7 @@ def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
 
 @hookimpl
 def flops_fit_schedules() -> Iterable[ScheduleSpec]:
-    """A straight line to zero, and one multiplier for ever, whose runs share all of their way."""
+    """A linear schedule to zero, and a constant schedule with a shared stable phase of all steps."""
     yield ScheduleSpec(name="falling", build=lambda options, run: lambda step: 1 - step / run.steps)
     yield ScheduleSpec(
         name="level", build=lambda options, run: lambda step: 1.0, branch=lambda options, run: run.steps

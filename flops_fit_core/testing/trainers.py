@@ -28,27 +28,27 @@ from flops_fit_core.testing.kit import Kit
 Events = list[Progress | RunResult]
 BATCH = 8
 STOPS_AT = 20
-"""Steps after which a test asks a trainer to stop."""
+"""Step at which a test stops a trainer."""
 RAISES = "raise RuntimeError('this model raises')"
 BREAKS = "if step == 5: model[0].weight.data.fill_(float('nan'))"
 
 
 class TrainerConformance(Kit):
-    """What every trainer must do. Inherit, set ``name``, and run pytest.
+    """Tests for every trainer. Inherit, set ``name``, and run pytest.
 
-    It is given a model of some fifty parameters, data that are computed, plain gradient descent and a learning
-    rate that falls to zero. What the trainer's spec says that it ``can`` do (``checkpoint``, ``branch``,
-    ``vmap_runs``) is tried; ``distribute`` is not.
+    The tests train a model of about 50 parameters on computed data, by plain gradient descent with a learning rate
+    that falls to zero. They cover ``checkpoint``, ``branch`` and ``vmap_runs`` if these are in ``can`` of the trainer's
+    spec, but not ``distribute``.
 
     Attributes:
-        experiment: Tables of the experiment to use instead, such as ``{"dataset": {...}}``.
-        size: Of the model, as in ``sweep.sizes``.
+        experiment: Tables that replace those of the experiment, such as ``{"dataset": {...}}``.
+        size: Size of the model, as in ``sweep.sizes``.
         budget: FLOPs of the smallest run.
-        in_process: False for a trainer that starts a program, or computes a loss from a formula: what looks at
-            single steps is skipped, and ``experiment`` says what it can train.
-        uses_optimizer: False for a trainer that brings its own optimizer and schedule.
-        learns: Largest held-out loss after some two hundred steps. Guessing gives 0.693.
-        tolerance: How far two losses may be apart, relatively, that ought to be the same.
+        in_process: False for a trainer that starts a program, or computes a loss from a formula. Tests of single
+            steps are then skipped, and ``experiment`` must name a model and a dataset that it can train.
+        uses_optimizer: False for a trainer with a built-in optimizer and schedule.
+        learns: Largest held-out loss after about 200 steps. Guessing has a loss of 0.693.
+        tolerance: Largest relative difference between two losses that should be equal.
     """
 
     kind: ClassVar[str] = "trainer"
@@ -64,12 +64,13 @@ class TrainerConformance(Kit):
 
     @pytest.fixture
     def all_plugins(self, registry: Registry) -> Registry:
-        """The plugins, with those that the tests train."""
+        """The plugins, and those of ``tiny``."""
         return _with_tiny(registry)
 
     @pytest.fixture
     def plan(self, all_plugins: Registry, given_options: Mapping[str, Any]) -> Callable[..., SweepPlan]:
-        """``plan(budgets=1, seeds=1, **tables)``: runs of one size; of twice the FLOPs for each further budget."""
+        """``plan(budgets=1, seeds=1, **tables)`` plans runs of one size. Each budget is twice the previous
+        budget."""
 
         def plan(budgets: int = 1, seeds: int = 1, **tables: Any) -> SweepPlan:
             table: dict[str, Any] = {
@@ -95,7 +96,8 @@ class TrainerConformance(Kit):
 
     @pytest.fixture
     def train(self, all_plugins: Registry, tmp_path: Path) -> Callable[..., Events]:
-        """``train(plan, should_stop=..., done=(), folder=...)``: everything that comes of its jobs."""
+        """``train(plan, should_stop=..., done=(), folder=...)`` trains a plan and returns the events of its
+        jobs."""
 
         def train(
             plan: SweepPlan,
@@ -118,7 +120,7 @@ class TrainerConformance(Kit):
 
     @pytest.fixture
     def in_steps(self) -> None:
-        """Skips what cannot be looked at from outside."""
+        """Skips the test for a trainer that does not train in this process."""
         if not self.in_process:
             pytest.skip("this trainer does not claim to train in this process")
 
@@ -127,20 +129,20 @@ class TrainerConformance(Kit):
     def test_every_run_gets_one_result_that_says_what_was_done(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events]
     ) -> None:
-        """A finite loss, all of the tokens, and the plan's FLOPs."""
+        """A finite loss, all tokens, and the plan's FLOPs."""
         runs = plan(budgets=2, seeds=2)
-        found = results(train(runs))
-        assert sorted(one.id for one in found) == sorted(run.id for run in runs.runs)
-        for one in found:
-            assert one.status == "completed", one.error
-            assert one.loss is not None
-            assert math.isfinite(one.loss)
-            assert one.tokens == one.run.tokens, f"{one.tokens} tokens of {one.run.tokens}"
-            assert one.flops == pytest.approx(one.run.flops)
-            assert one.attempt == 1
+        run_results = results(train(runs))
+        assert sorted(result.id for result in run_results) == sorted(run.id for run in runs.runs)
+        for result in run_results:
+            assert result.status == "completed", result.error
+            assert result.loss is not None
+            assert math.isfinite(result.loss)
+            assert result.tokens == result.run.tokens, f"{result.tokens} tokens of {result.run.tokens}"
+            assert result.flops == pytest.approx(result.run.flops)
+            assert result.attempt == 1
 
     def test_progress_is_of_its_runs(self, plan: Callable[..., SweepPlan], train: Callable[..., Events]) -> None:
-        """Where there is any: it goes forward, and never beyond the end."""
+        """If there is any progress, steps do not decrease and do not exceed the last step."""
         runs = plan()
         by_run = {run.id: run for run in runs.runs}
         last = dict.fromkeys(by_run, 0)
@@ -154,10 +156,10 @@ class TrainerConformance(Kit):
     def test_the_same_run_has_the_same_loss_and_another_seed_another(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path
     ) -> None:
-        """Results are kept by what identifies a run, and replicates measure luck."""
+        """A run's id determines its result, and replicates measure the variation between seeds."""
         runs = plan(seeds=2)
-        first, again = (losses(train(runs, folder=tmp_path / name)) for name in ("one", "two"))
-        assert again == pytest.approx(first, rel=self.tolerance)
+        first, second = (losses(train(runs, folder=tmp_path / name)) for name in ("one", "two"))
+        assert second == pytest.approx(first, rel=self.tolerance)
         assert len(set(first.values())) == len(first), "two seeds gave the same loss"
 
     # ------------------------------------------------------------------ training
@@ -165,24 +167,24 @@ class TrainerConformance(Kit):
     def test_the_loss_is_that_of_held_out_data(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], in_steps: None
     ) -> None:
-        """After training, on data with the right answers; and with the wrong ones where those are held out."""
-        (usual,) = losses(train(plan())).values()
-        assert usual < self.learns, f"the held-out loss is {usual:.3f}, and guessing gives 0.693"
+        """The loss is low for correct held-out answers, and high for wrong held-out answers."""
+        (correct,) = losses(train(plan())).values()
+        assert correct < self.learns, f"the held-out loss is {correct:.3f}; guessing has 0.693"
         contrary = plan(dataset={"name": "tiny/majority", "contrary": True})
         (wrong,) = losses(train(contrary)).values()
-        assert wrong > 0.72, f"{wrong:.3f} where held-out answers are wrong: this is the training loss"
+        assert wrong > 0.72, f"{wrong:.3f} with wrong held-out answers: this is the training loss"
 
     def test_the_loss_is_of_the_model_as_it_is_used(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, in_steps: None
     ) -> None:
-        """In evaluation mode, without dropout, while training is in training mode; the mean over all held-out
-        predictions, in nats, of the weights at the end."""
+        """Training uses training mode, and the evaluation uses evaluation mode, without dropout. The loss is the
+        mean over all held-out predictions in nats, with the final weights."""
         import torch
 
         modes, last = tmp_path / "modes", tmp_path / "last.pt"
-        keep = f"import torch; torch.save((model.training, model.state_dict()), {str(last)!r})"
-        runs = plan(model={"name": "tiny/tiny", "code": _append(modes, "model.training"), "evaluated": keep})
-        last.unlink(missing_ok=True)  # planning tries the model
+        save = f"import torch; torch.save((model.training, model.state_dict()), {str(last)!r})"
+        runs = plan(model={"name": "tiny/tiny", "code": _append(modes, "model.training"), "evaluated": save})
+        last.unlink(missing_ok=True)  # planning runs the model, too
         (result,) = results(train(runs))
         assert all(_lines(modes)), f"step {_lines(modes).index(False)} was trained in evaluation mode"
         assert last.exists(), "the model was not evaluated without gradients"
@@ -190,31 +192,31 @@ class TrainerConformance(Kit):
         assert not in_training, "held-out loss was measured in training mode: dropout would be on"
         expected = _eval_loss(weights, result)
         assert result.loss == pytest.approx(expected, rel=1e-4), (
-            f"{result.loss} is given; with these weights, held-out predictions have {expected:.6f} nats each"
+            f"the result's loss is {result.loss}; with its weights, the held-out loss is {expected:.6f} nats"
         )
 
     def test_gradients_are_those_of_one_step(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], in_steps: None
     ) -> None:
-        """Cleared before each: those of all steps before would be added to it."""
+        """The trainer clears gradients before each step; otherwise they add up."""
         if not self.uses_optimizer:
             pytest.skip("this trainer brings its own optimizer")
         (result,) = results(train(plan(optimizer={"name": "tiny/plain", "poison": True})))
-        assert result.status == "completed", "gradients of the step before are used again: optimizer.zero_grad()"
+        assert result.status == "completed", "gradients of the last step are used again: optimizer.zero_grad()"
 
     def test_it_trains_on_the_samples_of_its_run_in_order(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, in_steps: None
     ) -> None:
-        """Every one, once: D is what the plan says."""
+        """Each sample once, so that D is that of the plan."""
         runs = plan(model={"name": "tiny/tiny", "code": _append(tmp_path / "samples", "batch.tolist()")})
         train(runs)
         (run,) = runs.runs
-        seen = [sample for batch in _lines(tmp_path / "samples") for sample in batch]
-        assert len(seen) == run.steps * run.batch_size, (
-            f"{len(seen)} samples; {run.steps} steps of {run.batch_size} have {run.steps * run.batch_size}"
+        samples = [sample for batch in _lines(tmp_path / "samples") for sample in batch]
+        assert len(samples) == run.steps * run.batch_size, (
+            f"{len(samples)} samples; {run.steps} steps of {run.batch_size} have {run.steps * run.batch_size}"
         )
-        inputs, _ = next(tiny.Majority(run.seed).batches(len(seen)))
-        assert seen == inputs.tolist()
+        inputs, _ = next(tiny.Majority(run.seed).batches(len(samples)))
+        assert samples == inputs.tolist()
 
     def test_the_learning_rate_follows_the_schedule(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, in_steps: None
@@ -227,12 +229,12 @@ class TrainerConformance(Kit):
         steps = runs.runs[0].steps
         assert _lines(tmp_path / "rates") == pytest.approx([0.2 * (1 - step / steps) for step in range(steps)])
 
-    # ------------------------------------------------------------------ failing
+    # ------------------------------------------------------------------ failures
 
     def test_what_the_model_raises_is_the_error_of_its_run(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], in_steps: None
     ) -> None:
-        """In words, with the traceback."""
+        """With message and traceback."""
         (result,) = results(train(plan(model={"name": "tiny/tiny", "code": RAISES})))
         assert result.status == "failed"
         assert result.error is not None
@@ -242,22 +244,22 @@ class TrainerConformance(Kit):
     def test_a_loss_that_is_not_finite_does_not_complete(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], in_steps: None
     ) -> None:
-        """A run that has diverged is no point of a law."""
+        """Fits do not use diverged runs."""
         (result,) = results(train(plan(model={"name": "tiny/tiny", "code": BREAKS})))
         assert result.status in ("diverged", "failed")
         assert result.loss is None
 
-    # ------------------------------------------------------------------ stopping and going on
+    # ------------------------------------------------------------------ stopping and continuing
 
     def test_it_stops_when_it_is_asked_to(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, in_steps: None
     ) -> None:
-        """Within two steps, and gives no result."""
-        runs, trace = self._traced(plan, tmp_path)
-        found = results(train(runs, should_stop=lambda: len(_lines(trace)) >= STOPS_AT))
-        assert found == [], "a run that was stopped has a result"
+        """Within two steps, and without a result."""
+        runs, trace = self._plan_with_trace(plan, tmp_path)
+        events = train(runs, should_stop=lambda: len(_lines(trace)) >= STOPS_AT)
+        assert results(events) == [], "a stopped run has a result"
         assert len(_lines(trace)) <= STOPS_AT + 2, (
-            f"asked to stop after {STOPS_AT} steps, took {len(_lines(trace))}"
+            f"should_stop was true after {STOPS_AT} steps, but the trainer took {len(_lines(trace))} steps"
         )
 
     def test_it_goes_on_where_it_was_stopped(
@@ -268,18 +270,18 @@ class TrainerConformance(Kit):
         all_plugins: Registry,
         in_steps: None,
     ) -> None:
-        """Every step once, and the loss of a run that nobody stopped."""
-        self._needs(all_plugins, "checkpoint")
-        runs, trace = self._traced(plan, tmp_path)
+        """It takes every step once, and has the loss of a run that was not stopped."""
+        self._require(all_plugins, "checkpoint")
+        runs, trace = self._plan_with_trace(plan, tmp_path)
         (undisturbed,) = losses(train(runs, folder=tmp_path / "other")).values()
         trace.unlink()
         train(runs, should_stop=lambda: len(_lines(trace)) >= STOPS_AT)
         (result,) = results(train(runs))
-        taken, steps = len(_lines(trace)), runs.runs[0].steps
-        assert taken == steps, f"{taken} steps in two parts of a run of {steps}"
+        count, steps = len(_lines(trace)), runs.runs[0].steps
+        assert count == steps, f"{count} steps in two parts of a run of {steps} steps"
         assert result.loss == pytest.approx(undisturbed, rel=self.tolerance), (
-            "a run that was stopped ends elsewhere than one that was not: a checkpoint holds weights, the "
-            "optimizer's state, the position in the data, and the generators of random numbers"
+            "a stopped run has another loss than an undisturbed run: a checkpoint must contain weights, optimizer "
+            "state, position in the data, and the states of random generators"
         )
 
     def test_a_branch_ends_like_a_run_that_was_trained_alone(
@@ -290,32 +292,32 @@ class TrainerConformance(Kit):
         all_plugins: Registry,
         in_steps: None,
     ) -> None:
-        """Runs that differ in D only, with a schedule whose beginning they share."""
-        self._needs(all_plugins, "branch")
+        """Runs that differ in D only, with a shared stable phase."""
+        self._require(all_plugins, "branch")
         runs = plan(budgets=3, schedule="tiny/level")
         assert len(runs.trajectories) == 1
-        together = losses(train(runs))
+        branched = losses(train(runs))
         for run in runs.runs:
-            others = tuple(other.id for other in runs.runs if other is not run)
-            alone = losses(train(runs, done=others, folder=tmp_path / run.id))
-            assert alone[run.id] == pytest.approx(together[run.id], rel=self.tolerance)
+            done = tuple(other.id for other in runs.runs if other is not run)
+            alone = losses(train(runs, done=done, folder=tmp_path / run.id))
+            assert alone[run.id] == pytest.approx(branched[run.id], rel=self.tolerance)
 
     def test_packed_runs_end_like_runs_that_were_trained_alone(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, all_plugins: Registry
     ) -> None:
-        """Side by side as one model, to within rounding."""
-        self._needs(all_plugins, "vmap_runs")
-        apart, packed = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
+        """Several runs trained as one model, to within rounding."""
+        self._require(all_plugins, "vmap_runs")
+        separate, packed = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
         assert len(packed.jobs({run.id for run in packed.runs})) == 1
-        alone = losses(train(apart, folder=tmp_path / "apart"))
-        assert losses(train(packed)) == pytest.approx(alone, rel=1e-3)
+        expected = losses(train(separate, folder=tmp_path / "separate"))
+        assert losses(train(packed)) == pytest.approx(expected, rel=1e-3)
 
-    def _needs(self, registry: Registry, ability: str) -> None:
+    def _require(self, registry: Registry, ability: str) -> None:
         if ability not in registry.find(self.kind, self.name).spec.can:
             pytest.skip(f"this trainer does not claim that it can {ability}")
 
-    def _traced(self, plan: Callable[..., SweepPlan], folder: Path) -> tuple[SweepPlan, Path]:
-        """Runs that write down their steps, and whose model draws random numbers, as dropout does."""
+    def _plan_with_trace(self, plan: Callable[..., SweepPlan], folder: Path) -> tuple[SweepPlan, Path]:
+        """A plan of runs that record their steps, with a model that draws random numbers, as dropout does."""
         trace = folder / "steps"
         noise = "import torch; batch.add_(0.3 * torch.rand_like(batch))\n"
         return plan(model={"name": "tiny/tiny", "code": noise + _append(trace, "step")}), trace
@@ -323,30 +325,30 @@ class TrainerConformance(Kit):
 
 @functools.lru_cache(maxsize=4)
 def _with_tiny(registry: Registry) -> Registry:
-    """Once for a class: discovery takes longer than a run."""
+    """Once per class, because discovery takes longer than a run."""
     return registry.with_plugins({"tiny": tiny})
 
 
 @functools.lru_cache(maxsize=4)
 def _blob(registry: Registry) -> bytes | None:
-    """Plugins that are objects, as a driver sends them: a worker unpacks them once."""
+    """Pickled plugins that are objects, as a driver sends them to workers."""
     import cloudpickle
 
     return cloudpickle.dumps(registry.objects) if registry.objects else None
 
 
 def results(events: Events) -> list[RunResult]:
-    """The results among what a job gave."""
+    """The results among a job's events."""
     return [event for event in events if isinstance(event, RunResult)]
 
 
 def losses(events: Events) -> dict[str, float]:
-    """Run id -> loss. Fails where a run did not complete."""
-    found = {}
+    """Run id -> loss. Fails if a run did not complete."""
+    loss_of = {}
     for result in results(events):
         assert result.loss is not None, result.error
-        found[result.id] = result.loss
-    return found
+        loss_of[result.id] = result.loss
+    return loss_of
 
 
 def _eval_loss(weights: Mapping[str, Any], result: RunResult) -> float:
@@ -364,9 +366,9 @@ def _eval_loss(weights: Mapping[str, Any], result: RunResult) -> float:
     return sum(float(loss) for loss, _ in pairs) / sum(count for _, count in pairs)
 
 
-def _append(file: Path, what: str) -> str:
+def _append(file: Path, expression: str) -> str:
     """Code that appends the value of an expression to a file in every step."""
-    return f"with open({str(file)!r}, 'a') as file: file.write(repr({what}) + '\\n')"
+    return f"with open({str(file)!r}, 'a') as file: file.write(repr({expression}) + '\\n')"
 
 
 def _lines(file: Path) -> list[Any]:

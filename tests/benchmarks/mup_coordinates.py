@@ -70,7 +70,7 @@ def main() -> None:
     torch.set_num_threads(1)
     text = write_text(Path(tempfile.mkdtemp()))
     print("| architecture | outputs | their changes | logits | their change |\n|---|---|---|---|---|", flush=True)
-    with patch("flops_fit_transformers.model.require_fan_in"):
+    with patch("flops_fit_hf_models.model.require_fan_in"):
         for name in arguments.only:
             model = OWN.get(name) or hf_model(name, init=arguments.init)
             print(row(name, measure(model, text, arguments)), flush=True)

@@ -12,7 +12,7 @@ from small import Bench
 
 from flops_fit_core import ConfigError, RunResult, plan
 from flops_fit_core.plugins import Outbox, QueuedJobReader, QueuedJobs
-from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced, trained_here
+from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced, train_in_process
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
 CRAWL = "import time; time.sleep(0.02)"
@@ -45,7 +45,7 @@ def test_a_pickled_task_trains_in_another_process_and_imports_torch_when_it_is_c
     (job,) = tiny_jobs(LEARN)
     blob = pickle.dumps(context_of(tmp_path / "there").task(job))
     process = subprocess.run([sys.executable, "-c", OTHER_PROCESS], input=blob, capture_output=True, check=True)
-    assert json.loads(process.stdout) == [[], "completed", trained_here(job, tmp_path / "here").loss]
+    assert json.loads(process.stdout) == [[], "completed", train_in_process(job, tmp_path / "here").loss]
 
 
 def test_a_pickled_task_carries_python_objects(tmp_path):
@@ -84,7 +84,7 @@ def test_a_command_trains_its_job_and_the_driver_reads_each_event_once(tmp_path)
     events += reader.read()
     assert reader.read() == reader.read_outbox() == []
     (result,) = results(events)
-    assert result.loss == trained_here(job, tmp_path / "here").loss
+    assert result.loss == train_in_process(job, tmp_path / "here").loss
     assert len(events) > 1, "progress came before the result"
     assert (reader.missing, reader.state.ended, reader.state.error) == (set(), True, None)
     assert [queued.scheduler_id for queued in jobs.all()] == ["1234"]

@@ -13,9 +13,10 @@ from pydantic import ValidationError
 from flops_fit_core.config import PluginConfig
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.flops.model_stats import count_flops, measure_model
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import FlopCount, Task
 from flops_fit_core.plugins.registry import RegisteredSpec, Registry
-from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
+from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec
 from flops_fit_core.records import ParameterCounts
 
 TRACED = "counters/traced"

@@ -8,8 +8,9 @@ from flops_fit_core.config import PluginConfig
 from flops_fit_core.flops.audit.reference import MAX_MODULES, MAX_RUN_FLOPS, MAX_TRACED_PARAMS, ReferenceFlops
 from flops_fit_core.flops.audit.tracing import SAMPLES
 from flops_fit_core.flops.model_stats import SizeStats, build_on_meta
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Task
-from flops_fit_core.plugins.specs import ModelSpec, Options
+from flops_fit_core.plugins.specs import ModelSpec
 
 TOLERANCE = 0.01
 """A larger relative difference is reported."""

@@ -13,8 +13,9 @@ from flops_fit_core.flops.audit.tracing import SAMPLES, Trace, Untraceable, trac
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, build_on_meta
 from flops_fit_core.flops.parameter_usage import TraceTooLarge
+from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Task
-from flops_fit_core.plugins.specs import ModelSpec, Options
+from flops_fit_core.plugins.specs import ModelSpec
 
 if TYPE_CHECKING:
     from torch import nn

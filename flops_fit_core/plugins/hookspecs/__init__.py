@@ -1,9 +1,8 @@
 """The hooks a plugin may implement.
 
-A plugin is a module (or any object) with functions marked ``@hookimpl``. Registration hooks take no
-arguments and return specs; the specs of all plugins are collected, and what runs is selected by name in the
-experiment, never by order: installing a package changes no result. Observers are called in the driver; what
-they raise is logged and never stops a sweep.
+A plugin is a module (or any object) with functions marked ``@hookimpl``. Registration hooks take no arguments and
+return specs. An experiment selects specs by name, never by order, so installing a package changes no result.
+Observers are called in the driver. Their exceptions are logged and never stop a sweep.
 """
 
 from flops_fit_core.plugins.hookspecs.execution import (

@@ -1,4 +1,4 @@
-"""Hooks for where runs are trained, and where what comes of them is kept and shown."""
+"""Hooks for stores, devices, executors and loggers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def flops_fit_devices() -> Iterable[DeviceSpec]:
 
 @hookspec
 def flops_fit_executors() -> Iterable[ExecutorSpec]:
-    """Offer executors, which run jobs somewhere: ``[executor]`` in an experiment.
+    """Offer executors, which run jobs: ``[executor]`` in an experiment.
 
     ::
 
@@ -89,7 +89,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
             def events(self, timeout):
                 while self.running or self.waiting:
                     self.running = self.running or self.train(self.waiting.popleft())
-                    for event in self.running:  # the reader may stop here, and come back
+                    for event in self.running:  # the reader may stop here and call events again
                         yield event
                     self.running = None
 

@@ -1,4 +1,4 @@
-"""The hook for laws."""
+"""The hook for fitters."""
 
 from __future__ import annotations
 
@@ -26,35 +26,35 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
             # Straight lines through the best run of each budget: ln N and ln L against ln C.
             def fit(self, observations):
                 best = {}
-                for one in sorted(observations, key=lambda one: one.loss, reverse=True):
-                    best[one.budget or one.flops] = one
+                for run in sorted(observations, key=lambda run: run.loss, reverse=True):
+                    best[run.budget or run.flops] = run
                 if len(best) < 2:
                     raise FitError(f"runs of {len(best)} budgets; a line needs two")
-                runs = sorted(best.values(), key=lambda one: one.flops)
-                x = [math.log(one.flops) for one in runs]
-                a, params = line(x, [math.log(one.params) for one in runs])
-                slope, loss = line(x, [math.log(one.loss) for one in runs])
-                law = Law(name="best of each", parameters={"a": a, "ln_N": params, "slope": slope, "ln_L": loss})
-                others = {one.id: "not the best of its budget" for one in observations if one not in runs}
-                flops, sizes = [one.flops for one in runs], [one.params for one in runs]
+                runs = sorted(best.values(), key=lambda run: run.flops)
+                x = [math.log(run.flops) for run in runs]
+                a, ln_n = fit_line(x, [math.log(run.params) for run in runs])
+                slope, ln_loss = fit_line(x, [math.log(run.loss) for run in runs])
+                law = Law(name="best of each", parameters={"a": a, "ln_N": ln_n, "slope": slope, "ln_L": ln_loss})
+                excluded = {run.id: "not the best of its budget" for run in observations if run not in runs}
+                flops, params = [run.flops for run in runs], [run.params for run in runs]
                 return LawFit(
-                    **fit_header(self, "mine/best-of-each", flops=flops, params=sizes),
-                    law=law, excluded=others, objective=0.0, n_runs=len(runs),
+                    **fit_header(self, "mine/best-of-each", flops=flops, params=params),
+                    law=law, excluded=excluded, objective=0.0, n_runs=len(runs),
                     exponents={"a": Interval(value=a), "b": Interval(value=1 - a)},
                 )
 
             def optimum(self, fit, flops):
-                it, x = fit.law.parameters, math.log(flops)
-                params = math.exp(it["ln_N"] + it["a"] * x)
+                law, x = fit.law.parameters, math.log(flops)
+                params = math.exp(law["ln_N"] + law["a"] * x)
                 return Optimum(flops=flops, params=Interval(value=params),
                                tokens=Interval(value=flops / (6 * params)),
-                               loss=Interval(value=math.exp(it["ln_L"] + it["slope"] * x)))
+                               loss=Interval(value=math.exp(law["ln_L"] + law["slope"] * x)))
 
-        def line(x, y):
-            mean, middle = sum(x) / len(x), sum(y) / len(y)
-            both = zip(x, y, strict=True)
-            slope = sum((p - mean) * (q - middle) for p, q in both) / sum((p - mean) ** 2 for p in x)
-            return slope, middle - slope * mean
+        def fit_line(x, y):
+            mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+            pairs = zip(x, y, strict=True)
+            slope = sum((a - mean_x) * (b - mean_y) for a, b in pairs) / sum((a - mean_x) ** 2 for a in x)
+            return slope, mean_y - slope * mean_x
 
         @hookimpl
         def flops_fit_fitters():

@@ -1,4 +1,4 @@
-"""What marks a hook, and a plugin's function that implements one."""
+"""Decorators for hooks and their implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Hooks for what is trained, and on what."""
+"""Hooks for model families and datasets."""
 
 from __future__ import annotations
 

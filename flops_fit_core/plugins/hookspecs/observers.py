@@ -1,4 +1,4 @@
-"""Hooks that are told what happens in a sweep."""
+"""Hooks that are called when something happens in a sweep."""
 
 from __future__ import annotations
 

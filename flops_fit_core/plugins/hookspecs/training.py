@@ -1,4 +1,4 @@
-"""Hooks for how a run is trained, and how its FLOPs are counted."""
+"""Hooks for optimizers, schedules, recipes, FLOPs counters and trainers."""
 
 from __future__ import annotations
 
@@ -64,8 +64,8 @@ def flops_fit_recipes() -> Iterable[RecipeSpec]:
         from flops_fit_core import Hyperparameters
         from flops_fit_core.plugins import RecipeSpec, hookimpl
 
-        def build_big_batches(options, about):
-            return Hyperparameters(batch_size=max(1, round(about.tokens**0.5 / about.task.tokens_per_sample)))
+        def build_big_batches(options, run):
+            return Hyperparameters(batch_size=max(1, round(run.tokens**0.5 / run.task.tokens_per_sample)))
 
         @hookimpl
         def flops_fit_recipes():
@@ -76,14 +76,14 @@ def flops_fit_recipes() -> Iterable[RecipeSpec]:
 
 @hookspec
 def flops_fit_flop_counters() -> Iterable[FlopCounterSpec]:
-    """RegisteredSpec FLOPs counters: ``[counter]`` in an experiment.
+    """Offer FLOPs counters: ``[counter]`` in an experiment.
 
     ::
 
         from flops_fit_core.plugins import FlopCount, FlopCounterSpec, hookimpl
 
-        def build_recomputing(options, measured):
-            n = measured.parameters.matmul
+        def build_recomputing(options, model):
+            n = model.parameters.matmul
             return FlopCount(8.0 * n, n, "8 N D: the forward pass is computed twice", "matmul parameters")
 
         @hookimpl
@@ -122,9 +122,9 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
                         parts.optimizer.step()
                     parts.model.eval()  # without dropout
                     with torch.no_grad():
-                        held = [task.loss(task.outputs(parts.model, b), b)
-                                for b in parts.dataset.eval_batches(4096, 64)]
-                    mean = sum(float(loss) for loss, _ in held) / sum(count for _, count in held)
+                        losses = [task.loss(task.outputs(parts.model, batch), batch)
+                                  for batch in parts.dataset.eval_batches(4096, 64)]
+                    mean = sum(float(loss) for loss, _ in losses) / sum(count for _, count in losses)
                     yield context.result(run, "completed", loss=mean, tokens=run.tokens)
 
         @hookimpl

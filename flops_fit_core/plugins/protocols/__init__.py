@@ -1,11 +1,11 @@
-"""Base classes of the objects that plugins build, and types of the objects that plugins get.
+"""Base classes of the objects that plugins build, and types of the objects that plugins receive.
 
-A plugin inherits from the base classes (``Dataset``, ``Logger``, ``Trainer``, ...). The engine hands records and
-Protocols (``TrainContext``, ``RunInfo``, ...) to a plugin. The conformance kit (``flops_fit_core.testing``)
-checks what a type checker cannot. torch is named in annotations only.
+A plugin inherits from the base classes (``Dataset``, ``Logger``, ``Trainer``, ...). The engine passes records and
+Protocols (``TrainContext``, ``RunInfo``, ...) to a plugin. The conformance kit (``flops_fit_core.testing``) checks
+behaviour that a type checker cannot. torch appears in annotations only.
 
-Who owns what: only the driver (the process that called ``run``) touches the store, the loggers and the
-deletion of checkpoints; only a trainer writes checkpoints; a worker calls a :class:`JobTask` and nothing else.
+Ownership: only the driver (the process that called ``run``) uses the store and the loggers and deletes
+checkpoints. Only a trainer writes checkpoints. A worker only calls a :class:`JobTask`.
 """
 
 from flops_fit_core.plugins.protocols.data import (

@@ -1,4 +1,4 @@
-"""Tasks and datasets: what is learned, and from what."""
+"""Base classes of tasks and datasets."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 Batch = Any
-"""What a dataset yields: a tensor, or a tuple or dict of tensors, samples along the first dimension."""
+"""A batch of a dataset: a tensor, or a tuple or dict of tensors, with samples along the first dimension."""
 
 
 class BatchCount(NamedTuple):
     """Size of one batch."""
 
     tokens: int
-    """Valid targets, which D counts."""
+    """Number of valid targets, for D."""
     positions: int
-    """Positions that the model computes, which C counts: padding and masked targets are among them."""
+    """Number of positions that the model computes, for C. Includes padding and masked targets."""
 
 
 class SampleSize(NamedTuple):
@@ -32,7 +32,8 @@ class SampleSize(NamedTuple):
 
 
 def num_samples(batch: Batch) -> int:
-    """Samples in a batch: the length of its first tensor. Raises ValueError for a batch without tensors."""
+    """Number of samples in a batch: the length of its first tensor. Raises ValueError for a batch without
+    tensors."""
     from torch import Tensor
 
     if isinstance(batch, Tensor) and batch.ndim:
@@ -45,14 +46,14 @@ def num_samples(batch: Batch) -> int:
 
 
 class Task(ABC):
-    """Base class of tasks: what a dataset asks of a model. Owns the loss; holds no data and no parameters."""
+    """Base class of tasks. A task defines the loss. It holds no data and no parameters."""
 
     unit: str
-    """What D counts: ``"tokens"`` or ``"samples"``."""
+    """Unit of D: ``"tokens"`` or ``"samples"``."""
     tokens_per_sample: int = 1
     """Tokens (predictions) in one sample: the context length of a language task, otherwise 1."""
     whole_batches: bool = False
-    """Whether the loss of a batch is not a sum over its samples, so that no batch may be divided."""
+    """Set it if the loss of a batch is not a sum over its samples. Batches are then never divided."""
 
     @abstractmethod
     def example(self, batch_size: int) -> Batch:
@@ -85,17 +86,16 @@ class Task(ABC):
 
 
 class Dataset(ABC):
-    """Base class of datasets: training data in a reproducible order, and a held-out part that shares nothing
-    with it.
+    """Base class of datasets: training data in a reproducible order, and disjoint held-out data.
 
     Set ``task`` and ``fingerprint`` in the class or in ``__init__``.
     """
 
     task: Task
     fingerprint: str
-    """Identifies the content (training and held-out data). Depends on no path, no time and no seed."""
+    """Identifies the content (training and held-out data). Must not depend on a path, the time or the seed."""
     num_unique_tokens: int | None = None
-    """Different training tokens (samples); None for an endless stream."""
+    """Number of distinct training tokens (samples); None for an endless stream."""
     bytes_per_token: float | None = None
     """Mean bytes of held-out text per token, for bits per byte; None if tokens are not text."""
     notes: Sequence[str] = ()
@@ -103,15 +103,18 @@ class Dataset(ABC):
 
     @abstractmethod
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
-        """Training batches without end, from sample ``start``; the data repeats in a new order when it is
-        used up. The same seed gives the same samples at the same positions whatever the batch size."""
+        """An endless iterator of training batches that starts at sample ``start``. Each epoch has a new order.
+
+        The samples at each position depend on the seed only, not on the batch size.
+        """
 
     @abstractmethod
     def eval_batches(self, tokens: int, batch_size: int) -> Iterable[Batch]:
-        """The fixed held-out sample of about ``tokens`` tokens: the same windows at every call, for every
-        seed and batch size, not overlapping. Fewer if the held-out data are fewer.
+        """The fixed held-out sample of about ``tokens`` tokens, or all held-out data if there is less.
 
-        Raises DataError if there are none.
+        The windows do not overlap. They are the same at every call, for every seed and every batch size.
+
+        Raises DataError if there is no held-out data.
         """
 
     def sample_size(self, batch_size: int) -> SampleSize:
@@ -124,27 +127,26 @@ class Dataset(ABC):
 
 
 class MultiEvalDataset(Dataset):
-    """A dataset with further held-out sets, such as text of other domains.
+    """A dataset with additional held-out sets, such as text of other domains.
 
-    A run's result keeps its loss on each of them, and a fit may choose any. Each is as fixed as the main set
-    and shares nothing with the training data; sets may share samples with each other. The fingerprint covers
-    them all.
+    A run's result has its loss on each of them, and a fit may use any. Each set is as fixed as the main set and
+    disjoint from the training data. Sets may share samples with each other. The fingerprint covers all sets.
     """
 
     eval_sets: Sequence[str]
-    """Names of the further sets; the main set has no name."""
+    """Names of the additional sets. The main set has no name."""
 
     @abstractmethod
     def eval_batches(self, tokens: int, batch_size: int, name: str | None = None) -> Iterable[Batch]:
-        """As :meth:`Dataset.eval_batches`, of the set called ``name``; of the main set for None."""
+        """Like :meth:`Dataset.eval_batches`, for the set called ``name``, or the main set for None."""
 
 
 class LossSurface(Dataset):
-    """A dataset without data, for runs that need no training: it computes their loss from a formula."""
+    """A dataset without data, which computes the loss of a run from a formula. Its runs need no training."""
 
     @abstractmethod
     def synthetic_loss(self, params: float, tokens: float, seed: int) -> float:
-        """Held-out loss in nats of the run with N parameters, D tokens and this training seed, noise included."""
+        """Held-out loss in nats, with noise, of the run with N parameters, D tokens and this training seed."""
 
 
 class CompletedDataset(Dataset):
@@ -152,17 +154,18 @@ class CompletedDataset(Dataset):
 
     @abstractmethod
     def complete(self, model: nn.Module | None) -> Mapping[str, Any]:
-        """Options to set, found by passing a few samples through a model of the study on the CPU. None: all of
-        them are too large for that.
+        """Options to set, from the outputs of a model of the study for a few samples on the CPU.
 
-        Raises DataError, stating the choices, for data that no option makes right.
+        ``model`` is None if all models of the study are too large for that.
+
+        Raises DataError, which lists the choices, if no option suits the data.
         """
 
 
 def eval_batches(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
-    """Batches of the held-out set called ``name``, of the main set for None."""
+    """Batches of the held-out set called ``name``, or of the main set for None."""
     if name is None:
         return dataset.eval_batches(tokens, batch_size)
     if not isinstance(dataset, MultiEvalDataset):
-        raise TypeError(f"{type(dataset).__name__} has no held-out set {name!r}: it is no MultiEvalDataset")
+        raise TypeError(f"{type(dataset).__name__} has no held-out set {name!r}: it is not a MultiEvalDataset")
     return dataset.eval_batches(tokens, batch_size, name)

@@ -17,17 +17,17 @@ class JobEnded:
 
     job: str
     error: str | None = None
-    """None if the worker reached the end of the job; otherwise why it did not, such as ``killed by SIGKILL``."""
+    """None if the worker reached the end of the job; otherwise the reason, such as ``killed by SIGKILL``."""
 
 
 class Executor(ABC):
-    """Runs jobs somewhere. One thread of one driver uses it.
+    """Base class of executors, which run jobs. One thread of one driver uses an executor.
 
     A subclass must implement :meth:`submit`, :meth:`events` and :meth:`cancel`. It sets :attr:`capacity` if it
     runs more than one job at a time, and overrides :meth:`close` if it holds processes, connections or threads.
 
-    Every submitted job ends in exactly one :class:`JobEnded`, even if its worker dies. Results that a worker gave
-    before it died are delivered. Jobs may be submitted while events are read.
+    Every submitted job ends in exactly one :class:`JobEnded`, even if its worker dies. Results that a worker
+    yielded before it died are delivered. Jobs may be submitted while events are read.
     """
 
     capacity: int = 1
@@ -39,11 +39,11 @@ class Executor(ABC):
 
     @abstractmethod
     def events(self, timeout: float) -> Iterator[Progress | RunResult | JobEnded]:
-        """Events until none has come for ``timeout`` seconds, or until every submitted job has ended."""
+        """Yield events. Ends after ``timeout`` seconds without an event, or when every submitted job has ended."""
 
     @abstractmethod
     def cancel(self, job_id: str) -> None:
-        """Stop a job; its JobEnded, with an error, still comes. An unknown id is ignored."""
+        """Stop a job. Its JobEnded follows, with an error. An unknown id is ignored."""
 
     def close(self) -> None:  # noqa: B027 (an executor without processes has nothing to close)
         """Stop everything within seconds and leave no process behind. May be called twice.
@@ -56,10 +56,10 @@ class JobRunner(Protocol):
     """Trains jobs in the process that calls it. Picklable: unpickling imports neither torch nor plugins."""
 
     def __call__(self, job: Job, should_stop: Callable[[], bool] = ...) -> Iterator[Progress | RunResult]:
-        """Train a job, as :class:`JobTask` does."""
+        """Train a job like :class:`JobTask`."""
 
     def preload(self) -> None:
-        """Import torch and the training code, so that the first job starts at once."""
+        """Import torch and the training code, so that the first job starts immediately."""
 
 
 class JobTask(Protocol):
@@ -74,7 +74,7 @@ class JobTask(Protocol):
 
 
 class ExecutorContext(Protocol):
-    """What an executor needs to run jobs."""
+    """The study's folder, the slots of this machine, and the jobs as callables and command lines."""
 
     @property
     def folder(self) -> Path:
@@ -82,7 +82,7 @@ class ExecutorContext(Protocol):
 
     @property
     def slots(self) -> Sequence[Mapping[str, str]]:
-        """Environment variables of each place where one job can run: a core, or a GPU."""
+        """Environment variables of each slot. A slot can run one job: a core, or a GPU."""
 
     def task(self, job: Job) -> JobTask:
         """The training of this job as a picklable callable.
@@ -95,19 +95,19 @@ class ExecutorContext(Protocol):
     def runner(self) -> JobRunner:
         """A task without its job: call ``runner(job, should_stop)``.
 
-        For an executor that sends it to a worker once, followed by many jobs. Pickling it raises ConfigError as
-        for a task. The pickle may hold the user's data: do not write it to disk.
+        For an executor that sends it to a worker once and then sends many jobs. Pickling it raises ConfigError
+        like a task. The pickle may contain the user's data: do not write it to disk.
         """
 
     def command(self, job: Job) -> list[str]:
-        """Write the job to the study's folder, and return the command line that trains it, for a scheduler.
+        """Write the job to the study's folder and return the command line that trains it, for a scheduler.
 
         The command runs on any machine that sees the study's folder and this Python environment. It writes its
         results and its progress to the folder, where :class:`~flops_fit_core.plugins.QueuedJobs` reads them. On
-        SIGTERM it writes a checkpoint and exits with status 75; running the same command again then continues. It
-        exits with 0 when nothing is left to train, and with 1 if the job cannot be trained.
+        SIGTERM it writes a checkpoint and exits with status 75. Run the same command again to continue. It exits
+        with 0 when no run of the job remains, and with 1 if the job cannot be trained.
 
-        Raises ConfigError as :meth:`require_importable_plugins`.
+        Raises ConfigError like :meth:`require_importable_plugins`.
         """
 
     def require_importable_plugins(self) -> None:

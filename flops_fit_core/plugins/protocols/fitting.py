@@ -1,4 +1,4 @@
-"""Fitting a law."""
+"""The base class of fitters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Fitter(ABC):
 
     @abstractmethod
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Raises FitError, naming the runs that are missing, if no law can be fitted."""
+        """Fit a law. Raises FitError, which names the missing runs, if no law can be fitted."""
 
     @abstractmethod
     def optimum(self, fit: LawFit, flops: float) -> Optimum:

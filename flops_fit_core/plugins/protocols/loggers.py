@@ -1,4 +1,4 @@
-"""Loggers."""
+"""The base class of loggers."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ class Logger:
     """
 
     def started(self, plan: SweepPlan) -> None:
-        """Called once, before all else. Keep the output of earlier sweeps of the study."""
+        """Called once, before all other methods. Keep the output of earlier sweeps of the study."""
 
     def progress(self, progress: Progress) -> None:
-        """Called a few times a second for each run that trains, several at the same time.
+        """Called a few times per second for each run that trains. Several runs may train at the same time.
 
-        A run may have no progress: another driver trains it, or it ends at once. An interrupted run continues
-        from its last checkpoint, at an earlier step than the last call had.
+        A run may have no progress, because another driver trains it or because it is short. An interrupted run
+        continues from its last checkpoint, at an earlier step than that of the last call.
         """
 
     def finished(self, result: RunResult) -> None:
-        """Called after an attempt at a run was stored, whatever its status. Not called for runs that were
-        finished before the sweep started."""
+        """Called after an attempt at a run was stored, for every status. Not called for runs that had finished
+        before the sweep started."""
 
     def close(self) -> None:
         """Called at the end, also after an error or Ctrl-C, when runs may be unfinished. Leave no thread and no

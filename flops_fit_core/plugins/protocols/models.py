@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """Parameters that an optimizer treats alike. Raises ValueError for a share ``active`` that is none."""
+    """Parameters that an optimizer treats alike. Raises ValueError if ``active`` is not in (0, 1]."""
 
     parameters: Sequence[nn.Parameter]
     width: int | None = None
@@ -25,82 +25,82 @@ class ParameterGroup:
     decay: bool = True
     """Whether weight decay applies."""
     hidden: bool | None = None
-    """Whether these are the matrices between a model's first and last layer, for optimizers that treat such
-    matrices apart (Muon): neither embeddings, nor what reads the input, nor the output head, nor gains and
-    biases. None in all groups: the family does not say."""
+    """Whether these are matrices between a model's first and last layer, which some optimizers (Muon) treat
+    differently. False for embeddings, input layers, the output head, gains and biases. None in all groups: the
+    family does not declare it."""
     active: float = 1.0
-    """Share of them that one token uses: of the experts of a mixture, those it is sent to over all."""
+    """Share of the parameters that one token uses. For experts: experts per token, divided by all experts."""
 
     def __post_init__(self) -> None:
         if not 0 < self.active <= 1:
-            raise ValueError(f"active = {self.active} of a ParameterGroup: it is a share above 0, at most 1")
+            raise ValueError(f"ParameterGroup: active must be above 0 and at most 1, not {self.active}")
         object.__setattr__(self, "parameters", list(self.parameters))  # module.parameters() can be read only once
 
     def torch_group(self, lr: float, weight_decay: float = 0.0, *, lr_scale: float = 1.0) -> dict[str, Any]:
-        """The group as torch's optimizers take it: ``params``, ``lr * lr_scale`` and ``weight_decay``.
+        """The group as torch's optimizers accept it: ``params``, ``lr * lr_scale`` and ``weight_decay``.
 
-        The decay is 0 unless ``decay``. It is divided by ``lr_scale``, so that a step of decoupled weight decay
-        shrinks a matrix by ``lr * weight_decay`` at every width (Wang & Aitchison 2024).
+        The weight decay is 0 unless ``decay`` is set. It is divided by ``lr_scale``, so that a step of decoupled
+        weight decay shrinks a matrix by ``lr * weight_decay`` at every width (Wang & Aitchison 2024).
         """
         decay = weight_decay / lr_scale if self.decay else 0.0
         return {"params": list(self.parameters), "lr": lr * lr_scale, "weight_decay": decay}
 
 
 def own_parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Those of the module's own method ``parameter_groups``, where it has one; otherwise one group of all."""
-    own = getattr(module, "parameter_groups", None)
-    if callable(own):
-        groups: Iterable[ParameterGroup] = own()
+    """The groups that the module's method ``parameter_groups`` returns. A module without it has a single group."""
+    method = getattr(module, "parameter_groups", None)
+    if callable(method):
+        groups: Iterable[ParameterGroup] = method()
         return groups
     return [ParameterGroup([parameter for parameter in module.parameters() if parameter.requires_grad])]
 
 
 @dataclass(frozen=True)
 class TransformerShape:
-    """What a formula needs to know of a decoder-only transformer to count its FLOPs."""
+    """Dimensions of a decoder-only transformer, from which a formula counts its FLOPs."""
 
     vocabulary: int
     context: int
-    """Tokens of a sequence; every one attends to all."""
+    """Tokens per sequence. Each token attends to all."""
     width: int
     """Channels of the residual stream."""
     depth: int
     """Blocks."""
     heads: int
-    """Attention heads of a block, those of queries; 0 for blocks without attention."""
+    """Query heads per block; 0 for blocks without attention."""
     key_size: int
-    """Channels of a head."""
+    """Channels per head."""
     hidden: int
     """Hidden units of a block's feed-forward part."""
     tied: bool = False
     """Whether the output head is the input embedding."""
     kv_heads: int | None = None
-    """Heads of keys and values where queries share them; None: as many as ``heads``."""
+    """Key and value heads if queries share them; None: as many as ``heads``."""
     gated: bool = False
-    """Whether the feed-forward part has a third matrix, a gate (Shazeer 2020)."""
+    """Whether the feed-forward part has a third matrix, the gate (Shazeer 2020)."""
 
 
 @dataclass(frozen=True)
 class CounterInput:
-    """A model built on the meta device (shapes, no memory), as a FLOPs counter sees it.
+    """A model on the meta device (shapes, no memory), as input of a FLOPs counter.
 
-    The module was built to be counted: a counter may run it, and leaves its parameters as they were.
+    The module was built for counting. A counter may run it and must not change its parameters.
     """
 
     module: nn.Module
     task: Task
     parameters: ParameterCounts
     own_flops_per_token: float | None
-    """The family's own count of training FLOPs per token; None where it gives none."""
+    """Training FLOPs per token, counted by the family; None if the family does not count them."""
     family: str
     """Qualified name, for messages."""
     shape: TransformerShape | None = None
-    """The family's description of itself; None where it gives none."""
+    """The transformer's dimensions; None if the family does not declare them."""
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Training FLOPs (forward and backward) a token, and the conventions behind the numbers."""
+    """Training FLOPs (forward and backward) per token and N, with their conventions."""
 
     flops_per_token: float
     params: int
@@ -110,4 +110,4 @@ class FlopCount:
     params_name: str
     """``matmul parameters (without lookup tables)``, ..."""
     terms: Mapping[str, float] = field(default_factory=dict)
-    """What ``flops_per_token`` is the sum of, by name, where the counter can tell."""
+    """Terms with the sum ``flops_per_token``, by name. Empty if the counter does not separate them."""

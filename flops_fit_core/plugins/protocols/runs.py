@@ -1,4 +1,4 @@
-"""One run: what recipes, optimizers, schedules and trainers are given, and what they give."""
+"""Devices and trainers, and the inputs and outputs of recipes, optimizers, schedules and trainers."""
 
 from __future__ import annotations
 
@@ -23,50 +23,51 @@ WidthScaling = Literal["adam", "none", "custom"]
 
 @dataclass(frozen=True)
 class RecipeInput:
-    """What a recipe may look at."""
+    """A run for which a recipe chooses hyperparameters."""
 
     params: int
     """N by the plan's FLOPs counter."""
     tokens: int
     """D before it is rounded to whole steps."""
     width: int | None
-    """Of the model, where its family has one."""
+    """Width of the model; None if its family has no width."""
     task: Task
     width_scaling: WidthScaling
-    """The optimizer's declaration. Values for AdamW hold unless it is ``"none"``."""
+    """Declared by the optimizer's spec. Values for AdamW apply unless it is ``"none"``."""
     lr_relative_to_adamw: float = field(kw_only=True, default=1.0)
-    """Learning rate that serves the optimizer, divided by the one that serves AdamW."""
+    """A good learning rate for the optimizer, divided by a good learning rate for AdamW."""
     flops: float = field(kw_only=True)
     """C: training FLOPs of the run by the plan's counter, at ``tokens``."""
     parameters: ParameterCounts = field(kw_only=True)
-    """The model's parameters apart, for a law whose N is another than ``params``."""
+    """The model's parameters by kind, for a law with another N than ``params``."""
     lr: float | None = field(kw_only=True, default=None)
-    """Peak learning rate where the user set it."""
+    """Peak learning rate; None if the user did not set it."""
     batch_size: int | None = field(kw_only=True, default=None)
-    """Samples a step where the user set it."""
+    """Samples per step; None if the user did not set them."""
     trunk: bool = field(kw_only=True, default=False)
-    """Whether runs of several D get what is given, much shorter and longer ones than ``tokens``."""
+    """Whether runs with several D share the hyperparameters, some with far fewer and some with far more tokens
+    than ``tokens``."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What an optimizer and a schedule see of their run."""
+    """A run, as input of its optimizer and its schedule."""
 
     steps: int
     tokens: int
     tokens_per_step: int
     base_width: int | None
     groups: Callable[[nn.Module], Sequence[ParameterGroup]] = field(repr=False)
-    """The family's parameter groups; one group of everything where it names none."""
+    """The family's parameter groups. A single group with all parameters if the family declares none."""
     width_scaling: WidthScaling = field(kw_only=True)
     """Declared by the spec of the run's optimizer."""
 
     def param_groups(self, model: nn.Module, lr: float, weight_decay: float = 0.0) -> list[dict[str, Any]]:
-        """The model's parameters as torch's optimizers take them, in the order of the family's groups.
+        """The model's parameters as torch's optimizers accept them, in the order of the family's groups.
 
         Each group has ``params``, ``lr`` and ``weight_decay`` (0 for parameters that must not decay). With
         ``width_scaling="adam"``, a group's learning rate is ``lr * lr_scale(group)`` and its decay is divided by
-        the same factor. With ``"none"``, every group has ``lr`` and ``weight_decay`` as they are.
+        the same factor. With ``"none"``, every group has ``lr`` and ``weight_decay`` unchanged.
 
         Raises PluginError for an optimizer with ``width_scaling="custom"``.
         """
@@ -90,22 +91,23 @@ class RunInfo:
 
 
 Schedule = Callable[[int], float]
-"""Multiplier of the peak learning rate at a step, counted from 0 to ``run.steps - 1``: a function."""
+"""Function of the step, counted from 0 to ``run.steps - 1``, that returns the multiplier of the peak learning
+rate."""
 
 
 class Device:
-    """Base class of devices, on which runs are computed.
+    """Base class of devices, on which runs are trained.
 
-    Set ``torch_device`` and ``name`` in the class or in ``__init__``. The methods describe a device without a
-    queue and without memory of its own, such as a CPU.
+    Set ``torch_device`` and ``name`` in the class or in ``__init__``. The default methods suit a device without a
+    queue and without separate memory, such as a CPU.
     """
 
     torch_device: str
     """Argument of ``torch.device``: ``"cpu"``, ``"cuda:0"``."""
     name: str
-    """For people: ``"NVIDIA H100 80GB HBM3"``."""
+    """Name to display: ``"NVIDIA H100 80GB HBM3"``."""
     precision: str = "float32"
-    """Precision of ``auto``: ``"float32"``, or ``"bfloat16"`` if autocast is faster."""
+    """Precision for ``auto``: ``"float32"``, or ``"bfloat16"`` if autocast is faster."""
 
     def synchronize(self) -> None:
         """Wait until all submitted work is done."""
@@ -115,16 +117,16 @@ class Device:
         return None
 
     def release(self) -> None:
-        """Give cached memory back and start a new count of the peak."""
+        """Release cached memory and reset the peak."""
 
     def peak_flops(self, precision: str) -> float | None:
-        """Dense peak in FLOP/s at ``"float32"`` or ``"bfloat16"``, by its maker; None if unknown."""
+        """The manufacturer's dense peak in FLOP/s at ``"float32"`` or ``"bfloat16"``; None if unknown."""
         return None
 
 
 @dataclass(frozen=True)
 class BuiltRun:
-    """Everything that one run is made of, built on its device from its seed."""
+    """The model, dataset, optimizer and schedule of a run, built on its device from its seed."""
 
     model: nn.Module
     dataset: Dataset
@@ -133,15 +135,15 @@ class BuiltRun:
 
 
 class DistributedContext(Protocol):
-    """The processes that train one run, each on its own device, as seen by one of them.
+    """The processes that train one run, each on a separate device.
 
     All processes take the same steps and call these methods in the same order. Decisions that depend on a clock, a
-    signal or a file must go through :meth:`broadcast`.
+    signal or a file must use :meth:`broadcast`.
     """
 
     rank: int
     """Number of this process, counted from 0. The first process writes checkpoints and yields results. Results of
-    the others are dropped."""
+    other processes are dropped."""
     size: int
     """Number of processes; 1 for a process that trains alone."""
 
@@ -155,50 +157,50 @@ class DistributedContext(Protocol):
         """Wait until every process has called this."""
 
     def local_batch(self, batch: Batch, samples: int) -> Batch:
-        """The samples of a batch of ``samples`` for this process: contiguous, in order, as even as possible."""
+        """The part of this process in a batch of ``samples``: contiguous, in order, parts as equal as possible."""
 
     def local_samples(self, samples: int) -> int:
         """Number of samples that :meth:`local_batch` returns."""
 
     def wrap_model(self, model: nn.Module) -> nn.Module:
-        """The model to call in training, so that backward averages gradients over the processes."""
+        """The model to call in training. Its backward pass averages gradients over the processes."""
 
     def seed(self, run_seed: int, step: int) -> None:
-        """Seed random generators differently in every process. Those of the first process keep their state, which
-        equals that of a process that trains alone."""
+        """Seed random generators differently in every process. The generators of the first process keep their
+        state, which equals that of training in a single process."""
 
 
 class TrainContext(Protocol):
-    """What a worker gives to a trainer: its surroundings, and its run's plugins already chosen."""
+    """A worker's device, checkpoints and processes, and the plugins of its runs."""
 
     @property
     def device(self) -> Device: ...
 
     @property
     def checkpoints(self) -> Path:
-        """Folder under which the trainer keeps ``<trajectory id>/``."""
+        """Folder in which the trainer writes ``<trajectory id>/``."""
 
     @property
     def distributed(self) -> DistributedContext:
-        """The processes that train the run. Only this one, unless the trainer can ``distribute``."""
+        """The processes that train the run: a single process unless the trainer can ``distribute``."""
 
     def build(self, run: RunSpec, *, shard: Callable[[nn.Module], bool] | None = None) -> BuiltRun:
-        """Model, data, optimizer and schedule, after seeding every generator with the run's seed. ``shard`` says
-        of the model, before it is on its device, whether its weights are spread over the processes that train
-        the run."""
+        """Seed every generator with the run's seed and build model, data, optimizer and schedule. ``shard``
+        receives the model before it is on its device and returns whether its weights are distributed over the
+        processes that train the run."""
 
     def dataset(self, run: RunSpec) -> Dataset: ...
 
     def options(self, kind: str, run: RunSpec) -> dict[str, Any]:
-        """All options of a run's plugin of a kind (``"optimizer"``), defaults included, as plain data. RunSpec
-        holds only those that differ."""
+        """All options of a run's plugin of a kind (``"optimizer"``) as plain data, defaults included. A RunSpec
+        holds only options that differ from their default."""
 
     def should_stop(self) -> bool:
-        """True once the trainer should write what it must keep and return."""
+        """True when the trainer should write a checkpoint and return."""
 
     def result(self, run: RunSpec, status: Status, **measured: Any) -> RunResult:
-        """The run's result: what the trainer measured, completed by what the worker knows (attempt, counted
-        parameters and FLOPs, device, versions, options in force)."""
+        """The run's result: the trainer's measurements and the worker's data (attempt, counted parameters and
+        FLOPs, device, versions, effective options)."""
 
 
 class Trainer(ABC):
@@ -209,7 +211,8 @@ class Trainer(ABC):
 
     @abstractmethod
     def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
-        """Yield Progress a few times a second and one RunResult for every run of the job.
+        """Yield Progress a few times per second and one RunResult for every run of the job.
 
-        May raise: the worker records the exception as the result ``failed`` of every run that has none.
+        May raise. The worker then records the result ``failed``, with the exception, for every run without a
+        result.
         """

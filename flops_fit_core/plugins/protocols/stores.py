@@ -11,14 +11,15 @@ from flops_fit_core.records import RunResult
 
 
 class ResultStore(ABC):
-    """Keeps every attempt at every run. Inherit, and implement :meth:`add` and :meth:`all_attempts`.
+    """Base class of result stores, which store every attempt at every run.
 
-    Every other method has a default. Override :meth:`attempts` and :meth:`get` if the store can find one run
-    without reading all: the driver calls ``get`` several times per run.
+    Implement :meth:`add` and :meth:`all_attempts`. Every other method has a default. Override :meth:`attempts` and
+    :meth:`get` if the store can read a single run without reading all: the driver calls ``get`` several times per
+    run.
 
-    The default claims live in this object. They serve one driver: another process does not see them. The engine
-    therefore refuses a second driver of the same study. A store that several drivers share overrides
-    :meth:`claim`, :meth:`renew` and :meth:`release`, all three.
+    The default claims live in this object, and other processes do not see them. The engine therefore refuses a
+    second driver of the same study. A store for several drivers overrides :meth:`claim`, :meth:`renew` and
+    :meth:`release`, all three.
 
     The driver is the only user of a store within a process. Processes: ``add`` is atomic between them, and so is
     ``claim`` if it is overridden. Threads: one. After its process was killed, a store opens again with every
@@ -27,10 +28,10 @@ class ResultStore(ABC):
 
     @abstractmethod
     def add(self, result: RunResult) -> None:
-        """Keep one attempt. The same (run id, attempt) replaces the earlier result.
+        """Store one attempt. The same (run id, attempt) replaces the earlier result.
 
         Returns when the result survives a crash of this process. Raises ValueError for a number that is not
-        finite, which JSON would silently drop: ``RunResult.model_validate(result.model_dump())`` does.
+        finite, because JSON would silently drop it. ``RunResult.model_validate(result.model_dump())`` raises it.
         """
 
     @abstractmethod
@@ -38,7 +39,7 @@ class ResultStore(ABC):
         """Every attempt at every run, in the order in which they were added.
 
         A replaced attempt appears once, with its new content, in the place of the first ``add`` of its (run id,
-        attempt). Every call reads anew and includes what other processes have added.
+        attempt). Every call reads the store again and includes attempts that other processes have added.
         """
 
     def get(self, run_id: str) -> RunResult | None:
@@ -55,11 +56,11 @@ class ResultStore(ABC):
         return list(latest.values())
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt at a run, by its number."""
+        """Every attempt at a run, sorted by number."""
         return group_by_run(result for result in self.all_attempts() if result.id == run_id).get(run_id, [])
 
     def close(self) -> None:  # noqa: B027  # many stores hold nothing open
-        """End the use of this object. It is not used afterwards."""
+        """Close files and connections. No other method is called afterwards."""
 
     # ------------------------------------------------------------------ claims
 
@@ -70,11 +71,11 @@ class ResultStore(ABC):
 
     @cached_property
     def _claims_of_this_object(self) -> dict[str, tuple[str, float]]:
-        """Run id -> owner, and the end of the claim by ``time.monotonic``."""
+        """Run id -> owner, and end of the claim by ``time.monotonic``."""
         return {}
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Take the right to train a run for so many seconds. False while another owner holds it."""
+        """Claim the right to train a run for this many seconds. False while another owner holds the claim."""
         holder, end = self._claims_of_this_object.get(run_id, (owner, 0.0))
         if holder != owner and time.monotonic() < end:
             return False
@@ -82,21 +83,21 @@ class ResultStore(ABC):
         return True
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Hold a claim for so many seconds from now. False if it was never taken, or is lost to another owner."""
+        """Extend a claim to this many seconds from now. False if ``owner`` does not hold it."""
         holder, _ = self._claims_of_this_object.get(run_id, (None, 0.0))
         if holder == owner:
             self._claims_of_this_object[run_id] = owner, time.monotonic() + seconds
         return holder == owner
 
     def release(self, run_id: str, owner: str) -> None:
-        """Give a claim back. Does nothing if ``owner`` does not hold it."""
+        """Release a claim. Does nothing if ``owner`` does not hold it."""
         holder, _ = self._claims_of_this_object.get(run_id, (None, 0.0))
         if holder == owner:
             del self._claims_of_this_object[run_id]
 
 
 def group_by_run(attempts: Iterable[RunResult]) -> dict[str, list[RunResult]]:
-    """Run id -> its attempts by number. Runs keep the order in which they first appear."""
+    """Run id -> its attempts, sorted by number. Runs keep the order in which they first appear."""
     runs: dict[str, list[RunResult]] = {}
     for attempt in attempts:
         runs.setdefault(attempt.id, []).append(attempt)

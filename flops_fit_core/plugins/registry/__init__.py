@@ -1,4 +1,4 @@
-"""Finds plugins, isolates the broken ones and answers "which spec has this name?"."""
+"""Discovery of plugins and the registry of their specs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""What is installed: our entry points, and whether requirements are met. Imports no plugin."""
+"""Installed plugins: entry points of the group ``flops_fit``, and whether requirements are met.
+
+Imports no plugin.
+"""
 
 from __future__ import annotations
 
@@ -16,26 +19,26 @@ if TYPE_CHECKING:
 
 ENTRY_POINTS = "flops_fit"
 BUNDLED = "flops-fit"
-"""The distribution of the core and of the plugins that come with it."""
+"""The distribution of the core and of the bundled plugins."""
 
 
 @dataclass(frozen=True)
 class Installed:
-    """One of our entry points, and the distribution that has it."""
+    """An entry point of a plugin, and its distribution."""
 
     point: EntryPoint
     dist: Distribution
     name: str
-    """Of the distribution, normalized."""
+    """Normalized name of the distribution."""
     source: str
-    """Its name and version, for people."""
+    """Name and version of the distribution, for messages."""
 
     @property
     def bundled(self) -> bool:
         return self.name == BUNDLED
 
-    def unfit(self) -> str | None:
-        """Why it cannot work with this flops-fit by its own metadata; None where that says nothing against it."""
+    def version_conflict(self) -> str | None:
+        """The reason why the distribution's metadata excludes this version of flops-fit; None if it does not."""
         for text in [] if self.bundled else self.dist.requires or []:
             requirement = _unconditional(text)
             if requirement is None or normalized(requirement.name) != BUNDLED:
@@ -49,42 +52,41 @@ class Installed:
         return None
 
     def missing(self) -> list[str]:
-        """What it depends on by its metadata and is not installed."""
+        """Requirements of the distribution that are not installed."""
         texts = [text for text in self.dist.requires or [] if _unconditional(text) is not None]
         return [] if self.bundled else [text for text in texts if not is_installed(text)]
 
 
 def _unconditional(text: str) -> Requirement | None:
-    """The requirement, where it holds here without any extra."""
+    """The requirement, if its marker applies to this environment without any extra."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     try:
         requirement = Requirement(text)
     except InvalidRequirement:
         return None
-    holds = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
-    return requirement if holds else None
+    applies = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+    return requirement if applies else None
 
 
 _BACKPORT = (FileNotFoundError, KeyError)
-"""What ``importlib.metadata`` raises for a half-removed package once anything has imported the package
-``importlib_metadata``, which puts finders of its own in the place of Python's."""
+"""Exceptions of ``importlib.metadata`` for a half-removed package, if any code has imported the package
+``importlib_metadata``, which replaces Python's finders by different ones."""
 
 
 def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
-    """Our entry points, in an order that never varies; and the distributions that cannot be read, with the
-    reason.
+    """The entry points of plugins, sorted, and the distributions that cannot be read, with the exception.
 
-    Of a distribution that lies on the path twice, the first counts, as for imports.
+    If a distribution is on the path twice, the first counts, as for imports.
     """
-    found: dict[tuple[str, str, str], Installed] = {}
+    points_by_key: dict[tuple[str, str, str], Installed] = {}
     broken: list[tuple[str, Exception]] = []
     first: dict[str, Distribution] = {}
     for dist in distributions():
         try:
             points = dist.entry_points.select(group=ENTRY_POINTS)
         except Exception as error:
-            if _may_be_about_us(dist):
+            if _may_have_plugins(dist):
                 broken.append((_label(dist), error))
             continue
         try:
@@ -98,18 +100,18 @@ def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
         if first.setdefault(key, dist) is not dist or _is_shadowed(dist, name):
             continue
         for point in points:
-            one = Installed(point, dist, key, f"{name} {dist.version}")
-            found.setdefault((key, point.name, point.value), one)
-    return [found[key] for key in sorted(found)], broken
+            installed = Installed(point, dist, key, f"{name} {dist.version}")
+            points_by_key.setdefault((key, point.name, point.value), installed)
+    return [points_by_key[key] for key in sorted(points_by_key)], broken
 
 
 def normalized(name: str) -> str:
-    """A distribution's name as the packaging standards compare it."""
+    """A distribution's name, normalized for comparison as the packaging standards require."""
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _name_of(dist: Distribution) -> str | None:
-    """None where it has none. Raises UnicodeDecodeError for metadata in another encoding than UTF-8."""
+    """The name in the metadata, or None. Raises UnicodeDecodeError for metadata in another encoding than UTF-8."""
     try:
         metadata: Message | None = cast("Message | None", dist.metadata)
         return (metadata["Name"] or None) if metadata is not None else None
@@ -120,14 +122,14 @@ def _name_of(dist: Distribution) -> str | None:
 
 
 def _label(dist: Distribution) -> str:
-    """What to call a distribution that cannot be read."""
+    """Name of a distribution that cannot be read, for messages."""
     try:
         return f"{_name_of(dist)} {dist.version}"
     except UnicodeDecodeError:
         return Path(getattr(dist, "_path", "a distribution")).name
 
 
-def _may_be_about_us(dist: Distribution) -> bool:
+def _may_have_plugins(dist: Distribution) -> bool:
     try:
         return f"[{ENTRY_POINTS}]" in (dist.read_text("entry_points.txt") or "")
     except Exception:
@@ -135,20 +137,22 @@ def _may_be_about_us(dist: Distribution) -> bool:
 
 
 def _is_shadowed(dist: Distribution, name: str) -> bool:
-    """Whether another version of the same distribution comes earlier on the path. Metadata is read of ours
-    only: reading that of every installed distribution would take longer than all of the rest."""
+    """Whether another version of the same distribution comes earlier on the path.
+
+    Called only for distributions with plugins, because reading the metadata of every distribution is slow.
+    """
     return distribution(name).locate_file("") != dist.locate_file("")
 
 
 def is_installed(text: str) -> bool:
-    """Whether a requirement in PEP 508 form is met here, without importing what it names."""
+    """Whether a requirement in PEP 508 form is met in this environment, without importing the package."""
     from packaging.requirements import Requirement
 
     requirement = Requirement(text)
     if requirement.marker is not None and not requirement.marker.evaluate():
         return True
     try:
-        found: str | None = version(requirement.name)  # None of a half-removed package
+        installed: str | None = version(requirement.name)  # None for a half-removed package
     except (PackageNotFoundError, *_BACKPORT):
         return False
-    return found is not None and requirement.specifier.contains(found, prereleases=True)
+    return installed is not None and requirement.specifier.contains(installed, prereleases=True)

@@ -1,4 +1,4 @@
-"""What is said of a plugin that does not work, or does not come to an end."""
+"""Messages about plugins that fail or hang."""
 
 from __future__ import annotations
 
@@ -13,37 +13,37 @@ from dataclasses import fields
 from flops_fit_core import __version__
 from flops_fit_core.plugins.registry.offers import SPEC_TYPES, message_of
 
-PATIENCE = 5.0
-"""Seconds after which somebody who waits is told for whom."""
+WARN_AFTER = 5.0
+"""Seconds after which a warning names the plugin that has not returned."""
 
 logger = logging.getLogger("flops_fit")
 
 
 @contextmanager
-def speaking_up(plugin: str, doing: str, name: str) -> Iterator[None]:
-    """Say on standard error which plugin is being waited for, where that takes long or is interrupted.
+def warn_if_slow(plugin: str, action: str, name: str) -> Iterator[None]:
+    """Log a warning that names the plugin if the block is slow or interrupted.
 
-    Nothing is cut short: a plugin may have to look at a slow file system, and Python cannot stop an import.
+    Nothing is cut short: the plugin may read a slow file system, and Python cannot stop an import.
     """
-    way_out = f"FLOPS_FIT_DISABLE={name} leaves it out"
+    advice = f"FLOPS_FIT_DISABLE={name} leaves it out"
 
-    def slow() -> None:
-        logger.warning("plugin %s: %s has not ended after %g seconds; %s", plugin, doing, PATIENCE, way_out)
+    def warn() -> None:
+        logger.warning("plugin %s: %s has not ended after %g seconds; %s", plugin, action, WARN_AFTER, advice)
 
-    timer = threading.Timer(PATIENCE, slow)
+    timer = threading.Timer(WARN_AFTER, warn)
     timer.daemon = True
     timer.start()
     try:
         yield
     except KeyboardInterrupt:
-        logger.warning("plugin %s: interrupted in %s; %s", plugin, doing, way_out)
+        logger.warning("plugin %s: interrupted in %s; %s", plugin, action, advice)
         raise
     finally:
         timer.cancel()
 
 
 def hint_for(error: BaseException, missing: Sequence[str] = ()) -> str:
-    """What to do about an error of a plugin, where that can be told; empty where not.
+    """Advice on how to fix an error of a plugin; empty if there is none.
 
     ``missing``: requirements of the plugin's distribution that are not installed.
     """
@@ -56,11 +56,11 @@ def hint_for(error: BaseException, missing: Sequence[str] = ()) -> str:
 
 
 def _unknown_field(message: str) -> str:
-    found = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
+    match = re.match(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     specs = {spec.__name__: spec for spec in SPEC_TYPES.values()}
-    if found is None or found[1] not in specs:
+    if match is None or match[1] not in specs:
         return ""
-    known = [field.name for field in fields(specs[found[1]])]
-    close = difflib.get_close_matches(found[2], known, n=1)
-    meant = f"did you mean {close[0]!r}? " if close else ""
-    return f"{meant}{found[1]} of flops-fit {__version__} has: {', '.join(known)}"
+    names = [field.name for field in fields(specs[match[1]])]
+    close = difflib.get_close_matches(match[2], names, n=1)
+    suggestion = f"did you mean {close[0]!r}? " if close else ""
+    return f"{suggestion}{match[1]} of flops-fit {__version__} has: {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""What a registry is made from and what it answers with."""
+"""The setup of a registry, and the specs and problems that it returns."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ S = TypeVar("S", bound=Spec)
 
 
 class PluginSetup(Record):
-    """Which plugins make a registry: enough to make the same one in another process."""
+    """The plugins of a registry, from which another process can create an equal registry."""
 
     modules: dict[str, str] = {}
-    """Plugins that are not installed: plugin name -> import name of its module."""
+    """Plugins that are not installed: plugin name -> import name of the module."""
     disabled: tuple[str, ...] = ()
     entry_points: bool = True
     paths: tuple[str, ...] = ()
-    """Folders from which ``modules`` are imported, beside the usual ones."""
+    """Folders from which ``modules`` are imported, in addition to Python's path."""
 
 
 def message_of(error: BaseException) -> str:
-    """The message of an exception that a plugin may have written."""
+    """The message of an exception. The class may come from a plugin, and its ``__str__`` may raise."""
     try:
         return str(error)
     except Exception as failure:
@@ -50,27 +50,28 @@ def message_of(error: BaseException) -> str:
 
 @dataclass(frozen=True)
 class PluginProblem:
-    """A plugin that could not be used, and why."""
+    """A plugin that cannot be used, and the reason."""
 
     plugin: str
-    doing: str
+    action: str
+    """The step that failed: ``import``, ``register`` or the name of a hook."""
     error: BaseException
     hint: str = ""
-    """What to do about it, where that can be told."""
+    """Advice on how to fix it; empty if there is none."""
 
     def __str__(self) -> str:
-        what = f"{self.plugin}: {self.doing}: {type(self.error).__name__}: {message_of(self.error)}"
-        return f"{what} ({self.hint})" if self.hint else what
+        text = f"{self.plugin}: {self.action}: {type(self.error).__name__}: {message_of(self.error)}"
+        return f"{text} ({self.hint})" if self.hint else text
 
 
 @dataclass(frozen=True)
 class RegisteredSpec(Generic[S]):
-    """One spec, the plugin that offers it, and the distribution that the plugin came with."""
+    """A spec, the plugin that offers it, and the distribution of the plugin."""
 
     spec: S
     plugin: str
     source: str
-    """``flops-fit 0.1.0``, or how else the plugin came here."""
+    """Name and version of the distribution, ``flops-fit 0.1.0``, or another origin of the plugin."""
 
     @property
     def name(self) -> str:
@@ -81,8 +82,8 @@ class RegisteredSpec(Generic[S]):
         """The spec's requirements that are not installed, without importing anything."""
         return [text for text in self.spec.requires if not is_installed(text)]
 
-    def needs(self, missing: list[str]) -> str:
-        """What to say, and to type, where requirements are missing."""
+    def install_message(self, missing: list[str]) -> str:
+        """The error message for missing requirements, with the command that installs them."""
         dist = self.source.split(" ")[0]
-        what = f"'{dist}[{self.spec.extra}]'" if self.spec.extra else " ".join(map(repr, missing))
-        return f"{self.spec.kind} {self.spec.name!r} needs {' and '.join(missing)}: pip install {what}"
+        packages = f"'{dist}[{self.spec.extra}]'" if self.spec.extra else " ".join(map(repr, missing))
+        return f"{self.spec.kind} {self.spec.name!r} needs {' and '.join(missing)}: pip install {packages}"

@@ -1,4 +1,4 @@
-"""Finds plugins, isolates the broken ones and answers "which spec has this name?"."""
+"""The registry: loads plugins, isolates broken plugins and finds specs by name."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import pluggy
 from flops_fit_core.errors import ConfigError, PluginNotFound
 from flops_fit_core.plugins import hookspecs
 from flops_fit_core.plugins.registry import discovery
-from flops_fit_core.plugins.registry.explaining import hint_for, speaking_up
+from flops_fit_core.plugins.registry.explaining import hint_for, warn_if_slow
 from flops_fit_core.plugins.registry.offers import SPEC_TYPES, PluginProblem, PluginSetup, RegisteredSpec
 from flops_fit_core.plugins.renamed import explain_plugin
 from flops_fit_core.plugins.specs import Spec
@@ -30,17 +30,17 @@ logger = logging.getLogger("flops_fit")
 
 
 class Registry:
-    """Everything the plugins offer. Complete once constructed, and read-only from then on.
+    """The specs of all plugins. Complete once constructed, and read-only afterwards.
 
     Args:
         plugins: Plugins that are not installed: name -> module, or any object with hook implementations.
         entry_points: Whether to discover installed plugins.
-        disabled: Names of plugins not even to import, beside those in ``FLOPS_FIT_DISABLE``.
-        paths: Folders that :attr:`setup` records, for workers that have to import ``plugins`` again.
+        disabled: Names of plugins that are not imported, in addition to those in ``FLOPS_FIT_DISABLE``.
+        paths: Folders that :attr:`setup` records, for workers that must import ``plugins`` again.
 
-    A plugin that cannot be imported, does not fit the hooks, raises, or returns something else than it
-    should is left out as a whole and noted in :attr:`problems`; all others work. One that is both given and
-    installed counts once, as given: a study that was made with a module goes on after that is installed.
+    A plugin that cannot be imported, does not match the hooks, raises, or returns a wrong type is left out
+    completely and recorded in :attr:`problems`. All other plugins work. If a plugin is in ``plugins`` and also
+    installed, only the former counts: a study that was started with a module continues after its installation.
     """
 
     def __init__(
@@ -54,31 +54,32 @@ class Registry:
         plugins = dict(plugins or {})
         self.problems: list[PluginProblem] = []
         self.importing_torch: list[str] = []
-        """Installed plugins that imported torch when they were discovered, so that every command waits for it."""
+        """Installed plugins that import torch during discovery, which slows every command."""
         self.disabled = frozenset(disabled) | _disabled_by_environment()
         self.setup = PluginSetup(
-            modules={name: it.__name__ for name, it in plugins.items() if isinstance(it, ModuleType)},
+            modules={name: plugin.__name__ for name, plugin in plugins.items() if isinstance(plugin, ModuleType)},
             disabled=tuple(sorted(self.disabled)),
             entry_points=entry_points,
             paths=tuple(paths),
         )
-        given = {name: it for name, it in plugins.items() if not isinstance(it, ModuleType)}
-        self.objects: Mapping[str, object] = ObjectPlugins(given, self)
-        """Plugins that are plain objects; they reach another process by cloudpickle only."""
+        objects = {name: plugin for name, plugin in plugins.items() if not isinstance(plugin, ModuleType)}
+        self.objects: Mapping[str, object] = ObjectPlugins(objects, self)
+        """Plugins that are plain objects. They reach another process by cloudpickle only."""
         self._sources: dict[str, str] = {}
         self._pm = pluggy.PluginManager(hookspecs.PROJECT)
         self._pm.add_hookspecs(hookspecs)
-        # Plugins may print when imported; standard output is for what the user asked for.
+        # Plugins may print when imported. Standard output must contain only the command's output.
         with contextlib.redirect_stdout(sys.stderr):
             if entry_points:
-                self._load_entry_points([it for name, it in plugins.items() if name not in self.disabled])
+                passed = [plugin for name, plugin in plugins.items() if name not in self.disabled]
+                self._load_entry_points(passed)
             for name, plugin in plugins.items():
                 self._register(name, plugin, source=_origin(plugin))
             self._drop_plugins_with_unknown_hooks()
             self._offers = self._collect()
 
     def with_plugins(self, plugins: Mapping[str, object]) -> Registry:
-        """A new registry that has these plugins as well."""
+        """A new registry with these plugins in addition."""
         modules = {name: importlib.import_module(module) for name, module in self.setup.modules.items()}
         return Registry(
             {**modules, **self.objects, **plugins},
@@ -87,40 +88,42 @@ class Registry:
             paths=self.setup.paths,
         )
 
-    # ------------------------------------------------------------------ asking
+    # ------------------------------------------------------------------ queries
 
     @property
     def plugins(self) -> dict[str, str]:
-        """Name of each usable plugin -> where it came from."""
+        """Name of each usable plugin -> its source."""
         return dict(sorted(self._sources.items()))
 
     def offers(self, kind: str | None = None) -> list[RegisteredSpec[Any]]:
-        """What is offered, of one kind or of all."""
+        """The specs of a kind, or of all kinds."""
         return [offer for offer in self._offers if kind in (None, offer.spec.kind)]
 
     def find(self, kind: str, name: str) -> RegisteredSpec[Any]:
-        """The offer called ``name``, or ``plugin/name`` where two plugins offer the same name.
+        """The spec called ``name``, or ``plugin/name`` if two plugins offer the same name.
 
-        Raises PluginNotFound for an unknown or ambiguous name, ConfigError for an offer whose
-        requirements are not installed.
+        Raises PluginNotFound for an unknown or ambiguous name, and ConfigError for a spec with requirements that
+        are not installed.
         """
         plugin, _, bare = name.rpartition("/")
-        found = [offer for offer in self.offers(kind) if offer.spec.name == bare and plugin in ("", offer.plugin)]
-        if not found:
+        matches = [
+            offer for offer in self.offers(kind) if offer.spec.name == bare and plugin in ("", offer.plugin)
+        ]
+        if not matches:
             raise PluginNotFound(self._not_found(kind, name))
-        if len(found) > 1:
-            ways = " or ".join(repr(offer.name) for offer in found)
-            raise PluginNotFound(f"{len(found)} plugins offer a {kind} named {bare!r}; write {ways}")
-        if missing := found[0].missing():
-            raise ConfigError(found[0].needs(missing))
-        return found[0]
+        if len(matches) > 1:
+            names = " or ".join(repr(offer.name) for offer in matches)
+            raise PluginNotFound(f"{len(matches)} plugins offer a {kind} named {bare!r}; write {names}")
+        if missing := matches[0].missing():
+            raise ConfigError(matches[0].install_message(missing))
+        return matches[0]
 
     def _not_found(self, kind: str, name: str) -> str:
         if advice := explain_plugin(kind, name):
             return advice
         offers = self.offers(kind)
         names = sorted({offer.spec.name for offer in offers} | {offer.name for offer in offers if "/" in name})
-        message = f"no {kind} named {name!r}; there is: {', '.join(names) or 'none'}"
+        message = f"no {kind} named {name!r}; available: {', '.join(names) or 'none'}"
         if close := difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5):
             message += f". Did you mean {close[0]!r}?"
         for problem in self.problems:
@@ -132,14 +135,14 @@ class Registry:
     # ------------------------------------------------------------------ observers
 
     def run_finished(self, run: RunSpec, result: RunResult) -> None:
-        """Tell every observer; what one raises is logged."""
-        self._tell("flops_fit_run_finished", run=run, result=result)
+        """Call every observer. Exceptions are logged."""
+        self._notify("flops_fit_run_finished", run=run, result=result)
 
     def sweep_finished(self, plan: SweepPlan, results: Sequence[RunResult]) -> None:
-        """Tell every observer; what one raises is logged."""
-        self._tell("flops_fit_sweep_finished", plan=plan, results=results)
+        """Call every observer. Exceptions are logged."""
+        self._notify("flops_fit_sweep_finished", plan=plan, results=results)
 
-    def _tell(self, hook_name: str, **arguments: Any) -> None:
+    def _notify(self, hook_name: str, **arguments: Any) -> None:
         for impl in getattr(self._pm.hook, hook_name).get_hookimpls():
             try:
                 impl.function(*(arguments[name] for name in impl.argnames))
@@ -150,46 +153,47 @@ class Registry:
 
     # ------------------------------------------------------------------ discovery
 
-    def _load_entry_points(self, given: Sequence[object]) -> None:
-        claims: dict[str, list[discovery.Installed]] = defaultdict(list)
-        found, broken = discovery.entry_points()
+    def _load_entry_points(self, passed: Sequence[object]) -> None:
+        """Load installed plugins, except those that are among the ``passed`` objects."""
+        candidates_by_name: dict[str, list[discovery.Installed]] = defaultdict(list)
+        installed, broken = discovery.entry_points()
         for source, error in broken:
-            self._note(source, "read what is installed", error)
-        for one in found:
-            claims[one.point.name].append(one)
-        for name, claimants in sorted(claims.items()):
+            self._add_problem(source, "read metadata", error)
+        for candidate in installed:
+            candidates_by_name[candidate.point.name].append(candidate)
+        for name, candidates in sorted(candidates_by_name.items()):
             if name in self.disabled:
                 continue
-            keeper = next((one for one in claimants if one.bundled), None)
-            if keeper is None and len(claimants) == 1:
-                keeper = claimants[0]
-            for one in claimants:
-                if one is not keeper:
-                    others = " and ".join(other.source for other in claimants if other is not one)
-                    clash = ValueError(f"the plugin name {name!r} is also claimed by {others}")
-                    self._note(f"{name} ({one.source})", "register", clash)
-            if keeper is not None:
-                self._load(name, keeper, given)
+            selected = next((candidate for candidate in candidates if candidate.bundled), None)
+            if selected is None and len(candidates) == 1:
+                selected = candidates[0]
+            for candidate in candidates:
+                if candidate is not selected:
+                    rivals = " and ".join(rival.source for rival in candidates if rival is not candidate)
+                    clash = ValueError(f"the plugin name {name!r} is also claimed by {rivals}")
+                    self._add_problem(f"{name} ({candidate.source})", "register", clash)
+            if selected is not None:
+                self._load(name, selected, passed)
 
-    def _load(self, name: str, installed: discovery.Installed, given: Sequence[object]) -> None:
+    def _load(self, name: str, installed: discovery.Installed, passed: Sequence[object]) -> None:
         label = f"{name} ({installed.source})"
-        if unfit := installed.unfit():
-            self._note(label, "register", RuntimeError(unfit))
+        if conflict := installed.version_conflict():
+            self._add_problem(label, "register", RuntimeError(conflict))
             return
         try:
             if not installed.point.pattern.match(installed.point.value):
                 raise ValueError(f"its entry point {name} = {installed.point.value} names no module")
-            before = "torch" in sys.modules
-            with speaking_up(label, "import", name):
+            torch_was_imported = "torch" in sys.modules
+            with warn_if_slow(label, "import", name):
                 plugin = installed.point.load()
-            if not before and "torch" in sys.modules:
+            if not torch_was_imported and "torch" in sys.modules:
                 self.importing_torch.append(label)
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # SystemExit; the panics of Rust's extensions
-            self._note(label, "import", error, installed.missing())
+            self._add_problem(label, "import", error, installed.missing())
         else:
-            if installed.bundled or not any(plugin is it for it in given):
+            if installed.bundled or not any(plugin is item for item in passed):
                 self._register(name, plugin, installed.source)
 
     def _register(self, name: str, plugin: object, source: str) -> None:
@@ -197,28 +201,29 @@ class Registry:
             return
         if name in self._sources:
             clash = ValueError(f"the name is already taken by {self._sources[name]}")
-            self._note(f"{name} ({source})", "register", clash)
+            self._add_problem(f"{name} ({source})", "register", clash)
             return
-        if other := self._pm.get_name(plugin):
-            twice = ValueError(f"this is the plugin {self._label(other)}, too; one name is enough")
-            self._note(f"{name} ({source})", "register", twice)
+        if registered := self._pm.get_name(plugin):
+            clash = ValueError(f"this plugin is already registered as {self._label(registered)}; use one name")
+            self._add_problem(f"{name} ({source})", "register", clash)
             return
         try:
             self._pm.register(plugin, name)
             self._check_hooks(plugin)
         except Exception as error:
-            # Before 1.7, pluggy keeps the hooks it had accepted when a later one does not match.
+            # Before 1.7, pluggy keeps accepted hooks of the plugin if a later hook does not match.
             self._pm.unregister(name=name)
-            self._note(f"{name} ({source})", "register", error)
+            self._add_problem(f"{name} ({source})", "register", error)
         else:
             self._sources[name] = source
 
     def _check_hooks(self, plugin: object) -> None:
-        """Raises TypeError for a plugin whose author forgot to mark a hook: nothing would be found of it."""
+        """Raise TypeError for a hook that is not marked, because pluggy ignores it, and for a plugin without
+        hooks."""
         marked = {hook.name for hook in self._pm.get_hookcallers(plugin) or ()}
-        there = {name for name in dir(plugin) if name in _hook_names() and callable(getattr(plugin, name))}
-        if forgotten := sorted(there - marked):
-            raise TypeError(f"{', '.join(forgotten)}: not marked with @hookimpl of flops_fit_core")
+        defined = {name for name in dir(plugin) if name in _hook_names() and callable(getattr(plugin, name))}
+        if unmarked := sorted(defined - marked):
+            raise TypeError(f"{', '.join(unmarked)}: not marked with @hookimpl of flops_fit_core")
         if not marked:
             raise TypeError("it has no hook: no function marked with @hookimpl of flops_fit_core")
 
@@ -232,18 +237,18 @@ class Registry:
                     hint = f"; did you mean {close[0]}?" if close else ""
                     self._drop(impl.plugin_name, hook_name, NameError(f"there is no such hook{hint}"))
                 elif impl.wrapper or impl.hookwrapper:
-                    refused = TypeError("hook wrappers are not supported: a plugin cannot see others' specs")
-                    self._drop(impl.plugin_name, hook_name, refused)
+                    error = TypeError("hook wrappers are not supported: a plugin cannot see others' specs")
+                    self._drop(impl.plugin_name, hook_name, error)
 
     def _collect(self) -> list[RegisteredSpec[Any]]:
         offers: list[RegisteredSpec[Any]] = []
         for plugin in sorted(self._sources):
             try:
-                found = list(self._offers_of(plugin))
-            except _HookFailed as failed:
-                self._drop(plugin, failed.hook, failed.error)
+                plugin_offers = list(self._offers_of(plugin))
+            except _HookFailed as failure:
+                self._drop(plugin, failure.hook, failure.error)
             else:
-                offers += found
+                offers += plugin_offers
         return offers
 
     def _offers_of(self, plugin: str) -> Iterator[RegisteredSpec[Any]]:
@@ -252,29 +257,29 @@ class Registry:
                 if impl.plugin_name != plugin:
                     continue
                 try:
-                    with speaking_up(self._label(plugin), hook_name, plugin):
-                        found = _checked(impl.function(), spec_type)
+                    with warn_if_slow(self._label(plugin), hook_name, plugin):
+                        specs = _check_specs(impl.function(), spec_type)
                 except KeyboardInterrupt:
                     raise
                 except BaseException as error:
                     raise _HookFailed(hook_name, error) from error
-                yield from (RegisteredSpec(spec, plugin, self._sources[plugin]) for spec in found)
+                yield from (RegisteredSpec(spec, plugin, self._sources[plugin]) for spec in specs)
 
-    def _drop(self, plugin: str, doing: str, error: BaseException) -> None:
+    def _drop(self, plugin: str, action: str, error: BaseException) -> None:
         if plugin in self._sources:
-            self._note(self._label(plugin), doing, error)
+            self._add_problem(self._label(plugin), action, error)
             self._pm.unregister(name=plugin)
             del self._sources[plugin]
 
     def _label(self, plugin: str) -> str:
         return f"{plugin} ({self._sources[plugin]})"
 
-    def _note(self, plugin: str, doing: str, error: BaseException, missing: Sequence[str] = ()) -> None:
-        self.problems.append(PluginProblem(plugin, doing, error, hint_for(error, missing)))
+    def _add_problem(self, plugin: str, action: str, error: BaseException, missing: Sequence[str] = ()) -> None:
+        self.problems.append(PluginProblem(plugin, action, error, hint_for(error, missing)))
 
 
 class ObjectPlugins(dict[str, object]):
-    """A registry's plugins that are plain objects, and the registry itself for those who are in its process."""
+    """A registry's plugins that are plain objects. The same process can use its registry; pickling drops it."""
 
     def __init__(self, objects: Mapping[str, object], registry: Registry) -> None:
         super().__init__(objects)
@@ -289,17 +294,18 @@ class _HookFailed(Exception):
         self.hook, self.error = hook, error
 
 
-def _checked(returned: Any, spec_type: type[Spec]) -> list[Spec]:
+def _check_specs(returned: Any, spec_type: type[Spec]) -> list[Spec]:
+    """The specs that a hook returned. Raises TypeError for other values, ValueError for duplicate names."""
     if isinstance(returned, Spec | str | Mapping):
         raise TypeError(f"expected an iterable of {spec_type.__name__}, got {returned!r}")
-    found = [] if returned is None else list(returned)
-    for spec in found:
+    specs = [] if returned is None else list(returned)
+    for spec in specs:
         if not isinstance(spec, spec_type):
             raise TypeError(f"expected {spec_type.__name__}, got {spec!r}")
-    counts = Counter(spec.name for spec in found)
-    if twice := sorted(name for name, count in counts.items() if count > 1):
-        raise ValueError(f"offers {', '.join(map(repr, twice))} twice")
-    return found
+    counts = Counter(spec.name for spec in specs)
+    if duplicates := sorted(name for name, count in counts.items() if count > 1):
+        raise ValueError(f"offers {', '.join(map(repr, duplicates))} twice")
+    return specs
 
 
 def _hook_names() -> list[str]:
@@ -309,8 +315,8 @@ def _hook_names() -> list[str]:
 def _origin(plugin: object) -> str:
     if isinstance(plugin, ModuleType):
         return f"module {plugin.__name__}"
-    where = inspect.getmodule(type(plugin))
-    return f"passed in ({where.__name__ if where else 'unknown'}.{type(plugin).__qualname__})"
+    module = inspect.getmodule(type(plugin))
+    return f"passed in ({module.__name__ if module else 'unknown'}.{type(plugin).__qualname__})"
 
 
 def _disabled_by_environment() -> frozenset[str]:
@@ -319,10 +325,10 @@ def _disabled_by_environment() -> frozenset[str]:
 
 
 def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = None) -> Registry:
-    """The registry that ``setup`` describes: the one in this process that the objects come from, or one that is
-    made now.
+    """The registry that ``setup`` describes: that of ``objects`` if it is in this process, otherwise a new
+    registry.
 
-    Raises ConfigError where one of its modules cannot be imported. Disabled ones are not imported.
+    Raises ConfigError if a module cannot be imported. Disabled plugins are not imported.
     """
     if isinstance(objects, ObjectPlugins) and objects.registry.setup == setup:
         return objects.registry
@@ -335,7 +341,7 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
         if name in disabled:
             continue
         try:
-            with contextlib.redirect_stdout(sys.stderr), speaking_up(f"module {module}", "import", name):
+            with contextlib.redirect_stdout(sys.stderr), warn_if_slow(f"module {module}", "import", name):
                 plugins[name] = importlib.import_module(module)
         except KeyboardInterrupt:
             raise

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from flops_fit_core.data import LanguageTask
-from flops_fit_transformers import LadderOptions
-from flops_fit_transformers.model import build_decoder, groups_of
+from flops_fit_hf_models import LadderOptions
+from flops_fit_hf_models.model import build_decoder, groups_of
 
 VOCABULARY = 32_000
 """Of configurations that say none."""

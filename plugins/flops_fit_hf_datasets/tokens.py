@@ -11,12 +11,12 @@ import numpy as np
 
 from flops_fit_core.data import TokenDataset
 from flops_fit_core.plugins import content_hash
-from flops_fit_hf import SHARE, HFOptions, unusable
-from flops_fit_hf.cache import RowWriter, TokenCache, default_folder, map_row
-from flops_fit_hf.places import Documents, Places, find_places, tokenizer_file
+from flops_fit_hf_datasets import SHARE, HFOptions, unusable
+from flops_fit_hf_datasets.cache import RowWriter, TokenCache, default_folder, map_row
+from flops_fit_hf_datasets.places import Documents, Places, find_places, tokenizer_file
 
 if TYPE_CHECKING:
-    from flops_fit_hf.encoding import Document
+    from flops_fit_hf_datasets.encoding import Document
 
 logger = logging.getLogger("flops_fit")
 
@@ -66,7 +66,7 @@ def _key(options: HFOptions, places: Places) -> str:
 
 def _make(folder: Path, options: HFOptions, places: Places) -> dict[str, Any]:
     """Write every row into ``folder``, and say what they are."""
-    from flops_fit_hf.encoding import Encoder
+    from flops_fit_hf_datasets.encoding import Encoder
 
     logger.info("tokenizing %s, once, for all that read it", places.training.what)
     encoder = Encoder(options)

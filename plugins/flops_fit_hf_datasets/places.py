@@ -8,7 +8,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops_fit_hf import SUFFIXES, HFOptions, unusable
+from flops_fit_hf_datasets import SUFFIXES, HFOptions, unusable
 
 BLOCK = 2**16
 """Bytes that are looked at in one place of a file."""

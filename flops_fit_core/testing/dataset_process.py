@@ -1,4 +1,4 @@
-"""What another process reads from a dataset, for the kit. Imports no pytest."""
+"""Another process that builds a dataset, for the kit. Imports no pytest."""
 
 from __future__ import annotations
 
@@ -21,54 +21,59 @@ from flops_fit_core.plugins.registry import PluginSetup, registry_from
 from flops_fit_core.testing.batches import samples_of
 
 
-def dataset_elsewhere(
+def build_in_other_process(
     setup: PluginSetup, name: str, options: Mapping[str, JsonValue], seed: int, samples: int
 ) -> dict[str, Any]:
-    """The ``fingerprint`` and digests of the first ``samples`` of a dataset that another process has built; or
-    the ``error`` that it met, or what it ``cannot`` import."""
+    """Build a dataset in another process.
+
+    Returns its ``fingerprint`` and the digests of its first ``samples``; or the ``error`` of the build, or under
+    ``cannot`` the reason why the process cannot import the plugin.
+    """
     plugins = setup.model_copy(update={"paths": tuple(sys.path)}).model_dump_json()
-    process = _another()
+    process = _start_process()
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(json.dumps([plugins, name, dict(options), seed, samples]) + "\n")
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
-        _another.cache_clear()
+        _start_process.cache_clear()
         raise RuntimeError("the other process has ended; its error is on standard error")
     answer: dict[str, Any] = json.loads(line)
     return answer
 
 
 @functools.cache
-def _another() -> subprocess.Popen[str]:
-    """One for all tests of this process, for it takes seconds to begin; it ends with this one."""
-    code = "from flops_fit_core.testing.elsewhere import serve; serve()"
-    here = os.environ.get("PYTHONHASHSEED")
+def _start_process() -> subprocess.Popen[str]:
+    """One process for all tests, because it starts in seconds. It ends with this process."""
+    code = "from flops_fit_core.testing.dataset_process import serve; serve()"
+    hash_seed = os.environ.get("PYTHONHASHSEED")
     process = subprocess.Popen(
         [sys.executable, "-c", code],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONHASHSEED": "2" if here == "1" else "1"},
+        env={**os.environ, "PYTHONHASHSEED": "2" if hash_seed == "1" else "1"},
     )
     atexit.register(process.communicate)
     return process
 
 
 def serve() -> None:
-    """What the other process runs: one line of JSON for each that it is sent."""
+    """Main function of the other process: answers each line of JSON on standard input with a line of JSON."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a dataset prints is no answer
+    os.dup2(2, 1)  # output of a dataset must not mix with the answers
     for line in sys.stdin:
         try:
-            answer = _look(*json.loads(line))
+            answer = _describe_dataset(*json.loads(line))
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}"}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def _look(plugins: str, name: str, options: dict[str, JsonValue], seed: int, samples: int) -> dict[str, Any]:
+def _describe_dataset(
+    plugins: str, name: str, options: dict[str, JsonValue], seed: int, samples: int
+) -> dict[str, Any]:
     try:
         spec = registry_from(PluginSetup.model_validate_json(plugins)).find("dataset", name).spec
     except ConfigError as error:
@@ -78,6 +83,6 @@ def _look(plugins: str, name: str, options: dict[str, JsonValue], seed: int, sam
 
 
 def sample_digests(dataset: Dataset, samples: int) -> list[str]:
-    """Of the first training samples."""
-    read = samples_of(islice(dataset.batches(1), samples))
-    return [hashlib.sha256(one).hexdigest() for one in read]
+    """Digests of the first training samples."""
+    first_samples = samples_of(islice(dataset.batches(1), samples))
+    return [hashlib.sha256(sample).hexdigest() for sample in first_samples]

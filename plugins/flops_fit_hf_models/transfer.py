@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from flops_fit_core import ConfigError
-from flops_fit_transformers import HFOptions, LadderOptions
+from flops_fit_hf_models import HFOptions, LadderOptions
 
 VERIFIED = frozenset(
     (

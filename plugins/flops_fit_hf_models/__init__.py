@@ -20,7 +20,7 @@ from flops_fit_core.plugins import (
     TransformerShape,
     hookimpl,
 )
-from flops_fit_transformers.reading import read_configuration
+from flops_fit_hf_models.reading import read_configuration
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,14 +95,14 @@ class LadderOptions(Options):
 
 def build(options: HFOptions | LadderOptions, task: Task) -> nn.Module:
     """Logits of shape (batch, context, vocabulary) from ids of shape (batch, context)."""
-    from flops_fit_transformers.model import build_decoder
+    from flops_fit_hf_models.model import build_decoder
 
     return build_decoder(options, task)
 
 
 def flops_per_token(options: HFOptions | LadderOptions, task: Task) -> float | None:
-    """Training FLOPs a token by ``flops_fit_transformers.counting``; None for an architecture it does not know."""
-    from flops_fit_transformers.counting import flops_of
+    """Training FLOPs a token by ``flops_fit_hf_models.counting``; None for an architecture it does not know."""
+    from flops_fit_hf_models.counting import flops_of
 
     known = shape(options, task)
     return None if known is None else flops_of(known)
@@ -110,36 +110,36 @@ def flops_per_token(options: HFOptions | LadderOptions, task: Task) -> float | N
 
 def shape(options: HFOptions | LadderOptions, task: Task) -> TransformerShape | None:
     """What formulas need to know of it; None for an architecture that is no plain decoder-only transformer."""
-    from flops_fit_transformers.configuration import configure, language
-    from flops_fit_transformers.counting import shape_of
+    from flops_fit_hf_models.configuration import configure, language
+    from flops_fit_hf_models.counting import shape_of
 
     return shape_of(configure(options, task), language(task))
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
     """Matrices fed by the width; then embeddings, gains, biases and what is neither."""
-    from flops_fit_transformers.model import groups_of
+    from flops_fit_hf_models.model import groups_of
 
     return groups_of(module)
 
 
 def width(options: Any) -> int:
     """Channels of the residual stream."""
-    from flops_fit_transformers.configuration import hidden_size
+    from flops_fit_hf_models.configuration import hidden_size
 
     return hidden_size(options)
 
 
 def width_scaled_options(options: HFOptions | LadderOptions) -> dict[str, Any]:
     """Starting weights by fan-in, in an architecture for which that is verified."""
-    from flops_fit_transformers.transfer import width_scaled_options
+    from flops_fit_hf_models.transfer import width_scaled_options
 
     return width_scaled_options(options)
 
 
 def width_transfer(options: HFOptions | LadderOptions) -> str | None:
     """Why one learning rate may not serve every width; None where it does."""
-    from flops_fit_transformers.transfer import width_transfer
+    from flops_fit_hf_models.transfer import width_transfer
 
     return width_transfer(options)
 
@@ -147,14 +147,14 @@ def width_transfer(options: HFOptions | LadderOptions) -> str | None:
 def ladders(options: HFOptions) -> Iterable[Ladder]:
     """Widths whose heads are all of one size, with whole groups of queries where that is fine enough; any number
     of layers; of other fields and of models without heads, multiples of 16. Raises ConfigError."""
-    from flops_fit_transformers.head_sizes import ladders_of
+    from flops_fit_hf_models.head_sizes import ladders_of
 
     return ladders_of(options)
 
 
 def heads(options: HFOptions | LadderOptions) -> tuple[int, int] | None:
     """Heads of a block, and channels of each; None for a model without them."""
-    from flops_fit_transformers.head_sizes import heads_of
+    from flops_fit_hf_models.head_sizes import heads_of
 
     return heads_of(options)
 
@@ -162,7 +162,7 @@ def heads(options: HFOptions | LadderOptions) -> tuple[int, int] | None:
 def scale(options: LadderOptions, target_params: int) -> LadderOptions:
     """The rung whose N (without lookup tables and experts that a token is not sent to), at its own vocabulary, is
     nearest on a log scale."""
-    from flops_fit_transformers.ladder import nearest
+    from flops_fit_hf_models.ladder import nearest
 
     return nearest(options, target_params)
 

@@ -17,7 +17,7 @@ from transformers.utils import logging
 from flops_fit_core import ConfigError
 from flops_fit_core.data import LanguageTask
 from flops_fit_core.plugins import Task
-from flops_fit_transformers import HFOptions, LadderOptions
+from flops_fit_hf_models import HFOptions, LadderOptions
 
 FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")
 """How architectures call the hidden units of feed-forward parts, after words such as ``moe_``, ``decoder_`` and

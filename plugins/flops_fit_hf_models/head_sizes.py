@@ -7,8 +7,8 @@ from typing import Any
 
 from flops_fit_core.data import LanguageTask
 from flops_fit_core.plugins import Ladder, head_ladders
-from flops_fit_transformers import HFOptions, LadderOptions
-from flops_fit_transformers.configuration import Architecture, architecture, made, queries_per_kv
+from flops_fit_hf_models import HFOptions, LadderOptions
+from flops_fit_hf_models.configuration import Architecture, architecture, made, queries_per_kv
 
 STEP = 16
 """Of fields and architectures without heads."""

@@ -84,7 +84,7 @@ class HFOptions(Options):
 
 def build_hf(options: HFOptions, seed: int) -> Dataset:
     """Map the tokens, made now where the cache has none. Raises DataError for data that cannot be used."""
-    from flops_fit_hf.tokens import open_tokens
+    from flops_fit_hf_datasets.tokens import open_tokens
 
     return open_tokens(options, seed)
 

@@ -14,10 +14,10 @@ from transformers.pytorch_utils import Conv1D
 
 from flops_fit_core import ConfigError
 from flops_fit_core.plugins import ParameterGroup, Task
-from flops_fit_transformers import HFOptions, LadderOptions
-from flops_fit_transformers.configuration import TOP_K, configure, quiet
-from flops_fit_transformers.fan_in import scale_by_fan_in
-from flops_fit_transformers.transfer import require_fan_in
+from flops_fit_hf_models import HFOptions, LadderOptions
+from flops_fit_hf_models.configuration import TOP_K, configure, quiet
+from flops_fit_hf_models.fan_in import scale_by_fan_in
+from flops_fit_hf_models.transfer import require_fan_in
 
 KINDS = ("hidden", "head", "rest")
 

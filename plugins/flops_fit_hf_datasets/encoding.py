@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from flops_fit_hf import HFOptions, unusable
-from flops_fit_hf.places import Documents, tokenizer_file
+from flops_fit_hf_datasets import HFOptions, unusable
+from flops_fit_hf_datasets.places import Documents, tokenizer_file
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

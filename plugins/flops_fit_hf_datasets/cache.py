@@ -15,7 +15,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from flops_fit_hf import unusable
+from flops_fit_hf_datasets import unusable
 
 ABOUT = "about.json"
 
