@@ -193,9 +193,9 @@ def test_sizes_are_chosen_where_only_their_number_is_given(tmp_path):
 
 
 def test_a_model_that_does_not_take_the_size_says_what_it_takes(tmp_path):
-    with pytest.raises(ConfigError, match=r"Net cannot be called with depth.*it takes width, classes, act"):
+    with pytest.raises(ConfigError, match=r"Net cannot be called with depth.*Its parameters: width, classes, act"):
         find_optimal(Net, "depth", dataset=PAIRS, compute_budgets=[1e5], output_dir=tmp_path)
-    with pytest.raises(ConfigError, match=r"model_kwargs has 'width'.*leave it out"):
+    with pytest.raises(ConfigError, match=r"model_kwargs contains 'width'.*remove it"):
         planned(tmp_path, model_kwargs={"width": 3})
     with pytest.raises(ConfigError, match="model_cls must be a class or function"):
         planned(tmp_path, model=nn.Linear(3, 3).weight)

@@ -209,12 +209,12 @@ def test_packed_rows_are_trained_on_one_device_and_refused_on_two(tmp_path):
 
 
 def test_a_number_of_tokens_that_is_not_the_number_of_targets_is_named(tmp_path):
-    assert "D counts 17 tokens a sample, as tokens_per_sample states, and a sample has 16 targets" in notes(
+    assert "tokens_per_sample sets D to 17 tokens per sample, but a sample has 16 targets" in notes(
         tmp_path, tokens_per_sample=17, compute_budgets=[4e7]
     )
     assert "tokens_per_sample states" not in notes(tmp_path / "same", tokens_per_sample=16)
 
 
 def test_arguments_that_a_dataset_plugin_states_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="unit: a dataset that is a plugin states them itself"):
+    with pytest.raises(ConfigError, match="a dataset plugin sets unit itself"):
         study(tmp_path, dataset="text", unit="bytes")
