@@ -291,7 +291,7 @@ def test_a_sampler_of_ones_own_is_refused(tmp_path):
 
 def test_more_epochs_than_there_is_data_for_are_told_and_allowed_on_request(tmp_path):
     few = TensorDataset(*examples(100))
-    with pytest.raises(UserError, match=r"epochs of the 90 there are"):
+    with pytest.raises(UserError, match=r"epochs of the 90 available"):
         planned(tmp_path, dataset=few)
     completed(trained(tmp_path, dataset=few, repeat=True))
 
@@ -537,9 +537,9 @@ def test_numbers_of_numpy_are_numbers(tmp_path):
 
 def test_parameters_that_the_optimizer_leaves_out_are_noted(tmp_path):
     notes = " ".join(planned(tmp_path, optimizer=first_only).plan.notes)
-    assert "leaves out 3 of the 4 parameters that require gradients" in notes
+    assert "omits 3 of the 4 parameters that require gradients" in notes
     assert "inner.bias, outer.weight, outer.bias" in notes
-    assert "leaves out" not in " ".join(planned(tmp_path, optimizer=torch.optim.SGD).plan.notes)
+    assert "omits" not in " ".join(planned(tmp_path, optimizer=torch.optim.SGD).plan.notes)
 
 
 def test_a_store_object_keeps_the_results_and_is_left_open(tmp_path):
