@@ -199,7 +199,7 @@ def test_a_users_dataset_that_does_not_inherit_is_an_error(tmp_path):
 
 
 def test_a_dataset_that_is_made_already_is_an_error_that_asks_for_a_function(tmp_path):
-    with pytest.raises(ConfigError, match=r"is a Constant, made for one seed.* give a function make\(seed\)"):
+    with pytest.raises(ConfigError, match=r"is a Constant for one seed.* give a function make\(seed\)"):
         optimal(tmp_path, dataset=Constant())
 
 

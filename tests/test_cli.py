@@ -226,7 +226,7 @@ def test_plan_gives_every_run_and_the_flops_to_a_program(here, said):
 
 def test_set_changes_an_option_and_the_plan_says_it_is_yours(here, said):
     _, output, _ = said("plan", "small.json", "--json", "--no-estimate", "--set", "optimizer.lr=0.25")
-    assert any("optimizer.lr = 0.25 is yours" in note for note in json.loads(output)["notes"])
+    assert any("optimizer.lr = 0.25 is set by you" in note for note in json.loads(output)["notes"])
 
 
 def test_swapping_a_plugin_says_which_options_it_left_out(here, said):

@@ -421,17 +421,17 @@ class Advances(IterableDataset):
 
 
 def test_data_that_differ_at_every_read_are_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match=r"others when they are read again.*fingerprint="):
+    with pytest.raises(ConfigError, match=r"change when they are read a second time.*fingerprint="):
         planned(tmp_path, dataset=OwnGenerator())
 
 
 def test_a_stream_that_differs_in_every_pass_is_refused_even_with_a_fingerprint(tmp_path):
-    with pytest.raises(DataError, match=r"other samples each time it is read.*make\(seed\)"):
+    with pytest.raises(DataError, match=r"different samples each time it is read.*make\(seed\)"):
         planned(tmp_path, dataset=Advances(), fingerprint="data")
 
 
 def test_an_iterator_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"generator.*can be gone through once.*IterableDataset"):
+    with pytest.raises(DataError, match=r"generator.*can be read only once.*IterableDataset"):
         planned(tmp_path, dataset=(pair for pair in PAIRS))
 
 

@@ -15,7 +15,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from flops_fit_core import ConfigError, DataError, PlanError, SweepFailed, find_optimal
-from flops_fit_core.api.torch_data import open_inline_data
+from flops_fit_core.api.inline_data import check_inline_data
+from flops_fit_core.api.torch_data import InlineDataset
 
 VOCAB, CONTEXT = 20, 16
 ROWS = torch.randint(0, VOCAB, (600, CONTEXT + 1), generator=torch.Generator().manual_seed(0))
@@ -175,23 +176,20 @@ def test_labels_of_a_causal_model_of_transformers_are_shifted(tmp_path):
     model = llama(8)
     opened = study(tmp_path, llama, dataset=Rows(), **arguments)
     data = opened.experiment.dataset
-    task = (
-        open_inline_data(
-            Rows(),
-            eval_dataset=None,
-            eval_share=0.1,
-            loss_fn=None,
-            tokens_per_sample=None,
-            unit=None,
-            fingerprint="llama",
-            allow_repeat=True,
-            copy_task=False,
-            loss_reduction=None,
-            batch_size=None,
-        )
-        .open(0, data.spec.options(shifted=True))
-        .task
+    checked = check_inline_data(
+        Rows(),
+        eval_dataset=None,
+        eval_share=0.1,
+        loss_fn=None,
+        tokens_per_sample=None,
+        unit=None,
+        fingerprint="llama",
+        allow_repeat=True,
+        copy_task=False,
+        loss_reduction=None,
+        batch_size=None,
     )
+    task = InlineDataset(checked, 0, data.spec.options(shifted=True)).task
     total, count = task.loss(task.outputs(model, batch), batch)
     assert float((total / count).detach()) == pytest.approx(float(model(**batch).loss.detach()), rel=1e-6)
 
@@ -471,8 +469,8 @@ def test_a_loss_of_whole_batches_is_neither_divided_nor_evaluated_on_other_batch
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"loss_reduction": "average"}, r"'average': it is one of 'mean'"),
-        ({"loss_reduction": "mean"}, "without a loss_fn"),
+        ({"loss_reduction": "average"}, r"'average': it must be one of 'mean'"),
+        ({"loss_reduction": "mean"}, "needs a loss_fn"),
         ({"loss_reduction": "sum", "loss_fn": flat}, "the same value for a batch and a doubled batch"),
         ({"loss_reduction": "mean", "loss_fn": LOSSES["sum"]}, "twice the value for a doubled batch"),
         ({"loss_reduction": "mean", "loss_fn": by_row}, "does not match loss_fn"),

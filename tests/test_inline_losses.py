@@ -126,7 +126,7 @@ def test_invalid_arguments_are_refused(tmp_path, arguments, message):
 @pytest.mark.parametrize(
     ("outputs", "targets", "message"),
     [
-        (2, BINARY.bool(), "are bool, for which there is no default loss"),
+        (2, BINARY.bool(), "are bool, which have no default loss"),
         (2, BINARY - 1, r"a target is -1,.*classes 0 to 1\. Mark targets that do not count with -100"),
         (1, X.sum(1).masked_fill(BINARY.bool(), torch.nan), "targets of the first samples are NaN"),
         (1, X.sum(1) * torch.inf, "the loss of the first samples is .*targets contain NaN or infinity"),

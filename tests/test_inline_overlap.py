@@ -40,10 +40,10 @@ def test_no_letter_of_held_out_windows_is_trained_on(tmp_path, step):
     windows = Windows(step)
     planned = study(tmp_path, dataset=windows)
     data = opened(planned)
-    assert len(data._held) == round(0.1 * len(windows))
-    assert not places(windows, data._training) & places(windows, data._held)
+    assert len(data._held_out) == round(0.1 * len(windows))
+    assert not places(windows, data._training) & places(windows, data._held_out)
     assert len(data._training) > 0.85 * len(windows) - CONTEXT / step
-    assert f"each begins {step} positions after the one before" in " ".join(planned.plan.notes)
+    assert f"each begins {step} positions after the previous sample" in " ".join(planned.plan.notes)
     inputs = {place for index in data._training for place in range(step * index, step * index + CONTEXT)}
     assert data.num_unique_tokens == len(inputs)
 
@@ -57,14 +57,14 @@ def test_a_text_is_repeated_before_its_windows_are(tmp_path):
 def test_rows_that_do_not_overlap_are_held_out_evenly(tmp_path, data):
     planned = study(tmp_path, dataset=data, copy_task=True)
     assert "overlap" not in " ".join(planned.plan.notes)
-    held = opened(planned)._held
+    held = opened(planned)._held_out
     assert held[0] < len(data) / 10
 
 
 def test_a_subset_of_windows_overlaps_only_if_its_windows_do(tmp_path):
     mixed = torch.randperm(len(Windows()), generator=torch.Generator().manual_seed(0))[:700].tolist()
     data = opened(study(tmp_path, dataset=Subset(Windows(), mixed)))
-    held, trained = ([mixed[index] for index in part] for part in (data._held, data._training))
+    held, trained = ([mixed[index] for index in part] for part in (data._held_out, data._training))
     assert not places(Windows(), held) & places(Windows(), trained)
     spaced = Subset(Windows(), range(0, len(Windows()), CONTEXT + 1))
     assert "overlap" not in notes(tmp_path / "apart", dataset=spaced)

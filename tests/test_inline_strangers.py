@@ -93,7 +93,7 @@ class Unused(Net):
 def test_weights_that_no_pass_uses_are_named_in_the_plan(tmp_path):
     text = notes(tmp_path, Unused)
     total = 2 * 4 * VOCAB + VOCAB + 50
-    assert f"did not use 50 of its {total} weights at size 4 (spare.weight, spare.bias), and N counts them" in text
+    assert f"did not use 50 of its {total} weights at size 4 (spare.weight, spare.bias), but N counts them" in text
 
 
 class Ordinary(nn.Module):
@@ -209,12 +209,12 @@ def test_packed_rows_are_trained_on_one_device_and_refused_on_two(tmp_path):
 
 
 def test_a_number_of_tokens_that_is_not_the_number_of_targets_is_named(tmp_path):
-    assert "D counts 17 tokens a sample, as tokens_per_sample states, and a sample has 16 targets" in notes(
+    assert "tokens_per_sample sets D to 17 tokens per sample, but a sample has 16 targets" in notes(
         tmp_path, tokens_per_sample=17, compute_budgets=[4e7]
     )
-    assert "tokens_per_sample states" not in notes(tmp_path / "same", tokens_per_sample=16)
+    assert "tokens_per_sample sets D" not in notes(tmp_path / "same", tokens_per_sample=16)
 
 
 def test_arguments_that_a_dataset_plugin_states_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="unit: a dataset that is a plugin states them itself"):
+    with pytest.raises(ConfigError, match="a dataset plugin sets unit itself"):
         study(tmp_path, dataset="text", unit="bytes")

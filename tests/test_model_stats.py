@@ -12,7 +12,7 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.data import LanguageTask, SupervisedTask
 from flops_fit_core.flops.model_stats import SizeMeasurer, build_on_meta
 from flops_fit_core.flops.parameter_counts import count_parameters
-from flops_fit_core.planning.own_errors import own_error
+from flops_fit_core.planning.model_errors import describe_model_error
 from flops_fit_core.plugins import ParameterGroup, hookimpl
 
 TASK = LanguageTask(vocab_size=20, context=4)
@@ -181,7 +181,7 @@ def test_a_model_that_reads_its_weights_is_refused(tmp_path):
     model = make_experiment(bench.table(), bench.registry()).model
     with pytest.raises(PluginError, match="called on meta tensors") as caught:
         build_on_meta(model, model.options, TASK)
-    assert "built on torch's meta device to be counted" in own_error(caught.value)
+    assert "a model is built on torch's meta device" in describe_model_error(caught.value)
 
 
 def test_the_error_for_an_invalid_size_names_the_size():

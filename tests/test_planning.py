@@ -110,7 +110,7 @@ def test_batches_grow_with_the_root_of_d():
 @pytest.mark.parametrize("tokens", [997, 12_345, 10**6 + 7, 3.7e9])
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 50])
 def test_the_batch_that_comes_nearest_is_within_a_tenth_of_the_one_asked_for(tokens, batch_size):
-    found = solve_batches(tokens, batch_size, 8, fixed=False)
+    found = solve_batches(tokens, batch_size, 8, is_fixed=False)
     assert found.tokens == found.steps * found.batch_size * 8
     assert found.miss == pytest.approx(found.tokens / tokens - 1)
     assert abs(found.batch_size - batch_size) <= batch_size // 10
@@ -126,9 +126,9 @@ def test_a_fixed_batch_that_cannot_meet_a_budget_names_one_that_it_meets():
         sizes = [{"width": 64}]
         return surface(sweep={"budgets": [budget], "sizes": sizes, "batch_size": 1000, "min_steps": 1})
 
-    with pytest.raises(PlanError, match=r"whole steps of 1000 samples miss it") as caught:
+    with pytest.raises(PlanError, match=r"steps of 1000 samples miss it") as caught:
         planned(table(1.5e12))
-    named = float(str(caught.value).split("nearest budget that size can meet is ")[1].split(". Use")[0])
+    named = float(str(caught.value).split("nearest budget that this size can meet: ")[1])
     assert [run.batch_size for run in planned(table(named)).runs] == [1000]
 
 
@@ -276,7 +276,7 @@ def test_what_the_user_sets_wins_over_the_recipe_and_the_plan_says_so():
     plan = planned(surface(optimizer={"lr": 0.002}))
     assert {run.optimizer.options["lr"] for run in plan.runs} == {0.002}
     assert {tuple(run.optimizer.options["betas"]) for run in plan.runs} == {(0.9, 0.95)}
-    assert any("optimizer.lr = 0.002 is yours" in note for note in plan.notes)
+    assert any("optimizer.lr = 0.002 is set by you" in note for note in plan.notes)
     assert not any("betas" in note for note in plan.notes)
 
 
@@ -290,7 +290,8 @@ def test_the_recipe_fills_what_was_left_unset():
 def test_a_warmup_that_is_longer_than_a_run_is_a_warning(tmp_path):
     def warnings(tokens):
         table = text_table(write_text(tmp_path / "text"), schedule={"name": "cosine", "warmup_tokens": tokens})
-        return [note for note in make_plan(make_experiment(table, installed())).notes if "warmup does" in note]
+        notes = make_plan(make_experiment(table, installed())).notes
+        return [note for note in notes if "before the warmup" in note]
 
     assert warnings(0) == []
     plan = make_plan(make_experiment(text_table(tmp_path / "text"), installed()))
@@ -316,7 +317,7 @@ def test_a_recipe_that_gives_what_an_optimizer_refuses_is_named():
             )
 
     registry = installed().with_plugins({"endless": Endless(), "wild": Wild()})
-    with pytest.raises(ConfigError, match=r"recipe 'wild/wild' gave values that 'optim/adamw' refuses:\n  betas"):
+    with pytest.raises(ConfigError, match=r"'wild/wild' set values that 'optim/adamw' does not accept:\n  betas"):
         make_plan(make_experiment(surface(recipe="wild"), registry))
 
 

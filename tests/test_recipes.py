@@ -255,7 +255,7 @@ def test_a_law_fills_what_the_user_left_unset(tmp_path):
         tmp_path, recipe={"name": "steplaw", "batch_scale": 0.1}, optimizer={"name": "adamw", "lr": 0.01}
     )
     assert {run.optimizer.options["lr"] for run in own.runs} == {0.01}
-    assert "optimizer.lr = 0.01 is yours; the recipe was not asked" in own.notes
+    assert "optimizer.lr = 0.01 is set by you; the recipe's value is not used" in own.notes
 
 
 def test_a_value_that_the_optimizer_does_not_have_is_left_out(tmp_path):

@@ -1,6 +1,6 @@
-"""Python objects given to ``find_optimal``, as specs of an in-memory plugin ``inline``.
+"""The Python objects of a ``find_optimal`` call as specs of an in-memory plugin ``inline``.
 
-From here on they go the same way as names. Records hold identities only.
+The experiment selects them by name, as it selects other plugins. Records contain only their identities.
 """
 
 from __future__ import annotations
@@ -24,99 +24,99 @@ from flops_fit_core.plugins.specs import DatasetSpec, FlopCounterSpec, ModelSpec
 from flops_fit_core.study.directory import INLINE
 
 INLINE_REVISION = 2
-"""Of the dataset: 2 counts valid targets, and draws random items by their position."""
+"""Revision of the dataset. Revision 2 counts valid targets and seeds random items by their position."""
 
 
 class IdentifiedOptions(Options):
-    """Options of a Python callable: its identity."""
+    """The identity of a Python callable, as its only option."""
 
     identity: str = ""
 
 
 @dataclass
 class InlinePlugin:
-    """The specs of one call's Python objects.
+    """The specs of the Python objects of one call.
 
-    It holds what makes the specs rather than specs, since it travels to workers by cloudpickle, which does not
-    take an options class that was made at run time.
+    The plugin is sent to workers with cloudpickle, which cannot pickle an options class created at run time. It
+    therefore contains functions that make the specs.
     """
 
     makers: list[Callable[[], Spec]] = field(default_factory=list)
-    _made: list[Spec] = field(default_factory=list)
+    _specs: list[Spec] = field(default_factory=list)
 
-    def _of(self, kind: str) -> list[Any]:
-        self._made += [make() for make in self.makers[len(self._made) :]]
-        return [spec for spec in self._made if spec.kind == kind]
+    def _specs_of(self, kind: str) -> list[Any]:
+        self._specs += [make() for make in self.makers[len(self._specs) :]]
+        return [spec for spec in self._specs if spec.kind == kind]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"makers": self.makers, "_made": []}
+        return {"makers": self.makers, "_specs": []}
 
     @hookimpl
     def flops_fit_models(self) -> Iterable[Any]:
-        return self._of("model")
+        return self._specs_of("model")
 
     @hookimpl
     def flops_fit_datasets(self) -> Iterable[Any]:
-        return self._of("dataset")
+        return self._specs_of("dataset")
 
     @hookimpl
     def flops_fit_optimizers(self) -> Iterable[Any]:
-        return self._of("optimizer")
+        return self._specs_of("optimizer")
 
     @hookimpl
     def flops_fit_schedules(self) -> Iterable[Any]:
-        return self._of("schedule")
+        return self._specs_of("schedule")
 
     @hookimpl
     def flops_fit_recipes(self) -> Iterable[Any]:
-        return self._of("recipe")
+        return self._specs_of("recipe")
 
     @hookimpl
     def flops_fit_flop_counters(self) -> Iterable[Any]:
-        return self._of("counter")
+        return self._specs_of("flops")
 
     @hookimpl
     def flops_fit_stores(self) -> Iterable[Any]:
-        return self._of("store")
+        return self._specs_of("store")
 
     @hookimpl
     def flops_fit_devices(self) -> Iterable[Any]:
-        return self._of("device")
+        return self._specs_of("device")
 
     @hookimpl
     def flops_fit_trainers(self) -> Iterable[Any]:
-        return self._of("trainer")
+        return self._specs_of("trainer")
 
     @hookimpl
     def flops_fit_executors(self) -> Iterable[Any]:
-        return self._of("executor")
+        return self._specs_of("executor")
 
     @hookimpl
     def flops_fit_loggers(self) -> Iterable[Any]:
-        return self._of("logger")
+        return self._specs_of("logger")
 
     @hookimpl
     def flops_fit_fitters(self) -> Iterable[Any]:
-        return self._of("fitter")
+        return self._specs_of("fitter")
 
 
 # ---------------------------------------------------------------------------- specs
 
 
 Entry = tuple[Callable[[], Spec], dict[str, Any]]
-"""What makes a spec, and the table by which the experiment chooses it."""
+"""A function that makes a spec, and the table that selects the spec in an experiment."""
 
 
 def model_entry(
     model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any], fingerprint: str | None
 ) -> Entry:
-    """A family that calls ``model_cls(**kwargs, **{size: value})``.
+    """A model family that calls ``model_cls(**kwargs, **{size: value})``.
 
-    Raises ConfigError where it does not take the size, or cannot be identified.
+    Raises ConfigError if ``model_cls`` does not accept the size or cannot be identified.
     """
     if not callable(model_cls):
         raise ConfigError(f"model_cls must be a class or function that makes a model, not {model_cls!r}")
-    _check_takes(model_cls, size, kwargs)
+    _check_call(model_cls, size, kwargs)
     identity = fingerprint or identify_callable(model_cls, kwargs, "model_cls")
     return partial(_model_spec, model_cls, size, dict(kwargs)), {"name": f"{INLINE}/model", "identity": identity}
 
@@ -136,22 +136,22 @@ def _model_spec(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, A
 def _build_model(
     model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any], options: Any, task: object
 ) -> Any:
-    # A copy: one run's training must not change what the next one starts from, nor what the caller holds.
-    made_by, others = copied((model_cls, kwargs))
-    return made_by(**others, **{size: getattr(options, size)})
+    # A copy, because training a run must change neither the start of the next run nor the caller's objects.
+    make_model, arguments = copied((model_cls, kwargs))
+    return make_model(**arguments, **{size: getattr(options, size)})
 
 
-def copied(given: Any) -> Any:
-    """A deep copy; the same object where it cannot be copied (it holds a lock, a file, a graph of gradients)."""
+def copied(value: Any) -> Any:
+    """A deep copy, or the same object if it cannot be copied (it has a lock, a file or an autograd graph)."""
     try:
-        return copy.deepcopy(given)
-    except Exception:  # a user's own __deepcopy__ or __reduce__ may raise anything
-        return given
+        return copy.deepcopy(value)
+    except Exception:  # a user's __deepcopy__ or __reduce__ may raise any error
+        return value
 
 
-def _check_takes(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any]) -> None:
+def _check_call(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, Any]) -> None:
     if size in kwargs:
-        raise ConfigError(f"model_kwargs has {size!r}, which is the size that the sweep chooses: leave it out")
+        raise ConfigError(f"model_kwargs contains {size!r}, which the sweep sets: remove it from model_kwargs")
     try:
         signature = inspect.signature(model_cls)
     except (TypeError, ValueError):
@@ -159,15 +159,15 @@ def _check_takes(model_cls: Callable[..., Any], size: str, kwargs: Mapping[str, 
     try:
         signature.bind(**kwargs, **{size: 1})
     except TypeError as error:
-        takes = ", ".join(signature.parameters) or "nothing"
+        parameters = ", ".join(signature.parameters) or "none"
         raise ConfigError(
-            f"{qualified_name(model_cls)} cannot be called with {', '.join([size, *kwargs])}: {error}; it takes "
-            f"{takes}"
+            f"{qualified_name(model_cls)} cannot be called with {', '.join([size, *kwargs])}: {error}. Its "
+            f"parameters: {parameters}"
         ) from None
 
 
 def dataset_entry(make: Callable[[int], Dataset]) -> Entry:
-    """A dataset made by ``make(seed)``. Its fingerprint identifies it."""
+    """A dataset from ``make(seed)``, identified by its fingerprint."""
     return partial(_dataset_spec, make), {"name": f"{INLINE}/dataset"}
 
 
@@ -180,7 +180,7 @@ def _build_dataset(make: Callable[[int], Dataset], options: Options, seed: int) 
 
 
 def torch_dataset_entry(open_data: Callable[[int, Any], Dataset], options: type[Options]) -> Entry:
-    """A torch dataset, opened by seed and options. Its fingerprint identifies it."""
+    """A torch dataset from ``open_data(seed, options)``, identified by its fingerprint."""
     return partial(_torch_dataset_spec, open_data, options), {"name": f"{INLINE}/dataset"}
 
 
@@ -194,15 +194,15 @@ def _open_dataset(open_data: Callable[[int, Any], Dataset], options: Options, se
 
 
 def optimizer_entry(make: Callable[..., Any], fingerprint: str | None) -> Entry:
-    """An optimizer made by ``make(parameters)``: a class such as ``torch.optim.Adam``, a partial, a function."""
+    """An optimizer from ``make(parameters)``: a class such as ``torch.optim.Adam``, a partial or a function."""
     identity = _identity(make, "optimizer", fingerprint)
     return partial(_optimizer_spec, make), {"name": f"{INLINE}/optimizer", "identity": identity}
 
 
-def _identity(function: Callable[..., Any], what: str, fingerprint: str | None) -> str:
-    """Its own, where it has one: the fingerprint stands for model, data and loss."""
+def _identity(function: Callable[..., Any], argument: str, fingerprint: str | None) -> str:
+    """The function's own identity, or the user's fingerprint if the function cannot be identified."""
     try:
-        return identify_callable(function, {}, what)
+        return identify_callable(function, {}, argument)
     except ConfigError:
         if fingerprint is None:
             raise
@@ -211,7 +211,7 @@ def _identity(function: Callable[..., Any], what: str, fingerprint: str | None) 
 
 def _optimizer_spec(make: Callable[..., Any]) -> Spec:
     build = partial(_build_optimizer, make)
-    # The function sets one learning rate for all parameters, and recipes cannot change it.
+    # The function sets one learning rate for all parameters. Recipes cannot change it.
     return OptimizerSpec(name="optimizer", options=IdentifiedOptions, build=build, width_scaling="none")
 
 
@@ -220,10 +220,10 @@ def _build_optimizer(make: Callable[..., Any], options: Options, model: Any, run
     try:
         return make(parameters)
     except Exception as error:
-        where = raised_at("".join(traceback.format_exception(error)))
+        place = raised_at("".join(traceback.format_exception(error)))
         raise ConfigError(
             f"optimizer: {_name_of(make)}(parameters) raised {type(error).__name__}: {error}"
-            + (f" ({where})" if where else "")
+            + (f" ({place})" if place else "")
         ) from error
 
 
@@ -234,7 +234,7 @@ def _name_of(make: Callable[..., Any]) -> str:
 
 
 def counter_entry(count: Callable[[Any], Any], fingerprint: str | None) -> Entry:
-    """A counter made by ``count(module)``, which gives training FLOPs a token as a number, or a FlopCount."""
+    """A counter from ``count(module)``, which returns training FLOPs per token as a number, or a FlopCount."""
     identity = _identity(count, "counter", fingerprint)
     return partial(_counter_spec, count), {"name": f"{INLINE}/counter", "identity": identity}
 
@@ -243,18 +243,18 @@ def _counter_spec(count: Callable[[Any], Any]) -> Spec:
     return FlopCounterSpec(name="counter", options=IdentifiedOptions, build=partial(_count, count))
 
 
-def _count(count: Callable[[Any], Any], options: Options, measured: CounterInput) -> FlopCount:
-    given = count(measured.module)
-    if isinstance(given, FlopCount):
-        return given
-    name = f"as {qualified_name(count)} counts"
-    used = " that a token uses" if measured.parameters.inactive else ""
-    n_name = f"matmul parameters{used} (all but lookup tables)"
-    return FlopCount(float(given), measured.parameters.matmul, name, n_name)
+def _count(count: Callable[[Any], Any], options: Options, model: CounterInput) -> FlopCount:
+    result = count(model.module)
+    if isinstance(result, FlopCount):
+        return result
+    flops_name = f"as {qualified_name(count)} counts"
+    used = " that a token uses" if model.parameters.inactive else ""
+    params_name = f"matmul parameters{used} (all but lookup tables)"
+    return FlopCount(float(result), model.parameters.matmul, flops_name, params_name)
 
 
 def store_entry() -> Entry:
-    """The name by which the folder records a store that is a Python object. Its study holds the object itself."""
+    """The name under which the folder records a store that is a Python object. The study has the object."""
     return _store_spec, {"name": f"{INLINE}/store"}
 
 
@@ -264,6 +264,6 @@ def _store_spec() -> Spec:
 
 def _refuse_to_open(options: Options, folder: Any) -> Any:
     raise ConfigError(
-        f"the results of {folder} are in a store that was given as a Python object: pass it as store= again, or "
+        f"the results of {folder} are in a store that was passed as a Python object: pass it as store= again, or "
         f"choose another output_dir"
     )

@@ -1,4 +1,4 @@
-"""Passes over a torch ``IterableDataset``, each the same whenever it is read."""
+"""Reproducible passes over a torch ``IterableDataset``."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from flops_fit_core.api.fingerprint.objects import hash_item
 from flops_fit_core.errors import DataError
 
 CHUNK = 64
-"""Samples read at a time: the generators' states are exchanged once for all of them."""
+"""Samples read together. The states of the generators are swapped once per chunk."""
 COMPARED = 16
-"""First samples by which two passes are compared."""
+"""First samples that are compared between two passes."""
 SEED_STEP = 1_000_003
-"""Distance between the seeds of two runs in the seeds of passes."""
+"""Distance between two runs' seeds in the seeds of their passes."""
 ADVICE = (
     "give eval_dataset=another_dataset, and as dataset a function make(seed) that returns the stream in the order "
-    "of that seed, made of nothing but the seed"
+    "of that seed and depends on nothing else"
 )
 
 
@@ -32,22 +32,23 @@ class SeededStream:
 
 
 class StreamPasses:
-    """Reads a stream again and again.
+    """Reads a stream repeatedly.
 
-    While a sample is made, the global generators of torch, random and numpy are the pass's own, seeded from its
-    number (and the run's seed, for a stream that takes one). So what the model draws does not change the data, and
-    a run that is resumed reads what it would have read.
+    While a sample is read, the global generators of torch, random and numpy have states that belong to the pass.
+    They are seeded by the number of the pass, and for a :class:`SeededStream` also by the run's seed. Random
+    numbers drawn by the model therefore do not change the data, and a resumed run reads the same samples as an
+    uninterrupted run.
 
     Args:
         source: A torch ``IterableDataset``, or a :class:`SeededStream`.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, source: Any, seed: int) -> None:
         self._source = source
         self._seed = seed
         self.length: int | None = None
-        """Samples of one pass, once one has been read to its end."""
+        """Samples per pass; None until the first pass has been read to its end."""
 
     def read(self, number: int) -> Iterator[Any]:
         """The samples of one pass, counted from 0."""
@@ -66,9 +67,9 @@ class StreamPasses:
                 return
 
     def samples(self, *, behind: int, repeat: bool) -> Iterator[Any]:
-        """Samples of one pass after another, each without its first ``behind``.
+        """Samples of successive passes, without the first ``behind`` samples of each pass.
 
-        Ends after the first pass unless they are to be repeated, and where a pass has no more samples than those.
+        Ends after the first pass if ``repeat`` is False, and after a pass with no samples left.
         """
         for number in itertools.count():
             count = 0
@@ -82,25 +83,25 @@ class StreamPasses:
 
 
 def check_stream(source: Any, *, has_eval_data: bool) -> None:
-    """Raises DataError for a stream whose passes differ and that takes no seed, or has no held-out data."""
+    """Raises DataError for a stream that cannot be resumed, shuffles itself, or needs held-out data."""
     passes = StreamPasses(source, 0)
-    first, again, second = (
+    first, repeated, second = (
         [hash_item(item) for item in itertools.islice(passes.read(number), COMPARED)] for number in (0, 0, 1)
     )
-    if first != again:
+    if first != repeated:
         raise DataError(
-            "the stream gives other samples each time it is read, whatever torch, random and numpy are seeded "
-            f"with, so no run could be resumed: {ADVICE}"
+            "the stream gives different samples each time it is read, even with equal seeds of torch, random and "
+            f"numpy, so no run could be resumed: {ADVICE}"
         )
     if isinstance(source, SeededStream):
         if not has_eval_data:
             raise DataError(
-                "dataset=make(seed) gives another order for each seed, so no samples of it are held out: give "
-                "eval_dataset=another_dataset"
+                "dataset=make(seed) gives a different order for each seed, so none of its samples can be held "
+                "out: give eval_dataset=another_dataset"
             )
     elif first != second:
         raise DataError(
-            "the stream shuffles itself (its samples depend on torch's, random's or numpy's global seed), so "
-            "samples held out in one pass would be trained on in the next, and seeds would change nothing: "
-            f"{ADVICE}"
+            "the stream shuffles itself (its samples depend on the global seed of torch, random or numpy), so "
+            "samples held out in one pass would be trained on in the next, and the run's seed would change "
+            f"nothing: {ADVICE}"
         )

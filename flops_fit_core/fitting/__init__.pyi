@@ -2,7 +2,6 @@ from .backtesting import Backtest as Backtest
 from .backtesting import BacktestPoint as BacktestPoint
 from .backtesting import backtest as backtest
 from .data import Runs as Runs
-from .data import curve_points as curve_points
 from .data import observations as observations
 from .fitters.envelope import EnvelopeFitter as EnvelopeFitter
 from .fitters.isoflop import IsoflopFitter as IsoflopFitter

@@ -74,29 +74,6 @@ class Runs:
         )
 
 
-def curve_points(results: Iterable[RunResult]) -> list[Observation]:
-    """Every held-out loss along the training of completed runs, for a fitter of training curves (envelope).
-
-    C is the run's FLOPs per token times the tokens trained so far. All points of a run share its id as
-    ``trajectory``.
-    """
-    return [
-        Observation(
-            id=f"{result.id}@{point.tokens}",
-            params=result.run.params,
-            tokens=point.tokens,
-            flops=result.flops / result.tokens * point.tokens,
-            loss=point.loss,
-            seed=result.run.seed,
-            trajectory=result.id,
-        )
-        for result in results
-        if result.status == "completed" and result.tokens
-        for point in result.curve
-        if point.loss is not None and point.loss > 0 and point.tokens > 0
-    ]
-
-
 def observations(results: Iterable[RunResult], eval_set: str | None = None) -> list[Observation]:
     """Completed runs of a study as observations, with their actual N, D and counted FLOPs.
 

@@ -1,4 +1,7 @@
-"""Experiment -> SweepPlan: sizes around each budget's expected optimum, and D so that counted FLOPs meet it."""
+"""Planning: an Experiment becomes a SweepPlan, with sizes around each budget's expected optimum.
+
+D of each run is solved so that its counted FLOPs meet the budget.
+"""
 
 from flops_fit_core.planning.cells import CellResolver, solve_batches
 from flops_fit_core.planning.counter import resolve_counter

@@ -1,4 +1,4 @@
-"""A language model must not see the tokens that it is to predict."""
+"""The check that a language model does not use the tokens that it must predict."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def check_causal(name: str, model: nn.Module | None, task: Task) -> None:
-    """Raises PlanError for a language model whose output at a position depends on later tokens.
+    """Raises PlanError for a language model with outputs that depend on later tokens.
 
     Args:
-        name: Of the model's family.
-        model: A small model with values on the CPU. It is left in evaluation mode, with its zero weights filled.
-            None: there is none, and nothing is tried.
-        task: Of the dataset.
+        name: Name of the model's family.
+        model: A small model with values on the CPU. This function sets it to evaluation mode and fills its zero
+            weights. None: no check.
+        task: Task of the dataset.
     """
     if model is None or not isinstance(task, LanguageTask):
         return
@@ -38,11 +38,11 @@ def check_causal(name: str, model: nn.Module | None, task: Task) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
             sees_later = depends_on_later_inputs(logits, rows[:, :-1])
-        except Exception:  # a kernel for GPUs only, say; whether it fits the task has been checked before
+        except Exception:  # for example a GPU-only kernel; the fit of model and task has been checked before
             return
     if sees_later:
         raise PlanError(
-            f"model {name!r} is not causal: its output at a position depends on later tokens, which it is to "
-            f"predict, so its loss would mean nothing. Give it a causal attention mask (is_decoder = true, in "
-            f"configurations of transformers), or padding on the left of a convolution"
+            f"model {name!r} is not causal: its output at a position depends on later tokens, which it must "
+            f"predict, so its loss would be meaningless. Use a causal attention mask (is_decoder = true in a "
+            f"transformers configuration), or left padding for convolutions"
         )

@@ -1,5 +1,4 @@
-"""Options of a dataset that depend on a model: found with a small model of the study before anything is
-planned."""
+"""Dataset options that depend on a model, determined with a small model of the study before planning."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ from flops_fit_core.config import Experiment, build_dataset
 from flops_fit_core.errors import PlanError, UserError, raised_at
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, build_on_meta
-from flops_fit_core.planning.own_errors import own_error
+from flops_fit_core.planning.model_errors import describe_model_error
 from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import CompletedDataset, Dataset, Task
 
@@ -19,18 +18,18 @@ if TYPE_CHECKING:
     from torch import nn
 
 MULTIPLES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Sizes that are tried, in steps of the family, to find a small model that can be built."""
+"""Multiples of the family's step that are tried to find a small model that can be built."""
 LARGEST_BUILT = 10 * MAX_REAL_PARAMS
-"""Models above this many parameters are not built to be tried."""
+"""Models with more parameters are not built for a trial."""
 
 
 def complete_dataset(experiment: Experiment, dataset: Dataset) -> tuple[Experiment, Dataset]:
-    """The experiment and its dataset, with the options that the dataset finds with a model.
+    """The experiment and its dataset, with the dataset options that a model determines.
 
-    Of an automatic ladder, the first small size that can be built and takes the data is used; if there is none,
-    nothing is completed, and the search for sizes names the model's error.
+    With automatic sizes, the first small size that can be built and accepts the data is used. If no size does,
+    the options stay unset, and the search for sizes reports the model's error.
 
-    Raises PlanError for a size that the user lists and that cannot be built or does not take the data, and
+    Raises PlanError if the smallest size that the user lists cannot be built or does not accept the data, and
     DataError from the dataset.
     """
     if not isinstance(dataset, CompletedDataset):
@@ -49,11 +48,11 @@ def complete_dataset(experiment: Experiment, dataset: Dataset) -> tuple[Experime
 
 
 def _with_options(experiment: Experiment, options: Mapping[str, Any]) -> tuple[Experiment, Dataset]:
-    chosen = experiment.dataset.with_options(**options)
-    completed = build_dataset(chosen, experiment.sweep.seeds[0])
+    config = experiment.dataset.with_options(**options)
+    completed = build_dataset(config, experiment.sweep.seeds[0])
     if completed.task.whole_batches and getattr(experiment.trainer.options, "micro_batch", None) is not None:
-        raise PlanError("loss_reduction='batch' is a loss of whole batches: leave out trainer.micro_batch")
-    return experiment.model_copy(update={"dataset": chosen}), completed
+        raise PlanError("loss_reduction='batch' needs undivided batches: remove trainer.micro_batch")
+    return experiment.model_copy(update={"dataset": config}), completed
 
 
 def _completed(experiment: Experiment, dataset: CompletedDataset, model: nn.Module) -> dict[str, Any]:
@@ -72,7 +71,7 @@ def _completed(experiment: Experiment, dataset: CompletedDataset, model: nn.Modu
 
 
 def _small_model(experiment: Experiment, options: Options, task: Task) -> nn.Module | None:
-    """The model with values, on the CPU. None if it is too large to be built only to be tried.
+    """The model with values, on the CPU. None if it is too large for a trial.
 
     Raises PlanError if it cannot be built.
     """
@@ -89,12 +88,12 @@ def _small_model(experiment: Experiment, options: Options, task: Task) -> nn.Mod
         size = getattr(options, experiment.model.spec.size)
         raise PlanError(
             f"model {experiment.model.name!r} cannot be built with {experiment.model.spec.size} = {size}: "
-            f"{own_error(error)}"
+            f"{describe_model_error(error)}"
         ) from error
 
 
 def _candidates(experiment: Experiment) -> Iterator[tuple[Options, bool]]:
-    """The smallest size that is listed, then small multiples of the family's step; and whether it is listed."""
+    """Options of the smallest listed size, then of small multiples of the step; and whether they are listed."""
     model, sizes = experiment.model, experiment.sweep.sizes
     if isinstance(sizes, tuple):
         listed = [model.with_options(**changes).options for changes in sizes]
@@ -109,6 +108,6 @@ def _number(size: Any) -> float:
 
 
 def _place(error: BaseException) -> str:
-    """File and line of the user's own code that raised, for people; empty if there is none."""
+    """File and line of the user's code that raised, in parentheses; empty if no such line exists."""
     place = raised_at("".join(traceback.format_exception(error)))
     return f" ({place})" if place else ""

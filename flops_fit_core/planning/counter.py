@@ -1,4 +1,4 @@
-"""Which FLOPs counter a plan uses if none is named, and how it compares with a trace of the model."""
+"""The default FLOPs counter of a plan, and its comparison with a trace of the model."""
 
 from __future__ import annotations
 
@@ -18,47 +18,47 @@ from flops_fit_core.plugins.specs import FlopCounterSpec
 
 CHINCHILLA = "counters/chinchilla"
 MODEL = "counters/model"
-OFF = 0.05
-"""Relative difference from a trace from which the ratio is reported."""
-MOST_OFF = 2.0
+REPORTED_DIFFERENCE = 0.05
+"""Relative difference from a trace above which the ratio is reported."""
+MAX_RATIO = 2.0
 """Ratio to a trace above which a default counter is refused outside language tasks."""
-MOST_DRIFT = 1.3
-"""Ratio at one size over the ratio at another above which it is refused."""
-PROBED = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
-"""Multiples of a family's step that are tried for a size that builds."""
+MAX_DRIFT = 1.3
+"""Ratio at one size over the ratio at another size above which a default counter is refused."""
+MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+"""Multiples of a family's step that are tried to find a size that can be built."""
 
 
 def resolve_counter(experiment: Experiment, task: Task) -> tuple[Experiment, list[str]]:
-    """The experiment with the FLOPs counter that its plan uses, and a note that gives the reason.
+    """The experiment with the FLOPs counter of its plan, and a note with the reason.
 
-    A counter that the user named stays. The default is 6 N D on language tasks. Elsewhere it is the family's own
-    count if that equals a trace, otherwise ``traced``; for a model that cannot be traced it is the family's own
-    count, or 6 N D.
+    A counter set by the user is not changed. The default is 6 N D for language tasks. For other tasks it is the
+    family's own count if that equals a trace, otherwise ``traced``; for a model that cannot be traced it is the
+    family's own count, or 6 N D.
     """
     if not experiment.counter.depends_on_task:
         return experiment, []
     name, reason = _default_counter(experiment, task)
     counter: PluginConfig[FlopCounterSpec] = experiment.counter.instead(name)
-    note = f"FLOPs counter {counter.name}, by default: {reason}. Another one is named in [counter] (flops=)"
+    note = f"FLOPs counter {counter.name}, by default: {reason}. To use another counter, set [counter] (counter=)"
     return experiment.model_copy(update={"counter": counter}), [note]
 
 
 def _default_counter(experiment: Experiment, task: Task) -> tuple[str, str]:
     if is_language_task(task):
-        return CHINCHILLA, "this is a language task, for which C is 6 N D, as in the papers on scaling laws"
+        return CHINCHILLA, "in a language task, C is 6 N D, as in the papers on scaling laws"
     reference = ReferenceFlops(experiment.model, task)
     for options in _small_sizes(experiment):
         try:
             if reference.is_exact(options):
-                return MODEL, "this is no language task, and the family's own count equals a trace of the model"
+                return MODEL, "this is not a language task, and the family's own count equals a trace of the model"
             shapes = build_on_meta(experiment.model, options, task)
         except FlopsFitError:
-            continue  # the family has no such size
+            continue  # the family does not have this size
         try:
             trace_flops(shapes, task, experiment.model.name)
         except ConfigError as error:
             return _without_trace(reference, options, getattr(error, "reason", str(error)))
-        return TRACED, "this is no language task, and 6 N D counts every weight once per sample"
+        return TRACED, "this is not a language task, and 6 N D counts every weight once per sample"
     return CHINCHILLA, "no small size of the model can be built and traced"
 
 
@@ -69,7 +69,7 @@ def _without_trace(reference: ReferenceFlops, options: Options, reason: str) -> 
 
 
 def _small_sizes(experiment: Experiment) -> Iterator[Options]:
-    """Sizes to try for a trace, the planned ones first."""
+    """Options to try for a trace: the listed sizes, or small multiples of the family's step."""
     model, sizes = experiment.model, experiment.sweep.sizes
     if isinstance(sizes, tuple):
         yield from (model.with_options(**changes).options for changes in sizes)
@@ -78,14 +78,14 @@ def _small_sizes(experiment: Experiment) -> Iterator[Options]:
     if model.spec.scale is not None:
         yield model.options
         return
-    for times in PROBED:
+    for multiple in MULTIPLES:
         try:
-            yield model.with_options(**{model.spec.size: times * step}).options
+            yield model.with_options(**{model.spec.size: multiple * step}).options
         except ValueError:
             continue
 
 
-# ---------------------------------------------------------------------------- against a trace
+# ---------------------------------------------------------------------------- comparison with a trace
 
 
 @dataclass(frozen=True)
@@ -97,40 +97,46 @@ class Comparison:
 
 
 def counter_notes(
-    meter: SizeMeasurer, sizes: Sequence[SizeStats], reference: ReferenceFlops, *, is_named: bool
+    measurer: SizeMeasurer, sizes: Sequence[SizeStats], reference: ReferenceFlops, *, is_named: bool
 ) -> list[str]:
-    """What to report of the counter on the smallest and largest of these sizes.
+    """Notes on the ratio of the counter to a trace, at the smallest and the largest size.
 
-    Raises PlanError for a counter that was not named, outside language tasks, if it is more than a factor 2 off a
-    trace or its ratio to the trace differs by more than 1.3 between the sizes.
+    Raises PlanError for a default counter outside language tasks if it differs from the trace by more than a
+    factor of 2, or if its ratio to the trace changes by more than a factor of 1.3 between the sizes.
     """
-    if meter.counter.name == TRACED:
+    if measurer.counter.name == TRACED:
         return []
     try:
-        compared = list(_compare(sizes, reference))
+        comparisons = list(_compare(sizes, reference))
     except Untraceable as error:
-        return [f"C by {meter.counter.name} is not compared with a trace of {meter.model.name}: {error.reason}"]
+        return [
+            f"C by {measurer.counter.name} is not compared with a trace of {measurer.model.name}: {error.reason}"
+        ]
     except FlopsFitError as error:
-        return [f"C by {meter.counter.name} is not compared with a trace: {str(error).splitlines()[0]}"]
-    ratios = [one.ratio for one in compared]
-    if not ratios or all(abs(ratio - 1) <= OFF for ratio in ratios):
+        return [f"C by {measurer.counter.name} is not compared with a trace: {str(error).splitlines()[0]}"]
+    ratios = [comparison.ratio for comparison in comparisons]
+    if not ratios or all(abs(ratio - 1) <= REPORTED_DIFFERENCE for ratio in ratios):
         return []
-    text = " and ".join(f"{one.ratio:.3g} at size {one.size}" for one in compared)
-    difference = f"C by {meter.counter.name} over a trace of the model, which counts every product: {text}"
-    if is_language_task(meter.task) or is_named:
-        drift = ", so runs of one budget differ in computation" if max(ratios) / min(ratios) > 1 + OFF else ""
+    text = " and ".join(f"{comparison.ratio:.3g} at size {comparison.size}" for comparison in comparisons)
+    difference = f"C by {measurer.counter.name} over a trace of the model, which counts every product: {text}"
+    if is_language_task(measurer.task) or is_named:
+        drift = (
+            ", so runs of one budget differ in computation"
+            if max(ratios) / min(ratios) > 1 + REPORTED_DIFFERENCE
+            else ""
+        )
         return [f'warning: {difference}{drift}. counter = "traced" counts as torch does']
-    if max(max(ratios), 1 / min(ratios)) > MOST_OFF or max(ratios) / min(ratios) > MOST_DRIFT:
+    if max(max(ratios), 1 / min(ratios)) > MAX_RATIO or max(ratios) / min(ratios) > MAX_DRIFT:
         raise PlanError(
             f'{difference}. Choose the counter: counter = "traced" counts as torch does; flops = '
-            f'"{meter.counter.spec.name}" keeps this one'
+            f'"{measurer.counter.spec.name}" keeps this counter'
         )
     return [f'{difference}. counter = "traced" counts as torch does']
 
 
 def _compare(sizes: Sequence[SizeStats], reference: ReferenceFlops) -> Iterator[Comparison]:
     """The smallest size, and the largest if its trace is cheap."""
-    ordered = sorted(sizes, key=lambda measured: measured.parameters.total)
+    ordered = sorted(sizes, key=lambda stats: stats.parameters.total)
     smallest, largest = ordered[0], ordered[-1]
     yield Comparison(smallest.size, smallest.count.flops_per_token / reference.at(smallest.options))
     if largest.options != smallest.options and reference.is_cheap(largest.options):
@@ -140,92 +146,96 @@ def _compare(sizes: Sequence[SizeStats], reference: ReferenceFlops) -> Iterator[
 # ---------------------------------------------------------------------------- parameters
 
 
-def usage_notes(meter: SizeMeasurer, smallest: SizeStats) -> list[str]:
-    """What to report of the parameters: an impossible trace, weights that not every token uses."""
-    if meter.usages.failure is not None:
+def usage_notes(measurer: SizeMeasurer, smallest: SizeStats) -> list[str]:
+    """Notes on parameters: a failed trace, unused weights, and weights that only some tokens use."""
+    if measurer.usages.failure is not None:
         note = (
-            f"{meter.model.name} cannot be traced ({meter.usages.failure}): N is counted by module types, and has "
-            f"all experts of a mixture unless parameter_groups() gives the share that a token uses"
+            f"{measurer.model.name} cannot be traced ({measurer.usages.failure}): N is counted by module types. "
+            f"It includes all experts of a mixture, unless parameter_groups() sets the share that a token uses"
         )
         return [note]
-    if not meter.usages.traced:
+    if not measurer.usages.traced:
         return []
-    usage = meter.usages.traced[0]
-    shared = _with_a_share(meter, smallest)
-    partly = {name: part for name, part in partly_used(usage).items() if not part.names & shared}
-    notes = _unused_notes(meter, smallest, usage, shared.union(*(part.names for part in partly.values())))
+    usage = measurer.usages.traced[0]
+    declared = _names_with_share(measurer, smallest)
+    partly = {name: part for name, part in partly_used(usage).items() if not part.names & declared}
+    notes = _unused_notes(measurer, smallest, usage, declared.union(*(part.names for part in partly.values())))
     if partly:
         names = ", ".join(f"{name} ({part.used})" for name, part in partly.items())
         notes.append(
-            f"warning: in a trace of {meter.model.name} not every token was multiplied by all of {names}. N and "
-            f"6 N D count all experts of a mixture: let the model's parameter_groups() give the share that a "
-            f"token uses (ParameterGroup.active, docs/flops.md)"
+            f"warning: in a trace of {measurer.model.name}, some tokens were not multiplied by all of {names}. N "
+            f"and 6 N D count all experts of a mixture: set the share that a token uses in the model's "
+            f"parameter_groups() (ParameterGroup.active, docs/flops.md)"
         )
     return notes
 
 
 def _unused_notes(
-    meter: SizeMeasurer, smallest: SizeStats, usage: ParameterUsage, known: frozenset[str]
+    measurer: SizeMeasurer, smallest: SizeStats, usage: ParameterUsage, explained: frozenset[str]
 ) -> list[str]:
-    """Weights that N counts and the traced pass did not use, other than those of ``known`` names."""
-    module = build_on_meta(meter.model, smallest.options, meter.task)
+    """A warning for weights that N counts and the trace did not use, except the names in ``explained``."""
+    module = build_on_meta(measurer.model, smallest.options, measurer.task)
     named = dict(module.named_parameters())
     uses = usage.of(named) or {}
-    unused = [name for name, use in uses.items() if not use.is_used and name not in known]
+    unused = [name for name, use in uses.items() if not use.is_used and name not in explained]
     if not unused:
         return []
     count, total = sum(named[name].numel() for name in unused), smallest.parameters.total
     more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
     note = (
-        f"warning: a forward pass of {meter.model.name} did not use {count:,} of its {total:,} weights at size "
-        f"{smallest.size} ({', '.join(unused[:3])}{more}), and N counts them: leave them out of the model, or "
-        f"give it a num_params() that does"
+        f"warning: a forward pass of {measurer.model.name} did not use {count:,} of its {total:,} weights at size "
+        f"{smallest.size} ({', '.join(unused[:3])}{more}), but N counts them: remove them from the model, or "
+        f"define a num_params() that excludes them"
     )
     return [note]
 
 
-def _with_a_share(meter: SizeMeasurer, measured: SizeStats) -> frozenset[str]:
-    """Names of the parameters of which the family gives the share that a token uses."""
-    module = build_on_meta(meter.model, measured.options, meter.task)
+def _names_with_share(measurer: SizeMeasurer, stats: SizeStats) -> frozenset[str]:
+    """Names of the parameters for which the family declares the share that a token uses."""
+    module = build_on_meta(measurer.model, stats.options, measurer.task)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    groups = parameter_groups(meter.model, module)
+    groups = parameter_groups(measurer.model, module)
     return frozenset(names[id(part)] for group in groups if group.active < 1 for part in group.parameters)
 
 
 @dataclass(frozen=True)
 class PartlyUsed:
-    """Parameters that differ in a number of their name, of which a token uses some; or one stack of matrices."""
+    """Parameters with names that differ only in a number, some of them used by a token; or a stack of matrices."""
 
     names: frozenset[str]
     used: str
-    """``1 of 8``, or a share."""
+    """Part that is used: ``1 of 8``, or a share."""
 
 
 def partly_used(usage: ParameterUsage) -> Mapping[str, PartlyUsed]:
-    """Weights that not every token is multiplied by, by the pattern of their names.
+    """Weights that only some tokens are multiplied by, keyed by the pattern of their names.
 
-    These are stacks of matrices from which tokens choose or that are multiplied by a share of them, and layers of
-    equal names of which some were multiplied by fewer tokens than others.
+    These are stacks of matrices that only a share of the tokens is multiplied by, and layers with the same name
+    pattern and different numbers of tokens.
     """
-    alike: dict[str, dict[str, Use]] = defaultdict(dict)
+    uses_by_pattern: dict[str, dict[str, Use]] = defaultdict(dict)
     for name, use in usage.uses.items():
-        alike[pattern(name)][name] = use
+        uses_by_pattern[pattern(name)][name] = use
     parts: dict[str, PartlyUsed] = {}
-    for key, uses in alike.items():
+    for key, uses in uses_by_pattern.items():
         names = frozenset(uses)
         shares = [use.products for use in uses.values()]
-        if any(_is_chosen_from(use) for use in uses.values()):
+        if any(_is_partly_used_stack(use) for use in uses.values()):
             parts[key] = PartlyUsed(names, f"{min(shares):.0%}")
-        elif len(uses) > 1 and _differ(list(uses.values())):
+        elif len(uses) > 1 and _have_different_shares(list(uses.values())):
             parts[key] = PartlyUsed(names, f"{sum(share > 0 for share in shares)} of {len(uses)}")
     return parts
 
 
-def _is_chosen_from(use: Use) -> bool:
-    return use.dimensions > 2 and 0 < use.products < 1 - OFF
+def _is_partly_used_stack(use: Use) -> bool:
+    return use.dimensions > 2 and 0 < use.products < 1 - REPORTED_DIFFERENCE
 
 
-def _differ(uses: list[Use]) -> bool:
-    """Whether some are multiplied by fewer tokens than others, and none by more than the batch has."""
+def _have_different_shares(uses: list[Use]) -> bool:
+    """Whether the weights are multiplied by different numbers of tokens, none by more than the batch has."""
     shares = [use.products for use in uses if use.dimensions > 1]
-    return bool(shares) and 0 < max(shares) <= 1 + OFF and min(shares) < (1 - OFF) * max(shares)
+    return (
+        bool(shares)
+        and 0 < max(shares) <= 1 + REPORTED_DIFFERENCE
+        and min(shares) < (1 - REPORTED_DIFFERENCE) * max(shares)
+    )

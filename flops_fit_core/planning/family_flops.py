@@ -1,6 +1,7 @@
-"""FLOPs per token of a family at sizes between and far beyond those of a plan, by the plan's own counter.
+"""FLOPs per token of a model family at sizes between and far beyond the sizes of a plan.
 
-Counted when a study is trained and kept in its folder, so that its fit is the same wherever it is made.
+The plan's counter counts them when a study is trained. They are stored in the study's folder, so that a fit gives
+the same result on every machine.
 """
 
 from __future__ import annotations
@@ -16,36 +17,36 @@ from flops_fit_core.flops.audit import TRACED
 from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats
 from flops_fit_core.planning import open_dataset, resolve_counter
 from flops_fit_core.planning.completion import complete_dataset
-from flops_fit_core.planning.rungs import Rungs
+from flops_fit_core.planning.ladder_sizes import LadderSizes
 from flops_fit_core.plugins.specs import Ladder
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, SweepPlan, content_hash
 
 FILE = "flops_per_token.json"
 BEYOND = 1000.0
-"""N of the largest size that is counted over N of the largest planned one."""
+"""N of the largest counted size over N of the largest planned size."""
 BELOW = 4.0
-"""N of the smallest planned size over N of the smallest that is counted."""
+"""N of the smallest planned size over N of the smallest counted size."""
 RATIO, RATIO_ABOVE = 1.5, 3.0
-"""N of one counted size over N of the next smaller one, about; the second of those of more than ten times the
-largest planned N."""
-_MOST = 60
+"""Approximate ratio of N between neighbouring counted sizes, below and above ten times the largest planned N."""
+MAX_SIZES = 60
+"""Largest number of counted sizes of a family without ``scale``."""
 
 
 class FamilyFlops(Record):
-    """N and training FLOPs per token of sizes of one family."""
+    """Pairs (N, training FLOPs per token) of one family."""
 
     identity: str
-    """Of the plan's models and counter; those of another plan are not used."""
+    """Hash of the plan's models and counter. The points are used only for this plan."""
     points: tuple[tuple[float, float], ...]
 
 
 def count_family(experiment: Experiment, plan: SweepPlan) -> tuple[tuple[float, float], ...]:
     """(N, FLOPs per token) from a quarter of the plan's smallest N to 1000 times its largest, along its ladder.
 
-    Sizes are built on the meta device. Empty for a family that does not count in closed form: a user's own module
-    may need memory for sizes that nobody trains. Empty as well for C = 6 N D, for traced counts, and where sizes
-    are listed by more than the size option, so that the shape of another size is not known.
+    Sizes are built on the meta device. The result is empty for a family without a count in closed form, because a
+    user's module may need memory for sizes that are never trained; for C = 6 N D; for traced counts; and if sizes
+    are lists of several options, because the shape of further sizes is then unknown.
     """
     spec, sweep = experiment.model.spec, experiment.sweep
     if is_proportional(plan) or (spec.flops_per_token is None and spec.shape is None):
@@ -57,44 +58,44 @@ def count_family(experiment: Experiment, plan: SweepPlan) -> tuple[tuple[float, 
         experiment, _ = resolve_counter(experiment, dataset.task)
         if experiment.counter.name == TRACED:
             return ()
-        meter = SizeMeasurer(experiment.model, dataset.task, experiment.counter)
+        measurer = SizeMeasurer(experiment.model, dataset.task, experiment.counter)
         smallest = min(run.params for run in plan.runs) / BELOW
         largest = max(run.params for run in plan.runs) * BEYOND
         ladder = _ladder(experiment, plan)
         if ladder.scale is None:
-            sizes = _by_option(meter, ladder, plan, largest)
+            sizes = _measure_by_option(measurer, ladder, plan, largest)
         else:
-            sizes = _by_scale(Rungs(experiment.model, sweep, meter, ladder), smallest, largest)
-    except FlopsFitError:  # no such size, or the data are gone: the curve through the runs serves
+            sizes = _measure_by_scale(LadderSizes(experiment.model, sweep, measurer, ladder), smallest, largest)
+    except FlopsFitError:  # a size does not exist, or the data were removed: the fit uses the runs' FLOPs only
         return ()
     points = {float(size.params): float(size.count.flops_per_token) for size in sizes}
     return tuple(sorted(points.items()))
 
 
 def record_family(experiment: Experiment, plan: SweepPlan, folder: Path) -> None:
-    """Write down the family's FLOPs per token in a study's folder, unless they are there."""
+    """Write the family's FLOPs per token to a study's folder, unless the folder has them."""
     if load_family(plan, folder) is None and not is_proportional(plan):
-        found = FamilyFlops(identity=_identity(plan), points=count_family(experiment, plan))
-        write_atomically(folder / FILE, found.model_dump_json(indent=1))
+        family = FamilyFlops(identity=_identity(plan), points=count_family(experiment, plan))
+        write_atomically(folder / FILE, family.model_dump_json(indent=1))
 
 
 def load_family(plan: SweepPlan, folder: Path) -> tuple[tuple[float, float], ...] | None:
-    """What was recorded for this plan; None where there is nothing."""
+    """The recorded points of this plan; None if the folder has none."""
     try:
-        found = FamilyFlops.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError):  # not there, or damaged: the next training writes it again
+        family = FamilyFlops.model_validate_json((folder / FILE).read_bytes())
+    except (OSError, ValidationError):  # missing or damaged: the next training writes the file
         return None
-    return found.points if found.identity == _identity(plan) else None
+    return family.points if family.identity == _identity(plan) else None
 
 
 def is_proportional(plan: SweepPlan) -> bool:
-    """Whether FLOPs per token are one multiple of N at every size."""
+    """Whether FLOPs per token are the same multiple of N at every size."""
     ratios = [run.flops_per_position / run.params for run in plan.runs]
     return max(ratios) / min(ratios) < 1 + 1e-6
 
 
 def _ladder(experiment: Experiment, plan: SweepPlan) -> Ladder:
-    """The one of the family's ladders by which the plan's sizes were chosen, as far as their options show it."""
+    """The family's ladder with the most options in common with the plan's sizes."""
     model, options = experiment.model, plan.runs[0].model.options
     step = math.gcd(*(run.size for run in plan.runs if isinstance(run.size, int))) or 1
     if isinstance(experiment.sweep.sizes, tuple) or model.spec.ladders is None:
@@ -109,32 +110,33 @@ def _ladder(experiment: Experiment, plan: SweepPlan) -> Ladder:
     return max(ladders, key=lambda ladder: len(ladder.options), default=Ladder(multiple_of=step))
 
 
-def _by_scale(rungs: Rungs, smallest: float, largest: float) -> list[SizeStats]:
-    """About the sizes asked for: each is measured, whatever it is."""
+def _measure_by_scale(ladder_sizes: LadderSizes, smallest: float, largest: float) -> list[SizeStats]:
+    """Sizes near a geometric series of N, from a family's ``scale``."""
     targets = [smallest]
     while targets[-1] < largest:
-        # Deep models take long to build, and the curve is straighter there.
+        # Large steps for large models: deep models take long to build, and the curve is straighter there.
         targets.append(targets[-1] * (RATIO if targets[-1] < largest / 100 else RATIO_ABOVE))
-    return [rungs.meter.measure(rungs._scaled_options(max(1, round(target)))) for target in targets]
+    options = (ladder_sizes.scaled_options(max(1, round(target))) for target in targets)
+    return [ladder_sizes.measurer.measure(size) for size in options]
 
 
-def _by_option(meter: SizeMeasurer, ladder: Ladder, plan: SweepPlan, largest: float) -> list[SizeStats]:
-    """At multiples of the ladder's step, from the smallest planned size on."""
+def _measure_by_option(measurer: SizeMeasurer, ladder: Ladder, plan: SweepPlan, largest: float) -> list[SizeStats]:
+    """Sizes at multiples of the ladder's step, from the smallest planned size to ``largest`` N."""
     step, sizes = ladder.multiple_of, list[SizeStats]()
     size = min(int(run.size) for run in plan.runs)
-    while len(sizes) < _MOST:
-        sizes.append(meter.at(size, **ladder.options))
+    while len(sizes) < MAX_SIZES:
+        sizes.append(measurer.at(size, **ladder.options))
         if sizes[-1].params >= largest:
             break
-        grown = math.sqrt(RATIO) if len(sizes) < 2 else _growth(sizes)
-        size = max(size + step, round(size * grown / step) * step)
+        factor = math.sqrt(RATIO) if len(sizes) < 2 else _next_factor(sizes)
+        size = max(size + step, round(size * factor / step) * step)
     return sizes
 
 
-def _growth(sizes: list[SizeStats]) -> float:
-    """The factor on the size option that multiplies N by about ``RATIO``, by the last two sizes."""
-    before, last = sizes[-2:]
-    slope = math.log(last.params / before.params) / math.log(float(last.size) / float(before.size))
+def _next_factor(sizes: list[SizeStats]) -> float:
+    """The factor on the size option that multiplies N by about ``RATIO``, extrapolated from the last two sizes."""
+    previous, last = sizes[-2:]
+    slope = math.log(last.params / previous.params) / math.log(float(last.size) / float(previous.size))
     return min(8.0, math.pow(RATIO, 1 / max(slope, 0.1)))
 
 

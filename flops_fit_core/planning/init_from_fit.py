@@ -1,4 +1,4 @@
-"""An earlier fit as the guess that centres the sizes of a new sweep."""
+"""The expected optimum of a new sweep, predicted by an earlier fit."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flops_fit_core.records import LawFit
 
 
 def expected_params(experiment: Experiment, registry: Registry) -> Callable[[float], float] | None:
-    """N_opt(C) of ``sweep.init_from_fit``, or None if the experiment names no fit."""
+    """N_opt(C) of ``sweep.init_from_fit``; None if it is not set."""
     if experiment.sweep.init_from_fit is None:
         return None
     from flops_fit_core.fitting import load_fit
@@ -24,5 +24,5 @@ def expected_params(experiment: Experiment, registry: Registry) -> Callable[[flo
 
 def fitter_of(law: LawFit, registry: Registry) -> Fitter:
     """The fitter that made a fit, with its options. Raises ConfigError if it is not installed."""
-    chosen = choose_from_table("fitter", {"name": law.fitter.name, **law.fitter.options}, registry, "fit")
-    return build_fitter(chosen)
+    table = {"name": law.fitter.name, **law.fitter.options}
+    return build_fitter(choose_from_table("fitter", table, registry, "fit"))

@@ -1,4 +1,4 @@
-"""Experiment -> SweepPlan: which sizes each budget gets, and D solved so that counted FLOPs meet it."""
+"""Makes the plan of an experiment: sizes, runs, skipped cells and notes."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.counter import counter_notes, resolve_counter, usage_notes
+from flops_fit_core.planning.optimizer_check import check_optimizer
 from flops_fit_core.planning.plain_sgd import WARNING, plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder, head_notes
-from flops_fit_core.planning.trial import check_optimizer
 from flops_fit_core.plugins.protocols import Dataset, LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
@@ -26,47 +26,45 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     """Resolve every run of an experiment.
 
     Args:
-        experiment: What was asked for.
-        expected_params: A guess of N_opt for a budget, such as an earlier fit's; where it is None,
-            ``sweep.tokens_per_param`` makes the guess.
+        experiment: The experiment to plan.
+        expected_params: The expected N_opt for a budget, for example from an earlier fit. If it is None, the
+            expectation follows from ``sweep.tokens_per_param``.
 
     Builds the dataset (for its task, size and fingerprint) and, on the meta device, the models.
 
-    Raises PlanError, ConfigError or DataError, saying what to change.
+    Raises PlanError, ConfigError or DataError, with the change to make.
     """
     experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
     is_named = not experiment.counter.depends_on_task
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
     usages = UsageTraces(experiment.model, dataset.task)
-    meter = SizeMeasurer(experiment.model, dataset.task, experiment.counter, usages)
-    choose_sizes = SizeLadder(experiment, meter, expected_params)
-    cells = [
-        (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
-    ]
+    measurer = SizeMeasurer(experiment.model, dataset.task, experiment.counter, usages)
+    choose_sizes = SizeLadder(experiment, measurer, expected_params)
+    cells = [(budget, stats) for budget in experiment.sweep.budgets for stats in choose_sizes.for_budget(budget)]
     module = None
     if not isinstance(dataset, LossSurface):
-        smallest = min((measured for _, measured in cells), key=lambda measured: measured.parameters.total)
-        module = meter.check_fit(choose_sizes.small_relative(smallest).options)
+        smallest = min((stats for _, stats in cells), key=lambda stats: stats.parameters.total)
+        module = measurer.check_fit(choose_sizes.small_relative(smallest).options)
         check_causal(experiment.model.name, module, dataset.task)
-        sizes, reference = [measured for _, measured in cells], ReferenceFlops(experiment.model, dataset.task)
+        sizes, reference = [stats for _, stats in cells], ReferenceFlops(experiment.model, dataset.task)
         choose_sizes.notes += formula_notes(experiment.model, dataset.task, sizes, reference)
-        choose_sizes.notes += counter_notes(meter, sizes, reference, is_named=is_named)
-        choose_sizes.notes += usage_notes(meter, smallest)
-    choose_sizes.notes += head_notes([measured for _, measured in cells])
+        choose_sizes.notes += counter_notes(measurer, sizes, reference, is_named=is_named)
+        choose_sizes.notes += usage_notes(measurer, smallest)
+    choose_sizes.notes += head_notes([stats for _, stats in cells])
     resolve = CellResolver(experiment, dataset)
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
-    for budget, measured in cells:
-        outcome = resolve(budget, measured)
+    for budget, stats in cells:
+        outcome = resolve(budget, stats)
         if isinstance(outcome, SkippedCell):
             skipped.append(outcome)
         else:
             runs |= {run.id: run for run in outcome if run.id not in runs}
     _check_budgets(experiment, list(runs.values()), skipped)
-    left_out = check_optimizer(experiment, dataset, module, next(iter(runs.values())))
-    # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
-    count = next((measured.count for _, measured in cells if measured.parameters.inactive), cells[0][1].count)
-    repeats = _repeats(list(runs.values()), dataset)
+    omitted = check_optimizer(experiment, dataset, module, next(iter(runs.values())))
+    # If only some sizes are mixtures of experts, their name of N applies to all sizes.
+    count = next((stats.count for _, stats in cells if stats.parameters.inactive), cells[0][1].count)
+    repeats = _repetition_notes(list(runs.values()), dataset)
     return SweepPlan(
         name=experiment.name,
         runs=tuple(runs.values()),
@@ -75,16 +73,16 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
             dict.fromkeys(
                 [
                     *plain_sgd_notes(experiment, dataset),
-                    *left_out,
+                    *omitted,
                     *batch_statistics_notes(experiment, module, runs.values()),
                     *dataset.notes,
                     *counter_reason,
                     *choose_sizes.notes,
                     *repeats,
-                    *_of_schedule(experiment),
-                    *_of_warmup(list(runs.values())),
+                    *_schedule_notes(experiment),
+                    *_warmup_notes(list(runs.values())),
                     *resolve.notes,
-                    *resolve.trunks.notes(),
+                    *resolve.shared_phases.notes(),
                 ]
             )
         ),
@@ -94,7 +92,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         device=experiment.device.choice,
         runtime=runtime_of(experiment),
         vmap_runs=_vmap_runs(experiment),
-        checkpoint_bytes=resolve.trunks.checkpoint_bytes,
+        checkpoint_bytes=resolve.shared_phases.checkpoint_bytes,
     )
 
 
@@ -104,14 +102,14 @@ def open_dataset(experiment: Experiment, seed: int) -> Dataset:
 
 
 def _vmap_runs(experiment: Experiment) -> int:
-    """How many runs of one shape the trainer is to train side by side."""
+    """Number of runs of one shape that the trainer trains together."""
     trainer = experiment.trainer
     return int(getattr(trainer.options, "vmap_runs", 1)) if "vmap_runs" in trainer.spec.can else 1
 
 
 def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
-    """The options in force that are no part of a run's identity, by kind."""
-    parts: dict[str, PluginConfig[Any]] = {
+    """The effective options that are not part of a run's id, by kind."""
+    plugins: dict[str, PluginConfig[Any]] = {
         "model": experiment.model,
         "dataset": experiment.dataset,
         "optimizer": experiment.optimizer,
@@ -119,45 +117,45 @@ def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
         "trainer": experiment.trainer,
         "counter": experiment.counter,
     }
-    return {kind: chosen.runtime for kind, chosen in parts.items() if chosen.runtime}
+    return {kind: config.runtime for kind, config in plugins.items() if config.runtime}
 
 
-def _repeats(runs: list[RunSpec], dataset: Dataset) -> list[str]:
-    """Which runs see data again, where the user has allowed that."""
+def _repetition_notes(runs: list[RunSpec], dataset: Dataset) -> list[str]:
+    """A note on runs that repeat data, which the user has allowed."""
     unique, unit = dataset.num_unique_tokens, dataset.task.unit
-    repeating = [run.tokens / unique for run in runs if unique is not None and run.tokens > unique]
-    if not repeating:
+    epochs = [run.tokens / unique for run in runs if unique is not None and run.tokens > unique]
+    if not epochs:
         return []
     note = (
-        f"{len(repeating)} of {len(runs)} runs repeat the {unique:,} {unit} there are, up to {max(repeating):.1f} "
-        f"times: see 'unique_tokens' of their results, and the fitter muennighoff for laws of repeated data"
+        f"{len(epochs)} of {len(runs)} runs repeat the {unique:,} available {unit}, up to {max(epochs):.1f} "
+        f"times: see 'unique_tokens' in their results, and the fitter muennighoff for laws of repeated data"
     )
     return [note]
 
 
-def _of_schedule(experiment: Experiment) -> list[str]:
-    """What to say where the optimizer is meant for another schedule."""
-    meant, chosen = experiment.optimizer.spec.schedule, experiment.schedule
-    if meant is None or meant == chosen.name:
+def _schedule_notes(experiment: Experiment) -> list[str]:
+    """A note if the optimizer needs a different schedule."""
+    required, schedule = experiment.optimizer.spec.schedule, experiment.schedule
+    if required is None or required == schedule.name:
         return []
     note = (
-        f"optimizer {experiment.optimizer.name!r} is meant for schedule {meant!r}, and {chosen.name!r} is yours: "
-        f"leave [schedule] out for the one it is meant for"
+        f"optimizer {experiment.optimizer.name!r} needs schedule {required!r}, but the experiment sets "
+        f"{schedule.name!r}: remove [schedule] to use {required!r}"
     )
     return [note]
 
 
-def _of_warmup(runs: list[RunSpec]) -> list[str]:
-    """Runs that end before their warmup does."""
-    asked = [(run.tokens, run.schedule.options.get("warmup_tokens")) for run in runs]
-    short = [tokens for tokens, warmup in asked if isinstance(warmup, int | float) and warmup > tokens]
+def _warmup_notes(runs: list[RunSpec]) -> list[str]:
+    """A warning for runs that end before their warmup."""
+    pairs = [(run.tokens, run.schedule.options.get("warmup_tokens")) for run in runs]
+    short = [tokens for tokens, warmup in pairs if isinstance(warmup, int | float) and warmup > tokens]
     if not short:
         return []
     verb = "ends" if len(short) == 1 else "end"
     note = (
-        f"{WARNING} {len(short)} of {len(runs)} runs {verb} before the learning rate's warmup does, so that the "
-        f"peak is never reached: schedule.warmup_tokens is larger than D, {min(short):,} in the shortest run; "
-        f"lower it, or leave it out for the recipe's"
+        f"{WARNING} {len(short)} of {len(runs)} runs {verb} before the warmup of the learning rate, so the peak "
+        f"is never reached: schedule.warmup_tokens is larger than D ({min(short):,} in the shortest run); lower "
+        f"it, or remove it to use the recipe's value"
     )
     return [note]
 
@@ -167,6 +165,6 @@ def _check_budgets(experiment: Experiment, runs: list[RunSpec], skipped: list[Sk
         if any(run.budget == budget for run in runs):
             continue
         reasons = [
-            f"  size {one.size} (N = {one.params:,}): {one.reason}" for one in skipped if one.budget == budget
+            f"  size {cell.size} (N = {cell.params:,}): {cell.reason}" for cell in skipped if cell.budget == budget
         ]
         raise PlanError(f"budget {budget:.4g} can train none of its sizes:\n" + "\n".join(reasons))

@@ -308,9 +308,9 @@ class TrainerSpec(Spec):
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
     """Kinds of jobs that the trainer supports: any of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``,
-    ``launch``. With ``vmap_runs``, the option ``vmap_runs`` is the maximum number of trajectories of one shape per job. A
-    job on several devices has one process per device with ``distribute``. With ``launch`` it has a single process,
-    which sees all of them."""
+    ``launch``. With ``vmap_runs``, the option of that name is the maximum number of trajectories of one shape per
+    job. A job on several devices has one process per device with ``distribute``. With ``launch`` it has a single
+    process, which sees all of them."""
     check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
     """``(options, run, options_of)``. Called for a run of each size and budget while the sweep is planned. Raises
     ConfigError if the trainer cannot train this run. ``options_of(kind)`` returns the options of the run's plugin

@@ -37,8 +37,8 @@ class TrainerConformance(Kit):
     """Tests for every trainer. Inherit, set ``name``, and run pytest.
 
     The tests train a model of about 50 parameters on computed data, by plain gradient descent with a learning rate
-    that falls to zero. They cover ``checkpoint``, ``branch`` and ``vmap_runs`` if these are in ``can`` of the trainer's
-    spec, but not ``distribute``.
+    that falls to zero. They cover ``checkpoint``, ``branch`` and ``vmap_runs`` if these are in ``can`` of the
+    trainer's spec, but not ``distribute``.
 
     Attributes:
         experiment: Tables that replace those of the experiment, such as ``{"dataset": {...}}``.

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
-from flops_fit_core import Evaluation, PluginChoice, RunResult, RunSpec
-from flops_fit_core.fitting import curve_points, observations
+from flops_fit_core import PluginChoice, RunResult, RunSpec
+from flops_fit_core.fitting import observations
 
 
 def make_run(seed=0):
@@ -51,16 +49,3 @@ def test_completed_runs_are_observed_with_their_actual_tokens():
         0,
         40000,
     )
-
-
-def test_a_runs_evaluations_are_points_of_its_training_curve():
-    curve = (
-        Evaluation(step=0, tokens=0, loss=5.5),
-        Evaluation(step=50, tokens=25600, loss=3.5),
-        Evaluation(step=75, tokens=38400, loss=None),
-        Evaluation(step=100, tokens=51200, loss=3.0),
-    )
-    points = curve_points([make_result(curve=curve)])
-    assert [(point.tokens, point.loss) for point in points] == [(25600, 3.5), (51200, 3.0)]
-    assert points[0].flops == pytest.approx(1.024e9 / 2)
-    assert len({point.trajectory for point in points}) == 1

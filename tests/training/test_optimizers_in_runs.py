@@ -170,7 +170,8 @@ def test_a_schedule_free_run_has_a_constant_schedule_unless_another_one_is_asked
     assert {run.schedule.name for run in plan.runs} == {"schedules/cosine"}
     (note,) = [note for note in plan.notes if "meant for" in note]
     assert (
-        "'optim/schedule-free' is meant for schedule 'schedules/constant', and 'schedules/cosine' is yours" in note
+        "'optim/schedule-free' needs schedule 'schedules/constant', but the experiment sets 'schedules/cosine'"
+        in note
     )
 
 

@@ -14,14 +14,13 @@ import numpy as np
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import check_runs, no_interval, note
+from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
-from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation
 
 POINTS = 1500
 """Log-spaced values of C at which the lowest curve is determined, as published."""
@@ -52,17 +51,10 @@ class Curves:
 
 
 @dataclass(frozen=True)
-class EnvelopeFitter(Fitter):
-    """Fits Approach 1. Equal observations and options give equal fits."""
+class EnvelopeFitter(BootstrapFitter):
+    """Fits Approach 1. A bootstrap draw resamples complete curves."""
 
-    level: float = 0.9
-    """Level of all intervals."""
-    draws: int = 1000
-    """Bootstrap draws of whole curves; 0 for no intervals."""
-    seed: int = 0
-    """Seed of the bootstrap."""
     name: str = "fitters/envelope"
-    """Qualified name under which the fit is recorded."""
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
@@ -92,10 +84,6 @@ class EnvelopeFitter(Fitter):
             diagnostics=tuple(diagnostics),
             failed_draws=failed,
         )
-
-    def optimum(self, fit: LawFit, flops: float) -> Optimum:
-        """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
-        return optimum(fit, flops)
 
     def _bootstrap(
         self, curves: Curves, constraint: FlopsPerToken, diagnostics: list[Diagnostic]

@@ -18,6 +18,7 @@ from scipy.linalg import block_diag
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.diagnostics import check_profiles, check_runs, explain_unusable, note
+from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.fitters.minima import (
     Minima,
     Noise,
@@ -41,34 +42,25 @@ from flops_fit_core.fitting.fitters.profiles import (
     profile_record,
 )
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
-from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum, ProfileMinimum
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, ProfileMinimum
 
 MAX_NOISE_MODEL_RUNS = 2000
 """With more runs, all runs get the same noise level: the noise model costs too much and changes little."""
 
 
 @dataclass(frozen=True)
-class IsoflopFitter(Fitter):
-    """Fits the IsoFLOP law. Equal observations and options give equal fits."""
+class IsoflopFitter(BootstrapFitter):
+    """Fits the IsoFLOP law."""
 
-    level: float = 0.9
-    """Level of all intervals."""
-    draws: int = 1000
-    """Bootstrap draws; 0 for no intervals."""
-    seed: int = 0
-    """Seed of the bootstrap."""
     response: Response = "log-loss"
     """Response of the profile: ln L or L."""
     shape: Shape = "parabola"
     """``akima`` interpolates and takes its noise from ``seed_noise``, as in Porian et al. 2024."""
     name: str = "fitters/isoflop"
-    """Qualified name under which the fit is recorded."""
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
@@ -84,10 +76,6 @@ class IsoflopFitter(Fitter):
             raise FitError(_explain_too_few_minima(profiles, usable))
         diagnostics = check_profiles(profiles) + check_runs(runs, flops_per_token)
         return self._build_fit(runs, profiles, usable, flops_per_token, diagnostics)
-
-    def optimum(self, fit: LawFit, flops: float) -> Optimum:
-        """N_opt, D_opt and L_opt for C = ``flops``, with intervals from the fit's draws."""
-        return optimum(fit, flops)
 
     def _build_fit(
         self,

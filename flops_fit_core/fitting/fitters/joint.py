@@ -12,17 +12,17 @@ import numpy as np
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import check_runs, no_interval, note
+from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem
 from flops_fit_core.fitting.laws.forms import SURFACES, Parameters
-from flops_fit_core.fitting.laws.optima import exponents, optimum
+from flops_fit_core.fitting.laws.optima import exponents
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.solvers.marquardt import Model, jacobian, least_squares
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise, optimum_offsets
-from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation
 
 Form = Literal["kaplan", "muennighoff"]
 
@@ -116,18 +116,11 @@ _SHAPES: dict[str, Any] = {"kaplan": _Kaplan, "muennighoff": _Muennighoff}
 
 
 @dataclass(frozen=True)
-class JointFitter(Fitter):
-    """Fits a further form. Equal observations and options give equal fits."""
+class JointFitter(BootstrapFitter):
+    """Fits the law that ``form`` names."""
 
     form: Form
-    level: float = 0.9
-    """Level of all intervals."""
-    draws: int = 1000
-    """Bootstrap draws; 0 for no intervals."""
-    seed: int = 0
-    """Seed of the bootstrap."""
-    name: str = ""
-    """Qualified name under which the fit is recorded; ``fitters/<form>`` if empty."""
+    """The fit is recorded under ``fitters/<form>``, unless ``name`` is set."""
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
@@ -169,10 +162,6 @@ class JointFitter(Fitter):
             failed_draws=failed,
             **constraint.fields(drawn_constraint),
         )
-
-    def optimum(self, fit: LawFit, flops: float) -> Optimum:
-        """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
-        return optimum(fit, flops)
 
     def _find_starts(self, shape: _Shape, runs: Runs) -> Floats:
         """Starting points; with many runs, the best fit to a sample of them."""

@@ -11,10 +11,11 @@ import numpy as np
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import check_runs, no_interval
+from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.chinchilla import linearise, make_problem
 from flops_fit_core.fitting.laws.forms import SURFACES
-from flops_fit_core.fitting.laws.optima import exponents, optimum
+from flops_fit_core.fitting.laws.optima import exponents
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.solvers.newton import Problem
 from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface, explain_swapped_roles
@@ -30,29 +31,21 @@ from flops_fit_core.fitting.uncertainty.refits import (
     fit_point,
     to_parameters,
 )
-from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.utilities import fit_header
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation, Optimum
+from flops_fit_core.records import Diagnostic, Law, LawFit, Observation
 
 Resampling = Literal["residuals", "cases"]
 
 
 @dataclass(frozen=True)
-class ParametricFitter(Fitter):
-    """Fits Approach 3. Equal observations and options give equal fits."""
+class ParametricFitter(BootstrapFitter):
+    """Fits Approach 3."""
 
-    level: float = 0.9
-    """Level of all intervals."""
-    draws: int = 1000
-    """Bootstrap draws; 0 for no intervals."""
-    seed: int = 0
-    """Seed of the bootstrap."""
     objective: Criterion = "robust"
     """``robust``: least squares on ln L without gross outliers, named in a diagnostic. ``huber``: delta 1e-3."""
     bootstrap: Resampling = "residuals"
     """``cases`` draws runs, or trunks that runs share, with replacement, as published."""
     name: str = "fitters/parametric"
-    """Qualified name under which the fit is recorded."""
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
@@ -87,10 +80,6 @@ class ParametricFitter(Fitter):
             failed_draws=failed,
             **constraint.fields(drawn_constraint),
         )
-
-    def optimum(self, fit: LawFit, flops: float) -> Optimum:
-        """N_opt, D_opt and L_opt for training with C = ``flops``, with intervals from the fit's draws."""
-        return optimum(fit, flops)
 
     def _bootstrap(self, point: PointFit, problem: Problem, used: Runs) -> tuple[Floats, int, list[Diagnostic]]:
         """Draws of theta, the number of failed draws, and diagnostics."""
