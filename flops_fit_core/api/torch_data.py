@@ -293,8 +293,8 @@ class InlineDataset(CompletedDataset):
             notes.append(note)
         if self.data.overlap:
             notes.append(
-                f"warning: about {self.data.overlap:.0%} of the samples of eval_dataset equal training samples, so "
-                f"the held-out loss is too low if the model memorizes them"
+                f"warning: about {self.data.overlap:.0%} of the samples of eval_dataset equal training samples, "
+                f"so the held-out loss is too low if the model memorizes them"
             )
         if self.is_stream and self.num_unique_tokens is None:
             end = (
