@@ -111,16 +111,16 @@ def test_a_mistake_ends_in_one_message_and_status_2(here, said, what):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run", "missing.toml"], ["missing.toml: there is no such file", "small.json"]),
-        (["run", "text"], ["text is no study", "flops-fit run"]),
-        (["runs", "small.json"], ["is no study"]),
+        (["run", "missing.toml"], ["missing.toml does not exist", "small.json"]),
+        (["run", "text"], ["text is not a study", "flops-fit run"]),
+        (["runs", "small.json"], ["is not a study"]),
         (["fit", "missing.csv"], ["missing.csv"]),
-        (["predict", "small.json", "--flops", "1e20"], ["is no study"]),
+        (["predict", "small.json", "--flops", "1e20"], ["is not a study"]),
         (["plan", "small.json", "--set", "optimizer"], ["--set optimizer"]),
         (["plan", "small.json", "--set", "optimizer.rate=3"], ["optimizer.rate"]),
         (["plan", "small.json", "--optimizer", "adamv"], ["adamv"]),
         (["plan", "small.json", "-p", "no_such_module"], ["no_such_module"]),
-        (["fit", "small.json", "--fitter", "magic"], ["magic", "is no study"]),
+        (["fit", "small.json", "--fitter", "magic"], ["magic", "is not a study"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message(here, said, arguments, expected):

@@ -164,7 +164,7 @@ def test_an_attempt_that_is_added_during_the_copy_is_noticed(
 
     monkeypatch.setattr(SqliteStore, "add", slow)
     assert flops_fit(["store", "copy", str(old), str(old), "--store", "sqlite"]) == 2
-    assert "which may have changed meanwhile: copy again" in capsys.readouterr().err
+    assert "which may have changed during the copy: copy again" in capsys.readouterr().err
     assert json.loads((old / "experiment.json").read_text())["store"]["name"] == "stores/parquet"
 
 

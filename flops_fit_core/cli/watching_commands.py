@@ -132,10 +132,10 @@ def retry(
     from flops_fit_core.cli.progress import SweepProgress
     from flops_fit_core.cli.study_commands import conclude
     from flops_fit_core.study.retry import retry as retry_runs
-    from flops_fit_core.study.retry import to_retry
+    from flops_fit_core.study.retry import select_results
 
     study = args.existing(source, args.registry_for(source, plugin, without), out)
     statuses = {"failed", "diverged"} if diverged else {"failed"}
-    results = to_retry(study, statuses, which or ())
+    results = select_results(study, statuses, which or ())
     say(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")
     return conclude(retry_runs(study, results, overrides or (), [SweepProgress(console(error=True), set())]))

@@ -1,17 +1,17 @@
-"""A study's folder: what was asked, what was planned, the results, the report.
+"""The files of a study's folder.
 
-    experiment.json   what the user set, as validated
-    plan.json         what was resolved
-    model_check.json  what its smallest model gave on a batch of 2
-    flops_per_token.json  FLOPs per token of further sizes, where C is not 6 N D
-    plugins.json      which plugins took part that are not installed
-    results.*         the store's
-    checkpoints/      while they are needed
-    drivers/          who trains it now
-    outbox/           results of workers that outlive their driver, until the next one collects them
-    report/           figures, tables, the page
+    experiment.json       the validated options that the user set
+    plan.json             the resolved runs
+    model_check.json      outputs of the smallest model on a batch of 2
+    flops_per_token.json  FLOPs per token of further sizes, if C is not 6 N D
+    plugins.json          plugins given with -p, disabled plugins, import paths
+    results.*             the store's files
+    checkpoints/          checkpoints that runs still need
+    drivers/              processes that train the study now
+    outbox/               results of workers that outlived their driver, until the next driver stores them
+    report/               figures, tables, the page
 
-Enough to resume, to fit again, and to say in a year how a number came about.
+They are enough to resume training, to fit again, and to trace every number later.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
 R = TypeVar("R", bound=Record)
 
 INLINE = "inline"
-"""The plugin whose specs are Python objects given to ``find_optimal``; a study's folder keeps their names only."""
+"""The plugin of Python objects passed to ``find_optimal``; a study's folder has only their names."""
 
 
 class StudyFolder:
@@ -53,18 +53,18 @@ class StudyFolder:
 
     @classmethod
     def existing(cls, path: Path) -> StudyFolder:
-        """Raises ConfigError where there is no study."""
+        """The folder of a study. Raises ConfigError if it has no study."""
         study = cls(path)
         if not study.experiment_file.exists() or not study.plan_file.exists():
             raise ConfigError(
-                f"{path} is no study: it has no experiment.json and plan.json. A study is made by "
-                f"'flops-fit run EXPERIMENT --out {path}'"
+                f"{path} is not a study: it has no experiment.json and plan.json. To make one: "
+                f"flops-fit run EXPERIMENT --out {path}"
             )
         return study
 
     @property
     def shown(self) -> str:
-        """Its path for a command line: relative where it is below the working directory."""
+        """The path for a command line: relative if it is below the working directory."""
         return str(self.path.relative_to(Path.cwd())) if self.path.is_relative_to(Path.cwd()) else str(self.path)
 
     @property
@@ -88,14 +88,14 @@ class StudyFolder:
         return self.path / "report"
 
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
-        """Write down what was asked and what was resolved."""
+        """Write the experiment, the plan and the plugins."""
         self.path.mkdir(parents=True, exist_ok=True)
-        asked = {
+        options = {
             **experiment.model_dump(mode="json", exclude_unset=True),
-            # Resolved: a default that depends on the revision, or on whether the experiment was a file.
+            # These defaults depend on the planner's revision, or on whether the experiment came from a file.
             **experiment.model_dump(mode="json", include={"planner", "optimizer"}),
         }
-        ordered = {name: asked[name] for name in type(experiment).model_fields if name in asked}
+        ordered = {name: options[name] for name in type(experiment).model_fields if name in options}
         write_atomically(self.experiment_file, json.dumps(ordered, indent=2))
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
@@ -104,7 +104,7 @@ class StudyFolder:
         write_atomically(self.fit_file, fit.model_dump_json(indent=1))
 
     def setup(self) -> PluginSetup:
-        """The plugins that the study was made with. Raises ConfigError for a damaged file."""
+        """The plugins that the study uses. Raises ConfigError for a damaged file."""
         return _load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
 
     def plan(self) -> SweepPlan:
@@ -112,8 +112,7 @@ class StudyFolder:
         return _load(SweepPlan, self.plan_file)
 
     def replaced(self) -> dict[str, RunSpec]:
-        """Of the plan that is there: what is trained in the place of runs that had failed or diverged. Empty where
-        there is no plan that can be read, which the next one replaces."""
+        """The plan's replacements of failed or diverged runs; empty if no plan can be read: it is overwritten."""
         try:
             return self.plan().replaced
         except ConfigError:
@@ -121,7 +120,7 @@ class StudyFolder:
 
     @property
     def python_objects(self) -> dict[str, str]:
-        """Kind -> name of what was given to ``find_optimal`` as a Python object: ``{"model": "inline/model"}``."""
+        """Kind -> name of each Python object passed to ``find_optimal``: ``{"model": "inline/model"}``."""
         table = self.table()
         chosen = {kind: value for kind, value in table.items() if isinstance(value, dict) and "name" in value}
         names = {kind: str(value["name"]) for kind, value in chosen.items()}
@@ -129,43 +128,43 @@ class StudyFolder:
 
     @property
     def how_to_train(self) -> str:
-        """What to type to train what is missing."""
+        """The call or command that trains the missing runs."""
         if self.python_objects:
             return f"find_optimal with the same objects and output_dir={self.shown!r}"
         return f"'flops-fit run {self.shown}'"
 
     def check_can_train(self, registry: Registry) -> None:
-        """Raises ConfigError for a study with a removed store, or of Python objects that this process lacks."""
+        """Raises ConfigError if the store was removed from flops-fit, or if this process lacks Python objects."""
         self.check_store_exists()
         objects = self.python_objects
         if not objects or INLINE in registry.plugins:
             return
         raise ConfigError(
             f"{self.shown} was made by find_optimal with Python objects ({', '.join(objects)}), which its folder "
-            f"does not keep: to plan, train or retry, call find_optimal again with the same objects and "
-            f"output_dir={self.shown!r} (status, runs, show, export, fit, predict, backtest, report, "
-            f"prune-checkpoints and store copy work here)"
+            f"does not contain. To plan, train or retry, call find_optimal with the same objects and "
+            f"output_dir={self.shown!r}. The commands status, runs, show, export, fit, predict, backtest, report, "
+            f"prune-checkpoints and store copy work without them"
         )
 
     def check_store_exists(self) -> None:
-        """Raises ConfigError for a study with a store that was removed from flops-fit."""
+        """Raises ConfigError if the study's store was removed from flops-fit."""
         if name := retired_store(self.table().get("store")):
             raise ConfigError(store_removed(name, self.shown))
 
     def experiment(self, registry: Registry) -> Experiment:
-        """The whole experiment. Raises ConfigError where a plugin it needs is not there."""
+        """The complete experiment. Raises ConfigError if a plugin of it is missing."""
         self.check_can_train(registry)
         return make_experiment(self.table(), registry, str(self.experiment_file))
 
     def choice(self, kind: str, registry: Registry) -> PluginConfig[Any]:
-        """One choice of the experiment, without needing the plugins of the others."""
+        """The experiment's plugin of a kind; the plugins of other kinds may be missing. Raises ConfigError."""
         default = Experiment.model_fields[kind].default
         if kind == "store":
             self.check_store_exists()
         if kind in self.python_objects and INLINE not in registry.plugins:
             raise ConfigError(
                 f"{self.shown} was made by find_optimal with a {kind} given as a Python object, which its folder "
-                f"does not keep: use the study that find_optimal returns"
+                f"does not contain: use the study that find_optimal returns"
                 + ("" if kind != "fitter" else ", or name another with --fitter NAME")
             )
         return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
@@ -176,18 +175,19 @@ class StudyFolder:
             data: dict[str, Any] = json.loads(self.experiment_file.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self.experiment_file}: {error}") from None
-        return {"planner": 1, **data}  # the first revision wrote none
+        return {"planner": 1, **data}  # studies of revision 1 have no planner entry
 
     def with_own_planner(self, experiment: Experiment, registry: Registry) -> Experiment:
-        """The experiment with the planner's defaults that this study was planned with, if it exists."""
+        """The experiment with the defaults of this study's planner revision, if the study exists."""
         if not self.experiment_file.exists():
             return experiment
         return with_planner(experiment, int(self.table()["planner"]), registry)
 
     def open_store(self, chosen: PluginConfig[StoreSpec]) -> ResultStore:
-        """Open the study's results.
+        """Open the study's store.
 
-        Raises StoreError for a file that is damaged or not ours, PluginError if the plugin builds no ResultStore.
+        Raises StoreError for a file that is damaged or not from flops-fit, PluginError if the plugin builds no
+        ResultStore.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return build_store(chosen, self.path)
@@ -199,4 +199,4 @@ def _load(kind: type[R], path: Path) -> R:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path} is damaged or of another version:\n{explain(error)}") from None
+        raise ConfigError(f"{path} is damaged, or is from another version:\n{explain(error)}") from None
