@@ -125,7 +125,7 @@ def test_a_study_that_changes_its_store_in_place_trains_nothing_again(
 ) -> None:
     before = files(old / "results.parquet")
     assert flops_fit(["store", "copy", str(old), str(old), "--store", "sqlite"]) == 0
-    assert "left where they are: results.parquet, results.parquet.lock" in capsys.readouterr().out
+    assert "the old results are still in results.parquet, results.parquet.lock" in capsys.readouterr().out
     assert attempts(old) == expected(results)
     assert files(old / "results.parquet") == before
     assert flops_fit(["run", str(old), "--no-retry"]) == 1  # a run whose last attempt failed

@@ -70,7 +70,7 @@ def test_status_says_what_failed_and_why_and_what_is_left(here, said):
     assert status == 0
     assert "1 completed, 1 failed of 2 runs" in output
     assert "failed at attempt 1 (C 4e+07, size 8): RuntimeError: the disk is full\n" in output
-    assert "nobody trains it now: 'flops-fit run runs/small' goes on" in output
+    assert "no process trains it now. To continue: 'flops-fit run runs/small'" in output
     about = json.loads(said("status", "runs/small", "--json")[1])
     assert about["runs"] == {"running": 0, "waiting": 0, "completed": 1, "diverged": 0, "failed": 1}
     assert about["flops_left"] == pytest.approx(4e7, rel=0.01)

@@ -104,7 +104,7 @@ def test_a_study_can_change_its_store_in_place(law: Path, capsys: pytest.Capture
     assert flops_fit(["store", "copy", str(law), str(law), "--store", "json"]) == 0
     said = capsys.readouterr().out
     assert "stores/json from now on" in said
-    assert "left where they are: results.sqlite" in said
+    assert "the old results are still in results.sqlite" in said
     assert (law / "results.sqlite").exists()
     assert attempts(law) == before
     assert Study.open(law).folder.choice("store", installed()).name == "stores/json"
@@ -260,7 +260,7 @@ def test_another_study_is_not_written_to(law: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--set", "optimizer.lr=1"], "only the store's options can change here"),
+        (["--set", "optimizer.lr=1"], "a copy can only change its store's options"),
         (["--store", "sqlit"], "no store named 'sqlit'"),
         (["--store", "json", "--set", "store.wait=-1"], "store"),
     ],

@@ -28,16 +28,16 @@ def doctor(
     overrides: args.SetOption = None,
     executor: args.ExecutorOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> int:
     """Check this machine, the plugins and the executors; with SOURCE, try its folder, store and executor."""
     from flops_fit_core.study import doctor as diagnosis
 
-    registry = args.registry_for(source, plugin, without)
+    registry = args.registry_for(source, plugin, disabled)
     findings = [*diagnosis.machine(), *diagnosis.plugins(registry), *diagnosis.executors(registry)]
     if source is not None:
-        findings += diagnosis.study(args.planned(source, registry, out, overrides, {"executor": executor}))
+        findings += diagnosis.study(args.plan_source(source, registry, out, overrides, {"executor": executor}))
     if json:
         print_json([{"about": item.subject, "text": item.text, "ok": item.ok} for item in findings])
     else:

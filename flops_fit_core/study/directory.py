@@ -130,7 +130,7 @@ class StudyFolder:
     def how_to_train(self) -> str:
         """The call or command that trains the missing runs."""
         if self.python_objects:
-            return f"find_optimal with the same objects and output_dir={self.shown!r}"
+            return f"call find_optimal with the same objects and output_dir={self.shown!r}"
         return f"'flops-fit run {self.shown}'"
 
     def check_can_train(self, registry: Registry) -> None:

@@ -1,4 +1,4 @@
-"""The family keeps its contract. ``pip install -e ".[test]"`` comes first: the kit asks for it by name."""
+"""The family keeps its contract. Type ``pip install -e ".[test]"`` first: the kit finds the plugin by name."""
 
 import pytest
 
