@@ -13,8 +13,8 @@ import pytest
 from small import text_table, write_text
 
 from flops_fit_core.cli.main import run
-from flops_fit_core.cli.printing import print_text, say
-from flops_fit_core.cli.run_details import lines
+from flops_fit_core.cli.printing import print_message, print_text
+from flops_fit_core.cli.run_details import describe_run
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 
@@ -111,16 +111,16 @@ def test_a_mistake_ends_in_one_message_and_status_2(here, said, what):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["run", "missing.toml"], ["missing.toml: there is no such file", "small.json"]),
-        (["run", "text"], ["text is no study", "flops-fit run"]),
-        (["runs", "small.json"], ["is no study"]),
+        (["run", "missing.toml"], ["missing.toml does not exist", "small.json"]),
+        (["run", "text"], ["text is not a study", "flops-fit run"]),
+        (["runs", "small.json"], ["is not a study"]),
         (["fit", "missing.csv"], ["missing.csv"]),
-        (["predict", "small.json", "--flops", "1e20"], ["is no study"]),
+        (["predict", "small.json", "--flops", "1e20"], ["is not a study"]),
         (["plan", "small.json", "--set", "optimizer"], ["--set optimizer"]),
         (["plan", "small.json", "--set", "optimizer.rate=3"], ["optimizer.rate"]),
         (["plan", "small.json", "--optimizer", "adamv"], ["adamv"]),
         (["plan", "small.json", "-p", "no_such_module"], ["no_such_module"]),
-        (["fit", "small.json", "--fitter", "magic"], ["magic", "is no study"]),
+        (["fit", "small.json", "--fitter", "magic"], ["magic", "is not a study"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message(here, said, arguments, expected):
@@ -234,7 +234,7 @@ def test_swapping_a_plugin_says_which_options_it_left_out(here, said):
     write_experiment(here, optimizer={"name": "adamw", "betas": [0.8, 0.9]})
     status, _, error = said(*arguments, "sweep.seeds=[0]", "--optimizer", "sgd")
     assert status == 0
-    assert "--optimizer sgd: left out betas; --set optimizer.name=sgd keeps them" in " ".join(error.split())
+    assert "--optimizer sgd: dropped betas. To keep them: --set optimizer.name=sgd" in " ".join(error.split())
 
 
 def test_plan_shows_what_is_done(here, said):
@@ -327,7 +327,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
     assert "0 to train" in said("run", "runs/small", "--no-retry")[2]
 
     (failed,) = [row["id"] for row in rows if row["status"] == "failed"]
-    assert f"'flops-fit show runs/small {failed[:6]}' shows its traceback" in error
+    assert f"'flops-fit show runs/small {failed[:6]}' prints its traceback" in error
     shown = said("show", "runs/small", failed[:6])[1].splitlines()
     assert shown[0] == f"run {failed}: failed"
     assert "  model      raising/raising width = 12" in shown
@@ -342,7 +342,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
 
 
 def test_what_is_printed_is_printed_as_it_is(capsys):
-    for tell in (print_text, say):
+    for tell in (print_message, print_text):
         tell("inputs[:b:2] raised [bold]KeyError[/bold]: ':smile:'")
     printed = capsys.readouterr()
     assert printed.out == printed.err == "inputs[:b:2] raised [bold]KeyError[/bold]: ':smile:'\n"
@@ -350,7 +350,7 @@ def test_what_is_printed_is_printed_as_it_is(capsys):
 
 def test_a_run_without_a_result_is_shown_as_planned(formula):
     study = Study.open(formula, installed())
-    text = "\n".join(lines(study.plan.runs[0], [], study.plan))
+    text = "\n".join(describe_run(study.plan.runs[0], [], study.plan))
     assert text.startswith(f"run {study.plan.runs[0].id}: planned\n  C 1e+18 FLOPs")
     assert "attempt" not in text
 
@@ -516,7 +516,7 @@ def test_a_kept_fit_refuses_what_only_a_new_fit_could_follow(formula, said, tmp_
     status, output, error = said("predict", law, "--flops", "1e22", *option)
     assert (status, output) == (2, "")
     assert " ".join(option) in error
-    assert "give the study or the table of runs instead" in error
+    assert "name the study or the table of runs" in error
 
 
 @pytest.mark.parametrize("command", [["fit"], ["backtest"]])

@@ -208,7 +208,7 @@ def test_loggers_are_a_list_of_choices() -> None:
     assert [logger.options for logger in loggers] == [FileOptions(), FileOptions(every=5)]
     assert mistakes(loggers=["lines", "wandb"]) == ["loggers.1: no logger named 'wandb'; available: lines"]
     assert mistakes(loggers=[{"every": 5}]) == [
-        "loggers.0: give a name, or a table: {name = \"...\", option = ...} (given: {'every': 5})"
+        "loggers.0: write a name, or a table: {name = \"...\", option = ...} (given: {'every': 5})"
     ]
 
 
@@ -273,7 +273,7 @@ def test_runtime_may_be_marked_by_the_class_as_well() -> None:
 def test_a_records_choice_can_be_made_again() -> None:
     trainer = make(trainer={"threads": 4, "eval_tokens": 4096, "grad_clip": {"norm": 2}}).trainer
     assert choose("trainer", trainer.choice, REGISTRY, trainer.runtime) == trainer
-    with pytest.raises(PluginError, match=r"planned at revision 1, and .* here has revision 3: plan again"):
+    with pytest.raises(PluginError, match=r"planned at revision 1, but .* has revision 3: plan again"):
         choose("optimizer", PluginChoice(name="optim/adamw"), REGISTRY)
     with pytest.raises(PluginNotFound):
         choose("optimizer", PluginChoice(name="optim/gone"), REGISTRY)
@@ -307,11 +307,11 @@ SWEEP = (
         ({"optimizer": {"lr": -1, "momentum": 2}},
          ["optimizer.lr: Input should be greater than 0 (given: -1)",
           "optimizer.momentum: Input should be less than 1 (given: 2)"]),
-        ({"optimizer": 3}, ['optimizer: give a name, or a table: {name = "...", option = ...} (given: 3)']),
+        ({"optimizer": 3}, ['optimizer: write a name, or a table: {name = "...", option = ...} (given: 3)']),
         ({"optimizer": {"name": ["sgd"]}},
-         ['optimizer: give a name, or a table: {name = "...", option = ...} (given: {\'name\': [\'sgd\']})']),
+         ['optimizer: write a name, or a table: {name = "...", option = ...} (given: {\'name\': [\'sgd\']})']),
         ({"model": {"width": 3}},
-         ['model: give a name, or a table: {name = "...", option = ...} (given: {\'width\': 3})']),
+         ['model: write a name, or a table: {name = "...", option = ...} (given: {\'width\': 3})']),
         ({"model": {"name": "toy", "kind": "sinus"}},
          ["model.kind: Input should be 'learned' or 'rotary' (given: 'sinus')"]),
         ({"trainer": {"grad_clip": {"nrom": 1}}},
@@ -328,7 +328,7 @@ SWEEP = (
         ({"sweep": {"budgets": [1e12, math.nan]}},
          ["sweep.budgets.1: Input should be a finite number (given: nan)"]),
         ({"sweep": {"budgets": [1e12], "seeds": [1, 1]}},
-         ["sweep.seeds: the same seed twice is the same run twice (given: [1, 1])"]),
+         ["sweep.seeds: a seed is repeated: its runs would be the same (given: [1, 1])"]),
         ({"name": "../elsewhere"}, ["name: String should match pattern '^\\w[\\w.-]*$' (given: '../elsewhere')"]),
         ({"name": ".."}, ["name: String should match pattern '^\\w[\\w.-]*$' (given: '..')"]),
     ],
@@ -373,7 +373,7 @@ def sizes(*given: Any) -> dict[str, Any]:
         (sizes({"width": 0}), ["sweep.sizes.0.width: Input should be greater than 0 (given: 0)"]),
         (sizes({"name": "gpt"}), ["sweep.sizes.0.name: unknown; valid keys: width, depth, kind (given: 'gpt')"]),
         (sizes({"self": 1}), ["sweep.sizes.0.self: unknown; valid keys: width, depth, kind (given: 1)"]),
-        (sizes(16), ["sweep.sizes.0: a size is a table of options of the model, as { width = 16 } (given: 16)"]),
+        (sizes(16), ["sweep.sizes.0: a size is a table of model options, such as { width = 16 } (given: 16)"]),
         (sizes(), ["sweep.sizes: Tuple should have at least 1 item after validation, not 0 (given: [])"]),
         ({"budgets": [1e12], "sizes": 0}, ["sweep.sizes: Input should be greater than 0 (given: 0)"]),
         ({"budgets": [1e12], "sizes": {"width": 8}},
@@ -445,7 +445,7 @@ def test_an_experiment_has_a_json_schema(mode: Literal["validation", "serializat
     schema = Experiment.model_json_schema(mode=mode)
     assert set(schema["properties"]) == set(Experiment.model_fields)
     assert {"sweep", "model", "dataset"} <= set(schema["required"])
-    assert schema["properties"]["name"]["description"].startswith("Also the name of the study's folder")
+    assert schema["properties"]["name"]["description"].startswith("The experiment's name. The study's folder")
     json.dumps(schema)
 
 
@@ -511,14 +511,14 @@ def test_a_file_names_its_experiment(write: Callable[[str, str], Path], file: st
         ("exp.toml", "[sweep\n", r"exp\.toml: .*line 1"),
         ("exp.toml", "a = 1\na = 2\n", r"exp\.toml: .*line 2"),
         ("exp.json", '{"a": 1,}', r"exp\.json: .*line 1"),
-        ("exp.json", '{"a": {"b": 1, "b": 2}}', r"exp\.json: 'b' is there twice"),
-        ("exp.json", "[1]", r"exp\.json: expected tables such as \[sweep\] and \[model\], found list"),
+        ("exp.json", '{"a": {"b": 1, "b": 2}}', r"exp\.json: a table has the key 'b' twice"),
+        ("exp.json", "[1]", r"exp\.json: expected tables such as \[sweep\] and \[model\], not list"),
         ("exp.yaml", "a: [1", r"exp\.yaml: (.|\n)*line 1"),
-        ("exp.yaml", "a: 1\nb: 2\na: 3\n", r"exp\.yaml: 'a' is there twice, in line 1 and line 3"),
+        ("exp.yaml", "a: 1\nb: 2\na: 3\n", r"exp\.yaml: the key 'a' is in line 1 and again in line 3"),
         ("exp.yaml", "a: &x {b: 1}\nc: {<<: *x, b: 2}\n", r"exp\.yaml:\n  sweep: Field required"),
-        ("exp.yaml", "", r"exp\.yaml: expected tables .* found NoneType"),
-        ("exp.txt", TOML, r"exp\.txt: an experiment file ends in \.toml, \.json, \.yaml, \.yml"),
-        ("exp", TOML, r"exp: an experiment file ends in \.toml"),
+        ("exp.yaml", "", r"exp\.yaml: expected tables .* not NoneType"),
+        ("exp.txt", TOML, r"exp\.txt: the name of an experiment file must end in \.toml, \.json, \.yaml, \.yml"),
+        ("exp", TOML, r"exp: the name of an experiment file must end in \.toml"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
@@ -529,15 +529,15 @@ def test_a_file_that_cannot_be_read_is_named(
 
 
 def test_a_file_that_is_not_there_names_its_neighbours(write: Callable[[str, str], Path]) -> None:
-    there = write("text-gpt.toml", TOML)
+    existing = write("text-gpt.toml", TOML)
     write("notes.txt", "")
     with pytest.raises(ConfigError) as caught:
-        read_table(there.with_name("text_gpt.toml"))
-    assert str(caught.value).endswith(f"text_gpt.toml: there is no such file; in that folder: {there}")
-    with pytest.raises(ConfigError, match=r"there is no such file$"):
-        read_table(there.parent / "nowhere" / "exp.toml")
-    with pytest.raises(ConfigError, match="there is no such experiment file or study's folder"):
-        read_table(there.parent / "no-study")
+        read_table(existing.with_name("text_gpt.toml"))
+    assert str(caught.value).endswith(f"text_gpt.toml does not exist; the folder has {existing}")
+    with pytest.raises(ConfigError, match=r"exp\.toml does not exist$"):
+        read_table(existing.parent / "nowhere" / "exp.toml")
+    with pytest.raises(ConfigError, match="neither an experiment file nor a study's folder: it does not exist"):
+        read_table(existing.parent / "no-study")
 
 
 def test_a_file_may_begin_with_a_byte_order_mark(write: Callable[[str, str], Path]) -> None:
@@ -601,9 +601,9 @@ def test_an_override_is_a_toml_value_or_a_string(override: str, expected: dict[s
         ("=3", "write --set table.option=value"),
         ("a..b=3", "write --set table.option=value"),
         ("a.=3", "write --set table.option=value"),
-        ("sweep.sizes.2.width=3", "there is nothing called '2' in"),
-        ("sweep.sizes.x=3", "there is nothing called 'x' in"),
-        ("sweep.seed.x=3", "there is nothing called 'x' in 0"),
+        ("sweep.sizes.2.width=3", "has no '2'"),
+        ("sweep.sizes.x=3", "has no 'x'"),
+        ("sweep.seed.x=3", "0 has no 'x'"),
     ],
 )
 def test_an_override_that_fits_nowhere_is_an_error(override: str, says: str) -> None:
@@ -615,13 +615,18 @@ def test_an_override_that_fits_nowhere_is_an_error(override: str, says: str) -> 
 
 def test_overrides_come_before_validation(write: Callable[[str, str], Path]) -> None:
     path = write("exp.toml", TOML.replace('"toy"', '"nonsense"'))
-    experiment = load_experiment(
-        path, REGISTRY, ["model.name=toy", "executor.workers=0", "optimizer.momentum=0.5"]
-    )
+
+    def make(*overrides: str) -> Experiment:
+        data = read_table(path)
+        for override in overrides:
+            override_value(data, override)
+        return make_experiment(data, REGISTRY, str(path))
+
+    experiment = make("model.name=toy", "executor.workers=0", "optimizer.momentum=0.5")
     assert experiment.executor.options == WorkerOptions(workers=0)
     assert experiment.optimizer.options == SGDOptions(lr=0.001, momentum=0.5)
     with pytest.raises(ConfigError, match=r"exp\.toml:\n  optimizer\.lr: Input should be greater than 0"):
-        load_experiment(path, REGISTRY, ["model=toy", "optimizer.lr=-1"])
+        make("model=toy", "optimizer.lr=-1")
 
 
 def test_another_plugin_replaces_the_whole_table_and_says_what_was_dropped() -> None:

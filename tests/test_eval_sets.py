@@ -294,9 +294,9 @@ def test_a_set_of_a_table_or_of_a_fit_is_the_users_mistake(study, said, tmp_path
     (tmp_path / "runs.csv").write_text(study.runs.csv())
     status, _, error = said("fit", tmp_path / "runs.csv", "--eval-set", "code")
     assert status == 2
-    assert "a table has one loss a run; name its column with --column loss=COLUMN" in error
+    assert "a table has one loss column; name it with --column loss=COLUMN" in error
     assert said("fit", tmp_path / "runs.csv", "--column", "loss=loss_code", "--out", tmp_path / "fit.json")[0] == 0
     status, _, error = said("predict", tmp_path / "fit.json", "--flops", 1e22, "--eval-set", "code")
     assert status == 2
     assert "--eval-set code" in error
-    assert "give the study or the table of runs instead" in error
+    assert "name the study or the table of runs" in error

@@ -168,7 +168,7 @@ def test_a_second_driver_and_clean_are_refused_while_a_driver_trains(law: Study,
 
 
 def test_doctor_names_the_number_of_drivers(law: Study) -> None:
-    stores = {finding.about: finding.text for finding in examine(law)}
+    stores = {finding.subject: finding.text for finding in examine(law)}
     assert stores["store"] == "9 results; claims work for one driver at a time"
 
 

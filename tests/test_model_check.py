@@ -49,7 +49,7 @@ def test_a_model_that_gives_other_outputs_under_the_same_id_is_a_warning(tmp_pat
     first = ids(trained(tmp_path, model))
     before = kept(tmp_path)
     library(1.01)
-    with pytest.warns(UserWarning, match=r"size 3 gives other outputs .*relative difference 0\.0099"):
+    with pytest.warns(UserWarning, match=r"size 3 have changed .*relative difference 0\.0099"):
         study = trained(tmp_path, model)
     assert ids(study) == first
     assert [result.attempt for result in study.results] == [1, 1]

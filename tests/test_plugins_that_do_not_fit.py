@@ -211,8 +211,8 @@ def test_a_plugin_that_imports_torch_when_it_is_discovered_is_named(site: Site) 
     site.module("torch", "")  # stands for the real one, which takes seconds
     install(site, "import torch\n" + GOOD)
     done = command_with(site, "plugins")
-    said = "rnn (flops-fit-rnn 1.0) imports torch when it is discovered, and every command waits for it: "
-    assert (done.returncode, done.stderr) == (0, f"{said}import it in build\n")
+    message = "rnn (flops-fit-rnn 1.0) imports torch at discovery, which slows every command: "
+    assert (done.returncode, done.stderr) == (0, f"{message}import torch in build\n")
     assert "rnn/tiger" in done.stdout
 
 
@@ -273,9 +273,9 @@ def test_what_a_plugin_prints_when_it_is_used_is_not_among_what_was_asked_for(si
 @pytest.mark.parametrize(
     ("modules", "said"),
     [
-        (["one.models", "two.models"], "-p one.models and -p two.models would both be called 'models'"),
-        (["mine/models.py"], "-p takes a module's import name, not a file: -p mine.models"),
-        (["models.py"], "-p takes a module's import name, not a file: -p models"),
+        (["one.models", "two.models"], "-p one.models and -p two.models have the same plugin name, 'models'"),
+        (["mine/models.py"], "-p mine/models.py is a file: write the import name of the module, -p mine.models"),
+        (["models.py"], "-p models.py is a file: write the import name of the module, -p models"),
     ],
 )
 def test_no_module_that_is_asked_for_is_dropped(

@@ -177,7 +177,7 @@ def test_a_copy_with_another_seed_has_another_id() -> None:
 
 
 def test_only_a_completed_run_has_a_loss() -> None:
-    with pytest.raises(ValidationError, match="a completed run has one"):
+    with pytest.raises(ValidationError, match="only a completed run has a loss"):
         RunResult(run=make_run(), status="completed")
     with pytest.raises(ValidationError, match=r"a diverged run with loss 2\.5"):
         RunResult(run=make_run(), status="diverged", loss=2.5)

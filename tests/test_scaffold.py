@@ -89,7 +89,7 @@ def test_the_prefix_may_be_written_or_not(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["", "My RNN", "../rnn", "rnn_x", "9", "-x", "flops-fit-"])
 def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a plugin's name is lower case letters"):
+    with pytest.raises(ConfigError, match="is not a plugin's name: write lower case letters"):
         write_plugin(name, "model", tmp_path)
     assert list(tmp_path.iterdir()) == []
 

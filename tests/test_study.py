@@ -76,7 +76,7 @@ def test_a_damaged_folder_names_the_file(tmp_path, table, file):
 
 
 def test_what_is_no_study_says_how_one_is_made(tmp_path):
-    with pytest.raises(ConfigError, match=r"is no study.*flops-fit run"):
+    with pytest.raises(ConfigError, match=r"is not a study.*flops-fit run"):
         StudyFolder.existing(tmp_path)
 
 

@@ -107,11 +107,11 @@ def test_a_study_can_change_its_store_in_place(law: Path, capsys: pytest.Capture
     assert flops_fit(["store", "copy", str(law), str(law), "--store", "json"]) == 0
     said = capsys.readouterr().out
     assert "stores/json from now on" in said
-    assert "left where they are: results.sqlite" in said
+    assert "the old results are still in results.sqlite" in said
     assert (law / "results.sqlite").exists()
     assert attempts(law) == before
     assert Study.open(law).folder.choice("store", installed()).name == "stores/json"
-    with pytest.raises(ConfigError, match="has its results in the store stores/json already"):
+    with pytest.raises(ConfigError, match="uses the store stores/json already"):
         copied(law, law, "json")
 
 
@@ -172,7 +172,7 @@ def test_a_copy_that_was_killed_goes_on(law: Path, tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, law, target], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (-9, "")
     assert not (target / "experiment.json").exists()
-    with pytest.raises(ConfigError, match="is no study"):
+    with pytest.raises(ConfigError, match="is not a study"):
         StudyFolder.existing(target)
     assert attempts(law) == before
     again = copied(law, target, "json")
@@ -190,7 +190,7 @@ def test_a_copy_that_went_on_by_itself_loses_nothing_to_another_copy(law: Path, 
     assert copied(law, target, "json").new == 0
     with Study.open(law).store() as store:
         store.add(first.model_copy(update={"attempt": 2, "loss": 2.0}))
-    with pytest.raises(StoreError, match=f"another result of run {first.id}, attempt 2, which was left alone"):
+    with pytest.raises(StoreError, match=f"a different result of run {first.id}, attempt 2, which is unchanged"):
         copied(law, target, "json")
     with Study.open(target).store() as store:
         assert store.get(first.id).loss == 1.0  # type: ignore[union-attr]
@@ -248,7 +248,7 @@ def test_a_driver_that_begins_during_the_copy_keeps_the_study_where_it_was(
 
 def test_another_study_is_not_written_to(law: Path, tmp_path: Path) -> None:
     other = run_study({**SURFACE, "sweep": {"budgets": [1e17], "sizes": 3}}, out=tmp_path / "other").folder.path
-    with pytest.raises(ConfigError, match="is another study than"):
+    with pytest.raises(ConfigError, match="is a different study from"):
         copied(law, other, "json")
     assert not (other / "results.json").exists()
     copied(law, tmp_path / "copy", "json")
@@ -263,7 +263,7 @@ def test_another_study_is_not_written_to(law: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--set", "optimizer.lr=1"], "only the store's options can change here"),
+        (["--set", "optimizer.lr=1"], "a copy can only change its store's options"),
         (["--store", "sqlit"], "no store named 'sqlit'"),
         (["--store", "json", "--set", "store.lock_timeout=-1"], "store"),
     ],
@@ -287,7 +287,7 @@ def test_a_result_that_arrives_changed_is_noticed(
         add(self, result.model_copy(update={"seconds": result.seconds + 1}))
 
     monkeypatch.setattr(JsonStore, "add", careless)
-    with pytest.raises(StoreError, match="are not those of"):
+    with pytest.raises(StoreError, match="differ from those of"):
         copied(law, tmp_path / "copy", "json")
     assert not (tmp_path / "copy" / "experiment.json").exists()
 
@@ -317,7 +317,7 @@ def test_a_copy_that_would_share_the_sources_results_is_refused(law: Path, tmp_p
     with postgres_server() as server:
         store = {"name": "postgres", "url": server.url()}
         copied(law, law, store)
-        with pytest.raises(ConfigError, match=r"would have the same results, not a copy.*store\.study=NAME"):
+        with pytest.raises(ConfigError, match=r"would share their results.*store\.study=NAME"):
             copied(law, tmp_path / "backup" / "law", store)
         assert not (tmp_path / "backup" / "law" / "experiment.json").exists()
         assert server.query("SELECT count(*) FROM flops_fit.claims") == [(0,)]

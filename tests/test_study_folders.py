@@ -96,7 +96,7 @@ def python_study(made_by_python, tmp_path, call):
 def test_a_command_that_needs_the_python_objects_names_find_optimal(python_study, call, name):
     status, _, error = call(name, "study")
     assert status == 2
-    assert "call find_optimal again with the same objects and output_dir='study'" in error
+    assert "call find_optimal with the same objects and output_dir='study'" in error
     assert "no model named" not in error
 
 
@@ -122,7 +122,7 @@ def test_the_status_of_an_unfinished_python_study_names_find_optimal(tmp_path, c
     study.train(only=[study.plan.runs[0].id])
     status, output, _ = call("status", "study")
     assert status == 0
-    assert "find_optimal with the same objects and output_dir='study' goes on" in output
+    assert "To continue: call find_optimal with the same objects and output_dir='study'" in output
     assert "flops-fit run" not in output
 
 

@@ -400,10 +400,10 @@ def test_a_branch_that_another_driver_finished_meanwhile_is_not_trained_again(tm
     (job,) = driver._missing_jobs()
     first, second = setting.driver(store).run()
     before = len(setting.bench.served)
-    assert driver._left_of(job) is None
+    assert driver._without_finished_runs(job) is None
     store.add(first.model_copy(update={"attempt": 2}))
     later = job.model_copy(update={"attempts": {first.id: 2, second.id: 2}})
-    left = driver._left_of(later)
+    left = driver._without_finished_runs(later)
     assert [run.id for run in left.runs] == [second.id]
     assert left.id == job.id
     assert len(setting.bench.served) == before
@@ -544,7 +544,7 @@ def test_what_another_driver_waits_for_is_left_to_it(setting):
     store = setting.store()
     assert store.claim(left.id, "a driver that lives", 2.0)
     sweep = setting.driver(store, folder=setting.folder)
-    sweep._collect()
+    sweep._collect_outbox()
     assert outbox.get(left.id) == left
     assert store.get(left.id) is None
     assert len(sweep.run()) == 3

@@ -518,7 +518,7 @@ def test_what_was_found_for_another_recipe_is_not_written(here, said):
     other = [f"--set=recipe.{value}" for value in ("name=constant", "batch_size=4", "lr=0.02")]
     status, _, error = said("tune", "small.toml", "--tokens", "4000", "--sizes", "8", *other)
     assert status == 0
-    assert "small.toml without --set is another experiment, so it is unchanged. Write recipe.lr = " in error
+    assert "small.toml without --set is a different experiment, so it is unchanged. Write recipe.lr = " in error
     assert (here / "small.toml").read_text() == FILE
 
 
@@ -544,8 +544,8 @@ def test_seeds_are_the_experiments_own_first(here, said):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--sizes", "a,b"), "write whole numbers with commas"),
-        (("--seeds", "0"), "there must be at least one"),
+        (("--sizes", "a,b"), "write integers separated by commas"),
+        (("--seeds", "0"), "must be 1 or more"),
         (("--rates", "2"), "try at least 3"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The arguments that commands share, and what they mean."""
+"""The options that commands share, and the study or registry that they select."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flops_fit_core.cli.printing import say
+from flops_fit_core.cli.printing import print_message
 from flops_fit_core.config import (
     experiment_name,
     make_experiment,
@@ -36,7 +36,7 @@ PluginOption = Annotated[
     list[str] | None,
     typer.Option("-p", "--plugin", help="Use a module as a plugin: -p my_research.models.", metavar="MODULE"),
 ]
-WithoutOption = Annotated[
+DisableOption = Annotated[
     list[str] | None, typer.Option("--disable-plugin", help="Do not load this plugin.", metavar="PLUGIN")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
@@ -61,56 +61,54 @@ FitterOption = Annotated[str | None, _swap("fitter")]
 
 @dataclass(frozen=True)
 class Plugins:
-    """Which plugins a command uses beside the installed ones."""
+    """Plugins that a command uses in addition to the installed ones, and plugins that it disables."""
 
     modules: Sequence[str]
-    without: Sequence[str]
+    disabled: Sequence[str]
 
     def registry(self, saved: PluginSetup | None = None) -> Registry:
-        """The registry, with what a study was made with. The working directory is on the path for modules."""
+        """The registry, with a study's plugins. Modules are imported from the working directory, too."""
         saved = saved or PluginSetup()
-        named = _named(self.modules)
+        named = _plugin_names(self.modules)
         return registry_from(
             PluginSetup(
                 modules={**saved.modules, **named},
-                disabled=tuple(sorted({*saved.disabled, *self.without})),
+                disabled=tuple(sorted({*saved.disabled, *self.disabled})),
                 paths=tuple(dict.fromkeys([*saved.paths, *([str(Path.cwd())] if named else [])])),
             )
         )
 
 
-def _named(modules: Sequence[str]) -> dict[str, str]:
-    """Plugin name, a module's last, -> module. Raises ConfigError for two of one name, and for a file."""
+def _plugin_names(modules: Sequence[str]) -> dict[str, str]:
+    """Plugin name (last part of the module) -> module. Raises ConfigError for a duplicate name or a file."""
     named: dict[str, str] = {}
     for module in modules:
         if module.endswith(".py") or "/" in module or "\\" in module:
             name = ".".join(Path(module).with_suffix("").parts)
-            raise ConfigError(f"-p takes a module's import name, not a file: -p {name}")
+            raise ConfigError(f"-p {module} is a file: write the import name of the module, -p {name}")
         other = named.setdefault(module.rpartition(".")[2], module)
         if other != module:
-            raise ConfigError(f"-p {other} and -p {module} would both be called {module.rpartition('.')[2]!r}")
+            name = module.rpartition(".")[2]
+            raise ConfigError(f"-p {other} and -p {module} have the same plugin name, {name!r}")
     return named
 
 
-def registry_for(source: Path | None, modules: list[str] | None, without: list[str] | None) -> Registry:
+def registry_for(source: Path | None, modules: list[str] | None, disabled: list[str] | None) -> Registry:
     """The registry for an experiment file or a study's folder."""
     saved = None
     if source is not None and source.is_dir():
         saved = StudyFolder(source).setup()
-    return Plugins(modules or (), without or ()).registry(saved)
+    return Plugins(modules or (), disabled or ()).registry(saved)
 
 
-def planned(
+def plan_source(
     source: Path,
     registry: Registry,
     out: Path | None,
     overrides: list[str] | None,
     swaps: Mapping[str, str | None],
 ) -> Study:
-    """Read and plan an experiment file, or the experiment of a study's folder.
-
-    Raises ConfigError and the other UserErrors of planning.
-    """
+    """Read and plan an experiment file, or the experiment of a study's folder. Raises UserError."""
     from flops_fit_core.api.functions import plan_study
 
     if source.is_dir():
@@ -124,14 +122,15 @@ def planned(
         if name is not None:
             dropped = replace_choice(data, kind, name)
             if dropped:
-                say(f"--{kind} {name}: left out {', '.join(dropped)}; --set {kind}.name={name} keeps them")
+                options = ", ".join(dropped)
+                print_message(f"--{kind} {name}: dropped {options}. To keep them: --set {kind}.name={name}")
     for override in overrides or ():
         override_value(data, override)
     return plan_study(make_experiment(data, registry, where), registry=registry, out=out)
 
 
-def existing(source: Path, registry: Registry, out: Path | None) -> Study:
-    """A study that has been run, from its folder or from the experiment file it was made with."""
+def open_study(source: Path, registry: Registry, out: Path | None) -> Study:
+    """An existing study, from its folder or its experiment file. Raises ConfigError."""
     if source.is_dir():
         return Study.open(source, registry)
     data = read_table(source)

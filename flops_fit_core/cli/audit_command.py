@@ -1,4 +1,4 @@
-"""``count-flops``: every FLOPs counter on an experiment's models, and the exponents that follow."""
+"""``count-flops``: compare all FLOPs counters on an experiment's models, and the resulting exponents."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ def count_flops(
     out: args.OutOption = None,
     overrides: args.SetOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     every_size: Annotated[
-        bool, typer.Option("--all", help="Show every size of the plan, not three of them.")
+        bool, typer.Option("--all", help="Show every size of the plan instead of three.")
     ] = False,
     json: args.JsonOption = False,
 ) -> None:
-    """Compare the FLOPs counters for an experiment's models, and show how the exponent moves with them."""
+    """Compare the FLOPs counters on an experiment's models, and show the exponent by each."""
     from flops_fit_core.cli import audit_tables as tables
     from flops_fit_core.flops.audit import scalings
 
-    registry = args.registry_for(source, plugin, without)
-    study = args.planned(source, registry, out, overrides, {})
+    registry = args.registry_for(source, plugin, disabled)
+    study = args.plan_source(source, registry, out, overrides, {})
     audited = _audited(study)
-    places = range(len(audited.sizes))
-    shown = list(places) if every_size else sorted({0, len(places) // 2, len(places) - 1})
+    count = len(audited.sizes)
+    shown = list(range(count)) if every_size else sorted({0, count // 2, count - 1})
     law, fits = _law(study), _refits(study, audited)
     counts = tables.counts_table(audited, shown, study.plan.unit)
     terms = tables.terms_table(audited, shown)
@@ -89,7 +89,7 @@ def _sizes(study: Study) -> dict[str, Any]:
 
 
 def _law(study: Study) -> LossExponents:
-    """The study's own where its fit has one, otherwise Chinchilla's."""
+    """Alpha and beta of the study's fit if it has them, otherwise Chinchilla's."""
     from flops_fit_core.flops.audit import CHINCHILLA, LossExponents
 
     try:
@@ -102,19 +102,19 @@ def _law(study: Study) -> LossExponents:
 
 
 def _refits(study: Study, audited: Audit) -> dict[str, LawFit]:
-    """The law through the study's runs under each counter, by its label; without those that cannot be fitted."""
+    """The law through the study's runs by each counter's label, without counters that give no fit."""
     from flops_fit_core.fitting import recounted
 
     observations = study.observations if study.results else []
     options = {key: chosen.model_dump_json() for key, chosen in _sizes(study).items()}
-    at = {size.options.model_dump_json(): place for place, size in enumerate(audited.sizes)}
-    places = {run.id: at[options[run.model.model_dump_json()]] for run in study.plan.runs}
+    by_options = {size.options.model_dump_json(): index for index, size in enumerate(audited.sizes)}
+    indices = {run.id: by_options[options[run.model.model_dump_json()]] for run in study.plan.runs}
     fits = {}
     for convention in audited.conventions if observations else ():
 
-        def count(one: Observation, counts: Any = convention.counts) -> tuple[float, float]:
-            found = counts[places[one.id]]
-            return found.params, found.flops_per_token
+        def count(run: Observation, counts: Any = convention.counts) -> tuple[float, float]:
+            at_size = counts[indices[run.id]]
+            return at_size.params, at_size.flops_per_token
 
         try:
             fits[convention.label] = study.fit_with(study.fitter, recounted(observations, count))

@@ -1,4 +1,4 @@
-"""The tables of ``audit``."""
+"""The tables of ``count-flops``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from flops_fit_core.report.datatable import Row, column
 
 
 def counts_table(audited: Audit, shown: Sequence[int], unit: str) -> DataTable:
-    """What every counter says of some of the sizes."""
-    one = unit.removesuffix("s")
+    """Each counter's N and FLOPs per token at some of the sizes."""
+    token = unit.removesuffix("s")
     return DataTable(
-        title=f"Training FLOPs a {one} of {audited.family}, by every counter that can count it",
+        title=f"Training FLOPs per {token} of {audited.family}, by every counter that can count it",
         caption=(
-            "N by the counter's own convention. Over traced: over what torch counts in one forward and backward "
-            "pass. Over 6 N: with N the matmul parameters. The first counter is the experiment's."
+            "N by the counter's convention. Over traced: relative to torch's count of a forward and backward "
+            "pass. Over 6 N: relative to 6 N with N the matmul parameters. The first counter is the experiment's."
         ),
         fields=("size", "counter", "params", "params_name", "flops_per_token", "flops_name", *RATIOS, "terms"),
         rows=tuple(_count_rows(audited, shown)),
@@ -25,7 +25,7 @@ def counts_table(audited: Audit, shown: Sequence[int], unit: str) -> DataTable:
             column("size", "size"),
             column("counter", "counter", align_left=True),
             column("N", "params", numbers.count),
-            column(f"FLOPs a {one}", "flops_per_token", numbers.scientific),
+            column(f"FLOPs per {token}", "flops_per_token", numbers.scientific),
             column("over traced", "over_traced", _three_decimals),
             column("over 6 N", "over_six_n", _three_decimals),
         ),
@@ -53,11 +53,11 @@ def _count_rows(audited: Audit, shown: Sequence[int]) -> Iterator[Row]:
 
 
 def terms_table(audited: Audit, shown: Sequence[int]) -> DataTable:
-    """Each term's share of a count, for counters that tell."""
+    """Each term's share of a count, for counters that report terms."""
     names = [f"share at {audited.sizes[place].size}" for place in shown]
     return DataTable(
-        title="What the counts are made of",
-        caption="Each term's share of the counter's FLOPs, at each size. Terms of a trace are torch's operations.",
+        title="Terms of the counts",
+        caption="Each term's share of the counter's FLOPs at each size. Terms of a trace are torch operations.",
         fields=("counter", "term", *names),
         rows=tuple(_term_rows(audited, shown, names)),
         columns=(
@@ -69,7 +69,7 @@ def terms_table(audited: Audit, shown: Sequence[int]) -> DataTable:
 
 
 def _term_rows(audited: Audit, shown: Sequence[int], names: Sequence[str]) -> Iterator[Row]:
-    first: dict[str, Convention] = {}  # with other options a counter has the same terms, or fewer
+    first: dict[str, Convention] = {}  # a counter with other options has the same terms, or fewer
     for convention in audited.conventions:
         first.setdefault(convention.counter.name, convention)
     for convention in first.values():
@@ -82,15 +82,15 @@ def _term_rows(audited: Audit, shown: Sequence[int], names: Sequence[str]) -> It
 def exponents_table(
     audited: Audit, scalings: Sequence[Scaling], law: LossExponents, fits: Mapping[str, LawFit]
 ) -> DataTable:
-    """How N_opt ~ C^a moves with the convention: by the law, and refitted where there are runs."""
+    """The exponent a of N_opt ~ C^a by each counter: from the law, and refitted if there are runs."""
     level = next((fit.level for fit in fits.values()), None)
     refits = f" Refitted: the study's own runs with this N and C, {level:.0%} intervals." if level else ""
     return DataTable(
-        title="What the convention does to the exponent",
+        title="The exponent by counter",
         caption=(
-            f"FLOPs a token ~ N^phi over the plan's sizes; N: {audited.conventions[0].counts[0].params_name}. "
+            f"FLOPs per token ~ N^phi over the plan's sizes; N: {audited.conventions[0].counts[0].params_name}. "
             f"For the same loss, N_opt ~ C^a with a = beta / (alpha + phi beta); alpha = {law.alpha:.4g}, beta = "
-            f"{law.beta:.4g} from {law.source}. In its own N: the exponent of the N that this counter counts."
+            f"{law.beta:.4g} from {law.source}. In its own N: the exponent of the counter's own N."
             f"{refits}"
         ),
         fields=("counter", "phi", "a", "b", "own_a", "refitted_a", "refitted_b"),
@@ -129,8 +129,8 @@ def _percent(share: float) -> str:
     return f"{share:.1%}"
 
 
-def _interval(found: Mapping[str, float | None] | None) -> str:
-    if found is None:
+def _interval(interval: Mapping[str, float | None] | None) -> str:
+    if interval is None:
         return numbers.NONE
-    ends = "" if found["low"] is None else f" ({found['low']:.3f} to {found['high']:.3f})"
-    return f"{found['value']:.3f}{ends}"
+    ends = "" if interval["low"] is None else f" ({interval['low']:.3f} to {interval['high']:.3f})"
+    return f"{interval['value']:.3f}{ends}"

@@ -1,4 +1,4 @@
-"""``doctor``: what this machine, its plugins and a study's executor can do."""
+"""``doctor``: diagnose this machine, its plugins and a study's executor."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ def register(app: typer.Typer) -> None:
 def doctor(
     source: Annotated[
         Path | None,
-        typer.Argument(help="An experiment file or a study: its folder, store and executor are tried, too."),
+        typer.Argument(help="An experiment file or a study. Its folder, store and executor are tried, too."),
     ] = None,
     out: args.OutOption = None,
     overrides: args.SetOption = None,
     executor: args.ExecutorOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> int:
-    """Look at this machine, the plugins and the executors; with SOURCE, try its folder, store and executor."""
-    from flops_fit_core.study import doctor as examining
+    """Check this machine, the plugins and the executors; with SOURCE, try its folder, store and executor."""
+    from flops_fit_core.study import doctor as diagnosis
 
-    registry = args.registry_for(source, plugin, without)
-    findings = [*examining.machine(), *examining.plugins(registry), *examining.executors(registry)]
+    registry = args.registry_for(source, plugin, disabled)
+    findings = [*diagnosis.machine(), *diagnosis.plugins(registry), *diagnosis.executors(registry)]
     if source is not None:
-        findings += examining.study(args.planned(source, registry, out, overrides, {"executor": executor}))
+        findings += diagnosis.study(args.plan_source(source, registry, out, overrides, {"executor": executor}))
     if json:
-        print_json([vars(finding) for finding in findings])
+        print_json([{"about": item.subject, "text": item.text, "ok": item.ok} for item in findings])
     else:
         _print(findings)
     return 0 if all(finding.ok for finding in findings) else 1
 
 
 def _print(findings: list[Finding]) -> None:
-    width = max(len(finding.about) for finding in findings)
+    width = max(len(finding.subject) for finding in findings)
     for finding in findings:
-        print_text(f"{'  ' if finding.ok else '! '}{finding.about:<{width}}  {finding.text}")
+        print_text(f"{'  ' if finding.ok else '! '}{finding.subject:<{width}}  {finding.text}")

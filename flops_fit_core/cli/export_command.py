@@ -23,13 +23,13 @@ def export(
     ],
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
     """Write every attempt at every run to one Parquet file, also while the study is trained."""
     from flops_fit_core.report.parquet import write_parquet
 
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     attempts = study.attempts
     write_parquet(parquet, attempts, {run.id for run in study.plan.runs})
     runs = len({attempt.id for attempt in attempts})

@@ -11,7 +11,7 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import laws
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
-from flops_fit_core.cli.summary import other_convention, print_law
+from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.records import LawFit
 
@@ -19,18 +19,18 @@ FitArgument = Annotated[
     Path,
     typer.Argument(
         help="A study's folder, an experiment file, a table of runs (CSV, TSV, JSON, JSON lines, parquet), or a "
-        "kept fit.",
+        "saved fit.",
         metavar="SOURCE",
     ),
 ]
 FlopsArgument = Annotated[list[float], typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")]
-MapOption = Annotated[
+ColumnOption = Annotated[
     list[str] | None,
     typer.Option("--column", help="Name a column: --column params=n_params. Repeatable.", metavar="COLUMN=NAME"),
 ]
-WhereOption = Annotated[
+FilterOption = Annotated[
     list[str] | None,
-    typer.Option("--filter", help="Keep a table's rows with this text: --filter group=c4.", metavar="COLUMN=TEXT"),
+    typer.Option("--filter", help="Use a table's rows with this text only: group=c4.", metavar="COLUMN=TEXT"),
 ]
 UnitsOption = Annotated[
     list[str] | None,
@@ -40,7 +40,7 @@ UnitsOption = Annotated[
 ]
 DecimalOption = Annotated[
     str | None,
-    typer.Option("--decimal", help="Decimal sign of a table, where no cell decides: . or ,", metavar="SIGN"),
+    typer.Option("--decimal", help="Decimal sign of a table, if no cell shows it: . or ,", metavar="SIGN"),
 ]
 BestOfOption = Annotated[
     str | None,
@@ -70,52 +70,52 @@ def fit(
     source: FitArgument,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
-    columns: MapOption = None,
-    where: WhereOption = None,
+    columns: ColumnOption = None,
+    filters: FilterOption = None,
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
     eval_set: EvalSetOption = None,
     group_by: Annotated[
         str | None,
-        typer.Option("--group-by", help="Fit each group of a table's rows by itself.", metavar="COLUMN"),
+        typer.Option("--group-by", help="Fit each group of a table's rows separately.", metavar="COLUMN"),
     ] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Keep the fit with its draws, as JSON.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Save the fit with its draws as JSON.")] = None,
     checklist: Annotated[bool, typer.Option(help="Print how the fit was made, point by point.")] = False,
-    profile: Annotated[bool, typer.Option(help="Print profile-likelihood intervals beside the others.")] = False,
+    profile: Annotated[bool, typer.Option(help="Print profile-likelihood intervals, too.")] = False,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Fit a law to runs: a study's, or anybody's in a table with columns params, tokens, flops, loss."""
+    """Fit a law to the runs of a study, or of a table with columns params, tokens, flops, loss."""
     from flops_fit_core.fitting import checklist as points
     from flops_fit_core.fitting import profile_intervals, summary, write_fit
 
-    registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(
-        source, fitter, options or (), columns or (), where or (), eval_set, units or (), decimal, best_of
+    registry = args.registry_for(source, plugin, disabled)
+    request = laws.LawRequest(
+        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
     if group_by is not None:
         if out is not None or checklist or profile:
-            raise ConfigError("--group-by prints a law for each group: for more of one group, use --filter")
-        _print_groups(laws.fitted_groups(asked, registry, group_by), group_by, json)
+            raise ConfigError("--group-by cannot be combined with --out, --checklist or --profile: use --filter")
+        _print_groups(laws.fit_groups(request, registry, group_by), group_by, json)
         return
-    law, made_by, study = laws.fitted(asked, registry)
+    law, law_fitter, study = laws.fit_law(request, registry)
     if out is not None:
         write_fit(law, out)
     if json:
         print_json(summary(law))
         return
     print_law(law)
-    if study is not None and (line := other_convention(study, made_by)):
+    if study is not None and (line := describe_six_nd(study, law_fitter)):
         print_text(line)
     print_diagnostics(law)
     if profile:
-        runs, _, _ = laws.observations(asked, registry)
-        found = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
+        runs, _, _ = laws.read_observations(request, registry)
+        intervals = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
         print_text(
             "By profile likelihood (one level of noise for all runs, no trunks): "
-            + ", ".join(f"{name} = {one}" for name, one in found.items())
+            + ", ".join(f"{name} = {interval}" for name, interval in intervals.items())
         )
     if checklist:
         for name, text in points(law, str(source)):
@@ -147,56 +147,58 @@ def predict(
     source: FitArgument,
     flops: FlopsArgument,
     inference_tokens: Annotated[
-        float, typer.Option(help="The budget also pays for serving so many tokens.", metavar="D_INF")
+        float, typer.Option(help="Tokens of inference that the budget pays for, too.", metavar="D_INF")
     ] = 0.0,
     unique_tokens: Annotated[
-        float | None, typer.Option(help="Tokens there are; more are repetitions (muennighoff).", metavar="U")
+        float | None,
+        typer.Option(help="Unique tokens of the data; further tokens repeat them (muennighoff).", metavar="U"),
     ] = None,
     params: Annotated[
-        float | None, typer.Option(help="What a model of this size would give up at each C.", metavar="N")
+        float | None,
+        typer.Option(help="Loss of a model of this size at each C, compared with the optimum.", metavar="N"),
     ] = None,
     peak_flops: Annotated[
-        float | None, typer.Option(help="A device's peak FLOP/s, to count device hours.", metavar="FLOP/S")
+        float | None, typer.Option(help="A device's peak FLOP/s, to compute device hours.", metavar="FLOP/S")
     ] = None,
     mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
     price: Annotated[float | None, typer.Option(help="Price of a device hour.")] = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
-    columns: MapOption = None,
-    where: WhereOption = None,
+    columns: ColumnOption = None,
+    filters: FilterOption = None,
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
     eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """N_opt, D_opt and the loss to expect for a training budget, with intervals."""
+    """Predict N_opt, D_opt and the loss for a training budget, with intervals."""
     from flops_fit_core.report import predictions_table
 
-    registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(
-        source, fitter, options or (), columns or (), where or (), eval_set, units or (), decimal, best_of
+    registry = args.registry_for(source, plugin, disabled)
+    request = laws.LawRequest(
+        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
-    law, made_by, _ = laws.kept_or_fitted(asked, registry)
-    optima = [laws.optimum(law, made_by, budget, inference_tokens, unique_tokens) for budget in flops]
+    law, law_fitter, _ = laws.load_or_fit(request, registry)
+    optima = [laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens) for budget in flops]
     extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in flops]
     if json:
         shown = [
             {
                 **optimum.model_dump(mode="json"),
-                **{name: one.model_dump(mode="json") for name, one in extra.items()},
+                **{name: record.model_dump(mode="json") for name, record in extra.items()},
             }
             for optimum, extra in zip(optima, extras, strict=True)
         ]
         print_json(shown[0] if len(shown) == 1 else shown)
         return
     print_table(predictions_table(law, optima))
-    if asked.is_table:
+    if request.is_table:
         print_notes([item for item in law.diagnostics if item.severity == "warning" or item.code == "columns"])
     for budget, extra in zip(flops, extras, strict=True):
-        for line in laws.describe(extra):
+        for line in laws.describe_extras(extra):
             print_text(f"C = {budget:.4g}: {line}")
     for note in dict.fromkeys(note for optimum in optima for note in optimum.notes):
         print_text(f"! {note}")
@@ -206,8 +208,8 @@ def backtest(
     source: FitArgument,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
-    columns: MapOption = None,
-    where: WhereOption = None,
+    columns: ColumnOption = None,
+    filters: FilterOption = None,
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
@@ -217,27 +219,27 @@ def backtest(
         float | None, typer.Option(help="Hold out every run of more FLOPs than this instead.", metavar="C")
     ] = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Fit without the largest budgets, and report the error of what the fit says of them."""
+    """Fit without the largest budgets, and report the error of the fit's predictions of them."""
     from flops_fit_core.fitting import backtest as hold_out
 
-    registry = args.registry_for(source, plugin, without)
-    asked = laws.Asked(
-        source, fitter, options or (), columns or (), where or (), eval_set, units or (), decimal, best_of
+    registry = args.registry_for(source, plugin, disabled)
+    request = laws.LawRequest(
+        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
-    observations, made_by, reading = laws.observations(asked, registry)
-    tested = hold_out(made_by, observations, budgets, above)
+    observations, law_fitter, reading = laws.read_observations(request, registry)
+    tested = hold_out(law_fitter, observations, budgets, above)
     if json:
         shown = tested.model_dump(mode="json", exclude={"fit"})
         print_json({**shown, "mean_abs_error": tested.mean_abs_error, "bias": tested.bias})
         return
     print_notes(reading)
-    for one in tested.held_out:
+    for point in tested.held_out:
         print_text(
-            f"{one.id}: C {one.flops:.4g}, loss {one.loss:.4f}, predicted {one.predicted.value:.4f} "
-            f"({one.error:+.2%})"
+            f"{point.id}: C {point.flops:.4g}, loss {point.loss:.4f}, predicted {point.predicted.value:.4f} "
+            f"({point.error:+.2%})"
         )
     print_text(
         f"{len(tested.held_out)} held out above C = {tested.above:.4g}, {tested.fit.n_runs} runs fitted by "
@@ -251,9 +253,9 @@ def report(
     out: args.OutOption = None,
     eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
 ) -> None:
-    """Write figures (PNG, SVG), tables and a page that tell what came of a study, into its report folder."""
-    study = args.existing(source, args.registry_for(source, plugin, without), None).on(eval_set)
+    """Write figures (PNG, SVG), tables and a page of a study into its report folder."""
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), None).on(eval_set)
     for file in study.report(out):
         print_text(str(file))

@@ -1,4 +1,4 @@
-"""From what a command line names to a fitted law: a study, a table of runs, a fit that was kept."""
+"""Get a law from the source on a command line: a study, a table of runs, or a saved fit."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.cli.arguments import existing
+from flops_fit_core.cli.arguments import open_study
 from flops_fit_core.config import DEFAULTS, Experiment, build_fitter, choose_from_table, override_value
 from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError, FitError
@@ -21,25 +21,25 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What a command line says of the law it wants."""
+class LawRequest:
+    """The source of a law and the options of its fit, from a command line."""
 
     source: Path
     fitter: str | None = None
     options: Sequence[str] = ()
-    """``option=value`` of the fitter."""
+    """Options of the fitter, ``option=value``."""
     columns: Sequence[str] = ()
-    """``ours=theirs`` column names of a table."""
-    where: Sequence[str] = ()
-    """``column=text`` that a table's rows must have."""
+    """Column names of a table, ``params=n_params``."""
+    filters: Sequence[str] = ()
+    """Texts that a table's rows must have, ``column=text``."""
     eval_set: str | None = None
-    """A study's further held-out set whose losses are fitted."""
+    """A further held-out set of a study, with the losses to fit."""
     units: Sequence[str] = ()
-    """``role=factor`` of a table's numbers."""
+    """Factors of a table's columns, ``params=1e6``."""
     decimal: str | None = None
-    """How a table writes decimals, where no cell decides."""
+    """Decimal sign of a table, used if no cell shows it."""
     best_of: str | None = None
-    """Hyperparameters of a table that is a grid, with commas between."""
+    """Hyperparameters of a table that is a grid, separated by commas."""
 
     @property
     def is_table(self) -> bool:
@@ -47,28 +47,28 @@ class Asked:
 
         return is_table(self.source)
 
-    def reading(self) -> dict[str, Any]:
-        """How a table is to be read, as :func:`~flops_fit_core.fitting.read_table` takes it."""
+    def read_options(self) -> dict[str, Any]:
+        """Arguments of :func:`~flops_fit_core.fitting.read_table`."""
         best_of = (
             None if self.best_of is None else [name.strip() for name in self.best_of.split(",") if name.strip()]
         )
         units = _pairs("--units", self.units, "params=1e6")
         return {"units": units, "decimal": self.decimal, "best_of": best_of}
 
-    def options_of_tables(self) -> list[str]:
-        """The options given that only a table has."""
-        given = {"--column": self.columns, "--filter": self.where, "--units": self.units}
-        names = [name for name, texts in given.items() if texts]
+    def table_options(self) -> list[str]:
+        """The options set that apply to tables only."""
+        values = {"--column": self.columns, "--filter": self.filters, "--units": self.units}
+        names = [name for name, texts in values.items() if texts]
         names += ["--decimal"] if self.decimal is not None else []
         return names + (["--best-of"] if self.best_of is not None else [])
 
-    def mapping(self) -> dict[str, str]:
-        """Our column names -> the table's."""
-        return _pairs("--column", self.columns, "params=n_params, our name first")
+    def column_names(self) -> dict[str, str]:
+        """Column of flops-fit -> column of the table."""
+        return _pairs("--column", self.columns, "params=n_params, with the name in flops-fit first")
 
-    def kept(self) -> dict[str, str]:
+    def row_filters(self) -> dict[str, str]:
         """Column -> the text that rows must have in it."""
-        return _pairs("--filter", self.where, "group=c4")
+        return _pairs("--filter", self.filters, "group=c4")
 
 
 def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
@@ -81,31 +81,32 @@ def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
     return pairs
 
 
-def fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
-    """Fit now. Raises ConfigError and FitError."""
-    if asked.is_table:
+def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
+    """Fit the runs of a study or a table. Raises ConfigError and FitError."""
+    if request.is_table:
         from flops_fit_core.fitting import fit_table
 
-        fitter = _fitter(asked, registry, DEFAULTS["fitter"])
-        return fit_table(fitter, _table(asked)), fitter, None
-    study = _study(asked, registry)
-    fitter = _fitter_of_study(asked, study)
+        fitter = _fitter(request, registry, DEFAULTS["fitter"])
+        return fit_table(fitter, _table(request)), fitter, None
+    study = _study(request, registry)
+    fitter = _fitter_of_study(request, study)
     return study.fit_runs(fitter), fitter, study
 
 
-def fitted_groups(asked: Asked, registry: Registry, column: str) -> dict[str, LawFit | FitError]:
-    """A law for each text in a column of a table; a FitError where its rows have none.
+def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str, LawFit | FitError]:
+    """A law, or a FitError, for each text in a column of a table.
 
-    Raises ConfigError for a study, FitError where no group has a law.
+    Raises ConfigError for a study, FitError if no group has a law.
     """
     from flops_fit_core.fitting import table_groups
 
-    if not asked.is_table:
-        raise ConfigError(f"--group-by {column}: for the columns of a table, and {asked.source} is none")
+    if not request.is_table:
+        raise ConfigError(f"--group-by {column} applies to tables, and {request.source} is not a table")
     laws: dict[str, LawFit | FitError] = {}
-    for text in table_groups(asked.source, column, asked.kept()):
+    for text in table_groups(request.source, column, request.row_filters()):
+        group = replace(request, filters=(*request.filters, f"{column}={text}"))
         try:
-            laws[text], _, _ = fitted(replace(asked, where=(*asked.where, f"{column}={text}")), registry)
+            laws[text], _, _ = fit_law(group, registry)
         except FitError as error:
             laws[text] = error
     if all(isinstance(law, FitError) for law in laws.values()):
@@ -113,78 +114,80 @@ def fitted_groups(asked: Asked, registry: Registry, column: str) -> dict[str, La
     return laws
 
 
-def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
-    """A fit that was kept as JSON, or one that is made now."""
-    if asked.source.is_file() and _is_fit(asked.source):
+def load_or_fit(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
+    """Load a saved fit, or fit the runs of a study or a table. Raises ConfigError and FitError."""
+    if request.source.is_file() and _is_fit(request.source):
         from flops_fit_core.fitting import load_fit
         from flops_fit_core.planning.init_from_fit import fitter_of
 
-        _refuse_to_refit(asked)
-        law = load_fit(asked.source)
+        _refuse_to_refit(request)
+        law = load_fit(request.source)
         return law, fitter_of(law, registry), None
-    return fitted(asked, registry)
+    return fit_law(request, registry)
 
 
-def _refuse_to_refit(asked: Asked) -> None:
-    """A kept fit has no runs: raises ConfigError for an option that only a new fit could follow."""
+def _refuse_to_refit(request: LawRequest) -> None:
+    """Raises ConfigError for an option that needs a new fit, because a saved fit has no runs."""
     values = {
-        "--fitter": [asked.fitter] if asked.fitter else [],
-        "--set": asked.options,
-        "--column": asked.columns,
-        "--filter": asked.where,
-        "--eval-set": [asked.eval_set] if asked.eval_set else [],
-        "--units": asked.units,
-        "--decimal": [asked.decimal] if asked.decimal is not None else [],
-        "--best-of": [asked.best_of] if asked.best_of is not None else [],
+        "--fitter": [request.fitter] if request.fitter else [],
+        "--set": request.options,
+        "--column": request.columns,
+        "--filter": request.filters,
+        "--eval-set": [request.eval_set] if request.eval_set else [],
+        "--units": request.units,
+        "--decimal": [request.decimal] if request.decimal is not None else [],
+        "--best-of": [request.best_of] if request.best_of is not None else [],
     }
     options = [f"{option} {value}" for option, texts in values.items() for value in texts]
     if options:
         raise ConfigError(
-            f"{', '.join(options)}: {asked.source} is a law that was fitted before, without its runs, so it "
-            f"cannot be fitted again: leave this out, or give the study or the table of runs instead"
+            f"{', '.join(options)}: {request.source} is a saved fit without its runs and cannot be fitted "
+            f"again. Omit the option, or name the study or the table of runs"
         )
 
 
-def observations(asked: Asked, registry: Registry) -> tuple[list[Observation], Fitter, list[Diagnostic]]:
-    """The runs, the fitter, and how the runs were read where they come from a table."""
-    if asked.is_table:
-        table = _table(asked)
-        return table.observations, _fitter(asked, registry, DEFAULTS["fitter"]), table.diagnostics
-    study = _study(asked, registry)
-    return study.observations, _fitter_of_study(asked, study), []
+def read_observations(
+    request: LawRequest, registry: Registry
+) -> tuple[list[Observation], Fitter, list[Diagnostic]]:
+    """The runs, the fitter, and diagnostics of reading a table."""
+    if request.is_table:
+        table = _table(request)
+        return table.observations, _fitter(request, registry, DEFAULTS["fitter"]), table.diagnostics
+    study = _study(request, registry)
+    return study.observations, _fitter_of_study(request, study), []
 
 
-def optimum(
-    law: LawFit, made_by: Fitter, flops: float, inference_tokens: float, unique_tokens: float | None
+def find_optimum(
+    law: LawFit, law_fitter: Fitter, flops: float, inference_tokens: float, unique_tokens: float | None
 ) -> Optimum:
-    """The optimum, by the fitter that made the law; with serving or repetition, by the law itself."""
+    """The optimum by the law's fitter; with inference or repetition, by the core's own computation."""
     from flops_fit_core.fitting import flag_outside
 
     if not inference_tokens and unique_tokens is None:
-        return flag_outside(law, made_by.optimum(law, flops))
-    from flops_fit_core.fitting import optimum as of_law
+        return flag_outside(law, law_fitter.optimum(law, flops))
+    from flops_fit_core.fitting import optimum
 
-    return of_law(law, flops, inference_tokens, unique_tokens)
+    return optimum(law, flops, inference_tokens, unique_tokens)
 
 
 def extras(
     law: LawFit, flops: float, params: float | None, peak_flops: float | None, mfu: float, price: float | None
 ) -> dict[str, Record]:
-    """What was asked for beside the optimum: the cost of another size, of the training."""
+    """The requested additions to an optimum: the loss of another size, the cost of training."""
     from flops_fit_core.fitting import off_optimum, training_cost
 
-    found: dict[str, Record] = {}
+    additions: dict[str, Record] = {}
     if params is not None:
-        found["off_optimum"] = off_optimum(law, flops, params)
+        additions["off_optimum"] = off_optimum(law, flops, params)
     if peak_flops is not None:
-        found["cost"] = training_cost(flops, peak_flops, mfu, price)
+        additions["cost"] = training_cost(flops, peak_flops, mfu, price)
     elif price is not None:
-        raise ConfigError("--price needs the device's speed: add --peak-flops 989e12, say")
-    return found
+        raise ConfigError("--price needs the device's speed: add for example --peak-flops 989e12")
+    return additions
 
 
-def describe(extra: Mapping[str, Any]) -> Iterator[str]:
-    """The extras in words."""
+def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
+    """Sentences for the results of :func:`extras`."""
     if "off_optimum" in extra:
         off = extra["off_optimum"]
         yield (
@@ -197,29 +200,29 @@ def describe(extra: Mapping[str, Any]) -> Iterator[str]:
         yield f"{cost.device_hours:,.4g} device hours{money}"
 
 
-def _table(asked: Asked) -> RunTable:
+def _table(request: LawRequest) -> RunTable:
     from flops_fit_core.fitting import read_table
 
-    if asked.eval_set is not None:
+    if request.eval_set is not None:
         raise ConfigError(
-            f"--eval-set {asked.eval_set}: a table has one loss a run; name its column with --column loss=COLUMN"
+            f"--eval-set {request.eval_set}: a table has one loss column; name it with --column loss=COLUMN"
         )
-    table = read_table(asked.source, asked.mapping(), asked.kept(), **asked.reading())
+    table = read_table(request.source, request.column_names(), request.row_filters(), **request.read_options())
     if not table.observations:
-        raise FitError(f"{asked.source}: no row can be fitted. {table.summary}")
+        raise FitError(f"{request.source}: no row can be fitted. {table.summary}")
     return table
 
 
-def _study(asked: Asked, registry: Registry) -> Study:
-    if asked.source.is_file() and _is_fit(asked.source):
+def _study(request: LawRequest, registry: Registry) -> Study:
+    if request.source.is_file() and _is_fit(request.source):
         raise ConfigError(
-            f"{asked.source} is a law that was fitted before, without its runs: 'flops-fit predict "
-            f"{asked.source} --flops C' uses it; to fit, give the study or the table of runs"
+            f"{request.source} is a saved fit without its runs. To use it, type 'flops-fit predict "
+            f"{request.source} --flops C'; to fit, name the study or the table of runs"
         )
-    if options := asked.options_of_tables():
-        raise ConfigError(f"{', '.join(options)}: for the columns of a table, and {asked.source} is a study")
-    _refuse_other_files(asked.source)
-    return existing(asked.source, registry, None).on(asked.eval_set)
+    if options := request.table_options():
+        raise ConfigError(f"{', '.join(options)}: for tables only, and {request.source} is a study")
+    _refuse_other_files(request.source)
+    return open_study(request.source, registry, None).on(request.eval_set)
 
 
 def _refuse_other_files(path: Path) -> None:
@@ -229,25 +232,25 @@ def _refuse_other_files(path: Path) -> None:
     suffix = path.suffix.lower()
     if suffix not in (".toml", ".json", ".yaml", ".yml"):
         raise ConfigError(
-            f"{path} is no table of runs that is read here (CSV, TSV, JSON, JSON lines, parquet) and no "
-            "experiment file: save a workbook or a pickle as CSV"
+            f"{path} is neither a table of runs (CSV, TSV, JSON, JSON lines, parquet) nor an experiment file: "
+            "save a workbook or a pickle as CSV"
         )
     if suffix == ".json" and not set(Experiment.model_fields) & set(read_file(path)):
         raise ConfigError(
-            f'{path} holds no table of runs and no experiment: write a list of records such as {{"params": 1e8, '
-            '"tokens": 2e9, "loss": 3.1}'
+            f'{path} has neither a table of runs nor an experiment: write a list of records such as {{"params": '
+            '1e8, "tokens": 2e9, "loss": 3.1}'
         )
 
 
-def _fitter_of_study(asked: Asked, study: Study) -> Fitter:
-    if asked.fitter is None and not asked.options:
+def _fitter_of_study(request: LawRequest, study: Study) -> Fitter:
+    if request.fitter is None and not request.options:
         return study.fitter
-    return _fitter(asked, study.registry, study.fitter_choice.name)
+    return _fitter(request, study.registry, study.fitter_choice.name)
 
 
-def _fitter(asked: Asked, registry: Registry, default: str) -> Fitter:
-    table: dict[str, Any] = {"name": asked.fitter or default}
-    for option in asked.options:
+def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
+    table: dict[str, Any] = {"name": request.fitter or default}
+    for option in request.options:
         override_value(table, option)
     chosen = choose_from_table("fitter", table, registry, "--fitter")
     return build_fitter(chosen)

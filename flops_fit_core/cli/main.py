@@ -1,4 +1,4 @@
-"""The application, and how each kind of error ends it."""
+"""The command-line application, and the exit status of each kind of error."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from flops_fit_core.cli import (
     tune_command,
     watching_commands,
 )
-from flops_fit_core.cli.printing import answering, complain, keep_for_answers
+from flops_fit_core.cli.printing import print_error, redirect_prints, reserve_stdout
 from flops_fit_core.cli.renamed import refuse_old_names
 from flops_fit_core.errors import FlopsFitError, UserError
 from flops_fit_core.plugins.registry import PluginSetup
 
 STOPPED = 130
-PYDANTICS_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
+PYDANTIC_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
 
 app = typer.Typer(
     name="flops-fit",
@@ -52,73 +52,76 @@ doctor_command.register(app)
 
 def main() -> None:
     """Entry point of ``flops-fit``."""
-    keep_for_answers()
-    _load_pydantic_alone()
+    reserve_stdout()
+    _load_pydantic_without_plugins()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
-def _load_pydantic_alone() -> None:
-    """Pydantic looks for plugins of its own when the first model is used, and ends in a traceback where any
-    distribution of this environment has entry points that cannot be read. What this process starts finds its
-    plugins as ever."""
-    given = os.environ.get(PYDANTICS_SWITCH)
-    os.environ.setdefault(PYDANTICS_SWITCH, "__all__")
+def _load_pydantic_without_plugins() -> None:
+    """Build the first pydantic model with pydantic's plugins disabled. Child processes are not affected.
+
+    The first model loads pydantic's plugins. That raises an exception if the entry points of any installed
+    distribution cannot be read.
+    """
+    previous = os.environ.get(PYDANTIC_SWITCH)
+    os.environ.setdefault(PYDANTIC_SWITCH, "__all__")
     PluginSetup()
-    if given is None:
-        del os.environ[PYDANTICS_SWITCH]
+    if previous is None:
+        del os.environ[PYDANTIC_SWITCH]
 
 
 @cache
 def _commands() -> Any:
-    """The commands, each with standard output for its answer alone; help is printed outside of them."""
-    whole = typer.main.get_command(app)
-    for command in _every(whole):
+    """The command group. Only answers of a command go to standard output; help is printed outside commands."""
+    group = typer.main.get_command(app)
+    for command in _walk(group):
         if command.callback is not None:
-            command.callback = answering()(command.callback)
-    return whole
+            command.callback = redirect_prints()(command.callback)
+    return group
 
 
-def _every(command: Any) -> Iterator[Any]:
+def _walk(command: Any) -> Iterator[Any]:
     yield command
-    for one in getattr(command, "commands", {}).values():
-        yield from _every(one)
+    for subcommand in getattr(command, "commands", {}).values():
+        yield from _walk(subcommand)
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command line. Returns the exit status; a user's mistake shows one message and no traceback."""
+    """Run a command line and return its exit status. A user's mistake prints a message without traceback."""
     try:
         refuse_old_names(arguments)
         status = _commands()(arguments, standalone_mode=False, prog_name="flops-fit")
-        if status == STOPPED:  # typer makes this of Ctrl-C
+        if status == STOPPED:  # typer returns this status after Ctrl-C
             raise KeyboardInterrupt
         return status if isinstance(status, int) else 0
     except UserError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except FlopsFitError as error:
-        complain(str(error))
+        print_error(str(error))
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        complain("stopped. Finished results are kept; the same command goes on from there")
+        print_error("stopped. Finished results are kept; run the same command to continue")
         return STOPPED
     except BrokenPipeError:
-        # Whoever read our output (head, less) has seen enough; nothing more can be flushed to it.
+        # The reader of the output (head, less) has closed it: flushing to it would fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        complain(
-            f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept; free some space first"
+        print_error(
+            f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept. Free disk space and try "
+            "again"
         )
         return 2
     except typer.TyperException as error:
-        # A mistake in the command line itself; it shows itself with the command's usage.
+        # A mistake in the command line: typer prints it with the usage of the command.
         error.show()  # type: ignore[attr-defined]
         return 2
 
 
 def _terminate(number: int, frame: Any) -> None:
-    """SIGTERM stops as Ctrl-C does: workers are stopped, results kept."""
+    """Handle SIGTERM like Ctrl-C: stop the workers, keep results."""
     raise KeyboardInterrupt

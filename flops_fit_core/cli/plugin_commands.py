@@ -1,4 +1,4 @@
-"""``plugins``: what is installed, from where, and what is broken; ``plugins new``: a project for another one."""
+"""``plugins``: list installed and broken plugins; ``plugins new``: write the project of a new plugin."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import complain, console, print_json, say
+from flops_fit_core.cli.printing import console, print_error, print_json, print_message
 from flops_fit_core.cli.scaffold import write_plugin
 from flops_fit_core.plugins.registry import KINDS, Registry
 
@@ -22,15 +22,16 @@ def register(app: typer.Typer) -> None:
 
 
 def new(
-    name: Annotated[str, typer.Argument(help="Of the plugin, such as my-rnn.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="Name of the plugin, such as my-rnn.", metavar="NAME")],
     kind: Annotated[
-        str, typer.Option("--kind", help=f"What it offers: {', '.join(KINDS)}.", metavar="KIND")
+        str, typer.Option("--kind", help=f"Kind of the plugin: {', '.join(KINDS)}.", metavar="KIND")
     ] = "model",
     out: Annotated[
-        Path, typer.Option("--out", help="Where the project's folder goes.", metavar="FOLDER", show_default=False)
+        Path,
+        typer.Option("--out", help="Folder in which to create the project.", metavar="FOLDER", show_default=False),
     ] = Path(),
 ) -> int:
-    """Write a plugin's project, ready to install, test and sweep."""
+    """Write the project of a plugin, ready to install, test and use."""
     folder = write_plugin(name, kind, out)
     console().print(f"wrote {folder}; next:", markup=False, highlight=False)
     for line in (f"cd {folder}", 'pip install -e ".[test]"', "pytest", "flops-fit run experiment.toml"):
@@ -41,25 +42,25 @@ def new(
 def plugins(
     context: typer.Context,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> int:
-    """What plugins offer, from which distribution and version, and which are broken (exit status 1)."""
+    """List what plugins offer, from which distribution, and broken plugins (exit status 1)."""
     if context.invoked_subcommand is not None:
         return 0
-    registry = args.registry_for(None, plugin, without)
+    registry = args.registry_for(None, plugin, disabled)
     if json:
-        print_json(_as_json(registry))
+        print_json(_to_json(registry))
     else:
         _print(registry)
-    for who in registry.importing_torch:
-        say(f"{who} imports torch when it is discovered, and every command waits for it: import it in build")
+    for name in registry.importing_torch:
+        print_message(f"{name} imports torch at discovery, which slows every command: import torch in build")
     for problem in registry.problems:
-        complain(str(problem))
+        print_error(str(problem))
     return 1 if registry.problems else 0
 
 
-def _as_json(registry: Registry) -> dict[str, Any]:
+def _to_json(registry: Registry) -> dict[str, Any]:
     return {
         "plugins": registry.plugins,
         "offers": [

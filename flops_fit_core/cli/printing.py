@@ -1,4 +1,4 @@
-"""What goes to the terminal: answers to standard output, everything else to standard error."""
+"""Print answers to standard output, and everything else to standard error."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
     from flops_fit_core.report import DataTable
 
 
-def keep_for_answers() -> None:
-    """Keep standard output for what was asked for.
+def reserve_stdout() -> None:
+    """Reserve standard output for ``sys.stdout`` of this process.
 
-    What C libraries, subprocesses and workers write to file descriptor 1 goes to standard error from here on;
-    only this process's ``sys.stdout`` still leads to where the output goes.
+    Output of C libraries, subprocesses and workers to file descriptor 1 goes to standard error afterwards.
     """
-    before = sys.stdout
+    stdout = sys.stdout
     try:
-        before.flush()
-        kept = os.dup(before.fileno())
-        os.dup2(sys.stderr.fileno(), before.fileno())
+        stdout.flush()
+        descriptor = os.dup(stdout.fileno())
+        os.dup2(sys.stderr.fileno(), stdout.fileno())
     except (AttributeError, OSError, ValueError):
-        return  # no standard output or error, or none that is a file
-    sys.stdout = open(  # noqa: SIM115, PTH123  a descriptor, open until the process ends
-        kept, "w", encoding=before.encoding, errors=before.errors, buffering=1 if before.line_buffering else -1
+        return  # a stream is missing or is not a file
+    sys.stdout = open(  # noqa: SIM115, PTH123  open until the process ends
+        descriptor,
+        "w",
+        encoding=stdout.encoding,
+        errors=stdout.errors,
+        buffering=1 if stdout.line_buffering else -1,
     )
 
 
@@ -38,8 +41,8 @@ _answers: TextIO | None = None
 
 
 @contextlib.contextmanager
-def answering() -> Iterator[None]:
-    """Within, answers go to standard output, and what anything else prints goes to standard error."""
+def redirect_prints() -> Iterator[None]:
+    """Inside this context, answers go to standard output and all other prints to standard error."""
     global _answers
     before, _answers = _answers, sys.stdout
     try:
@@ -51,7 +54,7 @@ def answering() -> Iterator[None]:
 
 
 def console(error: bool = False) -> Console:
-    """A terminal's, or 160 columns where the output goes to a file or a pipe."""
+    """A console of the terminal's width; 160 columns if the output is a file or a pipe."""
     from rich.console import Console
 
     file = sys.stderr if error else _answers or sys.stdout
@@ -59,53 +62,54 @@ def console(error: bool = False) -> Console:
     return plain if plain.is_terminal else Console(file=file, highlight=False, width=160)
 
 
-def complain(message: str) -> None:
-    """Say what is wrong, on standard error."""
+def print_error(message: str) -> None:
+    """Print an error to standard error."""
     print(f"error: {message}", file=sys.stderr)  # noqa: T201
 
 
-def say(message: str) -> None:
-    """Tell a person something beside the answer."""
+def print_message(message: str) -> None:
+    """Print a line to standard error that is not part of the answer."""
     console(error=True).print(message, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
-    """One JSON value on standard output, for programs."""
+    """Print a JSON value to standard output."""
     print(json.dumps(value, indent=2, allow_nan=False), file=_answers)
 
 
 def print_csv(text: str) -> None:
-    """Rows as they are, on standard output, for programs."""
+    """Print CSV to standard output."""
     print(text, end="", file=_answers)
 
 
 def print_table(table: DataTable) -> None:
-    """A table for people."""
+    """Print a table to standard output."""
     console().print(table.rich())
 
 
 def print_text(text: str) -> None:
-    """A line of the answer."""
+    """Print a line of the answer to standard output."""
     console().print(text, markup=False, emoji=False)
 
 
-NAMED = 5
-"""Runs that are named where many are left out for one reason; `fit --json` has all."""
+MAX_NAMES = 5
+"""The most names of runs that were excluded for the same reason; `fit --json` has all."""
 
 
 def print_notes(diagnostics: Iterable[Diagnostic]) -> None:
-    """Warnings and notes, a line each."""
+    """Print warnings and notes, one per line."""
     for diagnostic in diagnostics:
         mark = "! " if diagnostic.severity == "warning" else "- "
         print_text(f"{mark}{diagnostic.message}")
 
 
 def print_diagnostics(fit: LawFit) -> None:
-    """What a person should know of the fit, and which runs it left out."""
+    """Print the diagnostics of a fit and the runs that it excluded."""
     print_notes(fit.diagnostics)
-    left_out: dict[str, list[str]] = {}
+    names_by_reason: dict[str, list[str]] = {}
     for name, reason in fit.excluded.items():
-        left_out.setdefault(reason, []).append(name)
-    for reason, names in left_out.items():
-        shown = ", ".join(names[:NAMED]) + (f" and {len(names) - NAMED} more" if len(names) > NAMED else "")
+        names_by_reason.setdefault(reason, []).append(name)
+    for reason, names in names_by_reason.items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        shown = ", ".join(names[:MAX_NAMES]) + more
         print_text(f"  not used: {shown}: {reason}")

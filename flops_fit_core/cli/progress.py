@@ -1,4 +1,4 @@
-"""Shows a sweep while it runs: a bar a running model, and one for the whole, by FLOPs."""
+"""Show the progress of a sweep: a bar per run in training, and a bar for all FLOPs."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from flops_fit_core.report import numbers
 
 
 class SweepProgress(Logger):
-    """Shows bars in a terminal; if the output is no terminal, one line per finished run.
+    """Shows bars in a terminal; if the output is no terminal, a line per finished run.
 
     Args:
-        console: Where to show it.
-        done: Ids of runs that were finished before.
+        console: The console to print to.
+        done: Ids of runs that were finished before the sweep.
     """
 
     def __init__(self, console: Console, done: set[str]) -> None:
         self._console = console
         self._done = done
         self._bars: Progress | None = None
-        self._whole: TaskID | None = None
+        self._total: TaskID | None = None
         self._tasks: dict[str, TaskID] = {}
         self._plan: SweepPlan | None = None
         self._partial: dict[str, float] = {}
@@ -35,21 +35,21 @@ class SweepProgress(Logger):
     def started(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._runs = {run.id: run for run in plan.runs}
-        left = plan.flops_left(self._done)
+        remaining = plan.flops_left(self._done)
         self._count, self._number = len(plan.runs), len(self._done)
         if self._console.is_terminal:
             self._bars = Progress(
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[about]}"),
+                TextColumn("{task.fields[details]}"),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=True),
                 console=self._console,
                 transient=True,
             )
-            self._whole = self._bars.add_task(self._headline(), total=max(left, 1.0), about="")
+            self._total = self._bars.add_task(self._headline(), total=max(remaining, 1.0), details="")
             self._bars.start()
 
     def progress(self, progress: RunProgress) -> None:
@@ -58,15 +58,15 @@ class SweepProgress(Logger):
             return
         if progress.run not in self._tasks:
             name = f"  C {run.budget:.2g}, {run.size}"
-            self._tasks[progress.run] = self._bars.add_task(name, total=progress.steps, about="")
-        about = f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -"
+            self._tasks[progress.run] = self._bars.add_task(name, total=progress.steps, details="")
+        details = f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -"
         if progress.tokens_per_second is not None:
-            about += f", {numbers.count(progress.tokens_per_second)} tokens/s"
-        self._bars.update(self._tasks[progress.run], completed=progress.step, about=about)
-        # What came before the first step that is seen was trained for another run of the same trunk, or earlier.
+            details += f", {numbers.count(progress.tokens_per_second)} tokens/s"
+        self._bars.update(self._tasks[progress.run], completed=progress.step, details=details)
+        # Steps before the first report belong to an earlier sweep or to another run of the same trunk.
         steps = progress.step - self._first.setdefault(progress.run, progress.step)
         self._partial[progress.run] = run.flops * steps / progress.steps
-        self._update_whole()
+        self._update_total()
 
     def finished(self, result: RunResult) -> None:
         self._number += 1
@@ -74,17 +74,17 @@ class SweepProgress(Logger):
         self._partial.pop(result.id, None)
         if self._bars is not None and (task := self._tasks.pop(result.id, None)) is not None:
             self._bars.remove_task(task)
-        self._update_whole()
+        self._update_total()
         self._console.print(self._line(result), markup=False, style=_STYLES.get(result.status, ""))
 
     def close(self) -> None:
         if self._bars is not None:
             self._bars.stop()
 
-    def _update_whole(self) -> None:
-        if self._bars is not None and self._whole is not None:
+    def _update_total(self) -> None:
+        if self._bars is not None and self._total is not None:
             completed = self._finished + sum(self._partial.values())
-            self._bars.update(self._whole, completed=completed, description=self._headline())
+            self._bars.update(self._total, completed=completed, description=self._headline())
 
     def _headline(self) -> str:
         return f"{self._number} of {self._count} runs"

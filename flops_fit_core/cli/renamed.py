@@ -1,4 +1,4 @@
-"""Commands and options that have other names now: using an old one is an error that names the new one."""
+"""Renamed commands and options: an old name is an error that names the new one."""
 
 from __future__ import annotations
 

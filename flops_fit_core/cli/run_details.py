@@ -1,4 +1,4 @@
-"""``show ID``: everything about single runs."""
+"""``show ID``: all records of single runs."""
 
 from __future__ import annotations
 
@@ -11,50 +11,53 @@ from flops_fit_core.records import PluginChoice, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
 from flops_fit_core.study import Study
 
-Found = list[tuple[RunSpec, list[RunResult]]]
-"""Runs, each with every attempt at it, first to last."""
+RunsWithAttempts = list[tuple[RunSpec, list[RunResult]]]
+"""Runs, each with all attempts, first to last."""
 
 
-def find_runs(study: Study, wanted: Sequence[str]) -> Found:
-    """The runs whose ids begin so, also those that were replaced by others since.
+def find_runs(study: Study, prefixes: Sequence[str]) -> RunsWithAttempts:
+    """The runs with an id that starts with a prefix, also runs that were replaced since.
 
-    Raises ConfigError for one that fits none.
+    Raises ConfigError for a prefix without a run.
     """
     with study.store() as store:
-        known = {run.id: run for run in study.plan.runs} | {one.id: one.run for one in store.results()}
-        for name in wanted:
-            if not any(run_id.startswith(name) for run_id in known):
+        runs = {run.id: run for run in study.plan.runs}
+        runs |= {result.id: result.run for result in store.results()}
+        for name in prefixes:
+            if not any(run_id.startswith(name) for run_id in runs):
                 raise ConfigError(
                     f"{study.plan.name} has no run {name!r}; 'flops-fit runs {study.folder.shown}' lists their ids"
                 )
-        return [(run, store.attempts(run_id)) for run_id, run in known.items() if run_id.startswith(tuple(wanted))]
+        return [
+            (run, store.attempts(run_id)) for run_id, run in runs.items() if run_id.startswith(tuple(prefixes))
+        ]
 
 
-def as_json(found: Found) -> list[dict[str, Any]]:
-    """A run and its attempts, as they are kept."""
+def to_json(runs: RunsWithAttempts) -> list[dict[str, Any]]:
+    """The stored records of runs and their attempts."""
     return [
         {
             "id": run.id,
             "run": run.model_dump(mode="json"),
-            "attempts": [one.model_dump(mode="json", exclude={"run"}) for one in attempts],
+            "attempts": [attempt.model_dump(mode="json", exclude={"run"}) for attempt in attempts],
         }
-        for run, attempts in found
+        for run, attempts in runs
     ]
 
 
-def lines(run: RunSpec, attempts: Sequence[RunResult], plan: SweepPlan) -> Iterator[str]:
-    """For people, the latest attempt last, with all that it said of its end."""
+def describe_run(run: RunSpec, attempts: Sequence[RunResult], plan: SweepPlan) -> Iterator[str]:
+    """Lines of text about a run and its attempts, first to last, with errors and tracebacks."""
     yield f"run {run.id}: {attempts[-1].status if attempts else 'planned'}"
     yield f"  C {run.flops:.4g} FLOPs, {plan.flops_name}; its budget is {run.budget:.4g}"
     yield f"  N {run.params:,} {plan.params_name}"
     yield f"  D {run.tokens:,} {plan.unit}: {run.steps:,} steps, {run.batch_size:,} samples each; seed {run.seed}"
     for kind, chosen in _plugins(run).items():
-        yield f"  {kind:<10} {chosen.name}{_written(chosen.options)}"
+        yield f"  {kind:<10} {chosen.name}{_format_options(chosen.options)}"
     for attempt in attempts:
         yield ""
         yield f"attempt {attempt.attempt}: {', '.join(_outcome(attempt, plan))}"
         if attempt.runtime:
-            yield f"  with{', and'.join(_written(options) for options in attempt.runtime.values())}"
+            yield f"  with{', and'.join(_format_options(options) for options in attempt.runtime.values())}"
         if attempt.error is not None:
             yield f"  {attempt.error.type}: {attempt.error.message}"
             yield from (f"  | {line}" for line in attempt.error.traceback.splitlines())
@@ -71,7 +74,7 @@ def _plugins(run: RunSpec) -> Mapping[str, PluginChoice]:
     }
 
 
-def _written(options: Mapping[str, Any]) -> str:
+def _format_options(options: Mapping[str, Any]) -> str:
     return ",".join(f" {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in options.items())
 
 

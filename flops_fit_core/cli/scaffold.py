@@ -1,4 +1,4 @@
-"""A new plugin's project, made of its hook's example: it can be installed, tested and swept as written."""
+"""Write the project of a new plugin from the example of its hook. It can be installed, tested and run as is."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _HOOKS = {spec.kind: hook for hook, spec in SPEC_TYPES.items()}
 _WORDS = {"counter": "FLOPs counter"}
-"""What a kind is called in a sentence, where that is not its table's name."""
+"""Names of kinds in sentences, if they differ from the table's name."""
 _CLAIMS = {
-    "logger": ["keeps_attempts = False  # a line has no number of its attempt"],
-    "store": ["shared = False  # its claims are those of one process"],
+    "logger": ["keeps_attempts = False  # a line has no attempt number"],
+    "store": ["shared = False  # its claims are visible in one process only"],
     "executor": ["isolated = False  # jobs run in the driver's own process"],
 }
-"""What the example of a kind can not do, as class attributes of its test."""
+"""Class attributes of the conformance test, for the limits of a kind's example."""
 
 MODEL = {
     "__init__.py": '''\
@@ -69,7 +69,7 @@ class Model(nn.Module):
         return self.head(self.embedding(ids))
 ''',
 }
-"""A model's package. Its module is in a second file, which ``build`` imports."""
+"""The package of a model. ``build`` imports the module from a second file."""
 
 PROJECT = """\
 [build-system]
@@ -106,7 +106,7 @@ The {what} `{name}` for [flops-fit](https://pypi.org/project/flops-fit/).
 """
 
 TEST = '''\
-"""The {what} keeps its contract. ``pip install -e ".[test]"`` comes first: the kit asks for it by name."""
+"""The {what} keeps its contract. Type ``pip install -e ".[test]"`` first: the kit finds the plugin by name."""
 
 from flops_fit_core.testing import {kit}
 
@@ -116,12 +116,12 @@ class Test{Class}({kit}):
 {claims}'''
 
 EXPERIMENT = """\
-# A sweep of some minutes that uses it: flops-fit run experiment.toml
+# A sweep of a few minutes: flops-fit run experiment.toml
 name = "{name}"
 
 {head}[sweep]
 budgets = [2e9, 4e9, 8e9]    # training FLOPs
-sizes = 4                    # a budget
+sizes = 4                    # per budget
 
 {tables}"""
 
@@ -133,14 +133,16 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
     """
     name = name.removeprefix("flops-fit-")
     if not _NAME.fullmatch(name):
-        raise ConfigError(f"a plugin's name is lower case letters, digits and '-', such as my-rnn; not {name!r}")
+        raise ConfigError(
+            f"{name!r} is not a plugin's name: write lower case letters, digits and '-', such as my-rnn"
+        )
     if kind not in KINDS:
         close = difflib.get_close_matches(kind, KINDS, n=1)
         hint = f". Did you mean {close[0]!r}?" if close else ""
-        raise ConfigError(f"no kind named {kind!r}; there is: {', '.join(KINDS)}{hint}")
+        raise ConfigError(f"no kind named {kind!r}; write one of {', '.join(KINDS)}{hint}")
     folder = parent / f"flops-fit-{name}"
     if folder.exists():
-        raise ConfigError(f"{folder} exists: choose another name, or move it away")
+        raise ConfigError(f"{folder} exists: choose another name, or move the folder")
     for path, text in _files(name, kind).items():
         target = folder / path
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -177,28 +179,28 @@ def _files(name: str, kind: str) -> dict[str, str]:
 
 
 def _package(words: dict[str, str], kind: str) -> dict[str, str]:
-    """The Python files of the package: the example of the kind's hook, or for a model two files."""
+    """The Python files of the package: the example of the kind's hook; two files for a model."""
     if kind == "model":
         return {file: text.format(**words) for file, text in MODEL.items()}
     return {"__init__.py": f'"""{words["What"]} ``{words["name"]}``."""\n\n{_example(words["name"], kind)}'}
 
 
 def _example(name: str, kind: str) -> str:
-    """The example of the kind's hook, its spec under this name."""
+    """The code example of the kind's hook, with the spec renamed."""
     hook = _HOOKS[kind]
     doc = inspect.getdoc(getattr(hookspecs, hook))
     if doc is None:
-        raise ConfigError("the examples are docstrings, which python -OO leaves out: run without -OO")
+        raise ConfigError("the examples are docstrings, which python -OO removes: run without -OO")
     code = textwrap.dedent(doc.partition("\n::\n")[2]).strip() + "\n"
     spec = SPEC_TYPES[hook].__name__
     code = re.sub(rf'({spec}\(\s*name=)"[\w-]+"', rf'\1"{name}"', code)
     code = re.sub(r'fit_header\(self, "[\w/-]+"', f'fit_header(self, "{name}/{name}"', code)
-    return re.sub(r"\n\n(?=class |def |@)", "\n\n\n", code)  # a file has more room than a docstring
+    return re.sub(r"\n\n(?=class |def |@)", "\n\n\n", code)  # two blank lines between definitions, as in a file
 
 
 def _tables(name: str, kind: str) -> str:
-    """The tables of an experiment whose one choice is the new plugin."""
+    """The tables of an experiment with the new plugin."""
     chosen = {"model": "mlp", "dataset": "text", "optimizer": "adamw"}
-    if kind != "logger":  # an experiment has any number of those, in a list of its own
+    if kind != "logger":  # loggers are in a list, not in a table
         chosen[kind] = f"{name}/{name}"
     return "\n".join(f'[{table}]\nname = "{choice}"\n' for table, choice in chosen.items())

@@ -1,4 +1,4 @@
-"""``store copy``: a study's results in another store."""
+"""``store copy``: copy a study, or move its results to another store."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import print_json, print_text, say
+from flops_fit_core.cli.printing import print_json, print_message, print_text
 from flops_fit_core.config import override_value, replace_choice
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.study.directory import StudyFolder
@@ -30,7 +30,7 @@ def store() -> None:
 def copy(
     source: Annotated[Path, typer.Argument(help="The study's folder.", metavar="FROM")],
     target: Annotated[
-        Path, typer.Argument(help="The copy's folder; FROM once more to change its store.", metavar="TO")
+        Path, typer.Argument(help="The copy's folder; FROM again to change its store.", metavar="TO")
     ],
     store: Annotated[
         str | None, typer.Option("--store", help="The copy's store; by default FROM's.", metavar="NAME")
@@ -42,41 +42,43 @@ def copy(
         ),
     ] = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Copy a study with every attempt at every run, look at all of it again, and use it from then on."""
+    """Copy a study with every attempt at every run, and compare all attempts. With TO = FROM, change its store."""
     from flops_fit_core.study.copy import copy_study
 
-    given, made = StudyFolder.existing(source.absolute()), StudyFolder(target.absolute())
-    registry = args.registry_for(source, plugin, without)
-    done = copy_study(given, made, registry, _store(given, store, overrides or []))
+    original, copied = StudyFolder.existing(source.absolute()), StudyFolder(target.absolute())
+    registry = args.registry_for(source, plugin, disabled)
+    outcome = copy_study(original, copied, registry, _store_table(original, store, overrides or []))
     if json:
-        print_json(asdict(done))
+        print_json(asdict(outcome))
         return
-    before = f", {done.attempts - done.new} of them from before" if done.attempts > done.new else ""
+    earlier = outcome.attempts - outcome.new
+    before = f", {earlier} of them from an earlier copy" if earlier else ""
     print_text(
-        f"{done.attempts} attempts at {done.runs} runs are equal in {done.old_store} and {done.new_store}{before}"
+        f"{outcome.attempts} attempts at {outcome.runs} runs are equal in {outcome.old_store} and "
+        f"{outcome.new_store}{before}"
     )
-    if done.in_place:
-        print_text(f"{given.shown} has its results in {done.new_store} from now on")
-        if done.left_behind:
-            print_text(f"the old ones were left where they are: {', '.join(done.left_behind)}")
+    if outcome.in_place:
+        print_text(f"{original.shown} now uses {outcome.new_store}")
+        if outcome.left_behind:
+            print_text(f"the old results are still in {', '.join(outcome.left_behind)}")
         return
-    print_text(f"{made.shown} is a study of its own: {made.how_to_train} goes on there")
-    if (given.path / "tune").exists():
-        print_text(f"its tuning was not copied: flops-fit store copy {given.shown}/tune {made.shown}/tune")
+    print_text(f"{copied.shown} is a separate study. To continue it: {copied.how_to_train}")
+    if (original.path / "tune").exists():
+        print_text(f"its tuning was not copied: flops-fit store copy {original.shown}/tune {copied.shown}/tune")
 
 
-def _store(given: StudyFolder, name: str | None, overrides: list[str]) -> Any:
-    """The copy's [store], as an experiment file would have it."""
-    data = {"store": given.table().get("store")}
+def _store_table(original: StudyFolder, name: str | None, overrides: list[str]) -> Any:
+    """The copy's ``[store]`` as in an experiment file."""
+    data = {"store": original.table().get("store")}
     if name is not None and (dropped := replace_choice(data, "store", name)):
-        say(f"--store {name}: left out {', '.join(dropped)}; --set store.name={name} keeps them")
+        print_message(f"--store {name}: dropped {', '.join(dropped)}. To keep them: --set store.name={name}")
     for override in overrides:
         if not override.startswith("store."):
             raise ConfigError(
-                f"--set {override}: only the store's options can change here: --set store.OPTION=VALUE"
+                f"--set {override}: a copy can only change its store's options: write --set store.OPTION=VALUE"
             )
         override_value(data, override)
     return data["store"]

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_csv, print_json, print_table, print_text, say
+from flops_fit_core.cli.printing import console, print_csv, print_json, print_message, print_table, print_text
 from flops_fit_core.cli.summary import print_summary
 from flops_fit_core.errors import FitError
 from flops_fit_core.study import Study
@@ -27,7 +27,7 @@ def plan(
     out: args.OutOption = None,
     overrides: args.SetOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
     estimate: Annotated[bool, typer.Option(help="Time a few real steps to estimate the wall time.")] = True,
     model: args.ModelOption = None,
@@ -42,10 +42,10 @@ def plan(
     executor: args.ExecutorOption = None,
     fitter: args.FitterOption = None,
 ) -> None:
-    """Show every run of an experiment: sizes, tokens, FLOPs, what is done, how long the rest takes."""
-    registry = args.registry_for(source, plugin, without)
+    """Show every run of an experiment: size, tokens, FLOPs, state, and the time to train the rest."""
+    registry = args.registry_for(source, plugin, disabled)
     swaps = _swaps(locals())
-    study = args.planned(source, registry, out, overrides, swaps)
+    study = args.plan_source(source, registry, out, overrides, swaps)
     seconds = study.seconds() if estimate else None
     if json:
         print_json(_plan_json(study, seconds))
@@ -58,8 +58,8 @@ def run(
     out: args.OutOption = None,
     overrides: args.SetOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
-    retry: Annotated[bool, typer.Option(help="Try runs again that failed before.")] = True,
+    disabled: args.DisableOption = None,
+    retry: Annotated[bool, typer.Option(help="Retry runs that failed before.")] = True,
     model: args.ModelOption = None,
     dataset: args.DatasetOption = None,
     optimizer: args.OptimizerOption = None,
@@ -72,34 +72,34 @@ def run(
     executor: args.ExecutorOption = None,
     fitter: args.FitterOption = None,
 ) -> int:
-    """Train what is missing, fit the law, write the report. Run it again to go on after any interruption."""
+    """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
     from flops_fit_core.cli.progress import SweepProgress
 
-    registry = args.registry_for(source, plugin, without)
-    study = args.planned(source, registry, out, overrides, _swaps(locals()))
+    registry = args.registry_for(source, plugin, disabled)
+    study = args.plan_source(source, registry, out, overrides, _swaps(locals()))
     done = {result.id for result in study.results if result.is_finished or not retry}
-    left = len(study.plan.runs) - len(done)
-    say(f"{study.plan.name}: {len(study.plan.runs)} runs, {left} to train, in {study.folder.path}")
+    missing = len(study.plan.runs) - len(done)
+    print_message(f"{study.plan.name}: {len(study.plan.runs)} runs, {missing} to train, in {study.folder.path}")
     for note in study.plan.notes:
-        say(f"  {note}")
+        print_message(f"  {note}")
     for notice in study.notices:
-        say(f"! {notice}")
+        print_message(f"! {notice}")
     if study.plan.skipped:
-        say(f"  {len(study.plan.skipped)} sizes left out; 'flops-fit plan' says why")
+        print_message(f"  {len(study.plan.skipped)} sizes skipped; 'flops-fit plan' shows the reasons")
     study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry, check=False)
-    return conclude(study)
+    return print_outcome(study)
 
 
 def runs(
     source: args.SourceArgument,
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
 ) -> None:
-    """List a study's runs. 'show' prints everything about one."""
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    """List a study's runs. 'show' prints all details of a run."""
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     if json:
         print_json(study.runs.json())
     elif csv:
@@ -116,18 +116,18 @@ def show(
     ],
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Show everything about single runs: plugins, options, every attempt, tracebacks."""
+    """Show all details of single runs: plugins, options, every attempt, tracebacks."""
     from flops_fit_core.cli import run_details
 
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     runs = run_details.find_runs(study, ids)
     if json:
-        print_json(run_details.as_json(runs))
+        print_json(run_details.to_json(runs))
     else:
-        texts = ["\n".join(run_details.lines(run, attempts, study.plan)) for run, attempts in runs]
+        texts = ["\n".join(run_details.describe_run(run, attempts, study.plan)) for run, attempts in runs]
         print_text("\n\n".join(texts))
 
 
@@ -135,27 +135,28 @@ def prune_checkpoints(
     source: args.SourceArgument,
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     everything: Annotated[
-        bool, typer.Option("--all", help="Also those from which interrupted runs would go on.")
+        bool, typer.Option("--all", help="Also delete those from which interrupted runs would continue.")
     ] = False,
 ) -> None:
-    """Delete the checkpoints that a study keeps so that a longer budget can extend its trunks."""
+    """Delete the checkpoints from which a larger budget could extend the trunks of a study."""
     from flops_fit_core.report import numbers
 
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     freed = study.prune_checkpoints(unfinished=everything)
-    left = study.checkpoint_bytes
-    kept = f"; {numbers.disk(left)} are kept, for runs that are not finished: --all deletes them" if left else ""
-    print_text(f"{numbers.disk(freed)} freed{kept}")
+    remaining = study.checkpoint_bytes
+    hint = f"; {numbers.disk(remaining)} remain for unfinished runs: --all deletes them" if remaining else ""
+    print_text(f"{numbers.disk(freed)} freed{hint}")
 
 
-def _swaps(given: dict[str, Any]) -> dict[str, str | None]:
+def _swaps(options: dict[str, Any]) -> dict[str, str | None]:
+    """The values of the options that choose another plugin, by kind."""
     kinds = (
         *("model", "dataset", "optimizer", "schedule", "recipe", "counter"),
         *("trainer", "device", "store", "executor", "fitter"),
     )
-    return {kind: given[kind] for kind in kinds}
+    return {kind: options[kind] for kind in kinds}
 
 
 def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
@@ -203,21 +204,21 @@ def _print_plan(study: Study, seconds: float | None) -> None:
         )
 
 
-def conclude(study: Study) -> int:
-    """The answer of a sweep. Exit status 1 where a run failed."""
+def print_outcome(study: Study) -> int:
+    """Print the answer of a sweep and write its report. Returns 1 if a run failed, otherwise 0."""
     failed = [result for result in study.results if result.status == "failed"]
     try:
         study.folder.save_fit(study.fit)
         print_summary(study)
         files = study.report()
-        say(f"report: {files[0] if files else study.folder.report}")
+        print_message(f"report: {files[0] if files else study.folder.report}")
     except FitError as error:
-        say(f"no law yet: {error}")
+        print_message(f"no law yet: {error}")
     if failed:
-        first = failed[0].error
-        why = first.line if first else "unknown"
-        say(
-            f"{len(failed)} runs failed, the first with {why}; 'flops-fit show {study.folder.shown} "
-            f"{failed[0].id[:6]}' shows its traceback"
+        first_error = failed[0].error
+        reason = first_error.line if first_error else "unknown"
+        print_message(
+            f"{len(failed)} runs failed, the first with {reason}. 'flops-fit show {study.folder.shown} "
+            f"{failed[0].id[:6]}' prints its traceback"
         )
     return 1 if failed else 0

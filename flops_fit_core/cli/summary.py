@@ -1,4 +1,4 @@
-"""The answer of a study, for a person: minima, exponents, predictions, what to know of them."""
+"""Print the answer of a study: minima, exponents, predictions, diagnostics."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from flops_fit_core.records import LawFit
 from flops_fit_core.study import Study
 
 CORE_LAWS = ("parametric", "kaplan", "muennighoff", "envelope")
-"""Laws whose optimum core can compute, whichever fitter made them."""
+"""Laws with an optimum that the core can compute without the fitter."""
 
 
 def print_summary(study: Study) -> None:
-    """Print it. Raises FitError where no law can be fitted."""
+    """Print the answer. Raises FitError if no law can be fitted."""
     print_law(study.fit)
-    if line := other_convention(study, study.fitter):
+    if line := describe_six_nd(study, study.fitter):
         print_text(line)
     print_table(study.table())
     print_diagnostics(study.fit)
     if study.isoflop is not None:
-        print_beside(study.fit, study.isoflop)
+        print_comparison(study.fit, study.isoflop)
     elif study.no_isoflop:
         print_text(f"No IsoFLOP law of the same runs, for comparison: {study.no_isoflop.splitlines()[0]}")
 
 
 def print_law(fit: LawFit) -> None:
-    """The minima it rests on, its exponents and its parameters."""
+    """Print the minima of a law, its exponents and its parameters."""
     from flops_fit_core.fitting import parameter_intervals
     from flops_fit_core.report import exponents_line, minima_table
 
@@ -37,12 +37,12 @@ def print_law(fit: LawFit) -> None:
     print_text(f"Law {fit.law.name}: {parameters}")
 
 
-def print_beside(fit: LawFit, isoflop: LawFit) -> None:
-    """The IsoFLOP law of the same runs, and whether the two agree."""
+def print_comparison(fit: LawFit, isoflop: LawFit) -> None:
+    """Print the IsoFLOP law of the same runs, and whether the laws agree."""
     from flops_fit_core.fitting import disagreement
     from flops_fit_core.report import exponents, minima_table
 
-    print_text("Beside it, the IsoFLOP profiles of the same runs:")
+    print_text("IsoFLOP profiles of the same runs, for comparison:")
     print_table(minima_table(isoflop))
     print_text(exponents(isoflop))
     print_diagnostics(isoflop)
@@ -51,8 +51,8 @@ def print_beside(fit: LawFit, isoflop: LawFit) -> None:
             print_text(f"! {diagnostic.message}")
 
 
-def other_convention(study: Study, fitter: Fitter) -> str | None:
-    """The exponents of the same runs under C = 6 N D, where they were counted otherwise."""
+def describe_six_nd(study: Study, fitter: Fitter) -> str | None:
+    """The exponents of the same runs with C = 6 N D; None if C is 6 N D already, or if no law can be fitted."""
     from flops_fit_core.fitting import recounted
     from flops_fit_core.report import exponents
 

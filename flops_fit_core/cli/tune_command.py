@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_json, print_table, print_text, say
+from flops_fit_core.cli.printing import console, print_json, print_message, print_table, print_text
 from flops_fit_core.errors import ConfigError, UserError
 from flops_fit_core.plugins.registry import Registry
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flops_fit_core.tuning import LearningRateSweep, Tuning
 
 DIGITS = 3
-"""Significant digits of the value written: a learning rate is not known better."""
+"""Significant digits of the value written; the estimate is not more precise."""
 
 
 def register(app: typer.Typer) -> None:
@@ -31,30 +31,32 @@ def register(app: typer.Typer) -> None:
 def tune(
     source: args.SourceArgument,
     rates: Annotated[
-        int, typer.Option(help="How many learning rates, a factor 2 apart, around the present one.")
+        int, typer.Option(help="Number of learning rates, a factor of 2 apart, around the present rate.")
     ] = 5,
     sizes: Annotated[
         str | None,
-        typer.Option(help="Sizes to train: --sizes 16,32. By default two of the plan's.", metavar="A,B"),
+        typer.Option(help="Sizes to train: --sizes 16,32. By default two sizes of the plan.", metavar="A,B"),
     ] = None,
     tokens: Annotated[
-        float | None, typer.Option(help="D of every run; by default the median of the smallest budget's.")
+        float | None, typer.Option(help="D of every run. By default the median D of the smallest budget.")
     ] = None,
-    seeds: Annotated[int, typer.Option(help="Seeds of each; from 3 on, the interval is over seeds.")] = 1,
+    seeds: Annotated[
+        int, typer.Option(help="Seeds per size and rate. From 3 on, the interval is over seeds.")
+    ] = 1,
     out: args.OutOption = None,
     overrides: args.SetOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Leave the experiment file as it is.")] = False,
+    disabled: args.DisableOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Do not change the experiment file.")] = False,
     json: args.JsonOption = False,
 ) -> int:
-    """Find the learning rate with a few short runs, and write it into the experiment file."""
+    """Find the learning rate with a few short runs, and write it to the experiment file."""
     from flops_fit_core.study.directory import StudyFolder
     from flops_fit_core.tuning import LearningRateSweep
     from flops_fit_core.tuning import tune as train
 
-    registry = args.registry_for(source, plugin, without)
-    study = args.planned(source, registry, out, overrides, {})
+    registry = args.registry_for(source, plugin, disabled)
+    study = args.plan_source(source, registry, out, overrides, {})
     assert study.experiment is not None
     lr_sweep = LearningRateSweep(
         study.experiment, study.plan, sizes=_sizes(sizes), tokens=tokens, seeds=_first(seeds, study)
@@ -82,13 +84,13 @@ def _sizes(text: str | None) -> list[int] | None:
     try:
         return sorted({int(part) for part in text.split(",")})
     except ValueError:
-        raise ConfigError(f"--sizes {text}: write whole numbers with commas, such as --sizes 16,32") from None
+        raise ConfigError(f"--sizes {text}: write integers separated by commas, such as --sizes 16,32") from None
 
 
 def _first(count: int, study: Study) -> list[int]:
-    """The experiment's seeds, then more."""
+    """The experiment's seeds, followed by the smallest unused seeds."""
     if count < 1:
-        raise ConfigError(f"--seeds {count}: there must be at least one")
+        raise ConfigError(f"--seeds {count}: must be 1 or more")
     assert study.experiment is not None
     seeds = list(study.experiment.sweep.seeds)
     more = (seed for seed in range(count + len(seeds)) if seed not in seeds)
@@ -104,9 +106,9 @@ def _progress(study: Study) -> list[Logger]:
 def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Path) -> None:
     from flops_fit_core.report import numbers
 
-    sizes = ", ".join(str(one.size) for one in lr_sweep.measured)
+    sizes = ", ".join(str(measured.size) for measured in lr_sweep.measured)
     flops = rates * lr_sweep.flops
-    say(
+    print_message(
         f"{lr_sweep.option.name}, now {lr_sweep.option.value:.4g}: {rates} values a factor of 2 apart, "
         f"sizes {sizes}, D = {numbers.count(lr_sweep.tokens)} {study.plan.unit}, "
         f"{_counted(len(lr_sweep.seeds), 'seed')}: {rates * len(lr_sweep.measured) * len(lr_sweep.seeds)} runs, "
@@ -115,42 +117,42 @@ def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Pat
 
 
 def _write(source: Path, study: Study, tuning: Tuning, value: float, registry: Registry) -> bool:
-    """Write the value into the experiment file if the file chooses the plugins for which it was tuning."""
+    """Write the value to the experiment file if its recipe and optimizer are the tuned ones."""
     from flops_fit_core.config import load_experiment
     from flops_fit_core.tuning import write_value
 
     table, _, option = tuning.option.partition(".")
     if source.is_dir():
-        say(
-            f"a study's folder keeps the options of its runs: write {tuning.option} = {value} into its experiment "
-            f"file, or run with --set {tuning.option}={value}"
+        print_message(
+            f"a study's folder is not changed: write {tuning.option} = {value} to its experiment file, or run "
+            f"with --set {tuning.option}={value}"
         )
         return False
     try:
-        own, tuned = load_experiment(source, registry), study.experiment
+        in_file, tuned = load_experiment(source, registry), study.experiment
         same = tuned is not None and all(
-            getattr(own, kind).name == getattr(tuned, kind).name for kind in ("recipe", "optimizer")
+            getattr(in_file, kind).name == getattr(tuned, kind).name for kind in ("recipe", "optimizer")
         )
-        free = table == "optimizer" or own.optimizer.unset("lr")
+        free = table == "optimizer" or in_file.optimizer.unset("lr")
     except UserError:
         same = free = False
     if not (same and free):
-        say(
-            f"{source} without --set is another experiment, so it is unchanged. Write {tuning.option} = {value} "
-            f"into the right file"
+        print_message(
+            f"{source} without --set is a different experiment, so it is unchanged. Write {tuning.option} = "
+            f"{value} to the right file"
         )
         return False
     write_value(source, table, option, value)
-    say(f"wrote {tuning.option} = {value} into {source}")
+    print_message(f"wrote {tuning.option} = {value} to {source}")
     return True
 
 
 def _report_new_runs(study: Study, tuning: Tuning, value: float | None) -> None:
     done = sum(result.is_finished for result in study.results)
     if done and value != tuning.before:
-        say(
-            f"a new learning rate makes new runs: the {done} finished runs with "
-            f"{tuning.option} = {tuning.before:.4g} stay in the store, and 'flops-fit run' now trains new ones"
+        print_message(
+            f"runs with another learning rate are new runs: the {done} finished runs with "
+            f"{tuning.option} = {tuning.before:.4g} stay in the store, and 'flops-fit run' trains new runs"
         )
 
 
@@ -161,7 +163,7 @@ def _print(tuning: Tuning, lr_sweep: LearningRateSweep, source: Path) -> None:
     print_table(_table(tuning))
     print_text(
         f"Nats per {singular(lr_sweep.plan.unit)}, D = {numbers.count(lr_sweep.tokens)} {lr_sweep.plan.unit}, "
-        f"{_counted(len(lr_sweep.seeds), 'seed')}; * the lowest of a size."
+        f"{_counted(len(lr_sweep.seeds), 'seed')}; * the lowest loss of a size."
     )
     for size in tuning.sizes:
         if size.value is not None and size.edge is None:
@@ -172,18 +174,18 @@ def _print(tuning: Tuning, lr_sweep: LearningRateSweep, source: Path) -> None:
         level = "" if tuning.best.low is None else f" ({tuning.level:.0%} interval)"
         print_text(f"Best {tuning.option}: {tuning.best}{level}; it was {tuning.before:.4g}")
         return
-    for side, where, value in (("low", "below", tuning.values[0]), ("high", "above", tuning.values[-1])):
+    for side, direction, value in (("low", "below", tuning.values[0]), ("high", "above", tuning.values[-1])):
         sizes = [str(size.size) for size in tuning.sizes if size.edge == side]
         if sizes:
             print_text(
-                f"! for size {', '.join(sizes)} the best value lies {where} the values tried, {where} "
+                f"! for size {', '.join(sizes)} the best value lies {direction} the values tried, {direction} "
                 f"{value:.4g}. Nothing is written. To extend the sweep: flops-fit tune {source} "
                 f"--set {tuning.option}={value:.4g}"
             )
 
 
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _table(tuning: Tuning) -> DataTable:

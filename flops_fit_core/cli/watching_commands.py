@@ -1,4 +1,4 @@
-"""``status`` and ``retry``: what has become of a study's runs, and another try."""
+"""``status`` and ``retry``: the state of a study's runs, and further attempts at them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_json, print_text, say
+from flops_fit_core.cli.printing import console, print_json, print_message, print_text
 from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
@@ -27,27 +27,27 @@ def status(
     source: args.SourceArgument,
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """What is done, running, failed and waiting; FLOPs and time spent and left; who trains it now."""
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
-    there = drivers(study.folder.path)
-    about = _about(study, there)
+    """Show runs by state, FLOPs and time spent and left, errors, and the processes that train the study."""
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
+    active = drivers(study.folder.path)
+    summary = _summarise(study, active)
     if json:
-        print_json(about)
+        print_json(summary)
     else:
-        _print_status(study, about, there)
+        _print_status(study, summary, active)
 
 
-def _about(study: Study, there: list[Driver]) -> dict[str, Any]:
+def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
     from flops_fit_core.study.sweep import count_states, states_by_run
 
     finished = {result.id for result in study.results if result.is_finished}
-    running = [one for driver in there for one in driver.running if one.run not in finished]
+    running = [item for driver in active for item in driver.running if item.run not in finished]
     states = count_states(study.plan, study.results)
     state_of = states_by_run(study.plan, study.results)
-    for run in {one.run for one in running}.intersection(state_of):
+    for run in {item.run for item in running}.intersection(state_of):
         states[state_of[run]] -= 1
     return {
         "name": study.plan.name,
@@ -60,34 +60,34 @@ def _about(study: Study, there: list[Driver]) -> dict[str, Any]:
         "notices": study.notices,
         "other_runs": [group.model_dump(mode="json") for group in study.other_runs],
         "uncollected": len(Outbox(study.folder.path)),
-        "drivers": [driver.model_dump(mode="json") for driver in there],
+        "drivers": [driver.model_dump(mode="json") for driver in active],
     }
 
 
-def _print_status(study: Study, about: dict[str, Any], there: list[Driver]) -> None:
+def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -> None:
     from flops_fit_core.report import numbers
 
     order = ("completed", "running", "diverged", "failed", "waiting")
-    counts = ", ".join(f"{about['runs'][state]} {state}" for state in order if about["runs"][state])
-    print_text(f"{about['name']}: {counts} of {len(study.plan.runs)} runs")
-    left = about["seconds_left"]
-    time_left = f", about {numbers.duration(left)} at the present rate" if left is not None else ""
+    counts = ", ".join(f"{summary['runs'][state]} {state}" for state in order if summary["runs"][state])
+    print_text(f"{summary['name']}: {counts} of {len(study.plan.runs)} runs")
+    seconds = summary["seconds_left"]
+    time_left = f", about {numbers.duration(seconds)} at the present rate" if seconds is not None else ""
     print_text(
-        f"{about['flops_spent']:.3g} FLOPs spent in {numbers.duration(about['seconds_spent'])} of training; "
-        f"{about['flops_left']:.3g} left{time_left}"
+        f"{summary['flops_spent']:.3g} FLOPs spent in {numbers.duration(summary['seconds_spent'])} of training; "
+        f"{summary['flops_left']:.3g} left{time_left}"
     )
-    for notice in about["notices"]:
+    for notice in summary["notices"]:
         print_text(f"! {notice}")
-    for driver in there:
+    for driver in active:
         since = numbers.duration(time.time() - driver.started)
         print_text(f"trained by process {driver.pid} on {driver.host} for {since}, executor {driver.executor}")
         _print_running(study, driver)
-    if not there and about["flops_left"]:
-        print_text(f"nobody trains it now: {study.folder.how_to_train} goes on")
-    if about["uncollected"]:
-        print_text(f"{about['uncollected']} results came while no driver was there: the next run collects them")
-    if about["checkpoint_bytes"]:
-        print_text(f"{numbers.disk(about['checkpoint_bytes'])} of checkpoints")
+    if not active and summary["flops_left"]:
+        print_text(f"no process trains it now. To continue: {study.folder.how_to_train}")
+    if summary["uncollected"]:
+        print_text(f"{summary['uncollected']} results arrived without a driver; the next run stores them")
+    if summary["checkpoint_bytes"]:
+        print_text(f"{numbers.disk(summary['checkpoint_bytes'])} of checkpoints")
     _print_errors([result for result in study.results if result.status == "failed"])
 
 
@@ -95,23 +95,24 @@ def _print_running(study: Study, driver: Driver) -> None:
     from flops_fit_core.report import numbers
 
     runs = {run.id: run for run in study.plan.runs}
-    for one in driver.running:
-        if (run := runs.get(one.run)) is None:
+    for item in driver.running:
+        if (run := runs.get(item.run)) is None:
             continue
-        loss = f", loss {one.loss:.4f}" if one.loss is not None else ""
-        speed = f", {numbers.count(one.tokens_per_second)} tokens/s" if one.tokens_per_second else ""
-        where = f"step {one.step:,} of {one.steps:,} ({one.step / one.steps:.0%})"
-        print_text(f"  C {run.budget:.3g}, size {run.size}, seed {run.seed}: {where}{loss}{speed}")
+        loss = f", loss {item.loss:.4f}" if item.loss is not None else ""
+        speed = f", {numbers.count(item.tokens_per_second)} tokens/s" if item.tokens_per_second else ""
+        step = f"step {item.step:,} of {item.steps:,} ({item.step / item.steps:.0%})"
+        print_text(f"  C {run.budget:.3g}, size {run.size}, seed {run.seed}: {step}{loss}{speed}")
 
 
 def _print_errors(failed: list[RunResult]) -> None:
     for result in failed[:ERRORS_SHOWN]:
         run = result.run
-        said = ""
+        message = ""
         if result.error is not None:
-            first = result.error.message.strip().partition("\n")[0]
-            said = f": {result.error.model_copy(update={'message': first}).line}"
-        print_text(f"  {result.id} failed at attempt {result.attempt} (C {run.budget:.3g}, size {run.size}){said}")
+            first_line = result.error.message.strip().partition("\n")[0]
+            message = f": {result.error.model_copy(update={'message': first_line}).line}"
+        cell = f"C {run.budget:.3g}, size {run.size}"
+        print_text(f"  {result.id} failed at attempt {result.attempt} ({cell}){message}")
     if len(failed) > ERRORS_SHOWN:
         print_text(f"  and {len(failed) - ERRORS_SHOWN} more: 'flops-fit runs' lists them")
 
@@ -120,22 +121,24 @@ def retry(
     source: args.SourceArgument,
     out: args.OutOption = None,
     overrides: args.SetOption = None,
-    which: Annotated[
+    prefixes: Annotated[
         list[str] | None,
-        typer.Option("--run", help="Only this run: its id, or how it begins. Repeatable.", metavar="ID"),
+        typer.Option(
+            "--run", help="Only this run: its id or the first characters of it. Repeatable.", metavar="ID"
+        ),
     ] = None,
-    diverged: Annotated[bool, typer.Option(help="Diverged runs as well as failed ones.")] = False,
+    diverged: Annotated[bool, typer.Option(help="Retry diverged runs, too.")] = False,
     plugin: args.PluginOption = None,
-    without: args.WithoutOption = None,
+    disabled: args.DisableOption = None,
 ) -> int:
-    """Train failed (and --diverged) runs again; with --set they are new runs in the place of the old ones."""
+    """Retry failed (with --diverged also diverged) runs. With --set, new runs replace them."""
     from flops_fit_core.cli.progress import SweepProgress
-    from flops_fit_core.cli.study_commands import conclude
+    from flops_fit_core.cli.study_commands import print_outcome
     from flops_fit_core.study.retry import retry as retry_runs
-    from flops_fit_core.study.retry import to_retry
+    from flops_fit_core.study.retry import select_results
 
-    study = args.existing(source, args.registry_for(source, plugin, without), out)
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     statuses = {"failed", "diverged"} if diverged else {"failed"}
-    results = to_retry(study, statuses, which or ())
-    say(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")
-    return conclude(retry_runs(study, results, overrides or (), [SweepProgress(console(error=True), set())]))
+    results = select_results(study, statuses, prefixes or ())
+    print_message(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")
+    return print_outcome(retry_runs(study, results, overrides or (), [SweepProgress(console(error=True), set())]))

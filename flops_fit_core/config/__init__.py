@@ -1,7 +1,7 @@
 """An experiment file (TOML, JSON or YAML) as typed choices of plugins.
 
-One table a kind of plugin: ``name`` chooses the plugin, the rest are its typed options. A bare string is a
-name without options.
+An experiment has a table for each kind of plugin: ``name`` chooses the plugin, the other keys are its typed
+options. A bare string is a name without options.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Build the objects of an experiment's choices: datasets, stores, executors, loggers, fitters, recipes.
 
-Each function raises PluginError, naming the plugin, for an exception that is no FlopsFitError and for an object
-that does not inherit from its kind's base class.
+Each function raises PluginError, which names the plugin, if the plugin raises an exception that is no
+FlopsFitError or returns an object that does not inherit from the kind's base class.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def build_hyperparameters(chosen: PluginConfig[RecipeSpec], recipe_input: Recipe
     """The recipe's hyperparameters for one run. Raises ConfigError, PluginError."""
     hyperparameters = chosen.call(chosen.spec.build, chosen.options, recipe_input)
     if not isinstance(hyperparameters, Hyperparameters):
-        raise PluginError(f"recipe {chosen.name!r} gave {hyperparameters!r} instead of Hyperparameters")
+        raise PluginError(f"recipe {chosen.name!r} returned {hyperparameters!r} instead of Hyperparameters")
     return hyperparameters
 
 

@@ -1,4 +1,4 @@
-"""A choice of one plugin with its options, as a field of an experiment."""
+"""A plugin with its options, as a field of an experiment."""
 
 from __future__ import annotations
 
@@ -55,24 +55,21 @@ DEFAULTS: Mapping[str, str] = {
     "executor": "executors/processes",
     "fitter": "fitters/parametric",
 }
-"""What an experiment uses of each kind unless it names something else. Qualified, so that no other plugin's
-``sgd`` makes it ambiguous."""
+"""Default plugin of each kind. The names are qualified, because another plugin may also offer an ``sgd``."""
 
 
 @dataclass(frozen=True, eq=False)
 class PluginConfig(Generic[S]):
-    """One plugin, picked by name, with its validated options. Equal by name and options."""
+    """A plugin chosen by name, with validated options. Configs are equal if names and options are."""
 
     offer: RegisteredSpec[S]
     options: Options
     registry: Registry | None = field(default=None, repr=False)
-    """Where others of its kind are found, if the user named none and the default depends on the dataset's task."""
-    by_default: bool = False
-    """Whether the name is a default, because the user wrote none."""
+    """Where to look up other plugins if the user named none and the default depends on the dataset's task."""
 
     @property
     def name(self) -> str:
-        """Qualified: ``optim/sgd``."""
+        """Qualified name, ``optim/sgd``."""
         return self.offer.name
 
     @property
@@ -90,35 +87,34 @@ class PluginConfig(Generic[S]):
 
     @property
     def depends_on_task(self) -> bool:
-        """Whether the user named no plugin, so that the planner may choose another one for the dataset's task."""
+        """Whether the planner may choose another plugin for the dataset's task, because the user named none."""
         return self.registry is not None
 
     def instead(self, name: str) -> PluginConfig[S]:
-        """Another plugin of the kind with the options that were given. Raises pydantic's ValidationError."""
+        """Another plugin of the kind with the options that the user set. Raises pydantic's ValidationError."""
         registry = self.registry or installed()
         offer = registry.find(self.spec.kind, name)
         return PluginConfig(offer, offer.spec.options.model_validate(self.options.model_dump(exclude_unset=True)))
 
     def with_options(self, /, **changes: Any) -> PluginConfig[S]:
         """The same plugin with some options changed, validated again. Raises pydantic's ValidationError."""
-        given = self.options.model_dump(exclude_unset=True)
-        options = self.spec.options.model_validate({**given, **changes})
-        return PluginConfig(self.offer, options, self.registry, self.by_default)
+        options = self.spec.options.model_validate({**self.options.model_dump(exclude_unset=True), **changes})
+        return PluginConfig(self.offer, options, self.registry)
 
     def unset(self, option: str) -> bool:
-        """Whether the plugin has this option and the user left it alone."""
+        """Whether the plugin has this option and the user did not set it."""
         return option in type(self.options).model_fields and option not in self.options.model_fields_set
 
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """``function(*args, **kwargs)`` for a function of the spec, such as ``chosen.spec.build``.
 
-        Raises PluginError that names the plugin for every exception that is no FlopsFitError.
+        Raises PluginError, which names the plugin, for every exception that is no FlopsFitError.
         """
         with self._naming_plugin(function, args):
             return function(*args, **kwargs)
 
     def call_all(self, function: Callable[P, Iterable[T]], /, *args: P.args, **kwargs: P.kwargs) -> list[T]:
-        """:meth:`call` for a function that returns items or yields them: the items."""
+        """Like :meth:`call`, for a function that returns or yields items. Returns the items."""
         with self._naming_plugin(function, args):
             return list(function(*args, **kwargs))
 
@@ -139,12 +135,12 @@ class PluginConfig(Generic[S]):
 
     @property
     def choice(self) -> PluginChoice:
-        """What identifies a run."""
+        """The record that is part of a run's id."""
         return PluginChoice(name=self.name, options=identity_options(self.options), revision=self.spec.revision)
 
     @property
     def runtime(self) -> dict[str, JsonValue]:
-        """The options that change how a run is done but not its result."""
+        """The options that do not change a run's result."""
         return runtime_options(self.options)
 
 
@@ -154,24 +150,24 @@ def choose(
     registry: Registry,
     runtime: Mapping[str, JsonValue] | None = None,
 ) -> PluginConfig[Any]:
-    """The choice of a record, made again in this process.
+    """Restore a plugin with its options from a record.
 
-    Raises PluginNotFound, pydantic's ValidationError, or PluginError where the installed plugin's revision
-    is not the one that the record was made with.
+    Raises PluginNotFound, pydantic's ValidationError, or PluginError if the installed plugin has another revision
+    than the record.
     """
     offer = registry.find(kind, choice.name)
     if offer.spec.revision != choice.revision:
         raise PluginError(
-            f"{kind} {choice.name!r} was planned at revision {choice.revision}, and {offer.source} here has "
-            f"revision {offer.spec.revision}: plan again, or install the version it was planned with"
+            f"{kind} {choice.name!r} was planned at revision {choice.revision}, but {offer.source} has revision "
+            f"{offer.spec.revision}: plan again, or install the version with which it was planned"
         )
     return PluginConfig(offer, offer.spec.options.model_validate({**choice.options, **(runtime or {})}))
 
 
 def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> PluginConfig[Any]:
-    """A choice as an experiment file writes it: a name, or a table of a name and options.
+    """Validate a choice from an experiment file: a name, or a table with a name and options.
 
-    Raises ConfigError with the place of each mistake.
+    Raises ConfigError, which names the key of each mistake.
     """
     adapter = TypeAdapter(Annotated[PluginConfig[Any], _Pick(kind, DEFAULTS.get(kind))])
     try:
@@ -187,7 +183,7 @@ class _Pick:
 
     kind: str
     default: str | Callable[[ValidationInfo], str] | None = None
-    """The name where the user gave none: neither a table, nor a ``name`` in it."""
+    """The name if the user wrote none: no table, or a table without ``name``."""
     by_task: bool = False
     """Whether the planner replaces the default by one for the dataset's task."""
 
@@ -212,7 +208,7 @@ class _Pick:
             name = self.default if isinstance(self.default, str) else self.default(info)
             value = {"name": name, **(value or {})}
         if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-            advice = 'give a name, or a table: {name = "...", option = ...}'
+            advice = 'write a name, or a table: {name = "...", option = ...}'
             raise PydanticCustomError("choice", "{advice}", {"advice": advice})
         registry: Registry = (info.context or {}).get("registry") or installed()
         try:
@@ -221,11 +217,11 @@ class _Pick:
             raise PydanticCustomError("plugin", "{reason}", {"reason": str(error)}) from None
         options = {key: item for key, item in value.items() if key != "name"}
         chosen = offer.spec.options.model_validate(options, context=info.context)
-        return PluginConfig(offer, chosen, registry if by_task else None, unnamed)
+        return PluginConfig(offer, chosen, registry if by_task else None)
 
 
 def _dump(chosen: Any) -> Any:
-    if not isinstance(chosen, PluginConfig):  # the default's name, when a JSON schema shows it
+    if not isinstance(chosen, PluginConfig):  # a default's name, in a JSON schema
         return chosen
     options = chosen.options.model_dump(mode="json", exclude_unset=True)
     return options if chosen.depends_on_task else {"name": chosen.name, **options}

@@ -1,4 +1,4 @@
-"""An experiment: which plugins with which options, and which models to train for how long."""
+"""``Experiment``: plugins with their options, and the sweep of sizes and budgets."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ from flops_fit_core.records import Positive
 
 
 class Sweep(Table):
-    """Which models to train, and for how long."""
+    """Sizes, budgets and seeds of the runs."""
 
     budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
     """Training FLOPs C of each IsoFLOP profile, counted by ``[counter]``."""
     sizes: Annotated[
         Annotated[PositiveInt, Tag("[count]")]
         | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1), Tag("[tables]")],
-        Discriminator(lambda given: "[tables]" if isinstance(given, list | tuple) else "[count]"),
+        Discriminator(lambda value: "[tables]" if isinstance(value, list | tuple) else "[count]"),
     ] = 6
     """How many sizes each budget gets from a common log-spaced ladder; or a list of tables of model
     options, each merged over ``[model]``, all of which every budget gets."""
@@ -57,19 +57,19 @@ class Sweep(Table):
     init_from_fit: str | None = None
     """A fit's JSON file; its N_opt(C) centres the sizes instead of ``tokens_per_param``."""
     multiple_of: PositiveInt | None = None
-    """Sizes are multiples of this; unset, what the family asks for."""
+    """Sizes are multiples of this. Unset, the family decides."""
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0,)
-    """Every size of every budget is trained once with each: initial weights and the order of the data."""
+    """Each (budget, size) cell is trained once per seed. A seed sets the initial weights and the data order."""
     batch_size: PositiveInt | None = None
-    """Samples a step for every run; unset, the recipe decides."""
+    """Samples per step of every run. Unset, the recipe decides."""
     share_stable_phase: bool = True
     """Whether runs that differ in D only are trained as branches of one trunk, where the schedule has
     branches (``wsd``, ``constant``) and the trainer can do it."""
     reference_tokens: Positive | None = None
-    """D at which the recipe is evaluated for runs that share a trunk, whose batch and learning rate cannot
-    depend on their own D; unset, 0.3 times ``tokens_per_param`` times N of each size."""
+    """D at which the recipe is evaluated for runs that share a trunk: their batch and learning rate cannot depend
+    on D. Unset, 0.3 times ``tokens_per_param`` times N of each size."""
     min_steps: PositiveInt = 100
-    """A size that a budget could train for fewer steps than this is skipped."""
+    """Sizes that a budget would train for fewer steps than this are skipped."""
     allow_repeat: bool = False
     """Whether a run may see the training data more than once."""
 
@@ -82,21 +82,20 @@ class Sweep(Table):
     @classmethod
     def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
-            raise ValueError("the same seed twice is the same run twice")
+            raise ValueError("a seed is repeated: its runs would be the same")
         return seeds
 
 
 class Experiment(Table):
-    """One scaling-law experiment, fully described."""
+    """A complete description of a scaling-law experiment."""
 
     name: Annotated[str, Field(pattern=r"^\w[\w.-]*$")] = "experiment"
-    """Also the name of the study's folder under ``runs/``."""
+    """The experiment's name. The study's folder is ``runs/NAME`` by default."""
     sweep: Sweep
     model: ModelChoice
     dataset: DatasetChoice
     optimizer: OptimizerChoice = None  # type: ignore[assignment]
-    """Unset: in an experiment file the one that the model family declares; in Python, and for a family that
-    declares none, ``sgd``."""
+    """Unset in an experiment file: the optimizer that the model family declares. Otherwise unset: ``sgd``."""
     schedule: ScheduleChoice = None  # type: ignore[assignment]
     recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
     counter: FlopCounterChoice = None  # type: ignore[assignment]
@@ -118,9 +117,9 @@ class Experiment(Table):
 
 
 def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "experiment") -> Experiment:
-    """Validate an experiment given as plain data: what an experiment file holds, or a Python mapping like one.
+    """Validate an experiment from plain data: the content of an experiment file, or an equal Python mapping.
 
-    Raises ConfigError that lists every mistake with its place (``optimizer.lr``), and what exists.
+    Raises ConfigError, which lists every mistake with its key (``optimizer.lr``) and the valid names.
     """
     try:
         return Experiment.model_validate(dict(data), context={"registry": registry, "from_file": True})

@@ -1,4 +1,4 @@
-"""Validation errors in words that a user can act on."""
+"""Turn pydantic's validation errors into messages for users."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pydantic_core import PydanticCustomError
 
 
 def explain(error: ValidationError) -> str:
-    """A validation error, one line a mistake: where it is, what is wrong, what was given."""
+    """A line per mistake: its key, the problem, the value given."""
     lines = []
     mistakes = error.errors(include_url=False)
     for line in mistakes:
         if line["type"] == "too_short" and any(_is_below(other["loc"], line["loc"]) for other in mistakes):
-            continue  # items that are wrong themselves are not counted
-        place = ".".join(str(part) for part in line["loc"] if not _is_schema_noise(part)) or "(top level)"
-        given = "" if line["type"] in ("missing", "plugin") else f" (given: {short(line['input'])})"
-        lines.append(f"  {place}: {_hint(line) or line['msg'].removeprefix('Value error, ')}{given}")
+            continue  # pydantic does not count invalid items
+        key = ".".join(str(part) for part in line["loc"] if not _is_schema_noise(part)) or "(top level)"
+        value = "" if line["type"] in ("missing", "plugin") else f" (given: {short(line['input'])})"
+        lines.append(f"  {key}: {_hint(line) or line['msg'].removeprefix('Value error, ')}{value}")
     return "\n".join(dict.fromkeys(lines))
 
 
 def _hint(line: Any) -> str:
-    """Words of our own where pydantic's do not tell what to type."""
+    """A clearer text than pydantic's, or an empty one."""
     if line["loc"][:2] == ("sweep", "sizes") and line["type"] == "dict_type":
-        return f"a size is a table of options of the model, as {{ width = {short(line['input'])} }}"
+        return f"a size is a table of model options, such as {{ width = {short(line['input'])} }}"
     return ""
 
 
@@ -33,18 +33,18 @@ def _is_below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> boo
 
 
 def _is_schema_noise(part: int | str) -> bool:
-    """Unions add the names of their alternatives to a location."""
+    """Whether pydantic added this part to name an alternative of a union."""
     return isinstance(part, str) and ("[" in part or part in ("int", "float", "str", "bool", "constrained-int"))
 
 
 def short(value: Any) -> str:
-    """A value as it is shown in an error."""
+    """A value for an error message, cut to 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def moved(error: ValidationError, under: tuple[str | int, ...]) -> ValidationError:
-    """The same mistakes at another place: sizes are validated as the model's options."""
+    """The same mistakes below another key, because sizes are validated as model options."""
     return ValidationError.from_exception_data(
         error.title,
         [

@@ -1,8 +1,8 @@
-"""The records that travel: what was asked, what was planned, what was measured, what was fitted.
+"""The records of runs, jobs, plans, results and fits.
 
-All are frozen, go to JSON and back equal (``model_dump_json`` and ``model_validate_json``) and hold
-no torch object. Notation: N parameters, D tokens (or samples; the task says which), C training FLOPs
-(forward and backward), L held-out loss in nats per token.
+All records are frozen and have no torch objects. ``model_dump_json`` and ``model_validate_json`` restore an equal
+record. Notation: N parameters, D tokens (or samples, depending on the task), C training FLOPs (forward and
+backward), L held-out loss in nats per token.
 """
 
 from __future__ import annotations

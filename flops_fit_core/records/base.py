@@ -1,4 +1,4 @@
-"""What all records have in common, and the hash that identifies one by its values."""
+"""The base class of records, and the hash that identifies a record by its values."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Positive = Annotated[float, Field(gt=0)]
 class Record(BaseModel):
     """Base of all records: frozen, no unknown keys, no NaN or infinity."""
 
-    # Validators are built when first used: importing the core is to take a fraction of a second.
+    # Validators are built when first used, because importing the core must take a fraction of a second.
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
-        """A copy with some fields replaced, not validated. What is cached, such as an id, is computed anew."""
+        """A copy with some fields replaced, not validated. Cached properties, such as ids, are computed again."""
         copy = super().model_copy(update=update, deep=deep)
         for name in set(copy.__dict__) - set(type(self).model_fields):
             del copy.__dict__[name]
@@ -27,7 +27,7 @@ class Record(BaseModel):
 
 
 def canonical_json(value: Any) -> str:
-    """JSON whose text depends only on the value: sorted keys, floats to 12 significant digits, 1.0 as 1."""
+    """JSON text that depends only on the value: sorted keys, floats to 12 significant digits, 1.0 as 1."""
     return json.dumps(_canonical(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -45,6 +45,6 @@ def _canonical(value: Any) -> Any:
 def content_hash(value: Any) -> str:
     """16 hexadecimal digits of the SHA-256 of :func:`canonical_json`.
 
-    Raises ValueError for NaN or infinity, which have no JSON.
+    Raises ValueError for NaN or infinity, which JSON cannot represent.
     """
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""What was fitted, and how sure it is."""
+"""Observations, and fitted laws with their uncertainty."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from flops_fit_core.records.runs import PluginChoice
 
 
 class Observation(Record):
-    """One trained model as a fit sees it, whoever trained it: a run's result or a row of a table."""
+    """One trained model as data of a fit: a run's result, or a row of a table."""
 
     id: str
-    """The run's id, or ``row 17``: how diagnostics name it."""
+    """The run's id, or ``row 17``. Diagnostics use this name."""
     params: Positive
     tokens: Positive
     flops: Positive
     loss: Positive
     """Held-out loss, nats per token."""
     budget: Positive | None = None
-    """Nominal C of its IsoFLOP group, where there is one."""
+    """Nominal C of its IsoFLOP group; None without a group."""
     seed: int | None = None
     trajectory: str | None = None
     """Runs that share a trunk have correlated errors; this names the trunk."""
     unique_tokens: Positive | None = None
-    """Different tokens among those trained on; None where it is not known to be less than ``tokens``."""
+    """Distinct tokens among ``tokens``; None unless it is known to be less than ``tokens``."""
 
 
 class Interval(Record):
-    """An estimate with the interval at the fit's level. No interval: both ends are None."""
+    """An estimate with an interval at the fit's level. Without an interval, both ends are None."""
 
     value: float
     low: float | None = None
@@ -55,28 +55,28 @@ class ProfileMinimum(Record):
     tokens: Positive
     loss: Positive
     at_edge: bool
-    """The lowest point is the smallest or the largest size: the minimum lies outside the grid, and the
-    law does not use it."""
+    """Whether the smallest or the largest size has the lowest loss: the minimum lies outside the grid, and the law
+    does not use it."""
     n_runs: int
     curve: dict[str, float] = {}
-    """Coefficients of the profile in ln N, for drawing it."""
+    """Coefficients of the profile in ln N, to draw it."""
 
 
 class Optimum(Record):
-    """What to train for a budget."""
+    """The optimal N and D for a budget C, and the expected loss."""
 
     flops: Positive
     params: Interval
     tokens: Interval
     loss: Interval
     notes: tuple[str, ...] = ()
-    """Such as how far this lies beyond the fitted budgets."""
+    """For example how far C lies beyond the fitted budgets."""
     outside: Literal["below", "above"] | None = None
-    """On which side of the trained sizes N lies; None where it is among them, or where they are not known."""
+    """Whether N lies below or above the trained sizes; None if it is among them, or if they are unknown."""
 
 
 class Diagnostic(Record):
-    """Something about a fit that a person should know, in plain words, with what to do about it."""
+    """A problem or property of a fit, in plain words, with advice."""
 
     code: str
     message: str
@@ -84,36 +84,36 @@ class Diagnostic(Record):
 
 
 class LawFit(Record):
-    """A fitted law, how it was fitted, and how sure it is."""
+    """A fitted law with its method, its data range and its uncertainty."""
 
     fitter: PluginChoice
     law: Law
     exponents: dict[str, Interval]
     """``a``: N_opt ~ C^a. ``b``: D_opt ~ C^b."""
     level: float
-    """Of all intervals, 0.9 for 90%."""
+    """Level of all intervals, 0.9 for 90%."""
     objective: float
     n_runs: int
     excluded: dict[str, str] = {}
-    """Observation id -> why the fit did not use it."""
+    """Observation id -> the reason why the fit did not use it."""
     diagnostics: tuple[Diagnostic, ...] = ()
     minima: tuple[ProfileMinimum, ...] = ()
     draws: dict[str, tuple[float, ...]] = {}
-    """Bootstrap draws of the parameters, by the names in ``law.parameters``."""
+    """Bootstrap draws of each parameter in ``law.parameters``."""
     failed_draws: int = 0
     flops_range: tuple[float, float]
-    """Smallest and largest C that was fitted."""
+    """Smallest and largest C among the fitted runs."""
     params_range: tuple[float, float] | None = None
-    """Smallest and largest N that was fitted; None where it is not known."""
+    """Smallest and largest N among the fitted runs; None if unknown."""
     flops_per_token: tuple[tuple[Positive, Positive], ...] = ()
-    """(N, C / D) along the curve by which an optimum is found; empty where it is 6 N to within 1%."""
+    """(N, C / D) along the curve on which an optimum must lie; empty if C / D is 6 N to within 1%."""
     flops_per_token_modes: tuple[tuple[float, ...], ...] = ()
-    """Directions in which that curve is uncertain: changes of ln(C / D) at its N. Empty where it is known."""
+    """Directions in which that curve is uncertain: changes of ln(C / D) at its N. Empty if the curve is exact."""
     flops_per_token_draws: tuple[tuple[float, ...], ...] = ()
-    """For each of the modes, its multiple in every draw."""
+    """For each mode, its multiple in every bootstrap draw."""
     params_name: str = "as given"
     flops_name: str = "as given"
     unit: str = "tokens"
     eval_set: str | None = None
-    """Name of the held-out set whose losses were fitted; None for the dataset's main one."""
+    """Name of the held-out set with the fitted losses; None for the dataset's main set."""
     seed: int = 0

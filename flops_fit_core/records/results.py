@@ -1,4 +1,4 @@
-"""What came of a run."""
+"""Progress and results of runs."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ Status = Literal["completed", "diverged", "failed"]
 
 
 class Progress(Record):
-    """Where a run is. Sent at most a few times a second; losing one loses nothing."""
+    """The position of a run in its training. Sent at most a few times per second; a lost message does no harm."""
 
     run: str
     step: int
     steps: int
     tokens: int
     loss: float | None = None
-    """Training loss of the latest step that was looked at, nats per token."""
+    """Training loss of the latest step that was read from the device, nats per token."""
     tokens_per_second: float | None = None
     attempt: PositiveInt = 1
-    """At this run. The worker fills it in; a trainer leaves it out."""
+    """Number of the attempt at this run. The worker sets it, not the trainer."""
 
 
 class Evaluation(Record):
-    """Held-out loss at one moment of a run."""
+    """Held-out loss at a step of a run."""
 
     step: int
     tokens: int
     loss: float | None
-    """Nats per token; None where it is not finite."""
+    """Nats per token; None if it is not finite."""
 
 
 def _encodable(text: Any) -> Any:
@@ -41,7 +41,7 @@ def _encodable(text: Any) -> Any:
 
 
 Text = Annotated[str, BeforeValidator(_encodable)]
-"""Text from anywhere: what UTF-8 cannot encode (a file name of odd bytes has such) is kept as an escape."""
+"""Text from any source. Characters that UTF-8 cannot encode, as in file names of invalid bytes, become escapes."""
 
 
 _LONGEST_LINE = 300
@@ -63,7 +63,7 @@ class RunError(Record):
 
 
 class RunResult(Record):
-    """What became of one attempt at one run."""
+    """The result of an attempt at a run."""
 
     run: RunSpec
     status: Status
@@ -72,60 +72,60 @@ class RunResult(Record):
     """Held-out loss at the end of the run, nats per token; None unless completed."""
     bits_per_byte: float | None = None
     metrics: dict[str, float] = {}
-    """Further held-out numbers of the task, such as accuracy."""
+    """Further held-out metrics of the task, such as accuracy."""
     losses: dict[str, float] = {}
-    """Loss on further held-out sets by name, where the dataset has such; nats per token."""
+    """Loss on each further held-out set of the dataset, nats per token."""
     curve: tuple[Evaluation, ...] = ()
     tokens: int = 0
-    """Tokens that were really trained on: valid targets, where data hold padding or masked ones."""
+    """Tokens trained on. Only valid targets count: neither padding nor masked targets."""
     positions: int | None = None
-    """Positions that the model computed, padding and masked targets included; None: as many as ``tokens``."""
+    """Positions that the model computed, with padding and masked targets; None if equal to ``tokens``."""
     valid_share: float | None = None
-    """``tokens`` over ``positions``; None where every position is a valid target."""
+    """``tokens`` / ``positions``; None if every position is a valid target."""
     unique_tokens: int = 0
-    """Of those, how many were different; less than ``tokens`` where data was repeated."""
+    """Distinct tokens among ``tokens``; less than ``tokens`` if data was repeated."""
     passes: float | None = None
-    """How often the training data were read: ``tokens`` over ``unique_tokens``. None where nothing was trained."""
+    """Passes over the training data, ``tokens`` / ``unique_tokens``; None if nothing was trained."""
     eval_tokens: int = 0
     parameters: ParameterCounts | None = None
     params_name: str = ""
     flops: float = 0.0
-    """Training FLOPs of the tokens seen, by the convention ``flops_name``."""
+    """Training FLOPs of ``tokens``, by the convention ``flops_name``."""
     flops_name: str = ""
     trained_tokens: int | None = None
-    """Tokens that were trained for this result; less than ``tokens`` where it branched off a trunk that
-    an earlier result had trained. None: all of them."""
+    """Tokens trained for this result; less than ``tokens`` if the run branched off a trunk that another run had
+    trained. None if equal to ``tokens``."""
     flops_per_second: float | None = None
-    """Counted FLOPs over the time spent in training steps."""
+    """Counted FLOPs / time in training steps."""
     mfu: float | None = None
-    """``flops_per_second`` over the device's dense peak at this precision; None where that is unknown."""
+    """``flops_per_second`` / the device's dense peak at this precision; None if the peak is unknown."""
     data_wait: float | None = None
-    """Share of the training time in which the device waited for the next batch."""
+    """Share of the training time during which the device waited for the next batch."""
     seconds: float = 0.0
-    """Wall time of what was trained for this result, evaluation included."""
+    """Wall time of training and evaluation for this result."""
     device: str = ""
     precision: str = ""
     peak_memory: int | None = None
-    """Bytes; None where the device does not tell."""
+    """Bytes; None if the device does not report it."""
     micro_batch: int | None = None
-    """Samples of one forward pass; None for the whole batch."""
+    """Samples per forward pass; None for the complete batch."""
     vmap_runs: PositiveInt = 1
     """Runs that were trained side by side as one model; times are this run's share."""
     compiled: bool = False
-    """Whether the model ran as ``torch.compile`` made it."""
+    """Whether ``torch.compile`` compiled the model."""
     error: RunError | None = None
     versions: dict[str, str] = {}
-    """Of python, torch and every distribution whose plugin took part."""
+    """Versions of python, torch and the distribution of each plugin used."""
     runtime: dict[str, dict[str, JsonValue]] = {}
-    """Options that were in force and are not part of the run's identity."""
+    """Options by kind that are not part of the run's id."""
     synthetic: bool = False
-    """True where the loss was computed from a formula and nothing was trained."""
+    """Whether the loss was computed from a formula, without training."""
     finished: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @model_validator(mode="after")
     def _only_a_completed_run_has_a_loss(self) -> Self:
         if (self.loss is not None) != (self.status == "completed"):
-            raise ValueError(f"a {self.status} run with loss {self.loss}: a completed run has one, no other does")
+            raise ValueError(f"a {self.status} run with loss {self.loss}: only a completed run has a loss")
         return self
 
     @property
@@ -134,7 +134,7 @@ class RunResult(Record):
 
     @property
     def flops_spent(self) -> float:
-        """Counted FLOPs that were trained for this result; a trunk's are in the first result that needed it."""
+        """Counted FLOPs of the training for this result. A trunk counts in the first result that needed it."""
         trained = self.tokens if self.trained_tokens is None else self.trained_tokens
         if self.positions is not None and self.tokens:
             return self.flops * trained / self.tokens
@@ -142,5 +142,5 @@ class RunResult(Record):
 
     @property
     def is_finished(self) -> bool:
-        """Completed or diverged: training it again would give the same. A failed run is tried again."""
+        """Whether it completed or diverged: training again would give the same result. Failed runs are retried."""
         return self.status != "failed"

@@ -1,4 +1,4 @@
-"""What is to be run: from one plugin's choice to the plan of a sweep."""
+"""Planned runs: plugin choices, run specs, trajectories, jobs and sweep plans."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from flops_fit_core.records.base import Positive, Record, content_hash
 
 
 class PluginChoice(Record):
-    """One plugin picked by its qualified name, with the options that differ from their defaults."""
+    """A plugin by its qualified name, with the options that differ from their defaults."""
 
     name: str
-    """Qualified: ``optim/sgd``."""
+    """Qualified name, ``optim/sgd``."""
     options: dict[str, JsonValue] = {}
     revision: PositiveInt = 1
-    """Raised by the plugin's author when behaviour or a default changes."""
+    """The plugin's author raises it when behaviour or a default changes."""
 
 
 class Hyperparameters(Record):
-    """What a recipe decides. ``None`` leaves the value to the plugin that owns it."""
+    """The values that a recipe returns. ``None`` leaves a value to the plugin that owns the option."""
 
     batch_size: PositiveInt | None = None
-    """Samples (sequences) an optimizer step."""
+    """Samples (sequences) per optimizer step."""
     lr: Positive | None = None
     """Peak learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
     betas: tuple[float, float] | None = None
     warmup_tokens: Annotated[int, Field(ge=0)] | None = None
     base_width: PositiveInt | None = None
-    """Width at which ``lr`` holds as it is: matrices fed by ``width`` channels get ``lr * base_width / width``.
-    ``None``: one learning rate for all parameters at every width."""
+    """Width at which matrices use ``lr`` itself: those with ``width`` inputs get ``lr * base_width / width``.
+    ``None``: the same learning rate for all parameters at every width."""
 
 
 class ParameterCounts(Record):
-    """The parameters of one model, each counted once however often it is shared."""
+    """The parameters of a model. A shared parameter counts once."""
 
     total: PositiveInt
     lookup_table: int = 0
-    """In tables that are only looked up, never multiplied: an untied input embedding, learned positions."""
+    """In lookup tables, which are never multiplied: an untied input embedding, learned positions."""
     unembedding: int = 0
-    """In the output head over the vocabulary (also the input embedding where the two are tied)."""
+    """In the output head over the vocabulary, which is also the input embedding if the two are tied."""
     active: PositiveInt
-    """Used for one token: less than ``total`` for a mixture of experts. Of tables and head, only what is used for
-    one token is in ``lookup_table`` and ``unembedding``."""
+    """Used for one token: less than ``total`` for a mixture of experts. ``lookup_table`` and ``unembedding`` also
+    count only parameters used for one token."""
 
     @property
     def matmul(self) -> int:
-        """Active minus lookup tables: what 6 N D counts."""
+        """Active minus lookup tables: the N of C = 6 N D."""
         return self.active - self.lookup_table
 
     @property
@@ -62,52 +62,52 @@ class ParameterCounts(Record):
 
     @property
     def inactive(self) -> int:
-        """Not used for one token: experts that it is not sent to."""
+        """Not used for one token: the experts that the router skips."""
         return self.total - self.active
 
 
 class RunSpec(Record):
-    """One training run, fully resolved. :attr:`id` identifies it by everything that changes its result."""
+    """One training run with all values resolved. :attr:`id` is a hash of all values that change its result."""
 
     model: PluginChoice
     dataset: PluginChoice
     fingerprint: str
-    """Of the dataset's content, without path or time."""
+    """Hash of the dataset's content, without path or time."""
     optimizer: PluginChoice
     schedule: PluginChoice
     counter: PluginChoice
     trainer: PluginChoice
     batch_size: PositiveInt
-    """Samples an optimizer step."""
+    """Samples per optimizer step."""
     steps: PositiveInt
     tokens: PositiveInt
-    """D: the tokens (or samples) this run trains on: valid targets, where data hold padding or masked ones."""
+    """D: the tokens (or samples) of this run. Only valid targets count: neither padding nor masked targets."""
     seed: int
     base_width: PositiveInt | None = None
     """See :class:`Hyperparameters`."""
 
-    # Predicted or for grouping; none of these changes the result, so none is in the id.
+    # The fields from here on are not in the id, because none of them changes the result.
     budget: Positive
-    """The nominal C of the IsoFLOP group for which this run was planned."""
+    """The nominal C of the run's IsoFLOP group."""
     size: int | float | str
-    """Value of the model's size option, for people."""
+    """Value of the model's size option, for display."""
     params: PositiveInt
-    """N as the FLOPs counter counts it."""
+    """N by the FLOPs counter."""
     flops_per_token: Positive
-    """Training FLOPs for each token of D, of the positions included that are no valid target."""
+    """Training FLOPs / D. The FLOPs include positions without a valid target."""
     positions: PositiveInt | None = None
-    """Positions that the model computes, padding and masked targets included; None: every one is a token of D."""
+    """Positions that the model computes, with padding and masked targets; None if equal to D."""
     branch_step: PositiveInt | None = None
-    """Steps that this run shares with longer runs of its trajectory; None for a run that shares nothing."""
+    """Steps that this run shares with longer runs of its trajectory; None without sharing."""
 
     devices: PositiveInt = 1
-    """Devices that train it together."""
+    """Devices that train the run jointly."""
     heads: PositiveInt | None = None
-    """Attention heads of a block; None for a family that does not declare them."""
+    """Attention heads per block; None if the family does not declare them."""
     head_dim: PositiveInt | None = None
-    """Channels of a head."""
+    """Channels per head."""
 
-    _ABOUT: ClassVar = {
+    _NOT_IN_ID: ClassVar = {
         "budget",
         "size",
         "params",
@@ -126,108 +126,110 @@ class RunSpec(Record):
 
     @property
     def flops_per_position(self) -> float:
-        """Training FLOPs for each position that the model computes, by the run's counter."""
+        """Training FLOPs per position that the model computes, by the run's counter."""
         return self.flops_per_token if self.positions is None else self.flops / self.positions
 
     @property
     def tokens_per_step(self) -> int:
-        """Of one optimizer step of ``batch_size`` samples; on average, where samples differ in their tokens."""
+        """Tokens per optimizer step; the average if samples differ in their number of tokens."""
         return max(1, round(self.tokens / self.steps))
 
     @property
     def positions_per_step(self) -> int:
-        """Of one optimizer step, on average."""
+        """Positions per optimizer step, on average."""
         return self.tokens_per_step if self.positions is None else max(1, round(self.positions / self.steps))
 
     @cached_property
     def id(self) -> str:
         """16 hexadecimal digits: a hash of every value that changes the result.
 
-        Values equal to their default are left out, so that a field added later orphans no result.
+        Values equal to their default are omitted, so that a field added later orphans no result.
         """
-        return content_hash(self.model_dump(mode="json", exclude=self._ABOUT, exclude_defaults=True))
+        return content_hash(self.model_dump(mode="json", exclude=self._NOT_IN_ID, exclude_defaults=True))
 
     @cached_property
     def trajectory(self) -> str:
-        """Hash of what the runs of one training trajectory share: with a trunk, all values but D; otherwise
-        everything, so that a trajectory is one run. It does not depend on which runs there are or are left."""
+        """Hash of the values that all runs of a training trajectory share. It does not depend on the other runs.
+
+        With a trunk, these are all values but D. Without, they are all values: the trajectory has one run.
+        """
         if self.branch_step is None:
             return content_hash({"trajectory of": self.id})
-        own = {*self._ABOUT, "tokens", "steps"}
-        return content_hash({"trunk of": self.model_dump(mode="json", exclude=own, exclude_defaults=True)})
+        varying = {*self._NOT_IN_ID, "tokens", "steps"}
+        return content_hash({"trunk of": self.model_dump(mode="json", exclude=varying, exclude_defaults=True)})
 
 
-def _without_numbers(run: RunSpec) -> dict[str, Any]:
-    """A run without what may differ between models that are trained side by side."""
-    values = run.model_dump(mode="json", exclude={*RunSpec._ABOUT, "seed"})
-    for free in ("lr", "weight_decay"):
-        values["optimizer"]["options"].pop(free, None)
+def _shared_values(run: RunSpec) -> dict[str, Any]:
+    """The values that must be equal for models that are trained as one vectorised model."""
+    values = run.model_dump(mode="json", exclude={*RunSpec._NOT_IN_ID, "seed"})
+    for option in ("lr", "weight_decay"):
+        values["optimizer"]["options"].pop(option, None)
     return values | {"branch_step": run.branch_step, "devices": run.devices}
 
 
 class Trajectory(Record):
-    """Runs that one pass of training can serve, in order of their tokens."""
+    """Runs that share a trunk, in order of their tokens; or a single run."""
 
     id: str
     runs: tuple[RunSpec, ...]
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of the trunk up to its last branch, and of every run from its branch on."""
+        """Training FLOPs of the trunk up to its last branch, and of every run after its branch."""
         return self.flops_after(0)
 
     @property
     def shape(self) -> str:
         """Equal for trajectories that differ in seed, learning rate and weight decay only."""
-        return content_hash([_without_numbers(run) for run in self.runs])
+        return content_hash([_shared_values(run) for run in self.runs])
 
     def flops_after(self, step: int) -> float:
-        """The same where the trunk has been trained up to ``step`` before."""
+        """Training FLOPs if the trunk is trained up to ``step`` already."""
         shared = max((run.branch_step or 0 for run in self.runs), default=0)
-        own = (
+        branches = (
             run.tokens_per_step * (run.steps - (run.branch_step or 0)) * run.flops_per_token for run in self.runs
         )
         trunk = max(0, shared - step) * self.runs[0].tokens_per_step * self.runs[0].flops_per_token
-        return trunk + math.fsum(own)
+        return trunk + math.fsum(branches)
 
 
 class Job(Record):
-    """The unit of dispatch: trajectories, and what a worker needs beside them to train them here."""
+    """The unit of dispatch: trajectories, with the device and the runtime options to train them."""
 
     id: str
     trajectories: tuple[Trajectory, ...]
     device: PluginChoice
     runtime: dict[str, dict[str, JsonValue]] = {}
-    """Options by kind that change how a run is done but not its result (paths, threads, compile)."""
+    """Options by kind that do not change the result (paths, threads, compile)."""
     attempts: dict[str, int] = {}
-    """Attempt number by run id; 1 where missing."""
+    """Attempt number by run id; 1 if missing."""
 
     @property
     def runs(self) -> tuple[RunSpec, ...]:
         return tuple(run for trajectory in self.trajectories for run in trajectory.runs)
 
-    def only(self, wanted: Callable[[RunSpec], bool]) -> Job | None:
-        """The job with the runs that are wanted; None where there are none."""
+    def only(self, is_needed: Callable[[RunSpec], bool]) -> Job | None:
+        """The job with the runs for which ``is_needed`` is true; None if there are none."""
         trajectories = [
-            one.model_copy(update={"runs": tuple(run for run in one.runs if wanted(run))})
-            for one in self.trajectories
+            item.model_copy(update={"runs": tuple(run for run in item.runs if is_needed(run))})
+            for item in self.trajectories
         ]
-        left = tuple(one for one in trajectories if one.runs)
-        return self.model_copy(update={"trajectories": left}) if left else None
+        remaining = tuple(item for item in trajectories if item.runs)
+        return self.model_copy(update={"trajectories": remaining}) if remaining else None
 
     @property
     def devices(self) -> int:
-        """Devices that it needs at the same time."""
+        """Devices that the job needs at the same time."""
         return max(run.devices for run in self.runs)
 
     @property
     def flops(self) -> float:
-        """Training FLOPs, where nothing of it has been trained before."""
+        """Training FLOPs without checkpoints of earlier training."""
         return math.fsum(trajectory.flops for trajectory in self.trajectories)
 
 
 class SkippedCell(Record):
-    """A size that a budget would have used, and why it does not."""
+    """A size that a budget cannot train, and the reason."""
 
     budget: Positive
     size: int | float | str
@@ -236,84 +238,86 @@ class SkippedCell(Record):
 
 
 class SweepPlan(Record):
-    """Every run of a sweep, resolved; what was left out and why; what it costs."""
+    """All runs of a sweep, the skipped sizes with reasons, and the cost."""
 
     name: str
     runs: tuple[RunSpec, ...]
     skipped: tuple[SkippedCell, ...] = ()
     notes: tuple[str, ...] = ()
-    """What a person should know of how the plan came about."""
+    """Remarks of the planner for the user."""
     unit: str = "tokens"
-    """What D counts."""
+    """The unit of D."""
     params_name: str
-    """Which N: the convention by which ``params`` are counted."""
+    """The convention by which N (``params``) is counted."""
     flops_name: str
-    """Which C: the convention by which FLOPs are counted."""
+    """The convention by which C is counted."""
     device: PluginChoice
     runtime: dict[str, dict[str, JsonValue]] = {}
     vmap_runs: PositiveInt = 1
-    """Trajectories of one shape that a job may have, to be trained side by side."""
+    """The most trajectories of equal shape in a job, which are trained as one vectorised model."""
     checkpoint_bytes: int = 0
-    """About what the checkpoints take that are kept for further branches; 0 where no trunk is shared."""
+    """Approximate size of the checkpoints for further branches; 0 without shared trunks."""
     replaced: dict[str, RunSpec] = {}
-    """By the id of a run that was planned: what is trained in its place, after it had failed or diverged."""
+    """Id of a planned run that failed or diverged -> the run that replaces it."""
 
     def with_replacements(self, replaced: Mapping[str, RunSpec]) -> SweepPlan:
-        """The plan with other runs in the place of some. Keys are ids of runs as they were planned at first; those
-        that are not in this plan are left out."""
-        first = {new.id: old for old, new in self.replaced.items()}
-        planned = [first.get(run.id, run.id) for run in self.runs]
-        known = {**self.replaced, **{old: replaced[old] for old in planned if old in replaced}}
-        runs = tuple(known.get(old, run) for old, run in zip(planned, self.runs, strict=True))
-        return SweepPlan(**{**dict(self), "runs": runs, "replaced": known})
+        """The plan with some runs replaced. Keys are the ids of originally planned runs; other ids are ignored."""
+        original_ids = {new.id: old for old, new in self.replaced.items()}
+        planned = [original_ids.get(run.id, run.id) for run in self.runs]
+        replacements = {**self.replaced, **{old: replaced[old] for old in planned if old in replaced}}
+        runs = tuple(replacements.get(old, run) for old, run in zip(planned, self.runs, strict=True))
+        return SweepPlan(**{**dict(self), "runs": runs, "replaced": replacements})
 
     @property
     def flops(self) -> float:
-        """Training FLOPs of the whole plan, each shared trunk counted once."""
+        """Training FLOPs of the plan. Each shared trunk counts once."""
         return math.fsum(trajectory.flops for trajectory in self.trajectories)
 
     @property
     def flops_without_sharing(self) -> float:
-        """Training FLOPs if every run were trained from its start."""
+        """Training FLOPs if every run is trained from its first step."""
         return math.fsum(run.flops for run in self.runs)
 
     @cached_property
     def trajectories(self) -> tuple[Trajectory, ...]:
-        """What the runs share, in the order of their first run."""
+        """The trajectories, in the order of their first run."""
         return _trajectories(self.runs)
 
     def flops_left(self, finished: Collection[str]) -> float:
-        """Training FLOPs of the runs whose ids are not in ``finished``; a trunk goes on where its longest
-        finished run left it."""
-        left = 0.0
+        """Training FLOPs of the runs with ids not in ``finished``.
+
+        Each trunk continues at the branch of its longest finished run.
+        """
+        remaining = 0.0
         for trajectory in self.trajectories:
             missing = [run for run in trajectory.runs if run.id not in finished]
             if missing:
                 done = max((run.branch_step or 0 for run in trajectory.runs if run.id in finished), default=0)
-                left += Trajectory(id=trajectory.id, runs=tuple(missing)).flops_after(done)
-        return left
+                remaining += Trajectory(id=trajectory.id, runs=tuple(missing)).flops_after(done)
+        return remaining
 
     @property
     def budgets(self) -> tuple[float, ...]:
         return tuple(sorted({run.budget for run in self.runs}))
 
     def jobs(self, missing: Collection[str], attempts: Mapping[str, int] | None = None) -> list[Job]:
-        """Jobs for the runs whose ids are ``missing``, most FLOPs first, so that workers end together."""
+        """Jobs for the runs with these ids, in descending order of FLOPs, so that workers end at similar times."""
         packs: dict[str, list[Trajectory]] = defaultdict(list)
         for trajectory in _trajectories(run for run in self.runs if run.id in missing):
             packs[trajectory.shape if self.vmap_runs > 1 else trajectory.id].append(trajectory)
         jobs = []
-        for alike in packs.values():
-            for first in range(0, len(alike), self.vmap_runs):
-                together = tuple(alike[first : first + self.vmap_runs])
-                ids = [one.id for one in together]
+        for group in packs.values():
+            for first in range(0, len(group), self.vmap_runs):
+                trajectories = tuple(group[first : first + self.vmap_runs])
+                ids = [item.id for item in trajectories]
+                run_ids = [run.id for item in trajectories for run in item.runs]
                 jobs.append(
                     Job(
                         id=ids[0] if len(ids) == 1 else content_hash({"vmapped": ids}),
-                        trajectories=together,
+                        trajectories=trajectories,
                         device=self.device,
                         runtime=self.runtime,
-                        attempts={run.id: (attempts or {}).get(run.id, 1) for one in together for run in one.runs},
+                        attempts={run_id: (attempts or {}).get(run_id, 1) for run_id in run_ids},
                     )
                 )
         return sorted(jobs, key=lambda job: -job.flops)

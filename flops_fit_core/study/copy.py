@@ -1,4 +1,4 @@
-"""A study's results in another store: every attempt copied and looked at again, and used from then on."""
+"""Copy a study, or move its results to another store. Every copied attempt is read back and compared."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from flops_fit_core.study.heartbeat import drivers
 
 FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json")
 FOLDERS = ("checkpoints", "outbox", "report")
-"""What belongs to a study beside its experiment file and its results."""
-GLANCE_SECONDS = 5.0
-"""For how long a run is claimed to see whether somebody else holds it."""
+"""The files of a study in addition to its experiment file and its results."""
+PROBE_SECONDS = 5.0
+"""Duration of a claim that only tests whether another process holds the run."""
 
 
 @dataclass(frozen=True)
 class Copied:
-    """What :func:`copy_study` has done."""
+    """The outcome of :func:`copy_study`."""
 
     runs: int
     attempts: int
     new: int
-    """Attempts that the copy did not have before."""
+    """Number of attempts that the copy lacked before."""
     old_store: str
     new_store: str
-    """Qualified names."""
+    """Qualified names of the stores."""
     in_place: bool
-    """Whether the study itself uses the new store now."""
+    """Whether source and target are the same folder, so that the study now uses the new store."""
     left_behind: tuple[str, ...] = ()
-    """Where it does: the files of the old one."""
+    """Files of the old store, if the study now uses the new store."""
 
 
 def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, store: Any) -> Copied:
-    """Copy a study with all attempts at its runs, its plan, checkpoints, uncollected results, fit and report.
+    """Copy a study with all attempts at its runs, its plan, checkpoints, outbox, fit and report.
 
-    ``target`` becomes a study when all is there: its experiment file is written last. Whatever interrupts this
-    leaves the source as it was, and the same call goes on. Where both are one folder, the study uses the new store
-    from then on, and the old one's files stay. Claims and ``tune/`` are not copied.
+    The experiment file of ``target`` is written last, so that an interrupted copy is not a study. An interruption
+    leaves the source unchanged, and the same call completes the copy. If both are the same folder, the study uses
+    the new store afterwards, and the files of the old store stay. Claims and ``tune/`` are not copied.
 
     Args:
-        source: The study, which nobody trains meanwhile. Its store may be one that flops-fit no longer has.
-        target: A folder that is new, holds an earlier copy, or is the source.
-        registry: Where both stores are found.
+        source: The study. No driver may train it during the copy. Its store may have been removed from flops-fit.
+        target: A new folder, an earlier copy, or the source.
+        registry: Where both stores are looked up.
         store: The copy's ``[store]``: a name, or a table.
 
-    Raises ConfigError for a target that is another study, already what it shall be, or in another folder with its
-    results in the very place where the source has them; StoreError where somebody
-    trains the study, or an attempt in the target is not equal to the source's.
+    Raises ConfigError if the target is another study, if the source uses this store already, or if the new store
+    would keep both studies in the same place. Raises StoreError if a driver trains the study, or if an attempt in
+    the target differs from the source's.
     """
     table, in_place = source.table(), source.path.resolve() == target.path.resolve()
     new = choose_from_table("store", store, registry, "the copy's store")
@@ -68,22 +68,22 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
         _refuse_same_store(source, new, registry)
     else:
         _refuse_another_study(source, target, new, registry)
-    there = {file.name for file in source.path.glob("results*")}
+    old_files = {file.name for file in source.path.glob("results*")}
     with _open_source(source, registry) as old:
         results = old.read()
         with closing(target.open_store(new)) as copy:
             if not in_place:
-                _refuse_one_place(source, target, old, copy)
+                _refuse_shared_results(source, target, old, copy)
             _refuse_while_trained(source, target, old)
             added = _copy_results(results, copy, target)
             _compare(old.read(), copy, source, target)
     if not in_place:
         _copy_files(source.path, target.path)
-    _refuse_drivers(source)  # one that began meanwhile adds to the old store
+    _refuse_drivers(source)  # a driver that started during the copy adds results to the old store
     target.save_table({**table, "store": _as_table(new)})
-    left = tuple(sorted(there)) if in_place else ()
+    left_behind = tuple(sorted(old_files)) if in_place else ()
     attempts = sum(map(len, results.values()))
-    return Copied(len(results), attempts, added, old.name, new.name, in_place, left)
+    return Copied(len(results), attempts, added, old.name, new.name, in_place, left_behind)
 
 
 def _as_table(chosen: PluginConfig[Any]) -> dict[str, Any]:
@@ -93,15 +93,15 @@ def _as_table(chosen: PluginConfig[Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------------------- the source
 
 Results = dict[str, list[RunResult]]
-"""Run id -> every attempt, first to last; runs in the order in which they were first added."""
+"""Run id -> every attempt, first to last. Runs are in the order in which they were first added."""
 
 
 @dataclass(frozen=True)
 class _Source:
-    """The results that are copied."""
+    """The store to copy from."""
 
     name: str
-    """Of their store, qualified."""
+    """The store's qualified name."""
     read: Callable[[], Results]
     store: ResultStore
 
@@ -113,14 +113,14 @@ def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
         yield _Source(chosen.name, lambda: group_by_run(store.all_attempts()), store)
 
 
-# ---------------------------------------------------------------------------- what has to be so before
+# ---------------------------------------------------------------------------- conditions
 
 
 def _refuse_same_store(study: StudyFolder, new: PluginConfig[Any], registry: Registry) -> None:
     if new == study.choice("store", registry):
         raise ConfigError(
-            f"{study.shown} has its results in the store {new.name} already: name another one with --store NAME, "
-            f"or another folder"
+            f"{study.shown} uses the store {new.name} already: name another store with --store NAME, or another "
+            f"folder"
         )
 
 
@@ -134,12 +134,12 @@ def _refuse_another_study(
     same = _without_store(source.table()) == _without_store(target.table())
     if not same or {run.id for run in source.plan().runs} != {run.id for run in target.plan().runs}:
         raise ConfigError(
-            f"{target.shown} is another study than {source.shown}: choose a new folder, or that of an earlier copy"
+            f"{target.shown} is a different study from {source.shown}: choose a new folder, or an earlier copy"
         )
-    if (there := target.choice("store", registry)) != new:
+    if (earlier := target.choice("store", registry)) != new:
         raise ConfigError(
-            f"{target.shown} is an earlier copy with its results in {_as_table(there)}, not in {_as_table(new)}: "
-            f"choose the same store with --store and --set, or another folder"
+            f"{target.shown} is an earlier copy with its results in {_as_table(earlier)}, not "
+            f"in {_as_table(new)}: choose the same store with --store and --set, or another folder"
         )
 
 
@@ -147,50 +147,50 @@ def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name != "store"}
 
 
-def _refuse_one_place(source: StudyFolder, target: StudyFolder, old: _Source, copy: ResultStore) -> None:
-    """A server may keep both under one name: nothing would be copied. A claim that is seen in both shows it.
+def _refuse_shared_results(source: StudyFolder, target: StudyFolder, old: _Source, copy: ResultStore) -> None:
+    """A server may store both studies under the same name. Then a claim in the source is visible in the copy.
 
-    Claims that stay in one object show nothing; such a store has one driver and is not behind a server.
+    Claims of a store object without shared claims are never visible elsewhere; that store has no server.
     """
-    if (kept := old.store) is None:
+    if (original := old.store) is None:
         return
     probe = f"copy:{uuid.uuid4().hex}"
-    kept.claim(probe, "source", GLANCE_SECONDS)
+    original.claim(probe, "source", PROBE_SECONDS)
     try:
-        apart = copy.claim(probe, "copy", GLANCE_SECONDS)
+        separate = copy.claim(probe, "copy", PROBE_SECONDS)
     finally:
-        kept.release(probe, "source")
-    if not apart:
+        original.release(probe, "source")
+    if not separate:
         raise ConfigError(
-            f"{source.shown} and {target.shown} would have the same results, not a copy: their store keeps both "
-            f"under one name. Give the copy another (postgres: --set store.study=NAME), or another store (--store)"
+            f"{source.shown} and {target.shown} would share their results: their store has both under the same "
+            f"name. Give the copy another name (postgres: --set store.study=NAME) or another store (--store)"
         )
     copy.release(probe, "copy")
 
 
 def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: _Source) -> None:
-    """Drivers on this machine leave a note in the folder; one that is elsewhere may only be seen by its claims."""
+    """A driver on this machine has a file in the folder. A driver elsewhere may only have claims."""
     _refuse_drivers(source)
     _refuse_drivers(target)
-    kept = old.store
-    me = f"copy:{uuid.uuid4().hex}"
-    finished = {result.id for result in kept.results() if result.is_finished}
+    store = old.store
+    owner = f"copy:{uuid.uuid4().hex}"
+    finished = {result.id for result in store.results() if result.is_finished}
     for run in source.plan().runs:
         if run.id in finished:
             continue
-        if not kept.claim(run.id, me, GLANCE_SECONDS):
+        if not store.claim(run.id, owner, PROBE_SECONDS):
             raise StoreError(
                 f"run {run.id} of {source.shown} is being trained, or was until a minute ago: wait for its "
                 f"driver, or stop it and try again in a minute"
             )
-        kept.release(run.id, me)
+        store.release(run.id, owner)
 
 
 def _refuse_drivers(study: StudyFolder) -> None:
     for driver in drivers(study.path):
         raise StoreError(
-            f"{study.shown} is being trained by process {driver.pid} on {driver.host}: wait for its end, or stop "
-            f"it (Ctrl-C, SIGTERM); nothing is lost by that. 'flops-fit status {study.shown}' says how far it is"
+            f"{study.shown} is being trained by process {driver.pid} on {driver.host}: wait until it ends, or "
+            f"stop it with Ctrl-C or SIGTERM (no result is lost). 'flops-fit status {study.shown}' shows progress"
         )
 
 
@@ -198,7 +198,7 @@ def _refuse_drivers(study: StudyFolder) -> None:
 
 
 def _copy_results(results: Results, copy: ResultStore, target: StudyFolder) -> int:
-    """Add what the copy lacks. Returns how many attempts that were."""
+    """Add the attempts that the copy lacks. Returns their number."""
     copied = {(attempt.id, attempt.attempt): attempt for attempt in copy.all_attempts()}
     added = 0
     for attempts in results.values():
@@ -209,48 +209,48 @@ def _copy_results(results: Results, copy: ResultStore, target: StudyFolder) -> i
                 added += 1
             elif copied[key] != attempt:
                 raise StoreError(
-                    f"{target.shown}: its store has another result of run {attempt.id}, attempt "
-                    f"{attempt.attempt}, which was left alone. Copy to a folder, or into a store, without results "
-                    f"of this study"
+                    f"{target.shown}: its store has a different result of run {attempt.id}, attempt "
+                    f"{attempt.attempt}, which is unchanged. Copy to a folder or a store without results of this "
+                    f"study"
                 )
     return added
 
 
 def _compare(results: Results, copy: ResultStore, source: StudyFolder, target: StudyFolder) -> None:
-    """Raises StoreError where an attempt is missing in the copy or not equal, or the order is another one."""
+    """Raises StoreError if an attempt is missing in the copy or differs, or if the order differs."""
     copied = group_by_run(copy.all_attempts())
     same_order = [run for run in copied if run in results] == list(results)
     if same_order and all(_has_all(copied[run], attempts) for run, attempts in results.items()):
         return
     raise StoreError(
-        f"the results in {target.shown} are not those of {source.shown}, which may have changed meanwhile: copy "
-        f"again while nobody trains it. {source.shown} is as it was"
+        f"the results in {target.shown} differ from those of {source.shown}, which may have changed during the "
+        f"copy: copy again while no driver trains it. {source.shown} is unchanged"
     )
 
 
-def _has_all(found: list[RunResult], wanted: list[RunResult]) -> bool:
-    numbers = {attempt.attempt for attempt in wanted}
-    return [attempt for attempt in found if attempt.attempt in numbers] == wanted
+def _has_all(copied: list[RunResult], expected: list[RunResult]) -> bool:
+    numbers = {attempt.attempt for attempt in expected}
+    return [attempt for attempt in copied if attempt.attempt in numbers] == expected
 
 
 # ---------------------------------------------------------------------------- files
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """What the target has already, or has of a later date, is left alone."""
+    """Copy the files that the target lacks, or has in an older version."""
     for file in _files(source):
-        there = target / file.relative_to(source)
-        if there.exists() and there.stat().st_mtime >= file.stat().st_mtime:
+        copied = target / file.relative_to(source)
+        if copied.exists() and copied.stat().st_mtime >= file.stat().st_mtime:
             continue
-        there.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as given, replacing(there) as taken:
-            shutil.copyfileobj(given, taken)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        with file.open("rb") as reader, replacing(copied) as writer:
+            shutil.copyfileobj(reader, writer)
         status = file.stat()
-        os.utime(there, ns=(status.st_atime_ns, status.st_mtime_ns))
+        os.utime(copied, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _files(study: Path) -> Iterator[Path]:
     yield from (study / name for name in FILES if (study / name).is_file())
     for folder in FOLDERS:
-        found = (study / folder).rglob("*")
-        yield from (file for file in sorted(found) if file.is_file() and not file.name.startswith("."))
+        paths = (study / folder).rglob("*")
+        yield from (file for file in sorted(paths) if file.is_file() and not file.name.startswith("."))

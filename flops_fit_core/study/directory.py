@@ -1,17 +1,17 @@
-"""A study's folder: what was asked, what was planned, the results, the report.
+"""The files of a study's folder.
 
-    experiment.json   what the user set, as validated
-    plan.json         what was resolved
-    model_check.json  what its smallest model gave on a batch of 2
-    flops_per_token.json  FLOPs per token of further sizes, where C is not 6 N D
-    plugins.json      which plugins took part that are not installed
-    results.*         the store's
-    checkpoints/      while they are needed
-    drivers/          who trains it now
-    outbox/           results of workers that outlive their driver, until the next one collects them
-    report/           figures, tables, the page
+    experiment.json       the validated options that the user set
+    plan.json             the resolved runs
+    model_check.json      outputs of the smallest model on a batch of 2
+    flops_per_token.json  FLOPs per token of further sizes, if C is not 6 N D
+    plugins.json          plugins given with -p, disabled plugins, import paths
+    results.*             the store's files
+    checkpoints/          checkpoints that runs still need
+    drivers/              processes that train the study now
+    outbox/               results of workers that outlived their driver, until the next driver stores them
+    report/               figures, tables, the page
 
-Enough to resume, to fit again, and to say in a year how a number came about.
+They are enough to resume training, to fit again, and to trace every number later.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORMAT = 2
 """Written to experiment.json. Raised when names in the files of a study change."""
 
 INLINE = "inline"
-"""The plugin whose specs are Python objects given to ``find_optimal``; a study's folder keeps their names only."""
+"""The plugin of Python objects passed to ``find_optimal``; a study's folder has only their names."""
 
 
 class StudyFolder:
@@ -55,19 +55,19 @@ class StudyFolder:
 
     @classmethod
     def existing(cls, path: Path) -> StudyFolder:
-        """Raises ConfigError where there is no study."""
+        """The folder of a study. Raises ConfigError if it has no study."""
         study = cls(path)
         if not study.experiment_file.exists() or not study.plan_file.exists():
             raise ConfigError(
-                f"{path} is no study: it has no experiment.json and plan.json. A study is made by "
-                f"'flops-fit run EXPERIMENT --out {path}'"
+                f"{path} is not a study: it has no experiment.json and plan.json. To make one: "
+                f"flops-fit run EXPERIMENT --out {path}"
             )
         study.check_format()
         return study
 
     @property
     def shown(self) -> str:
-        """Its path for a command line: relative where it is below the working directory."""
+        """The path for a command line: relative if it is below the working directory."""
         return str(self.path.relative_to(Path.cwd())) if self.path.is_relative_to(Path.cwd()) else str(self.path)
 
     @property
@@ -91,14 +91,14 @@ class StudyFolder:
         return self.path / "report"
 
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
-        """Write down what was asked and what was resolved."""
+        """Write the experiment, the plan and the plugins."""
         self.path.mkdir(parents=True, exist_ok=True)
-        asked = {
+        options = {
             **experiment.model_dump(mode="json", exclude_unset=True),
             # Resolved: its default depends on whether the experiment was a file.
             **experiment.model_dump(mode="json", include={"optimizer"}),
         }
-        self.save_table({name: asked[name] for name in type(experiment).model_fields if name in asked})
+        self.save_table({name: options[name] for name in type(experiment).model_fields if name in options})
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
         write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
 
@@ -110,7 +110,7 @@ class StudyFolder:
         write_atomically(self.fit_file, fit.model_dump_json(indent=1))
 
     def setup(self) -> PluginSetup:
-        """The plugins that the study was made with. Raises ConfigError for a damaged file."""
+        """The plugins that the study uses. Raises ConfigError for a damaged file."""
         return _load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
 
     def plan(self) -> SweepPlan:
@@ -118,8 +118,7 @@ class StudyFolder:
         return _load(SweepPlan, self.plan_file)
 
     def replaced(self) -> dict[str, RunSpec]:
-        """Of the plan that is there: what is trained in the place of runs that had failed or diverged. Empty where
-        there is no plan that can be read, which the next one replaces."""
+        """The plan's replacements of failed or diverged runs; empty if no plan can be read: it is overwritten."""
         try:
             return self.plan().replaced
         except ConfigError:
@@ -127,7 +126,7 @@ class StudyFolder:
 
     @property
     def python_objects(self) -> dict[str, str]:
-        """Kind -> name of what was given to ``find_optimal`` as a Python object: ``{"model": "inline/model"}``."""
+        """Kind -> name of each Python object passed to ``find_optimal``: ``{"model": "inline/model"}``."""
         table = self.table()
         chosen = {kind: value for kind, value in table.items() if isinstance(value, dict) and "name" in value}
         names = {kind: str(value["name"]) for kind, value in chosen.items()}
@@ -135,9 +134,9 @@ class StudyFolder:
 
     @property
     def how_to_train(self) -> str:
-        """What to type to train what is missing."""
+        """The call or command that trains the missing runs."""
         if self.python_objects:
-            return f"find_optimal with the same objects and output_dir={self.shown!r}"
+            return f"call find_optimal with the same objects and output_dir={self.shown!r}"
         return f"'flops-fit run {self.shown}'"
 
     def check_can_train(self, registry: Registry) -> None:
@@ -147,23 +146,23 @@ class StudyFolder:
             return
         raise ConfigError(
             f"{self.shown} was made by find_optimal with Python objects ({', '.join(objects)}), which its folder "
-            f"does not keep: to plan, train or retry, call find_optimal again with the same objects and "
-            f"output_dir={self.shown!r} (status, runs, show, export, fit, predict, backtest, report, "
-            f"prune-checkpoints and store copy work here)"
+            f"does not contain. To plan, train or retry, call find_optimal with the same objects and "
+            f"output_dir={self.shown!r}. The commands status, runs, show, export, fit, predict, backtest, report, "
+            f"prune-checkpoints and store copy work without them"
         )
 
     def experiment(self, registry: Registry) -> Experiment:
-        """The whole experiment. Raises ConfigError where a plugin it needs is not there."""
+        """The complete experiment. Raises ConfigError if a plugin of it is missing."""
         self.check_can_train(registry)
         return make_experiment(self.table(), registry, str(self.experiment_file))
 
     def choice(self, kind: str, registry: Registry) -> PluginConfig[Any]:
-        """One choice of the experiment, without needing the plugins of the others."""
+        """The experiment's plugin of a kind; the plugins of other kinds may be missing. Raises ConfigError."""
         default = Experiment.model_fields[kind].default
         if kind in self.python_objects and INLINE not in registry.plugins:
             raise ConfigError(
                 f"{self.shown} was made by find_optimal with a {kind} given as a Python object, which its folder "
-                f"does not keep: use the study that find_optimal returns"
+                f"does not contain: use the study that find_optimal returns"
                 + ("" if kind != "fitter" else ", or name another with --fitter NAME")
             )
         return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
@@ -190,9 +189,10 @@ class StudyFolder:
             self.table()
 
     def open_store(self, chosen: PluginConfig[StoreSpec]) -> ResultStore:
-        """Open the study's results.
+        """Open the study's store.
 
-        Raises StoreError for a file that is damaged or not ours, PluginError if the plugin builds no ResultStore.
+        Raises StoreError for a file that is damaged or not from flops-fit, PluginError if the plugin builds no
+        ResultStore.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return build_store(chosen, self.path)
@@ -204,4 +204,4 @@ def _load(kind: type[R], path: Path) -> R:
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except ValidationError as error:
-        raise ConfigError(f"{path} is damaged or of another version:\n{explain(error)}") from None
+        raise ConfigError(f"{path} is damaged, or is from another version:\n{explain(error)}") from None

@@ -1,4 +1,4 @@
-"""What this machine, the plugins, a study's folder and its executor can do, found out by trying."""
+"""Diagnose this machine, the plugins, and a study's folder, store and executor by trying them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from flops_fit_core.study import Study
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
 TRIAL_SECONDS = 300.0
-"""For how long an executor may stay silent over a job that takes no time."""
+"""The longest wait for an event of a trial job, which needs no training time."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """One item of the diagnosis."""
 
-    about: str
+    subject: str
     text: str
     ok: bool = True
-    """False where something that was asked for does not work."""
+    """False if something that the user needs does not work."""
 
 
 def machine() -> Iterator[Finding]:
-    """Processor, memory, GPUs, and what torch can do with them."""
+    """Python, processor, memory, torch, GPUs and C compiler."""
     import torch
 
     yield Finding("python", f"{platform.python_version()}, {sys.executable}")
@@ -46,9 +46,9 @@ def machine() -> Iterator[Finding]:
     yield Finding("torch", torch.__version__)
     count = torch.cuda.device_count()
     for index in range(count):
-        about = torch.cuda.get_device_properties(index)
-        bf16 = "bfloat16" if about.major >= 8 else "no bfloat16"
-        yield Finding(f"GPU {index}", f"{about.name}, {about.total_memory / 2**30:.0f} GiB, {bf16}")
+        device = torch.cuda.get_device_properties(index)
+        bf16 = "bfloat16" if device.major >= 8 else "no bfloat16"
+        yield Finding(f"GPU {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
     if not count:
         yield Finding(
             "GPU", "torch sees none" + (": it is a build without CUDA" if not torch.version.cuda else "")
@@ -67,14 +67,14 @@ def _memory() -> str:
 
 
 def plugins(registry: Registry) -> Iterator[Finding]:
-    """How many there are, and which are broken."""
+    """The number of plugins, and each broken plugin."""
     yield Finding("plugins", f"{len(registry.plugins)} plugins, {len(registry.offers())} offers")
     for problem in registry.problems:
         yield Finding("plugins", str(problem), ok=False)
 
 
 def executors(registry: Registry) -> Iterator[Finding]:
-    """Those that are installed, and what each finds here with its default options."""
+    """Each installed executor, checked with its default options."""
     for offer in registry.offers("executor"):
         if missing := offer.missing():
             yield Finding(f"executor {offer.spec.name}", offer.install_message(missing))
@@ -88,28 +88,28 @@ def executors(registry: Registry) -> Iterator[Finding]:
 
 
 def study(study: Study) -> Iterator[Finding]:
-    """Its folder, its store, and one job by its executor that takes no time. Leaves nothing behind."""
+    """The study's folder, its store, and a trial job by its executor. Leaves no files."""
     folder = study.folder.path
-    was_there = folder.exists()
+    existed = folder.exists()
     try:
-        yield _tried("folder", lambda: _folder(study))
-        yield _tried("store", lambda: _store(study))
+        yield _check("folder", lambda: _check_folder(study))
+        yield _check("store", lambda: _check_store(study))
         assert study.experiment is not None
-        yield _tried(f"executor {study.experiment.executor.name}", lambda: _job(study))
+        yield _check(f"executor {study.experiment.executor.name}", lambda: _check_executor(study))
     finally:
-        if not was_there:
+        if not existed:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _tried(about: str, look: Callable[[], str]) -> Finding:
+def _check(subject: str, check: Callable[[], str]) -> Finding:
     try:
-        return Finding(about, look())
+        return Finding(subject, check())
     except Exception as error:
-        said = str(error) if isinstance(error, FlopsFitError) else f"{type(error).__name__}: {error}"
-        return Finding(about, said, ok=False)
+        message = str(error) if isinstance(error, FlopsFitError) else f"{type(error).__name__}: {error}"
+        return Finding(subject, message, ok=False)
 
 
-def _folder(study: Study) -> str:
+def _check_folder(study: Study) -> str:
     folder = study.folder.path
     folder.mkdir(parents=True, exist_ok=True)
     probe = folder / ".doctor.json"
@@ -118,32 +118,30 @@ def _folder(study: Study) -> str:
     free = shutil.disk_usage(folder).free
     needed = study.plan.checkpoint_bytes
     if free < 2 * needed:
-        raise OSError(
-            f"{free / 2**30:.1f} GiB are free in {folder}, and checkpoints take {needed / 2**30:.1f} GiB"
-        )
-    return f"{folder} can be written; {free / 2**30:.1f} GiB free"
+        raise OSError(f"{folder} has {free / 2**30:.1f} GiB free, and checkpoints need {needed / 2**30:.1f} GiB")
+    return f"{folder} is writable; {free / 2**30:.1f} GiB free"
 
 
-def _store(study: Study) -> str:
+def _check_store(study: Study) -> str:
     with study.store() as store:
         owner = f"doctor:{os.getpid()}"
         if not store.claim("doctor", owner, 5.0):
-            raise OSError("a claim cannot be taken")
+            raise OSError("the store refuses a claim of a run")
         store.release("doctor", owner)
         drivers = "several drivers" if store.shares_claims else "one driver at a time"
         return f"{len(store.results())} results; claims work for {drivers}"
 
 
-def _job(asked: Study) -> str:
-    """Have the executor do a job whose result comes from a formula, in a folder of its own beside the results."""
-    with tempfile.TemporaryDirectory(dir=asked.folder.path, prefix=".doctor-") as folder:
-        return _done(asked, Path(folder))
+def _check_executor(study: Study) -> str:
+    """Run a job with a formula as its loss, in a temporary folder inside the study's folder."""
+    with tempfile.TemporaryDirectory(dir=study.folder.path, prefix=".doctor-") as folder:
+        return _run_trial_job(study, Path(folder))
 
 
-def _done(asked: Study, folder: Path) -> str:
-    assert asked.experiment is not None
-    chosen, device = asked.experiment.executor, asked.experiment.device
-    registry = asked.registry
+def _run_trial_job(study: Study, folder: Path) -> str:
+    assert study.experiment is not None
+    chosen, device = study.experiment.executor, study.experiment.device
+    registry = study.registry
     table = {"sweep": {"budgets": [1e18], "sizes": 1}, "model": "surface/surface", "dataset": "surface/surface"}
     plan = make_plan(make_experiment({**table, "device": device.name}, registry))
     (job,) = plan.jobs({plan.runs[0].id})
@@ -165,8 +163,6 @@ def _done(asked: Study, folder: Path) -> str:
     ended = [event.error for event in events if isinstance(event, JobEnded)]
     if not done or ended != [None]:
         failed = [event.error for event in events if isinstance(event, RunResult) and event.error]
-        why = (
-            failed[0].message if failed else ended[0] if ended else f"nothing was heard for {TRIAL_SECONDS:.0f} s"
-        )
-        raise OSError(f"a trial job gave no result: {why}")
-    return f"a trial job came back in {seconds:.1f} s, start and stop included; {executor.capacity} jobs at a time"
+        reason = failed[0].message if failed else ended[0] if ended else f"no event in {TRIAL_SECONDS:.0f} s"
+        raise OSError(f"a trial job gave no result: {reason}")
+    return f"a trial job took {seconds:.1f} s with start and stop; {executor.capacity} jobs at a time"

@@ -1,7 +1,4 @@
-"""Who trains a study now: a note of each driver, for people and for other programs.
-
-drivers/<owner>.json
-"""
+"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID.json`` in the study's folder."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
-"""Between two writings of a note."""
-LONG_AGO = 120.0
-"""Seconds after which a note from another machine tells of nobody any more; drivers write every 15."""
+"""The shortest time between two writes after progress."""
+EXPIRY_SECONDS = 120.0
+"""A driver on another machine counts as dead after this many seconds without a write; drivers write every 15."""
 
 
 def this_machine() -> str:
-    """Its name, when it was started, and where its process ids count: containers may share the first two."""
+    """Host name, boot id and process id namespace: containers on one host differ in the namespace only."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -34,26 +31,26 @@ def this_machine() -> str:
 
 
 class Driver(Record):
-    """One process that trains a study's runs, or has others train them."""
+    """A process that drives a study's sweep."""
 
     owner: str
-    """In whose name it claims runs."""
+    """The owner of its claims."""
     host: str
     pid: int
     machine: str
-    """Where ``pid`` means something: equal for processes that see each other."""
+    """From :func:`this_machine`: ``pid`` is valid only on an equal machine."""
     executor: str
     started: float
     """Unix time, in seconds."""
     updated: float
     running: tuple[Progress, ...] = ()
-    """The latest that was heard of each run that is being trained."""
+    """The latest progress of each run in training."""
 
     @property
-    def is_there(self) -> bool:
-        """Whether it still lives; of another machine, whether it was heard of lately."""
+    def is_alive(self) -> bool:
+        """Whether its process exists; on another machine, whether it has written lately."""
         if self.machine != this_machine():
-            return time.time() - self.updated < LONG_AGO
+            return time.time() - self.updated < EXPIRY_SECONDS
         try:
             os.kill(self.pid, 0)
         except ProcessLookupError:
@@ -64,7 +61,7 @@ class Driver(Record):
 
 
 class Heartbeat(Logger):
-    """Keeps this driver's note up to date, and removes it at the end."""
+    """Keeps this driver's file up to date, and removes it at the end."""
 
     def __init__(self, study: Path, owner: str, executor: str) -> None:
         now = time.time()
@@ -95,47 +92,47 @@ class Heartbeat(Logger):
 
     def close(self) -> None:
         self._file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other drivers are there
+        with contextlib.suppress(OSError):  # other drivers have files in it
             self._file.parent.rmdir()
 
     def write(self) -> None:
-        """Say that this driver is there, and what it has heard last."""
+        """Write the time and the latest progress of each run."""
         self._written = time.monotonic()
         now = self._driver.model_copy(update={"updated": time.time(), "running": tuple(self._running.values())})
         write_atomically(self._file, now.model_dump_json())
 
 
 def drivers(study: Path) -> list[Driver]:
-    """Those that train the study now."""
-    return [driver for driver in _notes(study).values() if driver.is_there]
+    """The drivers that train the study now."""
+    return [driver for driver in _read_drivers(study).values() if driver.is_alive]
 
 
-def dead_owners(study: Path) -> list[str]:
-    """In whose names drivers have claimed runs that died on this machine. Their notes are gone after this."""
+def remove_dead_drivers(study: Path) -> list[str]:
+    """Remove the files of drivers that died on this machine. Returns the owners of their claims."""
     dead = {
         file: driver
-        for file, driver in _notes(study).items()
-        if driver.machine == this_machine() and not driver.is_there
+        for file, driver in _read_drivers(study).items()
+        if driver.machine == this_machine() and not driver.is_alive
     }
     for file in dead:
         file.unlink(missing_ok=True)
     return [driver.owner for driver in dead.values()]
 
 
-def _notes(study: Path) -> dict[Path, Driver]:
-    found = {}
+def _read_drivers(study: Path) -> dict[Path, Driver]:
+    drivers = {}
     for file in sorted((study / "drivers").glob("[!.]*.json")):
         with contextlib.suppress(OSError, ValidationError):
-            found[file] = Driver.model_validate_json(file.read_text())
-    return found
+            drivers[file] = Driver.model_validate_json(file.read_text())
+    return drivers
 
 
 def seconds_left(plan: SweepPlan, finished: set[str], running: Sequence[Progress]) -> float | None:
-    """Time until all is trained at the present rate; None where nothing is being trained."""
+    """Time to finish the plan at the present rate, in seconds; None if no run reports a rate."""
     runs = {run.id: run for run in plan.runs}
-    known = [(one, runs[one.run]) for one in running if one.run in runs and one.tokens_per_second]
-    rate = sum((one.tokens_per_second or 0.0) * run.flops_per_token for one, run in known)
+    active = [(item, runs[item.run]) for item in running if item.run in runs and item.tokens_per_second]
+    rate = sum((item.tokens_per_second or 0.0) * run.flops_per_token for item, run in active)
     if not rate:
         return None
-    begun = sum(one.tokens * run.flops_per_token for one, run in known)
-    return max(0.0, plan.flops_left(finished) - begun) / rate
+    done = sum(item.tokens * run.flops_per_token for item, run in active)
+    return max(0.0, plan.flops_left(finished) - done) / rate

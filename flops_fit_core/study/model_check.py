@@ -1,7 +1,7 @@
-"""A forward pass of the smallest model, kept in the study's folder, to notice a change that its identity misses.
+"""Outputs of the study's smallest model, stored in its folder, to detect changes that the model's identity misses.
 
-The same seed, weights and batch give the same outputs until the model's code changes, or a library that it uses.
-The outputs are in no run's id, and a difference is a note of the plan: it stops nothing.
+The same seed, weights and batch give the same outputs until the model's code or a library changes. The outputs are
+not part of run ids. If they differ, the plan has a note; training continues.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ logger = logging.getLogger(__name__)
 FILE = "model_check.json"
 MOST_PARAMETERS = 50_000_000
 TOLERANCE = 1e-3
-"""Relative difference of the outputs above which they are others: far above the rounding of float32."""
+"""Relative difference of the outputs that counts as a change: far above the rounding of float32."""
 _VALUES = 64
 _NOISE = 0.02
-"""Standard deviation of noise on all weights: a head that starts at zero would hide the rest of the model."""
+"""Standard deviation of noise added to all weights: a head initialised to zero hides the rest of the model."""
 
 
 class ModelCheck(Record):
-    """What the smallest model of a study gave."""
+    """The outputs of the smallest model of a study."""
 
     identity: str
-    """Of the model and the data in the records; other ones are not compared."""
+    """Hash of the model's and the dataset's records. Checks with different hashes are not compared."""
     size: int | float | str
     outputs: tuple[float, ...]
     """Evenly spaced values of the outputs on a batch of 2."""
@@ -55,9 +55,10 @@ class ModelCheck(Record):
 
 
 def record_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> None:
-    """Write down the outputs of the study's smallest model, unless they are there.
+    """Write the outputs of the study's smallest model, unless the folder has them.
 
-    Nothing is written for a model of 50M parameters or more, one that another program trains, and one that fails.
+    Nothing is written for a model of 50M parameters or more, for a model that another program trains, or for a
+    model that fails.
     """
     run = _smallest(plan)
     before = _load(folder)
@@ -69,14 +70,13 @@ def record_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) ->
 
 
 def with_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> SweepPlan:
-    """The plan, with a note if the study's folder has other outputs of its smallest model."""
+    """The plan, with a note if the outputs of its smallest model differ from those in the folder."""
     note = compare_model_check(experiment, plan, folder)
     return plan if note is None else SweepPlan(**{**dict(plan), "notes": (*plan.notes, note)})
 
 
 def compare_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> str | None:
-    """A note for the plan if the smallest model's outputs differ from those in the study's folder by more than
-    0.1%, although its identity is the same."""
+    """A note if the smallest model's outputs differ by over 0.1% from those in the folder, at equal identity."""
     run = _smallest(plan)
     before = _load(folder)
     if run is None or before is None or before.identity != _identity(run):
@@ -91,14 +91,14 @@ def compare_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -
     ]
     changed = f": {', '.join(versions)}" if versions else ""
     return (
-        f"the model of size {run.size} gives other outputs than when this study was begun (relative difference "
-        f"{difference:.2g} on the same weights and batch), and its runs have the same ids: code that its identity "
-        f"does not cover has changed{changed}. Finished runs are kept; to train them again, use another folder"
+        f"the outputs of the model of size {run.size} have changed since this study began (relative difference "
+        f"{difference:.2g} on the same weights and batch), but its runs have the same ids: code outside its "
+        f"identity has changed{changed}. Finished runs are kept; to train them again, use another folder"
     )
 
 
 def relative_difference(before: tuple[float, ...], now: tuple[float, ...]) -> float:
-    """Norm of the difference over the larger norm; infinity for another number of values."""
+    """Norm of the difference over the larger norm; infinity if the numbers of values differ."""
     if len(before) != len(now):
         return math.inf
     scale = max(math.hypot(*before), math.hypot(*now))
@@ -120,7 +120,7 @@ def _identity(run: RunSpec) -> str:
 def _load(folder: Path) -> ModelCheck | None:
     try:
         return ModelCheck.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError):  # not there, or damaged: the next training writes it again
+    except (OSError, ValidationError):  # missing or damaged: the next training writes it
         return None
 
 
@@ -144,7 +144,7 @@ def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:
 
 
 def _outputs(model: PluginConfig[ModelSpec], options: Options, task: Task) -> list[float] | None:
-    """Outputs of the model in float32 on the CPU, in evaluation mode; None for a model that is too large."""
+    """Outputs of the model in float32 on the CPU in evaluation mode; None if the model is too large."""
     import torch
 
     from flops_fit_core.training.rng import fixed_randomness
@@ -163,7 +163,7 @@ def _outputs(model: PluginConfig[ModelSpec], options: Options, task: Task) -> li
 
 
 def _batch(task: Task) -> Batch:
-    """Two samples: random ones, or, of a user's own data, real ones."""
+    """Two random samples; for a custom task, real samples."""
     import torch
 
     if isinstance(task, LanguageTask):
@@ -197,6 +197,6 @@ def _tensors(outputs: Any) -> Iterator[Tensor]:
 
 def _spaced(tensor: Tensor) -> list[float]:
     flat = tensor.detach().float().flatten()
-    places = range(0, len(flat), max(1, len(flat) // _VALUES))
-    values: list[float] = flat[list(places)[:_VALUES]].tolist()
+    indices = range(0, len(flat), max(1, len(flat) // _VALUES))
+    values: list[float] = flat[list(indices)[:_VALUES]].tolist()
     return values

@@ -1,6 +1,6 @@
-"""Results in a study's folder that its plan does not ask for: how many, and in which fields they differ.
+"""Count the results in a study's folder that are not in its plan, and name the fields in which they differ.
 
-A run is compared with the planned run that is nearest to it. Runs that differ in the same fields are one group.
+Each run is compared with the nearest planned run. Runs that differ in the same fields form a group.
 """
 
 from __future__ import annotations
@@ -20,37 +20,38 @@ from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Record, RunResult, RunSpec, SweepPlan
 
 GROUPS, FIELDS, VALUES = 3, 4, 3
-"""Groups, fields of a group, and values of a field that are named in a sentence."""
+"""The most groups, fields per group and values per field in a message."""
 CANDIDATES = 16
-"""Planned runs that one run is compared with."""
+"""The most planned runs to compare a run with."""
 
 _KINDS = ("model", "dataset", "optimizer", "schedule", "counter", "trainer")
 _CELLS = (("budget", "size", "seed"), ("budget", "size"), ("size", "seed"), ("budget", "seed"), ("size",), ())
-"""Which of its coordinates a planned run must share to be compared, most first."""
+"""Sets of coordinates that a planned run must share to be compared, tried in this order."""
 _SOLVED = ("tokens", "steps")
 _RESOLVED = (*_SOLVED, "base_width", "schedule.warmup_tokens")
-"""What planning and recipes derive from the rest: not named where anything else differs."""
+"""Fields that planning and recipes derive from others: named only if no other field differs."""
 
 Fields = Mapping[str, JsonValue]
 
 
 class Difference(Record):
-    """A field in which runs differ from the plan."""
+    """A field in which results differ from the plan."""
 
     name: str
-    """As an experiment file writes it, ``model.activation``, where it has such."""
+    """The field's key in an experiment file, such as ``model.activation``, if there is one."""
     theirs: tuple[JsonValue, ...]
-    """Different values of the results; None for a value that cannot be told."""
+    """Distinct values of the results; None for an unknown value."""
     planned: tuple[JsonValue, ...]
+    """Distinct values of the planned runs."""
 
     def __str__(self) -> str:
         if self.name in _MEANINGS:
             return _MEANINGS[self.name]
-        return f"{self.name}: {_shown(self.theirs)} -> {_shown(self.planned)}"
+        return f"{self.name}: {_join(self.theirs)} -> {_join(self.planned)}"
 
 
 class OtherRuns(Record):
-    """Finished runs that no plan of the study asks for, all with the same differences."""
+    """A group of finished runs outside the plan that differ from it in the same fields."""
 
     runs: int
     differences: tuple[Difference, ...]
@@ -72,12 +73,12 @@ _MEANINGS = {
 def find_other_runs(
     results: Iterable[RunResult], plan: SweepPlan, registry: Registry | None = None
 ) -> tuple[OtherRuns, ...]:
-    """Groups of finished results whose runs are not the plan's, largest first.
+    """Groups of finished results of runs outside the plan, largest first.
 
     Args:
-        results: The latest of every run in the store.
-        plan: What the study asks for. Runs that it has replaced (``retry``) belong to it.
-        registry: Where the default of an option is looked up that one side leaves out.
+        results: The latest result of every run in the store.
+        plan: The study's plan. The runs that it replaced (``retry``) belong to it.
+        registry: Where defaults of missing options are looked up.
     """
     planned = {run.id for run in plan.runs} | set(plan.replaced)
     others = [result.run for result in results if result.is_finished and result.id not in planned]
@@ -95,21 +96,21 @@ def find_other_runs(
 
 
 def describe(groups: Sequence[OtherRuns]) -> str:
-    """``12 finished runs differ in model.activation: gelu -> relu (...)``; empty where there are none."""
+    """``12 finished runs differ in model.activation: gelu -> relu (...)``; empty without groups."""
     if not groups:
         return ""
     total = sum(group.runs for group in groups)
-    rest = "they are in this folder but not in this plan, so they are neither counted nor fitted"
+    consequence = "they are in this folder but not in this plan, so they are neither counted nor fitted"
     if len(groups) == 1:
         legend = " (theirs -> the plan's)" if "->" in str(groups[0]) else ""
-        return f"{_runs(total)} in {groups[0]}{legend}; {rest}"
+        return f"{_count_runs(total)} in {groups[0]}{legend}; {consequence}"
     parts = [f"{group.runs} in {group}" for group in groups[:GROUPS]]
     if more := sum(group.runs for group in groups[GROUPS:]):
         parts.append(f"{more} in other fields")
-    return f"{_runs(total)} (theirs -> the plan's): {'; '.join(parts)}. {rest.capitalize()}"
+    return f"{_count_runs(total)} (theirs -> the plan's): {'; '.join(parts)}. {consequence.capitalize()}"
 
 
-def _runs(count: int) -> str:
+def _count_runs(count: int) -> str:
     return f"{count} finished run{' differs' if count == 1 else 's differ'}"
 
 
@@ -117,13 +118,13 @@ def _runs(count: int) -> str:
 class _Group:
     runs: int = 0
     values: dict[str, tuple[dict[str, JsonValue], dict[str, JsonValue]]] = field(default_factory=dict)
-    """Field -> different values of the results and of the plan, by their text."""
+    """Field -> distinct values of the results and of the plan, each by its JSON text."""
 
     def add(self, values: Mapping[str, tuple[JsonValue, JsonValue]]) -> None:
         self.runs += 1
         for name, pair in values.items():
-            for seen, value in zip(self.values.setdefault(name, ({}, {})), pair, strict=True):
-                seen.setdefault(json.dumps(value), value)
+            for distinct, value in zip(self.values.setdefault(name, ({}, {})), pair, strict=True):
+                distinct.setdefault(json.dumps(value), value)
 
     def record(self, names: Sequence[str]) -> OtherRuns:
         differences = [
@@ -134,7 +135,7 @@ class _Group:
 
 
 class _Index:
-    """The planned runs by their coordinates, each with its fields."""
+    """The planned runs by coordinates, each with its fields."""
 
     def __init__(self, runs: Sequence[RunSpec]) -> None:
         self._by_cell: dict[tuple[tuple[str, ...], tuple[Any, ...]], list[tuple[RunSpec, Fields]]] = defaultdict(
@@ -146,15 +147,15 @@ class _Index:
                 self._by_cell[names, _coordinates(run, names)].append(entry)
 
     def nearest(self, run: RunSpec) -> tuple[Fields, Fields]:
-        """The run's fields, and those of the planned run with the fewest differences; of equal ones, of the next
-        size."""
+        """The run's fields, and those of the planned run with the fewest differences; ties go to the nearest N."""
         fields = _fields(run)
         for names in _CELLS:
-            near = self._by_cell.get((names, _coordinates(run, names)), [])
-            near = sorted(near, key=lambda entry: abs(math.log(entry[0].params / run.params)))[:CANDIDATES]
-            if near:
+            candidates = self._by_cell.get((names, _coordinates(run, names)), [])
+            candidates = sorted(candidates, key=lambda entry: abs(math.log(entry[0].params / run.params)))
+            if candidates:
                 break
-        return fields, min((planned for _, planned in near), key=lambda other: len(_different(fields, other)))
+        planned = (planned for _, planned in candidates[:CANDIDATES])
+        return fields, min(planned, key=lambda other: len(_different(fields, other)))
 
 
 def _coordinates(run: RunSpec, names: Sequence[str]) -> tuple[Any, ...]:
@@ -162,22 +163,22 @@ def _coordinates(run: RunSpec, names: Sequence[str]) -> tuple[Any, ...]:
 
 
 def _fields(run: RunSpec) -> dict[str, JsonValue]:
-    """What identifies a run, and its coordinates in the sweep, flat."""
+    """The identity and the coordinates of a run as a flat mapping."""
     fields: dict[str, JsonValue] = {"budget": run.budget, "size": run.size, "seed": run.seed}
     for kind in _KINDS:
         choice = getattr(run, kind)
         fields |= {kind: choice.name, f"{kind} revision": choice.revision}
         fields |= {f"{kind}.{option}": value for option, value in choice.options.items()}
-    own = ("fingerprint", "batch_size", "base_width", *_SOLVED)
-    return fields | {name: getattr(run, name) for name in own}
+    attributes = ("fingerprint", "batch_size", "base_width", *_SOLVED)
+    return fields | {name: getattr(run, name) for name in attributes}
 
 
 def _different(theirs: Fields, planned: Fields) -> list[str]:
-    """Names of the fields that differ; of a plugin that is another one, its name alone."""
+    """Names of the fields that differ; for another plugin of a kind, the kind without its options."""
     names = [name for name in dict.fromkeys(chain(theirs, planned)) if theirs.get(name) != planned.get(name)]
-    others = [kind for kind in _KINDS if kind in names]
-    names = [name for name in names if not any(name.startswith((f"{kind}.", f"{kind} ")) for kind in others)]
-    if "size" in names:  # named once, not also as the option that it is
+    changed_kinds = [kind for kind in _KINDS if kind in names]
+    names = [name for name in names if not any(name.startswith((f"{k}.", f"{k} ")) for k in changed_kinds)]
+    if "size" in names:  # the size is also an option of the model: name it once
         pair = theirs["size"], planned["size"]
         names = [
             name
@@ -188,7 +189,7 @@ def _different(theirs: Fields, planned: Fields) -> list[str]:
 
 
 def _defaults(registry: Registry | None) -> Callable[[str, Fields], JsonValue]:
-    """``(name, fields)`` -> the value of a field; of an option that is left out, its default."""
+    """A function of (name, fields) that returns the value of a field, or the default of a missing option."""
 
     def value(name: str, fields: Fields) -> JsonValue:
         if name in fields:
@@ -207,7 +208,7 @@ def _defaults(registry: Registry | None) -> Callable[[str, Fields], JsonValue]:
     return value
 
 
-def _shown(values: Sequence[JsonValue]) -> str:
+def _join(values: Sequence[JsonValue]) -> str:
     texts = [_text(value) for value in values[:VALUES]]
     return ", ".join(texts) + (", ..." if len(values) > VALUES else "")
 

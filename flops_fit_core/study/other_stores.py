@@ -1,7 +1,7 @@
-"""Results that a study's folder keeps in another store than the one that is used now.
+"""Results of a study in stores that it no longer uses.
 
-A study may change its store, and no run is trained again for that: results of the store it had before, and of any
-store whose file lies in its folder, are found here and copied by the next run.
+A study may change its store without training runs again. This module finds the results in the recorded store and
+in every store file of the folder; the next training copies them.
 """
 
 from __future__ import annotations
@@ -23,35 +23,41 @@ from flops_fit_core.study.heartbeat import drivers
 
 @dataclass(frozen=True)
 class OtherStore:
-    """Results that another store of the study has and the used one lacks."""
+    """Results in another store of the study that are missing in its present store."""
 
     name: str
-    """Its file in the folder, or its qualified name."""
+    """The store's file in the folder, or its qualified name."""
     attempts: tuple[RunResult, ...]
-    """What to add to the used store, in order."""
+    """The attempts to add to the present store, in order."""
 
     @property
     def latest(self) -> dict[str, RunResult]:
-        """By run id."""
+        """The latest attempt at each run, by run id."""
         return {result.id: result for result in self.attempts}
 
 
 def find_other_stores(
     folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry, stored: dict[str, RunResult]
 ) -> list[OtherStore]:
-    """The study's other stores, each with what the used one lacks, whose latest results are ``stored`` by run id.
+    """The study's other stores with results that the present store lacks.
 
-    Raises ConfigError or StoreError for one that cannot be read: its runs would be trained again.
+    Args:
+        folder: The study's folder.
+        chosen: The present store.
+        registry: Where other stores are looked up.
+        stored: The present store's latest results, by run id.
+
+    Raises ConfigError or StoreError for a store that cannot be read, because its runs would be trained again.
     """
     stored, stores = dict(stored), []
-    for name, other in _others(folder, chosen, registry):
+    for name, other in _candidates(folder, chosen, registry):
         try:
             with closing(folder.open_store(other)) as store:
                 missing = OtherStore(name, tuple(_missing(store, stored)))
         except UserError as error:
             raise StoreError(
-                f"{folder.shown} may have results in {name}, which cannot be read, and with the store "
-                f"{chosen.name} their runs would be trained again: {error}"
+                f"{folder.shown} may have results in {name}, which cannot be read. With the store {chosen.name}, "
+                f"their runs would be trained again: {error}"
             ) from None
         if missing.attempts:
             stored |= missing.latest
@@ -60,31 +66,32 @@ def find_other_stores(
 
 
 def check_no_other_driver(folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry) -> None:
-    """Raises StoreError where a driver trains the study with another store: both would train the same runs."""
+    """Raises StoreError if a driver trains the study with another store: both would train the same runs."""
     if not any(name for name, _ in _recorded(folder, chosen, registry)):
         return
     for driver in drivers(folder.path):
         raise StoreError(
             f"{folder.shown} is being trained by process {driver.pid} on {driver.host} with another store than "
-            f"{chosen.name}: wait for its end, or stop it; nothing is lost by that"
+            f"{chosen.name}: wait until it ends, or stop it (no result is lost)"
         )
 
 
 def check_single_driver(folder: StudyFolder, store: ResultStore) -> None:
-    """Raises StoreError if the store's claims do not reach other processes, and a driver trains the study."""
+    """Raises StoreError if other processes cannot see the store's claims and a driver trains the study."""
     if store.shares_claims:
         return
     for driver in drivers(folder.path):
         raise StoreError(
             f"{folder.shown} is being trained by process {driver.pid} on {driver.host}, and its store "
-            f"({type(store).__name__}) serves one driver at a time: wait for its end, or stop it; nothing is lost "
-            f"by that. A store for several drivers implements claim, renew and release"
+            f"({type(store).__name__}) serves one driver at a time: wait until it ends, or stop it (no result is "
+            f"lost). A store for several drivers implements claim, renew and release"
         )
 
 
-def _others(
+def _candidates(
     folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry
 ) -> Iterator[tuple[str, PluginConfig[Any]]]:
+    """The recorded store, and the stores with a file in the folder, each with its name."""
     seen = {chosen.name}
     for name, other in _recorded(folder, chosen, registry):
         seen.add(other.name)
@@ -103,13 +110,13 @@ def _others(
 def _recorded(
     folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry
 ) -> Iterator[tuple[str, PluginConfig[Any]]]:
-    """The store that the folder's experiment names, where it is another one."""
+    """The store of the folder's experiment, if it differs from the chosen store."""
     if not folder.experiment_file.exists():
         return
     object_name = folder.python_objects.get("store")
     if object_name is not None and chosen.name != object_name:
         raise ConfigError(
-            f"{folder.shown} has its results in a store that was given to find_optimal as a Python object: pass "
+            f"{folder.shown} has its results in a store that was passed to find_optimal as a Python object: pass "
             f"it as store= again, or choose another folder"
         )
     if object_name is not None:
@@ -120,11 +127,11 @@ def _recorded(
 
 
 def _missing(store: ResultStore, stored: dict[str, RunResult]) -> Iterator[RunResult]:
-    """Attempts at runs that are not stored; of a run that is stored to have failed, a finished result."""
+    """All attempts at runs that are not stored; for a run that is stored as failed, a finished result."""
     for attempts in group_by_run(store.all_attempts()).values():
         result = attempts[-1]
-        ours = stored.get(result.id)
-        if ours is None:
+        present = stored.get(result.id)
+        if present is None:
             yield from attempts
-        elif result.is_finished and not ours.is_finished:
-            yield result.model_copy(update={"attempt": max(result.attempt, ours.attempt + 1)})
+        elif result.is_finished and not present.is_finished:
+            yield result.model_copy(update={"attempt": max(result.attempt, present.attempt + 1)})

@@ -1,7 +1,7 @@
-"""The sweep loop: skip what is finished, dispatch, store, observe. What fails is a result.
+"""The sweep driver: dispatch the missing runs, store each result, call loggers. A failure is a result.
 
-Only this loop touches the store and the loggers. Several drivers may run one study at once: each run is
-claimed before it is trained, and a claim whose driver died runs out.
+Only the driver accesses the store and the loggers. Several drivers may train one study at the same time: a driver
+claims each run before training it, and the claims of a dead driver expire.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.protocols import Executor, JobEnded, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
-from flops_fit_core.study.heartbeat import Heartbeat, dead_owners
+from flops_fit_core.study.heartbeat import Heartbeat, remove_dead_drivers
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 LEASE_SECONDS = 60.0
-"""For how long a run stays claimed after its driver was last heard of."""
+"""A claim expires this long after its driver last renewed it."""
 TURN_SECONDS = 0.5
-"""How long the loop listens before it looks at other things."""
+"""The longest wait for an event of the executor before claims are renewed."""
 
 logger = logging.getLogger("flops_fit")
 
@@ -36,16 +36,18 @@ class Sweep:
     """One driver's pass over a plan.
 
     Args:
-        plan: What to train.
-        store: Where results are kept.
-        executor: Where jobs run. Closed at the end, whatever happens.
-        registry: Whose observers are told of each result and of the end.
-        loggers: Told of everything; what one raises is reported once and never stops the sweep.
-        retry_failed: Whether runs whose latest attempt failed are tried again (once a call of :meth:`run`). A run
-            whose worker is lost is tried again at once, from its last checkpoint; lost again, it has failed.
-        again: Whether finished runs are trained again, as further attempts.
-        only: Ids of the runs to train; None: all.
-        folder: The study's; checkpoints in it are deleted once nothing goes on from them. None: there is none.
+        plan: The runs to train.
+        store: Receives the results.
+        executor: Trains the jobs. Always closed at the end.
+        registry: Its observers are called with each result and at the end.
+        loggers: Called with every event. A logger that raises an exception is logged and closed; the sweep
+            continues.
+        retry_failed: Whether to retry runs with a failed latest attempt, once per call of :meth:`run`. A run that
+            loses its worker is retried immediately from its last checkpoint. If it loses a second worker, it has
+            failed.
+        again: Whether to train finished runs again, as further attempts.
+        only: Ids of the runs to train; None for all.
+        folder: The study's folder, with checkpoints that are deleted when no run needs them; None without one.
     """
 
     def __init__(
@@ -72,34 +74,35 @@ class Sweep:
         self._only = None if only is None else set(only)
         self._retry_failed = retry_failed
         self._waiting: deque[Job] = deque()
-        self._elsewhere: list[Job] = []
+        self._claimed_elsewhere: list[Job] = []
+        """Jobs with a run that another driver has claimed."""
         self._running: dict[str, Job] = {}
         self._lost: set[str] = set()
-        """Runs whose worker was lost once."""
+        """Ids of runs that lost a worker."""
         self._finished: set[str] = set()
         self._renewed = 0.0
 
     def run(self) -> list[RunResult]:
-        """Train what is missing. Returns the latest result of every run of the plan that has one.
+        """Train the missing runs. Returns the latest result of every run of the plan that has a result.
 
-        Raises StoreError where results can no longer be kept; KeyboardInterrupt stops the workers first.
+        Raises StoreError if a result cannot be stored. KeyboardInterrupt stops the workers first.
         """
         try:
-            self._tell("started", self.plan)
+            self._call_loggers("started", self.plan)
             if self.folder is not None:
-                self._collect()
+                self._collect_outbox()
                 forget_checkpoints(self.plan, self.store, self.folder, branches=False)
             self._waiting = deque(self._missing_jobs())
-            self._free_what_the_dead_hold()
-            while self._waiting or self._running or self._elsewhere:
+            self._release_claims_of_dead_drivers()
+            while self._waiting or self._running or self._claimed_elsewhere:
                 self._dispatch()
                 for event in self.executor.events(TURN_SECONDS):
                     self._handle(event)
                     self._dispatch()
                     self._renew_claims()
                 self._renew_claims()
-                if not self._running and self._elsewhere:
-                    self._look_elsewhere()
+                if not self._running and self._claimed_elsewhere:
+                    self._wait_for_other_drivers()
         finally:
             self._close()
         results = self.results()
@@ -107,39 +110,39 @@ class Sweep:
         return results
 
     def _close(self) -> None:
-        """Stop the workers, keep what they still gave, let others have what was not done."""
+        """Stop the workers, store their last results, release the claims of unfinished runs."""
         self.executor.close()
         for event in self.executor.events(0):
-            # Jobs that were stopped have failed at nothing: they are trained by the next run.
+            # Stopped jobs have not failed: the next driver trains them.
             if isinstance(event, RunResult):
-                self._keep(event)
+                self._store_result(event)
         for job in self._running.values():
-            self._release(_claims(job))
-        self._tell("close")
+            self._release(_names_to_claim(job))
+        self._call_loggers("close")
 
     def results(self) -> list[RunResult]:
-        """The latest result of every run of the plan that has one, in the plan's order."""
-        kept = {result.id: result for result in self.store.results()}
-        return [kept[run.id] for run in self.plan.runs if run.id in kept]
+        """The latest result of every run of the plan that has a result, in the plan's order."""
+        latest = {result.id: result for result in self.store.results()}
+        return [latest[run.id] for run in self.plan.runs if run.id in latest]
 
-    def _collect(self) -> None:
-        """Store what was finished for drivers that are not there any more; those that are collect their own."""
+    def _collect_outbox(self) -> None:
+        """Store results of workers that outlived their driver. A live driver has claimed its runs."""
         if self.folder is None:
             return
         planned = {run.id for run in self.plan.runs}
         for result in Outbox(self.folder).results():
             if result.id in planned and self._claim([result.id]):
-                self._keep(result)
+                self._store_result(result)
                 self._release([result.id])
 
-    def _free_what_the_dead_hold(self) -> None:
-        """Claims of drivers that died on this machine, without waiting for them to run out."""
-        dead = dead_owners(self.folder) if self.folder is not None else []
+    def _release_claims_of_dead_drivers(self) -> None:
+        """Release the claims of drivers that died on this machine, without waiting for their expiry."""
+        dead = remove_dead_drivers(self.folder) if self.folder is not None else []
         for owner in dead:
-            for name in (name for job in self._waiting for name in _claims(job)):
+            for name in (name for job in self._waiting for name in _names_to_claim(job)):
                 self.store.release(name, owner)
 
-    # ------------------------------------------------------------------ what to train
+    # ------------------------------------------------------------------ dispatch and claims
 
     def _missing_jobs(self) -> list[Job]:
         latest = {result.id: result for result in self.store.results()}
@@ -158,38 +161,39 @@ class Sweep:
     def _dispatch(self) -> None:
         while self._waiting and len(self._running) < self.executor.capacity:
             job = self._waiting.popleft()
-            if not self._claim(_claims(job)):
-                self._elsewhere.append(job)
+            if not self._claim(_names_to_claim(job)):
+                self._claimed_elsewhere.append(job)
                 continue
-            left = self._left_of(job)
-            self._release(set(_claims(job)).difference(_claims(left) if left else ()))
-            if left is not None:
-                self._running[job.id] = left
-                self.executor.submit(left)
+            remaining = self._without_finished_runs(job)
+            needed = _names_to_claim(remaining) if remaining else ()
+            self._release(set(_names_to_claim(job)).difference(needed))
+            if remaining is not None:
+                self._running[job.id] = remaining
+                self.executor.submit(remaining)
 
     def _claim(self, names: Sequence[str]) -> bool:
-        """All of them or none."""
+        """Claim all names, or none of them and return False."""
         for count, name in enumerate(names):
             if not self.store.claim(name, self.owner, LEASE_SECONDS):
                 self._release(names[:count])
                 return False
         return True
 
-    def _left_of(self, job: Job) -> Job | None:
-        """The job without the runs to which another driver has given results between our look at the store and our
-        claim; None where nothing is left."""
-        return job.only(lambda run: not self._is_answered(run, job))
+    def _without_finished_runs(self, job: Job) -> Job | None:
+        """The job without runs that another driver finished after this driver read the store; None if all are."""
+        return job.only(lambda run: not self._has_result(run, job))
 
-    def _is_answered(self, run: RunSpec, job: Job) -> bool:
+    def _has_result(self, run: RunSpec, job: Job) -> bool:
         result = self.store.get(run.id)
         return result is not None and result.attempt >= job.attempts.get(run.id, 1)
 
-    def _look_elsewhere(self) -> None:
-        """Only runs that other drivers hold are left: wait for their results, or for a claim to run out."""
+    def _wait_for_other_drivers(self) -> None:
+        """Other drivers have claimed all remaining runs: wait for their results, or for a claim to expire."""
         time.sleep(TURN_SECONDS)
-        self._collect()
-        self._waiting = deque(job for job in self._elsewhere if self._left_of(job) is not None)
-        self._elsewhere = []
+        self._collect_outbox()
+        jobs = (job for job in self._claimed_elsewhere if self._without_finished_runs(job) is not None)
+        self._waiting = deque(jobs)
+        self._claimed_elsewhere = []
 
     def _renew_claims(self) -> None:
         if time.monotonic() - self._renewed < LEASE_SECONDS / 4:
@@ -199,7 +203,7 @@ class Sweep:
             if isinstance(listener, Heartbeat):
                 with suppress(OSError):
                     listener.write()
-        for name in (name for job in self._running.values() for name in _claims(job)):
+        for name in (name for job in self._running.values() for name in _names_to_claim(job)):
             if not self.store.renew(name, self.owner, LEASE_SECONDS):
                 logger.warning("run %s: another driver has taken it over", name)
 
@@ -207,82 +211,86 @@ class Sweep:
         for name in names:
             self.store.release(name, self.owner)
 
-    # ------------------------------------------------------------------ what comes back
+    # ------------------------------------------------------------------ events
 
     def _handle(self, event: Progress | RunResult | JobEnded) -> None:
         if isinstance(event, Progress):
-            self._tell("progress", event)
+            self._call_loggers("progress", event)
         elif isinstance(event, RunResult):
-            self._keep(event)
+            self._store_result(event)
         else:
-            self._end(event)
+            self._end_job(event)
 
-    def _keep(self, result: RunResult) -> None:
+    def _store_result(self, result: RunResult) -> None:
         self.store.add(result)
         if self.folder is not None:
             Outbox(self.folder).forget(result.id)
         if result.is_finished:
             self._finished.add(result.id)
         self.registry.run_finished(result.run, result)
-        self._tell("finished", result)
+        self._call_loggers("finished", result)
 
-    def _end(self, ended: JobEnded) -> None:
+    def _end_job(self, ended: JobEnded) -> None:
         job = self._running.pop(ended.job)
-        lost = [run for run in job.runs if not self._is_answered(run, job)]
+        lost = [run for run in job.runs if not self._has_result(run, job)]
         for run in lost:
-            error = _lost(ended.error or "")
-            self._keep(RunResult(run=run, status="failed", attempt=job.attempts.get(run.id, 1), error=error))
+            error = _lost_worker(ended.error or "")
+            attempt = job.attempts.get(run.id, 1)
+            self._store_result(RunResult(run=run, status="failed", attempt=attempt, error=error))
         if self.folder is not None:
             for trajectory in job.trajectories:
                 if self._finished.issuperset(run.id for run in trajectory.runs):
                     TrajectoryFolder(self.folder, trajectory.id).forget_latest()
-        self._release(_claims(job))
+        self._release(_names_to_claim(job))
         if self._retry_failed:
-            again = {run.id: job.attempts.get(run.id, 1) + 1 for run in lost if run.id not in self._lost}
-            self._waiting.extend(self.plan.jobs(again, again))
+            attempts = {run.id: job.attempts.get(run.id, 1) + 1 for run in lost if run.id not in self._lost}
+            self._waiting.extend(self.plan.jobs(attempts, attempts))
         self._lost.update(run.id for run in lost)
 
-    def _tell(self, what: str, *arguments: Any) -> None:
+    def _call_loggers(self, method: str, *arguments: Any) -> None:
         for listener in list(self.loggers):
             try:
-                getattr(listener, what)(*arguments)
+                getattr(listener, method)(*arguments)
             except Exception:
-                logger.exception("logger %s stops: %s failed", type(listener).__name__, what)
+                logger.exception("logger %s stops: %s failed", type(listener).__name__, method)
                 self.loggers.remove(listener)
-                if what != "close":
+                if method != "close":
                     with suppress(Exception):
                         listener.close()
 
 
-def _claims(job: Job) -> list[str]:
-    """What a driver has to hold to train a job: its runs, and the trajectories whose checkpoints it writes."""
-    return [name for one in job.trajectories for name in (one.id, *(run.id for run in one.runs))]
+def _names_to_claim(job: Job) -> list[str]:
+    """Ids of a job's runs, and of its trajectories, which own the checkpoints."""
+    return [name for item in job.trajectories for name in (item.id, *(run.id for run in item.runs))]
 
 
 def forget_checkpoints(
     plan: SweepPlan, store: ResultStore, folder: Path, *, branches: bool = True, unfinished: bool = False
 ) -> int:
-    """Delete checkpoints of trajectories whose runs are all finished (``unfinished``: of the others, too).
+    """Delete the checkpoints of trajectories with finished runs only. Returns the bytes freed.
 
-    ``branches``: also those that are kept so that a longer run can branch off. Returns the bytes that were freed.
-    Leaves alone what a driver is working on.
+    Trajectories that a driver has claimed are skipped.
+
+    Args:
+        branches: Whether to delete also the checkpoints from which a longer run could branch off.
+        unfinished: Whether to delete also the checkpoints of trajectories with unfinished runs.
     """
     finished = {result.id for result in store.results() if result.is_finished}
     owner = f"clean:{uuid.uuid4().hex}"
     freed = 0
     for trajectory in plan.trajectories:
-        where = TrajectoryFolder(folder, trajectory.id)
+        checkpoints = TrajectoryFolder(folder, trajectory.id)
         done = finished.issuperset(run.id for run in trajectory.runs)
-        if not where.path.exists() or not (done or unfinished):
+        if not checkpoints.path.exists() or not (done or unfinished):
             continue
         if store.claim(trajectory.id, owner, LEASE_SECONDS):
-            freed += where.remove() if branches else where.forget_latest()
+            freed += checkpoints.remove() if branches else checkpoints.forget_latest()
             store.release(trajectory.id, owner)
     return freed
 
 
 def count_states(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, int]:
-    """How many runs of the plan are in each state: waiting, or their latest result's status."""
+    """Number of runs per state: ``waiting``, or the status of the latest result."""
     latest = {result.id: result.status for result in results}
     states: dict[str, int] = {"waiting": 0, "completed": 0, "diverged": 0, "failed": 0}
     for run in plan.runs:
@@ -291,15 +299,15 @@ def count_states(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, int
 
 
 def states_by_run(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, str]:
-    """Run id -> waiting, completed, diverged or failed."""
+    """Run id -> ``waiting``, ``completed``, ``diverged`` or ``failed``."""
     latest = {result.id: str(result.status) for result in results}
     return {run.id: latest.get(run.id, "waiting") for run in plan.runs}
 
 
-def _lost(reason: str) -> RunError:
-    """The error of a run whose worker ended without a result. A traceback among its last words is kept as such."""
-    how, colon, traceback = reason.partition(": Traceback (most recent call last):")
+def _lost_worker(reason: str) -> RunError:
+    """The error of a run with a worker that ended without a result. A traceback in the reason is split off."""
+    cause, colon, traceback = reason.partition(": Traceback (most recent call last):")
     if not colon:
         return RunError(type="WorkerLost", message=reason or "the worker gave no result")
     last = reason.rstrip().rpartition("\n")[2].strip()
-    return RunError(type="WorkerLost", message=f"{how}: {last}", traceback=f"{colon[2:]}{traceback}")
+    return RunError(type="WorkerLost", message=f"{cause}: {last}", traceback=f"{colon[2:]}{traceback}")

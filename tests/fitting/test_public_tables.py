@@ -274,7 +274,7 @@ def test_columns_with_spaces_or_bars_between_them(tmp_path):
     ("name", "text", "message"),
     [
         ("runs.xlsx", "PK", "save a workbook or a pickle as CSV"),
-        ("flops.json", '{"51m": 1.8e11, "65m": 2.3e11}', "holds no table of runs and no experiment"),
+        ("flops.json", '{"51m": 1.8e11, "65m": 2.3e11}', "has neither a table of runs nor an experiment"),
     ],
 )
 def test_unknown_files_are_not_reported_as_missing_studies(tmp_path, name, text, message):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from driver_process import net_plugin
 from small import events, text_table, train, write_text
 
 from flops_fit_core import RunResult
@@ -181,36 +182,16 @@ def weights(text):
     return list(model.spec.build(model.options, dataset.task).state_dict().values())
 
 
-FAULTY = """
-import os
-from flops_fit_core.plugins import ModelSpec, Options, hookimpl
-
-class NetOptions(Options):
-    width: int = 8
-    fault: str = ""
-
-def build(options, task):
-    import torch
-    class Net(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.embedding = torch.nn.Embedding(task.vocab_size, options.width)
-            self.head = torch.nn.Linear(options.width, task.vocab_size)
-            self.calls = 0
-        def forward(self, ids):
-            self.calls += 1
-            if options.fault == "skip":
-                embedded = self.embedding(ids)
-                return self.head(embedded.detach() if self.calls % 3 == 0 else embedded)
-            if os.environ.get("LOCAL_RANK") == "1":
-                exec(options.fault, {"self": self, "os": os})
-            return self.head(self.embedding(ids))
-    return Net()
-
-@hookimpl
-def flops_fit_models():
-    yield ModelSpec(name="faulty", options=NetOptions, build=build, size="width")
-"""
+FAULTY = net_plugin(
+    "faulty",
+    """
+    if options.fault == "skip":
+        embedded = self.embedding(ids)
+        return self.head(embedded.detach() if self.calls % 3 == 0 else embedded)
+    if os.environ.get("LOCAL_RANK") == "1":
+        exec(options.fault, {"self": self, "os": os})
+    """,
+)
 
 
 @pytest.mark.parametrize(

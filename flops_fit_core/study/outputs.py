@@ -1,0 +1,78 @@
+"""Tables, the figure and the page of a study."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flops_fit_core.errors import FitError
+from flops_fit_core.records import RunResult
+from flops_fit_core.study.law import StudyLaw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flops_fit_core.report import DataTable
+
+
+def predictions(law: StudyLaw, budgets: Sequence[float] | None) -> DataTable:
+    """The optimum of each budget; by default of the plan's budgets and of 10 and 100 times the largest."""
+    from flops_fit_core.report import predictions_table
+
+    planned = law.plan.budgets
+    chosen = budgets or [*planned, 10 * planned[-1], 100 * planned[-1]]
+    return predictions_table(law.fit, [law.predict(flops) for flops in chosen])
+
+
+def profile_minima(law: StudyLaw) -> DataTable:
+    """The minima by the law; by a parabola in ln N if the law has none or cannot be fitted."""
+    from flops_fit_core.fitting import profile_minima as find_minima
+    from flops_fit_core.report import minima_table
+    from flops_fit_core.report.datatable import conventions
+    from flops_fit_core.report.tables import table_of_minima
+
+    try:
+        if law.fit.minima:
+            return minima_table(law.fit)
+    except FitError:
+        pass  # profiles need no law
+    minima, diagnostics = find_minima(law.observations)
+    caption = conventions(law.plan.params_name, law.plan.flops_name, law.plan.unit, law.eval_set)
+    return table_of_minima(minima, caption, diagnostics)
+
+
+def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
+    """The IsoFLOP profiles with their minima; the runs alone if no law can be fitted. Saved if a path is given."""
+    from flops_fit_core.report import isoflop_figure, runs_figure
+
+    synthetic = any(result.synthetic for result in law.results.planned)
+    figure: Figure
+    try:
+        figure = isoflop_figure(law.observations, law.fit, synthetic=synthetic)
+    except FitError:
+        figure = runs_figure(
+            law.observations,
+            params_name=law.plan.params_name,
+            flops_name=law.plan.flops_name,
+            unit=law.plan.unit,
+            eval_set=law.eval_set,
+            synthetic=synthetic,
+        )
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path) -> list[Path]:
+    """Write figures, tables and the page. Returns the files, the page first."""
+    from flops_fit_core.report import write_report
+
+    return write_report(
+        folder,
+        observations=law.observations,
+        fit=law.fit,
+        optimum=law.predict,
+        results=results,
+        plan=law.plan,
+    )

@@ -1,0 +1,101 @@
+"""Train the missing runs of a study, and check the outcome."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+
+from flops_fit_core.config import Experiment, build_executor, build_logger, check_argument, list_slots
+from flops_fit_core.errors import StudyWarning, SweepFailed, raised_at
+from flops_fit_core.planning.family_flops import record_family
+from flops_fit_core.plugins.protocols import Executor, Logger
+from flops_fit_core.records import RunResult, SweepPlan
+from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import Heartbeat
+from flops_fit_core.study.model_check import record_model_check
+from flops_fit_core.study.other_stores import check_no_other_driver, check_single_driver
+from flops_fit_core.study.results import StudyResults
+from flops_fit_core.study.settings import StudySettings
+from flops_fit_core.study.sweep import Sweep
+from flops_fit_core.training.executor_context import StudyExecutorContext
+
+
+def train_missing(
+    plan: SweepPlan,
+    settings: StudySettings,
+    results: StudyResults,
+    *,
+    loggers: Sequence[Logger],
+    retry_failed: bool,
+    again: bool,
+    only: Collection[str] | None,
+    save: bool,
+) -> list[RunResult]:
+    """Write the plan to the folder (with ``save``) and train the runs that the store lacks.
+
+    The arguments and errors are those of :meth:`flops_fit_core.Study.train`.
+    """
+    experiment, folder, registry = settings.load(), settings.folder, settings.registry
+    for logger in loggers:
+        check_argument("loggers", logger, Logger)
+    own_loggers = [build_logger(chosen, folder.path) for chosen in experiment.loggers]
+    check_no_other_driver(folder, experiment.store, registry)
+    with results.store() as store:
+        check_single_driver(folder, store)
+        results.copy_from_other_stores(store)
+        if save:
+            folder.save(experiment, plan, registry.setup)
+            record_model_check(experiment, plan, folder.path)
+            record_family(experiment, plan, folder.path)
+        sweep = Sweep(
+            plan,
+            store,
+            _build_executor(experiment, settings),
+            registry,
+            loggers=[*loggers, *own_loggers],
+            retry_failed=retry_failed,
+            again=again,
+            only=only,
+            folder=folder.path,
+        )
+        sweep.loggers.append(Heartbeat(folder.path, sweep.owner, experiment.executor.name))
+        return sweep.run()
+
+
+def check_outcome(plan: SweepPlan, results: Sequence[RunResult], folder: StudyFolder) -> None:
+    """Raise SweepFailed if runs failed and none is completed.
+
+    Issue a StudyWarning if some runs failed, or if all runs diverged.
+    """
+    failed = [result for result in results if result.status == "failed"]
+    diverged = sum(result.status == "diverged" for result in results)
+    completed = sum(result.status == "completed" for result in results)
+    if not failed:
+        if diverged and not completed:
+            warnings.warn(f"all {diverged} runs of {folder.shown} diverged", StudyWarning, stacklevel=4)
+        return
+    message = (
+        f"{len(failed)} of {len(plan.runs)} runs of {folder.shown} failed, the first with "
+        f"{_describe_error(failed[0])}. 'flops-fit show {folder.shown} {failed[0].id[:6]}' prints its traceback"
+    )
+    if not completed:
+        raise SweepFailed(message)
+    warnings.warn(message, StudyWarning, stacklevel=4)
+
+
+def _build_executor(experiment: Experiment, settings: StudySettings) -> Executor:
+    context = StudyExecutorContext(
+        folder=settings.folder.path,
+        plugins=settings.registry.setup.model_dump_json(),
+        live=settings.registry.objects,
+        slots=list_slots(experiment.device),
+    )
+    return build_executor(experiment.executor, context)
+
+
+def _describe_error(result: RunResult) -> str:
+    """The error of a failed run, with the line of the user's code that raised it."""
+    if result.error is None:
+        return "no error"
+    where = raised_at(result.error.traceback)
+    return result.error.line + (f" ({where})" if where else "")
