@@ -1,4 +1,4 @@
-"""The store ``parquet`` was removed. Its folders are copied into other stores, and every other use is an error."""
+"""The store ``parquet`` was removed. Its folders can be copied into other stores; any other use is an error."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ TABLE = {
 
 
 def write_part(folder: Path, number: int, results: list[RunResult], mark: str = "results 1") -> None:
-    """A part as the removed store wrote it; readers took these columns and the mark only."""
+    """Write a part as the removed store did. Its readers used only these columns and the mark."""
     columns = {
         "id": [result.id for result in results],
         "attempt": [result.attempt for result in results],
@@ -64,8 +64,8 @@ def results(trained: Path) -> list[RunResult]:
 
 @pytest.fixture
 def old(trained: Path, results: list[RunResult], tmp_path: Path) -> Path:
-    """A study of the store ``parquet``: 14 runs in two parts; a log with two newer attempts at these, a further
-    run, a line that a part has already, and a line without an end."""
+    """A study in the store ``parquet``: 14 runs in two parts, and a log. The log has two newer attempts at these
+    runs, another run, a line that a part contains, and a line without a newline."""
     study = Path(shutil.copytree(trained, tmp_path / "old"))
     (study / "results.sqlite").unlink()
     table = json.loads((study / "experiment.json").read_text())
@@ -82,21 +82,21 @@ def old(trained: Path, results: list[RunResult], tmp_path: Path) -> Path:
 
 
 def newest(results: list[RunResult]) -> list[RunResult]:
-    again = results[2].model_copy(update={"attempt": 2, "loss": 2.5})
+    completed = results[2].model_copy(update={"attempt": 2, "loss": 2.5})
     failed = RunResult(run=results[9].run, status="failed", attempt=2, finished=results[9].finished)
-    return [again, failed]
+    return [completed, failed]
 
 
 def expected(results: list[RunResult]) -> list[list[RunResult]]:
-    again, failed = newest(results)
+    completed, failed = newest(results)
     attempts = [[result] for result in results]
-    attempts[2].append(again)
+    attempts[2].append(completed)
     attempts[9].append(failed)
     return attempts
 
 
 def attempts(study: Path) -> list[list[RunResult]]:
-    """Of each run, in the order of the store."""
+    """All attempts at each run, in the order of the store."""
     with Study.open(study).store() as store:
         return [store.attempts(result.id) for result in store.results()]
 
@@ -120,7 +120,7 @@ def test_a_copy_has_every_attempt_of_the_parts_and_of_the_log(
     assert files(old / "results.parquet") == before
 
 
-def test_a_study_that_changes_its_store_in_place_trains_nothing_again(
+def test_a_study_that_changes_its_store_in_place_trains_no_run_twice(
     old: Path, results: list[RunResult], capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = files(old / "results.parquet")
@@ -128,29 +128,27 @@ def test_a_study_that_changes_its_store_in_place_trains_nothing_again(
     assert "left where they are: results.parquet, results.parquet.lock" in capsys.readouterr().out
     assert attempts(old) == expected(results)
     assert files(old / "results.parquet") == before
-    assert flops_fit(["run", str(old), "--no-retry"]) == 1  # a run whose last attempt failed
+    assert flops_fit(["run", str(old), "--no-retry"]) == 1  # the last attempt of a run failed
     assert "15 runs, 0 to train" in capsys.readouterr().err
 
 
-def test_a_copy_that_is_typed_twice_adds_nothing(
-    old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_second_copy_adds_nothing(old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["store", "copy", str(old), str(tmp_path / "new"), "--store", "sqlite", "--json"]
     assert [flops_fit(command), json.loads(capsys.readouterr().out)["new"]] == [0, 17]
     assert [flops_fit(command), json.loads(capsys.readouterr().out)["new"]] == [0, 0]
 
 
 def test_a_study_that_an_older_version_trains_is_not_copied(old: Path, trained: Path, tmp_path: Path) -> None:
-    note = Heartbeat(old, "anna", "local")
-    note.started(Study.open(trained).plan)
+    heartbeat = Heartbeat(old, "anna", "local")
+    heartbeat.started(Study.open(trained).plan)
     try:
         assert flops_fit(["store", "copy", str(old), str(tmp_path / "new"), "--store", "sqlite"]) == 2
     finally:
-        note.close()
+        heartbeat.close()
     assert not (tmp_path / "new" / "experiment.json").exists()
 
 
-def test_an_attempt_that_is_added_during_the_copy_is_noticed(
+def test_an_attempt_that_is_added_during_the_copy_is_detected(
     old: Path, results: list[RunResult], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from flops_fit_stores.sqlite import SqliteStore
@@ -174,13 +172,13 @@ def test_without_pyarrow_the_copy_names_the_extra(old: Path) -> None:
         "from flops_fit_core.cli.main import run\n"
         "sys.exit(run(['store', 'copy', sys.argv[1], sys.argv[1], '--store', 'sqlite']))"
     )
-    done = subprocess.run([sys.executable, "-c", code, old], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "pip install 'flops-fit[parquet]'" in done.stderr
+    process = subprocess.run([sys.executable, "-c", code, old], capture_output=True, text=True)
+    assert process.returncode == 2
+    assert "pip install 'flops-fit[parquet]'" in process.stderr
     assert not (old / "results.sqlite").exists()
 
 
-# ---------------------------------------------------------------------------- files that are not as they should be
+# ---------------------------------------------------------------------------- damaged and missing files
 
 
 def half(file: Path) -> None:
@@ -247,7 +245,7 @@ def no_attempt(file: Path) -> None:
         ("_log.jsonl", no_attempt, "damaged"),
     ],
 )
-def test_a_damaged_or_missing_file_is_named_and_nothing_is_copied(
+def test_the_error_names_a_damaged_or_missing_file_and_nothing_is_copied(
     name: str, damage: Callable[[Path], None], message: str, old: Path
 ) -> None:
     damage(old / "results.parquet" / name)
@@ -258,7 +256,7 @@ def test_a_damaged_or_missing_file_is_named_and_nothing_is_copied(
     assert not (old / "results.sqlite").exists()
 
 
-# ---------------------------------------------------------------------------- every other use
+# ---------------------------------------------------------------------------- other uses
 
 
 @pytest.mark.parametrize(
@@ -281,7 +279,7 @@ def test_a_damaged_or_missing_file_is_named_and_nothing_is_copied(
         "run FILE --out STUDY",
     ],
 )
-def test_a_command_on_a_study_of_the_removed_store_says_what_to_type(
+def test_the_error_for_a_study_in_the_removed_store_contains_the_command_to_type(
     words: str, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "experiment.json"
@@ -297,7 +295,9 @@ def test_a_command_on_a_study_of_the_removed_store_says_what_to_type(
 
 
 @pytest.mark.parametrize("name", ["parquet", "stores/parquet"])
-def test_an_experiment_that_names_the_removed_store_says_what_to_type(name: str, tmp_path: Path) -> None:
+def test_the_error_for_an_experiment_with_the_removed_store_contains_the_command(
+    name: str, tmp_path: Path
+) -> None:
     with pytest.raises(
         ConfigError, match=r"store: the parquet store was removed: type 'flops-fit store copy STUDY"
     ):
