@@ -1,4 +1,4 @@
-"""Programs of a user's own, for the trainer ``command``, and experiments that start them."""
+"""Programs for the trainer ``command``, and experiments that start them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def table(program: str | list, directory: Path, **changes) -> dict:
-    """An experiment of one run of 100 steps, of numbers that are only declared."""
+    """An experiment with one run of 100 steps and a declared model."""
     trainer = {"name": "command", "command": program, "directory": str(directory), **changes.pop("trainer", {})}
     return {
         "name": "own",
@@ -24,7 +24,7 @@ def table(program: str | list, directory: Path, **changes) -> dict:
 
 
 def script(folder: Path, text: str) -> str:
-    """A program of these lines; the command that starts it."""
+    """Write a program with these lines. Returns the command that starts it."""
     (folder / "program.py").write_text(f"import json, os, pathlib, signal, sys, time\n{text}")
     return "{python} program.py"
 
@@ -45,9 +45,10 @@ def alive(pid: int) -> bool:
         return False
 
 
-def wait_for(what, seconds: float = 30.0):
-    until = time.monotonic() + seconds
-    while not (found := what()):
-        assert time.monotonic() < until, "it did not happen in time"
+def wait_for(read_value, seconds: float = 30.0):
+    """Wait until ``read_value()`` is true, and return its value."""
+    deadline = time.monotonic() + seconds
+    while not (value := read_value()):
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
-    return found
+    return value

@@ -1,7 +1,7 @@
-"""A real PostgreSQL server on this machine for tests: in a temporary folder, on a port and a socket of its own.
+"""A real PostgreSQL server on this machine, in a temporary folder, on a free port and a new socket.
 
-Needs the server's programs, as in Debian's package ``postgresql``. The server refuses to run as root, so where the
-tests do, it runs as the user ``postgres``, whom that package makes.
+Needs the server's programs, for example Debian's package ``postgresql``. PostgreSQL does not run as root: if the
+tests do, the server runs as the user ``postgres``, which the package creates.
 """
 
 from __future__ import annotations
@@ -21,29 +21,29 @@ from typing import Any
 
 OWNER = "postgres"
 PASSWORD = "a secret of the tests"
-PATIENCE = 30.0
-"""Seconds for the server to come up."""
+TIMEOUT = 30.0
+"""Seconds for the server to start or stop."""
 
 
-def why_not() -> str | None:
-    """What is missing for a server; None where nothing is."""
+def missing_requirement() -> str | None:
+    """A missing requirement of the server; None if it can start."""
     if programs() is None:
         return "no initdb and postgres: apt-get install -y --no-install-recommends postgresql"
     if os.geteuid() == 0 and OWNER not in {user.pw_name for user in pwd.getpwall()}:
-        return f"the server does not run as root, and there is no user {OWNER}"
+        return f"PostgreSQL does not run as root, and the user {OWNER} does not exist"
     return None
 
 
 def programs() -> Path | None:
-    """The folder with the server's programs: on the PATH, or where Debian keeps them."""
+    """The folder with the server's programs: on the PATH, or in Debian's folder."""
     on_path = shutil.which("initdb")
-    found = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
-    return next((folder for folder in reversed(found) if (folder / "postgres").exists()), None)
+    folders = [Path(on_path).resolve().parent] if on_path else sorted(Path("/usr/lib/postgresql").glob("*/bin"))
+    return next((folder for folder in reversed(folders) if (folder / "postgres").exists()), None)
 
 
 class PostgresServer:
-    """A server that can be stopped and started again. Over the socket it trusts everybody, over TCP it wants
-    :data:`PASSWORD` of the user :data:`OWNER`."""
+    """A server that can be restarted. It trusts all users of the socket. Over TCP, user :data:`OWNER` needs
+    :data:`PASSWORD`."""
 
     def __init__(self, base: Path, programs: Path) -> None:
         self.base, self.port = base, free_port()
@@ -68,47 +68,47 @@ class PostgresServer:
         )
 
     def start(self) -> None:
-        """Returns once it takes connections."""
-        with (self.base / "server.log").open("ab") as said:
+        """Start the server and wait until it accepts connections."""
+        with (self.base / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [
                     *(self._programs / "postgres", "-D", self.base / "data", "-p", str(self.port)),
                     *("-c", f"unix_socket_directories={self.base}", "-c", "listen_addresses=127.0.0.1"),
                     *("-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=40"),
                 ],
-                stdout=said,
-                stderr=said,
+                stdout=log,
+                stderr=log,
                 user=self._user,
                 cwd=self.base,
             )
-        until = time.monotonic() + PATIENCE
+        deadline = time.monotonic() + TIMEOUT
         while not self._answers():
-            if time.monotonic() > until or self._process.poll() is not None:
+            if time.monotonic() > deadline or self._process.poll() is not None:
                 raise TimeoutError((self.base / "server.log").read_text())
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """At once: who is connected loses the connection, and nothing that was committed is lost. Idempotent."""
+        """Stop at once. Clients lose their connection; committed data is kept. Idempotent."""
         if self._process is not None:
             self._process.send_signal(signal.SIGQUIT)
-            self._process.wait(timeout=PATIENCE)
+            self._process.wait(timeout=TIMEOUT)
             self._process = None
 
     def url(self, database: str = OWNER, user: str = OWNER) -> str:
-        """Over the socket, without a password."""
+        """Url of the socket, without a password."""
         return f"postgresql://{user}@/{database}?host={self.base}&port={self.port}"
 
     def tcp_url(self, database: str = OWNER, user: str = OWNER) -> str:
-        """Over TCP."""
+        """Url for TCP, without a password."""
         return f"postgresql://{user}@127.0.0.1:{self.port}/{database}"
 
     def query(self, sql: str, *values: Any, database: str = OWNER) -> list[Sequence[Any]]:
-        """What one statement gives, asked by the server's owner."""
+        """Rows of one statement, executed as the server's owner."""
         import psycopg
 
         with closing(psycopg.connect(self.url(database), autocommit=True)) as connection:
-            asked = connection.execute(sql, values or None)  # type: ignore[arg-type]
-            return asked.fetchall() if asked.description else []
+            cursor = connection.execute(sql, values or None)  # type: ignore[arg-type]
+            return cursor.fetchall() if cursor.description else []
 
     def _answers(self) -> bool:
         import psycopg
@@ -122,7 +122,7 @@ class PostgresServer:
 
 @contextmanager
 def postgres_server() -> Iterator[PostgresServer]:
-    """Make a server, start it, and take it and its folder away again."""
+    """Create and start a server, and delete it and its folder at the end."""
     folder = programs()
     assert folder is not None
     base = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))  # a socket's path may not be long
@@ -137,6 +137,6 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

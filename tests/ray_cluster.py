@@ -21,8 +21,7 @@ QUICK = {
     "RAY_health_check_timeout_ms": "10000",
     "RAY_health_check_failure_threshold": "3",
 }
-"""Notice within two seconds that a node's process is gone (by default it takes about 14), and be patient with one
-that only answers late."""
+"""Detect the death of a node within two seconds (by default about 14), and tolerate slow answers."""
 ENVIRONMENT = {
     **QUICK,
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -33,7 +32,7 @@ ENVIRONMENT = {
 
 
 class Node:
-    """``ray start --block`` and all that it started."""
+    """``ray start --block`` and its subprocesses."""
 
     def __init__(self, *arguments: str) -> None:
         command = Path(sys.executable).with_name("ray")
@@ -46,19 +45,19 @@ class Node:
             start_new_session=True,
         )
         assert self.process.stdout is not None
-        said = []
-        for line in self.process.stdout:  # two that start at the same time take each other's names
-            said.append(line)
+        output = []
+        for line in self.process.stdout:  # wait: nodes that start at the same time take each other's names
+            output.append(line)
             if "Ray runtime started" in line:
                 return
-        raise RuntimeError("ray start: " + "".join(said))
+        raise RuntimeError("ray start: " + "".join(output))
 
     def processes(self) -> list[int]:
-        """Ids of itself and of all below it, parents before children."""
+        """Ids of the process and of all its descendants, parents before children."""
         return descendants(self.process.pid)
 
     def kill(self) -> None:
-        """SIGKILL to everything at once, the raylet first, as when the machine's power fails. Idempotent."""
+        """Kill all processes at once, the raylet first, as a power failure does. Idempotent."""
         if self.process.returncode is not None:
             return
         pids = self.processes()
@@ -66,13 +65,13 @@ class Node:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self.process.communicate()
-        until = time.monotonic() + 10
-        while any(_command(pid) for pid in pids) and time.monotonic() < until:
+        deadline = time.monotonic() + 10
+        while any(_command(pid) for pid in pids) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 class RayCluster:
-    """Started when entered; everything of it is killed by its process id at the end."""
+    """A head node and worker nodes. :meth:`close` kills them by process id."""
 
     def __init__(self) -> None:
         self.address = f"127.0.0.1:{_free_port()}"
@@ -104,14 +103,14 @@ def ray_cluster(nodes: int) -> Iterator[RayCluster]:
 
 
 def descendants(pid: int) -> list[int]:
-    """A process and all that it and they have started. Ids say nothing of the order: they begin anew at 32768."""
+    """A process and its descendants, parents before children. Ids are not ordered: they wrap around at 32768."""
     children = defaultdict(list)
     for child, parent in _parents():
         children[parent].append(child)
-    mine = [pid]
-    for one in mine:
-        mine += children[one]
-    return mine
+    pids = [pid]
+    for parent in pids:
+        pids += children[parent]
+    return pids
 
 
 def _parents() -> Iterator[tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""What the bundled loggers wrote, read back by the libraries themselves where they can, as a kit's ``shown``."""
+"""Read the output of the bundled loggers back, with the trackers' libraries if possible."""
 
 from __future__ import annotations
 
@@ -10,39 +10,41 @@ from typing import Any
 
 
 def tensorboard_rows(folder: Path) -> list[dict[str, Any]]:
-    """By TensorBoard's EventAccumulator, one row an event folder."""
-    return [_tensorboard_row(place) for place in sorted((folder / "tensorboard").iterdir())]
+    """One row per event folder, read by TensorBoard's EventAccumulator."""
+    return [_tensorboard_row(run_folder) for run_folder in sorted((folder / "tensorboard").iterdir())]
 
 
-def accumulated(place: Path) -> Any:
+def accumulated(folder: Path) -> Any:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    events = EventAccumulator(str(place), size_guidance={"scalars": 0, "tensors": 0})
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     events.Reload()
     return events
 
 
-def hyperparameters(place: Path) -> dict[str, Any]:
-    """Of one run, as the hparams tab reads them."""
+def hyperparameters(folder: Path) -> dict[str, Any]:
+    """Hyperparameters of a run, as the hparams tab reads them."""
     from google.protobuf.json_format import MessageToDict
     from tensorboard.plugins.hparams import metadata
 
-    content = accumulated(place).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
-    found = metadata.parse_session_start_info_plugin_data(content).hparams
-    return {key: MessageToDict(value) for key, value in found.items()}
+    content = accumulated(folder).SummaryMetadata(metadata.SESSION_START_INFO_TAG).plugin_data.content
+    messages = metadata.parse_session_start_info_plugin_data(content).hparams
+    return {key: MessageToDict(message) for key, message in messages.items()}
 
 
-def _tensorboard_row(place: Path) -> dict[str, Any]:
-    events = accumulated(place)
-    curves = {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+def _tensorboard_row(folder: Path) -> dict[str, Any]:
+    events = accumulated(folder)
+    curves = {
+        tag: [(point.step, point.value) for point in events.Scalars(tag)] for tag in events.Tags()["scalars"]
+    }
     texts = {
         tag.removesuffix("/text_summary"): events.Tensors(tag)[-1].tensor_proto.string_val[0].decode()
         for tag in events.Tags()["tensors"]
     }
-    given = hyperparameters(place)
+    config = hyperparameters(folder)
     return {
-        "run": given["run"],
-        "params": given["params"],
+        "run": config["run"],
+        "params": config["params"],
         "attempt": int(texts["attempt"]),
         "status": texts["status"],
         "error": texts.get("error"),
@@ -53,14 +55,14 @@ def _tensorboard_row(place: Path) -> dict[str, Any]:
 
 
 def wandb_rows(folder: Path) -> list[dict[str, Any]]:
-    """One row a run; a run that was interrupted has several files, which ``wandb sync`` puts together."""
+    """One row per run. An interrupted run has several files, merged here as by ``wandb sync``."""
     by_id: dict[str, dict[str, Any]] = {}
-    for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda one: one.parent.name):
+    for file in sorted((folder / "wandb").glob("offline-run-*/run-*.wandb"), key=lambda file: file.parent.name):
         run = wandb_run(file)
-        known = by_id.setdefault(run["id"], {"config": {}, "history": [], "summary": {}})
-        known["config"] |= run["config"]
-        known["history"] += run["history"]
-        known["summary"] |= run["summary"]
+        merged = by_id.setdefault(run["id"], {"config": {}, "history": [], "summary": {}})
+        merged["config"] |= run["config"]
+        merged["history"] += run["history"]
+        merged["summary"] |= run["summary"]
     return [_wandb_row(run) for run in by_id.values() if "status" in run["summary"]]
 
 
@@ -83,7 +85,7 @@ def _wandb_row(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def wandb_run(file: Path) -> dict[str, Any]:
-    """What one file of an offline run holds."""
+    """The content of one file of an offline run."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     run: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "ended": None}
@@ -92,9 +94,9 @@ def wandb_run(file: Path) -> dict[str, Any]:
         kind = record.WhichOneof("record_type")
         if kind == "run":
             config = {item.key: json.loads(item.value_json) for item in record.run.config.update}
-            about = record.run
-            run |= {"id": about.run_id, "name": about.display_name, "group": about.run_group}
-            run |= {"project": about.project, "tags": list(about.tags)}
+            header = record.run
+            run |= {"id": header.run_id, "name": header.display_name, "group": header.run_group}
+            run |= {"project": header.project, "tags": list(header.tags)}
             run["config"] |= config
         elif kind == "history":
             point = {
@@ -112,28 +114,28 @@ def wandb_run(file: Path) -> dict[str, Any]:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """LevelDB's log format: blocks of 32 KiB, in them parts of records with a header of 7 bytes each."""
+    """Records in LevelDB's log format: blocks of 32 KiB with parts of records, each after a header of 7 bytes."""
     assert data[:4] == b":W&B"
-    place, whole = 7, b""
-    while place + 7 <= len(data):
-        if 32768 - place % 32768 < 7:
-            place += 32768 - place % 32768
+    offset, record = 7, b""
+    while offset + 7 <= len(data):
+        if 32768 - offset % 32768 < 7:
+            offset += 32768 - offset % 32768
             continue
-        _, length, kind = struct.unpack_from("<IHB", data, place)
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if kind in (1, 4):  # a whole record, or its last part
-            yield whole
-            whole = b""
+        _, length, kind = struct.unpack_from("<IHB", data, offset)
+        record += data[offset + 7 : offset + 7 + length]
+        offset += 7 + length
+        if kind in (1, 4):  # a complete record, or the last part of a record
+            yield record
+            record = b""
 
 
-def mlflow_rows(uri: str, which: str = "") -> list[dict[str, Any]]:
-    """By MlflowClient, from wherever it is."""
+def mlflow_rows(uri: str, query: str = "") -> list[dict[str, Any]]:
+    """One row per run of a server or database, read by MlflowClient."""
     from mlflow import MlflowClient
 
     client = MlflowClient(tracking_uri=uri)
-    experiments = [one.experiment_id for one in client.search_experiments() if one.name != "Default"]
-    runs = client.search_runs(experiments, which) if experiments else []
+    experiments = [item.experiment_id for item in client.search_experiments() if item.name != "Default"]
+    runs = client.search_runs(experiments, query) if experiments else []
     return [_mlflow_row(client, run) for run in runs if "status" in run.data.tags]
 
 
@@ -141,8 +143,8 @@ def _mlflow_row(client: Any, run: Any) -> dict[str, Any]:
     tags, metrics, params = run.data.tags, run.data.metrics, run.data.params
 
     def curve(key: str) -> list[tuple[int, float]]:
-        found = client.get_metric_history(run.info.run_id, key) if key in metrics else []
-        return [(one.step, one.value) for one in found]
+        points = client.get_metric_history(run.info.run_id, key) if key in metrics else []
+        return [(point.step, point.value) for point in points]
 
     return {
         "run": params["run"],

@@ -1,4 +1,4 @@
-"""A real Slurm of one node on this machine, for tests: munged, slurmctld, slurmd; without accounting.
+"""A real Slurm cluster of one node on this machine: munged, slurmctld and slurmd, without accounting.
 
 Needs root and Debian's packages ``slurm-wlm`` and ``munge``.
 """
@@ -16,12 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "scontrol", "scancel")
-PATIENCE = 30.0
-"""Seconds for a daemon to come up."""
+TIMEOUT = 30.0
+"""Seconds for a daemon to start."""
 
 
-def why_not() -> str | None:
-    """What is missing for a cluster; None where nothing is."""
+def missing_requirement() -> str | None:
+    """A missing requirement of the cluster; None if it can start."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"])
     missing = [name for name in PROGRAMS if shutil.which(name, path=path) is None]
     if missing:
@@ -32,31 +32,31 @@ def why_not() -> str | None:
 
 
 class Cluster:
-    """A running Slurm. ``SLURM_CONF`` in :attr:`environment` leads the commands to it."""
+    """A running Slurm cluster. With ``SLURM_CONF`` from :attr:`environment`, Slurm's commands use it."""
 
     def __init__(self, base: Path) -> None:
         self.base = base
         self.environment = {"SLURM_CONF": str(base / "slurm.conf")}
 
     def command(self, *words: str) -> str:
-        """What a command of Slurm prints. Raises CalledProcessError where it fails."""
+        """Output of a Slurm command. Raises CalledProcessError if it fails."""
         env = {**os.environ, **self.environment}
         return subprocess.run(words, env=env, check=True, capture_output=True, text=True).stdout
 
     def queue(self) -> dict[str, str]:
-        """State of every job that has not ended, by its id."""
+        """Slurm id -> state of every job that has not ended."""
         lines = self.command("squeue", "--noheader", "--array", "--format=%i %T").splitlines()
         return dict(line.split() for line in lines)  # type: ignore[misc]
 
     def start_now(self, job: str) -> None:
-        """Slurm makes a job that was requeued wait for two minutes; this one shall not."""
-        time.sleep(2)  # In the second in which it was requeued, slurmd refuses to start it.
+        """Start a requeued job without Slurm's delay of two minutes."""
+        time.sleep(2)  # slurmd cannot start a job in the second in which it was requeued
         self.command("scontrol", "update", f"jobid={job}", "starttime=now")
 
 
 @contextmanager
 def cluster(base: Path, cpus: int = 2) -> Iterator[Cluster]:
-    """Bring a cluster up in the folder ``base``, and take down what was started."""
+    """Start a cluster in the folder ``base``, and stop it at the end."""
     daemons: list[subprocess.Popen[bytes]] = []
     up = Cluster(base)
     key = base / "munge.key"
@@ -66,8 +66,8 @@ def cluster(base: Path, cpus: int = 2) -> Iterator[Cluster]:
     env = {**os.environ, **up.environment, "PATH": f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"}
 
     def start(*command: str) -> None:
-        with (base / f"{command[0]}.out").open("wb") as said:
-            daemons.append(subprocess.Popen(command, env=env, stdout=said, stderr=said, cwd=base))
+        with (base / f"{command[0]}.out").open("wb") as output:
+            daemons.append(subprocess.Popen(command, env=env, stdout=output, stderr=output, cwd=base))
 
     try:
         start("munged", "--foreground", "--force", *munge_files(base))
@@ -88,12 +88,12 @@ def is_idle(up: Cluster) -> bool:
 
 
 def take_down(up: Cluster, daemons: list[subprocess.Popen[bytes]]) -> None:
-    """End the jobs first: what a job started would outlive its slurmd."""
+    """Cancel the jobs before the daemons: processes of a job would outlive slurmd."""
     try:
         up.command("scancel", f"--user={os.getuid()}")
         wait_until(lambda: not up.queue(), "the end of all jobs")
     except subprocess.CalledProcessError:
-        pass  # it never came up
+        pass  # it never started
     finally:
         for daemon in reversed(daemons):
             daemon.terminate()
@@ -105,17 +105,17 @@ def take_down(up: Cluster, daemons: list[subprocess.Popen[bytes]]) -> None:
                 daemon.wait()
 
 
-def wait_until(is_true: Callable[[], bool], what: str) -> None:
-    until = time.monotonic() + PATIENCE
+def wait_until(is_true: Callable[[], bool], condition: str) -> None:
+    deadline = time.monotonic() + TIMEOUT
     while not is_true():
-        if time.monotonic() > until:
-            raise TimeoutError(f"waited {PATIENCE:.0f} seconds for {what}")
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"waited {TIMEOUT:.0f} seconds for {condition}")
         time.sleep(0.1)
 
 
 def munge_files(base: Path) -> list[str]:
-    named = {"socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed", "key-file": "key"}
-    return [f"--{option}={base / 'munge'}.{ending}" for option, ending in named.items()]
+    endings = {"socket": "sock", "pid-file": "pid", "log-file": "log", "seed-file": "seed", "key-file": "key"}
+    return [f"--{option}={base / 'munge'}.{ending}" for option, ending in endings.items()]
 
 
 def write_configuration(base: Path, cpus: int) -> None:
@@ -161,6 +161,6 @@ PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP OverSubscr
 
 
 def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -25,7 +25,7 @@ from flops_fit_core.testing.executors import (
 )
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
-# ---------------------------------------------------------------------------- the contract
+# ---------------------------------------------------------------------------- conformance
 
 
 class TestWorkerProcesses(ExecutorConformance):
@@ -38,7 +38,7 @@ class TestInProcess(ExecutorConformance):
 
 
 class Wrapped(Executor):
-    """An executor that works, to be broken in one place."""
+    """A correct executor, for subclasses that break one method."""
 
     def __init__(self, inner):
         self.inner, self.capacity = inner, inner.capacity
@@ -62,7 +62,7 @@ class EndsTwice(Wrapped):
                 yield event
 
 
-class ForgetsTheDead(Wrapped):
+class DropsErrors(Wrapped):
     def events(self, timeout):
         for event in self.inner.events(timeout):
             if not (isinstance(event, JobEnded) and event.error):
@@ -79,19 +79,19 @@ class Broken(ExecutorConformance):
             yield self.wrapper(executor)
 
 
-def test_the_kit_catches_an_executor_that_gives_a_job_twice(tmp_path):
+def test_the_kit_catches_an_executor_that_ends_a_job_twice(tmp_path):
     kit = Broken(EndsTwice, "local")
     with pytest.raises(AssertionError, match="a second JobEnded"):
         kit.test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
 
 
 def test_the_kit_catches_an_executor_that_loses_a_job_whose_worker_dies(tmp_path):
-    kit = Broken(ForgetsTheDead, "processes")
+    kit = Broken(DropsErrors, "processes")
     with pytest.raises(AssertionError, match="no JobEnded"):
         kit.test_a_worker_that_dies_ends_its_job_and_no_other(tmp_path)
 
 
-def test_the_kit_finds_no_fault_with_what_it_wraps(tmp_path):
+def test_the_kit_accepts_a_wrapped_executor_that_is_correct(tmp_path):
     Broken(Wrapped, "local").test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
 
 
@@ -110,53 +110,53 @@ def opened(name, folder, slots=({},), **options):
         executor.close()
 
 
-def outcomes(executor, jobs, patience=120.0):
+def outcomes(executor, jobs, timeout=120.0):
     for job in jobs:
         executor.submit(job)
-    return read(executor, jobs, patience)
+    return read(executor, jobs, timeout)
 
 
-def read(executor, jobs, patience=120.0):
-    found = {job.id: Outcome() for job in jobs}
+def read(executor, jobs, timeout=120.0):
+    by_job = {job.id: Outcome() for job in jobs}
     job_of = {run.id: job.id for job in jobs for run in job.runs}
-    for event in executor.events(patience):
+    for event in executor.events(timeout):
         if isinstance(event, RunResult):
-            found[job_of[event.id]].results.append(event)
+            by_job[job_of[event.id]].results.append(event)
         elif isinstance(event, JobEnded):
-            found[event.job].error = event.error
-    return [found[job.id] for job in jobs]
+            by_job[event.job].error = event.error
+    return [by_job[job.id] for job in jobs]
 
 
 def wait_until(is_true, seconds=60.0):
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not is_true():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
-def test_every_end_of_a_worker_is_told_in_words_and_the_next_job_gets_a_new_worker(tmp_path):
+def test_the_error_describes_how_a_worker_ended_and_the_next_job_gets_a_new_worker(tmp_path):
     leave = "import os, sys; print('the disk is full', file=sys.stderr, flush=True); os._exit(3)"
     crash = "import ctypes; ctypes.string_at(0)"
     jobs = tiny_jobs(DIE, leave, crash, LEARN)
     with opened("processes", tmp_path) as executor:
-        killed, left, crashed, learned = outcomes(executor, jobs)
+        killed, exited, crashed, learned = outcomes(executor, jobs)
     assert killed.error == "killed by SIGKILL"
-    assert left.error == "exited with status 3: the disk is full"
+    assert exited.error == "exited with status 3: the disk is full"
     assert crashed.error.startswith("killed by SIGSEGV: Fatal Python error: Segmentation fault")
     assert learned.error is None
     assert learned.results[0].status == "completed"
 
 
-def test_what_a_worker_said_last_is_quoted_in_whole_lines(tmp_path):
+def test_the_error_quotes_the_last_output_of_a_worker_in_complete_lines(tmp_path):
     leave = "import os, sys; print('line of words\\n' * 2000, file=sys.stderr, flush=True); os._exit(3)"
     with opened("processes", tmp_path) as executor:
-        (left,) = outcomes(executor, tiny_jobs(leave))
-    said = left.error.removeprefix("exited with status 3: ").splitlines()
-    assert set(said) == {"line of words"}
-    assert 100 < len(said) < 2000
+        (exited,) = outcomes(executor, tiny_jobs(leave))
+    quoted = exited.error.removeprefix("exited with status 3: ").splitlines()
+    assert set(quoted) == {"line of words"}
+    assert 100 < len(quoted) < 2000
 
 
-def test_user_code_has_neither_the_pipes_nor_the_terminal_and_one_process_does_all_jobs(tmp_path):
+def test_user_code_reaches_neither_the_pipes_nor_the_terminal_and_a_worker_is_reused(tmp_path):
     noisy = "import os, sys; print('hello' * 9999); os.write(1, b'low-level'); assert sys.stdin.read() == ''"
     jobs = tiny_jobs(traced(noisy, tmp_path / "trace"), traced(LEARN, tmp_path / "trace"))
     with opened("processes", tmp_path) as executor:
@@ -170,9 +170,9 @@ def test_user_code_has_neither_the_pipes_nor_the_terminal_and_one_process_does_a
     assert len(set(pids)) == 1
 
 
-def test_a_worker_has_the_environment_of_its_slot_and_the_threads_asked_for(tmp_path):
+def test_a_worker_has_the_environment_of_its_slot_and_the_number_of_threads_of_the_option(tmp_path):
     seen = tmp_path / "seen"
-    # Each job waits for the other, so that no worker gets both.
+    # Each job waits for the other, so that each worker trains one.
     look = f"""
 import os, time, torch
 with open({str(seen)!r}, "a") as file:
@@ -208,11 +208,11 @@ def test_workers_that_cannot_start_end_the_jobs_with_an_error(tmp_path):
         assert outcomes(executor, jobs[:1])[0].error
 
 
-def test_a_place_where_no_worker_starts_leaves_the_jobs_to_the_others(tmp_path):
+def test_if_no_worker_starts_in_a_slot_the_other_workers_train_its_jobs(tmp_path):
     jobs = tiny_jobs(*[LEARN] * 4)
     with opened("processes", tmp_path, [NO_PYTHON, {}]) as executor:
-        found = outcomes(executor, jobs)
-    assert [outcome.results[0].status for outcome in found] == ["completed"] * 4
+        finished = outcomes(executor, jobs)
+    assert [outcome.results[0].status for outcome in finished] == ["completed"] * 4
 
 
 def test_a_study_folder_that_cannot_be_written_ends_the_jobs_with_an_error(tmp_path):
@@ -222,8 +222,8 @@ def test_a_study_folder_that_cannot_be_written_ends_the_jobs_with_an_error(tmp_p
     assert "File exists" in outcome.error
 
 
-def test_what_a_dead_worker_started_dies_with_it_and_does_not_hide_its_death(tmp_path):
-    # The child is forked, so that it holds all that its parent had open.
+def test_a_subprocess_dies_with_its_worker_and_does_not_hide_the_workers_death(tmp_path):
+    # A forked child inherits the open pipes of its parent.
     child = tmp_path / "child"
     fork = f"""
 import os, time
@@ -247,7 +247,7 @@ def test_a_worker_ignores_ctrl_c(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["local", "processes"])
-def test_closing_stops_a_job_between_two_steps_and_ends_those_that_wait(tmp_path, name):
+def test_closing_stops_the_running_job_between_two_steps_and_ends_waiting_jobs(tmp_path, name):
     stopped = "import time; time.sleep(0.05)"
     running, waiting = jobs = tiny_jobs(traced(stopped, tmp_path / "trace"), LEARN)
     with opened(name, tmp_path) as executor:
@@ -270,7 +270,7 @@ def test_a_job_that_has_not_ended_cannot_be_submitted_again(tmp_path, name):
     (job,) = tiny_jobs(CRAWL)
     with opened(name, tmp_path) as executor:
         executor.submit(job)
-        with pytest.raises(ValueError, match="has been submitted already"):
+        with pytest.raises(ValueError, match="is submitted already"):
             executor.submit(job)
 
 
@@ -303,8 +303,8 @@ def test_workers_do_not_outlive_a_driver_that_is_killed(tmp_path):
     wait_until(lambda: not is_running(worker), seconds=10)
 
 
-def test_a_worker_leaves_in_the_middle_of_a_job_when_its_standard_input_ends(tmp_path):
-    """Without the help of Linux, which kills the children of a dead driver."""
+def test_a_worker_exits_in_the_middle_of_a_job_when_its_standard_input_ends(tmp_path):
+    """The driver stays alive here, so that Linux does not kill the worker."""
     from flops_fit_executors.messages import Kind, write
 
     trace = tmp_path / "trace"
@@ -324,7 +324,7 @@ def test_a_worker_leaves_in_the_middle_of_a_job_when_its_standard_input_ends(tmp
 # ---------------------------------------------------------------------------- in process
 
 
-def test_in_process_a_job_that_exits_does_not_take_the_driver_along(tmp_path):
+def test_in_process_a_job_that_exits_does_not_end_the_driver(tmp_path):
     jobs = tiny_jobs("raise SystemExit(3)", LEARN)
     with opened("local", tmp_path) as executor:
         exited, learned = outcomes(executor, jobs)
@@ -341,7 +341,7 @@ def test_in_process_a_plugin_setup_that_cannot_be_read_ends_the_job_with_an_erro
     assert outcome.error.startswith("ValidationError: ")
 
 
-def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_path):
+def test_in_process_the_number_of_threads_is_set_and_restored(tmp_path):
     import torch
 
     before = torch.get_num_threads()
@@ -354,7 +354,7 @@ def test_in_process_threads_are_those_asked_for_and_then_those_of_before(tmp_pat
     assert torch.get_num_threads() == before
 
 
-def test_in_process_ctrl_c_reaches_the_driver_and_the_job_has_ended(tmp_path):
+def test_in_process_ctrl_c_reaches_the_driver_and_ends_the_job(tmp_path):
     (job,) = tiny_jobs("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
     with opened("local", tmp_path) as executor:
         executor.submit(job)
@@ -368,53 +368,53 @@ def test_in_process_ctrl_c_reaches_the_driver_and_the_job_has_ended(tmp_path):
 
 
 def on_devices(job, number):
-    trajectories = [
-        one.model_copy(update={"runs": tuple(run.model_copy(update={"devices": number}) for run in one.runs)})
-        for one in job.trajectories
-    ]
+    trajectories = []
+    for trajectory in job.trajectories:
+        runs = tuple(run.model_copy(update={"devices": number}) for run in trajectory.runs)
+        trajectories.append(trajectory.model_copy(update={"runs": runs}))
     return job.model_copy(update={"trajectories": tuple(trajectories)})
 
 
-def test_a_job_for_several_devices_has_their_places_to_itself_and_others_come_before_and_after(tmp_path):
+def test_a_job_on_several_devices_has_their_slots_to_itself_between_two_other_jobs(tmp_path):
     seen = tmp_path / "seen"
     look = f"import os; open({str(seen)!r}, 'a').write(os.environ['SLOT'] + chr(10)) if step == 0 else None"
     single, double, last = tiny_jobs(look, look, look)
     slots = [{"SLOT": "first"}, {"SLOT": "second"}]
     with opened("processes", tmp_path, slots=slots) as executor:
-        found = outcomes(executor, [single, on_devices(double, 2), last])
-    assert [outcome.error for outcome in found] == [None, None, None]
-    assert [result.status for outcome in found for result in outcome.results] == ["completed"] * 3
-    said = seen.read_text().split()
-    assert said.count("first,second") == 2, "both processes of the run see both places"
-    assert len(said) == 4
+        finished = outcomes(executor, [single, on_devices(double, 2), last])
+    assert [outcome.error for outcome in finished] == [None, None, None]
+    assert [result.status for outcome in finished for result in outcome.results] == ["completed"] * 3
+    slots_seen = seen.read_text().split()
+    assert slots_seen.count("first,second") == 2, "both processes of the run see both slots"
+    assert len(slots_seen) == 4
 
 
-def test_a_job_for_more_gpus_than_there_are_ends_at_once_with_an_error(tmp_path):
+def test_a_job_that_needs_more_gpus_than_available_ends_at_once_with_an_error(tmp_path):
     large, small = tiny_jobs(LEARN, LEARN)
     slots = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     with opened("processes", tmp_path, slots=slots, workers=4) as executor:
-        told, trained = outcomes(executor, [on_devices(large, 4), small])
-    assert (told.results, told.error) == ([], "its runs need 4 GPUs each, and there are 2 here")
+        rejected, trained = outcomes(executor, [on_devices(large, 4), small])
+    assert (rejected.results, rejected.error) == ([], "each run needs 4 GPUs, and 2 are available")
     assert trained.error is None
 
 
-def test_places_of_one_gpu_are_not_counted_twice_for_one_run(tmp_path):
+def test_a_run_on_several_gpus_gets_one_slot_per_gpu(tmp_path):
     slots = [{"CUDA_VISIBLE_DEVICES": "0"}, {"CUDA_VISIBLE_DEVICES": "1"}]
     with opened("processes", tmp_path, slots=slots, workers=4) as executor:
-        assert executor._free_places(1) == [0, 1, 2, 3]
-        assert executor._free_places(2) == [0, 1]
+        assert executor._free_slots(1) == [0, 1, 2, 3]
+        assert executor._free_slots(2) == [0, 1]
 
 
-def test_places_are_joined_as_cuda_names_its_devices():
+def test_the_environment_of_several_slots_joins_their_cuda_devices_by_commas():
     from flops_fit_executors.worker_process import environment
 
-    both = environment([{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}], 1)
-    assert both["CUDA_VISIBLE_DEVICES"] == "2,5"
-    none = environment([{"CUDA_VISIBLE_DEVICES": ""}] * 2, 1)
-    assert none["CUDA_VISIBLE_DEVICES"] == ""
+    two_gpus = environment([{"CUDA_VISIBLE_DEVICES": "2"}, {"CUDA_VISIBLE_DEVICES": "5"}], 1)
+    assert two_gpus["CUDA_VISIBLE_DEVICES"] == "2,5"
+    no_gpu = environment([{"CUDA_VISIBLE_DEVICES": ""}] * 2, 1)
+    assert no_gpu["CUDA_VISIBLE_DEVICES"] == ""
 
 
-def test_a_run_whose_worker_is_killed_goes_on_from_its_checkpoint_in_the_same_sweep(tmp_path):
+def test_a_run_resumes_from_its_checkpoint_in_the_same_sweep_after_its_worker_is_killed(tmp_path):
     flag, trace = tmp_path / "flag", tmp_path / "trace"
     die_once = f"""
 import os, signal, time
@@ -445,6 +445,6 @@ if step < 60:
         first, _ = store.attempts(result.id)
     assert (first.status, first.error.message) == ("failed", "killed by SIGKILL")
     steps, trained = result.run.steps, len(trace.read_text().splitlines())
-    assert steps < trained < steps + 60, "what came before the last checkpoint is not trained again"
-    (undisturbed,) = plan(table(LEARN), registry=tiny_registry(), out=tmp_path / "whole").train()
-    assert result.loss == undisturbed.loss
+    assert steps < trained < steps + 60, "steps before the last checkpoint are not trained again"
+    (uninterrupted,) = plan(table(LEARN), registry=tiny_registry(), out=tmp_path / "uninterrupted").train()
+    assert result.loss == uninterrupted.loss

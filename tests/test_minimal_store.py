@@ -1,4 +1,4 @@
-"""A study whose store has only the two methods that a store must have."""
+"""A study with a store that implements only the two required methods."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class TwoMethods(ResultStore):
 
 
 class Duck:
-    """Has the methods of a store, and not its base class."""
+    """Has the methods of a store but not its base class."""
 
     def add(self, result: RunResult) -> None:
         raise NotImplementedError
@@ -95,21 +95,21 @@ def test_the_defaults_follow_from_all_attempts(tmp_path: Path) -> None:
 
 
 def test_a_class_without_the_two_methods_cannot_be_used() -> None:
-    class Half(ResultStore):
+    class OneMethod(ResultStore):
         def add(self, result: RunResult) -> None:
             raise NotImplementedError
 
     with pytest.raises(TypeError, match="all_attempts"):
-        Half()  # type: ignore[abstract]
+        OneMethod()  # type: ignore[abstract]
 
 
-def test_a_store_of_two_methods_keeps_a_study_that_is_continued_fitted_and_copied(
+def test_a_study_in_a_store_of_two_methods_can_be_continued_fitted_and_copied(
     law: Study, tmp_path: Path, registry: Registry
 ) -> None:
     results = law.results
     assert len(results) == len(law.plan.runs) == 9
-    again = run({**SURFACE, "store": "two-methods"}, registry=registry, out=law.folder.path)
-    assert [result.finished for result in again.results] == [result.finished for result in results]
+    continued = run({**SURFACE, "store": "two-methods"}, registry=registry, out=law.folder.path)
+    assert [result.finished for result in continued.results] == [result.finished for result in results]
     assert law.fit.n_runs == 9
     copied = copy_study(StudyFolder(law.folder.path), StudyFolder(tmp_path / "copy"), registry, "json")
     assert (copied.runs, copied.new) == (9, 9)
@@ -118,7 +118,7 @@ def test_a_store_of_two_methods_keeps_a_study_that_is_continued_fitted_and_copie
     assert Study.open(tmp_path / "back", registry).results == results
 
 
-def test_a_run_that_failed_is_tried_again_and_both_attempts_are_kept(tmp_path: Path, registry: Registry) -> None:
+def test_a_failed_run_is_retried_and_the_store_keeps_two_attempts(tmp_path: Path, registry: Registry) -> None:
     study = plan({**SURFACE, "store": "two-methods"}, registry=registry, out=tmp_path / "law")
     failed = study.plan.runs[4]
     with study.store() as store:
@@ -137,14 +137,14 @@ def test_results_in_a_store_of_two_methods_are_found_after_a_change_to_another_s
 
 
 def _train_and_wait(folder: Path, ready: Queue[Any], end: Queue[Any]) -> None:
-    note = Heartbeat(folder, "a driver that trains", "local")
-    note.started(Study.open(folder, installed().with_plugins({"mine": Plugin()})).plan)
+    heartbeat = Heartbeat(folder, "a driver that trains", "local")
+    heartbeat.started(Study.open(folder, installed().with_plugins({"mine": Plugin()})).plan)
     ready.put(os.getpid())
     end.get()
-    note.close()
+    heartbeat.close()
 
 
-def test_a_second_driver_and_clean_are_refused_while_a_driver_trains(law: Study, registry: Registry) -> None:
+def test_a_second_driver_and_prune_checkpoints_are_refused_during_training(law: Study, registry: Registry) -> None:
     processes = multiprocessing.get_context("spawn")
     ready, end = processes.Queue(), processes.Queue()
     other = processes.Process(target=_train_and_wait, args=(law.folder.path, ready, end))
@@ -156,7 +156,7 @@ def test_a_second_driver_and_clean_are_refused_while_a_driver_trains(law: Study,
             run({**SURFACE, "store": "two-methods"}, registry=registry, out=law.folder.path)
         with pytest.raises(StoreError, match=message):
             law.prune_checkpoints()
-        # Claims of sqlite reach other processes: a second driver of the same plan is welcome.
+        # Other processes see the claims of sqlite, so a second driver of the same plan may run.
         shared = law.folder.path.parent / "shared"
         run({**SURFACE, "store": "sqlite"}, registry=registry, out=shared)
         shutil.copytree(law.folder.path / "drivers", shared / "drivers")
@@ -172,6 +172,6 @@ def test_doctor_names_the_number_of_drivers(law: Study) -> None:
     assert stores["store"] == "9 results; claims work for one driver at a time"
 
 
-def test_a_plugin_that_builds_no_result_store_is_named(tmp_path: Path, registry: Registry) -> None:
+def test_the_error_names_a_plugin_that_builds_no_result_store(tmp_path: Path, registry: Registry) -> None:
     with pytest.raises(PluginError, match=r"store 'mine/duck'.*Duck does not inherit from ResultStore"):
         run({**SURFACE, "store": "duck"}, registry=registry, out=tmp_path / "law")

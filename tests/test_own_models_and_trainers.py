@@ -1,4 +1,4 @@
-"""The guides to models and trainers: their files run, and their tables are those of the code."""
+"""The guides to models and trainers: their files run, and their tables agree with the code."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ def guide(name: str) -> str:
 
 
 def files(name: str) -> dict[str, str]:
-    """The files that a guide shows whole."""
-    return {
-        found[1]: found[0] for found in re.findall(r"```(?:python|toml)\n(# ([\w.-]+)\n.*?)```", guide(name), re.S)
-    }
+    """File name -> content of the complete files in a guide."""
+    blocks = re.findall(r"```(?:python|toml)\n(# ([\w.-]+)\n.*?)```", guide(name), re.S)
+    return {file: text for text, file in blocks}
 
 
 def test_the_guide_names_every_placeholder() -> None:
@@ -44,12 +43,13 @@ def test_the_guide_names_every_architecture_with_a_formula() -> None:
 
 def test_the_guide_names_every_family() -> None:
     rows = re.findall(r"^\| `([\w-]+)` \|.*\|.*\|.*\|$", guide("models"), re.M)
-    assert set(rows) == {
-        offer.spec.name for offer in installed().offers("model") if offer.source.startswith("flops-fit ")
-    }
+    bundled = [model for model in installed().offers("model") if model.source.startswith("flops-fit ")]
+    assert set(rows) == {model.spec.name for model in bundled}
 
 
-def test_the_experiment_with_numbers_alone_can_be_planned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_experiment_with_a_declared_model_can_be_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     plan = make_plan(make_experiment(tomllib.loads(files("trainers")["megatron.toml"]), installed()))
     assert [run.params for run in plan.runs[:2]] == [123_000_000, 354_000_000]
@@ -61,15 +61,16 @@ def test_the_experiment_with_numbers_alone_can_be_planned(tmp_path: Path, monkey
     [("models", "own.toml"), ("trainers", "own-lightning.toml")],
     ids=["callable", "lightning"],
 )
-def test_an_experiment_of_a_guide_runs_to_its_end(name: str, experiment: str, tmp_path: Path) -> None:
+def test_the_experiment_of_a_guide_runs_to_its_end(name: str, experiment: str, tmp_path: Path) -> None:
     for file, text in files(name).items():
         (tmp_path / file).write_text(text, encoding="utf-8")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", "from flops_fit_core.cli import main; main()", "run", experiment],
         cwd=tmp_path,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert "[6/6]" in done.stdout + done.stderr, done.stdout + done.stderr
-    assert done.returncode == 0, done.stdout + done.stderr
+    output = process.stdout + process.stderr
+    assert "[6/6]" in output, output
+    assert process.returncode == 0, output

@@ -1,4 +1,4 @@
-"""The store ``postgres`` on a real PostgreSQL, which the tests bring up and take down."""
+"""The store ``postgres`` on a real PostgreSQL server, which the tests start and stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import OWNER, PASSWORD, PostgresServer, free_port, postgres_server, why_not
+from postgres_server import OWNER, PASSWORD, PostgresServer, free_port, missing_requirement, postgres_server
 
 from flops_fit_core import ConfigError, StoreError
 from flops_fit_core.plugins import ResultStore
@@ -24,7 +24,7 @@ from flops_fit_core.testing.examples import result_of
 from flops_fit_stores.schema import MIGRATIONS, migrate, version
 
 psycopg = pytest.importorskip("psycopg")
-MISSING = why_not()
+MISSING = missing_requirement()
 pytestmark = [
     pytest.mark.postgres,
     pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
@@ -42,7 +42,7 @@ def running() -> Iterator[PostgresServer]:
 
 @pytest.fixture
 def database(running: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> PostgresServer:
-    """The server with its database as it was on the first day; :data:`VARIABLE` leads to it."""
+    """The server with an empty database. The environment variable :data:`VARIABLE` has its url."""
     running.query("DROP SCHEMA IF EXISTS flops_fit CASCADE")
     for name in LIBPQ:
         monkeypatch.delenv(name, raising=False)
@@ -53,13 +53,14 @@ def database(running: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> Postgr
 
 def open_store(folder: Path, **options: Any) -> ResultStore:
     spec = installed().find("store", "stores/postgres").spec
-    given = options if "url" in options or options.pop("bare", False) else {"url_variable": VARIABLE, **options}
-    store: ResultStore = spec.build(spec.options.model_validate(given), folder)
+    if not options.pop("bare", False) and "url" not in options:
+        options["url_variable"] = VARIABLE
+    store: ResultStore = spec.build(spec.options.model_validate(options), folder)
     return store
 
 
-def fails(folder: Path, **options: Any) -> str:
-    """What the store says when it cannot be opened."""
+def error_of(folder: Path, **options: Any) -> str:
+    """The message of the StoreError of a store that cannot be opened."""
     with pytest.raises(StoreError) as caught:
         open_store(folder, **options)
     return str(caught.value)
@@ -77,25 +78,25 @@ class TestPostgresKilledTwentyTimes(StoreConformance):
     kills = 20
 
 
-# ---------------------------------------------------------------------------- whose results
+# ---------------------------------------------------------------------------- names of studies
 
 
-def test_folders_of_one_name_share_their_results(tmp_path: Path) -> None:
+def test_folders_of_the_same_name_share_their_results(tmp_path: Path) -> None:
     with (
-        closing(open_store(tmp_path / "here" / "small")) as here,
-        closing(open_store(tmp_path / "there" / "small")) as there,
+        closing(open_store(tmp_path / "a" / "small")) as first,
+        closing(open_store(tmp_path / "b" / "small")) as second,
         closing(open_store(tmp_path / "other")) as other,
         closing(open_store(tmp_path / "anything", study="small")) as named,
     ):
-        here.add(result_of(1))
-        assert there.results() == named.results() == [result_of(1)]
-        assert here.claim("run", "anna", 600)
-        assert not there.claim("run", "bert", 600)
+        first.add(result_of(1))
+        assert second.results() == named.results() == [result_of(1)]
+        assert first.claim("run", "anna", 600)
+        assert not second.claim("run", "bert", 600)
         assert other.results() == []
         assert other.claim("run", "bert", 600)
 
 
-def test_the_probes_of_a_study_are_kept_apart_from_it(tmp_path: Path) -> None:
+def test_the_probes_of_tune_are_not_results_of_the_study(tmp_path: Path) -> None:
     with (
         closing(open_store(tmp_path / "small", study="ours")) as study,
         closing(open_store(tmp_path / "small" / "tune", study="ours")) as tune,
@@ -108,14 +109,14 @@ def test_the_probes_of_a_study_are_kept_apart_from_it(tmp_path: Path) -> None:
 def test_a_claim_ends_by_the_servers_clock(tmp_path: Path, database: PostgresServer) -> None:
     with closing(open_store(tmp_path)) as store:
         assert store.claim("run", "anna", 600)
-        ((left,),) = database.query("SELECT extract(epoch FROM until - now())::float FROM flops_fit.claims")
-        assert 590 < left <= 600
+        ((seconds,),) = database.query("SELECT extract(epoch FROM until - now())::float FROM flops_fit.claims")
+        assert 590 < seconds <= 600
 
 
-# ---------------------------------------------------------------------------- what is in the tables
+# ---------------------------------------------------------------------------- tables
 
 
-def test_the_tables_can_be_asked_without_us(tmp_path: Path, database: PostgresServer) -> None:
+def test_plain_sql_queries_read_the_columns_of_a_result(tmp_path: Path, database: PostgresServer) -> None:
     result = example_result()
     with closing(open_store(tmp_path / "small")) as store:
         store.add(result)
@@ -124,8 +125,8 @@ def test_the_tables_can_be_asked_without_us(tmp_path: Path, database: PostgresSe
     run = result.run
     assert row[:7] == ("small", run.id, 1, "completed", "gpt/gpt", run.params, result.tokens)
     assert row[7:] == (result.flops, result.loss, run.seed, run.budget, result.finished)
-    asked = "SELECT record -> 'run' ->> 'fingerprint' FROM flops_fit.results"
-    assert database.query(asked) == [(run.fingerprint,)]
+    fingerprint = "SELECT record -> 'run' ->> 'fingerprint' FROM flops_fit.results"
+    assert database.query(fingerprint) == [(run.fingerprint,)]
 
 
 def test_a_database_of_another_encoding_keeps_every_character(tmp_path: Path, database: PostgresServer) -> None:
@@ -139,7 +140,7 @@ def test_a_database_of_another_encoding_keeps_every_character(tmp_path: Path, da
         database.query("DROP DATABASE latin")
 
 
-def test_a_record_that_was_edited_into_nonsense_is_named(tmp_path: Path, database: PostgresServer) -> None:
+def test_the_error_names_the_run_of_an_invalid_record(tmp_path: Path, database: PostgresServer) -> None:
     with closing(open_store(tmp_path)) as store:
         store.add(result_of(1))
         database.query("UPDATE flops_fit.results SET record = replace(record::text, 'completed', 'ended')::json")
@@ -147,7 +148,7 @@ def test_a_record_that_was_edited_into_nonsense_is_named(tmp_path: Path, databas
             store.results()
 
 
-def test_an_older_database_is_brought_up_to_date_once(tmp_path: Path, database: PostgresServer) -> None:
+def test_an_older_database_is_migrated_once(tmp_path: Path, database: PostgresServer) -> None:
     def add_a_note(connection: Any) -> None:
         connection.execute("ALTER TABLE flops_fit.results ADD COLUMN note text")
 
@@ -158,17 +159,18 @@ def test_an_older_database_is_brought_up_to_date_once(tmp_path: Path, database: 
         migrate(connection, (*MIGRATIONS, add_a_note))
         assert version(connection) == len(MIGRATIONS) + 1
     assert database.query("SELECT seed, note FROM flops_fit.results") == [(1, None)]
-    assert "written by a newer flops-fit (schema 2; this one knows up to 1)" in fails(tmp_path)
+    message = "written by a newer flops-fit: its schema is version 2, the latest supported here is 1"
+    assert message in error_of(tmp_path)
 
 
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path, database: PostgresServer) -> None:
-    def stumble(connection: Any) -> None:
+    def failing_migration(connection: Any) -> None:
         connection.execute("ALTER TABLE flops_fit.results ADD COLUMN note text")
         raise ZeroDivisionError
 
     with closing(psycopg.connect(database.url(), autocommit=True)) as connection:
         with pytest.raises(ZeroDivisionError):
-            migrate(connection, (*MIGRATIONS, stumble))
+            migrate(connection, (*MIGRATIONS, failing_migration))
         assert version(connection) == 0
     with closing(open_store(tmp_path)) as store:
         assert store.results() == []
@@ -194,10 +196,10 @@ def test_drivers_that_open_a_new_database_at_once_share_one(tmp_path: Path) -> N
         assert sorted(result.run.seed for result in store.results()) == list(range(8))
 
 
-# ---------------------------------------------------------------------------- a connection that is lost
+# ---------------------------------------------------------------------------- lost connections
 
 
-def test_a_lost_connection_is_made_again(tmp_path: Path, database: PostgresServer) -> None:
+def test_a_lost_connection_is_re_established(tmp_path: Path, database: PostgresServer) -> None:
     with closing(open_store(tmp_path)) as store:
         store.add(result_of(1))
         database.query("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
@@ -206,22 +208,22 @@ def test_a_lost_connection_is_made_again(tmp_path: Path, database: PostgresServe
         assert store.results() == [result_of(1), result_of(2)]
 
 
-def test_a_server_that_is_started_again_meanwhile_is_waited_for(tmp_path: Path, database: PostgresServer) -> None:
+def test_the_store_waits_for_a_server_that_restarts(tmp_path: Path, database: PostgresServer) -> None:
     with closing(open_store(tmp_path)) as store:
         store.add(result_of(1))
         database.stop()
-        later = threading.Timer(1.0, database.start)
-        later.start()
+        restart = threading.Timer(1.0, database.start)
+        restart.start()
         try:
             store.add(result_of(2))
         finally:
-            later.join()
+            restart.join()
         assert store.results() == [result_of(1), result_of(2)]
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such timeout")
-def test_a_statement_that_nobody_acknowledges_is_given_up_within_half_a_minute(database: PostgresServer) -> None:
-    # Keepalives are only sent while nothing is under way: without this, an add waits for a quarter of an hour.
+def test_an_unacknowledged_statement_fails_within_half_a_minute(database: PostgresServer) -> None:
+    # TCP sends no keepalives while data is unacknowledged: without this timeout, an add waits for 15 minutes.
     from flops_fit_stores.server import connection_string
 
     conninfo = connection_string(database.tcp_url(), None)
@@ -232,12 +234,12 @@ def test_a_statement_that_nobody_acknowledges_is_given_up_within_half_a_minute(d
         assert 0 < wire.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) <= 30_000
 
 
-def test_a_server_that_stays_away_is_an_error_in_time(tmp_path: Path, database: PostgresServer) -> None:
+def test_a_server_that_stays_down_is_an_error_after_the_timeout(tmp_path: Path, database: PostgresServer) -> None:
     with closing(open_store(tmp_path, reconnect_timeout=0.5)) as store:
         database.stop()
         before = time.monotonic()
         try:
-            with pytest.raises(StoreError, match=r"is the server up.*tried for 0\.5 seconds"):
+            with pytest.raises(StoreError, match=r"is the server running.*tried for 0\.5 seconds"):
                 store.add(result_of(1))
         finally:
             database.start()
@@ -245,22 +247,22 @@ def test_a_server_that_stays_away_is_an_error_in_time(tmp_path: Path, database: 
         store.add(result_of(1))
 
 
-def test_a_table_that_stays_locked_is_an_error_in_time(tmp_path: Path, database: PostgresServer) -> None:
+def test_a_table_that_stays_locked_is_an_error_after_the_timeout(tmp_path: Path, database: PostgresServer) -> None:
     with (
         closing(open_store(tmp_path, reconnect_timeout=0.3)) as store,
         closing(psycopg.connect(database.url())) as other,
     ):
         other.execute("LOCK TABLE flops_fit.results")
-        with pytest.raises(StoreError, match=r"kept it locked for 0\.3 seconds"):
+        with pytest.raises(StoreError, match=r"locked by another process for 0\.3 seconds"):
             store.add(result_of(1))
         other.rollback()
         store.add(result_of(1))
 
 
-# ---------------------------------------------------------------------------- what a user may have got wrong
+# ---------------------------------------------------------------------------- connection settings
 
 
-def test_the_usual_variables_lead_to_the_server(
+def test_libpqs_environment_variables_select_the_server(
     tmp_path: Path, database: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"HOST": "127.0.0.1", "PORT": database.port, "USER": OWNER, "PASSWORD": PASSWORD}.items():
@@ -279,7 +281,7 @@ def test_the_usual_variables_lead_to_the_server(
     ],
 )
 def test_a_password_in_the_experiment_file_is_refused_and_not_shown(tmp_path: Path, url: str) -> None:
-    with pytest.raises(ConfigError, match=r"leave it out and put it into PGPASSWORD, ~/\.pgpass") as caught:
+    with pytest.raises(ConfigError, match=r"remove it and put it into PGPASSWORD, ~/\.pgpass") as caught:
         open_store(tmp_path, url=url)
     assert "s3cret" not in str(caught.value)
 
@@ -291,36 +293,40 @@ def test_a_password_may_come_from_a_variable(
     with closing(open_store(tmp_path)) as store:
         assert store.results() == []
     monkeypatch.setenv(VARIABLE, f"host=127.0.0.1 port={database.port} user={OWNER} password=wrong")
-    said = fails(tmp_path)
-    assert "give the right password in PGPASSWORD, ~/.pgpass or a service file" in said
-    assert "=wrong" not in said
+    message = error_of(tmp_path)
+    assert "put the correct password into PGPASSWORD, ~/.pgpass or a service file" in message
+    assert "=wrong" not in message
 
 
-def test_what_cannot_be_a_connection_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"store\.url: not a connection string.*postgresql://USER@HOST"):
+def test_an_invalid_connection_setting_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"store\.url: not a PostgreSQL connection string.*postgresql://USER@HOST"
+    ):
         open_store(tmp_path, url="hostt=here")
-    with pytest.raises(ConfigError, match="give one of them"):
+    with pytest.raises(ConfigError, match="write only one of them"):
         open_store(tmp_path, url="host=here", url_variable=VARIABLE)
     monkeypatch.delenv(VARIABLE)
-    with pytest.raises(ConfigError, match=f"no environment variable {VARIABLE}: export {VARIABLE}="):
+    with pytest.raises(ConfigError, match=f"environment variable {VARIABLE} is not set: export {VARIABLE}="):
         open_store(tmp_path)
 
 
-def test_each_way_not_to_get_in_says_what_to_do(tmp_path: Path, database: PostgresServer) -> None:
-    nobody = f"postgresql://anna@127.0.0.1:{free_port()}/scaling"
-    for url, says in {
-        nobody: "is the server up, and are host and port right?",
-        "postgresql://no-such-host.invalid/scaling": "look at the host's name",
-        database.url("scaling"): "make it with 'createdb NAME', or name another one",
-        database.url(user="anna"): "name a user that the server has",
+def test_each_failed_connection_has_a_hint(tmp_path: Path, database: PostgresServer) -> None:
+    unused_port = f"postgresql://anna@127.0.0.1:{free_port()}/scaling"
+    for url, hint in {
+        unused_port: "is the server running, and are host and port correct?",
+        "postgresql://no-such-host.invalid/scaling": "check the name of the host",
+        database.url("scaling"): "create it with 'createdb NAME', or name another database",
+        database.url(user="anna"): "name an existing user with user=... or PGUSER",
         database.tcp_url(): "put a password into PGPASSWORD, ~/.pgpass or a service file",
     }.items():
-        said = fails(tmp_path, url=url)
-        assert says in said, said
-        assert re.match(r"PostgreSQL .+: cannot connect: ", said)
+        message = error_of(tmp_path, url=url)
+        assert hint in message, message
+        assert re.match(r"PostgreSQL .+: cannot connect: ", message)
 
 
-def test_a_schema_that_an_administrator_has_made_is_used(tmp_path: Path, database: PostgresServer) -> None:
+def test_a_schema_that_an_administrator_has_created_is_used(tmp_path: Path, database: PostgresServer) -> None:
     name = f"guest_{uuid.uuid4().hex[:8]}"
     database.query(f"CREATE ROLE {name} LOGIN")
     database.query("DROP SCHEMA IF EXISTS flops_fit CASCADE")
@@ -335,24 +341,26 @@ def test_a_schema_that_an_administrator_has_made_is_used(tmp_path: Path, databas
 
 
 @pytest.mark.parametrize("reconnect_timeout", [1e-4, 1e9])
-def test_any_patience_is_one_that_the_server_takes(
+def test_the_server_accepts_very_short_and_very_long_timeouts(
     tmp_path: Path, database: PostgresServer, reconnect_timeout: float
 ) -> None:
     with closing(open_store(tmp_path, url=database.url(), reconnect_timeout=reconnect_timeout)) as store:
         store.add(result_of(1))
-        (asked,) = store._server.do(lambda connection: connection.execute("SHOW lock_timeout").fetchone())
-        assert asked != "0", "which would be for ever"
+        (timeout,) = store._server.retry(lambda connection: connection.execute("SHOW lock_timeout").fetchone())
+        assert timeout != "0", "0 disables the timeout"
 
 
-def test_missing_rights_are_named_with_what_grants_them(tmp_path: Path, database: PostgresServer) -> None:
+def test_the_error_for_a_missing_privilege_contains_the_grant_statement(
+    tmp_path: Path, database: PostgresServer
+) -> None:
     name = f"guest_{uuid.uuid4().hex[:8]}"
     database.query(f"CREATE ROLE {name} LOGIN")
     try:
         url = database.url(user=name)
-        assert f'GRANT CREATE ON DATABASE "{OWNER}" TO "{name}"' in fails(tmp_path, url=url)
+        assert f'GRANT CREATE ON DATABASE "{OWNER}" TO "{name}"' in error_of(tmp_path, url=url)
         with closing(open_store(tmp_path)) as store:
             store.add(result_of(1))
-        assert f'GRANT USAGE ON SCHEMA flops_fit TO "{name}"' in fails(tmp_path, url=url)
+        assert f'GRANT USAGE ON SCHEMA flops_fit TO "{name}"' in error_of(tmp_path, url=url)
         database.query(f"GRANT USAGE ON SCHEMA flops_fit TO {name}")
         database.query(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA flops_fit TO {name}")
         with closing(open_store(tmp_path, url=url)) as store:

@@ -1,4 +1,4 @@
-"""The executor ``ray`` on a real cluster: a head and two nodes on this machine, brought up here."""
+"""The executor ``ray`` on a real cluster: a head and two nodes, started on this machine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SLOW = "import time; time.sleep(0.03)"
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_tokens():
-    """A process reads once whether Ray's parts show each other tokens: all here do not."""
+    """Disable Ray's token authentication before Ray is imported: it reads the variable only once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         yield
@@ -53,7 +53,7 @@ def cluster():
 
 @pytest.fixture(scope="class")
 def joined_before(cluster):
-    """As in a program that uses Ray itself: the executor neither joins nor leaves. Its workers stay warm."""
+    """Ray is initialized before, as in a program that uses Ray: the executor neither joins nor leaves."""
     import ray
 
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
@@ -70,13 +70,13 @@ class TestRay(ExecutorConformance):
     @pytest.mark.slow
     def test_python_objects_reach_the_tasks(self, tmp_path, cluster):
         bench = Bench()
-        asked = {"name": "ray", "address": cluster.address}
-        there, here = (
+        ray = {"name": "ray", "address": cluster.address}
+        on_ray, local = (
             flops_fit_core.run(bench.table(executor=executor), registry=bench.registry(), out=tmp_path / name)
-            for name, executor in [("there", asked), ("here", "local")]
+            for name, executor in [("ray", ray), ("local", "local")]
         )
-        assert [result.loss for result in there.results] == [result.loss for result in here.results]
-        assert len(bench.served) == 60, "one of the two was trained in this process"
+        assert [result.loss for result in on_ray.results] == [result.loss for result in local.results]
+        assert len(bench.served) == 60, "only the local sweep was trained in this process"
 
 
 def executor_in(folder, **options):
@@ -105,34 +105,34 @@ def table(*codes, **executor):
 
 
 def wait_until(is_true, seconds=60.0):
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not is_true():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
 # ---------------------------------------------------------------------------- this machine alone
 
 
-def test_ray_started_here_says_in_words_what_became_of_a_job_and_keeps_prints_off_the_terminal(tmp_path, capfd):
+def test_local_ray_describes_how_a_job_ended_and_prints_nothing_to_the_terminal(tmp_path, capfd):
     leave = "import os, sys; print('the disk is full', file=sys.stderr, flush=True); os._exit(3)"
     look = "import os, torch; print('threads', torch.get_num_threads(), os.environ['OMP_NUM_THREADS'])"
-    killed, left, looked, large = tiny_jobs(DIE, leave, look, LEARN)
+    killed, exited, looked, large = tiny_jobs(DIE, leave, look, LEARN)
     runs = [run.model_copy(update={"devices": 999}) for run in large.runs]
     (trajectory,) = large.trajectories
     large = large.model_copy(update={"trajectories": (trajectory.model_copy(update={"runs": tuple(runs)}),)})
     executor = executor_in(tmp_path, cpus=1)
     try:
-        for job in (killed, left, looked, large):
+        for job in (killed, exited, looked, large):
             executor.submit(job)
-        with pytest.raises(ValueError, match="has been submitted already"):
+        with pytest.raises(ValueError, match="is submitted already"):
             executor.submit(looked)
         events = list(executor.events(120.0))
     finally:
         executor.close()
     errors = {event.job: event.error for event in events if isinstance(event, JobEnded)}
     assert errors[killed.id].startswith("the worker died on ")
-    assert errors[left.id].endswith(": the disk is full")
+    assert errors[exited.id].endswith(": the disk is full")
     assert errors[large.id].startswith("a job needs 999 CPU, 0 GPU on one node, and the nodes have: ")
     assert errors[looked.id] is None
     assert "threads 1 1\n" in "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
@@ -142,22 +142,22 @@ def test_ray_started_here_says_in_words_what_became_of_a_job_and_keeps_prints_of
 
 
 def test_a_result_that_ray_loses_with_its_worker_is_in_the_outbox(tmp_path, joined_before):
-    """Ray says what a task yields a little later, or never where the worker is killed at once."""
-    trained, killed, unheard = tiny_jobs(LEARN, DIE, LEARN)
-    both = killed.model_copy(update={"trajectories": killed.trajectories + unheard.trajectories})
+    """Ray delivers messages with a delay, and never if the worker is killed at once."""
+    trained, killed, undelivered = tiny_jobs(LEARN, DIE, LEARN)
+    pair = killed.model_copy(update={"trajectories": killed.trajectories + undelivered.trajectories})
     outbox = Outbox(tmp_path)
     executor = executor_in(tmp_path)
     stale = example_result(run=trained.runs[0])
     outbox.put(stale)
     try:
         executor.submit(trained)
-        (said,) = [event for event in executor.events(60.0) if isinstance(event, RunResult)]
-        assert said.finished != stale.finished
-        assert outbox.get(said.id) == said, "the worker wrote it down before it said it"
+        (result,) = [event for event in executor.events(60.0) if isinstance(event, RunResult)]
+        assert result.finished != stale.finished
+        assert outbox.get(result.id) == result, "the worker writes a result to the outbox before it yields it"
 
-        executor.submit(both)
-        lost = example_result(run=unheard.runs[0])
-        outbox.put(lost)  # as its worker did, which died in its next run
+        executor.submit(pair)
+        lost = example_result(run=undelivered.runs[0])
+        outbox.put(lost)  # as a worker does that then dies in its next run
         events = list(executor.events(60.0))
     finally:
         executor.close()
@@ -176,9 +176,9 @@ flops_fit_core.run(table, registry=tiny_registry(), out=folder)
 """
 
 
-def driver(asked, folder):
+def driver(experiment, folder):
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, json.dumps(asked), str(folder)],
+        [sys.executable, "-c", DRIVER, json.dumps(experiment), str(folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -189,9 +189,9 @@ def driver(asked, folder):
 @pytest.mark.slow
 def test_ctrl_c_stops_ray_within_seconds_with_checkpoints_and_leaves_no_process(tmp_path):
     trace, study = tmp_path / "trace", tmp_path / "study"
-    asked = table(traced(CRAWL, trace), traced(CRAWL, trace), name="ray")
-    asked["trainer"]["checkpoint_minutes"] = 60
-    with driver(asked, study) as process:
+    experiment = table(traced(CRAWL, trace), traced(CRAWL, trace), name="ray")
+    experiment["trainer"]["checkpoint_minutes"] = 60
+    with driver(experiment, study) as process:
         try:
             wait_until(lambda: trace.exists() and len(trace.read_text().splitlines()) == 2)
             time.sleep(1)
@@ -200,11 +200,11 @@ def test_ctrl_c_stops_ray_within_seconds_with_checkpoints_and_leaves_no_process(
             assert set(workers) < set(started)
             process.send_signal(signal.SIGINT)
             before = time.monotonic()
-            said, _ = process.communicate(timeout=30)
+            output, _ = process.communicate(timeout=30)
             assert time.monotonic() - before < 15
         finally:
             process.kill()
-    assert said.rstrip().endswith("KeyboardInterrupt")
+    assert output.rstrip().endswith("KeyboardInterrupt")
     wait_until(lambda: not any(map(is_running, started)), seconds=10)
     assert len(list(study.glob("checkpoints/*/latest.pt"))) == 2
 
@@ -215,8 +215,8 @@ def test_ctrl_c_stops_ray_within_seconds_with_checkpoints_and_leaves_no_process(
 @pytest.mark.slow
 def test_tasks_do_not_outlive_a_driver_that_is_killed(tmp_path, cluster):
     trace = tmp_path / "trace"
-    asked = table(traced(CRAWL, trace), name="ray", address=cluster.address)
-    with driver(asked, tmp_path / "study") as process:
+    experiment = table(traced(CRAWL, trace), name="ray", address=cluster.address)
+    with driver(experiment, tmp_path / "study") as process:
         try:
             wait_until(lambda: trace.exists() and trace.read_text().endswith("\n"))
             worker = int(trace.read_text().split()[1])
@@ -226,7 +226,7 @@ def test_tasks_do_not_outlive_a_driver_that_is_killed(tmp_path, cluster):
     wait_until(lambda: not is_running(worker), seconds=10)
 
 
-def test_ray_leaves_the_environment_of_this_process_as_it_was(tmp_path, cluster):
+def test_ray_restores_the_environment_of_this_process(tmp_path, cluster):
     before = dict(os.environ), signal.getsignal(signal.SIGTERM)
     executor = executor_in(tmp_path, address=cluster.address)
     assert executor.capacity == 2
@@ -234,14 +234,14 @@ def test_ray_leaves_the_environment_of_this_process_as_it_was(tmp_path, cluster)
     assert (dict(os.environ), signal.getsignal(signal.SIGTERM)) == before
 
 
-def test_a_node_s_processes_are_found_where_process_ids_have_begun_anew(monkeypatch):
+def test_the_processes_of_a_node_are_found_after_process_ids_have_wrapped_around(monkeypatch):
     parents = [(300, 32000), (32000, 31000), (301, 300), (400, 1)]
     monkeypatch.setattr("ray_cluster._parents", lambda: iter(parents))
     assert descendants(31000) == [31000, 32000, 300, 301]
 
 
 class KillsTheNode(Logger):
-    """A logger that kills the node of a run in the middle of it, and remembers all that it is told."""
+    """A logger that kills the node of a run in the middle of it, and records all events."""
 
     def __init__(self, cluster, trace):
         self.cluster, self.trace = cluster, trace
@@ -260,7 +260,7 @@ class KillsTheNode(Logger):
         self.finished_runs.append(result)
 
 
-def test_a_run_whose_node_is_killed_goes_on_elsewhere_and_every_loss_is_that_of_local(tmp_path, cluster):
+def test_a_run_resumes_on_another_node_after_its_node_is_killed_and_losses_equal_local_ones(tmp_path, cluster):
     codes = [LEARN, LEARN, traced(SLOW, tmp_path / "trace"), LEARN]
     killer = KillsTheNode(cluster, tmp_path / "trace")
     study = flops_fit_core.plan(
@@ -272,33 +272,33 @@ def test_a_run_whose_node_is_killed_goes_on_elsewhere_and_every_loss_is_that_of_
     assert {(result.status, result.attempt) for result in results} == {("completed", 1)}
 
     lost = killer.killed.run
-    places = [line.split()[1] for line in (tmp_path / "trace").read_text().splitlines()]
-    assert len(set(places)) == len(places) == 2, "one start before the node was killed, one after"
-    afterwards = killer.steps[lost][killer.steps[lost].index(killer.killed.step) + 1 :]
-    assert min(afterwards) > killer.killed.step / 2, "it did not begin anew"
+    workers = [line.split()[1] for line in (tmp_path / "trace").read_text().splitlines()]
+    assert len(set(workers)) == len(workers) == 2, "one start before the node was killed, one after"
+    later_steps = killer.steps[lost][killer.steps[lost].index(killer.killed.step) + 1 :]
+    assert min(later_steps) > killer.killed.step / 2, "it did not restart from step 0"
 
-    alone = flops_fit_core.run(table(*codes, name="local"), registry=tiny_registry(), out=tmp_path / "local")
-    assert [result.id for result in results] == [result.id for result in alone.results]
-    assert [result.loss for result in results] == [result.loss for result in alone.results]
+    local = flops_fit_core.run(table(*codes, name="local"), registry=tiny_registry(), out=tmp_path / "local")
+    assert [result.id for result in results] == [result.id for result in local.results]
+    assert [result.loss for result in results] == [result.loss for result in local.results]
 
 
 # ---------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"address": "ray://head:10001"}, "on a node of the cluster"),
-        ({"gpus": 1.5}, "whole GPUs, or a share of one"),
+        ({"gpus": 1.5}, "write a whole number of GPUs, or a fraction below 1"),
         ({"cpus": 0}, "greater than 0"),
     ],
 )
-def test_what_ray_cannot_do_is_an_error_of_the_experiment(options, says):
-    with pytest.raises(ValidationError, match=says):
+def test_options_that_ray_does_not_support_are_rejected(options, message):
+    with pytest.raises(ValidationError, match=message):
         installed().find("executor", "executors/ray").spec.options.model_validate(options)
 
 
-def test_places_of_this_machine_are_known_and_those_of_a_cluster_are_not():
+def test_the_number_of_workers_is_known_for_this_machine_and_unknown_for_a_cluster():
     spec = installed().find("executor", "executors/ray").spec
     assert spec.places(spec.options(), [{}] * 8) == 8
     assert spec.places(spec.options(cpus=4), [{}] * 8) == 2

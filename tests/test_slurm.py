@@ -1,4 +1,4 @@
-"""The executor ``slurm`` on a real Slurm of one node, which the tests bring up and take down."""
+"""The executor ``slurm`` on a real Slurm cluster of one node, which the tests start and stop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from slurm_cluster import Cluster, cluster, wait_until, why_not
+from slurm_cluster import Cluster, cluster, missing_requirement, wait_until
 
 import flops_fit_core
 from flops_fit_core import ConfigError, Job, Progress, RunResult
@@ -24,7 +24,7 @@ from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
-MISSING = why_not()
+MISSING = missing_requirement()
 ON_SLURM = [
     pytest.mark.slurm,
     pytest.mark.skipif(MISSING is not None, reason=str(MISSING)),
@@ -51,7 +51,7 @@ def on_the_cluster(running: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterato
     for name, value in running.environment.items():
         monkeypatch.setenv(name, value)
     yield running
-    # A job that has said that it ended leaves a moment later.
+    # A job leaves the queue shortly after it has written that it ended.
     wait_until(lambda: not running.queue(), "an empty queue")
 
 
@@ -62,7 +62,7 @@ class TestSlurm(ExecutorConformance):
     options = {**QUICK, "max_jobs": 2}
 
 
-# ---------------------------------------------------------------------------- parts
+# ---------------------------------------------------------------------------- helpers
 
 
 def build(folder: Path, **options: Any) -> Any:
@@ -82,7 +82,7 @@ def opened(folder: Path, **options: Any) -> Iterator[Any]:
 
 
 def counting(trace: Path, code: str = "") -> str:
-    """The code, after a line in the file ``trace`` for every step: the process, and its own count of steps."""
+    """Code that first appends a line to the file ``trace`` at every step: process id and step."""
     return f"""
 import os
 with open({str(trace)!r}, "a") as file:
@@ -100,11 +100,11 @@ def processes(trace: Path) -> int:
 
 
 def read_until(executor: Any, is_true: Callable[[], bool], seconds: float = 60.0) -> list[Any]:
-    """Events until something has happened."""
+    """Events until a condition holds."""
     seen: list[Any] = []
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not is_true():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         seen += executor.events(0.2)
     return seen
 
@@ -118,11 +118,11 @@ def errors(events: list[Any]) -> list[str | None]:
 
 
 def arrays(folder: Path) -> int:
-    """How often sbatch was called."""
+    """Number of sbatch calls."""
     return len(list((folder / "slurm" / "logs").glob("*_submission.sh")))
 
 
-def study(**more: Any) -> dict[str, Any]:
+def study(**tables: Any) -> dict[str, Any]:
     return {
         "sweep": {"budgets": [500_000, 900_000], "sizes": [{"width": 4}, {"width": 6}], "batch_size": 8},
         "model": "tiny/tiny",
@@ -130,7 +130,7 @@ def study(**more: Any) -> dict[str, Any]:
         "optimizer": "tiny/plain",
         "trainer": {"name": "trainers/torch", "eval_tokens": 256},
         "device": "devices/cpu",
-        **more,
+        **tables,
     }
 
 
@@ -140,18 +140,18 @@ def study(**more: Any) -> dict[str, Any]:
 @on_slurm
 def test_a_sweep_has_the_ids_and_the_losses_of_a_local_one_from_a_single_sbatch(tmp_path: Path) -> None:
     slurm = {"name": "slurm", **QUICK}
-    here = flops_fit_core.run(study(executor="local"), registry=tiny_registry(), out=tmp_path / "here")
-    there = flops_fit_core.run(study(executor=slurm), registry=tiny_registry(), out=tmp_path / "there")
-    assert len(here.results) == 4
-    assert [(one.id, one.status, one.loss) for one in there.results] == [
-        (one.id, "completed", one.loss) for one in here.results
+    local = flops_fit_core.run(study(executor="local"), registry=tiny_registry(), out=tmp_path / "local")
+    on_cluster = flops_fit_core.run(study(executor=slurm), registry=tiny_registry(), out=tmp_path / "slurm")
+    assert len(local.results) == 4
+    assert [(result.id, result.status, result.loss) for result in on_cluster.results] == [
+        (result.id, "completed", result.loss) for result in local.results
     ]
-    assert arrays(tmp_path / "there") == 1
-    assert list((tmp_path / "there" / "outbox").glob("*")) == []
-    assert list((tmp_path / "there" / "jobs").glob("*")) == []
+    assert arrays(tmp_path / "slurm") == 1
+    assert list((tmp_path / "slurm" / "outbox").glob("*")) == []
+    assert list((tmp_path / "slurm" / "jobs").glob("*")) == []
 
 
-# ---------------------------------------------------------------------------- drivers that go away
+# ---------------------------------------------------------------------------- drivers that exit
 
 DRIVER = """
 import sys
@@ -181,7 +181,7 @@ def driver_of(folder: Path, jobs: list[Job]) -> Iterator[subprocess.Popen[bytes]
 
 
 @on_slurm
-def test_jobs_of_a_driver_that_was_killed_go_on_and_the_next_one_finds_them(tmp_path: Path) -> None:
+def test_jobs_continue_after_their_driver_is_killed_and_the_next_driver_finds_them(tmp_path: Path) -> None:
     traces = [tmp_path / "first", tmp_path / "second", tmp_path / "third"]
     gate = tmp_path / "gate"
     wait = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.05)"
@@ -190,40 +190,40 @@ def test_jobs_of_a_driver_that_was_killed_go_on_and_the_next_one_finds_them(tmp_
     with driver_of(tmp_path, jobs[:2]) as driver:
         wait_until(lambda: bool(lines(traces[0]) and lines(traces[1])), "both jobs")
         driver.send_signal(signal.SIGKILL)
-    wait_until(lambda: any((tmp_path / "outbox").glob("*")), "the first result, with no driver there")
+    wait_until(lambda: any((tmp_path / "outbox").glob("*")), "the first result, without a driver")
     with opened(tmp_path) as executor:
         for job in jobs:
             executor.submit(job)
         seen = read_until(executor, lambda: bool(lines(traces[2])))
         gate.touch()
         seen += executor.events(60.0)
-    assert sorted(one.id for one in results(seen)) == sorted(job.runs[0].id for job in jobs)
-    assert {one.status for one in results(seen)} == {"completed"}
+    assert sorted(result.id for result in results(seen)) == sorted(job.runs[0].id for job in jobs)
+    assert {result.status for result in results(seen)} == {"completed"}
     assert errors(seen) == [None] * 3
     assert [processes(trace) for trace in traces] == [1, 1, 1], "a job was trained by more than one process"
-    assert arrays(tmp_path) == 2, "the first driver's, and the third job's own"
+    assert arrays(tmp_path) == 2, "one of the first driver, and one for the third job"
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_stands_in_the_way_of_another_is_cancelled(tmp_path: Path) -> None:
-    """As when a run that failed is to be tried again while others of its job go on."""
+def test_a_queued_job_that_trains_the_same_runs_differently_is_cancelled(tmp_path: Path) -> None:
+    """This happens if a failed run is retried while other runs of its job continue."""
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(traced("if step == 0: import time; time.sleep(2)", trace))
-    again = job.model_copy(update={"attempts": {job.runs[0].id: 2}})
+    retry = job.model_copy(update={"attempts": {job.runs[0].id: 2}})
     with opened(tmp_path, keep_jobs=True) as executor:
         executor.submit(job)
         read_until(executor, trace.exists)
     with opened(tmp_path) as executor:
-        executor.submit(again)
+        executor.submit(retry)
         seen = list(executor.events(60.0))
-    assert [(one.attempt, one.status) for one in results(seen)] == [(2, "completed")]
+    assert [(result.attempt, result.status) for result in results(seen)] == [(2, "completed")]
     assert len(lines(trace)) == 2
 
 
 @on_slurm
 @pytest.mark.slow
-def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_goes_on_from_there(tmp_path: Path) -> None:
+def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_resumes_from_it(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.02)"))
     with opened(tmp_path) as executor:
@@ -237,18 +237,18 @@ def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_goes_on_fro
     with opened(tmp_path) as executor:
         executor.submit(job)
         seen = list(executor.events(60.0))
-    assert [one.status for one in results(seen)] == ["completed"]
-    assert [event for event in seen if isinstance(event, Progress)], "no progress was told on the way"
+    assert [result.status for result in results(seen)] == ["completed"]
+    assert [event for event in seen if isinstance(event, Progress)], "no progress was reported"
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) == 2
 
 
-# ---------------------------------------------------------------------------- jobs that end badly
+# ---------------------------------------------------------------------------- jobs that fail
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_never_said_a_word_ends_with_what_slurm_kept_of_it(tmp_path: Path) -> None:
+def test_the_error_of_a_job_that_never_started_training_quotes_its_standard_error(tmp_path: Path) -> None:
     with opened(tmp_path, setup=["echo no such module >&2", "exit 3"]) as executor:
         (job,) = tiny_jobs(LEARN)
         executor.submit(job)
@@ -259,7 +259,7 @@ def test_a_job_that_never_said_a_word_ends_with_what_slurm_kept_of_it(tmp_path: 
 
 
 @on_slurm
-def test_what_sbatch_does_not_take_is_the_users_to_change(tmp_path: Path) -> None:
+def test_a_submission_that_sbatch_rejects_is_a_configuration_error(tmp_path: Path) -> None:
     with opened(tmp_path, partition="nowhere") as executor:
         executor.submit(*tiny_jobs(LEARN))
         with pytest.raises(ConfigError, match="invalid partition specified: nowhere"):
@@ -270,102 +270,98 @@ def test_what_sbatch_does_not_take_is_the_users_to_change(tmp_path: Path) -> Non
 # ---------------------------------------------------------------------------- requeued
 
 
-def requeued(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], object]) -> None:
-    """Interrupt a job in the middle: it has a second turn, at once, and nothing is lost or done twice."""
+def check_requeue(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[str], object]) -> None:
+    """Interrupt a job in the middle: it is requeued and resumes, and no step is lost or trained twice."""
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.05)"))
     with opened(folder) as executor:
         executor.submit(job)
         seen = read_until(executor, lambda: len(lines(trace)) > 20)
-        (slurm,) = up.queue()
-        interrupt(slurm)
-        seen += read_until(executor, lambda: up.queue().get(slurm) == "PENDING")
+        (slurm_id,) = up.queue()
+        interrupt(slurm_id)
+        seen += read_until(executor, lambda: up.queue().get(slurm_id) == "PENDING")
         assert len(lines(trace)) < job.runs[0].steps
-        up.start_now(slurm)
+        up.start_now(slurm_id)
         seen += executor.events(60.0)
     assert errors(seen) == [None]
-    assert [one.status for one in results(seen)] == ["completed"]
+    assert [result.status for result in results(seen)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) == 2
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_whose_time_limit_is_near_writes_a_checkpoint_and_goes_on_in_another_turn(
+def test_a_job_near_its_time_limit_writes_a_checkpoint_and_is_requeued(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
-    def interrupt(slurm: str) -> None:
-        on_the_cluster.command("scancel", "--signal=USR2", slurm)
+    def interrupt(slurm_id: str) -> None:
+        on_the_cluster.command("scancel", "--signal=USR2", slurm_id)
 
-    requeued(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
+    check_requeue(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_is_requeued_from_outside_goes_on_from_its_checkpoint(
+def test_a_job_that_another_program_requeues_resumes_from_its_checkpoint(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
-    def interrupt(slurm: str) -> None:
-        on_the_cluster.command("scontrol", "requeue", slurm)
+    def interrupt(slurm_id: str) -> None:
+        on_the_cluster.command("scontrol", "requeue", slurm_id)
 
-    requeued(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
+    check_requeue(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_gets_sigterm_and_is_not_cancelled_goes_back_into_the_queue(
-    tmp_path: Path, on_the_cluster: Cluster
-) -> None:
-    """As in the time of grace before a preemption."""
+def test_a_job_that_gets_sigterm_and_is_not_cancelled_is_requeued(tmp_path: Path, on_the_cluster: Cluster) -> None:
+    """As in the grace period before a preemption."""
 
-    def interrupt(slurm: str) -> None:
-        on_the_cluster.command("scancel", "--signal=TERM", slurm)
+    def interrupt(slurm_id: str) -> None:
+        on_the_cluster.command("scancel", "--signal=TERM", slurm_id)
 
-    requeued(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
+    check_requeue(on_the_cluster, tmp_path, tmp_path / "trace", interrupt)
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_run_that_was_done_before_its_job_was_requeued_is_not_trained_again(
+def test_a_run_that_was_finished_before_its_job_was_requeued_is_not_trained_again(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
     done, trace = tmp_path / "done", tmp_path / "trace"
     quick, slow = tiny_jobs(traced(LEARN, done), counting(trace, "import time; time.sleep(0.05)"))
-    both = slow.model_copy(update={"trajectories": quick.trajectories + slow.trajectories})
+    job = slow.model_copy(update={"trajectories": quick.trajectories + slow.trajectories})
     with opened(tmp_path) as executor:
-        executor.submit(both)
+        executor.submit(job)
         seen = read_until(executor, lambda: len(lines(trace)) > 5)
         while not results(seen):
             seen += executor.events(1.0)
-        assert [one.id for one in results(seen)] == [quick.runs[0].id]
-        (tmp_path / "outbox" / f"{quick.runs[0].id}.json").unlink()  # as a sweep does that has stored it
-        (slurm,) = on_the_cluster.queue()
-        on_the_cluster.command("scontrol", "requeue", slurm)
-        read_until(executor, lambda: on_the_cluster.queue().get(slurm) == "PENDING")
-        on_the_cluster.start_now(slurm)
+        assert [result.id for result in results(seen)] == [quick.runs[0].id]
+        (tmp_path / "outbox" / f"{quick.runs[0].id}.json").unlink()  # a sweep deletes it after storing the result
+        (slurm_id,) = on_the_cluster.queue()
+        on_the_cluster.command("scontrol", "requeue", slurm_id)
+        read_until(executor, lambda: on_the_cluster.queue().get(slurm_id) == "PENDING")
+        on_the_cluster.start_now(slurm_id)
         seen = list(executor.events(60.0))
-    assert [one.id for one in results(seen)] == [slow.runs[0].id]
+    assert [result.id for result in results(seen)] == [slow.runs[0].id]
     assert len(lines(done)) == 1
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_was_requeued_often_enough_ends_with_that_error(
-    tmp_path: Path, on_the_cluster: Cluster
-) -> None:
+def test_a_job_that_reached_max_requeues_ends_with_an_error(tmp_path: Path, on_the_cluster: Cluster) -> None:
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.05)"))
     with opened(tmp_path, max_requeues=0, time=5) as executor:
         executor.submit(job)
         seen = read_until(executor, lambda: len(lines(trace)) > 5)
-        (slurm,) = on_the_cluster.queue()
-        on_the_cluster.command("scancel", "--signal=USR2", slurm)
+        (slurm_id,) = on_the_cluster.queue()
+        on_the_cluster.command("scancel", "--signal=USR2", slurm_id)
         seen += executor.events(60.0)
     assert errors(seen) == ["UncompletedJobError: Job not requeued because: timed-out too many times."]
 
 
 @on_slurm
 @pytest.mark.slow
-def test_a_job_that_needs_longer_than_its_time_limit_goes_on_by_itself(
+def test_a_job_longer_than_its_time_limit_is_requeued_until_it_is_done(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
     trace = tmp_path / "trace"
@@ -375,11 +371,11 @@ def test_a_job_that_needs_longer_than_its_time_limit_goes_on_by_itself(
         executor.submit(job)
         while not errors(seen):
             seen += executor.events(1.0)
-            for slurm, state in on_the_cluster.queue().items():
+            for slurm_id, state in on_the_cluster.queue().items():
                 if state == "PENDING" and lines(trace):
-                    on_the_cluster.start_now(slurm)
+                    on_the_cluster.start_now(slurm_id)
     assert errors(seen) == [None]
-    assert [one.status for one in results(seen)] == ["completed"]
+    assert [result.status for result in results(seen)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) > 1
 
@@ -416,7 +412,7 @@ poll = 0.5
 
 @on_slurm
 @pytest.mark.slow
-def test_a_sweep_whose_driver_was_killed_is_collected_by_the_next_run(
+def test_the_next_run_collects_the_results_of_a_sweep_after_its_driver_is_killed(
     tmp_path: Path, on_the_cluster: Cluster
 ) -> None:
     traces = [tmp_path / "first", tmp_path / "second"]
@@ -434,69 +430,70 @@ def test_a_sweep_whose_driver_was_killed_is_collected_by_the_next_run(
             driver.send_signal(signal.SIGKILL)
     assert len(on_the_cluster.queue()) == 4
     subprocess.run(command, cwd=tmp_path, check=True, timeout=300)
-    runs = flops_fit_core.Study.open(tmp_path / "study", tiny_registry()).results
-    assert [one.status for one in runs] == ["completed"] * 4
+    collected = flops_fit_core.Study.open(tmp_path / "study", tiny_registry()).results
+    assert [result.status for result in collected] == ["completed"] * 4
     assert arrays(tmp_path / "study") == 1
-    assert sum(len(lines(trace)) for trace in traces) == sum(one.run.steps for one in runs)
+    assert sum(len(lines(trace)) for trace in traces) == sum(result.run.steps for result in collected)
 
 
 # ---------------------------------------------------------------------------- without a cluster
 
 
-def options(**given: Any) -> Any:
-    return installed().find("executor", "executors/slurm").spec.options.model_validate(given)
+def options(**values: Any) -> Any:
+    return installed().find("executor", "executors/slurm").spec.options.model_validate(values)
 
 
 @pytest.mark.parametrize(
     ("time", "minutes"),
     [(90, 90), ("1:30:00", 90), ("00:30", 30), ("2-12:00:00", 3600), ("0:00:01", 1), ("1:00:01", 61)],
 )
-def test_a_time_limit_is_in_minutes_or_as_slurm_writes_it(time: int | str, minutes: int) -> None:
+def test_a_time_limit_is_in_minutes_or_in_slurms_format(time: int | str, minutes: int) -> None:
     assert options(time=time, grace_period=10).limit == minutes
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("values", "message"),
     [
         ({"time": "soon"}, "HH:MM:SS"),
-        ({"time": "0:00"}, "nothing"),
+        ({"time": "0:00"}, "the time limit is 0"),
         ({"time": 0}, "greater than 0"),
         ({"time": 1}, "must be shorter than time"),
         ({"extra": {"partition": "gpu"}}, "write executor.partition instead"),
-        ({"extra": {"job-name": "mine"}}, "to find its jobs again"),
-        ({"extra": {"--nice": "5"}}, "without its dashes"),
+        ({"extra": {"job-name": "mine"}}, "to find its jobs later"),
+        ({"extra": {"--nice": "5"}}, "without dashes"),
         ({"max_jobs": 1001}, "1000"),
         ({"partitoin": "gpu"}, "did you mean 'partition'"),
     ],
 )
-def test_an_option_that_cannot_be_is_refused(given: dict[str, Any], message: str) -> None:
+def test_an_invalid_option_is_rejected(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        options(**given)
+        options(**values)
 
 
-def test_python_objects_are_refused_with_what_to_do_instead(tmp_path: Path) -> None:
+def test_python_objects_are_rejected_with_the_alternative(tmp_path: Path) -> None:
     spec = installed().find("executor", "executors/slurm").spec
     context = StudyExecutorContext(folder=tmp_path, plugins="{}", live={"inline": object()}, slots=[{}])
     with pytest.raises(ConfigError, match=r"inline.*-p MODULE"):
         spec.build(spec.options(), context)
 
 
-def test_a_machine_without_slurm_is_told_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_slurm_is_a_configuration_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ConfigError, match="no sbatch, srun, squeue, scancel here: run flops-fit on a login node"):
+    message = "sbatch, srun, squeue, scancel not found: run flops-fit on a login node"
+    with pytest.raises(ConfigError, match=message):
         build(tmp_path)
 
 
 @on_slurm
-def test_doctor_is_told_the_partitions() -> None:
+def test_the_check_lists_the_partitions() -> None:
     spec = installed().find("executor", "executors/slurm").spec
     (partition,) = spec.check(spec.options())
     assert partition.startswith("partition ")
     assert "1 nodes, up, at most " in partition
 
 
-def test_doctor_is_told_that_there_is_no_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_check_fails_on_a_machine_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     spec = installed().find("executor", "executors/slurm").spec
-    with pytest.raises(ConfigError, match="no sbatch"):
+    with pytest.raises(ConfigError, match=r"executor 'slurm': sbatch, .* not found"):
         spec.check(spec.options())

@@ -1,4 +1,4 @@
-"""The bundled stores: the conformance kit, and what the kit cannot know of their files."""
+"""The bundled stores: the conformance kit, and tests of their file formats."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ class TestJsonKilledTwentyTimes(StoreConformance):
     kills = 20
 
 
-def test_every_bundled_store_is_held_to_the_kit() -> None:
+def test_every_bundled_store_is_tested_with_the_kit() -> None:
     import test_postgres
 
     kits = [*globals().values(), test_postgres.TestPostgres]
-    tested = {it.name for it in kits if isinstance(it, type) and it in StoreConformance.__subclasses__()}
-    offered = {offer.spec.name for offer in installed().offers("store") if offer.source.startswith("flops-fit ")}
-    assert offered == tested
+    tested = {kit.name for kit in kits if isinstance(kit, type) and kit in StoreConformance.__subclasses__()}
+    bundled = {spec.spec.name for spec in installed().offers("store") if spec.source.startswith("flops-fit ")}
+    assert bundled == tested
 
 
 FILES = ["sqlite", "json"]
@@ -66,7 +66,7 @@ def open_store(name: str, folder: Path, **options: Any) -> ResultStore:
 
 
 def filled(name: str, folder: Path, count: int = 30) -> Path:
-    """A closed store with some results; gives its file."""
+    """The file of a closed store with ``count`` results."""
     with closing(open_store(name, folder)) as store:
         for seed in range(count):
             store.add(result_of(seed))
@@ -82,10 +82,10 @@ def in_another_python(code: str, *arguments: str) -> subprocess.CompletedProcess
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
 
 
-# ---------------------------------------------------------------------------- all of them
+# ---------------------------------------------------------------------------- all stores
 
 
-def test_two_kinds_of_store_in_one_folder_do_not_hurt_each_other(tmp_path: Path) -> None:
+def test_two_kinds_of_store_share_one_folder(tmp_path: Path) -> None:
     with closing(open_store("sqlite", tmp_path)) as database, closing(open_store("json", tmp_path)) as file:
         database.add(result_of(1))
         file.add(result_of(2))
@@ -101,20 +101,20 @@ def test_a_store_makes_the_study_folder(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_digit_of_a_number_is_kept(name: str, tmp_path: Path) -> None:
+def test_numbers_keep_every_digit(name: str, tmp_path: Path) -> None:
     generator = random.Random(0)
     doubles = [generator.uniform(-1, 1) * 10.0 ** generator.randint(-300, 300) for _ in range(500)]
     result = example_result(metrics={str(index): value for index, value in enumerate(doubles)})
     with closing(open_store(name, tmp_path)) as store:
         store.add(result)
     with closing(open_store(name, tmp_path)) as store:
-        found = store.get(result.id)
-    assert found is not None
-    assert list(found.metrics.values()) == doubles
+        stored = store.get(result.id)
+    assert stored is not None
+    assert list(stored.metrics.values()) == doubles
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_number_hidden_in_a_dict_must_be_finite_too(name: str, tmp_path: Path) -> None:
+def test_a_number_in_a_dict_must_be_finite(name: str, tmp_path: Path) -> None:
     result = example_result()
     result.metrics["accuracy"] = math.nan
     with closing(open_store(name, tmp_path)) as store:
@@ -124,18 +124,18 @@ def test_a_number_hidden_in_a_dict_must_be_finite_too(name: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_store_that_is_deleted_while_in_use_does_not_pretend_to_keep_results(name: str, tmp_path: Path) -> None:
+def test_adding_to_a_store_that_is_deleted_while_in_use_is_an_error(name: str, tmp_path: Path) -> None:
     with closing(open_store(name, tmp_path)) as store:
         store.add(result_of(1))
-        (tmp_path / f"results.{name}").rename(tmp_path / "taken")
+        (tmp_path / f"results.{name}").rename(tmp_path / "moved")
         with pytest.raises(StoreError, match="moved or deleted while in use"):
             store.add(result_of(2))
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_folder_that_cannot_be_made_is_named(name: str, tmp_path: Path) -> None:
+def test_the_error_names_a_folder_that_cannot_be_created(name: str, tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("a file")
-    with pytest.raises(StoreError, match=r"runs.study: cannot make this folder"):
+    with pytest.raises(StoreError, match=r"runs.study: cannot create this folder"):
         open_store(name, tmp_path / "runs" / "study")
 
 
@@ -167,7 +167,7 @@ def test_processes_that_create_a_store_at_once_share_one(name: str, tmp_path: Pa
         assert sorted(result.run.seed for result in store.results()) == [0, 1, 2]
 
 
-# ---------------------------------------------------------------------------- files that are not as they should be
+# ---------------------------------------------------------------------------- damaged and foreign files
 
 
 def cut_in_half(path: Path) -> None:
@@ -231,7 +231,7 @@ def not_a_number(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "damage", "says"),
+    ("name", "damage", "message"),
     [
         ("sqlite", cut_in_half, "damaged"),
         ("sqlite", cut_to_a_few_bytes, "damaged"),
@@ -240,27 +240,27 @@ def not_a_number(path: Path) -> None:
         ("sqlite", other_database, "another program"),
         ("sqlite", newer_schema, "newer flops-fit"),
         ("sqlite", a_folder, "not a file"),
-        ("json", cut_in_half, "cut off or no longer JSON"),
-        ("json", cut_to_a_few_bytes, "cut off or no longer JSON"),
-        ("json", zeros_in_the_middle, "cut off or no longer JSON"),
-        ("json", other_text, "cut off or no longer JSON"),
+        ("json", cut_in_half, "truncated or not valid JSON"),
+        ("json", cut_to_a_few_bytes, "truncated or not valid JSON"),
+        ("json", zeros_in_the_middle, "truncated or not valid JSON"),
+        ("json", other_text, "truncated or not valid JSON"),
         ("json", empty, "empty"),
-        ("json", other_json, "belongs to something else"),
-        ("json", newer_version, "a newer one wrote it"),
+        ("json", other_json, "JSON of another program"),
+        ("json", newer_version, "written by a newer flops-fit"),
         ("json", results_are_no_list, "results: Input should be a valid list"),
         ("json", an_entry_without_id, r"results\.0\.id: Field required"),
-        ("json", not_a_number, "cut off or no longer JSON"),
+        ("json", not_a_number, "truncated or not valid JSON"),
         ("json", a_folder, "Is a directory"),
     ],
 )
-def test_a_file_that_is_not_as_it_should_be_is_named_and_left_alone(
-    name: str, damage: Callable[[Path], None], says: str, tmp_path: Path
+def test_the_error_names_a_damaged_or_foreign_file_which_stays_unchanged(
+    name: str, damage: Callable[[Path], None], message: str, tmp_path: Path
 ) -> None:
     path = filled(name, tmp_path)
     damage(path)
     before = path.read_bytes() if path.is_file() else b""
     for _ in range(2):
-        with pytest.raises(StoreError, match=says) as caught:
+        with pytest.raises(StoreError, match=message) as caught:
             open_store(name, tmp_path)
         assert str(path) in str(caught.value)
     assert (path.read_bytes() if path.is_file() else b"") == before
@@ -279,17 +279,17 @@ def test_a_file_that_is_damaged_while_in_use_is_not_overwritten(
     assert path.read_bytes() == before
 
 
-def test_a_record_that_was_edited_into_nonsense_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_run_of_an_invalid_record(tmp_path: Path) -> None:
     path = filled("sqlite", tmp_path, count=3)
-    wrong = "replace(record, 'completed', 'finished')"
-    query(path, f"UPDATE results SET record = {wrong} WHERE id = '{result_of(1).id}'")
+    invalid = "replace(record, 'completed', 'finished')"
+    query(path, f"UPDATE results SET record = {invalid} WHERE id = '{result_of(1).id}'")
     with closing(open_store("sqlite", tmp_path)) as store:
         assert store.get(result_of(2).id) == result_of(2)
         with pytest.raises(StoreError, match=f"run {result_of(1).id}, attempt 1: status: Input should be"):
             store.results()
 
 
-def test_an_entry_that_was_edited_into_nonsense_is_named(tmp_path: Path) -> None:
+def test_the_error_names_the_run_of_an_invalid_json_entry(tmp_path: Path) -> None:
     path = filled("json", tmp_path, count=3)
     path.write_text(path.read_text().replace('"status": "completed"', '"status": "finished"', 1))
     with closing(open_store("json", tmp_path)) as store:
@@ -298,12 +298,12 @@ def test_an_entry_that_was_edited_into_nonsense_is_named(tmp_path: Path) -> None
             store.results()
 
 
-def test_a_log_whose_database_is_gone_is_not_deleted(tmp_path: Path) -> None:
+def test_the_log_of_a_missing_database_is_not_deleted(tmp_path: Path) -> None:
     killed_with_results_in_the_log(tmp_path)
     log = tmp_path / "results.sqlite-wal"
     before = log.read_bytes()
     os.truncate(tmp_path / "results.sqlite", 0)
-    with pytest.raises(StoreError, match=r"missing or empty, while results\.sqlite-wal beside it"):
+    with pytest.raises(StoreError, match=r"missing or empty, but its log results\.sqlite-wal has results"):
         open_store("sqlite", tmp_path)
     (tmp_path / "results.sqlite").unlink()
     with pytest.raises(StoreError, match="missing or empty"):
@@ -311,7 +311,7 @@ def test_a_log_whose_database_is_gone_is_not_deleted(tmp_path: Path) -> None:
     assert log.read_bytes() == before
 
 
-def test_a_cut_database_with_a_log_is_left_alone_together_with_it(tmp_path: Path) -> None:
+def test_a_truncated_database_and_its_log_stay_unchanged(tmp_path: Path) -> None:
     filled("sqlite", tmp_path)
     killed_with_results_in_the_log(tmp_path)
     path, log = tmp_path / "results.sqlite", tmp_path / "results.sqlite-wal"
@@ -334,7 +334,7 @@ def killed_with_results_in_the_log(folder: Path) -> None:
     assert (folder / "results.sqlite-wal").stat().st_size > 0
 
 
-def test_a_process_killed_while_it_created_the_database_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+def test_a_database_opens_after_a_process_was_killed_while_creating_it(tmp_path: Path) -> None:
     code = (
         "import os, sqlite3, sys; db = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "db.execute('PRAGMA cache_size = 2'); db.execute('BEGIN IMMEDIATE'); db.execute('CREATE TABLE t (x)')\n"
@@ -349,7 +349,7 @@ def test_a_process_killed_while_it_created_the_database_leaves_nothing_in_the_wa
         assert store.results() == [result_of(1)]
 
 
-def test_half_a_file_left_by_a_killed_writer_is_not_looked_at(tmp_path: Path) -> None:
+def test_an_incomplete_file_of_a_killed_writer_is_ignored(tmp_path: Path) -> None:
     filled("json", tmp_path, count=2)
     (tmp_path / ".results.json.new").write_text('{"format": "flops-f')
     with closing(open_store("json", tmp_path)) as store:
@@ -357,7 +357,7 @@ def test_half_a_file_left_by_a_killed_writer_is_not_looked_at(tmp_path: Path) ->
         assert [result.run.seed for result in store.results()] == [0, 1, 2]
 
 
-def test_damaged_claims_are_named_and_cost_no_result(tmp_path: Path) -> None:
+def test_damaged_claims_are_an_error_and_do_not_affect_results(tmp_path: Path) -> None:
     filled("json", tmp_path, count=2)
     with closing(open_store("json", tmp_path)) as store:
         assert store.claim("run", "anna", 600)
@@ -369,7 +369,7 @@ def test_damaged_claims_are_named_and_cost_no_result(tmp_path: Path) -> None:
         assert len(store.results()) == 3
 
 
-def test_a_claim_that_a_killed_writer_did_not_finish_is_cut_off(tmp_path: Path) -> None:
+def test_an_incomplete_claim_of_a_killed_writer_is_removed(tmp_path: Path) -> None:
     claims = tmp_path / "results.claims.jsonl"
     with closing(open_store("json", tmp_path)) as store:
         assert store.claim("run 1", "anna", 600)
@@ -381,37 +381,37 @@ def test_a_claim_that_a_killed_writer_did_not_finish_is_cut_off(tmp_path: Path) 
     assert len(claims.read_text().splitlines()) == 3
 
 
-def test_claims_that_were_given_back_are_dropped_from_the_file_in_time(tmp_path: Path) -> None:
+def test_the_claims_file_is_compacted_after_many_releases(tmp_path: Path) -> None:
     with closing(open_store("json", tmp_path)) as store, closing(open_store("json", tmp_path)) as other:
-        assert store.claim("kept", "anna", 600)
+        assert store.claim("held", "anna", 600)
         for number in range(1500):
             assert store.claim(f"run {number}", "anna", 600)
             store.release(f"run {number}", "anna")
         assert len((tmp_path / "results.claims.jsonl").read_text().splitlines()) < 1100
-        assert not other.claim("kept", "bert", 600)
+        assert not other.claim("held", "bert", 600)
         assert other.claim("run 3", "bert", 600)
 
 
 # ---------------------------------------------------------------------------- locks
 
 
-def test_a_database_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
+def test_a_database_that_stays_locked_is_an_error_after_the_timeout(tmp_path: Path) -> None:
     path = filled("sqlite", tmp_path, count=1)
     with closing(open_store("sqlite", tmp_path, lock_timeout=0.2)) as store:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert len(store.results()) == 1
-            with pytest.raises(StoreError, match=r"locked for 0\.2 seconds"):
+            with pytest.raises(StoreError, match=r"locked by another process for 0\.2 seconds"):
                 store.add(result_of(1))
         store.add(result_of(1))
 
 
-def test_a_file_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
+def test_a_file_that_stays_locked_is_an_error_after_the_timeout(tmp_path: Path) -> None:
     path = filled("json", tmp_path, count=1)
     with closing(open_store("json", tmp_path, lock_timeout=0.2)) as store:
         with FileLock(f"{path}.lock"):
             assert len(store.results()) == 1
-            with pytest.raises(StoreError, match=r"held results\.json\.lock for 0\.2 seconds"):
+            with pytest.raises(StoreError, match=r"results\.json\.lock held by another process for 0\.2 seconds"):
                 store.add(result_of(1))
         store.add(result_of(1))
 
@@ -419,20 +419,20 @@ def test_a_file_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- sqlite
 
 
-def test_the_database_can_be_asked_without_us(tmp_path: Path) -> None:
+def test_plain_sql_queries_read_the_columns_of_a_result(tmp_path: Path) -> None:
     run = example_run(seed=7, budget=5e10, params=1234, tokens=5678)
     with closing(open_store("sqlite", tmp_path)) as store:
         store.add(example_result(run=run, loss=2.5, flops=9e9))
         store.add(example_result(run=example_run(seed=8), attempt=3, status="diverged"))
     columns = "id, attempt, status, model, params, tokens, flops, loss, seed, budget, finished"
     first, second = query(tmp_path / "results.sqlite", f"SELECT {columns} FROM results ORDER BY added")
-    when = "2026-11-01T12:30:15.123456+00:00"
-    assert first == (run.id, 1, "completed", "gpt/gpt", 1234, 5678, 9e9, 2.5, 7, 5e10, when)
+    finished = "2026-11-01T12:30:15.123456+00:00"
+    assert first == (run.id, 1, "completed", "gpt/gpt", 1234, 5678, 9e9, 2.5, 7, 5e10, finished)
     assert second[1:4] == (3, "diverged", "gpt/gpt")
     assert second[7] is None
 
 
-def test_the_database_says_whose_it_is_and_survives_power_failure(tmp_path: Path) -> None:
+def test_the_database_has_its_application_id_and_settings_that_survive_power_failure(tmp_path: Path) -> None:
     path = filled("sqlite", tmp_path, count=1)
     assert query(path, "PRAGMA application_id") == [(APPLICATION_ID,)]
     assert query(path, "PRAGMA user_version") == [(len(MIGRATIONS),)]
@@ -451,11 +451,11 @@ def add_a_note(db: Database) -> None:
     db.execute("ALTER TABLE results ADD COLUMN note TEXT")
 
 
-def stumble(db: Database) -> None:
+def failing_migration(db: Database) -> None:
     raise ZeroDivisionError
 
 
-def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
+def test_an_older_database_is_migrated_once(tmp_path: Path) -> None:
     path = filled("sqlite", tmp_path, count=3)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         db = Database(connection)
@@ -468,7 +468,7 @@ def test_an_older_database_is_brought_up_to_date(tmp_path: Path) -> None:
 def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
     path = filled("sqlite", tmp_path, count=3)
     with closing(sqlite3.connect(path, isolation_level=None)) as connection, pytest.raises(ZeroDivisionError):
-        migrate(Database(connection), (*MIGRATIONS, add_a_note, stumble))
+        migrate(Database(connection), (*MIGRATIONS, add_a_note, failing_migration))
     with closing(open_store("sqlite", tmp_path)) as store:
         assert len(store.results()) == 3
     assert "note" not in str(query(path, "SELECT sql FROM sqlite_master"))
@@ -477,7 +477,7 @@ def test_a_migration_that_fails_changes_nothing(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- json
 
 
-def test_the_file_is_made_for_people(tmp_path: Path) -> None:
+def test_the_json_file_is_indented_and_starts_with_the_important_fields(tmp_path: Path) -> None:
     path = filled("json", tmp_path, count=2)
     data = json.loads(path.read_text(encoding="utf-8"))
     assert (data["format"], data["version"]) == ("flops-fit results", 1)
@@ -486,7 +486,7 @@ def test_the_file_is_made_for_people(tmp_path: Path) -> None:
     assert '\n    {\n      "id": "' in path.read_text()
 
 
-def test_what_a_person_changes_in_the_file_is_seen_by_an_open_store(tmp_path: Path) -> None:
+def test_an_open_store_sees_edits_of_the_json_file(tmp_path: Path) -> None:
     path = filled("json", tmp_path, count=3)
     with closing(open_store("json", tmp_path)) as store:
         assert len(store.results()) == 3
@@ -496,7 +496,7 @@ def test_what_a_person_changes_in_the_file_is_seen_by_an_open_store(tmp_path: Pa
         assert [result.run.seed for result in store.results()] == [1, 2, 3]
 
 
-def test_nothing_is_written_where_a_claim_is_refused(tmp_path: Path) -> None:
+def test_a_refused_claim_writes_nothing(tmp_path: Path) -> None:
     with closing(open_store("json", tmp_path)) as store:
         assert store.claim("run", "anna", 600)
         before = (tmp_path / "results.claims.jsonl").stat().st_mtime_ns

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from postgres_server import postgres_server, why_not
+from postgres_server import missing_requirement, postgres_server
 from small import text_table, train, write_text
 
 from flops_fit_core import ConfigError, StoreError
@@ -296,7 +296,7 @@ def test_a_result_that_arrives_changed_is_noticed(
 
 
 @pytest.mark.postgres
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(missing_requirement() is not None, reason=str(missing_requirement()))
 def test_a_study_moves_to_postgres_and_back(law: Path, tmp_path: Path) -> None:
     before = attempts(law)
     with postgres_server() as server:
@@ -311,7 +311,7 @@ def test_a_study_moves_to_postgres_and_back(law: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.postgres
-@pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+@pytest.mark.skipif(missing_requirement() is not None, reason=str(missing_requirement()))
 def test_a_copy_that_would_share_the_sources_results_is_refused(law: Path, tmp_path: Path) -> None:
     before = attempts(law)
     with postgres_server() as server:

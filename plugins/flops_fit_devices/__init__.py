@@ -1,4 +1,4 @@
-"""Devices: ``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda``."""
+"""Devices: ``auto`` (CUDA if available, else the CPU), ``cpu`` and ``cuda``."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from flops_fit_core.plugins import Device, DeviceSpec, Options, Runtime, hookimp
 
 
 class CPU(Device):
-    """The processor, in float32: bfloat16 autocast is slower on most.
+    """The processor, in float32: on most, bfloat16 autocast is slower.
 
-    Torch caches no CPU memory. The peak is unknown: it depends on the clock and on other programs.
+    Torch caches no CPU memory. The peak FLOP/s are unknown: they depend on the clock and on other programs.
     """
 
     torch_device = "cpu"
@@ -28,16 +28,16 @@ class CPU(Device):
 
 
 class CUDA(Device):
-    """One GPU. bfloat16 autocast where the hardware has it."""
+    """A GPU, with bfloat16 autocast if the hardware supports it."""
 
     def __init__(self, index: int) -> None:
         import torch
 
         if not torch.cuda.is_available():
-            raise ConfigError('device \'cuda\': torch sees no CUDA device here; write device = "cpu" or "auto"')
-        if index >= torch.cuda.device_count():
-            raise ConfigError(f"device cuda:{index}: there are {torch.cuda.device_count()}, counted from 0")
-        # For what asks for the current device: FSDP, NCCL, ``.cuda()`` in a user's model.
+            raise ConfigError('device \'cuda\': torch finds no CUDA device; write device = "cpu" or "auto"')
+        if index >= (count := torch.cuda.device_count()):
+            raise ConfigError(f"device cuda:{index}: valid indices are 0 to {count - 1}")
+        # FSDP, NCCL and ``.cuda()`` in a user's model use the current device.
         torch.cuda.set_device(index)
         self.torch_device = f"cuda:{index}"
         self.name = torch.cuda.get_device_name(index)
@@ -60,7 +60,8 @@ class CUDA(Device):
         torch.cuda.reset_peak_memory_stats(self.torch_device)
 
     def peak_flops(self, precision: str) -> float | None:
-        """From the makers' data sheets, without sparsity; None for a card, slice or virtual GPU not listed."""
+        """FLOP/s from the manufacturers' data sheets, without sparsity. None for a card, slice or virtual GPU that
+        is not listed."""
         import torch
 
         from flops_fit_devices.peaks import dense_peak
@@ -69,53 +70,55 @@ class CUDA(Device):
         return dense_peak(self.name, precision, multiprocessors)
 
 
-class TogetherOptions(Options):
-    """How many devices train one run together."""
+class DeviceOptions(Options):
+    """Options of all devices."""
 
     devices_per_run: Annotated[PositiveInt | None, Runtime()] = None
-    """Unset: one, or on GPUs as many as a run's weights, gradients and optimizer need."""
+    """Number of devices that train a run. Unset: 1, or as many GPUs as a run's weights, gradients and optimizer
+    state need."""
 
 
-class CUDAOptions(TogetherOptions):
-    """Which GPU."""
+class CUDAOptions(DeviceOptions):
+    """Options of the device ``cuda``."""
 
     index: NonNegativeInt | None = None
-    """Unset: every GPU of this machine, each for one run at a time."""
+    """Index of a GPU, from 0. Unset: all GPUs of this machine, each for one run at a time."""
 
     @model_validator(mode="after")
-    def _one_index_is_one_device(self) -> CUDAOptions:
+    def _check_index(self) -> CUDAOptions:
         if self.index is not None and (self.devices_per_run or 1) > 1:
             raise ValueError("index names one GPU: with devices_per_run above 1, leave it out")
         return self
 
 
 def build_cuda(options: CUDAOptions) -> Device:
-    """The GPU of this process: the first one that its slot shows, or by its number among those that train a run
-    together, unless an index says otherwise."""
+    """The GPU ``index`` if set. Otherwise the first visible GPU; if several processes train a run, the GPU of this
+    process's rank."""
     return CUDA(options.index if options.index is not None else _local_rank())
 
 
-def build_auto(options: TogetherOptions) -> Device:
-    """CUDA where there is one, else the CPU; decided when a run starts."""
+def build_auto(options: DeviceOptions) -> Device:
+    """CUDA if available, else the CPU. The choice is made when a run starts."""
     import torch
 
     return CUDA(_local_rank()) if torch.cuda.is_available() else CPU()
 
 
 def _local_rank() -> int:
-    """Of the processes that train one run; 0 for a process that trains alone. LOCAL_RANK is not used: torchrun may
-    have set it for the process that drives the study."""
+    """Rank of this process among those that train a run; 0 if it trains alone. LOCAL_RANK is not used: torchrun
+    may have set it for the driver."""
     return int(os.environ.get("FLOPS_FIT_LOCAL_RANK", "0"))
 
 
-def cpu_devices(options: TogetherOptions, training_bytes: int) -> int:
-    """One, unless asked for more."""
+def count_cpus(options: DeviceOptions, training_bytes: int) -> int:
+    """Devices per run; 1 by default."""
     return options.devices_per_run or 1
 
 
-def gpus(options: TogetherOptions, training_bytes: int) -> int:
-    """As many GPUs like the first of this machine as hold so much in half of their memory; the other half is for
-    activations. A power of two, so that they divide batches and matrices."""
+def count_gpus(options: DeviceOptions, training_bytes: int) -> int:
+    """GPUs per run. By default, the smallest power of two such that ``training_bytes`` (weights, gradients and
+    optimizer state) fill at most half of their memory; the other half is for activations. Powers of two divide
+    batches and matrices."""
     if options.devices_per_run is not None:
         return options.devices_per_run
     if isinstance(options, CUDAOptions) and options.index is not None:
@@ -124,20 +127,20 @@ def gpus(options: TogetherOptions, training_bytes: int) -> int:
     return 2 ** max(0, math.ceil(math.log2(2 * training_bytes / memory))) if memory else 1
 
 
-def cpu_slots(options: TogetherOptions) -> Sequence[Mapping[str, str]]:
-    """One a core that this process may use. A CPU run sees no GPU."""
+def cpu_slots(options: DeviceOptions) -> Sequence[Mapping[str, str]]:
+    """One slot per core that this process may use. GPUs are hidden from CPU runs."""
     return [{"CUDA_VISIBLE_DEVICES": ""} for _ in range(_cores())]
 
 
 def cuda_slots(options: CUDAOptions) -> Sequence[Mapping[str, str]]:
-    """One a GPU; with an index, that one alone."""
+    """One slot per GPU, or one slot for the GPU ``index``."""
     if options.index is not None:
         return [{}]
     return [{"CUDA_VISIBLE_DEVICES": visible} for visible in _visible_gpus()] or [{}]
 
 
-def auto_slots(options: TogetherOptions) -> Sequence[Mapping[str, str]]:
-    """One a GPU where there are any, else one a core."""
+def auto_slots(options: DeviceOptions) -> Sequence[Mapping[str, str]]:
+    """One slot per GPU, or per core if there is no GPU."""
     return [{"CUDA_VISIBLE_DEVICES": visible} for visible in _visible_gpus()] or [{} for _ in range(_cores())]
 
 
@@ -146,30 +149,29 @@ def _cores() -> int:
 
 
 def _visible_gpus() -> list[str]:
-    """Names for CUDA_VISIBLE_DEVICES. Counts through NVML, so that no CUDA context is made here."""
+    """Names of the GPUs for CUDA_VISIBLE_DEVICES. Torch counts them with NVML and creates no CUDA context."""
     import torch
 
     count = torch.cuda.device_count()
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [name.strip() for name in given.split(",")] if given else [str(index) for index in range(count)]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [name.strip() for name in visible.split(",")] if visible else [str(index) for index in range(count)]
     return names[:count]
 
 
 def _gpu_memory() -> int | None:
-    """Bytes of the smallest GPU here; None where there is none. Asks the driver's own program: torch would make a
-    CUDA context in this process."""
+    """Bytes of the smallest GPU; None without a GPU. Uses nvidia-smi, because torch would create a CUDA context in
+    this process."""
     if not _visible_gpus():
         return None
     query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
     try:
-        said = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
-        return min(int(line) for line in said.split()) * 2**20
+        output = subprocess.run(query, capture_output=True, text=True, timeout=30, check=True).stdout
+        return min(int(mebibytes) for mebibytes in output.split()) * 2**20
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
 
 
-def build_cpu(options: TogetherOptions) -> Device:
-    """The processor, in float32."""
+def build_cpu(options: DeviceOptions) -> Device:
     return CPU()
 
 
@@ -177,9 +179,11 @@ def build_cpu(options: TogetherOptions) -> Device:
 def flops_fit_devices() -> Iterable[DeviceSpec]:
     """Offer ``auto``, ``cpu`` and ``cuda``."""
     yield DeviceSpec(
-        name="auto", options=TogetherOptions, build=build_auto, slots=auto_slots, devices_per_run=gpus
+        name="auto", options=DeviceOptions, build=build_auto, slots=auto_slots, devices_per_run=count_gpus
     )
     yield DeviceSpec(
-        name="cpu", options=TogetherOptions, build=build_cpu, slots=cpu_slots, devices_per_run=cpu_devices
+        name="cpu", options=DeviceOptions, build=build_cpu, slots=cpu_slots, devices_per_run=count_cpus
     )
-    yield DeviceSpec(name="cuda", options=CUDAOptions, build=build_cuda, slots=cuda_slots, devices_per_run=gpus)
+    yield DeviceSpec(
+        name="cuda", options=CUDAOptions, build=build_cuda, slots=cuda_slots, devices_per_run=count_gpus
+    )

@@ -1,13 +1,13 @@
-"""Dense peaks of GPUs by their makers' data sheets, by the name that the driver reports.
+"""Dense peak FLOP/s of GPUs from the manufacturers' data sheets, by the driver's name of the GPU.
 
-A peak is given in TFLOP/s, without sparsity: first in bfloat16 with float32 accumulation on tensor (matrix) cores,
-then in float32 without TF32, which torch does not use for matrix products unless it is told to. None: the card has
-no such cores, or the sheet does not give the number.
+Each peak is a pair in TFLOP/s, without sparsity: bfloat16 with float32 accumulation on tensor (matrix) cores, and
+float32 without TF32, which torch does not use for matrix products by default. None: the card has no such cores, or
+the sheet does not have the number.
 
-Numbers that a sheet quotes with sparsity are halved. Sheets of RTX workstation cards quote one tensor performance:
-of FP16 with sparsity (Ampere; a half of it is bfloat16), of FP8 with sparsity (Ada; a quarter) or of FP4 with
-sparsity (Blackwell; an eighth). GeForce cards accumulate in float32 at half of the rate, as the white papers of
-their architectures list.
+Numbers with sparsity are halved. Sheets of RTX workstation cards have one tensor performance: for FP16 with
+sparsity (Ampere; bfloat16 is a half of it), FP8 with sparsity (Ada; a quarter) or FP4 with sparsity (Blackwell; an
+eighth). GeForce cards accumulate in float32 at half the rate, as listed in the white papers of their
+architectures.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ _TERAFLOPS: dict[str, Peak] = {
     "AMD Instinct MI250X": (191.5, 47.85),
     "AMD Instinct MI250": MI250_DIE,
 }
-"""By ``torch.cuda.get_device_name()`` without the word NVIDIA, which drivers before 470 leave out."""
+"""``torch.cuda.get_device_name()`` without the word NVIDIA, which drivers before 470 omit -> peak."""
 
 
 _COMPUTE_UNITS = {
@@ -134,15 +134,16 @@ _COMPUTE_UNITS = {
     "AMD Instinct MI300X": 304,
     "AMD Instinct MI300A": 228,
 }
-"""Of whole GPUs that can be partitioned (DPX, QPX, TPX, CPX) into devices of the same name."""
+"""Compute units of complete GPUs that can be partitioned (DPX, QPX, TPX, CPX) into devices of the same name."""
 
 
 def dense_peak(name: str, precision: str, multiprocessors: int | None = None) -> float | None:
-    """FLOP/s of the GPU called ``name`` by its driver, such as ``NVIDIA A100-SXM4-80GB``; None if unknown.
+    """FLOP/s of the GPU ``name``, for example ``NVIDIA A100-SXM4-80GB``. None if unknown.
 
-    The whole name must be in the table: cards of laptops, slices of a GPU (MIG) and virtual GPUs have names that
-    begin as a card's does, and other peaks. A name that several cards share (``NVIDIA GeForce RTX 3080``) is not
-    in it. A device with fewer ``multiprocessors`` than the whole GPU is a partition, and has no peak here.
+    The complete name must be in the table: laptop cards, slices of a GPU (MIG) and virtual GPUs have names that
+    start like a card's name, but other peaks. Names that several cards share (``NVIDIA GeForce RTX 3080``) are not
+    in the table. A device with fewer ``multiprocessors`` than the complete GPU is a partition: its peak is
+    unknown.
     """
     units = _COMPUTE_UNITS.get(name.strip())
     if units is not None and multiprocessors is not None and multiprocessors != units:

@@ -1,4 +1,4 @@
-"""Executors ``processes`` (worker processes of this machine), ``local`` (this process), ``ray`` and ``slurm``."""
+"""Executors ``processes`` (worker processes on this machine), ``local`` (this process), ``ray`` and ``slurm``."""
 
 from __future__ import annotations
 
@@ -12,53 +12,53 @@ from flops_fit_executors.slurm_options import SlurmOptions
 
 
 class LocalOptions(Options):
-    """In this process, one job after another, where a debugger and a profiler see them."""
+    """Runs jobs in this process, one after another, so that debuggers and profilers work."""
 
     threads: Annotated[PositiveInt, Runtime()] = 1
-    """CPU threads."""
+    """Number of CPU threads."""
 
 
 class ProcessesOptions(Options):
-    """Processes of this machine, one a core or one a GPU, each trains one job after another."""
+    """Worker processes on this machine, one per GPU or one per CPU core. Each trains one job after another."""
 
     workers: Annotated[PositiveInt | None, Runtime()] = None
-    """Processes that train at the same time; unset, one a core or one a GPU."""
+    """Number of worker processes. Unset: one per GPU, or one per CPU core if there is no GPU."""
     threads: Annotated[PositiveInt, Runtime()] = 1
-    """CPU threads of each. Single-threaded workers, one a core, train small models fastest."""
+    """CPU threads per worker. For small models, single-threaded workers, one per core, are fastest."""
 
 
-def _of_a_cluster(address: str) -> str:
+def _validate_address(address: str) -> str:
     if address.startswith("ray://"):
         raise ValueError(
-            "Ray Client does not carry what tasks say: start flops-fit on a node of the cluster, with address = "
-            '"auto" (from outside: ray job submit)'
+            "Ray Client cannot stream results: start flops-fit on a node of the cluster with address = "
+            '"auto", or start it there with ray job submit'
         )
     return address
 
 
-def _whole_or_a_share(gpus: float) -> float:
+def _validate_gpus(gpus: float) -> float:
     if gpus > 1 and gpus != int(gpus):
-        raise ValueError("whole GPUs, or a share of one")
+        raise ValueError("write a whole number of GPUs, or a fraction below 1")
     return gpus
 
 
 class RayOptions(Options):
-    """Tasks of a Ray cluster, one a job: on a cluster that runs, or on this machine alone."""
+    """One Ray task per job, on a running cluster or on this machine alone."""
 
-    address: Annotated[Annotated[str, AfterValidator(_of_a_cluster)] | None, Runtime()] = None
-    """Of a running cluster: ``"auto"`` on one of its nodes, or ``"host:port"``; unset, Ray is started on this
-    machine for this sweep alone."""
+    address: Annotated[Annotated[str, AfterValidator(_validate_address)] | None, Runtime()] = None
+    """Address of a running cluster: ``"auto"`` on one of its nodes, or ``"host:port"``. Unset: Ray is started on
+    this machine for this sweep only."""
     cpus: Annotated[PositiveFloat, Runtime()] = 1
-    """CPUs that a job takes, each of its devices; whole ones are threads."""
-    gpus: Annotated[Annotated[float, Field(ge=0), AfterValidator(_whole_or_a_share)] | None, Runtime()] = None
-    """GPUs, or the share of one, that a job takes, each of its devices; unset, 1 where the cluster has GPUs and
-    the experiment's device is not ``cpu``."""
+    """CPUs per device of a job. The integer part is also the number of threads, at least 1."""
+    gpus: Annotated[Annotated[float, Field(ge=0), AfterValidator(_validate_gpus)] | None, Runtime()] = None
+    """GPUs, or the fraction of a GPU, per device of a job. Unset: 1 if the cluster has GPUs and the experiment's
+    device is not ``cpu``, else 0."""
     resources: Annotated[dict[str, PositiveFloat], Runtime()] = {}
-    """What else a job takes: resources of the cluster's own, by name."""
+    """Custom resources of the cluster that each job takes: name -> amount."""
     retries: Annotated[NonNegativeInt, Runtime()] = 3
-    """How often a job is started again, from its checkpoints, when the node under it is lost."""
+    """How many times a job is restarted from its checkpoints after its node is lost."""
     runtime_env: Annotated[dict[str, JsonValue], Runtime()] = {}
-    """Ray's runtime environment of the workers: ``working_dir``, ``pip``, ``env_vars`` and so on."""
+    """Ray's runtime environment for the workers: ``working_dir``, ``pip``, ``env_vars`` and so on."""
 
 
 def build_local(options: LocalOptions, context: ExecutorContext) -> Executor:
@@ -70,7 +70,7 @@ def build_local(options: LocalOptions, context: ExecutorContext) -> Executor:
 def build_processes(options: ProcessesOptions, context: ExecutorContext) -> Executor:
     from flops_fit_executors.pool import WorkerPool
 
-    return WorkerPool(context, workers_of(options, context.slots), options.threads)
+    return WorkerPool(context, count_workers(options, context.slots), options.threads)
 
 
 def build_ray(options: RayOptions, context: ExecutorContext) -> Executor:
@@ -86,29 +86,29 @@ def build_slurm(options: SlurmOptions, context: ExecutorContext) -> Executor:
 
 
 def check_processes(options: ProcessesOptions) -> Sequence[str]:
-    return [f"{options.workers} workers" if options.workers else "one worker a GPU, or one a core"]
+    return [f"{options.workers} workers" if options.workers else "one worker per GPU, or per CPU core if no GPU"]
 
 
 def check_ray(options: RayOptions) -> Sequence[str]:
     from importlib.metadata import version
 
-    where = f"joins {options.address}" if options.address else "without an address, one of this machine alone"
-    return [f"ray {version('ray')}", where]
+    target = f"joins {options.address}" if options.address else "no address: starts Ray on this machine"
+    return [f"ray {version('ray')}", target]
 
 
 def check_slurm(options: SlurmOptions) -> Sequence[str]:
-    from flops_fit_executors.slurm_commands import what_there_is
+    from flops_fit_executors.slurm_commands import describe_partitions
 
-    return what_there_is()
+    return describe_partitions()
 
 
-def ray_places(options: RayOptions, slots: Sequence[Mapping[str, str]]) -> int | None:
-    """Of this machine; nobody knows those of a cluster before it is joined."""
+def count_ray_workers(options: RayOptions, slots: Sequence[Mapping[str, str]]) -> int | None:
+    """Workers on this machine. None for a cluster: its size is unknown until it is joined."""
     return None if options.address else max(1, int(len(slots) / max(1.0, options.cpus)))
 
 
-def workers_of(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) -> int:
-    """As many as asked for, or one a place."""
+def count_workers(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) -> int:
+    """Number of worker processes."""
     return options.workers or max(1, len(slots))
 
 
@@ -116,14 +116,18 @@ def workers_of(options: ProcessesOptions, slots: Sequence[Mapping[str, str]]) ->
 def flops_fit_executors() -> Iterable[ExecutorSpec]:
     """Offer ``processes``, ``local``, ``ray`` and ``slurm``."""
     yield ExecutorSpec(
-        name="processes", options=ProcessesOptions, build=build_processes, places=workers_of, check=check_processes
+        name="processes",
+        options=ProcessesOptions,
+        build=build_processes,
+        places=count_workers,
+        check=check_processes,
     )
     yield ExecutorSpec(name="local", options=LocalOptions, build=build_local, places=lambda options, slots: 1)
     yield ExecutorSpec(
         name="ray",
         options=RayOptions,
         build=build_ray,
-        places=ray_places,
+        places=count_ray_workers,
         check=check_ray,
         requires=("ray>=2.40",),
         extra="ray",

@@ -1,4 +1,4 @@
-"""Jobs in the driver's own process, one after another."""
+"""Run jobs in the driver's process, one after another."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from flops_fit_core.plugins import Executor, ExecutorContext, JobEnded
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 
 GRACE = 5.0
-"""Seconds that a job gets to write what it must keep when the executor is closed."""
+"""Seconds that the running job has to write its checkpoint when the executor is closed."""
 
 
 class InProcessExecutor(Executor):
-    """Trains while its events are read; :meth:`events` waits for a job's next event however long it takes.
+    """Trains while events are read. :meth:`events` ignores its timeout and waits for the job's next event.
 
-    Nothing separates a job from this process: code that kills it kills the sweep, which the next ``run``
-    resumes.
+    Jobs are not isolated: code that kills this process ends the sweep. The next ``flops-fit run`` resumes it.
     """
 
     def __init__(self, context: ExecutorContext, threads: int) -> None:
@@ -30,8 +29,9 @@ class InProcessExecutor(Executor):
         self._jobs = OpenJobs()
 
     def submit(self, job: Job) -> None:
-        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
-        self._jobs.take(job)
+        """Raises ValueError if the job is submitted already and has not ended, RuntimeError if the executor is
+        closed."""
+        self._jobs.open(job)
         self._waiting.append(job)
 
     def events(self, timeout: float) -> Iterator[Event]:
@@ -45,10 +45,10 @@ class InProcessExecutor(Executor):
             self._end("cancelled")
 
     def close(self) -> None:
-        """Let a job that has begun write what it must keep; end it, and the jobs that wait, with an error."""
+        """Let the running job write its checkpoint, then end it and the waiting jobs with an error."""
         self._jobs.closed = True
-        until = time.monotonic() + GRACE
-        while self._running is not None and time.monotonic() < until:
+        deadline = time.monotonic() + GRACE
+        while self._running is not None and time.monotonic() < deadline:
             self._advance()
         self._end(CLOSED)
         while self._waiting:
@@ -59,7 +59,7 @@ class InProcessExecutor(Executor):
         return True
 
     def _advance(self) -> None:
-        """Take the running job, or the next, to its next event."""
+        """Train the running job, or the next, until its next event."""
         if self._running is None:
             job = self._waiting.popleft()
             self._running = job.id, self._context.task(job)(lambda: self._jobs.closed)
@@ -84,12 +84,12 @@ class InProcessExecutor(Executor):
 
 @contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """So many threads for torch's operations, and as many as before afterwards."""
+    """Set torch's number of threads, and restore it afterwards."""
     import torch
 
-    before = torch.get_num_threads()
+    previous = torch.get_num_threads()
     torch.set_num_threads(number)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(previous)

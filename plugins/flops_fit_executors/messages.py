@@ -1,4 +1,4 @@
-"""What a driver and its worker processes say to each other: a kind, a length, that many bytes."""
+"""Messages between a driver and its worker processes: a kind, a length and the payload."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ _HEADER = struct.Struct("!BQ")
 
 
 class Kind(IntEnum):
-    """From the driver: RUNNER (the pickled ``context.runner``) first, then JOBs, one at a time, each after READY
-    or ENDED; STOP at any time. From the worker: READY once it has imported everything, then PROGRESS and RESULT of
-    its job, and ENDED with the error that ended the job, or with nothing. GONE is never sent: it stands for the
-    end of the stream."""
+    """Kind of a message.
+
+    The driver sends RUNNER (the pickled ``context.runner``) first, then one JOB after each READY or ENDED, and
+    STOP at any time. The worker sends READY once everything is imported, then PROGRESS and RESULT of its job, then
+    ENDED with the error that ended the job or an empty payload. GONE is never sent: it marks the end of the
+    stream."""
 
     RUNNER = 1
     JOB = 2
@@ -28,14 +30,14 @@ class Kind(IntEnum):
 
 
 def write(stream: BinaryIO, kind: Kind, payload: bytes = b"") -> None:
-    """Send one message. Raises OSError or ValueError where nobody reads any more."""
+    """Send one message. Raises OSError or ValueError if the stream is closed at the other end."""
     stream.write(_HEADER.pack(kind, len(payload)))
     stream.write(payload)
     stream.flush()
 
 
 def read(stream: BinaryIO) -> tuple[Kind, bytes]:
-    """The next message, waiting for it; GONE at the end, also where that cuts a message in half."""
+    """Wait for the next message. Returns GONE at the end of the stream, even in the middle of a message."""
     header = stream.read(_HEADER.size)
     if len(header) == _HEADER.size:
         kind, length = _HEADER.unpack(header)

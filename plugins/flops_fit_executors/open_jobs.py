@@ -1,4 +1,4 @@
-"""The jobs of an executor that have not ended, and the events that have not been read."""
+"""The open jobs of an executor and its unread events."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ CLOSED = "the executor was closed"
 
 
 class OpenJobs:
-    """The jobs that an executor has taken and whose JobEnded has not been given out."""
+    """Submitted jobs. A job is open until the driver has read its JobEnded."""
 
     def __init__(self) -> None:
         self.closed = False
         self._open: set[str] = set()
         self._events: deque[Event] = deque()
 
-    def take(self, job: Job) -> None:
-        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
+    def open(self, job: Job) -> None:
+        """Raises ValueError if the job is open already, RuntimeError if the executor is closed."""
         if self.closed:
             raise RuntimeError(CLOSED)
         if job.id in self._open:
-            raise ValueError(f"job {job.id} has been submitted already and has not ended")
+            raise ValueError(f"job {job.id} is submitted already and has not ended")
         self._open.add(job.id)
 
     def add(self, *events: Event) -> None:
-        """Events for the driver, in this order."""
+        """Append events for the driver."""
         self._events += events
 
     def end_all(self, error: str = CLOSED) -> None:
-        """End every job that has not ended."""
+        """End every open job with an error."""
         ended = {event.job for event in self._events if isinstance(event, JobEnded)}
         self.add(*(JobEnded(job, error) for job in sorted(self._open - ended)))
 
     def events(self, timeout: float, listen: Callable[[float], bool]) -> Iterator[Event]:
-        """Events, until no job is open or nothing has come for ``timeout`` seconds.
+        """Events, until no job is open or none has arrived for ``timeout`` seconds.
 
-        ``listen(seconds)`` waits up to that long for news, and returns False if there were none.
+        ``listen(seconds)`` waits up to that long for new events, and returns False if none arrived.
         """
         last_event = time.monotonic()
         while self._open:

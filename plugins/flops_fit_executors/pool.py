@@ -1,4 +1,4 @@
-"""Worker processes on this machine: one job each at a time, one job after another."""
+"""A pool of worker processes on this machine. Each worker trains one job at a time."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 from flops_fit_executors.worker_process import Inbox, WorkerProcess, environment
 
 GRACE = 5.0
-"""Seconds that workers get to write their checkpoints when the executor is closed, and again after SIGTERM."""
+"""Seconds that workers have to write their checkpoints when the executor is closed, and again after SIGTERM."""
 FAILED_STARTS = 2
-"""Workers that died in a row before they were ready; after that, trying again is not worth it."""
+"""Give up after this many consecutive workers that died before they were ready."""
 
 
 class WorkerPool(Executor):
-    """Gives jobs to worker processes in the order in which they were submitted.
+    """Assigns jobs to worker processes in the order of submission.
 
-    Workers are started when there are jobs for them and live until :meth:`close`. One that dies is replaced
-    while jobs are left. Each writes what its user code prints to ``logs/worker-<n>.log`` in the study. A job that
-    needs several devices gets a worker that has as many places; idle workers make room for it.
+    Workers start when jobs need them and live until :meth:`close`. A worker that dies is replaced while jobs
+    remain. Output of user code goes to ``logs/worker-<n>.log`` in the study. A job on several devices gets a
+    worker with that many slots; idle workers are stopped to free them.
 
     Use from one thread: on Linux a worker dies with the thread that started it. Raises ConfigError for Python
     objects that cannot be pickled.
@@ -38,22 +38,23 @@ class WorkerPool(Executor):
         self._threads = threads
         self._slots = context.slots or [{}]
         self._gpus = {slot["CUDA_VISIBLE_DEVICES"] for slot in self._slots if slot.get("CUDA_VISIBLE_DEVICES")}
-        self._staff: list[WorkerProcess] = []
+        self._workers: list[WorkerProcess] = []
         self._waiting: deque[Job] = deque()
         self._jobs = OpenJobs()
         self._inbox: Inbox = queue.SimpleQueue()
         self._failed_starts = 0
 
-    # ------------------------------------------------------------------ the contract
+    # ------------------------------------------------------------------ interface
 
     def submit(self, job: Job) -> None:
-        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
-        self._jobs.take(job)
-        if self._gpus and job.devices > (there := min(len(self._gpus), self.capacity)):
-            self._jobs.add(JobEnded(job.id, f"its runs need {job.devices} GPUs each, and there are {there} here"))
+        """Raises ValueError if the job is submitted already and has not ended, RuntimeError if the executor is
+        closed."""
+        self._jobs.open(job)
+        if self._gpus and job.devices > (available := min(len(self._gpus), self.capacity)):
+            self._jobs.add(JobEnded(job.id, f"each run needs {job.devices} GPUs, and {available} are available"))
             return
         self._waiting.append(job)
-        self._employ()
+        self._assign_jobs()
 
     def events(self, timeout: float) -> Iterator[Event]:
         return self._jobs.events(timeout, self._listen)
@@ -62,90 +63,92 @@ class WorkerPool(Executor):
         for job in [job for job in self._waiting if job.id == job_id]:
             self._waiting.remove(job)
             self._jobs.add(JobEnded(job.id, "cancelled"))
-        for worker in self._staff:
+        for worker in self._workers:
             if worker.job == job_id:
                 worker.dismissed = "cancelled"
                 worker.end(force=True)
 
     def close(self) -> None:
-        """Ask workers to stop, give those that train some seconds for it, end the others. A job that has not ended
-        ends with an error, which :meth:`events` still gives."""
+        """Stop all workers. Those that train have some seconds to write a checkpoint. Open jobs end with an error,
+        which :meth:`events` still yields."""
         self._jobs.closed = True
         self._waiting.clear()
         try:
-            self._dismiss()
+            self._stop_workers()
         finally:
-            # Also where a second Ctrl-C cuts the grace short.
-            for worker in self._staff:
+            # Also if a second Ctrl-C interrupts the wait.
+            for worker in self._workers:
                 worker.end(force=True)
                 worker.wait(GRACE)
         while not self._inbox.empty():
-            self._hear(*self._inbox.get())
+            self._handle(*self._inbox.get())
         self._jobs.end_all()
 
     # ------------------------------------------------------------------ workers
 
-    def _employ(self) -> None:
-        """Give waiting jobs to idle workers, and start workers for the jobs that are left."""
-        starting = Counter(len(worker.places) for worker in self._staff if worker.starting)
+    def _assign_jobs(self) -> None:
+        """Send waiting jobs to idle workers, and start workers for the remaining jobs."""
+        starting = Counter(len(worker.slots) for worker in self._workers if worker.starting)
         for job in list(self._waiting):
             size = min(job.devices, self.capacity)
-            if self._give(job, size):
+            if self._send(job, size):
                 continue
             if starting[size]:
                 starting[size] -= 1
-            elif len(free := self._free_places(job.devices)) >= size:
+            elif len(free := self._free_slots(job.devices)) >= size:
                 self._start(free[:size])
             else:
-                self._make_room(size - len(free))
+                self._stop_idle_workers(size - len(free))
                 return
 
-    def _give(self, job: Job, size: int) -> bool:
-        for worker in self._staff:
-            fits = worker.idle and len(worker.places) == size
-            if fits and worker.tell(Kind.JOB, job.model_dump_json().encode()):
+    def _send(self, job: Job, size: int) -> bool:
+        """Send the job to an idle worker with ``size`` slots. Returns False if there is none."""
+        for worker in self._workers:
+            fits = worker.idle and len(worker.slots) == size
+            if fits and worker.send(Kind.JOB, job.model_dump_json().encode()):
                 worker.job = job.id
                 self._waiting.remove(job)
                 return True
         return False
 
-    def _free_places(self, devices: int) -> list[int]:
-        """Those of which no worker has one; for several GPUs, one place a GPU."""
-        taken = {place for worker in self._staff for place in worker.places}
-        free = [place for place in range(self.capacity) if place not in taken]
+    def _free_slots(self, devices: int) -> list[int]:
+        """Slots without a worker. For several GPUs, one slot per GPU."""
+        taken = {slot for worker in self._workers for slot in worker.slots}
+        free = [slot for slot in range(self.capacity) if slot not in taken]
         if devices == 1 or not self._gpus:
             return free
         by_gpu: dict[str | None, int] = {}
-        for place in free:
-            by_gpu.setdefault(self._slot(place).get("CUDA_VISIBLE_DEVICES"), place)
+        for slot in free:
+            by_gpu.setdefault(self._variables(slot).get("CUDA_VISIBLE_DEVICES"), slot)
         return list(by_gpu.values())
 
-    def _slot(self, place: int) -> Mapping[str, str]:
-        return self._slots[place % len(self._slots)]
+    def _variables(self, slot: int) -> Mapping[str, str]:
+        """Environment variables of a slot. Workers share slots if there are more workers than slots."""
+        return self._slots[slot % len(self._slots)]
 
-    def _make_room(self, places: int) -> None:
-        """Let idle workers go until so many places will be free; what they leave is heard of as any other end."""
-        places -= sum(len(worker.places) for worker in self._staff if worker.dismissed)
-        for worker in self._staff:
-            if places > 0 and worker.idle:
-                worker.dismissed = "its place is needed"
-                worker.tell(Kind.STOP)
-                places -= len(worker.places)
+    def _stop_idle_workers(self, slots: int) -> None:
+        """Stop idle workers until this many slots are free, counting those of workers that are stopping."""
+        slots -= sum(len(worker.slots) for worker in self._workers if worker.dismissed)
+        for worker in self._workers:
+            if slots > 0 and worker.idle:
+                worker.dismissed = "its slot is needed"
+                worker.send(Kind.STOP)
+                slots -= len(worker.slots)
 
-    def _start(self, places: Sequence[int]) -> None:
-        env = environment([self._slot(place) for place in places], self._threads)
-        log = self._context.folder / "logs" / f"worker-{places[0]}.log"
+    def _start(self, slots: Sequence[int]) -> None:
+        env = environment([self._variables(slot) for slot in slots], self._threads)
+        log = self._context.folder / "logs" / f"worker-{slots[0]}.log"
         while self._waiting and self._failed_starts < FAILED_STARTS:
             try:
-                self._staff.append(WorkerProcess(places, self._runner, self._inbox, env=env, log=log))
+                self._workers.append(WorkerProcess(slots, self._runner, self._inbox, env=env, log=log))
             except OSError as error:
-                self._start_failed(str(error))
+                self._count_failed_start(str(error))
             else:
                 return
 
-    def _start_failed(self, error: str) -> None:
+    def _count_failed_start(self, error: str) -> None:
         self._failed_starts += 1
-        if self._failed_starts >= FAILED_STARTS and not self._staff:
+        if self._failed_starts >= FAILED_STARTS and not self._workers:
             self._jobs.add(*(JobEnded(job.id, f"no worker could be started: {error}") for job in self._waiting))
             self._waiting.clear()
             self._failed_starts = 0
@@ -155,10 +158,10 @@ class WorkerPool(Executor):
             message = self._inbox.get(timeout=seconds)
         except queue.Empty:
             return False
-        self._hear(*message)
+        self._handle(*message)
         return True
 
-    def _hear(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
+    def _handle(self, worker: WorkerProcess, kind: Kind, payload: bytes) -> None:
         if kind is Kind.READY:
             worker.ready = True
             self._failed_starts = 0
@@ -166,32 +169,33 @@ class WorkerPool(Executor):
             self._jobs.add(JobEnded(worker.job, payload.decode() or None))
             worker.job = None
         elif kind is Kind.GONE:
-            self._mourn(worker)
+            self._remove(worker)
         else:
             self._jobs.add(read_record(kind, payload))
             return
-        self._employ()
+        self._assign_jobs()
 
-    def _mourn(self, worker: WorkerProcess) -> None:
-        self._staff.remove(worker)
+    def _remove(self, worker: WorkerProcess) -> None:
+        """Remove a dead worker, and end its job."""
+        self._workers.remove(worker)
         if worker.job is not None:
-            self._jobs.add(JobEnded(worker.job, worker.dismissed or worker.fate()))
+            self._jobs.add(JobEnded(worker.job, worker.dismissed or worker.describe_exit()))
         if worker.ready:
             self._failed_starts = 0
         elif worker.dismissed is None:
-            self._start_failed(worker.fate())
+            self._count_failed_start(worker.describe_exit())
 
-    def _dismiss(self) -> None:
-        for worker in self._staff:
+    def _stop_workers(self) -> None:
+        for worker in self._workers:
             worker.dismissed = CLOSED
-            if not (worker.ready and worker.tell(Kind.STOP)):
+            if not (worker.ready and worker.send(Kind.STOP)):
                 worker.end(force=True)
         self._wait(GRACE)
-        for worker in self._staff:
+        for worker in self._workers:
             worker.end(force=False)
         self._wait(GRACE)
 
     def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        for worker in self._staff:
-            worker.wait(until - time.monotonic())
+        deadline = time.monotonic() + seconds
+        for worker in self._workers:
+            worker.wait(deadline - time.monotonic())

@@ -1,4 +1,4 @@
-"""A Ray cluster as the executor ``ray`` uses it: joined or started here, and how many jobs it takes."""
+"""Join or start a Ray cluster, and count the jobs that fit on it."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from flops_fit_executors.worker_process import THREAD_VARIABLES
 if TYPE_CHECKING:
     from flops_fit_executors import RayOptions
 
-LEFT_BEHIND = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
-"""Variables that starting Ray sets in this process and leaving it does not unset."""
-LOOK_SECONDS = 5.0
-"""How long the number of nodes is taken to be what it was."""
+LEAKED_VARIABLES = ("RAY_AUTH_MODE", "RAY_USAGE_STATS_ENABLED", "PYTHONBREAKPOINT")
+"""Environment variables that ``ray.init`` sets in this process and ``ray.shutdown`` does not unset."""
+REFRESH_SECONDS = 5.0
+"""Age at which the cached list of nodes is read anew."""
 
 
 class Cluster:
-    """The cluster that this process has joined, or a cluster of this machine that it has started.
+    """The Ray cluster that this process has joined, or has started on this machine.
 
-    Raises ConfigError where no cluster answers.
+    Raises ConfigError if no cluster answers.
     """
 
     def __init__(self, options: RayOptions, slots: Sequence[Mapping[str, str]]) -> None:
         self._options = options
         self._no_gpus = all(slot.get("CUDA_VISIBLE_DEVICES") == "" for slot in slots)
-        """The experiment's device is the CPU: its places show no GPU."""
-        self.is_own = not options.address
-        self._environment_before = {name: os.environ.get(name) for name in LEFT_BEHIND}
-        self._ours = join(options, self._environment())
+        """The experiment's device is the CPU: its slots hide all GPUs."""
+        self.is_local = not options.address
+        self._previous_variables = {name: os.environ.get(name) for name in LEAKED_VARIABLES}
+        self._must_leave = join(options, self._environment())
+        """False if Ray was initialized in this process before."""
         self._nodes: list[Mapping[str, float]] = []
-        self._looked = -math.inf
+        self._refreshed = -math.inf
 
     def leave(self) -> None:
-        """Nothing happens where Ray ran in this process before."""
-        if self._ours:
-            self._ours = False
+        """Shut Ray down in this process, unless it was initialized before."""
+        if self._must_leave:
+            self._must_leave = False
             ray.shutdown()
             show_messages(True)
-            for name, value in self._environment_before.items():
+            for name, value in self._previous_variables.items():
                 os.environ.pop(name, None)
                 if value is not None:
                     os.environ[name] = value
 
-    def needs(self, devices: int) -> dict[str, float]:
-        """What a job on so many devices takes of a node."""
+    def resources(self, devices: int) -> dict[str, float]:
+        """Resources that a job on ``devices`` devices takes of its node: name -> amount."""
         return {
             "CPU": self._options.cpus * devices,
             "GPU": self._gpus() * devices if devices == 1 else math.ceil(self._gpus()) * devices,
@@ -65,84 +66,92 @@ class Cluster:
         }
 
     def task_options(self, devices: int) -> dict[str, Any]:
-        """The same for Ray, and a worker's environment."""
-        needs = self.needs(devices)
-        own = {} if self._ours else {"runtime_env": {"env_vars": self._environment()}}
-        return {"num_cpus": needs.pop("CPU"), "num_gpus": needs.pop("GPU"), "resources": needs, **own}
+        """Resources and, if Ray was initialized before, the environment of a job, as Ray's task options."""
+        resources = self.resources(devices)
+        environment = {} if self._must_leave else {"runtime_env": {"env_vars": self._environment()}}
+        return {
+            "num_cpus": resources.pop("CPU"),
+            "num_gpus": resources.pop("GPU"),
+            "resources": resources,
+            **environment,
+        }
 
-    def places(self, devices: int = 1) -> int:
-        """Jobs on so many devices that the cluster as it is now has room for."""
-        needs = {name: amount for name, amount in self.needs(devices).items() if amount}
-        # A little more than one is one: 0.3 / 0.1 is less than 3.
+    def count_jobs(self, devices: int = 1) -> int:
+        """Jobs on ``devices`` devices that fit on the cluster's current nodes."""
+        resources = {name: amount for name, amount in self.resources(devices).items() if amount}
+        # 1e-6 corrects rounding: 0.3 / 0.1 is less than 3.
         return sum(
-            int(min(node.get(name, 0.0) / amount for name, amount in needs.items()) + 1e-6)
-            for node in self._alive()
+            int(min(node.get(name, 0.0) / amount for name, amount in resources.items()) + 1e-6)
+            for node in self._alive_nodes()
         )
 
     def describe(self) -> str:
-        """Its nodes, for messages."""
+        """Resources of each node, for messages."""
         return "; ".join(
-            ", ".join(f"{amount:g} {name}" for name, amount in sorted(node.items()) if is_asked_for(name))
-            for node in self._alive()
+            ", ".join(f"{amount:g} {name}" for name, amount in sorted(node.items()) if is_user_resource(name))
+            for node in self._alive_nodes()
         )
 
     def _gpus(self) -> float:
         if self._options.gpus is not None:
             return self._options.gpus
-        return 1.0 if not self._no_gpus and any(node.get("GPU") for node in self._alive()) else 0.0
+        return 1.0 if not self._no_gpus and any(node.get("GPU") for node in self._alive_nodes()) else 0.0
 
     def _environment(self) -> dict[str, str]:
         threads = str(max(1, int(self._options.cpus)))
         hidden = {"CUDA_VISIBLE_DEVICES": ""} if self._no_gpus else {}
-        return {**dict.fromkeys(THREAD_VARIABLES, threads), **hidden, "PYTHONPATH": os.pathsep.join(own_paths())}
+        return {
+            **dict.fromkeys(THREAD_VARIABLES, threads),
+            **hidden,
+            "PYTHONPATH": os.pathsep.join(extra_import_paths()),
+        }
 
-    def _alive(self) -> list[Mapping[str, float]]:
-        if time.monotonic() - self._looked > LOOK_SECONDS:
+    def _alive_nodes(self) -> list[Mapping[str, float]]:
+        if time.monotonic() - self._refreshed > REFRESH_SECONDS:
             self._nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            self._looked = time.monotonic()
+            self._refreshed = time.monotonic()
         return self._nodes
 
 
 def join(options: RayOptions, environment: Mapping[str, str]) -> bool:
-    """Join the cluster, or start one, for workers with this environment. False where this process has joined one
-    before, which then is used.
+    """Join or start a cluster for workers with this environment. Returns False if Ray is already initialized in
+    this process; that cluster is then used.
 
-    Raises ConfigError where no cluster answers.
+    Raises ConfigError if no cluster answers.
     """
     if ray.is_initialized():
         if options.runtime_env:
             raise ConfigError(
-                "executor 'ray': this process has joined Ray already, with its own runtime environment: leave out "
-                "executor.runtime_env"
+                "executor 'ray': Ray is already initialized in this process with another runtime environment: "
+                "leave out executor.runtime_env"
             )
         return False
-    own: dict[str, Any] = {} if options.address else {"include_dashboard": False}
-    asked: dict[str, Any] = dict(options.runtime_env)
-    asked["env_vars"] = {**environment, **asked.get("env_vars", {})}
+    start_options: dict[str, Any] = {} if options.address else {"include_dashboard": False}
+    runtime_env: dict[str, Any] = dict(options.runtime_env)
+    runtime_env["env_vars"] = {**environment, **runtime_env.get("env_vars", {})}
     show_messages(False)
     try:
-        with as_before():
+        with keep_sigterm_handler():
             ray.init(
                 address=options.address or "local",
                 log_to_driver=False,
                 logging_level=logging.ERROR,
-                runtime_env=asked,
-                **own,
+                runtime_env=runtime_env,
+                **start_options,
             )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         show_messages(True)
-        where = (
-            f"no Ray cluster at {options.address!r} could be joined" if options.address else "Ray did not start"
-        )
-        raise ConfigError(f"executor 'ray': {where}: {error}") from error
+        failure = f"cannot join a Ray cluster at {options.address!r}" if options.address else "Ray did not start"
+        raise ConfigError(f"executor 'ray': {failure}: {error}") from error
     return True
 
 
 @contextmanager
-def as_before() -> Iterator[None]:
-    """Start Ray quietly, and keep this process's handler of SIGTERM, which Ray replaces by one that exits."""
-    main = threading.current_thread() is threading.main_thread()
-    handler = signal.getsignal(signal.SIGTERM) if main else None
+def keep_sigterm_handler() -> Iterator[None]:
+    """Restore this process's SIGTERM handler after ``ray.init``, which installs a handler that exits. Also turn
+    off Ray's usage statistics and their notice."""
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM) if is_main_thread else None
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         yield
@@ -151,21 +160,21 @@ def as_before() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
-def show_messages(wanted: bool) -> None:
-    """Whether Ray prints to our standard output what its nodes report, such as the death of a worker.
+def show_messages(enabled: bool) -> None:
+    """Let Ray print reports of its nodes, for example the death of a worker, to standard output.
 
-    What a user needs of it is in the job's error; Ray has no public switch for it.
+    The job's error already has this information. Ray has no public switch for these messages.
     """
-    ray._private.worker._worker_logs_enabled = wanted
+    ray._private.worker._worker_logs_enabled = enabled
 
 
-def own_paths() -> list[str]:
-    """Where this process imports from, beside what is installed: the same on every node."""
+def extra_import_paths() -> list[str]:
+    """Entries of ``sys.path`` outside the Python installation, which every node has."""
     installed = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     paths = [Path(entry).absolute() for entry in sys.path]
-    return [str(path) for path in paths if not any(path.is_relative_to(one) for one in installed)]
+    return [str(path) for path in paths if not any(path.is_relative_to(folder) for folder in installed)]
 
 
-def is_asked_for(resource: str) -> bool:
-    """Whether people ask for it: not memory and the names that Ray gives each node."""
+def is_user_resource(resource: str) -> bool:
+    """False for memory and for the resource that Ray names after each node."""
     return resource not in ("memory", "object_store_memory") and not resource.startswith("node:")

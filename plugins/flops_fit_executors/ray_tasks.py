@@ -29,42 +29,42 @@ if TYPE_CHECKING:
     from flops_fit_executors import RayOptions
 
 GRACE = 5.0
-"""Seconds that jobs get to write their checkpoints when the executor is closed, and to die after that."""
-MOST_TASKS = 1_000_000
-"""That wait for a word of the driver at the same time."""
-LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
-"""What Ray says where a node has gone, and what was on it."""
+"""Seconds that jobs have to write their checkpoints when the executor is closed, and then to exit."""
+MAX_TASKS = 1_000_000
+"""Tasks that can wait for the :class:`Stopper` at the same time."""
+NODE_LOST = (exceptions.NodeDiedError, exceptions.ObjectLostError)
+"""Ray's errors after a node and its objects are lost."""
 
 logger = logging.getLogger("flops_fit")
 
 
 @dataclass
 class Task:
-    """One job, and the Ray task that trains it now."""
+    """A job, and the state of the Ray task that trains it."""
 
     job: Job
     starts: int = 1
-    answered: set[str] = field(default_factory=set)
-    """Runs whose results have come."""
-    where: dict[str, Any] = field(default_factory=dict)
-    """What it said of its place when it began: ``host``, ``pid``, ``log``, ``start``."""
+    done: set[str] = field(default_factory=set)
+    """Ids of runs with results."""
+    process: dict[str, Any] = field(default_factory=dict)
+    """Content of its READY message: ``host``, ``pid``, ``log``, ``start``. Empty until the task begins."""
     dismissed: str | None = None
-    """Why the driver wants it to end."""
+    """Why the driver has stopped it; None while it may work."""
 
     @property
-    def left(self) -> Job | None:
-        """The job without the runs that have results; None where all have."""
-        return self.job.only(lambda run: run.id not in self.answered)
+    def remaining(self) -> Job | None:
+        """The job without the runs that have results; None if all have."""
+        return self.job.only(lambda run: run.id not in self.done)
 
 
 class RayExecutor(Executor):
-    """One Ray task a job. Ray decides where and when; what a task says arrives as it says it.
+    """Runs one Ray task per job. Ray decides when and on which node; events arrive as the task yields them.
 
-    A task whose node is lost is started again elsewhere with the runs that have no result, which go on from their
-    checkpoints. A worker that dies alone ends its job. Ray is joined when the executor is first asked for its
-    capacity or given a job.
+    If a node is lost, its tasks restart on other nodes with the runs that have no result, from their checkpoints.
+    If only a worker dies, its job ends. Ray is joined when the capacity is first read or the first job is
+    submitted.
 
-    Raises ConfigError for Python objects that cannot be pickled; later, where no cluster answers.
+    Raises ConfigError for Python objects that cannot be pickled, and, when Ray is joined, if no cluster answers.
     """
 
     def __init__(self, context: ExecutorContext, options: RayOptions) -> None:
@@ -73,23 +73,25 @@ class RayExecutor(Executor):
         self._pickled_runner = pickle.dumps(context.runner)
         self._outbox = Outbox(context.folder)
         self._tasks: dict[Any, Task] = {}
-        """By what Ray can wait for: the stream of what a task says; of one that was cancelled, its end."""
+        """By the object that Ray waits for: the task's message stream or, after a cancel, its completion."""
         self._jobs = OpenJobs()
         self._joined: Cluster | None = None
 
-    # ------------------------------------------------------------------ the contract
+    # ------------------------------------------------------------------ interface
 
     @property
     def capacity(self) -> int:  # type: ignore[override]  # read from the cluster
-        """Jobs on one device that the whole cluster has room for, whoever uses it; nodes may come and go."""
-        return max(1, self._cluster.places())
+        """Single-device jobs that fit on the cluster, including parts that other users occupy. Changes as nodes
+        join and leave."""
+        return max(1, self._cluster.count_jobs())
 
     def submit(self, job: Job) -> None:
-        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed."""
-        self._jobs.take(job)
+        """Raises ValueError if the job is submitted already and has not ended, RuntimeError if the executor is
+        closed."""
+        self._jobs.open(job)
         (self._context.folder / "logs").mkdir(parents=True, exist_ok=True)
         for run in job.runs:
-            self._outbox.forget(run.id)  # of an earlier attempt
+            self._outbox.forget(run.id)  # a result of an earlier attempt
         self._start(Task(job))
 
     def events(self, timeout: float) -> Iterator[Event]:
@@ -100,14 +102,14 @@ class RayExecutor(Executor):
             self._cancel(stream, "cancelled")
 
     def close(self) -> None:
-        """Ask tasks to stop, give those that train some seconds for it, end the others, leave Ray. A job that has
-        not ended ends with an error, which :meth:`events` still gives."""
+        """Stop all tasks and leave Ray. Tasks that train have some seconds to write a checkpoint. Open jobs end
+        with an error, which :meth:`events` still yields."""
         self._jobs.closed = True
         try:
             if self._tasks:
-                self._dismiss()
+                self._stop_tasks()
         finally:
-            # Also where a second Ctrl-C cuts the grace short: Ray ends the tasks of a driver that leaves.
+            # Also if a second Ctrl-C interrupts the wait: Ray kills the tasks of a driver that leaves.
             self._tasks.clear()
             if self._joined is not None:
                 self._joined.leave()
@@ -130,35 +132,36 @@ class RayExecutor(Executor):
 
     @cached_property
     def _runner(self) -> Any:
-        """In Ray's memory once, however many tasks read it."""
+        """The pickled runner in Ray's object store: stored once for all tasks."""
         return ray.put(self._pickled_runner)
 
     @cached_property
     def _stopper(self) -> Any:
-        """On this node, so that it goes only when this process does."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actor = ray.remote(num_cpus=0, max_concurrency=MOST_TASKS)(Stopper)
-        return actor.options(scheduling_strategy=here).remote()
+        """The stop signal. It runs on this node, so that losing another node does not stop all tasks."""
+        this_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actor = ray.remote(num_cpus=0, max_concurrency=MAX_TASKS)(Stopper)
+        return actor.options(scheduling_strategy=this_node).remote()
 
     def _start(self, task: Task) -> None:
-        job = task.left
+        job = task.remaining
         if job is None:
             self._jobs.add(JobEnded(task.job.id))
             return
-        if not self._cluster.places(job.devices):
-            needs = ", ".join(f"{amount:g} {name}" for name, amount in self._cluster.needs(job.devices).items())
+        if not self._cluster.count_jobs(job.devices):
+            resources = self._cluster.resources(job.devices).items()
+            needs = ", ".join(f"{amount:g} {name}" for name, amount in resources)
             message = f"a job needs {needs} on one node, and the nodes have: {self._cluster.describe()}"
-            if self._cluster.is_own:
+            if self._cluster.is_local:
                 self._jobs.add(JobEnded(job.id, message))
                 return
-            logger.warning("%s; it waits until such a node joins", message)
+            logger.warning("%s; it waits until a larger node joins", message)
         stream = self._remote.options(**self._cluster.task_options(job.devices)).remote(
             job, self._runner, str(self._context.folder.absolute()), self._stopper
         )
         self._tasks[stream] = task
 
     def _listen(self, seconds: float) -> bool:
-        """Hear all that has been said, waiting for it; whether there was anything."""
+        """Wait for messages and handle all that have arrived. Returns whether any arrived."""
         if not self._tasks:
             return False
         streams = list(self._tasks)
@@ -166,10 +169,11 @@ class RayExecutor(Executor):
         if ready and len(streams) > 1:
             ready, _ = ray.wait(streams, num_returns=len(streams), timeout=0)
         for stream in ready:
-            self._hear(stream)
+            self._handle(stream)
         return bool(ready)
 
-    def _hear(self, stream: Any) -> None:
+    def _handle(self, stream: Any) -> None:
+        """Handle the next message of a stream, or its end."""
         task = self._tasks[stream]
         if task.dismissed is not None:
             del self._tasks[stream]
@@ -182,49 +186,47 @@ class RayExecutor(Executor):
             self._jobs.add(JobEnded(task.job.id))
         except exceptions.RayError as error:
             del self._tasks[stream]
-            self._failed(task, error)
+            self._restart_or_end(task, error)
         else:
             if kind == Kind.READY:
-                task.where = json.loads(payload)
+                task.process = json.loads(payload)
                 return
             record = read_record(kind, payload)
             if isinstance(record, RunResult):
-                task.answered.add(record.id)
+                task.done.add(record.id)
             self._jobs.add(record)
 
-    def _failed(self, task: Task, error: exceptions.RayError) -> None:
-        self._find_unheard(task)
-        if isinstance(error, LOST) and task.starts <= self._options.retries:
-            logger.warning(
-                "job %s: the node %s was lost; it is started again", task.job.id, task.where.get("host")
-            )
+    def _restart_or_end(self, task: Task, error: exceptions.RayError) -> None:
+        self._read_outbox(task)
+        if isinstance(error, NODE_LOST) and task.starts <= self._options.retries:
+            logger.warning("job %s: node %s was lost; the job restarts", task.job.id, task.process.get("host"))
             task.starts += 1
-            task.where = {}
+            task.process = {}
             self._start(task)
         else:
-            self._jobs.add(JobEnded(task.job.id, describe(error, task)))
+            self._jobs.add(JobEnded(task.job.id, describe_failure(error, task)))
 
-    def _find_unheard(self, task: Task) -> None:
-        """Results that its worker wrote down and Ray lost with it."""
-        for run in task.left.runs if task.left is not None else ():
+    def _read_outbox(self, task: Task) -> None:
+        """Add results that the worker wrote to the outbox and Ray lost with it."""
+        for run in task.remaining.runs if task.remaining is not None else ():
             if (result := self._outbox.get(run.id)) is not None:
-                task.answered.add(run.id)
+                task.done.add(run.id)
                 self._jobs.add(result)
 
-    def _cancel(self, stream: Any, why: str) -> None:
-        """Kill a task's worker, or take the task off the queue, after hearing what it has said."""
+    def _cancel(self, stream: Any, reason: str) -> None:
+        """Handle the messages that have arrived, then kill the task's worker or remove the task from the queue."""
         while stream in self._tasks and ray.wait([stream], timeout=0)[0]:
-            self._hear(stream)
+            self._handle(stream)
         if (task := self._tasks.pop(stream, None)) is not None:
-            task.dismissed = why
+            task.dismissed = reason
             with suppress(exceptions.RayError):
                 ray.cancel(stream, force=True)
-            # Its stream ends at once, its process a little later.
+            # The stream ends before the process does.
             self._tasks[stream.completed()] = task
 
-    def _dismiss(self) -> None:
+    def _stop_tasks(self) -> None:
         for stream, task in list(self._tasks.items()):
-            if not task.where and not task.dismissed:
+            if not task.process and not task.dismissed:
                 self._cancel(stream, CLOSED)
         self._stopper.stop.remote()
         self._wait(GRACE)
@@ -235,23 +237,24 @@ class RayExecutor(Executor):
         ray.kill(self._stopper)
 
     def _wait(self, seconds: float) -> None:
-        until = time.monotonic() + seconds
-        while self._tasks and time.monotonic() < until:
-            self._listen(until - time.monotonic())
+        deadline = time.monotonic() + seconds
+        while self._tasks and time.monotonic() < deadline:
+            self._listen(deadline - time.monotonic())
 
 
-def describe(error: exceptions.RayError, task: Task) -> str:
-    """Why a task ended, in words."""
-    where = "on {host} (process {pid})".format(**task.where) if task.where else "before it began"
-    said = read_log_tail(Path(task.where["log"]), TAIL, task.where["start"]).strip() if task.where else ""
-    if isinstance(error, LOST):
-        return f"the node under it was lost, {task.starts} times in all: {first_line(error)}"
+def describe_failure(error: exceptions.RayError, task: Task) -> str:
+    """The error of a job that ended, for its JobEnded."""
+    process = task.process
+    location = "on {host} (process {pid})".format(**process) if process else "before it began"
+    log_tail = read_log_tail(Path(process["log"]), TAIL, process["start"]).strip() if process else ""
+    if isinstance(error, NODE_LOST):
+        return f"its node was lost, {task.starts} times in total: {first_line(error)}"
     if isinstance(error, exceptions.OutOfMemoryError):
-        return f"killed by Ray {where}, where memory was running out: {first_line(error)}"
+        return f"killed by Ray {location} because memory was low: {first_line(error)}"
     if isinstance(error, exceptions.WorkerCrashedError):
-        return f"the worker died {where}" + (f": {said}" if said else "")
+        return f"the worker died {location}" + (f": {log_tail}" if log_tail else "")
     if isinstance(error, exceptions.TaskCancelledError):
-        return "cancelled by somebody else"
+        return "cancelled outside flops-fit"
     if isinstance(error, exceptions.RayTaskError):
         return f"{type(error.cause).__name__}: {error.cause}"
     return f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""What a Ray task of the executor ``ray`` does: it trains the runs of one job."""
+"""The Ray task that trains the runs of one job."""
 
 from __future__ import annotations
 
@@ -19,46 +19,46 @@ from flops_fit_core import Job, RunResult
 from flops_fit_core.plugins import Outbox
 from flops_fit_executors.messages import Kind
 
-NO_FOLDER = "the study's folder {folder} is not on the node {host}: all nodes of the cluster have to share it"
+NO_FOLDER = (
+    "the study's folder {folder} does not exist on node {host}: put it on a file system that all nodes share"
+)
 
 
 def train(job: Job, runner: bytes, folder: str, stopper: Any) -> Iterator[tuple[int, bytes]]:
-    """The messages of one job: READY with JSON of where it is trained, then PROGRESS and RESULT.
+    """Yield the messages of one job: READY with JSON of the process and its log, then PROGRESS and RESULT.
 
-    A result is in the study's outbox before it is said: Ray loses what a worker said last when it is killed.
+    Each result is written to the study's outbox before it is yielded: Ray loses the last messages of a worker that
+    is killed.
 
-    ``runner`` is the pickled ``context.runner``, and ``stopper`` the handle of a :class:`Stopper`. What user code
-    prints is appended to ``logs/ray-<host>-<pid>.log`` in the study.
+    ``runner`` is the pickled ``context.runner``, ``stopper`` the handle of a :class:`Stopper`. Output of user code
+    is appended to ``logs/ray-<host>-<pid>.log`` in the study.
 
-    Raises FileNotFoundError where the study's folder is not on this node.
+    Raises FileNotFoundError if the study's folder does not exist on this node.
     """
     log = Path(folder) / "logs" / f"ray-{socket.gethostname()}-{os.getpid()}.log"
     if not log.parent.is_dir():
         raise FileNotFoundError(NO_FOLDER.format(folder=folder, host=socket.gethostname()))
-    should_stop = stopping_with(stopper).is_set
-    with printing_to(log) as start:
-        where = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
-        yield Kind.READY, json.dumps(where).encode()
+    should_stop = stop_event(stopper).is_set
+    with redirect_output(log) as start:
+        process = {"host": socket.gethostname(), "pid": os.getpid(), "log": str(log), "start": start}
+        yield Kind.READY, json.dumps(process).encode()
         for record in pickle.loads(runner)(job, should_stop):
             kind = Kind.PROGRESS
             if isinstance(record, RunResult):
                 kind = Kind.RESULT
-                with suppress(OSError):  # a full disk; Ray says it all the same
+                with suppress(OSError):  # on a full disk, Ray still delivers the result
                     Outbox(Path(folder)).put(record)
             yield kind, record.model_dump_json().encode()
 
 
 class Stopper:
-    """A Ray actor: workers ask it once, and have the answer when the driver wants them to stop.
-
-    (``ray.cancel`` would cut off what a task still says.)
-    """
+    """A Ray actor that signals all workers to stop. ``ray.cancel`` would discard a task's last messages."""
 
     def __init__(self) -> None:
         self._stopping = asyncio.Event()
 
-    async def wanted(self) -> None:
-        """Returns when it is time to stop."""
+    async def wait(self) -> None:
+        """Return when the workers must stop."""
         await self._stopping.wait()
 
     async def stop(self) -> None:
@@ -66,18 +66,19 @@ class Stopper:
 
 
 @functools.lru_cache(maxsize=1)
-def stopping_with(stopper: Any) -> threading.Event:
-    """Set once the driver wants its workers to stop, or has gone. One a process, which may do many jobs."""
+def stop_event(stopper: Any) -> threading.Event:
+    """An event that is set when the workers must stop, or the driver has exited. Cached: a process trains many
+    jobs."""
     stopping = threading.Event()
-    stopper.wanted.remote().future().add_done_callback(lambda _: stopping.set())
+    stopper.wait.remote().future().add_done_callback(lambda _: stopping.set())
     return stopping
 
 
 @contextmanager
-def printing_to(log: Path) -> Iterator[int]:
-    """Let all that this process prints go to the end of a file; gives its length before."""
+def redirect_output(log: Path) -> Iterator[int]:
+    """Append this process's output to a file. Yields the length of the file before."""
     streams = sys.stdout, sys.stderr
-    kept = [os.dup(number) for number in (1, 2)]
+    duplicates = [os.dup(number) for number in (1, 2)]
     with log.open("a", buffering=1) as file:
         start = file.tell()
         for number in (1, 2):
@@ -87,6 +88,6 @@ def printing_to(log: Path) -> Iterator[int]:
             yield start
         finally:
             sys.stdout, sys.stderr = streams
-            for number, copy in zip((1, 2), kept, strict=True):
+            for number, copy in zip((1, 2), duplicates, strict=True):
                 os.dup2(copy, number)
                 os.close(copy)

@@ -1,4 +1,4 @@
-"""Slurm's commands, as a driver uses them; submitit writes the batch scripts."""
+"""Slurm's commands for a driver. Submitit writes the batch scripts."""
 
 from __future__ import annotations
 
@@ -34,49 +34,49 @@ ALIVE = frozenset(
         "SUSPENDED",
     )
 )
-"""States of a job that is, or may be again, in the queue."""
-SECONDS = 60
-"""For how long a command may take."""
-AT_ONCE = 500
-"""Jobs that one scancel names."""
+"""States of a job that is in the queue or may return to it."""
+COMMAND_TIMEOUT = 60
+"""Seconds that a command may take."""
+CANCEL_BATCH = 500
+"""Jobs per call of scancel."""
 
 logger = logging.getLogger("flops_fit")
 
 
-class Refused(Exception):
-    """sbatch did not take the jobs; says what it said."""
+class SubmissionError(Exception):
+    """sbatch rejected the jobs. The message is its output."""
 
 
-def need_commands() -> None:
-    """Raises ConfigError where this machine has no Slurm."""
+def require_commands() -> None:
+    """Raises ConfigError if this machine has no Slurm commands."""
     if missing := [name for name in ("sbatch", "srun", "squeue", "scancel") if shutil.which(name) is None]:
         raise ConfigError(
-            f"executor 'slurm': no {', '.join(missing)} here: run flops-fit on a login node of the cluster"
+            f"executor 'slurm': {', '.join(missing)} not found: run flops-fit on a login node of the cluster"
         )
 
 
-def what_there_is() -> list[str]:
-    """The partitions of this machine's Slurm, in words. Raises ConfigError where there is none or none answers."""
-    need_commands()
-    said = _answer("sinfo", "--noheader", "--format=%P, %D nodes, %a, at most %l")
-    if said is None:
-        raise ConfigError("executor 'slurm': its commands are here, and no Slurm answers them")
-    return [f"partition {line.strip()}" for line in said.splitlines()]
+def describe_partitions() -> list[str]:
+    """One line per partition. Raises ConfigError if this machine has no Slurm or Slurm does not answer."""
+    require_commands()
+    output = _run_command("sinfo", "--noheader", "--format=%P, %D nodes, %a, at most %l")
+    if output is None:
+        raise ConfigError("executor 'slurm': Slurm is installed but sinfo fails: is the controller running?")
+    return [f"partition {line.strip()}" for line in output.splitlines()]
 
 
 class Slurm:
-    """The jobs of one study. Raises ConfigError where this machine has no Slurm."""
+    """The Slurm jobs of one study. Raises ConfigError if this machine has no Slurm commands."""
 
     def __init__(self, study: Path, logs: Path, options: SlurmOptions) -> None:
-        need_commands()
+        require_commands()
         self._logs = logs
         self._options = options
-        place = hashlib.sha256(str(study.resolve()).encode()).hexdigest()[:8]
-        self._name = f"flops-fit-{re.sub(r'[^A-Za-z0-9_.-]', '_', study.name)}-{place}"
+        path_hash = hashlib.sha256(str(study.resolve()).encode()).hexdigest()[:8]
+        self._name = f"flops-fit-{re.sub(r'[^A-Za-z0-9_.-]', '_', study.name)}-{path_hash}"
 
     def queue(self) -> dict[str, str] | None:
-        """State by id of the study's jobs and of those that ended lately; None where Slurm does not answer."""
-        said = _answer(
+        """Slurm id -> state of the study's jobs, including recently ended ones. None if Slurm does not answer."""
+        output = _run_command(
             "squeue",
             "--noheader",
             "--array",
@@ -85,40 +85,40 @@ class Slurm:
             f"--name={self._name}",
             "--format=%i|%T",
         )
-        if said is None:
+        if output is None:
             return None
-        return dict(line.strip().split("|", 1) for line in said.splitlines() if "|" in line)
+        return dict(line.strip().split("|", 1) for line in output.splitlines() if "|" in line)
 
     def cancel(self, jobs: Iterable[str]) -> None:
-        """Those that run get SIGTERM and some seconds; nothing happens to those that have ended."""
+        """Cancel jobs by Slurm id. Running jobs get SIGTERM and some seconds; ended jobs are ignored."""
         ids = list(jobs)
-        for first in range(0, len(ids), AT_ONCE):
-            _answer("scancel", "--quiet", *ids[first : first + AT_ONCE])
+        for first in range(0, len(ids), CANCEL_BATCH):
+            _run_command("scancel", "--quiet", *ids[first : first + CANCEL_BATCH])
 
     def submit(self, calls: Sequence[Callable[[], Any]], devices: int, gpus: int) -> list[str]:
-        """Submit calls, each for so many devices with so many GPUs each, as one array. Gives Slurm's ids.
+        """Submit calls as one array. ``devices`` is per call, ``gpus`` per device. Returns Slurm's ids.
 
-        Raises Refused.
+        Raises SubmissionError.
         """
         from submitit import SlurmExecutor
 
         try:
             executor = SlurmExecutor(self._logs, max_num_timeout=self._options.max_requeues)
             executor.update_parameters(**self._parameters(devices, gpus))
-            with outside_any_allocation(), executor.batch():
+            with without_slurm_variables(), executor.batch():
                 jobs = [executor.submit(call) for call in calls]
             return [job.job_id for job in jobs]
         except (RuntimeError, OSError, subprocess.SubprocessError) as error:
-            raise Refused(str(error)) from error
+            raise SubmissionError(str(error)) from error
 
     def has_gpus(self) -> bool:
-        """Whether nodes where the jobs would run have GPUs."""
+        """Whether nodes of the partition have GPUs; without a partition, any node."""
         partition = [f"--partition={self._options.partition}"] if self._options.partition else []
-        return "gpu" in (_answer("sinfo", "--noheader", "--format=%G", *partition) or "")
+        return "gpu" in (_run_command("sinfo", "--noheader", "--format=%G", *partition) or "")
 
     def _parameters(self, devices: int, gpus: int) -> dict[str, Any]:
         options = self._options
-        named = {
+        optional = {
             "partition": options.partition,
             "mem": options.memory,
             "account": options.account,
@@ -127,7 +127,7 @@ class Slurm:
             "gpus_per_node": gpus * devices or None,
         }
         return {
-            **{name: value for name, value in named.items() if value is not None},
+            **{name: value for name, value in optional.items() if value is not None},
             "job_name": self._name,
             "time": options.limit,
             "cpus_per_task": options.cpus * devices,
@@ -140,31 +140,31 @@ class Slurm:
 
 
 @contextmanager
-def outside_any_allocation() -> Iterator[None]:
-    """Where the driver is in a Slurm job itself: without that job's variables. Its own jobs would inherit them,
-    and srun hold them against what is asked for."""
+def without_slurm_variables() -> Iterator[None]:
+    """Hide the variables of a Slurm job in which the driver itself runs. Submitted jobs would inherit them, and
+    srun would check the requested resources against them."""
     names = [name for name in os.environ if name.startswith("SLURM_") and name != "SLURM_CONF"]
-    taken = {name: os.environ.pop(name) for name in names}
+    removed = {name: os.environ.pop(name) for name in names}
     try:
         yield
     finally:
-        os.environ.update(taken)
+        os.environ.update(removed)
 
 
 def state_of_this_job() -> str | None:
-    """Asked in a Slurm job: its state; None where Slurm does not answer."""
-    said = _answer("squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T")
-    return said.strip() if said else None
+    """State of the Slurm job that this process runs in. None if Slurm does not answer."""
+    output = _run_command("squeue", "--noheader", f"--jobs={os.environ['SLURM_JOB_ID']}", "--format=%T")
+    return output.strip() if output else None
 
 
-def _answer(*command: str) -> str | None:
-    """What a command prints; None, with a word in the log, where it fails."""
+def _run_command(*command: str) -> str | None:
+    """Output of a command. None, with a debug message, if it fails."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=True)
+        result = subprocess.run(command, capture_output=True, text=True, timeout=COMMAND_TIMEOUT, check=True)
     except subprocess.CalledProcessError as error:
         logger.debug("%s: %s", command[0], error.stderr.strip())
     except (OSError, subprocess.SubprocessError) as error:
         logger.debug("%s: %s", command[0], error)
     else:
-        return done.stdout
+        return result.stdout
     return None

@@ -1,4 +1,4 @@
-"""A Slurm job: it runs the command that trains the job, and passes Slurm's signals on to it."""
+"""The program of a Slurm job: run the command that trains the job, and pass Slurm's signals to it."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 TERM_SECONDS = 20.0
-"""For a checkpoint after SIGTERM. Slurm's own KillWait, after which it kills, is 30 by default."""
+"""Seconds for a checkpoint after SIGTERM. Slurm kills after KillWait, 30 seconds by default."""
 STOPPED = (75, -signal.SIGTERM)
-"""Exit statuses of a command that was stopped: by its own handler of SIGTERM, or before it had one."""
+"""Exit statuses of a stopped command: from its SIGTERM handler, or before it installed one."""
 PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
 class SlurmJob:
-    """Called by submitit in a Slurm job, under submitit's handler of the signal that a time limit is near.
+    """The callable that submitit runs in a Slurm job. Submitit also handles the signal before the time limit.
 
-    When it is called again after a requeue, the command continues from its checkpoints.
+    After a requeue it is called again, and the command continues from its checkpoints.
     """
 
     study: Path
     queued: QueuedJob
     command: list[str]
     log: Path
-    """What the command prints is appended to this file."""
+    """File to which the command's output is appended."""
     gpus: bool
     threads: int
     grace_period: float
@@ -50,7 +50,7 @@ class SlurmJob:
         Host(self).run()
 
     def checkpoint(self) -> DelayedSubmission | None:
-        """Called by submitit before it requeues the job; None if nothing is left to train."""
+        """Called by submitit before it requeues the job. None if no run remains to be trained."""
         from submitit.helpers import DelayedSubmission
 
         if Host.current is not None and not Host.current.stop(
@@ -63,12 +63,12 @@ class SlurmJob:
 class Host:
     """Runs the command of one job in a child process.
 
-    Signals reach the main thread, which only waits: it holds no lock that the other thread, which watches the
-    child, could need.
+    Signals interrupt the main thread. It only waits, so it never holds a lock that the thread that watches the
+    child needs.
     """
 
     current: Host | None = None
-    """The host of this process, for the signal handler."""
+    """Host of this process, for the signal handler."""
 
     def __init__(self, spec: SlurmJob) -> None:
         self._spec = spec
@@ -76,7 +76,7 @@ class Host:
         self._stopping = False
         self._deadline = float("inf")
         self._status: int | None = None
-        """The child's exit status once it has ended."""
+        """Exit status of the child; None while it runs."""
 
     # ------------------------------------------------------------------ the main thread
 
@@ -95,16 +95,13 @@ class Host:
             elif not self._jobs.state(queued).ended and status != 0:
                 self._jobs.end(queued, describe_exit(status, log, log_start) if self._has_remaining() else None)
         except Exception as error:
-            # Also submitit's, out of its signal handler: the job has been requeued too often.
+            # Submitit's signal handler also raises, if the job reached max_requeues.
             if not self._jobs.state(queued).ended:
                 self._jobs.end(queued, f"{type(error).__name__}: {error}")
             raise
 
     def stop(self, seconds: float) -> bool:
-        """Let the trainer write a checkpoint and end. Takes no lock.
-
-        Returns whether something is left to train.
-        """
+        """Let the trainer write a checkpoint and end. Takes no lock. Returns whether runs remain."""
         self._deadline = min(self._deadline, time.monotonic() + seconds)
         self._stopping = True
         return self._was_stopped(self._wait())
@@ -119,7 +116,7 @@ class Host:
         return self._status
 
     def _was_stopped(self, status: int) -> bool:
-        """Rather than having reached the end of the job, or died."""
+        """Whether the command was stopped before the end of the job, and did not fail."""
         stopped = self._stopping or status in STOPPED
         return stopped and not self._jobs.state(self._spec.queued).ended and self._has_remaining()
 
@@ -128,8 +125,8 @@ class Host:
 
     def _requeue(self) -> None:
         if self._jobs.is_current(self._spec.queued) and state_of_this_job() == "RUNNING":
-            # Nobody has cancelled or requeued it, so a preemption begins or the node goes down: as at a time
-            # limit, submitit puts the job back into the queue.
+            # The job was not cancelled or requeued, so it is being preempted or the node shuts down. SIGUSR2 makes
+            # submitit requeue it, as at a time limit.
             os.kill(os.getpid(), signal.SIGUSR2)
             time.sleep(1.0)
 
@@ -138,7 +135,7 @@ class Host:
     def _start(self) -> subprocess.Popen[bytes]:
         threads = dict.fromkeys(THREAD_VARIABLES, str(self._spec.threads))
         hidden = {} if self._spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
-        # Slurm signals every process of a job. The child would die of the signal that is meant for submitit.
+        # Slurm signals every process of a job. Submitit's signal would kill the child.
         with self._spec.log.open("ab") as log, blocked(signal.SIGUSR2):
             return subprocess.Popen(
                 self._spec.command,
@@ -151,9 +148,9 @@ class Host:
             )
 
     def _watch(self, child: subprocess.Popen[bytes]) -> None:
-        """Signal the child when it must stop, until it has ended."""
+        """Wait for the child, and signal it when it must stop."""
         signalled = False
-        # WNOWAIT keeps the child's id reserved, so that killpg reaches only what the child left behind.
+        # WNOWAIT keeps the child's id reserved, so that killpg reaches only its process group.
         while os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
             if time.monotonic() > self._deadline:
                 child.kill()
@@ -174,9 +171,9 @@ def die_with_parent() -> None:
 
 @contextmanager
 def blocked(number: int) -> Iterator[None]:
-    """Processes that are started meanwhile never get this signal; this one gets it afterwards."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    """Block a signal. Processes started meanwhile keep it blocked; this process receives it afterwards."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

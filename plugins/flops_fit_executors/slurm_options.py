@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, Posit
 from flops_fit_core.plugins import Options, Runtime
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?")
-_OURS = {
+_SET_BY_OPTION = {
     "account": "account",
     "array": "array_parallelism",
     "constraint": "constraint",
@@ -22,80 +22,80 @@ _OURS = {
     "signal": "grace_period",
     "time": "time",
 }
-"""Parameters of sbatch that an option of ours sets."""
+"""sbatch parameter -> the executor's option that sets it."""
 _FIXED = {"clusters", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "requeue"}
-"""Parameters of sbatch without which jobs would not be found again."""
+"""Parameters of sbatch that the executor sets to find its jobs later."""
 
 
 def minutes(time: int | str) -> int:
-    """Minutes of ``90``, ``"1:30:00"``, ``"1:30"`` (hours and minutes) or ``"2-12:00:00"``, rounded up.
+    """Convert ``90``, ``"1:30:00"``, ``"1:30"`` (hours and minutes) or ``"2-12:00:00"`` to minutes, rounded up.
 
-    Raises ValueError for anything else.
+    Raises ValueError for other formats, and for a time of 0.
     """
     if isinstance(time, int):
         return time
-    found = _TIME.fullmatch(time)
-    if found is None:
-        raise ValueError("write minutes, or HH:MM:SS, or DAYS-HH:MM:SS")
-    days, hours, left, seconds = (int(part or 0) for part in found.groups())
-    total = (24 * days + hours) * 60 + left + (seconds > 0)
+    match = _TIME.fullmatch(time)
+    if match is None:
+        raise ValueError("write minutes, HH:MM:SS or DAYS-HH:MM:SS")
+    days, hours, rest, seconds = (int(part or 0) for part in match.groups())
+    total = (24 * days + hours) * 60 + rest + (seconds > 0)
     if total == 0:
-        raise ValueError("a time limit of nothing")
+        raise ValueError("the time limit is 0: write at least 1 minute")
     return total
 
 
-def known_parameters(extra: dict[str, str]) -> dict[str, str]:
-    """Raises ValueError for a parameter that is not the user's to set, or not here."""
+def validate_extra(extra: dict[str, str]) -> dict[str, str]:
+    """Raises ValueError for a parameter that users cannot set, or that has an option."""
     for name in extra:
-        if name in _OURS:
-            raise ValueError(f"{name}: write executor.{_OURS[name]} instead")
+        if name in _SET_BY_OPTION:
+            raise ValueError(f"{name}: write executor.{_SET_BY_OPTION[name]} instead")
         if name in _FIXED:
-            raise ValueError(f"{name}: flops-fit sets it itself, to find its jobs again")
+            raise ValueError(f"{name}: flops-fit sets this parameter to find its jobs later; remove it")
         if not re.fullmatch(r"[a-z][a-z0-9-]*", name):
-            raise ValueError(f"{name!r}: write the long name of an option of sbatch without its dashes: 'nice'")
+            raise ValueError(f"{name!r}: write the long name of an sbatch option without dashes, such as 'nice'")
     return extra
 
 
 class SlurmOptions(Options):
-    """Jobs of a Slurm cluster. They go on when the driver is gone, and on from their checkpoint when Slurm stops
-    them; the next ``flops-fit run`` finds them."""
+    """One Slurm job per job. Jobs continue after the driver exits, and resume from their checkpoints after Slurm
+    stops them. The next ``flops-fit run`` collects them."""
 
     partition: Annotated[str | None, Runtime()] = None
-    """Where jobs run. Unset: the cluster's default, as for all that is unset here."""
+    """Partition of the jobs. Unset, as for every unset option here: the cluster's default."""
     time: Annotated[PositiveInt | str, AfterValidator(minutes), Runtime()] = 60
-    """Time limit of a job: minutes, or ``HH:MM:SS``, or ``DAYS-HH:MM:SS``. A job that needs longer goes on in
-    a further turn."""
+    """Time limit per job: minutes, ``HH:MM:SS`` or ``DAYS-HH:MM:SS``. A longer job is requeued and resumes from
+    its checkpoint."""
     cpus: Annotated[PositiveInt, Runtime()] = 1
-    """Cores for each device of a job; as many threads."""
+    """CPU cores, and threads, per device of a job."""
     gpus: Annotated[NonNegativeInt | None, Runtime()] = None
-    """GPUs for each device of a job. Unset: 1 with the device ``cuda``; none with ``cpu``; otherwise 1 where
-    nodes of the partition have GPUs."""
+    """GPUs per device of a job. Unset: 1 with device ``cuda``, 0 with ``cpu``; with other devices, 1 if nodes of
+    the partition have GPUs."""
     memory: Annotated[str | None, Runtime()] = None
-    """Of a job, as sbatch takes it: ``16G``."""
+    """Memory per job, in sbatch's format: ``16G``."""
     account: Annotated[str | None, Runtime()] = None
-    """Whom the time is charged to."""
+    """Account to charge."""
     qos: Annotated[str | None, Runtime()] = None
     """Quality of service."""
     constraint: Annotated[str | None, Runtime()] = None
     """Features that the nodes must have."""
     array_parallelism: Annotated[PositiveInt, Runtime()] = 64
-    """Jobs of an array that run at the same time."""
+    """Jobs per array that run at the same time."""
     max_jobs: Annotated[PositiveInt, Field(le=1000), Runtime()] = 1000
-    """Jobs in the queue at the same time; lower it where the cluster lets a user have fewer."""
+    """Jobs in the queue at the same time. Lower it if the cluster allows fewer per user."""
     max_requeues: Annotated[NonNegativeInt, Runtime()] = 100
-    """How often a job that reached its time limit goes on in a further turn."""
+    """How many times a job that reaches its time limit is requeued."""
     grace_period: Annotated[PositiveInt, Runtime()] = 90
-    """Seconds before its time limit at which a job writes its checkpoint; Slurm may be a minute early."""
+    """Seconds before its time limit at which a job writes its checkpoint. Slurm may be a minute early."""
     keep_jobs: Annotated[bool, Runtime()] = False
-    """Whether Ctrl-C leaves the jobs in the queue, for the next ``flops-fit run`` to find. Otherwise they write
-    their checkpoints and are cancelled."""
+    """Leave the jobs in the queue on Ctrl-C; the next ``flops-fit run`` collects them. By default they write their
+    checkpoints and are cancelled."""
     poll: Annotated[PositiveFloat, Runtime()] = 2.0
-    """Seconds between two looks at what jobs have written; the queue is asked every fifth time."""
+    """Seconds between two reads of the jobs' files. squeue runs at every fifth read."""
     setup: Annotated[tuple[str, ...], Runtime()] = ()
-    """Lines of shell that run on the node before the job: ``module load cuda``."""
-    extra: Annotated[dict[str, str], AfterValidator(known_parameters), Runtime()] = {}
-    """Further options of sbatch by their long name: ``{nice = "100", exclude = "node7"}``; an empty text for one
-    without a value."""
+    """Shell lines to run on the node before the job: ``module load cuda``."""
+    extra: Annotated[dict[str, str], AfterValidator(validate_extra), Runtime()] = {}
+    """Further sbatch options by long name: ``{nice = "100", exclude = "node7"}``. The value of a flag is an empty
+    string."""
 
     @model_validator(mode="after")
     def _grace_is_shorter_than_time(self) -> Self:

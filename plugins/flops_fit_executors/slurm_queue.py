@@ -1,4 +1,4 @@
-"""Jobs in the queue of a Slurm cluster, as the driver sees them."""
+"""The driver's side of the jobs in a Slurm queue."""
 
 from __future__ import annotations
 
@@ -14,41 +14,41 @@ from flops_fit_core.plugins import (
     Executor,
     ExecutorContext,
     JobEnded,
-    QueuedJob,
     QueuedJobReader,
     QueuedJobs,
     read_log_tail,
 )
 from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
-from flops_fit_executors.slurm_commands import ALIVE, Refused, Slurm
+from flops_fit_executors.slurm_commands import ALIVE, Slurm, SubmissionError
 from flops_fit_executors.slurm_job import SlurmJob
-from flops_fit_executors.slurm_left_behind import LeftBehind
 from flops_fit_executors.slurm_options import SlurmOptions
+from flops_fit_executors.slurm_previous_jobs import PreviousJobs
 from flops_fit_executors.worker_process import TAIL
 
-SETTLE = 10.0
-"""Seconds that files may need to be seen from here, once a job has left the queue."""
-CLOSE = 40.0
+FILE_DELAY = 10.0
+"""Seconds that a network file system may take to show the files of a job that has left the queue."""
+CLOSE_TIMEOUT = 40.0
 """Seconds to wait for cancelled jobs: they write checkpoints, and Slurm's KillWait is 30 by default."""
-RETRY = 30.0
-"""Seconds until sbatch is tried again after it refused."""
-QUEUE_EVERY = 5
-"""Looks at the files for one at the queue."""
+RETRY_DELAY = 30.0
+"""Seconds until a rejected submission is retried."""
+POLLS_PER_SQUEUE = 5
+"""Polls of the jobs' files per call of squeue."""
 
 logger = logging.getLogger("flops_fit")
 
 
 @dataclass
 class InQueue:
-    """A job that Slurm has."""
+    """A job in Slurm's queue."""
 
-    slurm: str
+    slurm_id: str
     """Slurm's id, such as ``1234_5``."""
     reader: QueuedJobReader
     gone_since: float | None = None
-    """When it was first seen to have left the queue, or to have ended without all that it said was done."""
+    """Monotonic time since when the job has been out of the queue, or ended with results that are not visible yet.
+    None otherwise."""
     dismissed: str | None = None
-    """Why the driver wants it to end."""
+    """Why the driver has cancelled it; None otherwise."""
 
     @property
     def job(self) -> Job:
@@ -58,10 +58,11 @@ class InQueue:
 class SlurmQueue(Executor):
     """Collects jobs, and submits them as arrays when events are read.
 
-    A Slurm job writes its results into the study's outbox, and goes on when this process is gone. Another one with
-    the same study finds it: what is submitted then and already in the queue is not submitted again.
+    A Slurm job writes its results into the study's outbox and continues if this process exits. The next driver of
+    the study takes it over instead of submitting its job again.
 
-    Raises ConfigError for Python objects, which cannot reach a queued job, and where there is no Slurm.
+    Raises ConfigError if the study has Python objects, which cannot be sent to a queued job, and if this machine
+    has no Slurm.
     """
 
     def __init__(self, context: ExecutorContext, options: SlurmOptions) -> None:
@@ -75,20 +76,20 @@ class SlurmQueue(Executor):
         self._slurm = Slurm(self._study, self._logs, options)
         self._collected: deque[Job] = deque()
         self._in_queue: dict[str, InQueue] = {}
-        self._left_behind = LeftBehind(self._queued_jobs, self._slurm)
+        self._previous_jobs = PreviousJobs(self._queued_jobs, self._slurm)
         self._jobs = OpenJobs()
-        self._looks = 0
-        self._next_look = 0.0
-        self._next_try = 0.0
+        self._polls = 0
+        self._next_poll = 0.0
+        self._next_submit = 0.0
         self._has_gpus: bool | None = None
 
-    # ------------------------------------------------------------------ the contract
+    # ------------------------------------------------------------------ interface
 
     def submit(self, job: Job) -> None:
-        """Raises ValueError for a job that has been submitted and has not ended, RuntimeError once closed, and
-        ConfigError where Slurm does not say whether an earlier driver's jobs live."""
-        self._jobs.take(job)
-        if not self._is_done(job) and not self._attach(job):
+        """Raises ValueError if the job is submitted already and has not ended, RuntimeError if the executor is
+        closed, and ConfigError if Slurm does not report whether jobs of an earlier driver are alive."""
+        self._jobs.open(job)
+        if not self._finish_from_outbox(job) and not self._take_over(job):
             self._collected.append(job)
 
     def events(self, timeout: float) -> Iterator[Event]:
@@ -99,73 +100,73 @@ class SlurmQueue(Executor):
             self._collected.remove(job)
             self._jobs.add(JobEnded(job.id, "cancelled"))
         if job_id in self._in_queue:
-            one = self._in_queue[job_id]
-            one.dismissed = "cancelled"
-            self._slurm.cancel([one.slurm])
-            self._looks = 0
+            entry = self._in_queue[job_id]
+            entry.dismissed = "cancelled"
+            self._slurm.cancel([entry.slurm_id])
+            self._polls = 0  # squeue runs at the next poll
 
     def close(self) -> None:
-        """Cancel all jobs, which write their checkpoints, and wait until they have left the queue; with
-        ``keep_jobs``, leave them to the next driver. What has not ended ends with an error."""
+        """Cancel all jobs, which write their checkpoints, and wait until they have left the queue. With
+        ``keep_jobs``, leave them to the next driver. Open jobs end with an error."""
         if self._jobs.closed:
             return
         self._jobs.closed = True
         self._collected.clear()
         if self._in_queue and not self._options.keep_jobs:
             self._cancel_all()
-        for one in list(self._in_queue.values()):
-            self._read(one)
+        for entry in list(self._in_queue.values()):
+            self._read(entry)
         self._jobs.end_all("left in the queue" if self._options.keep_jobs else CLOSED)
         self._in_queue.clear()
 
     def _cancel_all(self) -> None:
-        for one in self._in_queue.values():
-            one.dismissed = CLOSED
-        self._slurm.cancel([one.slurm for one in self._in_queue.values()])
-        until = time.monotonic() + CLOSE
-        while self._in_queue and time.monotonic() < until:
+        for entry in self._in_queue.values():
+            entry.dismissed = CLOSED
+        self._slurm.cancel([entry.slurm_id for entry in self._in_queue.values()])
+        deadline = time.monotonic() + CLOSE_TIMEOUT
+        while self._in_queue and time.monotonic() < deadline:
             time.sleep(0.3)
-            self._looks = 0
-            self._look()
+            self._polls = 0
+            self._poll()
         if self._in_queue:
-            left = ", ".join(one.slurm for one in self._in_queue.values())
-            logger.warning("Slurm jobs %s were cancelled and have not left the queue yet", left)
+            remaining = ", ".join(entry.slurm_id for entry in self._in_queue.values())
+            logger.warning("Slurm jobs %s were cancelled and have not left the queue yet", remaining)
 
     def _listen(self, seconds: float) -> bool:
         self._submit_collected()
         now = time.monotonic()
-        if now < self._next_look:
+        if now < self._next_poll:
             if not seconds:
                 return False
-            time.sleep(min(self._next_look - now, seconds))
+            time.sleep(min(self._next_poll - now, seconds))
         else:
-            self._look()
+            self._poll()
         return True
 
-    # ------------------------------------------------------------------ what an earlier driver left behind
+    # ------------------------------------------------------------------ jobs of an earlier driver
 
-    def _is_done(self, job: Job) -> bool:
-        """Whether all results are in the outbox already, put there while nobody could take them."""
-        found = [self._queued_jobs.result(job, run.id) for run in job.runs]
-        there = [result for result in found if result is not None]
-        if len(there) < len(found):
+    def _finish_from_outbox(self, job: Job) -> bool:
+        """End the job if all of its results are in the outbox: they were written while no driver ran."""
+        results = [self._queued_jobs.result(job, run.id) for run in job.runs]
+        available = [result for result in results if result is not None]
+        if len(available) < len(results):
             return False
-        self._jobs.add(*there, JobEnded(job.id))
+        self._jobs.add(*available, JobEnded(job.id))
         self._queued_jobs.remove(job.id)
         return True
 
-    def _attach(self, job: Job) -> bool:
-        """Whether a job that is in the queue already trains this one."""
-        queued = self._left_behind.taken_over(job)
+    def _take_over(self, job: Job) -> bool:
+        """Take over the Slurm job of an earlier driver that trains this job, if there is one."""
+        queued = self._previous_jobs.take_over(job)
         if queued is None or queued.scheduler_id is None:
             return False
         self._in_queue[job.id] = InQueue(queued.scheduler_id, QueuedJobReader(self._queued_jobs, queued, job))
         return True
 
-    # ------------------------------------------------------------------ into the queue
+    # ------------------------------------------------------------------ submission
 
     def _submit_collected(self) -> None:
-        if not self._collected or self._jobs.closed or time.monotonic() < self._next_try:
+        if not self._collected or self._jobs.closed or time.monotonic() < self._next_submit:
             return
         by_devices: dict[int, list[Job]] = defaultdict(list)
         for job in self._collected:
@@ -177,25 +178,27 @@ class SlurmQueue(Executor):
 
     def _submit_array(self, devices: int, jobs: Sequence[Job]) -> bool:
         gpus = self._gpus(jobs[0])
-        calls = [self._call(job, gpus) for job in jobs]
+        calls = [self._create_call(job, gpus) for job in jobs]
         try:
             ids = self._slurm.submit(calls, devices, gpus)
-        except Refused as error:
+        except SubmissionError as error:
             for job in jobs:
                 self._queued_jobs.remove(job.id)
-            self._was_refused(str(error))
+            self._schedule_retry(str(error))
             return False
-        for job, slurm in zip(jobs, ids, strict=True):
-            queued = self._queued_jobs.set_scheduler_id(job.id, slurm)
+        for job, slurm_id in zip(jobs, ids, strict=True):
+            queued = self._queued_jobs.set_scheduler_id(job.id, slurm_id)
             self._collected.remove(job)
-            self._in_queue[job.id] = InQueue(slurm, QueuedJobReader(self._queued_jobs, queued))
+            self._in_queue[job.id] = InQueue(slurm_id, QueuedJobReader(self._queued_jobs, queued))
         return True
 
-    def _call(self, job: Job, gpus: int) -> SlurmJob:
+    def _create_call(self, job: Job, gpus: int) -> SlurmJob:
         command = self._context.command(job)
+        queued = self._queued_jobs.get(job.id)
+        assert queued is not None, "command() has written it"
         return SlurmJob(
             study=self._study,
-            queued=self._queued(job),
+            queued=queued,
             command=command,
             log=self._logs / f"{job.id}.log",
             gpus=gpus > 0,
@@ -203,13 +206,8 @@ class SlurmQueue(Executor):
             grace_period=self._options.grace_period,
         )
 
-    def _queued(self, job: Job) -> QueuedJob:
-        queued = self._queued_jobs.get(job.id)
-        assert queued is not None, "command() has written it"
-        return queued
-
     def _gpus(self, job: Job) -> int:
-        """For each of the job's devices."""
+        """GPUs per device of the job."""
         if self._options.gpus is not None:
             return self._options.gpus
         device = job.device.name.rpartition("/")[2]
@@ -219,60 +217,62 @@ class SlurmQueue(Executor):
             self._has_gpus = self._slurm.has_gpus()
         return int(self._has_gpus)
 
-    def _was_refused(self, said: str) -> None:
-        """Raises ConfigError where nothing of ours is in the queue, so that waiting for room does not help."""
+    def _schedule_retry(self, message: str) -> None:
+        """Retry a rejected submission later. Raises ConfigError if none of the study's jobs is in the queue: then
+        the limit on the number of jobs is not the reason."""
         if not self._in_queue:
-            raise ConfigError(f"executor 'slurm': sbatch did not take the jobs; change [executor]:\n{said}")
-        logger.warning("sbatch did not take %d jobs, tried again later: %s", len(self._collected), said)
-        self._next_try = time.monotonic() + RETRY
+            raise ConfigError(f"executor 'slurm': sbatch rejected the jobs; change [executor]:\n{message}")
+        logger.warning("sbatch rejected %d jobs, will retry: %s", len(self._collected), message)
+        self._next_submit = time.monotonic() + RETRY_DELAY
 
-    # ------------------------------------------------------------------ what comes back
+    # ------------------------------------------------------------------ events
 
-    def _look(self) -> None:
-        self._next_look = time.monotonic() + self._options.poll
-        for one in list(self._in_queue.values()):
-            self._read(one)
-        ask = self._looks % QUEUE_EVERY == 0
-        self._looks += 1
-        if ask and self._in_queue and (states := self._slurm.queue()) is not None:
-            for one in list(self._in_queue.values()):
-                self._judge(one, states.get(one.slurm))
+    def _poll(self) -> None:
+        """Read the files of all jobs, and from time to time the queue."""
+        self._next_poll = time.monotonic() + self._options.poll
+        for entry in list(self._in_queue.values()):
+            self._read(entry)
+        reads_queue = self._polls % POLLS_PER_SQUEUE == 0
+        self._polls += 1
+        if reads_queue and self._in_queue and (states := self._slurm.queue()) is not None:
+            for entry in list(self._in_queue.values()):
+                self._check_state(entry, states.get(entry.slurm_id))
 
-    def _read(self, one: InQueue) -> None:
-        """Take in the events that its job has written."""
-        self._jobs.add(*one.reader.read())
-        state = one.reader.state
-        if state.ended and (one.reader.missing.isdisjoint(state.done) or self._has_settled(one)):
-            self._end(one, one.dismissed or state.error)
+    def _read(self, entry: InQueue) -> None:
+        """Add the events that the job has written. End it once it has ended and all results are visible."""
+        self._jobs.add(*entry.reader.read())
+        state = entry.reader.state
+        if state.ended and (entry.reader.missing.isdisjoint(state.done) or self._waited_for_files(entry)):
+            self._end(entry, entry.dismissed or state.error)
 
-    def _judge(self, one: InQueue, state: str | None) -> None:
-        """What the queue says of a job that has not said that it ended."""
+    def _check_state(self, entry: InQueue, state: str | None) -> None:
+        """End a job that has left the queue without writing that it ended."""
         if state in ALIVE:
-            one.gone_since = None
-        elif one.dismissed or self._has_settled(one):
-            self._read(one)
-            if one.job.id in self._in_queue:
-                self._jobs.add(*one.reader.read_outbox())
-                self._end(one, one.dismissed or self._fate(one, state))
+            entry.gone_since = None
+        elif entry.dismissed or self._waited_for_files(entry):
+            self._read(entry)
+            if entry.job.id in self._in_queue:
+                self._jobs.add(*entry.reader.read_outbox())
+                self._end(entry, entry.dismissed or self._describe_loss(entry, state))
 
-    def _has_settled(self, one: InQueue) -> bool:
-        one.gone_since = one.gone_since or time.monotonic()
-        return time.monotonic() - one.gone_since > SETTLE
+    def _waited_for_files(self, entry: InQueue) -> bool:
+        entry.gone_since = entry.gone_since or time.monotonic()
+        return time.monotonic() - entry.gone_since > FILE_DELAY
 
-    def _fate(self, one: InQueue, state: str | None) -> str | None:
-        if not one.reader.missing:
+    def _describe_loss(self, entry: InQueue, state: str | None) -> str | None:
+        if not entry.reader.missing:
             return None
-        how = f"is {state}" if state else "has left the queue"
-        return f"Slurm job {one.slurm} {how}: {end_of_log(self._logs / f'{one.slurm}_0_log.err')}"
+        status = f"is {state}" if state else "has left the queue"
+        return f"Slurm job {entry.slurm_id} {status}: {read_stderr(self._logs / f'{entry.slurm_id}_0_log.err')}"
 
-    def _end(self, one: InQueue, error: str | None) -> None:
-        del self._in_queue[one.job.id]
-        self._queued_jobs.remove(one.job.id)
-        self._jobs.add(JobEnded(one.job.id, error))
+    def _end(self, entry: InQueue, error: str | None) -> None:
+        del self._in_queue[entry.job.id]
+        self._queued_jobs.remove(entry.job.id)
+        self._jobs.add(JobEnded(entry.job.id, error))
 
 
-def end_of_log(log: Path) -> str:
-    """The end of what Slurm kept of a job's standard error, or that there is none."""
+def read_stderr(log: Path) -> str:
+    """The end of the standard error of a Slurm job, or a sentence if the file is missing or empty."""
     if not log.exists():
-        return f"there is no {log}: does the node see the study's folder?"
-    return read_log_tail(log, TAIL).strip() or f"nothing in {log}"
+        return f"{log} does not exist: is the study's folder on a file system that the node shares?"
+    return read_log_tail(log, TAIL).strip() or f"{log} is empty"

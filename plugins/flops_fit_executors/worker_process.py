@@ -1,4 +1,4 @@
-"""One worker process as the driver sees it."""
+"""The driver's side of a worker process."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ THREAD_VARIABLES = (
     "VECLIB_MAXIMUM_THREADS",
 )
 TAIL = 8_000
-"""Bytes at the end of a log that are quoted."""
+"""Bytes quoted from the end of a log."""
 
 
 class WorkerProcess:
-    """Started when constructed: sends it the pickled ``runner``, and puts its messages into ``inbox``, with GONE
-    once it has died and been waited for.
+    """Starts the process and sends it the pickled ``runner``. Its messages are put into ``inbox``, and GONE once
+    it has died and been waited for.
 
-    It leads a session of its own: Ctrl-C does not reach it, and what it started itself dies with it. What it
-    prints is appended to the file ``log``.
+    The process leads a new session: Ctrl-C does not reach it, and its subprocesses die with it. Its output is
+    appended to the file ``log``.
 
-    Raises OSError where it cannot be started.
+    Raises OSError if it cannot be started.
     """
 
     def __init__(
         self,
-        places: Sequence[int],
+        slots: Sequence[int],
         runner: bytes,
         inbox: Inbox,
         *,
         env: Mapping[str, str],
         log: Path,
     ) -> None:
-        self.places = tuple(places)
-        """Which of its driver's places it takes up."""
+        self.slots = tuple(slots)
+        """Numbers of the driver's slots that it occupies."""
         self.ready = False
         self.job: str | None = None
-        """The id of the job it has."""
+        """Id of its current job."""
         self.dismissed: str | None = None
-        """Why the driver wants it to end."""
+        """Why the driver has stopped it; None while it may work."""
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
@@ -66,10 +66,10 @@ class WorkerProcess:
                 env=env,
                 start_new_session=True,
             )
-        self._to = cast("BinaryIO", self._process.stdin)
-        self._from = cast("BinaryIO", self._process.stdout)
-        # A daemon: a driver that ends without closing its executor is not held up by a worker.
-        self._thread = threading.Thread(target=self._converse, args=(runner, inbox), daemon=True)
+        self._stdin = cast("BinaryIO", self._process.stdin)
+        self._stdout = cast("BinaryIO", self._process.stdout)
+        # A daemon thread, so that a driver can exit without closing its executor.
+        self._thread = threading.Thread(target=self._read_messages, args=(runner, inbox), daemon=True)
         self._thread.start()
 
     @property
@@ -80,17 +80,17 @@ class WorkerProcess:
     def starting(self) -> bool:
         return not self.ready and self.dismissed is None
 
-    def tell(self, kind: Kind, payload: bytes = b"") -> bool:
-        """Send a message to a worker that is ready. False where it has died."""
+    def send(self, kind: Kind, payload: bytes = b"") -> bool:
+        """Send a message to a ready worker. Returns False if the worker has died."""
         try:
-            write(self._to, kind, payload)
+            write(self._stdin, kind, payload)
         except (OSError, ValueError):
             return False
         return True
 
     def end(self, *, force: bool) -> None:
-        """Signal the process and all that it started: SIGTERM, or SIGKILL by ``force``."""
-        # While the thread lives, the process has not been waited for and its id is nobody else's.
+        """Send SIGTERM to the process and its subprocesses, or SIGKILL with ``force``."""
+        # While the thread lives, the process has not been waited for, so its id is not reused.
         if self._thread.is_alive():
             with suppress(ProcessLookupError, PermissionError):
                 if hasattr(os, "killpg"):
@@ -101,52 +101,52 @@ class WorkerProcess:
     def wait(self, seconds: float) -> None:
         self._thread.join(max(0.0, seconds))
 
-    def fate(self) -> str:
-        """How it ended, once it is GONE: ``killed by SIGKILL``, or its exit status and what it said last."""
+    def describe_exit(self) -> str:
+        """How it ended, once it is GONE: ``killed by SIGKILL``, or its exit status and the end of its output."""
         return describe_exit(self._process.returncode, self._log, self._log_start)
 
-    def _converse(self, runner: bytes, inbox: Inbox) -> None:
-        # A worker that dies meanwhile is met again as the end of its stream.
+    def _read_messages(self, runner: bytes, inbox: Inbox) -> None:
+        # If the worker dies meanwhile, the loop below sees the end of its stream.
         with suppress(OSError):
-            write(self._to, Kind.RUNNER, runner)
-        while (message := read(self._from))[0] is not Kind.GONE:
+            write(self._stdin, Kind.RUNNER, runner)
+        while (message := read(self._stdout))[0] is not Kind.GONE:
             inbox.put((self, *message))
-        self._bury()
+        self._reap()
         inbox.put((self, Kind.GONE, b""))
 
-    def _bury(self) -> None:
+    def _reap(self) -> None:
+        """Wait for the process, and kill its remaining subprocesses."""
         if hasattr(os, "waitid"):
-            # Until it has been waited for, its id still names its group: end what it left behind.
+            # WNOWAIT keeps the id reserved, so killpg reaches only this process group.
             with suppress(ChildProcessError, ProcessLookupError, PermissionError):
                 os.waitid(os.P_PID, self._process.pid, os.WEXITED | os.WNOWAIT)
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        self._from.close()
+        self._stdout.close()
         with suppress(OSError):
-            self._to.close()
+            self._stdin.close()
 
 
 def describe_exit(status: int, log: Path, start: int) -> str:
-    """How a process ended: ``killed by SIGKILL``, or its exit status and the end of its log from ``start`` on."""
+    """How a process ended: ``killed by SIGKILL``, or its exit status and its log from byte ``start`` on."""
     if status in (-signal.SIGTERM, -getattr(signal, "SIGKILL", 9)):
         return f"killed by {signal.Signals(-status).name}"
     log_tail = read_log_tail(log, TAIL, start).strip()
-    how = f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
-    return f"{how}: {log_tail}" if log_tail else how
+    ending = f"exited with status {status}" if status >= 0 else f"killed by {_signal_name(-status)}"
+    return f"{ending}: {log_tail}" if log_tail else ending
 
 
 def environment(slots: Sequence[Mapping[str, str]], threads: int) -> dict[str, str]:
-    """A worker's environment: that of this process, with so many threads, the variables of its slots (of several,
-    the values joined by commas, as CUDA_VISIBLE_DEVICES takes them), and a PYTHONPATH under which it imports what
-    this process would."""
+    """Environment of a worker: that of this process, with ``threads`` threads, the variables of its slots and this
+    process's import path. Values of several slots are joined by commas, as in CUDA_VISIBLE_DEVICES."""
     names = dict.fromkeys(name for slot in slots for name in slot)
-    together = {
+    slot_variables = {
         name: ",".join(filter(None, dict.fromkeys(slot.get(name, "") for slot in slots))) for name in names
     }
     return {
         **os.environ,
         **dict.fromkeys(THREAD_VARIABLES, str(threads)),
-        **together,
+        **slot_variables,
         "PYTHONPATH": os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path),
     }
 

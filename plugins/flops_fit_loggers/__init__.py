@@ -1,4 +1,4 @@
-"""Loggers: what a run does, shown while it trains. A terminal's lines, TensorBoard, Weights & Biases, MLflow."""
+"""Loggers: ``terminal`` (lines on standard error), ``tensorboard``, ``wandb`` and ``mlflow``."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ from flops_fit_core.plugins import Logger, LoggerSpec, Options, hookimpl
 
 
 class TerminalOptions(Options):
-    """Plain lines on standard error, for the logs of batch systems: a run's start, its progress, its end."""
+    """Plain lines on standard error, for logs of batch systems: start, progress and end of each run."""
 
     every: NonNegativeFloat = 60.0
-    """Seconds between two lines on the progress of one run; 0 for all that is heard of it."""
+    """Seconds between two progress lines of a run. 0: every progress event."""
     time: bool = True
-    """Whether a line begins with date and time."""
+    """Start each line with date and time."""
 
 
 class CurveOptions(Options):
     points: PositiveInt = 1000
-    """Points of a run's training-loss curve, at most, over all its steps. Held-out evaluations are all shown."""
+    """Maximum number of points of a run's training-loss curve. All held-out evaluations are shown."""
 
 
 class TensorboardOptions(CurveOptions):
-    """Event files for TensorBoard, one folder a training run, with hyperparameters: ``tensorboard --logdir
-    STUDY/tensorboard``."""
+    """Event files for TensorBoard with hyperparameters, one folder per training run. To view them: ``tensorboard
+    --logdir STUDY/tensorboard``."""
 
 
 class ServerOptions(CurveOptions):
     flush_timeout: NonNegativeFloat = 30.0
-    """Seconds to wait at the end of a sweep for what has not been sent. Results that are still unsent are kept in
-    the study's folder, and sent when it is next run."""
+    """Seconds to wait at the end of a sweep until all results are sent. Unsent results stay in the study's folder,
+    and the next ``flops-fit run`` sends them."""
 
 
 class WandbOptions(ServerOptions):
-    """Weights & Biases: one of its runs for each training run, grouped by study."""
+    """Weights & Biases: one run per training run, grouped by study."""
 
     project: str | None = None
-    """Unset: ``WANDB_PROJECT``, or ``flops-fit``."""
+    """Project. Unset: ``WANDB_PROJECT``, or else ``flops-fit``."""
     entity: str | None = None
-    """User or team; unset: ``WANDB_ENTITY``, or the account's own."""
+    """User or team. Unset: ``WANDB_ENTITY``, or else the account's default."""
     mode: Literal["online", "offline", "disabled"] | None = None
-    """``offline`` writes into ``STUDY/wandb``, for ``wandb sync``. Unset: what ``WANDB_MODE`` says, or online."""
+    """``offline`` writes to ``STUDY/wandb``, for ``wandb sync``. Unset: ``WANDB_MODE``, or else ``online``."""
     tags: tuple[str, ...] = ()
-    """Of every run."""
+    """Tags of every run."""
 
 
 class MlflowOptions(ServerOptions):
-    """MLflow: a study is an experiment there, a training run a run with parameters, metrics and tags."""
+    """MLflow: one experiment per study, one run per training run, with parameters, metrics and tags."""
 
     tracking_uri: str | None = None
-    """Of the server, ``http://...``, or ``sqlite:///file``. Unset: ``MLFLOW_TRACKING_URI``, or the database
-    ``STUDY/mlflow/mlflow.db``."""
+    """Address of the server, ``http://...``, or of a database, ``sqlite:///file``. Unset: ``MLFLOW_TRACKING_URI``,
+    or else the database ``STUDY/mlflow/mlflow.db``."""
     experiment: Annotated[str, Field(min_length=1)] | None = None
-    """Unset: the study's name."""
+    """Name of the experiment. Unset: the study's name."""
 
 
 def build_terminal(options: TerminalOptions, folder: Path) -> Logger:
@@ -72,7 +72,7 @@ def build_tensorboard(options: TensorboardOptions, folder: Path) -> Logger:
 
 
 def build_wandb(options: WandbOptions, folder: Path) -> Logger:
-    """Raises ConfigError where it would be online and nobody has logged in."""
+    """Raises ConfigError if the mode is online and you are not logged in."""
     from flops_fit_loggers.background import BackgroundLogger
     from flops_fit_loggers.wandb_runs import WandbRuns
 

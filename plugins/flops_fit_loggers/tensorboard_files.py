@@ -1,4 +1,4 @@
-"""TensorBoard's event files: one folder a training run, on the axis of tokens."""
+"""Write TensorBoard's event files: one folder per training run, with tokens as steps."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from flops_fit_loggers import values
 
 
 class TensorboardLogger(Logger):
-    """Writes ``folder/<run name>/events.out.tfevents...``; a point's step is its tokens.
+    """Writes ``folder/<run name>/events.out.tfevents...``. The step of a point is its number of tokens.
 
-    No run declares an ``Experiment`` of the hparams plugin: where none does, TensorBoard takes the hyperparameters
-    and metrics of all runs together, and otherwise those of one.
+    No run declares an ``Experiment`` of the hparams plugin: without it, TensorBoard shows the hyperparameters and
+    metrics of all runs, otherwise those of one run only.
     """
 
     def __init__(self, folder: Path, points: int) -> None:
@@ -38,21 +38,21 @@ class TensorboardLogger(Logger):
 
     def progress(self, progress: Progress) -> None:
         run = self._runs.get(progress.run)
-        if run is None or not self._thinning.wants(progress):
+        if run is None or not self._thinning.selects(progress):
             return
         writer = self._writer(run, progress.attempt, progress.tokens)
         for key, value in values.training(progress).items():
             writer.add_scalar(key, value, progress.tokens)
 
     def finished(self, result: RunResult) -> None:
-        self._thinning.forget(result)
+        self._thinning.remove(result)
         writer = self._writer(result.run, result.attempt, None)
         for tokens, point in values.eval_points(result):
             for key, value in point.items():
                 writer.add_scalar(key, value, tokens)
         for key, value in values.measured(result).items():
             writer.add_scalar(key, value, result.tokens)
-        for key, text in values.remarks(result).items():
+        for key, text in values.texts(result).items():
             writer.add_text(key, f"```\n{text}\n```" if key == "traceback" else text, result.tokens)
         writer.file_writer.add_summary(_session_end(result))
         self._writers.pop(values.run_name(result.run, result.attempt)).close()
@@ -62,7 +62,7 @@ class TensorboardLogger(Logger):
             self._writers.popitem()[1].close()
 
     def _writer(self, run: RunSpec, attempt: int, tokens: int | None) -> SummaryWriter:
-        """``tokens``: where the run goes on. What an earlier driver wrote of later ones is hidden."""
+        """The writer of a run. TensorBoard hides points of an earlier driver from ``tokens`` on."""
         name = values.run_name(run, attempt)
         if name not in self._writers:
             writer = SummaryWriter(str(self._folder / name), purge_step=tokens)
@@ -73,7 +73,7 @@ class TensorboardLogger(Logger):
 
 
 def _session_end(result: RunResult) -> Any:
-    """What torch's own ``hparams`` gives as the third, with the status that the run really has."""
+    """The third summary of torch's ``hparams``, with the status of the run."""
     name = "STATUS_FAILURE" if result.status == "failed" else "STATUS_SUCCESS"
     end = SessionEndInfo(status=Status.Value(name), end_time_secs=time.time())
     metadata = create_summary_metadata(HParamsPluginData(session_end_info=end))

@@ -1,4 +1,4 @@
-"""Lines on standard error: standard output is for what a command was asked for."""
+"""Print lines on standard error. Standard output is for the results of commands."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ class TerminalLogger(Logger):
     """Prints one line per event.
 
     Args:
-        every: Seconds between two lines on the progress of one run.
-        time: Whether a line begins with date and time.
+        every: Seconds between two progress lines of a run.
+        time: Start each line with date and time.
     """
 
     def __init__(self, *, every: float, time: bool) -> None:
@@ -23,53 +23,53 @@ class TerminalLogger(Logger):
         self._time = time
         self._plan: SweepPlan | None = None
         self._runs: dict[str, RunSpec] = {}
-        self._said: dict[tuple[str, int], float] = {}
-        """When something was last said of a run that trains."""
+        self._last_line: dict[tuple[str, int], float] = {}
+        """(run id, attempt) -> monotonic time of its last line."""
 
     def started(self, plan: SweepPlan) -> None:
         self._plan = plan
         self._runs = {run.id: run for run in plan.runs}
         n, c = plan.params_name, plan.flops_name
-        self._say(f"sweep {plan.name}: {len(plan.runs)} runs, {plan.flops:.3g} FLOPs. N: {n}. C: {c}")
+        self._print(f"sweep {plan.name}: {len(plan.runs)} runs, {plan.flops:.3g} FLOPs. N: {n}. C: {c}")
 
     def progress(self, progress: Progress) -> None:
         run = self._runs.get(progress.run)
         if run is None:
             return
         key, now = (progress.run, progress.attempt), time.monotonic()
-        if key not in self._said:
-            self._say(f"{_who(run, progress.attempt)} trains: {self._what(run)}, {_steps(progress)}")
-        elif now - self._said[key] >= self._every:
-            self._say(f"{_who(run, progress.attempt)}: {_steps(progress)}")
+        if key not in self._last_line:
+            self._print(f"{_label(run, progress.attempt)} trains: {self._sizes(run)}, {_steps(progress)}")
+        elif now - self._last_line[key] >= self._every:
+            self._print(f"{_label(run, progress.attempt)}: {_steps(progress)}")
         else:
             return
-        self._said[key] = now
+        self._last_line[key] = now
 
     def finished(self, result: RunResult) -> None:
-        self._said.pop((result.id, result.attempt), None)
+        self._last_line.pop((result.id, result.attempt), None)
         loss = f", loss {result.loss:.4f}" if result.loss is not None else ""
         seen = "" if result.tokens == result.run.tokens else f", {_count(result.tokens)} {self._unit} seen"
-        error = f": {_one_line(result)}" if result.error is not None else ""
-        what = f"{self._what(result.run)}{seen}{loss}, {result.seconds:.1f} s{error}"
-        self._say(f"{_who(result.run, result.attempt)} {result.status}: {what}")
+        error = f": {result.error.line}" if result.error is not None else ""
+        summary = f"{self._sizes(result.run)}{seen}{loss}, {result.seconds:.1f} s{error}"
+        self._print(f"{_label(result.run, result.attempt)} {result.status}: {summary}")
 
     @property
     def _unit(self) -> str:
         return self._plan.unit if self._plan else "tokens"
 
-    def _what(self, run: RunSpec) -> str:
+    def _sizes(self, run: RunSpec) -> str:
         return f"N {_count(run.params)}, D {_count(run.tokens)} {self._unit}, C {run.flops:.3g}"
 
-    def _say(self, line: str) -> None:
-        # Looked up at every line: while a live display is shown, it stands in for sys.stderr.
+    def _print(self, line: str) -> None:
+        # Read sys.stderr for every line: a live display replaces it temporarily.
         now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} " if self._time else ""
         sys.stderr.write(f"{now}{line}\n")
         sys.stderr.flush()
 
 
-def _who(run: RunSpec, attempt: int) -> str:
-    again = f", attempt {attempt}" if attempt > 1 else ""
-    return f"run {run.id[:8]} (budget {run.budget:.3g}, size {run.size}, seed {run.seed}{again})"
+def _label(run: RunSpec, attempt: int) -> str:
+    retry = f", attempt {attempt}" if attempt > 1 else ""
+    return f"run {run.id[:8]} (budget {run.budget:.3g}, size {run.size}, seed {run.seed}{retry})"
 
 
 def _steps(progress: Progress) -> str:
@@ -81,12 +81,8 @@ def _steps(progress: Progress) -> str:
     return ", ".join(parts)
 
 
-def _one_line(result: RunResult) -> str:
-    return result.error.line if result.error else ""
-
-
 def _count(value: float) -> str:
-    """Three digits and a unit: ``950``, ``36.9K``, ``1.23B``."""
+    """A number with three digits and a suffix: ``950``, ``36.9K``, ``1.23B``."""
     for limit, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "K")):
         if value >= limit:
             return f"{value / limit:.3g}{unit}"

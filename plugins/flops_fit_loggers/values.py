@@ -1,7 +1,7 @@
-"""Runs, progress and results as flat dicts of numbers and text: the same names in every logger.
+"""Convert runs, progress and results to flat dicts of numbers and texts, with the same names in every logger.
 
-N, D and C are called ``params``, ``tokens`` and ``flops``, as in tables of runs; options as in ``--set``, with
-``/`` for the dot, which Weights & Biases takes for nesting. What is not known is left out.
+N, D and C are ``params``, ``tokens`` and ``flops``, as in tables of runs. Options are named as in ``--set``, with
+``/`` instead of ``.``, because Weights & Biases nests names at dots. Unknown values are left out.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ _MEASURED = (
 
 
 def run_name(run: RunSpec, attempt: int = 1) -> str:
-    """For people, and for folders: ``C1e+11-size32-seed0-3f2a90c1``, ``...-attempt2``."""
+    """Display name and folder name: ``C1e+11-size32-seed0-3f2a90c1``, ``...-attempt2``."""
     name = f"C{run.budget:.4g}-size{_plain(run.size)}-seed{run.seed}-{run.id[:8]}"
     return name if attempt == 1 else f"{name}-attempt{attempt}"
 
 
 def study_token(folder: Path) -> str:
-    """What tells this study from others of the same name on one server: made once, kept in the study's folder."""
+    """Random id that distinguishes studies of the same name on a server. It is stored in the study's folder."""
     file = folder / "loggers" / "study"
     file.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -45,9 +45,8 @@ def study_token(folder: Path) -> str:
 
 
 def config(run: RunSpec, plan: SweepPlan) -> dict[str, Scalar]:
-    """What the run is: N, D, C with their conventions, and every choice with the options that are not at their
-    default."""
-    known: dict[str, Scalar | None] = {
+    """Configuration of a run: N, D and C with their conventions, and every plugin with its non-default options."""
+    entries: dict[str, Scalar | None] = {
         "study": plan.name,
         "run": run.id,
         "trajectory": run.trajectory,
@@ -69,26 +68,26 @@ def config(run: RunSpec, plan: SweepPlan) -> dict[str, Scalar]:
     }
     for kind in _CHOICES:
         choice = getattr(run, kind)
-        known[kind] = choice.name
-        known |= {f"{kind}/{_plain(option)}": _scalar(value) for option, value in choice.options.items()}
-    return {key: value for key, value in known.items() if value is not None}
+        entries[kind] = choice.name
+        entries |= {f"{kind}/{_plain(option)}": _scalar(value) for option, value in choice.options.items()}
+    return {key: value for key, value in entries.items() if value is not None}
 
 
 def training(progress: Progress) -> dict[str, float]:
-    """One point of the training curve."""
+    """A point of the training curve."""
     point = {"train/loss": progress.loss, "train/tokens_per_second": progress.tokens_per_second}
     return _finite(point)
 
 
 def eval_points(result: RunResult) -> Iterator[tuple[int, dict[str, float]]]:
-    """The held-out curve: tokens, and what was measured there."""
+    """Points of the held-out curve: tokens and values."""
     for evaluation in result.curve:
         if evaluation.loss is not None:
             yield evaluation.tokens, {"eval/loss": evaluation.loss}
 
 
 def measured(result: RunResult) -> dict[str, float]:
-    """The result's numbers."""
+    """The numbers of a result."""
     numbers: dict[str, float | None] = {name: getattr(result, name) for name in _MEASURED}
     if result.parameters is not None:
         numbers |= {f"parameters/{name}": value for name, value in result.parameters.model_dump().items()}
@@ -97,9 +96,9 @@ def measured(result: RunResult) -> dict[str, float]:
     return _finite(numbers)
 
 
-def remarks(result: RunResult) -> dict[str, str]:
-    """The result's words: status, device, versions, what went wrong."""
-    said = {
+def texts(result: RunResult) -> dict[str, str]:
+    """The texts of a result: status, device, versions and error."""
+    entries = {
         "status": result.status,
         "attempt": str(result.attempt),
         "device": result.device,
@@ -108,34 +107,34 @@ def remarks(result: RunResult) -> dict[str, str]:
         "error": result.error.line if result.error else "",
         "traceback": result.error.traceback if result.error else "",
     }
-    said |= {f"versions/{_plain(name)}": version for name, version in result.versions.items()}
-    return {key: text for key, text in said.items() if text}
+    entries |= {f"versions/{_plain(name)}": version for name, version in result.versions.items()}
+    return {key: text for key, text in entries.items() if text}
 
 
 class Thinning:
-    """Picks the points of training curves that are shown: at most ``most`` a run, evenly over its steps, however
-    long it takes."""
+    """Selects at most ``max_points`` points of each run's training curve, evenly spaced in steps."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, max_points: int) -> None:
+        self._max_points = max_points
         self._last: dict[tuple[str, int], int] = {}
 
-    def wants(self, progress: Progress) -> bool:
-        """Whether to show it. A run that went on from an earlier step is shown from there."""
+    def selects(self, progress: Progress) -> bool:
+        """Whether to show this point. A run that resumes from an earlier step is shown from that step on."""
         key = progress.run, progress.attempt
         last = self._last.get(key)
-        gap = math.ceil(progress.steps / self._most)
+        gap = math.ceil(progress.steps / self._max_points)
         if last is not None and 0 <= progress.step - last < gap:
             return False
         self._last[key] = progress.step
         return True
 
-    def forget(self, result: RunResult) -> None:
+    def remove(self, result: RunResult) -> None:
+        """Drop the state of a finished run."""
         self._last.pop((result.id, result.attempt), None)
 
 
 def _plain(name: object) -> str:
-    """Letters, digits, ``.``, ``_``, ``-``, not too many: what every tracker takes for part of a name."""
+    """The name in characters that every tracker accepts: letters, digits, ``.``, ``_``, ``-``, at most 200."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", str(name)).strip(".")[:200] or "_"
 
 

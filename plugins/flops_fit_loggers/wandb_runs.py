@@ -1,4 +1,4 @@
-"""Training runs as runs of Weights & Biases, several of them open in one process."""
+"""Send training runs to Weights & Biases. Several of its runs are open at the same time."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from flops_fit_loggers import values
 
 ONLINE = ("online", "shared", "run")
 INIT_SECONDS = 20.0
-"""For a server to take a run, before the courier says that it does not answer; the library's own are 90."""
+"""Seconds for the server to accept a run before an error. The library's default is 90."""
 
 
 class WandbRuns:
-    """Implements ``courier.Runs``.
+    """Implements :class:`~flops_fit_loggers.background.Runs`.
 
-    A run's id there is a hash of the study, the run and the attempt: one that goes on after an interruption does
-    so there as well, and no attempt overwrites another.
+    The id of a W&B run is a hash of the study, the run and the attempt: a training run that resumes after an
+    interruption continues its W&B run, and no attempt overwrites another.
 
     Args:
-        flush_timeout: Seconds to wait for a run's data to be sent when it ends; what is late is on disk, for
+        flush_timeout: Seconds to wait at the end of a run until its data is sent. Later data stays on disk, for
             ``wandb sync``.
 
-    Raises ConfigError where it would be online and nobody has logged in.
+    Raises ConfigError if the mode is online and you are not logged in.
     """
 
     def __init__(
@@ -44,13 +44,13 @@ class WandbRuns:
         if (mode or os.environ.get("WANDB_MODE") or "online") in ONLINE:
             _check_login()
         self._folder = folder
-        self._about: dict[str, Any] = {
+        self._init_options: dict[str, Any] = {
             "project": project or os.environ.get("WANDB_PROJECT") or "flops-fit",
             "entity": entity,
             "mode": mode,
             "tags": list(tags),
             "dir": str(folder),
-            "reinit": "create_new",  # beside other active runs, and never the process's global one
+            "reinit": "create_new",  # allows several active runs, without a global run
             "resume": "allow",
         }
         self._patience = flush_timeout
@@ -62,7 +62,7 @@ class WandbRuns:
         self._specs = {run.id: run for run in plan.runs}
         self._study = values.study_token(self._folder)
 
-    def progress(self, progress: Progress, when: float) -> None:
+    def progress(self, progress: Progress, timestamp: float) -> None:
         spec, point = self._specs.get(progress.run), values.training(progress)
         if spec is not None:
             run = self._run(spec, progress.attempt)
@@ -72,12 +72,12 @@ class WandbRuns:
         run = self._run(result.run, result.attempt)
         for tokens, point in values.eval_points(result):
             run.log({"tokens": tokens, **point})
-        run.summary.update({**values.remarks(result), **values.measured(result)})
+        run.summary.update({**values.texts(result), **values.measured(result)})
         run.finish(exit_code=1 if result.status == "failed" else 0)
         del self._open[result.id, result.attempt]
 
     def close(self) -> None:
-        """Runs that were interrupted count as failed there until they go on."""
+        """Interrupted runs are failed in W&B until they resume."""
         while self._open:
             self._open.popitem()[1].finish(exit_code=1)
         _end_service()
@@ -86,18 +86,18 @@ class WandbRuns:
         key = spec.id, attempt
         if key not in self._open:
             try:
-                run = self._begun(spec, attempt)
+                run = self._init(spec, attempt)
             except wandb.Error:
-                _end_service()  # it takes the id of a run that could not begin for used
+                _end_service()  # otherwise W&B's service treats the id as used, and a retry fails
                 raise
             run.define_metric("tokens", hidden=True)
             run.define_metric("*", step_metric="tokens")
             self._open[key] = run
         return self._open[key]
 
-    def _begun(self, spec: RunSpec, attempt: int) -> Any:
+    def _init(self, spec: RunSpec, attempt: int) -> Any:
         return wandb.init(
-            **self._about,
+            **self._init_options,
             id=content_hash({"study": self._study, "run": spec.id, "attempt": attempt}),
             name=values.run_name(spec, attempt),
             group=self._plan.name,
@@ -107,7 +107,7 @@ class WandbRuns:
         )
 
     def _settings(self) -> wandb.Settings:
-        """The driver passes on what workers measure: its own output, load and code are not the run's."""
+        """Record no output, load or code of this process: the driver only forwards measurements of workers."""
         return wandb.Settings(
             console="off",
             silent=True,
@@ -123,20 +123,20 @@ class WandbRuns:
 
 
 def _end_service() -> None:
-    """The library's own process, unless some run in this one still uses it."""
+    """End the library's service process, unless a run of this process uses it."""
     if wandb.setup().most_recent_active_run is None:
         wandb.teardown()
 
 
 def _check_login() -> None:
-    """Its library would ask for a key at the terminal, in the middle of a sweep."""
+    """Raise ConfigError without a login. Otherwise the library prompts for a key in the middle of a sweep."""
     from requests.utils import get_netrc_auth
 
     settings = wandb.setup().settings
-    known = settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY")
-    _end_service()  # which asking for the settings has begun
-    if not (known or get_netrc_auth(settings.base_url)):
+    key = settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY")
+    _end_service()  # wandb.setup() has started it
+    if not (key or get_netrc_auth(settings.base_url)):
         raise ConfigError(
-            f"logger 'wandb': nobody has logged in to {settings.base_url}: run 'wandb login', or set "
+            f"logger 'wandb': not logged in to {settings.base_url}: type 'wandb login', or set "
             'WANDB_API_KEY, or write loggers = [{name = "wandb", mode = "offline"}]'
         )

@@ -1,8 +1,8 @@
-"""Where results are kept: ``sqlite`` (a database, the default), ``json`` (a file that people can read) and
-``postgres`` (a database that several machines share).
+"""Result stores: ``sqlite`` (a database file, the default), ``json`` (one readable file) and ``postgres`` (a
+database that several machines share).
 
-All may be used by several processes at once, survive SIGKILL and power failure at any moment, and refuse what is
-damaged or not theirs instead of touching it.
+Each store may be used by several processes at once, survives SIGKILL and power failure at any moment, and reports
+damaged or foreign files without changing them.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ Timeout = Annotated[float, Field(gt=0)]
 
 
 class StoreOptions(Options):
-    """Options of the stores that are one file."""
+    """Options of the stores in a file."""
 
     lock_timeout: Timeout = 60.0
-    """Seconds to wait while another process is writing, before giving up with an error."""
+    """Seconds to wait for another process that writes, before an error."""
 
 
 class PostgresOptions(Options):
-    """Tables in a PostgreSQL database: drivers on several machines share a study without a common file system."""
+    """Tables in a PostgreSQL database. Drivers on several machines share a study without a shared file system."""
 
     url: str | None = None
-    """Where the database is, as libpq writes it: ``postgresql://anna@db.example.org/scaling``, or ``host=...
-    dbname=...``. Without a password: the study's folder keeps it. Unset, ``PGHOST``, ``PGSERVICE`` and so on say
-    it."""
+    """Connection string in libpq's format: ``postgresql://anna@db.example.org/scaling`` or ``host=...
+    dbname=...``, without a password, because it is written to the study's folder. Unset: libpq's variables such as
+    ``PGHOST`` and ``PGSERVICE`` apply."""
     url_variable: str | None = None
-    """Name of an environment variable that has the ``url``, which may then have a password."""
+    """Name of an environment variable that holds the ``url``. That url may contain a password."""
     study: Annotated[str, Field(min_length=1)] | None = None
-    """Under which name the database keeps the results; unset, that of the study's folder. Drivers that share a
-    study need the same one."""
+    """Name of the study in the database. Drivers that share a study must use the same name. Unset: the name of the
+    study's folder."""
     reconnect_timeout: Timeout = 60.0
-    """Seconds to try again when the connection is lost, before giving up with an error."""
+    """Seconds to retry after the connection is lost, before an error."""
 
 
 def build_sqlite(options: StoreOptions, folder: Path) -> ResultStore:
@@ -56,7 +56,7 @@ def build_json(options: StoreOptions, folder: Path) -> ResultStore:
 
 
 def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
-    """Connect to the database. Raises ConfigError for a ``url`` that cannot be used, StoreError for a server."""
+    """Connect to the database. Raises ConfigError for an invalid ``url``, StoreError if the connection fails."""
     from flops_fit_stores.postgres import PostgresStore, study_name
     from flops_fit_stores.server import Server, connection_string
 

@@ -1,5 +1,4 @@
-"""What all stores ask of a result before they take it, how they show it, and what they say of one they cannot
-read."""
+"""Code that the stores share: validate results, convert them to columns and back, and build error messages."""
 
 from __future__ import annotations
 
@@ -13,20 +12,19 @@ from pydantic import ValidationError
 
 from flops_fit_core import RunResult, StoreError
 
-START_ANEW = "To start anew, move it away or choose another folder with --out"
+START_NEW = "To start with an empty store, move it away or choose another folder with --out"
 
 
-def checked(result: RunResult) -> RunResult:
-    """The result, validated again: a copy that was made without validation may hold NaN.
+def validated(result: RunResult) -> RunResult:
+    """The result, validated again: a copy made without validation may contain NaN.
 
     Raises pydantic's ValidationError, a ValueError.
     """
     return RunResult.model_validate(result.model_dump())
 
 
-def flat(result: RunResult) -> dict[str, Any]:
-    """The values of a result that people ask for, by column; ``record`` is all of it as JSON, which alone is read
-    back."""
+def to_columns(result: RunResult) -> dict[str, Any]:
+    """Column -> value, for queries. ``record`` is the complete result as JSON; stores read only this column."""
     return {
         "id": result.id,
         "attempt": result.attempt,
@@ -44,23 +42,22 @@ def flat(result: RunResult) -> dict[str, Any]:
     }
 
 
-def is_long(value: Any) -> bool:
-    """Whether this is an integer that does not fit into 64 bits."""
+def exceeds_64_bits(value: Any) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
-def from_record(record: str, where: object, run_id: str, attempt: int) -> RunResult:
-    """The result again. Raises StoreError for a record that was edited into nonsense."""
+def parse_record(record: str, location: object, run_id: str, attempt: int) -> RunResult:
+    """The result of a record. Raises StoreError for an invalid record."""
     try:
         return RunResult.model_validate_json(record)
     except ValidationError as error:
-        raise unreadable(where, run_id, attempt, error) from None
+        raise invalid_record(location, run_id, attempt, error) from None
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """Without the garbage collector, which would go again and again over thousands of new objects, all of
-    them in use. Reading many results takes half the time."""
+def gc_paused() -> Iterator[None]:
+    """Pause the garbage collector, which would scan thousands of new live objects repeatedly. This halves the time
+    to read many results."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -70,19 +67,32 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def unreadable(where: object, run_id: str, attempt: object, error: ValidationError) -> StoreError:
-    """What to say of a record, stored at ``where``, that is no valid RunResult."""
+def invalid_record(location: object, run_id: str, attempt: object, error: ValidationError) -> StoreError:
+    """The error for a record at ``location`` that is not a valid RunResult."""
     first = error.errors(include_url=False)[0]
-    place = ".".join(map(str, first["loc"])) or "the record"
+    field = ".".join(map(str, first["loc"])) or "the record"
     return StoreError(
-        f"{where}: cannot read the result of run {run_id}, attempt {attempt}: {place}: {first['msg']}. It was "
-        f"edited, or written by another version of flops-fit: use that version, or delete this one result"
+        f"{location}: cannot read the result of run {run_id}, attempt {attempt}: {field}: {first['msg']}. It was "
+        f"edited, or written by another version of flops-fit: use that version, or delete this result"
+    )
+
+
+def damaged(path: Path, reason: str) -> StoreError:
+    return StoreError(
+        f"{path}: damaged ({reason}). The file is unchanged: repair it by hand or put a copy back. {START_NEW}"
+    )
+
+
+def wrong_version(path: Path, version: object, supported: int) -> StoreError:
+    return StoreError(
+        f"{path}: written by a newer flops-fit: its version is {version!r}, the latest supported here is "
+        f"{supported}: pip install -U flops-fit"
     )
 
 
 def make_folder(folder: Path) -> None:
-    """Make the study's folder where it is missing. Raises StoreError."""
+    """Create the study's folder. Raises StoreError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise StoreError(f"{folder}: cannot make this folder for the results: {error.strerror}") from None
+        raise StoreError(f"{folder}: cannot create this folder for the results: {error.strerror}") from None

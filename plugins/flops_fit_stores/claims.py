@@ -1,4 +1,4 @@
-"""Who is training what, and until when: a journal beside the results of the stores that are files."""
+"""Claims of a store in a file: a journal of which owner trains which run until when."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from flops_fit_stores.files import locked
 from flops_fit_stores.journal import Journal
 
 Line = tuple[str, str, float]
-"""Run, owner, and until when by this machine's clock, in Unix seconds; released: 0."""
-_MANY = 1000
-"""Lines from which on the journal is written anew when most of them have been overtaken."""
+"""Run id, owner, and the end of the claim by this machine's clock, in Unix seconds. 0 after a release."""
+_MIN_LINES_TO_COMPACT = 1000
+"""The journal is compacted only if it has more lines."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """Who holds a run until when."""
+    """The owner of a run and the end of the claim, in Unix seconds."""
 
     owner: str
     until: float
 
 
 class Claims:
-    """Claims in a file, each of whose lines overtakes the earlier ones on its run.
+    """Claims in a file of lines. The last line of a run counts.
 
-    They are not forced to the disk: a power failure that loses them ends the drivers on this machine as well.
-    Where machines share the file, their clocks have to agree to within a few seconds.
+    They are not forced to disk: a power failure that loses them also ends the drivers on this machine. If several
+    machines share the file, their clocks must agree within a few seconds.
 
     Args:
         path: The file, created by the first claim.
-        lock: Held by whoever writes.
+        lock: Lock of the writers.
     """
 
     def __init__(self, path: Path, lock: BaseFileLock) -> None:
@@ -42,7 +42,7 @@ class Claims:
         self._held: dict[str, Claim] = {}
 
     def take(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Whether ``owner`` holds the run now, for that long."""
+        """Claim a run for ``owner``. Returns False if another owner holds it."""
         with locked(self._lock, self._journal.path):
             self._refresh()
             now, held = time.time(), self._held.get(run_id)
@@ -52,11 +52,11 @@ class Claims:
             return True
 
     def extend(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Whether ``owner`` still held the run, and does now for that long."""
+        """Extend the claim of ``owner``. Returns False if ``owner`` does not hold the run."""
         return self._change(run_id, owner, seconds)
 
     def drop(self, run_id: str, owner: str) -> None:
-        """Free the run where ``owner`` holds it."""
+        """Release the run if ``owner`` holds it."""
         self._change(run_id, owner, None)
 
     def _change(self, run_id: str, owner: str, seconds: float | None) -> bool:
@@ -72,19 +72,19 @@ class Claims:
         if not self._journal.path.exists():
             self._journal.replace()
             self._held.clear()
-        anew, lines = self._journal.news()
-        if anew:
+        replaced, lines = self._journal.read_new()
+        if replaced:
             self._held.clear()
         for line in lines:
-            self._note(*line)
+            self._apply(*line)
 
     def _put(self, run_id: str, owner: str, until: float) -> None:
         self._journal.append((run_id, owner, until))
-        self._note(run_id, owner, until)
-        if self._journal.lines > max(_MANY, 4 * len(self._held)):
-            self._journal.replace((run, one.owner, one.until) for run, one in self._held.items())
+        self._apply(run_id, owner, until)
+        if self._journal.lines > max(_MIN_LINES_TO_COMPACT, 4 * len(self._held)):
+            self._journal.replace((run, claim.owner, claim.until) for run, claim in self._held.items())
 
-    def _note(self, run_id: str, owner: str, until: float) -> None:
+    def _apply(self, run_id: str, owner: str, until: float) -> None:
         if until:
             self._held[run_id] = Claim(owner, until)
         else:

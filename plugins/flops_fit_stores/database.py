@@ -1,4 +1,4 @@
-"""Opening ``results.sqlite``: looking before touching, the schema and its migrations, errors in plain words."""
+"""Open ``results.sqlite``: check the file before any write, migrate the schema, and explain errors."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 from sqlite_utils import Database
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_ANEW, make_folder
+from flops_fit_stores.checks import START_NEW, make_folder
 
 APPLICATION_ID = 0x666C6F70
-"""``flop`` in the file's header: this database is ours."""
+"""``flop`` in ASCII: marks the file as a flops-fit database."""
 COLUMNS: dict[str, Any] = {
     "id": str,
     "attempt": int,
@@ -44,27 +44,27 @@ def _first_tables(db: Database) -> None:
 
 Migrations = Sequence[Callable[[Database], None]]
 MIGRATIONS: Migrations = (_first_tables,)
-"""Append only. Each brings a file from the schema before it to its own; ``PRAGMA user_version`` counts them.
-They use ``db.execute`` only: before version 4, what changes a table in sqlite-utils ends the transaction."""
+"""Migrations in order; only append. Each leads to the next schema version, stored in ``PRAGMA user_version``.
+They use ``db.execute`` only: before version 4, sqlite-utils commits when it changes a table."""
 
 
 def open_database(path: Path, lock_timeout: float) -> Database:
-    """Open the database, creating it where there is none, in write-ahead-log mode with ``synchronous=FULL``.
+    """Open or create the database, in write-ahead-log mode with ``synchronous=FULL``.
 
-    Waits ``lock_timeout`` seconds for other processes. Raises StoreError, having changed nothing, for a file that
-    is damaged, not ours or of a newer schema.
+    Waits ``lock_timeout`` seconds for other processes. Raises StoreError, without any change, for a file that is
+    damaged, foreign or of a newer schema.
     """
     make_folder(path.parent)
-    with explained(path, lock_timeout):
-        _refuse_to_orphan_a_log(path)
+    with explain_errors(path, lock_timeout):
+        _check_log(path)
         if path.exists() and path.stat().st_size > 0:
-            _refuse_what_is_not_ours(path, lock_timeout)
+            _check_file(path, lock_timeout)
         connection = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None)
         try:
-            _refuse_other_schemas(path, connection)
+            _check_schema(path, connection)
             db = Database(connection, execute_plugins=False)
             migrate(db)
-            _log_ahead(db, lock_timeout)
+            _enable_write_ahead_log(db, lock_timeout)
         except BaseException:
             connection.close()
             raise
@@ -72,12 +72,12 @@ def open_database(path: Path, lock_timeout: float) -> Database:
 
 
 def migrate(db: Database, migrations: Migrations = MIGRATIONS) -> None:
-    """Bring a database up to the latest schema, all of the way or not at all."""
+    """Migrate a database to the latest schema in one transaction."""
     if _pragma(db.conn, "user_version") >= len(migrations):
         return
     db.execute("BEGIN IMMEDIATE")
     try:
-        # Asked again now that nobody else can write: another process may have been faster.
+        # Read the version again under the write lock: another process may have migrated meanwhile.
         version = _pragma(db.conn, "user_version")
         for step in migrations[version:]:
             step(db)
@@ -93,76 +93,76 @@ def _pragma(connection: sqlite3.Connection, name: str) -> int:
     return int(connection.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _refuse_to_orphan_a_log(path: Path) -> None:
-    """SQLite deletes the log of a database that is missing or empty, and the results in it."""
+def _check_log(path: Path) -> None:
+    """Stop before SQLite deletes the log of a missing or empty database, and the results in it."""
     log = path.with_name(f"{path.name}-wal")
-    # The log is looked at first: it only ever has something in it once the database has.
+    # Check the log before the database: another process that creates both fills the database first.
     log_has_results = log.exists() and log.stat().st_size > 0
     if log_has_results and not (path.exists() and path.stat().st_size > 0):
         raise StoreError(
-            f"{path}: missing or empty, while {log.name} beside it still has results. Put the database that "
-            f"belongs to it back. {START_ANEW}, and the log with it"
+            f"{path}: missing or empty, but its log {log.name} has results. Put the database of this log back. "
+            f"{START_NEW}, and the log with it"
         )
 
 
-def _refuse_what_is_not_ours(path: Path, lock_timeout: float) -> None:
-    """Look at a database without writing: opening a damaged one as usual may make the damage worse."""
+def _check_file(path: Path, lock_timeout: float) -> None:
+    """Check a database without writing to it: opening a damaged file for writing may damage it further."""
     if not path.is_file():
-        raise StoreError(f"{path}: not a file, so no store can be there. {START_ANEW}")
+        raise StoreError(f"{path}: not a file. {START_NEW}")
     with path.open("rb") as file:
-        beginning = file.read(len(_MAGIC))
-    if beginning != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
-        raise StoreError(f"{path}: not an SQLite database, or its beginning is damaged. {START_ANEW}")
+        header = file.read(len(_MAGIC))
+    if header != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
+        raise StoreError(f"{path}: not an SQLite database, or its header is damaged. {START_NEW}")
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=lock_timeout, isolation_level=None)) as connection:
         try:
-            _refuse_other_schemas(path, connection)
-            found = [text for (text,) in connection.execute("PRAGMA quick_check(1)")]
+            _check_schema(path, connection)
+            problems = [text for (text,) in connection.execute("PRAGMA quick_check(1)")]
         except sqlite3.OperationalError as error:
-            # Somebody was killed while creating it. A writer can roll that back, a reader cannot look.
+            # A process was killed while it created the database. Only a writer can roll that back.
             if not error.sqlite_errorname.startswith("SQLITE_READONLY"):
                 raise
             return
-    if found != ["ok"]:
-        raise _damaged(path, found[0].split("\n")[-1])
+    if problems != ["ok"]:
+        raise _damaged(path, problems[0].split("\n")[-1])
 
 
-def _refuse_other_schemas(path: Path, connection: sqlite3.Connection) -> None:
+def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
     owner, schema = _pragma(connection, "application_id"), _pragma(connection, "user_version")
     (tables,) = connection.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
     if owner != APPLICATION_ID and (owner or schema or tables):
-        raise StoreError(f"{path}: an SQLite database of another program. {START_ANEW}")
+        raise StoreError(f"{path}: an SQLite database of another program. {START_NEW}")
     if schema > len(MIGRATIONS):
         raise StoreError(
-            f"{path}: written by a newer flops-fit (schema {schema}; this one knows up to {len(MIGRATIONS)}): "
-            f"pip install -U flops-fit"
+            f"{path}: written by a newer flops-fit: its schema is version {schema}, the latest supported here is "
+            f"{len(MIGRATIONS)}: pip install -U flops-fit"
         )
 
 
-def _log_ahead(db: Database, lock_timeout: float) -> None:
+def _enable_write_ahead_log(db: Database, lock_timeout: float) -> None:
     deadline = time.monotonic() + lock_timeout
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
             break
         except sqlite3.OperationalError:
-            # SQLite does not wait for a lock here, and others may be opening the file as well.
+            # SQLite does not wait for a lock here, and other processes may open the file at the same time.
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.01)
     db.execute("PRAGMA synchronous = FULL")
 
 
-def _damaged(path: Path, what: str) -> StoreError:
+def _damaged(path: Path, reason: str) -> StoreError:
     return StoreError(
-        f"{path}: damaged ({what}). It was left as it is: put a copy back, or save what can be read with: "
-        f"sqlite3 {path.name} .recover. {START_ANEW}"
+        f"{path}: damaged ({reason}). The file is unchanged: put a copy back, or recover readable rows with: "
+        f"sqlite3 {path.name} .recover. {START_NEW}"
     )
 
 
 @contextmanager
-def explained(path: Path, lock_timeout: float) -> Iterator[None]:
-    """Turn what SQLite and the file system raise into StoreError."""
+def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
+    """Convert errors of SQLite and the file system to StoreError."""
     try:
         yield
     except sqlite3.Error as error:
@@ -171,7 +171,7 @@ def explained(path: Path, lock_timeout: float) -> Iterator[None]:
             raise _damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StoreError(
-                f"{path}: another process has kept it locked for {lock_timeout:g} seconds. Wait for it, or stop it"
+                f"{path}: locked by another process for {lock_timeout:g} seconds. Wait for that process, or stop it"
             ) from None
         raise StoreError(f"{path}: {error}") from None
     except OSError as error:

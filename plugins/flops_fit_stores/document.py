@@ -1,4 +1,4 @@
-"""A JSON file that several processes change, one at a time, and that is whole at every moment."""
+"""A JSON file that several processes change, one at a time. It is complete at every moment."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_ANEW, uncollected
+from flops_fit_stores.checks import START_NEW, damaged, gc_paused, wrong_version
 from flops_fit_stores.files import locked, replace_file
 
 _HEAD = 128
-"""Bytes at the beginning of a file, ``writes`` among them."""
+"""Bytes at the start of a file that include the field ``writes``."""
 
 
 class Document:
-    """A JSON object on disk: ``format``, ``version``, ``writes`` (how often it was written) and content.
+    """A JSON object on disk: ``format``, ``version``, ``writes`` (number of writes) and content.
 
-    Every method raises StoreError for a file that is damaged, not ours or of another version; such a file is
-    never replaced.
+    Every method raises StoreError for a file that is damaged, foreign or of another version. Such a file is never
+    replaced.
 
     Args:
         path: The file; :meth:`create` makes it.
-        format_name: What ``format`` says.
-        shape: What the content has to look like.
-        lock: Held by whoever writes.
+        format_name: Value of ``format``.
+        shape: Model that validates the content.
+        lock: Lock of the writers.
     """
 
     VERSION = 1
@@ -40,7 +40,7 @@ class Document:
         self._data: dict[str, Any] = {}
 
     def create(self, **content: Any) -> None:
-        """Write the file with this content where there is none."""
+        """Write the file with this content if it does not exist."""
         if self.path.exists():
             return
         with locked(self._lock, self.path):
@@ -48,60 +48,50 @@ class Document:
                 self._write({"format": self._format, "version": self.VERSION, "writes": 0, **content})
 
     def read(self) -> dict[str, Any]:
-        """The whole object, to be looked at only. Parsed again only if the file was written meanwhile."""
+        """The object, which the caller must not change. The file is parsed again only if it has changed."""
         try:
             with self.path.open("rb") as file:
                 head = file.read(_HEAD)
                 seen = _signature(os.fstat(file.fileno()), head)
                 if seen != self._seen:
-                    with uncollected():
-                        self._data, self._seen = self._parsed(head + file.read()), seen
+                    with gc_paused():
+                        self._data, self._seen = self._parse(head + file.read()), seen
         except FileNotFoundError:
             raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again") from None
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from None
         return self._data
 
-    def change(self, by: Callable[[dict[str, Any]], bool]) -> bool:
-        """Let ``by`` change the object as it is now, and write it; or return False and change nothing."""
+    def change(self, edit: Callable[[dict[str, Any]], bool]) -> bool:
+        """Apply ``edit`` to the current object and write it. If ``edit`` returns False, write nothing and return
+        False."""
         with locked(self._lock, self.path):
             data, seen = self.read(), self._seen
-            self._seen = None  # what is in memory counts again once it is known to be on disk
-            if not by(data):
+            self._seen = None  # if the write fails, the next read parses the file again
+            if not edit(data):
                 self._seen = seen
                 return False
             data["writes"] += 1
             self._write(data)
             return True
 
-    def _parsed(self, text: bytes) -> dict[str, Any]:
+    def _parse(self, text: bytes) -> dict[str, Any]:
         if not text:
-            raise StoreError(f"{self.path}: empty. {START_ANEW}")
+            raise StoreError(f"{self.path}: empty. {START_NEW}")
         try:
             data = from_json(text, allow_inf_nan=False)
         except ValueError as error:
-            raise self._damaged(f"cut off or no longer JSON: {error}") from None
+            raise damaged(self.path, f"truncated or not valid JSON: {error}") from None
         if not isinstance(data, dict) or data.get("format") != self._format:
-            raise StoreError(
-                f"{self.path}: JSON, but not {self._format}: it belongs to something else. {START_ANEW}"
-            )
+            raise StoreError(f"{self.path}: JSON of another program, not {self._format}. {START_NEW}")
         if data.get("version") != self.VERSION:
-            raise StoreError(
-                f"{self.path}: its version is {data.get('version')!r}, and this flops-fit knows {self.VERSION}: "
-                f"a newer one wrote it; pip install -U flops-fit"
-            )
+            raise wrong_version(self.path, data.get("version"), self.VERSION)
         try:
             self._shape.model_validate(data)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise self._damaged(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            raise damaged(self.path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
         return data
-
-    def _damaged(self, what: str) -> StoreError:
-        return StoreError(
-            f"{self.path}: damaged ({what}). It was left as it is: repair it by hand or put a copy back. "
-            f"{START_ANEW}"
-        )
 
     def _write(self, data: dict[str, Any]) -> None:
         text = to_json(data, indent=2)
@@ -110,5 +100,5 @@ class Document:
 
 
 def _signature(status: os.stat_result, head: bytes) -> tuple[object, ...]:
-    """Two files with the same signature have the same content: whoever writes also counts, at the head."""
+    """Equal for two reads only if the content is equal: every write increases the counter in ``head``."""
     return status.st_ino, status.st_mtime_ns, status.st_size, head

@@ -1,4 +1,4 @@
-"""Files that several processes share: whole at every moment, and changed by one of them at a time."""
+"""Locking and atomic replacement of files that several processes share."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from flops_fit_core import StoreError
 
 @contextmanager
 def locked(lock: BaseFileLock, path: Path) -> Iterator[None]:
-    """Hold the lock of what is at ``path``. Raises StoreError where another process keeps it too long."""
+    """Hold the lock of the file ``path``. Raises StoreError if another process holds it until the timeout."""
     try:
         lock.acquire()
     except Timeout:
         raise StoreError(
-            f"{path}: another process has held {Path(lock.lock_file).name} for {lock.timeout:g} seconds. "
-            f"Wait for it, or stop it"
+            f"{path}: {Path(lock.lock_file).name} held by another process for {lock.timeout:g} seconds. "
+            f"Wait for that process, or stop it"
         ) from None
     except (OSError, NotImplementedError) as error:
         raise StoreError(f"{path}: cannot lock {lock.lock_file}: {error}") from None
@@ -31,9 +31,9 @@ def locked(lock: BaseFileLock, path: Path) -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> os.stat_result:
-    """Put a file with this content in the place of ``path``, on disk when it returns. Only with the lock held.
+    """Replace ``path`` atomically and force it to disk. The caller must hold the lock.
 
-    A killed writer leaves ``.NAME.new``, which the next one overwrites. Raises StoreError, having changed nothing.
+    A killed writer leaves ``.NAME.new``, which the next writer overwrites. Raises StoreError without any change.
     """
     new = path.with_name(f".{path.name}.new")
     try:
@@ -45,12 +45,12 @@ def replace_file(path: Path, content: bytes) -> os.stat_result:
         new.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise StoreError(f"{path}: cannot write: {error.strerror}. It was left as it was") from None
+        raise StoreError(f"{path}: cannot write: {error.strerror}. The file is unchanged") from None
     return status
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure. Windows has no such call, and needs none."""
+    """Make a rename survive a power failure. Windows cannot fsync a folder, and need not."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -1,11 +1,10 @@
-"""The ``json`` store: ``results.json``, one file that people can read, diff and mail.
+"""The ``json`` store: ``results.json``, one file that you can read, diff and mail.
 
-Each write goes to a new file that then takes the old one's place, so the file is whole at every moment; each
-is made from what is on disk at that moment, under the lock ``results.json.lock``. ``results.claims.jsonl``
-says who is training what, and until when.
+Each change reads the current file under the lock ``results.json.lock``, writes a new file and renames it, so the
+file is complete at every moment. ``results.claims.jsonl`` holds the claims.
 
-Every ``add`` writes all results again: about 30 ms of CPU and 3 MB to the disk at 1,000 results, ten times that
-at 10,000 (tests/benchmarks/stores.py). For more than a thousand runs use another store.
+Every ``add`` writes all results again: about 30 ms of CPU and 3 MB to disk at 1,000 results, ten times that at
+10,000 (tests/benchmarks/stores.py). For more than a thousand runs, use another store.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from flops_fit_core import RunResult
 from flops_fit_core.plugins import ResultStore
-from flops_fit_stores.checks import checked, make_folder, uncollected, unreadable
+from flops_fit_stores.checks import gc_paused, invalid_record, make_folder, validated
 from flops_fit_stores.claims import Claims
 from flops_fit_stores.document import Document
 
 
 class _Shape(BaseModel):
-    """What the code here relies on; the rest of a result is looked at when it is asked for."""
+    """Fields that this store uses. Results are validated completely when they are read."""
 
     model_config = ConfigDict(strict=True)
 
@@ -42,11 +41,11 @@ class _Results(_Shape):
 class JsonStore(ResultStore):
     """Results in one JSON file. One thread; any number of processes.
 
-    Every method raises StoreError where the file cannot be used.
+    Every method raises StoreError if the file cannot be used.
 
     Args:
-        path: The file, created where there is none.
-        lock_timeout: Seconds to wait for another process that is writing.
+        path: The file, created if it does not exist.
+        lock_timeout: Seconds to wait for another process that writes.
     """
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
@@ -59,53 +58,46 @@ class JsonStore(ResultStore):
         self._claims = Claims(path.with_suffix(".claims.jsonl"), lock)
 
     def add(self, result: RunResult) -> None:
-        """Keep one attempt, replacing the same attempt at the same run. On disk when it returns.
+        """As in the base class. The result is on disk when this returns."""
+        entry = _entry(validated(result))
 
-        Raises ValueError for a number that is not finite.
-        """
-        entry = _entry(checked(result))
-
-        def put(data: dict[str, Any]) -> bool:
+        def replace_or_append(data: dict[str, Any]) -> bool:
             entries = data["results"]
-            for index, other in enumerate(entries):
-                if (other["id"], other["attempt"]) == (entry["id"], entry["attempt"]):
+            for index, existing in enumerate(entries):
+                if (existing["id"], existing["attempt"]) == (entry["id"], entry["attempt"]):
                     entries[index] = entry
                     return True
             entries.append(entry)
             return True
 
-        self._file.change(put)
+        self._file.change(replace_or_append)
 
     def all_attempts(self) -> list[RunResult]:
-        """Every attempt at every run, in the order in which they were added."""
-        with uncollected():
+        with gc_paused():
             return [self._result(entry) for entry in self._file.read()["results"]]
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt at a run, by its number. Only its own entries are validated."""
+        """All attempts at a run, by number. Validates only these entries."""
         entries = [entry for entry in self._file.read()["results"] if entry["id"] == run_id]
         return [self._result(entry) for entry in sorted(entries, key=lambda entry: int(entry["attempt"]))]
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Take the right to train a run for that long; False while somebody else holds it."""
         return self._claims.take(run_id, owner, seconds)
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Hold a claim for that long from now; False where it has been lost to somebody else."""
         return self._claims.extend(run_id, owner, seconds)
 
     def release(self, run_id: str, owner: str) -> None:
-        """Give a claim back. Nothing happens where ``owner`` does not hold it."""
         self._claims.drop(run_id, owner)
 
     def _result(self, entry: dict[str, Any]) -> RunResult:
         try:
             return RunResult.model_validate({key: value for key, value in entry.items() if key != "id"})
         except ValidationError as error:
-            raise unreadable(self.path, entry["id"], entry["attempt"], error) from None
+            raise invalid_record(self.path, entry["id"], entry["attempt"], error) from None
 
 
 def _entry(result: RunResult) -> dict[str, Any]:
-    """A result as it stands in the file: what people look for comes first."""
+    """The JSON object of a result. The fields that readers look for come first."""
     first = {"id": result.id, "status": result.status, "attempt": result.attempt, "loss": result.loss}
     return {**first, **result.model_dump(mode="json", exclude={"run"}), "run": result.run.model_dump(mode="json")}

@@ -1,11 +1,10 @@
-"""The ``postgres`` store: tables in a PostgreSQL database, which drivers on several machines share.
+"""The ``postgres`` store: tables in a PostgreSQL database that drivers on several machines share.
 
-Table ``flops_fit.results`` has a row an attempt: the columns people ask for, and ``record``, the whole RunResult
-as JSON, which alone is read back. Table ``flops_fit.claims`` says who is training what, and until when by the
-server's clock. Both keep many studies, by their name.
+Table ``flops_fit.results`` has one row per attempt: columns for queries, and ``record``, the complete RunResult as
+JSON. The store reads only ``record``. Table ``flops_fit.claims`` has the owner of each claimed run and the end of
+the claim by the server's clock. Both tables hold many studies, by name.
 
-An ``add`` that has returned is as safe as the server's ``synchronous_commit`` makes it: by default from a power
-failure.
+Durability of ``add`` follows the server's ``synchronous_commit``: by default it survives power failure.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 from flops_fit_core import RunResult
 from flops_fit_core.plugins import ResultStore
-from flops_fit_stores.checks import checked, flat, from_record, uncollected
+from flops_fit_stores.checks import gc_paused, parse_record, to_columns, validated
 from flops_fit_stores.database import COLUMNS
 from flops_fit_stores.server import Server
 
@@ -45,76 +44,66 @@ _RENEW = """
 _RELEASE = "DELETE FROM flops_fit.claims WHERE study = %(study)s AND id = %(id)s AND owner = %(owner)s"
 
 
-def study_name(folder: Path, given: str | None) -> str:
-    """Under which name a study's results are kept: the one that was given, or the folder's.
+def study_name(folder: Path, name: str | None) -> str:
+    """The study's name in the database: ``name``, or else the folder's name.
 
-    The probes of ``flops-fit tune``, in the folder ``tune`` of a study, are kept apart from its results.
+    The probes of ``flops-fit tune``, in the study's folder ``tune``, have another name than the study.
     """
     if folder.name == "tune":
-        return f"{given or folder.absolute().parent.name}/tune"
-    return given or folder.absolute().name
+        return f"{name or folder.absolute().parent.name}/tune"
+    return name or folder.absolute().name
 
 
 class PostgresStore(ResultStore):
     """Results in a PostgreSQL database. One thread; any number of processes on any number of machines.
 
-    Every statement is complete in itself, and repeated where the connection is lost meanwhile. Every method raises
-    StoreError where the database cannot be used.
+    Every statement is a transaction, and is repeated if the connection is lost meanwhile. Every method raises
+    StoreError if the database cannot be used.
 
     Args:
         server: The connection.
-        study: Whose results these are.
+        study: Name of the study in the database.
     """
 
     def __init__(self, server: Server, study: str) -> None:
         self._server, self._study = server, study
-        self._where = f"{server.name}, study {study!r}"
+        self._location = f"{server.name}, study {study!r}"
 
     def add(self, result: RunResult) -> None:
-        """Keep one attempt, replacing the same attempt at the same run. On the server's disk when it returns.
-
-        Raises ValueError for a number that is not finite.
-        """
-        self._changes(_ADD, **_row(checked(result)))
+        self._execute(_ADD, **_row(validated(result)))
 
     def all_attempts(self) -> list[RunResult]:
-        """Every attempt at every run, in the order in which they were added."""
         return self._query(_ALL_ATTEMPTS)
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt at a run, by its number. An index finds them."""
+        """All attempts at a run, by number. Uses an index."""
         return self._query(_ATTEMPTS, id=run_id)
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Take the right to train a run for that long; False while somebody else holds it."""
-        return self._changes(_CLAIM, id=run_id, owner=owner, seconds=seconds)
+        return self._execute(_CLAIM, id=run_id, owner=owner, seconds=seconds)
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Hold a claim for that long from now; False where it has been lost to somebody else."""
-        return self._changes(_RENEW, id=run_id, owner=owner, seconds=seconds)
+        return self._execute(_RENEW, id=run_id, owner=owner, seconds=seconds)
 
     def release(self, run_id: str, owner: str) -> None:
-        """Give a claim back. Nothing happens where ``owner`` does not hold it."""
-        self._changes(_RELEASE, id=run_id, owner=owner)
+        self._execute(_RELEASE, id=run_id, owner=owner)
 
     def close(self) -> None:
-        """Close the connection."""
         self._server.close()
 
     def _query(self, sql: str, **values: Any) -> list[RunResult]:
-        rows = self._server.do(lambda connection: connection.execute(sql, self._all(values)).fetchall())
-        with uncollected():
-            return [from_record(record, self._where, run_id, attempt) for run_id, attempt, record in rows]
+        parameters = {"study": self._study, **values}
+        rows = self._server.retry(lambda connection: connection.execute(sql, parameters).fetchall())
+        with gc_paused():
+            return [parse_record(record, self._location, run_id, attempt) for run_id, attempt, record in rows]
 
-    def _changes(self, sql: str, **values: Any) -> bool:
-        """Whether one statement, atomic between processes, changed anything."""
-        return self._server.do(lambda connection: bool(connection.execute(sql, self._all(values)).rowcount > 0))
-
-    def _all(self, values: dict[str, Any]) -> dict[str, Any]:
-        return {"study": self._study, **values}
+    def _execute(self, sql: str, **values: Any) -> bool:
+        """Execute one statement, which is atomic between processes. Returns whether it changed a row."""
+        parameters = {"study": self._study, **values}
+        return self._server.retry(lambda connection: bool(connection.execute(sql, parameters).rowcount > 0))
 
 
 def _row(result: RunResult) -> dict[str, Any]:
-    """The record in ASCII, whatever the database's encoding: what is beyond that, and the character 0, which
-    PostgreSQL refuses as text, are escapes."""
-    return {**flat(result), "record": json.dumps(result.model_dump(mode="json"), allow_nan=False)}
+    """The row of a result. The record is ASCII with escapes: it fits every database encoding, and PostgreSQL does
+    not accept the character 0 in a text."""
+    return {**to_columns(result), "record": json.dumps(result.model_dump(mode="json"), allow_nan=False)}

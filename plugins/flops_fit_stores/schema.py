@@ -1,4 +1,4 @@
-"""The tables of the ``postgres`` store, and how they came about."""
+"""The tables of the ``postgres`` store and their migrations."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Any
 from flops_fit_core import StoreError
 
 NAME = "flops_fit"
-"""The schema, in PostgreSQL's sense, that is ours."""
+"""Name of the store's PostgreSQL schema."""
 _LOCK = 0x666C6F70
-"""``flop``: the advisory lock under which tables are made."""
+"""Key of the advisory lock for migrations: ``flop`` in ASCII."""
 
 Migrations = Sequence[Callable[[Any], None]]
 
@@ -52,37 +52,38 @@ def _first_tables(connection: Any) -> None:
 
 
 MIGRATIONS: Migrations = (_first_tables,)
-"""Append only. Each brings a database from the schema before it to its own; ``flops_fit.version`` counts them."""
+"""Migrations in order; only append. Each leads to the next schema version, stored in ``flops_fit.version``."""
 
 
 def migrate(connection: Any, migrations: Migrations = MIGRATIONS) -> None:
-    """Bring a database up to the latest schema, all of the way or not at all.
+    """Migrate a database to the latest schema in one transaction.
 
-    Where it is up to date this needs no right to create anything. Raises StoreError for a newer schema.
+    If the schema is up to date, no privilege to create objects is needed. Raises StoreError for a newer schema.
     """
     if version(connection) < len(migrations):
         with connection.transaction():
-            # Asked again now that nobody else comes in between: another process may have been faster.
+            # Read the version again under the lock: another process may have migrated meanwhile.
             connection.execute("SELECT pg_advisory_xact_lock(%s)", [_LOCK])
-            there = version(connection)
-            if not there:
-                # IF NOT EXISTS would ask for the right to make one, where an administrator has made it for us.
+            current = version(connection)
+            if not current:
+                # CREATE SCHEMA IF NOT EXISTS needs the privilege even if an administrator has created the schema.
                 if not connection.execute("SELECT 1 FROM pg_namespace WHERE nspname = %s", [NAME]).fetchone():
                     connection.execute("CREATE SCHEMA flops_fit")
                 connection.execute("CREATE TABLE flops_fit.version (number integer NOT NULL)")
                 connection.execute("INSERT INTO flops_fit.version VALUES (0)")
-            for step in migrations[there:]:
+            for step in migrations[current:]:
                 step(connection)
-            connection.execute("UPDATE flops_fit.version SET number = %s", [max(there, len(migrations))])
-    if (there := version(connection)) > len(migrations):
+            connection.execute("UPDATE flops_fit.version SET number = %s", [max(current, len(migrations))])
+    if (current := version(connection)) > len(migrations):
         raise StoreError(
-            f"PostgreSQL database {connection.info.dbname!r} was written by a newer flops-fit (schema {there}; "
-            f"this one knows up to {len(migrations)}): pip install -U flops-fit"
+            f"PostgreSQL database {connection.info.dbname!r} was written by a newer flops-fit: its schema is "
+            f"version {current}, the latest supported here is {len(migrations)}: pip install -U flops-fit"
         )
 
 
 def version(connection: Any) -> int:
-    """Of the tables; 0 where there are none."""
-    asked = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'flops_fit' AND tablename = 'version')"
-    (there,) = connection.execute(asked).fetchone()  # to_regclass answers from a cache, which may be late
-    return int(connection.execute("SELECT number FROM flops_fit.version").fetchone()[0]) if there else 0
+    """Version of the schema; 0 if there are no tables."""
+    # Not to_regclass: it reads a cache that may be outdated.
+    sql = "SELECT EXISTS (SELECT FROM pg_tables WHERE schemaname = 'flops_fit' AND tablename = 'version')"
+    (exists,) = connection.execute(sql).fetchone()
+    return int(connection.execute("SELECT number FROM flops_fit.version").fetchone()[0]) if exists else 0

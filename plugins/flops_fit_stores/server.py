@@ -1,4 +1,4 @@
-"""A PostgreSQL server: how it is reached, tried again when it is lost, and what went wrong in plain words."""
+"""Connect to a PostgreSQL server, reconnect after a loss, and explain errors."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from flops_fit_stores.schema import NAME, migrate
 T = TypeVar("T")
 SECRETS = ("password", "sslpassword")
 LOST = ("08", "57P01", "57P02", "57P03")
-"""How the SQLSTATE begins when a connection was lost or the server is about to start or stop."""
-HOPELESS = {
-    "permission denied for database": "its owner can allow it: GRANT CONNECT ON DATABASE ... TO ...",
-    "authentication failed": "give the right password in PGPASSWORD, ~/.pgpass or a service file",
+"""Prefixes of SQLSTATE codes of a lost connection, or of a server that starts or stops."""
+PERMANENT = {
+    "permission denied for database": "ask its owner to type GRANT CONNECT ON DATABASE ... TO ...",
+    "authentication failed": "put the correct password into PGPASSWORD, ~/.pgpass or a service file",
     "no password supplied": "put a password into PGPASSWORD, ~/.pgpass or a service file",
-    "no pg_hba.conf entry": "the server lets nobody in like that: a line in its pg_hba.conf has to allow it",
-    'database "': "make it with 'createdb NAME', or name another one",
-    'role "': "name a user that the server has (user=..., or PGUSER), or make it with 'createuser NAME'",
-    "failed to resolve host": "look at the host's name",
-    "could not translate host name": "look at the host's name",
-    "definition of service": "look at PGSERVICE and the service file",
+    "no pg_hba.conf entry": "the server does not allow this connection: add a line to its pg_hba.conf",
+    'database "': "create it with 'createdb NAME', or name another database",
+    'role "': "name an existing user with user=... or PGUSER, or create one with 'createuser NAME'",
+    "failed to resolve host": "check the name of the host",
+    "could not translate host name": "check the name of the host",
+    "definition of service": "check PGSERVICE and the service file",
 }
-"""What libpq's message contains -> what to do. Trying again does not help."""
-LONGEST_TIMEOUT = 2**31 - 1
-"""Milliseconds; 0 would be for ever."""
-_AWAY = "is the server up, and are host and port right?"
+"""Part of libpq's message -> hint for the user. Retrying does not help."""
+MAX_LOCK_TIMEOUT = 2**31 - 1
+"""The server's limit, in milliseconds. 0 would disable the timeout."""
+_UNREACHABLE = "is the server running, and are host and port correct?"
 _KEEPALIVE = {
     "keepalives_idle": 10,
     "keepalives_interval": 5,
@@ -39,70 +39,70 @@ _KEEPALIVE = {
     "tcp_user_timeout": 30_000,
     "connect_timeout": 10,
 }
-"""A machine that is gone without a word is noticed within half a minute: by keepalives while an answer is awaited,
-by ``tcp_user_timeout`` (milliseconds) while a statement is on its way, when no keepalives are sent."""
+"""Detect a silent loss of the server within half a minute: with keepalives while waiting for an answer, and with
+``tcp_user_timeout`` (milliseconds) while a statement is being sent, when TCP sends no keepalives."""
 
 
 def connection_string(url: str | None, variable: str | None) -> str:
-    """What libpq is to be given. Raises ConfigError, naming no password."""
+    """The connection string for libpq. Raises ConfigError; its message contains no password."""
     if url is not None and variable is not None:
-        raise ConfigError("store.url and store.url_variable: give one of them")
+        raise ConfigError("store.url and store.url_variable: write only one of them")
     if variable is not None and variable not in os.environ:
         raise ConfigError(
-            f"store.url_variable: there is no environment variable {variable}: export {variable}=..."
+            f"store.url_variable: the environment variable {variable} is not set: export {variable}=..."
         )
     source = "store.url" if variable is None else f"${variable}"
     try:
         parts = conninfo_to_dict(url if variable is None else os.environ[variable]) if url or variable else {}
     except psycopg.ProgrammingError:
         raise ConfigError(
-            f"{source}: not a connection string of PostgreSQL. Write postgresql://USER@HOST:PORT/DATABASE, or "
+            f"{source}: not a PostgreSQL connection string. Write postgresql://USER@HOST:PORT/DATABASE, or "
             f"host=HOST port=PORT dbname=DATABASE user=USER"
         ) from None
     if variable is None and (secret := next((name for name in SECRETS if name in parts), None)):
         raise ConfigError(
-            f"store.url has a {secret}, and the experiment file is kept in the study's folder: leave it out and "
-            f"put it into PGPASSWORD, ~/.pgpass or a service file, or the whole url into an environment variable "
-            f"whose name store.url_variable has"
+            f"store.url contains a {secret}, but the experiment file is copied to the study's folder: remove it "
+            f"and put it into PGPASSWORD, ~/.pgpass or a service file, or put the url into an environment "
+            f"variable and write the variable's name as store.url_variable"
         )
     return str(make_conninfo(**{**_KEEPALIVE, **parts}))
 
 
 class Server:
-    """A connection that is made again when it was lost. Used by one thread.
+    """A connection that is re-established after a loss. Used by one thread.
 
     Args:
-        conninfo: What libpq is given.
-        reconnect_timeout: Seconds to try again, and to wait for a lock that somebody else holds.
+        conninfo: libpq's connection string.
+        reconnect_timeout: Seconds to retry a lost connection, and to wait for a lock that another process holds.
     """
 
     def __init__(self, conninfo: str, reconnect_timeout: float) -> None:
         self._conninfo, self._reconnect_timeout = conninfo, reconnect_timeout
-        known = conninfo_to_dict(conninfo)
-        self.name = _shown(known.get("user"), known.get("host"), known.get("port"), known.get("dbname"))
+        parts = conninfo_to_dict(conninfo)
+        self.name = _describe(parts.get("user"), parts.get("host"), parts.get("port"), parts.get("dbname"))
         self._connection = self._connect()
         try:
-            self.do(migrate)
+            self.retry(migrate)
         except StoreError:
             self.close()
             raise
 
-    def do(self, what: Callable[[Any], T]) -> T:
-        """What ``what(connection)`` gives. It may be called again where the connection is lost meanwhile, so twice
-        has to be as good as once. Raises StoreError."""
-        until = time.monotonic() + self._reconnect_timeout
+    def retry(self, operation: Callable[[Any], T]) -> T:
+        """Call ``operation(connection)`` and return its result. It is called again if the connection is lost, so
+        it must be idempotent. Raises StoreError."""
+        deadline = time.monotonic() + self._reconnect_timeout
         pause = 0.05
         while True:
             try:
                 if self._connection.closed:
                     self._connection = self._connect()
-                return what(self._connection)
-            except _Away as away:
-                if time.monotonic() + pause > until:
-                    raise StoreError(f"{away}; tried for {self._reconnect_timeout:g} seconds") from None
+                return operation(self._connection)
+            except _Unreachable as error:
+                if time.monotonic() + pause > deadline:
+                    raise StoreError(f"{error}; tried for {self._reconnect_timeout:g} seconds") from None
             except psycopg.Error as error:
-                if not self._is_lost(error) or time.monotonic() + pause > until:
-                    raise self._explained(error) from None
+                if not self._is_lost(error) or time.monotonic() + pause > deadline:
+                    raise self._explain(error) from None
                 self._connection.close()
             time.sleep(pause)
             pause = min(2 * pause, 2.0)
@@ -112,52 +112,49 @@ class Server:
 
     def _connect(self) -> Any:
         try:
-            # Nothing is prepared: a pooler may give each statement to another connection of its own.
+            # No prepared statements: a pooler may send each statement through another server connection.
             connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
-            patience = min(max(1, int(self._reconnect_timeout * 1000)), LONGEST_TIMEOUT)
-            connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(patience)])
+            lock_timeout = min(max(1, int(self._reconnect_timeout * 1000)), MAX_LOCK_TIMEOUT)
+            connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(lock_timeout)])
         except psycopg.Error as error:
-            raise self._no_connection(error) from None
+            raise self._explain_connection(error) from None
         info = connection.info
-        self.name = _shown(info.user, info.host, str(info.port), info.dbname)
+        self.name = _describe(info.user, info.host, str(info.port), info.dbname)
         return connection
 
-    def _no_connection(self, error: psycopg.Error) -> StoreError:
-        said = " ".join(str(error).split())
-        hint = next((hint for part, hint in HOPELESS.items() if part in said), None)
-        kind = StoreError if hint else _Away
-        return kind(f"{self.name}: cannot connect: {hint or _AWAY} (it said: {said})")
+    def _explain_connection(self, error: psycopg.Error) -> StoreError:
+        message = " ".join(str(error).split())
+        hint = next((hint for part, hint in PERMANENT.items() if part in message), None)
+        kind = StoreError if hint else _Unreachable
+        return kind(f"{self.name}: cannot connect: {hint or _UNREACHABLE} (message: {message})")
 
     def _is_lost(self, error: psycopg.Error) -> bool:
         return bool(self._connection.closed) or (error.sqlstate or "").startswith(LOST)
 
-    def _explained(self, error: psycopg.Error) -> StoreError:
-        said = (error.diag.message_primary or " ".join(str(error).split())).strip()
+    def _explain(self, error: psycopg.Error) -> StoreError:
+        message = (error.diag.message_primary or " ".join(str(error).split())).strip()
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             user, database = self._connection.info.user, self._connection.info.dbname
             return StoreError(
-                f'{self.name}: {said}. Its owner can allow it: GRANT CREATE ON DATABASE "{database}" TO "{user}" '
-                f'to make the tables, or, where they are there, GRANT USAGE ON SCHEMA {NAME} TO "{user}" and '
+                f"{self.name}: {message}. To create the tables, ask its owner to type GRANT CREATE ON DATABASE "
+                f'"{database}" TO "{user}". If the tables exist: GRANT USAGE ON SCHEMA {NAME} TO "{user}" and '
                 f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {NAME} TO "{user}"'
             )
         if isinstance(error, psycopg.errors.LockNotAvailable):
             return StoreError(
-                f"{self.name}: another process has kept it locked for {self._reconnect_timeout:g} seconds. Wait "
-                f"for it, or stop it"
+                f"{self.name}: locked by another process for {self._reconnect_timeout:g} seconds. Wait for that "
+                f"process, or stop it"
             )
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-            return StoreError(
-                f"{self.name}: this server only lets one read: name the primary server, not a standby"
-            )
-        return StoreError(f"{self.name}: {said}")
+            return StoreError(f"{self.name}: this server is read-only: name the primary server, not a standby")
+        return StoreError(f"{self.name}: {message}")
 
 
-class _Away(StoreError):
-    """Nobody answered, which may change."""
+class _Unreachable(StoreError):
+    """The server did not answer. A later attempt may succeed."""
 
 
-def _shown(user: Any, host: Any, port: Any, database: Any) -> str:
-    """The server for people; what is not known yet is left out."""
-    at = "@".join(str(part) for part in (user, host) if part)
-    where = f"{at or 'server'}{f':{port}' if port else ''}{f'/{database}' if database else ''}"
-    return f"PostgreSQL {where}"
+def _describe(user: Any, host: Any, port: Any, database: Any) -> str:
+    """The server for messages, without unknown parts."""
+    address = "@".join(str(part) for part in (user, host) if part) or "server"
+    return f"PostgreSQL {address}{f':{port}' if port else ''}{f'/{database}' if database else ''}"

@@ -1,25 +1,23 @@
-"""The ``sqlite`` store: ``results.sqlite``, to be opened with datasette or the sqlite3 shell as well.
+"""The ``sqlite`` store: ``results.sqlite``, which you can also open with datasette or the sqlite3 shell.
 
-Table ``results`` has a row an attempt: the columns people ask for, and ``record``, the whole RunResult as
-JSON, which alone is read back. Table ``claims`` says who is training what, and until when.
+Table ``results`` has one row per attempt: columns for queries, and ``record``, the complete RunResult as JSON. The
+store reads only ``record``. Table ``claims`` has the owner of each claimed run and the end of the claim.
 
-An ``add`` that has returned survives SIGKILL and power failure. While a driver runs, and after one was
-killed, the newest results are in the write-ahead log ``results.sqlite-wal``: copy both files, or neither.
-Such a log does not work between machines: on a network file system only one may have the store open.
+An ``add`` that has returned survives SIGKILL and power failure. While a driver runs, and after it was killed, the
+newest results are in the write-ahead log ``results.sqlite-wal``: copy both files, or neither. Write-ahead logs do
+not work between machines: on a network file system, only one machine may open the store.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core import RunResult, StoreError
 from flops_fit_core.plugins import ResultStore
-from flops_fit_stores.checks import checked, flat, from_record, is_long, uncollected
-from flops_fit_stores.database import COLUMNS, explained, open_database
+from flops_fit_stores.checks import exceeds_64_bits, gc_paused, parse_record, to_columns, validated
+from flops_fit_stores.database import COLUMNS, explain_errors, open_database
 
 _ADD = (
     f"INSERT INTO results ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)}) "  # noqa: S608
@@ -36,11 +34,11 @@ _CLAIM = """
 class SqliteStore(ResultStore):
     """Results in one SQLite database. One thread; any number of processes on one machine.
 
-    Every method raises StoreError where the database cannot be used.
+    Every method raises StoreError if the database cannot be used.
 
     Args:
-        path: The database, created where there is none.
-        lock_timeout: Seconds to wait for another process that is writing.
+        path: The database, created if it does not exist.
+        lock_timeout: Seconds to wait for another process that writes.
     """
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
@@ -49,61 +47,50 @@ class SqliteStore(ResultStore):
         self._inode = path.stat().st_ino
 
     def add(self, result: RunResult) -> None:
-        """Keep one attempt, replacing the same attempt at the same run. On disk when it returns.
-
-        Raises ValueError for a number that is not finite.
-        """
-        row = _row(checked(result))
-        with self._explained():
+        """As in the base class. The result is on disk when this returns."""
+        row = _row(validated(result))
+        with explain_errors(self.path, self.lock_timeout):
             if not self.path.exists() or self.path.stat().st_ino != self._inode:
                 raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again")
             self._db.execute(_ADD, row)
 
     def all_attempts(self) -> list[RunResult]:
-        """Every attempt at every run, in the order in which they were added."""
         return self._query(_ALL_ATTEMPTS)
 
     def attempts(self, run_id: str) -> list[RunResult]:
-        """Every attempt at a run, by its number. An index finds them."""
+        """All attempts at a run, by number. Uses an index."""
         return self._query(_ATTEMPTS, id=run_id)
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Take the right to train a run for that long; False while somebody else holds it."""
         now = time.time()
-        return self._changes(_CLAIM, id=run_id, owner=owner, until=now + seconds, now=now)
+        return self._execute(_CLAIM, id=run_id, owner=owner, until=now + seconds, now=now)
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        """Hold a claim for that long from now; False where it has been lost to somebody else."""
         sql = "UPDATE claims SET until = :until WHERE id = :id AND owner = :owner"
-        return self._changes(sql, id=run_id, owner=owner, until=time.time() + seconds)
+        return self._execute(sql, id=run_id, owner=owner, until=time.time() + seconds)
 
     def release(self, run_id: str, owner: str) -> None:
-        """Give a claim back. Nothing happens where ``owner`` does not hold it."""
-        self._changes("DELETE FROM claims WHERE id = :id AND owner = :owner", id=run_id, owner=owner)
+        self._execute("DELETE FROM claims WHERE id = :id AND owner = :owner", id=run_id, owner=owner)
 
     def close(self) -> None:
-        """Close the database; the last to close it folds the write-ahead log into it."""
-        with self._explained():
+        """Close the database. The last process to close it merges the write-ahead log into it."""
+        with explain_errors(self.path, self.lock_timeout):
             self._db.conn.close()
 
     def _query(self, sql: str, **values: Any) -> list[RunResult]:
-        with self._explained():
+        with explain_errors(self.path, self.lock_timeout):
             rows = self._db.execute(sql, values).fetchall()
-        with uncollected():
-            return [from_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
+        with gc_paused():
+            return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
 
-    def _changes(self, sql: str, **values: Any) -> bool:
-        """Whether one statement, atomic between processes, changed anything."""
-        with self._explained():
+    def _execute(self, sql: str, **values: Any) -> bool:
+        """Execute one statement, which is atomic between processes. Returns whether it changed a row."""
+        with explain_errors(self.path, self.lock_timeout):
             return self._db.execute(sql, values).rowcount > 0
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        with explained(self.path, self.lock_timeout):
-            yield
 
 
 def _row(result: RunResult) -> dict[str, Any]:
-    """SQLite's integers have 64 bits, and it has no times; the record keeps every digit."""
-    values = {**flat(result), "finished": result.finished.isoformat()}
-    return {name: float(value) if is_long(value) else value for name, value in values.items()}
+    """The row of a result. Integers above 64 bits become floats, and times become text: SQLite has neither. The
+    record keeps every digit."""
+    values = {**to_columns(result), "finished": result.finished.isoformat()}
+    return {name: float(value) if exceeds_64_bits(value) else value for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""Trainers: ``torch`` (core's own loop), ``command`` (any program) and ``lightning`` (a LightningModule)."""
+"""Trainers: ``torch`` (the built-in training loop), ``command`` (any program) and ``lightning``."""
 
 from __future__ import annotations
 
@@ -13,21 +13,19 @@ from flops_fit_trainers.torch_options import TorchOptions
 
 
 def build_torch(options: TorchOptions) -> Trainer:
-    """Import torch only now."""
     from flops_fit_core.training import TorchTrainer, TrainOptions
 
     return TorchTrainer(TrainOptions(**options.model_dump(exclude={"vmap_runs"})))
 
 
 def build_command(options: CommandOptions) -> Trainer:
-    """Starts nothing yet."""
     from flops_fit_trainers.command import CommandTrainer
 
     return CommandTrainer(options)
 
 
 def check_command(options: CommandOptions, run: RunSpec, options_of: Callable[[str], Mapping[str, Any]]) -> None:
-    """Whether every placeholder has a value. Raises ConfigError."""
+    """Raises ConfigError for a placeholder without a value."""
     from flops_fit_trainers import command
 
     command.check_command(options, run, options_of)
@@ -36,14 +34,13 @@ def check_command(options: CommandOptions, run: RunSpec, options_of: Callable[[s
 def check_lightning(
     options: LightningOptions, run: RunSpec, options_of: Callable[[str], Mapping[str, Any]]
 ) -> None:
-    """Whether the module can be imported and called. Raises ConfigError."""
+    """Raises ConfigError if the module's function cannot be imported or called."""
     from flops_fit_trainers import lightning_module
 
     lightning_module.check_module(options)
 
 
 def build_lightning(options: LightningOptions) -> Trainer:
-    """Imports Lightning only now."""
     from flops_fit_trainers.lightning_trainer import LightningTrainer
 
     return LightningTrainer(options)

@@ -16,7 +16,7 @@ def _check(command: str | tuple[str, ...]) -> str | tuple[str, ...]:
     for word in words(command):
         check_template(word)
     if not words(command):
-        raise ValueError('is empty: write command = "python train.py --lr {lr}", say')
+        raise ValueError('is empty: write for example command = "python train.py --lr {lr}"')
     return command
 
 
@@ -27,7 +27,7 @@ def _check_each(environment: dict[str, str]) -> dict[str, str]:
 
 
 def words(command: str | tuple[str, ...]) -> tuple[str, ...]:
-    """A command as a list of arguments; text is split as a shell would, and no shell sees it.
+    """The command as a list of arguments. Text is split as a shell does, without a shell.
 
     Raises ValueError for a quote that is not closed.
     """
@@ -35,29 +35,29 @@ def words(command: str | tuple[str, ...]) -> tuple[str, ...]:
 
 
 class CommandOptions(Options):
-    """Any program, started once a run: it gets the run's values as arguments and in its environment, trains, and
-    writes what came of it to the JSON file ``{result}``."""
+    """Starts a program once per run. The program receives the run's values as arguments and environment variables,
+    trains, and writes its result to the JSON file ``{result}``."""
 
     command: Annotated[str | tuple[str, ...], AfterValidator(_check)]
-    """What to start: ``"python train.py --lr {lr} --steps {steps}"``, or a list of arguments. No shell is
-    involved. ``{lr:.3g}`` formats a value; ``{model.depth}`` is an option of the model, and so for ``dataset``,
-    ``optimizer`` and ``schedule``; a brace of the program's own is written twice."""
+    """Command to start: ``"python train.py --lr {lr} --steps {steps}"``, or a list of arguments. No shell is used.
+    ``{lr:.3g}`` formats a value. ``{model.depth}`` is an option of the model; ``dataset``, ``optimizer`` and
+    ``schedule`` work the same way. Write ``{{`` for a literal brace."""
     environment: Annotated[dict[str, str], AfterValidator(_check_each)] = {}
-    """Further environment variables, with the same placeholders. Every value is in ``FLOPS_FIT_LR`` and so on
-    anyhow."""
+    """Further environment variables, with the same placeholders. Every value is also in a variable such as
+    ``FLOPS_FIT_LR``."""
     fingerprint: str = ""
-    """What identifies the program beside its command: write another value when it changes what it computes, and
-    its runs are others."""
+    """Version of the program, part of the run ids. Change it when the program computes something else under the
+    same command."""
     directory: Annotated[LocalPath, Runtime()] = "."
     """Working directory of the program."""
     timeout_minutes: Annotated[float | None, Field(gt=0), Runtime()] = None
-    """A run that takes longer is stopped and has failed."""
+    """Minutes after which a run is stopped and fails. Unset: no limit."""
     grace_period: Annotated[NonNegativeFloat, Runtime()] = 10.0
-    """Time between SIGTERM and SIGKILL for a program that is stopped, to write a checkpoint. Executors have less
-    patience with their workers; the program gets its time all the same."""
+    """Seconds between SIGTERM and SIGKILL when a program is stopped, to write a checkpoint. The program gets this
+    time even if the executor kills its worker earlier."""
 
     @model_validator(mode="before")
     @classmethod
     def _remember_the_directory(cls, written: Any) -> Any:
-        """A study that is opened from another folder runs its program where it was written for."""
+        """Store the current directory: a study opened from another folder runs its program in this one."""
         return {"directory": str(Path.cwd()), **written} if isinstance(written, dict) else written

@@ -1,4 +1,4 @@
-"""The user's LightningModule: made, and given the run's optimizer where it has none."""
+"""Create the user's LightningModule, and set the run's optimizer if the module has none."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from flops_fit_core import ConfigError, RunSpec
 from flops_fit_core.plugins import BuiltRun, TrainContext, import_object
 from flops_fit_trainers.lightning_options import LightningOptions
 
-WHAT = "trainer 'lightning'"
-GIVEN = ("model", "task", "steps", "tokens", "batch_size", "lr", "seed")
-"""What the function may ask for by name."""
+TRAINER = "trainer 'lightning'"
+ARGUMENTS = ("model", "task", "steps", "tokens", "batch_size", "lr", "seed")
+"""Arguments that the function may have."""
 
 
-def make_module(
-    options: LightningOptions, run: RunSpec, parts: BuiltRun, context: TrainContext
+def build_module(
+    options: LightningOptions, run: RunSpec, built: BuiltRun, context: TrainContext
 ) -> LightningModule:
-    """Raises ConfigError for a function that cannot be found or called so, or makes something else, and for a
-    module that has none of the run's parameters."""
-    given = {
-        "model": parts.model,
-        "task": parts.dataset.task,
+    """Raises ConfigError if the function cannot be imported or called, if it does not return a LightningModule, or
+    if that module does not contain the run's model."""
+    available = {
+        "model": built.model,
+        "task": built.dataset.task,
         "steps": run.steps,
         "tokens": run.tokens,
         "batch_size": run.batch_size,
@@ -33,49 +33,51 @@ def make_module(
         "seed": run.seed,
     }
     function = _function(options)
-    module = function(**_arguments(function, options, given))
+    module = function(**_arguments(function, options, available))
     if not isinstance(module, LightningModule):
-        raise ConfigError(f"{WHAT}: {options.module} made a {type(module).__name__}, not a LightningModule")
-    if not {id(one) for one in parts.model.parameters()} <= {id(one) for one in module.parameters()}:
+        raise ConfigError(f"{TRAINER}: {options.module} made a {type(module).__name__}, not a LightningModule")
+    if not {id(param) for param in built.model.parameters()} <= {id(param) for param in module.parameters()}:
         raise ConfigError(
-            f"{WHAT}: {options.module} made a module without the model it was given: self.model = model"
+            f"{TRAINER}: {options.module} made a module without the run's model: write self.model = model"
         )
     return module
 
 
 def check_module(options: LightningOptions) -> None:
-    """Raises ConfigError for a function that cannot be found or called with what it is given."""
-    _arguments(_function(options), options, dict.fromkeys(GIVEN))
+    """Raises ConfigError if the function cannot be imported or called with its arguments."""
+    _arguments(_function(options), options, dict.fromkeys(ARGUMENTS))
 
 
 def _function(options: LightningOptions) -> Callable[..., Any]:
-    function = import_object(options.module, WHAT)
+    function = import_object(options.module, TRAINER)
     if not callable(function):
-        raise ConfigError(f"{WHAT}: {options.module} is a {type(function).__name__}, which cannot be called")
+        raise ConfigError(f"{TRAINER}: {options.module} is a {type(function).__name__}, which cannot be called")
     return function  # type: ignore[no-any-return]
 
 
-def _arguments(function: Callable[..., Any], options: LightningOptions, given: dict[str, Any]) -> dict[str, Any]:
+def _arguments(
+    function: Callable[..., Any], options: LightningOptions, available: dict[str, Any]
+) -> dict[str, Any]:
     parameters = inspect.signature(function).parameters
     if "model" not in parameters:
-        raise ConfigError(f"{WHAT}: {options.module} must take the run's model by the name 'model'")
-    arguments = {name: value for name, value in given.items() if name in parameters} | options.arguments
+        raise ConfigError(f"{TRAINER}: {options.module} must take the run's model by the name 'model'")
+    arguments = {name: value for name, value in available.items() if name in parameters} | options.arguments
     try:
         inspect.signature(function).bind(**arguments)
     except TypeError as error:
         raise ConfigError(
-            f"{WHAT}: {options.module}: {error}; it takes {', '.join(parameters)}; given are {', '.join(given)} "
-            f"and trainer.arguments"
+            f"{TRAINER}: {options.module}: {error}; its parameters: {', '.join(parameters)}; available arguments: "
+            f"{', '.join(available)} and trainer.arguments"
         ) from None
     return arguments
 
 
-def optimizes_itself(module: LightningModule) -> bool:
-    """Whether it has a ``configure_optimizers`` of its own; the experiment's optimizer and schedule are left
-    out."""
+def has_optimizer(module: LightningModule) -> bool:
+    """Whether the module defines ``configure_optimizers``. Then the experiment's optimizer and schedule are not
+    used."""
     return bool(is_overridden("configure_optimizers", module))
 
 
-def give_optimizer(module: LightningModule, parts: BuiltRun) -> None:
-    """The run's own, whose learning rates are set before each step."""
-    module.configure_optimizers = lambda: parts.optimizer
+def set_optimizer(module: LightningModule, built: BuiltRun) -> None:
+    """Use the run's optimizer. Its learning rates are set before each step."""
+    module.configure_optimizers = lambda: built.optimizer

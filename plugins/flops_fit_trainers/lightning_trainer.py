@@ -1,4 +1,4 @@
-"""The trainer that leaves the steps to Lightning."""
+"""The trainer ``lightning``: train a LightningModule with Lightning's loop."""
 
 from __future__ import annotations
 
@@ -21,72 +21,77 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec
 from flops_fit_core.plugins import TrainContext, Trainer
 from flops_fit_core.training import EvalResult, eval_mode, evaluate, further_losses
-from flops_fit_trainers.lightning_module import give_optimizer, make_module, optimizes_itself
+from flops_fit_trainers.lightning_module import build_module, has_optimizer, set_optimizer
 from flops_fit_trainers.lightning_options import LightningOptions
 from flops_fit_trainers.lightning_watch import Batches, Watch
 
 
 class LightningTrainer(Trainer):
-    """One run after another. One that was interrupted goes on from Lightning's checkpoint of it."""
+    """Trains the runs of a job one after another. An interrupted run resumes from Lightning's checkpoint."""
 
     def __init__(self, options: LightningOptions) -> None:
         self.options = options
 
     def train(self, job: Job, context: TrainContext) -> Iterator[Progress | RunResult]:
-        """An exception, of the user's module too, ends the job."""
+        """Any exception ends the job, including exceptions of the user's module."""
         for run in job.runs:
             if context.should_stop():
                 return
             yield from self._run(run, context)
 
     def _run(self, run: RunSpec, context: TrainContext) -> Iterator[Progress | RunResult]:
-        parts = context.build(run)
-        module = make_module(self.options, run, parts, context)
-        ours = not optimizes_itself(module)
-        if ours:
-            give_optimizer(module, parts)
-        said: queue.Queue[Any] = queue.Queue()
-        save_seconds = 60 * self.options.checkpoint_minutes
-        watch = Watch(run, parts, context, said, ours=ours, save_seconds=save_seconds)
-        yield from self._fitted(module, watch)
+        built = context.build(run)
+        module = build_module(self.options, run, built, context)
+        uses_run_optimizer = not has_optimizer(module)
+        if uses_run_optimizer:
+            set_optimizer(module, built)
+        watch = Watch(
+            run,
+            built,
+            context,
+            queue.Queue(),
+            uses_run_optimizer=uses_run_optimizer,
+            save_seconds=60 * self.options.checkpoint_minutes,
+        )
+        yield from self._fit_in_thread(module, watch)
         trained_seconds = watch.seconds
-        parts.model.to(context.device.torch_device)
+        built.model.to(context.device.torch_device)
         if watch.stopped and watch.steps < run.steps:
             return
         if watch.steps < run.steps and not watch.diverged:
             raise RunFailed(
                 f"{self.options.module} ended its training after {watch.steps} of {run.steps} steps (early "
-                f"stopping?): every run of a sweep has the tokens of its plan"
+                f"stopping?): a run must train on all tokens of its plan"
             )
-        with eval_mode(parts.optimizer) if ours else nullcontext():
+        with eval_mode(built.optimizer) if uses_run_optimizer else nullcontext():
             yield self._result(watch, trained_seconds)
 
-    def _fitted(self, module: LightningModule, watch: Watch) -> Iterator[Progress]:
-        """Lightning's loop gives nothing away before its end, so it has a thread, and tells by a queue."""
-        failed: list[BaseException] = []
+    def _fit_in_thread(self, module: LightningModule, watch: Watch) -> Iterator[Progress]:
+        """Lightning's loop blocks until it ends, so it runs in a thread and sends progress through a queue."""
+        errors: list[BaseException] = []
 
         def fit() -> None:
             try:
                 self._fit(module, watch)
             except BaseException as error:
-                failed.append(error)
+                errors.append(error)
             finally:
-                watch.said.put(None)
+                watch.progress.put(None)
 
         thread = threading.Thread(target=fit, name="lightning")
         thread.start()
         try:
-            while (progress := watch.said.get()) is not None:
+            while (progress := watch.progress.get()) is not None:
                 yield progress
         finally:
             watch.abandoned.set()
             thread.join()
         watch.abandoned.clear()
-        if failed:
-            raise failed[0]
+        if errors:
+            raise errors[0]
 
     def _fit(self, module: LightningModule, watch: Watch) -> None:
-        torch.set_flush_denormal(True)  # of each thread
+        torch.set_flush_denormal(True)  # a setting of the current thread
         device = torch.device(watch.context.device.torch_device)
         with quiet(), tempfile.TemporaryDirectory() as folder:
             trainer = Lightning(
@@ -106,85 +111,85 @@ class LightningTrainer(Trainer):
                 enable_model_summary=False,
                 default_root_dir=folder,
             )
-            batches, latest = Batches(watch.run, watch.parts, watch), watch.latest.found()
+            batches, latest = Batches(watch.run, watch.built, watch), watch.latest.find()
             try:
                 trainer.fit(module, train_dataloaders=batches, ckpt_path=latest, weights_only=False)
             except Exception as error:
-                if latest is None or watch.began:
+                if latest is None or watch.has_started:
                     raise
                 raise RunFailed(
-                    f"checkpoint {latest} does not fit the module, whose code has changed since it was written: "
-                    f"delete {latest.parent} to train from the start ({error})"
+                    f"checkpoint {latest} does not fit the module, because its code has changed: delete "
+                    f"{latest.parent} to train from the start ({error})"
                 ) from error
 
     def _precision(self, context: TrainContext) -> str:
         return context.device.precision if self.options.precision == "auto" else self.options.precision
 
     def _result(self, watch: Watch, trained_seconds: float) -> RunResult:
-        run, parts, context = watch.run, watch.parts, watch.context
+        run, built, context = watch.run, watch.built, watch.context
         tokens = watch.steps * run.tokens_per_step
         measured: dict[str, Any] = {
             "tokens": tokens,
-            "unique_tokens": min(tokens, parts.dataset.num_unique_tokens or tokens),
+            "unique_tokens": min(tokens, built.dataset.num_unique_tokens or tokens),
             "flops_per_second": run.flops_per_token * tokens / max(trained_seconds, 1e-9),
             "precision": self._precision(context),
         }
         if watch.diverged:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
-        how = self._how(context)
-        evaluation: EvalResult = evaluate(parts.model, parts.dataset, self.options.eval_tokens, **how)
-        limit = math.inf if watch.first is None else self.options.divergence_factor * max(watch.first, 1e-9)
+        settings = self._eval_settings(context)
+        evaluation: EvalResult = evaluate(built.model, built.dataset, self.options.eval_tokens, **settings)
+        limit = (
+            math.inf if watch.first_loss is None else self.options.divergence_factor * max(watch.first_loss, 1e-9)
+        )
         if not math.isfinite(evaluation.loss) or evaluation.loss > limit:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
         return context.result(
             run,
             "completed",
-            losses=further_losses(parts.model, parts.dataset, self.options.eval_tokens, **how),
+            losses=further_losses(built.model, built.dataset, self.options.eval_tokens, **settings),
             eval_tokens=evaluation.tokens,
             seconds=watch.seconds,
-            **evaluation.result_fields(parts.dataset),
+            **evaluation.result_fields(built.dataset),
             **measured,
         )
 
-    def _how(self, context: TrainContext) -> dict[str, Any]:
+    def _eval_settings(self, context: TrainContext) -> dict[str, Any]:
         device = context.device.torch_device
-        mixed: AbstractContextManager[Any] = nullcontext()
+        autocast: AbstractContextManager[Any] = nullcontext()
         if self._precision(context) != "float32":
-            mixed = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
-        return {"device": device, "batch_tokens": self.options.eval_batch_tokens, "autocast": mixed}
+            autocast = torch.autocast(torch.device(device).type, dtype=torch.bfloat16)
+        return {"device": device, "batch_tokens": self.options.eval_batch_tokens, "autocast": autocast}
 
 
-class OneProcess(LightningEnvironment):  # type: ignore[misc]  # checked where Lightning is not installed, too
-    """The process that trains a run by itself, whatever allocation surrounds it.
+class OneProcess(LightningEnvironment):  # type: ignore[misc]  # also checked without Lightning installed
+    """An environment of one process, inside any allocation.
 
-    Without it, Lightning takes variables of Slurm, LSF, MPI or torchrun for a request to train with all processes
-    of the allocation: it raises, waits for them, or mutes what only the first process should do.
+    Without it, Lightning reads variables of Slurm, LSF, MPI or torchrun as a request to train with all processes
+    of the allocation: it raises, waits for them, or skips work of the first process.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.set_global_rank(0)  # Lightning has read another one from the variables when it was imported.
+        self.set_global_rank(0)  # At import, Lightning may have read another rank from the variables.
 
     def local_rank(self) -> int:
-        """The first."""
         return 0
 
     def node_rank(self) -> int:
-        """The first."""
         return 0
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without Lightning's remarks on devices, loggers and data loaders."""
-    loggers = [logging.getLogger(f"lightning.{part}") for part in ("pytorch", "fabric")]
-    before = [one.level for one in loggers]
-    for one in loggers:
-        one.setLevel(logging.ERROR)
+    """Hide Lightning's messages about devices, loggers and data loaders."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             yield
     finally:
-        for one, level in zip(loggers, before, strict=True):
-            one.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

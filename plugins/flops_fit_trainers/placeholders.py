@@ -1,4 +1,4 @@
-"""A run's values by name, for a program's arguments and environment."""
+"""Placeholders in a program's arguments and environment, and their values for a run."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from typing import Any
 from flops_fit_core import ConfigError, RunSpec
 
 OptionsOf = Callable[[str], Mapping[str, Any]]
-"""All options of the run's plugin of a kind."""
+"""Kind of plugin -> all options of the run's plugin of this kind."""
 
 NAMES = {
-    "run_id": "what identifies the run",
-    "seed": "of weights and of the order of the data",
-    "size": "value of the model's option that scales",
+    "run_id": "id of the run",
+    "seed": "seed of the weights and of the order of the data",
+    "size": "value of the model's scaling option",
     "params": "N, as the FLOPs counter counts it",
     "tokens": "D: tokens (samples) to train on, steps x batch_size x context",
     "steps": "optimizer steps",
-    "batch_size": "sequences (samples) a step",
-    "context": "tokens of a sequence; 1 where D counts samples",
+    "batch_size": "sequences (samples) per step",
+    "context": "tokens per sequence; 1 if D counts samples",
     "tokens_per_step": "batch_size x context",
     "lr": "the optimizer's peak learning rate",
-    "devices": "how many GPUs the run has: `device.devices_per_run`",
+    "devices": "number of GPUs of the run: `device.devices_per_run`",
     "flops": "training FLOPs of the run",
-    "flops_per_token": "training FLOPs a token",
+    "flops_per_token": "training FLOPs per token",
     "budget": "nominal C of the run's IsoFLOP profile",
-    "run": "a JSON file with all of the run, and with the options of its plugins",
+    "run": "a JSON file with the run and the options of its plugins",
     "result": "the JSON file that the program writes",
-    "progress": "a file to which it may append lines of JSON on its way",
-    "checkpoint": "a folder of the run's own, kept when it is stopped",
+    "progress": "a file to which the program may append JSON lines during training",
+    "checkpoint": "a folder for the run's checkpoints, kept when the run is stopped",
     "python": "the Python that runs flops-fit",
 }
-"""Every placeholder, and what it is."""
+"""Placeholder -> description."""
 KINDS = ("model", "dataset", "optimizer", "schedule")
-"""Plugins whose options are placeholders too: ``{model.depth}``."""
+"""Kinds of plugins with options that are also placeholders: ``{model.depth}``."""
 
 
 def check_template(text: str) -> None:
-    """Raises ValueError, listing what there is, for a placeholder that there is not."""
+    """Raises ValueError for an unknown placeholder. The message lists all placeholders."""
     for name in _names(text):
         if name not in NAMES and name.partition(".")[0] not in KINDS:
             close = difflib.get_close_matches(name, NAMES, n=1)
             hint = f"did you mean {{{close[0]}}}? " if close else ""
-            there = ", ".join(f"{{{one}}}" for one in NAMES)
+            available = ", ".join(f"{{{placeholder}}}" for placeholder in NAMES)
             raise ValueError(
-                f"there is no placeholder {{{name}}}; {hint}there is: {there}, and options of "
-                f"{', '.join(KINDS)}, such as {{model.depth}}; a brace that it is to see is written twice"
+                f"there is no placeholder {{{name}}}; {hint}available: {available}, and options of "
+                f"{', '.join(KINDS)}, such as {{model.depth}}; write {{{{ for a literal brace"
             )
 
 
 def values_of(run: RunSpec, options: OptionsOf) -> dict[str, Any]:
-    """Of all placeholders but files. Without ``lr`` where the optimizer has none."""
+    """Values of all placeholders except files. No ``lr`` if the optimizer has no such option."""
     values: dict[str, Any] = {
         "run_id": run.id,
         "seed": run.seed,
@@ -75,28 +75,28 @@ def values_of(run: RunSpec, options: OptionsOf) -> dict[str, Any]:
 
 
 def fill(text: str, values: Mapping[str, Any], options: OptionsOf) -> str:
-    """The text with values in the place of placeholders; ``options(kind)`` gives a plugin's.
+    """Replace the placeholders in a text. ``options(kind)`` returns the options of a plugin.
 
-    Raises ConfigError for an option that the run's plugin has not, and for a format that does not fit.
+    Raises ConfigError for an option that the run's plugin does not have, and for a format that does not fit.
     """
-    done = []
-    for literal, name, how, conversion in Formatter().parse(text):
-        done.append(literal)
+    parts = []
+    for literal, name, spec, conversion in Formatter().parse(text):
+        parts.append(literal)
         if name is None:
             continue
         value = values[name] if name in values else _option(name, options)
         try:
-            done.append(format(repr(value) if conversion == "r" else value, how or ""))
+            parts.append(format(repr(value) if conversion == "r" else value, spec or ""))
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"trainer 'command': {{{name}:{how}}} of {value!r}: {error}") from None
-    return "".join(done)
+            raise ConfigError(f"trainer 'command': {{{name}:{spec}}} of {value!r}: {error}") from None
+    return "".join(parts)
 
 
 def _names(text: str) -> list[str]:
     try:
         return [name for _, name, _, _ in Formatter().parse(text) if name is not None]
     except ValueError as error:
-        raise ValueError(f"{text!r}: {error}; a brace that it is to see is written twice") from None
+        raise ValueError(f"{text!r}: {error}; write {{{{ for a literal brace") from None
 
 
 def _option(name: str, options: OptionsOf) -> Any:
@@ -106,7 +106,7 @@ def _option(name: str, options: OptionsOf) -> Any:
     value: Any = options(kind)
     for key in rest.split("."):
         if not isinstance(value, Mapping) or key not in value:
-            there = ", ".join(value) if isinstance(value, Mapping) else "nothing"
-            raise ConfigError(f"trainer 'command': {{{name}}}: its {kind} has no {key!r}; there is: {there}")
+            available = ", ".join(value) if isinstance(value, Mapping) else "nothing"
+            raise ConfigError(f"trainer 'command': {{{name}}}: its {kind} has no {key!r}; there is: {available}")
         value = value[key]
     return value

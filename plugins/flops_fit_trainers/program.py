@@ -1,4 +1,4 @@
-"""One program as the trainer ``command`` sees it."""
+"""Start and stop the program of a run, and read its output."""
 
 from __future__ import annotations
 
@@ -22,18 +22,20 @@ SUPERVISOR = Path(__file__).with_name("supervise.py")
 TAIL_LINES = 50
 TAIL_LENGTH = 16_000
 TAIL_BYTES = 64_000
-GIST_LENGTH = 300
+SUMMARY_LENGTH = 300
 _RAISED = re.compile(r"(?:\[\w+\]: ?)?((?:\w+\.)*\w*(?:Error|Exception|Interrupt): .+)")
-"""The end of a traceback; torchrun may write ``[rank3]:`` before it."""
+"""The last line of a traceback. torchrun may write ``[rank3]:`` before it."""
 _CONTROL = re.compile(r"\x1b\[[0-9;]*[A-Za-z]|[\x00-\x1f\x7f]")
-"""Colours and the like."""
+"""Colours and other control characters."""
 
 
 class Program:
-    """Runs from ``with`` on, under a supervisor that ends it when this process closes it or dies, and that waits
-    for an earlier program with the same log to end. What it prints goes to the file ``log``, after what is there.
+    """A program under a supervisor, to be used with ``with``.
 
-    Raises ConfigError for a working directory that is not there.
+    The supervisor ends the program when this process closes it or dies. Before it starts the program, it waits for
+    an earlier program with the same log to end. Output is appended to the file ``log``.
+
+    Raises ConfigError for a working directory that does not exist.
     """
 
     def __init__(
@@ -72,39 +74,39 @@ class Program:
         self.stop()
 
     def wait(self, seconds: float) -> int | None:
-        """Its exit status; None while it runs, after so many seconds."""
+        """Wait up to ``seconds`` for the exit status. Returns None if the program still runs."""
         try:
             return self._supervisor.wait(seconds)
         except subprocess.TimeoutExpired:
             return None
 
     def stop(self) -> None:
-        """SIGTERM for its group, and SIGKILL for all that came of it when it has ended or the grace is over.
-        Returns then. Idempotent."""
+        """Send SIGTERM to the process group, and SIGKILL to all remaining descendants once the program has ended
+        or the grace period is over. Waits for the end. Idempotent."""
         assert self._supervisor.stdin is not None
         with suppress(OSError):
             self._supervisor.stdin.close()
         self._supervisor.wait()
 
-    def last_words(self) -> str:
-        """The last 50 lines that it printed; empty where there are none."""
+    def output_tail(self) -> str:
+        """The last 50 lines of output."""
         return "\n".join(self._last_lines()[-TAIL_LINES:])[-TAIL_LENGTH:]
 
-    def gist(self) -> str:
-        """What a Python program raised last (``ValueError: ...``), among the last that it printed; of another its
-        last line that has a word in it. torchrun ends with a report of some fifty lines that says neither."""
+    def summarize_output(self) -> str:
+        """The last exception in the output (``ValueError: ...``), or else the last line with a letter or digit.
+        The last line alone would not do: torchrun prints a report of about fifty lines after an exception."""
         lines = [_CONTROL.sub("", line).strip() for line in self._last_lines()]
-        raised = [found[1] for line in lines if (found := _RAISED.fullmatch(line))]
-        said = raised or [line for line in lines if re.search(r"\w", line)]
-        last = said[-1] if said else ""
-        return last if len(last) <= GIST_LENGTH else f"{last[: GIST_LENGTH - 3]}..."
+        raised = [match[1] for line in lines if (match := _RAISED.fullmatch(line))]
+        candidates = raised or [line for line in lines if re.search(r"\w", line)]
+        last = candidates[-1] if candidates else ""
+        return last if len(last) <= SUMMARY_LENGTH else f"{last[: SUMMARY_LENGTH - 3]}..."
 
     def _last_lines(self) -> list[str]:
         return read_log_tail(self._log, TAIL_BYTES, self._log_start).splitlines()
 
 
-def described(status: int) -> str:
-    """An exit status in words."""
+def describe_status(status: int) -> str:
+    """An exit status as the end of a sentence: ``was killed by SIGKILL``."""
     if status == CANNOT_START:
         return "cannot be started"
     if status > 128:
@@ -113,15 +115,15 @@ def described(status: int) -> str:
     return f"ended with status {status}"
 
 
-def own_environment() -> dict[str, str]:
-    """The environment of this process without the import path of its own installation, which a worker has been
-    given: the program may run under another Python."""
+def program_environment() -> dict[str, str]:
+    """Environment of the program: this process's, without paths of this Python's installation in PYTHONPATH.
+    Executors set these for workers, and the program may run under another Python."""
     prefixes = {Path(sys.prefix), Path(sys.base_prefix)}
-    entries = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    kept = [one for one in entries if one and not any(Path(one).is_relative_to(prefix) for prefix in prefixes)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(kept)}
+    entries = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    outside = [entry for entry in entries if not any(Path(entry).is_relative_to(prefix) for prefix in prefixes)]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(outside)}
 
 
 def deadline(minutes: float | None) -> float:
-    """A moment of ``time.monotonic``."""
+    """The time on ``time.monotonic`` after ``minutes``; infinity for None."""
     return time.monotonic() + 60 * minutes if minutes is not None else float("inf")

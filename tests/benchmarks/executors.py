@@ -53,7 +53,7 @@ def surroundings(executor):
 
     import slurm_cluster
 
-    if why := slurm_cluster.why_not():
+    if why := slurm_cluster.missing_requirement():
         raise SystemExit(f"slurm: {why}")
     with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as base, slurm_cluster.cluster(Path(base)) as up:
         before = dict(os.environ)

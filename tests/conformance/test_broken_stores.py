@@ -1,4 +1,4 @@
-"""The conformance kit for stores finds those that break their contract."""
+"""The conformance kit for stores detects stores that break their contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from flops_fit_core.testing import example_result
 
 STORE = '''
 import json
-import pathlib
 import time
 
 from flops_fit_core import RunResult
@@ -18,47 +17,51 @@ from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
 from flops_fit_core.testing import StoreConformance
 
 
-def changed(result, **parse):
-    return json.dumps(json.loads(result.model_dump_json(), **parse))
+def change_json(result, **options):
+    return json.dumps(json.loads(result.model_dump_json(), **options))
 
 
-class Store(ResultStore):
-    """All in one file, written anew at each change. For one process."""
+class Store(BASE):
+    """Keeps everything in one JSON file that each change writes again. For one process."""
 
     def __init__(self, folder):
-        self.file = folder / "kept.json"
-        self.kept, self.claims = json.loads(self.file.read_text()) if self.file.exists() else ([], {})
+        self.file = folder / "store.json"
+        entries, self.claims = json.loads(self.file.read_text()) if self.file.exists() else ([], {})
+        self.records = {tuple(key): record for key, record in entries}
 
     def save(self):
-        kept, claims = self.kept, self.claims
+        entries, claims = list(self.records.items()), self.claims
         SAVE
-        self.file.write_text(json.dumps([kept, claims]))
+        self.file.write_text(json.dumps([entries, claims]))
 
     def add(self, result):
-        CHECK
-        entry = [result.id, result.attempt, RECORD]
-        KEYS = [one[:2] for one in self.kept]
+        VALIDATE
+        key, record = (result.id, result.attempt), RECORD
         ADD
         self.save()
 
-    def read(self, entries):
-        return [RunResult.model_validate_json(record) for _, _, record in entries]
-
     def all_attempts(self):
-        return self.read(ALL)
+        attempts = [RunResult.model_validate_json(record) for record in self.records.values()]
+        return ALL_ATTEMPTS
 
-    def attempts(self, run_id):
-        return self.read(sorted((one for one in self.kept if one[0] == run_id), key=lambda one: ATTEMPTS))
+    OVERRIDES
 
-    def get(self, run_id):
-        found = self.attempts(run_id)
-        return GET
+    CLAIMS
 
-    def results(self):
-        ids = list(dict.fromkeys(run_id for run_id, _, _ in self.kept))
-        return RESULTS
 
-    def claim(self, run_id, owner, seconds):
+class Plugin:
+    @hookimpl
+    def flops_fit_stores(self):
+        yield StoreSpec(name="broken", build=lambda options, folder: Store(folder))
+
+
+class TestBroken(StoreConformance):
+    name = "broken"
+    plugins = {"mine": Plugin()}
+    shared = False
+    moment = 0.02
+'''
+CLAIMS = """def claim(self, run_id, owner, seconds):
         held = self.claims.get(run_id)
         if HELD:
             return False
@@ -74,244 +77,182 @@ class Store(ResultStore):
     def release(self, run_id, owner):
         if RELEASE:
             self.claims.pop(run_id, None)
-            self.save()
+            self.save()"""
+OVERRIDES = """def attempts(self, run_id):
+        return super().attempts(run_id)
 
-    def close(self):
-        pass
+    def get(self, run_id):
+        return super().get(run_id)
 
-
-class Plugin:
-    @hookimpl
-    def flops_fit_stores(self):
-        yield StoreSpec(name="broken", build=lambda options, folder: Store(folder))
-
-
-class TestBroken(StoreConformance):
-    name = "broken"
-    plugins = {"mine": Plugin()}
-    shared = False
-    moment = 0.02
-'''
-REPLACE_OR_APPEND = """if entry[:2] in KEYS:
-            self.kept[KEYS.index(entry[:2])] = entry
-        else:
-            self.kept.append(entry)"""
+    def results(self):
+        return super().results()"""
 SOUND = {
+    "BASE": "ResultStore",
     "SAVE": "pass",
-    "CHECK": "type(result).model_validate(result.model_dump())",
+    "VALIDATE": "RunResult.model_validate(result.model_dump())",
     "RECORD": "result.model_dump_json()",
-    "ADD": REPLACE_OR_APPEND,
-    "KEYS": "keys",
-    "ALL": "self.kept",
-    "ATTEMPTS": "one[1]",
-    "GET": "found[-1] if found else None",
-    "RESULTS": "[self.get(run_id) for run_id in ids]",
+    "ADD": "self.records[key] = record",
+    "ALL_ATTEMPTS": "attempts",
+    "OVERRIDES": "",
+    "CLAIMS": CLAIMS,
     "HELD": "held and held[0] != owner and held[1] > time.time()",
     "UNTIL": "time.time() + seconds",
     "RENEW": "pass",
     "RELEASE": "self.claims.get(run_id, [None])[0] == owner",
 }
-BROKEN = {
-    "loses the last result when it is opened again": (
-        {"SAVE": "kept = kept[:-1]"},
-        "test_opening_again_finds_everything",
-    ),
-    "loses claims when it is opened again": ({"SAVE": "claims = {}"}, "test_opening_again_finds_everything"),
-    "keeps the latest attempt only": (
-        {"ADD": "self.kept = [one for one in self.kept if one[0] != result.id] + [entry]"},
-        "test_every_attempt_is_kept_and_the_latest_counts",
-    ),
-    "lets an earlier attempt that comes later count": (
-        {"ATTEMPTS": "0"},
-        "test_every_attempt_is_kept_and_the_latest_counts",
-    ),
-    "does not replace an attempt": (
-        {"ADD": "if entry[:2] not in KEYS: self.kept.append(entry)"},
-        "test_adding_an_attempt_again_replaces_it",
-    ),
-    "keeps an attempt twice": ({"ADD": "self.kept.append(entry)"}, "test_adding_an_attempt_again_replaces_it"),
-    "puts a run that is tried again last": (
-        {"RESULTS": "[self.get(one) for one in dict.fromkeys(one[0] for one in self.kept[::-1])][::-1]"},
-        "test_results_come_in_the_order_in_which_runs_were_first_added",
-    ),
-    "sorts attempts as text": ({"ATTEMPTS": "str(one[1])"}, "test_every_attempt_is_kept_and_the_latest_counts"),
-    "goes by the clock of whoever trained": (
-        {"RESULTS": "sorted((self.get(run_id) for run_id in ids), key=lambda one: str(one.finished))"},
-        "test_results_come_in_the_order_in_which_runs_were_first_added",
-    ),
+SOUND_VARIANTS = {
+    "sound": {},
+    "sound, with only the two required methods": {"CLAIMS": ""},
+    "sound, with every method overridden": {"OVERRIDES": OVERRIDES},
+}
+
+EVERY_ATTEMPT = "test_every_attempt_is_kept_and_the_latest_counts"
+ORDER = "test_all_attempts_come_in_the_order_in_which_they_were_added"
+ORDER_OF_RUNS = "test_results_come_in_the_order_in_which_runs_were_first_added"
+REPLACED = "test_a_replaced_attempt_appears_once_in_its_first_place"
+ADDED_TWICE = "test_adding_an_attempt_again_replaces_it"
+REOPENED = "test_opening_again_finds_everything"
+EQUAL = "test_what_was_added_comes_back_equal"
+AWKWARD = "test_awkward_values_come_back_equal"
+AGREE = "test_methods_that_are_overridden_agree_with_all_attempts"
+
+
+def attempts(expression: str) -> dict[str, str]:
+    return {"OVERRIDES": f"def attempts(self, run_id): return {expression}"}
+
+
+def results(expression: str) -> dict[str, str]:
+    return {"OVERRIDES": f"def results(self): return {expression}"}
+
+
+BROKEN_RESULTS = {
+    "loses the last result when it is reopened": ({"SAVE": "entries = entries[:-1]"}, {REOPENED}),
     "has one file for all studies": (
-        {'folder / "kept.json"': 'folder.parent / "kept.json"'},
-        "test_two_studies_are_kept_apart",
+        {'folder / "store.json"': 'folder.parent / "store.json"'},
+        {"test_two_studies_are_kept_apart"},
     ),
-    "forgets the time zone": (
-        {"RECORD": "result.model_dump_json().replace('Z\"', '\"')"},
-        "test_what_was_added_comes_back_equal",
-    ),
-    "sorts by id": (
-        {"RESULTS": "[self.get(run_id) for run_id in sorted(ids)]"},
-        "test_results_come_in_the_order_in_which_runs_were_first_added",
-    ),
+    "drops the time zone": ({"RECORD": "result.model_dump_json().replace('Z\"', '\"')"}, {EQUAL}),
     "keeps six digits": (
-        {"RECORD": "changed(result, parse_float=lambda text: f'{float(text):.6g}')"},
-        "test_what_was_added_comes_back_equal",
+        {"RECORD": "change_json(result, parse_float=lambda text: f'{float(text):.6g}')"},
+        {EQUAL},
     ),
     "keeps integers of 64 bits": (
-        {"RECORD": "changed(result, parse_int=lambda text: min(int(text), 2**63))"},
-        "test_awkward_values_come_back_equal",
+        {"RECORD": "change_json(result, parse_int=lambda text: min(int(text), 2**63))"},
+        {AWKWARD},
     ),
-    "drops the character 0": (
-        {"RECORD": "result.model_dump_json().replace('\\\\u0000', '')"},
-        "test_awkward_values_come_back_equal",
+    "drops the character 0": ({"RECORD": "result.model_dump_json().replace('\\\\u0000', '')"}, {AWKWARD}),
+    "accepts NaN": ({"VALIDATE": "pass"}, {"test_a_number_that_is_not_finite_does_not_get_in"}),
+    "drops failed results": (
+        {"ADD": "if result.status != 'failed': self.records[key] = record"},
+        {"test_every_status_can_be_kept"},
     ),
-    "lets NaN in": ({"CHECK": "pass"}, "test_a_number_that_is_not_finite_does_not_get_in"),
-    "keeps no failures": (
-        {"ADD": f"if result.status == 'failed': return\n        {REPLACE_OR_APPEND}"},
-        "test_every_status_can_be_kept",
+    "raises for an unknown run": (
+        {"OVERRIDES": "def get(self, run_id): return self.attempts(run_id)[-1]"},
+        {"test_an_unknown_run_has_no_result"},
     ),
-    "does not know what to say of an unknown run": ({"GET": "found[-1]"}, "test_an_unknown_run_has_no_result"),
-    "shares its memory with callers": (
-        {"RESULTS": "self.__dict__.setdefault('given', [self.get(run_id) for run_id in ids])"},
-        "test_what_a_caller_does_to_a_list_changes_nothing",
+    "shares a list with its callers": (
+        results("self.__dict__.setdefault('cached', super().results())"),
+        {"test_what_a_caller_does_to_a_list_changes_nothing"},
     ),
-    "grants a claim twice": ({"HELD": "False"}, "test_a_claim_excludes_others"),
-    "does not let a holder claim again": (
-        {"HELD": "held and held[1] > time.time()"},
-        "test_a_claim_excludes_others",
-    ),
-    "never lets go of a claim": ({"HELD": "held and held[0] != owner"}, "test_a_claim_ends_by_itself"),
-    "renews from the old end": (
-        {"UNTIL": "(held[1] if held and held[0] == owner else time.time()) + seconds"},
-        "test_a_renewed_claim_lasts_longer",
-    ),
-    "renews what somebody else holds": ({"RENEW": "if held: return True"}, "test_only_the_holder_can_renew"),
-    "renews what nobody holds": (
-        {"RENEW": "if not held: return self.claim(run_id, owner, seconds)"},
-        "test_only_the_holder_can_renew",
-    ),
-    "lets anybody release": ({"RELEASE": "True"}, "test_only_the_holder_can_release"),
-    "releases nothing": ({"RELEASE": "False"}, "test_a_released_claim_can_be_taken"),
-    "frees a run by its result": (
-        {"CHECK": "type(result).model_validate(result.model_dump()); self.claims.pop(result.id, None)"},
-        "test_claims_are_no_results",
-    ),
-}
-
-
-def test_broken_stores_are_caught(failures: Failures) -> None:
-    found = failures(STORE, SOUND, {"sound": {}, **{name: changes for name, (changes, _) in BROKEN.items()}})
-    assert found.pop("sound") == set()
-    assert {name: check for name, (_, check) in BROKEN.items() if check not in found[name]} == {}
-
-
-# ---------------------------------------------------------------------------- the two methods
-
-MINIMAL = '''
-from flops_fit_core import RunResult
-from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
-from flops_fit_core.testing import StoreConformance
-
-
-class Store(BASE):
-    """The two methods that a store has to have. One JSON line per call of add."""
-
-    def __init__(self, folder):
-        self.file = folder / "kept.jsonl"
-
-    def add(self, result):
-        RunResult.model_validate(result.model_dump())
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(result.model_dump_json() + "\\n")
-
-    METHOD
-        attempts = {}
-        if self.file.exists():
-            with self.file.open(encoding="utf-8") as file:
-                for line in file:
-                    result = RunResult.model_validate_json(line)
-                    KEEP
-        return RETURN
-    REST
-
-
-class Plugin:
-    @hookimpl
-    def flops_fit_stores(self):
-        yield StoreSpec(name="minimal", build=lambda options, folder: Store(folder))
-
-
-class TestMinimal(StoreConformance):
-    name = "minimal"
-    plugins = {"mine": Plugin()}
-    shared = False
-    moment = 0.02
-'''
-SOUND_MINIMAL = {
-    "BASE": "ResultStore",
-    "METHOD": "def all_attempts(self):",
-    "KEEP": "attempts[result.id, result.attempt] = result",
-    "RETURN": "attempts.values()",
-    "REST": "",
-}
-ORDER = "test_all_attempts_come_in_the_order_in_which_they_were_added"
-REPLACED = "test_a_replaced_attempt_appears_once_in_its_first_place"
-BROKEN_MINIMAL = {
-    "groups attempts by run": (
-        {"RETURN": "sorted(attempts.values(), key=lambda one: [key[0] for key in attempts].index(one.id))"},
-        {ORDER, REPLACED, "test_opening_again_finds_everything"},
-    ),
-    "orders attempts by number": (
-        {"RETURN": "sorted(attempts.values(), key=lambda one: one.attempt)"},
-        {ORDER, "test_opening_again_finds_everything"},
-    ),
-    "gives the newest first": ({"RETURN": "[*attempts.values()][::-1]"}, {ORDER, REPLACED}),
-    "orders attempts by time": ({"RETURN": "sorted(attempts.values(), key=lambda one: one.finished)"}, {ORDER}),
-    "moves a replaced attempt to the end": (
-        {"KEEP": "attempts.pop((result.id, result.attempt), None); attempts[result.id, result.attempt] = result"},
-        {REPLACED, "test_adding_an_attempt_again_replaces_it"},
-    ),
+    # Which attempts it keeps
+    "keeps the latest attempt only": ({"ADD": "self.records[result.id,] = record"}, {EVERY_ATTEMPT, ORDER}),
     "keeps the first content of an attempt": (
-        {"KEEP": "attempts.setdefault((result.id, result.attempt), result)"},
-        {REPLACED, "test_adding_an_attempt_again_replaces_it"},
+        {"ADD": "self.records.setdefault(key, record)"},
+        {REPLACED, ADDED_TWICE},
     ),
-    "gives a replaced attempt twice": (
-        {"KEEP": "attempts[len(attempts)] = result"},
-        {REPLACED, "test_adding_an_attempt_again_replaces_it"},
+    "keeps a replaced attempt twice": (
+        {"ADD": "self.records[*key, len(self.records)] = record"},
+        {REPLACED, ADDED_TWICE},
     ),
-    "gives the latest attempts only": (
-        {"KEEP": "attempts[result.id] = result"},
-        {ORDER, "test_every_attempt_is_kept_and_the_latest_counts"},
+    "moves a replaced attempt to the end": (
+        {"ADD": "self.records.pop(key, None); self.records[key] = record"},
+        {REPLACED, ADDED_TWICE},
     ),
-    "gives one iterator to every caller": (
-        {"RETURN": "self.__dict__.setdefault('given', iter(attempts.values()))"},
+    # The order of attempts
+    "groups attempts by run": (
+        {"ALL_ATTEMPTS": "sorted(attempts, key=lambda one: [key[0] for key in self.records].index(one.id))"},
+        {ORDER, REPLACED, REOPENED},
+    ),
+    "sorts all attempts by number": (
+        {"ALL_ATTEMPTS": "sorted(attempts, key=lambda attempt: attempt.attempt)"},
+        {ORDER, REOPENED},
+    ),
+    "returns the newest attempt first": ({"ALL_ATTEMPTS": "attempts[::-1]"}, {ORDER, REPLACED}),
+    "sorts all attempts by time": (
+        {"ALL_ATTEMPTS": "sorted(attempts, key=lambda attempt: attempt.finished)"},
         {ORDER},
     ),
-    "has attempts of another order than all_attempts": (
-        {"REST": "def attempts(self, run_id): return super().attempts(run_id)[::-1]"},
-        {"test_methods_that_are_overridden_agree_with_all_attempts"},
+    "returns the same iterator to every caller": (
+        {"ALL_ATTEMPTS": "self.__dict__.setdefault('cached', iter(attempts))"},
+        {ORDER},
     ),
-    "has results of another order than all_attempts": (
-        {"REST": "def results(self): return sorted(super().results(), key=lambda one: one.id)"},
-        {"test_methods_that_are_overridden_agree_with_all_attempts"},
+    "does not sort the attempts at a run": (
+        attempts("[attempt for attempt in self.all_attempts() if attempt.id == run_id]"),
+        {EVERY_ATTEMPT},
+    ),
+    "sorts the attempts at a run as text": (
+        attempts("sorted(super().attempts(run_id), key=lambda attempt: str(attempt.attempt))"),
+        {EVERY_ATTEMPT},
+    ),
+    "reverses the attempts at a run": (attempts("super().attempts(run_id)[::-1]"), {AGREE}),
+    # The order of runs
+    "moves a retried run to the end": (
+        results("[self.get(id) for id in dict.fromkeys(key[0] for key in reversed(self.records))][::-1]"),
+        {ORDER_OF_RUNS},
+    ),
+    "sorts runs by the clock of their workers": (
+        results("sorted(super().results(), key=lambda result: str(result.finished))"),
+        {ORDER_OF_RUNS},
+    ),
+    "sorts runs by id": (
+        results("sorted(super().results(), key=lambda result: result.id)"),
+        {ORDER_OF_RUNS, AGREE},
     ),
 }
+"""Name -> (changes of SOUND, checks that must fail)."""
+BROKEN_CLAIMS = {
+    "loses claims when it is reopened": ({"SAVE": "claims = {}"}, {REOPENED}),
+    "grants a claim twice": ({"HELD": "False"}, {"test_a_claim_excludes_others"}),
+    "does not let an owner claim again": (
+        {"HELD": "held and held[1] > time.time()"},
+        {"test_a_claim_excludes_others"},
+    ),
+    "never ends a claim": ({"HELD": "held and held[0] != owner"}, {"test_a_claim_ends_by_itself"}),
+    "renews from the previous end": (
+        {"UNTIL": "(held[1] if held and held[0] == owner else time.time()) + seconds"},
+        {"test_a_renewed_claim_lasts_longer"},
+    ),
+    "renews a claim of another owner": ({"RENEW": "if held: return True"}, {"test_only_the_holder_can_renew"}),
+    "renews a claim without an owner": (
+        {"RENEW": "if not held: return self.claim(run_id, owner, seconds)"},
+        {"test_only_the_holder_can_renew"},
+    ),
+    "releases a claim of another owner": ({"RELEASE": "True"}, {"test_only_the_holder_can_release"}),
+    "releases nothing": ({"RELEASE": "False"}, {"test_a_released_claim_can_be_taken"}),
+    "releases a claim when a result is added": (
+        {"VALIDATE": "RunResult.model_validate(result.model_dump()); self.claims.pop(result.id, None)"},
+        {"test_claims_are_no_results"},
+    ),
+}
+BROKEN = {**BROKEN_RESULTS, **BROKEN_CLAIMS}
 
 
-def test_a_store_of_two_methods_keeps_the_contract_and_broken_forms_of_it_are_caught(failures: Failures) -> None:
-    changes = {name: change for name, (change, _) in BROKEN_MINIMAL.items()}
-    broken = failures(MINIMAL, SOUND_MINIMAL, {"sound": {}, **changes})
-    assert broken.pop("sound") == set()
-    assert {name: checks - broken[name] for name, (_, checks) in BROKEN_MINIMAL.items()} == {
-        name: set() for name in BROKEN_MINIMAL
+def test_broken_stores_fail_the_kit_and_sound_stores_pass(failures: Failures) -> None:
+    failed = failures(STORE, SOUND, {**SOUND_VARIANTS, **{name: changes for name, (changes, _) in BROKEN.items()}})
+    assert {name: failed[name] for name in SOUND_VARIANTS} == {name: set() for name in SOUND_VARIANTS}
+    assert {name: checks - failed[name] for name, (_, checks) in BROKEN.items()} == {
+        name: set() for name in BROKEN
     }
 
 
 def test_a_store_without_the_base_class_or_without_all_attempts_fails_every_check(failures: Failures) -> None:
-    broken = failures(
-        MINIMAL, SOUND_MINIMAL, {"sound": {}, "duck": {"BASE": "object"}, "half": {"METHOD": "def every(self):"}}
-    )
-    assert broken["sound"] == set()
-    for name in ("duck", "half"):
-        assert {"test_a_new_store_is_empty", "test_a_claim_excludes_others", ORDER} <= broken[name]
+    cases = {
+        "no base class": {"CLAIMS": "", "BASE": "object"},
+        "no all_attempts": {"CLAIMS": "", "def all_attempts": "def every_attempt"},
+    }
+    failed = failures(STORE, SOUND, cases)
+    for name in cases:
+        assert {"test_a_new_store_is_empty", "test_a_claim_excludes_others", ORDER} <= failed[name]
 
 
 # ---------------------------------------------------------------------------- between processes
@@ -323,25 +264,25 @@ from flops_fit_core.plugins import ResultStore, StoreSpec, hookimpl
 
 
 class Buffered(ResultStore):
-    """Says that a result is safe while it is only in memory; claims are this process's own business."""
+    """Keeps results in memory until it is closed, and claims in this process."""
 
     def __init__(self, folder):
-        self.path, self.kept = folder / "results.pickle", {}
+        self.path, self.results_by_key = folder / "results.pickle", {}
         if self.path.exists():
-            self.kept = pickle.loads(self.path.read_bytes())
+            self.results_by_key = pickle.loads(self.path.read_bytes())
 
     def add(self, result):
         type(result).model_validate(result.model_dump())
-        self.kept[result.id, result.attempt] = result
+        self.results_by_key[result.id, result.attempt] = result
 
     def all_attempts(self):
-        return self.kept.values()
+        return self.results_by_key.values()
 
     def claim(self, run_id, owner, seconds):
-        return super().claim(run_id, owner, seconds)  # so that the kit takes claims for shared
+        return super().claim(run_id, owner, seconds)  # overridden, so that the kit expects shared claims
 
     def close(self):
-        self.path.write_bytes(pickle.dumps(self.kept))
+        self.path.write_bytes(pickle.dumps(self.results_by_key))
 
 
 @hookimpl
@@ -349,7 +290,7 @@ def flops_fit_stores():
     yield StoreSpec(name="buffered", build=lambda options, folder: Buffered(folder))
 '''
 
-TRY = """
+KIT = """
 import broken
 
 from flops_fit_core.testing import StoreConformance
@@ -362,8 +303,8 @@ class TestIt(StoreConformance):
 """
 
 
-def test_the_kit_catches_a_store_that_keeps_its_promises_only_within_a_process(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile(broken=BUFFERED, test_it=TRY)
+def test_the_kit_detects_a_store_that_works_only_within_one_process(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile(broken=BUFFERED, test_it=KIT)
     _, skipped, failed = pytester.inline_run("-p", "no:cacheprovider").listoutcomes()
     assert not skipped
     assert {report.nodeid.split("::")[-1].split("[")[0] for report in failed} == {
@@ -374,6 +315,6 @@ def test_the_kit_catches_a_store_that_keeps_its_promises_only_within_a_process(p
     }
 
 
-def test_what_the_kit_adds_is_a_valid_result() -> None:
+def test_the_results_that_the_kit_adds_are_valid() -> None:
     assert RunResult.model_validate_json(example_result().model_dump_json()) == example_result()
     assert {example_result(status=status).status for status in ("completed", "diverged", "failed")}

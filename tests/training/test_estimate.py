@@ -69,10 +69,10 @@ class Peaky(devices.CPU):
 def flops_fit_devices():
     yield DeviceSpec(
         name="peaky",
-        options=devices.TogetherOptions,
+        options=devices.DeviceOptions,
         build=lambda options: Peaky(),
         slots=devices.cpu_slots,
-        devices_per_run=devices.cpu_devices,
+        devices_per_run=devices.count_cpus,
     )
 """
 

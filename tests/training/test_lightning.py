@@ -200,7 +200,7 @@ def test_a_loss_that_is_not_finite_has_diverged(own):
     ("name", "message"),
     [
         ("a_list", "made a list, not a LightningModule"),
-        ("WithoutTheModel", "without the model it was given"),
+        ("WithoutTheModel", "without the run's model"),
         ("Broken", "this module raises"),
         ("StopsEarly", "ended its training after 20 of 60 steps"),
     ],
@@ -217,7 +217,7 @@ def test_a_mistake_is_the_error_of_its_run(own, name, message):
     [
         ("Plane", {}, "has no 'Plane'; it has"),
         ("no_model", {}, "must take the run's model by the name 'model'"),
-        ("Plain", {"arguments": {"depth": 2}}, "unexpected keyword argument 'depth'; it takes model, task"),
+        ("Plain", {"arguments": {"depth": 2}}, "unexpected keyword argument 'depth'; its parameters: model, task"),
     ],
 )
 def test_a_module_that_cannot_be_called_so_is_an_error_of_the_plan(own, name, options, message):
