@@ -1,18 +1,19 @@
-"""Every error that flops-fit raises on purpose.
+"""All errors of flops-fit.
 
     FlopsFitError
-    ├── UserError            the input has to change; the command line prints the message and exits with 2
+    ├── UserError            the input must change; the command line prints the message and exits with 2
     │   ├── ConfigError      an experiment file, an option, a keyword argument
-    │   │   └── PluginNotFound   no usable plugin has that name
-    │   ├── PlanError        a sweep that cannot be built as asked
-    │   ├── DataError        a dataset that is empty, too small or not what it says
-    │   ├── StoreError       a result store that is not ours, damaged or in use
-    │   └── FitError         runs from which no law can be fitted
+    │   │   └── PluginNotFound   no usable plugin has this name
+    │   ├── PlanError        a sweep that cannot be built
+    │   ├── DataError        a dataset that is empty, too small or in another format
+    │   ├── StoreError       a result store that is foreign, damaged or in use
+    │   └── FitError         runs that determine no law
     ├── PluginError          a plugin broke its contract; names the plugin; exit code 1
     ├── SweepFailed          no run of a sweep completed, and some failed; exit code 1
-    └── RunFailed            a run cannot go on; becomes that run's result, the sweep goes on
+    └── RunFailed            a run cannot continue; becomes the result of the run, and the sweep continues
 
-A message says what happened, where, what exists, and what to type. ``StudyWarning`` is the one warning.
+A message states the problem, its place, the valid choices and the command to type. ``StudyWarning`` is the only
+warning.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from pathlib import Path
 
 
 class FlopsFitError(Exception):
-    """Base of all of flops-fit's own errors."""
+    """Base class of all errors of flops-fit."""
 
 
 class UserError(FlopsFitError):
-    """Something the user gave has to change. Shown without a traceback."""
+    """The user's input must change. Shown without a traceback."""
 
 
 class ConfigError(UserError):
@@ -38,19 +39,19 @@ class ConfigError(UserError):
 
 
 class PluginNotFound(ConfigError, LookupError):
-    """No usable plugin has the name that was asked for."""
+    """No usable plugin has the requested name."""
 
 
 class PlanError(UserError):
-    """The sweep cannot be built as asked: sizes, budgets or batches do not fit together."""
+    """The sweep cannot be built: sizes, budgets or batches do not fit together."""
 
 
 class DataError(UserError):
-    """A dataset is empty, too small, or not in the format it was said to be in."""
+    """A dataset is empty, too small, or in another format than stated."""
 
 
 class StoreError(UserError):
-    """A result store is not ours, damaged, or held by somebody else."""
+    """A result store is foreign, damaged, or in use."""
 
 
 class FitError(UserError):
@@ -62,7 +63,7 @@ class PluginError(FlopsFitError):
 
 
 class RunFailed(FlopsFitError):
-    """A training run cannot go on. Recorded as that run's result; other runs go on."""
+    """A training run cannot continue. Recorded as the result of the run; other runs continue."""
 
 
 class SweepFailed(FlopsFitError):

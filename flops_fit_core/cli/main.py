@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from flops_fit_core.cli import (
-    audit_command,
+    count_flops_command,
     doctor_command,
     export_command,
     fitting_commands,
@@ -45,7 +45,7 @@ export_command.register(app)
 store_command.register(app)
 fitting_commands.register(app)
 tune_command.register(app)
-audit_command.register(app)
+count_flops_command.register(app)
 plugin_commands.register(app)
 doctor_command.register(app)
 

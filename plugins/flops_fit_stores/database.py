@@ -171,7 +171,8 @@ def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
             raise _damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StoreError(
-                f"{path}: locked by another process for {lock_timeout:g} seconds. Wait for that process, or stop it"
+                f"{path}: locked by another process for {lock_timeout:g} seconds. Wait for that process, "
+                f"or stop it"
             ) from None
         raise StoreError(f"{path}: {error}") from None
     except OSError as error:

@@ -33,7 +33,7 @@ def count_flops(
     json: args.JsonOption = False,
 ) -> None:
     """Compare the FLOPs counters on an experiment's models, and show the exponent by each."""
-    from flops_fit_core.cli import audit_tables as tables
+    from flops_fit_core.cli import count_flops_tables as tables
     from flops_fit_core.flops.audit import scalings
 
     registry = args.registry_for(source, plugin, disabled)
