@@ -1,10 +1,10 @@
-"""Two drivers that start together on one study of 50 runs: each run is trained once.
+"""Start two drivers on one study of 50 runs, and check that each run is trained once.
 
     python tests/benchmarks/two_drivers.py [--runs 50] [--stores sqlite json]
 
-Two ``flops-fit run`` of one experiment file in one folder, started at the same moment, each with one worker. The
-models themselves write down that they are trained. Prints how many runs each driver trained, how many were trained
-or stored more than once, and both exit statuses.
+Starts ``flops-fit run`` twice at the same moment, on one experiment file in one folder, with one worker each. The
+models write a line to a file when they are trained. Prints the number of runs that each driver trained, the
+numbers of runs that were trained or stored more than once, and both exit statuses.
 """
 
 from __future__ import annotations
@@ -69,33 +69,34 @@ def measure(store: str, runs: int, folder: Path) -> None:
     drivers = [
         subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(2)
     ]
-    said = [driver.communicate()[1].decode() for driver in drivers]
-    trained = Counter(tuple(line.split()[:2]) for line in (folder / "trained").read_text().splitlines())
-    by = Counter(line.split()[2] for line in (folder / "trained").read_text().splitlines())
+    errors = [driver.communicate()[1].decode() for driver in drivers]
+    lines = (folder / "trained").read_text().splitlines()
+    trained = Counter(tuple(line.split()[:2]) for line in lines)
+    trained_by = Counter(line.split()[2] for line in lines)
     sys.path.insert(0, str(folder))
     study = Study.open(folder / "runs" / "fifty")
-    with study.store() as kept:
-        several = sum(len(kept.attempts(run.id)) > 1 for run in study.plan.runs)
+    with study.store() as store_object:
+        duplicates = sum(len(store_object.attempts(run.id)) > 1 for run in study.plan.runs)
     statuses = Counter(result.status for result in study.results)
     print(f"{store}: {len(study.plan.runs)} runs, {dict(statuses)}; ", end="")
     print(
         f"trained {sum(trained.values())} times, "
-        f"{sum(count > 1 for count in trained.values())} more than once, {several} stored more than once; "
-        f"by driver {[by[str(driver.pid)] for driver in drivers]}, "
+        f"{sum(count > 1 for count in trained.values())} more than once, {duplicates} stored more than once; "
+        f"by driver {[trained_by[str(driver.pid)] for driver in drivers]}, "
         f"exit statuses {[driver.returncode for driver in drivers]}"
     )
     if any(driver.returncode for driver in drivers):
-        print("\n".join(said))
+        print("\n".join(errors))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--stores", nargs="+", default=["sqlite", "json"])
-    given = parser.parse_args()
-    for store in given.stores:
+    arguments = parser.parse_args()
+    for store in arguments.stores:
         with tempfile.TemporaryDirectory() as folder:
-            measure(store, given.runs, Path(folder))
+            measure(store, arguments.runs, Path(folder))
 
 
 if __name__ == "__main__":
