@@ -40,7 +40,7 @@ def make_study(folder, schedule, rate, seeds, workers):
         "optimizer": {"name": "adamw"},
         "recipe": {"name": "default", "lr": rate} | ({"warmup": 0.01} if schedule == "wsd" else {}),
         "schedule": {"name": schedule} | ({"decay": DECAY} if schedule == "wsd" else {}),
-        "flops": {"name": "model"},
+        "counter": {"name": "model"},
         "executor": {"name": "processes", "workers": workers},
     }
     registry = installed()

@@ -39,7 +39,7 @@ def plans(registry, width, steps, batch_size, context):
             "dataset": {"name": "text", "context": context},
             "optimizer": {"name": "adamw"},
             "recipe": {"name": "default", "lr": rate},
-            "trainer": {"name": "torch", "heldout_tokens": 1024},
+            "trainer": {"name": "torch", "eval_tokens": 1024},
             "device": {"name": "cpu"},
         }
         yield make_plan(make_experiment(table, registry))
@@ -72,7 +72,7 @@ def main():
         sweep_plans = list(plans(registry, width, arguments.steps, batch_size=8, context=64))
         separate_jobs = [job for plan in sweep_plans for job in plan.jobs({run.id for run in plan.runs})]
         trajectories = tuple(plan.trajectories[0] for plan in sweep_plans)
-        packed_job = Job(id="pack", trajectories=trajectories, device=separate_jobs[0].device)
+        packed_job = Job(id="vmap_runs", trajectories=trajectories, device=separate_jobs[0].device)
         ratios, speeds = [], []
         for _ in range(arguments.rounds):
             sequential_seconds, tokens, losses = timed(separate_jobs, registry)
