@@ -1,12 +1,12 @@
-"""One sweep by every executor: the same runs and losses, the wall times side by side, what a job costs.
+"""Run one sweep on every executor: compare runs, losses and wall times, and measure the overhead per job.
 
     python tests/benchmarks/executors.py [--executors local processes ray slurm] [--budget 4e9]
 
-24 runs of the example's models (six sizes, four seeds) on the bundled text, each a few seconds of one core. Ray is
-started for the sweep on this machine; Slurm is a cluster of this machine that is brought up first and taken down
-afterwards (tests/slurm_cluster.py says what it needs; start-up not timed). ``local`` trains one run after another,
-24 runs of the example's models (six sizes, four seeds) on the bundled text, each of a few seconds. Ray is
-less the time that the runs themselves took, a job.
+24 runs of the example's models (six sizes, four seeds) on the bundled text, each of a few seconds on one core. Ray
+is started on this machine for the sweep. Slurm is a cluster on this machine that starts before the sweep and stops
+afterwards (tests/slurm_cluster.py lists its requirements; the start-up is not timed). ``local`` trains one run at
+a time, the other executors two. The overhead is the wall time times the number of parallel runs, minus the time of
+the runs, per job.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from flops_fit_core import plan
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-PLACES = {"local": 1, "processes": 2, "ray": 2, "slurm": 2}
+PARALLEL_RUNS = {"local": 1, "processes": 2, "ray": 2, "slurm": 2}
 
 
 def table(executor, budget):
@@ -44,8 +44,8 @@ def table(executor, budget):
 
 
 @contextlib.contextmanager
-def surroundings(executor):
-    """What the executor needs to be there."""
+def cluster_for(executor):
+    """Start and stop the cluster that the executor needs."""
     if executor != "slurm":
         yield
         return
@@ -53,11 +53,14 @@ def surroundings(executor):
 
     import slurm_cluster
 
-    if why := slurm_cluster.missing_requirement():
-        raise SystemExit(f"slurm: {why}")
-    with tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as base, slurm_cluster.cluster(Path(base)) as up:
+    if reason := slurm_cluster.missing_requirement():
+        raise SystemExit(f"slurm: {reason}")
+    with (
+        tempfile.TemporaryDirectory(prefix="slurm-", dir="/tmp") as base,
+        slurm_cluster.cluster(Path(base)) as cluster,
+    ):
         before = dict(os.environ)
-        os.environ.update(up.environment)
+        os.environ.update(cluster.environment)
         try:
             yield
         finally:
@@ -67,27 +70,27 @@ def surroundings(executor):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--executors", nargs="+", default=list(PLACES), choices=list(PLACES))
+    parser.add_argument("--executors", nargs="+", default=list(PARALLEL_RUNS), choices=list(PARALLEL_RUNS))
     parser.add_argument("--budget", type=float, default=4e9)
-    given = parser.parse_args()
-    told = {}
-    print("executor    runs  wall s  local/this  overhead s a job  same ids  same losses")
-    for executor in given.executors:
-        with surroundings(executor), tempfile.TemporaryDirectory(prefix="sweep-", dir="/tmp") as folder:
-            study = plan(table(executor, given.budget), out=Path(folder) / "study")
+    arguments = parser.parse_args()
+    reference = {}  # losses and wall time of the first executor
+    print("executor    runs  wall s  local/this  overhead s per job  same ids  same losses")
+    for executor in arguments.executors:
+        with cluster_for(executor), tempfile.TemporaryDirectory(prefix="sweep-", dir="/tmp") as folder:
+            study = plan(table(executor, arguments.budget), out=Path(folder) / "study")
             started = time.perf_counter()
             results = study.train()
             wall = time.perf_counter() - started
         assert all(result.status == "completed" for result in results), [result.error for result in results]
         losses = {result.id: result.loss for result in results}
-        first = told.setdefault("losses", losses)
-        told.setdefault("wall", wall)
-        spent = sum(result.seconds for result in results)
-        overhead = (wall * PLACES[executor] - spent) / len(results)
-        same = sum(losses[run] == first.get(run) for run in losses)
+        first_losses = reference.setdefault("losses", losses)
+        reference.setdefault("wall", wall)
+        training = sum(result.seconds for result in results)
+        overhead = (wall * PARALLEL_RUNS[executor] - training) / len(results)
+        equal = sum(losses[run] == first_losses.get(run) for run in losses)
         print(
-            f"{executor:<10} {len(results):>5} {wall:>7.1f} {told['wall'] / wall:>11.2f} {overhead:>17.2f}"
-            f"  {losses.keys() == first.keys()!s:>8}  {same} of {len(losses)}",
+            f"{executor:<10} {len(results):>5} {wall:>7.1f} {reference['wall'] / wall:>11.2f} {overhead:>19.2f}"
+            f"  {losses.keys() == first_losses.keys()!s:>8}  {equal} of {len(losses)}",
             flush=True,
         )
 

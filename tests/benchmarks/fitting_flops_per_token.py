@@ -1,19 +1,20 @@
-"""N_opt where FLOPs per token are no multiple of N: scatter between sizes, and 100 times the largest budget.
+"""N_opt if FLOPs per token are not a multiple of N: scatter between sizes, and 100 times the largest budget.
 
     python tests/benchmarks/fitting_flops_per_token.py [jitter] [conventions] [coverage] [scattered]
         [--studies 300] [--noise .005]
 
 Studies are simulated with L = 1.69 + 406.4 / N^.34 + 410.7 / D^.28.
 
-jitter       C = 6 N D times a factor that differs between sizes; N_opt(1e20) over that of the same losses with
-             C = 6 N D: the share of seeds within 3%, and the furthest
-conventions  GPT ladders of width d and d / 64 blocks (both), of 16 blocks (width), of 6 + d / 128 (offset);
-             "whole" ladders have widths that are multiples of 64 and whole blocks. C counts every matrix product
-             and attention at a context of 2048. Error of N_opt without noise, by the ladder of all real widths
-coverage     the same with noise on ln L (0.5%, or another): how often the 90% interval holds the truth, and
-             its median width in ln N_opt
-scattered    GPT ladders whose sizes scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) against the curve
-             without scatter, and how often the nominal 90% interval holds it; noise as for coverage
+jitter       C = 6 N D times a factor that differs between sizes. N_opt(1e20) relative to a fit of the same losses
+             with C = 6 N D: the share of seeds within 3%, and the largest difference
+conventions  GPT ladders with width d and d / 64 blocks (both), 16 blocks (width) or 6 + d / 128 blocks (offset).
+             "whole" ladders have widths that are multiples of 64, and integer numbers of blocks. C counts every
+             matrix product and attention at a context of 2048. Error of N_opt without noise, relative to the
+             ladder of all real widths
+coverage     the same with noise on ln L (--noise): how often the 90% interval contains the truth, and its median
+             width in ln N_opt
+scattered    GPT ladders with sizes that scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) relative to the
+             curve without scatter, and how often the nominal 90% interval contains it; noise as for coverage
 """
 
 from __future__ import annotations
@@ -55,26 +56,27 @@ class Ladder:
     def optimum(self, flops):
         """N_opt on the ladder of all real widths."""
         width = np.geomspace(16, 4e5, 400_001)
-        params, each = self.count(width)
-        return float(params[np.argmin(loss(params, flops / each))])
+        params, per_token = self.count(width)
+        return float(params[np.argmin(loss(params, flops / per_token))])
 
     def rungs(self):
         if "whole" in self.kind:
             return self.count(64 * np.arange(1, 200), is_built=True)
         width = np.geomspace(64, 3e4, 4000)
         params, _ = self.count(width)
-        wanted = np.geomspace(params[0], params[-1], int(np.log(params[-1] / params[0]) / np.log(1.4)))
-        return self.count(np.interp(np.log(wanted), np.log(params), width))
+        targets = np.geomspace(params[0], params[-1], int(np.log(params[-1] / params[0]) / np.log(1.4)))
+        return self.count(np.interp(np.log(targets), np.log(params), width))
 
 
 def observe(params, per_token, budgets, best, sigma, random, sizes=7):
-    out = []
+    """Simulate ``sizes`` runs per budget, of the sizes nearest to ``best``."""
+    observations = []
     for budget, centre in zip(budgets, best, strict=True):
-        near = np.sort(np.argsort(np.abs(np.log(params / centre)))[:sizes])
-        for rung in near:
+        nearest = np.sort(np.argsort(np.abs(np.log(params / centre)))[:sizes])
+        for rung in nearest:
             tokens = budget / per_token[rung]
             value = loss(params[rung], tokens) * np.exp(sigma * random.standard_normal())
-            out.append(
+            observations.append(
                 Observation(
                     id=f"{budget:.0e}/{rung}",
                     params=params[rung],
@@ -84,13 +86,13 @@ def observe(params, per_token, budgets, best, sigma, random, sizes=7):
                     budget=budget,
                 )
             )
-    return out
+    return observations
 
 
 def jitter(studies: int, noise: float) -> None:
     patterns = ("alternating", "two-valued", "gaussian")
     for size, pattern, sizes in itertools.product((0.02, 0.05), patterns, (12, 24)):
-        off = []
+        errors = []
         for seed in range(min(studies, 100)):
             random = np.random.default_rng(seed)
             params = np.geomspace(3e7, 3e9, sizes) * np.exp(0.05 * random.standard_normal(sizes))
@@ -102,12 +104,12 @@ def jitter(studies: int, noise: float) -> None:
             best = [Ladder("both", "body", 0).optimum(c) for c in BUDGETS[:1]] * len(BUDGETS)
             best = best[0] * (BUDGETS / BUDGETS[0]) ** (0.28 / 0.62)
             runs = observe(params, 6 * params * np.exp(size * factor), BUDGETS, best, 0.002, random)
-            plain = [one.model_copy(update={"flops": 6 * one.params * one.tokens}) for one in runs]
-            both = [optimum(ParametricFitter(draws=0).fit(each), 1e20).params.value for each in (runs, plain)]
-            off.append(abs(both[0] / both[1] - 1))
+            plain = [run.model_copy(update={"flops": 6 * run.params * run.tokens}) for run in runs]
+            n_opt = [optimum(ParametricFitter(draws=0).fit(sample), 1e20).params.value for sample in (runs, plain)]
+            errors.append(abs(n_opt[0] / n_opt[1] - 1))
         print(
-            f"{pattern:12s} {size:.0%}, {sizes} sizes: within 3% in {np.mean(np.array(off) < 0.03):.0%}, "
-            f"furthest {max(off):.1%}, median {np.median(off):.2%}",
+            f"{pattern:12s} {size:.0%}, {sizes} sizes: within 3% in {np.mean(np.array(errors) < 0.03):.0%}, "
+            f"largest {max(errors):.1%}, median {np.median(errors):.2%}",
             flush=True,
         )
 
@@ -137,17 +139,17 @@ def coverage(studies: int, noise: float) -> None:
             continue
         ladder = Ladder(kind, convention, vocabulary)
         best, truth = [ladder.optimum(c) for c in BUDGETS], ladder.optimum(100 * BUDGETS[-1])
-        held, widths, off = [], [], []
+        hits, widths, errors = [], [], []
         for seed in range(studies):
             runs = observe(*ladder.rungs(), BUDGETS, best, noise, np.random.default_rng(seed))
-            found = optimum(ParametricFitter(draws=400).fit(runs), 100 * BUDGETS[-1]).params
-            if found.low is not None:
-                held.append(found.low <= truth <= found.high)
-                widths.append(np.log(found.high / found.low))
-                off.append(np.log(found.value / truth))
+            n_opt = optimum(ParametricFitter(draws=400).fit(runs), 100 * BUDGETS[-1]).params
+            if n_opt.low is not None:
+                hits.append(n_opt.low <= truth <= n_opt.high)
+                widths.append(np.log(n_opt.high / n_opt.low))
+                errors.append(np.log(n_opt.value / truth))
         print(
-            f"{kind:12s} vocabulary {vocabulary} N {convention:13s} holds the truth {np.mean(held):.3f} of "
-            f"{len(held)}, median width {np.median(widths):.3f}, median error {np.median(off):+.3f}",
+            f"{kind:12s} vocabulary {vocabulary} N {convention:13s} contains the truth {np.mean(hits):.3f} of "
+            f"{len(hits)}, median width {np.median(widths):.3f}, median error {np.median(errors):+.3f}",
             flush=True,
         )
 
@@ -156,20 +158,22 @@ def scattered(studies: int, noise: float) -> None:
     for convention, sizes in itertools.product(CONVENTIONS, (12, 24)):
         ladder = Ladder("both", convention, 50_257)
         best, truth = [ladder.optimum(c) for c in BUDGETS], ladder.optimum(1e20)
-        params, width = ladder.count(np.geomspace(32, 2e4, 4000))[0], np.geomspace(32, 2e4, 4000)
-        wanted = np.geomspace(best[0] / 4, best[-1] * 4, sizes)
-        held, off = [], []
+        width = np.geomspace(32, 2e4, 4000)
+        params, _ = ladder.count(width)
+        targets = np.geomspace(best[0] / 4, best[-1] * 4, sizes)
+        hits, errors = [], []
         for seed in range(studies):
             random = np.random.default_rng(seed)
-            built, per_token = ladder.count(np.interp(np.log(wanted), np.log(params), width))
+            built, per_token = ladder.count(np.interp(np.log(targets), np.log(params), width))
             per_token = per_token * np.exp(0.05 * random.standard_normal(sizes))
             runs = observe(built, per_token, BUDGETS, best, noise, random)
-            found = optimum(ParametricFitter(draws=400).fit(runs), 1e20).params
-            off.append(np.log(found.value / truth))
-            held.append(found.low is not None and found.low <= truth <= found.high)
+            n_opt = optimum(ParametricFitter(draws=400).fit(runs), 1e20).params
+            errors.append(np.log(n_opt.value / truth))
+            hits.append(n_opt.low is not None and n_opt.low <= truth <= n_opt.high)
         print(
-            f"N {convention:13s} {sizes} sizes: holds the truth {np.mean(held):.3f}, within 3% "
-            f"{np.mean(np.abs(off) < 0.03):.0%}, median error {np.median(off):+.3f}, deviation {np.std(off):.3f}",
+            f"N {convention:13s} {sizes} sizes: contains the truth {np.mean(hits):.3f}, within 3% "
+            f"{np.mean(np.abs(errors) < 0.03):.0%}, median error {np.median(errors):+.3f}, "
+            f"deviation {np.std(errors):.3f}",
             flush=True,
         )
 
@@ -180,10 +184,10 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", choices=[[], *parts])
     parser.add_argument("--studies", type=int, default=300)
     parser.add_argument("--noise", type=float, default=0.005)
-    given = parser.parse_args()
-    for part in given.parts or parts:
+    arguments = parser.parse_args()
+    for part in arguments.parts or parts:
         print(f"--- {part}")
-        parts[part](given.studies, given.noise)
+        parts[part](arguments.studies, arguments.noise)
 
 
 if __name__ == "__main__":

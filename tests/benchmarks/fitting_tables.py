@@ -3,14 +3,14 @@
     python tests/benchmarks/fitting_tables.py FOLDER [optimum] [ladder] [backtest] [errors]
 
 FOLDER holds CSV tables (params, tokens, flops, loss, group): epoch_chinchilla_240.csv, gadre_open_lm.csv,
-olmo_ladder_c4.csv, porian_isoflop.csv with porian_published_fits.csv, and any others. They are not part of
+olmo_ladder_c4.csv, porian_isoflop.csv with porian_published_fits.csv, and any other tables. They are not part of
 this repository.
 
-optimum   the global optimum of least squares and Huber on every group of every table, against 200 starts of
-          the same solver and 20 of scipy's BFGS
-ladder    Porian et al. 2024: our Akima exponents beside the published ones and their 95% intervals
-backtest  mean absolute relative error on the largest runs, fitted on the smaller ones
-errors    standard errors on Chinchilla's 240 points by case bootstrap, beside Besiroglu et al. 2024
+optimum   the global optimum of least squares and Huber on every group of every table, compared with 200 starts of
+          the same solver and 20 of scipy's L-BFGS-B
+ladder    Porian et al. 2024: our Akima exponents, compared with the published ones and their 95% intervals
+backtest  mean absolute relative error on the largest runs, fitted on the smaller runs
+errors    standard errors on Chinchilla's 240 points by case bootstrap, compared with Besiroglu et al. 2024
 """
 
 from __future__ import annotations
@@ -51,38 +51,38 @@ def many_starts(problem, random, count):
     return np.stack([share * mean, np.log(rest * split), alpha, np.log(rest * (1 - split)), beta], axis=1)
 
 
-def by_scipy(problem, objective, starts):
+def minimize_with_scipy(problem, objective, starts):
     def total(theta):
-        inside = np.concatenate([np.abs(theta[:1]), theta[1:]])[None]
-        return value(problem, inside, objective)[0], derivatives(problem, inside, objective)[0][0]
+        point = np.concatenate([np.abs(theta[:1]), theta[1:]])[None]
+        return value(problem, point, objective)[0], derivatives(problem, point, objective)[0][0]
 
     bounds = [(0, None), (-60, 60), (0.005, 3), (-60, 60), (0.005, 3)]
-    found = [
-        minimize(total, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000})
+    return min(
+        minimize(total, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2000}).fun
         for start in starts
-    ]
-    return min(one.fun for one in found)
+    )
 
 
 def optimum(folder):
     misses, count = 0, 0
     for name, runs in tables(folder):
-        columns = np.log([(one.params, one.tokens, one.loss) for one in runs]).T
+        columns = np.log([(run.params, run.tokens, run.loss) for run in runs]).T
         problem = make_problem(*columns)
         for objective in (LeastSquares(), Huber()):
             start = time.process_time()
-            found = fit_surface(problem, objective)
+            fit = fit_surface(problem, objective)
             seconds = time.process_time() - start
             random = np.random.default_rng(0)
             starts = many_starts(problem, random, 200)
-            brute = min(
-                solve(problem, starts, objective, steps=300).value.min(), by_scipy(problem, objective, starts[:20])
+            best = min(
+                solve(problem, starts, objective, steps=300).value.min(),
+                minimize_with_scipy(problem, objective, starts[:20]),
             )
-            miss = found.value / brute - 1
+            miss = fit.value / best - 1
             count += 1
             misses += miss > 1e-8
-            about = f"{name[:64]:64s} n={len(runs):4d} {objective.name:13s} {seconds * 1e3:6.1f} ms"
-            print(f"{about}  above the best of all: {miss:9.1e}", flush=True)
+            label = f"{name[:64]:64s} n={len(runs):4d} {objective.name:13s} {seconds * 1e3:6.1f} ms"
+            print(f"{label}  above the best of all: {miss:9.1e}", flush=True)
     print(f"misses beyond 1e-8: {misses} of {count}")
 
 
@@ -92,7 +92,7 @@ def ladder(folder):
     inside = 0
     for group, row in published.items():
         runs = read_table(folder / "porian_isoflop.csv", where={"group": group}).observations
-        runs = [one.model_copy(update={"budget": float(f"{one.flops:.6g}")}) for one in runs]
+        runs = [run.model_copy(update={"budget": float(f"{run.flops:.6g}")}) for run in runs]
         a = IsoflopFitter(shape="akima", level=0.95).fit(runs).exponents["a"]
         low, high = float(row["a_bs_lo"]), float(row["a_bs_hi"])
         inside += low <= a.value <= high
@@ -105,35 +105,30 @@ def backtests(folder):
     settings += [("gadre_open_lm.csv", group, {"params": 1e9}) for group in groups(folder / "gadre_open_lm.csv")]
     settings += [("olmo_ladder_c4.csv", "olmo_ladder_c4_en", {"params": 1.2e9})]
     errors = {}
-    for file, group, held in settings:
+    for file, group, split in settings:
         runs = read_table(folder / file, where={"group": group}).observations
         for objective in ("robust", "least-squares", "huber"):
             fitter = ParametricFitter(draws=0, objective=objective)
             error = (
-                larger_models(fitter, runs, held["params"])
-                if "params" in held
-                else backtest(fitter, runs, **held).mean_abs_error
+                predict_larger_models(fitter, runs, split["params"])
+                if "params" in split
+                else backtest(fitter, runs, **split).mean_abs_error
             )
             errors.setdefault((file, objective), []).append(error)
-    for (file, objective), found in errors.items():
-        spread = f"{min(found):.4f} to {max(found):.4f}, median {np.median(found):.4f}"
-        print(f"{file:28s} {objective:14s} {spread}  ({len(found)} groups)")
+    for (file, objective), values in errors.items():
+        spread = f"{min(values):.4f} to {max(values):.4f}, median {np.median(values):.4f}"
+        print(f"{file:28s} {objective:14s} {spread}  ({len(values)} groups)")
 
 
-def larger_models(fitter, runs: list[Observation], params: float) -> float:
-    """Fit the models below ``params`` and predict the others."""
+def predict_larger_models(fitter, runs: list[Observation], params: float) -> float:
+    """Mean absolute relative error on models from ``params`` on, with a fit of the smaller models."""
     from flops_fit_core.fitting import predict_loss
 
-    fit = fitter.fit([one for one in runs if one.params < params])
-    return float(
-        np.mean(
-            [
-                abs(predict_loss(fit, one.params, one.tokens).value / one.loss - 1)
-                for one in runs
-                if one.params >= params
-            ]
-        )
-    )
+    fit = fitter.fit([run for run in runs if run.params < params])
+    errors = [
+        abs(predict_loss(fit, run.params, run.tokens).value / run.loss - 1) for run in runs if run.params >= params
+    ]
+    return float(np.mean(errors))
 
 
 def standard_errors(folder):
@@ -147,10 +142,12 @@ def standard_errors(folder):
     runs = read_table(folder / "epoch_chinchilla_240.csv").observations
     fit = ParametricFitter(objective="huber", bootstrap="cases", draws=4000).fit(runs)
     print(f"objective {fit.objective:.13g}  a {fit.exponents['a']}")
-    for name, (at, error) in published.items():
-        mine = float(np.std(fit.draws[name]))
-        line = f"  {name:5s} {fit.law.parameters[name]:10.6g} (published {at})   standard error {mine:.4g}"
-        print(f"{line} (published {error}, ratio {mine / error:.2f})")
+    for name, (estimate, error) in published.items():
+        our_error = float(np.std(fit.draws[name]))
+        line = (
+            f"  {name:5s} {fit.law.parameters[name]:10.6g} (published {estimate})   standard error {our_error:.4g}"
+        )
+        print(f"{line} (published {error}, ratio {our_error / error:.2f})")
 
 
 def main():

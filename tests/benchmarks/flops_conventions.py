@@ -1,10 +1,10 @@
-"""What each FLOPs convention says: published ratios, widths 64 to 4096, terms, exponents; the time of a trace.
+"""Compare FLOPs conventions: published ratios, widths 64 to 4096, terms, exponents. Time a trace.
 
     python tests/benchmarks/flops_conventions.py
 
-Held to: the ratios of Hoffmann et al. 2022, table A4, to two decimals; traced and the analytic count of
-matrix products within 0.1%, and hoffmann less its embedding and softmax terms as well; the lookup counted as a
-product +7% at width 64 with 256 symbols (context 64) and +63% with 32,768 (context 2048).
+Expected: the ratios of Hoffmann et al. 2022, table A4, to two decimals. The counter ``traced`` within 0.1% of the
+analytic count of matrix products, and also ``hoffmann`` without its embedding and softmax terms. The lookup
+counted as a product adds 7% at width 64 with 256 symbols (context 64) and 63% with 32,768 symbols (context 2048).
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ def table_a4():
         shape = TransformerShape(32_000, 2048, d, depth, heads, key, hidden, tied=True)
         counts = ParameterCounts(total=n, active=n)
         model = CounterInput(nn.Identity(), LanguageTask(32_000, 2048), counts, None, name, shape)
-        none, head, both = (
-            count_flops(counter("hoffmann", vocabulary=which), model).flops_per_token / (6 * n)
-            for which in ("none", "head", "both")
+        without, head_only, complete = (
+            count_flops(counter("hoffmann", vocabulary=part), model).flops_per_token / (6 * n)
+            for part in ("none", "head", "both")
         )
-        ours = f"{none:12.4f} = {none:.2f} {head:12.3f} {both:11.3f}"
-        print(f"{name:6} {n / 1e6:7.1f} {millions:9} {published:10.2f} {ours}")
+        ratios = f"{without:12.4f} = {without:.2f} {head_only:12.3f} {complete:11.3f}"
+        print(f"{name:6} {n / 1e6:7.1f} {millions:9} {published:10.2f} {ratios}")
 
 
 def widths():
-    print("\ngpt, depth 2, 256 symbols: FLOPs a token over 3 (L (24 d^2 + 4 s d) + 2 d V)")
-    print("width  context  traced        model         hoffmann less embedding and softmax   seconds a trace")
+    print("\ngpt, depth 2, 256 symbols: FLOPs per token over 3 (L (24 d^2 + 4 s d) + 2 d V)")
+    print("width  context  traced        model         hoffmann - embedding - softmax   seconds per trace")
     for width in (64, 256, 1024, 4096):
         for context in (64, 1024):
             chosen = gpt(width=width, depth=2)
@@ -65,13 +65,13 @@ def widths():
             analytic = 3 * (2 * (24 * width**2 + 4 * context * width) + 2 * width * 256)
             started = time.process_time()
             traced = count_flops(counter("traced"), model).flops_per_token
-            took = time.process_time() - started
+            seconds = time.process_time() - started
             hoffmann = count_flops(counter("hoffmann"), model)
             less = hoffmann.flops_per_token - hoffmann.terms["embedding"] - hoffmann.terms["softmax"]
-            own = model.own_flops_per_token
+            by_model = model.own_flops_per_token
             print(
-                f"{width:5} {context:8}  {traced / analytic:.8f}    {own / analytic:.8f}    {less / analytic:.8f}"
-                f"                            {took:.3f}"
+                f"{width:5} {context:8}  {traced / analytic:.8f}    {by_model / analytic:.8f}    "
+                f"{less / analytic:.8f}                       {seconds:.3f}"
             )
 
 
@@ -79,11 +79,12 @@ def terms():
     for width, vocabulary, context in ((64, 256, 64), (64, 32_768, 2048), (4096, 32_768, 2048)):
         chosen = gpt(width=width, depth=4)
         model = measure_model(chosen, chosen.options, LanguageTask(vocabulary, context))
-        found = count_flops(counter("hoffmann"), model)
+        hoffmann = count_flops(counter("hoffmann"), model)
         traced = count_flops(counter("traced"), model).flops_per_token
         print(f"\nterms of hoffmann: gpt, width {width}, depth 4, {vocabulary:,} symbols, context {context}")
-        for name, flops in found.terms.items():
-            print(f"  {name:18} {flops / found.flops_per_token:6.1%} of it, {flops / traced:+7.1%} of the trace")
+        for name, flops in hoffmann.terms.items():
+            share = flops / hoffmann.flops_per_token
+            print(f"  {name:18} {share:6.1%} of hoffmann, {flops / traced:+7.1%} of traced")
 
 
 def exponents():
@@ -91,14 +92,14 @@ def exponents():
     print(f"alpha {CHINCHILLA.alpha}, beta {CHINCHILLA.beta} ({CHINCHILLA.source})")
     family = gpt(depth=4)
     sizes = [family.with_options(width=64 * 2**k).options for k in range(7)]
-    found = audit(family, sizes, LanguageTask(32_768, 1024), counter("chinchilla"), every_counter(installed()))
-    print(f"{'counter':34} phi     a       b       a in its own N")
-    for one in scalings(found, CHINCHILLA):
-        print(f"{one.convention.label:34} {one.phi:.3f}   {one.a:.3f}   {one.b:.3f}   {one.own_a:.3f}")
+    report = audit(family, sizes, LanguageTask(32_768, 1024), counter("chinchilla"), every_counter(installed()))
+    print(f"{'counter':34} phi     a       b       a with its N")
+    for row in scalings(report, CHINCHILLA):
+        print(f"{row.convention.label:34} {row.phi:.3f}   {row.a:.3f}   {row.b:.3f}   {row.own_a:.3f}")
 
 
 def trace_times():
-    print("\nCPU seconds of one trace (the least of 5), gpt, width 256, context 1024")
+    print("\nCPU seconds of one trace (minimum of 5), gpt, width 256, context 1024")
     for depth in (1, 3, 12, 24, 48):
         chosen = gpt(width=256, depth=depth)
         model = measure_model(chosen, chosen.options, LanguageTask(256, 1024))

@@ -1,12 +1,12 @@
-"""A real sweep, killed with SIGKILL at random moments, and resumed.
+"""Kill a real sweep with SIGKILL at random moments and resume it.
 
     python tests/benchmarks/kills.py [--kills 20] [--workers 5] [--stores sqlite json] [--seed 0]
 
-12 small gpts on small text, through the command line with two worker processes. After each kill of the
-driver: no worker survives, the store opens, every run for which a finished line was printed is there with
-that loss, and no finished run has been trained again. A study that comes to its end must hold exactly the
-planned runs, each completed at its first attempt; then the next one begins. With ``--workers``, so many
-further kills are of a worker: the driver goes on, and the next run trains again what was lost.
+The sweep trains 12 small gpts on small text, through the command line, with two worker processes. Checks after
+each kill of the driver: no worker survives, the store opens, it has every run with a printed result line and the
+printed loss, and no finished run is trained again. A finished study must have exactly the planned runs, each
+completed at its first attempt. Then the next study begins. ``--workers`` sets the number of further kills that hit
+a worker: the driver continues, and the next start trains the lost runs again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MARK = "FLOPS_FIT_KILLS"
 
 @dataclass
 class Tally:
-    """What was seen."""
+    """Counts of events and violations."""
 
     kills: int = 0
     moments: Counter = field(default_factory=Counter)
@@ -53,7 +53,7 @@ class Tally:
 
 
 class Killed:
-    """One study that is killed and resumed until it is finished."""
+    """A study that is killed and resumed until it is finished."""
 
     def __init__(self, folder: Path, store: str, sizes: int, flops: float, workers: int) -> None:
         self.folder = folder / "study"
@@ -71,7 +71,7 @@ class Killed:
         self.first_finished: dict[str, object] = {}
 
     def start(self) -> subprocess.Popen:
-        """The driver, its finished lines going to a file."""
+        """Start the driver. Its standard error goes to a file."""
         with self.output.open("w") as output:
             return subprocess.Popen(
                 [sys.executable, "-c", START, "run", self.file, "--out", self.folder, "--store", self.store],
@@ -81,25 +81,25 @@ class Killed:
             )
 
     def processes(self) -> list[int]:
-        """Everything that this study's drivers started and that still lives, drivers included."""
-        found = []
+        """Ids of living processes that this study's drivers started, including the drivers."""
+        ids = []
         for folder in Path("/proc").glob("[0-9]*"):
             try:
                 if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes():
-                    found.append(int(folder.name))
+                    ids.append(int(folder.name))
             except OSError:
                 continue
-        return found
+        return ids
 
     def survivors(self, seconds: float = 5.0) -> list[int]:
-        """Processes that are still there after so long."""
-        until = time.monotonic() + seconds
-        while (left := self.processes()) and time.monotonic() < until:
+        """Ids of processes that still live after ``seconds``."""
+        deadline = time.monotonic() + seconds
+        while (ids := self.processes()) and time.monotonic() < deadline:
             time.sleep(0.05)
-        return left
+        return ids
 
     def results(self) -> dict:
-        """The study's results by run id, read by this process; none where there is no study yet."""
+        """The study's results by run id. Empty if the study does not exist yet."""
         if not (self.folder / "plan.json").exists():
             return {}
         return {result.id: result for result in Study.open(self.folder).results}
@@ -109,50 +109,52 @@ class Killed:
             return {run: store.attempts(run) for run in self.planned}
 
     def check(self, tally: Tally) -> None:
-        """Hold the store to what was printed and to what it held before."""
-        said = LINE.findall(self.output.read_text())
-        tally.lines += len(said)
+        """Compare the store with the printed lines and with its earlier content."""
+        printed = LINE.findall(self.output.read_text())
+        tally.lines += len(printed)
         try:
             results = self.results()
         except Exception as error:
             print(f"the store does not open: {error}")
             tally.unopened += 1
             return
-        kept = {(f"{r.run.budget:.3g}", str(r.run.size), f"{r.loss:.4f}") for r in results.values() if r.loss}
-        tally.lost += sum(line not in kept for line in said)
-        done = {run: result.finished for run, result in results.items() if result.is_finished}
-        tally.lost += len(self.first_finished.keys() - done.keys())
-        tally.retrained += sum(done.get(run, at) != at for run, at in self.first_finished.items())
-        self.first_finished |= {run: at for run, at in done.items() if run not in self.first_finished}
+        stored = {(f"{r.run.budget:.3g}", str(r.run.size), f"{r.loss:.4f}") for r in results.values() if r.loss}
+        tally.lost += sum(line not in stored for line in printed)
+        finished = {run: result.finished for run, result in results.items() if result.is_finished}
+        tally.lost += len(self.first_finished.keys() - finished.keys())
+        tally.retrained += sum(finished.get(run, date) != date for run, date in self.first_finished.items())
+        self.first_finished |= {run: date for run, date in finished.items() if run not in self.first_finished}
 
     def check_end(self, retried: bool = False) -> None:
-        """A study at its end has exactly the planned runs, each trained once with success."""
+        """Check that a finished study has exactly the planned runs, each trained once successfully."""
         attempts = self.attempts()
         results = self.results()
-        assert results.keys() == self.planned, "other runs than planned"
+        assert results.keys() == self.planned, "the study does not have exactly the planned runs"
         assert all(result.status == "completed" for result in results.values())
-        for all_of_one in attempts.values():
-            assert sum(one.status == "completed" for one in all_of_one) == 1
-            assert retried or len(all_of_one) == 1
+        for run_attempts in attempts.values():
+            assert sum(attempt.status == "completed" for attempt in run_attempts) == 1
+            assert retried or len(run_attempts) == 1
 
 
 @dataclass
 class Moment:
-    """When to kill: so many seconds after so many finished lines."""
+    """When to kill: ``seconds`` after the number of printed result lines reaches ``lines``."""
 
     lines: float
     seconds: float
 
     @classmethod
-    def at_random(cls, chosen: random.Random, left: int) -> Moment:
-        """One in four while the driver and its workers start, the others around the finish of one of the next
-        runs; mostly not the last, after which there is little left to kill."""
-        if chosen.random() < 0.25 or left < 2:
-            return cls(0, chosen.uniform(0.0, 8.0))
-        return cls(chosen.randint(1, min(4, left - 1)), chosen.uniform(0.0, 0.8))
+    def at_random(cls, rng: random.Random, remaining: int) -> Moment:
+        """One in four during the start of driver and workers, otherwise when one of the next runs finishes.
+
+        Mostly not the last run: little remains to be killed after it.
+        """
+        if rng.random() < 0.25 or remaining < 2:
+            return cls(0, rng.uniform(0.0, 8.0))
+        return cls(rng.randint(1, min(4, remaining - 1)), rng.uniform(0.0, 0.8))
 
     def wait(self, study: Killed, driver: subprocess.Popen) -> bool:
-        """False where the driver comes to its end before."""
+        """Wait for the moment. False if the driver ends before it."""
         while len(LINE.findall(study.output.read_text())) < self.lines:
             if driver.poll() is not None:
                 return False
@@ -165,7 +167,7 @@ NEVER = Moment(1e9, 0.0)
 
 
 def kill_driver(study: Killed, moment: Moment, tally: Tally) -> bool:
-    """Run the sweep and kill its driver. True where it came to its end before that."""
+    """Run the sweep and kill its driver. True if the driver finished before the kill."""
     driver = study.start()
     if moment.wait(study, driver):
         driver.send_signal(signal.SIGKILL)
@@ -173,18 +175,17 @@ def kill_driver(study: Killed, moment: Moment, tally: Tally) -> bool:
         tally.kills += 1
     else:
         assert driver.returncode == 0, study.output.read_text()
-    left = study.survivors()
-    tally.orphans += len(left)
+    tally.orphans += len(study.survivors())
     study.check(tally)
     tally.moments[len(study.first_finished)] += driver.returncode != 0
     return driver.returncode == 0
 
 
-def kill_worker(study: Killed, moment: Moment, tally: Tally, chosen: random.Random) -> bool:
-    """Run the sweep, kill one worker, and let the driver come to its end."""
+def kill_worker(study: Killed, moment: Moment, tally: Tally, rng: random.Random) -> bool:
+    """Run the sweep, kill one worker, and wait for the driver to finish. True if every run is completed."""
     driver = study.start()
     if moment.wait(study, driver) and (workers := sorted(set(study.processes()) - {driver.pid})):
-        os.kill(chosen.choice(workers), signal.SIGKILL)
+        os.kill(rng.choice(workers), signal.SIGKILL)
         tally.kills += 1
     assert driver.wait() in (0, 1), study.output.read_text()
     tally.orphans += len(study.survivors())
@@ -196,8 +197,8 @@ def kill_worker(study: Killed, moment: Moment, tally: Tally, chosen: random.Rand
 def run_kills(
     store: str, kills: int, *, of_workers: bool, seed: int, sizes: int = 6, flops: float = 4e8, workers: int = 2
 ) -> Tally:
-    """So many kills, over as many studies as that takes."""
-    chosen = random.Random(seed)
+    """Kill drivers or workers ``kills`` times, over as many studies as necessary."""
+    rng = random.Random(seed)
     tally = Tally()
     while tally.kills < kills:
         with tempfile.TemporaryDirectory() as folder:
@@ -205,12 +206,9 @@ def run_kills(
             tally.studies += 1
             ended = False
             while not ended:
-                left = len(study.planned) - len(study.first_finished)
-                moment = Moment.at_random(chosen, left) if tally.kills < kills else NEVER
-                if of_workers:
-                    ended = kill_worker(study, moment, tally, chosen)
-                else:
-                    ended = kill_driver(study, moment, tally)
+                remaining = len(study.planned) - len(study.first_finished)
+                moment = Moment.at_random(rng, remaining) if tally.kills < kills else NEVER
+                ended = kill_worker(study, moment, tally, rng) if of_workers else kill_driver(study, moment, tally)
             study.check_end(retried=of_workers)
     return tally
 
@@ -221,16 +219,18 @@ def main():
     parser.add_argument("--workers", type=int, default=5)
     parser.add_argument("--stores", nargs="+", default=["sqlite", "json"])
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args()
-    print("store   killed   kills  studies  finished lines  lost  trained again  orphans  unopened  done at kills")
-    for store in given.stores:
-        for of_workers, kills in ((False, given.kills), (True, given.workers)):
+    arguments = parser.parse_args()
+    print("store   killed   kills  studies  printed lines  lost  trained again  orphans  unopened  finished:kills")
+    for store in arguments.stores:
+        for of_workers, kills in ((False, arguments.kills), (True, arguments.workers)):
             if kills:
-                tally = run_kills(store, kills, of_workers=of_workers, seed=given.seed)
-                moments = " ".join(f"{done}:{times}" for done, times in sorted(tally.moments.items()) if times)
+                tally = run_kills(store, kills, of_workers=of_workers, seed=arguments.seed)
+                moments = " ".join(
+                    f"{finished}:{times}" for finished, times in sorted(tally.moments.items()) if times
+                )
                 print(
                     f"{store:7s} {'worker' if of_workers else 'driver':6s}  {tally.kills:6d}  {tally.studies:7d}"
-                    f"  {tally.lines:14d}  {tally.lost:4d}  {tally.retrained:13d}  {tally.orphans:7d}"
+                    f"  {tally.lines:13d}  {tally.lost:4d}  {tally.retrained:13d}  {tally.orphans:7d}"
                     f"  {tally.unopened:8d}  {moments}",
                     flush=True,
                 )

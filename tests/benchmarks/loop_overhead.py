@@ -1,13 +1,13 @@
-"""The training loop beside a bare hand-written one: same model, batches, optimizer, clipping and steps.
+"""Compare the training loop with a hand-written loop: same model, batches, optimizer, clipping and steps.
 
     python tests/benchmarks/loop_overhead.py [--widths 16 64 128] [--rounds 9] [--seconds 1.0]
 
-gpt, 3 layers, context 64, on the default text; AdamW (fused), clip 1.0, cosine after a warmup; one thread.
-The two take turns within one process, and each round compares neighbours. Wall time, and this process's CPU
-time, which other work on the machine disturbs less. Our side has everything that a run has after its model
-is built: checks of the loss, progress, a checkpoint, an evaluation (of 1 window) and the result. The bare
-side's batches come from the same dataset object. Ends with the largest difference between the two models'
-final weights, which trained on the same batches.
+gpt, 3 layers, context 64, on the default text; AdamW (fused), gradient clipping at 1.0, cosine after a warmup; one
+thread. The two loops take turns in one process, and each round compares neighbouring turns. Prints wall time, and
+the CPU time of this process, which other work on the machine affects less. Our loop includes everything after the
+model is built: checks of the loss, progress, a checkpoint, an evaluation (of 1 window) and the result. The bare
+loop takes its batches from the same dataset object. The last column is the largest difference between the final
+weights.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DEPTH, CONTEXT, BATCH = 3, 64, 16
 
 
 class Prebuilt(WorkerContext):
-    """Gives parts that were built before, so that building is not timed."""
+    """Returns parts that were built in advance, so that building is not timed."""
 
     def prepare(self, run):
         self.parts = super().build(run)
@@ -72,7 +72,7 @@ def ours(context):
     context.prepare(run)
     trainer = context.chosen("trainer", run)
     trainer = trainer.spec.build(trainer.options)
-    with TemporaryDirectory() as folder:  # a new one: a checkpoint of an earlier round would be resumed
+    with TemporaryDirectory() as folder:  # a new folder: a checkpoint of an earlier round would be resumed
         context.checkpoints = Path(folder) / "checkpoints"
         wall, cpu, events = timed(lambda: list(trainer.train(context.job, context)))
     assert isinstance(events[-1], RunResult) and events[-1].status == "completed"
@@ -118,15 +118,15 @@ def compare(width, rounds, seconds, registry):
             wall, cpu, model = side(context)
             times[side].append((wall, cpu))
             if side is ours:
-                mine = [p.detach().clone() for p in model.parameters()]
+                our_weights = [p.detach().clone() for p in model.parameters()]
             else:
-                theirs = [p.detach().clone() for p in model.parameters()]
+                bare_weights = [p.detach().clone() for p in model.parameters()]
     ratios = [median(a[kind] / b[kind] for a, b in zip(times[ours], times[bare], strict=True)) for kind in (0, 1)]
-    milliseconds = [1000 * median(one[0] for one in times[side]) / steps for side in (bare, ours)]
-    apart = max(float((a - b).abs().max()) for a, b in zip(mine, theirs, strict=True))
+    milliseconds = [1000 * median(wall for wall, _ in times[side]) / steps for side in (bare, ours)]
+    difference = max(float((a - b).abs().max()) for a, b in zip(our_weights, bare_weights, strict=True))
     print(
         f"{width:5d}  {steps:5d}  {milliseconds[0]:12.2f}  {milliseconds[1]:12.2f}  {ratios[0]:10.3f}"
-        f"  {ratios[1]:9.3f}  {apart:13.1e}",
+        f"  {ratios[1]:9.3f}  {difference:17.1e}",
         flush=True,
     )
 
@@ -135,14 +135,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--widths", type=int, nargs="+", default=[16, 64, 128])
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=1.0, help="of one side in one round")
-    given = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=1.0, help="duration of one loop in one round")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.set_flush_denormal(True)
     print("medians of paired rounds")
-    print("width  steps  bare ms/step  ours ms/step  wall ratio  CPU ratio  weights apart")
-    for width in given.widths:
-        compare(width, given.rounds, given.seconds, installed())
+    print("width  steps  bare ms/step  ours ms/step  wall ratio  CPU ratio  weight difference")
+    for width in arguments.widths:
+        compare(width, arguments.rounds, arguments.seconds, installed())
 
 
 if __name__ == "__main__":

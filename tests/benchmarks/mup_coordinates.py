@@ -1,13 +1,13 @@
-"""The coordinate check of muP for gpt, vit and every architecture of transformers that the documents name.
+"""Coordinate check of muP for gpt, vit and every architecture of transformers that the docs list.
 
     python tests/benchmarks/mup_coordinates.py                        # starting weights by fan-in
     python tests/benchmarks/mup_coordinates.py --init architecture    # as transformers draws them
     python tests/benchmarks/mup_coordinates.py --only llama gpt2 --widths 64 1024 --seeds 4
 
 Two layers, heads of 16 channels, five steps of AdamW with the recipe width-scaled on 16 samples of words, means
-over the seeds. Prints a table in Markdown: by how much the output of any part of a model grows from one width to a
-larger one, at most, and the change of it by the steps, with the part that grows most; and the same of the logits.
-An architecture that is not verified is measured with weights by fan-in all the same. Ten CPU minutes.
+over the seeds. Prints a table in Markdown: the largest growth of the output of any part of a model from one width
+to a larger one, with the name of that part; the same for the change of the output during the steps; and both for
+the logits. An unverified architecture is measured with weights by fan-in too. Takes ten CPU minutes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 
 def measure(model: dict[str, Any], text: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
-    """Outputs and their changes by part, one value for each width."""
+    """Outputs and their changes by part, one value per width."""
     registry: Registry = installed()
     table = text_table(text, model=model, recipe="width-scaled", counter="chinchilla")
     if model["name"] == "vit":

@@ -1,13 +1,13 @@
-"""Does the best learning rate stay where it is when the model grows? Width-scaled recipe against constant.
+"""Measure the shift of the best learning rate with the width: width-scaled recipe against constant.
 
     python tests/benchmarks/mup_transfer.py --out runs/mup
     python tests/benchmarks/mup_transfer.py --model gpt2 --lr 0.016 --rates 5 --seeds 1 --out runs/mup-gpt2
 
-Byte-level transformers of 3 blocks and widths 32 and 128 on the bundled text: equal tokens (0.5M), batch and
-steps, 7 peak learning rates a factor 2 apart, 3 seeds each; the best is the vertex of a parabola through the
-lowest five. 84 runs, about 40 CPU minutes, in a folder that a second call goes on in. Prints the shift of the
+Byte-level transformers with 3 blocks and widths 32 and 128 on the bundled text: equal tokens (0.5M), batch and
+steps, 7 peak learning rates a factor of 2 apart, 3 seeds each. The best rate is the vertex of a parabola through
+the lowest five. 84 runs, about 40 CPU minutes; a second call continues in the same folder. Prints the shift of the
 best rate from the smallest to the largest width in octaves with its bootstrap interval (with fewer than three
-seeds, the interval of the parabola's residuals), and draws the curves. For a model of transformers the second
+seeds, the interval from the parabola's residuals), and draws the curves. For a model of transformers, the second
 case is the width-scaled recipe with the starting weights of transformers.
 """
 
@@ -45,12 +45,12 @@ FIGURE = Path(__file__).parents[2] / "docs" / "images" / "mup-transfer.png"
 
 
 def cases(model: str) -> list[str]:
-    """What is compared: recipes, or starting weights."""
+    """The compared cases: recipes, or starting weights."""
     return list(RECIPES) if model == "gpt" else [f"width-scaled, init {init}" for init in INITS]
 
 
 def model_table(model: str, case: str) -> dict[str, Any]:
-    """``[model]`` of an experiment."""
+    """The table ``[model]`` of an experiment."""
     if model == "gpt":
         return {"name": "gpt", "depth": 3, "head_dim": 16}
     config = {"num_hidden_layers": 3, **CONFIGS[model]}
@@ -58,8 +58,8 @@ def model_table(model: str, case: str) -> dict[str, Any]:
     return {"name": "hf", "architecture": model.split("-")[0], "head_dim": 16, "config": config, "init": init}
 
 
-def trained(case: str, arguments: argparse.Namespace) -> Tuning:
-    """Every width, rate and seed of one case."""
+def run_case(case: str, arguments: argparse.Namespace) -> Tuning:
+    """Train every width, rate and seed of one case."""
     recipe = case.split(",")[0]
     options = {**RECIPES[recipe], "lr": arguments.lr}
     if recipe == "constant":
@@ -95,18 +95,18 @@ def trained(case: str, arguments: argparse.Namespace) -> Tuning:
     return tune(probe, installed(), StudyFolder(study.folder.path), rates=arguments.rates, extensions=0)
 
 
-def losses(found: Tuning, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """log2 of the rates that all seeds survived, and their losses (rates, seeds)."""
+def losses(tuning: Tuning, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """log2 of the rates at which no seed diverged, and the losses of shape (rates, seeds)."""
     table: dict[float, list[float | None]] = {}
-    for run in found.runs:
+    for run in tuning.runs:
         if run.size == width:
             table.setdefault(run.value, []).append(run.loss)
-    whole = {value: row for value, row in table.items() if None not in row}
-    return np.log2(list(whole)), np.array(list(whole.values()), dtype=float)
+    complete = {value: row for value, row in table.items() if None not in row}
+    return np.log2(list(complete)), np.array(list(complete.values()), dtype=float)
 
 
 def interval(x: np.ndarray, y: np.ndarray, number: int) -> np.ndarray:
-    """Draws of the best rate's log2, shape (draws,)."""
+    """Draws of log2 of the best rate, shape (draws,)."""
     if y.shape[1] >= 3:
         return bootstrap_vertices(x, y, seed=number)
     error = vertex_error(x, y.mean(1))
@@ -114,17 +114,17 @@ def interval(x: np.ndarray, y: np.ndarray, number: int) -> np.ndarray:
     return vertex(x, y.mean(1)) + (np.nan if error is None else error) * noise
 
 
-def report(found: Tuning, widths: list[int]) -> None:
+def report(tuning: Tuning, widths: list[int]) -> None:
     """Print the losses, the best rates and their shift."""
     best, draws = [], []
     for number, width in enumerate(widths):
-        x, y = losses(found, width)
+        x, y = losses(tuning, width)
         print(f"  width {width}: " + ", ".join(f"{2**a:.3g}: {b:.4f}" for a, b in zip(x, y.mean(1), strict=True)))
         lowest = int(np.argmin(y.mean(1)))
         best.append(vertex(x, y.mean(1)))
         draws.append(interval(x, y, number))
         low, high = 2 ** np.quantile(draws[-1], [0.05, 0.95])
-        edge = " AT AN EDGE" if lowest in (0, len(found.values) - 1) else ""
+        edge = " AT AN EDGE" if lowest in (0, len(tuning.values) - 1) else ""
         noise = f"; seed sd {y.std(1, ddof=1).mean():.4f} nats" if y.shape[1] > 1 else ""
         print(f"    best {2 ** best[-1]:.4f} [{low:.4f}, {high:.4f}]{edge}{noise}")
     shift = best[-1] - best[0]
@@ -132,20 +132,20 @@ def report(found: Tuning, widths: list[int]) -> None:
     print(f"  shift from width {widths[0]} to {widths[-1]}: {shift:+.2f} octaves [{low:+.2f}, {high:+.2f}] (90%)")
 
 
-def draw(found: dict[str, Tuning], widths: list[int], path: Path, tokens: float) -> None:
-    """One panel a case: mean loss and every seed by rate, the parabola's vertex marked."""
+def draw(tunings: dict[str, Tuning], widths: list[int], path: Path, tokens: float) -> None:
+    """One panel per case: mean loss and every seed by rate, with the parabola's vertex marked."""
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, len(found), figsize=(9, 3.8), sharey=True, layout="constrained")
-    for axis, (case, one) in zip(np.atleast_1d(axes), found.items(), strict=True):
+    figure, axes = plt.subplots(1, len(tunings), figsize=(9, 3.8), sharey=True, layout="constrained")
+    for axis, (case, tuning) in zip(np.atleast_1d(axes), tunings.items(), strict=True):
         for width, color in zip(widths, COLORS, strict=False):
-            x, y = losses(one, width)
+            x, y = losses(tuning, width)
             best = vertex(x, y.mean(1))
             axis.plot(2**x, y, ".", color=color, alpha=0.35, markersize=5)
             axis.plot(2**x, y.mean(1), "-", color=color, label=f"width {width}: best {2**best:.2g}")
             axis.axvline(2**best, color=color, linestyle=":", linewidth=1.2)
         axis.set_xscale("log", base=2)
-        axis.set_xticks(one.values, [f"{value:.3g}" for value in one.values])
+        axis.set_xticks(tuning.values, [f"{value:.3g}" for value in tuning.values])
         axis.set_xlabel("peak learning rate")
         axis.set_title(case)
         axis.legend(loc="upper center")
@@ -158,22 +158,22 @@ def draw(found: dict[str, Tuning], widths: list[int], path: Path, tokens: float)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=("gpt", *CONFIGS), default="gpt")
-    parser.add_argument("--cases", nargs="+", help="a part of the cases")
+    parser.add_argument("--cases", nargs="+", help="run only these cases")
     parser.add_argument("--out", type=Path, default=Path("runs/mup"))
     parser.add_argument("--widths", type=int, nargs="+", default=[32, 128])
     parser.add_argument("--tokens", type=float, default=500_000)
-    parser.add_argument("--lr", type=float, default=LR, help="the rate in the middle")
+    parser.add_argument("--lr", type=float, default=LR, help="the middle learning rate")
     parser.add_argument("--rates", type=int, default=7)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--figure", type=Path, help="for gpt the one of the documents")
+    parser.add_argument("--figure", type=Path, help="file of the figure; default for gpt: the figure of the docs")
     arguments = parser.parse_args()
     figure = arguments.figure or (FIGURE if arguments.model == "gpt" else arguments.out / "mup-transfer.png")
-    found = {case: trained(case, arguments) for case in arguments.cases or cases(arguments.model)}
-    for case, one in found.items():
+    tunings = {case: run_case(case, arguments) for case in arguments.cases or cases(arguments.model)}
+    for case, tuning in tunings.items():
         print(case)
-        report(one, arguments.widths)
-    draw(found, arguments.widths, figure, arguments.tokens)
+        report(tuning, arguments.widths)
+    draw(tunings, arguments.widths, figure, arguments.tokens)
     print(f"figure: {figure}")
 
 

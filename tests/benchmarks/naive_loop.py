@@ -1,11 +1,11 @@
-"""The whole sweep beside the loop that one writes first: one process, one run after another, all threads.
+"""Compare a sweep with a naive loop: one process, one run after another, all threads.
 
     python tests/benchmarks/naive_loop.py [--budgets 2.5e10 5e10]
 
-The runs of docs/examples/text-gpt.toml (or its models at other budgets), each side with the same models, weights,
-batches and steps: once as ``flops-fit run`` does it, workers, store and evaluations included, once by a plain loop
-(AdamW as torch builds it by default, one evaluation at the end, torch's threads on all cores). Prints both wall
-times, their ratio, and how far the held-out losses are apart.
+Trains the runs of docs/examples/text-gpt.toml (or its models at other budgets) twice, with the same models,
+weights, batches and steps: as ``flops-fit run``, with workers, store and evaluations; and by a plain loop (AdamW
+with torch's default implementation, one evaluation at the end, torch's threads on all cores). Prints both wall
+times, their ratio, and the largest difference of held-out losses.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from flops_fit_core.training import WorkerContext
 EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "text-gpt.toml"
 
 
-def naive(run, context):
-    """Train one run, and its loss on the run's own held-out sample."""
+def train_naively(run, context):
+    """Train one run. Return its loss on the run's held-out sample."""
     dataset = context.dataset(run)
     model_choice = context.chosen("model", run)
     torch.manual_seed(run.seed)
@@ -57,31 +57,34 @@ def naive(run, context):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budgets", type=float, nargs="+", help="instead of the example's")
-    given = parser.parse_args()
+    parser.add_argument("--budgets", type=float, nargs="+", help="default: the budgets of the example")
+    arguments = parser.parse_args()
     table = tomllib.loads(EXAMPLE.read_text())
-    if given.budgets:
-        table["sweep"]["budgets"] = given.budgets
+    if arguments.budgets:
+        table["sweep"]["budgets"] = arguments.budgets
     with tempfile.TemporaryDirectory() as folder:
         study = plan(table, out=Path(folder) / "study")
         started = time.perf_counter()
         results = study.train()
-        ours = time.perf_counter() - started
+        sweep_seconds = time.perf_counter() - started
         losses = {result.id: result.loss for result in results}
-        (runs, registry) = (study.plan.runs, study.registry)
+        runs, registry = study.plan.runs, study.registry
         jobs = {run.id: job for job in study.plan.jobs({run.id for run in runs}) for run in job.runs}
         started = time.perf_counter()
-        apart = {}
+        differences = {}
         for run in runs:
-            apart[run.id] = naive(run, WorkerContext(jobs[run.id], registry, Path(folder))) - losses[run.id]
+            context = WorkerContext(jobs[run.id], registry, Path(folder))
+            differences[run.id] = train_naively(run, context) - losses[run.id]
             print(
-                f"  width {run.size:4d}, C {run.budget:.3g}: loss {losses[run.id]:.4f}, {apart[run.id]:+.1e}",
+                f"  width {run.size:4d}, C {run.budget:.3g}: loss {losses[run.id]:.4f}, "
+                f"{differences[run.id]:+.1e}",
                 flush=True,
             )
-        theirs = time.perf_counter() - started
+        loop_seconds = time.perf_counter() - started
     print(f"{len(runs)} runs, torch threads {torch.get_num_threads()}")
-    print(f"sweep {ours:.1f} s, naive loop {theirs:.1f} s: {theirs / ours:.2f} times faster")
-    print(f"held-out losses apart by at most {max(map(abs, apart.values())):.1e} nats")
+    ratio = loop_seconds / sweep_seconds
+    print(f"sweep {sweep_seconds:.1f} s, naive loop {loop_seconds:.1f} s: the sweep is {ratio:.2f} times as fast")
+    print(f"held-out losses differ by at most {max(map(abs, differences.values())):.1e} nats")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""Planning budgets 1e18 to 1e24 with the gpt family, in a fresh process: CPU time, wall time, memory.
+"""Plan budgets from 1e18 to 1e24 with the gpt family in a new process: CPU time, wall time, memory.
 
     python tests/benchmarks/planning_at_scale.py [--context 64]
 
-The example's experiment (docs/examples/text-gpt.toml) at 13 budgets, with repeat = true, since no disk's
-standard library has the tokens. Held to: under 5 s and 500 MB. CPU time is of all threads.
+Uses the example's experiment (docs/examples/text-gpt.toml) at 13 budgets, with repeat = true, because the standard
+library has too few tokens. Expected: under 5 s and 500 MB. The CPU time covers all threads.
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ def main():
     ):
         command += ["--set", setting]
     started = time.perf_counter()
-    said = subprocess.run(command, capture_output=True, text=True, check=True)
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
     wall = time.perf_counter() - started
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print("\n".join(said.stdout.rstrip().splitlines()[-3:]))
-    print(
-        f"CPU {used.ru_utime + used.ru_stime:.2f} s, wall {wall:.2f} s, peak memory {used.ru_maxrss / 1024:.0f} MB"
-    )
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print("\n".join(process.stdout.rstrip().splitlines()[-3:]))
+    cpu = usage.ru_utime + usage.ru_stime
+    print(f"CPU {cpu:.2f} s, wall {wall:.2f} s, peak memory {usage.ru_maxrss / 1024:.0f} MB")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""A real sweep with trunks and dropout, killed with SIGKILL in the middle of runs, ends bit-identical.
+"""Kill a real sweep with trunks and dropout with SIGKILL during runs, and check that it ends bit-identical.
 
     python tests/benchmarks/resume.py [--kills 20] [--seed 0] [--workers 2]
 
-The driver is killed at random moments and started again until that many kills have hit and the sweep is
-finished; checkpoints are written every half second. Every loss, curve and count of the result must be what the
-same sweep gives when nobody kills it. Prints how many kills found a checkpoint in the middle of a run.
+The driver is killed at random moments and started again, until ``--kills`` kills have hit and the sweep is
+finished. Checkpoints are written every half second. Every loss, curve and count must equal that of the same sweep
+without kills. Prints the number of kills after which an unfinished run had a checkpoint.
 """
 
 from __future__ import annotations
@@ -52,24 +52,31 @@ def start(file: Path, out: Path) -> subprocess.Popen:
 
 
 def outcome(out: Path) -> dict[str, tuple]:
-    """What must not differ, by run id."""
+    """The values that must not differ, by run id."""
     return {
-        one.id: (one.status, one.loss, one.curve, one.tokens, one.trained_tokens, one.attempt)
-        for one in Study.open(out).results
+        result.id: (
+            result.status,
+            result.loss,
+            result.curve,
+            result.tokens,
+            result.trained_tokens,
+            result.attempt,
+        )
+        for result in Study.open(out).results
     }
 
 
-def killed(file: Path, out: Path, kills: int, moments: random.Random) -> tuple[int, int, int]:
-    """How often it was killed, how often a rolling checkpoint was there, and how often it was started."""
+def run_with_kills(file: Path, out: Path, kills: int, rng: random.Random) -> tuple[int, int, int]:
+    """Numbers of kills, of kills that left a checkpoint of an unfinished run, and of starts."""
     hit = resumed = starts = 0
     while True:
-        began = time.time()
+        started = time.time()
         process = start(file, out)
         starts += 1
-        while hit < kills and process.poll() is None and not written_since(out, began):
+        while hit < kills and process.poll() is None and not written_since(out, started):
             time.sleep(0.05)
         try:
-            process.wait(moments.uniform(0.0, 2.5) if hit < kills else None)
+            process.wait(rng.uniform(0.0, 2.5) if hit < kills else None)
             return hit, resumed, starts
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
@@ -80,25 +87,28 @@ def killed(file: Path, out: Path, kills: int, moments: random.Random) -> tuple[i
 
 
 def written_since(out: Path, moment: float) -> bool:
-    """Whether a checkpoint has been written: before that, there is nothing to lose."""
-    found = [file.stat().st_mtime for file in out.glob("checkpoints/*/*.pt") if file.exists()]
-    return any(one > moment for one in found)
+    """Whether a checkpoint has been written since ``moment``. Before that, a kill loses nothing."""
+    times = [file.stat().st_mtime for file in out.glob("checkpoints/*/*.pt") if file.exists()]
+    return any(modified > moment for modified in times)
 
 
 def measure(kills: int, seed: int, workers: int, steps: int) -> bool:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         file = experiment(folder, workers, steps)
-        began = time.perf_counter()
-        start(file, folder / "whole").wait()
-        whole = time.perf_counter() - began
-        hit, resumed, starts = killed(file, folder / "killed", kills, random.Random(seed))
-        same = outcome(folder / "whole") == outcome(folder / "killed")
-        left = sorted(one.name for one in (folder / "killed").glob("checkpoints/*/latest.pt"))
-        print(f"undisturbed: {len(outcome(folder / 'whole'))} runs in {whole:.0f} s")
-        print(f"killed {hit} times in {starts} starts, {resumed} with a checkpoint in the middle of a run")
-        print(f"every loss, curve and count equal: {same}; checkpoints left in the middle of a run: {len(left)}")
-        return same and not left and hit >= min(kills, 1)
+        started = time.perf_counter()
+        start(file, folder / "undisturbed").wait()
+        seconds = time.perf_counter() - started
+        hit, resumed, starts = run_with_kills(file, folder / "killed", kills, random.Random(seed))
+        expected = outcome(folder / "undisturbed")
+        is_equal = outcome(folder / "killed") == expected
+        leftover = list((folder / "killed").glob("checkpoints/*/latest.pt"))
+        print(f"undisturbed: {len(expected)} runs in {seconds:.0f} s")
+        print(f"killed {hit} times in {starts} starts, {resumed} with a checkpoint of an unfinished run")
+        print(
+            f"every loss, curve and count equal: {is_equal}; checkpoints of unfinished runs left: {len(leftover)}"
+        )
+        return is_equal and not leftover and hit >= min(kills, 1)
 
 
 def main() -> int:
@@ -106,9 +116,9 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=6000, help="Length of the runs.")
-    given = parser.parse_args()
-    return 0 if measure(given.kills, given.seed, given.workers, given.steps) else 1
+    parser.add_argument("--steps", type=int, default=6000, help="length of the runs")
+    arguments = parser.parse_args()
+    return 0 if measure(arguments.kills, arguments.seed, arguments.workers, arguments.steps) else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""What the bundled stores cost: ``python tests/benchmarks/stores.py``.
+"""Measure the bundled stores: ``python tests/benchmarks/stores.py``.
 
-Prints, for each store and number of results it already has: opening it, reading all results, adding one
-(median of 15, wall clock and CPU), and getting one. A result has ten evaluations, about 3 kB of JSON.
+For each store and number of results in it, prints the time to open it, read all results, add a result (median of
+15, wall clock and CPU) and get a result. A result has ten evaluations, about 3 kB of JSON.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ def measure(name: str, count: int, folder: Path) -> None:
     start = time.perf_counter()
     store = open_store(name, folder)
     opened = time.perf_counter()
-    found = store.results()
+    results = store.results()
     read = time.perf_counter()
-    if len(found) != count:
-        raise RuntimeError(f"{name}: {len(found)} of {count} results")
-    adding = [add(store, count + index) for index in range(15)]
-    wall, cpu = (statistics.median(times) * 1e3 for times in zip(*adding, strict=True))
-    ids = [result.id for result in found[:100]]
-    before = time.perf_counter()
+    if len(results) != count:
+        raise RuntimeError(f"{name}: the store has {len(results)} of {count} results")
+    times = [add(store, count + index) for index in range(15)]
+    wall, cpu = (statistics.median(column) * 1e3 for column in zip(*times, strict=True))
+    ids = [result.id for result in results[:100]]
+    started = time.perf_counter()
     for run_id in ids:
         store.get(run_id)
-    get = (time.perf_counter() - before) / len(ids) * 1e3
+    get = (time.perf_counter() - started) / len(ids) * 1e3
     store.close()
     print(
         f"{name:<8} {count:>8} {opened - start:>8.3f} {read - opened:>12.3f} {wall:>8.1f} {cpu:>11.1f} {get:>7.2f}"
@@ -62,12 +62,12 @@ def open_store(name: str, folder: Path) -> ResultStore:
 
 
 def result(seed: int) -> RunResult:
-    """One of many results."""
+    """A result with ten evaluations."""
     return result_of(seed, curve=CURVE)
 
 
 def fill(folder: Path, name: str, count: int) -> None:
-    """Put ``count`` results into a new store without waiting for the disk each time."""
+    """Put ``count`` results into a new store without waiting for the disk after each."""
     store = open_store(name, folder)
     if isinstance(store, JsonStore):
         store._file.change(
@@ -85,7 +85,7 @@ def fill(folder: Path, name: str, count: int) -> None:
 
 
 def add(store: ResultStore, seed: int) -> tuple[float, float]:
-    """Seconds of wall clock and of CPU that one ``add`` takes."""
+    """Wall-clock and CPU seconds of one ``add``."""
     new = result(seed)
     wall, cpu = time.perf_counter(), time.process_time()
     store.add(new)

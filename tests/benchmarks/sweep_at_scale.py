@@ -1,11 +1,12 @@
-"""Ten thousand runs on a thousand simulated GPUs: what the driver, the store and the page cost.
+"""Measure the driver, the store and the page with ten thousand runs on a thousand simulated GPUs.
 
     python tests/benchmarks/sweep_at_scale.py [--runs 10000] [--gpus 1000] [--stores sqlite json] [--page]
 
-The real plan, sweep loop, claims, store and page; only the machines are made up: an executor whose jobs take
-FLOPs / (4e14 FLOP/s) of simulated time and whose losses come from the surface's formula. Each store is measured
-in a process of its own. Prints planning, the driver's throughput (results a second it can take in, which bounds
-how short runs may be), peak memory, a second driver's resume scan, and with --page a fit and the page.
+The plan, sweep loop, claims, store and page are real. Only the machines are simulated: a job takes FLOPs / (4e14
+FLOP/s) of simulated time, and its losses come from the formula of ``surface``. Each store is measured in a
+separate process. Prints the time of planning, the driver's throughput (results stored per second, which limits how
+short runs may be), peak memory, the time a second driver needs to find no missing run, and with --page the times
+of a fit and of the page.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class SimulatedCluster(Executor):
 def measure(store, runs, gpus, page):
     with tempfile.TemporaryDirectory() as folder:
         started = time.perf_counter()
-        study = planned(store, runs, Path(folder) / "study")
+        study = make_study(store, runs, Path(folder) / "study")
         planning = time.perf_counter() - started
         dataset = study.experiment.dataset
         cluster = SimulatedCluster(gpus, dataset.spec.build(dataset.options, 0))
@@ -78,9 +79,11 @@ def measure(store, runs, gpus, page):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         started = time.perf_counter()
         with study.store() as open_store:
-            left = Sweep(study.plan, open_store, cluster, study.registry, folder=study.folder.path)._missing_jobs()
+            missing = Sweep(
+                study.plan, open_store, cluster, study.registry, folder=study.folder.path
+            )._missing_jobs()
         scan = time.perf_counter() - started
-        assert not left
+        assert not missing
         size = size_of(study.folder.path) / 2**20
         print(
             f"{store:<7} {len(study.plan.runs):>6} {planning:>9.1f} {sweeping:>8.1f} "
@@ -91,15 +94,15 @@ def measure(store, runs, gpus, page):
             started = time.perf_counter()
             study.forget()
             fit = study.fit
-            fitted = time.perf_counter()
+            fit_ended = time.perf_counter()
             files = study.report()
             print(
                 f"fit of {fit.n_runs if hasattr(fit, 'n_runs') else len(study.observations)} runs "
-                f"{fitted - started:.1f} s; page and tables {time.perf_counter() - fitted:.1f} s, "
+                f"{fit_ended - started:.1f} s; page and tables {time.perf_counter() - fit_ended:.1f} s, "
                 f"page {files[0].stat().st_size / 2**20:.1f} MB"
             )
-        used = cluster.busy / (cluster.capacity * cluster.now)
-        print(f"        {gpus} GPUs at {SPEED:.0e} FLOP/s: {cluster.now / 86400:.2f} days, {used:.1%} busy")
+        utilization = cluster.busy / (cluster.capacity * cluster.now)
+        print(f"        {gpus} GPUs at {SPEED:.0e} FLOP/s: {cluster.now / 86400:.2f} days, {utilization:.1%} busy")
 
 
 def size_of(study):
@@ -107,7 +110,7 @@ def size_of(study):
     return sum(file.stat().st_size for file in study.glob("results*"))
 
 
-def planned(store, runs, folder):
+def make_study(store, runs, folder):
     table = {
         "name": "scale",
         "sweep": {
@@ -129,14 +132,14 @@ def main():
     parser.add_argument("--gpus", type=int, default=1_000)
     parser.add_argument("--stores", nargs="+", default=["sqlite", "json"])
     parser.add_argument("--page", action="store_true")
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     print("store     runs  plan  s  sweep s  runs/s  memory  scan s  size MB")
-    for store in given.stores:
-        one = multiprocessing.get_context("spawn").Process(
-            target=measure, args=(store, given.runs, given.gpus, given.page)
+    for store in arguments.stores:
+        process = multiprocessing.get_context("spawn").Process(
+            target=measure, args=(store, arguments.runs, arguments.gpus, arguments.page)
         )
-        one.start()
-        one.join()
+        process.start()
+        process.join()
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""What trunks save, and what they cost in loss: a wsd sweep beside separately tuned cosine runs.
+"""Measure the FLOPs that trunks save and their effect on the loss: a wsd sweep against tuned cosine runs.
 
     python tests/benchmarks/trunks.py --folder trunks [--workers 2] [--seeds 3]
 
-The example's models on the bundled text at four budgets a factor 2 apart, each schedule at three learning rates
-a factor 2 apart on the first seed. Cosine takes the best rate of every cell by itself, the trunks one rate for
-all, as they must; further seeds are trained with these. Prints FLOPs with and without sharing beside the
-arithmetic limit, the difference of held-out loss at each point beside the seeds' noise, and the two exponents with
-the interval of their difference. Resumable: run it again after an interruption.
+The example's models on the bundled text at four budgets a factor of 2 apart. The first seed of each schedule is
+trained at three learning rates a factor of 2 apart. Cosine uses the best rate of each cell; all trunks share one
+rate, as they must. Further seeds use these rates. Prints the FLOPs with and without sharing and the arithmetic
+limit, the difference of held-out loss at each point and the noise between seeds, and the two exponents with the
+interval of their difference. After an interruption, run it again to resume.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RATES = {"cosine": [0.004, 0.008, 0.016], "wsd": [0.002, 0.004, 0.008]}
 DECAY = 0.2
 
 
-def planned(folder, schedule, rate, seeds, workers):
+def make_study(folder, schedule, rate, seeds, workers):
     table = {
         "name": f"{schedule}-{rate}",
         "sweep": {"budgets": BUDGETS, "sizes": 5, "tokens_per_param": 30, "seeds": seeds},
@@ -48,10 +48,10 @@ def planned(folder, schedule, rate, seeds, workers):
     return Study(make_plan(experiment), registry, StudyFolder(folder / table["name"]), experiment=experiment)
 
 
-def trained(study, wanted=None):
-    """Results of the cells that are wanted."""
+def train_cells(study, cells=None):
+    """Train and return results of ``cells``, by default all."""
     plan = study.plan
-    runs = tuple(run for run in plan.runs if wanted is None or (run.budget, run.size) in wanted)
+    runs = tuple(run for run in plan.runs if cells is None or (run.budget, run.size) in cells)
     part = Study(plan.model_copy(update={"runs": runs}), study.registry, study.folder, experiment=study.experiment)
     results = part.train()
     print(f"{plan.name}: {len(results)} results", flush=True)
@@ -64,19 +64,20 @@ def print_saving(plan):
         tokens = [run.tokens for run in trajectory.runs]
         limit += trajectory.runs[0].flops_per_token * ((1 - DECAY) * max(tokens) + DECAY * sum(tokens))
     without = plan.flops_without_sharing
-    horizons = np.bincount([len(one.runs) for one in plan.trajectories])
+    horizons = np.bincount([len(trajectory.runs) for trajectory in plan.trajectories])
     shared = ", ".join(f"{count} with {number}" for number, count in enumerate(horizons) if count)
-    print(f"trunks by how many D share them: {shared}")
+    print(f"trunks by number of D that share them: {shared}")
     print(f"FLOPs {plan.flops:.4g} with trunks, {without:.4g} without: {plan.flops / without:.4f}")
     print(f"arithmetic limit {limit / without:.4f}; the plan is {plan.flops / limit:.4f} times that")
-    for number in sorted({len(one.runs) for one in plan.trajectories}):
-        some = [one for one in plan.trajectories if len(one.runs) == number]
-        spent, alone = sum(one.flops for one in some), sum(run.flops for one in some for run in one.runs)
-        print(f"  {number} horizons: {spent / alone:.4f}")
+    for number in sorted({len(trajectory.runs) for trajectory in plan.trajectories}):
+        trajectories = [trajectory for trajectory in plan.trajectories if len(trajectory.runs) == number]
+        shared_flops = sum(trajectory.flops for trajectory in trajectories)
+        separate_flops = sum(run.flops for trajectory in trajectories for run in trajectory.runs)
+        print(f"  {number} horizons: {shared_flops / separate_flops:.4f}")
 
 
 def by_cell(results):
-    """(budget, size) -> losses in bits per byte, one a seed."""
+    """(budget, size) -> losses in bits per byte, one per seed."""
     cells = defaultdict(dict)
     for result in results:
         cells[result.run.budget, result.run.size][result.run.seed] = result.bits_per_byte
@@ -98,35 +99,37 @@ def main():
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seeds", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     first = {}
     for schedule, rates in RATES.items():
         for rate in rates:
-            study = planned(given.folder, schedule, rate, [0], given.workers)
+            study = make_study(arguments.folder, schedule, rate, [0], arguments.workers)
             if schedule == "wsd" and rate == rates[0]:
                 print_saving(study.plan)
-            first[schedule, rate] = by_cell(trained(study))
-    common = sorted(set.intersection(*(set(one) for one in first.values())))
+            first[schedule, rate] = by_cell(train_cells(study))
+    common = sorted(set.intersection(*(set(cells) for cells in first.values())))
     means = {rate: np.mean([first["wsd", rate][cell][0] for cell in common]) for rate in RATES["wsd"]}
     best = min(means, key=means.get)
     print("mean bits/byte of trunks: " + ", ".join(f"lr {rate} {mean:.4f}" for rate, mean in means.items()))
     chosen = {
         cell: min(RATES["cosine"], key=lambda rate, cell=cell: first["cosine", rate][cell][0]) for cell in common
     }
-    seeds = list(range(given.seeds))
-    wsd = trained(planned(given.folder, "wsd", best, seeds, given.workers), set(common))
+    seeds = list(range(arguments.seeds))
+    wsd = train_cells(make_study(arguments.folder, "wsd", best, seeds, arguments.workers), set(common))
     cosine = []
     for rate in RATES["cosine"]:
         cells = {cell for cell in common if chosen[cell] == rate}
         if cells:
-            cosine += trained(planned(given.folder, "cosine", rate, seeds, given.workers), cells)
+            cosine += train_cells(make_study(arguments.folder, "cosine", rate, seeds, arguments.workers), cells)
     theirs_by_cell, ours_by_cell = by_cell(cosine), by_cell(wsd)
-    print("  budget    size  D/D_max  cosine lr   cosine   trunk   trunk - cosine   seed sd (cosine, trunk)")
-    largest = {size: max(budget for budget, other in common if other == size) for _, size in common}
+    print("  budget    size  D/D_max  cosine lr   cosine   trunk   trunk - cosine   sd of seeds (cosine, trunk)")
+    largest_budgets = {}
+    for budget, size in common:
+        largest_budgets[size] = max(budget, largest_budgets.get(size, 0.0))
     differences = defaultdict(list)
     for budget, size in common:
         theirs, ours = theirs_by_cell[budget, size], ours_by_cell[budget, size]
-        share = budget / largest[size]
+        share = budget / largest_budgets[size]
         differences[share].append(ours.mean() - theirs.mean())
         print(
             f"  {budget:.2g}  {size:5d}  {share:7.3f}  {chosen[budget, size]:9.3f}  {theirs.mean():7.4f} "
@@ -134,9 +137,13 @@ def main():
             f"{ours.std(ddof=1):.4f}"
         )
     for share, values in sorted(differences.items()):
-        print(f"at D = {share:.3f} of the trunk's longest: mean difference {np.mean(values):+.4f} bits/byte")
+        print(
+            f"at D = {share:.3f} of the longest D of the trunk: mean difference {np.mean(values):+.4f} bits/byte"
+        )
     for name, cells in (("cosine", theirs_by_cell), ("trunks", ours_by_cell)):
-        print(f"pooled seed sd of {name} {np.sqrt(np.mean([one.var(ddof=1) for one in cells.values()])):.4f}")
+        print(
+            f"pooled seed sd of {name} {np.sqrt(np.mean([losses.var(ddof=1) for losses in cells.values()])):.4f}"
+        )
     compare("parametric", ParametricFitter(), cosine, wsd)
     compare("isoflop", IsoflopFitter(), cosine, wsd)
 

@@ -1,10 +1,10 @@
-"""Two drivers that start together on one study of 50 runs: each run is trained once.
+"""Start two drivers on one study of 50 runs, and check that each run is trained once.
 
     python tests/benchmarks/two_drivers.py [--runs 50] [--stores sqlite json]
 
-Two ``flops-fit run`` of one experiment file in one folder, started at the same moment, each with one worker. The
-models themselves write down that they are trained. Prints how many runs each driver trained, how many were trained
-or stored more than once, and both exit statuses.
+Starts ``flops-fit run`` twice at the same moment, on one experiment file in one folder, with one worker each. The
+models write a line to a file when they are trained. Prints the number of runs that each driver trained, the
+numbers of runs that were trained or stored more than once, and both exit statuses.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Eight learning rates of one small size, trained side by side and one after another.
+"""Train eight learning rates of one small size packed and in sequence.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/packing.py [--widths 8,16,32,64] [--steps 150] [--rounds 3]
 
-A gpt of three layers on the bundled text, one process, one thread, the two ways in turn. Prints tokens a second of
-both (training steps and everything between them), their ratio, and how far the final losses are apart: at the
-highest rates rounding grows into other weights, as another seed would give.
+A gpt with three layers on the bundled text, one process, one thread; packed and sequential training alternate.
+Prints the tokens per second of both (training steps and everything between them), their ratio, and the difference
+of the final losses. At the highest rates, rounding grows until the weights differ as much as with another seed.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ def plans(registry, width, steps, batch_size, context):
 def timed(jobs, registry):
     """Seconds, tokens, and final losses by run."""
     with tempfile.TemporaryDirectory() as folder:
-        began = time.perf_counter()
+        started = time.perf_counter()
         results = [
             event
             for job in jobs
             for event in work(job.model_dump_json(), registry.setup.model_dump_json(), folder=Path(folder))
             if isinstance(event, RunResult)
         ]
-        seconds = time.perf_counter() - began
-    assert all(one.status == "completed" for one in results), [one.error for one in results]
-    return seconds, sum(one.tokens for one in results), {one.id: one.loss for one in results}
+        seconds = time.perf_counter() - started
+    assert all(result.status == "completed" for result in results), [result.error for result in results]
+    return seconds, sum(result.tokens for result in results), {result.id: result.loss for result in results}
 
 
 def main():
@@ -65,27 +65,26 @@ def main():
     parser.add_argument("--widths", default="8,16,32,64")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     registry = installed()
-    for width in [int(one) for one in given.widths.split(",")]:
-        both = list(plans(registry, width, given.steps, batch_size=8, context=64))
-        alone = [job for plan in both for job in plan.jobs({run.id for run in plan.runs})]
-        packed = Job(
-            id="vmap_runs", trajectories=tuple(plan.trajectories[0] for plan in both), device=alone[0].device
-        )
+    for width in [int(number) for number in arguments.widths.split(",")]:
+        sweep_plans = list(plans(registry, width, arguments.steps, batch_size=8, context=64))
+        separate_jobs = [job for plan in sweep_plans for job in plan.jobs({run.id for run in plan.runs})]
+        trajectories = tuple(plan.trajectories[0] for plan in sweep_plans)
+        packed_job = Job(id="vmap_runs", trajectories=trajectories, device=separate_jobs[0].device)
         ratios, speeds = [], []
-        for _ in range(given.rounds):
-            one_by_one, tokens, losses = timed(alone, registry)
-            together, _, other = timed([packed], registry)
-            ratios.append(one_by_one / together)
-            speeds.append((tokens / one_by_one, tokens / together))
-        apart = sorted(abs(losses[run] - other[run]) for run in losses)
-        before, after = (statistics.median(column) for column in zip(*speeds, strict=True))
+        for _ in range(arguments.rounds):
+            sequential_seconds, tokens, losses = timed(separate_jobs, registry)
+            packed_seconds, _, packed_losses = timed([packed_job], registry)
+            ratios.append(sequential_seconds / packed_seconds)
+            speeds.append((tokens / sequential_seconds, tokens / packed_seconds))
+        differences = sorted(abs(losses[run] - packed_losses[run]) for run in losses)
+        sequential_speed, packed_speed = (statistics.median(column) for column in zip(*speeds, strict=True))
         print(
-            f"width {width:3d}: {before:8,.0f} tokens/s one after another, {after:8,.0f} side by side: "
-            f"{statistics.median(ratios):.2f}x; losses differ by {statistics.median(apart):.1e} in the median, "
-            f"{apart[-1]:.1e} at most",
+            f"width {width:3d}: {sequential_speed:8,.0f} tokens/s in sequence, {packed_speed:8,.0f} packed: "
+            f"{statistics.median(ratios):.2f}x; losses differ by {statistics.median(differences):.1e} in the "
+            f"median, {differences[-1]:.1e} at most",
             flush=True,
         )
 
