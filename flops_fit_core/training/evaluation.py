@@ -205,7 +205,7 @@ class _LossSums:
                 f"write a smaller trainer.eval_batch_tokens"
             ) from error
         self._max_samples = -(-size // 2)
-        logger.warning("out of memory in an evaluation: going on with batches of %d samples", self._max_samples)
+        logger.warning("out of memory in an evaluation: continuing with batches of %d samples", self._max_samples)
 
     def result(self) -> EvalResult:
         """The means over all processes."""

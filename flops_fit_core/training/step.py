@@ -201,7 +201,7 @@ class PlainStep:
         if self._micro_batch_size == 1:
             raise error
         self._micro_batch_size = half
-        logger.warning("out of memory: going on with micro-batches of %d samples", half)
+        logger.warning("out of memory: continuing with micro-batches of %d samples", half)
 
     def _failed_to_compile(self, error: Exception) -> bool:
         in_compiler = isinstance(error, torch._dynamo.exc.TorchDynamoException)
