@@ -73,7 +73,7 @@ def test_a_first_step_that_is_half_applied_is_taken_back_bit_for_bit(caplog):
         result = halfway()
     assert result.error is None
     assert result.micro_batch == 3
-    assert "going on with micro-batches of 3 samples" in caplog.text
+    assert "continuing with micro-batches of 3 samples" in caplog.text
     never_full = halfway({"micro_batch": 3}, failing_step=1)
     assert result.id == never_full.id
     assert result.loss == never_full.loss

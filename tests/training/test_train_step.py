@@ -52,8 +52,8 @@ def test_running_out_of_memory_halves_the_micro_batch_and_goes_on(caplog):
     assert small.status == "completed"
     assert small.micro_batch == 3
     assert small.loss == pytest.approx(result().loss, rel=2e-5)
-    assert "going on with micro-batches of 6 samples" in caplog.text
-    assert "going on with micro-batches of 3 samples" in caplog.text
+    assert "continuing with micro-batches of 6 samples" in caplog.text
+    assert "continuing with micro-batches of 3 samples" in caplog.text
 
 
 def test_one_sample_that_is_too_large_fails_the_run():
