@@ -13,7 +13,7 @@ TESTS = Path(__file__).parents[1]
 KITS = {spec.__name__.removesuffix("Spec") + "Conformance": spec.kind for spec in SPEC_TYPES.values()}
 
 
-def tested_plugins() -> Iterator[tuple[str, str]]:
+def plugins_under_test() -> Iterator[tuple[str, str]]:
     """(kind, name) of every test class that inherits from a kit."""
     for path in TESTS.rglob("test_*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -34,7 +34,7 @@ def test_every_bundled_plugin_is_tested_with_the_kit_of_its_kind() -> None:
     }
     without_data = {("dataset", "surface"), ("dataset", "external")}
     """Datasets without data, which a kit cannot test."""
-    assert bundled - set(tested_plugins()) == without_data
+    assert bundled - set(plugins_under_test()) == without_data
 
 
 def test_there_is_a_kit_for_every_kind() -> None:
