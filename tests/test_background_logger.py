@@ -38,10 +38,10 @@ class Unsteady:
         self._do("close")
 
 
-def background_logger(runs, folder, patience=20.0):
+def background_logger(runs, folder, flush_timeout=20.0):
     from flops_fit_loggers.background import BackgroundLogger
 
-    return BackgroundLogger("unsteady", runs, folder, points=1000, patience=patience)
+    return BackgroundLogger("unsteady", runs, folder, points=1000, flush_timeout=flush_timeout)
 
 
 def test_unsent_events_are_sent_in_order_once_the_server_answers_again(tmp_path, caplog):
@@ -76,7 +76,7 @@ class Silent(Unsteady):
 
 def test_results_are_on_disk_until_they_are_sent(tmp_path):
     runs = Silent()
-    logger = background_logger(runs, tmp_path, patience=0.0)
+    logger = background_logger(runs, tmp_path, flush_timeout=0.0)
     logger.started(plan_of(RUN))
     logger.finished(example_result(attempt=1, status="failed"))
     logger.finished(example_result(attempt=2))
@@ -97,7 +97,7 @@ def test_results_are_on_disk_until_they_are_sent(tmp_path):
 def test_two_drivers_of_a_study_keep_each_other_s_unsent_results(tmp_path):
     down, up = Unsteady(), Unsteady()
     up.up.set()
-    failing, working = background_logger(down, tmp_path, patience=0.0), background_logger(up, tmp_path)
+    failing, working = background_logger(down, tmp_path, flush_timeout=0.0), background_logger(up, tmp_path)
     failing.started(plan_of(RUN))
     working.started(plan_of(RUN))
     failing.finished(example_result(attempt=1))
@@ -111,7 +111,7 @@ def test_two_drivers_of_a_study_keep_each_other_s_unsent_results(tmp_path):
 
 
 def test_a_message_explains_the_wait_for_a_server_at_the_end_of_a_sweep(tmp_path, caplog):
-    logger = background_logger(Unsteady(), tmp_path, patience=2.1)
+    logger = background_logger(Unsteady(), tmp_path, flush_timeout=2.1)
     logger.started(plan_of(RUN))
     logger.close()
     assert [record.getMessage() for record in caplog.records][1:] == [

@@ -235,7 +235,7 @@ def test_an_unacknowledged_statement_fails_within_half_a_minute(database: Postgr
 
 
 def test_a_server_that_stays_down_is_an_error_after_the_timeout(tmp_path: Path, database: PostgresServer) -> None:
-    with closing(open_store(tmp_path, wait=0.5)) as store:
+    with closing(open_store(tmp_path, reconnect_timeout=0.5)) as store:
         database.stop()
         before = time.monotonic()
         try:
@@ -248,7 +248,10 @@ def test_a_server_that_stays_down_is_an_error_after_the_timeout(tmp_path: Path, 
 
 
 def test_a_table_that_stays_locked_is_an_error_after_the_timeout(tmp_path: Path, database: PostgresServer) -> None:
-    with closing(open_store(tmp_path, wait=0.3)) as store, closing(psycopg.connect(database.url())) as other:
+    with (
+        closing(open_store(tmp_path, reconnect_timeout=0.3)) as store,
+        closing(psycopg.connect(database.url())) as other,
+    ):
         other.execute("LOCK TABLE flops_fit.results")
         with pytest.raises(StoreError, match=r"locked by another process for 0\.3 seconds"):
             store.add(result_of(1))
@@ -337,11 +340,11 @@ def test_a_schema_that_an_administrator_has_created_is_used(tmp_path: Path, data
         database.query(f"DROP ROLE {name}")
 
 
-@pytest.mark.parametrize("wait", [1e-4, 1e9])
+@pytest.mark.parametrize("reconnect_timeout", [1e-4, 1e9])
 def test_the_server_accepts_very_short_and_very_long_timeouts(
-    tmp_path: Path, database: PostgresServer, wait: float
+    tmp_path: Path, database: PostgresServer, reconnect_timeout: float
 ) -> None:
-    with closing(open_store(tmp_path, url=database.url(), wait=wait)) as store:
+    with closing(open_store(tmp_path, url=database.url(), reconnect_timeout=reconnect_timeout)) as store:
         store.add(result_of(1))
         (timeout,) = store._server.retry(lambda connection: connection.execute("SHOW lock_timeout").fetchone())
         assert timeout != "0", "0 disables the timeout"

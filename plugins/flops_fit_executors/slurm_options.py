@@ -19,7 +19,7 @@ _SET_BY_OPTION = {
     "mem": "memory",
     "partition": "partition",
     "qos": "qos",
-    "signal": "grace",
+    "signal": "grace_period",
     "time": "time",
 }
 """sbatch parameter -> the executor's option that sets it."""
@@ -84,7 +84,7 @@ class SlurmOptions(Options):
     """Jobs in the queue at the same time. Lower it if the cluster allows fewer per user."""
     max_requeues: Annotated[NonNegativeInt, Runtime()] = 100
     """How many times a job that reaches its time limit is requeued."""
-    grace: Annotated[PositiveInt, Runtime()] = 90
+    grace_period: Annotated[PositiveInt, Runtime()] = 90
     """Seconds before its time limit at which a job writes its checkpoint. Slurm may be a minute early."""
     keep_jobs: Annotated[bool, Runtime()] = False
     """Leave the jobs in the queue on Ctrl-C; the next ``flops-fit run`` collects them. By default they write their
@@ -99,8 +99,10 @@ class SlurmOptions(Options):
 
     @model_validator(mode="after")
     def _grace_is_shorter_than_time(self) -> Self:
-        if self.grace >= 60 * self.limit:
-            raise ValueError(f"grace ({self.grace} seconds) must be shorter than time ({self.limit} minutes)")
+        if self.grace_period >= 60 * self.limit:
+            raise ValueError(
+                f"grace_period ({self.grace_period} seconds) must be shorter than time ({self.limit} minutes)"
+            )
         return self
 
     @property

@@ -203,7 +203,7 @@ class SlurmQueue(Executor):
             log=self._logs / f"{job.id}.log",
             gpus=gpus > 0,
             threads=self._options.cpus,
-            grace=self._options.grace,
+            grace_period=self._options.grace_period,
         )
 
     def _gpus(self, job: Job) -> int:

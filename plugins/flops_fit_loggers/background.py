@@ -60,16 +60,16 @@ class BackgroundLogger(Logger):
         runs: Used in the background thread only.
         folder: The study's folder.
         points: Maximum number of points of a run's training curve.
-        patience: Seconds to wait at the end of a sweep.
+        flush_timeout: Seconds to wait at the end of a sweep.
     """
 
-    def __init__(self, name: str, runs: Runs, folder: Path, *, points: int, patience: float) -> None:
+    def __init__(self, name: str, runs: Runs, folder: Path, *, points: int, flush_timeout: float) -> None:
         self._name = name
         self._runs = runs
         self._file = folder / "loggers" / f"{name}.unsent.{uuid4().hex[:8]}.jsonl"
         """Unsent results of this object only. Other drivers of the study have other files."""
         self._thinning = Thinning(points)
-        self._patience = patience
+        self._patience = flush_timeout
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         """Calls of ``runs``; None ends the background thread."""
         self._unsent: set[tuple[str, int]] = set()

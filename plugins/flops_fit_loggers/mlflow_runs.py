@@ -79,7 +79,7 @@ class MlflowRuns:
         run = self._run(result.run, result.attempt, end - result.seconds)
         self._send_points()
         metrics = _metrics(values.measured(result), result.tokens, end)
-        for tokens, point in values.heldout(result):
+        for tokens, point in values.eval_points(result):
             metrics += _metrics(point, tokens, end)
         self._log(run, metrics, values.texts(result))
         status = "FAILED" if result.status == "failed" else "FINISHED"

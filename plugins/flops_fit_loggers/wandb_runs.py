@@ -25,7 +25,7 @@ class WandbRuns:
     interruption continues its W&B run, and no attempt overwrites another.
 
     Args:
-        patience: Seconds to wait at the end of a run until its data is sent. Later data stays on disk, for
+        flush_timeout: Seconds to wait at the end of a run until its data is sent. Later data stays on disk, for
             ``wandb sync``.
 
     Raises ConfigError if the mode is online and you are not logged in.
@@ -39,7 +39,7 @@ class WandbRuns:
         entity: str | None,
         mode: str | None,
         tags: Sequence[str],
-        patience: float,
+        flush_timeout: float,
     ) -> None:
         if (mode or os.environ.get("WANDB_MODE") or "online") in ONLINE:
             _check_login()
@@ -53,7 +53,7 @@ class WandbRuns:
             "reinit": "create_new",  # allows several active runs, without a global run
             "resume": "allow",
         }
-        self._patience = patience
+        self._patience = flush_timeout
         self._specs: dict[str, RunSpec] = {}
         self._open: dict[tuple[str, int], Any] = {}
 
@@ -70,7 +70,7 @@ class WandbRuns:
 
     def finished(self, result: RunResult) -> None:
         run = self._run(result.run, result.attempt)
-        for tokens, point in values.heldout(result):
+        for tokens, point in values.eval_points(result):
             run.log({"tokens": tokens, **point})
         run.summary.update({**values.texts(result), **values.measured(result)})
         run.finish(exit_code=1 if result.status == "failed" else 0)

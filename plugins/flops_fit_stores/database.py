@@ -48,23 +48,23 @@ MIGRATIONS: Migrations = (_first_tables,)
 They use ``db.execute`` only: before version 4, sqlite-utils commits when it changes a table."""
 
 
-def open_database(path: Path, wait: float) -> Database:
+def open_database(path: Path, lock_timeout: float) -> Database:
     """Open or create the database, in write-ahead-log mode with ``synchronous=FULL``.
 
-    Waits ``wait`` seconds for other processes. Raises StoreError, without any change, for a file that is damaged,
+    Waits ``lock_timeout`` seconds for other processes. Raises StoreError, without any change, for a file that is damaged,
     foreign or of a newer schema.
     """
     make_folder(path.parent)
-    with explain_errors(path, wait):
+    with explain_errors(path, lock_timeout):
         _check_log(path)
         if path.exists() and path.stat().st_size > 0:
-            _check_file(path, wait)
-        connection = sqlite3.connect(path, timeout=wait, isolation_level=None)
+            _check_file(path, lock_timeout)
+        connection = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None)
         try:
             _check_schema(path, connection)
             db = Database(connection, execute_plugins=False)
             migrate(db)
-            _enable_write_ahead_log(db, wait)
+            _enable_write_ahead_log(db, lock_timeout)
         except BaseException:
             connection.close()
             raise
@@ -105,7 +105,7 @@ def _check_log(path: Path) -> None:
         )
 
 
-def _check_file(path: Path, wait: float) -> None:
+def _check_file(path: Path, lock_timeout: float) -> None:
     """Check a database without writing to it: opening a damaged file for writing may damage it further."""
     if not path.is_file():
         raise StoreError(f"{path}: not a file. {START_NEW}")
@@ -114,7 +114,7 @@ def _check_file(path: Path, wait: float) -> None:
     if header != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
         raise StoreError(f"{path}: not an SQLite database, or its header is damaged. {START_NEW}")
     uri = f"{path.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=wait, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(uri, uri=True, timeout=lock_timeout, isolation_level=None)) as connection:
         try:
             _check_schema(path, connection)
             problems = [text for (text,) in connection.execute("PRAGMA quick_check(1)")]
@@ -139,8 +139,8 @@ def _check_schema(path: Path, connection: sqlite3.Connection) -> None:
         )
 
 
-def _enable_write_ahead_log(db: Database, wait: float) -> None:
-    deadline = time.monotonic() + wait
+def _enable_write_ahead_log(db: Database, lock_timeout: float) -> None:
+    deadline = time.monotonic() + lock_timeout
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -161,7 +161,7 @@ def _damaged(path: Path, reason: str) -> StoreError:
 
 
 @contextmanager
-def explain_errors(path: Path, wait: float) -> Iterator[None]:
+def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
     """Convert errors of SQLite and the file system to StoreError."""
     try:
         yield
@@ -171,7 +171,7 @@ def explain_errors(path: Path, wait: float) -> Iterator[None]:
             raise _damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StoreError(
-                f"{path}: locked by another process for {wait:g} seconds. Wait for that process, or stop it"
+                f"{path}: locked by another process for {lock_timeout:g} seconds. Wait for that process, or stop it"
             ) from None
         raise StoreError(f"{path}: {error}") from None
     except OSError as error:

@@ -45,12 +45,12 @@ class JsonStore(ResultStore):
 
     Args:
         path: The file, created if it does not exist.
-        wait: Seconds to wait for another process that writes.
+        lock_timeout: Seconds to wait for another process that writes.
     """
 
-    def __init__(self, path: Path, wait: float) -> None:
+    def __init__(self, path: Path, lock_timeout: float) -> None:
         make_folder(path.parent)
-        lock = FileLock(f"{path}.lock", timeout=wait)
+        lock = FileLock(f"{path}.lock", timeout=lock_timeout)
         self.path = path
         self._file = Document(path, "flops-fit results", _Results, lock)
         self._file.create(results=[])

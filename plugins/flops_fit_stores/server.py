@@ -73,11 +73,11 @@ class Server:
 
     Args:
         conninfo: libpq's connection string.
-        wait: Seconds to retry a lost connection, and to wait for a lock that another process holds.
+        reconnect_timeout: Seconds to retry a lost connection, and to wait for a lock that another process holds.
     """
 
-    def __init__(self, conninfo: str, wait: float) -> None:
-        self._conninfo, self._wait = conninfo, wait
+    def __init__(self, conninfo: str, reconnect_timeout: float) -> None:
+        self._conninfo, self._reconnect_timeout = conninfo, wait
         parts = conninfo_to_dict(conninfo)
         self.name = _describe(parts.get("user"), parts.get("host"), parts.get("port"), parts.get("dbname"))
         self._connection = self._connect()
@@ -90,7 +90,7 @@ class Server:
     def retry(self, operation: Callable[[Any], T]) -> T:
         """Call ``operation(connection)`` and return its result. It is called again if the connection is lost, so
         it must be idempotent. Raises StoreError."""
-        deadline = time.monotonic() + self._wait
+        deadline = time.monotonic() + self._reconnect_timeout
         pause = 0.05
         while True:
             try:
@@ -99,7 +99,7 @@ class Server:
                 return operation(self._connection)
             except _Unreachable as error:
                 if time.monotonic() + pause > deadline:
-                    raise StoreError(f"{error}; tried for {self._wait:g} seconds") from None
+                    raise StoreError(f"{error}; tried for {self._reconnect_timeout:g} seconds") from None
             except psycopg.Error as error:
                 if not self._is_lost(error) or time.monotonic() + pause > deadline:
                     raise self._explain(error) from None
@@ -114,7 +114,7 @@ class Server:
         try:
             # No prepared statements: a pooler may send each statement through another server connection.
             connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
-            lock_timeout = min(max(1, int(self._wait * 1000)), MAX_LOCK_TIMEOUT)
+            lock_timeout = min(max(1, int(self._reconnect_timeout * 1000)), MAX_LOCK_TIMEOUT)
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(lock_timeout)])
         except psycopg.Error as error:
             raise self._explain_connection(error) from None
@@ -142,7 +142,7 @@ class Server:
             )
         if isinstance(error, psycopg.errors.LockNotAvailable):
             return StoreError(
-                f"{self.name}: locked by another process for {self._wait:g} seconds. Wait for that process, or "
+                f"{self.name}: locked by another process for {self._reconnect_timeout:g} seconds. Wait for that process, or "
                 f"stop it"
             )
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):

@@ -38,18 +38,18 @@ class SqliteStore(ResultStore):
 
     Args:
         path: The database, created if it does not exist.
-        wait: Seconds to wait for another process that writes.
+        lock_timeout: Seconds to wait for another process that writes.
     """
 
-    def __init__(self, path: Path, wait: float) -> None:
-        self.path, self.wait = path, wait
-        self._db = open_database(path, wait)
+    def __init__(self, path: Path, lock_timeout: float) -> None:
+        self.path, self.lock_timeout = path, wait
+        self._db = open_database(path, lock_timeout)
         self._inode = path.stat().st_ino
 
     def add(self, result: RunResult) -> None:
         """As in the base class. The result is on disk when this returns."""
         row = _row(validated(result))
-        with explain_errors(self.path, self.wait):
+        with explain_errors(self.path, self.lock_timeout):
             if not self.path.exists() or self.path.stat().st_ino != self._inode:
                 raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again")
             self._db.execute(_ADD, row)
@@ -74,18 +74,18 @@ class SqliteStore(ResultStore):
 
     def close(self) -> None:
         """Close the database. The last process to close it merges the write-ahead log into it."""
-        with explain_errors(self.path, self.wait):
+        with explain_errors(self.path, self.lock_timeout):
             self._db.conn.close()
 
     def _query(self, sql: str, **values: Any) -> list[RunResult]:
-        with explain_errors(self.path, self.wait):
+        with explain_errors(self.path, self.lock_timeout):
             rows = self._db.execute(sql, values).fetchall()
         with gc_paused():
             return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
 
     def _execute(self, sql: str, **values: Any) -> bool:
         """Execute one statement, which is atomic between processes. Returns whether it changed a row."""
-        with explain_errors(self.path, self.wait):
+        with explain_errors(self.path, self.lock_timeout):
             return self._db.execute(sql, values).rowcount > 0
 
 

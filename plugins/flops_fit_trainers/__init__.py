@@ -15,7 +15,7 @@ from flops_fit_trainers.torch_options import TorchOptions
 def build_torch(options: TorchOptions) -> Trainer:
     from flops_fit_core.training import TorchTrainer, TrainOptions
 
-    return TorchTrainer(TrainOptions(**options.model_dump(exclude={"pack"})))
+    return TorchTrainer(TrainOptions(**options.model_dump(exclude={"vmap_runs"})))
 
 
 def build_command(options: CommandOptions) -> Trainer:
@@ -53,7 +53,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
         name="torch",
         options=TorchOptions,
         build=build_torch,
-        can=frozenset({"branch", "checkpoint", "pack", "distribute"}),
+        can=frozenset({"branch", "checkpoint", "vmap_runs", "distribute"}),
     )
     yield TrainerSpec(
         name="command", options=CommandOptions, build=build_command, can=frozenset({"launch"}), check=check_command

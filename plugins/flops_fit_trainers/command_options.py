@@ -52,7 +52,7 @@ class CommandOptions(Options):
     """Working directory of the program."""
     timeout_minutes: Annotated[float | None, Field(gt=0), Runtime()] = None
     """Minutes after which a run is stopped and fails. Unset: no limit."""
-    grace_seconds: Annotated[NonNegativeFloat, Runtime()] = 10.0
+    grace_period: Annotated[NonNegativeFloat, Runtime()] = 10.0
     """Seconds between SIGTERM and SIGKILL when a program is stopped, to write a checkpoint. The program gets this
     time even if the executor kills its worker earlier."""
 

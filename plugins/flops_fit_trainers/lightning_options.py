@@ -22,13 +22,13 @@ class LightningOptions(Options):
     fingerprint: str = ""
     """Version of the function, part of the run ids. Unset: a hash of its file and of your files that it imports,
     without comments, docstrings and layout. If you set it, change it when the code computes something else."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum norm of the gradient. None: no clipping. A module with manual optimization must clip by itself."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``bfloat16``: Lightning's ``bf16-mixed``. ``auto``: float32 on CPUs, bfloat16 on GPUs that support it."""
-    heldout_tokens: PositiveInt = 131_072
+    eval_tokens: PositiveInt = 131_072
     """Number of held-out tokens (samples) for the loss. All runs use the same tokens."""
-    divergence: Annotated[float, Field(gt=1)] = 3.0
+    divergence_factor: Annotated[float, Field(gt=1)] = 3.0
     """A run diverges if its training loss is not finite, or its held-out loss is above this multiple of the first
     training loss."""
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384

@@ -103,7 +103,7 @@ class LightningTrainer(Trainer):
                 limit_train_batches=watch.run.steps,
                 limit_val_batches=0,
                 num_sanity_val_steps=0,
-                gradient_clip_val=self.options.clip if module.automatic_optimization else None,
+                gradient_clip_val=self.options.grad_clip if module.automatic_optimization else None,
                 callbacks=[watch],
                 logger=DummyLogger(),  # for modules and callbacks that ask for one
                 enable_checkpointing=False,
@@ -137,17 +137,19 @@ class LightningTrainer(Trainer):
         if watch.diverged:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
         settings = self._eval_settings(context)
-        heldout: EvalResult = evaluate(built.model, built.dataset, self.options.heldout_tokens, **settings)
-        limit = math.inf if watch.first_loss is None else self.options.divergence * max(watch.first_loss, 1e-9)
-        if not math.isfinite(heldout.loss) or heldout.loss > limit:
+        evaluation: EvalResult = evaluate(built.model, built.dataset, self.options.eval_tokens, **settings)
+        limit = (
+            math.inf if watch.first_loss is None else self.options.divergence_factor * max(watch.first_loss, 1e-9)
+        )
+        if not math.isfinite(evaluation.loss) or evaluation.loss > limit:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
         return context.result(
             run,
             "completed",
-            losses=further_losses(built.model, built.dataset, self.options.heldout_tokens, **settings),
-            heldout_tokens=heldout.tokens,
+            losses=further_losses(built.model, built.dataset, self.options.eval_tokens, **settings),
+            eval_tokens=evaluation.tokens,
             seconds=watch.seconds,
-            **heldout.result_fields(built.dataset),
+            **evaluation.result_fields(built.dataset),
             **measured,
         )
 

@@ -30,7 +30,7 @@ KILL_SECONDS = 2.0
 
 def main() -> int:
     """Returns the program's status."""
-    grace, lock, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    grace_period, lock, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # Only the end of standard input stops the program.
     stopping = threading.Event()
@@ -46,7 +46,7 @@ def main() -> int:
         except OSError as error:
             sys.stderr.write(f"cannot start {command[0]}: {error.strerror or error}\n")
             return CANNOT_START
-        status = _supervise(program, stopping, grace)
+        status = _supervise(program, stopping, grace_period)
         return status if status >= 0 else 128 - status
 
 
@@ -56,9 +56,9 @@ def _read_stdin(stopping: threading.Event) -> None:
     stopping.set()
 
 
-def _supervise(program: subprocess.Popen[bytes], stopping: threading.Event, grace: float) -> int:
+def _supervise(program: subprocess.Popen[bytes], stopping: threading.Event, grace_period: float) -> int:
     ended = threading.Event()
-    stopper = threading.Thread(target=_stop_group, args=(program.pid, stopping, ended, grace), daemon=True)
+    stopper = threading.Thread(target=_stop_group, args=(program.pid, stopping, ended, grace_period), daemon=True)
     stopper.start()
     if not hasattr(os, "waitid"):
         return program.wait()
@@ -78,12 +78,12 @@ def _wait_for_child() -> int:
     return info.si_pid
 
 
-def _stop_group(group: int, stopping: threading.Event, ended: threading.Event, grace: float) -> None:
+def _stop_group(group: int, stopping: threading.Event, ended: threading.Event, grace_period: float) -> None:
     stopping.wait()
     if ended.is_set():
         return
     _signal_group(group, signal.SIGTERM)
-    deadline = time.monotonic() + grace
+    deadline = time.monotonic() + grace_period
     while time.monotonic() < deadline and _is_alive(group):
         time.sleep(POLL_SECONDS)
     _kill_all(group)

@@ -12,16 +12,16 @@ from flops_fit_core.plugins import Options, Runtime
 class TorchOptions(Options):
     """How a run is trained and evaluated."""
 
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Maximum norm of the gradient; larger gradients are scaled down to it. None: no clipping."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``bfloat16``: matrix products in bfloat16 (autocast) with float32 weights. ``auto``: float32 on CPUs,
     bfloat16 on GPUs that support it."""
-    heldout_tokens: PositiveInt = 131_072
+    eval_tokens: PositiveInt = 131_072
     """Number of held-out tokens (samples) for the loss. All runs use the same tokens."""
-    evaluations: NonNegativeInt = 0
+    num_evals: NonNegativeInt = 0
     """Number of evaluations during training, evenly spaced, in addition to the final evaluation."""
-    divergence: Annotated[float, Field(gt=1)] = 3.0
+    divergence_factor: Annotated[float, Field(gt=1)] = 3.0
     """A run diverges if its training loss is not finite or stays above this multiple of its first value. Training
     then stops."""
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384
@@ -31,7 +31,7 @@ class TorchOptions(Options):
     batch, halved as often as memory runs out."""
     compile: Annotated[bool, Runtime()] = False
     """Train with ``torch.compile``. If compilation fails, the run trains without it; its result records that."""
-    pack: Annotated[PositiveInt, Runtime()] = 1
+    vmap_runs: Annotated[PositiveInt, Runtime()] = 1
     """Number of runs that train as one model. They have equal shapes and may differ in seed, learning rate and
     weight decay. Useful for small models, where most of a step is overhead. Losses are equal up to rounding.
     Cannot be combined with ``micro_batch`` or ``compile``."""

@@ -208,9 +208,9 @@ class Data(MultiEvalDataset):
             yield torch.stack([self.sample(start + k) for k in range(batch_size)])
             start += STEP
 
-    heldout_sets = SETS
+    eval_sets = SETS
 
-    def heldout(self, tokens, batch_size, name=None):
+    def eval_batches(self, tokens, batch_size, name=None):
         if name is not None:
             yield from FURTHER
             return
@@ -242,7 +242,7 @@ def test_broken_datasets_fail_the_kit(failures):
         "SETS": "()",
         "FURTHER": "()",
     }
-    other = "(batch + 1000 for batch in self.heldout(tokens, batch_size))"
+    other = "(batch + 1000 for batch in self.eval_batches(tokens, batch_size))"
     failed = failures(
         DATASET,
         sound,
@@ -264,7 +264,7 @@ def test_broken_datasets_fail_the_kit(failures):
             },
             "holds out another further set for other seeds": {
                 "SETS": "('more',)",
-                "FURTHER": "(batch + 1000 + self.seed for batch in self.heldout(tokens, batch_size))",
+                "FURTHER": "(batch + 1000 + self.seed for batch in self.eval_batches(tokens, batch_size))",
             },
             "uses the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
             "ignores the epoch of start": {"START": "start %= self.count"},
@@ -362,7 +362,7 @@ class Data(Dataset):
             yield {"inputs": torch.stack(inputs), "answers": torch.stack(answers)}
             start += batch_size
 
-    def heldout(self, tokens, batch_size):
+    def eval_batches(self, tokens, batch_size):
         for first in range(0, min(tokens, 50), batch_size):
             count = min(tokens, 50, first + batch_size) - first
             yield {

@@ -63,7 +63,7 @@ def test_broken_trainers_fail_the_kit(failures: Failures, every: bool) -> None:
         "HIDE": "raise",
         "CLEAR": "built.optimizer.zero_grad()",
         "MODE": "built.model.eval()",
-        "HELD": "built.dataset.heldout(256, 64)",
+        "HELD": "built.dataset.eval_batches(256, 64)",
         "FINITE": "mean",
         "MEAN": "sum(float(loss) for loss, _ in held) / sum(count for _, count in held)",
         "TOKENS": "run.tokens",
@@ -101,7 +101,7 @@ def test_broken_trainers_fail_the_kit(failures: Failures, every: bool) -> None:
         "reports bits": {
             "MEAN": "sum(float(loss) for loss, _ in held) / sum(count for _, count in held) / 0.6931"
         },
-        "evaluates on one batch": {"HELD": "[next(iter(built.dataset.heldout(256, 64)))]"},
+        "evaluates on one batch": {"HELD": "[next(iter(built.dataset.eval_batches(256, 64)))]"},
     }
     expected = {
         "sound": set(),

@@ -10,7 +10,7 @@ import reading_loggers as reading
 
 from flops_fit_core.testing import LoggerConformance
 
-ALL_VALUES = ("attempt", "status", "loss", "params", "tokens", "flops", "heldout", "error")
+ALL_VALUES = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
 
 
 class TestTerminal(LoggerConformance):
