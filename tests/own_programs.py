@@ -33,9 +33,9 @@ def say(**result) -> str:
     return f"pathlib.Path(os.environ['FLOPS_FIT_RESULT']).write_text(json.dumps({result!r}))\n"
 
 
-def flops_fit(folder: Path, *arguments: str, **more) -> subprocess.CompletedProcess:
+def flops_fit(folder: Path, *arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, **more)
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=240, **options)
 
 
 def alive(pid: int) -> bool:

@@ -85,7 +85,7 @@ def test_the_kit_catches_an_executor_that_ends_a_job_twice(tmp_path):
         kit.test_every_job_gives_its_results_and_ends_exactly_once(tmp_path)
 
 
-def test_the_kit_catches_an_executor_that_loses_a_job_whose_worker_dies(tmp_path):
+def test_the_kit_catches_an_executor_that_drops_the_error_of_a_dead_worker(tmp_path):
     kit = Broken(DropsErrors, "processes")
     with pytest.raises(AssertionError, match="no JobEnded"):
         kit.test_a_worker_that_dies_ends_its_job_and_no_other(tmp_path)
@@ -196,7 +196,7 @@ def test_there_are_no_more_workers_than_jobs(tmp_path):
 
 
 NO_PYTHON = {"PYTHONHASHSEED": "nonsense"}
-"""Python refuses to start."""
+"""An environment in which Python does not start."""
 
 
 def test_workers_that_cannot_start_end_the_jobs_with_an_error(tmp_path):

@@ -101,12 +101,12 @@ def processes(trace: Path) -> int:
 
 def read_until(executor: Any, is_true: Callable[[], bool], seconds: float = 60.0) -> list[Any]:
     """Events until a condition holds."""
-    seen: list[Any] = []
+    events: list[Any] = []
     deadline = time.monotonic() + seconds
     while not is_true():
         assert time.monotonic() < deadline, "timed out"
-        seen += executor.events(0.2)
-    return seen
+        events += executor.events(0.2)
+    return events
 
 
 def results(events: list[Any]) -> list[RunResult]:
@@ -194,12 +194,12 @@ def test_jobs_continue_after_their_driver_is_killed_and_the_next_driver_finds_th
     with opened(tmp_path) as executor:
         for job in jobs:
             executor.submit(job)
-        seen = read_until(executor, lambda: bool(lines(traces[2])))
+        events = read_until(executor, lambda: bool(lines(traces[2])))
         gate.touch()
-        seen += executor.events(60.0)
-    assert sorted(result.id for result in results(seen)) == sorted(job.runs[0].id for job in jobs)
-    assert {result.status for result in results(seen)} == {"completed"}
-    assert errors(seen) == [None] * 3
+        events += executor.events(60.0)
+    assert sorted(result.id for result in results(events)) == sorted(job.runs[0].id for job in jobs)
+    assert {result.status for result in results(events)} == {"completed"}
+    assert errors(events) == [None] * 3
     assert [processes(trace) for trace in traces] == [1, 1, 1], "a job was trained by more than one process"
     assert arrays(tmp_path) == 2, "one of the first driver, and one for the third job"
 
@@ -216,8 +216,8 @@ def test_a_queued_job_that_trains_the_same_runs_differently_is_cancelled(tmp_pat
         read_until(executor, trace.exists)
     with opened(tmp_path) as executor:
         executor.submit(retry)
-        seen = list(executor.events(60.0))
-    assert [(result.attempt, result.status) for result in results(seen)] == [(2, "completed")]
+        events = list(executor.events(60.0))
+    assert [(result.attempt, result.status) for result in results(events)] == [(2, "completed")]
     assert len(lines(trace)) == 2
 
 
@@ -228,17 +228,17 @@ def test_closing_lets_a_job_write_its_checkpoint_and_the_next_driver_resumes_fro
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.02)"))
     with opened(tmp_path) as executor:
         executor.submit(job)
-        seen = read_until(executor, lambda: len(lines(trace)) > 20)
+        events = read_until(executor, lambda: len(lines(trace)) > 20)
         began = time.monotonic()
         executor.close()
         assert time.monotonic() - began < 10
-        assert [*errors(seen), *errors(list(executor.events(1.0)))] == ["the executor was closed"]
+        assert [*errors(events), *errors(list(executor.events(1.0)))] == ["the executor was closed"]
     assert len(lines(trace)) < job.runs[0].steps
     with opened(tmp_path) as executor:
         executor.submit(job)
-        seen = list(executor.events(60.0))
-    assert [result.status for result in results(seen)] == ["completed"]
-    assert [event for event in seen if isinstance(event, Progress)], "no progress was reported"
+        events = list(executor.events(60.0))
+    assert [result.status for result in results(events)] == ["completed"]
+    assert [event for event in events if isinstance(event, Progress)], "no progress was reported"
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) == 2
 
@@ -275,15 +275,15 @@ def check_requeue(up: Cluster, folder: Path, trace: Path, interrupt: Callable[[s
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.05)"))
     with opened(folder) as executor:
         executor.submit(job)
-        seen = read_until(executor, lambda: len(lines(trace)) > 20)
+        events = read_until(executor, lambda: len(lines(trace)) > 20)
         (slurm_id,) = up.queue()
         interrupt(slurm_id)
-        seen += read_until(executor, lambda: up.queue().get(slurm_id) == "PENDING")
+        events += read_until(executor, lambda: up.queue().get(slurm_id) == "PENDING")
         assert len(lines(trace)) < job.runs[0].steps
         up.start_now(slurm_id)
-        seen += executor.events(60.0)
-    assert errors(seen) == [None]
-    assert [result.status for result in results(seen)] == ["completed"]
+        events += executor.events(60.0)
+    assert errors(events) == [None]
+    assert [result.status for result in results(events)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) == 2
 
@@ -331,17 +331,17 @@ def test_a_run_that_was_finished_before_its_job_was_requeued_is_not_trained_agai
     job = slow.model_copy(update={"trajectories": quick.trajectories + slow.trajectories})
     with opened(tmp_path) as executor:
         executor.submit(job)
-        seen = read_until(executor, lambda: len(lines(trace)) > 5)
-        while not results(seen):
-            seen += executor.events(1.0)
-        assert [result.id for result in results(seen)] == [quick.runs[0].id]
+        events = read_until(executor, lambda: len(lines(trace)) > 5)
+        while not results(events):
+            events += executor.events(1.0)
+        assert [result.id for result in results(events)] == [quick.runs[0].id]
         (tmp_path / "outbox" / f"{quick.runs[0].id}.json").unlink()  # a sweep deletes it after storing the result
         (slurm_id,) = on_the_cluster.queue()
         on_the_cluster.command("scontrol", "requeue", slurm_id)
         read_until(executor, lambda: on_the_cluster.queue().get(slurm_id) == "PENDING")
         on_the_cluster.start_now(slurm_id)
-        seen = list(executor.events(60.0))
-    assert [result.id for result in results(seen)] == [slow.runs[0].id]
+        events = list(executor.events(60.0))
+    assert [result.id for result in results(events)] == [slow.runs[0].id]
     assert len(lines(done)) == 1
 
 
@@ -352,11 +352,11 @@ def test_a_job_that_reached_max_requeues_ends_with_an_error(tmp_path: Path, on_t
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.05)"))
     with opened(tmp_path, max_requeues=0, time=5) as executor:
         executor.submit(job)
-        seen = read_until(executor, lambda: len(lines(trace)) > 5)
+        events = read_until(executor, lambda: len(lines(trace)) > 5)
         (slurm_id,) = on_the_cluster.queue()
         on_the_cluster.command("scancel", "--signal=USR2", slurm_id)
-        seen += executor.events(60.0)
-    assert errors(seen) == ["UncompletedJobError: Job not requeued because: timed-out too many times."]
+        events += executor.events(60.0)
+    assert errors(events) == ["UncompletedJobError: Job not requeued because: timed-out too many times."]
 
 
 @on_slurm
@@ -366,16 +366,16 @@ def test_a_job_longer_than_its_time_limit_is_requeued_until_it_is_done(
 ) -> None:
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.25)"))
-    seen: list[Any] = []
+    events: list[Any] = []
     with opened(tmp_path, time=1, grace_period=20) as executor:
         executor.submit(job)
-        while not errors(seen):
-            seen += executor.events(1.0)
+        while not errors(events):
+            events += executor.events(1.0)
             for slurm_id, state in on_the_cluster.queue().items():
                 if state == "PENDING" and lines(trace):
                     on_the_cluster.start_now(slurm_id)
-    assert errors(seen) == [None]
-    assert [result.status for result in results(seen)] == ["completed"]
+    assert errors(events) == [None]
+    assert [result.status for result in results(events)] == ["completed"]
     assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
     assert processes(trace) > 1
 

@@ -1,4 +1,4 @@
-"""Claims of a store in a file: a journal of which owner trains which run until when."""
+"""The claims of a store in a file: a journal of runs, owners and end times."""
 
 from __future__ import annotations
 

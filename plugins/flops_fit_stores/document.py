@@ -36,7 +36,7 @@ class Document:
 
     def __init__(self, path: Path, format_name: str, shape: type[BaseModel], lock: BaseFileLock) -> None:
         self.path, self._format, self._shape, self._lock = path, format_name, shape, lock
-        self._seen: tuple[object, ...] | None = None
+        self._last_signature: tuple[object, ...] | None = None
         self._data: dict[str, Any] = {}
 
     def create(self, **content: Any) -> None:
@@ -52,10 +52,10 @@ class Document:
         try:
             with self.path.open("rb") as file:
                 head = file.read(_HEAD)
-                seen = _signature(os.fstat(file.fileno()), head)
-                if seen != self._seen:
+                signature = _signature(os.fstat(file.fileno()), head)
+                if signature != self._last_signature:
                     with gc_paused():
-                        self._data, self._seen = self._parse(head + file.read()), seen
+                        self._data, self._last_signature = self._parse(head + file.read()), signature
         except FileNotFoundError:
             raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again") from None
         except OSError as error:
@@ -66,10 +66,10 @@ class Document:
         """Apply ``edit`` to the current object and write it. If ``edit`` returns False, write nothing and return
         False."""
         with locked(self._lock, self.path):
-            data, seen = self.read(), self._seen
-            self._seen = None  # if the write fails, the next read parses the file again
+            data, signature = self.read(), self._last_signature
+            self._last_signature = None  # if the write fails, the next read parses the file again
             if not edit(data):
-                self._seen = seen
+                self._last_signature = signature
                 return False
             data["writes"] += 1
             self._write(data)
@@ -96,7 +96,7 @@ class Document:
     def _write(self, data: dict[str, Any]) -> None:
         text = to_json(data, indent=2)
         status = replace_file(self.path, text)
-        self._data, self._seen = data, _signature(status, text[:_HEAD])
+        self._data, self._last_signature = data, _signature(status, text[:_HEAD])
 
 
 def _signature(status: os.stat_result, head: bytes) -> tuple[object, ...]:

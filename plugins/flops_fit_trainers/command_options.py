@@ -12,7 +12,7 @@ from flops_fit_core.plugins import LocalPath, Options, Runtime
 from flops_fit_trainers.placeholders import check_template
 
 
-def _check(command: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def _check_command(command: str | tuple[str, ...]) -> str | tuple[str, ...]:
     for word in words(command):
         check_template(word)
     if not words(command):
@@ -20,7 +20,7 @@ def _check(command: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return command
 
 
-def _check_each(environment: dict[str, str]) -> dict[str, str]:
+def _check_environment(environment: dict[str, str]) -> dict[str, str]:
     for value in environment.values():
         check_template(value)
     return environment
@@ -38,11 +38,11 @@ class CommandOptions(Options):
     """Starts a program once per run. The program receives the run's values as arguments and environment variables,
     trains, and writes its result to the JSON file ``{result}``."""
 
-    command: Annotated[str | tuple[str, ...], AfterValidator(_check)]
+    command: Annotated[str | tuple[str, ...], AfterValidator(_check_command)]
     """Command to start: ``"python train.py --lr {lr} --steps {steps}"``, or a list of arguments. No shell is used.
     ``{lr:.3g}`` formats a value. ``{model.depth}`` is an option of the model; ``dataset``, ``optimizer`` and
     ``schedule`` work the same way. Write ``{{`` for a literal brace."""
-    environment: Annotated[dict[str, str], AfterValidator(_check_each)] = {}
+    environment: Annotated[dict[str, str], AfterValidator(_check_environment)] = {}
     """Further environment variables, with the same placeholders. Every value is also in a variable such as
     ``FLOPS_FIT_LR``."""
     fingerprint: str = ""
@@ -58,6 +58,6 @@ class CommandOptions(Options):
 
     @model_validator(mode="before")
     @classmethod
-    def _remember_the_directory(cls, written: Any) -> Any:
+    def _set_directory(cls, values: Any) -> Any:
         """Store the current directory: a study opened from another folder runs its program in this one."""
-        return {"directory": str(Path.cwd()), **written} if isinstance(written, dict) else written
+        return {"directory": str(Path.cwd()), **values} if isinstance(values, dict) else values

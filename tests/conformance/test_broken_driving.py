@@ -1,4 +1,4 @@
-"""The kits for executors and loggers find those that break their contract."""
+"""The conformance kits for executors and loggers detect plugins that break their contract."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Broken(Executor):
 
     def events(self, timeout):
         while self.running or self.waiting:
-            self.running = self.running or self.work_on(self.waiting.popleft())
+            self.running = self.running or self.run_job(self.waiting.popleft())
             for event in self.running:
                 yield event
             self.running = None
 
-    def work_on(self, job):
+    def run_job(self, job):
         BEFORE
         for event in self.context.task(job)(lambda: STOP):
             EVENT
@@ -49,7 +49,7 @@ class TestBroken(ExecutorConformance):
 
 
 @pytest.mark.slow
-def test_broken_executors_are_caught(failures: Failures) -> None:
+def test_broken_executors_fail_the_kit(failures: Failures) -> None:
     sound = {
         "SUBMIT": "self.waiting.append(job)",
         "BEFORE": "pass",
@@ -58,42 +58,42 @@ def test_broken_executors_are_caught(failures: Failures) -> None:
         "ERROR": "'cancelled' if job.id in self.cancelled else None",
         "AFTER": "pass",
     }
-    found = failures(
+    failed = failures(
         EXECUTOR,
         sound,
         {
             "sound": {},
-            "returns a job twice": {"SUBMIT": "self.waiting.extend([job, job])"},
+            "runs a job twice": {"SUBMIT": "self.waiting.extend([job, job])"},
             "ends a job twice": {"AFTER": "yield JobEnded(job.id)"},
             "ends a job before its results": {"BEFORE": "yield JobEnded(job.id)", "ERROR": "'again'"},
             "loses results": {"EVENT": "None if isinstance(event, RunResult) else (yield event)"},
-            "loses what is submitted later": {"SUBMIT": "self.running or self.waiting.append(job)"},
+            "loses jobs that are submitted later": {"SUBMIT": "self.running or self.waiting.append(job)"},
             "cannot cancel": {"STOP": "False"},
-            "gives no error": {"ERROR": "None"},
+            "ends a cancelled job without an error": {"ERROR": "None"},
             "ends a job at its first result": {
                 "EVENT": "yield event\n            if isinstance(event, RunResult):\n                break",
             },
-            "takes no job twice": {
-                "SUBMIT": "known = vars(self).setdefault('known', set())\n"
-                "        job.id in known or self.waiting.append(job)\n        known.add(job.id)",
+            "ignores a job that is submitted again": {
+                "SUBMIT": "seen = vars(self).setdefault('seen', set())\n"
+                "        job.id in seen or self.waiting.append(job)\n        seen.add(job.id)",
             },
         },
     )
-    once = "test_every_job_gives_its_results_and_ends_exactly_once"
-    later = "test_jobs_may_be_submitted_while_events_are_read"
-    again = "test_a_job_may_be_submitted_again"
+    ends_once = "test_every_job_gives_its_results_and_ends_exactly_once"
+    submitted_later = "test_jobs_may_be_submitted_while_events_are_read"
+    resubmitted = "test_a_job_may_be_submitted_again"
     cancelled = "test_a_cancelled_job_ends_and_others_go_on"
-    assert found == {
+    assert failed == {
         "sound": set(),
-        "returns a job twice": {once, later, cancelled, again},
-        "ends a job twice": {once, later, cancelled, again},
-        "ends a job before its results": {once, later, cancelled, again},
-        "loses results": {once, later, cancelled, again},
-        "ends a job at its first result": {once},
-        "takes no job twice": {again},
-        "loses what is submitted later": {later},
+        "runs a job twice": {ends_once, submitted_later, cancelled, resubmitted},
+        "ends a job twice": {ends_once, submitted_later, cancelled, resubmitted},
+        "ends a job before its results": {ends_once, submitted_later, cancelled, resubmitted},
+        "loses results": {ends_once, submitted_later, cancelled, resubmitted},
+        "ends a job at its first result": {ends_once},
+        "ignores a job that is submitted again": {resubmitted},
+        "loses jobs that are submitted later": {submitted_later},
         "cannot cancel": {cancelled},
-        "gives no error": {cancelled},
+        "ends a cancelled job without an error": {cancelled},
     }
 
 
@@ -125,7 +125,7 @@ class Lines(Logger):
         FINISH
         row = {"run": result.id, "attempt": result.attempt, "status": result.status, "loss": result.loss,
                "params": result.run.params, "tokens": TOKENS, "flops": result.flops,
-               "eval": [(one.tokens, one.loss) for one in result.curve if one.loss is not None],
+               "eval": [(point.tokens, point.loss) for point in result.curve if point.loss is not None],
                "training": self.curves.pop((result.id, result.attempt), []),
                "error": result.error.message if result.error else None}
         self.latest.append(row)
@@ -155,7 +155,7 @@ class TestBroken(LoggerConformance):
 """
 
 
-def test_broken_loggers_are_caught(failures):
+def test_broken_loggers_fail_the_kit(failures):
     sound = {
         "START": "pass",
         "PROGRESS": "pass",
@@ -166,19 +166,19 @@ def test_broken_loggers_are_caught(failures):
         "CLOSE": "pass",
     }
     follows = "test_it_follows_a_sweep_from_its_start_to_its_end"
-    apart = "test_runs_that_train_at_the_same_time_are_kept_apart"
-    unseen = "test_a_result_needs_no_progress_before_it"
+    separate = "test_runs_that_train_at_the_same_time_are_kept_apart"
+    no_progress = "test_a_result_needs_no_progress_before_it"
     fail = "test_runs_that_fail_or_diverge_are_shown"
     missing = "test_numbers_may_be_missing"
     attempts = "test_every_attempt_at_a_run_is_followed"
-    again = "test_opening_again_keeps_what_was_there"
-    goes_on = "test_a_run_that_was_interrupted_goes_on"
+    reopened = "test_opening_again_keeps_what_was_there"
+    resumes = "test_a_run_that_was_interrupted_goes_on"
     named = "test_metrics_may_be_called_anything"
     closing = "test_closing_twice_leaves_no_thread_and_no_process"
-    within = "test_it_writes_into_the_study_s_folder_only"
-    nothing = "test_a_sweep_without_anything_to_train_is_no_error"
-    results = {follows, apart, unseen, fail, missing, attempts, again, goes_on, named}
-    found = failures(
+    in_folder = "test_it_writes_into_the_study_s_folder_only"
+    no_runs = "test_a_sweep_without_anything_to_train_is_no_error"
+    results = {follows, separate, no_progress, fail, missing, attempts, reopened, resumes, named}
+    failed = failures(
         LOGGER,
         sound,
         {
@@ -189,23 +189,23 @@ def test_broken_loggers_are_caught(failures):
             "fails on a failed run": {"FINISH": "result.status == 'failed' and result.cause"},
             "cannot show a run without a loss": {"FINISH": "f'{result.loss:.3f}'"},
             "cannot show progress without a loss": {"PROGRESS": "f'{progress.loss:.3f}'"},
-            "mixes up runs that train at the same time": {
+            "mixes runs that train at the same time": {
                 "PROGRESS": "self.current = getattr(self, 'current', (progress.run, progress.attempt))",
                 "KEY": "self.current",
                 "FINISH": "self.__dict__.pop('current', None)",
             },
             "needs progress before a result": {"FINISH": "self.curves[result.id, result.attempt]"},
-            "mixes up attempts": {"KEY": "(progress.run, 1)"},
-            "shows the tokens that were planned": {"TOKENS": "result.run.tokens"},
-            "deletes what was there": {"START": "self.path.unlink(missing_ok=True)"},
-            "wants a new folder": {"START": "self.path.with_suffix('.new').mkdir()"},
-            "names a file like a metric": {
+            "mixes attempts": {"KEY": "(progress.run, 1)"},
+            "shows the planned tokens": {"TOKENS": "result.run.tokens"},
+            "deletes earlier output": {"START": "self.path.unlink(missing_ok=True)"},
+            "needs a new folder": {"START": "self.path.with_suffix('.new').mkdir()"},
+            "names a file after a metric": {
                 "FINISH": "[(self.path.parent / name).touch() for name in result.metrics]"
             },
             "prints": {"FINISH": "print(result.id)"},
             "writes into the working directory": {"FINISH": "open('latest.txt', 'w').close()"},
-            "writes over the study's own files": {
-                "START": "[one.write_text('{}') for one in self.path.parent.glob('plan.json')]",
+            "overwrites files of the study": {
+                "START": "[file.write_text('{}') for file in self.path.parent.glob('plan.json')]",
             },
             "leaves a thread behind": {
                 "START": "threading.Thread(target=threading.Event().wait, daemon=True).start()",
@@ -217,25 +217,25 @@ def test_broken_loggers_are_caught(failures):
             "cannot be closed before it starts": {"START": "self.plan = plan", "CLOSE": "self.plan"},
         },
     )
-    assert found == {
+    assert failed == {
         "sound": set(),
         "drops the last result": results,
         "fails on a failed run": {fail, attempts},
         "cannot show a run without a loss": {fail, attempts},
         "cannot show progress without a loss": {missing},
-        "mixes up runs that train at the same time": {apart},
-        "needs progress before a result": {unseen, fail, missing, named, closing},
-        "mixes up attempts": {attempts},
-        "shows the tokens that were planned": {fail, missing},
-        "deletes what was there": {attempts, again},
-        "wants a new folder": {attempts, again, goes_on},
-        "names a file like a metric": {named},
-        "prints": results | {closing, within},
-        "writes into the working directory": {within},
-        "writes over the study's own files": {within},
+        "mixes runs that train at the same time": {separate},
+        "needs progress before a result": {no_progress, fail, missing, named, closing},
+        "mixes attempts": {attempts},
+        "shows the planned tokens": {fail, missing},
+        "deletes earlier output": {attempts, reopened},
+        "needs a new folder": {attempts, reopened, resumes},
+        "names a file after a metric": {named},
+        "prints": results | {closing, in_folder},
+        "writes into the working directory": {in_folder},
+        "overwrites files of the study": {in_folder},
         "leaves a thread behind": {closing},
         "leaves a process behind": {closing},
         "cannot be closed twice": {closing},
         "cannot be closed before it starts": {closing},
     }
-    assert nothing not in set().union(*found.values())
+    assert no_runs not in set().union(*failed.values())

@@ -1,4 +1,4 @@
-"""The kit for fitters finds those that break their contract."""
+"""The conformance kit for fitters detects fitters that break their contract."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Broken(Fitter):
 
     def fit(self, observations):
         self.calls += 1
-        GIVEN
+        BEFORE
         fit = self.inner.fit(observations)
         return fit.model_copy(update=dict(CHANGES))
 
@@ -38,16 +38,16 @@ class TestBroken(FitterConformance):
 """
 
 
-def test_broken_fitters_are_caught(failures: Failures) -> None:
+def test_broken_fitters_fail_the_kit(failures: Failures) -> None:
     sound = {
-        "GIVEN": "pass",
+        "BEFORE": "pass",
         "CHANGES": "",
         "FLOPS": "flops",
         "PARAMS": "best.params",
         "TOKENS": "best.tokens",
         "LOSS": "best.loss",
     }
-    finds, costs = (
+    law, cost = (
         "test_it_finds_the_law_that_the_runs_have",
         "test_an_optimum_costs_its_budget_and_has_the_surface_s_loss",
     )
@@ -56,60 +56,62 @@ def test_broken_fitters_are_caught(failures: Failures) -> None:
         "test_the_same_runs_in_any_order_give_the_same_fit",
     )
     few = "test_too_few_runs_are_refused"
-    found = failures(
+    failed = failures(
         FITTER,
         sound,
         {
             "sound": {},
-            "is off by a factor": {"PARAMS": "Interval(value=1.5 * best.params.value)"},
-            "forgets that C is 6 N D": {"TOKENS": "Interval(value=flops / best.params.value)"},
-            "gives ln L": {"LOSS": "Interval(value=math.log(best.loss.value))"},
+            "is wrong by a factor": {"PARAMS": "Interval(value=1.5 * best.params.value)"},
+            "computes D without the factor 6": {"TOKENS": "Interval(value=flops / best.params.value)"},
+            "returns ln L": {"LOSS": "Interval(value=math.log(best.loss.value))"},
             "swaps a and b": {"CHANGES": "exponents={'a': fit.exponents['b'], 'b': fit.exponents['a']}"},
-            "drops runs in silence": {"GIVEN": "observations = observations[:-2]"},
+            "drops runs silently": {"BEFORE": "observations = observations[:-2]"},
             "depends on the order": {
-                "GIVEN": "observations = observations[:29] if self.calls == 3 else observations"
+                "BEFORE": "observations = observations[:29] if self.calls == 3 else observations"
             },
             "remembers earlier fits": {"CHANGES": "seed=self.calls"},
-            "has an interval beside its estimate": {
+            "has an interval without its estimate": {
                 "PARAMS": "Interval(value=best.params.value, low=2 * best.params.value, high=1e99)"
             },
-            "fits anything": {
-                "GIVEN": "observations = observations if len(observations) > 2 else STUDY",
+            "fits too few runs": {
+                "BEFORE": "observations = observations if len(observations) > 2 else STUDY",
                 "class Broken(Fitter):": "STUDY = FitterConformance().observations(0.0)\nclass Broken(Fitter):",
             },
-            "takes C for 6 N D": {
-                "GIVEN": "counted = [{'flops': 6 * o.params * o.tokens} for o in observations]; observations = "
-                "[o.model_copy(update=one) for o, one in zip(observations, counted)]",
+            "assumes that C is 6 N D": {
+                "BEFORE": "counted = [{'flops': 6 * o.params * o.tokens} for o in observations]; observations = "
+                "[o.model_copy(update=flops) for o, flops in zip(observations, counted)]",
             },
-            "has no place for replicates": {
-                "GIVEN": "assert len({(o.params, o.tokens) for o in observations}) == len(observations)",
+            "rejects replicates": {
+                "BEFORE": "assert len({(o.params, o.tokens) for o in observations}) == len(observations)",
             },
-            "sorts the runs where they lie": {"GIVEN": "observations.sort(key=lambda one: one.loss)"},
+            "sorts the runs in place": {"BEFORE": "observations.sort(key=lambda run: run.loss)"},
             "swaps the ends of an interval": {
                 "PARAMS": "best.params.model_copy(update={'low': best.params.high, 'high': best.params.low})"
             },
-            "says the name of another": {"CHANGES": "fitter=fit.fitter.model_copy(update={'name': 'isoflop'})"},
-            "keeps to itself what it needs to predict": {
+            "has the name of another fitter": {
+                "CHANGES": "fitter=fit.fitter.model_copy(update={'name': 'isoflop'})"
+            },
+            "predicts from state outside its fit": {
                 "FLOPS": "flops if fit is self.last else 10 * flops",
                 "return fit.model_copy(update=dict())": "self.last = fit; return fit",
             },
         },
     )
-    assert found.pop("is off by a factor") >= {finds, costs}
-    assert found.pop("drops runs in silence") >= {named}
-    assert found == {
+    assert failed.pop("is wrong by a factor") >= {law, cost}
+    assert failed.pop("drops runs silently") >= {named}
+    assert failed == {
         "sound": set(),
-        "forgets that C is 6 N D": {costs},
-        "gives ln L": {costs},
+        "computes D without the factor 6": {cost},
+        "returns ln L": {cost},
         "swaps a and b": {"test_its_exponents_are_those_of_the_law"},
         "depends on the order": {same},
         "remembers earlier fits": {same},
-        "has an interval beside its estimate": {"test_intervals_hold_their_estimate"},
-        "fits anything": {few},
-        "takes C for 6 N D": {"test_c_is_what_the_runs_say"},
-        "has no place for replicates": {"test_seeds_are_several_runs_of_one_size"},
-        "sorts the runs where they lie": {same},
+        "has an interval without its estimate": {"test_intervals_hold_their_estimate"},
+        "fits too few runs": {few},
+        "assumes that C is 6 N D": {"test_c_is_what_the_runs_say"},
+        "rejects replicates": {"test_seeds_are_several_runs_of_one_size"},
+        "sorts the runs in place": {same},
         "swaps the ends of an interval": {"test_intervals_hold_their_estimate"},
-        "says the name of another": {"test_it_says_what_it_fitted"},
-        "keeps to itself what it needs to predict": {"test_a_fit_survives_json", same},
+        "has the name of another fitter": {"test_it_says_what_it_fitted"},
+        "predicts from state outside its fit": {"test_a_fit_survives_json", same},
     }

@@ -1,4 +1,4 @@
-"""The kits for model families and datasets find those that break their contract."""
+"""The conformance kits for model families and datasets detect plugins that break their contract."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.nn import functional
 from flops_fit_core.plugins import Ladder, ModelSpec, Options, ParameterGroup, hookimpl
 from flops_fit_core.testing import ModelConformance
 
-class Lines(Options):
+class ModelOptions(Options):
     width: int = 8
 
 class Model(nn.Module):
@@ -33,7 +33,7 @@ def build(options, task):
 class Plugin:
     @hookimpl
     def flops_fit_models(self):
-        yield ModelSpec(name="broken", options=Lines, build=build, size="width",
+        yield ModelSpec(name="broken", options=ModelOptions, build=build, size="width",
                         flops_per_token=lambda options, task: FLOPS, parameter_groups=GROUPS,
                         width_scaled_options=SCALED, ladders=LADDERS, heads=lambda options: HEADS)
 
@@ -47,12 +47,12 @@ MIXTURE = {
     "        self.experts = nn.ModuleList(nn.Linear(width, width) for _ in 'four')",
     "FORWARD": "share = self.gate(x).softmax(-1)\n"
     "        chosen = share * (share == share.amax(-1, keepdim=True))\n"
-    "        x = x + sum(one(x) * chosen[..., [i]] for i, one in enumerate(self.experts))",
+    "        x = x + sum(expert(x) * chosen[..., [i]] for i, expert in enumerate(self.experts))",
     "FLOPS": "6 * options.width * (8 * options.width + 4 + 4 * task.vocab_size)",
     "GROUPS": "lambda module: [ParameterGroup(list(module.experts.parameters()), active=0.25), ParameterGroup("
-    "[one for name, one in module.named_parameters() if 'experts' not in name])]",
+    "[param for name, param in module.named_parameters() if 'experts' not in name])]",
 }
-"""Every expert is computed, and one of four used."""
+"""A token computes all four experts and uses one of them."""
 UNUSUAL = {
     "sound, with tied weights, BatchNorm and dropout": {
         "INIT": "self.norm = nn.BatchNorm1d(width); self.down = nn.Linear(4 * width, width)",
@@ -64,10 +64,10 @@ UNUSUAL = {
     },
     "sound, a mixture of experts": MIXTURE,
 }
-"""A kit that asked more than the contract does would fail these."""
+"""Unusual models that keep the contract: the kit must not be stricter than the contract."""
 
 
-def test_broken_models_are_caught(failures):
+def test_broken_models_fail_the_kit(failures):
     sound = {
         "INIT": "pass",
         "FORWARD": "pass",
@@ -78,7 +78,7 @@ def test_broken_models_are_caught(failures):
         "LADDERS": "lambda options: [Ladder(multiple_of=4)]",
         "HEADS": "(options.width // 4, 4)",
     }
-    found = failures(
+    failed = failures(
         MODEL,
         sound,
         {
@@ -88,38 +88,38 @@ def test_broken_models_are_caught(failures):
                 "INIT": "self.scale = nn.Parameter(torch.ones(width))",
                 "FORWARD": "x = x * self.scale.detach()",
             },
-            "reads values while it is built": {"INIT": "self.start = float(torch.rand(1).sum())"},
-            "insists on a device": {"INIT": "self.register_buffer('mask', torch.ones(3, device='cpu'))"},
-            "reads values forward": {"FORWARD": "x = x if float(x.detach().sum()) > -1e9 else -x"},
+            "reads values at construction": {"INIT": "self.start = float(torch.rand(1).sum())"},
+            "requires a device": {"INIT": "self.register_buffer('mask', torch.ones(3, device='cpu'))"},
+            "reads values in a forward pass": {"FORWARD": "x = x if float(x.detach().sum()) > -1e9 else -x"},
             "has heads that grow with the width": {"HEADS": "(4, options.width // 4)"},
             "cannot be built along its ladder": {"INIT": "assert width % 8 == 0"},
             "does not grow": {"WIDTH": "8", "FLOPS": "6 * 8 * 4 * (8 + task.vocab_size)"},
-            "forgets the backward pass": {"FLOPS": "2 * options.width * 4 * (options.width + task.vocab_size)"},
-            "forgets the head": {"FLOPS": "6 * options.width * 4 * options.width"},
+            "omits the backward pass": {"FLOPS": "2 * options.width * 4 * (options.width + task.vocab_size)"},
+            "omits the head": {"FLOPS": "6 * options.width * 4 * options.width"},
             "sees later tokens": {"FORWARD": "x = x + x.mean(1, keepdim=True)"},
             "sees other samples": {"FORWARD": "x = x + x.mean(0, keepdim=True)"},
-            "seeds itself": {"INIT": "torch.manual_seed(7)"},
+            "sets the seed": {"INIT": "torch.manual_seed(7)"},
             "hides a weight": {
                 "INIT": "self.noise = torch.rand(width)",
                 "FORWARD": "x = x + self.noise.to(x.device)",
             },
-            "has a count for one width only": {"FLOPS": "6 * 8 * 4 * (8 + task.vocab_size)"},
-            "hides what training changes": {
+            "counts FLOPs for one width only": {"FLOPS": "6 * 8 * 4 * (8 + task.vocab_size)"},
+            "hides state that training changes": {
                 "INIT": "self.mean = 0.0",
                 "FORWARD": "self.mean += x.detach().mean() * self.training; x = x - self.mean",
             },
-            "draws from a generator of its own": {
+            "draws from a private generator": {
                 "INIT": "self.generator = torch.Generator()",
                 "FORWARD": "x = x + self.training * torch.rand(1, generator=self.generator).to(x.device)",
             },
             "leaves dropout on": {"FORWARD": "x = functional.dropout(x, 0.1)"},
-            "remembers what it was evaluated on": {
+            "remembers evaluation data": {
                 "INIT": "self.register_buffer('seen', torch.zeros(width))",
                 "FORWARD": "self.seen.add_(x.detach().mean((0, 1))); x = x + self.seen * self.training",
             },
-            "draws random numbers when it is evaluated": {"FORWARD": "torch.rand(1)"},
+            "draws random numbers in an evaluation": {"FORWARD": "torch.rand(1)"},
             "writes into the batch": {"FORWARD": "ids[:, 0] = 0"},
-            "uses more experts than it says": {**MIXTURE, "GROUPS": MIXTURE["GROUPS"].replace("0.25", "0.2")},
+            "uses more experts than declared": {**MIXTURE, "GROUPS": MIXTURE["GROUPS"].replace("0.25", "0.2")},
             "has a frozen parameter in a group": {
                 "INIT": "self.still = nn.Parameter(torch.ones(width), requires_grad=False)",
                 "GROUPS": "lambda module: [ParameterGroup(list(module.parameters()))]",
@@ -131,38 +131,41 @@ def test_broken_models_are_caught(failures):
             **UNUSUAL,
         },
     )
-    unsteady = {"test_a_prediction_sees_no_later_token", "test_the_loss_of_a_sample_does_not_depend_on_its_batch"}
-    assert found.pop("leaves dropout on") >= unsteady
-    assert found.pop("writes into the batch") >= {"test_a_forward_pass_leaves_its_batch_as_it_was"}
-    assert found == {
+    dropout_checks = {
+        "test_a_prediction_sees_no_later_token",
+        "test_the_loss_of_a_sample_does_not_depend_on_its_batch",
+    }
+    assert failed.pop("leaves dropout on") >= dropout_checks
+    assert failed.pop("writes into the batch") >= {"test_a_forward_pass_leaves_its_batch_as_it_was"}
+    assert failed == {
         "sound": set(),
         **{name: set() for name in UNUSUAL},
-        "has a count for one width only": {"test_its_own_flops_are_three_times_the_forward_pass"},
-        "hides what training changes": {"test_its_state_is_all_there_is"},
-        "draws from a generator of its own": {"test_its_state_is_all_there_is"},
-        "remembers what it was evaluated on": {"test_an_evaluation_leaves_no_trace"},
-        "draws random numbers when it is evaluated": {"test_an_evaluation_leaves_no_trace"},
+        "counts FLOPs for one width only": {"test_its_own_flops_are_three_times_the_forward_pass"},
+        "hides state that training changes": {"test_its_state_is_all_there_is"},
+        "draws from a private generator": {"test_its_state_is_all_there_is"},
+        "remembers evaluation data": {"test_an_evaluation_leaves_no_trace"},
+        "draws random numbers in an evaluation": {"test_an_evaluation_leaves_no_trace"},
         "has heads that grow with the width": {"test_its_automatic_sizes_keep_their_heads"},
         "cannot be built along its ladder": {"test_its_automatic_sizes_keep_their_heads"},
         "has a parameter without gradient": {"test_every_parameter_gets_a_gradient"},
         "detaches a parameter": {"test_every_parameter_gets_a_gradient"},
-        "reads values while it is built": {
+        "reads values at construction": {
             "test_it_is_built_on_the_meta_device",
             "test_the_meta_device_changes_no_shape",
             "test_a_larger_size_has_more_parameters",
             "test_it_can_be_tried_on_the_meta_device",
             "test_its_automatic_sizes_keep_their_heads",
         },
-        "insists on a device": {"test_it_is_built_on_the_meta_device"},
-        "reads values forward": {"test_it_can_be_tried_on_the_meta_device"},
+        "requires a device": {"test_it_is_built_on_the_meta_device"},
+        "reads values in a forward pass": {"test_it_can_be_tried_on_the_meta_device"},
         "does not grow": {"test_a_larger_size_has_more_parameters"},
-        "forgets the backward pass": {"test_its_own_flops_are_three_times_the_forward_pass"},
-        "forgets the head": {"test_its_own_flops_are_three_times_the_forward_pass"},
+        "omits the backward pass": {"test_its_own_flops_are_three_times_the_forward_pass"},
+        "omits the head": {"test_its_own_flops_are_three_times_the_forward_pass"},
         "sees later tokens": {"test_a_prediction_sees_no_later_token"},
         "sees other samples": {"test_the_loss_of_a_sample_does_not_depend_on_its_batch"},
-        "seeds itself": {"test_another_seed_gives_other_weights"},
+        "sets the seed": {"test_another_seed_gives_other_weights"},
         "hides a weight": {"test_its_state_is_all_there_is"},
-        "uses more experts than it says": {"test_a_token_uses_no_more_than_its_groups_say"},
+        "uses more experts than declared": {"test_a_token_uses_no_more_than_its_groups_say"},
         "has a frozen parameter in a group": {"test_its_groups_hold_every_parameter_once"},
         "changes its size where learning rates are scaled": {"test_options_of_width_scaled_runs_change_no_count"},
         "has options for scaled learning rates": set(),
@@ -195,8 +198,8 @@ class Data(MultiEvalDataset):
         return torch.randperm(self.count, generator=torch.Generator().manual_seed(1000 * self.seed + EPOCH))
 
     def sample(self, position):
-        epoch, place = divmod(position, self.count)
-        first = int(self.order(epoch)[place]) * CONTEXT
+        epoch, index = divmod(position, self.count)
+        first = int(self.order(epoch)[index]) * CONTEXT
         return self.training[first : first + CONTEXT + 1]
 
     def batches(self, batch_size, start=0):
@@ -227,7 +230,7 @@ class TestBroken(DatasetConformance):
 """
 
 
-def test_broken_datasets_are_caught(failures):
+def test_broken_datasets_fail_the_kit(failures):
     sound = {
         "FINGERPRINT": "'data'",
         "TRAINING": "3000",
@@ -239,8 +242,8 @@ def test_broken_datasets_are_caught(failures):
         "SETS": "()",
         "FURTHER": "()",
     }
-    other = "(one + 1000 for one in self.eval_batches(tokens, batch_size))"
-    found = failures(
+    other = "(batch + 1000 for batch in self.eval_batches(tokens, batch_size))"
+    failed = failures(
         DATASET,
         sound,
         {
@@ -248,53 +251,55 @@ def test_broken_datasets_are_caught(failures):
             "leaks held-out text": {"TRAINING": "4000"},
             "has an order that depends on the batch size": {"STEP": "batch_size + (batch_size % 4 > 0)"},
             "has a fingerprint that depends on the seed": {"FINGERPRINT": "f'data {seed}'"},
-            "starts at the beginning whatever one says": {"START": "start = 0"},
+            "ignores start": {"START": "start = 0"},
             "repeats in the same order": {"EPOCH": "0"},
             "holds out other data for other seeds": {"SELECTED": "self.seed : self.seed + tokens // CONTEXT"},
             "drops the last held-out batch": {"SELECTED": ": tokens // CONTEXT // batch_size * batch_size"},
             "holds out overlapping windows": {"STRIDE": "CONTEXT // 2"},
-            "names a further set twice": {"SETS": "('more', 'more')", "FURTHER": other},
-            "has a further set with nothing in it": {"SETS": "('more',)"},
+            "uses the name of a further set twice": {"SETS": "('more', 'more')", "FURTHER": other},
+            "has an empty further set": {"SETS": "('more',)"},
             "trains on a further set": {
                 "SETS": "('more',)",
                 "FURTHER": "[TEXT[k : k + 17][None] for k in range(0, tokens, 16)]",
             },
-            "holds out others of a further set for other seeds": {
+            "holds out another further set for other seeds": {
                 "SETS": "('more',)",
-                "FURTHER": "(one + 1000 + self.seed for one in self.eval_batches(tokens, batch_size))",
+                "FURTHER": "(batch + 1000 + self.seed for batch in self.eval_batches(tokens, batch_size))",
             },
-            "follows the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
-            "forgets in which epoch it starts": {"START": "start %= self.count"},
+            "uses the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
+            "ignores the epoch of start": {"START": "start %= self.count"},
             "draws with replacement": {"torch.randperm(self.count,": "torch.randint(self.count, (self.count,),"},
-            "promises more than it has": {"self.num_unique_tokens = ": "self.num_unique_tokens = 2 * "},
+            "counts more unique tokens than it has": {
+                "self.num_unique_tokens = ": "self.num_unique_tokens = 2 * "
+            },
             "has another task for other seeds": {
                 "self.seed = seed": "self.seed, self.task = seed, LanguageTask(3000 + seed, CONTEXT)",
             },
             "has more tokens for other seeds": {"self.num_unique_tokens = ": "self.num_unique_tokens = seed + "},
             "has tokens outside of its vocabulary": {"vocab_size=3000": "vocab_size=999"},
-            "fills one tensor again and again": {
-                "START": "kept = torch.zeros(batch_size, CONTEXT + 1, dtype=torch.long)",
+            "reuses a tensor for all batches": {
+                "START": "buffer = torch.zeros(batch_size, CONTEXT + 1, dtype=torch.long)",
                 "yield torch.stack([self.sample(start + k) for k in range(batch_size)])": (
-                    "yield torch.stack([self.sample(start + k) for k in range(batch_size)], out=kept)"
+                    "yield torch.stack([self.sample(start + k) for k in range(batch_size)], out=buffer)"
                 ),
             },
         },
     )
-    always_wrong = {"test_the_same_seed_gives_the_same_samples", "test_the_batch_size_does_not_change_the_order"}
-    assert found.pop("follows the global generator") >= always_wrong
-    assert found == {
+    always = {"test_the_same_seed_gives_the_same_samples", "test_the_batch_size_does_not_change_the_order"}
+    assert failed.pop("uses the global generator") >= always
+    assert failed == {
         "sound": set(),
-        "forgets in which epoch it starts": {"test_it_never_ends_and_repeats_in_another_order"},
+        "ignores the epoch of start": {"test_it_never_ends_and_repeats_in_another_order"},
         "draws with replacement": {"test_an_epoch_has_every_sample_once"},
-        "promises more than it has": {"test_an_epoch_has_every_sample_once"},
+        "counts more unique tokens than it has": {"test_an_epoch_has_every_sample_once"},
         "has another task for other seeds": {"test_the_seed_changes_nothing_but_the_order"},
         "has more tokens for other seeds": {"test_the_seed_changes_nothing_but_the_order"},
         "has tokens outside of its vocabulary": {"test_values_are_those_of_the_task"},
-        "fills one tensor again and again": {"test_a_batch_stays_as_it_was_given"},
+        "reuses a tensor for all batches": {"test_a_batch_stays_as_it_was_given"},
         "leaks held-out text": {"test_training_data_do_not_contain_the_held_out_data"},
         "has an order that depends on the batch size": {"test_the_batch_size_does_not_change_the_order"},
         "has a fingerprint that depends on the seed": {"test_the_seed_does_not_change_the_fingerprint"},
-        "starts at the beginning whatever one says": {
+        "ignores start": {
             "test_it_starts_at_any_sample",
             "test_it_never_ends_and_repeats_in_another_order",
         },
@@ -307,15 +312,15 @@ def test_broken_datasets_are_caught(failures):
             "test_held_out_data_are_as_many_as_asked_for_or_fewer",
         },
         "holds out overlapping windows": {"test_held_out_windows_do_not_overlap"},
-        "names a further set twice": {"test_further_held_out_sets_have_names_of_their_own"},
-        "has a further set with nothing in it": {
+        "uses the name of a further set twice": {"test_further_held_out_sets_have_names_of_their_own"},
+        "has an empty further set": {
             "test_held_out_data_are_the_same_for_every_seed_batch_size_and_call",
             "test_held_out_data_are_as_many_as_asked_for_or_fewer",
             "test_held_out_windows_do_not_overlap",
             "test_training_data_do_not_contain_the_held_out_data",
         },
         "trains on a further set": {"test_training_data_do_not_contain_the_held_out_data"},
-        "holds out others of a further set for other seeds": {
+        "holds out another further set for other seeds": {
             "test_held_out_data_are_the_same_for_every_seed_batch_size_and_call"
         },
     }
@@ -340,7 +345,7 @@ class Answers(Task):
         return loss, len(batch["answers"])
 
 class Data(Dataset):
-    # Batches are dictionaries, and the data endless.
+    # Batches are dictionaries, and the data are unlimited.
     task = Answers()
     fingerprint = FINGERPRINT
 
@@ -371,7 +376,7 @@ def flops_fit_datasets():
 """
 
 
-def test_data_that_are_others_in_another_process_are_caught(site, failures):
+def test_data_that_differ_between_processes_are_detected(site, failures):
     cases = {
         "sound": {},
         "fingerprint": {"FINGERPRINT": "str(hash('data'))"},
@@ -382,7 +387,7 @@ def test_data_that_are_others_in_another_process_are_caught(site, failures):
         for key, value in {"FINGERPRINT": "'data'", "KEY": "1000 * self.seed + position", **change}.items():
             text = text.replace(key, value)
         site.module(f"hashed_{name}", text)
-    tried = """
+    kit = """
 import importlib
 
 from flops_fit_core.testing import DatasetConformance
@@ -391,6 +396,6 @@ class TestIt(DatasetConformance):
     name = "hashed"
     plugins = {"mine": importlib.import_module("hashed_NAME")}
 """
-    found = failures(tried, {}, {name: {"NAME": name} for name in cases})
-    elsewhere = {"test_another_process_finds_the_same_data"}
-    assert found == {"sound": set(), "fingerprint": elsewhere, "order": elsewhere}
+    failed = failures(kit, {}, {name: {"NAME": name} for name in cases})
+    other_process = {"test_another_process_finds_the_same_data"}
+    assert failed == {"sound": set(), "fingerprint": other_process, "order": other_process}

@@ -1,4 +1,4 @@
-"""The kits for optimizers, schedules, FLOPs counters, recipes and devices find those that break their contract."""
+"""The conformance kits for optimizers, schedules, FLOPs counters, recipes and devices detect broken plugins."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from flops_fit_core.plugins import OptimizerSpec, Options, hookimpl
 from flops_fit_core.testing import OptimizerConformance
 
-class Lines(Options):
+class AdamOptions(Options):
     lr: float = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = 0.0
@@ -19,7 +19,7 @@ class Adam(torch.optim.AdamW):
     BODY
 
 class Averaging(torch.optim.AdamW):
-    # Its model is a moving average of the weights, which eval() exchanges for them, and train() exchanges back.
+    # eval() replaces the weights by their moving average, and train() restores them.
     def step(self):
         super().step()
         for p in self.weights():
@@ -35,9 +35,9 @@ class Averaging(torch.optim.AdamW):
             group["averaged"] = averaged
         for p in self.weights():
             if "average" in self.state[p]:
-                kept = p.detach().clone()
+                weights = p.detach().clone()
                 p.data.copy_(self.state[p]["average"])
-                self.state[p]["average"].copy_(kept)
+                self.state[p]["average"].copy_(weights)
 
     def train(self):
         self.exchange(False)
@@ -53,7 +53,7 @@ def build(options, model, run):
 class Plugin:
     @hookimpl
     def flops_fit_optimizers(self):
-        yield OptimizerSpec(name="broken", options=Lines, build=build, width_scaling=DECLARED)
+        yield OptimizerSpec(name="broken", options=AdamOptions, build=build, width_scaling=DECLARED)
 
 class TestBroken(OptimizerConformance):
     name = "broken"
@@ -61,7 +61,7 @@ class TestBroken(OptimizerConformance):
 """
 
 
-def test_broken_optimizers_are_caught(failures, capsys):
+def test_broken_optimizers_fail_the_kit(failures, capsys):
     evaluated = "def eval(self): self.exchange(True)"
     counted = evaluated + "; [self.state[p]['step'].add_(1) for p in self.weights() if self.state[p]]"
     sound = {
@@ -115,15 +115,15 @@ def test_broken_optimizers_are_caught(failures, capsys):
         super().step()
     """
     groups = "run.param_groups(model, options.lr, options.weight_decay)"
-    found = failures(
+    failed = failures(
         OPTIMIZER,
         sound,
         {
             "sound": {},
             "ignores its lr": {"LR": "0.01"},
             "ignores widths": {"LR": "options.lr"},
-            "takes parameters instead of groups": {"GROUPS": "model.parameters(), lr=options.lr"},
-            "scales although it declares that it does not": {"DECLARED": "'none'"},
+            "uses parameters instead of groups": {"GROUPS": "model.parameters(), lr=options.lr"},
+            "scales learning rates without declaring it": {"DECLARED": "'none'"},
             "sound, with run.param_groups": {"GROUPS": groups},
             "sound, with one learning rate": {"GROUPS": groups, "DECLARED": "'none'"},
             "sound, with a rule for widths that the kit does not test": {
@@ -133,31 +133,31 @@ def test_broken_optimizers_are_caught(failures, capsys):
             "drops parameters": {"GROUPS": "groups[:1]"},
             "decays biases": {"DECAY": "options.weight_decay"},
             "ignores the schedule": {"BODY": own_rate},
-            "forgets its state": {"BODY": "def load_state_dict(self, state): pass"},
-            "goes uphill": {"GROUPS": "groups, maximize=True"},
+            "drops its state": {"BODY": "def load_state_dict(self, state): pass"},
+            "maximizes the loss": {"GROUPS": "groups, maximize=True"},
             "ignores its betas": {"BETAS": "(0.9, 0.999)"},
             "ignores its weight decay": {"DECAY": "0.0"},
             "decays at the peak learning rate": {"BODY": own_decay},
             "needs a gradient of every parameter": {"BODY": clipping},
-            "counts its steps beside its state": {"BODY": own_count},
+            "counts its steps outside its state": {"BODY": own_count},
             "shares its state with other runs": {"BODY": shared_state},
             "sound, with modes": {"KIND": "Averaging"},
             "has one mode": {"KIND": "Averaging", "EVAL": "pass"},
-            "forgets in which mode it is": {"KIND": "Averaging", "KNOWN": "None"},
-            "takes an evaluation for a step": {"KIND": "Averaging", "EVAL": counted},
+            "does not track its mode": {"KIND": "Averaging", "KNOWN": "None"},
+            "counts an evaluation as a step": {"KIND": "Averaging", "EVAL": counted},
         },
     )
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
         'width_scaling="adam": 0.weight must have the learning rate 0.0025 at width 32 with base width 8, and it '
-        f"has 0.01. Make the optimizer from {groups}, or declare" in said
+        f"has 0.01. Make the optimizer from {groups}, or declare" in output
     )
     assert (
         'width_scaling="none": 0.weight must have the learning rate 0.01 at every width, and it has 0.0025 at '
-        f"width 32 with base width 8. Make the optimizer from {groups}, or declare" in said
+        f"width 32 with base width 8. Make the optimizer from {groups}, or declare" in output
     )
-    assert "test_its_state_goes_on_where_it_was_saved" in found.pop("shares its state with other runs")
-    assert found == {
+    assert "test_its_state_goes_on_where_it_was_saved" in failed.pop("shares its state with other runs")
+    assert failed == {
         "sound": set(),
         "ignores its lr": {
             "test_groups_start_at_the_peak_learning_rate",
@@ -165,11 +165,11 @@ def test_broken_optimizers_are_caught(failures, capsys):
             "test_learning_rates_scale_with_the_width_as_declared",
         },
         "ignores widths": {"test_learning_rates_scale_with_the_width_as_declared"},
-        "takes parameters instead of groups": {
+        "uses parameters instead of groups": {
             "test_learning_rates_scale_with_the_width_as_declared",
             "test_only_groups_that_may_decay_do",
         },
-        "scales although it declares that it does not": {"test_learning_rates_scale_with_the_width_as_declared"},
+        "scales learning rates without declaring it": {"test_learning_rates_scale_with_the_width_as_declared"},
         "sound, with run.param_groups": set(),
         "sound, with one learning rate": set(),
         "sound, with a rule for widths that the kit does not test": set(),
@@ -183,20 +183,20 @@ def test_broken_optimizers_are_caught(failures, capsys):
             "test_a_learning_rate_of_zero_moves_nothing",
             "test_a_tenth_of_the_learning_rate_is_a_smaller_first_step",
         },
-        "forgets its state": {"test_its_state_goes_on_where_it_was_saved"},
-        "goes uphill": {"test_it_learns"},
+        "drops its state": {"test_its_state_goes_on_where_it_was_saved"},
+        "maximizes the loss": {"test_it_learns"},
         "ignores its betas": {"test_other_betas_are_another_run"},
         "ignores its weight decay": {"test_only_groups_that_may_decay_do"},
         "decays at the peak learning rate": {"test_a_learning_rate_of_zero_moves_nothing"},
         "needs a gradient of every parameter": {"test_a_parameter_without_gradient_stays"},
-        "counts its steps beside its state": {"test_its_state_goes_on_where_it_was_saved"},
+        "counts its steps outside its state": {"test_its_state_goes_on_where_it_was_saved"},
         "sound, with modes": set(),
         "has one mode": {"test_it_has_both_modes_or_none"},
-        "forgets in which mode it is": {
+        "does not track its mode": {
             "test_its_state_goes_on_where_it_was_saved",
             "test_a_mode_that_it_is_in_is_kept",
         },
-        "takes an evaluation for a step": {"test_an_evaluation_changes_nothing"},
+        "counts an evaluation as a step": {"test_an_evaluation_changes_nothing"},
     }
 
 
@@ -222,39 +222,39 @@ class TestBroken(ScheduleConformance):
 """
 
 
-def test_broken_schedules_are_caught(failures):
+def test_broken_schedules_fail_the_kit(failures):
     multipliers = {
         "sound": "1 - step / run.steps",
         "is a learning rate": "0.001 * (1 - step / run.steps)",
-        "goes above the peak": "1.5 - step / run.steps",
-        "goes below zero": "math.cos(math.pi * step / 300)",
+        "exceeds the peak": "1.5 - step / run.steps",
+        "falls below zero": "math.cos(math.pi * step / 300)",
         "divides by zero in a run of one step": "1 - step / (run.steps - 1)",
-        "stands still in a run of one step": "min(1, step / 100)",
+        "is zero in a run of one step": "min(1, step / 100)",
         "counts its calls": "calls.append(1) or 1 / len(calls)",
-        "gives text": "str(1 - step / run.steps)",
+        "returns text": "str(1 - step / run.steps)",
         "is not a number at its end": "1 - step / run.steps if step < 900 else float('nan')",
     }
     cases = {name: {"MULTIPLIER": text} for name, text in multipliers.items()}
-    cases["branches off earlier in a longer run"] = {
+    cases["branches earlier in a longer run"] = {
         "MULTIPLIER": "1.0",
         "BRANCH": "lambda options, run: 1 + 6 // run.steps",
     }
-    cases["branches off while it falls"] = {"BRANCH": "lambda options, run: run.steps"}
-    found = failures(SCHEDULE, {"BRANCH": "None", "MULTIPLIER": multipliers["sound"]}, cases)
-    assert found == {
+    cases["branches while it falls"] = {"BRANCH": "lambda options, run: run.steps"}
+    failed = failures(SCHEDULE, {"BRANCH": "None", "MULTIPLIER": multipliers["sound"]}, cases)
+    assert failed == {
         "sound": set(),
-        "branches off while it falls": {"test_before_its_branch_a_run_does_as_every_longer_one"},
-        "branches off earlier in a longer run": {"test_before_its_branch_a_run_does_as_every_longer_one"},
-        "gives text": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "branches while it falls": {"test_before_its_branch_a_run_does_as_every_longer_one"},
+        "branches earlier in a longer run": {"test_before_its_branch_a_run_does_as_every_longer_one"},
+        "returns text": {"test_it_is_a_share_of_the_peak_at_every_step"},
         "is not a number at its end": {"test_it_is_a_share_of_the_peak_at_every_step"},
         "is a learning rate": {"test_a_long_run_reaches_the_peak"},
-        "goes above the peak": {"test_it_is_a_share_of_the_peak_at_every_step"},
-        "goes below zero": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "exceeds the peak": {"test_it_is_a_share_of_the_peak_at_every_step"},
+        "falls below zero": {"test_it_is_a_share_of_the_peak_at_every_step"},
         "divides by zero in a run of one step": {
             "test_it_is_a_share_of_the_peak_at_every_step",
             "test_no_run_stands_still",
         },
-        "stands still in a run of one step": {"test_no_run_stands_still"},
+        "is zero in a run of one step": {"test_no_run_stands_still"},
         "counts its calls": {
             "test_a_long_run_reaches_the_peak",
             "test_it_depends_on_the_step_alone",
@@ -282,44 +282,42 @@ class TestBroken(FlopCounterConformance):
 """
 
 
-def test_broken_counters_are_caught(failures):
+def test_broken_counters_fail_the_kit(failures):
     counts = {
         "sound": "FlopCount(6.0 * n, n, '6 N D', 'matmul parameters')",
         "sound, recomputing": "FlopCount(8.0 * n, n, '8 N D', 'matmul parameters')",
-        "forgets the backward pass": "FlopCount(2.0 * n, n, '2 N D', 'matmul parameters')",
-        "counts a whole sequence": "FlopCount(6.0 * n * measured.task.context, n, '6 N D', 'matmul parameters')",
-        "gives N in millions": "FlopCount(6.0 * n, n / 1e6, '6 N D', 'millions')",
-        "does not say what it counts": "FlopCount(6.0 * n, n, '', '')",
-        "has terms of something else": "FlopCount(6.0 * n, n, '6 N D', 'matmul', {'head': 5.0 * n})",
-        "counts a batch": "FlopCount(6.0 * n * 8, n, '6 N D', 'matmul parameters')",
-        "asks a task for its context": "FlopCount(6.0 * n + measured.task.context, n, '6 N D', 'matmul')",
-        "gives the model memory": "measured.module.to_empty(device='cpu') and FlopCount(6.0 * n, n, '6 N D', 'N')",
+        "omits the backward pass": "FlopCount(2.0 * n, n, '2 N D', 'matmul parameters')",
+        "returns the FLOPs of a sequence": "FlopCount(6.0 * n * measured.task.context, n, '6 N D', 'matmul')",
+        "returns N in millions": "FlopCount(6.0 * n, n / 1e6, '6 N D', 'millions')",
+        "does not name its formula": "FlopCount(6.0 * n, n, '', '')",
+        "has terms with another sum": "FlopCount(6.0 * n, n, '6 N D', 'matmul', {'head': 5.0 * n})",
+        "returns the FLOPs of a batch": "FlopCount(6.0 * n * 8, n, '6 N D', 'matmul parameters')",
+        "requires a context of the task": "FlopCount(6.0 * n + measured.task.context, n, '6 N D', 'matmul')",
+        "allocates the model": "measured.module.to_empty(device='cpu') and FlopCount(6.0 * n, n, '6 N D', 'N')",
         "leaves the model in evaluation mode": "measured.module.eval() and FlopCount(6.0 * n, n, '6 N D', 'N')",
         "leaves a hook behind": (
             "measured.module.register_forward_hook(print) and FlopCount(6.0 * n, n, '6 N D', 'matmul parameters')"
         ),
-        "takes for granted that families count": "FlopCount(1.0 * measured.own_flops_per_token, n, 'own', 'N')",
+        "assumes that every family counts": "FlopCount(1.0 * measured.own_flops_per_token, n, 'own', 'N')",
         "reads the weights": "FlopCount(6.0 * n * bool(next(measured.module.parameters()).sum()), n, 'C', 'N')",
     }
-    found = failures(COUNTER, {}, {name: {"COUNT": text} for name, text in counts.items()})
+    failed = failures(COUNTER, {}, {name: {"COUNT": text} for name, text in counts.items()})
     both_tasks = {"test_it_counts_forward_and_backward", "test_a_model_of_images_is_counted_or_refused"}
-    assert "test_it_counts_without_reading_or_changing_the_model" in found.pop("reads the weights")
-    assert found == {
+    assert "test_it_counts_without_reading_or_changing_the_model" in failed.pop("reads the weights")
+    assert failed == {
         "sound": set(),
         "sound, recomputing": set(),
-        "forgets the backward pass": both_tasks,
-        "counts a whole sequence": both_tasks,
-        "gives N in millions": {"test_n_is_a_number_of_the_model_s_parameters"},
-        "does not say what it counts": {"test_it_says_what_it_counts"},
-        "has terms of something else": {"test_it_says_what_it_counts"},
-        "counts a batch": both_tasks,
-        "asks a task for its context": {"test_a_model_of_images_is_counted_or_refused"},
-        "gives the model memory": {"test_it_counts_without_reading_or_changing_the_model"},
+        "omits the backward pass": both_tasks,
+        "returns the FLOPs of a sequence": both_tasks,
+        "returns N in millions": {"test_n_is_a_number_of_the_model_s_parameters"},
+        "does not name its formula": {"test_it_says_what_it_counts"},
+        "has terms with another sum": {"test_it_says_what_it_counts"},
+        "returns the FLOPs of a batch": both_tasks,
+        "requires a context of the task": {"test_a_model_of_images_is_counted_or_refused"},
+        "allocates the model": {"test_it_counts_without_reading_or_changing_the_model"},
         "leaves the model in evaluation mode": {"test_it_counts_without_reading_or_changing_the_model"},
         "leaves a hook behind": {"test_it_counts_without_reading_or_changing_the_model"},
-        "takes for granted that families count": {
-            "test_a_family_that_does_not_describe_itself_is_counted_or_refused"
-        },
+        "assumes that every family counts": {"test_a_family_that_does_not_describe_itself_is_counted_or_refused"},
     }
 
 
@@ -333,8 +331,8 @@ from flops_fit_core.testing import RecipeConformance
 class Scaled(Options):
     lr: float = 0.01
 
-def build(options, about):
-    TROUBLE
+def build(options, inputs):
+    BEFORE
     return Hyperparameters(batch_size=BATCH, lr=LR, warmup_tokens=WARMUP)
 
 class Plugin:
@@ -348,46 +346,46 @@ class TestBroken(RecipeConformance):
 """
 
 
-def test_broken_recipes_are_caught(failures: Failures) -> None:
-    root = "max(1, round(about.tokens**0.5 / about.task.tokens_per_sample))"
-    sound = {"TROUBLE": "pass", "BATCH": root, "LR": "options.lr", "WARMUP": "about.tokens // 20"}
-    found = failures(
+def test_broken_recipes_fail_the_kit(failures: Failures) -> None:
+    root = "max(1, round(inputs.tokens**0.5 / inputs.task.tokens_per_sample))"
+    sound = {"BEFORE": "pass", "BATCH": root, "LR": "options.lr", "WARMUP": "inputs.tokens // 20"}
+    failed = failures(
         RECIPE,
         sound,
         {
             "sound": {},
-            "gives a batch in tokens": {"BATCH": "round(about.tokens**0.5 * 16)"},
+            "returns a batch in tokens": {"BATCH": "round(inputs.tokens**0.5 * 16)"},
             "has a warmup longer than a short run": {"WARMUP": "375_000_000"},
-            "follows the global generator": {"LR": "options.lr * random.random()"},
+            "uses the global generator": {"LR": "options.lr * random.random()"},
             "ignores the option that tuning writes": {"LR": "0.003"},
-            "is made for large models": {"LR": "options.lr * max(0, 1 - 1e6 / about.params)"},
-            "forgets that a user may have chosen": {"TROUBLE": "assert about.lr is None"},
-            "knows no trunk": {"TROUBLE": "assert not about.trunk"},
-            "gives a dictionary": {"TROUBLE": "return {'lr': 0.01}"},
-            "remembers the batch of a size": {
+            "works only for large models": {"LR": "options.lr * max(0, 1 - 1e6 / inputs.params)"},
+            "fails if the user sets the learning rate": {"BEFORE": "assert inputs.lr is None"},
+            "fails in a trunk": {"BEFORE": "assert not inputs.trunk"},
+            "returns a dictionary": {"BEFORE": "return {'lr': 0.01}"},
+            "caches the batch of a size": {
                 "class Scaled": "KNOWN = {}\n\nclass Scaled",
-                "BATCH": f"KNOWN.setdefault(about.params, {root})",
+                "BATCH": f"KNOWN.setdefault(inputs.params, {root})",
             },
-            "gives its warmup in steps": {"WARMUP": "min(about.tokens, 2000)"},
-            "needs a width": {"LR": "options.lr * (64 / about.width) ** 0.5"},
-            "needs a vocabulary": {"TROUBLE": "about.task.vocab_size"},
+            "returns its warmup in steps": {"WARMUP": "min(inputs.tokens, 2000)"},
+            "needs a width": {"LR": "options.lr * (64 / inputs.width) ** 0.5"},
+            "needs a vocabulary": {"BEFORE": "inputs.task.vocab_size"},
         },
     )
     values = "test_it_gives_values_that_a_run_can_have"
     tuned = "test_the_option_that_tuning_writes_multiplies_the_learning_rate"
     same = "test_the_same_run_gets_the_same_values"
-    assert found.pop("is made for large models") >= {values, tuned}
-    assert found.pop("gives a dictionary") >= {values, same}
-    assert found == {
+    assert failed.pop("works only for large models") >= {values, tuned}
+    assert failed.pop("returns a dictionary") >= {values, same}
+    assert failed == {
         "sound": set(),
-        "gives a batch in tokens": {values},
+        "returns a batch in tokens": {values},
         "has a warmup longer than a short run": {values},
-        "follows the global generator": {same, tuned, "test_what_the_user_has_set_is_not_contradicted"},
+        "uses the global generator": {same, tuned, "test_what_the_user_has_set_is_not_contradicted"},
         "ignores the option that tuning writes": {tuned},
-        "forgets that a user may have chosen": {"test_what_the_user_has_set_is_not_contradicted"},
-        "knows no trunk": {"test_a_trunk_is_served_too"},
-        "remembers the batch of a size": {same},
-        "gives its warmup in steps": {"test_a_warmup_is_in_tokens"},
+        "fails if the user sets the learning rate": {"test_what_the_user_has_set_is_not_contradicted"},
+        "fails in a trunk": {"test_a_trunk_is_served_too"},
+        "caches the batch of a size": {same},
+        "returns its warmup in steps": {"test_a_warmup_is_in_tokens"},
         "needs a width": {"test_any_run_is_served_or_refused"},
         "needs a vocabulary": {"test_any_run_is_served_or_refused"},
     }
@@ -398,7 +396,7 @@ from flops_fit_core.plugins import Device, DeviceSpec, hookimpl
 from flops_fit_core.testing import DeviceConformance
 
 class Broken(Device):
-    torch_device, name, precision = WHERE, NAME, PRECISION
+    torch_device, name, precision = DEVICE, NAME, PRECISION
 
     def synchronize(self):
         pass
@@ -424,9 +422,9 @@ class TestBroken(DeviceConformance):
 """
 
 
-def test_broken_devices_are_caught(failures: Failures) -> None:
+def test_broken_devices_fail_the_kit(failures: Failures) -> None:
     sound = {
-        "WHERE": "'cpu'",
+        "DEVICE": "'cpu'",
         "NAME": "'a CPU'",
         "PRECISION": "'float32'",
         "MEMORY": "None",
@@ -434,26 +432,26 @@ def test_broken_devices_are_caught(failures: Failures) -> None:
         "SLOTS": "[{}]",
         "COUNT": "1",
     }
-    found = failures(
+    failed = failures(
         DEVICE,
         sound,
         {
             "sound": {},
-            "is none of torch's": {"WHERE": "'gpu'"},
-            "has a precision of its own": {"PRECISION": "'fast'"},
+            "is not a device of torch": {"DEVICE": "'gpu'"},
+            "has an unknown precision": {"PRECISION": "'fast'"},
             "has no name": {"NAME": "''"},
-            "gives memory in GiB": {"MEMORY": "0.5"},
-            "gives its peak in TFLOP/s": {"FLOPS": "989.0"},
-            "has no place": {"SLOTS": "[]"},
-            "has places that no environment can hold": {"SLOTS": "[{'CUDA_VISIBLE_DEVICES': 0}]"},
+            "returns memory in GiB": {"MEMORY": "0.5"},
+            "returns its peak in TFLOP/s": {"FLOPS": "989.0"},
+            "has no slot": {"SLOTS": "[]"},
+            "has slots with values that are not text": {"SLOTS": "[{'CUDA_VISIBLE_DEVICES': 0}]"},
             "needs fewer devices for larger runs": {"COUNT": "2 if size < 2**25 else 1"},
-            "gives memory in KiB": {"MEMORY": "__import__('resource').getrusage(0).ru_maxrss"},
-            "says float32 and computes in bfloat16": {
+            "returns memory in KiB": {"MEMORY": "__import__('resource').getrusage(0).ru_maxrss"},
+            "declares float32 and computes in bfloat16": {
                 "class Broken(Device):": "import torch\n\nclass Broken(Device):\n"
                 "    def __init__(self):\n        torch.set_default_dtype(torch.bfloat16)\n",
             },
-            "names its places anew at each look": {
-                "SLOTS": "[{'PLACE': str(CALLS())}]",
+            "names its slots differently at each call": {
+                "SLOTS": "[{'SLOT': str(CALLS())}]",
                 "class Broken(Device):": (
                     "import itertools\nCALLS = itertools.count().__next__\n\nclass Broken(Device):"
                 ),
@@ -461,21 +459,21 @@ def test_broken_devices_are_caught(failures: Failures) -> None:
         },
     )
     computes, precision = "test_it_computes_where_it_says", "test_its_precision_is_one_that_it_computes_in"
-    places = "test_its_places_are_environment_variables"
-    assert found.pop("is none of torch's") >= {computes, precision}
-    assert found.pop("says float32 and computes in bfloat16") >= {
+    slots = "test_its_places_are_environment_variables"
+    assert failed.pop("is not a device of torch") >= {computes, precision}
+    assert failed.pop("declares float32 and computes in bfloat16") >= {
         precision,
         "test_it_leaves_torch_s_defaults_alone",
     }
-    assert found == {
+    assert failed == {
         "sound": set(),
-        "has a precision of its own": {precision},
+        "has an unknown precision": {precision},
         "has no name": {"test_it_has_a_name_for_people"},
-        "gives memory in GiB": {"test_memory_is_bytes_or_unknown"},
-        "gives its peak in TFLOP/s": {"test_its_peak_is_of_a_real_processor_or_unknown"},
-        "has no place": {places},
-        "has places that no environment can hold": {places},
-        "gives memory in KiB": {"test_memory_is_bytes_or_unknown"},
-        "names its places anew at each look": {places},
+        "returns memory in GiB": {"test_memory_is_bytes_or_unknown"},
+        "returns its peak in TFLOP/s": {"test_its_peak_is_of_a_real_processor_or_unknown"},
+        "has no slot": {slots},
+        "has slots with values that are not text": {slots},
+        "returns memory in KiB": {"test_memory_is_bytes_or_unknown"},
+        "names its slots differently at each call": {slots},
         "needs fewer devices for larger runs": {"test_a_larger_run_needs_no_fewer_devices"},
     }

@@ -1,4 +1,4 @@
-"""Every bundled dataset keeps its contract."""
+"""Every bundled dataset passes the conformance kit."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class TestText(DatasetConformance):
 
     @staticmethod
     def write_files(folder):
-        source = random.Random(0)
+        generator = random.Random(0)
         for number in range(60):
-            words = ("".join(source.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(300))
+            words = ("".join(generator.choices("abcdefghijklmnopqrstuvwxyz", k=7)) for _ in range(300))
             (folder / f"{number}.txt").write_text(" ".join(words))
 
     @pytest.fixture
@@ -30,9 +30,9 @@ class TestText(DatasetConformance):
 class TestTextWithFurtherHeldOutSets(TestText):
     @pytest.fixture
     def given_options(self, tmp_path):
-        source = random.Random(1)
+        generator = random.Random(1)
         for name in ("small", "large"):
-            words = ("".join(source.choices("nopqrstuvwxyz", k=7)) for _ in range(3000))
+            words = ("".join(generator.choices("nopqrstuvwxyz", k=7)) for _ in range(3000))
             (tmp_path / f"{name}.md").write_text(" ".join(words))
         further = {name: str(tmp_path / f"{name}.md") for name in ("small", "large")}
         self.write_files(tmp_path)
@@ -56,12 +56,12 @@ class TestDigits(DatasetConformance):
     options = {"eval_share": 0.2}
 
 
-class TestImagesOfOnesOwn(DatasetConformance):
+class TestImagesFromFunctions(DatasetConformance):
     name = "images"
 
     @pytest.fixture
     def given_options(self, tmp_path):
-        (tmp_path / "own.py").write_text(
+        (tmp_path / "images.py").write_text(
             "import torch\n"
             "def make(seed, count):\n"
             "    random = torch.Generator().manual_seed(seed)\n"
@@ -71,11 +71,11 @@ class TestImagesOfOnesOwn(DatasetConformance):
             "def test(): return make(1, 90)\n"
             "def other(): return make(2, 70)\n"
         )
-        own = {name: f"{tmp_path / 'own.py'}:{name}" for name in ("train", "test", "other")}
+        sources = {name: f"{tmp_path / 'images.py'}:{name}" for name in ("train", "test", "other")}
         return {
-            "source": own["train"],
-            "eval_source": own["test"],
-            "eval_sets": {"other": own["other"]},
+            "source": sources["train"],
+            "eval_source": sources["test"],
+            "eval_sets": {"other": sources["other"]},
             "normalize": False,
         }
 
@@ -86,8 +86,8 @@ class TestHFDataset(DatasetConformance):
     @pytest.fixture
     def given_options(self, tmp_path):
         for number, (name, documents) in enumerate((("train", 400), ("other", 90))):
-            source = random.Random(number)
-            rows = [[source.randrange(500) for _ in range(60)] for _ in range(documents)]
+            generator = random.Random(number)
+            rows = [[generator.randrange(500) for _ in range(60)] for _ in range(documents)]
             (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"ids": row}) + "\n" for row in rows))
         return {
             "path": str(tmp_path / "train.jsonl"),

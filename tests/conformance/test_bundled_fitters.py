@@ -1,4 +1,4 @@
-"""Every bundled fitter through the kit, on runs of the law that it is for."""
+"""Every bundled fitter passes the conformance kit, on runs of its law."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ class TestKaplan(FitterConformance):
 
 
 class TestEnvelope(FitterConformance):
-    """Forty training curves of forty points."""
+    """Fits 40 training curves of 40 points each."""
 
     name = "envelope"
     options = {"draws": 50}
     accuracy = 0.15
 
     def observations(self, noise, seed=0):
-        source = random.Random(seed)
-        luck = [math.exp(noise * source.gauss(0, 1)) for _ in range(40)]
+        generator = random.Random(seed)
+        factors = [math.exp(noise * generator.gauss(0, 1)) for _ in range(40)]
         return [
             Observation(
                 id=f"{number}/{tokens:.3e}",
                 params=params,
                 tokens=tokens,
                 flops=6 * params * tokens,
-                loss=self.loss(params, tokens) * luck[number],
+                loss=self.loss(params, tokens) * factors[number],
                 trajectory=f"run {number}",
             )
             for (number, params), tokens in itertools.product(
@@ -61,7 +61,7 @@ class TestEnvelope(FitterConformance):
 
 
 class TestMuennighoff(FitterConformance):
-    """Runs that saw their data up to 40 times, by equations 5 to 7 of Muennighoff et al. 2023."""
+    """Runs of up to 40 epochs, by equations 5 to 7 of Muennighoff et al. 2023."""
 
     name = "muennighoff"
     options = {"draws": 20}
@@ -72,21 +72,21 @@ class TestMuennighoff(FitterConformance):
         return self.e + self.a / params**self.power + self.b / tokens**self.power
 
     def observations(self, noise, seed=0):
-        source = random.Random(seed)
-        out = []
+        generator = random.Random(seed)
+        observations = []
         for params, unique, epochs in itertools.product(
             np.geomspace(1e8, 1e10, 6), (1e9, 1e10, 1e11), (1, 3, 10, 40)
         ):
             tokens = unique * epochs
-            seen = unique * (1 + self.r_d * (1 - math.exp(-(epochs - 1) / self.r_d)))
-            # Parameters that are optimal for the unique tokens: alpha = beta, so N / D = (A / B)^(1 / alpha).
-            enough = unique * (self.a / self.b) ** (1 / self.power)
-            excess = max(0.0, params / enough - 1)
-            used = min(params, enough) + enough * self.r_n * (1 - math.exp(-excess / self.r_n))
-            loss = self.loss(used, seen) * math.exp(noise * source.gauss(0, 1))
-            out.append(
+            effective_tokens = unique * (1 + self.r_d * (1 - math.exp(-(epochs - 1) / self.r_d)))
+            # Optimal N for the unique tokens: alpha = beta, so N / D = (A / B)^(1 / alpha).
+            optimal = unique * (self.a / self.b) ** (1 / self.power)
+            excess = max(0.0, params / optimal - 1)
+            effective_params = min(params, optimal) + optimal * self.r_n * (1 - math.exp(-excess / self.r_n))
+            loss = self.loss(effective_params, effective_tokens) * math.exp(noise * generator.gauss(0, 1))
+            observations.append(
                 Observation(
-                    id=str(len(out)),
+                    id=str(len(observations)),
                     params=params,
                     tokens=tokens,
                     flops=6 * params * tokens,
@@ -94,4 +94,4 @@ class TestMuennighoff(FitterConformance):
                     unique_tokens=unique,
                 )
             )
-        return out
+        return observations

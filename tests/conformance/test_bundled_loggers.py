@@ -1,4 +1,4 @@
-"""Every bundled logger keeps the contract of loggers."""
+"""Every bundled logger passes the conformance kit."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import reading_loggers as reading
 
 from flops_fit_core.testing import LoggerConformance
 
-EVERYTHING = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
+ALL_VALUES = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
 
 
 class TestTerminal(LoggerConformance):
@@ -20,7 +20,7 @@ class TestTerminal(LoggerConformance):
 
 class TestTensorboard(LoggerConformance):
     name = "tensorboard"
-    keeps = EVERYTHING
+    keeps = ALL_VALUES
     keeps_training = True
 
     def shown(self, folder):
@@ -30,9 +30,9 @@ class TestTensorboard(LoggerConformance):
 class TestWandbOffline(LoggerConformance):
     name = "wandb"
     options = {"mode": "offline"}
-    keeps = EVERYTHING
+    keeps = ALL_VALUES
     keeps_training = True
-    library_threads = ("Otel",)  # its library's own reports of errors; WANDB_ERROR_REPORTING=false forbids them
+    library_threads = ("Otel",)  # the library's error reports, which WANDB_ERROR_REPORTING=false turns off
 
     def shown(self, folder):
         return reading.wandb_rows(folder)
@@ -40,19 +40,19 @@ class TestWandbOffline(LoggerConformance):
 
 @pytest.fixture(scope="module")
 def empty(tmp_path_factory):
-    """A database of MLflow without runs, which takes it seconds to make."""
+    """An MLflow database without runs. MLflow needs seconds to create it."""
     from mlflow import MlflowClient
 
     file = tmp_path_factory.mktemp("mlflow") / "empty.db"
-    with warnings.catch_warnings(action="ignore"):  # a module's fixture is not under a class's mark
+    with warnings.catch_warnings(action="ignore"):  # a mark of a class does not apply to a fixture of the module
         MlflowClient(tracking_uri=f"sqlite:///{file}")
     return file
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # MLflow's own use of SQLAlchemy
+@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's use of SQLAlchemy
 class TestMlflowInTheStudy(LoggerConformance):
     name = "mlflow"
-    keeps = EVERYTHING
+    keeps = ALL_VALUES
     keeps_training = True
 
     @pytest.fixture(autouse=True)
@@ -61,7 +61,7 @@ class TestMlflowInTheStudy(LoggerConformance):
 
     @pytest.fixture
     def folder(self, tmp_path, request, empty):
-        """With a database, which takes MLflow seconds to make; for one test it makes its own."""
+        """A study with a copy of the empty database; one test lets MLflow create the database."""
         folder = tmp_path / "study"
         (folder / "mlflow").mkdir(parents=True)
         if "from_its_start_to_its_end" not in request.node.name:

@@ -1,4 +1,4 @@
-"""Every bundled model family keeps its contract."""
+"""Every bundled model family passes the conformance kit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class TestGPTWithLearnedPositionsAndTiedEmbeddings(ModelConformance):
     options = {"width": 24, "depth": 1, "positions": "learned", "tied": True, "mlp_ratio": 2}
 
 
-class TestGPTOfDepthAndWidth(ModelConformance):
+class TestGPTWithAspectRatio(ModelConformance):
     name = "gpt"
     options = {"width": 32, "aspect_ratio": 8, "head_dim": 8}
 
@@ -76,7 +76,7 @@ class TestQwen3(ModelConformance):
     flops_tolerance = 1e-9
 
 
-class TestATiedLlamaThatStartsByFanIn(ModelConformance):
+class TestTiedLlamaWithFanInInit(ModelConformance):
     name = "hf"
     options = {
         "width": 32,
@@ -87,7 +87,7 @@ class TestATiedLlamaThatStartsByFanIn(ModelConformance):
     flops_tolerance = 1e-9
 
 
-class TestAMixtureOfExperts(ModelConformance):
+class TestMixtureOfExperts(ModelConformance):
     name = "hf"
     options = {
         "architecture": "qwen3_moe",
@@ -97,7 +97,7 @@ class TestAMixtureOfExperts(ModelConformance):
     }
 
 
-class TestAMixtureThatCorrectsItsRouterByHand(ModelConformance):
+class TestMixtureOfExpertsWithRouterCorrection(ModelConformance):
     name = "hf"
     options = {
         "architecture": "ernie4_5_moe",
@@ -112,7 +112,7 @@ class TestMamba(ModelConformance):
     options = {"architecture": "mamba", "width": 32, "config": {"num_hidden_layers": 2, "state_size": 4}}
 
 
-class TestBertWhichSeesNoFuture(ModelConformance):
+class TestCausalBert(ModelConformance):
     name = "hf"
     options = {"architecture": "bert", "width": 32, "head_dim": 8, "config": {"num_hidden_layers": 2}}
 
@@ -134,7 +134,7 @@ class TestLadder(ModelConformance):
     }
 
 
-OWN_MODELS = """
+USER_MODELS = """
 import torch
 from torch import nn
 
@@ -163,8 +163,8 @@ class TestCallable(ModelConformance):
 
     @pytest.fixture
     def given_options(self, tmp_path):
-        (tmp_path / "own.py").write_text(OWN_MODELS)
-        return {"import_path": f"{tmp_path}/own.py:Transformer", "size_argument": "d_model", "size": 16}
+        (tmp_path / "models.py").write_text(USER_MODELS)
+        return {"import_path": f"{tmp_path}/models.py:Transformer", "size_argument": "d_model", "size": 16}
 
 
 class TestCallableOnImages(ModelConformance):
@@ -173,8 +173,8 @@ class TestCallableOnImages(ModelConformance):
 
     @pytest.fixture
     def given_options(self, tmp_path):
-        (tmp_path / "own.py").write_text(OWN_MODELS)
-        return {"import_path": f"{tmp_path}/own.py:convolutions", "size_argument": "channels", "size": 4}
+        (tmp_path / "models.py").write_text(USER_MODELS)
+        return {"import_path": f"{tmp_path}/models.py:convolutions", "size_argument": "channels", "size": 4}
 
 
 class TestDeclared(ModelConformance):

@@ -1,4 +1,4 @@
-"""Every bundled trainer keeps its contract."""
+"""Every bundled trainer passes the conformance kit."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TestCommand(TrainerConformance):
 class TestLightning(TrainerConformance):
     name = "lightning"
     experiment = {"optimizer": {"name": "sgd", "lr": 0.3}}
-    # Lightning takes optimizers of torch's class only, which the one that writes its learning rates down is not.
+    # Lightning accepts only torch optimizers, and the kit's recording optimizer is none.
     uses_optimizer = False
 
     @pytest.fixture

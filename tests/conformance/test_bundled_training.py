@@ -1,4 +1,4 @@
-"""Bundled optimizers, schedules, FLOPs counters, recipes and devices keep their contracts."""
+"""Bundled optimizers, schedules, FLOPs counters, recipes and devices pass their conformance kits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class TestMuon(OptimizerConformance):
     hidden_width_power = 0.5
 
 
-class TestMuonWithStepsOfOneSpectralNorm(OptimizerConformance):
+class TestMuonWithConstantSpectralNorm(OptimizerConformance):
     name = "muon"
     options = {"adjust_lr_fn": "original", "nesterov": False, "hidden": "linear"}
     hidden_width_power = 0.0
@@ -71,7 +71,7 @@ class TestWSD(ScheduleConformance):
     name = "wsd"
 
 
-class TestWSDOfAnotherShape(ScheduleConformance):
+class TestWSDWithLinearDecay(ScheduleConformance):
     name = "wsd"
     options = {"warmup_tokens": 10_000, "decay": 0.5, "shape": "linear", "final": 0.1}
 
@@ -80,7 +80,7 @@ class TestChinchilla(FlopCounterConformance):
     name = "chinchilla"
 
 
-class TestChinchillaOfAllParameters(FlopCounterConformance):
+class TestChinchillaWithTotalParameters(FlopCounterConformance):
     name = "chinchilla"
     options = {"n": "total"}
 

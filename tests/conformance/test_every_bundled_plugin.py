@@ -1,4 +1,4 @@
-"""Every plugin that comes along goes through the kit of its kind somewhere in these tests."""
+"""Every bundled plugin is tested with the conformance kit of its kind."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TESTS = Path(__file__).parents[1]
 KITS = {spec.__name__.removesuffix("Spec") + "Conformance": spec.kind for spec in SPEC_TYPES.values()}
 
 
-def names_under_test() -> Iterator[tuple[str, str]]:
-    """(kind, name) of every class that inherits from a kit and says what it tests."""
+def plugins_under_test() -> Iterator[tuple[str, str]]:
+    """(kind, name) of every test class that inherits from a kit."""
     for path in TESTS.rglob("test_*.py"):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if not isinstance(node, ast.ClassDef):
@@ -26,15 +26,15 @@ def names_under_test() -> Iterator[tuple[str, str]]:
                     yield from ((kind, name) for kind in kinds)
 
 
-def test_every_bundled_plugin_goes_through_the_kit_of_its_kind() -> None:
+def test_every_bundled_plugin_is_tested_with_the_kit_of_its_kind() -> None:
     bundled = {
-        (offer.spec.kind, offer.spec.name)
-        for offer in installed().offers()
-        if offer.source.startswith("flops-fit ")
+        (registered.spec.kind, registered.spec.name)
+        for registered in installed().offers()
+        if registered.source.startswith("flops-fit ")
     }
-    no_data = {("dataset", "surface"), ("dataset", "external")}
-    """They have none: there is nothing to be held to anything."""
-    assert bundled - set(names_under_test()) == no_data
+    without_data = {("dataset", "surface"), ("dataset", "external")}
+    """Datasets without data, which a kit cannot test."""
+    assert bundled - set(plugins_under_test()) == without_data
 
 
 def test_there_is_a_kit_for_every_kind() -> None:
