@@ -1,4 +1,4 @@
-"""The documented comparison of two sweeps, on losses whose gain is known."""
+"""The documented comparison of two sweeps, on losses with a known gain."""
 
 import runpy
 from pathlib import Path
@@ -18,7 +18,7 @@ def example():
 
 
 def gains(example, gain, floor=1.4):
-    """By both ways, of a second study that needs ``1 / gain`` of the first one's FLOPs and has an E of its own."""
+    """Both estimates, for a second study with ``1 / gain`` of the first study's FLOPs and a different E."""
     sizes = np.sqrt(BUDGETS / 240)[:, None] * np.array([0.35, 0.6, 1.0, 1.7, 2.8])
     tokens = BUDGETS[:, None] / (6 * sizes)
     reducible = 20 / sizes**ALPHA + 40 / tokens**BETA

@@ -125,7 +125,8 @@ def ids(study):
 
 
 def completed(study):
-    assert [(one.status, one.error) for one in study.results] == [("completed", None)] * len(study.plan.runs)
+    outcomes = [(result.status, result.error) for result in study.results]
+    assert outcomes == [("completed", None)] * len(study.plan.runs)
     return study.results
 
 
@@ -673,15 +674,15 @@ def test_a_program_needs_no_main_guard_and_no_source(tmp_path, how):
     text = SCRIPT.replace("EXECUTOR", repr({"name": "processes", "workers": 1} if how == "script" else "local"))
     (tmp_path / "script.py").write_text(text)
     arguments = {"script": ["script.py"], "command": ["-c", text], "prompt": ["-"]}[how]
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *arguments],
         cwd=tmp_path,
         input=text if how == "prompt" else None,
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 0, said.stderr
-    assert "'completed', None" in said.stdout
+    assert process.returncode == 0, process.stderr
+    assert "'completed', None" in process.stdout
 
 
 def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_path):

@@ -27,7 +27,7 @@ from flops_fit_core.plugins.registry import installed
 
 
 def surface(**changes):
-    """An experiment whose data never ends: 4 budgets, the sizes from the ladder."""
+    """An experiment on endless data: 4 budgets, automatic sizes."""
     table = {
         "sweep": {"budgets": [1e17, 1e18, 1e19, 1e20], "sizes": 6},
         "model": {"name": "gpt", "depth": 6, "head_dim": 64},
@@ -110,15 +110,15 @@ def test_batches_grow_with_the_root_of_d():
 @pytest.mark.parametrize("tokens", [997, 12_345, 10**6 + 7, 3.7e9])
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 50])
 def test_the_batch_that_comes_nearest_is_within_a_tenth_of_the_one_asked_for(tokens, batch_size):
-    found = solve_batches(tokens, batch_size, 8, is_fixed=False)
-    assert found.tokens == found.steps * found.batch_size * 8
-    assert found.miss == pytest.approx(found.tokens / tokens - 1)
-    assert abs(found.batch_size - batch_size) <= batch_size // 10
+    batching = solve_batches(tokens, batch_size, 8, is_fixed=False)
+    assert batching.tokens == batching.steps * batching.batch_size * 8
+    assert batching.miss == pytest.approx(batching.tokens / tokens - 1)
+    assert abs(batching.batch_size - batch_size) <= batch_size // 10
     nearest = min(
         abs(max(1, round(tokens / (batch * 8))) * batch * 8 / tokens - 1)
         for batch in range(batch_size - batch_size // 10, batch_size + batch_size // 10 + 1)
     )
-    assert abs(found.miss) <= max(nearest + 1e-12, 0.001)
+    assert abs(batching.miss) <= max(nearest + 1e-12, 0.001)
 
 
 def test_a_fixed_batch_that_cannot_meet_a_budget_names_one_that_it_meets():
@@ -303,9 +303,9 @@ def test_a_warmup_that_is_longer_than_a_run_is_a_warning(tmp_path):
 
 
 def test_seeds_multiply_the_runs():
-    one, three = planned(surface()), planned(surface(sweep={"seeds": [0, 1, 2]}))
-    assert len(three.runs) == 3 * len(one.runs)
-    assert {run.id for run in one.runs} == {run.id for run in three.runs if run.seed == 0}
+    single_seed, three_seeds = planned(surface()), planned(surface(sweep={"seeds": [0, 1, 2]}))
+    assert len(three_seeds.runs) == 3 * len(single_seed.runs)
+    assert {run.id for run in single_seed.runs} == {run.id for run in three_seeds.runs if run.seed == 0}
 
 
 def test_a_recipe_that_gives_what_an_optimizer_refuses_is_named():
@@ -313,7 +313,7 @@ def test_a_recipe_that_gives_what_an_optimizer_refuses_is_named():
         @hookimpl
         def flops_fit_recipes(self):
             yield RecipeSpec(
-                name="wild", build=lambda options, about: Hyperparameters(batch_size=4, betas=(0.9, 1.5))
+                name="wild", build=lambda options, recipe_input: Hyperparameters(batch_size=4, betas=(0.9, 1.5))
             )
 
     registry = installed().with_plugins({"endless": Endless(), "wild": Wild()})
@@ -347,13 +347,13 @@ plan = planned(surface(model=large, sweep={{"sizes": [{{"width": 10240}}], "budg
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([plan.runs[0].params, (after - before) / 1024]))
 """
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))],
         capture_output=True,
         text=True,
         check=True,
     )
-    params, megabytes = json.loads(said.stdout)
+    params, megabytes = json.loads(process.stdout)
     assert params == 80 * (12 * 10240**2 + 2 * 10240) + 10240 + 512 * 10240
     assert params > 1e11
     # Of which most is torch itself; the weights alone would be 400,000.
@@ -376,7 +376,7 @@ class AveragingOptions(Options):
 
 
 def averaging_net(options, task):
-    """A model whose every output depends on all inputs, or on those before it."""
+    """A model with outputs that depend on all inputs, or only on earlier inputs."""
     import torch
     from torch import nn
 
