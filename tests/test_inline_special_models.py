@@ -208,7 +208,7 @@ def test_packed_rows_are_trained_on_one_device_and_refused_on_two(tmp_path):
         result(tmp_path / "two", dataset=loader, **devices)
 
 
-def test_a_number_of_tokens_that_is_not_the_number_of_targets_is_named(tmp_path):
+def test_a_number_of_tokens_that_differs_from_the_number_of_targets_is_named(tmp_path):
     assert "tokens_per_sample sets D to 17 tokens per sample, but a sample has 16 targets" in notes(
         tmp_path, tokens_per_sample=17, compute_budgets=[4e7]
     )
