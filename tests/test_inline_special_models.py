@@ -43,7 +43,7 @@ def by_hand(planned, share):
         for _ in range(planned.plan.runs[0].steps):
             model(next(batches)[0][:share])
         model.eval()
-        parts = [(model(x), y) for x, y in opened.heldout(1000, 100)]
+        parts = [(model(x), y) for x, y in opened.eval_batches(1000, 100)]
     return float(functional.cross_entropy(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])))
 
 
@@ -63,7 +63,7 @@ def test_running_statistics_of_packed_runs_are_of_training_batches_only(tmp_path
             for run_result in study(
                 tmp_path / str(pack),
                 Normed,
-                trainer={"name": "torch", "pack": pack},
+                trainer={"name": "torch", "vmap_runs": pack},
                 seeds=[0, 1],
                 train=True,
                 **{**FEW_STEPS, "optimizer": SGD},

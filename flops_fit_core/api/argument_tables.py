@@ -53,8 +53,8 @@ class ArgumentTables:
         if isinstance(data, Mapping) and "name" not in data:
             raise ConfigError(
                 f"dataset is a mapping of several parts ({', '.join(map(str, data))}): pass the training part as "
-                "dataset and the held-out part as heldout, such as dataset=parts['train'], "
-                "heldout=parts['validation']. The table of a dataset plugin has a name, {\"name\": ...}"
+                "dataset and the held-out part as eval_dataset, such as dataset=parts['train'], "
+                "eval_dataset=parts['validation']. The table of a dataset plugin has a name, {\"name\": ...}"
             )
         if isinstance(data, str | Mapping | Spec):
             _check_plugin_arguments(arguments)
@@ -87,7 +87,7 @@ class ArgumentTables:
     def flops(self, value: Any) -> Any:
         if callable(value) and not isinstance(value, Spec):
             return self._add(counter_entry(value, self._fingerprint))
-        return self.choice("flops", value)
+        return self.choice("counter", value)
 
     def store(self, value: Any) -> Any:
         if isinstance(value, ResultStore):
@@ -137,8 +137,8 @@ def sweep_sizes(sizes: Any, size_param: str) -> int | list[dict[str, Any]]:
 
 def _check_plugin_arguments(arguments: Mapping[str, Any]) -> None:
     """Raises ConfigError for data arguments that a dataset plugin sets itself."""
-    if arguments["loss_fn"] is not None or arguments["heldout"] is not None:
-        raise ConfigError("a dataset plugin has its own loss and held-out part: omit loss_fn and heldout")
+    if arguments["loss_fn"] is not None or arguments["eval_dataset"] is not None:
+        raise ConfigError("a dataset plugin has its own loss and held-out part: omit loss_fn and eval_dataset")
     names = ("tokens_per_sample", "unit", "loss_reduction")
     if ignored := [name for name in names if arguments[name] is not None]:
         raise ConfigError(f"a dataset plugin sets {', '.join(ignored)} itself: omit the argument")
@@ -157,7 +157,7 @@ def _make_dataset(make: Callable[[int], Any]) -> Any:
     if isinstance(made, Dataset):
         return made
     type_name = type(made).__name__
-    if hasattr(made, "task") and hasattr(made, "heldout"):
+    if hasattr(made, "task") and hasattr(made, "eval_dataset"):
         raise ConfigError(
             f"dataset={name} returned a {type_name}, which does not inherit Dataset: write class "
             f"{type_name}(Dataset), with Dataset from flops_fit_core.plugins"

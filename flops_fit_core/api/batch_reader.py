@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from flops_fit_core.api.data_checks.first_batch import plain
-from flops_fit_core.api.sources import REREAD, has_length, heldout_collate, unwrap
+from flops_fit_core.api.sources import REREAD, has_length, eval_collate, unwrap
 from flops_fit_core.api.streams import StreamPasses
 from flops_fit_core.plugins.protocols import Batch
 from flops_fit_core.records import content_hash
@@ -23,12 +23,12 @@ class BatchReader:
 
     Args:
         training: A torch dataset or DataLoader, or a SeededStream.
-        heldout: Separate held-out data; they may have their own collate function.
+        eval_dataset: Separate held-out data; they may have their own collate function.
     """
 
-    def __init__(self, training: Any, heldout: Any | None) -> None:
+    def __init__(self, training: Any, eval_dataset: Any | None) -> None:
         self.source, self.collate_fn = unwrap(training)
-        self._heldout_collate = heldout_collate(heldout)
+        self._eval_collate = eval_collate(eval_dataset)
         self.is_stream = not has_length(self.source)
 
     def first_items(self) -> Iterator[Any]:
@@ -51,7 +51,7 @@ class BatchReader:
 
         from flops_fit_core.training.rng import fixed_randomness
 
-        has_own_collate = is_heldout and self._heldout_collate is not None
+        has_own_collate = is_heldout and self._eval_collate is not None
         if type(source) is TensorDataset and self.collate_fn is default_collate and not has_own_collate:
             return [tensor[indices] for tensor in source.tensors]
         if self.has_random_items:
@@ -69,7 +69,7 @@ class BatchReader:
         """A batch of items; ``position`` seeds a random collate function."""
         from flops_fit_core.training.rng import fixed_randomness
 
-        own_collate = self._heldout_collate if is_heldout else None
+        own_collate = self._eval_collate if is_heldout else None
         if own_collate is None and not self.has_random_collate:
             return plain(self.collate_fn(items))
         with fixed_randomness(_collate_seed(position)):

@@ -21,7 +21,7 @@ from flops_fit_core.config import (
 )
 from flops_fit_core.errors import ConfigError, StudyWarning
 from flops_fit_core.planning import WARNING, make_plan
-from flops_fit_core.planning.previous_fit import expected_params
+from flops_fit_core.planning.init_from_fit import expected_params
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.records import LawFit, Observation, SweepPlan
@@ -134,8 +134,8 @@ def find_optimal(
     compute_budgets: Sequence[float],
     model_kwargs: Mapping[str, Any] | None = None,
     loss_fn: Callable[[Any, Any], Any] | None = None,
-    heldout: Any | None = None,
-    heldout_share: float = 0.1,
+    eval_dataset: Any | None = None,
+    eval_share: float = 0.1,
     tokens_per_sample: int | None = None,
     unit: str | None = None,
     loss_reduction: str | None = None,
@@ -180,7 +180,7 @@ def find_optimal(
         loss_fn: ``loss_fn(outputs, targets)`` in nats: a scalar mean or sum, a value per sample or target, or
             ``(sum, count)``. By default cross-entropy for class numbers (-100 is ignored) and squared error for
             real targets.
-        heldout: Data to measure the loss on; by default ``heldout_share`` of the dataset.
+        eval_dataset: Data to measure the loss on; by default ``eval_share`` of the dataset.
         tokens_per_sample: Tokens that a sample adds to D; by default the length of a row of class numbers,
             otherwise 1.
         unit: The unit of D, for display: ``"tokens"``, ``"images"``.
@@ -220,12 +220,12 @@ def find_optimal(
     arguments = ArgumentTables(inline, fingerprint)
     data, loader_batch = arguments.dataset(
         dataset,
-        heldout=heldout,
-        heldout_share=heldout_share,
+        eval_dataset=eval_dataset,
+        eval_share=eval_share,
         loss_fn=loss_fn,
         tokens_per_sample=tokens_per_sample,
         unit=unit,
-        repeat=repeat,
+        allow_repeat=allow_repeat,
         copy_task=copy_task,
         loss_reduction=loss_reduction,
         batch_size=batch_size,

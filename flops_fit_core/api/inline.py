@@ -255,7 +255,7 @@ def _count(count: Callable[[Any], Any], options: Options, model: CounterInput) -
     if isinstance(result, FlopCount):
         return result
     flops_name = f"as {qualified_name(count)} counts"
-    used = " that a token uses" if model.parameters.idle else ""
+    used = " that a token uses" if model.parameters.inactive else ""
     params_name = f"matmul parameters{used} (all but lookup tables)"
     return FlopCount(float(result), model.parameters.matmul, flops_name, params_name)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from flops_fit_core.api.data_checks.arguments import check_arguments, check_heldout_disjoint
+from flops_fit_core.api.data_checks.arguments import check_arguments, check_eval_disjoint
 from flops_fit_core.api.data_checks.overlap import check_windows_disjoint, shared_samples
 from flops_fit_core.api.sources import has_length, identify_functions, unwrap
 from flops_fit_core.api.streams import check_stream
@@ -36,8 +36,8 @@ class InlineData:
 
     training: Any
     """A torch dataset or DataLoader, or a SeededStream."""
-    heldout: Any | None
-    heldout_share: float
+    eval_dataset: Any | None
+    eval_share: float
     loss_fn: Callable[[Any, Any], Any] | None
     tokens_per_sample: int | None
     unit: str | None
@@ -68,19 +68,19 @@ def check_inline_data(data: Any, **arguments: Any) -> InlineData:
     """
     _check_loss_reduction(arguments)
     check_arguments(arguments)
-    heldout = arguments["heldout"]
-    for source, least, has_heldout in ((data, 2, heldout is not None), (heldout, 1, True)):
+    eval_dataset = arguments["eval_dataset"]
+    for source, least, has_eval_data in ((data, 2, eval_dataset is not None), (eval_dataset, 1, True)):
         stream = unwrap(source, least)[0] if source is not None else []
         if not has_length(stream):
-            check_stream(stream, has_heldout=has_heldout)
+            check_stream(stream, has_eval_data=has_eval_data)
     overlap = 0.0
-    if heldout is not None:
-        sources = unwrap(data)[0], unwrap(heldout, 1)[0]
-        check_heldout_disjoint(*sources)
+    if eval_dataset is not None:
+        sources = unwrap(data)[0], unwrap(eval_dataset, 1)[0]
+        check_eval_disjoint(*sources)
         if all(map(has_length, sources)):
             check_windows_disjoint(*sources)
             overlap = shared_samples(*sources)
-    functions = () if arguments["fingerprint"] else identify_functions(data, arguments["loss_fn"], heldout)
+    functions = () if arguments["fingerprint"] else identify_functions(data, arguments["loss_fn"], eval_dataset)
     return InlineData(training=data, functions=functions, overlap=overlap, **arguments)
 
 

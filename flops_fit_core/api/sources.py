@@ -53,7 +53,9 @@ def unwrap(data: Any, least: int = 2) -> tuple[Any, Callable[[list[Any]], Batch]
         if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
             raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
         if hasattr(data, "__len__") and len(data) < least:
-            name, purpose = ("dataset", "train on") if least > 1 else ("heldout dataset", "measure the loss on")
+            name, purpose = (
+                ("dataset", "train on") if least > 1 else ("eval_dataset dataset", "measure the loss on")
+            )
             raise DataError(f"the {name} has {len(data)} items: give at least {least} to {purpose}")
         return data, default_collate
     is_stream = isinstance(data.dataset, IterableDataset)
@@ -66,11 +68,11 @@ def unwrap(data: Any, least: int = 2) -> tuple[Any, Callable[[list[Any]], Batch]
     return data.dataset, data.collate_fn
 
 
-def heldout_collate(heldout: Any) -> Callable[[list[Any]], Batch] | None:
+def eval_collate(eval_dataset: Any) -> Callable[[list[Any]], Batch] | None:
     """The custom collate function of a held-out DataLoader. None: that of the training data."""
     from torch.utils.data import DataLoader, default_collate
 
-    collate = heldout.collate_fn if isinstance(heldout, DataLoader) else default_collate
+    collate = eval_dataset.collate_fn if isinstance(eval_dataset, DataLoader) else default_collate
     return None if collate is default_collate else collate
 
 
@@ -82,14 +84,14 @@ def split_indices(length: int, share: float) -> tuple[list[int], list[int]]:
     count = round(length * share)
     if share > 0 and not 0 < count < length:
         raise DataError(
-            f"{length} items cannot be split with a held-out share of {share:.0%}: give heldout=another_dataset"
+            f"{length} items cannot be split with a held-out share of {share:.0%}: give eval_dataset=another_dataset"
         )
     held_out = {(2 * k + 1) * length // (2 * count) for k in range(count)} if count else set()
     return [index for index in range(length) if index not in held_out], sorted(held_out)
 
 
 def identify_functions(
-    data: Any, loss_fn: Callable[[Any, Any], Any] | None, heldout: Any = None
+    data: Any, loss_fn: Callable[[Any, Any], Any] | None, eval_dataset: Any = None
 ) -> tuple[str | None, ...]:
     """Fingerprints of the loss function and of collate functions other than torch's.
 
@@ -102,11 +104,11 @@ def identify_functions(
     functions = [loss]
     if collate is not default_collate:
         functions.append(identify_value(_function_of(collate, source), "collate_fn"))
-    custom_collate = heldout_collate(heldout)
+    custom_collate = eval_collate(eval_dataset)
     if custom_collate is not None:
-        heldout_function = _function_of(custom_collate, unwrap(heldout, 1)[0])
+        heldout_function = _function_of(custom_collate, unwrap(eval_dataset, 1)[0])
         if heldout_function is not _function_of(collate, source):
-            functions.append(f"heldout: {identify_value(heldout_function, 'the collate_fn of heldout')}")
+            functions.append(f"eval_dataset: {identify_value(heldout_function, 'the collate_fn of eval_dataset')}")
     return tuple(functions)
 
 

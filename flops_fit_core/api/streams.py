@@ -16,7 +16,7 @@ COMPARED = 16
 SEED_STEP = 1_000_003
 """Distance between two runs' seeds in the seeds of their passes."""
 ADVICE = (
-    "give heldout=another_dataset, and as dataset a function make(seed) that returns the stream in the order of "
+    "give eval_dataset=another_dataset, and as dataset a function make(seed) that returns the stream in the order of "
     "that seed and depends on nothing else"
 )
 
@@ -82,7 +82,7 @@ class StreamPasses:
                 return
 
 
-def check_stream(source: Any, *, has_heldout: bool) -> None:
+def check_stream(source: Any, *, has_eval_data: bool) -> None:
     """Raises DataError for a stream that cannot be resumed, shuffles itself, or needs held-out data."""
     passes = StreamPasses(source, 0)
     first, repeated, second = (
@@ -94,10 +94,10 @@ def check_stream(source: Any, *, has_heldout: bool) -> None:
             f"numpy, so no run could be resumed: {ADVICE}"
         )
     if isinstance(source, SeededStream):
-        if not has_heldout:
+        if not has_eval_data:
             raise DataError(
                 "dataset=make(seed) gives a different order for each seed, so none of its samples can be held "
-                "out: give heldout=another_dataset"
+                "out: give eval_dataset=another_dataset"
             )
     elif first != second:
         raise DataError(

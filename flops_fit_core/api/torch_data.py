@@ -1,6 +1,6 @@
 """A torch ``Dataset``, ``IterableDataset`` or ``DataLoader`` as a flops-fit Dataset.
 
-If no held-out data are given, ``heldout_share`` of the items of a dataset with a length are held out, evenly
+If no held-out data are given, ``eval_share`` of the items of a dataset with a length are held out, evenly
 spaced. Of a stream, the first samples are held out, and training starts after them.
 """
 
@@ -22,7 +22,7 @@ from flops_fit_core.api.data_checks.first_batch import (
 from flops_fit_core.api.data_checks.overlap import SAME_DATA, find_windows, split_windows, unwrap_subset
 from flops_fit_core.api.data_checks.task_checks import (
     batches_with_valid_targets,
-    check_heldout,
+    check_eval_data,
     data_notes,
     find_loss_form,
 )
@@ -38,13 +38,13 @@ from flops_fit_core.records import content_hash
 if TYPE_CHECKING:
     from torch import nn
 
-STREAM_HELDOUT = 2048
+STREAM_EVAL = 2048
 """Samples held out from a stream without separate held-out data."""
 SIZED = 1024
 """Training samples used to measure the valid share of targets."""
 PROBED = 8
 """Samples of a batch used to determine the form of the loss."""
-HELDOUT_GROUP = 8
+EVAL_GROUP = 8
 """Samples of a held-out batch if the collate function draws random numbers. A fixed size makes its draws the same
 for every batch size."""
 ORDER_SEED_STEP = 1_000_003
@@ -61,9 +61,9 @@ class InlineDataset(CompletedDataset):
 
         self.data = data
         self._seed = seed
-        self._reader = BatchReader(data.training, data.heldout)
+        self._reader = BatchReader(data.training, data.eval_dataset)
         self._source = self._reader.source
-        self._heldout_source = unwrap(data.heldout, least=1)[0] if data.heldout is not None else None
+        self._eval_source = unwrap(data.eval_dataset, least=1)[0] if data.eval_dataset is not None else None
         self.is_stream = self._reader.is_stream
         self._passes = StreamPasses(self._source, seed)
         self._windows = None if self.is_stream else find_windows(self._source)
@@ -79,25 +79,25 @@ class InlineDataset(CompletedDataset):
         """Indices of the samples to train on and of those to hold out."""
         if self.is_stream:
             return [], []
-        if self._windows is not None and self._heldout_source is None:
-            return split_windows(self._source, self._windows, self.data.heldout_share)
-        return split_indices(len(self._source), self.data.heldout_share if self._heldout_source is None else 0.0)
+        if self._windows is not None and self._eval_source is None:
+            return split_windows(self._source, self._windows, self.data.eval_share)
+        return split_indices(len(self._source), self.data.eval_share if self._eval_source is None else 0.0)
 
     def _identities(self) -> list[Any]:
         """The parts of the fingerprint. Raises DataError if the held-out data are the training data."""
         data = self.data
-        window_split = ["windows"] if self._windows is not None and self._heldout_source is None else []
+        window_split = ["windows"] if self._windows is not None and self._eval_source is None else []
         if data.fingerprint:
-            return [data.fingerprint, data.heldout_share, self.task.tokens_per_sample, *window_split]
+            return [data.fingerprint, data.eval_share, self.task.tokens_per_sample, *window_split]
         loss, *collate = data.functions
         training = identify_source(self._source)
-        heldout = identify_source(self._heldout_source) if self._heldout_source is not None else None
-        if heldout == training and not self._reader.has_random_items:
+        eval_dataset = identify_source(self._eval_source) if self._eval_source is not None else None
+        if eval_dataset == training and not self._reader.has_random_items:
             raise DataError(SAME_DATA)
         return [
             training,
-            heldout,
-            data.heldout_share,
+            eval_dataset,
+            data.eval_share,
             loss,
             self.task.tokens_per_sample,
             *collate,
@@ -156,10 +156,10 @@ class InlineDataset(CompletedDataset):
             raise self._no_samples()
 
     def _no_samples(self) -> DataError:
-        if self._heldout_source is None:
+        if self._eval_source is None:
             return DataError(
-                f"the stream has no samples to train on, because its first {STREAM_HELDOUT} are held out: give "
-                f"more samples, or heldout=another_dataset"
+                f"the stream has no samples to train on, because its first {STREAM_EVAL} are held out: give "
+                f"more samples, or eval_dataset=another_dataset"
             )
         return DataError(
             "the stream has no samples, or none when it is iterated a second time: give an IterableDataset that "
@@ -169,7 +169,7 @@ class InlineDataset(CompletedDataset):
     @property
     def _num_skipped(self) -> int:
         """Samples at the start of each pass of a stream that are not trained on."""
-        return 0 if self._heldout_source is not None else STREAM_HELDOUT
+        return 0 if self._eval_source is not None else STREAM_EVAL
 
     def _order(self, start: int) -> Iterator[int]:
         """Indices of the training samples from position ``start``, shuffled in each epoch."""
@@ -184,23 +184,23 @@ class InlineDataset(CompletedDataset):
 
     # ------------------------------------------------------------------ held-out data
 
-    def heldout(self, tokens: int, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterator[Batch]:
         """The first held-out samples, in the dataset's own order."""
         count = max(1, round(tokens / self.task.tokens_per_sample))
-        batches = self._heldout_batches(count, HELDOUT_GROUP if self._reader.has_random_collate else batch_size)
+        batches = self._eval_batches(count, EVAL_GROUP if self._reader.has_random_collate else batch_size)
         first = next(batches, None)
         if first is None:
-            raise DataError("the held-out part is empty: give more data, or heldout=another_dataset")
+            raise DataError("the held-out part is empty: give more data, or eval_dataset=another_dataset")
         yield first
         yield from batches
 
-    def _heldout_batches(self, count: int, batch_size: int) -> Iterator[Batch]:
+    def _eval_batches(self, count: int, batch_size: int) -> Iterator[Batch]:
         """Batches of the first ``count`` held-out samples; fewer if there are fewer samples."""
-        is_separate = self._heldout_source is not None
-        source: Any = self._heldout_source if is_separate else self._source
+        is_separate = self._eval_source is not None
+        source: Any = self._eval_source if is_separate else self._source
         if not has_length(source):
             stream = StreamPasses(source, 0).read(0)
-            samples = itertools.islice(stream, count if is_separate else min(count, STREAM_HELDOUT))
+            samples = itertools.islice(stream, count if is_separate else min(count, STREAM_EVAL))
             for first in itertools.count(0, batch_size):
                 if not (items := list(itertools.islice(samples, batch_size))):
                     return
@@ -236,7 +236,7 @@ class InlineDataset(CompletedDataset):
         from flops_fit_core.training.rng import fixed_randomness
 
         if self.is_stream:
-            samples = self._passes.samples(behind=self._num_skipped, repeat=False)
+            samples = self._passes.samples(behind=self._num_skipped, allow_repeat=False)
             items = list(itertools.islice(samples, SIZED))
             if not items:
                 raise self._no_samples()
@@ -261,10 +261,10 @@ class InlineDataset(CompletedDataset):
         form = find_loss_form(
             self.task, model, batches, stated=self.data.loss_reduction, copy_task=self.data.copy_task
         )
-        if model is not None and self._heldout_source is not None:
+        if model is not None and self._eval_source is not None:
             task = replace(self.task, form=form)
-            heldout_batch = next(self._heldout_batches(PROBED, PROBED), None)
-            check_heldout(task, model, batches, heldout_batch, copy_task=self.data.copy_task)
+            heldout_batch = next(self._eval_batches(PROBED, PROBED), None)
+            check_eval_data(task, model, batches, heldout_batch, copy_task=self.data.copy_task)
         return {
             "reduction": form.reduction,
             "ignored": form.ignored,
@@ -293,7 +293,7 @@ class InlineDataset(CompletedDataset):
             notes.append(note)
         if self.data.overlap:
             notes.append(
-                f"warning: about {self.data.overlap:.0%} of the samples of heldout equal training samples, so the "
+                f"warning: about {self.data.overlap:.0%} of the samples of eval_dataset equal training samples, so the "
                 f"held-out loss is too low if the model memorizes them"
             )
         if self.is_stream and self.num_unique_tokens is None:

@@ -38,10 +38,10 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     Raises PlanError, ConfigError or DataError, with the change to make.
     """
     experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
-    is_named = not experiment.flops.depends_on_task
+    is_named = not experiment.counter.depends_on_task
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
     usages = UsageTraces(experiment.model, dataset.task, by_type=experiment.planner == 1)
-    measurer = SizeMeasurer(experiment.model, dataset.task, experiment.flops, usages)
+    measurer = SizeMeasurer(experiment.model, dataset.task, experiment.counter, usages)
     ladder = SizeLadder(experiment, measurer, expected_params)
     cells = [(budget, stats) for budget in experiment.sweep.budgets for stats in ladder.for_budget(budget)]
     sizes = [stats for _, stats in cells]
@@ -67,7 +67,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         *resolver.shared_phases.notes(),
     ]
     # If only some sizes are mixtures of experts, their name of N applies to all sizes.
-    count = next((stats.count for stats in sizes if stats.parameters.idle), sizes[0].count)
+    count = next((stats.count for stats in sizes if stats.parameters.inactive), sizes[0].count)
     return SweepPlan(
         name=experiment.name,
         runs=tuple(runs),
@@ -78,7 +78,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         flops_name=count.flops_name,
         device=experiment.device.choice,
         runtime=runtime_of(experiment),
-        pack=_pack(experiment),
+        vmap_runs=_vmap_runs(experiment),
         checkpoint_bytes=resolver.shared_phases.checkpoint_bytes,
     )
 
@@ -120,10 +120,10 @@ def open_dataset(experiment: Experiment, seed: int) -> Dataset:
     return build_dataset(experiment.dataset, seed)
 
 
-def _pack(experiment: Experiment) -> int:
+def _vmap_runs(experiment: Experiment) -> int:
     """Number of runs of one shape that the trainer trains together."""
     trainer = experiment.trainer
-    return int(getattr(trainer.options, "pack", 1)) if "pack" in trainer.spec.can else 1
+    return int(getattr(trainer.options, "vmap_runs", 1)) if "vmap_runs" in trainer.spec.can else 1
 
 
 def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -134,7 +134,7 @@ def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
         "optimizer": experiment.optimizer,
         "schedule": experiment.schedule,
         "trainer": experiment.trainer,
-        "flops": experiment.flops,
+        "flops": experiment.counter,
     }
     return {kind: config.runtime for kind, config in plugins.items() if config.runtime}
 

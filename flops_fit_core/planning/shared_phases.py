@@ -29,7 +29,7 @@ class SharedPhases:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         can_branch = experiment.schedule.spec.branch is not None and "branch" in experiment.trainer.spec.can
-        self.shared = experiment.sweep.share_trunks and can_branch
+        self.shared = experiment.sweep.share_stable_phase and can_branch
         self.checkpoint_bytes = 0
         self._ratios: dict[str, list[float]] = {}
 
