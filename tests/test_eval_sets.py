@@ -73,12 +73,12 @@ def test_what_a_further_set_holds_is_not_trained_on(texts):
 def test_sets_are_part_of_the_fingerprint_and_their_places_are_not(texts):
     plain = opened(TEXT, path=texts / "prose", context=8)
     given = {"poems": str(texts / "poems")}
-    one = opened(TEXT, path=texts / "prose", context=8, eval_sets=given)
+    dataset = opened(TEXT, path=texts / "prose", context=8, eval_sets=given)
     (texts / "poems").rename(texts / "elsewhere")
     moved = opened(TEXT, path=texts / "prose", context=8, eval_sets={"poems": str(texts / "elsewhere")})
     renamed = opened(TEXT, path=texts / "prose", context=8, eval_sets={"verse": str(texts / "elsewhere")})
-    assert one.fingerprint == moved.fingerprint
-    assert len({plain.fingerprint, one.fingerprint, renamed.fingerprint}) == 3
+    assert dataset.fingerprint == moved.fingerprint
+    assert len({plain.fingerprint, dataset.fingerprint, renamed.fingerprint}) == 3
     assert identity_options(TEXT.options(eval_sets=given)) == identity_options(TEXT.options()) == {}
     assert runtime_options(TEXT.options(eval_sets={"a": "~"})).keys() == {"eval_sets"}
 
@@ -158,18 +158,20 @@ def test_the_loss_on_a_set_is_the_mean_over_its_predictions():
     main = rows.pop("main")
     dataset = TokenDataset(main, main, vocab_size=20, context=8, seed=0, fingerprint="x", further=rows)
     model = spec.build(spec.options(width=8, depth=1), dataset.task)
-    found = further_losses(model, dataset, 10**6, device="cpu", batch_tokens=30, autocast=nullcontext())
+    losses = further_losses(model, dataset, 10**6, device="cpu", batch_tokens=30, autocast=nullcontext())
     for name, row in rows.items():
         windows = torch.tensor(row[:193]).unfold(0, 9, 8)
         with torch.no_grad():
             logits = model(windows[:, :-1])
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
-        assert found[name] == pytest.approx(float(expected), rel=1e-5)
-    assert found["a"] != found["b"]
+        assert losses[name] == pytest.approx(float(expected), rel=1e-5)
+    assert losses["a"] != losses["b"]
 
 
 def test_the_table_of_runs_has_a_column_for_each(trained):
-    assert {"loss on again", "loss on digits", "loss on backward"} <= {one.heading for one in trained.runs.columns}
+    assert {"loss on again", "loss on digits", "loss on backward"} <= {
+        column.heading for column in trained.runs.columns
+    }
     assert f"{trained.results[0].losses['digits']:.4f}" in str(trained.runs)
     (first, _) = trained.runs.json()
     assert first["loss_digits"] == trained.results[0].losses["digits"]
@@ -205,7 +207,7 @@ def test_a_dataset_with_one_set_has_no_further_losses():
 
 @pytest.fixture
 def study(tmp_path):
-    """A finished study whose runs follow one law on their main set and another one on the set ``code``."""
+    """A finished study. Its runs follow a law on their main set and another law on the set ``code``."""
     planned = flops_fit_core.plan(
         {
             "name": "two-laws",
@@ -218,9 +220,10 @@ def study(tmp_path):
     )
     planned.folder.save(planned.experiment, planned.plan, planned.registry.setup)
     with planned.store() as store:
+        smallest = min(run.size for run in planned.plan.runs)
         for run in planned.plan.runs:
             losses = {"code": 1 + 300 / run.params**0.30 + 500 / run.tokens**0.30}
-            if run.size == min(one.size for one in planned.plan.runs):
+            if run.size == smallest:
                 losses = {}
             main = 1.8 + 480 / run.params**0.35 + 2000 / run.tokens**0.37
             store.add(
@@ -254,7 +257,7 @@ def test_a_set_that_no_run_was_measured_on_is_an_error_that_names_those_there_ar
 
 
 @pytest.fixture
-def said(capsys):
+def call_cli(capsys):
     def call(*arguments):
         fits = arguments[0] in ("fit", "predict", "backtest")
         status = command_line([*map(str, arguments), *(("--set", "draws=20") if fits else ())])
@@ -264,22 +267,22 @@ def said(capsys):
     return call
 
 
-def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
+def test_the_command_line_fits_predicts_and_reports_on_a_set(study, call_cli):
     folder = study.folder.path
-    status, output, _ = said("fit", folder, "--eval-set", "code", "--json")
+    status, output, _ = call_cli("fit", folder, "--eval-set", "code", "--json")
     fit = json.loads(output)
     assert (status, fit["eval_set"]) == (0, "code")
     assert fit["law"]["parameters"]["beta"] == pytest.approx(0.30, rel=1e-4)
-    assert "Loss on code: nats per token" in said("fit", folder, "--eval-set", "code", "--checklist")[1]
-    assert "held-out on code, nats per token" in said("fit", folder, "--eval-set", "code", "--checklist")[1]
-    assert "on code" not in said("fit", folder, "--checklist")[1]
+    assert "Loss on code: nats per token" in call_cli("fit", folder, "--eval-set", "code", "--checklist")[1]
+    assert "held-out on code, nats per token" in call_cli("fit", folder, "--eval-set", "code", "--checklist")[1]
+    assert "on code" not in call_cli("fit", folder, "--checklist")[1]
     predicted = [
-        json.loads(said("predict", folder, "--flops", 1e22, "--json", *more)[1])
+        json.loads(call_cli("predict", folder, "--flops", 1e22, "--json", *more)[1])
         for more in ((), ("--eval-set", "code"))
     ]
     assert predicted[0]["loss"]["value"] != pytest.approx(predicted[1]["loss"]["value"], rel=0.01)
-    assert said("backtest", folder, "--eval-set", "code")[0] == 0
-    status, output, _ = said("report", folder, "--eval-set", "code")
+    assert call_cli("backtest", folder, "--eval-set", "code")[0] == 0
+    status, output, _ = call_cli("report", folder, "--eval-set", "code")
     assert status == 0
     page = folder / "report" / "code" / "index.html"
     assert "Loss on code: nats per token" in page.read_text()
@@ -287,16 +290,19 @@ def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
     assert not (folder / "report" / "index.html").exists()
 
 
-def test_a_set_of_a_table_or_of_a_fit_is_the_users_mistake(study, said, tmp_path):
-    status, _, error = said("fit", study.folder.path, "--eval-set", "prose")
+def test_a_set_of_a_table_or_of_a_fit_is_the_users_mistake(study, call_cli, tmp_path):
+    status, _, error = call_cli("fit", study.folder.path, "--eval-set", "prose")
     assert status == 2
     assert "held-out sets of these runs: code" in error
     (tmp_path / "runs.csv").write_text(study.runs.csv())
-    status, _, error = said("fit", tmp_path / "runs.csv", "--eval-set", "code")
+    status, _, error = call_cli("fit", tmp_path / "runs.csv", "--eval-set", "code")
     assert status == 2
     assert "a table has one loss column; name it with --column loss=COLUMN" in error
-    assert said("fit", tmp_path / "runs.csv", "--column", "loss=loss_code", "--out", tmp_path / "fit.json")[0] == 0
-    status, _, error = said("predict", tmp_path / "fit.json", "--flops", 1e22, "--eval-set", "code")
+    assert (
+        call_cli("fit", tmp_path / "runs.csv", "--column", "loss=loss_code", "--out", tmp_path / "fit.json")[0]
+        == 0
+    )
+    status, _, error = call_cli("predict", tmp_path / "fit.json", "--flops", 1e22, "--eval-set", "code")
     assert status == 2
     assert "--eval-set code" in error
     assert "name the study or the table of runs" in error

@@ -1,4 +1,4 @@
-"""Python objects in, a study out."""
+"""``find_optimal`` with Python objects."""
 
 import subprocess
 import sys
@@ -125,14 +125,15 @@ def ids(study):
 
 
 def completed(study):
-    assert [(one.status, one.error) for one in study.results] == [("completed", None)] * len(study.plan.runs)
+    outcomes = [(result.status, result.error) for result in study.results]
+    assert outcomes == [("completed", None)] * len(study.plan.runs)
     return study.results
 
 
 # ---------------------------------------------------------------------------- models
 
 
-def test_n_is_the_models_own_num_params_where_it_has_one_and_counted_otherwise(tmp_path):
+def test_n_is_num_params_of_the_model_or_counted(tmp_path):
     assert [run.params for run in planned(tmp_path).plan.runs] == [3 * 5 + 3 * 4, 4 * 5 + 3 * 5]
     own = planned(tmp_path, Counted, compute_budgets=[1.5e7], sizes=[3, 4])
     assert [run.params for run in own.plan.runs] == [3000, 4000]
@@ -141,7 +142,7 @@ def test_n_is_the_models_own_num_params_where_it_has_one_and_counted_otherwise(t
 
 
 @pytest.mark.parametrize("counter", ["chinchilla", lambda module: 6.0 * module.inner.out_features])
-def test_a_model_says_itself_which_share_of_its_parameters_a_sample_uses(tmp_path, counter):
+def test_a_model_declares_the_share_of_its_parameters_that_a_sample_uses(tmp_path, counter):
     study = trained(
         tmp_path, Half, compute_budgets=[2e6], sizes=[32], counter=counter, optimizer="adamw", allow_repeat=True
     )
@@ -166,7 +167,7 @@ class Fails(Net):
         raise KeyError("wpe")
 
 
-def test_a_num_params_with_arguments_has_a_convention_of_its_own_and_is_not_used(tmp_path):
+def test_a_num_params_with_arguments_is_not_used(tmp_path):
     counted = planned(tmp_path).plan.runs
     for model in (WithArgument, Needs):
         assert [run.params for run in planned(tmp_path, model).plan.runs] == [run.params for run in counted]
@@ -177,7 +178,7 @@ def test_a_num_params_that_fails_is_named(tmp_path):
         planned(tmp_path, Fails)
 
 
-def test_a_function_that_makes_a_model_will_do(tmp_path):
+def test_a_function_that_makes_a_model_is_accepted(tmp_path):
     def make(width, depth):
         return nn.Sequential(
             nn.Linear(4, width), *(nn.Linear(width, width) for _ in range(depth)), nn.Linear(width, 3)
@@ -188,13 +189,13 @@ def test_a_function_that_makes_a_model_will_do(tmp_path):
     assert [run.params for run in study.plan.runs] == [15 + 12 + 12, 20 + 20 + 15]
 
 
-def test_sizes_are_chosen_where_only_their_number_is_given(tmp_path):
+def test_sizes_are_chosen_if_only_their_number_is_given(tmp_path):
     study = planned(tmp_path, sizes=4, compute_budgets=[1e6, 1e7], allow_repeat=True)
     assert len(study.plan.runs) == 8
     assert len({run.size for run in study.plan.runs}) >= 4
 
 
-def test_a_model_that_does_not_take_the_size_says_what_it_takes(tmp_path):
+def test_a_model_that_does_not_accept_the_size_is_refused_with_its_parameters(tmp_path):
     with pytest.raises(ConfigError, match=r"Net cannot be called with depth.*Its parameters: width, classes, act"):
         find_optimal(Net, "depth", dataset=PAIRS, compute_budgets=[1e5], output_dir=tmp_path)
     with pytest.raises(ConfigError, match=r"model_kwargs contains 'width'.*remove it"):
@@ -208,7 +209,7 @@ def test_an_unknown_keyword_argument_is_an_error_that_names_it(tmp_path):
         planned(tmp_path, compute_budget=[1e5])
 
 
-def test_outputs_that_do_not_fit_the_loss_are_told_before_anything_is_trained(tmp_path):
+def test_outputs_that_do_not_fit_the_loss_are_refused_before_training(tmp_path):
     with pytest.raises(UserError, match="cannot be applied to outputs of shape"):
         planned(tmp_path, Net, model_kwargs={"classes": 2}, loss_fn=functional.l1_loss)
 
@@ -234,7 +235,7 @@ def test_every_kind_of_dataset_is_trained_on(tmp_path, model, data, loss):
         assert result.tokens == result.run.tokens
 
 
-def test_a_stream_that_ends_is_gone_through_again(tmp_path):
+def test_a_stream_that_ends_is_read_repeatedly(tmp_path):
     study = trained(tmp_path, dataset=Stream(2048 + 50), sizes=[3], allow_repeat=True)
     (result,) = completed(study)
     assert result.tokens > 500
@@ -242,19 +243,19 @@ def test_a_stream_that_ends_is_gone_through_again(tmp_path):
     assert result.passes == pytest.approx(result.tokens / 50)
 
 
-def test_a_stream_that_is_all_held_out_is_an_error_that_says_so(tmp_path):
+def test_a_stream_without_training_samples_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"2048.*eval_dataset="):
         planned(tmp_path, dataset=Stream(500), sizes=[3])
 
 
-def test_heldout_data_of_ones_own_is_what_the_loss_is_measured_on(tmp_path):
+def test_the_loss_is_measured_on_separate_held_out_data(tmp_path):
     held = TensorDataset(torch.zeros(20, 4), torch.zeros(20, dtype=torch.long))
     study = trained(tmp_path, eval_dataset=held, sizes=[3])
     (result,) = completed(study)
     assert result.eval_tokens == 20
 
 
-def test_the_share_that_is_held_out_is_not_trained_on(tmp_path):
+def test_the_held_out_share_is_not_trained_on(tmp_path):
     numbered = TensorDataset(torch.arange(200.0)[:, None].repeat(1, 4) / 200, torch.zeros(200, dtype=torch.long))
     seen = {}
 
@@ -285,13 +286,13 @@ def test_a_data_loaders_batch_size_and_collate_function_are_used(tmp_path):
     completed(study)
 
 
-def test_a_sampler_of_ones_own_is_refused(tmp_path):
+def test_a_custom_sampler_is_refused(tmp_path):
     loader = DataLoader(PAIRS, batch_size=5, sampler=WeightedRandomSampler([1.0] * 2000, 100))
     with pytest.raises(DataError, match=r"its own sampler.*pass its dataset instead"):
         planned(tmp_path, dataset=loader)
 
 
-def test_more_epochs_than_there_is_data_for_are_told_and_allowed_on_request(tmp_path):
+def test_repeated_data_are_refused_unless_repetition_is_allowed(tmp_path):
     few = TensorDataset(*examples(100))
     with pytest.raises(UserError, match=r"epochs of the 90 available"):
         planned(tmp_path, dataset=few)
@@ -302,12 +303,12 @@ def test_more_epochs_than_there_is_data_for_are_told_and_allowed_on_request(tmp_
     ("data", "message"),
     [(3, "must be a torch Dataset"), ([], "has 0 items"), (TensorDataset(torch.zeros(50, 4)), "must be")],
 )
-def test_what_is_no_data_is_refused(tmp_path, data, message):
+def test_objects_that_are_not_data_are_refused(tmp_path, data, message):
     with pytest.raises(DataError, match=message):
         planned(tmp_path, dataset=data)
 
 
-def test_dicts_without_labels_say_what_they_have(tmp_path):
+def test_dicts_without_labels_are_refused_with_their_keys(tmp_path):
     class Unlabelled(Dicts):
         def __getitem__(self, index):
             return {"features": self.inputs[index], "target": self.labels[index]}
@@ -323,7 +324,7 @@ def per_sample(outputs, targets):
     return functional.cross_entropy(outputs, targets, reduction="none")
 
 
-def test_a_mean_and_one_value_a_sample_are_the_same_loss(tmp_path):
+def test_a_mean_and_a_value_per_sample_are_the_same_loss(tmp_path):
     losses = [
         [result.loss for result in completed(trained(tmp_path / name, loss_fn=loss))]
         for name, loss in (("mean", functional.cross_entropy), ("each", per_sample), ("default", None))
@@ -332,7 +333,7 @@ def test_a_mean_and_one_value_a_sample_are_the_same_loss(tmp_path):
     assert losses[0] == pytest.approx(losses[2], rel=1e-5)
 
 
-def test_another_loss_dataset_or_argument_is_other_runs(tmp_path):
+def test_a_different_loss_dataset_or_argument_changes_the_run_ids(tmp_path):
     other = TensorDataset(examples()[0], 2 - examples()[1])
     plans = [
         ids(planned(tmp_path)),
@@ -359,7 +360,7 @@ class Weighted:
         return self(outputs, targets)
 
 
-def test_what_a_callable_object_holds_is_part_of_it(tmp_path):
+def test_attributes_of_a_callable_object_are_part_of_its_identity(tmp_path):
     plans = [
         ids(planned(tmp_path, loss_fn=loss))
         for loss in (Weighted(1.0), Weighted(2.0), Weighted(1.0).method, nn.CrossEntropyLoss())
@@ -368,7 +369,7 @@ def test_what_a_callable_object_holds_is_part_of_it(tmp_path):
     assert ids(planned(tmp_path, loss_fn=Weighted(2.0))) == plans[1]
 
 
-def test_a_value_that_a_loss_closes_over_is_part_of_it(tmp_path):
+def test_a_value_in_the_closure_of_a_loss_is_part_of_its_identity(tmp_path):
     def loss(scale):
         return lambda outputs, targets: scale * functional.cross_entropy(outputs, targets)
 
@@ -377,7 +378,7 @@ def test_a_value_that_a_loss_closes_over_is_part_of_it(tmp_path):
     assert first != second
 
 
-def test_what_a_class_closes_over_is_part_of_its_identity(tmp_path):
+def test_a_value_in_the_closure_of_a_class_is_part_of_its_identity(tmp_path):
     def make(factor):
         class Base(Net):
             def forward(self, x):
@@ -439,14 +440,14 @@ assert identities() == before
 """
 
 
-def test_what_torch_puts_around_a_class_once_it_has_been_used_changes_no_run(tmp_path):
+def test_wrappers_that_torch_adds_to_a_used_class_do_not_change_run_ids(tmp_path):
     """Torch replaces ``step`` of an optimizer's class as soon as there is an instance."""
     (tmp_path / "identities.py").write_text(IDENTITIES)
     done = subprocess.run([sys.executable, str(tmp_path / "identities.py")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
-def test_what_cannot_be_identified_asks_for_a_fingerprint(tmp_path):
+def test_objects_that_cannot_be_identified_need_a_fingerprint(tmp_path):
     class Opaque:
         pass
 
@@ -525,19 +526,19 @@ def none_of_them(parameters):
         ({"output_dir": f"{__file__}/study"}, "is a file; a study needs a folder.*output_dir="),
     ],
 )
-def test_a_slip_in_an_argument_is_an_error_that_says_what_to_give(tmp_path, given, message):
+def test_an_invalid_argument_is_an_error_with_the_valid_values(tmp_path, given, message):
     with pytest.raises(UserError, match=message):
         planned(tmp_path, **given)
 
 
-def test_numbers_of_numpy_are_numbers(tmp_path):
+def test_numpy_numbers_are_accepted(tmp_path):
     plain = planned(tmp_path, sizes=[3, 4], compute_budgets=[2e5], seeds=[0, 1])
     arrays = {"sizes": numpy.array([3, 4]), "compute_budgets": numpy.array([2e5]), "seeds": numpy.arange(2)}
     assert ids(planned(tmp_path, **arrays)) == ids(plain)
     assert len(planned(tmp_path, sizes=numpy.int64(2)).plan.runs) == len(planned(tmp_path, sizes=2).plan.runs)
 
 
-def test_parameters_that_the_optimizer_leaves_out_are_noted(tmp_path):
+def test_parameters_that_the_optimizer_omits_are_noted(tmp_path):
     notes = " ".join(planned(tmp_path, optimizer=first_only).plan.notes)
     assert "omits 3 of the 4 parameters that require gradients" in notes
     assert "inner.bias, outer.weight, outer.bias" in notes
@@ -572,7 +573,7 @@ def test_a_store_is_chosen_by_name(tmp_path, name):
     ] or list((tmp_path / "study").glob("results*"))
 
 
-def test_a_counter_of_ones_own_decides_how_much_a_budget_trains(tmp_path):
+def test_a_custom_counter_determines_the_tokens_of_a_budget(tmp_path):
     study = planned(
         tmp_path,
         counter=lambda module: 600.0 * module.inner.out_features,
@@ -586,7 +587,7 @@ def test_a_counter_of_ones_own_decides_how_much_a_budget_trains(tmp_path):
 
 
 @pytest.mark.parametrize("given", [{"store": 3}, {"fitter": 3}, {"optimizer": "adamq"}, {"device": "tpu"}])
-def test_what_cannot_be_chosen_is_an_error_that_names_it(tmp_path, given):
+def test_an_invalid_choice_is_refused_with_its_kind(tmp_path, given):
     with pytest.raises(ConfigError, match=next(iter(given))):
         planned(tmp_path, **given)
 
@@ -611,7 +612,7 @@ def test_finished_runs_are_kept_unless_they_are_to_be_trained_again(tmp_path):
     assert [result.loss for result in again.results] == [result.loss for result in first.results]
 
 
-def test_runs_are_a_table_and_the_study_says_what_it_is(tmp_path):
+def test_runs_are_a_table_and_the_study_has_a_readable_repr(tmp_path):
     study = trained(tmp_path)
     rows = study.runs.json()
     assert [row["id"] for row in rows] == ids(study)
@@ -675,18 +676,18 @@ def test_a_program_needs_no_main_guard_and_no_source(tmp_path, how):
     text = SCRIPT.replace("EXECUTOR", repr({"name": "processes", "workers": 1} if how == "script" else "local"))
     (tmp_path / "script.py").write_text(text)
     arguments = {"script": ["script.py"], "command": ["-c", text], "prompt": ["-"]}[how]
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, *arguments],
         cwd=tmp_path,
         input=text if how == "prompt" else None,
         capture_output=True,
         text=True,
     )
-    assert said.returncode == 0, said.stderr
-    assert "'completed', None" in said.stdout
+    assert process.returncode == 0, process.stderr
+    assert "'completed', None" in process.stdout
 
 
-def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_path):
+def test_objects_that_cannot_be_pickled_are_trained_in_the_calling_process(tmp_path):
     import threading
 
     lock = threading.Lock()
@@ -701,7 +702,7 @@ def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_p
     completed(trained(tmp_path, Locked, fingerprint="locked"))
 
 
-def test_splits_in_a_mapping_are_told_apart_by_the_caller(tmp_path):
+def test_a_mapping_of_splits_is_refused(tmp_path):
     parts = {"train": torch.randn(50, 4), "validation": torch.randn(50, 4)}
     with pytest.raises(
         ConfigError, match=r"several parts \(train, validation\).*dataset=parts\['train'\], eval_dataset="

@@ -372,7 +372,7 @@ print(*[(run.status, run.error) for run in study.results])
 """
 
 
-def test_a_worker_trains_with_functions_and_classes_whose_source_only_the_caller_has(tmp_path):
+def test_a_worker_trains_with_code_that_only_the_caller_has_as_source(tmp_path):
     (tmp_path / "script.py").write_text(WITH_CLASSES)
     done = subprocess.run([sys.executable, "script.py"], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.strip() == "('completed', None)", done.stdout + done.stderr

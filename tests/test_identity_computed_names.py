@@ -174,7 +174,7 @@ TABLE = {"helper": lambda x: x.relu().square()}
 TABLE["self"] = TABLE
 def make(width): return TABLE
 """,
-    "a dict beside a place": """
+    "a dict and a place": """
 import os
 PARTS = {"act": lambda x: x.relu().square(), "data": os.path.abspath("data")}
 def make(width): return PARTS["act"]

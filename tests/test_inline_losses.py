@@ -1,4 +1,4 @@
-"""Losses and data of ``find_optimal`` that are easily mistaken for others."""
+"""Losses and data of ``find_optimal`` that look like others: weighted, contrastive or packed losses."""
 
 import functools
 from collections import namedtuple

@@ -1,4 +1,4 @@
-"""A forward pass of the smallest model notices what identity does not."""
+"""A forward pass of the smallest model detects changes that do not change the run ids."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def kept(tmp_path):
 
 
 @pytest.mark.parametrize("model", [Scaled, ZeroHead])
-def test_a_model_that_gives_other_outputs_under_the_same_id_is_a_warning(tmp_path, library, model):
+def test_different_outputs_under_the_same_id_are_a_warning(tmp_path, library, model):
     first = ids(trained(tmp_path, model))
     before = kept(tmp_path)
     library(1.01)
@@ -56,13 +56,13 @@ def test_a_model_that_gives_other_outputs_under_the_same_id_is_a_warning(tmp_pat
     assert kept(tmp_path) == before
 
 
-def test_rounding_is_no_warning(tmp_path, library):
+def test_rounding_differences_are_not_a_warning(tmp_path, library):
     trained(tmp_path, Scaled)
     library(1 + 5e-4)
     planned(tmp_path, Scaled)  # a warning is an error here
 
 
-def test_another_model_replaces_what_was_kept(tmp_path):
+def test_a_different_model_replaces_the_stored_outputs(tmp_path):
     trained(tmp_path, Scaled)
     before = kept(tmp_path)
     with pytest.warns(StudyWarning, match=r"finished runs differ in .*model\.identity"):
@@ -84,7 +84,7 @@ def test_the_outputs_are_those_of_the_model_itself(tmp_path, library):
     assert kept(tmp_path)["outputs"] == pytest.approx(expected.tolist(), rel=1e-5)
 
 
-def test_no_generator_is_moved(tmp_path):
+def test_random_generators_do_not_advance(tmp_path):
     study = planned(tmp_path)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     model_check.record_model_check(study.experiment, study.plan, tmp_path)
@@ -131,7 +131,7 @@ def test_a_plan_of_a_file_has_the_difference_as_a_note(tmp_path):
     assert "relative difference 0.091" in note
 
 
-def test_what_another_program_trains_is_not_checked(tmp_path):
+def test_a_model_of_an_external_program_is_not_checked(tmp_path):
     table = text_table(
         write_text(tmp_path / "text"), trainer={"name": "command", "command": ["python", "train.py"]}
     )

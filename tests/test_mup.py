@@ -51,23 +51,23 @@ def sizes(what: str, recipe: str, text: Path) -> dict[str, list[float]]:
 
 
 @pytest.mark.parametrize("what", MODELS)
-def test_with_the_width_scaled_recipe_activations_are_of_one_size_at_every_width(what, text):
-    found = sizes(what, "width-scaled", text)
-    assert {name: values for name, values in found.items() if growth(values) > GROWN} == {}
-    assert {name: values for name, values in found.items() if growth(values[::-1]) > SHRUNK} == {}
+def test_the_width_scaled_recipe_keeps_activations_equal_at_every_width(what, text):
+    activations = sizes(what, "width-scaled", text)
+    assert {name: values for name, values in activations.items() if growth(values) > GROWN} == {}
+    assert {name: values for name, values in activations.items() if growth(values[::-1]) > SHRUNK} == {}
 
 
 @pytest.mark.parametrize("what", MODELS)
-def test_with_one_learning_rate_at_all_widths_the_same_activations_grow(what, text):
-    found = sizes(what, "constant", text)
-    worst = max(found.values(), key=growth)
+def test_a_constant_learning_rate_makes_activations_grow_with_the_width(what, text):
+    activations = sizes(what, "constant", text)
+    worst = max(activations.values(), key=growth)
     assert worst == sorted(worst)
     assert worst[-1] / worst[0] > GROWN_OTHERWISE
 
 
-def test_at_the_base_width_the_two_recipes_are_one(text):
+def test_both_recipes_are_equal_at_the_base_width(text):
     at_64 = WIDTHS.index(64)
     scaled, constant = (sizes("mlp on text", recipe, text) for recipe in RECIPES)
     for name, values in scaled.items():
-        same = [one == other for one, other in zip(values, constant[name], strict=True)]
+        same = [value == other for value, other in zip(values, constant[name], strict=True)]
         assert same == [index == at_64 for index in range(len(WIDTHS))], name

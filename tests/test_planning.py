@@ -1,3 +1,5 @@
+"""Plans: budgets, sizes, batches, recipes and counters."""
+
 import itertools
 import json
 import math
@@ -27,7 +29,7 @@ from flops_fit_core.plugins.registry import installed
 
 
 def surface(**changes):
-    """An experiment whose data never ends: 4 budgets, the sizes from the ladder."""
+    """An experiment on endless data: 4 budgets, automatic sizes."""
     table = {
         "sweep": {"budgets": [1e17, 1e18, 1e19, 1e20], "sizes": 6},
         "model": {"name": "gpt", "depth": 6, "head_dim": 64},
@@ -96,7 +98,7 @@ def test_under_chinchillas_counter_the_budget_is_6_n_d():
         assert abs(6 * matmul * run.tokens / run.budget - 1) < 0.01
 
 
-def test_d_is_whole_steps_of_whole_samples():
+def test_d_is_an_integer_number_of_steps_and_samples():
     for run in planned(surface()).runs:
         assert run.tokens == run.steps * run.batch_size * 128
 
@@ -109,19 +111,19 @@ def test_batches_grow_with_the_root_of_d():
 
 @pytest.mark.parametrize("tokens", [997, 12_345, 10**6 + 7, 3.7e9])
 @pytest.mark.parametrize("batch_size", [1, 7, 32, 50])
-def test_the_batch_that_comes_nearest_is_within_a_tenth_of_the_one_asked_for(tokens, batch_size):
-    found = solve_batches(tokens, batch_size, 8, is_fixed=False)
-    assert found.tokens == found.steps * found.batch_size * 8
-    assert found.miss == pytest.approx(found.tokens / tokens - 1)
-    assert abs(found.batch_size - batch_size) <= batch_size // 10
+def test_the_solved_batch_size_is_within_a_tenth_of_the_requested_batch_size(tokens, batch_size):
+    batching = solve_batches(tokens, batch_size, 8, is_fixed=False)
+    assert batching.tokens == batching.steps * batching.batch_size * 8
+    assert batching.miss == pytest.approx(batching.tokens / tokens - 1)
+    assert abs(batching.batch_size - batch_size) <= batch_size // 10
     nearest = min(
         abs(max(1, round(tokens / (batch * 8))) * batch * 8 / tokens - 1)
         for batch in range(batch_size - batch_size // 10, batch_size + batch_size // 10 + 1)
     )
-    assert abs(found.miss) <= max(nearest + 1e-12, 0.001)
+    assert abs(batching.miss) <= max(nearest + 1e-12, 0.001)
 
 
-def test_a_fixed_batch_that_cannot_meet_a_budget_names_one_that_it_meets():
+def test_a_fixed_batch_that_misses_a_budget_names_a_budget_that_it_meets():
     def table(budget):
         sizes = [{"width": 64}]
         return surface(sweep={"budgets": [budget], "sizes": sizes, "batch_size": 1000, "min_steps": 1})
@@ -132,7 +134,7 @@ def test_a_fixed_batch_that_cannot_meet_a_budget_names_one_that_it_meets():
     assert [run.batch_size for run in planned(table(named)).runs] == [1000]
 
 
-def test_a_batch_size_in_the_sweep_is_kept_to_the_sample():
+def test_a_batch_size_in_the_sweep_is_used_exactly():
     plan = planned(surface(sweep={"batch_size": 4}))
     assert {run.batch_size for run in plan.runs} == {4}
     assert all(abs(run.flops / run.budget - 1) < 0.01 for run in plan.runs)
@@ -141,7 +143,7 @@ def test_a_batch_size_in_the_sweep_is_kept_to_the_sample():
 # ---------------------------------------------------------------------------- sizes
 
 
-def test_sizes_come_from_one_ladder_so_a_further_budget_leaves_the_other_runs_alone():
+def test_a_further_budget_does_not_change_the_runs_of_other_budgets():
     few = planned(surface(sweep={"budgets": [1e17, 1e19]}))
     many = planned(surface(sweep={"budgets": [1e17, 1e18, 1e19, 1e20, 1e21]}))
     assert {run.id for run in few.runs} < {run.id for run in many.runs}
@@ -162,13 +164,13 @@ def test_sizes_are_log_spaced_around_the_expected_optimum():
     assert 20 / 2.6 < middle.tokens / middle.params < 20 * 2.6
 
 
-def test_more_tokens_a_parameter_means_smaller_models():
+def test_more_tokens_per_parameter_give_smaller_models():
     few = planned(surface(sweep={"tokens_per_param": 5.0}))
     many = planned(surface(sweep={"tokens_per_param": 80.0}))
     assert max(run.params for run in many.runs) < max(run.params for run in few.runs)
 
 
-def test_sizes_are_different_and_multiples_of_what_the_sweep_says():
+def test_sizes_are_distinct_multiples_of_multiple_of():
     plan = planned(surface(sweep={"multiple_of": 64}))
     for budget in plan.budgets:
         sizes = [run.size for run in plan.runs if run.budget == budget]
@@ -176,7 +178,7 @@ def test_sizes_are_different_and_multiples_of_what_the_sweep_says():
         assert all(size % 64 == 0 for size in sizes)
 
 
-def test_a_list_of_sizes_is_what_every_budget_gets():
+def test_every_budget_has_the_listed_sizes():
     plan = planned(surface(sweep={"sizes": [{"width": 128}, {"width": 64, "depth": 2}]}))
     assert len(plan.runs) == 8
     assert {(run.size, run.model.options["depth"]) for run in plan.runs} == {(128, 6), (64, 2)}
@@ -205,7 +207,7 @@ def test_a_previous_fit_centres_the_sizes(tmp_path):
     assert params[1] < optimum < params[-2]
 
 
-def test_a_previous_fit_that_is_none_is_named(tmp_path):
+def test_an_invalid_previous_fit_is_named(tmp_path):
     from flops_fit_core.api import plan as plan_study
 
     wrong = tmp_path / "fit.json"
@@ -214,13 +216,13 @@ def test_a_previous_fit_that_is_none_is_named(tmp_path):
         plan_study(text_table(write_text(tmp_path / "text"), sweep={"init_from_fit": str(wrong)}))
 
 
-def test_a_size_that_cannot_be_built_says_which(tmp_path):
+def test_a_size_that_cannot_be_built_is_named(tmp_path):
     table = text_table(write_text(tmp_path / "text"), sweep={"sizes": [{"width": 8}, {"width": 7}]})
     with pytest.raises(ConfigError, match=r"sweep.sizes.1.width: .*even"):
         make_experiment(table, installed())
 
 
-def test_a_family_that_raises_is_named_with_the_options_it_raised_at():
+def test_a_family_that_raises_is_named_with_its_options():
     class Fragile(Bench):
         def build_net(self, options, task):
             if options.width > 4:
@@ -235,7 +237,7 @@ def test_a_family_that_raises_is_named_with_the_options_it_raised_at():
 # ---------------------------------------------------------------------------- what is left out
 
 
-def test_a_size_that_would_see_the_data_twice_is_left_out_and_the_plan_says_how_often():
+def test_a_size_that_would_repeat_the_data_is_skipped_with_its_number_of_epochs():
     plan = planned(surface(), num_unique_tokens=30 * 10**9)
     assert plan.skipped
     for cell in plan.skipped:
@@ -247,13 +249,13 @@ def test_a_size_that_would_see_the_data_twice_is_left_out_and_the_plan_says_how_
     assert len(plan.runs) + len(plan.skipped) == 24
 
 
-def test_repeated_data_is_allowed_where_it_is_asked_for():
+def test_repeated_data_are_allowed_on_request():
     plan = planned(surface(sweep={"allow_repeat": True}), num_unique_tokens=30 * 10**9)
     assert not plan.skipped
     assert any(run.tokens > 30 * 10**9 for run in plan.runs)
 
 
-def test_a_size_with_too_few_steps_is_left_out():
+def test_a_size_with_too_few_steps_is_skipped():
     everything = planned(surface())
     limit = sorted(run.steps for run in everything.runs)[3]
     plan = planned(surface(sweep={"min_steps": limit}))
@@ -263,7 +265,7 @@ def test_a_size_with_too_few_steps_is_left_out():
     assert all(run.steps >= 0.99 * limit for run in plan.runs)
 
 
-def test_a_budget_too_small_for_any_size_says_why_for_each():
+def test_a_budget_too_small_for_all_sizes_has_a_reason_for_each_size():
     with pytest.raises(PlanError, match="budget 1e\\+07 can train none of its sizes") as caught:
         planned(surface(sweep={"budgets": [1e7, 1e19]}))
     assert str(caught.value).count("fewer than sweep.min_steps") == 6
@@ -272,7 +274,7 @@ def test_a_budget_too_small_for_any_size_says_why_for_each():
 # ---------------------------------------------------------------------------- hyperparameters, seeds
 
 
-def test_what_the_user_sets_wins_over_the_recipe_and_the_plan_says_so():
+def test_options_of_the_user_override_the_recipe_with_a_note():
     plan = planned(surface(optimizer={"lr": 0.002}))
     assert {run.optimizer.options["lr"] for run in plan.runs} == {0.002}
     assert {tuple(run.optimizer.options["betas"]) for run in plan.runs} == {(0.9, 0.95)}
@@ -280,7 +282,7 @@ def test_what_the_user_sets_wins_over_the_recipe_and_the_plan_says_so():
     assert not any("betas" in note for note in plan.notes)
 
 
-def test_the_recipe_fills_what_was_left_unset():
+def test_the_recipe_sets_options_that_are_unset():
     for run in planned(surface()).runs:
         assert run.optimizer.options["lr"] == 0.008
         assert run.base_width == 64
@@ -303,17 +305,17 @@ def test_a_warmup_that_is_longer_than_a_run_is_a_warning(tmp_path):
 
 
 def test_seeds_multiply_the_runs():
-    one, three = planned(surface()), planned(surface(sweep={"seeds": [0, 1, 2]}))
-    assert len(three.runs) == 3 * len(one.runs)
-    assert {run.id for run in one.runs} == {run.id for run in three.runs if run.seed == 0}
+    single_seed, three_seeds = planned(surface()), planned(surface(sweep={"seeds": [0, 1, 2]}))
+    assert len(three_seeds.runs) == 3 * len(single_seed.runs)
+    assert {run.id for run in single_seed.runs} == {run.id for run in three_seeds.runs if run.seed == 0}
 
 
-def test_a_recipe_that_gives_what_an_optimizer_refuses_is_named():
+def test_a_recipe_with_values_that_an_optimizer_refuses_is_named():
     class Wild:
         @hookimpl
         def flops_fit_recipes(self):
             yield RecipeSpec(
-                name="wild", build=lambda options, about: Hyperparameters(batch_size=4, betas=(0.9, 1.5))
+                name="wild", build=lambda options, recipe_input: Hyperparameters(batch_size=4, betas=(0.9, 1.5))
             )
 
     registry = installed().with_plugins({"endless": Endless(), "wild": Wild()})
@@ -322,7 +324,7 @@ def test_a_recipe_that_gives_what_an_optimizer_refuses_is_named():
 
 
 @pytest.mark.parametrize("given", [None, 3.0, FlopCount(0.0, 1, "none", "none"), FlopCount(math.nan, 1, "", "")])
-def test_a_counter_that_gives_no_count_is_named(given):
+def test_a_counter_without_a_result_is_named(given):
     class Wild:
         @hookimpl
         def flops_fit_flop_counters(self):
@@ -347,20 +349,20 @@ plan = planned(surface(model=large, sweep={{"sizes": [{{"width": 10240}}], "budg
 after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(json.dumps([plan.runs[0].params, (after - before) / 1024]))
 """
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code.format(tests=str(Path(__file__).parent))],
         capture_output=True,
         text=True,
         check=True,
     )
-    params, megabytes = json.loads(said.stdout)
+    params, megabytes = json.loads(process.stdout)
     assert params == 80 * (12 * 10240**2 + 2 * 10240) + 10240 + 512 * 10240
     assert params > 1e11
     # Of which most is torch itself; the weights alone would be 400,000.
     assert megabytes < 500
 
 
-def test_planning_leaves_the_global_random_state_alone(tmp_path):
+def test_planning_does_not_change_the_global_random_state(tmp_path):
     import torch
 
     torch.manual_seed(5)
@@ -376,7 +378,7 @@ class AveragingOptions(Options):
 
 
 def averaging_net(options, task):
-    """A model whose every output depends on all inputs, or on those before it."""
+    """A model with outputs that depend on all inputs, or only on earlier inputs."""
     import torch
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Which sizes the planner chooses: one head dimension along a ladder, depth and width, sizes found by trying."""
+"""The sizes of a plan: one head dimension per ladder, depth and width, sizes determined by trials."""
 
 import itertools
 import math
@@ -119,7 +119,7 @@ def test_an_odd_head_dimension_is_refused_for_automatic_widths():
         tiny(model={"head_dim": 7})
 
 
-def test_a_ladder_by_hand_whose_heads_differ_is_warned_of():
+def test_listed_sizes_with_different_heads_have_a_warning():
     def notes(*widths):
         sizes = [{"width": width} for width in widths]
         plan = tiny(sweep={"sizes": sizes, "min_steps": 1}, model={"head_dim": 16})
@@ -133,7 +133,7 @@ def test_a_ladder_by_hand_whose_heads_differ_is_warned_of():
     assert notes(48, 64, 96) == []
 
 
-def test_listed_sizes_of_one_width_are_told_apart():
+def test_listed_sizes_of_equal_width_have_distinct_labels():
     sizes = [{"depth": 2}, {"depth": 4}, {"width": 64, "depth": 8}]
     plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": sizes}, model={"width": 64}))
     assert [run.size for run in plan.runs] == ["64 depth=2", "64 depth=4", "64 depth=8"]
@@ -148,12 +148,12 @@ def test_a_wide_ladder_is_planned(sweep):
     assert len(plan.runs) + len(plan.skipped) == sweep["sizes"]
 
 
-def test_a_budget_beyond_all_models_is_refused_in_words():
+def test_a_budget_beyond_all_models_is_refused():
     with pytest.raises(PlanError, match=r"has more parameters than torch can count: use smaller sweep\.budgets"):
         planned_from(surface(sweep={"budgets": [1e300]}, model={"depth": 2}))
 
 
-def test_rungs_closer_than_the_sizes_are_noted():
+def test_a_size_ratio_finer_than_the_sizes_is_noted():
     plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": 4, "size_ratio": 1.0001}, model={"depth": 2}))
     assert any("of 4 sizes can be built near its expected optimum in steps of" in note for note in plan.notes)
 
@@ -166,7 +166,7 @@ def test_the_plan_shows_heads_and_their_channels():
     assert {row["head_dim"] for row in table.rows} == {8}
 
 
-def test_heads_are_no_part_of_a_runs_id():
+def test_heads_are_not_part_of_a_run_id():
     run = tiny(model={"head_dim": 8}).runs[0]
     assert run.model_copy(update={"heads": None, "head_dim": None}).id == run.id
 
@@ -216,7 +216,7 @@ def test_a_width_by_hand_gets_the_depth_of_the_aspect_ratio():
     assert {run.size: run.params for run in plan.runs} == expected
 
 
-def test_a_depth_beside_an_aspect_ratio_is_refused():
+def test_a_depth_with_an_aspect_ratio_is_refused():
     with pytest.raises(ConfigError, match=r"model.depth = 3 and model.aspect_ratio = 8"):
         tiny(model={"aspect_ratio": 8})
     with pytest.raises(PlanError, match=r"sweep.multiple_of = 16.*chooses its own sizes"):
@@ -267,7 +267,7 @@ def test_the_first_ladder_that_is_fine_enough_is_taken():
     assert all(size % 3 == 0 for size in sizes)
 
 
-def test_ladders_that_are_none_are_the_familys_fault():
+def test_invalid_ladders_are_an_error_of_the_family():
     with pytest.raises(PluginError, match=r"own/net.*ladders returned \[\] instead of Ladder objects"):
         sizes_of(WithLadders())
     with pytest.raises(ValueError, match="multiple_of must be an integer of at least 1, not 0"):
@@ -340,7 +340,7 @@ def test_sizes_are_multiples_of_the_heads(num_heads, step, tmp_path):
     assert all(f"that can be built are multiples of {step}. At " in note and __file__ in note for note in noted)
 
 
-def test_what_a_model_cannot_compute_is_found_too(tmp_path):
+def test_sizes_at_which_a_model_cannot_compute_are_avoided(tmp_path):
     plan = plan_of(OddHeads, "d_model", tmp_path)
     assert {run.size % 24 for run in plan.runs} == {0}
     assert {run.size for run in plan.runs} & {24, 72}
@@ -364,7 +364,7 @@ class OddHeads(Attention):
         (lambda width: width >= 100, 1),
     ],
 )
-def test_the_smallest_step_whose_multiples_all_work_is_taken(fits, expected, tmp_path):
+def test_the_smallest_step_with_working_multiples_is_used(fits, expected, tmp_path):
     budgets = [3e9, 1e12] if expected != 1 else [1e12, 1e13]
     plan = plan_of(Sized, "width", tmp_path, model_kwargs={"fits": fits}, compute_budgets=budgets)
     sizes = {run.size for run in plan.runs}
@@ -380,7 +380,7 @@ def test_powers_of_two_are_found(tmp_path):
     assert any("values of width that can be built are powers of two. At " in note for note in plan.notes)
 
 
-def test_a_model_that_fits_nowhere_shows_its_own_error_and_what_was_tried(tmp_path):
+def test_a_model_without_a_working_size_is_refused_with_its_error_and_the_tried_sizes(tmp_path):
     with pytest.raises(PlanError) as caught:
         plan_of(Sized, "width", tmp_path, model_kwargs={"fits": lambda width: False})
     message = str(caught.value)
@@ -436,7 +436,7 @@ def test_a_size_that_is_rounded_is_noted(tmp_path):
     assert not any("rounds" in note for note in plan_of(Unsized, "width", tmp_path, model_kwargs=kwargs).notes)
 
 
-def test_sizes_that_are_rounded_to_no_model_are_left_out(tmp_path):
+def test_sizes_that_are_rounded_to_an_empty_model_are_skipped(tmp_path):
     plan = plan_of(Unsized, "width", tmp_path, model_kwargs={"used": lambda width: width // 4})
     assert min(run.size for run in plan.runs) >= 4
 
@@ -466,14 +466,14 @@ def test_a_depth_is_scaled_without_models_that_are_much_deeper(tmp_path):
     assert Layered.deepest <= 1100  # of the values that are tried; the ladder goes no further
 
 
-def test_a_size_in_a_list_that_cannot_be_built_shows_the_models_own_error(tmp_path):
+def test_a_listed_size_that_cannot_be_built_is_refused_with_the_error_of_the_model(tmp_path):
     with pytest.raises(PlanError) as caught:
         plan_of(Sized, "width", tmp_path, sizes=[8, -3])
     assert "cannot be built with width = -3: RuntimeError: Trying to create tensor" in str(caught.value)
     assert "identity=" not in str(caught.value)
 
 
-def test_trying_sizes_prints_nothing(capsys):
+def test_trials_of_sizes_print_nothing(capsys):
     from flops_fit_core.data import LanguageTask
     from flops_fit_core.planning.probing import probe_sizes
 
@@ -491,7 +491,7 @@ def test_trying_sizes_prints_nothing(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_a_model_whose_forward_never_works_is_still_sized_by_what_can_be_built(tmp_path):
+def test_a_model_without_a_working_forward_is_sized_by_construction(tmp_path):
     from flops_fit_core.data import LanguageTask
     from flops_fit_core.planning.probing import probe_sizes
 
@@ -507,7 +507,7 @@ def test_a_model_whose_forward_never_works_is_still_sized_by_what_can_be_built(t
     assert (grid.step, grid.first) == (4, 4)
 
 
-def test_a_slow_constructor_ends_in_an_error_that_names_the_way_out(tmp_path, monkeypatch):
+def test_a_slow_constructor_ends_in_an_error_with_advice(tmp_path, monkeypatch):
     from flops_fit_core.planning import probing
 
     monkeypatch.setattr(probing, "MAX_SECONDS", 0.0)
@@ -528,7 +528,7 @@ def test_find_optimal_takes_a_multiple_and_a_ratio(tmp_path):
     assert f"({__file__}, line {Attention.__init__.__code__.co_firstlineno + 2}, in __init__)" in str(error.value)
 
 
-def test_sizes_of_a_function_in_an_experiment_file_are_found_as_well(tmp_path):
+def test_sizes_of_a_function_in_an_experiment_file_are_determined(tmp_path):
     from flops_fit_core.plugins.registry import installed
 
     (tmp_path / "models.py").write_text(
@@ -551,7 +551,7 @@ def test_sizes_of_a_function_in_an_experiment_file_are_found_as_well(tmp_path):
 # ---------------------------------------------------------------------------- a cell that misses its budget
 
 
-def test_one_cell_that_misses_its_budget_is_left_out_with_a_note():
+def test_a_cell_that_misses_its_budget_is_skipped_with_a_note():
     widths = (64, 96)
     per_token = {w: 3 * (6 * (24 * w**2 + 4 * 128 * w) + 2 * w * 512) for w in widths}
     batch = 50

@@ -23,12 +23,12 @@ def test_a_rest_shorter_than_a_window_is_left_out():
 
 
 def test_batch_sizes_and_the_place_of_resumption_do_not_change_the_samples():
-    whole = TokenWindows(TOKENS, context=10, seed=1).batch(0, 700)
+    full_batch = TokenWindows(TOKENS, context=10, seed=1).batch(0, 700)
     pieces = TokenWindows(TOKENS, context=10, seed=1)
     for size in (1, 7, 64, 333):
         rows = [pieces.batch(first, min(size, 700 - first)) for first in range(0, 700, size)]
-        assert (np.concatenate(rows) == whole).all()
-    assert (TokenWindows(TOKENS, context=10, seed=1).batch(512, 9) == whole[512:521]).all()
+        assert (np.concatenate(rows) == full_batch).all()
+    assert (TokenWindows(TOKENS, context=10, seed=1).batch(512, 9) == full_batch[512:521]).all()
 
 
 def test_epochs_and_seeds_have_orders_of_their_own():

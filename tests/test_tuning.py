@@ -52,7 +52,7 @@ def test_the_error_from_residuals_is_the_spread_of_the_vertex():
     clean = 0.06 * (x - 0.3) ** 2
     noisy = [clean + generator.normal(0, sigma, 5) for _ in range(4000)]
     spread = np.std([vertex(x, y) for y in noisy])
-    # Of the variance, whose estimate from two degrees of freedom is unbiased.
+    # Variances are compared: their estimate from two degrees of freedom is unbiased.
     assert np.sqrt(np.mean([vertex_error(x, y) ** 2 for y in noisy])) == pytest.approx(spread, rel=0.05)
 
 
@@ -79,9 +79,9 @@ def test_a_lowest_loss_at_the_first_or_last_rate_is_at_an_edge():
 def test_a_rate_that_diverged_bounds_the_others():
     losses = table(-4.0, seeds=2)
     losses[-1, 1] = losses[-2, 0] = np.nan
-    found = best_rate(RATES, losses)
-    assert found.edge is None
-    assert found.x == pytest.approx(-6, abs=0.01)
+    rate = best_rate(RATES, losses)
+    assert rate.edge is None
+    assert rate.x == pytest.approx(-6, abs=0.01)
 
 
 def test_fewer_than_three_rates_that_lived_have_no_best():
@@ -101,9 +101,9 @@ def test_the_interval_of_several_sizes_is_that_of_their_mean():
 
 
 def test_from_three_seeds_on_the_interval_is_over_seeds():
-    found = best_rate(RATES, table(-6.5, seeds=3, noise=0.02))
-    _, low, high = mean_interval([found])
-    assert (low, high) == pytest.approx(tuple(np.quantile(found.draws, [0.05, 0.95])))
+    rate = best_rate(RATES, table(-6.5, seeds=3, noise=0.02))
+    _, low, high = mean_interval([rate])
+    assert (low, high) == pytest.approx(tuple(np.quantile(rate.draws, [0.05, 0.95])))
     assert best_rate(RATES, table(-6.5, seeds=2)).draws is None
 
 
@@ -124,15 +124,15 @@ LADDER = {"budgets": [1e8, 4e8], "sizes": [{"width": width} for width in (4, 8, 
 
 
 def test_the_sizes_are_a_quarter_and_half_up_the_ladder_and_d_the_cheapest_budgets_median(text):
-    found = lr_sweep(text, sweep=LADDER)
-    assert [one.size for one in found.measured] == [8, 16]
-    cheapest = sorted(run.tokens for run in found.plan.runs if run.budget == 1e8)
-    assert found.tokens == cheapest[2]
+    sweep = lr_sweep(text, sweep=LADDER)
+    assert [stats.size for stats in sweep.measured] == [8, 16]
+    cheapest = sorted(run.tokens for run in sweep.plan.runs if run.budget == 1e8)
+    assert sweep.tokens == cheapest[2]
 
 
 def test_a_sweep_run_at_the_present_value_is_the_run_that_the_experiment_would_plan(text):
-    found = lr_sweep(text, sweep=LADDER, given={"sizes": [12], "tokens": 20_000, "seeds": [3]})
-    (own,) = found.runs(found.option.value)
+    sweep = lr_sweep(text, sweep=LADDER, given={"sizes": [12], "tokens": 20_000, "seeds": [3]})
+    (own,) = sweep.runs(sweep.option.value)
     budget = own.flops_per_token * 20_000
     other = make_plan(
         make_experiment(
@@ -144,8 +144,8 @@ def test_a_sweep_run_at_the_present_value_is_the_run_that_the_experiment_would_p
 
 def test_a_size_is_trained_with_the_options_that_the_plan_gives_it(text):
     sizes = [{"width": 8, "depth": 4}, {"width": 8, "depth": 1}]
-    found = lr_sweep(text, model={"name": "gpt", "depth": 2, "head_dim": 4}, sweep={"sizes": sizes})
-    models = [run.model.options for run in found.runs(found.option.value)]
+    sweep = lr_sweep(text, model={"name": "gpt", "depth": 2, "head_dim": 4}, sweep={"sizes": sizes})
+    models = [run.model.options for run in sweep.runs(sweep.option.value)]
     # 4 is the family's default, and [model] says 2.
     assert [options.get("depth", 4) for options in models] == [1, 4]
 
@@ -155,22 +155,22 @@ def test_sizes_of_a_ladder_in_depth_and_width_are_named_as_in_the_plan(text):
     experiment = make_experiment(text_table(text, model=model, sweep={"budgets": [2e9], "sizes": 3}), installed())
     plan = make_plan(experiment)
     names = {run.size for run in plan.runs}
-    assert {one.size for one in LearningRateSweep(experiment, plan).measured} <= names
+    assert {stats.size for stats in LearningRateSweep(experiment, plan).measured} <= names
     run = plan.runs[0]
     (chosen,) = LearningRateSweep(experiment, plan, sizes=[run.model.options["width"]]).measured
     assert chosen.size == run.size == f"{run.model.options['width']}x{run.model.options['depth']}"
 
 
 def test_runs_share_no_trunk_and_get_the_batch_of_their_own_d(text):
-    found = lr_sweep(text, sweep={**LADDER, "budgets": [4e9]}, schedule="wsd", given={"tokens": 20_000})
-    for one in found.runs(found.option.value):
-        assert one.branch_step is None
-        assert one.schedule.options["warmup_tokens"] == pytest.approx(1000, rel=0.02)
+    sweep = lr_sweep(text, sweep={**LADDER, "budgets": [4e9]}, schedule="wsd", given={"tokens": 20_000})
+    for tuning_run in sweep.runs(sweep.option.value):
+        assert tuning_run.branch_step is None
+        assert tuning_run.schedule.options["warmup_tokens"] == pytest.approx(1000, rel=0.02)
 
 
 def test_rates_are_trained_side_by_side_where_the_trainer_is_told_to(text):
-    found = lr_sweep(text, sweep=LADDER, trainer={"vmap_runs": 8}, given={"tokens": 20_000})
-    plan = found.plan_runs(found.values(range(-2, 3)))
+    sweep = lr_sweep(text, sweep=LADDER, trainer={"vmap_runs": 8}, given={"tokens": 20_000})
+    plan = sweep.plan_runs(sweep.values(range(-2, 3)))
     jobs = plan.jobs({run.id for run in plan.runs})
     assert [len(job.runs) for job in jobs] == [5, 5]
     assert [len({run.size for run in job.runs}) for job in jobs] == [1, 1]
@@ -212,15 +212,15 @@ def test_a_loss_surface_has_no_learning_rate():
     ],
 )
 def test_what_is_tuned_is_the_number_that_sets_every_rate(text, changes, name, value):
-    found = lr_sweep(text, **changes)
-    assert (found.option.name, found.option.value) == (name, pytest.approx(value))
-    once, twice = ([found.lr(run) for run in found.runs(factor * found.option.value)] for factor in (1, 2))
+    sweep = lr_sweep(text, **changes)
+    assert (sweep.option.name, sweep.option.value) == (name, pytest.approx(value))
+    once, twice = ([sweep.lr(run) for run in sweep.runs(factor * sweep.option.value)] for factor in (1, 2))
     assert twice == pytest.approx([2 * lr for lr in once])
 
 
 def test_what_follows_from_the_rate_follows_in_the_sweep(text):
-    found = lr_sweep(text, recipe={"name": "power-lines", "batch_scale": 0.002}, given={"sizes": [8]})
-    once, twice = (found.runs(factor * found.option.value)[0].optimizer.options for factor in (1, 2))
+    sweep = lr_sweep(text, recipe={"name": "power-lines", "batch_scale": 0.002}, given={"sizes": [8]})
+    once, twice = (sweep.runs(factor * sweep.option.value)[0].optimizer.options for factor in (1, 2))
     assert once["weight_decay"] == pytest.approx(2 * twice["weight_decay"])
 
 
@@ -233,14 +233,15 @@ class Others:
     @hookimpl
     def flops_fit_recipes(self):
         yield RecipeSpec(
-            name="by-size", build=lambda options, about: Hyperparameters(batch_size=4, lr=1 / about.params)
+            name="by-size",
+            build=lambda options, recipe_input: Hyperparameters(batch_size=4, lr=1 / recipe_input.params),
         )
-        yield RecipeSpec(name="plain", build=lambda options, about: Hyperparameters(batch_size=4, lr=0.01))
+        yield RecipeSpec(name="plain", build=lambda options, recipe_input: Hyperparameters(batch_size=4, lr=0.01))
         yield RecipeSpec(
             name="stubborn",
             options=self.Lr,
             lr_option="lr",
-            build=lambda options, about: Hyperparameters(batch_size=4, lr=0.01),
+            build=lambda options, recipe_input: Hyperparameters(batch_size=4, lr=0.01),
         )
 
     @hookimpl
@@ -265,8 +266,8 @@ def test_where_no_number_sets_the_rates_that_is_said(text, changes, message):
 
 
 def test_a_recipe_that_names_no_option_is_tuned_by_the_optimizers(text):
-    found = lr_sweep(text, installed().with_plugins({"others": Others()}), recipe="plain")
-    assert (found.option.name, found.option.value) == ("optimizer.lr", 0.01)
+    sweep = lr_sweep(text, installed().with_plugins({"others": Others()}), recipe="plain")
+    assert (sweep.option.name, sweep.option.value) == ("optimizer.lr", 0.01)
 
 
 # ---------------------------------------------------------------------------- training it
@@ -282,29 +283,29 @@ def bench(lr, **changes):
 
 def test_a_sweep_that_starts_too_low_goes_on_upwards(tmp_path):
     small, plugin = bench(0.02)
-    found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3)
-    assert found.values[:3] == (0.01, 0.02, 0.04)
-    assert len(found.values) > 3
-    assert found.edges == frozenset()
-    losses = {value: found.loss(small.measured[0].params, value) for value in found.values}
+    tuned = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3)
+    assert tuned.values[:3] == (0.01, 0.02, 0.04)
+    assert len(tuned.values) > 3
+    assert tuned.edges == frozenset()
+    losses = {value: tuned.loss(small.measured[0].params, value) for value in tuned.values}
     best = min(losses, key=losses.get)
-    assert best not in (found.values[0], found.values[-1])
-    assert found.best.value == pytest.approx(best, rel=1.0)
+    assert best not in (tuned.values[0], tuned.values[-1])
+    assert tuned.best.value == pytest.approx(best, rel=1.0)
 
 
 def test_a_sweep_that_starts_too_high_goes_on_downwards(tmp_path):
     small, plugin = bench(40.0)
-    found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=1)
-    assert found.values == (5.0, 10.0, 20.0, 40.0, 80.0)
-    assert found.edges == {"low"}
-    assert found.best is None
+    tuned = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=1)
+    assert tuned.values == (5.0, 10.0, 20.0, 40.0, 80.0)
+    assert tuned.edges == {"low"}
+    assert tuned.best is None
 
 
 def test_an_edge_that_is_not_reached_is_told(tmp_path):
     small, plugin = bench(1e-6)
-    found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=1)
-    assert found.edges == {"high"}
-    assert found.best is None
+    tuned = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=1)
+    assert tuned.edges == {"high"}
+    assert tuned.best is None
 
 
 def test_a_sweep_that_is_asked_for_again_trains_nothing(tmp_path):
@@ -319,9 +320,9 @@ def test_a_sweep_that_is_asked_for_again_trains_nothing(tmp_path):
 
 def test_the_losses_are_those_of_the_sweep_store(tmp_path):
     small, plugin = bench(0.02)
-    found = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=0)
+    tuned = tune(small, plugin.registry(), StudyFolder(tmp_path / "tune"), rates=3, extensions=0)
     study = Study.open(tmp_path / "tune", plugin.registry())
-    assert {run.id: run.loss for run in found.runs} == {result.id: result.loss for result in study.results}
+    assert {run.id: run.loss for run in tuned.runs} == {result.id: result.loss for result in study.results}
     assert json.loads((tmp_path / "tune" / "tune.json").read_text())["option"] == "optimizer.lr"
 
 
@@ -455,7 +456,7 @@ def here(tmp_path, monkeypatch, text):
 
 
 @pytest.fixture
-def said(capsys):
+def call_cli(capsys):
     def call(*arguments):
         status = run([str(argument) for argument in arguments])
         output, error = capsys.readouterr()
@@ -467,8 +468,8 @@ def said(capsys):
 QUICK = ("tune", "small.toml", "--tokens", "4000", "--sizes", "8")
 
 
-def test_tune_writes_the_best_rate_into_the_file(here, said):
-    status, output, error = said(*QUICK, "--sizes", "8,12")
+def test_tune_writes_the_best_rate_into_the_file(here, call_cli):
+    status, output, error = call_cli(*QUICK, "--sizes", "8,12")
     assert status == 0
     text = (here / "small.toml").read_text()
     before, after = text[: len(FILE)], text[len(FILE) :]
@@ -476,7 +477,7 @@ def test_tune_writes_the_best_rate_into_the_file(here, said):
     lr = load_experiment(here / "small.toml", installed()).recipe.options.lr
     assert after == f"\n[recipe]\nlr = {lr}\n"
     plan = make_plan(load_experiment(here / "small.toml", installed()))
-    assert {one.optimizer.options["lr"] for one in plan.runs} == {lr}
+    assert {run.optimizer.options["lr"] for run in plan.runs} == {lr}
     assert f"wrote recipe.lr = {lr} into small.toml" in error
     assert "Best recipe.lr: " in output
     assert "it was 0.008" in output
@@ -485,25 +486,25 @@ def test_tune_writes_the_best_rate_into_the_file(here, said):
     assert not (here / "runs" / "small" / "plan.json").exists()
 
 
-def test_a_dry_run_leaves_the_file_alone(here, said):
-    status, output, _ = said(*QUICK, "--dry-run", "--json")
+def test_a_dry_run_leaves_the_file_alone(here, call_cli):
+    status, output, _ = call_cli(*QUICK, "--dry-run", "--json")
     assert status == 0
     assert (here / "small.toml").read_text() == FILE
-    found = json.loads(output)
-    assert (found["option"], found["before"], found["written"]) == ("recipe.lr", 0.008, False)
-    assert found["value"] == float(f"{found['best']['value']:.3g}")
-    assert len(found["runs"]) == len(found["values"]) == 5
+    report = json.loads(output)
+    assert (report["option"], report["before"], report["written"]) == ("recipe.lr", 0.008, False)
+    assert report["value"] == float(f"{report['best']['value']:.3g}")
+    assert len(report["runs"]) == len(report["values"]) == 5
 
 
-def test_finished_runs_that_become_other_runs_are_told(here, said):
-    said("run", "small.toml", "--set", "sweep.budgets=[1e8]")
-    _, _, error = said(*QUICK, "--set", "sweep.budgets=[1e8]")
+def test_finished_runs_that_become_other_runs_are_told(here, call_cli):
+    call_cli("run", "small.toml", "--set", "sweep.budgets=[1e8]")
+    _, _, error = call_cli(*QUICK, "--set", "sweep.budgets=[1e8]")
     assert "the 2 finished runs with recipe.lr = 0.008 stay in the store" in error
 
 
-def test_a_minimum_outside_is_told_and_nothing_is_written(here, said):
+def test_a_minimum_outside_is_told_and_nothing_is_written(here, call_cli):
     low = ("--set", "recipe.lr=1e-7", "--sizes", "8", "--rates", "3")
-    status, output, error = said("tune", "small.toml", "--tokens", "4000", *low)
+    status, output, error = call_cli("tune", "small.toml", "--tokens", "4000", *low)
     assert status == 1
     largest = 1e-7 * 2 ** (1 + 3 * 2)
     assert f"for size 8 the best value lies above the values tried, above {largest:.4g}. Nothing is" in " ".join(
@@ -514,31 +515,31 @@ def test_a_minimum_outside_is_told_and_nothing_is_written(here, said):
     assert "wrote" not in error
 
 
-def test_what_was_found_for_another_recipe_is_not_written(here, said):
+def test_what_was_found_for_another_recipe_is_not_written(here, call_cli):
     other = [f"--set=recipe.{value}" for value in ("name=constant", "batch_size=4", "lr=0.02")]
-    status, _, error = said("tune", "small.toml", "--tokens", "4000", "--sizes", "8", *other)
+    status, _, error = call_cli("tune", "small.toml", "--tokens", "4000", "--sizes", "8", *other)
     assert status == 0
     assert "small.toml without --set is a different experiment, so it is unchanged. Write recipe.lr = " in error
     assert (here / "small.toml").read_text() == FILE
 
 
-def test_a_studys_folder_is_not_written_into(here, said):
-    said("run", "small.toml", "--set", "sweep.budgets=[1e8]")
+def test_a_studys_folder_is_not_written_into(here, call_cli):
+    call_cli("run", "small.toml", "--set", "sweep.budgets=[1e8]")
     before = (here / "runs" / "small" / "experiment.json").read_text()
-    status, _, error = said("tune", "runs/small", "--tokens", "4000", "--sizes", "8")
+    status, _, error = call_cli("tune", "runs/small", "--tokens", "4000", "--sizes", "8")
     assert status == 0
     assert "run with --set recipe.lr=" in error
     assert (here / "runs" / "small" / "experiment.json").read_text() == before
 
 
-def test_seeds_are_the_experiments_own_first(here, said):
+def test_seeds_are_the_experiments_own_first(here, call_cli):
     at_best = ("--set", "recipe.lr=0.013", "--rates", "3", "--sizes", "8")
     more = ("--json", "--dry-run", "--seeds", "3", "--set", "sweep.seeds=[2]")
-    status, output, _ = said("tune", "small.toml", "--tokens", "2000", *at_best, *more)
+    status, output, _ = call_cli("tune", "small.toml", "--tokens", "2000", *at_best, *more)
     assert status == 0
-    found = json.loads(output)
-    assert sorted(run["seed"] for run in found["runs"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
-    assert found["best"]["low"] is not None
+    report = json.loads(output)
+    assert sorted(run["seed"] for run in report["runs"]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert report["best"]["low"] is not None
 
 
 @pytest.mark.parametrize(
@@ -549,7 +550,7 @@ def test_seeds_are_the_experiments_own_first(here, said):
         (("--rates", "2"), "try at least 3"),
     ],
 )
-def test_the_users_mistakes_are_told(here, said, arguments, message):
-    status, _, error = said("tune", "small.toml", *arguments)
+def test_the_users_mistakes_are_told(here, call_cli, arguments, message):
+    status, _, error = call_cli("tune", "small.toml", *arguments)
     assert status == 2
     assert message in error

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment, PluginConfig, build_dataset
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.flops.audit import ReferenceFlops, formula_notes
-from flops_fit_core.flops.model_stats import SizeMeasurer, UsageTraces
+from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats, UsageTraces
 from flops_fit_core.planning.batch_statistics import batch_statistics_notes
 from flops_fit_core.planning.causal import check_causal
 from flops_fit_core.planning.cells import CellResolver
@@ -19,6 +19,9 @@ from flops_fit_core.planning.plain_sgd import WARNING, plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder, head_notes
 from flops_fit_core.plugins.protocols import Dataset, LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @no_exit()
@@ -39,19 +42,67 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
     usages = UsageTraces(experiment.model, dataset.task)
     measurer = SizeMeasurer(experiment.model, dataset.task, experiment.counter, usages)
-    choose_sizes = SizeLadder(experiment, measurer, expected_params)
-    cells = [(budget, stats) for budget in experiment.sweep.budgets for stats in choose_sizes.for_budget(budget)]
+    ladder = SizeLadder(experiment, measurer, expected_params)
+    cells = [(budget, stats) for budget in experiment.sweep.budgets for stats in ladder.for_budget(budget)]
+    sizes = [stats for _, stats in cells]
     module = None
     if not isinstance(dataset, LossSurface):
-        smallest = min((stats for _, stats in cells), key=lambda stats: stats.parameters.total)
-        module = measurer.check_fit(choose_sizes.small_relative(smallest).options)
-        check_causal(experiment.model.name, module, dataset.task)
-        sizes, reference = [stats for _, stats in cells], ReferenceFlops(experiment.model, dataset.task)
-        choose_sizes.notes += formula_notes(experiment.model, dataset.task, sizes, reference)
-        choose_sizes.notes += counter_notes(measurer, sizes, reference, is_named=is_named)
-        choose_sizes.notes += usage_notes(measurer, smallest)
-    choose_sizes.notes += head_notes([stats for _, stats in cells])
-    resolve = CellResolver(experiment, dataset)
+        module = _check_models(experiment, dataset, ladder, sizes, is_named=is_named)
+    ladder.notes += head_notes(sizes)
+    resolver = CellResolver(experiment, dataset)
+    runs, skipped = _resolve_cells(resolver, cells)
+    _check_budgets(experiment, runs, skipped)
+    notes = [
+        *plain_sgd_notes(experiment, dataset),
+        *check_optimizer(experiment, dataset, module, runs[0]),
+        *batch_statistics_notes(experiment, module, runs),
+        *dataset.notes,
+        *counter_reason,
+        *ladder.notes,
+        *_repetition_notes(runs, dataset),
+        *_schedule_notes(experiment),
+        *_warmup_notes(runs),
+        *resolver.notes,
+        *resolver.shared_phases.notes(),
+    ]
+    # If only some sizes are mixtures of experts, their name of N applies to all sizes.
+    count = next((stats.count for stats in sizes if stats.parameters.inactive), sizes[0].count)
+    return SweepPlan(
+        name=experiment.name,
+        runs=tuple(runs),
+        skipped=tuple(skipped),
+        notes=tuple(dict.fromkeys(notes)),
+        unit=dataset.task.unit,
+        params_name=count.params_name,
+        flops_name=count.flops_name,
+        device=experiment.device.choice,
+        runtime=runtime_of(experiment),
+        vmap_runs=_vmap_runs(experiment),
+        checkpoint_bytes=resolver.shared_phases.checkpoint_bytes,
+    )
+
+
+def _check_models(
+    experiment: Experiment, dataset: Dataset, ladder: SizeLadder, sizes: list[SizeStats], *, is_named: bool
+) -> nn.Module | None:
+    """Check that the models fit the data and the counter, add notes to the ladder's, and return a small model.
+
+    Raises PlanError or PluginError for a model that does not fit.
+    """
+    smallest = min(sizes, key=lambda stats: stats.parameters.total)
+    module = ladder.measurer.check_fit(ladder.small_relative(smallest).options)
+    check_causal(experiment.model.name, module, dataset.task)
+    reference = ReferenceFlops(experiment.model, dataset.task)
+    ladder.notes += formula_notes(experiment.model, dataset.task, sizes, reference)
+    ladder.notes += counter_notes(ladder.measurer, sizes, reference, is_named=is_named)
+    ladder.notes += usage_notes(ladder.measurer, smallest)
+    return module
+
+
+def _resolve_cells(
+    resolve: CellResolver, cells: list[tuple[float, SizeStats]]
+) -> tuple[list[RunSpec], list[SkippedCell]]:
+    """The distinct runs of all cells, and the cells without runs."""
     runs: dict[str, RunSpec] = {}
     skipped: list[SkippedCell] = []
     for budget, stats in cells:
@@ -60,40 +111,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
             skipped.append(outcome)
         else:
             runs |= {run.id: run for run in outcome if run.id not in runs}
-    _check_budgets(experiment, list(runs.values()), skipped)
-    omitted = check_optimizer(experiment, dataset, module, next(iter(runs.values())))
-    # If only some sizes are mixtures of experts, their name of N applies to all sizes.
-    count = next((stats.count for _, stats in cells if stats.parameters.inactive), cells[0][1].count)
-    repeats = _repetition_notes(list(runs.values()), dataset)
-    return SweepPlan(
-        name=experiment.name,
-        runs=tuple(runs.values()),
-        skipped=tuple(skipped),
-        notes=tuple(
-            dict.fromkeys(
-                [
-                    *plain_sgd_notes(experiment, dataset),
-                    *omitted,
-                    *batch_statistics_notes(experiment, module, runs.values()),
-                    *dataset.notes,
-                    *counter_reason,
-                    *choose_sizes.notes,
-                    *repeats,
-                    *_schedule_notes(experiment),
-                    *_warmup_notes(list(runs.values())),
-                    *resolve.notes,
-                    *resolve.shared_phases.notes(),
-                ]
-            )
-        ),
-        unit=dataset.task.unit,
-        params_name=count.params_name,
-        flops_name=count.flops_name,
-        device=experiment.device.choice,
-        runtime=runtime_of(experiment),
-        vmap_runs=_vmap_runs(experiment),
-        checkpoint_bytes=resolve.shared_phases.checkpoint_bytes,
-    )
+    return list(runs.values()), skipped
 
 
 def open_dataset(experiment: Experiment, seed: int) -> Dataset:

@@ -1,4 +1,4 @@
-"""Simulated studies on surfaces whose optimum is known in closed form."""
+"""Simulated studies on surfaces with an optimum in closed form."""
 
 from __future__ import annotations
 

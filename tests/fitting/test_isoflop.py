@@ -20,7 +20,7 @@ OFFSETS = tuple(1.6 ** (step - 2.5) for step in range(6))
 
 
 def parabolas(slopes=(0.46, 0.54), curvature=0.05, budgets=BUDGETS, centre=0.3) -> list[Observation]:
-    """Runs whose ln L is exactly a parabola in ln N, with N_opt = 0.2 C^a and 6 N D = C."""
+    """Runs with ln L an exact parabola in ln N, with N_opt = 0.2 C^a and 6 N D = C."""
     out = []
     for budget in budgets:
         best = np.log(0.2) + slopes[0] * np.log(budget)

@@ -1,4 +1,4 @@
-"""A pass that is interrupted goes on from its checkpoint and ends as if nothing had happened."""
+"""An interrupted run continues from its checkpoint and gives the result of an uninterrupted run."""
 
 import logging
 
@@ -39,35 +39,37 @@ def outcome(result):
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("after", [3, 31, 75])
 def test_a_stopped_pass_ends_bit_identical_to_one_that_was_never_stopped(schedule, after, tmp_path):
-    whole = train(table(Bench(), schedule), Bench().registry())
+    uninterrupted = train(table(Bench(), schedule), Bench().registry())
     first = events(table(Bench(), schedule), Bench().registry(), tmp_path, should_stop=stopped_after(after))
-    before = [one for one in first if isinstance(one, RunResult)]
-    done = {one.id for one in before}
+    before = [result for result in first if isinstance(result, RunResult)]
+    done = {result.id for result in before}
     rest = train(table(Bench(), schedule), Bench().registry(), tmp_path, done=done)
-    assert sorted(map(outcome, before + rest)) == sorted(map(outcome, whole))
+    assert sorted(map(outcome, before + rest)) == sorted(map(outcome, uninterrupted))
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_pass_that_is_stopped_again_and_again_still_ends_the_same(schedule, tmp_path):
-    whole = train(table(Bench(), schedule), Bench().registry())
+    uninterrupted = train(table(Bench(), schedule), Bench().registry())
     done = {}
     for attempt in range(60):
         stop = stopped_after(7 + attempt % 5)
         done |= {
-            one.id: one
-            for one in train(table(Bench(), schedule), Bench().registry(), tmp_path, done=done, should_stop=stop)
+            result.id: result
+            for result in train(
+                table(Bench(), schedule), Bench().registry(), tmp_path, done=done, should_stop=stop
+            )
         }
-        if len(done) == len(whole):
+        if len(done) == len(uninterrupted):
             break
-    assert sorted(map(outcome, done.values())) == sorted(map(outcome, whole))
+    assert sorted(map(outcome, done.values())) == sorted(map(outcome, uninterrupted))
 
 
 def test_what_was_trained_before_is_not_trained_again(tmp_path):
     bench = Bench()
-    one = bench.table(60, schedule=SCHEDULES["cosine"])
-    assert not train(one, bench.registry(), tmp_path, should_stop=stopped_after(41))
+    experiment = bench.table(60, schedule=SCHEDULES["cosine"])
+    assert not train(experiment, bench.registry(), tmp_path, should_stop=stopped_after(41))
     assert 30 < len(bench.served) < 45
-    (result,) = train(one, bench.registry(), tmp_path)
+    (result,) = train(experiment, bench.registry(), tmp_path)
     assert len(bench.served) == 60
     assert result.trained_tokens == result.tokens
 
@@ -84,8 +86,8 @@ def test_checkpoints_are_written_every_so_many_minutes(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Checkpoints, "save_latest", save)
     bench = Bench()
-    one = bench.table(50, trainer={"checkpoint_minutes": 1e-9}, schedule=SCHEDULES["cosine"])
-    (often,) = train(one, bench.registry(), tmp_path)
+    experiment = bench.table(50, trainer={"checkpoint_minutes": 1e-9}, schedule=SCHEDULES["cosine"])
+    (often,) = train(experiment, bench.registry(), tmp_path)
     assert steps == list(range(1, 51)), "after every step, and before the evaluation"
     (never,) = train(bench.table(50, schedule=SCHEDULES["cosine"]), Bench().registry())
     assert often.loss == never.loss
@@ -94,21 +96,21 @@ def test_checkpoints_are_written_every_so_many_minutes(tmp_path, monkeypatch):
 
 def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(tmp_path, caplog):
     bench = Bench()
-    one = bench.table(40, schedule=SCHEDULES["cosine"])
-    (whole,) = train(one, bench.registry())
-    train(one, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    experiment = bench.table(40, schedule=SCHEDULES["cosine"])
+    (uninterrupted,) = train(experiment, bench.registry())
+    train(experiment, bench.registry(), tmp_path, should_stop=stopped_after(20))
     (file,) = tmp_path.glob("checkpoints/*/latest.pt")
     file.write_bytes(file.read_bytes()[:500])
     with caplog.at_level(logging.WARNING, "flops_fit"):
-        (result,) = train(one, bench.registry(), tmp_path)
-    assert result.loss == whole.loss
+        (result,) = train(experiment, bench.registry(), tmp_path)
+    assert result.loss == uninterrupted.loss
     assert "cannot be read and is not used" in caplog.text
 
 
 def test_a_checkpoint_that_holds_code_is_not_run(tmp_path, caplog):
     bench = Bench()
-    one = bench.table(40, schedule=SCHEDULES["cosine"])
-    train(one, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    experiment = bench.table(40, schedule=SCHEDULES["cosine"])
+    train(experiment, bench.registry(), tmp_path, should_stop=stopped_after(20))
     (file,) = tmp_path.glob("checkpoints/*/latest.pt")
 
     class Evil:
@@ -117,22 +119,22 @@ def test_a_checkpoint_that_holds_code_is_not_run(tmp_path, caplog):
 
     torch.save({"format": 1, "model": Evil()}, file)
     with caplog.at_level(logging.WARNING, "flops_fit"):
-        (result,) = train(one, bench.registry(), tmp_path)
+        (result,) = train(experiment, bench.registry(), tmp_path)
     assert result.status == "completed"
     assert not (tmp_path / "owned").exists()
 
 
 def test_a_checkpoint_of_other_code_fails_the_run_and_says_what_to_delete(tmp_path):
     bench = Bench()
-    one = bench.table(40, schedule=SCHEDULES["cosine"])
-    train(one, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    experiment = bench.table(40, schedule=SCHEDULES["cosine"])
+    train(experiment, bench.registry(), tmp_path, should_stop=stopped_after(20))
 
     def rename(model):
         model.renamed = torch.nn.Identity()
         model.register_buffer("extra", torch.zeros(1))
 
     bench.built.append(rename)
-    (result,) = train(one, bench.registry(), tmp_path)
+    (result,) = train(experiment, bench.registry(), tmp_path)
     assert result.status == "failed"
     assert result.error.type == "RunFailed"
     assert "extra" in result.error.message
@@ -141,8 +143,8 @@ def test_a_checkpoint_of_other_code_fails_the_run_and_says_what_to_delete(tmp_pa
 
 def test_a_writer_that_is_killed_leaves_the_old_checkpoint(tmp_path, monkeypatch):
     bench = Bench()
-    one = bench.table(40, schedule=SCHEDULES["cosine"])
-    train(one, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    experiment = bench.table(40, schedule=SCHEDULES["cosine"])
+    train(experiment, bench.registry(), tmp_path, should_stop=stopped_after(20))
     (file,) = tmp_path.glob("checkpoints/*/latest.pt")
     before = file.read_bytes()
 
@@ -152,9 +154,9 @@ def test_a_writer_that_is_killed_leaves_the_old_checkpoint(tmp_path, monkeypatch
 
     monkeypatch.setattr(torch, "save", die)
     with pytest.raises(KeyboardInterrupt):
-        train(one, bench.registry(), tmp_path, should_stop=stopped_after(10))
+        train(experiment, bench.registry(), tmp_path, should_stop=stopped_after(10))
     assert file.read_bytes() == before
-    assert [one.name for one in file.parent.iterdir()] == ["latest.pt"]
+    assert [path.name for path in file.parent.iterdir()] == ["latest.pt"]
 
 
 def test_every_generator_goes_on_where_it_was():
@@ -212,5 +214,5 @@ def test_a_checkpoint_that_cannot_be_written_costs_a_warning_and_not_the_run(tmp
     bench = Bench()
     with caplog.at_level(logging.WARNING, "flops_fit"):
         results = train(table(bench, "wsd"), bench.registry(), tmp_path)
-    assert [one.status for one in results] == ["completed", "completed"]
+    assert [result.status for result in results] == ["completed", "completed"]
     assert "could not be written" in caplog.text

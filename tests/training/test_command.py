@@ -78,8 +78,12 @@ def test_values_come_as_arguments_and_in_the_environment(tmp_path):
         k: str(v) for k, v in expected.items()
     }
     assert environment["OWN"] == "d=3"
-    whole = json.loads(Path(environment["FLOPS_FIT_RUN"]).read_text())
-    assert (whole["id"], whole["steps"], whole["options"]["optimizer"]["lr"]) == (run.id, 100, 0.25)
+    description = json.loads(Path(environment["FLOPS_FIT_RUN"]).read_text())
+    assert (description["id"], description["steps"], description["options"]["optimizer"]["lr"]) == (
+        run.id,
+        100,
+        0.25,
+    )
 
 
 def test_a_run_on_several_devices_starts_its_program_once_and_says_how_many(tmp_path):
@@ -145,7 +149,7 @@ def test_a_placeholder_without_a_value_is_an_error_of_the_plan(tmp_path, command
 
 
 def test_everything_that_it_writes_is_in_the_result(tmp_path):
-    said = {
+    output = {
         "loss": 1.5,
         "metrics": {"accuracy": 0.5},
         "losses": {"code": 1.25},
@@ -153,7 +157,7 @@ def test_everything_that_it_writes_is_in_the_result(tmp_path):
         "device": "a TPU",
         "curve": [{"step": 50, "loss": 2.0}],
     }
-    (result,) = train(table(script(tmp_path, say(**said)), tmp_path))
+    (result,) = train(table(script(tmp_path, say(**output)), tmp_path))
     assert (result.status, result.loss, result.tokens, result.flops) == ("completed", 1.5, 3200, result.run.flops)
     assert (result.metrics, result.losses, result.device) == ({"accuracy": 0.5}, {"code": 1.25}, "a TPU")
     assert [(at.step, at.tokens, at.loss) for at in result.curve] == [(50, 1600, 2.0)]
@@ -208,9 +212,9 @@ def test_a_failure_has_the_last_lines_of_the_log_and_says_where_it_is(tmp_path):
 
 def test_a_number_beside_the_loss_that_is_not_finite_costs_no_run(tmp_path):
     curve = [{"step": 10, "loss": float("nan")}, {"step": 50, "loss": 2.0}]
-    said = {"loss": 1.5, "metrics": {"norm": float("inf"), "accuracy": 0.5}, "losses": {"code": float("nan")}}
+    output = {"loss": 1.5, "metrics": {"norm": float("inf"), "accuracy": 0.5}, "losses": {"code": float("nan")}}
     (result,) = train(
-        table(script(tmp_path, f"nan, inf = float('nan'), float('inf')\n{say(**said, curve=curve)}"), tmp_path)
+        table(script(tmp_path, f"nan, inf = float('nan'), float('inf')\n{say(**output, curve=curve)}"), tmp_path)
     )
     assert (result.status, result.loss, result.metrics, result.losses) == ("completed", 1.5, {"accuracy": 0.5}, {})
     assert [at.loss for at in result.curve] == [None, 2.0]
@@ -262,8 +266,8 @@ with open(os.environ['FLOPS_FIT_PROGRESS'], 'a') as file:
         print(line, file=file, flush=True)
         time.sleep(0.5)
 """ + say(loss=1.5)
-    said = [one for one in events(table(script(tmp_path, text), tmp_path)) if isinstance(one, Progress)]
-    assert [(one.step, one.tokens, one.loss) for one in said] == [
+    progress = [event for event in events(table(script(tmp_path, text), tmp_path)) if isinstance(event, Progress)]
+    assert [(event.step, event.tokens, event.loss) for event in progress] == [
         (10, 320, 3.0),
         (20, 640, None),
         (100, 3200, None),
@@ -292,8 +296,8 @@ def test_a_sweep_of_a_script_is_trained_fitted_and_reproduced(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "[6/6]" in done.stdout + done.stderr
     assert "N_opt ~ C^a" in done.stdout
-    found = json.loads(flops_fit(tmp_path, "runs", "study", "--json").stdout)
-    losses = {run["id"]: run["loss"] for run in found}
+    runs = json.loads(flops_fit(tmp_path, "runs", "study", "--json").stdout)
+    losses = {run["id"]: run["loss"] for run in runs}
     its["sweep"]["budgets"] = [1e7]
     again = {result.id: result.loss for result in train(its, folder=tmp_path / "other")}
     assert again == {run: losses[run] for run in again}

@@ -48,7 +48,7 @@ def test_two_processes_reach_the_loss_of_one_within_rounding(text, alone, traine
     assert both.run.devices == 2
     assert (both.id, both.tokens, both.flops) == (alone.id, alone.tokens, alone.flops)
     assert both.loss == pytest.approx(alone.loss, rel=2e-5)
-    assert [one.loss for one in both.curve] == pytest.approx([one.loss for one in alone.curve], rel=2e-5)
+    assert [point.loss for point in both.curve] == pytest.approx([point.loss for point in alone.curve], rel=2e-5)
     assert both.eval_tokens == alone.eval_tokens
 
 
@@ -195,13 +195,13 @@ FAULTY = net_plugin(
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"),
+    ("fault", "expected"),
     [
         ("raise RuntimeError('the second device is broken')", "RuntimeError: the second device is broken"),
         ("os._exit(7)", "ended with status 7"),
     ],
 )
-def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, monkeypatch, fault, said):
+def test_a_process_that_fails_ends_the_run_with_its_message(text, tmp_path, monkeypatch, fault, expected):
     from flops_fit_core.plugins.registry import Registry
 
     (tmp_path / "faulty_nets.py").write_text(FAULTY)
@@ -211,7 +211,7 @@ def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, mon
     (failed,) = train(table(text, 2, **changes), registry, tmp_path / "study")
     assert failed.status == "failed"
     assert failed.error.message.startswith("process 1 of the run: ")
-    assert said in failed.error.message
+    assert expected in failed.error.message
 
 
 @pytest.mark.slow
@@ -237,11 +237,11 @@ def test_a_step_may_leave_a_parameter_out(text, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry({"skipping_nets": __import__("skipping_nets")})
     changes = {"model": {"name": "faulty", "fault": "skip"}, "counter": "chinchilla"}
-    one, both = (
+    single, parallel = (
         train(table(text, devices, **changes), registry, tmp_path / str(devices))[0] for devices in (1, 2)
     )
-    assert both.status == "completed", both.error
-    assert both.loss == pytest.approx(one.loss, rel=2e-5)
+    assert parallel.status == "completed", parallel.error
+    assert parallel.loss == pytest.approx(single.loss, rel=2e-5)
 
 
 def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
@@ -260,13 +260,13 @@ def test_no_process_is_left_when_the_first_one_is_killed(text, tmp_path):
         "events(table, folder=Path(sys.argv[3]), should_stop=stop)\n"
     )
     tests = str(Path(__file__).parents[1])
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code, tests, str(text), str(tmp_path)], capture_output=True, text=True
     )
-    assert said.returncode == -9, said.stderr
+    assert process.returncode == -9, process.stderr
     from flops_fit_core.testing.executors import is_running
 
-    other = int(said.stdout)
+    other = int(process.stdout)
     for _ in range(100):
         if not is_running(other):
             return
@@ -290,7 +290,9 @@ def test_a_run_never_gets_more_devices_than_its_batch_has_samples(text):
     assert plan.jobs({plan.runs[0].id})[0].devices == 5
 
 
-def test_the_number_of_devices_is_no_part_of_a_run(text):
-    one, two = (make_plan(make_experiment(table(text, devices), installed())).runs[0] for devices in (1, 2))
-    assert one.id == two.id
-    assert one.trajectory == two.trajectory
+def test_the_number_of_devices_is_not_part_of_a_run(text):
+    single, parallel = (
+        make_plan(make_experiment(table(text, devices), installed())).runs[0] for devices in (1, 2)
+    )
+    assert single.id == parallel.id
+    assert single.trajectory == parallel.trajectory

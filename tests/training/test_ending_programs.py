@@ -84,12 +84,14 @@ def test_no_program_outlives_a_driver_that_was_killed(tmp_path):
     ]
     driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
-        found = wait_for(lambda: pids(tmp_path / "study") if len(pids(tmp_path / "study")) == 2 else None, 60)
-        assert all(alive(pid) for pid in found)
+        program_pids = wait_for(
+            lambda: pids(tmp_path / "study") if len(pids(tmp_path / "study")) == 2 else None, 60
+        )
+        assert all(alive(pid) for pid in program_pids)
     finally:
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-    wait_for(lambda: not any(alive(pid) for pid in found))
+    wait_for(lambda: not any(alive(pid) for pid in program_pids))
 
 
 SAVES = """

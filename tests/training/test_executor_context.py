@@ -54,9 +54,9 @@ def test_a_pickled_task_carries_python_objects(tmp_path):
     job, *_ = study.plan.jobs({run.id for run in study.plan.runs})
     task = context_of(tmp_path, bench.registry()).task(job)
     here = results(task())
-    there = results(pickle.loads(pickle.dumps(task))())
-    assert [result.loss for result in there] == [result.loss for result in here]
-    assert {result.status for result in there} == {"completed"}
+    remote = results(pickle.loads(pickle.dumps(task))())
+    assert [result.loss for result in remote] == [result.loss for result in here]
+    assert {result.status for result in remote} == {"completed"}
 
 
 def test_a_task_that_cannot_be_pickled_is_an_error_that_names_the_way_out(tmp_path):

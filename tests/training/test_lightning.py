@@ -145,7 +145,7 @@ def test_it_sees_the_batches_of_the_plan_in_their_order(own):
     expected, bench.served = bench.served, []
     train(bench.table(trainer=lightning(own)), bench.registry())
     assert len(bench.served) == 60
-    assert all(one.equal(other) for one, other in zip(bench.served, expected, strict=True))
+    assert all(batch.equal(other) for batch, other in zip(bench.served, expected, strict=True))
 
 
 def test_a_module_may_bring_its_own_optimizer(own):
@@ -184,8 +184,8 @@ def test_a_module_that_asks_for_its_logger_has_one_that_keeps_nothing(own):
 
 def test_progress_is_told_while_it_trains(own):
     bench = Bench()
-    said = events(bench.table(trainer=lightning(own, "Slow")), bench.registry())
-    steps = [one.step for one in said if isinstance(one, Progress)]
+    outcomes = events(bench.table(trainer=lightning(own, "Slow")), bench.registry())
+    steps = [event.step for event in outcomes if isinstance(event, Progress)]
     assert steps == sorted(steps)
     assert steps
 
@@ -247,14 +247,14 @@ def test_an_edit_of_the_module_makes_another_run(own):
 def test_a_run_that_is_stopped_again_and_again_ends_like_one_that_nobody_stopped(own, tmp_path, name, more):
     bench, model = Bench(), {"name": "bench/net", "dropout": 0.2}
     table = bench.table(model=model, trainer=lightning(own, name, **more), optimizer={"name": "adamw", "lr": 0.01})
-    (whole,) = train(table, bench.registry())
-    assert whole.status == "completed", whole.error
+    (uninterrupted,) = train(table, bench.registry())
+    assert uninterrupted.status == "completed", uninterrupted.error
     trained = len(bench.served)
     stops = [train(table, bench.registry(), tmp_path, should_stop=stopped_after(20)) for _ in range(2)]
     assert stops == [[], []]
     (result,) = train(table, bench.registry(), tmp_path)
     assert len(bench.served) == 2 * trained, "each step once"
-    assert (result.loss, result.tokens) == (whole.loss, whole.tokens)
+    assert (result.loss, result.tokens) == (uninterrupted.loss, uninterrupted.tokens)
 
 
 def test_a_checkpoint_is_written_every_so_many_minutes(own, tmp_path, monkeypatch):
@@ -281,12 +281,12 @@ def test_a_checkpoint_is_written_every_so_many_minutes(own, tmp_path, monkeypatc
 def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(own, tmp_path, caplog):
     bench = Bench()
     table = bench.table(trainer=lightning(own))
-    (whole,) = train(table, bench.registry())
+    (uninterrupted,) = train(table, bench.registry())
     train(table, bench.registry(), tmp_path, should_stop=stopped_after(20))
     (file,) = tmp_path.glob("checkpoints/*/latest.pt")
     file.write_bytes(file.read_bytes()[:500])
     (result,) = train(table, bench.registry(), tmp_path)
-    assert result.loss == whole.loss
+    assert result.loss == uninterrupted.loss
     assert "cannot be read and is not used" in caplog.text
 
 
@@ -364,7 +364,7 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps(own, tmp_path):
 
         model.register_forward_pre_hook(check)
 
-    whole = train(Bench().table(8, trainer=lightning(own)), Bench().registry())[0]
+    uninterrupted = train(Bench().table(8, trainer=lightning(own)), Bench().registry())[0]
     failing = Bench()
     failing.built.append(fail_in_evaluation)
     (failed,) = train(failing.table(8, trainer=lightning(own)), failing.registry(), tmp_path)
@@ -372,5 +372,5 @@ def test_an_evaluation_that_fails_does_not_cost_the_steps(own, tmp_path):
     again = Bench()
     (result,) = train(again.table(8, trainer=lightning(own)), again.registry(), tmp_path)
     assert result.error is None
-    assert result.loss == whole.loss
+    assert result.loss == uninterrupted.loss
     assert again.served == []

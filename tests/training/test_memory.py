@@ -20,13 +20,13 @@ class HalfwayOptions(Options):
 
     failing_step: int = 1
     most_samples: int = 4
-    """Samples of a micro-batch beside which its step fits."""
+    """Largest micro-batch that leaves memory for the step."""
 
 
 class Halfway:
     """A plugin: AdamW that updates its groups one after another; memory runs out between the first and the second.
 
-    As when the second group's moments do not fit beside what a large micro-batch has left of the memory.
+    For example, the moments of the second group do not fit into the memory that a large micro-batch leaves.
     """
 
     def __init__(self):
@@ -90,20 +90,20 @@ def test_a_resumed_runs_first_step_is_taken_back_bit_for_bit(tmp_path):
 
 
 def test_a_later_step_that_is_half_applied_is_refused_and_goes_on_from_the_checkpoint(tmp_path):
-    """Its weights are lost, and nobody but the checkpoint has what they were."""
+    """Its weights are lost; only the checkpoint has their values."""
     failed = halfway({"checkpoint_minutes": 1e-9}, tmp_path, failing_step=9)
     assert (failed.status, failed.error.type) == ("failed", "RunFailed")
     assert "may have updated a part of the weights" in failed.error.message
     assert "trainer.micro_batch = 6" in failed.error.message
     (latest,) = tmp_path.glob("checkpoints/*/latest.pt")
     assert torch.load(latest, weights_only=True)["position"]["step"] == 8
-    # The process that goes on has a first step again, before which everything is kept.
+    # The continuing process has a first step again; the state before it is saved.
     again = halfway(folder=tmp_path, failing_step=9)
     assert again.error is None
     assert again.micro_batch == 3
-    whole = halfway(most_samples=99)
-    assert again.loss == pytest.approx(whole.loss, rel=0.05)  # other dropout masks after step 8
-    assert again.tokens == whole.tokens
+    unlimited = halfway(most_samples=99)
+    assert again.loss == pytest.approx(unlimited.loss, rel=0.05)  # other dropout masks after step 8
+    assert again.tokens == unlimited.tokens
 
 
 def test_one_sample_beside_which_the_step_does_not_fit_fails_the_run():
@@ -155,15 +155,17 @@ def too_large_to_evaluate(most):
 
 @pytest.mark.parametrize("most", [1, 3, 10, 49])
 def test_an_evaluation_goes_on_in_smaller_batches_to_the_same_loss(most, caplog):
-    (whole,) = train(Bench().table(20, trainer={"num_evals": 2}), Bench().registry())
+    (undivided,) = train(Bench().table(20, trainer={"num_evals": 2}), Bench().registry())
     bench = Bench()
     bench.built.append(too_large_to_evaluate(most))
     with caplog.at_level(logging.WARNING, "flops_fit"):
         (parts,) = train(bench.table(20, trainer={"num_evals": 2}), bench.registry())
     assert parts.error is None
-    assert parts.eval_tokens == whole.eval_tokens == 400
-    assert parts.loss == pytest.approx(whole.loss, rel=1e-7)
-    assert [one.loss for one in parts.curve] == pytest.approx([one.loss for one in whole.curve], rel=1e-7)
+    assert parts.eval_tokens == undivided.eval_tokens == 400
+    assert parts.loss == pytest.approx(undivided.loss, rel=1e-7)
+    assert [point.loss for point in parts.curve] == pytest.approx(
+        [point.loss for point in undivided.curve], rel=1e-7
+    )
     assert "out of memory in an evaluation" in caplog.text
 
 
@@ -195,8 +197,8 @@ def test_one_sample_that_cannot_be_evaluated_fails_the_run_and_costs_no_step(tmp
     again = Bench()
     (result,) = train(again.table(40), again.registry(), tmp_path)
     assert again.served == []
-    (whole,) = train(Bench().table(40), Bench().registry())
-    assert (result.loss, result.tokens) == (whole.loss, whole.tokens)
+    (uninterrupted,) = train(Bench().table(40), Bench().registry())
+    assert (result.loss, result.tokens) == (uninterrupted.loss, uninterrupted.tokens)
 
 
 # ------------------------------------------------------------------ several runs side by side
@@ -286,7 +288,7 @@ def test_other_errors_are_not(error):
 
 
 class FailsOnce:
-    """A plugin: a bundled optimizer whose first step is applied and then runs out of memory."""
+    """A plugin: a bundled optimizer that runs out of memory after it has applied its first step."""
 
     def __init__(self, name):
         self.spec = installed().find("optimizer", name).spec

@@ -23,7 +23,7 @@ def table(text, name, steps=(30,), **changes):
     """Runs of a gpt of two blocks with so many steps, evaluated on the way."""
     per_step = 16 * 4
     flops = 3 * (2 * (24 * 8 * 8 + 4 * 16 * 8) + 2 * 8 * 256)  # of a token, as the family counts
-    sweep = {"budgets": [flops * per_step * one for one in steps], "sizes": [{"width": 8}], "batch_size": 4}
+    sweep = {"budgets": [flops * per_step * count for count in steps], "sizes": [{"width": 8}], "batch_size": 4}
     return text_table(
         text,
         sweep={**sweep, **changes.pop("sweep", {})},
@@ -41,16 +41,16 @@ def stopped_after(steps):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(text, name, tmp_path):
-    (whole,) = train(table(text, name))
-    assert whole.status == "completed", whole.error
+    (uninterrupted,) = train(table(text, name))
+    assert uninterrupted.status == "completed", uninterrupted.error
     rest = []
     for _ in range(5):
         rest += events(table(text, name), folder=tmp_path, should_stop=stopped_after(9), done=[r.id for r in rest])
-        rest = [one for one in rest if isinstance(one, RunResult)]
+        rest = [result for result in rest if isinstance(result, RunResult)]
         if rest:
             break
     (result,) = rest
-    assert (result.loss, result.curve) == (whole.loss, whole.curve)
+    assert (result.loss, result.curve) == (uninterrupted.loss, uninterrupted.curve)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -69,8 +69,10 @@ def test_a_branch_of_a_trunk_has_the_loss_of_the_run_alone_to_the_last_bit(text,
     changes = {**schedule, "recipe": {"name": "constant", "lr": 0.01, "warmup_tokens": 256}}
     shared = train(table(text, name, steps=(20, 33, 50), **changes))
     alone = train(table(text, name, steps=(20, 33, 50), sweep={"share_stable_phase": False}, **changes))
-    assert sum(one.trained_tokens for one in shared) < sum(one.trained_tokens for one in alone)
-    assert {one.id: (one.loss, one.curve) for one in shared} == {one.id: (one.loss, one.curve) for one in alone}
+    assert sum(result.trained_tokens for result in shared) < sum(result.trained_tokens for result in alone)
+    assert {result.id: (result.loss, result.curve) for result in shared} == {
+        result.id: (result.loss, result.curve) for result in alone
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -78,11 +80,11 @@ def test_packed_runs_end_with_the_losses_of_separate_ones_within_rounding(text, 
     seeds = {"sweep": {"seeds": [0, 1, 2]}}
     alone = train(table(text, name, **seeds))
     packed = train(table(text, name, trainer={"vmap_runs": 3}, **seeds))
-    assert {one.vmap_runs for one in packed} == {3}
+    assert {result.vmap_runs for result in packed} == {3}
     # Newton-Schulz in bfloat16 makes more of a rounding, and the sign of a momentum near zero is either.
     within = {"muon": 5e-3, "lion": 5e-3}.get(name, 1e-4)
-    for one, other in zip(packed, alone, strict=True):
-        assert one.loss == pytest.approx(other.loss, rel=within)
+    for result, other in zip(packed, alone, strict=True):
+        assert result.loss == pytest.approx(other.loss, rel=within)
 
 
 SLOW = [pytest.param(name, "ddp", marks=pytest.mark.slow) for name in NAMES]
@@ -114,7 +116,7 @@ def on_two(text, name, parallel):
 
 
 def test_the_held_out_loss_of_a_schedule_free_run_is_that_of_its_averaged_weights():
-    """Beside the package's own way: step in train mode, evaluate in eval mode."""
+    """Compared with the package's own usage: step in train mode, evaluate in eval mode."""
     from schedulefree import AdamWScheduleFree
 
     bench = Bench()
@@ -165,10 +167,10 @@ def planned(text, **changes):
 def test_a_schedule_free_run_has_a_constant_schedule_unless_another_one_is_asked_for(text):
     plan = planned(text, optimizer={"name": "schedule-free"})
     assert {run.schedule.name for run in plan.runs} == {"schedules/constant"}
-    assert not [note for note in plan.notes if "meant for" in note]
+    assert not [note for note in plan.notes if "needs schedule" in note]
     plan = planned(text, optimizer={"name": "schedule-free"}, schedule={"name": "cosine"})
     assert {run.schedule.name for run in plan.runs} == {"schedules/cosine"}
-    (note,) = [note for note in plan.notes if "meant for" in note]
+    (note,) = [note for note in plan.notes if "needs schedule" in note]
     assert (
         "'optim/schedule-free' needs schedule 'schedules/constant', but the experiment sets 'schedules/cosine'"
         in note

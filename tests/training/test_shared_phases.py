@@ -50,12 +50,12 @@ def folder_of(path):
 def test_a_branch_ends_with_the_loss_of_the_same_run_trained_alone_to_the_last_bit(bench):
     shared = train(table(bench, trainer={"num_evals": 2}), bench.registry())
     alone = train(table(bench, sweep={"share_stable_phase": False}, trainer={"num_evals": 2}), bench.registry())
-    assert [one.run.tokens for one in shared] == sorted(one.run.tokens for one in alone)
-    by_id = {one.id: one for one in alone}
-    for one in shared:
-        assert one.loss == by_id[one.id].loss
-        assert one.curve == by_id[one.id].curve
-        assert one.tokens == by_id[one.id].tokens
+    assert [result.run.tokens for result in shared] == sorted(result.run.tokens for result in alone)
+    by_id = {result.id: result for result in alone}
+    for result in shared:
+        assert result.loss == by_id[result.id].loss
+        assert result.curve == by_id[result.id].curve
+        assert result.tokens == by_id[result.id].tokens
 
 
 def test_the_trunk_is_trained_once(bench):
@@ -63,8 +63,8 @@ def test_the_trunk_is_trained_once(bench):
     decays = [count - round(0.75 * count) for count in STEPS]
     assert len(bench.served) == 256 - decays[-1] + sum(decays)
     per_step = 8 * 8
-    assert sum(one.trained_tokens for one in shared) == len(bench.served) * per_step
-    assert [one.tokens for one in shared] == [count * per_step for count in STEPS]
+    assert sum(result.trained_tokens for result in shared) == len(bench.served) * per_step
+    assert [result.tokens for result in shared] == [count * per_step for count in STEPS]
 
 
 def test_the_plan_counts_a_trunk_once_and_says_what_it_would_cost_without(bench):
@@ -102,8 +102,8 @@ def test_a_budget_that_is_added_extends_the_trunk_and_leaves_finished_branches(b
     longer = trained(bench, tmp_path)
     assert len(bench.served) - before == 192 - 96 + 64
     assert longer.results[:2] == first.results
-    whole = trained(Bench(), tmp_path / "whole")
-    assert longer.results[2].loss == whole.results[2].loss
+    uninterrupted = trained(Bench(), tmp_path / "uninterrupted")
+    assert longer.results[2].loss == uninterrupted.results[2].loss
     assert longer.results[2].trained_tokens == (192 - 96 + 64) * 64
 
 
@@ -112,14 +112,14 @@ def test_a_budget_between_two_goes_on_from_the_branch_before_it(bench, tmp_path)
     before = len(bench.served)
     between = trained(bench, tmp_path)
     assert len(bench.served) - before == 96 - 48 + 32
-    whole = trained(Bench(), tmp_path / "whole")
-    assert between.results[1].loss == whole.results[1].loss
+    uninterrupted = trained(Bench(), tmp_path / "uninterrupted")
+    assert between.results[1].loss == uninterrupted.results[1].loss
 
 
 def test_a_fit_knows_which_runs_share_a_trunk(bench, tmp_path):
     study = trained(bench, tmp_path, sweep={"seeds": [0, 1]})
     seen = observations(study.results)
-    assert len({one.trajectory for one in seen}) == 2
+    assert len({result.trajectory for result in seen}) == 2
     assert len(seen) == 6
 
 
@@ -134,10 +134,10 @@ def test_a_trunk_that_diverges_ends_its_longer_runs_without_training_them(bench)
 
     bench.built.append(explode)
     results = train(table(bench), bench.registry())
-    assert [one.status for one in results] == ["diverged"] * 3
+    assert [result.status for result in results] == ["diverged"] * 3
     assert len(bench.served) == 32
-    assert [one.trained_tokens for one in results] == [32 * 64, 0, 0]
-    assert [one.tokens for one in results] == [32 * 64] * 3
+    assert [result.trained_tokens for result in results] == [32 * 64, 0, 0]
+    assert [result.tokens for result in results] == [32 * 64] * 3
 
 
 def test_branches_of_a_trunk_are_kept_and_what_only_a_stopped_pass_needs_is_not(bench, tmp_path):
@@ -175,7 +175,7 @@ def test_the_constant_schedule_branches_at_each_runs_end(bench):
         bench.table(sweep={"budgets": [40 * one_step, 100 * one_step], "share_stable_phase": False}, **changes),
         Bench().registry(),
     )
-    assert sorted(one.loss for one in shared) == sorted(one.loss for one in alone)
+    assert sorted(result.loss for result in shared) == sorted(result.loss for result in alone)
 
 
 def test_wsd_rises_stays_and_falls_as_its_formula_says():

@@ -14,22 +14,22 @@ def result(micro_batch=None, spoil=None, **changes):
     if spoil is not None:
         bench.built.append(spoil)
     trainer = {"micro_batch": micro_batch} if micro_batch else {}
-    (one,) = train(bench.table(40, batch_size=12, trainer={**trainer, **changes}), bench.registry())
-    return one
+    (run_result,) = train(bench.table(40, batch_size=12, trainer={**trainer, **changes}), bench.registry())
+    return run_result
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4, 5, 12, 99])
 def test_micro_batches_reach_the_loss_of_the_whole_batch_within_rounding(micro_batch):
-    whole, parts = result(), result(micro_batch)
-    assert parts.loss == pytest.approx(whole.loss, rel=2e-5)
-    assert parts.id == whole.id
+    undivided, parts = result(), result(micro_batch)
+    assert parts.loss == pytest.approx(undivided.loss, rel=2e-5)
+    assert parts.id == undivided.id
     assert parts.micro_batch == (micro_batch if micro_batch < 12 else None)
-    assert parts.tokens == whole.tokens
+    assert parts.tokens == undivided.tokens
 
 
 def test_clipping_sees_the_gradient_of_the_whole_batch():
-    whole, parts = result(clip=1e-3), result(4, clip=1e-3)
-    assert parts.loss == pytest.approx(whole.loss, rel=2e-5)
+    undivided, parts = result(clip=1e-3), result(4, clip=1e-3)
+    assert parts.loss == pytest.approx(undivided.loss, rel=2e-5)
     assert parts.loss != pytest.approx(result().loss, rel=1e-4)
 
 
@@ -182,7 +182,7 @@ def test_peaks_are_those_of_the_data_sheets(name, bfloat16, float32):
 @pytest.mark.parametrize(
     "name",
     [
-        "A GPU that nobody knows",
+        "An unknown GPU",
         "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
         "NVIDIA H100 80GB HBM3 MIG 1g.10gb",
         "GRID A100-10C",

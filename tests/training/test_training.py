@@ -21,12 +21,12 @@ def bench():
     return Bench()
 
 
-def one(bench, steps=60, batch_size=8, **changes):
+def train_run(bench, steps=60, batch_size=8, **changes):
     (result,) = train(bench.table(steps, batch_size, **changes), bench.registry())
     return result
 
 
-# ---------------------------------------------------------------------------- what a result says
+# ---------------------------------------------------------------------------- contents of a result
 
 
 def test_one_seed_gives_one_loss_to_the_last_bit_and_another_seed_another(tmp_path):
@@ -39,7 +39,7 @@ def test_one_seed_gives_one_loss_to_the_last_bit_and_another_seed_another(tmp_pa
 
 
 def test_a_result_reports_the_tokens_that_were_taken_and_their_flops(bench):
-    result = one(bench, steps=37, batch_size=6)
+    result = train_run(bench, steps=37, batch_size=6)
     assert len(bench.served) == 37
     assert result.tokens == sum(batch[:, 1:].numel() for batch in bench.served) == 37 * 6 * 8
     # The embedding is looked up, so N is the head's 12 x 8 matrix and its 12 biases.
@@ -51,7 +51,7 @@ def test_a_result_reports_the_tokens_that_were_taken_and_their_flops(bench):
 
 def test_unique_tokens_are_at_most_those_there_are(bench):
     bench.cut = 4001
-    result = one(bench, steps=100, batch_size=8, sweep={"allow_repeat": True})
+    result = train_run(bench, steps=100, batch_size=8, sweep={"allow_repeat": True})
     assert result.tokens == 6400
     assert result.unique_tokens == 4000
 
@@ -59,7 +59,7 @@ def test_unique_tokens_are_at_most_those_there_are(bench):
 def test_heldout_loss_is_what_a_computation_by_hand_over_the_same_windows_gives(bench):
     models = []
     bench.built.append(models.append)
-    result = one(bench)
+    result = train_run(bench)
     embedding, _, head = models[-1]
     table = embedding.weight.detach().double().numpy()
     weight, bias = head.weight.detach().double().numpy(), head.bias.detach().double().numpy()
@@ -80,12 +80,12 @@ def test_heldout_loss_is_what_a_computation_by_hand_over_the_same_windows_gives(
 def test_training_learns_what_can_be_learned(bench):
     # The entropy of the steps is the least loss there is; a uniform guess costs ln 12.
     entropy = -sum(p * math.log(p) for p in (0.7, 0.2, 0.1))
-    result = one(bench, steps=550, optimizer={"lr": 0.03})
+    result = train_run(bench, steps=550, optimizer={"lr": 0.03})
     assert entropy - 0.05 < result.loss < entropy + 0.1 < math.log(12)
 
 
 def test_a_result_says_where_and_with_what_it_was_trained(bench):
-    result = one(bench)
+    result = train_run(bench)
     assert result.device.startswith("CPU")
     assert result.precision == "float32"
     assert result.versions["torch"] == torch.__version__
@@ -102,8 +102,8 @@ def test_a_result_says_where_and_with_what_it_was_trained(bench):
 def test_evaluation_on_the_way_changes_nothing(bench):
     # Dropout draws random numbers in every step: one draw more or less would change the rest of the run.
     sizes = [{"width": 8, "dropout": 0.3}]
-    plain = one(bench, sweep={"sizes": sizes})
-    watched = one(bench, sweep={"sizes": sizes}, trainer={"num_evals": 3})
+    plain = train_run(bench, sweep={"sizes": sizes})
+    watched = train_run(bench, sweep={"sizes": sizes}, trainer={"num_evals": 3})
     assert watched.loss == plain.loss
     assert [point.step for point in watched.curve] == [15, 30, 45, 60]
     assert [point.tokens for point in watched.curve] == [960, 1920, 2880, 3840]
@@ -113,8 +113,8 @@ def test_evaluation_on_the_way_changes_nothing(bench):
 
 
 def test_the_batch_size_of_evaluation_changes_no_loss(bench):
-    small = one(bench, trainer={"eval_batch_tokens": 24})
-    large = one(bench, trainer={"eval_batch_tokens": 4000})
+    small = train_run(bench, trainer={"eval_batch_tokens": 24})
+    large = train_run(bench, trainer={"eval_batch_tokens": 4000})
     assert small.loss == pytest.approx(large.loss, rel=1e-6)
     assert small.id == large.id
     assert small.runtime["trainer"] == {"eval_batch_tokens": 24}
@@ -136,7 +136,9 @@ def test_a_loss_that_is_not_a_number_ends_a_run_as_diverged(tmp_path):
 
 
 def test_a_loss_that_explodes_ends_a_run_as_diverged_before_its_end(bench):
-    result = one(bench, steps=400, optimizer={"lr": 50.0}, schedule={"name": "constant"}, recipe={"warmup": 0.0})
+    result = train_run(
+        bench, steps=400, optimizer={"lr": 50.0}, schedule={"name": "constant"}, recipe={"warmup": 0.0}
+    )
     assert result.status == "diverged"
     assert result.loss is None
     assert result.tokens == 64 * len(bench.served) < result.run.tokens
@@ -154,13 +156,13 @@ def test_one_bad_batch_is_no_divergence(bench):
         model.register_forward_hook(forward_hook)
 
     bench.built.append(spoil)
-    result = one(bench, steps=100, trainer={"grad_clip": 0.01})
+    result = train_run(bench, steps=100, trainer={"grad_clip": 0.01})
     assert result.status == "completed"
 
 
 def test_a_run_that_ends_far_above_its_start_has_diverged(bench):
     # Two steps: too few for anything but the held-out loss to tell.
-    result = one(bench, steps=2, optimizer={"lr": 300.0}, recipe={"warmup": 0.0}, schedule="constant")
+    result = train_run(bench, steps=2, optimizer={"lr": 300.0}, recipe={"warmup": 0.0}, schedule="constant")
     assert result.status == "diverged"
 
 
@@ -181,7 +183,7 @@ def one_step_of_descent(bench, clip):
     """How far one step of plain gradient descent at learning rate 1 moves the weights."""
     kept = []
     bench.built.append(lambda model: kept.append((model, [p.detach().clone() for p in model.parameters()])))
-    one(
+    train_run(
         bench,
         steps=1,
         optimizer={"name": "sgd", "lr": 1.0},
@@ -196,8 +198,8 @@ def one_step_of_descent(bench, clip):
 
 
 def test_bfloat16_runs_on_a_cpu_and_says_so(bench):
-    exact = one(bench)
-    coarse = one(bench, trainer={"precision": "bfloat16"})
+    exact = train_run(bench)
+    coarse = train_run(bench, trainer={"precision": "bfloat16"})
     assert coarse.precision == "bfloat16"
     assert coarse.id != exact.id
     assert coarse.loss == pytest.approx(exact.loss, rel=0.02)
@@ -220,7 +222,7 @@ def failing(message):
 
 def test_a_model_that_raises_gives_a_failed_result_with_its_traceback(bench):
     bench.built.append(failing("the disk is full"))
-    result = one(bench)
+    result = train_run(bench)
     assert result.status == "failed"
     assert (result.error.type, result.error.message) == ("OSError", "the disk is full")
     assert "in hook" in result.error.traceback
@@ -271,22 +273,22 @@ def work_on(plan, registry):
 
 
 def test_a_run_that_is_asked_to_stop_ends_without_a_result(bench):
-    said = events(bench.table(steps=500), bench.registry(), should_stop=lambda: len(bench.served) >= 40)
-    assert not any(isinstance(event, RunResult) for event in said)
+    outcomes = events(bench.table(steps=500), bench.registry(), should_stop=lambda: len(bench.served) >= 40)
+    assert not any(isinstance(event, RunResult) for event in outcomes)
     assert 40 <= len(bench.served) < 60
 
 
 def test_progress_says_how_far_a_run_is(bench, monkeypatch):
     monkeypatch.setattr("flops_fit_core.training.throughput.PROGRESS_SECONDS", 0.0)
-    said = [event for event in events(bench.table(steps=50), bench.registry()) if isinstance(event, Progress)]
-    assert len(said) > 10
-    assert all(event.steps == 50 and event.tokens == 64 * event.step and event.loss > 0 for event in said)
+    progress = [event for event in events(bench.table(steps=50), bench.registry()) if isinstance(event, Progress)]
+    assert len(progress) > 10
+    assert all(event.steps == 50 and event.tokens == 64 * event.step and event.loss > 0 for event in progress)
 
 
 def test_nothing_of_a_run_stays_in_memory(bench):
     models = []
     bench.built.append(lambda model: models.append(weakref.ref(model)))
-    one(bench)
+    train_run(bench)
     gc.collect()
     assert models
     assert all(model() is None for model in models)
@@ -296,7 +298,7 @@ def test_nothing_of_a_failed_run_stays_in_memory(bench):
     models = []
     bench.built.append(failing("no"))
     bench.built.append(lambda model: models.append(weakref.ref(model)))
-    one(bench)
+    train_run(bench)
     gc.collect()
     assert models
     assert all(model() is None for model in models)

@@ -18,7 +18,7 @@ SEEDS = [0, 1, 2, 3]
 
 
 def losses(results):
-    return {one.id: one.loss for one in results}
+    return {result.id: result.loss for result in results}
 
 
 def table(bench, vmap_runs, **changes):
@@ -36,15 +36,15 @@ def test_packed_runs_end_with_the_losses_of_separate_ones_within_rounding():
     alone = train(table(Bench(), 1), Bench().registry())
     packed = train(table(Bench(), 4), Bench().registry())
     assert losses(packed) == pytest.approx(losses(alone), rel=1e-5)
-    assert {one.vmap_runs for one in packed} == {4}
-    assert {one.vmap_runs for one in alone} == {1}
-    curves = {one.id: one.curve for one in alone}
-    for one in packed:
-        assert [point.step for point in one.curve] == [point.step for point in curves[one.id]]
-        assert [point.loss for point in one.curve] == pytest.approx(
-            [point.loss for point in curves[one.id]], rel=1e-5
+    assert {result.vmap_runs for result in packed} == {4}
+    assert {result.vmap_runs for result in alone} == {1}
+    curves = {result.id: result.curve for result in alone}
+    for result in packed:
+        assert [point.step for point in result.curve] == [point.step for point in curves[result.id]]
+        assert [point.loss for point in result.curve] == pytest.approx(
+            [point.loss for point in curves[result.id]], rel=1e-5
         )
-        assert one.tokens == one.run.tokens
+        assert result.tokens == result.run.tokens
 
 
 class Tied(Bench):
@@ -59,7 +59,7 @@ class Tied(Bench):
 def test_a_model_whose_modules_share_a_weight_packs_too():
     alone = train(table(Tied(), 1), Tied().registry())
     packed = train(table(Tied(), 4), Tied().registry())
-    assert {(one.status, one.vmap_runs) for one in packed} == {("completed", 4)}
+    assert {(result.status, result.vmap_runs) for result in packed} == {("completed", 4)}
     assert losses(packed) == pytest.approx(losses(alone), rel=1e-5)
 
 
@@ -68,7 +68,7 @@ def test_a_gpt_packs_too(tmp_path):
     sweep = {"seeds": [0, 1, 2], "sizes": [{"width": 8}]}
     alone = train(text_table(text, sweep=sweep))
     packed = train(text_table(text, sweep=sweep, trainer={"vmap_runs": 3}))
-    assert {one.vmap_runs for one in packed} == {3}
+    assert {result.vmap_runs for result in packed} == {3}
     assert losses(packed) == pytest.approx(losses(alone), rel=1e-4)
 
 
@@ -111,13 +111,13 @@ def side_by_side(plans, registry):
         device=PluginChoice(name="devices/cpu"),
     )
     with TemporaryDirectory() as folder:
-        said = work(
+        events = work(
             job.model_dump_json(),
             registry.setup.model_dump_json(),
             objects=registry.objects,
             folder=Path(folder),
         )
-        return {one.id: one for one in said if isinstance(one, RunResult)}
+        return {result.id: result for result in events if isinstance(result, RunResult)}
 
 
 def plan_at(bench, **changes):
@@ -130,7 +130,7 @@ def test_each_of_a_pack_keeps_its_own_learning_rate_and_clipping():
     alone = [losses(train(bench.table(60, **rate), bench.registry())) for rate in rates]
     packed = side_by_side([plan_at(bench, **rate) for rate in rates], bench.registry())
     assert losses(packed.values()) == pytest.approx(alone[0] | alone[1], rel=1e-5)
-    assert len({one.loss for one in packed.values()}) == 2
+    assert len({result.loss for result in packed.values()}) == 2
 
 
 def test_a_pack_that_is_stopped_ends_as_one_that_was_not(tmp_path):
@@ -139,21 +139,21 @@ def test_a_pack_that_is_stopped_ends_as_one_that_was_not(tmp_path):
         return lambda: next(calls) > count
 
     bench = Bench()
-    whole = train(table(bench, 4), bench.registry())
+    uninterrupted = train(table(bench, 4), bench.registry())
     first = events(table(Bench(), 4), Bench().registry(), tmp_path, should_stop=stop_after(55))
-    done = [one for one in first if isinstance(one, RunResult)]
-    rest = train(table(Bench(), 4), Bench().registry(), tmp_path, done={one.id for one in done})
-    assert losses(done + rest) == losses(whole)
-    assert {one.vmap_runs for one in rest} == {4}
+    done = [result for result in first if isinstance(result, RunResult)]
+    rest = train(table(Bench(), 4), Bench().registry(), tmp_path, done={result.id for result in done})
+    assert losses(done + rest) == losses(uninterrupted)
+    assert {result.vmap_runs for result in rest} == {4}
 
 
 def test_one_that_diverges_leaves_the_others_alone():
     bench = Bench()
     plans = [plan_at(bench, optimizer={"lr": lr}) for lr in (0.01, 1e30)]
     (alone,) = train(bench.table(60, optimizer={"lr": 0.01}), bench.registry())
-    found = side_by_side(plans, bench.registry())
-    assert found[plans[0].runs[0].id].loss == pytest.approx(alone.loss, rel=1e-5)
-    assert found[plans[1].runs[0].id].status == "diverged"
+    results = side_by_side(plans, bench.registry())
+    assert results[plans[0].runs[0].id].loss == pytest.approx(alone.loss, rel=1e-5)
+    assert results[plans[1].runs[0].id].status == "diverged"
 
 
 def test_a_first_run_that_diverges_in_the_shared_phase_leaves_the_others_alone():
@@ -165,17 +165,19 @@ def test_a_first_run_that_diverges_in_the_shared_phase_leaves_the_others_alone()
     alone = train(bench.table(60, optimizer={"lr": 0.01}, **changes), bench.registry())
     assert [results[run.id].status for run in plans[0].runs] == ["diverged", "diverged"]
     assert [results[run.id].trained_tokens for run in plans[0].runs][1] == 0
-    assert [results[run.id].loss for run in plans[1].runs] == pytest.approx([one.loss for one in alone], rel=1e-5)
+    assert [results[run.id].loss for run in plans[1].runs] == pytest.approx(
+        [result.loss for result in alone], rel=1e-5
+    )
     assert [results[run.id].vmap_runs for run in plans[1].runs] == [2, 1]
 
 
 def test_trajectories_of_other_shapes_in_one_job_are_trained_one_after_another():
     bench = Bench()
     plans = [plan_at(bench), plan_at(bench, optimizer={"lr": 0.02, "betas": [0.8, 0.9]})]
-    found = side_by_side(plans, bench.registry())
-    assert {one.vmap_runs for one in found.values()} == {1}
+    results = side_by_side(plans, bench.registry())
+    assert {result.vmap_runs for result in results.values()} == {1}
     (alone,) = train(bench.table(60), bench.registry())
-    assert found[alone.id].loss == alone.loss
+    assert results[alone.id].loss == alone.loss
 
 
 @pytest.mark.parametrize("option", [{"micro_batch": 2}, {"compile": True}])
@@ -185,8 +187,8 @@ def test_runs_that_are_to_be_trained_in_parts_or_compiled_are_not_packed(option,
     changes = table(bench, 4)
     changes["trainer"] |= option
     results = train(changes, bench.registry())
-    assert {one.vmap_runs for one in results} == {1}
-    assert {one.micro_batch for one in results} == {option.get("micro_batch")}
+    assert {result.vmap_runs for result in results} == {1}
+    assert {result.micro_batch for result in results} == {option.get("micro_batch")}
 
 
 def test_models_that_cannot_be_vectorized_are_trained_one_after_another(caplog):
@@ -204,7 +206,7 @@ def test_models_that_cannot_be_vectorized_are_trained_one_after_another(caplog):
     assert "are trained one after another" in caplog.text
     plain = train(table(Bench(), 1, **drops), Bench().registry())
     assert losses(packed) == losses(plain)
-    assert {one.vmap_runs for one in packed} == {1}
+    assert {result.vmap_runs for result in packed} == {1}
 
 
 def test_the_bundled_trainer_says_what_it_can():

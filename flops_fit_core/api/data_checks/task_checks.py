@@ -192,7 +192,7 @@ def _tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
 
 
 def check_eval_data(
-    task: CustomTask, model: nn.Module, batches: Sequence[Batch], held: Batch | None, *, copy_task: bool
+    task: CustomTask, model: nn.Module, batches: Sequence[Batch], heldout_batch: Batch | None, *, copy_task: bool
 ) -> None:
     """Raises DataError if held-out samples differ in kind from training samples.
 
@@ -200,24 +200,24 @@ def check_eval_data(
         task: The task, with the form of the loss.
         model: A small model of the study, on the CPU, in evaluation mode.
         batches: Batches of training samples.
-        held: A batch of held-out samples; None if the held-out dataset is empty.
+        heldout_batch: A batch of held-out samples; None if the held-out dataset is empty.
         copy_task: Whether the model may see its targets.
     """
-    if held is None:
+    if heldout_batch is None:
         raise DataError("eval_dataset has no samples: pass another dataset, or leave eval_dataset out")
-    training, targets = task.targets_of(batches[0]), batch_targets(held)
+    training, targets = task.targets_of(batches[0]), batch_targets(heldout_batch)
     if is_classes(training) != is_classes(targets) or training.ndim != targets.ndim:
         raise DataError(
             f"targets of eval_dataset are {_kind(targets)}, but targets of the training data are {_kind(training)}"
             ": both must be of the same kind"
         )
     try:
-        task.loss(task.outputs(model, held), held)
+        task.loss(task.outputs(model, heldout_batch), heldout_batch)
     except Exception as error:
         raise DataError(
             f"eval_dataset does not fit the model and the loss: {type(error).__name__}: {error}"
         ) from error
-    relations = [target_relation(task, batches), target_relation(task, [held])]
+    relations = [target_relation(task, batches), target_relation(task, [heldout_batch])]
     if not copy_task and "copy" in relations and relations[0] != relations[1] and all(relations):
         names = ["the inputs" if relation == "copy" else "the next inputs" for relation in relations]
         raise DataError(

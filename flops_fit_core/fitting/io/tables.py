@@ -29,7 +29,7 @@ from flops_fit_core.fitting.io.units import check_bits, check_budget, check_unit
 from flops_fit_core.records import Diagnostic, Observation
 
 NUMBERS = ("params", "tokens", "flops", "loss", "budget", "unique_tokens")
-"""Roles whose columns hold numbers."""
+"""Roles of columns with numbers."""
 SCALED = ("params", "tokens", "flops", "budget", "unique_tokens")
 """Roles that ``units`` may scale."""
 

@@ -58,18 +58,18 @@ def test_running_statistics_are_those_of_the_training_batches_of_the_first_proce
 
 def test_running_statistics_of_packed_runs_are_of_training_batches_only(tmp_path):
     losses = {
-        vmap_runs: [
+        pack: [
             run_result.loss
             for run_result in study(
-                tmp_path / str(vmap_runs),
+                tmp_path / str(pack),
                 Normed,
-                trainer={"name": "torch", "vmap_runs": vmap_runs},
+                trainer={"name": "torch", "vmap_runs": pack},
                 seeds=[0, 1],
                 train=True,
                 **{**FEW_STEPS, "optimizer": SGD},
             ).results
         ]
-        for vmap_runs in (1, 2)
+        for pack in (1, 2)
     }
     assert losses[2] == pytest.approx(losses[1], rel=1e-6)
 
@@ -208,7 +208,7 @@ def test_packed_rows_are_trained_on_one_device_and_refused_on_two(tmp_path):
         result(tmp_path / "two", dataset=loader, **devices)
 
 
-def test_a_number_of_tokens_that_is_not_the_number_of_targets_is_named(tmp_path):
+def test_a_number_of_tokens_that_differs_from_the_number_of_targets_is_named(tmp_path):
     assert "tokens_per_sample sets D to 17 tokens per sample, but a sample has 16 targets" in notes(
         tmp_path, tokens_per_sample=17, compute_budgets=[4e7]
     )
