@@ -189,7 +189,7 @@ def test_a_share_that_is_asked_for_counts_more_than_the_split_validation(saved, 
     held = tokens_of(dataset.heldout(10**6, 8))
     assert held != cut(whole(tokenizer, documents[-8:-4]))
     assert len(held) + dataset.num_unique_tokens <= len(whole(tokenizer, documents[:-8]))
-    with pytest.raises(ValueError, match="two ways to hold out: give one"):
+    with pytest.raises(ValueError, match="cannot be combined: write one of them"):
         SPEC.options(path="x", heldout="test", heldout_share=0.05)
 
 
@@ -328,7 +328,7 @@ def test_a_maker_that_is_killed_leaves_nothing_that_counts(saved, tokenizer, cac
 
 def test_a_cache_that_cannot_be_used_says_what_to_write(tmp_path, saved, tokenizer, cache):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot keep tokens in .*file.*write dataset.cache = 'a folder'"):
+    with pytest.raises(DataError, match=r"cannot write tokens to .*file.*write dataset.cache = 'a folder'"):
         opened(path=saved, tokenizer=tokenizer, cache=tmp_path / "file" / "inner")
     opened(path=saved, tokenizer=tokenizer)
     (made,) = (one for one in cache.iterdir() if one.is_dir())
@@ -360,10 +360,10 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "nowhere"}, r"nowhere: give a folder that save_to_disk wrote, or files .*; there is: nothing"),
+        ({"path": "nowhere"}, r"nowhere: write a folder that save_to_disk wrote, or files .*; found: nothing"),
         (
             {"path": "mixed"},
-            r"files of one kind out of .parquet, .jsonl, .json, .arrow; there is: .jsonl, .parquet",
+            r"files of one kind out of .parquet, .jsonl, .json, .arrow; found: .jsonl, .parquet",
         ),
         (
             {"split": "training"},
@@ -371,16 +371,16 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
         ),
         ({"heldout": "val"}, r"has no split 'val'; it has: train, validation, test, empty. Write dataset.heldout"),
         ({"heldout": "train"}, r"is trained on and .* is held out, and both have .*data-00000"),
-        ({"heldout": "./saved"}, r"saved has splits: name the folder of one, such as .*saved/train"),
-        ({"path": "texts", "split": "train"}, r"texts has no splits: leave dataset.split = 'train' out"),
+        ({"heldout": "./saved"}, r"saved has splits: write the folder of one split, such as .*saved/train"),
+        ({"path": "texts", "split": "train"}, r"texts has no splits: leave out dataset.split = 'train'"),
         ({"path": "texts", "heldout": "test"}, r"can be held out only as a path: write ./test"),
         ({"column": "content"}, r"has no column 'content'; it has: text, number. Write dataset.column"),
         ({"column": "number"}, r"column 'number' of .* holds int64, neither text nor lists of ids; columns: text"),
         ({"tokenizer": None, "vocab_size": 9, "end_of_text": 0}, r"holds text: write dataset.tokenizer"),
-        ({"tokenizer": None}, r"how many ids there are is not known: write dataset.tokenizer"),
-        ({"tokenizer": None, "vocab_size": 9}, "without a tokenizer, dataset.end_of_text has to be an id"),
+        ({"tokenizer": None}, r"the vocabulary size is unknown: write dataset.tokenizer"),
+        ({"tokenizer": None, "vocab_size": 9}, "without a tokenizer, dataset.end_of_text must be an id"),
         ({"tokenizer": "missing.json"}, r"cannot read .*missing.json: No such file"),
-        ({"tokenizer": "broken.json"}, r"broken.json is no tokenizer of the library tokenizers"),
+        ({"tokenizer": "broken.json"}, r"broken.json is not a tokenizer of the library tokenizers"),
         (
             {"end_of_text": "</s>"},
             r"no token '</s>'; its special tokens are: <\|endoftext\|>. Write dataset.end_of",
@@ -389,7 +389,10 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
         ({"vocab_size": 300}, r"row 0 of split 'train' .* has id 3\d\d, not below vocab_size = 300"),
         ({"path": "nulls"}, r"row 1 of .*nulls is null: filter such rows out"),
         ({"path": "damaged"}, r"datasets cannot read .*damaged: "),
-        ({"path": "one"}, r"one leave nothing to (train on|hold out): give more, another dataset.heldout_share"),
+        (
+            {"path": "one"},
+            r"one leave nothing to (train on|hold out): use more documents, another dataset.heldout_share",
+        ),
         ({"heldout": "empty"}, "split 'empty' of .* has no documents"),
         ({"context": 10**6}, r"the training part: [\d,]+ tokens are not enough for one window of context . 1"),
     ],

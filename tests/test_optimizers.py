@@ -134,7 +134,7 @@ class Custom(nn.Module):
 def test_a_family_that_does_not_say_is_asked_and_its_linear_layers_can_be_named_instead():
     model = Custom()
     with pytest.raises(
-        ConfigError, match=r'this model\'s family does not say: write\s+optimizer.hidden = "linear"'
+        ConfigError, match=r'this model\'s family does not declare them: write\s+optimizer.hidden = "linear"'
     ):
         optimizer("muon", model)
     made = optimizer("muon", model, hidden="linear")
@@ -150,7 +150,7 @@ def test_kernels_of_convolutions_in_a_hidden_group_are_adamws():
 
 def test_a_model_without_hidden_matrices_is_refused():
     model, groups = family("mlp", SupervisedTask(inputs=(6,), outputs_size=3), width=16, depth=1)
-    with pytest.raises(ConfigError, match='this model has none: choose a deeper one, or optimizer "adamw"'):
+    with pytest.raises(ConfigError, match='this model has none: choose a deeper model, or optimizer "adamw"'):
         optimizer("muon", model, groups)
 
 

@@ -159,7 +159,7 @@ def test_experts_in_a_list_are_shared_out_like_stacked_ones():
 
 def test_a_mixture_that_does_not_say_what_a_token_uses_is_not_counted_as_if_it_used_all():
     model = chosen(architecture="deepseek_v2", width=32, head_dim=8, config=TWO_LAYERS)
-    with pytest.raises(ConfigError, match="to how many of them a token is sent: write num_experts_per_tok"):
+    with pytest.raises(ConfigError, match="has no number of experts per token: write num_experts_per_tok"):
         measure_model(model, model.options, TASK)
 
 
@@ -279,7 +279,7 @@ def test_every_width_that_the_planner_tries_can_be_built():
             "has no field 'num_hiden_layers'; did you mean 'num_hidden_layers'?",
         ),
         ({"field": "n_embd"}, "has no field 'n_embd'"),
-        ({"architecture": "gpt2", "config": {"hidden_size": 64}}, "n_embd is what model.width sets"),
+        ({"architecture": "gpt2", "config": {"hidden_size": 64}}, "n_embd is set by model.width"),
         ({"width": 48, "config": {"num_attention_heads": 7}}, "7 does not divide a width of 48"),
         ({"config": {"vocab_size": 7}}, "the dataset has 61 tokens"),
         ({"config": {"max_position_embeddings": 8}}, "less than the dataset's context of 16"),
@@ -287,10 +287,10 @@ def test_every_width_that_the_planner_tries_can_be_built():
             {"scaled": {"num_hidden_layers": 0.1}, "config": TWO_LAYERS},
             "num_hidden_layers in config and in scaled",
         ),
-        ({"architecture": "gpt2", "queries_per_kv": 2}, "no heads of keys and values"),
-        ({"config": {"num_hidden_layers": "two"}}, "transformers makes no 'llama' of"),
-        ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it is to predict"),
-        ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it is to predict"),
+        ({"architecture": "gpt2", "queries_per_kv": 2}, "no separate heads of keys and values"),
+        ({"config": {"num_hidden_layers": "two"}}, "transformers could not create 'llama' from"),
+        ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it must predict"),
+        ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it must predict"),
         ({"architecture": "roberta"}, "'roberta' counts positions from a padding token"),
         ({"architecture": "gemma3"}, "takes more than text: choose 'gemma3_text'"),
     ],
@@ -316,7 +316,7 @@ def test_no_model_sees_the_tokens_that_it_is_to_predict(architecture):
 
 
 def test_images_are_no_task_for_a_decoder():
-    with pytest.raises(ConfigError, match="poses a SupervisedTask"):
+    with pytest.raises(ConfigError, match="this dataset has a SupervisedTask"):
         built(task=SupervisedTask(inputs=(8,), outputs_size=2))
 
 

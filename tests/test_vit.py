@@ -165,7 +165,7 @@ def test_activations_are_of_one_size_at_every_width():
 
 
 def test_tasks_that_are_not_of_images_are_refused_with_what_to_do():
-    with pytest.raises(ConfigError, match=r"one target an image.*LanguageTask"):
+    with pytest.raises(ConfigError, match=r"one target per image.*LanguageTask"):
         SPEC.build(options(), LanguageTask(vocab_size=5, context=4))
     with pytest.raises(ConfigError, match=r"inputs have shape \(6,\): choose another model, such as mlp"):
         SPEC.build(options(), SupervisedTask(inputs=(6,), outputs_size=2))
