@@ -316,9 +316,9 @@ def test_declared_numbers_are_never_trained():
 def test_external_data_are_identified_by_their_label_and_give_no_batches():
     spec = installed().find("dataset", "external").spec
     options = {"label": "web text 1", "vocab_size": 10, "context": 4}
-    one = spec.build(spec.options.model_validate(options), 0)
+    dataset = spec.build(spec.options.model_validate(options), 0)
     other = spec.build(spec.options.model_validate({**options, "label": "web text 2"}), 0)
-    assert one.fingerprint != other.fingerprint
-    for give in (lambda: one.batches(1), lambda: one.heldout(1, 1)):
+    assert dataset.fingerprint != other.fingerprint
+    for give in (lambda: dataset.batches(1), lambda: dataset.heldout(1, 1)):
         with pytest.raises(DataError, match="use it with trainer 'command'"):
             give()

@@ -69,7 +69,7 @@ def an_epoch(dataset, batch_size=16):
 
 
 def rows(images):
-    return {tuple(one.flatten().tolist()) for one in images}
+    return {tuple(image.flatten().tolist()) for image in images}
 
 
 # ---------------------------------------------------------------------------- digits
@@ -81,7 +81,7 @@ def test_digits_are_scikit_learns_each_either_trained_on_or_held_out():
     expected = load_digits().images / 16
     assert training.shape[1:] == (1, 8, 8)
     assert len(training) + len(held) == len(expected) == 1797
-    assert rows(training) | rows(held) == {tuple(one) for one in expected.reshape(-1, 64).tolist()}
+    assert rows(training) | rows(held) == {tuple(row) for row in expected.reshape(-1, 64).tolist()}
     assert not rows(training) & rows(held)
     assert 0.2 < len(held) / 1797 < 0.3
 
@@ -92,7 +92,7 @@ def test_every_digit_keeps_its_class():
         tuple((image / 16).flatten()): target for image, target in zip(bunch.images, bunch.target, strict=True)
     }
     images, classes = an_epoch(opened(normalize=False))
-    assert [known[tuple(one.flatten().tolist())] for one in images] == classes.tolist()
+    assert [known[tuple(image.flatten().tolist())] for image in images] == classes.tolist()
     assert opened().task.outputs_size == 10
 
 
@@ -104,7 +104,7 @@ def test_pixels_are_normalised_by_the_training_part():
     assert torch.allclose(images, (raw - raw.mean()) / raw.std(correction=0), atol=1e-5)
 
 
-# ---------------------------------------------------------------------------- sources of one's own
+# ---------------------------------------------------------------------------- custom sources
 
 
 def test_bytes_become_parts_of_one_and_each_channel_is_normalised_by_itself(own):
@@ -316,7 +316,7 @@ def test_a_sweep_on_digits_learns_repeats_knowingly_and_shows_its_accuracy(tmp_p
     assert "accuracy" in shown
     assert f"{results[0].metrics['accuracy']:.4f}" in shown
     assert study.runs.json()[0]["accuracy"] == results[0].metrics["accuracy"]
-    assert {one.unique_tokens for one in study.observations} == {available}
+    assert {observation.unique_tokens for observation in study.observations} == {available}
 
 
 def test_the_same_digits_by_another_name_are_the_same_runs(tmp_path):
@@ -326,7 +326,7 @@ def test_the_same_digits_by_another_name_are_the_same_runs(tmp_path):
     )
     named = {"name": "images", "source": f"{tmp_path / 'copy.py'}:copy"}
     ids = [
-        {run.id for run in make_plan(flops_fit_core.config.make_experiment(one, installed())).runs}
-        for one in (table(repeat=True), table(repeat=True) | {"dataset": named})
+        {run.id for run in make_plan(flops_fit_core.config.make_experiment(experiment, installed())).runs}
+        for experiment in (table(repeat=True), table(repeat=True) | {"dataset": named})
     ]
     assert ids[0] == ids[1]

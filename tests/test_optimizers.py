@@ -1,4 +1,4 @@
-"""Muon, Lion, Adafactor and Schedule-Free: what they do to which parameters, beside the formulas."""
+"""Muon, Lion, Adafactor and Schedule-Free: their formulas and their parameters."""
 
 import copy
 import subprocess
@@ -24,22 +24,22 @@ def spec(kind, name):
 
 def family(name, task=TASK, **options):
     torch.manual_seed(0)
-    found = spec("model", name)
-    return found.build(found.options.model_validate(options), task), found.parameter_groups
+    family = spec("model", name)
+    return family.build(family.options.model_validate(options), task), family.parameter_groups
 
 
 def optimizer(name, model, groups=None, base_width=None, **options):
-    found = spec("optimizer", name)
-    whole = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
+    plugin = spec("optimizer", name)
+    parameter_groups = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
     view = RunInfo(
         steps=100,
         tokens=6400,
         tokens_per_step=64,
         base_width=base_width,
-        groups=lambda m: list(whole(m)),
-        width_scaling=found.width_scaling,
+        groups=lambda m: list(parameter_groups(m)),
+        width_scaling=plugin.width_scaling,
     )
-    return found.build(found.options.model_validate(options), model, view)
+    return plugin.build(plugin.options.model_validate(options), model, view)
 
 
 def steps(model, *optimizers, count=3):
@@ -47,11 +47,11 @@ def steps(model, *optimizers, count=3):
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         ids = torch.randint(20, (4, 9), generator=generator)
-        for one in optimizers:
-            one.zero_grad()
+        for part in optimizers:
+            part.zero_grad()
         nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        for one in optimizers:
-            one.step()
+        for part in optimizers:
+            part.step()
     return dict(model.named_parameters())
 
 
@@ -120,7 +120,7 @@ def test_bundled_families_say_which_matrices_are_hidden(name, task, options, hid
 
 
 class Custom(nn.Module):
-    """Of somebody who knows nothing of parameter groups."""
+    """A family without parameter groups."""
 
     def __init__(self):
         super().__init__()
@@ -242,7 +242,7 @@ class Declared:
 
     @hookimpl
     def flops_fit_recipes(self):
-        build = lambda options, about: Hyperparameters(batch_size=4, base_width=16)  # noqa: E731
+        build = lambda options, run: Hyperparameters(batch_size=4, base_width=16)  # noqa: E731
         yield RecipeSpec(name="declared", build=build)
 
 
@@ -322,7 +322,8 @@ def test_recipes_give_the_learning_rate_that_corresponds_to_adamws(recipe, name,
         "recipe": recipe,
     }
     runs = [
-        make_plan(make_experiment({**table, "optimizer": one}, installed())).runs[0] for one in (name, "adamw")
+        make_plan(make_experiment({**table, "optimizer": optimizer}, installed())).runs[0]
+        for optimizer in (name, "adamw")
     ]
     options = runs[0].optimizer.options
     assert lr is None or options["lr"] == pytest.approx(lr)

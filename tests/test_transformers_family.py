@@ -166,20 +166,20 @@ def test_a_mixture_that_does_not_say_what_a_token_uses_is_not_counted_as_if_it_u
 def test_a_router_has_a_width_and_what_a_model_corrects_by_hand_is_not_trained():
     decoder = built(architecture="ernie4_5_moe", width=32, head_dim=8, config=TWO_LAYERS)
     groups = list(chosen().spec.parameter_groups(decoder))
-    (router,) = [one for name, one in decoder.named_parameters() if name.endswith("gate.weight")]
-    (group,) = [group for group in groups if any(one is router for one in group.parameters)]
+    (router,) = [param for name, param in decoder.named_parameters() if name.endswith("gate.weight")]
+    (group,) = [group for group in groups if any(param is router for param in group.parameters)]
     assert (group.width, group.hidden, group.active) == (32, False, 1.0)
-    corrections = [one for one in decoder.parameters() if not one.requires_grad]
+    corrections = [param for param in decoder.parameters() if not param.requires_grad]
     assert len(corrections) == 1
-    assert not any(one is corrections[0] for group in groups for one in group.parameters)
+    assert not any(param is corrections[0] for group in groups for param in group.parameters)
 
 
 def test_numbers_that_shift_tokens_of_an_rwkv_are_no_matrices():
     decoder = built(architecture="rwkv", width=32, config=TWO_LAYERS)
     groups = list(chosen().spec.parameter_groups(decoder))
-    shifts = {id(one) for name, one in decoder.named_parameters() if "time_mix" in name}
+    shifts = {id(param) for name, param in decoder.named_parameters() if "time_mix" in name}
     assert shifts
-    assert shifts <= {id(one) for group in groups if group.width is None for one in group.parameters}
+    assert shifts <= {id(param) for group in groups if group.width is None for param in group.parameters}
 
 
 def test_a_field_that_a_configuration_takes_under_two_names_may_be_set():
@@ -344,7 +344,7 @@ def test_a_ladder_reads_files_and_folders_and_keeps_what_is_in_them(tmp_path):
     config = model.spec.build(model.options, TASK).lm.config
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (32, 2, 61)
     assert model.choice.options == {"config": LARGE}  # no path, and none of the other sizes
-    assert {one.dtype for one in model.spec.build(model.options, TASK).parameters()} == {torch.float32}
+    assert {param.dtype for param in model.spec.build(model.options, TASK).parameters()} == {torch.float32}
 
 
 def test_what_transformers_wrote_is_understood_as_it_is():
@@ -383,7 +383,11 @@ def test_a_configuration_that_is_added_leaves_the_others_their_runs(tmp_path):
 
     def runs(configs):
         model = {"name": "hf-ladder", "configs": configs}
-        sweep = {"budgets": [2e8], "sizes": [{"rung": one + 1} for one in range(len(configs))], "repeat": True}
+        sweep = {
+            "budgets": [2e8],
+            "sizes": [{"rung": number + 1} for number in range(len(configs))],
+            "repeat": True,
+        }
         table = text_table(text, model=model, sweep=sweep)
         return {run.id for run in make_plan(make_experiment(table, installed())).runs}
 
@@ -405,7 +409,7 @@ def test_a_rung_with_many_experts_is_as_large_as_what_a_token_uses():
     shape = {"model_type": "mixtral", "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     many = {**shape, "hidden_size": 32, "intermediate_size": 64, "num_local_experts": 64, "num_experts_per_tok": 1}
     few = {**shape, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 2, "num_experts_per_tok": 2}
-    ladder = chosen("hf-ladder", configs=[{**one, "vocab_size": 64} for one in (many, few)])
+    ladder = chosen("hf-ladder", configs=[{**config, "vocab_size": 64} for config in (many, few)])
     assert [ladder.spec.scale(ladder.options, target).rung for target in (12_000, 400_000)] == [1, 2]
 
 
@@ -433,10 +437,12 @@ def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
     table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops={"name": "chinchilla", "n": n})
     experiment = make_experiment(table, installed())
     meter = SizeMeasurer(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.flops)
-    rungs = [meter.measure(experiment.model.with_options(rung=one + 1).options) for one in range(len(configs))]
+    rungs = [
+        meter.measure(experiment.model.with_options(rung=number + 1).options) for number in range(len(configs))
+    ]
     for wanted in rungs:
-        (found,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
-        assert found.size == wanted.size
+        (size,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
+        assert size.size == wanted.size
 
 
 @pytest.mark.parametrize(
@@ -475,7 +481,7 @@ def test_the_documented_llama_is_trained_by_the_command_line(tmp_path):
     ]
     tiny += [f"dataset.path={write_text(tmp_path / 'text')}", "sweep.repeat=true", "trainer.heldout_tokens=512"]
     command = ["run", str(example), "--out", str(tmp_path / "study"), "--executor", "processes"]
-    command += [part for one in tiny for part in ("--set", one)]
+    command += [part for option in tiny for part in ("--set", option)]
     done = subprocess.run(
         [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *command],
         cwd=tmp_path,

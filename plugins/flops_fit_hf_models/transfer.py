@@ -24,10 +24,10 @@ NOT_VERIFIED = {
         ("gemma", "gemma2", "gemma3_text", "gemma4_text"), "multiplies its embeddings by the root of the width"
     ),
     "cohere2_moe": "multiplies its logits by 1/16, so that weights that start by fan-in learn too slowly",
-    "deepseek_v3": "has latent attention and shared experts whose outputs grow with the width",
-    "electra": "has a prediction head whose activations grow with the width",
-    "inkling_text": "has shared experts whose outputs change with the width",
-    "olmoe": "has routers whose outputs grow with the width",
+    "deepseek_v3": "has latent attention and shared experts with outputs that grow with the width",
+    "electra": "has a prediction head with activations that grow with the width",
+    "inkling_text": "has shared experts with outputs that change with the width",
+    "olmoe": "has routers with outputs that grow with the width",
     "qwen2_moe": "has a gate of its shared experts that grows with the width",
     "rwkv": "has time mixing that changes with the width",
 }
