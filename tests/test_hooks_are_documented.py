@@ -80,8 +80,8 @@ def signature(hook: str) -> str:
 def example(hook: str) -> str:
     """The code in a hook's docstring."""
     doc = inspect.getdoc(HOOKS[hook]) or ""
-    _, found, code = doc.partition("\n::\n")
-    assert found, f"{hook} has no example in its docstring"
+    _, separator, code = doc.partition("\n::\n")
+    assert separator, f"{hook} has no example in its docstring"
     return textwrap.dedent(code).strip() + "\n"
 
 
@@ -96,20 +96,20 @@ def offer(hook: str) -> RegisteredSpec[Any]:
     """What the example offers, through a registry."""
     registry = Registry({"example": plugin(hook)}, entry_points=False)
     assert registry.problems == []
-    (found,) = registry.offers()
-    return found
+    (offered,) = registry.offers()
+    return offered
 
 
-def build(hook: str, *given: Any) -> Any:
+def build(hook: str, *arguments: Any) -> Any:
     spec = offer(hook).spec
-    return spec.build(spec.options(), *given)
+    return spec.build(spec.options(), *arguments)
 
 
 def section(hook: str) -> str:
     """A hook's part of docs/hooks.md."""
-    found = re.search(rf"^## `{hook}`[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert found, f"docs/hooks.md has no section '## `{hook}`'"
-    return found[1]
+    match = re.search(rf"^## `{hook}`[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
+    assert match, f"docs/hooks.md has no section '## `{hook}`'"
+    return match[1]
 
 
 # ---------------------------------------------------------------------------- docs/hooks.md
@@ -186,7 +186,7 @@ def test_an_example_imports_only_public_names(hook: str) -> None:
             assert {alias.name for alias in node.names} <= set(importlib.import_module(str(node.module)).__all__)
 
 
-def test_observers_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_observers_are_called(capsys: pytest.CaptureFixture[str]) -> None:
     registry = Registry({hook: plugin(hook) for hook in OBSERVERS}, entry_points=False)
     assert registry.problems == []
     run, result = example_run(), example_result()
@@ -220,9 +220,9 @@ def test_the_example_dataset_is_the_same_whatever_the_batch_size() -> None:
     assert torch.equal(inputs[2:], torch.cat([part[0] for part in parts]))
     differing = [sum(bit != next_bit for bit, next_bit in pairwise(row)) for row in inputs.tolist()]
     assert targets.tolist() == [int(number > 15) for number in differing]
-    held = list(data.heldout(10, 4))
-    assert [len(batch[1]) for batch in held] == [4, 4, 2]
-    assert torch.equal(held[0][0], next(iter(build("flops_fit_datasets", 8).heldout(4, 4)))[0])
+    heldout = list(data.heldout(10, 4))
+    assert [len(batch[1]) for batch in heldout] == [4, 4, 2]
+    assert torch.equal(heldout[0][0], next(iter(build("flops_fit_datasets", 8).heldout(4, 4)))[0])
 
 
 def view(module: Any, **more: Any) -> RunInfo:
@@ -249,15 +249,15 @@ def test_the_example_schedule_goes_to_zero() -> None:
 def test_the_example_recipe_gives_a_batch() -> None:
     task = LanguageTask(vocab_size=11, context=50)
     counts = ParameterCounts(total=1000, active=1000)
-    about = RecipeInput(1000, 1_000_000, None, task, "adam", flops=6e9, parameters=counts)
-    assert build("flops_fit_recipes", about).batch_size == 20
+    run = RecipeInput(1000, 1_000_000, None, task, "adam", flops=6e9, parameters=counts)
+    assert build("flops_fit_recipes", run).batch_size == 20
 
 
 def test_the_example_counter_counts() -> None:
     counts = ParameterCounts(total=1200, lookup=200, active=1200)
     task = SupervisedTask(inputs=(8,), outputs_size=2)
-    measured = CounterInput(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
-    count = build("flops_fit_flop_counters", measured)
+    model = CounterInput(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
+    count = build("flops_fit_flop_counters", model)
     assert (count.flops_per_token, count.params) == (8000.0, 1000)
 
 
@@ -344,9 +344,12 @@ class TestTheExampleLogger(Example, LoggerConformance):
 
 def test_the_example_of_every_registration_hook_goes_through_the_kit_of_its_kind() -> None:
     through = {
-        it.hook: it.kind
-        for it in globals().values()
-        if isinstance(it, type) and issubclass(it, Example) and it is not Example and issubclass(it, Kit)
+        test_class.hook: test_class.kind
+        for test_class in globals().values()
+        if isinstance(test_class, type)
+        and issubclass(test_class, Example)
+        and test_class is not Example
+        and issubclass(test_class, Kit)
     }
     assert through == {hook: spec.kind for hook, spec in SPEC_TYPES.items()}
     assert HOOKS.keys() - through.keys() == set(OBSERVERS), "observers have a test of their own"

@@ -97,12 +97,17 @@ def test_the_rest_may_have_another_learning_rate_and_keeps_its_decay():
 @pytest.mark.parametrize(
     ("name", "task", "options", "hidden"),
     [
-        ("gpt", TASK, {"width": 16, "depth": 1}, {f"blocks.0.{it}.weight" for it in ("qkv", "mix", "up", "down")}),
+        (
+            "gpt",
+            TASK,
+            {"width": 16, "depth": 1},
+            {f"blocks.0.{param}.weight" for param in ("qkv", "mix", "up", "down")},
+        ),
         (
             "gpt",
             TASK,
             {"width": 16, "depth": 1, "tied": True, "positions": "learned"},
-            {f"blocks.0.{it}.weight" for it in ("qkv", "mix", "up", "down")},
+            {f"blocks.0.{param}.weight" for param in ("qkv", "mix", "up", "down")},
         ),
         ("mlp", TASK, {"width": 16, "depth": 2}, {"1.weight", "3.weight"}),
         ("mlp", SupervisedTask(inputs=(6,), outputs_size=3), {"width": 16, "depth": 2}, {"3.weight"}),
@@ -110,7 +115,7 @@ def test_the_rest_may_have_another_learning_rate_and_keeps_its_decay():
             "vit",
             SupervisedTask(inputs=(8, 8), outputs_size=10),
             {"width": 16, "depth": 1},
-            {f"blocks.0.{it}.weight" for it in ("qkv", "mix", "up", "down")},
+            {f"blocks.0.{param}.weight" for param in ("qkv", "mix", "up", "down")},
         ),
     ],
 )
@@ -188,7 +193,9 @@ def test_adafactor_keeps_rows_and_columns_and_steps_by_its_formula():
     rows, columns = square.mean(1), square.mean(0)
     step = gradient / (rows[:, None] * columns / rows.mean()).sqrt()
     assert torch.allclose(weight.detach().double(), -0.5 * step, rtol=1e-4)
-    assert sum(it.numel() for it in made.state[weight].values() if isinstance(it, torch.Tensor)) <= 3 + 4 + 1
+    assert (
+        sum(param.numel() for param in made.state[weight].values() if isinstance(param, torch.Tensor)) <= 3 + 4 + 1
+    )
 
 
 def test_lion_goes_the_way_of_the_papers_algorithm():

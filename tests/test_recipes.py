@@ -18,7 +18,7 @@ PUBLISHED = ["steplaw", "deepseek", "power-lines"]
 
 def recipe_input(**changes):
     """A model of a billion parameters, a fifth of them in the vocabulary, on 20 tokens each."""
-    given = {
+    defaults = {
         "params": 10**9,
         "tokens": 2 * 10**10,
         "width": 2048,
@@ -27,7 +27,7 @@ def recipe_input(**changes):
         "flops": 6 * 10**9 * 2e10,
         "parameters": ParameterCounts(total=11 * 10**8, lookup=10**8, unembedding=10**8, active=11 * 10**8),
     }
-    return RecipeInput(**{**given, **changes})
+    return RecipeInput(**{**defaults, **changes})
 
 
 def built(name, run, **options):
@@ -60,11 +60,11 @@ def test_constant_leaves_betas_to_an_optimizer_that_has_none():
 
 
 def test_steplaw_by_hand():
-    given = recipe_input(
+    run = recipe_input(
         tokens=10**11,
         parameters=ParameterCounts(total=12 * 10**8, lookup=10**8, unembedding=10**8, active=12 * 10**8),
     )
-    hyper = built("steplaw", given)
+    hyper = built("steplaw", run)
     # N = 1e9 without embeddings: log10 of it is 0.25285 - 0.713 x 9 + 0.307 x 11 = -2.78715
     assert hyper.lr == pytest.approx(10**-2.78715, rel=1e-4)
     assert hyper.lr == pytest.approx(1.6325e-3, rel=1e-3)
@@ -97,7 +97,7 @@ def test_deepseek_comes_near_what_its_authors_trained_with(layers, width, lr, se
     tokens, context, vocabulary = 2 * 10**12, 4096, 102_400
     blocks = 12 * layers * width**2
     head = vocabulary * width
-    given = recipe_input(
+    run = recipe_input(
         tokens=tokens,
         task=LanguageTask(vocab_size=vocabulary, context=context),
         parameters=ParameterCounts(
@@ -105,17 +105,17 @@ def test_deepseek_comes_near_what_its_authors_trained_with(layers, width, lr, se
         ),
         flops=3 * (2 * blocks + 4 * layers * width * context + 2 * head) * tokens,
     )
-    hyper = built("deepseek", given)
+    hyper = built("deepseek", run)
     assert hyper.lr == pytest.approx(lr, rel=0.04)
     assert hyper.batch_size == pytest.approx(sequences, rel=0.1)
 
 
 def test_deepseek_by_hand():
     head = 10**8
-    given = recipe_input(
+    run = recipe_input(
         flops=1e20 + 6 * head * 2e10, parameters=ParameterCounts(total=3 * head, unembedding=head, active=3 * head)
     )
-    hyper = built("deepseek", given)
+    hyper = built("deepseek", run)
     assert hyper.lr == pytest.approx(0.3118 * 10**-2.5, rel=1e-9)
     assert hyper.batch_size == round(0.2920 * 10**6.542 / 2048)
 

@@ -176,7 +176,7 @@ def test_a_run_of_one_step_has_a_learning_rate(steps):
 
 
 def example_run(**changes):
-    given = {
+    defaults = {
         "params": 10**6,
         "tokens": 10**8,
         "width": 128,
@@ -185,7 +185,7 @@ def example_run(**changes):
         "flops": 6e14,
         "parameters": ParameterCounts(total=10**6, active=10**6),
     }
-    return RecipeInput(**{**given, **changes})
+    return RecipeInput(**{**defaults, **changes})
 
 
 def test_the_default_recipe_for_adam_on_a_family_with_a_width():

@@ -440,9 +440,9 @@ def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
     rungs = [
         meter.measure(experiment.model.with_options(rung=number + 1).options) for number in range(len(configs))
     ]
-    for wanted in rungs:
-        (size,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
-        assert size.size == wanted.size
+    for expected in rungs:
+        (size,) = SizeLadder(experiment, meter, lambda budget, n=expected.params: n).for_budget(1e11)
+        assert size.size == expected.size
 
 
 @pytest.mark.parametrize(
