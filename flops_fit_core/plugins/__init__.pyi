@@ -2,7 +2,7 @@ from .hookspecs import hookimpl as hookimpl
 from .import_path import ImportPath as ImportPath
 from .import_path import code_hash as code_hash
 from .import_path import import_object as import_object
-from .options import HeldOutName as HeldOutName
+from .options import EvalSetName as EvalSetName
 from .options import LocalPath as LocalPath
 from .options import Options as Options
 from .options import Runtime as Runtime

@@ -131,7 +131,7 @@ LocalPath = Annotated[str, AfterValidator(_absolute)]
 """Type of an option that names a file or a folder. A relative path is relative to the working directory in which
 the experiment is read. Records hold the absolute path, so that workers in other directories find it."""
 
-HeldOutName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+EvalSetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 """Type of the name of an additional held-out set."""
 
 

@@ -267,7 +267,7 @@ class FlopCounterSpec(Spec):
     """``build(options, model)`` returns training FLOPs per token and N, with their conventions. ``model``: a
     CounterInput."""
 
-    kind: ClassVar[str] = "flops"
+    kind: ClassVar[str] = "counter"
 
     build: Callable[[Any, CounterInput], FlopCount]
 
@@ -307,8 +307,8 @@ class TrainerSpec(Spec):
 
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
-    """Kinds of jobs that the trainer supports: any of ``branch``, ``checkpoint``, ``pack``, ``distribute``,
-    ``launch``. With ``pack``, the option ``pack`` is the maximum number of trajectories of one shape per job. A
+    """Kinds of jobs that the trainer supports: any of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``,
+    ``launch``. With ``vmap_runs``, the option ``vmap_runs`` is the maximum number of trajectories of one shape per job. A
     job on several devices has one process per device with ``distribute``. With ``launch`` it has a single process,
     which sees all of them."""
     check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
@@ -318,7 +318,7 @@ class TrainerSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := self.can - {"branch", "checkpoint", "pack", "distribute", "launch"}:
+        if unknown := self.can - {"branch", "checkpoint", "vmap_runs", "distribute", "launch"}:
             raise ValueError(f"trainer {self.name!r}: unknown values in can: {', '.join(sorted(unknown))}")
 
 

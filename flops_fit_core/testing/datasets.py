@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from flops_fit_core.config import PluginConfig, build_dataset
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
-from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Task, heldout_batches
+from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Task, eval_batches
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.testing.batches import samples_of, tensors
 from flops_fit_core.testing.dataset_process import build_in_other_process, sample_digests
@@ -97,7 +97,7 @@ class DatasetConformance(Kit):
     def test_the_seed_changes_nothing_but_the_order(self, build: Build) -> None:
         """The task is part of a run's id, and D is compared with ``num_unique_tokens``."""
         first, second = build(seed=0), build(seed=1)
-        for name in ("num_unique_tokens", "bytes_per_token", "heldout_sets"):
+        for name in ("num_unique_tokens", "bytes_per_token", "eval_sets"):
             values = getattr(first, name, None), getattr(second, name, None)
             assert values[0] == values[1], f"{name} with seeds 0 and 1: {values[0]} and {values[1]}"
         assert _description(first.task) == _description(second.task), "another task with another seed"
@@ -137,10 +137,10 @@ class DatasetConformance(Kit):
         """Token ids and classes are in range, numbers are finite. On a GPU, an id out of range ends the process
         without a message about the sample."""
         training = islice(dataset.batches(50), max(1, self.most // 50))
-        heldout = (
-            heldout_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset)
+        eval_data = (
+            eval_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset)
         )
-        for batch in chain(training, *heldout):
+        for batch in chain(training, *eval_data):
             for tensor in tensors(batch):
                 assert not tensor.is_floating_point() or tensor.isfinite().all(), "a number is not finite"
             ids, num_ids = _discrete_values(dataset.task, batch)
@@ -154,8 +154,8 @@ class DatasetConformance(Kit):
         _assert_same(samples_of(list(islice(dataset.batches(4), 6))), _read(dataset, 4, 24), changed)
         for name in _names(dataset):
             tokens = 24 * dataset.task.tokens_per_sample
-            read_ahead = samples_of(list(heldout_batches(dataset, tokens, 4, name)))
-            expected = samples_of(heldout_batches(dataset, tokens, 4, name))
+            read_ahead = samples_of(list(eval_batches(dataset, tokens, 4, name)))
+            expected = samples_of(eval_batches(dataset, tokens, 4, name))
             _assert_same(read_ahead, expected, f"held-out data{_of(name)} {changed}")
 
     def test_the_same_seed_gives_the_same_samples(self, build: Build) -> None:
@@ -214,7 +214,7 @@ class DatasetConformance(Kit):
         iterator = iter(dataset.batches(4))
         samples = samples_of(islice(iterator, 3))
         for name in _names(dataset):
-            samples_of(heldout_batches(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
+            samples_of(eval_batches(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
         _read(dataset, 4, 8, start=3)
         samples += samples_of(islice(iterator, 3))
         _assert_same(samples, undisturbed, "with an evaluation after the third batch")
@@ -226,12 +226,12 @@ class DatasetConformance(Kit):
         dataset = build(seed=0)
         tokens = 30 * dataset.task.tokens_per_sample
         for name in _names(dataset):
-            expected = samples_of(heldout_batches(dataset, tokens, 4, name))
+            expected = samples_of(eval_batches(dataset, tokens, 4, name))
             assert expected, f"there is no held-out data{_of(name)}"
             label = f"held-out data{_of(name)}"
             cases = {"another call": (dataset, 4), "another batch size": (dataset, 9)}
             for case, (data, batch_size) in {**cases, "another seed": (build(seed=1), 4)}.items():
-                samples = samples_of(heldout_batches(data, tokens, batch_size, name))
+                samples = samples_of(eval_batches(data, tokens, batch_size, name))
                 _assert_same(samples, expected, f"{label}, {case}")
 
     def test_held_out_data_are_as_many_as_asked_for_or_fewer(self, dataset: Dataset) -> None:
@@ -240,7 +240,7 @@ class DatasetConformance(Kit):
         for name in _names(dataset):
             requested = [1, 5, 20]
             counts = [
-                len(samples_of(heldout_batches(dataset, samples * per_sample, 8, name))) for samples in requested
+                len(samples_of(eval_batches(dataset, samples * per_sample, 8, name))) for samples in requested
             ]
             message = f"{counts} samples for requests of {requested}{_of(name)}"
             assert counts == sorted(counts), message
@@ -250,7 +250,7 @@ class DatasetConformance(Kit):
         """The last batch may be smaller."""
         form = _form(dataset.task.example(4))
         for name in _names(dataset):
-            batches = list(heldout_batches(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
+            batches = list(eval_batches(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
             for batch in batches:
                 assert _form(batch) == form, f"types and shapes{_of(name)}; the second is the task's example"
                 assert len(next(tensors(batch))) <= 4, f"requested batches of 4{_of(name)}"
@@ -260,7 +260,7 @@ class DatasetConformance(Kit):
         if not isinstance(dataset.task, LanguageTask):
             pytest.skip("not a language task")
         for name in _names(dataset):
-            windows = _rows(heldout_batches(dataset, 200 * dataset.task.context, 8, name))
+            windows = _rows(eval_batches(dataset, 200 * dataset.task.context, 8, name))
             owner: dict[bytes, int] = {}
             overlapping = 0
             for number, row in enumerate(windows):
@@ -281,11 +281,11 @@ class DatasetConformance(Kit):
         else:
             trained = set(samples_of(training))
         for name in _names(dataset):
-            heldout = heldout_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
+            eval_data = eval_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
             if is_text:
-                pieces = [piece for row in _rows(heldout) for piece in _pieces(row, length)[::length]]
+                pieces = [piece for row in _rows(eval_data) for piece in _pieces(row, length)[::length]]
             else:
-                pieces = samples_of(heldout)
+                pieces = samples_of(eval_data)
             assert pieces, f"there is no held-out data{_of(name)}"
             share = sum(piece in trained for piece in pieces) / len(pieces)
             assert share <= self.leak_tolerance, f"{share:.0%} of the held-out data{_of(name)} are trained on"
@@ -317,7 +317,7 @@ def _discrete_values(task: Task, batch: Batch) -> tuple[Tensor | None, int]:
 
 def _names(dataset: Dataset) -> list[str | None]:
     """Names of the held-out sets; None for the main set."""
-    return [None, *(dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ())]
+    return [None, *(dataset.eval_sets if isinstance(dataset, MultiEvalDataset) else ())]
 
 
 def _of(name: str | None) -> str:

@@ -51,13 +51,13 @@ class ExecutorConformance(Kit):
 
     Attributes:
         isolated: False for an executor that trains in the driver's process.
-        patience: Seconds without any event after which a test fails. Increase it if jobs wait in a queue.
+        event_timeout: Seconds without any event after which a test fails. Increase it if jobs wait in a queue.
         daemons_take: Seconds after ``close()`` in which daemons of a cluster may still end processes.
     """
 
     kind: ClassVar[str] = "executor"
     isolated = True
-    patience = 120.0
+    event_timeout = 120.0
     daemons_take = 0.0
 
     # ------------------------------------------------------------------ parts
@@ -84,7 +84,7 @@ class ExecutorConformance(Kit):
         outcomes = {job.id: Outcome() for job in jobs}
         job_of = {run.id: job.id for job in jobs for run in job.runs}
         ended: set[str] = set()
-        for event in [*earlier, *executor.events(self.patience)]:
+        for event in [*earlier, *executor.events(self.event_timeout)]:
             if isinstance(event, JobEnded):
                 assert event.job in outcomes, f"JobEnded for {event.job}, which was never submitted"
                 assert event.job not in ended, f"a second JobEnded for job {event.job}"
@@ -97,15 +97,15 @@ class ExecutorConformance(Kit):
                 assert event.id not in run_ids, f"the result of run {event.id} came twice"
                 outcomes[job_id].results.append(event)
         lost = sorted(outcomes.keys() - ended)
-        assert not lost, f"no JobEnded within {self.patience} seconds for {', '.join(lost)}"
+        assert not lost, f"no JobEnded within {self.event_timeout} seconds for {', '.join(lost)}"
         return outcomes
 
     def wait_for_start(self, executor: Executor, trace: Path) -> list[Any]:
         """Read events until a job has written its ``trace``. Returns the events."""
         events: list[Any] = []
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.event_timeout
         while not trace.exists():
-            assert time.monotonic() < deadline, f"no job started within {self.patience} seconds"
+            assert time.monotonic() < deadline, f"no job started within {self.event_timeout} seconds"
             for event in executor.events(0.1):
                 events.append(event)
                 if trace.exists():
@@ -122,7 +122,7 @@ class ExecutorConformance(Kit):
             for job in jobs:
                 executor.submit(job)
             outcomes = self.outcomes(executor, jobs)
-            assert list(executor.events(self.patience)) == [], "events continued after the last JobEnded"
+            assert list(executor.events(self.event_timeout)) == [], "events continued after the last JobEnded"
         for job in jobs:
             outcome = outcomes[job.id]
             assert outcome.error is None, (
@@ -144,7 +144,7 @@ class ExecutorConformance(Kit):
         events = []
         with self.executor(tmp_path) as executor:
             executor.submit(first)
-            for event in executor.events(self.patience):
+            for event in executor.events(self.event_timeout):
                 events.append(event)
                 if isinstance(event, JobEnded) and event.job in next_jobs:
                     executor.submit(next_jobs[event.job])
@@ -229,8 +229,8 @@ def tiny_jobs(*codes: str) -> list[Job]:
             "model": "tiny/tiny",
             "dataset": "tiny/majority",
             "optimizer": "tiny/plain",
-            "flops": "flops/chinchilla",
-            "trainer": {"name": "trainers/torch", "heldout_tokens": 256},
+            "counter": "counters/chinchilla",
+            "trainer": {"name": "trainers/torch", "eval_tokens": 256},
             "device": "devices/cpu",
         },
         tiny_registry(),

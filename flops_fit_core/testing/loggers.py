@@ -44,12 +44,12 @@ class LoggerConformance(Kit):
         options: The logger's options.
         plugins: Plugins that are not installed, as for ``Registry``: name -> module.
         keeps: Keys that :meth:`shown` must return for every result: any of ``attempt``, ``status``, ``loss``,
-            ``params``, ``tokens``, ``flops``, ``heldout``, ``error``.
+            ``params``, ``tokens``, ``flops``, ``eval``, ``error``.
         keeps_training: Whether ``shown`` returns the training curve as ``training``. Points may be missing.
         keeps_attempts: Whether ``shown`` returns every attempt at a run, or only the last.
         prints: Whether the logger writes to standard output.
         writes_elsewhere: Whether the logger writes files outside of the study's folder.
-        patience: Seconds after ``close`` in which threads and processes may end.
+        exit_timeout: Seconds after ``close`` in which threads and processes may end.
         library_threads: Prefixes of the names of threads that a library keeps until the process ends.
     """
 
@@ -59,14 +59,14 @@ class LoggerConformance(Kit):
     keeps_attempts: ClassVar[bool] = True
     prints: ClassVar[bool] = False
     writes_elsewhere: ClassVar[bool] = False
-    patience: ClassVar[float] = 3.0
+    exit_timeout: ClassVar[float] = 3.0
     library_threads: ClassVar[Sequence[str]] = ()
 
     def shown(self, folder: Path) -> Sequence[Mapping[str, Any]] | None:
         """Override this: read the logged results of the study in ``folder``, after the logger was closed.
 
         Return one mapping per result: ``run`` (its id) and the logged keys among ``attempt``, ``status``,
-        ``loss``, ``params`` (N), ``tokens`` (trained D), ``flops``, ``heldout`` and ``training`` (lists of
+        ``loss``, ``params`` (N), ``tokens`` (trained D), ``flops``, ``eval`` and ``training`` (lists of
         ``(tokens, loss)``), and ``error`` (text that contains the message). The default, None, means that the log
         cannot be read. The kit then tests only that the logger works.
         """
@@ -243,7 +243,7 @@ class LoggerConformance(Kit):
         logger.close()
         logger.close()
         build_logger(chosen, folder).close()
-        deadline = time.monotonic() + self.patience
+        deadline = time.monotonic() + self.exit_timeout
         while (remaining := self._threads_and_children() - before) and time.monotonic() < deadline:
             time.sleep(0.05)
         assert remaining == set(), "close() must end the threads and processes of the logger"
@@ -301,10 +301,10 @@ class LoggerConformance(Kit):
             if key in row or (key in self.keeps and value is not None):
                 close = value if value is None or isinstance(value, str) else pytest.approx(value, rel=1e-6)
                 assert row[key] == close, f"{key} of run {result.id}"
-        if "heldout" in self.keeps:
+        if "eval" in self.keeps:
             curve = [(point.tokens, point.loss) for point in result.curve if point.loss is not None]
-            assert len(row["heldout"]) == len(curve), f"held-out evaluations of run {result.id}"
-            _check_points(row["heldout"], curve)
+            assert len(row["eval"]) == len(curve), f"held-out evaluations of run {result.id}"
+            _check_points(row["eval"], curve)
         if "error" in self.keeps and result.error is not None:
             assert result.error.message[:20] in row["error"]
 

@@ -37,7 +37,7 @@ class TrainerConformance(Kit):
     """Tests for every trainer. Inherit, set ``name``, and run pytest.
 
     The tests train a model of about 50 parameters on computed data, by plain gradient descent with a learning rate
-    that falls to zero. They cover ``checkpoint``, ``branch`` and ``pack`` if these are in ``can`` of the trainer's
+    that falls to zero. They cover ``checkpoint``, ``branch`` and ``vmap_runs`` if these are in ``can`` of the trainer's
     spec, but not ``distribute``.
 
     Attributes:
@@ -83,7 +83,7 @@ class TrainerConformance(Kit):
                 "model": "tiny/tiny",
                 "dataset": "tiny/majority",
                 "optimizer": "tiny/plain",
-                "flops": "flops/chinchilla",
+                "counter": "counters/chinchilla",
                 "schedule": "tiny/falling",
                 "device": "devices/cpu",
                 **self.experiment,
@@ -190,7 +190,7 @@ class TrainerConformance(Kit):
         assert last.exists(), "the model was not evaluated without gradients"
         in_training, weights = torch.load(last)
         assert not in_training, "held-out loss was measured in training mode: dropout would be on"
-        expected = _heldout_loss(weights, result)
+        expected = _eval_loss(weights, result)
         assert result.loss == pytest.approx(expected, rel=1e-4), (
             f"the result's loss is {result.loss}; with its weights, the held-out loss is {expected:.6f} nats"
         )
@@ -306,8 +306,8 @@ class TrainerConformance(Kit):
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, all_plugins: Registry
     ) -> None:
         """Several runs trained as one model, to within rounding."""
-        self._require(all_plugins, "pack")
-        separate, packed = plan(seeds=3), plan(seeds=3, trainer={"pack": 3})
+        self._require(all_plugins, "vmap_runs")
+        separate, packed = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
         assert len(packed.jobs({run.id for run in packed.runs})) == 1
         expected = losses(train(separate, folder=tmp_path / "separate"))
         assert losses(train(packed)) == pytest.approx(expected, rel=1e-3)
@@ -351,7 +351,7 @@ def losses(events: Events) -> dict[str, float]:
     return loss_of
 
 
-def _heldout_loss(weights: Mapping[str, Any], result: RunResult) -> float:
+def _eval_loss(weights: Mapping[str, Any], result: RunResult) -> float:
     import torch
 
     data = tiny.Majority(result.run.seed)
@@ -361,7 +361,7 @@ def _heldout_loss(weights: Mapping[str, Any], result: RunResult) -> float:
     with torch.no_grad():
         pairs = [
             data.task.loss(data.task.outputs(model, batch), batch)
-            for batch in data.heldout(result.heldout_tokens or 10**9, 50)
+            for batch in data.eval_batches(result.eval_tokens or 10**9, 50)
         ]
     return sum(float(loss) for loss, _ in pairs) / sum(count for _, count in pairs)
 

@@ -18,19 +18,21 @@ class DeclaredOptions(Options):
 
     params: PositiveInt = 1_000_000
     """All parameters of the model. This is what scales."""
-    lookup_params: NonNegativeInt = 0
+    lookup_table_params: NonNegativeInt = 0
     """Of these, parameters in lookup tables (an input embedding that is not also the output head, learned
     positions), which the FLOPs counters leave out of N."""
     flops_per_token: Annotated[float, Field(gt=0)] | None = None
-    """Training FLOPs per token, forward and backward, for ``flops = "model"``. Unset: use the counter
+    """Training FLOPs per token, forward and backward, for ``counter = "model"``. Unset: use the counter
     ``chinchilla``, which counts 6 per parameter outside lookup tables."""
     arguments: dict[str, JsonValue] = {}
     """Arguments for the program: ``{ depth = 6 }`` is ``{model.arguments.depth}`` in its command."""
 
     @model_validator(mode="after")
     def _is_more_than_tables(self) -> Self:
-        if self.lookup_params >= self.params:
-            raise ValueError(f"lookup_params = {self.lookup_params} must be less than params = {self.params}")
+        if self.lookup_table_params >= self.params:
+            raise ValueError(
+                f"lookup_table_params = {self.lookup_table_params} must be less than params = {self.params}"
+            )
         return self
 
 
@@ -39,4 +41,4 @@ def build_declared(options: DeclaredOptions, task: Task) -> nn.Module:
     trained."""
     from flops_fit_callable.declared_module import Declared
 
-    return Declared(options.params, options.lookup_params, task)
+    return Declared(options.params, options.lookup_table_params, task)

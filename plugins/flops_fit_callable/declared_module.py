@@ -13,11 +13,11 @@ from flops_fit_core.plugins import Task
 class Declared(nn.Module):
     """A module with the declared number of parameters, which take no memory on the meta device. Returns zeros."""
 
-    def __init__(self, params: int, lookup_params: int, task: Task) -> None:
+    def __init__(self, params: int, lookup_table_params: int, task: Task) -> None:
         super().__init__()
         self.task = task
-        self.weight = nn.Parameter(torch.zeros(params - lookup_params))
-        self.table = nn.Embedding(lookup_params, 1) if lookup_params else None
+        self.weight = nn.Parameter(torch.zeros(params - lookup_table_params))
+        self.table = nn.Embedding(lookup_table_params, 1) if lookup_table_params else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Return zeros of the task's shape. Raises ConfigError if gradients are enabled."""

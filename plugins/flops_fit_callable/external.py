@@ -25,7 +25,7 @@ class ExternalOptions(Options):
     """Tokens per sequence. The batch size counts sequences."""
     tokens: PositiveInt | None = None
     """Number of distinct training tokens. Unset: unlimited. Otherwise sizes that need more are left out of the
-    plan, unless ``sweep.repeat`` is set."""
+    plan, unless ``sweep.allow_repeat`` is set."""
     bytes_per_token: Annotated[float, Field(gt=0)] | None = None
     """Mean bytes per token of the held-out text, for bits per byte."""
 
@@ -42,7 +42,7 @@ class External(Dataset):
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         raise DataError(_NO_DATA)
 
-    def heldout(self, tokens: int, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterable[Batch]:
         raise DataError(_NO_DATA)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from flops_fit_core import DataError
-from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, LocalPath, Options, Runtime, hookimpl
 
 SHARE = 0.05
 """Default share of the documents that is held out."""
@@ -63,23 +63,23 @@ class HFOptions(Options):
     packed."""
     context: PositiveInt = 256
     """Predicted tokens per sample. Documents are concatenated and cut, so a sample may have parts of several."""
-    heldout: Annotated[Place | None, Runtime()] = None
+    eval_source: Annotated[Place | None, Runtime()] = None
     """Split to hold out, or files as in ``path``. A value with a slash or a file's suffix is a path. If neither
-    this nor ``heldout_share`` is set: the split ``validation`` if it exists, otherwise 0.05 of the documents."""
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    this nor ``eval_share`` is set: the split ``validation`` if it exists, otherwise 0.05 of the documents."""
+    eval_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the documents to hold out, chosen by a hash of each document. Equal documents are on the same
     side."""
-    heldout_sets: Annotated[dict[HeldOutName, Place], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, Place], Runtime()] = {}
     """Additional splits or files to hold out, by name: ``{ test = "test", code = "data/code.jsonl" }``. Each run
-    records its loss on each set, and ``flops-fit fit --heldout code`` fits one of them."""
+    records its loss on each set, and ``flops-fit fit --eval-set code`` fits one of them."""
     cache: Annotated[LocalPath | None, Runtime()] = None
     """Folder for the tokens. All processes that read the same data share it. Unset: ``flops-fit/tokens`` in
     ``$XDG_CACHE_HOME`` or ``~/.cache``. May be deleted at any time."""
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> Self:
-        if self.heldout is not None and self.heldout_share is not None:
-            raise ValueError("heldout and heldout_share cannot be combined: write one of them")
+        if self.eval_source is not None and self.eval_share is not None:
+            raise ValueError("eval_source and eval_share cannot be combined: write one of them")
         return self
 
 

@@ -55,7 +55,7 @@ class Places:
     """The documents of each part of a dataset."""
 
     training: Documents
-    heldout: Documents | None
+    eval_source: Documents | None
     """None: a share of the documents of ``training``."""
     further: dict[str, Documents]
     """Additional held-out sets, by name."""
@@ -66,14 +66,14 @@ def find_places(options: HFOptions) -> Places:
     path = Path(options.path)
     splits = _splits(path)
     training = _training(path, splits, options.split)
-    default = "validation" if "validation" in splits and options.heldout_share is None else None
-    main = options.heldout or default
+    default = "validation" if "validation" in splits and options.eval_share is None else None
+    main = options.eval_source or default
     places = Places(
         training=training,
-        heldout=None if main is None else _heldout(path, splits, main),
-        further={name: _heldout(path, splits, place) for name, place in options.heldout_sets.items()},
+        eval_source=None if main is None else _eval_documents(path, splits, main),
+        further={name: _eval_documents(path, splits, place) for name, place in options.eval_sets.items()},
     )
-    heldout_parts = [*places.further.values(), *([places.heldout] if places.heldout else [])]
+    heldout_parts = [*places.further.values(), *([places.eval_source] if places.eval_source else [])]
     training_files = {file.resolve() for file in training.files}
     for part in heldout_parts:
         if shared := training_files & {file.resolve() for file in part.files}:
@@ -91,7 +91,7 @@ def _training(path: Path, splits: tuple[str, ...], split: str | None) -> Documen
     return _files(path)
 
 
-def _heldout(path: Path, splits: tuple[str, ...], place: str) -> Documents:
+def _eval_documents(path: Path, splits: tuple[str, ...], place: str) -> Documents:
     if Path(place).is_absolute():
         inner = _splits(Path(place))
         if inner:
@@ -99,7 +99,7 @@ def _heldout(path: Path, splits: tuple[str, ...], place: str) -> Documents:
         return _files(Path(place))
     if not splits:
         raise unusable(f"{path} has no splits, so {place!r} can be held out only as a path: write ./{place}")
-    return _saved_split(path, splits, place, "dataset.heldout")
+    return _saved_split(path, splits, place, "dataset.eval_source")
 
 
 def _splits(path: Path) -> tuple[str, ...]:

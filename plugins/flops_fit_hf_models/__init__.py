@@ -68,7 +68,7 @@ class LadderOptions(Options):
     configs: Annotated[tuple[Fields, ...], Runtime()] = ()
     """The sizes: tables of fields, JSON files, or folders with a ``config.json``. Records contain the content of a
     file, not its path."""
-    rung: Annotated[PositiveInt, Runtime()] = 1
+    config_number: Annotated[PositiveInt, Runtime()] = 1
     """Which of ``configs``, counted from 1. This is what scales."""
     architecture: str = "llama"
     """The ``model_type`` of configurations without this field."""
@@ -86,9 +86,11 @@ class LadderOptions(Options):
             return self
         if not self.configs:
             raise ValueError('configs is empty: write configs = ["small.json", "large.json"], or tables of fields')
-        if self.rung > len(self.configs):
-            raise ValueError(f"rung {self.rung} of {len(self.configs)} configs: they are counted from 1")
-        self.__dict__["config"] = self.configs[self.rung - 1]  # pydantic models are frozen
+        if self.config_number > len(self.configs):
+            raise ValueError(
+                f"config_number {self.config_number} of {len(self.configs)} configs: they are counted from 1"
+            )
+        self.__dict__["config"] = self.configs[self.config_number - 1]  # pydantic models are frozen
         return self
 
 
@@ -183,4 +185,4 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         "extra": "transformers",
     }
     yield ModelSpec(name="hf", options=HFOptions, size="width", multiple_of=16, ladders=ladders, **common)
-    yield ModelSpec(name="hf-ladder", options=LadderOptions, size="rung", scale=scale, **common)
+    yield ModelSpec(name="hf-ladder", options=LadderOptions, size="config_number", scale=scale, **common)

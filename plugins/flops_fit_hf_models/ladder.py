@@ -20,7 +20,7 @@ def nearest(options: LadderOptions, target: int) -> LadderOptions:
     """The same options at the rung with the nearest N on a log scale. N counts active matmul parameters."""
     values = options.model_dump(exclude_unset=True)
     numbers = range(1, len(options.configs) + 1)
-    rungs = [LadderOptions.model_validate({**values, "rung": number}) for number in numbers]
+    rungs = [LadderOptions.model_validate({**values, "config_number": number}) for number in numbers]
     return min(rungs, key=lambda rung: abs(math.log(_parameters(rung.model_dump_json()) / target)))
 
 

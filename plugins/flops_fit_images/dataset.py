@@ -77,7 +77,7 @@ class ImageDataset(MultiEvalDataset):
     def __init__(
         self,
         training: Part,
-        heldout: dict[str | None, Part],
+        eval_data: dict[str | None, Part],
         *,
         classes: int,
         scale: tuple[Tensor, Tensor] | None,
@@ -87,9 +87,9 @@ class ImageDataset(MultiEvalDataset):
         self.task = SupervisedTask(inputs=training.images.shape, outputs_size=classes)
         self.num_unique_tokens = len(training)
         self.fingerprint = fingerprint
-        self.heldout_sets = tuple(name for name in heldout if name is not None)
+        self.eval_sets = tuple(name for name in eval_data if name is not None)
         self._training = training
-        self._heldout = heldout
+        self._eval_data = eval_data
         self._order = EpochOrder(len(training), seed)
         self._scale = scale
 
@@ -99,9 +99,11 @@ class ImageDataset(MultiEvalDataset):
             yield self._batch(self._training, self._order.order(start, batch_size))
             start += batch_size
 
-    def heldout(self, tokens: int, batch_size: int, name: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def eval_batches(
+        self, tokens: int, batch_size: int, name: str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images evenly spaced over the held-out part, in the source's order."""
-        part = self._heldout[name]
+        part = self._eval_data[name]
         positions = EpochOrder(len(part)).spread(max(1, tokens))
         for first in range(0, len(positions), batch_size):
             yield self._batch(part, positions[first : first + batch_size])
@@ -121,16 +123,16 @@ class ImageDataset(MultiEvalDataset):
 
 def open_images(options: ImagesOptions, seed: int) -> ImageDataset:
     """Open the dataset. Raises DataError, which names the source."""
-    training, heldout = parts_of(options)
-    for part in heldout.values():
+    training, eval_data = parts_of(options)
+    for part in eval_data.values():
         if part.images.shape != training.images.shape:
             raise part.images.error(f"has images of shape {part.images.shape}, not {training.images.shape}")
     statistics = measure(training)
     classes = options.classes or len(training.images.class_names) or statistics.largest_class + 1
-    fingerprints = [(name or "", measure(part).fingerprint) for name, part in heldout.items()]
+    fingerprints = [(name or "", measure(part).fingerprint) for name, part in eval_data.items()]
     return ImageDataset(
         training,
-        heldout,
+        eval_data,
         classes=classes,
         scale=(statistics.mean, statistics.deviation) if options.normalize else None,
         seed=seed,
@@ -142,20 +144,20 @@ def parts_of(options: ImagesOptions) -> tuple[Part, dict[str | None, Part]]:
     """The training part, and the held-out parts by name. The main held-out part has the key None."""
     source = load(options.source)
     indices = np.arange(len(source))
-    heldout: dict[str | None, Part] = {}
-    if options.heldout_source is None:
-        is_held_out = source.hashes() < np.uint64(options.heldout_share * 2**64)
+    eval_data: dict[str | None, Part] = {}
+    if options.eval_source is None:
+        is_held_out = source.hashes() < np.uint64(options.eval_share * 2**64)
         if is_held_out.all() or not is_held_out.any():
             missing = "train on" if is_held_out.all() else "hold out"
             raise source.error(
                 f"has {len(source)} images, which leave nothing to {missing}: "
-                f"use more images, another dataset.heldout_share, or dataset.heldout_source"
+                f"use more images, another dataset.eval_share, or dataset.eval_source"
             )
-        training, heldout[None] = Part(source, indices[~is_held_out]), Part(source, indices[is_held_out])
+        training, eval_data[None] = Part(source, indices[~is_held_out]), Part(source, indices[is_held_out])
     else:
-        training, heldout[None] = Part(source, indices), _load_heldout(options, options.heldout_source)
-    further = {name: _load_heldout(options, other) for name, other in options.heldout_sets.items()}
-    return training, heldout | further
+        training, eval_data[None] = Part(source, indices), _load_heldout(options, options.eval_source)
+    further = {name: _load_heldout(options, other) for name, other in options.eval_sets.items()}
+    return training, eval_data | further
 
 
 def _load_heldout(options: ImagesOptions, name: str) -> Part:

@@ -1,7 +1,7 @@
 """Model family ``mlp``: a multilayer perceptron, scaled by its width. Copy this plugin to write a family.
 
 A family needs an options model, a function that builds the module, and a hook that returns both in a spec. The
-other functions are optional: they make FLOPs exact (``flops = "model"``) and one learning rate good for all
+other functions are optional: they make FLOPs exact (``counter = "model"``) and one learning rate good for all
 widths.
 """
 

@@ -49,5 +49,5 @@ def non_embedding_flops(run: RecipeInput) -> float:
     """
     counts = run.parameters
     head = 6.0 * counts.unembedding * run.tokens
-    without_attention = 6.0 * (counts.active - counts.lookup - counts.unembedding) * run.tokens
+    without_attention = 6.0 * (counts.active - counts.lookup_table - counts.unembedding) * run.tokens
     return max(run.flops - head, without_attention)

@@ -40,7 +40,7 @@ class Corpus:
     """Rows of bytes: files sorted by name, each followed by a zero byte."""
 
     training: NDArray[np.uint8]
-    heldout: NDArray[np.uint8]
+    eval_data: NDArray[np.uint8]
     further: dict[str, NDArray[np.uint8]]
     """Additional held-out rows by name."""
 
@@ -48,7 +48,7 @@ class Corpus:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.training.data)
         digest.update(b"held out")
-        digest.update(self.heldout.data)
+        digest.update(self.eval_data.data)
         for name, row in sorted(self.further.items()):
             digest.update(f"held out {name}".encode())
             digest.update(row.data)
@@ -59,29 +59,29 @@ def read_corpus(options: TextOptions) -> Corpus:
     """Read all parts. Raises DataError if a part is too small or a file cannot be read."""
     files = _standard_library() if options.path is None else _find(options.path)
     source = options.path or "the Python standard library"
-    further = {name: _find(path) for name, path in options.heldout_sets.items()}
-    files = _without(files, [file for heldout_set in further.values() for file in heldout_set])
-    if options.heldout_path is None:
-        training = [(name, path) for name, path in files if not _is_held_out(name, options.heldout_share)]
-        heldout = [(name, path) for name, path in files if _is_held_out(name, options.heldout_share)]
-        if not training or not heldout:
+    further = {name: _find(path) for name, path in options.eval_sets.items()}
+    files = _without(files, [file for eval_set in further.values() for file in eval_set])
+    if options.eval_path is None:
+        training = [(name, path) for name, path in files if not _is_held_out(name, options.eval_share)]
+        eval_data = [(name, path) for name, path in files if _is_held_out(name, options.eval_share)]
+        if not training or not eval_data:
             raise DataError(
                 f"dataset 'text': {len(files)} files in {source} leave nothing to "
                 f"{'hold out' if training else 'train on'}, because files are not divided. Use more files, "
-                f"another dataset.heldout_share, or dataset.heldout_path"
+                f"another dataset.eval_share, or dataset.eval_path"
             )
     else:
-        heldout = _find(options.heldout_path)
-        training = _without(files, heldout)
+        eval_data = _find(options.eval_path)
+        training = _without(files, eval_data)
         if not training:
             raise DataError(
                 f"dataset 'text': every file of {source} is held out, so there is no training data: write another "
-                f"dataset.path or dataset.heldout_path"
+                f"dataset.path or dataset.eval_path"
             )
-    further_rows = {name: _read(heldout_set) for name, heldout_set in further.items()}
-    corpus = Corpus(_read(training), _read(heldout), further_rows)
+    further_rows = {name: _read(eval_set) for name, eval_set in further.items()}
+    corpus = Corpus(_read(training), _read(eval_data), further_rows)
     parts = {f"held-out part {name!r}": row for name, row in corpus.further.items()}
-    for part, row in {"training part": corpus.training, "held-out part": corpus.heldout, **parts}.items():
+    for part, row in {"training part": corpus.training, "held-out part": corpus.eval_data, **parts}.items():
         if len(row) <= options.context:
             raise DataError(
                 f"dataset 'text': the {part} of {source} has {len(row)} bytes, fewer than one window of "

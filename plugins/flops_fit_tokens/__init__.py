@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, LocalPath, Options, Runtime, hookimpl
 
 
 class TokensOptions(Options):
@@ -20,14 +20,14 @@ class TokensOptions(Options):
     """All ids must be below it: 50257 for GPT-2's tokens. Runs with a rounded-up 50304 have other ids."""
     dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16"
     """Type of an id, little-endian. Signed ids have the same bytes."""
-    heldout_path: Annotated[LocalPath | None, Runtime()] = None
+    eval_path: Annotated[LocalPath | None, Runtime()] = None
     """The file to hold out. Unset: ``val.bin`` in the folder of ``path`` if it exists, otherwise the end of
     ``path``."""
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of ``path`` that is held out if there is no other file: its end, which is then not trained on."""
-    heldout_sets: Annotated[dict[HeldOutName, LocalPath], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
     """Additional files to hold out, by name: ``{ code = "data/code.bin" }``. Each run records its loss on each
-    set, and ``flops-fit fit --heldout code`` fits one of them. The content identifies the runs, not the path."""
+    set, and ``flops-fit fit --eval-set code`` fits one of them. The content identifies the runs, not the path."""
     context: PositiveInt = 256
     """Predicted tokens per sample."""
     bytes_per_token: Annotated[float | None, Runtime(), Field(gt=0)] = None

@@ -76,7 +76,7 @@ def flops_fit_recipes() -> Iterable[RecipeSpec]:
 
 @hookspec
 def flops_fit_flop_counters() -> Iterable[FlopCounterSpec]:
-    """Offer FLOPs counters: ``[flops]`` in an experiment.
+    """Offer FLOPs counters: ``[counter]`` in an experiment.
 
     ::
 
@@ -123,7 +123,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
                     parts.model.eval()  # without dropout
                     with torch.no_grad():
                         losses = [task.loss(task.outputs(parts.model, batch), batch)
-                                  for batch in parts.dataset.heldout(4096, 64)]
+                                  for batch in parts.dataset.eval_batches(4096, 64)]
                     mean = sum(float(loss) for loss, _ in losses) / sum(count for _, count in losses)
                     yield context.result(run, "completed", loss=mean, tokens=run.tokens)
 

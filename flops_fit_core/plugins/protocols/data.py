@@ -109,7 +109,7 @@ class Dataset(ABC):
         """
 
     @abstractmethod
-    def heldout(self, tokens: int, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterable[Batch]:
         """The fixed held-out sample of about ``tokens`` tokens, or all held-out data if there is less.
 
         The windows do not overlap. They are the same at every call, for every seed and every batch size.
@@ -133,12 +133,12 @@ class MultiEvalDataset(Dataset):
     disjoint from the training data. Sets may share samples with each other. The fingerprint covers all sets.
     """
 
-    heldout_sets: Sequence[str]
+    eval_sets: Sequence[str]
     """Names of the additional sets. The main set has no name."""
 
     @abstractmethod
-    def heldout(self, tokens: int, batch_size: int, name: str | None = None) -> Iterable[Batch]:
-        """Like :meth:`Dataset.heldout`, for the set called ``name``, or the main set for None."""
+    def eval_batches(self, tokens: int, batch_size: int, name: str | None = None) -> Iterable[Batch]:
+        """Like :meth:`Dataset.eval_batches`, for the set called ``name``, or the main set for None."""
 
 
 class LossSurface(Dataset):
@@ -162,10 +162,10 @@ class CompletedDataset(Dataset):
         """
 
 
-def heldout_batches(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
+def eval_batches(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
     """Batches of the held-out set called ``name``, or of the main set for None."""
     if name is None:
-        return dataset.heldout(tokens, batch_size)
+        return dataset.eval_batches(tokens, batch_size)
     if not isinstance(dataset, MultiEvalDataset):
         raise TypeError(f"{type(dataset).__name__} has no held-out set {name!r}: it is not a MultiEvalDataset")
-    return dataset.heldout(tokens, batch_size, name)
+    return dataset.eval_batches(tokens, batch_size, name)

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from flops_fit_core import ConfigError
 from flops_fit_core.plugins import CounterInput, FlopCount, FlopCounterSpec, hookimpl
-from flops_fit_flops.hoffmann import HoffmannOptions, count_hoffmann
-from flops_fit_flops.size import CounterOptions, params
+from flops_fit_counters.hoffmann import HoffmannOptions, count_hoffmann
+from flops_fit_counters.size import CounterOptions, params
 
 
 def count_chinchilla(options: CounterOptions, model: CounterInput) -> FlopCount:
@@ -16,7 +16,7 @@ def count_chinchilla(options: CounterOptions, model: CounterInput) -> FlopCount:
     et al. 2022, section 3.3). Leaves out attention, which is not small for a small width and a long context, and
     inactive experts, even if N is all parameters."""
     n, name = params(options, model)
-    idle = model.parameters.idle if options.n == "total" else 0
+    idle = model.parameters.inactive if options.n == "total" else 0
     return FlopCount(6.0 * (n - idle), n, "6 N D with N of what a token uses" if idle else "6 N D", name)
 
 
@@ -24,7 +24,7 @@ def count_own(options: CounterOptions, model: CounterInput) -> FlopCount:
     """C by the family's ``flops_per_token``. Raises ConfigError for a family that does not count its FLOPs."""
     if model.own_flops_per_token is None:
         raise ConfigError(
-            f'model {model.family!r} does not count its FLOPs: write flops = "chinchilla" (6 N D) or '
+            f'model {model.family!r} does not count its FLOPs: write counter = "chinchilla" (6 N D) or '
             f'"traced" (what torch counts)'
         )
     n, name = params(options, model)
