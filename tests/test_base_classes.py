@@ -85,7 +85,7 @@ class Unrelated:
 
 
 class Offers:
-    """A plugin whose objects do not inherit, and a dataset without a fingerprint."""
+    """A plugin with objects that do not inherit, and a dataset without a fingerprint."""
 
     @hookimpl
     def flops_fit_datasets(self):

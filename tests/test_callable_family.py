@@ -97,15 +97,15 @@ def test_an_image_model_gets_shapes_and_classes(models):
     [
         ({"import_path": "Transformer"}, "has no 'Transformr'"),
         ({"import_path": "number"}, "is a int, which cannot be called"),
-        ({"import_path": "a_list"}, "made a list, not a torch.nn.Module"),
+        ({"import_path": "a_list"}, "returned a list, not a torch.nn.Module"),
         ({"import_path": "breaks"}, "breaks(width=64) failed: RuntimeError: no such width"),
-        ({"import_path": "Transformer", "size_argument": "width"}, "model.size_argument names width"),
+        ({"import_path": "Transformer", "size_argument": "width"}, "model.size_argument is width"),
         (
             {"import_path": "Transformer", "size_argument": "d_model", "arguments": {"dept": 1}},
             "takes vocab_size, context, d_model, depth; model.arguments has dept",
         ),
         ({"import_path": "Transformer", "size_argument": "depth"}, "d_model must be in model.arguments"),
-        ({"import_path": "a_list", "arguments": {"width": 3}}, "width is what model.size sets"),
+        ({"import_path": "a_list", "arguments": {"width": 3}}, "width is set by model.size"),
     ],
 )
 def test_a_mistake_is_named(models, options, message):
@@ -309,16 +309,16 @@ def test_declared_numbers_are_never_trained():
     module = model.spec.build(model.options, TASK)
     with pytest.raises(ConfigError, match="use it with trainer 'command'"):
         module(torch.zeros(1, 16, dtype=torch.long))
-    with pytest.raises(ValueError, match="leaves nothing"):
+    with pytest.raises(ValueError, match="must be less than params"):
         chosen("declared", params=100, lookup_table_params=100)
 
 
 def test_external_data_are_identified_by_their_label_and_give_no_batches():
     spec = installed().find("dataset", "external").spec
     options = {"label": "web text 1", "vocab_size": 10, "context": 4}
-    one = spec.build(spec.options.model_validate(options), 0)
+    dataset = spec.build(spec.options.model_validate(options), 0)
     other = spec.build(spec.options.model_validate({**options, "label": "web text 2"}), 0)
-    assert one.fingerprint != other.fingerprint
-    for give in (lambda: one.batches(1), lambda: one.eval_batches(1, 1)):
+    assert dataset.fingerprint != other.fingerprint
+    for give in (lambda: dataset.batches(1), lambda: dataset.eval_batches(1, 1)):
         with pytest.raises(DataError, match="use it with trainer 'command'"):
             give()

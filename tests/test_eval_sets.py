@@ -95,7 +95,7 @@ def test_token_files_can_be_several_sets(tmp_path):
     assert torch.cat(list(dataset.eval_batches(320, 3)))[:, 1:].flatten().tolist() == list(range(1001, 1321))
     assert dataset.fingerprint != plain.fingerprint
     assert plain.eval_sets == ()
-    with pytest.raises(DataError, match=r"train\.bin is trained on and held out at once"):
+    with pytest.raises(DataError, match=r"train\.bin is both trained on and held out"):
         opened(TOKENS, **given, eval_sets={"again": str(tmp_path / "train.bin")})
     np.arange(9).astype("<u2").tofile(tmp_path / "few.bin")
     with pytest.raises(DataError, match=r"the held-out set 'few', of .*few.bin, has 9 tokens, fewer than one"):

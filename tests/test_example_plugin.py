@@ -1,4 +1,4 @@
-"""docs/examples/flops-fit-rnn as somebody else would have written it: a fresh environment, pip, a sweep, a law."""
+"""docs/examples/flops-fit-rnn as a third party uses it: a fresh environment, pip, a sweep, a law."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ EXAMPLE = ROOT / "docs" / "examples" / "flops-fit-rnn"
 
 
 class Environment:
-    """A virtual environment of its own, on top of the packages that this one has (torch is large)."""
+    """A separate virtual environment on top of the packages of this environment, because torch is large."""
 
     def __init__(self, folder: Path) -> None:
         venv.create(folder, with_pip=False)

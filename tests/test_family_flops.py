@@ -46,7 +46,9 @@ def best_size(flops, depth=4):
 
 
 def message(fit):
-    return next((one.message for one in fit.diagnostics if "family's own" in one.message), None)
+    return next(
+        (diagnostic.message for diagnostic in fit.diagnostics if "family's own" in diagnostic.message), None
+    )
 
 
 def test_optima_far_beyond_the_sizes_are_those_of_the_family(tmp_path):

@@ -115,15 +115,15 @@ def tokens_of(batches):
     return [int(windows[0, 0]), *windows[:, 1:].flatten().tolist()]
 
 
-def whole(tokenizer, texts):
-    """What the row of these documents has to be: encoded one by one, by the tokenizer itself."""
+def encode_row(tokenizer, texts):
+    """The expected row of these documents, encoded one by one by the tokenizer."""
     from tokenizers import Tokenizer
 
     plain = Tokenizer.from_file(str(tokenizer))
     plain.no_truncation()
     plain.no_padding()
     end = plain.token_to_id(END)
-    return [one for text in texts for one in [*plain.encode(text).ids, end]]
+    return [token_id for text in texts for token_id in [*plain.encode(text).ids, end]]
 
 
 def cut(row, context=32):
@@ -146,13 +146,13 @@ def windows_of(row, context=32):
 def test_documents_are_encoded_whole_and_joined_with_the_end_of_text(saved, tokenizer, documents):
     dataset = opened(path=saved, tokenizer=tokenizer)
     assert dataset.task.vocab_size == 400
-    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, documents[-8:-4]))
-    assert trained_on(dataset) == windows_of(whole(tokenizer, documents[:-8]))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(encode_row(tokenizer, documents[-8:-4]))
+    assert trained_on(dataset) == windows_of(encode_row(tokenizer, documents[:-8]))
 
 
 def test_bytes_a_token_are_those_of_the_held_out_text(saved, tokenizer, documents):
     held = documents[-8:-4]
-    expected = sum(len(text.encode()) for text in held) / len(whole(tokenizer, held))
+    expected = sum(len(text.encode()) for text in held) / len(encode_row(tokenizer, held))
     assert opened(path=saved, tokenizer=tokenizer).bytes_per_token == pytest.approx(expected)
     assert 1.5 < expected < 4
 
@@ -170,26 +170,32 @@ def test_files_of_every_kind_give_what_a_saved_dataset_gives(tmp_path, saved, to
 
 def test_a_split_is_chosen_by_name(saved, tokenizer, documents):
     dataset = opened(path=saved, split="validation", eval_source="test", tokenizer=tokenizer)
-    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, documents[-4:]))
-    assert trained_on(dataset) == windows_of(whole(tokenizer, documents[-8:-4]))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(encode_row(tokenizer, documents[-4:]))
+    assert trained_on(dataset) == windows_of(encode_row(tokenizer, documents[-8:-4]))
 
 
 def test_without_a_split_to_hold_out_a_share_of_the_documents_is(tmp_path, tokenizer, documents):
     path = write_files(tmp_path / "all", documents)
     dataset = opened(path=path, eval_share=0.3, tokenizer=tokenizer)
     limit = 0.3 * 2**64
-    out = [one for one in documents if int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") < limit]
+    out = [
+        document
+        for document in documents
+        if int.from_bytes(hashlib.sha256(document.encode()).digest()[:8], "big") < limit
+    ]
     assert 3 < len(out) < len(documents) / 2
-    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, out))
-    assert trained_on(dataset) == windows_of(whole(tokenizer, [one for one in documents if one not in out]))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(encode_row(tokenizer, out))
+    assert trained_on(dataset) == windows_of(
+        encode_row(tokenizer, [document for document in documents if document not in out])
+    )
 
 
 def test_a_share_that_is_asked_for_counts_more_than_the_split_validation(saved, tokenizer, documents):
     dataset = opened(path=saved, eval_share=0.3, tokenizer=tokenizer)
     held = tokens_of(dataset.eval_batches(10**6, 8))
-    assert held != cut(whole(tokenizer, documents[-8:-4]))
-    assert len(held) + dataset.num_unique_tokens <= len(whole(tokenizer, documents[:-8]))
-    with pytest.raises(ValueError, match="two ways to hold out: give one"):
+    assert held != cut(encode_row(tokenizer, documents[-8:-4]))
+    assert len(held) + dataset.num_unique_tokens <= len(encode_row(tokenizer, documents[:-8]))
+    with pytest.raises(ValueError, match="cannot be combined: write one of them"):
         SPEC.options(path="x", eval_source="test", eval_share=0.05)
 
 
@@ -197,9 +203,9 @@ def test_further_sets_are_splits_or_files(tmp_path, saved, tokenizer, documents)
     other = write_files(tmp_path / "other", documents[:3])
     dataset = opened(path=saved, tokenizer=tokenizer, eval_sets={"test": "test", "other": str(other)})
     assert dataset.eval_sets == ("test", "other")
-    assert tokens_of(dataset.eval_batches(10**6, 8, "test")) == cut(whole(tokenizer, documents[-4:]))
-    assert tokens_of(dataset.eval_batches(10**6, 8, "other")) == cut(whole(tokenizer, documents[:3]))
-    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, documents[-8:-4]))
+    assert tokens_of(dataset.eval_batches(10**6, 8, "test")) == cut(encode_row(tokenizer, documents[-4:]))
+    assert tokens_of(dataset.eval_batches(10**6, 8, "other")) == cut(encode_row(tokenizer, documents[:3]))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(encode_row(tokenizer, documents[-8:-4]))
     one_set = opened(path=saved, tokenizer=tokenizer, eval_sets={"test": "test"})
     assert (
         len({dataset.fingerprint, one_set.fingerprint, opened(path=saved, tokenizer=tokenizer).fingerprint}) == 3
@@ -216,7 +222,7 @@ def test_a_column_of_ids_needs_no_tokenizer(tmp_path):
     datasets.Dataset.from_dict({"input_ids": rows[:3]}).to_parquet(str(eval_source))
     dataset = opened(path=path, eval_source=eval_source, column="input_ids", vocab_size=70_000, end_of_text=69_999)
     assert dataset.bytes_per_token is None
-    assert trained_on(dataset) == windows_of([one for row in rows for one in [*row, 69_999]])
+    assert trained_on(dataset) == windows_of([token_id for row in rows for token_id in [*row, 69_999]])
     with pytest.raises(DataError, match=r"row 52 of .*ids.parquet has id 400, not below vocab_size = 400"):
         opened(path=path, eval_source=eval_source, column="input_ids", vocab_size=400, end_of_text=0)
 
@@ -226,7 +232,7 @@ def test_a_column_of_ids_needs_no_tokenizer(tmp_path):
 
 def test_the_second_reader_tokenizes_nothing_and_imports_nothing_heavy(saved, tokenizer, cache):
     expected = opened(path=saved, tokenizer=tokenizer).fingerprint
-    (made,) = (one for one in cache.iterdir() if one.is_dir())
+    (made,) = (path for path in cache.iterdir() if path.is_dir())
     before = {file.name: file.stat().st_mtime_ns for file in made.iterdir()}
     code = (
         "import sys; from flops_fit_core.plugins.registry import installed\n"
@@ -242,12 +248,12 @@ def test_the_second_reader_tokenizes_nothing_and_imports_nothing_heavy(saved, to
 
 def test_the_rows_are_mapped_from_npy_files_that_anybody_can_read(saved, tokenizer, documents, cache):
     dataset = opened(path=saved, tokenizer=tokenizer)
-    (made,) = (one for one in cache.iterdir() if one.is_dir())
-    about = json.loads((made / "about.json").read_text())
-    row = np.load(made / about["files"]["training"])
+    (made,) = (path for path in cache.iterdir() if path.is_dir())
+    metadata = json.loads((made / "about.json").read_text())
+    row = np.load(made / metadata["files"]["training"])
     assert row.dtype == np.uint16
-    assert row.tolist() == whole(tokenizer, documents[:-8])
-    assert about["fingerprint"] == dataset.fingerprint
+    assert row.tolist() == encode_row(tokenizer, documents[:-8])
+    assert metadata["fingerprint"] == dataset.fingerprint
     # Nothing of the conversion is left, neither here nor in a cache of the library's own.
     assert sorted(file.name for file in made.iterdir()) == ["0.npy", "1.npy", "about.json"]
     assert not (cache.parents[1] / "huggingface").exists()
@@ -255,7 +261,7 @@ def test_the_rows_are_mapped_from_npy_files_that_anybody_can_read(saved, tokeniz
 
 def test_a_folder_of_ones_own_is_used_instead(tmp_path, saved, tokenizer, cache):
     opened(path=saved, tokenizer=tokenizer, cache=tmp_path / "mine")
-    assert any(one.is_dir() for one in (tmp_path / "mine").iterdir())
+    assert any(path.is_dir() for path in (tmp_path / "mine").iterdir())
     assert not cache.exists()
 
 
@@ -299,10 +305,10 @@ def test_several_processes_make_the_tokens_once(saved, tokenizer, cache):
         "print(spec.build(options, 1).fingerprint)"
     )
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    said = [process.communicate()[0].splitlines() for process in started]
+    outputs = [process.communicate()[0].splitlines() for process in started]
     assert all(process.returncode == 0 for process in started)
-    assert sum("tokenizing" in line for lines in said for line in lines) == 1
-    assert len({lines[-1] for lines in said}) == 1
+    assert sum("tokenizing" in line for lines in outputs for line in lines) == 1
+    assert len({lines[-1] for lines in outputs}) == 1
 
 
 def test_a_maker_that_is_killed_leaves_nothing_that_counts(saved, tokenizer, cache):
@@ -320,18 +326,18 @@ def test_a_maker_that_is_killed_leaves_nothing_that_counts(saved, tokenizer, cac
     process.kill()
     process.wait()
     process.stdout.close()
-    (left,) = (one for one in cache.iterdir() if one.is_dir())
-    assert left.name.startswith(".")
+    (remaining,) = (path for path in cache.iterdir() if path.is_dir())
+    assert remaining.name.startswith(".")
     assert opened(path=saved, tokenizer=tokenizer).num_unique_tokens > 0
-    assert [one.name for one in cache.iterdir() if one.is_dir() and one.name.startswith(".")] == []
+    assert [path.name for path in cache.iterdir() if path.is_dir() and path.name.startswith(".")] == []
 
 
 def test_a_cache_that_cannot_be_used_says_what_to_write(tmp_path, saved, tokenizer, cache):
     (tmp_path / "file").touch()
-    with pytest.raises(DataError, match=r"cannot keep tokens in .*file.*write dataset.cache = 'a folder'"):
+    with pytest.raises(DataError, match=r"cannot write tokens to .*file.*write dataset.cache = 'a folder'"):
         opened(path=saved, tokenizer=tokenizer, cache=tmp_path / "file" / "inner")
     opened(path=saved, tokenizer=tokenizer)
-    (made,) = (one for one in cache.iterdir() if one.is_dir())
+    (made,) = (path for path in cache.iterdir() if path.is_dir())
     (made / "0.npy").write_bytes(b"")
     with pytest.raises(DataError, match=r"0.npy is damaged .*: delete "):
         opened(path=saved, tokenizer=tokenizer)
@@ -360,10 +366,10 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"path": "nowhere"}, r"nowhere: give a folder that save_to_disk wrote, or files .*; there is: nothing"),
+        ({"path": "nowhere"}, r"nowhere: write a folder that save_to_disk wrote, or files .*; found: nothing"),
         (
             {"path": "mixed"},
-            r"files of one kind out of .parquet, .jsonl, .json, .arrow; there is: .jsonl, .parquet",
+            r"files of one kind out of .parquet, .jsonl, .json, .arrow; found: .jsonl, .parquet",
         ),
         (
             {"split": "training"},
@@ -374,16 +380,16 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
             r"has no split 'val'; it has: train, validation, test, empty. Write dataset.eval_source",
         ),
         ({"eval_source": "train"}, r"is trained on and .* is held out, and both have .*data-00000"),
-        ({"eval_source": "./saved"}, r"saved has splits: name the folder of one, such as .*saved/train"),
-        ({"path": "texts", "split": "train"}, r"texts has no splits: leave dataset.split = 'train' out"),
+        ({"eval_source": "./saved"}, r"saved has splits: write the folder of one split, such as .*saved/train"),
+        ({"path": "texts", "split": "train"}, r"texts has no splits: leave out dataset.split = 'train'"),
         ({"path": "texts", "eval_source": "test"}, r"can be held out only as a path: write ./test"),
         ({"column": "content"}, r"has no column 'content'; it has: text, number. Write dataset.column"),
         ({"column": "number"}, r"column 'number' of .* holds int64, neither text nor lists of ids; columns: text"),
         ({"tokenizer": None, "vocab_size": 9, "end_of_text": 0}, r"holds text: write dataset.tokenizer"),
-        ({"tokenizer": None}, r"how many ids there are is not known: write dataset.tokenizer"),
-        ({"tokenizer": None, "vocab_size": 9}, "without a tokenizer, dataset.end_of_text has to be an id"),
+        ({"tokenizer": None}, r"the vocabulary size is unknown: write dataset.tokenizer"),
+        ({"tokenizer": None, "vocab_size": 9}, "without a tokenizer, dataset.end_of_text must be an id"),
         ({"tokenizer": "missing.json"}, r"cannot read .*missing.json: No such file"),
-        ({"tokenizer": "broken.json"}, r"broken.json is no tokenizer of the library tokenizers"),
+        ({"tokenizer": "broken.json"}, r"broken.json is not a tokenizer of the library tokenizers"),
         (
             {"end_of_text": "</s>"},
             r"no token '</s>'; its special tokens are: <\|endoftext\|>. Write dataset.end_of",
@@ -392,7 +398,10 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
         ({"vocab_size": 300}, r"row 0 of split 'train' .* has id 3\d\d, not below vocab_size = 300"),
         ({"path": "nulls"}, r"row 1 of .*nulls is null: filter such rows out"),
         ({"path": "damaged"}, r"datasets cannot read .*damaged: "),
-        ({"path": "one"}, r"one leave nothing to (train on|hold out): give more, another dataset.eval_share"),
+        (
+            {"path": "one"},
+            r"one leave nothing to (train on|hold out): use more documents, another dataset.eval_share",
+        ),
         ({"eval_source": "empty"}, "split 'empty' of .* has no documents"),
         ({"context": 10**6}, r"the training part: [\d,]+ tokens are not enough for one window of context . 1"),
     ],
@@ -465,10 +474,10 @@ def test_false_leaves_the_end_of_text_out_of_packed_rows(tmp_path):
     eval_source = write_rows(tmp_path / "held.jsonl", rows[:3])
     given = {"path": path, "eval_source": eval_source, "column": "input_ids", "vocab_size": 9}
     dataset = opened(**given, end_of_text=False)
-    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut([one for row in rows[:3] for one in row])
-    assert trained_on(dataset) == windows_of([one for row in rows for one in row])
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut([token_id for row in rows[:3] for token_id in row])
+    assert trained_on(dataset) == windows_of([token_id for row in rows for token_id in row])
     zero = opened(**given, end_of_text=0)
-    assert tokens_of(zero.eval_batches(10**6, 8)) == cut([one for row in rows[:3] for one in [*row, 0]])
+    assert tokens_of(zero.eval_batches(10**6, 8)) == cut([token_id for row in rows[:3] for token_id in [*row, 0]])
     assert zero.fingerprint != dataset.fingerprint
 
 
@@ -476,8 +485,8 @@ def test_false_joins_texts_and_empty_documents_without_a_token_between(tmp_path,
     path = write_files(tmp_path / "a", [*documents, ""])
     eval_source = write_files(tmp_path / "b", documents[:4])
     dataset = opened(path=path, eval_source=eval_source, tokenizer=tokenizer, end_of_text=False)
-    end = whole(tokenizer, [""])[0]
-    plain = [one for one in whole(tokenizer, documents[:4]) if one != end]
+    end = encode_row(tokenizer, [""])[0]
+    plain = [token_id for token_id in encode_row(tokenizer, documents[:4]) if token_id != end]
     assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(plain)
 
 

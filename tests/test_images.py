@@ -69,7 +69,7 @@ def an_epoch(dataset, batch_size=16):
 
 
 def rows(images):
-    return {tuple(one.flatten().tolist()) for one in images}
+    return {tuple(image.flatten().tolist()) for image in images}
 
 
 # ---------------------------------------------------------------------------- digits
@@ -81,7 +81,7 @@ def test_digits_are_scikit_learns_each_either_trained_on_or_held_out():
     expected = load_digits().images / 16
     assert training.shape[1:] == (1, 8, 8)
     assert len(training) + len(held) == len(expected) == 1797
-    assert rows(training) | rows(held) == {tuple(one) for one in expected.reshape(-1, 64).tolist()}
+    assert rows(training) | rows(held) == {tuple(row) for row in expected.reshape(-1, 64).tolist()}
     assert not rows(training) & rows(held)
     assert 0.2 < len(held) / 1797 < 0.3
 
@@ -92,7 +92,7 @@ def test_every_digit_keeps_its_class():
         tuple((image / 16).flatten()): target for image, target in zip(bunch.images, bunch.target, strict=True)
     }
     images, classes = an_epoch(opened(normalize=False))
-    assert [known[tuple(one.flatten().tolist())] for one in images] == classes.tolist()
+    assert [known[tuple(image.flatten().tolist())] for image in images] == classes.tolist()
     assert opened().task.outputs_size == 10
 
 
@@ -104,7 +104,7 @@ def test_pixels_are_normalised_by_the_training_part():
     assert torch.allclose(images, (raw - raw.mean()) / raw.std(correction=0), atol=1e-5)
 
 
-# ---------------------------------------------------------------------------- sources of one's own
+# ---------------------------------------------------------------------------- custom sources
 
 
 def test_bytes_become_parts_of_one_and_each_channel_is_normalised_by_itself(own):
@@ -141,9 +141,7 @@ def test_classes_are_the_sources_own_list_or_what_is_seen_or_what_one_says(own):
     assert opened(source=own("train")).task.outputs_size == 4
     assert opened(source=own("as_tensors")).task.outputs_size == 3
     assert opened(source=own("as_tensors"), classes=12).task.outputs_size == 12
-    with pytest.raises(
-        DataError, match=r"has classes from 0 to 2, and there are 2 from 0 on: write dataset\.classes"
-    ):
+    with pytest.raises(DataError, match=r"has classes from 0 to 2, not from 0 to 1: write dataset\.classes"):
         next(opened(source=own("as_tensors"), classes=2).batches(64))
 
 
@@ -242,11 +240,11 @@ def test_further_sets_are_held_out_under_their_names(own):
         ("FILE:fails", r"fails\(\) failed: OSError: no disk"),
         ("FILE:endless", r"is a generator, which has no items by number"),
         ("FILE:empty", "has no images"),
-        ("FILE:ints", r"gives int as item 0: items must be pairs of an image tensor"),
-        ("FILE:strings", r"gives \(a tensor of float32 of shape \(1, 4, 4\), str\) as item 0"),
-        ("FILE:longs", r"gives \(a tensor of int64 of shape \(1, 4, 4\), int\) as item 0"),
-        ("FILE:sizes", r"has images of shape \(1, 4, 4\) and of \(1, 5, 5\): make them of one size"),
-        ("FILE:augmented", "gives another image 0 when it is read again: leave random augmentation out"),
+        ("FILE:ints", r"returns int as item 0: items must be pairs of an image tensor"),
+        ("FILE:strings", r"returns \(a tensor of float32 of shape \(1, 4, 4\), str\) as item 0"),
+        ("FILE:longs", r"returns \(a tensor of int64 of shape \(1, 4, 4\), int\) as item 0"),
+        ("FILE:sizes", r"has images of shape \(1, 4, 4\) and of \(1, 5, 5\): give all images the same shape"),
+        ("FILE:augmented", "returns another image 0 when it is read again: leave out random augmentation"),
         ("FILE:one", r"has 1 images, which leave nothing to (train on|hold out)"),
         ("BROKEN:train", r"cannot import .*broken.py: SyntaxError"),
     ],
@@ -276,7 +274,7 @@ def test_what_is_no_dataset_of_images_is_named_with_what_to_write(tmp_path, sour
 def test_parts_that_do_not_fit_together_are_errors(own):
     with pytest.raises(DataError, match=r"large has images of shape \(3, 8, 8\), not \(3, 4, 6\)"):
         opened(source=own("train"), eval_source=own("large"))
-    with pytest.raises(DataError, match="is trained on and held out at once"):
+    with pytest.raises(DataError, match="is both trained on and held out"):
         opened(source=own("train"), eval_source=own("train"))
     with pytest.raises(ValueError, match="eval_sets") as caught:
         SPEC.options(eval_sets={"a/b": "digits"})
@@ -316,7 +314,7 @@ def test_a_sweep_on_digits_learns_repeats_knowingly_and_shows_its_accuracy(tmp_p
     assert "accuracy" in shown
     assert f"{results[0].metrics['accuracy']:.4f}" in shown
     assert study.runs.json()[0]["accuracy"] == results[0].metrics["accuracy"]
-    assert {one.unique_tokens for one in study.observations} == {available}
+    assert {observation.unique_tokens for observation in study.observations} == {available}
 
 
 def test_the_same_digits_by_another_name_are_the_same_runs(tmp_path):
@@ -326,7 +324,7 @@ def test_the_same_digits_by_another_name_are_the_same_runs(tmp_path):
     )
     named = {"name": "images", "source": f"{tmp_path / 'copy.py'}:copy"}
     ids = [
-        {run.id for run in make_plan(flops_fit_core.config.make_experiment(one, installed())).runs}
-        for one in (table(allow_repeat=True), table(allow_repeat=True) | {"dataset": named})
+        {run.id for run in make_plan(flops_fit_core.config.make_experiment(experiment, installed())).runs}
+        for experiment in (table(allow_repeat=True), table(allow_repeat=True) | {"dataset": named})
     ]
     assert ids[0] == ids[1]

@@ -90,5 +90,5 @@ def test_a_size_that_fits_no_memory_is_counted_without_any(mlp):
 
 
 def test_a_task_of_another_kind_is_the_users_mistake(mlp):
-    with pytest.raises(ConfigError, match="poses a object: choose another model"):
+    with pytest.raises(ConfigError, match="has a object: choose another model"):
         mlp.build(mlp.options(), object())

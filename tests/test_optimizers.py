@@ -1,4 +1,4 @@
-"""Muon, Lion, Adafactor and Schedule-Free: what they do to which parameters, beside the formulas."""
+"""Muon, Lion, Adafactor and Schedule-Free: their formulas and their parameters."""
 
 import copy
 import subprocess
@@ -24,22 +24,22 @@ def spec(kind, name):
 
 def family(name, task=TASK, **options):
     torch.manual_seed(0)
-    found = spec("model", name)
-    return found.build(found.options.model_validate(options), task), found.parameter_groups
+    family = spec("model", name)
+    return family.build(family.options.model_validate(options), task), family.parameter_groups
 
 
 def optimizer(name, model, groups=None, base_width=None, **options):
-    found = spec("optimizer", name)
-    whole = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
+    plugin = spec("optimizer", name)
+    parameter_groups = groups or (lambda module: [ParameterGroup(list(module.parameters()))])
     view = RunInfo(
         steps=100,
         tokens=6400,
         tokens_per_step=64,
         base_width=base_width,
-        groups=lambda m: list(whole(m)),
-        width_scaling=found.width_scaling,
+        groups=lambda m: list(parameter_groups(m)),
+        width_scaling=plugin.width_scaling,
     )
-    return found.build(found.options.model_validate(options), model, view)
+    return plugin.build(plugin.options.model_validate(options), model, view)
 
 
 def steps(model, *optimizers, count=3):
@@ -47,11 +47,11 @@ def steps(model, *optimizers, count=3):
     generator = torch.Generator().manual_seed(1)
     for _ in range(count):
         ids = torch.randint(20, (4, 9), generator=generator)
-        for one in optimizers:
-            one.zero_grad()
+        for part in optimizers:
+            part.zero_grad()
         nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten()).backward()
-        for one in optimizers:
-            one.step()
+        for part in optimizers:
+            part.step()
     return dict(model.named_parameters())
 
 
@@ -97,12 +97,17 @@ def test_the_rest_may_have_another_learning_rate_and_keeps_its_decay():
 @pytest.mark.parametrize(
     ("name", "task", "options", "hidden"),
     [
-        ("gpt", TASK, {"width": 16, "depth": 1}, {f"blocks.0.{it}.weight" for it in ("qkv", "mix", "up", "down")}),
+        (
+            "gpt",
+            TASK,
+            {"width": 16, "depth": 1},
+            {f"blocks.0.{param}.weight" for param in ("qkv", "mix", "up", "down")},
+        ),
         (
             "gpt",
             TASK,
             {"width": 16, "depth": 1, "tied": True, "positions": "learned"},
-            {f"blocks.0.{it}.weight" for it in ("qkv", "mix", "up", "down")},
+            {f"blocks.0.{param}.weight" for param in ("qkv", "mix", "up", "down")},
         ),
         ("mlp", TASK, {"width": 16, "depth": 2}, {"1.weight", "3.weight"}),
         ("mlp", SupervisedTask(inputs=(6,), outputs_size=3), {"width": 16, "depth": 2}, {"3.weight"}),
@@ -110,7 +115,7 @@ def test_the_rest_may_have_another_learning_rate_and_keeps_its_decay():
             "vit",
             SupervisedTask(inputs=(8, 8), outputs_size=10),
             {"width": 16, "depth": 1},
-            {f"blocks.0.{it}.weight" for it in ("qkv", "mix", "up", "down")},
+            {f"blocks.0.{param}.weight" for param in ("qkv", "mix", "up", "down")},
         ),
     ],
 )
@@ -120,7 +125,7 @@ def test_bundled_families_say_which_matrices_are_hidden(name, task, options, hid
 
 
 class Custom(nn.Module):
-    """Of somebody who knows nothing of parameter groups."""
+    """A family without parameter groups."""
 
     def __init__(self):
         super().__init__()
@@ -134,7 +139,7 @@ class Custom(nn.Module):
 def test_a_family_that_does_not_say_is_asked_and_its_linear_layers_can_be_named_instead():
     model = Custom()
     with pytest.raises(
-        ConfigError, match=r'this model\'s family does not say: write\s+optimizer.hidden = "linear"'
+        ConfigError, match=r'this model\'s family does not declare them: write\s+optimizer.hidden = "linear"'
     ):
         optimizer("muon", model)
     made = optimizer("muon", model, hidden="linear")
@@ -150,7 +155,7 @@ def test_kernels_of_convolutions_in_a_hidden_group_are_adamws():
 
 def test_a_model_without_hidden_matrices_is_refused():
     model, groups = family("mlp", SupervisedTask(inputs=(6,), outputs_size=3), width=16, depth=1)
-    with pytest.raises(ConfigError, match='this model has none: choose a deeper one, or optimizer "adamw"'):
+    with pytest.raises(ConfigError, match='this model has none: choose a deeper model, or optimizer "adamw"'):
         optimizer("muon", model, groups)
 
 
@@ -188,7 +193,9 @@ def test_adafactor_keeps_rows_and_columns_and_steps_by_its_formula():
     rows, columns = square.mean(1), square.mean(0)
     step = gradient / (rows[:, None] * columns / rows.mean()).sqrt()
     assert torch.allclose(weight.detach().double(), -0.5 * step, rtol=1e-4)
-    assert sum(it.numel() for it in made.state[weight].values() if isinstance(it, torch.Tensor)) <= 3 + 4 + 1
+    assert (
+        sum(param.numel() for param in made.state[weight].values() if isinstance(param, torch.Tensor)) <= 3 + 4 + 1
+    )
 
 
 def test_lion_goes_the_way_of_the_papers_algorithm():
@@ -242,7 +249,7 @@ class Declared:
 
     @hookimpl
     def flops_fit_recipes(self):
-        build = lambda options, about: Hyperparameters(batch_size=4, base_width=16)  # noqa: E731
+        build = lambda options, run: Hyperparameters(batch_size=4, base_width=16)  # noqa: E731
         yield RecipeSpec(name="declared", build=build)
 
 
@@ -322,7 +329,8 @@ def test_recipes_give_the_learning_rate_that_corresponds_to_adamws(recipe, name,
         "recipe": recipe,
     }
     runs = [
-        make_plan(make_experiment({**table, "optimizer": one}, installed())).runs[0] for one in (name, "adamw")
+        make_plan(make_experiment({**table, "optimizer": optimizer}, installed())).runs[0]
+        for optimizer in (name, "adamw")
     ]
     options = runs[0].optimizer.options
     assert lr is None or options["lr"] == pytest.approx(lr)

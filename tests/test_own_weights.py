@@ -35,7 +35,7 @@ class WithLayer(WithTable):
 def losses(model, folder, seeds):
     ids = torch.randint(11, (300, 17), generator=torch.Generator().manual_seed(1))
     data = TensorDataset(ids[:, :-1], ids[:, 1:])
-    found = find_optimal(
+    study = find_optimal(
         *(model, "width"),
         dataset=data,
         compute_budgets=[4e6],
@@ -47,7 +47,7 @@ def losses(model, folder, seeds):
         executor="local",
         output_dir=folder,
     )
-    return {result.run.seed: (result.run.id, repr(result.loss)) for result in found.results}
+    return {result.run.seed: (result.run.id, repr(result.loss)) for result in study.results}
 
 
 @pytest.mark.filterwarnings("ignore")

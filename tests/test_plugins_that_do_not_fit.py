@@ -31,7 +31,7 @@ COMMAND = [sys.executable, "-c", "from flops_fit_core.cli import main; main()", 
 
 
 def command_with(site: Site, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """``flops-fit`` in a process of its own that sees what is installed there."""
+    """``flops-fit`` in another process, with the installed packages of a site."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(site.path), str(Path(__file__).parents[1])])}
     command = [*COMMAND[:-1], *arguments]
     return subprocess.run(command, env=environment, text=True, capture_output=True, timeout=60)
@@ -39,13 +39,13 @@ def command_with(site: Site, *arguments: str) -> subprocess.CompletedProcess[str
 
 def install(site: Site, source: str, *requires: str) -> None:
     site.module("rnn_module", source)
-    metadata = "".join(f"Requires-Dist: {one}\n" for one in requires)
+    metadata = "".join(f"Requires-Dist: {requirement}\n" for requirement in requires)
     site.distribution("flops-fit-rnn", "[flops_fit]\nrnn = rnn_module\n", metadata)
 
 
 def problem() -> str:
-    (found,) = Registry().problems
-    return str(found)
+    (plugin_problem,) = Registry().problems
+    return str(plugin_problem)
 
 
 # ---------------------------------------------------------------------------- versions
@@ -54,10 +54,10 @@ def problem() -> str:
 @pytest.mark.parametrize("requirement", ["flops-fit>=9", "flops_fit (<0.1)", "flops-fit[hf]==9.*"])
 def test_a_plugin_for_another_version_is_not_even_imported(site: Site, requirement: str) -> None:
     install(site, "raise SystemExit('imported')", "torch", requirement)
-    said = problem()
-    assert said.startswith("rnn (flops-fit-rnn 1.0): register: RuntimeError: it needs flops-fit")
-    assert f"and this is flops-fit {__version__}: pip install 'flops-fit" in said
-    assert "or another version of flops-fit-rnn" in said
+    message = problem()
+    assert message.startswith("rnn (flops-fit-rnn 1.0): register: RuntimeError: it needs flops-fit")
+    assert f"and this is flops-fit {__version__}: pip install 'flops-fit" in message
+    assert "or another version of flops-fit-rnn" in message
 
 
 @pytest.mark.parametrize(
@@ -82,12 +82,12 @@ def test_requirements_that_cannot_be_read_are_left_to_pip(site: Site) -> None:
 
 def test_a_field_that_a_spec_does_not_have_is_explained(site: Site) -> None:
     install(site, OFFER.format(more=", width_scalling='adam'"))
-    said = problem()
+    message = problem()
     assert (
         "got an unexpected keyword argument 'width_scalling' (did you mean 'width_scaling'? OptimizerSpec of "
-        in said
+        in message
     )
-    assert f"flops-fit {__version__} has: name, options, revision, requires, " in said
+    assert f"flops-fit {__version__} has: name, options, revision, requires, " in message
 
 
 def test_a_field_of_another_version_gets_the_list_of_fields(site: Site) -> None:
@@ -97,18 +97,18 @@ def test_a_field_of_another_version_gets_the_list_of_fields(site: Site) -> None:
 
 def test_an_optimizer_that_does_not_declare_how_it_scales_with_the_width_is_left_out(site: Site) -> None:
     install(site, GOOD.replace(', width_scaling="none"', ""))
-    said = problem()
+    message = problem()
     assert (
         "flops_fit_optimizers: ValueError: optimizer 'tiger': width_scaling is missing: write width_scaling="
-        in said
+        in message
     )
 
 
 def test_a_name_that_the_core_does_not_have_is_explained(site: Site) -> None:
     install(site, "from flops_fit_core import Telepathy")
-    said = problem()
-    assert "import: ImportError: cannot import name 'Telepathy' from 'flops_fit_core'" in said
-    assert said.endswith(f"(this is flops-fit {__version__}; the plugin was written for another version)")
+    message = problem()
+    assert "import: ImportError: cannot import name 'Telepathy' from 'flops_fit_core'" in message
+    assert message.endswith(f"(this is flops-fit {__version__}; the plugin was written for another version)")
 
 
 # ---------------------------------------------------------------------------- missing packages
@@ -116,9 +116,9 @@ def test_a_name_that_the_core_does_not_have_is_explained(site: Site) -> None:
 
 def test_a_missing_package_is_named_as_the_distribution_names_it(site: Site) -> None:
     install(site, "import not_a_module", "torch", "not-a-package>=2", "unused; extra == 'more'")
-    said = problem()
-    assert "import: ModuleNotFoundError: No module named 'not_a_module'" in said
-    assert said.endswith("(it needs not-a-package>=2: pip install 'not-a-package>=2')")
+    message = problem()
+    assert "import: ModuleNotFoundError: No module named 'not_a_module'" in message
+    assert message.endswith("(it needs not-a-package>=2: pip install 'not-a-package>=2')")
 
 
 def test_without_such_a_requirement_the_error_stands_alone(site: Site) -> None:
@@ -151,9 +151,9 @@ def test_a_slow_plugin_is_named_while_it_is_waited_for(
         registry = Registry(disabled=["stores"])
     assert registry.problems == []
     assert registry.find("optimizer", "tiger").plugin == "rnn", "it is used all the same"
-    said = [record.getMessage() for record in caplog.records if "rnn" in record.getMessage()]
+    messages = [record.getMessage() for record in caplog.records if "rnn" in record.getMessage()]
     slow = f"plugin rnn (flops-fit-rnn 1.0): {doing} has not ended after 0.05 seconds"
-    assert said == [f"{slow}; FLOPS_FIT_DISABLE=rnn leaves it out"]
+    assert messages == [f"{slow}; FLOPS_FIT_DISABLE=rnn leaves it out"]
 
 
 def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and_left_out(site: Site) -> None:
@@ -164,9 +164,9 @@ def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and
         first = hanging.stderr.readline()
         hanging.send_signal(signal.SIGINT)
         _, rest = hanging.communicate(timeout=60)
-    said = "plugin rnn (flops-fit-rnn 1.0): "
-    assert first == f"{said}import has not ended after 5 seconds; FLOPS_FIT_DISABLE=rnn leaves it out\n"
-    assert rest.startswith(f"{said}interrupted in import; FLOPS_FIT_DISABLE=rnn leaves it out\n")
+    prefix = "plugin rnn (flops-fit-rnn 1.0): "
+    assert first == f"{prefix}import has not ended after 5 seconds; FLOPS_FIT_DISABLE=rnn leaves it out\n"
+    assert rest.startswith(f"{prefix}interrupted in import; FLOPS_FIT_DISABLE=rnn leaves it out\n")
     assert "Traceback" not in rest
     assert hanging.returncode == 130
     without = subprocess.run(
@@ -176,11 +176,11 @@ def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and
     assert "disabled: rnn" in without.stdout
 
 
-# ---------------------------------------------------------------------------- what the command says of the rest
+# ---------------------------------------------------------------------------- the command
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("raise SystemExit('no licence')", "rnn (flops-fit-rnn 1.0): import: SystemExit: no licence"),
         (GOOD.replace("    yield", "    yield from [") + "] * 2", "offers 'tiger' twice"),
@@ -188,12 +188,12 @@ def test_a_plugin_that_hangs_is_named_on_the_terminal_and_can_be_interrupted_and
     ],
     ids=["raises SystemExit", "registers twice", "misses a package"],
 )  # fmt: skip
-def test_the_command_shows_the_others_and_says_what_is_wrong(site: Site, source: str, said: str) -> None:
+def test_the_command_shows_other_plugins_and_the_problem(site: Site, source: str, message: str) -> None:
     install(site, source)
     done = command_with(site, "plugins")
     assert done.returncode == 1
     assert "optim/adamw" in done.stdout
-    assert said in done.stderr
+    assert message in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -271,7 +271,7 @@ def test_what_a_plugin_prints_when_it_is_used_is_not_among_what_was_asked_for(si
 
 
 @pytest.mark.parametrize(
-    ("modules", "said"),
+    ("modules", "message"),
     [
         (["one.models", "two.models"], "-p one.models and -p two.models have the same plugin name, 'models'"),
         (["mine/models.py"], "-p mine/models.py is a file: write the import name of the module, -p mine.models"),
@@ -279,7 +279,7 @@ def test_what_a_plugin_prints_when_it_is_used_is_not_among_what_was_asked_for(si
     ],
 )
 def test_no_module_that_is_asked_for_is_dropped(
-    modules: list[str], said: str, capsys: pytest.CaptureFixture[str]
+    modules: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["plugins", *(word for module in modules for word in ("-p", module))]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err

@@ -16,9 +16,9 @@ from flops_fit_core.plugins.registry import installed
 PUBLISHED = ["steplaw", "deepseek", "power-lines"]
 
 
-def about(**changes):
+def recipe_input(**changes):
     """A model of a billion parameters, a fifth of them in the vocabulary, on 20 tokens each."""
-    given = {
+    defaults = {
         "params": 10**9,
         "tokens": 2 * 10**10,
         "width": 2048,
@@ -27,12 +27,12 @@ def about(**changes):
         "flops": 6 * 10**9 * 2e10,
         "parameters": ParameterCounts(total=11 * 10**8, lookup_table=10**8, unembedding=10**8, active=11 * 10**8),
     }
-    return RecipeInput(**{**given, **changes})
+    return RecipeInput(**{**defaults, **changes})
 
 
-def built(name, about, **options):
+def built(name, run, **options):
     spec = installed().find("recipe", name).spec
-    return spec.build(spec.options.model_validate(options), about)
+    return spec.build(spec.options.model_validate(options), run)
 
 
 # ---------------------------------------------------------------------------- constant
@@ -40,29 +40,31 @@ def built(name, about, **options):
 
 def test_constant_gives_every_size_what_is_written():
     options = {"lr": 0.003, "batch_size": 24, "weight_decay": 0.05, "betas": (0.8, 0.9), "warmup_tokens": 5000}
-    small = about(params=1000, tokens=10**5, width=16)
+    small = recipe_input(params=1000, tokens=10**5, width=16)
     assert (
-        built("constant", small, **options) == built("constant", about(), **options) == Hyperparameters(**options)
+        built("constant", small, **options)
+        == built("constant", recipe_input(), **options)
+        == Hyperparameters(**options)
     )
 
 
 def test_constant_scales_nothing_with_the_width():
-    assert built("constant", about(), lr=0.003).base_width is None
+    assert built("constant", recipe_input(), lr=0.003).base_width is None
 
 
 def test_constant_leaves_betas_to_an_optimizer_that_has_none():
-    assert built("constant", about(width_scaling="none"), betas=(0.8, 0.9)).betas is None
+    assert built("constant", recipe_input(width_scaling="none"), betas=(0.8, 0.9)).betas is None
 
 
 # ---------------------------------------------------------------------------- Step Law
 
 
 def test_steplaw_by_hand():
-    given = about(
+    run = recipe_input(
         tokens=10**11,
         parameters=ParameterCounts(total=12 * 10**8, lookup_table=10**8, unembedding=10**8, active=12 * 10**8),
     )
-    hyper = built("steplaw", given)
+    hyper = built("steplaw", run)
     # N = 1e9 without embeddings: log10 of it is 0.25285 - 0.713 x 9 + 0.307 x 11 = -2.78715
     assert hyper.lr == pytest.approx(10**-2.78715, rel=1e-4)
     assert hyper.lr == pytest.approx(1.6325e-3, rel=1e-3)
@@ -77,7 +79,7 @@ def test_steplaws_n_has_no_embeddings_and_no_head(unembedding):
     counts = ParameterCounts(
         total=10**9 + unembedding + 7, lookup_table=7, unembedding=unembedding, active=10**9 + unembedding + 7
     )
-    assert built("steplaw", about(parameters=counts)).lr == pytest.approx(
+    assert built("steplaw", recipe_input(parameters=counts)).lr == pytest.approx(
         1.79 * math.exp(-0.713 * math.log(1e9) + 0.307 * math.log(2e10)), rel=1e-9
     )
 
@@ -95,7 +97,7 @@ def test_deepseek_comes_near_what_its_authors_trained_with(layers, width, lr, se
     tokens, context, vocabulary = 2 * 10**12, 4096, 102_400
     blocks = 12 * layers * width**2
     head = vocabulary * width
-    given = about(
+    run = recipe_input(
         tokens=tokens,
         task=LanguageTask(vocab_size=vocabulary, context=context),
         parameters=ParameterCounts(
@@ -103,17 +105,17 @@ def test_deepseek_comes_near_what_its_authors_trained_with(layers, width, lr, se
         ),
         flops=3 * (2 * blocks + 4 * layers * width * context + 2 * head) * tokens,
     )
-    hyper = built("deepseek", given)
+    hyper = built("deepseek", run)
     assert hyper.lr == pytest.approx(lr, rel=0.04)
     assert hyper.batch_size == pytest.approx(sequences, rel=0.1)
 
 
 def test_deepseek_by_hand():
     head = 10**8
-    given = about(
+    run = recipe_input(
         flops=1e20 + 6 * head * 2e10, parameters=ParameterCounts(total=3 * head, unembedding=head, active=3 * head)
     )
-    hyper = built("deepseek", given)
+    hyper = built("deepseek", run)
     assert hyper.lr == pytest.approx(0.3118 * 10**-2.5, rel=1e-9)
     assert hyper.batch_size == round(0.2920 * 10**6.542 / 2048)
 
@@ -136,7 +138,7 @@ def test_deepseeks_c_leaves_the_vocabulary_out_whatever_the_plan_counts(counter,
 
 
 def test_power_lines_by_hand():
-    hyper = built("power-lines", about())
+    hyper = built("power-lines", recipe_input())
     # sequences of 2,048: log10 is -1.51428 + 0.383 x 10.30103 = 2.43101
     assert hyper.batch_size == round(10**2.43101) == 270
     # the timescale at 20 tokens a parameter: 0.03503 - 0.527 x 1.30103 = -0.65061
@@ -145,13 +147,16 @@ def test_power_lines_by_hand():
 
 
 def test_power_lines_counts_its_batch_in_tokens_whatever_the_context():
-    long, short = built("power-lines", about()), built("power-lines", about(task=LanguageTask(50_000, 256)))
+    long, short = (
+        built("power-lines", recipe_input()),
+        built("power-lines", recipe_input(task=LanguageTask(50_000, 256))),
+    )
     assert short.batch_size == pytest.approx(8 * long.batch_size, abs=4)
 
 
 def test_power_lines_takes_the_decay_from_what_the_user_has_fixed():
-    free = built("power-lines", about())
-    fixed = built("power-lines", about(lr=0.004, batch_size=135))
+    free = built("power-lines", recipe_input())
+    fixed = built("power-lines", recipe_input(lr=0.004, batch_size=135))
     assert fixed.weight_decay == pytest.approx(free.weight_decay, rel=1e-9)
     assert (fixed.lr, fixed.batch_size) == (0.004, 135)
 
@@ -169,9 +174,9 @@ def test_a_planned_run_has_the_timescale_that_power_lines_asks_for(tmp_path):
 
 
 def test_power_lines_needs_a_learning_rate_where_no_width_gives_one():
-    assert built("power-lines", about(width=None), lr=0.001).base_width is None
+    assert built("power-lines", recipe_input(width=None), lr=0.001).base_width is None
     with pytest.raises(ConfigError, match=r"write optimizer\.lr or recipe\.lr"):
-        built("power-lines", about(width=None))
+        built("power-lines", recipe_input(width=None))
 
 
 # ---------------------------------------------------------------------------- all of them
@@ -180,14 +185,14 @@ def test_power_lines_needs_a_learning_rate_where_no_width_gives_one():
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_law_for_adam_says_so_of_another_optimizer(name):
     with pytest.raises(ConfigError, match=f"recipe '{name}' is a law for AdamW.*choose recipe"):
-        built(name, about(width_scaling="none"))
+        built(name, recipe_input(width_scaling="none"))
 
 
 @pytest.mark.parametrize("name", ["steplaw", "deepseek"])
 def test_a_model_that_is_all_vocabulary_has_no_such_law(name):
     counts = ParameterCounts(total=100, lookup_table=40, unembedding=60, active=100)
-    with pytest.raises(ConfigError, match="neither embedding nor output head"):
-        built(name, about(parameters=counts, flops=6 * 60 * 2e10))
+    with pytest.raises(ConfigError, match="counts parameters except embeddings and output head"):
+        built(name, recipe_input(parameters=counts, flops=6 * 60 * 2e10))
 
 
 @pytest.mark.parametrize(
@@ -215,26 +220,26 @@ def test_a_model_that_is_all_vocabulary_has_no_such_law(name):
     ],
 )
 def test_every_constant_of_a_law_can_be_changed(name, changes):
-    assert built(name, about(), **changes) != built(name, about())
+    assert built(name, recipe_input(), **changes) != built(name, recipe_input())
 
 
 @pytest.mark.parametrize("name", ["width-scaled", *PUBLISHED])
 def test_a_trunk_has_a_warmup_of_its_own(name):
-    assert built(name, about(trunk=True)).warmup_tokens == 2 * 10**8
-    assert built(name, about(trunk=True), trunk_warmup=0.02).warmup_tokens == 4 * 10**8
-    assert built(name, about(), trunk_warmup=0.02).warmup_tokens == 10**9
+    assert built(name, recipe_input(trunk=True)).warmup_tokens == 2 * 10**8
+    assert built(name, recipe_input(trunk=True), trunk_warmup=0.02).warmup_tokens == 4 * 10**8
+    assert built(name, recipe_input(), trunk_warmup=0.02).warmup_tokens == 10**9
 
 
 @pytest.mark.parametrize("name", ["width-scaled", "constant", *PUBLISHED])
 def test_the_option_that_tuning_writes_multiplies_the_learning_rate(name):
     option = installed().find("recipe", name).spec.lr_option
-    once, twice = built(name, about(), **{option: 0.01}), built(name, about(), **{option: 0.02})
+    once, twice = built(name, recipe_input(), **{option: 0.01}), built(name, recipe_input(), **{option: 0.02})
     assert twice.lr == pytest.approx(2 * once.lr, rel=1e-12)
 
 
 def test_an_option_for_tuning_that_is_none_is_refused():
     with pytest.raises(ValueError, match="lr_option 'rate' is not one of its options"):
-        RecipeSpec(name="mine", options=Options, build=lambda options, about: Hyperparameters(), lr_option="rate")
+        RecipeSpec(name="mine", options=Options, build=lambda options, run: Hyperparameters(), lr_option="rate")
 
 
 # ---------------------------------------------------------------------------- in a plan
@@ -276,16 +281,16 @@ def test_a_recipe_sees_its_run(tmp_path):
         def flops_fit_recipes(self):
             yield RecipeSpec(name="curious", build=self.build)
 
-        def build(self, options, about):
-            seen.append(about)
+        def build(self, options, run):
+            seen.append(run)
             return Hyperparameters(batch_size=4)
 
     registry = installed().with_plugins({"curious": Curious()})
     planned(tmp_path, registry, recipe="curious", sweep={"budgets": [2e8], "sizes": [{"width": 8}]})
-    (one,) = seen
-    assert one.flops == pytest.approx(2e8)
-    assert one.parameters.unembedding == 256 * 8
-    assert (one.lr, one.batch_size, one.width, one.width_scaling) == (None, None, 8, "adam")
+    (run,) = seen
+    assert run.flops == pytest.approx(2e8)
+    assert run.parameters.unembedding == 256 * 8
+    assert (run.lr, run.batch_size, run.width, run.width_scaling) == (None, None, 8, "adam")
     planned(
         tmp_path,
         registry,

@@ -49,12 +49,12 @@ def optimizer(name: str, **more: Any) -> OptimizerSpec:
 class Offering:
     """A plugin that is an object."""
 
-    def __init__(self, *found: OptimizerSpec) -> None:
-        self.found = found
+    def __init__(self, *specs: OptimizerSpec) -> None:
+        self.specs = specs
 
     @hookimpl
     def flops_fit_optimizers(self) -> tuple[OptimizerSpec, ...]:
-        return self.found
+        return self.specs
 
 
 # ---------------------------------------------------------------------------- broken plugins
@@ -134,8 +134,8 @@ def test_an_entry_point_without_a_module_is_reported(site: Site) -> None:
 def test_an_entry_point_that_names_no_module_is_reported(site: Site) -> None:
     site.distribution("flops-fit-gone", "[flops_fit]\ngone = not a module\n")
     (problem,) = Registry().problems
-    said = "gone (flops-fit-gone 1.0): import: ValueError: its entry point gone = not a module names no module"
-    assert str(problem) == said
+    expected = "gone (flops-fit-gone 1.0): import: ValueError: its entry point gone = not a module names no module"
+    assert str(problem) == expected
 
 
 def test_interrupting_discovery_is_not_a_broken_plugin(site: Site) -> None:
@@ -199,8 +199,8 @@ def test_metadata_in_another_encoding_is_a_problem_and_stops_nobody_else(site: S
     assert [problem.plugin for problem in registry.problems] == ["flops_fit_torn-1.0.dist-info"]
 
 
-def test_the_trouble_of_strangers_is_not_ours(site: Site) -> None:
-    site.distribution("somebody-else", "[console_scripts]\nno equals sign\n")
+def test_a_broken_distribution_without_plugins_is_ignored(site: Site) -> None:
+    site.distribution("another-package", "[console_scripts]\nno equals sign\n")
     assert Registry().problems == []
 
 
@@ -291,8 +291,8 @@ def test_a_module_in_use_keeps_its_name_when_it_is_installed(site: Site, install
     site.distribution("my-dist", f"[flops_fit]\n{installed_as} = my_module\n")
     after = registry_from(setup)
     assert after.problems == []
-    found = after.find("optimizer", "tiger")
-    assert (found.name, found.source) == (before.name, before.source)
+    offer = after.find("optimizer", "tiger")
+    assert (offer.name, offer.source) == (before.name, before.source)
     assert Registry().find("optimizer", "tiger").name == f"{installed_as}/tiger"
 
 

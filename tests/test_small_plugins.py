@@ -19,8 +19,8 @@ def spec(kind, name):
 
 
 def built(kind, name, *arguments, **options):
-    found = spec(kind, name)
-    return found.build(found.options.model_validate(options), *arguments)
+    plugin = spec(kind, name)
+    return plugin.build(plugin.options.model_validate(options), *arguments)
 
 
 def view(steps=100, base_width=None, groups=None, width_scaling="adam"):
@@ -175,8 +175,8 @@ def test_a_run_of_one_step_has_a_learning_rate(steps):
 # ---------------------------------------------------------------------------- recipes
 
 
-def about(**changes):
-    given = {
+def example_run(**changes):
+    defaults = {
         "params": 10**6,
         "tokens": 10**8,
         "width": 128,
@@ -185,11 +185,11 @@ def about(**changes):
         "flops": 6e14,
         "parameters": ParameterCounts(total=10**6, active=10**6),
     }
-    return RecipeInput(**{**given, **changes})
+    return RecipeInput(**{**defaults, **changes})
 
 
 def test_the_width_scaled_recipe_for_adam_on_a_family_with_a_width():
-    hyper = built("recipe", "width-scaled", about())
+    hyper = built("recipe", "width-scaled", example_run())
     assert hyper.batch_size == round(0.9 * math.sqrt(10**8) / 64)
     assert (hyper.lr, hyper.base_width) == (0.008, 64)
     assert hyper.betas == (0.9, 0.95)
@@ -198,20 +198,20 @@ def test_the_width_scaled_recipe_for_adam_on_a_family_with_a_width():
 
 def test_the_width_scaled_recipe_leaves_learning_rates_that_it_does_not_know_alone():
     for changes in ({"width_scaling": "none"}, {"width": None}):
-        hyper = built("recipe", "width-scaled", about(**changes))
+        hyper = built("recipe", "width-scaled", example_run(**changes))
         assert hyper.lr is None
         assert hyper.base_width is None
-    assert built("recipe", "width-scaled", about(width_scaling="none")).betas is None
+    assert built("recipe", "width-scaled", example_run(width_scaling="none")).betas is None
 
 
 def test_the_recipes_options_are_what_it_uses():
-    hyper = built("recipe", "width-scaled", about(), lr=0.1, base_width=32, warmup=0.2, batch_scale=1.8)
+    hyper = built("recipe", "width-scaled", example_run(), lr=0.1, base_width=32, warmup=0.2, batch_scale=1.8)
     assert (hyper.lr, hyper.base_width, hyper.warmup_tokens) == (0.1, 32, 2 * 10**7)
     assert hyper.batch_size == round(1.8 * 10**4 / 64)
 
 
 def test_a_batch_has_at_least_two_samples():
-    assert built("recipe", "width-scaled", about(tokens=100)).batch_size == 2
+    assert built("recipe", "width-scaled", example_run(tokens=100)).batch_size == 2
 
 
 # ---------------------------------------------------------------------------- FLOPs

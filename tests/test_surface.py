@@ -1,4 +1,4 @@
-"""The synthetic loss surface: a study whose right answer is known."""
+"""The synthetic loss surface: a study with a known truth."""
 
 from __future__ import annotations
 
@@ -67,8 +67,8 @@ def test_a_run_has_the_same_noise_in_every_process():
         "from flops_fit_surface import Surface, SurfaceOptions\n"
         "print(repr(Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, 3)))"
     )
-    there = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert float(there.stdout) == Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, 3)
+    process = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert float(process.stdout) == Surface(SurfaceOptions(noise=0.1)).synthetic_loss(1e9, 2e10, 3)
 
 
 def test_noise_changes_with_the_noise_seed_the_seed_n_and_d():
@@ -91,7 +91,7 @@ def test_the_fingerprint_tells_surfaces_apart():
         {"noise": 0.1},
         {"noise_seed": 1},
     ]
-    assert len({Surface(SurfaceOptions(**one)).fingerprint for one in options}) == len(options)
+    assert len({Surface(SurfaceOptions(**values)).fingerprint for values in options}) == len(options)
 
 
 @pytest.mark.parametrize("call", [lambda it: it.batches(4), lambda it: it.eval_batches(4096, 4)])
@@ -112,9 +112,11 @@ def test_a_study_of_the_surface_finds_the_law_it_was_made_of(study):
     # N_opt and a in closed form: Hoffmann et al. 2022, equation 4.
     alpha, beta = 0.3478, 0.3658
     g = (alpha * 482.01 / (beta * 2085.43)) ** (1 / (alpha + beta))
-    found = study()
-    assert found.fit.exponents["a"].value == pytest.approx(beta / (alpha + beta), abs=0.01)
-    assert found.predict(1e22).params.value == pytest.approx(g * (1e22 / 6) ** (beta / (alpha + beta)), rel=0.03)
+    finished = study()
+    assert finished.fit.exponents["a"].value == pytest.approx(beta / (alpha + beta), abs=0.01)
+    assert finished.predict(1e22).params.value == pytest.approx(
+        g * (1e22 / 6) ** (beta / (alpha + beta)), rel=0.03
+    )
 
 
 def test_every_record_it_makes_says_that_it_is_synthetic(study):
@@ -138,18 +140,18 @@ def test_seeds_are_replicates_with_noise_of_their_own(study):
 
 
 def test_models_that_nobody_could_build_here_take_no_memory(study):
-    found = study(sweep={"budgets": [1e26], "sizes": 3})
-    assert max(result.run.params for result in found.results) > 1e11
+    finished = study(sweep={"budgets": [1e26], "sizes": 3})
+    assert max(result.run.params for result in finished.results) > 1e11
 
 
 def test_another_family_can_be_counted_on_the_surface(study):
     small = {"name": "surface", "context": 64, "vocab_size": 256}
-    found = study(
+    finished = study(
         model={"name": "gpt", "depth": 2}, dataset=small, counter="model", sweep={"budgets": [1e15], "sizes": 3}
     )
     surface = Surface(SurfaceOptions())
-    assert [result.loss for result in found.results] == [
-        surface.loss(r.run.params, r.tokens) for r in found.results
+    assert [result.loss for result in finished.results] == [
+        surface.loss(r.run.params, r.tokens) for r in finished.results
     ]
 
 
@@ -161,7 +163,7 @@ def test_its_trainer_refuses_data_that_has_no_formula(study, tmp_path):
     text.mkdir()
     for k in range(40):
         (text / f"{k}.txt").write_text(f"{k} says nothing. " * 400)
-    with pytest.raises(SweepFailed, match="has none: choose dataset 'surface'"):
+    with pytest.raises(SweepFailed, match="has no formula: choose dataset 'surface'"):
         study(
             model={"name": "gpt", "depth": 1, "width": 8},
             dataset={"name": "text", "path": str(text), "context": 16},
@@ -173,7 +175,7 @@ def test_its_trainer_refuses_data_that_has_no_formula(study, tmp_path):
 def test_a_trainer_that_trains_fails_on_the_surface_and_says_why(study):
     small = {"name": "surface", "context": 64, "vocab_size": 256}
     sweep = {"budgets": [1e12], "sizes": 1}
-    with pytest.raises(SweepFailed, match=r"1 of 1 runs .*a surface has no data"):
+    with pytest.raises(SweepFailed, match=r"1 of 1 runs .*dataset 'surface' has no data"):
         study(model={"name": "gpt", "depth": 1}, dataset=small, trainer="torch", sweep=sweep)
 
 
@@ -184,5 +186,5 @@ def test_its_model_computes_nothing_and_says_so():
     with torch.device("meta"):
         model = spec.build(spec.options(params=10**15), Surface(SurfaceOptions()).task)
     assert sum(parameter.numel() for parameter in model.parameters()) == 10**15
-    with pytest.raises(ConfigError, match="computes nothing"):
+    with pytest.raises(ConfigError, match="cannot be trained"):
         model(torch.zeros(2, 3))

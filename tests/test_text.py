@@ -92,15 +92,15 @@ def test_another_seed_gives_the_same_training_windows_in_another_order(tmp_path)
 
 def test_the_fingerprint_is_of_the_content_not_of_the_place(tmp_path):
     here = files_of(tmp_path / "here")
-    there = tmp_path / "elsewhere" / "there"
-    shutil.copytree(here, there)
-    for path in there.rglob("*.txt"):
+    copied = tmp_path / "elsewhere" / "there"
+    shutil.copytree(here, copied)
+    for path in copied.rglob("*.txt"):
         os.utime(path, (1, 1))
-    same = opened(3, path=str(there), context=8).fingerprint
+    same = opened(3, path=str(copied), context=8).fingerprint
     assert opened(0, path=str(here), context=8).fingerprint == same
-    changed = there / "inner" / "01.txt"
+    changed = copied / "inner" / "01.txt"
     changed.write_bytes(b"\1" + changed.read_bytes()[1:])
-    assert opened(0, path=str(there), context=8).fingerprint != same
+    assert opened(0, path=str(copied), context=8).fingerprint != same
 
 
 def test_a_path_is_no_part_of_a_runs_identity(tmp_path):
@@ -119,16 +119,16 @@ def test_a_path_is_no_part_of_a_runs_identity(tmp_path):
 def test_a_glob_takes_what_it_matches_by_its_name_below_the_fixed_part(tmp_path):
     folder = files_of(tmp_path / "text")
     (folder / "notes.md").write_bytes(b"\x7f" * 500)
-    whole = opened(path=str(folder / "**" / "*.txt"), context=8, eval_share=0.3)
-    assert 0x7F not in kinds(everything(whole)) | kinds(whole.eval_batches(10**6, 8))
+    by_glob = opened(path=str(folder / "**" / "*.txt"), context=8, eval_share=0.3)
+    assert 0x7F not in kinds(everything(by_glob)) | kinds(by_glob.eval_batches(10**6, 8))
     (folder / "notes.md").unlink()
-    assert whole.fingerprint == opened(path=str(folder), context=8, eval_share=0.3).fingerprint
+    assert by_glob.fingerprint == opened(path=str(folder), context=8, eval_share=0.3).fingerprint
 
 
 def test_a_single_file_cannot_be_split(tmp_path):
     file = tmp_path / "all.txt"
     file.write_text("word " * 1000)
-    with pytest.raises(DataError, match=r"1 files .*a file is held out as a whole.*dataset.eval_path"):
+    with pytest.raises(DataError, match=r"1 files .*because files are not divided.*dataset.eval_path"):
         opened(path=str(file))
 
 
@@ -144,7 +144,7 @@ def test_files_named_twice_are_held_out_only(tmp_path):
     folder = files_of(tmp_path / "text")
     dataset = opened(path=str(folder), eval_path=str(folder / "inner"), context=8)
     assert not kinds(everything(dataset)) & kinds(dataset.eval_batches(10**6, 8))
-    with pytest.raises(DataError, match="nothing to train on"):
+    with pytest.raises(DataError, match="there is no training data"):
         opened(path=str(folder), eval_path=str(folder), context=8)
 
 

@@ -159,27 +159,27 @@ def test_experts_in_a_list_are_shared_out_like_stacked_ones():
 
 def test_a_mixture_that_does_not_say_what_a_token_uses_is_not_counted_as_if_it_used_all():
     model = chosen(architecture="deepseek_v2", width=32, head_dim=8, config=TWO_LAYERS)
-    with pytest.raises(ConfigError, match="to how many of them a token is sent: write num_experts_per_tok"):
+    with pytest.raises(ConfigError, match="has no number of experts per token: write num_experts_per_tok"):
         measure_model(model, model.options, TASK)
 
 
 def test_a_router_has_a_width_and_what_a_model_corrects_by_hand_is_not_trained():
     decoder = built(architecture="ernie4_5_moe", width=32, head_dim=8, config=TWO_LAYERS)
     groups = list(chosen().spec.parameter_groups(decoder))
-    (router,) = [one for name, one in decoder.named_parameters() if name.endswith("gate.weight")]
-    (group,) = [group for group in groups if any(one is router for one in group.parameters)]
+    (router,) = [param for name, param in decoder.named_parameters() if name.endswith("gate.weight")]
+    (group,) = [group for group in groups if any(param is router for param in group.parameters)]
     assert (group.width, group.hidden, group.active) == (32, False, 1.0)
-    corrections = [one for one in decoder.parameters() if not one.requires_grad]
+    corrections = [param for param in decoder.parameters() if not param.requires_grad]
     assert len(corrections) == 1
-    assert not any(one is corrections[0] for group in groups for one in group.parameters)
+    assert not any(param is corrections[0] for group in groups for param in group.parameters)
 
 
 def test_numbers_that_shift_tokens_of_an_rwkv_are_no_matrices():
     decoder = built(architecture="rwkv", width=32, config=TWO_LAYERS)
     groups = list(chosen().spec.parameter_groups(decoder))
-    shifts = {id(one) for name, one in decoder.named_parameters() if "time_mix" in name}
+    shifts = {id(param) for name, param in decoder.named_parameters() if "time_mix" in name}
     assert shifts
-    assert shifts <= {id(one) for group in groups if group.width is None for one in group.parameters}
+    assert shifts <= {id(param) for group in groups if group.width is None for param in group.parameters}
 
 
 def test_a_field_that_a_configuration_takes_under_two_names_may_be_set():
@@ -279,7 +279,7 @@ def test_every_width_that_the_planner_tries_can_be_built():
             "has no field 'num_hiden_layers'; did you mean 'num_hidden_layers'?",
         ),
         ({"field": "n_embd"}, "has no field 'n_embd'"),
-        ({"architecture": "gpt2", "config": {"hidden_size": 64}}, "n_embd is what model.width sets"),
+        ({"architecture": "gpt2", "config": {"hidden_size": 64}}, "n_embd is set by model.width"),
         ({"width": 48, "config": {"num_attention_heads": 7}}, "7 does not divide a width of 48"),
         ({"config": {"vocab_size": 7}}, "the dataset has 61 tokens"),
         ({"config": {"max_position_embeddings": 8}}, "less than the dataset's context of 16"),
@@ -287,10 +287,10 @@ def test_every_width_that_the_planner_tries_can_be_built():
             {"scaled": {"num_hidden_layers": 0.1}, "config": TWO_LAYERS},
             "num_hidden_layers in config and in scaled",
         ),
-        ({"architecture": "gpt2", "queries_per_kv": 2}, "no heads of keys and values"),
-        ({"config": {"num_hidden_layers": "two"}}, "transformers makes no 'llama' of"),
-        ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it is to predict"),
-        ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it is to predict"),
+        ({"architecture": "gpt2", "queries_per_kv": 2}, "no separate heads of keys and values"),
+        ({"config": {"num_hidden_layers": "two"}}, "transformers could not create 'llama' from"),
+        ({"architecture": "bert", "config": {"is_decoder": False}}, "sees the tokens that it must predict"),
+        ({"architecture": "xlnet"}, "'xlnet' sees the tokens that it must predict"),
         ({"architecture": "roberta"}, "'roberta' counts positions from a padding token"),
         ({"architecture": "gemma3"}, "takes more than text: choose 'gemma3_text'"),
     ],
@@ -316,7 +316,7 @@ def test_no_model_sees_the_tokens_that_it_is_to_predict(architecture):
 
 
 def test_images_are_no_task_for_a_decoder():
-    with pytest.raises(ConfigError, match="poses a SupervisedTask"):
+    with pytest.raises(ConfigError, match="this dataset has a SupervisedTask"):
         built(task=SupervisedTask(inputs=(8,), outputs_size=2))
 
 
@@ -344,7 +344,7 @@ def test_a_ladder_reads_files_and_folders_and_keeps_what_is_in_them(tmp_path):
     config = model.spec.build(model.options, TASK).lm.config
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (32, 2, 61)
     assert model.choice.options == {"config": LARGE}  # no path, and none of the other sizes
-    assert {one.dtype for one in model.spec.build(model.options, TASK).parameters()} == {torch.float32}
+    assert {param.dtype for param in model.spec.build(model.options, TASK).parameters()} == {torch.float32}
 
 
 def test_what_transformers_wrote_is_understood_as_it_is():
@@ -385,7 +385,7 @@ def test_a_configuration_that_is_added_leaves_the_others_their_runs(tmp_path):
         model = {"name": "hf-ladder", "configs": configs}
         sweep = {
             "budgets": [2e8],
-            "sizes": [{"config_number": one + 1} for one in range(len(configs))],
+            "sizes": [{"config_number": number + 1} for number in range(len(configs))],
             "allow_repeat": True,
         }
         table = text_table(text, model=model, sweep=sweep)
@@ -409,7 +409,7 @@ def test_a_rung_with_many_experts_is_as_large_as_what_a_token_uses():
     shape = {"model_type": "mixtral", "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2}
     many = {**shape, "hidden_size": 32, "intermediate_size": 64, "num_local_experts": 64, "num_experts_per_tok": 1}
     few = {**shape, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 2, "num_experts_per_tok": 2}
-    ladder = chosen("hf-ladder", configs=[{**one, "vocab_size": 64} for one in (many, few)])
+    ladder = chosen("hf-ladder", configs=[{**config, "vocab_size": 64} for config in (many, few)])
     assert [ladder.spec.scale(ladder.options, target).config_number for target in (12_000, 400_000)] == [1, 2]
 
 
@@ -438,11 +438,12 @@ def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
     experiment = make_experiment(table, installed())
     meter = SizeMeasurer(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.counter)
     rungs = [
-        meter.measure(experiment.model.with_options(config_number=one + 1).options) for one in range(len(configs))
+        meter.measure(experiment.model.with_options(config_number=number + 1).options)
+        for number in range(len(configs))
     ]
-    for wanted in rungs:
-        (found,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
-        assert found.size == wanted.size
+    for expected in rungs:
+        (size,) = SizeLadder(experiment, meter, lambda budget, n=expected.params: n).for_budget(1e11)
+        assert size.size == expected.size
 
 
 @pytest.mark.parametrize(
@@ -481,7 +482,7 @@ def test_the_documented_llama_is_trained_by_the_command_line(tmp_path):
     ]
     tiny += [f"dataset.path={write_text(tmp_path / 'text')}", "sweep.allow_repeat=true", "trainer.eval_tokens=512"]
     command = ["run", str(example), "--out", str(tmp_path / "study"), "--executor", "processes"]
-    command += [part for one in tiny for part in ("--set", one)]
+    command += [part for option in tiny for part in ("--set", option)]
     done = subprocess.run(
         [sys.executable, "-c", "from flops_fit_core.cli import main; main()", *command],
         cwd=tmp_path,

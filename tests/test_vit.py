@@ -68,49 +68,49 @@ def test_parameters_are_12_l_d_squared_with_gains_patches_positions_and_head(poo
 
 def test_a_patch_is_a_square_of_the_image_and_they_come_in_rows():
     model = built()
-    one = images(1)
-    patches = model.patches(one)
+    image = images(1)
+    patches = model.patches(image)
     assert patches.shape == (1, 6, 48)
     for row in range(2):
         for column in range(3):
-            square = one[0, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
+            square = image[0, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
             assert torch.equal(patches[0, 3 * row + column], square.flatten())
 
 
 def test_images_without_channels_are_images_of_one():
     flat = SupervisedTask(inputs=(8, 12), outputs_size=7)
     deep = SupervisedTask(inputs=(1, 8, 12), outputs_size=7)
-    one = images(task=flat)
+    batch = images(task=flat)
     with torch.no_grad():
-        assert torch.equal(built(flat)(one), built(deep)(one[:, None]))
+        assert torch.equal(built(flat)(batch), built(deep)(batch[:, None]))
 
 
 def test_the_patch_embedding_is_a_convolution_whose_stride_is_its_side():
     model = built(patch=2)
-    one = images()
+    batch = images()
     kernel = model.embedding.weight.reshape(32, 3, 2, 2)
-    expected = functional.conv2d(one, kernel, stride=2).flatten(2).transpose(1, 2)
-    assert torch.allclose(model.embedding(model.patches(one)), expected, atol=1e-5)
+    expected = functional.conv2d(batch, kernel, stride=2).flatten(2).transpose(1, 2)
+    assert torch.allclose(model.embedding(model.patches(batch)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["mean", "class"])
 def test_where_a_patch_lies_matters(pool):
     model = built(pool=pool)
-    one = images(1)
-    shifted = one.roll(4, dims=3)
+    image = images(1)
+    shifted = image.roll(4, dims=3)
     with torch.no_grad():
-        assert not torch.allclose(model(one), model(shifted), atol=1e-4)
+        assert not torch.allclose(model(image), model(shifted), atol=1e-4)
         # The same patches in another order: without positions nothing would tell them apart.
         model.positions.weight.zero_()
-        assert torch.allclose(model(one), model(shifted), atol=1e-5)
+        assert torch.allclose(model(image), model(shifted), atol=1e-5)
 
 
 @pytest.mark.parametrize("pool", ["mean", "class"])
 def test_every_patch_reaches_the_outputs(pool):
     model = built(pool=pool)
-    one = images(1).requires_grad_()
-    model(one).square().sum().backward()
-    seen = model.patches(one.grad).abs().sum(-1)
+    image = images(1).requires_grad_()
+    model(image).square().sum().backward()
+    seen = model.patches(image.grad).abs().sum(-1)
     assert (seen > 0).all()
 
 
@@ -165,7 +165,7 @@ def test_activations_are_of_one_size_at_every_width():
 
 
 def test_tasks_that_are_not_of_images_are_refused_with_what_to_do():
-    with pytest.raises(ConfigError, match=r"one target an image.*LanguageTask"):
+    with pytest.raises(ConfigError, match=r"one target per image.*LanguageTask"):
         SPEC.build(options(), LanguageTask(vocab_size=5, context=4))
     with pytest.raises(ConfigError, match=r"inputs have shape \(6,\): choose another model, such as mlp"):
         SPEC.build(options(), SupervisedTask(inputs=(6,), outputs_size=2))

@@ -1,5 +1,5 @@
-"""Model families that are the user's own: ``callable``, any function that makes a module, and ``declared``,
-numbers of a model that something else builds. Dataset ``external``: data that something else reads."""
+"""Model family ``callable``: a module from a user's function. Model family ``declared``: the numbers of a model
+that another program builds. Dataset ``external``: data that another program reads."""
 
 from __future__ import annotations
 
@@ -28,46 +28,46 @@ if TYPE_CHECKING:
 
 
 class CallableOptions(Options):
-    """A function, or a class, that makes a module. What it asks for by one of these names it gets from the
-    dataset: ``vocab_size`` and ``context`` of a text, ``input_shape`` and ``num_classes`` (``num_outputs`` where
-    values are predicted) of samples, and ``task``, which has all of them."""
+    """A function or class that returns a module. Parameters with these names receive values from the dataset:
+    ``vocab_size`` and ``context`` for text, ``input_shape`` and ``num_classes`` (``num_outputs`` for regression)
+    for samples, and ``task`` for the complete task."""
 
     import_path: Annotated[ImportPath, Runtime()]
-    """``my_package.models:make`` or ``models.py:make``, looked for in the working directory first."""
+    """``my_package.models:make`` or ``models.py:make``. The working directory is searched first."""
     size_argument: Annotated[str, Field(pattern=r"^[A-Za-z_]\w*$")] = "width"
-    """Name of the argument that gets ``size``."""
+    """Name of the argument that receives ``size``."""
     size: PositiveInt = 64
-    """Value of that argument. This is what scales; sizes that the planner finds are multiples of
+    """Value of this argument. This is what scales. Sizes that the planner chooses are multiples of
     ``sweep.multiple_of``."""
     arguments: dict[str, JsonValue] = {}
-    """Further arguments by name, the same at every size."""
+    """Other arguments by name, the same at every size."""
     fingerprint: str = ""
-    """What identifies the function in a run. Unset: a hash of its file and of your own files that it imports,
-    without comments, docstrings and layout, so that an edit makes other runs. Written by hand, edits are yours to
-    account for."""
+    """Identifies the function in a run. Unset: a hash of its file and of your files that it imports, without
+    comments, docstrings and layout, so that runs after an edit have other ids. If you set it, change it when you
+    change the code."""
 
     @model_validator(mode="after")
     def _identify(self) -> Self:
         if "fingerprint" not in self.model_fields_set:
-            found = code_hash(self.import_path)
-            # What cannot be found is said when it is built; a study's results can be read without it.
-            self.__dict__["fingerprint"] = f"{CODE}{found}" if found else ""
+            digest = code_hash(self.import_path)
+            # A missing file is an error only when a model is built: a study's results can be read without it.
+            self.__dict__["fingerprint"] = f"{CODE}{digest}" if digest else ""
         return self
 
 
 CODE = "code "
-"""Before a fingerprint that was made from a file."""
+"""Prefix of a fingerprint that is a hash of files."""
 
 
 def build(options: CallableOptions, task: Task) -> nn.Module:
-    """What the function makes. Raises ConfigError, saying which, for one that cannot be found or called so."""
+    """Call the function. Raises ConfigError if it cannot be imported or called."""
     from flops_fit_callable.calling import make
 
     return make(options, task)
 
 
 def build_external(options: ExternalOptions, seed: int) -> Dataset:
-    """A task, and no data."""
+    """A task without data."""
     return External(options)
 
 

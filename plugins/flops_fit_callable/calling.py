@@ -17,10 +17,10 @@ WHAT = "model 'callable'"
 
 
 def make(options: CallableOptions, task: Task) -> nn.Module:
-    """The module that the function makes.
+    """The module that the function returns.
 
-    Raises ConfigError for one that cannot be found, cannot be called so, raises or makes something else; RunFailed
-    where its file is no longer the one that the run was planned with.
+    Raises ConfigError if the function cannot be imported or called with these arguments, raises, or returns
+    another type. Raises RunFailed if its code has changed since the run was planned.
     """
     path = options.import_path
     if options.fingerprint.startswith(CODE) and options.fingerprint != f"{CODE}{code_hash(path)}":
@@ -34,53 +34,56 @@ def make(options: CallableOptions, task: Task) -> nn.Module:
     except FlopsFitError:
         raise
     except Exception as error:
-        shown = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
-        raise ConfigError(f"{WHAT}: {path}({shown}) failed: {type(error).__name__}: {error}") from error
+        text = ", ".join(f"{name}={value!r}" for name, value in arguments.items())
+        raise ConfigError(f"{WHAT}: {path}({text}) failed: {type(error).__name__}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise ConfigError(f"{WHAT}: {path} made a {type(module).__name__}, not a torch.nn.Module")
+        raise ConfigError(f"{WHAT}: {path} returned a {type(module).__name__}, not a torch.nn.Module")
     return module
 
 
 def arguments_for(function: Callable[..., Any], options: CallableOptions, task: Task) -> dict[str, Any]:
-    """What it is called with: what the task gives and it asks for by name, what is written, and the size.
+    """The function's arguments: those of the task that it has parameters for, those of the options, and the size.
 
-    Raises ConfigError for an argument that it does not take, and for one that is missing.
+    Raises ConfigError for an unknown or a missing argument.
     """
     parameters = _parameters(function, options.import_path)
-    given = given_by(task)
-    written = {**options.arguments, options.size_argument: options.size}
+    from_task = task_arguments(task)
+    explicit = {**options.arguments, options.size_argument: options.size}
     if options.size_argument in options.arguments:
-        raise ConfigError(
-            f"{WHAT}: {options.size_argument} is what model.size sets: take it out of model.arguments"
-        )
-    anything = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
-    named = {name for name, one in parameters.items() if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
-    about = f"{WHAT}: {options.import_path} takes {', '.join(parameters) or 'no arguments'}"
-    if not anything and (unknown := written.keys() - named):
-        where = "model.size_argument names" if options.size_argument in unknown else "model.arguments has"
-        raise ConfigError(f"{about}; {where} {', '.join(sorted(unknown))}")
-    arguments = {name: value for name, value in given.items() if name in named} | written
+        raise ConfigError(f"{WHAT}: {options.size_argument} is set by model.size: take it out of model.arguments")
+    accepts_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    named = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    }
+    signature = f"{WHAT}: {options.import_path} takes {', '.join(parameters) or 'no arguments'}"
+    if not accepts_any and (unknown := explicit.keys() - named):
+        source = "model.size_argument is" if options.size_argument in unknown else "model.arguments has"
+        raise ConfigError(f"{signature}; {source} {', '.join(sorted(unknown))}")
+    arguments = {name: value for name, value in from_task.items() if name in named} | explicit
     required = {name for name in named if parameters[name].default is inspect.Parameter.empty}
     if missing := sorted(required - arguments.keys()):
         raise ConfigError(
-            f"{about}; {', '.join(missing)} must be in model.arguments: this dataset gives {', '.join(given)}"
+            f"{signature}; {', '.join(missing)} must be in model.arguments: this dataset gives "
+            f"{', '.join(from_task)}"
         )
     return arguments
 
 
-def given_by(task: Task) -> dict[str, Any]:
-    """What a function may ask for by name."""
-    given: dict[str, Any] = {"task": task}
+def task_arguments(task: Task) -> dict[str, Any]:
+    """Arguments that a task provides, by name."""
+    arguments: dict[str, Any] = {"task": task}
     if isinstance(task, LanguageTask):
-        given |= {"vocab_size": task.vocab_size, "context": task.context}
+        arguments |= {"vocab_size": task.vocab_size, "context": task.context}
     elif isinstance(task, SupervisedTask):
         outputs = "num_classes" if task.kind == "cross_entropy" else "num_outputs"
-        given |= {"input_shape": task.inputs, outputs: task.outputs_size}
-    return given
+        arguments |= {"input_shape": task.inputs, outputs: task.outputs_size}
+    return arguments
 
 
 def _parameters(function: Callable[..., Any], path: str) -> Mapping[str, inspect.Parameter]:
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"{WHAT}: {path} does not tell its arguments: wrap it in a function of yours") from error
+        raise ConfigError(f"{WHAT}: {path} has no signature: wrap it in a Python function") from error

@@ -11,7 +11,7 @@ from flops_fit_core.plugins import Task
 
 
 class Declared(nn.Module):
-    """As many parameters as declared, which on the meta device take no memory. Gives zeros of the task's shape."""
+    """A module with the declared number of parameters, which take no memory on the meta device. Returns zeros."""
 
     def __init__(self, params: int, lookup_table_params: int, task: Task) -> None:
         super().__init__()
@@ -20,10 +20,10 @@ class Declared(nn.Module):
         self.table = nn.Embedding(lookup_table_params, 1) if lookup_table_params else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Raises ConfigError with gradients: only a program of the user's can train this model."""
+        """Return zeros of the task's shape. Raises ConfigError if gradients are enabled."""
         if torch.is_grad_enabled():
             raise ConfigError(
-                "model 'declared' is only numbers: use it with trainer 'command', or choose a family that can "
+                "model 'declared' has only numbers: use it with trainer 'command', or choose a family that can "
                 "be trained, such as 'gpt'"
             )
         return torch.zeros(self._outputs_shape(inputs), device=inputs.device)

@@ -1,4 +1,4 @@
-"""Data that a program of the user's reads by itself."""
+"""Dataset ``external``: data that another program reads."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from flops_fit_core.plugins import Batch, Dataset, Options
 
 
 class ExternalOptions(Options):
-    """Text that the program which trains (trainer ``command``) reads by itself. It poses the task that models are
-    counted for, and has no data."""
+    """Text that the training program (trainer ``command``) reads. The dataset has the task for which models are
+    counted, but no data."""
 
     label: Annotated[str, Field(min_length=1)]
-    """What the data are, with their version: ``"fineweb-edu 10BT, gpt2 tokens, 2024-06"``. It identifies them in
-    the place of their content, so another label makes other runs."""
+    """Name of the data with their version: ``"fineweb-edu 10BT, gpt2 tokens, 2024-06"``. It identifies the data
+    instead of their content, so runs with another label have other ids."""
     vocab_size: PositiveInt
-    """Different tokens."""
+    """Number of different tokens."""
     context: PositiveInt
-    """Tokens of one sequence; a batch is so many sequences."""
+    """Tokens per sequence. The batch size counts sequences."""
     tokens: PositiveInt | None = None
-    """Different training tokens there are. Unset: as many as are wanted; otherwise sizes that would need more are
-    left out of the plan, unless ``sweep.allow_repeat`` is set."""
+    """Number of distinct training tokens. Unset: unlimited. Otherwise sizes that need more are left out of the
+    plan, unless ``sweep.allow_repeat`` is set."""
     bytes_per_token: Annotated[float, Field(gt=0)] | None = None
-    """Of the held-out text, for bits per byte."""
+    """Mean bytes per token of the held-out text, for bits per byte."""
 
 
 class External(Dataset):
@@ -47,6 +47,6 @@ class External(Dataset):
 
 
 _NO_DATA = (
-    "dataset 'external' has no data here: use it with trainer 'command', whose program reads its own, or choose a "
-    "dataset that has data, such as 'text' or 'tokens'"
+    "dataset 'external' has no data: use it with trainer 'command', which starts a program that reads the data, "
+    "or choose a dataset that has data, such as 'text' or 'tokens'"
 )

@@ -1,4 +1,4 @@
-"""Which parameters are N."""
+"""Conventions for N."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ N_NAMES = {
 
 
 class CounterOptions(Options):
-    """Which parameters count."""
+    """The convention for N."""
 
     n: Literal["matmul", "total", "non-embedding"] = "matmul"
-    """Which N is counted and reported. ``matmul``: all parameters but tables that are only looked up. Of a mixture
-    of experts, ``matmul`` and ``non-embedding`` are of those that one token uses."""
+    """N to count and report. ``matmul``: all parameters except lookup tables. For MoE models, ``matmul`` and
+    ``non-embedding`` count active parameters."""
 
 
-def params(options: CounterOptions, measured: CounterInput) -> tuple[int, str]:
-    """N by the option's convention, and what it is. Experts that a token is not sent to count in ``total`` only.
+def params(options: CounterOptions, model: CounterInput) -> tuple[int, str]:
+    """N by the option's convention, and its name. Inactive experts count in ``total`` only.
 
-    Raises ConfigError for a model that has no such parameters.
+    Raises ConfigError for a model without such parameters.
     """
-    counts = measured.parameters
+    counts = model.parameters
     by_name = {"matmul": counts.matmul, "total": counts.total, "non-embedding": counts.non_embedding}
     if by_name[options.n] < 1:
-        raise ConfigError(f'model {measured.family!r} has no {N_NAMES[options.n]}: write n = "total" in [counter]')
+        raise ConfigError(f'model {model.family!r} has no {N_NAMES[options.n]}: write n = "total" in [counter]')
     name = N_NAMES[options.n]
     if counts.inactive and options.n != "total":
         name = name.replace("parameters", "parameters that a token uses", 1)

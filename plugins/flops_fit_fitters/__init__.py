@@ -1,4 +1,5 @@
-"""Fitters: ``isoflop`` (a profile a budget) and ``parametric`` (one loss surface through all runs)."""
+"""Fitters: ``isoflop`` (one profile per budget), ``parametric``, ``kaplan`` and ``muennighoff`` (a loss surface
+fitted to all runs), and ``envelope``."""
 
 from __future__ import annotations
 
@@ -11,33 +12,33 @@ from flops_fit_core.plugins import Fitter, FitterSpec, Options, hookimpl
 
 
 class BootstrapOptions(Options):
-    """What every bundled fitter takes."""
+    """Options of every bundled fitter."""
 
     level: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    """Of all intervals: 0.9 for 90%."""
+    """Level of all intervals: 0.9 for 90%."""
     draws: Annotated[int, Field(ge=0)] = 1000
     """Bootstrap draws behind the intervals; 0 for none."""
     seed: Annotated[int, Field(ge=0)] = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
 
 class IsoflopOptions(BootstrapOptions):
-    """Approach 2 of Hoffmann et al. 2022: a profile a budget, a line through the minima."""
+    """Approach 2 of Hoffmann et al. 2022: one profile per budget, and a line through the minima."""
 
     response: Literal["log-loss", "loss"] = "log-loss"
-    """What the profiles are fitted to."""
+    """Quantity that the profiles fit."""
     shape: Literal["parabola", "cubic", "akima"] = "parabola"
-    """Of a profile. ``akima`` interpolates (Porian et al. 2024) and assumes their seed noise."""
+    """Shape of a profile. ``akima`` interpolates (Porian et al. 2024) and assumes the seed noise of that paper."""
 
 
 class ParametricOptions(BootstrapOptions):
     """Approach 3 of Hoffmann et al. 2022: L = E + A / N^alpha + B / D^beta."""
 
     objective: Literal["robust", "least-squares", "huber"] = "robust"
-    """Of the residuals of ln L. ``robust``: least squares without gross outliers, each named. ``huber``: delta
-    1e-3, as published."""
+    """Objective for the residuals of ln L. ``robust``: least squares without gross outliers, which are listed.
+    ``huber``: delta 1e-3, as published."""
     bootstrap: Literal["residuals", "cases"] = "residuals"
-    """``cases`` draws whole runs (trunks, where runs share one) with replacement; needs 20 of them."""
+    """``cases`` draws complete runs (or trunks of runs that share one) with replacement. It needs at least 20."""
 
 
 def isoflop(options: Any) -> Fitter:

@@ -1,4 +1,4 @@
-"""Model family ``gpt``: a decoder-only transformer whose width scales."""
+"""Model family ``gpt``: a decoder-only transformer, scaled by its width."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 ASPECT_TOLERANCE = 1.25
-"""How far from ``aspect_ratio`` width / depth may be, as a factor: heads and blocks are whole."""
+"""Largest factor between width / depth and ``aspect_ratio``. They differ because heads and blocks are integers."""
 
 
 class GPTOptions(Options):
@@ -38,40 +38,41 @@ class GPTOptions(Options):
     depth: PositiveInt = 4
     """Number of blocks. Unset with ``aspect_ratio``: ``width / aspect_ratio``, rounded, at least 1."""
     head_dim: PositiveInt = 16
-    """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that
-    divides the width evenly. Automatic sizes are multiples of it, so that all have heads of one size."""
+    """Channels per attention head. There are ``width / head_dim`` heads, rounded down to a number that divides the
+    width evenly. Automatic sizes are multiples of it, so that all heads have the same size."""
     mlp_ratio: PositiveInt = 4
-    """Hidden units of a block's feed-forward part over the width."""
+    """Hidden units of a block's feed-forward part, divided by the width."""
     positions: Literal["rotary", "learned"] = "rotary"
-    """Rotary embeddings (Su et al. 2021), or a table of learned ones that is looked up."""
+    """Rotary embeddings (Su et al. 2021), or a lookup table of learned positions."""
     tied: bool = False
     """Whether the output head is the input embedding."""
     aspect_ratio: Annotated[float, Field(gt=0)] | None = None
-    """Width over depth: the planner scales both, each size within a quarter of this ratio where widths and depths
-    allow that. Unset, it scales the width alone."""
+    """Width over depth. The planner scales both, and keeps each size within a quarter of this ratio if widths and
+    depths allow it. Unset: the planner scales only the width."""
 
     @model_validator(mode="after")
     def _depth_of_width(self) -> Self:
         if self.aspect_ratio is not None and "depth" not in self.model_fields_set:
-            self.__dict__["depth"] = _whole_blocks(self.width / self.aspect_ratio)  # frozen for everyone else
+            self.__dict__["depth"] = _round_depth(self.width / self.aspect_ratio)  # pydantic models are frozen
         return self
 
     @field_validator("width")
     @classmethod
     def _pairs_of_channels(cls, width: int) -> int:
         if width % 2:
-            raise ValueError("must be even: rotary positions turn channels in pairs")
+            raise ValueError("must be even: rotary positions rotate pairs of channels")
         return width
 
     @property
     def heads(self) -> int:
-        """The most heads of at least ``head_dim`` channels that share the width evenly, in pairs of channels."""
-        most = max(1, self.width // self.head_dim)
-        return next(n for n in range(most, 0, -1) if self.width % (2 * n) == 0)
+        """The largest number of heads with at least ``head_dim`` channels each that divides the pairs of
+        channels."""
+        largest = max(1, self.width // self.head_dim)
+        return next(n for n in range(largest, 0, -1) if self.width % (2 * n) == 0)
 
 
 def build_gpt(options: GPTOptions, task: Task) -> nn.Module:
-    """Logits of shape (batch, context, vocabulary) from ids of shape (batch, context)."""
+    """Build a GPT: ids (batch, context) -> logits (batch, context, vocabulary)."""
     from flops_fit_gpt.model import GPT
 
     language = _language(task)
@@ -88,12 +89,12 @@ def build_gpt(options: GPTOptions, task: Task) -> nn.Module:
 
 
 def flops_per_token(options: GPTOptions, task: Task) -> float:
-    """Training FLOPs a token: every matrix product and the attention over the full context, 3 x forward.
+    """Training FLOPs per token: every matrix product and the attention over the full context, 3 x forward.
 
     With width d, depth L, context s, vocabulary V and feed-forward ratio 4 this is
-    ``3 (L (24 d^2 + 4 s d) + 2 d V)``: a multiply-add is two FLOPs; backward is twice forward; softmax, norms,
-    activations and the embedding lookup are not counted; causal masking is not exploited (as in Hoffmann et
-    al. 2022, appendix F, which counts softmax and the lookup as well).
+    ``3 (L (24 d^2 + 4 s d) + 2 d V)``. A multiply-add is two FLOPs. Backward is twice forward. Softmax, norms,
+    activations and the embedding lookup are not counted. Causal masking is not exploited (as in Hoffmann et al.
+    2022, appendix F, which also counts softmax and the lookup).
     """
     language = _language(task)
     d = options.width
@@ -102,7 +103,7 @@ def flops_per_token(options: GPTOptions, task: Task) -> float:
 
 
 def shape(options: GPTOptions, task: Task) -> TransformerShape:
-    """What formulas need to know of it."""
+    """The dimensions for formulas."""
     language = _language(task)
     return TransformerShape(
         vocabulary=language.vocab_size,
@@ -117,11 +118,11 @@ def shape(options: GPTOptions, task: Task) -> TransformerShape:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """The blocks' matrices; the output head, where it is none of the tables; then embeddings and gains."""
+    """Three groups: the blocks' matrices; the output head, unless it is tied; embeddings and gains."""
     from flops_fit_gpt.model import GPT
 
     if not isinstance(module, GPT):
-        raise TypeError(f"these are the groups of a GPT, not of a {type(module).__name__}")
+        raise TypeError(f"expected a GPT, got a {type(module).__name__}")
     tables = {id(parameter) for parameter in module.tables()}
     matrices = [p for p in module.blocks.parameters() if p.ndim == 2]
     head = [p for p in module.head.parameters() if id(p) not in tables]
@@ -132,21 +133,21 @@ def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
 
 
 def ladders(options: GPTOptions) -> Iterable[Ladder]:
-    """Multiples of ``head_dim``; with ``aspect_ratio``, pairs of such a width and a depth.
+    """Ladders of multiples of ``head_dim``; with ``aspect_ratio``, each width has a depth.
 
-    Raises ConfigError for an odd ``head_dim``, and for a depth beside an aspect ratio.
+    Raises ConfigError for an odd ``head_dim``, and for a depth together with an aspect ratio.
     """
     if options.head_dim % 2:
         raise ConfigError(
             f"model.head_dim = {options.head_dim}: heads have pairs of channels, so automatic sizes need an even "
-            f"number; write {options.head_dim + 1}, or sizes by hand"
+            f"number: write {options.head_dim + 1}, or list the sizes"
         )
     if options.aspect_ratio is None:
         return head_ladders(options)
     if "depth" in options.model_fields_set:
         raise ConfigError(
             f"model.depth = {options.depth} and model.aspect_ratio = {options.aspect_ratio:g}: automatic sizes "
-            f"take their depth from the aspect ratio. Leave one of the two out"
+            f"take their depth from the aspect ratio. Leave out one of the two"
         )
     return [replace(ladder, scale=scale_both, label=_width_by_depth) for ladder in head_ladders(options)]
 
@@ -156,10 +157,11 @@ def _width_by_depth(options: GPTOptions) -> str:
 
 
 def scale_both(options: GPTOptions, target_params: int) -> GPTOptions:
-    """The width and depth nearest a number of parameters in the blocks, within a quarter of the aspect ratio.
+    """The width and depth with the nearest number of parameters in the blocks, within a quarter of the aspect
+    ratio.
 
-    Of sizes about as near, the one nearer the aspect ratio is taken. Where none is within a quarter, the depth
-    follows from the width alone.
+    Between sizes of similar distance, the size nearer to the aspect ratio wins. If no size is within a quarter,
+    the depth follows from the width.
     """
     aspect_ratio = options.aspect_ratio
     assert aspect_ratio is not None
@@ -167,16 +169,16 @@ def scale_both(options: GPTOptions, target_params: int) -> GPTOptions:
 
     def cost(size: tuple[int, int]) -> float:
         width, depth = size
-        off = abs(math.log(width / depth / aspect_ratio))
-        return abs(math.log(depth * per_block * width**2 / target_params)) + off / 2
+        deviation = abs(math.log(width / depth / aspect_ratio))
+        return abs(math.log(depth * per_block * width**2 / target_params)) + deviation / 2
 
     best = min(_candidates(options, target_params, aspect_ratio, per_block), key=cost)
-    # A run is identified by its width and depth, however they were chosen.
+    # The width and depth identify a run, not the way in which they were chosen.
     values = {**options.model_dump(exclude_unset=True), "width": best[0], "depth": best[1], "aspect_ratio": None}
     return GPTOptions.model_validate(values)
 
 
-def _whole_blocks(depth: float) -> int:
+def _round_depth(depth: float) -> int:
     """Rounded half up, at least 1."""
     return max(1, math.floor(depth + 0.5))
 
@@ -184,7 +186,7 @@ def _whole_blocks(depth: float) -> int:
 def _candidates(
     options: GPTOptions, target_params: int, aspect_ratio: float, per_block: int
 ) -> Iterable[tuple[int, int]]:
-    """Widths and depths about as large as asked for: for each depth, the two nearest numbers of heads."""
+    """Widths and depths with about ``target_params``: for each depth, the two nearest numbers of heads."""
     shallow, deep = (
         math.cbrt(target_params / (per_block * (aspect_ratio * factor) ** 2))
         for factor in (ASPECT_TOLERANCE, 1 / ASPECT_TOLERANCE)
@@ -192,20 +194,20 @@ def _candidates(
     for depth in range(max(1, math.floor(shallow)), math.ceil(deep) + 1):
         heads = math.floor(math.sqrt(target_params / (per_block * depth)) / options.head_dim)
         for width in (max(1, heads) * options.head_dim, (heads + 1) * options.head_dim):
-            off = abs(math.log(width / depth / aspect_ratio))
-            if off <= math.log(ASPECT_TOLERANCE) or depth == _whole_blocks(width / aspect_ratio):
+            deviation = abs(math.log(width / depth / aspect_ratio))
+            if deviation <= math.log(ASPECT_TOLERANCE) or depth == _round_depth(width / aspect_ratio):
                 yield width, depth
-    # Where no such size has a whole number of blocks, the nearest that follows from the width alone.
+    # In case no such size has an integer depth: the nearest width, with the depth that follows from it.
     width = (
         max(1, round(math.cbrt(target_params * aspect_ratio / per_block) / options.head_dim)) * options.head_dim
     )
-    yield width, _whole_blocks(width / aspect_ratio)
+    yield width, _round_depth(width / aspect_ratio)
 
 
 def _language(task: Task) -> LanguageTask:
     if not isinstance(task, LanguageTask):
         raise ConfigError(
-            f"model 'gpt' predicts the next token, and this dataset poses a {type(task).__name__}: choose a "
+            f"model 'gpt' predicts the next token, and this dataset has a {type(task).__name__}: choose a "
             f"text dataset, or another model"
         )
     return task

@@ -1,4 +1,4 @@
-"""The transformer itself: pre-norm blocks, RMSNorm, GELU, scaled dot-product attention, no biases."""
+"""The transformer: pre-norm blocks, RMSNorm, GELU, scaled dot-product attention, no biases."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 TIED_SCALE = 4.0
-"""Logits of a tied head are multiplied by this over the width. Of 1, 4, 8 and 16, byte-level models of widths 32
-and 128 learned best at 4, and started from a uniform guess."""
+"""Logits of a tied head are multiplied by this, divided by the width. Of 1, 4, 8 and 16, byte-level models of
+widths 32 and 128 learned best at 4, and started with uniform predictions."""
 
 
 class GPT(nn.Module):
     """Decoder-only transformer. Input: ids (batch, time), time <= context. Output: logits (batch, time, V).
 
     Matrices start with standard deviation ``1/sqrt(fan_in)``, those that write to the residual stream with
-    ``1/sqrt(2 depth)`` of that, and the head with ``1/fan_in``, so that activations and the first updates are
-    of one size at every width (Yang et al. 2022, Tensor Programs V, table 3). A tied head has the entries of an
-    embedding, of size 1: its output is multiplied by ``4 / width`` instead.
+    ``1/sqrt(2 depth)`` of that, and the head with ``1/fan_in``, so that activations and the first updates have
+    the same size at every width (Yang et al. 2022, Tensor Programs V, table 3). A tied head has the entries of an
+    embedding, with size 1. Its output is multiplied by ``4 / width`` instead.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class GPT(nn.Module):
             self.head_scale = TIED_SCALE / width
 
     def initialize(self) -> None:
-        """Draw the starting weights."""
+        """Draw the initial weights."""
         for table in (self.embedding, self.positions):
             if table is not None:
                 nn.init.normal_(table.weight, std=1.0 if table is self.embedding else 0.1)
@@ -91,7 +91,7 @@ class GPT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a feed-forward part; each normalizes its input and adds to the stream."""
+    """Attention, then a feed-forward part. Each normalizes its input and adds its output to the stream."""
 
     def __init__(self, width: int, heads: int, hidden: int) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Block(nn.Module):
 def rotary_table(context: int, head_dim: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines of shape (context, head_dim / 2), base 10,000 (Su et al. 2021, RoFormer)."""
     if torch.empty(0).is_meta:
-        # Only shapes are asked for, and arange on the meta device imports a second's worth of torch.
+        # Only shapes matter, and arange on the meta device takes a second to import parts of torch.
         return torch.empty(context, head_dim // 2), torch.empty(context, head_dim // 2)
     frequencies = 10_000.0 ** (-torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)
     angles = torch.outer(torch.arange(context, dtype=torch.float32), frequencies)
@@ -132,10 +132,10 @@ def rotary_table(context: int, head_dim: int) -> tuple[Tensor, Tensor]:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the halves of each head's channels against each other.
+    """Rotate pairs of channels, one from each half of a head's channels.
 
     x: (batch, time, queries and keys, heads, head_dim); cos, sin: (time, head_dim / 2). Queries and keys are
-    turned together, since for small models the number of operations is what costs.
+    rotated in one operation, because the number of operations dominates the cost of small models.
     """
     first, second = x.chunk(2, dim=-1)
     cos, sin = (table.to(x.dtype)[:, None, None, :] for table in (cos, sin))

@@ -1,4 +1,4 @@
-"""Rows of ids on disk, made once by whoever needs them first and mapped by everybody else."""
+"""Rows of token ids on disk. The first process that needs them creates them, all processes map them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from flops_fit_hf_datasets import unusable
 
-ABOUT = "about.json"
+METADATA = "about.json"
 
 
 def default_folder() -> Path:
@@ -27,20 +27,20 @@ def default_folder() -> Path:
 
 
 class RowWriter:
-    """Appends ids to an ``.npy`` file, whatever their number; its header is written when it is closed."""
+    """Appends any number of ids to an ``.npy`` file. The header is written when the file is closed."""
 
     def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
         self.count = 0
-        """Ids so far."""
+        """Number of ids."""
         self.text_bytes = 0
-        """Bytes of the text they stand for."""
+        """Bytes of the text that the ids encode."""
         self._dtype = dtype
         self._digest = hashlib.sha256()
         self._file: BinaryIO = path.open("wb")
         self._write_header()
 
     def append(self, ids: NDArray[np.int64], text_bytes: int | None) -> None:
-        """Ids that fit the type."""
+        """Append ids that fit the type."""
         data = ids.astype(self._dtype).tobytes()
         self._digest.update(ids.astype("<i8").tobytes())
         self._file.write(data)
@@ -49,37 +49,39 @@ class RowWriter:
 
     @property
     def fingerprint(self) -> str:
-        """Of the ids, whatever type holds them."""
+        """A hash of the ids, which does not depend on their type on disk."""
         return self._digest.hexdigest()[:16]
 
     def close(self) -> None:
-        """Make the file whole."""
+        """Write the header and close the file."""
         self._write_header()
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
 
     def _write_header(self) -> None:
-        # numpy leaves room in a header for the first dimension to grow, so it is as long for 0 as for 10^20.
+        # numpy pads a header so that the first dimension can grow. Its length is the same for 0 and for 10^20.
         self._file.seek(0)
         shape = {"descr": self._dtype.str, "fortran_order": False, "shape": (self.count,)}
         np.lib.format.write_array_header_1_0(self._file, shape)
 
 
 class TokenCache:
-    """A folder of folders, one a content.
+    """A folder with one folder per key.
 
-    Processes: any number may ask for the same content at once; one makes it, the others wait. A folder appears
-    whole or not at all, also where its maker is killed.
+    Any number of processes may request the same key at the same time. One process creates the content, the others
+    wait. A folder appears complete or not at all, even if the process is killed.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def get(self, key: str, make: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
-        """The folder of a content, and what its maker said of it.
+        """The folder of a key, and its metadata.
 
-        ``make(folder)`` writes the files and returns something that goes to JSON; called where there is none.
+        If the folder does not exist, ``make(folder)`` is called. It writes the files and returns metadata that can
+        be written as JSON.
+
         Raises DataError for a cache that cannot be written or read.
         """
         target = self.folder / key
@@ -88,10 +90,10 @@ class TokenCache:
                 self._make(target, make)
             except OSError as error:
                 raise unusable(
-                    f"cannot keep tokens in {self.folder} ({error}): write dataset.cache = 'a folder'"
+                    f"cannot write tokens to {self.folder} ({error}): write dataset.cache = 'a folder'"
                 ) from error
         try:
-            return target, json.loads((target / ABOUT).read_text(encoding="utf-8"))
+            return target, json.loads((target / METADATA).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise unusable(f"{target} is damaged ({error}): delete it") from None
 
@@ -101,14 +103,14 @@ class TokenCache:
             if target.exists():
                 return
             with self._temporary(target.name) as folder:
-                about = make(folder)
-                (folder / ABOUT).write_text(json.dumps(about), encoding="utf-8")
+                metadata = make(folder)
+                (folder / METADATA).write_text(json.dumps(metadata), encoding="utf-8")
                 folder.rename(target)
 
     @contextlib.contextmanager
     def _temporary(self, key: str) -> Iterator[Path]:
         folder = self.folder / f".{key}"
-        shutil.rmtree(folder, ignore_errors=True)  # of a maker that was killed: we hold its lock
+        shutil.rmtree(folder, ignore_errors=True)  # left by a killed process, because this process has the lock
         folder.mkdir()
         try:
             yield folder
@@ -117,7 +119,7 @@ class TokenCache:
 
 
 def map_row(path: Path) -> NDArray[Any]:
-    """The ids of a file, on disk. Raises DataError for a damaged one."""
+    """Map the ids of a file. Raises DataError for a damaged file."""
     try:
         return np.asarray(np.load(path, mmap_mode="r", allow_pickle=False))
     except (OSError, ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""Documents as ids: read through ``datasets``, encoded by a ``tokenizers`` file."""
+"""Documents as token ids: read by ``datasets``, encoded by a ``tokenizers`` file."""
 
 from __future__ import annotations
 
@@ -24,51 +24,52 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class Document:
-    """One document, encoded."""
+    """An encoded document."""
 
     content: bytes
-    """By which it is told from others."""
+    """Identifies the document."""
     ids: NDArray[np.int64]
-    """With the end of text, where the options ask for one."""
+    """Token ids, with the end of text if the options have one."""
     text_bytes: int | None
-    """Of its text in UTF-8; None where it came as ids."""
+    """Bytes of the text in UTF-8; None for a document of ids."""
 
 
 class Encoder:
-    """Turns documents into ids as the options say.
+    """Encodes documents.
 
-    Raises DataError for a tokenizer that cannot be read or does not have the end of text, and while documents
-    are read, for a column that is not there or holds something else.
+    Raises DataError for a tokenizer that cannot be read or does not have the end of text; and, while documents are
+    read, for a column that is missing or has another type.
     """
 
     def __init__(self, options: HFOptions) -> None:
         self._column = options.column
-        self._tokenizer = None if options.tokenizer is None else _tokenizer(Path(options.tokenizer))
-        self.vocab_size = options.vocab_size or _vocabulary(self._tokenizer)
+        self._tokenizer = None if options.tokenizer is None else _read_tokenizer(Path(options.tokenizer))
+        self.vocab_size = options.vocab_size or _count_ids(self._tokenizer)
         end = options.end_of_text
-        ids = [] if end is False else [_end_of_text(end, self._tokenizer, self.vocab_size)]
+        ids = [] if end is False else [_end_of_text_id(end, self._tokenizer, self.vocab_size)]
         self._end = np.array(ids, dtype=np.int64)
 
-    def encode(self, documents: Documents, beside: Path) -> Iterator[Document]:
-        """Every document, in order. What has to be converted on the way lies in a folder in ``beside``."""
-        with _quiet(), tempfile.TemporaryDirectory(dir=beside, ignore_cleanup_errors=True) as folder:
-            for row, one in enumerate(self._read(documents, Path(folder))):
+    def encode(self, documents: Documents, scratch: Path) -> Iterator[Document]:
+        """Encode every document, in order. Converted files are in a temporary folder in ``scratch``."""
+        with _quiet(), tempfile.TemporaryDirectory(dir=scratch, ignore_cleanup_errors=True) as folder:
+            for row, document in enumerate(self._read(documents, Path(folder))):
                 # As unsigned numbers, negative ids are beyond any vocabulary, too.
-                if one.ids.view("u8").max(initial=0) >= self.vocab_size:
-                    wrong = one.ids[one.ids.view("u8") >= self.vocab_size][0]
+                if document.ids.view("u8").max(initial=0) >= self.vocab_size:
+                    invalid = document.ids[document.ids.view("u8") >= self.vocab_size][0]
                     raise unusable(
-                        f"row {row} of {documents.what} has id {wrong}, not below vocab_size = {self.vocab_size}"
+                        f"row {row} of {documents.label} has id {invalid}, not below vocab_size = "
+                        f"{self.vocab_size}"
                     )
-                yield Document(one.content, np.concatenate([one.ids, self._end]), one.text_bytes)
+                yield Document(document.content, np.concatenate([document.ids, self._end]), document.text_bytes)
 
     def _read(self, documents: Documents, folder: Path) -> Iterator[Document]:
         import pyarrow.types as kinds
 
         data = _open(documents, folder)
-        there = ", ".join(data.column_names)
+        columns = ", ".join(data.column_names)
         if self._column not in data.column_names:
             raise unusable(
-                f"{documents.what} has no column {self._column!r}; it has: {there}. Write dataset.column"
+                f"{documents.label} has no column {self._column!r}; it has: {columns}. Write dataset.column"
             )
         kind = data.features.arrow_schema.field(self._column).type
         data = data.select_columns([self._column])
@@ -77,14 +78,14 @@ class Encoder:
         if (kinds.is_list(kind) or kinds.is_large_list(kind)) and kinds.is_integer(kind.value_type):
             return self._ids(documents, data)
         raise unusable(
-            f"column {self._column!r} of {documents.what} holds {kind}, neither text nor lists of ids; columns: "
-            f"{there}"
+            f"column {self._column!r} of {documents.label} holds {kind}, neither text nor lists of ids; columns: "
+            f"{columns}"
         )
 
     def _texts(self, documents: Documents, data: Any) -> Iterator[Document]:
         if self._tokenizer is None:
             raise unusable(
-                f"column {self._column!r} of {documents.what} holds text: write "
+                f"column {self._column!r} of {documents.label} holds text: write "
                 f"dataset.tokenizer = 'tokenizer.json'"
             )
         for first, texts in _batches(data, self._column):
@@ -110,11 +111,11 @@ def _batches(data: Any, column: str) -> Iterator[tuple[int, Any]]:
 def _check_present(documents: Documents, first: int, rows: Any) -> None:
     missing = next((number for number, row in enumerate(rows) if row is None), None)
     if missing is not None:
-        raise unusable(f"row {first + missing} of {documents.what} is null: filter such rows out")
+        raise unusable(f"row {first + missing} of {documents.label} is null: filter such rows out")
 
 
 def _open(documents: Documents, folder: Path) -> Any:
-    """A ``datasets.Dataset``; what has to be converted for it goes into ``folder``."""
+    """Open a ``datasets.Dataset``. Converted files go to ``folder``."""
     import datasets
 
     try:
@@ -123,57 +124,58 @@ def _open(documents: Documents, folder: Path) -> Any:
         files = [str(file) for file in documents.files]
         return datasets.load_dataset(documents.format, data_files=files, split="train", cache_dir=str(folder))
     except Exception as error:
-        raise unusable(f"datasets cannot read {documents.what}: {type(error).__name__}: {error}") from error
+        raise unusable(f"datasets cannot read {documents.label}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the progress bars of ``datasets``."""
+    """Disable the progress bars of ``datasets``."""
     import datasets
 
-    shown = datasets.is_progress_bar_enabled()
+    was_enabled = datasets.is_progress_bar_enabled()
     datasets.disable_progress_bars()
     try:
         yield
     finally:
-        if shown:
+        if was_enabled:
             datasets.enable_progress_bars()
 
 
-def _tokenizer(path: Path) -> Tokenizer:
+def _read_tokenizer(path: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 
     try:
         tokenizer = Tokenizer.from_str(tokenizer_file(path).read_text(encoding="utf-8"))
     except Exception as error:
-        raise unusable(f"{path} is no tokenizer of the library tokenizers: {error}") from None
-    # What a model's own pipeline needs would cut documents off.
+        raise unusable(f"{path} is not a tokenizer of the library tokenizers: {error}") from None
+    # Truncation, which a tokenizer file may enable for a model, would cut documents off.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
-def _vocabulary(tokenizer: Tokenizer | None) -> int:
+def _count_ids(tokenizer: Tokenizer | None) -> int:
     if tokenizer is None:
         raise unusable(
-            "how many ids there are is not known: write dataset.tokenizer = 'tokenizer.json', "
-            "or for a column of ids dataset.vocab_size"
+            "the vocabulary size is unknown: write dataset.tokenizer = 'tokenizer.json', or for a column of ids "
+            "dataset.vocab_size"
         )
     # Ids may have gaps, which get_vocab_size() does not count.
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
-def _end_of_text(end: int | str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
-    found = end if isinstance(end, int) else tokenizer.token_to_id(end) if tokenizer else None
-    if found is None and tokenizer is None:
-        raise unusable("without a tokenizer, dataset.end_of_text has to be an id, or false for none")
-    if found is None:
+def _end_of_text_id(end: int | str, tokenizer: Tokenizer | None, vocab_size: int) -> int:
+    token_id = end if isinstance(end, int) else tokenizer.token_to_id(end) if tokenizer else None
+    if token_id is None and tokenizer is None:
+        raise unusable("without a tokenizer, dataset.end_of_text must be an id, or false for none")
+    if token_id is None:
         assert tokenizer is not None
-        special = [str(one.content) for one in tokenizer.get_added_tokens_decoder().values() if one.special]
+        added = tokenizer.get_added_tokens_decoder().values()
+        special = [str(token.content) for token in added if token.special]
         raise unusable(
             f"the tokenizer has no token {end!r}; its special tokens are: "
             f"{', '.join(special) or 'none'}. Write dataset.end_of_text, or false for none"
         )
-    if found >= vocab_size:
-        raise unusable(f"the end of text has id {found}, not below vocab_size = {vocab_size}")
-    return found
+    if token_id >= vocab_size:
+        raise unusable(f"the end of text has id {token_id}, not below vocab_size = {vocab_size}")
+    return token_id

@@ -1,4 +1,5 @@
-"""Where documents lie: a saved dataset's split, or files. Looks at names and bytes only, without ``datasets``."""
+"""Find the files of documents: a split of a saved dataset, or files. Reads names and bytes, without
+``datasets``."""
 
 from __future__ import annotations
 
@@ -11,29 +12,30 @@ from pathlib import Path
 from flops_fit_hf_datasets import SUFFIXES, HFOptions, unusable
 
 BLOCK = 2**16
-"""Bytes that are looked at in one place of a file."""
+"""Bytes per block that is hashed."""
 BLOCKS = 16
-"""Places at which a larger file is looked at."""
+"""Number of evenly spaced blocks of a large file that are hashed."""
 
 
 @dataclass(frozen=True)
 class Documents:
     """A split that ``save_to_disk`` wrote (one folder), or files of one format."""
 
-    what: str
-    """For messages."""
+    label: str
+    """Description for messages."""
     files: tuple[Path, ...]
     format: str | None
-    """What ``datasets`` calls it; None for a saved split."""
+    """Name of the format in ``datasets``; None for a saved split."""
     root: Path
 
     def identity(self) -> list[list[str | int]]:
-        """Of the content: changes whenever a file does, may change when it is copied."""
-        return [[file.relative_to(self.root).as_posix(), *_look(file)] for file in self.files]
+        """Identifies the content. Changes whenever a file changes, and may change when a file is copied."""
+        return [[file.relative_to(self.root).as_posix(), *_hash_blocks(file)] for file in self.files]
 
 
-def _look(file: Path) -> tuple[str, int, int]:
-    """A hash of a small file, and of evenly spaced places of a large one, with its size and time of change."""
+def _hash_blocks(file: Path) -> tuple[str, int, int]:
+    """A hash of a file (of evenly spaced blocks, if it is large), its size, and its time of change (0 if
+    small)."""
     try:
         status = file.stat()
         digest = hashlib.sha256()
@@ -50,32 +52,33 @@ def _look(file: Path) -> tuple[str, int, int]:
 
 @dataclass(frozen=True)
 class Places:
-    """Where each part of a dataset lies."""
+    """The documents of each part of a dataset."""
 
     training: Documents
     eval_source: Documents | None
     """None: a share of the documents of ``training``."""
     further: dict[str, Documents]
+    """Additional held-out sets, by name."""
 
 
 def find_places(options: HFOptions) -> Places:
-    """Raises DataError for what is not there."""
+    """Find the documents. Raises DataError if files or splits are missing or are in two parts."""
     path = Path(options.path)
     splits = _splits(path)
     training = _training(path, splits, options.split)
-    usual = "validation" if "validation" in splits and options.eval_share is None else None
-    main = options.eval_source or usual
+    default = "validation" if "validation" in splits and options.eval_share is None else None
+    main = options.eval_source or default
     places = Places(
         training=training,
         eval_source=None if main is None else _eval_documents(path, splits, main),
         further={name: _eval_documents(path, splits, place) for name, place in options.eval_sets.items()},
     )
-    others = [*places.further.values(), *([places.eval_source] if places.eval_source else [])]
-    taken = {file.resolve() for file in training.files}
-    for other in others:
-        if both := taken & {file.resolve() for file in other.files}:
+    heldout_parts = [*places.further.values(), *([places.eval_source] if places.eval_source else [])]
+    training_files = {file.resolve() for file in training.files}
+    for part in heldout_parts:
+        if shared := training_files & {file.resolve() for file in part.files}:
             raise unusable(
-                f"{training.what} is trained on and {other.what} is held out, and both have {sorted(both)[0]}"
+                f"{training.label} is trained on and {part.label} is held out, and both have {sorted(shared)[0]}"
             )
     return places
 
@@ -84,7 +87,7 @@ def _training(path: Path, splits: tuple[str, ...], split: str | None) -> Documen
     if splits:
         return _saved_split(path, splits, split or "train", "dataset.split")
     if split is not None:
-        raise unusable(f"{path} has no splits: leave dataset.split = {split!r} out")
+        raise unusable(f"{path} has no splits: leave out dataset.split = {split!r}")
     return _files(path)
 
 
@@ -92,7 +95,7 @@ def _eval_documents(path: Path, splits: tuple[str, ...], place: str) -> Document
     if Path(place).is_absolute():
         inner = _splits(Path(place))
         if inner:
-            raise unusable(f"{place} has splits: name the folder of one, such as {place}/{inner[0]}")
+            raise unusable(f"{place} has splits: write the folder of one split, such as {place}/{inner[0]}")
         return _files(Path(place))
     if not splits:
         raise unusable(f"{path} has no splits, so {place!r} can be held out only as a path: write ./{place}")
@@ -100,7 +103,7 @@ def _eval_documents(path: Path, splits: tuple[str, ...], place: str) -> Document
 
 
 def _splits(path: Path) -> tuple[str, ...]:
-    """Of a ``DatasetDict`` on disk; none for anything else."""
+    """Splits of a ``DatasetDict`` on disk. Empty for all other paths."""
     file = path / "dataset_dict.json"
     if not file.is_file():
         return ()
@@ -116,38 +119,38 @@ def _saved_split(path: Path, splits: tuple[str, ...], split: str, option: str) -
     return _saved(path / split, f"split {split!r} of {path}")
 
 
-def _saved(folder: Path, what: str) -> Documents:
-    # Beside the data, `datasets` may keep what it computed from them.
-    found = [
+def _saved(folder: Path, label: str) -> Documents:
+    # `datasets` may write caches next to the data.
+    files = [
         file for file in folder.iterdir() if file.is_file() and not file.name.startswith(("cache-", "tmp", "."))
     ]
-    if not any(file.suffix == ".arrow" for file in found):
-        raise unusable(f"{what} has no documents")
-    return Documents(what, tuple(sorted(found)), None, folder)
+    if not any(file.suffix == ".arrow" for file in files):
+        raise unusable(f"{label} has no documents")
+    return Documents(label, tuple(sorted(files)), None, folder)
 
 
 def _files(path: Path) -> Documents:
     if (path / "dataset_info.json").is_file() and (path / "state.json").is_file():
         return _saved(path, str(path))
     if path.is_dir():
-        found, root = [file for file in path.rglob("*") if file.suffix in SUFFIXES], path
+        files, root = [file for file in path.rglob("*") if file.suffix in SUFFIXES], path
     elif path.is_file():
-        found, root = [path], path.parent
+        files, root = [path], path.parent
     else:
-        found = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
+        files = [Path(file) for file in glob.glob(str(path), recursive=True)]  # noqa: PTH207 (absolute patterns)
         root = next(parent for parent in path.parents if not glob.has_magic(str(parent)))
-    formats = {SUFFIXES.get(file.suffix) for file in found}
+    formats = {SUFFIXES.get(file.suffix) for file in files}
     if len(formats) != 1 or None in formats:
-        there = ", ".join(sorted({file.suffix or file.name for file in found})) or "nothing"
+        suffixes = ", ".join(sorted({file.suffix or file.name for file in files})) or "nothing"
         raise unusable(
-            f"{path}: give a folder that save_to_disk wrote, or files of one kind out of "
-            f"{', '.join(SUFFIXES)}; there is: {there}"
+            f"{path}: write a folder that save_to_disk wrote, or files of one kind out of "
+            f"{', '.join(SUFFIXES)}; found: {suffixes}"
         )
-    return Documents(str(path), tuple(sorted(found)), formats.pop(), root)
+    return Documents(str(path), tuple(sorted(files)), formats.pop(), root)
 
 
 def tokenizer_file(path: Path) -> Path:
-    """The file itself, or the ``tokenizer.json`` of a folder. Raises DataError where the folder has none."""
+    """The file, or the ``tokenizer.json`` of a folder. Raises DataError if the folder does not have this file."""
     if not path.is_dir():
         return path
     if (path / "tokenizer.json").is_file():
@@ -156,5 +159,5 @@ def tokenizer_file(path: Path) -> Path:
     files = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
     raise unusable(
         f"{path} has no tokenizer.json; it has: {files or 'nothing'}. Save a fast tokenizer of transformers with "
-        f"save_pretrained, or name a tokenizer.json"
+        f"save_pretrained, or write the path of a tokenizer.json"
     )

@@ -1,4 +1,4 @@
-"""Documents to rows of ids: found, encoded, split, kept, mapped."""
+"""Documents to rows of token ids: find, encode, split, cache and map them."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
 logger = logging.getLogger("flops_fit")
 
 FORMAT = 1
-"""Raise it when the same documents would become other tokens, or lie in other files."""
+"""Increase it when the same documents get other tokens or other files."""
 TRAINING, EVAL, FURTHER = "training", "eval", "eval "
-"""Names of the rows; that of a further set stands behind the last."""
+"""Names of the rows. The last is a prefix of the name of an additional held-out set."""
 
 
 def open_tokens(options: HFOptions, seed: int) -> TokenDataset:
-    """The dataset, from the cache where it is there. Raises DataError."""
+    """The dataset, from the cache if it has the tokens. Raises DataError."""
     places = find_places(options)
     cache = TokenCache(Path(options.cache) if options.cache else default_folder())
-    folder, about = cache.get(_key(options, places), lambda folder: _make(folder, options, places))
-    rows = {name: map_row(folder / file) for name, file in about["files"].items()}
+    folder, metadata = cache.get(_key(options, places), lambda folder: _write_rows(folder, options, places))
+    rows = {name: map_row(folder / file) for name, file in metadata["files"].items()}
     return TokenDataset(
         rows.pop(TRAINING),
         rows.pop(EVAL),
-        vocab_size=about["vocab_size"],
+        vocab_size=metadata["vocab_size"],
         context=options.context,
         seed=seed,
-        fingerprint=about["fingerprint"],
-        bytes_per_token=about["bytes_per_token"],
+        fingerprint=metadata["fingerprint"],
+        bytes_per_token=metadata["bytes_per_token"],
         further={name.removeprefix(FURTHER): row for name, row in rows.items()},
     )
 
 
 def _key(options: HFOptions, places: Places) -> str:
-    """Of everything that the rows depend on."""
+    """A hash of all inputs of the rows."""
     tokenizer = None
     if options.tokenizer is not None:
         try:
@@ -64,11 +64,11 @@ def _key(options: HFOptions, places: Places) -> str:
     )
 
 
-def _make(folder: Path, options: HFOptions, places: Places) -> dict[str, Any]:
-    """Write every row into ``folder``, and say what they are."""
+def _write_rows(folder: Path, options: HFOptions, places: Places) -> dict[str, Any]:
+    """Write every row to ``folder``. Returns their metadata."""
     from flops_fit_hf_datasets.encoding import Encoder
 
-    logger.info("tokenizing %s, once, for all that read it", places.training.what)
+    logger.info("tokenizing %s; later runs use the cache", places.training.label)
     encoder = Encoder(options)
     dtype = np.dtype("<u2" if encoder.vocab_size <= 2**16 else "<u4")
     names = [TRAINING, EVAL, *(f"{FURTHER}{name}" for name in places.further)]
@@ -76,10 +76,10 @@ def _make(folder: Path, options: HFOptions, places: Places) -> dict[str, Any]:
     writers = {name: RowWriter(folder / file, dtype) for name, file in files.items()}
 
     def write(documents: Documents, row: str | None) -> None:
-        """Into this row; None: into the training or the held-out row, by share."""
-        for one in encoder.encode(documents, folder):
-            chosen = row or (EVAL if _is_held_out(one, options.eval_share or SHARE) else TRAINING)
-            writers[chosen].append(one.ids, one.text_bytes)
+        """Append documents to a row; for None, to the training or the held-out row, by share."""
+        for document in encoder.encode(documents, folder):
+            target = row or (EVAL if _is_held_out(document, options.eval_share or SHARE) else TRAINING)
+            writers[target].append(document.ids, document.text_bytes)
 
     try:
         write(places.training, TRAINING if places.eval_source else None)
@@ -112,9 +112,9 @@ def _check_not_empty(writers: dict[str, RowWriter], places: Places) -> None:
     for name, writer in writers.items():
         if writer.count == 0 and places.eval_source is None and name in (TRAINING, EVAL):
             raise unusable(
-                f"the documents of {places.training.what} leave nothing to "
-                f"{'train on' if name == TRAINING else 'hold out'}: give more, another dataset.eval_share, or "
-                f"dataset.eval_source"
+                f"the documents of {places.training.label} leave nothing to "
+                f"{'train on' if name == TRAINING else 'hold out'}: use more documents, another "
+                f"dataset.eval_share, or dataset.eval_source"
             )
         if writer.count == 0:
-            raise unusable(f"{sources[name].what} has no documents")
+            raise unusable(f"{sources[name].label} has no documents")

@@ -32,55 +32,56 @@ Fields = Annotated[dict[str, JsonValue], BeforeValidator(read_configuration)]
 
 class HFOptions(Options):
     """A decoder of the library transformers, scaled by one field of its configuration. Vocabulary and positions
-    come from the dataset's task; what is not said here is the architecture's default."""
+    come from the dataset's task. All other fields have the architecture's defaults."""
 
     architecture: str = "llama"
-    """The configuration's ``model_type``: ``llama``, ``gpt2``, ``qwen3``, ``mamba``, ..., any of those that
-    transformers has as a causal language model."""
+    """The configuration's ``model_type``: ``llama``, ``gpt2``, ``qwen3``, ``mamba``, ..., or any other causal
+    language model of transformers."""
     width: PositiveInt = 256
     """Value of ``field``. This is what scales."""
     field: str = "hidden_size"
-    """The field of the configuration that scales. ``hidden_size`` is the width in every architecture, ``n_embd``
-    of GPT-2 too. With it, feed-forward parts keep their proportion in the architecture's defaults."""
+    """The field of the configuration that scales. ``hidden_size`` is the width in every architecture, also for
+    ``n_embd`` of GPT-2. With ``hidden_size``, feed-forward parts keep the proportion of the architecture's
+    defaults."""
     head_dim: PositiveInt = 64
-    """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that divides the
-    width evenly. Automatic widths are multiples of it, so that all have heads of one size. For a fixed number
-    write ``num_attention_heads`` in ``config``."""
+    """Channels per attention head. There are ``width / head_dim`` heads, rounded down to a number that divides the
+    width evenly. Automatic widths are multiples of it, so that all heads have the same size. To fix the number of
+    heads, write ``num_attention_heads`` in ``config``."""
     queries_per_kv: PositiveInt | None = None
-    """Query heads that share one head of keys and values, rounded to a number that divides the heads. Unset: as
-    in the architecture's defaults."""
+    """Query heads per head of keys and values, rounded to a number that divides the heads. Unset: as in the
+    architecture's defaults."""
     scaled: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Fields that follow, as multiples of ``width``: ``{ intermediate_size = 3.5 }``. Rounded to an integer, and
+    """Other fields that scale, as multiples of ``width``: ``{ intermediate_size = 3.5 }``. Rounded to an integer,
     from 128 on to a multiple of 8."""
     config: dict[str, JsonValue] = {}
     """Fields of the configuration that are the same at every size: ``{ num_hidden_layers = 4 }``."""
     init: Init = "architecture"
-    """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
-    learning rate is to serve every width. Unset: ``fan_in`` under a recipe that scales learning rates by the
-    width, for the architectures whose activations it keeps of one size; otherwise ``architecture``."""
+    """Initial weights: those of transformers for the ``architecture``, or scaled by ``fan_in``, so that one
+    learning rate is good for every width. Unset: ``fan_in`` with a recipe that scales learning rates by the width,
+    for architectures for which this is verified; otherwise ``architecture``."""
 
 
 class LadderOptions(Options):
-    """Whole configurations of the library transformers, one a size. Vocabulary and positions come from the
+    """Complete configurations of the library transformers, one per size. Vocabulary and positions come from the
     dataset's task."""
 
     configs: Annotated[tuple[Fields, ...], Runtime()] = ()
-    """The sizes: tables of fields, JSON files, or folders with a ``config.json``. What is in a file goes into the
-    records, not its path."""
+    """The sizes: tables of fields, JSON files, or folders with a ``config.json``. Records contain the content of a
+    file, not its path."""
     config_number: Annotated[PositiveInt, Runtime()] = 1
     """Which of ``configs``, counted from 1. This is what scales."""
     architecture: str = "llama"
-    """Of configurations that have no ``model_type`` of their own."""
+    """The ``model_type`` of configurations without this field."""
     config: Fields = {}
-    """The one that ``config_number`` chooses: filled in. It identifies a run, so that further ``configs`` leave
-    others as they are."""
+    """The selected configuration. It is set automatically and identifies a run, so that additional ``configs`` do
+    not change the ids of other runs."""
     init: Init = "architecture"
-    """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
-    learning rate is to serve every width. Unset: ``fan_in`` under a recipe that scales learning rates by the
-    width, for the architectures whose activations it keeps of one size; otherwise ``architecture``."""
+    """Initial weights: those of transformers for the ``architecture``, or scaled by ``fan_in``, so that one
+    learning rate is good for every width. Unset: ``fan_in`` with a recipe that scales learning rates by the width,
+    for architectures for which this is verified; otherwise ``architecture``."""
 
     @model_validator(mode="after")
-    def _choose(self) -> Self:
+    def _select_config(self) -> Self:
         if "config" in self.model_fields_set:
             return self
         if not self.configs:
@@ -89,27 +90,27 @@ class LadderOptions(Options):
             raise ValueError(
                 f"config_number {self.config_number} of {len(self.configs)} configs: they are counted from 1"
             )
-        self.__dict__["config"] = self.configs[self.config_number - 1]  # the model is frozen for everyone else
+        self.__dict__["config"] = self.configs[self.config_number - 1]  # pydantic models are frozen
         return self
 
 
 def build(options: HFOptions | LadderOptions, task: Task) -> nn.Module:
-    """Logits of shape (batch, context, vocabulary) from ids of shape (batch, context)."""
+    """Build a decoder: ids (batch, context) -> logits (batch, context, vocabulary)."""
     from flops_fit_hf_models.model import build_decoder
 
     return build_decoder(options, task)
 
 
 def flops_per_token(options: HFOptions | LadderOptions, task: Task) -> float | None:
-    """Training FLOPs a token by ``flops_fit_hf_models.counting``; None for an architecture it does not know."""
+    """Training FLOPs per token; None for an architecture without a formula."""
     from flops_fit_hf_models.counting import flops_of
 
-    known = shape(options, task)
-    return None if known is None else flops_of(known)
+    dimensions = shape(options, task)
+    return None if dimensions is None else flops_of(dimensions)
 
 
 def shape(options: HFOptions | LadderOptions, task: Task) -> TransformerShape | None:
-    """What formulas need to know of it; None for an architecture that is no plain decoder-only transformer."""
+    """The transformer's dimensions; None for an architecture that is not a plain decoder-only transformer."""
     from flops_fit_hf_models.configuration import configure, language
     from flops_fit_hf_models.counting import shape_of
 
@@ -117,7 +118,7 @@ def shape(options: HFOptions | LadderOptions, task: Task) -> TransformerShape | 
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Matrices fed by the width; then embeddings, gains, biases and what is neither."""
+    """Groups of matrices with the width as input size, then a group of all other parameters."""
     from flops_fit_hf_models.model import groups_of
 
     return groups_of(module)
@@ -131,37 +132,37 @@ def width(options: Any) -> int:
 
 
 def width_scaled_options(options: HFOptions | LadderOptions) -> dict[str, Any]:
-    """Starting weights by fan-in, in an architecture for which that is verified."""
+    """Initial weights by fan-in, for an architecture for which this is verified."""
     from flops_fit_hf_models.transfer import width_scaled_options
 
     return width_scaled_options(options)
 
 
 def width_transfer(options: HFOptions | LadderOptions) -> str | None:
-    """Why one learning rate may not serve every width; None where it does."""
+    """The reason why one learning rate may not suit every width; None if this is verified."""
     from flops_fit_hf_models.transfer import width_transfer
 
     return width_transfer(options)
 
 
 def ladders(options: HFOptions) -> Iterable[Ladder]:
-    """Widths whose heads are all of one size, with whole groups of queries where that is fine enough; any number
-    of layers; of other fields and of models without heads, multiples of 16. Raises ConfigError."""
+    """Widths with heads of equal size, with complete query groups if these are fine enough; any number of layers;
+    multiples of 16 for other fields and for models without heads. Raises ConfigError."""
     from flops_fit_hf_models.head_sizes import ladders_of
 
     return ladders_of(options)
 
 
 def heads(options: HFOptions | LadderOptions) -> tuple[int, int] | None:
-    """Heads of a block, and channels of each; None for a model without them."""
+    """Heads per block and channels per head; None for a model without heads."""
     from flops_fit_hf_models.head_sizes import heads_of
 
     return heads_of(options)
 
 
 def scale(options: LadderOptions, target_params: int) -> LadderOptions:
-    """The rung whose N (without lookup tables and experts that a token is not sent to), at its own vocabulary, is
-    nearest on a log scale."""
+    """The rung with the nearest N on a log scale. N counts active parameters without lookup tables, with the
+    vocabulary of the configuration."""
     from flops_fit_hf_models.ladder import nearest
 
     return nearest(options, target_params)

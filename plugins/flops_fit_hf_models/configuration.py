@@ -20,32 +20,32 @@ from flops_fit_core.plugins import Task
 from flops_fit_hf_models import HFOptions, LadderOptions
 
 FEED_FORWARD = ("intermediate_size", "intermediate_size_mlp", "ffn_dim", "ffn_hidden_size", "dff")
-"""How architectures call the hidden units of feed-forward parts, after words such as ``moe_``, ``decoder_`` and
+"""Names of the fields for hidden units of feed-forward parts, after prefixes such as ``moe_``, ``decoder_`` and
 ``shared_expert_``."""
 TOP_K = ("num_experts_per_tok", "moe_topk", "top_k_experts")
-"""How they call the number of experts to which a token is sent; a list has one for each layer."""
+"""Names of the field for the number of experts per token. A list has one number per layer."""
 SPECIAL_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id")
-"""A dataset's tokens are its own: a padding token would be an embedding that never learns."""
-OF_TRAINING = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
-"""What the task and the training decide, whatever a ladder's configuration says: hubs have encoders with
-``is_decoder = false``, which would see the tokens that they are to predict."""
+"""Set to None, because the dataset defines the tokens. A padding token would be an embedding that never learns."""
+TASK_FIELDS = ("vocab_size", "max_position_embeddings", "is_decoder", "use_cache", *SPECIAL_TOKENS)
+"""Fields that the task and the training decide. They override a ladder's configuration: hubs have encoders with
+``is_decoder = false``, which would see the tokens that they must predict."""
 REFUSED = {
     **dict.fromkeys(
-        ("cpmant", "xlm", "xlnet"), "sees the tokens that it is to predict, so its loss would mean nothing"
+        ("cpmant", "xlm", "xlnet"), "sees the tokens that it must predict, so its loss would mean nothing"
     ),
     **dict.fromkeys(
         ("camembert", "data2vec-text", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl"),
         "counts positions from a padding token, which a dataset's tokens do not have",
     ),
 }
-"""Listed as causal language models; what is wrong with each."""
-OF_FILES = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
-"""Entries of a ``config.json`` that are not the model's shape; weights are float32 here."""
+"""Causal language models of transformers that are not supported, with the reason."""
+FILE_FIELDS = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
+"""Entries of a ``config.json`` that do not affect the model's shape. Weights are always float32."""
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without remarks on special tokens and on faster kernels that are not installed."""
+    """Silence warnings about special tokens and missing faster kernels."""
     before = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
@@ -56,34 +56,34 @@ def quiet() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model type of transformers, and what its configuration has."""
+    """A model type of transformers, with its configuration class, defaults and fields."""
 
     name: str
     make: type[Any]
     defaults: Any
-    known: frozenset[str]
+    fields: frozenset[str]
 
-    def own(self, field: str) -> str:
-        """Its own name of a field: ``n_embd`` for ``hidden_size``. Raises ConfigError for one it has not."""
-        name = self._called(field)
-        if name not in self.known:
-            there = ", ".join(sorted(self.known))
+    def field_name(self, field: str) -> str:
+        """The architecture's name of a field: ``n_embd`` for ``hidden_size``. Raises ConfigError if it has
+        none."""
+        name = self._map_name(field)
+        if name not in self.fields:
             raise ConfigError(
-                f"model: a configuration of {self.name!r} has no field {field!r}; {_nearest(field, self.known)}"
-                f"there is: {there}"
+                f"model: a configuration of {self.name!r} has no field {field!r}; {_nearest(field, self.fields)}"
+                f"available: {', '.join(sorted(self.fields))}"
             )
         return name
 
-    def named(self, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """The fields by its own names. Raises ConfigError for one it has not."""
-        return {self.own(name): value for name, value in fields.items()}
+    def rename_fields(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values by the architecture's names of fields. Raises ConfigError for an unknown field."""
+        return {self.field_name(name): value for name, value in values.items()}
 
     def has(self, field: str) -> bool:
-        return self._called(field) in self.known
+        return self._map_name(field) in self.fields
 
-    def _called(self, field: str) -> str:
-        """Some architectures take a name, keep it under another, and map the first to the second."""
-        return field if field in self.known else str(self.make.attribute_map.get(field, field))
+    def _map_name(self, field: str) -> str:
+        """Some architectures accept a name, store it under another, and map the former to the latter."""
+        return field if field in self.fields else str(self.make.attribute_map.get(field, field))
 
     def default(self, field: str) -> Any:
         return getattr(self.defaults, field, None)
@@ -91,14 +91,15 @@ class Architecture:
 
 @lru_cache
 def architecture(name: str) -> Architecture:
-    """Raises ConfigError for a name that is no causal language model of this transformers."""
+    """Look up an architecture. Raises ConfigError if the installed transformers has no such causal language
+    model."""
     if name in REFUSED:
-        raise ConfigError(f"model.architecture: {name!r} {REFUSED[name]}: choose another one")
+        raise ConfigError(f"model.architecture: {name!r} {REFUSED[name]}: choose another architecture")
     if name not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        there = ", ".join(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
         raise ConfigError(
             f"model.architecture: transformers has no causal language model {name!r}; "
-            f"{_nearest(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}there is: {there}"
+            f"{_nearest(name, MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
+            f"available: {', '.join(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)}"
         )
     make = CONFIG_MAPPING[name]
     try:
@@ -106,81 +107,84 @@ def architecture(name: str) -> Architecture:
             defaults = make()
     except Exception as error:
         raise ConfigError(
-            f"model.architecture: transformers makes no {name!r} by default: {_gist(error)}"
+            f"model.architecture: transformers could not create a default {name!r}: {_one_line(error)}"
         ) from error
     general = inspect.signature(PretrainedConfig.__init__).parameters  # self, labels of classes, dtypes, ...
-    own = {one for one in inspect.signature(make.__init__).parameters if one not in general} - {"kwargs"}
-    kept = {"is_decoder", "tie_word_embeddings", "use_cache", *SPECIAL_TOKENS} & set(defaults.to_dict())
-    found = Architecture(name, make, defaults, frozenset(own | kept))
-    if not found.has("hidden_size") and f"{name}_text" in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+    specific = {field for field in inspect.signature(make.__init__).parameters if field not in general}
+    common = {"is_decoder", "tie_word_embeddings", "use_cache", *SPECIAL_TOKENS} & set(defaults.to_dict())
+    result = Architecture(name, make, defaults, frozenset((specific - {"kwargs"}) | common))
+    if not result.has("hidden_size") and f"{name}_text" in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         raise ConfigError(f"model.architecture: {name!r} takes more than text: choose '{name}_text'")
-    return found
+    return result
 
 
 def configure(options: HFOptions | LadderOptions, task: Task) -> Any:
-    """The configuration of one size. Raises ConfigError for what does not fit together."""
-    return made(options, language(task))
+    """The configuration of a size. Raises ConfigError for options that contradict each other or the task."""
+    return make_config(options, language(task))
 
 
 def hidden_size(options: HFOptions | LadderOptions) -> int:
-    """Channels of the residual stream, which no task changes."""
-    return int(made(options, LanguageTask(vocab_size=8, context=8), strict=False).hidden_size)
+    """Channels of the residual stream, which do not depend on the task."""
+    return int(make_config(options, LanguageTask(vocab_size=8, context=8), strict=False).hidden_size)
 
 
 def language(task: Task) -> LanguageTask:
-    """Raises ConfigError for a task that is no language task."""
+    """The task as a language task. Raises ConfigError for other tasks."""
     if not isinstance(task, LanguageTask):
         raise ConfigError(
-            f"models 'hf' and 'hf-ladder' predict the next token, and this dataset poses a {type(task).__name__}: "
+            f"models 'hf' and 'hf-ladder' predict the next token, and this dataset has a {type(task).__name__}: "
             f"choose a text dataset, or another model"
         )
     return task
 
 
-def made(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: bool = True) -> Any:
-    """The configuration of one size; ``strict`` for whether it must fit the task. Raises ConfigError."""
+def make_config(options: HFOptions | LadderOptions, task: LanguageTask, *, strict: bool = True) -> Any:
+    """The configuration of a size. If ``strict``, it must suit the task. Raises ConfigError."""
     if isinstance(options, HFOptions):
-        about = architecture(options.architecture)
-        fields = _scaled_fields(options, about)
-        _fits_task(fields, about, task if strict else None)
+        arch = architecture(options.architecture)
+        fields = _scaled_fields(options, arch)
+        if strict:
+            _check_task(fields, arch, task)
     else:
-        about = architecture(str(options.config.get("model_type", options.architecture)))
-        given = {name: value for name, value in options.config.items() if name not in ("model_type", *OF_FILES)}
-        # What transformers wrote has derived entries and those of earlier versions, which it understands.
-        written_by_it = not options.config.keys().isdisjoint(OF_FILES)
-        fields = given if written_by_it else about.named(given)
-        for one in OF_TRAINING:
-            fields.pop(about.make.attribute_map.get(one, one), None)
-    return _instance(about, {**_from_task(about, task, fields), **fields})
+        arch = architecture(str(options.config.get("model_type", options.architecture)))
+        values = {
+            name: value for name, value in options.config.items() if name not in ("model_type", *FILE_FIELDS)
+        }
+        # A file of transformers has derived entries and entries of earlier versions, which transformers accepts.
+        is_from_file = not options.config.keys().isdisjoint(FILE_FIELDS)
+        fields = values if is_from_file else arch.rename_fields(values)
+        for field in TASK_FIELDS:
+            fields.pop(arch.make.attribute_map.get(field, field), None)
+    return _instance(arch, {**_task_fields(arch, task, fields), **fields})
 
 
-def _instance(about: Architecture, fields: Mapping[str, Any]) -> Any:
+def _instance(arch: Architecture, fields: Mapping[str, Any]) -> Any:
     try:
         with quiet():
-            return about.make(**fields)
+            return arch.make(**fields)
     except Exception as error:
         raise ConfigError(
-            f"model: transformers makes no {about.name!r} of {dict(fields)}: {_gist(error)}"
+            f"model: transformers could not create {arch.name!r} from {dict(fields)}: {_one_line(error)}"
         ) from error
 
 
-def _gist(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _from_task(about: Architecture, task: LanguageTask, given: Mapping[str, Any]) -> dict[str, Any]:
+def _task_fields(arch: Architecture, task: LanguageTask, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that the task decides, without those that are already chosen."""
     fields: dict[str, Any] = {"vocab_size": task.vocab_size, **dict.fromkeys(SPECIAL_TOKENS)}
-    if about.has("max_position_embeddings"):
-        fields[about.own("max_position_embeddings")] = task.context
-    if about.has("is_decoder"):
-        fields["is_decoder"] = True  # BERT and its like see the future otherwise
+    if arch.has("max_position_embeddings"):
+        fields[arch.field_name("max_position_embeddings")] = task.context
+    if arch.has("is_decoder"):
+        fields["is_decoder"] = True  # otherwise encoders such as BERT see later tokens
     fields["use_cache"] = False
-    return {name: value for name, value in fields.items() if name in about.known and name not in given}
+    return {name: value for name, value in fields.items() if name in arch.fields and name not in chosen}
 
 
-def _fits_task(fields: Mapping[str, Any], about: Architecture, task: LanguageTask | None) -> None:
-    if task is None:
-        return
+def _check_task(fields: Mapping[str, Any], arch: Architecture, task: LanguageTask) -> None:
+    """Raise ConfigError for fields that contradict the task."""
     if fields.get("vocab_size", task.vocab_size) != task.vocab_size:
         raise ConfigError(
             f"model.config: vocab_size = {fields['vocab_size']}, and the dataset has {task.vocab_size} tokens: "
@@ -188,103 +192,103 @@ def _fits_task(fields: Mapping[str, Any], about: Architecture, task: LanguageTas
         )
     if not fields.get("is_decoder", True):
         raise ConfigError(
-            "model.config: with is_decoder = false the model sees the tokens that it is to predict: leave it out"
+            "model.config: with is_decoder = false the model sees the tokens that it must predict: leave it out"
         )
-    positions = about.make.attribute_map.get("max_position_embeddings", "max_position_embeddings")
+    positions = arch.make.attribute_map.get("max_position_embeddings", "max_position_embeddings")
     if fields.get(positions, task.context) < task.context:
         raise ConfigError(
             f"model.config: {positions} = {fields[positions]} is less than the dataset's context of {task.context}"
         )
 
 
-def _scaled_fields(options: HFOptions, about: Architecture) -> dict[str, Any]:
-    scaling = about.own(options.field)
-    fixed = about.named(options.config)
-    follow = {about.own(name): rounded(ratio * options.width) for name, ratio in options.scaled.items()}
-    for clash, what in ((fixed, "config"), (follow, "scaled")):
-        if scaling in clash:
+def _scaled_fields(options: HFOptions, arch: Architecture) -> dict[str, Any]:
+    scaling = arch.field_name(options.field)
+    fixed = arch.rename_fields(options.config)
+    scaled = {arch.field_name(name): round_size(ratio * options.width) for name, ratio in options.scaled.items()}
+    for fields, option in ((fixed, "config"), (scaled, "scaled")):
+        if scaling in fields:
             raise ConfigError(
-                f"model.{what}: {scaling} is what model.width sets: write width = ..., or another model.field"
+                f"model.{option}: {scaling} is set by model.width: write width = ..., or another model.field"
             )
-    if both := sorted(fixed.keys() & follow.keys()):
-        raise ConfigError(f"model: {', '.join(both)} in config and in scaled: one of them decides")
-    given = {scaling: options.width, **follow, **fixed}
-    if scaling == about.own("hidden_size"):
-        return {**_feed_forward(options.width, about, given), **_heads(options, about, given), **given}
-    return given
+    if duplicates := sorted(fixed.keys() & scaled.keys()):
+        raise ConfigError(f"model: {', '.join(duplicates)} in config and in scaled: leave it out of one of them")
+    chosen = {scaling: options.width, **scaled, **fixed}
+    if scaling == arch.field_name("hidden_size"):
+        return {**_feed_forward(options.width, arch, chosen), **_heads(options, arch, chosen), **chosen}
+    return chosen
 
 
-def rounded(value: float, *, always: bool = False) -> int:
-    """To an integer above zero, and from 128 on (or always) to a multiple of 8."""
+def round_size(value: float, *, always: bool = False) -> int:
+    """Round to an integer above zero; from 128 on (or always) to a multiple of 8."""
     return max(8, 8 * round(value / 8)) if always or value >= 128 else max(1, round(value))
 
 
-def _feed_forward(width: int, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
-    """In proportion as in the architecture's defaults, where these give a number. Torch's product for experts
-    takes rows of whole 16 bytes."""
-    experts = any(about.has(name) for name in TOP_K)
+def _feed_forward(width: int, arch: Architecture, chosen: Mapping[str, Any]) -> dict[str, int]:
+    """Sizes of feed-forward parts in the proportion of the architecture's defaults, if these are numbers. Experts
+    need rows of a multiple of 16 bytes, for torch's product."""
+    has_experts = any(arch.has(name) for name in TOP_K)
     sizes = {
-        name: about.default(name) for name in about.known if name.endswith(FEED_FORWARD) and name not in given
+        name: arch.default(name) for name in arch.fields if name.endswith(FEED_FORWARD) and name not in chosen
     }
     return {
-        name: rounded(width * size / about.default("hidden_size"), always=experts)
+        name: round_size(width * size / arch.default("hidden_size"), always=has_experts)
         for name, size in sizes.items()
         if isinstance(size, int) and size
     }
 
 
-def _heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
-    if not about.has("num_attention_heads"):
-        return _state_space_heads(options, about, given)
-    name, width = about.own("num_attention_heads"), options.width
-    apart = given.get("head_dim")
-    heads = given.get(name) or (max(1, width // apart) if apart else even_heads(width, options.head_dim))
-    if not apart and width % heads:
+def _heads(options: HFOptions, arch: Architecture, chosen: Mapping[str, Any]) -> dict[str, int]:
+    if not arch.has("num_attention_heads"):
+        return _state_space_heads(options, arch, chosen)
+    name, width = arch.field_name("num_attention_heads"), options.width
+    head_dim = chosen.get("head_dim")
+    heads = chosen.get(name) or (max(1, width // head_dim) if head_dim else even_heads(width, options.head_dim))
+    if not head_dim and width % heads:
         raise ConfigError(
             f"model: {name} = {heads} does not divide a width of {width}: write sweep.multiple_of = "
             f"{2 * heads}, or leave {name} out for heads of model.head_dim channels"
         )
     fields = {name: heads}
-    if "head_dim" in about.known:
-        fields["head_dim"] = apart or width // heads
-    if "rotary_dim" in about.known and "rotary_dim" not in given:  # GPT-J's, of a head's channels
-        fields["rotary_dim"] = min(about.default("rotary_dim"), apart or width // heads)
-    if about.has("num_key_value_heads"):
-        shared = options.queries_per_kv or queries_per_kv(about)
-        fields[about.own("num_key_value_heads")] = heads // _nearest_divisor(heads, shared)
+    if "head_dim" in arch.fields:
+        fields["head_dim"] = head_dim or width // heads
+    if "rotary_dim" in arch.fields and "rotary_dim" not in chosen:  # GPT-J: rotated channels per head
+        fields["rotary_dim"] = min(arch.default("rotary_dim"), head_dim or width // heads)
+    if arch.has("num_key_value_heads"):
+        group_size = options.queries_per_kv or queries_per_kv(arch)
+        fields[arch.field_name("num_key_value_heads")] = heads // _nearest_divisor(heads, group_size)
     elif options.queries_per_kv is not None:
-        raise ConfigError(f"model.queries_per_kv: {about.name!r} has no heads of keys and values of their own")
+        raise ConfigError(f"model.queries_per_kv: {arch.name!r} has no separate heads of keys and values")
     return fields
 
 
-def _state_space_heads(options: HFOptions, about: Architecture, given: Mapping[str, Any]) -> dict[str, int]:
-    """Mamba2 has ``expand * width`` channels, which are to be ``num_heads * head_dim``."""
-    if not {"num_heads", "head_dim", "expand"} <= about.known or "num_heads" in given:
+def _state_space_heads(options: HFOptions, arch: Architecture, chosen: Mapping[str, Any]) -> dict[str, int]:
+    """Mamba2 has ``expand * width`` channels, which must equal ``num_heads * head_dim``."""
+    if not {"num_heads", "head_dim", "expand"} <= arch.fields or "num_heads" in chosen:
         return {}
-    inner = int(given.get("expand", about.default("expand")) * options.width)
-    heads = max(1, inner // given["head_dim"]) if "head_dim" in given else even_heads(inner, options.head_dim)
+    inner = int(chosen.get("expand", arch.default("expand")) * options.width)
+    heads = max(1, inner // chosen["head_dim"]) if "head_dim" in chosen else even_heads(inner, options.head_dim)
     fields = {"num_heads": heads, "head_dim": inner // heads}
-    if "n_groups" in about.known and "n_groups" not in given:  # of heads that share their B and C
-        fields["n_groups"] = _nearest_divisor(heads, about.default("n_groups"))
+    if "n_groups" in arch.fields and "n_groups" not in chosen:  # groups of heads that share B and C
+        fields["n_groups"] = _nearest_divisor(heads, arch.default("n_groups"))
     return fields
 
 
 def even_heads(width: int, head_dim: int) -> int:
-    """The most heads of at least ``head_dim`` channels that share the width evenly, in pairs of channels."""
-    most = max(1, width // head_dim)
-    return next((n for n in range(most, 0, -1) if width % (2 * n) == 0), 1)
+    """The largest number of heads with at least ``head_dim`` channels each that divides the pairs of channels."""
+    largest = max(1, width // head_dim)
+    return next((n for n in range(largest, 0, -1) if width % (2 * n) == 0), 1)
 
 
-def queries_per_kv(about: Architecture) -> int:
-    """Query heads that share one head of keys and values in the architecture's defaults."""
-    heads, shared = about.default("num_attention_heads"), about.default("num_key_value_heads")
-    return heads // shared if isinstance(shared, int) and shared else 1
+def queries_per_kv(arch: Architecture) -> int:
+    """Query heads per head of keys and values in the architecture's defaults."""
+    heads, kv_heads = arch.default("num_attention_heads"), arch.default("num_key_value_heads")
+    return heads // kv_heads if isinstance(kv_heads, int) and kv_heads else 1
 
 
-def _nearest_divisor(heads: int, wanted: int) -> int:
-    return min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - wanted))
+def _nearest_divisor(heads: int, target: int) -> int:
+    return min((n for n in range(1, heads + 1) if heads % n == 0), key=lambda n: abs(n - target))
 
 
-def _nearest(word: str, among: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(among), n=1)
+def _nearest(word: str, words: Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(words), n=1)
     return f"did you mean {close[0]!r}? " if close else ""

@@ -14,12 +14,12 @@ GATED = frozenset(
     )
 )
 PLAIN = frozenset(("gpt2", "gpt_neox", "opt", "phi", "starcoder2"))
-"""Architectures whose blocks are attention and a feed-forward part of three matrices, or of two. The tests compare
-each with torch's count; others are left to the counter ``traced``."""
+"""Architectures with blocks of attention and a feed-forward part: three matrices in ``GATED``, two in ``PLAIN``.
+The tests compare each with torch's count. The counter ``traced`` counts all other architectures."""
 
 
 def shape_of(config: Any, task: LanguageTask) -> TransformerShape | None:
-    """None for an architecture that is not known to have this shape."""
+    """The transformer's dimensions; None for an architecture that is not in ``GATED`` or ``PLAIN``."""
     if config.model_type not in GATED | PLAIN:
         return None
     width, heads = config.hidden_size, config.num_attention_heads
@@ -38,16 +38,17 @@ def shape_of(config: Any, task: LanguageTask) -> TransformerShape | None:
     )
 
 
-def flops_of(it: TransformerShape) -> float:
-    """Training FLOPs a token: every matrix product and the attention over the full context, 3 x forward.
+def flops_of(shape: TransformerShape) -> float:
+    """Training FLOPs per token: every matrix product and the attention over the full context, 3 x forward.
 
     With width d, h heads of k channels, g heads of keys and values, f hidden units, m matrices of a feed-forward
-    part (3 where it is gated, otherwise 2), depth L, context s, vocabulary V:
-    ``3 (L (4 d k (h + g) + 2 m d f + 4 s h k) + 2 d V)``. A multiply-add is two FLOPs; backward is twice forward;
-    softmax, norms, activations, rotary positions and the lookup are not counted; neither causal masking nor a
+    part (3 if it is gated, otherwise 2), depth L, context s, vocabulary V:
+    ``3 (L (4 d k (h + g) + 2 m d f + 4 s h k) + 2 d V)``. A multiply-add is two FLOPs. Backward is twice forward.
+    Softmax, norms, activations, rotary positions and the lookup are not counted. Neither causal masking nor a
     sliding window is exploited.
     """
-    keys = it.heads if it.kv_heads is None else it.kv_heads
-    attention = 4 * it.width * it.key_size * (it.heads + keys) + 4 * it.context * it.heads * it.key_size
-    feed_forward = 2 * (3 if it.gated else 2) * it.width * it.hidden
-    return 3.0 * (it.depth * (attention + feed_forward) + 2 * it.width * it.vocabulary)
+    kv_heads = shape.heads if shape.kv_heads is None else shape.kv_heads
+    projections = 4 * shape.width * shape.key_size * (shape.heads + kv_heads)
+    attention = projections + 4 * shape.context * shape.heads * shape.key_size
+    feed_forward = 2 * (3 if shape.gated else 2) * shape.width * shape.hidden
+    return 3.0 * (shape.depth * (attention + feed_forward) + 2 * shape.width * shape.vocabulary)

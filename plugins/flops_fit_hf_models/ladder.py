@@ -1,4 +1,4 @@
-"""The configuration of a list that has about as many parameters as are asked for."""
+"""The configuration of a ladder with the nearest number of parameters."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ from flops_fit_hf_models import LadderOptions
 from flops_fit_hf_models.model import build_decoder, groups_of
 
 VOCABULARY = 32_000
-"""Of configurations that say none."""
+"""Vocabulary of configurations without ``vocab_size``."""
 
 
 def nearest(options: LadderOptions, target: int) -> LadderOptions:
-    """The same options at the rung whose N is nearest on a log scale: what a token is multiplied with."""
-    given = options.model_dump(exclude_unset=True)
-    rungs = [
-        LadderOptions.model_validate({**given, "config_number": one + 1}) for one in range(len(options.configs))
-    ]
+    """The same options at the rung with the nearest N on a log scale. N counts active matmul parameters."""
+    values = options.model_dump(exclude_unset=True)
+    numbers = range(1, len(options.configs) + 1)
+    rungs = [LadderOptions.model_validate({**values, "config_number": number}) for number in numbers]
     return min(rungs, key=lambda rung: abs(math.log(_parameters(rung.model_dump_json()) / target)))
 
 
@@ -31,7 +30,7 @@ def _parameters(rung: str) -> float:
     vocabulary: Any = options.config.get("vocab_size") or VOCABULARY
     with torch.device("meta"):
         decoder = build_decoder(options, LanguageTask(int(vocabulary), context=1024))
-    used = sum(group.active * sum(one.numel() for one in group.parameters) for group in groups_of(decoder))
+    active = sum(group.active * sum(param.numel() for param in group.parameters) for group in groups_of(decoder))
     table = decoder.lm.get_input_embeddings().weight
     head = decoder.lm.get_output_embeddings()
-    return used - (table.numel() if head is None or head.weight is not table else 0)
+    return active - (table.numel() if head is None or head.weight is not table else 0)

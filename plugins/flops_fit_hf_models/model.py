@@ -1,4 +1,4 @@
-"""A decoder of transformers as a module that gives logits."""
+"""A decoder of transformers as a module that returns logits."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ KINDS = ("hidden", "head", "rest")
 
 
 class Decoder(nn.Module):
-    """Input: ids (batch, time). Output: logits (batch, time, V). Its parameters are those of ``lm``."""
+    """Input: ids (batch, time). Output: logits (batch, time, V). All parameters belong to ``lm``."""
 
     def __init__(self, lm: Any) -> None:
         super().__init__()
         self.lm = lm
 
     def forward(self, ids: Tensor) -> Tensor:
-        more = {}
+        arguments = {}
         if ids.is_meta and hasattr(self.lm.config, "num_attention_heads"):
-            # Left to itself, transformers reads the positions' values to find packed texts; a finished mask is
-            # taken as it is.
+            # Without a mask, transformers reads the values of positions to detect packed texts.
             time = ids.shape[1]
-            more["attention_mask"] = torch.ones(len(ids), 1, time, time, dtype=torch.bool, device="meta").tril()
+            mask = torch.ones(len(ids), 1, time, time, dtype=torch.bool, device="meta").tril()
+            arguments["attention_mask"] = mask
         if ids.is_meta:
-            _follow_experts(self.lm)
-        logits: Tensor = self.lm(input_ids=ids, **more).logits
+            _use_batched_experts(self.lm)
+        logits: Tensor = self.lm(input_ids=ids, **arguments).logits
         return logits
 
 
-def _follow_experts(lm: Any) -> None:
-    """By default an expert's tokens are looked up, and without values there are none. One product for each token
-    and each of its experts does the same work without looking."""
+def _use_batched_experts(lm: Any) -> None:
+    """Use one product per token and expert. It does the same work as the default, which reads values to find the
+    tokens of an expert."""
     switch = getattr(lm, "set_experts_implementation", None)  # since transformers 5
     if switch is not None and any(type(part).__name__.endswith("Experts") for part in lm.modules()):
         with quiet():
@@ -52,8 +52,8 @@ def _follow_experts(lm: Any) -> None:
 
 
 def build_decoder(options: HFOptions | LadderOptions, task: Task) -> Decoder:
-    """Weights are drawn from torch's generator as the architecture draws them, and then scaled where the options
-    ask for that. Raises ConfigError."""
+    """Build a decoder with weights from torch's generator, as the architecture draws them, scaled if the options
+    require it. Raises ConfigError."""
     config = configure(options, task)
     if options.init == "fan_in":
         require_fan_in(options)
@@ -61,7 +61,7 @@ def build_decoder(options: HFOptions | LadderOptions, task: Task) -> Decoder:
         try:
             lm = AutoModelForCausalLM.from_config(config)
         except (ValueError, AssertionError, AttributeError, TypeError) as error:
-            raise ConfigError(f"model: transformers builds no {config.model_type!r} so: {error}") from error
+            raise ConfigError(f"model: transformers could not build {config.model_type!r}: {error}") from error
     decoder = Decoder(lm.train())
     if options.init == "fan_in":
         scale_by_fan_in(lm, kinds_of(decoder))
@@ -69,26 +69,27 @@ def build_decoder(options: HFOptions | LadderOptions, task: Task) -> Decoder:
 
 
 def groups_of(module: nn.Module) -> Iterator[ParameterGroup]:
-    """Every matrix that is multiplied has the width of the residual stream, so that one learning rate holds for
-    all, as for the family ``gpt``; experts' are stacked in three dimensions. The rest (tables, gains, biases,
-    convolutions of single channels) has none and does not decay. Of experts a token uses its share."""
+    """Groups of matrices, with the width of the residual stream, so that all have the same learning rate, as for
+    the family ``gpt``. Matrices of experts are stacked in three dimensions, and a token uses a share of them. The
+    last group (tables, gains, biases, convolutions of single channels) has no width and does not decay."""
     if not isinstance(module, Decoder):
-        raise TypeError(f"these are the groups of a Decoder, not of a {type(module).__name__}")
+        raise TypeError(f"expected a Decoder, got a {type(module).__name__}")
     width = int(module.lm.config.hidden_size)
     kinds = kinds_of(module)
     active = _active(module.lm)
     grouped: dict[tuple[str, float], list[nn.Parameter]] = defaultdict(list)
-    for parameter in filter(lambda one: one.requires_grad, module.parameters()):  # some correct routers by hand
-        grouped[kinds.get(id(parameter), "rest"), active.get(id(parameter), 1.0)].append(parameter)
-    for (kind, share), found in sorted(grouped.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1])):
-        matrices = kind != "rest"
+    for param in module.parameters():
+        if param.requires_grad:  # some architectures correct routers without gradients
+            grouped[kinds.get(id(param), "rest"), active.get(id(param), 1.0)].append(param)
+    for (kind, share), params in sorted(grouped.items(), key=lambda item: (KINDS.index(item[0][0]), item[0][1])):
+        is_matrix = kind != "rest"
         yield ParameterGroup(
-            found, width=width if matrices else None, decay=matrices, hidden=kind == "hidden", active=share
+            params, width=width if is_matrix else None, decay=is_matrix, hidden=kind == "hidden", active=share
         )
 
 
 def kinds_of(module: Decoder) -> dict[int, str]:
-    """``hidden`` or, with outputs that are no channels, ``head``: of the parameters that are multiplied, by id."""
+    """Id of a multiplied parameter -> ``hidden``, or ``head`` if its outputs are not channels."""
     tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
     head = module.lm.get_output_embeddings()
     kinds: dict[int, str] = {}
@@ -96,38 +97,38 @@ def kinds_of(module: Decoder) -> dict[int, str]:
         if isinstance(part, nn.Linear | Conv1D) and id(part.weight) not in tables:
             kinds[id(part.weight)] = "head" if part is head else "hidden"
         elif not isinstance(part, nn.Conv1d):
-            own = list(part.parameters(recurse=False))
-            kinds |= {id(one): "hidden" for one in own if one.ndim == 3 and min(one.shape) > 1}
+            params = list(part.parameters(recurse=False))
+            kinds |= {id(param): "hidden" for param in params if param.ndim == 3 and min(param.shape) > 1}
             if type(part).__name__.endswith("Router"):
-                kinds |= {id(one): "head" for one in own if one.ndim == 2}
+                kinds |= {id(param): "head" for param in params if param.ndim == 2}
     return kinds
 
 
 def _active(lm: Any) -> dict[int, float]:
-    """The share of its experts to which a token is sent, for their parameters by id. Raises ConfigError where the
-    configuration does not say how many these are."""
+    """Id of an expert's parameter -> share of the experts that a token uses. Raises ConfigError if the
+    configuration does not have the number of experts per token."""
     shares: dict[int, float] = {}
     for name, part in lm.named_modules():
-        called = type(part).__name__
+        class_name = type(part).__name__
         if isinstance(part, nn.ModuleList):  # before transformers 5
             if name.endswith(".experts"):
-                chosen = _chosen(lm.config, name)
-                shares |= {id(one): chosen / len(part) for one in part.parameters() if len(part) > chosen}
-        elif called.endswith(("Experts", "ExpertsMLP")) and "Shared" not in called:  # stacked by number
-            chosen = _chosen(lm.config, name)
-            shares |= {id(one): chosen / len(one) for one in part.parameters() if len(one) > chosen}
+                count = _experts_per_token(lm.config, name)
+                shares |= {id(param): count / len(part) for param in part.parameters() if len(part) > count}
+        elif class_name.endswith(("Experts", "ExpertsMLP")) and "Shared" not in class_name:  # stacked
+            count = _experts_per_token(lm.config, name)
+            shares |= {id(param): count / len(param) for param in part.parameters() if len(param) > count}
     return shares
 
 
-def _chosen(config: Any, name: str) -> int:
-    """To how many of a module's experts a token is sent."""
-    found = next((value for one in TOP_K if (value := getattr(config, one, None))), None)
+def _experts_per_token(config: Any, name: str) -> int:
+    """Number of a module's experts that a token uses."""
+    count = next((value for field in TOP_K if (value := getattr(config, field, None))), None)
     layer = re.search(r"\.(\d+)\.", name)
-    if isinstance(found, list) and layer is not None:
-        found = found[int(layer[1])]
-    if not isinstance(found, int):
+    if isinstance(count, list) and layer is not None:
+        count = count[int(layer[1])]
+    if not isinstance(count, int):
         raise ConfigError(
-            f"model: {config.model_type!r} has experts, and its configuration does not say to how many of them a "
-            f"token is sent: write num_experts_per_tok in model.config, or choose another architecture"
+            f"model: {config.model_type!r} has experts, but its configuration has no number of experts per token: "
+            f"write num_experts_per_tok in model.config, or choose another architecture"
         )
-    return found
+    return count

@@ -1,4 +1,4 @@
-"""Images as a dataset: split, looked through, normalised, in an order."""
+"""Images as a dataset: division into parts, fingerprints, normalization and order."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from flops_fit_core.plugins import MultiEvalDataset, content_hash
 from flops_fit_images import ImagesOptions
 from flops_fit_images.sources import BLOCK, Images, load
 
-LOOKED_AT = 2048
-"""Images of a part, evenly spaced, that give its fingerprint; those of the training part, the statistics too."""
+SAMPLE_SIZE = 2048
+"""Evenly spaced images of a part for its fingerprint, and for the statistics of the training part."""
 
 
 @dataclass(frozen=True)
@@ -32,38 +32,41 @@ class Part:
         return len(self.indices)
 
     def read(self, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
-        """Images and classes at these places of the part."""
+        """Images and classes at these positions of the part."""
         return self.images.read(self.indices[positions])
 
 
 @dataclass(frozen=True)
-class Look:
-    """What looking through a part shows."""
+class Statistics:
+    """Fingerprint and statistics of a sample of a part."""
 
     fingerprint: str
     largest_class: int
     mean: Tensor
-    """Of each channel, in a shape that broadcasts over (batch, *image); of images without channels, over all."""
+    """Mean of each channel, in a shape that broadcasts over (batch, *image). One value for images without
+    channels."""
     deviation: Tensor
-    """Standard deviation, likewise; 1 where nothing varies, which leaves such a channel as it is."""
+    """Standard deviation, in the same shape; 1 for a constant channel, which is then not scaled."""
 
 
-def look_through(part: Part) -> Look:
-    """Look at :data:`LOOKED_AT` images of a part, or all. Raises DataError for an empty part."""
-    chosen = EpochOrder(len(part)).spread(LOOKED_AT)
+def measure(part: Part) -> Statistics:
+    """Statistics of :data:`SAMPLE_SIZE` images of a part, or of all. Raises DataError for an empty part."""
+    sample = EpochOrder(len(part)).spread(SAMPLE_SIZE)
     digest = hashlib.sha256(f"{len(part)} {part.images.shape}".encode())
     largest, moments = 0, torch.zeros(2, 1, dtype=torch.float64)
-    for first in range(0, len(chosen), BLOCK):
-        images, classes = part.read(chosen[first : first + BLOCK])
+    for first in range(0, len(sample), BLOCK):
+        images, classes = part.read(sample[first : first + BLOCK])
         digest.update(images.numpy().tobytes() + classes.numpy().tobytes())
         largest = max(largest, int(classes.max()))
         by_channel = images.double() if images.ndim == 4 else images.double()[:, None]
         moments = moments + torch.stack([(by_channel**power).mean((2, 3)).sum(0) for power in (1, 2)])
-    mean, square = moments / len(chosen)
+    mean, square = moments / len(sample)
     variance = square - mean**2
     deviation = torch.where(variance > 1e-12, variance.clamp(min=1e-12).sqrt(), 1.0)
     shape = (1, -1, 1, 1) if len(part.images.shape) == 3 else (1, 1, 1)
-    return Look(digest.hexdigest()[:16], largest, mean.float().reshape(shape), deviation.float().reshape(shape))
+    return Statistics(
+        digest.hexdigest()[:16], largest, mean.float().reshape(shape), deviation.float().reshape(shape)
+    )
 
 
 class ImageDataset(MultiEvalDataset):
@@ -91,7 +94,7 @@ class ImageDataset(MultiEvalDataset):
         self._scale = scale
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
-        """Without end, every image once an epoch."""
+        """An endless iterator; every image once per epoch."""
         while True:
             yield self._batch(self._training, self._order.order(start, batch_size))
             start += batch_size
@@ -101,16 +104,16 @@ class ImageDataset(MultiEvalDataset):
     ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images evenly spaced over the held-out part, in the source's order."""
         part = self._eval_data[name]
-        chosen = EpochOrder(len(part)).spread(max(1, tokens))
-        for first in range(0, len(chosen), batch_size):
-            yield self._batch(part, chosen[first : first + batch_size])
+        positions = EpochOrder(len(part)).spread(max(1, tokens))
+        for first in range(0, len(positions), batch_size):
+            yield self._batch(part, positions[first : first + batch_size])
 
     def _batch(self, part: Part, positions: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         images, classes = part.read(positions)
         if int(classes.min()) < 0 or int(classes.max()) >= self.task.outputs_size:
             raise part.images.error(
-                f"has classes from {int(classes.min())} to {int(classes.max())}, and there are "
-                f"{self.task.outputs_size} from 0 on: write dataset.classes"
+                f"has classes from {int(classes.min())} to {int(classes.max())}, not from 0 to "
+                f"{self.task.outputs_size - 1}: write dataset.classes"
             )
         if self._scale is not None:
             mean, deviation = self._scale
@@ -119,44 +122,46 @@ class ImageDataset(MultiEvalDataset):
 
 
 def open_images(options: ImagesOptions, seed: int) -> ImageDataset:
-    """Raises DataError, naming the source."""
+    """Open the dataset. Raises DataError, which names the source."""
     training, eval_data = parts_of(options)
     for part in eval_data.values():
         if part.images.shape != training.images.shape:
             raise part.images.error(f"has images of shape {part.images.shape}, not {training.images.shape}")
-    look = look_through(training)
-    classes = options.classes or len(training.images.class_names) or look.largest_class + 1
-    looks = [(name or "", look_through(part).fingerprint) for name, part in eval_data.items()]
+    statistics = measure(training)
+    classes = options.classes or len(training.images.class_names) or statistics.largest_class + 1
+    fingerprints = [(name or "", measure(part).fingerprint) for name, part in eval_data.items()]
     return ImageDataset(
         training,
         eval_data,
         classes=classes,
-        scale=(look.mean, look.deviation) if options.normalize else None,
+        scale=(statistics.mean, statistics.deviation) if options.normalize else None,
         seed=seed,
-        fingerprint=content_hash([classes, look.fingerprint, sorted(looks)]),
+        fingerprint=content_hash([classes, statistics.fingerprint, sorted(fingerprints)]),
     )
 
 
 def parts_of(options: ImagesOptions) -> tuple[Part, dict[str | None, Part]]:
-    """The part to train on and those to hold out, the main one under None."""
+    """The training part, and the held-out parts by name. The main held-out part has the key None."""
     source = load(options.source)
-    everything = np.arange(len(source))
+    indices = np.arange(len(source))
     eval_data: dict[str | None, Part] = {}
     if options.eval_source is None:
-        out = source.hashes() < np.uint64(options.eval_share * 2**64)
-        if out.all() or not out.any():
+        is_held_out = source.hashes() < np.uint64(options.eval_share * 2**64)
+        if is_held_out.all() or not is_held_out.any():
+            missing = "train on" if is_held_out.all() else "hold out"
             raise source.error(
-                f"has {len(source)} images, which leave nothing to {'train on' if out.all() else 'hold out'}: "
-                f"give more, another dataset.eval_share, or dataset.eval_source"
+                f"has {len(source)} images, which leave nothing to {missing}: "
+                f"use more images, another dataset.eval_share, or dataset.eval_source"
             )
-        training, eval_data[None] = Part(source, everything[~out]), Part(source, everything[out])
+        training, eval_data[None] = Part(source, indices[~is_held_out]), Part(source, indices[is_held_out])
     else:
-        training, eval_data[None] = Part(source, everything), _other(options, options.eval_source)
-    return training, eval_data | {name: _other(options, other) for name, other in options.eval_sets.items()}
+        training, eval_data[None] = Part(source, indices), _load_heldout(options, options.eval_source)
+    further = {name: _load_heldout(options, other) for name, other in options.eval_sets.items()}
+    return training, eval_data | further
 
 
-def _other(options: ImagesOptions, name: str) -> Part:
+def _load_heldout(options: ImagesOptions, name: str) -> Part:
     if name == options.source:
-        raise DataError(f"dataset 'images': {name} is trained on and held out at once: give another source")
+        raise DataError(f"dataset 'images': {name} is both trained on and held out: write another source")
     images = load(name)
     return Part(images, np.arange(len(images)))

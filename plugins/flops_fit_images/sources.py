@@ -1,4 +1,4 @@
-"""From the name of a source to its images: import, check, read."""
+"""Import, check and read sources of images."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from torch.utils.data import TensorDataset
 from flops_fit_core import DataError
 
 BLOCK = 256
-"""Images that are read together where many are looked through."""
+"""Images per read when many images are read."""
 
 
 class Images:
     """A map-style dataset of (image, class) pairs, read by index.
 
-    Raises DataError for something else, and for images that differ in shape or from one reading to the next.
+    Raises DataError for other objects, and for images that differ in shape or between two reads.
     """
 
     def __init__(self, name: str, data: Any) -> None:
@@ -33,22 +33,22 @@ class Images:
         self._data = data
         if not (hasattr(data, "__getitem__") and hasattr(data, "__len__")):
             raise self.error(
-                f"is a {type(data).__name__}, which has no items by number: give a map-style torch Dataset, or a "
-                f"function without arguments that makes one"
+                f"is a {type(data).__name__}, which has no items by number: write a map-style torch Dataset, or a "
+                f"function without arguments that returns a Dataset"
             )
         if len(data) == 0:
             raise self.error("has no images")
         image, _ = self._pair(0)
         self.shape = tuple(image.shape)
         if not image.equal(self._pair(0)[0]):
-            raise self.error("gives another image 0 when it is read again: leave random augmentation out")
+            raise self.error("returns another image 0 when it is read again: leave out random augmentation")
 
     def __len__(self) -> int:
         return len(self._data)
 
     @property
     def class_names(self) -> list[Any]:
-        """The dataset's own list ``classes``, which those of torchvision have; empty where there is none."""
+        """The dataset's list ``classes``, as in torchvision; empty if it has no such list."""
         names = getattr(self._data, "classes", None)
         return list(names) if isinstance(names, list | tuple) else []
 
@@ -61,35 +61,35 @@ class Images:
             different = {tuple(image.shape) for image, _ in pairs} - {self.shape}
             if different:
                 raise self.error(
-                    f"has images of shape {self.shape} and of {different.pop()}: make them of one size"
+                    f"has images of shape {self.shape} and of {different.pop()}: give all images the same shape"
                 )
             images = torch.stack([image for image, _ in pairs])
-            classes = torch.tensor([one for _, one in pairs])
+            classes = torch.tensor([label for _, label in pairs])
         images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
         return images, classes.long()
 
     def hashes(self) -> NDArray[np.uint64]:
         """A hash of the pixels of every image."""
-        found = []
+        digests = []
         for first in range(0, len(self), BLOCK):
             images, _ = self.read(np.arange(first, min(first + BLOCK, len(self))))
-            found += [hashlib.blake2b(one.tobytes(), digest_size=8).digest() for one in images.numpy()]
-        return np.frombuffer(b"".join(found), dtype="<u8").astype(np.uint64)
+            digests += [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in images.numpy()]
+        return np.frombuffer(b"".join(digests), dtype="<u8").astype(np.uint64)
 
     def _pair(self, index: int) -> tuple[Tensor, int]:
         item = self._data[index]
         pair = item if isinstance(item, tuple | list) and len(item) == 2 else (None, None)
-        image, one = _image(pair[0]), _class(pair[1])
-        if image is None or one is None:
+        image, label = _image(pair[0]), _class(pair[1])
+        if image is None or label is None:
             raise self.error(
-                f"gives {_described(item)} as item {index}: items must be pairs of an image tensor, of shape "
+                f"returns {_describe(item)} as item {index}: items must be pairs of an image tensor, of shape "
                 f"(channels, height, width) or (height, width) and of bytes or real numbers, and a class"
             )
-        return image, one
+        return image, label
 
-    def error(self, what: str) -> DataError:
+    def error(self, problem: str) -> DataError:
         """An error about this source."""
-        return DataError(f"dataset 'images': {self.name} {what}")
+        return DataError(f"dataset 'images': {self.name} {problem}")
 
 
 def _image(value: Any) -> Tensor | None:
@@ -105,33 +105,33 @@ def _class(value: Any) -> int | None:
         return None
 
 
-def _described(item: Any) -> str:
+def _describe(item: Any) -> str:
     if isinstance(item, tuple | list):
-        return f"({', '.join(_described(one) for one in item)})"
+        return f"({', '.join(_describe(element) for element in item)})"
     if isinstance(item, Tensor):
         return f"a tensor of {str(item.dtype).removeprefix('torch.')} of shape {tuple(item.shape)}"
     return type(item).__name__
 
 
 def load(source: str) -> Images:
-    """The images that a source names. Raises DataError, saying what to write."""
+    """Load the images of a source. Raises DataError, which states the valid sources."""
     if source == "digits":
         return Images(source, digits())
-    place, colon, name = source.rpartition(":")
-    if not colon or not place or not name.isidentifier():
+    module_name, colon, name = source.rpartition(":")
+    if not colon or not module_name or not name.isidentifier():
         raise DataError(
             f"dataset 'images': there is no source {source!r}: write 'digits', 'package.module:name' or "
             f"'file.py:name'"
         )
-    module = _imported(place)
+    module = _import(module_name)
     if not hasattr(module, name):
-        there = ", ".join(one for one in vars(module) if not one.startswith("_")) or "nothing"
-        raise DataError(f"dataset 'images': {place} has no {name!r}; it has: {there}")
-    found = getattr(module, name)
-    if not callable(found):
-        return Images(source, found)
+        names = ", ".join(member for member in vars(module) if not member.startswith("_")) or "nothing"
+        raise DataError(f"dataset 'images': {module_name} has no {name!r}; it has: {names}")
+    data = getattr(module, name)
+    if not callable(data):
+        return Images(source, data)
     try:
-        return Images(source, found())
+        return Images(source, data())
     except DataError:
         raise
     except Exception as error:
@@ -139,8 +139,8 @@ def load(source: str) -> Images:
 
 
 def digits() -> TensorDataset:
-    """Scikit-learn's copy of the UCI test set of optically recognised digits, pixels from 0 to 1: images
-    (1797, 1, 8, 8)."""
+    """Scikit-learn's copy of the UCI test set of optically recognized digits: images (1797, 1, 8, 8), with pixels
+    from 0 to 1."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -148,33 +148,29 @@ def digits() -> TensorDataset:
     return TensorDataset(images, torch.from_numpy(bunch.target).long())
 
 
-def _imported(place: str) -> ModuleType:
+def _import(name: str) -> ModuleType:
     try:
-        return _from_file(Path(place)) if place.endswith(".py") else _from_path(place)
+        return _import_file(Path(name)) if name.endswith(".py") else _import_module(name)
     except (Exception, SystemExit) as error:
-        advice = (
-            ""
-            if place.endswith(".py")
-            else f"; modules are looked for in {Path.cwd()} and where Python finds them"
-        )
+        advice = "" if name.endswith(".py") else f"; searched {Path.cwd()} and Python's path"
         raise DataError(
-            f"dataset 'images': cannot import {place}: {type(error).__name__}: {error}{advice}"
+            f"dataset 'images': cannot import {name}: {type(error).__name__}: {error}{advice}"
         ) from error
 
 
-def _from_path(module: str) -> ModuleType:
+def _import_module(name: str) -> ModuleType:
     folder = str(Path.cwd())
     if folder not in sys.path:
-        sys.path.append(folder)  # behind what is installed, which it shall not hide
-    return importlib.import_module(module)
+        sys.path.append(folder)  # last, so that it does not shadow installed packages
+    return importlib.import_module(name)
 
 
-def _from_file(path: Path) -> ModuleType:
+def _import_file(path: Path) -> ModuleType:
     name = f"flops_fit_images_source_{hashlib.sha256(str(path).encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and pickle look their module up
+    sys.modules[name] = module  # dataclasses and pickle look up modules here
     spec.loader.exec_module(module)
     return module

@@ -1,7 +1,8 @@
-"""Model family ``mlp``: a multilayer perceptron whose width scales. The plugin to copy for a family of your own.
+"""Model family ``mlp``: a multilayer perceptron, scaled by its width. Copy this plugin to write a family.
 
-A family is an options model, a function that builds, and one line that offers both. The other functions are
-optional: they make FLOPs exact (``counter = "model"``) and one learning rate right for all widths.
+A family needs an options model, a function that builds the module, and a hook that returns both in a spec. The
+other functions are optional: they make FLOPs exact (``counter = "model"``) and one learning rate good for all
+widths.
 """
 
 from __future__ import annotations
@@ -22,21 +23,21 @@ if TYPE_CHECKING:
 
 
 class MLPOptions(Options):
-    """What goes in and out is the dataset's task's business."""
+    """The sizes of inputs and outputs come from the dataset's task."""
 
     width: PositiveInt = 64
-    """Units of a hidden layer. This is what scales."""
+    """Units per hidden layer. This is what scales."""
     depth: PositiveInt = 2
     """Hidden layers."""
     window: PositiveInt = 8
-    """On a language task, how many of the latest tokens a prediction sees."""
+    """For a language task: number of latest tokens that a prediction sees."""
 
 
 def build_mlp(options: MLPOptions, task: Task) -> nn.Module:
-    """Flattened inputs, or the embeddings of the latest tokens, through hidden layers with ReLU.
+    """Build hidden layers with ReLU for flattened inputs, or for the embeddings of the latest tokens.
 
-    Outputs: (batch, outputs), or logits of shape (batch, context, vocabulary) (Bengio et al. 2003, "A neural
-    probabilistic language model", with ReLU for tanh and without direct connections).
+    Outputs: (batch, outputs), or logits (batch, context, vocabulary) (Bengio et al. 2003, "A neural probabilistic
+    language model", with ReLU instead of tanh and without direct connections).
     """
     from torch import nn
 
@@ -52,20 +53,20 @@ def build_mlp(options: MLPOptions, task: Task) -> nn.Module:
 
 
 def layer_sizes(options: MLPOptions, task: Task) -> list[int]:
-    """Inputs, hidden units of each layer, outputs. Raises ConfigError for a task of another kind."""
+    """Numbers of inputs, hidden units of each layer, and outputs. Raises ConfigError for other kinds of tasks."""
     hidden = [options.width] * options.depth
     if isinstance(task, LanguageTask):
         return [options.window * options.width, *hidden, task.vocab_size]
     if isinstance(task, SupervisedTask):
         return [math.prod(task.inputs), *hidden, task.outputs_size]
     raise ConfigError(
-        f"model 'mlp' fits a LanguageTask or a SupervisedTask, and this dataset poses a {type(task).__name__}: "
+        f"model 'mlp' fits a LanguageTask or a SupervisedTask, and this dataset has a {type(task).__name__}: "
         f"choose another model"
     )
 
 
 def flops_per_token(options: MLPOptions, task: Task) -> float:
-    """Training FLOPs a token (sample): 3 x forward, 2 FLOPs a weight of every matrix.
+    """Training FLOPs per token (sample): 3 x forward, 2 FLOPs per weight of every matrix.
 
     Biases, activations, the loss and the embedding lookup are not counted.
     """
@@ -73,19 +74,19 @@ def flops_per_token(options: MLPOptions, task: Task) -> float:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """Matrices between hidden layers; the one to the outputs; the one that reads a sample; the rest."""
+    """Four groups: matrices between hidden layers; the output matrix; the input matrix; all other parameters."""
     from torch import nn
 
     first, *_ = module.children()
     linear = [layer for layer in module.children() if isinstance(layer, nn.Linear)]
     matrices = [layer.get_parameter("weight") for layer in linear]
-    fixed = 1 if isinstance(first, nn.Flatten) else 0
+    num_inputs = 1 if isinstance(first, nn.Flatten) else 0  # matrices with an input size that does not scale
     ids = {id(matrix) for matrix in matrices}
     rest = [parameter for parameter in module.parameters() if id(parameter) not in ids]
     width = linear[-1].in_features
-    yield ParameterGroup(matrices[fixed:-1], width=width, hidden=True)
+    yield ParameterGroup(matrices[num_inputs:-1], width=width, hidden=True)
     yield ParameterGroup(matrices[-1:], width=width, hidden=False)
-    yield ParameterGroup(matrices[:fixed], hidden=False)
+    yield ParameterGroup(matrices[:num_inputs], hidden=False)
     yield ParameterGroup(rest, decay=False, hidden=False)
 
 

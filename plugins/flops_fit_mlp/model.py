@@ -1,4 +1,4 @@
-"""The part of the perceptron that torch does not have."""
+"""A layer of the perceptron that torch does not have."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from torch.nn import functional
 
 
 class LatestTokens(nn.Module):
-    """Ids (batch, time) -> the embeddings of the latest ``window`` tokens at each position, side by side: shape
-    (batch, time, width * window). Before the first token there are zeros."""
+    """Ids (batch, time) -> concatenated embeddings of the latest ``window`` tokens at each position: (batch, time,
+    width * window). Positions before the first token are zeros."""
 
     def __init__(self, vocab_size: int, width: int, window: int) -> None:
         super().__init__()

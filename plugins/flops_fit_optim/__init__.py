@@ -15,7 +15,7 @@ from flops_fit_optim.sgd import SGDOptions, build_sgd
 
 @hookimpl
 def flops_fit_optimizers() -> Iterable[OptimizerSpec]:
-    """Offer them."""
+    """Offer all optimizers."""
     yield OptimizerSpec(name="sgd", options=SGDOptions, build=build_sgd, width_scaling="none")
     yield OptimizerSpec(name="adamw", options=AdamWOptions, build=build_adamw, width_scaling="adam")
     yield OptimizerSpec(

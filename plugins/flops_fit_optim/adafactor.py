@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 
 
 class AdafactorOptions(Options):
-    """Adafactor (Shazeer & Stern 2018) with an external learning rate and no momentum: the average of a matrix's
-    squared gradient is kept by rows and columns, so that the optimizer takes hardly any memory."""
+    """Adafactor (Shazeer & Stern 2018) with an external learning rate and no momentum. It stores the average of a
+    matrix's squared gradient by rows and columns, so it needs very little memory."""
 
     lr: Rate = 0.001
     """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. Steps are
     not scaled by the size of the weights."""
     decay_rate: Annotated[float, Field(lt=0, ge=-1)] = -0.8
-    """The squared gradient's average at step t keeps ``1 - t ** decay_rate`` of what it was."""
+    """At step t, the average of the squared gradient keeps a share of ``1 - t ** decay_rate``."""
     clip_threshold: Rate = 1.0
     """Largest root mean square of a step before ``lr``."""
     weight_decay: Decay = 0.0
-    """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width."""
+    """Decoupled weight decay of matrices: a step shrinks them by ``lr * weight_decay`` at every width."""
 
 
 def build_adafactor(options: AdafactorOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
-    """Learning rates scale with the width as Adam's."""
+    """Build Adafactor. Learning rates scale with the width like Adam's."""
     from pytorch_optimizer import AdaFactor
 
     refuse_sharded("adafactor", model)
@@ -39,7 +39,7 @@ def build_adafactor(options: AdafactorOptions, model: nn.Module, run: RunInfo) -
         betas=(None, 0.999),
         decay_rate=options.decay_rate,
         clip_threshold=options.clip_threshold,
-        # Both would take the learning rate out of the schedule's and the width rule's hands.
+        # Both would override the learning rate of the schedule and the width scaling.
         scale_parameter=False,
         relative_step=False,
     )

@@ -17,18 +17,18 @@ class AdamWOptions(Options):
 
     lr: Rate = 0.001
     """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. The
-    default recipe says 0.008 for families that name their width."""
+    default recipe sets 0.008 for families with a width."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square; the default recipe says 0.9 and 0.95."""
+    """Decay of the averages of the gradient and of its square. The default recipe sets 0.9 and 0.95."""
     eps: Rate = 1e-8
-    """Added to the root of the squared gradient's average."""
+    """Added to the square root of the squared gradient's average."""
     weight_decay: Decay = 0.0
-    """Of matrices. A step shrinks them by ``lr * weight_decay`` at every width: where the recipe scales a
-    matrix's learning rate, its decay is divided by the same factor (Wang & Aitchison 2024)."""
+    """Decoupled weight decay of matrices: a step shrinks them by ``lr * weight_decay`` at every width. If the
+    recipe scales a matrix's learning rate, its decay is divided by the same factor (Wang & Aitchison 2024)."""
 
 
 def build_adamw(options: AdamWOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
-    """Fused where torch has a fused kernel."""
+    """Build AdamW, with torch's fused kernel if it is available."""
     import torch
 
     groups = run.param_groups(model, options.lr, options.weight_decay)

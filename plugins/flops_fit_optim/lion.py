@@ -13,22 +13,24 @@ if TYPE_CHECKING:
 
 class LionOptions(Options):
     """Lion (Chen et al. 2023, "Symbolic discovery of optimization algorithms"): every entry of a step has the size
-    of the learning rate. It keeps one number a parameter, where Adam keeps two."""
+    of the learning rate. It stores one number per parameter, Adam two."""
 
     lr: Rate = 0.0001
-    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. Recipes give
-    0.3 of what they give AdamW (Chen et al. say a third to a tenth)."""
+    """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. Recipes set
+    0.3 of AdamW's learning rate (Chen et al. recommend a third to a tenth)."""
     beta1: Momentum = 0.9
-    """Share of the momentum in what the sign is taken of. Recipes' betas are Adam's, and not asked for."""
+    """Share of the momentum in the average of which the sign is taken. Recipes do not set it, because their betas
+    are for Adam."""
     beta2: Momentum = 0.99
     """Decay of the momentum."""
     weight_decay: Decay = 0.0
-    """Of matrices, decoupled: a step shrinks them by ``lr * weight_decay`` at every width. With a smaller ``lr``
-    than AdamW's, it takes as much more to shrink them as fast."""
+    """Decoupled weight decay of matrices: a step shrinks them by ``lr * weight_decay`` at every width. With an
+    ``lr`` smaller than AdamW's, a proportionally larger value has the same effect."""
 
 
 def build_lion(options: LionOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
-    """Learning rates scale with the width as Adam's: all entries of a step have the same size."""
+    """Build Lion. Learning rates scale with the width like Adam's, because all entries of a step have equal
+    size."""
     from pytorch_optimizer import Lion
 
     groups = run.param_groups(model, options.lr, options.weight_decay)

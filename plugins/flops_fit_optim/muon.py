@@ -1,4 +1,4 @@
-"""``muon``: orthogonalized momentum for hidden matrices, AdamW for everything else."""
+"""``muon``: orthogonalized momentum for hidden matrices, AdamW for all other parameters."""
 
 from __future__ import annotations
 
@@ -23,34 +23,34 @@ class MuonOptions(Options):
     output head, gains, biases, convolution kernels and experts that are stacked in three dimensions."""
 
     lr: Rate = 0.001
-    """Peak learning rate. With ``match_rms_adamw`` it is AdamW's, for all parameters, at the recipe's base width;
-    the default recipe says 0.008 for families that name their width."""
+    """Peak learning rate. With ``match_rms_adamw`` it is that of AdamW, for all parameters, at the recipe's base
+    width; the default recipe sets 0.008 for families with a width."""
     adam_ratio: Rate = 1.0
-    """Learning rate of what AdamW trains, over ``lr``."""
+    """Learning rate of AdamW's parameters, divided by ``lr``."""
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
-    """How large the step of a matrix of A rows and B columns is. ``match_rms_adamw``: entries of root mean square
-    0.2 ``lr``, as AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), and ``lr`` goes with
-    ``sqrt(base_width / width)``. ``original``: singular values of ``lr * sqrt(max(1, A / B))`` at every width, and
-    an ``lr`` of its own (0.02 in Jordan et al. 2024): set it, and ``adam_ratio`` with it."""
+    """Size of a step for a matrix with A rows and B columns. ``match_rms_adamw``: entries with a root mean square
+    of 0.2 ``lr``, like AdamW's (Liu et al. 2025, "Muon is scalable for LLM training"), and ``lr`` scales with
+    ``sqrt(base_width / width)``. ``original``: singular values of ``lr * sqrt(max(1, A / B))`` at every width. It
+    needs a different ``lr`` (0.02 in Jordan et al. 2024) and ``adam_ratio``: set both."""
     momentum: Momentum = 0.95
-    """Of Muon."""
+    """Momentum of Muon."""
     nesterov: bool = True
-    """Whether a step of Muon looks ahead along its momentum."""
+    """Whether Muon uses Nesterov momentum."""
     ns_steps: PositiveInt = 5
     """Newton-Schulz iterations that orthogonalize the momentum."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    """Of AdamW; the default recipe says 0.9 and 0.95."""
+    """Betas of AdamW. The default recipe sets 0.9 and 0.95."""
     eps: Rate = 1e-8
-    """Of AdamW."""
+    """Epsilon of AdamW."""
     weight_decay: Decay = 0.0
-    """Of matrices, decoupled: a step shrinks them by their ``lr * weight_decay``, at every width."""
+    """Decoupled weight decay of matrices: a step shrinks them by their ``lr * weight_decay`` at every width."""
     hidden: Literal["family", "linear"] = "family"
-    """Which matrices are hidden: what the model's family says, or the weights of its ``nn.Linear`` layers but the
-    last one and those with an output for every row of an embedding."""
+    """Matrices that count as hidden. ``family``: as the model's family declares. ``linear``: the weights of its
+    ``nn.Linear`` layers, except the last layer and layers with one output per row of an embedding."""
 
 
 def build_muon(options: MuonOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
-    """One optimizer of both. Raises ConfigError where nothing says which matrices are hidden."""
+    """Build Muon and AdamW as one optimizer. Raises ConfigError if the hidden matrices are unknown."""
     from flops_fit_optim.muon_and_adamw import MuonAndAdamW
 
     hidden, rest = split(run.groups(model), _hidden_ids(options, model, run))
@@ -70,48 +70,48 @@ def build_muon(options: MuonOptions, model: nn.Module, run: RunInfo) -> optim.Op
 
 
 def width_scale(options: MuonOptions, run: RunInfo, group: ParameterGroup) -> float:
-    """What keeps the spectral norm of a hidden matrix's step the same at every width, which is what features need
-    (Yang, Simon & Bernstein 2023, "A spectral condition for feature learning").
+    """Factor of a hidden matrix's learning rate. It keeps the spectral norm of a step the same at every width, as
+    feature learning requires (Yang, Simon & Bernstein 2023, "A spectral condition for feature learning").
 
-    An orthogonalized step has it at ``original``. Entries of one root mean square give a norm that grows with the
-    root of the width.
+    The norm of an orthogonalized step (``original``) does not depend on the width. With a fixed root mean square
+    of the entries, it grows with the square root of the width.
     """
     return math.sqrt(run.lr_scale(group)) if options.adjust_lr_fn == "match_rms_adamw" else 1.0
 
 
 def split(groups: Sequence[ParameterGroup], hidden: set[int]) -> tuple[list[ParameterGroup], list[ParameterGroup]]:
-    """Groups of what is hidden and of the rest; ``hidden`` has the ids of parameters."""
+    """Groups of the hidden parameters and groups of all others. ``hidden`` has the ids of parameters."""
     parts: tuple[list[ParameterGroup], list[ParameterGroup]] = ([], [])
     for group in groups:
-        for part, wanted in zip(parts, (True, False), strict=True):
-            if chosen := [it for it in group.parameters if (id(it) in hidden) == wanted]:
-                part.append(replace(group, parameters=chosen))
+        for part, is_hidden in zip(parts, (True, False), strict=True):
+            if members := [param for param in group.parameters if (id(param) in hidden) == is_hidden]:
+                part.append(replace(group, parameters=members))
     return parts
 
 
 def _hidden_ids(options: MuonOptions, model: nn.Module, run: RunInfo) -> set[int]:
     groups = run.groups(model)
     if options.hidden == "linear":
-        found = linear_weights(model)
+        hidden = linear_weights(model)
     elif all(group.hidden is None for group in groups):
         raise ConfigError(
-            "optimizer 'muon' has to know which matrices are hidden, and this model's family does not say: write "
-            'optimizer.hidden = "linear" for the weights of its nn.Linear layers but the output head, or set '
+            "optimizer 'muon' needs the hidden matrices, and this model's family does not declare them: write "
+            'optimizer.hidden = "linear" for the weights of its nn.Linear layers except the output head, or set '
             "ParameterGroup.hidden in the family's parameter_groups"
         )
     else:
-        # Kernels of convolutions and stacked experts have more axes, and torch's Muon takes matrices.
-        found = {id(it) for group in groups if group.hidden for it in group.parameters if it.ndim == 2}
-    if not found:
+        # Kernels of convolutions and stacked experts have more axes, but torch's Muon accepts matrices only.
+        hidden = {id(param) for group in groups if group.hidden for param in group.parameters if param.ndim == 2}
+    if not hidden:
         raise ConfigError(
-            "optimizer 'muon' is for hidden matrices, and this model has none: choose a deeper one, or optimizer "
-            '"adamw"'
+            "optimizer 'muon' is for hidden matrices, and this model has none: choose a deeper model, or "
+            'optimizer "adamw"'
         )
-    return found
+    return hidden
 
 
 def linear_weights(model: nn.Module) -> set[int]:
-    """Ids of the weights of ``nn.Linear`` layers, without what looks like an output head or is an embedding."""
+    """Ids of the weights of ``nn.Linear`` layers, without probable output heads and embeddings."""
     from torch import nn
 
     layers = [module for module in model.modules() if isinstance(module, nn.Linear)]

@@ -9,15 +9,15 @@ from torch import optim
 
 
 class MuonAndAdamW(optim.Optimizer):
-    """``torch.optim.Muon`` for some groups and ``torch.optim.AdamW`` for the others.
+    """``torch.optim.Muon`` for hidden matrices and ``torch.optim.AdamW`` for all other parameters.
 
-    Both work on this optimizer's own groups and state: a learning rate set in ``param_groups`` is theirs, and
-    ``state_dict`` has everything.
+    Both share the groups and the state of this optimizer: a learning rate set in ``param_groups`` applies to them,
+    and ``state_dict`` contains the state of both.
 
     Args:
         hidden: Groups of matrices, for Muon. At least one.
         rest: Groups of other parameters, for AdamW. May be empty.
-        muon, adamw: Options of each that all of its groups share.
+        muon, adamw: Options of each optimizer, for all of its groups.
     """
 
     def __init__(
@@ -34,14 +34,14 @@ class MuonAndAdamW(optim.Optimizer):
         self._share()
 
     def step(self, closure: Any = None) -> Any:
-        """Both take a step. Returns the closure's loss, where there is a closure."""
+        """Take a step with both. Returns the closure's loss if there is a closure."""
         loss = self._muon.step(closure)
         if self._adamw is not None:
             self._adamw.step()
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from another one's ``state_dict()`` with the same groups."""
+        """Continue from the ``state_dict()`` of an optimizer with the same groups."""
         super().load_state_dict(state_dict)
         self._share()
 

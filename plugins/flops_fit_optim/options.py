@@ -1,4 +1,4 @@
-"""Types that options of several optimizers share."""
+"""Types of options that several optimizers share."""
 
 from __future__ import annotations
 
@@ -11,4 +11,4 @@ Rate = Annotated[float, Field(gt=0)]
 Decay = Annotated[float, Field(ge=0)]
 """Weight decay."""
 Momentum = Annotated[float, Field(ge=0, lt=1)]
-"""Share of an average that stays in a step."""
+"""Share of a running average that a step keeps."""

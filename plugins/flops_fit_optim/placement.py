@@ -1,4 +1,4 @@
-"""Where a model's parameters are, and which optimizers can train them there."""
+"""Checks of the device and the sharding of a model's parameters."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ if TYPE_CHECKING:
 
 
 def fused(model: nn.Module) -> bool:
-    """Whether torch has a fused AdamW where the model is."""
+    """Whether torch has a fused AdamW for the model's device."""
     return all(parameter.device.type in ("cpu", "cuda") for parameter in model.parameters())
 
 
 def refuse_sharded(name: str, model: nn.Module) -> None:
-    """Raises RunFailed for weights that are spread over devices (FSDP), which this optimizer takes for whole."""
+    """Raise RunFailed for weights that are sharded over devices (FSDP), which the optimizer does not support."""
     from torch.distributed.tensor import DTensor
 
     if any(isinstance(parameter, DTensor) for parameter in model.parameters()):
         raise RunFailed(
-            f'optimizer {name!r} needs every weight whole on its device, and trainer.parallel = "fsdp" spreads '
-            f'them: write trainer.parallel = "ddp", or optimizer "adamw"'
+            f'optimizer {name!r} needs complete weights on its device, and trainer.parallel = "fsdp" shards them: '
+            f'write trainer.parallel = "ddp", or optimizer "adamw"'
         )

@@ -19,11 +19,11 @@ class SGDOptions(Options):
     lr: Rate = 0.01
     """Peak learning rate, the same for all parameters."""
     momentum: Momentum = 0.0
-    """Share of the last step that is taken again."""
+    """Share of the last step that is added to a step."""
     nesterov: bool = False
-    """Nesterov's momentum; needs ``momentum``."""
+    """Whether to use Nesterov momentum. Requires ``momentum``."""
     weight_decay: Decay = 0.0
-    """Added to the gradient (L2), of matrices."""
+    """Weight decay of matrices, added to the gradient (L2)."""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> SGDOptions:
@@ -33,7 +33,7 @@ class SGDOptions(Options):
 
 
 def build_sgd(options: SGDOptions, model: nn.Module, run: RunInfo) -> optim.Optimizer:
-    """One learning rate for all: width multipliers are derived for Adam-like steps only."""
+    """Build SGD. All parameters have the same learning rate, because width scaling is derived for Adam only."""
     import torch
 
     groups = run.param_groups(model, options.lr, options.weight_decay)

@@ -1,4 +1,4 @@
-"""Recipes: the hyperparameters of runs of every size, where the user left them unset.
+"""Recipes: hyperparameters for runs of every size, for those that the user left unset.
 
 ``width-scaled`` (the default), ``constant``, and three published laws: ``steplaw``, ``deepseek``,
 ``power-lines``.
@@ -18,7 +18,7 @@ from flops_fit_recipes.width_scaled import WidthScaledOptions, width_scaled_reci
 
 @hookimpl
 def flops_fit_recipes() -> Iterable[RecipeSpec]:
-    """Offer them."""
+    """Offer all recipes."""
     yield RecipeSpec(name="width-scaled", options=WidthScaledOptions, build=width_scaled_recipe, lr_option="lr")
     yield RecipeSpec(name="constant", options=ConstantOptions, build=constant_recipe, lr_option="lr")
     yield RecipeSpec(name="steplaw", options=StepLawOptions, build=steplaw_recipe, lr_option="lr_scale")

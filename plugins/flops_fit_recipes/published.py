@@ -1,4 +1,4 @@
-"""What the published laws have in common."""
+"""Options and helpers that the published laws share."""
 
 from __future__ import annotations
 
@@ -15,54 +15,54 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdamOptions(WarmupOptions):
-    """The rest of what a law for AdamW was measured with. Its warmup is a number of steps that short runs do
-    not have; here it is a share of D."""
+    """Other hyperparameters with which a law for AdamW was measured. The published warmup is a number of steps,
+    which may exceed a short run; the recipes use a share of D."""
 
     betas: tuple[Beta, Beta] = (0.9, 0.95)
-    """Of AdamW."""
+    """Betas of AdamW."""
 
 
 class DecayOptions(AdamOptions):
-    """The same, for a law that says nothing of weight decay."""
+    """Options of a law without weight decay."""
 
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
-    """What the law was measured with."""
+    """Weight decay with which the law was measured."""
 
 
-def for_adam(name: str, about: RecipeInput) -> None:
-    """Raises ConfigError for an optimizer whose steps such a law says nothing about."""
-    if about.width_scaling == "none":
+def require_adam(name: str, run: RecipeInput) -> None:
+    """Raise ConfigError for an optimizer that is not Adam-like, to which the laws do not apply."""
+    if run.width_scaling == "none":
         raise ConfigError(
-            f"recipe {name!r} is a law for AdamW, and this optimizer is not of its kind: write "
+            f"recipe {name!r} is a law for AdamW and does not apply to this optimizer: write "
             f'[optimizer] name = "adamw", or choose recipe "width-scaled" or "constant"'
         )
 
 
-def besides_vocabulary(value: float, name: str) -> float:
-    """N or C without embeddings and head. Raises ConfigError where nothing else is there to scale a law by."""
+def require_positive(value: float, name: str) -> float:
+    """N or C without embeddings and head. Raises ConfigError if it is 0, because the laws are power laws."""
     if value <= 0:
         raise ConfigError(
-            f"recipe {name!r} counts what is neither embedding nor output head, and this model has nothing else: "
+            f"recipe {name!r} counts parameters except embeddings and output head, and this model has no others: "
             f'choose recipe "width-scaled" or "constant"'
         )
     return value
 
 
-def in_samples(tokens: float, about: RecipeInput) -> int:
-    """A batch of this many tokens, in whole samples, at least one."""
-    return max(1, round(tokens / about.task.tokens_per_sample))
+def in_samples(tokens: float, run: RecipeInput) -> int:
+    """Size of a batch of this many tokens in samples, at least 1."""
+    return max(1, round(tokens / run.task.tokens_per_sample))
 
 
-def with_decay(options: DecayOptions, about: RecipeInput, *, lr: float, batch_tokens: float) -> Hyperparameters:
-    """A law's learning rate and batch, completed. One learning rate for all parameters.
+def with_decay(options: DecayOptions, run: RecipeInput, *, lr: float, batch_tokens: float) -> Hyperparameters:
+    """Hyperparameters with a law's learning rate and batch. All parameters have the same learning rate.
 
-    For an Adam-like optimizer of other step sizes, the learning rate is the one that corresponds to AdamW's, and
-    the weight decay what keeps their product.
+    For an Adam-like optimizer with other step sizes, the learning rate is multiplied by ``lr_relative_to_adamw``
+    and the weight decay is divided by it, so that the product stays the same.
     """
     return Hyperparameters(
-        lr=lr * about.lr_relative_to_adamw,
-        batch_size=in_samples(batch_tokens, about),
-        weight_decay=options.weight_decay / about.lr_relative_to_adamw,
+        lr=lr * run.lr_relative_to_adamw,
+        batch_size=in_samples(batch_tokens, run),
+        weight_decay=options.weight_decay / run.lr_relative_to_adamw,
         betas=options.betas,
-        warmup_tokens=warmup_tokens(options, about),
+        warmup_tokens=warmup_tokens(options, run),
     )

@@ -1,4 +1,4 @@
-"""How long the learning rate rises."""
+"""The length of the warmup."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from flops_fit_core.plugins import Options, RecipeInput
 
 
 class WarmupOptions(Options):
-    """A share of D."""
+    """Length of the warmup as a share of D."""
 
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of D over which the learning rate rises."""
     trunk_warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """The same where runs of many D share a trunk: short, since for the shortest it is a far larger share.
-    Unset, a fifth of ``warmup``."""
+    """Share of D for runs that share a trunk. The warmup must be short, because it is a far larger share of the
+    shortest run. Unset: a fifth of ``warmup``."""
 
 
-def warmup_tokens(options: WarmupOptions, about: RecipeInput) -> int:
-    """Over which the learning rate rises."""
+def warmup_tokens(options: WarmupOptions, run: RecipeInput) -> int:
+    """Tokens over which the learning rate rises."""
     share = options.warmup
-    if about.trunk:
+    if run.trunk:
         share = options.warmup / 5 if options.trunk_warmup is None else options.trunk_warmup
-    return round(share * about.tokens)
+    return round(share * run.tokens)

@@ -15,30 +15,31 @@ class ConstantOptions(Options):
     """A linear warmup, then the peak."""
 
     warmup_tokens: NonNegativeInt = 0
-    """Tokens (samples) over which the learning rate rises from 0; unset, the recipe decides."""
+    """Tokens (samples) over which the learning rate rises from 0. Unset: the recipe decides."""
 
 
 class CosineOptions(ConstantOptions):
-    """A linear warmup, then half a cosine down to the end of the run's own D."""
+    """A linear warmup, then half a cosine from the peak to the end of the run."""
 
     final: Annotated[float, Field(ge=0, le=1)] = 0.1
-    """Learning rate at the end over the peak (0.1 in Hoffmann et al. 2022)."""
+    """Learning rate at the end, divided by the peak (0.1 in Hoffmann et al. 2022)."""
 
 
 class WSDOptions(ConstantOptions):
-    """Warmup, stable, decay: the peak until the last part of D, then down. Runs that differ only in D share
-    everything before their decay."""
+    """Warmup, stable, decay: the peak until the last part of D, then a decay. Runs that differ only in D share
+    all steps before their decay."""
 
     decay: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """Share of D in which the learning rate falls. A fifth equals a cosine's loss (Hägele et al. 2024)."""
+    """Share of D in which the learning rate falls. With 0.2, the loss equals that of a cosine (Hägele et al.
+    2024)."""
     shape: Literal["linear", "1-sqrt"] = "1-sqrt"
-    """How it falls; ``1-sqrt`` was better than ``linear`` in Hägele et al. 2024, section 3."""
+    """Shape of the decay. ``1-sqrt`` was better than ``linear`` in Hägele et al. 2024, section 3."""
     final: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Learning rate at the end over the peak."""
+    """Learning rate at the end, divided by the peak."""
 
 
 def warmup(options: ConstantOptions, run: RunInfo, step: int) -> float:
-    """Reaches 1 at the first step after ``warmup_tokens``."""
+    """Multiplier during the warmup. Reaches 1 at the first step after ``warmup_tokens``."""
     steps = options.warmup_tokens / run.tokens_per_step
     return min(1.0, (step + 1) / (steps + 1))
 
@@ -49,7 +50,7 @@ def build_constant(options: ConstantOptions, run: RunInfo) -> Schedule:
 
 
 def all_steps(options: ConstantOptions, run: RunInfo) -> int:
-    """A longer run goes through this one's last weights."""
+    """A longer run shares all steps of this run."""
     return run.steps
 
 
@@ -67,7 +68,7 @@ def build_cosine(options: CosineOptions, run: RunInfo) -> Schedule:
 
 
 def stable_steps(options: WSDOptions, run: RunInfo) -> int:
-    """Steps before the decay, which has one step at least."""
+    """Steps before the decay. The decay has at least one step."""
     return max(1, run.steps - max(1, round(options.decay * run.steps)))
 
 
@@ -80,8 +81,8 @@ def build_wsd(options: WSDOptions, run: RunInfo) -> Schedule:
         if step < start:
             return rising
         done = (step - start) / (run.steps - start)
-        left = 1 - (math.sqrt(done) if options.shape == "1-sqrt" else done)
-        return rising * (options.final + (1 - options.final) * left)
+        falling = 1 - (math.sqrt(done) if options.shape == "1-sqrt" else done)
+        return rising * (options.final + (1 - options.final) * falling)
 
     return multiplier
 

@@ -1,7 +1,6 @@
-"""A synthetic loss surface: experiments whose runs are computed from a formula and train nothing.
+"""A synthetic loss surface: runs have losses from a formula, without training.
 
-For trying out a plan, a fitter or a report where the right answer is known. Every result says that it is
-synthetic.
+Use it to try a plan, a fitter or a report with a known truth. Every result is marked as synthetic.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def flops_fit_datasets() -> Iterator[DatasetSpec]:
 
 
 def build_trainer(options: Options) -> Trainer:
-    """Computes each run's loss from its dataset's formula and marks the result as synthetic."""
+    """Build the trainer, which computes losses from the dataset's formula and marks results as synthetic."""
     return SurfaceTrainer()
 
 

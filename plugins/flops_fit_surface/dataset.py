@@ -1,4 +1,4 @@
-"""The surface itself, in the place of a dataset."""
+"""The loss surface, as a dataset."""
 
 from __future__ import annotations
 
@@ -19,29 +19,28 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 class SurfaceOptions(Options):
     """L(N, D) = E + A / N^alpha + B / D^beta, in nats per token.
 
-    The defaults are Chinchilla's constants as Besiroglu et al. 2024 ("Chinchilla Scaling: A replication
-    attempt") published them, not those of Hoffmann et al. 2022 (1.69, 406.4, 410.7, 0.34, 0.28), which do
-    not fit the paper's own runs.
+    The defaults are Chinchilla's constants by Besiroglu et al. 2024 ("Chinchilla Scaling: A replication attempt"),
+    not by Hoffmann et al. 2022 (1.69, 406.4, 410.7, 0.34, 0.28), which do not fit the runs of that paper.
     """
 
     E: Annotated[float, Field(ge=0)] = 1.8172
-    """Loss that no model gets below."""
+    """Irreducible loss."""
     A: PositiveFloat = 482.01
-    """Of the term that falls with N."""
+    """Factor of the term that falls with N."""
     B: PositiveFloat = 2085.43
-    """Of the term that falls with D."""
+    """Factor of the term that falls with D."""
     alpha: PositiveFloat = 0.3478
     """Exponent of N."""
     beta: PositiveFloat = 0.3658
     """Exponent of D."""
     noise: Annotated[float, Field(ge=0)] = 0.0
-    """Standard deviation of ln L from run to run; 0.01 is about 1% of the loss."""
+    """Standard deviation of ln L between runs. 0.01 is about 1% of the loss."""
     noise_seed: int = 0
-    """Another seed gives every run another error."""
+    """Seed of the noise."""
     vocab_size: PositiveInt = 32_000
-    """Vocabulary of the language task that models are built and counted for."""
+    """Vocabulary of the language task for which models are built and counted."""
     context: PositiveInt = 2048
-    """Tokens in one sequence of that task."""
+    """Tokens per sequence of this task."""
 
 
 class Surface(LossSurface):
@@ -58,12 +57,12 @@ class Surface(LossSurface):
 
     def loss(self, params: float, tokens: float) -> float:
         """L(N, D) in nats per token, without noise."""
-        it = self.options
-        return float(it.E + it.A / params**it.alpha + it.B / tokens**it.beta)
+        surface = self.options
+        return float(surface.E + surface.A / params**surface.alpha + surface.B / tokens**surface.beta)
 
     def synthetic_loss(self, params: float, tokens: float, seed: int) -> float:
-        """L(N, D) times exp(noise z). z is standard normal and depends on (noise_seed, seed, N, D) only, so
-        a run has the same loss in every process."""
+        """L(N, D) times exp(noise z). z is standard normal and depends only on (noise_seed, seed, N, D), so a run
+        has the same loss in every process."""
         z = random.Random(f"{self.options.noise_seed} {seed} {params:.17g} {tokens:.17g}").gauss(0.0, 1.0)
         return self.loss(params, tokens) * math.exp(self.options.noise * z)
 
@@ -75,6 +74,6 @@ class Surface(LossSurface):
 
 
 _NO_DATA = (
-    "a surface has no data: its runs are computed by trainer 'surface'; leave [trainer] out, or choose a "
+    "dataset 'surface' has no data, and trainer 'surface' computes its runs: leave out [trainer], or choose a "
     "dataset that has data, such as 'text'"
 )

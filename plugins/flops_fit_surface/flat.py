@@ -9,15 +9,15 @@ from flops_fit_core import ConfigError
 
 
 class Flat(nn.Module):
-    """One parameter of ``params`` elements, which on the meta device takes no memory."""
+    """A parameter of ``params`` elements, which takes no memory on the meta device."""
 
     def __init__(self, params: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(params))
 
     def forward(self, *inputs: object) -> None:
-        """Raises ConfigError: there is nothing to compute."""
+        """Raise ConfigError, because the model cannot compute outputs."""
         raise ConfigError(
-            "model 'surface' is a number of parameters and computes nothing: use it with dataset "
+            "model 'surface' has only a number of parameters and cannot be trained: use it with dataset "
             "'surface', or choose a family that can be trained, such as 'gpt'"
         )

@@ -1,4 +1,4 @@
-"""A model family that is nothing but a number of parameters."""
+"""A model family with only a number of parameters."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 class FlatOptions(Options):
-    """``params`` is N itself, so that a sweep can have exactly the sizes that one wants."""
+    """``params`` equals N, so that a sweep can have any sizes."""
 
     params: PositiveInt = 1_000_000
     """N. This is what scales."""
 
 
 def build_flat(options: FlatOptions, task: Task) -> nn.Module:
-    """One flat parameter of ``options.params`` elements."""
+    """A module with a single parameter of ``options.params`` elements."""
     from flops_fit_surface.flat import Flat
 
     return Flat(options.params)

@@ -1,4 +1,4 @@
-"""The trainer that trains nothing."""
+"""The trainer for loss surfaces, which computes losses from a formula."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from flops_fit_core.plugins import LossSurface, TrainContext, Trainer
 
 
 class SurfaceTrainer(Trainer):
-    """Computes each run's loss from its dataset's formula; marks every result as synthetic.
+    """Computes each run's loss from its dataset's formula, and marks every result as synthetic.
 
-    N is ``run.params`` (as the plan's FLOPs counter counts it), D is ``run.tokens``. The curve is empty:
-    nothing was trained, so nothing was measured on the way.
+    N is ``run.params`` (by the plan's FLOPs counter), D is ``run.tokens``. The curve is empty, because nothing is
+    trained.
     """
 
     def train(self, job: Job, context: TrainContext) -> Iterator[RunResult]:
@@ -24,8 +24,8 @@ class SurfaceTrainer(Trainer):
             surface = context.dataset(run)
             if not isinstance(surface, LossSurface):
                 raise ConfigError(
-                    f"trainer 'surface' computes losses from a formula, and dataset {run.dataset.name!r} has "
-                    "none: choose dataset 'surface', or a trainer that trains, such as 'torch'"
+                    f"trainer 'surface' computes losses from a formula, but dataset {run.dataset.name!r} has no "
+                    "formula: choose dataset 'surface', or another trainer, such as 'torch'"
                 )
             loss = surface.synthetic_loss(run.params, run.tokens, run.seed)
             yield context.result(

@@ -1,4 +1,4 @@
-"""Dataset ``text``: the bytes of files, of the Python standard library's sources unless said otherwise."""
+"""Dataset ``text``: the bytes of files, by default the sources of the Python standard library."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, LocalPath,
 
 
 class TextOptions(Options):
-    """Which files, and how they are cut."""
+    """The files, the held-out files, and the length of a sample."""
 
     path: Annotated[LocalPath | None, Runtime()] = None
-    """A folder, a file or a glob (``data/**/*.txt``); relative to the working directory. Unset: the sources
-    of the Python standard library that runs this (tests, encodings and generated data left out). The content
-    identifies the runs, not the path."""
+    """A folder, a file or a glob (``data/**/*.txt``), relative to the working directory. Unset: the sources of the
+    running Python's standard library (without tests, encodings and generated data). The content identifies the
+    runs, not the path."""
     eval_path: Annotated[LocalPath | None, Runtime()] = None
     """Files to hold out. Unset: a share of the files of ``path``."""
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the files that is held out, chosen by a hash of their relative path."""
+    """Share of the files that is held out, chosen by a hash of their relative paths."""
     eval_sets: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
-    """Further files to hold out, by name: ``{ poems = "data/poems/*.txt" }``. Each run keeps its loss on each set,
-    and ``flops-fit fit --eval-set poems`` fits one of them. The content identifies the runs, not the path."""
+    """Additional files to hold out, by name: ``{ poems = "data/poems/*.txt" }``. Each run records its loss on each
+    set, and ``flops-fit fit --eval-set poems`` fits one of them. The content identifies the runs, not the path."""
     context: PositiveInt = 64
-    """Tokens (bytes) of a sample."""
+    """Tokens (bytes) per sample."""
 
 
 def build_text(options: TextOptions, seed: int) -> Dataset:
-    """Read the files. Raises DataError where there are none, or none to hold out."""
+    """Read the files. Raises DataError if there are no files, or no files to hold out."""
     from flops_fit_text.corpus import read_corpus
 
     corpus = read_corpus(options)

@@ -1,4 +1,4 @@
-"""Files to rows of bytes, split by file into a training and a held-out part."""
+"""Read files as rows of bytes, divided by file into a training and a held-out part."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ NOT_SOURCES = {
 """Folders of the standard library that are left out: tests, and tables of data in the form of code."""
 
 Files = list[tuple[str, Path]]
-"""(Name relative to the folder that was given, path), in order of the names."""
+"""(name relative to the root folder, path), sorted by name."""
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Rows of bytes: files in order of their names, each followed by a zero byte."""
+    """Rows of bytes: files sorted by name, each followed by a zero byte."""
 
     training: NDArray[np.uint8]
     eval_data: NDArray[np.uint8]
     further: dict[str, NDArray[np.uint8]]
-    """Further held-out rows by name."""
+    """Additional held-out rows by name."""
 
     @property
     def fingerprint(self) -> str:
@@ -56,40 +56,44 @@ class Corpus:
 
 
 def read_corpus(options: TextOptions) -> Corpus:
-    """Raises DataError where a part is empty or a file cannot be read."""
+    """Read all parts. Raises DataError if a part is too small or a file cannot be read."""
     files = _standard_library() if options.path is None else _find(options.path)
-    where = options.path or "the Python standard library"
+    source = options.path or "the Python standard library"
     further = {name: _find(path) for name, path in options.eval_sets.items()}
-    files = _without(files, [one for found in further.values() for one in found])
+    files = _without(files, [file for eval_set in further.values() for file in eval_set])
     if options.eval_path is None:
         training = [(name, path) for name, path in files if not _is_held_out(name, options.eval_share)]
         eval_data = [(name, path) for name, path in files if _is_held_out(name, options.eval_share)]
         if not training or not eval_data:
             raise DataError(
-                f"dataset 'text': {len(files)} files in {where} leave nothing to "
-                f"{'hold out' if training else 'train on'}: a file is held out as a whole. Give more files, "
+                f"dataset 'text': {len(files)} files in {source} leave nothing to "
+                f"{'hold out' if training else 'train on'}, because files are not divided. Use more files, "
                 f"another dataset.eval_share, or dataset.eval_path"
             )
     else:
         eval_data = _find(options.eval_path)
         training = _without(files, eval_data)
         if not training:
-            raise DataError(f"dataset 'text': every file of {where} is also held out; nothing to train on")
-    corpus = Corpus(_read(training), _read(eval_data), {name: _read(found) for name, found in further.items()})
+            raise DataError(
+                f"dataset 'text': every file of {source} is held out, so there is no training data: write another "
+                f"dataset.path or dataset.eval_path"
+            )
+    further_rows = {name: _read(eval_set) for name, eval_set in further.items()}
+    corpus = Corpus(_read(training), _read(eval_data), further_rows)
     parts = {f"held-out part {name!r}": row for name, row in corpus.further.items()}
     for part, row in {"training part": corpus.training, "held-out part": corpus.eval_data, **parts}.items():
         if len(row) <= options.context:
             raise DataError(
-                f"dataset 'text': the {part} of {where} has {len(row)} bytes, fewer than one window of "
+                f"dataset 'text': the {part} of {source} has {len(row)} bytes, fewer than one window of "
                 f"context + 1 = {options.context + 1}"
             )
     return corpus
 
 
-def _without(files: Files, others: Files) -> Files:
-    """The files that are not among the others, wherever links to them lie."""
-    taken = {path.resolve() for _, path in others}
-    return [(name, path) for name, path in files if path.resolve() not in taken] if taken else files
+def _without(files: Files, excluded: Files) -> Files:
+    """The files without the excluded files, after links are resolved."""
+    targets = {path.resolve() for _, path in excluded}
+    return [(name, path) for name, path in files if path.resolve() not in targets] if targets else files
 
 
 def _is_held_out(name: str, share: float) -> bool:
@@ -99,27 +103,28 @@ def _is_held_out(name: str, share: float) -> bool:
 
 def _standard_library() -> Files:
     root = Path(sysconfig.get_paths()["stdlib"])
-    found: Files = []
+    sources: Files = []
     for folder, inner, files in os.walk(root):
-        # Not even entered: site-packages may hold more files than all the rest.
+        # os.walk does not enter removed folders. site-packages may have very many files.
         inner[:] = [name for name in inner if name not in NOT_SOURCES]
         paths = [Path(folder, name) for name in files if name.endswith(".py")]
-        found += [(path.relative_to(root).as_posix(), path) for path in paths]
-    return sorted(found)
+        sources += [(path.relative_to(root).as_posix(), path) for path in paths]
+    return sorted(sources)
 
 
 def _find(path: str) -> Files:
     root = Path(path)
     if root.is_dir():
-        found = [one for one in root.rglob("*") if one.is_file()]
+        files = [file for file in root.rglob("*") if file.is_file()]
     elif root.is_file():
-        found, root = [root], root.parent
+        files, root = [root], root.parent
     else:
-        found = [one for one in map(Path, glob.glob(path, recursive=True)) if one.is_file()]  # noqa: PTH207 (absolute patterns)
+        matches = map(Path, glob.glob(path, recursive=True))  # noqa: PTH207 (absolute patterns)
+        files = [file for file in matches if file.is_file()]
         root = _fixed_part(root)
-    if not found:
-        raise DataError(f"dataset 'text': no file matches {path!r}: give a folder, a file or a glob")
-    return sorted((one.relative_to(root).as_posix(), one) for one in found)
+    if not files:
+        raise DataError(f"dataset 'text': no file matches {path!r}: write a folder, a file or a glob")
+    return sorted((file.relative_to(root).as_posix(), file) for file in files)
 
 
 def _fixed_part(pattern: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Token files as rows of ids: mapped, looked through, split."""
+"""Map, check and divide files of token ids."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from flops_fit_core.data import TokenDataset
 from flops_fit_tokens import TokensOptions
 
 BLOCK = 2**16
-"""Bytes that are looked at in one place."""
+"""Bytes per block."""
 BLOCKS = 256
-"""Places at which a large file is looked at; a file of up to 16 MiB is looked through as a whole."""
+"""Number of evenly spaced blocks of a large file that are read. A file of up to 16 MiB is read completely."""
 
 
 def open_tokens(options: TokensOptions, seed: int) -> TokenDataset:
-    """Raises DataError, naming the file."""
+    """Open the dataset. Raises DataError, which names the file."""
     path = Path(options.path)
     training = read_row(path, options)
     eval_path = Path(options.eval_path) if options.eval_path else path.with_name("val.bin")
@@ -48,68 +48,68 @@ def open_tokens(options: TokensOptions, seed: int) -> TokenDataset:
 
 
 def read_eval_file(path: Path, options: TokensOptions) -> NDArray[Any]:
-    """As :func:`read_row`, of another file than the one that is trained on."""
+    """Like :func:`read_row`, for a held-out file. Raises DataError for the training file."""
     if path.resolve() == Path(options.path).resolve():
         raise DataError(
-            f"dataset 'tokens': {path} is trained on and held out at once: give another file, or no eval_path, "
-            f"which holds out the end of it"
+            f"dataset 'tokens': {path} is both trained on and held out: write another file, or leave out "
+            f"eval_path to hold out the end of the file"
         )
     return read_row(path, options)
 
 
-def check_length(what: str, row: NDArray[Any], options: TokensOptions) -> None:
-    """Raises DataError for a row without one window."""
+def check_length(label: str, row: NDArray[Any], options: TokensOptions) -> None:
+    """Raise DataError for a row that is shorter than a window."""
     if len(row) <= options.context:
         raise DataError(
-            f"dataset 'tokens': {what}, has {len(row):,} tokens, fewer than one window of context + 1 = "
-            f"{options.context + 1:,}: give more data or a smaller dataset.context"
+            f"dataset 'tokens': {label}, has {len(row):,} tokens, fewer than one window of context + 1 = "
+            f"{options.context + 1:,}: use more data or a smaller dataset.context"
         )
 
 
 def read_row(path: Path, options: TokensOptions) -> NDArray[Any]:
-    """The file's ids, on disk, after a look at evenly spaced places of it."""
+    """Map the file's ids, after a check of evenly spaced blocks."""
     dtype = np.dtype(options.dtype).newbyteorder("<")
     try:
         size = path.stat().st_size
         if size and size % dtype.itemsize == 0:
             row = np.asarray(np.memmap(path, dtype, mode="r"))
     except OSError as error:
-        there = ", ".join(sorted(one.name for one in path.parent.glob("*.bin"))[:8]) or "none"
+        names = ", ".join(sorted(file.name for file in path.parent.glob("*.bin"))[:8]) or "none"
         raise DataError(
-            f"dataset 'tokens': cannot read {path}: {error.strerror}; .bin files in that folder: {there}"
+            f"dataset 'tokens': cannot read {path}: {error.strerror}; .bin files in that folder: {names}"
         ) from None
     if not size:
         raise DataError(f"dataset 'tokens': {path} is empty")
     if size % dtype.itemsize:
         raise DataError(
-            f"dataset 'tokens': {path} has {size:,} bytes, which is no whole number of {options.dtype} "
-            f"({dtype.itemsize} bytes each): it is cut short, or dataset.dtype is not what it was written with"
+            f"dataset 'tokens': {path} has {size:,} bytes, which is not a multiple of {dtype.itemsize} (the "
+            f"size of {options.dtype}): the file is truncated, or has another dtype than dataset.dtype"
         )
     check_ids(path, row, options)
     return row
 
 
 def check_ids(path: Path, row: NDArray[Any], options: TokensOptions) -> None:
-    """Raises DataError where ids are beyond the vocabulary, or are really ids of half or twice the size."""
-    largest, odd = 0, 0
+    """Raise DataError for ids beyond the vocabulary, and for a file that appears to have another dtype."""
+    largest, largest_odd = 0, 0
     for block in blocks(row):
         largest = max(largest, int(block.max()))
-        odd = max(odd, int(block[1::2].max(initial=0)))
-    advice = "give the vocabulary's real size, or the dtype that the file was written with"
+        largest_odd = max(largest_odd, int(block[1::2].max(initial=0)))
+    advice = "write the vocabulary's real size, or the dtype of the file"
     if largest >= options.vocab_size:
         raise DataError(
             f"dataset 'tokens': {path} has a token with id {largest:,} when read as {options.dtype}, and "
             f"vocab_size is {options.vocab_size:,}: {advice}"
         )
-    if odd == 0 and largest > 0 and len(row) % 2 == 0:
+    if largest_odd == 0 and largest > 0 and len(row) % 2 == 0:
         raise DataError(
-            f"dataset 'tokens': in {path} every second token is 0 when read as {options.dtype}: its ids are "
-            f"larger, uint{2 * 8 * row.itemsize} perhaps; {advice}"
+            f"dataset 'tokens': in {path} every second token is 0 when read as {options.dtype}: the dtype is "
+            f"probably uint{2 * 8 * row.itemsize}; {advice}"
         )
 
 
 def fingerprint(training: NDArray[Any], eval_data: NDArray[Any], further: Mapping[str, NDArray[Any]]) -> str:
-    """Of the length of all rows and of their content: all of a small one, evenly spaced places of a large."""
+    """A hash of the lengths and contents of all rows; of evenly spaced blocks, for large rows."""
     digest = hashlib.sha256()
     for name, row in (("", training), ("", eval_data), *sorted(further.items())):
         digest.update(name.encode())
@@ -120,10 +120,10 @@ def fingerprint(training: NDArray[Any], eval_data: NDArray[Any], further: Mappin
 
 
 def blocks(row: NDArray[Any]) -> list[NDArray[Any]]:
-    """The whole row, or as many evenly spaced stretches of it as make 16 MiB, its ends among them."""
+    """The complete row, or evenly spaced blocks of 16 MiB in total, which include both ends."""
     length = BLOCK // row.itemsize
     if len(row) <= BLOCKS * length:
         return [row]
     starts = np.linspace(0, len(row) - length, BLOCKS).astype(int)
-    # Even, so that every second token is the same one in all stretches.
+    # Even starts, so that odd positions in a block are odd positions in the row.
     return [row[start : start + length] for start in starts // 2 * 2]

@@ -1,4 +1,4 @@
-"""Model family ``vit``: a vision transformer (Dosovitskiy et al. 2020) for images; its width scales."""
+"""Model family ``vit``: a vision transformer (Dosovitskiy et al. 2020) for images, scaled by its width."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ class ViTOptions(Options):
     depth: PositiveInt = 4
     """Number of blocks."""
     head_dim: PositiveInt = 16
-    """Channels an attention head; there are ``width / head_dim`` heads, rounded down to a number that
-    divides the width evenly. Automatic sizes are multiples of it, so that all have heads of one size."""
+    """Channels per attention head. There are ``width / head_dim`` heads, rounded down to a number that divides the
+    width evenly. Automatic sizes are multiples of it, so that all heads have the same size."""
     mlp_ratio: PositiveInt = 4
-    """Hidden units of a block's feed-forward part over the width."""
+    """Hidden units of a block's feed-forward part, divided by the width."""
     patch: PositiveInt = 4
-    """Side of the square patches, in pixels; it divides the images' sides."""
+    """Side of the square patches in pixels. Must divide the images' sides."""
     pool: Literal["mean", "class"] = "mean"
-    """What the head reads: the mean over the patches, or a class token of its own that goes through all
-    blocks with them."""
+    """Input of the head: the mean over the patches, or an additional class token that passes through all
+    blocks."""
     norm: Literal["rms", "layer"] = "rms"
     """RMSNorm, or LayerNorm without biases, before attention, feed-forward part and head."""
 
     @property
     def heads(self) -> int:
-        """The most heads of at least ``head_dim`` channels that share the width evenly."""
-        most = max(1, self.width // self.head_dim)
-        return next(n for n in range(most, 0, -1) if self.width % n == 0)
+        """The largest number of heads with at least ``head_dim`` channels each that divides the width."""
+        largest = max(1, self.width // self.head_dim)
+        return next(n for n in range(largest, 0, -1) if self.width % n == 0)
 
 
 def build_vit(options: ViTOptions, task: Task) -> nn.Module:
-    """Outputs of shape (batch, classes) from images of shape (batch, channels, height, width), or (batch, height,
-    width) for images of one channel."""
+    """Build a ViT: images (batch, channels, height, width), or (batch, height, width) for one channel -> outputs
+    (batch, classes)."""
     from flops_fit_vit.model import ViT
 
     channels, height, width = image_shape(options, task)
@@ -63,12 +63,13 @@ def build_vit(options: ViTOptions, task: Task) -> nn.Module:
 
 
 def flops_per_image(options: ViTOptions, task: Task) -> float:
-    """Training FLOPs a sample: every matrix product and the attention of all tokens to all, forward and backward.
+    """Training FLOPs per sample: every matrix product and the attention of all tokens to all, forward and
+    backward.
 
     With width d, depth L, feed-forward ratio 4, P patches of q numbers, T tokens (P, or P + 1 with a class token)
-    and K classes this is ``3 (L (24 T d^2 + 4 T^2 d) + 2 d K) + 2 (2 P q d)``: a multiply-add is two FLOPs;
-    backward is twice forward, but once for the patch embedding, since nobody needs the gradient of an image;
-    softmax, norms, activations and the pooling are not counted. It is what torch counts in a step.
+    and K classes this is ``3 (L (24 T d^2 + 4 T^2 d) + 2 d K) + 2 (2 P q d)``. A multiply-add is two FLOPs.
+    Backward is twice forward, but equal to forward for the patch embedding, because the gradient of the image is
+    not computed. Softmax, norms, activations and the pooling are not counted. This equals torch's count of a step.
     """
     channels, height, width = image_shape(options, task)
     patches = (height // options.patch) * (width // options.patch)
@@ -80,11 +81,11 @@ def flops_per_image(options: ViTOptions, task: Task) -> float:
 
 
 def parameter_groups(module: nn.Module) -> Iterable[ParameterGroup]:
-    """The blocks' matrices; the output head; the matrix that reads patches; then tables and gains."""
+    """Four groups: the blocks' matrices; the output head; the patch embedding; tables and gains."""
     from flops_fit_vit.model import ViT
 
     if not isinstance(module, ViT):
-        raise TypeError(f"these are the groups of a ViT, not of a {type(module).__name__}")
+        raise TypeError(f"expected a ViT, got a {type(module).__name__}")
     matrices = [p for p in module.blocks.parameters() if p.ndim == 2]
     vectors = [p for p in module.parameters() if p.ndim == 1]
     yield ParameterGroup(matrices, width=module.width, hidden=True)
@@ -114,7 +115,7 @@ def image_shape(options: ViTOptions, task: Task) -> tuple[int, int, int]:
 def _supervised(task: Task) -> SupervisedTask:
     if not isinstance(task, SupervisedTask):
         raise ConfigError(
-            f"model 'vit' predicts one target an image, and this dataset poses a {type(task).__name__}: choose a "
+            f"model 'vit' predicts one target per image, and this dataset has a {type(task).__name__}: choose a "
             f"dataset of images, or another model"
         )
     return task

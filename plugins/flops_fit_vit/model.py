@@ -1,6 +1,6 @@
-"""The vision transformer itself: patches, pre-norm blocks of full attention, pooling, a head; no biases.
+"""The vision transformer: patches, pre-norm blocks of full attention, pooling, a head, no biases.
 
-Its block is no block of ``gpt``: there is no mask and no rotation, and the norm is an option.
+Its block differs from that of ``gpt``: it has no mask and no rotation, and the norm is an option.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.nn import functional
 
 
 class ViT(nn.Module):
-    """Classifier of images. Input: (batch, channels, height, width), or without channels where there is one.
+    """Classifier of images. Input: (batch, channels, height, width), or (batch, height, width) for one channel.
     Output: (batch, outputs).
 
-    Patches and tokens are in rows from the top left; the positions of both are learned. Matrices start with
-    standard deviation ``1/sqrt(fan_in)``, those that write to the residual stream with ``1/sqrt(2 depth)`` of
-    that, and the head with ``1/fan_in``, so that activations and the first updates are of one size at every
-    width (Yang et al. 2022, Tensor Programs V, table 3).
+    Patches are in row-major order. Positions of patches and class token are learned. Matrices start with standard
+    deviation ``1/sqrt(fan_in)``, those that write to the residual stream with ``1/sqrt(2 depth)`` of that, and the
+    head with ``1/fan_in``, so that activations and the first updates have the same size at every width (Yang et
+    al. 2022, Tensor Programs V, table 3).
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ViT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Draw the starting weights."""
+        """Draw the initial weights."""
         _draw(self.embedding, 1.0)
         nn.init.normal_(self.positions.weight, std=0.1)
         if self.class_token is not None:
@@ -61,7 +61,7 @@ class ViT(nn.Module):
         _draw(self.head, 1 / math.sqrt(self.width))
 
     def tables(self) -> Iterator[nn.Parameter]:
-        """What is looked up, never multiplied."""
+        """Lookup tables: class token and positions."""
         for table in (self.class_token, self.positions):
             if table is not None:
                 yield from table.parameters()
@@ -83,8 +83,7 @@ class ViT(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention of all tokens to all, then a feed-forward part; each on its normalized input, added to the
-    stream."""
+    """Full attention, then a feed-forward part. Each normalizes its input and adds its output to the stream."""
 
     def __init__(self, width: int, heads: int, hidden: int, norm: Callable[[int], nn.Module]) -> None:
         super().__init__()
@@ -97,7 +96,7 @@ class Block(nn.Module):
         self.down = nn.Linear(hidden, width, bias=False)
 
     def initialize(self, residual: float) -> None:
-        """Draw the starting weights; those that write to the stream are scaled by ``residual``."""
+        """Draw the initial weights. Those that write to the stream are scaled by ``residual``."""
         for linear, scale in ((self.qkv, 1.0), (self.mix, residual), (self.up, 1.0), (self.down, residual)):
             _draw(linear, scale)
 

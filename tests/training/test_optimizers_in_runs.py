@@ -103,7 +103,7 @@ def test_two_processes_reach_the_loss_of_one_within_rounding(text, name, paralle
 def test_adafactor_says_that_it_needs_whole_weights_where_they_are_spread(text, tmp_path):
     (both,) = train(on_two(text, "adafactor", "fsdp"), folder=tmp_path)
     assert both.status == "failed"
-    assert "optimizer 'adafactor' needs every weight whole on its device" in both.error.message
+    assert "optimizer 'adafactor' needs complete weights on its device" in both.error.message
     assert 'trainer.parallel = "ddp"' in both.error.message
 
 
