@@ -77,7 +77,7 @@ def setting(tmp_path):
     return Setting(tmp_path)
 
 
-class Notes(Logger):
+class RecordingLogger(Logger):
     """A logger that records its calls."""
 
     def __init__(self):
@@ -233,21 +233,21 @@ def test_claims_are_released_at_the_end(setting):
 
 
 def test_loggers_are_called_at_the_start_for_each_result_and_at_the_end(setting):
-    notes = Notes()
+    notes = RecordingLogger()
     setting.driver(setting.store(), loggers=[notes]).run()
     assert [call for call in notes.calls if call != "progress"] == ["started", *["completed"] * 3, "closed"]
 
 
 @pytest.mark.parametrize("broken", ["started", "finished", "close"])
 def test_a_logger_that_raises_does_not_stop_the_sweep_and_is_reported_once(setting, caplog, broken):
-    class Broken(Notes):
+    class Broken(RecordingLogger):
         pass
 
     def fail(self, *arguments):
         raise OSError("the network is down")
 
     setattr(Broken, broken, fail)
-    notes, broken_logger = Notes(), Broken()
+    notes, broken_logger = RecordingLogger(), Broken()
     with caplog.at_level(logging.ERROR, "flops_fit"):
         results = setting.driver(setting.store(), loggers=[broken_logger, notes]).run()
     assert len(results) == 3
@@ -289,7 +289,7 @@ def test_ctrl_c_closes_the_executor_releases_claims_and_keeps_results(setting):
     closed = []
     store = setting.store()
 
-    class Stops(Notes):
+    class Stops(RecordingLogger):
         def finished(self, result):
             raise KeyboardInterrupt
 

@@ -81,7 +81,7 @@ def executors(registry: Registry) -> Iterator[Finding]:
             continue
         try:
             options = offer.spec.options()
-            text = "; ".join(offer.spec.check(options)) or "there"
+            text = "; ".join(offer.spec.check(options)) or "available"
         except FlopsFitError as error:
             text = str(error)
         yield Finding(f"executor {offer.spec.name}", text)
