@@ -79,10 +79,10 @@ BAD = {
         broken("sweep", "sizes", [{"width": 8}, {"width": 9}]),
         ["sweep.sizes.1.width", "even"],
     ),
-    "more data than there is": (broken("sweep", "repeat", False), ["epochs", "sweep.repeat = true"]),
+    "more data than there is": (broken("sweep", "allow_repeat", False), ["epochs", "sweep.allow_repeat = true"]),
     "a budget too small for any size": (broken("sweep", "budgets", [1e3]), ["budget 1000", "none of its sizes"]),
     "text that is not there": (broken("dataset", "path", "nowhere/*.txt"), ["no file matches", "nowhere"]),
-    "a held-out part that is empty": (broken("dataset", "heldout_share", 1e-9), ["hold out", "heldout_path"]),
+    "a held-out part that is empty": (broken("dataset", "eval_share", 1e-9), ["hold out", "eval_path"]),
     "a device that is not there": (broken("device", "name", "tpu"), ["tpu", "cuda"]),
     "a negative budget": (broken("sweep", "budgets", [-1e9]), ["sweep.budgets.0"]),
 }
@@ -314,7 +314,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(workdir, call):
             yield ModelSpec(name="raising", options=RaisingOptions, build=build, size="width")
         """)
     )
-    write_experiment(workdir, model={"name": "raising"}, flops="chinchilla")
+    write_experiment(workdir, model={"name": "raising"}, counter="chinchilla")
     status, _, error = call("run", "small.json", "-p", "raising")
     assert status == 1
     assert "1 runs failed, the first with RuntimeError: not this one" in error
@@ -466,7 +466,7 @@ def test_a_disabled_plugin_is_not_offered(call):
 def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_continues_later(workdir):
     write_experiment(
         workdir,
-        sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "repeat": True},
+        sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "allow_repeat": True},
         executor={"name": "processes", "workers": 1},
     )
     command = [*COMMAND, "run", "small.json"]
@@ -505,7 +505,7 @@ def test_a_closed_output_pipe_is_not_an_error(workdir):
         ["--set", "draws=10"],
         ["--column", "loss=val"],
         ["--filter", "group=c4"],
-        ["--heldout", "poems"],
+        ["--eval-set", "poems"],
     ],
 )
 def test_a_saved_fit_refuses_options_of_a_new_fit(formula, call, tmp_path, option):

@@ -50,7 +50,7 @@ BestOfOption = Annotated[
         metavar="COLUMNS",
     ),
 ]
-HeldoutOption = Annotated[
+EvalSetOption = Annotated[
     str | None,
     typer.Option(help="Fit the losses on this further held-out set of the study's dataset.", metavar="NAME"),
 ]
@@ -75,7 +75,7 @@ def fit(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     group_by: Annotated[
         str | None,
         typer.Option("--group-by", help="Fit each group of a table's rows separately.", metavar="COLUMN"),
@@ -93,7 +93,7 @@ def fit(
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
-        source, fitter, options or (), columns or (), filters or (), heldout, units or (), decimal, best_of
+        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
     if group_by is not None:
         if out is not None or checklist or profile:
@@ -169,7 +169,7 @@ def predict(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
@@ -179,7 +179,7 @@ def predict(
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
-        source, fitter, options or (), columns or (), filters or (), heldout, units or (), decimal, best_of
+        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
     law, law_fitter, _ = laws.load_or_fit(request, registry)
     optima = [laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens) for budget in flops]
@@ -213,7 +213,7 @@ def backtest(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     budgets: Annotated[int, typer.Option(help="How many of the largest budgets to hold out.")] = 1,
     above: Annotated[
         float | None, typer.Option(help="Hold out every run of more FLOPs than this instead.", metavar="C")
@@ -227,7 +227,7 @@ def backtest(
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
-        source, fitter, options or (), columns or (), filters or (), heldout, units or (), decimal, best_of
+        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
     observations, law_fitter, reading = laws.read_observations(request, registry)
     tested = hold_out(law_fitter, observations, budgets, above)
@@ -251,11 +251,11 @@ def backtest(
 def report(
     source: args.SourceArgument,
     out: args.OutOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
 ) -> None:
     """Write figures (PNG, SVG), tables and a page of a study into its report folder."""
-    study = args.open_study(source, args.registry_for(source, plugin, disabled), None).on(heldout)
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), None).on(eval_set)
     for file in study.report(out):
         print_text(str(file))

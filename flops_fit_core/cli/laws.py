@@ -32,7 +32,7 @@ class LawRequest:
     """Column names of a table, ``params=n_params``."""
     filters: Sequence[str] = ()
     """Texts that a table's rows must have, ``column=text``."""
-    heldout: str | None = None
+    eval_set: str | None = None
     """A further held-out set of a study, with the losses to fit."""
     units: Sequence[str] = ()
     """Factors of a table's columns, ``params=1e6``."""
@@ -118,7 +118,7 @@ def load_or_fit(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter
     """Load a saved fit, or fit the runs of a study or a table. Raises ConfigError and FitError."""
     if request.source.is_file() and _is_fit(request.source):
         from flops_fit_core.fitting import load_fit
-        from flops_fit_core.planning.previous_fit import fitter_of
+        from flops_fit_core.planning.init_from_fit import fitter_of
 
         _refuse_to_refit(request)
         law = load_fit(request.source)
@@ -133,7 +133,7 @@ def _refuse_to_refit(request: LawRequest) -> None:
         "--set": request.options,
         "--column": request.columns,
         "--filter": request.filters,
-        "--heldout": [request.heldout] if request.heldout else [],
+        "--eval-set": [request.eval_set] if request.eval_set else [],
         "--units": request.units,
         "--decimal": [request.decimal] if request.decimal is not None else [],
         "--best-of": [request.best_of] if request.best_of is not None else [],
@@ -203,9 +203,9 @@ def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
 def _table(request: LawRequest) -> RunTable:
     from flops_fit_core.fitting import read_table
 
-    if request.heldout is not None:
+    if request.eval_set is not None:
         raise ConfigError(
-            f"--heldout {request.heldout}: a table has one loss column; name it with --column loss=COLUMN"
+            f"--eval-set {request.eval_set}: a table has one loss column; name it with --column loss=COLUMN"
         )
     table = read_table(request.source, request.column_names(), request.row_filters(), **request.read_options())
     if not table.observations:
@@ -222,7 +222,7 @@ def _study(request: LawRequest, registry: Registry) -> Study:
     if options := request.table_options():
         raise ConfigError(f"{', '.join(options)}: for tables only, and {request.source} is a study")
     _refuse_other_files(request.source)
-    return open_study(request.source, registry, None).on(request.heldout)
+    return open_study(request.source, registry, None).on(request.eval_set)
 
 
 def _refuse_other_files(path: Path) -> None:

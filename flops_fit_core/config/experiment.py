@@ -46,7 +46,7 @@ class Sweep(Table):
     """Sizes, budgets and seeds of the runs."""
 
     budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """Training FLOPs C of each IsoFLOP profile, counted by ``[flops]``."""
+    """Training FLOPs C of each IsoFLOP profile, counted by ``[counter]``."""
     sizes: Annotated[
         Annotated[PositiveInt, Tag("[count]")]
         | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1), Tag("[tables]")],
@@ -58,7 +58,7 @@ class Sweep(Table):
     """N of one rung of the ladder over N of the rung below."""
     tokens_per_param: Positive = 20.0
     """A guess of D / N at the optimum, which centres each budget's sizes."""
-    previous_fit: str | None = None
+    init_from_fit: str | None = None
     """A fit's JSON file; its N_opt(C) centres the sizes instead of ``tokens_per_param``."""
     multiple_of: PositiveInt | None = None
     """Sizes are multiples of this. Unset, the family decides."""
@@ -66,7 +66,7 @@ class Sweep(Table):
     """Each (budget, size) cell is trained once per seed. A seed sets the initial weights and the data order."""
     batch_size: PositiveInt | None = None
     """Samples per step of every run. Unset, the recipe decides."""
-    share_trunks: bool = True
+    share_stable_phase: bool = True
     """Whether runs that differ in D only are trained as branches of one trunk, where the schedule has
     branches (``wsd``, ``constant``) and the trainer can do it."""
     reference_tokens: Positive | None = None

@@ -86,7 +86,7 @@ class RunResult(Record):
     """Distinct tokens among ``tokens``; less than ``tokens`` if data was repeated."""
     passes: float | None = None
     """Passes over the training data, ``tokens`` / ``unique_tokens``; None if nothing was trained."""
-    heldout_tokens: int = 0
+    eval_tokens: int = 0
     parameters: ParameterCounts | None = None
     params_name: str = ""
     flops: float = 0.0
@@ -109,7 +109,7 @@ class RunResult(Record):
     """Bytes; None if the device does not report it."""
     micro_batch: int | None = None
     """Samples per forward pass; None for the complete batch."""
-    packed: PositiveInt = 1
+    vmap_runs: PositiveInt = 1
     """Runs that were trained side by side as one model; times are this run's share."""
     compiled: bool = False
     """Whether ``torch.compile`` compiled the model."""

@@ -42,26 +42,26 @@ class ParameterCounts(Record):
     """The parameters of a model. A shared parameter counts once."""
 
     total: PositiveInt
-    lookup: int = 0
+    lookup_table: int = 0
     """In lookup tables, which are never multiplied: an untied input embedding, learned positions."""
     unembedding: int = 0
     """In the output head over the vocabulary, which is also the input embedding if the two are tied."""
     active: PositiveInt
-    """Used for one token: less than ``total`` for a mixture of experts. ``lookup`` and ``unembedding`` also count
+    """Used for one token: less than ``total`` for a mixture of experts. ``lookup_table`` and ``unembedding`` also count
     only parameters used for one token."""
 
     @property
     def matmul(self) -> int:
         """Active minus lookup tables: the N of C = 6 N D."""
-        return self.active - self.lookup
+        return self.active - self.lookup_table
 
     @property
     def non_embedding(self) -> int:
         """Active minus lookup tables and the output head (Kaplan et al. 2020)."""
-        return self.active - self.lookup - self.unembedding
+        return self.active - self.lookup_table - self.unembedding
 
     @property
-    def idle(self) -> int:
+    def inactive(self) -> int:
         """Not used for one token: the experts that the router skips."""
         return self.total - self.active
 
@@ -75,7 +75,7 @@ class RunSpec(Record):
     """Hash of the dataset's content, without path or time."""
     optimizer: PluginChoice
     schedule: PluginChoice
-    flops_counter: PluginChoice
+    counter: PluginChoice
     trainer: PluginChoice
     batch_size: PositiveInt
     """Samples per optimizer step."""
@@ -253,7 +253,7 @@ class SweepPlan(Record):
     """The convention by which C is counted."""
     device: PluginChoice
     runtime: dict[str, dict[str, JsonValue]] = {}
-    pack: PositiveInt = 1
+    vmap_runs: PositiveInt = 1
     """The most trajectories of equal shape in a job, which are trained as one vectorised model."""
     checkpoint_bytes: int = 0
     """Approximate size of the checkpoints for further branches; 0 without shared trunks."""
@@ -304,16 +304,16 @@ class SweepPlan(Record):
         """Jobs for the runs with these ids, in descending order of FLOPs, so that workers end at similar times."""
         packs: dict[str, list[Trajectory]] = defaultdict(list)
         for trajectory in _trajectories(run for run in self.runs if run.id in missing):
-            packs[trajectory.shape if self.pack > 1 else trajectory.id].append(trajectory)
+            packs[trajectory.shape if self.vmap_runs > 1 else trajectory.id].append(trajectory)
         jobs = []
         for group in packs.values():
-            for first in range(0, len(group), self.pack):
-                trajectories = tuple(group[first : first + self.pack])
+            for first in range(0, len(group), self.vmap_runs):
+                trajectories = tuple(group[first : first + self.vmap_runs])
                 ids = [item.id for item in trajectories]
                 run_ids = [run.id for item in trajectories for run in item.runs]
                 jobs.append(
                     Job(
-                        id=ids[0] if len(ids) == 1 else content_hash({"pack of": ids}),
+                        id=ids[0] if len(ids) == 1 else content_hash({"vmapped": ids}),
                         trajectories=trajectories,
                         device=self.device,
                         runtime=self.runtime,

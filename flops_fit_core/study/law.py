@@ -24,23 +24,23 @@ class StudyLaw:
         plan: The study's plan.
         settings: The study's experiment, which names the fitter.
         results: The study's results.
-        heldout: Name of the held-out set with the losses to fit; None for the dataset's main set.
+        eval_set: Name of the held-out set with the losses to fit; None for the dataset's main set.
     """
 
     def __init__(
-        self, plan: SweepPlan, settings: StudySettings, results: StudyResults, heldout: str | None
+        self, plan: SweepPlan, settings: StudySettings, results: StudyResults, eval_set: str | None
     ) -> None:
         self.plan = plan
         self.results = results
-        self.heldout = heldout
+        self.eval_set = eval_set
         self._settings = settings
 
     @property
     def observations(self) -> list[Observation]:
-        """The completed runs as data of a fit. Raises FitError if no run has a loss on :attr:`heldout`."""
+        """The completed runs as data of a fit. Raises FitError if no run has a loss on :attr:`eval_set`."""
         from flops_fit_core.fitting import observations
 
-        return observations(self.results.planned, self.heldout)
+        return observations(self.results.planned, self.eval_set)
 
     @property
     def fitter_choice(self) -> PluginConfig[FitterSpec]:
@@ -85,7 +85,7 @@ class StudyLaw:
                 "params_name": self.plan.params_name,
                 "flops_name": self.plan.flops_name,
                 "unit": self.plan.unit,
-                "heldout": self.heldout,
+                "eval_set": self.eval_set,
             }
         )
 

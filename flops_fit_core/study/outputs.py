@@ -38,7 +38,7 @@ def profile_minima(law: StudyLaw) -> DataTable:
     except FitError:
         pass  # profiles need no law
     minima, diagnostics = find_minima(law.observations)
-    caption = conventions(law.plan.params_name, law.plan.flops_name, law.plan.unit, law.heldout)
+    caption = conventions(law.plan.params_name, law.plan.flops_name, law.plan.unit, law.eval_set)
     return table_of_minima(minima, caption, diagnostics)
 
 
@@ -56,7 +56,7 @@ def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
             params_name=law.plan.params_name,
             flops_name=law.plan.flops_name,
             unit=law.plan.unit,
-            heldout=law.heldout,
+            eval_set=law.eval_set,
             synthetic=synthetic,
         )
     if path is not None:

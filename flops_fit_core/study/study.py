@@ -46,17 +46,17 @@ class Study:
         *,
         experiment: Experiment | None = None,
         store: ResultStore | None = None,
-        heldout: str | None = None,
+        eval_set: str | None = None,
     ) -> None:
         self.plan = plan
         self.registry = registry
         self.folder = folder
-        self.heldout = heldout
+        self.eval_set = eval_set
         """Name of the held-out set with the losses to fit; None for the dataset's main set."""
         self._store = store
         self._settings = StudySettings(folder, registry, experiment)
         self._results = StudyResults(plan, self._settings, store)
-        self._law = StudyLaw(plan, self._settings, self._results, heldout)
+        self._law = StudyLaw(plan, self._settings, self._results, eval_set)
 
     @classmethod
     def open(cls, path: str | Path, registry: Registry | None = None) -> Study:
@@ -69,10 +69,10 @@ class Study:
         folder.check_store_exists()
         return cls(folder.plan(), registry or registry_from(folder.setup()), folder)
 
-    def on(self, heldout: str | None) -> Study:
+    def on(self, eval_set: str | None) -> Study:
         """The same study, with its law fitted to the losses on this held-out set."""
         return Study(
-            self.plan, self.registry, self.folder, experiment=self.experiment, store=self._store, heldout=heldout
+            self.plan, self.registry, self.folder, experiment=self.experiment, store=self._store, eval_set=eval_set
         )
 
     @property
@@ -203,7 +203,7 @@ class Study:
 
     @property
     def observations(self) -> list[Observation]:
-        """The completed runs as data of a fit. Raises FitError if no run has a loss on :attr:`heldout`."""
+        """The completed runs as data of a fit. Raises FitError if no run has a loss on :attr:`eval_set`."""
         return self._law.observations
 
     @property
@@ -272,7 +272,7 @@ class Study:
     def report(self, folder: str | Path | None = None) -> list[Path]:
         """Write figures, tables and the page, by default to ``report/`` of the study. Returns the files, the page
         first."""
-        default = self.folder.report if self.heldout is None else self.folder.report / self.heldout
+        default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
         return outputs.write_page(self._law, self.results, default if folder is None else Path(folder))
 
     def __repr__(self) -> str:

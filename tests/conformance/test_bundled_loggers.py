@@ -10,7 +10,7 @@ import reading_loggers as reading
 
 from flops_fit_core.testing import LoggerConformance
 
-EVERYTHING = ("attempt", "status", "loss", "params", "tokens", "flops", "heldout", "error")
+EVERYTHING = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
 
 
 class TestTerminal(LoggerConformance):
