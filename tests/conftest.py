@@ -19,8 +19,8 @@ pytest_plugins = ["pytester", "skipped_tests"]
 
 Failures = Callable[[str, dict[str, str], dict[str, dict[str, str]]], dict[str, set[str]]]
 
-# One thread a process, as in a sweep: tests may run side by side, and with more threads than cores a step of a
-# tiny model takes many times as long. It has to be there before torch is.
+# One thread per process, as in a sweep: with more threads than cores, a step of a tiny model takes many times as
+# long. torch reads the variable when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -57,13 +57,13 @@ def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class _Reports:
-    """A pytest plugin that keeps what became of each test."""
+    """A pytest plugin that collects the report of each test."""
 
     def __init__(self) -> None:
-        self.kept: list[pytest.TestReport] = []
+        self.reports: list[pytest.TestReport] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        self.kept.append(report)
+        self.reports.append(report)
 
 
 _CAUGHT = pytest.StashKey[list[str]]()
@@ -76,7 +76,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The list, where it was asked for."""
+    """Print the list for ``--broken-plugins``."""
     if config.getoption("--broken-plugins"):
         for line in config.stash.get(_CAUGHT, []):
             terminalreporter.write_line(line)
@@ -84,7 +84,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture
 def failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Failures:
-    """Runs a kit on several plugins in a pytest of its own: for each, the names of the tests that failed.
+    """Runs a conformance kit on several plugins in a separate pytest: the names of the failed tests by plugin.
 
     In this process, where everything that is large has been imported already; ``pytester`` would forget again what
     was imported meanwhile, and torch cannot be imported twice.
@@ -97,22 +97,22 @@ def failures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fi
             (tmp_path / f"test_{once}_{number}.py").write_text(_filled(template, {**sound, **case}))
         monkeypatch.setenv("CI", "1")  # where an author's kit runs: pytest explains failures in full there
         reports = _Reports()
-        apart = ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--import-mode=importlib"]
-        pytest.main([*apart, "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)], plugins=[reports])
-        found: dict[str, set[str]] = {name: set() for name in cases}
+        options = ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pytest.ini"), "--import-mode=importlib"]
+        pytest.main([*options, "-q", "-p", "no:cacheprovider", "-W", "error", str(tmp_path)], plugins=[reports])
+        failed: dict[str, set[str]] = {name: set() for name in cases}
         ran = set()
-        for report in reports.kept:
+        for report in reports.reports:
             file, _, test = report.nodeid.partition("::")
             name = list(cases)[int(Path(file).stem.rpartition("_")[2])]
             ran.add(name)
             if report.failed:
-                found[name].add(test.partition("::")[2].partition("[")[0])
+                failed[name].add(test.partition("::")[2].partition("[")[0])
         assert ran == set(cases)
         caught = (
-            f"{request.node.name}: {name}: {', '.join(sorted(tests))}" for name, tests in found.items() if tests
+            f"{request.node.name}: {name}: {', '.join(sorted(tests))}" for name, tests in failed.items() if tests
         )
         request.config.stash.setdefault(_CAUGHT, []).extend(caught)
-        return found
+        return failed
 
     return failures
 

@@ -1,7 +1,7 @@
 """The coordinate check of muP (Yang et al. 2022, Tensor Programs V, appendix D.1), for any model family.
 
-A few steps of training at several widths: with one learning rate for all of them, what every part of the model
-puts out, and the change of it, is of one size at every width.
+The check trains a few steps at several widths with the same learning rate. The output of every part of the model,
+and its change, must have the same size at every width.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from flops_fit_core.training.context import WorkerContext
 
 STEPS = 5
 GROWN = 1.5
-"""The most that an activation may grow by from one width to a larger one."""
+"""The largest allowed ratio of an activation to the same activation at a smaller width."""
 SHRUNK = 2.5
-"""And shrink: the starting logits fall as the root of the width, and are a part of those after a few steps."""
+"""The largest allowed inverse ratio. It is larger because the initial logits fall as the root of the width, and
+they are part of the logits after a few steps."""
 LOGITS = "logits"
 
 
@@ -115,20 +116,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_moe": {"num_experts": 8, "num_experts_per_tok": 2},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 2},
 }
-"""Fields of the configuration of every architecture of transformers that documents and tests name."""
+"""Architecture of transformers in docs and tests -> fields of its configuration."""
 
 
 def hf_model(name: str, **options: Any) -> dict[str, Any]:
-    """The model's table in an experiment, of one of ``CONFIGS``."""
+    """The model's table of an experiment, for a name in ``CONFIGS``."""
     config = {**LAYERS, **CONFIGS[name]}
     return {"name": "hf", "architecture": name.split(",")[0], "head_dim": 16, "config": config, **options}
 
 
 def coordinates(experiment: Experiment, registry: Registry, *, seeds: int = 2) -> dict[str, list[float]]:
-    """Root mean square of the output of every part of the model, and of its change by the steps, by its name.
+    """Root mean square of the output of each part of the model, and of its change during the steps, by part name.
 
-    Values are means over the seeds, one for each size of the experiment, the smallest first. A part that does
-    not put out numbers at every size is left out.
+    Values are means over seeds, one per size of the experiment in ascending order. Parts without a floating-point
+    output at every size are omitted.
     """
     plan = make_plan(experiment)
     runs = sorted(plan.runs, key=lambda run: run.size)
@@ -159,7 +160,7 @@ def _of_run(run: RunSpec, plan: SweepPlan, registry: Registry, seeds: int) -> di
 
 
 def outputs(model: nn.Module, task: Any, batch: Any) -> dict[str, Tensor]:
-    """The first tensor of real numbers that each part of the model puts out, by name, and the logits."""
+    """The first floating-point tensor in the output of each part of the model, by name, and the logits."""
     outputs: dict[str, Tensor] = {}
 
     def keep(name: str, output: Any) -> None:
@@ -180,7 +181,7 @@ def outputs(model: nn.Module, task: Any, batch: Any) -> dict[str, Tensor]:
 
 
 def growth(values: list[float]) -> float:
-    """The most that a value is of an earlier one; 1 where all are zero."""
+    """The largest ratio of a value to an earlier value; 1 if all are zero."""
     return max(later / earlier if earlier else 1.0 + later for earlier, later in combinations(values, 2))
 
 

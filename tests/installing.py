@@ -1,4 +1,4 @@
-"""Real installed distributions, so that discovery itself is tested."""
+"""Install real distributions in a folder, to test discovery."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Site:
-    """A real import path with real installed distributions on it, in a folder of a test's own."""
+    """An import path with installed distributions, in a folder of a test."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -19,7 +19,7 @@ class Site:
         importlib.invalidate_caches()
 
     def distribution(self, name: str, entry_points: str = "", metadata: str = "", version: str = "1.0") -> None:
-        """Install a distribution without modules: what pip leaves of it on the path."""
+        """Install the metadata of a distribution, as pip does, without modules."""
         info = self.path / f"{name.replace('-', '_')}-{version}.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}")
@@ -27,7 +27,7 @@ class Site:
         importlib.invalidate_caches()
 
     def install(self, dist: str, plugin: str, source: str, version: str = "1.0") -> None:
-        """Install a distribution with one plugin, a module of this source."""
+        """Install a distribution with a plugin, which is a module with this source."""
         module = f"{dist.replace('-', '_')}_{plugin}"
         self.module(module, source)
         self.distribution(dist, f"[flops_fit]\n{plugin} = {module}\n", version=version)

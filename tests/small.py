@@ -1,4 +1,4 @@
-"""Small real experiments that tests of several subjects share: seconds of training, nothing made up."""
+"""Small real experiments for tests of several subjects: seconds of training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WORDS = [
 
 
 def write_text(folder: Path, files: int = 30, words: int = 600) -> Path:
-    """Files of words, the same at every call."""
+    """Write files of words. Every call writes the same."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(files):
         chosen = random.Random(number).choices(WORDS, k=words)
@@ -63,7 +63,7 @@ class NetOptions(Options):
 
 
 class Bench:
-    """A plugin with a model and a dataset that remember what was done with them.
+    """A plugin with a model and a dataset that record their use.
 
     The model is an embedding and a head; the tokens are random with a regular part, 12 kinds of them.
     """
@@ -72,9 +72,9 @@ class Bench:
 
     def __init__(self) -> None:
         self.built: list = []
-        """Calls with every model that is built for training."""
+        """Functions to call with every model that is built for training."""
         self.served: list = []
-        """Every training batch that was taken."""
+        """Every training batch that was served."""
         random_state = np.random.default_rng(0)
         steps = random_state.choice([1, 2, 5], size=self.length, p=[0.7, 0.2, 0.1])
         self.row = (np.cumsum(steps) % self.vocab_size).astype(np.uint8)
@@ -155,23 +155,23 @@ def train(table: dict, registry: Registry | None = None, folder: Path | None = N
 def events(
     table: dict, registry: Registry | None = None, folder: Path | None = None, done: Collection[str] = (), **more
 ) -> list:
-    """All that training says of the runs that are not done. Checkpoints are kept where there is a folder."""
+    """All events of training the runs that are not done. Checkpoints stay if there is a folder."""
     registry = registry or installed()
     plan = make_plan(make_experiment(table, registry))
-    said = []
+    messages = []
     with tempfile.TemporaryDirectory() as nowhere:
         for job in plan.jobs({run.id for run in plan.runs} - set(done)):
-            said += work(
+            messages += work(
                 job.model_dump_json(),
                 registry.setup.model_dump_json(),
                 objects=registry.objects,
                 folder=folder or Path(nowhere),
                 **more,
             )
-    return said
+    return messages
 
 
 def stopped_after(steps: int) -> Callable[[], bool]:
-    """``should_stop`` that is true once it was asked this many times."""
-    asked = itertools.count(1)
-    return lambda: next(asked) > steps
+    """A ``should_stop`` that returns True after this many calls."""
+    calls = itertools.count(1)
+    return lambda: next(calls) > steps

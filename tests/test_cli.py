@@ -4,12 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import textwrap
 import time
 from pathlib import Path
 
 import pytest
+from driver_process import COMMAND
 from small import text_table, write_text
 
 from flops_fit_core.cli.main import run
@@ -18,11 +18,9 @@ from flops_fit_core.cli.run_details import describe_run
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
 
-START = "from flops_fit_core.cli import main; main()"
-
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     """A working directory with text and an experiment on it, ``small.json``."""
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text")
@@ -36,19 +34,19 @@ def write_experiment(folder, **changes):
 
 
 @pytest.fixture
-def said(capsys):
-    """Runs a command line; gives its exit status, standard output and standard error."""
+def call(capsys):
+    """Runs a command line and returns its exit status, standard output and standard error."""
 
-    def call(*arguments):
+    def run_command(*arguments):
         status = run([str(argument) for argument in arguments])
         output, error = capsys.readouterr()
         return status, output, error
 
-    return call
+    return run_command
 
 
 def surface(folder, **changes):
-    """An experiment on a formula, whose sweep takes no time and has a law."""
+    """An experiment on a formula: its sweep takes no time and has a law."""
     table = {
         "name": "formula",
         "sweep": {"budgets": [1e18, 1e19, 1e20, 1e21], "sizes": 7},
@@ -66,8 +64,8 @@ def surface(folder, **changes):
 
 def broken(kind, name, value):
     def change(table):
-        place = table if kind is None else table[kind]
-        place[name] = value
+        target = table if kind is None else table[kind]
+        target[name] = value
 
     return change
 
@@ -90,22 +88,22 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("what", BAD)
-def test_a_mistake_ends_in_one_message_and_status_2(here, said, what):
-    change, expected = BAD[what]
-    table = json.loads((here / "small.json").read_text())
-    if what == "more data than there is":
+@pytest.mark.parametrize("mistake", BAD)
+def test_a_mistake_ends_in_one_message_and_status_2(workdir, call, mistake):
+    change, expected = BAD[mistake]
+    table = json.loads((workdir / "small.json").read_text())
+    if mistake == "more data than there is":
         table["sweep"]["budgets"] = [1e10]
     change(table)
-    (here / "small.json").write_text(json.dumps(table))
-    status, output, error = said("run", "small.json")
+    (workdir / "small.json").write_text(json.dumps(table))
+    status, output, error = call("run", "small.json")
     assert status == 2, error
     assert error.startswith("error: ")
     assert "Traceback" not in error
     for part in expected:
         assert part in error
     assert output == ""
-    assert not (here / "runs").exists()
+    assert not (workdir / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -123,34 +121,34 @@ def test_a_mistake_ends_in_one_message_and_status_2(here, said, what):
         (["fit", "small.json", "--fitter", "magic"], ["magic", "is not a study"]),
     ],
 )
-def test_a_mistake_on_the_command_line_is_one_message(here, said, arguments, expected):
-    status, _, error = said(*arguments)
+def test_a_mistake_on_the_command_line_is_one_message(workdir, call, arguments, expected):
+    status, _, error = call(*arguments)
     assert status == 2
     assert "Traceback" not in error
     assert any(part in error for part in expected)
 
 
 @pytest.mark.parametrize("arguments", [["plan"], ["plna", "small.json"], ["plan", "small.json", "--jsn"]])
-def test_a_misspelt_command_shows_its_usage(here, said, arguments):
-    status, _, error = said(*arguments)
+def test_a_misspelt_command_shows_its_usage(workdir, call, arguments):
+    status, _, error = call(*arguments)
     assert status == 2
     assert "Traceback" not in error
     assert error
 
 
-KEPT = {"results.sqlite", "results.json"}
+STORE_FILES = {"results.sqlite", "results.json"}
 
 
 @pytest.mark.parametrize("store", ["sqlite", "json"])
 @pytest.mark.parametrize("damage", ["cut in half", "not ours"])
-def test_a_damaged_store_is_named_and_left_as_it_is(here, said, store, damage):
-    assert said("run", "small.json", "--store", store, "--out", "study")[0] == 0
-    (file,) = [path for path in (here / "study").glob("results.*") if path.name in KEPT]
-    whole = file.read_bytes()
-    file.write_bytes(whole[: len(whole) // 2] if damage == "cut in half" else b'{"a": "diary of mine"}' * 300)
+def test_a_damaged_store_is_named_and_not_changed(workdir, call, store, damage):
+    assert call("run", "small.json", "--store", store, "--out", "study")[0] == 0
+    (file,) = [path for path in (workdir / "study").glob("results.*") if path.name in STORE_FILES]
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if damage == "cut in half" else b'{"a": "diary of mine"}' * 300)
     content = file.read_bytes()
     for arguments in (["run", "small.json", "--store", store], ["runs", "small.json"]):
-        status, _, error = said(*arguments, "--out", "study")
+        status, _, error = call(*arguments, "--out", "study")
         assert status == 2, error
         assert "Traceback" not in error
         assert file.name in error
@@ -171,24 +169,24 @@ def full_disk(tmp_path):
     subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def test_a_full_disk_is_one_message_that_names_the_file(full_disk, said, tmp_path):
+def test_a_full_disk_is_one_message_that_names_the_file(full_disk, call, tmp_path):
     surface(tmp_path, store="json")
     command = ("run", tmp_path / "formula.json", "--out", full_disk / "study")
-    assert said(*command)[0] == 0
+    assert call(*command)[0] == 0
     with pytest.raises(OSError, match="No space left"), (full_disk / "other").open("wb", buffering=0) as file:
         while True:
             file.write(bytes(4096))
-    status, _, error = said(*command, "--set", "sweep.seeds=[0,1,2,3,4,5,6,7,8,9]")
+    status, _, error = call(*command, "--set", "sweep.seeds=[0,1,2,3,4,5,6,7,8,9]")
     assert status == 2
     assert "No space left on device" in error
     assert str(full_disk / "study") in error
     (full_disk / "other").unlink()
-    assert said(*command)[0] == 0
+    assert call(*command)[0] == 0
 
 
-def test_a_plugin_that_raises_is_named_with_status_1_and_finished_results_stay(here, said, monkeypatch):
-    assert said("run", "small.json", "--out", "study")[0] == 0
-    before = said("runs", "study", "--json")[1]
+def test_a_plugin_that_raises_is_named_with_status_1_and_finished_results_stay(workdir, call, monkeypatch):
+    assert call("run", "small.json", "--out", "study")[0] == 0
+    before = call("runs", "study", "--json")[1]
     module = """
         from flops_fit_core.plugins import RecipeSpec, hookimpl
 
@@ -199,20 +197,20 @@ def test_a_plugin_that_raises_is_named_with_status_1_and_finished_results_stay(h
         def flops_fit_recipes():
             yield RecipeSpec(name="broken", build=build)
     """
-    (here / "broken_recipe.py").write_text(textwrap.dedent(module))
-    status, _, error = said("run", "small.json", "--out", "study", "-p", "broken_recipe", "--recipe", "broken")
+    (workdir / "broken_recipe.py").write_text(textwrap.dedent(module))
+    status, _, error = call("run", "small.json", "--out", "study", "-p", "broken_recipe", "--recipe", "broken")
     assert status == 1
     assert "broken_recipe/broken" in error
     assert "ZeroDivisionError: an author's mistake" in error
     assert "Traceback" not in error
-    assert said("runs", "study", "--json")[1] == before
+    assert call("runs", "study", "--json")[1] == before
 
 
 # ---------------------------------------------------------------------------- plan
 
 
-def test_plan_gives_every_run_and_the_flops_to_a_program(here, said):
-    status, output, _ = said("plan", "small.json", "--json")
+def test_plan_gives_every_run_and_the_flops_to_a_program(workdir, call):
+    status, output, _ = call("plan", "small.json", "--json")
     plan = json.loads(output)
     assert status == 0
     assert plan["name"] == "small"
@@ -221,25 +219,25 @@ def test_plan_gives_every_run_and_the_flops_to_a_program(here, said):
     assert plan["flops"] == pytest.approx(sum(row["flops"] for row in plan["runs"]))
     assert plan["flops"] == pytest.approx(2e8, rel=0.01)
     assert plan["seconds_left"] > 0
-    assert not (here / "runs").exists()
+    assert not (workdir / "runs").exists()
 
 
-def test_set_changes_an_option_and_the_plan_says_it_is_yours(here, said):
-    _, output, _ = said("plan", "small.json", "--json", "--no-estimate", "--set", "optimizer.lr=0.25")
+def test_set_changes_an_option_and_the_plan_names_it_as_yours(workdir, call):
+    _, output, _ = call("plan", "small.json", "--json", "--no-estimate", "--set", "optimizer.lr=0.25")
     assert any("optimizer.lr = 0.25 is set by you" in note for note in json.loads(output)["notes"])
 
 
-def test_swapping_a_plugin_says_which_options_it_left_out(here, said):
+def test_swapping_a_plugin_names_the_dropped_options(workdir, call):
     arguments = ["plan", "small.json", "--no-estimate", "--set"]
-    write_experiment(here, optimizer={"name": "adamw", "betas": [0.8, 0.9]})
-    status, _, error = said(*arguments, "sweep.seeds=[0]", "--optimizer", "sgd")
+    write_experiment(workdir, optimizer={"name": "adamw", "betas": [0.8, 0.9]})
+    status, _, error = call(*arguments, "sweep.seeds=[0]", "--optimizer", "sgd")
     assert status == 0
     assert "--optimizer sgd: dropped betas. To keep them: --set optimizer.name=sgd" in " ".join(error.split())
 
 
-def test_plan_shows_what_is_done(here, said):
-    said("run", "small.json")
-    _, output, _ = said("plan", "small.json", "--json")
+def test_plan_shows_finished_runs(workdir, call):
+    call("run", "small.json")
+    _, output, _ = call("plan", "small.json", "--json")
     plan = json.loads(output)
     assert {row["state"] for row in plan["runs"]} == {"completed"}
     assert plan["seconds_left"] == 0
@@ -248,51 +246,51 @@ def test_plan_shows_what_is_done(here, said):
 # ---------------------------------------------------------------------------- run, runs, status
 
 
-def test_a_sweep_is_run_listed_and_not_run_again(here, said):
-    status, _, error = said("run", "small.json")
+def test_a_sweep_is_run_listed_and_not_run_again(workdir, call):
+    status, _, error = call("run", "small.json")
     assert status == 0
     assert "[2/2]" in error
     assert "no law yet" in error
-    _, output, _ = said("runs", "runs/small", "--json")
+    _, output, _ = call("runs", "runs/small", "--json")
     rows = json.loads(output)
     assert len(rows) == 2
     for row in rows:
         assert {"id", "status", "params", "tokens", "flops", "loss", "seed"} <= row.keys()
         assert row["status"] == "completed"
-    _, again, _ = said("runs", "small.json", "--json")
-    assert again == output
-    assert "0 to train" in said("run", "runs/small")[2]
-    assert json.loads(said("runs", "runs/small", "--json")[1]) == rows
+    _, second_output, _ = call("runs", "small.json", "--json")
+    assert second_output == output
+    assert "0 to train" in call("run", "runs/small")[2]
+    assert json.loads(call("runs", "runs/small", "--json")[1]) == rows
 
 
-def test_runs_as_csv_can_be_read_and_fitted_again(here, said):
-    from flops_fit_core.fitting import read_runs
+def test_runs_as_csv_can_be_read_and_fitted_again(workdir, call):
+    from flops_fit_core.fitting import read_table
 
-    said("run", surface(here))
-    status, output, _ = said("runs", "runs/formula", "--csv")
+    call("run", surface(workdir))
+    status, output, _ = call("runs", "runs/formula", "--csv")
     assert status == 0
-    (here / "table.csv").write_text(output)
-    read = read_runs(here / "table.csv")
-    rows = json.loads(said("runs", "runs/formula", "--json")[1])
-    assert len(read) == len(rows) == 28
-    assert sorted(one.loss for one in read) == sorted(row["loss"] for row in rows)
-    status, output, _ = said("fit", "table.csv", "--json")
+    (workdir / "table.csv").write_text(output)
+    observations = read_table(workdir / "table.csv").observations
+    rows = json.loads(call("runs", "runs/formula", "--json")[1])
+    assert len(observations) == len(rows) == 28
+    assert sorted(run.loss for run in observations) == sorted(row["loss"] for row in rows)
+    status, output, _ = call("fit", "table.csv", "--json")
     assert status == 0
     assert json.loads(output)["n_runs"] == 28
 
 
-def test_status_counts_runs_and_flops(here, said):
-    said("run", "small.json")
-    status, output, _ = said("status", "runs/small", "--json")
-    told = json.loads(output)
+def test_status_counts_runs_and_flops(workdir, call):
+    call("run", "small.json")
+    status, output, _ = call("status", "runs/small", "--json")
+    answer = json.loads(output)
     assert status == 0
-    assert told["runs"] == {"running": 0, "waiting": 0, "completed": 2, "diverged": 0, "failed": 0}
-    assert told["flops_spent"] == pytest.approx(2e8, rel=0.01)
-    assert abs(told["flops_left"]) < 1
+    assert answer["runs"] == {"running": 0, "waiting": 0, "completed": 2, "diverged": 0, "failed": 0}
+    assert answer["flops_spent"] == pytest.approx(2e8, rel=0.01)
+    assert abs(answer["flops_left"]) < 1
 
 
-def test_a_failed_run_gives_status_1_and_is_listed(here, said):
-    (here / "raising.py").write_text(
+def test_a_failed_run_gives_status_1_and_is_listed(workdir, call):
+    (workdir / "raising.py").write_text(
         textwrap.dedent("""
         from flops_fit_core.plugins import ModelSpec, Options, hookimpl
 
@@ -316,19 +314,19 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
             yield ModelSpec(name="raising", options=RaisingOptions, build=build, size="width")
         """)
     )
-    write_experiment(here, model={"name": "raising"}, counter="chinchilla")
-    status, _, error = said("run", "small.json", "-p", "raising")
+    write_experiment(workdir, model={"name": "raising"}, counter="chinchilla")
+    status, _, error = call("run", "small.json", "-p", "raising")
     assert status == 1
     assert "1 runs failed, the first with RuntimeError: not this one" in error
-    # The study knows its module; nobody has to name it again.
-    rows = json.loads(said("runs", "runs/small", "--json")[1])
+    # The study has its module: no option has to name it again.
+    rows = json.loads(call("runs", "runs/small", "--json")[1])
     assert sorted(row["status"] for row in rows) == ["completed", "failed"]
-    assert "1 to train" in said("run", "runs/small")[2]
-    assert "0 to train" in said("run", "runs/small", "--no-retry")[2]
+    assert "1 to train" in call("run", "runs/small")[2]
+    assert "0 to train" in call("run", "runs/small", "--no-retry")[2]
 
     (failed,) = [row["id"] for row in rows if row["status"] == "failed"]
     assert f"'flops-fit show runs/small {failed[:6]}' prints its traceback" in error
-    shown = said("show", "runs/small", failed[:6])[1].splitlines()
+    shown = call("show", "runs/small", failed[:6])[1].splitlines()
     assert shown[0] == f"run {failed}: failed"
     assert "  model      raising/raising width = 12" in shown
     assert [line.split(",")[0] for line in shown if line.startswith("attempt")] == [
@@ -336,12 +334,12 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
         "attempt 2: failed",
     ]
     assert shown[-1] == "  | RuntimeError: not this one"
-    (kept,) = json.loads(said("show", "runs/small", failed, "--json")[1])
-    assert [attempt["error"]["type"] for attempt in kept["attempts"]] == ["RuntimeError", "RuntimeError"]
-    assert kept["run"]["size"] == 12
+    (stored,) = json.loads(call("show", "runs/small", failed, "--json")[1])
+    assert [attempt["error"]["type"] for attempt in stored["attempts"]] == ["RuntimeError", "RuntimeError"]
+    assert stored["run"]["size"] == 12
 
 
-def test_what_is_printed_is_printed_as_it_is(capsys):
+def test_text_is_printed_without_markup(capsys):
     for tell in (print_message, print_text):
         tell("inputs[:b:2] raised [bold]KeyError[/bold]: ':smile:'")
     printed = capsys.readouterr()
@@ -355,8 +353,8 @@ def test_a_run_without_a_result_is_shown_as_planned(formula):
     assert "attempt" not in text
 
 
-def test_a_run_that_there_is_not_says_where_ids_are(formula, said):
-    status, _, error = said("show", formula, "xyz")
+def test_an_unknown_run_id_names_the_command_that_lists_ids(formula, call):
+    status, _, error = call("show", formula, "xyz")
     assert (status, error) == (2, f"error: formula has no run 'xyz'; 'flops-fit runs {formula}' lists their ids\n")
 
 
@@ -371,17 +369,17 @@ def test_a_run_that_there_is_not_says_where_ids_are(formula, said):
         (["plan", "small.json", "--without", "gpt"], "--without was renamed: --disable-plugin"),
     ],
 )
-def test_an_old_name_on_the_command_line_is_an_error_with_the_new_one(arguments, new, said):
-    status, output, error = said(*arguments)
+def test_an_old_name_on_the_command_line_is_an_error_with_the_new_one(arguments, new, call):
+    status, output, error = call(*arguments)
     assert (status, output) == (2, "")
     assert new in error
 
 
-def test_a_changed_option_is_other_runs_in_the_same_study(here, said):
-    said("run", "small.json")
-    _, _, error = said("run", "small.json", "--set", "optimizer.lr=0.02")
+def test_a_changed_option_is_other_runs_in_the_same_study(workdir, call):
+    call("run", "small.json")
+    _, _, error = call("run", "small.json", "--set", "optimizer.lr=0.02")
     assert "2 to train" in error
-    assert "0 to train" in said("run", "small.json")[2]
+    assert "0 to train" in call("run", "small.json")[2]
 
 
 # ---------------------------------------------------------------------------- fit, predict, report
@@ -403,32 +401,32 @@ def test_a_sweep_writes_a_report_and_its_fit(formula):
     assert json.loads((formula / "fit.json").read_text())["exponents"]["a"]["value"] > 0
 
 
-def test_fit_and_predict_give_json(formula, said):
-    status, output, _ = said("fit", formula, "--json")
+def test_fit_and_predict_give_json(formula, call):
+    status, output, _ = call("fit", formula, "--json")
     law = json.loads(output)
     assert status == 0
     assert 0.3 < law["exponents"]["a"]["value"] < 0.7
     assert law["exponents"]["a"]["low"] <= law["exponents"]["a"]["high"]
-    status, output, _ = said("predict", formula, "--flops", "1e22", "--json")
-    one = json.loads(output)
+    status, output, _ = call("predict", formula, "--flops", "1e22", "--json")
+    prediction = json.loads(output)
     assert status == 0
-    assert one["flops"] == 1e22
-    assert one["params"]["low"] <= one["params"]["value"] <= one["params"]["high"]
-    two = json.loads(said("predict", formula, "--flops", "1e22", "--flops", "1e23", "--json")[1])
-    assert [each["flops"] for each in two] == [1e22, 1e23]
-    assert two[0] == one
+    assert prediction["flops"] == 1e22
+    assert prediction["params"]["low"] <= prediction["params"]["value"] <= prediction["params"]["high"]
+    predictions = json.loads(call("predict", formula, "--flops", "1e22", "--flops", "1e23", "--json")[1])
+    assert [item["flops"] for item in predictions] == [1e22, 1e23]
+    assert predictions[0] == prediction
 
 
-def test_a_kept_fit_predicts_what_its_study_predicts(formula, said, tmp_path):
-    said("fit", formula, "--out", tmp_path / "law.json")
-    kept = json.loads(said("predict", tmp_path / "law.json", "--flops", "1e22", "--json")[1])
-    assert kept == json.loads(said("predict", formula, "--flops", "1e22", "--json")[1])
+def test_a_saved_fit_predicts_the_same_as_its_study(formula, call, tmp_path):
+    call("fit", formula, "--out", tmp_path / "law.json")
+    stored = json.loads(call("predict", tmp_path / "law.json", "--flops", "1e22", "--json")[1])
+    assert stored == json.loads(call("predict", formula, "--flops", "1e22", "--json")[1])
 
 
-def test_a_study_without_a_law_says_what_is_missing(here, said):
-    said("run", "small.json")
+def test_a_study_without_a_law_names_the_missing_runs(workdir, call):
+    call("run", "small.json")
     for command in (["fit", "runs/small"], ["predict", "runs/small", "--flops", "1e9"], ["report", "runs/small"]):
-        status, _, error = said(*command)
+        status, _, error = call(*command)
         assert status == 2
         assert error.startswith("error: ")
 
@@ -436,42 +434,42 @@ def test_a_study_without_a_law_says_what_is_missing(here, said):
 # ---------------------------------------------------------------------------- plugins
 
 
-def test_plugins_are_listed_with_where_they_come_from(said):
-    status, output, _ = said("plugins", "--json")
-    told = json.loads(output)
+def test_plugins_are_listed_with_where_they_come_from(call):
+    status, output, _ = call("plugins", "--json")
+    answer = json.loads(output)
     assert status == 0
-    assert told["problems"] == []
-    sources = {offer["name"]: offer["source"] for offer in told["offers"]}
+    assert answer["problems"] == []
+    sources = {offer["name"]: offer["source"] for offer in answer["offers"]}
     assert sources["gpt/gpt"] == "flops-fit 0.1.0"
     assert "optim/adamw" in sources
 
 
-def test_a_broken_plugin_gives_status_1_and_the_rest_is_listed(site, said):
+def test_a_broken_plugin_gives_status_1_and_the_rest_is_listed(site, call):
     site.install("their-dist", "halfway", "raise OSError('no such disk')")
-    status, output, error = said("plugins")
+    status, output, error = call("plugins")
     assert status == 1
     assert "their-dist" in error
     assert "no such disk" in error
     assert "optim/adamw" in output
 
 
-def test_a_disabled_plugin_is_not_offered(said):
-    _, output, _ = said("plugins", "--json", "--disable-plugin", "gpt")
-    told = json.loads(output)
-    assert told["disabled"] == ["gpt"]
-    assert not any(offer["name"].startswith("gpt/") for offer in told["offers"])
+def test_a_disabled_plugin_is_not_offered(call):
+    _, output, _ = call("plugins", "--json", "--disable-plugin", "gpt")
+    answer = json.loads(output)
+    assert answer["disabled"] == ["gpt"]
+    assert not any(offer["name"].startswith("gpt/") for offer in answer["offers"])
 
 
 # ---------------------------------------------------------------------------- processes
 
 
-def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_goes_on_later(here):
+def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_continues_later(workdir):
     write_experiment(
-        here,
+        workdir,
         sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "allow_repeat": True},
         executor={"name": "processes", "workers": 1},
     )
-    command = [sys.executable, "-c", START, "run", "small.json"]
+    command = [*COMMAND, "run", "small.json"]
     with Path("output.txt").open("w") as output:
         driver = subprocess.Popen(command, stdout=output, stderr=output)
     until = time.monotonic() + 120
@@ -486,18 +484,18 @@ def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_goes_on_later(here):
     text = Path("output.txt").read_text()
     assert "Traceback" not in text
     assert "Finished results are kept" in text
-    again = subprocess.run(command, capture_output=True, text=True)
-    assert again.returncode == 0
-    assert "3 runs, 3 to train" not in again.stderr
-    assert "[3/3]" in again.stderr
+    second = subprocess.run(command, capture_output=True, text=True)
+    assert second.returncode == 0
+    assert "3 runs, 3 to train" not in second.stderr
+    assert "[3/3]" in second.stderr
 
 
-def test_output_that_nobody_reads_is_no_error(here):
-    command = f"{sys.executable} -c '{START}' plugins | head -1; exit ${{PIPESTATUS[0]}}"
-    said = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)
-    assert said.returncode == 0
-    assert "Traceback" not in said.stderr
-    assert "BrokenPipe" not in said.stderr
+def test_a_closed_output_pipe_is_not_an_error(workdir):
+    command = f"{COMMAND[0]} -c '{COMMAND[2]}' plugins | head -1; exit ${{PIPESTATUS[0]}}"
+    process = subprocess.run(["bash", "-c", command], capture_output=True, text=True, env=os.environ)
+    assert process.returncode == 0
+    assert "Traceback" not in process.stderr
+    assert "BrokenPipe" not in process.stderr
 
 
 @pytest.mark.parametrize(
@@ -510,19 +508,19 @@ def test_output_that_nobody_reads_is_no_error(here):
         ["--eval-set", "poems"],
     ],
 )
-def test_a_kept_fit_refuses_what_only_a_new_fit_could_follow(formula, said, tmp_path, option):
+def test_a_saved_fit_refuses_options_of_a_new_fit(formula, call, tmp_path, option):
     law = tmp_path / "law.json"
-    assert said("fit", formula, "--out", law)[0] == 0
-    status, output, error = said("predict", law, "--flops", "1e22", *option)
+    assert call("fit", formula, "--out", law)[0] == 0
+    status, output, error = call("predict", law, "--flops", "1e22", *option)
     assert (status, output) == (2, "")
     assert " ".join(option) in error
     assert "name the study or the table of runs" in error
 
 
 @pytest.mark.parametrize("command", [["fit"], ["backtest"]])
-def test_a_kept_fit_is_not_fitted_again(formula, said, tmp_path, command):
+def test_a_saved_fit_is_not_fitted_again(formula, call, tmp_path, command):
     law = tmp_path / "law.json"
-    assert said("fit", formula, "--out", law)[0] == 0
-    status, _, error = said(*command, law)
+    assert call("fit", formula, "--out", law)[0] == 0
+    status, _, error = call(*command, law)
     assert status == 2
     assert f"flops-fit predict {law} --flops C" in error

@@ -1,4 +1,4 @@
-"""Experiment files: typed choices of plugins, overrides, and errors that say where and what to write."""
+"""Experiment files: typed choices of plugins, overrides, and errors with the key and the valid values."""
 
 from __future__ import annotations
 
@@ -80,13 +80,13 @@ class FileOptions(Options):
     every: PositiveInt = 1
 
 
-def nothing(*given: Any) -> Any:
+def nothing(*values: Any) -> Any:
     """Never called: these tests choose plugins, they do not build anything."""
-    raise AssertionError(given)
+    raise AssertionError(values)
 
 
-def plugin(hook: str, *found: Spec) -> object:
-    return SimpleNamespace(**{hook: hookimpl(lambda: found)})
+def plugin(hook: str, *specs: Spec) -> object:
+    return SimpleNamespace(**{hook: hookimpl(lambda: specs)})
 
 
 def make_registry(**more: object) -> Registry:
@@ -148,7 +148,7 @@ def mistakes(**tables: Any) -> list[str]:
 # ---------------------------------------------------------------------------- choices
 
 
-def test_what_is_left_out_takes_its_default() -> None:
+def test_a_missing_table_takes_its_default() -> None:
     experiment = make()
     expected = {
         "optimizer": "optim/sgd",
@@ -234,14 +234,14 @@ def test_an_option_may_have_a_name_that_python_cannot_write() -> None:
     registry = make_registry(mine=plugin("flops_fit_optimizers", spec))
     experiment = make(registry, optimizer={"name": "elastic", "lambda": 0.25})
     assert experiment.optimizer.with_options().options == experiment.optimizer.options
-    again = Experiment.model_validate_json(experiment.model_dump_json(), context={"registry": registry})
-    assert again.optimizer.options == Elastic(lambda_=0.25)
+    restored = Experiment.model_validate_json(experiment.model_dump_json(), context={"registry": registry})
+    assert restored.optimizer.options == Elastic(lambda_=0.25)
 
 
 # ---------------------------------------------------------------------------- identity
 
 
-def test_a_choice_in_a_record_says_what_changes_the_result_and_nothing_else() -> None:
+def test_a_choice_in_a_record_has_only_options_that_change_the_result() -> None:
     trainer = make(trainer={"threads": 4, "micro_batch": 2, "eval_tokens": 4096}).trainer
     assert trainer.choice == PluginChoice(name="trainers/torch", options={"eval_tokens": 4096})
     assert trainer.runtime == {"threads": 4, "micro_batch": 2}
@@ -270,7 +270,7 @@ def test_runtime_may_be_marked_by_the_class_as_well() -> None:
     assert runtime_options(Marked(threads=2, compile=True)) == {"threads": 2, "compile": True}
 
 
-def test_a_records_choice_can_be_made_again() -> None:
+def test_a_choice_can_be_restored_from_a_record() -> None:
     trainer = make(trainer={"threads": 4, "eval_tokens": 4096, "grad_clip": {"norm": 2}}).trainer
     assert choose("trainer", trainer.choice, REGISTRY, trainer.runtime) == trainer
     with pytest.raises(PluginError, match=r"planned at revision 1, but .* has revision 3: plan again"):
@@ -333,7 +333,7 @@ SWEEP = (
         ({"name": ".."}, ["name: String should match pattern '^\\w[\\w.-]*$' (given: '..')"]),
     ],
 )  # fmt: skip
-def test_a_mistake_is_named_with_its_place_and_what_there_is(tables: dict[str, Any], expected: list[str]) -> None:
+def test_a_mistake_is_named_with_its_key_and_the_valid_names(tables: dict[str, Any], expected: list[str]) -> None:
     assert mistakes(**tables) == expected
 
 
@@ -359,8 +359,8 @@ def test_a_long_value_is_shortened() -> None:
 # ---------------------------------------------------------------------------- sizes
 
 
-def sizes(*given: Any) -> dict[str, Any]:
-    return {"budgets": [1e12], "sizes": list(given)}
+def sizes(*values: Any) -> dict[str, Any]:
+    return {"budgets": [1e12], "sizes": list(values)}
 
 
 @pytest.mark.parametrize(
@@ -413,11 +413,11 @@ def full_experiment(registry: Registry = REGISTRY) -> Experiment:
 
 def test_an_experiment_goes_to_json_and_back_equal() -> None:
     experiment = full_experiment()
-    again = Experiment.model_validate_json(experiment.model_dump_json(), context={"registry": REGISTRY})
-    assert again == experiment
-    assert again.model_dump_json() == experiment.model_dump_json()
-    assert again.optimizer.options == SGDOptions(lr=0.1 + 0.2, betas=(0.9, 0.99))
-    assert again.optimizer.unset("momentum")
+    restored = Experiment.model_validate_json(experiment.model_dump_json(), context={"registry": REGISTRY})
+    assert restored == experiment
+    assert restored.model_dump_json() == experiment.model_dump_json()
+    assert restored.optimizer.options == SGDOptions(lr=0.1 + 0.2, betas=(0.9, 0.99))
+    assert restored.optimizer.unset("momentum")
 
 
 def test_json_holds_qualified_names_and_what_the_user_set() -> None:
@@ -487,7 +487,7 @@ def write(tmp_path: Path) -> Callable[[str, str], Path]:
     return write
 
 
-def test_toml_json_and_yaml_say_the_same(write: Callable[[str, str], Path]) -> None:
+def test_toml_json_and_yaml_give_the_same_experiment(write: Callable[[str, str], Path]) -> None:
     toml, yaml, yml, json_ = (
         load_experiment(write(f"exp.{kind}", text), REGISTRY)
         for kind, text in (("toml", TOML), ("yaml", YAML), ("yml", YAML), ("json", JSON))
@@ -506,7 +506,7 @@ def test_a_file_names_its_experiment(write: Callable[[str, str], Path], file: st
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "says"),
+    ("file", "text", "message"),
     [
         ("exp.toml", "[sweep\n", r"exp\.toml: .*line 1"),
         ("exp.toml", "a = 1\na = 2\n", r"exp\.toml: .*line 2"),
@@ -522,13 +522,13 @@ def test_a_file_names_its_experiment(write: Callable[[str, str], Path], file: st
     ],
 )
 def test_a_file_that_cannot_be_read_is_named(
-    write: Callable[[str, str], Path], file: str, text: str, says: str
+    write: Callable[[str, str], Path], file: str, text: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         load_experiment(write(file, text), REGISTRY)
 
 
-def test_a_file_that_is_not_there_names_its_neighbours(write: Callable[[str, str], Path]) -> None:
+def test_a_missing_file_names_the_other_files_of_its_folder(write: Callable[[str, str], Path]) -> None:
     existing = write("text-gpt.toml", TOML)
     write("notes.txt", "")
     with pytest.raises(ConfigError) as caught:
@@ -595,7 +595,7 @@ def test_an_override_is_a_toml_value_or_a_string(override: str, expected: dict[s
 
 
 @pytest.mark.parametrize(
-    ("override", "says"),
+    ("override", "message"),
     [
         ("optimizer", "--set optimizer: write --set table.option=value"),
         ("=3", "write --set table.option=value"),
@@ -606,11 +606,11 @@ def test_an_override_is_a_toml_value_or_a_string(override: str, expected: dict[s
         ("sweep.seed.x=3", "0 has no 'x'"),
     ],
 )
-def test_an_override_that_fits_nowhere_is_an_error(override: str, says: str) -> None:
+def test_an_override_of_a_missing_key_is_an_error(override: str, message: str) -> None:
     data: dict[str, Any] = {"optimizer": "sgd", "sweep": {"seed": 0, "sizes": [{"width": 1}, {"width": 2}]}}
     with pytest.raises(ConfigError) as caught:
         override_value(data, override)
-    assert says in str(caught.value)
+    assert message in str(caught.value)
 
 
 def test_overrides_come_before_validation(write: Callable[[str, str], Path]) -> None:
@@ -629,7 +629,7 @@ def test_overrides_come_before_validation(write: Callable[[str, str], Path]) -> 
         make("model=toy", "optimizer.lr=-1")
 
 
-def test_another_plugin_replaces_the_whole_table_and_says_what_was_dropped() -> None:
+def test_another_plugin_replaces_the_table_and_returns_the_dropped_options() -> None:
     data: dict[str, Any] = {"optimizer": {"name": "sgd", "momentum": 0.5, "lr": 1.0}, "store": "sqlite"}
     assert replace_choice(data, "optimizer", "adamw") == ["lr", "momentum"]
     assert replace_choice(data, "store", "json") == []

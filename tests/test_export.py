@@ -58,8 +58,8 @@ def test_the_file_has_a_row_for_every_attempt(law: Path, tmp_path: Path, capsys)
     assert [RunResult.model_validate_json(text) for text in frame.record] == stored
     assert list(frame.id) == [result.id for result in stored]
     assert list(frame.loss.dropna()) == [result.loss for result in stored if result.loss is not None]
-    again = frame[frame.id == study.plan.runs[3].id]
-    assert list(zip(again.attempt, again.status, again.latest, strict=True)) == [
+    attempts_of_run = frame[frame.id == study.plan.runs[3].id]
+    assert list(zip(attempts_of_run.attempt, attempts_of_run.status, attempts_of_run.latest, strict=True)) == [
         (1, "failed", False),
         (2, "completed", True),
     ]
@@ -92,8 +92,8 @@ def test_results_in_another_store_of_the_folder_are_exported(law: Path, tmp_path
     used = study.folder.table()["store"]["name"].rpartition("/")[2]
     other = {"sqlite": "json", "json": "sqlite"}[used]
     assert flops_fit(["store", "copy", str(law), str(law), "--store", other]) == 0
-    for left in law.glob(f"results.{other}*"):
-        left.unlink()
+    for old_file in law.glob(f"results.{other}*"):
+        old_file.unlink()
     assert flops_fit(["export", str(law), "--parquet", str(tmp_path / "runs.parquet")]) == 0
     assert len(pd.read_parquet(tmp_path / "runs.parquet")) == 17
 
@@ -117,7 +117,7 @@ def test_an_earlier_export_is_replaced(law: Path, tmp_path: Path) -> None:
         store.add(Study.open(law).results[0].model_copy(update={"attempt": 2}))
     assert flops_fit(["export", str(law), "--parquet", str(file)]) == 0
     assert pq.read_metadata(file).num_rows == 18
-    assert [found.name for found in tmp_path.iterdir() if "runs" in found.name] == ["runs.parquet"]
+    assert [path.name for path in tmp_path.iterdir() if "runs" in path.name] == ["runs.parquet"]
 
 
 def text(file: Path) -> None:
@@ -133,7 +133,7 @@ def a_folder(file: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [text, another_program, a_folder])
-def test_what_is_not_an_export_is_not_overwritten(make, law: Path, tmp_path: Path, capsys) -> None:
+def test_a_file_that_is_not_an_export_is_not_overwritten(make, law: Path, tmp_path: Path, capsys) -> None:
     file = tmp_path / "mine"
     make(file)
     before = file.read_bytes() if file.is_file() else None
@@ -142,7 +142,7 @@ def test_what_is_not_an_export_is_not_overwritten(make, law: Path, tmp_path: Pat
     assert (file.read_bytes() if file.is_file() else None) == before
 
 
-def test_a_disk_that_is_full_leaves_the_earlier_export(law: Path, tmp_path: Path, monkeypatch, capsys) -> None:
+def test_a_full_disk_keeps_the_earlier_export(law: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     file = tmp_path / "runs.parquet"
     assert flops_fit(["export", str(law), "--parquet", str(file)]) == 0
     before = file.read_bytes()
@@ -155,7 +155,7 @@ def test_a_disk_that_is_full_leaves_the_earlier_export(law: Path, tmp_path: Path
     assert flops_fit(["export", str(law), "--parquet", str(file)]) == 2
     assert "runs.parquet: cannot write: No space left on device" in capsys.readouterr().err
     assert file.read_bytes() == before
-    assert [found.name for found in tmp_path.iterdir() if "runs" in found.name] == ["runs.parquet"]
+    assert [path.name for path in tmp_path.iterdir() if "runs" in path.name] == ["runs.parquet"]
 
 
 def test_a_folder_that_does_not_exist_is_named(law: Path, tmp_path: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""Records: what a run's id depends on, and that every record goes to JSON and back equal."""
+"""Records: the values in a run's id, and JSON that restores every record."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from flops_fit_core.records import (
 
 
 def make_run(**changes: Any) -> RunSpec:
-    given: dict[str, Any] = {
+    values: dict[str, Any] = {
         "model": PluginChoice(name="gpt/gpt", options={"width": 16, "depth": 3}),
         "dataset": PluginChoice(name="text/text"),
         "fingerprint": "text 0123456789abcdef",
@@ -57,7 +57,7 @@ def make_run(**changes: Any) -> RunSpec:
         "params": 9_000,
         "flops_per_token": 60_000.0,
     }
-    return RunSpec(**{**given, **changes})
+    return RunSpec(**{**values, **changes})
 
 
 def other_choice(choice: PluginChoice) -> list[PluginChoice]:
@@ -98,15 +98,15 @@ def test_another_value_is_another_run(field: str, value: object) -> None:
     ("field", "value"),
     [("budget", 2e12), ("size", "sixteen"), ("params", 1), ("flops_per_token", 1.0), ("positions", 7)],
 )
-def test_predictions_and_names_for_people_are_no_part_of_the_id(field: str, value: object) -> None:
+def test_predictions_and_display_names_are_not_in_the_id(field: str, value: object) -> None:
     assert make_run(**{field: value}).id == make_run().id
 
 
-def test_every_field_is_either_in_the_id_or_known_not_to_be() -> None:
+def test_every_field_is_tested_as_part_of_the_id_or_not() -> None:
     tried = {*CHOICES, "fingerprint", "batch_size", "steps", "tokens", "seed", "base_width"}
-    about = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices", "heads"}
-    about.add("head_dim")
-    assert tried | about == set(RunSpec.model_fields)
+    not_in_id = {"budget", "size", "params", "flops_per_token", "positions", "branch_step", "devices", "heads"}
+    not_in_id.add("head_dim")
+    assert tried | not_in_id == set(RunSpec.model_fields)
 
 
 def test_the_order_of_options_does_not_matter() -> None:
@@ -124,7 +124,7 @@ def test_the_twelfth_digit_matters() -> None:
     assert content_hash({"lr": 0.3}) != content_hash({"lr": 0.300000000001})
 
 
-def test_a_whole_number_is_the_same_however_it_was_written() -> None:
+def test_an_integer_and_an_equal_float_have_the_same_hash() -> None:
     assert canonical_json({"b": [-0.0, 1.0, 1e3, True], "a": 1.5}) == '{"a":1.5,"b":[0,1,1000,true]}'
 
 
@@ -132,13 +132,13 @@ def first_digits_of_sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def test_what_a_hash_is_made_of() -> None:
+def test_a_hash_is_sha256_of_canonical_json() -> None:
     value = {"b": [1, 2.5, None, "ü"], "a": {"c": 1e22}}
     text = '{"a":{"c":10000000000000000000000},"b":[1,2.5,null,"\\u00fc"]}'
     assert content_hash(value) == first_digits_of_sha256(text)
 
 
-def test_what_an_id_is_made_of() -> None:
+def test_an_id_is_a_hash_of_the_identity_fields() -> None:
     """Written out, since changing it orphans every result that anybody has stored."""
     text = (
         '{"base_width":64,"batch_size":8,"dataset":{"name":"text/text"},"fingerprint":"text 0123456789abcdef",'
@@ -151,7 +151,7 @@ def test_what_an_id_is_made_of() -> None:
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_what_is_not_a_number_has_no_hash(value: float) -> None:
+def test_nan_and_infinity_have_no_hash(value: float) -> None:
     with pytest.raises(ValueError, match=r"JSON compliant"):
         content_hash({"lr": [value]})
 
@@ -289,14 +289,14 @@ EVERY_KIND: list[Record] = [
 
 @pytest.mark.parametrize("record", EVERY_KIND, ids=lambda record: type(record).__name__)
 def test_a_record_goes_to_json_and_back_equal(record: Record) -> None:
-    again = type(record).model_validate_json(record.model_dump_json())
-    assert again == record
-    assert again.model_dump() == record.model_dump()
+    restored = type(record).model_validate_json(record.model_dump_json())
+    assert restored == record
+    assert restored.model_dump() == record.model_dump()
 
 
-def test_every_kind_of_record_has_made_that_trip() -> None:
+def test_every_kind_of_record_is_tested_with_json() -> None:
     def below(kind: type[Record]) -> set[type[Record]]:
-        return {kind, *(deeper for one in kind.__subclasses__() for deeper in below(one))}
+        return {kind, *(deeper for subclass in kind.__subclasses__() for deeper in below(subclass))}
 
     ours = {kind for kind in below(Record) if kind.__module__.startswith(records.__name__)} - {Record}
     assert ours <= {type(record) for record in EVERY_KIND}
@@ -307,14 +307,14 @@ def test_a_run_keeps_its_id_through_json() -> None:
     assert SweepPlan.model_validate_json(PLAN.model_dump_json()).runs[1].id == PLAN.runs[1].id
 
 
-def test_no_field_has_lost_its_meaning_on_the_way() -> None:
-    again = RunResult.model_validate_json(RESULT.model_dump_json())
-    assert again.finished.tzinfo is not None
-    assert again.loss == 2.345678901234567
-    assert isinstance(again.run.size, int)
+def test_json_restores_every_field_of_a_result() -> None:
+    restored = RunResult.model_validate_json(RESULT.model_dump_json())
+    assert restored.finished.tzinfo is not None
+    assert restored.loss == 2.345678901234567
+    assert isinstance(restored.run.size, int)
 
 
-def test_an_error_about_a_file_name_of_odd_bytes_can_be_kept() -> None:
+def test_an_error_with_a_file_name_of_invalid_bytes_can_be_stored() -> None:
     name = b"caf\xe9.txt".decode("utf-8", "surrogateescape")
     error = RunError(type="FileNotFoundError", message=name, traceback=name)
     assert error.message == r"caf\udce9.txt"
@@ -355,7 +355,7 @@ def test_a_job_carries_what_its_worker_needs() -> None:
     assert len({first.id, second.id}) == 2
 
 
-def test_a_job_has_the_same_id_whichever_runs_are_left() -> None:
+def test_a_job_has_the_same_id_for_any_missing_runs() -> None:
     runs = [make_run(seed=seed) for seed in range(3)]
     alone = sweep_of(*runs).jobs({runs[2].id})[0]
     among = next(job for job in sweep_of(*runs).jobs({run.id for run in runs}) if job.runs[0].seed == 2)

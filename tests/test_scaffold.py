@@ -1,4 +1,4 @@
-"""``flops-fit plugins new``: what it writes can be installed, keeps its contract and is swept, as written."""
+"""``flops-fit plugins new``: its project can be installed, passes the conformance kit and can be swept."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One project a kind, all of them installed beside the interpreter's own packages."""
+    """One project per kind, all installed together with the interpreter's packages."""
     parent = tmp_path_factory.mktemp("projects")
     folders = [write_plugin(f"new-{kind}", kind, parent) for kind in KINDS]
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
@@ -37,7 +37,7 @@ def in_them(projects: Path, *command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_every_kind_s_project_is_found_by_its_entry_point(projects: Path) -> None:
+def test_the_project_of_every_kind_is_discovered_by_its_entry_point(projects: Path) -> None:
     code = "from flops_fit_core.cli import main; main()"
     shown = in_them(projects, "-c", code, "plugins")
     assert (shown.returncode, shown.stderr) == (0, "")
@@ -73,7 +73,7 @@ def test_every_kind_s_experiment_can_be_planned_and_uses_it(projects: Path) -> N
         assert f'"new-{kind}/new-{kind}"' in Path(file).read_text()
 
 
-def test_a_project_asks_for_a_flops_fit_like_this_one(tmp_path: Path) -> None:
+def test_a_project_requires_this_minor_version_of_flops_fit(tmp_path: Path) -> None:
     folder = write_plugin("mine", "store", tmp_path)
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     (requirement,) = project["dependencies"]
@@ -88,13 +88,13 @@ def test_the_prefix_may_be_written_or_not(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "My RNN", "../rnn", "rnn_x", "9", "-x", "flops-fit-"])
-def test_a_name_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+def test_an_invalid_name_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a plugin's name: write lower case letters"):
         write_plugin(name, "model", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_nothing_that_exists_is_written_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_plugin("rnn", "model", tmp_path)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert run(["plugins", "new", "rnn", "--kind", "store", "--out", str(tmp_path)]) == 2
@@ -102,10 +102,10 @@ def test_nothing_that_exists_is_written_over(tmp_path: Path, capsys: pytest.Capt
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_the_command_says_what_to_type_next(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_next_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["plugins", "new", "rnn", "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    assert 'pip install -e ".[test]"' in said
-    assert "flops-fit run experiment.toml" in said
+    output = capsys.readouterr().out
+    assert 'pip install -e ".[test]"' in output
+    assert "flops-fit run experiment.toml" in output
     assert run(["plugins", "new", "rnn", "--kind", "modle", "--out", str(tmp_path)]) == 2
     assert "Did you mean 'model'?" in capsys.readouterr().err

@@ -22,7 +22,7 @@ if os.path.exists("broken") and options.width == 8 and self.calls > 20:
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def workdir(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text", words=200)
     (tmp_path / "watched_net.py").write_text(net_plugin("net", FAIL_IF_BROKEN))
@@ -42,8 +42,8 @@ def call(capsys):
     return run_command
 
 
-def test_status_shows_failures_with_reasons_and_the_flops_left(here, call):
-    (here / "broken").touch()
+def test_status_shows_failures_with_reasons_and_the_flops_left(workdir, call):
+    (workdir / "broken").touch()
     assert call("run", "small.json", "-p", "watched_net")[0] == 1
     status, output, _ = call("status", "runs/small")
     assert status == 0
@@ -56,11 +56,11 @@ def test_status_shows_failures_with_reasons_and_the_flops_left(here, call):
     assert summary["drivers"] == []
 
 
-def test_a_running_sweep_is_visible_from_another_terminal_and_leaves_no_driver_file(here, call):
-    table = json.loads((here / "small.json").read_text())
+def test_a_running_sweep_is_visible_from_another_terminal_and_leaves_no_driver_file(workdir, call):
+    table = json.loads((workdir / "small.json").read_text())
     table["name"] = "long"
     table["sweep"] |= {"budgets": [1e11], "sizes": [{"width": 12}]}
-    (here / "long.json").write_text(json.dumps(table))
+    (workdir / "long.json").write_text(json.dumps(table))
     sweep = start_driver("run", "long.json", "-p", "watched_net")
     try:
         until = time.monotonic() + 60
@@ -106,11 +106,11 @@ def test_files_of_dead_drivers_are_ignored(tmp_path):
     assert not (folder / f"{mine.host}-{mine.pid}.json").exists()
 
 
-def test_a_failed_run_in_a_further_attempt_counts_as_running(here, call):
-    (here / "broken").touch()
+def test_a_failed_run_in_a_further_attempt_counts_as_running(workdir, call):
+    (workdir / "broken").touch()
     call("run", "small.json", "-p", "watched_net")
     failed = next(result for result in Study.open("runs/small").results if result.status == "failed")
-    note = Heartbeat(here / "runs/small", "me", "executors/local")
+    note = Heartbeat(workdir / "runs/small", "me", "executors/local")
     note.started(None)
     note.progress(Progress(run=failed.id, step=1, steps=2, tokens=1))
     note.write()
@@ -119,30 +119,30 @@ def test_a_failed_run_in_a_further_attempt_counts_as_running(here, call):
     assert summary["runs"] == {"running": 1, "waiting": 0, "completed": 1, "diverged": 0, "failed": 0}
 
 
-def test_the_time_left_is_the_flops_left_at_the_present_rate(here, call):
+def test_the_time_left_is_the_flops_left_at_the_present_rate(workdir, call):
     call("plan", "small.json", "-p", "watched_net")
     from flops_fit_core import plan
     from flops_fit_core.plugins.registry import Registry
 
-    sys.path.insert(0, str(here))
+    sys.path.insert(0, str(workdir))
     try:
         sweep = plan("small.json", registry=Registry({"watched_net": __import__("watched_net")})).plan
     finally:
-        sys.path.remove(str(here))
+        sys.path.remove(str(workdir))
     first, second = sweep.runs
     half = Progress(run=first.id, step=1, steps=2, tokens=first.tokens // 2, tokens_per_second=100.0)
-    left = (first.tokens - first.tokens // 2) * first.flops_per_token + second.flops
-    assert seconds_left(sweep, set(), [half]) == pytest.approx(left / (100.0 * first.flops_per_token))
+    remaining = (first.tokens - first.tokens // 2) * first.flops_per_token + second.flops
+    assert seconds_left(sweep, set(), [half]) == pytest.approx(remaining / (100.0 * first.flops_per_token))
     assert seconds_left(sweep, set(), []) is None
 
 
 # ---------------------------------------------------------------------------- retry
 
 
-def test_retry_trains_failed_runs_again_as_further_attempts(here, call):
-    (here / "broken").touch()
+def test_retry_trains_failed_runs_again_as_further_attempts(workdir, call):
+    (workdir / "broken").touch()
     call("run", "small.json", "-p", "watched_net")
-    (here / "broken").unlink()
+    (workdir / "broken").unlink()
     status, _, error = call("retry", "runs/small")
     assert status == 0, error
     assert "1 runs to train again" in error
@@ -152,10 +152,10 @@ def test_retry_trains_failed_runs_again_as_further_attempts(here, call):
     assert "has no failed runs" in call("retry", "runs/small")[2]
 
 
-def test_retry_with_changed_settings_replaces_the_run_permanently(here, call):
-    (here / "broken").touch()
+def test_retry_with_changed_settings_replaces_the_run_permanently(workdir, call):
+    (workdir / "broken").touch()
     call("run", "small.json", "-p", "watched_net")
-    (here / "broken").unlink()
+    (workdir / "broken").unlink()
     before = Study.open("runs/small").plan.runs
     status, _, error = call("retry", "runs/small", "--set", "optimizer.lr=0.002")
     assert status == 0, error
@@ -172,12 +172,12 @@ def test_retry_with_changed_settings_replaces_the_run_permanently(here, call):
     assert Study.open("runs/small").plan == after.plan
 
 
-def test_a_replaced_run_can_be_replaced_again(here, call):
-    (here / "broken").touch()
+def test_a_replaced_run_can_be_replaced_again(workdir, call):
+    (workdir / "broken").touch()
     call("run", "small.json", "-p", "watched_net")
     first = Study.open("runs/small").plan.runs[0]
     assert call("retry", "runs/small", "--set", "optimizer.lr=0.002")[0] == 1
-    (here / "broken").unlink()
+    (workdir / "broken").unlink()
     assert call("retry", "runs/small", "--set", "optimizer.lr=0.003")[0] == 0
     plan = Study.open("runs/small").plan
     assert list(plan.replaced) == [first.id]
@@ -185,14 +185,14 @@ def test_a_replaced_run_can_be_replaced_again(here, call):
     assert len(plan.runs) == 2
 
 
-def test_retry_of_one_run_keeps_the_others_and_runtime_options_apply_to_this_attempt_only(here, call):
-    table = json.loads((here / "small.json").read_text())
+def test_retry_of_one_run_keeps_the_others_and_runtime_options_apply_to_this_attempt_only(workdir, call):
+    table = json.loads((workdir / "small.json").read_text())
     table["sweep"] |= {"seeds": [0, 1], "batch_size": 8, "budgets": [9.437e7]}
-    (here / "small.json").write_text(json.dumps(table))
-    (here / "broken").touch()
+    (workdir / "small.json").write_text(json.dumps(table))
+    (workdir / "broken").touch()
     call("run", "small.json", "-p", "watched_net")
-    before = (here / "runs/small/experiment.json").read_text()
-    (here / "broken").unlink()
+    before = (workdir / "runs/small/experiment.json").read_text()
+    (workdir / "broken").unlink()
     failed = [result for result in Study.open("runs/small").results if result.status == "failed"]
     assert len(failed) == 2
     options = ["--set", "trainer.micro_batch=3", "--set", "device.devices_per_run=2"]
@@ -202,13 +202,13 @@ def test_retry_of_one_run_keeps_the_others_and_runtime_options_apply_to_this_att
     assert (results[failed[0].id].status, results[failed[0].id].attempt) == ("completed", 2)
     assert (results[failed[0].id].micro_batch, results[failed[0].id].run.devices) == (3, 2)
     assert (results[failed[1].id].status, results[failed[1].id].attempt) == ("failed", 1)
-    assert (here / "runs/small/experiment.json").read_text() == before
+    assert (workdir / "runs/small/experiment.json").read_text() == before
 
 
-def test_a_diverged_run_needs_changed_settings(here, call):
-    table = json.loads((here / "small.json").read_text())
+def test_a_diverged_run_needs_changed_settings(workdir, call):
+    table = json.loads((workdir / "small.json").read_text())
     table["optimizer"] = {"name": "sgd", "lr": 1e8}
-    (here / "small.json").write_text(json.dumps(table))
+    (workdir / "small.json").write_text(json.dumps(table))
     call("run", "small.json", "-p", "watched_net")
     status, _, error = call("retry", "runs/small")
     assert status == 2
@@ -225,7 +225,7 @@ def test_a_diverged_run_needs_changed_settings(here, call):
 # ---------------------------------------------------------------------------- doctor
 
 
-def test_doctor_tries_the_folder_store_and_executor_of_a_study_and_leaves_no_files(here, call):
+def test_doctor_tries_the_folder_store_and_executor_of_a_study_and_leaves_no_files(workdir, call):
     status, output, error = call("doctor", "small.json", "-p", "watched_net")
     assert status == 0, error
     assert "store" in output and "claims work" in output
@@ -234,8 +234,8 @@ def test_doctor_tries_the_folder_store_and_executor_of_a_study_and_leaves_no_fil
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="needs /proc, a folder in which none can be made")
-def test_doctor_reports_failures(here, call):
-    (here / "runs").symlink_to("/proc")
+def test_doctor_reports_failures(workdir, call):
+    (workdir / "runs").symlink_to("/proc")
     status, output, _ = call("doctor", "small.json", "-p", "watched_net", "--json")
     assert status == 1
     broken = {item["about"]: item["text"] for item in json.loads(output) if not item["ok"]}
@@ -243,8 +243,8 @@ def test_doctor_reports_failures(here, call):
     assert "FileNotFoundError" in broken["folder"]
 
 
-def test_doctor_names_a_file_with_the_path_of_the_folder(here, call):
-    (here / "runs").touch()
+def test_doctor_names_a_file_with_the_path_of_the_folder(workdir, call):
+    (workdir / "runs").touch()
     status, _, error = call("doctor", "small.json", "-p", "watched_net")
     assert status == 2
     assert "runs is a file; a study needs a folder" in error

@@ -14,7 +14,7 @@ def table(tmp_path):
     return text_table(write_text(tmp_path / "text"), sweep={"budgets": [5e7]})
 
 
-def test_a_folder_is_enough_to_go_on_years_later(tmp_path, table):
+def test_a_study_continues_from_its_folder_alone(tmp_path, table):
     first = run(table, out=tmp_path / "study")
     later = Study.open(tmp_path / "study")
     assert later.plan == first.plan
@@ -30,15 +30,15 @@ def test_a_folder_can_be_moved(tmp_path, table):
     assert Study.open(tmp_path / "moved").results == results != []
 
 
-def test_a_folder_keeps_what_was_set_and_what_was_resolved(tmp_path, table):
+def test_a_folder_has_the_options_set_and_the_resolved_plan(tmp_path, table):
     run({**table, "optimizer": {"name": "adamw"}}, out=tmp_path / "study")
-    asked = json.loads((tmp_path / "study" / "experiment.json").read_text())
+    saved_options = json.loads((tmp_path / "study" / "experiment.json").read_text())
     resolved = json.loads((tmp_path / "study" / "plan.json").read_text())
-    assert asked["optimizer"] == {"name": "optim/adamw"}
+    assert saved_options["optimizer"] == {"name": "optim/adamw"}
     assert resolved["runs"][0]["optimizer"]["options"]["lr"] == 0.008
 
 
-def test_a_larger_sweep_in_the_same_folder_trains_only_what_is_new(tmp_path, table):
+def test_a_larger_sweep_in_the_same_folder_trains_only_new_runs(tmp_path, table):
     first = run(table, out=tmp_path / "study")
     more = {**table, "sweep": {**table["sweep"], "budgets": [5e7, 1e8]}}
     second = run(more, out=tmp_path / "study")
@@ -53,13 +53,13 @@ def test_nothing_is_written_before_training(tmp_path, table):
     assert not (tmp_path / "study").exists()
 
 
-def test_too_few_runs_for_a_law_say_what_is_missing(tmp_path, table):
+def test_too_few_runs_for_a_law_name_the_missing_runs(tmp_path, table):
     study = run(table, out=tmp_path / "study")
     with pytest.raises(FitError):
         _ = study.fit
 
 
-def test_an_estimate_of_time_is_given_for_what_is_left(tmp_path, table):
+def test_the_time_of_the_missing_runs_is_estimated(tmp_path, table):
     study = plan(table, out=tmp_path / "study")
     assert 0 < study.seconds() < 600
     study.train()
@@ -75,12 +75,12 @@ def test_a_damaged_folder_names_the_file(tmp_path, table, file):
         Study.open(tmp_path / "study")._experiment()
 
 
-def test_what_is_no_study_says_how_one_is_made(tmp_path):
+def test_a_folder_without_a_study_names_the_command_that_makes_one(tmp_path):
     with pytest.raises(ConfigError, match=r"is not a study.*flops-fit run"):
         StudyFolder.existing(tmp_path)
 
 
-def test_a_file_in_the_way_of_a_folder_is_named(tmp_path):
+def test_a_file_with_the_path_of_the_folder_is_named(tmp_path):
     (tmp_path / "study").write_text("")
     with pytest.raises(ConfigError, match="study is a file; a study needs a folder"):
         study_folder(tmp_path / "study", "name")
@@ -95,7 +95,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_objects_of_a_study_are_needed_again_only_for_training(tmp_path):
+def test_python_objects_of_a_study_are_needed_only_for_training(tmp_path):
     bench = Bench()
     run(bench.table(5), registry=bench.registry(), out=tmp_path / "study")
     later = Study.open(tmp_path / "study")
@@ -104,7 +104,7 @@ def test_objects_of_a_study_are_needed_again_only_for_training(tmp_path):
         later.train()
 
 
-def test_a_fit_says_that_its_runs_were_trained_with_several_versions(tmp_path):
+def test_a_fit_reports_runs_trained_with_several_versions(tmp_path):
     study = run(
         {
             "sweep": {"budgets": [1e18, 1e19], "sizes": 4, "batch_size": 8},
@@ -114,10 +114,10 @@ def test_a_fit_says_that_its_runs_were_trained_with_several_versions(tmp_path):
         },
         out=tmp_path / "study",
     )
-    assert "mixed-versions" not in {one.code for one in study.fit.diagnostics}
+    assert "mixed-versions" not in {item.code for item in study.fit.diagnostics}
     with study.store() as store:
         first = store.results()[0]
         store.add(first.model_copy(update={"versions": {**first.versions, "torch": "1.0"}}))
     study.forget()
-    (said,) = (one.message for one in study.fit.diagnostics if one.code == "mixed-versions")
-    assert said.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}; ")
+    (message,) = (item.message for item in study.fit.diagnostics if item.code == "mixed-versions")
+    assert message.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}; ")

@@ -1,4 +1,4 @@
-"""``flops-fit store copy``: every attempt in another store, and a study that goes on with it."""
+"""``flops-fit store copy``: every attempt in another store, and a study that continues with it."""
 
 from __future__ import annotations
 
@@ -74,22 +74,22 @@ def test_every_attempt_is_the_same_in_another_store(old: str, new: str, law: Pat
     done = copied(law, tmp_path / "copy", new)
     assert (done.runs, done.attempts, done.new) == (15, 16, 16)
     assert attempts(tmp_path / "copy") == attempts(law) == before
-    assert sorted(len(one) for one in before) == [1] * 14 + [2]
+    assert sorted(len(group) for group in before) == [1] * 14 + [2]
     assert (tmp_path / "copy" / f"results.{new}").exists()
 
 
-def test_a_copy_is_a_whole_study(law: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_copy_is_a_complete_study(law: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "copy"
     assert (
         flops_fit(["store", "copy", str(law), str(target), "--store", "json", "--set", "store.lock_timeout=4"])
         == 0
     )
-    said = capsys.readouterr().out
-    assert "16 attempts at 15 runs are equal in stores/sqlite and stores/json" in " ".join(said.split())
+    output = capsys.readouterr().out
+    assert "16 attempts at 15 runs are equal in stores/sqlite and stores/json" in " ".join(output.split())
     table = json.loads((target / "experiment.json").read_text())
     assert table.pop("store") == {"name": "stores/json", "wait": 4.0}
     assert table == {
-        name: it for name, it in json.loads((law / "experiment.json").read_text()).items() if name != "store"
+        name: value for name, value in json.loads((law / "experiment.json").read_text()).items() if name != "store"
     }
     assert (target / "plan.json").read_bytes() == (law / "plan.json").read_bytes()
     assert (target / "report" / "index.html").exists()
@@ -105,9 +105,9 @@ def test_a_copy_is_a_whole_study(law: Path, tmp_path: Path, capsys: pytest.Captu
 def test_a_study_can_change_its_store_in_place(law: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = attempts(law)
     assert flops_fit(["store", "copy", str(law), str(law), "--store", "json"]) == 0
-    said = capsys.readouterr().out
-    assert "stores/json from now on" in said
-    assert "the old results are still in results.sqlite" in said
+    output = capsys.readouterr().out
+    assert "now uses stores/json" in output
+    assert "the old results are still in results.sqlite" in output
     assert (law / "results.sqlite").exists()
     assert attempts(law) == before
     assert Study.open(law).folder.choice("store", installed()).name == "stores/json"
@@ -115,29 +115,29 @@ def test_a_study_can_change_its_store_in_place(law: Path, capsys: pytest.Capture
         copied(law, law, "json")
 
 
-def test_an_unfinished_study_goes_on_in_its_copy_from_its_checkpoint(tmp_path: Path) -> None:
+def test_an_unfinished_study_continues_in_its_copy_from_its_checkpoint(tmp_path: Path) -> None:
     table = text_table(write_text(tmp_path / "text"), schedule={"name": "wsd"}, sweep={"budgets": [1e8, 2e8]})
     table["sweep"]["sizes"] = [{"width": 8}]
     study = run_study(table, out=tmp_path / "study")
     copy = tmp_path / "copy"
     copied(study.folder.path, copy, "json")
     (trajectory,) = study.plan.trajectories
-    kept = TrajectoryFolder(study.folder.path, trajectory.id).branches()
+    branches = TrajectoryFolder(study.folder.path, trajectory.id).branches()
     assert {
         step: file.read_bytes() for step, file in TrajectoryFolder(copy, trajectory.id).branches().items()
-    } == {step: file.read_bytes() for step, file in kept.items()}
-    assert kept
+    } == {step: file.read_bytes() for step, file in branches.items()}
+    assert branches
     table["sweep"]["budgets"] = [1e8, 2e8, 4e8]
     longer = run_study({**table, "store": "json"}, out=copy)
     last = longer.results[-1]
     assert [result.attempt for result in longer.results] == [1, 1, 1]
     assert last.trained_tokens is not None
     assert last.trained_tokens < last.tokens
-    (whole,) = [one for one in train(table) if one.id == last.id]
-    assert last.loss == whole.loss
+    (uninterrupted,) = [result for result in train(table) if result.id == last.id]
+    assert last.loss == uninterrupted.loss
 
 
-def test_results_that_no_driver_has_collected_come_with_the_copy(law: Path, tmp_path: Path) -> None:
+def test_results_in_the_outbox_are_copied(law: Path, tmp_path: Path) -> None:
     result = Study.open(law).results[0].model_copy(update={"attempt": 2})
     Outbox(law).put(result)
     copied(law, tmp_path / "copy", "json")
@@ -155,7 +155,7 @@ def test_claims_are_not_copied(law: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------- interruptions
 
 
-def test_a_copy_that_was_killed_goes_on(law: Path, tmp_path: Path) -> None:
+def test_a_killed_copy_continues(law: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     code = (
         "import os, signal, sys; from pathlib import Path\n"
@@ -175,13 +175,13 @@ def test_a_copy_that_was_killed_goes_on(law: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not a study"):
         StudyFolder.existing(target)
     assert attempts(law) == before
-    again = copied(law, target, "json")
-    assert (again.attempts, again.new) == (16, 10)
+    second = copied(law, target, "json")
+    assert (second.attempts, second.new) == (16, 10)
     assert attempts(target) == before
     assert copied(law, target, "json").new == 0
 
 
-def test_a_copy_that_went_on_by_itself_loses_nothing_to_another_copy(law: Path, tmp_path: Path) -> None:
+def test_a_copy_with_further_results_keeps_them_in_a_second_copy(law: Path, tmp_path: Path) -> None:
     target = tmp_path / "copy"
     copied(law, target, "json")
     first = Study.open(law).results[0]
@@ -225,7 +225,7 @@ def test_a_driver_on_another_machine_is_seen_by_its_claim(law: Path, tmp_path: P
         assert store.claim(run.id, "the next driver", 600)
 
 
-def test_a_driver_that_begins_during_the_copy_keeps_the_study_where_it_was(
+def test_a_driver_that_starts_during_the_copy_keeps_the_old_store(
     law: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flops_fit_core.study import copy as moving
@@ -233,8 +233,8 @@ def test_a_driver_that_begins_during_the_copy_keeps_the_study_where_it_was(
     note = Heartbeat(law, "anna", "local")
     compare = moving._compare
 
-    def slow(*given: Any) -> None:
-        compare(*given)
+    def slow(*arguments: Any) -> None:
+        compare(*arguments)
         note.started(Study.open(law).plan)
 
     monkeypatch.setattr(moving, "_compare", slow)
@@ -276,7 +276,7 @@ def test_a_mistake_is_named_before_anything_is_written(
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_result_that_arrives_changed_is_noticed(
+def test_a_result_that_differs_after_the_copy_is_an_error(
     law: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from flops_fit_stores.json_file import JsonStore
@@ -303,9 +303,9 @@ def test_a_study_moves_to_postgres_and_back(law: Path, tmp_path: Path) -> None:
         store = {"name": "postgres", "url": server.url()}
         copied(law, law, store)
         assert attempts(law) == before
-        here = Study.open(law)
-        here.train()
-        assert len(here.results) == 15
+        study = Study.open(law)
+        study.train()
+        assert len(study.results) == 15
         copied(law, tmp_path / "copy", "sqlite")
     assert attempts(tmp_path / "copy") == before
 

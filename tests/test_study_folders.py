@@ -1,4 +1,4 @@
-"""What a study's folder tells its owner: Python objects, other results, other stores."""
+"""Messages about a study's folder: Python objects, other results, other stores, failed runs."""
 
 import json
 import re
@@ -156,17 +156,17 @@ def surface(folder, name="formula.json", **changes):
 
 
 @pytest.fixture(scope="module")
-def made_by_formula(tmp_path_factory):
+def formula_study(tmp_path_factory):
     folder = tmp_path_factory.mktemp("formula")
     run(surface(folder), out=folder / "study")
     return folder
 
 
 @pytest.fixture
-def formula(made_by_formula, tmp_path, call):
-    """A finished study of a formula, ``study`` in the working directory, beside its ``formula.json``."""
-    shutil.copy(made_by_formula / "formula.json", tmp_path)
-    return shutil.copytree(made_by_formula / "study", tmp_path / "study")
+def formula(formula_study, tmp_path, call):
+    """A finished study of a formula, ``study`` in the working directory, with its ``formula.json``."""
+    shutil.copy(formula_study / "formula.json", tmp_path)
+    return shutil.copytree(formula_study / "study", tmp_path / "study")
 
 
 NOISE = "9 finished runs differ in dataset.noise: 0.005 -> 0.01"
@@ -200,15 +200,15 @@ def test_status_and_fit_name_finished_runs_of_another_plan(formula, call):
         fit(formula)
 
 
-def test_a_fit_carries_the_other_results_among_its_diagnostics(formula, call):
+def test_a_fit_has_a_diagnostic_about_other_results(formula, call):
     call("run", "formula.json", "--out", "study", "--set", "dataset.noise=0.01")
-    codes = [one["code"] for one in json.loads(call("fit", "study", "--json")[1])["diagnostics"]]
+    codes = [item["code"] for item in json.loads(call("fit", "study", "--json")[1])["diagnostics"]]
     assert codes.count("other-results") == 1
     assert "9 finished runs differ" in str(Study.open(formula).table())
     assert "9 finished runs differ" in (formula / "report" / "index.html").read_text()
 
 
-def test_a_plan_that_asks_for_all_results_has_no_notice(formula, call):
+def test_a_plan_with_all_results_has_no_notice(formula, call):
     assert Study.open(formula).notices == []
     _, output, error = call(
         "run", "formula.json", "--out", "study", "--set", "sweep.budgets=[1e18,1e19,1e20,1e21]"
@@ -277,7 +277,7 @@ def test_runs_are_grouped_by_the_fields_in_which_they_differ_from_the_nearest_pl
     assert {str(group) for group in rest} == {"dataset.context: 128 -> 64", "size: 64 -> 32"}
 
 
-def test_the_default_of_an_option_that_one_side_leaves_out_is_shown():
+def test_the_default_of_an_option_missing_on_one_side_is_shown():
     gelu = PluginChoice(name="gpt/gpt", options={"width": 16, "positions": "learned"})
     (group,) = groups_of([made_run(model=gelu)], [made_run()])
     assert str(group) == "model.positions: learned -> rotary"
@@ -350,7 +350,7 @@ def test_find_optimal_in_another_store_trains_nothing_again(tmp_path, call):
     assert finished(study) == times
 
 
-def test_an_old_file_of_another_store_beside_the_used_one_is_found(formula, call):
+def test_an_old_store_file_next_to_the_present_one_is_read(formula, call):
     times = finished(Study.open(formula))
     call("store", "copy", "study", "study", "--store", "json")
     (formula / "results.json").unlink()
@@ -361,7 +361,7 @@ def test_an_old_file_of_another_store_beside_the_used_one_is_found(formula, call
     assert "9 runs" in output
 
 
-def test_a_failed_attempt_here_gives_way_to_a_finished_result_there(formula, call):
+def test_a_finished_result_in_another_store_replaces_a_failed_attempt(formula, call):
     study = Study.open(formula)
     (formula / "results.sqlite").rename(formula / "kept")
     with study.store() as store:
@@ -382,7 +382,7 @@ def test_a_store_that_cannot_be_read_stops_a_run_that_would_train_again(formula,
     assert "would be trained again" in error
 
 
-def test_a_study_whose_store_was_a_python_object_asks_for_it(tmp_path, call):
+def test_a_study_with_a_python_object_as_store_requires_it(tmp_path, call):
     from flops_fit_stores.json_file import JsonStore
 
     optimal(tmp_path, store=JsonStore(tmp_path / "elsewhere.json", 10.0))
@@ -525,21 +525,21 @@ def test_a_model_that_exits_while_it_is_planned_is_an_error(tmp_path, place):
         optimal(tmp_path, Exits, fingerprint="exits", counter="chinchilla", train=False)
 
 
-def test_a_worker_that_is_interrupted_is_told_in_one_line(tmp_path, call):
+def test_an_interrupted_worker_is_one_line_of_the_error(tmp_path, call):
     class Stops(Net):
         def forward(self, x):
             if torch.is_grad_enabled() and len(x) == 8:  # not while it is planned
                 raise KeyboardInterrupt
             return super().forward(x)
 
-    one = {
+    arguments = {
         "compute_budgets": [2e5],
         "sizes": [3],
         "counter": "chinchilla",
         "executor": {"name": "processes", "workers": 1},
     }
     with pytest.raises(SweepFailed, match="WorkerLost: exited with status 1: KeyboardInterrupt") as caught:
-        optimal(tmp_path, Stops, fingerprint="stops", **one)
+        optimal(tmp_path, Stops, fingerprint="stops", **arguments)
     assert "Traceback" not in str(caught.value)
     assert "KeyboardInterrupt" in Study.open(tmp_path / "study").results[0].error.traceback
 
@@ -567,7 +567,7 @@ def test_run_from_python_raises_as_find_optimal_does(tmp_path):
         (Net, {"optimizer": torch.optim.LBFGS}, "LBFGS.step needs closure", None),
     ],
 )
-def test_what_would_fail_in_every_run_is_an_error_of_the_plan(tmp_path, model, changes, message, line):
+def test_a_failure_common_to_all_runs_is_an_error_of_the_plan(tmp_path, model, changes, message, line):
     with pytest.raises(FlopsFitError, match=re.escape(message)) as caught:
         optimal(tmp_path, model, train=False, **changes)
     if line is not None:
@@ -575,7 +575,7 @@ def test_what_would_fail_in_every_run_is_an_error_of_the_plan(tmp_path, model, c
     assert not (tmp_path / "study").exists()
 
 
-def test_the_frame_that_is_named_is_the_users_own():
+def test_the_named_frame_is_in_the_users_code():
     text = """Traceback (most recent call last):
   File "/opt/site-packages/flops_fit_gpt/model.py", line 3, in step
     x

@@ -1,4 +1,4 @@
-"""The loop that drives a sweep, with a real store and real training in this process."""
+"""The sweep driver, with a real store and real training in this process."""
 
 import logging
 import socket
@@ -77,23 +77,23 @@ def setting(tmp_path):
     return Setting(tmp_path)
 
 
-class Notes(Logger):
-    """A logger that notes what it is told."""
+class RecordingLogger(Logger):
+    """A logger that records its calls."""
 
     def __init__(self):
-        self.told = []
+        self.calls = []
 
     def started(self, plan):
-        self.told.append("started")
+        self.calls.append("started")
 
     def progress(self, progress):
-        self.told.append("progress")
+        self.calls.append("progress")
 
     def finished(self, result):
-        self.told.append(result.status)
+        self.calls.append(result.status)
 
     def close(self):
-        self.told.append("closed")
+        self.calls.append("closed")
 
 
 # ---------------------------------------------------------------------------- results
@@ -133,7 +133,7 @@ def test_each_call_tries_a_failed_run_once_more_and_keeps_every_attempt(setting)
     assert statuses == ["failed", "failed", "failed", "completed"]
 
 
-def test_failed_runs_are_left_alone_where_that_is_asked_for(setting):
+def test_failed_runs_are_not_retried_on_request(setting):
     setting.break_size(6)
     store = setting.store()
     setting.driver(store).run()
@@ -183,7 +183,7 @@ def test_two_drivers_on_one_store_never_train_a_run_twice(tmp_path):
     assert len(results["a"]) == 8
 
 
-def test_a_claim_of_a_driver_that_died_runs_out(setting):
+def test_a_claim_of_a_dead_driver_expires(setting):
     store = setting.store()
     dead = setting.plan.runs[0].id
     assert store.claim(dead, "a driver that died", 1.5)
@@ -198,10 +198,10 @@ def test_a_claim_is_renewed_while_a_long_run_trains(setting, monkeypatch):
     monkeypatch.setattr(sweep_module, "LEASE_SECONDS", 3.0)
     store = setting.store()
     run = setting.plan.runs[0].id
-    other, taken = setting.store(), []
+    other, claims = setting.store(), []
 
     class Slow(Executor):
-        """An executor whose run takes longer than a lease."""
+        """An executor with a run that takes longer than a lease."""
 
         def submit(self, job):
             self.job, self.until = job, time.monotonic() + 3.0
@@ -210,20 +210,20 @@ def test_a_claim_is_renewed_while_a_long_run_trains(setting, monkeypatch):
             if time.monotonic() > self.until:
                 yield JobEnded(self.job.id, "enough")
             else:
-                taken.append(other.claim(run, "somebody else", 1.0))
+                claims.append(other.claim(run, "another driver", 1.0))
                 time.sleep(0.1)
 
         def cancel(self, job_id):
             pass
 
-    one = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
-    Sweep(one, store, Slow(), setting.registry).run()
+    plan = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
+    Sweep(plan, store, Slow(), setting.registry).run()
     other.close()
-    assert len(taken) > 10
-    assert [index for index, won in enumerate(taken) if won] == []
+    assert len(claims) > 10
+    assert [index for index, won in enumerate(claims) if won] == []
 
 
-def test_claims_are_given_back_at_the_end(setting):
+def test_claims_are_released_at_the_end(setting):
     store = setting.store()
     setting.driver(store).run()
     assert all(store.claim(run.id, "the next", 1.0) for run in setting.plan.runs)
@@ -232,32 +232,32 @@ def test_claims_are_given_back_at_the_end(setting):
 # ---------------------------------------------------------------------------- who listens
 
 
-def test_loggers_are_told_of_the_start_each_result_and_the_end(setting):
-    notes = Notes()
+def test_loggers_are_called_at_the_start_for_each_result_and_at_the_end(setting):
+    notes = RecordingLogger()
     setting.driver(setting.store(), loggers=[notes]).run()
-    assert [told for told in notes.told if told != "progress"] == ["started", *["completed"] * 3, "closed"]
+    assert [call for call in notes.calls if call != "progress"] == ["started", *["completed"] * 3, "closed"]
 
 
 @pytest.mark.parametrize("broken", ["started", "finished", "close"])
-def test_a_logger_that_raises_stops_nothing_and_is_reported_once(setting, caplog, broken):
-    class Broken(Notes):
+def test_a_logger_that_raises_does_not_stop_the_sweep_and_is_reported_once(setting, caplog, broken):
+    class Broken(RecordingLogger):
         pass
 
     def fail(self, *arguments):
         raise OSError("the network is down")
 
     setattr(Broken, broken, fail)
-    notes, broken_one = Notes(), Broken()
+    notes, broken_logger = RecordingLogger(), Broken()
     with caplog.at_level(logging.ERROR, "flops_fit"):
-        results = setting.driver(setting.store(), loggers=[broken_one, notes]).run()
+        results = setting.driver(setting.store(), loggers=[broken_logger, notes]).run()
     assert len(results) == 3
-    assert broken == "close" or broken_one.told[-1] == "closed", "it may have something to close"
-    assert notes.told.count("completed") == 3
+    assert broken == "close" or broken_logger.calls[-1] == "closed", "it may have something to close"
+    assert notes.calls.count("completed") == 3
     assert len([record for record in caplog.records if "logger Broken stops" in record.message]) == 1
 
 
-def test_an_observer_that_raises_stops_nothing(setting):
-    seen = []
+def test_an_observer_that_raises_does_not_stop_the_sweep(setting):
+    observed = []
 
     class Broken:
         @hookimpl
@@ -267,15 +267,15 @@ def test_an_observer_that_raises_stops_nothing(setting):
     class Works:
         @hookimpl
         def flops_fit_run_finished(self, run, result):
-            seen.append((run.id, result.status))
+            observed.append((run.id, result.status))
 
         @hookimpl
         def flops_fit_sweep_finished(self, plan, results):
-            seen.append(len(results))
+            observed.append(len(results))
 
     registry = setting.registry.with_plugins({"broken": Broken(), "works": Works()})
     setting.driver(setting.store(), registry).run()
-    assert seen == [*((run.id, "completed") for run in by_flops(setting.plan)), 3]
+    assert observed == [*((run.id, "completed") for run in by_flops(setting.plan)), 3]
 
 
 def by_flops(plan):
@@ -285,11 +285,11 @@ def by_flops(plan):
 # ---------------------------------------------------------------------------- what stops a sweep
 
 
-def test_ctrl_c_closes_the_executor_gives_claims_back_and_keeps_results(setting):
+def test_ctrl_c_closes_the_executor_releases_claims_and_keeps_results(setting):
     closed = []
     store = setting.store()
 
-    class Stops(Notes):
+    class Stops(RecordingLogger):
         def finished(self, result):
             raise KeyboardInterrupt
 
@@ -307,7 +307,7 @@ def test_ctrl_c_closes_the_executor_gives_claims_back_and_keeps_results(setting)
     assert setting.trained == {4: 1, 6: 1, 8: 1}
 
 
-def test_a_store_that_can_keep_nothing_more_ends_the_sweep_with_its_error(setting):
+def test_a_store_that_cannot_add_a_result_ends_the_sweep_with_its_error(setting):
     class Full:
         def __init__(self, inner):
             self.inner = inner
@@ -345,7 +345,7 @@ def test_a_run_whose_worker_died_is_a_failed_result(setting):
 
     store = setting.store()
     results = Sweep(setting.plan, store, Dies(), setting.registry).run()
-    assert [(one.status, one.error.type, one.error.message) for one in results] == [
+    assert [(result.status, result.error.type, result.error.message) for result in results] == [
         ("failed", "WorkerLost", "killed by SIGKILL")
     ] * 3
 
@@ -393,7 +393,7 @@ def trunks(tmp_path):
     return setting
 
 
-def test_a_branch_that_another_driver_finished_meanwhile_is_not_trained_again(tmp_path):
+def test_a_branch_that_another_driver_finished_is_not_trained_again(tmp_path):
     setting = trunks(tmp_path)
     store = setting.store()
     driver = setting.driver(store)
@@ -403,20 +403,20 @@ def test_a_branch_that_another_driver_finished_meanwhile_is_not_trained_again(tm
     assert driver._without_finished_runs(job) is None
     store.add(first.model_copy(update={"attempt": 2}))
     later = job.model_copy(update={"attempts": {first.id: 2, second.id: 2}})
-    left = driver._without_finished_runs(later)
-    assert [run.id for run in left.runs] == [second.id]
-    assert left.id == job.id
+    remaining = driver._without_finished_runs(later)
+    assert [run.id for run in remaining.runs] == [second.id]
+    assert remaining.id == job.id
     assert len(setting.bench.served) == before
     store.close()
 
 
-def test_a_drivers_claims_are_given_back_with_those_of_runs_it_did_not_have_to_train(tmp_path):
+def test_a_driver_releases_the_claims_of_runs_that_needed_no_training(tmp_path):
     setting = trunks(tmp_path)
     store = setting.store()
     setting.driver(store).run()
     for trajectory in setting.plan.trajectories:
         for name in (trajectory.id, *(run.id for run in trajectory.runs)):
-            assert store.claim(name, "somebody else", 5.0)
+            assert store.claim(name, "another driver", 5.0)
     store.close()
 
 
@@ -427,7 +427,7 @@ def interrupted(setting):
     setting.break_size(8)
     store = setting.store()
     setting.driver(store, folder=setting.folder).run()
-    (failed,) = [one for one in store.results() if one.status == "failed"]
+    (failed,) = [result for result in store.results() if result.status == "failed"]
     folder = TrajectoryFolder(setting.folder, failed.run.trajectory)
     folder.path.mkdir(parents=True)
     folder.latest.write_bytes(b"the middle of the run")
@@ -441,7 +441,7 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
     store.close()
 
 
-def test_clean_leaves_what_an_unfinished_run_goes_on_from_unless_it_is_told_to(setting):
+def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
     from flops_fit_core.study.sweep import forget_checkpoints
 
     store, folder = interrupted(setting)
@@ -454,7 +454,7 @@ def test_clean_leaves_what_an_unfinished_run_goes_on_from_unless_it_is_told_to(s
     store.close()
 
 
-def test_a_checkpoint_that_a_killed_driver_left_of_a_finished_run_is_deleted_by_the_next(setting):
+def test_the_next_driver_deletes_checkpoints_of_finished_runs(setting):
     from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
     store = setting.store()
@@ -497,10 +497,10 @@ class Losing(Executor):
 
 
 def attempts(store, plan):
-    return {run.size: [(one.attempt, one.status) for one in store.attempts(run.id)] for run in plan.runs}
+    return {run.size: [(result.attempt, result.status) for result in store.attempts(run.id)] for run in plan.runs}
 
 
-def test_a_run_whose_worker_is_lost_is_trained_again_at_once_and_no_more_than_once(setting):
+def test_a_run_that_loses_its_worker_is_retried_immediately_and_only_once(setting):
     store = setting.store()
     executor = Losing(setting.executor(), {4: 1, 6: 9})
     Sweep(setting.plan, store, executor, setting.registry).run()
@@ -526,7 +526,7 @@ def result_of_the_first(setting):
     return other.driver(other.store()).run()[0]
 
 
-def test_what_came_while_no_driver_was_there_is_collected_and_not_trained_again(setting):
+def test_results_that_arrived_without_a_driver_are_stored_and_not_trained_again(setting):
     (setting.folder / "elsewhere").mkdir()
     outbox = Outbox(setting.folder)
     outbox.put(result_of_the_first(setting))
@@ -536,38 +536,38 @@ def test_what_came_while_no_driver_was_there_is_collected_and_not_trained_again(
     assert outbox.results() == []
 
 
-def test_what_another_driver_waits_for_is_left_to_it(setting):
+def test_results_in_the_outbox_of_a_live_driver_are_not_taken(setting):
     (setting.folder / "elsewhere").mkdir()
     outbox = Outbox(setting.folder)
-    left = result_of_the_first(setting)
-    outbox.put(left)
+    remaining = result_of_the_first(setting)
+    outbox.put(remaining)
     store = setting.store()
-    assert store.claim(left.id, "a driver that lives", 2.0)
+    assert store.claim(remaining.id, "a driver that lives", 2.0)
     sweep = setting.driver(store, folder=setting.folder)
     sweep._collect_outbox()
-    assert outbox.get(left.id) == left
-    assert store.get(left.id) is None
+    assert outbox.get(remaining.id) == remaining
+    assert store.get(remaining.id) is None
     assert len(sweep.run()) == 3
     assert setting.trained == {6: 1, 8: 1}, "collected once the other driver's claim had run out"
 
 
 def test_a_lost_job_takes_no_result_away(setting):
-    """Another driver may have stored it meanwhile."""
+    """Another driver may have stored the result."""
     store = setting.store()
 
     class Stored(Losing):
         def submit(self, job):
-            if job.runs[0].id == kept.id:
-                store.add(kept)
+            if job.runs[0].id == result.id:
+                store.add(result)
             super().submit(job)
 
     (setting.folder / "elsewhere").mkdir()
-    kept = result_of_the_first(setting)
+    result = result_of_the_first(setting)
     Sweep(setting.plan, store, Stored(setting.executor(), {4: 1}), setting.registry).run()
     assert attempts(store, setting.plan)[4] == [(1, "completed")]
 
 
-def test_claims_of_a_driver_that_was_killed_on_this_machine_are_free_at_once(setting):
+def test_claims_of_a_driver_killed_on_this_machine_are_released_immediately(setting):
     store = setting.store()
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
@@ -593,13 +593,13 @@ def test_claims_of_a_driver_that_was_killed_on_this_machine_are_free_at_once(set
     assert [file.name for file in (setting.folder / "drivers").iterdir()] == ["far.json"]
 
 
-def test_a_result_that_another_driver_takes_out_of_the_outbox_meanwhile_is_not_there(setting, monkeypatch):
+def test_a_result_that_another_driver_removes_from_the_outbox_is_skipped(setting, monkeypatch):
     (setting.folder / "elsewhere").mkdir()
     outbox = Outbox(setting.folder)
     result = result_of_the_first(setting)
     outbox.put(result)
-    found = list(outbox.path.glob("*.json"))
+    files = list(outbox.path.glob("*.json"))
     outbox.forget(result.id)
-    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(found))
+    monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(files))
     assert outbox.results() == []
     assert outbox.get(result.id) is None

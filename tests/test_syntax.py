@@ -1,4 +1,4 @@
-"""Hashes of syntax trees: equal in all Python versions and for every layout, different for different code."""
+"""Hashes of syntax trees: equal in all Python versions and layouts, different for different code."""
 
 import ast
 import shutil
@@ -13,8 +13,8 @@ from flops_fit_core.plugins.syntax_hash import hash_syntax
 
 SAMPLE = Path(__file__).parent / "golden" / "syntax.py.txt"
 SAMPLE_HASH = "d71980e7669fd552"
-"""Computed with Python 3.11.7, 3.12.1 and 3.13.0. The grammar of Python 3.14 adds template strings only, of which
-this file has none."""
+"""Computed with Python 3.11.7, 3.12.1 and 3.13.0. The grammar of Python 3.14 adds only template strings, and this
+file has none."""
 
 
 def hash_source(text):
@@ -24,9 +24,9 @@ def hash_source(text):
 def pythons():
     """Every supported interpreter on this machine."""
     names = [f"python3.{minor}" for minor in range(11, 16)]
-    places = [shutil.which(name) for name in names]
-    places += Path("~/.pyenv/versions").expanduser().glob("3.1[1-9].*/bin/python")
-    runnable = {str(place) for place in places if place and "shims" not in str(place)}  # pyenv's may lead nowhere
+    paths = [shutil.which(name) for name in names]
+    paths += Path("~/.pyenv/versions").expanduser().glob("3.1[1-9].*/bin/python")
+    runnable = {str(path) for path in paths if path and "shims" not in str(path)}  # a shim of pyenv may not run
     return sorted({sys.executable, *runnable})
 
 

@@ -478,7 +478,7 @@ def test_tune_writes_the_best_rate_into_the_file(here, call_cli):
     assert after == f"\n[recipe]\nlr = {lr}\n"
     plan = make_plan(load_experiment(here / "small.toml", installed()))
     assert {run.optimizer.options["lr"] for run in plan.runs} == {lr}
-    assert f"wrote recipe.lr = {lr} into small.toml" in error
+    assert f"wrote recipe.lr = {lr} to small.toml" in error
     assert "Best recipe.lr: " in output
     assert "it was 0.008" in output
     kept = json.loads((here / "runs" / "small" / "tune" / "tune.json").read_text())

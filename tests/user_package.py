@@ -1,4 +1,4 @@
-"""A small package of user code, edited and imported again to see which edits change its fingerprint."""
+"""A small package of user code. Tests edit it and import it again to compare fingerprints."""
 
 import importlib
 import sys

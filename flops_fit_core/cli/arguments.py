@@ -114,9 +114,9 @@ def plan_source(
     if source.is_dir():
         folder = StudyFolder.existing(source)
         folder.check_can_train(registry)
-        data, where, out = folder.table(), str(folder.experiment_file), out or source
+        data, origin, out = folder.table(), str(folder.experiment_file), out or source
     else:
-        data, where = read_table(source), str(source)
+        data, origin = read_table(source), str(source)
         data.setdefault("name", experiment_name(source))
     for kind, name in swaps.items():
         if name is not None:
@@ -126,7 +126,7 @@ def plan_source(
                 print_message(f"--{kind} {name}: dropped {options}. To keep them: --set {kind}.name={name}")
     for override in overrides or ():
         override_value(data, override)
-    return plan_study(make_experiment(data, registry, where), registry=registry, out=out)
+    return plan_study(make_experiment(data, registry, origin), registry=registry, out=out)
 
 
 def open_study(source: Path, registry: Registry, out: Path | None) -> Study:

@@ -75,9 +75,9 @@ def _audited(study: Study) -> Audit:
     experiment = study.experiment
     assert experiment is not None
     task = open_dataset(experiment, experiment.sweep.seeds[0]).task
-    own = choose("counter", study.plan.runs[0].counter, study.registry)
-    others = every_counter(study.registry)
-    return audit(experiment.model, list(_sizes(study).values()), task, own, others)
+    planned = choose("counter", study.plan.runs[0].counter, study.registry)
+    counters = every_counter(study.registry)
+    return audit(experiment.model, list(_sizes(study).values()), task, planned, counters)
 
 
 def _sizes(study: Study) -> dict[str, Any]:

@@ -36,25 +36,25 @@ RATIOS = ("over_traced", "over_six_n")
 
 
 def _count_rows(audited: Audit, shown: Sequence[int]) -> Iterator[Row]:
-    for place in shown:
+    for index in shown:
         for convention in audited.conventions:
-            count = convention.counts[place]
+            count = convention.counts[index]
             yield {
-                "size": audited.sizes[place].size,
+                "size": audited.sizes[index].size,
                 "counter": convention.label,
                 "params": count.params,
                 "params_name": count.params_name,
                 "flops_per_token": count.flops_per_token,
                 "flops_name": count.flops_name,
-                "over_traced": audited.over_traced(convention)[place],
-                "over_six_n": audited.over_six_n(convention)[place],
+                "over_traced": audited.over_traced(convention)[index],
+                "over_six_n": audited.over_six_n(convention)[index],
                 "terms": dict(count.terms),
             }
 
 
 def terms_table(audited: Audit, shown: Sequence[int]) -> DataTable:
     """Each term's share of a count, for counters that report terms."""
-    names = [f"share at {audited.sizes[place].size}" for place in shown]
+    names = [f"share at {audited.sizes[index].size}" for index in shown]
     return DataTable(
         title="Terms of the counts",
         caption="Each term's share of the counter's FLOPs at each size. Terms of a trace are torch operations.",
@@ -73,7 +73,7 @@ def _term_rows(audited: Audit, shown: Sequence[int], names: Sequence[str]) -> It
     for convention in audited.conventions:
         first.setdefault(convention.counter.name, convention)
     for convention in first.values():
-        counts = [convention.counts[place] for place in shown]
+        counts = [convention.counts[index] for index in shown]
         for term in dict.fromkeys(term for count in counts for term in count.terms):
             shares = (count.terms.get(term, 0.0) / count.flops_per_token for count in counts)
             yield {"counter": convention.label, "term": term, **dict(zip(names, shares, strict=True))}

@@ -15,7 +15,7 @@ from flops_fit_core.plugins.registry import KINDS, SPEC_TYPES
 
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _HOOKS = {spec.kind: hook for hook, spec in SPEC_TYPES.items()}
-_WORDS = {"counter": "FLOPs counter"}
+_NOUNS = {"counter": "FLOPs counter"}
 """Names of kinds in sentences, if they differ from the table's name."""
 _CLAIMS = {
     "logger": ["keeps_attempts = False  # a line has no attempt number"],
@@ -79,7 +79,7 @@ build-backend = "hatchling.build"
 [project]
 name = "{dist}"
 version = "0.1.0"
-description = "{What} {name} for flops-fit"
+description = "{Kind} {name} for flops-fit"
 readme = "README.md"
 requires-python = ">=3.11"
 dependencies = ["flops-fit>={minor},<{next_minor}"]
@@ -97,7 +97,7 @@ packages = ["{module}"]
 README = """\
 # {dist}
 
-The {what} `{name}` for [flops-fit](https://pypi.org/project/flops-fit/).
+The {kind} `{name}` for [flops-fit](https://pypi.org/project/flops-fit/).
 
     pip install -e ".[test]"
     flops-fit plugins                  # shows {name}/{name}
@@ -106,7 +106,7 @@ The {what} `{name}` for [flops-fit](https://pypi.org/project/flops-fit/).
 """
 
 TEST = '''\
-"""The {what} keeps its contract. Type ``pip install -e ".[test]"`` first: the kit finds the plugin by name."""
+"""The {kind} keeps its contract. Type ``pip install -e ".[test]"`` first: the kit finds the plugin by name."""
 
 from flops_fit_core.testing import {kit}
 
@@ -153,15 +153,15 @@ def write_plugin(name: str, kind: str, parent: Path) -> Path:
 def _files(name: str, kind: str) -> dict[str, str]:
     module = "flops_fit_" + name.replace("-", "_")
     major, minor, *_ = __version__.split(".")
-    what = _WORDS.get(kind, kind)
+    noun = _NOUNS.get(kind, kind)
     words = {
         "name": name,
         "dist": f"flops-fit-{name}",
         "module": module,
         "kit": SPEC_TYPES[_HOOKS[kind]].__name__.removesuffix("Spec") + "Conformance",
         "Class": "".join(part.capitalize() for part in name.split("-")),
-        "what": what,
-        "What": what[0].upper() + what[1:],
+        "kind": noun,
+        "Kind": noun[0].upper() + noun[1:],
         "claims": "".join(f"    {line}\n" for line in _CLAIMS.get(kind, [])),
         "minor": f"{major}.{minor}",
         "next_minor": f"{major}.{int(minor) + 1}" if major == "0" else str(int(major) + 1),
@@ -182,7 +182,7 @@ def _package(words: dict[str, str], kind: str) -> dict[str, str]:
     """The Python files of the package: the example of the kind's hook; two files for a model."""
     if kind == "model":
         return {file: text.format(**words) for file, text in MODEL.items()}
-    return {"__init__.py": f'"""{words["What"]} ``{words["name"]}``."""\n\n{_example(words["name"], kind)}'}
+    return {"__init__.py": f'"""{words["Kind"]} ``{words["name"]}``."""\n\n{_example(words["name"], kind)}'}
 
 
 def _example(name: str, kind: str) -> str:

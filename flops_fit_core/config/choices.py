@@ -127,10 +127,10 @@ class PluginConfig(Generic[S]):
         except Exception as error:
             names = (field.name for field in fields(self.spec) if getattr(self.spec, field.name) is function)
             shown = ", ".join(repr(arg) for arg in args if isinstance(arg, Options)) or "..."
-            where = raised_at("".join(traceback.format_exception(error)))
+            line = raised_at("".join(traceback.format_exception(error)))
             raise PluginError(
                 f"{self.spec.kind} {self.name!r} ({self.offer.source}): {next(names, 'build')}({shown}): "
-                f"{type(error).__name__}: {error}" + (f" ({where})" if where else "")
+                f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")
             ) from error
 
     @property
@@ -164,7 +164,7 @@ def choose(
     return PluginConfig(offer, offer.spec.options.model_validate({**choice.options, **(runtime or {})}))
 
 
-def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> PluginConfig[Any]:
+def choose_from_table(kind: str, value: Any, registry: Registry, origin: str) -> PluginConfig[Any]:
     """Validate a choice from an experiment file: a name, or a table with a name and options.
 
     Raises ConfigError, which names the key of each mistake.
@@ -173,7 +173,7 @@ def choose_from_table(kind: str, value: Any, registry: Registry, where: str) -> 
     try:
         chosen: PluginConfig[Any] = adapter.validate_python(value, context={"registry": registry})
     except ValidationError as error:
-        raise ConfigError(f"{where}: [{kind}]:\n{explain(error)}") from None
+        raise ConfigError(f"{origin}: [{kind}]:\n{explain(error)}") from None
     return chosen
 
 

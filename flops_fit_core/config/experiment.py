@@ -116,7 +116,7 @@ class Experiment(Table):
         return self
 
 
-def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "experiment") -> Experiment:
+def make_experiment(data: Mapping[str, Any], registry: Registry, origin: str = "experiment") -> Experiment:
     """Validate an experiment from plain data: the content of an experiment file, or an equal Python mapping.
 
     Raises ConfigError, which lists every mistake with its key (``optimizer.lr``) and the valid names.
@@ -124,4 +124,4 @@ def make_experiment(data: Mapping[str, Any], registry: Registry, where: str = "e
     try:
         return Experiment.model_validate(dict(data), context={"registry": registry, "from_file": True})
     except ValidationError as error:
-        raise ConfigError(f"{where}:\n{explain(error)}") from None
+        raise ConfigError(f"{origin}:\n{explain(error)}") from None

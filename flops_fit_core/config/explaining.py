@@ -28,8 +28,8 @@ def _hint(line: Any) -> str:
     return ""
 
 
-def _is_below(place: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
-    return len(place) > len(other) and place[: len(other)] == other
+def _is_below(key: tuple[int | str, ...], other: tuple[int | str, ...]) -> bool:
+    return len(key) > len(other) and key[: len(other)] == other
 
 
 def _is_schema_noise(part: int | str) -> bool:

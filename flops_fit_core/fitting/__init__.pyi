@@ -15,7 +15,6 @@ from .grid import profile_minima as profile_minima
 from .io.tables import RunTable as RunTable
 from .io.tables import is_table as is_table
 from .io.tables import read_complete_table as read_complete_table
-from .io.tables import read_runs as read_runs
 from .io.tables import read_table as read_table
 from .io.tables import table_groups as table_groups
 from .laws.optima import follow_family as follow_family

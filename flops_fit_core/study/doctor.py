@@ -50,13 +50,11 @@ def machine() -> Iterator[Finding]:
         bf16 = "bfloat16" if device.major >= 8 else "no bfloat16"
         yield Finding(f"GPU {index}", f"{device.name}, {device.total_memory / 2**30:.0f} GiB, {bf16}")
     if not count:
-        yield Finding(
-            "GPU", "torch sees none" + (": it is a build without CUDA" if not torch.version.cuda else "")
-        )
+        reason = "" if torch.version.cuda else ": torch is built without CUDA"
+        yield Finding("GPU", f"torch finds no GPU{reason}")
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    yield Finding(
-        "compile", f"a C compiler, {compiler}" if compiler else "no C compiler: compile = true does nothing"
-    )
+    text = f"C compiler {compiler}" if compiler else "no C compiler: compile = true has no effect"
+    yield Finding("compile", text)
 
 
 def _memory() -> str:
@@ -81,7 +79,7 @@ def executors(registry: Registry) -> Iterator[Finding]:
             continue
         try:
             options = offer.spec.options()
-            text = "; ".join(offer.spec.check(options)) or "there"
+            text = "; ".join(offer.spec.check(options)) or "available"
         except FlopsFitError as error:
             text = str(error)
         yield Finding(f"executor {offer.spec.name}", text)

@@ -81,13 +81,13 @@ def find_other_runs(
         registry: Where defaults of missing options are looked up.
     """
     planned = {run.id for run in plan.runs} | set(plan.replaced)
-    others = [result.run for result in results if result.is_finished and result.id not in planned]
-    if not others or not plan.runs:
+    other_runs = [result.run for result in results if result.is_finished and result.id not in planned]
+    if not other_runs or not plan.runs:
         return ()
     index = _Index(plan.runs)
     default = _defaults(registry)
     groups: dict[tuple[str, ...], _Group] = defaultdict(_Group)
-    for run in others:
+    for run in other_runs:
         theirs, planned_fields = index.nearest(run)
         names = _different(theirs, planned_fields)
         groups[tuple(names)].add({name: (default(name, theirs), default(name, planned_fields)) for name in names})

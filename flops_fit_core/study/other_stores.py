@@ -92,13 +92,13 @@ def _candidates(
     folder: StudyFolder, chosen: PluginConfig[Any], registry: Registry
 ) -> Iterator[tuple[str, PluginConfig[Any]]]:
     """The recorded store, and the stores with a file in the folder, each with its name."""
-    seen = {chosen.name}
+    names = {chosen.name}
     for name, other in _recorded(folder, chosen, registry):
-        seen.add(other.name)
+        names.add(other.name)
         if other.spec.file is None or (folder.path / other.spec.file).exists():
             yield name, other
     for offer in registry.offers("store"):
-        if offer.spec.file is None or offer.name in seen or not (folder.path / offer.spec.file).exists():
+        if offer.spec.file is None or offer.name in names or not (folder.path / offer.spec.file).exists():
             continue
         if missing := offer.missing():
             raise ConfigError(

@@ -97,5 +97,5 @@ def _describe_error(result: RunResult) -> str:
     """The error of a failed run, with the line of the user's code that raised it."""
     if result.error is None:
         return "no error"
-    where = raised_at(result.error.traceback)
-    return result.error.line + (f" ({where})" if where else "")
+    line = raised_at(result.error.traceback)
+    return result.error.line + (f" ({line})" if line else "")

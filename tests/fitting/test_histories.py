@@ -7,7 +7,7 @@ import pytest
 
 from flops_fit_core import FitError, fit
 from flops_fit_core.cli.main import run as command
-from flops_fit_core.fitting import read_runs, read_table
+from flops_fit_core.fitting import read_complete_table, read_table
 
 
 def loss(params, tokens):
@@ -155,7 +155,8 @@ def test_a_column_with_several_n_per_name_does_not_name_runs(tmp_path):
 
 def test_seeds_of_a_name_are_separate_runs(tmp_path):
     rows = [("a", 0, 1e6, 1e8, 3.61), ("a", 1, 1e6, 1e8, 3.6), ("a", 2, 1e6, 1e8, 3.62)]
-    assert len(read_runs(write(tmp_path, ["run", "seed", "params", "tokens", "loss"], rows))) == 3
+    table = read_complete_table(write(tmp_path, ["run", "seed", "params", "tokens", "loss"], rows))
+    assert len(table.observations) == 3
 
 
 def test_a_row_number_beside_a_run_id_does_not_hide_the_history(tmp_path):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from flops_fit_core import FitError
-from flops_fit_core.fitting import read_runs, read_table
+from flops_fit_core.fitting import read_complete_table, read_table
 
 
 def write(tmp_path, text, name="runs.csv"):
@@ -20,18 +20,18 @@ def write(tmp_path, text, name="runs.csv"):
     "header", ["params,tokens,flops,loss", "N,D,C,L", "Model_Size,train_tokens,FLOPs,final_loss"]
 )
 def test_common_column_names_are_recognised(tmp_path, header):
-    (run,) = read_runs(write(tmp_path, f"{header}\n1e6,2e7,1.2e14,3.5\n"))
+    (run,) = read_complete_table(write(tmp_path, f"{header}\n1e6,2e7,1.2e14,3.5\n")).observations
     assert (run.id, run.params, run.tokens, run.flops, run.loss) == ("row 2", 1e6, 2e7, 1.2e14, 3.5)
 
 
 def test_other_names_are_mapped(tmp_path):
     path = write(tmp_path, "weights;D;ppl_nats\n1e6;2e7;3.5\n")
     with pytest.raises(FitError, match=r"no column for params, loss.*--column params=COLUMN"):
-        read_runs(path)
-    (run,) = read_runs(path, {"params": "weights", "loss": "ppl_nats"})
+        read_complete_table(path)
+    (run,) = read_complete_table(path, {"params": "weights", "loss": "ppl_nats"}).observations
     assert run.params == 1e6
     with pytest.raises(FitError, match="did you mean 'weights'"):
-        read_runs(path, {"params": "weight"})
+        read_complete_table(path, {"params": "weight"})
 
 
 def test_missing_flops_become_6nd_with_a_note(tmp_path):
@@ -59,7 +59,7 @@ def test_every_unusable_row_is_named_with_its_reason(tmp_path):
         "row 7": "tokens is missing",
     }
     with pytest.raises(FitError, match="5 rows cannot be used"):
-        read_runs(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
+        read_complete_table(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
 
 
 def test_a_table_of_a_study_keeps_ids_and_excludes_incomplete_runs(tmp_path):
@@ -83,11 +83,11 @@ def test_a_parquet_file_reads_like_a_csv_file(tmp_path):
 def test_a_file_without_a_table_of_runs_is_the_users_mistake(tmp_path, content):
     path = write(tmp_path, content)
     try:
-        assert read_runs(path) == []
+        assert read_complete_table(path).observations == []
     except FitError as error:
         assert str(path) in str(error)
     with pytest.raises(FitError, match="no such file"):
-        read_runs(tmp_path / "nowhere.csv")
+        read_complete_table(tmp_path / "nowhere.csv")
 
 
 def bits_found(tmp_path, text, **options):

@@ -65,14 +65,6 @@ class TableOptions:
     """Hyperparameters of a grid: only the best setting at each (N, D) is fitted. ``("none",)`` fits all rows."""
 
 
-def read_runs(path: Path, columns: Mapping[str, str] | None = None, **options: Any) -> list[Observation]:
-    """The runs of a table, one per row. Options as in :func:`read_table`.
-
-    Raises FitError if the file or any of its rows cannot be used; :func:`read_table` keeps the usable rows.
-    """
-    return read_complete_table(path, columns, **options).observations
-
-
 def read_complete_table(path: Path, columns: Mapping[str, str] | None = None, **options: Any) -> RunTable:
     """As :func:`read_table`, but raises FitError if a row of a finished run cannot be used."""
     table = read_table(path, columns, **options)
