@@ -18,6 +18,7 @@ from types import ModuleType
 import option_tables
 import pytest
 import typer.main
+from optional_packages import needs
 
 import flops_fit_core
 from flops_fit_core.cli import app
@@ -53,6 +54,12 @@ class Block:
         """Name of the file that a complete block shows, from the comment in its first line."""
         comment = re.match(r"# (\w[\w./-]*\.(?:py|toml))\n", self.text)
         return comment[1] if comment else None
+
+    @property
+    def marks(self) -> list[pytest.MarkDecorator]:
+        """Marks of a test of this block."""
+        slow = [pytest.mark.slow] if self.info == "slow" else []
+        return [*slow, needs("lightning")] if "lightning" in self.text else slow
 
     def __str__(self) -> str:
         return f"{self.document.name}-{self.file or self.text.splitlines()[0][:30]}"
@@ -109,7 +116,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 RUN = [block for block in blocks("python") if block.document != HOOKS and block.info in ("", "slow")]
 SCRIPTS = [
-    pytest.param(block, id=str(block), marks=[pytest.mark.slow] if block.info == "slow" else [])
+    pytest.param(block, id=str(block), marks=block.marks)
     for block in RUN
     if not (block.file or "").startswith("test_")
 ]
@@ -239,7 +246,7 @@ def test_every_toml_block_is_toml() -> None:
         assert tomllib.loads(block.text), block
 
 
-@pytest.mark.parametrize("block", EXPERIMENTS, ids=str)
+@pytest.mark.parametrize("block", [pytest.param(block, id=str(block), marks=block.marks) for block in EXPERIMENTS])
 def test_an_experiment_in_the_docs_is_valid(block: Block, folder: Path) -> None:
     registry = Registry(dict(plugin_modules(folder)))
     path = folder / (block.file or "example.toml")

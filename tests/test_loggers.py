@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import reading_loggers as reading
+from optional_packages import needs
 from small import Bench, text_table, write_text
 from typer.testing import CliRunner
 
@@ -29,7 +30,7 @@ from flops_fit_core.testing import LoggerConformance, example_result, example_ru
 from flops_fit_core.training import work
 
 RUN = example_run()
-MLFLOW_WARNS = pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")
+MLFLOW_WARNS = needs("mlflow", pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"))
 
 
 @pytest.fixture(autouse=True)

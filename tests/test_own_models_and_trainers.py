@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from optional_packages import needs
 
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
@@ -58,7 +59,7 @@ def test_an_experiment_with_a_declared_model_can_be_planned(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "experiment"),
-    [("models", "own.toml"), ("trainers", "own-lightning.toml")],
+    [("models", "own.toml"), pytest.param("trainers", "own-lightning.toml", marks=needs("lightning"))],
     ids=["callable", "lightning"],
 )
 def test_the_experiment_of_a_guide_runs_to_its_end(name: str, experiment: str, tmp_path: Path) -> None:

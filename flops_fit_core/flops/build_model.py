@@ -50,7 +50,7 @@ def with_separate_weights(module: nn.Module, registered: dict[int, Any]) -> nn.M
     if any(id(parameter) not in registered for parameter in module.parameters()):
         with contextlib.suppress(Exception):  # locks, open files and other attributes cannot be copied
             return copy.deepcopy(module)
-    if torch.get_default_device().type == "meta":
+    if torch.empty(0).is_meta:  # get_default_device() of torch 2.7 fails after set_default_device(None)
         return module  # meta tensors are never written to
     tensors_by_storage: dict[int, list[Tensor]] = {}
     for tensor in (*module.parameters(), *module.buffers()):

@@ -44,12 +44,13 @@ class DeviceConformance(Kit):
         backend = getattr(torch, self.backend, None)
         if self.backend != "cpu" and not (backend is not None and backend.is_available()):
             pytest.skip(f"torch finds no {self.backend} here")
-        dtype = torch.get_default_dtype()
+        dtype, default = torch.get_default_dtype(), torch.get_default_device()
         device = chosen.spec.build(chosen.options)
         assert isinstance(device, Device), "inherit from flops_fit_core.plugins.Device"
         yield device
         torch.set_default_dtype(dtype)
-        torch.set_default_device(None)
+        if torch.get_default_device() != default:  # after set_default_device(None), torch 2.7 cannot name it
+            torch.set_default_device(default)
 
     # ------------------------------------------------------------------ before a run
 

@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import reading_loggers as reading
+from optional_packages import needs
 
 from flops_fit_core.testing import LoggerConformance
 
@@ -49,7 +50,8 @@ def empty(tmp_path_factory):
     return file
 
 
-@pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning")  # raised by MLflow's use of SQLAlchemy
+# MLflow's use of SQLAlchemy is deprecated
+@needs("mlflow", pytest.mark.filterwarnings("ignore::sqlalchemy.exc.SADeprecationWarning"))
 class TestMlflowInTheStudy(LoggerConformance):
     name = "mlflow"
     keeps = ALL_VALUES

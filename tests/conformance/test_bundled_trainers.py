@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from optional_packages import needs
 
 from flops_fit_core.testing import TrainerConformance
 
@@ -36,6 +37,7 @@ class TestCommand(TrainerConformance):
         }
 
 
+@needs("lightning")
 class TestLightning(TrainerConformance):
     name = "lightning"
     experiment = {"optimizer": {"name": "sgd", "lr": 0.3}}

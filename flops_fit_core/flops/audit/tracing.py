@@ -150,7 +150,7 @@ def _describe_error(error: Exception, failed: tuple[Exception, str] | None) -> s
     operation = failed[1] if failed is not None and str(failed[0]) == str(error) else None
     if operation in READS_VALUES or any(text in message for text in NO_VALUES_MESSAGES):
         return f"{_READS_VALUES} ({operation or message}), but a trace has shapes without values"
-    if control := re.search(r"HigherOrderOperator (\w+)", message):
+    if control := re.search(r"(?:HigherOrderOperator|rule registered for HOP) (\w+)", message):
         return f"it uses torch's control flow ({control[1]}), which needs values, but a trace has only shapes"
     if operation and isinstance(error, NotImplementedError):
         return f"the operation {operation} has no kernel for the meta device"
