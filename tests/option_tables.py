@@ -91,7 +91,7 @@ def options_table(model: type[BaseModel]) -> str:
 
 def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
     """The text below each field, of the class and of those it inherits from."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for cls in reversed(model.__mro__):
         if not (issubclass(cls, BaseModel) and cls.__module__.startswith("flops_fit")):
             continue
@@ -99,8 +99,8 @@ def attribute_docstrings(model: type[BaseModel]) -> dict[str, str]:
         assert isinstance(tree, ast.ClassDef)
         for node, after in zip(tree.body, tree.body[1:], strict=False):
             if isinstance(node, ast.AnnAssign) and isinstance(after, ast.Expr):
-                found[ast.unparse(node.target)] = " ".join(str(ast.literal_eval(after.value)).split())
-    return found
+                texts[ast.unparse(node.target)] = " ".join(str(ast.literal_eval(after.value)).split())
+    return texts
 
 
 def shown(default: Any) -> str:
@@ -121,7 +121,7 @@ def kind_of(schema: Mapping[str, Any]) -> str:
     """A JSON schema in a few words."""
     for union in ("anyOf", "oneOf"):
         if union in schema:
-            kinds = [kind_of(one) for one in schema[union] if one.get("type") != "null"]
+            kinds = [kind_of(kind) for kind in schema[union] if kind.get("type") != "null"]
             return ", or ".join(dict.fromkeys(kinds))
     if "enum" in schema:
         return ", ".join(f"`{json.dumps(value)}`" for value in schema["enum"])

@@ -45,7 +45,6 @@ PHRASES = [
     (r"\b(?:somebody|nobody|whoever)\b", "you, a user, no process"),
     (r"\b(?:goes|go|went|going) on\b", "continues"),
     (r"\bbeside\b", "next to, with, for comparison"),
-    (r"\bwhose\b", "with, of which"),
 ]
 """Regular expression of a phrase -> rewrite."""
 

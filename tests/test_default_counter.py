@@ -123,9 +123,9 @@ def test_a_study_plans_again_with_the_same_default(tmp_path):
     assert [result.status for result in study.results] == ["completed"]
     again = Study.open(tmp_path / "study")._experiment()
     assert again.counter.depends_on_task
-    assert [one.id for one in make_plan(again).runs] == [one.id for one in study.plan.runs]
-    assert [one.id for one in plan_study(table, out=tmp_path / "study").plan.runs] == [
-        one.id for one in study.plan.runs
+    assert [run.id for run in make_plan(again).runs] == [run.id for run in study.plan.runs]
+    assert [run.id for run in plan_study(table, out=tmp_path / "study").plan.runs] == [
+        run.id for run in study.plan.runs
     ]
 
 

@@ -334,7 +334,7 @@ REFUSED = {
     ),
     "another device": (lambda m, x: x + torch.ones(16, device="cpu"), r"aten::add.Tensor: RuntimeError: .*cpu"),
     "no formula": (lambda m, x: functional.bilinear(x, x, torch.zeros(16, 16, 16)), "no formula for aten::_tri"),
-    "an operation of its own": (of_its_own, "no formula for flops_fit_tests::twice .*register_flop_formula"),
+    "a custom operation": (of_its_own, "no formula for flops_fit_tests::twice .*register_flop_formula"),
     "attention by a fused kernel": (
         fused,
         r"1 of its 1 calls of scaled_dot_product_attention were counted as zero \(aten::_scaled_dot_product_f",
@@ -343,7 +343,7 @@ REFUSED = {
         nothing_to_attend_to,
         "1 of its 1 calls of scaled_dot_product_attention were counted",
     ),
-    "a mistake of its own": (lambda m, x: 1 / 0, "ZeroDivisionError: division by zero"),
+    "a mistake of the model": (lambda m, x: 1 / 0, "ZeroDivisionError: division by zero"),
 }
 
 

@@ -108,9 +108,9 @@ def build(hook: str, *arguments: Any) -> Any:
 
 def section(hook: str) -> str:
     """A hook's part of docs/reference/hooks.md."""
-    found = re.search(rf"^## `{hook}`[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
-    assert found, f"docs/reference/hooks.md has no section '## `{hook}`'"
-    return found[1]
+    match = re.search(rf"^## `{hook}`[^\n]*\n(.*?)(?=^## |\Z)", DOCUMENT, re.DOTALL | re.MULTILINE)
+    assert match, f"docs/reference/hooks.md has no section '## `{hook}`'"
+    return match[1]
 
 
 # ---------------------------------------------------------------------------- docs/reference/hooks.md

@@ -103,8 +103,8 @@ def forbidden_to_a_plugin(source: str, plugin: str) -> list[str]:
 
 
 def test_every_room_has_its_place_in_the_order() -> None:
-    there = {path.stem for path in CORE.glob("*.py")} | {path.parent.name for path in CORE.glob("*/__init__.py")}
-    assert there - {"__init__"} == set(ROOMS)
+    rooms = {path.stem for path in CORE.glob("*.py")} | {path.parent.name for path in CORE.glob("*/__init__.py")}
+    assert rooms - {"__init__"} == set(ROOMS)
 
 
 def modules_of(room: str) -> list[Path]:
@@ -162,11 +162,11 @@ def test_a_circle_would_be_noticed() -> None:
 @pytest.mark.parametrize("room", [room for room in ROOMS if room != "training"])
 def test_torch_is_imported_in_functions_except_by_training(room: str) -> None:
     for path in modules_of(room):
-        found = {module.split(".")[0] for module, _ in imports(path.read_text(), "", at_import=True)}
-        assert "torch" not in found, path
+        roots = {module.split(".")[0] for module, _ in imports(path.read_text(), "", at_import=True)}
+        assert "torch" not in roots, path
 
 
-def test_what_a_module_imports_at_once_is_told_from_what_its_functions_import() -> None:
+def test_imports_at_import_time_are_separated_from_imports_in_functions() -> None:
     source = (
         "if TYPE_CHECKING:\n  import a\nelse:\n  import b\ndef f():\n  import c\nclass C:\n  import d\n"
         "  def g(self):\n    import e\ntry:\n  import f\nexcept ImportError:\n  import g"
@@ -207,8 +207,8 @@ def test_a_private_way_in_would_be_seen() -> None:
         "def f():\n  from flops_fit_core.plugins.registry import installed\n  import flops_fit_optim\n"
         "from flops_fit_gpt.model import GPT\nimport flops_fit_core"
     )
-    found = forbidden_to_a_plugin(source, "flops_fit_gpt")
-    assert sorted(found) == [
+    names = forbidden_to_a_plugin(source, "flops_fit_gpt")
+    assert sorted(names) == [
         "flops_fit_core",
         "flops_fit_core.plugins.registry.installed",
         "flops_fit_core.registry",

@@ -108,7 +108,7 @@ def test_the_source_distribution_has_what_it_takes_to_build_and_test(tmp_path: P
 
 
 def test_no_file_of_the_core_is_in_a_plugins_way() -> None:
-    """Plugins lie beside the core in an installation, under their own names."""
+    """Plugins lie next to the core in an installation, under their own names."""
     assert all(package.startswith("flops_fit_") for package in PACKAGES)
     assert not any((ROOT / package).exists() for package in PACKAGES[1:])
 

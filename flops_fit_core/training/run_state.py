@@ -109,7 +109,7 @@ class TrajectoryState:
         parts = context.build(
             spec, shard=lambda model: should_shard(model, device, distributed.size, self._options.parallel)
         )
-        # Read before the checkpoint is loaded: it contains the learning rates of its own step.
+        # Read before the checkpoint is loaded: it contains the learning rates of the step of the checkpoint.
         peak_lrs = [float(group["lr"]) for group in parts.optimizer.param_groups]
         checkpoints = Checkpoints(self._folder, device, distributed)
         position = checkpoints.restore(spec, parts)
