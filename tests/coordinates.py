@@ -45,7 +45,7 @@ class Images(Dataset):
             images = torch.randn(batch_size, *self.task.inputs, generator=generator)
             yield images, torch.randint(10, (batch_size,), generator=generator)
 
-    def heldout(self, tokens, batch_size):
+    def eval_batches(self, tokens, batch_size):
         return []
 
 

@@ -47,7 +47,7 @@ def _tensorboard_row(place: Path) -> dict[str, Any]:
         "status": texts["status"],
         "error": texts.get("error"),
         **{key: curves[key][-1][1] for key in ("loss", "tokens", "flops") if key in curves},
-        "heldout": curves.get("heldout/loss", []),
+        "eval": curves.get("eval/loss", []),
         "training": curves.get("train/loss", []),
     }
 
@@ -77,7 +77,7 @@ def _wandb_row(run: dict[str, Any]) -> dict[str, Any]:
         "status": summary["status"],
         "error": summary.get("error"),
         **{key: summary[key] for key in ("loss", "tokens", "flops") if key in summary},
-        "heldout": curve("heldout/loss"),
+        "eval": curve("eval/loss"),
         "training": curve("train/loss"),
     }
 
@@ -151,6 +151,6 @@ def _mlflow_row(client: Any, run: Any) -> dict[str, Any]:
         "status": tags["status"],
         "error": tags.get("error"),
         **{key: metrics[key] for key in ("loss", "tokens", "flops") if key in metrics},
-        "heldout": curve("heldout/loss"),
+        "eval": curve("eval/loss"),
         "training": curve("train/loss"),
     }

@@ -37,12 +37,17 @@ def text_table(text: Path, **changes) -> dict:
     """An experiment on these files: two sizes, about 100 steps each. ``sweep={...}`` changes single entries."""
     table = {
         "name": "small",
-        "sweep": {"budgets": [2.4e8], "sizes": [{"width": 8}, {"width": 12}], "repeat": True, "min_steps": 1},
+        "sweep": {
+            "budgets": [2.4e8],
+            "sizes": [{"width": 8}, {"width": 12}],
+            "allow_repeat": True,
+            "min_steps": 1,
+        },
         "model": {"name": "gpt", "depth": 1, "head_dim": 4},
         "dataset": {"name": "text", "path": str(text), "context": 16},
         "optimizer": {"name": "adamw"},
-        "flops": {"name": "model"},
-        "trainer": {"name": "torch", "heldout_tokens": 512},
+        "counter": {"name": "model"},
+        "trainer": {"name": "torch", "eval_tokens": 512},
         "device": {"name": "cpu"},
         "executor": "local",
     }
@@ -132,7 +137,7 @@ class Bench:
             "model": {"name": "bench/net"},
             "dataset": {"name": "bench/walk"},
             "optimizer": {"name": "adamw", "lr": 0.01},
-            "trainer": {"name": "torch", "heldout_tokens": 400},
+            "trainer": {"name": "torch", "eval_tokens": 400},
             "device": {"name": "cpu"},
             "executor": "local",
         }

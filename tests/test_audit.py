@@ -28,7 +28,7 @@ def audited(family="gpt", task=TASK, widths=(64, 16, 256), own="model", registry
     model = chosen("model", family, registry, **options)
     sizes = [model.with_options(width=width).options for width in widths]
     other_counters = [counter for counter in every_counter(registry) if only in counter.name]
-    return audit(model, sizes, task, chosen("flops", own, registry), other_counters)
+    return audit(model, sizes, task, chosen("counter", own, registry), other_counters)
 
 
 # ---------------------------------------------------------------------------- comparing
@@ -37,14 +37,14 @@ def audited(family="gpt", task=TASK, widths=(64, 16, 256), own="model", registry
 def test_all_counters_are_listed_after_the_experiments_counter_smallest_size_first():
     result = audited(depth=2)
     assert [convention.label for convention in result.conventions] == [
-        "flops/model",
-        "flops/chinchilla",
-        "flops/chinchilla n=total",
-        "flops/chinchilla n=non-embedding",
-        "flops/hoffmann",
-        "flops/hoffmann vocabulary=head",
-        "flops/hoffmann vocabulary=none",
-        "flops/traced",
+        "counters/model",
+        "counters/chinchilla",
+        "counters/chinchilla n=total",
+        "counters/chinchilla n=non-embedding",
+        "counters/hoffmann",
+        "counters/hoffmann vocabulary=head",
+        "counters/hoffmann vocabulary=none",
+        "counters/traced",
     ]
     assert [size.size for size in result.sizes] == [16, 64, 256]
     assert result.refused == {}
@@ -56,25 +56,25 @@ def test_ratios_are_relative_to_the_trace_and_to_6_n():
     d, s, v = 64, 64, 256
     products = 3 * (2 * (24 * d * d + 4 * s * d) + 2 * d * v)
     n = 2 * 12 * d * d + d * v + 2 * 2 * d + d  # with the norms' gains
-    assert result.over_six_n(by_label["flops/traced"])[1] == pytest.approx(products / (6 * n))
-    assert result.over_traced(by_label["flops/chinchilla"])[1] == pytest.approx(6 * n / products)
-    assert result.over_traced(by_label["flops/model"]) == (1.0, 1.0, 1.0)
-    total = by_label["flops/chinchilla n=total"]
+    assert result.over_six_n(by_label["counters/traced"])[1] == pytest.approx(products / (6 * n))
+    assert result.over_traced(by_label["counters/chinchilla"])[1] == pytest.approx(6 * n / products)
+    assert result.over_traced(by_label["counters/model"]) == (1.0, 1.0, 1.0)
+    total = by_label["counters/chinchilla n=total"]
     assert result.over_six_n(total)[1] == pytest.approx((n + d * v) / n)
 
 
 def test_a_counter_that_cannot_count_a_family_is_listed_once_with_the_reason():
     result = audited("mlp", own="chinchilla")
-    assert list(result.refused) == ["flops/hoffmann"]
-    assert "does not describe its shape" in result.refused["flops/hoffmann"]
+    assert list(result.refused) == ["counters/hoffmann"]
+    assert "does not describe its shape" in result.refused["counters/hoffmann"]
 
 
 def test_options_that_do_not_change_the_count_are_not_listed():
     result = audited("mlp", SupervisedTask((8,), 2), own="chinchilla")
     assert [convention.label for convention in result.conventions] == [
-        "flops/chinchilla",
-        "flops/model",
-        "flops/traced",
+        "counters/chinchilla",
+        "counters/model",
+        "counters/traced",
     ]
 
 
@@ -144,7 +144,7 @@ def test_excluding_embeddings_raises_the_exponent_of_small_models():
         scaling.convention.label: scaling.own_a
         for scaling in scalings(result, LossExponents(0.35, 0.37, "the test"))
     }
-    assert own_a["flops/chinchilla n=non-embedding"] > own_a["flops/chinchilla"] + 0.05
+    assert own_a["counters/chinchilla n=non-embedding"] > own_a["counters/chinchilla"] + 0.05
 
 
 def test_a_single_size_has_no_slope():
@@ -176,7 +176,7 @@ def bigram(options, task):
 def notes(registry, *widths, name="odd", task=TASK, **options):
     model = chosen("model", name, registry, **options)
     by_type = UsageTraces(model, task, by_type=True)  # the tests below count how often the model runs
-    meter = SizeMeasurer(model, task, chosen("flops", "chinchilla", registry), by_type)
+    meter = SizeMeasurer(model, task, chosen("counter", "chinchilla", registry), by_type)
     return formula_notes(model, task, [meter.at(width) for width in widths])
 
 
@@ -318,10 +318,10 @@ def test_audit_prints_counts_terms_and_exponents(run_cli):
     assert status == 0
     assert "Training FLOPs a token of gpt/gpt" in output
     for word in (
-        "flops/traced",
+        "counters/traced",
         "feed-forward",
         "softmax",
-        "flops/hoffmann vocabulary=none",
+        "counters/hoffmann vocabulary=none",
         "What the convention",
     ):
         assert word in output
@@ -342,9 +342,9 @@ def test_audit_accepts_changes_and_lists_counters_that_cannot_count(run_cli):
     model = ["--set", 'model={name="mlp"}', "--set", "flops.name=traced"]
     result = json.loads(run_cli("count-flops", "small.json", "--json", *model)[1])
     assert result["family"] == "mlp/mlp"
-    assert result["counts"][0]["counter"] == "flops/traced"
-    assert "does not describe its shape" in result["refused"]["flops/hoffmann"]
-    assert "flops/hoffmann cannot count it" in run_cli("count-flops", "small.json", *model)[1]
+    assert result["counts"][0]["counter"] == "counters/traced"
+    assert "does not describe its shape" in result["refused"]["counters/hoffmann"]
+    assert "counters/hoffmann cannot count it" in run_cli("count-flops", "small.json", *model)[1]
 
 
 def test_the_runs_of_a_study_are_refitted_with_each_counter(run_cli, tmp_path):
@@ -363,9 +363,9 @@ def test_the_runs_of_a_study_are_refitted_with_each_counter(run_cli, tmp_path):
     assert result["law"]["source"] == "this study's fit"
     alpha, beta = result["law"]["alpha"], result["law"]["beta"]
     rows = {row["counter"]: row for row in result["exponents"]}
-    for counter, phi in (("flops/chinchilla", 1.0), ("bent/bent", 1.1)):
+    for counter, phi in (("counters/chinchilla", 1.0), ("bent/bent", 1.1)):
         expected = beta / (alpha + phi * beta)
         assert rows[counter]["a"] == pytest.approx(expected, rel=1e-3)
         assert rows[counter]["refitted_a"]["value"] == pytest.approx(expected, rel=0.01)
         assert rows[counter]["refitted_b"]["value"] == pytest.approx(1 - phi * expected, rel=0.01)
-    assert "computes nothing" in result["refused"]["flops/traced"]
+    assert "computes nothing" in result["refused"]["counters/traced"]

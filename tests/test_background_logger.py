@@ -38,10 +38,10 @@ class Unsteady:
         self._do("close")
 
 
-def courier(runs, folder, patience=20.0):
+def courier(runs, folder, flush_timeout=20.0):
     from flops_fit_loggers.background import BackgroundLogger
 
-    return BackgroundLogger("unsteady", runs, folder, points=1000, patience=patience)
+    return BackgroundLogger("unsteady", runs, folder, points=1000, flush_timeout=flush_timeout)
 
 
 def test_what_could_not_be_sent_is_sent_in_order_once_the_server_is_back(tmp_path, caplog):
@@ -76,7 +76,7 @@ class Silent(Unsteady):
 
 def test_results_are_on_disk_until_they_are_sent(tmp_path):
     runs = Silent()
-    logger = courier(runs, tmp_path, patience=0.0)
+    logger = courier(runs, tmp_path, flush_timeout=0.0)
     logger.started(plan_of(RUN))
     logger.finished(example_result(attempt=1, status="failed"))
     logger.finished(example_result(attempt=2))
@@ -97,7 +97,7 @@ def test_results_are_on_disk_until_they_are_sent(tmp_path):
 def test_two_drivers_of_a_study_keep_each_other_s_unsent_results(tmp_path):
     away, there = Unsteady(), Unsteady()
     there.there.set()
-    one, other = courier(away, tmp_path, patience=0.0), courier(there, tmp_path)
+    one, other = courier(away, tmp_path, flush_timeout=0.0), courier(there, tmp_path)
     one.started(plan_of(RUN))
     other.started(plan_of(RUN))
     one.finished(example_result(attempt=1))
@@ -111,7 +111,7 @@ def test_two_drivers_of_a_study_keep_each_other_s_unsent_results(tmp_path):
 
 
 def test_waiting_for_a_server_at_the_end_of_a_sweep_is_said(tmp_path, caplog):
-    logger = courier(Unsteady(), tmp_path, patience=2.1)
+    logger = courier(Unsteady(), tmp_path, flush_timeout=2.1)
     logger.started(plan_of(RUN))
     logger.close()
     assert [record.getMessage() for record in caplog.records][1:] == [

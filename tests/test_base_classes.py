@@ -52,7 +52,7 @@ class Constant(Dataset):
         while True:
             yield self.task.example(batch_size)
 
-    def heldout(self, tokens, batch_size):
+    def eval_batches(self, tokens, batch_size):
         yield self.task.example(batch_size)
 
 
@@ -66,7 +66,7 @@ class Unrelated:
     def batches(self, batch_size, start=0):
         yield self.task.example(batch_size)
 
-    def heldout(self, tokens, batch_size):
+    def eval_batches(self, tokens, batch_size):
         yield self.task.example(batch_size)
 
     def started(self, plan):

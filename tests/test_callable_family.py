@@ -239,8 +239,8 @@ def experiment(folder: Path, import_path: str) -> Path:
     table = text_table(
         write_text(folder / "text"),
         model={"name": "callable", "import_path": import_path, "size_argument": "d_model"},
-        sweep={"budgets": [1e8], "sizes": [{"size": 8}, {"size": 12}], "repeat": True, "min_steps": 1},
-        flops="traced",
+        sweep={"budgets": [1e8], "sizes": [{"size": 8}, {"size": 12}], "allow_repeat": True, "min_steps": 1},
+        counter="traced",
         executor={"name": "processes", "workers": 1},
         optimizer={"name": "adamw", "lr": 0.003},
     )
@@ -289,10 +289,10 @@ def declared_table(**changes) -> dict:
             ],
             "batch_size": 16,
         },
-        "model": {"name": "declared", "lookup_params": 500_000},
+        "model": {"name": "declared", "lookup_table_params": 500_000},
         "dataset": {"name": "external", "label": "web text 1", "vocab_size": 50_304, "context": 512},
         "trainer": {"command": "train {lr}"},
-        "flops": "model",
+        "counter": "model",
     }
     return {**table, **changes}
 
@@ -310,7 +310,7 @@ def test_declared_numbers_are_never_trained():
     with pytest.raises(ConfigError, match="use it with trainer 'command'"):
         module(torch.zeros(1, 16, dtype=torch.long))
     with pytest.raises(ValueError, match="leaves nothing"):
-        chosen("declared", params=100, lookup_params=100)
+        chosen("declared", params=100, lookup_table_params=100)
 
 
 def test_external_data_are_identified_by_their_label_and_give_no_batches():
@@ -319,6 +319,6 @@ def test_external_data_are_identified_by_their_label_and_give_no_batches():
     one = spec.build(spec.options.model_validate(options), 0)
     other = spec.build(spec.options.model_validate({**options, "label": "web text 2"}), 0)
     assert one.fingerprint != other.fingerprint
-    for give in (lambda: one.batches(1), lambda: one.heldout(1, 1)):
+    for give in (lambda: one.batches(1), lambda: one.eval_batches(1, 1)):
         with pytest.raises(DataError, match="use it with trainer 'command'"):
             give()

@@ -81,10 +81,10 @@ BAD = {
         broken("sweep", "sizes", [{"width": 8}, {"width": 9}]),
         ["sweep.sizes.1.width", "even"],
     ),
-    "more data than there is": (broken("sweep", "repeat", False), ["epochs", "sweep.repeat = true"]),
+    "more data than there is": (broken("sweep", "allow_repeat", False), ["epochs", "sweep.allow_repeat = true"]),
     "a budget too small for any size": (broken("sweep", "budgets", [1e3]), ["budget 1000", "none of its sizes"]),
     "text that is not there": (broken("dataset", "path", "nowhere/*.txt"), ["no file matches", "nowhere"]),
-    "a held-out part that is empty": (broken("dataset", "heldout_share", 1e-9), ["hold out", "heldout_path"]),
+    "a held-out part that is empty": (broken("dataset", "eval_share", 1e-9), ["hold out", "eval_path"]),
     "a device that is not there": (broken("device", "name", "tpu"), ["tpu", "cuda"]),
     "a negative budget": (broken("sweep", "budgets", [-1e9]), ["sweep.budgets.0"]),
 }
@@ -316,7 +316,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(here, said):
             yield ModelSpec(name="raising", options=RaisingOptions, build=build, size="width")
         """)
     )
-    write_experiment(here, model={"name": "raising"}, flops="chinchilla")
+    write_experiment(here, model={"name": "raising"}, counter="chinchilla")
     status, _, error = said("run", "small.json", "-p", "raising")
     assert status == 1
     assert "1 runs failed, the first with RuntimeError: not this one" in error
@@ -468,7 +468,7 @@ def test_a_disabled_plugin_is_not_offered(said):
 def test_ctrl_c_ends_within_seconds_with_130_and_the_sweep_goes_on_later(here):
     write_experiment(
         here,
-        sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "repeat": True},
+        sweep={"budgets": [4e8], "sizes": [{"width": 8}, {"width": 12}, {"width": 16}], "allow_repeat": True},
         executor={"name": "processes", "workers": 1},
     )
     command = [sys.executable, "-c", START, "run", "small.json"]
@@ -507,7 +507,7 @@ def test_output_that_nobody_reads_is_no_error(here):
         ["--set", "draws=10"],
         ["--column", "loss=val"],
         ["--filter", "group=c4"],
-        ["--heldout", "poems"],
+        ["--eval-set", "poems"],
     ],
 )
 def test_a_kept_fit_refuses_what_only_a_new_fit_could_follow(formula, said, tmp_path, option):

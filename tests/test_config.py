@@ -60,10 +60,10 @@ class Clip(Options):
 
 
 class TrainerOptions(Options):
-    heldout_tokens: PositiveInt = 131_072
+    eval_tokens: PositiveInt = 131_072
     micro_batch: Annotated[PositiveInt | None, Runtime()] = None
     threads: Annotated[int, Field(ge=1), Runtime()] = 1
-    clip: Clip = Clip()
+    grad_clip: Clip = Clip()
 
 
 class WaitOptions(Options):
@@ -153,7 +153,7 @@ def test_what_is_left_out_takes_its_default() -> None:
         "optimizer": "optim/sgd",
         "schedule": "schedules/cosine",
         "recipe": "recipes/default",
-        "flops": "flops/chinchilla",
+        "counter": "counters/chinchilla",
         "trainer": "trainers/torch",
         "device": "devices/auto",
         "store": "stores/sqlite",
@@ -241,8 +241,8 @@ def test_an_option_may_have_a_name_that_python_cannot_write() -> None:
 
 
 def test_a_choice_in_a_record_says_what_changes_the_result_and_nothing_else() -> None:
-    trainer = make(trainer={"threads": 4, "micro_batch": 2, "heldout_tokens": 4096}).trainer
-    assert trainer.choice == PluginChoice(name="trainers/torch", options={"heldout_tokens": 4096})
+    trainer = make(trainer={"threads": 4, "micro_batch": 2, "eval_tokens": 4096}).trainer
+    assert trainer.choice == PluginChoice(name="trainers/torch", options={"eval_tokens": 4096})
     assert trainer.runtime == {"threads": 4, "micro_batch": 2}
     assert make(optimizer="adamw").optimizer.choice == PluginChoice(name="optim/adamw", revision=3)
 
@@ -251,7 +251,7 @@ def test_options_equal_to_their_default_identify_nothing() -> None:
     class Odd(Options):
         betas: tuple[float, float] = [0.9, 0.95]  # type: ignore[assignment]
         path: Path = "here"  # type: ignore[assignment]
-        clip: Clip = Clip()
+        grad_clip: Clip = Clip()
         scale: float = 1
 
     assert identity_options(Odd()) == {}
@@ -270,7 +270,7 @@ def test_runtime_may_be_marked_by_the_class_as_well() -> None:
 
 
 def test_a_records_choice_can_be_made_again() -> None:
-    trainer = make(trainer={"threads": 4, "heldout_tokens": 4096, "clip": {"norm": 2}}).trainer
+    trainer = make(trainer={"threads": 4, "eval_tokens": 4096, "clip": {"norm": 2}}).trainer
     assert choose("trainer", trainer.choice, REGISTRY, trainer.runtime) == trainer
     with pytest.raises(PluginError, match=r"planned at revision 1, and .* here has revision 3: plan again"):
         choose("optimizer", PluginChoice(name="optim/adamw"), REGISTRY)
@@ -286,8 +286,8 @@ TABLES = (
     "loggers, fitter"
 )
 SWEEP = (
-    "budgets, sizes, size_ratio, tokens_per_param, previous_fit, multiple_of, seeds, batch_size, "
-    "share_trunks, reference_tokens, min_steps, repeat"
+    "budgets, sizes, size_ratio, tokens_per_param, init_from_fit, multiple_of, seeds, batch_size, "
+    "share_stable_phase, reference_tokens, min_steps, repeat"
 )
 
 
@@ -314,7 +314,7 @@ SWEEP = (
         ({"model": {"name": "toy", "kind": "sinus"}},
          ["model.kind: Input should be 'learned' or 'rotary' (given: 'sinus')"]),
         ({"trainer": {"clip": {"nrom": 1}}},
-         ["trainer.clip.nrom: unknown; did you mean 'norm'? there is: norm, value (given: 1)"]),
+         ["trainer.grad_clip.nrom: unknown; did you mean 'norm'? there is: norm, value (given: 1)"]),
         ({"optimiser": "sgd"},
          [f"optimiser: unknown; did you mean 'optimizer'? there is: {TABLES} (given: 'sgd')"]),
         ({"sweep": {"budgets": [1e12], "budget": 3}},
@@ -562,7 +562,7 @@ def test_a_file_that_is_no_text_is_named(tmp_path: Path) -> None:
         (" optimizer.lr = 3 ", {"optimizer": {"name": "sgd", "lr": 3}}),
         ("optimizer=adamw", {"optimizer": "adamw"}),
         ("optimizer.name=adamw", {"optimizer": {"name": "adamw"}}),
-        ("store.wait=5", {"store": {"wait": 5}}),
+        ("store.lock_timeout=5", {"store": {"wait": 5}}),
         ("a.b.c=true", {"a": {"b": {"c": True}}}),
         (
             "sweep.budgets=[1e15, 1e16]",
@@ -633,7 +633,13 @@ def test_another_plugin_replaces_the_whole_table_and_says_what_was_dropped() -> 
 
 def test_true_and_false_are_no_numbers():
     table = {
-        "sweep": {"budgets": [1e9, True], "sizes": True, "repeat": True, "seeds": [False], "min_steps": False},
+        "sweep": {
+            "budgets": [1e9, True],
+            "sizes": True,
+            "allow_repeat": True,
+            "seeds": [False],
+            "min_steps": False,
+        },
         "model": {"name": "gpt", "depth": True, "tied": True},
         "dataset": {"name": "text", "context": True},
         "optimizer": {"name": "adamw", "lr": True},

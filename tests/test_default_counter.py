@@ -19,7 +19,7 @@ from flops_fit_core.plugins import ModelSpec, Options, ParameterGroup, hookimpl
 from flops_fit_core.plugins.registry import installed
 
 IMAGES = {
-    "sweep": {"budgets": [1e9], "sizes": [{"width": 16}, {"width": 32}], "repeat": True, "min_steps": 1},
+    "sweep": {"budgets": [1e9], "sizes": [{"width": 16}, {"width": 32}], "allow_repeat": True, "min_steps": 1},
     "model": {"name": "vit", "depth": 2, "patch": 2},
     "dataset": {"name": "images"},
     "optimizer": "adamw",
@@ -31,7 +31,7 @@ def planned(table):
 
 
 def counters(plan):
-    return {run.flops_counter.name for run in plan.runs}
+    return {run.counter.name for run in plan.runs}
 
 
 class CNN(nn.Module):
@@ -50,7 +50,7 @@ TOKENS = TensorDataset(ROWS[:, :-1], ROWS[:, 1:])
 
 
 def optimal(tmp_path, model, dataset, **more):
-    settings = {"compute_budgets": [1e7], "sizes": [4, 8], "repeat": True, "min_steps": 1, "train": False}
+    settings = {"compute_budgets": [1e7], "sizes": [4, 8], "allow_repeat": True, "min_steps": 1, "train": False}
     return find_optimal(
         model, "width", dataset=dataset, output_dir=tmp_path / "study", **{**settings, **more}
     ).plan
@@ -63,24 +63,24 @@ def test_a_language_task_is_counted_as_6_n_d_and_the_plan_gives_the_reason(tmp_p
     table = text_table(write_text(tmp_path / "text"))
     del table["flops"]
     plan = planned(table)
-    assert counters(plan) == {"flops/chinchilla"}
-    assert any("flops/chinchilla, by default: this is a language task" in note for note in plan.notes)
+    assert counters(plan) == {"counters/chinchilla"}
+    assert any("counters/chinchilla, by default: this is a language task" in note for note in plan.notes)
 
 
 def test_a_family_that_counts_as_torch_does_counts_itself_on_images():
     plan = planned(IMAGES)
-    assert counters(plan) == {"flops/model"}
-    assert any("flops/model, by default" in note and "equals a trace" in note for note in plan.notes)
+    assert counters(plan) == {"counters/model"}
+    assert any("counters/model, by default" in note and "equals a trace" in note for note in plan.notes)
 
 
 def test_a_family_whose_own_count_is_not_torch_s_is_traced():
     plan = planned({**IMAGES, "model": {"name": "mlp"}})
-    assert counters(plan) == {"flops/traced"}
+    assert counters(plan) == {"counters/traced"}
 
 
 def test_a_convolutional_net_is_counted_as_torch_counts_it(tmp_path):
     plan = optimal(tmp_path, CNN, PICTURES, compute_budgets=[1e8])
-    assert counters(plan) == {"flops/traced"}
+    assert counters(plan) == {"counters/traced"}
     for planned_run in plan.runs:
         model, (inputs, targets) = CNN(planned_run.size), PICTURES[:4]
         with FlopCounterMode(display=False) as counter:
@@ -89,7 +89,7 @@ def test_a_convolutional_net_is_counted_as_torch_counts_it(tmp_path):
 
 
 def test_rows_of_tokens_given_to_find_optimal_are_a_language_task(tmp_path):
-    assert counters(optimal(tmp_path, Bigram, TOKENS)) == {"flops/chinchilla"}
+    assert counters(optimal(tmp_path, Bigram, TOKENS)) == {"counters/chinchilla"}
 
 
 class Bigram(nn.Module):
@@ -103,13 +103,13 @@ class Bigram(nn.Module):
 
 def test_options_without_a_name_are_those_of_the_default():
     plan = planned({**IMAGES, "flops": {"n": "total"}})
-    assert counters(plan) == {"flops/model"}
+    assert counters(plan) == {"counters/model"}
     assert plan.params_name == "all parameters"
 
 
 def test_a_counter_that_is_named_stays_and_is_compared():
-    plan = planned({**IMAGES, "flops": "chinchilla"})
-    assert counters(plan) == {"flops/chinchilla"}
+    plan = planned({**IMAGES, "counter": "chinchilla"})
+    assert counters(plan) == {"counters/chinchilla"}
     (note,) = [note for note in plan.notes if "over a trace" in note]
     own = {run.size: run.flops_per_token for run in planned(IMAGES).runs}
     ratios = {run.size: run.flops_per_token / own[run.size] for run in plan.runs}
@@ -118,7 +118,7 @@ def test_a_counter_that_is_named_stays_and_is_compared():
 
 def test_planner_1_keeps_6_n_d_everywhere_and_does_not_refuse_it():
     plan = planned({**IMAGES, "planner": 1})
-    assert counters(plan) == {"flops/chinchilla"}
+    assert counters(plan) == {"counters/chinchilla"}
 
 
 def test_a_study_plans_again_with_the_same_default(tmp_path):
@@ -141,7 +141,7 @@ class Peeking(CNN):
 
 def test_a_model_that_cannot_be_traced_is_planned_with_a_note(tmp_path):
     plan = optimal(tmp_path, Peeking, PICTURES)
-    assert counters(plan) == {"flops/chinchilla"}
+    assert counters(plan) == {"counters/chinchilla"}
     assert any("the model cannot be traced (it reads the values of a tensor" in note for note in plan.notes)
     assert any("not compared with a trace" in note for note in plan.notes)
 
@@ -165,21 +165,23 @@ def test_numbers_of_a_model_that_another_program_builds_are_planned_with_a_note(
 def compared(table, *, is_named):
     experiment = make_experiment(table, installed())
     task = open_dataset(experiment, 0).task
-    meter = SizeMeasurer(experiment.model, task, experiment.flops)
+    meter = SizeMeasurer(experiment.model, task, experiment.counter)
     sizes = [meter.measure(experiment.model.with_options(**size).options) for size in experiment.sweep.sizes]
     return counter_notes(meter, sizes, ReferenceFlops(experiment.model, task), is_named=is_named)
 
 
 def test_a_default_that_is_far_off_is_refused_with_the_choices():
-    with pytest.raises(PlanError, match=r'flops/chinchilla over a trace.*flops = "traced".*flops = "chinchilla"'):
-        compared({**IMAGES, "flops": "chinchilla"}, is_named=False)
-    assert len(compared({**IMAGES, "flops": "chinchilla"}, is_named=True)) == 1
+    with pytest.raises(
+        PlanError, match=r'counters/chinchilla over a trace.*counter = "traced".*counter = "chinchilla"'
+    ):
+        compared({**IMAGES, "counter": "chinchilla"}, is_named=False)
+    assert len(compared({**IMAGES, "counter": "chinchilla"}, is_named=True)) == 1
 
 
 def test_a_language_task_gets_a_warning_for_a_long_context(tmp_path):
     text = write_text(tmp_path / "text")
     sweep = {"budgets": [1e9], "sizes": [{"width": 8}, {"width": 64}], "min_steps": 1}
-    changes = {"flops": "chinchilla", "dataset": {"context": 256}, "sweep": sweep}
+    changes = {"counter": "chinchilla", "dataset": {"context": 256}, "sweep": sweep}
     (note,) = compared(text_table(text, **changes), is_named=False)
     d, s, v = 8, 256, 256
     ratio = 6 * (12 * d * d + d * v + 3 * d) / (3 * (24 * d * d + 4 * s * d + 2 * d * v))
@@ -191,7 +193,8 @@ def test_a_counter_within_five_percent_needs_no_note(tmp_path):
     """At width 64 and context 16, attention is 3% of a gpt's products."""
     sizes = {"sizes": [{"width": 64}], "budgets": [1e9]}
     assert (
-        compared(text_table(write_text(tmp_path / "text"), flops="chinchilla", sweep=sizes), is_named=False) == []
+        compared(text_table(write_text(tmp_path / "text"), counter="chinchilla", sweep=sizes), is_named=False)
+        == []
     )
 
 
@@ -247,7 +250,7 @@ class Sorted(Experts):
 
 def test_a_grouped_product_of_experts_is_counted_as_the_products_of_the_experts(tmp_path):
     flops = [
-        {run.size: run.flops_per_token for run in optimal(tmp_path / name, model, TOKENS, flops="traced").runs}
+        {run.size: run.flops_per_token for run in optimal(tmp_path / name, model, TOKENS, counter="traced").runs}
         for name, model in (("sorted", Sorted), ("stacked", Stacked))
     ]
     assert flops[0] == flops[1]
@@ -279,7 +282,7 @@ def test_a_mixture_that_gives_the_share_needs_no_note(tmp_path):
 
 def test_a_dense_model_has_no_part_that_a_token_leaves_out():
     experiment = make_experiment(IMAGES, installed())
-    meter = SizeMeasurer(experiment.model, open_dataset(experiment, 0).task, experiment.flops)
+    meter = SizeMeasurer(experiment.model, open_dataset(experiment, 0).task, experiment.counter)
     meter.measure(experiment.model.with_options(width=16).options)
     (usage,) = meter.usages.traced
     assert partly_used(usage) == {}
@@ -304,7 +307,7 @@ def test_a_worker_counts_a_model_that_is_tied_by_hand_as_its_plan_does(tmp_path)
         dataset=TOKENS,
         compute_budgets=[2e7],
         sizes=[4, 8],
-        repeat=True,
+        allow_repeat=True,
         min_steps=1,
         executor="local",
         device="cpu",
@@ -314,7 +317,7 @@ def test_a_worker_counts_a_model_that_is_tied_by_hand_as_its_plan_does(tmp_path)
         ("completed", 50 * 4),
         ("completed", 50 * 8),
     ]
-    assert all(result.parameters.lookup == 0 for result in study.results)
+    assert all(result.parameters.lookup_table == 0 for result in study.results)
 
 
 def test_planner_1_counts_by_module_types_in_the_plan_and_in_the_worker(tmp_path):
@@ -340,7 +343,7 @@ def test_planner_1_counts_by_module_types_in_the_plan_and_in_the_worker(tmp_path
 
     registry = installed().with_plugins({"mine": Plugin()})
     sweep = {"budgets": [6 * 4096 * 6400], "sizes": [{"width": 8}], "batch_size": 4}
-    changes = {"model": {"name": "late"}, "flops": "chinchilla", "sweep": sweep}
+    changes = {"model": {"name": "late"}, "counter": "chinchilla", "sweep": sweep}
     table = text_table(write_text(tmp_path / "text"), **changes)
     for planner, params in ((1, 2 * 256 * 8), (2, 256 * 8)):
         (result,) = train({**table, "planner": planner}, registry)

@@ -84,7 +84,7 @@ def test_plain_sgd_on_a_language_task_is_the_first_note_of_the_plan(table):
 
 
 def test_plain_sgd_on_images_is_no_mistake():
-    images = {"sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "repeat": True, "min_steps": 1}}
+    images = {"sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "allow_repeat": True, "min_steps": 1}}
     images |= {"model": {"name": "mlp"}, "dataset": {"name": "images"}, "optimizer": "sgd", "device": "cpu"}
     assert not warnings_of(make_plan(make_experiment(images, installed())))
 
@@ -117,7 +117,7 @@ def test_find_optimal_warns_of_plain_sgd_however_it_is_given(tmp_path, caplog, o
             dataset="bench/walk",
             compute_budgets=[1e7],
             sizes=[4],
-            repeat=True,
+            allow_repeat=True,
             min_steps=1,
             optimizer=optimizer,
             output_dir=tmp_path / "study",
@@ -135,7 +135,7 @@ def test_find_optimal_keeps_sgd_at_its_own_learning_rate(tmp_path):
         dataset="bench/walk",
         compute_budgets=[1e7],
         sizes=[4],
-        repeat=True,
+        allow_repeat=True,
         min_steps=1,
         output_dir=tmp_path / "study",
         registry=Bench().registry(),

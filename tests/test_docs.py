@@ -225,7 +225,7 @@ def test_the_readmes_optimizer_trains(folder: Path) -> None:
             "model": {"name": "mlp", "depth": 1},
             "dataset": "text",
             "optimizer": "rmsprop",
-            "trainer": {"heldout_tokens": 1024},
+            "trainer": {"eval_tokens": 1024},
             "executor": "local",
             "device": "cpu",
         },

@@ -70,7 +70,7 @@ def test_its_own_tests_pass(environment: Environment) -> None:
 def test_it_is_swept_and_fitted(environment: Environment, tmp_path: Path) -> None:
     """Its experiment with budgets a hundred times smaller, and shorter texts."""
     small = ["--set", "sweep.budgets=[1e8, 2e8, 4e8]", "--set", "sweep.min_steps=10"]
-    trimmed = ["--set", "sweep.sizes=4", "--set", "trainer.heldout_tokens=4096", "--set", "dataset.context=16"]
+    trimmed = ["--set", "sweep.sizes=4", "--set", "trainer.eval_tokens=4096", "--set", "dataset.context=16"]
     experiment = str(EXAMPLE / "text-rnn.toml")
     environment.flops_fit(
         "run", experiment, *small, *trimmed, "--executor", "local", "--out", "study", cwd=tmp_path

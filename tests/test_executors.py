@@ -433,7 +433,7 @@ if step < 60:
             "model": "tiny/tiny",
             "dataset": "tiny/majority",
             "optimizer": "tiny/plain",
-            "trainer": {"name": "trainers/torch", "heldout_tokens": 256, "checkpoint_minutes": 0.001},
+            "trainer": {"name": "trainers/torch", "eval_tokens": 256, "checkpoint_minutes": 0.001},
             "device": "cpu",
             "executor": {"name": "processes", "workers": 1},
         }

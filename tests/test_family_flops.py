@@ -29,7 +29,7 @@ def experiment(**changes):
             "vocab_size": VOCABULARY,
             "context": CONTEXT,
         },
-        "flops": "model",
+        "counter": "model",
         "trainer": "surface",
         "executor": "local",
         **changes,
@@ -77,7 +77,7 @@ def test_the_familys_count_is_kept_with_the_study(tmp_path):
 
 
 def test_six_n_d_asks_no_family(tmp_path):
-    study = run(experiment(flops="chinchilla"), out=tmp_path / "study")
+    study = run(experiment(counter="chinchilla"), out=tmp_path / "study")
     assert study.fit.flops_per_token == ()
     assert not (tmp_path / "study" / "flops_per_token.json").exists()
 

@@ -106,10 +106,10 @@ def planned(tmp_path, model=Net, **given):
         "sizes": [3, 4],
         "batch_size": 8,
         "min_steps": 1,
-        "flops": "chinchilla",
+        "counter": "chinchilla",
         "device": "cpu",
         "executor": IN_PROCESS,
-        "trainer": {"name": "torch", "heldout_tokens": 100},
+        "trainer": {"name": "torch", "eval_tokens": 100},
         "output_dir": tmp_path / "study",
         "train": False,
     }
@@ -142,7 +142,9 @@ def test_n_is_the_models_own_num_params_where_it_has_one_and_counted_otherwise(t
 
 @pytest.mark.parametrize("flops", ["chinchilla", lambda module: 6.0 * module.inner.out_features])
 def test_a_model_says_itself_which_share_of_its_parameters_a_sample_uses(tmp_path, flops):
-    study = trained(tmp_path, Half, compute_budgets=[2e6], sizes=[32], flops=flops, optimizer="adamw", repeat=True)
+    study = trained(
+        tmp_path, Half, compute_budgets=[2e6], sizes=[32], flops=flops, optimizer="adamw", allow_repeat=True
+    )
     (result,) = completed(study)
     assert (result.parameters.total, result.parameters.active) == (5 * 32 + 33 * 3, 5 * 16 + 33 * 3)
     assert result.run.params == result.parameters.active
@@ -187,7 +189,7 @@ def test_a_function_that_makes_a_model_will_do(tmp_path):
 
 
 def test_sizes_are_chosen_where_only_their_number_is_given(tmp_path):
-    study = planned(tmp_path, sizes=4, compute_budgets=[1e6, 1e7], repeat=True)
+    study = planned(tmp_path, sizes=4, compute_budgets=[1e6, 1e7], allow_repeat=True)
     assert len(study.plan.runs) == 8
     assert len({run.size for run in study.plan.runs}) >= 4
 
@@ -233,7 +235,7 @@ def test_every_kind_of_dataset_is_trained_on(tmp_path, model, data, loss):
 
 
 def test_a_stream_that_ends_is_gone_through_again(tmp_path):
-    study = trained(tmp_path, dataset=Stream(2048 + 50), sizes=[3], repeat=True)
+    study = trained(tmp_path, dataset=Stream(2048 + 50), sizes=[3], allow_repeat=True)
     (result,) = completed(study)
     assert result.tokens > 500
     assert result.unique_tokens == 50
@@ -241,15 +243,15 @@ def test_a_stream_that_ends_is_gone_through_again(tmp_path):
 
 
 def test_a_stream_that_is_all_held_out_is_an_error_that_says_so(tmp_path):
-    with pytest.raises(DataError, match=r"2048.*heldout="):
+    with pytest.raises(DataError, match=r"2048.*eval_dataset="):
         planned(tmp_path, dataset=Stream(500), sizes=[3])
 
 
 def test_heldout_data_of_ones_own_is_what_the_loss_is_measured_on(tmp_path):
     held = TensorDataset(torch.zeros(20, 4), torch.zeros(20, dtype=torch.long))
-    study = trained(tmp_path, heldout=held, sizes=[3])
+    study = trained(tmp_path, eval_dataset=held, sizes=[3])
     (result,) = completed(study)
-    assert result.heldout_tokens == 20
+    assert result.eval_tokens == 20
 
 
 def test_the_share_that_is_held_out_is_not_trained_on(tmp_path):
@@ -263,7 +265,7 @@ def test_the_share_that_is_held_out_is_not_trained_on(tmp_path):
                 seen.setdefault(key, set()).update(x[:, 0].tolist())
             return super().forward(x)
 
-    study = planned(tmp_path, Spy, dataset=numbered, repeat=True, heldout_share=0.2, fingerprint="spy")
+    study = planned(tmp_path, Spy, dataset=numbered, allow_repeat=True, eval_share=0.2, fingerprint="spy")
     seen.clear()  # a few samples are passed through the model while it is planned
     study.train()
     completed(study)
@@ -293,7 +295,7 @@ def test_more_epochs_than_there_is_data_for_are_told_and_allowed_on_request(tmp_
     few = TensorDataset(*examples(100))
     with pytest.raises(UserError, match=r"epochs of the 90 there are"):
         planned(tmp_path, dataset=few)
-    completed(trained(tmp_path, dataset=few, repeat=True))
+    completed(trained(tmp_path, dataset=few, allow_repeat=True))
 
 
 @pytest.mark.parametrize(
@@ -340,7 +342,7 @@ def test_another_loss_dataset_or_argument_is_other_runs(tmp_path):
         ids(planned(tmp_path, model_kwargs={"act": nn.GELU})),
         ids(planned(tmp_path, Keyword, dataset=Dicts())),
         ids(planned(tmp_path, optimizer={"name": "sgd", "lr": 0.1})),
-        ids(planned(tmp_path, heldout_share=0.2)),
+        ids(planned(tmp_path, eval_share=0.2)),
     ]
     assert len({run for plan in plans for run in plan}) == sum(map(len, plans))
     assert ids(planned(tmp_path)) == plans[0]
@@ -576,7 +578,7 @@ def test_a_counter_of_ones_own_decides_how_much_a_budget_trains(tmp_path):
         flops=lambda module: 600.0 * module.inner.out_features,
         compute_budgets=[4e6],
         batch_size=2,
-        repeat=True,
+        allow_repeat=True,
     )
     for run in study.plan.runs:
         assert run.flops_per_token == 600 * run.size
@@ -622,7 +624,7 @@ def test_a_whole_study_predicts_tables_and_plots(tmp_path):
         Net,
         "width",
         dataset=TensorDataset(*examples(6000)),
-        repeat=True,
+        allow_repeat=True,
         compute_budgets=[1e5, 2e5, 4e5],
         sizes=[2, 4, 8, 16],
         batch_size=8,
@@ -630,7 +632,7 @@ def test_a_whole_study_predicts_tables_and_plots(tmp_path):
         optimizer={"name": "adamw", "lr": 0.02},
         device="cpu",
         executor=IN_PROCESS,
-        trainer={"name": "torch", "heldout_tokens": 200},
+        trainer={"name": "torch", "eval_tokens": 200},
         output_dir=tmp_path / "study",
         fitter="parametric",
     )
@@ -661,7 +663,7 @@ class Net(nn.Module):
 inputs = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0))
 study = find_optimal(
     Net, "width", dataset=TensorDataset(inputs, inputs[:, :3].argmax(1)), compute_budgets=[1e5], sizes=[3],
-    batch_size=8, min_steps=1, repeat=True, device="cpu", executor=EXECUTOR, output_dir="study",
+    batch_size=8, min_steps=1, allow_repeat=True, device="cpu", executor=EXECUTOR, output_dir="study",
 )
 print(*[(run.id, run.status, run.error) for run in study.results])
 """
@@ -702,6 +704,6 @@ def test_objects_that_cannot_leave_this_process_are_told_and_trained_in_it(tmp_p
 def test_splits_in_a_mapping_are_told_apart_by_the_caller(tmp_path):
     parts = {"train": torch.randn(50, 4), "validation": torch.randn(50, 4)}
     with pytest.raises(
-        ConfigError, match=r"several parts \(train, validation\).*dataset=parts\['train'\], heldout="
+        ConfigError, match=r"several parts \(train, validation\).*dataset=parts\['train'\], eval_dataset="
     ):
         find_optimal(nn.Linear, "out_features", dataset=parts, compute_budgets=[1e6], output_dir=tmp_path)

@@ -353,7 +353,7 @@ def test_a_wrong_trace_is_refused_with_a_reason(name):
     module = Wrapped(inside).to("meta")
     with pytest.raises(ConfigError, match=rf"^model 'x/y' cannot be traced: .*{reason}") as refusal:
         trace_flops(module, ROW, "model 'x/y'")
-    assert 'flops = "chinchilla" (6 N D) if every matrix multiplies every token once' in str(refusal.value)
+    assert 'counter = "chinchilla" (6 N D) if every matrix multiplies every token once' in str(refusal.value)
     assert ("counts all experts unless" in str(refusal.value)) == refusal.value.reads_values
     assert all(parameter.grad is None for parameter in module.parameters())
 
@@ -383,7 +383,7 @@ def test_a_counter_that_fails_ends_planning_with_its_reason(tmp_path):
             build = lambda options, task: Peeking(options.width, task.vocab_size)  # noqa: E731
             yield ModelSpec(name="peeking", options=Width, build=build, size="width")
 
-    table = text_table(write_text(tmp_path / "text"), model={"name": "peeking"}, flops={"name": "traced"})
+    table = text_table(write_text(tmp_path / "text"), model={"name": "peeking"}, counter={"name": "traced"})
     registry = installed().with_plugins({"mine": Plugin()})
     with pytest.raises(ConfigError, match="'mine/peeking' cannot be traced: it reads the values"):
         make_plan(make_experiment(table, registry))
@@ -393,7 +393,7 @@ def test_worker_and_plan_count_a_run_alike(tmp_path):
     from small import text_table, train, write_text
 
     sweep = {"budgets": [2e7], "sizes": [{"width": 8}]}
-    table = text_table(write_text(tmp_path / "text"), flops={"name": "traced"}, sweep=sweep)
+    table = text_table(write_text(tmp_path / "text"), counter={"name": "traced"}, sweep=sweep)
     results = train(table, folder=tmp_path)
     assert [result.status for result in results] == ["completed"]
     for result in results:

@@ -23,7 +23,7 @@ HF = {"name": "hf", "architecture": "llama", "head_dim": 8, "config": {"num_hidd
 LADDER = [{"hidden_size": width, "num_attention_heads": 2, "num_hidden_layers": 1} for width in (8, 16)]
 COMMAND = {"name": "command", "command": ["python", "train.py", "--tokens", "{tokens}"]}
 TWO_WIDTHS = {"sizes": [{"width": 16}, {"width": 32}]}
-TWO_RUNGS = {"budgets": [2.4e10], "sizes": [{"rung": 1}, {"rung": 2}], "batch_size": 8}
+TWO_RUNGS = {"budgets": [2.4e10], "sizes": [{"config_number": 1}, {"config_number": 2}], "batch_size": 8}
 SURFACE = {
     "name": "surface",
     "sweep": {"budgets": [1e17, 1e18], "sizes": [{"params": 10_000_000}, {"params": 30_000_000}], "min_steps": 1},
@@ -67,45 +67,52 @@ def experiments(folder: Path) -> dict[str, dict]:
         "gpt, recipe steplaw": on_text(recipe="steplaw", sweep={"batch_size": 8}),
         "gpt, recipe deepseek": on_text(recipe="deepseek", sweep={"batch_size": 8}),
         "gpt, recipe power-lines": on_text(recipe="power-lines", sweep={"batch_size": 8}),
-        "gpt, chinchilla": on_text(flops="chinchilla"),
-        "gpt, hoffmann": on_text(flops="hoffmann"),
-        "gpt, traced": on_text(flops="traced"),
-        "gpt, trainer options": on_text(trainer={"clip": 0.5, "precision": "bfloat16"}),
+        "gpt, chinchilla": on_text(counter="chinchilla"),
+        "gpt, hoffmann": on_text(counter="hoffmann"),
+        "gpt, traced": on_text(counter="traced"),
+        "gpt, trainer options": on_text(trainer={"grad_clip": 0.5, "precision": "bfloat16"}),
         "gpt, micro-batches": on_text(trainer={"micro_batch": 2, "checkpoint_minutes": 1}),
         "gpt on tokens": on_text(dataset=tokens, sweep={"batch_size": 4}),
         "mlp on images": {
-            "sweep": {"budgets": [1e9], "sizes": [{"width": 32}, {"width": 64}], "repeat": True, "min_steps": 1},
+            "sweep": {
+                "budgets": [1e9],
+                "sizes": [{"width": 32}, {"width": 64}],
+                "allow_repeat": True,
+                "min_steps": 1,
+            },
             "model": {"name": "mlp"},
             "dataset": {"name": "images"},
             "optimizer": "adamw",
-            "flops": "chinchilla",
+            "counter": "chinchilla",
         },
         "vit on images": {
-            "sweep": {"budgets": [1e9], "repeat": True, "min_steps": 1, **TWO_WIDTHS},
+            "sweep": {"budgets": [1e9], "allow_repeat": True, "min_steps": 1, **TWO_WIDTHS},
             "model": {"name": "vit", "depth": 2, "patch": 2, "head_dim": 16},
             "dataset": {"name": "images"},
             "optimizer": "adamw",
-            "flops": "chinchilla",
+            "counter": "chinchilla",
         },
-        "hf llama": on_text(model=HF, sweep={**TWO_WIDTHS, "batch_size": 8}, flops="chinchilla"),
+        "hf llama": on_text(model=HF, sweep={**TWO_WIDTHS, "batch_size": 8}, counter="chinchilla"),
         "hf llama, init architecture": on_text(
-            model={**HF, "init": "architecture"}, sweep={**TWO_WIDTHS, "batch_size": 8}, flops="chinchilla"
+            model={**HF, "init": "architecture"}, sweep={**TWO_WIDTHS, "batch_size": 8}, counter="chinchilla"
         ),
         "hf llama, recipe constant": on_text(
-            model=HF, sweep=TWO_WIDTHS, flops="chinchilla", recipe={"name": "constant", "batch_size": 8}
+            model=HF, sweep=TWO_WIDTHS, counter="chinchilla", recipe={"name": "constant", "batch_size": 8}
         ),
-        "hf-ladder": on_text(model={"name": "hf-ladder", "configs": LADDER}, sweep=TWO_RUNGS, flops="chinchilla"),
+        "hf-ladder": on_text(
+            model={"name": "hf-ladder", "configs": LADDER}, sweep=TWO_RUNGS, counter="chinchilla"
+        ),
         "hf-ladder, init architecture": on_text(
             model={"name": "hf-ladder", "configs": LADDER, "init": "architecture"},
             sweep=TWO_RUNGS,
-            flops="chinchilla",
+            counter="chinchilla",
         ),
         "program": {
             "sweep": {"budgets": [1e12], "sizes": [{"params": 100_000}, {"params": 400_000}], "batch_size": 4},
             "model": "declared",
             "dataset": EXTERNAL,
             "optimizer": "adamw",
-            "flops": "chinchilla",
+            "counter": "chinchilla",
             "trainer": COMMAND,
         },
         "surface": SURFACE,

@@ -146,7 +146,7 @@ def windows_of(row, context=32):
 def test_documents_are_encoded_whole_and_joined_with_the_end_of_text(saved, tokenizer, documents):
     dataset = opened(path=saved, tokenizer=tokenizer)
     assert dataset.task.vocab_size == 400
-    assert tokens_of(dataset.heldout(10**6, 8)) == cut(whole(tokenizer, documents[-8:-4]))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, documents[-8:-4]))
     assert trained_on(dataset) == windows_of(whole(tokenizer, documents[:-8]))
 
 
@@ -160,47 +160,47 @@ def test_bytes_a_token_are_those_of_the_held_out_text(saved, tokenizer, document
 @pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "arrow"])
 def test_files_of_every_kind_give_what_a_saved_dataset_gives(tmp_path, saved, tokenizer, documents, kind):
     training = write_files(tmp_path / "training", documents[:-8], kind)
-    heldout = write_files(tmp_path / "heldout", documents[-8:-4], kind)
+    eval_source = write_files(tmp_path / "eval_source", documents[-8:-4], kind)
     expected = opened(path=saved, tokenizer=tokenizer)
     for path in (training, training.parent, training.parent / f"*.{kind}", saved / "train"):
-        dataset = opened(path=path, heldout=heldout, tokenizer=tokenizer)
+        dataset = opened(path=path, eval_source=eval_source, tokenizer=tokenizer)
         assert dataset.fingerprint == expected.fingerprint
         assert trained_on(dataset) == trained_on(expected)
 
 
 def test_a_split_is_chosen_by_name(saved, tokenizer, documents):
-    dataset = opened(path=saved, split="validation", heldout="test", tokenizer=tokenizer)
-    assert tokens_of(dataset.heldout(10**6, 8)) == cut(whole(tokenizer, documents[-4:]))
+    dataset = opened(path=saved, split="validation", eval_source="test", tokenizer=tokenizer)
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, documents[-4:]))
     assert trained_on(dataset) == windows_of(whole(tokenizer, documents[-8:-4]))
 
 
 def test_without_a_split_to_hold_out_a_share_of_the_documents_is(tmp_path, tokenizer, documents):
     path = write_files(tmp_path / "all", documents)
-    dataset = opened(path=path, heldout_share=0.3, tokenizer=tokenizer)
+    dataset = opened(path=path, eval_share=0.3, tokenizer=tokenizer)
     limit = 0.3 * 2**64
     out = [one for one in documents if int.from_bytes(hashlib.sha256(one.encode()).digest()[:8], "big") < limit]
     assert 3 < len(out) < len(documents) / 2
-    assert tokens_of(dataset.heldout(10**6, 8)) == cut(whole(tokenizer, out))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, out))
     assert trained_on(dataset) == windows_of(whole(tokenizer, [one for one in documents if one not in out]))
 
 
 def test_a_share_that_is_asked_for_counts_more_than_the_split_validation(saved, tokenizer, documents):
-    dataset = opened(path=saved, heldout_share=0.3, tokenizer=tokenizer)
-    held = tokens_of(dataset.heldout(10**6, 8))
+    dataset = opened(path=saved, eval_share=0.3, tokenizer=tokenizer)
+    held = tokens_of(dataset.eval_batches(10**6, 8))
     assert held != cut(whole(tokenizer, documents[-8:-4]))
     assert len(held) + dataset.num_unique_tokens <= len(whole(tokenizer, documents[:-8]))
     with pytest.raises(ValueError, match="two ways to hold out: give one"):
-        SPEC.options(path="x", heldout="test", heldout_share=0.05)
+        SPEC.options(path="x", eval_source="test", eval_share=0.05)
 
 
 def test_further_sets_are_splits_or_files(tmp_path, saved, tokenizer, documents):
     other = write_files(tmp_path / "other", documents[:3])
-    dataset = opened(path=saved, tokenizer=tokenizer, heldout_sets={"test": "test", "other": str(other)})
-    assert dataset.heldout_sets == ("test", "other")
-    assert tokens_of(dataset.heldout(10**6, 8, "test")) == cut(whole(tokenizer, documents[-4:]))
-    assert tokens_of(dataset.heldout(10**6, 8, "other")) == cut(whole(tokenizer, documents[:3]))
-    assert tokens_of(dataset.heldout(10**6, 8)) == cut(whole(tokenizer, documents[-8:-4]))
-    one_set = opened(path=saved, tokenizer=tokenizer, heldout_sets={"test": "test"})
+    dataset = opened(path=saved, tokenizer=tokenizer, eval_sets={"test": "test", "other": str(other)})
+    assert dataset.eval_sets == ("test", "other")
+    assert tokens_of(dataset.eval_batches(10**6, 8, "test")) == cut(whole(tokenizer, documents[-4:]))
+    assert tokens_of(dataset.eval_batches(10**6, 8, "other")) == cut(whole(tokenizer, documents[:3]))
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(whole(tokenizer, documents[-8:-4]))
+    one_set = opened(path=saved, tokenizer=tokenizer, eval_sets={"test": "test"})
     assert (
         len({dataset.fingerprint, one_set.fingerprint, opened(path=saved, tokenizer=tokenizer).fingerprint}) == 3
     )
@@ -212,13 +212,13 @@ def test_a_column_of_ids_needs_no_tokenizer(tmp_path):
     rows = [list(range(start, start + 40)) for start in range(0, 400, 7)]
     path = tmp_path / "ids.parquet"
     datasets.Dataset.from_dict({"input_ids": rows, "other": ["x"] * len(rows)}).to_parquet(str(path))
-    heldout = tmp_path / "held.parquet"
-    datasets.Dataset.from_dict({"input_ids": rows[:3]}).to_parquet(str(heldout))
-    dataset = opened(path=path, heldout=heldout, column="input_ids", vocab_size=70_000, end_of_text=69_999)
+    eval_source = tmp_path / "held.parquet"
+    datasets.Dataset.from_dict({"input_ids": rows[:3]}).to_parquet(str(eval_source))
+    dataset = opened(path=path, eval_source=eval_source, column="input_ids", vocab_size=70_000, end_of_text=69_999)
     assert dataset.bytes_per_token is None
     assert trained_on(dataset) == windows_of([one for row in rows for one in [*row, 69_999]])
     with pytest.raises(DataError, match=r"row 52 of .*ids.parquet has id 400, not below vocab_size = 400"):
-        opened(path=path, heldout=heldout, column="input_ids", vocab_size=400, end_of_text=0)
+        opened(path=path, eval_source=eval_source, column="input_ids", vocab_size=400, end_of_text=0)
 
 
 # ---------------------------------------------------------------------------- the cache
@@ -261,11 +261,11 @@ def test_a_folder_of_ones_own_is_used_instead(tmp_path, saved, tokenizer, cache)
 
 def test_other_contents_are_other_tokens_and_the_same_elsewhere_are_the_same_runs(tmp_path, tokenizer, documents):
     path = write_files(tmp_path / "here", documents)
-    options = {"heldout_share": 0.3, "tokenizer": tokenizer}
+    options = {"eval_share": 0.3, "tokenizer": tokenizer}
     before = opened(path=path, **options).fingerprint
     assert opened(path=write_files(tmp_path / "there", documents), **options).fingerprint == before
     seen = {before, opened(path=path, **{**options, "end_of_text": "a"}).fingerprint}
-    seen.add(opened(path=path, **{**options, "heldout_share": 0.2}).fingerprint)
+    seen.add(opened(path=path, **{**options, "eval_share": 0.2}).fingerprint)
     seen.add(opened(path=path, **options, vocab_size=512).fingerprint)
     write_files(tmp_path / "here", [*documents[:-1], documents[-1] + "x"])
     seen.add(opened(path=path, **options).fingerprint)
@@ -345,13 +345,13 @@ def test_a_cache_that_cannot_be_used_says_what_to_write(tmp_path, saved, tokeniz
 
 def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    given = {"path": "data", "tokenizer": "t.json", "heldout": "./held", "cache": "c", "column": "ids"}
-    options = SPEC.options(**given, heldout_sets={"a": "test", "b": "b.jsonl"})
+    given = {"path": "data", "tokenizer": "t.json", "eval_source": "./held", "cache": "c", "column": "ids"}
+    options = SPEC.options(**given, eval_sets={"a": "test", "b": "b.jsonl"})
     assert runtime_options(options) == {
         "path": str(tmp_path / "data"),
         "tokenizer": str(tmp_path / "t.json"),
-        "heldout": str(tmp_path / "held"),
-        "heldout_sets": {"a": "test", "b": str(tmp_path / "b.jsonl")},
+        "eval_source": str(tmp_path / "held"),
+        "eval_sets": {"a": "test", "b": str(tmp_path / "b.jsonl")},
         "cache": str(tmp_path / "c"),
     }
     assert identity_options(options) == {"column": "ids"}
@@ -369,11 +369,14 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
             {"split": "training"},
             r"has no split 'training'; it has: train, validation, test, empty. Write dataset.split",
         ),
-        ({"heldout": "val"}, r"has no split 'val'; it has: train, validation, test, empty. Write dataset.heldout"),
-        ({"heldout": "train"}, r"is trained on and .* is held out, and both have .*data-00000"),
-        ({"heldout": "./saved"}, r"saved has splits: name the folder of one, such as .*saved/train"),
+        (
+            {"eval_source": "val"},
+            r"has no split 'val'; it has: train, validation, test, empty. Write dataset.eval_source",
+        ),
+        ({"eval_source": "train"}, r"is trained on and .* is held out, and both have .*data-00000"),
+        ({"eval_source": "./saved"}, r"saved has splits: name the folder of one, such as .*saved/train"),
         ({"path": "texts", "split": "train"}, r"texts has no splits: leave dataset.split = 'train' out"),
-        ({"path": "texts", "heldout": "test"}, r"can be held out only as a path: write ./test"),
+        ({"path": "texts", "eval_source": "test"}, r"can be held out only as a path: write ./test"),
         ({"column": "content"}, r"has no column 'content'; it has: text, number. Write dataset.column"),
         ({"column": "number"}, r"column 'number' of .* holds int64, neither text nor lists of ids; columns: text"),
         ({"tokenizer": None, "vocab_size": 9, "end_of_text": 0}, r"holds text: write dataset.tokenizer"),
@@ -389,8 +392,8 @@ def test_places_are_absolute_and_no_part_of_a_runs_identity(tmp_path, monkeypatc
         ({"vocab_size": 300}, r"row 0 of split 'train' .* has id 3\d\d, not below vocab_size = 300"),
         ({"path": "nulls"}, r"row 1 of .*nulls is null: filter such rows out"),
         ({"path": "damaged"}, r"datasets cannot read .*damaged: "),
-        ({"path": "one"}, r"one leave nothing to (train on|hold out): give more, another dataset.heldout_share"),
-        ({"heldout": "empty"}, "split 'empty' of .* has no documents"),
+        ({"path": "one"}, r"one leave nothing to (train on|hold out): give more, another dataset.eval_share"),
+        ({"eval_source": "empty"}, "split 'empty' of .* has no documents"),
         ({"context": 10**6}, r"the training part: [\d,]+ tokens are not enough for one window of context . 1"),
     ],
 )
@@ -431,11 +434,11 @@ def unusable(tmp_path_factory, documents):
 def test_a_sweep_on_documents_of_ones_own_learns(tmp_path, saved, tokenizer):
     study = flops_fit_core.run(
         {
-            "sweep": {"budgets": [6e8], "sizes": [{"width": 16}], "min_steps": 1, "repeat": True},
+            "sweep": {"budgets": [6e8], "sizes": [{"width": 16}], "min_steps": 1, "allow_repeat": True},
             "model": {"name": "gpt", "depth": 1, "head_dim": 8},
             "dataset": {"name": "hf-dataset", "path": str(saved), "tokenizer": str(tokenizer), "context": 32},
             "optimizer": "adamw",
-            "flops": "model",
+            "counter": "model",
             "device": "cpu",
             "executor": {"name": "processes", "workers": 1},
         },
@@ -459,23 +462,23 @@ def write_rows(path, rows):
 def test_false_leaves_the_end_of_text_out_of_packed_rows(tmp_path):
     rows = [[number % 7 + 1] * 33 for number in range(12)]
     path = write_rows(tmp_path / "packed.jsonl", rows)
-    heldout = write_rows(tmp_path / "held.jsonl", rows[:3])
-    given = {"path": path, "heldout": heldout, "column": "input_ids", "vocab_size": 9}
+    eval_source = write_rows(tmp_path / "held.jsonl", rows[:3])
+    given = {"path": path, "eval_source": eval_source, "column": "input_ids", "vocab_size": 9}
     dataset = opened(**given, end_of_text=False)
-    assert tokens_of(dataset.heldout(10**6, 8)) == cut([one for row in rows[:3] for one in row])
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut([one for row in rows[:3] for one in row])
     assert trained_on(dataset) == windows_of([one for row in rows for one in row])
     zero = opened(**given, end_of_text=0)
-    assert tokens_of(zero.heldout(10**6, 8)) == cut([one for row in rows[:3] for one in [*row, 0]])
+    assert tokens_of(zero.eval_batches(10**6, 8)) == cut([one for row in rows[:3] for one in [*row, 0]])
     assert zero.fingerprint != dataset.fingerprint
 
 
 def test_false_joins_texts_and_empty_documents_without_a_token_between(tmp_path, tokenizer, documents):
     path = write_files(tmp_path / "a", [*documents, ""])
-    heldout = write_files(tmp_path / "b", documents[:4])
-    dataset = opened(path=path, heldout=heldout, tokenizer=tokenizer, end_of_text=False)
+    eval_source = write_files(tmp_path / "b", documents[:4])
+    dataset = opened(path=path, eval_source=eval_source, tokenizer=tokenizer, end_of_text=False)
     end = whole(tokenizer, [""])[0]
     plain = [one for one in whole(tokenizer, documents[:4]) if one != end]
-    assert tokens_of(dataset.heldout(10**6, 8)) == cut(plain)
+    assert tokens_of(dataset.eval_batches(10**6, 8)) == cut(plain)
 
 
 @pytest.mark.parametrize(("value", "kind"), [(False, bool), (0, int), (1, int), ("</s>", str)])

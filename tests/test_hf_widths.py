@@ -31,8 +31,8 @@ def text(tmp_path_factory):
 
 
 def experiment(text, model, widths=(64, 256), recipe="width-scaled", **changes):
-    table = text_table(text, model=model, recipe=recipe, flops="chinchilla", **changes)
-    sizes = [{"rung" if model["name"] == "hf-ladder" else "width": width} for width in widths]
+    table = text_table(text, model=model, recipe=recipe, counter="chinchilla", **changes)
+    sizes = [{"config_number" if model["name"] == "hf-ladder" else "width": width} for width in widths]
     table["sweep"] |= {"sizes": sizes, "budgets": [1e12], "batch_size": 16}
     return make_experiment(table, installed())
 
@@ -185,7 +185,7 @@ def test_a_start_in_the_configuration_wins_and_is_noted(name, field, value, text
 
 
 def test_a_study_that_exists_keeps_the_weights_it_was_planned_with(text):
-    table = text_table(text, model=hf_model("llama"), recipe="width-scaled", flops="chinchilla", planner=1)
+    table = text_table(text, model=hf_model("llama"), recipe="width-scaled", counter="chinchilla", planner=1)
     assert inits(make_plan(make_experiment(table, installed()))) == {"architecture"}
 
 

@@ -220,9 +220,9 @@ def test_the_example_dataset_is_the_same_whatever_the_batch_size() -> None:
     assert torch.equal(inputs[2:], torch.cat([part[0] for part in parts]))
     differing = [sum(bit != next_bit for bit, next_bit in pairwise(row)) for row in inputs.tolist()]
     assert targets.tolist() == [int(number > 15) for number in differing]
-    held = list(data.heldout(10, 4))
+    held = list(data.eval_batches(10, 4))
     assert [len(batch[1]) for batch in held] == [4, 4, 2]
-    assert torch.equal(held[0][0], next(iter(build("flops_fit_datasets", 8).heldout(4, 4)))[0])
+    assert torch.equal(held[0][0], next(iter(build("flops_fit_datasets", 8).eval_batches(4, 4)))[0])
 
 
 def view(module: Any, **more: Any) -> RunInfo:
@@ -254,7 +254,7 @@ def test_the_example_recipe_gives_a_batch() -> None:
 
 
 def test_the_example_counter_counts() -> None:
-    counts = ParameterCounts(total=1200, lookup=200, active=1200)
+    counts = ParameterCounts(total=1200, lookup_table=200, active=1200)
     task = SupervisedTask(inputs=(8,), outputs_size=2)
     measured = CounterInput(module=None, task=task, parameters=counts, own_flops_per_token=None, family="x/y")  # type: ignore[arg-type]
     count = build("flops_fit_flop_counters", measured)

@@ -444,7 +444,7 @@ class Known(IterableDataset):
 
 
 def test_an_iterable_dataset_may_have_a_length(tmp_path):
-    completed(trained(tmp_path, dataset=DataLoader(Known(), batch_size=8), heldout=PAIRS))
+    completed(trained(tmp_path, dataset=DataLoader(Known(), batch_size=8), eval_dataset=PAIRS))
 
 
 def negated(items):
@@ -493,14 +493,14 @@ def test_a_fingerprint_covers_only_model_data_and_loss(tmp_path):
         return lambda module: number
 
     plans = [
-        ids(planned(tmp_path, fingerprint="mine", repeat=True, **arguments))
+        ids(planned(tmp_path, fingerprint="mine", allow_repeat=True, **arguments))
         for arguments in (
             {},
             {"optimizer": sgd(0.1)},
             {"optimizer": sgd(0.2)},
             {"flops": flops(100)},
             {"flops": flops(101)},
-            {"heldout_share": 0.2},
+            {"eval_share": 0.2},
         )
     ]
     assert len({run for plan in plans for run in plan}) == 12

@@ -76,8 +76,8 @@ def rows(images):
 
 
 def test_digits_are_scikit_learns_each_either_trained_on_or_held_out():
-    dataset = opened(normalize=False, heldout_share=0.25)
-    training, held = an_epoch(dataset)[0], everything(dataset.heldout(10**6, 64))[0]
+    dataset = opened(normalize=False, eval_share=0.25)
+    training, held = an_epoch(dataset)[0], everything(dataset.eval_batches(10**6, 64))[0]
     expected = load_digits().images / 16
     assert training.shape[1:] == (1, 8, 8)
     assert len(training) + len(held) == len(expected) == 1797
@@ -125,7 +125,7 @@ def test_images_without_channels_are_taken_as_they_are(own):
 
 
 def test_a_channel_without_variation_is_shifted_and_not_blown_up(own):
-    images, _ = an_epoch(opened(source=own("constant"), heldout_source=own("small")))
+    images, _ = an_epoch(opened(source=own("constant"), eval_source=own("small")))
     assert torch.equal(images, torch.zeros_like(images))
 
 
@@ -162,13 +162,11 @@ def test_a_module_of_the_working_directory_is_found(tmp_path, monkeypatch):
 
 def test_a_file_is_named_absolutely_and_neither_it_nor_a_module_identifies_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = SPEC.options(
-        source="own.py:train", heldout_source="my.data:test", heldout_sets={"a": "own.py:night"}
-    )
+    options = SPEC.options(source="own.py:train", eval_source="my.data:test", eval_sets={"a": "own.py:night"})
     assert runtime_options(options) == {
         "source": f"{tmp_path / 'own.py'}:train",
-        "heldout_source": "my.data:test",
-        "heldout_sets": {"a": f"{tmp_path / 'own.py'}:night"},
+        "eval_source": "my.data:test",
+        "eval_sets": {"a": f"{tmp_path / 'own.py'}:night"},
     }
     assert identity_options(options) == {}
 
@@ -189,8 +187,8 @@ def test_equal_images_are_on_one_side(tmp_path):
     (tmp_path / "twice.py").write_text(
         OWN + "def twice(): return TensorDataset(bytes_of(0).repeat(2, 1, 1, 1), torch.arange(400) % 3)\n"
     )
-    dataset = opened(source=f"{tmp_path / 'twice.py'}:twice", heldout_share=0.3, normalize=False)
-    training, held = an_epoch(dataset)[0], everything(dataset.heldout(400, 50))[0]
+    dataset = opened(source=f"{tmp_path / 'twice.py'}:twice", eval_share=0.3, normalize=False)
+    training, held = an_epoch(dataset)[0], everything(dataset.eval_batches(400, 50))[0]
     assert not rows(training) & rows(held)
     assert len(training) == 2 * len(rows(training))
 
@@ -200,9 +198,9 @@ def test_the_split_depends_on_the_image_alone(own, tmp_path):
         OWN
         + "def more(): return TensorDataset(torch.cat([bytes_of(5, 99), bytes_of(0)]), torch.arange(299) % 3)\n"
     )
-    before = rows(everything(opened(source=own("train"), normalize=False).heldout(999, 9))[0])
+    before = rows(everything(opened(source=own("train"), normalize=False).eval_batches(999, 9))[0])
     more = opened(source=f"{tmp_path / 'more.py'}:more", normalize=False)
-    after = rows(everything(more.heldout(999, 9))[0])
+    after = rows(everything(more.eval_batches(999, 9))[0])
     assert before <= after
 
 
@@ -210,26 +208,26 @@ def test_the_fingerprint_is_of_pixels_classes_and_every_held_out_set(own):
     seen = {
         opened(source=own("train")).fingerprint,
         opened(source=own("train"), classes=5).fingerprint,
-        opened(source=own("train"), heldout_share=0.2).fingerprint,
-        opened(source=own("train"), heldout_source=own("test")).fingerprint,
-        opened(source=own("train"), heldout_source=own("night")).fingerprint,
-        opened(source=own("train"), heldout_source=own("test"), heldout_sets={"a": own("night")}).fingerprint,
-        opened(source=own("train"), heldout_source=own("test"), heldout_sets={"b": own("night")}).fingerprint,
-        opened(source=own("train"), heldout_source=own("night"), heldout_sets={"a": own("test")}).fingerprint,
+        opened(source=own("train"), eval_share=0.2).fingerprint,
+        opened(source=own("train"), eval_source=own("test")).fingerprint,
+        opened(source=own("train"), eval_source=own("night")).fingerprint,
+        opened(source=own("train"), eval_source=own("test"), eval_sets={"a": own("night")}).fingerprint,
+        opened(source=own("train"), eval_source=own("test"), eval_sets={"b": own("night")}).fingerprint,
+        opened(source=own("train"), eval_source=own("night"), eval_sets={"a": own("test")}).fingerprint,
     }
     assert len(seen) == 8
 
 
 def test_further_sets_are_held_out_under_their_names(own):
     dataset = opened(
-        source=own("train"), heldout_source=own("test"), heldout_sets={"night": own("night")}, normalize=False
+        source=own("train"), eval_source=own("test"), eval_sets={"night": own("night")}, normalize=False
     )
     assert isinstance(dataset, MultiEvalDataset)
-    assert dataset.heldout_sets == ("night",)
-    assert len(everything(dataset.heldout(999, 7))[0]) == 50
-    night = everything(dataset.heldout(999, 7, "night"))[0]
+    assert dataset.eval_sets == ("night",)
+    assert len(everything(dataset.eval_batches(999, 7))[0]) == 50
+    night = everything(dataset.eval_batches(999, 7, "night"))[0]
     assert len(night) == 30
-    assert not rows(night) & rows(everything(dataset.heldout(999, 7))[0])
+    assert not rows(night) & rows(everything(dataset.eval_batches(999, 7))[0])
 
 
 # ---------------------------------------------------------------------------- mistakes
@@ -277,12 +275,12 @@ def test_what_is_no_dataset_of_images_is_named_with_what_to_write(tmp_path, sour
 
 def test_parts_that_do_not_fit_together_are_errors(own):
     with pytest.raises(DataError, match=r"large has images of shape \(3, 8, 8\), not \(3, 4, 6\)"):
-        opened(source=own("train"), heldout_source=own("large"))
+        opened(source=own("train"), eval_source=own("large"))
     with pytest.raises(DataError, match="is trained on and held out at once"):
-        opened(source=own("train"), heldout_source=own("train"))
-    with pytest.raises(ValueError, match="heldout_sets") as caught:
-        SPEC.options(heldout_sets={"a/b": "digits"})
-    assert "heldout_sets" in explain(caught.value)
+        opened(source=own("train"), eval_source=own("train"))
+    with pytest.raises(ValueError, match="eval_sets") as caught:
+        SPEC.options(eval_sets={"a/b": "digits"})
+    assert "eval_sets" in explain(caught.value)
 
 
 # ---------------------------------------------------------------------------- end to end
@@ -295,7 +293,7 @@ def table(**sweep):
         "model": {"name": "vit", "depth": 1, "patch": 4, "head_dim": 8},
         "dataset": "images",
         "optimizer": {"name": "adamw", "lr": 0.01},
-        "flops": "model",
+        "counter": "model",
         "device": "cpu",
         "executor": "local",
     }
@@ -304,7 +302,7 @@ def table(**sweep):
 def test_a_sweep_on_digits_learns_repeats_knowingly_and_shows_its_accuracy(tmp_path):
     with pytest.raises(flops_fit_core.PlanError, match=r"epochs of the 1.\d+e\+03 there are; allow that with"):
         flops_fit_core.plan(table(), out=tmp_path)
-    study = flops_fit_core.run(table(repeat=True), out=tmp_path / "study")
+    study = flops_fit_core.run(table(allow_repeat=True), out=tmp_path / "study")
     assert any("2 of 2 runs repeat the 1,6" in note for note in study.plan.notes)
     results = study.results
     assert [result.status for result in results] == ["completed", "completed"]
@@ -313,7 +311,7 @@ def test_a_sweep_on_digits_learns_repeats_knowingly_and_shows_its_accuracy(tmp_p
         assert result.tokens > result.unique_tokens == available
         assert result.metrics["accuracy"] > 0.6
         assert result.loss < 1.5
-        assert result.heldout_tokens == 1797 - available
+        assert result.eval_tokens == 1797 - available
     shown = str(study.runs)
     assert "accuracy" in shown
     assert f"{results[0].metrics['accuracy']:.4f}" in shown
@@ -329,6 +327,6 @@ def test_the_same_digits_by_another_name_are_the_same_runs(tmp_path):
     named = {"name": "images", "source": f"{tmp_path / 'copy.py'}:copy"}
     ids = [
         {run.id for run in make_plan(flops_fit_core.config.make_experiment(one, installed())).runs}
-        for one in (table(repeat=True), table(repeat=True) | {"dataset": named})
+        for one in (table(allow_repeat=True), table(allow_repeat=True) | {"dataset": named})
     ]
     assert ids[0] == ids[1]

@@ -70,7 +70,7 @@ def study(tmp_path, model=Net, **changes):
         "dataset": PAIRS,
         "compute_budgets": [4e6],
         "sizes": [4],
-        "repeat": True,
+        "allow_repeat": True,
         "min_steps": 1,
         "batch_size": 8,
         "device": "cpu",
@@ -178,13 +178,13 @@ def test_labels_of_a_causal_model_of_transformers_are_shifted(tmp_path):
     task = (
         open_inline_data(
             Rows(),
-            heldout=None,
-            heldout_share=0.1,
+            eval_dataset=None,
+            eval_share=0.1,
             loss_fn=None,
             tokens_per_sample=None,
             unit=None,
             fingerprint="llama",
-            repeat=True,
+            allow_repeat=True,
             copy_task=False,
             loss_reduction=None,
             batch_size=None,
@@ -287,7 +287,7 @@ def test_padded_training_equals_a_hand_written_loop(tmp_path, micro_batch):
         schedule="constant",
         recipe="constant",
         compute_budgets=[1e6],
-        trainer={"name": "torch", "micro_batch": micro_batch, "clip": None},
+        trainer={"name": "torch", "micro_batch": micro_batch, "grad_clip": None},
         fingerprint="by hand",
     )
     trained = KEPT[-1]
@@ -460,7 +460,7 @@ def test_a_loss_that_is_not_a_sum_over_targets_needs_loss_reduction(tmp_path, lo
 def test_a_loss_of_whole_batches_is_neither_divided_nor_evaluated_on_other_batches(tmp_path):
     arguments = {"loss_fn": contrastive, "fingerprint": "contrastive", "loss_reduction": "batch"}
     run_result = result(tmp_path, **arguments)
-    assert run_result.heldout_tokens % 8 == 0
+    assert run_result.eval_tokens % 8 == 0
     assert "a value per batch" in notes(tmp_path, **arguments)
     with pytest.raises(PlanError, match="micro_batch"):
         study(tmp_path, **arguments, trainer={"name": "torch", "micro_batch": 2})
@@ -545,12 +545,19 @@ class FromSeed(IterableDataset):
 
 
 def test_a_stream_that_ends_before_d_fails_with_a_reason(tmp_path):
-    with pytest.raises(SweepFailed, match=r"ended after 19,200 of the [\d,]+ tokens.*repeat=True"):
-        study(tmp_path, dataset=Stream(1200), heldout=PAIRS, repeat=False, compute_budgets=[4e7], train=True)
+    with pytest.raises(SweepFailed, match=r"ended after 19,200 of the [\d,]+ tokens.*allow_repeat=True"):
+        study(
+            tmp_path,
+            dataset=Stream(1200),
+            eval_dataset=PAIRS,
+            allow_repeat=False,
+            compute_budgets=[4e7],
+            train=True,
+        )
 
 
 def test_a_stream_that_is_repeated_counts_its_passes(tmp_path):
-    run_result = result(tmp_path, dataset=Stream(1200), heldout=PAIRS, compute_budgets=[4e7])
+    run_result = result(tmp_path, dataset=Stream(1200), eval_dataset=PAIRS, compute_budgets=[4e7])
     assert run_result.unique_tokens == 1200 * CONTEXT
     assert run_result.passes == pytest.approx(run_result.tokens / (1200 * CONTEXT))
     assert run_result.passes > 1
@@ -565,19 +572,19 @@ def test_a_stream_is_not_read_through_while_it_is_planned(tmp_path):
                 read.append(1)
                 yield item
 
-    study(tmp_path, dataset=Counting(10**9), heldout=PAIRS, fingerprint="counting")
+    study(tmp_path, dataset=Counting(10**9), eval_dataset=PAIRS, fingerprint="counting")
     assert len(read) < 20_000
 
 
 def test_a_stream_that_shuffles_itself_is_refused(tmp_path):
-    with pytest.raises(DataError, match=r"shuffles itself.*heldout=.*make\(seed\)"):
+    with pytest.raises(DataError, match=r"shuffles itself.*eval_dataset=.*make\(seed\)"):
         study(tmp_path, dataset=Shuffled())
 
 
 def test_a_seeded_stream_needs_held_out_data_and_differs_between_seeds(tmp_path):
-    with pytest.raises(DataError, match="heldout="):
+    with pytest.raises(DataError, match="eval_dataset="):
         study(tmp_path, dataset=FromSeed)
-    planned = study(tmp_path, dataset=FromSeed, heldout=PAIRS, seeds=[0, 1])
+    planned = study(tmp_path, dataset=FromSeed, eval_dataset=PAIRS, seeds=[0, 1])
     data = planned.experiment.dataset
     first, repeated, other = (next(iter(data.spec.build(data.options, seed).batches(8)))[0] for seed in (0, 0, 1))
     assert torch.equal(first, repeated)
@@ -596,7 +603,7 @@ def test_random_numbers_of_the_model_do_not_change_a_stream(tmp_path):
                 x[torch.rand(CONTEXT) < 0.1] = 0
                 yield x, row[1:]
 
-    planned = study(tmp_path, dataset=Noisy, heldout=PAIRS, fingerprint="noisy", copy_task=True)
+    planned = study(tmp_path, dataset=Noisy, eval_dataset=PAIRS, fingerprint="noisy", copy_task=True)
     data = planned.experiment.dataset
     plain = data.spec.build(data.options, 0).batches(8)
     disturbed = data.spec.build(data.options, 0).batches(8)
@@ -624,7 +631,7 @@ def test_random_items_depend_on_their_position_only(tmp_path):
     items = torch.cat([next(batches)[0] for batches in [built.batches(1)] for _ in range(12)])
     torch.rand(5)
     assert torch.equal(torch.cat([next(built.batches(4, start))[0] for start in (0, 4, 8)]), items)
-    held = [torch.cat([batch[0] for batch in built.heldout(400, size)]) for size in (1, 7)]
+    held = [torch.cat([batch[0] for batch in built.eval_batches(400, size)]) for size in (1, 7)]
     assert torch.equal(*held)
 
 
@@ -648,7 +655,7 @@ class Slow(t.Net):
 
 data = dict(plain=t.Stream(700), seeded=t.FromSeed, augmented=t.Augmented())[{which!r}]
 study = find_optimal(
-    Slow, "width", dataset=data, heldout=t.PAIRS, compute_budgets=[2e7], sizes=[4], repeat=True, min_steps=1,
+    Slow, "width", dataset=data, eval_dataset=t.PAIRS, compute_budgets=[2e7], sizes=[4], allow_repeat=True, min_steps=1,
     batch_size=8, executor="local", device="cpu", output_dir={out!r}, copy_task=True, fingerprint="resumed",
     optimizer=functools.partial(torch.optim.Adam, lr=0.02), trainer=dict(name="torch", checkpoint_minutes=0.003),
 )

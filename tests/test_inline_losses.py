@@ -63,7 +63,7 @@ def test_a_class_does_not_count_as_ignored_because_the_first_samples_have_no_oth
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_an_ignored_class_is_found_wherever_it_is_among_the_classes(tmp_path, reduction):
     loss = flat(cross_entropy, ignore_index=7, reduction=reduction)
-    run_result = result(tmp_path, loss_fn=loss, heldout_share=0.5)
+    run_result = result(tmp_path, loss_fn=loss, eval_share=0.5)
     assert run_result.valid_share == pytest.approx(float((ROWS[:, 1:] != 7).float().mean()), abs=0.02)
     assert "without targets 7" in notes(tmp_path / "again", loss_fn=loss)
 
@@ -110,8 +110,8 @@ def test_contrastive_values_of_each_sample_are_refused(tmp_path):
         ({"loss_fn": nn.CrossEntropyLoss}, r"is a class: pass an instance, CrossEntropyLoss\(\)"),
         ({"loss_fn": "cross_entropy"}, "is not callable"),
         ({"loss_fn": nn.PReLU()}, r"\(weight\), which no optimizer would train"),
-        ({"heldout_share": 0}, "between 0 and 1"),
-        ({"heldout_share": -1}, "between 0 and 1"),
+        ({"eval_share": 0}, "between 0 and 1"),
+        ({"eval_share": -1}, "between 0 and 1"),
         ({"tokens_per_sample": 0}, "an integer of at least 1"),
     ],
 )
@@ -173,7 +173,7 @@ TURNED = [{"input_ids": row, "labels": row.flip(0)} for row in ROWS]
 @pytest.mark.parametrize("family", [t5, bart])
 def test_an_encoder_decoder_computes_the_decoder_inputs_from_the_labels(tmp_path, family):
     arguments = {**FROZEN, "sizes": [8], "compute_budgets": [3e8], "batch_size": 2}
-    run_result = result(tmp_path, family, dataset=TURNED[60:], heldout=TURNED[:60], **arguments)
+    run_result = result(tmp_path, family, dataset=TURNED[60:], eval_dataset=TURNED[:60], **arguments)
     assert run_result.tokens % (CONTEXT + 1) == 0
     assert "receives the targets as 'labels'" in notes(tmp_path / "again", family, dataset=TURNED, **arguments)
 
@@ -308,26 +308,29 @@ def pairs_of(rows):
 
 
 def test_a_held_out_loader_uses_its_collate_function(tmp_path):
-    pairs = result(tmp_path / "pairs", heldout=TensorDataset(*pairs_of(list(ROWS.flip(1)[:40])))).loss
+    pairs = result(tmp_path / "pairs", eval_dataset=TensorDataset(*pairs_of(list(ROWS.flip(1)[:40])))).loss
     loader = DataLoader(list(ROWS.flip(1)[:40]), batch_size=4, collate_fn=pairs_of)
-    assert result(tmp_path / "rows", heldout=loader).loss == pytest.approx(pairs, abs=1e-6)
+    assert result(tmp_path / "rows", eval_dataset=loader).loss == pytest.approx(pairs, abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"heldout": PAIRS}, "heldout is the training data"),
-        ({"heldout": DataLoader(PAIRS, batch_size=2)}, "heldout is the training data"),
-        ({"heldout": TensorDataset(*(part.clone() for part in PAIRS.tensors))}, "heldout is the training data"),
-        ({"heldout": Subset(PAIRS, range(9))}, "9 of the 9 samples of heldout"),
+        ({"eval_dataset": PAIRS}, "eval_dataset is the training data"),
+        ({"eval_dataset": DataLoader(PAIRS, batch_size=2)}, "eval_dataset is the training data"),
         (
-            {"dataset": Subset(PAIRS, range(500)), "heldout": Subset(PAIRS, range(490, 510))},
+            {"eval_dataset": TensorDataset(*(part.clone() for part in PAIRS.tensors))},
+            "eval_dataset is the training data",
+        ),
+        ({"eval_dataset": Subset(PAIRS, range(9))}, "9 of the 9 samples of eval_dataset"),
+        (
+            {"dataset": Subset(PAIRS, range(500)), "eval_dataset": Subset(PAIRS, range(490, 510))},
             "10 of the 20 samples",
         ),
-        ({"heldout": list(ROWS)}, "targets of heldout are the inputs"),
-        ({"heldout": TensorDataset(ROWS[:9, :-1], ROWS[:9, 0])}, "both must be of the same kind"),
-        ({"heldout": TensorDataset(ROWS[:9, :-1], ROWS[:9, 1:] + VOCAB)}, "heldout does not fit"),
-        ({"heldout": []}, "heldout dataset has 0 items"),
+        ({"eval_dataset": list(ROWS)}, "targets of eval_dataset are the inputs"),
+        ({"eval_dataset": TensorDataset(ROWS[:9, :-1], ROWS[:9, 0])}, "both must be of the same kind"),
+        ({"eval_dataset": TensorDataset(ROWS[:9, :-1], ROWS[:9, 1:] + VOCAB)}, "eval_dataset does not fit"),
+        ({"eval_dataset": []}, "eval_dataset dataset has 0 items"),
     ],
 )
 def test_invalid_held_out_data_are_refused(tmp_path, arguments, message):
@@ -336,5 +339,7 @@ def test_invalid_held_out_data_are_refused(tmp_path, arguments, message):
 
 
 def test_parts_of_one_dataset_and_a_single_held_out_sample_are_accepted(tmp_path):
-    assert study(tmp_path, dataset=Subset(PAIRS, range(500)), heldout=Subset(PAIRS, range(500, 600))).plan.runs
-    assert result(tmp_path, heldout=TensorDataset(ROWS[:1, :-1], ROWS[:1, 1:])).loss > 0
+    assert study(
+        tmp_path, dataset=Subset(PAIRS, range(500)), eval_dataset=Subset(PAIRS, range(500, 600))
+    ).plan.runs
+    assert result(tmp_path, eval_dataset=TensorDataset(ROWS[:1, :-1], ROWS[:1, 1:])).loss > 0

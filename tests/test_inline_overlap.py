@@ -50,7 +50,7 @@ def test_no_letter_of_held_out_windows_is_trained_on(tmp_path, step):
 
 def test_a_text_is_repeated_before_its_windows_are(tmp_path):
     with pytest.raises(PlanError, match="epochs of the"):
-        study(tmp_path, dataset=Windows(), repeat=False)
+        study(tmp_path, dataset=Windows(), allow_repeat=False)
 
 
 @pytest.mark.parametrize("data", [Windows(CONTEXT), Windows(CONTEXT + 1), PAIRS, TensorDataset(ROWS * 0, ROWS)])
@@ -71,26 +71,26 @@ def test_a_subset_of_windows_overlaps_only_if_its_windows_do(tmp_path):
 
 
 def test_a_random_split_of_windows_is_refused_and_consecutive_parts_are_accepted(tmp_path):
-    training, heldout = random_split(Windows(), [0.9, 0.1], generator=torch.Generator().manual_seed(0))
-    with pytest.raises(DataError, match="samples of heldout overlap training samples"):
-        study(tmp_path, dataset=training, heldout=heldout)
+    training, eval_dataset = random_split(Windows(), [0.9, 0.1], generator=torch.Generator().manual_seed(0))
+    with pytest.raises(DataError, match="samples of eval_dataset overlap training samples"):
+        study(tmp_path, dataset=training, eval_dataset=eval_dataset)
     cut = 800
-    parts = {"dataset": Subset(Windows(), range(cut)), "heldout": Subset(Windows(), range(cut, 900))}
+    parts = {"dataset": Subset(Windows(), range(cut)), "eval_dataset": Subset(Windows(), range(cut, 900))}
     assert study(tmp_path, **parts).plan.runs
 
 
 @pytest.mark.parametrize("held", [ROWS[:40], ROWS[100:200:7]])
 def test_equal_samples_are_refused_as_held_out_data(tmp_path, held):
-    with pytest.raises(DataError, match="compared samples of heldout equal training samples"):
-        study(tmp_path, dataset=PAIRS, heldout=TensorDataset(held[:, :-1].clone(), held[:, 1:].clone()))
+    with pytest.raises(DataError, match="compared samples of eval_dataset equal training samples"):
+        study(tmp_path, dataset=PAIRS, eval_dataset=TensorDataset(held[:, :-1].clone(), held[:, 1:].clone()))
 
 
 def test_a_few_equal_samples_are_noted_unless_items_are_small(tmp_path):
     fresh = torch.randint(0, 20, (30, CONTEXT + 1), generator=torch.Generator().manual_seed(5))
     held = torch.cat([ROWS[:10], fresh])
-    assert "about 25% of the samples of heldout equal" in notes(
-        tmp_path, dataset=Subset(PAIRS, range(500)), heldout=TensorDataset(held[:, :-1], held[:, 1:])
+    assert "about 25% of the samples of eval_dataset equal" in notes(
+        tmp_path, dataset=Subset(PAIRS, range(500)), eval_dataset=TensorDataset(held[:, :-1], held[:, 1:])
     )
     bits = torch.randint(0, 2, (400, 5), generator=torch.Generator().manual_seed(6))
     few = [TensorDataset(part[:, :-1], part[:, 1:]) for part in (bits[:300], bits[300:])]
-    assert "equal training" not in notes(tmp_path / "bits", Net, dataset=few[0], heldout=few[1])
+    assert "equal training" not in notes(tmp_path / "bits", Net, dataset=few[0], eval_dataset=few[1])

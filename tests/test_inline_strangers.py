@@ -43,7 +43,7 @@ def by_hand(planned, share):
         for _ in range(planned.plan.runs[0].steps):
             model(next(batches)[0][:share])
         model.eval()
-        parts = [(model(x), y) for x, y in opened.heldout(1000, 100)]
+        parts = [(model(x), y) for x, y in opened.eval_batches(1000, 100)]
     return float(functional.cross_entropy(torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])))
 
 
@@ -58,18 +58,18 @@ def test_running_statistics_are_those_of_the_training_batches_of_the_first_proce
 
 def test_running_statistics_of_packed_runs_are_of_training_batches_only(tmp_path):
     losses = {
-        pack: [
+        vmap_runs: [
             run_result.loss
             for run_result in study(
-                tmp_path / str(pack),
+                tmp_path / str(vmap_runs),
                 Normed,
-                trainer={"name": "torch", "pack": pack},
+                trainer={"name": "torch", "vmap_runs": vmap_runs},
                 seeds=[0, 1],
                 train=True,
                 **{**FEW_STEPS, "optimizer": SGD},
             ).results
         ]
-        for pack in (1, 2)
+        for vmap_runs in (1, 2)
     }
     assert losses[2] == pytest.approx(losses[1], rel=1e-6)
 

@@ -120,7 +120,7 @@ def test_a_sweep_with_all_of_them_shows_the_same_everywhere(tmp_path):
             assert (row["status"], row["params"], row["tokens"]) == ("completed", result.run.params, result.tokens)
             assert row["loss"] == pytest.approx(result.loss, rel=1e-6)
             assert row["flops"] == pytest.approx(result.run.flops, rel=1e-6)
-            assert [tokens for tokens, _ in row["heldout"]] == [one.tokens for one in result.curve]
+            assert [tokens for tokens, _ in row["eval"]] == [one.tokens for one in result.curve]
 
 
 def test_on_the_command_line_loggers_are_a_list_of_names_or_tables(tmp_path, monkeypatch):
@@ -302,7 +302,7 @@ def test_a_wandb_run_that_could_not_begin_is_tried_again(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{free_port()}")
     monkeypatch.setattr(wandb_runs, "INIT_SECONDS", 1.0)
-    about = {"project": None, "entity": None, "mode": None, "tags": (), "patience": 1.0}
+    about = {"project": None, "entity": None, "mode": None, "tags": (), "flush_timeout": 1.0}
     runs = wandb_runs.WandbRuns(tmp_path, **about)
     runs.open(plan_of(RUN))
     for _ in range(2):
@@ -318,7 +318,7 @@ def test_a_wandb_run_that_could_not_begin_is_tried_again(tmp_path, monkeypatch):
 @pytest.mark.slow
 class TestMlflowOnAServer(LoggerConformance):
     name = "mlflow"
-    keeps = ("attempt", "status", "loss", "params", "tokens", "flops", "heldout", "error")
+    keeps = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
     keeps_training = True
 
     @pytest.fixture
@@ -403,7 +403,7 @@ def test_mlflow_s_database_is_there_whole_or_not_at_all(tmp_path):
 @MLFLOW_WARNS
 def test_a_server_that_is_away_neither_stops_a_sweep_nor_loses_its_results(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    nowhere = {"name": "mlflow", "tracking_uri": f"http://127.0.0.1:{free_port()}", "patience": 0.5}
+    nowhere = {"name": "mlflow", "tracking_uri": f"http://127.0.0.1:{free_port()}", "flush_timeout": 0.5}
     table = {**text_table(write_text(tmp_path / "text")), "name": tmp_path.name, "loggers": [nowhere]}
     study = run(table, out=tmp_path / "study")
     assert [result.status for result in study.results] == ["completed", "completed"]

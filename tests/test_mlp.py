@@ -85,7 +85,7 @@ def test_a_size_that_fits_no_memory_is_counted_without_any(mlp):
         model = mlp.build(mlp.options(width=100_000), TEXT)
     counts = count_parameters(model, TEXT)
     width = 100_000
-    assert counts.lookup == 50 * width
+    assert counts.lookup_table == 50 * width
     assert counts.total == 50 * width + (8 * width + 1) * width + (width + 1) * width + (width + 1) * 50
 
 

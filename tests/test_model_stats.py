@@ -33,14 +33,14 @@ class Tiny(nn.Module):
 
 def test_an_embedding_is_a_table_and_the_head_the_layer_over_the_vocabulary():
     counts = count_parameters(Tiny(), TASK)
-    assert (counts.total, counts.lookup, counts.unembedding) == (120 + 42 + 42 + 140, 120, 140)
+    assert (counts.total, counts.lookup_table, counts.unembedding) == (120 + 42 + 42 + 140, 120, 140)
     assert counts.matmul == 42 + 42 + 140
     assert counts.non_embedding == 84
 
 
 def test_a_tied_embedding_is_multiplied_and_counted_once():
     counts = count_parameters(Tiny(tied=True, bias=False), TASK)
-    assert (counts.total, counts.lookup, counts.unembedding) == (120 + 84, 0, 120)
+    assert (counts.total, counts.lookup_table, counts.unembedding) == (120 + 84, 0, 120)
     assert counts.matmul == counts.total
     assert counts.non_embedding == 84
 
@@ -73,7 +73,7 @@ def test_inactive_parameters_follow_from_the_familys_groups(own, total, active):
         ParameterGroup([*model.embedding.parameters(), *model.head.parameters()]),
     ]
     counts = count_parameters(model, TASK, groups)
-    assert (counts.total, counts.active, counts.idle) == (total, active, 42)
+    assert (counts.total, counts.active, counts.inactive) == (total, active, 42)
 
 
 def test_a_partly_active_table_is_subtracted_from_n_once():
@@ -82,7 +82,7 @@ def test_a_partly_active_table_is_subtracted_from_n_once():
     groups = [ParameterGroup(rest), ParameterGroup(model.embedding.parameters(), active=0.25)]
     counts, plain = count_parameters(model, TASK, groups), count_parameters(model, TASK)
     assert (counts.matmul, counts.non_embedding) == (plain.matmul, plain.non_embedding)
-    assert (counts.lookup, counts.idle) == (plain.lookup * 0.25, plain.lookup * 0.75)
+    assert (counts.lookup_table, counts.inactive) == (plain.lookup_table * 0.25, plain.lookup_table * 0.75)
 
 
 def test_parameters_from_an_iterator_are_kept():
@@ -119,7 +119,7 @@ def test_a_model_without_parameters_is_refused():
 
 def meter_of(bench, **changes):
     experiment = make_experiment(bench.table(**changes), bench.registry())
-    return SizeMeasurer(experiment.model, bench.build_walk(None, 0).task, experiment.flops)
+    return SizeMeasurer(experiment.model, bench.build_walk(None, 0).task, experiment.counter)
 
 
 def test_a_size_is_measured_once_without_memory_for_weights():

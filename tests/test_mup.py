@@ -44,7 +44,7 @@ def sizes(what: str, recipe: str, text: Path) -> dict[str, list[float]]:
     """Root mean square by width of what every part puts out after some steps, and of its change."""
     images = MODELS[what]["name"] == "vit" or what == "mlp on images"
     registry = installed().with_plugins({"noise": Images()} if images else {})
-    table = text_table(text, model=MODELS[what], recipe=RECIPES[recipe], flops="chinchilla")
+    table = text_table(text, model=MODELS[what], recipe=RECIPES[recipe], counter="chinchilla")
     table |= {"dataset": "noise/random"} if images else {}
     table["sweep"] |= {"sizes": [{"width": width} for width in WIDTHS], "budgets": [1e11], "batch_size": 16}
     return coordinates(make_experiment(table, registry), registry)

@@ -248,7 +248,7 @@ class Declared:
 
 def planned(width_scaling, groups):
     table = {
-        "sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "min_steps": 1, "repeat": True},
+        "sweep": {"budgets": [1e9], "sizes": [{"width": 16}], "min_steps": 1, "allow_repeat": True},
         "model": {"name": "gpt", "depth": 1},
         "dataset": {"name": "text", "context": 16},
         "optimizer": "declared",
@@ -316,7 +316,7 @@ def test_an_optimizer_that_does_not_scale_as_it_declares_is_refused_in_planning(
 )
 def test_recipes_give_the_learning_rate_that_corresponds_to_adamws(recipe, name, lr, decay):
     table = {
-        "sweep": {"budgets": [1e9], "sizes": [{"width": 8}], "min_steps": 1, "repeat": True},
+        "sweep": {"budgets": [1e9], "sizes": [{"width": 8}], "min_steps": 1, "allow_repeat": True},
         "model": {"name": "gpt", "depth": 1},
         "dataset": {"name": "text", "context": 16},
         "recipe": recipe,

@@ -38,7 +38,7 @@ def test_the_guide_names_every_placeholder() -> None:
 
 
 def test_the_guide_names_every_architecture_with_a_formula() -> None:
-    listed = re.search(r'`flops = "model"` is a formula for (.*?), the same as', guide("models"), re.S)
+    listed = re.search(r'`counter = "model"` is a formula for (.*?), the same as', guide("models"), re.S)
     assert listed is not None
     assert set(re.findall(r"\w+", listed[1])) - {"and"} == GATED | PLAIN
 

@@ -42,7 +42,7 @@ def losses(model, folder, seeds):
         sizes=[16],
         seeds=seeds,
         optimizer="adamw",
-        repeat=True,
+        allow_repeat=True,
         min_steps=1,
         executor="local",
         output_dir=folder,

@@ -105,7 +105,7 @@ class TableBySelect(TableAsParameter):
 @pytest.mark.parametrize("made", [TableAsParameter, TableByIndex, TableBySelect])
 def test_a_table_that_is_a_parameter_is_a_table(made):
     counts = count_parameters(made(), TASK)
-    assert (counts.lookup, counts.matmul, counts.non_embedding) == (V * D, BODY + V * D, BODY)
+    assert (counts.lookup_table, counts.matmul, counts.non_embedding) == (V * D, BODY + V * D, BODY)
     assert six_n_over_torch(made()) == pytest.approx(1)
 
 
@@ -133,7 +133,7 @@ class Positions(TableAsParameter):
 
 def test_learned_positions_are_a_table_and_biases_of_heads_are_not():
     counts = count_parameters(Positions(), TASK)
-    assert (counts.lookup, counts.matmul) == (V * D + T * D, BODY + V * D + D)
+    assert (counts.lookup_table, counts.matmul) == (V * D + T * D, BODY + V * D + D)
 
 
 class HeadFirst(nn.Module):
@@ -212,7 +212,7 @@ def test_one_size_is_traced_and_other_sizes_follow_from_their_parameter_names():
         module = build_on_meta(model, model.with_options(depth=depth).options, TASK)
         usage = usages.of(model.with_options(depth=depth).options, module)
         counts = count_parameters(module, TASK, (), usage)
-        assert (counts.lookup, counts.unembedding, counts.non_embedding) == (0, V * D, depth * D * D)
+        assert (counts.lookup_table, counts.unembedding, counts.non_embedding) == (0, V * D, depth * D * D)
     assert ran == [(2, "cpu")]
 
 

@@ -33,7 +33,7 @@ def surface(**changes):
         "model": {"name": "gpt", "depth": 6, "head_dim": 64},
         "dataset": {"name": "endless/endless"},
         "optimizer": {"name": "adamw"},
-        "flops": {"name": "model"},
+        "counter": {"name": "model"},
     }
     for kind, options in changes.items():
         keep = isinstance(options, dict) and "name" not in options
@@ -53,7 +53,7 @@ class Endless(Dataset):
     def batches(self, batch_size, start=0):
         raise AssertionError("planning reads no data")
 
-    def heldout(self, tokens, batch_size):
+    def eval_batches(self, tokens, batch_size):
         raise AssertionError("planning reads no data")
 
     @hookimpl
@@ -89,7 +89,7 @@ def test_every_run_meets_its_budget_within_one_percent_by_its_own_count():
 
 
 def test_under_chinchillas_counter_the_budget_is_6_n_d():
-    plan = planned(surface(flops="chinchilla"))
+    plan = planned(surface(counter="chinchilla"))
     for run in plan.runs:
         matmul = 6 * 12 * run.size**2 + 13 * run.size + 512 * run.size
         assert run.params == matmul
@@ -200,7 +200,7 @@ def test_a_previous_fit_centres_the_sizes(tmp_path):
     kept.write_text(law.model_dump_json())
     optimum = IsoflopFitter(draws=0).optimum(law, 1e20).params.value
     registry = installed().with_plugins({"endless": Endless()})
-    table = surface(sweep={"budgets": [1e20], "previous_fit": str(kept), "tokens_per_param": 1e4})
+    table = surface(sweep={"budgets": [1e20], "init_from_fit": str(kept), "tokens_per_param": 1e4})
     params = sorted(run.params for run in plan_study(table, registry=registry).plan.runs)
     assert params[1] < optimum < params[-2]
 
@@ -211,7 +211,7 @@ def test_a_previous_fit_that_is_none_is_named(tmp_path):
     wrong = tmp_path / "fit.json"
     wrong.write_text("{}")
     with pytest.raises(UserError, match=r"fit.json is not a fit"):
-        plan_study(text_table(write_text(tmp_path / "text"), sweep={"previous_fit": str(wrong)}))
+        plan_study(text_table(write_text(tmp_path / "text"), sweep={"init_from_fit": str(wrong)}))
 
 
 def test_a_size_that_cannot_be_built_says_which(tmp_path):
@@ -242,13 +242,13 @@ def test_a_size_that_would_see_the_data_twice_is_left_out_and_the_plan_says_how_
         tokens = cell.budget / gpt_flops_per_token(cell.size, 6, 128, 512)
         assert tokens > 29.9e9
         assert f"{tokens / 30e9:.2f} epochs of the 3e+10" in cell.reason
-        assert "sweep.repeat = true" in cell.reason
+        assert "sweep.allow_repeat = true" in cell.reason
     assert all(run.tokens <= 30 * 10**9 for run in plan.runs)
     assert len(plan.runs) + len(plan.skipped) == 24
 
 
 def test_repeated_data_is_allowed_where_it_is_asked_for():
-    plan = planned(surface(sweep={"repeat": True}), num_unique_tokens=30 * 10**9)
+    plan = planned(surface(sweep={"allow_repeat": True}), num_unique_tokens=30 * 10**9)
     assert not plan.skipped
     assert any(run.tokens > 30 * 10**9 for run in plan.runs)
 

@@ -233,7 +233,7 @@ def test_a_statement_that_nobody_acknowledges_is_given_up_within_half_a_minute(d
 
 
 def test_a_server_that_stays_away_is_an_error_in_time(tmp_path: Path, database: PostgresServer) -> None:
-    with closing(open_store(tmp_path, wait=0.5)) as store:
+    with closing(open_store(tmp_path, reconnect_timeout=0.5)) as store:
         database.stop()
         before = time.monotonic()
         try:
@@ -246,7 +246,10 @@ def test_a_server_that_stays_away_is_an_error_in_time(tmp_path: Path, database: 
 
 
 def test_a_table_that_stays_locked_is_an_error_in_time(tmp_path: Path, database: PostgresServer) -> None:
-    with closing(open_store(tmp_path, wait=0.3)) as store, closing(psycopg.connect(database.url())) as other:
+    with (
+        closing(open_store(tmp_path, reconnect_timeout=0.3)) as store,
+        closing(psycopg.connect(database.url())) as other,
+    ):
         other.execute("LOCK TABLE flops_fit.results")
         with pytest.raises(StoreError, match=r"kept it locked for 0\.3 seconds"):
             store.add(result_of(1))
@@ -331,9 +334,11 @@ def test_a_schema_that_an_administrator_has_made_is_used(tmp_path: Path, databas
         database.query(f"DROP ROLE {name}")
 
 
-@pytest.mark.parametrize("wait", [1e-4, 1e9])
-def test_any_patience_is_one_that_the_server_takes(tmp_path: Path, database: PostgresServer, wait: float) -> None:
-    with closing(open_store(tmp_path, url=database.url(), wait=wait)) as store:
+@pytest.mark.parametrize("reconnect_timeout", [1e-4, 1e9])
+def test_any_patience_is_one_that_the_server_takes(
+    tmp_path: Path, database: PostgresServer, reconnect_timeout: float
+) -> None:
+    with closing(open_store(tmp_path, url=database.url(), reconnect_timeout=reconnect_timeout)) as store:
         store.add(result_of(1))
         (asked,) = store._server.do(lambda connection: connection.execute("SHOW lock_timeout").fetchone())
         assert asked != "0", "which would be for ever"

@@ -98,7 +98,7 @@ def table(*codes, **executor):
         "model": "tiny/tiny",
         "dataset": "tiny/majority",
         "optimizer": "tiny/plain",
-        "trainer": {"name": "trainers/torch", "heldout_tokens": 256, "checkpoint_minutes": 0.005},
+        "trainer": {"name": "trainers/torch", "eval_tokens": 256, "checkpoint_minutes": 0.005},
         "device": "devices/cpu",
         "executor": executor,
     }

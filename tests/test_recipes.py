@@ -25,7 +25,7 @@ def about(**changes):
         "task": LanguageTask(vocab_size=50_000, context=2048),
         "width_scaling": "adam",
         "flops": 6 * 10**9 * 2e10,
-        "parameters": ParameterCounts(total=11 * 10**8, lookup=10**8, unembedding=10**8, active=11 * 10**8),
+        "parameters": ParameterCounts(total=11 * 10**8, lookup_table=10**8, unembedding=10**8, active=11 * 10**8),
     }
     return RecipeInput(**{**given, **changes})
 
@@ -60,7 +60,7 @@ def test_constant_leaves_betas_to_an_optimizer_that_has_none():
 def test_steplaw_by_hand():
     given = about(
         tokens=10**11,
-        parameters=ParameterCounts(total=12 * 10**8, lookup=10**8, unembedding=10**8, active=12 * 10**8),
+        parameters=ParameterCounts(total=12 * 10**8, lookup_table=10**8, unembedding=10**8, active=12 * 10**8),
     )
     hyper = built("steplaw", given)
     # N = 1e9 without embeddings: log10 of it is 0.25285 - 0.713 x 9 + 0.307 x 11 = -2.78715
@@ -75,7 +75,7 @@ def test_steplaw_by_hand():
 @pytest.mark.parametrize("unembedding", [0, 5 * 10**8])
 def test_steplaws_n_has_no_embeddings_and_no_head(unembedding):
     counts = ParameterCounts(
-        total=10**9 + unembedding + 7, lookup=7, unembedding=unembedding, active=10**9 + unembedding + 7
+        total=10**9 + unembedding + 7, lookup_table=7, unembedding=unembedding, active=10**9 + unembedding + 7
     )
     assert built("steplaw", about(parameters=counts)).lr == pytest.approx(
         1.79 * math.exp(-0.713 * math.log(1e9) + 0.307 * math.log(2e10)), rel=1e-9
@@ -99,7 +99,7 @@ def test_deepseek_comes_near_what_its_authors_trained_with(layers, width, lr, se
         tokens=tokens,
         task=LanguageTask(vocab_size=vocabulary, context=context),
         parameters=ParameterCounts(
-            total=blocks + 2 * head, lookup=head, unembedding=head, active=blocks + 2 * head
+            total=blocks + 2 * head, lookup_table=head, unembedding=head, active=blocks + 2 * head
         ),
         flops=3 * (2 * blocks + 4 * layers * width * context + 2 * head) * tokens,
     )
@@ -183,7 +183,7 @@ def test_a_law_for_adam_says_so_of_another_optimizer(name):
 
 @pytest.mark.parametrize("name", ["steplaw", "deepseek"])
 def test_a_model_that_is_all_vocabulary_has_no_such_law(name):
-    counts = ParameterCounts(total=100, lookup=40, unembedding=60, active=100)
+    counts = ParameterCounts(total=100, lookup_table=40, unembedding=60, active=100)
     with pytest.raises(ConfigError, match="neither embedding nor output head"):
         built(name, about(parameters=counts, flops=6 * 60 * 2e10))
 

@@ -45,7 +45,7 @@ def make_run(**changes: Any) -> RunSpec:
         "fingerprint": "text 0123456789abcdef",
         "optimizer": PluginChoice(name="optim/adamw", options={"lr": 0.01, "betas": [0.9, 0.95]}),
         "schedule": PluginChoice(name="schedules/cosine"),
-        "flops_counter": PluginChoice(name="flops/model"),
+        "counter": PluginChoice(name="counters/model"),
         "trainer": PluginChoice(name="trainers/torch"),
         "batch_size": 8,
         "steps": 100,
@@ -68,7 +68,7 @@ def other_choice(choice: PluginChoice) -> list[PluginChoice]:
     ]
 
 
-CHOICES = ["model", "dataset", "optimizer", "schedule", "flops_counter", "trainer"]
+CHOICES = ["model", "dataset", "optimizer", "schedule", "counter", "trainer"]
 
 
 @pytest.mark.parametrize("kind", CHOICES)
@@ -142,7 +142,7 @@ def test_what_an_id_is_made_of() -> None:
     """Written out, since changing it orphans every result that anybody has stored."""
     text = (
         '{"base_width":64,"batch_size":8,"dataset":{"name":"text/text"},"fingerprint":"text 0123456789abcdef",'
-        '"flops_counter":{"name":"flops/model"},"model":{"name":"gpt/gpt","options":{"depth":3,"width":16}},'
+        '"counter":{"name":"counters/model"},"model":{"name":"gpt/gpt","options":{"depth":3,"width":16}},'
         '"optimizer":{"name":"optim/adamw","options":{"betas":[0.9,0.95],"lr":0.01}},'
         '"schedule":{"name":"schedules/cosine"},"seed":0,"steps":100,"tokens":51200,'
         '"trainer":{"name":"trainers/torch"}}'
@@ -200,8 +200,8 @@ def test_an_unknown_field_is_an_error() -> None:
 
 
 def test_the_three_counts_of_parameters() -> None:
-    counts = ParameterCounts(total=1000, lookup=100, unembedding=250, active=900)
-    assert (counts.matmul, counts.non_embedding, counts.idle) == (800, 550, 100)
+    counts = ParameterCounts(total=1000, lookup_table=100, unembedding=250, active=900)
+    assert (counts.matmul, counts.non_embedding, counts.inactive) == (800, 550, 100)
 
 
 # ---------------------------------------------------------------------------- JSON
@@ -228,8 +228,8 @@ RESULT = RunResult(
     curve=(Evaluation(step=1, tokens=512, loss=5.5), Evaluation(step=2, tokens=1024, loss=None)),
     tokens=51_200,
     unique_tokens=51_000,
-    heldout_tokens=131_072,
-    parameters=ParameterCounts(total=10_000, lookup=1_000, active=10_000),
+    eval_tokens=131_072,
+    parameters=ParameterCounts(total=10_000, lookup_table=1_000, active=10_000),
     params_name="matmul parameters",
     flops=3.072e9,
     flops_name="every matmul",

@@ -54,7 +54,7 @@ def test_automatic_widths_of_gpt_are_whole_heads_of_one_size(head_dim):
 def test_automatic_widths_of_hf_are_whole_heads_of_one_size():
     pytest.importorskip("transformers")
     model = {"name": "hf", "architecture": "llama", "config": {"num_hidden_layers": 4}}
-    plan = planned_from(surface(sweep={"budgets": [1e18, 1e20], "sizes": 4}, model=model, flops="chinchilla"))
+    plan = planned_from(surface(sweep={"budgets": [1e18, 1e20], "sizes": 4}, model=model, counter="chinchilla"))
     assert {run.head_dim for run in plan.runs} == {64}
     assert all(run.size == 64 * run.heads for run in plan.runs)
 
@@ -67,7 +67,7 @@ def test_queries_that_share_keys_come_in_whole_groups():
 
     config = {"num_hidden_layers": 2}
     model = {"name": "hf", "architecture": "llama", "queries_per_kv": 4, "config": config}
-    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": 4}, model=model, flops="chinchilla"))
+    plan = planned_from(surface(sweep={"budgets": [1e18], "sizes": 4}, model=model, counter="chinchilla"))
     spec = installed().find("model", "hf").spec
     for run in plan.runs:
         options = {key: value for key, value in model.items() if key != "name"} | {"width": run.size}
@@ -80,7 +80,7 @@ def test_automatic_widths_of_vit_are_whole_heads_of_one_size():
     from flops_fit_core.plugins.registry import installed
 
     table = surface(model={"name": "vit", "depth": 2, "head_dim": 8, "patch": 4}, dataset="images")
-    table["sweep"] = {"budgets": [1e11], "sizes": 5, "repeat": True, "min_steps": 1}
+    table["sweep"] = {"budgets": [1e11], "sizes": 5, "allow_repeat": True, "min_steps": 1}
     plan = make_plan(make_experiment(table, installed()))
     assert len(plan.runs) == 5
     assert all((run.heads, run.head_dim) == (run.size / 8, 8) for run in plan.runs)
@@ -258,7 +258,7 @@ def sizes_of(plugin):
     sweep = {"budgets": [1e7, 2e7], "sizes": 3, "sizes_": None}
     sweep.pop("sizes_")
     table = bench.table(model={"name": "own/net"})
-    table["sweep"] = {**sweep, "min_steps": 1, "repeat": True}
+    table["sweep"] = {**sweep, "min_steps": 1, "allow_repeat": True}
     plan = make_plan(make_experiment(table, registry))
     return sorted({run.size for run in plan.runs}), plan
 
@@ -324,9 +324,9 @@ def plan_of(model, size, tmp_path, **arguments):
     given = {
         "dataset": TensorDataset(IDS[:, :-1], IDS[:, 1:]),
         "compute_budgets": [1e9, 1e10],
-        "repeat": True,
+        "allow_repeat": True,
         "min_steps": 1,
-        "flops": "chinchilla",
+        "counter": "chinchilla",
         "optimizer": "adamw",
         "device": "cpu",
         "train": False,
@@ -548,7 +548,7 @@ def test_sizes_of_a_function_in_an_experiment_file_are_found_as_well(tmp_path):
         "model": model,
         "dataset": "text",
         "optimizer": "adamw",
-        "flops": "chinchilla",
+        "counter": "chinchilla",
     }
     plan = make_plan(make_experiment(table, installed()))
     assert {run.size % 6 for run in plan.runs} == {0}

@@ -128,7 +128,7 @@ def study(**more: Any) -> dict[str, Any]:
         "model": "tiny/tiny",
         "dataset": "tiny/majority",
         "optimizer": "tiny/plain",
-        "trainer": {"name": "trainers/torch", "heldout_tokens": 256},
+        "trainer": {"name": "trainers/torch", "eval_tokens": 256},
         "device": "devices/cpu",
         **more,
     }
@@ -371,7 +371,7 @@ def test_a_job_that_needs_longer_than_its_time_limit_goes_on_by_itself(
     trace = tmp_path / "trace"
     (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.25)"))
     seen: list[Any] = []
-    with opened(tmp_path, time=1, grace=20) as executor:
+    with opened(tmp_path, time=1, grace_period=20) as executor:
         executor.submit(job)
         while not errors(seen):
             seen += executor.events(1.0)
@@ -405,7 +405,7 @@ name = "plain"
 
 [trainer]
 name = "torch"
-heldout_tokens = 256
+eval_tokens = 256
 
 [executor]
 name = "slurm"
@@ -452,7 +452,7 @@ def options(**given: Any) -> Any:
     [(90, 90), ("1:30:00", 90), ("00:30", 30), ("2-12:00:00", 3600), ("0:00:01", 1), ("1:00:01", 61)],
 )
 def test_a_time_limit_is_in_minutes_or_as_slurm_writes_it(time: int | str, minutes: int) -> None:
-    assert options(time=time, grace=10).limit == minutes
+    assert options(time=time, grace_period=10).limit == minutes
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,9 @@ def test_a_batch_has_at_least_two_samples():
 
 
 def measured(own=None, **counts):
-    parameters = ParameterCounts(**{"total": 1000, "lookup": 300, "unembedding": 200, "active": 1000, **counts})
+    parameters = ParameterCounts(
+        **{"total": 1000, "lookup_table": 300, "unembedding": 200, "active": 1000, **counts}
+    )
     return CounterInput(
         module=nn.Linear(1, 1),
         task=LanguageTask(256, 64),
@@ -230,9 +232,9 @@ def measured(own=None, **counts):
 
 @pytest.mark.parametrize(("n", "params"), [("matmul", 700), ("total", 1000), ("non-embedding", 500)])
 def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
-    count = built("flops", "chinchilla", measured(), n=n)
+    count = built("counter", "chinchilla", measured(), n=n)
     assert (count.flops_per_token, count.params, count.flops_name) == (6 * params, params, "6 N D")
-    assert built("flops", "chinchilla", measured()).params == 700
+    assert built("counter", "chinchilla", measured()).params == 700
 
 
 @pytest.mark.parametrize(
@@ -244,25 +246,25 @@ def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
     ],
 )
 def test_experts_that_a_token_is_not_sent_to_cost_nothing(n, params, flops_name, params_name):
-    count = built("flops", "chinchilla", measured(active=600), n=n)
+    count = built("counter", "chinchilla", measured(active=600), n=n)
     assert count.flops_per_token == 6 * (600 if n == "total" else params)
     assert (count.params, count.flops_name, count.params_name) == (params, flops_name, params_name)
 
 
 def test_model_takes_the_familys_own_count():
-    count = built("flops", "model", measured(own=4321.0))
+    count = built("counter", "model", measured(own=4321.0))
     assert (count.flops_per_token, count.params) == (4321.0, 700)
     assert "x/y" in count.flops_name
 
 
 def test_a_family_without_a_count_says_which_counter_to_use():
-    with pytest.raises(ConfigError, match='flops = "chinchilla"'):
-        built("flops", "model", measured())
+    with pytest.raises(ConfigError, match='counter = "chinchilla"'):
+        built("counter", "model", measured())
 
 
 def test_a_model_of_nothing_but_tables_has_no_matmul_parameters():
     with pytest.raises(ConfigError, match='n = "total"'):
-        built("flops", "chinchilla", measured(lookup=1000))
+        built("counter", "chinchilla", measured(lookup_table=1000))
 
 
 # ---------------------------------------------------------------------------- devices

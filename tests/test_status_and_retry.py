@@ -47,7 +47,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_text(tmp_path / "text", words=200)
     (tmp_path / "watched_net.py").write_text(NET)
-    table = text_table(tmp_path / "text", model="net", flops="chinchilla", sweep={"budgets": [4e7]})
+    table = text_table(tmp_path / "text", model="net", counter="chinchilla", sweep={"budgets": [4e7]})
     (tmp_path / "small.json").write_text(json.dumps(table))
     yield tmp_path
     sys.modules.pop("watched_net", None)

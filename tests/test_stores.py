@@ -397,7 +397,7 @@ def test_claims_that_were_given_back_are_dropped_from_the_file_in_time(tmp_path:
 
 def test_a_database_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
     path = filled("sqlite", tmp_path, count=1)
-    with closing(open_store("sqlite", tmp_path, wait=0.2)) as store:
+    with closing(open_store("sqlite", tmp_path, lock_timeout=0.2)) as store:
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             assert len(store.results()) == 1
@@ -408,7 +408,7 @@ def test_a_database_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> Non
 
 def test_a_file_that_stays_locked_is_an_error_in_time(tmp_path: Path) -> None:
     path = filled("json", tmp_path, count=1)
-    with closing(open_store("json", tmp_path, wait=0.2)) as store:
+    with closing(open_store("json", tmp_path, lock_timeout=0.2)) as store:
         with FileLock(f"{path}.lock"):
             assert len(store.results()) == 1
             with pytest.raises(StoreError, match=r"held results\.json\.lock for 0\.2 seconds"):

@@ -80,7 +80,10 @@ def test_every_attempt_is_the_same_in_another_store(old: str, new: str, law: Pat
 
 def test_a_copy_is_a_whole_study(law: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "copy"
-    assert flops_fit(["store", "copy", str(law), str(target), "--store", "json", "--set", "store.wait=4"]) == 0
+    assert (
+        flops_fit(["store", "copy", str(law), str(target), "--store", "json", "--set", "store.lock_timeout=4"])
+        == 0
+    )
     said = capsys.readouterr().out
     assert "16 attempts at 15 runs are equal in stores/sqlite and stores/json" in " ".join(said.split())
     table = json.loads((target / "experiment.json").read_text())
@@ -262,7 +265,7 @@ def test_another_study_is_not_written_to(law: Path, tmp_path: Path) -> None:
     [
         (["--set", "optimizer.lr=1"], "only the store's options can change here"),
         (["--store", "sqlit"], "no store named 'sqlit'"),
-        (["--store", "json", "--set", "store.wait=-1"], "store"),
+        (["--store", "json", "--set", "store.lock_timeout=-1"], "store"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(

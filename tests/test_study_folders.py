@@ -54,10 +54,10 @@ def optimal(folder, model=Net, **changes):
         "sizes": [3, 4, 6],
         "batch_size": 8,
         "min_steps": 1,
-        "repeat": True,
+        "allow_repeat": True,
         "device": "cpu",
         "executor": "local",
-        "trainer": {"name": "torch", "heldout_tokens": 100},
+        "trainer": {"name": "torch", "eval_tokens": 100},
         "output_dir": folder / "study",
     }
     return find_optimal(model, "width", **{**arguments, **changes})
@@ -240,7 +240,7 @@ def made_run(**changes):
         "fingerprint": "data",
         "optimizer": PluginChoice(name="optim/adamw", options={"lr": 0.01}),
         "schedule": PluginChoice(name="schedules/cosine"),
-        "flops_counter": PluginChoice(name="flops/chinchilla"),
+        "counter": PluginChoice(name="counters/chinchilla"),
         "trainer": PluginChoice(name="trainers/torch"),
         "batch_size": 8,
         "steps": 100,
@@ -471,7 +471,7 @@ def test_a_sweep_in_which_some_runs_fail_warns_and_gives_the_rest(tmp_path, call
     with pytest.warns(
         StudyWarning, match=r"4 of 6 runs of study failed, the first with RuntimeError: out of flour"
     ):
-        study = optimal(tmp_path, FailsWide, flops="chinchilla")  # a trace would fail while it is planned
+        study = optimal(tmp_path, FailsWide, counter="chinchilla")  # a trace would fail while it is planned
     assert [result.status for result in study.results].count("completed") == 2
 
 
@@ -502,7 +502,7 @@ def test_whatever_a_model_raises_is_one_line_of_the_error(tmp_path, call, error,
             return super().forward(x)
 
     with pytest.raises(SweepFailed, match=re.escape(message)) as caught:
-        optimal(tmp_path, Raises, fingerprint="raises", flops="chinchilla")
+        optimal(tmp_path, Raises, fingerprint="raises", counter="chinchilla")
     assert len(str(caught.value)) < 700
     assert str(caught.value).isprintable()
     status, output, _ = call("status", "study")
@@ -522,7 +522,7 @@ def test_a_model_that_exits_while_it_is_planned_is_an_error(tmp_path, place):
             raise SystemExit(3)
 
     with pytest.raises(PlanError, match=r"sys\.exit\(3\) \(.*test_study_folders.*line \d+, in " + place):
-        optimal(tmp_path, Exits, fingerprint="exits", flops="chinchilla", train=False)
+        optimal(tmp_path, Exits, fingerprint="exits", counter="chinchilla", train=False)
 
 
 def test_a_worker_that_is_interrupted_is_told_in_one_line(tmp_path, call):
@@ -535,7 +535,7 @@ def test_a_worker_that_is_interrupted_is_told_in_one_line(tmp_path, call):
     one = {
         "compute_budgets": [2e5],
         "sizes": [3],
-        "flops": "chinchilla",
+        "counter": "chinchilla",
         "executor": {"name": "processes", "workers": 1},
     }
     with pytest.raises(SweepFailed, match="WorkerLost: exited with status 1: KeyboardInterrupt") as caught:

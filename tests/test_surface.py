@@ -94,7 +94,7 @@ def test_the_fingerprint_tells_surfaces_apart():
     assert len({Surface(SurfaceOptions(**one)).fingerprint for one in options}) == len(options)
 
 
-@pytest.mark.parametrize("call", [lambda it: it.batches(4), lambda it: it.heldout(4096, 4)])
+@pytest.mark.parametrize("call", [lambda it: it.batches(4), lambda it: it.eval_batches(4096, 4)])
 def test_a_surface_that_is_asked_for_data_says_which_trainer_it_needs(call):
     with pytest.raises(DataError, match="trainer 'surface'"):
         call(Surface(SurfaceOptions()))
@@ -145,7 +145,7 @@ def test_models_that_nobody_could_build_here_take_no_memory(study):
 def test_another_family_can_be_counted_on_the_surface(study):
     small = {"name": "surface", "context": 64, "vocab_size": 256}
     found = study(
-        model={"name": "gpt", "depth": 2}, dataset=small, flops="model", sweep={"budgets": [1e15], "sizes": 3}
+        model={"name": "gpt", "depth": 2}, dataset=small, counter="model", sweep={"budgets": [1e15], "sizes": 3}
     )
     surface = Surface(SurfaceOptions())
     assert [result.loss for result in found.results] == [
@@ -166,7 +166,7 @@ def test_its_trainer_refuses_data_that_has_no_formula(study, tmp_path):
             model={"name": "gpt", "depth": 1, "width": 8},
             dataset={"name": "text", "path": str(text), "context": 16},
             trainer="surface",
-            sweep={"budgets": [2e8], "sizes": 2, "repeat": True},
+            sweep={"budgets": [2e8], "sizes": 2, "allow_repeat": True},
         )
 
 

@@ -35,8 +35,8 @@ def everything(dataset):
 
 
 def test_no_file_is_both_trained_on_and_held_out(tmp_path):
-    dataset = opened(path=str(files_of(tmp_path / "text")), context=8, heldout_share=0.3)
-    trained, held = kinds(everything(dataset)), kinds(dataset.heldout(10**6, 16))
+    dataset = opened(path=str(files_of(tmp_path / "text")), context=8, eval_share=0.3)
+    trained, held = kinds(everything(dataset)), kinds(dataset.eval_batches(10**6, 16))
     assert trained
     assert held
     assert not trained & held
@@ -44,19 +44,19 @@ def test_no_file_is_both_trained_on_and_held_out(tmp_path):
 
 
 def test_the_share_is_of_files_by_the_hash_of_their_relative_path(tmp_path):
-    dataset = opened(path=str(files_of(tmp_path / "text")), context=8, heldout_share=0.3)
+    dataset = opened(path=str(files_of(tmp_path / "text")), context=8, eval_share=0.3)
     expected = set()
     for path in (tmp_path / "text").rglob("*.txt"):
         digest = hashlib.sha256(path.relative_to(tmp_path / "text").as_posix().encode()).digest()
         if int.from_bytes(digest[:8], "big") / 2**64 < 0.3:
             expected.add(64 + int(path.stem))
-    assert kinds(dataset.heldout(10**6, 16)) == expected
+    assert kinds(dataset.eval_batches(10**6, 16)) == expected
 
 
 def test_held_out_windows_are_the_same_for_every_seed_and_batch_size(tmp_path):
     path = str(files_of(tmp_path / "text"))
-    first = torch.cat(list(opened(0, path=path, context=8).heldout(200, 3)))
-    second = torch.cat(list(opened(7, path=path, context=8).heldout(200, 64)))
+    first = torch.cat(list(opened(0, path=path, context=8).eval_batches(200, 3)))
+    second = torch.cat(list(opened(7, path=path, context=8).eval_batches(200, 64)))
     assert torch.equal(first, second)
     assert first.shape == (25, 9)
 
@@ -68,8 +68,8 @@ def test_held_out_windows_do_not_overlap(tmp_path):
     (folder / "a.txt").write_bytes(b"train " * 50)
     held = tmp_path / "held.txt"
     held.write_bytes(numbers)
-    dataset = opened(path=str(folder), heldout_path=str(held), context=16)
-    windows = torch.cat(list(dataset.heldout(1600, 7)))
+    dataset = opened(path=str(folder), eval_path=str(held), context=16)
+    windows = torch.cat(list(dataset.eval_batches(1600, 7)))
     assert len(windows) == 100
     text = numbers + b"\0"
     starts = []
@@ -119,33 +119,33 @@ def test_a_path_is_no_part_of_a_runs_identity(tmp_path):
 def test_a_glob_takes_what_it_matches_by_its_name_below_the_fixed_part(tmp_path):
     folder = files_of(tmp_path / "text")
     (folder / "notes.md").write_bytes(b"\x7f" * 500)
-    whole = opened(path=str(folder / "**" / "*.txt"), context=8, heldout_share=0.3)
-    assert 0x7F not in kinds(everything(whole)) | kinds(whole.heldout(10**6, 8))
+    whole = opened(path=str(folder / "**" / "*.txt"), context=8, eval_share=0.3)
+    assert 0x7F not in kinds(everything(whole)) | kinds(whole.eval_batches(10**6, 8))
     (folder / "notes.md").unlink()
-    assert whole.fingerprint == opened(path=str(folder), context=8, heldout_share=0.3).fingerprint
+    assert whole.fingerprint == opened(path=str(folder), context=8, eval_share=0.3).fingerprint
 
 
 def test_a_single_file_cannot_be_split(tmp_path):
     file = tmp_path / "all.txt"
     file.write_text("word " * 1000)
-    with pytest.raises(DataError, match=r"1 files .*a file is held out as a whole.*dataset.heldout_path"):
+    with pytest.raises(DataError, match=r"1 files .*a file is held out as a whole.*dataset.eval_path"):
         opened(path=str(file))
 
 
 def test_a_single_file_with_another_to_hold_out_will_do(tmp_path):
     for name in ("train", "held"):
         (tmp_path / name).write_text(f"{name} " * 200)
-    dataset = opened(path=str(tmp_path / "train"), heldout_path=str(tmp_path / "held"))
+    dataset = opened(path=str(tmp_path / "train"), eval_path=str(tmp_path / "held"))
     assert kinds(everything(dataset)) == set(b"train ")
-    assert kinds(dataset.heldout(100, 1)) == set(b"held ")
+    assert kinds(dataset.eval_batches(100, 1)) == set(b"held ")
 
 
 def test_files_named_twice_are_held_out_only(tmp_path):
     folder = files_of(tmp_path / "text")
-    dataset = opened(path=str(folder), heldout_path=str(folder / "inner"), context=8)
-    assert not kinds(everything(dataset)) & kinds(dataset.heldout(10**6, 8))
+    dataset = opened(path=str(folder), eval_path=str(folder / "inner"), context=8)
+    assert not kinds(everything(dataset)) & kinds(dataset.eval_batches(10**6, 8))
     with pytest.raises(DataError, match="nothing to train on"):
-        opened(path=str(folder), heldout_path=str(folder), context=8)
+        opened(path=str(folder), eval_path=str(folder), context=8)
 
 
 def test_nothing_at_a_path_is_an_error_that_names_it(tmp_path):
@@ -161,7 +161,7 @@ def test_a_part_without_one_window_says_how_many_bytes_it_has(tmp_path):
     with pytest.raises(
         DataError, match=r"training part .* has 6 bytes, fewer than one window of context . 1 = 65"
     ):
-        opened(path=str(tmp_path / "train"), heldout_path=str(tmp_path / "held"))
+        opened(path=str(tmp_path / "train"), eval_path=str(tmp_path / "held"))
 
 
 def test_the_default_is_the_standard_librarys_sources():
@@ -170,4 +170,4 @@ def test_the_default_is_the_standard_librarys_sources():
     text = b"".join(bytes(row.tolist()) for row in next(iter(dataset.batches(2000)))[:, :-1])
     assert text.count(b"self") > 50
     assert b"import" in text
-    assert sum(batch[:, 1:].numel() for batch in dataset.heldout(131_072, 256)) == 131_072
+    assert sum(batch[:, 1:].numel() for batch in dataset.eval_batches(131_072, 256)) == 131_072

@@ -58,21 +58,21 @@ def test_batches_go_on_from_any_sample_and_past_the_end_in_a_new_order(folder):
 
 
 def test_held_out_windows_are_the_same_for_every_seed_and_batch_size_and_spread_over_the_file(folder, ids):
-    def heldout(seed, batch_size):
-        return torch.cat(list(open_(folder / "train.bin", seed=seed).heldout(320, batch_size)))
+    def eval_data(seed, batch_size):
+        return torch.cat(list(open_(folder / "train.bin", seed=seed).eval_batches(320, batch_size)))
 
-    assert torch.equal(heldout(0, 3), heldout(1, 10))
+    assert torch.equal(eval_data(0, 3), eval_data(1, 10))
     val = ids[::-1][:2_001]
     # Ten of 62 windows: the middle one of each tenth.
     starts = [32 * int((k + 0.5) * 62 / 10) for k in range(10)]
-    assert heldout(0, 4).tolist() == [val[start : start + 33].tolist() for start in starts]
-    assert len(torch.cat(list(open_(folder / "train.bin").heldout(10**9, 16)))) == 62
+    assert eval_data(0, 4).tolist() == [val[start : start + 33].tolist() for start in starts]
+    assert len(torch.cat(list(open_(folder / "train.bin").eval_batches(10**9, 16)))) == 62
 
 
 def test_without_another_file_the_end_is_held_out_and_not_trained_on(tmp_path):
-    dataset = open_(write(tmp_path / "all.bin", np.arange(10_000)), heldout_share=0.1, context=9)
+    dataset = open_(write(tmp_path / "all.bin", np.arange(10_000)), eval_share=0.1, context=9)
     trained = next(dataset.batches(dataset.num_unique_tokens // 9))
-    held = torch.cat(list(dataset.heldout(10**9, 16)))
+    held = torch.cat(list(dataset.eval_batches(10**9, 16)))
     assert trained.max() < 9_000
     assert trained.min() == 0
     assert held.min() == 9_000
@@ -81,8 +81,8 @@ def test_without_another_file_the_end_is_held_out_and_not_trained_on(tmp_path):
 
 def test_a_file_that_is_named_is_held_out_rather_than_the_one_beside(folder, ids):
     path = write(folder / "other.bin", ids[5_000:6_000])
-    dataset = open_(folder / "train.bin", heldout_path=path)
-    assert next(iter(dataset.heldout(32, 1)))[0, 0] in ids[5_000:6_000]
+    dataset = open_(folder / "train.bin", eval_path=path)
+    assert next(iter(dataset.eval_batches(32, 1)))[0, 0] in ids[5_000:6_000]
     assert dataset.fingerprint != open_(folder / "train.bin").fingerprint
 
 
@@ -163,9 +163,9 @@ def test_files_that_cannot_be_used_are_errors_that_say_what_to_do(tmp_path, fold
     assert "the training part, of" in message(short)
     assert "has 32 tokens, fewer than one window of context + 1 = 33" in message(short)
     (folder / "val.bin").unlink()
-    assert "the held-out part, of" in message(folder / "train.bin", heldout_share=0.001)
+    assert "the held-out part, of" in message(folder / "train.bin", eval_share=0.001)
     train = str(folder / "train.bin")
-    assert "train.bin is trained on and held out at once" in message(train, heldout_path=train)
+    assert "train.bin is trained on and held out at once" in message(train, eval_path=train)
 
 
 def test_a_vocabulary_that_the_type_cannot_hold_is_an_error_of_the_experiment():
@@ -176,10 +176,10 @@ def test_a_vocabulary_that_the_type_cannot_hold_is_an_error_of_the_experiment():
 
 def test_paths_are_made_absolute_and_do_not_identify_a_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = spec().options(path="data/train.bin", heldout_path="v.bin", vocab_size=300)
+    options = spec().options(path="data/train.bin", eval_path="v.bin", vocab_size=300)
     assert runtime_options(options) == {
         "path": str(tmp_path / "data" / "train.bin"),
-        "heldout_path": str(tmp_path / "v.bin"),
+        "eval_path": str(tmp_path / "v.bin"),
     }
     assert identity_options(options) == {"vocab_size": 300}
 

@@ -72,15 +72,15 @@ def test_an_architecture_without_a_formula_is_left_to_the_trace(architecture):
     measured = measure_model(model, model.options, TASK)
     assert measured.own_flops_per_token is None
     assert measured.shape is None
-    counter = installed().find("flops", "traced").spec
+    counter = installed().find("counter", "traced").spec
     assert counter.build(counter.options(), measured).flops_per_token > 6 * measured.parameters.matmul * 0.5
 
 
 def test_a_tied_head_is_no_lookup_and_an_untied_embedding_is():
     tied = count_parameters(built(architecture="gpt2", width=32, head_dim=8, config=TWO_LAYERS), TASK)
-    assert (tied.lookup, tied.unembedding) == (16 * 32, 61 * 32)  # positions; the shared table
+    assert (tied.lookup_table, tied.unembedding) == (16 * 32, 61 * 32)  # positions; the shared table
     untied = count_parameters(built(width=32, head_dim=8, config=TWO_LAYERS), TASK)
-    assert (untied.lookup, untied.unembedding) == (61 * 32, 61 * 32)
+    assert (untied.lookup_table, untied.unembedding) == (61 * 32, 61 * 32)
 
 
 # ---------------------------------------------------------------------------- mixtures of experts
@@ -108,7 +108,7 @@ def test_what_a_token_uses_of_a_mixture_is_what_torch_multiplies_with(architectu
     )
     measured = measure_model(model, model.options, TASK)
     assert measured.parameters.active < 0.6 * measured.parameters.total
-    counter = installed().find("flops", "traced").spec
+    counter = installed().find("counter", "traced").spec
     traced = counter.build(counter.options(), measured).flops_per_token
     config = measured.module.lm.config
     keys, values = getattr(config, "qk_head_dim", 16), getattr(config, "v_head_dim", 16)
@@ -121,7 +121,7 @@ def test_experts_that_a_token_is_not_sent_to_are_counted_by_hand_too():
     config = {**TWO_LAYERS, "num_local_experts": 8, "num_experts_per_tok": 2, "intermediate_size": 40}
     model = chosen(architecture="mixtral", width=32, head_dim=8, config=config)
     counts = measure_model(model, model.options, TASK).parameters
-    assert counts.idle == 2 * 6 * 3 * 32 * 40  # layers, experts, matrices of an expert
+    assert counts.inactive == 2 * 6 * 3 * 32 * 40  # layers, experts, matrices of an expert
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_experts_that_a_token_is_not_sent_to_are_counted_by_hand_too():
 )  # fmt: skip
 def test_how_many_experts_a_token_has_is_said_in_several_ways(architecture, config, idle):
     model = chosen(architecture=architecture, width=32, head_dim=8, config={**TWO_LAYERS, **config})
-    assert measure_model(model, model.options, TASK).parameters.idle == idle
+    assert measure_model(model, model.options, TASK).parameters.inactive == idle
 
 
 class Listed(nn.Module):
@@ -154,7 +154,7 @@ class Listed(nn.Module):
 def test_experts_in_a_list_are_shared_out_like_stacked_ones():
     decoder = Decoder(Listed())
     counts = count_parameters(decoder, TASK, chosen().spec.parameter_groups(decoder))
-    assert (counts.total, counts.idle) == (8 * 33 * 32, 6 * 33 * 32)
+    assert (counts.total, counts.inactive) == (8 * 33 * 32, 6 * 33 * 32)
 
 
 def test_a_mixture_that_does_not_say_what_a_token_uses_is_not_counted_as_if_it_used_all():
@@ -189,12 +189,12 @@ def test_a_field_that_a_configuration_takes_under_two_names_may_be_set():
 def test_a_small_mixture_is_planned_and_trained_with_what_a_token_uses(tmp_path):
     config = {"num_hidden_layers": 1, "num_experts": 4, "num_experts_per_tok": 1}
     model = {"name": "hf", "architecture": "qwen3_moe", "head_dim": 8, "config": config}
-    sweep = {"budgets": [3e8], "sizes": [{"width": 16}], "repeat": True, "min_steps": 1}
-    (result,) = train(text_table(write_text(tmp_path), model=model, sweep=sweep, flops="traced"))
+    sweep = {"budgets": [3e8], "sizes": [{"width": 16}], "allow_repeat": True, "min_steps": 1}
+    (result,) = train(text_table(write_text(tmp_path), model=model, sweep=sweep, counter="traced"))
     assert result.status == "completed", result.error
     assert result.loss < 3.0
-    assert result.parameters.idle == 3 * 3 * 16 * 8  # experts, matrices of an expert, of 16 x 8
-    assert result.run.params == result.parameters.matmul < result.parameters.total - result.parameters.lookup
+    assert result.parameters.inactive == 3 * 3 * 16 * 8  # experts, matrices of an expert, of 16 x 8
+    assert result.run.params == result.parameters.matmul < result.parameters.total - result.parameters.lookup_table
 
 
 # ---------------------------------------------------------------------------- what scales, and what follows
@@ -339,7 +339,7 @@ def test_a_ladder_reads_files_and_folders_and_keeps_what_is_in_them(tmp_path):
     (tmp_path / "small.json").write_text(json.dumps(SMALL))
     (tmp_path / "large").mkdir()
     (tmp_path / "large" / "config.json").write_text(json.dumps(LARGE))
-    model = chosen("hf-ladder", configs=[str(tmp_path / "small.json"), str(tmp_path / "large")], rung=2)
+    model = chosen("hf-ladder", configs=[str(tmp_path / "small.json"), str(tmp_path / "large")], config_number=2)
     assert model.options.config == LARGE
     config = model.spec.build(model.options, TASK).lm.config
     assert (config.hidden_size, config.num_hidden_layers, config.vocab_size) == (32, 2, 61)
@@ -383,7 +383,11 @@ def test_a_configuration_that_is_added_leaves_the_others_their_runs(tmp_path):
 
     def runs(configs):
         model = {"name": "hf-ladder", "configs": configs}
-        sweep = {"budgets": [2e8], "sizes": [{"rung": one + 1} for one in range(len(configs))], "repeat": True}
+        sweep = {
+            "budgets": [2e8],
+            "sizes": [{"config_number": one + 1} for one in range(len(configs))],
+            "allow_repeat": True,
+        }
         table = text_table(text, model=model, sweep=sweep)
         return {run.id for run in make_plan(make_experiment(table, installed())).runs}
 
@@ -394,7 +398,7 @@ def test_a_configuration_that_is_added_leaves_the_others_their_runs(tmp_path):
 def test_the_planner_finds_the_rungs_around_a_budgets_optimum(tmp_path):
     configs = [{**SMALL, "hidden_size": width, "intermediate_size": 4 * width} for width in (8, 16, 32, 64, 128)]
     model = {"name": "hf-ladder", "configs": configs}
-    sweep = {"budgets": [1e8, 1e11], "sizes": 3, "repeat": True, "tokens_per_param": 5}
+    sweep = {"budgets": [1e8, 1e11], "sizes": 3, "allow_repeat": True, "tokens_per_param": 5}
     plan = make_plan(make_experiment(text_table(write_text(tmp_path), model=model, sweep=sweep), installed()))
     sizes = {budget: [run.size for run in plan.runs if run.budget == budget] for budget in (1e8, 1e11)}
     assert all(len(rungs) == 3 and rungs == list(range(rungs[0], rungs[0] + 3)) for rungs in sizes.values())
@@ -406,15 +410,15 @@ def test_a_rung_with_many_experts_is_as_large_as_what_a_token_uses():
     many = {**shape, "hidden_size": 32, "intermediate_size": 64, "num_local_experts": 64, "num_experts_per_tok": 1}
     few = {**shape, "hidden_size": 64, "intermediate_size": 128, "num_local_experts": 2, "num_experts_per_tok": 2}
     ladder = chosen("hf-ladder", configs=[{**one, "vocab_size": 64} for one in (many, few)])
-    assert [ladder.spec.scale(ladder.options, target).rung for target in (12_000, 400_000)] == [1, 2]
+    assert [ladder.spec.scale(ladder.options, target).config_number for target in (12_000, 400_000)] == [1, 2]
 
 
 def test_a_ladder_with_a_mixture_is_labelled_as_what_a_token_uses(tmp_path):
     mixture = {"model_type": "qwen3_moe", "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2,
                "num_key_value_heads": 2, "num_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
     model = {"name": "hf-ladder", "configs": [SMALL, mixture]}
-    sweep = {"budgets": [1e10], "sizes": [{"rung": 1}, {"rung": 2}], "repeat": True}
-    table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops="chinchilla")
+    sweep = {"budgets": [1e10], "sizes": [{"config_number": 1}, {"config_number": 2}], "allow_repeat": True}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep, counter="chinchilla")
     plan = make_plan(make_experiment(table, installed()))
     assert [run.size for run in plan.runs] == [1, 2]
     assert plan.params_name == "matmul parameters that a token uses (all but lookup tables)"
@@ -429,11 +433,13 @@ def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
         for width in (16, 24, 32, 48, 64, 96, 128)
     ]  # fmt: skip
     model = {"name": "hf-ladder", "configs": configs}
-    sweep = {"budgets": [1e11], "sizes": 1, "repeat": True}
-    table = text_table(write_text(tmp_path), model=model, sweep=sweep, flops={"name": "chinchilla", "n": n})
+    sweep = {"budgets": [1e11], "sizes": 1, "allow_repeat": True}
+    table = text_table(write_text(tmp_path), model=model, sweep=sweep, counter={"name": "chinchilla", "n": n})
     experiment = make_experiment(table, installed())
-    meter = SizeMeasurer(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.flops)
-    rungs = [meter.measure(experiment.model.with_options(rung=one + 1).options) for one in range(len(configs))]
+    meter = SizeMeasurer(experiment.model, LanguageTask(vocab_size=256, context=16), experiment.counter)
+    rungs = [
+        meter.measure(experiment.model.with_options(config_number=one + 1).options) for one in range(len(configs))
+    ]
     for wanted in rungs:
         (found,) = SizeLadder(experiment, meter, lambda budget, n=wanted.params: n).for_budget(1e11)
         assert found.size == wanted.size
@@ -443,7 +449,7 @@ def test_the_rungs_of_a_mixture_are_found_by_the_n_that_is_counted(tmp_path, n):
     ("options", "message"),
     [
         ({}, "configs is empty"),
-        ({"configs": [SMALL], "rung": 2}, "rung 2 of 1 configs"),
+        ({"configs": [SMALL], "config_number": 2}, "config_number 2 of 1 configs"),
         ({"configs": ["nowhere.json"]}, "cannot read"),
     ],
 )
@@ -457,7 +463,7 @@ def test_a_ladder_with_a_mistake_says_what_to_write(options, message):
 
 def test_a_small_llama_learns_and_its_loss_is_that_of_its_seed(tmp_path):
     model = {"name": "hf", "head_dim": 8, "config": TWO_LAYERS}
-    sweep = {"budgets": [3e8], "sizes": [{"width": 16}], "repeat": True, "min_steps": 1}
+    sweep = {"budgets": [3e8], "sizes": [{"width": 16}], "allow_repeat": True, "min_steps": 1}
     table = text_table(write_text(tmp_path), model=model, sweep=sweep)
     (first,), (second,) = train(table), train(table)
     assert first.status == "completed"
@@ -473,7 +479,7 @@ def test_the_documented_llama_is_trained_by_the_command_line(tmp_path):
         "sweep.min_steps=5",
         "dataset.context=16",
     ]
-    tiny += [f"dataset.path={write_text(tmp_path / 'text')}", "sweep.repeat=true", "trainer.heldout_tokens=512"]
+    tiny += [f"dataset.path={write_text(tmp_path / 'text')}", "sweep.allow_repeat=true", "trainer.eval_tokens=512"]
     command = ["run", str(example), "--out", str(tmp_path / "study"), "--executor", "processes"]
     command += [part for one in tiny for part in ("--set", one)]
     done = subprocess.run(

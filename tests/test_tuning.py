@@ -169,7 +169,7 @@ def test_runs_share_no_trunk_and_get_the_batch_of_their_own_d(text):
 
 
 def test_rates_are_trained_side_by_side_where_the_trainer_is_told_to(text):
-    found = lr_sweep(text, sweep=LADDER, trainer={"pack": 8}, given={"tokens": 20_000})
+    found = lr_sweep(text, sweep=LADDER, trainer={"vmap_runs": 8}, given={"tokens": 20_000})
     plan = found.plan_runs(found.values(range(-2, 3)))
     jobs = plan.jobs({run.id for run in plan.runs})
     assert [len(job.runs) for job in jobs] == [5, 5]
@@ -417,7 +417,7 @@ FILE = """\
 [sweep]
 budgets = [1e8, 2e8, 4e8]
 sizes = [{width = 8}, {width = 12}]   # both
-repeat = true
+allow_repeat = true
 min_steps = 1
 
 [model]
@@ -433,11 +433,11 @@ context = 16
 [optimizer]
 name = "adamw"
 
-[flops]
+[counter]
 name = "model"
 
 [trainer]
-heldout_tokens = 512
+eval_tokens = 512
 
 [device]
 name = "cpu"

@@ -31,7 +31,7 @@ from flops_fit_core.config import (
 from flops_fit_core.config import choose_from_table as _choose
 from flops_fit_core.errors import ConfigError, StudyWarning, no_exit
 from flops_fit_core.planning import WARNING, make_plan
-from flops_fit_core.planning.previous_fit import expected_params
+from flops_fit_core.planning.init_from_fit import expected_params
 from flops_fit_core.plugins.protocols import Dataset, Fitter, Logger, ResultStore, Trainer
 from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.plugins.specs import Spec
@@ -138,8 +138,8 @@ def find_optimal(
     compute_budgets: Sequence[float],
     model_kwargs: Mapping[str, Any] | None = None,
     loss_fn: Callable[[Any, Any], Any] | None = None,
-    heldout: Any | None = None,
-    heldout_share: float = 0.1,
+    eval_dataset: Any | None = None,
+    eval_share: float = 0.1,
     tokens_per_sample: int | None = None,
     unit: str | None = None,
     loss_reduction: str | None = None,
@@ -184,7 +184,7 @@ def find_optimal(
         loss_fn: ``loss_fn(outputs, targets)`` in nats: a scalar mean or sum, one value for each sample or target,
             or ``(sum, count)``. By default cross-entropy for class numbers (-100 is ignored) and squared error
             for real targets.
-        heldout: Data to measure the loss on; by default ``heldout_share`` of the dataset.
+        eval_dataset: Data to measure the loss on; by default ``eval_share`` of the dataset.
         tokens_per_sample: What one sample counts for in D; by default the length of a row of class numbers,
             otherwise 1.
         unit: What D counts, for people: ``"tokens"``, ``"images"``.
@@ -231,12 +231,12 @@ def find_optimal(
     given = _Objects(inline, fingerprint)
     data, loader_batch = given.dataset(
         dataset,
-        heldout=heldout,
-        heldout_share=heldout_share,
+        eval_dataset=eval_dataset,
+        eval_share=eval_share,
         loss_fn=loss_fn,
         tokens_per_sample=tokens_per_sample,
         unit=unit,
-        repeat=repeat,
+        allow_repeat=allow_repeat,
         copy_task=copy_task,
         loss_reduction=loss_reduction,
         batch_size=batch_size,
@@ -323,12 +323,12 @@ class _Objects:
         if isinstance(data, Mapping) and "name" not in data:
             raise ConfigError(
                 f"dataset holds several parts ({', '.join(map(str, data))}): pass the one to train on, and the "
-                "one to measure the loss on as heldout, such as dataset=parts['train'], "
-                "heldout=parts['validation']; the "
+                "one to measure the loss on as eval_dataset, such as dataset=parts['train'], "
+                "eval_dataset=parts['validation']; the "
                 'table of a dataset plugin has a name, {"name": ...}'
             )
         if isinstance(data, str | Mapping | Spec):
-            if given["loss_fn"] is not None or given["heldout"] is not None:
+            if given["loss_fn"] is not None or given["eval_dataset"] is not None:
                 raise ConfigError("a dataset that is a plugin has its own loss and held-out part: leave them out")
             named = ("tokens_per_sample", "unit", "loss_reduction")
             if ignored := [name for name in named if given[name] is not None]:
@@ -365,7 +365,7 @@ class _Objects:
     def flops(self, value: Any) -> Any:
         if callable(value) and not isinstance(value, Spec):
             return self._add(*counter_entry(value, self._fingerprint))
-        return self.choice("flops", value)
+        return self.choice("counter", value)
 
     def store(self, value: Any) -> Any:
         if isinstance(value, ResultStore):
@@ -411,7 +411,7 @@ def _made(make: Callable[[int], Any]) -> Any:
             f"dataset={qualified_name(make)} is called with a seed, and raised {type(error).__name__}: {error}. "
             "Give a dataset, or a function make(seed)"
         ) from error
-    if hasattr(made, "task") and hasattr(made, "heldout") and not isinstance(made, Dataset):
+    if hasattr(made, "task") and hasattr(made, "eval_dataset") and not isinstance(made, Dataset):
         raise ConfigError(
             f"dataset={qualified_name(make)} returned a {type(made).__name__}, which is no flops-fit Dataset: "
             f"write class {type(made).__name__}(Dataset), with Dataset from flops_fit_core.plugins"

@@ -80,7 +80,7 @@ class InlinePlugin:
 
     @hookimpl
     def flops_fit_flop_counters(self) -> Iterable[Any]:
-        return self._of("flops")
+        return self._of("counter")
 
     @hookimpl
     def flops_fit_stores(self) -> Iterable[Any]:
@@ -255,7 +255,7 @@ def _count(count: Callable[[Any], Any], options: Options, measured: CounterInput
     if isinstance(given, FlopCount):
         return given
     name = f"as {qualified_name(count)} counts"
-    used = " that a token uses" if measured.parameters.idle else ""
+    used = " that a token uses" if measured.parameters.inactive else ""
     n_name = f"matmul parameters{used} (all but lookup tables)"
     return FlopCount(float(given), measured.parameters.matmul, name, n_name)
 

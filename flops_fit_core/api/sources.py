@@ -51,7 +51,9 @@ def unwrap(data: Any, least: int = 2) -> tuple[Any, Callable[[list[Any]], Batch]
         if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
             raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
         if hasattr(data, "__len__") and len(data) < least:
-            name, purpose = ("dataset", "train on") if least > 1 else ("heldout dataset", "measure the loss on")
+            name, purpose = (
+                ("dataset", "train on") if least > 1 else ("eval_dataset dataset", "measure the loss on")
+            )
             raise DataError(f"the {name} has {len(data)} items: there is nothing to {purpose}")
         return data, default_collate
     is_stream = isinstance(data.dataset, IterableDataset)
@@ -64,11 +66,11 @@ def unwrap(data: Any, least: int = 2) -> tuple[Any, Callable[[list[Any]], Batch]
     return data.dataset, data.collate_fn
 
 
-def heldout_collate(heldout: Any) -> Callable[[list[Any]], Batch] | None:
+def eval_collate(eval_dataset: Any) -> Callable[[list[Any]], Batch] | None:
     """The collate function of a held-out DataLoader that was given one. None: that of the training data."""
     from torch.utils.data import DataLoader, default_collate
 
-    given = heldout.collate_fn if isinstance(heldout, DataLoader) else default_collate
+    given = eval_dataset.collate_fn if isinstance(eval_dataset, DataLoader) else default_collate
     return None if given is default_collate else given
 
 
@@ -77,14 +79,14 @@ def split_indices(length: int, share: float) -> tuple[list[int], list[int]]:
     held = round(length * share)
     if share > 0 and not 0 < held < length:
         raise DataError(
-            f"{length} items cannot give a held-out share of {share:.0%}: give heldout=another_dataset"
+            f"{length} items cannot give a held-out share of {share:.0%}: give eval_dataset=another_dataset"
         )
     out = {(2 * k + 1) * length // (2 * held) for k in range(held)} if held else set()
     return [index for index in range(length) if index not in out], sorted(out)
 
 
 def identify_functions(
-    data: Any, loss_fn: Callable[[Any, Any], Any] | None, heldout: Any = None
+    data: Any, loss_fn: Callable[[Any, Any], Any] | None, eval_dataset: Any = None
 ) -> tuple[str | None, ...]:
     """Of the loss function, and of collate functions other than torch's, what identifies it.
 
@@ -97,11 +99,11 @@ def identify_functions(
     functions = [loss]
     if collate is not default_collate:
         functions.append(identify_value(_function_of(collate, source), "collate_fn"))
-    own = heldout_collate(heldout)
+    own = eval_collate(eval_dataset)
     if own is not None:
-        own_function, other = _function_of(own, unwrap(heldout, 1)[0]), _function_of(collate, source)
+        own_function, other = _function_of(own, unwrap(eval_dataset, 1)[0]), _function_of(collate, source)
         if own_function is not other:
-            functions.append(f"heldout: {identify_value(own_function, 'the collate_fn of heldout')}")
+            functions.append(f"eval_dataset: {identify_value(own_function, 'the collate_fn of eval_dataset')}")
     return tuple(functions)
 
 

@@ -16,7 +16,7 @@ COMPARED = 16
 SEED_STEP = 1_000_003
 """Distance between the seeds of two runs in the seeds of passes."""
 ADVICE = (
-    "give heldout=another_dataset, and as dataset a function make(seed) that returns the stream in the order of "
+    "give eval_dataset=another_dataset, and as dataset a function make(seed) that returns the stream in the order of "
     "that seed, made of nothing but the seed"
 )
 
@@ -81,7 +81,7 @@ class StreamPasses:
                 return
 
 
-def check_stream(source: Any, *, has_heldout: bool) -> None:
+def check_stream(source: Any, *, has_eval_data: bool) -> None:
     """Raises DataError for a stream whose passes differ and that takes no seed, or has no held-out data."""
     passes = StreamPasses(source, 0)
     first, again, second = (
@@ -93,10 +93,10 @@ def check_stream(source: Any, *, has_heldout: bool) -> None:
             f"with, so no run could be resumed: {ADVICE}"
         )
     if isinstance(source, SeededStream):
-        if not has_heldout:
+        if not has_eval_data:
             raise DataError(
                 "dataset=make(seed) gives another order for each seed, so no samples of it are held out: give "
-                "heldout=another_dataset"
+                "eval_dataset=another_dataset"
             )
     elif first != second:
         raise DataError(

@@ -1,6 +1,6 @@
 """A torch ``Dataset``, ``IterableDataset`` or ``DataLoader`` as a flops-fit Dataset.
 
-Of a dataset with a length, ``heldout_share`` of its items, evenly spaced, are held out. Of a stream, its first
+Of a dataset with a length, ``eval_share`` of its items, evenly spaced, are held out. Of a stream, its first
 samples are held out and training starts behind them.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.api.data_checks.arguments import check_arguments, check_heldout_disjoint
+from flops_fit_core.api.data_checks.arguments import check_arguments, check_eval_disjoint
 from flops_fit_core.api.data_checks.first_batch import (
     batch_targets,
     check_samples_first,
@@ -30,7 +30,7 @@ from flops_fit_core.api.data_checks.overlap import (
 )
 from flops_fit_core.api.data_checks.task_checks import (
     batches_with_valid_targets,
-    check_heldout,
+    check_eval_data,
     data_notes,
     find_loss_form,
 )
@@ -38,7 +38,7 @@ from flops_fit_core.api.inline import copied
 from flops_fit_core.api.sources import (
     REREAD,
     has_length,
-    heldout_collate,
+    eval_collate,
     identify_functions,
     identify_source,
     split_indices,
@@ -54,7 +54,7 @@ from flops_fit_core.records import content_hash
 if TYPE_CHECKING:
     from torch import nn
 
-STREAM_HELDOUT = 2048
+STREAM_EVAL = 2048
 """Samples held out of a stream, where no held-out dataset is given."""
 SIZED = 1024
 """Training samples by which the valid share of the data is measured."""
@@ -62,7 +62,7 @@ PROBED = 8
 """Samples on which the form of the loss is found."""
 STATED: tuple[Reduction, ...] = ("mean", "sum", "sample-mean", "sample-sum", "batch")
 """Forms of a loss that a user may state."""
-HELDOUT_GROUP = 8
+EVAL_GROUP = 8
 """Samples of a held-out batch whose collate function draws random numbers: what it draws then depends on
 nothing."""
 
@@ -85,8 +85,8 @@ class InlineData:
 
     training: Any
     """A torch dataset or DataLoader, or a SeededStream."""
-    heldout: Any | None
-    heldout_share: float
+    eval_dataset: Any | None
+    eval_share: float
     loss_fn: Callable[[Any, Any], Any] | None
     tokens_per_sample: int | None
     unit: str | None
@@ -121,8 +121,8 @@ class InlineDataset(CompletedDataset):
         self._seed = seed
         self._options = options
         self._source, self._collate = unwrap(data.training)
-        self._heldout_source = unwrap(data.heldout, least=1)[0] if data.heldout is not None else None
-        self._heldout_collate = heldout_collate(data.heldout)
+        self._eval_source = unwrap(data.eval_dataset, least=1)[0] if data.eval_dataset is not None else None
+        self._eval_collate = eval_collate(data.eval_dataset)
         self.is_stream = not has_length(self._source)
         self._passes = StreamPasses(self._source, seed)
         self._windows = None if self.is_stream else find_windows(self._source)
@@ -138,23 +138,23 @@ class InlineDataset(CompletedDataset):
         """Indices of the samples to train on and of those to hold out."""
         if self.is_stream:
             return [], []
-        if self._windows is not None and self._heldout_source is None:
-            return split_windows(self._source, self._windows, self.data.heldout_share)
-        return split_indices(len(self._source), self.data.heldout_share if self._heldout_source is None else 0.0)
+        if self._windows is not None and self._eval_source is None:
+            return split_windows(self._source, self._windows, self.data.eval_share)
+        return split_indices(len(self._source), self.data.eval_share if self._eval_source is None else 0.0)
 
     def _identities(self, data: InlineData) -> list[Any]:
-        ends = ["windows"] if self._windows is not None and self._heldout_source is None else []
+        ends = ["windows"] if self._windows is not None and self._eval_source is None else []
         if data.fingerprint:
-            return [data.fingerprint, data.heldout_share, self.task.tokens_per_sample, *ends]
+            return [data.fingerprint, data.eval_share, self.task.tokens_per_sample, *ends]
         loss, *collate = data.functions
         training = identify_source(self._source)
-        heldout = identify_source(self._heldout_source) if self._heldout_source is not None else None
-        if heldout == training and not self._draws[0]:
+        eval_dataset = identify_source(self._eval_source) if self._eval_source is not None else None
+        if eval_dataset == training and not self._draws[0]:
             raise DataError(SAME_DATA)
         return [
             training,
-            heldout,
-            data.heldout_share,
+            eval_dataset,
+            data.eval_share,
             loss,
             self.task.tokens_per_sample,
             *collate,
@@ -212,10 +212,10 @@ class InlineDataset(CompletedDataset):
         raise DataError(self._too_short())
 
     def _too_short(self) -> str:
-        if self._heldout_source is None:
+        if self._eval_source is None:
             return (
-                f"the stream has no samples to train on: its first {STREAM_HELDOUT} are held out. Give more, or "
-                f"heldout=another_dataset"
+                f"the stream has no samples to train on: its first {STREAM_EVAL} are held out. Give more, or "
+                f"eval_dataset=another_dataset"
             )
         return "the stream has no samples, or none when it is iterated again: give an IterableDataset that does"
 
@@ -225,7 +225,7 @@ class InlineDataset(CompletedDataset):
     @property
     def _behind(self) -> int:
         """First samples of each pass of a stream that are not trained on."""
-        return 0 if self._heldout_source is not None else STREAM_HELDOUT
+        return 0 if self._eval_source is not None else STREAM_EVAL
 
     def _order(self, start: int) -> Iterator[int]:
         """Indices of the training samples from position ``start``, shuffled anew each epoch."""
@@ -240,22 +240,22 @@ class InlineDataset(CompletedDataset):
 
     # ------------------------------------------------------------------ held-out data
 
-    def heldout(self, tokens: int, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterator[Batch]:
         """The first held-out samples, in the dataset's own order."""
         wanted = max(1, round(tokens / self.task.tokens_per_sample))
-        batches = self._heldout_batches(wanted, HELDOUT_GROUP if self._draws[1] else batch_size)
+        batches = self._eval_batches(wanted, EVAL_GROUP if self._draws[1] else batch_size)
         first = next(batches, None)
         if first is None:
-            raise DataError("the held-out part is empty: give more data, or heldout=another_dataset")
+            raise DataError("the held-out part is empty: give more data, or eval_dataset=another_dataset")
         yield first
         yield from batches
 
-    def _heldout_batches(self, wanted: int, batch_size: int) -> Iterator[Batch]:
-        own = self._heldout_source is not None
-        source: Any = self._heldout_source if own else self._source
+    def _eval_batches(self, wanted: int, batch_size: int) -> Iterator[Batch]:
+        own = self._eval_source is not None
+        source: Any = self._eval_source if own else self._source
         if not has_length(source):
             stream = StreamPasses(source, 0).read(0)
-            samples = itertools.islice(stream, wanted if own else min(wanted, STREAM_HELDOUT))
+            samples = itertools.islice(stream, wanted if own else min(wanted, STREAM_EVAL))
             for first in itertools.count(0, batch_size):
                 if not (items := list(itertools.islice(samples, batch_size))):
                     return
@@ -266,17 +266,17 @@ class InlineDataset(CompletedDataset):
 
     # ------------------------------------------------------------------ items
 
-    def _fetch(self, source: Any, indices: list[int], place: tuple[int, int], heldout: bool = False) -> Batch:
+    def _fetch(self, source: Any, indices: list[int], place: tuple[int, int], eval_dataset: bool = False) -> Batch:
         """One batch of a dataset with a length; in one go where the dataset can.
 
-        ``place``: seed and position of the batch, from which random items and collate functions draw. ``heldout``:
+        ``place``: seed and position of the batch, from which random items and collate functions draw. ``eval_dataset``:
         whether the source is the user's held-out data, which may have their own collate function.
         """
         from torch.utils.data import TensorDataset, default_collate
 
         from flops_fit_core.training.rng import fixed_randomness
 
-        own = heldout and self._heldout_collate is not None
+        own = eval_dataset and self._eval_collate is not None
         if type(source) is TensorDataset and self._collate is default_collate and not own:
             return [tensor[indices] for tensor in source.tensors]
         if self._draws[0]:
@@ -288,12 +288,12 @@ class InlineDataset(CompletedDataset):
             items = source.__getitems__(indices)
         else:
             items = [source[index] for index in indices]
-        return self._collated(items, place, heldout)
+        return self._collated(items, place, eval_dataset)
 
-    def _collated(self, items: list[Any], place: tuple[int, int], heldout: bool = False) -> Batch:
+    def _collated(self, items: list[Any], place: tuple[int, int], eval_dataset: bool = False) -> Batch:
         from flops_fit_core.training.rng import fixed_randomness
 
-        own = self._heldout_collate if heldout else None
+        own = self._eval_collate if eval_dataset else None
         if own is None and not self._draws[1]:
             return plain(self._collate(items))
         with fixed_randomness(_seed_of(place, -1)):
@@ -340,7 +340,7 @@ class InlineDataset(CompletedDataset):
         from flops_fit_core.training.rng import fixed_randomness
 
         if self.is_stream:
-            items = list(itertools.islice(self._passes.samples(behind=self._behind, repeat=False), SIZED))
+            items = list(itertools.islice(self._passes.samples(behind=self._behind, allow_repeat=False), SIZED))
             if not items:
                 raise DataError(self._too_short())
             return items
@@ -363,10 +363,10 @@ class InlineDataset(CompletedDataset):
         form = find_loss_form(
             self.task, model, batches, stated=self.data.loss_reduction, copy_task=self.data.copy_task
         )
-        if model is not None and self._heldout_source is not None:
+        if model is not None and self._eval_source is not None:
             task = replace(self.task, form=form)
-            held = next(self._heldout_batches(PROBED, PROBED), None)
-            check_heldout(task, model, batches, held, copy_task=self.data.copy_task)
+            held = next(self._eval_batches(PROBED, PROBED), None)
+            check_eval_data(task, model, batches, held, copy_task=self.data.copy_task)
         return {
             "reduction": form.reduction,
             "ignored": form.ignored,
@@ -393,7 +393,7 @@ class InlineDataset(CompletedDataset):
             )
         if self.data.shared:
             notes.append(
-                f"warning: about {self.data.shared:.0%} of the samples of heldout equal training samples, so the "
+                f"warning: about {self.data.shared:.0%} of the samples of eval_dataset equal training samples, so the "
                 f"loss is too low by what is learnt by heart"
             )
         if self.is_stream and self.num_unique_tokens is None:
@@ -419,18 +419,21 @@ def open_inline_data(data: Any, **given: Any) -> InlineData:
     if reduction == "batch" and given["batch_size"] is None:
         raise ConfigError("loss_reduction='batch' needs batches of one size in every run: pass batch_size=64, say")
     check_arguments(given)
-    for source, least, has_heldout in ((data, 2, given["heldout"] is not None), (given["heldout"], 1, True)):
+    for source, least, has_eval_data in (
+        (data, 2, given["eval_dataset"] is not None),
+        (given["eval_dataset"], 1, True),
+    ):
         stream = unwrap(source, least)[0] if source is not None else []
         if not has_length(stream):
-            check_stream(stream, has_heldout=has_heldout)
+            check_stream(stream, has_eval_data=has_eval_data)
     shared = 0.0
-    if given["heldout"] is not None:
-        sources = unwrap(data)[0], unwrap(given["heldout"], 1)[0]
-        check_heldout_disjoint(*sources)
+    if given["eval_dataset"] is not None:
+        sources = unwrap(data)[0], unwrap(given["eval_dataset"], 1)[0]
+        check_eval_disjoint(*sources)
         if all(map(has_length, sources)):
             check_windows_disjoint(*sources)
             shared = shared_samples(*sources)
-    functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"], given["heldout"])
+    functions = () if given["fingerprint"] else identify_functions(data, given["loss_fn"], given["eval_dataset"])
     return InlineData(training=data, functions=functions, shared=shared, **given)
 
 

@@ -75,7 +75,7 @@ def _audited(study: Study) -> Audit:
     experiment = study.experiment
     assert experiment is not None
     task = open_dataset(experiment, experiment.sweep.seeds[0]).task
-    own = choose("flops", study.plan.runs[0].flops_counter, study.registry)
+    own = choose("counter", study.plan.runs[0].counter, study.registry)
     others = every_counter(study.registry)
     return audit(experiment.model, list(_sizes(study).values()), task, own, others)
 

@@ -50,7 +50,7 @@ BestOfOption = Annotated[
         metavar="COLUMNS",
     ),
 ]
-HeldoutOption = Annotated[
+EvalSetOption = Annotated[
     str | None,
     typer.Option(help="Fit the losses on this further held-out set of the study's dataset.", metavar="NAME"),
 ]
@@ -75,7 +75,7 @@ def fit(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     group_by: Annotated[
         str | None,
         typer.Option("--group-by", help="Fit each group of a table's rows by itself.", metavar="COLUMN"),
@@ -93,7 +93,7 @@ def fit(
 
     registry = args.registry_for(source, plugin, without)
     asked = laws.Asked(
-        source, fitter, options or (), columns or (), where or (), heldout, units or (), decimal, best_of
+        source, fitter, options or (), columns or (), where or (), eval_set, units or (), decimal, best_of
     )
     if group_by is not None:
         if out is not None or checklist or profile:
@@ -167,7 +167,7 @@ def predict(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
     json: args.JsonOption = False,
@@ -177,7 +177,7 @@ def predict(
 
     registry = args.registry_for(source, plugin, without)
     asked = laws.Asked(
-        source, fitter, options or (), columns or (), where or (), heldout, units or (), decimal, best_of
+        source, fitter, options or (), columns or (), where or (), eval_set, units or (), decimal, best_of
     )
     law, made_by, _ = laws.kept_or_fitted(asked, registry)
     optima = [laws.optimum(law, made_by, budget, inference_tokens, unique_tokens) for budget in flops]
@@ -211,7 +211,7 @@ def backtest(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     budgets: Annotated[int, typer.Option(help="How many of the largest budgets to hold out.")] = 1,
     above: Annotated[
         float | None, typer.Option(help="Hold out every run of more FLOPs than this instead.", metavar="C")
@@ -225,7 +225,7 @@ def backtest(
 
     registry = args.registry_for(source, plugin, without)
     asked = laws.Asked(
-        source, fitter, options or (), columns or (), where or (), heldout, units or (), decimal, best_of
+        source, fitter, options or (), columns or (), where or (), eval_set, units or (), decimal, best_of
     )
     observations, made_by, reading = laws.observations(asked, registry)
     tested = hold_out(made_by, observations, budgets, above)
@@ -249,11 +249,11 @@ def backtest(
 def report(
     source: args.SourceArgument,
     out: args.OutOption = None,
-    heldout: HeldoutOption = None,
+    eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,
 ) -> None:
     """Write figures (PNG, SVG), tables and a page that tell what came of a study, into its report folder."""
-    study = args.existing(source, args.registry_for(source, plugin, without), None).on(heldout)
+    study = args.existing(source, args.registry_for(source, plugin, without), None).on(eval_set)
     for file in study.report(out):
         print_text(str(file))

@@ -32,7 +32,7 @@ class Asked:
     """``ours=theirs`` column names of a table."""
     where: Sequence[str] = ()
     """``column=text`` that a table's rows must have."""
-    heldout: str | None = None
+    eval_set: str | None = None
     """A study's further held-out set whose losses are fitted."""
     units: Sequence[str] = ()
     """``role=factor`` of a table's numbers."""
@@ -117,7 +117,7 @@ def kept_or_fitted(asked: Asked, registry: Registry) -> tuple[LawFit, Fitter, St
     """A fit that was kept as JSON, or one that is made now."""
     if asked.source.is_file() and _is_fit(asked.source):
         from flops_fit_core.fitting import load_fit
-        from flops_fit_core.planning.previous_fit import fitter_of
+        from flops_fit_core.planning.init_from_fit import fitter_of
 
         _refuse_to_refit(asked)
         law = load_fit(asked.source)
@@ -132,7 +132,7 @@ def _refuse_to_refit(asked: Asked) -> None:
         "--set": asked.options,
         "--column": asked.columns,
         "--filter": asked.where,
-        "--heldout": [asked.heldout] if asked.heldout else [],
+        "--eval-set": [asked.eval_set] if asked.eval_set else [],
         "--units": asked.units,
         "--decimal": [asked.decimal] if asked.decimal is not None else [],
         "--best-of": [asked.best_of] if asked.best_of is not None else [],
@@ -200,9 +200,9 @@ def describe(extra: Mapping[str, Any]) -> Iterator[str]:
 def _table(asked: Asked) -> RunTable:
     from flops_fit_core.fitting import read_table
 
-    if asked.heldout is not None:
+    if asked.eval_set is not None:
         raise ConfigError(
-            f"--heldout {asked.heldout}: a table has one loss a run; name its column with --column loss=COLUMN"
+            f"--eval-set {asked.eval_set}: a table has one loss a run; name its column with --column loss=COLUMN"
         )
     table = read_table(asked.source, asked.mapping(), asked.kept(), **asked.reading())
     if not table.observations:
@@ -219,7 +219,7 @@ def _study(asked: Asked, registry: Registry) -> Study:
     if options := asked.options_of_tables():
         raise ConfigError(f"{', '.join(options)}: for the columns of a table, and {asked.source} is a study")
     _refuse_other_files(asked.source)
-    return existing(asked.source, registry, None).on(asked.heldout)
+    return existing(asked.source, registry, None).on(asked.eval_set)
 
 
 def _refuse_other_files(path: Path) -> None:

@@ -67,7 +67,7 @@ def _plugins(run: RunSpec) -> Mapping[str, PluginChoice]:
         "optimizer": run.optimizer,
         "schedule": run.schedule,
         "trainer": run.trainer,
-        "flops": run.flops_counter,
+        "flops": run.counter,
     }
 
 

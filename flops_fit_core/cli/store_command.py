@@ -37,7 +37,9 @@ def copy(
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", help="An option of the copy's store: --set store.wait=10.", metavar="STORE.B=VALUE"),
+        typer.Option(
+            "--set", help="An option of the copy's store: --set store.lock_timeout=10.", metavar="STORE.B=VALUE"
+        ),
     ] = None,
     plugin: args.PluginOption = None,
     without: args.WithoutOption = None,

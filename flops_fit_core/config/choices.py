@@ -51,7 +51,7 @@ DEFAULTS: Mapping[str, str] = {
     "optimizer": "optim/sgd",
     "schedule": "schedules/cosine",
     "recipe": "recipes/default",
-    "flops": "flops/chinchilla",
+    "counter": "counters/chinchilla",
     "trainer": "trainers/torch",
     "device": "devices/auto",
     "store": "stores/sqlite",
@@ -260,7 +260,7 @@ DatasetChoice = Annotated[PluginConfig[DatasetSpec], _Pick("dataset")]
 OptimizerChoice = Annotated[PluginConfig[OptimizerSpec], _Pick("optimizer", _optimizer_of_model)]
 ScheduleChoice = Annotated[PluginConfig[ScheduleSpec], _Pick("schedule", _schedule_of_optimizer)]
 RecipeChoice = Annotated[PluginConfig[RecipeSpec], _Pick("recipe", DEFAULTS["recipe"])]
-FlopCounterChoice = Annotated[PluginConfig[FlopCounterSpec], _Pick("flops", DEFAULTS["flops"], by_task=True)]
+FlopCounterChoice = Annotated[PluginConfig[FlopCounterSpec], _Pick("counter", DEFAULTS["flops"], by_task=True)]
 TrainerChoice = Annotated[PluginConfig[TrainerSpec], _Pick("trainer", _trainer_of_dataset)]
 DeviceChoice = Annotated[PluginConfig[DeviceSpec], _Pick("device", DEFAULTS["device"])]
 StoreChoice = Annotated[PluginConfig[StoreSpec], _Pick("store", DEFAULTS["store"])]

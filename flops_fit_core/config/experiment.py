@@ -46,7 +46,7 @@ class Sweep(Table):
     """Which models to train, and for how long."""
 
     budgets: Annotated[tuple[Positive, ...], Field(min_length=1)]
-    """Training FLOPs C of each IsoFLOP profile, counted by ``[flops]``."""
+    """Training FLOPs C of each IsoFLOP profile, counted by ``[counter]``."""
     sizes: Annotated[
         Annotated[PositiveInt, Tag("[count]")]
         | Annotated[tuple[dict[str, JsonValue], ...], Field(min_length=1), Tag("[tables]")],
@@ -58,7 +58,7 @@ class Sweep(Table):
     """N of one rung of the ladder over N of the rung below."""
     tokens_per_param: Positive = 20.0
     """A guess of D / N at the optimum, which centres each budget's sizes."""
-    previous_fit: str | None = None
+    init_from_fit: str | None = None
     """A fit's JSON file; its N_opt(C) centres the sizes instead of ``tokens_per_param``."""
     multiple_of: PositiveInt | None = None
     """Sizes are multiples of this; unset, what the family asks for."""
@@ -66,7 +66,7 @@ class Sweep(Table):
     """Every size of every budget is trained once with each: initial weights and the order of the data."""
     batch_size: PositiveInt | None = None
     """Samples a step for every run; unset, the recipe decides."""
-    share_trunks: bool = True
+    share_stable_phase: bool = True
     """Whether runs that differ in D only are trained as branches of one trunk, where the schedule has
     branches (``wsd``, ``constant``) and the trainer can do it."""
     reference_tokens: Positive | None = None

@@ -119,7 +119,7 @@ class TokenDataset(MultiEvalDataset):
 
     Args:
         training: Training ids, one dimension, read in place.
-        heldout: Held-out ids.
+        eval_data: Held-out ids.
         vocab_size: Upper bound of the ids (exclusive).
         context: Predicted tokens per sample.
         seed: Seed of the order of the training windows only.
@@ -135,7 +135,7 @@ class TokenDataset(MultiEvalDataset):
     def __init__(
         self,
         training: NDArray[Any],
-        heldout: NDArray[Any],
+        eval_data: NDArray[Any],
         *,
         vocab_size: int,
         context: int,
@@ -148,10 +148,10 @@ class TokenDataset(MultiEvalDataset):
         self.fingerprint = fingerprint
         self.bytes_per_token = bytes_per_token
         self._training = _windows("training part", training, context, seed)
-        self._heldout: dict[str | None, TokenWindows] = {None: _windows("held-out part", heldout, context)}
+        self._eval_data: dict[str | None, TokenWindows] = {None: _windows("held-out part", eval_data, context)}
         for name, row in (further or {}).items():
-            self._heldout[name] = _windows(f"held-out set {name!r}", row, context)
-        self.heldout_sets = tuple(further or ())
+            self._eval_data[name] = _windows(f"held-out set {name!r}", row, context)
+        self.eval_sets = tuple(further or ())
         self.num_unique_tokens = self._training.count * context
 
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Tensor]:
@@ -160,9 +160,9 @@ class TokenDataset(MultiEvalDataset):
             yield self._batch(self._training.batch(start, batch_size))
             start += batch_size
 
-    def heldout(self, tokens: int, batch_size: int, name: str | None = None) -> Iterator[Tensor]:
+    def eval_batches(self, tokens: int, batch_size: int, name: str | None = None) -> Iterator[Tensor]:
         """Evenly spaced windows of a held-out row, in the order of the row."""
-        row = self._heldout[name]
+        row = self._eval_data[name]
         windows = row.spread(max(1, round(tokens / self.task.context)))
         for first in range(0, len(windows), batch_size):
             yield self._batch(row.rows(windows[first : first + batch_size]))

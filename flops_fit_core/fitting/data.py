@@ -97,18 +97,18 @@ def curve_points(results: Iterable[RunResult]) -> list[Observation]:
     ]
 
 
-def observations(results: Iterable[RunResult], heldout: str | None = None) -> list[Observation]:
+def observations(results: Iterable[RunResult], eval_set: str | None = None) -> list[Observation]:
     """Completed runs of a study as observations, with their actual N, D and counted FLOPs.
 
-    ``heldout`` names a further held-out set to take losses from instead of the main set. Runs without a finite
+    ``eval_set`` names a further held-out set to take losses from instead of the main set. Runs without a finite
     loss on it are left out. Raises FitError if no completed run has a loss on it.
     """
     completed = [result for result in results if result.status == "completed" and result.loss is not None]
-    losses = {result.id: result.loss if heldout is None else result.losses.get(heldout) for result in completed}
-    if heldout is not None and completed and not any(losses.values()):
+    losses = {result.id: result.loss if eval_set is None else result.losses.get(eval_set) for result in completed}
+    if eval_set is not None and completed and not any(losses.values()):
         names = sorted({name for result in completed for name in result.losses})
         raise FitError(
-            f"no run has a loss on held-out set {heldout!r}; further held-out sets of these runs: "
+            f"no run has a loss on held-out set {eval_set!r}; further held-out sets of these runs: "
             f"{', '.join(names) or 'none'}"
         )
     return [

@@ -236,7 +236,7 @@ def checklist(fit: LawFit, source: str = "") -> list[tuple[str, str]]:
         ("D counts", fit.unit),
         (
             "loss",
-            f"held-out{f' on {fit.heldout}' if fit.heldout else ''}, nats per token, as recorded in the runs",
+            f"held-out{f' on {fit.eval_set}' if fit.eval_set else ''}, nats per token, as recorded in the runs",
         ),
         ("fitter and options", f"{fit.fitter.name} {fit.fitter.options or '(defaults)'}"),
         ("objective", f"{codes.get('objective', 'least squares')}: {fit.objective:.6g}"),

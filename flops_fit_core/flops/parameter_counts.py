@@ -113,7 +113,7 @@ def count_parameters(
         ]
     lookup, unembedding = sum(map(count_active, tables)), sum(map(count_active, head))
     return ParameterCounts(
-        total=total, lookup=round(lookup), unembedding=round(unembedding), active=total - inactive
+        total=total, lookup_table=round(lookup), unembedding=round(unembedding), active=total - inactive
     )
 
 

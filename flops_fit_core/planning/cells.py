@@ -90,10 +90,10 @@ class CellResolver:
                 f"{batching.batch_size} samples"
             )
         unique = self.dataset.num_unique_tokens
-        if unique is not None and batching.tokens > unique and not self.sweep.repeat:
+        if unique is not None and batching.tokens > unique and not self.sweep.allow_repeat:
             return (
                 f"D = {batching.tokens:.3g} {unit} is {batching.tokens / unique:.2f} epochs of the "
-                f"{unique:.3g} there are; allow that with sweep.repeat = true"
+                f"{unique:.3g} there are; allow that with sweep.allow_repeat = true"
             )
         return None
 
@@ -165,7 +165,7 @@ class CellResolver:
                 fingerprint=self.dataset.fingerprint,
                 optimizer=optimizer.choice,
                 schedule=schedule.choice,
-                flops_counter=experiment.flops.choice,
+                counter=experiment.counter.choice,
                 trainer=experiment.trainer.choice,
                 batch_size=batching.batch_size,
                 steps=batching.steps,

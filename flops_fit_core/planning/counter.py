@@ -15,8 +15,8 @@ from flops_fit_core.flops.parameter_usage import ParameterUsage, Use, pattern
 from flops_fit_core.plugins.protocols import Task
 from flops_fit_core.plugins.specs import FlopCounterSpec, Options
 
-CHINCHILLA = "flops/chinchilla"
-MODEL = "flops/model"
+CHINCHILLA = "counters/chinchilla"
+MODEL = "counters/model"
 OFF = 0.05
 """Relative difference from a trace from which the ratio is reported."""
 MOST_OFF = 2.0
@@ -34,11 +34,11 @@ def resolve_counter(experiment: Experiment, task: Task) -> tuple[Experiment, lis
     count if that equals a trace, otherwise ``traced``; for a model that cannot be traced it is the family's own
     count, or 6 N D.
     """
-    if not experiment.flops.depends_on_task:
+    if not experiment.counter.depends_on_task:
         return experiment, []
     name, reason = _default_counter(experiment, task)
-    counter: PluginConfig[FlopCounterSpec] = experiment.flops.instead(name)
-    note = f"FLOPs counter {counter.name}, by default: {reason}. Another one is named in [flops] (flops=)"
+    counter: PluginConfig[FlopCounterSpec] = experiment.counter.instead(name)
+    note = f"FLOPs counter {counter.name}, by default: {reason}. Another one is named in [counter] (flops=)"
     return experiment.model_copy(update={"flops": counter}), [note]
 
 
@@ -118,13 +118,13 @@ def counter_notes(
     difference = f"C by {meter.counter.name} over a trace of the model, which counts every product: {text}"
     if is_language_task(meter.task) or is_named:
         drift = ", so runs of one budget differ in computation" if max(ratios) / min(ratios) > 1 + OFF else ""
-        return [f'warning: {difference}{drift}. flops = "traced" counts as torch does']
+        return [f'warning: {difference}{drift}. counter = "traced" counts as torch does']
     if max(max(ratios), 1 / min(ratios)) > MOST_OFF or max(ratios) / min(ratios) > MOST_DRIFT:
         raise PlanError(
-            f'{difference}. Choose the counter: flops = "traced" counts as torch does; flops = '
+            f'{difference}. Choose the counter: counter = "traced" counts as torch does; flops = '
             f'"{meter.counter.spec.name}" keeps this one'
         )
-    return [f'{difference}. flops = "traced" counts as torch does']
+    return [f'{difference}. counter = "traced" counts as torch does']
 
 
 def _compare(sizes: Sequence[SizeStats], reference: ReferenceFlops) -> Iterator[Comparison]:

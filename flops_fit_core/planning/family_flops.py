@@ -55,9 +55,9 @@ def count_family(experiment: Experiment, plan: SweepPlan) -> tuple[tuple[float, 
     try:
         experiment, dataset = complete_dataset(experiment, open_dataset(experiment, sweep.seeds[0]))
         experiment, _ = resolve_counter(experiment, dataset.task)
-        if experiment.flops.name == TRACED:
+        if experiment.counter.name == TRACED:
             return ()
-        meter = SizeMeasurer(experiment.model, dataset.task, experiment.flops)
+        meter = SizeMeasurer(experiment.model, dataset.task, experiment.counter)
         smallest = min(run.params for run in plan.runs) / BELOW
         largest = max(run.params for run in plan.runs) * BEYOND
         ladder = _ladder(experiment, plan)
@@ -141,5 +141,5 @@ def _growth(sizes: list[SizeStats]) -> float:
 def _identity(plan: SweepPlan) -> str:
     counts = sorted({(run.params, run.flops_per_token) for run in plan.runs})
     models = sorted({run.model.model_dump_json() for run in plan.runs})
-    counters = sorted({run.flops_counter.model_dump_json() for run in plan.runs})
+    counters = sorted({run.counter.model_dump_json() for run in plan.runs})
     return content_hash({"models": models, "counters": counters, "counts": [list(pair) for pair in counts]})

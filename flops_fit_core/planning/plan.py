@@ -35,10 +35,10 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     Raises PlanError, ConfigError or DataError, saying what to change.
     """
     experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
-    is_named = not experiment.flops.depends_on_task
+    is_named = not experiment.counter.depends_on_task
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
     usages = UsageTraces(experiment.model, dataset.task, by_type=experiment.planner == 1)
-    meter = SizeMeasurer(experiment.model, dataset.task, experiment.flops, usages)
+    meter = SizeMeasurer(experiment.model, dataset.task, experiment.counter, usages)
     choose_sizes = SizeLadder(experiment, meter, expected_params)
     cells = [
         (budget, measured) for budget in experiment.sweep.budgets for measured in choose_sizes.for_budget(budget)
@@ -66,7 +66,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
     _check_budgets(experiment, list(runs.values()), skipped)
     left_out = check_optimizer(experiment, dataset, module, next(iter(runs.values())))
     # Where some sizes are mixtures and some are not, the mixtures' name of N holds for all.
-    count = next((measured.count for _, measured in cells if measured.parameters.idle), cells[0][1].count)
+    count = next((measured.count for _, measured in cells if measured.parameters.inactive), cells[0][1].count)
     repeats = _repeats(list(runs.values()), dataset)
     return SweepPlan(
         name=experiment.name,
@@ -95,7 +95,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         flops_name=count.flops_name,
         device=experiment.device.choice,
         runtime=runtime_of(experiment),
-        pack=_pack(experiment),
+        vmap_runs=_vmap_runs(experiment),
         checkpoint_bytes=resolve.trunks.checkpoint_bytes,
     )
 
@@ -105,10 +105,10 @@ def open_dataset(experiment: Experiment, seed: int) -> Dataset:
     return build_dataset(experiment.dataset, seed)
 
 
-def _pack(experiment: Experiment) -> int:
+def _vmap_runs(experiment: Experiment) -> int:
     """How many runs of one shape the trainer is to train side by side."""
     trainer = experiment.trainer
-    return int(getattr(trainer.options, "pack", 1)) if "pack" in trainer.spec.can else 1
+    return int(getattr(trainer.options, "vmap_runs", 1)) if "vmap_runs" in trainer.spec.can else 1
 
 
 def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
@@ -119,7 +119,7 @@ def runtime_of(experiment: Experiment) -> dict[str, dict[str, Any]]:
         "optimizer": experiment.optimizer,
         "schedule": experiment.schedule,
         "trainer": experiment.trainer,
-        "flops": experiment.flops,
+        "flops": experiment.counter,
     }
     return {kind: chosen.runtime for kind, chosen in parts.items() if chosen.runtime}
 

@@ -29,7 +29,7 @@ class Trunks:
     def __init__(self, experiment: Experiment) -> None:
         self.experiment = experiment
         can = "branch" in experiment.trainer.spec.can
-        self.shared = experiment.sweep.share_trunks and experiment.schedule.spec.branch is not None and can
+        self.shared = experiment.sweep.share_stable_phase and experiment.schedule.spec.branch is not None and can
         self.checkpoint_bytes = 0
         self._ratios: dict[str, list[float]] = {}
 

@@ -42,7 +42,7 @@ from .specs import DeviceSpec as DeviceSpec
 from .specs import ExecutorSpec as ExecutorSpec
 from .specs import FitterSpec as FitterSpec
 from .specs import FlopCounterSpec as FlopCounterSpec
-from .specs import HeldOutName as HeldOutName
+from .specs import EvalSetName as EvalSetName
 from .specs import Ladder as Ladder
 from .specs import LocalPath as LocalPath
 from .specs import LoggerSpec as LoggerSpec

@@ -159,7 +159,7 @@ LocalPath = Annotated[str, AfterValidator(_absolute)]
 """Type of an option that names a file or a folder: relative to the working directory when it is read, absolute in
 records, so that workers find it from wherever they are."""
 
-HeldOutName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
+EvalSetName = Annotated[str, Field(pattern=r"^\w[\w.-]*$")]
 """Type of a further held-out set's name."""
 
 
@@ -414,7 +414,7 @@ class RecipeSpec(Spec):
 class FlopCounterSpec(Spec):
     """``build(options, measured)`` returns training FLOPs a token and N, with their conventions."""
 
-    kind: ClassVar[str] = "flops"
+    kind: ClassVar[str] = "counter"
 
     build: Callable[[Any, CounterInput], FlopCount]
 
@@ -454,8 +454,8 @@ class TrainerSpec(Spec):
 
     build: Callable[[Any], Trainer]
     can: frozenset[str] = frozenset()
-    """Of ``branch``, ``checkpoint``, ``pack``, ``distribute``, ``launch``: what jobs the planner may give it. With
-    ``pack``, the option ``pack`` is the most trajectories of one shape in a job. A job on several devices has one
+    """Of ``branch``, ``checkpoint``, ``vmap_runs``, ``distribute``, ``launch``: what jobs the planner may give it. With
+    ``vmap_runs``, the option ``vmap_runs`` is the most trajectories of one shape in a job. A job on several devices has one
     process for each with ``distribute``; with ``launch`` it has one that sees all of them."""
     check: Callable[[Any, RunSpec, Callable[[str], Mapping[str, Any]]], object] | None = None
     """``(options, run, options_of)``, for a run of each size and budget while the sweep is planned. Raises
@@ -464,7 +464,7 @@ class TrainerSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if unknown := self.can - {"branch", "checkpoint", "pack", "distribute", "launch"}:
+        if unknown := self.can - {"branch", "checkpoint", "vmap_runs", "distribute", "launch"}:
             raise ValueError(f"trainer {self.name!r} claims unknown abilities: {', '.join(sorted(unknown))}")
 
 

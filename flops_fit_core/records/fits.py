@@ -114,6 +114,6 @@ class LawFit(Record):
     params_name: str = "as given"
     flops_name: str = "as given"
     unit: str = "tokens"
-    heldout: str | None = None
+    eval_set: str | None = None
     """Name of the held-out set whose losses were fitted; None for the dataset's main one."""
     seed: int = 0

@@ -86,7 +86,7 @@ class RunResult(Record):
     """Of those, how many were different; less than ``tokens`` where data was repeated."""
     passes: float | None = None
     """How often the training data were read: ``tokens`` over ``unique_tokens``. None where nothing was trained."""
-    heldout_tokens: int = 0
+    eval_tokens: int = 0
     parameters: ParameterCounts | None = None
     params_name: str = ""
     flops: float = 0.0
@@ -109,7 +109,7 @@ class RunResult(Record):
     """Bytes; None where the device does not tell."""
     micro_batch: int | None = None
     """Samples of one forward pass; None for the whole batch."""
-    packed: PositiveInt = 1
+    vmap_runs: PositiveInt = 1
     """Runs that were trained side by side as one model; times are this run's share."""
     compiled: bool = False
     """Whether the model ran as ``torch.compile`` made it."""

@@ -42,26 +42,26 @@ class ParameterCounts(Record):
     """The parameters of one model, each counted once however often it is shared."""
 
     total: PositiveInt
-    lookup: int = 0
+    lookup_table: int = 0
     """In tables that are only looked up, never multiplied: an untied input embedding, learned positions."""
     unembedding: int = 0
     """In the output head over the vocabulary (also the input embedding where the two are tied)."""
     active: PositiveInt
     """Used for one token: less than ``total`` for a mixture of experts. Of tables and head, only what is used for
-    one token is in ``lookup`` and ``unembedding``."""
+    one token is in ``lookup_table`` and ``unembedding``."""
 
     @property
     def matmul(self) -> int:
         """Active minus lookup tables: what 6 N D counts."""
-        return self.active - self.lookup
+        return self.active - self.lookup_table
 
     @property
     def non_embedding(self) -> int:
         """Active minus lookup tables and the output head (Kaplan et al. 2020)."""
-        return self.active - self.lookup - self.unembedding
+        return self.active - self.lookup_table - self.unembedding
 
     @property
-    def idle(self) -> int:
+    def inactive(self) -> int:
         """Not used for one token: experts that it is not sent to."""
         return self.total - self.active
 
@@ -75,7 +75,7 @@ class RunSpec(Record):
     """Of the dataset's content, without path or time."""
     optimizer: PluginChoice
     schedule: PluginChoice
-    flops_counter: PluginChoice
+    counter: PluginChoice
     trainer: PluginChoice
     batch_size: PositiveInt
     """Samples an optimizer step."""
@@ -251,7 +251,7 @@ class SweepPlan(Record):
     """Which C: the convention by which FLOPs are counted."""
     device: PluginChoice
     runtime: dict[str, dict[str, JsonValue]] = {}
-    pack: PositiveInt = 1
+    vmap_runs: PositiveInt = 1
     """Trajectories of one shape that a job may have, to be trained side by side."""
     checkpoint_bytes: int = 0
     """About what the checkpoints take that are kept for further branches; 0 where no trunk is shared."""
@@ -301,15 +301,15 @@ class SweepPlan(Record):
         """Jobs for the runs whose ids are ``missing``, most FLOPs first, so that workers end together."""
         packs: dict[str, list[Trajectory]] = defaultdict(list)
         for trajectory in _trajectories(run for run in self.runs if run.id in missing):
-            packs[trajectory.shape if self.pack > 1 else trajectory.id].append(trajectory)
+            packs[trajectory.shape if self.vmap_runs > 1 else trajectory.id].append(trajectory)
         jobs = []
         for alike in packs.values():
-            for first in range(0, len(alike), self.pack):
-                together = tuple(alike[first : first + self.pack])
+            for first in range(0, len(alike), self.vmap_runs):
+                together = tuple(alike[first : first + self.vmap_runs])
                 ids = [one.id for one in together]
                 jobs.append(
                     Job(
-                        id=ids[0] if len(ids) == 1 else content_hash({"pack of": ids}),
+                        id=ids[0] if len(ids) == 1 else content_hash({"vmapped": ids}),
                         trajectories=together,
                         device=self.device,
                         runtime=self.runtime,

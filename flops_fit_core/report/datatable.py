@@ -104,15 +104,15 @@ def column(heading: str, field: str, show: Callable[[Any], str] = str, *, align_
     return Column(heading, lambda row: numbers.NONE if row[field] is None else show(row[field]), align_left)
 
 
-def conventions(params_name: str, flops_name: str, unit: str, heldout: str | None = None) -> str:
-    """The conventions of N, C, D and loss in a line; ``heldout``: a further held-out set (None: the main set)."""
-    loss = f"Loss{on_set(heldout)}: nats per {singular(unit)}."
+def conventions(params_name: str, flops_name: str, unit: str, eval_set: str | None = None) -> str:
+    """The conventions of N, C, D and loss in a line; ``eval_set``: a further held-out set (None: the main set)."""
+    loss = f"Loss{on_set(eval_set)}: nats per {singular(unit)}."
     return f"N: {params_name}. C: training FLOPs, {flops_name}. D: {unit}. {loss}"
 
 
-def on_set(heldout: str | None) -> str:
+def on_set(eval_set: str | None) -> str:
     """`` on NAME``; empty for the main held-out set, which has no name."""
-    return "" if heldout is None else f" on {heldout}"
+    return "" if eval_set is None else f" on {eval_set}"
 
 
 def singular(unit: str) -> str:

@@ -92,7 +92,7 @@ def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, syntheti
     )
     _add_bottom_margin(axes)
     style_axes(
-        axes, f"N, {fit.params_name}", f"L, held-out loss{on_set(fit.heldout)} (nats per {singular(fit.unit)})"
+        axes, f"N, {fit.params_name}", f"L, held-out loss{on_set(fit.eval_set)} (nats per {singular(fit.unit)})"
     )
     axes.set_title(f"C: training FLOPs, {fit.flops_name}", fontsize=SMALL, color=INK, loc="left")
     figure = _mark_if_synthetic(figure, synthetic)
@@ -106,7 +106,7 @@ def runs_figure(
     params_name: str,
     flops_name: str,
     unit: str,
-    heldout: str | None = None,
+    eval_set: str | None = None,
     synthetic: bool = False,
 ) -> Figure:
     """Loss against N per budget, without a law, for studies to which no law can be fitted."""
@@ -124,7 +124,7 @@ def runs_figure(
     axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=_GREY)
     if observations:
         set_log_axis(axes, "x", *add_margin([run.params for run in observations]), "count")
-    style_axes(axes, f"N, {params_name}", f"L, held-out loss{on_set(heldout)} (nats per {singular(unit)})")
+    style_axes(axes, f"N, {params_name}", f"L, held-out loss{on_set(eval_set)} (nats per {singular(unit)})")
     axes.set_title(f"C: training FLOPs, {flops_name}. No law fitted.", fontsize=SMALL, color=INK, loc="left")
     if budgets:
         figure.legend(loc="outside right upper", title="C (FLOPs)", fontsize=SMALL, frameon=False, labelcolor=INK)

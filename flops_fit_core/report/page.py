@@ -96,7 +96,7 @@ def _render_answer(fit: LawFit, answer: Optimum) -> str:
     notes = "".join(f"<li>{escape(note)}</li>" for note in answer.notes)
     return (
         f'<p class="answer">{escape(describe_answer(fit, answer))}</p>\n'
-        f"<p>{intervals} {escape(conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout))}</p>\n"
+        f"<p>{intervals} {escape(conventions(fit.params_name, fit.flops_name, fit.unit, fit.eval_set))}</p>\n"
         + (f"<ul>{notes}</ul>\n" if notes else "")
         + f"<p>{_format_math(exponents(fit))} ({fit.n_runs} runs).</p>"
     )

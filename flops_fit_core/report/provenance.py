@@ -18,7 +18,7 @@ _KINDS = {
     "optimizer": "Optimizer",
     "schedule": "Schedule",
     "trainer": "Trainer",
-    "flops_counter": "FLOPs counter",
+    "counter": "FLOPs counter",
 }
 
 
@@ -87,8 +87,8 @@ def _result_items(results: Sequence[RunResult], plan: SweepPlan | None) -> Itera
     yield ProvenanceItem(
         "Device", _join_unique(" ".join(filter(None, (result.device, result.precision))) for result in results)
     )
-    heldout_tokens = {result.heldout_tokens for result in results if result.heldout_tokens}
-    yield ProvenanceItem("Held-out", _join_unique(f"{count:,}" for count in sorted(heldout_tokens)))
+    eval_tokens = {result.eval_tokens for result in results if result.eval_tokens}
+    yield ProvenanceItem("Held-out", _join_unique(f"{count:,}" for count in sorted(eval_tokens)))
     yield ProvenanceItem("Versions", _describe_versions(results))
     yield ProvenanceItem("Last result", max(result.finished for result in results).strftime("%Y-%m-%d %H:%M UTC"))
 

@@ -17,7 +17,7 @@ from flops_fit_core.report.datatable import Column, DataTable, Row, column, conv
 
 def minima_table(fit: LawFit) -> DataTable:
     """The minimum of each IsoFLOP profile, smallest budget first."""
-    caption = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
+    caption = conventions(fit.params_name, fit.flops_name, fit.unit, fit.eval_set)
     return table_of_minima(fit.minima, caption, fit.diagnostics)
 
 
@@ -78,7 +78,7 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
     rows = tuple(_prediction_row(optimum) for optimum in optima)
     return DataTable(
         title="What to train for a budget",
-        caption=conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout)
+        caption=conventions(fit.params_name, fit.flops_name, fit.unit, fit.eval_set)
         + f" Fitted by {fit.fitter.name}.",
         fields=_PREDICTION_FIELDS,
         rows=rows,
@@ -156,7 +156,7 @@ def exponents_line(fit: LawFit) -> str:
         if any(interval.low is not None for interval in fit.exponents.values())
         else ""
     )
-    caption = conventions(fit.params_name, fit.flops_name, fit.unit, fit.heldout).rstrip(".")
+    caption = conventions(fit.params_name, fit.flops_name, fit.unit, fit.eval_set).rstrip(".")
     return f"{exponents(fit)} ({level}{fit.n_runs} runs, {fit.fitter.name}. {caption})"
 
 

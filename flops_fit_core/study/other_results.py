@@ -29,7 +29,7 @@ _KINDS = {
     "dataset": "dataset",
     "optimizer": "optimizer",
     "schedule": "schedule",
-    "flops": "flops_counter",
+    "flops": "counter",
     "trainer": "trainer",
 }
 _CELLS = (("budget", "size", "seed"), ("budget", "size"), ("size", "seed"), ("budget", "seed"), ("size",), ())

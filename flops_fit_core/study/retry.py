@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from flops_fit_core.config import make_experiment, override_value
 from flops_fit_core.errors import PlanError
 from flops_fit_core.planning import make_plan
-from flops_fit_core.planning.previous_fit import expected_params
+from flops_fit_core.planning.init_from_fit import expected_params
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.study import Study

@@ -63,17 +63,17 @@ class Study:
         *,
         experiment: Experiment | None = None,
         store: ResultStore | None = None,
-        heldout: str | None = None,
+        eval_set: str | None = None,
     ) -> None:
         self.plan = plan
         self.registry = registry
         self.folder = folder
         self.experiment = experiment
-        self.heldout = heldout
+        self.eval_set = eval_set
         """Name of the held-out set whose losses are fitted; None for the dataset's main one."""
         self._given_store = store
 
-    def on(self, heldout: str | None) -> Study:
+    def on(self, eval_set: str | None) -> Study:
         """The same study, its law fitted to the losses on this held-out set of its dataset."""
         return Study(
             self.plan,
@@ -81,7 +81,7 @@ class Study:
             self.folder,
             experiment=self.experiment,
             store=self._given_store,
-            heldout=heldout,
+            eval_set=eval_set,
         )
 
     @classmethod
@@ -294,10 +294,10 @@ class Study:
 
     @property
     def observations(self) -> list[Observation]:
-        """The completed runs as a fit sees them. Raises FitError where none was measured on :attr:`heldout`."""
+        """The completed runs as a fit sees them. Raises FitError where none was measured on :attr:`eval_set`."""
         from flops_fit_core.fitting import observations
 
-        return observations(self.results, self.heldout)
+        return observations(self.results, self.eval_set)
 
     def _choice(self, kind: str) -> PluginConfig[Any]:
         if self.experiment is not None:
@@ -388,7 +388,7 @@ class Study:
                 "params_name": self.plan.params_name,
                 "flops_name": self.plan.flops_name,
                 "unit": self.plan.unit,
-                "heldout": self.heldout,
+                "eval_set": self.eval_set,
             }
         )
 
@@ -422,7 +422,7 @@ class Study:
             pass  # the profiles need no law
         minima, diagnostics = profile_minima(self.observations)
         plan = self.plan
-        about = conventions(plan.params_name, plan.flops_name, plan.unit, self.heldout)
+        about = conventions(plan.params_name, plan.flops_name, plan.unit, self.eval_set)
         return table_of_minima(minima, about, diagnostics)
 
     def plot(self, path: str | Path | None = None) -> Figure:
@@ -441,7 +441,7 @@ class Study:
                 params_name=self.plan.params_name,
                 flops_name=self.plan.flops_name,
                 unit=self.plan.unit,
-                heldout=self.heldout,
+                eval_set=self.eval_set,
                 synthetic=self.synthetic,
             )
         if path is not None:
@@ -452,7 +452,7 @@ class Study:
         """Write figures, tables and the page. Returns the files, the page first."""
         from flops_fit_core.report import write_report
 
-        named = self.folder.report if self.heldout is None else self.folder.report / self.heldout
+        named = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
         target = Path(folder) if folder is not None else named
         return write_report(
             target,

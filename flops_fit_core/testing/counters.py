@@ -39,7 +39,7 @@ class FlopCounterConformance(Kit):
             pass that forgets the backward pass.
     """
 
-    kind: ClassVar[str] = "flops"
+    kind: ClassVar[str] = "counter"
     slack = 2.0
 
     @pytest.fixture
@@ -136,7 +136,7 @@ def _model_of_vectors() -> CounterInput:
     return CounterInput(
         module=module,
         task=SupervisedTask(inputs=(12,), outputs_size=5),
-        parameters=ParameterCounts(total=size, lookup=0, unembedding=32 * 5, active=size),
+        parameters=ParameterCounts(total=size, lookup_table=0, unembedding=32 * 5, active=size),
         own_flops_per_token=6.0 * size,
         family="example/vectors",
     )
@@ -160,7 +160,7 @@ def measured_model(width: int) -> CounterInput:
         module=module,
         task=TASK,
         parameters=ParameterCounts(
-            total=table + matrices, lookup=table, unembedding=width * vocabulary, active=table + matrices
+            total=table + matrices, lookup_table=table, unembedding=width * vocabulary, active=table + matrices
         ),
         own_flops_per_token=3 * 2.0 * matrices,
         family="example/example",

@@ -22,7 +22,7 @@ from pydantic import JsonValue
 
 from flops_fit_core.config import PluginConfig, build_dataset
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
-from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Task, heldout_batches
+from flops_fit_core.plugins.protocols import Batch, Dataset, MultiEvalDataset, Task, eval_batches
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.testing.batches import samples_of, tensors
 from flops_fit_core.testing.elsewhere import dataset_elsewhere, sample_digests
@@ -98,7 +98,7 @@ class DatasetConformance(Kit):
     def test_the_seed_changes_nothing_but_the_order(self, build: Build) -> None:
         """The task is part of a run's identity, and D is compared with ``num_unique_tokens``."""
         one, other = build(seed=0), build(seed=1)
-        for said in ("num_unique_tokens", "bytes_per_token", "heldout_sets"):
+        for said in ("num_unique_tokens", "bytes_per_token", "eval_sets"):
             found = getattr(one, said, None), getattr(other, said, None)
             assert found[0] == found[1], f"{said} with seeds 0 and 1: {found[0]} and {found[1]}"
         assert _description(one.task) == _description(other.task), "another task with another seed"
@@ -138,10 +138,10 @@ class DatasetConformance(Kit):
         """Tokens within the vocabulary, classes among those there are, numbers that are finite: on a GPU anything
         else ends a process without a word of which sample it was."""
         training = islice(dataset.batches(50), max(1, self.most // 50))
-        heldout = (
-            heldout_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset)
+        eval_data = (
+            eval_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name) for name in _names(dataset)
         )
-        for batch in chain(training, *heldout):
+        for batch in chain(training, *eval_data):
             for one in tensors(batch):
                 assert not one.is_floating_point() or one.isfinite().all(), "a number is not finite"
             answers, there_are = _answers(dataset.task, batch)
@@ -155,10 +155,8 @@ class DatasetConformance(Kit):
         _same(samples_of(list(islice(dataset.batches(4), 6))), _read(dataset, 4, 24), changed)
         for name in _names(dataset):
             tokens = 24 * dataset.task.tokens_per_sample
-            held = samples_of(list(heldout_batches(dataset, tokens, 4, name)))
-            _same(
-                held, samples_of(heldout_batches(dataset, tokens, 4, name)), f"held-out data{_of(name)} {changed}"
-            )
+            held = samples_of(list(eval_batches(dataset, tokens, 4, name)))
+            _same(held, samples_of(eval_batches(dataset, tokens, 4, name)), f"held-out data{_of(name)} {changed}")
 
     def test_the_same_seed_gives_the_same_samples(self, build: Build) -> None:
         """Whatever state the global generators are in."""
@@ -213,7 +211,7 @@ class DatasetConformance(Kit):
         iterator = iter(dataset.batches(4))
         read = samples_of(islice(iterator, 3))
         for name in _names(dataset):
-            samples_of(heldout_batches(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
+            samples_of(eval_batches(dataset, 8 * dataset.task.tokens_per_sample, 4, name))
         _read(dataset, 4, 8, start=3)
         _same(read + samples_of(islice(iterator, 3)), undisturbed, "with an evaluation after the third batch")
 
@@ -224,21 +222,19 @@ class DatasetConformance(Kit):
         dataset = build(seed=0)
         tokens = 30 * dataset.task.tokens_per_sample
         for name in _names(dataset):
-            expected = samples_of(heldout_batches(dataset, tokens, 4, name))
+            expected = samples_of(eval_batches(dataset, tokens, 4, name))
             assert expected, f"there is no held-out data{_of(name)}"
             held = f"held-out data{_of(name)}"
-            _same(samples_of(heldout_batches(dataset, tokens, 4, name)), expected, f"{held}, another call")
-            _same(samples_of(heldout_batches(dataset, tokens, 9, name)), expected, f"{held}, another batch size")
-            _same(samples_of(heldout_batches(build(seed=1), tokens, 4, name)), expected, f"{held}, another seed")
+            _same(samples_of(eval_batches(dataset, tokens, 4, name)), expected, f"{held}, another call")
+            _same(samples_of(eval_batches(dataset, tokens, 9, name)), expected, f"{held}, another batch size")
+            _same(samples_of(eval_batches(build(seed=1), tokens, 4, name)), expected, f"{held}, another seed")
 
     def test_held_out_data_are_as_many_as_asked_for_or_fewer(self, dataset: Dataset) -> None:
         """Rounded up to whole samples; asking for more never gives less."""
         per_sample = dataset.task.tokens_per_sample
         for name in _names(dataset):
             asked = [1, 5, 20]
-            counts = [
-                len(samples_of(heldout_batches(dataset, samples * per_sample, 8, name))) for samples in asked
-            ]
+            counts = [len(samples_of(eval_batches(dataset, samples * per_sample, 8, name))) for samples in asked]
             said = f"{counts} samples where {asked} were asked for{_of(name)}"
             assert counts == sorted(counts), said
             assert all(1 <= count <= most for count, most in zip(counts, asked, strict=True)), said
@@ -247,7 +243,7 @@ class DatasetConformance(Kit):
         """The last one may be smaller."""
         form = _form(dataset.task.example(4))
         for name in _names(dataset):
-            batches = list(heldout_batches(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
+            batches = list(eval_batches(dataset, 11 * dataset.task.tokens_per_sample, 4, name))
             for batch in batches:
                 assert _form(batch) == form, f"types and shapes{_of(name)}; the second is the task's example"
                 assert len(next(tensors(batch))) <= 4, f"asked for batches of 4{_of(name)}"
@@ -257,7 +253,7 @@ class DatasetConformance(Kit):
         if not isinstance(dataset.task, LanguageTask):
             pytest.skip("not a language task")
         for name in _names(dataset):
-            windows = _rows(heldout_batches(dataset, 200 * dataset.task.context, 8, name))
+            windows = _rows(eval_batches(dataset, 200 * dataset.task.context, 8, name))
             owner: dict[bytes, int] = {}
             overlapping = 0
             for number, row in enumerate(windows):
@@ -278,11 +274,11 @@ class DatasetConformance(Kit):
         else:
             known = set(samples_of(training))
         for name in _names(dataset):
-            heldout = heldout_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
+            eval_data = eval_batches(dataset, 200 * dataset.task.tokens_per_sample, 8, name)
             if is_text:
-                asked = [piece for row in _rows(heldout) for piece in _pieces(row, length)[::length]]
+                asked = [piece for row in _rows(eval_data) for piece in _pieces(row, length)[::length]]
             else:
-                asked = samples_of(heldout)
+                asked = samples_of(eval_data)
             assert asked, f"there is no held-out data{_of(name)}"
             share = sum(one in known for one in asked) / len(asked)
             assert share <= self.leak_tolerance, f"{share:.0%} of the held-out data{_of(name)} are trained on"
@@ -314,7 +310,7 @@ def _answers(task: Task, batch: Batch) -> tuple[Tensor | None, int]:
 
 def _names(dataset: Dataset) -> list[str | None]:
     """The held-out sets: None is the main one."""
-    return [None, *(dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ())]
+    return [None, *(dataset.eval_sets if isinstance(dataset, MultiEvalDataset) else ())]
 
 
 def _of(name: str | None) -> str:

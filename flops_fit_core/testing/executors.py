@@ -51,13 +51,13 @@ class ExecutorConformance(Kit):
 
     Attributes:
         isolated: False for an executor that trains in the driver's own process.
-        patience: Seconds without any event after which a test fails; more where jobs wait in a queue.
+        event_timeout: Seconds without any event after which a test fails; more where jobs wait in a queue.
         daemons_take: Seconds after ``close()`` in which daemons of a cluster may still end what they were told to.
     """
 
     kind: ClassVar[str] = "executor"
     isolated = True
-    patience = 120.0
+    event_timeout = 120.0
     daemons_take = 0.0
 
     # ------------------------------------------------------------------ parts
@@ -84,7 +84,7 @@ class ExecutorConformance(Kit):
         outcomes = {job.id: Outcome() for job in jobs}
         job_of = {run.id: job.id for job in jobs for run in job.runs}
         ended: set[str] = set()
-        for event in [*given, *executor.events(self.patience)]:
+        for event in [*given, *executor.events(self.event_timeout)]:
             if isinstance(event, JobEnded):
                 assert event.job in outcomes, f"JobEnded for {event.job}, which was never submitted"
                 assert event.job not in ended, f"a second JobEnded for job {event.job}"
@@ -97,15 +97,15 @@ class ExecutorConformance(Kit):
                 assert event.id not in known, f"the result of run {event.id} came twice"
                 outcomes[job_id].results.append(event)
         lost = sorted(outcomes.keys() - ended)
-        assert not lost, f"no JobEnded within {self.patience} seconds for {', '.join(lost)}"
+        assert not lost, f"no JobEnded within {self.event_timeout} seconds for {', '.join(lost)}"
         return outcomes
 
     def wait_for_start(self, executor: Executor, trace: Path) -> list[Any]:
         """Read events until a job has written its ``trace``; what was read."""
         seen: list[Any] = []
-        until = time.monotonic() + self.patience
+        until = time.monotonic() + self.event_timeout
         while not trace.exists():
-            assert time.monotonic() < until, f"no job has begun within {self.patience} seconds"
+            assert time.monotonic() < until, f"no job has begun within {self.event_timeout} seconds"
             for event in executor.events(0.1):
                 seen.append(event)
                 if trace.exists():
@@ -122,7 +122,7 @@ class ExecutorConformance(Kit):
             for job in jobs:
                 executor.submit(job)
             outcomes = self.outcomes(executor, jobs)
-            assert list(executor.events(self.patience)) == [], "events went on after the last JobEnded"
+            assert list(executor.events(self.event_timeout)) == [], "events went on after the last JobEnded"
         for job in jobs:
             outcome = outcomes[job.id]
             assert outcome.error is None, f"a job whose worker reached its end has the error {outcome.error!r}"
@@ -143,7 +143,7 @@ class ExecutorConformance(Kit):
         seen = []
         with self.executor(tmp_path) as executor:
             executor.submit(first)
-            for event in executor.events(self.patience):
+            for event in executor.events(self.event_timeout):
                 seen.append(event)
                 if isinstance(event, JobEnded) and event.job in later:
                     executor.submit(later[event.job])
@@ -228,8 +228,8 @@ def tiny_jobs(*codes: str) -> list[Job]:
             "model": "tiny/tiny",
             "dataset": "tiny/majority",
             "optimizer": "tiny/plain",
-            "flops": "flops/chinchilla",
-            "trainer": {"name": "trainers/torch", "heldout_tokens": 256},
+            "counter": "counters/chinchilla",
+            "trainer": {"name": "trainers/torch", "eval_tokens": 256},
             "device": "devices/cpu",
         },
         tiny_registry(),

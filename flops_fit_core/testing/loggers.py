@@ -44,12 +44,12 @@ class LoggerConformance(Kit):
         options: Its options.
         plugins: Plugins that are not installed, as for ``Registry``: name -> module.
         keeps: Of what :meth:`shown` gives, what must be there for every result: of ``attempt``, ``status``,
-            ``loss``, ``params``, ``tokens``, ``flops``, ``heldout``, ``error``.
+            ``loss``, ``params``, ``tokens``, ``flops``, ``eval``, ``error``.
         keeps_training: Whether ``shown`` gives the training curve as ``training``; points of it may be missing.
         keeps_attempts: Whether every attempt at a run is shown beside the others.
         prints: Whether it writes on standard output.
         writes_elsewhere: Whether it writes files outside of the study's folder.
-        patience: Seconds after ``close`` in which threads and processes may come to their end.
+        exit_timeout: Seconds after ``close`` in which threads and processes may come to their end.
         library_threads: How the names of threads begin that a library keeps for as long as the process lives.
     """
 
@@ -59,14 +59,14 @@ class LoggerConformance(Kit):
     keeps_attempts: ClassVar[bool] = True
     prints: ClassVar[bool] = False
     writes_elsewhere: ClassVar[bool] = False
-    patience: ClassVar[float] = 3.0
+    exit_timeout: ClassVar[float] = 3.0
     library_threads: ClassVar[Sequence[str]] = ()
 
     def shown(self, folder: Path) -> Sequence[Mapping[str, Any]] | None:
         """Override it: what the logger kept of the study in ``folder``, read back after it was closed.
 
         One mapping for each result: ``run`` (its id) and what is kept of ``attempt``, ``status``, ``loss``,
-        ``params`` (N), ``tokens`` (D that was trained), ``flops``, ``heldout`` and ``training`` (lists of
+        ``params`` (N), ``tokens`` (D that was trained), ``flops``, ``eval`` and ``training`` (lists of
         ``(tokens, loss)``), ``error`` (text with the message in it). None, as here: it cannot be read back,
         and only what the logger does is tested.
         """
@@ -242,7 +242,7 @@ class LoggerConformance(Kit):
         logger.close()
         logger.close()
         build_logger(chosen, folder).close()
-        until = time.monotonic() + self.patience
+        until = time.monotonic() + self.exit_timeout
         while (left := self._at_work() - before) and time.monotonic() < until:
             time.sleep(0.05)
         assert left == set(), "close() must end what it started"
@@ -298,10 +298,10 @@ class LoggerConformance(Kit):
             if key in row or (key in self.keeps and wanted is not None):
                 near = wanted if wanted is None or isinstance(wanted, str) else pytest.approx(wanted, rel=1e-6)
                 assert row[key] == near, f"{key} of run {result.id}"
-        if "heldout" in self.keeps:
+        if "eval" in self.keeps:
             curve = [(one.tokens, one.loss) for one in result.curve if one.loss is not None]
-            assert len(row["heldout"]) == len(curve), f"held-out evaluations of run {result.id}"
-            _are_among(row["heldout"], curve)
+            assert len(row["eval"]) == len(curve), f"held-out evaluations of run {result.id}"
+            _are_among(row["eval"], curve)
         if "error" in self.keeps and result.error is not None:
             assert result.error.message[:20] in row["error"]
 

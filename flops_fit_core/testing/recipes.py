@@ -66,7 +66,10 @@ class RecipeConformance(Kit):
             "width_scaling": self.width_scaling,
             "flops": 6.0 * params * tokens,
             "parameters": ParameterCounts(
-                total=params + vocabulary, lookup=vocabulary, unembedding=vocabulary, active=params + vocabulary
+                total=params + vocabulary,
+                lookup_table=vocabulary,
+                unembedding=vocabulary,
+                active=params + vocabulary,
             ),
         }
         return RecipeInput(**{**given, **changes})

@@ -66,7 +66,7 @@ class Majority(Dataset):
             yield _examples(range(start, start + batch_size), self.seed)
             start += batch_size
 
-    def heldout(self, tokens: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
         tokens = min(tokens, 250)  # no whole number of batches of a usual size
         for first in range(0, tokens, batch_size):
             inputs, answers = _examples(range(first, min(first + batch_size, tokens)), seed=-1)

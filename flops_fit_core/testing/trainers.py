@@ -37,7 +37,7 @@ class TrainerConformance(Kit):
     """What every trainer must do. Inherit, set ``name``, and run pytest.
 
     It is given a model of some fifty parameters, data that are computed, plain gradient descent and a learning
-    rate that falls to zero. What the trainer's spec says that it ``can`` do (``checkpoint``, ``branch``, ``pack``)
+    rate that falls to zero. What the trainer's spec says that it ``can`` do (``checkpoint``, ``branch``, ``vmap_runs``)
     is tried; ``distribute`` is not.
 
     Attributes:
@@ -82,7 +82,7 @@ class TrainerConformance(Kit):
                 "model": "tiny/tiny",
                 "dataset": "tiny/majority",
                 "optimizer": "tiny/plain",
-                "flops": "flops/chinchilla",
+                "counter": "counters/chinchilla",
                 "schedule": "tiny/falling",
                 "device": "devices/cpu",
                 **self.experiment,
@@ -188,7 +188,7 @@ class TrainerConformance(Kit):
         assert last.exists(), "the model was not evaluated without gradients"
         in_training, weights = torch.load(last)
         assert not in_training, "held-out loss was measured in training mode: dropout would be on"
-        expected = _heldout_loss(weights, result)
+        expected = _eval_loss(weights, result)
         assert result.loss == pytest.approx(expected, rel=1e-4), (
             f"{result.loss} is given; with these weights, held-out predictions have {expected:.6f} nats each"
         )
@@ -304,8 +304,8 @@ class TrainerConformance(Kit):
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, all_plugins: Registry
     ) -> None:
         """Side by side as one model, to within rounding."""
-        self._needs(all_plugins, "pack")
-        apart, packed = plan(seeds=3), plan(seeds=3, trainer={"pack": 3})
+        self._needs(all_plugins, "vmap_runs")
+        apart, packed = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
         assert len(packed.jobs({run.id for run in packed.runs})) == 1
         alone = losses(train(apart, folder=tmp_path / "apart"))
         assert losses(train(packed)) == pytest.approx(alone, rel=1e-3)
@@ -349,7 +349,7 @@ def losses(events: Events) -> dict[str, float]:
     return found
 
 
-def _heldout_loss(weights: Mapping[str, Any], result: RunResult) -> float:
+def _eval_loss(weights: Mapping[str, Any], result: RunResult) -> float:
     import torch
 
     data = tiny.Majority(result.run.seed)
@@ -359,7 +359,7 @@ def _heldout_loss(weights: Mapping[str, Any], result: RunResult) -> float:
     with torch.no_grad():
         pairs = [
             data.task.loss(data.task.outputs(model, batch), batch)
-            for batch in data.heldout(result.heldout_tokens or 10**9, 50)
+            for batch in data.eval_batches(result.eval_tokens or 10**9, 50)
         ]
     return sum(float(loss) for loss, _ in pairs) / sum(count for _, count in pairs)
 

@@ -58,7 +58,7 @@ def _data_ended(run: RunState) -> str:
     unit = run.parts.dataset.task.unit
     return (
         f"the training data ended after {run.position.tokens:,} of the {run.spec.tokens:,} {unit} of this run: "
-        "give more data or a smaller budget, or allow the data to be read again (repeat=True, sweep.repeat = true)"
+        "give more data or a smaller budget, or allow the data to be read again (allow_repeat=True, sweep.allow_repeat = true)"
     )
 
 

@@ -60,7 +60,7 @@ class WorkerContext:
 
     def chosen(self, kind: str, run: RunSpec) -> PluginConfig[Any]:
         """The run's plugin of a kind, with the options of the run and the runtime options of the job."""
-        choice = run.flops_counter if kind == "flops" else getattr(run, kind)
+        choice = run.counter if kind == "flops" else getattr(run, kind)
         return choose(kind, choice, self.registry, self.job.runtime.get(kind))
 
     def options(self, kind: str, run: RunSpec) -> dict[str, Any]:
@@ -128,7 +128,7 @@ class WorkerContext:
     def _count(self, run: RunSpec, chosen: PluginConfig[Any], model: nn.Module, dataset: Dataset) -> None:
         """Count the model that was built. Raises RunFailed if N or its FLOPs differ from those of the plan."""
         groups = parameter_groups(chosen, model)
-        counter = self.chosen("flops", run)
+        counter = self.chosen("counter", run)
         # Counters get a module on the meta device. Building it, and tracing it, may draw random numbers.
         state = random_state("cpu")
         measured = measure_model(
@@ -200,7 +200,7 @@ class WorkerContext:
     def _versions(self, run: RunSpec) -> dict[str, str]:
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         for kind in _KINDS:
-            choice = run.flops_counter if kind == "flops" else getattr(run, kind)
+            choice = run.counter if kind == "flops" else getattr(run, kind)
             try:
                 name, _, version = self.registry.find(kind, choice.name).source.rpartition(" ")
             except LookupError:

@@ -19,7 +19,7 @@ from flops_fit_core.plugins.protocols import (
     DistributedContext,
     MultiEvalDataset,
     Task,
-    heldout_batches,
+    eval_batches,
 )
 from flops_fit_core.plugins.utilities import bits_per_byte
 from flops_fit_core.training.batches import length, part, to_device
@@ -87,7 +87,7 @@ def evaluate(
     model.eval()
     broadcast_buffers(model, distributed.size)
     sums = _LossSums(model, dataset.task, device, autocast, distributed, may_divide=full_batch_size is None)
-    for batch in heldout_batches(dataset, tokens, batch_size, name):
+    for batch in eval_batches(dataset, tokens, batch_size, name):
         samples = length(batch)
         if full_batch_size is not None and samples < full_batch_size:
             continue
@@ -117,7 +117,7 @@ def further_losses(
     Sets on which the loss is not finite are left out. Empty for a dataset with one held-out set.
     """
     losses = {}
-    for name in dataset.heldout_sets if isinstance(dataset, MultiEvalDataset) else ():
+    for name in dataset.eval_sets if isinstance(dataset, MultiEvalDataset) else ():
         result = evaluate(
             model,
             dataset,

@@ -11,11 +11,11 @@ from flops_fit_core.plugins.protocols import Device
 class TrainOptions:
     """How runs are trained and evaluated. The trainer plugin ``torch`` documents each option."""
 
-    clip: float | None
+    grad_clip: float | None
     precision: str
-    heldout_tokens: int
-    evaluations: int
-    divergence: float
+    eval_tokens: int
+    num_evals: int
+    divergence_factor: float
     eval_batch_tokens: int
     micro_batch: int | None = None
     compile: bool = False

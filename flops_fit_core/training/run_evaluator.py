@@ -102,11 +102,11 @@ class RunEvaluator:
 
     def _evaluate(self, run: RunState) -> EvalResult:
         arguments = self._arguments(run)
-        return evaluate(run.parts.model, run.parts.dataset, self._options.heldout_tokens, **arguments)
+        return evaluate(run.parts.model, run.parts.dataset, self._options.eval_tokens, **arguments)
 
     def _further_losses(self, run: RunState) -> dict[str, float]:
         arguments = self._arguments(run)
-        return further_losses(run.parts.model, run.parts.dataset, self._options.heldout_tokens, **arguments)
+        return further_losses(run.parts.model, run.parts.dataset, self._options.eval_tokens, **arguments)
 
     def _arguments(self, run: RunState) -> dict[str, Any]:
         device = self._context.device.torch_device
@@ -129,20 +129,24 @@ class RunEvaluator:
             train_step: The step that trained it. None for a longer run of a shared phase that diverged.
         """
         position = run.position
-        heldout, losses = None, {}
+        evaluation, losses = None, {}
         if not position.diverged:
             started = time.perf_counter()
             with eval_mode(run.parts.optimizer):
-                heldout = self._evaluate(run)
+                evaluation = self._evaluate(run)
                 losses = self._further_losses(run)
             position.seconds += time.perf_counter() - started
-        fields = {**self._training_fields(run), **_step_fields(train_step), "curve": _curve(run, heldout)}
-        if heldout is not None:
-            fields["heldout_tokens"] = heldout.tokens
-        if heldout is None or not math.isfinite(heldout.loss) or self._is_above_limit(position, heldout.loss):
+        fields = {**self._training_fields(run), **_step_fields(train_step), "curve": _curve(run, evaluation)}
+        if evaluation is not None:
+            fields["eval_tokens"] = evaluation.tokens
+        if (
+            evaluation is None
+            or not math.isfinite(evaluation.loss)
+            or self._is_above_limit(position, evaluation.loss)
+        ):
             return self._context.result(run.spec, "diverged", **fields)
         return self._context.result(
-            run.spec, "completed", losses=losses, **heldout.result_fields(run.parts.dataset), **fields
+            run.spec, "completed", losses=losses, **evaluation.result_fields(run.parts.dataset), **fields
         )
 
     def _training_fields(self, run: RunState) -> dict[str, Any]:
@@ -176,13 +180,13 @@ def _step_fields(train_step: TrainStep | None) -> dict[str, Any]:
     return {
         "micro_batch": train_step.micro_batch,
         "compiled": train_step.compiled,
-        "packed": train_step.num_runs,
+        "vmap_runs": train_step.num_runs,
     }
 
 
-def _curve(run: RunState, heldout: EvalResult | None) -> tuple[Evaluation, ...]:
+def _curve(run: RunState, evaluation: EvalResult | None) -> tuple[Evaluation, ...]:
     """The run's own evaluations. The shared stable phase is evaluated for other runs, too."""
     points = [(step, loss) for step, loss in run.position.curve if step in run.own_evaluation_steps]
-    if heldout is not None:
-        points.append((run.position.step, heldout.loss if math.isfinite(heldout.loss) else None))
+    if evaluation is not None:
+        points.append((run.position.step, evaluation.loss if math.isfinite(evaluation.loss) else None))
     return tuple(Evaluation(step=step, tokens=step * run.spec.tokens_per_step, loss=loss) for step, loss in points)

@@ -62,7 +62,7 @@ class PlainStep:
 
     def __init__(self, run: RunState, context: TrainContext, options: TrainOptions) -> None:
         self._run = run
-        self._clip = options.clip
+        self._clip = options.grad_clip
         self._device = context.device.torch_device
         self._release_memory = context.device.release
         self._autocast = autocast(self._device, options.precision_on(context.device))

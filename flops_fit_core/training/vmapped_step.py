@@ -46,7 +46,7 @@ class VmappedStep:
         self.num_runs = len(runs)
         self._runs = runs
         self._device = device.torch_device
-        self._clip = options.clip
+        self._clip = options.grad_clip
         self._autocast = autocast(self._device, options.precision_on(device))
         models = [run.parts.model for run in runs]
         self._weights, self._buffers = torch.func.stack_module_state(models)

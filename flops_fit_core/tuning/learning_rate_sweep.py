@@ -56,7 +56,7 @@ class LearningRateSweep:
         self.plan = plan
         self.tokens = tokens or sweep_tokens(plan)
         self.seeds = tuple(seeds)
-        sweep = experiment.sweep.model_copy(update={"seeds": self.seeds, "share_trunks": False})
+        sweep = experiment.sweep.model_copy(update={"seeds": self.seeds, "share_stable_phase": False})
         self.experiment = experiment.model_copy(update={"sweep": sweep})
         self.dataset = open_dataset(experiment, self.seeds[0])
         if isinstance(self.dataset, LossSurface):
@@ -66,7 +66,7 @@ class LearningRateSweep:
             )
         self.experiment, _ = resolve_counter(self.experiment, self.dataset.task)
         usages = UsageTraces(experiment.model, self.dataset.task, by_type=experiment.planner == 1)
-        meter = SizeMeasurer(experiment.model, self.dataset.task, self.experiment.flops, usages)
+        meter = SizeMeasurer(experiment.model, self.dataset.task, self.experiment.counter, usages)
         self.measured = [
             replace(meter.measure(self._sized(options).options), size=label)
             for label, options in self._options(sizes)
@@ -99,7 +99,7 @@ class LearningRateSweep:
             flops_name=self.plan.flops_name,
             device=self.plan.device,
             runtime=runtime_of(self.experiment),
-            pack=self.plan.pack,
+            vmap_runs=self.plan.vmap_runs,
         )
 
     def lr(self, run: RunSpec) -> float:

@@ -18,19 +18,21 @@ class DeclaredOptions(Options):
 
     params: PositiveInt = 1_000_000
     """All parameters of the model. This is what scales."""
-    lookup_params: NonNegativeInt = 0
+    lookup_table_params: NonNegativeInt = 0
     """Of these, in tables that are only looked up (an input embedding that is not the output head too, learned
     positions), which the FLOPs counters leave out of N."""
     flops_per_token: Annotated[float, Field(gt=0)] | None = None
-    """Training FLOPs a token, forward and backward, for ``flops = "model"``. Unset: the counter ``chinchilla``
+    """Training FLOPs a token, forward and backward, for ``counter = "model"``. Unset: the counter ``chinchilla``
     takes 6 a parameter that is no lookup."""
     arguments: dict[str, JsonValue] = {}
     """What the program needs to build it: ``{ depth = 6 }`` is ``{model.arguments.depth}`` in its command."""
 
     @model_validator(mode="after")
     def _is_more_than_tables(self) -> Self:
-        if self.lookup_params >= self.params:
-            raise ValueError(f"lookup_params = {self.lookup_params} leaves nothing of params = {self.params}")
+        if self.lookup_table_params >= self.params:
+            raise ValueError(
+                f"lookup_table_params = {self.lookup_table_params} leaves nothing of params = {self.params}"
+            )
         return self
 
 
@@ -38,4 +40,4 @@ def build_declared(options: DeclaredOptions, task: Task) -> nn.Module:
     """A module with the declared parameters. It gives zeros of the right shape, and refuses to be trained."""
     from flops_fit_callable.declared_module import Declared
 
-    return Declared(options.params, options.lookup_params, task)
+    return Declared(options.params, options.lookup_table_params, task)

@@ -13,11 +13,11 @@ from flops_fit_core.plugins import Task
 class Declared(nn.Module):
     """As many parameters as declared, which on the meta device take no memory. Gives zeros of the task's shape."""
 
-    def __init__(self, params: int, lookup_params: int, task: Task) -> None:
+    def __init__(self, params: int, lookup_table_params: int, task: Task) -> None:
         super().__init__()
         self.task = task
-        self.weight = nn.Parameter(torch.zeros(params - lookup_params))
-        self.table = nn.Embedding(lookup_params, 1) if lookup_params else None
+        self.weight = nn.Parameter(torch.zeros(params - lookup_table_params))
+        self.table = nn.Embedding(lookup_table_params, 1) if lookup_table_params else None
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Raises ConfigError with gradients: only a program of the user's can train this model."""

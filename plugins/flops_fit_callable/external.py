@@ -25,7 +25,7 @@ class ExternalOptions(Options):
     """Tokens of one sequence; a batch is so many sequences."""
     tokens: PositiveInt | None = None
     """Different training tokens there are. Unset: as many as are wanted; otherwise sizes that would need more are
-    left out of the plan, unless ``sweep.repeat`` is set."""
+    left out of the plan, unless ``sweep.allow_repeat`` is set."""
     bytes_per_token: Annotated[float, Field(gt=0)] | None = None
     """Of the held-out text, for bits per byte."""
 
@@ -42,7 +42,7 @@ class External(Dataset):
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         raise DataError(_NO_DATA)
 
-    def heldout(self, tokens: int, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterable[Batch]:
         raise DataError(_NO_DATA)
 
 

@@ -131,7 +131,7 @@ class Slurm:
             "job_name": self._name,
             "time": options.limit,
             "cpus_per_task": options.cpus * devices,
-            "signal_delay_s": options.grace,
+            "signal_delay_s": options.grace_period,
             "array_parallelism": options.array_parallelism,
             "setup": list(options.setup),
             "additional_parameters": {"requeue": True}

@@ -43,7 +43,7 @@ class SlurmJob:
     """What the command prints is appended to this file."""
     gpus: bool
     threads: int
-    grace: float
+    grace_period: float
     """Seconds from submitit's signal to the time limit."""
 
     def __call__(self) -> None:
@@ -53,7 +53,9 @@ class SlurmJob:
         """Called by submitit before it requeues the job; None if nothing is left to train."""
         from submitit.helpers import DelayedSubmission
 
-        if Host.current is not None and not Host.current.stop(max(self.grace / 2, self.grace - 20.0)):
+        if Host.current is not None and not Host.current.stop(
+            max(self.grace_period / 2, self.grace_period - 20.0)
+        ):
             return None
         return DelayedSubmission(replace(self))
 

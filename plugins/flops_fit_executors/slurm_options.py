@@ -19,7 +19,7 @@ _OURS = {
     "mem": "memory",
     "partition": "partition",
     "qos": "qos",
-    "signal": "grace",
+    "signal": "grace_period",
     "time": "time",
 }
 """Parameters of sbatch that an option of ours sets."""
@@ -84,7 +84,7 @@ class SlurmOptions(Options):
     """Jobs in the queue at the same time; lower it where the cluster lets a user have fewer."""
     max_requeues: Annotated[NonNegativeInt, Runtime()] = 100
     """How often a job that reached its time limit goes on in a further turn."""
-    grace: Annotated[PositiveInt, Runtime()] = 90
+    grace_period: Annotated[PositiveInt, Runtime()] = 90
     """Seconds before its time limit at which a job writes its checkpoint; Slurm may be a minute early."""
     keep_jobs: Annotated[bool, Runtime()] = False
     """Whether Ctrl-C leaves the jobs in the queue, for the next ``flops-fit run`` to find. Otherwise they write
@@ -99,8 +99,10 @@ class SlurmOptions(Options):
 
     @model_validator(mode="after")
     def _grace_is_shorter_than_time(self) -> Self:
-        if self.grace >= 60 * self.limit:
-            raise ValueError(f"grace ({self.grace} seconds) must be shorter than time ({self.limit} minutes)")
+        if self.grace_period >= 60 * self.limit:
+            raise ValueError(
+                f"grace_period ({self.grace_period} seconds) must be shorter than time ({self.limit} minutes)"
+            )
         return self
 
     @property

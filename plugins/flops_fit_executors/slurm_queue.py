@@ -200,7 +200,7 @@ class SlurmQueue(Executor):
             log=self._logs / f"{job.id}.log",
             gpus=gpus > 0,
             threads=self._options.cpus,
-            grace=self._options.grace,
+            grace_period=self._options.grace_period,
         )
 
     def _queued(self, job: Job) -> QueuedJob:

@@ -9,7 +9,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, PositiveInt, model_validator
 
 from flops_fit_core import DataError
-from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, LocalPath, Options, Runtime, hookimpl
 
 SHARE = 0.05
 """Of the documents that is held out where nothing says otherwise."""
@@ -63,22 +63,22 @@ class HFOptions(Options):
     already."""
     context: PositiveInt = 256
     """Tokens of a sample that are predicted. Documents are joined and cut: a sample may hold parts of several."""
-    heldout: Annotated[Place | None, Runtime()] = None
+    eval_source: Annotated[Place | None, Runtime()] = None
     """Split, or files as in ``path``, to hold out; what has a slash or a file's ending is a path. Unset, and no
-    ``heldout_share`` either: the split ``validation`` where there is one, otherwise 0.05 of the documents."""
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ``eval_share`` either: the split ``validation`` where there is one, otherwise 0.05 of the documents."""
+    eval_share: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Share of the documents to hold out, chosen by a hash of each: equal documents are on one side."""
-    heldout_sets: Annotated[dict[HeldOutName, Place], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, Place], Runtime()] = {}
     """Further splits or files to hold out, by name: ``{ test = "test", code = "data/code.jsonl" }``. Each run
-    keeps its loss on each set, and ``flops-fit fit --heldout code`` fits one of them."""
+    keeps its loss on each set, and ``flops-fit fit --eval-set code`` fits one of them."""
     cache: Annotated[LocalPath | None, Runtime()] = None
     """Folder for the tokens, which every process that reads the same data then shares. Unset: ``flops-fit/tokens``
     in ``$XDG_CACHE_HOME`` or ``~/.cache``. May be deleted at any time."""
 
     @model_validator(mode="after")
     def _one_way_to_hold_out(self) -> Self:
-        if self.heldout is not None and self.heldout_share is not None:
-            raise ValueError("heldout and heldout_share are two ways to hold out: give one")
+        if self.eval_source is not None and self.eval_share is not None:
+            raise ValueError("eval_source and eval_share are two ways to hold out: give one")
         return self
 
 

@@ -53,7 +53,7 @@ class Places:
     """Where each part of a dataset lies."""
 
     training: Documents
-    heldout: Documents | None
+    eval_source: Documents | None
     """None: a share of the documents of ``training``."""
     further: dict[str, Documents]
 
@@ -63,14 +63,14 @@ def find_places(options: HFOptions) -> Places:
     path = Path(options.path)
     splits = _splits(path)
     training = _training(path, splits, options.split)
-    usual = "validation" if "validation" in splits and options.heldout_share is None else None
-    main = options.heldout or usual
+    usual = "validation" if "validation" in splits and options.eval_share is None else None
+    main = options.eval_source or usual
     places = Places(
         training=training,
-        heldout=None if main is None else _heldout(path, splits, main),
-        further={name: _heldout(path, splits, place) for name, place in options.heldout_sets.items()},
+        eval_source=None if main is None else _eval_documents(path, splits, main),
+        further={name: _eval_documents(path, splits, place) for name, place in options.eval_sets.items()},
     )
-    others = [*places.further.values(), *([places.heldout] if places.heldout else [])]
+    others = [*places.further.values(), *([places.eval_source] if places.eval_source else [])]
     taken = {file.resolve() for file in training.files}
     for other in others:
         if both := taken & {file.resolve() for file in other.files}:
@@ -88,7 +88,7 @@ def _training(path: Path, splits: tuple[str, ...], split: str | None) -> Documen
     return _files(path)
 
 
-def _heldout(path: Path, splits: tuple[str, ...], place: str) -> Documents:
+def _eval_documents(path: Path, splits: tuple[str, ...], place: str) -> Documents:
     if Path(place).is_absolute():
         inner = _splits(Path(place))
         if inner:
@@ -96,7 +96,7 @@ def _heldout(path: Path, splits: tuple[str, ...], place: str) -> Documents:
         return _files(Path(place))
     if not splits:
         raise unusable(f"{path} has no splits, so {place!r} can be held out only as a path: write ./{place}")
-    return _saved_split(path, splits, place, "dataset.heldout")
+    return _saved_split(path, splits, place, "dataset.eval_source")
 
 
 def _splits(path: Path) -> tuple[str, ...]:

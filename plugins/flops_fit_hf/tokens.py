@@ -22,7 +22,7 @@ logger = logging.getLogger("flops_fit")
 
 FORMAT = 1
 """Raise it when the same documents would become other tokens, or lie in other files."""
-TRAINING, HELDOUT, FURTHER = "training", "heldout", "heldout "
+TRAINING, EVAL, FURTHER = "training", "eval", "eval "
 """Names of the rows; that of a further set stands behind the last."""
 
 
@@ -34,7 +34,7 @@ def open_tokens(options: HFOptions, seed: int) -> TokenDataset:
     rows = {name: map_row(folder / file) for name, file in about["files"].items()}
     return TokenDataset(
         rows.pop(TRAINING),
-        rows.pop(HELDOUT),
+        rows.pop(EVAL),
         vocab_size=about["vocab_size"],
         context=options.context,
         seed=seed,
@@ -56,7 +56,7 @@ def _key(options: HFOptions, places: Places) -> str:
         [
             FORMAT,
             places.training.identity(),
-            (options.heldout_share or SHARE) if places.heldout is None else places.heldout.identity(),
+            (options.eval_share or SHARE) if places.eval_source is None else places.eval_source.identity(),
             {name: documents.identity() for name, documents in places.further.items()},
             tokenizer,
             [options.column, options.end_of_text, options.vocab_size],
@@ -71,33 +71,33 @@ def _make(folder: Path, options: HFOptions, places: Places) -> dict[str, Any]:
     logger.info("tokenizing %s, once, for all that read it", places.training.what)
     encoder = Encoder(options)
     dtype = np.dtype("<u2" if encoder.vocab_size <= 2**16 else "<u4")
-    names = [TRAINING, HELDOUT, *(f"{FURTHER}{name}" for name in places.further)]
+    names = [TRAINING, EVAL, *(f"{FURTHER}{name}" for name in places.further)]
     files = {name: f"{number}.npy" for number, name in enumerate(names)}
     writers = {name: RowWriter(folder / file, dtype) for name, file in files.items()}
 
     def write(documents: Documents, row: str | None) -> None:
         """Into this row; None: into the training or the held-out row, by share."""
         for one in encoder.encode(documents, folder):
-            chosen = row or (HELDOUT if _is_held_out(one, options.heldout_share or SHARE) else TRAINING)
+            chosen = row or (EVAL if _is_held_out(one, options.eval_share or SHARE) else TRAINING)
             writers[chosen].append(one.ids, one.text_bytes)
 
     try:
-        write(places.training, TRAINING if places.heldout else None)
-        if places.heldout:
-            write(places.heldout, HELDOUT)
+        write(places.training, TRAINING if places.eval_source else None)
+        if places.eval_source:
+            write(places.eval_source, EVAL)
         for name, documents in places.further.items():
             write(documents, f"{FURTHER}{name}")
     finally:
         for writer in writers.values():
             writer.close()
     _check_not_empty(writers, places)
-    heldout = writers[HELDOUT]
+    eval_source = writers[EVAL]
     contents = {name: [writer.count, writer.fingerprint] for name, writer in writers.items()}
     return {
         "files": files,
         "vocab_size": encoder.vocab_size,
         "fingerprint": content_hash([encoder.vocab_size, contents]),
-        "bytes_per_token": heldout.text_bytes / heldout.count if heldout.text_bytes else None,
+        "bytes_per_token": eval_source.text_bytes / eval_source.count if eval_source.text_bytes else None,
     }
 
 
@@ -108,13 +108,13 @@ def _is_held_out(document: Document, share: float) -> bool:
 
 def _check_not_empty(writers: dict[str, RowWriter], places: Places) -> None:
     further = {f"{FURTHER}{name}": documents for name, documents in places.further.items()}
-    sources = {TRAINING: places.training, HELDOUT: places.heldout or places.training, **further}
+    sources = {TRAINING: places.training, EVAL: places.eval_source or places.training, **further}
     for name, writer in writers.items():
-        if writer.count == 0 and places.heldout is None and name in (TRAINING, HELDOUT):
+        if writer.count == 0 and places.eval_source is None and name in (TRAINING, EVAL):
             raise unusable(
                 f"the documents of {places.training.what} leave nothing to "
-                f"{'train on' if name == TRAINING else 'hold out'}: give more, another dataset.heldout_share, or "
-                f"dataset.heldout"
+                f"{'train on' if name == TRAINING else 'hold out'}: give more, another dataset.eval_share, or "
+                f"dataset.eval_source"
             )
         if writer.count == 0:
             raise unusable(f"{sources[name].what} has no documents")

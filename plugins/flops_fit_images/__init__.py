@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, Options, Runtime, hookimpl
 
 
 def _with_absolute_file(source: str) -> str:
@@ -26,14 +26,14 @@ class ImagesOptions(Options):
     """``digits``: scikit-learn's 1,797 handwritten digits, 8 x 8 pixels of grey. ``my_package.data:train`` or
     ``my_data.py:train``: a map-style torch Dataset of (image tensor, class) pairs in a module or a file, or a
     function without arguments that makes one. The content identifies the runs, not the name."""
-    heldout_source: Annotated[Source | None, Runtime()] = None
+    eval_source: Annotated[Source | None, Runtime()] = None
     """Images to hold out, written like ``source``. Unset: a share of ``source``."""
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the images of ``source`` that is held out where no other source is, chosen by a hash of their
     pixels: equal images are on one side. All images are then read once when the data are opened."""
-    heldout_sets: Annotated[dict[HeldOutName, Source], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, Source], Runtime()] = {}
     """Further images to hold out, by name: ``{ night = "my_data.py:night" }``. Each run keeps its loss on each
-    set, and ``flops-fit fit --heldout night`` fits one of them."""
+    set, and ``flops-fit fit --eval-set night`` fits one of them."""
     classes: PositiveInt | None = None
     """Number of classes. Unset: the source's own list ``classes``, or the largest class that is seen, plus 1."""
     normalize: bool = True

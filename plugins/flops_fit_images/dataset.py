@@ -74,7 +74,7 @@ class ImageDataset(MultiEvalDataset):
     def __init__(
         self,
         training: Part,
-        heldout: dict[str | None, Part],
+        eval_data: dict[str | None, Part],
         *,
         classes: int,
         scale: tuple[Tensor, Tensor] | None,
@@ -84,9 +84,9 @@ class ImageDataset(MultiEvalDataset):
         self.task = SupervisedTask(inputs=training.images.shape, outputs_size=classes)
         self.num_unique_tokens = len(training)
         self.fingerprint = fingerprint
-        self.heldout_sets = tuple(name for name in heldout if name is not None)
+        self.eval_sets = tuple(name for name in eval_data if name is not None)
         self._training = training
-        self._heldout = heldout
+        self._eval_data = eval_data
         self._order = EpochOrder(len(training), seed)
         self._scale = scale
 
@@ -96,9 +96,11 @@ class ImageDataset(MultiEvalDataset):
             yield self._batch(self._training, self._order.order(start, batch_size))
             start += batch_size
 
-    def heldout(self, tokens: int, batch_size: int, name: str | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def eval_batches(
+        self, tokens: int, batch_size: int, name: str | None = None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Images evenly spaced over the held-out part, in the source's order."""
-        part = self._heldout[name]
+        part = self._eval_data[name]
         chosen = EpochOrder(len(part)).spread(max(1, tokens))
         for first in range(0, len(chosen), batch_size):
             yield self._batch(part, chosen[first : first + batch_size])
@@ -118,16 +120,16 @@ class ImageDataset(MultiEvalDataset):
 
 def open_images(options: ImagesOptions, seed: int) -> ImageDataset:
     """Raises DataError, naming the source."""
-    training, heldout = parts_of(options)
-    for part in heldout.values():
+    training, eval_data = parts_of(options)
+    for part in eval_data.values():
         if part.images.shape != training.images.shape:
             raise part.images.error(f"has images of shape {part.images.shape}, not {training.images.shape}")
     look = look_through(training)
     classes = options.classes or len(training.images.class_names) or look.largest_class + 1
-    looks = [(name or "", look_through(part).fingerprint) for name, part in heldout.items()]
+    looks = [(name or "", look_through(part).fingerprint) for name, part in eval_data.items()]
     return ImageDataset(
         training,
-        heldout,
+        eval_data,
         classes=classes,
         scale=(look.mean, look.deviation) if options.normalize else None,
         seed=seed,
@@ -139,18 +141,18 @@ def parts_of(options: ImagesOptions) -> tuple[Part, dict[str | None, Part]]:
     """The part to train on and those to hold out, the main one under None."""
     source = load(options.source)
     everything = np.arange(len(source))
-    heldout: dict[str | None, Part] = {}
-    if options.heldout_source is None:
-        out = source.hashes() < np.uint64(options.heldout_share * 2**64)
+    eval_data: dict[str | None, Part] = {}
+    if options.eval_source is None:
+        out = source.hashes() < np.uint64(options.eval_share * 2**64)
         if out.all() or not out.any():
             raise source.error(
                 f"has {len(source)} images, which leave nothing to {'train on' if out.all() else 'hold out'}: "
-                f"give more, another dataset.heldout_share, or dataset.heldout_source"
+                f"give more, another dataset.eval_share, or dataset.eval_source"
             )
-        training, heldout[None] = Part(source, everything[~out]), Part(source, everything[out])
+        training, eval_data[None] = Part(source, everything[~out]), Part(source, everything[out])
     else:
-        training, heldout[None] = Part(source, everything), _other(options, options.heldout_source)
-    return training, heldout | {name: _other(options, other) for name, other in options.heldout_sets.items()}
+        training, eval_data[None] = Part(source, everything), _other(options, options.eval_source)
+    return training, eval_data | {name: _other(options, other) for name, other in options.eval_sets.items()}
 
 
 def _other(options: ImagesOptions, name: str) -> Part:

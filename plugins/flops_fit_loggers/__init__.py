@@ -31,7 +31,7 @@ class TensorboardOptions(CurveOptions):
 
 
 class ServerOptions(CurveOptions):
-    patience: NonNegativeFloat = 30.0
+    flush_timeout: NonNegativeFloat = 30.0
     """Seconds to wait at the end of a sweep for what has not been sent. Results that are still unsent are kept in
     the study's folder, and sent when it is next run."""
 
@@ -82,9 +82,9 @@ def build_wandb(options: WandbOptions, folder: Path) -> Logger:
         entity=options.entity,
         mode=options.mode,
         tags=options.tags,
-        patience=options.patience,
+        flush_timeout=options.flush_timeout,
     )
-    return BackgroundLogger("wandb", runs, folder, points=options.points, patience=options.patience)
+    return BackgroundLogger("wandb", runs, folder, points=options.points, flush_timeout=options.flush_timeout)
 
 
 def build_mlflow(options: MlflowOptions, folder: Path) -> Logger:
@@ -92,7 +92,7 @@ def build_mlflow(options: MlflowOptions, folder: Path) -> Logger:
     from flops_fit_loggers.mlflow_runs import MlflowRuns
 
     runs = MlflowRuns(folder, tracking_uri=options.tracking_uri, experiment=options.experiment)
-    return BackgroundLogger("mlflow", runs, folder, points=options.points, patience=options.patience)
+    return BackgroundLogger("mlflow", runs, folder, points=options.points, flush_timeout=options.flush_timeout)
 
 
 @hookimpl

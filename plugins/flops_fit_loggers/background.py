@@ -61,16 +61,16 @@ class BackgroundLogger(Logger):
         runs: Used in the courier's thread only.
         folder: The study's.
         points: Of a run's training curve, at most.
-        patience: Seconds to wait at the end.
+        flush_timeout: Seconds to wait at the end.
     """
 
-    def __init__(self, name: str, runs: Runs, folder: Path, *, points: int, patience: float) -> None:
+    def __init__(self, name: str, runs: Runs, folder: Path, *, points: int, flush_timeout: float) -> None:
         self._name = name
         self._runs = runs
         self._file = folder / "loggers" / f"{name}.unsent.{uuid4().hex[:8]}.jsonl"
         """Of this courier alone: other drivers of the study have their own."""
         self._thinning = Thinning(points)
-        self._patience = patience
+        self._patience = flush_timeout
         self._errands: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._unsent: set[tuple[str, int]] = set()
         self._keeping = threading.Lock()

@@ -76,7 +76,7 @@ class MlflowRuns:
         run = self._run(result.run, result.attempt, when - result.seconds)
         self._send_points()
         metrics = _metrics(values.measured(result), result.tokens, when)
-        for tokens, point in values.heldout(result):
+        for tokens, point in values.eval_points(result):
             metrics += _metrics(point, tokens, when)
         self._log(run, metrics, values.remarks(result))
         status = "FAILED" if result.status == "failed" else "FINISHED"

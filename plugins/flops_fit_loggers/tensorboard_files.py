@@ -47,7 +47,7 @@ class TensorboardLogger(Logger):
     def finished(self, result: RunResult) -> None:
         self._thinning.forget(result)
         writer = self._writer(result.run, result.attempt, None)
-        for tokens, point in values.heldout(result):
+        for tokens, point in values.eval_points(result):
             for key, value in point.items():
                 writer.add_scalar(key, value, tokens)
         for key, value in values.measured(result).items():

@@ -19,10 +19,10 @@ from flops_fit_core import Progress, RunResult, RunSpec, SweepPlan
 
 Scalar = str | int | float | bool
 
-_CHOICES = ("model", "dataset", "optimizer", "schedule", "flops_counter", "trainer")
+_CHOICES = ("model", "dataset", "optimizer", "schedule", "counter", "trainer")
 _MEASURED = (
-    *("loss", "bits_per_byte", "tokens", "unique_tokens", "trained_tokens", "heldout_tokens", "flops"),
-    *("flops_per_second", "mfu", "data_wait", "seconds", "peak_memory", "micro_batch", "packed"),
+    *("loss", "bits_per_byte", "tokens", "unique_tokens", "trained_tokens", "eval_tokens", "flops"),
+    *("flops_per_second", "mfu", "data_wait", "seconds", "peak_memory", "micro_batch", "vmap_runs"),
 )
 
 
@@ -80,11 +80,11 @@ def training(progress: Progress) -> dict[str, float]:
     return _finite(point)
 
 
-def heldout(result: RunResult) -> Iterator[tuple[int, dict[str, float]]]:
+def eval_points(result: RunResult) -> Iterator[tuple[int, dict[str, float]]]:
     """The held-out curve: tokens, and what was measured there."""
     for evaluation in result.curve:
         if evaluation.loss is not None:
-            yield evaluation.tokens, {"heldout/loss": evaluation.loss}
+            yield evaluation.tokens, {"eval/loss": evaluation.loss}
 
 
 def measured(result: RunResult) -> dict[str, float]:

@@ -25,7 +25,7 @@ class WandbRuns:
     so there as well, and no attempt overwrites another.
 
     Args:
-        patience: Seconds to wait for a run's data to be sent when it ends; what is late is on disk, for
+        flush_timeout: Seconds to wait for a run's data to be sent when it ends; what is late is on disk, for
             ``wandb sync``.
 
     Raises ConfigError where it would be online and nobody has logged in.
@@ -39,7 +39,7 @@ class WandbRuns:
         entity: str | None,
         mode: str | None,
         tags: Sequence[str],
-        patience: float,
+        flush_timeout: float,
     ) -> None:
         if (mode or os.environ.get("WANDB_MODE") or "online") in ONLINE:
             _check_login()
@@ -53,7 +53,7 @@ class WandbRuns:
             "reinit": "create_new",  # beside other active runs, and never the process's global one
             "resume": "allow",
         }
-        self._patience = patience
+        self._patience = flush_timeout
         self._specs: dict[str, RunSpec] = {}
         self._open: dict[tuple[str, int], Any] = {}
 
@@ -70,7 +70,7 @@ class WandbRuns:
 
     def finished(self, result: RunResult) -> None:
         run = self._run(result.run, result.attempt)
-        for tokens, point in values.heldout(result):
+        for tokens, point in values.eval_points(result):
             run.log({"tokens": tokens, **point})
         run.summary.update({**values.remarks(result), **values.measured(result)})
         run.finish(exit_code=1 if result.status == "failed" else 0)

@@ -1,7 +1,7 @@
 """Model family ``mlp``: a multilayer perceptron whose width scales. The plugin to copy for a family of your own.
 
 A family is an options model, a function that builds, and one line that offers both. The other functions are
-optional: they make FLOPs exact (``flops = "model"``) and one learning rate right for all widths.
+optional: they make FLOPs exact (``counter = "model"``) and one learning rate right for all widths.
 """
 
 from __future__ import annotations

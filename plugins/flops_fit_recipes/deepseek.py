@@ -48,5 +48,5 @@ def non_embedding_flops(about: RecipeInput) -> float:
     """
     counts = about.parameters
     head = 6.0 * counts.unembedding * about.tokens
-    without_attention = 6.0 * (counts.active - counts.lookup - counts.unembedding) * about.tokens
+    without_attention = 6.0 * (counts.active - counts.lookup_table - counts.unembedding) * about.tokens
     return max(about.flops - head, without_attention)

@@ -48,23 +48,23 @@ MIGRATIONS: Migrations = (_first_tables,)
 They use ``db.execute`` only: before version 4, what changes a table in sqlite-utils ends the transaction."""
 
 
-def open_database(path: Path, wait: float) -> Database:
+def open_database(path: Path, lock_timeout: float) -> Database:
     """Open the database, creating it where there is none, in write-ahead-log mode with ``synchronous=FULL``.
 
-    Waits ``wait`` seconds for other processes. Raises StoreError, having changed nothing, for a file that is
+    Waits ``lock_timeout`` seconds for other processes. Raises StoreError, having changed nothing, for a file that is
     damaged, not ours or of a newer schema.
     """
     make_folder(path.parent)
-    with explained(path, wait):
+    with explained(path, lock_timeout):
         _refuse_to_orphan_a_log(path)
         if path.exists() and path.stat().st_size > 0:
-            _refuse_what_is_not_ours(path, wait)
-        connection = sqlite3.connect(path, timeout=wait, isolation_level=None)
+            _refuse_what_is_not_ours(path, lock_timeout)
+        connection = sqlite3.connect(path, timeout=lock_timeout, isolation_level=None)
         try:
             _refuse_other_schemas(path, connection)
             db = Database(connection, execute_plugins=False)
             migrate(db)
-            _log_ahead(db, wait)
+            _log_ahead(db, lock_timeout)
         except BaseException:
             connection.close()
             raise
@@ -105,7 +105,7 @@ def _refuse_to_orphan_a_log(path: Path) -> None:
         )
 
 
-def _refuse_what_is_not_ours(path: Path, wait: float) -> None:
+def _refuse_what_is_not_ours(path: Path, lock_timeout: float) -> None:
     """Look at a database without writing: opening a damaged one as usual may make the damage worse."""
     if not path.is_file():
         raise StoreError(f"{path}: not a file, so no store can be there. {START_ANEW}")
@@ -114,7 +114,7 @@ def _refuse_what_is_not_ours(path: Path, wait: float) -> None:
     if beginning != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
         raise StoreError(f"{path}: not an SQLite database, or its beginning is damaged. {START_ANEW}")
     uri = f"{path.absolute().as_uri()}?mode=ro"
-    with closing(sqlite3.connect(uri, uri=True, timeout=wait, isolation_level=None)) as connection:
+    with closing(sqlite3.connect(uri, uri=True, timeout=lock_timeout, isolation_level=None)) as connection:
         try:
             _refuse_other_schemas(path, connection)
             found = [text for (text,) in connection.execute("PRAGMA quick_check(1)")]
@@ -139,8 +139,8 @@ def _refuse_other_schemas(path: Path, connection: sqlite3.Connection) -> None:
         )
 
 
-def _log_ahead(db: Database, wait: float) -> None:
-    deadline = time.monotonic() + wait
+def _log_ahead(db: Database, lock_timeout: float) -> None:
+    deadline = time.monotonic() + lock_timeout
     while True:
         try:
             db.execute("PRAGMA journal_mode = WAL")
@@ -161,7 +161,7 @@ def _damaged(path: Path, what: str) -> StoreError:
 
 
 @contextmanager
-def explained(path: Path, wait: float) -> Iterator[None]:
+def explained(path: Path, lock_timeout: float) -> Iterator[None]:
     """Turn what SQLite and the file system raise into StoreError."""
     try:
         yield
@@ -171,7 +171,7 @@ def explained(path: Path, wait: float) -> Iterator[None]:
             raise _damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StoreError(
-                f"{path}: another process has kept it locked for {wait:g} seconds. Wait for it, or stop it"
+                f"{path}: another process has kept it locked for {lock_timeout:g} seconds. Wait for it, or stop it"
             ) from None
         raise StoreError(f"{path}: {error}") from None
     except OSError as error:

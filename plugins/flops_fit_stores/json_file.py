@@ -46,12 +46,12 @@ class JsonStore(ResultStore):
 
     Args:
         path: The file, created where there is none.
-        wait: Seconds to wait for another process that is writing.
+        lock_timeout: Seconds to wait for another process that is writing.
     """
 
-    def __init__(self, path: Path, wait: float) -> None:
+    def __init__(self, path: Path, lock_timeout: float) -> None:
         make_folder(path.parent)
-        lock = FileLock(f"{path}.lock", timeout=wait)
+        lock = FileLock(f"{path}.lock", timeout=lock_timeout)
         self.path = path
         self._file = Document(path, "flops-fit results", _Results, lock)
         self._file.create(results=[])

@@ -73,11 +73,11 @@ class Server:
 
     Args:
         conninfo: What libpq is given.
-        wait: Seconds to try again, and to wait for a lock that somebody else holds.
+        reconnect_timeout: Seconds to try again, and to wait for a lock that somebody else holds.
     """
 
-    def __init__(self, conninfo: str, wait: float) -> None:
-        self._conninfo, self._wait = conninfo, wait
+    def __init__(self, conninfo: str, reconnect_timeout: float) -> None:
+        self._conninfo, self._reconnect_timeout = conninfo, wait
         known = conninfo_to_dict(conninfo)
         self.name = _shown(known.get("user"), known.get("host"), known.get("port"), known.get("dbname"))
         self._connection = self._connect()
@@ -90,7 +90,7 @@ class Server:
     def do(self, what: Callable[[Any], T]) -> T:
         """What ``what(connection)`` gives. It may be called again where the connection is lost meanwhile, so twice
         has to be as good as once. Raises StoreError."""
-        until = time.monotonic() + self._wait
+        until = time.monotonic() + self._reconnect_timeout
         pause = 0.05
         while True:
             try:
@@ -99,7 +99,7 @@ class Server:
                 return what(self._connection)
             except _Away as away:
                 if time.monotonic() + pause > until:
-                    raise StoreError(f"{away}; tried for {self._wait:g} seconds") from None
+                    raise StoreError(f"{away}; tried for {self._reconnect_timeout:g} seconds") from None
             except psycopg.Error as error:
                 if not self._is_lost(error) or time.monotonic() + pause > until:
                     raise self._explained(error) from None
@@ -114,7 +114,7 @@ class Server:
         try:
             # Nothing is prepared: a pooler may give each statement to another connection of its own.
             connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
-            patience = min(max(1, int(self._wait * 1000)), LONGEST_TIMEOUT)
+            patience = min(max(1, int(self._reconnect_timeout * 1000)), LONGEST_TIMEOUT)
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(patience)])
         except psycopg.Error as error:
             raise self._no_connection(error) from None
@@ -142,7 +142,7 @@ class Server:
             )
         if isinstance(error, psycopg.errors.LockNotAvailable):
             return StoreError(
-                f"{self.name}: another process has kept it locked for {self._wait:g} seconds. Wait for it, or "
+                f"{self.name}: another process has kept it locked for {self._reconnect_timeout:g} seconds. Wait for it, or "
                 f"stop it"
             )
         if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):

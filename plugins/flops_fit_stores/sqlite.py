@@ -40,12 +40,12 @@ class SqliteStore(ResultStore):
 
     Args:
         path: The database, created where there is none.
-        wait: Seconds to wait for another process that is writing.
+        lock_timeout: Seconds to wait for another process that is writing.
     """
 
-    def __init__(self, path: Path, wait: float) -> None:
-        self.path, self.wait = path, wait
-        self._db = open_database(path, wait)
+    def __init__(self, path: Path, lock_timeout: float) -> None:
+        self.path, self.lock_timeout = path, wait
+        self._db = open_database(path, lock_timeout)
         self._inode = path.stat().st_ino
 
     def add(self, result: RunResult) -> None:
@@ -99,7 +99,7 @@ class SqliteStore(ResultStore):
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        with explained(self.path, self.wait):
+        with explained(self.path, self.lock_timeout):
             yield
 
 

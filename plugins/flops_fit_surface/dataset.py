@@ -70,7 +70,7 @@ class Surface(LossSurface):
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:
         raise DataError(_NO_DATA)
 
-    def heldout(self, tokens: int, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterable[Batch]:
         raise DataError(_NO_DATA)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field, PositiveInt
 
 from flops_fit_core.data import TokenDataset
-from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, LocalPath, Options, Runtime, hookimpl
 
 
 class TextOptions(Options):
@@ -18,13 +18,13 @@ class TextOptions(Options):
     """A folder, a file or a glob (``data/**/*.txt``); relative to the working directory. Unset: the sources
     of the Python standard library that runs this (tests, encodings and generated data left out). The content
     identifies the runs, not the path."""
-    heldout_path: Annotated[LocalPath | None, Runtime()] = None
+    eval_path: Annotated[LocalPath | None, Runtime()] = None
     """Files to hold out. Unset: a share of the files of ``path``."""
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the files that is held out, chosen by a hash of their relative path."""
-    heldout_sets: Annotated[dict[HeldOutName, LocalPath], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
     """Further files to hold out, by name: ``{ poems = "data/poems/*.txt" }``. Each run keeps its loss on each set,
-    and ``flops-fit fit --heldout poems`` fits one of them. The content identifies the runs, not the path."""
+    and ``flops-fit fit --eval-set poems`` fits one of them. The content identifies the runs, not the path."""
     context: PositiveInt = 64
     """Tokens (bytes) of a sample."""
 
@@ -36,7 +36,7 @@ def build_text(options: TextOptions, seed: int) -> Dataset:
     corpus = read_corpus(options)
     return TokenDataset(
         corpus.training,
-        corpus.heldout,
+        corpus.eval_data,
         vocab_size=256,
         context=options.context,
         seed=seed,

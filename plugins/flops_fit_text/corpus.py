@@ -40,7 +40,7 @@ class Corpus:
     """Rows of bytes: files in order of their names, each followed by a zero byte."""
 
     training: NDArray[np.uint8]
-    heldout: NDArray[np.uint8]
+    eval_data: NDArray[np.uint8]
     further: dict[str, NDArray[np.uint8]]
     """Further held-out rows by name."""
 
@@ -48,7 +48,7 @@ class Corpus:
     def fingerprint(self) -> str:
         digest = hashlib.sha256(self.training.data)
         digest.update(b"held out")
-        digest.update(self.heldout.data)
+        digest.update(self.eval_data.data)
         for name, row in sorted(self.further.items()):
             digest.update(f"held out {name}".encode())
             digest.update(row.data)
@@ -59,25 +59,25 @@ def read_corpus(options: TextOptions) -> Corpus:
     """Raises DataError where a part is empty or a file cannot be read."""
     files = _standard_library() if options.path is None else _find(options.path)
     where = options.path or "the Python standard library"
-    further = {name: _find(path) for name, path in options.heldout_sets.items()}
+    further = {name: _find(path) for name, path in options.eval_sets.items()}
     files = _without(files, [one for found in further.values() for one in found])
-    if options.heldout_path is None:
-        training = [(name, path) for name, path in files if not _is_held_out(name, options.heldout_share)]
-        heldout = [(name, path) for name, path in files if _is_held_out(name, options.heldout_share)]
-        if not training or not heldout:
+    if options.eval_path is None:
+        training = [(name, path) for name, path in files if not _is_held_out(name, options.eval_share)]
+        eval_data = [(name, path) for name, path in files if _is_held_out(name, options.eval_share)]
+        if not training or not eval_data:
             raise DataError(
                 f"dataset 'text': {len(files)} files in {where} leave nothing to "
                 f"{'hold out' if training else 'train on'}: a file is held out as a whole. Give more files, "
-                f"another dataset.heldout_share, or dataset.heldout_path"
+                f"another dataset.eval_share, or dataset.eval_path"
             )
     else:
-        heldout = _find(options.heldout_path)
-        training = _without(files, heldout)
+        eval_data = _find(options.eval_path)
+        training = _without(files, eval_data)
         if not training:
             raise DataError(f"dataset 'text': every file of {where} is also held out; nothing to train on")
-    corpus = Corpus(_read(training), _read(heldout), {name: _read(found) for name, found in further.items()})
+    corpus = Corpus(_read(training), _read(eval_data), {name: _read(found) for name, found in further.items()})
     parts = {f"held-out part {name!r}": row for name, row in corpus.further.items()}
-    for part, row in {"training part": corpus.training, "held-out part": corpus.heldout, **parts}.items():
+    for part, row in {"training part": corpus.training, "held-out part": corpus.eval_data, **parts}.items():
         if len(row) <= options.context:
             raise DataError(
                 f"dataset 'text': the {part} of {where} has {len(row)} bytes, fewer than one window of "

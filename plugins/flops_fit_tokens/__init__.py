@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, PositiveInt, model_validator
 
-from flops_fit_core.plugins import Dataset, DatasetSpec, HeldOutName, LocalPath, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, LocalPath, Options, Runtime, hookimpl
 
 
 class TokensOptions(Options):
@@ -20,13 +20,13 @@ class TokensOptions(Options):
     """Ids are below it: 50257 for GPT-2's tokens (a rounded-up 50304 makes other runs of it)."""
     dtype: Literal["uint8", "uint16", "uint32", "uint64"] = "uint16"
     """Type of an id, least significant byte first. Signed ids are the same bytes."""
-    heldout_path: Annotated[LocalPath | None, Runtime()] = None
+    eval_path: Annotated[LocalPath | None, Runtime()] = None
     """The file to hold out. Unset: ``val.bin`` beside ``path``; where there is none, the end of ``path``."""
-    heldout_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.05
     """Share of ``path`` that is held out where no other file is: its end, which is not trained on then."""
-    heldout_sets: Annotated[dict[HeldOutName, LocalPath], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
     """Further files to hold out, by name: ``{ code = "data/code.bin" }``. Each run keeps its loss on each set, and
-    ``flops-fit fit --heldout code`` fits one of them. The content identifies the runs, not the path."""
+    ``flops-fit fit --eval-set code`` fits one of them. The content identifies the runs, not the path."""
     context: PositiveInt = 256
     """Tokens of a sample that are predicted."""
     bytes_per_token: Annotated[float | None, Runtime(), Field(gt=0)] = None

@@ -24,34 +24,34 @@ def open_tokens(options: TokensOptions, seed: int) -> TokenDataset:
     """Raises DataError, naming the file."""
     path = Path(options.path)
     training = read_row(path, options)
-    heldout_path = Path(options.heldout_path) if options.heldout_path else path.with_name("val.bin")
-    if options.heldout_path is None and (heldout_path == path or not heldout_path.exists()):
-        cut = len(training) - round(len(training) * options.heldout_share)
-        training, heldout, heldout_path = training[:cut], training[cut:], path
+    eval_path = Path(options.eval_path) if options.eval_path else path.with_name("val.bin")
+    if options.eval_path is None and (eval_path == path or not eval_path.exists()):
+        cut = len(training) - round(len(training) * options.eval_share)
+        training, eval_data, eval_path = training[:cut], training[cut:], path
     else:
-        heldout = read_heldout(heldout_path, options)
-    further = {name: read_heldout(Path(file), options) for name, file in options.heldout_sets.items()}
+        eval_data = read_eval_file(eval_path, options)
+    further = {name: read_eval_file(Path(file), options) for name, file in options.eval_sets.items()}
     check_length(f"the training part, of {path}", training, options)
-    check_length(f"the held-out part, of {heldout_path}", heldout, options)
+    check_length(f"the held-out part, of {eval_path}", eval_data, options)
     for name, row in further.items():
-        check_length(f"the held-out set {name!r}, of {options.heldout_sets[name]}", row, options)
+        check_length(f"the held-out set {name!r}, of {options.eval_sets[name]}", row, options)
     return TokenDataset(
         training,
-        heldout,
+        eval_data,
         vocab_size=options.vocab_size,
         context=options.context,
         seed=seed,
-        fingerprint=fingerprint(training, heldout, further),
+        fingerprint=fingerprint(training, eval_data, further),
         bytes_per_token=options.bytes_per_token,
         further=further,
     )
 
 
-def read_heldout(path: Path, options: TokensOptions) -> NDArray[Any]:
+def read_eval_file(path: Path, options: TokensOptions) -> NDArray[Any]:
     """As :func:`read_row`, of another file than the one that is trained on."""
     if path.resolve() == Path(options.path).resolve():
         raise DataError(
-            f"dataset 'tokens': {path} is trained on and held out at once: give another file, or no heldout_path, "
+            f"dataset 'tokens': {path} is trained on and held out at once: give another file, or no eval_path, "
             f"which holds out the end of it"
         )
     return read_row(path, options)
@@ -108,10 +108,10 @@ def check_ids(path: Path, row: NDArray[Any], options: TokensOptions) -> None:
         )
 
 
-def fingerprint(training: NDArray[Any], heldout: NDArray[Any], further: Mapping[str, NDArray[Any]]) -> str:
+def fingerprint(training: NDArray[Any], eval_data: NDArray[Any], further: Mapping[str, NDArray[Any]]) -> str:
     """Of the length of all rows and of their content: all of a small one, evenly spaced places of a large."""
     digest = hashlib.sha256()
-    for name, row in (("", training), ("", heldout), *sorted(further.items())):
+    for name, row in (("", training), ("", eval_data), *sorted(further.items())):
         digest.update(name.encode())
         digest.update(f"{row.dtype} {len(row)} ".encode())
         for block in blocks(row):

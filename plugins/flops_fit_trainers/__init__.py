@@ -16,7 +16,7 @@ def build_torch(options: TorchOptions) -> Trainer:
     """Import torch only now."""
     from flops_fit_core.training import TorchTrainer, TrainOptions
 
-    return TorchTrainer(TrainOptions(**options.model_dump(exclude={"pack"})))
+    return TorchTrainer(TrainOptions(**options.model_dump(exclude={"vmap_runs"})))
 
 
 def build_command(options: CommandOptions) -> Trainer:
@@ -56,7 +56,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
         name="torch",
         options=TorchOptions,
         build=build_torch,
-        can=frozenset({"branch", "checkpoint", "pack", "distribute"}),
+        can=frozenset({"branch", "checkpoint", "vmap_runs", "distribute"}),
     )
     yield TrainerSpec(
         name="command", options=CommandOptions, build=build_command, can=frozenset({"launch"}), check=check_command

@@ -132,7 +132,7 @@ class Launch:
             env={**own_environment(), **_variables(self.values), **self.environment},
             directory=Path(self.options.directory),
             log=self.files.log,
-            grace=self.options.grace_seconds,
+            grace_period=self.options.grace_period,
         )
 
     def _result(self, status: int, program: Program) -> RunResult:

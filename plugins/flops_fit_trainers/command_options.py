@@ -52,7 +52,7 @@ class CommandOptions(Options):
     """Working directory of the program."""
     timeout_minutes: Annotated[float | None, Field(gt=0), Runtime()] = None
     """A run that takes longer is stopped and has failed."""
-    grace_seconds: Annotated[NonNegativeFloat, Runtime()] = 10.0
+    grace_period: Annotated[NonNegativeFloat, Runtime()] = 10.0
     """Time between SIGTERM and SIGKILL for a program that is stopped, to write a checkpoint. Executors have less
     patience with their workers; the program gets its time all the same."""
 

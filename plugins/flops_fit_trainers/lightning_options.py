@@ -22,13 +22,13 @@ class LightningOptions(Options):
     fingerprint: str = ""
     """What identifies the function in a run. Unset: a hash of its file and of your own files that it imports,
     without comments, docstrings and layout. Written by hand, edits are yours to account for."""
-    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    grad_clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest norm of the whole gradient. None: no clipping. A module that optimizes by hand clips by itself."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """``bfloat16``: Lightning's ``bf16-mixed``. ``auto``: float32 on CPUs, bfloat16 on GPUs that have it."""
-    heldout_tokens: PositiveInt = 131_072
+    eval_tokens: PositiveInt = 131_072
     """Held-out tokens (samples) that the loss is measured on; the same ones for every run."""
-    divergence: Annotated[float, Field(gt=1)] = 3.0
+    divergence_factor: Annotated[float, Field(gt=1)] = 3.0
     """A run has diverged when its training loss is not finite, or its held-out loss is above this many times the
     first training loss."""
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384

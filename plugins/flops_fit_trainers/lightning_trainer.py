@@ -98,7 +98,7 @@ class LightningTrainer(Trainer):
                 limit_train_batches=watch.run.steps,
                 limit_val_batches=0,
                 num_sanity_val_steps=0,
-                gradient_clip_val=self.options.clip if module.automatic_optimization else None,
+                gradient_clip_val=self.options.grad_clip if module.automatic_optimization else None,
                 callbacks=[watch],
                 logger=DummyLogger(),  # for modules and callbacks that ask for one
                 enable_checkpointing=False,
@@ -132,17 +132,17 @@ class LightningTrainer(Trainer):
         if watch.diverged:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
         how = self._how(context)
-        heldout: EvalResult = evaluate(parts.model, parts.dataset, self.options.heldout_tokens, **how)
-        limit = math.inf if watch.first is None else self.options.divergence * max(watch.first, 1e-9)
-        if not math.isfinite(heldout.loss) or heldout.loss > limit:
+        evaluation: EvalResult = evaluate(parts.model, parts.dataset, self.options.eval_tokens, **how)
+        limit = math.inf if watch.first is None else self.options.divergence_factor * max(watch.first, 1e-9)
+        if not math.isfinite(evaluation.loss) or evaluation.loss > limit:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
         return context.result(
             run,
             "completed",
-            losses=further_losses(parts.model, parts.dataset, self.options.heldout_tokens, **how),
-            heldout_tokens=heldout.tokens,
+            losses=further_losses(parts.model, parts.dataset, self.options.eval_tokens, **how),
+            eval_tokens=evaluation.tokens,
             seconds=watch.seconds,
-            **heldout.result_fields(parts.dataset),
+            **evaluation.result_fields(parts.dataset),
             **measured,
         )
 

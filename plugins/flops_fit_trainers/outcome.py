@@ -45,7 +45,7 @@ class Outcome(Options):
     curve: tuple[Moment, ...] = ()
     bits_per_byte: float | None = None
     seconds: Annotated[float, Field(ge=0)] | None = None
-    heldout_tokens: NonNegativeInt = 0
+    eval_tokens: NonNegativeInt = 0
     flops_per_second: Annotated[float, Field(gt=0)] | None = None
     peak_memory: PositiveInt | None = None
     device: str = ""

@@ -37,16 +37,24 @@ class Program:
     """
 
     def __init__(
-        self, command: Sequence[str], *, env: Mapping[str, str], directory: Path, log: Path, grace: float
+        self, command: Sequence[str], *, env: Mapping[str, str], directory: Path, log: Path, grace_period: float
     ) -> None:
         if not directory.is_dir():
             raise ConfigError(f"trainer.directory: there is no folder {directory}")
         self._log = log
-        self._grace = grace
+        self._grace_period = grace_period
         with log.open("ab") as file:
             self._log_start = file.tell()
             self._supervisor = subprocess.Popen(
-                [sys.executable, "-I", "-S", str(SUPERVISOR), str(grace), str(log.with_name("lock")), *command],
+                [
+                    sys.executable,
+                    "-I",
+                    "-S",
+                    str(SUPERVISOR),
+                    str(grace_period),
+                    str(log.with_name("lock")),
+                    *command,
+                ],
                 stdin=subprocess.PIPE,
                 stdout=file,
                 stderr=file,

@@ -30,7 +30,7 @@ KILLING_SECONDS = 2.0
 
 def main() -> int:
     """Returns the program's status."""
-    grace, lock, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
+    grace_period, lock, command = float(sys.argv[1]), sys.argv[2], sys.argv[3:]
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # The end of standard input decides.
     told = threading.Event()
@@ -46,7 +46,7 @@ def main() -> int:
         except OSError as error:
             sys.stderr.write(f"cannot start {command[0]}: {error.strerror or error}\n")
             return CANNOT_START
-        status = _supervise(program, told, grace)
+        status = _supervise(program, told, grace_period)
         return status if status >= 0 else 128 - status
 
 
@@ -56,9 +56,9 @@ def _listen(told: threading.Event) -> None:
     told.set()
 
 
-def _supervise(program: subprocess.Popen[bytes], told: threading.Event, grace: float) -> int:
+def _supervise(program: subprocess.Popen[bytes], told: threading.Event, grace_period: float) -> int:
     ended = threading.Event()
-    stopper = threading.Thread(target=_stop_when_told, args=(program.pid, told, ended, grace), daemon=True)
+    stopper = threading.Thread(target=_stop_when_told, args=(program.pid, told, ended, grace_period), daemon=True)
     stopper.start()
     if not hasattr(os, "waitid"):
         return program.wait()
@@ -77,12 +77,12 @@ def _ended_child() -> int:
     return found.si_pid
 
 
-def _stop_when_told(group: int, told: threading.Event, ended: threading.Event, grace: float) -> None:
+def _stop_when_told(group: int, told: threading.Event, ended: threading.Event, grace_period: float) -> None:
     told.wait()
     if ended.is_set():
         return
     _signal_group(group, signal.SIGTERM)
-    until = time.monotonic() + grace
+    until = time.monotonic() + grace_period
     while time.monotonic() < until and _anything_left(group):
         time.sleep(LOOK_SECONDS)
     _kill_all(group)

@@ -67,12 +67,12 @@ class LadderOptions(Options):
     configs: Annotated[tuple[Fields, ...], Runtime()] = ()
     """The sizes: tables of fields, JSON files, or folders with a ``config.json``. What is in a file goes into the
     records, not its path."""
-    rung: Annotated[PositiveInt, Runtime()] = 1
+    config_number: Annotated[PositiveInt, Runtime()] = 1
     """Which of ``configs``, counted from 1. This is what scales."""
     architecture: str = "llama"
     """Of configurations that have no ``model_type`` of their own."""
     config: Fields = {}
-    """The one that ``rung`` chooses: filled in. It identifies a run, so that further ``configs`` leave others as
+    """The one that ``config_number`` chooses: filled in. It identifies a run, so that further ``configs`` leave others as
     they are."""
     init: Init = "architecture"
     """Starting weights: as transformers draws them for the ``architecture``, or by ``fan_in``, with which one
@@ -85,9 +85,11 @@ class LadderOptions(Options):
             return self
         if not self.configs:
             raise ValueError('configs is empty: write configs = ["small.json", "large.json"], or tables of fields')
-        if self.rung > len(self.configs):
-            raise ValueError(f"rung {self.rung} of {len(self.configs)} configs: they are counted from 1")
-        self.__dict__["config"] = self.configs[self.rung - 1]  # the model is frozen for everyone else
+        if self.config_number > len(self.configs):
+            raise ValueError(
+                f"config_number {self.config_number} of {len(self.configs)} configs: they are counted from 1"
+            )
+        self.__dict__["config"] = self.configs[self.config_number - 1]  # the model is frozen for everyone else
         return self
 
 
@@ -182,4 +184,4 @@ def flops_fit_models() -> Iterable[ModelSpec]:
         "extra": "transformers",
     }
     yield ModelSpec(name="hf", options=HFOptions, size="width", multiple_of=16, ladders=ladders, **common)
-    yield ModelSpec(name="hf-ladder", options=LadderOptions, size="rung", scale=scale, **common)
+    yield ModelSpec(name="hf-ladder", options=LadderOptions, size="config_number", scale=scale, **common)

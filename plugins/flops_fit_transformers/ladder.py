@@ -19,7 +19,9 @@ VOCABULARY = 32_000
 def nearest(options: LadderOptions, target: int) -> LadderOptions:
     """The same options at the rung whose N is nearest on a log scale: what a token is multiplied with."""
     given = options.model_dump(exclude_unset=True)
-    rungs = [LadderOptions.model_validate({**given, "rung": one + 1}) for one in range(len(options.configs))]
+    rungs = [
+        LadderOptions.model_validate({**given, "config_number": one + 1}) for one in range(len(options.configs))
+    ]
     return min(rungs, key=lambda rung: abs(math.log(_parameters(rung.model_dump_json()) / target)))
 
 

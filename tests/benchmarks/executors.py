@@ -36,8 +36,8 @@ def table(executor, budget):
         "model": {"name": "gpt", "depth": 3, "head_dim": 4},
         "dataset": "text",
         "optimizer": "adamw",
-        "flops": "model",
-        "trainer": {"name": "torch", "heldout_tokens": 16_384},
+        "counter": "model",
+        "trainer": {"name": "torch", "eval_tokens": 16_384},
         "device": "cpu",
         "executor": executor,
     }

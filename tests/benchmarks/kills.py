@@ -61,7 +61,7 @@ class Killed:
         self.mark = uuid.uuid4().hex
         table = text_table(
             write_text(folder / "text"),
-            sweep={"budgets": [flops], "sizes": [{"width": 8 + 4 * k} for k in range(sizes)], "seeds": [0, 1]},
+            sweep={"budgets": [counter], "sizes": [{"width": 8 + 4 * k} for k in range(sizes)], "seeds": [0, 1]},
             executor={"name": "processes", "workers": workers} if workers else "local",
         )
         self.file = folder / "experiment.json"

@@ -51,8 +51,8 @@ def job_of(width, steps):
         "model": {"name": "gpt", "depth": DEPTH},
         "dataset": {"name": "text", "context": CONTEXT},
         "optimizer": "adamw",
-        "flops": "model",
-        "trainer": {"name": "torch", "heldout_tokens": CONTEXT},
+        "counter": "model",
+        "trainer": {"name": "torch", "eval_tokens": CONTEXT},
         "device": "cpu",
     }
     sweep = plan(experiment).plan

@@ -38,7 +38,7 @@ OWN: dict[str, dict[str, Any]] = {
 def measure(model: dict[str, Any], text: Path, arguments: argparse.Namespace) -> dict[str, list[float]]:
     """Outputs and their changes by part, one value for each width."""
     registry: Registry = installed()
-    table = text_table(text, model=model, recipe="width-scaled", flops="chinchilla")
+    table = text_table(text, model=model, recipe="width-scaled", counter="chinchilla")
     if model["name"] == "vit":
         registry = registry.with_plugins({"noise": Images()})
         table["dataset"] = "noise/random"

@@ -46,9 +46,9 @@ def naive(run, context):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     nats, count = 0.0, 0
-    heldout_tokens = context.chosen("trainer", run).options.heldout_tokens
+    eval_tokens = context.chosen("trainer", run).options.eval_tokens
     with torch.no_grad():
-        for batch in dataset.heldout(heldout_tokens, 256):
+        for batch in dataset.eval_batches(eval_tokens, 256):
             targets = batch[:, 1:].flatten()
             nats += float(cross_entropy(model(batch[:, :-1]).flatten(0, 1), targets, reduction="sum"))
             count += len(targets)

@@ -27,7 +27,7 @@ def main():
     command = [sys.executable, "-c", start, "plan", str(EXAMPLE), "--no-estimate"]
     for setting in (
         f"sweep.budgets={BUDGETS}",
-        "sweep.repeat=true",
+        "sweep.allow_repeat=true",
         "sweep.tokens_per_param=20",
         f"dataset.context={context}",
     ):

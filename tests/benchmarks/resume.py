@@ -38,7 +38,7 @@ def experiment(folder: Path, workers: int, steps: int) -> Path:
             "batch_size": 4,
         },
         schedule={"name": "wsd"},
-        trainer={"evaluations": 3, "checkpoint_minutes": 0.5 / 60},
+        trainer={"num_evals": 3, "checkpoint_minutes": 0.5 / 60},
         executor={"name": "processes", "workers": workers},
     )
     file = folder / "experiment.json"

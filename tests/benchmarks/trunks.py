@@ -40,7 +40,7 @@ def planned(folder, schedule, rate, seeds, workers):
         "optimizer": {"name": "adamw"},
         "recipe": {"name": "default", "lr": rate} | ({"warmup": 0.01} if schedule == "wsd" else {}),
         "schedule": {"name": schedule} | ({"decay": DECAY} if schedule == "wsd" else {}),
-        "flops": {"name": "model"},
+        "counter": {"name": "model"},
         "executor": {"name": "processes", "workers": workers},
     }
     registry = installed()

@@ -57,7 +57,7 @@ def measure(store: str, runs: int, folder: Path) -> None:
     table = text_table(
         write_text(folder / "text"),
         model="counted",
-        flops="chinchilla",
+        counter="chinchilla",
         sweep={"budgets": [1e8], "sizes": [{"width": 8}, {"width": 10}], "seeds": list(range(runs // 2))},
         executor={"name": "processes", "workers": 1},
         store=store,

@@ -125,7 +125,7 @@ class Lines(Logger):
         FINISH
         row = {"run": result.id, "attempt": result.attempt, "status": result.status, "loss": result.loss,
                "params": result.run.params, "tokens": TOKENS, "flops": result.flops,
-               "heldout": [(one.tokens, one.loss) for one in result.curve if one.loss is not None],
+               "eval": [(one.tokens, one.loss) for one in result.curve if one.loss is not None],
                "training": self.curves.pop((result.id, result.attempt), []),
                "error": result.error.message if result.error else None}
         self.latest.append(row)
@@ -146,9 +146,9 @@ class Plugin:
 class TestBroken(LoggerConformance):
     name = "broken"
     plugins = {"mine": Plugin()}
-    keeps = ("attempt", "status", "loss", "params", "tokens", "flops", "heldout", "error")
+    keeps = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
     keeps_training = True
-    patience = 0.3
+    event_timeout = 0.3
 
     def shown(self, folder):
         return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

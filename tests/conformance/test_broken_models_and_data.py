@@ -205,9 +205,9 @@ class Data(MultiEvalDataset):
             yield torch.stack([self.sample(start + k) for k in range(batch_size)])
             start += STEP
 
-    heldout_sets = SETS
+    eval_sets = SETS
 
-    def heldout(self, tokens, batch_size, name=None):
+    def eval_batches(self, tokens, batch_size, name=None):
         if name is not None:
             yield from FURTHER
             return
@@ -239,7 +239,7 @@ def test_broken_datasets_are_caught(failures):
         "SETS": "()",
         "FURTHER": "()",
     }
-    other = "(one + 1000 for one in self.heldout(tokens, batch_size))"
+    other = "(one + 1000 for one in self.eval_batches(tokens, batch_size))"
     found = failures(
         DATASET,
         sound,
@@ -261,7 +261,7 @@ def test_broken_datasets_are_caught(failures):
             },
             "holds out others of a further set for other seeds": {
                 "SETS": "('more',)",
-                "FURTHER": "(one + 1000 + self.seed for one in self.heldout(tokens, batch_size))",
+                "FURTHER": "(one + 1000 + self.seed for one in self.eval_batches(tokens, batch_size))",
             },
             "follows the global generator": {"EPOCH": "int(torch.randint(10**6, ()))"},
             "forgets in which epoch it starts": {"START": "start %= self.count"},
@@ -357,7 +357,7 @@ class Data(Dataset):
             yield {"inputs": torch.stack(inputs), "answers": torch.stack(answers)}
             start += batch_size
 
-    def heldout(self, tokens, batch_size):
+    def eval_batches(self, tokens, batch_size):
         for first in range(0, min(tokens, 50), batch_size):
             count = min(tokens, 50, first + batch_size) - first
             yield {

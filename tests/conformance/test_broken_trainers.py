@@ -63,7 +63,7 @@ def test_broken_trainers_are_caught(failures: Failures, every: bool) -> None:
         "HIDE": "raise",
         "CLEAR": "parts.optimizer.zero_grad()",
         "MODE": "parts.model.eval()",
-        "HELD": "parts.dataset.heldout(256, 64)",
+        "HELD": "parts.dataset.eval_batches(256, 64)",
         "FINITE": "mean",
         "MEAN": "sum(float(loss) for loss, _ in held) / sum(count for _, count in held)",
         "TOKENS": "run.tokens",
@@ -99,7 +99,7 @@ def test_broken_trainers_are_caught(failures: Failures, every: bool) -> None:
         "adds up the gradients of all steps": {"CLEAR": "pass"},
         "takes the mean of means": {"MEAN": "sum(float(loss) / count for loss, count in held) / len(held)"},
         "gives bits": {"MEAN": "sum(float(loss) for loss, _ in held) / sum(count for _, count in held) / 0.6931"},
-        "evaluates on one batch": {"HELD": "[next(iter(parts.dataset.heldout(256, 64)))]"},
+        "evaluates on one batch": {"HELD": "[next(iter(parts.dataset.eval_batches(256, 64)))]"},
     }
     expected = {
         "sound": set(),

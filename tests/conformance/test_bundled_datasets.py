@@ -36,7 +36,7 @@ class TestTextWithFurtherHeldOutSets(TestText):
             (tmp_path / f"{name}.md").write_text(" ".join(words))
         further = {name: str(tmp_path / f"{name}.md") for name in ("small", "large")}
         self.write_files(tmp_path)
-        return {"path": str(tmp_path / "*.txt"), "context": 64, "heldout_sets": further}
+        return {"path": str(tmp_path / "*.txt"), "context": 64, "eval_sets": further}
 
 
 class TestTokens(DatasetConformance):
@@ -48,12 +48,12 @@ class TestTokens(DatasetConformance):
 
         ids = np.random.default_rng(0).integers(0, 500, size=20_000).astype("<u2")
         ids.tofile(tmp_path / "all.bin")
-        return {"path": str(tmp_path / "all.bin"), "vocab_size": 500, "context": 32, "heldout_share": 0.2}
+        return {"path": str(tmp_path / "all.bin"), "vocab_size": 500, "context": 32, "eval_share": 0.2}
 
 
 class TestDigits(DatasetConformance):
     name = "images"
-    options = {"heldout_share": 0.2}
+    options = {"eval_share": 0.2}
 
 
 class TestImagesOfOnesOwn(DatasetConformance):
@@ -74,8 +74,8 @@ class TestImagesOfOnesOwn(DatasetConformance):
         own = {name: f"{tmp_path / 'own.py'}:{name}" for name in ("train", "test", "other")}
         return {
             "source": own["train"],
-            "heldout_source": own["test"],
-            "heldout_sets": {"other": own["other"]},
+            "eval_source": own["test"],
+            "eval_sets": {"other": own["other"]},
             "normalize": False,
         }
 
@@ -95,7 +95,7 @@ class TestHFDataset(DatasetConformance):
             "vocab_size": 501,
             "end_of_text": 500,
             "context": 32,
-            "heldout_share": 0.2,
-            "heldout_sets": {"other": str(tmp_path / "other.jsonl")},
+            "eval_share": 0.2,
+            "eval_sets": {"other": str(tmp_path / "other.jsonl")},
             "cache": str(tmp_path / "cache"),
         }

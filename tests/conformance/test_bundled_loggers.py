@@ -11,7 +11,7 @@ from optional_packages import needs
 
 from flops_fit_core.testing import LoggerConformance
 
-EVERYTHING = ("attempt", "status", "loss", "params", "tokens", "flops", "heldout", "error")
+EVERYTHING = ("attempt", "status", "loss", "params", "tokens", "flops", "eval", "error")
 
 
 class TestTerminal(LoggerConformance):

@@ -179,7 +179,7 @@ class TestCallableOnImages(ModelConformance):
 
 class TestDeclared(ModelConformance):
     name = "declared"
-    options = {"params": 1000, "lookup_params": 100}
+    options = {"params": 1000, "lookup_table_params": 100}
     trains = False
 
 

@@ -151,7 +151,7 @@ def evaluation(device: str, quick: bool) -> str:
     """Memory runs out in the evaluation after the last step."""
 
     def table(tokens: int) -> dict[str, Any]:
-        trainer = {"eval_batch_tokens": tokens, "heldout_tokens": 2**18, "micro_batch": 4}
+        trainer = {"eval_batch_tokens": tokens, "eval_tokens": 2**18, "micro_batch": 4}
         return gpt_table(device, width=128, depth=3, context=256, batch=8, steps=12, trainer=trainer)
 
     train_one(gpt_table(device, steps=2))

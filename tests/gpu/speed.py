@@ -151,22 +151,22 @@ def packing(device: str, quick: bool) -> str:
     registry = installed()
     jobs = _small_jobs(device, registry, quick)
     tokens = sum(job.runs[0].tokens for job in jobs)
-    together = Job(id="pack", trajectories=tuple(job.trajectories[0] for job in jobs), device=jobs[0].device)
+    together = Job(id="vmap_runs", trajectories=tuple(job.trajectories[0] for job in jobs), device=jobs[0].device)
     train_one(gpt_table(device, width=32, head_dim=8, batch=8, steps=5))  # warms up
     seconds, losses = {}, {}
-    for name, group in (("one after another", jobs), ("packed", [together])):
+    for name, group in (("one after another", jobs), ("vmap_runs", [together])):
         with tempfile.TemporaryDirectory() as folder:
             began = time.perf_counter()
             results = run_jobs(group, registry, Path(folder))
             seconds[name] = time.perf_counter() - began
         losses[name] = {result.id: loss_of(result) for result in results if result.status == "completed"}
-        if name == "packed":
-            check(all(result.packed == len(jobs) for result in results), "the runs were not packed")
+        if name == "vmap_runs":
+            check(all(result.vmap_runs == len(jobs) for result in results), "the runs were not packed")
     processes = 2 if device == "cpu" else PROCESSES
     seconds[f"{processes} processes"] = _in_processes(device, quick, processes)
-    common = losses["packed"].keys() & losses["one after another"].keys()
+    common = losses["vmap_runs"].keys() & losses["one after another"].keys()
     check(bool(common), "no run was completed in both ways")
-    apart = median(relative(losses["packed"][run], losses["one after another"][run]) for run in common)
+    apart = median(relative(losses["vmap_runs"][run], losses["one after another"][run]) for run in common)
     check(apart < 0.02, f"median difference of losses {apart:.1e}")
     first = seconds["one after another"]
     shown = ", ".join(f"{name} {tokens / value:,.0f} ({first / value:.2f}x)" for name, value in seconds.items())

@@ -73,7 +73,7 @@ def result(params=1000, tokens=2000, loss=3.0, **changes) -> RunResult:
         fingerprint="abc",
         optimizer=PluginChoice(name="optim/adamw", options={"lr": 0.008}),
         schedule=PluginChoice(name="schedules/cosine"),
-        flops_counter=PluginChoice(name="flops/chinchilla"),
+        counter=PluginChoice(name="counters/chinchilla"),
         trainer=PluginChoice(name="trainers/torch"),
         batch_size=10,
         steps=tokens // 10,

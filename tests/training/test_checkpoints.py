@@ -20,7 +20,7 @@ def table(bench, schedule, **changes):
         sweep={"budgets": [one_step * steps for steps in (40, 90)]},
         model={"name": "bench/net", "dropout": 0.2},
         schedule=SCHEDULES[schedule],
-        **{"trainer": {"evaluations": 3}, **changes},
+        **{"trainer": {"num_evals": 3}, **changes},
     )
 
 
@@ -182,7 +182,7 @@ def test_a_model_that_draws_while_it_is_evaluated_does_not_disturb_its_training(
     def losses(evaluations):
         bench = Bench()
         bench.built.append(draw)
-        changes = {"trainer": {"evaluations": evaluations}, "model": {"name": "bench/net", "dropout": 0.3}}
+        changes = {"trainer": {"num_evals": evaluations}, "model": {"name": "bench/net", "dropout": 0.3}}
         return train(bench.table(60, **changes), bench.registry())[0]
 
     assert losses(0).loss == losses(5).loss

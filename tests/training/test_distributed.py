@@ -35,27 +35,27 @@ def table(text, devices, trainer=None, **changes):
 
 @pytest.fixture(scope="module")
 def alone(text):
-    return train(table(text, 1, {"evaluations": 2}))[0]
+    return train(table(text, 1, {"num_evals": 2}))[0]
 
 
 @pytest.mark.parametrize(
     "trainer", [{"parallel": "ddp"}, {"parallel": "fsdp"}, {"parallel": "fsdp", "micro_batch": 1}], ids=str
 )
 def test_two_processes_reach_the_loss_of_one_within_rounding(text, alone, trainer, tmp_path):
-    (both,) = train(table(text, 2, {"evaluations": 2, **trainer}), folder=tmp_path)
+    (both,) = train(table(text, 2, {"num_evals": 2, **trainer}), folder=tmp_path)
     assert both.status == "completed", both.error
     assert both.run.devices == 2
     assert (both.id, both.tokens, both.flops) == (alone.id, alone.tokens, alone.flops)
     assert both.loss == pytest.approx(alone.loss, rel=2e-5)
     assert [one.loss for one in both.curve] == pytest.approx([one.loss for one in alone.curve], rel=2e-5)
-    assert both.heldout_tokens == alone.heldout_tokens
+    assert both.eval_tokens == alone.eval_tokens
 
 
 def test_held_out_batches_with_fewer_samples_than_processes_are_counted_once(text, alone, tmp_path):
     (both,) = train(table(text, 2, {"eval_batch_tokens": 1}), folder=tmp_path)
     assert both.status == "completed", both.error
     assert both.loss == pytest.approx(alone.loss, rel=2e-5)
-    assert both.heldout_tokens == alone.heldout_tokens
+    assert both.eval_tokens == alone.eval_tokens
 
 
 def test_blocks_are_sharded_whole_and_not_what_is_in_them():
@@ -137,8 +137,8 @@ def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
             "model": {"name": "vit", "depth": 2, "head_dim": 4, "patch": 4},
             "dataset": {"name": "images"},
             "optimizer": "adamw",
-            "trainer": {"heldout_tokens": 60, **trainer},
-            "flops": "model",
+            "trainer": {"eval_tokens": 60, **trainer},
+            "counter": "model",
             "device": {"name": "cpu", "devices_per_run": devices},
         }
 
@@ -158,7 +158,7 @@ def test_a_vision_transformers_blocks_are_sharded_one_by_one(tmp_path):
 
 def test_a_run_goes_on_from_its_checkpoint_on_another_number_of_devices(text, alone, tmp_path):
     asked = count(1)
-    sharded = table(text, 2, {"evaluations": 2, "parallel": "fsdp"})
+    sharded = table(text, 2, {"num_evals": 2, "parallel": "fsdp"})
     stopped = events(sharded, folder=tmp_path, should_stop=lambda: next(asked) > 20)
     assert not [event for event in stopped if isinstance(event, RunResult)]
     (checkpoint,) = tmp_path.rglob("latest.pt")
@@ -168,7 +168,7 @@ def test_a_run_goes_on_from_its_checkpoint_on_another_number_of_devices(text, al
         weight.shape == like.shape for weight, like in zip(kept["model"].values(), weights(text), strict=True)
     )
     asked = count(1)
-    events(table(text, 1, {"evaluations": 2}), folder=tmp_path, should_stop=lambda: next(asked) > 12)
+    events(table(text, 1, {"num_evals": 2}), folder=tmp_path, should_stop=lambda: next(asked) > 12)
     (both,) = train(sharded, folder=tmp_path)
     assert both.loss == pytest.approx(alone.loss, rel=2e-5)
 
@@ -226,7 +226,7 @@ def test_a_process_that_fails_ends_the_run_with_what_it_said(text, tmp_path, mon
     (tmp_path / "faulty_nets.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry({"faulty_nets": __import__("faulty_nets")})
-    changes = {"model": {"name": "faulty", "fault": fault}, "flops": "chinchilla"}
+    changes = {"model": {"name": "faulty", "fault": fault}, "counter": "chinchilla"}
     (failed,) = train(table(text, 2, **changes), registry, tmp_path / "study")
     assert failed.status == "failed"
     assert failed.error.message.startswith("process 1 of the run: ")
@@ -244,7 +244,7 @@ def test_a_process_that_fails_never_holds_up_the_first_one(text, tmp_path, monke
     changes = {"model": {"name": "faulty", "fault": "if self.training: raise RuntimeError('broken')"}}
     for number in range(14):
         began = time.monotonic()
-        (failed,) = train(table(text, 2, flops="chinchilla", **changes), registry, tmp_path / str(number))
+        (failed,) = train(table(text, 2, counter="chinchilla", **changes), registry, tmp_path / str(number))
         assert failed.status == "failed"
         assert time.monotonic() - began < 60
 
@@ -255,7 +255,7 @@ def test_a_step_may_leave_a_parameter_out(text, tmp_path, monkeypatch):
     (tmp_path / "skipping_nets.py").write_text(FAULTY)
     monkeypatch.syspath_prepend(tmp_path)
     registry = Registry({"skipping_nets": __import__("skipping_nets")})
-    changes = {"model": {"name": "faulty", "fault": "skip"}, "flops": "chinchilla"}
+    changes = {"model": {"name": "faulty", "fault": "skip"}, "counter": "chinchilla"}
     one, both = (
         train(table(text, devices, **changes), registry, tmp_path / str(devices))[0] for devices in (1, 2)
     )

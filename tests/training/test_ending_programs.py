@@ -46,14 +46,14 @@ def test_a_program_that_is_stopped_gets_sigterm_and_finds_its_checkpoint_again(t
 
 def test_one_that_does_not_listen_is_killed_with_all_that_it_started(tmp_path):
     study = tmp_path / "study"
-    its = table(script(tmp_path, STUBBORN) + " on", tmp_path, trainer={"grace_seconds": 0.3})
+    its = table(script(tmp_path, STUBBORN) + " on", tmp_path, trainer={"grace_period": 0.3})
     assert events(its, folder=study, should_stop=lambda: len(pids(study)) == 2) == []
     assert len(pids(study)) == 2
     assert not any(alive(pid) for pid in pids(study))
 
 
 def test_a_run_that_takes_too_long_has_failed(tmp_path):
-    trainer = {"timeout_minutes": 0.02, "grace_seconds": 0.2}
+    trainer = {"timeout_minutes": 0.02, "grace_period": 0.2}
     (result,) = train(table(script(tmp_path, STUBBORN), tmp_path, trainer=trainer), folder=tmp_path / "study")
     assert "took longer than trainer.timeout_minutes = 0.02" in result.error.message
     assert not any(alive(pid) for pid in pids(tmp_path / "study"))
@@ -122,7 +122,7 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pathlib.Path(os.environ['FLOPS_FIT_CHECKPOINT'], f'pid-{os.getpid()}').touch()
 time.sleep(60)
 """
-    its = table(script(tmp_path, text), tmp_path, trainer={"grace_seconds": 0.3})
+    its = table(script(tmp_path, text), tmp_path, trainer={"grace_period": 0.3})
     assert events(its, folder=study, should_stop=lambda: pids(study) != []) == []
     assert not any(alive(pid) for pid in pids(study))
 
@@ -140,7 +140,7 @@ pathlib.Path('{name}-started').write_text(str(time.time()))
 time.sleep({60 if seconds else 0})
 """
         command = [sys.executable, "-c", code]
-        return Program(command, env={}, directory=tmp_path, log=tmp_path / "log.txt", grace=20.0)
+        return Program(command, env={}, directory=tmp_path, log=tmp_path / "log.txt", grace_period=20.0)
 
     def when(what: str) -> float:
         return float((tmp_path / what).read_text())

@@ -119,7 +119,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def lightning(own: Path, name: str = "Plain", **more) -> dict:
-    return {"name": "lightning", "module": f"{own}:{name}", "heldout_tokens": 400, **more}
+    return {"name": "lightning", "module": f"{own}:{name}", "eval_tokens": 400, **more}
 
 
 def only(results: list[RunResult]) -> RunResult:
@@ -131,11 +131,11 @@ def only(results: list[RunResult]) -> RunResult:
 def test_a_plain_module_ends_like_the_torch_trainer(own, clip):
     bench = Bench()
     model = {"name": "bench/net", "dropout": 0.2}
-    ours = only(train(bench.table(model=model, trainer={"clip": clip}), bench.registry()))
+    ours = only(train(bench.table(model=model, trainer={"grad_clip": clip}), bench.registry()))
     theirs = only(train(bench.table(model=model, trainer=lightning(own, clip=clip)), bench.registry()))
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
     assert theirs.loss < 2.0  # a uniform guess has ln 12 = 2.48
-    for same in ("tokens", "unique_tokens", "heldout_tokens", "flops", "bits_per_byte", "precision"):
+    for same in ("tokens", "unique_tokens", "eval_tokens", "flops", "bits_per_byte", "precision"):
         assert getattr(ours, same) == pytest.approx(getattr(theirs, same))
 
 

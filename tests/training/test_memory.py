@@ -155,13 +155,13 @@ def too_large_to_evaluate(most):
 
 @pytest.mark.parametrize("most", [1, 3, 10, 49])
 def test_an_evaluation_goes_on_in_smaller_batches_to_the_same_loss(most, caplog):
-    (whole,) = train(Bench().table(20, trainer={"evaluations": 2}), Bench().registry())
+    (whole,) = train(Bench().table(20, trainer={"num_evals": 2}), Bench().registry())
     bench = Bench()
     bench.built.append(too_large_to_evaluate(most))
     with caplog.at_level(logging.WARNING, "flops_fit"):
-        (parts,) = train(bench.table(20, trainer={"evaluations": 2}), bench.registry())
+        (parts,) = train(bench.table(20, trainer={"num_evals": 2}), bench.registry())
     assert parts.error is None
-    assert parts.heldout_tokens == whole.heldout_tokens == 400
+    assert parts.eval_tokens == whole.eval_tokens == 400
     assert parts.loss == pytest.approx(whole.loss, rel=1e-7)
     assert [one.loss for one in parts.curve] == pytest.approx([one.loss for one in whole.curve], rel=1e-7)
     assert "out of memory in an evaluation" in caplog.text
@@ -174,7 +174,7 @@ def test_a_held_out_loss_does_not_depend_on_the_batch(batch_tokens):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Embedding(12, 8), torch.nn.Linear(8, 12))
     walk = bench.build_walk(Options(), 0)
-    rows = torch.cat(list(walk.heldout(800, 7)))
+    rows = torch.cat(list(walk.eval_batches(800, 7)))
     expected = torch.nn.functional.cross_entropy(
         model.double()(rows[:, :-1]).flatten(0, 1), rows[:, 1:].flatten().long()
     ).item()
@@ -212,16 +212,18 @@ def test_runs_side_by_side_that_do_not_fit_are_trained_one_by_one(monkeypatch, c
             raise torch.OutOfMemoryError("the second run's moments do not fit")
         return step(self, *arguments, **named)
 
-    def runs(pack):
+    def runs(vmap_runs):
         bench = Bench()
-        return train(bench.table(20, sweep={"seeds": [0, 1, 2]}, trainer={"pack": pack}), bench.registry())
+        return train(
+            bench.table(20, sweep={"seeds": [0, 1, 2]}, trainer={"vmap_runs": vmap_runs}), bench.registry()
+        )
 
     alone = runs(1)
     monkeypatch.setattr(torch.optim.AdamW, "step", out_of_memory_once)
     with caplog.at_level(logging.WARNING, "flops_fit"):
         packed = runs(3)
     assert "out of memory with 3 runs side by side" in caplog.text
-    assert [(result.id, result.loss, result.packed) for result in packed] == [
+    assert [(result.id, result.loss, result.vmap_runs) for result in packed] == [
         (result.id, result.loss, 1) for result in alone
     ]
 
@@ -235,9 +237,9 @@ def test_runs_side_by_side_that_do_not_fit_in_an_evaluation_are_trained_one_by_o
             raise torch.OutOfMemoryError("one sample does not fit next to three models")
         return evaluate(*arguments, **named)
 
-    def runs(pack):
+    def runs(vmap_runs):
         bench = Bench()
-        trainer = {"pack": pack, "evaluations": 2}
+        trainer = {"vmap_runs": vmap_runs, "num_evals": 2}
         return train(bench.table(20, sweep={"seeds": [0, 1, 2]}, trainer=trainer), bench.registry())
 
     alone = runs(1)
@@ -245,7 +247,7 @@ def test_runs_side_by_side_that_do_not_fit_in_an_evaluation_are_trained_one_by_o
     with caplog.at_level(logging.WARNING, "flops_fit"):
         packed = runs(3)
     assert "out of memory in an evaluation with 3 runs side by side" in caplog.text
-    assert [(result.id, result.loss, result.curve, result.packed) for result in packed] == [
+    assert [(result.id, result.loss, result.curve, result.vmap_runs) for result in packed] == [
         (result.id, result.loss, result.curve, 1) for result in alone
     ]
 

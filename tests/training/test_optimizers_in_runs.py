@@ -29,7 +29,7 @@ def table(text, name, steps=(30,), **changes):
         sweep={**sweep, **changes.pop("sweep", {})},
         model={"depth": 2},
         optimizer={"name": name, "weight_decay": 0.1},
-        trainer={"evaluations": 2, **changes.pop("trainer", {})},
+        trainer={"num_evals": 2, **changes.pop("trainer", {})},
         **changes,
     )
 
@@ -55,8 +55,8 @@ def test_a_run_that_is_stopped_again_and_again_ends_bit_identical(text, name, tm
 
 @pytest.mark.parametrize("name", NAMES)
 def test_evaluations_on_the_way_change_nothing(text, name):
-    (watched,) = train(table(text, name, trainer={"evaluations": 7}))
-    (plain,) = train(table(text, name, trainer={"evaluations": 0}))
+    (watched,) = train(table(text, name, trainer={"num_evals": 7}))
+    (plain,) = train(table(text, name, trainer={"num_evals": 0}))
     assert watched.loss == plain.loss
     assert len(watched.curve) == 8
 
@@ -68,7 +68,7 @@ WSD = {"schedule": {"name": "wsd", "decay": 0.25}}
 def test_a_branch_of_a_trunk_has_the_loss_of_the_run_alone_to_the_last_bit(text, name, schedule):
     changes = {**schedule, "recipe": {"name": "constant", "lr": 0.01, "warmup_tokens": 256}}
     shared = train(table(text, name, steps=(20, 33, 50), **changes))
-    alone = train(table(text, name, steps=(20, 33, 50), sweep={"share_trunks": False}, **changes))
+    alone = train(table(text, name, steps=(20, 33, 50), sweep={"share_stable_phase": False}, **changes))
     assert sum(one.trained_tokens for one in shared) < sum(one.trained_tokens for one in alone)
     assert {one.id: (one.loss, one.curve) for one in shared} == {one.id: (one.loss, one.curve) for one in alone}
 
@@ -77,8 +77,8 @@ def test_a_branch_of_a_trunk_has_the_loss_of_the_run_alone_to_the_last_bit(text,
 def test_packed_runs_end_with_the_losses_of_separate_ones_within_rounding(text, name):
     seeds = {"sweep": {"seeds": [0, 1, 2]}}
     alone = train(table(text, name, **seeds))
-    packed = train(table(text, name, trainer={"pack": 3}, **seeds))
-    assert {one.packed for one in packed} == {3}
+    packed = train(table(text, name, trainer={"vmap_runs": 3}, **seeds))
+    assert {one.vmap_runs for one in packed} == {3}
     # Newton-Schulz in bfloat16 makes more of a rounding, and the sign of a momentum near zero is either.
     within = {"muon": 5e-3, "lion": 5e-3}.get(name, 1e-4)
     for one, other in zip(packed, alone, strict=True):
@@ -133,9 +133,9 @@ def test_the_held_out_loss_of_a_schedule_free_run_is_that_of_its_averaged_weight
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten().long()).backward()
         torch.nn.utils.clip_grad_norm_(own.parameters(), 1.0)
         optimizer.step()
-    trained = heldout(bench, own)
+    trained = eval_data(bench, own)
     optimizer.eval()
-    assert result.loss == pytest.approx(heldout(bench, own), rel=1e-5)
+    assert result.loss == pytest.approx(eval_data(bench, own), rel=1e-5)
     assert result.loss != pytest.approx(trained, rel=1e-3)
 
 
@@ -146,12 +146,12 @@ def initial_weights(bench):
     return weights[-1]
 
 
-def heldout(bench, model):
+def eval_data(bench, model):
     dataset = bench.build_walk(None, 0)
     with torch.no_grad():
         losses = [
             torch.nn.functional.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten().long())
-            for ids in dataset.heldout(400, 10**6)
+            for ids in dataset.eval_batches(400, 10**6)
         ]
     (loss,) = losses
     return float(loss)

@@ -48,8 +48,8 @@ def folder_of(path):
 
 
 def test_a_branch_ends_with_the_loss_of_the_same_run_trained_alone_to_the_last_bit(bench):
-    shared = train(table(bench, trainer={"evaluations": 2}), bench.registry())
-    alone = train(table(bench, sweep={"share_trunks": False}, trainer={"evaluations": 2}), bench.registry())
+    shared = train(table(bench, trainer={"num_evals": 2}), bench.registry())
+    alone = train(table(bench, sweep={"share_stable_phase": False}, trainer={"num_evals": 2}), bench.registry())
     assert [one.run.tokens for one in shared] == sorted(one.run.tokens for one in alone)
     by_id = {one.id: one for one in alone}
     for one in shared:
@@ -78,7 +78,7 @@ def test_the_plan_counts_a_trunk_once_and_says_what_it_would_cost_without(bench)
 
 
 def test_a_run_keeps_its_id_whether_it_shares_a_trunk_or_not(bench):
-    shared, alone = plan_of(bench), plan_of(bench, sweep={"share_trunks": False})
+    shared, alone = plan_of(bench), plan_of(bench, sweep={"share_stable_phase": False})
     assert [run.id for run in shared.runs] == [run.id for run in alone.runs]
     assert len(alone.trajectories) == 3
     assert alone.flops == alone.flops_without_sharing
@@ -172,7 +172,7 @@ def test_the_constant_schedule_branches_at_each_runs_end(bench):
     shared = train(bench.table(sweep={"budgets": [40 * one_step, 100 * one_step]}, **changes), bench.registry())
     assert len(bench.served) == 100
     alone = train(
-        bench.table(sweep={"budgets": [40 * one_step, 100 * one_step], "share_trunks": False}, **changes),
+        bench.table(sweep={"budgets": [40 * one_step, 100 * one_step], "share_stable_phase": False}, **changes),
         Bench().registry(),
     )
     assert sorted(one.loss for one in shared) == sorted(one.loss for one in alone)

@@ -51,7 +51,7 @@ def test_a_result_reports_the_tokens_that_were_taken_and_their_flops(bench):
 
 def test_unique_tokens_are_at_most_those_there_are(bench):
     bench.cut = 4001
-    result = one(bench, steps=100, batch_size=8, sweep={"repeat": True})
+    result = one(bench, steps=100, batch_size=8, sweep={"allow_repeat": True})
     assert result.tokens == 6400
     assert result.unique_tokens == 4000
 
@@ -72,7 +72,7 @@ def test_heldout_loss_is_what_a_computation_by_hand_over_the_same_windows_gives(
         ids = held[window * 8 : window * 8 + 9]
         logits = table[ids[:-1]] @ weight.T + bias
         losses += list(np.log(np.exp(logits).sum(1)) - logits[np.arange(8), ids[1:]])
-    assert result.heldout_tokens == len(losses) == 400
+    assert result.eval_tokens == len(losses) == 400
     assert result.loss == pytest.approx(np.mean(losses), rel=1e-6)
     assert result.bits_per_byte == pytest.approx(np.mean(losses) / math.log(2) / 0.5, rel=1e-6)
 
@@ -103,7 +103,7 @@ def test_evaluation_on_the_way_changes_nothing(bench):
     # Dropout draws random numbers in every step: one draw more or less would change the rest of the run.
     sizes = [{"width": 8, "dropout": 0.3}]
     plain = one(bench, sweep={"sizes": sizes})
-    watched = one(bench, sweep={"sizes": sizes}, trainer={"evaluations": 3})
+    watched = one(bench, sweep={"sizes": sizes}, trainer={"num_evals": 3})
     assert watched.loss == plain.loss
     assert [point.step for point in watched.curve] == [15, 30, 45, 60]
     assert [point.tokens for point in watched.curve] == [960, 1920, 2880, 3840]
@@ -154,7 +154,7 @@ def test_one_bad_batch_is_no_divergence(bench):
         model.register_forward_hook(forward_hook)
 
     bench.built.append(spoil)
-    result = one(bench, steps=100, trainer={"clip": 0.01})
+    result = one(bench, steps=100, trainer={"grad_clip": 0.01})
     assert result.status == "completed"
 
 
@@ -187,7 +187,7 @@ def one_step_of_descent(bench, clip):
         optimizer={"name": "sgd", "lr": 1.0},
         schedule={"name": "constant"},
         recipe={"warmup": 0.0},
-        trainer={"clip": clip},
+        trainer={"grad_clip": clip},
     )
     bench.built.pop()
     model, before = kept[-1]
@@ -302,8 +302,8 @@ def test_nothing_of_a_failed_run_stays_in_memory(bench):
     assert all(model() is None for model in models)
 
 
-@pytest.mark.parametrize("pack", [1, 2])
-def test_a_model_is_freed_before_the_next_one_is_built(bench, pack):
+@pytest.mark.parametrize("vmap_runs", [1, 2])
+def test_a_model_is_freed_before_the_next_one_is_built(bench, vmap_runs):
     models, alive = [], []
 
     def count_models(model):
@@ -315,18 +315,18 @@ def test_a_model_is_freed_before_the_next_one_is_built(bench, pack):
     table = bench.table(
         sweep={"budgets": [20 * one_step, 40 * one_step], "seeds": [0, 1]},
         schedule={"name": "wsd", "decay": 0.25},
-        trainer={"pack": pack},
+        trainer={"vmap_runs": vmap_runs},
     )
     results = train(table, bench.registry())
-    assert [(result.status, result.packed) for result in results] == [("completed", pack)] * 4
-    assert alive[-4:] == ([0, 0, 0, 0] if pack == 1 else [0, 1, 0, 1])  # earlier builds are those of the plan
+    assert [(result.status, result.vmap_runs) for result in results] == [("completed", vmap_runs)] * 4
+    assert alive[-4:] == ([0, 0, 0, 0] if vmap_runs == 1 else [0, 1, 0, 1])  # earlier builds are those of the plan
 
 
 def test_further_heldout_sets_are_measured_at_the_end(tmp_path):
     text = write_text(tmp_path / "text")
     other = write_text(tmp_path / "other", files=2)
     table = text_table(text, sweep={"sizes": [{"width": 8}]})
-    table["dataset"] |= {"heldout_sets": {"other": str(other / "*.txt")}}
+    table["dataset"] |= {"eval_sets": {"other": str(other / "*.txt")}}
     (result,) = train(table)
     assert set(result.losses) == {"other"}
     assert result.losses["other"] == pytest.approx(result.loss, rel=0.1)

@@ -21,13 +21,13 @@ def losses(results):
     return {one.id: one.loss for one in results}
 
 
-def table(bench, pack, **changes):
+def table(bench, vmap_runs, **changes):
     one_step = bench.table(1)["sweep"]["budgets"][0]
     sweep = {"budgets": [40 * one_step, 90 * one_step], "seeds": SEEDS} | changes.pop("sweep", {})
     return bench.table(
         sweep=sweep,
         schedule={"name": "wsd", "warmup_tokens": 640},
-        trainer={"evaluations": 2} | ({"pack": pack} if pack > 1 else {}),
+        trainer={"num_evals": 2} | ({"vmap_runs": vmap_runs} if vmap_runs > 1 else {}),
         **changes,
     )
 
@@ -36,8 +36,8 @@ def test_packed_runs_end_with_the_losses_of_separate_ones_within_rounding():
     alone = train(table(Bench(), 1), Bench().registry())
     packed = train(table(Bench(), 4), Bench().registry())
     assert losses(packed) == pytest.approx(losses(alone), rel=1e-5)
-    assert {one.packed for one in packed} == {4}
-    assert {one.packed for one in alone} == {1}
+    assert {one.vmap_runs for one in packed} == {4}
+    assert {one.vmap_runs for one in alone} == {1}
     curves = {one.id: one.curve for one in alone}
     for one in packed:
         assert [point.step for point in one.curve] == [point.step for point in curves[one.id]]
@@ -59,7 +59,7 @@ class Tied(Bench):
 def test_a_model_whose_modules_share_a_weight_packs_too():
     alone = train(table(Tied(), 1), Tied().registry())
     packed = train(table(Tied(), 4), Tied().registry())
-    assert {(one.status, one.packed) for one in packed} == {("completed", 4)}
+    assert {(one.status, one.vmap_runs) for one in packed} == {("completed", 4)}
     assert losses(packed) == pytest.approx(losses(alone), rel=1e-5)
 
 
@@ -67,8 +67,8 @@ def test_a_gpt_packs_too(tmp_path):
     text = write_text(tmp_path / "text")
     sweep = {"seeds": [0, 1, 2], "sizes": [{"width": 8}]}
     alone = train(text_table(text, sweep=sweep))
-    packed = train(text_table(text, sweep=sweep, trainer={"pack": 3}))
-    assert {one.packed for one in packed} == {3}
+    packed = train(text_table(text, sweep=sweep, trainer={"vmap_runs": 3}))
+    assert {one.vmap_runs for one in packed} == {3}
     assert losses(packed) == pytest.approx(losses(alone), rel=1e-4)
 
 
@@ -98,7 +98,7 @@ def test_learning_rates_and_decays_may_differ_and_other_options_may_not():
 
 def test_packing_changes_no_id_and_no_trajectory():
     bench = Bench()
-    plans = [make_plan(make_experiment(table(bench, pack), bench.registry())) for pack in (1, 4)]
+    plans = [make_plan(make_experiment(table(bench, vmap_runs), bench.registry())) for vmap_runs in (1, 4)]
     assert [run.id for run in plans[0].runs] == [run.id for run in plans[1].runs]
     assert plans[0].flops == plans[1].flops
 
@@ -144,7 +144,7 @@ def test_a_pack_that_is_stopped_ends_as_one_that_was_not(tmp_path):
     done = [one for one in first if isinstance(one, RunResult)]
     rest = train(table(Bench(), 4), Bench().registry(), tmp_path, done={one.id for one in done})
     assert losses(done + rest) == losses(whole)
-    assert {one.packed for one in rest} == {4}
+    assert {one.vmap_runs for one in rest} == {4}
 
 
 def test_one_that_diverges_leaves_the_others_alone():
@@ -166,14 +166,14 @@ def test_a_first_run_that_diverges_in_the_shared_phase_leaves_the_others_alone()
     assert [results[run.id].status for run in plans[0].runs] == ["diverged", "diverged"]
     assert [results[run.id].trained_tokens for run in plans[0].runs][1] == 0
     assert [results[run.id].loss for run in plans[1].runs] == pytest.approx([one.loss for one in alone], rel=1e-5)
-    assert [results[run.id].packed for run in plans[1].runs] == [2, 1]
+    assert [results[run.id].vmap_runs for run in plans[1].runs] == [2, 1]
 
 
 def test_trajectories_of_other_shapes_in_one_job_are_trained_one_after_another():
     bench = Bench()
     plans = [plan_at(bench), plan_at(bench, optimizer={"lr": 0.02, "betas": [0.8, 0.9]})]
     found = side_by_side(plans, bench.registry())
-    assert {one.packed for one in found.values()} == {1}
+    assert {one.vmap_runs for one in found.values()} == {1}
     (alone,) = train(bench.table(60), bench.registry())
     assert found[alone.id].loss == alone.loss
 
@@ -185,7 +185,7 @@ def test_runs_that_are_to_be_trained_in_parts_or_compiled_are_not_packed(option,
     changes = table(bench, 4)
     changes["trainer"] |= option
     results = train(changes, bench.registry())
-    assert {one.packed for one in results} == {1}
+    assert {one.vmap_runs for one in results} == {1}
     assert {one.micro_batch for one in results} == {option.get("micro_batch")}
 
 
@@ -204,8 +204,8 @@ def test_models_that_cannot_be_vectorized_are_trained_one_after_another(caplog):
     assert "are trained one after another" in caplog.text
     plain = train(table(Bench(), 1, **drops), Bench().registry())
     assert losses(packed) == losses(plain)
-    assert {one.packed for one in packed} == {1}
+    assert {one.vmap_runs for one in packed} == {1}
 
 
 def test_the_bundled_trainer_says_what_it_can():
-    assert installed().find("trainer", "torch").spec.can == {"branch", "checkpoint", "distribute", "pack"}
+    assert installed().find("trainer", "torch").spec.can == {"branch", "checkpoint", "distribute", "vmap_runs"}

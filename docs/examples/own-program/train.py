@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    training, heldout = load()
+    training, eval_data = load()
     model = Model(args.width)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, args.steps)
@@ -67,7 +67,7 @@ def main() -> None:
         if step % 100 == 0:
             print(f"step {step}: {loss.item():.3f}", flush=True)
     with torch.no_grad():
-        rows = heldout[: len(heldout) // 65 * 65].view(-1, 65)[:1024]
+        rows = eval_data[: len(eval_data) // 65 * 65].view(-1, 65)[:1024]
         final = loss_of(model, rows).item()
     args.out.write_text(json.dumps({"loss": final}))
 

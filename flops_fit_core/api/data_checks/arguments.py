@@ -11,9 +11,11 @@ from flops_fit_core.errors import ConfigError, DataError
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
     """Check the values of arguments. Raises ConfigError, naming the argument, for an invalid value."""
-    share, tokens = arguments["heldout_share"], arguments["tokens_per_sample"]
-    if arguments["heldout"] is None and not 0 < share < 1:
-        raise ConfigError(f"heldout_share={share!r}: it must be between 0 and 1 (or pass heldout=another_dataset)")
+    share, tokens = arguments["eval_share"], arguments["tokens_per_sample"]
+    if arguments["eval_dataset"] is None and not 0 < share < 1:
+        raise ConfigError(
+            f"eval_share={share!r}: it must be between 0 and 1 (or pass eval_dataset=another_dataset)"
+        )
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
         raise ConfigError(f"tokens_per_sample={tokens!r}: it must be an integer of at least 1, or left out")
     unit = arguments["unit"]
@@ -40,24 +42,24 @@ def _check_loss(loss_fn: Any) -> None:
         )
 
 
-def check_heldout_disjoint(training: Any, heldout: Any) -> None:
+def check_eval_disjoint(training: Any, eval_dataset: Any) -> None:
     """Raises DataError if held-out data are the training data, or a Subset that shares samples with them."""
-    (training_base, training_indices), (heldout_base, heldout_indices) = (
+    (training_base, training_indices), (eval_base, eval_indices) = (
         unwrap_subset(training),
-        unwrap_subset(heldout),
+        unwrap_subset(eval_dataset),
     )
-    if training_base is not heldout_base:
+    if training_base is not eval_base:
         return
-    if training_indices is None and heldout_indices is None:
+    if training_indices is None and eval_indices is None:
         if not _draws_samples(training_base):
             raise DataError(SAME_DATA)
         return
     every = range(len(training_base))
-    heldout_set = set(every if heldout_indices is None else heldout_indices)
-    shared = heldout_set.intersection(every if training_indices is None else training_indices)
+    eval_set = set(every if eval_indices is None else eval_indices)
+    shared = eval_set.intersection(every if training_indices is None else training_indices)
     if shared:
         raise DataError(
-            f"{len(shared)} of the {len(heldout_set)} samples of heldout are also training samples (both are "
+            f"{len(shared)} of the {len(eval_set)} samples of eval_dataset are also training samples (both are "
             "parts of one dataset): pass parts without common samples, for example from "
             "torch.utils.data.random_split"
         )

@@ -20,7 +20,7 @@ MIN_COMMON = 4
 """Positions that two windows must have in common."""
 MAX_POSITIONS, MAX_FEATURES = 4096, 16
 """Compared positions of an item, and compared numbers at each position."""
-HELDOUT_READ, TRAINING_READ, READ_AT_ENDS = 128, 512, 32
+EVAL_READ, TRAINING_READ, READ_AT_ENDS = 128, 512, 32
 """Compared items: evenly spaced held-out items, evenly spaced training items, and items at each end of both."""
 REFUSED_SHARE = 0.5
 """Above this share of held-out samples that are training samples, the data are refused."""
@@ -31,8 +31,8 @@ DUPLICATE_SHARE = 0.1
 
 
 SAME_DATA = (
-    "heldout is the training data, so the loss would be measured on training samples: pass other data, or leave "
-    "heldout out to hold out heldout_share of the dataset"
+    "eval_dataset is the training data, so the loss would be measured on training samples: pass other data, or leave "
+    "eval_dataset out to hold out eval_share of the dataset"
 )
 
 
@@ -124,20 +124,22 @@ def split_windows(source: Any, windows: Windows, share: float) -> tuple[list[int
     _, indices = unwrap_subset(source)
     starts = list(range(len(source))) if indices is None else indices
     order = sorted(range(len(starts)), key=lambda index: starts[index])
-    heldout = order[len(order) - round(len(order) * share) :]
-    training = [index for index in order if heldout and starts[index] + windows.reach < starts[heldout[0]]]
-    if not heldout or not training:
+    eval_dataset = order[len(order) - round(len(order) * share) :]
+    training = [
+        index for index in order if eval_dataset and starts[index] + windows.reach < starts[eval_dataset[0]]
+    ]
+    if not eval_dataset or not training:
         raise DataError(
             f"the {len(order):,} samples overlap (each begins {windows.step} positions after the previous one), "
-            f"so no separate part can be held out: pass heldout=another_dataset"
+            f"so no separate part can be held out: pass eval_dataset=another_dataset"
         )
-    return training, heldout
+    return training, eval_dataset
 
 
-def check_windows_disjoint(training: Any, heldout: Any) -> None:
+def check_windows_disjoint(training: Any, eval_dataset: Any) -> None:
     """Raises DataError for parts of one dataset with overlapping windows, for example from a random split."""
-    (base, training_indices), (heldout_base, heldout_indices) = unwrap_subset(training), unwrap_subset(heldout)
-    if base is not heldout_base or training_indices is None or heldout_indices is None:
+    (base, training_indices), (eval_base, eval_indices) = unwrap_subset(training), unwrap_subset(eval_dataset)
+    if base is not eval_base or training_indices is None or eval_indices is None:
         return
     windows = find_windows(base)
     if windows is None:
@@ -146,16 +148,16 @@ def check_windows_disjoint(training: Any, heldout: Any) -> None:
     for distance in range(1, windows.reach + 1):
         near.update([index + distance for index in training_indices])
         near.update([index - distance for index in training_indices])
-    overlapping = sum(index in near for index in heldout_indices)
-    if overlapping > REFUSED_SHARE * len(heldout_indices):
+    overlapping = sum(index in near for index in eval_indices)
+    if overlapping > REFUSED_SHARE * len(eval_indices):
         raise DataError(
-            f"{overlapping:,} of the {len(heldout_indices):,} samples of heldout overlap training samples (each "
+            f"{overlapping:,} of the {len(eval_indices):,} samples of eval_dataset overlap training samples (each "
             f"sample of the dataset begins {windows.step} positions after the previous one): pass consecutive "
-            f"parts, or leave heldout out to hold out the end of the dataset"
+            f"parts, or leave eval_dataset out to hold out the end of the dataset"
         )
 
 
-def shared_samples(training: Any, heldout: Any) -> float:
+def shared_samples(training: Any, eval_dataset: Any) -> float:
     """Share of the held-out samples that are also training samples, estimated from some of both.
 
     Returns 0 for a small share, for items that cannot be hashed, and if samples within the training data equal
@@ -168,23 +170,23 @@ def shared_samples(training: Any, heldout: Any) -> float:
             training_hashes = Counter(
                 hash_item(training[index]) for index in _spread_indices(len(training), TRAINING_READ)
             )
-            heldout_hashes = Counter(
-                hash_item(heldout[index]) for index in _spread_indices(len(heldout), HELDOUT_READ)
+            eval_hashes = Counter(
+                hash_item(eval_dataset[index]) for index in _spread_indices(len(eval_dataset), EVAL_READ)
             )
     except ConfigError:  # items that cannot be hashed
         return 0.0
     if len(training_hashes) < (1 - DUPLICATE_SHARE) * training_hashes.total():
         return 0.0
     # Repeated items, such as empty texts, do not indicate a mistake.
-    hits = sum(count == 1 and training_hashes[item] == 1 for item, count in heldout_hashes.items())
+    hits = sum(count == 1 and training_hashes[item] == 1 for item, count in eval_hashes.items())
     is_complete = training_hashes.total() == len(training)
-    share = min(1.0, hits / heldout_hashes.total() * len(training) / training_hashes.total())
-    if hits == heldout_hashes.total() and len(training) == len(heldout):
+    share = min(1.0, hits / eval_hashes.total() * len(training) / training_hashes.total())
+    if hits == eval_hashes.total() and len(training) == len(eval_dataset):
         raise DataError(SAME_DATA)
     if share > REFUSED_SHARE and (is_complete or hits > 2):
         raise DataError(
-            f"{hits} of {heldout_hashes.total()} compared samples of heldout equal training samples, so the loss "
-            f"would be measured on training samples: pass other data, or leave heldout out"
+            f"{hits} of {eval_hashes.total()} compared samples of eval_dataset equal training samples, so the loss "
+            f"would be measured on training samples: pass other data, or leave eval_dataset out"
         )
     return share if share > NOTED_SHARE else 0.0
 

@@ -191,7 +191,7 @@ def _tensors_of(batch: Batch) -> list[tuple[str, Tensor]]:
     return [(name, item) for name, item in items if isinstance(item, torch.Tensor)]
 
 
-def check_heldout(
+def check_eval_data(
     task: CustomTask, model: nn.Module, batches: Sequence[Batch], held: Batch | None, *, copy_task: bool
 ) -> None:
     """Raises DataError if held-out samples differ in kind from training samples.
@@ -204,22 +204,24 @@ def check_heldout(
         copy_task: Whether the model may see its targets.
     """
     if held is None:
-        raise DataError("heldout has no samples: pass another dataset, or leave heldout out")
+        raise DataError("eval_dataset has no samples: pass another dataset, or leave eval_dataset out")
     training, targets = task.targets_of(batches[0]), batch_targets(held)
     if is_classes(training) != is_classes(targets) or training.ndim != targets.ndim:
         raise DataError(
-            f"targets of heldout are {_kind(targets)}, but targets of the training data are {_kind(training)}: "
+            f"targets of eval_dataset are {_kind(targets)}, but targets of the training data are {_kind(training)}: "
             "both must be of the same kind"
         )
     try:
         task.loss(task.outputs(model, held), held)
     except Exception as error:
-        raise DataError(f"heldout does not fit the model and the loss: {type(error).__name__}: {error}") from error
+        raise DataError(
+            f"eval_dataset does not fit the model and the loss: {type(error).__name__}: {error}"
+        ) from error
     relations = [target_relation(task, batches), target_relation(task, [held])]
     if not copy_task and "copy" in relations and relations[0] != relations[1] and all(relations):
         names = ["the inputs" if relation == "copy" else "the next inputs" for relation in relations]
         raise DataError(
-            f"targets of heldout are {names[1]}, but targets of the training data are {names[0]}, so these are "
+            f"targets of eval_dataset are {names[1]}, but targets of the training data are {names[0]}, so these are "
             "different tasks: pass both in one form (rows, or a DataLoader with the same collate_fn)"
         )
 

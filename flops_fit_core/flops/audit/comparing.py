@@ -18,7 +18,7 @@ from flops_fit_core.plugins.registry import RegisteredSpec, Registry
 from flops_fit_core.plugins.specs import FlopCounterSpec, ModelSpec, Options
 from flops_fit_core.records import ParameterCounts
 
-TRACED = "flops/traced"
+TRACED = "counters/traced"
 """The counter that all other counters are compared with."""
 
 
@@ -41,7 +41,7 @@ class Convention:
 
     @property
     def label(self) -> str:
-        """``flops/chinchilla n=total``."""
+        """``counters/chinchilla n=total``."""
         return label(self.counter)
 
 
@@ -131,7 +131,7 @@ def every_counter(registry: Registry) -> list[PluginConfig[FlopCounterSpec]]:
 
     Counters with required options or with a missing requirement are left out.
     """
-    return [counter for offer in registry.offers("flops") if not offer.missing() for counter in _variants(offer)]
+    return [counter for offer in registry.offers("counter") if not offer.missing() for counter in _variants(offer)]
 
 
 def _variants(offer: RegisteredSpec[Any]) -> Iterator[PluginConfig[FlopCounterSpec]]:

@@ -59,7 +59,7 @@ def flops_fit_datasets() -> Iterable[DatasetSpec]:
                     yield make_bits([(self.seed, position + i) for i in range(batch_size)])
                     position += batch_size
 
-            def heldout(self, tokens, batch_size):
+            def eval_batches(self, tokens, batch_size):
                 for first in range(0, tokens, batch_size):
                     yield make_bits([("held out", i) for i in range(first, min(first + batch_size, tokens))])
 

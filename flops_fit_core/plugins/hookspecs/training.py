@@ -76,7 +76,7 @@ def flops_fit_recipes() -> Iterable[RecipeSpec]:
 
 @hookspec
 def flops_fit_flop_counters() -> Iterable[FlopCounterSpec]:
-    """RegisteredSpec FLOPs counters: ``[flops]`` in an experiment.
+    """RegisteredSpec FLOPs counters: ``[counter]`` in an experiment.
 
     ::
 
@@ -123,7 +123,7 @@ def flops_fit_trainers() -> Iterable[TrainerSpec]:
                     parts.model.eval()  # without dropout
                     with torch.no_grad():
                         held = [task.loss(task.outputs(parts.model, b), b)
-                                for b in parts.dataset.heldout(4096, 64)]
+                                for b in parts.dataset.eval_batches(4096, 64)]
                     mean = sum(float(loss) for loss, _ in held) / sum(count for _, count in held)
                     yield context.result(run, "completed", loss=mean, tokens=run.tokens)
 

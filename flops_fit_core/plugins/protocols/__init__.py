@@ -17,7 +17,7 @@ from flops_fit_core.plugins.protocols.data import (
     MultiEvalDataset,
     SampleSize,
     Task,
-    heldout_batches,
+    eval_batches,
     num_samples,
 )
 from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext, JobEnded, JobRunner, JobTask
@@ -73,7 +73,7 @@ __all__ = [
     "Trainer",
     "TransformerShape",
     "WidthScaling",
-    "heldout_batches",
+    "eval_batches",
     "num_samples",
     "own_parameter_groups",
 ]

@@ -107,7 +107,7 @@ class Dataset(ABC):
         used up. The same seed gives the same samples at the same positions whatever the batch size."""
 
     @abstractmethod
-    def heldout(self, tokens: int, batch_size: int) -> Iterable[Batch]:
+    def eval_batches(self, tokens: int, batch_size: int) -> Iterable[Batch]:
         """The fixed held-out sample of about ``tokens`` tokens: the same windows at every call, for every
         seed and batch size, not overlapping. Fewer if the held-out data are fewer.
 
@@ -131,12 +131,12 @@ class MultiEvalDataset(Dataset):
     them all.
     """
 
-    heldout_sets: Sequence[str]
+    eval_sets: Sequence[str]
     """Names of the further sets; the main set has no name."""
 
     @abstractmethod
-    def heldout(self, tokens: int, batch_size: int, name: str | None = None) -> Iterable[Batch]:
-        """As :meth:`Dataset.heldout`, of the set called ``name``; of the main set for None."""
+    def eval_batches(self, tokens: int, batch_size: int, name: str | None = None) -> Iterable[Batch]:
+        """As :meth:`Dataset.eval_batches`, of the set called ``name``; of the main set for None."""
 
 
 class LossSurface(Dataset):
@@ -159,10 +159,10 @@ class CompletedDataset(Dataset):
         """
 
 
-def heldout_batches(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
+def eval_batches(dataset: Dataset, tokens: int, batch_size: int, name: str | None) -> Iterable[Batch]:
     """Batches of the held-out set called ``name``, of the main set for None."""
     if name is None:
-        return dataset.heldout(tokens, batch_size)
+        return dataset.eval_batches(tokens, batch_size)
     if not isinstance(dataset, MultiEvalDataset):
         raise TypeError(f"{type(dataset).__name__} has no held-out set {name!r}: it is no MultiEvalDataset")
-    return dataset.heldout(tokens, batch_size, name)
+    return dataset.eval_batches(tokens, batch_size, name)

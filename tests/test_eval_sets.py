@@ -52,35 +52,35 @@ def everything(dataset):
 
 def test_each_set_of_text_is_its_own_files(texts):
     sets = {"poems": str(texts / "poems"), "code": str(texts / "code" / "*.txt")}
-    dataset = opened(TEXT, path=texts / "prose", context=8, heldout_sets=sets)
+    dataset = opened(TEXT, path=texts / "prose", context=8, eval_sets=sets)
     assert isinstance(dataset, MultiEvalDataset)
-    assert dataset.heldout_sets == ("poems", "code")
-    assert letters(dataset.heldout(9999, 4, "poems")) == {104}
-    assert letters(dataset.heldout(9999, 4, "code")) == {105, 106}
-    main = letters(dataset.heldout(9999, 4))
+    assert dataset.eval_sets == ("poems", "code")
+    assert letters(dataset.eval_batches(9999, 4, "poems")) == {104}
+    assert letters(dataset.eval_batches(9999, 4, "code")) == {105, 106}
+    main = letters(dataset.eval_batches(9999, 4))
     assert main | letters(everything(dataset)) == set(range(64, 104))
 
 
 def test_what_a_further_set_holds_is_not_trained_on(texts):
     some = str(texts / "prose" / "6*.txt")
-    dataset = opened(TEXT, path=texts / "prose", context=8, heldout_sets={"some": some})
-    assert letters(dataset.heldout(9999, 4, "some")) == set(range(64, 70))
+    dataset = opened(TEXT, path=texts / "prose", context=8, eval_sets={"some": some})
+    assert letters(dataset.eval_batches(9999, 4, "some")) == set(range(64, 70))
     assert not letters(everything(dataset)) & set(range(64, 70))
     with pytest.raises(DataError, match=r"0 files in .*prose leave nothing"):
-        opened(TEXT, path=texts / "prose", context=8, heldout_sets={"all": str(texts / "prose")})
+        opened(TEXT, path=texts / "prose", context=8, eval_sets={"all": str(texts / "prose")})
 
 
 def test_sets_are_part_of_the_fingerprint_and_their_places_are_not(texts):
     plain = opened(TEXT, path=texts / "prose", context=8)
     given = {"poems": str(texts / "poems")}
-    one = opened(TEXT, path=texts / "prose", context=8, heldout_sets=given)
+    one = opened(TEXT, path=texts / "prose", context=8, eval_sets=given)
     (texts / "poems").rename(texts / "elsewhere")
-    moved = opened(TEXT, path=texts / "prose", context=8, heldout_sets={"poems": str(texts / "elsewhere")})
-    renamed = opened(TEXT, path=texts / "prose", context=8, heldout_sets={"verse": str(texts / "elsewhere")})
+    moved = opened(TEXT, path=texts / "prose", context=8, eval_sets={"poems": str(texts / "elsewhere")})
+    renamed = opened(TEXT, path=texts / "prose", context=8, eval_sets={"verse": str(texts / "elsewhere")})
     assert one.fingerprint == moved.fingerprint
     assert len({plain.fingerprint, one.fingerprint, renamed.fingerprint}) == 3
-    assert identity_options(TEXT.options(heldout_sets=given)) == identity_options(TEXT.options()) == {}
-    assert runtime_options(TEXT.options(heldout_sets={"a": "~"})).keys() == {"heldout_sets"}
+    assert identity_options(TEXT.options(eval_sets=given)) == identity_options(TEXT.options()) == {}
+    assert runtime_options(TEXT.options(eval_sets={"a": "~"})).keys() == {"eval_sets"}
 
 
 def test_token_files_can_be_several_sets(tmp_path):
@@ -88,21 +88,23 @@ def test_token_files_can_be_several_sets(tmp_path):
         np.arange(first, first + 321).astype("<u2").tofile(tmp_path / f"{name}.bin")
     given = {"path": tmp_path / "train.bin", "vocab_size": 3000, "context": 32}
     plain = opened(TOKENS, **given)
-    dataset = opened(TOKENS, **given, heldout_sets={"code": str(tmp_path / "code.bin")})
-    assert torch.cat(list(dataset.heldout(320, 3, "code")))[:, 1:].flatten().tolist() == list(range(2001, 2321))
-    assert torch.cat(list(dataset.heldout(320, 3)))[:, 1:].flatten().tolist() == list(range(1001, 1321))
+    dataset = opened(TOKENS, **given, eval_sets={"code": str(tmp_path / "code.bin")})
+    assert torch.cat(list(dataset.eval_batches(320, 3, "code")))[:, 1:].flatten().tolist() == list(
+        range(2001, 2321)
+    )
+    assert torch.cat(list(dataset.eval_batches(320, 3)))[:, 1:].flatten().tolist() == list(range(1001, 1321))
     assert dataset.fingerprint != plain.fingerprint
-    assert plain.heldout_sets == ()
+    assert plain.eval_sets == ()
     with pytest.raises(DataError, match=r"train\.bin is trained on and held out at once"):
-        opened(TOKENS, **given, heldout_sets={"again": str(tmp_path / "train.bin")})
+        opened(TOKENS, **given, eval_sets={"again": str(tmp_path / "train.bin")})
     np.arange(9).astype("<u2").tofile(tmp_path / "few.bin")
     with pytest.raises(DataError, match=r"the held-out set 'few', of .*few.bin, has 9 tokens, fewer than one"):
-        opened(TOKENS, **given, heldout_sets={"few": str(tmp_path / "few.bin")})
+        opened(TOKENS, **given, eval_sets={"few": str(tmp_path / "few.bin")})
 
 
 def test_a_row_without_a_window_is_named_by_its_part():
-    def made(training=99, heldout=99, further=99):
-        rows = (np.zeros(length, dtype=np.uint8) for length in (training, heldout, further))
+    def made(training=99, eval_set=99, further=99):
+        rows = (np.zeros(length, dtype=np.uint8) for length in (training, eval_set, further))
         TokenDataset(
             next(rows), next(rows), vocab_size=2, context=16, seed=0, fingerprint="x", further={"more": next(rows)}
         )
@@ -110,7 +112,7 @@ def test_a_row_without_a_window_is_named_by_its_part():
     made()
     for part, lengths in (
         ("training part", {"training": 16}),
-        ("held-out part", {"heldout": 3}),
+        ("held-out part", {"eval_set": 3}),
         ("held-out set 'more'", {"further": 1}),
     ):
         with pytest.raises(DataError, match=f"^the {part}: {next(iter(lengths.values()))} tokens are not enough"):
@@ -119,8 +121,8 @@ def test_a_row_without_a_window_is_named_by_its_part():
 
 @pytest.mark.parametrize("name", ["", "a/b", "../up", "a b"])
 def test_a_name_that_is_no_file_name_is_refused(name):
-    with pytest.raises(ValueError, match="heldout_sets"):
-        TEXT.options(heldout_sets={name: "x"})
+    with pytest.raises(ValueError, match="eval_sets"):
+        TEXT.options(eval_sets={name: "x"})
 
 
 # ---------------------------------------------------------------------------- training
@@ -135,7 +137,7 @@ def trained(tmp_path_factory):
     for name, text in {"main": words, **sets}.items():
         (folder / f"{name}.txt").write_text(text)
     paths = {name: str(folder / f"{name}.txt") for name in sets}
-    dataset = {"heldout_path": str(folder / "main.txt"), "heldout_sets": paths}
+    dataset = {"eval_path": str(folder / "main.txt"), "eval_sets": paths}
     table = text_table(folder / "words", dataset=dataset, sweep={"budgets": [1e8]})
     return flops_fit_core.run(table, out=folder / "study")
 
@@ -232,11 +234,11 @@ def study(tmp_path):
 
 def test_a_fit_takes_the_losses_of_the_set_that_is_named(study):
     assert study.fit.law.parameters["alpha"] == pytest.approx(0.35, rel=1e-4)
-    assert study.fit.heldout is None
+    assert study.fit.eval_set is None
     on_code = study.on("code")
     assert on_code.fit.law.parameters["alpha"] == pytest.approx(0.30, rel=1e-4)
-    assert on_code.fit.heldout == "code"
-    assert on_code.isoflop.heldout == "code"
+    assert on_code.fit.eval_set == "code"
+    assert on_code.isoflop.eval_set == "code"
     assert on_code.on(None).fit == study.fit
 
 
@@ -264,20 +266,20 @@ def said(capsys):
 
 def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
     folder = study.folder.path
-    status, output, _ = said("fit", folder, "--heldout", "code", "--json")
+    status, output, _ = said("fit", folder, "--eval-set", "code", "--json")
     fit = json.loads(output)
-    assert (status, fit["heldout"]) == (0, "code")
+    assert (status, fit["eval_set"]) == (0, "code")
     assert fit["law"]["parameters"]["beta"] == pytest.approx(0.30, rel=1e-4)
-    assert "Loss on code: nats per token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
-    assert "held-out on code, nats per token" in said("fit", folder, "--heldout", "code", "--checklist")[1]
+    assert "Loss on code: nats per token" in said("fit", folder, "--eval-set", "code", "--checklist")[1]
+    assert "held-out on code, nats per token" in said("fit", folder, "--eval-set", "code", "--checklist")[1]
     assert "on code" not in said("fit", folder, "--checklist")[1]
     predicted = [
         json.loads(said("predict", folder, "--flops", 1e22, "--json", *more)[1])
-        for more in ((), ("--heldout", "code"))
+        for more in ((), ("--eval-set", "code"))
     ]
     assert predicted[0]["loss"]["value"] != pytest.approx(predicted[1]["loss"]["value"], rel=0.01)
-    assert said("backtest", folder, "--heldout", "code")[0] == 0
-    status, output, _ = said("report", folder, "--heldout", "code")
+    assert said("backtest", folder, "--eval-set", "code")[0] == 0
+    status, output, _ = said("report", folder, "--eval-set", "code")
     assert status == 0
     page = folder / "report" / "code" / "index.html"
     assert "Loss on code: nats per token" in page.read_text()
@@ -286,15 +288,15 @@ def test_the_command_line_fits_predicts_and_reports_on_a_set(study, said):
 
 
 def test_a_set_of_a_table_or_of_a_fit_is_the_users_mistake(study, said, tmp_path):
-    status, _, error = said("fit", study.folder.path, "--heldout", "prose")
+    status, _, error = said("fit", study.folder.path, "--eval-set", "prose")
     assert status == 2
     assert "held-out sets of these runs: code" in error
     (tmp_path / "runs.csv").write_text(study.runs.csv())
-    status, _, error = said("fit", tmp_path / "runs.csv", "--heldout", "code")
+    status, _, error = said("fit", tmp_path / "runs.csv", "--eval-set", "code")
     assert status == 2
     assert "a table has one loss a run; name its column with --column loss=COLUMN" in error
     assert said("fit", tmp_path / "runs.csv", "--column", "loss=loss_code", "--out", tmp_path / "fit.json")[0] == 0
-    status, _, error = said("predict", tmp_path / "fit.json", "--flops", 1e22, "--heldout", "code")
+    status, _, error = said("predict", tmp_path / "fit.json", "--flops", 1e22, "--eval-set", "code")
     assert status == 2
-    assert "--heldout code" in error
+    assert "--eval-set code" in error
     assert "give the study or the table of runs instead" in error

@@ -12,12 +12,12 @@ from flops_fit_core.records import LawFit
 
 
 def expected_params(experiment: Experiment, registry: Registry) -> Callable[[float], float] | None:
-    """N_opt(C) of ``sweep.previous_fit``, or None if the experiment names no fit."""
-    if experiment.sweep.previous_fit is None:
+    """N_opt(C) of ``sweep.init_from_fit``, or None if the experiment names no fit."""
+    if experiment.sweep.init_from_fit is None:
         return None
     from flops_fit_core.fitting import load_fit
 
-    law = load_fit(Path(experiment.sweep.previous_fit))
+    law = load_fit(Path(experiment.sweep.init_from_fit))
     fitter = fitter_of(law, registry)
     return lambda flops: fitter.optimum(law, flops).params.value
 

@@ -39,7 +39,7 @@ def plans(registry, width, steps, batch_size, context):
             "dataset": {"name": "text", "context": context},
             "optimizer": {"name": "adamw"},
             "recipe": {"name": "default", "lr": rate},
-            "trainer": {"name": "torch", "heldout_tokens": 1024},
+            "trainer": {"name": "torch", "eval_tokens": 1024},
             "device": {"name": "cpu"},
         }
         yield make_plan(make_experiment(table, registry))
@@ -71,7 +71,9 @@ def main():
     for width in [int(one) for one in given.widths.split(",")]:
         both = list(plans(registry, width, given.steps, batch_size=8, context=64))
         alone = [job for plan in both for job in plan.jobs({run.id for run in plan.runs})]
-        packed = Job(id="pack", trajectories=tuple(plan.trajectories[0] for plan in both), device=alone[0].device)
+        packed = Job(
+            id="vmap_runs", trajectories=tuple(plan.trajectories[0] for plan in both), device=alone[0].device
+        )
         ratios, speeds = [], []
         for _ in range(given.rounds):
             one_by_one, tokens, losses = timed(alone, registry)

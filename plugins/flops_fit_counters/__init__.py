@@ -7,8 +7,8 @@ from collections.abc import Iterable
 
 from flops_fit_core import ConfigError
 from flops_fit_core.plugins import CounterInput, FlopCount, FlopCounterSpec, hookimpl
-from flops_fit_flops.hoffmann import HoffmannOptions, count_hoffmann
-from flops_fit_flops.size import CounterOptions, params
+from flops_fit_counters.hoffmann import HoffmannOptions, count_hoffmann
+from flops_fit_counters.size import CounterOptions, params
 
 
 def count_chinchilla(options: CounterOptions, measured: CounterInput) -> FlopCount:
@@ -16,7 +16,7 @@ def count_chinchilla(options: CounterOptions, measured: CounterInput) -> FlopCou
     et al. 2022, section 3.3). Leaves out attention, which at a small width and a long context is not small,
     and experts that a token is not sent to, also where N is all parameters."""
     n, name = params(options, measured)
-    idle = measured.parameters.idle if options.n == "total" else 0
+    idle = measured.parameters.inactive if options.n == "total" else 0
     return FlopCount(6.0 * (n - idle), n, "6 N D with N of what a token uses" if idle else "6 N D", name)
 
 
@@ -24,7 +24,7 @@ def count_own(options: CounterOptions, measured: CounterInput) -> FlopCount:
     """The family's own ``flops_per_token``. Raises ConfigError for a family without one."""
     if measured.own_flops_per_token is None:
         raise ConfigError(
-            f'model {measured.family!r} does not count its own FLOPs: write flops = "chinchilla" (6 N D) or '
+            f'model {measured.family!r} does not count its own FLOPs: write counter = "chinchilla" (6 N D) or '
             f'"traced" (what torch counts)'
         )
     n, name = params(options, measured)

@@ -30,8 +30,8 @@ def params(options: CounterOptions, measured: CounterInput) -> tuple[int, str]:
     counts = measured.parameters
     by_name = {"matmul": counts.matmul, "total": counts.total, "non-embedding": counts.non_embedding}
     if by_name[options.n] < 1:
-        raise ConfigError(f'model {measured.family!r} has no {N_NAMES[options.n]}: write n = "total" in [flops]')
+        raise ConfigError(f'model {measured.family!r} has no {N_NAMES[options.n]}: write n = "total" in [counter]')
     name = N_NAMES[options.n]
-    if counts.idle and options.n != "total":
+    if counts.inactive and options.n != "total":
         name = name.replace("parameters", "parameters that a token uses", 1)
     return by_name[options.n], name

@@ -6,7 +6,7 @@ from typing import Literal
 
 from flops_fit_core import ConfigError
 from flops_fit_core.plugins import CounterInput, FlopCount, TransformerShape
-from flops_fit_flops.size import CounterOptions, params
+from flops_fit_counters.size import CounterOptions, params
 
 
 class HoffmannOptions(CounterOptions):
@@ -27,7 +27,7 @@ def count_hoffmann(options: HoffmannOptions, measured: CounterInput) -> FlopCoun
     if shape is None:
         raise ConfigError(
             f"model {measured.family!r} does not describe its shape (ModelSpec.shape), which the formula needs: "
-            f'write flops = "traced" (what torch counts) or "chinchilla" (6 N D)'
+            f'write counter = "traced" (what torch counts) or "chinchilla" (6 N D)'
         )
     left_out = LEFT_OUT[options.vocabulary]
     found = {name: flops for name, flops in terms(shape).items() if name not in left_out}
