@@ -25,7 +25,7 @@ from flops_fit_hf_models.reading import read_configuration
 if TYPE_CHECKING:
     from torch import nn
 
-REQUIRES = ("transformers>=4.50",)
+REQUIRES = ("transformers>=5.23",)
 Init = Literal["architecture", "fan_in"]
 Fields = Annotated[dict[str, JsonValue], BeforeValidator(read_configuration)]
 
