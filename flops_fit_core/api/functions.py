@@ -200,7 +200,11 @@ def find_optimal(
         store: Name, table, spec, or a ResultStore.
         device: ``"auto"``, ``"cpu"``, ``"cuda:1"``, a torch.device, table or spec.
         schedule: Name, table or spec; by default the optimizer's, which for most is cosine.
-        recipe, trainer, executor, fitter, loggers: Name, table or spec.
+        recipe: Name, table or spec.
+        trainer: Name, table or spec.
+        executor: Name, table or spec.
+        fitter: Name, table or spec.
+        loggers: Names, tables or specs.
         train: False to plan only: see ``.plan``, ``.plan.flops`` and ``.seconds()`` of the study.
         resume: Whether finished runs in ``output_dir`` count; False trains them again.
         output_dir: The study's folder; by default ``runs/<name>``.
