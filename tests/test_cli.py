@@ -354,6 +354,8 @@ def test_a_run_without_a_result_is_shown_as_planned(formula):
 
 
 def test_an_unknown_run_id_names_the_command_that_lists_ids(formula, call):
+    status, _, error = call("show", formula)
+    assert (status, error) == (2, f"error: name at least one run: 'flops-fit runs {formula}' lists their ids\n")
     status, _, error = call("show", formula, "xyz")
     assert (status, error) == (2, f"error: formula has no run 'xyz'; 'flops-fit runs {formula}' lists their ids\n")
 

@@ -170,7 +170,7 @@ def test_defaults_are_not_made_ambiguous_by_another_plugin() -> None:
     other = plugin("flops_fit_optimizers", OptimizerSpec(name="sgd", build=nothing, width_scaling="none"))
     registry = make_registry(other=other)
     assert make(registry).optimizer.name == "optim/sgd"
-    with pytest.raises(ConfigError, match="optimizer: 2 plugins offer a optimizer named 'sgd'; write"):
+    with pytest.raises(ConfigError, match="optimizer: 2 plugins offer optimizer 'sgd'; write"):
         make(registry, optimizer="sgd")
     assert make(registry, optimizer="other/sgd").optimizer.name == "other/sgd"
 

@@ -223,7 +223,7 @@ def test_a_name_two_plugins_offer_must_be_qualified(site: Site) -> None:
     source = OFFER.format(name="sqlite").replace(', width_scaling="none"', "")
     site.install("flops-fit-other", "other", source.replace("Optimizer", "Store").replace("optimizers", "stores"))
     registry = Registry()
-    with pytest.raises(PluginNotFound, match="2 plugins offer a store named 'sqlite'; write 'other/sqlite' or"):
+    with pytest.raises(PluginNotFound, match="2 plugins offer store 'sqlite'; write 'other/sqlite' or"):
         registry.find("store", "sqlite")
     assert registry.find("store", "other/sqlite").source == "flops-fit-other 1.0"
     assert registry.find("store", "stores/sqlite").source.startswith("flops-fit ")

@@ -204,6 +204,7 @@ def test_a_fit_has_a_diagnostic_about_other_results(formula, call):
     call("run", "formula.json", "--out", "study", "--set", "dataset.noise=0.01")
     codes = [item["code"] for item in json.loads(call("fit", "study", "--json")[1])["diagnostics"]]
     assert codes.count("other-results") == 1
+    assert "9 finished runs differ" in call("predict", "study", "--flops", "1e20")[1]
     assert "9 finished runs differ" in str(Study.open(formula).table())
     assert "9 finished runs differ" in (formula / "report" / "index.html").read_text()
 

@@ -197,6 +197,8 @@ def predict(
     print_table(predictions_table(law, optima))
     if request.is_table:
         print_notes([item for item in law.diagnostics if item.severity == "warning" or item.code == "columns"])
+    else:
+        print_notes([item for item in law.diagnostics if item.code == "other-results"])
     for budget, extra in zip(flops, extras, strict=True):
         for line in laws.describe_extras(extra):
             print_text(f"C = {budget:.4g}: {line}")

@@ -9,7 +9,7 @@ import typer
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_csv, print_json, print_message, print_table, print_text
 from flops_fit_core.cli.summary import print_summary
-from flops_fit_core.errors import FitError
+from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.study import Study
 
 
@@ -111,9 +111,9 @@ def runs(
 def show(
     source: args.SourceArgument,
     ids: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(help="Ids of runs, as 'runs' lists them, or their first characters.", metavar="ID..."),
-    ],
+    ] = None,
     out: args.OutOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
@@ -122,6 +122,8 @@ def show(
     """Show all details of single runs: plugins, options, every attempt, tracebacks."""
     from flops_fit_core.cli import run_details
 
+    if not ids:
+        raise ConfigError(f"name at least one run: 'flops-fit runs {source}' lists their ids")
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     runs = run_details.find_runs(study, ids)
     if json:

@@ -113,7 +113,7 @@ class Registry:
             raise PluginNotFound(self._not_found(kind, name))
         if len(matches) > 1:
             names = " or ".join(repr(offer.name) for offer in matches)
-            raise PluginNotFound(f"{len(matches)} plugins offer a {kind} named {bare!r}; write {names}")
+            raise PluginNotFound(f"{len(matches)} plugins offer {kind} {bare!r}; write {names}")
         if missing := matches[0].missing():
             raise ConfigError(matches[0].install_message(missing))
         return matches[0]
