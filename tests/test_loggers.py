@@ -166,12 +166,12 @@ def test_progress_has_the_number_of_the_attempt(tmp_path):
 
 
 def test_a_logger_is_started_before_it_receives_results_from_the_outbox(tmp_path):
-    from test_sweep import Notes, Setting
+    from test_sweep import RecordingLogger, Setting
 
-    setting, notes = Setting(tmp_path), Notes()
+    setting, logger = Setting(tmp_path), RecordingLogger()
     Outbox(setting.folder).put(example_result(run=setting.plan.runs[0]))
-    setting.driver(setting.store(), loggers=[notes], folder=setting.folder).run()
-    assert notes.told[:2] == ["started", "completed"]
+    setting.driver(setting.store(), loggers=[logger], folder=setting.folder).run()
+    assert logger.calls[:2] == ["started", "completed"]
 
 
 # ---------------------------------------------------------------------------- the terminal

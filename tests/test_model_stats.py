@@ -92,7 +92,7 @@ def test_parameters_from_an_iterator_are_kept():
         parameter.shape for parameter in model.first.parameters()
     ]
     assert (
-        count_parameters(model, TASK, [group]).idle
+        count_parameters(model, TASK, [group]).inactive
         == sum(parameter.numel() for parameter in model.first.parameters()) / 2
     )
 
@@ -108,7 +108,7 @@ def test_num_params_without_inactive_parameters_is_refused():
 
 @pytest.mark.parametrize("share", [0, -0.5, 1.5, float("nan")])
 def test_an_invalid_share_is_refused(share):
-    with pytest.raises(ValueError, match="a share above 0, at most 1"):
+    with pytest.raises(ValueError, match="active must be above 0 and at most 1"):
         ParameterGroup([], active=share)
 
 

@@ -298,7 +298,7 @@ def test_an_optimizer_that_scales_as_it_declares_is_planned(width_scaling, group
 )
 def test_an_optimizer_that_does_not_scale_as_it_declares_is_refused_in_planning(width_scaling, groups, problem):
     message = (
-        rf"'mine/declared' declares width_scaling='{width_scaling}', and .* of \S*weight {problem} with the width"
+        rf"'mine/declared' declares width_scaling='{width_scaling}', but .* of \S*weight {problem} with the width"
     )
     with pytest.raises(
         PluginError, match=rf"{message}: in build, .* run\.param_groups\(model, lr, weight_decay\)"

@@ -115,7 +115,7 @@ class OneHot(TableAsParameter):
 
 
 def test_a_lookup_by_a_product_is_a_product():
-    assert count_parameters(OneHot(), TASK).lookup == 0
+    assert count_parameters(OneHot(), TASK).lookup_table == 0
 
 
 class Positions(TableAsParameter):

@@ -291,7 +291,7 @@ def test_a_cuda_device_that_is_not_there_says_what_to_write(monkeypatch):
         built("device", "cuda", index=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="cuda:1: there are 1"):
+    with pytest.raises(ConfigError, match="cuda:1: valid indices are 0 to 0"):
         built("device", "cuda", index=1)
 
 

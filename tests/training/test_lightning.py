@@ -127,12 +127,12 @@ def only(results: list[RunResult]) -> RunResult:
     return result
 
 
-@pytest.mark.parametrize("clip", [1.0, 0.05, None])
-def test_a_plain_module_ends_like_the_torch_trainer(own, clip):
+@pytest.mark.parametrize("grad_clip", [1.0, 0.05, None])
+def test_a_plain_module_ends_like_the_torch_trainer(own, grad_clip):
     bench = Bench()
     model = {"name": "bench/net", "dropout": 0.2}
-    ours = only(train(bench.table(model=model, trainer={"grad_clip": clip}), bench.registry()))
-    theirs = only(train(bench.table(model=model, trainer=lightning(own, clip=clip)), bench.registry()))
+    ours = only(train(bench.table(model=model, trainer={"grad_clip": grad_clip}), bench.registry()))
+    theirs = only(train(bench.table(model=model, trainer=lightning(own, grad_clip=grad_clip)), bench.registry()))
     assert ours.loss == pytest.approx(theirs.loss, rel=1e-6)
     assert theirs.loss < 2.0  # a uniform guess has ln 12 = 2.48
     for same in ("tokens", "unique_tokens", "eval_tokens", "flops", "bits_per_byte", "precision"):
@@ -161,7 +161,7 @@ def test_a_module_may_optimize_by_hand(own):
     bench = Bench()
     table = bench.table(trainer=lightning(own, "ByHand"), optimizer={"lr": 0.5})
     by_hand = only(train(table, bench.registry()))
-    table = bench.table(trainer=lightning(own, "OwnOptimizer", clip=None), optimizer={"lr": 0.5})
+    table = bench.table(trainer=lightning(own, "OwnOptimizer", grad_clip=None), optimizer={"lr": 0.5})
     assert by_hand.loss == pytest.approx(only(train(table, bench.registry())).loss, rel=1e-6)
 
 

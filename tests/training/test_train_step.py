@@ -28,7 +28,7 @@ def test_micro_batches_reach_the_loss_of_the_whole_batch_within_rounding(micro_b
 
 
 def test_clipping_sees_the_gradient_of_the_whole_batch():
-    undivided, parts = result(clip=1e-3), result(4, clip=1e-3)
+    undivided, parts = result(grad_clip=1e-3), result(4, grad_clip=1e-3)
     assert parts.loss == pytest.approx(undivided.loss, rel=2e-5)
     assert parts.loss != pytest.approx(result().loss, rel=1e-4)
 
