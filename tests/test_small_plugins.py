@@ -241,7 +241,7 @@ def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
     ("n", "params", "flops_name", "params_name"),
     [
         ("matmul", 300, "6 N D", "matmul parameters that a token uses (all but lookup tables)"),
-        ("total", 1000, "6 N D with N of what a token uses", "all parameters"),
+        ("total", 1000, "6 N D with N of active parameters", "all parameters"),
         ("non-embedding", 100, "6 N D", "parameters that a token uses without embeddings and output head"),
     ],
 )
@@ -291,7 +291,7 @@ def test_a_cuda_device_that_is_not_there_says_what_to_write(monkeypatch):
         built("device", "cuda", index=1)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    with pytest.raises(ConfigError, match="cuda:1: there are 1"):
+    with pytest.raises(ConfigError, match="cuda:1: valid indices are 0 to 0"):
         built("device", "cuda", index=1)
 
 
