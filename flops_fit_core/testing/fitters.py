@@ -36,10 +36,11 @@ class FitterConformance(Kit):
     override :meth:`loss`. For a fitter that needs other runs, such as training curves, override
     :meth:`observations`.
 
-    Attributes: accuracy: Largest error of N_opt and the exponents without noise, as a factor minus 1. A fitter
-        with another law than that of the runs has a systematic error. extrapolates: Whether it predicts the
-        optimum of ten times the largest budget. needs: Smallest number of runs that it may fit. It must refuse
-        fewer runs.
+    Attributes:
+        accuracy: Largest error of N_opt and the exponents without noise, as a factor minus 1. A fitter with
+            another law than that of the runs has a systematic error.
+        extrapolates: Whether it predicts the optimum of ten times the largest budget.
+        needs: Smallest number of runs that it may fit. It must refuse fewer runs.
     """
 
     kind: ClassVar[str] = "fitter"

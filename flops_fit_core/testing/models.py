@@ -35,10 +35,11 @@ Build = Callable[..., "nn.Module"]
 class ModelConformance(Kit):
     """Tests for every model family. Inherit, set ``name`` and small ``options``, and run pytest.
 
-    Attributes: task: The task of the models. trains: False for a family that is counted but never trained, such as
-        that of a loss surface. flops_tolerance: Largest relative difference between the family's FLOPs and three
-        times torch's count of the forward pass. Increase it for a family with many operations that are not matrix
-        products.
+    Attributes:
+        task: The task of the models.
+        trains: False for a family that is counted but never trained, such as that of a loss surface.
+        flops_tolerance: Largest relative difference between the family's FLOPs and three times torch's count of
+            the forward pass. Increase it for a family with many operations that are not matrix products.
     """
 
     kind: ClassVar[str] = "model"

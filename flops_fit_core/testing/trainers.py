@@ -307,10 +307,10 @@ class TrainerConformance(Kit):
     ) -> None:
         """Several runs trained as one model, to within rounding."""
         self._require(all_plugins, "vmap_runs")
-        separate, packed = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
-        assert len(packed.jobs({run.id for run in packed.runs})) == 1
+        separate, vmapped = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
+        assert len(vmapped.jobs({run.id for run in vmapped.runs})) == 1
         expected = losses(train(separate, folder=tmp_path / "separate"))
-        assert losses(train(packed)) == pytest.approx(expected, rel=1e-3)
+        assert losses(train(vmapped)) == pytest.approx(expected, rel=1e-3)
 
     def _require(self, registry: Registry, ability: str) -> None:
         if ability not in registry.find(self.kind, self.name).spec.can:
