@@ -302,7 +302,7 @@ class TrainerConformance(Kit):
             alone = losses(train(runs, done=done, folder=tmp_path / run.id))
             assert alone[run.id] == pytest.approx(branched[run.id], rel=self.tolerance)
 
-    def test_packed_runs_end_like_runs_that_were_trained_alone(
+    def test_vmapped_runs_end_like_runs_that_were_trained_alone(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, all_plugins: Registry
     ) -> None:
         """Several runs trained as one model, to within rounding."""
