@@ -129,5 +129,5 @@ def test_an_event_that_the_server_rejects_is_reported_and_skipped(tmp_path, capl
     logger.close()
     assert runs.done == ["open", 2, "close"]
     assert [record.getMessage() for record in caplog.records] == [
-        "logger unsteady: the server rejects an event, skipped: ValueError: no run takes 0 seconds"
+        "logger unsteady: a call cannot succeed and is skipped: ValueError: no run takes 0 seconds"
     ]

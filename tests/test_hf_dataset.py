@@ -346,6 +346,32 @@ def test_a_cache_that_cannot_be_used_says_what_to_write(tmp_path, saved, tokeniz
         opened(path=saved, tokenizer=tokenizer)
 
 
+def test_the_fingerprint_and_the_cache_stay_those_of_earlier_versions(tmp_path, cache):
+    """A run's id depends on the fingerprint, and the names of the rows are part of it."""
+    path, code = tmp_path / "ids.jsonl", tmp_path / "held.jsonl"
+    for file, starts in ((path, range(0, 400, 7)), (code, (500, 600))):
+        file.write_text("".join(json.dumps({"ids": list(range(start, start + 40))}) + "\n" for start in starts))
+    options = {"path": path, "column": "ids", "vocab_size": 1000, "end_of_text": 0, "eval_share": 0.2}
+    dataset = opened(**options, eval_sets={"code": str(code)})
+    assert dataset.fingerprint == "63e8c24220c2ed4e"
+    (metadata,) = cache.glob("*/about.json")
+    assert metadata.parent.name == "a3cc2cb78b4994a6"
+    assert json.loads(metadata.read_text())["files"] == {
+        "training": "0.npy",
+        "heldout": "1.npy",
+        "heldout code": "2.npy",
+    }
+
+
+def test_a_cache_with_other_rows_is_an_error_that_names_its_folder(saved, tokenizer, cache):
+    opened(path=saved, tokenizer=tokenizer)
+    (metadata,) = cache.glob("*/about.json")
+    metadata.write_text(metadata.read_text().replace('"heldout"', '"eval"'))
+    message = rf"{metadata.parent} is damaged \(its rows are training, eval\): delete it"
+    with pytest.raises(DataError, match=message):
+        opened(path=saved, tokenizer=tokenizer)
+
+
 # ---------------------------------------------------------------------------- mistakes
 
 

@@ -241,7 +241,7 @@ def test_chinchilla_counts_6_n_with_the_n_that_was_asked_for(n, params):
     ("n", "params", "flops_name", "params_name"),
     [
         ("matmul", 300, "6 N D", "matmul parameters that a token uses (all but lookup tables)"),
-        ("total", 1000, "6 N D with N of what a token uses", "all parameters"),
+        ("total", 1000, "6 N D with N of active parameters", "all parameters"),
         ("non-embedding", 100, "6 N D", "parameters that a token uses without embeddings and output head"),
     ],
 )

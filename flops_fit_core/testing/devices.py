@@ -54,7 +54,7 @@ class DeviceConformance(Kit):
 
     # ------------------------------------------------------------------ before a run
 
-    def test_its_places_are_environment_variables(self, chosen: PluginConfig[Any]) -> None:
+    def test_its_slots_are_environment_variables(self, chosen: PluginConfig[Any]) -> None:
         """At least one slot, and the same slots at the next call."""
         slots = chosen.spec.slots(chosen.options)
         assert slots, "no slot on this machine: return at least one"
@@ -62,7 +62,7 @@ class DeviceConformance(Kit):
             assert all(isinstance(text, str) for pair in slot.items() for text in pair), f"{slot} is not text"
         assert list(chosen.spec.slots(chosen.options)) == list(slots)
 
-    def test_asking_for_places_starts_no_cuda(self, chosen: PluginConfig[Any]) -> None:
+    def test_listing_slots_starts_no_cuda(self, chosen: PluginConfig[Any]) -> None:
         """A driver that has initialized CUDA cannot leave its GPUs to workers."""
         import torch
 

@@ -138,7 +138,7 @@ class RecipeConformance(Kit):
             assert hyper.batch_size in (None, 7) or hyper == build(self.run(run.params, run.tokens, lr=0.00123))
             assert hyper.lr is None or hyper.lr > 0
 
-    def test_a_trunk_is_served_too(self, build: Build) -> None:
+    def test_a_shared_stable_phase_is_served_too(self, build: Build) -> None:
         """Runs of several lengths share the values."""
         for run in self.runs(trunk=True):
             build(run)

@@ -302,15 +302,15 @@ class TrainerConformance(Kit):
             alone = losses(train(runs, done=done, folder=tmp_path / run.id))
             assert alone[run.id] == pytest.approx(branched[run.id], rel=self.tolerance)
 
-    def test_packed_runs_end_like_runs_that_were_trained_alone(
+    def test_vmapped_runs_end_like_runs_that_were_trained_alone(
         self, plan: Callable[..., SweepPlan], train: Callable[..., Events], tmp_path: Path, all_plugins: Registry
     ) -> None:
         """Several runs trained as one model, to within rounding."""
         self._require(all_plugins, "vmap_runs")
-        separate, packed = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
-        assert len(packed.jobs({run.id for run in packed.runs})) == 1
+        separate, vmapped = plan(seeds=3), plan(seeds=3, trainer={"vmap_runs": 3})
+        assert len(vmapped.jobs({run.id for run in vmapped.runs})) == 1
         expected = losses(train(separate, folder=tmp_path / "separate"))
-        assert losses(train(packed)) == pytest.approx(expected, rel=1e-3)
+        assert losses(train(vmapped)) == pytest.approx(expected, rel=1e-3)
 
     def _require(self, registry: Registry, ability: str) -> None:
         if ability not in registry.find(self.kind, self.name).spec.can:

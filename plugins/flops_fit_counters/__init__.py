@@ -16,8 +16,8 @@ def count_chinchilla(options: CounterOptions, model: CounterInput) -> FlopCount:
     et al. 2022, section 3.3). Leaves out attention, which is not small for a small width and a long context, and
     inactive experts, even if N is all parameters."""
     n, name = params(options, model)
-    idle = model.parameters.inactive if options.n == "total" else 0
-    return FlopCount(6.0 * (n - idle), n, "6 N D with N of what a token uses" if idle else "6 N D", name)
+    inactive = model.parameters.inactive if options.n == "total" else 0
+    return FlopCount(6.0 * (n - inactive), n, "6 N D with N of active parameters" if inactive else "6 N D", name)
 
 
 def count_own(options: CounterOptions, model: CounterInput) -> FlopCount:
@@ -28,7 +28,7 @@ def count_own(options: CounterOptions, model: CounterInput) -> FlopCount:
             f'"traced" (what torch counts)'
         )
     n, name = params(options, model)
-    return FlopCount(model.own_flops_per_token, n, f"as {model.family} counts itself", name)
+    return FlopCount(model.own_flops_per_token, n, f"counted by model {model.family}", name)
 
 
 def count_traced(options: CounterOptions, model: CounterInput) -> FlopCount:

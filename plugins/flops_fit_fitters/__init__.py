@@ -38,7 +38,8 @@ class ParametricOptions(BootstrapOptions):
     """Objective for the residuals of ln L. ``robust``: least squares without gross outliers, which are listed.
     ``huber``: delta 1e-3, as published."""
     bootstrap: Literal["residuals", "cases"] = "residuals"
-    """``cases`` draws complete runs (or trunks of runs that share one) with replacement. It needs at least 20."""
+    """``cases`` draws complete runs with replacement, runs with a shared stable phase together. It needs at least
+    20."""
 
 
 def isoflop(options: Any) -> Fitter:

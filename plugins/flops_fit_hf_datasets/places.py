@@ -73,9 +73,9 @@ def find_places(options: HFOptions) -> Places:
         eval_source=None if main is None else _eval_documents(path, splits, main),
         further={name: _eval_documents(path, splits, place) for name, place in options.eval_sets.items()},
     )
-    heldout_parts = [*places.further.values(), *([places.eval_source] if places.eval_source else [])]
+    eval_parts = [*places.further.values(), *([places.eval_source] if places.eval_source else [])]
     training_files = {file.resolve() for file in training.files}
-    for part in heldout_parts:
+    for part in eval_parts:
         if shared := training_files & {file.resolve() for file in part.files}:
             raise unusable(
                 f"{training.label} is trained on and {part.label} is held out, and both have {sorted(shared)[0]}"

@@ -22,8 +22,9 @@ logger = logging.getLogger("flops_fit")
 
 FORMAT = 1
 """Increase it when the same documents get other tokens or other files."""
-TRAINING, EVAL, FURTHER = "training", "eval", "eval "
-"""Names of the rows. The last is a prefix of the name of an additional held-out set."""
+# The fingerprint includes these names: other names would change the ids of all runs.
+TRAINING, EVAL, FURTHER = "training", "heldout", "heldout "
+"""Names of the rows in the cache. The last is a prefix of the name of an additional held-out set."""
 
 
 def open_tokens(options: HFOptions, seed: int) -> TokenDataset:
@@ -31,6 +32,8 @@ def open_tokens(options: HFOptions, seed: int) -> TokenDataset:
     places = find_places(options)
     cache = TokenCache(Path(options.cache) if options.cache else default_folder())
     folder, metadata = cache.get(_key(options, places), lambda folder: _write_rows(folder, options, places))
+    if not {TRAINING, EVAL} <= metadata["files"].keys():
+        raise unusable(f"{folder} is damaged (its rows are {', '.join(metadata['files'])}): delete it")
     rows = {name: map_row(folder / file) for name, file in metadata["files"].items()}
     return TokenDataset(
         rows.pop(TRAINING),
@@ -91,13 +94,13 @@ def _write_rows(folder: Path, options: HFOptions, places: Places) -> dict[str, A
         for writer in writers.values():
             writer.close()
     _check_not_empty(writers, places)
-    eval_source = writers[EVAL]
+    eval_row = writers[EVAL]
     contents = {name: [writer.count, writer.fingerprint] for name, writer in writers.items()}
     return {
         "files": files,
         "vocab_size": encoder.vocab_size,
         "fingerprint": content_hash([encoder.vocab_size, contents]),
-        "bytes_per_token": eval_source.text_bytes / eval_source.count if eval_source.text_bytes else None,
+        "bytes_per_token": eval_row.text_bytes / eval_row.count if eval_row.text_bytes else None,
     }
 
 

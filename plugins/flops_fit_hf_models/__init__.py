@@ -161,8 +161,8 @@ def heads(options: HFOptions | LadderOptions) -> tuple[int, int] | None:
 
 
 def scale(options: LadderOptions, target_params: int) -> LadderOptions:
-    """The rung with the nearest N on a log scale. N counts active parameters without lookup tables, with the
-    vocabulary of the configuration."""
+    """The configuration with the nearest N on a log scale. N counts active parameters without lookup tables, with
+    the vocabulary of the configuration."""
     from flops_fit_hf_models.ladder import nearest
 
     return nearest(options, target_params)

@@ -17,16 +17,17 @@ VOCABULARY = 32_000
 
 
 def nearest(options: LadderOptions, target: int) -> LadderOptions:
-    """The same options at the rung with the nearest N on a log scale. N counts active matmul parameters."""
+    """The same options with the configuration of the nearest N on a log scale. N counts active matmul
+    parameters."""
     values = options.model_dump(exclude_unset=True)
     numbers = range(1, len(options.configs) + 1)
-    rungs = [LadderOptions.model_validate({**values, "config_number": number}) for number in numbers]
-    return min(rungs, key=lambda rung: abs(math.log(_parameters(rung.model_dump_json()) / target)))
+    sizes = [LadderOptions.model_validate({**values, "config_number": number}) for number in numbers]
+    return min(sizes, key=lambda size: abs(math.log(_parameters(size.model_dump_json()) / target)))
 
 
 @lru_cache(maxsize=256)
-def _parameters(rung: str) -> float:
-    options = LadderOptions.model_validate_json(rung)
+def _parameters(options_json: str) -> float:
+    options = LadderOptions.model_validate_json(options_json)
     vocabulary: Any = options.config.get("vocab_size") or VOCABULARY
     with torch.device("meta"):
         decoder = build_decoder(options, LanguageTask(int(vocabulary), context=1024))

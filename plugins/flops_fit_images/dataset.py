@@ -155,12 +155,12 @@ def parts_of(options: ImagesOptions) -> tuple[Part, dict[str | None, Part]]:
             )
         training, eval_data[None] = Part(source, indices[~is_held_out]), Part(source, indices[is_held_out])
     else:
-        training, eval_data[None] = Part(source, indices), _load_heldout(options, options.eval_source)
-    further = {name: _load_heldout(options, other) for name, other in options.eval_sets.items()}
+        training, eval_data[None] = Part(source, indices), _load_eval_part(options, options.eval_source)
+    further = {name: _load_eval_part(options, other) for name, other in options.eval_sets.items()}
     return training, eval_data | further
 
 
-def _load_heldout(options: ImagesOptions, name: str) -> Part:
+def _load_eval_part(options: ImagesOptions, name: str) -> Part:
     if name == options.source:
         raise DataError(f"dataset 'images': {name} is both trained on and held out: write another source")
     images = load(name)

@@ -69,7 +69,7 @@ class BackgroundLogger(Logger):
         self._file = folder / "loggers" / f"{name}.unsent.{uuid4().hex[:8]}.jsonl"
         """Unsent results of this object only. Other drivers of the study have other files."""
         self._thinning = Thinning(points)
-        self._patience = flush_timeout
+        self._flush_timeout = flush_timeout
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         """Calls of ``runs``; None ends the background thread."""
         self._unsent: set[tuple[str, int]] = set()
@@ -110,11 +110,11 @@ class BackgroundLogger(Logger):
             logger.warning("logger %s: %s not sent, kept in %s for the next run", self._name, count, self._file)
 
     def _wait_for(self, thread: threading.Thread) -> None:
-        thread.join(min(SILENT_WAIT, self._patience))
-        if thread.is_alive() and self._patience > SILENT_WAIT:
+        thread.join(min(SILENT_WAIT, self._flush_timeout))
+        if thread.is_alive() and self._flush_timeout > SILENT_WAIT:
             message = "logger %s: the sweep has ended, waiting up to %g s to send the rest"
-            logger.warning(message, self._name, self._patience)
-            thread.join(self._patience - SILENT_WAIT)
+            logger.warning(message, self._name, self._flush_timeout)
+            thread.join(self._flush_timeout - SILENT_WAIT)
 
     def _enqueue(self, result: RunResult) -> None:
         with self._lock:
@@ -183,7 +183,7 @@ class BackgroundLogger(Logger):
             try:
                 call()
             except (ValueError, TypeError) as error:
-                logger.warning("logger %s: the server rejects an event, skipped: %s", self._name, one_line(error))
+                logger.warning("logger %s: a call cannot succeed and is skipped: %s", self._name, one_line(error))
                 return False
             except Exception as error:
                 self._wait(error, pause)

@@ -53,7 +53,7 @@ class WandbRuns:
             "reinit": "create_new",  # allows several active runs, without a global run
             "resume": "allow",
         }
-        self._patience = flush_timeout
+        self._flush_timeout = flush_timeout
         self._specs: dict[str, RunSpec] = {}
         self._open: dict[tuple[str, int], Any] = {}
 
@@ -115,7 +115,7 @@ class WandbRuns:
             disable_git=True,
             disable_job_creation=True,
             init_timeout=INIT_SECONDS,
-            finish_timeout=self._patience,
+            finish_timeout=self._flush_timeout,
             x_disable_machine_info=True,
             x_disable_stats=True,
             x_save_requirements=False,

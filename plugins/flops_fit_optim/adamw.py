@@ -17,9 +17,10 @@ class AdamWOptions(Options):
 
     lr: Rate = 0.001
     """Peak learning rate of embeddings, gains and biases, and of matrices at the recipe's base width. The
-    default recipe sets 0.008 for families with a width."""
+    recipe ``width-scaled`` sets 0.008 for families with a width."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    """Decay of the averages of the gradient and of its square. The default recipe sets 0.9 and 0.95."""
+    """Decay of the averages of the gradient and of its square. The recipe
+    ``width-scaled`` sets 0.9 and 0.95."""
     eps: Rate = 1e-8
     """Added to the square root of the squared gradient's average."""
     weight_decay: Decay = 0.0

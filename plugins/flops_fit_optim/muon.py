@@ -24,7 +24,7 @@ class MuonOptions(Options):
 
     lr: Rate = 0.001
     """Peak learning rate. With ``match_rms_adamw`` it is that of AdamW, for all parameters, at the recipe's base
-    width; the default recipe sets 0.008 for families with a width."""
+    width. The recipe ``width-scaled`` then sets 0.008 for families with a width."""
     adam_ratio: Rate = 1.0
     """Learning rate of AdamW's parameters, divided by ``lr``."""
     adjust_lr_fn: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
@@ -39,7 +39,7 @@ class MuonOptions(Options):
     ns_steps: PositiveInt = 5
     """Newton-Schulz iterations that orthogonalize the momentum."""
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    """Betas of AdamW. The default recipe sets 0.9 and 0.95."""
+    """Betas of AdamW. The recipe ``width-scaled`` sets 0.9 and 0.95."""
     eps: Rate = 1e-8
     """Epsilon of AdamW."""
     weight_decay: Decay = 0.0

@@ -25,7 +25,7 @@ class ScheduleFreeOptions(Options):
     twice AdamW's learning rate (Defazio et al. recommend one to ten times)."""
     betas: tuple[Interpolation, Momentum] = (0.9, 0.999)
     """Share of the average in the point at which gradients are computed, and decay of the squared gradient's
-    average. The default recipe sets 0.9 and 0.95."""
+    average. The recipe ``width-scaled`` sets 0.9 and 0.95."""
     eps: Rate = 1e-8
     """Added to the square root of the squared gradient's average."""
     weight_decay: Decay = 0.0

@@ -23,7 +23,7 @@ class PowerLinesOptions(AdamOptions):
     lr: Annotated[float, Field(gt=0)] | None = None
     """Peak learning rate, for which there is no law. Unset: 0.008 for a family with a width."""
     base_width: PositiveInt = 64
-    """Width at which matrices have the learning rate ``lr``, as in ``default``."""
+    """Width at which matrices have the learning rate ``lr``, as in ``width-scaled``."""
     batch_scale: Positive = 0.0306
     """Factor of the batch, in sequences."""
     batch_tokens: float = 0.383

@@ -15,8 +15,8 @@ class WarmupOptions(Options):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Share of D over which the learning rate rises."""
     trunk_warmup: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of D for runs that share a trunk. The warmup must be short, because it is a far larger share of the
-    shortest run. Unset: a fifth of ``warmup``."""
+    """Share of D for runs with a shared stable phase. The warmup must be short, because it is a far larger share
+    of the shortest run. Unset: a fifth of ``warmup``."""
 
 
 def warmup_tokens(options: WarmupOptions, run: RecipeInput) -> int:

@@ -38,7 +38,7 @@ class PostgresOptions(Options):
     """Name of the study in the database. Drivers that share a study must use the same name. Unset: the name of the
     study's folder."""
     reconnect_timeout: Timeout = 60.0
-    """Seconds to retry after the connection is lost, before an error."""
+    """Seconds to retry after the connection is lost, and to wait for another process's lock, before an error."""
 
 
 def build_sqlite(options: StoreOptions, folder: Path) -> ResultStore:

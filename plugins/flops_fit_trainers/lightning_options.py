@@ -33,7 +33,6 @@ class LightningOptions(Options):
     training loss."""
     eval_batch_tokens: Annotated[PositiveInt, Runtime()] = 16_384
     """Tokens (samples) per forward pass of an evaluation. Halved as often as memory runs out."""
-
     checkpoint_minutes: Annotated[float, Field(gt=0), Runtime()] = 5.0
     """Minutes between checkpoints. An interrupted run resumes from its last checkpoint."""
 

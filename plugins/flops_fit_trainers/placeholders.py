@@ -17,7 +17,7 @@ NAMES = {
     "run_id": "id of the run",
     "seed": "seed of the weights and of the order of the data",
     "size": "value of the model's scaling option",
-    "params": "N, as the FLOPs counter counts it",
+    "params": "N by the FLOPs counter",
     "tokens": "D: tokens (samples) to train on, steps x batch_size x context",
     "steps": "optimizer steps",
     "batch_size": "sequences (samples) per step",
@@ -107,6 +107,6 @@ def _option(name: str, options: OptionsOf) -> Any:
     for key in rest.split("."):
         if not isinstance(value, Mapping) or key not in value:
             available = ", ".join(value) if isinstance(value, Mapping) else "nothing"
-            raise ConfigError(f"trainer 'command': {{{name}}}: its {kind} has no {key!r}; there is: {available}")
+            raise ConfigError(f"trainer 'command': {{{name}}}: its {kind} has no {key!r}; available: {available}")
         value = value[key]
     return value

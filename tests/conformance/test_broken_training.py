@@ -383,7 +383,7 @@ def test_broken_recipes_fail_the_kit(failures: Failures) -> None:
         "uses the global generator": {same, tuned, "test_what_the_user_has_set_is_not_contradicted"},
         "ignores the option that tuning writes": {tuned},
         "fails if the user sets the learning rate": {"test_what_the_user_has_set_is_not_contradicted"},
-        "fails in a trunk": {"test_a_trunk_is_served_too"},
+        "fails in a trunk": {"test_a_shared_stable_phase_is_served_too"},
         "caches the batch of a size": {same},
         "returns its warmup in steps": {"test_a_warmup_is_in_tokens"},
         "needs a width": {"test_any_run_is_served_or_refused"},
@@ -459,7 +459,7 @@ def test_broken_devices_fail_the_kit(failures: Failures) -> None:
         },
     )
     computes, precision = "test_it_computes_where_it_says", "test_its_precision_is_one_that_it_computes_in"
-    slots = "test_its_places_are_environment_variables"
+    slots = "test_its_slots_are_environment_variables"
     assert failed.pop("is not a device of torch") >= {computes, precision}
     assert failed.pop("declares float32 and computes in bfloat16") >= {
         precision,
