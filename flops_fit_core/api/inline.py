@@ -247,7 +247,7 @@ def _count(count: Callable[[Any], Any], options: Options, model: CounterInput) -
     result = count(model.module)
     if isinstance(result, FlopCount):
         return result
-    flops_name = f"as {qualified_name(count)} counts"
+    flops_name = f"counted by {qualified_name(count)}"
     used = " that a token uses" if model.parameters.inactive else ""
     params_name = f"matmul parameters{used} (all but lookup tables)"
     return FlopCount(float(result), model.parameters.matmul, flops_name, params_name)
