@@ -196,7 +196,9 @@ def test_the_plugin_guide_works_step_by_step(folder: Path) -> None:
         return process.stdout
 
     command_line = ["-c", "from flops_fit_core.cli import main; main()"]
-    plan = run_python(*command_line, "plan", "conv.toml", "-p", "causal_conv", "--counter", "model", "--no-estimate")
+    plan = run_python(
+        *command_line, "plan", "conv.toml", "-p", "causal_conv", "--counter", "model", "--no-estimate"
+    )
     assert "18 runs" in plan
     assert "causal_conv/conv" in plan, "the family counts its FLOPs itself"
     assert " passed" in run_python("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_causal_conv.py")
