@@ -51,7 +51,7 @@ class Sweep(Table):
     """How many sizes each budget gets from a common log-spaced ladder; or a list of tables of model
     options, each merged over ``[model]``, all of which every budget gets."""
     size_ratio: Annotated[float, Field(gt=1)] = 1.6
-    """N of one rung of the ladder over N of the rung below."""
+    """N of one size of the ladder, divided by N of the next smaller size."""
     tokens_per_param: Positive = 20.0
     """A guess of D / N at the optimum, which centres each budget's sizes."""
     init_from_fit: str | None = None
