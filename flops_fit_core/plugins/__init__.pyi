@@ -13,6 +13,7 @@ from .protocols import BuiltRun as BuiltRun
 from .protocols import CounterInput as CounterInput
 from .protocols import Dataset as Dataset
 from .protocols import Device as Device
+from .protocols import DistributedContext as DistributedContext
 from .protocols import Executor as Executor
 from .protocols import ExecutorContext as ExecutorContext
 from .protocols import Fitter as Fitter

@@ -1,6 +1,6 @@
 """Train eight learning rates of one small size packed and in sequence.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/packing.py [--widths 8,16,32,64] [--steps 150] [--rounds 3]
+    OMP_NUM_THREADS=1 python tests/benchmarks/vmap_runs.py [--widths 8,16,32,64] [--steps 150] [--rounds 3]
 
 A gpt with three layers on the bundled text, one process, one thread; packed and sequential training alternate.
 Prints the tokens per second of both (training steps and everything between them), their ratio, and the difference
