@@ -73,7 +73,7 @@ class InlinePlugin:
 
     @hookimpl
     def flops_fit_flop_counters(self) -> Iterable[Any]:
-        return self._specs_of("flops")
+        return self._specs_of("counter")
 
     @hookimpl
     def flops_fit_stores(self) -> Iterable[Any]:
