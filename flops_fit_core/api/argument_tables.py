@@ -157,7 +157,7 @@ def _make_dataset(make: Callable[[int], Any]) -> Any:
     if isinstance(made, Dataset):
         return made
     type_name = type(made).__name__
-    if hasattr(made, "task") and hasattr(made, "eval_dataset"):
+    if hasattr(made, "task") and hasattr(made, "eval_batches"):
         raise ConfigError(
             f"dataset={name} returned a {type_name}, which does not inherit Dataset: write class "
             f"{type_name}(Dataset), with Dataset from flops_fit_core.plugins"
