@@ -128,7 +128,7 @@ def counter_notes(
         return [f'warning: {difference}{drift}. counter = "traced" counts as torch does']
     if max(max(ratios), 1 / min(ratios)) > MAX_RATIO or max(ratios) / min(ratios) > MAX_DRIFT:
         raise PlanError(
-            f'{difference}. Choose the counter: counter = "traced" counts as torch does; flops = '
+            f'{difference}. Choose the counter: counter = "traced" counts as torch does; counter = '
             f'"{measurer.counter.spec.name}" keeps this counter'
         )
     return [f'{difference}. counter = "traced" counts as torch does']

@@ -160,7 +160,7 @@ def _describe_error(error: Exception, failed: tuple[Exception, str] | None) -> s
 
 def _untraceable(name: str, reason: str) -> Untraceable:
     advice = (
-        'Set flops = "model" if the family counts its FLOPs, or counter = "chinchilla" (6 N D) if every matrix '
+        'Set counter = "model" if the family counts its FLOPs, or counter = "chinchilla" (6 N D) if every matrix '
         "multiplies every token once"
     )
     if reason.startswith(_READS_VALUES):
