@@ -114,7 +114,7 @@ def fit(
         runs, _, _ = laws.read_observations(request, registry)
         intervals = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
         print_text(
-            "By profile likelihood (one level of noise for all runs, no trunks): "
+            "By profile likelihood (one level of noise for all runs, no shared stable phases): "
             + ", ".join(f"{name} = {interval}" for name, interval in intervals.items())
         )
     if checklist:

@@ -198,9 +198,9 @@ def _print_plan(study: Study, seconds: float | None) -> None:
     print_text(f"{len(plan.runs)} runs, {plan.flops:.4g} FLOPs in all{time}. Study: {study.folder.path}")
     if len(plan.trajectories) < len(plan.runs):
         print_text(
-            f"{len(plan.trajectories)} trunks: without sharing, {plan.flops_without_sharing:.4g} FLOPs, so "
-            f"{1 - plan.flops / plan.flops_without_sharing:.0%} are saved. Checkpoints kept for further branches: "
-            f"about {numbers.disk(plan.checkpoint_bytes)}"
+            f"{len(plan.trajectories)} shared stable phases: without sharing, {plan.flops_without_sharing:.4g} "
+            f"FLOPs, so {1 - plan.flops / plan.flops_without_sharing:.0%} are saved. Checkpoints kept for further "
+            f"branches: about {numbers.disk(plan.checkpoint_bytes)}"
         )
 
 
