@@ -316,7 +316,7 @@ def flops_fit_flop_counters():
 def test_audit_prints_counts_terms_and_exponents(run_cli):
     status, output = run_cli("count-flops", "small.json")
     assert status == 0
-    assert "Training FLOPs a token of gpt/gpt" in output
+    assert "Training FLOPs per token of gpt/gpt" in output
     for word in (
         "counters/traced",
         "feed-forward",
