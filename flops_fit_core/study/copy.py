@@ -21,7 +21,7 @@ from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import drivers
 
-FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json")
+FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json", "flops_per_token.json")
 FOLDERS = ("checkpoints", "outbox", "report")
 """The files of a study in addition to its experiment file and its results."""
 PROBE_SECONDS = 5.0
