@@ -140,7 +140,7 @@ def prune_checkpoints(
         bool, typer.Option("--all", help="Also delete those from which interrupted runs would continue.")
     ] = False,
 ) -> None:
-    """Delete the checkpoints from which a larger budget could extend the trunks of a study."""
+    """Delete the checkpoints from which a larger budget could continue the stable phases of a study."""
     from flops_fit_core.report import numbers
 
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
