@@ -322,7 +322,7 @@ def test_audit_prints_counts_terms_and_exponents(run_cli):
         "feed-forward",
         "softmax",
         "counters/hoffmann vocabulary=none",
-        "What the convention",
+        "The exponent by counter",
     ):
         assert word in output
     assert "from Hoffmann et al. 2022, approach 3" in " ".join(output.split())
@@ -339,7 +339,7 @@ def test_audit_shows_three_sizes_or_all(run_cli):
 
 
 def test_audit_accepts_changes_and_lists_counters_that_cannot_count(run_cli):
-    model = ["--set", 'model={name="mlp"}', "--set", "flops.name=traced"]
+    model = ["--set", 'model={name="mlp"}', "--set", "counter.name=traced"]
     result = json.loads(run_cli("count-flops", "small.json", "--json", *model)[1])
     assert result["family"] == "mlp/mlp"
     assert result["counts"][0]["counter"] == "counters/traced"
@@ -368,4 +368,4 @@ def test_the_runs_of_a_study_are_refitted_with_each_counter(run_cli, tmp_path):
         assert rows[counter]["a"] == pytest.approx(expected, rel=1e-3)
         assert rows[counter]["refitted_a"]["value"] == pytest.approx(expected, rel=0.01)
         assert rows[counter]["refitted_b"]["value"] == pytest.approx(1 - phi * expected, rel=0.01)
-    assert "computes nothing" in result["refused"]["counters/traced"]
+    assert "cannot be trained" in result["refused"]["counters/traced"]
