@@ -141,8 +141,8 @@ def test_a_hash_is_sha256_of_canonical_json() -> None:
 def test_an_id_is_a_hash_of_the_identity_fields() -> None:
     """Written out, since changing it orphans every result that anybody has stored."""
     text = (
-        '{"base_width":64,"batch_size":8,"dataset":{"name":"text/text"},"fingerprint":"text 0123456789abcdef",'
-        '"counter":{"name":"counters/model"},"model":{"name":"gpt/gpt","options":{"depth":3,"width":16}},'
+        '{"base_width":64,"batch_size":8,"counter":{"name":"counters/model"},"dataset":{"name":"text/text"},'
+        '"fingerprint":"text 0123456789abcdef","model":{"name":"gpt/gpt","options":{"depth":3,"width":16}},'
         '"optimizer":{"name":"optim/adamw","options":{"betas":[0.9,0.95],"lr":0.01}},'
         '"schedule":{"name":"schedules/cosine"},"seed":0,"steps":100,"tokens":51200,'
         '"trainer":{"name":"trainers/torch"}}'
