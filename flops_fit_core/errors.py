@@ -67,17 +67,16 @@ class RunFailed(FlopsFitError):
 
 
 class SweepFailed(FlopsFitError):
-    """Runs of a sweep failed and none completed: there is nothing to fit. The study's results have the errors."""
+    """Runs of a sweep failed, and none completed, so no law can be fitted. The study's results have the errors."""
 
 
 class StudyWarning(UserWarning):
-    """Something about a study that its owner should know: failed runs, results of another experiment, results in
-    another store."""
+    """A warning about a study: failed runs, results of another experiment, or results in another store."""
 
 
 @contextlib.contextmanager
 def no_exit() -> Iterator[None]:
-    """Raise PlanError where code of the user's own calls ``sys.exit``, which ends a program without a word."""
+    """Raise PlanError if the user's code calls ``sys.exit``, which would end the program without a message."""
     try:
         yield
     except SystemExit as error:
@@ -93,9 +92,9 @@ _FRAME = re.compile(r'^\s*File "(.+?)", line (\d+), in (.+)$', re.MULTILINE)
 
 
 def raised_at(traceback: str) -> str:
-    """``file.py, line 3, in forward``: the innermost frame of a traceback's text that is the user's own code.
+    """``file.py, line 3, in forward``: the innermost frame of the user's code in the text of a traceback.
 
-    Without one, the innermost frame of another installed package; empty where all frames are of Python, torch or
+    Without one, the innermost frame of another installed package; empty if all frames are in Python, torch or
     flops-fit.
     """
     frames = [frame for frame in _FRAME.findall(traceback) if not _is_engine(frame[0])]
@@ -104,7 +103,7 @@ def raised_at(traceback: str) -> str:
 
 
 def _is_engine(file: str) -> bool:
-    """Whether a file is of Python, torch or flops-fit (its bundled plugins too)."""
+    """Whether a file belongs to Python, torch, flops-fit or its bundled plugins."""
     path = Path(file)
     if file.startswith("<") or path.is_relative_to(Path(__file__).parent):
         return True

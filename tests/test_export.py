@@ -160,7 +160,7 @@ def test_a_full_disk_keeps_the_earlier_export(law: Path, tmp_path: Path, monkeyp
 
 def test_a_folder_that_does_not_exist_is_named(law: Path, tmp_path: Path, capsys) -> None:
     assert flops_fit(["export", str(law), "--parquet", str(tmp_path / "nowhere" / "runs.parquet")]) == 2
-    assert f"there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+    assert f"the folder {tmp_path / 'nowhere'} does not exist" in capsys.readouterr().err
 
 
 def test_without_pyarrow_the_error_names_the_extra(law: Path, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import pytest
 
 from flops_fit_core import Study, run
 from flops_fit_core.fitting import optimum, recounted
+from flops_fit_core.plugins.registry import installed
+from flops_fit_core.study.copy import copy_study
+from flops_fit_core.study.directory import StudyFolder
 
 VOCABULARY, CONTEXT = 4096, 512
 E, A, B, ALPHA, BETA = 1.69, 406.4, 410.7, 0.34, 0.28
@@ -60,6 +63,8 @@ def test_optima_far_beyond_the_sizes_are_those_of_the_family(tmp_path):
     beyond = float(message(fit).split("N = ")[1])
     assert beyond > 900 * largest
     assert Study.open(tmp_path / "study").fit == fit
+    copy_study(StudyFolder(tmp_path / "study"), StudyFolder(tmp_path / "copy"), installed(), "json")
+    assert Study.open(tmp_path / "copy").fit == fit
 
 
 def test_the_familys_count_is_kept_with_the_study(tmp_path):

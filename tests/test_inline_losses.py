@@ -330,7 +330,7 @@ def test_a_held_out_loader_uses_its_collate_function(tmp_path):
         ({"eval_dataset": list(ROWS)}, "targets of eval_dataset are the inputs"),
         ({"eval_dataset": TensorDataset(ROWS[:9, :-1], ROWS[:9, 0])}, "both must be of the same kind"),
         ({"eval_dataset": TensorDataset(ROWS[:9, :-1], ROWS[:9, 1:] + VOCAB)}, "eval_dataset does not fit"),
-        ({"eval_dataset": []}, "eval_dataset dataset has 0 items"),
+        ({"eval_dataset": []}, "^eval_dataset has 0 items: give at least 1"),
     ],
 )
 def test_invalid_held_out_data_are_refused(tmp_path, arguments, message):

@@ -331,7 +331,7 @@ def test_a_counter_without_a_result_is_named(given):
             yield FlopCounterSpec(name="wild", build=lambda options, measured: given)
 
     registry = installed().with_plugins({"endless": Endless(), "wild": Wild()})
-    with pytest.raises(PluginError, match=r"flops 'wild/wild' returned .*, not a FlopCount above zero"):
+    with pytest.raises(PluginError, match=r"counter 'wild/wild' returned .*, not a FlopCount above zero"):
         make_plan(make_experiment(surface(counter="wild"), registry))
 
 

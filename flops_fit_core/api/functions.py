@@ -209,7 +209,7 @@ def find_optimal(
         resume: Whether finished runs in ``output_dir`` count; False trains them again.
         output_dir: The study's folder; by default ``runs/<name>``.
         fingerprint: Identifies the model, data and loss if they cannot be fingerprinted.
-        registry: Further plugins; by default the installed plugins.
+        registry: The plugins to use; by default the installed plugins.
         multiple_of: Automatic sizes are multiples of this number; by default the smallest number with multiples
             that can be built, determined by trying values from 1 to 512.
         size_ratio: Ratio of N between neighbouring sizes, by default 1.6.

@@ -53,10 +53,8 @@ def unwrap(data: Any, least: int = 2) -> tuple[Any, Callable[[list[Any]], Batch]
         if not hasattr(data, "__getitem__") and not hasattr(data, "__iter__"):
             raise DataError(f"dataset must be a torch Dataset, IterableDataset or DataLoader, not {type(data)}")
         if hasattr(data, "__len__") and len(data) < least:
-            name, purpose = (
-                ("dataset", "train on") if least > 1 else ("eval_dataset dataset", "measure the loss on")
-            )
-            raise DataError(f"the {name} has {len(data)} items: give at least {least} to {purpose}")
+            name, purpose = ("dataset", "train on") if least > 1 else ("eval_dataset", "measure the loss on")
+            raise DataError(f"{name} has {len(data)} items: give at least {least} to {purpose}")
         return data, default_collate
     is_stream = isinstance(data.dataset, IterableDataset)
     has_default_sampler = is_stream or isinstance(data.sampler, RandomSampler | SequentialSampler)

@@ -91,12 +91,12 @@ class InlineDataset(CompletedDataset):
             return [data.fingerprint, data.eval_share, self.task.tokens_per_sample, *window_split]
         loss, *collate = data.functions
         training = identify_source(self._source)
-        eval_dataset = identify_source(self._eval_source) if self._eval_source is not None else None
-        if eval_dataset == training and not self._reader.has_random_items:
+        held_out = identify_source(self._eval_source) if self._eval_source is not None else None
+        if held_out == training and not self._reader.has_random_items:
             raise DataError(SAME_DATA)
         return [
             training,
-            eval_dataset,
+            held_out,
             data.eval_share,
             loss,
             self.task.tokens_per_sample,

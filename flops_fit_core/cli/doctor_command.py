@@ -22,7 +22,9 @@ def register(app: typer.Typer) -> None:
 def doctor(
     source: Annotated[
         Path | None,
-        typer.Argument(help="An experiment file or a study. Its folder, store and executor are tried, too."),
+        typer.Argument(
+            help="An experiment file or a study. Its folder, store and executor are tried, too.", metavar="SOURCE"
+        ),
     ] = None,
     out: args.OutOption = None,
     overrides: args.SetOption = None,

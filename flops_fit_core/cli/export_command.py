@@ -26,7 +26,7 @@ def export(
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Write every attempt at every run to one Parquet file, also while the study is trained."""
+    """Write every attempt at every run to one Parquet file. The study may be in training."""
     from flops_fit_core.report.parquet import write_parquet
 
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)

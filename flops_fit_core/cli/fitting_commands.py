@@ -15,12 +15,14 @@ from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.records import LawFit
 
-FitArgument = Annotated[
+TABLE = "a table of runs (CSV, TSV, JSON, JSON lines, parquet)"
+RunsArgument = Annotated[
+    Path, typer.Argument(help=f"A study's folder, an experiment file, or {TABLE}.", metavar="SOURCE")
+]
+LawArgument = Annotated[
     Path,
     typer.Argument(
-        help="A study's folder, an experiment file, a table of runs (CSV, TSV, JSON, JSON lines, parquet), or a "
-        "saved fit.",
-        metavar="SOURCE",
+        help=f"A study's folder, an experiment file, {TABLE}, or a fit saved by fit --out.", metavar="SOURCE"
     ),
 ]
 FlopsArgument = Annotated[list[float], typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")]
@@ -30,7 +32,9 @@ ColumnOption = Annotated[
 ]
 FilterOption = Annotated[
     list[str] | None,
-    typer.Option("--filter", help="Use a table's rows with this text only: group=c4.", metavar="COLUMN=TEXT"),
+    typer.Option(
+        "--filter", help="Use only a table's rows with this text: --filter group=c4.", metavar="COLUMN=TEXT"
+    ),
 ]
 UnitsOption = Annotated[
     list[str] | None,
@@ -46,7 +50,8 @@ BestOfOption = Annotated[
     str | None,
     typer.Option(
         "--best-of",
-        help="Of a grid of these hyperparameters, fit the best at each N and D: lr,batch_size. 'none' fits all.",
+        help="For a grid over these hyperparameters, such as lr,batch_size: fit the best run at each N and D. "
+        "'none' fits all runs.",
         metavar="COLUMNS",
     ),
 ]
@@ -67,7 +72,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    source: FitArgument,
+    source: RunsArgument,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: ColumnOption = None,
@@ -114,7 +119,7 @@ def fit(
         runs, _, _ = laws.read_observations(request, registry)
         intervals = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
         print_text(
-            "By profile likelihood (one level of noise for all runs, no trunks): "
+            "By profile likelihood (one level of noise for all runs, no shared stable phases): "
             + ", ".join(f"{name} = {interval}" for name, interval in intervals.items())
         )
     if checklist:
@@ -144,7 +149,7 @@ def _print_groups(groups: Mapping[str, LawFit | FitError], column: str, json: bo
 
 
 def predict(
-    source: FitArgument,
+    source: LawArgument,
     flops: FlopsArgument,
     inference_tokens: Annotated[
         float, typer.Option(help="Tokens of inference that the budget pays for, too.", metavar="D_INF")
@@ -207,7 +212,7 @@ def predict(
 
 
 def backtest(
-    source: FitArgument,
+    source: RunsArgument,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: ColumnOption = None,
@@ -252,12 +257,15 @@ def backtest(
 
 def report(
     source: args.SourceArgument,
-    out: args.OutOption = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder to write; by default report/ in the study's folder.", metavar="FOLDER"),
+    ] = None,
     eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
 ) -> None:
-    """Write figures (PNG, SVG), tables and a page of a study into its report folder."""
+    """Write the figures (PNG, SVG), tables and page of a study."""
     study = args.open_study(source, args.registry_for(source, plugin, disabled), None).on(eval_set)
     for file in study.report(out):
         print_text(str(file))

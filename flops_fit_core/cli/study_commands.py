@@ -142,7 +142,7 @@ def prune_checkpoints(
         bool, typer.Option("--all", help="Also delete those from which interrupted runs would continue.")
     ] = False,
 ) -> None:
-    """Delete the checkpoints from which a larger budget could extend the trunks of a study."""
+    """Delete the checkpoints from which a larger budget could continue the stable phases of a study."""
     from flops_fit_core.report import numbers
 
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
@@ -200,9 +200,9 @@ def _print_plan(study: Study, seconds: float | None) -> None:
     print_text(f"{len(plan.runs)} runs, {plan.flops:.4g} FLOPs in all{time}. Study: {study.folder.path}")
     if len(plan.trajectories) < len(plan.runs):
         print_text(
-            f"{len(plan.trajectories)} trunks: without sharing, {plan.flops_without_sharing:.4g} FLOPs, so "
-            f"{1 - plan.flops / plan.flops_without_sharing:.0%} are saved. Checkpoints kept for further branches: "
-            f"about {numbers.disk(plan.checkpoint_bytes)}"
+            f"{len(plan.trajectories)} shared stable phases: without sharing, {plan.flops_without_sharing:.4g} "
+            f"FLOPs, so {1 - plan.flops / plan.flops_without_sharing:.0%} are saved. Checkpoints kept for further "
+            f"branches: about {numbers.disk(plan.checkpoint_bytes)}"
         )
 
 

@@ -51,7 +51,7 @@ class Sweep(Table):
     """How many sizes each budget gets from a common log-spaced ladder; or a list of tables of model
     options, each merged over ``[model]``, all of which every budget gets."""
     size_ratio: Annotated[float, Field(gt=1)] = 1.6
-    """N of one size of the ladder, divided by N of the next smaller size."""
+    """Ratio of N between neighbouring sizes of the ladder."""
     tokens_per_param: Positive = 20.0
     """A guess of D / N at the optimum, which centres each budget's sizes."""
     init_from_fit: str | None = None
@@ -63,11 +63,11 @@ class Sweep(Table):
     batch_size: PositiveInt | None = None
     """Samples per step of every run. Unset, the recipe decides."""
     share_stable_phase: bool = True
-    """Whether runs that differ in D only are trained as branches of one trunk, where the schedule has
-    branches (``wsd``, ``constant``) and the trainer can do it."""
+    """Whether runs that differ only in D share the stable phase of their training. The schedule must have branches
+    (``wsd``, ``constant``), and the trainer must support them."""
     reference_tokens: Positive | None = None
-    """D at which the recipe is evaluated for runs that share a trunk: their batch and learning rate cannot depend
-    on D. Unset, 0.3 times ``tokens_per_param`` times N of each size."""
+    """D at which the recipe is evaluated for runs with a shared stable phase: their batch and learning rate cannot
+    depend on D. Unset, 0.3 times ``tokens_per_param`` times N of each size."""
     min_steps: PositiveInt = 100
     """Sizes that a budget would train for fewer steps than this are skipped."""
     allow_repeat: bool = False
@@ -95,7 +95,8 @@ class Experiment(Table):
     model: ModelChoice
     dataset: DatasetChoice
     optimizer: OptimizerChoice = None  # type: ignore[assignment]
-    """Unset in an experiment file: the optimizer that the model family declares. Otherwise unset: ``sgd``."""
+    """Unset in an experiment file, the optimizer that the model family declares, or ``sgd`` if it declares none.
+    Unset in Python, ``sgd``."""
     schedule: ScheduleChoice = None  # type: ignore[assignment]
     recipe: RecipeChoice = DEFAULTS["recipe"]  # type: ignore[assignment]
     counter: FlopCounterChoice = None  # type: ignore[assignment]

@@ -265,7 +265,7 @@ def count_flops(counter: PluginConfig[FlopCounterSpec], measured: CounterInput) 
     """Count a model. Raises ConfigError if the counter does not support it, PluginError for a broken counter."""
     count = counter.call(counter.spec.build, counter.options, measured)
     if not isinstance(count, FlopCount) or not 0 < count.flops_per_token < float("inf"):
-        raise PluginError(f"flops {counter.name!r} returned {count!r}, not a FlopCount above zero")
+        raise PluginError(f"counter {counter.name!r} returned {count!r}, not a FlopCount above zero")
     return count
 
 

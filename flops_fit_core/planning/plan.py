@@ -152,13 +152,13 @@ def _repetition_notes(runs: list[RunSpec], dataset: Dataset) -> list[str]:
 
 
 def _schedule_notes(experiment: Experiment) -> list[str]:
-    """A note if the optimizer needs a different schedule."""
-    required, schedule = experiment.optimizer.spec.schedule, experiment.schedule
-    if required is None or required == schedule.name:
+    """A note if the optimizer is designed for a different schedule."""
+    default, schedule = experiment.optimizer.spec.schedule, experiment.schedule
+    if default is None or default == schedule.name:
         return []
     note = (
-        f"optimizer {experiment.optimizer.name!r} needs schedule {required!r}, but the experiment sets "
-        f"{schedule.name!r}: remove [schedule] to use {required!r}"
+        f"optimizer {experiment.optimizer.name!r} is designed for schedule {default!r}, but the experiment sets "
+        f"{schedule.name!r}: remove [schedule] to use {default!r}"
     )
     return [note]
 

@@ -90,7 +90,8 @@ class SharedPhases:
             if max(ratios) > 1.005 or min(ratios) < 0.995
         ]
         text = (
-            f"runs of one size share a trunk; recipe {self.experiment.recipe.name!r} is evaluated at {reference}"
+            f"runs of one size share a stable phase; recipe {self.experiment.recipe.name!r} is evaluated at "
+            f"{reference}"
         )
         if differences:
             text += f". Ratio to its values at each run's D: {', '.join(differences)}"

@@ -302,11 +302,11 @@ class SweepPlan(Record):
 
     def jobs(self, missing: Collection[str], attempts: Mapping[str, int] | None = None) -> list[Job]:
         """Jobs for the runs with these ids, in descending order of FLOPs, so that workers end at similar times."""
-        packs: dict[str, list[Trajectory]] = defaultdict(list)
+        groups: dict[str, list[Trajectory]] = defaultdict(list)
         for trajectory in _trajectories(run for run in self.runs if run.id in missing):
-            packs[trajectory.shape if self.vmap_runs > 1 else trajectory.id].append(trajectory)
+            groups[trajectory.shape if self.vmap_runs > 1 else trajectory.id].append(trajectory)
         jobs = []
-        for group in packs.values():
+        for group in groups.values():
             for first in range(0, len(group), self.vmap_runs):
                 trajectories = tuple(group[first : first + self.vmap_runs])
                 ids = [item.id for item in trajectories]

@@ -46,7 +46,7 @@ def _refuse_other_files(path: Path) -> None:
     import pyarrow.parquet as pq
 
     if not path.parent.is_dir():
-        raise ConfigError(f"{path}: there is no folder {path.parent}")
+        raise ConfigError(f"{path}: the folder {path.parent} does not exist; create it first")
     if not path.exists():
         return
     try:

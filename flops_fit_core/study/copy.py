@@ -21,7 +21,7 @@ from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import drivers
 
-FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json")
+FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json", "flops_per_token.json")
 FOLDERS = ("checkpoints", "outbox", "report")
 """The files of a study in addition to its experiment file and its results."""
 PROBE_SECONDS = 5.0
@@ -53,7 +53,7 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     the new store afterwards, and the files of the old store stay. Claims and ``tune/`` are not copied.
 
     Args:
-        source: The study. No driver may train it during the copy. Its store may have been removed from flops-fit.
+        source: The study. No driver may train it during the copy.
         target: A new folder, an earlier copy, or the source.
         registry: Where both stores are looked up.
         store: The copy's ``[store]``: a name, or a table.
@@ -150,16 +150,14 @@ def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
 def _refuse_shared_results(source: StudyFolder, target: StudyFolder, old: _Source, copy: ResultStore) -> None:
     """A server may store both studies under the same name. Then a claim in the source is visible in the copy.
 
-    Claims of a store object without shared claims are never visible elsewhere; that store has no server.
+    A store with ``shares_claims`` false shows its claims in one object only. Such a store has no server.
     """
-    if (original := old.store) is None:
-        return
     probe = f"copy:{uuid.uuid4().hex}"
-    original.claim(probe, "source", PROBE_SECONDS)
+    old.store.claim(probe, "source", PROBE_SECONDS)
     try:
         separate = copy.claim(probe, "copy", PROBE_SECONDS)
     finally:
-        original.release(probe, "source")
+        old.store.release(probe, "source")
     if not separate:
         raise ConfigError(
             f"{source.shown} and {target.shown} would share their results: their store has both under the same "

@@ -140,7 +140,7 @@ class StudyFolder:
         return f"'flops-fit run {self.shown}'"
 
     def check_can_train(self, registry: Registry) -> None:
-        """Raises ConfigError for a study with a removed store, or of Python objects that this process lacks."""
+        """Raises ConfigError for a study of Python objects that this process lacks."""
         objects = self.python_objects
         if not objects or INLINE in registry.plugins:
             return

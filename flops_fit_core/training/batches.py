@@ -53,8 +53,8 @@ def _part(batch: Batch, first: int, last: int, samples: int) -> Batch:
             return batch
         raise ValueError(
             f"a batch of {samples} samples cannot be divided: it has a tensor of shape {tuple(batch.shape)}, "
-            "whose first dimension is not the samples'. Give it one row for each sample, or a first dimension of "
-            "1 where all share it"
+            "with another first dimension. Give the tensor one row per sample, or a first dimension of 1 if all "
+            "samples share it"
         )
     if isinstance(batch, dict):
         return {key: _part(item, first, last, samples) for key, item in batch.items()}

@@ -151,14 +151,14 @@ class WorkerContext:
             raise failure
         if count.params != run.params:
             raise RunFailed(
-                f"the model has N = {count.params:,} and was planned with {run.params:,}: its code has changed; "
-                f"plan again"
+                f"the model has N = {count.params:,}, but was planned with N = {run.params:,}, so its code has "
+                f"changed: plan again"
             )
         # The number of positions of padded data is a rounded mean.
         tolerance = 1e-9 if run.positions is None else 1 / run.positions
         if not math.isclose(count.flops_per_token, run.flops_per_position, rel_tol=tolerance):
             raise RunFailed(
-                f"{counter.name} counts {count.flops_per_token:.6g} FLOPs a token and the run was planned with "
+                f"{counter.name} counts {count.flops_per_token:.6g} FLOPs per token, but the run was planned with "
                 f"{run.flops_per_position:.6g}: plan again"
             )
         self._counts[run.id] = parameters, count

@@ -66,9 +66,9 @@ class LearningRateSweep:
             )
         self.experiment, _ = resolve_counter(self.experiment, self.dataset.task)
         usages = UsageTraces(experiment.model, self.dataset.task)
-        meter = SizeMeasurer(experiment.model, self.dataset.task, self.experiment.counter, usages)
+        measurer = SizeMeasurer(experiment.model, self.dataset.task, self.experiment.counter, usages)
         self.measured = [
-            replace(meter.measure(self._sized(options).options), size=label)
+            replace(measurer.measure(self._sized(options).options), size=label)
             for label, options in self._options(sizes)
         ]
         self.option = self._tuned_option()

@@ -135,7 +135,7 @@ def current_device(device: str, quick: bool) -> str:
     """Train on the last GPU with a model that uses the current GPU."""
     index = torch.cuda.device_count() - 1
     registry = installed().with_plugins({"current": CurrentDevice()})
-    table = gpt_table("cuda", steps=5, model={"name": "current/gpt"}, flops={"name": "chinchilla"})
+    table = gpt_table("cuda", steps=5, model={"name": "current/gpt"}, counter={"name": "chinchilla"})
     table["device"] = {"name": "cuda", "index": index}
     result = train_one(table, registry)
     check(torch.cuda.current_device() == index, f"the current device is cuda:{torch.cuda.current_device()}")

@@ -167,14 +167,12 @@ def planned(text, **changes):
 def test_a_schedule_free_run_has_a_constant_schedule_unless_another_one_is_asked_for(text):
     plan = planned(text, optimizer={"name": "schedule-free"})
     assert {run.schedule.name for run in plan.runs} == {"schedules/constant"}
-    assert not [note for note in plan.notes if "needs schedule" in note]
+    assert not [note for note in plan.notes if "is designed for schedule" in note]
     plan = planned(text, optimizer={"name": "schedule-free"}, schedule={"name": "cosine"})
     assert {run.schedule.name for run in plan.runs} == {"schedules/cosine"}
-    (note,) = [note for note in plan.notes if "needs schedule" in note]
-    assert (
-        "'optim/schedule-free' needs schedule 'schedules/constant', but the experiment sets 'schedules/cosine'"
-        in note
-    )
+    (note,) = [note for note in plan.notes if "is designed for schedule" in note]
+    assert "'optim/schedule-free' is designed for schedule 'schedules/constant'" in note
+    assert "the experiment sets 'schedules/cosine'" in note
 
 
 def test_a_checkpoint_of_a_schedule_free_run_is_in_train_mode(text, tmp_path):

@@ -246,7 +246,7 @@ def test_a_model_that_changed_after_planning_fails_the_run(bench):
     bench.built.append(lambda model: model.append(torch.nn.Linear(12, 12)))
     (result,) = work_on(plan, registry)
     assert result.status == "failed"
-    assert "N = 264 and was planned with 108" in result.error.message
+    assert "N = 264, but was planned with N = 108" in result.error.message
 
 
 def test_a_model_that_counts_its_flops_otherwise_than_planned_fails_the_run(tmp_path):
@@ -259,7 +259,7 @@ def test_a_model_that_counts_its_flops_otherwise_than_planned_fails_the_run(tmp_
     )
     (result,) = work_on(other, registry)
     assert result.status == "failed"
-    assert "FLOPs a token" in result.error.message
+    assert "FLOPs per token" in result.error.message
 
 
 def work_on(plan, registry):

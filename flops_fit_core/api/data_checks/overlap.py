@@ -124,16 +124,14 @@ def split_windows(source: Any, windows: Windows, share: float) -> tuple[list[int
     _, indices = unwrap_subset(source)
     starts = list(range(len(source))) if indices is None else indices
     order = sorted(range(len(starts)), key=lambda index: starts[index])
-    eval_dataset = order[len(order) - round(len(order) * share) :]
-    training = [
-        index for index in order if eval_dataset and starts[index] + windows.reach < starts[eval_dataset[0]]
-    ]
-    if not eval_dataset or not training:
+    held_out = order[len(order) - round(len(order) * share) :]
+    training = [index for index in order if held_out and starts[index] + windows.reach < starts[held_out[0]]]
+    if not held_out or not training:
         raise DataError(
             f"the {len(order):,} samples overlap (each begins {windows.step} positions after the previous one), "
             f"so no separate part can be held out: pass eval_dataset=another_dataset"
         )
-    return training, eval_dataset
+    return training, held_out
 
 
 def check_windows_disjoint(training: Any, eval_dataset: Any) -> None:
