@@ -127,7 +127,7 @@ def test_a_wrong_command_is_an_error_before_anything_is_planned(tmp_path, comman
 @pytest.mark.parametrize(
     ("command", "optimizer", "message"),
     [
-        ("train {model.depth}", "adamw", "its model has no 'depth'; there is: params, lookup_table_params"),
+        ("train {model.depth}", "adamw", "its model has no 'depth'; available: params, lookup_table_params"),
         ("train {size:s}", "adamw", "{size:s} of"),
         ("train {lr}", "bare/bare", "the optimizer has no such option"),
     ],
