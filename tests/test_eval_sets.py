@@ -231,7 +231,7 @@ def study(tmp_path):
                     run=run, status="completed", loss=main, losses=losses, tokens=run.tokens, flops=run.flops
                 )
             )
-    planned.forget()
+    planned.refresh()
     return planned
 
 

@@ -4,7 +4,7 @@ import importlib
 import sys
 
 import pytest
-from user_package import edit, forget, identity, package, write  # noqa: F401
+from user_package import edit, forget_modules, identity, package, write  # noqa: F401
 
 from flops_fit_core.api.fingerprint.objects import identify_callable
 
@@ -196,7 +196,7 @@ class Net(nn.Module):
 """
 
     def runs():
-        forget()
+        forget_modules()
         return ids(planned(package, importlib.import_module("ownpkg_net").Net))
 
     (package / "ownpkg_net.py").write_text(text)

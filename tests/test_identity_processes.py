@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from user_package import edit, forget, identity, package, write  # noqa: F401
+from user_package import edit, forget_modules, identity, package, write  # noqa: F401
 
 # ---------------------------------------------------------------------------- what is installed
 
@@ -26,7 +26,7 @@ def test_installed_code_counts_by_name_and_an_editable_install_by_source(tmp_pat
     assert identity("ownpkg_editable:make") == before
     edit(source, "ownpkg_editable.py", "def helper(x): return x", "def helper(x): return -x")
     assert identity("ownpkg_editable:make") != before
-    forget()
+    forget_modules()
 
 
 # ---------------------------------------------------------------------------- scripts, notebooks, other processes

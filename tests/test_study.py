@@ -118,6 +118,6 @@ def test_a_fit_reports_runs_trained_with_several_versions(tmp_path):
     with study.store() as store:
         first = store.results()[0]
         store.add(first.model_copy(update={"versions": {**first.versions, "torch": "1.0"}}))
-    study.forget()
+    study.refresh()
     (message,) = (item.message for item in study.fit.diagnostics if item.code == "mixed-versions")
     assert message.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}; ")

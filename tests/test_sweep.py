@@ -145,7 +145,7 @@ def test_failed_runs_are_not_retried_on_request(setting):
 def test_training_again_keeps_the_old_attempts(setting):
     store = setting.store()
     first = setting.driver(store).run()
-    second = setting.driver(store, again=True).run()
+    second = setting.driver(store, retrain=True).run()
     assert [result.attempt for result in second] == [2, 2, 2]
     assert [result.loss for result in second] == [result.loss for result in first]
     assert len(store.attempts(first[0].id)) == 2
@@ -442,14 +442,14 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
 
 
 def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
-    from flops_fit_core.study.sweep import forget_checkpoints
+    from flops_fit_core.study.sweep import delete_checkpoints
 
     store, folder = interrupted(setting)
-    assert forget_checkpoints(setting.plan, store, setting.folder) == 0
+    assert delete_checkpoints(setting.plan, store, setting.folder) == 0
     assert store.claim(folder.path.name, "a driver at work", 60.0)
-    assert forget_checkpoints(setting.plan, store, setting.folder, unfinished=True) == 0
+    assert delete_checkpoints(setting.plan, store, setting.folder, unfinished=True) == 0
     store.release(folder.path.name, "a driver at work")
-    assert forget_checkpoints(setting.plan, store, setting.folder, unfinished=True) == 21
+    assert delete_checkpoints(setting.plan, store, setting.folder, unfinished=True) == 21
     assert not folder.path.exists()
     store.close()
 
@@ -599,7 +599,7 @@ def test_a_result_that_another_driver_removes_from_the_outbox_is_skipped(setting
     result = result_of_the_first(setting)
     outbox.put(result)
     files = list(outbox.path.glob("*.json"))
-    outbox.forget(result.id)
+    outbox.remove(result.id)
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(files))
     assert outbox.results() == []
     assert outbox.get(result.id) is None

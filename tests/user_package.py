@@ -188,7 +188,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "dont_write_bytecode", True)  # an edit may keep the second and the size
     write(tmp_path, PACKAGE)
     yield tmp_path
-    forget()
+    forget_modules()
 
 
 def write(folder, files):
@@ -197,7 +197,7 @@ def write(folder, files):
         (folder / name).write_text(text)
 
 
-def forget():
+def forget_modules():
     for name in [name for name in sys.modules if name.partition(".")[0].startswith("ownpkg")]:
         del sys.modules[name]
     importlib.invalidate_caches()
@@ -205,7 +205,7 @@ def forget():
 
 def identity(root="ownpkg.model:make"):
     """As a new process has it."""
-    forget()
+    forget_modules()
     module, _, name = root.partition(":")
     return identify_callable(getattr(importlib.import_module(module), name), {}, "model_cls")
 

@@ -281,7 +281,7 @@ def find_optimal(
     _log_warnings(study.plan)
     _warn_about_folder(study)
     if train:
-        study.train(again=not resume)
+        study.train(retrain=not resume)
     return study
 
 

@@ -45,7 +45,7 @@ class Outbox:
     def __len__(self) -> int:
         return len(list(self.path.glob("[!.]*.json")))
 
-    def forget(self, run_id: str) -> None:
+    def remove(self, run_id: str) -> None:
         """Delete the result of a run. Does nothing if there is no result."""
         self._file(run_id).unlink(missing_ok=True)
 

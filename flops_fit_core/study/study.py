@@ -20,7 +20,7 @@ from flops_fit_core.study.other_results import OtherRuns
 from flops_fit_core.study.other_stores import check_single_driver
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
-from flops_fit_core.study.sweep import forget_checkpoints
+from flops_fit_core.study.sweep import delete_checkpoints
 from flops_fit_core.study.train import check_outcome, train_missing
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
@@ -35,7 +35,7 @@ class Study:
 
     :func:`flops_fit_core.plan`, :func:`~flops_fit_core.run`, :func:`~flops_fit_core.find_optimal` and :meth:`open`
     return one. Nothing is written before :meth:`train`. Results and fits are read and computed when first needed,
-    and cached until :meth:`train` or :meth:`forget`.
+    and cached until :meth:`train` or :meth:`refresh`.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Study:
         *,
         loggers: Sequence[Logger] = (),
         retry_failed: bool = True,
-        again: bool = False,
+        retrain: bool = False,
         only: Collection[str] | None = None,
         save: bool = True,
         check: bool = True,
@@ -96,7 +96,7 @@ class Study:
         Args:
             loggers: Loggers in addition to the experiment's.
             retry_failed: Whether to retry runs that failed before.
-            again: Whether to train finished runs again, as further attempts.
+            retrain: Whether to train finished runs again, as further attempts.
             only: Ids of the runs to train; None for all.
             save: False if the folder has this plan already.
             check: Whether to call :meth:`check_runs` at the end.
@@ -110,11 +110,11 @@ class Study:
             self._results,
             loggers=loggers,
             retry_failed=retry_failed,
-            again=again,
+            retrain=retrain,
             only=only,
             save=save,
         )
-        self.forget()
+        self.refresh()
         if check:
             self.check_runs()
         return results
@@ -133,7 +133,7 @@ class Study:
         """
         with self.store() as store:
             check_single_driver(self.folder, store)
-            return forget_checkpoints(self.plan, store, self.folder.path, unfinished=unfinished)
+            return delete_checkpoints(self.plan, store, self.folder.path, unfinished=unfinished)
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -193,7 +193,7 @@ class Study:
         """Whether any loss was computed from a formula."""
         return any(result.synthetic for result in self.results)
 
-    def forget(self) -> None:
+    def refresh(self) -> None:
         """Read results and fit again at the next access."""
         self._results.clear()
         self._law.clear()

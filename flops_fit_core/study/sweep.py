@@ -45,7 +45,7 @@ class Sweep:
         retry_failed: Whether to retry runs with a failed latest attempt, once per call of :meth:`run`. A run that
             loses its worker is retried immediately from its last checkpoint. If it loses a second worker, it has
             failed.
-        again: Whether to train finished runs again, as further attempts.
+        retrain: Whether to train finished runs again, as further attempts.
         only: Ids of the runs to train; None for all.
         folder: The study's folder, with checkpoints that are deleted when no run needs them; None without one.
     """
@@ -59,7 +59,7 @@ class Sweep:
         *,
         loggers: Sequence[Logger] = (),
         retry_failed: bool = True,
-        again: bool = False,
+        retrain: bool = False,
         only: Collection[str] | None = None,
         folder: Path | None = None,
     ) -> None:
@@ -70,7 +70,7 @@ class Sweep:
         self.registry = registry
         self.loggers = list(loggers)
         self.owner = f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:8]}"
-        self._again = again
+        self._retrain = retrain
         self._only = None if only is None else set(only)
         self._retry_failed = retry_failed
         self._waiting: deque[Job] = deque()
@@ -91,7 +91,7 @@ class Sweep:
             self._call_loggers("started", self.plan)
             if self.folder is not None:
                 self._collect_outbox()
-                forget_checkpoints(self.plan, self.store, self.folder, branches=False)
+                delete_checkpoints(self.plan, self.store, self.folder, branches=False)
             self._waiting = deque(self._missing_jobs())
             self._release_claims_of_dead_drivers()
             while self._waiting or self._running or self._claimed_elsewhere:
@@ -153,7 +153,7 @@ class Sweep:
                 continue
             if result is None:
                 missing.add(run.id)
-            elif self._again or (not result.is_finished and self._retry_failed):
+            elif self._retrain or (not result.is_finished and self._retry_failed):
                 missing.add(run.id)
                 attempts[run.id] = result.attempt + 1
         return self.plan.jobs(missing, attempts)
@@ -224,7 +224,7 @@ class Sweep:
     def _store_result(self, result: RunResult) -> None:
         self.store.add(result)
         if self.folder is not None:
-            Outbox(self.folder).forget(result.id)
+            Outbox(self.folder).remove(result.id)
         if result.is_finished:
             self._finished.add(result.id)
         self.registry.run_finished(result.run, result)
@@ -264,7 +264,7 @@ def _names_to_claim(job: Job) -> list[str]:
     return [name for item in job.trajectories for name in (item.id, *(run.id for run in item.runs))]
 
 
-def forget_checkpoints(
+def delete_checkpoints(
     plan: SweepPlan, store: ResultStore, folder: Path, *, branches: bool = True, unfinished: bool = False
 ) -> int:
     """Delete the checkpoints of trajectories with finished runs only. Returns the bytes freed.

@@ -27,7 +27,7 @@ def train_missing(
     *,
     loggers: Sequence[Logger],
     retry_failed: bool,
-    again: bool,
+    retrain: bool,
     only: Collection[str] | None,
     save: bool,
 ) -> list[RunResult]:
@@ -54,7 +54,7 @@ def train_missing(
             registry,
             loggers=[*loggers, *own_loggers],
             retry_failed=retry_failed,
-            again=again,
+            retrain=retrain,
             only=only,
             folder=folder.path,
         )

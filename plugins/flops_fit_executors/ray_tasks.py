@@ -91,7 +91,7 @@ class RayExecutor(Executor):
         self._jobs.open(job)
         (self._context.folder / "logs").mkdir(parents=True, exist_ok=True)
         for run in job.runs:
-            self._outbox.forget(run.id)  # a result of an earlier attempt
+            self._outbox.remove(run.id)  # a result of an earlier attempt
         self._start(Task(job))
 
     def events(self, timeout: float) -> Iterator[Event]:

@@ -92,7 +92,7 @@ def measure(store, runs, gpus, page):
         )
         if page:
             started = time.perf_counter()
-            study.forget()
+            study.refresh()
             fit = study.fit
             fit_ended = time.perf_counter()
             files = study.report()

@@ -104,7 +104,7 @@ def test_a_command_that_gets_sigterm_exits_with_75_and_continues_when_it_is_run_
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 75
-    Outbox(tmp_path).forget(job.runs[0].id)  # as a driver does that has stored the result
+    Outbox(tmp_path).remove(job.runs[0].id)  # as a driver does that has stored the result
     (queued,) = QueuedJobs(tmp_path).all()
     assert QueuedJobs(tmp_path).remaining(queued).runs == job.runs[1:]
     subprocess.run(argv, check=True, timeout=120)
