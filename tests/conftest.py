@@ -130,3 +130,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     slow = [item for item in items if item.get_closest_marker("slow")]
     config.hook.pytest_deselected(items=slow)
     items[:] = [item for item in items if item not in slow]
+
+
+@pytest.fixture
+def call(capsys):
+    """Runs a command line and returns its exit status, standard output and standard error."""
+    from flops_fit_core.cli.main import run
+
+    def run_command(*arguments):
+        status = run([str(argument) for argument in arguments])
+        output, error = capsys.readouterr()
+        return status, output, error
+
+    return run_command

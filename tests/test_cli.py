@@ -33,18 +33,6 @@ def write_experiment(folder, **changes):
     (folder / "small.json").write_text(json.dumps(table))
 
 
-@pytest.fixture
-def call(capsys):
-    """Runs a command line and returns its exit status, standard output and standard error."""
-
-    def run_command(*arguments):
-        status = run([str(argument) for argument in arguments])
-        output, error = capsys.readouterr()
-        return status, output, error
-
-    return run_command
-
-
 def surface(folder, **changes):
     """An experiment on a formula: its sweep takes no time and has a law."""
     table = {

@@ -71,7 +71,7 @@ def test_an_old_plugin_name_is_an_error_with_the_new_one(kind, name):
     with pytest.raises(ConfigError, match=r"was (renamed: write|removed: choose)") as error:
         installed().find(kind, name)
     if (kind, name) in PLUGINS:
-        assert installed().find(kind, PLUGINS[kind, name].strip("'"))
+        assert installed().find(kind, PLUGINS[kind, name])
         assert PLUGINS[kind, name] in str(error.value)
 
 

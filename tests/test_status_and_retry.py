@@ -12,7 +12,6 @@ from driver_process import net_plugin, start_driver
 from small import text_table, write_text
 
 from flops_fit_core import Progress, Study
-from flops_fit_core.cli.main import run
 from flops_fit_core.study.heartbeat import Heartbeat, drivers, seconds_left
 
 FAIL_IF_BROKEN = """
@@ -30,16 +29,6 @@ def workdir(tmp_path, monkeypatch):
     (tmp_path / "small.json").write_text(json.dumps(table))
     yield tmp_path
     sys.modules.pop("watched_net", None)
-
-
-@pytest.fixture
-def call(capsys):
-    def run_command(*arguments):
-        status = run([str(argument) for argument in arguments])
-        output, error = capsys.readouterr()
-        return status, output, error
-
-    return run_command
 
 
 def test_status_shows_failures_with_reasons_and_the_flops_left(workdir, call):

@@ -31,12 +31,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
 REMOVED_OPTIONS = {"planner": "removed: there is one revision of the defaults"}
 
 PLUGINS: dict[tuple[str, str], str] = {
-    ("recipe", "default"): "'width-scaled'",
-    ("recipe", "recipes/default"): "'width-scaled'",
-    **{
-        ("counter", f"flops/{name}"): f"'counters/{name}'"
-        for name in ("chinchilla", "hoffmann", "model", "traced")
-    },
+    ("recipe", "default"): "width-scaled",
+    ("recipe", "recipes/default"): "width-scaled",
+    **{("counter", f"flops/{name}"): f"counters/{name}" for name in ("chinchilla", "hoffmann", "model", "traced")},
 }
 """(kind, old name) -> new name."""
 
@@ -57,7 +54,7 @@ def explain_option(name: str, valid: Collection[str]) -> str | None:
 def explain_plugin(kind: str, name: str) -> str | None:
     """The advice for an old plugin name, or None for a name that never was one."""
     if (kind, name) in PLUGINS:
-        return f"{kind} {name!r} was renamed: write {PLUGINS[kind, name]}"
+        return f"{kind} {name!r} was renamed: write {PLUGINS[kind, name]!r}"
     if (kind, name) in REMOVED_PLUGINS:
         return f"{kind} {name!r} was removed: {REMOVED_PLUGINS[kind, name]}"
     return None

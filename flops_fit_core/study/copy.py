@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,10 @@ FOLDERS = ("checkpoints", "outbox", "report")
 """The files of a study in addition to its experiment file and its results."""
 PROBE_SECONDS = 5.0
 """Duration of a claim that only tests whether another process holds the run."""
+
+
+Results = dict[str, list[RunResult]]
+"""Run id -> every attempt, first to last. Runs are in the order in which they were first added."""
 
 
 @dataclass(frozen=True)
@@ -69,48 +73,26 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     else:
         _refuse_another_study(source, target, new, registry)
     old_files = {file.name for file in source.path.glob("results*")}
-    with _open_source(source, registry) as old:
-        results = old.read()
+    chosen = source.choice("store", registry)
+    with closing(source.open_store(chosen)) as old:
+        results = group_by_run(old.all_attempts())
         with closing(target.open_store(new)) as copy:
             if not in_place:
                 _refuse_shared_results(source, target, old, copy)
             _refuse_while_trained(source, target, old)
             added = _copy_results(results, copy, target)
-            _compare(old.read(), copy, source, target)
+            _compare(group_by_run(old.all_attempts()), copy, source, target)
     if not in_place:
         _copy_files(source.path, target.path)
     _refuse_drivers(source)  # a driver that started during the copy adds results to the old store
     target.save_table({**table, "store": _as_table(new)})
     left_behind = tuple(sorted(old_files)) if in_place else ()
     attempts = sum(map(len, results.values()))
-    return Copied(len(results), attempts, added, old.name, new.name, in_place, left_behind)
+    return Copied(len(results), attempts, added, chosen.name, new.name, in_place, left_behind)
 
 
 def _as_table(chosen: PluginConfig[Any]) -> dict[str, Any]:
     return {"name": chosen.name, **chosen.options.model_dump(mode="json", exclude_unset=True)}
-
-
-# ---------------------------------------------------------------------------- the source
-
-Results = dict[str, list[RunResult]]
-"""Run id -> every attempt, first to last. Runs are in the order in which they were first added."""
-
-
-@dataclass(frozen=True)
-class _Source:
-    """The store to copy from."""
-
-    name: str
-    """The store's qualified name."""
-    read: Callable[[], Results]
-    store: ResultStore
-
-
-@contextmanager
-def _open_source(study: StudyFolder, registry: Registry) -> Iterator[_Source]:
-    chosen = study.choice("store", registry)
-    with closing(study.open_store(chosen)) as store:
-        yield _Source(chosen.name, lambda: group_by_run(store.all_attempts()), store)
 
 
 # ---------------------------------------------------------------------------- conditions
@@ -147,17 +129,17 @@ def _without_store(table: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in table.items() if name != "store"}
 
 
-def _refuse_shared_results(source: StudyFolder, target: StudyFolder, old: _Source, copy: ResultStore) -> None:
+def _refuse_shared_results(source: StudyFolder, target: StudyFolder, old: ResultStore, copy: ResultStore) -> None:
     """A server may store both studies under the same name. Then a claim in the source is visible in the copy.
 
     A store with ``shares_claims`` false shows its claims in one object only. Such a store has no server.
     """
     probe = f"copy:{uuid.uuid4().hex}"
-    old.store.claim(probe, "source", PROBE_SECONDS)
+    old.claim(probe, "source", PROBE_SECONDS)
     try:
         separate = copy.claim(probe, "copy", PROBE_SECONDS)
     finally:
-        old.store.release(probe, "source")
+        old.release(probe, "source")
     if not separate:
         raise ConfigError(
             f"{source.shown} and {target.shown} would share their results: their store has both under the same "
@@ -166,22 +148,21 @@ def _refuse_shared_results(source: StudyFolder, target: StudyFolder, old: _Sourc
     copy.release(probe, "copy")
 
 
-def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: _Source) -> None:
+def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: ResultStore) -> None:
     """A driver on this machine has a file in the folder. A driver elsewhere may only have claims."""
     _refuse_drivers(source)
     _refuse_drivers(target)
-    store = old.store
     owner = f"copy:{uuid.uuid4().hex}"
-    finished = {result.id for result in store.results() if result.is_finished}
+    finished = {result.id for result in old.results() if result.is_finished}
     for run in source.plan().runs:
         if run.id in finished:
             continue
-        if not store.claim(run.id, owner, PROBE_SECONDS):
+        if not old.claim(run.id, owner, PROBE_SECONDS):
             raise StoreError(
                 f"run {run.id} of {source.shown} is being trained, or was until a minute ago: wait for its "
                 f"driver, or stop it and try again in a minute"
             )
-        store.release(run.id, owner)
+        old.release(run.id, owner)
 
 
 def _refuse_drivers(study: StudyFolder) -> None:
