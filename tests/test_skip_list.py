@@ -38,9 +38,7 @@ def run_pytest(folder: Path, allowed: str, *options: str, strict: bool) -> subpr
     (folder / "pytest.ini").write_text("[pytest]\n")
     (folder / LIST).write_text(allowed)
     (folder / "tests" / "test_skips.py").write_text(TESTS)
-    (folder / "tests" / "test_file.py").write_text(
-        "import pytest\npytest.importorskip('no_package', reason='no package')\n"
-    )
+    (folder / "tests" / "test_file.py").write_text(SKIPPED_FILE)
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "tests")}
     environment.pop(STRICT, None)
     if strict:
