@@ -108,9 +108,9 @@ def test_an_outlier_among_twelve_runs_is_left_out_and_counted():
     clean = study(CHINCHILLA, BUDGETS[:4], (0.25, 1.0, 4.0), sigma=0.004, seed=3)
     fit = ParametricFitter(draws=50).fit(spoilt(clean, 3, 1.08))
     assert set(fit.excluded) == {clean[3].id}
-    assert "without 1 of 12 runs" in message(fit, "objective")
+    assert "1 of 12 runs rejected as outliers" in message(fit, "objective")
     assert ParametricFitter(draws=0).fit(clean).excluded == {}
-    assert "none lies further off" in message(ParametricFitter(draws=0).fit(clean), "objective")
+    assert "no run rejected as an outlier" in message(ParametricFitter(draws=0).fit(clean), "objective")
 
 
 def test_nine_runs_are_too_few_to_detect_outliers():

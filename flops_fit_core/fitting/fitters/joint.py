@@ -137,7 +137,10 @@ class JointFitter(BootstrapFitter):
         theta = thetas[best : best + 1]
         law = shape.to_parameters(theta)
         constraint = FlopsPerToken.of(runs, self.draws > 0, self.seed)
-        diagnostics = [note("objective", "least squares on ln L, every run"), *check_runs(runs, constraint)]
+        diagnostics = [
+            note("objective", "least squares on ln L; all runs are used"),
+            *check_runs(runs, constraint),
+        ]
         if not converged[best]:
             diagnostics.append(
                 Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")

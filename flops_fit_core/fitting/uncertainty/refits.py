@@ -171,20 +171,20 @@ def describe_objective(objective: Criterion, point: PointFit) -> Diagnostic:
     kind = "least squares on ln L"
     if point.rho:
         kind = f"generalised least squares on ln L, rows of a trajectory with correlation {point.rho:.3g}"
-    return note("objective", f"{kind}, {_describe_rejection(objective, point.rejection)}")
+    return note("objective", f"{kind}; {_describe_rejection(objective, point.rejection)}")
 
 
 def _describe_rejection(objective: Criterion, rejection: Rejection) -> str:
     n, excluded = len(rejection.accepted), int(np.sum(~rejection.accepted))
     if objective == "least-squares":
-        return "every run"
+        return "all runs are used"
     if not rejection.tried:
-        return f"every run: {n} are too few to detect outliers"
+        return f"all runs are used: {n} are too few to detect outliers"
     if rejection.too_many:
-        return f"every run: {rejection.too_many} of {n} lie further off than noise explains, too many to leave out"
+        return f"all runs are used: {rejection.too_many} of {n} look like outliers, too many to leave out"
     if excluded:
-        return f"without {excluded} of {n} runs further off than noise explains"
-    return "every run: none lies further off than noise explains"
+        return f"{excluded} of {n} runs rejected as outliers"
+    return "no run rejected as an outlier"
 
 
 def to_parameters(theta: Floats, runs: Runs) -> dict[str, Floats]:
