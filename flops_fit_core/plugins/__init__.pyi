@@ -27,6 +27,8 @@ from .protocols import MultiEvalDataset as MultiEvalDataset
 from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput
 from .protocols import ResultStore as ResultStore
+from .protocols.stores import latest_attempts as latest_attempts
+from .protocols.stores import settle_result as settle_result
 from .protocols import RunInfo as RunInfo
 from .protocols import SampleSize as SampleSize
 from .protocols import Schedule as Schedule

@@ -120,6 +120,8 @@ class RunResult(Record):
     """Options by kind that are not part of the run's id."""
     synthetic: bool = False
     """Whether the loss was computed from a formula, without training."""
+    superseded: bool = False
+    """Whether the driver of this attempt had lost its claim while another attempt finished. It counts nowhere."""
     finished: datetime = Field(default_factory=lambda: datetime.now(UTC))
 
     @model_validator(mode="after")

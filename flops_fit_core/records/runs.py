@@ -203,6 +203,8 @@ class Job(Record):
     """Options by kind that do not change the result (paths, threads, compile)."""
     attempts: dict[str, int] = {}
     """Attempt number by run id; 1 if missing."""
+    claim_tokens: dict[str, str] = {}
+    """Token of the driver's claim by run id and trajectory id; empty if the store is not fenced."""
 
     @property
     def runs(self) -> tuple[RunSpec, ...]:
