@@ -27,8 +27,6 @@ from .protocols import MultiEvalDataset as MultiEvalDataset
 from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput
 from .protocols import ResultStore as ResultStore
-from .protocols.stores import latest_attempts as latest_attempts
-from .protocols.stores import settle_result as settle_result
 from .protocols import RunInfo as RunInfo
 from .protocols import SampleSize as SampleSize
 from .protocols import Schedule as Schedule
@@ -37,6 +35,8 @@ from .protocols import TrainContext as TrainContext
 from .protocols import Trainer as Trainer
 from .protocols import TransformerShape as TransformerShape
 from .protocols import own_parameter_groups as own_parameter_groups
+from .protocols.stores import latest_attempts as latest_attempts
+from .protocols.stores import settle_result as settle_result
 from .queued_jobs import JobState as JobState
 from .queued_jobs import QueuedJob as QueuedJob
 from .queued_jobs import QueuedJobReader as QueuedJobReader

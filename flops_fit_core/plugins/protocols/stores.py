@@ -33,7 +33,7 @@ class ResultStore(ABC):
     fenced: bool = False
     """Whether :meth:`claim` returns tokens and :meth:`add` accepts and checks them."""
     shared_between_machines: bool = False
-    """Whether drivers on several machines may use the store at the same time. Such a store overrides the claims."""
+    """Whether drivers on several machines may use the store at once. Such a store overrides the claims."""
 
     @abstractmethod
     def add(self, result: RunResult, token: str | None = None) -> RunResult | None:
@@ -42,8 +42,8 @@ class ResultStore(ABC):
         Args:
             result: The attempt. Without a token, it replaces an earlier result of the same (run id, attempt).
             token: The token of the claim under which the run was trained. A fenced store replaces nothing then: it
-                stores :func:`settle_result` of the result, and ends another driver's claim of the run if the result
-                counts. A store that is not fenced never receives a token and needs no such parameter.
+                stores :func:`settle_result` of the result, and ends another driver's claim of the run if the
+                result counts. A store that is not fenced never receives a token and needs no such parameter.
 
         Returns the result as it is stored; None from a store that is not fenced. Returns when the result survives
         a crash of this process. Raises ValueError for a number that is not finite, because JSON would silently
