@@ -10,6 +10,7 @@
     │   └── FitError         runs that determine no law
     ├── PluginError          a plugin broke its contract; names the plugin; exit code 1
     ├── SweepFailed          no run of a sweep completed, and some failed; exit code 1
+    ├── ClaimLost            another driver trains these runs now; the worker ends its job without results
     └── RunFailed            a run cannot continue; becomes the result of the run, and the sweep continues
 
 A message states the problem, its place, the valid choices and the command to type. ``StudyWarning`` is the only
@@ -64,6 +65,10 @@ class PluginError(FlopsFitError):
 
 class RunFailed(FlopsFitError):
     """A training run cannot continue. Recorded as the result of the run; other runs continue."""
+
+
+class ClaimLost(FlopsFitError):
+    """Another driver has taken over the runs of a job. The worker ends the job, and no run fails."""
 
 
 class SweepFailed(FlopsFitError):

@@ -24,7 +24,8 @@ from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, hookimpl
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine
-from flops_fit_core.study.sweep import Sweep, count_states
+from flops_fit_core.study.states import count_states
+from flops_fit_core.study.sweep import Sweep
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
 
@@ -442,7 +443,7 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
 
 
 def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
-    from flops_fit_core.study.sweep import delete_checkpoints
+    from flops_fit_core.study.prune import delete_checkpoints
 
     store, folder = interrupted(setting)
     assert delete_checkpoints(setting.plan, store, setting.folder) == 0

@@ -41,7 +41,7 @@ def status(
 
 
 def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
-    from flops_fit_core.study.sweep import count_states, states_by_run
+    from flops_fit_core.study.states import count_states, states_by_run
 
     finished = {result.id for result in study.results if result.is_finished}
     running = [item for driver in active for item in driver.running if item.run not in finished]
