@@ -14,18 +14,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.data.custom_task import CustomTask
 from flops_fit_core.data.tasks import LanguageTask
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import build_on_meta
 from flops_fit_core.planning import open_dataset
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Batch, LossSurface, Task
 from flops_fit_core.plugins.specs import ModelSpec
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
 
 if TYPE_CHECKING:
@@ -66,13 +65,13 @@ def record_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) ->
         return
     check = _check(experiment, run)
     if check is not None:
-        write_atomically(folder / FILE, check.model_dump_json(indent=1))
+        write_checked(folder / FILE, check)
 
 
 def with_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> SweepPlan:
     """The plan, with a note if the outputs of its smallest model differ from those in the folder."""
     note = compare_model_check(experiment, plan, folder)
-    return plan if note is None else SweepPlan(**{**dict(plan), "notes": (*plan.notes, note)})
+    return plan if note is None else plan.with_notes([note])
 
 
 def compare_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> str | None:
@@ -119,8 +118,8 @@ def _identity(run: RunSpec) -> str:
 
 def _load(folder: Path) -> ModelCheck | None:
     try:
-        return ModelCheck.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError):  # missing or damaged: the next training writes it
+        return read_record(ModelCheck, folder / FILE)
+    except ConfigError:  # missing or damaged: the next training writes it, and check_folder reports damage
         return None
 
 
