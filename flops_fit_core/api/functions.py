@@ -45,8 +45,8 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
 
     Issues a StudyWarning if the folder has finished results outside the plan, or in another store.
 
-    Raises ConfigError, PlanError or DataError, with the change to make. A folder with an experiment of another name
-    is a ConfigError.
+    Raises ConfigError, PlanError or DataError, with the change to make. A folder with an experiment of another
+    name is a ConfigError.
     """
     study = plan_study(source, registry=registry, out=out)
     _log_warnings(study.plan)

@@ -74,7 +74,8 @@ def record_family(experiment: Experiment, plan: SweepPlan, folder: Path) -> None
     """Write the family's FLOPs per token to a study's folder, unless the folder has them. Damage is replaced."""
     try:
         recorded = load_family(plan, folder)
-    except DamagedFile:
+    except DamagedFile as error:
+        error.path.unlink(missing_ok=True)
         recorded = None
     if recorded is None and not is_proportional(plan):
         family = FamilyFlops(identity=_identity(plan), points=count_family(experiment, plan))

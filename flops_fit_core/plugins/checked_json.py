@@ -36,9 +36,9 @@ def write_checked(path: Path, content: Record | Mapping[str, Any], extra: Mappin
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file without its checksum. A file without a checksum (of an earlier version) is accepted.
+    """The JSON object in a file, without its checksum. A file of an earlier version has none and is accepted.
 
-    Raises DamagedFile if the file is no JSON object or differs from its checksum, ConfigError if it cannot be read.
+    Raises DamagedFile if the file is no JSON object or differs from its checksum, ConfigError if it is unreadable.
     """
     values = read_json(path)
     if not isinstance(values, dict):

@@ -37,7 +37,10 @@ FORMAT = 2
 """Written to experiment.json. Raised when names in the files of a study change."""
 
 IDS = "ids"
-"""The key of the run ids in plan.json. They are computed again from the runs and compared when the plan is read."""
+"""The key of the run ids in plan.json. They are computed again and compared when the plan is read."""
+
+REQUIRED = {"sweep", "model", "dataset"}
+"""The tables that every experiment has."""
 
 INLINE = "inline"
 """The plugin of Python objects passed to ``find_optimal``; a study's folder has only their names."""
@@ -87,7 +90,7 @@ class StudyFolder:
         return self.path / "report"
 
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
-        """Write the experiment, the plan and the plugins. Raises ConfigError if the folder has another experiment."""
+        """Write the experiment, the plan and the plugins. Raises ConfigError for an experiment of another name."""
         self.check_same_experiment(experiment)
         self.path.mkdir(parents=True, exist_ok=True)
         self.save_table(experiment_table(experiment))
@@ -112,9 +115,8 @@ class StudyFolder:
         plan = self._parse(SweepPlan, values, self.plan_file)
         if ids is not None and ids != [run.id for run in plan.runs]:
             raise ConfigError(
-                f"{self.plan_file}: this flops-fit computes other ids for the planned runs than the flops-fit that "
-                f"wrote them, so their results would not be found. Use the flops-fit that planned the study, or "
-                f"plan again: {self._how_to_plan}"
+                f"{self.plan_file}: this flops-fit computes other ids for the planned runs, so it would not find "
+                f"their results. Use the flops-fit that planned the study, or plan again: {self._how_to_plan}"
             )
         return plan
 
@@ -224,6 +226,8 @@ class StudyFolder:
     def table(self) -> dict[str, Any]:
         """The experiment as plain data. Raises DamagedFile, ConfigError for another folder format."""
         data = self._read(self.experiment_file)
+        if missing := sorted(REQUIRED - set(data)):
+            raise self._with_advice(DamagedFile(self.experiment_file, f"it lacks the key {missing[0]!r}"))
         folder_format = data.pop("format", 1)
         if folder_format != FORMAT:
             raise ConfigError(

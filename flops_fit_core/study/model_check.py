@@ -6,6 +6,7 @@ not part of run ids. If they differ, the plan has a note; training continues.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import platform
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.data.custom_task import CustomTask
 from flops_fit_core.data.tasks import LanguageTask
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, DamagedFile
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import build_on_meta
 from flops_fit_core.planning import open_dataset
@@ -57,8 +58,10 @@ def record_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) ->
     """Write the outputs of the study's smallest model, unless the folder has them.
 
     Nothing is written for a model of 50M parameters or more, for a model that another program trains, or for a
-    model that fails.
+    model that fails. A damaged file is replaced or deleted.
     """
+    with contextlib.suppress(ConfigError):
+        _delete_if_damaged(folder / FILE)
     run = _smallest(plan)
     before = _load(folder)
     if run is None or (before is not None and before.identity == _identity(run)):
@@ -121,6 +124,14 @@ def _load(folder: Path) -> ModelCheck | None:
         return read_record(ModelCheck, folder / FILE)
     except ConfigError:  # missing or damaged: the next training writes it, and check_folder reports damage
         return None
+
+
+def _delete_if_damaged(file: Path) -> None:
+    """Raises ConfigError if the file is missing or cannot be read."""
+    try:
+        read_record(ModelCheck, file)
+    except DamagedFile:
+        file.unlink(missing_ok=True)
 
 
 def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:

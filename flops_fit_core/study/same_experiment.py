@@ -51,8 +51,8 @@ def refuse_other_experiment(folder: str, recorded: Table, experiment: Experiment
     more = f" and {len(fields) - MOST_FIELDS} more" if len(fields) > MOST_FIELDS else ""
     raise ConfigError(
         f"{folder} has the experiment {other!r}, and {experiment.name!r} would replace its plan. They differ in: "
-        f"{shown}{more}. Choose another folder: --out FOLDER (output_dir= or out= in Python). If both are the same "
-        f'experiment, write name = "{other}" (in the experiment file, or as an argument)'
+        f"{shown}{more}. Choose another folder: --out FOLDER (output_dir= or out= in Python). If both are the "
+        f'same experiment, write name = "{other}" (in the experiment file, or as an argument)'
     )
 
 
