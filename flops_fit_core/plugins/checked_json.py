@@ -20,32 +20,47 @@ CHECKSUM = "sha256"
 """The key of the checksum, the first key of the file."""
 
 
-def write_checked(path: Path, content: Record | Mapping[str, Any], extra: Mapping[str, Any] | None = None) -> None:
+def write_checked(
+    path: Path, content: Record | Mapping[str, Any], header: Mapping[str, Any] | None = None
+) -> None:
     """Replace a file with a JSON object and its checksum.
 
     Args:
         path: File to replace. Its folder must exist.
         content: A record, or a mapping of JSON values.
-        extra: Further keys, before those of ``content``.
+        header: Keys before those of ``content``. The checksum does not cover them: the reader checks their values.
 
     Raises OSError, and leaves the old file as it was.
     """
     values = json.loads(content.model_dump_json()) if isinstance(content, Record) else dict(content)
-    values = {**(extra or {}), **values}
-    write_atomically(path, json.dumps({CHECKSUM: _checksum(_text(values)), **values}, indent=1) + "\n")
+    complete = {CHECKSUM: _checksum(values), **(header or {}), **values}
+    write_atomically(path, json.dumps(complete, indent=1) + "\n")
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, without its checksum. A file of an earlier version has none and is accepted.
+def read_checked(path: Path, header: str | None = None) -> tuple[dict[str, Any], Any]:
+    """The JSON object in a file, without its checksum and its header, and the value of the header.
+
+    A file of an earlier version has no checksum and is accepted.
+
+    Args:
+        path: The file.
+        header: A key that the checksum does not cover.
 
     Raises DamagedFile if the file is no JSON object or differs from its checksum, ConfigError if it is unreadable.
     """
+    values = read_object(path)
+    checksum = values.pop(CHECKSUM, None)
+    header_value = values.pop(header, None) if header is not None else None
+    if checksum is not None and checksum != _checksum(values):
+        raise DamagedFile(path, "its content differs from its checksum")
+    return values, header_value
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file as it is. Raises DamagedFile if it is no JSON object, ConfigError."""
     values = read_json(path)
     if not isinstance(values, dict):
         raise DamagedFile(path, "it is not a JSON object")
-    checksum = values.pop(CHECKSUM, None)
-    if checksum is not None and checksum != _checksum(_text(values)):
-        raise DamagedFile(path, "its content differs from its checksum")
     return values
 
 
@@ -62,8 +77,8 @@ def read_json(path: Path) -> Any:
 
 
 def read_record(kind: type[R], path: Path) -> R:
-    """The record in a file. Raises DamagedFile and ConfigError as :func:`read_object`."""
-    return parse_record(kind, read_object(path), path)
+    """The record in a file. Raises DamagedFile and ConfigError as :func:`read_checked`."""
+    return parse_record(kind, read_checked(path)[0], path)
 
 
 def parse_record(kind: type[R], values: Mapping[str, Any], path: Path) -> R:
@@ -93,5 +108,5 @@ def _text(values: Mapping[str, Any]) -> str:
     return json.dumps(values, separators=(",", ":"))
 
 
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+def _checksum(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(values).encode()).hexdigest()

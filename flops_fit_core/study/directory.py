@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from flops_fit_core.config import Experiment, PluginConfig, build_store, choose_from_table, make_experiment
 from flops_fit_core.errors import ConfigError, DamagedFile
-from flops_fit_core.plugins.checked_json import parse_record, read_object, write_checked
+from flops_fit_core.plugins.checked_json import parse_record, read_checked, read_object, write_checked
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.specs import StoreSpec
@@ -110,8 +110,7 @@ class StudyFolder:
 
     def plan(self) -> SweepPlan:
         """The plan. Raises DamagedFile, ConfigError if this flops-fit computes other ids for its runs."""
-        values = self._read(self.plan_file)
-        ids = values.pop(IDS, None)
+        values, ids = self._read(self.plan_file, IDS)
         plan = self._parse(SweepPlan, values, self.plan_file)
         if ids is not None and ids != [run.id for run in plan.runs]:
             raise ConfigError(
@@ -134,7 +133,7 @@ class StudyFolder:
         )
 
     def _load(self, kind: type[R], path: Path) -> R:
-        return self._parse(kind, self._read(path), path)
+        return self._parse(kind, self._read(path)[0], path)
 
     def _parse(self, kind: type[R], values: Mapping[str, Any], path: Path) -> R:
         try:
@@ -142,9 +141,9 @@ class StudyFolder:
         except DamagedFile as error:
             raise self._with_advice(error) from None
 
-    def _read(self, path: Path) -> dict[str, Any]:
+    def _read(self, path: Path, header: str | None = None) -> tuple[dict[str, Any], Any]:
         try:
-            return read_object(path)
+            return read_checked(path, header)
         except DamagedFile as error:
             raise self._with_advice(error) from None
 
@@ -225,15 +224,19 @@ class StudyFolder:
 
     def table(self) -> dict[str, Any]:
         """The experiment as plain data. Raises DamagedFile, ConfigError for another folder format."""
-        data = self._read(self.experiment_file)
-        if missing := sorted(REQUIRED - set(data)):
+        try:
+            # The format is checked first: another format may have another checksum.
+            values = read_object(self.experiment_file)
+        except DamagedFile as error:
+            raise self._with_advice(error) from None
+        if missing := sorted(REQUIRED - set(values)):
             raise self._with_advice(DamagedFile(self.experiment_file, f"it lacks the key {missing[0]!r}"))
-        folder_format = data.pop("format", 1)
-        if folder_format != FORMAT:
+        if (folder_format := values.get("format", 1)) != FORMAT:
             raise ConfigError(
                 f"{self.shown} has study folder format {folder_format}, and this flops-fit reads format {FORMAT}: "
                 f"open it with the flops-fit that wrote it, or start a new study with --out FOLDER (output_dir=)"
             )
+        data, _ = self._read(self.experiment_file, "format")
         if unknown := sorted(set(data) - set(Experiment.model_fields)):
             raise self._with_advice(DamagedFile(self.experiment_file, f"it has an unknown key {unknown[0]!r}"))
         return data
