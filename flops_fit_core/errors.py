@@ -3,7 +3,8 @@
     FlopsFitError
     ├── UserError            the input must change; the command line prints the message and exits with 2
     │   ├── ConfigError      an experiment file, an option, a keyword argument
-    │   │   └── PluginNotFound   no usable plugin has this name
+    │   │   ├── PluginNotFound   no usable plugin has this name
+    │   │   └── DamagedFile      a file of a study differs from the file that flops-fit wrote
     │   ├── PlanError        a sweep that cannot be built
     │   ├── DataError        a dataset that is empty, too small or in another format
     │   ├── StoreError       a result store that is foreign, damaged or in use
@@ -41,6 +42,21 @@ class ConfigError(UserError):
 
 class PluginNotFound(ConfigError, LookupError):
     """No usable plugin has the requested name."""
+
+
+class DamagedFile(ConfigError):
+    """A file of a study is damaged.
+
+    Args:
+        path: The file.
+        reason: How the damage shows, as a clause: ``its content differs from its checksum``.
+        advice: A sentence: the state of the rest of the study, and the command to type.
+    """
+
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} is damaged: {reason}" + (f". {advice}" if advice else ""))
+        self.path = path
+        self.reason = reason
 
 
 class PlanError(UserError):

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops_fit_core.plugins.checked_json import add_checksum, describe_damage, read_checked
-from flops_fit_core.plugins.utilities import write_atomically
+from flops_fit_core.errors import ConfigError, DamagedFile
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.records import RunResult, content_hash
 from flops_fit_core.records.base import Record
 
@@ -32,7 +31,7 @@ class OutboxEntry:
     token: str | None = None
     """Token of the claim under which the run was trained; None if the store is not fenced."""
     damage: str = ""
-    """Why the file is damaged."""
+    """The file, and why it is damaged."""
 
 
 class Outbox:
@@ -50,8 +49,7 @@ class Outbox:
     def put(self, result: RunResult, token: str | None = None) -> None:
         """Write a result. Raises OSError."""
         self.path.mkdir(parents=True, exist_ok=True)
-        content = _Content(token=token, result=result).model_dump_json()
-        write_atomically(self._file(result.id, token), add_checksum(content))
+        write_checked(self._file(result.id, token), _Content(token=token, result=result))
 
     def get(self, run_id: str, token: str | None = None) -> RunResult | None:
         """The result of a run under this token, or else its first result under any token, or else None."""
@@ -86,31 +84,27 @@ class Outbox:
         for file in sorted(self.path.glob(pattern)):
             if run_id and file.name.partition(".")[0] != run_id:
                 continue
-            with contextlib.suppress(FileNotFoundError):  # another driver may have stored and deleted it
+            try:
                 yield self._read(file)
+            except ConfigError as error:
+                if file.exists():  # otherwise another driver has stored and deleted it
+                    yield OutboxEntry(file, None, damage=self._report(file, str(error)))
 
     def _read(self, file: Path) -> OutboxEntry:
+        """Raises DamagedFile or ConfigError."""
         try:
+            content = read_record(_Content, file)
+        except DamagedFile as damage:
             try:
-                content = read_checked(_Content, file)
-            except ValueError:
-                result, token = read_checked(RunResult, file), None  # from an earlier version
-            else:
-                result, token = content.result, content.token
-        except FileNotFoundError:
-            raise
-        except (OSError, ValueError) as error:
-            return OutboxEntry(file, None, damage=self._report(file, describe_damage(error)))
-        return OutboxEntry(file, result, token)
+                return OutboxEntry(file, read_record(RunResult, file))  # from an earlier version
+            except DamagedFile:
+                raise damage from None
+        return OutboxEntry(file, content.result, content.token)
 
     def _report(self, file: Path, damage: str) -> str:
         if file not in self._reported:
             self._reported.add(file)
-            logger.warning(
-                "%s is damaged and not used: %s. Its run is trained again; you can delete the file",
-                file,
-                damage,
-            )
+            logger.warning("%s. It is not used, and its run is trained again; you can delete the file", damage)
         return damage
 
     def _file(self, run_id: str, token: str | None) -> Path:

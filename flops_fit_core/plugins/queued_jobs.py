@@ -18,10 +18,10 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from flops_fit_core.plugins.checked_json import add_checksum, describe_damage, read_checked
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.checked_json import parse_record, read_checked, write_checked
 from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
 from flops_fit_core.plugins.outbox import Outbox
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.records.base import Record
 
@@ -164,7 +164,7 @@ class QueuedJobs:
     def _write(self, path: Path, content: BaseModel) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not synced to disk: after a crash, the queue and the outbox still have the information.
-        write_atomically(path, add_checksum(content.model_dump_json()), durable=False)
+        write_checked(path, content.model_dump(mode="json"), durable=False)
 
 
 class QueuedJobReader:
@@ -206,15 +206,14 @@ class QueuedJobReader:
 
 def _read(kind: type[M], path: Path) -> M | None:
     try:
-        return read_checked(kind, path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        _report_damage(path, describe_damage(error))
+        return parse_record(kind, read_checked(path)[0], path)
+    except ConfigError as error:
+        if path.exists():
+            _report_damage(path, str(error))
         return None
 
 
 @functools.lru_cache(maxsize=1000)
 def _report_damage(path: Path, damage: str) -> None:
     """Cached: a driver reads the file again and again, and reports the damage once."""
-    logger.warning("%s is damaged and not used: %s. Its job is submitted again if needed", path, damage)
+    logger.warning("%s. It is not used, and its job is submitted again if runs are missing", damage)

@@ -16,9 +16,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from flops_fit_core.plugins.checked_json import add_checksum, describe_damage, read_checked
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Logger
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
@@ -134,10 +134,9 @@ class Heartbeat(Logger):
             self._beat += 1
             running = tuple(self._running.values())
             changes = {"updated": time.time(), "beat": self._beat, "running": running}
-            text = add_checksum(self._driver.model_copy(update=changes).model_dump_json())
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(self._file, text, durable=False)
+                write_checked(self._file, self._driver.model_copy(update=changes), durable=False)
                 self._failed = False
             except OSError as error:
                 if not self._failed:
@@ -195,18 +194,17 @@ def _read_drivers(study: Path) -> dict[Path, Driver]:
     drivers = {}
     for file in sorted((study / "drivers").glob("[!.]*.json")):
         try:
-            drivers[file] = read_checked(Driver, file)
-        except FileNotFoundError:
-            continue
-        except (OSError, ValueError) as error:
-            _report_damage(file, describe_damage(error))
+            drivers[file] = read_record(Driver, file)
+        except ConfigError as error:
+            if file.exists():  # otherwise its driver has ended
+                _report_damage(file, str(error))
     return drivers
 
 
 @functools.lru_cache(maxsize=1000)
 def _report_damage(file: Path, damage: str) -> None:
     """Cached: the files are read again and again, and the damage is reported once."""
-    logger.warning("%s is damaged and not used: %s. If no driver runs, delete the file", file, damage)
+    logger.warning("%s. It is not used; if no driver runs, delete the file", damage)
 
 
 def _is_running(pid: int, process_start: int | None) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_core.config import PluginConfig
-from flops_fit_core.errors import ConfigError, StoreError, UserError
+from flops_fit_core.errors import ConfigError, DamagedFile, StoreError, UserError
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run, latest_attempts
 from flops_fit_core.plugins.registry import Registry
@@ -122,7 +122,10 @@ def _recorded(
     """The store of the folder's experiment, if it differs from the chosen store."""
     if not folder.experiment_file.exists():
         return
-    object_name = folder.python_objects.get("store")
+    try:
+        object_name = folder.python_objects.get("store")
+    except DamagedFile:  # replaced by the next training; stores with a file in the folder are found without it
+        return
     if object_name is not None and chosen.name != object_name:
         raise ConfigError(
             f"{folder.shown} has its results in a store that was passed to find_optimal as a Python object: pass "
