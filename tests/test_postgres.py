@@ -109,7 +109,7 @@ def test_the_probes_of_tune_are_not_results_of_the_study(tmp_path: Path) -> None
 def test_a_claim_ends_by_the_servers_clock(tmp_path: Path, database: PostgresServer) -> None:
     with closing(open_store(tmp_path)) as store:
         assert store.claim("run", "anna", 600)
-        ((seconds,),) = database.query("SELECT extract(epoch FROM until - now())::float FROM flops_fit.claims")
+        ((seconds,),) = database.query("SELECT extract(epoch FROM ends - now())::float FROM flops_fit.claims")
         assert 590 < seconds <= 600
 
 
@@ -159,7 +159,7 @@ def test_an_older_database_is_migrated_once(tmp_path: Path, database: PostgresSe
         migrate(connection, (*MIGRATIONS, add_a_note))
         assert version(connection) == len(MIGRATIONS) + 1
     assert database.query("SELECT seed, note FROM flops_fit.results") == [(1, None)]
-    message = "written by a newer flops-fit: its schema is version 2, the latest supported here is 1"
+    message = "written by a newer flops-fit: its schema is version 3, the latest supported here is 2"
     assert message in error_of(tmp_path)
 
 

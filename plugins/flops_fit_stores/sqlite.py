@@ -1,7 +1,7 @@
 """The ``sqlite`` store: ``results.sqlite``, which you can also open with datasette or the sqlite3 shell.
 
 Table ``results`` has one row per attempt: columns for queries, and ``record``, the complete RunResult as JSON. The
-store reads only ``record``. Table ``claims`` has the owner of each claimed run and the end of the claim.
+store reads only ``record``. Table ``claims`` has the owner, the token and the lease of each claimed run.
 
 An ``add`` that has returned survives SIGKILL and power failure. While a driver runs, and after it was killed, the
 newest results are in the write-ahead log ``results.sqlite-wal``: copy both files, or neither. Write-ahead logs do
@@ -10,14 +10,14 @@ not work between machines: on a network file system, only one machine may open t
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core import RunResult, StoreError
-from flops_fit_core.plugins import ResultStore
+from flops_fit_core.plugins import ResultStore, settle_result
 from flops_fit_stores.checks import exceeds_64_bits, gc_paused, parse_record, to_columns, validated
 from flops_fit_stores.database import COLUMNS, explain_errors, open_database
+from flops_fit_stores.sqlite_claims import SqliteClaims, write_transaction
 
 _ADD = (
     f"INSERT INTO results ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)}) "  # noqa: S608
@@ -25,10 +25,6 @@ _ADD = (
 )
 _ALL_ATTEMPTS = "SELECT id, attempt, record FROM results ORDER BY added"
 _ATTEMPTS = "SELECT id, attempt, record FROM results WHERE id = :id ORDER BY attempt"
-_CLAIM = """
-    INSERT INTO claims (id, owner, until) VALUES (:id, :owner, :until)
-    ON CONFLICT (id) DO UPDATE SET owner = :owner, until = :until WHERE owner = :owner OR until <= :now
-"""
 
 
 class SqliteStore(ResultStore):
@@ -41,18 +37,35 @@ class SqliteStore(ResultStore):
         lock_timeout: Seconds to wait for another process that writes.
     """
 
+    fenced = True
+
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self.path, self.lock_timeout = path, lock_timeout
         self._db = open_database(path, lock_timeout)
+        self._claims = SqliteClaims(self._db)
         self._inode = path.stat().st_ino
 
-    def add(self, result: RunResult) -> None:
+    def add(self, result: RunResult, token: str | None = None) -> RunResult:
         """As in the base class. The result is on disk when this returns."""
-        row = _row(validated(result))
+        result = validated(result)
         with explain_errors(self.path, self.lock_timeout):
             if not self.path.exists() or self.path.stat().st_ino != self._inode:
                 raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again")
-            self._db.execute(_ADD, row)
+            with write_transaction(self._db):
+                return self._add(result, token)
+
+    def _add(self, result: RunResult, token: str | None) -> RunResult:
+        if token is None:
+            self._db.execute(_ADD, _row(result))
+            return result
+        holds_claim = self._claims.is_valid(result.id, token)
+        attempts = self.attempts(result.id)
+        stored = settle_result(result, attempts, holds_claim=holds_claim)
+        if stored not in attempts:
+            self._db.execute(_ADD, _row(stored))
+            if stored.is_finished and not holds_claim and not stored.superseded:
+                self._claims.end(result.id)
+        return stored
 
     def all_attempts(self) -> list[RunResult]:
         return self._query(_ALL_ATTEMPTS)
@@ -61,16 +74,17 @@ class SqliteStore(ResultStore):
         """All attempts at a run, by number. Uses an index."""
         return self._query(_ATTEMPTS, id=run_id)
 
-    def claim(self, run_id: str, owner: str, seconds: float) -> bool:
-        now = time.time()
-        return self._execute(_CLAIM, id=run_id, owner=owner, until=now + seconds, now=now)
+    def claim(self, run_id: str, owner: str, seconds: float) -> str | bool:
+        with explain_errors(self.path, self.lock_timeout):
+            return self._claims.take(run_id, owner, seconds) or False
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        sql = "UPDATE claims SET until = :until WHERE id = :id AND owner = :owner"
-        return self._execute(sql, id=run_id, owner=owner, until=time.time() + seconds)
+        with explain_errors(self.path, self.lock_timeout):
+            return self._claims.extend(run_id, owner, seconds)
 
     def release(self, run_id: str, owner: str) -> None:
-        self._execute("DELETE FROM claims WHERE id = :id AND owner = :owner", id=run_id, owner=owner)
+        with explain_errors(self.path, self.lock_timeout):
+            self._claims.drop(run_id, owner)
 
     def close(self) -> None:
         """Close the database. The last process to close it merges the write-ahead log into it."""
@@ -82,11 +96,6 @@ class SqliteStore(ResultStore):
             rows = self._db.execute(sql, values).fetchall()
         with gc_paused():
             return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
-
-    def _execute(self, sql: str, **values: Any) -> bool:
-        """Execute one statement, which is atomic between processes. Returns whether it changed a row."""
-        with explain_errors(self.path, self.lock_timeout):
-            return self._db.execute(sql, values).rowcount > 0
 
 
 def _row(result: RunResult) -> dict[str, Any]:
