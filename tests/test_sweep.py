@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-from small import Bench
+from sweep_setting import Setting
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -21,56 +20,10 @@ from flops_fit_core import StoreError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, hookimpl
-from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine
 from flops_fit_core.study.states import count_states
 from flops_fit_core.study.sweep import Sweep
-from flops_fit_core.training.executor_context import StudyExecutorContext
-
-
-class Setting:
-    """A plan of a few runs of milliseconds, a store on disk, and drivers of it."""
-
-    def __init__(self, folder, sizes=(4, 6, 8), **changes):
-        self.folder = folder
-        self.bench = Bench()
-        self.registry = self.bench.registry()
-        table = self.bench.table(20, **changes)
-        table["sweep"]["sizes"] = [{"width": width} for width in sizes]
-        table["sweep"] = {key: value for key, value in table["sweep"].items() if key != "batch_size"}
-        self.experiment = make_experiment(table, self.registry)
-        self.plan = make_plan(self.experiment)
-        self.trained = Counter()
-        self.bench.built.append(lambda model: self.trained.update([model[0].embedding_dim]))
-
-    def store(self, name="sqlite"):
-        spec = installed().find("store", f"stores/{name}").spec
-        return spec.build(spec.options(), self.folder)
-
-    def executor(self):
-        chosen = self.experiment.executor
-        context = StudyExecutorContext(
-            folder=self.folder,
-            plugins=self.registry.setup.model_dump_json(),
-            live=self.registry.objects,
-            slots=[{}],
-        )
-        return chosen.spec.build(chosen.options, context)
-
-    def driver(self, store, registry=None, **options):
-        return Sweep(self.plan, store, self.executor(), registry or self.registry, **options)
-
-    def break_size(self, width, error=RuntimeError):
-        def spoil(model):
-            def hook(module, inputs):
-                if torch.is_grad_enabled():
-                    raise error("this size breaks")
-
-            if model[0].embedding_dim == width:
-                model.register_forward_pre_hook(hook)
-
-        self.bench.built.append(spoil)
 
 
 @pytest.fixture
@@ -316,7 +269,7 @@ def test_a_store_that_cannot_add_a_result_ends_the_sweep_with_its_error(setting)
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-        def add(self, result):
+        def add(self, result, token=None):
             raise StoreError("the disk is full")
 
     closed = []

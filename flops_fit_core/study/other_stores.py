@@ -80,7 +80,7 @@ def check_claims(store: ResultStore) -> None:
     """Raises StoreError for a store that is shared between machines but has no claims that other drivers see."""
     if store.shared_between_machines and not store.shares_claims:
         raise StoreError(
-            f"the store {type(store).__name__} sets shared_between_machines, but other drivers do not see its claims: "
+            f"the store {type(store).__name__} sets shared_between_machines, but no other driver sees its claims: "
             f"implement claim, renew and release, or set shared_between_machines = False"
         )
 
