@@ -1,4 +1,4 @@
-"""A driver that lost its claims replaces no result and stops no training. Trainers here never give a loss twice."""
+"""A driver that lost its claims replaces no result and stops no training. No trainer here repeats a loss."""
 
 import itertools
 import logging
@@ -138,7 +138,9 @@ def test_a_driver_that_was_paused_beyond_its_lease_replaces_no_acknowledged_resu
     assert len(acknowledged.results) == 2
     assert {result.id: result for result in results} == {result.id: result for result in acknowledged.results}
     assert late.results == []
-    assert "another driver took the run over, so this result (completed) does not count; attempt 1 c" in caplog.text
+    assert (
+        "another driver took the run over, so this result (completed) does not count; attempt 1 c" in caplog.text
+    )
     attempts = [attempt for run in setting.plan.runs for attempt in store().attempts(run.id)]
     superseded = [attempt for attempt in attempts if attempt.superseded]
     assert len(superseded) == (0 if kind == "not fenced" else 1)
@@ -315,5 +317,7 @@ def test_a_store_that_is_shared_between_machines_needs_claims_that_others_see(se
 
     check_claims(Shared(setting.store()))
     Shared.claim = ResultStore.claim
-    with pytest.raises(StoreError, match="Shared sets shared_between_machines.*implement claim, renew and release"):
+    with pytest.raises(
+        StoreError, match=r"Shared sets shared_between_machines.*implement claim, renew and release"
+    ):
         check_claims(Shared(setting.store()))
