@@ -33,7 +33,6 @@ COLUMNS: dict[str, Any] = {
     "superseded": int,
     "record": str,
 }
-_MAGIC = b"SQLite format 3\0"
 
 
 def _first_tables(db: Database) -> None:
@@ -121,10 +120,8 @@ def _check_file(path: Path, lock_timeout: float) -> None:
     """Check a database without writing to it: opening a damaged file for writing may damage it further."""
     if not path.is_file():
         raise StoreError(f"{path}: not a file. {START_NEW}")
-    with path.open("rb") as file:
-        header = file.read(len(_MAGIC))
-    if header != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
-        raise StoreError(f"{path}: not an SQLite database, or its header is damaged. {START_NEW}")
+    # Never open the file in any other way: closing it would drop the POSIX locks of this process's other
+    # connections, and another process would delete the log that they use (sqlite.org/howtocorrupt.html, 2.2).
     uri = f"{path.absolute().as_uri()}?mode=ro"
     with closing(sqlite3.connect(uri, uri=True, timeout=lock_timeout, isolation_level=None)) as connection:
         try:
@@ -179,7 +176,9 @@ def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or ""
-        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+        if name.startswith("SQLITE_NOTADB"):
+            raise StoreError(f"{path}: not an SQLite database, or its header is damaged. {START_NEW}") from None
+        if name.startswith("SQLITE_CORRUPT"):
             raise _damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
             raise StoreError(
