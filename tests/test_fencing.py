@@ -39,7 +39,7 @@ class Varying(Executor):
             if isinstance(event, RunResult):
                 if self.meanwhile is not None:
                     pause, self.meanwhile = self.meanwhile, None
-                    time.sleep(1.2 * LEASE)  # the driver's thread stands still: nobody renews its claims
+                    time.sleep(1.2 * LEASE)  # the driver's thread stands still and renews no claim
                     pause()
                 yield event.model_copy(update={"loss": event.loss + 0.001 * next(self.noise)})
             else:

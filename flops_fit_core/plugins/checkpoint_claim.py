@@ -68,7 +68,7 @@ class CheckpointClaim:
             yield token in (tokens[:1] if as_driver else tokens)
 
     def _tokens(self) -> list[str]:
-        """The driver's token first. Empty if the file is missing or undecodable: nobody may write then."""
+        """The driver's token first. Empty if the file is missing or undecodable: no worker may write then."""
         try:
             return (self.folder / CLAIM).read_text(encoding="utf-8").split()
         except (OSError, ValueError):
