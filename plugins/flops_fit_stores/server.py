@@ -143,8 +143,8 @@ class Server:
         message = (error.diag.message_primary or " ".join(str(error).split())).strip()
         if isinstance(error, psycopg.errors.InsufficientPrivilege) and "must be owner" in message:
             return StoreError(
-                f"{self.name}: its tables are of an earlier version of flops-fit, and only their owner can migrate "
-                f"them ({message}). Ask the owner to type 'flops-fit status STUDY' once with this version"
+                f"{self.name}: its tables are of an earlier version of flops-fit, and only their owner can "
+                f"migrate them ({message}). Ask the owner to type 'flops-fit status STUDY' once with this version"
             )
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             user, database = self._connection.info.user, self._connection.info.dbname
