@@ -6,6 +6,7 @@ any thread and in any notebook.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Observation, Optimum, ProfileMinimum
 from flops_fit_core.report import numbers
 from flops_fit_core.report.axes import (
@@ -45,12 +47,23 @@ _MAX_LEGEND_BUDGETS = 12
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``. Equal figures give equal SVG files."""
-    png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
-    figure.savefig(png, dpi=DPI, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None})
-    svg.write_text(_make_ids_unique(svg.read_text(encoding="utf-8"), stem), encoding="utf-8")
-    return [png, svg]
+    """Write ``stem.png`` and ``stem.svg``, each atomically. Equal figures give equal SVG files."""
+    return list(write_figure(figure, folder, stem)[0])
+
+
+def write_figure(figure: Figure, folder: Path, stem: str) -> tuple[tuple[Path, Path], str]:
+    """As :func:`save_figure`. Returns the files and the text of the SVG file.
+
+    Figures are drawn in memory: another process may write the same report at the same time.
+    """
+    files = folder / f"{stem}.png", folder / f"{stem}.svg"
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    text = _make_ids_unique(svg.getvalue(), stem)
+    write_atomically(files[0], png.getvalue(), durable=False)
+    write_atomically(files[1], text, durable=False)
+    return files, text
 
 
 def _make_ids_unique(svg: str, prefix: str) -> str:
