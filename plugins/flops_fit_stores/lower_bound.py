@@ -1,0 +1,83 @@
+"""A durable lower bound of the number of results in a store file.
+
+Truncation, deletion and lost pages can remove complete results, and no checksum of a result detects this. A store
+therefore writes the number of its results to a small separate file before ``add`` returns. A store with fewer
+results than its bound is damaged. More results are normal: a process was killed between the two writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+from flops_fit_stores.files import replace_file
+
+_SLOT_BYTES = 96
+"""Size of a slot: a count of 20 digits, a SHA-256 in hex, spaces and a newline."""
+
+
+class LowerBound:
+    """A file with two slots. Each slot has a count and its SHA-256, in one line of text.
+
+    :meth:`raise_to` overwrites the slot with the lower count, so a torn write leaves the other slot intact. The
+    larger intact count is the bound. Two stores in one folder need two files, for example ``results.json.count``
+    and ``results.sqlite.count``.
+
+    Args:
+        path: The file. It may not exist: then no bound was ever written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> int | None:
+        """The bound, or None if the file does not exist.
+
+        Raises ValueError if no slot is intact, and OSError. Needs no lock. To compare it with a store, read the
+        bound first: another process may add results between the two.
+        """
+        try:
+            content = self.path.read_bytes()
+        except FileNotFoundError:
+            return None
+        return max(_intact_counts(content))
+
+    def raise_to(self, count: int) -> None:
+        """Raise the bound to ``count``, durably. Does nothing if the bound is that high already.
+
+        The caller holds the store's lock. Raises ValueError if no slot is intact, and OSError or StoreError if the
+        file cannot be written.
+        """
+        try:
+            with self.path.open("r+b", buffering=0) as file:
+                counts = _intact_counts(file.read())
+                if count <= max(counts):
+                    return
+                file.seek(counts.index(min(counts)) * _SLOT_BYTES)
+                file.write(_slot(count))
+                os.fsync(file.fileno())
+        except FileNotFoundError:
+            self.reset(count)
+
+    def reset(self, count: int) -> None:
+        """Write a new file with this bound, which may be lower than the present bound. Repairs a damaged file.
+
+        The caller holds the store's lock. Raises StoreError.
+        """
+        replace_file(self.path, 2 * _slot(count))
+
+
+def _slot(count: int) -> bytes:
+    text = f"{count:020d}"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"{text} {digest}".ljust(_SLOT_BYTES - 1).encode() + b"\n"
+
+
+def _intact_counts(content: bytes) -> list[int]:
+    """The counts of both slots, -1 for a damaged slot. Raises ValueError if both are damaged."""
+    slots = [content[start : start + _SLOT_BYTES] for start in (0, _SLOT_BYTES)]
+    counts = [int(slot[:20]) if slot[:20].isdigit() and slot == _slot(int(slot[:20])) else -1 for slot in slots]
+    if max(counts) < 0:
+        raise ValueError("both counts are damaged")
+    return counts
