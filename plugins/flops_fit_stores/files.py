@@ -43,13 +43,13 @@ def replace_file(path: Path, content: bytes) -> os.stat_result:
             os.fsync(file.fileno())
             status = os.fstat(file.fileno())
         new.replace(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"{path}: cannot write: {error.strerror}. The file is unchanged") from None
     return status
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make a rename survive a power failure. Windows cannot fsync a folder, and need not."""
     if os.name == "nt":
         return

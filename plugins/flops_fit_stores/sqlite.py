@@ -14,17 +14,19 @@ import time
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core import RunResult, StoreError
+from sqlite_utils import Database
+
+from flops_fit_core import RunResult
 from flops_fit_core.plugins import ResultStore
 from flops_fit_stores.checks import exceeds_64_bits, gc_paused, parse_record, to_columns, validated
-from flops_fit_stores.database import COLUMNS, explain_errors, open_database
+from flops_fit_stores.database import COLUMNS, DatabaseFile
+from flops_fit_stores.row_digest import row_digest
 
-_ADD = (
-    f"INSERT INTO results ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)}) "  # noqa: S608
-    f"ON CONFLICT (id, attempt) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS)}"
+_NAMES = (*COLUMNS, "sha256")
+ADD = (
+    f"INSERT INTO results ({', '.join(_NAMES)}) VALUES ({', '.join(f':{name}' for name in _NAMES)}) "  # noqa: S608
+    f"ON CONFLICT (id, attempt) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _NAMES)}"
 )
-_ALL_ATTEMPTS = "SELECT id, attempt, record FROM results ORDER BY added"
-_ATTEMPTS = "SELECT id, attempt, record FROM results WHERE id = :id ORDER BY attempt"
 _CLAIM = """
     INSERT INTO claims (id, owner, until) VALUES (:id, :owner, :until)
     ON CONFLICT (id) DO UPDATE SET owner = :owner, until = :until WHERE owner = :owner OR until <= :now
@@ -43,23 +45,26 @@ class SqliteStore(ResultStore):
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self.path, self.lock_timeout = path, lock_timeout
-        self._db = open_database(path, lock_timeout)
-        self._inode = path.stat().st_ino
+        self._file = DatabaseFile(path, lock_timeout)
+
+    @property
+    def _db(self) -> Database:
+        """The database, open for writing."""
+        return self._file.writer
 
     def add(self, result: RunResult) -> None:
         """As in the base class. The result is on disk when this returns."""
-        row = _row(validated(result))
-        with explain_errors(self.path, self.lock_timeout):
-            if not self.path.exists() or self.path.stat().st_ino != self._inode:
-                raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again")
-            self._db.execute(_ADD, row)
+        row = to_row(validated(result))
+        with self._file.explain():
+            self._db.execute(ADD, row)
+        self._file.acknowledge()
 
     def all_attempts(self) -> list[RunResult]:
-        return self._query(_ALL_ATTEMPTS)
+        return self._query("ORDER BY added")
 
     def attempts(self, run_id: str) -> list[RunResult]:
         """All attempts at a run, by number. Uses an index."""
-        return self._query(_ATTEMPTS, id=run_id)
+        return self._query("WHERE id = :id ORDER BY attempt", id=run_id)
 
     def claim(self, run_id: str, owner: str, seconds: float) -> bool:
         now = time.time()
@@ -73,24 +78,25 @@ class SqliteStore(ResultStore):
         self._execute("DELETE FROM claims WHERE id = :id AND owner = :owner", id=run_id, owner=owner)
 
     def close(self) -> None:
-        """Close the database. The last process to close it merges the write-ahead log into it."""
-        with explain_errors(self.path, self.lock_timeout):
-            self._db.conn.close()
+        """Close the database."""
+        self._file.close()
 
-    def _query(self, sql: str, **values: Any) -> list[RunResult]:
-        with explain_errors(self.path, self.lock_timeout):
-            rows = self._db.execute(sql, values).fetchall()
+    def _query(self, clause: str, **values: Any) -> list[RunResult]:
+        records = self._file.records(clause, values)
         with gc_paused():
-            return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
+            return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in records]
 
     def _execute(self, sql: str, **values: Any) -> bool:
         """Execute one statement, which is atomic between processes. Returns whether it changed a row."""
-        with explain_errors(self.path, self.lock_timeout):
+        with self._file.explain():
             return self._db.execute(sql, values).rowcount > 0
 
 
-def _row(result: RunResult) -> dict[str, Any]:
+def to_row(result: RunResult) -> dict[str, Any]:
     """The row of a result. Integers above 64 bits become floats, and times become text: SQLite has neither. The
     record keeps every digit."""
     values = {**to_columns(result), "finished": result.finished.isoformat()}
-    return {name: float(value) if exceeds_64_bits(value) else value for name, value in values.items()}
+    row: dict[str, Any] = {
+        name: float(value) if exceeds_64_bits(value) else value for name, value in values.items()
+    }
+    return {**row, "sha256": row_digest(result.id, result.attempt, row["record"])}
