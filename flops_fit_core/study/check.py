@@ -105,7 +105,7 @@ def _check_chosen_store(study: StudyFolder, registry: Registry) -> list[FileFind
     try:
         table = study.table().get("store")
     except (ConfigError, *_DEPTH_ERRORS):
-        return []  # experiment.json has a finding of its own
+        return []  # experiment.json has a separate finding
     try:
         chosen = choose_from_table("store", table, registry, "store") if table is not None else None
     except FlopsFitError as error:

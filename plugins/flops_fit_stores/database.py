@@ -39,6 +39,7 @@ COLUMNS: dict[str, Any] = {
     "record": str,
 }
 _MAGIC = b"SQLite format 3\0"
+_RECORDS = "SELECT id, attempt, CAST(record AS BLOB), {checksum} FROM results "
 
 
 def _first_tables(db: Database) -> None:
@@ -94,17 +95,17 @@ class DatabaseFile:
         """Run id, attempt and record of all rows that a clause selects, such as ``ORDER BY added``. Every row
         is compared with its checksum."""
         with self.explain():
-            rows = self.query(
-                f"SELECT id, attempt, CAST(record AS BLOB), {{checksum}} FROM results {clause}", values
-            )
+            rows = self.query(_RECORDS + clause, values)
             for run_id, attempt, record, expected in rows:
                 if expected is not None and row_digest(run_id, attempt, record) != expected:
                     raise Damage(f"run {run_id}, attempt {attempt}: the stored result is not intact")
         return [row[:3] for row in rows]
 
     def query(self, sql: str, values: Mapping[str, Any]) -> list[Any]:
-        """The rows of a query; empty if there are no tables yet. ``{checksum}`` stands for the column of checksums,
-        which databases of schema version 1 lack."""
+        """The rows of a query; empty if there are no tables yet.
+
+        ``{checksum}`` stands for the column of checksums, which databases of schema version 1 lack.
+        """
         with self.explain():
             if self._writer is not None:
                 return list(self._writer.execute(sql.format(checksum="sha256"), dict(values)).fetchall())
@@ -311,8 +312,8 @@ def _refuse_read_only(path: Path) -> None:
     for location in (path.parent, path):
         if location.exists() and not os.access(location, os.W_OK):
             raise StoreError(
-                f"{location}: cannot write: it is read-only for this user. Its results can be read. To train, copy "
-                f"the study to a folder of yours: flops-fit store copy {path.parent} FOLDER"
+                f"{location}: cannot write: it is read-only for this user. Its results can be read. To train, "
+                f"copy the folder first: cp -r {path.parent} FOLDER"
             )
 
 
@@ -367,8 +368,7 @@ def damaged(path: Path, reason: str) -> DamagedStore:
         intact = len(salvage(path).rows)
     except (OSError, StoreError):
         intact = 0
-    results = f"{intact} result{'' if intact == 1 else 's'}"
-    return DamagedStore(_describe_damage(path, f"{reason}; {results} can be read", path.parent))
+    return DamagedStore(_describe_damage(path, f"{reason}; intact results: {intact}", path.parent))
 
 
 def _describe_damage(path: Path, reason: str, folder: Path) -> str:

@@ -47,7 +47,8 @@ def _page_size(database: bytes, log: bytes) -> int:
 
 def _frames(log: bytes, page_size: int) -> tuple[list[tuple[int, bytes]], list[tuple[int, bytes]]]:
     """Frames of the present log, and older ones. Each is (page number, content), in the order of the log."""
-    current, stale = [], []
+    current: list[tuple[int, bytes]] = []
+    stale: list[tuple[int, bytes]] = []
     size = _FRAME_HEADER + page_size
     for start in range(_WAL_HEADER, len(log) - size + 1, size):
         (number,) = struct.unpack_from(">I", log, start)

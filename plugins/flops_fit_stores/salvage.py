@@ -43,13 +43,13 @@ class Salvage:
 
     rows: list[SavedRow] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
-    """Run and attempt of each row that was found and is not intact, as far as they can be read."""
+    """Run and attempt of each row that was read and is not intact, as far as they can be read."""
 
 
 def salvage(path: Path, more: Iterable[tuple[Path, Path]] = ()) -> Salvage:
     """All intact results of a database and its log. Changes nothing.
 
-    Reads the table from both ends, and then every page of both files: an intact record is found even if the pages
+    Reads the table from both ends, and then every page of both files: an intact record is read even if the pages
     that lead to it are damaged, or if the log is damaged before it.
 
     Args:
@@ -58,17 +58,17 @@ def salvage(path: Path, more: Iterable[tuple[Path, Path]] = ()) -> Salvage:
 
     Raises OSError.
     """
-    found: dict[tuple[str, int], SavedRow] = {}
+    rows_by_key: dict[tuple[str, int], SavedRow] = {}
     suspects: dict[int, str] = {}
     log = path.with_name(f"{path.name}-wal")
     for database, its_log in [(path, log), *more]:
         for added, values in _candidates(database, its_log):
             row = _saved(added, *values)
             if row is not None:
-                found.setdefault((row.run_id, row.attempt), row)
+                rows_by_key.setdefault((row.run_id, row.attempt), row)
             elif isinstance(values[1], int) and isinstance(values[0], bytes) and values[0].isalnum():
                 suspects.setdefault(added, f"run {values[0].decode('ascii', 'replace')}, attempt {values[1]}")
-    rows = sorted(found.values(), key=lambda row: row.added)
+    rows = sorted(rows_by_key.values(), key=lambda row: row.added)
     saved = {f"run {row.run_id}, attempt {row.attempt}" for row in rows}
     added_rows = {row.added for row in rows}
     damaged = [text for added, text in sorted(suspects.items()) if added not in added_rows and text not in saved]

@@ -71,7 +71,7 @@ def _check_rows(rows: Iterable[tuple[object, object, object, object]]) -> int:
 
 
 def is_intact(run_id: object, attempt: object, record: object, checksum: object) -> bool:
-    """Whether a row matches its checksum. A row of schema version 1 has none: its record must name the same run."""
+    """Whether a row matches its checksum. Without a checksum (schema version 1), its record must name the run."""
     if not (isinstance(run_id, str) and isinstance(attempt, int) and isinstance(record, bytes)):
         return False
     if checksum is not None:

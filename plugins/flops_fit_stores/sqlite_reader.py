@@ -27,9 +27,9 @@ class Reader:
     """An open database for reading, verified when it is opened. One thread.
 
     There are three ways to open it. ``shared`` uses the locks and the write-ahead log of other processes.
-    ``immutable`` reads a file that nobody has open. ``copy`` reads a private copy of the database and its log: of
-    a killed process whose log needs recovery, or on a network file system. The last two are repeated when a file
-    has changed.
+    ``immutable`` reads a database without a log, which no other process has open. ``copy`` reads a private copy of
+    the database and its log: the log of a killed process needs recovery. The last two are repeated when a file has
+    changed.
 
     Args:
         path: The database.

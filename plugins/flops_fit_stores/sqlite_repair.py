@@ -78,7 +78,7 @@ def repair(path: Path, lock_timeout: float) -> StoreRepair:
 def _describe_damage(path: Path, message: str) -> FileFinding:
     saved = salvage(path)
     text = message.removeprefix(f"{path}: ").removeprefix("damaged: ").split(". Nothing was changed")[0]
-    if saved.damaged:
+    if len(saved.damaged) > 1:
         text += f". Not intact: {_list(saved.damaged)}"
     advice = f"flops-fit store repair {path.parent} keeps the {len(saved.rows)} intact results"
     return FileFinding(file=path.name, state="damaged", text=text, advice=advice)
@@ -138,7 +138,8 @@ def _read_marker(marker: Path) -> str | None:
         return None
     if not re.fullmatch(r"results\.sqlite\.damaged-\d{8}T\d{6}(-\d+)?", name):
         raise StoreError(
-            f"{marker}: damaged. Write into it the name of the newest file {marker.stem}.damaged-... in this folder"
+            f"{marker}: damaged. Write into it the name of the newest file {marker.stem}.damaged-TIME of this "
+            f"folder"
         )
     return name
 
