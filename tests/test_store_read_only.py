@@ -7,6 +7,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -26,12 +27,15 @@ from damaged_stores import (
     stored,
     without_write_access,
 )
+from sqlite_utils import Database
 
 from flops_fit_core import StoreError
 from flops_fit_core.api import run
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores import database, sqlite_reader
+from flops_fit_stores.database import COLUMNS, MIGRATIONS, migrate
 from flops_fit_stores.file_systems import file_system_type, is_network, type_in_mounts
+from flops_fit_stores.sqlite import to_row
 
 needs_setpriv = pytest.mark.skipif(
     os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv to give up its rights"
@@ -55,14 +59,14 @@ store.close()
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A folder that other users can reach. pytest's folders belong to one user."""
-    path = tmp_path / "folder"
-    path.mkdir()
-    for parent in [tmp_path, *tmp_path.parents]:
-        if parent.is_relative_to(tempfile.gettempdir()) and parent != Path(tempfile.gettempdir()):
-            parent.chmod(0o755)
-    return path
+def folder() -> Iterator[Path]:
+    """A folder that other users can reach. pytest makes its folders private each time that it starts."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+        for path in (Path(name), *Path(name).rglob("*")):
+            if path.is_dir():
+                path.chmod(0o755)
 
 
 def read_as_another_user(folder: Path, count: int = COUNT) -> str:
@@ -178,12 +182,13 @@ def test_an_open_store_reads_the_results_of_a_driver_that_started_later(tmp_path
 
 
 def as_schema_version_1(folder: Path) -> Path:
-    """A store as flops-fit wrote it before rows had checksums."""
-    closed_store(folder)
+    """A store as flops-fit wrote it before claims had tokens and rows had checksums."""
+    names = [name for name in COLUMNS if name != "superseded"]
+    add = f"INSERT INTO results ({', '.join(names)}) VALUES ({', '.join(f':{name}' for name in names)})"
     with closing(sqlite3.connect(folder / DATABASE, isolation_level=None)) as connection:
-        connection.execute("ALTER TABLE results DROP COLUMN sha256")
-        connection.execute("PRAGMA user_version = 1")
-    (folder / "results.sqlite.count").unlink()
+        migrate(Database(connection), MIGRATIONS[:1])
+        connection.executemany(add, map(to_row, RESULTS))
+        connection.execute("PRAGMA journal_mode = WAL")
     return folder
 
 
@@ -299,7 +304,7 @@ def test_a_network_file_system_gets_a_rollback_journal_and_no_log(tmp_path: Path
             assert not (tmp_path / LOG).exists()
             assert other.get(result.id) == result
         extra = 3
-        assert store._db.execute("PRAGMA synchronous").fetchone() == (extra,)
+        assert store._file.writer.execute("PRAGMA synchronous").fetchone() == (extra,)
     assert journal_mode(tmp_path) == "delete"
     assert stored(tmp_path) == RESULTS
 

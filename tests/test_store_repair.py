@@ -124,10 +124,12 @@ def test_results_behind_a_damaged_part_of_the_log_are_kept(tmp_path: Path) -> No
     assert stored(tmp_path) == RESULTS
 
 
-@pytest.mark.parametrize("page", [2, 3, 4])
-def test_results_below_a_damaged_page_of_the_tree_are_kept(page: int, tmp_path: Path) -> None:
-    """Pages 2 to 4 are the roots of the table, its index and the claims; rows are on other pages."""
+@pytest.mark.parametrize("name", ["results", "results_id_attempt", "claims"])
+def test_results_below_a_damaged_root_page_are_kept(name: str, tmp_path: Path) -> None:
+    """The roots of the table, its index and the claims; rows of results are on other pages."""
     closed_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [name]).fetchone()
     with (tmp_path / DATABASE).open("r+b") as file:
         file.seek((page - 1) * 4096)
         file.write(bytes(4096))

@@ -72,15 +72,24 @@ def serve() -> None:
         match command:
             case ["stream", int(seed)]:
                 while True:
-                    store.add(result_of(seed))
+                    _add_claimed(store, result_of(seed))
                     write(seed)
                     seed += 1
-            case ["add", str(text)]:
-                store.add(RunResult.model_validate_json(text))
-                write(None)
+            case ["add", str(text), *tokens]:
+                stored = store.add(RunResult.model_validate_json(text), *tokens)
+                write(None if stored is None else stored.model_dump_json())
             case [method, *arguments]:
                 write(getattr(store, method)(*arguments))
     store.close()
+
+
+def _add_claimed(store: ResultStore, result: RunResult) -> None:
+    """Add a result as the driver of its run."""
+    token = store.claim(result.id, "the other process", 600)
+    if store.fenced and isinstance(token, str):
+        store.add(result, token)
+    else:
+        store.add(result)
 
 
 def build_store(registry: Registry, name: str, options: Mapping[str, JsonValue], folder: Path) -> ResultStore:

@@ -35,6 +35,8 @@ OpenStore = Callable[[], ResultStore]
 class StoreConformance(Kit):
     """Tests for every store. Inherit, set ``name``, and run pytest.
 
+    Tests of fencing are skipped for a store that does not check the tokens of claims.
+
     Attributes:
         persistent: Whether a store that is opened again has its results.
         shared: Whether several processes may open the same store. Requires ``persistent``, and claims that other
@@ -319,6 +321,139 @@ class StoreConformance(Kit):
         store.add(result)
         assert not store.claim(result.id, "bert", 600)
 
+    def test_a_store_for_several_machines_has_shared_claims(self, store: ResultStore) -> None:
+        """A store with ``shared_between_machines`` implements ``claim``, ``renew`` and ``release``."""
+        inherited = [
+            name
+            for name in ("claim", "renew", "release")
+            if getattr(type(store), name) is getattr(ResultStore, name)
+        ]
+        if store.shared_between_machines or store.shares_claims:
+            assert inherited == []
+
+    # ------------------------------------------------------------------ fencing
+
+    @pytest.fixture
+    def fenced(self, store: ResultStore) -> ResultStore:
+        """The store, which checks the tokens of claims."""
+        if not store.fenced:
+            pytest.skip("not fenced: a driver that lost its claim may replace a result of another driver")
+        return store
+
+    def test_every_claim_has_another_token(self, fenced: ResultStore) -> None:
+        """Also a repeated claim of the same owner, and a claim after a release."""
+        tokens = [claim_token(fenced, "run", "anna"), claim_token(fenced, "run", "anna")]
+        fenced.release("run", "anna")
+        tokens += [claim_token(fenced, "run", "bert"), claim_token(fenced, "another run", "bert")]
+        fenced.release("run", "bert")
+        tokens.append(claim_token(fenced, "run", "anna"))
+        assert len(set(tokens)) == len(tokens)
+        assert fenced.claim("run", "bert", 600) is False
+
+    def test_a_result_of_the_holder_counts_and_its_claim_stays(self, fenced: ResultStore) -> None:
+        """Also as a further attempt at a finished run, after ``renew``."""
+        first = result_of(1, loss=1.25)
+        token = claim_token(fenced, first.id, "anna")
+        assert fenced.add(first, token) == first
+        assert fenced.renew(first.id, "anna", 600)
+        again = result_of(1, attempt=2, loss=1.5)
+        assert fenced.add(again, token) == again
+        assert fenced.attempts(first.id) == [first, again]
+        assert fenced.get(first.id) == again
+        assert not fenced.claim(first.id, "bert", 600)
+
+    def test_a_stale_result_replaces_nothing(self, fenced: ResultStore) -> None:
+        """It is stored as a superseded attempt with another number. The claim of the other driver stays."""
+        accepted, late = result_of(1, loss=1.25), result_of(1, loss=1.5)
+        stale = claim_token(fenced, late.id, "anna", self.moment)
+        time.sleep(2 * self.moment)
+        fenced.add(accepted, claim_token(fenced, late.id, "bert"))
+        stored = fenced.add(late, stale)
+        assert stored == late.model_copy(update={"attempt": 2, "superseded": True})
+        assert fenced.attempts(late.id) == [accepted, stored]
+        assert list(fenced.all_attempts()) == [accepted, stored]
+        assert fenced.get(late.id) == accepted
+        assert fenced.results() == [accepted]
+        assert fenced.renew(late.id, "bert", 600)
+
+    def test_a_superseded_attempt_never_counts(self, fenced: ResultStore) -> None:
+        """Whatever its number, whether it was added with a token, and also if no other attempt is stored."""
+        accepted = result_of(1, loss=1.25)
+        fenced.add(accepted)
+        late = fenced.add(result_of(1, attempt=7, loss=1.5), "no token")
+        assert late is not None
+        assert late.superseded
+        copied = result_of(2, superseded=True)
+        fenced.add(copied)
+        assert fenced.get(accepted.id) == accepted
+        assert fenced.get(copied.id) is None
+        assert fenced.results() == [accepted]
+        assert fenced.attempts(copied.id) == [copied]
+        assert list(fenced.all_attempts()) == [accepted, late, copied]
+
+    @pytest.mark.parametrize("status", ["completed", "diverged"])
+    def test_a_stale_result_counts_if_nothing_has_finished(self, fenced: ResultStore, status: str) -> None:
+        """The other driver's claim ends, so that its next ``renew`` returns False. Its result is superseded."""
+        late, second = result_of(1, status=status), result_of(1, loss=1.5)
+        stale = claim_token(fenced, late.id, "anna", self.moment)
+        fenced.add(result_of(1, status="failed"), stale)
+        time.sleep(2 * self.moment)
+        token = claim_token(fenced, late.id, "bert")
+        stored = fenced.add(late, stale)
+        assert stored == late.model_copy(update={"attempt": 2})
+        assert fenced.get(late.id) == stored
+        assert not fenced.renew(late.id, "bert", 600)
+        last = fenced.add(second, token)
+        assert last == second.model_copy(update={"attempt": 3, "superseded": True})
+        assert fenced.get(late.id) == stored
+
+    def test_a_stale_failure_ends_no_claim(self, fenced: ResultStore) -> None:
+        """The other driver continues, and its result counts."""
+        failed, result = result_of(1, status="failed"), result_of(1)
+        stale = claim_token(fenced, failed.id, "anna", self.moment)
+        time.sleep(2 * self.moment)
+        token = claim_token(fenced, failed.id, "bert")
+        assert fenced.add(failed, stale) == failed
+        assert fenced.renew(failed.id, "bert", 600)
+        stored = fenced.add(result, token)
+        assert stored == result.model_copy(update={"attempt": 2})
+        assert fenced.results() == [stored]
+
+    def test_a_token_of_an_earlier_claim_is_stale(self, fenced: ResultStore) -> None:
+        """Also of the same owner, after a release, and the token of another run."""
+        accepted = result_of(1, loss=1.25)
+        earlier = claim_token(fenced, accepted.id, "anna")
+        token = claim_token(fenced, accepted.id, "anna")
+        other = claim_token(fenced, result_of(2).id, "anna")
+        fenced.add(accepted, token)
+        fenced.release(accepted.id, "anna")
+        for attempt, stale in enumerate((earlier, token, other, "no token"), 2):
+            stored = fenced.add(result_of(1, attempt=attempt, loss=1.5 + attempt), stale)
+            assert stored is not None
+            assert stored.superseded
+        assert fenced.results() == [accepted]
+
+    def test_an_equal_result_is_stored_once(self, fenced: ResultStore) -> None:
+        """A driver repeats ``add`` after a lost connection. Later attempts and claims change nothing."""
+        result, late = result_of(1, loss=1.25), result_of(1, loss=1.5)
+        token = claim_token(fenced, result.id, "anna")
+        assert fenced.add(result, token) == fenced.add(result, token) == result
+        fenced.release(result.id, "anna")
+        assert fenced.add(result, token) == result
+        superseded = fenced.add(late, token)
+        claim_token(fenced, result.id, "bert")
+        assert fenced.add(late, token) == superseded
+        assert fenced.add(result, token) == result
+        assert fenced.attempts(result.id) == [result, superseded]
+
+    def test_a_fenced_store_refuses_a_number_that_is_not_finite(self, fenced: ResultStore) -> None:
+        """Under a claim, too."""
+        invalid = result_of(1).model_copy(update={"loss": math.nan})
+        token = claim_token(fenced, invalid.id, "anna")
+        with pytest.raises((ValueError, StoreError)):
+            fenced.add(invalid, token)
+        assert fenced.attempts(invalid.id) == []
+
     # ------------------------------------------------------------------ several processes
 
     def test_two_processes_never_hold_one_claim(self, start_other: Callable[[], OtherProcess]) -> None:
@@ -329,7 +464,7 @@ class StoreConformance(Kit):
             for number, process in enumerate(processes):
                 process.send("claim", f"run {run}", f"driver {number}", 600)
             answers.append([process.answer() for process in processes])
-        assert [sorted(pair) for pair in answers] == [[False, True]] * 50
+        assert [sorted(bool(answer) for answer in pair) for pair in answers] == [[False, True]] * 50
 
     def test_two_processes_adding_at_once_lose_nothing(
         self, store: ResultStore, start_other: Callable[[], OtherProcess]
@@ -345,6 +480,26 @@ class StoreConformance(Kit):
         expected = {100 * number + index for number in (0, 1) for index in range(25)}
         assert {result.run.seed for result in store.results()} == expected
         assert len(store.results()) == 50
+
+    def test_two_drivers_of_one_run_keep_the_first_finished_result(
+        self, fenced: ResultStore, start_other: Callable[[], OtherProcess]
+    ) -> None:
+        """Training is not deterministic: two processes add different results of each run at the same time."""
+        drivers = [start_other(), start_other()]
+        for run in range(10):
+            results = [result_of(run, loss=1.25 + number) for number in range(2)]
+            tokens: list[str] = []
+            for number, driver in enumerate(drivers):
+                while len(tokens) == number:
+                    driver.send("claim", results[0].id, f"driver {number}", self.moment)
+                    tokens += [token for token in [driver.answer()] if token]
+            for driver, result, token in zip(drivers, results, tokens, strict=True):
+                driver.send("add", result.model_dump_json(), token)
+            stored = [RunResult.model_validate_json(driver.answer()) for driver in drivers]
+            assert sorted(result.superseded for result in stored) == [False, True]
+            assert sorted(result.attempt for result in stored) == [1, 2]
+            assert fenced.get(results[0].id) == next(result for result in stored if not result.superseded)
+            assert sorted(fenced.attempts(results[0].id), key=str) == sorted(stored, key=str)
 
     def test_a_killed_process_loses_nothing_that_was_added(
         self, open_store: OpenStore, start_other: Callable[[], OtherProcess]
@@ -363,6 +518,13 @@ class StoreConformance(Kit):
             assert store.get(result_of(acknowledged[-1]).id) == result_of(acknowledged[-1])
             store.add(result_of(-1 - kill))
             store.close()
+
+
+def claim_token(store: ResultStore, run_id: str, owner: str, seconds: float = 600) -> str:
+    """The token of a new claim."""
+    token = store.claim(run_id, owner, seconds)
+    assert isinstance(token, str), f"claim returned {token!r}; a fenced store returns a token, as text"
+    return token
 
 
 def changed_fields(stored: RunResult | None, added: RunResult) -> list[str]:

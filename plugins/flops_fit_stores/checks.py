@@ -15,6 +15,26 @@ from flops_fit_core import RunResult, StoreError
 START_NEW = "To start with an empty store, move it away or choose another folder with --out"
 
 
+class Damage(Exception):
+    """A file of a store is damaged. The message is the reason, for :func:`damaged_store`."""
+
+
+def damaged_store(path: Path, reason: str, intact: int) -> StoreError:
+    """The error for a damaged store.
+
+    Args:
+        path: The store's main file, in the study's folder.
+        reason: The damage.
+        intact: Number of results that can be read.
+    """
+    folder = path.parent
+    return StoreError(
+        f"{path}: damaged ({reason}). {intact} results are intact, and no file was changed. "
+        f"'flops-fit store check {folder}' lists the damage, 'flops-fit store repair {folder}' keeps every intact "
+        f"result. {START_NEW}"
+    )
+
+
 def validated(result: RunResult) -> RunResult:
     """The result, validated again: a copy made without validation may contain NaN.
 
@@ -38,6 +58,7 @@ def to_columns(result: RunResult) -> dict[str, Any]:
         "budget": result.run.budget,
         "seconds": result.seconds,
         "finished": result.finished,
+        "superseded": result.superseded,
         "record": result.model_dump_json(),
     }
 
@@ -74,12 +95,6 @@ def invalid_record(location: object, run_id: str, attempt: object, error: Valida
     return StoreError(
         f"{location}: cannot read the result of run {run_id}, attempt {attempt}: {field}: {first['msg']}. It was "
         f"edited, or written by another version of flops-fit: use that version, or delete this result"
-    )
-
-
-def damaged(path: Path, reason: str) -> StoreError:
-    return StoreError(
-        f"{path}: damaged ({reason}). The file is unchanged: repair it by hand or put a copy back. {START_NEW}"
     )
 
 

@@ -16,6 +16,7 @@ from sqlite_utils import Database
 from flops_fit_core import StoreError
 from flops_fit_stores.checks import START_NEW, make_folder
 from flops_fit_stores.file_systems import is_network
+from flops_fit_stores.leases import UNKNOWN_SECONDS
 from flops_fit_stores.lower_bound import LowerBound
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_checks import Damage, check_content, check_count, has_checksums, is_damage
@@ -36,6 +37,7 @@ COLUMNS: dict[str, Any] = {
     "budget": float,
     "seconds": float,
     "finished": str,
+    "superseded": int,
     "record": str,
 }
 _MAGIC = b"SQLite format 3\0"
@@ -43,11 +45,21 @@ _RECORDS = "SELECT id, attempt, CAST(record AS BLOB), {checksum} FROM results "
 
 
 def _first_tables(db: Database) -> None:
-    results = {"added": int, **COLUMNS}
+    results = {"added": int, **{name: COLUMNS[name] for name in COLUMNS if name != "superseded"}}
     claims = {"id": str, "owner": str, "until": float}
     db.execute(db.create_table_sql("results", results, pk="added", not_null={"id", "attempt", "status", "record"}))
     db.execute("CREATE UNIQUE INDEX results_id_attempt ON results (id, attempt)")
     db.execute(db.create_table_sql("claims", claims, pk="id", not_null={"owner", "until"}))
+
+
+def _claim_tokens(db: Database) -> None:
+    """Claims with tokens. The end of an earlier claim is unknown, so drivers observe it for the usual duration."""
+    claims = {"id": str, "owner": str, "token": str, "seconds": float, "beat": int, "machine": str, "end": float}
+    db.execute("ALTER TABLE results ADD COLUMN superseded INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE claims RENAME TO earlier_claims")
+    db.execute(db.create_table_sql("claims", claims, pk="id", not_null=set(claims)))
+    db.execute("INSERT INTO claims SELECT id, owner, '', ?, 0, '', 0 FROM earlier_claims", [UNKNOWN_SECONDS])
+    db.execute("DROP TABLE earlier_claims")
 
 
 def _checksums(db: Database) -> None:
@@ -60,7 +72,7 @@ def _checksums(db: Database) -> None:
 
 
 Migrations = Sequence[Callable[[Database], None]]
-MIGRATIONS: Migrations = (_first_tables, _checksums)
+MIGRATIONS: Migrations = (_first_tables, _claim_tokens, _checksums)
 """Migrations in order; only append. Each leads to the next schema version, stored in ``PRAGMA user_version``.
 They use ``db.execute`` only: before version 4, sqlite-utils commits when it changes a table."""
 

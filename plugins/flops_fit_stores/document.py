@@ -1,102 +1,152 @@
-"""A JSON file that several processes change, one at a time. It is complete at every moment."""
+"""The file ``results.json``: a JSON object with all records, which is complete at every moment."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import BaseFileLock
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_NEW, damaged, gc_paused, wrong_version
-from flops_fit_stores.files import locked, replace_file
+from flops_fit_stores.checks import START_NEW, Damage, gc_paused, wrong_version
+from flops_fit_stores.checksums import digest, is_intact, sealed
+from flops_fit_stores.files import replace_file
 
-_HEAD = 128
+FORMAT = "flops-fit results"
+VERSION = 2
+"""Version 1 had no checksums and no log."""
+_HEAD_BYTES = 128
 """Bytes at the start of a file that include the field ``writes``."""
+
+Entry = dict[str, Any]
+
+
+class _Entry(BaseModel):
+    """The fields of a record that the store uses. Results are validated completely when they are read."""
+
+    model_config = ConfigDict(strict=True)
+
+    id: str
+    attempt: int
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    results: list[_Entry]
+    writes: int
+    log: str = ""
 
 
 class Document:
-    """A JSON object on disk: ``format``, ``version``, ``writes`` (number of writes) and content.
+    """A JSON object on disk: ``format``, ``version``, ``writes`` (their number), ``log``, ``sha256``, ``results``.
 
-    Every method raises StoreError for a file that is damaged, foreign or of another version. Such a file is never
-    replaced.
+    ``log`` is the id of the journal that this file includes. Each record has a checksum, and ``sha256`` covers the
+    other fields and the checksums of all records in their order.
 
     Args:
-        path: The file; :meth:`create` makes it.
-        format_name: Value of ``format``.
-        shape: Model that validates the content.
-        lock: Lock of the writers.
+        path: The file; :meth:`write` creates it.
     """
 
-    VERSION = 1
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.version = VERSION
+        self.log = ""
+        self.entries: list[Entry] = []
+        """All records, each with its checksum."""
+        self.size = 0
+        """Bytes of the file."""
+        self._writes = 0
+        self._signature: tuple[object, ...] | None = None
 
-    def __init__(self, path: Path, format_name: str, shape: type[BaseModel], lock: BaseFileLock) -> None:
-        self.path, self._format, self._shape, self._lock = path, format_name, shape, lock
-        self._last_signature: tuple[object, ...] | None = None
-        self._data: dict[str, Any] = {}
+    def read(self) -> bool:
+        """Read the file if it has changed. Returns whether it has.
 
-    def create(self, **content: Any) -> None:
-        """Write the file with this content if it does not exist."""
-        if self.path.exists():
-            return
-        with locked(self._lock, self.path):
-            if not self.path.exists():
-                self._write({"format": self._format, "version": self.VERSION, "writes": 0, **content})
-
-    def read(self) -> dict[str, Any]:
-        """The object, which the caller must not change. The file is parsed again only if it has changed."""
+        Raises :class:`Damage`, and StoreError for a file that is missing, foreign or of a newer version.
+        """
         try:
             with self.path.open("rb") as file:
-                head = file.read(_HEAD)
+                head = file.read(_HEAD_BYTES)
                 signature = _signature(os.fstat(file.fileno()), head)
-                if signature != self._last_signature:
-                    with gc_paused():
-                        self._data, self._last_signature = self._parse(head + file.read()), signature
+                if signature == self._signature:
+                    return False
+                text = head + file.read()
         except FileNotFoundError:
             raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again") from None
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from None
-        return self._data
+        with gc_paused():
+            data = _parse(self.path, text)
+        self.entries, self.version = data["results"], data["version"]
+        if self.version == 1:
+            self.entries = [sealed(entry) for entry in self.entries]
+        self.log, self._writes = data.get("log", ""), data["writes"]
+        self.size, self._signature = len(text), signature
+        return True
 
-    def change(self, edit: Callable[[dict[str, Any]], bool]) -> bool:
-        """Apply ``edit`` to the current object and write it. If ``edit`` returns False, write nothing and return
-        False."""
-        with locked(self._lock, self.path):
-            data, signature = self.read(), self._last_signature
-            self._last_signature = None  # if the write fails, the next read parses the file again
-            if not edit(data):
-                self._last_signature = signature
-                return False
-            data["writes"] += 1
-            self._write(data)
-            return True
-
-    def _parse(self, text: bytes) -> dict[str, Any]:
-        if not text:
-            raise StoreError(f"{self.path}: empty. {START_NEW}")
+    def is_current(self) -> bool:
+        """Whether the file is the one that :meth:`read` has read."""
         try:
-            data = from_json(text, allow_inf_nan=False)
-        except ValueError as error:
-            raise damaged(self.path, f"truncated or not valid JSON: {error}") from None
-        if not isinstance(data, dict) or data.get("format") != self._format:
-            raise StoreError(f"{self.path}: JSON of another program, not {self._format}. {START_NEW}")
-        if data.get("version") != self.VERSION:
-            raise wrong_version(self.path, data.get("version"), self.VERSION)
-        try:
-            self._shape.model_validate(data)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            raise damaged(self.path, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-        return data
+            with self.path.open("rb") as file:
+                return _signature(os.fstat(file.fileno()), file.read(_HEAD_BYTES)) == self._signature
+        except OSError:
+            return False
 
-    def _write(self, data: dict[str, Any]) -> None:
+    def write(self, entries: Sequence[Entry], log: str) -> None:
+        """Replace the file, durably. The caller holds the lock. Raises StoreError without any change.
+
+        Args:
+            entries: All records, each with its checksum.
+            log: Id of the journal with records that ``entries`` includes.
+        """
+        head = {"format": FORMAT, "version": VERSION, "writes": self._writes + 1, "log": log}
+        data = {**head, "sha256": _document_digest(head, entries), "results": entries}
         text = to_json(data, indent=2)
         status = replace_file(self.path, text)
-        self._data, self._last_signature = data, _signature(status, text[:_HEAD])
+        self.entries, self.version, self.log = list(entries), VERSION, log
+        self._writes += 1
+        self.size, self._signature = len(text), _signature(status, text[:_HEAD_BYTES])
+
+
+def _document_digest(head: Mapping[str, Any], entries: Sequence[Mapping[str, Any]]) -> str:
+    return digest({**head, "results": [entry["sha256"] for entry in entries]})
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    if not text:
+        raise Damage("it is empty")
+    try:
+        data = from_json(text, allow_inf_nan=False)
+    except ValueError as error:
+        raise Damage(f"truncated or not valid JSON: {error}") from None
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise StoreError(f"{path}: JSON of another program, not {FORMAT}. {START_NEW}")
+    version = data.get("version")
+    if version not in (1, VERSION):
+        raise wrong_version(path, version, VERSION)
+    try:
+        _Content.model_validate(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise Damage(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    if version == VERSION:
+        _verify(data)
+    return data
+
+
+def _verify(data: Mapping[str, Any]) -> None:
+    """Raises Damage for a checksum that does not match."""
+    entries = data["results"]
+    damaged = [entry for entry in entries if not is_intact(entry)]
+    if damaged:
+        names = ", ".join(f"run {entry['id']}, attempt {entry['attempt']}" for entry in damaged[:3])
+        raise Damage(f"the checksum of {len(damaged)} of {len(entries)} results does not match: {names}")
+    head = {name: data.get(name) for name in ("format", "version", "writes", "log")}
+    if data.get("sha256") != _document_digest(head, entries):
+        raise Damage("the checksum of its list of results does not match")
 
 
 def _signature(status: os.stat_result, head: bytes) -> tuple[object, ...]:

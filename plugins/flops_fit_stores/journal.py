@@ -1,112 +1,140 @@
-"""A file of JSON lines that several processes append to, one at a time."""
+"""A file of JSON lines with checksums that several processes append to, one at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_NEW, damaged, wrong_version
+from flops_fit_stores.checks import START_NEW, wrong_version
+from flops_fit_stores.checksums import is_intact, sealed
 from flops_fit_stores.files import replace_file
+
+Entry = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class NewLines:
+    """Lines that were appended since the last call of :meth:`Journal.read_new`."""
+
+    rewritten: bool
+    """Whether the file was rewritten. Then these are all its lines."""
+    entries: list[Entry]
+    """The intact lines."""
+    damage: list[str]
+    """Descriptions of the damaged lines."""
 
 
 class Journal:
-    """A file of JSON lines that is read incrementally.
+    """A file of JSON objects, one per line, that is read incrementally.
 
-    The first line has ``format``, ``version`` and ``turn`` (number of complete rewrites). A writer must hold a
-    lock and call :meth:`read_new` under it. A last line without a newline belongs to a killed writer: it is not
-    read, and the next :meth:`append` removes it.
-
-    Every method raises StoreError for a file that is damaged, foreign or of another version. Such a file is never
-    replaced.
+    The first line has ``format``, ``version`` and ``id``, a random name of this content that a rewrite changes.
+    A writer must hold a lock and call :meth:`read_new` under it. A last line without a newline belongs to a killed
+    writer: it is not read, and the next :meth:`append` removes it.
 
     Args:
         path: The file; :meth:`replace` creates it.
         format_name: Value of ``format``.
-        entry: Type that validates a line.
+        version: Value of ``version``.
     """
 
-    VERSION = 1
-
-    def __init__(self, path: Path, format_name: str, entry: Any) -> None:
-        self.path, self._format, self._entry = path, format_name, TypeAdapter(entry)
+    def __init__(self, path: Path, format_name: str, version: int) -> None:
+        self.path, self._format, self._version = path, format_name, version
+        self.id = ""
+        """The present ``id``; empty if the file does not exist or its first line is damaged."""
         self.lines = 0
         """Number of lines after the first that this object has read or written."""
-        self._turn = 0
+        self.size = 0
+        """Bytes of the complete lines that this object has read or written."""
         self._head: bytes | None = None
-        self._end = 0
 
-    def read_new(self) -> tuple[bool, list[Any]]:
-        """Whether the file was rewritten since the last call, and the new lines.
-
-        After a rewrite, and at the first call, these are all lines, and lines read before are no longer valid.
-        """
+    def read_new(self) -> NewLines | None:
+        """The new lines, or None if the file does not exist. Raises StoreError for a file of another program or of
+        a newer version."""
         try:
             with self.path.open("rb") as file:
                 head = file.readline()
-                rewritten = head != self._head
-                turn, start, num_lines = self._turn, self._end, self.lines
-                if rewritten:
-                    turn, start, num_lines = self._read_turn(head), len(head), 0
-                if os.fstat(file.fileno()).st_size < start:
-                    raise damaged(self.path, "lines are missing that were read before")
-                file.seek(start)
+                shorter = head == self._head and os.fstat(file.fileno()).st_size < self.size
+                rewritten = shorter or head != self._head
+                file.seek(len(head) if rewritten else self.size)
                 text = file.read()
         except FileNotFoundError:
-            raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again") from None
+            self._start(None, "")
+            return None
         except OSError as error:
             raise StoreError(f"{self.path}: {error.strerror}") from None
+        damage = ["lines are missing that were read before"] if shorter else []
+        if rewritten:
+            name = self._read_head(head)
+            self._start(head, name or "")
+            damage += [] if name else ["line 1 is damaged"]
         complete = text[: text.rfind(b"\n") + 1]
-        lines = complete.split(b"\n")[:-1]
-        entries = [self._parse(line, number) for number, line in enumerate(lines, num_lines + 2)]
-        self._turn, self._head = turn, head
-        self._end, self.lines = start + len(complete), num_lines + len(entries)
-        return rewritten, entries
+        entries = [_parse(line) for line in complete.split(b"\n")[:-1]]
+        start = self.lines + 2
+        damage += [f"line {number} is damaged" for number, entry in enumerate(entries, start) if entry is None]
+        self.lines += len(entries)
+        self.size += len(complete)
+        return NewLines(rewritten, [entry for entry in entries if entry is not None], damage)
 
-    def append(self, entry: Any) -> None:
-        """Append a line. A power failure may lose it."""
-        line = to_json(entry) + b"\n"
+    def append(self, entry: Mapping[str, Any], *, durable: bool = False) -> None:
+        """Append a line. A power failure may lose it, unless it is ``durable``."""
+        line = to_json(sealed(entry)) + b"\n"
         try:
             with self.path.open("r+b") as file:
-                file.seek(self._end)
+                file.seek(self.size)
                 file.truncate()
                 file.write(line)
+                if durable:
+                    file.flush()
+                    os.fsync(file.fileno())
         except OSError as error:
             raise StoreError(f"{self.path}: cannot write: {error.strerror}") from None
-        self._end += len(line)
+        self.size += len(line)
         self.lines += 1
 
-    def replace(self, entries: Iterable[Any] = ()) -> None:
-        """Rewrite the file with these lines."""
-        turn = self._turn + 1
-        head = {"format": self._format, "version": self.VERSION, "turn": turn}
-        lines = [to_json(line) + b"\n" for line in (head, *entries)]
+    def replace(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
+        """Rewrite the file with these lines, durably."""
+        name = secrets.token_hex(8)
+        header = {"format": self._format, "version": self._version, "id": name}
+        lines = [to_json(sealed(line)) + b"\n" for line in (header, *entries)]
         replace_file(self.path, b"".join(lines))
-        self._turn, self._head = turn, lines[0]
-        self._end, self.lines = sum(map(len, lines)), len(lines) - 1
+        self._start(lines[0], name)
+        self.lines, self.size = len(lines) - 1, sum(map(len, lines))
 
-    def _read_turn(self, head: bytes) -> int:
-        if not head.endswith(b"\n"):
-            raise damaged(self.path, "its first line is incomplete" if head else "it is empty")
+    def remove(self) -> None:
+        """Delete the file."""
         try:
-            header = from_json(head)
-        except ValueError as error:
-            raise damaged(self.path, f"line 1 is not JSON: {error}") from None
-        if not isinstance(header, dict) or header.get("format") != self._format:
+            self.path.unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot delete: {error.strerror}") from None
+        self._start(None, "")
+
+    def _start(self, head: bytes | None, name: str) -> None:
+        self._head, self.id = head, name
+        self.lines, self.size = 0, len(head or b"")
+
+    def _read_head(self, head: bytes) -> str | None:
+        """The ``id``, or None if the line is damaged."""
+        header = _parse(head.removesuffix(b"\n"))
+        if header is None or not head.endswith(b"\n"):
+            return None
+        if header.get("format") != self._format:
             raise StoreError(f"{self.path}: a file of another program, not {self._format}. {START_NEW}")
-        if header.get("version") != self.VERSION:
-            raise wrong_version(self.path, header.get("version"), self.VERSION)
-        return int(header.get("turn", 0))
+        if header.get("version") != self._version:
+            raise wrong_version(self.path, header.get("version"), self._version)
+        return str(header["id"])
 
-    def _parse(self, line: bytes, number: int) -> Any:
-        try:
-            return self._entry.validate_python(from_json(line, allow_inf_nan=False))
-        except ValidationError as error:
-            raise damaged(self.path, f"line {number}: {error.errors(include_url=False)[0]['msg']}") from None
-        except ValueError as error:
-            raise damaged(self.path, f"line {number} is not JSON: {error}") from None
+
+def _parse(line: bytes) -> Entry | None:
+    """The object of a line, or None if it is damaged."""
+    try:
+        entry = from_json(line, allow_inf_nan=False)
+    except ValueError:
+        return None
+    return entry if is_intact(entry) else None

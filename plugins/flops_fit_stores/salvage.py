@@ -20,8 +20,8 @@ from flops_fit_stores.sqlite_reader import copy_database
 _ROWS = (
     "SELECT added, id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY added {order}"
 )
-_ID, _ATTEMPT, _RECORD, _CHECKSUM = 1, 2, 13, 14
-"""Positions of values in a row of the table ``results``."""
+_ID, _ATTEMPT, _RECORD = 1, 2, 13
+"""Positions of values in a row of the table ``results``. The checksum is the last value."""
 _EQUAL_DIGITS = 56
 """If so many of the 64 digits of a checksum match, the checksum is damaged and the record is not: the checksum of
 another record matches in about 4 digits."""
@@ -93,7 +93,8 @@ def _candidates(database: Path, log: Path) -> Iterator[tuple[int, tuple[Any, Any
                 yield from _rows_by_sqlite(copied, order)
     for added, values in rows_in(*contents):
         if len(values) > _RECORD:
-            checksum = values[_CHECKSUM] if len(values) > _CHECKSUM else None
+            last = values[-1]
+            checksum = last if len(values) > _RECORD + 1 and isinstance(last, bytes) else None
             yield added, (values[_ID], values[_ATTEMPT], values[_RECORD], checksum)
 
 

@@ -51,7 +51,14 @@ def _first_tables(connection: Any) -> None:
     )
 
 
-MIGRATIONS: Migrations = (_first_tables,)
+def _claim_tokens(connection: Any) -> None:
+    connection.execute("ALTER TABLE flops_fit.results ADD COLUMN superseded boolean NOT NULL DEFAULT false")
+    connection.execute("ALTER TABLE flops_fit.claims ADD COLUMN token text NOT NULL DEFAULT ''")
+    # A driver of an earlier version takes over claims without a new token. The new name makes it stop.
+    connection.execute("ALTER TABLE flops_fit.claims RENAME COLUMN until TO ends")
+
+
+MIGRATIONS: Migrations = (_first_tables, _claim_tokens)
 """Migrations in order; only append. Each leads to the next schema version, stored in ``flops_fit.version``."""
 
 

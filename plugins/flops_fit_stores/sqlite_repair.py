@@ -165,8 +165,10 @@ def _new_row(row: SavedRow) -> dict[str, Any]:
     try:
         result = parse_record(row.record, "", row.run_id, row.attempt)
     except StoreError:
-        status = str(json.loads(row.record).get("status", "unknown"))
-        values = {**dict.fromkeys(COLUMNS), "id": row.run_id, "attempt": row.attempt, "status": status}
+        table = json.loads(row.record)
+        status, superseded = str(table.get("status", "unknown")), bool(table.get("superseded"))
+        keys = {"id": row.run_id, "attempt": row.attempt, "status": status, "superseded": superseded}
+        values = {**dict.fromkeys(COLUMNS), **keys}
         return {**values, "record": row.record, "sha256": row_digest(row.run_id, row.attempt, row.record)}
     # The record as it was written, byte for byte.
     return {**to_row(result), "record": row.record, "sha256": row_digest(row.run_id, row.attempt, row.record)}
