@@ -31,6 +31,19 @@ from flops_fit_core.plugins.registry import PluginSetup
 from flops_fit_core.plugins.utilities import escape_controls
 
 STOPPED = 130
+_FREE_SPACE = "Finished results are kept. Free disk space and try again"
+_READ_ONLY = (
+    "The commands runs, show, status, fit, predict and export only read a study's folder, and 'report --out "
+    "FOLDER' writes elsewhere. Other commands need the right to write to it"
+)
+ADVICE = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+}
+"""Errors of the file system that are not a fault of the program -> advice."""
 PYDANTIC_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
 
 app = typer.Typer(
@@ -112,11 +125,10 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if error.filename is None and not full:
+        if error.filename is None and error.errno not in ADVICE:
             raise
-        advice = "Free disk space and try again" if full else "Try again when it can be used"
-        print_error(f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept. {advice}")
+        advice = ADVICE.get(error.errno or 0, "Finished results are kept")
+        print_error(f"{error.filename or 'a file'}: {error.strerror}. {advice}")
         return 2
     except MemoryError:
         print_error("out of memory. Finished results are kept; close other programs, or use a larger machine")
