@@ -5,6 +5,7 @@ from .import_path import import_object as import_object
 from .options import EvalSetName as EvalSetName
 from .options import LocalPath as LocalPath
 from .options import Options as Options
+from .options import RunsCode as RunsCode
 from .options import Runtime as Runtime
 from .outbox import Outbox as Outbox
 from .protocols import Batch as Batch

@@ -4,7 +4,7 @@
     plan.json             the resolved runs
     model_check.json      outputs of the smallest model on a batch of 2
     flops_per_token.json  FLOPs per token of further sizes, if C is not 6 N D
-    plugins.json          plugins given with -p, disabled plugins, import paths
+    plugins.json          names of plugins given with -p, disabled plugins
     results.*             the store's files
     checkpoints/          checkpoints that runs still need
     drivers/              processes that train the study now
@@ -100,7 +100,7 @@ class StudyFolder:
         }
         self.save_table({name: options[name] for name in type(experiment).model_fields if name in options})
         write_atomically(self.plan_file, plan.model_dump_json(indent=1))
-        write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
+        write_atomically(self.plugins_file, setup.model_dump_json(indent=2, exclude={"paths"}))
 
     def save_table(self, table: Mapping[str, Any]) -> None:
         """Write experiment.json: the experiment as plain data, and the folder format."""
@@ -110,8 +110,23 @@ class StudyFolder:
         write_atomically(self.fit_file, fit.model_dump_json(indent=1))
 
     def setup(self) -> PluginSetup:
-        """The plugins that the study uses. Raises ConfigError for a damaged file."""
-        return _load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
+        """The plugins that the study uses. Raises ConfigError for a damaged file.
+
+        Names only: import paths and ``entry_points`` in the file are ignored, because anybody may have written
+        them.
+        """
+        if not self.plugins_file.exists():
+            return PluginSetup()
+        saved = _load(PluginSetup, self.plugins_file)
+        return PluginSetup(modules=saved.modules, disabled=saved.disabled)
+
+    def needs_plugin(self, name: str, module: str) -> str:
+        """The message about a plugin of the study that is not loaded."""
+        return (
+            f"{self.shown} needs plugin {name!r}, which is not installed. flops-fit imports no module because a "
+            f"study's folder names it. If you trust this one, add -p {module} (in Python: "
+            f"Study.open(..., plugins=[{module!r}]))"
+        )
 
     def plan(self) -> SweepPlan:
         """Raises ConfigError for a damaged file."""
@@ -165,7 +180,12 @@ class StudyFolder:
                 f"does not contain: use the study that find_optimal returns"
                 + ("" if kind != "fitter" else ", or name another with --fitter NAME")
             )
-        return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
+        entry = self.table().get(kind, default)
+        name = str(entry.get("name", "") if isinstance(entry, dict) else entry)
+        plugin, modules = name.partition("/")[0], self.setup().modules
+        if plugin in modules and plugin not in registry.plugins:
+            raise ConfigError(self.needs_plugin(plugin, modules[plugin]))
+        return choose_from_table(kind, entry, registry, str(self.experiment_file))
 
     def table(self) -> dict[str, Any]:
         """The experiment as plain data. Raises ConfigError for a damaged file or another folder format."""

@@ -332,9 +332,9 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
     """
     if isinstance(objects, ObjectPlugins) and objects.registry.setup == setup:
         return objects.registry
-    for path in reversed(setup.paths):
+    for path in setup.paths:
         if path not in sys.path:
-            sys.path.insert(0, path)
+            sys.path.append(path)  # last, so that no file of it shadows an installed package
     plugins: dict[str, object] = {}
     disabled = _disabled_by_environment().union(setup.disabled)
     for name, module in setup.modules.items():
