@@ -59,6 +59,14 @@ def _separate_user_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
 
 
 @pytest.fixture(autouse=True)
+def _import_path_of_one_test() -> Iterator[None]:
+    """A command adds the folder of its plugins to Python's path. In tests, many commands share a process."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+
+
+@pytest.fixture(autouse=True)
 def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the caller's environment disables is there for the tests."""
     monkeypatch.delenv("FLOPS_FIT_DISABLE", raising=False)

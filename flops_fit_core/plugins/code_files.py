@@ -10,7 +10,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,20 @@ def value_code(value: Any, folder: Path) -> set[Path]:
             files |= module_code(source)
         else:
             files |= _command_code(text, folder)
+    return files
+
+
+def folder_code(folder: Path) -> set[Path]:
+    """The modules in a folder and below. Any of them may be imported if the folder is on Python's path: a library
+    may look for an optional package that only this folder has."""
+    suffixes = (*SOURCE_SUFFIXES, *EXTENSION_SUFFIXES)
+    files: set[Path] = set()
+    visited: set[Path] = set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        files |= {Path(path, name) for name in names if name.endswith(suffixes)}
+        places = {name: Path(path, name).resolve() for name in folders}
+        folders[:] = [name for name, place in places.items() if place not in visited]  # links may form a circle
+        visited.update(places.values())
     return files
 
 

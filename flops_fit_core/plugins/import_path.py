@@ -16,6 +16,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.code_files import find_module
 from flops_fit_core.plugins.first_party import hash_file, hash_files, with_imports
 from flops_fit_core.plugins.options import RunsCode
+from flops_fit_core.plugins.source_imports import SourceOnlyLoader, import_from_source
 
 
 def _make_absolute(path: str) -> str:
@@ -83,6 +84,7 @@ def _import_file(file: Path) -> ModuleType:
     while (folder / "__init__.py").exists():
         names.insert(0, folder.name)
         folder = folder.parent
+    import_from_source(folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # last, so that it does not shadow installed packages
     unique_name = f"flops_fit_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
@@ -92,7 +94,7 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _execute(file: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=SourceOnlyLoader(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -9,6 +9,7 @@ Each file is replaced atomically.
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,12 @@ class QueuedJob(Record):
     """A :class:`PluginSetup` as JSON."""
     scheduler_id: str | None = None
     """The scheduler's own id of the job; None until the scheduler has accepted it."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything but the scheduler's id. The driver passes it to the worker, which compares it with
+        the file: another user may have changed the file in a shared folder."""
+        return hashlib.sha256(self.model_dump_json(exclude={"scheduler_id"}).encode()).hexdigest()
 
 
 class JobState(BaseModel):

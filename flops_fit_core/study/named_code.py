@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.config import Experiment
-from flops_fit_core.plugins.code_files import file_digest, module_code, value_code
+from flops_fit_core.plugins.code_files import file_digest, folder_code, module_code, value_code
 from flops_fit_core.plugins.options import code_options
 from flops_fit_core.plugins.registry import KINDS, RegisteredSpec, Registry
 from flops_fit_core.records import PluginChoice, RunSpec, SweepPlan
@@ -59,7 +59,12 @@ def named_code(
     modules = {name: module for name, module in folder.setup().modules.items() if name not in loaded}
     choices = [*_in_experiment(folder.table()), *_in_plan(folder.plan())]
     files = {file for module in modules.values() for file in module_code(module, paths)}
-    return _collect(choices, registry, modules, files)
+    code = _collect(choices, registry, modules, files)
+    study = folder.path.resolve()
+    if any(Path(file).resolve().is_relative_to(study) for file in code.files):
+        inside = {str(file): file_digest(file) for file in folder_code(study)}
+        return NamedCode(code.modules, code.options, dict(sorted({**code.files, **inside}.items())))
+    return code
 
 
 def code_of_runs(runs: Iterable[RunSpec], registry: Registry) -> NamedCode:
