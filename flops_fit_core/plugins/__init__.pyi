@@ -42,6 +42,10 @@ from .queued_jobs import JobState as JobState
 from .queued_jobs import QueuedJob as QueuedJob
 from .queued_jobs import QueuedJobReader as QueuedJobReader
 from .queued_jobs import QueuedJobs as QueuedJobs
+from .references import EnvironmentValue as EnvironmentValue
+from .references import FromEnv as FromEnv
+from .references import LiteralText as LiteralText
+from .references import resolve_value as resolve_value
 from .registry import PluginProblem as PluginProblem
 from .registry import RegisteredSpec as RegisteredSpec
 from .registry import Registry as Registry

@@ -23,7 +23,7 @@ _folders: set[Path] = set()
 class SourceOnlyLoader(SourceFileLoader):
     """Compiles the source at each import. Reads and writes no compiled file."""
 
-    def path_stats(self, path: str) -> Mapping[str, int]:  # type: ignore[override]
+    def path_stats(self, path: str) -> Mapping[str, int]:
         """Without the time of the source, Python does not look for a compiled file."""
         raise OSError
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.config import Experiment
+from flops_fit_core.config.secrets import mask_secrets
 from flops_fit_core.plugins.code_files import file_digest, folder_code, module_code, value_code
 from flops_fit_core.plugins.options import code_options
 from flops_fit_core.plugins.registry import KINDS, RegisteredSpec, Registry
@@ -84,7 +85,8 @@ def _collect(
     for kind, name, options in choices:
         directory = Path(str(options.get("directory", ".")))
         for option, value in _code_values(kind, name, options, registry, modules).items():
-            lines.add(f"{kind} {name}: {option} = {value!r}" if option else f"{kind} {name}: {_json(value)}")
+            shown = mask_secrets(value)
+            lines.add(f"{kind} {name}: {option} = {shown!r}" if option else f"{kind} {name}: {_json(shown)}")
             files |= value_code(value, directory)
     digests = {str(file): file_digest(file) for file in sorted(files)}
     return NamedCode(dict(modules), tuple(sorted(lines)), digests)

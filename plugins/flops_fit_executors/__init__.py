@@ -58,7 +58,9 @@ class RayOptions(Options):
     retries: Annotated[NonNegativeInt, Runtime()] = 3
     """How many times a job is restarted from its checkpoints after its node is lost."""
     runtime_env: Annotated[dict[str, JsonValue], Runtime(), RunsCode()] = {}
-    """Ray's runtime environment for the workers: ``working_dir``, ``pip``, ``env_vars`` and so on."""
+    """Ray's runtime environment for the workers: ``working_dir``, ``pip``, ``env_vars`` and so on.
+    ``{ env_vars = { API_TOKEN = { from_env = "API_TOKEN" } } }`` takes a secret from the environment of this
+    process."""
 
 
 def build_local(options: LocalOptions, context: ExecutorContext) -> Executor:
