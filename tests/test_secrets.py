@@ -47,8 +47,8 @@ def refused(**tables):
 
 NAMES = """
     API_TOKEN TOKEN HF_TOKEN HUGGING_FACE_HUB_TOKEN WANDB_API_KEY OPENAI_API_KEY DB_PASSWORD PGPASSWORD MY_PASSWD
-    CLIENT_SECRET AWS_SECRET_ACCESS_KEY SECRET_KEY GITHUB_TOKEN APIKEY AZURE_CREDENTIAL accessToken apiKey auth_token
-    db-password PRIVATE_KEY PASSPHRASE
+    CLIENT_SECRET AWS_SECRET_ACCESS_KEY SECRET_KEY GITHUB_TOKEN APIKEY AZURE_CREDENTIAL accessToken apiKey
+    auth_token db-password PRIVATE_KEY PASSPHRASE
 """
 
 
@@ -244,11 +244,11 @@ def test_the_command_line_refuses_a_secret_and_writes_nothing(tmp_path, monkeypa
 
 def test_an_old_study_with_a_secret_can_be_read_and_not_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run(secret_table(tmp_path, {"API_TOKEN": {"literal": VALUE}}), out="study")
+    run(secret_table(tmp_path, {"API_TOKEN": {"literal": "public"}}), out="study")
     for name in ("experiment.json", "plan.json"):
         file = tmp_path / "study" / name
         content = json.loads(file.read_text())
-        text = json.dumps(content).replace(json.dumps({"literal": VALUE}), json.dumps(VALUE))
+        text = json.dumps(content).replace(json.dumps({"literal": "public"}), json.dumps(VALUE))
         file.write_text(text)
     run_id = Study.open("study").plan.runs[0].id
     for arguments in (["runs", "study"], ["status", "study"], ["show", "study", run_id]):

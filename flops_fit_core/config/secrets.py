@@ -62,8 +62,8 @@ def refuse_secrets(data: Mapping[str, Any], origin: str) -> None:
     lines = "\n".join(dict.fromkeys(found))
     raise ConfigError(
         f"{origin}:\n{lines}\n"
-        "An experiment is stored in the study's folder, so it must not contain secrets. In trainer.environment and "
-        'in env_vars, write {from_env = "NAME"} to read the variable NAME where the run is trained, or '
+        "The study's folder stores the experiment, so it must not contain secrets. In trainer.environment and in "
+        'env_vars, write {from_env = "NAME"} to read the variable NAME where the run is trained, or '
         '{literal = "..."} if the text is no secret. Programs and libraries can read other secrets from such a '
         "variable, or from their own configuration"
     )
