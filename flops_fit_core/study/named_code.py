@@ -78,6 +78,11 @@ def code_of_experiment(experiment: Experiment, registry: Registry) -> NamedCode:
     return _collect(_in_experiment(experiment.model_dump(mode="json")), registry, {}, set())
 
 
+def code_of_store(name: str, options: Mapping[str, Any], registry: Registry) -> NamedCode:
+    """The servers that the options of a store name."""
+    return _collect([("store", name, options)], registry, {}, set())
+
+
 def _collect(
     choices: Iterable[Choice], registry: Registry, modules: Mapping[str, str], files: set[Path]
 ) -> NamedCode:

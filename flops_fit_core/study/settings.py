@@ -7,7 +7,7 @@ from typing import Any
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.trust import check_consent
+from flops_fit_core.study.trust import check_consent, recorded_store
 
 
 class StudySettings:
@@ -53,6 +53,8 @@ class StudySettings:
     def choice(self, kind: str) -> PluginConfig[Any]:
         """The experiment's plugin of a kind; the plugins of other kinds may be missing. Raises ConfigError."""
         if self.experiment is None:
+            if kind == "store" and not self._trust:
+                return recorded_store(self.folder, self.registry)
             return self.folder.choice(kind, self.registry)
         chosen: PluginConfig[Any] = getattr(self.experiment, kind)
         return chosen

@@ -13,17 +13,24 @@ import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
-from flops_fit_core.config import Experiment
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.code_files import has_module
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.named_code import NamedCode, code_of_experiment, code_of_runs, named_code
+from flops_fit_core.study.named_code import (
+    NamedCode,
+    code_of_experiment,
+    code_of_runs,
+    code_of_store,
+    named_code,
+)
 
 SHOWN = 12
 """Lines of named code in an error message."""
@@ -103,6 +110,23 @@ def missing_consent(folder: StudyFolder, registry: Registry) -> NamedCode:
     return named_code(folder, registry, loaded=registry.plugins, paths=module_places(folder, registry.setup.paths))
 
 
+def recorded_store(folder: StudyFolder, registry: Registry) -> PluginConfig[Any]:
+    """The store of the folder's experiment.
+
+    Raises ConfigError if it is on a server that only the folder names: to connect would send your password there.
+    """
+    chosen = folder.choice("store", registry)
+    code = code_of_store(chosen.name, chosen.options.model_dump(mode="json", exclude_unset=True), registry)
+    record = read_record(folder)
+    missing = [line for line in code.options if record is None or line not in record.options]
+    if missing:
+        raise ConfigError(
+            f"{folder.shown} has its results on a server that you have not allowed: {'; '.join(missing)}. If you "
+            f"trust it, type: flops-fit trust {folder.shown}"
+        )
+    return chosen
+
+
 def check_replacements(folder: StudyFolder, experiment: Experiment, registry: Registry) -> None:
     """Check the runs of the folder's plan that replace runs of the user's own experiment (``retry``).
 
@@ -153,6 +177,16 @@ def trust(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> Trus
     return record
 
 
+def consent_to_copy(folder: StudyFolder, registry: Registry) -> tuple[str, ...] | None:
+    """The import paths of the user's consent for all code of the folder, which covers a copy of it; None without.
+
+    A folder that names no code needs no consent, but its copy may have a new store.
+    """
+    if (record := trusted(folder, registry)) is not None:
+        return record.paths
+    return None if _all_code(folder, registry, ()) else ()
+
+
 def module_places(folder: StudyFolder, paths: Sequence[str]) -> tuple[str, ...]:
     """The folders, of ``paths``, an earlier record and the working directory, that have a module of the study."""
     record = read_record(folder)
@@ -186,9 +220,14 @@ def save_study(folder: StudyFolder, experiment: Experiment, plan: SweepPlan, reg
     The caller has checked that the user gave the code, or consented to it.
     """
     folder.save(experiment, plan, registry.setup)
+    record_consent(folder, registry, registry.setup.paths)
+
+
+def record_consent(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> None:
+    """Record consent for the code that the user gave. If it cannot be stored, a warning is logged."""
     try:
-        if _all_code(folder, registry, registry.setup.paths):
-            trust(folder, registry, registry.setup.paths)
+        if _all_code(folder, registry, paths):
+            trust(folder, registry, paths)
         else:
             revoke(folder)
     except (OSError, ValueError) as error:  # ValueError: a path that is not UTF-8
