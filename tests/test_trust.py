@@ -7,6 +7,7 @@ import os
 import pty
 import py_compile
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -482,6 +483,25 @@ def test_a_study_with_a_store_of_a_plugin_is_not_read_without_it(tmp_path, monke
     assert status == 2
     assert "study needs plugin 'own_store'" in error
     assert call("runs", "study", "-p", "own_store")[0] == 0
+
+
+@pytest.mark.parametrize("source", ["experiment.json", "../formula.json"])
+def test_no_command_connects_to_a_server_that_only_the_folder_names(study, tmp_path, call, source):
+    """libpq would send ``PGPASSWORD`` to it."""
+    pytest.importorskip("psycopg")
+    (tmp_path / "formula.json").write_text(json.dumps(formula()))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0.2)
+        store = {"name": "stores/postgres", "url": f"host=127.0.0.1 port={server.getsockname()[1]}"}
+        edit_json(study / "experiment.json", lambda table: table.update(store=store))
+        reading = [words for words in READING if words[0] != "show"]
+        commands = [*reading, *TRAINING] if source == "experiment.json" else [["run", source, "--out", "."]]
+        for arguments in commands:
+            status, _, error = call(*arguments)
+            assert status == 2, arguments
+            assert "flops-fit trust ." in error, arguments
+        with pytest.raises(TimeoutError):
+            server.accept()
 
 
 # ---------------------------------------------------------------------------- -p

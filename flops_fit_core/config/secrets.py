@@ -56,10 +56,10 @@ def refuse_secrets(data: Mapping[str, Any], origin: str) -> None:
         data: An experiment as plain data.
         origin: Its file, for the message.
     """
-    found = [line for kind in (*KINDS, "loggers") for line in _search(data.get(kind), kind, "")]
-    if not found:
+    secrets = [line for kind in (*KINDS, "loggers") for line in _search(data.get(kind), kind, "")]
+    if not secrets:
         return
-    lines = "\n".join(dict.fromkeys(found))
+    lines = "\n".join(dict.fromkeys(secrets))
     raise ConfigError(
         f"{origin}:\n{lines}\n"
         "The study's folder stores the experiment, so it must not contain secrets. In trainer.environment and in "

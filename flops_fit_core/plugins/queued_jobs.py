@@ -90,9 +90,13 @@ class QueuedJobs:
         return _read(QueuedJob, self._job_file(job_id))
 
     def all(self) -> list[QueuedJob]:
-        """All queued jobs except those with a damaged file, which their workers cannot read either."""
+        """All queued jobs except those with a damaged file, which their workers cannot read either.
+
+        A file with the id of another job is damaged, too: the id is part of the paths of files to delete.
+        """
         files = sorted(file for file in self.path.glob("[!.]*.json") if not file.name.endswith(STATE))
-        return [queued for file in files if (queued := _read(QueuedJob, file)) is not None]
+        jobs = [(file, _read(QueuedJob, file)) for file in files]
+        return [queued for file, queued in jobs if queued is not None and file == self._job_file(queued.job.id)]
 
     def remove(self, job_id: str) -> None:
         """Delete the files of a job. A worker that still trains it stops."""

@@ -32,7 +32,7 @@ class PreviousJobs:
                 logger.info("job %s continues as Slurm job %s", job.id, queued.scheduler_id)
                 return queued
             self._jobs.remove(queued.job.id)
-            if queued.scheduler_id is not None:
+            if queued.scheduler_id in self._states:  # another id in the file would cancel other jobs of the user
                 self._slurm.cancel([queued.scheduler_id])
         return None
 

@@ -146,6 +146,16 @@ def test_a_command_refuses_a_job_file_that_was_changed_after_its_submission(tmp_
     assert "has changed" in jobs.state(jobs.all()[0]).error
 
 
+def test_the_id_in_a_job_file_names_no_other_file(tmp_path):
+    (job,) = tiny_jobs(LEARN)
+    context_of(tmp_path).command(job)
+    (file,) = (tmp_path / "jobs").glob("*.json")
+    content = json.loads(file.read_text())
+    content["job"]["id"] = "../precious"
+    file.write_text(json.dumps(content))
+    assert QueuedJobs(tmp_path).all() == []
+
+
 @pytest.mark.parametrize("take_back", ["submit again", "remove"])
 def test_a_command_stops_when_the_driver_takes_its_job_back(tmp_path, take_back):
     trace = tmp_path / "trace"
