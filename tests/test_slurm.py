@@ -21,7 +21,7 @@ from slurm_cluster import Cluster, cluster, missing_requirement, wait_until
 
 import flops_fit_core
 from flops_fit_core import ConfigError, Job, Progress, RunResult
-from flops_fit_core.plugins import JobEnded
+from flops_fit_core.plugins import JobEnded, QueuedJobs
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced
@@ -438,6 +438,28 @@ def test_the_next_run_collects_the_results_of_a_sweep_after_its_driver_is_killed
     assert [result.status for result in collected] == ["completed"] * 4
     assert arrays(tmp_path / "study") == 1
     assert sum(len(lines(trace)) for trace in traces) == sum(result.run.steps for result in collected)
+
+
+@on_slurm
+@pytest.mark.parametrize("planted", ["of the other job", "--user=root"])
+def test_a_job_file_that_another_user_changed_cancels_no_other_job(
+    tmp_path: Path, on_the_cluster: Cluster, planted: str
+) -> None:
+    other = on_the_cluster.command("sbatch", "--parsable", "--wrap=sleep 60", "--output=/dev/null").strip()
+    (job,) = tiny_jobs(LEARN)
+    jobs = QueuedJobs(tmp_path)
+    jobs.add(job, tiny_registry().setup.model_dump_json())
+    jobs.set_scheduler_id(job.id, other if planted == "of the other job" else planted)
+    try:
+        with opened(tmp_path) as executor:
+            executor.submit(job)
+            assert other in on_the_cluster.queue()
+            assert [event.status for event in executor.events(120.0) if isinstance(event, RunResult)] == [
+                "completed"
+            ]
+        assert other in on_the_cluster.queue()
+    finally:
+        on_the_cluster.command("scancel", other)
 
 
 @on_slurm

@@ -325,6 +325,23 @@ def test_the_users_own_experiment_is_no_consent_for_modules_that_the_folder_name
     assert not trace.exists()
 
 
+def test_training_writes_through_no_link_of_the_folder(tmp_path, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    precious = tmp_path / "precious"
+    precious.write_text("mine")
+    program = script(tmp_path, "print('written')\n" + say(loss=2.0))
+    table = program_table(program, tmp_path, executor={"name": "processes", "workers": 1})
+    (tmp_path / "own.json").write_text(json.dumps(table))
+    (run_spec,) = plan(table, out="study").plan.runs
+    for link in (f"programs/{run_spec.id}/log.txt", f"programs/{run_spec.id}/run.json", "logs/worker-0.log"):
+        shutil.rmtree("study", ignore_errors=True)
+        path = tmp_path / "study" / link
+        path.parent.mkdir(parents=True)
+        path.symlink_to(precious)
+        call("run", "own.json", "--out", "study")
+        assert precious.read_text() == "mine", link
+
+
 # ---------------------------------------------------------------------------- consent
 
 

@@ -66,6 +66,7 @@ from .specs import head_ladders as head_ladders
 from .utilities import bits_per_byte as bits_per_byte
 from .utilities import content_hash as content_hash
 from .utilities import fit_header as fit_header
+from .utilities import open_log as open_log
 from .utilities import read_log_tail as read_log_tail
 from .utilities import replacing as replacing
 from .utilities import write_atomically as write_atomically

@@ -22,7 +22,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.code_files import has_module
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
-from flops_fit_core.records import Record, SweepPlan
+from flops_fit_core.records import Record, RunSpec, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.named_code import (
     NamedCode,
@@ -127,18 +127,18 @@ def recorded_store(folder: StudyFolder, registry: Registry) -> PluginConfig[Any]
     return chosen
 
 
-def check_replacements(folder: StudyFolder, experiment: Experiment, registry: Registry) -> None:
-    """Check the runs of the folder's plan that replace runs of the user's own experiment (``retry``).
+def replaced_runs(folder: StudyFolder, experiment: Experiment, registry: Registry) -> dict[str, RunSpec]:
+    """The runs of the folder's plan that replace runs of the user's own experiment (``retry``), by the old id.
 
     Raises UntrustedCode if they name other code than the experiment, without the user's consent.
     """
     replaced = folder.replaced()
     if not replaced:
-        return
+        return replaced
     allowed = code_of_experiment(experiment, registry).options
     code = code_of_runs(replaced.values(), registry)
     if set(code.options) <= set(allowed) or trusted(folder, registry) is not None:
-        return
+        return replaced
     raise UntrustedCode(folder, code, None)
 
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec
-from flops_fit_core.plugins import EnvironmentValue, TrainContext, Trainer, bits_per_byte, resolve_value
+from flops_fit_core.plugins import (
+    EnvironmentValue,
+    TrainContext,
+    Trainer,
+    bits_per_byte,
+    resolve_value,
+    write_atomically,
+)
 from flops_fit_trainers.command_options import CommandOptions, words
 from flops_fit_trainers.outcome import Outcome, ProgressFile, read_outcome, result_fields
 from flops_fit_trainers.placeholders import KINDS, OptionsOf, fill, values_of
@@ -183,4 +190,4 @@ def _variables(values: Mapping[str, Any]) -> dict[str, str]:
 def _write_run(run: RunSpec, context: TrainContext, files: Files) -> None:
     options = {kind: context.options(kind, run) for kind in KINDS}
     content = {**run.model_dump(mode="json"), "id": run.id, "flops": run.flops, "options": options}
-    files.run.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_atomically(files.run, json.dumps(content, indent=2), durable=False)
