@@ -284,12 +284,24 @@ def test_trust_shows_the_code_and_runs_none_of_it(study, trace, tmp_path, call, 
 
 
 def test_names_of_a_hostile_folder_reach_the_terminal_escaped(study, call):
-    trainer = {"name": "trainers/command", "command": "true \x1b[2J \u202e evil"}
+    trainer = {"name": "trainers/command", "command": "true \x1b[2J \u202e evil", "environment": {"\x1b[3J": "x"}}
     edit_json(study / "experiment.json", lambda table: table.update(trainer=trainer))
     for output in (call("run", ".")[2], call("trust", ".")[1]):
         assert "evil" in output
         assert "\x1b" not in output
         assert "\u202e" not in output
+
+
+@pytest.mark.parametrize(
+    "setup", [{"modules": {"x": "a\x1b[2Jb"}}, {"modules": {"x\n": "y"}}, {"disabled": ["\x9b"]}]
+)
+def test_a_name_that_is_none_of_a_plugin_is_refused(study, call, setup):
+    (study / "plugins.json").write_text(json.dumps(setup))
+    for arguments in (["status", "."], ["run", "."]):
+        status, _, error = call(*arguments)
+        assert status == 2
+        assert "is not the name of a plugin or module" in error
+        assert error.isprintable()
 
 
 def test_files_of_the_working_directory_shadow_no_module_that_a_command_imports(study, trace):

@@ -70,13 +70,13 @@ def module_code(module: str, paths: Sequence[str] = ()) -> set[Path]:
     return _with_imports(files) if is_first_party(module) else set()
 
 
-def value_code(value: Any, folder: Path) -> set[Path]:
+def value_code(value: Any, folder: Path | None) -> set[Path]:
     """The first-party files that an option's value names: ``models.py:make``, ``package.module:name``, a program
     and its scripts (``python train.py``, ``python -m package.train``).
 
     Args:
         value: Text, or lists and tables of texts.
-        folder: The program's working directory.
+        folder: The program's working directory; None to consider absolute paths only.
     """
     files: set[Path] = set()
     for text in _texts(value):
@@ -135,17 +135,19 @@ def _texts(value: Any) -> Iterator[str]:
         yield from (text for item in value for text in _texts(item))
 
 
-def _command_code(text: str, folder: Path) -> set[Path]:
+def _command_code(text: str, folder: Path | None) -> set[Path]:
     try:
         words = shlex.split(text)
     except ValueError:
         words = text.split()
     files: set[Path] = set()
     for before, word in zip(["", *words], words, strict=False):
-        path = Path(os.path.normpath(folder / word))
-        candidates = [path]
+        if folder is None and not Path(word).is_absolute():
+            continue
+        place = Path(os.path.normpath(folder or "/"))
+        candidates = [Path(os.path.normpath(place / word))]
         if before == "-m":
-            module = Path(os.path.normpath(folder)).joinpath(*word.split("."))
+            module = place.joinpath(*word.split("."))
             candidates = [module.with_suffix(".py"), module / "__init__.py", module / "__main__.py"]
         files |= {file for file in candidates if _is_regular(file) and not _is_installed(file)}
     return _with_imports(files)

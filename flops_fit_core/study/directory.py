@@ -17,6 +17,7 @@ They are enough to resume training, to fit again, and to trace every number late
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -118,6 +119,11 @@ class StudyFolder:
         if not self.plugins_file.exists():
             return PluginSetup()
         saved = _load(PluginSetup, self.plugins_file)
+        for name in [*saved.modules, *saved.modules.values(), *saved.disabled]:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise ConfigError(
+                    f"{self.plugins_file} is damaged: {name!r} is not the name of a plugin or module"
+                )
         return PluginSetup(modules=saved.modules, disabled=saved.disabled)
 
     def needs_plugin(self, name: str, module: str) -> str:

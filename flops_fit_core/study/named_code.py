@@ -88,10 +88,11 @@ def _collect(
 ) -> NamedCode:
     lines: set[str] = set()
     for kind, name, options in choices:
-        directory = Path(str(options.get("directory", ".")))
+        directory = Path(str(options["directory"])) if "directory" in options else None
+        title = f"{kind} {name if name.isprintable() else repr(name)}"
         for option, value in _code_values(kind, name, options, registry, modules).items():
             shown = mask_secrets(value)
-            lines.add(f"{kind} {name}: {option} = {shown!r}" if option else f"{kind} {name}: {_json(shown)}")
+            lines.add(f"{title}: {option} = {shown!r}" if option else f"{title}: {_json(shown)}")
             files |= value_code(value, directory)
     digests = {str(file): file_digest(file) for file in sorted(files)}
     return NamedCode(dict(modules), tuple(sorted(lines)), digests)

@@ -21,7 +21,7 @@ from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.code_files import has_module
 from flops_fit_core.plugins.registry import Registry
-from flops_fit_core.plugins.utilities import write_atomically
+from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import Record, RunSpec, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.named_code import (
@@ -173,7 +173,8 @@ def trust(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> Trus
     )
     file = _record_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    write_atomically(file, record.model_dump_json(indent=1))
+    with replacing(file, mode=0o600) as writer:
+        writer.write(record.model_dump_json(indent=1).encode())
     return record
 
 
