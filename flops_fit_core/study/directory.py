@@ -120,7 +120,7 @@ class StudyFolder:
             return PluginSetup()
         saved = _load(PluginSetup, self.plugins_file)
         for name in [*saved.modules, *saved.modules.values(), *saved.disabled]:
-            if not re.fullmatch(r"[\w.-]+", name):
+            if not re.fullmatch(r"\w[\w.-]*", name):
                 raise ConfigError(
                     f"{self.plugins_file} is damaged: {name!r} is not the name of a plugin or module"
                 )
