@@ -50,6 +50,22 @@ def _only_this_test_s_garbage() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _separate_user_data(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Consent that tests record, and read, is not that of the user who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("user-data")))
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _import_path_of_one_test() -> Iterator[None]:
+    """A command adds the folder of its plugins to Python's path. In tests, many commands share a process."""
+    path = list(sys.path)
+    yield
+    sys.path[:] = path
+
+
 @pytest.fixture(autouse=True)
 def _nothing_disabled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever the caller's environment disables is there for the tests."""

@@ -274,8 +274,8 @@ def test_what_a_plugin_prints_when_it_is_used_is_not_among_what_was_asked_for(si
     ("modules", "message"),
     [
         (["one.models", "two.models"], "-p one.models and -p two.models have the same plugin name, 'models'"),
-        (["mine/models.py"], "-p mine/models.py is a file: write the import name of the module, -p mine.models"),
-        (["models.py"], "-p models.py is a file: write the import name of the module, -p models"),
+        (["mine/models.py"], "-p mine/models.py: there is no such file"),
+        (["models.py"], "-p models.py: there is no such file"),
     ],
 )
 def test_no_module_that_is_asked_for_is_dropped(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,12 +21,13 @@ from slurm_cluster import Cluster, cluster, missing_requirement, wait_until
 
 import flops_fit_core
 from flops_fit_core import ConfigError, Job, Progress, RunResult
-from flops_fit_core.plugins import JobEnded, Outbox
+from flops_fit_core.plugins import JobEnded, Outbox, QueuedJobs
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced
 from flops_fit_core.training import TrajectoryFolder
 from flops_fit_core.training.executor_context import StudyExecutorContext
+from flops_fit_executors.slurm_start import load_private_pickle, private_folder
 
 MISSING = missing_requirement()
 ON_SLURM = [
@@ -472,7 +476,87 @@ def test_the_next_run_collects_the_results_of_a_sweep_after_its_driver_is_killed
     assert sum(len(lines(trace)) for trace in traces) == sum(result.run.steps for result in collected)
 
 
+@on_slurm
+@pytest.mark.parametrize("planted", ["of the other job", "--user=root"])
+def test_a_job_file_that_another_user_changed_cancels_no_other_job(
+    tmp_path: Path, on_the_cluster: Cluster, planted: str
+) -> None:
+    other = on_the_cluster.command("sbatch", "--parsable", "--wrap=sleep 60", "--output=/dev/null").strip()
+    (job,) = tiny_jobs(LEARN)
+    jobs = QueuedJobs(tmp_path)
+    jobs.add(job, tiny_registry().setup.model_dump_json())
+    jobs.set_scheduler_id(job.id, other if planted == "of the other job" else planted)
+    try:
+        with opened(tmp_path) as executor:
+            executor.submit(job)
+            assert other in on_the_cluster.queue()
+            assert [event.status for event in executor.events(120.0) if isinstance(event, RunResult)] == [
+                "completed"
+            ]
+        assert other in on_the_cluster.queue()
+    finally:
+        on_the_cluster.command("scancel", other)
+
+
+@on_slurm
+def test_a_job_does_not_load_a_pickle_that_another_user_could_have_written(tmp_path: Path) -> None:
+    with opened(tmp_path) as executor:
+        (job,) = tiny_jobs(LEARN)
+        logs = tmp_path / "slurm" / "logs"
+        assert stat.S_IMODE(logs.stat().st_mode) == 0o700
+        logs.chmod(0o770)
+        executor.submit(job)
+        events = list(executor.events(120.0))
+    assert [event for event in events if isinstance(event, RunResult)] == []
+    assert "another user could have written it" in str(events[-1])
+
+
 # ---------------------------------------------------------------------------- without a cluster
+
+
+def opens(path: str) -> Any:
+    """An object whose unpickling creates a file."""
+
+    class Opener:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (path, "w")
+
+    return Opener()
+
+
+ATTACKS = ["open folder", "owner of the file", "owner of the folder", "link", "linked folder"]
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_only_a_pickle_of_this_user_in_a_private_folder_is_loaded(tmp_path: Path, attack: str) -> None:
+    folder = private_folder(tmp_path / "slurm")
+    file = folder / "job.pkl"
+    file.write_bytes(pickle.dumps({"a": 1}))
+    assert load_private_pickle(file) == {"a": 1}
+    file.write_bytes(pickle.dumps(opens(str(tmp_path / "executed"))))
+    if attack == "open folder":
+        folder.chmod(0o730)
+    elif attack == "link":
+        file.rename(tmp_path / "other.pkl")
+        file.symlink_to(tmp_path / "other.pkl")
+    elif attack == "linked folder":
+        folder.rename(tmp_path / "other")
+        folder.symlink_to(tmp_path / "other")
+    elif os.getuid() == 0:
+        os.chown(file if attack == "owner of the file" else folder, 12345, -1)
+    else:
+        folder.chmod(0o777)
+    with pytest.raises(OSError):
+        load_private_pickle(file)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_users_of_one_study_have_separate_folders_for_pickles(tmp_path: Path) -> None:
+    first = private_folder(tmp_path)
+    assert first == tmp_path / "logs" == private_folder(tmp_path)
+    if os.getuid() == 0:
+        os.chown(first, 12345, -1)
+        assert private_folder(tmp_path) == tmp_path / "logs-0"
 
 
 def options(**values: Any) -> Any:

@@ -29,6 +29,7 @@ from flops_fit_core.study import Study, study_folder
 from flops_fit_core.study.directory import INLINE
 from flops_fit_core.study.folder_check import damage_notes
 from flops_fit_core.study.model_check import compare_model_check, with_model_check
+from flops_fit_core.study.trust import replaced_runs
 
 logger = logging.getLogger("flops_fit")
 
@@ -60,7 +61,8 @@ def plan_study(source: Source, *, registry: Registry | None = None, out: str | P
     experiment = _experiment(source, registry)
     folder = study_folder(out, experiment.name)
     folder.check_same_experiment(experiment)
-    sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
+    replaced = replaced_runs(folder, experiment, registry)
+    sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(replaced)
     sweep = with_model_check(experiment, sweep, folder.path).with_notes(damage_notes(folder.path))
     return Study(sweep, registry, folder, experiment=experiment)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from flops_fit_core.cli.plugin_arguments import find_plugins
 from flops_fit_core.cli.printing import print_message
 from flops_fit_core.config import (
     experiment_name,
@@ -19,8 +20,9 @@ from flops_fit_core.config import (
 )
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
-from flops_fit_core.study import Study, study_folder
+from flops_fit_core.study import Study, study_folder, trust
 from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.named_code import NamedCode
 
 SourceArgument = Annotated[
     Path, typer.Argument(help="An experiment file (TOML, JSON, YAML) or a study's folder.", metavar="SOURCE")
@@ -34,7 +36,9 @@ SetOption = Annotated[
 ]
 PluginOption = Annotated[
     list[str] | None,
-    typer.Option("-p", "--plugin", help="Use a module as a plugin: -p my_research.models.", metavar="MODULE"),
+    typer.Option(
+        "-p", "--plugin", help="Use a module as a plugin: -p my_research.models, -p ./models.py.", metavar="MODULE"
+    ),
 ]
 DisableOption = Annotated[
     list[str] | None, typer.Option("--disable-plugin", help="Do not load this plugin.", metavar="PLUGIN")
@@ -59,46 +63,57 @@ ExecutorOption = Annotated[str | None, _swap("executor")]
 FitterOption = Annotated[str | None, _swap("fitter")]
 
 
-@dataclass(frozen=True)
-class Plugins:
-    """Plugins that a command uses in addition to the installed ones, and plugins that it disables."""
+def registry_for(source: Path | None, modules: Sequence[str] | None, disabled: Sequence[str] | None) -> Registry:
+    """The installed plugins and those given with ``-p``, for commands that read.
 
-    modules: Sequence[str]
-    disabled: Sequence[str]
-
-    def registry(self, saved: PluginSetup | None = None) -> Registry:
-        """The registry, with a study's plugins. Modules are imported from the working directory, too."""
-        saved = saved or PluginSetup()
-        named = _plugin_names(self.modules)
-        return registry_from(
-            PluginSetup(
-                modules={**saved.modules, **named},
-                disabled=tuple(sorted({*saved.disabled, *self.disabled})),
-                paths=tuple(dict.fromkeys([*saved.paths, *([str(Path.cwd())] if named else [])])),
-            )
-        )
+    Of the plugins that a study's folder names, only the disabled ones count: no module is imported because a
+    folder names it.
+    """
+    saved = StudyFolder(source).setup() if source is not None and source.is_dir() else PluginSetup()
+    named, paths = find_plugins(modules or ())
+    setup = PluginSetup(modules=named, disabled=_union(saved.disabled, disabled), paths=paths)
+    return registry_from(setup)
 
 
-def _plugin_names(modules: Sequence[str]) -> dict[str, str]:
-    """Plugin name (last part of the module) -> module. Raises ConfigError for a duplicate name or a file."""
-    named: dict[str, str] = {}
-    for module in modules:
-        if module.endswith(".py") or "/" in module or "\\" in module:
-            name = ".".join(Path(module).with_suffix("").parts)
-            raise ConfigError(f"-p {module} is a file: write the import name of the module, -p {name}")
-        other = named.setdefault(module.rpartition(".")[2], module)
-        if other != module:
-            name = module.rpartition(".")[2]
-            raise ConfigError(f"-p {other} and -p {module} have the same plugin name, {name!r}")
-    return named
+def registry_to_train(
+    source: Path | None, modules: Sequence[str] | None, disabled: Sequence[str] | None
+) -> Registry:
+    """The registry of a command that trains, or that builds models.
+
+    If the source is a study's folder that names code, the user must consent to it: with ``-p`` for a plugin, by an
+    earlier ``flops-fit trust`` or ``flops-fit run EXPERIMENT``, or by the answer to a question on a terminal. Then
+    the study's plugins are loaded as well.
+
+    Raises UntrustedCode without consent.
+    """
+    registry = registry_for(source, modules, disabled)
+    if source is None or not source.is_dir():
+        return registry
+    folder = StudyFolder.existing(source)
+    code = trust.missing_consent(folder, registry)
+    if not code:
+        return registry
+    record = trust.trusted(folder, registry) or _ask(folder, registry, code)
+    setup = registry.setup
+    missing = {name: module for name, module in code.modules.items() if name not in setup.disabled}
+    paths = tuple(dict.fromkeys([*setup.paths, *record.paths]))
+    return registry_from(setup.model_copy(update={"modules": {**missing, **setup.modules}, "paths": paths}))
 
 
-def registry_for(source: Path | None, modules: list[str] | None, disabled: list[str] | None) -> Registry:
-    """The registry for an experiment file or a study's folder."""
-    saved = None
-    if source is not None and source.is_dir():
-        saved = StudyFolder(source).setup()
-    return Plugins(modules or (), disabled or ()).registry(saved)
+def _ask(folder: StudyFolder, registry: Registry, code: NamedCode) -> trust.TrustRecord:
+    """Ask on a terminal for consent, and record it. Raises ConfigError for another answer than yes, UntrustedCode
+    without a terminal."""
+    refusal = trust.UntrustedCode(folder, code, trust.read_record(folder))
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise refusal
+    print_message(str(refusal))
+    if not typer.confirm("Allow it now?", err=True):
+        raise ConfigError(f"nothing of {folder.shown} was run")
+    return trust.trust(folder, registry, trust.module_places(folder, registry.setup.paths))
+
+
+def _union(first: Sequence[str], second: Sequence[str] | None) -> tuple[str, ...]:
+    return tuple(sorted({*first, *(second or ())}))
 
 
 def plan_source(

@@ -36,7 +36,7 @@ def count_flops(
     from flops_fit_core.cli import count_flops_tables as tables
     from flops_fit_core.flops.audit import scalings
 
-    registry = args.registry_for(source, plugin, disabled)
+    registry = args.registry_to_train(source, plugin, disabled)
     study = args.plan_source(source, registry, out, overrides, {})
     audited = _audited(study)
     count = len(audited.sizes)

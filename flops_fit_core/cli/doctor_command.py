@@ -36,7 +36,7 @@ def doctor(
     """Check this machine, the plugins and the executors; with SOURCE, try its folder, store and executor."""
     from flops_fit_core.study import doctor as diagnosis
 
-    registry = args.registry_for(source, plugin, disabled)
+    registry = args.registry_to_train(source, plugin, disabled)
     findings = [*diagnosis.machine(), *diagnosis.plugins(registry), *diagnosis.executors(registry)]
     if source is not None:
         findings += diagnosis.study(args.plan_source(source, registry, out, overrides, {"executor": executor}))

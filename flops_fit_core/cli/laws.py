@@ -245,7 +245,7 @@ def _refuse_other_files(path: Path) -> None:
 def _fitter_of_study(request: LawRequest, study: Study) -> Fitter:
     if request.fitter is None and not request.options:
         return study.fitter
-    return _fitter(request, study.registry, study.fitter_choice.name)
+    return _fitter(request, study.registry, request.fitter or study.fitter_choice.name)
 
 
 def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:

@@ -21,6 +21,7 @@ from flops_fit_core.cli import (
     plugin_commands,
     store_command,
     study_commands,
+    trust_command,
     tune_command,
     watching_commands,
 )
@@ -61,6 +62,7 @@ store_command.register(app)
 fitting_commands.register(app)
 tune_command.register(app)
 count_flops_command.register(app)
+trust_command.register(app)
 plugin_commands.register(app)
 doctor_command.register(app)
 

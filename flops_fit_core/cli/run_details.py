@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flops_fit_core.config.secrets import mask_secrets
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins import latest_attempts
 from flops_fit_core.records import PluginChoice, RunResult, RunSpec, SweepPlan
@@ -77,7 +78,8 @@ def _plugins(run: RunSpec) -> Mapping[str, PluginChoice]:
 
 
 def _format_options(options: Mapping[str, Any]) -> str:
-    return ",".join(f" {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in options.items())
+    shown = mask_secrets(options)
+    return ",".join(f" {name} = {json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
 
 
 def _outcome(result: RunResult, plan: SweepPlan) -> Iterator[str]:

@@ -53,7 +53,7 @@ def plan(
     fitter: args.FitterOption = None,
 ) -> None:
     """Show every run of an experiment: size, tokens, FLOPs, state, and the time to train the rest."""
-    registry = args.registry_for(source, plugin, disabled)
+    registry = args.registry_to_train(source, plugin, disabled)
     swaps = _swaps(locals())
     study = args.plan_source(source, registry, out, overrides, swaps)
     seconds = study.seconds() if estimate else None
@@ -85,7 +85,7 @@ def run(
     """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
     from flops_fit_core.cli.progress import SweepProgress
 
-    registry = args.registry_for(source, plugin, disabled)
+    registry = args.registry_to_train(source, plugin, disabled)
     study = args.plan_source(source, registry, out, overrides, _swaps(locals()))
     done = {result.id for result in study.results if result.is_finished or not retry}
     missing = len(study.plan.runs) - len(done)

@@ -55,7 +55,7 @@ def tune(
     from flops_fit_core.tuning import LearningRateSweep
     from flops_fit_core.tuning import tune as train
 
-    registry = args.registry_for(source, plugin, disabled)
+    registry = args.registry_to_train(source, plugin, disabled)
     study = args.plan_source(source, registry, out, overrides, {})
     assert study.experiment is not None
     lr_sweep = LearningRateSweep(

@@ -141,7 +141,7 @@ def retry(
     from flops_fit_core.study.retry import retry as retry_runs
     from flops_fit_core.study.retry import select_results
 
-    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
+    study = args.open_study(source, args.registry_to_train(source, plugin, disabled), out)
     statuses = {"failed", "diverged"} if diverged else {"failed"}
     results = select_results(study, statuses, prefixes or ())
     print_message(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")

@@ -32,6 +32,7 @@ from flops_fit_core.config.choices import (
     TrainerChoice,
 )
 from flops_fit_core.config.explaining import explain, moved
+from flops_fit_core.config.secrets import refuse_secrets
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.options import Table
 from flops_fit_core.plugins.registry import Registry
@@ -120,8 +121,10 @@ class Experiment(Table):
 def make_experiment(data: Mapping[str, Any], registry: Registry, origin: str = "experiment") -> Experiment:
     """Validate an experiment from plain data: the content of an experiment file, or an equal Python mapping.
 
-    Raises ConfigError, which lists every mistake with its key (``optimizer.lr``) and the valid names.
+    Raises ConfigError, which lists every mistake with its key (``optimizer.lr``) and the valid names, or every
+    secret with its key.
     """
+    refuse_secrets(data, origin)
     try:
         return Experiment.model_validate(dict(data), context={"registry": registry, "from_file": True})
     except ValidationError as error:

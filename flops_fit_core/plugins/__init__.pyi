@@ -5,6 +5,7 @@ from .import_path import import_object as import_object
 from .options import EvalSetName as EvalSetName
 from .options import LocalPath as LocalPath
 from .options import Options as Options
+from .options import RunsCode as RunsCode
 from .options import Runtime as Runtime
 from .outbox import Outbox as Outbox
 from .protocols import Batch as Batch
@@ -43,6 +44,10 @@ from .queued_jobs import JobState as JobState
 from .queued_jobs import QueuedJob as QueuedJob
 from .queued_jobs import QueuedJobReader as QueuedJobReader
 from .queued_jobs import QueuedJobs as QueuedJobs
+from .references import EnvironmentValue as EnvironmentValue
+from .references import FromEnv as FromEnv
+from .references import LiteralText as LiteralText
+from .references import resolve_value as resolve_value
 from .registry import PluginProblem as PluginProblem
 from .registry import RegisteredSpec as RegisteredSpec
 from .registry import Registry as Registry
@@ -64,6 +69,7 @@ from .utilities import bits_per_byte as bits_per_byte
 from .utilities import content_hash as content_hash
 from .utilities import escape_controls as escape_controls
 from .utilities import fit_header as fit_header
+from .utilities import open_log as open_log
 from .utilities import read_log_tail as read_log_tail
 from .utilities import replacing as replacing
 from .utilities import write_atomically as write_atomically

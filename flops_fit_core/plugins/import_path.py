@@ -13,7 +13,10 @@ from typing import Annotated, Any
 from pydantic import AfterValidator
 
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.code_files import find_module
 from flops_fit_core.plugins.first_party import hash_file, hash_files, with_imports
+from flops_fit_core.plugins.options import RunsCode
+from flops_fit_core.plugins.source_imports import SourceOnlyLoader, import_from_source
 
 
 def _make_absolute(path: str) -> str:
@@ -24,7 +27,7 @@ def _make_absolute(path: str) -> str:
     return f"{file}:{name}" if source.endswith(".py") or file.exists() else path
 
 
-ImportPath = Annotated[str, AfterValidator(_make_absolute)]
+ImportPath = Annotated[str, AfterValidator(_make_absolute), RunsCode()]
 """Type of an option that names a function or class in the user's code. A file in the working directory becomes an
 absolute path, so that workers, and commands in another folder, find it. Mark the option ``Runtime()`` and identify
 the runs by :func:`code_hash`."""
@@ -71,8 +74,9 @@ def code_hash(path: str) -> str | None:
 
 
 def _file_of(module: str) -> Path | None:
-    spec = importlib.util.find_spec(module)
-    return Path(spec.origin) if spec is not None and spec.origin is not None else None
+    """The module's file. ``importlib.util.find_spec`` would import its packages."""
+    files = find_module(module)
+    return files[-1] if files else None
 
 
 def _import_file(file: Path) -> ModuleType:
@@ -80,6 +84,7 @@ def _import_file(file: Path) -> ModuleType:
     while (folder / "__init__.py").exists():
         names.insert(0, folder.name)
         folder = folder.parent
+    import_from_source(folder)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # last, so that it does not shadow installed packages
     unique_name = f"flops_fit_file_{hashlib.sha256(str(file).encode()).hexdigest()[:12]}"
@@ -89,7 +94,7 @@ def _import_file(file: Path) -> ModuleType:
 
 
 def _execute(file: Path, name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, file)
+    spec = importlib.util.spec_from_file_location(name, file, loader=SourceOnlyLoader(name, str(file)))
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -129,6 +129,17 @@ class Runtime:
     """
 
 
+@dataclass(frozen=True)
+class RunsCode:
+    """Marks an option that names code which training runs: a function, a program, a shell line, a server.
+
+    ``script: Annotated[str, RunsCode()]``
+
+    Commands that train from a study's folder need the user's consent for the values of these options. The type
+    ``ImportPath`` has this mark.
+    """
+
+
 def _absolute(path: str) -> str:
     return str(Path(path).expanduser().absolute())
 
@@ -166,6 +177,15 @@ def _default(options: Options, name: str) -> Any:
         if field.is_required()
         else to_jsonable_python(field.get_default(call_default_factory=True))
     )
+
+
+def code_options(options: type[Options]) -> list[str]:
+    """Names of the options with the mark ``RunsCode()``."""
+    return [
+        name
+        for name, field in options.model_fields.items()
+        if any(isinstance(mark, RunsCode) or mark is RunsCode for mark in field.metadata)
+    ]
 
 
 def _is_runtime(options: Options, name: str) -> bool:

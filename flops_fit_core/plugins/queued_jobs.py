@@ -10,6 +10,7 @@ Each file is replaced atomically and has a checksum. A damaged file counts as mi
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Mapping
@@ -43,6 +44,12 @@ class QueuedJob(Record):
     """The scheduler's own id of the job; None until the scheduler has accepted it."""
     driver: str = ""
     """New for the driver that submitted the job and for every driver that takes it over."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the job, its plugins and its ticket. The driver passes it to the worker, which compares it
+        with the file: another user may have changed the file in a shared folder."""
+        return hashlib.sha256(self.model_dump_json(exclude={"scheduler_id", "driver"}).encode()).hexdigest()
 
 
 class JobState(BaseModel):
@@ -113,9 +120,13 @@ class QueuedJobs:
         return _read(QueuedJob, self._job_file(job_id))
 
     def all(self) -> list[QueuedJob]:
-        """All queued jobs except those with a damaged file, which their workers cannot read either."""
+        """All queued jobs except those with a damaged file, which their workers cannot read either.
+
+        A file with the id of another job is damaged, too: the id is part of the paths of files to delete.
+        """
         files = sorted(file for file in self.path.glob("[!.]*.json") if not file.name.endswith(STATE))
-        return [queued for file in files if (queued := _read(QueuedJob, file)) is not None]
+        jobs = [(file, _read(QueuedJob, file)) for file in files]
+        return [queued for file, queued in jobs if queued is not None and file == self._job_file(queued.job.id)]
 
     def remove(self, job_id: str) -> None:
         """Delete the files of a job. A worker that still trains it stops."""

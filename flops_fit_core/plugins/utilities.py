@@ -78,6 +78,15 @@ def _sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def open_log(path: Path) -> BinaryIO:
+    """Open a log to append to it. It is created if it does not exist; its folder must exist.
+
+    Raises OSError if the path is a symbolic link: in a folder from another user, it may lead to any file of yours.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
 def read_log_tail(path: Path, max_bytes: int, start: int = 0) -> str:
     """The last complete lines of a log that may still be written, at most ``max_bytes`` in total.
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from flops_fit_core.config.secrets import mask_secrets
 from flops_fit_core.records import LawFit, PluginChoice, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import conventions
@@ -122,7 +123,9 @@ def _describe_common(choices: Sequence[PluginChoice]) -> str:
 
 
 def _format_value(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return value if isinstance(value, str) else json.dumps(mask_secrets(value))
 
 
 def _describe_versions(results: Sequence[RunResult]) -> str:

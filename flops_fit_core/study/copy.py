@@ -21,6 +21,7 @@ from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import live_drivers
+from flops_fit_core.study.trust import consent_to_copy, record_consent, recorded_store
 
 FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json", "flops_per_token.json")
 FOLDERS = ("checkpoints", "outbox", "report")
@@ -74,7 +75,7 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     else:
         _refuse_another_study(source, target, new, registry)
     old_files = {file.name for file in source.path.glob("results*")}
-    chosen = source.choice("store", registry)
+    chosen, consent = recorded_store(source, registry), consent_to_copy(source, registry)
     with closing(source.open_store(chosen)) as old:
         results = group_by_run(old.all_attempts())
         with closing(target.open_store(new)) as copy:
@@ -87,6 +88,8 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
         _copy_files(source.path, target.path)
     _refuse_drivers(source)  # a driver that started during the copy adds results to the old store
     target.save_table({**table, "store": _as_table(new)})
+    if consent is not None:
+        record_consent(target, registry, consent)
     left_behind = tuple(sorted(old_files)) if in_place else ()
     attempts = sum(map(len, results.values()))
     return Copied(len(results), attempts, added, chosen.name, new.name, in_place, left_behind)

@@ -4,7 +4,7 @@
     plan.json             the resolved runs
     model_check.json      outputs of the smallest model on a batch of 2
     flops_per_token.json  FLOPs per token of further sizes, if C is not 6 N D
-    plugins.json          plugins given with -p, disabled plugins, import paths
+    plugins.json          names of plugins given with -p, disabled plugins
     results.*             the store's files
     checkpoints/          checkpoints that runs still need
     drivers/              processes that train the study now
@@ -18,6 +18,7 @@ has a checksum of its content (:mod:`flops_fit_core.plugins.checked_json`).
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -95,7 +96,7 @@ class StudyFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.save_table(experiment_table(experiment))
         write_checked(self.plan_file, plan, {IDS: [run.id for run in plan.runs]})
-        write_checked(self.plugins_file, setup)
+        write_checked(self.plugins_file, PluginSetup(**{**dict(setup), "paths": ()}))
 
     def save_table(self, table: Mapping[str, Any]) -> None:
         """Write experiment.json: the experiment as plain data, and the folder format."""
@@ -105,8 +106,28 @@ class StudyFolder:
         write_checked(self.fit_file, fit)
 
     def setup(self) -> PluginSetup:
-        """The plugins that the study uses. Raises DamagedFile."""
-        return self._load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
+        """The plugins that the study uses. Raises DamagedFile.
+
+        Names only: import paths and ``entry_points`` in the file are ignored, because anybody may have written
+        them.
+        """
+        if not self.plugins_file.exists():
+            return PluginSetup()
+        saved = self._load(PluginSetup, self.plugins_file)
+        for name in [*saved.modules, *saved.modules.values(), *saved.disabled]:
+            if not re.fullmatch(r"\w[\w.-]*", name):
+                raise ConfigError(
+                    f"{self.plugins_file} is damaged: {name!r} is not the name of a plugin or module"
+                )
+        return PluginSetup(modules=saved.modules, disabled=saved.disabled)
+
+    def needs_plugin(self, name: str, module: str) -> str:
+        """The message about a plugin of the study that is not loaded."""
+        return (
+            f"{self.shown} needs plugin {name!r}, which is not installed. flops-fit imports no module because a "
+            f"study's folder names it. If you trust this one, add -p {module} (in Python: "
+            f"Study.open(..., plugins=[{module!r}]))"
+        )
 
     def plan(self) -> SweepPlan:
         """The plan. Raises DamagedFile, ConfigError if this flops-fit computes other ids for its runs."""
@@ -220,7 +241,12 @@ class StudyFolder:
                 f"does not contain: use the study that find_optimal returns"
                 + ("" if kind != "fitter" else ", or name another with --fitter NAME")
             )
-        return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
+        entry = self.table().get(kind, default)
+        name = str(entry.get("name", "") if isinstance(entry, dict) else entry)
+        plugin, modules = name.partition("/")[0], self.setup().modules
+        if plugin in modules and plugin not in registry.plugins:
+            raise ConfigError(self.needs_plugin(plugin, modules[plugin]))
+        return choose_from_table(kind, entry, registry, str(self.experiment_file))
 
     def table(self) -> dict[str, Any]:
         """The experiment as plain data. Raises DamagedFile, ConfigError for another folder format."""

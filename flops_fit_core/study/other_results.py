@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from flops_fit_core.config.secrets import mask_secrets
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Record, RunResult, RunSpec, SweepPlan
@@ -218,5 +219,5 @@ def _text(value: JsonValue) -> str:
         return "unset"
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = value if isinstance(value, str) else json.dumps(value)
+    text = value if isinstance(value, str) else json.dumps(mask_secrets(value))
     return text if len(text) <= 40 else f"{text[:37]}..."

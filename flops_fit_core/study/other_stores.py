@@ -19,6 +19,7 @@ from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import live_drivers
+from flops_fit_core.study.trust import recorded_store
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ def _recorded(
         )
     if object_name is not None:
         return
-    recorded = folder.choice("store", registry)
+    recorded = recorded_store(folder, registry)
     if recorded != chosen and not (recorded.name == chosen.name and chosen.spec.file is not None):
         yield recorded.spec.file or f"the store {recorded.name}", recorded
 

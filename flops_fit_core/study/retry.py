@@ -11,6 +11,7 @@ from flops_fit_core.planning.init_from_fit import expected_params
 from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.study import Study
+from flops_fit_core.study.trust import save_study
 
 Cell = tuple[float, int | float | str, int]
 """Budget, size and seed of a run."""
@@ -45,7 +46,7 @@ def retry(
 
     Raises PlanError if a diverged run has unchanged settings, or if the changed plan lacks a run; ConfigError.
     """
-    study.folder.check_can_train(study.registry)
+    study.check_consent()
     data = study.folder.table()
     for override in overrides:
         override_value(data, override)
@@ -60,7 +61,7 @@ def retry(
         if run.id != result.id
     }
     updated = Study(study.plan.with_replacements(replaced), study.registry, study.folder)
-    study.folder.save(study.folder.experiment(study.registry), updated.plan, study.registry.setup)
+    save_study(study.folder, study.folder.experiment(study.registry), updated.plan, study.registry)
     retry_plan = SweepPlan(**{**dict(changed), "runs": tuple(runs), "name": study.plan.name})
     attempt = Study(retry_plan, study.registry, study.folder, experiment=experiment)
     attempt.train(loggers=loggers, only={run.id for run in runs}, save=False, check=False)

@@ -7,6 +7,7 @@ from typing import Any
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.trust import check_consent, recorded_store
 
 
 class StudySettings:
@@ -16,12 +17,16 @@ class StudySettings:
         folder: The study's folder.
         registry: Where plugins are looked up.
         experiment: The experiment, or None to read it from the folder.
+        trust: Whether the user allows all code that the folder names.
     """
 
-    def __init__(self, folder: StudyFolder, registry: Registry, experiment: Experiment | None) -> None:
+    def __init__(
+        self, folder: StudyFolder, registry: Registry, experiment: Experiment | None, *, trust: bool = False
+    ) -> None:
         self.folder = folder
         self.registry = registry
         self.experiment = experiment
+        self._trust = trust
 
     @property
     def exist(self) -> bool:
@@ -29,14 +34,27 @@ class StudySettings:
         return self.experiment is not None or self.folder.experiment_file.exists()
 
     def load(self) -> Experiment:
-        """The complete experiment. Raises ConfigError if the folder has none, or if a plugin of it is missing."""
+        """The complete experiment.
+
+        Raises ConfigError if the folder has none, if a plugin of it is missing, or if it names code without the
+        user's consent.
+        """
         if self.experiment is None:
+            self.check_consent()
             self.experiment = self.folder.experiment(self.registry)
         return self.experiment
+
+    def check_consent(self) -> None:
+        """Raises UntrustedCode if training from the folder would run code without the user's consent."""
+        self.folder.check_can_train(self.registry)
+        if not self._trust:
+            check_consent(self.folder, self.registry)
 
     def choice(self, kind: str) -> PluginConfig[Any]:
         """The experiment's plugin of a kind; the plugins of other kinds may be missing. Raises ConfigError."""
         if self.experiment is None:
+            if kind == "store" and not self._trust:
+                return recorded_store(self.folder, self.registry)
             return self.folder.choice(kind, self.registry)
         chosen: PluginConfig[Any] = getattr(self.experiment, kind)
         return chosen

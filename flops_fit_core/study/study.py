@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from flops_fit_core.config import Experiment, PluginConfig, list_slots
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
-from flops_fit_core.plugins.registry import Registry, registry_from
+from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.plugins.specs import FitterSpec
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study import outputs
@@ -47,6 +48,7 @@ class Study:
         experiment: Experiment | None = None,
         store: ResultStore | None = None,
         eval_set: str | None = None,
+        trust: bool = False,
     ) -> None:
         self.plan = plan
         self.registry = registry
@@ -54,24 +56,54 @@ class Study:
         self.eval_set = eval_set
         """Name of the held-out set with the losses to fit; None for the dataset's main set."""
         self._store = store
-        self._settings = StudySettings(folder, registry, experiment)
+        self._settings = StudySettings(folder, registry, experiment, trust=trust)
+        self._trust = trust
         self._results = StudyResults(plan, self._settings, store)
         self._law = StudyLaw(plan, self._settings, self._results, eval_set)
 
     @classmethod
-    def open(cls, path: str | Path, registry: Registry | None = None) -> Study:
-        """The study in a folder.
+    def open(
+        cls,
+        path: str | Path,
+        registry: Registry | None = None,
+        *,
+        plugins: Iterable[str | ModuleType] = (),
+        trust: bool = False,
+    ) -> Study:
+        """The study in a folder. Runs no code that the folder names, unless you name it or ``trust`` the folder.
 
-        Raises ConfigError if there is no study, if it has another folder format, or if a plugin module that it was
-        made with cannot be imported.
+        Args:
+            path: The study's folder.
+            registry: The plugins to use; by default the installed plugins and ``plugins``.
+            plugins: Modules, or their import names, to use as plugins.
+            trust: Whether to import the modules that the folder names, and to let :meth:`train` run the functions
+                and programs that it names. Without it, :meth:`train` needs the consent that ``flops-fit trust``
+                and training your own experiment file record.
+
+        Raises ConfigError if there is no study, if it has another folder format, or if a plugin module cannot be
+        imported.
         """
         folder = StudyFolder.existing(Path(path))
-        return cls(folder.plan(), registry or registry_from(folder.setup()), folder)
+        if registry is None:
+            setup = folder.setup()
+            loaded = {item.__name__.rpartition(".")[2]: item for item in plugins if isinstance(item, ModuleType)}
+            modules = {name.rpartition(".")[2]: name for name in plugins if isinstance(name, str)}
+            named = setup.modules if trust else {}
+            registry = registry_from(
+                PluginSetup(modules={**named, **modules}, disabled=setup.disabled), objects=loaded
+            )
+        return cls(folder.plan(), registry, folder, trust=trust)
 
     def on(self, eval_set: str | None) -> Study:
         """The same study, with its law fitted to the losses on this held-out set."""
         return Study(
-            self.plan, self.registry, self.folder, experiment=self.experiment, store=self._store, eval_set=eval_set
+            self.plan,
+            self.registry,
+            self.folder,
+            experiment=self.experiment,
+            store=self._store,
+            eval_set=eval_set,
+            trust=self._trust,
         )
 
     @property
@@ -125,6 +157,10 @@ class Study:
         Issue a StudyWarning if some runs failed, or if all runs diverged.
         """
         check_outcome(self.plan, self.results, self.folder)
+
+    def check_consent(self) -> None:
+        """Raise ConfigError if training would run code that only the folder names, without your consent."""
+        self._settings.check_consent()
 
     def prune_checkpoints(self, *, unfinished: bool = False) -> int:
         """Delete the checkpoints from which longer runs could branch off finished ones. Returns the bytes freed.

@@ -17,6 +17,7 @@ from flops_fit_core.study.other_stores import check_claims, check_no_other_drive
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
 from flops_fit_core.study.sweep import Sweep
+from flops_fit_core.study.trust import save_study
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
 
@@ -45,7 +46,7 @@ def train_missing(
         check_single_driver(folder, store)
         results.copy_from_other_stores(store)
         if save:
-            folder.save(experiment, plan, registry.setup)
+            save_study(folder, experiment, plan, registry)
             record_model_check(experiment, plan, folder.path)
             record_family(experiment, plan, folder.path)
         sweep = Sweep(

@@ -110,7 +110,8 @@ class StudyExecutorContext:
         # The worker imports what this process imports, from the same folders.
         path = os.pathsep.join(str(Path(entry).absolute()) for entry in sys.path)
         python = ["env", f"PYTHONPATH={path}", sys.executable, "-P"]
-        return [*python, "-m", "flops_fit_core.training.run_job", str(folder), job.id, queued.ticket]
+        program = [*python, "-m", "flops_fit_core.training.run_job"]
+        return [*program, str(folder), job.id, queued.ticket, queued.digest]
 
     def require_importable_plugins(self) -> None:
         if self.live:

@@ -1,7 +1,8 @@
-"""Trains one queued job: ``python -m flops_fit_core.training.run_job FOLDER JOB_ID TICKET``.
+"""Trains one queued job: ``python -m flops_fit_core.training.run_job FOLDER JOB_ID TICKET DIGEST``.
 
 This is the command of ``ExecutorContext.command``. It reads the job from the study's folder and writes its results
-to the outbox and its progress to the job's state file. It stops when the driver takes the job back.
+to the outbox and its progress to the job's state file. It stops when the driver takes the job back. It trains the
+job only if its file has the digest that the driver computed at submission.
 """
 
 from __future__ import annotations
@@ -135,11 +136,18 @@ def wait_for_ticket(jobs: QueuedJobs, job_id: str, ticket: str) -> QueuedJob | N
 def main() -> None:
     """Train the job and exit with its status."""
     faulthandler.enable()
-    folder, job_id, ticket = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
-    queued = wait_for_ticket(QueuedJobs(folder), job_id, ticket)
+    folder, job_id, ticket, digest = Path(sys.argv[1]), *sys.argv[2:5]
+    jobs = QueuedJobs(folder)
+    queued = wait_for_ticket(jobs, job_id, ticket)
     if queued is None:
         logger.warning("job %s is not trained: the driver has submitted it again, or taken it back", job_id)
         sys.exit(0)
+    if queued.digest != digest:
+        error = (
+            f"{folder / 'jobs'}: the file of job {job_id} has changed since it was submitted, so it is not trained"
+        )
+        jobs.end(queued, error)
+        sys.exit(error)
     job = RunningJob(folder, queued)
 
     def stop(number: int, frame: Any) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
-from flops_fit_core.plugins import Executor, ExecutorContext, ExecutorSpec, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Executor, ExecutorContext, ExecutorSpec, Options, RunsCode, Runtime, hookimpl
 from flops_fit_executors.slurm_options import SlurmOptions
 
 
@@ -45,7 +45,7 @@ def _validate_gpus(gpus: float) -> float:
 class RayOptions(Options):
     """One Ray task per job, on a running cluster or on this machine alone."""
 
-    address: Annotated[Annotated[str, AfterValidator(_validate_address)] | None, Runtime()] = None
+    address: Annotated[Annotated[str, AfterValidator(_validate_address)] | None, Runtime(), RunsCode()] = None
     """Address of a running cluster: ``"auto"`` on one of its nodes, or ``"host:port"``. Unset: Ray is started on
     this machine for this sweep only."""
     cpus: Annotated[PositiveFloat, Runtime()] = 1
@@ -57,8 +57,10 @@ class RayOptions(Options):
     """Custom resources of the cluster that each job takes: name -> amount."""
     retries: Annotated[NonNegativeInt, Runtime()] = 3
     """How many times a job is restarted from its checkpoints after its node is lost."""
-    runtime_env: Annotated[dict[str, JsonValue], Runtime()] = {}
-    """Ray's runtime environment for the workers: ``working_dir``, ``pip``, ``env_vars`` and so on."""
+    runtime_env: Annotated[dict[str, JsonValue], Runtime(), RunsCode()] = {}
+    """Ray's runtime environment for the workers: ``working_dir``, ``pip``, ``env_vars`` and so on.
+    ``{ env_vars = { API_TOKEN = { from_env = "API_TOKEN" } } }`` takes a secret from the environment of this
+    process."""
 
 
 def build_local(options: LocalOptions, context: ExecutorContext) -> Executor:

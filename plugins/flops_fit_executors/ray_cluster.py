@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
+from pydantic import TypeAdapter
 
 from flops_fit_core import ConfigError
+from flops_fit_core.plugins import EnvironmentValue, resolve_value
 from flops_fit_executors.worker_process import THREAD_VARIABLES
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ def join(options: RayOptions, environment: Mapping[str, str]) -> bool:
         return False
     start_options: dict[str, Any] = {} if options.address else {"include_dashboard": False}
     runtime_env: dict[str, Any] = dict(options.runtime_env)
-    runtime_env["env_vars"] = {**environment, **runtime_env.get("env_vars", {})}
+    runtime_env["env_vars"] = {**environment, **resolve_variables(runtime_env.get("env_vars", {}))}
     show_messages(False)
     try:
         with keep_sigterm_handler():
@@ -144,6 +146,15 @@ def join(options: RayOptions, environment: Mapping[str, str]) -> bool:
         failure = f"cannot join a Ray cluster at {options.address!r}" if options.address else "Ray did not start"
         raise ConfigError(f"executor 'ray': {failure}: {error}") from error
     return True
+
+
+def resolve_variables(variables: Mapping[str, Any]) -> dict[str, str]:
+    """The variables of ``env_vars``, with the values of references. Raises ConfigError for a missing variable."""
+    option = "executor.runtime_env.env_vars"
+    return {
+        name: resolve_value(TypeAdapter(EnvironmentValue).validate_python(value), f"{option}.{name}")
+        for name, value in variables.items()
+    }
 
 
 @contextmanager

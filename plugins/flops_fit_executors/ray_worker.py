@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import io
 import json
 import os
 import pickle
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import Job, RunResult
-from flops_fit_core.plugins import Outbox
+from flops_fit_core.plugins import Outbox, open_log
 from flops_fit_executors.messages import Kind
 
 NO_FOLDER = (
@@ -79,7 +80,7 @@ def redirect_output(log: Path) -> Iterator[int]:
     """Append this process's output to a file. Yields the length of the file before."""
     streams = sys.stdout, sys.stderr
     duplicates = [os.dup(number) for number in (1, 2)]
-    with log.open("a", buffering=1) as file:
+    with io.TextIOWrapper(open_log(log), encoding="utf-8", line_buffering=True) as file:
         start = file.tell()
         for number in (1, 2):
             os.dup2(file.fileno(), number)

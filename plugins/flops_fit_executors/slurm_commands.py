@@ -6,8 +6,10 @@ import hashlib
 import logging
 import os
 import re
+import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +39,8 @@ ALIVE = frozenset(
 """States of a job that is in the queue or may return to it."""
 COMMAND_TIMEOUT = 60
 """Seconds that a command may take."""
+START = f"{shlex.quote(sys.executable)} -P -m flops_fit_executors.slurm_start"
+"""Replaces the interpreter in submitit's command line, so that its arguments are this program's."""
 CANCEL_BATCH = 500
 """Jobs per call of scancel."""
 
@@ -103,7 +107,7 @@ class Slurm:
         from submitit import SlurmExecutor
 
         try:
-            executor = SlurmExecutor(self._logs, max_num_timeout=self._options.max_requeues)
+            executor = SlurmExecutor(self._logs, max_num_timeout=self._options.max_requeues, python=START)
             executor.update_parameters(**self._parameters(devices, gpus))
             with without_slurm_variables(), executor.batch():
                 jobs = [executor.submit(call) for call in calls]

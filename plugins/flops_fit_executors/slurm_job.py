@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.plugins import QueuedJob, QueuedJobs
+from flops_fit_core.plugins import QueuedJob, QueuedJobs, open_log
 from flops_fit_executors.slurm_commands import state_of_this_job
 from flops_fit_executors.worker_process import THREAD_VARIABLES, describe_exit
 
@@ -136,7 +136,7 @@ class Host:
         threads = dict.fromkeys(THREAD_VARIABLES, str(self._spec.threads))
         hidden = {} if self._spec.gpus else {"CUDA_VISIBLE_DEVICES": ""}
         # Slurm signals every process of a job. Submitit's signal would kill the child.
-        with self._spec.log.open("ab") as log, blocked(signal.SIGUSR2):
+        with open_log(self._spec.log) as log, blocked(signal.SIGUSR2):
             return subprocess.Popen(
                 self._spec.command,
                 stdin=subprocess.DEVNULL,

@@ -7,7 +7,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from flops_fit_core.plugins import Options, Runtime
+from flops_fit_core.plugins import Options, RunsCode, Runtime
 
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?")
 _SET_BY_OPTION = {
@@ -23,6 +23,8 @@ _SET_BY_OPTION = {
     "time": "time",
 }
 """sbatch parameter -> the executor's option that sets it."""
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+"""Text without control characters: after a line break in an ``#SBATCH`` line, the shell would run the rest."""
 _FIXED = {"clusters", "error", "job-name", "nodes", "ntasks-per-node", "open-mode", "output", "requeue"}
 """Parameters of sbatch that the executor sets to find its jobs later."""
 
@@ -60,7 +62,7 @@ class SlurmOptions(Options):
     """One Slurm job per job. Jobs continue after the driver exits, and resume from their checkpoints after Slurm
     stops them. The next ``flops-fit run`` collects them."""
 
-    partition: Annotated[str | None, Runtime()] = None
+    partition: Annotated[Line | None, Runtime()] = None
     """Partition of the jobs. Unset, as for every unset option here: the cluster's default."""
     time: Annotated[PositiveInt | str, AfterValidator(minutes), Runtime()] = 60
     """Time limit per job: minutes, ``HH:MM:SS`` or ``DAYS-HH:MM:SS``. A longer job is requeued and resumes from
@@ -70,13 +72,13 @@ class SlurmOptions(Options):
     gpus: Annotated[NonNegativeInt | None, Runtime()] = None
     """GPUs per device of a job. Unset: 1 with device ``cuda``, 0 with ``cpu``; with other devices, 1 if nodes of
     the partition have GPUs."""
-    memory: Annotated[str | None, Runtime()] = None
+    memory: Annotated[Line | None, Runtime()] = None
     """Memory per job, in sbatch's format: ``16G``."""
-    account: Annotated[str | None, Runtime()] = None
+    account: Annotated[Line | None, Runtime()] = None
     """Account to charge."""
-    qos: Annotated[str | None, Runtime()] = None
+    qos: Annotated[Line | None, Runtime()] = None
     """Quality of service."""
-    constraint: Annotated[str | None, Runtime()] = None
+    constraint: Annotated[Line | None, Runtime()] = None
     """Features that the nodes must have."""
     array_parallelism: Annotated[PositiveInt, Runtime()] = 64
     """Jobs per array that run at the same time."""
@@ -91,9 +93,9 @@ class SlurmOptions(Options):
     checkpoints and are cancelled."""
     poll: Annotated[PositiveFloat, Runtime()] = 2.0
     """Seconds between two reads of the jobs' files. squeue runs at every fifth read."""
-    setup: Annotated[tuple[str, ...], Runtime()] = ()
+    setup: Annotated[tuple[str, ...], Runtime(), RunsCode()] = ()
     """Shell lines to run on the node before the job: ``module load cuda``."""
-    extra: Annotated[dict[str, str], AfterValidator(validate_extra), Runtime()] = {}
+    extra: Annotated[dict[str, str], AfterValidator(validate_extra), Runtime(), RunsCode()] = {}
     """Further sbatch options by long name: ``{nice = "100", exclude = "node7"}``. The value of a flag is an empty
     string."""
 

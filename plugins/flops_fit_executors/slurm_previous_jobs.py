@@ -32,7 +32,8 @@ class PreviousJobs:
                 logger.info("job %s continues as Slurm job %s", job.id, queued.scheduler_id)
                 return queued
             self._jobs.remove(queued.job.id)
-            if queued.scheduler_id is not None:
+            if queued.scheduler_id is not None and queued.scheduler_id in self._states:
+                # A changed file may have the id of another job of the user, or an option of scancel.
                 self._slurm.cancel([queued.scheduler_id])
         return None
 

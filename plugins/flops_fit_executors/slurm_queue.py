@@ -23,6 +23,7 @@ from flops_fit_executors.slurm_commands import ALIVE, Slurm, SubmissionError
 from flops_fit_executors.slurm_job import SlurmJob
 from flops_fit_executors.slurm_options import SlurmOptions
 from flops_fit_executors.slurm_previous_jobs import PreviousJobs
+from flops_fit_executors.slurm_start import private_folder
 from flops_fit_executors.worker_process import TAIL
 
 FILE_DELAY = 10.0
@@ -72,7 +73,7 @@ class SlurmQueue(Executor):
         self._context = context
         self._options = options
         self._study = context.folder.absolute()
-        self._logs = self._study / "slurm" / "logs"
+        self._logs = private_folder(self._study / "slurm")
         self._queued_jobs = QueuedJobs(self._study)
         self._slurm = Slurm(self._study, self._logs, options)
         self._collected: deque[Job] = deque()

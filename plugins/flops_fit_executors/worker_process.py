@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from flops_fit_core.plugins import read_log_tail
+from flops_fit_core.plugins import open_log, read_log_tail
 from flops_fit_executors.messages import Kind, read, write
 
 Inbox = queue.SimpleQueue[tuple["WorkerProcess", Kind, bytes]]
@@ -56,7 +56,7 @@ class WorkerProcess:
         """Why the driver has stopped it; None while it may work."""
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+        with open_log(log) as file:
             self._log_start = file.tell()
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "flops_fit_executors.worker"],

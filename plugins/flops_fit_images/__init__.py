@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, PositiveInt
 
-from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, Options, Runtime, hookimpl
+from flops_fit_core.plugins import Dataset, DatasetSpec, EvalSetName, Options, RunsCode, Runtime, hookimpl
 
 
 def _with_absolute_file(source: str) -> str:
@@ -22,16 +22,16 @@ Source = Annotated[str, AfterValidator(_with_absolute_file)]
 class ImagesOptions(Options):
     """The images, and their division into a training and a held-out part."""
 
-    source: Annotated[Source, Runtime()] = "digits"
+    source: Annotated[Source, Runtime(), RunsCode()] = "digits"
     """``digits``: scikit-learn's 1,797 handwritten digits, 8 x 8 grey pixels. ``my_package.data:train`` or
     ``my_data.py:train``: a map-style torch Dataset of (image tensor, class) pairs in a module or a file, or a
     function without arguments that returns a Dataset. The content identifies the runs, not the name."""
-    eval_source: Annotated[Source | None, Runtime()] = None
+    eval_source: Annotated[Source | None, Runtime(), RunsCode()] = None
     """Images to hold out, in the format of ``source``. Unset: a share of ``source``."""
     eval_share: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Share of the images of ``source`` that is held out if ``eval_source`` is not set, chosen by a hash of
     their pixels. Equal images are on the same side. All images are read once when the dataset is opened."""
-    eval_sets: Annotated[dict[EvalSetName, Source], Runtime()] = {}
+    eval_sets: Annotated[dict[EvalSetName, Source], Runtime(), RunsCode()] = {}
     """Additional images to hold out, by name: ``{ night = "my_data.py:night" }``. Each run records its loss on
     each set, and ``flops-fit fit --eval-set night`` fits one of them."""
     classes: PositiveInt | None = None

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from flops_fit_core.plugins import Logger, LoggerSpec, Options, hookimpl
+from flops_fit_core.plugins import Logger, LoggerSpec, Options, RunsCode, hookimpl
 
 
 class TerminalOptions(Options):
@@ -52,7 +52,7 @@ class WandbOptions(ServerOptions):
 class MlflowOptions(ServerOptions):
     """MLflow: one experiment per study, one run per training run, with parameters, metrics and tags."""
 
-    tracking_uri: str | None = None
+    tracking_uri: Annotated[str | None, RunsCode()] = None
     """Address of the server, ``http://...``, or of a database, ``sqlite:///file``. Unset: ``MLFLOW_TRACKING_URI``,
     or else the database ``STUDY/mlflow/mlflow.db``."""
     experiment: Annotated[str, Field(min_length=1)] | None = None

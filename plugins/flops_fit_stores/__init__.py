@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from flops_fit_core.plugins import FileFinding, Options, ResultStore, StoreRepair, StoreSpec, hookimpl
+from flops_fit_core.plugins import FileFinding, Options, ResultStore, RunsCode, StoreRepair, StoreSpec, hookimpl
 
 Timeout = Annotated[float, Field(gt=0)]
 
@@ -28,11 +28,11 @@ class StoreOptions(Options):
 class PostgresOptions(Options):
     """Tables in a PostgreSQL database. Drivers on several machines share a study without a shared file system."""
 
-    url: str | None = None
+    url: Annotated[str | None, RunsCode()] = None
     """Connection string in libpq's format: ``postgresql://anna@db.example.org/scaling`` or ``host=...
     dbname=...``, without a password, because it is written to the study's folder. Unset: libpq's variables such as
     ``PGHOST`` and ``PGSERVICE`` apply."""
-    url_variable: str | None = None
+    url_variable: Annotated[str | None, RunsCode()] = None
     """Name of an environment variable that holds the ``url``. That url may contain a password."""
     study: Annotated[str, Field(min_length=1)] | None = None
     """Name of the study in the database. Drivers that share a study must use the same name. Unset: the name of the

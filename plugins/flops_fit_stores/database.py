@@ -206,6 +206,9 @@ class DatabaseFile:
         _refuse_read_only(self.path)
         if self._reader is None:
             self._open_reader()
+        if self._reader is not None:
+            self._reader.close()  # a change of the journal mode needs the database alone
+            self._reader = None
         connection = sqlite3.connect(self.path, timeout=self.lock_timeout, isolation_level=None)
         try:
             check_schema(self.path, connection)
@@ -215,9 +218,7 @@ class DatabaseFile:
         except BaseException:
             connection.close()
             raise
-        if self._reader is not None:
-            self._reader.close()
-        self._reader, self._writer, self._inode = None, db, self.path.stat().st_ino
+        self._writer, self._inode = db, self.path.stat().st_ino
 
     def _merge_log(self, db: Database) -> None:
         """Without waiting: a reader that uses the log would delay it, and the next call merges the rest."""
@@ -277,8 +278,8 @@ def _check_log(path: Path) -> None:
 def _check_is_file(path: Path) -> None:
     if not path.is_file():
         raise StoreError(f"{path}: not a file. {START_NEW}")
-    # Never open the file outside SQLite: closing it would drop the POSIX locks of this process's other connections,
-    # and another process would delete the log that they use (sqlite.org/howtocorrupt.html, 2.2).
+    # Never open the file outside SQLite: closing it would drop the POSIX locks of this process's other
+    # connections, and another process would delete the log that they use (sqlite.org/howtocorrupt.html, 2.2).
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> bool:
@@ -396,6 +397,8 @@ def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
         raise damaged(path, str(error)) from None
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or ""
+        if name.startswith("SQLITE_NOTADB"):
+            raise damaged(path, "not an SQLite database, or its header is damaged") from None
         if is_damage(error):
             raise damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):

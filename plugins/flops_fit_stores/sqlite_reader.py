@@ -17,8 +17,6 @@ from flops_fit_stores.sqlite_checks import Damage
 
 _TRIES = 20
 """How often to repeat a read of files that another process changes meanwhile."""
-_WAL_VERSION = 2
-"""Bytes 18 and 19 of a database in write-ahead-log mode."""
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -131,13 +129,14 @@ def copy_database(path: Path, folder: Path) -> Path:
 
 
 def _choose_way(path: Path) -> str:
-    log, index = (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm"))
-    with path.open("rb") as file:
-        is_wal = _WAL_VERSION in file.read(20)[18:]
+    """The files decide, not the header of the database: closing the database outside SQLite would drop the POSIX
+    locks of this process's other connections (sqlite.org/howtocorrupt.html, 2.2). A private copy is made only if
+    no process has the log open."""
+    log, index, journal = (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm", "journal"))
     log_has_content = log.exists() and log.stat().st_size > 0
-    if not is_wal and not log_has_content:
-        return "shared"
-    if log.exists() and index.exists() and not is_network(path.parent):
+    if is_network(path.parent):
+        return "copy" if log_has_content else "shared"
+    if journal.exists() or (log.exists() and index.exists()):
         return "shared"
     return "copy" if log_has_content else "immutable"
 

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import Job, Progress, RunError, RunFailed, RunResult, RunSpec
-from flops_fit_core.plugins import TrainContext, Trainer, bits_per_byte
+from flops_fit_core.plugins import (
+    EnvironmentValue,
+    TrainContext,
+    Trainer,
+    bits_per_byte,
+    resolve_value,
+    write_atomically,
+)
 from flops_fit_trainers.command_options import CommandOptions, words
 from flops_fit_trainers.outcome import Outcome, ProgressFile, read_outcome, result_fields
 from flops_fit_trainers.placeholders import KINDS, OptionsOf, fill, values_of
@@ -85,7 +92,8 @@ class CommandTrainer(Trainer):
 def check_command(options: CommandOptions, run: RunSpec, options_of: OptionsOf) -> None:
     """Raises ConfigError for a placeholder without a value, and for a format that does not fit the value."""
     values = {**values_of(run, options_of), **Files(Path(), Path()).placeholders}
-    for template in (*words(options.command), *options.environment.values()):
+    texts = [value for value in options.environment.values() if isinstance(value, str)]
+    for template in (*words(options.command), *texts):
         fill(template, values, options_of)
 
 
@@ -101,7 +109,7 @@ class Launch:
         self.files = Files.create(run, context)
         self.values = {**values_of(run, partial(context.options, run=run)), **self.files.placeholders}
         self.command = [self._fill(word) for word in words(options.command)]
-        self.environment = {name: self._fill(value) for name, value in options.environment.items()}
+        self.environment = {name: self._value(name, value) for name, value in options.environment.items()}
         self.started = time.monotonic()
 
     def events(self) -> Iterator[Progress | RunResult]:
@@ -125,6 +133,12 @@ class Launch:
 
     def _fill(self, template: str) -> str:
         return fill(template, self.values, partial(self.context.options, run=self.run))
+
+    def _value(self, name: str, value: EnvironmentValue) -> str:
+        """Placeholders are replaced in plain text only."""
+        if isinstance(value, str):
+            return self._fill(value)
+        return resolve_value(value, f"trainer.environment.{name}")
 
     def _start(self) -> Program:
         return Program(
@@ -176,4 +190,4 @@ def _variables(values: Mapping[str, Any]) -> dict[str, str]:
 def _write_run(run: RunSpec, context: TrainContext, files: Files) -> None:
     options = {kind: context.options(kind, run) for kind in KINDS}
     content = {**run.model_dump(mode="json"), "id": run.id, "flops": run.flops, "options": options}
-    files.run.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    write_atomically(files.run, json.dumps(content, indent=2), durable=False)

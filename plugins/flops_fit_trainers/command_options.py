@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, NonNegativeFloat, model_validator
 
-from flops_fit_core.plugins import LocalPath, Options, Runtime
+from flops_fit_core.plugins import EnvironmentValue, LocalPath, Options, RunsCode, Runtime
 from flops_fit_trainers.placeholders import check_template
 
 
@@ -20,9 +20,10 @@ def _check_command(command: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return command
 
 
-def _check_environment(environment: dict[str, str]) -> dict[str, str]:
+def _check_environment(environment: dict[str, EnvironmentValue]) -> dict[str, EnvironmentValue]:
     for value in environment.values():
-        check_template(value)
+        if isinstance(value, str):
+            check_template(value)
     return environment
 
 
@@ -38,17 +39,18 @@ class CommandOptions(Options):
     """Starts a program once per run. The program receives the run's values as arguments and environment variables,
     trains, and writes its result to the JSON file ``{result}``."""
 
-    command: Annotated[str | tuple[str, ...], AfterValidator(_check_command)]
+    command: Annotated[str | tuple[str, ...], AfterValidator(_check_command), RunsCode()]
     """Command to start: ``"python train.py --lr {lr} --steps {steps}"``, or a list of arguments. No shell is used.
     ``{lr:.3g}`` formats a value. ``{model.depth}`` is an option of the model; ``dataset``, ``optimizer`` and
     ``schedule`` work the same way. Write ``{{`` for a literal brace."""
-    environment: Annotated[dict[str, str], AfterValidator(_check_environment)] = {}
+    environment: Annotated[dict[str, EnvironmentValue], AfterValidator(_check_environment), RunsCode()] = {}
     """Further environment variables, with the same placeholders. Every value is also in a variable such as
-    ``FLOPS_FIT_LR``."""
+    ``FLOPS_FIT_LR``. ``{ API_TOKEN = { from_env = "API_TOKEN" } }`` takes a secret from the environment of the
+    worker: the study's folder and the run's id have the variable's name only."""
     fingerprint: str = ""
     """Version of the program, part of the run ids. Change it when the program computes something else under the
     same command."""
-    directory: Annotated[LocalPath, Runtime()] = "."
+    directory: Annotated[LocalPath, Runtime(), RunsCode()] = "."
     """Working directory of the program."""
     timeout_minutes: Annotated[float | None, Field(gt=0), Runtime()] = None
     """Minutes after which a run is stopped and fails. Unset: no limit."""

@@ -114,7 +114,7 @@ class LightningTrainer(Trainer):
             )
             batches, latest = Batches(watch.run, watch.built, watch), watch.latest.find()
             try:
-                trainer.fit(module, train_dataloaders=batches, ckpt_path=latest, weights_only=False)
+                trainer.fit(module, train_dataloaders=batches, ckpt_path=latest, weights_only=True)
             except Exception as error:
                 if latest is None or watch.has_started:
                     raise

@@ -17,7 +17,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
-from flops_fit_core import ClaimLost, Progress, RunSpec
+from flops_fit_core import ClaimLost, Progress, RunFailed, RunSpec
 from flops_fit_core.plugins import BuiltRun, TrainContext
 from flops_fit_core.training import (
     TrajectoryFolder,
@@ -42,15 +42,28 @@ class Latest:
         self.path = self._folder.latest
 
     def find(self) -> Path | None:
-        """Path of the checkpoint. None if it is missing, damaged or unreadable: the run then starts again."""
+        """Path of the checkpoint. None if it is missing, damaged or unreadable: the run then starts again.
+
+        Raises RunFailed for a checkpoint with objects that only pickle could load: it would run any code that
+        another user has put into the file.
+        """
         if not self.path.exists():
             return None
         if (damage := verify_checkpoint(self.path)) is not None:
             logger.warning("checkpoint %s is damaged and is not used: %s", self.path, damage)
             return None
         try:
-            # weights_only=False: the user's module may store any object in its checkpoint.
-            torch.load(self.path, map_location="cpu", weights_only=False, mmap=True)
+            unsafe = torch.serialization.get_unsafe_globals_in_checkpoint(self.path)
+            if unsafe:
+                raise RunFailed(
+                    f"checkpoint {self.path} has objects of {', '.join(unsafe)}, which are not loaded because "
+                    f"they could run any code. If they are yours, name these classes in your module with "
+                    f"torch.serialization.add_safe_globals([...]); or delete {self.path.parent} to train from the "
+                    f"start"
+                )
+            torch.load(self.path, map_location="cpu", weights_only=True, mmap=True)
+        except RunFailed:
+            raise
         except Exception as error:
             logger.warning("checkpoint %s cannot be read and is not used: %s", self.path, error)
             return None

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from flops_fit_core import ConfigError
-from flops_fit_core.plugins import read_log_tail
+from flops_fit_core.plugins import open_log, read_log_tail
 from flops_fit_trainers.supervise import CANNOT_START
 
 SUPERVISOR = Path(__file__).with_name("supervise.py")
@@ -45,7 +45,7 @@ class Program:
             raise ConfigError(f"trainer.directory: there is no folder {directory}")
         self._log = log
         self._grace_period = grace_period
-        with log.open("ab") as file:
+        with open_log(log) as file:
             self._log_start = file.tell()
             self._supervisor = subprocess.Popen(
                 [

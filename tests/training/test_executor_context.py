@@ -122,6 +122,40 @@ def test_a_job_that_cannot_be_trained_ends_with_its_error_and_status_1(tmp_path)
     assert state.error.startswith("ValidationError: ")
 
 
+@pytest.mark.parametrize("change", ["plugins", "job"])
+def test_a_command_refuses_a_job_file_that_was_changed_after_its_submission(tmp_path, change):
+    (job,) = tiny_jobs(LEARN)
+    argv = context_of(tmp_path).command(job)
+    (tmp_path / "intruder.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+    file = tmp_path / "jobs" / f"{job.id}.json"
+    content = json.loads(file.read_text())
+    if change == "plugins":
+        setup = {"modules": {"intruder": "intruder"}, "paths": [str(tmp_path)]}
+        content["plugins"] = json.dumps({**json.loads(content["plugins"]), **setup})
+    else:
+        content["job"]["trajectories"][0]["runs"][0]["trainer"] = {
+            "name": "trainers/command",
+            "options": {"command": f"touch {tmp_path / 'executed'}"},
+        }
+    file.write_text(json.dumps(content))
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "has changed since it was submitted" in done.stderr
+    assert not (tmp_path / "executed").exists()
+    jobs = QueuedJobs(tmp_path)
+    assert "has changed" in jobs.state(jobs.all()[0]).error
+
+
+def test_the_id_in_a_job_file_names_no_other_file(tmp_path):
+    (job,) = tiny_jobs(LEARN)
+    context_of(tmp_path).command(job)
+    (file,) = (tmp_path / "jobs").glob("*.json")
+    content = json.loads(file.read_text())
+    content["job"]["id"] = "../precious"
+    file.write_text(json.dumps(content))
+    assert QueuedJobs(tmp_path).all() == []
+
+
 @pytest.mark.parametrize("take_back", ["submit again", "remove"])
 def test_a_command_stops_when_the_driver_takes_its_job_back(tmp_path, take_back):
     trace = tmp_path / "trace"

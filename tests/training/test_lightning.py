@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("lightning")
 
@@ -288,6 +289,31 @@ def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(own, tmp_path, cap
     (result,) = train(table, bench.registry(), tmp_path)
     assert result.loss == uninterrupted.loss
     assert "cannot be read and is not used" in caplog.text
+
+
+def test_a_checkpoint_that_would_run_code_is_not_loaded(own, tmp_path):
+    bench = Bench()
+    table = bench.table(trainer=lightning(own))
+    train(table, bench.registry(), tmp_path, should_stop=stopped_after(20))
+    (file,) = tmp_path.glob("checkpoints/*/latest.pt")
+    trace = tmp_path / "executed"
+    content = torch.load(file, weights_only=True)
+    torch.save({**content, "planted": Opener(str(trace))}, file)
+    (result,) = train(table, bench.registry(), tmp_path)
+    assert result.status == "failed"
+    assert "not loaded because they could run any code" in result.error.message
+    assert "add_safe_globals" in result.error.message
+    assert not trace.exists()
+
+
+class Opener:
+    """Unpickling it creates a file."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return open, (self.path, "w")
 
 
 def test_a_checkpoint_of_other_code_fails_the_run_and_says_what_to_delete(own, tmp_path):

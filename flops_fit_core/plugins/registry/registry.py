@@ -12,6 +12,7 @@ import os
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +24,7 @@ from flops_fit_core.plugins.registry import discovery
 from flops_fit_core.plugins.registry.explaining import hint_for, warn_if_slow
 from flops_fit_core.plugins.registry.offers import SPEC_TYPES, PluginProblem, PluginSetup, RegisteredSpec
 from flops_fit_core.plugins.renamed import explain_plugin
+from flops_fit_core.plugins.source_imports import import_from_source
 from flops_fit_core.plugins.specs import Spec
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 
@@ -332,9 +334,10 @@ def registry_from(setup: PluginSetup, objects: Mapping[str, object] | None = Non
     """
     if isinstance(objects, ObjectPlugins) and objects.registry.setup == setup:
         return objects.registry
-    for path in reversed(setup.paths):
+    for path in setup.paths:
+        import_from_source(Path(path))
         if path not in sys.path:
-            sys.path.insert(0, path)
+            sys.path.append(path)  # last, so that no file of it shadows an installed package
     plugins: dict[str, object] = {}
     disabled = _disabled_by_environment().union(setup.disabled)
     for name, module in setup.modules.items():

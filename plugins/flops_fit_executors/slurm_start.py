@@ -1,0 +1,57 @@
+"""Starts a job that submitit has submitted: ``python -P -m flops_fit_executors.slurm_start ... FOLDER``.
+
+Submitit loads a pickle from this folder, which runs any code in it. In a shared study, another user could replace
+the pickle while the job waits. This program loads it only if it is a file of this user, in a folder that is closed
+to others. It is run instead of ``submitit.core._submit``, with the same arguments.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def private_folder(parent: Path) -> Path:
+    """The folder ``logs`` in ``parent``, closed to other users. If another user has one, ``logs-<user id>``."""
+    folder = parent / "logs"
+    if folder.exists() and folder.stat().st_uid != os.getuid():
+        folder = parent / f"logs-{os.getuid()}"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.chmod(0o700)
+    return folder
+
+
+def load_private_pickle(path: str | Path) -> Any:
+    """The object in a pickle. Raises PermissionError if another user could have written the file."""
+    path = Path(path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        handle = os.open(path.name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+        with os.fdopen(handle, "rb") as file:
+            is_closed = stat.S_IMODE(os.fstat(folder).st_mode) & 0o077 == 0
+            owners = {os.fstat(folder).st_uid, os.fstat(handle).st_uid}
+            if not is_closed or owners != {os.getuid()}:
+                raise PermissionError(
+                    f"{path} is not loaded: another user could have written it. Its folder must be yours, with "
+                    f"permissions 0700"
+                )
+            return pickle.load(file)
+    finally:
+        os.close(folder)
+
+
+def main() -> None:
+    """Run submitit's program of a job, with a check of the job's pickle."""
+    from submitit.core import utils
+    from submitit.core.submission import process_job
+
+    utils.DelayedSubmission.load = load_private_pickle  # type: ignore[method-assign, assignment]
+    process_job(sys.argv[-1])
+
+
+if __name__ == "__main__":
+    main()
