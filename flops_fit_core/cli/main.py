@@ -109,12 +109,15 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print_error(
+                f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept. Free disk space and "
+                "try again"
+            )
+        elif error.filename is not None:  # a file that the user named, or must repair
+            print_error(f"{error.filename}: {error.strerror}")
+        else:
             raise
-        print_error(
-            f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept. Free disk space and try "
-            "again"
-        )
         return 2
     except typer.TyperException as error:
         # A mistake in the command line: typer prints it with the usage of the command.

@@ -13,7 +13,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.io.tables import RunTable
-from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.forms import PARAMETERS, SURFACES
 from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
@@ -54,7 +54,7 @@ def write_fit(fit: LawFit, path: Path) -> None:
 def load_fit(path: Path) -> LawFit:
     """Read a fit written by :func:`write_fit`. Raises FitError if the file is missing or not a fit."""
     try:
-        return LawFit.model_validate_json(Path(path).read_text(encoding="utf-8"))
+        fit = LawFit.model_validate_json(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FitError(f"{path}: no such file; create it with flops-fit fit ... --out {path}") from None
     except ValidationError as error:
@@ -65,6 +65,14 @@ def load_fit(path: Path) -> LawFit:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise FitError(f"{path}: {error}") from None
+    needed = PARAMETERS.get(fit.law.name, frozenset())
+    for names in (set(fit.law.parameters), set(fit.draws) or needed):
+        if missing := needed - names:
+            raise FitError(
+                f"{path} is not a fit: its law {fit.law.name!r} lacks {', '.join(sorted(missing))}; create one "
+                f"with flops-fit fit ... --out"
+            )
+    return fit
 
 
 def summary(fit: LawFit) -> dict[str, Any]:
