@@ -3,7 +3,7 @@
     python tests/benchmarks/endurance.py [--runs 10000] [--stored 100000] [--store sqlite] [--folder /dev/shm]
 
 First, one driver trains ``--runs`` runs of the family ``surface``, with losses from a formula. At every tenth of
-them, the memory, open files and threads of the process are printed. Then ``--stored`` results are added to the store
+At every tenth of them, the memory, open files and threads of the process are printed. Then ``--stored`` results are added to the store
 of another study, and commands are timed on it, each in a new process.
 """
 
