@@ -3,8 +3,8 @@
     python tests/benchmarks/endurance.py [--runs 10000] [--stored 100000] [--store sqlite] [--folder /dev/shm]
 
 First, one driver trains ``--runs`` runs of the family ``surface``, with losses from a formula. At every tenth of
-At every tenth of them, the memory, open files and threads of the process are printed. Then ``--stored`` results are added to the store
-of another study, and commands are timed on it, each in a new process.
+them, the memory, open files and threads of the process are printed. Then ``--stored`` results are added to the
+store of another study, and commands are timed on it, each in a new process.
 """
 
 from __future__ import annotations
