@@ -108,6 +108,7 @@ def test_a_mistake_ends_in_one_message_and_status_2(workdir, call, mistake):
         (["plan", "small.json", "--optimizer", "adamv"], ["adamv"]),
         (["plan", "small.json", "-p", "no_such_module"], ["no_such_module"]),
         (["fit", "small.json", "--fitter", "magic"], ["magic", "is not a study"]),
+        (["plan", "a" * 300], ["File name too long"]),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message(workdir, call, arguments, expected):

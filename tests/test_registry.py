@@ -177,6 +177,15 @@ def test_a_distribution_that_is_half_removed_stops_nobody(site: Site) -> None:
     assert offered(registry, "good") == ["tiger"]
 
 
+def test_a_distribution_with_another_name_than_its_folder_offers_its_plugins(site: Site) -> None:
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
+    info = site.path / "flops_fit_good-1.0.dist-info"
+    info.rename(site.path / "renamed-1.0.dist-info")
+    registry = Registry()
+    assert registry.problems == []
+    assert offered(registry, "good") == ["tiger"]
+
+
 @pytest.mark.parametrize("text", [b"[flops_fit]\nno equals sign\n", b"\xff\xfe[flops_fit]\nx = y\n"])
 def test_entry_points_that_cannot_be_read_stop_nobody_else(site: Site, text: bytes) -> None:
     site.distribution("flops-fit-torn")

@@ -12,7 +12,7 @@ from flops_fit_core.errors import ConfigError, DamagedFile, FitError
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.io.tables import RunTable
-from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.forms import PARAMETERS, SURFACES
 from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
@@ -57,13 +57,21 @@ def load_fit(path: Path) -> LawFit:
     if not path.exists():
         raise FitError(f"{path}: no such file; create it with flops-fit fit ... --out {path}")
     try:
-        return read_record(LawFit, path)
+        fit = read_record(LawFit, path)
     except DamagedFile as error:
         raise FitError(
             f"{path} is not a fit, or is damaged: {error.reason}; create one with flops-fit fit ... --out"
         ) from None
     except ConfigError as error:
         raise FitError(str(error)) from None
+    needed = PARAMETERS.get(fit.law.name, frozenset())
+    for names in (set(fit.law.parameters), set(fit.draws) or needed):
+        if missing := needed - names:
+            raise FitError(
+                f"{path} is not a fit: its law {fit.law.name!r} lacks {', '.join(sorted(missing))}; create one "
+                f"with flops-fit fit ... --out"
+            )
+    return fit
 
 
 def summary(fit: LawFit) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
 
 from flops_fit_core.records.base import Positive, Record
 from flops_fit_core.records.runs import PluginChoice
@@ -90,7 +92,7 @@ class LawFit(Record):
     law: Law
     exponents: dict[str, Interval]
     """``a``: N_opt ~ C^a. ``b``: D_opt ~ C^b."""
-    level: float
+    level: Annotated[float, Field(gt=0, lt=1)]
     """Level of all intervals, 0.9 for 90%."""
     objective: float
     n_runs: int
@@ -101,9 +103,9 @@ class LawFit(Record):
     draws: dict[str, tuple[float, ...]] = {}
     """Bootstrap draws of each parameter in ``law.parameters``."""
     failed_draws: int = 0
-    flops_range: tuple[float, float]
+    flops_range: tuple[Positive, Positive]
     """Smallest and largest C among the fitted runs."""
-    params_range: tuple[float, float] | None = None
+    params_range: tuple[Positive, Positive] | None = None
     """Smallest and largest N among the fitted runs; None if unknown."""
     flops_per_token: tuple[tuple[Positive, Positive], ...] = ()
     """(N, C / D) along the curve on which an optimum must lie; empty if C / D is 6 N to within 1%."""
@@ -117,3 +119,15 @@ class LawFit(Record):
     eval_set: str | None = None
     """Name of the held-out set with the fitted losses; None for the dataset's main set."""
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _draws_have_equal_lengths(self) -> Self:
+        lengths = {len(column) for column in (*self.draws.values(), *self.flops_per_token_draws)}
+        if len(lengths) > 1:
+            raise ValueError(f"the bootstrap draws have different lengths: {sorted(lengths)}")
+        modes = {len(mode) for mode in self.flops_per_token_modes}
+        if modes and modes != {len(self.flops_per_token)}:
+            raise ValueError("flops_per_token_modes must have a value for each point of flops_per_token")
+        if len(self.flops_per_token_draws) != len(self.flops_per_token_modes):
+            raise ValueError("flops_per_token_draws must have a column for each of flops_per_token_modes")
+        return self

@@ -74,6 +74,27 @@ def test_a_file_that_is_no_fit_is_the_users_mistake(text, tmp_path):
         load_fit(tmp_path / "other.json")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data["draws"].update(alpha=data["draws"]["alpha"][:-1]), "different lengths"),
+        (lambda data: data["law"]["parameters"].pop("alpha"), "lacks alpha"),
+        (lambda data: data["draws"].pop("beta"), "lacks beta"),
+        (lambda data: data.update(flops_range=[0.0, 1e20]), "greater than 0"),
+        (lambda data: data.update(level=2.0), "less than 1"),
+        (lambda data: data.update(flops_per_token_draws=[data["draws"]["alpha"]]), "flops_per_token_draws"),
+    ],
+)
+def test_a_fit_that_no_fitter_wrote_is_refused(tmp_path, noisy, change, message):
+    path = tmp_path / "fit.json"
+    write_fit(noisy, path)
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+    with pytest.raises(FitError, match=message):
+        load_fit(path)
+
+
 def test_the_summary_is_json_without_draws(noisy):
     data = json.loads(json.dumps(summary(noisy)))
     assert set(data["law"]["parameters"]) == {"E", "A", "B", "alpha", "beta"}

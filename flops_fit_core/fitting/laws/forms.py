@@ -63,6 +63,16 @@ def _ln_effective(ln_ratio: Floats, r: Floats) -> Floats:
     return ln_effective
 
 
+_CHINCHILLA = frozenset({"E", "A", "B", "alpha", "beta"})
+_POWER_LAWS = frozenset({"E", "ln_kL", "gamma", "ln_kN", "a", "ln_kD", "b"})
+PARAMETERS: dict[str, frozenset[str]] = {
+    "parametric": _CHINCHILLA,
+    "kaplan": frozenset({"alpha_N", "alpha_D", "ln_Nc", "ln_Dc"}),
+    "muennighoff": _CHINCHILLA | {"R_N", "R_D"},
+    "isoflop": _POWER_LAWS,
+    "envelope": _POWER_LAWS,
+}
+"""Law -> the parameters that its optimum needs."""
 SURFACES: dict[str, Surface] = {"parametric": parametric, "kaplan": kaplan, "muennighoff": muennighoff}
 """Laws of L(N, D) by name."""
 

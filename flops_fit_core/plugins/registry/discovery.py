@@ -141,7 +141,10 @@ def _is_shadowed(dist: Distribution, name: str) -> bool:
 
     Called only for distributions with plugins, because reading the metadata of every distribution is slow.
     """
-    return distribution(name).locate_file("") != dist.locate_file("")
+    try:
+        return distribution(name).locate_file("") != dist.locate_file("")
+    except (PackageNotFoundError, *_BACKPORT):  # its metadata has another name than its folder
+        return False
 
 
 def is_installed(text: str) -> bool:

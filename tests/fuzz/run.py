@@ -1,0 +1,138 @@
+"""Read many damaged and random inputs, and report every crash.
+
+::
+
+    python tests/fuzz/run.py --inputs 1000000              all targets
+    python tests/fuzz/run.py --target table.csv --seed 7   one target
+    python tests/fuzz/run.py --target fit.json --atheris   guided by coverage: pip install atheris
+
+Prints the number of inputs per target, and how many were accepted. Writes the smallest input of each crash to
+``fuzz-crashes/``. Exit status 1 if there is a crash.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from targets import Target, accepts_or_refuses, all_targets
+
+BATCH = 5000
+"""Inputs per hypothesis run: it keeps every input of a run in memory."""
+SECONDS = 20
+"""The longest time for one input."""
+MEMORY = 8 * 2**30
+"""The most address space of this process, in bytes."""
+
+
+class Crashes:
+    """The crashes by place, with the smallest input of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.by_place: dict[str, Any] = {}
+        self.counts: Counter[str] = Counter()
+
+    def add(self, target: Target, data: Any, error: BaseException) -> None:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "flops_fit" in frame.filename]
+        last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
+        place = f"{target.name}: {type(error).__name__} at {Path(last.filename).name}:{last.lineno} {last.name}"
+        self.counts[place] += 1
+        if place not in self.by_place or len(pickle.dumps(data)) < len(pickle.dumps(self.by_place[place])):
+            if place not in self.by_place:
+                print(f"CRASH {place}: {str(error)[:200]}", flush=True)
+            self.by_place[place] = data
+            self._folder.mkdir(exist_ok=True)
+            name = "".join(sign if sign.isalnum() else "-" for sign in place)
+            (self._folder / f"{name}.pickle").write_bytes(pickle.dumps((target.name, data)))
+
+
+def hunt(target: Target, inputs: int, first_seed: int, crashes: Crashes) -> Counter[str]:
+    """Read this many inputs of a target. Returns the number of inputs by outcome."""
+    outcomes: Counter[str] = Counter()
+
+    def read(data: Any) -> None:
+        signal.alarm(SECONDS)
+        try:
+            outcomes["accepted" if accepts_or_refuses(target, data) else "refused"] += 1
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            outcomes["crashed"] += 1
+            crashes.add(target, data, error)
+        finally:
+            signal.alarm(0)
+
+    batch = 0
+    while sum(outcomes.values()) < inputs:
+        rest = min(BATCH, inputs - sum(outcomes.values()))
+        options = settings(
+            max_examples=rest,
+            database=None,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+        )
+        seed(first_seed + batch)(options(given(target.inputs)(read)))()
+        batch += 1
+    return outcomes
+
+
+def hunt_by_coverage(target: Target, inputs: int, crashes: Crashes) -> None:
+    """Let atheris choose the bytes. Ends the process."""
+    import atheris
+
+    def read(data: bytes) -> None:
+        try:
+            accepts_or_refuses(target, data)
+        except Exception as error:
+            crashes.add(target, data, error)
+
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], f"-runs={inputs}", f"-timeout={SECONDS}", "-rss_limit_mb=8000"], read)
+    atheris.Fuzz()
+
+
+def _stop_input(number: int, frame: Any) -> None:
+    raise TimeoutError(f"the input takes longer than {SECONDS} seconds")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--inputs", type=int, default=20_000, help="inputs in all; with --target, of this target")
+    parser.add_argument("--target", help="only this target")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--atheris", action="store_true", help="guided by coverage; needs --target")
+    arguments = parser.parse_args()
+    targets = [target for target in all_targets() if arguments.target in (None, target.name)]
+    if not targets:
+        parser.error(f"no target {arguments.target!r}; targets: {', '.join(item.name for item in all_targets())}")
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    signal.signal(signal.SIGALRM, _stop_input)
+    crashes = Crashes(Path("fuzz-crashes").absolute())
+    if arguments.atheris:
+        hunt_by_coverage(targets[0], arguments.inputs, crashes)
+    shares = sum(target.share for target in targets)
+    total = 0
+    for target in targets:
+        started = time.monotonic()
+        count = max(1, round(arguments.inputs * target.share / shares))
+        outcomes = hunt(target, count, arguments.seed * 1_000_000, crashes)
+        total += sum(outcomes.values())
+        rate = count / (time.monotonic() - started)
+        print(f"{target.name:28} {count:9,} inputs  {dict(outcomes)}  {rate:,.0f} per second", flush=True)
+    print(f"{total:,} inputs, {sum(crashes.counts.values()):,} crashes in {len(crashes.counts)} places")
+    return 1 if crashes.counts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
