@@ -516,6 +516,7 @@ def test_a_file_names_its_experiment(write: Callable[[str, str], Path], file: st
         ("exp.yaml", "a: [1", r"exp\.yaml: (.|\n)*line 1"),
         ("exp.yaml", "a: 1\nb: 2\na: 3\n", r"exp\.yaml: the key 'a' is in line 1 and again in line 3"),
         ("exp.yaml", "a: &x {b: 1}\nc: {<<: *x, b: 2}\n", r"exp\.yaml:\n  sweep: Field required"),
+        ("exp.yaml", "a: \x06", r"exp\.yaml: unacceptable character"),
         ("exp.yaml", "", r"exp\.yaml: expected tables .* not NoneType"),
         ("exp.txt", TOML, r"exp\.txt: the name of an experiment file must end in \.toml, \.json, \.yaml, \.yml"),
         ("exp", TOML, r"exp: the name of an experiment file must end in \.toml"),

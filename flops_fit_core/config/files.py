@@ -124,7 +124,10 @@ def _read_yaml(text: str) -> Any:
                 lines[str(key.value)] = line
             return super().construct_mapping(node, deep)
 
-    loader = Loader(text)
+    try:
+        loader = Loader(text)  # checks every character
+    except yaml.YAMLError as error:
+        raise ValueError(str(error)) from None
     try:
         node = loader.get_single_node()
         if node is None:

@@ -48,6 +48,7 @@ def test_every_unusable_row_is_named_with_its_reason(tmp_path):
         "x,2e7,1.2e14,3",
         "1e6,2e7,1.2e14,3.5",
         "1e6,,1,3",
+        "1e6,1e308,1.2e14,3",
     ]
     table = read_table(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
     assert len(table.observations) == 1
@@ -57,8 +58,9 @@ def test_every_unusable_row_is_named_with_its_reason(tmp_path):
         "row 5": "params is not a number: 'x'",
         "row 6": "the same values as row 2",
         "row 7": "tokens is missing",
+        "row 8": "tokens is 1e+308; it must be between 1e-60 and 1e+60",
     }
-    with pytest.raises(FitError, match="5 rows cannot be used"):
+    with pytest.raises(FitError, match="6 rows cannot be used"):
         read_complete_table(write(tmp_path, "params,tokens,flops,loss\n" + "\n".join(rows)))
 
 

@@ -32,6 +32,10 @@ _SUMMARY_LABELS = frozenset(
 """Labels, in lower case, of rows that summarise other rows."""
 
 
+SMALLEST, LARGEST = 1e-60, 1e60
+"""Products and quotients of numbers between these neither overflow nor vanish."""
+
+
 def number_seeds(raw: RawTable, mapping: Columns) -> dict[str, int]:
     """Seed text -> number. If any seed is not an integer, seeds are numbered in the order of the table."""
     column = mapping.by_role.get("seed")
@@ -88,8 +92,6 @@ class RowReader:
             values[self.mapping.derived] = flops / 6 / values[source_role]
         params, tokens, loss = (values[role] for role in NEEDED)
         flops = 6 * params * tokens if flops is None else flops
-        if not math.isfinite(flops):
-            raise ValueError("6 N D is too large for a float")
         trajectory = None if is_blank(row.get("trajectory")) else cell_text(row.get("trajectory"))
         seed = None if is_blank(row.get("seed")) else self.seeds[cell_text(row.get("seed"))]
         return Observation(
@@ -120,6 +122,8 @@ class RowReader:
             number *= self.scales.get(role, 1.0)
         if number <= 0:
             raise ValueError(f"{role} is {number:g}; it must be positive")
+        if not SMALLEST < number < LARGEST:
+            raise ValueError(f"{role} is {number:g}; it must be between {SMALLEST:g} and {LARGEST:g}")
         return number
 
 
