@@ -121,6 +121,15 @@ def test_a_sweep_that_is_too_large_is_refused_before_it_is_planned(tmp_path: Pat
     assert not (tmp_path / "study").exists()
 
 
+def test_every_limit_is_documented() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reference" / "limits.md").read_text()
+    constants = {name: value for name, value in vars(limits).items() if name.isupper()}
+    assert len(constants) == 9
+    for name, value in constants.items():
+        (line,) = [line for line in page.splitlines() if f"`{name}`" in line]
+        assert f" {value:,} " in line
+
+
 # ---------------------------------------------------------------------------- tables
 
 ROW = "1e8,2e9,3.1"
