@@ -64,7 +64,7 @@ def _read_text(path: Path) -> str:
     if len(data) > limits.EXPERIMENT_BYTES:
         raise ValueError(f"an experiment file has at most {limits.EXPERIMENT_BYTES:,} bytes")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError("the text is UTF-16: save it as UTF-8")
+        raise ValueError("the text is UTF-16 instead of utf-8: save the file as UTF-8")
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -125,10 +125,7 @@ def _read_yaml(text: str) -> Any:
             return super().construct_mapping(node, deep)
 
     try:
-        loader = Loader(text)  # checks every character
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-    try:
+        loader = Loader(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -139,8 +136,6 @@ def _read_yaml(text: str) -> Any:
         return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
-    finally:
-        loader.dispose()
 
 
 def _expanded_nodes(root: yaml.Node) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,12 +60,8 @@ class DataTable:
                 "CSV Injection"). Numbers stay as they are.
         """
         show = _spreadsheet_value if spreadsheet else _csv_value
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.fields)
-        for row in self.rows:
-            writer.writerow([show(row[field]) for field in self.fields])
-        return text.getvalue()
+        rows = [self.fields, *([show(row[field]) for field in self.fields] for row in self.rows)]
+        return "".join(map(_csv_line, rows))
 
     def __str__(self) -> str:
         """The table as on a terminal 120 columns wide, with the diagnostics below."""
@@ -107,6 +103,13 @@ class DataTable:
         for row, cells in zip(self.rows, cells_by_row, strict=True):
             table.add_row(*(Text(escape_controls(cell)) for cell in cells), style=self.style(row))
         return table
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    """A line of CSV. The writer quotes a carriage return in a cell only if its line terminator has one."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _csv_value(value: Any) -> Any:

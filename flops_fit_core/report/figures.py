@@ -31,6 +31,8 @@ from flops_fit_core.report.axes import (
     add_margin,
     format_power,
     mark_synthetic,
+    plain_names,
+    plain_text,
     set_log_axis,
     style_axes,
 )
@@ -86,6 +88,7 @@ def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, syntheti
     Points are measured losses; profiles hold at the nominal budget. For a fitted surface L(N, D), profiles are its
     slices. A hollow star is a minimum at the edge of the grid, which the law does not use; its profile is dashed.
     """
+    fit = plain_names(fit)
     profiles = build_profiles(observations, fit)
     colors = _choose_colors([profile.budget for profile in profiles])
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -137,7 +140,9 @@ def runs_figure(
     axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=_GREY)
     if observations:
         set_log_axis(axes, "x", *add_margin([run.params for run in observations]), "count")
-    style_axes(axes, f"N, {params_name}", f"L, held-out loss{on_set(eval_set)} (nats per {singular(unit)})")
+    loss = f"L, held-out loss{on_set(eval_set)} (nats per {singular(unit)})"
+    style_axes(axes, plain_text(f"N, {params_name}"), plain_text(loss))
+    flops_name = plain_text(flops_name)
     axes.set_title(f"C: training FLOPs, {flops_name}. No law fitted.", fontsize=SMALL, color=INK, loc="left")
     if budgets:
         figure.legend(loc="outside right upper", title="C (FLOPs)", fontsize=SMALL, frameon=False, labelcolor=INK)
@@ -230,6 +235,7 @@ def optimum_figure(
     The curve is dashed beyond the fitted budgets, up to the largest of ``budgets``. Each of ``budgets`` gets a
     point.
     """
+    fit = plain_names(fit)
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     curve = [optimum(flops) for flops in _flops_grid(fit, budgets)]
@@ -257,6 +263,7 @@ def tokens_per_param_figure(
     The band reaches from the low end of D over the high end of N to the high end of D over the low end of N: at a
     given C, a large D means a small N.
     """
+    fit = plain_names(fit)
     figure = Figure(figsize=(6.0, 4.4), layout="constrained")
     axes = figure.add_subplot()
     curve = _build_ratio_curve([optimum(flops) for flops in _flops_grid(fit, budgets)])

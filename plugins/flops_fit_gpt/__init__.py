@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 ASPECT_TOLERANCE = 1.25
 """Largest factor between width / depth and ``aspect_ratio``. They differ because heads and blocks are integers."""
 
+MAX_DEPTH = 1_000_000
+"""The most blocks that ``aspect_ratio`` may give."""
+
 
 class GPTOptions(Options):
     """Context length and vocabulary come from the dataset's task."""
@@ -53,6 +56,8 @@ class GPTOptions(Options):
     @model_validator(mode="after")
     def _depth_of_width(self) -> Self:
         if self.aspect_ratio is not None and "depth" not in self.model_fields_set:
+            if self.width > MAX_DEPTH * self.aspect_ratio:
+                raise ValueError(f"width / aspect_ratio is more than {MAX_DEPTH:,} blocks: raise aspect_ratio")
             self.__dict__["depth"] = _round_depth(self.width / self.aspect_ratio)  # pydantic models are frozen
         return self
 

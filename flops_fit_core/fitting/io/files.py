@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.json_records import (
@@ -97,10 +97,10 @@ def _read_text(path: Path) -> str:
     limit = limits.TABLE_BYTES
     try:
         with path.open("rb") as file:
-            data = file.read(limit + 1)
+            data = _read_at_most(file, limit + 1)
         if len(data) <= limit and (path.suffix.lower() == ".gz" or data[:2] == b"\x1f\x8b"):
             with gzip.open(io.BytesIO(data)) as unpacked:
-                data = unpacked.read(limit + 1)
+                data = _read_at_most(unpacked, limit + 1)
     except FileNotFoundError:
         raise FitError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
@@ -117,6 +117,15 @@ def _read_text(path: Path) -> str:
     if "\x00" in text:
         raise FitError(f"{path} is not a text table; readable formats: {', '.join(SUFFIXES)}, with or without .gz")
     return text
+
+
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, limit: int) -> bytes:
+    """The first bytes of a file. ``file.read(limit)`` would allocate the limit at once."""
+    chunks, size = [], 0
+    while size < limit and (chunk := file.read(min(1 << 20, limit - size))):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
 
 
 def _parse_csv(path: Path, text: str) -> RawTable:
