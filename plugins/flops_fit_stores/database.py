@@ -40,7 +40,6 @@ COLUMNS: dict[str, Any] = {
     "superseded": int,
     "record": str,
 }
-_MAGIC = b"SQLite format 3\0"
 _RECORDS = "SELECT id, attempt, CAST(record AS BLOB), {checksum} FROM results "
 
 
@@ -184,7 +183,8 @@ class DatabaseFile:
                 state = "empty" if self.path.exists() else "missing"
                 raise damaged(self.path, f"the file is {state}, and {bound} results were stored")
             return
-        _check_header(self.path)
+        if not self.path.is_file():
+            raise StoreError(f"{self.path}: not a file. {START_NEW}")
         self._reader = Reader(self.path, self.lock_timeout, self._check)
 
     def _check(self, connection: sqlite3.Connection) -> None:
@@ -273,15 +273,6 @@ def _check_log(path: Path) -> None:
     log_has_results = log.exists() and log.stat().st_size > 0
     if log_has_results and not (path.exists() and path.stat().st_size > 0):
         raise damaged(path, f"the file is missing or empty, but its log {log.name} has content")
-
-
-def _check_header(path: Path) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: not a file. {START_NEW}")
-    with path.open("rb") as file:
-        header = file.read(len(_MAGIC))
-    if header != _MAGIC and not path.with_name(f"{path.name}-journal").exists():
-        raise damaged(path, "not an SQLite database, or its header is damaged")
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> bool:
@@ -399,6 +390,8 @@ def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
         raise damaged(path, str(error)) from None
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", None) or ""
+        if name.startswith("SQLITE_NOTADB"):
+            raise damaged(path, "not an SQLite database, or its header is damaged") from None
         if is_damage(error):
             raise damaged(path, str(error)) from None
         if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):

@@ -50,7 +50,7 @@ def replace_file(path: Path, content: bytes) -> os.stat_result:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make a rename survive a power failure. Windows cannot fsync a folder, and need not."""
+    """Make a rename or a deletion survive a power failure. Windows cannot fsync a folder, and need not."""
     if os.name == "nt":
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core import StoreError
 from flops_fit_stores.file_systems import is_network
+from flops_fit_stores.private_copy import copy_files, is_in_log_mode
 from flops_fit_stores.sqlite_checks import Damage
 
 _TRIES = 20
 """How often to repeat a read of files that another process changes meanwhile."""
-_WAL_VERSION = 2
-"""Bytes 18 and 19 of a database in write-ahead-log mode."""
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -119,11 +116,9 @@ def copy_database(path: Path, folder: Path) -> Path:
     """
     for _ in range(_TRIES):
         before = _signature(path)
-        for file in _files(path):
-            copied = folder / file.name
-            copied.unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                shutil.copyfile(file, copied)
+        for copied in folder.iterdir():
+            copied.unlink()
+        copy_files([(file, folder / file.name) for file in _files(path)])
         if _signature(path) == before:
             return folder / path.name
         time.sleep(0.05)
@@ -131,15 +126,14 @@ def copy_database(path: Path, folder: Path) -> Path:
 
 
 def _choose_way(path: Path) -> str:
-    log, index = (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm"))
-    with path.open("rb") as file:
-        is_wal = _WAL_VERSION in file.read(20)[18:]
-    log_has_content = log.exists() and log.stat().st_size > 0
-    if not is_wal and not log_has_content:
+    log, index, journal = (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm", "journal"))
+    on_network = is_network(path.parent)
+    if log.exists() and log.stat().st_size > 0:
+        return "shared" if index.exists() and not on_network else "copy"
+    if journal.exists() or (log.exists() and index.exists() and not on_network):
         return "shared"
-    if log.exists() and index.exists() and not is_network(path.parent):
-        return "shared"
-    return "copy" if log_has_content else "immutable"
+    # On a local disk, every process that writes has a log or a journal.
+    return "shared" if on_network and not is_in_log_mode(path) else "immutable"
 
 
 def _files(path: Path) -> tuple[Path, ...]:
