@@ -3,6 +3,7 @@ from .api import fit as fit
 from .api import plan as plan
 from .api import run as run
 from .config import Experiment as Experiment
+from .errors import ClaimLost as ClaimLost
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import FitError as FitError

@@ -3,13 +3,15 @@
     FlopsFitError
     ├── UserError            the input must change; the command line prints the message and exits with 2
     │   ├── ConfigError      an experiment file, an option, a keyword argument
-    │   │   └── PluginNotFound   no usable plugin has this name
+    │   │   ├── PluginNotFound   no usable plugin has this name
+    │   │   └── DamagedFile      a file of a study differs from the file that flops-fit wrote
     │   ├── PlanError        a sweep that cannot be built
     │   ├── DataError        a dataset that is empty, too small or in another format
     │   ├── StoreError       a result store that is foreign, damaged or in use
     │   └── FitError         runs that determine no law
     ├── PluginError          a plugin broke its contract; names the plugin; exit code 1
     ├── SweepFailed          no run of a sweep completed, and some failed; exit code 1
+    ├── ClaimLost            another driver trains these runs now; the worker ends its job without results
     └── RunFailed            a run cannot continue; becomes the result of the run, and the sweep continues
 
 A message states the problem, its place, the valid choices and the command to type. ``StudyWarning`` is the only
@@ -42,6 +44,21 @@ class PluginNotFound(ConfigError, LookupError):
     """No usable plugin has the requested name."""
 
 
+class DamagedFile(ConfigError):
+    """A file of a study is damaged.
+
+    Args:
+        path: The file.
+        reason: How the damage shows, as a clause: ``its content differs from its checksum``.
+        advice: A sentence: the state of the rest of the study, and the command to type.
+    """
+
+    def __init__(self, path: Path, reason: str, advice: str = "") -> None:
+        super().__init__(f"{path} is damaged: {reason}" + (f". {advice}" if advice else ""))
+        self.path = path
+        self.reason = reason
+
+
 class PlanError(UserError):
     """The sweep cannot be built: sizes, budgets or batches do not fit together."""
 
@@ -64,6 +81,10 @@ class PluginError(FlopsFitError):
 
 class RunFailed(FlopsFitError):
     """A training run cannot continue. Recorded as the result of the run; other runs continue."""
+
+
+class ClaimLost(FlopsFitError):
+    """Another driver has taken over the runs of a job. The worker ends the job, and no run fails."""
 
 
 class SweepFailed(FlopsFitError):

@@ -1,10 +1,13 @@
+import os
 import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -448,3 +451,60 @@ if step < 60:
     assert steps < trained < steps + 60, "steps before the last checkpoint are not trained again"
     (uninterrupted,) = plan(table(LEARN), registry=tiny_registry(), out=tmp_path / "uninterrupted").train()
     assert result.loss == uninterrupted.loss
+
+
+# ---------------------------------------------------------------------------- living jobs
+
+
+def test_a_job_is_alive_until_its_process_has_ended_even_if_no_event_is_read(tmp_path):
+    trace = tmp_path / "trace"
+    running, waiting = tiny_jobs(traced(HANG, trace), LEARN)
+    with opened("processes", tmp_path, workers=1) as executor:
+        executor.submit(running)
+        executor.submit(waiting)
+        wait_until(lambda: read(executor, [], timeout=0.1) is not None and trace.exists())
+        assert executor.is_alive(running.id)
+        assert executor.is_alive(waiting.id)
+        os.kill(int(trace.read_text().split()[1]), signal.SIGKILL)
+        wait_until(lambda: not executor.is_alive(running.id))
+        assert executor.is_alive(waiting.id)
+
+
+def test_the_timeout_of_a_run_includes_the_grace_period_of_its_trainer():
+    from flops_fit_executors.in_process import LATE_SECONDS, seconds_per_run
+
+    (job,) = tiny_jobs(LEARN)
+    timed = job.model_copy(update={"runtime": {"trainer": {"timeout_minutes": 2.0, "grace_period": 5.0}}})
+    assert seconds_per_run(job) == float("inf")
+    assert seconds_per_run(timed) == 2 * 60 + 5 + LATE_SECONDS
+
+
+@pytest.mark.parametrize(("minutes", "expected"), [(None, True), (0.1 / 60, False)])
+def test_in_process_a_run_that_hangs_is_dead_after_the_timeout_that_its_trainer_states(
+    monkeypatch, minutes, expected
+):
+    from flops_fit_executors import in_process
+
+    monkeypatch.setattr(in_process, "LATE_SECONDS", 0.2)
+    (job,) = tiny_jobs(LEARN)
+    options = {} if minutes is None else {"trainer": {"timeout_minutes": minutes}}
+    alive = []
+
+    def hang(should_stop):
+        time.sleep(1.5)
+        yield from ()
+
+    def look():
+        wait_until(lambda: executor._running is not None)
+        alive.append(executor.is_alive(job.id))
+        time.sleep(1.0)
+        alive.append(executor.is_alive(job.id))
+
+    executor = in_process.InProcessExecutor(SimpleNamespace(task=lambda job: hang), threads=1)
+    thread = threading.Thread(target=look)
+    thread.start()
+    executor.submit(job.model_copy(update={"runtime": options}))
+    assert [event.job for event in executor.events(0.1)] == [job.id]
+    thread.join()
+    executor.close()
+    assert alive == [True, expected]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from flops_fit_core import Study, run
+from flops_fit_core.errors import DamagedFile
 from flops_fit_core.fitting import optimum, recounted
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study.copy import copy_study
@@ -77,6 +78,9 @@ def test_the_familys_count_is_kept_with_the_study(tmp_path):
         expected = 3 * (96 * width**2 + 16 * CONTEXT * width + 2 * width * VOCABULARY)
         assert per_token == pytest.approx(expected, rel=0.005)
     file.write_text("{")
+    with pytest.raises(DamagedFile, match=r"flops_per_token\.json is damaged: it is not JSON.*writes the file"):
+        _ = Study.open(tmp_path / "study").fit
+    file.unlink()
     assert message(Study.open(tmp_path / "study").fit) is None
     assert study.predict(1e16).params.value == pytest.approx(
         optimum(Study.open(tmp_path / "study").fit, 1e16).params.value, rel=0.003

@@ -84,16 +84,13 @@ def test_a_killed_writer_leaves_the_old_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such permissions")
-@pytest.mark.parametrize("umask", [0o022, 0o077])
-def test_a_file_is_its_owners_unless_the_mode_of_an_ordinary_file_is_asked_for(tmp_path: Path, umask: int) -> None:
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_replaced_file_has_the_permissions_of_a_new_file(tmp_path: Path, umask: int) -> None:
     before = os.umask(umask)
     try:
         path = tmp_path / "file"
-        path.touch(0o644)
-        write_atomically(path, "private")
-        assert stat.S_IMODE(path.stat().st_mode) == 0o600
-        with replacing(path, mode=0o666) as file:
-            file.write(b"ordinary")
+        path.touch(0o600)
+        write_atomically(path, "text")
         assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
     finally:
         os.umask(before)

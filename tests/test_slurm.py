@@ -18,10 +18,11 @@ from slurm_cluster import Cluster, cluster, missing_requirement, wait_until
 
 import flops_fit_core
 from flops_fit_core import ConfigError, Job, Progress, RunResult
-from flops_fit_core.plugins import JobEnded
+from flops_fit_core.plugins import JobEnded, Outbox
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import ExecutorConformance
 from flops_fit_core.testing.executors import LEARN, tiny_jobs, tiny_registry, traced
+from flops_fit_core.training import TrajectoryFolder
 from flops_fit_core.training.executor_context import StudyExecutorContext
 
 MISSING = missing_requirement()
@@ -219,6 +220,41 @@ def test_a_queued_job_that_trains_the_same_runs_differently_is_cancelled(tmp_pat
         events = list(executor.events(60.0))
     assert [(result.attempt, result.status) for result in results(events)] == [(2, "completed")]
     assert len(lines(trace)) == 2
+
+
+def with_tokens(job: Job, folder: Path, token: str) -> Job:
+    """The job as a driver submits it that has claimed its run and its trajectory with this token."""
+    (trajectory,) = job.trajectories
+    TrajectoryFolder(folder, trajectory.id, token).take()
+    return job.model_copy(update={"claim_tokens": dict.fromkeys([trajectory.id, job.runs[0].id], token)})
+
+
+@on_slurm
+@pytest.mark.parametrize("stop", ["cancel", "close"])
+def test_a_driver_that_was_paused_stops_no_job_that_the_next_driver_has_taken_over(
+    tmp_path: Path, stop: str
+) -> None:
+    trace = tmp_path / "trace"
+    (job,) = tiny_jobs(counting(trace, "import time; time.sleep(0.02)"))
+    with opened(tmp_path) as paused, opened(tmp_path) as executor:
+        paused.submit(with_tokens(job, tmp_path, "first"))
+        read_until(paused, trace.exists)
+        executor.submit(with_tokens(job, tmp_path, "second"))
+        if stop == "cancel":
+            paused.cancel(job.id)
+            ended = errors(list(paused.events(1.0)))
+        else:
+            paused.close()
+            ended = errors(list(paused.events(0)))
+        assert ended == ["another driver has taken the job over"]
+        assert executor.is_alive(job.id)
+        events = list(executor.events(60.0))
+        (result,) = results(events)
+        assert (result.status, errors(events)) == ("completed", [None])
+    assert processes(trace) == 1
+    assert len(lines(trace)) == job.runs[0].steps, "a step was trained twice, or never"
+    assert TrajectoryFolder(tmp_path, job.trajectories[0].id, "first").forget_latest() == 0
+    assert [entry.token for entry in Outbox(tmp_path).entries()] == ["first"], "the token of the worker"
 
 
 @on_slurm

@@ -74,7 +74,7 @@ def test_a_running_sweep_is_visible_from_another_terminal_and_leaves_no_driver_f
     assert not Path("runs/long/drivers").exists()
 
 
-def test_files_of_dead_drivers_are_ignored(tmp_path):
+def test_files_of_dead_drivers_of_this_machine_are_ignored_and_runs_of_silent_drivers_elsewhere_too(tmp_path):
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     note = Heartbeat(tmp_path, "me", "executors/local")
@@ -90,7 +90,9 @@ def test_files_of_dead_drivers_are_ignored(tmp_path):
     }.items():
         (folder / f"{name}.json").write_text(mine.model_copy(update=changes).model_dump_json())
     (folder / "torn.json").write_text('{"host": ')
-    assert sorted(driver.host for driver in drivers(tmp_path)) == sorted([mine.host, "another-machine"])
+    present = drivers(tmp_path)
+    assert sorted(driver.host for driver in present) == sorted([mine.host, *["another-machine"] * 2])
+    assert sorted(driver.is_recent for driver in present) == [False, True, True]
     note.close()
     assert not (folder / f"{mine.host}-{mine.pid}.json").exists()
 

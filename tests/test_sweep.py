@@ -10,8 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torch
-from small import Bench
+from sweep_setting import Setting
 
 sys.path.insert(0, str(Path(__file__).parent / "benchmarks"))
 
@@ -21,55 +20,10 @@ from flops_fit_core import StoreError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, hookimpl
-from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine
-from flops_fit_core.study.sweep import Sweep, count_states
-from flops_fit_core.training.executor_context import StudyExecutorContext
-
-
-class Setting:
-    """A plan of a few runs of milliseconds, a store on disk, and drivers of it."""
-
-    def __init__(self, folder, sizes=(4, 6, 8), **changes):
-        self.folder = folder
-        self.bench = Bench()
-        self.registry = self.bench.registry()
-        table = self.bench.table(20, **changes)
-        table["sweep"]["sizes"] = [{"width": width} for width in sizes]
-        table["sweep"] = {key: value for key, value in table["sweep"].items() if key != "batch_size"}
-        self.experiment = make_experiment(table, self.registry)
-        self.plan = make_plan(self.experiment)
-        self.trained = Counter()
-        self.bench.built.append(lambda model: self.trained.update([model[0].embedding_dim]))
-
-    def store(self, name="sqlite"):
-        spec = installed().find("store", f"stores/{name}").spec
-        return spec.build(spec.options(), self.folder)
-
-    def executor(self):
-        chosen = self.experiment.executor
-        context = StudyExecutorContext(
-            folder=self.folder,
-            plugins=self.registry.setup.model_dump_json(),
-            live=self.registry.objects,
-            slots=[{}],
-        )
-        return chosen.spec.build(chosen.options, context)
-
-    def driver(self, store, registry=None, **options):
-        return Sweep(self.plan, store, self.executor(), registry or self.registry, **options)
-
-    def break_size(self, width, error=RuntimeError):
-        def spoil(model):
-            def hook(module, inputs):
-                if torch.is_grad_enabled():
-                    raise error("this size breaks")
-
-            if model[0].embedding_dim == width:
-                model.register_forward_pre_hook(hook)
-
-        self.bench.built.append(spoil)
+from flops_fit_core.study.states import count_states
+from flops_fit_core.study.sweep import Sweep
 
 
 @pytest.fixture
@@ -315,7 +269,7 @@ def test_a_store_that_cannot_add_a_result_ends_the_sweep_with_its_error(setting)
         def __getattr__(self, name):
             return getattr(self.inner, name)
 
-        def add(self, result):
+        def add(self, result, token=None):
             raise StoreError("the disk is full")
 
     closed = []
@@ -442,7 +396,7 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
 
 
 def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
-    from flops_fit_core.study.sweep import delete_checkpoints
+    from flops_fit_core.study.prune import delete_checkpoints
 
     store, folder = interrupted(setting)
     assert delete_checkpoints(setting.plan, store, setting.folder) == 0
@@ -603,3 +557,27 @@ def test_a_result_that_another_driver_removes_from_the_outbox_is_skipped(setting
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(files))
     assert outbox.results() == []
     assert outbox.get(result.id) is None
+
+
+def test_claims_of_a_driver_that_dies_while_another_waits_are_released_immediately(setting):
+    store = setting.store()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    note = Driver(
+        owner="killed",
+        host=socket.gethostname(),
+        pid=other.pid,
+        machine=this_machine(),
+        executor="processes",
+        started=0.0,
+        updated=time.time(),
+    )
+    (setting.folder / "drivers").mkdir()
+    (setting.folder / "drivers" / "other.json").write_text(note.model_dump_json())
+    assert store.claim(setting.plan.runs[0].id, "killed", 60.0)
+    killer = threading.Timer(3.0, other.kill)
+    killer.start()
+    started = time.monotonic()
+    assert len(setting.driver(store, folder=setting.folder).run()) == 3
+    killer.join()
+    other.wait()
+    assert 2.0 < time.monotonic() - started < 30

@@ -27,6 +27,7 @@ from flops_fit_core.plugins.registry import Registry, installed
 from flops_fit_core.records import LawFit, Observation, SweepPlan
 from flops_fit_core.study import Study, study_folder
 from flops_fit_core.study.directory import INLINE
+from flops_fit_core.study.folder_check import damage_notes
 from flops_fit_core.study.model_check import compare_model_check, with_model_check
 
 logger = logging.getLogger("flops_fit")
@@ -42,9 +43,10 @@ def plan(source: Source, *, registry: Registry | None = None, out: str | Path | 
         registry: The plugins to use; by default the installed plugins.
         out: The study's folder; by default ``runs/<name>``. Its finished runs stay finished.
 
-    Issues a StudyWarning if the folder has finished results of another experiment, or in another store.
+    Issues a StudyWarning if the folder has finished results outside the plan, or in another store.
 
-    Raises ConfigError, PlanError or DataError, with the change to make.
+    Raises ConfigError, PlanError or DataError, with the change to make. A folder with an experiment of another
+    name is a ConfigError.
     """
     study = plan_study(source, registry=registry, out=out)
     _log_warnings(study.plan)
@@ -57,8 +59,9 @@ def plan_study(source: Source, *, registry: Registry | None = None, out: str | P
     registry = registry or installed()
     experiment = _experiment(source, registry)
     folder = study_folder(out, experiment.name)
+    folder.check_same_experiment(experiment)
     sweep = make_plan(experiment, expected_params(experiment, registry)).with_replacements(folder.replaced())
-    sweep = with_model_check(experiment, sweep, folder.path)
+    sweep = with_model_check(experiment, sweep, folder.path).with_notes(damage_notes(folder.path))
     return Study(sweep, registry, folder, experiment=experiment)
 
 
@@ -268,7 +271,8 @@ def find_optimal(
         {key: value for key, value in tables.items() if value is not None}, plugins, "find_optimal"
     )
     folder = study_folder(output_dir, name)
-    sweep = make_plan(experiment)
+    folder.check_same_experiment(experiment)
+    sweep = make_plan(experiment).with_notes(damage_notes(folder.path))
     if note := compare_model_check(experiment, sweep, folder.path):
         warnings.warn(note, stacklevel=2)
     study = Study(

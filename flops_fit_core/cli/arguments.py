@@ -133,6 +133,7 @@ def open_study(source: Path, registry: Registry, out: Path | None) -> Study:
     """An existing study, from its folder or its experiment file. Raises ConfigError."""
     if source.is_dir():
         return Study.open(source, registry)
-    data = read_table(source)
-    folder = study_folder(out, str(data.get("name", source.stem)))
-    return Study.open(folder.path, registry)
+    name = str(read_table(source).get("name", experiment_name(source)))
+    study = Study.open(study_folder(out, name).path, registry)
+    study.folder.check_name(name)
+    return study

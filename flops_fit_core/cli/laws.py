@@ -258,4 +258,4 @@ def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
 
 def _is_fit(path: Path) -> bool:
     """Whether a JSON file is a fit rather than an experiment."""
-    return path.suffix.lower() == ".json" and '"exponents"' in path.read_text(encoding="utf-8")
+    return path.suffix.lower() == ".json" and b'"exponents"' in path.read_bytes()

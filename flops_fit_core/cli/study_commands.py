@@ -163,7 +163,7 @@ def _swaps(options: dict[str, Any]) -> dict[str, str | None]:
 
 def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
     from flops_fit_core.report import plan_table
-    from flops_fit_core.study.sweep import states_by_run
+    from flops_fit_core.study.states import states_by_run
 
     plan = study.plan
     return {
@@ -186,7 +186,7 @@ def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
 
 def _print_plan(study: Study, seconds: float | None) -> None:
     from flops_fit_core.report import numbers, plan_table, skipped_table
-    from flops_fit_core.study.sweep import states_by_run
+    from flops_fit_core.study.states import states_by_run
 
     plan = study.plan
     print_table(plan_table(plan, states_by_run(plan, study.results)))

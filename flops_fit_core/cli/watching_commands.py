@@ -41,10 +41,11 @@ def status(
 
 
 def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
-    from flops_fit_core.study.sweep import count_states, states_by_run
+    from flops_fit_core.study.states import count_states, states_by_run
 
     finished = {result.id for result in study.results if result.is_finished}
-    running = [item for driver in active for item in driver.running if item.run not in finished]
+    recent = [item for driver in active if driver.is_recent for item in driver.running]
+    running = [item for item in recent if item.run not in finished]
     states = count_states(study.plan, study.results)
     state_of = states_by_run(study.plan, study.results)
     for run in {item.run for item in running}.intersection(state_of):
@@ -79,8 +80,11 @@ def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -
     for notice in summary["notices"]:
         print_text(f"! {notice}")
     for driver in active:
-        since = numbers.duration(time.time() - driver.started)
-        print_text(f"trained by process {driver.pid} on {driver.host} for {since}, executor {driver.executor}")
+        since = numbers.duration(max(0.0, time.time() - driver.started))
+        line = f"trained by process {driver.pid} on {driver.host} for {since}, executor {driver.executor}"
+        if not driver.is_on_this_machine:
+            line += f"; last seen {numbers.duration(driver.seconds_since_update)} ago by this machine's clock"
+        print_text(line)
         _print_running(study, driver)
     if not active and summary["flops_left"]:
         print_text(f"no process trains it now. To continue: {study.folder.how_to_train}")

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import ValidationError
 
-from flops_fit_core.errors import FitError
+from flops_fit_core.errors import ConfigError, DamagedFile, FitError
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.io.tables import RunTable
@@ -17,6 +16,7 @@ from flops_fit_core.fitting.laws.forms import SURFACES
 from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
@@ -44,27 +44,26 @@ def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
 
 
 def write_fit(fit: LawFit, path: Path) -> None:
-    """Write a fit with its draws as JSON."""
+    """Write a fit with its draws as JSON, with a checksum. Raises FitError, and leaves an old file as it was."""
     try:
-        Path(path).write_text(fit.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_checked(Path(path), fit)
     except OSError as error:
-        raise FitError(f"{path}: {error}") from None
+        raise FitError(f"{path}: {error.strerror or error}") from None
 
 
 def load_fit(path: Path) -> LawFit:
-    """Read a fit written by :func:`write_fit`. Raises FitError if the file is missing or not a fit."""
+    """Read a fit written by :func:`write_fit`. Raises FitError if the file is missing, damaged or not a fit."""
+    path = Path(path)
+    if not path.exists():
+        raise FitError(f"{path}: no such file; create it with flops-fit fit ... --out {path}")
     try:
-        return LawFit.model_validate_json(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FitError(f"{path}: no such file; create it with flops-fit fit ... --out {path}") from None
-    except ValidationError as error:
-        line = error.errors()[0]
-        place = ".".join(str(part) for part in line["loc"]) or "the file"
+        return read_record(LawFit, path)
+    except DamagedFile as error:
         raise FitError(
-            f"{path} is not a fit: {place}: {line['msg']}; create one with flops-fit fit ... --out"
+            f"{path} is not a fit, or is damaged: {error.reason}; create one with flops-fit fit ... --out"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise FitError(f"{path}: {error}") from None
+    except ConfigError as error:
+        raise FitError(str(error)) from None
 
 
 def summary(fit: LawFit) -> dict[str, Any]:

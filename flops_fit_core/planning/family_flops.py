@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from flops_fit_core.config import Experiment
-from flops_fit_core.errors import FlopsFitError
+from flops_fit_core.errors import DamagedFile, FlopsFitError
 from flops_fit_core.flops.audit import TRACED
 from flops_fit_core.flops.model_stats import SizeMeasurer, SizeStats
 from flops_fit_core.planning import open_dataset, resolve_counter
 from flops_fit_core.planning.completion import complete_dataset
 from flops_fit_core.planning.ladder_sizes import LadderSizes
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.specs import Ladder
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, SweepPlan, content_hash
 
 FILE = "flops_per_token.json"
@@ -73,18 +71,30 @@ def count_family(experiment: Experiment, plan: SweepPlan) -> tuple[tuple[float, 
 
 
 def record_family(experiment: Experiment, plan: SweepPlan, folder: Path) -> None:
-    """Write the family's FLOPs per token to a study's folder, unless the folder has them."""
-    if load_family(plan, folder) is None and not is_proportional(plan):
+    """Write the family's FLOPs per token to a study's folder, unless the folder has them. Damage is replaced."""
+    try:
+        recorded = load_family(plan, folder)
+    except DamagedFile as error:
+        error.path.unlink(missing_ok=True)
+        recorded = None
+    if recorded is None and not is_proportional(plan):
         family = FamilyFlops(identity=_identity(plan), points=count_family(experiment, plan))
-        write_atomically(folder / FILE, family.model_dump_json(indent=1))
+        write_checked(folder / FILE, family)
 
 
 def load_family(plan: SweepPlan, folder: Path) -> tuple[tuple[float, float], ...] | None:
-    """The recorded points of this plan; None if the folder has none."""
-    try:
-        family = FamilyFlops.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError):  # missing or damaged: the next training writes the file
+    """The recorded points of this plan; None if the folder has none.
+
+    Raises DamagedFile, because a fit without the points may have other optima.
+    """
+    file = folder / FILE
+    if not file.exists():
         return None
+    try:
+        family = read_record(FamilyFlops, file)
+    except DamagedFile as error:
+        advice = "The plan and the results are not affected. The next training of the study writes the file again"
+        raise DamagedFile(error.path, error.reason, advice) from None
     return family.points if family.identity == _identity(plan) else None
 
 

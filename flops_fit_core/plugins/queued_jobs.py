@@ -2,27 +2,33 @@
 
     jobs/<job id>.json          written by the driver: the job, and the ticket of the submission that may train it
     jobs/<job id>.state.json    written by that submission: its progress, and the runs that have results
-    outbox/<run id>.json        written by that submission: results
+    outbox/<run id>.*.json      written by that submission: results
 
-Each file is replaced atomically.
+Each file is replaced atomically and has a checksum. A damaged file counts as missing and is logged once.
 """
 
 from __future__ import annotations
 
+import functools
+import logging
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.checked_json import parse_record, read_checked, write_checked
+from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
 from flops_fit_core.plugins.outbox import Outbox
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.records.base import Record
 
 M = TypeVar("M", bound=BaseModel)
 STATE = ".state.json"
+
+logger = logging.getLogger("flops_fit")
 
 
 class QueuedJob(Record):
@@ -35,6 +41,8 @@ class QueuedJob(Record):
     """A :class:`PluginSetup` as JSON."""
     scheduler_id: str | None = None
     """The scheduler's own id of the job; None until the scheduler has accepted it."""
+    driver: str = ""
+    """New for the driver that submitted the job and for every driver that takes it over."""
 
 
 class JobState(BaseModel):
@@ -62,7 +70,7 @@ class QueuedJobs:
 
     def add(self, job: Job, plugins: str) -> QueuedJob:
         """Write a job with a new ticket, which takes it away from any earlier submission."""
-        queued = QueuedJob(ticket=uuid.uuid4().hex, job=job, plugins=plugins)
+        queued = QueuedJob(ticket=uuid.uuid4().hex, job=job, plugins=plugins, driver=uuid.uuid4().hex)
         self._write(self._job_file(job.id), queued)
         return queued
 
@@ -77,6 +85,28 @@ class QueuedJobs:
         queued = queued.model_copy(update={"scheduler_id": scheduler_id})
         self._write(self._job_file(job_id), queued)
         return queued
+
+    def take_over(self, queued: QueuedJob, claim_tokens: Mapping[str, str]) -> QueuedJob:
+        """Take a submission over from another driver. Its worker continues.
+
+        Args:
+            queued: The submission.
+            claim_tokens: The new driver's ``Job.claim_tokens``. The worker keeps the tokens of the submission, and
+                may write checkpoints for this driver.
+        """
+        queued = queued.model_copy(update={"driver": uuid.uuid4().hex})
+        self._write(self._job_file(queued.job.id), queued)
+        for trajectory in queued.job.trajectories:
+            token, worker_token = claim_tokens.get(trajectory.id), queued.job.claim_tokens.get(trajectory.id)
+            if token is not None and worker_token is not None:
+                claim = CheckpointClaim(self.path.parent / "checkpoints" / trajectory.id)
+                claim.admit(token, worker_token)
+        return queued
+
+    def is_owned(self, queued: QueuedJob) -> bool:
+        """Whether no other driver has submitted the job again or taken it over."""
+        current = self.get(queued.job.id)
+        return current is not None and (current.ticket, current.driver) == (queued.ticket, queued.driver)
 
     def get(self, job_id: str) -> QueuedJob | None:
         """The job; None if its file is missing or damaged."""
@@ -117,7 +147,7 @@ class QueuedJobs:
 
     def result(self, job: Job, run_id: str) -> RunResult | None:
         """The result of the job's attempt at a run, if it is in the outbox."""
-        result = self._outbox.get(run_id)
+        result = self._outbox.get(run_id, job.claim_tokens.get(run_id))
         return result if result is not None and result.attempt >= job.attempts.get(run_id, 1) else None
 
     def remaining(self, queued: QueuedJob) -> Job | None:
@@ -134,7 +164,7 @@ class QueuedJobs:
     def _write(self, path: Path, content: BaseModel) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Not synced to disk: after a crash, the queue and the outbox still have the information.
-        write_atomically(path, content.model_dump_json(), durable=False)
+        write_checked(path, content.model_dump(mode="json"), durable=False)
 
 
 class QueuedJobReader:
@@ -176,6 +206,14 @@ class QueuedJobReader:
 
 def _read(kind: type[M], path: Path) -> M | None:
     try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except (OSError, ValidationError):
+        return parse_record(kind, read_checked(path)[0], path)
+    except ConfigError as error:
+        if path.exists():
+            _report_damage(path, str(error))
         return None
+
+
+@functools.lru_cache(maxsize=1000)
+def _report_damage(path: Path, damage: str) -> None:
+    """Cached: a driver reads the file again and again, and reports the damage once."""
+    logger.warning("%s. It is not used, and its job is submitted again if runs are missing", damage)

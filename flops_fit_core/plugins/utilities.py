@@ -35,19 +35,20 @@ def write_atomically(path: Path, content: str | bytes, *, durable: bool = True) 
 
 
 @contextlib.contextmanager
-def replacing(path: Path, *, durable: bool = True, mode: int = 0o600) -> Iterator[BinaryIO]:
+def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
     """Open a new file for writing. It replaces ``path`` atomically when the block ends, unless the block raises.
+
+    The file has the permissions of a new file under the umask, so a group can read a study if the umask allows it.
 
     Args:
         path: File to replace. Its folder must exist. The permissions of an existing file are not kept.
-        durable: Whether to sync the content to disk before the file is replaced. False is faster, but a power
-            failure may leave an empty file.
-        mode: Permissions of the file before the umask: 0o600 for its owner only, 0o666 for an ordinary file.
+        durable: Whether to sync the content before the file is replaced, and its folder afterwards. False is
+            faster, but a power failure may leave an empty or the old file.
 
     Raises OSError, and leaves the old file as it was. A killed process may leave a hidden file ``.NAME.xxxxxxxx``.
     """
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), mode)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
@@ -55,11 +56,25 @@ def replacing(path: Path, *, durable: bool = True, mode: int = 0o600) -> Iterato
             if durable:
                 os.fsync(file.fileno())
         temporary.replace(path)
+        if durable:
+            _sync_folder(path.parent)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.errno and error.filename is None:  # write() names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename survive a power failure. Windows cannot sync a folder; some network file systems refuse to."""
+    if os.name == "nt":
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_log_tail(path: Path, max_bytes: int, start: int = 0) -> str:

@@ -270,6 +270,10 @@ class SweepPlan(Record):
         runs = tuple(replacements.get(old, run) for old, run in zip(planned, self.runs, strict=True))
         return SweepPlan(**{**dict(self), "runs": runs, "replaced": replacements})
 
+    def with_notes(self, notes: Iterable[str]) -> SweepPlan:
+        """The plan with further notes."""
+        return SweepPlan(**{**dict(self), "notes": (*self.notes, *notes)})
+
     @property
     def flops(self) -> float:
         """Training FLOPs of the plan. Each shared trunk counts once."""

@@ -36,7 +36,7 @@ def write_parquet(path: Path, attempts: Sequence[RunResult], planned: Collection
     _refuse_other_files(path)
     table = _table(attempts, planned)
     try:
-        with replacing(path, durable=False, mode=0o666) as file:
+        with replacing(path, durable=False) as file:
             pq.write_table(table, file, compression="zstd")
     except OSError as error:
         raise ConfigError(f"{path}: cannot write: {error.strerror or error}") from None

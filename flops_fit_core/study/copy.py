@@ -13,13 +13,14 @@ from typing import Any
 
 from flops_fit_core.config import PluginConfig, choose_from_table
 from flops_fit_core.errors import ConfigError, StoreError
+from flops_fit_core.plugins.checkpoint_claim import CLAIM, LOCK
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import drivers
+from flops_fit_core.study.heartbeat import live_drivers
 
 FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json", "flops_per_token.json")
 FOLDERS = ("checkpoints", "outbox", "report")
@@ -166,7 +167,7 @@ def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: ResultS
 
 
 def _refuse_drivers(study: StudyFolder) -> None:
-    for driver in drivers(study.path):
+    for driver in live_drivers(study.path):
         raise StoreError(
             f"{study.shown} is being trained by process {driver.pid} on {driver.host}: wait until it ends, or "
             f"stop it with Ctrl-C or SIGTERM (no result is lost). 'flops-fit status {study.shown}' shows progress"
@@ -232,4 +233,5 @@ def _files(study: Path) -> Iterator[Path]:
     yield from (study / name for name in FILES if (study / name).is_file())
     for folder in FOLDERS:
         paths = (study / folder).rglob("*")
-        yield from (file for file in sorted(paths) if file.is_file() and not file.name.startswith("."))
+        files = (file for file in sorted(paths) if file.is_file() and not file.name.startswith("."))
+        yield from (file for file in files if folder != "checkpoints" or file.name not in (CLAIM, LOCK))

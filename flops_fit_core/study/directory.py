@@ -11,37 +11,36 @@
     outbox/               results of workers that outlived their driver, until the next driver stores them
     report/               figures, tables, the page
 
-They are enough to resume training, to fit again, and to trace every number later.
+They are enough to resume training, to fit again, and to trace every number later. Each JSON file outside the store
+has a checksum of its content (:mod:`flops_fit_core.plugins.checked_json`).
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
-from flops_fit_core.config import (
-    Experiment,
-    PluginConfig,
-    build_store,
-    choose_from_table,
-    explain,
-    make_experiment,
-)
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.config import Experiment, PluginConfig, build_store, choose_from_table, make_experiment
+from flops_fit_core.errors import ConfigError, DamagedFile
+from flops_fit_core.plugins.checked_json import parse_record, read_checked, read_object, write_checked
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.specs import StoreSpec
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
+from flops_fit_core.study.same_experiment import experiment_table, name_of, refuse_other_experiment
 
 R = TypeVar("R", bound=Record)
 
 FORMAT = 2
 """Written to experiment.json. Raised when names in the files of a study change."""
+
+IDS = "ids"
+"""The key of the run ids in plan.json. They are computed again and compared when the plan is read."""
+
+REQUIRED = {"sweep", "model", "dataset"}
+"""The tables that every experiment has."""
 
 INLINE = "inline"
 """The plugin of Python objects passed to ``find_optimal``; a study's folder has only their names."""
@@ -62,7 +61,7 @@ class StudyFolder:
                 f"{path} is not a study: it has no experiment.json and plan.json. To make one: "
                 f"flops-fit run EXPERIMENT --out {path}"
             )
-        study.check_format()
+        study.table()
         return study
 
     @property
@@ -91,31 +90,34 @@ class StudyFolder:
         return self.path / "report"
 
     def save(self, experiment: Experiment, plan: SweepPlan, setup: PluginSetup) -> None:
-        """Write the experiment, the plan and the plugins."""
+        """Write the experiment, the plan and the plugins. Raises ConfigError for an experiment of another name."""
+        self.check_same_experiment(experiment)
         self.path.mkdir(parents=True, exist_ok=True)
-        options = {
-            **experiment.model_dump(mode="json", exclude_unset=True),
-            # Resolved: its default depends on whether the experiment was a file.
-            **experiment.model_dump(mode="json", include={"optimizer"}),
-        }
-        self.save_table({name: options[name] for name in type(experiment).model_fields if name in options})
-        write_atomically(self.plan_file, plan.model_dump_json(indent=1))
-        write_atomically(self.plugins_file, setup.model_dump_json(indent=2))
+        self.save_table(experiment_table(experiment))
+        write_checked(self.plan_file, plan, {IDS: [run.id for run in plan.runs]})
+        write_checked(self.plugins_file, setup)
 
     def save_table(self, table: Mapping[str, Any]) -> None:
         """Write experiment.json: the experiment as plain data, and the folder format."""
-        write_atomically(self.experiment_file, json.dumps({"format": FORMAT, **table}, indent=2))
+        write_checked(self.experiment_file, table, {"format": FORMAT})
 
     def save_fit(self, fit: LawFit) -> None:
-        write_atomically(self.fit_file, fit.model_dump_json(indent=1))
+        write_checked(self.fit_file, fit)
 
     def setup(self) -> PluginSetup:
-        """The plugins that the study uses. Raises ConfigError for a damaged file."""
-        return _load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
+        """The plugins that the study uses. Raises DamagedFile."""
+        return self._load(PluginSetup, self.plugins_file) if self.plugins_file.exists() else PluginSetup()
 
     def plan(self) -> SweepPlan:
-        """Raises ConfigError for a damaged file."""
-        return _load(SweepPlan, self.plan_file)
+        """The plan. Raises DamagedFile, ConfigError if this flops-fit computes other ids for its runs."""
+        values, ids = self._read(self.plan_file, IDS)
+        plan = self._parse(SweepPlan, values, self.plan_file)
+        if ids is not None and ids != [run.id for run in plan.runs]:
+            raise ConfigError(
+                f"{self.plan_file}: this flops-fit computes other ids for the planned runs, so it would not find "
+                f"their results. Use the flops-fit that planned the study, or plan again: {self._how_to_plan}"
+            )
+        return plan
 
     def replaced(self) -> dict[str, RunSpec]:
         """The plan's replacements of failed or diverged runs; empty if no plan can be read: it is overwritten."""
@@ -123,6 +125,59 @@ class StudyFolder:
             return self.plan().replaced
         except ConfigError:
             return {}
+
+    @property
+    def _how_to_plan(self) -> str:
+        return (
+            f"flops-fit run EXPERIMENT --out {self.shown} (in Python, find_optimal or run with the same arguments)"
+        )
+
+    def _load(self, kind: type[R], path: Path) -> R:
+        return self._parse(kind, self._read(path)[0], path)
+
+    def _parse(self, kind: type[R], values: Mapping[str, Any], path: Path) -> R:
+        try:
+            return parse_record(kind, values, path)
+        except DamagedFile as error:
+            raise self._with_advice(error) from None
+
+    def _read(self, path: Path, header: str | None = None) -> tuple[dict[str, Any], Any]:
+        try:
+            return read_checked(path, header)
+        except DamagedFile as error:
+            raise self._with_advice(error) from None
+
+    def _with_advice(self, error: DamagedFile) -> DamagedFile:
+        advice = (
+            f"The results in the store are not affected. To write the file again: {self._how_to_plan}; finished "
+            f"runs are kept. To change a study, edit the experiment file instead of {error.path.name}"
+        )
+        return DamagedFile(error.path, error.reason, advice)
+
+    def check_same_experiment(self, experiment: Experiment) -> None:
+        """Raises ConfigError if the folder has an experiment of another name."""
+        try:
+            recorded = self.table() if self.experiment_file.exists() else None
+        except DamagedFile:
+            recorded = self._name_in_plan()
+        if recorded is not None:
+            refuse_other_experiment(self.shown, recorded, experiment)
+
+    def check_name(self, name: str) -> None:
+        """Raises ConfigError if the folder's experiment has another name than an experiment file."""
+        other = name_of(self.table())
+        if other != name:
+            raise ConfigError(
+                f"{self.shown} has the experiment {other!r}, not {name!r}: name the folder instead of the "
+                f"experiment file, or choose the folder of {name!r} with --out FOLDER"
+            )
+
+    def _name_in_plan(self) -> dict[str, Any] | None:
+        """The name of the planned experiment, if experiment.json is damaged; None if no plan can be read."""
+        try:
+            return {"name": self.plan().name}
+        except ConfigError:
+            return None
 
     @property
     def python_objects(self) -> dict[str, str]:
@@ -168,25 +223,29 @@ class StudyFolder:
         return choose_from_table(kind, self.table().get(kind, default), registry, str(self.experiment_file))
 
     def table(self) -> dict[str, Any]:
-        """The experiment as plain data. Raises ConfigError for a damaged file or another folder format."""
+        """The experiment as plain data. Raises DamagedFile, ConfigError for another folder format."""
         try:
-            data: dict[str, Any] = json.loads(self.experiment_file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"{self.experiment_file}: {error}") from None
-        if not isinstance(data, dict):
-            raise ConfigError(f"{self.experiment_file}: not a JSON object")
-        folder_format = data.pop("format", 1)
-        if folder_format != FORMAT:
+            # The format is checked first: another format may have another checksum.
+            values = read_object(self.experiment_file)
+        except DamagedFile as error:
+            raise self._with_advice(error) from None
+        if missing := sorted(REQUIRED - set(values)):
+            raise self._with_advice(DamagedFile(self.experiment_file, f"it lacks the key {missing[0]!r}"))
+        if (folder_format := values.get("format", 1)) != FORMAT:
             raise ConfigError(
                 f"{self.shown} has study folder format {folder_format}, and this flops-fit reads format {FORMAT}: "
                 f"open it with the flops-fit that wrote it, or start a new study with --out FOLDER (output_dir=)"
             )
+        data, _ = self._read(self.experiment_file, "format")
+        if unknown := sorted(set(data) - set(Experiment.model_fields)):
+            raise self._with_advice(DamagedFile(self.experiment_file, f"it has an unknown key {unknown[0]!r}"))
         return data
 
     def check_format(self) -> None:
-        """Raises ConfigError for a folder of another format."""
+        """Raises ConfigError for a folder of another format. A damaged experiment.json is replaced by planning."""
         if self.experiment_file.exists():
-            self.table()
+            with contextlib.suppress(DamagedFile):
+                self.table()
 
     def open_store(self, chosen: PluginConfig[StoreSpec]) -> ResultStore:
         """Open the study's store.
@@ -196,12 +255,3 @@ class StudyFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return build_store(chosen, self.path)
-
-
-def _load(kind: type[R], path: Path) -> R:
-    try:
-        return kind.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except ValidationError as error:
-        raise ConfigError(f"{path} is damaged, or is from another version:\n{explain(error)}") from None

@@ -1,24 +1,34 @@
-"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID.json`` in the study's folder."""
+"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID.json`` in the study's folder.
+
+No decision compares clocks: on this machine the process is looked up, and the file of a driver on another machine
+is observed for a while.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
+from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Logger
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
 """The shortest time between two writes after progress."""
-EXPIRY_SECONDS = 120.0
-"""A driver on another machine counts as dead after this many seconds without a write; drivers write every 15."""
+SILENT_SECONDS = 45.0
+"""A driver on another machine counts as dead if its file does not change for so long; drivers write every 15."""
+RECENT_SECONDS = 120.0
+"""``status`` shows the runs of a driver on another machine if it has written within so many seconds."""
+
+logger = logging.getLogger("flops_fit")
 
 
 def this_machine() -> str:
@@ -37,31 +47,44 @@ class Driver(Record):
     """The owner of its claims."""
     host: str
     pid: int
+    process_start: int | None = None
+    """When the process started, in clock ticks since the boot; None where the system does not report it."""
     machine: str
-    """From :func:`this_machine`: ``pid`` is valid only on an equal machine."""
+    """From :func:`this_machine`: ``pid`` and ``process_start`` are valid only on an equal machine."""
     executor: str
     started: float
     """Unix time, in seconds."""
     updated: float
+    beat: int = 0
+    """Number of writes of the file."""
     running: tuple[Progress, ...] = ()
     """The latest progress of each run in training."""
 
     @property
+    def is_on_this_machine(self) -> bool:
+        return self.machine == this_machine()
+
+    @property
     def is_alive(self) -> bool:
-        """Whether its process exists; on another machine, whether it has written lately."""
-        if self.machine != this_machine():
-            return time.time() - self.updated < EXPIRY_SECONDS
-        try:
-            os.kill(self.pid, 0)
-        except ProcessLookupError:
-            return False
-        except PermissionError:
-            pass
-        return True
+        """Whether its process exists. True on another machine, where the process cannot be looked up."""
+        return not self.is_on_this_machine or _is_running(self.pid, self.process_start)
+
+    @property
+    def seconds_since_update(self) -> float:
+        """Time since the last write by this machine's clock, for display only: clocks differ and jump."""
+        return max(0.0, time.time() - self.updated)
+
+    @property
+    def is_recent(self) -> bool:
+        """Whether ``running`` is worth displaying."""
+        return self.is_on_this_machine or self.seconds_since_update < RECENT_SECONDS
 
 
 class Heartbeat(Logger):
-    """Keeps this driver's file up to date, and removes it at the end."""
+    """Keeps this driver's file up to date, and removes it at the end.
+
+    Threads: any may call :meth:`write`. A file that cannot be written is logged once and tried again later.
+    """
 
     def __init__(self, study: Path, owner: str, executor: str) -> None:
         now = time.time()
@@ -69,6 +92,7 @@ class Heartbeat(Logger):
             owner=owner,
             host=socket.gethostname(),
             pid=os.getpid(),
+            process_start=_state_and_start(os.getpid())[1],
             machine=this_machine(),
             executor=executor,
             started=now,
@@ -76,44 +100,91 @@ class Heartbeat(Logger):
         )
         self._file = study / "drivers" / f"{self._driver.host}-{self._driver.pid}.json"
         self._running: dict[str, Progress] = {}
+        self._lock = threading.Lock()
         self._written = 0.0
+        self._beat = 0
+        self._failed = self._closed = False
 
     def started(self, plan: SweepPlan) -> None:
-        self._file.parent.mkdir(parents=True, exist_ok=True)
         self.write()
 
     def progress(self, progress: Progress) -> None:
-        self._running[progress.run] = progress
+        with self._lock:
+            self._running[progress.run] = progress
         if time.monotonic() - self._written > WRITE_SECONDS:
             self.write()
 
     def finished(self, result: RunResult) -> None:
-        self._running.pop(result.id, None)
+        with self._lock:
+            self._running.pop(result.id, None)
 
     def close(self) -> None:
-        self._file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):  # other drivers have files in it
-            self._file.parent.rmdir()
+        with self._lock:
+            self._closed = True
+            with contextlib.suppress(OSError):  # other drivers have files in the folder
+                self._file.unlink(missing_ok=True)
+                self._file.parent.rmdir()
 
     def write(self) -> None:
         """Write the time and the latest progress of each run."""
-        self._written = time.monotonic()
-        now = self._driver.model_copy(update={"updated": time.time(), "running": tuple(self._running.values())})
-        write_atomically(self._file, now.model_dump_json())
+        with self._lock:
+            if self._closed:
+                return
+            self._written = time.monotonic()
+            self._beat += 1
+            running = tuple(self._running.values())
+            changes = {"updated": time.time(), "beat": self._beat, "running": running}
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                write_checked(self._file, self._driver.model_copy(update=changes), durable=False)
+                self._failed = False
+            except OSError as error:
+                if not self._failed:
+                    logger.warning("%s cannot be written now, will retry: %s", self._file, error)
+                self._failed = True
+
+
+# ---------------------------------------------------------------------------- other drivers
 
 
 def drivers(study: Path) -> list[Driver]:
-    """The drivers that train the study now."""
+    """The drivers that may train the study now: living processes of this machine, and drivers elsewhere."""
     return [driver for driver in _read_drivers(study).values() if driver.is_alive]
+
+
+def live_drivers(study: Path) -> list[Driver]:
+    """The drivers that certainly train the study now. Empty if there is none.
+
+    Drivers elsewhere are observed until one of them writes its file, for at most ``SILENT_SECONDS``. The files of
+    silent drivers are removed: a driver that was only paused writes its file again.
+    """
+    remove_dead_drivers(study)
+    observed = _read_drivers(study)
+    if here := [driver for driver in observed.values() if driver.is_on_this_machine]:
+        return here
+    deadline = time.monotonic() + SILENT_SECONDS
+    for driver in observed.values():
+        logger.warning(
+            "process %d on %s may train this study: waiting up to %.0f s for a sign of it",
+            driver.pid,
+            driver.host,
+            SILENT_SECONDS,
+        )
+    while observed and time.monotonic() < deadline:
+        time.sleep(0.25)
+        present = _read_drivers(study)
+        changed = [driver for file, driver in present.items() if driver != observed.get(file)]
+        if changed:
+            return changed
+        observed = {file: driver for file, driver in observed.items() if file in present}
+    for file in observed:
+        file.unlink(missing_ok=True)
+    return []
 
 
 def remove_dead_drivers(study: Path) -> list[str]:
     """Remove the files of drivers that died on this machine. Returns the owners of their claims."""
-    dead = {
-        file: driver
-        for file, driver in _read_drivers(study).items()
-        if driver.machine == this_machine() and not driver.is_alive
-    }
+    dead = {file: driver for file, driver in _read_drivers(study).items() if not driver.is_alive}
     for file in dead:
         file.unlink(missing_ok=True)
     return [driver.owner for driver in dead.values()]
@@ -122,9 +193,40 @@ def remove_dead_drivers(study: Path) -> list[str]:
 def _read_drivers(study: Path) -> dict[Path, Driver]:
     drivers = {}
     for file in sorted((study / "drivers").glob("[!.]*.json")):
-        with contextlib.suppress(OSError, ValidationError):
-            drivers[file] = Driver.model_validate_json(file.read_text())
+        try:
+            drivers[file] = read_record(Driver, file)
+        except ConfigError as error:
+            if file.exists():  # otherwise its driver has ended
+                _report_damage(file, str(error))
     return drivers
+
+
+@functools.lru_cache(maxsize=1000)
+def _report_damage(file: Path, damage: str) -> None:
+    """Cached: the files are read again and again, and the damage is reported once."""
+    logger.warning("%s. It is not used; if no driver runs, delete the file", damage)
+
+
+def _is_running(pid: int, process_start: int | None) -> bool:
+    """Whether a process of this machine exists. A zombie does not count, and neither does a later process with the
+    same id."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    state, start = _state_and_start(pid)
+    return state not in ("Z", "X") and (process_start is None or start is None or start == process_start)
+
+
+def _state_and_start(pid: int) -> tuple[str, int | None]:
+    """State of a process and the time of its start in clock ticks since the boot; ``("", None)`` without /proc."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return fields[0].decode(), int(fields[19])
+    except (OSError, ValueError, IndexError):
+        return "", None
 
 
 def seconds_left(plan: SweepPlan, finished: set[str], running: Sequence[Progress]) -> float | None:

@@ -6,6 +6,7 @@ not part of run ids. If they differ, the plan has a note; training continues.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import platform
@@ -14,18 +15,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import ValidationError
-
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.data.custom_task import CustomTask
 from flops_fit_core.data.tasks import LanguageTask
+from flops_fit_core.errors import ConfigError, DamagedFile
 from flops_fit_core.flops.build_model import build_model
 from flops_fit_core.flops.model_stats import build_on_meta
 from flops_fit_core.planning import open_dataset
+from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.protocols import Batch, LossSurface, Task
 from flops_fit_core.plugins.specs import ModelSpec
-from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Record, RunSpec, SweepPlan, content_hash
 
 if TYPE_CHECKING:
@@ -58,21 +58,23 @@ def record_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) ->
     """Write the outputs of the study's smallest model, unless the folder has them.
 
     Nothing is written for a model of 50M parameters or more, for a model that another program trains, or for a
-    model that fails.
+    model that fails. A damaged file is replaced or deleted.
     """
+    with contextlib.suppress(ConfigError):
+        _delete_if_damaged(folder / FILE)
     run = _smallest(plan)
     before = _load(folder)
     if run is None or (before is not None and before.identity == _identity(run)):
         return
     check = _check(experiment, run)
     if check is not None:
-        write_atomically(folder / FILE, check.model_dump_json(indent=1))
+        write_checked(folder / FILE, check)
 
 
 def with_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> SweepPlan:
     """The plan, with a note if the outputs of its smallest model differ from those in the folder."""
     note = compare_model_check(experiment, plan, folder)
-    return plan if note is None else SweepPlan(**{**dict(plan), "notes": (*plan.notes, note)})
+    return plan if note is None else plan.with_notes([note])
 
 
 def compare_model_check(experiment: Experiment, plan: SweepPlan, folder: Path) -> str | None:
@@ -119,9 +121,17 @@ def _identity(run: RunSpec) -> str:
 
 def _load(folder: Path) -> ModelCheck | None:
     try:
-        return ModelCheck.model_validate_json((folder / FILE).read_bytes())
-    except (OSError, ValidationError):  # missing or damaged: the next training writes it
+        return read_record(ModelCheck, folder / FILE)
+    except ConfigError:  # missing or damaged: the next training writes it, and check_folder reports damage
         return None
+
+
+def _delete_if_damaged(file: Path) -> None:
+    """Raises ConfigError if the file is missing or cannot be read."""
+    try:
+        read_record(ModelCheck, file)
+    except DamagedFile:
+        file.unlink(missing_ok=True)
 
 
 def _check(experiment: Experiment, run: RunSpec) -> ModelCheck | None:

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flops_fit_core.config import PluginConfig
-from flops_fit_core.errors import ConfigError, StoreError, UserError
+from flops_fit_core.errors import ConfigError, DamagedFile, StoreError, UserError
 from flops_fit_core.plugins.protocols import ResultStore
-from flops_fit_core.plugins.protocols.stores import group_by_run
+from flops_fit_core.plugins.protocols.stores import group_by_run, latest_attempts
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import drivers
+from flops_fit_core.study.heartbeat import live_drivers
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class OtherStore:
 
     @property
     def latest(self) -> dict[str, RunResult]:
-        """The latest attempt at each run, by run id."""
-        return {result.id: result for result in self.attempts}
+        """The attempt at each run that counts, by run id."""
+        return {result.id: result for result in latest_attempts(self.attempts)}
 
 
 def find_other_stores(
@@ -69,10 +69,19 @@ def check_no_other_driver(folder: StudyFolder, chosen: PluginConfig[Any], regist
     """Raises StoreError if a driver trains the study with another store: both would train the same runs."""
     if not any(name for name, _ in _recorded(folder, chosen, registry)):
         return
-    for driver in drivers(folder.path):
+    for driver in live_drivers(folder.path):
         raise StoreError(
             f"{folder.shown} is being trained by process {driver.pid} on {driver.host} with another store than "
             f"{chosen.name}: wait until it ends, or stop it (no result is lost)"
+        )
+
+
+def check_claims(store: ResultStore) -> None:
+    """Raises StoreError for a store that is shared between machines but has no claims that other drivers see."""
+    if store.shared_between_machines and not store.shares_claims:
+        raise StoreError(
+            f"the store {type(store).__name__} sets shared_between_machines, but no other driver sees its claims: "
+            f"implement claim, renew and release, or set shared_between_machines = False"
         )
 
 
@@ -80,7 +89,7 @@ def check_single_driver(folder: StudyFolder, store: ResultStore) -> None:
     """Raises StoreError if other processes cannot see the store's claims and a driver trains the study."""
     if store.shares_claims:
         return
-    for driver in drivers(folder.path):
+    for driver in live_drivers(folder.path):
         raise StoreError(
             f"{folder.shown} is being trained by process {driver.pid} on {driver.host}, and its store "
             f"({type(store).__name__}) serves one driver at a time: wait until it ends, or stop it (no result is "
@@ -113,7 +122,10 @@ def _recorded(
     """The store of the folder's experiment, if it differs from the chosen store."""
     if not folder.experiment_file.exists():
         return
-    object_name = folder.python_objects.get("store")
+    try:
+        object_name = folder.python_objects.get("store")
+    except DamagedFile:  # replaced by the next training; stores with a file in the folder are found without it
+        return
     if object_name is not None and chosen.name != object_name:
         raise ConfigError(
             f"{folder.shown} has its results in a store that was passed to find_optimal as a Python object: pass "
@@ -129,9 +141,9 @@ def _recorded(
 def _missing(store: ResultStore, stored: dict[str, RunResult]) -> Iterator[RunResult]:
     """All attempts at runs that are not stored; for a run that is stored as failed, a finished result."""
     for attempts in group_by_run(store.all_attempts()).values():
-        result = attempts[-1]
-        present = stored.get(result.id)
+        present = stored.get(attempts[0].id)
+        result = next(iter(latest_attempts(attempts)), None)
         if present is None:
             yield from attempts
-        elif result.is_finished and not present.is_finished:
+        elif result is not None and result.is_finished and not present.is_finished:
             yield result.model_copy(update={"attempt": max(result.attempt, present.attempt + 1)})

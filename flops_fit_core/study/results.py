@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
@@ -40,6 +40,13 @@ class StudyResults:
             yield store
         finally:
             store.close()
+
+    @property
+    def open_again(self) -> Callable[[], ResultStore] | None:
+        """Opens the study's store once more, for another thread. None for a store that is a Python object."""
+        if self._open_store is not None:
+            return None
+        return partial(self._folder.open_store, self._settings.choice("store"))
 
     @cached_property
     def planned(self) -> list[RunResult]:
@@ -81,7 +88,9 @@ class StudyResults:
             self._folder, self._settings.choice("store"), self._settings.registry, stored
         ):
             for result in other.attempts:
-                store.add(result)
+                numbers = [attempt.attempt for attempt in store.attempts(result.id)]
+                is_taken = result.attempt in numbers  # by a superseded attempt: `stored` has only those that count
+                store.add(result.model_copy(update={"attempt": max(numbers) + 1}) if is_taken else result)
 
     def clear(self) -> None:
         """Read the stores again at the next access."""

@@ -18,9 +18,9 @@ from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.law import StudyLaw
 from flops_fit_core.study.other_results import OtherRuns
 from flops_fit_core.study.other_stores import check_single_driver
+from flops_fit_core.study.prune import delete_checkpoints
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
-from flops_fit_core.study.sweep import delete_checkpoints
 from flops_fit_core.study.train import check_outcome, train_missing
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 

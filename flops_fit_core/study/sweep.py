@@ -12,16 +12,20 @@ import socket
 import time
 import uuid
 from collections import deque
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.plugins.outbox import Outbox
+from flops_fit_core.plugins.outbox import Outbox, OutboxEntry
 from flops_fit_core.plugins.protocols import Executor, JobEnded, Logger, ResultStore
+from flops_fit_core.plugins.protocols.stores import latest_attempts
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
+from flops_fit_core.study.claims import ClaimRenewal, Claims
 from flops_fit_core.study.heartbeat import Heartbeat, remove_dead_drivers
+from flops_fit_core.study.prune import delete_checkpoints
+from flops_fit_core.study.result_writer import ResultWriter
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 LEASE_SECONDS = 60.0
@@ -48,6 +52,8 @@ class Sweep:
         retrain: Whether to train finished runs again, as further attempts.
         only: Ids of the runs to train; None for all.
         folder: The study's folder, with checkpoints that are deleted when no run needs them; None without one.
+        open_store: Opens the store again, for the thread that renews claims. None for a store that cannot be
+            opened twice: its claims are renewed between events.
     """
 
     def __init__(
@@ -62,6 +68,7 @@ class Sweep:
         retrain: bool = False,
         only: Collection[str] | None = None,
         folder: Path | None = None,
+        open_store: Callable[[], ResultStore] | None = None,
     ) -> None:
         self.plan = plan
         self.folder = folder
@@ -77,10 +84,16 @@ class Sweep:
         self._claimed_elsewhere: list[Job] = []
         """Jobs with a run that another driver has claimed."""
         self._running: dict[str, Job] = {}
+        self._given_up: set[str] = set()
+        """Ids of running jobs that were cancelled because another driver has their runs."""
         self._lost: set[str] = set()
         """Ids of runs that lost a worker."""
         self._finished: set[str] = set()
-        self._renewed = 0.0
+        self._outbox = None if folder is None else Outbox(folder)
+        self._claims = Claims(store, self.owner, LEASE_SECONDS)
+        self._writer = ResultWriter(store, self._claims, self._outbox)
+        self._open_store = open_store if store.shares_claims else None
+        self._renewal = ClaimRenewal(self.owner, LEASE_SECONDS, executor.is_alive, None, None)
 
     def run(self) -> list[RunResult]:
         """Train the missing runs. Returns the latest result of every run of the plan that has a result.
@@ -88,12 +101,13 @@ class Sweep:
         Raises StoreError if a result cannot be stored. KeyboardInterrupt stops the workers first.
         """
         try:
+            self._start_renewal()
             self._call_loggers("started", self.plan)
             if self.folder is not None:
                 self._collect_outbox()
                 delete_checkpoints(self.plan, self.store, self.folder, branches=False)
             self._waiting = deque(self._missing_jobs())
-            self._release_claims_of_dead_drivers()
+            self._release_claims_of_dead_drivers(self._waiting)
             while self._waiting or self._running or self._claimed_elsewhere:
                 self._dispatch()
                 for event in self.executor.events(TURN_SECONDS):
@@ -111,14 +125,25 @@ class Sweep:
 
     def _close(self) -> None:
         """Stop the workers, store their last results, release the claims of unfinished runs."""
-        self.executor.close()
-        for event in self.executor.events(0):
-            # Stopped jobs have not failed: the next driver trains them.
-            if isinstance(event, RunResult):
-                self._store_result(event)
+        try:
+            self.executor.close()
+            for event in self.executor.events(0):
+                # Stopped jobs have not failed: the next driver trains them.
+                if isinstance(event, RunResult):
+                    self._store_result(event)
+        finally:
+            self._renewal.stop()
+            self._call_loggers("close")
         for job in self._running.values():
-            self._release(_names_to_claim(job))
-        self._call_loggers("close")
+            self._claims.release(_names_to_claim(job))
+
+    def _start_renewal(self) -> None:
+        heartbeats = [listener for listener in self.loggers if isinstance(listener, Heartbeat)]
+        beat = heartbeats[0].write if heartbeats else None
+        self._renewal = ClaimRenewal(
+            self.owner, self._claims.seconds, self.executor.is_alive, self._open_store, beat
+        )
+        self._renewal.start()
 
     def results(self) -> list[RunResult]:
         """The latest result of every run of the plan that has a result, in the plan's order."""
@@ -127,56 +152,85 @@ class Sweep:
 
     def _collect_outbox(self) -> None:
         """Store results of workers that outlived their driver. A live driver has claimed its runs."""
-        if self.folder is None:
+        if self._outbox is None:
             return
         planned = {run.id for run in self.plan.runs}
-        for result in Outbox(self.folder).results():
-            if result.id in planned and self._claim([result.id]):
-                self._store_result(result)
-                self._release([result.id])
+        for entry in self._outbox.entries():
+            result = entry.result
+            if result is not None and result.id in planned and self._claims.take([result.id]):
+                # With its own token: a result of an earlier claim replaces no finished result.
+                self._store_result(result, entry)
+                self._claims.release([result.id])
 
-    def _release_claims_of_dead_drivers(self) -> None:
+    def _release_claims_of_dead_drivers(self, jobs: Collection[Job]) -> None:
         """Release the claims of drivers that died on this machine, without waiting for their expiry."""
         dead = remove_dead_drivers(self.folder) if self.folder is not None else []
         for owner in dead:
-            for name in (name for job in self._waiting for name in _names_to_claim(job)):
+            for name in (name for job in jobs for name in _names_to_claim(job)):
                 self.store.release(name, owner)
 
     # ------------------------------------------------------------------ dispatch and claims
 
     def _missing_jobs(self) -> list[Job]:
-        latest = {result.id: result for result in self.store.results()}
+        stored = list(self.store.all_attempts())
+        latest = {result.id: result for result in latest_attempts(stored)}
+        numbers: dict[str, int] = {}
+        for attempt in stored:
+            numbers[attempt.id] = max(attempt.attempt, numbers.get(attempt.id, 0))
         missing, attempts = set(), {}
         for run in self.plan.runs:
             result = latest.get(run.id)
             if self._only is not None and run.id not in self._only:
                 continue
-            if result is None:
+            if result is None or self._retrain or (not result.is_finished and self._retry_failed):
                 missing.add(run.id)
-            elif self._retrain or (not result.is_finished and self._retry_failed):
-                missing.add(run.id)
-                attempts[run.id] = result.attempt + 1
+                if run.id in numbers:
+                    attempts[run.id] = numbers[run.id] + 1
         return self.plan.jobs(missing, attempts)
 
     def _dispatch(self) -> None:
         while self._waiting and len(self._running) < self.executor.capacity:
             job = self._waiting.popleft()
-            if not self._claim(_names_to_claim(job)):
+            names = _names_to_claim(job)
+            if not self._claims.take(names):
                 self._claimed_elsewhere.append(job)
                 continue
             remaining = self._without_finished_runs(job)
-            needed = _names_to_claim(remaining) if remaining else ()
-            self._release(set(_names_to_claim(job)).difference(needed))
+            needed = _names_to_claim(remaining) if remaining else []
+            self._claims.release(set(names).difference(needed))
             if remaining is not None:
-                self._running[job.id] = remaining
-                self.executor.submit(remaining)
+                self._submit(remaining, needed)
 
-    def _claim(self, names: Sequence[str]) -> bool:
-        """Claim all names, or none of them and return False."""
-        for count, name in enumerate(names):
-            if not self.store.claim(name, self.owner, LEASE_SECONDS):
-                self._release(names[:count])
-                return False
+    def _submit(self, job: Job, names: Sequence[str]) -> None:
+        tokens = {name: token for name in names if (token := self._claims.token(name)) is not None}
+        try:
+            for trajectory in job.trajectories if tokens else ():
+                if not self._give_checkpoints(trajectory.id, tokens.get(trajectory.id)):
+                    tokens.pop(trajectory.id, None)
+        except TimeoutError as error:
+            logger.warning("job %s waits: a paused process holds its checkpoints (%s)", job.id, error)
+            self._claims.release(names)
+            self._claimed_elsewhere.append(job)
+            return
+        job = job.model_copy(update={"claim_tokens": tokens})
+        self._running[job.id] = job
+        self._renewal.hold(job.id, names)
+        self.executor.submit(job)
+
+    def _give_checkpoints(self, trajectory: str, token: str | None) -> bool:
+        """Let only workers of this driver write the checkpoints of a trajectory.
+
+        Returns whether workers must compare the token. Raises TimeoutError if a paused process holds the lock.
+        """
+        if self.folder is None or token is None:
+            return False
+        try:
+            TrajectoryFolder(self.folder, trajectory, token).take()
+        except TimeoutError:
+            raise
+        except OSError as error:
+            logger.warning("the checkpoints of trajectory %s cannot be claimed: %s", trajectory, error)
+            return False
         return True
 
     def _without_finished_runs(self, job: Job) -> Job | None:
@@ -190,26 +244,33 @@ class Sweep:
     def _wait_for_other_drivers(self) -> None:
         """Other drivers have claimed all remaining runs: wait for their results, or for a claim to expire."""
         time.sleep(TURN_SECONDS)
+        self._release_claims_of_dead_drivers(self._claimed_elsewhere)
         self._collect_outbox()
         jobs = (job for job in self._claimed_elsewhere if self._without_finished_runs(job) is not None)
         self._waiting = deque(jobs)
         self._claimed_elsewhere = []
 
     def _renew_claims(self) -> None:
-        if time.monotonic() - self._renewed < LEASE_SECONDS / 4:
-            return
-        self._renewed = time.monotonic()
-        for listener in self.loggers:
-            if isinstance(listener, Heartbeat):
-                with suppress(OSError):
-                    listener.write()
-        for name in (name for job in self._running.values() for name in _names_to_claim(job)):
-            if not self.store.renew(name, self.owner, LEASE_SECONDS):
-                logger.warning("run %s: another driver has taken it over", name)
+        self._renewal.renew_if_due(self.store)
+        while self._renewal.lost:
+            lost = self._renewal.lost.pop()
+            for job in list(self._running.values()):
+                if lost in _names_to_claim(job) and not self._claims.holds(lost):
+                    self._give_up(job)
 
-    def _release(self, names: Iterable[str]) -> None:
-        for name in names:
-            self.store.release(name, self.owner)
+    def _give_up(self, job: Job) -> None:
+        """Another driver has a claim of this job. Cancel the job, unless runs remain that only this driver has."""
+        if job.id in self._given_up:
+            return
+        remaining = self._without_finished_runs(job)
+        if remaining is not None and all(map(self._claims.holds, _names_to_claim(remaining))):
+            self._renewal.hold(job.id, _names_to_claim(remaining))
+            logger.warning("job %s: another driver has finished some of its runs; the others continue", job.id)
+            return
+        reason = "finished its runs" if remaining is None else "taken over its runs"
+        logger.warning("job %s is cancelled: another driver has %s", job.id, reason)
+        self._given_up.add(job.id)
+        self.executor.cancel(job.id)
 
     # ------------------------------------------------------------------ events
 
@@ -221,31 +282,50 @@ class Sweep:
         else:
             self._end_job(event)
 
-    def _store_result(self, result: RunResult) -> None:
-        self.store.add(result)
-        if self.folder is not None:
-            Outbox(self.folder).remove(result.id)
-        if result.is_finished:
-            self._finished.add(result.id)
-        self.registry.run_finished(result.run, result)
-        self._call_loggers("finished", result)
+    def _store_result(self, result: RunResult, collected: OutboxEntry | None = None) -> None:
+        """Store a result. Observers and loggers are called with results that count."""
+        stored = self._writer.add(result, collected)
+        if stored is None:
+            return
+        if stored.is_finished:
+            self._finished.add(stored.id)
+        self.registry.run_finished(stored.run, stored)
+        self._call_loggers("finished", stored)
 
     def _end_job(self, ended: JobEnded) -> None:
         job = self._running.pop(ended.job)
-        lost = [run for run in job.runs if not self._has_result(run, job)]
-        for run in lost:
-            error = _lost_worker(ended.error or "")
-            attempt = job.attempts.get(run.id, 1)
-            self._store_result(RunResult(run=run, status="failed", attempt=attempt, error=error))
+        self._renewal.drop(job.id)
+        given_up = job.id in self._given_up
+        self._given_up.discard(job.id)
+        remaining = self._without_finished_runs(job)
+        if remaining is not None and (given_up or not all(map(self._claims.holds, _names_to_claim(remaining)))):
+            # Another driver trains these runs, or will give their claims back.
+            self._claimed_elsewhere.append(remaining)
+        elif remaining is not None:
+            self._fail(remaining, ended.error or "")
         if self.folder is not None:
             for trajectory in job.trajectories:
+                checkpoints = TrajectoryFolder(self.folder, trajectory.id, job.claim_tokens.get(trajectory.id))
                 if self._finished.issuperset(run.id for run in trajectory.runs):
-                    TrajectoryFolder(self.folder, trajectory.id).forget_latest()
-        self._release(_names_to_claim(job))
+                    checkpoints.forget_latest()
+                else:
+                    checkpoints.remove_if_empty()
+        self._claims.release(_names_to_claim(job))
+
+    def _fail(self, job: Job, reason: str) -> None:
+        """Store a failed result for each run of a job that lost its worker. Retry a run once."""
+        error = _lost_worker(reason)
+        for run in job.runs:
+            attempt = job.attempts.get(run.id, 1)
+            self._store_result(RunResult(run=run, status="failed", attempt=attempt, error=error))
         if self._retry_failed:
-            attempts = {run.id: job.attempts.get(run.id, 1) + 1 for run in lost if run.id not in self._lost}
+            attempts = {
+                run.id: max((attempt.attempt for attempt in self.store.attempts(run.id)), default=0) + 1
+                for run in job.runs
+                if run.id not in self._lost
+            }
             self._waiting.extend(self.plan.jobs(attempts, attempts))
-        self._lost.update(run.id for run in lost)
+        self._lost.update(run.id for run in job.runs)
 
     def _call_loggers(self, method: str, *arguments: Any) -> None:
         for listener in list(self.loggers):
@@ -262,46 +342,6 @@ class Sweep:
 def _names_to_claim(job: Job) -> list[str]:
     """Ids of a job's runs, and of its trajectories, which own the checkpoints."""
     return [name for item in job.trajectories for name in (item.id, *(run.id for run in item.runs))]
-
-
-def delete_checkpoints(
-    plan: SweepPlan, store: ResultStore, folder: Path, *, branches: bool = True, unfinished: bool = False
-) -> int:
-    """Delete the checkpoints of trajectories with finished runs only. Returns the bytes freed.
-
-    Trajectories that a driver has claimed are skipped.
-
-    Args:
-        branches: Whether to delete also the checkpoints from which a longer run could branch off.
-        unfinished: Whether to delete also the checkpoints of trajectories with unfinished runs.
-    """
-    finished = {result.id for result in store.results() if result.is_finished}
-    owner = f"clean:{uuid.uuid4().hex}"
-    freed = 0
-    for trajectory in plan.trajectories:
-        checkpoints = TrajectoryFolder(folder, trajectory.id)
-        done = finished.issuperset(run.id for run in trajectory.runs)
-        if not checkpoints.path.exists() or not (done or unfinished):
-            continue
-        if store.claim(trajectory.id, owner, LEASE_SECONDS):
-            freed += checkpoints.remove() if branches else checkpoints.forget_latest()
-            store.release(trajectory.id, owner)
-    return freed
-
-
-def count_states(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, int]:
-    """Number of runs per state: ``waiting``, or the status of the latest result."""
-    latest = {result.id: result.status for result in results}
-    states: dict[str, int] = {"waiting": 0, "completed": 0, "diverged": 0, "failed": 0}
-    for run in plan.runs:
-        states[latest.get(run.id, "waiting")] += 1
-    return states
-
-
-def states_by_run(plan: SweepPlan, results: Sequence[RunResult]) -> dict[str, str]:
-    """Run id -> ``waiting``, ``completed``, ``diverged`` or ``failed``."""
-    latest = {result.id: str(result.status) for result in results}
-    return {run.id: latest.get(run.id, "waiting") for run in plan.runs}
 
 
 def _lost_worker(reason: str) -> RunError:

@@ -13,7 +13,7 @@ from flops_fit_core.records import RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.study.model_check import record_model_check
-from flops_fit_core.study.other_stores import check_no_other_driver, check_single_driver
+from flops_fit_core.study.other_stores import check_claims, check_no_other_driver, check_single_driver
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
 from flops_fit_core.study.sweep import Sweep
@@ -41,6 +41,7 @@ def train_missing(
     own_loggers = [build_logger(chosen, folder.path) for chosen in experiment.loggers]
     check_no_other_driver(folder, experiment.store, registry)
     with results.store() as store:
+        check_claims(store)
         check_single_driver(folder, store)
         results.copy_from_other_stores(store)
         if save:
@@ -57,6 +58,7 @@ def train_missing(
             retrain=retrain,
             only=only,
             folder=folder.path,
+            open_store=results.open_again,
         )
         sweep.loggers.append(Heartbeat(folder.path, sweep.owner, experiment.executor.name))
         return sweep.run()

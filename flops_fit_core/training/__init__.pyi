@@ -1,3 +1,5 @@
+from .checkpoint_files import TrajectoryFolder as TrajectoryFolder
+from .checkpoint_files import verify_checkpoint as verify_checkpoint
 from .context import WorkerContext as WorkerContext
 from .distributed import TorchDistributedContext as TorchDistributedContext
 from .estimate import estimate_seconds as estimate_seconds

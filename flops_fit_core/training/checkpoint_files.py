@@ -1,10 +1,32 @@
-"""The checkpoint files of one trajectory."""
+"""The checkpoint files of one trajectory. Each file ends with the checksum of its content."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import logging
+import os
+import secrets
 import shutil
+import time
+import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
+
+from flops_fit_core.errors import ClaimLost
+from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
+from flops_fit_core.plugins.utilities import replacing
+
+CHECKSUM_MARK = "flops-fit checksum"
+"""A key in the content of a checkpoint that ends with a checksum: a file with the key alone was cut off."""
+TAKE_OVER_SECONDS = 10.0
+"""The longest wait of a worker for the driver that is taking its job over."""
+_LABEL = b"\nflops-fit sha256 "
+_FOOTER = len(_LABEL) + 64 + 1
+_BLOCK = 1 << 20
+
+logger = logging.getLogger("flops_fit")
 
 
 class TrajectoryFolder:
@@ -12,10 +34,19 @@ class TrajectoryFolder:
 
     checkpoints/<trajectory id>/latest.pt          from which an interrupted run is resumed
     checkpoints/<trajectory id>/step-00001234.pt   the shared stable phase at a step where a run branched off
+    checkpoints/<trajectory id>/claim              token of the driver that trains the trajectory
+
+    Args:
+        study: The study's folder.
+        trajectory: Id of the trajectory.
+        token: Token of the driver's claim; None if the store is not fenced. Files are written and deleted only
+            while the trajectory belongs to this token.
     """
 
-    def __init__(self, study: Path, trajectory: str) -> None:
+    def __init__(self, study: Path, trajectory: str, token: str | None = None) -> None:
         self.path = study / "checkpoints" / trajectory
+        self.token = token
+        self._claim = CheckpointClaim(self.path)
 
     @property
     def latest(self) -> Path:
@@ -24,31 +55,196 @@ class TrajectoryFolder:
     @property
     def bytes(self) -> int:
         """Size on disk; 0 for a folder that does not exist."""
-        return sum(file.stat().st_size for file in self.path.glob("*") if file.is_file())
+        files = (file for file in self.path.glob("*") if file not in self._claim.files)
+        return sum(file.stat().st_size for file in files if file.is_file())
 
     def branch(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.pt"
 
     def branches(self) -> dict[int, Path]:
         """Step -> file, in the order of the steps."""
-        files = {int(file.stem.removeprefix("step-")): file for file in self.path.glob("step-*.pt")}
-        return dict(sorted(files.items()))
+        names = ((file.stem.removeprefix("step-"), file) for file in self.path.glob("step-*.pt"))
+        return dict(sorted((int(step), file) for step, file in names if step.isdecimal()))
+
+    # ------------------------------------------------------------------ writing
+
+    @contextlib.contextmanager
+    def writing(self, file: Path) -> Iterator[BinaryIO]:
+        """Open a new checkpoint for writing. It replaces ``file`` atomically, with its checksum, when the block
+        ends.
+
+        The stream has ``write`` and ``flush`` only. Raises OSError if the file cannot be written, and ClaimLost if
+        another driver has taken the trajectory over; ``file`` is unchanged then.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        with replacing(temporary) as stream:
+            hashing = _HashingStream(stream)
+            yield hashing  # type: ignore[misc]  # the part of a stream that torch.save uses
+            stream.write(_footer(hashing.digest))
+        self._replace(temporary, file)
+
+    def adopt(self, temporary: Path, file: Path) -> None:
+        """Add a checksum to a complete file of the same folder and let it replace ``file``, as :meth:`writing`."""
+        try:
+            with temporary.open("r+b") as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                stream.seek(0, 2)
+                stream.write(_footer(digest))
+                stream.flush()
+                os.fsync(stream.fileno())
+        except OSError:
+            temporary.unlink(missing_ok=True)
+            raise
+        self._replace(temporary, file)
+
+    def _replace(self, temporary: Path, file: Path) -> None:
+        deadline = time.monotonic() + TAKE_OVER_SECONDS
+        try:
+            while self.path.exists():
+                with self._claim.locked_for(self.token) as is_owner:
+                    if is_owner:
+                        temporary.replace(file)
+                        return
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.2)
+        finally:
+            temporary.unlink(missing_ok=True)
+        logger.warning("checkpoint %s is not written: another driver trains this trajectory now", file)
+        raise ClaimLost(f"another driver has taken over the trajectory {self.path.name}")
+
+    # ------------------------------------------------------------------ the driver
+
+    def take(self) -> None:
+        """Give the trajectory to the driver with this token, and to its workers. Raises OSError."""
+        if self.token is not None:
+            self._claim.take(self.token)
 
     def forget_latest(self) -> int:
         """Delete the latest checkpoint, and temporary files of writers that were killed. Keeps branches.
 
-        Returns the number of bytes freed.
+        Returns the number of bytes freed: 0 if another driver has taken the trajectory over.
         """
-        bytes_before = self.bytes
-        for file in [self.latest, *self.path.glob(".*.pt.*")]:
-            file.unlink(missing_ok=True)
-        freed = bytes_before - self.bytes
-        with contextlib.suppress(OSError):  # raised if there are branches
-            self.path.rmdir()
+        if not self.path.exists():
+            return 0
+        with self._owned() as is_owner:
+            if not is_owner:
+                return 0
+            bytes_before = self.bytes
+            for file in [self.latest, *self.path.glob(".*.pt.*")]:
+                file.unlink(missing_ok=True)
+            freed = bytes_before - self.bytes
+            self._remove_if_empty()
         return freed
 
     def remove(self) -> int:
-        """Delete the folder. Returns the number of bytes freed."""
-        freed = self.bytes
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Delete the folder. Returns the number of bytes freed: 0 if another driver has taken it over."""
+        if not self.path.exists():
+            return 0
+        with self._owned() as is_owner:
+            if not is_owner:
+                return 0
+            freed = self.bytes
+            shutil.rmtree(self.path, ignore_errors=True)
         return freed
+
+    def remove_if_empty(self) -> None:
+        """Delete the claim of a folder without checkpoints, unless another driver has taken it over."""
+        if self.token is not None and self.path.exists():
+            with self._owned() as is_owner:
+                if is_owner:
+                    self._remove_if_empty()
+
+    @contextlib.contextmanager
+    def _owned(self) -> Iterator[bool]:
+        with contextlib.ExitStack() as stack:
+            try:
+                is_owner = stack.enter_context(self._claim.locked_for(self.token, as_driver=True))
+            except OSError as error:
+                logger.warning("checkpoints in %s are kept: %s", self.path, error)
+                is_owner = False
+            yield is_owner
+
+    def _remove_if_empty(self) -> None:
+        """Remove a folder without checkpoints. A worker that finds no claim does not write."""
+        if all(file in self._claim.files for file in self.path.iterdir()):
+            for file in self._claim.files:
+                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                self.path.rmdir()
+
+
+# ---------------------------------------------------------------------------- checksums
+
+
+def verify_checkpoint(path: Path) -> str | None:
+    """Why a checkpoint file is damaged, in a few words; None if it is intact. Imports no torch.
+
+    A file without a checksum was written by an earlier version, by another program, or is cut off: its zip archive
+    is checked instead, which does not find every flipped bit.
+    """
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            if not size:
+                return "it is empty"
+            file.seek(max(0, size - _FOOTER))
+            footer = file.read(_FOOTER)
+            if not (footer.startswith(_LABEL) and footer.endswith(b"\n")):
+                return _verify_archive(path)
+            file.seek(0)
+            digest = _digest_of(file, size - _FOOTER)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None if _footer(digest) == footer else "its content does not match its checksum"
+
+
+def _verify_archive(path: Path) -> str | None:
+    """The checks of the zip archive that torch.save writes: CRC-32 of each entry."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
+    except Exception as error:  # a damaged archive raises anything, such as OverflowError or zlib.error
+        return f"it is not a complete archive of torch ({error})"
+    if damaged is not None:
+        return f"the entry {damaged} does not match its checksum"
+    if any(CHECKSUM_MARK.encode() in content for content in pickles):
+        return "its checksum is missing: the end of the file was cut off or changed"
+    return None
+
+
+class _HashingStream:
+    """A binary stream that computes the SHA-256 of the bytes written. torch.save never seeks."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self._hash = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def write(self, data: bytes) -> int:
+        self._hash.update(data)
+        return self._stream.write(data)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _digest_of(file: BinaryIO, length: int) -> str:
+    digest, remaining = hashlib.sha256(), length
+    buffer = memoryview(bytearray(_BLOCK))
+    while remaining > 0:
+        count = file.readinto(buffer[: min(_BLOCK, remaining)])  # type: ignore[attr-defined]
+        if not count:
+            break
+        digest.update(buffer[:count])
+        remaining -= count
+    return digest.hexdigest()
+
+
+def _footer(digest: str) -> bytes:
+    return _LABEL + digest.encode() + b"\n"

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from flops_fit_core.errors import RunFailed
+from flops_fit_core.errors import ClaimLost, RunFailed
 from flops_fit_core.plugins.protocols import BuiltRun, DistributedContext
-from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunSpec
-from flops_fit_core.training.checkpoint_files import TrajectoryFolder
+from flops_fit_core.training.checkpoint_files import CHECKSUM_MARK, TrajectoryFolder, verify_checkpoint
 from flops_fit_core.training.rng import random_state, set_random_state
 from flops_fit_core.training.sharding import gather_state, is_sharded, shard_optimizer_state, shard_state
 
@@ -59,13 +58,16 @@ class Checkpoints:
     """The checkpoints of one trajectory.
 
     Every process of a run must call the methods: sharded weights are gathered from all. The first process writes.
-    A checkpoint that cannot be written or read is logged as a warning, and the run continues without it.
+    A checkpoint that cannot be written or read, or is damaged, is logged as a warning, and the run continues
+    without it. Writing raises ClaimLost if another driver has taken the trajectory over.
     """
 
     def __init__(self, folder: TrajectoryFolder, device: str, distributed: DistributedContext) -> None:
         self.folder = folder
         self.device = device
         self.distributed = distributed
+        self._intact: dict[Path, tuple[int, int, int]] = {}
+        """File -> inode, size and time of the content that matched its checksum."""
 
     def save_latest(self, parts: BuiltRun, position: TrainPosition) -> None:
         """Replace the checkpoint from which an interrupted run is resumed."""
@@ -113,6 +115,9 @@ class Checkpoints:
 
     def _read(self, file: Path, *, peek: bool = False) -> dict[str, Any] | None:
         """``peek`` leaves the weights on disk. Do not use them then: the file may be replaced at any time."""
+        if (damage := self._verify(file)) is not None:
+            logger.warning("checkpoint %s is damaged and is not used: %s", file, damage)
+            return None
         try:
             content: dict[str, Any] = torch.load(file, weights_only=True, map_location="cpu", mmap=peek)
             if content["format"] != FORMAT:
@@ -121,6 +126,20 @@ class Checkpoints:
             logger.warning("checkpoint %s cannot be read and is not used: %s", file, error)
             return None
         return content
+
+    def _verify(self, file: Path) -> str | None:
+        """Why the file is damaged, or None. A file that has not changed since is read only once."""
+        try:
+            status = file.stat()
+        except OSError as error:
+            return error.strerror or str(error)
+        version = status.st_ino, status.st_size, status.st_mtime_ns
+        if self._intact.get(file) == version:
+            return None
+        damage = verify_checkpoint(file)
+        if damage is None:
+            self._intact[file] = version
+        return damage
 
     def _load(self, content: dict[str, Any], parts: BuiltRun) -> TrainPosition:
         if is_sharded(parts.model):
@@ -142,13 +161,15 @@ class Checkpoints:
         try:
             content = {
                 "format": FORMAT,
+                CHECKSUM_MARK: True,
                 "position": asdict(position),
                 "model": model,
                 "optimizer": optimizer,
                 "random": random_state(self.device),
             }
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as stream:
+            with self.folder.writing(file) as stream:
                 torch.save(content, stream)
+        except ClaimLost:
+            raise
         except Exception as error:
             logger.warning("checkpoint %s could not be written: %s: %s", file, type(error).__name__, error)

@@ -81,7 +81,7 @@ class RunningJob:
     def _add(self, event: Progress | RunResult) -> None:
         with self._lock:
             if isinstance(event, RunResult):
-                self._outbox.put(event)
+                self._outbox.put(event, self._queued.job.claim_tokens.get(event.id))
                 self._state.done.append(event.id)
                 self._jobs.write_state(self._queued, self._state)
             else:

@@ -27,7 +27,10 @@ class RunQueue:
     def __init__(self, job: Job, context: TrainContext, options: TrainOptions) -> None:
         self._context = context
         self._options = options
-        trajectories = [TrajectoryState(trajectory, context, options) for trajectory in job.trajectories]
+        trajectories = [
+            TrajectoryState(trajectory, context, options, job.claim_tokens.get(trajectory.id))
+            for trajectory in job.trajectories
+        ]
         self._trajectories = {spec.id: trajectory for trajectory in trajectories for spec in trajectory.specs}
         specs = [trajectory.specs for trajectory in trajectories]
         same_shape = len({trajectory.shape for trajectory in job.trajectories}) == 1

@@ -90,11 +90,20 @@ def all_finished(runs: Sequence[RunState]) -> bool:
 
 
 class TrajectoryState:
-    """One trajectory: its runs in the order of their D, and the folder of their checkpoints."""
+    """One trajectory: its runs in the order of their D, and the folder of their checkpoints.
 
-    def __init__(self, trajectory: Trajectory, context: TrainContext, options: TrainOptions) -> None:
+    Args:
+        trajectory: The runs.
+        context: The context of their job.
+        options: The options of the trainer.
+        token: Token of the driver's claim of the trajectory; None if the store is not fenced.
+    """
+
+    def __init__(
+        self, trajectory: Trajectory, context: TrainContext, options: TrainOptions, token: str | None = None
+    ) -> None:
         self.specs = sorted(trajectory.runs, key=lambda spec: spec.tokens)
-        self._folder = TrajectoryFolder(context.checkpoints.parent, trajectory.id)
+        self._folder = TrajectoryFolder(context.checkpoints.parent, trajectory.id, token)
         self._context = context
         self._options = options
 

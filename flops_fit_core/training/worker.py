@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.errors import RunFailed
+from flops_fit_core.errors import ClaimLost, RunFailed
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.records import Job, Progress, RunResult
 from flops_fit_core.training.context import WorkerContext
@@ -37,7 +37,7 @@ def work(
         should_stop: Called between steps. Once it returns True, unfinished runs end without a result.
 
     Yields Progress about twice a second and one RunResult per run. A run that raises gives the result ``failed``
-    with its error; no exception but KeyboardInterrupt leaves this function.
+    with its error. Only KeyboardInterrupt leaves this function, and ClaimLost if another driver trains the runs.
     """
     parsed_job = Job.model_validate_json(job)
     context = WorkerContext(parsed_job, _registry(plugins, objects), folder, should_stop)
@@ -53,7 +53,7 @@ def work(
         if unfinished and not should_stop():
             trainer = context.chosen("trainer", parsed_job.runs[0]).name
             raise RunFailed(f"trainer {trainer!r} ended without a result for this run")
-    except (KeyboardInterrupt, GeneratorExit):
+    except (KeyboardInterrupt, GeneratorExit, ClaimLost):
         raise
     except BaseException as error:  # also SystemExit, and exceptions of libraries that evade `except Exception`
         for run in unfinished.values():

@@ -13,6 +13,8 @@ from flops_fit_executors.open_jobs import CLOSED, Event, OpenJobs
 
 GRACE = 5.0
 """Seconds that the running job has to write its checkpoint when the executor is closed."""
+LATE_SECONDS = 60.0
+"""Seconds after the trainer's stated timeout, and its grace period, within which a run must have ended."""
 
 
 class InProcessExecutor(Executor):
@@ -26,7 +28,10 @@ class InProcessExecutor(Executor):
         self._threads = threads
         self._waiting: deque[Job] = deque()
         self._running: tuple[str, Iterator[Progress | RunResult]] | None = None
+        self._timeout = float("inf")
         self._jobs = OpenJobs()
+        self._deadline = float("inf")
+        """On time.monotonic: when the running job must have given its next event."""
 
     def submit(self, job: Job) -> None:
         """Raises ValueError if the job is submitted already and has not ended, RuntimeError if the executor is
@@ -43,6 +48,12 @@ class InProcessExecutor(Executor):
             self._jobs.add(JobEnded(job_id, "cancelled"))
         if self._running is not None and self._running[0] == job_id:
             self._end("cancelled")
+
+    def is_alive(self, job_id: str) -> bool:
+        """False once a run has taken longer than the timeout that its trainer states: the call hangs. True without
+        a timeout. May be called by another thread."""
+        running = self._running
+        return running is None or running[0] != job_id or time.monotonic() < self._deadline
 
     def close(self) -> None:
         """Let the running job write its checkpoint, then end it and the waiting jobs with an error."""
@@ -63,6 +74,8 @@ class InProcessExecutor(Executor):
         if self._running is None:
             job = self._waiting.popleft()
             self._running = job.id, self._context.task(job)(lambda: self._jobs.closed)
+            self._timeout = seconds_per_run(job)
+        self._deadline = time.monotonic() + self._timeout
         try:
             with torch_threads(self._threads):
                 self._jobs.add(next(self._running[1]))
@@ -80,6 +93,16 @@ class InProcessExecutor(Executor):
             with suppress(Exception):
                 records.close()  # type: ignore[attr-defined]
             self._jobs.add(JobEnded(job, error))
+
+
+def seconds_per_run(job: Job) -> float:
+    """Seconds until the trainer must have ended a run, by its options ``timeout_minutes`` and ``grace_period``.
+    Infinite without a timeout."""
+    options = job.runtime.get("trainer", {})
+    minutes, grace_period = options.get("timeout_minutes"), options.get("grace_period")
+    if not isinstance(minutes, int | float):
+        return float("inf")
+    return 60 * minutes + (grace_period if isinstance(grace_period, int | float) else 0.0) + LATE_SECONDS
 
 
 @contextmanager

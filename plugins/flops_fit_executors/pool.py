@@ -68,6 +68,10 @@ class WorkerPool(Executor):
                 worker.dismissed = "cancelled"
                 worker.end(force=True)
 
+    def is_alive(self, job_id: str) -> bool:
+        """Whether the process of the job lives. True for a job that waits. May be called by another thread."""
+        return all(worker.is_alive for worker in list(self._workers) if worker.job == job_id)
+
     def close(self) -> None:
         """Stop all workers. Those that train have some seconds to write a checkpoint. Open jobs end with an error,
         which :meth:`events` still yields."""

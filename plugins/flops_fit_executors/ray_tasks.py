@@ -91,7 +91,7 @@ class RayExecutor(Executor):
         self._jobs.open(job)
         (self._context.folder / "logs").mkdir(parents=True, exist_ok=True)
         for run in job.runs:
-            self._outbox.remove(run.id)  # a result of an earlier attempt
+            self._outbox.remove(run.id, job.claim_tokens.get(run.id))  # a result of an earlier attempt
         self._start(Task(job))
 
     def events(self, timeout: float) -> Iterator[Event]:
@@ -100,6 +100,13 @@ class RayExecutor(Executor):
     def cancel(self, job_id: str) -> None:
         for stream in [stream for stream, task in self._tasks.items() if task.job.id == job_id]:
             self._cancel(stream, "cancelled")
+
+    def is_alive(self, job_id: str) -> bool:
+        """False once Ray reports that the task has ended. May be called by another thread."""
+        for stream, task in list(self._tasks.items()):
+            if task.job.id == job_id and task.dismissed is None:
+                return not ray.wait([stream.completed()], timeout=0)[0]
+        return True
 
     def close(self) -> None:
         """Stop all tasks and leave Ray. Tasks that train have some seconds to write a checkpoint. Open jobs end
@@ -209,7 +216,7 @@ class RayExecutor(Executor):
     def _read_outbox(self, task: Task) -> None:
         """Add results that the worker wrote to the outbox and Ray lost with it."""
         for run in task.remaining.runs if task.remaining is not None else ():
-            if (result := self._outbox.get(run.id)) is not None:
+            if (result := self._outbox.get(run.id, task.job.claim_tokens.get(run.id))) is not None:
                 task.done.add(run.id)
                 self._jobs.add(result)
 

@@ -47,7 +47,7 @@ def train(job: Job, runner: bytes, folder: str, stopper: Any) -> Iterator[tuple[
             if isinstance(record, RunResult):
                 kind = Kind.RESULT
                 with suppress(OSError):  # on a full disk, Ray still delivers the result
-                    Outbox(Path(folder)).put(record)
+                    Outbox(Path(folder)).put(record, job.claim_tokens.get(record.id))
             yield kind, record.model_dump_json().encode()
 
 

@@ -33,6 +33,7 @@ RETRY_DELAY = 30.0
 """Seconds until a rejected submission is retried."""
 POLLS_PER_SQUEUE = 5
 """Polls of the jobs' files per call of squeue."""
+TAKEN_OVER = "another driver has taken the job over"
 
 logger = logging.getLogger("flops_fit")
 
@@ -101,9 +102,18 @@ class SlurmQueue(Executor):
             self._jobs.add(JobEnded(job.id, "cancelled"))
         if job_id in self._in_queue:
             entry = self._in_queue[job_id]
+            if not self._queued_jobs.is_owned(entry.reader.queued):
+                # The Slurm job trains for the other driver now: it must not be cancelled.
+                self._end(entry, TAKEN_OVER)
+                return
             entry.dismissed = "cancelled"
             self._slurm.cancel([entry.slurm_id])
             self._polls = 0  # squeue runs at the next poll
+
+    def is_alive(self, job_id: str) -> bool:
+        """False once the job has written that it ended. Reads a file, and may be called by another thread."""
+        entry = self._in_queue.get(job_id)
+        return entry is None or not self._queued_jobs.state(entry.reader.queued).ended
 
     def close(self) -> None:
         """Cancel all jobs, which write their checkpoints, and wait until they have left the queue. With
@@ -120,9 +130,13 @@ class SlurmQueue(Executor):
         self._in_queue.clear()
 
     def _cancel_all(self) -> None:
+        for entry in list(self._in_queue.values()):
+            if not self._queued_jobs.is_owned(entry.reader.queued):
+                self._end(entry, TAKEN_OVER)
         for entry in self._in_queue.values():
             entry.dismissed = CLOSED
-        self._slurm.cancel([entry.slurm_id for entry in self._in_queue.values()])
+        if self._in_queue:
+            self._slurm.cancel([entry.slurm_id for entry in self._in_queue.values()])
         deadline = time.monotonic() + CLOSE_TIMEOUT
         while self._in_queue and time.monotonic() < deadline:
             time.sleep(0.3)
@@ -160,7 +174,9 @@ class SlurmQueue(Executor):
         queued = self._previous_jobs.take_over(job)
         if queued is None or queued.scheduler_id is None:
             return False
-        self._in_queue[job.id] = InQueue(queued.scheduler_id, QueuedJobReader(self._queued_jobs, queued, job))
+        slurm_id = queued.scheduler_id
+        queued = self._queued_jobs.take_over(queued, job.claim_tokens)
+        self._in_queue[job.id] = InQueue(slurm_id, QueuedJobReader(self._queued_jobs, queued, job))
         return True
 
     # ------------------------------------------------------------------ submission
@@ -267,7 +283,8 @@ class SlurmQueue(Executor):
 
     def _end(self, entry: InQueue, error: str | None) -> None:
         del self._in_queue[entry.job.id]
-        self._queued_jobs.remove(entry.job.id)
+        if self._queued_jobs.is_owned(entry.reader.queued):
+            self._queued_jobs.remove(entry.job.id)
         self._jobs.add(JobEnded(entry.job.id, error))
 
 

@@ -77,6 +77,11 @@ class WorkerProcess:
         return self.ready and self.job is None and self.dismissed is None
 
     @property
+    def is_alive(self) -> bool:
+        """False once the process has ended and its subprocesses are killed. Thread-safe."""
+        return self._thread.is_alive()
+
+    @property
     def starting(self) -> bool:
         return not self.ready and self.dismissed is None
 

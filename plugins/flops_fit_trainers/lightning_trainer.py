@@ -37,9 +37,9 @@ class LightningTrainer(Trainer):
         for run in job.runs:
             if context.should_stop():
                 return
-            yield from self._run(run, context)
+            yield from self._run(run, context, job.claim_tokens.get(run.trajectory))
 
-    def _run(self, run: RunSpec, context: TrainContext) -> Iterator[Progress | RunResult]:
+    def _run(self, run: RunSpec, context: TrainContext, token: str | None) -> Iterator[Progress | RunResult]:
         built = context.build(run)
         module = build_module(self.options, run, built, context)
         uses_run_optimizer = not has_optimizer(module)
@@ -52,6 +52,7 @@ class LightningTrainer(Trainer):
             queue.Queue(),
             uses_run_optimizer=uses_run_optimizer,
             save_seconds=60 * self.options.checkpoint_minutes,
+            token=token,
         )
         yield from self._fit_in_thread(module, watch)
         trained_seconds = watch.seconds

@@ -17,9 +17,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch import Trainer as Lightning
 
-from flops_fit_core import Progress, RunSpec
+from flops_fit_core import ClaimLost, Progress, RunSpec
 from flops_fit_core.plugins import BuiltRun, TrainContext
-from flops_fit_core.training import random_state, set_random_state, train_mode
+from flops_fit_core.training import (
+    TrajectoryFolder,
+    random_state,
+    set_random_state,
+    train_mode,
+    verify_checkpoint,
+)
 
 STEPS_PER_LOSS = 16
 """Steps between two reads of the training loss. Each read waits for the device."""
@@ -31,12 +37,16 @@ logger = logging.getLogger("flops_fit")
 class Latest:
     """Lightning's checkpoint of a run, at the path where the driver expects it."""
 
-    def __init__(self, run: RunSpec, context: TrainContext) -> None:
-        self.path = context.checkpoints / run.trajectory / "latest.pt"
+    def __init__(self, run: RunSpec, context: TrainContext, token: str | None) -> None:
+        self._folder = TrajectoryFolder(context.checkpoints.parent, run.trajectory, token)
+        self.path = self._folder.latest
 
     def find(self) -> Path | None:
-        """Path of the checkpoint. None if it is missing or unreadable: the run then starts again."""
+        """Path of the checkpoint. None if it is missing, damaged or unreadable: the run then starts again."""
         if not self.path.exists():
+            return None
+        if (damage := verify_checkpoint(self.path)) is not None:
+            logger.warning("checkpoint %s is damaged and is not used: %s", self.path, damage)
             return None
         try:
             # weights_only=False: the user's module may store any object in its checkpoint.
@@ -47,12 +57,17 @@ class Latest:
         return self.path
 
     def save(self, trainer: Lightning) -> None:
-        """Write the checkpoint atomically. A failure is logged, and the run continues."""
+        """Write the checkpoint atomically. A failure is logged, and the run continues.
+
+        Raises ClaimLost if another driver trains the run now.
+        """
         new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(new)
-            new.replace(self.path)
+            self._folder.adopt(new, self.path)
+        except ClaimLost:
+            raise
         except Exception as error:
             new.unlink(missing_ok=True)
             logger.warning("checkpoint %s could not be written: %s: %s", self.path, type(error).__name__, error)
@@ -68,6 +83,7 @@ class Watch(Callback):  # type: ignore[misc]  # also checked without Lightning i
         progress: Receives the run's Progress.
         uses_run_optimizer: False if the module has its own optimizer.
         save_seconds: Seconds between checkpoints.
+        token: Token of the driver's claim of the run's trajectory; None if the store is not fenced.
     """
 
     def __init__(
@@ -79,10 +95,11 @@ class Watch(Callback):  # type: ignore[misc]  # also checked without Lightning i
         *,
         uses_run_optimizer: bool,
         save_seconds: float,
+        token: str | None,
     ) -> None:
         self.run, self.built, self.context, self.progress = run, built, context, progress
         self.uses_run_optimizer = uses_run_optimizer
-        self.latest = Latest(run, context)
+        self.latest = Latest(run, context, token)
         self.peaks = [float(group["lr"]) for group in built.optimizer.param_groups]
         self.steps = 0
         self.first_loss: float | None = None

@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "flops_fit"):
         (result,) = train(experiment, bench.registry(), tmp_path)
     assert result.loss == uninterrupted.loss
-    assert "cannot be read and is not used" in caplog.text
+    assert "is damaged and is not used" in caplog.text
 
 
 def test_a_checkpoint_that_holds_code_is_not_run(tmp_path, caplog):

@@ -21,7 +21,8 @@ class JobEnded:
 
 
 class Executor(ABC):
-    """Base class of executors, which run jobs. One thread of one driver uses an executor.
+    """Base class of executors, which run jobs. One thread of one driver uses an executor, except for
+    :meth:`is_alive`.
 
     A subclass must implement :meth:`submit`, :meth:`events` and :meth:`cancel`. It sets :attr:`capacity` if it
     runs more than one job at a time, and overrides :meth:`close` if it holds processes, connections or threads.
@@ -44,6 +45,14 @@ class Executor(ABC):
     @abstractmethod
     def cancel(self, job_id: str) -> None:
         """Stop a job. Its JobEnded follows, with an error. An unknown id is ignored."""
+
+    def is_alive(self, job_id: str) -> bool:
+        """Whether a submitted job may still be trained. Another thread calls it, also while this object works.
+
+        False if its worker has died or has passed a stated timeout, even if its JobEnded has not been read: the
+        driver then renews the claims of the job's runs no longer. The default is True.
+        """
+        return True
 
     def close(self) -> None:  # noqa: B027 (an executor without processes has nothing to close)
         """Stop everything within seconds and leave no process behind. May be called twice.
