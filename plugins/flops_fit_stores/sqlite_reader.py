@@ -85,7 +85,7 @@ class Reader:
             self._connect()
             self._check(self._open_connection())
         except sqlite3.OperationalError as error:
-            name = error.sqlite_errorname or ""
+            name = getattr(error, "sqlite_errorname", None) or ""  # Python's own errors have none
             if self.way == "copy" or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
             # The log needs recovery, and this process may not write its index.
