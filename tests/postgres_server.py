@@ -94,6 +94,18 @@ class PostgresServer:
             self._process.wait(timeout=TIMEOUT)
             self._process = None
 
+    def kill(self) -> None:
+        """Kill the server with SIGKILL, and wait until its processes have ended."""
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        self._process.kill()
+        self._process.wait(timeout=TIMEOUT)
+        self._process = None
+        deadline = time.monotonic() + TIMEOUT
+        while any(Path(f"/proc/{child}").exists() for child in children) and time.monotonic() < deadline:
+            time.sleep(0.01)
+
     def url(self, database: str = OWNER, user: str = OWNER) -> str:
         """Url of the socket, without a password."""
         return f"postgresql://{user}@/{database}?host={self.base}&port={self.port}"

@@ -12,6 +12,7 @@ import pytest
 from driver_process import COMMAND
 from small import text_table, write_text
 
+from flops_fit_core import RunResult
 from flops_fit_core.cli.main import run
 from flops_fit_core.cli.printing import print_message, print_text
 from flops_fit_core.cli.run_details import describe_run
@@ -339,6 +340,16 @@ def test_a_run_without_a_result_is_shown_as_planned(formula):
     text = "\n".join(describe_run(study.plan.runs[0], [], study.plan))
     assert text.startswith(f"run {study.plan.runs[0].id}: planned\n  C 1e+18 FLOPs")
     assert "attempt" not in text
+
+
+def test_a_superseded_attempt_is_shown_as_superseded_and_does_not_decide_the_status(formula):
+    study = Study.open(formula, installed())
+    run = study.plan.runs[0]
+    attempts = [RunResult(run=run, status="completed", loss=2.5), RunResult(run=run, status="diverged", attempt=2)]
+    attempts[1] = attempts[1].model_copy(update={"superseded": True})
+    text = "\n".join(describe_run(run, attempts, study.plan))
+    assert text.startswith(f"run {run.id}: completed\n")
+    assert "attempt 2: diverged, superseded by an attempt of another driver, 0" in text
 
 
 def test_an_unknown_run_id_names_the_command_that_lists_ids(formula, call):

@@ -25,7 +25,7 @@ TABLE = {
     "executor": "local",
 }
 COLUMNS = [
-    *("id", "attempt", "latest", "planned", "status", "model", "params", "tokens", "flops"),
+    *("id", "attempt", "latest", "superseded", "planned", "status", "model", "params", "tokens", "flops"),
     *("loss", "seed", "budget", "seconds", "finished", "record"),
 ]
 
@@ -65,6 +65,22 @@ def test_the_file_has_a_row_for_every_attempt(law: Path, tmp_path: Path, capsys)
     ]
     assert frame.finished.dt.tz is not None
     assert frame.finished[0] == pd.Timestamp(stored[0].finished)
+
+
+def test_a_superseded_attempt_is_not_the_latest(law: Path, tmp_path: Path) -> None:
+    study = Study.open(law)
+    with study.store() as store:
+        late = store.add(study.results[0].model_copy(update={"loss": 9.5}), "a token of an earlier claim")
+    assert late is not None
+    assert flops_fit(["export", str(law), "--parquet", str(tmp_path / "runs.parquet")]) == 0
+    frame = pd.read_parquet(tmp_path / "runs.parquet")
+    rows = frame[frame.id == late.id]
+    assert list(zip(rows.attempt, rows.latest, rows.superseded, strict=True)) == [
+        (1, True, False),
+        (2, False, True),
+    ]
+    assert Study.open(law).results == study.results
+    assert frame.latest.sum() == 16
 
 
 def test_runs_of_another_experiment_are_marked(law: Path, tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+import select
+import signal
 import socket
 import threading
 import time
@@ -17,10 +19,12 @@ import pytest
 from postgres_server import OWNER, PASSWORD, PostgresServer, free_port, missing_requirement, postgres_server
 
 from flops_fit_core import ConfigError, StoreError
-from flops_fit_core.plugins import ResultStore
+from flops_fit_core.plugins import ResultStore, settle_result
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result
 from flops_fit_core.testing.examples import result_of
+from flops_fit_core.testing.stores import claim_token
+from flops_fit_stores import postgres
 from flops_fit_stores.schema import MIGRATIONS, migrate, version
 
 psycopg = pytest.importorskip("psycopg")
@@ -259,6 +263,201 @@ def test_a_table_that_stays_locked_is_an_error_after_the_timeout(tmp_path: Path,
         store.add(result_of(1))
 
 
+# ---------------------------------------------------------------------------- tokens and lost connections
+
+
+class CuttingProxy:
+    """Forwards TCP to the server. Cuts the first connection that sends a text, before or after its answer."""
+
+    def __init__(self, port: int, cut_at: bytes, *, answered: bool) -> None:
+        self._port, self._cut_at, self._answered = port, cut_at, answered
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.cuts = 0
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        self._listener.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            server = socket.create_connection(("127.0.0.1", self._port))
+            threading.Thread(target=self._forward, args=[client, server], daemon=True).start()
+
+    def _forward(self, client: socket.socket, server: socket.socket) -> None:
+        with client, server:
+            while True:
+                ready, _, _ = select.select([client, server], [], [])
+                for source, target in ((client, server), (server, client)):
+                    if source not in ready:
+                        continue
+                    data = source.recv(65536)
+                    if source is client and self._cut_at in data and not self.cuts:
+                        self.cuts += 1
+                        if self._answered:
+                            server.sendall(data)
+                            server.recv(65536)
+                        return
+                    if not data:
+                        return
+                    target.sendall(data)
+
+
+@pytest.mark.parametrize("cut_at", [b"BEGIN", b"pg_advisory", b"INSERT INTO flops_fit.results", b"COMMIT"])
+@pytest.mark.parametrize("answered", [False, True])
+@pytest.mark.parametrize("stale", [False, True])
+def test_a_cut_connection_neither_loses_nor_repeats_nor_supersedes_a_result(
+    tmp_path: Path,
+    database: PostgresServer,
+    monkeypatch: pytest.MonkeyPatch,
+    cut_at: bytes,
+    answered: bool,
+    stale: bool,
+) -> None:
+    proxy = CuttingProxy(database.port, cut_at, answered=answered)
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+    url = f"host=127.0.0.1 port={proxy.port} user={OWNER} dbname={OWNER} sslmode=disable gssencmode=disable"
+    with closing(open_store(tmp_path)) as other, closing(open_store(tmp_path, url=url)) as store:
+        proxy.cuts = 0
+        result = result_of(1)
+        token = claim_token(store, result.id, "anna", 0.01)
+        if stale:
+            time.sleep(0.05)
+            claim_token(other, result.id, "bert")
+        assert store.add(result, token) == result
+        assert proxy.cuts == 1
+        assert other.attempts(result.id) == [result]
+        assert other.get(result.id) == result
+        assert other.renew(result.id, "bert", 600) is False
+    proxy.close()
+
+
+def test_a_killed_server_neither_loses_nor_repeats_a_result(tmp_path: Path, database: PostgresServer) -> None:
+    with closing(open_store(tmp_path)) as store:
+        tokens = {seed: claim_token(store, result_of(seed).id, "anna") for seed in range(40)}
+
+        def kill_twice() -> None:
+            for _ in range(2):
+                time.sleep(0.05)
+                database.kill()
+                database.start()
+
+        killer = threading.Thread(target=kill_twice)
+        killer.start()
+        stored = []
+        for seed, token in tokens.items():
+            stored.append(store.add(result_of(seed), token))
+            time.sleep(0.01)
+        killer.join()
+        assert stored == [result_of(seed) for seed in tokens]
+        assert store.all_attempts() == stored
+        assert all(store.renew(result.id, "anna", 600) for result in stored)
+
+
+@pytest.mark.parametrize("result_of_other", [False, True])
+def test_a_frozen_statement_ends_as_superseded_after_another_driver_has_finished(
+    tmp_path: Path, database: PostgresServer, result_of_other: bool
+) -> None:
+    late, accepted = result_of(1, loss=1.5), result_of(1, loss=1.25)
+    stored: list[Any] = []
+    with closing(open_store(tmp_path)) as store, closing(open_store(tmp_path)) as other:
+        token = claim_token(store, late.id, "anna", 0.2)
+        backend = store._server.retry(lambda connection: connection.info.backend_pid)  # type: ignore[attr-defined]
+        os.kill(backend, signal.SIGSTOP)
+        adding = threading.Thread(target=lambda: stored.append(store.add(late, token)))
+        try:
+            adding.start()
+            time.sleep(0.4)
+            token = claim_token(other, late.id, "bert")
+            if result_of_other:
+                assert other.add(accepted, token) == accepted
+        finally:
+            os.kill(backend, signal.SIGCONT)
+        adding.join()
+        assert [result.superseded for result in stored] == [result_of_other]
+        assert other.get(late.id) == (accepted if result_of_other else late)
+        assert other.renew(late.id, "bert", 600) is result_of_other
+
+
+def test_a_driver_that_is_paused_within_a_transaction_does_not_block_other_drivers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, accepted = result_of(1, loss=1.5), result_of(1, loss=1.25)
+    paused, continued, stored = threading.Event(), threading.Event(), []
+
+    def pause_once(*arguments: Any, **options: Any) -> Any:
+        if not paused.is_set():
+            paused.set()
+            assert continued.wait(30)
+        return settle_result(*arguments, **options)
+
+    with (
+        closing(open_store(tmp_path, reconnect_timeout=2.0)) as store,
+        closing(open_store(tmp_path, reconnect_timeout=10.0)) as other,
+    ):
+        token = claim_token(store, late.id, "anna", 0.1)
+        monkeypatch.setattr(postgres, "settle_result", pause_once)
+        adding = threading.Thread(target=lambda: stored.append(store.add(late, token)))
+        adding.start()
+        assert paused.wait(10)
+        assert other.add(accepted, claim_token(other, late.id, "bert")) == accepted
+        continued.set()
+        adding.join()
+        assert [result.superseded for result in stored] == [True]
+        assert other.results() == [accepted]
+
+
+def test_concurrent_results_of_one_run_without_a_claim_count_once(tmp_path: Path) -> None:
+    stored: list[Any] = []
+
+    def add(run: int, number: int) -> None:
+        with closing(open_store(tmp_path)) as store:
+            barrier.wait()
+            stored.append(store.add(result_of(run, loss=1.0 + number), f"no token {number}"))
+
+    with closing(open_store(tmp_path)) as store:
+        for run in range(5):
+            barrier = threading.Barrier(6)
+            stored.clear()
+            threads = [threading.Thread(target=add, args=[run, number]) for number in range(6)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            assert sorted(result.superseded for result in stored) == [False] + [True] * 5
+            assert [result.attempt for result in store.attempts(result_of(run).id)] == [1, 2, 3, 4, 5, 6]
+            assert store.get(result_of(run).id) in stored
+
+
+def test_a_study_of_the_first_schema_continues(tmp_path: Path, database: PostgresServer) -> None:
+    with closing(psycopg.connect(database.url(), autocommit=True)) as connection:
+        migrate(connection, MIGRATIONS[:1])
+        for seed in range(3):
+            result = result_of(seed)
+            record = result.model_dump_json(exclude={"superseded"})
+            connection.execute(
+                "INSERT INTO flops_fit.results (study, id, attempt, status, record) "
+                "VALUES (%s, %s, 1, 'completed', %s)",
+                [tmp_path.name, result.id, record],
+            )
+        claim = "INSERT INTO flops_fit.claims VALUES (%s, 'run', 'anna', clock_timestamp() + interval '1 s')"
+        connection.execute(claim, [tmp_path.name])
+    with closing(open_store(tmp_path)) as store:
+        assert store.results() == [result_of(seed) for seed in range(3)]
+        assert not store.claim("run", "bert", 600)
+        time.sleep(1)
+        assert isinstance(store.claim("run", "bert", 600), str)
+        store.add(result_of(3))
+    assert database.query("SELECT superseded FROM flops_fit.results") == [(False,)] * 4
+    # A driver of the first version stops, because it would take over claims without a new token.
+    with pytest.raises(psycopg.errors.UndefinedColumn):
+        database.query("UPDATE flops_fit.claims SET until = now()")
+
+
 # ---------------------------------------------------------------------------- connection settings
 
 
@@ -372,6 +571,24 @@ def test_the_error_for_a_missing_privilege_contains_the_grant_statement(
             pytest.raises(StoreError, match="name the primary server"),
         ):
             store.add(result_of(3))
+    finally:
+        database.query("DROP SCHEMA IF EXISTS flops_fit CASCADE")
+        database.query(f"DROP ROLE {name}")
+
+
+def test_the_error_for_tables_that_only_their_owner_can_migrate_states_this(
+    tmp_path: Path, database: PostgresServer
+) -> None:
+    name = f"guest_{uuid.uuid4().hex[:8]}"
+    database.query(f"CREATE ROLE {name} LOGIN")
+    try:
+        with closing(psycopg.connect(database.url(), autocommit=True)) as connection:
+            migrate(connection, MIGRATIONS[:1])
+        database.query(f"GRANT USAGE ON SCHEMA flops_fit TO {name}")
+        database.query(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA flops_fit TO {name}")
+        message = error_of(tmp_path, url=database.url(user=name))
+        assert "only their owner can migrate them (must be owner of table results)" in message
+        assert "Ask the owner to type 'flops-fit status STUDY' once with this version" in message
     finally:
         database.query("DROP SCHEMA IF EXISTS flops_fit CASCADE")
         database.query(f"DROP ROLE {name}")

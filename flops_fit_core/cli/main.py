@@ -29,6 +29,19 @@ from flops_fit_core.errors import FlopsFitError, UserError
 from flops_fit_core.plugins.registry import PluginSetup
 
 STOPPED = 130
+_FREE_SPACE = "Finished results are kept. Free disk space and try again"
+_READ_ONLY = (
+    "The commands runs, show, status, fit, predict and export only read a study's folder, and 'report --out "
+    "FOLDER' writes elsewhere. Other commands need the right to write to it"
+)
+ADVICE = {
+    errno.ENOSPC: _FREE_SPACE,
+    errno.EDQUOT: _FREE_SPACE,
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+}
+"""Errors of the file system that are not a fault of the program -> advice."""
 PYDANTIC_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
 
 app = typer.Typer(
@@ -109,12 +122,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in ADVICE:
             raise
-        print_error(
-            f"{error.filename or 'a file'}: {error.strerror}. Finished results are kept. Free disk space and try "
-            "again"
-        )
+        print_error(f"{error.filename or 'a file'}: {error.strerror}. {ADVICE[error.errno]}")
         return 2
     except typer.TyperException as error:
         # A mistake in the command line: typer prints it with the usage of the command.

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins import latest_attempts
 from flops_fit_core.records import PluginChoice, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
 from flops_fit_core.study import Study
@@ -47,7 +48,8 @@ def to_json(runs: RunsWithAttempts) -> list[dict[str, Any]]:
 
 def describe_run(run: RunSpec, attempts: Sequence[RunResult], plan: SweepPlan) -> Iterator[str]:
     """Lines of text about a run and its attempts, first to last, with errors and tracebacks."""
-    yield f"run {run.id}: {attempts[-1].status if attempts else 'planned'}"
+    latest = next(iter(latest_attempts(attempts)), None)
+    yield f"run {run.id}: {latest.status if latest else 'planned'}"
     yield f"  C {run.flops:.4g} FLOPs, {plan.flops_name}; its budget is {run.budget:.4g}"
     yield f"  N {run.params:,} {plan.params_name}"
     yield f"  D {run.tokens:,} {plan.unit}: {run.steps:,} steps, {run.batch_size:,} samples each; seed {run.seed}"
@@ -80,6 +82,8 @@ def _format_options(options: Mapping[str, Any]) -> str:
 
 def _outcome(result: RunResult, plan: SweepPlan) -> Iterator[str]:
     yield result.status
+    if result.superseded:
+        yield "superseded by an attempt of another driver"
     if result.loss is not None:
         yield f"loss {numbers.loss(result.loss)}"
     if result.bits_per_byte is not None:

@@ -35,6 +35,8 @@ from .protocols import TrainContext as TrainContext
 from .protocols import Trainer as Trainer
 from .protocols import TransformerShape as TransformerShape
 from .protocols import own_parameter_groups as own_parameter_groups
+from .protocols.store_checks import FileFinding as FileFinding
+from .protocols.store_checks import StoreRepair as StoreRepair
 from .protocols.stores import latest_attempts as latest_attempts
 from .protocols.stores import settle_result as settle_result
 from .queued_jobs import JobState as JobState

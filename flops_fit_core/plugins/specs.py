@@ -32,6 +32,7 @@ from flops_fit_core.plugins.protocols import (
     TransformerShape,
     WidthScaling,
 )
+from flops_fit_core.plugins.protocols.store_checks import FileFinding, StoreRepair
 from flops_fit_core.records import Hyperparameters, RunSpec
 
 if TYPE_CHECKING:
@@ -282,6 +283,20 @@ class StoreSpec(Spec):
     file: str | None = None
     """Name of the file or folder in the study's folder that holds the results, such as ``results.sqlite``. A study
     that changes to another store looks for results there. None: the results are not in the study's folder."""
+    check: Callable[[Any, Path], Sequence[FileFinding]] | None = None
+    """``(options, folder)`` -> the state of each file of the store; empty if it has none. Called by ``flops-fit
+    store check``. Changes nothing, and reports damage instead of raising an exception. None: the store cannot
+    check."""
+    repair: Callable[[Any, Path], StoreRepair] | None = None
+    """``(options, folder)`` -> outcome. Called by ``flops-fit store repair`` if ``check`` finds damage and no
+    driver trains the study. Moves damaged files aside and writes a new store with every intact result. Deletes
+    nothing. A call after an interruption completes the repair. Raises StoreError. None: the store cannot
+    repair."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.repair is not None and self.check is None:
+            raise TypeError(f"store {self.name!r}: repair needs check, which finds the damage")
 
 
 @dataclass(frozen=True, kw_only=True)

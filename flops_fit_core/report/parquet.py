@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins import latest_attempts
 from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
 
@@ -17,9 +18,9 @@ MARK = {b"flops_fit": b"attempts 1"}
 def write_parquet(path: Path, attempts: Sequence[RunResult], planned: Collection[str]) -> None:
     """Write one row per attempt. The file appears complete, or an earlier export stays as it is.
 
-    Columns: ``id``, ``attempt``, ``latest`` (whether it is the last attempt at its run), ``planned`` (whether the
-    study's plan has the run), ``status``, ``model``, ``params``, ``tokens``, ``flops``, ``loss`` (nats), ``seed``,
-    ``budget``, ``seconds``, ``finished`` (UTC) and ``record``, the RunResult as JSON.
+    Columns: ``id``, ``attempt``, ``latest`` (whether it is the attempt at its run that counts), ``superseded``,
+    ``planned`` (whether the study's plan has the run), ``status``, ``model``, ``params``, ``tokens``, ``flops``,
+    ``loss`` (nats), ``seed``, ``budget``, ``seconds``, ``finished`` (UTC) and ``record``, the RunResult as JSON.
 
     Args:
         path: An earlier export, or a new file in a folder that exists.
@@ -68,6 +69,7 @@ def _table(attempts: Sequence[RunResult], planned: Collection[str]) -> Any:
             pa.field("id", pa.string(), nullable=False),
             pa.field("attempt", pa.int64(), nullable=False),
             pa.field("latest", pa.bool_(), nullable=False),
+            pa.field("superseded", pa.bool_(), nullable=False),
             pa.field("planned", pa.bool_(), nullable=False),
             pa.field("status", pa.string(), nullable=False),
             pa.field("model", pa.string(), nullable=False),
@@ -83,10 +85,8 @@ def _table(attempts: Sequence[RunResult], planned: Collection[str]) -> Any:
         ],
         metadata=MARK,
     )
-    latest: dict[str, int] = {}
-    for result in attempts:
-        latest[result.id] = max(result.attempt, latest.get(result.id, 0))
-    rows = [_row(result, result.attempt == latest[result.id], result.id in planned) for result in attempts]
+    latest = {(result.id, result.attempt) for result in latest_attempts(attempts)}
+    rows = [_row(result, (result.id, result.attempt) in latest, result.id in planned) for result in attempts]
     return pa.Table.from_pylist(rows, schema)
 
 
@@ -95,6 +95,7 @@ def _row(result: RunResult, latest: bool, planned: bool) -> dict[str, Any]:
         "id": result.id,
         "attempt": result.attempt,
         "latest": latest,
+        "superseded": result.superseded,
         "planned": planned,
         "status": result.status,
         "model": result.run.model.name,

@@ -428,7 +428,7 @@ class StoreConformance(Kit):
         fenced.add(accepted, token)
         fenced.release(accepted.id, "anna")
         for attempt, stale in enumerate((earlier, token, other, "no token"), 2):
-            stored = fenced.add(result_of(1, attempt=attempt, loss=1.5), stale)
+            stored = fenced.add(result_of(1, attempt=attempt, loss=1.5 + attempt), stale)
             assert stored is not None
             assert stored.superseded
         assert fenced.results() == [accepted]

@@ -7,13 +7,13 @@ damaged or foreign files without changing them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field
 
-from flops_fit_core.plugins import Options, ResultStore, StoreSpec, hookimpl
+from flops_fit_core.plugins import FileFinding, Options, ResultStore, StoreRepair, StoreSpec, hookimpl
 
 Timeout = Annotated[float, Field(gt=0)]
 
@@ -48,11 +48,39 @@ def build_sqlite(options: StoreOptions, folder: Path) -> ResultStore:
     return SqliteStore(folder / "results.sqlite", options.lock_timeout)
 
 
+def check_sqlite(options: StoreOptions, folder: Path) -> Sequence[FileFinding]:
+    """The state of ``results.sqlite``, its log and its lower bound."""
+    from flops_fit_stores.sqlite_repair import check
+
+    return check(folder / "results.sqlite", options.lock_timeout)
+
+
+def repair_sqlite(options: StoreOptions, folder: Path) -> StoreRepair:
+    """Move a damaged ``results.sqlite`` aside and write a new one with every intact result."""
+    from flops_fit_stores.sqlite_repair import repair
+
+    return repair(folder / "results.sqlite", options.lock_timeout)
+
+
 def build_json(options: StoreOptions, folder: Path) -> ResultStore:
     """Open ``results.json`` in the study's folder."""
     from flops_fit_stores.json_file import JsonStore
 
     return JsonStore(folder / "results.json", options.lock_timeout)
+
+
+def check_json(options: StoreOptions, folder: Path) -> Sequence[FileFinding]:
+    """The state of ``results.json``, its log and its lower bound."""
+    from flops_fit_stores.json_repair import check
+
+    return check(folder / "results.json")
+
+
+def repair_json(options: StoreOptions, folder: Path) -> StoreRepair:
+    """Copy a damaged ``results.json`` aside and write every intact result again."""
+    from flops_fit_stores.json_repair import repair
+
+    return repair(folder / "results.json", options.lock_timeout)
 
 
 def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
@@ -67,8 +95,22 @@ def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
 @hookimpl
 def flops_fit_stores() -> Iterator[StoreSpec]:
     """Offer ``sqlite``, ``json`` and ``postgres``."""
-    yield StoreSpec(name="sqlite", options=StoreOptions, build=build_sqlite, file="results.sqlite")
-    yield StoreSpec(name="json", options=StoreOptions, build=build_json, file="results.json")
+    yield StoreSpec(
+        name="sqlite",
+        options=StoreOptions,
+        build=build_sqlite,
+        file="results.sqlite",
+        check=check_sqlite,
+        repair=repair_sqlite,
+    )
+    yield StoreSpec(
+        name="json",
+        options=StoreOptions,
+        build=build_json,
+        file="results.json",
+        check=check_json,
+        repair=repair_json,
+    )
     yield StoreSpec(
         name="postgres",
         options=PostgresOptions,

@@ -67,7 +67,7 @@ def exceeds_64_bits(value: Any) -> bool:
     return isinstance(value, int) and not -(2**63) <= value < 2**63
 
 
-def parse_record(record: str, location: object, run_id: str, attempt: int) -> RunResult:
+def parse_record(record: str | bytes, location: object, run_id: str, attempt: int) -> RunResult:
     """The result of a record. Raises StoreError for an invalid record."""
     try:
         return RunResult.model_validate_json(record)

@@ -28,4 +28,9 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_intact(content: Any) -> bool:
     """Whether it is an object with a checksum that matches."""
-    return isinstance(content, dict) and FIELD in content and content[FIELD] == digest(content)
+    if not isinstance(content, dict) or FIELD not in content:
+        return False
+    try:
+        return bool(content[FIELD] == digest(content))
+    except (ValueError, RecursionError):  # a number that is not finite, or deep nesting
+        return False

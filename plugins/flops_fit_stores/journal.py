@@ -14,7 +14,7 @@ from pydantic_core import from_json, to_json
 from flops_fit_core import StoreError
 from flops_fit_stores.checks import START_NEW, wrong_version
 from flops_fit_stores.checksums import is_intact, sealed
-from flops_fit_stores.files import replace_file
+from flops_fit_stores.files import replace_file, sync_folder
 
 Entry = dict[str, Any]
 
@@ -108,9 +108,10 @@ class Journal:
         self.lines, self.size = len(lines) - 1, sum(map(len, lines))
 
     def remove(self) -> None:
-        """Delete the file."""
+        """Delete the file, durably."""
         try:
             self.path.unlink(missing_ok=True)
+            sync_folder(self.path.parent)
         except OSError as error:
             raise StoreError(f"{self.path}: cannot delete: {error.strerror}") from None
         self._start(None, "")

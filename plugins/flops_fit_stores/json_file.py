@@ -60,8 +60,9 @@ class JsonStore(ResultStore):
         with locked(self._lock, self.path):
             self._records.refresh()
             if token is None:
-                if record_of(result) != self._present(result):
-                    self._records.put(record_of(result))
+                record = record_of(result)
+                if record != self._present(result):
+                    self._records.put(record)
                 return result
             self._claims.refresh()
             holds_claim = self._claims.is_valid(result.id, token)

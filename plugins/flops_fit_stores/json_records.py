@@ -66,7 +66,7 @@ class JsonRecords:
             return
         for other in (self._log.path, self._bound.path):
             if other.exists():
-                raise self._error(f"it does not exist, but {other.name} does")
+                raise self._error(f"it does not exist, but {other.name} does: delete that too if you deleted it")
         self._document.write([], "")
 
     def refresh(self) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from flops_fit_stores.files import replace_file
 
+_sync = getattr(os, "fdatasync", os.fsync)
+"""The size of the file does not change, so only its content must reach the disk."""
 _SLOT_BYTES = 96
 """Size of a slot: a count of 20 digits, a SHA-256 in hex, spaces and a newline."""
 
@@ -56,7 +58,7 @@ class LowerBound:
                     return
                 file.seek(counts.index(min(counts)) * _SLOT_BYTES)
                 file.write(_slot(count))
-                os.fsync(file.fileno())
+                _sync(file.fileno())
         except FileNotFoundError:
             self.reset(count)
 

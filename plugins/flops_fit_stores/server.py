@@ -15,8 +15,9 @@ from flops_fit_stores.schema import NAME, migrate
 
 T = TypeVar("T")
 SECRETS = ("password", "sslpassword")
-LOST = ("08", "57P01", "57P02", "57P03")
-"""Prefixes of SQLSTATE codes of a lost connection, or of a server that starts or stops."""
+LOST = ("08", "25P03", "57P01", "57P02", "57P03")
+"""Prefixes of SQLSTATE codes of a lost connection, of a transaction that the server has ended because the client
+was silent, or of a server that starts or stops."""
 PERMANENT = {
     "permission denied for database": "ask its owner to type GRANT CONNECT ON DATABASE ... TO ...",
     "authentication failed": "put the correct password into PGPASSWORD, ~/.pgpass or a service file",
@@ -31,6 +32,9 @@ PERMANENT = {
 """Part of libpq's message -> hint for the user. Retrying does not help."""
 MAX_LOCK_TIMEOUT = 2**31 - 1
 """The server's limit, in milliseconds. 0 would disable the timeout."""
+_MAX_SILENCE = 10_000
+"""Milliseconds after which the server ends the transaction of a client that is paused or unreachable: its locks
+would stop all other drivers."""
 _UNREACHABLE = "is the server running, and are host and port correct?"
 _KEEPALIVE = {
     "keepalives_idle": 10,
@@ -116,6 +120,10 @@ class Server:
             connection = psycopg.connect(self._conninfo, autocommit=True, prepare_threshold=None)
             lock_timeout = min(max(1, int(self._reconnect_timeout * 1000)), MAX_LOCK_TIMEOUT)
             connection.execute("SELECT set_config('lock_timeout', %s, false)", [str(lock_timeout)])
+            silence = min(_MAX_SILENCE, max(1_000, lock_timeout // 2))
+            connection.execute(
+                "SELECT set_config('idle_in_transaction_session_timeout', %s, false)", [str(silence)]
+            )
         except psycopg.Error as error:
             raise self._explain_connection(error) from None
         info = connection.info
@@ -133,6 +141,11 @@ class Server:
 
     def _explain(self, error: psycopg.Error) -> StoreError:
         message = (error.diag.message_primary or " ".join(str(error).split())).strip()
+        if isinstance(error, psycopg.errors.InsufficientPrivilege) and "must be owner" in message:
+            return StoreError(
+                f"{self.name}: its tables are of an earlier version of flops-fit, and only their owner can "
+                f"migrate them ({message}). Ask the owner to type 'flops-fit status STUDY' once with this version"
+            )
         if isinstance(error, psycopg.errors.InsufficientPrivilege):
             user, database = self._connection.info.user, self._connection.info.dbname
             return StoreError(

@@ -13,18 +13,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core import RunResult, StoreError
+from flops_fit_core import RunResult
 from flops_fit_core.plugins import ResultStore, settle_result
 from flops_fit_stores.checks import exceeds_64_bits, gc_paused, parse_record, to_columns, validated
-from flops_fit_stores.database import COLUMNS, explain_errors, open_database
+from flops_fit_stores.database import COLUMNS, DatabaseFile
+from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_claims import SqliteClaims, write_transaction
 
-_ADD = (
-    f"INSERT INTO results ({', '.join(COLUMNS)}) VALUES ({', '.join(f':{name}' for name in COLUMNS)}) "  # noqa: S608
-    f"ON CONFLICT (id, attempt) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in COLUMNS)}"
+_NAMES = (*COLUMNS, "sha256")
+ADD = (
+    f"INSERT INTO results ({', '.join(_NAMES)}) VALUES ({', '.join(f':{name}' for name in _NAMES)}) "  # noqa: S608
+    f"ON CONFLICT (id, attempt) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _NAMES)}"
 )
-_ALL_ATTEMPTS = "SELECT id, attempt, record FROM results ORDER BY added"
-_ATTEMPTS = "SELECT id, attempt, record FROM results WHERE id = :id ORDER BY attempt"
 
 
 class SqliteStore(ResultStore):
@@ -41,65 +41,72 @@ class SqliteStore(ResultStore):
 
     def __init__(self, path: Path, lock_timeout: float) -> None:
         self.path, self.lock_timeout = path, lock_timeout
-        self._db = open_database(path, lock_timeout)
-        self._claims = SqliteClaims(self._db)
-        self._inode = path.stat().st_ino
+        self._file = DatabaseFile(path, lock_timeout)
+        self._claims: SqliteClaims | None = None
 
     def add(self, result: RunResult, token: str | None = None) -> RunResult:
         """As in the base class. The result is on disk when this returns."""
         result = validated(result)
-        with explain_errors(self.path, self.lock_timeout):
-            if not self.path.exists() or self.path.stat().st_ino != self._inode:
-                raise StoreError(f"{self.path}: moved or deleted while in use. Put it back and run again")
-            with write_transaction(self._db):
-                return self._add(result, token)
+        with self._file.explain(), write_transaction(self._file.writer):
+            stored = self._add(result, token)
+        self._file.acknowledge()
+        return stored
 
     def _add(self, result: RunResult, token: str | None) -> RunResult:
+        db, claims = self._file.writer, self._writable_claims()
         if token is None:
-            self._db.execute(_ADD, _row(result))
+            db.execute(ADD, to_row(result))
             return result
-        holds_claim = self._claims.is_valid(result.id, token)
+        holds_claim = claims.is_valid(result.id, token)
         attempts = self.attempts(result.id)
         stored = settle_result(result, attempts, holds_claim=holds_claim)
         if stored not in attempts:
-            self._db.execute(_ADD, _row(stored))
+            db.execute(ADD, to_row(stored))
             if stored.is_finished and not holds_claim and not stored.superseded:
-                self._claims.end(result.id)
+                claims.end(result.id)
         return stored
 
     def all_attempts(self) -> list[RunResult]:
-        return self._query(_ALL_ATTEMPTS)
+        return self._query("ORDER BY added")
 
     def attempts(self, run_id: str) -> list[RunResult]:
         """All attempts at a run, by number. Uses an index."""
-        return self._query(_ATTEMPTS, id=run_id)
+        return self._query("WHERE id = :id ORDER BY attempt", id=run_id)
 
     def claim(self, run_id: str, owner: str, seconds: float) -> str | bool:
-        with explain_errors(self.path, self.lock_timeout):
-            return self._claims.take(run_id, owner, seconds) or False
+        with self._file.explain():
+            return self._writable_claims().take(run_id, owner, seconds) or False
 
     def renew(self, run_id: str, owner: str, seconds: float) -> bool:
-        with explain_errors(self.path, self.lock_timeout):
-            return self._claims.extend(run_id, owner, seconds)
+        with self._file.explain():
+            return self._writable_claims().extend(run_id, owner, seconds)
 
     def release(self, run_id: str, owner: str) -> None:
-        with explain_errors(self.path, self.lock_timeout):
-            self._claims.drop(run_id, owner)
+        with self._file.explain():
+            self._writable_claims().drop(run_id, owner)
 
     def close(self) -> None:
-        """Close the database. The last process to close it merges the write-ahead log into it."""
-        with explain_errors(self.path, self.lock_timeout):
-            self._db.conn.close()
+        """Close the database."""
+        self._file.close()
 
-    def _query(self, sql: str, **values: Any) -> list[RunResult]:
-        with explain_errors(self.path, self.lock_timeout):
-            rows = self._db.execute(sql, values).fetchall()
+    def _writable_claims(self) -> SqliteClaims:
+        """The claims in the database, which is opened for writing first."""
+        db = self._file.writer
+        if self._claims is None:
+            self._claims = SqliteClaims(db)
+        return self._claims
+
+    def _query(self, clause: str, **values: Any) -> list[RunResult]:
+        records = self._file.records(clause, values)
         with gc_paused():
-            return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in rows]
+            return [parse_record(record, self.path, run_id, attempt) for run_id, attempt, record in records]
 
 
-def _row(result: RunResult) -> dict[str, Any]:
+def to_row(result: RunResult) -> dict[str, Any]:
     """The row of a result. Integers above 64 bits become floats, and times become text: SQLite has neither. The
     record keeps every digit."""
     values = {**to_columns(result), "finished": result.finished.isoformat()}
-    return {name: float(value) if exceeds_64_bits(value) else value for name, value in values.items()}
+    row: dict[str, Any] = {
+        name: float(value) if exceeds_64_bits(value) else value for name, value in values.items()
+    }
+    return {**row, "sha256": row_digest(result.id, result.attempt, row["record"])}

@@ -113,7 +113,7 @@ BROKEN = {
         {"SETTLED": "stored = stored.model_copy(update={'attempt': result.attempt})"},
         {STALE},
     ),
-    "drops superseded results": ({"EQUAL": "stored in attempts or stored.superseded"}, {STALE, FIRST}),
+    "drops superseded results": ({"EQUAL": "stored in attempts or stored.superseded"}, {STALE, NEVER}),
     "stores an equal result again": (
         {"EQUAL": "False", "SETTLED": "stored = stored.model_copy(update={'attempt': len(attempts) + 1})"},
         {ONCE},
@@ -134,7 +134,7 @@ BROKEN = {
         {STALE, NEVER},
     ),
     "returns True for a claim": ({"TOKEN": "True"}, {TOKENS, HOLDER}),
-    "uses the owner as token": ({"TOKEN": "owner"}, {TOKENS, EARLIER}),
+    "uses the owner as token": ({"TOKEN": "owner"}, {TOKENS}),
     "counts the claims of the present": ({"TOKEN": "str(len(self.held))"}, {TOKENS}),
     "accepts NaN under a claim": (
         {"VALIDATE": "token or RunResult.model_validate(result.model_dump())"},

@@ -42,8 +42,9 @@ class ResultStore(ABC):
         Args:
             result: The attempt. Without a token, it replaces an earlier result of the same (run id, attempt).
             token: The token of the claim under which the run was trained. A fenced store replaces nothing then: it
-                stores :func:`settle_result` of the result, and ends another driver's claim of the run if the
-                result counts. A store that is not fenced never receives a token and needs no such parameter.
+                stores :func:`settle_result` of the result. If a finished result counts without a valid token, the
+                store also ends the present claim of the run. A store that is not fenced never receives a token and
+                needs no such parameter.
 
         Returns the result as it is stored; None from a store that is not fenced. Returns when the result survives
         a crash of this process. Raises ValueError for a number that is not finite, because JSON would silently

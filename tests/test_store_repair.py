@@ -1,0 +1,380 @@
+"""``flops-fit store check`` and ``flops-fit store repair``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from damaged_stores import (
+    BOUND,
+    COUNT,
+    DATABASE,
+    LOG,
+    RESULTS,
+    closed_store,
+    content_of,
+    flip_bit,
+    flip_bit_of_record,
+    killed_store,
+    store_at,
+    stored,
+)
+
+from flops_fit_core import ConfigError, RunResult, StoreError
+from flops_fit_core.api import run
+from flops_fit_core.plugins import FileFinding, ResultStore, StoreRepair, StoreSpec, hookimpl
+from flops_fit_core.plugins.registry import installed
+from flops_fit_core.study.check import check_study, repair_stores
+from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import Heartbeat
+from flops_fit_stores.sqlite_repair import check, repair
+
+Call = Callable[..., tuple[int, str, str]]
+SURFACE = {
+    "name": "law",
+    "sweep": {"budgets": [1e17, 1e18], "sizes": 4},
+    "model": "surface",
+    "dataset": "surface",
+    "executor": "local",
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained") / "law"
+    run(SURFACE, out=folder)
+    return folder
+
+
+@pytest.fixture
+def study(trained: Path, tmp_path: Path) -> Path:
+    """A copy of a study with eight results."""
+    return Path(shutil.copytree(trained, tmp_path / "law"))
+
+
+def states(folder: Path) -> dict[str, str]:
+    return {finding.file: finding.state for finding in check(folder / DATABASE, 5)}
+
+
+def break_a_record(study: Path) -> str:
+    """Change the loss in one stored record. Returns the run's id."""
+    with closing(sqlite3.connect(study / DATABASE, isolation_level=None)) as connection:
+        (run_id,) = connection.execute("SELECT id FROM results WHERE added = 3").fetchone()
+        changed = "UPDATE results SET record = replace(record, '\"loss\":', '\"loss\":1') WHERE added = 3"
+        connection.execute(changed)
+    return str(run_id)
+
+
+# ---------------------------------------------------------------------------- the store
+
+
+def test_check_names_the_damaged_result_and_changes_nothing(tmp_path: Path) -> None:
+    damaged = flip_bit_of_record(closed_store(tmp_path), 3)
+    before = content_of(tmp_path)
+    database, bound = check(tmp_path / DATABASE, 5)
+    assert database.state == "damaged"
+    assert damaged.id in database.text
+    assert f"store repair {tmp_path} keeps the {COUNT - 1} intact results" in database.advice
+    assert bound == FileFinding(file=BOUND, state="intact", text=f"at least {COUNT} results were stored")
+    assert content_of(tmp_path) == before
+
+
+def test_check_of_a_folder_without_a_store_has_no_findings(tmp_path: Path) -> None:
+    assert check(tmp_path / DATABASE, 5) == []
+
+
+def test_repair_keeps_every_intact_result_and_moves_the_damaged_file(tmp_path: Path) -> None:
+    damaged = flip_bit_of_record(closed_store(tmp_path), 3)
+    before = (tmp_path / DATABASE).read_bytes()
+    outcome = repair(tmp_path / DATABASE, 5)
+    assert (outcome.kept, outcome.lost) == (COUNT - 1, (f"run {damaged.id}, attempt 1",))
+    assert (tmp_path / outcome.moved[0]).read_bytes() == before
+    assert stored(tmp_path) == [result for result in RESULTS if result != damaged]
+    assert states(tmp_path) == {DATABASE: "intact", BOUND: "intact"}
+    with closing(store_at(tmp_path)) as store:
+        store.add(damaged)
+    assert len(stored(tmp_path)) == COUNT
+
+
+def test_two_repairs_keep_both_damaged_files(tmp_path: Path) -> None:
+    closed_store(tmp_path)
+    moved = []
+    for index in (3, 4):
+        flip_bit_of_record(tmp_path, index)
+        moved += repair(tmp_path / DATABASE, 5).moved
+    assert len(set(moved)) == 4
+    assert all((tmp_path / name).exists() for name in moved)
+    assert len(stored(tmp_path)) == COUNT - 2
+
+
+def test_results_behind_a_damaged_part_of_the_log_are_kept(tmp_path: Path) -> None:
+    killed_store(tmp_path, merged=5)
+    flip_bit(tmp_path / LOG, 40)
+    with pytest.raises(StoreError, match=f"{COUNT - 5} of {COUNT} results are missing; intact results: {COUNT}"):
+        store_at(tmp_path)
+    assert repair(tmp_path / DATABASE, 5).kept == COUNT
+    assert stored(tmp_path) == RESULTS
+
+
+@pytest.mark.parametrize("name", ["results", "results_id_attempt", "claims"])
+def test_results_below_a_damaged_root_page_are_kept(name: str, tmp_path: Path) -> None:
+    """The roots of the table, its index and the claims; rows of results are on other pages."""
+    closed_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE)) as connection:
+        (page,) = connection.execute("SELECT rootpage FROM sqlite_master WHERE name = ?", [name]).fetchone()
+    with (tmp_path / DATABASE).open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(bytes(4096))
+    assert repair(tmp_path / DATABASE, 5).kept == COUNT
+    assert stored(tmp_path) == RESULTS
+
+
+def test_results_in_the_log_of_a_deleted_database_are_kept(tmp_path: Path) -> None:
+    killed_store(tmp_path, merged=0)
+    (tmp_path / DATABASE).unlink()
+    assert states(tmp_path)[DATABASE] == "damaged"
+    assert repair(tmp_path / DATABASE, 5).kept == COUNT
+    assert stored(tmp_path) == RESULTS
+
+
+def test_a_damaged_bound_is_written_again(tmp_path: Path) -> None:
+    closed_store(tmp_path)
+    (tmp_path / BOUND).write_text("many")
+    with pytest.raises(StoreError, match=r"results\.sqlite\.count: damaged: both counts"):
+        store_at(tmp_path)
+    assert states(tmp_path) == {DATABASE: "damaged", BOUND: "damaged"}
+    assert repair(tmp_path / DATABASE, 5).kept == COUNT
+    assert states(tmp_path) == {DATABASE: "intact", BOUND: "intact"}
+
+
+def test_columns_that_differ_from_their_record_are_written_again(tmp_path: Path) -> None:
+    closed_store(tmp_path)
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as connection:
+        connection.execute("UPDATE results SET loss = 9, model = 'other' WHERE added = 4")
+    assert stored(tmp_path) == RESULTS
+    database, _ = check(tmp_path / DATABASE, 5)
+    assert f"model, loss of run {RESULTS[3].id}, attempt 1" in database.text
+    assert repair(tmp_path / DATABASE, 5) == StoreRepair(kept=COUNT, moved=repair_names(tmp_path))
+    assert states(tmp_path) == {DATABASE: "intact", BOUND: "intact"}
+
+
+def repair_names(folder: Path) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in folder.iterdir() if ".damaged-" in path.name))
+
+
+@pytest.mark.parametrize("column", ["id", "attempt", "sha256"])
+def test_an_intact_record_with_a_damaged_key_is_kept(column: str, tmp_path: Path) -> None:
+    closed_store(tmp_path)
+    changes = {"id": "'0' || substr(id, 2)", "attempt": "9", "sha256": "'00' || substr(sha256, 3)"}
+    with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as connection:
+        connection.execute(f"UPDATE results SET {column} = {changes[column]} WHERE added = 4")
+    assert states(tmp_path)[DATABASE] == "damaged"
+    assert repair(tmp_path / DATABASE, 5).kept == COUNT
+    assert stored(tmp_path) == RESULTS
+
+
+def repair_until_step(path: Path, step: int) -> bool:
+    """Repair in a child process that ends at this call of a function that changes files. Returns whether the
+    repair ended before."""
+    child = os.fork()
+    if child == 0:
+        calls = 0
+
+        def count(original: Callable[..., Any]) -> Callable[..., Any]:
+            def counted(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == step:
+                    os._exit(9)
+                return original(*args, **kwargs)
+
+            return counted
+
+        for name in ("rename", "replace", "unlink", "fsync"):
+            setattr(os, name, count(getattr(os, name)))
+        try:
+            repair(path, 5)
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    code = os.waitstatus_to_exitcode(status)
+    assert code in (0, 9)
+    return code == 0
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_repair_that_was_interrupted_at_any_step_is_completed_by_the_next(tmp_path: Path) -> None:
+    source = killed_store(tmp_path / "source", merged=5)
+    damaged = flip_bit_of_record(source, 1)
+    flip_bit(source / LOG, 40)
+    expected = [result for result in RESULTS if result != damaged]
+    ended, step = False, 0
+    while not ended:
+        step += 1
+        folder = Path(shutil.copytree(source, tmp_path / f"step-{step}"))
+        ended = repair_until_step(folder / DATABASE, step)
+        if not ended:
+            with contextlib.suppress(StoreError):  # raised until the repair is complete
+                assert stored(folder) == expected
+        repair(folder / DATABASE, 5)
+        assert stored(folder) == expected, f"step {step}"
+        contents = [file.read_bytes() for file in folder.iterdir()]
+        assert (source / DATABASE).read_bytes() in contents, f"step {step}: the damaged file is gone"
+        assert (source / LOG).read_bytes() in contents, f"step {step}: the damaged log is gone"
+    assert step > 8
+
+
+# ---------------------------------------------------------------------------- the study
+
+
+def test_the_commands_report_and_repair_a_study(study: Path, call: Call) -> None:
+    status, output, _ = call("store", "check", study)
+    assert (status, " 0 of " in f" {output.splitlines()[-1]}") == (0, True)
+    run_id = break_a_record(study)
+    for command in ("status", "runs", "fit"):
+        status, _, error = call(command, study)
+        assert status == 2
+        assert f"run {run_id}, attempt 1: the stored result is not intact; intact results: 7" in error
+    status, output, _ = call("store", "check", study, "--json")
+    files = {item["file"]: item for item in json.loads(output)["files"]}
+    assert status == 1
+    assert (files[DATABASE]["state"], files["plan.json"]["state"]) == ("damaged", "intact")
+    status, output, _ = call("store", "repair", study)
+    assert status == 0
+    assert "7 results are intact" in output
+    assert f"1 planned runs have no finished result: {run_id}" in output
+    assert call("run", study)[0] == 0
+    status, output, _ = call("store", "repair", study)
+    assert (status, "nothing to repair" in output) == (0, True)
+
+
+def test_repair_prints_json(study: Path, call: Call) -> None:
+    run_id = break_a_record(study)
+    status, output, _ = call("store", "repair", study, "--json")
+    (store,) = json.loads(output)["stores"]
+    assert (status, store["kept"], store["to_train"]) == (0, 7, [run_id])
+
+
+def test_repair_is_refused_while_a_driver_trains_the_study(study: Path) -> None:
+    break_a_record(study)
+    before = content_of(study)
+    heartbeat = Heartbeat(study, "a driver that trains", "local")
+    heartbeat.started(StudyFolder(study).plan())
+    with pytest.raises(StoreError, match=f"trained by process {os.getpid()}"):
+        repair_stores(StudyFolder(study), installed())
+    heartbeat.close()
+    assert content_of(study) == before
+    assert len(repair_stores(StudyFolder(study), installed())) == 1
+
+
+@pytest.mark.parametrize("name", ["plan.json", "experiment.json", "plugins.json", "fit.json", "outbox/1.json"])
+@pytest.mark.parametrize("content", [b"\xff", b"{", b"[" * 100_000])
+def test_check_reports_each_damaged_file_and_reads_the_others(name: str, content: bytes, study: Path) -> None:
+    (study / "outbox").mkdir()
+    (study / name).write_bytes(content)
+    findings = {finding.file: finding for finding in check_study(StudyFolder(study), installed())}
+    assert findings[name].state == "damaged"
+    assert findings[name].advice
+    assert findings[DATABASE].state == "intact"
+
+
+def test_a_folder_without_a_study_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no file of a study"):
+        check_study(StudyFolder(tmp_path), installed())
+
+
+def test_a_store_of_a_missing_plugin_is_not_checked(study: Path, call: Call) -> None:
+    table = json.loads((study / "experiment.json").read_text())
+    table.pop("sha256")
+    (study / "experiment.json").write_text(json.dumps({**table, "store": "theirs/lines"}))
+    status, output, _ = call("store", "check", study)
+    assert status == 0
+    assert "results: unchecked: " in output
+    assert "theirs/lines" in output
+
+
+class Lines(ResultStore):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, result: RunResult, token: str | None = None) -> None:
+        raise NotImplementedError
+
+    def all_attempts(self) -> list[RunResult]:
+        return []
+
+
+def check_lines(options: Any, folder: Path) -> list[FileFinding]:
+    path = folder / "results.lines"
+    if not path.exists():
+        return []
+    return [FileFinding(file=path.name, state="intact" if path.read_text() == "ok" else "damaged")]
+
+
+def repair_lines(options: Any, folder: Path) -> StoreRepair:
+    (folder / "results.lines").rename(folder / "results.lines.damaged")
+    return StoreRepair(kept=0, moved=("results.lines.damaged",))
+
+
+class Theirs:
+    def __init__(self, **functions: Any) -> None:
+        self.functions = functions
+
+    @hookimpl
+    def flops_fit_stores(self) -> Iterator[StoreSpec]:
+        yield StoreSpec(
+            name="lines", build=lambda options, folder: Lines(folder), file="results.lines", **self.functions
+        )
+
+
+def test_a_store_of_another_plugin_offers_check_and_repair(study: Path) -> None:
+    (study / "results.lines").write_text("damaged")
+    registry = installed().with_plugins({"theirs": Theirs(check=check_lines, repair=repair_lines)})
+    findings = {finding.file: finding.state for finding in check_study(StudyFolder(study), registry)}
+    assert (findings["results.lines"], findings[DATABASE]) == ("damaged", "intact")
+    (repaired,) = repair_stores(StudyFolder(study), registry)
+    assert (repaired.store, repaired.repair.moved) == ("theirs/lines", ("results.lines.damaged",))
+
+
+def test_a_store_without_check_is_reported_and_one_without_repair_is_an_error(study: Path) -> None:
+    (study / "results.lines").write_text("damaged")
+    registry = installed().with_plugins({"theirs": Theirs()})
+    findings = {finding.file: finding for finding in check_study(StudyFolder(study), registry)}
+    assert findings["results.lines"].text == "the store theirs/lines has no check"
+    registry = installed().with_plugins({"theirs": Theirs(check=check_lines)})
+    with pytest.raises(StoreError, match=r"theirs/lines cannot repair results\.lines"):
+        repair_stores(StudyFolder(study), registry)
+    with pytest.raises(TypeError, match="repair needs check"):
+        StoreSpec(name="lines", build=lambda options, folder: Lines(folder), repair=repair_lines)
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.json.count"])
+def test_a_damaged_json_store_is_checked_and_repaired(name: str, tmp_path: Path) -> None:
+    spec = installed().find("store", "stores/json").spec
+    with closing(spec.build(spec.options(), tmp_path)) as store:
+        for result in RESULTS:
+            store.add(result)
+    assert [finding.state for finding in spec.check(spec.options(), tmp_path)] == ["intact", "intact"]
+    content = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(
+        content.replace('"loss": 2.', '"loss": 3.', 1) if name == "results.json" else "many"
+    )
+    damaged = (tmp_path / name).read_bytes()
+    findings = {finding.file: finding for finding in spec.check(spec.options(), tmp_path)}
+    assert findings[name].state == "damaged"
+    assert "flops-fit store repair" in findings[name].advice
+    outcome = spec.repair(spec.options(), tmp_path)
+    assert outcome.kept == COUNT - (name == "results.json")
+    assert damaged in [(tmp_path / moved).read_bytes() for moved in outcome.moved]
+    assert {finding.state for finding in spec.check(spec.options(), tmp_path)} == {"intact"}
+    with closing(spec.build(spec.options(), tmp_path)) as store:
+        assert len(store.results()) == outcome.kept
