@@ -8,6 +8,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -156,6 +158,33 @@ def test_a_reader_finds_every_result_while_the_log_is_merged(
         # The reader has read results.json. Before it reads the log, the writer merges and deletes it.
         monkeypatch.setattr(json_records.Journal, "read_new", merge_first)
         assert len(reader.results()) == 3
+
+
+def test_readers_and_writers_at_once_see_every_acknowledged_result(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from flops_fit_core.testing.examples import result_of\n"
+        "from flops_fit_stores import json_records; from flops_fit_stores.json_file import JsonStore\n"
+        "json_records._MIN_LOG_BYTES = 5000; os.fsync = lambda handle: None; first = int(sys.argv[2])\n"
+        "for start in range(first, first + 80, 20):\n"
+        "    store = JsonStore(Path(sys.argv[1]) / 'results.json', 30)\n"
+        "    for seed in range(start, start + 20):\n"
+        "        store.add(result_of(seed)); print(seed, flush=True)\n"
+        "    store.close()\n"
+    )
+    with closing(open_store("json", tmp_path)) as reader:
+        writers = [
+            subprocess.Popen([sys.executable, "-c", code, tmp_path, str(first)], stdout=subprocess.PIPE, text=True)
+            for first in (0, 1000)
+        ]
+        counts = [0]
+        while any(writer.poll() is None for writer in writers):
+            counts.append(len(reader.all_attempts()))
+        acknowledged = {int(seed) for writer in writers for seed in writer.communicate()[0].split()}
+        assert [writer.returncode for writer in writers] == [0, 0]
+        assert counts == sorted(counts)
+        assert {result.run.seed for result in reader.all_attempts()} == acknowledged
+        assert len(acknowledged) == 160
+    assert len(json.loads((tmp_path / "results.json").read_text())["results"]) == 160
 
 
 def test_a_log_that_cannot_be_merged_loses_nothing(
