@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import signal
 import sys
@@ -23,10 +24,11 @@ from flops_fit_core.cli import (
     tune_command,
     watching_commands,
 )
-from flops_fit_core.cli.printing import print_error, redirect_prints, reserve_stdout
+from flops_fit_core.cli.printing import escape_other_output, print_error, redirect_prints, reserve_stdout
 from flops_fit_core.cli.renamed import refuse_old_names
 from flops_fit_core.errors import FlopsFitError, UserError
 from flops_fit_core.plugins.registry import PluginSetup
+from flops_fit_core.plugins.utilities import escape_controls
 
 STOPPED = 130
 _FREE_SPACE = "Finished results are kept. Free disk space and try again"
@@ -66,6 +68,7 @@ doctor_command.register(app)
 def main() -> None:
     """Entry point of ``flops-fit``."""
     reserve_stdout()
+    escape_other_output()
     _load_pydantic_without_plugins()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
@@ -122,13 +125,19 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in ADVICE:
+        if error.filename is None and error.errno not in ADVICE:
             raise
-        print_error(f"{error.filename or 'a file'}: {error.strerror}. {ADVICE[error.errno]}")
+        advice = ADVICE.get(error.errno or 0, "Finished results are kept")
+        print_error(f"{error.filename or 'a file'}: {error.strerror}. {advice}")
         return 2
+    except MemoryError:
+        print_error("out of memory. Finished results are kept; close other programs, or use a larger machine")
+        return 1
     except typer.TyperException as error:
         # A mistake in the command line: typer prints it with the usage of the command.
-        error.show()  # type: ignore[attr-defined]
+        text = io.StringIO()
+        error.show(text)  # type: ignore[attr-defined]
+        sys.stderr.write(escape_controls(text.getvalue()))
         return 2
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_error, print_json, print_message
+from flops_fit_core.cli.printing import console, print_error, print_json, print_message, print_text
 from flops_fit_core.cli.scaffold import write_plugin
 from flops_fit_core.plugins.registry import KINDS, Registry
 
@@ -33,9 +33,9 @@ def new(
 ) -> int:
     """Write the project of a plugin, ready to install, test and use."""
     folder = write_plugin(name, kind, out)
-    console().print(f"wrote {folder}; next:", markup=False, highlight=False)
+    print_text(f"wrote {folder}; next:")
     for line in (f"cd {folder}", 'pip install -e ".[test]"', "pytest", "flops-fit run experiment.toml"):
-        console().print(f"  {line}", markup=False, highlight=False)
+        print_text(f"  {line}")
     return 0
 
 
@@ -81,6 +81,9 @@ def _to_json(registry: Registry) -> dict[str, Any]:
 def _print(registry: Registry) -> None:
     from rich import box
     from rich.table import Table
+    from rich.text import Text
+
+    from flops_fit_core.plugins.utilities import escape_controls
 
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("kind", "name", "options", "from"):
@@ -90,7 +93,8 @@ def _print(registry: Registry) -> None:
             missing = offer.missing()
             state = f"  (needs {', '.join(missing)})" if missing else ""
             options = ", ".join(offer.spec.options.model_fields)
-            table.add_row(kind if index == 0 else "", offer.name, options, offer.source + state)
+            cells = (kind if index == 0 else "", offer.name, options, offer.source + state)
+            table.add_row(*(Text(escape_controls(cell)) for cell in cells))
     console().print(table)
     for name in sorted(registry.disabled):
-        console().print(f"disabled: {name}", markup=False)
+        print_text(f"disabled: {name}")

@@ -1,13 +1,21 @@
-"""Print answers to standard output, and everything else to standard error."""
+"""Print answers to standard output, and everything else to standard error.
+
+Everything printed is escaped (:func:`~flops_fit_core.plugins.escape_controls`), except JSON and CSV for programs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import sys
+import traceback
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
+
+from flops_fit_core.plugins.utilities import escape_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,6 +45,26 @@ def reserve_stdout() -> None:
     )
 
 
+def escape_other_output() -> None:
+    """Escape warnings, log messages and tracebacks, which Python prints to standard error itself."""
+    show_warning, show_exception = warnings.formatwarning, traceback.format_exception
+
+    def format_warning(*args: Any, **kwargs: Any) -> str:
+        return escape_controls(show_warning(*args, **kwargs))
+
+    def print_exception(*error: Any) -> None:
+        sys.stderr.write(escape_controls("".join(show_exception(*error))))
+
+    class EscapingFormatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return escape_controls(super().format(record))
+
+    warnings.formatwarning = format_warning
+    sys.excepthook = print_exception
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(EscapingFormatter())
+
+
 _answers: TextIO | None = None
 
 
@@ -64,22 +92,24 @@ def console(error: bool = False) -> Console:
 
 def print_error(message: str) -> None:
     """Print an error to standard error."""
-    print(f"error: {message}", file=sys.stderr)  # noqa: T201
+    print(f"error: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
 
 
 def print_message(message: str) -> None:
     """Print a line to standard error that is not part of the answer."""
-    console(error=True).print(message, markup=False, emoji=False)
+    console(error=True).print(escape_controls(message), markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:
     """Print a JSON value to standard output."""
-    print(json.dumps(value, indent=2, allow_nan=False), file=_answers)
+    text = json.dumps(value, indent=2, allow_nan=False)
+    print(text.replace("\x7f", "\\u007f"), file=_answers)  # json escapes all other control characters
 
 
 def print_csv(text: str) -> None:
-    """Print CSV to standard output."""
-    print(text, end="", file=_answers)
+    """Print CSV to standard output: exactly, or with escaped control characters if it is a terminal."""
+    file = _answers or sys.stdout
+    print(escape_controls(text) if file.isatty() else text, end="", file=file)
 
 
 def print_table(table: DataTable) -> None:
@@ -89,7 +119,7 @@ def print_table(table: DataTable) -> None:
 
 def print_text(text: str) -> None:
     """Print a line of the answer to standard output."""
-    console().print(text, markup=False, emoji=False)
+    console().print(escape_controls(text), markup=False, emoji=False)
 
 
 MAX_NAMES = 5

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from flops_fit_core.plugins.protocols import Logger
+from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Progress as RunProgress
 from flops_fit_core.records import RunResult, SweepPlan
 from flops_fit_core.report import numbers
@@ -39,10 +40,10 @@ class SweepProgress(Logger):
         self._count, self._number = len(plan.runs), len(self._done)
         if self._console.is_terminal:
             self._bars = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[details]}"),
+                TextColumn("{task.fields[details]}", markup=False),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(elapsed_when_finished=True),
@@ -57,7 +58,7 @@ class SweepProgress(Logger):
         if self._bars is None or run is None:
             return
         if progress.run not in self._tasks:
-            name = f"  C {run.budget:.2g}, {run.size}"
+            name = escape_controls(f"  C {run.budget:.2g}, {run.size}")
             self._tasks[progress.run] = self._bars.add_task(name, total=progress.steps, details="")
         details = f"loss {progress.loss:.3f}" if progress.loss is not None else "loss -"
         if progress.tokens_per_second is not None:
@@ -75,7 +76,8 @@ class SweepProgress(Logger):
         if self._bars is not None and (task := self._tasks.pop(result.id, None)) is not None:
             self._bars.remove_task(task)
         self._update_total()
-        self._console.print(self._line(result), markup=False, style=_STYLES.get(result.status, ""))
+        line = escape_controls(self._line(result))
+        self._console.print(line, markup=False, style=_STYLES.get(result.status, ""))
 
     def close(self) -> None:
         if self._bars is not None:

@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_csv, print_json, print_message, print_table, print_text
+from flops_fit_core.cli.printing import (
+    console,
+    print_csv,
+    print_error,
+    print_json,
+    print_message,
+    print_table,
+    print_text,
+)
 from flops_fit_core.cli.summary import print_summary
-from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.errors import ConfigError, FitError, FlopsFitError, raised_at
 from flops_fit_core.study import Study
 
 
@@ -97,13 +107,18 @@ def runs(
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
+    spreadsheet: Annotated[
+        bool, typer.Option("--spreadsheet", help="With --csv: mark texts that a spreadsheet takes for formulas.")
+    ] = False,
 ) -> None:
     """List a study's runs. 'show' prints all details of a run."""
+    if spreadsheet and (json or not csv):
+        raise ConfigError("--spreadsheet changes CSV only: write --csv --spreadsheet")
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     if json:
         print_json(study.runs.json())
     elif csv:
-        print_csv(study.runs.csv())
+        print_csv(study.runs.csv(spreadsheet=spreadsheet))
     else:
         print_table(study.runs)
 
@@ -207,15 +222,18 @@ def _print_plan(study: Study, seconds: float | None) -> None:
 
 
 def print_outcome(study: Study) -> int:
-    """Print the answer of a sweep and write its report. Returns 1 if a run failed, otherwise 0."""
+    """Print the answer of a sweep and write its report. Returns 1 if a run, the fit or the report failed."""
     failed = [result for result in study.results if result.status == "failed"]
-    try:
-        study.folder.save_fit(study.fit)
-        print_summary(study)
-        files = study.report()
-        print_message(f"report: {files[0] if files else study.folder.report}")
-    except FitError as error:
-        print_message(f"no law yet: {error}")
+    failures = _print_answer(study)
+    for step, error in failures:
+        print_error(f"{step} failed: {_describe_error(error)}")
+    if failures:
+        finished = sum(result.is_finished for result in study.results)
+        state = "complete" if finished == len(study.plan.runs) else "over"
+        print_error(
+            f"training is {state}: {finished} of {len(study.plan.runs)} runs are finished and stored. To fit and "
+            f"report again without training: flops-fit report {study.folder.shown}"
+        )
     if failed:
         first_error = failed[0].error
         reason = first_error.line if first_error else "unknown"
@@ -223,4 +241,41 @@ def print_outcome(study: Study) -> int:
             f"{len(failed)} runs failed, the first with {reason}. 'flops-fit show {study.folder.shown} "
             f"{failed[0].id[:6]}' prints its traceback"
         )
-    return 1 if failed else 0
+    return 1 if failed or failures else 0
+
+
+def _print_answer(study: Study) -> list[tuple[str, Exception]]:
+    """Fit, print the answer, and write fit.json and the report. Returns the steps that failed, with their errors.
+
+    The steps are independent, so that a full disk does not hide the answer. After a sweep, no error of a fitter,
+    of matplotlib or of the disk may end the command: it would hide that training is complete.
+    """
+    failures: list[tuple[str, Exception]] = []
+    steps: dict[str, Callable[[], object]] = {
+        "the fit": lambda: study.fit,
+        "fit.json": lambda: study.folder.save_fit(study.fit),
+        "printing the answer": lambda: print_summary(study),
+        "the report": lambda: print_message(f"report: {study.report()[0]}"),
+    }
+    for step, action in steps.items():
+        try:
+            action()
+        except FitError as error:
+            print_message(f"no law yet: {error}")
+            break
+        except BrokenPipeError:  # the reader of the output has closed it; not an error of the study
+            raise
+        except Exception as error:
+            failures.append((step, error))
+            if step == "the fit":
+                break
+    return failures
+
+
+def _describe_error(error: Exception) -> str:
+    if isinstance(error, FlopsFitError):
+        return str(error)
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    line = raised_at("".join(traceback.format_exception(error)))
+    return f"{type(error).__name__}: {error}" + (f" ({line})" if line else "")

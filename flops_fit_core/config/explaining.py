@@ -7,6 +7,9 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
+MOST_MISTAKES = 20
+"""The most mistakes that a message lists."""
+
 
 def explain(error: ValidationError) -> str:
     """A line per mistake: its key, the problem, the value given."""
@@ -18,7 +21,9 @@ def explain(error: ValidationError) -> str:
         key = ".".join(str(part) for part in line["loc"] if not _is_schema_noise(part)) or "(top level)"
         value = "" if line["type"] in ("missing", "plugin") else f" (given: {short(line['input'])})"
         lines.append(f"  {key}: {_hint(line) or line['msg'].removeprefix('Value error, ')}{value}")
-    return "\n".join(dict.fromkeys(lines))
+    lines = list(dict.fromkeys(lines))
+    more = [f"  and {len(lines) - MOST_MISTAKES:,} more mistakes"] if len(lines) > MOST_MISTAKES else []
+    return "\n".join(lines[:MOST_MISTAKES] + more)
 
 
 def _hint(line: Any) -> str:

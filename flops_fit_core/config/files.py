@@ -6,20 +6,28 @@ import json
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config.experiment import Experiment, make_experiment
 from flops_fit_core.config.explaining import short
 from flops_fit_core.errors import ConfigError
+from flops_fit_core.plugins import limits
 from flops_fit_core.plugins.registry import Registry
+
+if TYPE_CHECKING:
+    import yaml
 
 
 def read_table(path: Path) -> dict[str, Any]:
-    """A TOML, JSON or YAML file as plain data. Raises ConfigError with the line of a syntax error."""
+    """A TOML, JSON or YAML file as plain data.
+
+    Raises ConfigError with the line of a syntax error, and for a file above the limits of
+    :mod:`flops_fit_core.plugins.limits`.
+    """
     readers: dict[str, Callable[[str], Any]] = {
-        ".toml": tomllib.loads,
+        ".toml": _read_toml,
         ".json": _read_json,
         ".yaml": _read_yaml,
         ".yml": _read_yaml,
@@ -29,16 +37,65 @@ def read_table(path: Path) -> dict[str, Any]:
             raise ConfigError(f"{path} is neither an experiment file nor a study's folder: it does not exist")
         raise ConfigError(f"{path}: the name of an experiment file must end in {', '.join(readers)}")
     try:
-        data = readers[path.suffix.lower()](path.read_text(encoding="utf-8-sig"))
+        data = readers[path.suffix.lower()](_read_text(path))
+        _check_extent(data)
     except FileNotFoundError:
         files = sorted(str(file) for file in path.parent.glob("*") if file.suffix.lower() in readers)[:8]
         hint = f"; the folder has {', '.join(files)}" if files else ""
         raise ConfigError(f"{path} does not exist{hint}") from None
-    except (OSError, ValueError) as error:
+    except RecursionError:
+        raise ConfigError(f"{path}: {_TOO_DEEP}") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
         raise ConfigError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected tables such as [sweep] and [model], not {type(data).__name__}")
     return data
+
+
+_TOO_DEEP = f"its tables and lists are nested too deeply (at most {limits.EXPERIMENT_DEPTH} levels)"
+
+
+def _read_text(path: Path) -> str:
+    """The text of a file. Raises ValueError for a file that is too large or not UTF-8."""
+    with path.open("rb") as file:
+        data = file.read(limits.EXPERIMENT_BYTES + 1)
+    if len(data) > limits.EXPERIMENT_BYTES:
+        raise ValueError(f"an experiment file has at most {limits.EXPERIMENT_BYTES:,} bytes")
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError("the text is UTF-16 instead of utf-8: save the file as UTF-8")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise ValueError(f"line {line} has a byte that is not UTF-8: save the file as UTF-8") from None
+
+
+def _check_extent(data: Any) -> None:
+    """Raises ValueError for too many or too deeply nested values. Shared values (YAML aliases) count each time."""
+    values, level, depth = 0, [data], 0
+    while level:
+        values += len(level)
+        if values > limits.EXPERIMENT_VALUES:
+            raise ValueError(f"an experiment file has at most {limits.EXPERIMENT_VALUES:,} values")
+        if depth > limits.EXPERIMENT_DEPTH:
+            raise ValueError(_TOO_DEEP)
+        level = [item for value in level for item in _items(value)]
+        depth += 1
+
+
+def _items(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list | tuple | set) else ()
+
+
+def _read_toml(text: str) -> Any:
+    # Python's parser takes quadratic time for a dotted key, so a deep one is refused before it is parsed.
+    if re.search(rf"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){{{limits.EXPERIMENT_DEPTH},}}", text):
+        raise ValueError(_TOO_DEEP)
+    return tomllib.loads(text)
 
 
 def _read_json(text: str) -> Any:
@@ -61,14 +118,43 @@ def _read_yaml(text: str) -> Any:
             lines: dict[str, int] = {}
             for key, _ in node.value:
                 line = key.start_mark.line + 1
-                if (first := lines.setdefault(str(key.value), line)) != line:
+                if str(key.value) in lines:
+                    first = lines[str(key.value)]
                     raise ValueError(f"the key {key.value!r} is in line {first} and again in line {line}")
+                lines[str(key.value)] = line
             return super().construct_mapping(node, deep)
 
     try:
-        return yaml.load(text, Loader)  # noqa: S506 (a SafeLoader)
+        loader = Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        if _expanded_nodes(node) > limits.EXPERIMENT_VALUES:
+            raise ValueError(
+                f"its aliases (*name) expand to over {limits.EXPERIMENT_VALUES:,} values: write fewer aliases"
+            )
+        return loader.construct_document(node)
     except yaml.YAMLError as error:
         raise ValueError(str(error)) from None
+
+
+def _expanded_nodes(root: yaml.Node) -> int:
+    """The nodes of a YAML document with aliases expanded. Raises ValueError for an alias that contains itself."""
+    counts: dict[int, int | None] = {}
+
+    def count(node: yaml.Node) -> int:
+        if id(node) in counts:
+            earlier_total = counts[id(node)]
+            if earlier_total is None:
+                raise ValueError(f"the alias in line {node.start_mark.line + 1} contains itself")
+            return earlier_total
+        counts[id(node)] = None
+        children = node.value if isinstance(node.value, list) else []
+        parts = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
+        counts[id(node)] = total = 1 + sum(count(part) for part in parts)
+        return total
+
+    return count(root)
 
 
 def experiment_name(path: Path) -> str:
@@ -124,7 +210,9 @@ def _put(table: Any, part: str, value: Any, override: str) -> None:
 def _toml_value(text: str) -> Any:
     try:
         table = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except RecursionError:
+        raise ConfigError(f"--set: the value {short(text)} is nested too deeply") from None
+    except ValueError:  # also a number of thousands of digits
         return text
     return table["value"] if len(table) == 1 else text
 

@@ -17,6 +17,7 @@ from flops_fit_core.planning.counter import counter_notes, resolve_counter, usag
 from flops_fit_core.planning.optimizer_check import check_optimizer
 from flops_fit_core.planning.plain_sgd import WARNING, plain_sgd_notes
 from flops_fit_core.planning.sizes import SizeLadder, head_notes
+from flops_fit_core.plugins import limits
 from flops_fit_core.plugins.protocols import Dataset, LossSurface
 from flops_fit_core.records import RunSpec, SkippedCell, SweepPlan
 
@@ -37,6 +38,7 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
 
     Raises PlanError, ConfigError or DataError, with the change to make.
     """
+    _check_count(experiment)
     experiment, dataset = complete_dataset(experiment, open_dataset(experiment, experiment.sweep.seeds[0]))
     is_named = not experiment.counter.depends_on_task
     experiment, counter_reason = resolve_counter(experiment, dataset.task)
@@ -80,6 +82,21 @@ def make_plan(experiment: Experiment, expected_params: Callable[[float], float] 
         vmap_runs=_vmap_runs(experiment),
         checkpoint_bytes=resolver.shared_phases.checkpoint_bytes,
     )
+
+
+def _check_count(experiment: Experiment) -> None:
+    """Raises PlanError for more sizes or runs than a plan may have, before models are measured."""
+    sweep = experiment.sweep
+    sizes = sweep.sizes if isinstance(sweep.sizes, int) else len(sweep.sizes)
+    runs = len(sweep.budgets) * sizes * len(sweep.seeds)
+    advice = "Write fewer budgets, sizes or seeds, or several experiments"
+    if isinstance(sweep.sizes, int) and sizes > limits.SIZES_PER_BUDGET:
+        raise PlanError(f"sweep.sizes = {sizes:,}: at most {limits.SIZES_PER_BUDGET:,} sizes per budget. {advice}")
+    if runs > limits.PLANNED_RUNS:
+        raise PlanError(
+            f"{len(sweep.budgets):,} budgets x {sizes:,} sizes x {len(sweep.seeds):,} seeds are {runs:,} runs, "
+            f"and a plan has at most {limits.PLANNED_RUNS:,}. {advice}"
+        )
 
 
 def _check_models(

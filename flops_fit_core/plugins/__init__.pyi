@@ -62,6 +62,7 @@ from .specs import TrainerSpec as TrainerSpec
 from .specs import head_ladders as head_ladders
 from .utilities import bits_per_byte as bits_per_byte
 from .utilities import content_hash as content_hash
+from .utilities import escape_controls as escape_controls
 from .utilities import fit_header as fit_header
 from .utilities import read_log_tail as read_log_tail
 from .utilities import replacing as replacing

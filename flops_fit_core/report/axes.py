@@ -11,6 +11,8 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
+from flops_fit_core.plugins.utilities import escape_controls
+from flops_fit_core.records import LawFit
 from flops_fit_core.report import numbers
 
 INK = "#1f2328"
@@ -102,6 +104,18 @@ def add_margin(values: Sequence[float], factor: float = 0.06) -> tuple[float, fl
     low, high = min(values), max(values)
     margin = max((high / low) ** factor, 1.02)
     return low / margin, high * margin
+
+
+def plain_text(text: str) -> str:
+    """Text for a figure without control characters, and without formulas: matplotlib takes ``$...$`` for one."""
+    return escape_controls(text).replace("$", r"\$")
+
+
+def plain_names(fit: LawFit) -> LawFit:
+    """The law, with names that a figure can show."""
+    names = {name: plain_text(getattr(fit, name)) for name in ("params_name", "flops_name", "unit")}
+    eval_set = None if fit.eval_set is None else plain_text(fit.eval_set)
+    return fit.model_copy(update={**names, "eval_set": eval_set})
 
 
 def style_axes(axes: Axes, x_label: str, y_label: str, *, wrap: int = 56) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Diagnostic
 from flops_fit_core.report import numbers
 
@@ -51,14 +52,16 @@ class DataTable:
         """The rows as JSON values; null for missing numbers."""
         return [{field: row[field] for field in self.fields} for row in self.rows]
 
-    def csv(self) -> str:
-        """The rows as CSV with a header line; empty cells for missing numbers."""
-        text = io.StringIO()
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(self.fields)
-        for row in self.rows:
-            writer.writerow([_csv_value(row[field]) for field in self.fields])
-        return text.getvalue()
+    def csv(self, *, spreadsheet: bool = False) -> str:
+        """The rows as CSV with a header line; empty cells for missing numbers.
+
+        Args:
+            spreadsheet: Write an apostrophe before texts that a spreadsheet would execute as a formula (OWASP,
+                "CSV Injection"). Numbers stay as they are.
+        """
+        show = _spreadsheet_value if spreadsheet else _csv_value
+        rows = [self.fields, *([show(row[field]) for field in self.fields] for row in self.rows)]
+        return "".join(map(_csv_line, rows))
 
     def __str__(self) -> str:
         """The table as on a terminal 120 columns wide, with the diagnostics below."""
@@ -68,7 +71,10 @@ class DataTable:
         with console.capture() as capture:
             console.print(self.rich())
         marks = {"warning": "!", "note": "-"}
-        notes = [f"{marks[diagnostic.severity]} {diagnostic.message}" for diagnostic in self.diagnostics]
+        notes = [
+            f"{marks[diagnostic.severity]} {escape_controls(diagnostic.message)}"
+            for diagnostic in self.diagnostics
+        ]
         return "\n".join([*(line.rstrip() for line in capture.get().splitlines()), *notes])
 
     def rich(self) -> RichTable:
@@ -77,7 +83,11 @@ class DataTable:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title), caption=Text(self.caption), box=box.SIMPLE_HEAD)
+        table = RichTable(
+            title=Text(escape_controls(self.title)),
+            caption=Text(escape_controls(self.caption)),
+            box=box.SIMPLE_HEAD,
+        )
         table.padding = (0, 1, 0, 0)
         table.caption_justify = "left"
         cells_by_row = self.cells()
@@ -85,18 +95,39 @@ class DataTable:
             # Headings and text may wrap on narrow terminals; numbers must not.
             min_width = 0 if column.align_left else max((len(cells[index]) for cells in cells_by_row), default=0)
             table.add_column(
-                Text(column.heading),
+                Text(escape_controls(column.heading)),
                 justify="left" if column.align_left else "right",
                 min_width=min_width or None,
                 overflow="fold",
             )
         for row, cells in zip(self.rows, cells_by_row, strict=True):
-            table.add_row(*(Text(cell) for cell in cells), style=self.style(row))
+            table.add_row(*(Text(escape_controls(cell)) for cell in cells), style=self.style(row))
         return table
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    """A line of CSV. The writer quotes a carriage return in a cell only if its line terminator has one."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)
+    return line.getvalue().removesuffix("\r\n") + "\n"
 
 
 def _csv_value(value: Any) -> Any:
     return str(value).lower() if isinstance(value, bool) else value
+
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""First characters of a text that spreadsheets take for a formula. The last four are the full-width forms."""
+
+
+def _spreadsheet_value(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(FORMULA_STARTS):
+        return _csv_value(value)
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def column(heading: str, field: str, show: Callable[[Any], str] = str, *, align_left: bool = False) -> Column:

@@ -6,6 +6,7 @@ any thread and in any notebook.
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable, Sequence
 from operator import attrgetter
@@ -21,6 +22,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Observation, Optimum, ProfileMinimum
 from flops_fit_core.report import numbers
 from flops_fit_core.report.axes import (
@@ -29,6 +31,8 @@ from flops_fit_core.report.axes import (
     add_margin,
     format_power,
     mark_synthetic,
+    plain_names,
+    plain_text,
     set_log_axis,
     style_axes,
 )
@@ -45,12 +49,23 @@ _MAX_LEGEND_BUDGETS = 12
 
 
 def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
-    """Write ``stem.png`` and ``stem.svg``. Equal figures give equal SVG files."""
-    png, svg = folder / f"{stem}.png", folder / f"{stem}.svg"
-    figure.savefig(png, dpi=DPI, metadata={"Software": None})
-    figure.savefig(svg, metadata={"Date": None})
-    svg.write_text(_make_ids_unique(svg.read_text(encoding="utf-8"), stem), encoding="utf-8")
-    return [png, svg]
+    """Write ``stem.png`` and ``stem.svg``, each atomically. Equal figures give equal SVG files."""
+    return list(write_figure(figure, folder, stem)[0])
+
+
+def write_figure(figure: Figure, folder: Path, stem: str) -> tuple[tuple[Path, Path], str]:
+    """As :func:`save_figure`. Returns the files and the text of the SVG file.
+
+    Figures are drawn in memory: another process may write the same report at the same time.
+    """
+    files = folder / f"{stem}.png", folder / f"{stem}.svg"
+    png, svg = io.BytesIO(), io.StringIO()
+    figure.savefig(png, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(svg, format="svg", metadata={"Date": None})
+    text = _make_ids_unique(svg.getvalue(), stem)
+    write_atomically(files[0], png.getvalue(), durable=False)
+    write_atomically(files[1], text, durable=False)
+    return files, text
 
 
 def _make_ids_unique(svg: str, prefix: str) -> str:
@@ -73,6 +88,7 @@ def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, syntheti
     Points are measured losses; profiles hold at the nominal budget. For a fitted surface L(N, D), profiles are its
     slices. A hollow star is a minimum at the edge of the grid, which the law does not use; its profile is dashed.
     """
+    fit = plain_names(fit)
     profiles = build_profiles(observations, fit)
     colors = _choose_colors([profile.budget for profile in profiles])
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
@@ -124,7 +140,9 @@ def runs_figure(
     axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=_GREY)
     if observations:
         set_log_axis(axes, "x", *add_margin([run.params for run in observations]), "count")
-    style_axes(axes, f"N, {params_name}", f"L, held-out loss{on_set(eval_set)} (nats per {singular(unit)})")
+    loss = f"L, held-out loss{on_set(eval_set)} (nats per {singular(unit)})"
+    style_axes(axes, plain_text(f"N, {params_name}"), plain_text(loss))
+    flops_name = plain_text(flops_name)
     axes.set_title(f"C: training FLOPs, {flops_name}. No law fitted.", fontsize=SMALL, color=INK, loc="left")
     if budgets:
         figure.legend(loc="outside right upper", title="C (FLOPs)", fontsize=SMALL, frameon=False, labelcolor=INK)
@@ -217,6 +235,7 @@ def optimum_figure(
     The curve is dashed beyond the fitted budgets, up to the largest of ``budgets``. Each of ``budgets`` gets a
     point.
     """
+    fit = plain_names(fit)
     figure = Figure(figsize=(9.6, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2)
     curve = [optimum(flops) for flops in _flops_grid(fit, budgets)]
@@ -244,6 +263,7 @@ def tokens_per_param_figure(
     The band reaches from the low end of D over the high end of N to the high end of D over the low end of N: at a
     given C, a large D means a small N.
     """
+    fit = plain_names(fit)
     figure = Figure(figsize=(6.0, 4.4), layout="constrained")
     axes = figure.add_subplot()
     curve = _build_ratio_curve([optimum(flops) for flops in _flops_grid(fit, budgets)])

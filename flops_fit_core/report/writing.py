@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
-from flops_fit_core.report.figures import isoflop_figure, optimum_figure, save_figure, tokens_per_param_figure
+from flops_fit_core.report.figures import isoflop_figure, optimum_figure, tokens_per_param_figure, write_figure
 from flops_fit_core.report.page import ReportContent, ReportFigure, render_page
 from flops_fit_core.report.tables import minima_table, predictions_table, runs_table
 
@@ -31,6 +32,8 @@ def write_report(
 ) -> list[Path]:
     """Write a report into ``folder``: ``index.html``, figures as PNG and SVG, tables as CSV.
 
+    Each file is replaced atomically, so that several processes can write the report at the same time.
+
     Args:
         folder: Created if missing. An earlier report in it is replaced.
         observations: The runs given to the fitter.
@@ -42,7 +45,7 @@ def write_report(
     The page predicts the optimum for 1, 10 and 100 times the largest fitted budget, and starts with the answer for
     10 times.
 
-    Returns the files written, the page first.
+    Returns the files written, the page first. Raises OSError for a folder that cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     largest = fit.flops_range[1]
@@ -58,16 +61,17 @@ def write_report(
     files: list[Path] = []
     page_figures: list[ReportFigure] = []
     for stem, figure in figures.items():
-        files += save_figure(figure, folder, stem)
-        page_figures.append(ReportFigure(files[-1].read_text(encoding="utf-8"), " ".join(_CAPTIONS[stem].split())))
+        written, svg = write_figure(figure, folder, stem)
+        files += written
+        page_figures.append(ReportFigure(svg, " ".join(_CAPTIONS[stem].split())))
     tables = {"minima": minima_table(fit), "predictions": predictions_table(fit, predictions)}
     if results:
         tables["runs"] = runs_table(results, plan)
     for stem, table in tables.items():
         files.append(folder / f"{stem}.csv")
-        files[-1].write_text(table.csv(), encoding="utf-8")
+        write_atomically(files[-1], table.csv(), durable=False)
     title = plan.name if plan else "Scaling law"
     content = ReportContent(title, fit, answer, predictions, page_figures, results, plan, synthetic)
     page = folder / "index.html"
-    page.write_text(render_page(content), encoding="utf-8")
+    write_atomically(page, render_page(content), durable=False)
     return [page, *files]

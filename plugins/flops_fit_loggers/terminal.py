@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 
 from flops_fit_core import Progress, RunResult, RunSpec, SweepPlan
-from flops_fit_core.plugins import Logger
+from flops_fit_core.plugins import Logger, escape_controls
 
 
 class TerminalLogger(Logger):
@@ -63,7 +63,7 @@ class TerminalLogger(Logger):
     def _print(self, line: str) -> None:
         # Read sys.stderr for every line: a live display replaces it temporarily.
         now = f"{datetime.now().astimezone():%Y-%m-%d %H:%M:%S} " if self._time else ""
-        sys.stderr.write(f"{now}{line}\n")
+        sys.stderr.write(f"{now}{escape_controls(line)}\n")
         sys.stderr.flush()
 
 

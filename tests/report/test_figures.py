@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from flops_fit_core import Law
-from flops_fit_core.report import isoflop_figure, optimum_figure, save_figure, tokens_per_param_figure
+from flops_fit_core.report import isoflop_figure, optimum_figure, runs_figure, save_figure, tokens_per_param_figure
 from flops_fit_core.report.axes import log_ticks, set_log_axis
 
 BUDGETS = (1e18, 1e19, 1e20)
@@ -256,3 +256,18 @@ def test_budgets_keep_their_order_of_lightness_so_that_grey_prints_can_be_read()
     assert lightness[-1] < 0.75, "the lightest can be seen on white"
     assert min(b - a for a, b in pairwise(lightness)) > 0.1
     assert math.isclose(lightness[0], 0.07, abs_tol=0.05)
+
+
+@pytest.mark.parametrize("name", ["$x{$", "a $b", "\x1b[2J", "100% of C_1^2 \\frac"])
+def test_names_are_shown_as_they_are_and_are_no_formulas(name, tmp_path):
+    names = {"params_name": name, "flops_name": name, "unit": name, "eval_set": name}
+    law, runs = made_up_fits.law_fit(**names), made_up_fits.runs(BUDGETS)
+    figures = [
+        isoflop_figure(runs, law),
+        optimum_figure(law, made_up_fits.true_optimum),
+        tokens_per_param_figure(law, made_up_fits.true_optimum),
+        runs_figure(runs, **names),
+    ]
+    for number, figure in enumerate(figures):
+        _, svg = save_figure(figure, tmp_path, f"figure{number}")
+        assert "\x1b" not in svg.read_text()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.json_records import (
@@ -17,6 +19,7 @@ from flops_fit_core.fitting.io.json_records import (
     json_line_records,
     read_json_records,
 )
+from flops_fit_core.plugins import limits
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
 """Suffixes of readable files; text formats also with ``.gz``."""
@@ -48,27 +51,62 @@ def table_suffix(path: Path) -> str:
 
 
 def read_raw(path: Path) -> RawTable:
-    """The cells of a file. Raises FitError if it cannot be read or has no rows under a header."""
+    """The cells of a file.
+
+    Raises FitError if it cannot be read, has no rows under a header, or is above the limits of
+    :mod:`flops_fit_core.plugins.limits`.
+    """
+    try:
+        raw = _read_format(path)
+    except RecursionError:
+        raise FitError(f"{path}: its values are nested too deeply for a table") from None
+    _check_extent(path, len(raw.rows), len(raw.header), sum(len(cells) for _, cells in raw.rows))
+    return raw
+
+
+def _read_format(path: Path) -> RawTable:
     suffix = table_suffix(path)
     if suffix in (".parquet", ".pq"):
         return _read_parquet(path)
     text = _read_text(path)
-    if suffix in (".jsonl", ".ndjson"):
-        return _from_records(path, json_line_records(path, text))
     if suffix == ".json":
         return _from_records(path, read_json_records(path, text))
+    _check_extent(path, rows=sum(map(text.count, _LINE_ENDS)) - text.count("\r\n"))
+    if suffix in (".jsonl", ".ndjson"):
+        return _from_records(path, json_line_records(path, text))
     return _parse_csv(path, text)
 
 
+_LINE_ENDS = ("\n", "\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
+"""The separators of ``str.splitlines``."""
+_ADVICE = "Keep the columns of the fit, and one row per run or fewer points of each run"
+
+
+def _check_extent(path: Path, rows: int = 0, columns: int = 0, cells: int = 0) -> None:
+    """Raises FitError, with the limit, for a table that would take gigabytes of memory."""
+    for count, limit, unit in (
+        (rows, limits.TABLE_ROWS, "rows"),
+        (columns, limits.TABLE_COLUMNS, "columns"),
+        (cells, limits.TABLE_CELLS, "cells"),
+    ):
+        if count > limit:
+            raise FitError(f"{path} has {count:,} {unit}, and a table has at most {limit:,}. {_ADVICE}")
+
+
 def _read_text(path: Path) -> str:
+    limit = limits.TABLE_BYTES
     try:
-        data = path.read_bytes()
-        if path.suffix.lower() == ".gz" or data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            data = _read_at_most(file, limit + 1)
+        if len(data) <= limit and (path.suffix.lower() == ".gz" or data[:2] == b"\x1f\x8b"):
+            with gzip.open(io.BytesIO(data)) as unpacked:
+                data = _read_at_most(unpacked, limit + 1)
     except FileNotFoundError:
         raise FitError(f"{path}: no such file") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise FitError(f"{path}: {error}") from None
+    if len(data) > limit:
+        raise FitError(f"{path}: its text has more than {limit:,} bytes, the limit of a table. {_ADVICE}")
     if data[:4] == b"PK\x03\x04":
         raise FitError(f"{path} is a workbook or another archive: save the sheet as CSV")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -79,6 +117,15 @@ def _read_text(path: Path) -> str:
     if "\x00" in text:
         raise FitError(f"{path} is not a text table; readable formats: {', '.join(SUFFIXES)}, with or without .gz")
     return text
+
+
+def _read_at_most(file: IO[bytes] | gzip.GzipFile, limit: int) -> bytes:
+    """The first bytes of a file. ``file.read(limit)`` would allocate the limit at once."""
+    chunks, size = [], 0
+    while size < limit and (chunk := file.read(min(1 << 20, limit - size))):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
 
 
 def _parse_csv(path: Path, text: str) -> RawTable:
@@ -102,6 +149,7 @@ def _parse_csv(path: Path, text: str) -> RawTable:
             names_row = next(csv.reader([names], delimiter=delimiter, skipinitialspace=True))
         else:
             names_row = next(reader, [])
+        _check_extent(path, columns=len(names_row), cells=len(names_row) * len(body))
         header, repeated = _make_unique(names_row)
         rows = []
         for cells in reader:
@@ -165,6 +213,8 @@ def _make_unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
 
 def _from_records(path: Path, records: Iterable[Any]) -> RawTable:
     rows: list[tuple[str, dict[str, Any]]] = []
+    records = list(records)
+    _check_extent(path, rows=len(records))
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise FitError(
@@ -187,7 +237,10 @@ def _read_parquet(path: Path) -> RawTable:
             f"{path}: reading parquet needs pandas and pyarrow ({error}): pip install 'flops-fit[parquet]'"
         ) from None
     try:
+        _check_parquet(path)
         frame = pandas.read_parquet(path)
+    except FitError:
+        raise
     except FileNotFoundError:
         raise FitError(f"{path}: no such file") from None
     except Exception as error:
@@ -202,3 +255,14 @@ def _read_parquet(path: Path) -> RawTable:
         for number, row in enumerate(records, 1)
     ]
     return RawTable(header, rows, repeated)
+
+
+def _check_parquet(path: Path) -> None:
+    """Raises FitError for a table above the limits, before its columns are read: they may be highly compressed."""
+    import pyarrow.parquet
+
+    metadata = pyarrow.parquet.ParquetFile(path).metadata
+    _check_extent(path, metadata.num_rows, metadata.num_columns)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    columns = range(metadata.num_columns)
+    _check_extent(path, cells=sum(group.column(column).num_values for group in groups for column in columns))

@@ -26,6 +26,7 @@ from flops_fit_core.fitting.io.names import ACTIVE, EXPERTS, normalise_name, spl
 from flops_fit_core.fitting.io.numbers import NumberFormat, decide_format, parse_scale
 from flops_fit_core.fitting.io.rows import STATUS_REASON, RowReader, cell_text, exclude_copies, number_seeds
 from flops_fit_core.fitting.io.units import check_bits, check_budget, check_units, refuse_units
+from flops_fit_core.plugins import limits
 from flops_fit_core.records import Diagnostic, Observation
 
 NUMBERS = ("params", "tokens", "flops", "loss", "budget", "unique_tokens")
@@ -146,10 +147,12 @@ def is_table(path: Path) -> bool:
     if suffix != ".json":
         return bool(suffix)
     try:
+        if path.stat().st_size > limits.TABLE_BYTES:
+            return True  # read_table refuses it with its size
         return json_records(json.loads(path.read_text(encoding="utf-8-sig"))) is not None
     except json.JSONDecodeError as error:
         return error.msg == "Extra data"
-    except (OSError, UnicodeDecodeError):
+    except (OSError, ValueError, RecursionError):
         return False
 
 
