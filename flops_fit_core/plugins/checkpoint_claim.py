@@ -42,13 +42,13 @@ class CheckpointClaim:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            write_atomically(self.folder / CLAIM, token)
+            self._write(token)
 
     def admit(self, token: str, worker_token: str) -> None:
         """Let a worker with another token write for the driver with ``token``. Raises OSError."""
         with self._locked():
             if self._tokens()[:1] == [token]:
-                write_atomically(self.folder / CLAIM, f"{token} {worker_token}")
+                self._write(f"{token} {worker_token}")
 
     @contextlib.contextmanager
     def locked_for(self, token: str | None, *, as_driver: bool = False) -> Iterator[bool]:
@@ -66,6 +66,10 @@ class CheckpointClaim:
         with self._locked():
             tokens = self._tokens()
             yield token in (tokens[:1] if as_driver else tokens)
+
+    def _write(self, tokens: str) -> None:
+        # Not synced to disk: a power failure also ends the workers, and the next driver writes the file again.
+        write_atomically(self.folder / CLAIM, tokens, durable=False)
 
     def _tokens(self) -> list[str]:
         """The driver's token first. Empty if the file is missing or undecodable: no worker may write then."""
