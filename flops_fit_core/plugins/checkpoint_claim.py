@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,14 +35,23 @@ class CheckpointClaim:
         self.folder = folder
         self.files = (folder / CLAIM, folder / LOCK)
 
-    def take(self, token: str) -> None:
+    def take(self, token: str, holds_claim: Callable[[], bool]) -> bool:
         """Give the trajectory to a driver and its workers.
 
-        Raises OSError if the file cannot be written; Timeout, a subclass, if a paused process holds the lock.
+        Args:
+            token: Token of the driver's claim of the trajectory in the store.
+            holds_claim: Whether the driver still has that claim. Called under the lock: a driver that was paused
+                since it claimed the trajectory takes nothing from the next one.
+
+        Returns whether the driver still has its claim. Raises OSError if the file cannot be written; Timeout, a
+        subclass, if a paused process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
+            if not holds_claim():
+                return False
             self._write(token)
+        return True
 
     def admit(self, token: str, worker_token: str) -> None:
         """Let a worker with another token write for the driver with ``token``. Raises OSError."""
