@@ -100,7 +100,8 @@ def flip_bit_of_record(folder: Path, index: int) -> RunResult:
 
 def content_of(folder: Path) -> dict[str, bytes]:
     """The content of each file, without the index of the log, which has no content."""
-    return {file.name: file.read_bytes() for file in folder.iterdir() if not file.name.endswith("-shm")}
+    files = [file for file in folder.iterdir() if file.is_file() and not file.name.endswith("-shm")]
+    return {file.name: file.read_bytes() for file in files}
 
 
 def without_write_access(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:

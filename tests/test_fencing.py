@@ -262,6 +262,35 @@ def test_a_retry_has_a_higher_number_than_every_superseded_attempt(setting):
     assert [result.attempt for result in again] == [8, 2]
 
 
+def test_a_driver_that_is_paused_between_claim_and_submission_submits_nothing(setting, monkeypatch, caplog):
+    plan = setting.plan = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
+    acknowledged, executor = [], setting.executor()
+    submitted = []
+
+    class Records(Varying):
+        def submit(self, job):
+            submitted.append(job)
+            super().submit(job)
+
+    sweep = Sweep(plan, setting.store(), Records(executor), setting.registry, folder=setting.folder)
+    give = sweep._give_checkpoints
+
+    def pause(trajectory, token):
+        if not acknowledged:
+            time.sleep(1.2 * LEASE)
+            store = setting.store()
+            other = Sweep(plan, store, Varying(setting.executor()), setting.registry, folder=setting.folder)
+            acknowledged.extend(other.run())
+        return give(trajectory, token)
+
+    monkeypatch.setattr(sweep, "_give_checkpoints", pause)
+    with caplog.at_level(logging.WARNING, "flops_fit"):
+        assert sweep.run() == acknowledged
+    assert submitted == []
+    assert "waits for another driver" in caplog.text
+    assert len(setting.store().attempts(plan.runs[0].id)) == 1
+
+
 # ---------------------------------------------------------------------------- the outbox
 
 

@@ -95,6 +95,17 @@ def test_a_flipped_bit_is_detected_or_harmless(
         assert outcomes["detected"]
 
 
+def test_a_damaged_character_of_a_stored_text_is_detected(tmp_path: Path) -> None:
+    path = closed_store(tmp_path) / DATABASE
+    # A byte that is not UTF-8, in a column and in the schema: Python cannot decode either.
+    for text in (RESULTS[2].id.encode() + b"completed", b'token" TEXT'):
+        before = path.read_bytes()
+        flip_bit(path, before.rindex(text), 7)
+        with pytest.raises(StoreError, match="damaged"):
+            store_at(tmp_path)
+        path.write_bytes(before)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("state", "name"), CASES)
 def test_two_thousand_flipped_bits_are_detected_or_harmless(

@@ -294,6 +294,7 @@ def test_a_folder_without_a_study_is_an_error(tmp_path: Path) -> None:
 
 def test_a_store_of_a_missing_plugin_is_not_checked(study: Path, call: Call) -> None:
     table = json.loads((study / "experiment.json").read_text())
+    table.pop("sha256")
     (study / "experiment.json").write_text(json.dumps({**table, "store": "theirs/lines"}))
     status, output, _ = call("store", "check", study)
     assert status == 0
@@ -354,3 +355,26 @@ def test_a_store_without_check_is_reported_and_one_without_repair_is_an_error(st
         repair_stores(StudyFolder(study), registry)
     with pytest.raises(TypeError, match="repair needs check"):
         StoreSpec(name="lines", build=lambda options, folder: Lines(folder), repair=repair_lines)
+
+
+@pytest.mark.parametrize("name", ["results.json", "results.json.count"])
+def test_a_damaged_json_store_is_checked_and_repaired(name: str, tmp_path: Path) -> None:
+    spec = installed().find("store", "stores/json").spec
+    with closing(spec.build(spec.options(), tmp_path)) as store:
+        for result in RESULTS:
+            store.add(result)
+    assert [finding.state for finding in spec.check(spec.options(), tmp_path)] == ["intact", "intact"]
+    content = (tmp_path / name).read_text()
+    (tmp_path / name).write_text(
+        content.replace('"loss": 2.', '"loss": 3.', 1) if name == "results.json" else "many"
+    )
+    damaged = (tmp_path / name).read_bytes()
+    findings = {finding.file: finding for finding in spec.check(spec.options(), tmp_path)}
+    assert findings[name].state == "damaged"
+    assert "flops-fit store repair" in findings[name].advice
+    outcome = spec.repair(spec.options(), tmp_path)
+    assert outcome.kept == COUNT - (name == "results.json")
+    assert damaged in [(tmp_path / moved).read_bytes() for moved in outcome.moved]
+    assert {finding.state for finding in spec.check(spec.options(), tmp_path)} == {"intact"}
+    with closing(spec.build(spec.options(), tmp_path)) as store:
+        assert len(store.results()) == outcome.kept

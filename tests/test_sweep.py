@@ -557,3 +557,27 @@ def test_a_result_that_another_driver_removes_from_the_outbox_is_skipped(setting
     monkeypatch.setattr(Path, "glob", lambda self, pattern: iter(files))
     assert outbox.results() == []
     assert outbox.get(result.id) is None
+
+
+def test_claims_of_a_driver_that_dies_while_another_waits_are_released_immediately(setting):
+    store = setting.store()
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    note = Driver(
+        owner="killed",
+        host=socket.gethostname(),
+        pid=other.pid,
+        machine=this_machine(),
+        executor="processes",
+        started=0.0,
+        updated=time.time(),
+    )
+    (setting.folder / "drivers").mkdir()
+    (setting.folder / "drivers" / "other.json").write_text(note.model_dump_json())
+    assert store.claim(setting.plan.runs[0].id, "killed", 60.0)
+    killer = threading.Timer(3.0, other.kill)
+    killer.start()
+    started = time.monotonic()
+    assert len(setting.driver(store, folder=setting.folder).run()) == 3
+    killer.join()
+    other.wait()
+    assert 2.0 < time.monotonic() - started < 30

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -35,20 +35,29 @@ class CheckpointClaim:
         self.folder = folder
         self.files = (folder / CLAIM, folder / LOCK)
 
-    def take(self, token: str) -> None:
+    def take(self, token: str, holds_claim: Callable[[], bool]) -> bool:
         """Give the trajectory to a driver and its workers.
 
-        Raises OSError if the file cannot be written; Timeout, a subclass, if a paused process holds the lock.
+        Args:
+            token: Token of the driver's claim of the trajectory in the store.
+            holds_claim: Whether the driver still has that claim. Called under the lock: a driver that was paused
+                since it claimed the trajectory takes nothing from the next one.
+
+        Returns whether the driver still has its claim. Raises OSError if the file cannot be written; Timeout, a
+        subclass, if a paused process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._locked():
-            write_atomically(self.folder / CLAIM, token)
+            if not holds_claim():
+                return False
+            self._write(token)
+        return True
 
     def admit(self, token: str, worker_token: str) -> None:
         """Let a worker with another token write for the driver with ``token``. Raises OSError."""
         with self._locked():
             if self._tokens()[:1] == [token]:
-                write_atomically(self.folder / CLAIM, f"{token} {worker_token}")
+                self._write(f"{token} {worker_token}")
 
     @contextlib.contextmanager
     def locked_for(self, token: str | None, *, as_driver: bool = False) -> Iterator[bool]:
@@ -66,6 +75,10 @@ class CheckpointClaim:
         with self._locked():
             tokens = self._tokens()
             yield token in (tokens[:1] if as_driver else tokens)
+
+    def _write(self, tokens: str) -> None:
+        # Not synced to disk: a power failure also ends the workers, and the next driver writes the file again.
+        write_atomically(self.folder / CLAIM, tokens, durable=False)
 
     def _tokens(self) -> list[str]:
         """The driver's token first. Empty if the file is missing or undecodable: no worker may write then."""

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from flops_fit_core.config import PluginConfig, build_store, choose_from_table
 from flops_fit_core.errors import ConfigError, FlopsFitError, StoreError
+from flops_fit_core.plugins.checked_json import read_checked
+from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.protocols.store_checks import FileFinding, StoreRepair
-from flops_fit_core.plugins.registry import PluginSetup, Registry
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.specs import StoreSpec
-from flops_fit_core.records import LawFit, Record, RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import drivers
-
-_DEPTH_ERRORS = (ValueError, OSError, RecursionError)
-"""Errors of reading a file of undecodable, malformed or deeply nested content."""
+from flops_fit_core.study.folder_check import check_folder
+from flops_fit_core.study.heartbeat import live_drivers
+from flops_fit_core.training.checkpoint_files import verify_checkpoint
 
 
 @dataclass(frozen=True)
@@ -43,9 +41,8 @@ def check_study(study: StudyFolder, registry: Registry) -> list[FileFinding]:
     Raises ConfigError if the folder has no file of a study.
     """
     findings = [finding for chosen in _stores(study, registry) for finding in _check_store(study, chosen)]
-    findings += _check_chosen_store(study, registry)
-    findings += _check_files(study)
-    if not findings:
+    findings += [*_check_chosen_store(study, registry), *_check_files(study)]
+    if all(finding.text.startswith("missing") for finding in findings):
         raise ConfigError(f"{study.path} has no file of a study")
     return findings
 
@@ -56,7 +53,7 @@ def repair_stores(study: StudyFolder, registry: Registry) -> list[RepairedStore]
     Raises StoreError if a driver trains the study, or if a damaged store cannot repair.
     """
     damaged = [chosen for chosen in _stores(study, registry) if _is_damaged(_check_store(study, chosen))]
-    for driver in drivers(study.path) if damaged else ():
+    for driver in live_drivers(study.path) if damaged else ():
         raise StoreError(
             f"{study.shown} is being trained by process {driver.pid} on {driver.host}: stop it with Ctrl-C or "
             f"SIGTERM (no result is lost), then repair"
@@ -85,7 +82,7 @@ def _chosen_store(study: StudyFolder, registry: Registry) -> PluginConfig[StoreS
     """The store of the experiment; None if it is not available or experiment.json cannot be read."""
     try:
         return study.choice("store", registry)
-    except (FlopsFitError, *_DEPTH_ERRORS):
+    except FlopsFitError:
         return None
 
 
@@ -104,7 +101,7 @@ def _check_chosen_store(study: StudyFolder, registry: Registry) -> list[FileFind
         return []
     try:
         table = study.table().get("store")
-    except (ConfigError, *_DEPTH_ERRORS):
+    except ConfigError:
         return []  # experiment.json has a separate finding
     try:
         chosen = choose_from_table("store", table, registry, "store") if table is not None else None
@@ -125,7 +122,7 @@ def _repair_store(study: StudyFolder, chosen: PluginConfig[StoreSpec]) -> Repair
     outcome = chosen.call(chosen.spec.repair, chosen.options, study.path)
     try:
         planned = [run.id for run in study.plan().runs]
-    except (ConfigError, *_DEPTH_ERRORS):
+    except ConfigError:
         planned = []
     with closing(build_store(chosen, study.path)) as store:
         finished = {result.id for result in store.results() if result.is_finished}
@@ -136,33 +133,43 @@ def _repair_store(study: StudyFolder, chosen: PluginConfig[StoreSpec]) -> Repair
 
 
 def _check_files(study: StudyFolder) -> Iterator[FileFinding]:
-    """The files of the folder that are no store's, in the order of :mod:`flops_fit_core.study.directory`."""
-    plan_again = f"flops-fit run EXPERIMENT --out {study.shown} plans again; results are kept"
-    delete = "delete it"
-    files: list[tuple[str, type[Record] | None, str]] = [
-        ("experiment.json", None, plan_again),
-        ("plan.json", SweepPlan, plan_again),
-        ("plugins.json", PluginSetup, plan_again),
-        ("fit.json", LawFit, f"flops-fit run {study.shown} writes it again"),
-        ("model_check.json", None, f"{delete}: the next run writes it again"),
-        ("flops_per_token.json", None, f"{delete}: the next run writes it again"),
-        ("outbox/*.json", RunResult, f"{delete} to train its run again"),
-        ("drivers/*.json", None, f"{delete} if no driver trains the study"),
-        ("jobs/*.json", None, f"{delete} if no job of the study is queued"),
-    ]
-    for pattern, kind, advice in files:
-        for path in sorted(study.path.glob(pattern)):
-            if not path.name.startswith("."):
-                yield _check_file(study, path, kind, advice)
+    """The files of the folder that are no store's."""
+    for finding in check_folder(study.path):
+        if finding.state == "damaged" or (finding.state == "absent" and finding.message):
+            reason, _, advice = finding.message.removeprefix(f"{study.path / finding.file} ").partition(". ")
+            advice = advice or f"flops-fit run {study.shown} writes it again"
+            missing = "missing: " if finding.state == "absent" else ""
+            yield FileFinding(file=finding.file, state="damaged", text=f"{missing}{reason}", advice=advice)
+        elif finding.state != "absent":
+            text = "without a checksum, from an earlier version" if finding.state == "old" else ""
+            yield FileFinding(file=finding.file, state="intact", text=text)
+    for path in sorted(study.path.glob("checkpoints/*/*.pt")):
+        advice = "delete it: its runs are trained from an earlier checkpoint, or from the beginning"
+        yield _finding(study, path, verify_checkpoint(path), advice)
+    for entry in Outbox(study.path).entries():
+        yield _finding(study, entry.file, entry.damage, "delete it: its run is trained again")
+    for folder, advice in _OTHER_FOLDERS.items():
+        for path in sorted((study.path / folder).glob("[!.]*.json")):
+            yield _finding(study, path, _damage_of_json(path), advice)
 
 
-def _check_file(study: StudyFolder, path: Path, kind: type[Record] | None, advice: str) -> FileFinding:
+_OTHER_FOLDERS = {
+    "drivers": "delete it if no driver trains the study",
+    "jobs": "delete it if no job of the study is queued or running",
+}
+
+
+def _finding(study: StudyFolder, path: Path, damage: str | None, advice: str) -> FileFinding:
     name = path.relative_to(study.path).as_posix()
+    if not damage:
+        return FileFinding(file=name, state="intact")
+    return FileFinding(file=name, state="damaged", text=damage, advice=advice)
+
+
+def _damage_of_json(path: Path) -> str:
+    """Why a JSON file is damaged; empty if it is not, or if its owner has deleted it meanwhile."""
     try:
-        text = path.read_bytes().decode()
-        read: Callable[[str], Any] = json.loads if kind is None else kind.model_validate_json
-        read(text)
-    except _DEPTH_ERRORS as error:
-        reason = str(error).splitlines()[0]
-        return FileFinding(file=name, state="damaged", text=reason, advice=advice)
-    return FileFinding(file=name, state="intact")
+        read_checked(path)
+    except ConfigError as error:
+        return str(error) if path.exists() else ""
+    return ""

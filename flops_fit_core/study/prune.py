@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from functools import partial
 from pathlib import Path
 
 from flops_fit_core.plugins.protocols import ResultStore
@@ -40,8 +41,8 @@ def delete_checkpoints(
             continue
         checkpoints = TrajectoryFolder(folder, trajectory.id, claims.token(trajectory.id))
         try:
-            checkpoints.take()
-            freed += checkpoints.remove() if branches else checkpoints.forget_latest()
+            if checkpoints.take(partial(claims.holds, trajectory.id)):
+                freed += checkpoints.remove() if branches else checkpoints.forget_latest()
         except OSError as error:
             logger.warning("checkpoints in %s are kept: %s", path, error)
         claims.release([trajectory.id])

@@ -14,9 +14,11 @@ import uuid
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from flops_fit_core.errors import ClaimLost
 from flops_fit_core.plugins.outbox import Outbox, OutboxEntry
 from flops_fit_core.plugins.protocols import Executor, JobEnded, Logger, ResultStore
 from flops_fit_core.plugins.protocols.stores import latest_attempts
@@ -207,8 +209,8 @@ class Sweep:
             for trajectory in job.trajectories if tokens else ():
                 if not self._give_checkpoints(trajectory.id, tokens.get(trajectory.id)):
                     tokens.pop(trajectory.id, None)
-        except TimeoutError as error:
-            logger.warning("job %s waits: a paused process holds its checkpoints (%s)", job.id, error)
+        except (TimeoutError, ClaimLost) as error:
+            logger.warning("job %s waits for another driver, or for a paused process: %s", job.id, error)
             self._claims.release(names)
             self._claimed_elsewhere.append(job)
             return
@@ -220,12 +222,14 @@ class Sweep:
     def _give_checkpoints(self, trajectory: str, token: str | None) -> bool:
         """Let only workers of this driver write the checkpoints of a trajectory.
 
-        Returns whether workers must compare the token. Raises TimeoutError if a paused process holds the lock.
+        Returns whether workers must compare the token. Raises TimeoutError if a paused process holds the lock,
+        and ClaimLost if this driver was paused and another has claimed the trajectory.
         """
         if self.folder is None or token is None:
             return False
         try:
-            TrajectoryFolder(self.folder, trajectory, token).take()
+            if not TrajectoryFolder(self.folder, trajectory, token).take(partial(self._claims.holds, trajectory)):
+                raise ClaimLost(f"another driver has claimed the trajectory {trajectory}")
         except TimeoutError:
             raise
         except OSError as error:

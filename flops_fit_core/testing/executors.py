@@ -185,6 +185,7 @@ class ExecutorConformance(Kit):
             for job in jobs:
                 executor.submit(job)
             events = self.wait_for_start(executor, trace)
+            assert all(executor.is_alive(job.id) for job in jobs), "is_alive is False for a job that has not ended"
             for job in [waiting, *running]:
                 executor.cancel(job.id)
             executor.cancel("unknown job")

@@ -10,7 +10,7 @@ import secrets
 import shutil
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -116,10 +116,15 @@ class TrajectoryFolder:
 
     # ------------------------------------------------------------------ the driver
 
-    def take(self) -> None:
-        """Give the trajectory to the driver with this token, and to its workers. Raises OSError."""
-        if self.token is not None:
-            self._claim.take(self.token)
+    def take(self, holds_claim: Callable[[], bool] = lambda: True) -> bool:
+        """Give the trajectory to the driver with this token, and to its workers.
+
+        Args:
+            holds_claim: Whether the driver still has its claim in the store.
+
+        Returns whether it has. Raises OSError.
+        """
+        return self.token is None or self._claim.take(self.token, holds_claim)
 
     def forget_latest(self) -> int:
         """Delete the latest checkpoint, and temporary files of writers that were killed. Keeps branches.

@@ -216,7 +216,8 @@ class RayExecutor(Executor):
     def _read_outbox(self, task: Task) -> None:
         """Add results that the worker wrote to the outbox and Ray lost with it."""
         for run in task.remaining.runs if task.remaining is not None else ():
-            if (result := self._outbox.get(run.id, task.job.claim_tokens.get(run.id))) is not None:
+            result = self._outbox.get(run.id, task.job.claim_tokens.get(run.id))
+            if result is not None and result.attempt >= task.job.attempts.get(run.id, 1):
                 task.done.add(run.id)
                 self._jobs.add(result)
 

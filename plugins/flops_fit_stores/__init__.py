@@ -69,6 +69,20 @@ def build_json(options: StoreOptions, folder: Path) -> ResultStore:
     return JsonStore(folder / "results.json", options.lock_timeout)
 
 
+def check_json(options: StoreOptions, folder: Path) -> Sequence[FileFinding]:
+    """The state of ``results.json``, its log and its lower bound."""
+    from flops_fit_stores.json_repair import check
+
+    return check(folder / "results.json")
+
+
+def repair_json(options: StoreOptions, folder: Path) -> StoreRepair:
+    """Copy a damaged ``results.json`` aside and write every intact result again."""
+    from flops_fit_stores.json_repair import repair
+
+    return repair(folder / "results.json", options.lock_timeout)
+
+
 def build_postgres(options: PostgresOptions, folder: Path) -> ResultStore:
     """Connect to the database. Raises ConfigError for an invalid ``url``, StoreError if the connection fails."""
     from flops_fit_stores.postgres import PostgresStore, study_name
@@ -89,7 +103,14 @@ def flops_fit_stores() -> Iterator[StoreSpec]:
         check=check_sqlite,
         repair=repair_sqlite,
     )
-    yield StoreSpec(name="json", options=StoreOptions, build=build_json, file="results.json")
+    yield StoreSpec(
+        name="json",
+        options=StoreOptions,
+        build=build_json,
+        file="results.json",
+        check=check_json,
+        repair=repair_json,
+    )
     yield StoreSpec(
         name="postgres",
         options=PostgresOptions,

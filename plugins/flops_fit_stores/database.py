@@ -183,7 +183,8 @@ class DatabaseFile:
                 state = "empty" if self.path.exists() else "missing"
                 raise damaged(self.path, f"the file is {state}, and {bound} results were stored")
             return
-        _check_is_file(self.path)
+        if not self.path.is_file():
+            raise StoreError(f"{self.path}: not a file. {START_NEW}")
         self._reader = Reader(self.path, self.lock_timeout, self._check)
 
     def _check(self, connection: sqlite3.Connection) -> None:
@@ -273,13 +274,6 @@ def _check_log(path: Path) -> None:
     log_has_results = log.exists() and log.stat().st_size > 0
     if log_has_results and not (path.exists() and path.stat().st_size > 0):
         raise damaged(path, f"the file is missing or empty, but its log {log.name} has content")
-
-
-def _check_is_file(path: Path) -> None:
-    if not path.is_file():
-        raise StoreError(f"{path}: not a file. {START_NEW}")
-    # Never open the file outside SQLite: closing it would drop the POSIX locks of this process's other
-    # connections, and another process would delete the log that they use (sqlite.org/howtocorrupt.html, 2.2).
 
 
 def check_schema(path: Path, connection: sqlite3.Connection) -> bool:

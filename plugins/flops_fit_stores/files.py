@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,3 +60,11 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def unused_name(path: Path) -> str:
+    """A name for a damaged file, ``results.sqlite.damaged-20260131T093000``, with which no file's name starts."""
+    first = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
+    taken = {file.name for file in path.parent.iterdir()}
+    names = itertools.chain([first], (f"{first}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if not any(other.startswith(name) for other in taken))

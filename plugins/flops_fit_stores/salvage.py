@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from typing import Any
 from flops_fit_core import RunResult, StoreError
 from flops_fit_stores.checks import parse_record
 from flops_fit_stores.page_scan import rows_in
+from flops_fit_stores.private_copy import copy_files
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_checks import is_intact
-from flops_fit_stores.sqlite_reader import copy_database
 
 _ROWS = (
     "SELECT added, id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY added {order}"
@@ -79,15 +79,10 @@ def _candidates(database: Path, log: Path) -> Iterator[tuple[int, tuple[Any, Any
     """``added``, and (id, attempt, record, checksum), the most credible first."""
     with tempfile.TemporaryDirectory(prefix="flops-fit-") as folder:
         copied = Path(folder) / "copy.sqlite"
-        contents = [file.read_bytes() if file.is_file() else b"" for file in (database, log)]
-        if database.is_file():
-            with suppress(StoreError):  # its files change all the time
-                copy_database(database, Path(folder)).rename(copied)
-            journal = Path(folder) / f"{database.name}-journal"
-            if journal.exists():
-                journal.rename(copied.with_name("copy.sqlite-journal"))
-        if log.is_file():
-            copied.with_name("copy.sqlite-wal").write_bytes(contents[1])
+        journal = database.with_name(f"{database.name}-journal")
+        copies = [copied, *(copied.with_name(f"copy.sqlite-{part}") for part in ("wal", "journal"))]
+        copy_files([pair for pair in zip((database, log, journal), copies, strict=True) if pair[0].is_file()])
+        contents = [file.read_bytes() if file.exists() else b"" for file in copies[:2]]
         if copied.exists():
             for order in ("ASC", "DESC"):
                 yield from _rows_by_sqlite(copied, order)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import shutil
 import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core import StoreError
 from flops_fit_stores.file_systems import is_network
+from flops_fit_stores.private_copy import copy_files, is_in_log_mode
 from flops_fit_stores.sqlite_checks import Damage
 
 _TRIES = 20
@@ -86,7 +85,7 @@ class Reader:
             self._connect()
             self._check(self._open_connection())
         except sqlite3.OperationalError as error:
-            name = error.sqlite_errorname or ""
+            name = getattr(error, "sqlite_errorname", None) or ""  # Python's own errors have none
             if self.way == "copy" or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
                 raise
             # The log needs recovery, and this process may not write its index.
@@ -117,11 +116,9 @@ def copy_database(path: Path, folder: Path) -> Path:
     """
     for _ in range(_TRIES):
         before = _signature(path)
-        for file in _files(path):
-            copied = folder / file.name
-            copied.unlink(missing_ok=True)
-            with suppress(FileNotFoundError):
-                shutil.copyfile(file, copied)
+        for copied in folder.iterdir():
+            copied.unlink()
+        copy_files([(file, folder / file.name) for file in _files(path)])
         if _signature(path) == before:
             return folder / path.name
         time.sleep(0.05)
@@ -129,16 +126,14 @@ def copy_database(path: Path, folder: Path) -> Path:
 
 
 def _choose_way(path: Path) -> str:
-    """The files decide, not the header of the database: closing the database outside SQLite would drop the POSIX
-    locks of this process's other connections (sqlite.org/howtocorrupt.html, 2.2). A private copy is made only if
-    no process has the log open."""
     log, index, journal = (path.with_name(f"{path.name}-{part}") for part in ("wal", "shm", "journal"))
-    log_has_content = log.exists() and log.stat().st_size > 0
-    if is_network(path.parent):
-        return "copy" if log_has_content else "shared"
-    if journal.exists() or (log.exists() and index.exists()):
+    on_network = is_network(path.parent)
+    if log.exists() and log.stat().st_size > 0:
+        return "shared" if index.exists() and not on_network else "copy"
+    if journal.exists() or (log.exists() and index.exists() and not on_network):
         return "shared"
-    return "copy" if log_has_content else "immutable"
+    # On a local disk, every process that writes has a log or a journal.
+    return "shared" if on_network and not is_in_log_mode(path) else "immutable"
 
 
 def _files(path: Path) -> tuple[Path, ...]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
 import sqlite3
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -19,7 +17,7 @@ from flops_fit_core import StoreError
 from flops_fit_core.plugins import FileFinding, StoreRepair
 from flops_fit_stores.checks import parse_record
 from flops_fit_stores.database import COLUMNS, DatabaseFile, migrate, repair_marker
-from flops_fit_stores.files import locked, replace_file, sync_folder
+from flops_fit_stores.files import locked, replace_file, sync_folder, unused_name
 from flops_fit_stores.lower_bound import LowerBound
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.salvage import SavedRow, salvage
@@ -58,7 +56,7 @@ def repair(path: Path, lock_timeout: float) -> StoreRepair:
     """
     with _lock(path, lock_timeout):
         marker = repair_marker(path)
-        aside = path.with_name(_read_marker(marker) or _new_name(path))
+        aside = path.with_name(_read_marker(marker) or unused_name(path))
         moved_log = aside.with_name(f"{aside.name}-wal")
         log = path.with_name(f"{path.name}-wal")
         # After an interruption, the database may be moved and its log may not.
@@ -117,17 +115,6 @@ def _lock(path: Path, lock_timeout: float) -> Iterator[None]:
     lock = FileLock(path.with_name(f".{path.name}.repair.lock"), timeout=lock_timeout)
     with locked(lock, path):
         yield
-
-
-def _new_name(path: Path) -> str:
-    """A name that no file has: ``results.sqlite.damaged-20260131T093000``."""
-    name = first = f"{path.name}.damaged-{time.strftime('%Y%m%dT%H%M%S')}"
-    taken = {file.name for file in path.parent.iterdir()}
-    for number in itertools.count(2):
-        if not any(other.startswith(name) for other in taken):
-            return name
-        name = f"{first}-{number}"
-    raise AssertionError  # count() does not end
 
 
 def _read_marker(marker: Path) -> str | None:

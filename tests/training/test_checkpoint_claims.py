@@ -96,6 +96,14 @@ def test_a_process_that_is_paused_between_check_and_replacement_keeps_the_next_d
     assert order == ["replaced", "taken"]
 
 
+def test_a_driver_that_was_paused_since_its_claim_takes_no_checkpoints_from_the_next_driver(tmp_path):
+    first, second = TrajectoryFolder(tmp_path, "abc", "first"), claimed(tmp_path, "second")
+    assert first.take(lambda: False) is False
+    write(second)
+    with pytest.raises(ClaimLost):
+        write(first)
+
+
 def test_a_damaged_claim_lets_nobody_write_and_the_next_claim_repairs_it(tmp_path):
     folder = claimed(tmp_path, "first")
     (folder.path / "claim").write_bytes(b"\xff\xfe\x00")

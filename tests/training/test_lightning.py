@@ -11,9 +11,10 @@ pytest.importorskip("lightning")
 
 from small import Bench, events, stopped_after, train
 
-from flops_fit_core import ConfigError, Progress, RunResult
+from flops_fit_core import ClaimLost, ConfigError, Progress, RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
+from flops_fit_core.training import TrajectoryFolder, checkpoint_files, work
 
 PLAIN = """
 import lightning
@@ -279,16 +280,42 @@ def test_a_checkpoint_is_written_every_so_many_minutes(own, tmp_path, monkeypatc
     assert [file.name for file in kept.rglob("*") if file.is_file()] == ["latest.pt"]
 
 
-def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(own, tmp_path, caplog):
+def cut_off(content: bytes) -> bytes:
+    return content[:500]
+
+
+def flip_a_bit(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut_off, flip_a_bit])
+def test_a_damaged_checkpoint_is_not_used_and_the_log_says_so(own, tmp_path, caplog, damage):
     bench = Bench()
     table = bench.table(trainer=lightning(own))
     (uninterrupted,) = train(table, bench.registry())
     train(table, bench.registry(), tmp_path, should_stop=stopped_after(20))
     (file,) = tmp_path.glob("checkpoints/*/latest.pt")
-    file.write_bytes(file.read_bytes()[:500])
+    file.write_bytes(damage(file.read_bytes()))
     (result,) = train(table, bench.registry(), tmp_path)
     assert result.loss == uninterrupted.loss
-    assert "cannot be read and is not used" in caplog.text
+    assert f"checkpoint {file} is damaged and is not used" in caplog.text
+
+
+def test_a_run_that_another_driver_has_taken_over_ends_without_a_result(own, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint_files, "TAKE_OVER_SECONDS", 0.2)
+    bench = Bench()
+    plan = make_plan(make_experiment(bench.table(trainer=lightning(own)), bench.registry()))
+    (job,) = plan.jobs({run.id for run in plan.runs}, {})
+    job = job.model_copy(update={"claim_tokens": dict.fromkeys([job.trajectories[0].id], "first")})
+    TrajectoryFolder(tmp_path, job.trajectories[0].id, "second").take()
+    setup, objects = bench.registry().setup.model_dump_json(), bench.registry().objects
+    results = []
+    with pytest.raises(ClaimLost):
+        for event in work(job.model_dump_json(), setup, objects=objects, folder=tmp_path):
+            results += [event] if isinstance(event, RunResult) else []
+    assert results == []
+    assert list(tmp_path.rglob("*.pt")) == []
 
 
 def test_a_checkpoint_that_would_run_code_is_not_loaded(own, tmp_path):
