@@ -106,6 +106,19 @@ def test_a_damaged_character_of_a_stored_text_is_detected(tmp_path: Path) -> Non
         path.write_bytes(before)
 
 
+@pytest.mark.parametrize(
+    "text", [b'added" INTEGER', b"PRIMARY KEY", b'record" TEXT', b"sha256 TEXT", b"CREATE UNIQUE"]
+)
+@pytest.mark.parametrize("bit", [1, 2, 3])
+def test_a_damaged_schema_is_detected_and_every_result_is_read(text: bytes, bit: int, tmp_path: Path) -> None:
+    path = closed_store(tmp_path) / DATABASE
+    content = path.read_bytes()
+    flip_bit(path, content.index(text) + len(text) - 3, bit)
+    with pytest.raises(StoreError, match=f"damaged: .*intact results: {COUNT}"):
+        store_at(tmp_path)
+    assert [row.run_id for row in salvage(path).rows] == [result.id for result in RESULTS]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("state", "name"), CASES)
 def test_two_thousand_flipped_bits_are_detected_or_harmless(
