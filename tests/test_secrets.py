@@ -145,7 +145,7 @@ def test_an_innocent_name_is_not_refused(name):
                 "url_variable": "DB",
             }
         },
-        {"model": {"name": "hf", "architecture": "llama", "config": {"eos_token": "</s>", "pad_token": "<pad>"}}},
+        {"model": {"name": "hf", "architecture": "llama", "config": {"eos_token": "</s>", "my_token": "[PAD]"}}},
         {"model": {"name": "x", "checksum": "3f786850e387550fdab836ed7e6dc881de23001b"}},
         {"executor": {"name": "slurm", "setup": ["module load cuda", "export PATH=/opt/bin:$PATH"]}},
     ],

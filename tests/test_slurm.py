@@ -582,6 +582,8 @@ def test_a_time_limit_is_in_minutes_or_in_slurms_format(time: int | str, minutes
         ({"extra": {"job-name": "mine"}}, "to find its jobs later"),
         ({"extra": {"--nice": "5"}}, "without dashes"),
         ({"max_jobs": 1001}, "1000"),
+        ({"partition": "gpu\ntouch executed"}, "should match pattern"),
+        ({"account": "me\rx"}, "should match pattern"),
         ({"partitoin": "gpu"}, "did you mean 'partition'"),
     ],
 )

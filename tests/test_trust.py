@@ -424,11 +424,11 @@ def test_a_change_of_the_options_with_set_is_the_users_own_and_needs_no_new_cons
     assert call("run", "study")[0] == 0
 
 
-def test_a_program_that_the_user_started_continues_and_an_edit_of_its_script_asks_again(
-    tmp_path, monkeypatch, call
-):
+@pytest.mark.parametrize("as_list", [False, True])
+def test_an_edit_of_the_script_of_a_program_asks_again(tmp_path, monkeypatch, call, as_list):
     monkeypatch.chdir(tmp_path)
     program = script(tmp_path, say(loss=2.0))
+    program = program.split() if as_list else program
     (tmp_path / "own.json").write_text(json.dumps(program_table(program, tmp_path, executor="local")))
     assert call("run", "own.json", "--out", "study")[0] == 0
     assert call("run", "study")[0] == 0

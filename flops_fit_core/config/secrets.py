@@ -45,7 +45,7 @@ _FLAG = re.compile(r"(?:^|\s)--?([A-Za-z][\w-]*)(?:=|\s+)([^\s-]\S*)")
 """``--name value``, ``--name=value``."""
 _ASSIGNMENT = re.compile(r"(?:^|[\s?&'\"])([A-Za-z_]\w*)=(?=([^\s&]+))")
 """``NAME=value``, ``?name=value``."""
-_PLACEHOLDER = re.compile(r"\{[^{}]*\}|\$\w+|\$\{\w+\}|\*+|<.*>")
+_PLACEHOLDER = re.compile(r"\{[^{}]*\}|\$\w+|\$\{\w+\}|\*+|<.*>|\[\w+\]")
 _HARMLESS = re.compile(r"[\d.,+-]*|true|false|yes|no|none|null|auto", re.IGNORECASE)
 
 

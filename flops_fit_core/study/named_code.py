@@ -44,7 +44,12 @@ class NamedCode:
 
 
 def named_code(
-    folder: StudyFolder, registry: Registry, *, loaded: Collection[str] = (), paths: Sequence[str] = ()
+    folder: StudyFolder,
+    registry: Registry,
+    *,
+    loaded: Collection[str] = (),
+    paths: Sequence[str] = (),
+    plan: SweepPlan | None = None,
 ) -> NamedCode:
     """The code that training from this folder would run.
 
@@ -54,11 +59,12 @@ def named_code(
         loaded: Names of plugins in ``registry`` that the user named. All others that the folder names are listed,
             with all options of their components, because only the plugin could tell which of them name code.
         paths: Folders to search for modules, after Python's path.
+        plan: The folder's plan, if it has been read: that of 10,000 runs takes seconds.
 
     Raises ConfigError for a damaged file.
     """
     modules = {name: module for name, module in folder.setup().modules.items() if name not in loaded}
-    choices = [*_in_experiment(folder.table()), *_in_plan(folder.plan())]
+    choices = [*_in_experiment(folder.table()), *_in_plan(plan or folder.plan())]
     files = {file for module in modules.values() for file in module_code(module, paths)}
     code = _collect(choices, registry, modules, files)
     study = folder.path.resolve()

@@ -162,7 +162,10 @@ def trust(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> Trus
         registry: The installed plugins.
         paths: Folders from which the study's modules are imported.
     """
-    code = _all_code(folder, registry, paths)
+    return _write_record(folder, _all_code(folder, registry, paths), paths)
+
+
+def _write_record(folder: StudyFolder, code: NamedCode, paths: Sequence[str]) -> TrustRecord:
     record = TrustRecord(
         folder=str(folder.path.resolve()),
         key=_key(folder, code),
@@ -221,14 +224,16 @@ def save_study(folder: StudyFolder, experiment: Experiment, plan: SweepPlan, reg
     The caller has checked that the user gave the code, or consented to it.
     """
     folder.save(experiment, plan, registry.setup)
-    record_consent(folder, registry, registry.setup.paths)
+    record_consent(folder, registry, registry.setup.paths, plan)
 
 
-def record_consent(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> None:
+def record_consent(
+    folder: StudyFolder, registry: Registry, paths: Sequence[str], plan: SweepPlan | None = None
+) -> None:
     """Record consent for the code that the user gave. If it cannot be stored, a warning is logged."""
     try:
-        if _all_code(folder, registry, paths):
-            trust(folder, registry, paths)
+        if code := named_code(folder, registry, paths=paths, plan=plan):
+            _write_record(folder, code, paths)
         else:
             revoke(folder)
     except (OSError, ValueError) as error:  # ValueError: a path that is not UTF-8
