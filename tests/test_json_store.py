@@ -22,6 +22,7 @@ from test_stores import in_another_python, open_store
 from flops_fit_core import RunResult, StoreError
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores import json_records, lease_clock
+from flops_fit_stores.checksums import digest
 from flops_fit_stores.json_check import read_records, write_records
 from flops_fit_stores.json_file import JsonStore
 from flops_fit_stores.json_records import record_of
@@ -372,6 +373,17 @@ def test_undecodable_bytes_are_damage(tmp_path: Path) -> None:
                 open_store("json", tmp_path)
             read_records(tmp_path / "results.json")
         (tmp_path / name).write_bytes(content)
+
+
+def test_the_records_of_a_newer_version_are_not_taken_for_damage(tmp_path: Path) -> None:
+    killed_store(tmp_path)
+    path = tmp_path / "results.json"
+    data = json.loads(path.read_text())
+    newer = {**{name: data[name] for name in ("format", "writes", "log")}, "version": 3, "new field": 1}
+    newer["sha256"] = digest({**newer, "results": [record["sha256"] for record in data["results"]]})
+    path.write_text(json.dumps({**newer, "results": data["results"]}))
+    with pytest.raises(StoreError, match=r"written by a newer flops-fit: its version is 3"):
+        read_records(path)
 
 
 # ---------------------------------------------------------------------------- claims

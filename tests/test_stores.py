@@ -24,6 +24,7 @@ from flops_fit_core.plugins import ResultStore
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result, example_run
 from flops_fit_core.testing.examples import result_of
+from flops_fit_stores.checksums import digest
 from flops_fit_stores.database import APPLICATION_ID, MIGRATIONS, migrate
 
 
@@ -215,7 +216,19 @@ def change_json(path: Path, **changes: Any) -> None:
 
 
 def newer_version(path: Path) -> None:
+    data = json.loads(path.read_text())
+    head = {"format": data["format"], "version": 3, "writes": data["writes"], "log": data["log"]}
+    change_json(
+        path, version=3, sha256=digest({**head, "results": [record["sha256"] for record in data["results"]]})
+    )
+
+
+def damaged_version(path: Path) -> None:
     change_json(path, version=3)
+
+
+def damaged_format(path: Path) -> None:
+    change_json(path, format="flops-fit pesults")
 
 
 def results_are_no_list(path: Path) -> None:
@@ -257,7 +270,9 @@ def deleted(path: Path) -> None:
         ("json", zeros_in_the_middle, "truncated or not valid JSON"),
         ("json", other_text, "truncated or not valid JSON"),
         ("json", empty, "empty"),
-        ("json", other_json, "JSON of another program"),
+        ("json", other_json, "a file of another program"),
+        ("json", damaged_version, r"damaged \(its format or version is damaged\)\. 30 results are intact"),
+        ("json", damaged_format, r"damaged \(its format or version is damaged\)\. 30 results are intact"),
         ("json", newer_version, "written by a newer flops-fit"),
         ("json", results_are_no_list, "results: Input should be a valid list"),
         ("json", an_entry_without_id, r"results\.0\.id: Field required"),

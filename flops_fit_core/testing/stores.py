@@ -303,6 +303,24 @@ class StoreConformance(Kit):
         time.sleep(2 * self.moment)
         assert store.claim("run", "bert", 600), "a claim renewed for a shorter time is still held after this time"
 
+    def test_another_object_in_the_driver_renews_its_claim(self, open_store: OpenStore) -> None:
+        """The driver renews claims in a thread, which opens the store again. Tokens stay valid."""
+        if not (self.persistent and self.shared):
+            pytest.skip("this store does not claim that several processes may share it")
+        store, thread, other = open_store(), open_store(), open_store()
+        result = result_of(1)
+        token = store.claim(result.id, "anna", 10 * self.moment)
+        assert thread.renew(result.id, "anna", 600)
+        time.sleep(12 * self.moment)
+        assert not other.claim(result.id, "bert", 600), "a claim renewed by another object ended at its first time"
+        if store.fenced and isinstance(token, str):
+            store.add(result)
+            again = store.add(result_of(1, attempt=2), token)
+            assert again is not None
+            assert not again.superseded
+        thread.release(result.id, "anna")
+        assert other.claim(result.id, "bert", 600)
+
     def test_only_the_holder_can_renew(self, store: ResultStore) -> None:
         """Renewing a run that is unclaimed, or claimed by another owner, does not claim it."""
         assert not store.renew("run", "bert", 600)

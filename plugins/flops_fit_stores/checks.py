@@ -15,6 +15,10 @@ from flops_fit_core import RunResult, StoreError
 START_NEW = "To start with an empty store, move it away or choose another folder with --out"
 
 
+class OtherFile(StoreError):
+    """An intact file of another program, or of a newer version of flops-fit."""
+
+
 class Damage(Exception):
     """A file of a store is damaged. The message is the reason, for :func:`damaged_store`."""
 
@@ -98,8 +102,12 @@ def invalid_record(location: object, run_id: str, attempt: object, error: Valida
     )
 
 
-def wrong_version(path: Path, version: object, supported: int) -> StoreError:
-    return StoreError(
+def other_program(path: Path, format_name: str) -> OtherFile:
+    return OtherFile(f"{path}: a file of another program, not {format_name}. {START_NEW}")
+
+
+def wrong_version(path: Path, version: object, supported: int) -> OtherFile:
+    return OtherFile(
         f"{path}: written by a newer flops-fit: its version is {version!r}, the latest supported here is "
         f"{supported}: pip install -U flops-fit"
     )

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_NEW, Damage, gc_paused, wrong_version
+from flops_fit_stores.checks import Damage, gc_paused, other_program, wrong_version
 from flops_fit_stores.checksums import digest, is_intact, sealed
 from flops_fit_stores.files import replace_file
 
@@ -122,11 +122,14 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
         data = from_json(text, allow_inf_nan=False)
     except ValueError as error:
         raise Damage(f"truncated or not valid JSON: {error}") from None
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise StoreError(f"{path}: JSON of another program, not {FORMAT}. {START_NEW}")
+    if not isinstance(data, dict):
+        raise other_program(path, FORMAT)
     version = data.get("version")
-    if version not in (1, VERSION):
-        raise wrong_version(path, version, VERSION)
+    if data.get("format") != FORMAT or version not in (1, VERSION):
+        _refuse_damaged_head(data)
+        raise (
+            wrong_version(path, version, VERSION) if data.get("format") == FORMAT else other_program(path, FORMAT)
+        )
     try:
         _Content.model_validate(data)
     except ValidationError as error:
@@ -135,6 +138,17 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if version == VERSION:
         _verify(data)
     return data
+
+
+def _refuse_damaged_head(data: Mapping[str, Any]) -> None:
+    """Raises Damage for a file with our records whose format or version is not that which was written."""
+    entries = data.get("results")
+    if not isinstance(entries, list) or not any(is_intact(entry) for entry in entries):
+        return
+    head = {name: data[name] for name in data if name not in ("results", "sha256")}
+    digests = [entry.get("sha256") if isinstance(entry, dict) else None for entry in entries]
+    if data.get("sha256") != digest({**head, "results": digests}):
+        raise Damage("its format or version is damaged")
 
 
 def _verify(data: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import START_NEW, wrong_version
+from flops_fit_stores.checks import other_program, wrong_version
 from flops_fit_stores.checksums import is_intact, sealed
 from flops_fit_stores.files import replace_file, sync_folder
 
@@ -126,7 +126,7 @@ class Journal:
         if header is None or not head.endswith(b"\n"):
             return None
         if header.get("format") != self._format:
-            raise StoreError(f"{self.path}: a file of another program, not {self._format}. {START_NEW}")
+            raise other_program(self.path, self._format)
         if header.get("version") != self._version:
             raise wrong_version(self.path, header.get("version"), self._version)
         return str(header["id"])

@@ -13,7 +13,7 @@ from filelock import FileLock
 from pydantic import ValidationError
 
 from flops_fit_core import RunResult, StoreError
-from flops_fit_stores.checks import Damage
+from flops_fit_stores.checks import Damage, OtherFile
 from flops_fit_stores.checksums import FIELD, is_intact, sealed
 from flops_fit_stores.document import Document
 from flops_fit_stores.files import locked
@@ -40,7 +40,8 @@ def read_records(path: Path) -> tuple[list[RunResult], list[DamagedPlace]]:
     """The intact results of a store, in the order in which they were added, and its damaged places.
 
     Never raises because of damage, changes nothing and needs no lock. A record without a checksum, from an earlier
-    version, is intact if it is a valid result.
+    version, is intact if it is a valid result. Raises StoreError for intact files of another program or of a newer
+    version of flops-fit.
 
     Args:
         path: ``results.json``. Its log and lower bound are in the same folder.
@@ -76,6 +77,8 @@ def _candidates(path: Path, damage: list[DamagedPlace]) -> Iterator[tuple[Path, 
         document.read()
         for record in document.entries:
             yield path, _name(record), record
+    except OtherFile:
+        raise
     except (Damage, StoreError) as error:
         reason = str(error).removeprefix(f"{path}: ")
         damage.append(DamagedPlace(path, "", reason))
@@ -84,6 +87,8 @@ def _candidates(path: Path, damage: list[DamagedPlace]) -> Iterator[tuple[Path, 
     log = Journal(log_path(path), LOG_FORMAT, LOG_VERSION)
     try:
         lines = log.read_new()
+    except OtherFile:
+        raise
     except StoreError as error:
         damage.append(DamagedPlace(log.path, "", str(error).removeprefix(f"{log.path}: ")))
         return

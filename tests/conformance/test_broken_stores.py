@@ -310,6 +310,7 @@ def test_the_kit_detects_a_store_that_works_only_within_one_process(pytester: py
     assert {report.nodeid.split("::")[-1].split("[")[0] for report in failed} == {
         "test_opening_again_finds_everything",
         "test_a_store_for_several_machines_has_shared_claims",
+        "test_another_object_in_the_driver_renews_its_claim",
         "test_two_processes_never_hold_one_claim",
         "test_two_processes_adding_at_once_lose_nothing",
         "test_a_killed_process_loses_nothing_that_was_added",
