@@ -9,6 +9,8 @@ import os
 import random
 import shutil
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
@@ -104,6 +106,19 @@ def test_a_damaged_character_of_a_stored_text_is_detected(tmp_path: Path) -> Non
         with pytest.raises(StoreError, match="damaged"):
             store_at(tmp_path)
         path.write_bytes(before)
+
+
+@pytest.mark.parametrize(
+    "text", [b'added" INTEGER', b"PRIMARY KEY", b'record" TEXT', b"sha256 TEXT", b"CREATE UNIQUE"]
+)
+@pytest.mark.parametrize("bit", [1, 2, 3])
+def test_a_damaged_schema_is_detected_and_every_result_is_read(text: bytes, bit: int, tmp_path: Path) -> None:
+    path = closed_store(tmp_path) / DATABASE
+    content = path.read_bytes()
+    flip_bit(path, content.index(text) + len(text) - 3, bit)
+    with pytest.raises(StoreError, match=f"damaged: .*intact results: {COUNT}"):
+        store_at(tmp_path)
+    assert [row.run_id for row in salvage(path).rows] == [result.id for result in RESULTS]
 
 
 @pytest.mark.slow
@@ -233,3 +248,37 @@ def test_fewer_results_than_the_bound_are_damage(tmp_path: Path) -> None:
     change_row(tmp_path, "DELETE FROM results WHERE added = 20")
     with pytest.raises(StoreError, match=f"1 of {COUNT} results are missing; intact results: {COUNT}|{COUNT - 1}"):
         store_at(tmp_path)
+
+
+def test_a_process_opens_the_database_only_with_sqlite(tmp_path: Path) -> None:
+    """Closing the file in any other way drops the locks of the process's connections to it."""
+    code = """
+import contextlib, sys
+from pathlib import Path
+from damaged_stores import RESULTS, flip_bit_of_record, store_at
+from flops_fit_core import StoreError
+folder = Path(sys.argv[1])
+opened = []
+def watch(event, arguments):
+    if event == "open" and str(arguments[0]).endswith(("results.sqlite", "-wal", "-shm")):
+        opened.append(arguments[0])
+sys.addaudithook(watch)
+with contextlib.closing(store_at(folder)) as store, contextlib.closing(store_at(folder)) as reader:
+    for result in RESULTS:
+        store.add(result)
+    assert reader.results() == RESULTS
+assert store_at(folder).results() == RESULTS
+assert opened == []
+flip_bit_of_record(folder, 3)
+opened.clear()
+try:
+    store_at(folder)
+except StoreError as error:
+    assert "intact results: 19" in str(error)
+else:
+    sys.exit("damage was not detected")
+assert opened == []
+"""
+    tests = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=tests)
+    assert done.returncode == 0, done.stderr

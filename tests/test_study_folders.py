@@ -366,6 +366,7 @@ def test_an_old_store_file_next_to_the_present_one_is_read(formula, call):
 def test_a_finished_result_in_another_store_replaces_a_failed_attempt(formula, call):
     study = Study.open(formula)
     (formula / "results.sqlite").rename(formula / "kept")
+    (formula / "results.sqlite.count").unlink()
     with study.store() as store:
         for run in study.plan.runs:
             store.add(RunResult(run=run, status="failed", attempt=2))

@@ -18,7 +18,8 @@ from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_checks import is_intact
 
 _ROWS = (
-    "SELECT added, id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY added {order}"
+    # Not ``added``: if the schema is damaged, that column is NULL instead of the row id.
+    "SELECT rowid, id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY rowid {order}"
 )
 _ID, _ATTEMPT, _RECORD = 1, 2, 13
 """Positions of values in a row of the table ``results``. The checksum is the last value."""

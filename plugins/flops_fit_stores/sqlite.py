@@ -3,9 +3,9 @@
 Table ``results`` has one row per attempt: columns for queries, and ``record``, the complete RunResult as JSON. The
 store reads only ``record``. Table ``claims`` has the owner, the token and the lease of each claimed run.
 
-An ``add`` that has returned survives SIGKILL and power failure. While a driver runs, and after it was killed, the
-newest results are in the write-ahead log ``results.sqlite-wal``: copy both files, or neither. Write-ahead logs do
-not work between machines: on a network file system, only one machine may open the store.
+An ``add`` that has returned survives SIGKILL and power failure. It is merged into the database before ``add``
+returns, unless a reader uses the log ``results.sqlite-wal``: copy all files of the store, or none. Every row has a
+checksum, and ``results.sqlite.count`` has a lower bound of the number of results.
 """
 
 from __future__ import annotations

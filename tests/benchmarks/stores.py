@@ -99,7 +99,7 @@ def fill(folder: Path, name: str, count: int) -> None:
     fsync = os.fsync
     os.fsync = lambda handle: None
     if isinstance(store, SqliteStore):
-        store._db.execute("PRAGMA synchronous = OFF")
+        store._file.writer.execute("PRAGMA synchronous = OFF")
     for seed in range(count):
         store.add(result(seed))
     store.close()
