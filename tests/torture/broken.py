@@ -1,0 +1,184 @@
+"""Proof that every invariant can fail: each case breaks it on purpose, and the checker must report it.
+
+A case that is not reported is a violation of the harness.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+from torture import experiments, flips
+from torture.checker import check_acknowledged, check_equal, check_ports, check_trained_once, look
+from torture.disk import Disk
+from torture.recovery import after_fault, check_finished, check_interrupted, reference_of
+from torture.session import Session
+from torture.shim import read_log
+from torture.timing import random_moment, until
+from torture.zygote import Trial
+
+
+def run(session: Session) -> None:
+    """Run each case, and look for its expected violation."""
+    for name, (case, expected) in cases().items():
+        if session.only not in name:
+            continue
+        violations = case(session)
+        noticed = any(expected in text for text in violations)
+        session.tally.classify("broken on purpose", name, "noticed" if noticed else "MISSED")
+        missed = [] if noticed else [f"the checker reports no {expected!r}: {violations}"]
+        session.tally.add("broken on purpose", name, missed, name)
+
+
+def cases() -> dict[str, tuple[Callable[[Session], list[str]], str]]:
+    """Name -> case, and a part of the violation that it must cause."""
+    return {
+        "store that acknowledges before it writes": (kill_hasty_store, "LOST"),
+        "driver without fsync loses power": (lose_power_without_fsync, "LOST"),
+        "store that grants every claim": (ignore_claims, "was trained 2 times"),
+        "store that replaces a result": (replace_result, "REPLACED"),
+        "result with another loss": (change_loss, "differs from the undisturbed"),
+        "run without a result": (leave_out_run, "has 0 finished attempts"),
+        "driver that raises an exception": (partial(run_with, crash), "TRACEBACK"),
+        "driver that leaves a process": (partial(run_with, leave_process), "orphan processes"),
+        "driver that leaves a temporary file": (partial(run_with, None), "leftover files"),
+        "driver that listens on every address": (listen, "listens on"),
+        "driver that hangs": (hang, "hung"),
+        "store without a checksum": (flip_unchecked, "silent"),
+    }
+
+
+def kill_hasty_store(session: Session) -> list[str]:
+    """The last acknowledged result is only in memory."""
+    with session.trial(Trial(experiments.noisy("hasty", seconds=0.1), "broken")) as trial:
+        driver = trial.start()
+        until(lambda: trial.acknowledged_file.exists() or driver.poll())
+        driver.send(signal.SIGKILL)
+        driver.wait()
+        return check_interrupted(trial)
+
+
+def lose_power_without_fsync(session: Session) -> list[str]:
+    """All calls of a drive whose fsync does nothing, and then a power loss."""
+    with session.trial(Trial(experiments.surface("json"), "broken")) as trial:
+        log = trial.folder / "log"
+        trial.faults.arm(trial.folder, log=log, content=True)
+        trial.start(before=lambda: setattr(os, "fsync", lambda handle: None)).wait()
+        trial.faults.disarm()
+        disk = Disk()
+        for record in read_log(log):
+            disk.replay(record)
+        files = disk.lose_power(trial.study, 0.0, 1.0, random.Random(0))
+        for path, content in files.items():
+            (trial.study / path).write_bytes(content)
+        return check_interrupted(trial)
+
+
+def ignore_claims(session: Session) -> list[str]:
+    """Two drivers train every run."""
+
+    def grant_everything() -> None:
+        from flops_fit_stores.json_file import JsonStore
+
+        JsonStore.claim = lambda self, run_id, owner, seconds: True  # type: ignore[method-assign]
+        JsonStore.fenced = False
+        JsonStore.renew = lambda self, run_id, owner, seconds: True  # type: ignore[method-assign]
+
+    with session.trial(Trial(experiments.noisy("json", seconds=0.3), "broken")) as trial:
+        drivers = [trial.start(before=grant_everything) for _ in range(2)]
+        for driver in drivers:
+            driver.wait()
+        return check_trained_once(trial)
+
+
+def replace_result(session: Session) -> list[str]:
+    """The store counts another attempt than the acknowledged one."""
+    with session.trial(Trial(experiments.surface(), "broken")) as trial:
+        trial.run()
+        view = look(trial.study, fit=False)
+        results = [
+            {"id": run, "run": {}, **attempt, "superseded": False} for run, attempt in view.counting.items()
+        ]
+        attempts = {
+            run: [*items, {**items[-1], "loss": 1.0, "attempt": items[-1]["attempt"] + 1}]
+            for run, items in view.attempts.items()
+        }
+        return check_acknowledged(results, replace(view, attempts=attempts))
+
+
+def change_loss(session: Session) -> list[str]:
+    """A deterministic trainer and a nondeterministic one have different results."""
+    with session.trial(Trial(experiments.surface(), "broken")) as trial:
+        reference = reference_of(trial)
+        run, *_ = reference.attempts
+        changed = {**reference.attempts, run: [{**reference.attempts[run][0], "loss": 1.0}]}
+        return check_equal(replace(reference, attempts=changed), reference)
+
+
+def leave_out_run(session: Session) -> list[str]:
+    """A driver ends with status 0 before the plan is complete."""
+
+    def train_less() -> None:
+        from flops_fit_core.study.sweep import Sweep
+
+        missing_jobs = Sweep._missing_jobs
+        Sweep._missing_jobs = lambda self: missing_jobs(self)[1:]  # type: ignore[method-assign]
+
+    with session.trial(Trial(experiments.surface(), "broken")) as trial:
+        trial.start(before=train_less).wait()
+        return check_finished(trial, None)
+
+
+def run_with(before: Callable[[], None] | None, session: Session) -> list[str]:
+    """A drive with a fault of its process; without one, a temporary file is left."""
+    with session.trial(Trial(experiments.surface(), "broken")) as trial:
+        trial.start(before=before or (lambda: None)).wait()
+        if before is None:
+            (trial.study / ".plan.json.0a1b2c3d").write_text("")
+        return check_finished(trial, None)
+
+
+def crash() -> None:
+    from flops_fit_core.study import Study
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise KeyError("on purpose")
+
+    Study.train = fail  # type: ignore[assignment,method-assign]
+
+
+def leave_process() -> None:
+    subprocess.Popen(["sleep", "60"], start_new_session=True)
+
+
+def listen(session: Session) -> list[str]:
+    """Ports are checked while the driver trains."""
+    with session.trial(Trial(experiments.noisy(), "broken")) as trial:
+        sockets = []
+        driver = trial.start(before=lambda: sockets.append(socket.create_server(("0.0.0.0", 0))))
+        random_moment(driver, 2, session.random, gap=0.1)
+        violations = check_ports(trial)
+        driver.wait()
+        return violations
+
+
+def hang(session: Session) -> list[str]:
+    with session.trial(Trial(experiments.surface(), "broken")) as trial:
+        trial.start(before=signal.pause).wait(0.5)
+        return after_fault(trial, None)
+
+
+def flip_unchecked(session: Session) -> list[str]:
+    """A store of plain lines does not detect a changed digit."""
+    with session.trial(Trial(experiments.surface("hasty"), "broken")) as trial:
+        trial.run()
+        source = flips.Source("unchecked", trial.study, ())
+        file = trial.study / "hasty.jsonl"
+        content = file.read_bytes().replace(b'"loss":4.', b'"loss":5.', 1)
+        return [flips.classify(flips.observe(source, None), flips.observe(source, (file, content)))]
