@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -217,6 +218,57 @@ def test_a_full_disk_stops_neither_the_heartbeat_nor_the_sweep(setting, caplog):
     with caplog.at_level(logging.WARNING, "flops_fit"):
         assert len(sweep.run()) == 1
     assert caplog.text.count("cannot be written now, will retry") == 1
+
+
+def test_the_file_of_a_driver_that_cannot_release_its_claims_stays_for_the_next_driver(setting, caplog):
+    store, run = setting.store(), setting.plan.runs[0]
+
+    def refuse(run_id, owner):
+        raise StoreError("results.sqlite: database or disk is full")
+
+    sweep = Sweep(setting.plan, store, Waits(), setting.registry, folder=setting.folder)
+    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
+    sweep.executor.wait = lambda: setattr(store, "release", refuse)
+    with pytest.raises(StoreError, match="full"):
+        sweep.run()
+    store.close()
+    assert "are not released" in caplog.text
+    (driver,) = drivers(setting.folder)  # this process lives
+    assert driver.owner == sweep.owner
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    write(setting.folder, f"{driver.host}-{driver.pid}", driver.model_copy(update={"pid": child.pid}))
+    second = setting.driver(setting.store(), folder=setting.folder, retrain=True)
+    started = time.monotonic()
+    second.run()
+    assert time.monotonic() - started < LEASE
+    assert not setting.store().renew(run.id, sweep.owner, LEASE)
+
+
+def test_incomplete_files_of_dead_drivers_are_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        pass
+    host, folder = socket.gethostname(), tmp_path / "drivers"
+    folder.mkdir()
+    dead = [folder / f"{host}-{child.pid}.json", folder / f".{host}-{child.pid}.json.0123abcd"]
+    alive = [folder / f"{host}-{os.getpid()}.json", folder / f"another-{child.pid}.json", folder / "notes.json"]
+    for file in (*dead, *alive):
+        file.write_text("{")
+    assert remove_dead_drivers(tmp_path) == []
+    assert sorted(folder.iterdir()) == sorted(alive)
+
+
+def test_old_temporary_files_of_a_study_are_removed_and_other_files_stay(setting):
+    temporary = [".fit.json.0123abcd", "report/.isoflop.svg.0123abcd", "checkpoints/x/.claim.0123abcd"]
+    others = [".fit.json.0123abce", ".notes.0123abcd", "fit.json.0123abcd", "notes/.fit.json.0123abcd"]
+    for name in (*temporary, *others):
+        (setting.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (setting.folder / name).write_text("{")
+    for name in (*temporary, *others[1:]):
+        os.utime(setting.folder / name, (0, 0))
+    setting.driver(setting.store(), folder=setting.folder).run()
+    assert not [name for name in temporary if (setting.folder / name).exists()]
+    assert not [name for name in others if not (setting.folder / name).exists()]
 
 
 def test_only_a_store_that_is_no_python_object_is_opened_again(tmp_path):

@@ -20,7 +20,13 @@ class Claims:
         self.owner = owner
         self.seconds = seconds
         self._store = store
-        self._tokens: dict[str, str] = {}
+        self._tokens: dict[str, str | None] = {}
+        """Claimed name -> token; None if the store is not fenced."""
+
+    @property
+    def held(self) -> list[str]:
+        """The claimed names that are not released yet."""
+        return list(self._tokens)
 
     def take(self, names: Sequence[str]) -> bool:
         """Claim all names, or none of them and return False."""
@@ -29,8 +35,7 @@ class Claims:
             if token is False:
                 self.release(names[:count])
                 return False
-            if self._store.fenced and isinstance(token, str):
-                self._tokens[name] = token
+            self._tokens[name] = token if self._store.fenced and isinstance(token, str) else None
         return True
 
     def holds(self, name: str) -> bool:

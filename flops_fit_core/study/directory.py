@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -42,6 +43,11 @@ IDS = "ids"
 
 REQUIRED = {"sweep", "model", "dataset"}
 """The tables that every experiment has."""
+
+_FOLDERS = ("checkpoints/*", "drivers", "jobs", "outbox", "report", "report/*")
+_TEMPORARY = re.compile(r"\.([\w.-]+\.(json|pt|csv|html|png|svg|pdf|parquet)|claim)\.[0-9a-f]{8}")
+_TEMPORARY_SECONDS = 600.0
+"""Newer temporary files stay: another process may be writing them."""
 
 INLINE = "inline"
 """The plugin of Python objects passed to ``find_optimal``; a study's folder has only their names."""
@@ -281,3 +287,13 @@ class StudyFolder:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         return build_store(chosen, self.path)
+
+
+def remove_temporary_files(study: Path) -> None:
+    """Remove files that atomic writes left in a study's folder when their process was killed."""
+    for folder in (study, *(item for pattern in _FOLDERS for item in study.glob(pattern))):
+        for file in folder.glob(".*"):
+            with contextlib.suppress(OSError):
+                age = time.time() - file.lstat().st_mtime
+                if _TEMPORARY.fullmatch(file.name) and age > _TEMPORARY_SECONDS:
+                    file.unlink()

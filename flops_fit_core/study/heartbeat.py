@@ -10,6 +10,7 @@ import contextlib
 import functools
 import logging
 import os
+import re
 import socket
 import threading
 import time
@@ -118,8 +119,15 @@ class Heartbeat(Logger):
         with self._lock:
             self._running.pop(result.id, None)
 
+    def keep_file(self) -> None:
+        """Leave the file at the end, for the next driver: this one could not release its claims."""
+        with self._lock:
+            self._closed = True
+
     def close(self) -> None:
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             with contextlib.suppress(OSError):  # other drivers have files in the folder
                 self._file.unlink(missing_ok=True)
@@ -184,10 +192,26 @@ def live_drivers(study: Path) -> list[Driver]:
 
 def remove_dead_drivers(study: Path) -> list[str]:
     """Remove the files of drivers that died on this machine. Returns the owners of their claims."""
+    _remove_incomplete_files(study / "drivers")
     dead = {file: driver for file, driver in _read_drivers(study).items() if not driver.is_alive}
     for file in dead:
         file.unlink(missing_ok=True)
     return [driver.owner for driver in dead.values()]
+
+
+def _remove_incomplete_files(folder: Path) -> None:
+    """Remove unreadable and temporary files of dead processes of this machine, which a power failure leaves."""
+    for file in folder.glob(f"*{socket.gethostname()}-*.json*"):
+        match = re.fullmatch(rf"\.?{re.escape(socket.gethostname())}-(\d+)\.json(\.[0-9a-f]{{8}})?", file.name)
+        if match is None or _is_running(int(match[1]), None):
+            continue
+        try:
+            read_record(Driver, file)
+            is_complete = not match[2]
+        except ConfigError:
+            is_complete = False
+        if not is_complete:
+            file.unlink(missing_ok=True)
 
 
 def _read_drivers(study: Path) -> dict[Path, Driver]:

@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.errors import ClaimLost
+from flops_fit_core.errors import ClaimLost, StoreError
 from flops_fit_core.plugins.outbox import Outbox, OutboxEntry
 from flops_fit_core.plugins.protocols import Executor, JobEnded, Logger, ResultStore
 from flops_fit_core.plugins.protocols.stores import latest_attempts
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Job, Progress, RunError, RunResult, RunSpec, SweepPlan
 from flops_fit_core.study.claims import ClaimRenewal, Claims
+from flops_fit_core.study.directory import remove_temporary_files
 from flops_fit_core.study.heartbeat import Heartbeat, remove_dead_drivers
 from flops_fit_core.study.prune import delete_checkpoints
 from flops_fit_core.study.result_writer import ResultWriter
@@ -106,6 +107,7 @@ class Sweep:
             self._start_renewal()
             self._call_loggers("started", self.plan)
             if self.folder is not None:
+                remove_temporary_files(self.folder)
                 self._collect_outbox()
                 delete_checkpoints(self.plan, self.store, self.folder, branches=False)
             self._waiting = deque(self._missing_jobs())
@@ -135,12 +137,24 @@ class Sweep:
                     self._store_result(event)
         finally:
             self._renewal.stop()
+            self._release_all_claims()
             self._call_loggers("close")
-        for job in self._running.values():
-            self._claims.release(_names_to_claim(job))
+
+    def _release_all_claims(self) -> None:
+        """On a full disk, claims cannot be released. The driver's file stays then: the next driver on this machine
+        finds that this one is dead, and releases its claims without waiting for their end."""
+        try:
+            self._claims.release(self._claims.held)
+        except StoreError as error:
+            logger.warning("the claims of unfinished runs are not released: %s", error)
+            for heartbeat in self._heartbeats():
+                heartbeat.keep_file()
+
+    def _heartbeats(self) -> list[Heartbeat]:
+        return [listener for listener in self.loggers if isinstance(listener, Heartbeat)]
 
     def _start_renewal(self) -> None:
-        heartbeats = [listener for listener in self.loggers if isinstance(listener, Heartbeat)]
+        heartbeats = self._heartbeats()
         beat = heartbeats[0].write if heartbeats else None
         self._renewal = ClaimRenewal(
             self.owner, self._claims.seconds, self.executor.is_alive, self._open_store, beat

@@ -210,6 +210,9 @@ class DatabaseFile:
         if self._reader is not None:
             self._reader.close()  # a change of the journal mode needs the database alone
             self._reader = None
+        if not self.path.exists():
+            # SQLite would create it with 0644, whatever the umask allows to the group.
+            os.close(os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o666))
         connection = sqlite3.connect(self.path, timeout=self.lock_timeout, isolation_level=None)
         try:
             check_schema(self.path, connection)
