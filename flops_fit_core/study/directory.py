@@ -102,7 +102,7 @@ class StudyFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         self.save_table(experiment_table(experiment))
         write_checked(self.plan_file, plan, {IDS: [run.id for run in plan.runs]})
-        write_checked(self.plugins_file, PluginSetup(**{**dict(setup), "paths": ()}))
+        write_checked(self.plugins_file, setup.model_dump(mode="json", exclude={"paths"}))
 
     def save_table(self, table: Mapping[str, Any]) -> None:
         """Write experiment.json: the experiment as plain data, and the folder format."""

@@ -10,6 +10,7 @@ from typing import Any
 
 from flops_fit_core.config import Experiment
 from flops_fit_core.config.secrets import mask_secrets
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.code_files import file_digest, folder_code, module_code, value_code
 from flops_fit_core.plugins.options import code_options
 from flops_fit_core.plugins.registry import KINDS, RegisteredSpec, Registry
@@ -61,10 +62,10 @@ def named_code(
         paths: Folders to search for modules, after Python's path.
         plan: The folder's plan, if it has been read: that of 10,000 runs takes seconds.
 
-    Raises ConfigError for a damaged file.
+    Raises ConfigError for a damaged experiment.json or plugins.json.
     """
     modules = {name: module for name, module in folder.setup().modules.items() if name not in loaded}
-    choices = [*_in_experiment(folder.table()), *_in_plan(plan or folder.plan())]
+    choices = [*_in_experiment(folder.table()), *_in_plan(plan or _readable_plan(folder))]
     files = {file for module in modules.values() for file in module_code(module, paths)}
     code = _collect(choices, registry, modules, files)
     study = folder.path.resolve()
@@ -72,6 +73,14 @@ def named_code(
         inside = {str(file): file_digest(file) for file in folder_code(study)}
         return NamedCode(code.modules, code.options, dict(sorted({**code.files, **inside}.items())))
     return code
+
+
+def _readable_plan(folder: StudyFolder) -> SweepPlan | None:
+    """None for a damaged plan: no run of it is trained, and the next plan replaces it."""
+    try:
+        return folder.plan()
+    except ConfigError:
+        return None
 
 
 def code_of_runs(runs: Iterable[RunSpec], registry: Registry) -> NamedCode:
@@ -146,7 +155,9 @@ def _in_entry(kind: str, entry: Any) -> Iterator[Choice]:
         yield kind, str(name or ""), {option: value for option, value in entry.items() if option != "name"}
 
 
-def _in_plan(plan: SweepPlan) -> Iterator[Choice]:
+def _in_plan(plan: SweepPlan | None) -> Iterator[Choice]:
+    if plan is None:
+        return
     yield "device", plan.device.name, {**plan.device.options, **plan.runtime.get("device", {})}
     yield from _in_runs((*plan.runs, *plan.replaced.values()), plan.runtime)
 

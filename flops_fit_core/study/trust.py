@@ -177,6 +177,8 @@ def _write_record(folder: StudyFolder, code: NamedCode, paths: Sequence[str]) ->
     file = _record_file(folder)
     file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with replacing(file) as writer:
+        if os.name != "nt":
+            os.fchmod(writer.fileno(), 0o600)
         writer.write(record.model_dump_json(indent=1).encode())
     return record
 

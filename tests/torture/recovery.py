@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import time
+from pathlib import Path
 
 from torture import checker
 from torture.checker import View
@@ -38,6 +40,7 @@ def check_resumed(trial: Trial, reference: View | None, *words: str, seconds: fl
         seconds: Time limit of one sweep.
     """
     violations = []
+    age_temporary_files(trial.study)
     for _ in range(RESUMES):
         started = time.monotonic()
         driver = trial.run(*words, seconds=seconds)
@@ -50,6 +53,13 @@ def check_resumed(trial: Trial, reference: View | None, *words: str, seconds: fl
     else:
         return [*violations, f"resume: {driver.ended}: {driver.text.strip()[-400:]}"]
     return violations + check_finished(trial, reference)
+
+
+def age_temporary_files(study: Path) -> None:
+    """A driver removes the temporary files of killed processes after ten minutes."""
+    for file in study.rglob(".*"):
+        if file.is_file():
+            os.utime(file, (0, 0))
 
 
 def check_finished(trial: Trial, reference: View | None) -> list[str]:
