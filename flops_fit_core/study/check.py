@@ -136,7 +136,8 @@ def _check_files(study: StudyFolder) -> Iterator[FileFinding]:
     """The files of the folder that are no store's."""
     for finding in check_folder(study.path):
         if finding.state == "damaged" or (finding.state == "absent" and finding.message):
-            reason, _, advice = finding.message.removeprefix(f"{study.path / finding.file} ").partition(". ")
+            message = finding.message.removeprefix(f"{study.path / finding.file} ").removeprefix("is damaged: ")
+            reason, _, advice = message.partition(". ")
             advice = advice or f"flops-fit run {study.shown} writes it again"
             missing = "missing: " if finding.state == "absent" else ""
             yield FileFinding(file=finding.file, state="damaged", text=f"{missing}{reason}", advice=advice)
