@@ -260,7 +260,8 @@ from flops_fit_core import StoreError
 folder = Path(sys.argv[1])
 opened = []
 def watch(event, arguments):
-    if event == "open" and str(arguments[0]).endswith(("results.sqlite", "-wal", "-shm")):
+    is_file = str(arguments[0]).endswith(("results.sqlite", "-wal", "-shm")) if event == "open" else False
+    if is_file and Path(arguments[0]).exists():  # a new file has no locks
         opened.append(arguments[0])
 sys.addaudithook(watch)
 with contextlib.closing(store_at(folder)) as store, contextlib.closing(store_at(folder)) as reader:
