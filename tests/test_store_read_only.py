@@ -234,7 +234,7 @@ a line that is damaged
 @pytest.mark.parametrize(
     ("folder", "kind"),
     [
-        ("/root/study", "ext4"),
+        ("/srv/study", "ext4"),
         ("/home/anna/study", "nfs4"),
         ("/home2/study", "ext4"),
         ("/home", "nfs4"),
