@@ -23,7 +23,7 @@ from flops_fit_core.plugins import ResultStore, settle_result
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result
 from flops_fit_core.testing.examples import result_of
-from flops_fit_core.testing.stores import claim_token
+from flops_fit_core.testing.store_claims import claim_token
 from flops_fit_stores import postgres
 from flops_fit_stores.schema import MIGRATIONS, migrate, version
 
