@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import pickle
@@ -184,6 +185,28 @@ def test_a_distribution_with_another_name_than_its_folder_offers_its_plugins(sit
     registry = Registry()
     assert registry.problems == []
     assert offered(registry, "good") == ["tiger"]
+
+
+def test_a_distribution_without_a_version_offers_its_plugins(site: Site) -> None:
+    site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
+    (site.path / "flops_fit_good-1.0.dist-info" / "METADATA").write_text("Name: flops-fit-good\n")
+    code = (
+        "import importlib, sys\n"
+        "for name in sys.argv[1:]: importlib.import_module(name)\n"
+        "from flops_fit_core.plugins.registry import installed\n"
+        "sources = [offer.source for offer in installed().offers('optimizer') if offer.plugin == 'good']\n"
+        "print(installed().problems, sources)\n"
+    )
+    backport = ["importlib_metadata"] if importlib.util.find_spec("importlib_metadata") else []
+    for imported_before in ([], backport):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *imported_before],
+            env={**os.environ, "PYTHONPATH": str(site.path)},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert (done.stdout, done.stderr) == ("[] ['flops-fit-good unknown-version']\n", "")
 
 
 @pytest.mark.parametrize("text", [b"[flops_fit]\nno equals sign\n", b"\xff\xfe[flops_fit]\nx = y\n"])

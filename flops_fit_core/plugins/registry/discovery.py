@@ -47,7 +47,7 @@ class Installed:
                 return (
                     f"it needs {BUNDLED}{requirement.specifier}, and this is {BUNDLED} {__version__}: "
                     f"pip install '{BUNDLED}{requirement.specifier}', or another version of "
-                    f"{self.source.rpartition(' ')[0]}"
+                    f"{self.source.split(' ')[0]}"
                 )
         return None
 
@@ -100,7 +100,7 @@ def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
         if first.setdefault(key, dist) is not dist or _is_shadowed(dist, name):
             continue
         for point in points:
-            installed = Installed(point, dist, key, f"{name} {dist.version}")
+            installed = Installed(point, dist, key, _source(dist, name))
             points_by_key.setdefault((key, point.name, point.value), installed)
     return [points_by_key[key] for key in sorted(points_by_key)], broken
 
@@ -121,10 +121,19 @@ def _name_of(dist: Distribution) -> str | None:
         return None
 
 
+def _source(dist: Distribution, name: str) -> str:
+    """Name and version of a distribution; "unknown-version" if its metadata has none."""
+    try:
+        version_text: str | None = dist.version
+    except KeyError:
+        version_text = None
+    return f"{name} {version_text or 'unknown-version'}"
+
+
 def _label(dist: Distribution) -> str:
     """Name of a distribution that cannot be read, for messages."""
     try:
-        return f"{_name_of(dist)} {dist.version}"
+        return _source(dist, str(_name_of(dist)))
     except UnicodeDecodeError:
         return Path(getattr(dist, "_path", "a distribution")).name
 
