@@ -14,8 +14,8 @@ from test_stores import FILES, open_store, query
 from flops_fit_core.plugins import ResultStore
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores import lease_clock
-from flops_fit_stores.database import MIGRATIONS, migrate
 from flops_fit_stores.leases import UNKNOWN_SECONDS
+from flops_fit_stores.sqlite_schema import MIGRATIONS, migrate
 
 SwitchMachine = Callable[[str, float], None]
 

@@ -306,9 +306,9 @@ def test_damage_is_an_error_that_states_what_is_intact_and_what_to_do(
     with pytest.raises(StoreError) as caught:
         open_store("json", tmp_path)
     message = str(caught.value)
-    assert "11 results are intact, and no file was changed" in message
-    assert f"'flops-fit store check {tmp_path}'" in message
-    assert f"'flops-fit store repair {tmp_path}'" in message
+    assert "intact results: 11. Nothing was changed" in message
+    assert f"flops-fit store check {tmp_path}" in message
+    assert f"flops-fit store repair {tmp_path}" in message
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 

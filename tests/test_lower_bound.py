@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from flops_fit_stores.errors import Damage
 from flops_fit_stores.lower_bound import LowerBound
 
 
@@ -58,8 +59,8 @@ def test_a_file_without_an_intact_count_is_an_error(bound: LowerBound) -> None:
     bound.raise_to(3)
     for size in (0, 50):
         os.truncate(bound.path, size)
-        with pytest.raises(ValueError, match="both counts are damaged"):
+        with pytest.raises(Damage, match=r"results\.count: both counts are damaged"):
             bound.read()
-        with pytest.raises(ValueError, match="both counts are damaged"):
+        with pytest.raises(Damage, match=r"results\.count: both counts are damaged"):
             bound.raise_to(4)
         assert bound.path.stat().st_size == size

@@ -25,7 +25,7 @@ from flops_fit_core.testing import StoreConformance, example_result
 from flops_fit_core.testing.examples import result_of
 from flops_fit_core.testing.store_claims import claim_token
 from flops_fit_stores import postgres
-from flops_fit_stores.schema import MIGRATIONS, migrate, version
+from flops_fit_stores.postgres_schema import MIGRATIONS, migrate, version
 
 psycopg = pytest.importorskip("psycopg")
 MISSING = missing_requirement()

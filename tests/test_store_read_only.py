@@ -32,10 +32,11 @@ from sqlite_utils import Database
 from flops_fit_core import StoreError
 from flops_fit_core.api import run
 from flops_fit_core.testing.examples import result_of
-from flops_fit_stores import database, sqlite_reader
-from flops_fit_stores.database import COLUMNS, MIGRATIONS, migrate
+from flops_fit_stores import journal_mode, sqlite_reader
 from flops_fit_stores.file_systems import file_system_type, is_network, type_in_mounts
+from flops_fit_stores.records import COLUMNS
 from flops_fit_stores.sqlite import to_row
+from flops_fit_stores.sqlite_schema import MIGRATIONS, migrate
 
 needs_setpriv = pytest.mark.skipif(
     os.geteuid() == 0 and shutil.which("setpriv") is None, reason="root needs setpriv to give up its rights"
@@ -285,11 +286,11 @@ def test_this_machine_knows_its_file_systems() -> None:
 
 @pytest.fixture
 def on_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (database, sqlite_reader):
+    for module in (journal_mode, sqlite_reader):
         monkeypatch.setattr(module, "is_network", lambda folder: True)
 
 
-def journal_mode(folder: Path) -> str:
+def mode_of(folder: Path) -> str:
     with closing(sqlite3.connect(folder / DATABASE)) as connection:
         return str(connection.execute("PRAGMA journal_mode").fetchone()[0])
 
@@ -305,7 +306,7 @@ def test_a_network_file_system_gets_a_rollback_journal_and_no_log(tmp_path: Path
             assert other.get(result.id) == result
         extra = 3
         assert store._file.writer.execute("PRAGMA synchronous").fetchone() == (extra,)
-    assert journal_mode(tmp_path) == "delete"
+    assert mode_of(tmp_path) == "delete"
     assert stored(tmp_path) == RESULTS
 
 
@@ -318,7 +319,7 @@ def test_a_log_is_removed_on_a_network_file_system(
     assert stored(tmp_path) == RESULTS
     with closing(store_at(tmp_path)) as store:
         store.add(result_of(COUNT))
-    assert journal_mode(tmp_path) == "delete"
+    assert mode_of(tmp_path) == "delete"
     assert not (tmp_path / LOG).exists()
     assert stored(tmp_path) == [*RESULTS, result_of(COUNT)]
 
@@ -338,9 +339,9 @@ def test_a_log_that_another_process_uses_is_not_removed(tmp_path: Path, request:
 
 def test_a_local_disk_gets_a_log_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(database, "is_network", lambda folder: True)
+        patch.setattr(journal_mode, "is_network", lambda folder: True)
         closed_store(tmp_path)
     with closing(store_at(tmp_path)) as store:
         store.add(result_of(COUNT))
         assert (tmp_path / LOG).exists()
-    assert journal_mode(tmp_path) == "wal"
+    assert mode_of(tmp_path) == "wal"

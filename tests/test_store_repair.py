@@ -148,7 +148,10 @@ def test_results_in_the_log_of_a_deleted_database_are_kept(tmp_path: Path) -> No
 def test_a_damaged_bound_is_written_again(tmp_path: Path) -> None:
     closed_store(tmp_path)
     (tmp_path / BOUND).write_text("many")
-    with pytest.raises(StoreError, match=r"results\.sqlite\.count: damaged: both counts"):
+    with pytest.raises(
+        StoreError,
+        match=r"results\.sqlite: damaged: results\.sqlite\.count: both counts are damaged; intact results: 20",
+    ):
         store_at(tmp_path)
     assert states(tmp_path) == {DATABASE: "damaged", BOUND: "damaged"}
     assert repair(tmp_path / DATABASE, 5).kept == COUNT
@@ -168,6 +171,51 @@ def test_columns_that_differ_from_their_record_are_written_again(tmp_path: Path)
 
 def repair_names(folder: Path) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in folder.iterdir() if ".damaged-" in path.name))
+
+
+def newer_schema(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA user_version = 99")
+
+
+def other_database(path: Path) -> None:
+    path.unlink()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE photos (id)")
+
+
+def a_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(newer_schema, "newer flops-fit"), (other_database, "another program"), (a_folder, "not a file")],
+)
+def test_a_file_that_is_not_ours_is_neither_damaged_nor_repaired(
+    change: Callable[[Path], None], message: str, tmp_path: Path
+) -> None:
+    closed_store(tmp_path)
+    change(tmp_path / DATABASE)
+    before = content_of(tmp_path)
+    database, _ = check(tmp_path / DATABASE, 5)
+    assert (database.state, database.advice) == ("unchecked", "")
+    assert message in database.text
+    with pytest.raises(StoreError, match=message):
+        repair(tmp_path / DATABASE, 5)
+    assert {name: content for name, content in content_of(tmp_path).items() if "lock" not in name} == before
+
+
+@pytest.mark.parametrize(("position", "bit"), [(63, 2), (63, 5), (62, 0), (68, 7), (71, 0)])
+def test_a_flipped_bit_of_the_schema_version_or_the_application_id_is_repaired(
+    position: int, bit: int, tmp_path: Path
+) -> None:
+    """The bytes 60 to 63 and 68 to 71 of the header of a database (https://sqlite.org/fileformat2.html)."""
+    flip_bit(closed_store(tmp_path) / DATABASE, position, bit)
+    assert states(tmp_path)[DATABASE] == "damaged"
+    assert repair(tmp_path / DATABASE, 5).kept == COUNT
+    assert stored(tmp_path) == RESULTS
 
 
 @pytest.mark.parametrize("column", ["id", "attempt", "sha256"])
@@ -225,6 +273,9 @@ def test_a_repair_that_was_interrupted_at_any_step_is_completed_by_the_next(tmp_
         if not ended:
             with contextlib.suppress(StoreError):  # raised until the repair is complete
                 assert stored(folder) == expected
+            assert (folder / "results.sqlite.repair").exists() == (
+                check(folder / DATABASE, 5)[0].advice == f"flops-fit store repair {folder} completes it"
+            )
         repair(folder / DATABASE, 5)
         assert stored(folder) == expected, f"step {step}"
         contents = [file.read_bytes() for file in folder.iterdir()]

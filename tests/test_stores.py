@@ -25,7 +25,7 @@ from flops_fit_core.plugins.registry import installed
 from flops_fit_core.testing import StoreConformance, example_result, example_run
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores.checksums import digest
-from flops_fit_stores.database import APPLICATION_ID, MIGRATIONS, migrate
+from flops_fit_stores.sqlite_schema import APPLICATION_ID, MIGRATIONS, migrate
 
 
 class TestSqlite(StoreConformance):
@@ -271,13 +271,17 @@ def deleted(path: Path) -> None:
         ("json", other_text, "truncated or not valid JSON"),
         ("json", empty, "empty"),
         ("json", other_json, "a file of another program"),
-        ("json", damaged_version, r"damaged \(its format or version is damaged\)\. 30 results are intact"),
-        ("json", damaged_format, r"damaged \(its format or version is damaged\)\. 30 results are intact"),
+        ("json", damaged_version, "damaged: its format or version is damaged; intact results: 30"),
+        ("json", damaged_format, "damaged: its format or version is damaged; intact results: 30"),
         ("json", newer_version, "written by a newer flops-fit"),
         ("json", results_are_no_list, "results: Input should be a valid list"),
         ("json", an_entry_without_id, r"results\.0\.id: Field required"),
-        ("json", another_loss, rf"of 1 of 30 results does not match: run {result_of(0).id}, attempt 1\)\. 29 "),
-        ("json", without_the_first_result, r"list of results does not match\)\. 29 results are intact"),
+        (
+            "json",
+            another_loss,
+            f"of 1 of 30 results does not match: run {result_of(0).id}, attempt 1; intact results: 29",
+        ),
+        ("json", without_the_first_result, "list of results does not match; intact results: 29"),
         ("json", deleted, r"does not exist, but results\.json\.count does"),
         ("json", not_a_number, "truncated or not valid JSON"),
         ("json", a_folder, "Is a directory"),

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import Damage, gc_paused, other_program, wrong_version
 from flops_fit_stores.checksums import digest, is_intact, sealed
+from flops_fit_stores.errors import Damage, newer_version, other_program
 from flops_fit_stores.files import replace_file
+from flops_fit_stores.records import first_mistake, gc_paused
 
 FORMAT = "flops-fit results"
 VERSION = 2
@@ -128,13 +129,12 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     if data.get("format") != FORMAT or version not in (1, VERSION):
         _refuse_damaged_head(data)
         raise (
-            wrong_version(path, version, VERSION) if data.get("format") == FORMAT else other_program(path, FORMAT)
+            newer_version(path, version, VERSION) if data.get("format") == FORMAT else other_program(path, FORMAT)
         )
     try:
         _Content.model_validate(data)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise Damage(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise Damage(first_mistake(error)) from None
     if version == VERSION:
         _verify(data)
     return data

@@ -14,6 +14,14 @@ from filelock import BaseFileLock, Timeout
 from flops_fit_core import StoreError
 
 
+def make_folder(folder: Path) -> None:
+    """Create the study's folder. Raises StoreError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"{folder}: cannot create this folder for the results: {error.strerror}") from None
+
+
 @contextmanager
 def locked(lock: BaseFileLock, path: Path) -> Iterator[None]:
     """Hold the lock of the file ``path``. Raises StoreError if another process holds it until the timeout."""

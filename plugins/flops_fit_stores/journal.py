@@ -12,8 +12,8 @@ from typing import Any
 from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import other_program, wrong_version
 from flops_fit_stores.checksums import is_intact, sealed
+from flops_fit_stores.errors import newer_version, other_program
 from flops_fit_stores.files import replace_file, sync_folder
 
 Entry = dict[str, Any]
@@ -128,7 +128,7 @@ class Journal:
         if header.get("format") != self._format:
             raise other_program(self.path, self._format)
         if header.get("version") != self._version:
-            raise wrong_version(self.path, header.get("version"), self._version)
+            raise newer_version(self.path, header.get("version"), self._version)
         return str(header["id"])
 
 

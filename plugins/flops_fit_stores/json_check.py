@@ -9,17 +9,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import ValidationError
 
 from flops_fit_core import RunResult, StoreError
-from flops_fit_stores.checks import Damage, OtherFile
 from flops_fit_stores.checksums import FIELD, is_intact, sealed
 from flops_fit_stores.document import Document
-from flops_fit_stores.files import locked
+from flops_fit_stores.errors import Damage, OtherFile
 from flops_fit_stores.journal import Journal
 from flops_fit_stores.json_records import LOG_FORMAT, LOG_VERSION, count_path, log_path, record_of
 from flops_fit_stores.lower_bound import LowerBound
+from flops_fit_stores.records import first_mistake
 
 _RECORD_START = re.compile(r'\{\s*"id"\s*:')
 """Every record starts with the field ``id``."""
@@ -59,15 +58,15 @@ def read_records(path: Path) -> tuple[list[RunResult], list[DamagedPlace]]:
     return results, damage
 
 
-def write_records(path: Path, results: Sequence[RunResult], lock_timeout: float = 60.0) -> None:
+def write_records(path: Path, results: Sequence[RunResult]) -> None:
     """Replace all files of a store by a store with these results.
 
-    If it is interrupted, call it again. The caller has copied the damaged files. Raises StoreError.
+    If it is interrupted, call it again. The caller holds the store's lock and has copied the damaged files. Raises
+    StoreError.
     """
-    with locked(FileLock(f"{path}.lock", timeout=lock_timeout), path):
-        Document(path).write([sealed(record_of(result)) for result in results], "")
-        Journal(log_path(path), LOG_FORMAT, LOG_VERSION).remove()
-        LowerBound(count_path(path)).reset(len(results))
+    Document(path).write([sealed(record_of(result)) for result in results], "")
+    Journal(log_path(path), LOG_FORMAT, LOG_VERSION).remove()
+    LowerBound(count_path(path)).reset(len(results))
 
 
 def _candidates(path: Path, damage: list[DamagedPlace]) -> Iterator[tuple[Path, str, Any]]:
@@ -126,8 +125,7 @@ def _validate(record: Any) -> RunResult | str:
     try:
         return RunResult.model_validate({name: record[name] for name in record if name not in ("id", FIELD)})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        return first_mistake(error)
 
 
 def _name(record: Any) -> str:
@@ -138,8 +136,9 @@ def _check_count(path: Path, count: int) -> Iterator[DamagedPlace]:
     bound = LowerBound(count_path(path))
     try:
         stored = bound.read()
-    except (ValueError, OSError) as error:
-        yield DamagedPlace(bound.path, "", str(error))
+    except (Damage, StoreError) as error:
+        reason = str(error).removeprefix(f"{bound.path}: ").removeprefix(f"{bound.path.name}: ")
+        yield DamagedPlace(bound.path, "", reason)
         return
     if stored is not None and count < stored:
         yield DamagedPlace(path, "", f"{count} results are intact, but {stored} were stored")

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from flops_fit_core import RunResult, StoreError
 from flops_fit_core.plugins import ResultStore, settle_result
-from flops_fit_stores.checks import gc_paused, invalid_record, make_folder, validated
 from flops_fit_stores.checksums import FIELD
 from flops_fit_stores.claims import Claims
 from flops_fit_stores.document import Entry
-from flops_fit_stores.files import locked
+from flops_fit_stores.files import locked, make_folder
 from flops_fit_stores.json_records import JsonRecords, record_of
+from flops_fit_stores.records import gc_paused, invalid_record, validated
 
 logger = logging.getLogger("flops_fit")
 
@@ -60,19 +60,23 @@ class JsonStore(ResultStore):
         with locked(self._lock, self.path):
             self._records.refresh()
             if token is None:
-                record = record_of(result)
-                if record != self._present(result):
-                    self._records.put(record)
+                self._put(result, is_stored=record_of(result) == self._present(result))
                 return result
             self._claims.refresh()
             holds_claim = self._claims.is_valid(result.id, token)
             attempts = self._attempts(result.id)
             stored = settle_result(result, attempts, holds_claim=holds_claim)
-            if stored not in attempts:
-                self._records.put(record_of(stored))
-                if stored.is_finished and not holds_claim and not stored.superseded:
-                    self._claims.end(result.id)
+            is_stored = stored in attempts
+            self._put(stored, is_stored=is_stored)
+            if not is_stored and stored.is_finished and not holds_claim and not stored.superseded:
+                self._claims.end(result.id)
             return stored
+
+    def _put(self, result: RunResult, *, is_stored: bool) -> None:
+        if is_stored:
+            self._records.confirm()
+        else:
+            self._records.put(record_of(result))
 
     def all_attempts(self) -> list[RunResult]:
         self._records.refresh()

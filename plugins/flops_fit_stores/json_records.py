@@ -8,14 +8,15 @@ it. A process may be killed between any two of these steps.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core import RunResult, StoreError
-from flops_fit_stores.checks import Damage, damaged_store
 from flops_fit_stores.checksums import sealed
 from flops_fit_stores.document import Document, Entry
+from flops_fit_stores.errors import Damage, DamagedStore, damaged_store
 from flops_fit_stores.journal import Journal
 from flops_fit_stores.lower_bound import LowerBound
 
@@ -58,23 +59,26 @@ class JsonRecords:
         self._document = Document(path)
         self._log = Journal(log_path(path), LOG_FORMAT, LOG_VERSION)
         self._log_entries: list[Entry] = []
+        self._applied = 0
+        """Number of records of the log that are in ``entries``."""
+        self._outdated = False
+        """Whether files were read that ``entries`` does not include yet: an error may stop :meth:`refresh`."""
         self._bound = LowerBound(count_path(path))
+        self._damage: DamagedStore | None = None
 
     def create(self) -> None:
         """Write an empty file if it does not exist."""
-        if self.path.exists():
-            return
-        for other in (self._log.path, self._bound.path):
-            if other.exists():
-                raise self._error(f"it does not exist, but {other.name} does: delete that too if you deleted it")
-        self._document.write([], "")
+        with self._explain():
+            if not self.path.exists():
+                self._refuse_other_files()
+                self._document.write([], "")
 
     def refresh(self) -> None:
-        """Read what other processes have written. Needs no lock."""
-        try:
+        """Read what other processes have written. Needs no lock. After damage was found, it is raised again."""
+        if self._damage is not None:
+            raise self._damage
+        with self._explain():
             self._read()
-        except Damage as damage:
-            raise self._error(str(damage)) from None
 
     def put(self, record: Mapping[str, Any]) -> None:
         """Add a record, or replace the record of the same run and attempt. Durable when this returns."""
@@ -84,16 +88,26 @@ class JsonRecords:
             self._document.write(self.entries, "")
         if not self._log.id or self._log.id == self._document.log:
             self._log.replace()
-            self._log_entries = []
+            self._log_entries, self._applied = [], 0
         self._log.append(entry, durable=True)
         self._log_entries.append(entry)
-        self._apply(entry)
-        self._raise_bound()
+        self._apply_log()
+        with self._explain():
+            self._bound.raise_to(len(self.entries))
         if self._log.size > max(self._document.size, _MIN_LOG_BYTES):
             try:
                 self.fold()
             except StoreError as error:
                 logger.warning("%s. Its newest results are in %s", error, self._log.path.name)
+
+    def confirm(self) -> None:
+        """Make records durable that were added and not acknowledged: a process was killed, or a sync failed.
+
+        They are written again: after a failed sync, the next sync of the same data may succeed without writing it.
+        """
+        self.fold()
+        with self._explain():
+            self._bound.raise_to(len(self.entries))
 
     def fold(self, *, last: bool = False) -> None:
         """Write the records of the log to ``results.json``.
@@ -105,53 +119,39 @@ class JsonRecords:
             self._document.write(self.entries, self._log.id)
         if last:
             self._log.remove()
-            self._log_entries = []
+            self._log_entries, self._applied = [], 0
             for path in (self.path, self._log.path):
                 path.with_name(f".{path.name}.new").unlink(missing_ok=True)
 
-    def _raise_bound(self) -> None:
-        try:
-            self._bound.raise_to(len(self.entries))
-        except (ValueError, OSError) as error:
-            raise self._error(f"{self._bound.path.name}: {error}") from None
-
     def _read(self) -> None:
-        bound = self._read_bound()  # before the results: another process may add a result at any time
-        changed = False
+        bound = self._bound.read()  # before the results: another process may add a result at any time
         while True:
-            changed |= self._document.read()
+            self._outdated |= self._document.read()
             new = self._log.read_new()
             if new is not None and new.damage:
                 raise Damage(f"{self._log.path.name}: {new.damage[0]}")
             if new is None or new.rewritten:
-                changed |= new is not None or bool(self._log_entries)
+                self._outdated |= new is not None or bool(self._log_entries)
                 self._log_entries = []
-            appended = new.entries if new is not None else []
-            self._log_entries += appended
+            self._log_entries += new.entries if new is not None else []
             # A writer that folds the log replaces results.json first. If it did between the two reads, read again.
             if self._document.is_current():
                 break
-        if changed:
-            self._apply_all()
-        elif self._log.id != self._document.log:
-            for entry in appended:
+        if self._outdated:
+            self.entries, self.places, self._applied = [], {}, 0
+            for entry in self._document.entries:
                 self._apply(entry)
+        self._apply_log()
+        self._outdated = False
         if bound is not None and len(self.entries) < bound:
             raise Damage(f"it has {len(self.entries)} results, but {bound} were stored")
 
-    def _read_bound(self) -> int | None:
-        try:
-            return self._bound.read()
-        except (ValueError, OSError) as error:
-            raise Damage(f"{self._bound.path.name}: {error}") from None
-
-    def _apply_all(self) -> None:
-        self.entries, self.places = [], {}
-        for entry in self._document.entries:
-            self._apply(entry)
+    def _apply_log(self) -> None:
+        """Apply the new records of the log, unless ``results.json`` includes it."""
         if self._log.id != self._document.log:
-            for entry in self._log_entries:
+            for entry in self._log_entries[self._applied :]:
                 self._apply(entry)
+        self._applied = len(self._log_entries)
 
     def _apply(self, entry: Entry) -> None:
         """Append a record, or replace the record of the same run and attempt."""
@@ -162,11 +162,22 @@ class JsonRecords:
         else:
             self.entries[place] = entry
 
-    def _error(self, reason: str) -> StoreError:
+    def _refuse_other_files(self) -> None:
+        for other in (self._log.path, self._bound.path):
+            if other.exists():
+                raise Damage(f"it does not exist, but {other.name} does: delete that too if you deleted it")
+
+    @contextmanager
+    def _explain(self) -> Iterator[None]:
+        """Convert Damage to StoreError, and remember it."""
         from flops_fit_stores.json_check import read_records
 
-        intact, _ = read_records(self.path)
-        return damaged_store(self.path, reason, len(intact))
+        try:
+            yield
+        except Damage as damage:
+            intact, _ = read_records(self.path)
+            self._damage = damaged_store(self.path, str(damage), len(intact))
+            raise self._damage from None
 
 
 def record_of(result: RunResult) -> Entry:

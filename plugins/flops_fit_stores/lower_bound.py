@@ -11,6 +11,8 @@ import hashlib
 import os
 from pathlib import Path
 
+from flops_fit_core import StoreError
+from flops_fit_stores.errors import Damage
 from flops_fit_stores.files import replace_file
 
 _sync = getattr(os, "fdatasync", os.fsync)
@@ -36,24 +38,26 @@ class LowerBound:
     def read(self) -> int | None:
         """The bound, or None if the file does not exist.
 
-        Raises ValueError if no slot is intact, and OSError. Needs no lock. To compare it with a store, read the
-        bound first: another process may add results between the two.
+        Raises Damage if no slot is intact, StoreError if the file cannot be read. Needs no lock. To compare it
+        with a store, read the bound first: another process may add results between the two.
         """
         try:
             content = self.path.read_bytes()
         except FileNotFoundError:
             return None
-        return max(_intact_counts(content))
+        except OSError as error:
+            raise StoreError(f"{self.path}: {error.strerror}") from None
+        return max(self._intact_counts(content))
 
     def raise_to(self, count: int) -> None:
         """Raise the bound to ``count``, durably. Does nothing if the bound is that high already.
 
-        The caller holds the store's lock. Raises ValueError if no slot is intact, and OSError or StoreError if the
-        file cannot be written.
+        The caller holds the store's lock. Raises Damage if no slot is intact, StoreError if the file cannot be
+        written.
         """
         try:
             with self.path.open("r+b", buffering=0) as file:
-                counts = _intact_counts(file.read())
+                counts = self._intact_counts(file.read())
                 if count <= max(counts):
                     return
                 file.seek(counts.index(min(counts)) * _SLOT_BYTES)
@@ -61,6 +65,8 @@ class LowerBound:
                 _sync(file.fileno())
         except FileNotFoundError:
             self.reset(count)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot write: {error.strerror}") from None
 
     def reset(self, count: int) -> None:
         """Write a new file with this bound, which may be lower than the present bound. Repairs a damaged file.
@@ -69,6 +75,13 @@ class LowerBound:
         """
         replace_file(self.path, 2 * _slot(count))
 
+    def _intact_counts(self, content: bytes) -> list[int]:
+        """The counts of both slots, -1 for a damaged slot. Raises Damage if both are damaged."""
+        counts = [_count(content[start : start + _SLOT_BYTES]) for start in (0, _SLOT_BYTES)]
+        if max(counts) < 0:
+            raise Damage(f"{self.path.name}: both counts are damaged")
+        return counts
+
 
 def _slot(count: int) -> bytes:
     text = f"{count:020d}"
@@ -76,10 +89,7 @@ def _slot(count: int) -> bytes:
     return f"{text} {digest}".ljust(_SLOT_BYTES - 1).encode() + b"\n"
 
 
-def _intact_counts(content: bytes) -> list[int]:
-    """The counts of both slots, -1 for a damaged slot. Raises ValueError if both are damaged."""
-    slots = [content[start : start + _SLOT_BYTES] for start in (0, _SLOT_BYTES)]
-    counts = [int(slot[:20]) if slot[:20].isdigit() and slot == _slot(int(slot[:20])) else -1 for slot in slots]
-    if max(counts) < 0:
-        raise ValueError("both counts are damaged")
-    return counts
+def _count(slot: bytes) -> int:
+    """The count in a slot; -1 if the slot is damaged."""
+    digits = slot[:20]
+    return int(digits) if digits.isdigit() and slot == _slot(int(digits)) else -1

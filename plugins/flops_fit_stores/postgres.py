@@ -20,8 +20,7 @@ from typing import Any
 
 from flops_fit_core import RunResult
 from flops_fit_core.plugins import ResultStore, settle_result
-from flops_fit_stores.checks import gc_paused, parse_record, to_columns, validated
-from flops_fit_stores.database import COLUMNS
+from flops_fit_stores.records import COLUMNS, gc_paused, parse_record, to_columns, validated
 from flops_fit_stores.server import Server
 
 _ADD = (

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import RunResult, StoreError
-from flops_fit_stores.checks import parse_record
 from flops_fit_stores.page_scan import rows_in
 from flops_fit_stores.private_copy import copy_files
+from flops_fit_stores.records import parse_record
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_checks import is_intact
 

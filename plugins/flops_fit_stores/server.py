@@ -11,7 +11,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from flops_fit_core import ConfigError, StoreError
-from flops_fit_stores.schema import NAME, migrate
+from flops_fit_stores.postgres_schema import NAME, migrate
 
 T = TypeVar("T")
 SECRETS = ("password", "sslpassword")

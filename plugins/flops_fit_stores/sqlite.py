@@ -15,10 +15,11 @@ from typing import Any
 
 from flops_fit_core import RunResult
 from flops_fit_core.plugins import ResultStore, settle_result
-from flops_fit_stores.checks import exceeds_64_bits, gc_paused, parse_record, to_columns, validated
-from flops_fit_stores.database import COLUMNS, DatabaseFile
+from flops_fit_stores.database import DatabaseFile
+from flops_fit_stores.records import COLUMNS, gc_paused, parse_record, to_columns, validated
 from flops_fit_stores.row_digest import row_digest
-from flops_fit_stores.sqlite_claims import SqliteClaims, write_transaction
+from flops_fit_stores.sqlite_claims import SqliteClaims
+from flops_fit_stores.sqlite_transaction import write_transaction
 
 _NAMES = (*COLUMNS, "sha256")
 ADD = (
@@ -107,6 +108,7 @@ def to_row(result: RunResult) -> dict[str, Any]:
     record keeps every digit."""
     values = {**to_columns(result), "finished": result.finished.isoformat()}
     row: dict[str, Any] = {
-        name: float(value) if exceeds_64_bits(value) else value for name, value in values.items()
+        name: float(value) if isinstance(value, int) and not -(2**63) <= value < 2**63 else value
+        for name, value in values.items()
     }
     return {**row, "sha256": row_digest(result.id, result.attempt, row["record"])}

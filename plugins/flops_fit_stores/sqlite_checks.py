@@ -11,22 +11,14 @@ import sqlite3
 from collections.abc import Iterable
 
 from flops_fit_core import StoreError
-from flops_fit_stores.checks import parse_record
+from flops_fit_stores.errors import Damage
+from flops_fit_stores.records import parse_record
 from flops_fit_stores.row_digest import row_digest
+from flops_fit_stores.sqlite_schema import has_checksums
 
-ALL_ROWS = "SELECT id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY added"
+_ALL_ROWS = "SELECT id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY added"
 _NAMED = 3
 """The most damaged results that a message names."""
-
-
-class Damage(Exception):
-    """A database is damaged. The message is the reason."""
-
-
-def has_checksums(connection: sqlite3.Connection) -> bool:
-    """Whether the table of results has a column of checksums. Databases of schema version 1 have none."""
-    columns = {name for _, name, *_ in connection.execute("PRAGMA table_info(results)")}
-    return "sha256" in columns
 
 
 def check_content(connection: sqlite3.Connection, bound: int | None) -> None:
@@ -36,18 +28,13 @@ def check_content(connection: sqlite3.Connection, bound: int | None) -> None:
         connection: A database with the tables of a store.
         bound: The lower bound of the number of results, read before; None if there is none.
 
-    Raises Damage.
+    Raises Damage, and sqlite3.Error.
     """
-    try:
-        problems = [text for (text,) in connection.execute("PRAGMA integrity_check(1)")]
-        if problems != ["ok"]:
-            raise Damage(problems[0].strip().split("\n")[-1])
-        checksum = "sha256" if has_checksums(connection) else "NULL"
-        count = _check_rows(connection.execute(ALL_ROWS.format(checksum=checksum)))
-    except sqlite3.OperationalError as error:
-        if is_damage(error):
-            raise Damage(str(error)) from None
-        raise
+    problems = [text for (text,) in connection.execute("PRAGMA integrity_check(1)")]
+    if problems != ["ok"]:
+        raise Damage(problems[0].strip().split("\n")[-1])
+    checksum = "sha256" if has_checksums(connection) else "NULL"
+    count = _check_rows(connection.execute(_ALL_ROWS.format(checksum=checksum)))
     check_count(count, bound)
 
 
@@ -81,14 +68,3 @@ def is_intact(run_id: object, attempt: object, record: object, checksum: object)
     except StoreError:
         return False
     return (result.id, result.attempt) == (run_id, attempt)
-
-
-def is_damage(error: sqlite3.Error) -> bool:
-    """Whether an error of SQLite, or of Python's module, means that the file is damaged."""
-    name = getattr(error, "sqlite_errorname", None) or ""
-    text = str(error)
-    # Python raises an OperationalError without a code for text that is not UTF-8. SQLite reports a schema with a
-    # flipped bit as a plain error.
-    return name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or text.startswith(
-        ("Could not decode", "no such table", "no such column", "malformed", "unsupported file format")
-    )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 
 from pydantic import TypeAdapter, ValidationError
 from sqlite_utils import Database
 
 from flops_fit_stores.leases import Lease, LeaseObserver
+from flops_fit_stores.sqlite_transaction import write_transaction
 
 _COLUMNS = ("owner", "token", "seconds", "beat", "machine", "end")
 _PUT = (
@@ -79,17 +77,3 @@ class SqliteClaims:
 
     def _put(self, run_id: str, lease: Lease) -> None:
         self._db.execute(_PUT, {"id": run_id, **asdict(lease)})
-
-
-@contextmanager
-def write_transaction(db: Database) -> Iterator[None]:
-    """A transaction that excludes other writers from its start to its end."""
-    db.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-        db.execute("COMMIT")
-    except BaseException:
-        connection: sqlite3.Connection = db.conn
-        if connection.in_transaction:
-            db.execute("ROLLBACK")
-        raise

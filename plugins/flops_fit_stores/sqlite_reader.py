@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core import StoreError
+from flops_fit_stores.errors import Damage
 from flops_fit_stores.file_systems import is_network
 from flops_fit_stores.private_copy import copy_files, is_in_log_mode
-from flops_fit_stores.sqlite_checks import Damage
 
 _TRIES = 20
 """How often to repeat a read of files that another process changes meanwhile."""
@@ -64,12 +64,12 @@ class Reader:
                     self._open()
                 assert self._connection is not None
                 answer = query(self._connection)
-            except (sqlite3.Error, Damage):
-                if self.way != "shared" and self._has_changed():
-                    self.close()
-                    continue
+            except (sqlite3.Error, Damage, StoreError, OSError):
+                changed = self.way != "shared" and self._has_changed()
                 self.close()
-                raise
+                if not changed:
+                    raise
+                continue
             if self.way != "immutable" or not self._has_changed():
                 return answer
         raise StoreError(f"{self._path}: another process changes it all the time: try again")
@@ -82,8 +82,7 @@ class Reader:
         self._signature = _signature(self._path)
         self.way = _choose_way(self._path)
         try:
-            self._connect()
-            self._check(self._open_connection())
+            self._check(self._connect())
         except sqlite3.OperationalError as error:
             name = getattr(error, "sqlite_errorname", None) or ""  # Python's own errors have none
             if self.way == "copy" or not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")):
@@ -91,22 +90,17 @@ class Reader:
             # The log needs recovery, and this process may not write its index.
             self.close()
             self.way = "copy"
-            self._connect()
-            self._check(self._open_connection())
+            self._check(self._connect())
 
-    def _open_connection(self) -> sqlite3.Connection:
-        assert self._connection is not None
-        return self._connection
-
-    def _connect(self) -> None:
+    def _connect(self) -> sqlite3.Connection:
         path, option = self._path.absolute(), {"shared": "mode=ro", "immutable": "immutable=1", "copy": "mode=rw"}
         if self.way == "copy":
             self._copies = tempfile.TemporaryDirectory(prefix="flops-fit-", ignore_cleanup_errors=True)
             path = copy_database(self._path, Path(self._copies.name))
-            self._signature = _signature(self._path)
         uri = f"{path.as_uri()}?{option[self.way]}"
         self._connection = sqlite3.connect(uri, uri=True, timeout=self._lock_timeout, isolation_level=None)
         self._connection.execute("PRAGMA cell_size_check = ON")
+        return self._connection
 
 
 def copy_database(path: Path, folder: Path) -> Path:

@@ -15,13 +15,16 @@ from sqlite_utils import Database
 
 from flops_fit_core import StoreError
 from flops_fit_core.plugins import FileFinding, StoreRepair
-from flops_fit_stores.checks import parse_record
-from flops_fit_stores.database import COLUMNS, DatabaseFile, migrate, repair_marker
+from flops_fit_stores.database import DatabaseFile, repair_marker
+from flops_fit_stores.errors import Damage, DamagedStore
 from flops_fit_stores.files import locked, replace_file, sync_folder, unused_name
 from flops_fit_stores.lower_bound import LowerBound
+from flops_fit_stores.records import COLUMNS, parse_record
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.salvage import SavedRow, salvage
 from flops_fit_stores.sqlite import ADD, to_row
+from flops_fit_stores.sqlite_errors import explain_errors
+from flops_fit_stores.sqlite_schema import migrate
 
 _PARTS = ("", "-wal", "-journal", ".count")
 """Suffixes of the files that are moved aside together: SQLite reads the first three as one database."""
@@ -36,11 +39,12 @@ def check(path: Path, lock_timeout: float) -> list[FileFinding]:
         return []
     findings = [_check_count(count)] if count.exists() else []
     try:
-        with closing(DatabaseFile(path, lock_timeout)) as file:
-            results = len(file.records("ORDER BY added", {}))
-            wrong = _wrong_columns(file)
-    except StoreError as error:
-        return [_describe_damage(path, str(error)), *findings]
+        results, wrong = _read_all(path, lock_timeout)
+    except DamagedStore as error:
+        return [_describe_damage(path, error.reason), *findings]
+    except StoreError as error:  # a file of another program or a newer version, or one that cannot be read now
+        text = str(error).removeprefix(f"{path}: ")
+        return [FileFinding(file=path.name, state="unchecked", text=text), *findings]
     if wrong:
         text = f"{results} results are intact, but columns differ from their record: {_list(wrong)}"
         advice = f"flops-fit store repair {path.parent} writes the columns again"
@@ -49,45 +53,68 @@ def check(path: Path, lock_timeout: float) -> list[FileFinding]:
 
 
 def repair(path: Path, lock_timeout: float) -> StoreRepair:
-    """Move a damaged database aside and write a new one with every intact result.
+    """Move a damaged database aside and write a new one with every intact result. Leaves an intact one as it is.
 
     An interruption at any point loses nothing: the next call completes the repair, and the store refuses to open
-    until then. No process may use the store meanwhile. Raises StoreError.
+    until then. No process may use the store meanwhile. Raises StoreError, also for a database of another program
+    or of a newer version.
     """
-    with _lock(path, lock_timeout):
-        marker = repair_marker(path)
-        aside = path.with_name(_read_marker(marker) or unused_name(path))
-        moved_log = aside.with_name(f"{aside.name}-wal")
-        log = path.with_name(f"{path.name}-wal")
-        # After an interruption, the database may be moved and its log may not.
-        saved = salvage(path, [(aside, moved_log), (aside, log)])
-        new = path.with_name(f".{path.name}.repaired")
-        _write(new, saved.rows)
-        replace_file(marker, aside.name.encode())
-        moved = _move_aside(path, aside)
-        new.replace(path)
-        sync_folder(path.parent)
-        LowerBound(path.with_name(f"{path.name}.count")).reset(len(saved.rows))
-        marker.unlink()
-        sync_folder(path.parent)
+    with _lock(path, lock_timeout), explain_errors(path, lock_timeout):
+        try:
+            results, wrong = _read_all(path, lock_timeout)
+        except DamagedStore:
+            return _repair(path)
+        return _repair(path) if wrong else StoreRepair(kept=results)
+
+
+def _repair(path: Path) -> StoreRepair:
+    marker = repair_marker(path)
+    aside = path.with_name(_read_marker(marker) or unused_name(path))
+    moved_log = aside.with_name(f"{aside.name}-wal")
+    log = path.with_name(f"{path.name}-wal")
+    # After an interruption, the database may be moved and its log may not.
+    saved = salvage(path, [(aside, moved_log), (aside, log)])
+    new = path.with_name(f".{path.name}.repaired")
+    _write(new, saved.rows)
+    replace_file(marker, aside.name.encode())
+    moved = _move_aside(path, aside)
+    new.replace(path)
+    sync_folder(path.parent)
+    LowerBound(path.with_name(f"{path.name}.count")).reset(len(saved.rows))
+    marker.unlink()
+    sync_folder(path.parent)
     return StoreRepair(kept=len(saved.rows), lost=tuple(saved.damaged), moved=tuple(moved))
 
 
-def _describe_damage(path: Path, message: str) -> FileFinding:
-    saved = salvage(path)
-    text = message.removeprefix(f"{path}: ").removeprefix("damaged: ").split(". Nothing was changed")[0]
-    if len(saved.damaged) > 1:
-        text += f". Not intact: {_list(saved.damaged)}"
-    advice = f"flops-fit store repair {path.parent} keeps the {len(saved.rows)} intact results"
-    return FileFinding(file=path.name, state="damaged", text=text, advice=advice)
+def _read_all(path: Path, lock_timeout: float) -> tuple[int, list[str]]:
+    """Number of results, and the columns that differ from their record. Raises StoreError."""
+    with closing(DatabaseFile(path, lock_timeout)) as file:
+        return len(file.records("ORDER BY added", {})), _wrong_columns(file)
+
+
+def _describe_damage(path: Path, reason: str) -> FileFinding:
+    repair = f"flops-fit store repair {path.parent}"
+    if repair_marker(path).exists():
+        return FileFinding(file=path.name, state="damaged", text=reason, advice=f"{repair} completes it")
+    try:
+        saved = salvage(path)
+    except OSError as error:
+        text = f"{reason}. Its results cannot be read: {error}"
+        return FileFinding(file=path.name, state="damaged", text=text, advice="make its files readable")
+    damaged = f". Not intact: {_list(saved.damaged)}" if len(saved.damaged) > 1 else ""
+    advice = f"{repair} keeps the {len(saved.rows)} intact results"
+    return FileFinding(file=path.name, state="damaged", text=f"{reason}{damaged}", advice=advice)
 
 
 def _check_count(path: Path) -> FileFinding:
     try:
         bound = LowerBound(path).read()
-    except (ValueError, OSError) as error:
+    except Damage as error:
         advice = f"flops-fit store repair {path.parent} writes it again"
-        return FileFinding(file=path.name, state="damaged", text=str(error), advice=advice)
+        text = str(error).removeprefix(f"{path.name}: ")
+        return FileFinding(file=path.name, state="damaged", text=text, advice=advice)
+    except StoreError as error:
+        return FileFinding(file=path.name, state="unchecked", text=str(error).removeprefix(f"{path}: "))
     return FileFinding(file=path.name, state="intact", text=f"at least {bound} results were stored")
 
 
@@ -112,6 +139,8 @@ def _list(texts: list[str]) -> str:
 
 @contextmanager
 def _lock(path: Path, lock_timeout: float) -> Iterator[None]:
+    # The file of the lock stays. After a deletion, a process that waits for it and a process that creates it
+    # again would both hold the lock.
     lock = FileLock(path.with_name(f".{path.name}.repair.lock"), timeout=lock_timeout)
     with locked(lock, path):
         yield
