@@ -57,6 +57,14 @@ except StoreError as error:
     print(error)
 store.close()
 """
+SURFACE = {
+    "name": "law",
+    "model": "surface",
+    "dataset": "surface",
+    "executor": "local",
+    "sweep": {"budgets": [1e17, 1e18], "sizes": 3},
+}
+FLOPS_FIT = [sys.executable, "-c", "from flops_fit_core.cli.main import main; main()"]
 
 
 @pytest.fixture
@@ -119,27 +127,33 @@ def test_a_folder_without_results_is_read(folder: Path) -> None:
 @pytest.mark.parametrize("store", ["sqlite", "json"])
 def test_commands_that_read_work_on_a_study_of_another_user(store: str, folder: Path) -> None:
     study = folder / "law"
-    table = {
-        "name": "law",
-        "model": "surface",
-        "dataset": "surface",
-        "executor": "local",
-        "store": store,
-        "sweep": {"budgets": [1e17, 1e18], "sizes": 3},
-    }
-    run(table, out=study)
+    run({**SURFACE, "store": store}, out=study)
     for path in study.rglob("*"):
         path.chmod(0o755 if path.is_dir() else 0o644)
     before = content_of(study) if not (study / "report").exists() else None
-    flops_fit = [sys.executable, "-c", "from flops_fit_core.cli.main import main; main()"]
     for command in ("runs", "status", "fit", "store check"):
-        done = without_write_access([*flops_fit, *command.split(), str(study)], study)
+        done = without_write_access([*FLOPS_FIT, *command.split(), str(study)], study)
         assert done.returncode == 0, f"{command}: {done.stderr}"
-    done = without_write_access([*flops_fit, "run", str(study), "--set", "sweep.sizes=4"], study)
+    done = without_write_access([*FLOPS_FIT, "run", str(study), "--set", "sweep.sizes=4"], study)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     assert "write" in done.stderr
     assert before is None or content_of(study) == before
+
+
+@needs_setpriv
+@pytest.mark.parametrize(("store", "new"), [("sqlite", "json"), ("json", "sqlite")])
+def test_a_study_of_another_user_is_copied(store: str, new: str, folder: Path) -> None:
+    study, target = folder / "law", folder / "target"
+    run({**SURFACE, "store": store}, out=study)
+    before = content_of(study)
+    target.mkdir()
+    target.chmod(0o777)
+    copy = [*FLOPS_FIT, "store", "copy", str(study), str(target / "copy"), "--store", new]
+    done = without_write_access(copy, study)
+    assert done.returncode == 0, done.stderr
+    assert "6 attempts at 6 runs are equal" in done.stdout
+    assert content_of(study) == before
 
 
 # ---------------------------------------------------------------------------- reading changes nothing

@@ -59,7 +59,8 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     the new store afterwards, and the files of the old store stay. Claims and ``tune/`` are not copied.
 
     Args:
-        source: The study. No driver may train it during the copy.
+        source: The study. No driver may train it during the copy. This user needs no right to write to it, unless
+            it is also the target.
         target: A new folder, an earlier copy, or the source.
         registry: Where both stores are looked up.
         store: The copy's ``[store]``: a name, or a table.
@@ -76,12 +77,16 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
         _refuse_another_study(source, target, new, registry)
     old_files = {file.name for file in source.path.glob("results*")}
     chosen, consent = recorded_store(source, registry), consent_to_copy(source, registry)
+    can_claim = chosen.spec.file is None or os.access(source.path, os.W_OK)
     with closing(source.open_store(chosen)) as old:
         results = group_by_run(old.all_attempts())
         with closing(target.open_store(new)) as copy:
-            if not in_place:
+            if not in_place and can_claim:
                 _refuse_shared_results(source, target, old, copy)
-            _refuse_while_trained(source, target, old)
+            _refuse_drivers(source)
+            _refuse_drivers(target)
+            if can_claim:
+                _refuse_claimed_runs(source, old)
             added = _copy_results(results, copy, target)
             _compare(group_by_run(old.all_attempts()), copy, source, target)
     if not in_place:
@@ -152,10 +157,8 @@ def _refuse_shared_results(source: StudyFolder, target: StudyFolder, old: Result
     copy.release(probe, "copy")
 
 
-def _refuse_while_trained(source: StudyFolder, target: StudyFolder, old: ResultStore) -> None:
-    """A driver on this machine has a file in the folder. A driver elsewhere may only have claims."""
-    _refuse_drivers(source)
-    _refuse_drivers(target)
+def _refuse_claimed_runs(source: StudyFolder, old: ResultStore) -> None:
+    """A driver with another folder shows in the claims of the store only. A claim of each run finds it."""
     owner = f"copy:{uuid.uuid4().hex}"
     finished = {result.id for result in old.results() if result.is_finished}
     for run in source.plan().runs:
