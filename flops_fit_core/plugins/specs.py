@@ -290,8 +290,8 @@ class StoreSpec(Spec):
     repair: Callable[[Any, Path], StoreRepair] | None = None
     """``(options, folder)`` -> outcome. Called by ``flops-fit store repair`` if ``check`` finds damage and no
     driver trains the study. Moves damaged files aside and writes a new store with every intact result. Deletes
-    nothing. A call after an interruption completes the repair. Raises StoreError. None: the store cannot
-    repair."""
+    nothing, and changes nothing in an intact store. A call after an interruption completes the repair. Raises
+    StoreError. None: the store cannot repair."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,9 +11,7 @@
 from __future__ import annotations
 
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import ClassVar
@@ -27,14 +25,17 @@ from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunError, RunResult
 from flops_fit_core.testing.examples import example_result, example_run, result_of
 from flops_fit_core.testing.kit import Kit
-from flops_fit_core.testing.processes import OtherProcess, build_store
+from flops_fit_core.testing.processes import build_store
 from flops_fit_core.testing.store_claims import ClaimConformance, OpenStore
+from flops_fit_core.testing.store_damage import DamageConformance
+from flops_fit_core.testing.store_processes import ProcessConformance
 
 
-class StoreConformance(ClaimConformance, Kit):
+class StoreConformance(ClaimConformance, ProcessConformance, DamageConformance, Kit):
     """Tests for every store. Inherit, set ``name``, and run pytest.
 
-    Tests of fencing are skipped for a store that does not check the tokens of claims.
+    Tests of fencing are skipped for a store that does not check the tokens of claims, tests of damage for a store
+    without ``StoreSpec.check``.
 
     Attributes:
         persistent: Whether a store that is opened again has its results.
@@ -78,24 +79,6 @@ class StoreConformance(ClaimConformance, Kit):
     def store(self, open_store: OpenStore) -> ResultStore:
         """The store of a new study."""
         return open_store()
-
-    @pytest.fixture
-    def start_other(
-        self, registry: Registry, given_options: Mapping[str, JsonValue], folder: Path
-    ) -> Iterator[Callable[[], OtherProcess]]:
-        """A function that starts another process with the same store open. All are killed at the end."""
-        if not (self.persistent and self.shared):
-            pytest.skip("this store does not claim that several processes may share it")
-        setup = registry.setup.model_copy(update={"paths": tuple(sys.path)})
-        started: list[OtherProcess] = []
-
-        def start() -> OtherProcess:
-            started.append(OtherProcess(setup, self.name, given_options, folder))
-            return started[-1]
-
-        yield start
-        for process in started:
-            process.kill()
 
     # ------------------------------------------------------------------ results
 
@@ -257,71 +240,6 @@ class StoreConformance(ClaimConformance, Kit):
             assert other.claim("run", "bert", 600), "a claim in a study blocks another study"
         finally:
             other.close()
-
-    # ------------------------------------------------------------------ several processes
-
-    def test_two_processes_never_hold_one_claim(self, start_other: Callable[[], OtherProcess]) -> None:
-        """Both claim each of 50 runs at the same time, and exactly one succeeds."""
-        processes = [start_other(), start_other()]
-        answers = []
-        for run in range(50):
-            for number, process in enumerate(processes):
-                process.send("claim", f"run {run}", f"driver {number}", 600)
-            answers.append([process.answer() for process in processes])
-        assert [sorted(bool(answer) for answer in pair) for pair in answers] == [[False, True]] * 50
-
-    def test_two_processes_adding_at_once_lose_nothing(
-        self, store: ResultStore, start_other: Callable[[], OtherProcess]
-    ) -> None:
-        """And a third process with the same store open sees all results."""
-        writers = [start_other(), start_other()]
-        for index in range(25):
-            for number, writer in enumerate(writers):
-                writer.send("add", result_of(100 * number + index).model_dump_json())
-        for _ in range(25):
-            for writer in writers:
-                writer.answer()
-        expected = {100 * number + index for number in (0, 1) for index in range(25)}
-        assert {result.run.seed for result in store.results()} == expected
-        assert len(store.results()) == 50
-
-    def test_two_drivers_of_one_run_keep_the_first_finished_result(
-        self, fenced: ResultStore, start_other: Callable[[], OtherProcess]
-    ) -> None:
-        """Training is not deterministic: two processes add different results of each run at the same time."""
-        drivers = [start_other(), start_other()]
-        for run in range(10):
-            results = [result_of(run, loss=1.25 + number) for number in range(2)]
-            tokens: list[str] = []
-            for number, driver in enumerate(drivers):
-                while len(tokens) == number:
-                    driver.send("claim", results[0].id, f"driver {number}", self.moment)
-                    tokens += [token for token in [driver.answer()] if token]
-            for driver, result, token in zip(drivers, results, tokens, strict=True):
-                driver.send("add", result.model_dump_json(), token)
-            stored = [RunResult.model_validate_json(driver.answer()) for driver in drivers]
-            assert sorted(result.superseded for result in stored) == [False, True]
-            assert sorted(result.attempt for result in stored) == [1, 2]
-            assert fenced.get(results[0].id) == next(result for result in stored if not result.superseded)
-            assert sorted(fenced.attempts(results[0].id), key=str) == sorted(stored, key=str)
-
-    def test_a_killed_process_loses_nothing_that_was_added(
-        self, open_store: OpenStore, start_other: Callable[[], OtherProcess]
-    ) -> None:
-        """SIGKILL during a series of ``add`` calls. Every result for which ``add`` had returned is complete."""
-        acknowledged: list[int] = []
-        for kill in range(self.kills):
-            writer = start_other()
-            writer.send("stream", 1000 * kill)
-            acknowledged += [writer.answer() for _ in range(5)]
-            time.sleep(0.007 * kill)
-            acknowledged += writer.kill()
-            store = open_store()
-            seeds = [result.run.seed for result in store.results()]
-            assert set(acknowledged) <= set(seeds)
-            assert store.get(result_of(acknowledged[-1]).id) == result_of(acknowledged[-1])
-            store.add(result_of(-1 - kill))
-            store.close()
 
 
 def changed_fields(stored: RunResult | None, added: RunResult) -> list[str]:
