@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlite_utils import Database
-from test_stores import FILES, open_store, query
+from test_stores import FILES, in_another_python, open_store, query
 
 from flops_fit_core.plugins import ResultStore
 from flops_fit_core.testing.examples import result_of
@@ -132,8 +132,6 @@ def test_a_damaged_end_blocks_a_run_for_the_duration_of_the_lease_only(
 
 
 def test_processes_of_a_machine_have_the_same_machine_and_clock() -> None:
-    from test_stores import in_another_python
-
     code = "from flops_fit_stores import lease_clock; print(lease_clock.machine()); print(lease_clock.now())"
     before = lease_clock.now()
     machine, now = in_another_python(code).stdout.splitlines()

@@ -401,6 +401,21 @@ def test_an_incomplete_claim_of_a_killed_writer_is_removed(tmp_path: Path) -> No
     assert len(claims.read_text().splitlines()) == 3
 
 
+@pytest.mark.parametrize("rest", [b"", bytes(200), b"\xff\xff"])
+def test_a_claim_that_a_power_failure_cut_off_blocks_no_other_run(rest: bytes, tmp_path: Path) -> None:
+    claims = tmp_path / "results.claims.jsonl"
+    with closing(open_store("json", tmp_path)) as store:
+        assert store.claim("held", "anna", 600)
+        before = len(claims.read_bytes())
+        assert store.claim("torn", "anna", 600)
+    content = claims.read_bytes()
+    for length in (*range(before, len(content), 17), len(content) - 1):
+        claims.write_bytes(content[:length] + rest)
+        with closing(open_store("json", tmp_path)) as store:
+            assert store.claim("torn", "bert", 600)
+            assert not store.claim("held", "bert", 600)
+
+
 def test_the_claims_file_is_compacted_after_many_releases(tmp_path: Path) -> None:
     with closing(open_store("json", tmp_path)) as store, closing(open_store("json", tmp_path)) as other:
         assert store.claim("held", "anna", 600)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from damaged_stores import killed_store
 from filelock import FileLock
 from sqlite_utils import Database
 
@@ -322,7 +323,7 @@ def test_the_error_names_the_run_of_an_invalid_record(tmp_path: Path) -> None:
 
 
 def test_the_log_of_a_missing_database_is_not_deleted(tmp_path: Path) -> None:
-    killed_with_results_in_the_log(tmp_path)
+    killed_store(tmp_path, merged=0)
     log = tmp_path / "results.sqlite-wal"
     before = log.read_bytes()
     os.truncate(tmp_path / "results.sqlite", 0)
@@ -335,28 +336,13 @@ def test_the_log_of_a_missing_database_is_not_deleted(tmp_path: Path) -> None:
 
 
 def test_a_truncated_database_and_its_log_stay_unchanged(tmp_path: Path) -> None:
-    filled("sqlite", tmp_path)
-    killed_with_results_in_the_log(tmp_path)
+    killed_store(tmp_path, merged=10)
     path, log = tmp_path / "results.sqlite", tmp_path / "results.sqlite-wal"
     cut_in_half(path)
     before = path.read_bytes(), log.read_bytes()
     with pytest.raises(StoreError, match="damaged"):
         open_store("sqlite", tmp_path)
     assert (path.read_bytes(), log.read_bytes()) == before
-
-
-def killed_with_results_in_the_log(folder: Path) -> None:
-    code = (
-        "import os, sys; from pathlib import Path; from flops_fit_core.testing.examples import result_of\n"
-        "from flops_fit_stores.sqlite import SqliteStore\n"
-        "import sqlite3; path = Path(sys.argv[1]) / 'results.sqlite'; store = SqliteStore(path, 10)\n"
-        "store.claim('run', 'anna', 60); reader = sqlite3.connect(path, isolation_level=None)\n"
-        "reader.execute('BEGIN'); reader.execute('SELECT * FROM results').fetchall()  # keeps the log\n"
-        "for seed in range(1000, 1005): store.add(result_of(seed))\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    assert in_another_python(code, str(folder)).returncode == -signal.SIGKILL
-    assert (folder / "results.sqlite-wal").stat().st_size > 0
 
 
 def test_a_database_opens_after_a_process_was_killed_while_creating_it(tmp_path: Path) -> None:

@@ -1,14 +1,16 @@
 """Several store objects of one study in one process: a thread renews claims with its own, a notebook reads."""
 
-import subprocess
-import sys
+from __future__ import annotations
+
+from contextlib import ExitStack, closing
+from pathlib import Path
 
 import pytest
+from test_stores import FILES, in_another_python, open_store
 
-from flops_fit_core.plugins.registry import installed
-from flops_fit_core.testing import example_result, example_run
+from flops_fit_core.testing.examples import result_of
 
-OTHER_PROCESS = """
+COUNT_RESULTS = """
 import sys
 from pathlib import Path
 from flops_fit_core.plugins.registry import installed
@@ -19,33 +21,28 @@ store.close()
 """
 
 
-def open_store(kind, folder):
-    spec = installed().find("store", f"stores/{kind}").spec
-    return spec.build(spec.options(), folder)
-
-
-def results_elsewhere(kind, folder):
+def results_elsewhere(name: str, folder: Path) -> int:
     """Number of results that another process reads. It is the last one to close the store, as far as it sees."""
-    command = [sys.executable, "-c", OTHER_PROCESS, f"stores/{kind}", str(folder)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return int(in_another_python(COUNT_RESULTS, f"stores/{name}", str(folder)).stdout)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "json"])
+@pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("closed", [True, False])
-def test_a_second_store_object_of_a_process_takes_no_result_and_no_claim_from_the_first(tmp_path, kind, closed):
-    first = open_store(kind, tmp_path)
-    first.add(example_result(run=example_run(seed=0)))
-    second = open_store(kind, tmp_path)
-    second.results()
-    if closed:
-        second.close()
-    assert results_elsewhere(kind, tmp_path) == 1
-    first.add(example_result(run=example_run(seed=1)))
-    assert first.claim("run", "first", 60.0)
-    assert results_elsewhere(kind, tmp_path) == 2
-    third = open_store(kind, tmp_path)
-    assert not third.claim("run", "third", 60.0)
-    assert len(third.results()) == 2
-    for store in (first, third) if closed else (first, second, third):
-        store.close()
-    assert results_elsewhere(kind, tmp_path) == 2
+def test_a_second_store_object_of_a_process_takes_no_result_and_no_claim_from_the_first(
+    name: str, closed: bool, tmp_path: Path
+) -> None:
+    with ExitStack() as stack:
+        first = stack.enter_context(closing(open_store(name, tmp_path)))
+        first.add(result_of(0))
+        second = stack.enter_context(closing(open_store(name, tmp_path)))
+        second.results()
+        if closed:
+            second.close()
+        assert results_elsewhere(name, tmp_path) == 1
+        first.add(result_of(1))
+        assert first.claim("run", "first", 60.0)
+        assert results_elsewhere(name, tmp_path) == 2
+        third = stack.enter_context(closing(open_store(name, tmp_path)))
+        assert not third.claim("run", "third", 60.0)
+        assert len(third.results()) == 2
+    assert results_elsewhere(name, tmp_path) == 2

@@ -33,9 +33,10 @@ class Claims:
 
     They are not forced to disk: a power failure that loses them also ends the drivers on this machine.
 
-    A damaged file loses no results. Claims in damaged lines are unknown, so no run is claimed for the usual
+    A last line without a newline is of a killed writer or a power failure: it is dropped at once. Any other
+    damaged line may be the claim of a live driver, perhaps on another machine, so no run is claimed for the usual
     duration of a lease. Then the damaged file is renamed, a new file has the intact claims, and a warning is
-    logged.
+    logged. No result is lost.
 
     Args:
         path: The file, created by the first claim.
