@@ -125,7 +125,7 @@ def repair(
     for item in outcomes:
         _print_repair(study, item)
     if not outcomes:
-        print_text(f"the store of {study.shown} is intact: nothing to repair")
+        print_text(f"no store of {study.shown} is damaged: nothing to repair")
 
 
 def _print_repair(study: StudyFolder, item: RepairedStore) -> None:
