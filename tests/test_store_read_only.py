@@ -31,9 +31,11 @@ from sqlite_utils import Database
 
 from flops_fit_core import StoreError
 from flops_fit_core.api import run
+from flops_fit_core.plugins import FileFinding
 from flops_fit_core.testing.examples import result_of
 from flops_fit_stores.records import COLUMNS
 from flops_fit_stores.sqlite import to_row
+from flops_fit_stores.sqlite_repair import check
 from flops_fit_stores.sqlite_schema import MIGRATIONS, migrate
 
 needs_setpriv = pytest.mark.skipif(
@@ -209,6 +211,7 @@ def test_a_store_without_checksums_is_read_and_gets_them_with_the_next_result(tm
     as_schema_version_1(tmp_path)
     before = content_of(tmp_path)
     assert stored(tmp_path) == RESULTS
+    assert check(tmp_path / DATABASE, 5) == [FileFinding(file=DATABASE, state="intact", text=f"{COUNT} results")]
     assert content_of(tmp_path) == before
     with closing(store_at(tmp_path)) as store:
         store.add(result_of(COUNT))

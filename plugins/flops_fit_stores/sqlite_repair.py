@@ -121,7 +121,8 @@ def _check_count(path: Path) -> FileFinding:
 def _wrong_columns(file: DatabaseFile) -> list[str]:
     """The columns that differ from the record of their row. They serve queries; the store reads the record."""
     wrong = []
-    names = [*COLUMNS]
+    present = {name for (name,) in file.query("SELECT name FROM pragma_table_info('results')", {})}
+    names = [name for name in COLUMNS if name in present]  # schema version 1 has fewer
     for row in file.query(f"SELECT {', '.join(names)} FROM results ORDER BY added", {}):  # noqa: S608
         stored = dict(zip(names, row, strict=True))
         result = parse_record(stored["record"], file.path, stored["id"], stored["attempt"])
