@@ -12,7 +12,7 @@ from pydantic_core import from_json, to_json
 
 from flops_fit_core import StoreError
 from flops_fit_stores.checksums import digest, is_intact, sealed
-from flops_fit_stores.errors import Damage, newer_version, other_program
+from flops_fit_stores.errors import Damage, newer_version, other_program, summary
 from flops_fit_stores.files import replace_file
 from flops_fit_stores.records import first_mistake, gc_paused
 
@@ -156,7 +156,7 @@ def _verify(data: Mapping[str, Any]) -> None:
     entries = data["results"]
     damaged = [entry for entry in entries if not is_intact(entry)]
     if damaged:
-        names = ", ".join(f"run {entry['id']}, attempt {entry['attempt']}" for entry in damaged[:3])
+        names = summary([f"run {entry['id']}, attempt {entry['attempt']}" for entry in damaged], most=3)
         raise Damage(f"the checksum of {len(damaged)} of {len(entries)} results does not match: {names}")
     head = {name: data.get(name) for name in ("format", "version", "writes", "log")}
     if data.get("sha256") != _document_digest(head, entries):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flops_fit_core import StoreError
@@ -50,3 +51,9 @@ def newer_version(path: Path, version: object, supported: int) -> OtherFile:
         f"{path}: written by a newer flops-fit: its version is {version!r}, the latest supported here is "
         f"{supported}: pip install -U flops-fit"
     )
+
+
+def summary(texts: Sequence[str], most: int = 5) -> str:
+    """The first texts, and the number of the others."""
+    others = f" and {len(texts) - most} more" if len(texts) > most else ""
+    return f"{'; '.join(texts[:most])}{others}"

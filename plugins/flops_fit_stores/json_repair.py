@@ -10,13 +10,10 @@ from filelock import FileLock
 
 from flops_fit_core import StoreError
 from flops_fit_core.plugins import FileFinding, StoreRepair
-from flops_fit_stores.errors import OtherFile
+from flops_fit_stores.errors import OtherFile, summary
 from flops_fit_stores.files import locked, replace_file, unused_name
 from flops_fit_stores.json_check import DamagedPlace, read_records, write_records
 from flops_fit_stores.json_records import count_path, log_path
-
-_SHOWN = 5
-"""The most damaged places of a file that a finding names."""
 
 
 def check(path: Path) -> list[FileFinding]:
@@ -41,10 +38,8 @@ def _finding(file: Path, path: Path, count: int, damage: Sequence[DamagedPlace])
     if not places:
         text = f"{count} results, with its log" if file == path else ""
         return FileFinding(file=file.name, state="intact", text=text)
-    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    text = f"{'; '.join(places[:_SHOWN])}{more}"
     advice = f"flops-fit store repair {path.parent} keeps the {count} intact results"
-    return FileFinding(file=file.name, state="damaged", text=text, advice=advice)
+    return FileFinding(file=file.name, state="damaged", text=summary(places), advice=advice)
 
 
 def repair(path: Path, lock_timeout: float) -> StoreRepair:

@@ -11,14 +11,12 @@ import sqlite3
 from collections.abc import Iterable
 
 from flops_fit_core import StoreError
-from flops_fit_stores.errors import Damage
+from flops_fit_stores.errors import Damage, summary
 from flops_fit_stores.records import parse_record
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_schema import has_checksums
 
 _ALL_ROWS = "SELECT id, attempt, CAST(record AS BLOB), {checksum} FROM results NOT INDEXED ORDER BY added"
-_NAMED = 3
-"""The most damaged results that a message names."""
 
 
 def check_content(connection: sqlite3.Connection, bound: int | None) -> None:
@@ -52,8 +50,7 @@ def _check_rows(rows: Iterable[tuple[object, object, object, object]]) -> int:
         if not is_intact(*row):
             damaged.append(f"run {row[0]}, attempt {row[1]}")
     if damaged:
-        more = f" and {len(damaged) - _NAMED} more" if len(damaged) > _NAMED else ""
-        raise Damage(f"{', '.join(damaged[:_NAMED])}{more}: the stored result is not intact")
+        raise Damage(f"{summary(damaged, most=3)}: the stored result is not intact")
     return count
 
 

@@ -16,7 +16,7 @@ from sqlite_utils import Database
 from flops_fit_core import StoreError
 from flops_fit_core.plugins import FileFinding, StoreRepair
 from flops_fit_stores.database import DatabaseFile, repair_marker
-from flops_fit_stores.errors import Damage, DamagedStore
+from flops_fit_stores.errors import Damage, DamagedStore, summary
 from flops_fit_stores.files import locked, replace_file, sync_folder, unused_name
 from flops_fit_stores.lower_bound import LowerBound
 from flops_fit_stores.records import COLUMNS, parse_record
@@ -28,8 +28,6 @@ from flops_fit_stores.sqlite_schema import migrate
 
 _PARTS = ("", "-wal", "-journal", ".count")
 """Suffixes of the files that are moved aside together: SQLite reads the first three as one database."""
-_SHOWN = 5
-"""The most damaged results that a finding names."""
 
 
 def check(path: Path, lock_timeout: float) -> list[FileFinding]:
@@ -46,7 +44,7 @@ def check(path: Path, lock_timeout: float) -> list[FileFinding]:
         text = str(error).removeprefix(f"{path}: ")
         return [FileFinding(file=path.name, state="unchecked", text=text), *findings]
     if wrong:
-        text = f"{results} results are intact, but columns differ from their record: {_list(wrong)}"
+        text = f"{results} results are intact, but columns differ from their record: {summary(wrong)}"
         advice = f"flops-fit store repair {path.parent} writes the columns again"
         return [FileFinding(file=path.name, state="damaged", text=text, advice=advice), *findings]
     return [FileFinding(file=path.name, state="intact", text=f"{results} results"), *findings]
@@ -101,7 +99,7 @@ def _describe_damage(path: Path, reason: str) -> FileFinding:
     except OSError as error:
         text = f"{reason}. Its results cannot be read: {error}"
         return FileFinding(file=path.name, state="damaged", text=text, advice="make its files readable")
-    damaged = f". Not intact: {_list(saved.damaged)}" if len(saved.damaged) > 1 else ""
+    damaged = f". Not intact: {summary(saved.damaged)}" if len(saved.damaged) > 1 else ""
     advice = f"{repair} keeps the {len(saved.rows)} intact results"
     return FileFinding(file=path.name, state="damaged", text=f"{reason}{damaged}", advice=advice)
 
@@ -131,11 +129,6 @@ def _wrong_columns(file: DatabaseFile) -> list[str]:
         if differ:
             wrong.append(f"{', '.join(differ)} of run {stored['id']}, attempt {stored['attempt']}")
     return wrong
-
-
-def _list(texts: list[str]) -> str:
-    more = f" and {len(texts) - _SHOWN} more" if len(texts) > _SHOWN else ""
-    return f"{'; '.join(texts[:_SHOWN])}{more}"
 
 
 @contextmanager
