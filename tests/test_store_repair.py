@@ -99,6 +99,19 @@ def test_results_below_a_damaged_root_page_are_kept(name: str, tmp_path: Path) -
     assert stored(tmp_path) == RESULTS
 
 
+def test_a_damaged_result_before_a_damaged_page_is_not_kept(tmp_path: Path) -> None:
+    """SQLite reads the rows up to the damaged page. They are compared with their checksums all the same."""
+    damaged = flip_bit_of_record(closed_store(tmp_path), 1)
+    content = (tmp_path / DATABASE).read_bytes()
+    page = content.index(RESULTS[-1].id.encode() + b"completed") // 4096
+    with (tmp_path / DATABASE).open("r+b") as file:
+        file.seek(page * 4096)
+        file.write(b"\xff" * 200)
+    outcome = repair(tmp_path / DATABASE, 5)
+    assert f"run {damaged.id}, attempt 1" in outcome.lost
+    assert [result for result in RESULTS if result in stored(tmp_path)] == stored(tmp_path)
+
+
 def test_results_in_the_log_of_a_deleted_database_are_kept(tmp_path: Path) -> None:
     killed_store(tmp_path, merged=0)
     (tmp_path / DATABASE).unlink()

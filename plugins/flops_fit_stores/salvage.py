@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from flops_fit_stores.private_copy import copy_files
 from flops_fit_stores.records import parse_record
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_checks import is_intact
+from flops_fit_stores.sqlite_schema import CHECKSUM_VERSION
 
 _ROWS = (
     # Not ``added``: if the schema is damaged, that column is NULL instead of the row id.
@@ -96,15 +97,13 @@ def _candidates(database: Path, log: Path) -> Iterator[tuple[int, tuple[Any, Any
 
 def _rows_by_sqlite(path: Path, order: str) -> Iterator[tuple[int, tuple[Any, Any, Any, Any]]]:
     """The rows up to the first page that SQLite cannot read."""
-    for checksum in ("sha256", "NULL"):
-        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-            connection.text_factory = bytes
-            try:
-                for added, *values in connection.execute(_ROWS.format(checksum=checksum, order=order)):
-                    yield added, (values[0], values[1], values[2], values[3])
-                return
-            except sqlite3.Error:
-                continue
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, suppress(sqlite3.Error):
+        connection.text_factory = bytes
+        (version,) = connection.execute("PRAGMA user_version").fetchone()
+        # By version: if the column is missing because the schema is damaged, no row is read without its checksum.
+        checksum = "sha256" if version >= CHECKSUM_VERSION else "NULL"
+        for added, *values in connection.execute(_ROWS.format(checksum=checksum, order=order)):
+            yield added, (values[0], values[1], values[2], values[3])
 
 
 def _saved(added: int, run_id: Any, attempt: Any, record: Any, checksum: Any) -> SavedRow | None:

@@ -52,6 +52,8 @@ Migrations = Sequence[Callable[[Database], None]]
 MIGRATIONS: Migrations = (_first_tables, _claim_tokens, _checksums)
 """Migrations in order; only append. Each leads to the next schema version, stored in ``PRAGMA user_version``.
 They use ``db.execute`` only: before version 4, sqlite-utils commits when it changes a table."""
+CHECKSUM_VERSION = 3
+"""The first schema version whose rows have checksums."""
 
 
 def migrate(db: Database, migrations: Migrations = MIGRATIONS) -> None:
