@@ -417,7 +417,7 @@ def test_the_next_driver_deletes_checkpoints_of_finished_runs(setting):
     folder.path.mkdir(parents=True)
     folder.latest.write_bytes(b"left")
     setting.driver(store, folder=setting.folder).run()
-    assert not folder.path.exists()
+    assert not folder.path.parent.exists()
     store.close()
 
 
