@@ -182,9 +182,9 @@ def test_nothing_is_left_of_the_heartbeat_after_an_exception(setting):
             raise KeyboardInterrupt
 
     store = setting.store()
-    sweep = Sweep(setting.plan, store, Breaks(), setting.registry, open_store=setting.store)
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    sweep = Sweep(setting.plan, store, Breaks(), setting.registry, open_store=setting.store, heartbeat=heartbeat)
     sweep.executor.close = lambda: sweep.executor.jobs.clear()
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
     with pytest.raises(KeyboardInterrupt):
         sweep.run()
     assert threads() == []
@@ -203,17 +203,16 @@ def test_the_file_of_a_driver_is_written_while_the_executor_gives_no_event(setti
                 time.sleep(0.5 * LEASE)
                 beats.extend(driver.beat for driver in drivers(setting.folder))
 
-    sweep = Sweep(setting.plan, setting.store(), Looks(), setting.registry)
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
-    sweep.run()
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    Sweep(setting.plan, setting.store(), Looks(), setting.registry, heartbeat=heartbeat).run()
     assert beats == sorted(set(beats))
     assert len(beats) == 4
 
 
 def test_a_full_disk_stops_neither_the_heartbeat_nor_the_sweep(setting, caplog):
-    sweep = Sweep(setting.plan, setting.store(), Waits(), setting.registry)
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    sweep = Sweep(setting.plan, setting.store(), Waits(), setting.registry, heartbeat=heartbeat)
     (setting.folder / "drivers").write_text("a file where a folder should be")
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
     sweep.executor.wait = lambda: time.sleep(LEASE)
     with caplog.at_level(logging.WARNING, "flops_fit"):
         assert len(sweep.run()) == 1
@@ -226,8 +225,8 @@ def test_the_file_of_a_driver_that_cannot_release_its_claims_stays_for_the_next_
     def refuse(run_id, owner):
         raise StoreError("results.sqlite: database or disk is full")
 
-    sweep = Sweep(setting.plan, store, Waits(), setting.registry, folder=setting.folder)
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    sweep = Sweep(setting.plan, store, Waits(), setting.registry, folder=setting.folder, heartbeat=heartbeat)
     sweep.executor.wait = lambda: setattr(store, "release", refuse)
     with pytest.raises(StoreError, match="full"):
         sweep.run()

@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -39,6 +40,11 @@ def this_machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
+
+
+def new_owner() -> str:
+    """An owner of claims that no other driver has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 class Driver(Record):
@@ -88,6 +94,7 @@ class Heartbeat(Logger):
     """
 
     def __init__(self, study: Path, owner: str, executor: str) -> None:
+        self.owner = owner
         now = time.time()
         self._driver = Driver(
             owner=owner,
