@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import filecmp
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,13 @@ from typing import Any
 
 from flops_fit_core.config import PluginConfig, choose_from_table
 from flops_fit_core.errors import ConfigError, StoreError
-from flops_fit_core.plugins.checkpoint_claim import CLAIM, LOCK
+from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
-from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.directory import StudyFolder, is_temporary
 from flops_fit_core.study.heartbeat import live_drivers
 from flops_fit_core.study.trust import consent_to_copy, record_consent, recorded_store
 
@@ -220,21 +220,21 @@ def _has_all(copied: list[RunResult], expected: list[RunResult]) -> bool:
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files that the target lacks, or has in an older version."""
+    """Copy the files that the target lacks, or has with other content. Times are not compared: clocks jump."""
     for file in _files(source):
         copied = target / file.relative_to(source)
-        if copied.exists() and copied.stat().st_mtime >= file.stat().st_mtime:
+        if copied.exists() and filecmp.cmp(file, copied, shallow=False):
             continue
         copied.parent.mkdir(parents=True, exist_ok=True)
         with file.open("rb") as reader, replacing(copied) as writer:
             shutil.copyfileobj(reader, writer)
-        status = file.stat()
-        os.utime(copied, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 def _files(study: Path) -> Iterator[Path]:
+    """Hidden files are included: programs of the trainer ``command`` may have some in their checkpoints."""
     yield from (study / name for name in FILES if (study / name).is_file())
+    claims = {file for folder in study.glob("checkpoints/*") for file in CheckpointClaim(folder).files}
     for folder in FOLDERS:
-        paths = (study / folder).rglob("*")
-        files = (file for file in sorted(paths) if file.is_file() and not file.name.startswith("."))
-        yield from (file for file in files if folder != "checkpoints" or file.name not in (CLAIM, LOCK))
+        for file in sorted((study / folder).rglob("*")):
+            if file.is_file() and file not in claims and not is_temporary(file):
+                yield file
