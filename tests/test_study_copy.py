@@ -154,6 +154,16 @@ def test_a_second_copy_has_the_present_files_whatever_the_clock_showed(law: Path
         assert (tmp_path / "copy" / name).read_bytes() == (law / name).read_bytes()
 
 
+def test_a_copy_that_has_trained_further_keeps_its_checkpoint(law: Path, tmp_path: Path) -> None:
+    files = [folder / "checkpoints" / "abc" / "latest.pt" for folder in (law, tmp_path / "copy")]
+    files[0].parent.mkdir(parents=True)
+    files[0].write_text("step 10")
+    copied(law, tmp_path / "copy", "json")
+    files[1].write_text("step 20")
+    copied(law, tmp_path / "copy", "json")
+    assert files[1].read_text() == "step 20"
+
+
 def test_every_file_of_a_program_in_its_checkpoints_is_copied(law: Path, tmp_path: Path) -> None:
     """torch.distributed.checkpoint writes ``.metadata``; a program may call a file ``claim``."""
     folder = law / "checkpoints" / "abc"
@@ -209,7 +219,9 @@ def test_a_copy_with_further_results_keeps_them_in_a_second_copy(law: Path, tmp_
     first = Study.open(law).results[0]
     with Study.open(target).store() as store:
         store.add(first.model_copy(update={"attempt": 2, "loss": 1.0}))
+    (target / "fit.json").write_text("a fit of the further result")
     assert copied(law, target, "json").new == 0
+    assert (target / "fit.json").read_text() == "a fit of the further result"
     with Study.open(law).store() as store:
         store.add(first.model_copy(update={"attempt": 2, "loss": 2.0}))
     with pytest.raises(StoreError, match=f"a different result of run {first.id}, attempt 2, which is unchanged"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -84,14 +85,15 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
             _refuse_while_trained(source, target, old)
             added = _copy_results(results, copy, target)
             _compare(group_by_run(old.all_attempts()), copy, source, target)
+            attempts, copied = sum(map(len, results.values())), len(list(copy.all_attempts()))
     if not in_place:
-        _copy_files(source.path, target.path)
+        # A copy with further attempts has a fit and a report of them.
+        _copy_files(source.path, target.path, replace=copied == attempts)
     _refuse_drivers(source)  # a driver that started during the copy adds results to the old store
     target.save_table({**table, "store": _as_table(new)})
     if consent is not None:
         record_consent(target, registry, consent)
     left_behind = tuple(sorted(old_files)) if in_place else ()
-    attempts = sum(map(len, results.values()))
     return Copied(len(results), attempts, added, chosen.name, new.name, in_place, left_behind)
 
 
@@ -219,15 +221,24 @@ def _has_all(copied: list[RunResult], expected: list[RunResult]) -> bool:
 # ---------------------------------------------------------------------------- files
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files that the target lacks, or has with other content. Times are not compared: clocks jump."""
+def _copy_files(source: Path, target: Path, *, replace: bool) -> None:
+    """Copy the files that the target lacks and, with ``replace``, those that differ. A newer checkpoint stays."""
     for file in _files(source):
         copied = target / file.relative_to(source)
-        if copied.exists() and filecmp.cmp(file, copied, shallow=False):
+        if copied.exists() and not (replace and _is_outdated(copied, file, source)):
             continue
         copied.parent.mkdir(parents=True, exist_ok=True)
         with file.open("rb") as reader, replacing(copied) as writer:
             shutil.copyfileobj(reader, writer)
+        status = file.stat()
+        os.utime(copied, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _is_outdated(copied: Path, file: Path, source: Path) -> bool:
+    if file.is_relative_to(source / "checkpoints"):
+        # The copy may have been trained further. After a jump of the clock, an older checkpoint costs time only.
+        return copied.stat().st_mtime < file.stat().st_mtime
+    return not filecmp.cmp(copied, file, shallow=False)
 
 
 def _files(study: Path) -> Iterator[Path]:
