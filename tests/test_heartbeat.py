@@ -315,6 +315,23 @@ def test_a_process_that_has_the_id_of_a_dead_driver_is_not_taken_for_it(tmp_path
     assert remove_dead_drivers(tmp_path) == ["dead"]
 
 
+def test_drivers_that_start_and_end_at_the_same_time_write_their_files(tmp_path, caplog):
+    def start_and_end(name):
+        for _ in range(300):
+            note = Heartbeat(tmp_path, name, "local")
+            note._file = note._file.with_name(f"{name}.json")  # as another process
+            note.write()
+            note.close()
+
+    threads = [threading.Thread(target=start_and_end, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert caplog.text == ""
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_zombie_is_dead(tmp_path):
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         deadline = time.monotonic() + 20

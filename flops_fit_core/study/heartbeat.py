@@ -21,6 +21,7 @@ from pathlib import Path
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Logger
+from flops_fit_core.plugins.utilities import make_folder
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
@@ -150,13 +151,20 @@ class Heartbeat(Logger):
             running = tuple(self._running.values())
             changes = {"updated": time.time(), "beat": self._beat, "running": running}
             try:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                write_checked(self._file, self._driver.model_copy(update=changes), durable=False)
+                self._write(self._driver.model_copy(update=changes))
                 self._failed = False
             except OSError as error:
                 if not self._failed:
                     logger.warning("%s cannot be written now, will retry: %s", self._file, error)
                 self._failed = True
+
+    def _write(self, driver: Driver) -> None:
+        for _ in range(20):
+            with contextlib.suppress(FileNotFoundError):  # a driver that ended has removed the empty folder
+                make_folder(self._file.parent)
+                write_checked(self._file, driver, durable=False)
+                return
+        write_checked(self._file, driver, durable=False)
 
 
 # ---------------------------------------------------------------------------- other drivers
