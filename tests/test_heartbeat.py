@@ -236,7 +236,8 @@ def test_the_file_of_a_driver_that_cannot_release_its_claims_stays_for_the_next_
     assert driver.owner == sweep.owner
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         pass
-    write(setting.folder, f"{driver.host}-{driver.pid}", driver.model_copy(update={"pid": child.pid}))
+    (file,) = (setting.folder / "drivers").iterdir()
+    write(setting.folder, file.stem, driver.model_copy(update={"pid": child.pid}))
     second = setting.driver(setting.store(), folder=setting.folder, retrain=True)
     started = time.monotonic()
     second.run()
@@ -249,7 +250,8 @@ def test_incomplete_files_of_dead_drivers_are_removed(tmp_path):
         pass
     host, folder = socket.gethostname(), tmp_path / "drivers"
     folder.mkdir()
-    dead = [folder / f"{host}-{child.pid}.json", folder / f".{host}-{child.pid}.json.0123abcd"]
+    names = (f"{host}-{child.pid}.json", f"{host}-{child.pid}-0123abcd.json", f".{host}-{child.pid}.json.0123abcd")
+    dead = [folder / name for name in names]
     alive = [folder / f"{host}-{os.getpid()}.json", folder / f"another-{child.pid}.json", folder / "notes.json"]
     for file in (*dead, *alive):
         file.write_text("{")
@@ -319,7 +321,6 @@ def test_drivers_that_start_and_end_at_the_same_time_write_their_files(tmp_path,
     def start_and_end(name):
         for _ in range(300):
             note = Heartbeat(tmp_path, name, "local")
-            note._file = note._file.with_name(f"{name}.json")  # as another process
             note.write()
             note.close()
 
@@ -330,6 +331,17 @@ def test_drivers_that_start_and_end_at_the_same_time_write_their_files(tmp_path,
         thread.join(60)
     assert caplog.text == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_two_drivers_with_one_host_name_and_process_id_have_separate_files(tmp_path):
+    """As in two containers with the network of their host."""
+    first, second = Heartbeat(tmp_path, "first", "local"), Heartbeat(tmp_path, "second", "local")
+    for note in (first, second):
+        note.write()
+    assert {driver.owner for driver in drivers(tmp_path)} == {"first", "second"}
+    second.close()
+    assert [driver.owner for driver in drivers(tmp_path)] == ["first"]
+    first.close()
 
 
 def test_a_zombie_is_dead(tmp_path):

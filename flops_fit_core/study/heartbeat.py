@@ -1,4 +1,4 @@
-"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID.json`` in the study's folder.
+"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID-*.json`` in the study's folder.
 
 No decision compares clocks: on this machine the process is looked up, and the file of a driver on another machine
 is observed for a while.
@@ -107,7 +107,9 @@ class Heartbeat(Logger):
             started=now,
             updated=now,
         )
-        self._file = study / "drivers" / f"{self._driver.host}-{self._driver.pid}.json"
+        # Two containers may have one host name and one process id.
+        name = f"{self._driver.host}-{self._driver.pid}-{secrets.token_hex(4)}.json"
+        self._file = study / "drivers" / name
         self._running: dict[str, Progress] = {}
         self._lock = threading.Lock()
         self._written = 0.0
@@ -216,17 +218,17 @@ def remove_dead_drivers(study: Path) -> list[str]:
 
 def _remove_incomplete_files(folder: Path) -> None:
     """Remove unreadable and temporary files of dead processes of this machine, which a power failure leaves."""
-    for file in folder.glob(f"*{socket.gethostname()}-*.json*"):
-        match = re.fullmatch(rf"\.?{re.escape(socket.gethostname())}-(\d+)\.json(\.[0-9a-f]{{8}})?", file.name)
+    host = re.escape(socket.gethostname())
+    pattern = re.compile(rf"\.?{host}-(\d+)(-[0-9a-f]{{8}})?\.json(\.[0-9a-f]{{8}})?")
+    for file in folder.glob("*.json*"):
+        match = pattern.fullmatch(file.name)
         if match is None or _is_running(int(match[1]), None):
             continue
-        try:
+        with contextlib.suppress(ConfigError):
             read_record(Driver, file)
-            is_complete = not match[2]
-        except ConfigError:
-            is_complete = False
-        if not is_complete:
-            file.unlink(missing_ok=True)
+            if not match[3]:
+                continue
+        file.unlink(missing_ok=True)
 
 
 def _read_drivers(study: Path) -> dict[Path, Driver]:
