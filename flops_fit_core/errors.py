@@ -57,6 +57,7 @@ class DamagedFile(ConfigError):
         super().__init__(f"{path} is damaged: {reason}" + (f". {advice}" if advice else ""))
         self.path = path
         self.reason = reason
+        self.advice = advice
 
 
 class PlanError(UserError):

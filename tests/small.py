@@ -57,6 +57,19 @@ def text_table(text: Path, **changes) -> dict:
     return table
 
 
+def formula_table(**changes) -> dict:
+    """An experiment on a formula: 9 runs that take no time."""
+    return {
+        "name": "formula",
+        "sweep": {"budgets": [1e18, 1e19, 1e20], "sizes": 3, "batch_size": 8},
+        "model": "surface",
+        "dataset": {"name": "surface", "noise": 0.005},
+        "fitter": {"name": "parametric", "draws": 20},
+        "executor": "local",
+        **changes,
+    }
+
+
 class NetOptions(Options):
     width: int = 8
     dropout: float = 0.0

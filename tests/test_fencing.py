@@ -11,6 +11,7 @@ from sweep_setting import Setting
 from flops_fit_core import RunError, RunResult, StoreError
 from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, ResultStore
 from flops_fit_core.study import sweep as sweep_module
+from flops_fit_core.study.checkpoints import take_checkpoints
 from flops_fit_core.study.other_stores import check_claims
 from flops_fit_core.study.sweep import Sweep
 
@@ -219,7 +220,7 @@ def test_a_job_with_a_run_that_another_driver_finished_continues_with_its_other_
 
     executor = Steps()
     sweep = Sweep(setting.plan, setting.store(), executor, setting.registry)
-    monkeypatch.setattr(sweep, "_missing_jobs", lambda: [both])
+    monkeypatch.setattr(sweep_module, "missing_jobs", lambda *arguments, **options: [both])
     assert sweep.run() == [first, second]
     assert executor.cancelled == []
 
@@ -264,26 +265,25 @@ def test_a_retry_has_a_higher_number_than_every_superseded_attempt(setting):
 
 def test_a_driver_that_is_paused_between_claim_and_submission_submits_nothing(setting, monkeypatch, caplog):
     plan = setting.plan = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
-    acknowledged, executor = [], setting.executor()
-    submitted = []
+    paused, acknowledged, submitted = [], [], []
 
     class Records(Varying):
         def submit(self, job):
             submitted.append(job)
             super().submit(job)
 
-    sweep = Sweep(plan, setting.store(), Records(executor), setting.registry, folder=setting.folder)
-    give = sweep._give_checkpoints
-
-    def pause(trajectory, token):
-        if not acknowledged:
+    def pause(*arguments):
+        if not paused:
+            paused.append(True)
             time.sleep(1.2 * LEASE)
             store = setting.store()
             other = Sweep(plan, store, Varying(setting.executor()), setting.registry, folder=setting.folder)
             acknowledged.extend(other.run())
-        return give(trajectory, token)
+        return take_checkpoints(*arguments)
 
-    monkeypatch.setattr(sweep, "_give_checkpoints", pause)
+    monkeypatch.setattr(sweep_module, "take_checkpoints", pause)
+    executor = Records(setting.executor())
+    sweep = Sweep(plan, setting.store(), executor, setting.registry, folder=setting.folder)
     with caplog.at_level(logging.WARNING, "flops_fit"):
         assert sweep.run() == acknowledged
     assert submitted == []

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from small import formula_table
 from test_study_folders import PAIRS, Net
 
 from flops_fit_core import ConfigError, FlopsFitError, SweepPlan, run
@@ -27,25 +28,12 @@ FAST, FULL = 150, 2_500
 """Damaged copies of each file."""
 
 
-def surface(**changes: Any) -> dict[str, Any]:
-    """An experiment on a formula: 9 runs that take no time."""
-    return {
-        "name": "formula",
-        "sweep": {"budgets": [1e18, 1e19, 1e20], "sizes": 3, "batch_size": 8},
-        "model": "surface",
-        "dataset": {"name": "surface", "noise": 0.005},
-        "fitter": {"name": "parametric", "draws": 20},
-        "executor": "local",
-        **changes,
-    }
-
-
 @pytest.fixture(scope="module")
 def complete(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study with all files."""
     folder = tmp_path_factory.mktemp("complete")
-    (folder / "formula.json").write_text(json.dumps(surface()))
-    study = run(surface(), out=folder / "study")
+    (folder / "formula.json").write_text(json.dumps(formula_table()))
+    study = run(formula_table(), out=folder / "study")
     study.folder.save_fit(study.fit)
     outputs = model_check.ModelCheck(identity="0" * 16, size=8, outputs=OUTPUTS, versions={"torch": "2.0"})
     write_checked(folder / "study" / "model_check.json", outputs)
@@ -132,8 +120,9 @@ def test_a_file_without_a_checksum_is_read_as_before(workdir: Path, name: str) -
     content.pop("ids", None)
     write_atomically(study / name, json.dumps(content))
     assert readers(study)[name]() == original
-    states = {finding.file: finding.state for finding in check_folder(study)}
-    assert states == {**dict.fromkeys(FILES, "intact"), name: "old"}
+    findings = check_folder(study)
+    assert {finding.file: finding.state for finding in findings} == dict.fromkeys(FILES, "intact")
+    assert [finding.file for finding in findings if "without a checksum" in finding.text] == [name]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -236,7 +225,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("command", ["plan", "run", "status", "fit", "runs"])
 def test_an_experiment_of_another_name_is_refused_in_the_folder(workdir: Path, call, command: str) -> None:
-    (workdir / "other.json").write_text(json.dumps(surface(name="other")))
+    (workdir / "other.json").write_text(json.dumps(formula_table(name="other")))
     before = files_of(workdir / "study")
     out = [] if command == "fit" else ["--out", "study"]
     status, _, error = call(command, "other.json", *out)
@@ -247,7 +236,7 @@ def test_an_experiment_of_another_name_is_refused_in_the_folder(workdir: Path, c
 
 
 def test_the_refusal_names_the_fields_that_differ(workdir: Path) -> None:
-    other = surface(
+    other = formula_table(
         name="other",
         sweep={"budgets": [1e18, 1e19, 1e20], "sizes": 4, "batch_size": 8},
         dataset={"name": "surface", "noise": 0.01},
@@ -256,11 +245,11 @@ def test_the_refusal_names_the_fields_that_differ(workdir: Path) -> None:
     with pytest.raises(ConfigError, match=r"differ in: sweep\.sizes, dataset\.noise, recipe\. Choose another"):
         plan(other, out=workdir / "study")
     with pytest.raises(ConfigError, match=r"differ in: the name only.*write name = \"formula\""):
-        plan(surface(name="other"), out=workdir / "study")
+        plan(formula_table(name="other"), out=workdir / "study")
 
 
 def test_a_file_without_a_name_is_named_by_its_file(workdir: Path, call) -> None:
-    table = surface()
+    table = formula_table()
     del table["name"]
     for name in ("formula", "second one"):
         (workdir / f"{name}.json").write_text(json.dumps(table))
@@ -284,7 +273,7 @@ def test_a_file_without_a_name_is_named_by_its_file(workdir: Path, call) -> None
     ids=["budget", "sizes and seeds", "data", "store and fitter", "executor and loggers"],
 )
 def test_an_experiment_of_the_same_name_continues_with_other_options(workdir: Path, call, changes) -> None:
-    (workdir / "formula.json").write_text(json.dumps(surface(**changes)))
+    (workdir / "formula.json").write_text(json.dumps(formula_table(**changes)))
     status, _, error = call("run", "formula.json", "--out", "study")
     assert status == 0, error
     assert call("status", "formula.json", "--out", "study")[0] == 0
@@ -293,7 +282,7 @@ def test_an_experiment_of_the_same_name_continues_with_other_options(workdir: Pa
 def test_an_experiment_of_another_name_is_refused_if_only_the_plan_can_be_read(workdir: Path) -> None:
     (workdir / "study" / "experiment.json").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="'formula', and 'other' would replace"):
-        plan(surface(name="other"), out=workdir / "study")
+        plan(formula_table(name="other"), out=workdir / "study")
 
 
 def test_find_optimal_refuses_a_folder_of_another_experiment(workdir: Path) -> None:

@@ -182,9 +182,9 @@ def test_nothing_is_left_of_the_heartbeat_after_an_exception(setting):
             raise KeyboardInterrupt
 
     store = setting.store()
-    sweep = Sweep(setting.plan, store, Breaks(), setting.registry, open_store=setting.store)
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    sweep = Sweep(setting.plan, store, Breaks(), setting.registry, open_store=setting.store, heartbeat=heartbeat)
     sweep.executor.close = lambda: sweep.executor.jobs.clear()
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
     with pytest.raises(KeyboardInterrupt):
         sweep.run()
     assert threads() == []
@@ -203,17 +203,16 @@ def test_the_file_of_a_driver_is_written_while_the_executor_gives_no_event(setti
                 time.sleep(0.5 * LEASE)
                 beats.extend(driver.beat for driver in drivers(setting.folder))
 
-    sweep = Sweep(setting.plan, setting.store(), Looks(), setting.registry)
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
-    sweep.run()
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    Sweep(setting.plan, setting.store(), Looks(), setting.registry, heartbeat=heartbeat).run()
     assert beats == sorted(set(beats))
     assert len(beats) == 4
 
 
 def test_a_full_disk_stops_neither_the_heartbeat_nor_the_sweep(setting, caplog):
-    sweep = Sweep(setting.plan, setting.store(), Waits(), setting.registry)
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    sweep = Sweep(setting.plan, setting.store(), Waits(), setting.registry, heartbeat=heartbeat)
     (setting.folder / "drivers").write_text("a file where a folder should be")
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
     sweep.executor.wait = lambda: time.sleep(LEASE)
     with caplog.at_level(logging.WARNING, "flops_fit"):
         assert len(sweep.run()) == 1
@@ -226,8 +225,8 @@ def test_the_file_of_a_driver_that_cannot_release_its_claims_stays_for_the_next_
     def refuse(run_id, owner):
         raise StoreError("results.sqlite: database or disk is full")
 
-    sweep = Sweep(setting.plan, store, Waits(), setting.registry, folder=setting.folder)
-    sweep.loggers.append(Heartbeat(setting.folder, sweep.owner, "local"))
+    heartbeat = Heartbeat(setting.folder, "me", "local")
+    sweep = Sweep(setting.plan, store, Waits(), setting.registry, folder=setting.folder, heartbeat=heartbeat)
     sweep.executor.wait = lambda: setattr(store, "release", refuse)
     with pytest.raises(StoreError, match="full"):
         sweep.run()
@@ -237,7 +236,8 @@ def test_the_file_of_a_driver_that_cannot_release_its_claims_stays_for_the_next_
     assert driver.owner == sweep.owner
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         pass
-    write(setting.folder, f"{driver.host}-{driver.pid}", driver.model_copy(update={"pid": child.pid}))
+    (file,) = (setting.folder / "drivers").iterdir()
+    write(setting.folder, file.stem, driver.model_copy(update={"pid": child.pid}))
     second = setting.driver(setting.store(), folder=setting.folder, retrain=True)
     started = time.monotonic()
     second.run()
@@ -250,7 +250,8 @@ def test_incomplete_files_of_dead_drivers_are_removed(tmp_path):
         pass
     host, folder = socket.gethostname(), tmp_path / "drivers"
     folder.mkdir()
-    dead = [folder / f"{host}-{child.pid}.json", folder / f".{host}-{child.pid}.json.0123abcd"]
+    names = (f"{host}-{child.pid}.json", f"{host}-{child.pid}-0123abcd.json", f".{host}-{child.pid}.json.0123abcd")
+    dead = [folder / name for name in names]
     alive = [folder / f"{host}-{os.getpid()}.json", folder / f"another-{child.pid}.json", folder / "notes.json"]
     for file in (*dead, *alive):
         file.write_text("{")
@@ -314,6 +315,33 @@ def test_a_process_that_has_the_id_of_a_dead_driver_is_not_taken_for_it(tmp_path
     write(tmp_path, "reused", record(process_start=mine.process_start - 1, owner="dead"))
     assert drivers(tmp_path) == []
     assert remove_dead_drivers(tmp_path) == ["dead"]
+
+
+def test_drivers_that_start_and_end_at_the_same_time_write_their_files(tmp_path, caplog):
+    def start_and_end(name):
+        for _ in range(300):
+            note = Heartbeat(tmp_path, name, "local")
+            note.write()
+            note.close()
+
+    threads = [threading.Thread(target=start_and_end, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert caplog.text == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_two_drivers_with_one_host_name_and_process_id_have_separate_files(tmp_path):
+    """As in two containers with the network of their host."""
+    first, second = Heartbeat(tmp_path, "first", "local"), Heartbeat(tmp_path, "second", "local")
+    for note in (first, second):
+        note.write()
+    assert {driver.owner for driver in drivers(tmp_path)} == {"first", "second"}
+    second.close()
+    assert [driver.owner for driver in drivers(tmp_path)] == ["first"]
+    first.close()
 
 
 def test_a_zombie_is_dead(tmp_path):

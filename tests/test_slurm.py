@@ -559,6 +559,19 @@ def test_users_of_one_study_have_separate_folders_for_pickles(tmp_path: Path) ->
         assert private_folder(tmp_path) == tmp_path / "logs-0"
 
 
+def test_a_link_in_the_place_of_the_folder_for_pickles_changes_no_other_folder(tmp_path: Path) -> None:
+    (tmp_path / "public").mkdir(mode=0o755)
+    (tmp_path / "slurm").mkdir()
+    (tmp_path / "slurm" / "logs").symlink_to(tmp_path / "public")
+    own = private_folder(tmp_path / "slurm")
+    assert own == tmp_path / "slurm" / f"logs-{os.getuid()}"
+    assert stat.S_IMODE((tmp_path / "public").stat().st_mode) == 0o755
+    own.rmdir()
+    own.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ConfigError, match="are not folders of yours"):
+        private_folder(tmp_path / "slurm")
+
+
 def options(**values: Any) -> Any:
     return installed().find("executor", "executors/slurm").spec.options.model_validate(values)
 

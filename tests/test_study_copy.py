@@ -144,6 +144,38 @@ def test_results_in_the_outbox_are_copied(law: Path, tmp_path: Path) -> None:
     assert Outbox(tmp_path / "copy").get(result.id) == result
 
 
+def test_a_second_copy_has_the_present_files_whatever_the_clock_showed(law: Path, tmp_path: Path) -> None:
+    copied(law, tmp_path / "copy", "json")
+    for name in ("report/index.html", "model_check.json"):
+        (law / name).write_text("written while the clock was an hour late")
+        os.utime(law / name, (0, 0))
+    copied(law, tmp_path / "copy", "json")
+    for name in ("report/index.html", "model_check.json"):
+        assert (tmp_path / "copy" / name).read_bytes() == (law / name).read_bytes()
+
+
+def test_a_copy_that_has_trained_further_keeps_its_checkpoint(law: Path, tmp_path: Path) -> None:
+    files = [folder / "checkpoints" / "abc" / "latest.pt" for folder in (law, tmp_path / "copy")]
+    files[0].parent.mkdir(parents=True)
+    files[0].write_text("step 10")
+    copied(law, tmp_path / "copy", "json")
+    files[1].write_text("step 20")
+    copied(law, tmp_path / "copy", "json")
+    assert files[1].read_text() == "step 20"
+
+
+def test_every_file_of_a_program_in_its_checkpoints_is_copied(law: Path, tmp_path: Path) -> None:
+    """torch.distributed.checkpoint writes ``.metadata``; a program may call a file ``claim``."""
+    folder = law / "checkpoints" / "abc"
+    (folder / "step-7").mkdir(parents=True)
+    program = ["step-7/.metadata", "step-7/claim", "step-7/weights"]
+    for name in (*program, "claim", "claim.lock", ".latest.pt.0123abcd"):
+        (folder / name).write_text(name)
+    copied(law, tmp_path / "copy", "json")
+    copy = tmp_path / "copy" / "checkpoints" / "abc"
+    assert sorted(str(file.relative_to(copy)) for file in copy.rglob("*") if file.is_file()) == program
+
+
 def test_claims_are_not_copied(law: Path, tmp_path: Path) -> None:
     with Study.open(law).store() as store:
         assert store.claim(Study.open(law).plan.runs[0].id, "anna", 600)
@@ -187,7 +219,9 @@ def test_a_copy_with_further_results_keeps_them_in_a_second_copy(law: Path, tmp_
     first = Study.open(law).results[0]
     with Study.open(target).store() as store:
         store.add(first.model_copy(update={"attempt": 2, "loss": 1.0}))
+    (target / "fit.json").write_text("a fit of the further result")
     assert copied(law, target, "json").new == 0
+    assert (target / "fit.json").read_text() == "a fit of the further result"
     with Study.open(law).store() as store:
         store.add(first.model_copy(update={"attempt": 2, "loss": 2.0}))
     with pytest.raises(StoreError, match=f"a different result of run {first.id}, attempt 2, which is unchanged"):

@@ -30,6 +30,7 @@ from flops_fit_core.cli.main import run as command
 from flops_fit_core.errors import raised_at
 from flops_fit_core.plugins import Registry
 from flops_fit_core.study import Study
+from flops_fit_core.study import results as study_results
 from flops_fit_core.study.heartbeat import Heartbeat
 from flops_fit_core.study.other_results import describe, find_other_runs
 
@@ -375,6 +376,23 @@ def test_a_finished_result_in_another_store_replaces_a_failed_attempt(formula, c
     (formula / "kept").rename(formula / "results.sqlite")
     results = Study.open(formula).train()
     assert [(result.status, result.attempt) for result in results] == [("completed", 3)] * 9
+
+
+@pytest.mark.filterwarnings("ignore:.*training copies them")
+def test_two_drivers_that_change_the_store_copy_each_result_once(formula, monkeypatch):
+    table = surface(formula.parent, store="json")
+    first, second = plan(table, out="study"), plan(table, out="study")
+    find = study_results.find_other_stores
+
+    def find_and_wait(*arguments):
+        stores = find(*arguments)
+        monkeypatch.setattr(study_results, "find_other_stores", find)
+        second.train()
+        return stores
+
+    monkeypatch.setattr(study_results, "find_other_stores", find_and_wait)
+    first.train()
+    assert [attempt.attempt for attempt in Study.open(formula).attempts] == [1] * 9
 
 
 def test_a_store_that_cannot_be_read_stops_a_run_that_would_train_again(formula, call):

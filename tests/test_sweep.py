@@ -22,6 +22,7 @@ from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, hookimpl
 from flops_fit_core.study import sweep as sweep_module
 from flops_fit_core.study.heartbeat import Driver, this_machine
+from flops_fit_core.study.jobs import missing_jobs, without_finished_runs
 from flops_fit_core.study.states import count_states
 from flops_fit_core.study.sweep import Sweep
 
@@ -350,14 +351,13 @@ def trunks(tmp_path):
 def test_a_branch_that_another_driver_finished_is_not_trained_again(tmp_path):
     setting = trunks(tmp_path)
     store = setting.store()
-    driver = setting.driver(store)
-    (job,) = driver._missing_jobs()
+    (job,) = missing_jobs(setting.plan, store)
     first, second = setting.driver(store).run()
     before = len(setting.bench.served)
-    assert driver._without_finished_runs(job) is None
+    assert without_finished_runs(job, store) is None
     store.add(first.model_copy(update={"attempt": 2}))
     later = job.model_copy(update={"attempts": {first.id: 2, second.id: 2}})
-    remaining = driver._without_finished_runs(later)
+    remaining = without_finished_runs(later, store)
     assert [run.id for run in remaining.runs] == [second.id]
     assert remaining.id == job.id
     assert len(setting.bench.served) == before
@@ -396,7 +396,7 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
 
 
 def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
-    from flops_fit_core.study.prune import delete_checkpoints
+    from flops_fit_core.study.checkpoints import delete_checkpoints
 
     store, folder = interrupted(setting)
     assert delete_checkpoints(setting.plan, store, setting.folder) == 0
@@ -417,7 +417,7 @@ def test_the_next_driver_deletes_checkpoints_of_finished_runs(setting):
     folder.path.mkdir(parents=True)
     folder.latest.write_bytes(b"left")
     setting.driver(store, folder=setting.folder).run()
-    assert not folder.path.exists()
+    assert not folder.path.parent.exists()
     store.close()
 
 
@@ -498,7 +498,7 @@ def test_results_in_the_outbox_of_a_live_driver_are_not_taken(setting):
     store = setting.store()
     assert store.claim(remaining.id, "a driver that lives", 2.0)
     sweep = setting.driver(store, folder=setting.folder)
-    sweep._collect_outbox()
+    sweep._collect_outbox([])
     assert outbox.get(remaining.id) == remaining
     assert store.get(remaining.id) is None
     assert len(sweep.run()) == 3
@@ -521,23 +521,33 @@ def test_a_lost_job_takes_no_result_away(setting):
     assert attempts(store, setting.plan)[4] == [(1, "completed")]
 
 
-def test_claims_of_a_driver_killed_on_this_machine_are_released_immediately(setting):
-    store = setting.store()
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    note = Driver(
-        owner="killed",
+def record_driver(folder, name, pid, **changes):
+    """Write the file of a driver with this process id."""
+    driver = Driver(
+        owner=name,
         host=socket.gethostname(),
-        pid=gone.pid,
+        pid=pid,
         machine=this_machine(),
         executor="processes",
         started=0.0,
         updated=time.time(),
     )
-    for name, changes in {"killed": {}, "far": {"owner": "far", "machine": "another one"}}.items():
-        (setting.folder / "drivers").mkdir(exist_ok=True)
-        text = note.model_copy(update=changes).model_dump_json()
-        (setting.folder / "drivers" / f"{name}.json").write_text(text)
+    (folder / "drivers").mkdir(exist_ok=True)
+    text = driver.model_copy(update=changes).model_dump_json()
+    (folder / "drivers" / f"{name}.json").write_text(text)
+
+
+def pid_of_a_dead_process():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    return process.pid
+
+
+def test_claims_of_a_driver_killed_on_this_machine_are_released_immediately(setting):
+    store = setting.store()
+    pid = pid_of_a_dead_process()
+    record_driver(setting.folder, "killed", pid)
+    record_driver(setting.folder, "far", pid, machine="another one")
     first, second, _ = setting.plan.runs
     assert store.claim(first.id, "killed", 60.0)
     assert store.claim(second.id, "far", 2.5)
@@ -559,20 +569,22 @@ def test_a_result_that_another_driver_removes_from_the_outbox_is_skipped(setting
     assert outbox.get(result.id) is None
 
 
+def test_a_result_of_a_driver_killed_on_this_machine_is_collected_and_its_run_is_not_trained_again(setting):
+    store = setting.store()
+    (setting.folder / "elsewhere").mkdir()
+    result = result_of_the_first(setting)
+    token = store.claim(result.id, "killed", 60.0)
+    Outbox(setting.folder).put(result, token)
+    record_driver(setting.folder, "killed", pid_of_a_dead_process())
+    setting.driver(store, folder=setting.folder).run()
+    assert store.attempts(result.id) == [result]
+    assert setting.trained == {6: 1, 8: 1}
+
+
 def test_claims_of_a_driver_that_dies_while_another_waits_are_released_immediately(setting):
     store = setting.store()
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    note = Driver(
-        owner="killed",
-        host=socket.gethostname(),
-        pid=other.pid,
-        machine=this_machine(),
-        executor="processes",
-        started=0.0,
-        updated=time.time(),
-    )
-    (setting.folder / "drivers").mkdir()
-    (setting.folder / "drivers" / "other.json").write_text(note.model_dump_json())
+    record_driver(setting.folder, "killed", other.pid)
     assert store.claim(setting.plan.runs[0].id, "killed", 60.0)
     killer = threading.Timer(3.0, other.kill)
     killer.start()

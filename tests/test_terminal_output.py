@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from small import formula_table
 
 from flops_fit_core import RunResult, RunSpec, SweepPlan, run
 from flops_fit_core.cli.main import run as command
@@ -48,16 +49,7 @@ def test_ordinary_text_is_not_changed(text: str) -> None:
 def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A study with control characters in all names and messages of its files, some runs failed."""
     monkeypatch.chdir(tmp_path)
-    table = {
-        "name": "formula",
-        "sweep": {"budgets": [1e18, 1e19, 1e20], "sizes": 3, "batch_size": 8},
-        "model": "surface",
-        "dataset": {"name": "surface", "noise": 0.005},
-        "fitter": {"name": "parametric", "draws": 20},
-        "executor": "local",
-        "store": "json",
-    }
-    study = run(table, out=tmp_path / "study")
+    study = run(formula_table(store="json"), out=tmp_path / "study")
     results = {result.id: _evil_result(result, n) for n, result in enumerate(study.results)}
     plan = study.plan.model_dump(mode="json")
     plan |= {"name": EVIL, "notes": [EVIL], "unit": EVIL, "params_name": EVIL, "flops_name": EVIL}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from flops_fit_core.plugins.utilities import write_atomically
+from flops_fit_core.plugins.utilities import make_folder, write_atomically
 
 CLAIM, LOCK = "claim", "claim.lock"
 LOCK_SECONDS = 10.0
@@ -46,7 +46,7 @@ class CheckpointClaim:
         Returns whether the driver still has its claim. Raises OSError if the file cannot be written; Timeout, a
         subclass, if a paused process holds the lock.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        make_folder(self.folder)
         with self._locked():
             if not holds_claim():
                 return False

@@ -54,9 +54,9 @@ class Outbox:
     def get(self, run_id: str, token: str | None = None) -> RunResult | None:
         """The result of a run under this token, or else its first result under any token, or else None."""
         preferred = self._file(run_id, token)
-        results = [entry.result for entry in self._entries(run_id) if entry.result and entry.file == preferred]
-        results += [entry.result for entry in self._entries(run_id) if entry.result]
-        return results[0] if results else None
+        entries = [entry for entry in self._entries(run_id) if entry.result is not None]
+        entries.sort(key=lambda entry: entry.file != preferred)
+        return entries[0].result if entries else None
 
     def entries(self) -> list[OutboxEntry]:
         """Every file, damaged files included."""

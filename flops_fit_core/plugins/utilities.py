@@ -48,7 +48,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
 
     Raises OSError, and leaves the old file as it was. A killed process may leave a hidden file ``.NAME.xxxxxxxx``.
     """
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    temporary = temporary_path(path)
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -64,6 +64,20 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno and error.filename is None:  # write() names no file
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def temporary_path(path: Path) -> Path:
+    """A new name in the same folder, by which a later process finds the file of a killed process."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder and its parents, while other processes may remove empty parents. Raises OSError."""
+    for _ in range(20):
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.mkdir(parents=True, exist_ok=True)
+            return
+    path.mkdir(parents=True, exist_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -15,7 +15,7 @@ from flops_fit_core.plugins.protocols.store_checks import FileFinding, StoreRepa
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.specs import StoreSpec
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.folder_check import check_folder
+from flops_fit_core.study.folder_check import MISSING, check_folder
 from flops_fit_core.study.heartbeat import live_drivers
 from flops_fit_core.training.checkpoint_files import verify_checkpoint
 
@@ -42,7 +42,7 @@ def check_study(study: StudyFolder, registry: Registry) -> list[FileFinding]:
     """
     findings = [finding for chosen in _stores(study, registry) for finding in _check_store(study, chosen)]
     findings += [*_check_chosen_store(study, registry), *_check_files(study)]
-    if all(finding.text.startswith("missing") for finding in findings):
+    if all(finding.text == MISSING for finding in findings):
         raise ConfigError(f"{study.path} has no file of a study")
     return findings
 
@@ -134,16 +134,7 @@ def _repair_store(study: StudyFolder, chosen: PluginConfig[StoreSpec]) -> Repair
 
 def _check_files(study: StudyFolder) -> Iterator[FileFinding]:
     """The files of the folder that are no store's."""
-    for finding in check_folder(study.path):
-        if finding.state == "damaged" or (finding.state == "absent" and finding.message):
-            message = finding.message.removeprefix(f"{study.path / finding.file} ").removeprefix("is damaged: ")
-            reason, _, advice = message.partition(". ")
-            advice = advice or f"flops-fit run {study.shown} writes it again"
-            missing = "missing: " if finding.state == "absent" else ""
-            yield FileFinding(file=finding.file, state="damaged", text=f"{missing}{reason}", advice=advice)
-        elif finding.state != "absent":
-            text = "without a checksum, from an earlier version" if finding.state == "old" else ""
-            yield FileFinding(file=finding.file, state="intact", text=text)
+    yield from check_folder(study.path)
     for path in sorted(study.path.glob("checkpoints/*/*.pt")):
         advice = "delete it: its runs are trained from an earlier checkpoint, or from the beginning"
         yield _finding(study, path, verify_checkpoint(path), advice)

@@ -6,11 +6,17 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from flops_fit_core.plugins.protocols import ResultStore
+from flops_fit_core.records import Job
 
 logger = logging.getLogger("flops_fit")
+
+
+def names_to_claim(job: Job) -> list[str]:
+    """Ids of a job's runs, and of its trajectories, which own the checkpoints."""
+    return [name for item in job.trajectories for name in (item.id, *(run.id for run in item.runs))]
 
 
 class Claims:
@@ -50,6 +56,12 @@ class Claims:
         for name in names:
             self._store.release(name, self.owner)
             self._tokens.pop(name, None)
+
+    def release_of(self, owners: Iterable[str], names: Collection[str]) -> None:
+        """Release the claims of other drivers, which are dead."""
+        for owner in owners:
+            for name in names:
+                self._store.release(name, owner)
 
 
 class ClaimRenewal:

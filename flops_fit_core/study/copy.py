@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 import uuid
@@ -13,13 +14,13 @@ from typing import Any
 
 from flops_fit_core.config import PluginConfig, choose_from_table
 from flops_fit_core.errors import ConfigError, StoreError
-from flops_fit_core.plugins.checkpoint_claim import CLAIM, LOCK
+from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.protocols.stores import group_by_run
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
-from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.directory import StudyFolder, is_temporary
 from flops_fit_core.study.heartbeat import live_drivers
 from flops_fit_core.study.trust import consent_to_copy, record_consent, recorded_store
 
@@ -89,14 +90,15 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
                 _refuse_claimed_runs(source, old)
             added = _copy_results(results, copy, target)
             _compare(group_by_run(old.all_attempts()), copy, source, target)
+            attempts, copied = sum(map(len, results.values())), len(list(copy.all_attempts()))
     if not in_place:
-        _copy_files(source.path, target.path)
+        # A copy with further attempts has a fit and a report of them.
+        _copy_files(source.path, target.path, replace=copied == attempts)
     _refuse_drivers(source)  # a driver that started during the copy adds results to the old store
     target.save_table({**table, "store": _as_table(new)})
     if consent is not None:
         record_consent(target, registry, consent)
     left_behind = tuple(sorted(old_files)) if in_place else ()
-    attempts = sum(map(len, results.values()))
     return Copied(len(results), attempts, added, chosen.name, new.name, in_place, left_behind)
 
 
@@ -222,11 +224,11 @@ def _has_all(copied: list[RunResult], expected: list[RunResult]) -> bool:
 # ---------------------------------------------------------------------------- files
 
 
-def _copy_files(source: Path, target: Path) -> None:
-    """Copy the files that the target lacks, or has in an older version."""
+def _copy_files(source: Path, target: Path, *, replace: bool) -> None:
+    """Copy the files that the target lacks and, with ``replace``, those that differ. A newer checkpoint stays."""
     for file in _files(source):
         copied = target / file.relative_to(source)
-        if copied.exists() and copied.stat().st_mtime >= file.stat().st_mtime:
+        if copied.exists() and not (replace and _is_outdated(copied, file, source)):
             continue
         copied.parent.mkdir(parents=True, exist_ok=True)
         with file.open("rb") as reader, replacing(copied) as writer:
@@ -235,9 +237,18 @@ def _copy_files(source: Path, target: Path) -> None:
         os.utime(copied, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
+def _is_outdated(copied: Path, file: Path, source: Path) -> bool:
+    if file.is_relative_to(source / "checkpoints"):
+        # The copy may have been trained further. After a jump of the clock, an older checkpoint costs time only.
+        return copied.stat().st_mtime < file.stat().st_mtime
+    return not filecmp.cmp(copied, file, shallow=False)
+
+
 def _files(study: Path) -> Iterator[Path]:
+    """Hidden files are included: programs of the trainer ``command`` may have some in their checkpoints."""
     yield from (study / name for name in FILES if (study / name).is_file())
+    claims = {file for folder in study.glob("checkpoints/*") for file in CheckpointClaim(folder).files}
     for folder in FOLDERS:
-        paths = (study / folder).rglob("*")
-        files = (file for file in sorted(paths) if file.is_file() and not file.name.startswith("."))
-        yield from (file for file in files if folder != "checkpoints" or file.name not in (CLAIM, LOCK))
+        for file in sorted((study / folder).rglob("*")):
+            if file.is_file() and file not in claims and not is_temporary(file):
+                yield file

@@ -122,9 +122,8 @@ class StudyFolder:
         saved = self._load(PluginSetup, self.plugins_file)
         for name in [*saved.modules, *saved.modules.values(), *saved.disabled]:
             if not re.fullmatch(r"\w[\w.-]*", name):
-                raise ConfigError(
-                    f"{self.plugins_file} is damaged: {name!r} is not the name of a plugin or module"
-                )
+                reason = f"{name!r} is not the name of a plugin or module"
+                raise self._with_advice(DamagedFile(self.plugins_file, reason))
         return PluginSetup(modules=saved.modules, disabled=saved.disabled)
 
     def needs_plugin(self, name: str, module: str) -> str:
@@ -295,5 +294,10 @@ def remove_temporary_files(study: Path) -> None:
         for file in folder.glob(".*"):
             with contextlib.suppress(OSError):
                 age = time.time() - file.lstat().st_mtime
-                if _TEMPORARY.fullmatch(file.name) and age > _TEMPORARY_SECONDS:
+                if is_temporary(file) and age > _TEMPORARY_SECONDS:
                     file.unlink()
+
+
+def is_temporary(file: Path) -> bool:
+    """Whether an atomic write of a study's file left it, or is writing it now."""
+    return _TEMPORARY.fullmatch(file.name) is not None

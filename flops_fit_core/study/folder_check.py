@@ -4,32 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from flops_fit_core.errors import ConfigError
+from flops_fit_core.errors import ConfigError, DamagedFile
 from flops_fit_core.planning import WARNING, family_flops
 from flops_fit_core.plugins.checked_json import has_checksum, read_record
-from flops_fit_core.records import LawFit, Record
+from flops_fit_core.plugins.protocols.store_checks import FileFinding
+from flops_fit_core.records import LawFit
 from flops_fit_core.study import model_check
 from flops_fit_core.study.directory import StudyFolder
 
 REQUIRED = ("experiment.json", "plan.json")
 """The files without which a folder is no study. The others are absent in some studies."""
-
-
-class FileFinding(Record):
-    """The state of one file."""
-
-    file: str
-    """Its name in the folder."""
-    state: Literal["intact", "damaged", "absent", "old"]
-    """``old``: readable, without a checksum, so that damage of single values cannot be detected."""
-    message: str = ""
-    """The damage, and the command to type; empty for an intact file."""
+MISSING = "missing: the folder has no study without it"
 
 
 def check_folder(path: Path) -> list[FileFinding]:
-    """The state of each JSON file in a study's folder. Nothing is changed, and no plugin is imported."""
+    """The state of each JSON file in a study's folder. An absent file is listed only if every study has it.
+
+    Nothing is changed, and no plugin is imported.
+    """
     folder = StudyFolder(path)
     readers: dict[str, Callable[[], Any]] = {
         "experiment.json": folder.table,
@@ -39,17 +33,19 @@ def check_folder(path: Path) -> list[FileFinding]:
         model_check.FILE: lambda: read_record(model_check.ModelCheck, path / model_check.FILE),
         family_flops.FILE: lambda: read_record(family_flops.FamilyFlops, path / family_flops.FILE),
     }
-    return [_check_file(path / name, read) for name, read in readers.items()]
+    present = {name: read for name, read in readers.items() if name in REQUIRED or (path / name).exists()}
+    return [_check_file(folder, name, read) for name, read in present.items()]
 
 
 def damage_notes(path: Path) -> list[str]:
     """Notes for a plan that is about to replace damaged files."""
     notes = []
-    for finding in check_folder(path) if path.exists() else ():
-        if finding.state != "damaged":
+    for finding in check_folder(path):
+        if finding.state != "damaged" or finding.text == MISSING:
             continue
         effect = _LOST.get(finding.file, "")
-        notes.append(f"{WARNING} {finding.message.partition('. ')[0]}; training writes it again{effect}")
+        file = path / finding.file
+        notes.append(f"{WARNING} {file} is damaged: {finding.text}; training writes it again{effect}")
     return notes
 
 
@@ -59,13 +55,18 @@ _LOST = {
 }
 
 
-def _check_file(file: Path, read: Callable[[], Any]) -> FileFinding:
+def _check_file(folder: StudyFolder, name: str, read: Callable[[], Any]) -> FileFinding:
+    file = folder.path / name
     if not file.exists():
-        required = "the folder has no study without it" if file.name in REQUIRED else ""
-        return FileFinding(file=file.name, state="absent", message=required)
+        text, advice = MISSING, f"flops-fit run EXPERIMENT --out {folder.shown} writes it"
+        return FileFinding(file=name, state="damaged", text=text, advice=advice)
     try:
         read()
-        state: Literal["intact", "old"] = "intact" if has_checksum(file) else "old"
-    except ConfigError as error:  # damage, another version, or a file that cannot be read
-        return FileFinding(file=file.name, state="damaged", message=str(error))
-    return FileFinding(file=file.name, state=state)
+    except DamagedFile as error:
+        advice = error.advice or f"flops-fit run {folder.shown} writes it again"
+        return FileFinding(file=name, state="damaged", text=error.reason, advice=advice)
+    except ConfigError as error:  # another version, or a file that cannot be read
+        text, _, advice = str(error).removeprefix(f"{file}: ").partition(". ")
+        return FileFinding(file=name, state="damaged", text=text, advice=advice)
+    text = "" if has_checksum(file) else "without a checksum, from an earlier version"
+    return FileFinding(file=name, state="intact", text=text)

@@ -1,4 +1,4 @@
-"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID.json`` in the study's folder.
+"""The drivers that train a study now. Each driver writes ``drivers/HOST-PID-*.json`` in the study's folder.
 
 No decision compares clocks: on this machine the process is looked up, and the file of a driver on another machine
 is observed for a while.
@@ -11,6 +11,7 @@ import functools
 import logging
 import os
 import re
+import secrets
 import socket
 import threading
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Logger
+from flops_fit_core.plugins.utilities import make_folder
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
@@ -39,6 +41,11 @@ def this_machine() -> str:
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
         parts.append(str(Path("/proc/self/ns/pid").readlink()))
     return " ".join(parts)
+
+
+def new_owner() -> str:
+    """An owner of claims that no other driver has."""
+    return f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(4)}"
 
 
 class Driver(Record):
@@ -88,6 +95,7 @@ class Heartbeat(Logger):
     """
 
     def __init__(self, study: Path, owner: str, executor: str) -> None:
+        self.owner = owner
         now = time.time()
         self._driver = Driver(
             owner=owner,
@@ -99,7 +107,9 @@ class Heartbeat(Logger):
             started=now,
             updated=now,
         )
-        self._file = study / "drivers" / f"{self._driver.host}-{self._driver.pid}.json"
+        # Two containers may have one host name and one process id.
+        name = f"{self._driver.host}-{self._driver.pid}-{secrets.token_hex(4)}.json"
+        self._file = study / "drivers" / name
         self._running: dict[str, Progress] = {}
         self._lock = threading.Lock()
         self._written = 0.0
@@ -143,13 +153,20 @@ class Heartbeat(Logger):
             running = tuple(self._running.values())
             changes = {"updated": time.time(), "beat": self._beat, "running": running}
             try:
-                self._file.parent.mkdir(parents=True, exist_ok=True)
-                write_checked(self._file, self._driver.model_copy(update=changes), durable=False)
+                self._write(self._driver.model_copy(update=changes))
                 self._failed = False
             except OSError as error:
                 if not self._failed:
                     logger.warning("%s cannot be written now, will retry: %s", self._file, error)
                 self._failed = True
+
+    def _write(self, driver: Driver) -> None:
+        for _ in range(20):
+            with contextlib.suppress(FileNotFoundError):  # a driver that ended has removed the empty folder
+                make_folder(self._file.parent)
+                write_checked(self._file, driver, durable=False)
+                return
+        write_checked(self._file, driver, durable=False)
 
 
 # ---------------------------------------------------------------------------- other drivers
@@ -201,17 +218,17 @@ def remove_dead_drivers(study: Path) -> list[str]:
 
 def _remove_incomplete_files(folder: Path) -> None:
     """Remove unreadable and temporary files of dead processes of this machine, which a power failure leaves."""
-    for file in folder.glob(f"*{socket.gethostname()}-*.json*"):
-        match = re.fullmatch(rf"\.?{re.escape(socket.gethostname())}-(\d+)\.json(\.[0-9a-f]{{8}})?", file.name)
+    host = re.escape(socket.gethostname())
+    pattern = re.compile(rf"\.?{host}-(\d+)(-[0-9a-f]{{8}})?\.json(\.[0-9a-f]{{8}})?")
+    for file in folder.glob("*.json*"):
+        match = pattern.fullmatch(file.name)
         if match is None or _is_running(int(match[1]), None):
             continue
-        try:
+        with contextlib.suppress(ConfigError):
             read_record(Driver, file)
-            is_complete = not match[2]
-        except ConfigError:
-            is_complete = False
-        if not is_complete:
-            file.unlink(missing_ok=True)
+            if not match[3]:
+                continue
+        file.unlink(missing_ok=True)
 
 
 def _read_drivers(study: Path) -> dict[Path, Driver]:

@@ -88,7 +88,10 @@ class StudyResults:
             self._folder, self._settings.choice("store"), self._settings.registry, stored
         ):
             for result in other.attempts:
-                numbers = [attempt.attempt for attempt in store.attempts(result.id)]
+                present = store.attempts(result.id)
+                if any(attempt.model_copy(update={"attempt": result.attempt}) == result for attempt in present):
+                    continue  # another driver has copied it meanwhile
+                numbers = [attempt.attempt for attempt in present]
                 is_taken = result.attempt in numbers  # by a superseded attempt: `stored` has only those that count
                 store.add(result.model_copy(update={"attempt": max(numbers) + 1}) if is_taken else result)
 

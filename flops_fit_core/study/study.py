@@ -15,11 +15,11 @@ from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.plugins.specs import FitterSpec
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study import outputs
+from flops_fit_core.study.checkpoints import delete_checkpoints
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.law import StudyLaw
 from flops_fit_core.study.other_results import OtherRuns
 from flops_fit_core.study.other_stores import check_single_driver
-from flops_fit_core.study.prune import delete_checkpoints
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
 from flops_fit_core.study.train import check_outcome, train_missing

@@ -11,7 +11,7 @@ from flops_fit_core.planning.family_flops import record_family
 from flops_fit_core.plugins.protocols import Executor, Logger
 from flops_fit_core.records import RunResult, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import Heartbeat
+from flops_fit_core.study.heartbeat import Heartbeat, new_owner
 from flops_fit_core.study.model_check import record_model_check
 from flops_fit_core.study.other_stores import check_claims, check_no_other_driver, check_single_driver
 from flops_fit_core.study.results import StudyResults
@@ -60,8 +60,8 @@ def train_missing(
             only=only,
             folder=folder.path,
             open_store=results.open_again,
+            heartbeat=Heartbeat(folder.path, new_owner(), experiment.executor.name),
         )
-        sweep.loggers.append(Heartbeat(folder.path, sweep.owner, experiment.executor.name))
         return sweep.run()
 
 

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import logging
 import os
-import secrets
 import shutil
 import time
 import zipfile
@@ -16,7 +15,7 @@ from typing import BinaryIO
 
 from flops_fit_core.errors import ClaimLost
 from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
-from flops_fit_core.plugins.utilities import replacing
+from flops_fit_core.plugins.utilities import make_folder, temporary_path
 
 CHECKSUM_MARK = "flops-fit checksum"
 """A key in the content of a checkpoint that ends with a checksum: a file with the key alone was cut off."""
@@ -76,41 +75,41 @@ class TrajectoryFolder:
         The stream has ``write`` and ``flush`` only. Raises OSError if the file cannot be written, and ClaimLost if
         another driver has taken the trajectory over; ``file`` is unchanged then.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
-        with replacing(temporary) as stream:
+        with self._replacing(file) as temporary, temporary.open("xb") as stream:
             hashing = _HashingStream(stream)
             yield hashing  # type: ignore[misc]  # the part of a stream that torch.save uses
-            stream.write(_footer(hashing.digest))
-        self._replace(temporary, file)
+            _write_footer(stream, hashing.digest)
 
-    def adopt(self, temporary: Path, file: Path) -> None:
-        """Add a checksum to a complete file of the same folder and let it replace ``file``, as :meth:`writing`."""
-        try:
+    def write_with(self, write: Callable[[Path], object], file: Path) -> None:
+        """As :meth:`writing`, for a library that creates the file itself: ``write(path)``."""
+        with self._replacing(file) as temporary:
+            write(temporary)
             with temporary.open("r+b") as stream:
                 digest = hashlib.file_digest(stream, "sha256").hexdigest()
-                stream.seek(0, 2)
-                stream.write(_footer(digest))
-                stream.flush()
-                os.fsync(stream.fileno())
-        except OSError:
+                stream.seek(0, os.SEEK_END)
+                _write_footer(stream, digest)
+
+    @contextlib.contextmanager
+    def _replacing(self, file: Path) -> Iterator[Path]:
+        """A path for the new content. :func:`remove_temporary_files` finds it after the process was killed."""
+        make_folder(self.path)
+        temporary = temporary_path(file)
+        try:
+            yield temporary
+            self._replace(temporary, file)
+        finally:
             temporary.unlink(missing_ok=True)
-            raise
-        self._replace(temporary, file)
 
     def _replace(self, temporary: Path, file: Path) -> None:
         deadline = time.monotonic() + TAKE_OVER_SECONDS
-        try:
-            while self.path.exists():
-                with self._claim.locked_for(self.token) as is_owner:
-                    if is_owner:
-                        temporary.replace(file)
-                        return
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.2)
-        finally:
-            temporary.unlink(missing_ok=True)
+        while self.path.exists():
+            with self._claim.locked_for(self.token) as is_owner:
+                if is_owner:
+                    temporary.replace(file)
+                    return
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.2)
         logger.warning("checkpoint %s is not written: another driver trains this trajectory now", file)
         raise ClaimLost(f"another driver has taken over the trajectory {self.path.name}")
 
@@ -152,6 +151,7 @@ class TrajectoryFolder:
                 return 0
             freed = self.bytes
             shutil.rmtree(self.path, ignore_errors=True)
+            self._remove_empty_parent()
         return freed
 
     def remove_if_empty(self) -> None:
@@ -178,6 +178,17 @@ class TrajectoryFolder:
                 file.unlink(missing_ok=True)
             with contextlib.suppress(OSError):
                 self.path.rmdir()
+            self._remove_empty_parent()
+
+    def _remove_empty_parent(self) -> None:
+        """Remove ``checkpoints/`` after the last trajectory.
+
+        Only with a claim: other drivers create the folder again with :func:`make_folder`. Without one, a trainer
+        may be creating it now.
+        """
+        if self.token is not None:
+            with contextlib.suppress(OSError):  # it has other trajectories
+                self.path.parent.rmdir()
 
 
 # ---------------------------------------------------------------------------- checksums
@@ -253,3 +264,9 @@ def _digest_of(file: BinaryIO, length: int) -> str:
 
 def _footer(digest: str) -> bytes:
     return _LABEL + digest.encode() + b"\n"
+
+
+def _write_footer(stream: BinaryIO, digest: str) -> None:
+    stream.write(_footer(digest))
+    stream.flush()
+    os.fsync(stream.fileno())

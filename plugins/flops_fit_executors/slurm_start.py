@@ -7,6 +7,7 @@ to others. It is run instead of ``submitit.core._submit``, with the same argumen
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import stat
@@ -14,15 +15,24 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from flops_fit_core import ConfigError
+
 
 def private_folder(parent: Path) -> Path:
-    """The folder ``logs`` in ``parent``, closed to other users. If another user has one, ``logs-<user id>``."""
-    folder = parent / "logs"
-    if folder.exists() and folder.stat().st_uid != os.getuid():
-        folder = parent / f"logs-{os.getuid()}"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    folder.chmod(0o700)
-    return folder
+    """The folder ``logs`` in ``parent``, closed to other users. If another user has one, ``logs-<user id>``.
+
+    Raises ConfigError if both belong to another user, are links or files.
+    """
+    folders = [parent / "logs", parent / f"logs-{os.getuid()}"]
+    for folder in folders:
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        status = folder.lstat()
+        # A link from another user may lead to any folder of yours, which would then be closed to others.
+        if stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid():
+            folder.chmod(0o700)
+            return folder
+    raise ConfigError(f"executor 'slurm': {' and '.join(map(str, folders))} are not folders of yours: remove one")
 
 
 def load_private_pickle(path: str | Path) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import os
 import queue
 import threading
 import time
@@ -74,15 +73,11 @@ class Latest:
 
         Raises ClaimLost if another driver trains the run now.
         """
-        new = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            trainer.save_checkpoint(new)
-            self._folder.adopt(new, self.path)
+            self._folder.write_with(trainer.save_checkpoint, self.path)
         except ClaimLost:
             raise
         except Exception as error:
-            new.unlink(missing_ok=True)
             logger.warning("checkpoint %s could not be written: %s: %s", self.path, type(error).__name__, error)
 
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from flops_fit_core import RunResult, plan
 from flops_fit_core.plugins import Executor, JobEnded
+from flops_fit_core.study.jobs import missing_jobs
 from flops_fit_core.study.sweep import Sweep
 
 SPEED = 4e14
@@ -79,9 +80,7 @@ def measure(store, runs, gpus, page):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         started = time.perf_counter()
         with study.store() as open_store:
-            missing = Sweep(
-                study.plan, open_store, cluster, study.registry, folder=study.folder.path
-            )._missing_jobs()
+            missing = missing_jobs(study.plan, open_store)
         scan = time.perf_counter() - started
         assert not missing
         size = size_of(study.folder.path) / 2**20

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from small import formula_table
 
 from flops_fit_core import FitError, PluginError, run
 from flops_fit_core.cli import study_commands
@@ -35,14 +36,7 @@ for _ in range(2):
 def finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
     """A finished study in the working directory, without a report."""
     monkeypatch.chdir(tmp_path)
-    table = {
-        "name": "formula",
-        "sweep": {"budgets": [1e18, 1e19, 1e20], "sizes": 3, "batch_size": 8},
-        "model": "surface",
-        "dataset": {"name": "surface", "noise": 0.005},
-        "fitter": {"name": "parametric", "draws": 20},
-        "executor": "local",
-    }
+    table = formula_table()
     Path("formula.json").write_text(json.dumps(table))
     return run(table, out="study")
 

@@ -1,6 +1,9 @@
 """A worker of a driver that lost its claim writes no checkpoint, and such a driver deletes none."""
 
 import logging
+import os
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,6 +16,7 @@ from flops_fit_core import ClaimLost, RunResult
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import QueuedJobs, checkpoint_claim
+from flops_fit_core.study.directory import remove_temporary_files
 from flops_fit_core.training import TrajectoryFolder, checkpoint_files, work
 
 
@@ -71,6 +75,53 @@ def test_a_worker_writes_nothing_into_a_folder_that_a_driver_has_deleted(tmp_pat
     assert not folder.latest.exists()
 
 
+WRITER = """
+import os, sys
+from pathlib import Path
+from flops_fit_core.training import TrajectoryFolder
+
+folder = TrajectoryFolder(Path(sys.argv[1]), "abc")
+if sys.argv[2] == "stream":
+    with folder.writing(folder.latest) as stream:
+        stream.write(b"half")
+        stream.flush()
+        os._exit(9)
+folder.write_with(lambda path: (path.write_bytes(b"half"), os._exit(9)), folder.latest)
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "library"])
+def test_the_next_driver_finds_the_half_checkpoint_of_a_killed_worker(tmp_path, kind):
+    done = subprocess.run([sys.executable, "-c", WRITER, tmp_path, kind])
+    assert done.returncode == 9
+    (half,) = (tmp_path / "checkpoints" / "abc").iterdir()
+    os.utime(half, (0, 0))
+    remove_temporary_files(tmp_path)
+    assert not half.exists()
+
+
+def test_a_folder_without_checkpoints_is_removed_while_other_drivers_create_theirs(tmp_path):
+    failures = []
+
+    def take_and_remove(trajectory):
+        folder = TrajectoryFolder(tmp_path, trajectory, "token")
+        for _ in range(300):
+            try:
+                folder.take()
+                write(folder)
+                folder.forget_latest()
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=take_and_remove, args=(name,)) for name in ("a", "b", "c")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failures == []
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_process_that_is_paused_between_check_and_replacement_keeps_the_next_driver_waiting(tmp_path):
     first, second = claimed(tmp_path, "first"), TrajectoryFolder(tmp_path, "abc", "second")
     order = []
@@ -81,9 +132,7 @@ def test_a_process_that_is_paused_between_check_and_replacement_keeps_the_next_d
         resume.wait(20)
         order.append("replaced")
 
-    temporary = first.path / ".latest.pt.x"
-    temporary.write_bytes(b"x")
-    temporary = type("Paused", (), {"replace": replace, "unlink": lambda self, missing_ok: None})()
+    temporary = type("Paused", (), {"replace": replace})()
     thread = threading.Thread(target=first._replace, args=(temporary, first.latest))
     thread.start()
     paused.wait(20)
