@@ -274,7 +274,7 @@ def test_old_temporary_files_of_a_study_are_removed_and_other_files_stay(setting
 
 def test_only_a_store_that_is_no_python_object_is_opened_again(tmp_path):
     study = plan(SURFACE, out=tmp_path / "study")
-    settings = StudySettings(study.folder, study.registry, study.experiment)
+    settings = StudySettings(study.folder, study.registry, study.experiment, plan=study.plan)
     with study.store() as store:
         assert StudyResults(study.plan, settings, store).open_again is None
         again = StudyResults(study.plan, settings, None).open_again()

@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
+from pathlib import Path
 
+import hostile_studies
 import pytest
 from pydantic import ValidationError
 from ray_cluster import descendants, ray_cluster
@@ -303,3 +305,21 @@ def test_the_number_of_workers_is_known_for_this_machine_and_unknown_for_a_clust
     assert spec.places(spec.options(), [{}] * 8) == 8
     assert spec.places(spec.options(cpus=4), [{}] * 8) == 2
     assert spec.places(spec.options(address="auto"), [{}] * 8) is None
+
+
+def test_workers_import_no_module_of_the_working_directory(tmp_path):
+    """A folder of another user may have a module of the name of an installed one."""
+    study, trace = tmp_path / "study", tmp_path / "executed"
+    table = hostile_studies.formula(
+        sweep={"budgets": [1e18], "sizes": 2, "batch_size": 8}, executor={"name": "ray", "cpus": 1}
+    )
+    study.mkdir()
+    for name in ("flops_fit_core", "flops_fit_executors", "numpy", "torch", "pydantic"):
+        (study / f"{name}.py").write_text(hostile_studies.traced(trace, name))
+    (study / "own.json").write_text(json.dumps(table))
+    program = Path(sys.executable).with_name("flops-fit")
+    done = subprocess.run(
+        [program, "run", "own.json", "--out", "."], cwd=study, capture_output=True, text=True, check=False
+    )
+    assert "[2/2]" in done.stderr, done.stderr
+    assert not trace.exists()

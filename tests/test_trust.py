@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hostile_studies import RECIPE, edit_json, executed, formula, traced
 from own_programs import say, script
 from own_programs import table as program_table
 
@@ -22,16 +23,6 @@ from flops_fit_core.study import Study, trust
 from flops_fit_core.study.directory import StudyFolder
 
 FLOPS_FIT = str(Path(sys.executable).with_name("flops-fit"))
-RECIPE = """
-with open({trace!r}, "a") as file:
-    file.write("{name} ")
-from flops_fit_core import Hyperparameters
-from flops_fit_core.plugins import RecipeSpec, hookimpl
-
-@hookimpl
-def flops_fit_recipes():
-    yield RecipeSpec(name="own", build=lambda options, run: Hyperparameters(batch_size=8))
-"""
 FITTER = """
 from flops_fit_core.plugins import FitterSpec, hookimpl
 from flops_fit_fitters import IsoflopOptions, isoflop
@@ -71,17 +62,6 @@ TRAINING = [
     ["doctor", "."],
     ["count-flops", "."],
 ]
-
-
-def formula(**changes):
-    return {
-        "name": "formula",
-        "sweep": {"budgets": [1e18, 1e19, 1e20], "sizes": 3, "batch_size": 8},
-        "model": "surface/surface",
-        "dataset": {"name": "surface/surface", "noise": 0.005},
-        "executor": "local",
-        **changes,
-    }
 
 
 @pytest.fixture(scope="module")
@@ -126,18 +106,6 @@ def call(capsys):
     return in_process
 
 
-def executed(trace):
-    return trace.read_text().split() if trace.exists() else []
-
-
-def edit_json(file, change):
-    content = json.loads(file.read_text())
-    for key in ("sha256", "ids"):  # a file without them is read as one of an earlier version
-        content.pop(key, None)
-    change(content)
-    file.write_text(json.dumps(content))
-
-
 # ---------------------------------------------------------------------------- hostile folders
 
 
@@ -145,11 +113,6 @@ def names_a_module(study, trace, outside):
     (study / "helper_x.py").write_text(RECIPE.format(trace=str(trace), name="module"))
     setup = {"modules": {"helper_x": "helper_x"}, "disabled": [], "entry_points": True, "paths": ["."]}
     (study / "plugins.json").write_text(json.dumps(setup))
-
-
-def traced(trace, name):
-    """A line of source that writes this name when it is executed."""
-    return f"with open({str(trace)!r}, 'a') as file: file.write('{name} ')\n"
 
 
 def names_a_package_by_a_submodule(study, trace, outside):

@@ -22,7 +22,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder, trust
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.named_code import NamedCode
+from flops_fit_core.study.named_code import NamedCode, StudyContent, named_code
 
 SourceArgument = Annotated[
     Path, typer.Argument(help="An experiment file (TOML, JSON, YAML) or a study's folder.", metavar="SOURCE")
@@ -90,26 +90,34 @@ def registry_to_train(
     if source is None or not source.is_dir():
         return registry
     folder = StudyFolder.existing(source)
-    code = trust.missing_consent(folder, registry)
+    content = StudyContent.read(folder)
+    code = trust.missing_consent(folder, content, registry)
     if not code:
         return registry
-    record = trust.trusted(folder, registry) or _ask(folder, registry, code)
+    record = trust.trusted(folder, content, registry) or _ask(folder, content, registry, code)
     setup = registry.setup
     missing = {name: module for name, module in code.modules.items() if name not in setup.disabled}
     paths = tuple(dict.fromkeys([*setup.paths, *record.paths]))
     return registry_from(setup.model_copy(update={"modules": {**missing, **setup.modules}, "paths": paths}))
 
 
-def _ask(folder: StudyFolder, registry: Registry, code: NamedCode) -> trust.TrustRecord:
-    """Ask on a terminal for consent, and record it. Raises ConfigError for another answer than yes, UntrustedCode
-    without a terminal."""
+def _ask(folder: StudyFolder, content: StudyContent, registry: Registry, code: NamedCode) -> trust.TrustRecord:
+    """Ask on a terminal for consent, and record it for the code that was shown. Raises ConfigError for another
+    answer than yes, UntrustedCode without a terminal."""
     refusal = trust.UntrustedCode(folder, code, trust.read_record(folder))
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise refusal
+    paths = trust.module_places(folder, registry.setup.paths)
+    all_code = named_code(folder, content, registry, paths=paths)
     print_message(str(refusal))
     if not typer.confirm("Allow it now?", err=True):
         raise ConfigError(f"nothing of {folder.shown} was run")
-    return trust.trust(folder, registry, trust.module_places(folder, registry.setup.paths))
+    trust.trust(folder, all_code, paths)
+    content = StudyContent.read(folder)  # again: it may have changed during the question
+    if (record := trust.trusted(folder, content, registry)) is None:
+        code = trust.missing_consent(folder, content, registry)
+        raise trust.UntrustedCode(folder, code, trust.read_record(folder))
+    return record
 
 
 def _union(first: Sequence[str], second: Sequence[str] | None) -> tuple[str, ...]:
@@ -129,7 +137,9 @@ def plan_source(
     if source.is_dir():
         folder = StudyFolder.existing(source)
         folder.check_can_train(registry)
-        data, origin, out = folder.table(), str(folder.experiment_file), out or source
+        content = StudyContent.read(folder)
+        trust.check_consent(folder, registry, content)
+        data, origin, out = dict(content.table), str(folder.experiment_file), out or source
     else:
         data, origin = read_table(source), str(source)
         data.setdefault("name", experiment_name(source))

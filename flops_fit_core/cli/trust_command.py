@@ -15,7 +15,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.study import trust as records
 from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.named_code import NamedCode
+from flops_fit_core.study.named_code import NamedCode, StudyContent, named_code
 from flops_fit_core.study.trust import TrustRecord
 
 
@@ -47,8 +47,10 @@ def trust(
 
 
 def _record(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> TrustRecord:
+    places = records.module_places(folder, paths)
+    code = named_code(folder, StudyContent.read(folder), registry, paths=places)
     try:
-        return records.trust(folder, registry, records.module_places(folder, paths))
+        return records.trust(folder, code, places)
     except OSError as error:
         raise ConfigError(f"the permission cannot be stored: {error}") from None
 

@@ -37,15 +37,17 @@ _KNOWN = re.compile(
       | AIza[A-Za-z0-9_-]{30,}
       | sk_live_[A-Za-z0-9]{8,}
       | eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}
-    )|-----BEGIN[ A-Z]*PRIVATE\ KEY-----""",
-    re.VERBOSE,
+    )|-----BEGIN[ A-Z]*PRIVATE\ KEY-----.*""",
+    re.VERBOSE | re.DOTALL,
 )
 _URL_PASSWORD = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s:@?#]*:([^/\s@]+)@")
-_FLAG = re.compile(r"(?:^|\s)--?([A-Za-z][\w-]*)(?:=|\s+)([^\s-]\S*)")
+_FLAG = re.compile(r"(?:^|\s)--?([A-Za-z][\w-]*)(?:=|\s+)('[^']*'|\"[^\"]*\"|[^\s-]\S*)")
 """``--name value``, ``--name=value``."""
-_ASSIGNMENT = re.compile(r"(?:^|[\s?&'\"])([A-Za-z_]\w*)=(?=([^\s&]+))")
+_ASSIGNMENT = re.compile(r"(?:^|[\s?&'\"])([A-Za-z_]\w*)=(?=('[^']*'|\"[^\"]*\"|[^\s&]+))")
 """``NAME=value``, ``?name=value``."""
 _PLACEHOLDER = re.compile(r"\{[^{}]*\}|\$\w+|\$\{\w+\}|\*+|<.*>|\[\w+\]")
+_REFERENCES = ({"from_env"}, {"literal"})
+"""Keys of the tables that replace a text: a reference, and a text that is no secret."""
 _HARMLESS = re.compile(r"[\d.,+-]*|true|false|yes|no|none|null|auto", re.IGNORECASE)
 
 
@@ -69,20 +71,33 @@ def refuse_secrets(data: Mapping[str, Any], origin: str) -> None:
     )
 
 
-def mask_secrets(value: Any) -> Any:
-    """The value with ``***`` for each secret among the entries of its tables, for messages about older studies."""
+def mask_secrets(value: Any, name: str = "") -> Any:
+    """The value with ``***`` in place of each secret, for messages about older studies.
+
+    ``name`` is the option or variable that has the value. A ``{literal = ...}`` is no secret.
+    """
     if isinstance(value, Mapping):
-        return {
-            key: "***" if isinstance(item, str) and any(_search(item, "", str(key))) else mask_secrets(item)
-            for key, item in value.items()
-        }
-    return [mask_secrets(item) for item in value] if isinstance(value, list | tuple) else value
+        is_marked = set(value) in _REFERENCES
+        return value if is_marked else {key: mask_secrets(item, str(key)) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        flags = ["", *(item if isinstance(item, str) and item.startswith("-") else "" for item in value)]
+        return [mask_secrets(item, flag or name) for flag, item in zip(flags, value, strict=False)]
+    if not isinstance(value, str):
+        return value
+    if is_secret_name(name) and _may_be_secret(value):
+        return "***"
+    shown, end = "", 0
+    for _, (first, last) in sorted(_in_text(value), key=lambda secret: secret[1]):
+        if first >= end:
+            shown += f"{value[end:first]}***"
+        end = max(end, last)
+    return shown + value[end:]
 
 
 def _search(value: Any, key: str, name: str) -> Iterator[str]:
     """A line per secret in the value of this key; ``name`` is the last part of the key that is a name."""
     if isinstance(value, Mapping):
-        if set(value) in ({"from_env"}, {"literal"}):
+        if set(value) in _REFERENCES:
             return
         for part, item in value.items():
             yield from _search(item, f"{key}.{part}", str(part))
@@ -90,22 +105,26 @@ def _search(value: Any, key: str, name: str) -> Iterator[str]:
         for index, item in enumerate(value):
             yield from _search(item, f"{key}.{index}", name)
         if len(value) > 1 and all(isinstance(item, str) for item in value):
-            yield from _in_text(shlex.join(value), key)
+            yield from _lines(shlex.join(value), key)
     elif isinstance(value, str):
         if is_secret_name(name) and _may_be_secret(value):
             yield f"  {key}: its name is that of a secret"
-        yield from _in_text(value, key)
+        yield from _lines(value, key)
 
 
-def _in_text(text: str, key: str) -> Iterator[str]:
-    if _KNOWN.search(text):
-        yield f"  {key}: has the form of a key of a service"
+def _lines(text: str, key: str) -> Iterator[str]:
+    yield from (f"  {key}: has {form}" for form, _ in _in_text(text))
+
+
+def _in_text(text: str) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The form of each secret in a text, and its first and last position."""
+    yield from (("the form of a key of a service", match.span()) for match in _KNOWN.finditer(text))
     for match in _URL_PASSWORD.finditer(text):
         if not _PLACEHOLDER.fullmatch(match[1]):
-            yield f"  {key}: has a password in a URL"
+            yield "a password in a URL", match.span(1)
     for match in (*_FLAG.finditer(text), *_ASSIGNMENT.finditer(text)):
         if is_secret_name(match[1]) and _may_be_secret(match[2].strip("'\"")):
-            yield f"  {key}: has a secret after {match[1]}"
+            yield f"a secret after {match[1]}", match.span(2)
 
 
 def is_secret_name(name: str) -> bool:

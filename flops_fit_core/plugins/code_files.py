@@ -8,16 +8,16 @@ import importlib.util
 import os
 import re
 import shlex
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.machinery import EXTENSION_SUFFIXES, SOURCE_SUFFIXES, ModuleSpec, PathFinder
 from pathlib import Path
 from typing import Any
 
-from flops_fit_core.plugins.first_party import is_first_party, is_first_party_file, with_imports
+from flops_fit_core.plugins.first_party import is_first_party, with_imports
+from flops_fit_core.plugins.source_imports import is_installed_file
 
 LARGEST_FILE = 2**24
-"""Bytes. A larger file is identified by its size and its time of change: it is data rather than code."""
+"""Bytes. A larger file is not hashed: it is data rather than code."""
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -66,8 +66,9 @@ def module_code(module: str, paths: Sequence[str] = ()) -> set[Path]:
 
     Empty for an installed module: other users cannot change it.
     """
-    files = find_module(module, paths)
-    return _with_imports(files) if is_first_party(module) else set()
+    if not is_first_party(module):
+        return set()
+    return _with_imports(file for file in find_module(module, paths) if not is_installed_file(file))
 
 
 def value_code(value: Any, folder: Path | None) -> set[Path]:
@@ -114,11 +115,14 @@ def package_inits(file: Path) -> list[Path]:
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file; ``missing`` if it cannot be read."""
+    """The SHA-256 of a file; ``missing`` if it cannot be read.
+
+    A large file is identified by its size and its time of change, which its owner cannot set.
+    """
     try:
         status = file.stat()
         if status.st_size > LARGEST_FILE:
-            return f"{status.st_size} bytes, changed at {status.st_mtime_ns}"
+            return f"{status.st_size} bytes, changed at {status.st_ctime_ns}"
         return hashlib.sha256(file.read_bytes()).hexdigest()
     except OSError:
         return "missing"
@@ -136,10 +140,7 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _command_code(text: str, folder: Path | None) -> set[Path]:
-    try:
-        words = shlex.split(text)
-    except ValueError:
-        words = text.split()
+    words = list(_words(text))
     files: set[Path] = set()
     for before, word in zip(["", *words], words, strict=False):
         if folder is None and not Path(word).is_absolute():
@@ -149,8 +150,23 @@ def _command_code(text: str, folder: Path | None) -> set[Path]:
         if before == "-m":
             module = place.joinpath(*word.split("."))
             candidates = [module.with_suffix(".py"), module / "__init__.py", module / "__main__.py"]
-        files |= {file for file in candidates if _is_regular(file) and not _is_installed(file)}
+        files |= {file for file in candidates if _is_regular(file) and not is_installed_file(file)}
     return _with_imports(files)
+
+
+def _words(text: str) -> Iterator[str]:
+    """The words of a command, also those of a word with spaces (``sh -c 'python train.py'``), and the values after
+    an equals sign (``--config=run.yaml``)."""
+    try:
+        words = shlex.split(text)
+    except ValueError:
+        words = text.split()
+    for word in words:
+        yield word
+        if word != text and " " in word:
+            yield from _words(word)
+        elif "=" in word:
+            yield word.partition("=")[2]
 
 
 def _is_regular(file: Path) -> bool:
@@ -158,13 +174,6 @@ def _is_regular(file: Path) -> bool:
         return file.is_file()
     except (OSError, ValueError):  # a name that is too long or has a null character
         return False
-
-
-def _is_installed(file: Path) -> bool:
-    """Whether a file belongs to a Python installation, which only its owner can change."""
-    return not is_first_party_file(file) or any(
-        file.is_relative_to(prefix) for prefix in {sys.prefix, sys.base_prefix}
-    )
 
 
 def _with_imports(files: Iterable[Path]) -> set[Path]:

@@ -19,6 +19,7 @@ from pydantic import (
     ValidationError,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined, to_jsonable_python
 
 from flops_fit_core.plugins.renamed import explain_option
@@ -180,12 +181,22 @@ def _default(options: Options, name: str) -> Any:
 
 
 def code_options(options: type[Options]) -> list[str]:
-    """Names of the options with the mark ``RunsCode()``."""
-    return [
-        name
-        for name, field in options.model_fields.items()
-        if any(isinstance(mark, RunsCode) or mark is RunsCode for mark in field.metadata)
-    ]
+    """Names, and aliases, of the options with the mark ``RunsCode()``, also inside another type: ``ImportPath |
+    None``, ``list[ImportPath]``, or a table with such an option."""
+    fields = {name: field for name, field in options.model_fields.items() if _runs_code(field)}
+    return [*fields, *(field.alias for field in fields.values() if field.alias)]
+
+
+def _runs_code(item: Any, outer: frozenset[type] = frozenset()) -> bool:
+    """Whether a field, a type or a mark has the mark ``RunsCode()``. ``outer``: the tables that contain it."""
+    if isinstance(item, RunsCode) or item is RunsCode:
+        return True
+    if isinstance(item, FieldInfo):
+        return any(_runs_code(part, outer) for part in (item.annotation, *item.metadata))
+    if isinstance(item, type) and issubclass(item, BaseModel):
+        fields = item.model_fields.values() if item not in outer else ()
+        return any(_runs_code(field, outer | {item}) for field in fields)
+    return any(_runs_code(part, outer) for part in get_args(item))
 
 
 def _is_runtime(options: Options, name: str) -> bool:

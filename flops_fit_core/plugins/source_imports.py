@@ -7,7 +7,9 @@ folder from another user, the compiled file may be other code than the source th
 from __future__ import annotations
 
 import sys
+import sysconfig
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.machinery import (
     EXTENSION_SUFFIXES,
     SOURCE_SUFFIXES,
@@ -17,6 +19,7 @@ from importlib.machinery import (
 )
 from pathlib import Path
 
+_PACKAGES = {"site-packages", "dist-packages"}
 _folders: set[Path] = set()
 
 
@@ -38,8 +41,24 @@ def import_from_source(folder: Path) -> None:
             del sys.path_importer_cache[path]
 
 
+def is_installed_file(file: Path) -> bool:
+    """Whether a file or folder belongs to this Python installation, which only its owner can change.
+
+    The name of a folder is not enough: another user may name any folder ``site-packages``.
+    """
+    added = [entry for entry in sys.path if Path(entry).name in _PACKAGES and Path(entry) not in _folders]
+    return any(file.is_relative_to(folder) for folder in [*_installation(), *added])
+
+
+@lru_cache(maxsize=1)
+def _installation() -> list[str]:
+    """The folders of modules and programs of this Python."""
+    names = ("stdlib", "platstdlib", "purelib", "platlib", "scripts")
+    return [*map(sysconfig.get_path, names), f"{sys.base_prefix}/bin"]
+
+
 def _find_sources(path: str) -> FileFinder:
     """A path hook. Raises ImportError for a folder that the next hook must handle."""
-    if not any(Path(path).is_relative_to(folder) for folder in _folders) or "site-packages" in Path(path).parts:
+    if not any(Path(path).is_relative_to(folder) for folder in _folders) or is_installed_file(Path(path)):
         raise ImportError
     return FileFinder(path, (ExtensionFileLoader, EXTENSION_SUFFIXES), (SourceOnlyLoader, SOURCE_SUFFIXES))

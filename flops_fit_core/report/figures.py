@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,11 +49,23 @@ _MAX_LEGEND_BUDGETS = 12
 """With more budgets, a colour bar replaces the legend."""
 
 
+@contextmanager
+def without_latex() -> Iterator[None]:
+    """Draw text without LaTeX, also if a ``matplotlibrc`` asks for it: matplotlib reads that of the working
+    directory, which may be the study of another user."""
+    if not mpl.rcParams["text.usetex"]:  # rc_context is not safe with threads
+        yield
+        return
+    with mpl.rc_context({"text.usetex": False}):
+        yield
+
+
 def save_figure(figure: Figure, folder: Path, stem: str) -> list[Path]:
     """Write ``stem.png`` and ``stem.svg``, each atomically. Equal figures give equal SVG files."""
     return list(write_figure(figure, folder, stem)[0])
 
 
+@without_latex()
 def write_figure(figure: Figure, folder: Path, stem: str) -> tuple[tuple[Path, Path], str]:
     """As :func:`save_figure`. Returns the files and the text of the SVG file.
 
@@ -82,6 +95,7 @@ def _make_ids_unique(svg: str, prefix: str) -> str:
 # ---------------------------------------------------------------------------- profiles
 
 
+@without_latex()
 def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, synthetic: bool = False) -> Figure:
     """Loss against N per budget: runs, their profile, and a star at its minimum.
 
@@ -116,6 +130,7 @@ def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, syntheti
     return figure
 
 
+@without_latex()
 def runs_figure(
     observations: Sequence[Observation],
     *,
@@ -223,6 +238,7 @@ class _Curve(NamedTuple):
     high: Any
 
 
+@without_latex()
 def optimum_figure(
     fit: LawFit,
     optimum: Callable[[float], Optimum],
@@ -251,6 +267,7 @@ def optimum_figure(
     return _mark_if_synthetic(figure, synthetic)
 
 
+@without_latex()
 def tokens_per_param_figure(
     fit: LawFit,
     optimum: Callable[[float], Optimum],

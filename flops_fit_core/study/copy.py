@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from flops_fit_core.plugins.utilities import replacing
 from flops_fit_core.records import RunResult
 from flops_fit_core.study.directory import StudyFolder, is_temporary
 from flops_fit_core.study.heartbeat import live_drivers
+from flops_fit_core.study.named_code import StudyContent
 from flops_fit_core.study.trust import consent_to_copy, record_consent, recorded_store
 
 FILES = ("plan.json", "plugins.json", "fit.json", "model_check.json", "flops_per_token.json")
@@ -70,14 +71,14 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     would keep both studies in the same place. Raises StoreError if a driver trains the study, or if an attempt in
     the target differs from the source's.
     """
-    table, in_place = source.table(), source.path.resolve() == target.path.resolve()
+    content, in_place = StudyContent.read(source), source.path.resolve() == target.path.resolve()
     new = choose_from_table("store", store, registry, "the copy's store")
     if in_place:
         _refuse_same_store(source, new, registry)
     else:
         _refuse_another_study(source, target, new, registry)
     old_files = {file.name for file in source.path.glob("results*")}
-    chosen, consent = recorded_store(source, registry), consent_to_copy(source, registry)
+    chosen, consent = recorded_store(source, registry), consent_to_copy(source, content, registry)
     can_claim = chosen.spec.file is None or os.access(source.path, os.W_OK)
     with closing(source.open_store(chosen)) as old:
         results = group_by_run(old.all_attempts())
@@ -95,9 +96,10 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
         # A copy with further attempts has a fit and a report of them.
         _copy_files(source.path, target.path, replace=copied == attempts)
     _refuse_drivers(source)  # a driver that started during the copy adds results to the old store
-    target.save_table({**table, "store": _as_table(new)})
+    table = {**content.table, "store": _as_table(new)}
+    target.save_table(table)
     if consent is not None:
-        record_consent(target, registry, consent)
+        record_consent(target, replace(content, table=table), registry, consent)
     left_behind = tuple(sorted(old_files)) if in_place else ()
     return Copied(len(results), attempts, added, chosen.name, new.name, in_place, left_behind)
 

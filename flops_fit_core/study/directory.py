@@ -30,7 +30,7 @@ from flops_fit_core.plugins.checked_json import parse_record, read_checked, read
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.specs import StoreSpec
-from flops_fit_core.records import LawFit, Record, RunSpec, SweepPlan
+from flops_fit_core.records import LawFit, Record, SweepPlan
 from flops_fit_core.study.same_experiment import experiment_table, name_of, refuse_other_experiment
 
 R = TypeVar("R", bound=Record)
@@ -145,13 +145,6 @@ class StudyFolder:
             )
         return plan
 
-    def replaced(self) -> dict[str, RunSpec]:
-        """The plan's replacements of failed or diverged runs; empty if no plan can be read: it is overwritten."""
-        try:
-            return self.plan().replaced
-        except ConfigError:
-            return {}
-
     @property
     def _how_to_plan(self) -> str:
         return (
@@ -232,10 +225,11 @@ class StudyFolder:
             f"prune-checkpoints and store copy work without them"
         )
 
-    def experiment(self, registry: Registry) -> Experiment:
-        """The complete experiment. Raises ConfigError if a plugin of it is missing."""
+    def experiment(self, registry: Registry, table: Mapping[str, Any] | None = None) -> Experiment:
+        """The complete experiment, from ``table`` if the caller has read it. Raises ConfigError if a plugin of it
+        is missing."""
         self.check_can_train(registry)
-        return make_experiment(self.table(), registry, str(self.experiment_file))
+        return make_experiment(self.table() if table is None else table, registry, str(self.experiment_file))
 
     def choice(self, kind: str, registry: Registry) -> PluginConfig[Any]:
         """The experiment's plugin of a kind; the plugins of other kinds may be missing. Raises ConfigError."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -44,28 +45,45 @@ class NamedCode:
         return [*modules, *self.options, *(f"file {file!r}" for file in self.files)]
 
 
+@dataclass(frozen=True)
+class StudyContent:
+    """The parts of a study that name code. Read once: another user may change the files after the check."""
+
+    table: Mapping[str, Any]
+    """The experiment as plain data."""
+    modules: Mapping[str, str]
+    """Plugin name -> import name."""
+    plan: SweepPlan | None
+
+    @classmethod
+    def read(cls, folder: StudyFolder, plan: SweepPlan | None = None) -> StudyContent:
+        """The content of a folder, with ``plan`` if the caller has read it: 10,000 runs take seconds.
+
+        Raises ConfigError for a damaged experiment.json or plugins.json.
+        """
+        return cls(folder.table(), folder.setup().modules, plan or readable_plan(folder))
+
+
 def named_code(
     folder: StudyFolder,
+    content: StudyContent,
     registry: Registry,
     *,
     loaded: Collection[str] = (),
     paths: Sequence[str] = (),
-    plan: SweepPlan | None = None,
 ) -> NamedCode:
     """The code that training from this folder would run.
 
     Args:
         folder: A study.
+        content: The folder's content.
         registry: The installed plugins and those that the user named.
         loaded: Names of plugins in ``registry`` that the user named. All others that the folder names are listed,
             with all options of their components, because only the plugin could tell which of them name code.
         paths: Folders to search for modules, after Python's path.
-        plan: The folder's plan, if it has been read: that of 10,000 runs takes seconds.
-
-    Raises ConfigError for a damaged experiment.json or plugins.json.
     """
-    modules = {name: module for name, module in folder.setup().modules.items() if name not in loaded}
-    choices = [*_in_experiment(folder.table()), *_in_plan(plan or _readable_plan(folder))]
+    modules = {name: module for name, module in content.modules.items() if name not in loaded}
+    choices = [*_in_experiment(content.table), *_in_plan(content.plan)]
     files = {file for module in modules.values() for file in module_code(module, paths)}
     code = _collect(choices, registry, modules, files)
     study = folder.path.resolve()
@@ -75,7 +93,7 @@ def named_code(
     return code
 
 
-def _readable_plan(folder: StudyFolder) -> SweepPlan | None:
+def readable_plan(folder: StudyFolder) -> SweepPlan | None:
     """None for a damaged plan: no run of it is trained, and the next plan replaces it."""
     try:
         return folder.plan()
@@ -103,14 +121,28 @@ def _collect(
 ) -> NamedCode:
     lines: set[str] = set()
     for kind, name, options in choices:
-        directory = Path(str(options["directory"])) if "directory" in options else None
-        title = f"{kind} {name if name.isprintable() else repr(name)}"
+        title = f"{kind} {name if name.isprintable() else repr(name)}".strip()
         for option, value in _code_values(kind, name, options, registry, modules).items():
-            shown = mask_secrets(value)
-            lines.add(f"{title}: {option} = {shown!r}" if option else f"{title}: {_json(shown)}")
-            files |= value_code(value, directory)
+            lines.add(f"{title}: {_shown(option, value)}")
+            files |= value_code(value, _working_directory(options))
     digests = {str(file): file_digest(file) for file in sorted(files)}
     return NamedCode(dict(modules), tuple(sorted(lines)), digests)
+
+
+def _working_directory(options: Mapping[str, Any]) -> Path | None:
+    """The folder in which the trainer ``command`` starts its program; None for other plugins."""
+    if "command" in options:
+        return Path(str(options.get("directory", Path.cwd()))).absolute()
+    return Path(str(options["directory"])).absolute() if "directory" in options else None
+
+
+def _shown(option: str, value: Any) -> str:
+    """An option for the user. A hash stands for the secrets that are not shown, so that no change is hidden."""
+    shown = mask_secrets(value, option)
+    text = f"{option} = {shown!r}" if option else _json(shown)
+    if shown == value:
+        return text
+    return f"{text} (SHA-256 of the hidden text: {hashlib.sha256(_json(value).encode()).hexdigest()[:32]})"
 
 
 def _code_values(
@@ -118,20 +150,26 @@ def _code_values(
 ) -> dict[str, Any]:
     """The options that name code; all options, under an empty name, for a component of a plugin in ``modules``."""
     plugin, _, _ = name.rpartition("/")
-    spec = _find(kind, name, registry)
+    specs = _find(kind, name, registry)
     if plugin == INLINE:
         return {}
-    if modules and (plugin in modules or spec is None):
+    if modules and (plugin in modules or not specs):
         return {"": dict(options)} if options else {}
-    names = code_options(spec.spec.options) if spec is not None else []
-    return {option: options[option] for option in names if options.get(option)}
+    names = {option for spec in specs for option in code_options(spec.spec.options)}
+    return {option: options[option] for option in sorted(names) if options.get(option)}
 
 
-def _find(kind: str, name: str, registry: Registry) -> RegisteredSpec[Any] | None:
-    """The spec, also if its requirements are not installed."""
+def _find(kind: str, name: str, registry: Registry) -> list[RegisteredSpec[Any]]:
+    """The specs that a name may mean, also if their requirements are not installed.
+
+    Without a name, all of the kind: another choice of the experiment may decide the default.
+    """
     plugin, _, bare = name.rpartition("/")
-    offers = [item for item in registry.offers(kind) if item.spec.name == bare and plugin in ("", item.plugin)]
-    return offers[0] if offers else None
+    return [
+        item
+        for item in registry.offers(kind)
+        if not name or (item.spec.name == bare and plugin in ("", item.plugin))
+    ]
 
 
 # ---------------------------------------------------------------------------- choices
@@ -141,18 +179,28 @@ def _in_experiment(table: Mapping[str, Any]) -> Iterator[Choice]:
     for kind in KINDS:
         if kind in table:
             yield from _in_entry(kind, table[kind])
+    for size in _sizes(table):
+        yield from _in_entry("model", {**_as_table(table.get("model")), **size})
     loggers = table.get("loggers")
-    for entry in loggers if isinstance(loggers, list) else []:
+    for entry in loggers if isinstance(loggers, list | tuple) else []:
         yield from _in_entry("logger", entry)
 
 
+def _sizes(table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """The tables in ``sweep.sizes``: each changes options of the model."""
+    sizes = _as_table(table.get("sweep")).get("sizes")
+    return [size for size in sizes if isinstance(size, Mapping)] if isinstance(sizes, list | tuple) else []
+
+
+def _as_table(entry: Any) -> dict[str, Any]:
+    if isinstance(entry, Mapping):
+        return dict(entry)
+    return {"name": entry} if isinstance(entry, str) else {}
+
+
 def _in_entry(kind: str, entry: Any) -> Iterator[Choice]:
-    if isinstance(entry, str):
-        yield kind, entry, {}
-    elif isinstance(entry, Mapping):
-        default = getattr(Experiment.model_fields.get(kind), "default", None)
-        name = entry.get("name", default)
-        yield kind, str(name or ""), {option: value for option, value in entry.items() if option != "name"}
+    options = _as_table(entry)
+    yield kind, str(options.pop("name", None) or ""), options
 
 
 def _in_plan(plan: SweepPlan | None) -> Iterator[Choice]:

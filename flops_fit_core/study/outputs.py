@@ -45,6 +45,7 @@ def profile_minima(law: StudyLaw) -> DataTable:
 def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
     """The IsoFLOP profiles with their minima; the runs alone if no law can be fitted. Saved if a path is given."""
     from flops_fit_core.report import isoflop_figure, runs_figure
+    from flops_fit_core.report.figures import without_latex
 
     synthetic = any(result.synthetic for result in law.results.planned)
     figure: Figure
@@ -60,7 +61,8 @@ def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
             synthetic=synthetic,
         )
     if path is not None:
-        figure.savefig(path)
+        with without_latex():
+            figure.savefig(path)
     return figure
 
 

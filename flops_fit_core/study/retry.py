@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Collection, Mapping, Sequence
 
 from flops_fit_core.config import make_experiment, override_value
@@ -46,11 +47,11 @@ def retry(
 
     Raises PlanError if a diverged run has unchanged settings, or if the changed plan lacks a run; ConfigError.
     """
-    study.check_consent()
-    data = study.folder.table()
+    data, origin = study.consented_table(), str(study.folder.experiment_file)
+    unchanged = make_experiment(copy.deepcopy(data), study.registry, origin)
     for override in overrides:
         override_value(data, override)
-    experiment = make_experiment(data, study.registry, str(study.folder.experiment_file))
+    experiment = make_experiment(data, study.registry, origin)
     changed = make_plan(experiment, expected_params(experiment, study.registry))
     planned = {_cell(run): run for run in changed.runs}
     runs = [_planned_again(result, planned) for result in results]
@@ -61,7 +62,7 @@ def retry(
         if run.id != result.id
     }
     updated = Study(study.plan.with_replacements(replaced), study.registry, study.folder)
-    save_study(study.folder, study.folder.experiment(study.registry), updated.plan, study.registry)
+    save_study(study.folder, unchanged, updated.plan, study.registry)
     retry_plan = SweepPlan(**{**dict(changed), "runs": tuple(runs), "name": study.plan.name})
     attempt = Study(retry_plan, study.registry, study.folder, experiment=experiment)
     attempt.train(loggers=loggers, only={run.id for run in runs}, save=False, check=False)

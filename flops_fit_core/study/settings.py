@@ -6,7 +6,9 @@ from typing import Any
 
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.records import SweepPlan
 from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.named_code import StudyContent
 from flops_fit_core.study.trust import check_consent, recorded_store
 
 
@@ -17,15 +19,23 @@ class StudySettings:
         folder: The study's folder.
         registry: Where plugins are looked up.
         experiment: The experiment, or None to read it from the folder.
+        plan: The plan that is trained.
         trust: Whether the user allows all code that the folder names.
     """
 
     def __init__(
-        self, folder: StudyFolder, registry: Registry, experiment: Experiment | None, *, trust: bool = False
+        self,
+        folder: StudyFolder,
+        registry: Registry,
+        experiment: Experiment | None,
+        *,
+        plan: SweepPlan,
+        trust: bool = False,
     ) -> None:
         self.folder = folder
         self.registry = registry
         self.experiment = experiment
+        self._plan = plan
         self._trust = trust
 
     @property
@@ -40,15 +50,17 @@ class StudySettings:
         user's consent.
         """
         if self.experiment is None:
-            self.check_consent()
-            self.experiment = self.folder.experiment(self.registry)
+            content = self.consented_content()
+            self.experiment = self.folder.experiment(self.registry, content.table)
         return self.experiment
 
-    def check_consent(self) -> None:
-        """Raises UntrustedCode if training from the folder would run code without the user's consent."""
+    def consented_content(self) -> StudyContent:
+        """The folder's content. Raises UntrustedCode if to train it would run code without the user's consent."""
         self.folder.check_can_train(self.registry)
+        content = StudyContent.read(self.folder, self._plan)
         if not self._trust:
-            check_consent(self.folder, self.registry)
+            check_consent(self.folder, self.registry, content)
+        return content
 
     def choice(self, kind: str) -> PluginConfig[Any]:
         """The experiment's plugin of a kind; the plugins of other kinds may be missing. Raises ConfigError."""

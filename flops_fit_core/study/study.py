@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.config import Experiment, PluginConfig, list_slots
 from flops_fit_core.errors import ConfigError
@@ -56,7 +56,7 @@ class Study:
         self.eval_set = eval_set
         """Name of the held-out set with the losses to fit; None for the dataset's main set."""
         self._store = store
-        self._settings = StudySettings(folder, registry, experiment, trust=trust)
+        self._settings = StudySettings(folder, registry, experiment, plan=plan, trust=trust)
         self._trust = trust
         self._results = StudyResults(plan, self._settings, store)
         self._law = StudyLaw(plan, self._settings, self._results, eval_set)
@@ -158,9 +158,10 @@ class Study:
         """
         check_outcome(self.plan, self.results, self.folder)
 
-    def check_consent(self) -> None:
-        """Raise ConfigError if training would run code that only the folder names, without your consent."""
-        self._settings.check_consent()
+    def consented_table(self) -> dict[str, Any]:
+        """The experiment in the folder as plain data. Raises ConfigError if training would run code that only the
+        folder names, without your consent."""
+        return dict(self._settings.consented_content().table)
 
     def prune_checkpoints(self, *, unfinished: bool = False) -> int:
         """Delete the checkpoints from which longer runs could branch off finished ones. Returns the bytes freed.

@@ -26,11 +26,14 @@ from flops_fit_core.records import Record, RunSpec, SweepPlan
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.named_code import (
     NamedCode,
+    StudyContent,
     code_of_experiment,
     code_of_runs,
     code_of_store,
     named_code,
+    readable_plan,
 )
+from flops_fit_core.study.same_experiment import experiment_table
 
 SHOWN = 12
 """Lines of named code in an error message."""
@@ -90,24 +93,27 @@ def _changes(code: NamedCode, earlier: TrustRecord) -> list[str]:
 # ---------------------------------------------------------------------------- checks
 
 
-def check_consent(folder: StudyFolder, registry: Registry) -> None:
+def check_consent(folder: StudyFolder, registry: Registry, content: StudyContent) -> None:
     """Raises UntrustedCode if training from the folder would run code without the user's consent.
 
     Consent is a plugin that the user has loaded into ``registry``, or a record of this code. Raises ConfigError
     for a plugin of the study that is not loaded, although its code is allowed to run.
+
+    ``content`` is the content that is trained. Another user may change the folder after it was read.
     """
-    code = missing_consent(folder, registry)
+    code = missing_consent(folder, content, registry)
     if not code:
         return
-    if trusted(folder, registry) is None:
+    if trusted(folder, content, registry) is None:
         raise UntrustedCode(folder, code, read_record(folder))
     for name, module in code.modules.items():
         raise ConfigError(folder.needs_plugin(name, module))
 
 
-def missing_consent(folder: StudyFolder, registry: Registry) -> NamedCode:
+def missing_consent(folder: StudyFolder, content: StudyContent, registry: Registry) -> NamedCode:
     """The code that the folder names, without the plugins that the user has loaded."""
-    return named_code(folder, registry, loaded=registry.plugins, paths=module_places(folder, registry.setup.paths))
+    paths = module_places(folder, registry.setup.paths)
+    return named_code(folder, content, registry, loaded=registry.plugins, paths=paths)
 
 
 def recorded_store(folder: StudyFolder, registry: Registry) -> PluginConfig[Any]:
@@ -132,40 +138,38 @@ def replaced_runs(folder: StudyFolder, experiment: Experiment, registry: Registr
 
     Raises UntrustedCode if they name other code than the experiment, without the user's consent.
     """
-    replaced = folder.replaced()
-    if not replaced:
-        return replaced
+    plan = readable_plan(folder)
+    if plan is None or not plan.replaced:
+        return {}
     allowed = code_of_experiment(experiment, registry).options
-    code = code_of_runs(replaced.values(), registry)
-    if set(code.options) <= set(allowed) or trusted(folder, registry) is not None:
-        return replaced
+    code = code_of_runs(plan.replaced.values(), registry)
+    if set(code.options) <= set(allowed):
+        return plan.replaced
+    if trusted(folder, StudyContent.read(folder, plan), registry) is not None:
+        return plan.replaced
     raise UntrustedCode(folder, code, None)
 
 
 # ---------------------------------------------------------------------------- records
 
 
-def trusted(folder: StudyFolder, registry: Registry) -> TrustRecord | None:
+def trusted(folder: StudyFolder, content: StudyContent, registry: Registry) -> TrustRecord | None:
     """The user's record, if it allows exactly the code that the folder names now."""
     record = read_record(folder)
     if record is None:
         return None
-    code = _all_code(folder, registry, record.paths)
+    code = named_code(folder, content, registry, paths=record.paths)
     return record if record.key == _key(folder, code) else None
 
 
-def trust(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> TrustRecord:
-    """Record that the user allows the code that the folder names now. Raises OSError.
+def trust(folder: StudyFolder, code: NamedCode, paths: Sequence[str]) -> TrustRecord:
+    """Record that the user allows this code, which the user has seen. Raises OSError.
 
     Args:
         folder: The study.
-        registry: The installed plugins.
+        code: All code that it names, independent of the plugins that this command has loaded.
         paths: Folders from which the study's modules are imported.
     """
-    return _write_record(folder, _all_code(folder, registry, paths), paths)
-
-
-def _write_record(folder: StudyFolder, code: NamedCode, paths: Sequence[str]) -> TrustRecord:
     record = TrustRecord(
         folder=str(folder.path.resolve()),
         key=_key(folder, code),
@@ -183,14 +187,14 @@ def _write_record(folder: StudyFolder, code: NamedCode, paths: Sequence[str]) ->
     return record
 
 
-def consent_to_copy(folder: StudyFolder, registry: Registry) -> tuple[str, ...] | None:
+def consent_to_copy(folder: StudyFolder, content: StudyContent, registry: Registry) -> tuple[str, ...] | None:
     """The import paths of the user's consent for all code of the folder, which covers a copy of it; None without.
 
     A folder that names no code needs no consent, but its copy may have a new store.
     """
-    if (record := trusted(folder, registry)) is not None:
+    if (record := trusted(folder, content, registry)) is not None:
         return record.paths
-    return None if _all_code(folder, registry, ()) else ()
+    return None if named_code(folder, content, registry) else ()
 
 
 def module_places(folder: StudyFolder, paths: Sequence[str]) -> tuple[str, ...]:
@@ -226,25 +230,20 @@ def save_study(folder: StudyFolder, experiment: Experiment, plan: SweepPlan, reg
     The caller has checked that the user gave the code, or consented to it.
     """
     folder.save(experiment, plan, registry.setup)
-    record_consent(folder, registry, registry.setup.paths, plan)
+    # Not read from the folder again: another user may have changed it since.
+    content = StudyContent(experiment_table(experiment), registry.setup.modules, plan)
+    record_consent(folder, content, registry, registry.setup.paths)
 
 
-def record_consent(
-    folder: StudyFolder, registry: Registry, paths: Sequence[str], plan: SweepPlan | None = None
-) -> None:
+def record_consent(folder: StudyFolder, content: StudyContent, registry: Registry, paths: Sequence[str]) -> None:
     """Record consent for the code that the user gave. If it cannot be stored, a warning is logged."""
     try:
-        if code := named_code(folder, registry, paths=paths, plan=plan):
-            _write_record(folder, code, paths)
+        if code := named_code(folder, content, registry, paths=paths):
+            trust(folder, code, paths)
         else:
             revoke(folder)
     except (OSError, ValueError) as error:  # ValueError: a path that is not UTF-8
         logger.warning("flops-fit run %s will ask again before it runs your code: %s", folder.shown, error)
-
-
-def _all_code(folder: StudyFolder, registry: Registry, paths: Sequence[str]) -> NamedCode:
-    """The code that the folder names, independent of the plugins that this command has loaded."""
-    return named_code(folder, registry, paths=paths)
 
 
 def _key(folder: StudyFolder, code: NamedCode) -> str:

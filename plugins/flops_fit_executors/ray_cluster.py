@@ -10,13 +10,14 @@ import sys
 import sysconfig
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from pydantic import TypeAdapter
+from ray.job_config import JobConfig
 
 from flops_fit_core import ConfigError
 from flops_fit_core.plugins import EnvironmentValue, resolve_value
@@ -139,6 +140,7 @@ def join(options: RayOptions, environment: Mapping[str, str]) -> bool:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 runtime_env=runtime_env,
+                job_config=job_config(),
                 **start_options,
             )
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
@@ -155,6 +157,22 @@ def resolve_variables(variables: Mapping[str, Any]) -> dict[str, str]:
         name: resolve_value(TypeAdapter(EnvironmentValue).validate_python(value), f"{option}.{name}")
         for name, value in variables.items()
     }
+
+
+def job_config() -> JobConfig:
+    """A configuration that does not put the driver's working directory first in the workers' Python path.
+
+    Ray does so by default, and a ``numpy.py`` in a folder of another user would replace the installed module. Ray
+    has no public switch. Workers get the driver's import paths in ``PYTHONPATH``.
+    """
+    config = JobConfig()
+    config._py_driver_sys_path = _NoPaths()
+    return config
+
+
+class _NoPaths(list[str]):
+    def extend(self, paths: Iterable[str]) -> None:
+        """Add nothing."""
 
 
 @contextmanager

@@ -28,7 +28,8 @@ class WandbRuns:
         flush_timeout: Seconds to wait at the end of a run until its data is sent. Later data stays on disk, for
             ``wandb sync``.
 
-    Raises ConfigError if the mode is online and you are not logged in.
+    Raises ConfigError if the mode is online and you are not logged in, and if the working directory is in the
+    study's folder and has settings of W&B.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class WandbRuns:
         tags: Sequence[str],
         flush_timeout: float,
     ) -> None:
+        _check_settings(folder)
         if (mode or os.environ.get("WANDB_MODE") or "online") in ONLINE:
             _check_login()
         self._folder = folder
@@ -126,6 +128,21 @@ def _end_service() -> None:
     """End the library's service process, unless a run of this process uses it."""
     if wandb.setup().most_recent_active_run is None:
         wandb.teardown()
+
+
+def _check_settings(folder: Path) -> None:
+    """Raises ConfigError if W&B would read settings from the study's folder.
+
+    W&B reads ``wandb/settings`` of the working directory. Another user may have written it, and its ``base_url``
+    would get your API key.
+    """
+    cwd = Path.cwd()
+    files = [cwd / name / "settings" for name in (".wandb", "wandb")]
+    if cwd.is_relative_to(folder.resolve()) and (file := next(filter(Path.exists, files), None)):
+        raise ConfigError(
+            f"logger 'wandb': {file} in the study's folder may send your API key to another server. Delete it, or "
+            f"start flops-fit in another directory"
+        )
 
 
 def _check_login() -> None:

@@ -43,11 +43,12 @@ def locked(lock: BaseFileLock, path: Path) -> Iterator[None]:
 def replace_file(path: Path, content: bytes) -> os.stat_result:
     """Replace ``path`` atomically and force it to disk. The caller must hold the lock.
 
-    A killed writer leaves ``.NAME.new``, which the next writer overwrites. Raises StoreError without any change.
+    A killed writer leaves ``.NAME.new``, which the next writer deletes. Raises StoreError without any change.
     """
     new = path.with_name(f".{path.name}.new")
     try:
-        with new.open("wb") as file:
+        new.unlink(missing_ok=True)
+        with new.open("xb") as file:  # not through a symbolic link, which another user may have put there
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

@@ -6,6 +6,8 @@ Imports no plugin.
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from email.message import Message
 from importlib.metadata import Distribution, EntryPoint, PackageNotFoundError, distribution, distributions, version
@@ -74,15 +76,16 @@ _BACKPORT = (FileNotFoundError, KeyError)
 ``importlib_metadata``, which replaces Python's finders by different ones."""
 
 
-def entry_points() -> tuple[list[Installed], list[tuple[str, Exception]]]:
+def entry_points(excluded: Sequence[str] = ()) -> tuple[list[Installed], list[tuple[str, Exception]]]:
     """The entry points of plugins, sorted, and the distributions that cannot be read, with the exception.
 
-    If a distribution is on the path twice, the first counts, as for imports.
+    If a distribution is on the path twice, the first counts, as for imports. Folders in ``excluded`` are not
+    searched.
     """
     points_by_key: dict[tuple[str, str, str], Installed] = {}
     broken: list[tuple[str, Exception]] = []
     first: dict[str, Distribution] = {}
-    for dist in distributions():
+    for dist in distributions(path=[entry for entry in sys.path if entry not in excluded]):
         try:
             points = dist.entry_points.select(group=ENTRY_POINTS)
         except Exception as error:

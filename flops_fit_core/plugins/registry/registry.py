@@ -158,7 +158,8 @@ class Registry:
     def _load_entry_points(self, passed: Sequence[object]) -> None:
         """Load installed plugins, except those that are among the ``passed`` objects."""
         candidates_by_name: dict[str, list[discovery.Installed]] = defaultdict(list)
-        installed, broken = discovery.entry_points()
+        # A folder from which named modules are imported may have metadata of other modules.
+        installed, broken = discovery.entry_points(self.setup.paths)
         for source, error in broken:
             self._add_problem(source, "read metadata", error)
         for candidate in installed:
