@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops_fit_core import RunResult, RunSpec, SweepPlan, run
+from flops_fit_core import RunError, RunResult, RunSpec, SweepPlan, run
 from flops_fit_core.cli.main import run as command
 from flops_fit_core.plugins import escape_controls
 from flops_fit_core.plugins.checked_json import read_checked, write_checked
@@ -179,6 +179,29 @@ def test_the_progress_of_a_sweep_is_escaped(evil: Path, capsys: pytest.CaptureFi
         progress.close()
     assert "evil\\x1b[2J" in file.getvalue()
     assert not re.search("\x1b\\[2J|\x1b\\]|\u202e|\x9b|\u2066", file.getvalue())
+
+
+def test_the_report_page_shows_escaped_text(evil: Path, call) -> None:
+    """A browser also lets overrides of the writing direction hide parts of a name."""
+    assert call("report", "study")[0] == 0
+    for file in (evil / "report").glob("*.[hs][tv]*"):
+        text = file.read_text()
+        assert "evil\\x1b[2J" in text
+        assert CONTROLS.findall(text) == []
+
+
+def test_the_progress_of_a_sweep_shows_a_line_number_as_it_is(evil: Path) -> None:
+    """rich takes ``:100:`` for the name of an emoji."""
+    from rich.console import Console
+
+    from flops_fit_core.cli.progress import SweepProgress
+
+    study, file = Study.open(evil), io.StringIO()
+    progress = SweepProgress(Console(file=file, width=400), set())
+    progress.started(study.plan)
+    error = RunError(type="ValueError", message="model.py:100: bad", traceback="")
+    progress.finished(study.results[0].model_copy(update={"error": error}))
+    assert "model.py:100: bad" in file.getvalue()
 
 
 def test_the_terminal_logger_escapes_lines(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:

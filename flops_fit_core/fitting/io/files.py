@@ -98,7 +98,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise FitError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise FitError(f"{path}: {error}") from None
+        raise FitError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
     check_text(path, len(data))
     if data[:4] == b"PK\x03\x04":
         raise FitError(f"{path} is a workbook or another archive: save the sheet as CSV")
