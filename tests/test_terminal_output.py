@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -45,9 +46,16 @@ def test_ordinary_text_is_not_changed(text: str) -> None:
 
 
 @pytest.fixture
-def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study with control characters in all names and messages of its files, some runs failed."""
+def evil(evil_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the study in the working directory."""
     monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(evil_study, tmp_path / "study"))
+
+
+@pytest.fixture(scope="module")
+def evil_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with control characters in all names and messages of its files, some runs failed."""
+    folder = tmp_path_factory.mktemp("evil") / "study"
     table = {
         "name": "formula",
         "sweep": {"budgets": [1e18, 1e19, 1e20], "sizes": 3, "batch_size": 8},
@@ -57,21 +65,21 @@ def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "executor": "local",
         "store": "json",
     }
-    study = run(table, out=tmp_path / "study")
+    study = run(table, out=folder)
     results = {result.id: _evil_result(result, n) for n, result in enumerate(study.results)}
     plan = study.plan.model_dump(mode="json")
     plan |= {"name": EVIL, "notes": [EVIL], "unit": EVIL, "params_name": EVIL, "flops_name": EVIL}
     runs = [result.run for result in results.values()]
-    for file in (tmp_path / "study").glob("results*"):
+    for file in folder.glob("results*"):
         file.unlink()
     new = SweepPlan.model_validate({**plan, "runs": [spec.model_dump(mode="json") for spec in runs]})
     write_checked(study.folder.plan_file, new)
     recorded, _ = read_checked(study.folder.experiment_file, "format")
     study.folder.save_table({**recorded, "name": EVIL})
-    with Study.open(tmp_path / "study").store() as store:
+    with Study.open(folder).store() as store:
         for result in results.values():
             store.add(result)
-    return tmp_path / "study"
+    return folder
 
 
 def _evil_result(result: RunResult, number: int) -> RunResult:
