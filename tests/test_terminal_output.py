@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import shutil
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import formula_table
 
-from flops_fit_core import RunResult, RunSpec, SweepPlan, run
+from flops_fit_core import RunError, RunResult, RunSpec, SweepPlan, run
 from flops_fit_core.cli.main import run as command
 from flops_fit_core.plugins import escape_controls
 from flops_fit_core.plugins.checked_json import read_checked, write_checked
@@ -46,24 +47,31 @@ def test_ordinary_text_is_not_changed(text: str) -> None:
 
 
 @pytest.fixture
-def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A study with control characters in all names and messages of its files, some runs failed."""
+def evil(evil_study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the study in the working directory."""
     monkeypatch.chdir(tmp_path)
-    study = run(formula_table(store="json"), out=tmp_path / "study")
+    return Path(shutil.copytree(evil_study, tmp_path / "study"))
+
+
+@pytest.fixture(scope="module")
+def evil_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study with control characters in all names and messages of its files, some runs failed."""
+    folder = tmp_path_factory.mktemp("evil") / "study"
+    study = run(formula_table(store="json"), out=folder)
     results = {result.id: _evil_result(result, n) for n, result in enumerate(study.results)}
     plan = study.plan.model_dump(mode="json")
     plan |= {"name": EVIL, "notes": [EVIL], "unit": EVIL, "params_name": EVIL, "flops_name": EVIL}
     runs = [result.run for result in results.values()]
-    for file in (tmp_path / "study").glob("results*"):
+    for file in folder.glob("results*"):
         file.unlink()
     new = SweepPlan.model_validate({**plan, "runs": [spec.model_dump(mode="json") for spec in runs]})
     write_checked(study.folder.plan_file, new)
     recorded, _ = read_checked(study.folder.experiment_file, "format")
     study.folder.save_table({**recorded, "name": EVIL})
-    with Study.open(tmp_path / "study").store() as store:
+    with Study.open(folder).store() as store:
         for result in results.values():
             store.add(result)
-    return tmp_path / "study"
+    return folder
 
 
 def _evil_result(result: RunResult, number: int) -> RunResult:
@@ -171,6 +179,29 @@ def test_the_progress_of_a_sweep_is_escaped(evil: Path, capsys: pytest.CaptureFi
         progress.close()
     assert "evil\\x1b[2J" in file.getvalue()
     assert not re.search("\x1b\\[2J|\x1b\\]|\u202e|\x9b|\u2066", file.getvalue())
+
+
+def test_the_report_page_shows_escaped_text(evil: Path, call) -> None:
+    """A browser also lets overrides of the writing direction hide parts of a name."""
+    assert call("report", "study")[0] == 0
+    for file in (evil / "report").glob("*.[hs][tv]*"):
+        text = file.read_text()
+        assert "evil\\x1b[2J" in text
+        assert CONTROLS.findall(text) == []
+
+
+def test_the_progress_of_a_sweep_shows_a_line_number_as_it_is(evil: Path) -> None:
+    """rich takes ``:100:`` for the name of an emoji."""
+    from rich.console import Console
+
+    from flops_fit_core.cli.progress import SweepProgress
+
+    study, file = Study.open(evil), io.StringIO()
+    progress = SweepProgress(Console(file=file, width=400), set())
+    progress.started(study.plan)
+    error = RunError(type="ValueError", message="model.py:100: bad", traceback="")
+    progress.finished(study.results[0].model_copy(update={"error": error}))
+    assert "model.py:100: bad" in file.getvalue()
 
 
 def test_the_terminal_logger_escapes_lines(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -77,7 +77,7 @@ class SweepProgress(Logger):
             self._bars.remove_task(task)
         self._update_total()
         line = escape_controls(self._line(result))
-        self._console.print(line, markup=False, style=_STYLES.get(result.status, ""))
+        self._console.print(line, markup=False, emoji=False, style=_STYLES.get(result.status, ""))
 
     def close(self) -> None:
         if self._bars is not None:

@@ -250,25 +250,26 @@ def _print_answer(study: Study) -> list[tuple[str, Exception]]:
     The steps are independent, so that a full disk does not hide the answer. After a sweep, no error of a fitter,
     of matplotlib or of the disk may end the command: it would hide that training is complete.
     """
+    try:
+        fit = study.fit
+    except FitError as error:
+        print_message(f"no law yet: {error}")
+        return []
+    except Exception as error:
+        return [("the fit", error)]
     failures: list[tuple[str, Exception]] = []
     steps: dict[str, Callable[[], object]] = {
-        "the fit": lambda: study.fit,
-        "fit.json": lambda: study.folder.save_fit(study.fit),
+        "fit.json": lambda: study.folder.save_fit(fit),
         "printing the answer": lambda: print_summary(study),
         "the report": lambda: print_message(f"report: {study.report()[0]}"),
     }
     for step, action in steps.items():
         try:
             action()
-        except FitError as error:
-            print_message(f"no law yet: {error}")
-            break
         except BrokenPipeError:  # the reader of the output has closed it; not an error of the study
             raise
         except Exception as error:
             failures.append((step, error))
-            if step == "the fit":
-                break
     return failures
 
 

@@ -8,16 +8,13 @@ import tomllib
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flops_fit_core.config.experiment import Experiment, make_experiment
 from flops_fit_core.config.explaining import short
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins import limits
 from flops_fit_core.plugins.registry import Registry
-
-if TYPE_CHECKING:
-    import yaml
 
 
 def read_table(path: Path) -> dict[str, Any]:
@@ -54,6 +51,8 @@ def read_table(path: Path) -> dict[str, Any]:
     return data
 
 
+_LARGEST = 10**400
+"""Python refuses to print integers of more than 4,300 digits; hexadecimal and base 60 can have them."""
 _TOO_DEEP = f"its tables and lists are nested too deeply (at most {limits.EXPERIMENT_DEPTH} levels)"
 
 
@@ -73,7 +72,10 @@ def _read_text(path: Path) -> str:
 
 
 def _check_extent(data: Any) -> None:
-    """Raises ValueError for too many or too deeply nested values. Shared values (YAML aliases) count each time."""
+    """Raises ValueError for too many or too deeply nested values, or too large integers.
+
+    Shared values (YAML aliases) count each time.
+    """
     values, level, depth = 0, [data], 0
     while level:
         values += len(level)
@@ -81,6 +83,8 @@ def _check_extent(data: Any) -> None:
             raise ValueError(f"an experiment file has at most {limits.EXPERIMENT_VALUES:,} values")
         if depth > limits.EXPERIMENT_DEPTH:
             raise ValueError(_TOO_DEEP)
+        if any(isinstance(value, int) and abs(value) > _LARGEST for value in level):
+            raise ValueError("an integer has more than 400 digits")
         level = [item for value in level for item in _items(value)]
         depth += 1
 
@@ -109,52 +113,9 @@ def _read_json(text: str) -> Any:
 
 
 def _read_yaml(text: str) -> Any:
-    import yaml
+    from flops_fit_core.config.yaml_text import parse_yaml
 
-    class Loader(yaml.SafeLoader):
-        """Refuses equal keys in a table. PyYAML's loader would silently use the last."""
-
-        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-            lines: dict[str, int] = {}
-            for key, _ in node.value:
-                line = key.start_mark.line + 1
-                if str(key.value) in lines:
-                    first = lines[str(key.value)]
-                    raise ValueError(f"the key {key.value!r} is in line {first} and again in line {line}")
-                lines[str(key.value)] = line
-            return super().construct_mapping(node, deep)
-
-    try:
-        loader = Loader(text)
-        node = loader.get_single_node()
-        if node is None:
-            return None
-        if _expanded_nodes(node) > limits.EXPERIMENT_VALUES:
-            raise ValueError(
-                f"its aliases (*name) expand to over {limits.EXPERIMENT_VALUES:,} values: write fewer aliases"
-            )
-        return loader.construct_document(node)
-    except yaml.YAMLError as error:
-        raise ValueError(str(error)) from None
-
-
-def _expanded_nodes(root: yaml.Node) -> int:
-    """The nodes of a YAML document with aliases expanded. Raises ValueError for an alias that contains itself."""
-    counts: dict[int, int | None] = {}
-
-    def count(node: yaml.Node) -> int:
-        if id(node) in counts:
-            earlier_total = counts[id(node)]
-            if earlier_total is None:
-                raise ValueError(f"the alias in line {node.start_mark.line + 1} contains itself")
-            return earlier_total
-        counts[id(node)] = None
-        children = node.value if isinstance(node.value, list) else []
-        parts = (part for child in children for part in (child if isinstance(child, tuple) else (child,)))
-        counts[id(node)] = total = 1 + sum(count(part) for part in parts)
-        return total
-
-    return count(root)
+    return parse_yaml(text)
 
 
 def experiment_name(path: Path) -> str:
@@ -210,6 +171,7 @@ def _put(table: Any, part: str, value: Any, override: str) -> None:
 def _toml_value(text: str) -> Any:
     try:
         table = tomllib.loads(f"value = {text}")
+        _check_extent(table)
     except RecursionError:
         raise ConfigError(f"--set: the value {short(text)} is nested too deeply") from None
     except ValueError:  # also a number of thousands of digits

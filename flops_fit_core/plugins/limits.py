@@ -24,5 +24,7 @@ TABLE_ROWS = 1_000_000
 """Rows of a table. Reading takes 3.1 KB of memory per row of 5 columns, so a table of this length takes 3 GB."""
 TABLE_COLUMNS = 10_000
 """Columns of a table."""
+TABLE_NAME_CHARACTERS = 1_000
+"""Length of a column's name."""
 TABLE_CELLS = 20_000_000
 """Cells of a table. A cell takes 180 bytes of memory while a wide table is read."""

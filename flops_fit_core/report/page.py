@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from html import escape
 
+from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Interval, LawFit, Optimum, RunResult, SweepPlan
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import DataTable, conventions, singular
 from flops_fit_core.report.provenance import ProvenanceItem, provenance
 from flops_fit_core.report.tables import exponents, minima_table, predictions_table, runs_table, skipped_table
+
+
+def escape(text: str) -> str:
+    """Text as HTML. Control characters are escaped as on a terminal: overrides of the direction hide text."""
+    return html.escape(escape_controls(text))
 
 
 @dataclass(frozen=True)

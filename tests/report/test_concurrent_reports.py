@@ -72,6 +72,20 @@ STEPS = {
 }
 
 
+@pytest.mark.parametrize("step", ["printing the answer", "the report"])
+def test_a_law_without_a_prediction_is_no_study_without_a_law(
+    finished: Study, monkeypatch: pytest.MonkeyPatch, call, step: str
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise FitError("the law has no optimum")
+
+    monkeypatch.setattr(*STEPS[step], fail)
+    status, _, message = call("run", "formula.json", "--out", "study")
+    assert status == 1
+    assert f"error: {step} failed: the law has no optimum" in message
+    assert "no law yet" not in message
+
+
 @pytest.mark.parametrize(("error", "text"), ERRORS.values(), ids=ERRORS)
 @pytest.mark.parametrize("step", STEPS)
 def test_an_error_after_a_sweep_is_a_message_with_the_command_to_type(

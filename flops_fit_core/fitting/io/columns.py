@@ -45,7 +45,7 @@ _COUNTS_OF_DATA = frozenset(
     ("step", "steps", "iter", "iters", "iterations", "updates", "epoch", "epochs", "ratio")
 )
 _NO_HINT = frozenset(("per", "log", "ln", "sec", "second", "vocab", "batch", "kqv", "step", "parallel", "context"))
-_RATIO = re.compile(r"tok\w*?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
+_RATIO = re.compile(r"tok\w{0,20}?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
 _MAX_NAMES = 40
 """A message lists at most this many column names."""
 

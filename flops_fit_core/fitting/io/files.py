@@ -7,18 +7,21 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.io.extent import check_extent, check_names, check_text
 from flops_fit_core.fitting.io.json_records import (
     expand_objects,
     flatten_cells,
     json_line_records,
     read_json_records,
+    split_lines,
 )
+from flops_fit_core.fitting.io.parquet import read_frame
 from flops_fit_core.plugins import limits
 
 SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".pq")
@@ -27,6 +30,8 @@ SUFFIXES = (".csv", ".tsv", ".txt", ".json", ".jsonl", ".ndjson", ".parquet", ".
 _DELIMITERS = ",;\t|"
 _SAMPLE_LINES = 50
 """Lines used to detect the delimiter."""
+_END = "\ufdd0"
+"""Read after the last line. No text has this code point. If it is inside a cell, a quotation has no end."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,8 @@ def read_raw(path: Path) -> RawTable:
         raw = _read_format(path)
     except RecursionError:
         raise FitError(f"{path}: its values are nested too deeply for a table") from None
-    _check_extent(path, len(raw.rows), len(raw.header), sum(len(cells) for _, cells in raw.rows))
+    check_extent(path, len(raw.rows), len(raw.header), sum(len(cells) for _, cells in raw.rows))
+    check_names(path, raw.header)
     return raw
 
 
@@ -68,32 +74,20 @@ def _read_format(path: Path) -> RawTable:
     suffix = table_suffix(path)
     if suffix in (".parquet", ".pq"):
         return _read_parquet(path)
-    text = _read_text(path)
+    text = read_text(path)
     if suffix == ".json":
         return _from_records(path, read_json_records(path, text))
-    _check_extent(path, rows=sum(map(text.count, _LINE_ENDS)) - text.count("\r\n"))
+    check_extent(path, rows=text.count("\n") + text.count("\r") - text.count("\r\n"))
     if suffix in (".jsonl", ".ndjson"):
         return _from_records(path, json_line_records(path, text))
     return _parse_csv(path, text)
 
 
-_LINE_ENDS = ("\n", "\r", "\v", "\f", "\x1c", "\x1d", "\x1e", "\x85", "\u2028", "\u2029")
-"""The separators of ``str.splitlines``."""
-_ADVICE = "Keep the columns of the fit, and one row per run or fewer points of each run"
+def read_text(path: Path) -> str:
+    """The text of a file: UTF-8, UTF-16 with a byte order mark, or Windows-1252; also gzipped.
 
-
-def _check_extent(path: Path, rows: int = 0, columns: int = 0, cells: int = 0) -> None:
-    """Raises FitError, with the limit, for a table that would take gigabytes of memory."""
-    for count, limit, unit in (
-        (rows, limits.TABLE_ROWS, "rows"),
-        (columns, limits.TABLE_COLUMNS, "columns"),
-        (cells, limits.TABLE_CELLS, "cells"),
-    ):
-        if count > limit:
-            raise FitError(f"{path} has {count:,} {unit}, and a table has at most {limit:,}. {_ADVICE}")
-
-
-def _read_text(path: Path) -> str:
+    Raises FitError for a file that cannot be read, is above the limit of a table, or is no text.
+    """
     limit = limits.TABLE_BYTES
     try:
         with path.open("rb") as file:
@@ -104,9 +98,8 @@ def _read_text(path: Path) -> str:
     except FileNotFoundError:
         raise FitError(f"{path}: no such file") from None
     except (OSError, EOFError, zlib.error) as error:
-        raise FitError(f"{path}: {error}") from None
-    if len(data) > limit:
-        raise FitError(f"{path}: its text has more than {limit:,} bytes, the limit of a table. {_ADVICE}")
+        raise FitError(f"{path}: {getattr(error, 'strerror', None) or error}") from None
+    check_text(path, len(data))
     if data[:4] == b"PK\x03\x04":
         raise FitError(f"{path} is a workbook or another archive: save the sheet as CSV")
     encoding = "utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
@@ -115,8 +108,9 @@ def _read_text(path: Path) -> str:
     except UnicodeDecodeError:
         text = data.decode("cp1252", errors="replace")
     if "\x00" in text:
-        raise FitError(f"{path} is not a text table; readable formats: {', '.join(SUFFIXES)}, with or without .gz")
-    return text
+        formats = f"readable formats: {', '.join(SUFFIXES)}, with or without .gz"
+        raise FitError(f"{path} has NUL characters, so it is not a text table or not UTF-8; {formats}")
+    return text.lstrip("\ufeff")  # some programs write a second byte order mark
 
 
 def _read_at_most(file: IO[bytes] | gzip.GzipFile, limit: int) -> bytes:
@@ -129,39 +123,55 @@ def _read_at_most(file: IO[bytes] | gzip.GzipFile, limit: int) -> bytes:
 
 
 def _parse_csv(path: Path, text: str) -> RawTable:
-    lines = text.splitlines()
-    start, names = 0, None
-    while start < len(lines) and not lines[start].strip():
-        start += 1
-    delimiter = None
-    if start < len(lines) and (match := re.fullmatch(r"sep=(.)", lines[start].strip())):
-        delimiter, start = match[1], start + 1
-    while start < len(lines) and lines[start].lstrip().startswith("#"):
-        names, start = lines[start].lstrip("# \t"), start + 1
-    body = lines[start:]
+    body, start, delimiter, names = _split_preamble(text)
     delimiter = delimiter or _detect_delimiter(body[:_SAMPLE_LINES])
     if delimiter == " ":
         body, delimiter = ["\t".join(line.split()) for line in body], "\t"
         names = None if names is None else "\t".join(names.split())
-    try:
-        reader = csv.reader(body, delimiter=delimiter, skipinitialspace=True)
-        if names is not None and _is_numeric(body, delimiter):
-            names_row = next(csv.reader([names], delimiter=delimiter, skipinitialspace=True))
-        else:
-            names_row = next(reader, [])
-        _check_extent(path, columns=len(names_row), cells=len(names_row) * len(body))
-        header, repeated = _make_unique(names_row)
-        rows = []
-        for cells in reader:
-            if any(cell.strip(" :-") for cell in cells) and not cells[0].startswith("#"):
-                place = f"row {start + reader.line_num}"
-                _check_cell_count(path, place, header, cells)
-                rows.append((place, dict(zip(header, cells, strict=False))))
-    except csv.Error as error:
-        raise FitError(f"{path}: {error}") from None
+    records = _csv_records(path, body, start, delimiter)
+    if names is not None and _is_numeric(body, delimiter):
+        names_row = next(csv.reader([names], delimiter=delimiter, skipinitialspace=True))
+    else:
+        _, names_row = next(records, ("", []))
+    check_extent(path, columns=len(names_row), cells=len(names_row) * len(body))
+    header, repeated = _make_unique(names_row)
+    rows = []
+    for place, cells in records:
+        if any(cell.strip(" :-") for cell in cells) and not cells[0].startswith("#"):
+            _check_cell_count(path, place, header, cells)
+            rows.append((place, dict(zip(header, cells, strict=False))))
     if (expanded := expand_objects(rows)) != rows:
         return RawTable(_collect_header(expanded), expanded, repeated)
     return RawTable(header, rows, repeated)
+
+
+def _split_preamble(text: str) -> tuple[list[str], int, str | None, str | None]:
+    """The lines below blank lines, ``sep=;`` and comments, and their start; the delimiter; the last comment."""
+    lines = split_lines(text)
+    start, delimiter, names = 0, None, None
+    while start < len(lines) and not lines[start].strip():
+        start += 1
+    if start < len(lines) and (match := re.fullmatch(r"sep=(.)", lines[start].strip())):
+        delimiter, start = match[1], start + 1
+    while start < len(lines) and lines[start].lstrip().startswith("#"):
+        names, start = lines[start].strip().lstrip("# \t"), start + 1
+    return lines[start:], start, delimiter, names
+
+
+def _csv_records(path: Path, lines: list[str], start: int, delimiter: str) -> Iterator[tuple[str, list[str]]]:
+    """(place, cells) of each record; quoted cells may have several lines. Raises FitError with the place."""
+    reader = csv.reader([*lines, _END], delimiter=delimiter, skipinitialspace=True)
+    first = start + 1
+    try:
+        for cells in reader:
+            if cells == [_END]:
+                return
+            if cells and cells[-1].endswith(_END):
+                raise FitError(f"{path}, row {first}: a quotation mark has no end, so later rows cannot be read")
+            yield f"row {start + reader.line_num}", cells
+            first = start + reader.line_num + 1
+    except csv.Error as error:
+        raise FitError(f"{path}, row {first}: {error}") from None
 
 
 def _check_cell_count(path: Path, place: str, header: Sequence[str], cells: Sequence[str]) -> None:
@@ -198,12 +208,15 @@ def _is_numeric(lines: Sequence[str], delimiter: str) -> bool:
     return bool(cells) and all(re.fullmatch(r"\s*[-+\d.eE]+\s*", cell) for cell in cells)
 
 
+_ZERO_WIDTH = "\u200b\u200c\u200d\u2060\ufeff"
+
+
 def _make_unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
     header: list[str] = []
     repeated = set()
     counts: dict[str, int] = {}
     for name in names:
-        name = name.strip()
+        name = name.strip().strip(_ZERO_WIDTH).strip()
         counts[name] = counts.get(name, 0) + 1
         if counts[name] > 1:
             repeated.add(name)
@@ -214,7 +227,7 @@ def _make_unique(names: Sequence[str]) -> tuple[list[str], frozenset[str]]:
 def _from_records(path: Path, records: Iterable[Any]) -> RawTable:
     rows: list[tuple[str, dict[str, Any]]] = []
     records = list(records)
-    _check_extent(path, rows=len(records))
+    check_extent(path, rows=len(records))
     for number, record in enumerate(records, 1):
         if not isinstance(record, dict):
             raise FitError(
@@ -230,21 +243,10 @@ def _collect_header(rows: Sequence[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _read_parquet(path: Path) -> RawTable:
-    try:
-        import pandas
-    except ImportError as error:
-        raise FitError(
-            f"{path}: reading parquet needs pandas and pyarrow ({error}): pip install 'flops-fit[parquet]'"
-        ) from None
-    try:
-        _check_parquet(path)
-        frame = pandas.read_parquet(path)
-    except FitError:
-        raise
-    except FileNotFoundError:
-        raise FitError(f"{path}: no such file") from None
-    except Exception as error:
-        raise FitError(f"{path}: {error}") from None
+    frame = read_frame(path)
+
+    import pandas
+
     if index_names := [name for name in frame.index.names if name is not None and name not in frame.columns]:
         frame = frame.reset_index(level=index_names)
     header, repeated = _make_unique([str(name) for name in frame.columns])
@@ -255,14 +257,3 @@ def _read_parquet(path: Path) -> RawTable:
         for number, row in enumerate(records, 1)
     ]
     return RawTable(header, rows, repeated)
-
-
-def _check_parquet(path: Path) -> None:
-    """Raises FitError for a table above the limits, before its columns are read: they may be highly compressed."""
-    import pyarrow.parquet
-
-    metadata = pyarrow.parquet.ParquetFile(path).metadata
-    _check_extent(path, metadata.num_rows, metadata.num_columns)
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    columns = range(metadata.num_columns)
-    _check_extent(path, cells=sum(group.column(column).num_values for group in groups for column in columns))

@@ -11,11 +11,18 @@ from typing import Any
 
 from flops_fit_core.errors import FitError
 
+_LINE = re.compile(r"[^\r\n]*(?:\r\n?|\n)|[^\r\n]+")
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines with their ends: LF, CRLF or CR. ``str.splitlines`` also splits cells, at U+2028 for instance."""
+    return _LINE.findall(text)
+
 
 def json_line_records(path: Path, text: str) -> list[Any]:
     """One record per line."""
     records = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             try:
                 records.append(json.loads(line))

@@ -83,7 +83,7 @@ PERPLEXITY = frozenset(("ppl", "perplexity"))
 
 _ROOTS = re.compile(r"^(?:config|summary|summary_metrics|_?hparams)[./]", re.IGNORECASE)
 """Prefixes of W&B and other trackers for inputs and results of a run."""
-_BRACKET = re.compile(r"[(\[]\s*(?:in\s+)?([^)\]]+?)\s*[)\]]\s*$")
+_BRACKET = re.compile(r"[(\[]\s*(?:in\s)?([^()\[\]]+)[)\]]\s*$")
 _OTHER_QUANTITY = re.compile(r"^per\b|^/|log|hour|second|minute|usd|\$|%|ratio|step", re.IGNORECASE)
 _PETAFLOP_DAYS = re.compile(r"(?:^|[_ (\[])(?:pf|(?:p|peta)flops?)(?:s|/s)?[-_ ]?days?[)\]]?$", re.IGNORECASE)
 _PREFIXED_FLOPS = re.compile(r"(?<![a-z])([kmgtpezy])(flops?)$", re.IGNORECASE)
@@ -112,7 +112,7 @@ def normalise_name(column: str) -> str:
     """A name without its unit, in lower case, with ``_`` between words; N, D and C keep their case."""
     name = _ROOTS.sub("", column.strip().lstrip("#").strip())
     if (bracket := _BRACKET.search(name)) is not None:
-        if _OTHER_QUANTITY.search(bracket[1]) and parse_header_scale(name) is None:
+        if _OTHER_QUANTITY.search(bracket[1].strip()) and parse_header_scale(name) is None:
             return re.sub(r"[\s\-./()\[\]]+", "_", name.lower()).strip("_")
         name = name[: bracket.start()].strip()
     if parse_header_scale(name) is not None:

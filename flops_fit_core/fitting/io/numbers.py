@@ -60,7 +60,7 @@ _POWER = re.compile(
 )
 _WITH_UNIT = re.compile(rf"({_NUMBER})\s*([a-z]+(?: [a-z]+)?)")
 _HAS_UNIT = re.compile(r"\d\.?\s*(?!e[-+]?\d|x\s*10)[a-z]", re.IGNORECASE)
-_ERROR = re.compile(r"\s*(?:\u00b1|\+/-|\\pm).*$")
+_ERROR = re.compile(r"\u00b1|\+/-|\\pm")
 _SUPERSCRIPT = re.compile("10([\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074-\u2079]+)")
 _SUPERSCRIPT_DIGITS = str.maketrans(
     "\u207a\u207b\u2070\u00b9\u00b2\u00b3\u2074\u2075\u2076\u2077\u2078\u2079", "+-0123456789"
@@ -105,7 +105,8 @@ class NumberFormat:
                 return math.inf
             except (TypeError, ValueError):
                 return None
-        text = _ERROR.sub("", re.sub(r"^\$(.*)\$$", r"\1", cell.strip()).replace("\N{MINUS SIGN}", "-"))
+        text = re.sub(r"^\$(.*)\$$", r"\1", cell.strip()).replace("\N{MINUS SIGN}", "-")
+        text = _ERROR.split(text, maxsplit=1)[0].rstrip()
         text = _SUPERSCRIPT.sub(lambda match: "10^" + match[1].translate(_SUPERSCRIPT_DIGITS), text)
         if _SPACED_GROUPS.match(text):
             text = text.translate(_SPACES)
@@ -139,7 +140,7 @@ def _parse_plain(text: str) -> float | None:
     except ValueError:
         pass
     if match := _POWER.fullmatch(text):
-        return float(f"{match[1] or 1}") * 10.0 ** int(match[2])
+        return float(match[1] or 1) * float(f"1e{match[2]}")
     if match := _WITH_UNIT.fullmatch(text):
         scale = _unit_scale(match[2])
         return None if scale is None else float(match[1]) * scale

@@ -12,7 +12,7 @@ from typing import Any
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.columns import NEEDED, Columns, choose_columns
-from flops_fit_core.fitting.io.files import RawTable, read_raw, table_suffix
+from flops_fit_core.fitting.io.files import RawTable, read_raw, read_text, table_suffix
 from flops_fit_core.fitting.io.grids import OTHER_SETTING_REASON, check_groups, select_best
 from flops_fit_core.fitting.io.histories import (
     Row,
@@ -147,12 +147,12 @@ def is_table(path: Path) -> bool:
     if suffix != ".json":
         return bool(suffix)
     try:
-        if path.stat().st_size > limits.TABLE_BYTES:
-            return True  # read_table refuses it with its size
-        return json_records(json.loads(path.read_text(encoding="utf-8-sig"))) is not None
+        if path.suffix.lower() == ".gz" or path.stat().st_size > limits.TABLE_BYTES:
+            return True  # no experiment; read_table refuses a text above the limit
+        return json_records(json.loads(read_text(path))) is not None
     except json.JSONDecodeError as error:
         return error.msg == "Extra data"
-    except (OSError, ValueError, RecursionError):
+    except (FitError, OSError, ValueError, RecursionError):
         return False
 
 
