@@ -16,7 +16,7 @@ from functools import partial
 
 from torture import experiments, flips
 from torture.checker import check_acknowledged, check_equal, check_ports, check_trained_once, look
-from torture.disk import Disk
+from torture.power_loss import replayed
 from torture.recovery import after_fault, check_finished, check_interrupted, reference_of
 from torture.session import Session
 from torture.shim import read_log
@@ -71,9 +71,7 @@ def lose_power_without_fsync(session: Session) -> list[str]:
         trial.faults.arm(trial.folder, log=log, content=True)
         trial.start(before=lambda: setattr(os, "fsync", lambda handle: None)).wait()
         trial.faults.disarm()
-        disk = Disk()
-        for record in read_log(log):
-            disk.replay(record)
+        disk = replayed(list(read_log(log)))
         files = disk.lose_power(trial.study, 0.0, 1.0, random.Random(0))
         for path, content in files.items():
             (trial.study / path).write_bytes(content)
@@ -178,7 +176,7 @@ def flip_unchecked(session: Session) -> list[str]:
     """A store of plain lines does not detect a changed digit."""
     with session.trial(Trial(experiments.surface("hasty"), "broken")) as trial:
         trial.run()
-        source = flips.Source("unchecked", trial.study, ())
         file = trial.study / "hasty.jsonl"
         content = file.read_bytes().replace(b'"loss":4.', b'"loss":5.', 1)
-        return [flips.classify(flips.observe(source, None), flips.observe(source, (file, content)))]
+        intact, damaged = (flips.observe(trial.study, False, *damage) for damage in ((), (file, content)))
+        return [flips.classify(intact, damaged)]

@@ -1,8 +1,9 @@
 """A fault at every write-side system call of driver, worker and checkpoint writer.
 
 An undisturbed drive is logged first. Then each call x each action is one trial: SIGKILL before and after the call,
-a torn write, a short write, EIO, and ENOSPC from there on. The interrupted study must open with every acknowledged
-result, and the resumed sweep must complete with the plan, the results and the fit of the undisturbed one.
+a torn write, a short write, a failed fsync, EIO, and ENOSPC from there on. The interrupted study must open with
+every acknowledged result, and the resumed sweep must complete with the plan, the results and the fit of the
+undisturbed one.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ def inject(scenario: Scenario, fault: Fault, reference: View, session: Session) 
         trial.faults.arm(trial.study, fault)
         trial.run()
         if not trial.faults.disarm():
-            session.tally.classify("system calls", "not reached", scenario.name)
+            session.tally.classify(f"calls: {scenario.name}", fault.kind, "not reached")
             return
         session.check(f"calls: {scenario.name}", fault.kind, str(fault), lambda: after_fault(trial, reference))
         session.tally.acknowledged += len(acknowledged(trial))
