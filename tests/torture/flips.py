@@ -1,9 +1,9 @@
 """Flipped bits, zeros, truncations and the loss of every file of a study folder, each classified.
 
-detected: a command reports the damage. harmless: every answer is the same. silent: the answer of a command differs,
-and the same command does not mention the damage, which is a violation. A traceback is a violation too. A resumed
-sweep alone uses checkpoints, outboxes and claims: its results must not differ at all. Only Slurm uses the files of
-queued jobs (part ``clusters``): here, ``store check`` reads them.
+detected: a command reports the damage. harmless: every answer is the same. silent: the answer of a command
+differs, and this command does not mention the damage, which is a violation. A traceback is a violation too. A
+resumed sweep alone uses checkpoints, outboxes and claims: its results must not differ at all. Only Slurm uses the
+files of queued jobs (part ``clusters``): here, ``store check`` reads them.
 """
 
 from __future__ import annotations

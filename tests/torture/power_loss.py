@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from torture import experiments
-from torture.checker import View, acknowledged, check_equal, check_outputs, look
+from torture.checker import acknowledged, check_equal, check_outputs, look
 from torture.disk import Disk
 from torture.recovery import after_fault, reference_of
 from torture.session import Session
@@ -47,10 +47,8 @@ def run(session: Session) -> None:
     for name, (make_table, share) in SCENARIOS.items():
         if session.only not in name or (session.quick and name == "checkpoints"):
             continue
-        with session.trial(Trial(make_table(), "power")) as trial:
-            reference = reference_of(trial)
-        scenario = PowerLoss(name, make_table, reference, session)
-        records = scenario.log_drive()
+        scenario = PowerLoss(name, make_table, session)
+        records = scenario.records
         cuts = range(1, len(records) + 1)
         for cut, variant in session.every([(cut, variant) for cut in cuts for variant in VARIANTS], share):
             scenario.lose_power(records[:cut], variant)
@@ -58,7 +56,7 @@ def run(session: Session) -> None:
             scenario.lie(records[:cut], variant)
         count = sum(record.operation == "fsync" for record in records)
         for nth, variant in session.every([(nth, variant) for nth in range(1, count + 1) for variant in VARIANTS]):
-            scenario.lose_power(scenario.log_drive(nth), variant, f"failed fsync {nth}")
+            scenario.fail_fsync(nth, variant)
 
 
 class PowerLoss:
@@ -67,28 +65,27 @@ class PowerLoss:
     Args:
         name: The scenario.
         make_table: Makes the experiment.
-        reference: The undisturbed study.
         session: Counts the faults.
     """
 
-    def __init__(
-        self, name: str, make_table: Callable[[], dict[str, Any]], reference: View, session: Session
-    ) -> None:
-        self._name, self._make_table, self._reference, self._session = name, make_table, reference, session
-        self._folder = Path()
+    def __init__(self, name: str, make_table: Callable[[], dict[str, Any]], session: Session) -> None:
+        self._name, self._make_table, self._session = name, make_table, session
+        with session.trial(Trial(make_table(), "power", lease=LEASE)) as trial:
+            trial.faults.arm(trial.folder, log=trial.folder / "log", content=True)
+            self._reference = reference_of(trial)
+            self._folder = trial.folder
+            self.records = list(read_log(trial.folder / "log"))
+            """The calls of an undisturbed drive."""
 
-    def log_drive(self, failed_fsync: int | None = None) -> list[Record]:
-        """The calls of a drive to its end. One fsync can fail."""
-        fault = Fault("fsync", "error", failed_fsync, errno.EIO) if failed_fsync is not None else None
+    def fail_fsync(self, nth: int, variant: str) -> None:
+        """One drive to its end in which an fsync fails, then a power loss, and the resumption."""
         with self._session.trial(Trial(self._make_table(), "power", lease=LEASE)) as trial:
             log = trial.folder / "log"
-            trial.faults.arm(trial.folder, fault, log=log, content=True)
-            driver = trial.run()
-            assert driver.ended is not None
-            assert fault is not None or driver.ended.status == 0, driver.text
-            trial.faults.disarm()
+            trial.faults.arm(trial.folder, Fault("fsync", "error", nth, errno.EIO), log=log, content=True)
+            trial.run()
             self._folder = trial.folder
-            return list(read_log(log))
+            records = list(read_log(log))
+        self.lose_power(records, variant, f"failed fsync {nth}")
 
     def lose_power(self, records: list[Record], variant: str, before: str = "") -> None:
         """One power loss after the last of the records, and the resumption."""
