@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -512,3 +513,24 @@ def test_claims_of_the_first_version_are_observed_until_they_end(
         assert store.claim("b", "bert", 600)
         now += UNKNOWN_SECONDS
         assert store.claim("a", "bert", 600)
+
+
+def test_a_result_whose_fsync_fails_is_not_stored_until_it_is_written_again(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    first, second = result_of(0), result_of(1)
+    with closing(JsonStore(tmp_path / "results.json", 10)) as store:
+        store.add(first)
+
+        def fail(handle: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(StoreError, match="cannot write: Input/output error"):
+                store.add(second)
+        with closing(JsonStore(tmp_path / "results.json", 10)) as other:
+            assert other.all_attempts() == [first]
+            other.add(second)
+            assert other.all_attempts() == [first, second]
+        assert store.all_attempts() == [first, second]
