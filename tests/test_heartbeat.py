@@ -261,6 +261,7 @@ def test_incomplete_files_of_dead_drivers_are_removed(tmp_path):
 
 def test_old_temporary_files_of_a_study_are_removed_and_other_files_stay(setting):
     temporary = [".fit.json.0123abcd", "report/.isoflop.svg.0123abcd", "checkpoints/x/.claim.0123abcd"]
+    temporary += [".results.json.new", ".results.log.jsonl.new"]
     others = [".fit.json.0123abce", ".notes.0123abcd", "fit.json.0123abcd", "notes/.fit.json.0123abcd"]
     for name in (*temporary, *others):
         (setting.folder / name).parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -217,3 +218,24 @@ def test_the_error_names_the_run_of_an_invalid_entry_of_the_first_version(tmp_pa
         assert store.get(result_of(2).id) == result_of(2)
         with pytest.raises(StoreError, match=f"run {result_of(0).id}, attempt 1: status: Input should be"):
             store.results()
+
+
+def test_a_result_whose_fsync_fails_is_not_stored_until_it_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = result_of(0), result_of(1)
+    with closing(open_store("json", tmp_path)) as store:
+        store.add(first)
+
+        def fail(handle: int) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            with pytest.raises(StoreError, match="cannot write: Input/output error"):
+                store.add(second)
+        with closing(open_store("json", tmp_path)) as other:
+            assert other.all_attempts() == [first]
+            other.add(second)
+            assert other.all_attempts() == [first, second]
+        assert store.all_attempts() == [first, second]

@@ -45,7 +45,7 @@ REQUIRED = {"sweep", "model", "dataset"}
 """The tables that every experiment has."""
 
 _FOLDERS = ("checkpoints/*", "drivers", "jobs", "outbox", "report", "report/*")
-_TEMPORARY = re.compile(r"\.([\w.-]+\.(json|pt|csv|html|png|svg|pdf|parquet)|claim)\.[0-9a-f]{8}")
+_TEMPORARY = re.compile(r"\.([\w.-]+\.(jsonl?|pt|csv|html|png|svg|pdf|parquet)|claim)\.([0-9a-f]{8}|new)")
 _TEMPORARY_SECONDS = 600.0
 """Newer temporary files stay: another process may be writing them."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterable, Mapping
@@ -83,7 +84,7 @@ class Journal:
         return NewLines(rewritten, [entry for entry in entries if entry is not None], damage)
 
     def append(self, entry: Mapping[str, Any], *, durable: bool = False) -> None:
-        """Append a line. A power failure may lose it, unless it is ``durable``."""
+        """Append a line, or raise StoreError. A power failure may lose the line, unless it is ``durable``."""
         line = to_json(sealed(entry)) + b"\n"
         try:
             with self.path.open("r+b") as file:
@@ -94,6 +95,9 @@ class Journal:
                     file.flush()
                     os.fsync(file.fileno())
         except OSError as error:
+            # After a failed fsync, the line may be in memory only, and the next fsync would not write it.
+            with contextlib.suppress(OSError):
+                os.truncate(self.path, self.size)
             raise StoreError(f"{self.path}: cannot write: {error.strerror}") from None
         self.size += len(line)
         self.lines += 1

@@ -13,43 +13,103 @@ import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from torture import experiments, flips
-from torture.checker import check_acknowledged, check_equal, check_ports, check_trained_once, look
-from torture.disk import Disk
-from torture.recovery import after_fault, check_finished, check_interrupted, reference_of
+from torture import checker, experiments, flips
+from torture.checker import (
+    View,
+    check_acknowledged,
+    check_equal,
+    check_once,
+    check_ports,
+    check_printed,
+    check_report,
+    check_trained_once,
+    check_view,
+)
+from torture.power_loss import replayed
+from torture.recovery import (
+    after_fault,
+    check_finished,
+    check_interrupted,
+    check_resumed,
+    reference_of,
+    wait_for_orphans,
+)
 from torture.session import Session
 from torture.shim import read_log
 from torture.timing import random_moment, until
-from torture.zygote import Trial
+from torture.zygote import Answer, Trial
+
+Case = Callable[[Session], list[str]]
 
 
 def run(session: Session) -> None:
     """Run each case, and look for its expected violation."""
-    for name, (case, expected) in cases().items():
-        if session.only not in name:
-            continue
-        violations = case(session)
-        noticed = any(expected in text for text in violations)
-        session.tally.classify("broken on purpose", name, "noticed" if noticed else "MISSED")
-        missed = [] if noticed else [f"the checker reports no {expected!r}: {violations}"]
-        session.tally.add("broken on purpose", name, missed, name)
+    with session.trial(Trial(experiments.surface(), "broken", report=True)) as trial:
+        view = reference_of(trial)
+        text = trial.outputs[0]
+        altered = alterations(view, checker.acknowledged(trial), text)
+    for name, (case, expected) in {**altered, **cases()}.items():
+        if session.only in name:
+            session.check("broken", name, name, partial(missed, case, expected, session))
 
 
-def cases() -> dict[str, tuple[Callable[[Session], list[str]], str]]:
+def missed(case: Case, expected: str, session: Session) -> list[str]:
+    """A violation if the case does not cause the expected one."""
+    violations = case(session)
+    noticed = any(expected in text for text in violations)
+    return [] if noticed else [f"the checker reports no {expected!r}: {violations}"]
+
+
+def alterations(view: View, results: list[dict[str, Any]], text: str) -> dict[str, tuple[Case, str]]:
+    """Alterations of a finished study, each with a part of the violation that it must cause."""
+    run, *_ = view.attempts
+    (attempt,) = view.attempts[run]
+    other = {**attempt, "loss": 1.0}
+
+    def changed(*attempts: dict[str, Any]) -> View:
+        return replace(view, attempts={**view.attempts, run: list(attempts)})
+
+    later = {**other, "attempt": attempt["attempt"] + 1}
+    printed = text.replace("  loss ", "  loss 9", 1)
+    broken_plan = replace(view, planned={**view.planned, run: {}})
+    checks: dict[str, tuple[Callable[[], list[str]], str]] = {
+        "lost result": (lambda: check_acknowledged(results, changed()), "LOST"),
+        "changed result": (lambda: check_acknowledged(results, changed(other)), "LOST"),
+        "replaced result": (lambda: check_acknowledged(results, changed(attempt, later)), "REPLACED"),
+        "superseded result": (
+            lambda: check_acknowledged(results, changed({**attempt, "superseded": True}, later)),
+            "REPLACED",
+        ),
+        "two results of a run": (lambda: check_once(changed(attempt, later)), "has 2 finished attempts"),
+        "no result of a run": (lambda: check_once(changed({**attempt, "status": "failed"})), "has 0 finished"),
+        "printed line without a result": (lambda: check_printed([printed], view), "LOST: printed"),
+        "result with another loss": (lambda: check_equal(changed(other), view), "results differs"),
+        "another plan": (lambda: check_equal(broken_plan, view), "plan differs"),
+        "another fit": (lambda: check_equal(replace(view, fit={}), view), "fit differs"),
+        "study that does not open": (
+            lambda: check_view(replace(view, answers=[Answer(1, "", "")])),
+            "cannot read",
+        ),
+    }
+    return {name: (lambda session, check=check: check(), expected) for name, (check, expected) in checks.items()}
+
+
+def cases() -> dict[str, tuple[Case, str]]:
     """Name -> case, and a part of the violation that it must cause."""
     return {
         "store that acknowledges before it writes": (kill_hasty_store, "LOST"),
         "driver without fsync loses power": (lose_power_without_fsync, "LOST"),
         "store that grants every claim": (ignore_claims, "was trained 2 times"),
-        "store that replaces a result": (replace_result, "REPLACED"),
-        "result with another loss": (change_loss, "differs from the undisturbed"),
         "run without a result": (leave_out_run, "has 0 finished attempts"),
+        "study that cannot be resumed": (refuse_always, "resume: exit 2"),
         "driver that raises an exception": (partial(run_with, crash), "TRACEBACK"),
-        "driver that leaves a process": (partial(run_with, leave_process), "orphan processes"),
+        "driver that leaves a process": (leave_process, "orphan processes"),
         "driver that leaves a temporary file": (partial(run_with, None), "leftover files"),
         "driver that listens on every address": (listen, "listens on"),
         "driver that hangs": (hang, "hung"),
+        "report that is cut off": (cut_report, "report is incomplete"),
         "store without a checksum": (flip_unchecked, "silent"),
     }
 
@@ -71,9 +131,7 @@ def lose_power_without_fsync(session: Session) -> list[str]:
         trial.faults.arm(trial.folder, log=log, content=True)
         trial.start(before=lambda: setattr(os, "fsync", lambda handle: None)).wait()
         trial.faults.disarm()
-        disk = Disk()
-        for record in read_log(log):
-            disk.replay(record)
+        disk = replayed(list(read_log(log)))
         files = disk.lose_power(trial.study, 0.0, 1.0, random.Random(0))
         for path, content in files.items():
             (trial.study / path).write_bytes(content)
@@ -95,30 +153,6 @@ def ignore_claims(session: Session) -> list[str]:
         for driver in drivers:
             driver.wait()
         return check_trained_once(trial)
-
-
-def replace_result(session: Session) -> list[str]:
-    """The store counts another attempt than the acknowledged one."""
-    with session.trial(Trial(experiments.surface(), "broken")) as trial:
-        trial.run()
-        view = look(trial.study, fit=False)
-        results = [
-            {"id": run, "run": {}, **attempt, "superseded": False} for run, attempt in view.counting.items()
-        ]
-        attempts = {
-            run: [*items, {**items[-1], "loss": 1.0, "attempt": items[-1]["attempt"] + 1}]
-            for run, items in view.attempts.items()
-        }
-        return check_acknowledged(results, replace(view, attempts=attempts))
-
-
-def change_loss(session: Session) -> list[str]:
-    """A deterministic trainer and a nondeterministic one have different results."""
-    with session.trial(Trial(experiments.surface(), "broken")) as trial:
-        reference = reference_of(trial)
-        run, *_ = reference.attempts
-        changed = {**reference.attempts, run: [{**reference.attempts[run][0], "loss": 1.0}]}
-        return check_equal(replace(reference, attempts=changed), reference)
 
 
 def leave_out_run(session: Session) -> list[str]:
@@ -153,8 +187,24 @@ def crash() -> None:
     Study.train = fail  # type: ignore[assignment,method-assign]
 
 
-def leave_process() -> None:
-    subprocess.Popen(["sleep", "60"], start_new_session=True)
+def leave_process(session: Session) -> list[str]:
+    with session.trial(Trial(experiments.surface(), "broken")) as trial:
+        trial.start(before=lambda: subprocess.Popen(["sleep", "60"], start_new_session=True) and None).wait()
+        return wait_for_orphans(trial, seconds=0.1)
+
+
+def refuse_always(session: Session) -> list[str]:
+    """Every driver refuses the experiment."""
+    with session.trial(Trial(experiments.surface(dataset={"name": "surface", "noise": 1e400}), "broken")) as trial:
+        return check_resumed(trial, None)
+
+
+def cut_report(session: Session) -> list[str]:
+    with session.trial(Trial(experiments.surface(), "broken", report=True)) as trial:
+        page = trial.study / "report" / "index.html"
+        page.parent.mkdir(parents=True)
+        page.write_text("<html><body>")
+        return check_report(trial.study)
 
 
 def listen(session: Session) -> list[str]:
@@ -178,7 +228,7 @@ def flip_unchecked(session: Session) -> list[str]:
     """A store of plain lines does not detect a changed digit."""
     with session.trial(Trial(experiments.surface("hasty"), "broken")) as trial:
         trial.run()
-        source = flips.Source("unchecked", trial.study, ())
         file = trial.study / "hasty.jsonl"
         content = file.read_bytes().replace(b'"loss":4.', b'"loss":5.', 1)
-        return [flips.classify(flips.observe(source, None), flips.observe(source, (file, content)))]
+        intact, damaged = (flips.observe(trial.study, False, *damage) for damage in ((), (file, content)))
+        return [flips.classify(intact, damaged)]

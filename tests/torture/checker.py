@@ -19,6 +19,8 @@ MEASURED = {
     *("versions", "superseded"),
 }
 """Fields that may differ from those of an undisturbed sweep."""
+LISTENS = {"tcp": "0A", "udp": "07"}
+"""The state of a socket that anybody can send to, in ``/proc/net``: listening, or without a peer."""
 Attempt = dict[str, Any]
 
 
@@ -188,6 +190,13 @@ def check_leftovers(study: Path) -> list[str]:
     return [f"leftover files: {', '.join(map(str, names))}"] if names else []
 
 
+def check_report(study: Path) -> list[str]:
+    """The page of the report is complete."""
+    page = study / "report" / "index.html"
+    complete = page.exists() and page.read_text().rstrip().endswith("</html>")
+    return [] if complete else ["the page of the report is incomplete"]
+
+
 def check_orphans(trial: Trial) -> list[str]:
     """No process of the trial is alive after its drivers have ended."""
     alive = []
@@ -205,10 +214,10 @@ def check_ports(trial: Trial) -> list[str]:
     for pid in trial.processes():
         with contextlib.suppress(OSError):
             sockets = {str(file.readlink()) for file in Path(f"/proc/{pid}/fd").iterdir()}
-            for table in ("tcp", "tcp6"):
+            for table in ("tcp", "tcp6", "udp", "udp6"):
                 for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
                     fields = line.split()
-                    address, is_listening = fields[1].partition(":")[0], fields[3] == "0A"
+                    address, is_listening = fields[1].partition(":")[0], fields[3] == LISTENS[table[:3]]
                     loopback = address.endswith("7F") or address == "0" * 24 + "01000000"
                     if is_listening and not loopback and f"socket:[{fields[9]}]" in sockets:
                         violations.append(f"process {pid} listens on {fields[1]}")

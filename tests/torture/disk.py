@@ -3,7 +3,8 @@
 The model is stricter than ext4. A write survives a power loss if an fsync of the same file follows. Otherwise each
 512-byte sector of it may survive or not, in any order. The name of a file, a rename or a removal survives if an
 fsync of the folder follows. Otherwise it may survive or not, each for itself. Folders survive when they are made:
-journaling file systems write them with the first fsync below them. The file system does not lie about an fsync.
+journaling file systems write them with the first fsync below them. After a failed fsync of a file, its unwritten
+changes are lost, as on Linux: the next fsync succeeds without writing them (https://lwn.net/Articles/752063/).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
-from torture.shim import CREATED, FOLDER, TRUNCATED, Record
+from torture.shim import CREATED, FAILED, FOLDER, TRUNCATED, Record
 
 SECTOR = 512
 Change = tuple[int, bytes | None]
@@ -82,9 +83,14 @@ class Entry:
 
 
 class Disk:
-    """The disk after a prefix of a log."""
+    """The disk after a prefix of a log.
 
-    def __init__(self) -> None:
+    Args:
+        lies: The disk reports every fsync without doing it.
+    """
+
+    def __init__(self, lies: bool = False) -> None:
+        self.lies = lies
         self.names: dict[str, File] = {}
         self._stored_names: dict[str, File] = {}
         self._pending: list[Entry] = []
@@ -92,6 +98,9 @@ class Disk:
 
     def replay(self, record: Record) -> None:
         """Execute one call."""
+        if record.operation == "fsync":
+            self._sync(record)
+            return
         path = record.path
         if record.operation == "open" and record.flags & CREATED:
             self._inodes[record.inode] = File()
@@ -102,8 +111,6 @@ class Disk:
             self._change(Entry(path, self.names[record.second]))
         elif record.operation == "unlink":
             self._change(Entry(path, None))
-        elif record.operation == "fsync" and record.flags & FOLDER:
-            self._sync_folder(path)
         file = self._inodes.get(record.inode)
         if file is None:
             return
@@ -111,7 +118,17 @@ class Disk:
             file.pending.append((record.offset, record.content))
         elif record.operation == "truncate" or (record.operation == "open" and record.flags & TRUNCATED):
             file.pending.append((record.size, None))
-        elif record.operation == "fsync":
+
+    def _sync(self, record: Record) -> None:
+        if self.lies:
+            return
+        file = self._inodes.get(record.inode)
+        if record.flags & FAILED:
+            if file is not None:
+                file.pending.clear()
+        elif record.flags & FOLDER:
+            self._sync_folder(record.path)
+        elif file is not None:
             file.sync()
 
     def _change(self, entry: Entry) -> None:

@@ -69,6 +69,8 @@ def check_finished(trial: Trial, reference: View | None) -> list[str]:
     violations += checker.check_acknowledged(checker.acknowledged(trial), view)
     violations += checker.check_printed(trial.outputs, view) + checker.check_once(view)
     violations += checker.check_leftovers(trial.study)
+    if trial.report:
+        violations += checker.check_report(trial.study)
     if reference is not None:
         violations += checker.check_equal(view, reference)
     return violations
@@ -85,9 +87,9 @@ def check_ends(trial: Trial) -> list[str]:
     return violations
 
 
-def wait_for_orphans(trial: Trial) -> list[str]:
+def wait_for_orphans(trial: Trial, seconds: float = SETTLE_SECONDS) -> list[str]:
     """Workers end within seconds after their drivers."""
-    end = time.monotonic() + SETTLE_SECONDS
+    end = time.monotonic() + seconds
     while (orphans := checker.check_orphans(trial)) and time.monotonic() < end:
         time.sleep(0.05)
     return orphans

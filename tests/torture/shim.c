@@ -41,7 +41,7 @@ struct record { /* one entry of the log, followed by path, second path and conte
     int32_t operation, pid, flags, path_size, second_size, content_size;
     int64_t inode, offset, size;
 };
-enum { CREATED = 1, TRUNCATED = 2, FOLDER = 4 };
+enum { CREATED = 1, TRUNCATED = 2, FOLDER = 4, FAILED = 8 };
 
 static struct state *shared;
 static int role = EVERY;
@@ -209,7 +209,10 @@ ssize_t pwritev64(int handle, const struct iovec *parts, int count, off64_t at) 
         char buffer[4100];                                                                                           \
         const char *path = shared && shared->armed ? path_of(handle, buffer) : 0;                                    \
         int action = decide(operation, path, allocates);                                                             \
-        if (action == ERROR) return -1;                                                                              \
+        if (action == ERROR) {                                                                                       \
+            if (operation == FSYNC) note(FSYNC, path, 0, FAILED, handle, 0, 0, 0);                                   \
+            return -1;                                                                                               \
+        }                                                                                                            \
         int result = real passed;                                                                                    \
         if (!result) note(operation, path, 0, 0, handle, at, length, 0);                                             \
         if (action == KILL_AFTER || action == TORN) die();                                                           \

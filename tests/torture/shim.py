@@ -28,7 +28,7 @@ OPERATIONS = (
 )
 ACTIONS = ("nothing", "kill_before", "kill_after", "torn", "short", "error")
 ROLES = ("every", "driver", "worker")
-CREATED, TRUNCATED, FOLDER = 1, 2, 4
+CREATED, TRUNCATED, FOLDER, FAILED = 1, 2, 4, 8
 """Flags of a record."""
 
 
@@ -68,9 +68,11 @@ class Fault:
 
     @property
     def kind(self) -> str:
-        """``kill_before``, ``torn``, ``EIO``, ``ENOSPC from there on`` and so on."""
+        """``kill_before``, ``torn``, ``failed fsync``, ``EIO``, ``ENOSPC from there on`` and so on."""
         if self.action != "error":
             return self.action
+        if self.operation == "fsync":
+            return "failed fsync"
         return errno.errorcode[self.error] + (" from there on" if self.full_disk else "")
 
     def __str__(self) -> str:

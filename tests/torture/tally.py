@@ -48,7 +48,7 @@ class Tally:
         """Faults and violations by part and kind."""
         broken = Counter((item["part"], item["kind"]) for item in self.violations)
         rows = [("part", "fault", "injected", "violations", "")]
-        for part, kind in sorted({*self.injected, *broken}):
+        for part, kind in sorted({*self.injected, *broken, *(key[:2] for key in self.outcomes)}):
             outcomes = [
                 f"{count} {outcome}"
                 for (name, other, outcome), count in sorted(self.outcomes.items())

@@ -226,11 +226,12 @@ def leave_out_report() -> None:
 
 
 def set_lease(seconds: float) -> None:
-    """Shorten the claims in this process."""
+    """Shorten the claims in this process, and the wait for damaged claims."""
     from flops_fit_core.study import sweep
+    from flops_fit_stores import claims, leases
 
     assert seconds < sweep.LEASE_SECONDS
-    sweep.LEASE_SECONDS = seconds
+    sweep.LEASE_SECONDS = claims.UNKNOWN_SECONDS = leases.UNKNOWN_SECONDS = seconds
     sweep.TURN_SECONDS = min(sweep.TURN_SECONDS, seconds / 8)
 
 
