@@ -7,16 +7,19 @@
     python tests/fuzz/run.py --target fit.json --atheris   guided by coverage: pip install atheris
 
 Prints the number of inputs per target, and how many were accepted. Writes the smallest input of each crash to
-``fuzz-crashes/``. Exit status 1 if there is a crash.
+``fuzz-crashes/``. Exit status 1 if there is a crash. Inputs are read in child processes: a library of C code may
+end its process.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import resource
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections import Counter
@@ -42,49 +45,88 @@ class Crashes:
         self.by_place: dict[str, Any] = {}
         self.counts: Counter[str] = Counter()
 
-    def add(self, target: Target, data: Any, error: BaseException) -> None:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "flops_fit" in frame.filename]
-        last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
-        place = f"{target.name}: {type(error).__name__} at {Path(last.filename).name}:{last.lineno} {last.name}"
+    def add(self, target: Target, place: str, text: str, data: Any) -> None:
         self.counts[place] += 1
-        if place not in self.by_place or len(pickle.dumps(data)) < len(pickle.dumps(self.by_place[place])):
-            if place not in self.by_place:
-                print(f"CRASH {place}: {str(error)[:200]}", flush=True)
-            self.by_place[place] = data
-            self._folder.mkdir(exist_ok=True)
-            name = "".join(sign if sign.isalnum() else "-" for sign in place)
-            (self._folder / f"{name}.pickle").write_bytes(pickle.dumps((target.name, data)))
+        if place not in self.by_place:
+            print(f"CRASH {place}: {text[:200]}", flush=True)
+        elif len(pickle.dumps(data)) >= len(pickle.dumps(self.by_place[place])):
+            return
+        self.by_place[place] = data
+        self._folder.mkdir(exist_ok=True)
+        name = "".join(sign if sign.isalnum() else "-" for sign in place)
+        (self._folder / f"{name}.pickle").write_bytes(pickle.dumps((target.name, data)))
 
 
 def hunt(target: Target, inputs: int, first_seed: int, crashes: Crashes) -> Counter[str]:
     """Read this many inputs of a target. Returns the number of inputs by outcome."""
     outcomes: Counter[str] = Counter()
+    batch = 0
+    while sum(outcomes.values()) < inputs:
+        count = min(BATCH, inputs - sum(outcomes.values()))
+        outcomes += hunt_in_child(target, count, first_seed + batch, crashes)
+        batch += 1
+    return outcomes
+
+
+def hunt_in_child(target: Target, inputs: int, number: int, crashes: Crashes) -> Counter[str]:
+    """Read inputs in a child process. An input that ends the child is a crash, and ends the batch."""
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        last, report = Path(folder, "last"), Path(folder, "report")
+        if (child := os.fork()) == 0:
+            outcomes, raised = read_batch(target, inputs, number, last)
+            report.write_bytes(pickle.dumps((outcomes, raised)))
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        if status == 0:
+            outcomes, raised = pickle.loads(report.read_bytes())
+        else:
+            done, data = pickle.loads(last.read_bytes())
+            place = f"{target.name}: the process ended with status {status}"
+            outcomes, raised = Counter({"read": done, "crashed": 1}), [(place, "", data)]
+    for place, text, data in raised:
+        crashes.add(target, place, text, data)
+    return outcomes
+
+
+def read_batch(
+    target: Target, inputs: int, number: int, last: Path
+) -> tuple[Counter[str], list[tuple[str, str, Any]]]:
+    """The number of inputs by outcome, and place, message and input of each crash.
+
+    Writes the number of inputs so far, and the present input, to ``last``.
+    """
+    outcomes: Counter[str] = Counter()
+    raised: list[tuple[str, str, Any]] = []
 
     def read(data: Any) -> None:
+        last.write_bytes(pickle.dumps((outcomes.total(), data)))
         signal.alarm(SECONDS)
         try:
             outcomes["accepted" if accepts_or_refuses(target, data) else "refused"] += 1
+        except KeyboardInterrupt:
+            raise
         except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
             outcomes["crashed"] += 1
-            crashes.add(target, data, error)
+            raised.append((place_of(target, error), str(error), data))
         finally:
             signal.alarm(0)
 
-    batch = 0
-    while sum(outcomes.values()) < inputs:
-        rest = min(BATCH, inputs - sum(outcomes.values()))
-        options = settings(
-            max_examples=rest,
-            database=None,
-            deadline=None,
-            phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        )
-        seed(first_seed + batch)(options(given(target.inputs)(read)))()
-        batch += 1
-    return outcomes
+    options = settings(
+        max_examples=inputs,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    seed(number)(options(given(target.inputs)(read)))()
+    return outcomes, raised
+
+
+def place_of(target: Target, error: BaseException) -> str:
+    """The line of our code that raised an exception."""
+    frames = traceback.extract_tb(error.__traceback__)
+    last = next((frame for frame in reversed(frames) if "flops_fit" in frame.filename), frames[-1])
+    return f"{target.name}: {type(error).__name__} at {Path(last.filename).name}:{last.lineno} {last.name}"
 
 
 def hunt_by_coverage(target: Target, inputs: int, crashes: Crashes) -> None:
@@ -95,7 +137,7 @@ def hunt_by_coverage(target: Target, inputs: int, crashes: Crashes) -> None:
         try:
             accepts_or_refuses(target, data)
         except Exception as error:
-            crashes.add(target, data, error)
+            crashes.add(target, place_of(target, error), str(error), data)
 
     atheris.instrument_all()
     atheris.Setup([sys.argv[0], f"-runs={inputs}", f"-timeout={SECONDS}", "-rss_limit_mb=8000"], read)
