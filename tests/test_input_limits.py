@@ -2,6 +2,8 @@
 
 import gzip
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 
@@ -262,3 +264,34 @@ def test_a_table_within_the_limits_is_read_completely(tmp_path: Path) -> None:
     lines = [f"{1e6 * (1 + number % 50)},{2e9 + number},3.{number:05}" for number in range(20_000)]
     (tmp_path / "runs.csv").write_text("\n".join(["params,tokens,loss", *lines]))
     assert len(read_runs(tmp_path / "runs.csv").observations) == 20_000
+
+
+_FLIP_THE_FOOTER = """
+import sys
+from pathlib import Path
+from flops_fit_core import FitError
+from flops_fit_core.fitting import read_table
+path = Path(sys.argv[1])
+content = path.read_bytes()
+footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+for position in range(footer, len(content) - 8):
+    for bit in (1, 2):
+        damaged = bytearray(content)
+        damaged[position] ^= bit
+        path.write_bytes(damaged)
+        try:
+            read_table(path)
+        except FitError:
+            pass
+print("read all")
+"""
+
+
+def test_no_flipped_bit_of_a_parquet_footer_ends_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "runs.parquet"
+    table = pyarrow.table({"params": [1e6, 2e6], "loss": [3.0, 2.9]}).replace_schema_metadata()
+    pyarrow.parquet.write_table(table, path, store_schema=False)
+    done = subprocess.run(
+        [sys.executable, "-c", _FLIP_THE_FOOTER, str(path)], capture_output=True, text=True, timeout=100
+    )
+    assert (done.stdout, done.stderr) == ("read all\n", "")

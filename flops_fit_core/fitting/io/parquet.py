@@ -43,8 +43,11 @@ def read_frame(path: Path) -> pandas.DataFrame:
 def _check_metadata(path: Path, file: Any) -> list[str]:
     """The columns of text to read as dictionaries. Raises FitError for a table above the limits."""
     metadata = file.metadata
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     check_extent(path, metadata.num_rows, metadata.num_columns)
+    for number in range(metadata.num_row_groups):
+        # Metadata that does not fit the schema raises an error here, and ends the process in ``column`` below.
+        next(file.iter_batches(batch_size=1, row_groups=[number]), None)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     text_columns, cells, size = [], 0, 0
     for number in range(metadata.num_columns):
         chunks = [group.column(number) for group in groups]
