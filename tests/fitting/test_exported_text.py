@@ -113,3 +113,30 @@ def test_a_power_above_every_number_excludes_its_row(tmp_path, cell):
     assert read_table(tmp_path / "runs.csv").excluded == {"c": "params is inf"}
     (tmp_path / "runs.json").write_text(json.dumps([{"seed": cell, **dict(zip(NAMES, *rows("a"), strict=True))}]))
     assert len(read_table(tmp_path / "runs.json").observations) == 1
+
+
+WRONG = {
+    "cells without a name": '[["params", "tokens", "loss"], [1e8, 2e9, 3.1, 3.0]]',
+    "equal names": '{"columns": ["params", "tokens", "loss", "loss"], "data": [[1e8, 2e9, 3.1, 3.0]]}',
+    "equal names in a list": '[["params", "tokens", "loss", "loss"], [1e8, 2e9, 3.1, 3.0]]',
+    "equal keys": '[{"params": 1e8, "tokens": 2e9, "loss": 3.1, "loss": 3.0}]',
+    "no cells": '{"columns": ["params", "tokens", "loss"], "data": 1}',
+    "no rows": '{"columns": ["params", "tokens", "loss"], "data": [1]}',
+    "no names": '{"columns": null, "data": [[1e8, 2e9, 3.1]]}',
+    "lists as names": '{"columns": [["params"], ["params"]], "data": [[1e8, 2e9]]}',
+}
+
+
+@pytest.mark.parametrize("text", WRONG.values(), ids=WRONG)
+def test_a_json_table_that_would_lose_values_is_an_error(tmp_path, call, text):
+    path = tmp_path / "runs.json"
+    path.write_text(text)
+    with pytest.raises(FitError, match=r"holds no table|has the key 'loss' twice"):
+        read_table(path)
+    assert call("fit", path)[0] == 2
+
+
+def test_a_json_column_that_is_too_short_excludes_rows_with_a_reason(tmp_path):
+    columns = {"params": [1e8, 2e8], "tokens": [2e9, 2e9], "loss": [3.1]}
+    (tmp_path / "runs.json").write_text(json.dumps(columns))
+    assert read_table(tmp_path / "runs.json").excluded == {"row 2": "loss is missing"}

@@ -14,6 +14,7 @@ TOKENS: tuple[bytes, ...] = (
     *(b"nan", b"inf", b"-1", b"0", b"1e400", b"1e-400", b"9" * 40, b"null", b"true", b"[" * 200, b"{" * 200),
     *(b"params", b"tokens", b"loss", b"flops", b"name", b"sweep", b"budgets", b"sizes", b"../../etc/passwd"),
     *("é".encode(), "\u202e".encode(), "\ud800".encode("utf-8", "surrogatepass"), b"PK\x03\x04", b"PAR1"),
+    *(b"!!int ''", b"10^400", b" " * 100, "\u2028".encode(), "\u0085".encode()),
 )
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2**63, -(2**70), 10**400, 0.0, -0.0, 1e308, 5e-324, float("nan"), float("inf")),

@@ -158,6 +158,8 @@ def main() -> int:
     targets = [target for target in all_targets() if arguments.target in (None, target.name)]
     if not targets:
         parser.error(f"no target {arguments.target!r}; targets: {', '.join(item.name for item in all_targets())}")
+    if arguments.atheris and (arguments.target is None or "." not in arguments.target):
+        parser.error("--atheris needs the --target of a file")
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     signal.signal(signal.SIGALRM, _stop_input)
     crashes = Crashes(Path("fuzz-crashes").absolute())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,7 @@ def json_line_records(path: Path, text: str) -> list[Any]:
     for number, line in enumerate(split_lines(text), 1):
         if line.strip():
             try:
-                records.append(json.loads(line))
+                records.append(_load(line))
             except ValueError as error:
                 raise FitError(f"{path}, line {number}: not JSON: {error}") from None
     return records
@@ -34,7 +36,7 @@ def json_line_records(path: Path, text: str) -> list[Any]:
 def read_json_records(path: Path, text: str) -> list[Any]:
     """The records of a file in any supported layout. Raises FitError if it holds no table."""
     try:
-        value = json.loads(text)
+        value = _load(text)
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             return json_line_records(path, text)
@@ -45,6 +47,19 @@ def read_json_records(path: Path, text: str) -> list[Any]:
     if records is None:
         raise FitError(f'{path} holds no table: write a list of records such as {{"params": 1e8, "tokens": 2e9}}')
     return records
+
+
+def _load(text: str) -> Any:
+    """As ``json.loads``, which would silently use the last of equal keys. Raises ValueError."""
+
+    def record(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) < len(pairs):
+            key = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ValueError(f"a record has the key {key!r} twice")
+        return values
+
+    return json.loads(text, object_pairs_hook=record)
 
 
 def json_records(value: Any) -> list[Any] | None:
@@ -58,13 +73,13 @@ def json_records(value: Any) -> list[Any] | None:
     if not isinstance(value, dict) or not value:
         return None
     if {"columns", "data"} <= set(value):
-        return [dict(zip(value["columns"], cells, strict=False)) for cells in value["data"]]
+        return _name_cells(value["columns"], value["data"])
     for key in ("data", "rows", "runs", "results", "records"):
         if isinstance(value.get(key), list):
             return _records_under_header(value[key])
     values = list(value.values())
     if all(isinstance(column, list) for column in values):
-        return [dict(zip(value, cells, strict=False)) for cells in zip(*values, strict=False)]
+        return [dict(zip(value, cells, strict=True)) for cells in zip_longest(*values)]
     if all(isinstance(column, dict) and column for column in values):
         return _records_from_objects(value)
     lists = [rows for rows in values if _is_list_of_records(rows)]
@@ -83,15 +98,25 @@ def _records_from_objects(value: Mapping[str, Mapping[str, Any]]) -> list[Any] |
     return None
 
 
-def _records_under_header(rows: Sequence[Any]) -> list[Any]:
+def _records_under_header(rows: Sequence[Any]) -> list[Any] | None:
     """Records from lists below a list of names; returns other lists unchanged."""
     if (
         len(rows) > 1
         and all(isinstance(row, list) for row in rows)
         and all(isinstance(name, str) for name in rows[0])
     ):
-        return [dict(zip(rows[0], cells, strict=False)) for cells in rows[1:]]
+        return _name_cells(rows[0], rows[1:])
     return list(rows)
+
+
+def _name_cells(names: Any, rows: Any) -> list[Any] | None:
+    """Records from lists of cells. None if names repeat, or cells have no name: values would be lost."""
+    if not isinstance(names, list) or not isinstance(rows, list):
+        return None
+    texts = [str(name) for name in names]
+    if len(set(texts)) < len(texts) or not all(isinstance(row, list) and len(row) <= len(texts) for row in rows):
+        return None
+    return [dict(zip(texts, row, strict=False)) for row in rows]
 
 
 def _is_list_of_records(value: Any) -> bool:
