@@ -20,11 +20,12 @@ from flops_fit_core import StoreError
 from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import Executor, JobEnded, Logger, Outbox, hookimpl
-from flops_fit_core.study import sweep as sweep_module
+from flops_fit_core.study.checkpoints import delete_checkpoints
 from flops_fit_core.study.heartbeat import Driver, this_machine
 from flops_fit_core.study.jobs import missing_jobs, without_finished_runs
 from flops_fit_core.study.states import count_states
 from flops_fit_core.study.sweep import Sweep
+from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 
 @pytest.fixture
@@ -147,35 +148,6 @@ def test_a_claim_of_a_dead_driver_expires(setting):
     assert time.monotonic() - started > 1.0
     assert len(results) == 3
     assert setting.trained == {4: 1, 6: 1, 8: 1}
-
-
-def test_a_claim_is_renewed_while_a_long_run_trains(setting, monkeypatch):
-    monkeypatch.setattr(sweep_module, "LEASE_SECONDS", 3.0)
-    store = setting.store()
-    run = setting.plan.runs[0].id
-    other, claims = setting.store(), []
-
-    class Slow(Executor):
-        """An executor with a run that takes longer than a lease."""
-
-        def submit(self, job):
-            self.job, self.until = job, time.monotonic() + 3.0
-
-        def events(self, timeout):
-            if time.monotonic() > self.until:
-                yield JobEnded(self.job.id, "enough")
-            else:
-                claims.append(other.claim(run, "another driver", 1.0))
-                time.sleep(0.1)
-
-        def cancel(self, job_id):
-            pass
-
-    plan = setting.plan.model_copy(update={"runs": setting.plan.runs[:1]})
-    Sweep(plan, store, Slow(), setting.registry).run()
-    other.close()
-    assert len(claims) > 10
-    assert [index for index, won in enumerate(claims) if won] == []
 
 
 def test_claims_are_released_at_the_end(setting):
@@ -376,8 +348,6 @@ def test_a_driver_releases_the_claims_of_runs_that_needed_no_training(tmp_path):
 
 def interrupted(setting):
     """A failed run with a checkpoint in the middle of it."""
-    from flops_fit_core.training.checkpoint_files import TrajectoryFolder
-
     setting.break_size(8)
     store = setting.store()
     setting.driver(store, folder=setting.folder).run()
@@ -396,8 +366,6 @@ def test_a_failed_run_that_is_not_retried_keeps_its_checkpoint(setting):
 
 
 def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
-    from flops_fit_core.study.checkpoints import delete_checkpoints
-
     store, folder = interrupted(setting)
     assert delete_checkpoints(setting.plan, store, setting.folder) == 0
     assert store.claim(folder.path.name, "a driver at work", 60.0)
@@ -409,8 +377,6 @@ def test_pruning_keeps_checkpoints_of_unfinished_runs_unless_asked(setting):
 
 
 def test_the_next_driver_deletes_checkpoints_of_finished_runs(setting):
-    from flops_fit_core.training.checkpoint_files import TrajectoryFolder
-
     store = setting.store()
     done = setting.driver(store, folder=setting.folder).run()[0]
     folder = TrajectoryFolder(setting.folder, done.run.trajectory)

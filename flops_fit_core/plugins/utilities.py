@@ -80,6 +80,14 @@ def make_folder(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+def list_files(folder: Path, pattern: str) -> list[Path]:
+    """Sorted matches of ``folder.glob(pattern)``, which raises if another process removes a folder meanwhile."""
+    for _ in range(20):
+        with contextlib.suppress(FileNotFoundError):
+            return sorted(folder.glob(pattern))
+    return sorted(folder.glob(pattern))
+
+
 def _sync_folder(folder: Path) -> None:
     """Make a rename survive a power failure. Windows cannot sync a folder; some network file systems refuse to."""
     if os.name == "nt":

@@ -14,6 +14,7 @@ from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.plugins.protocols.store_checks import FileFinding, StoreRepair
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.specs import StoreSpec
+from flops_fit_core.plugins.utilities import list_files
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.folder_check import MISSING, check_folder
 from flops_fit_core.study.heartbeat import live_drivers
@@ -135,13 +136,15 @@ def _repair_store(study: StudyFolder, chosen: PluginConfig[StoreSpec]) -> Repair
 def _check_files(study: StudyFolder) -> Iterator[FileFinding]:
     """The files of the folder that are no store's."""
     yield from check_folder(study.path)
-    for path in sorted(study.path.glob("checkpoints/*/*.pt")):
+    for path in list_files(study.path, "checkpoints/*/*.pt"):
         advice = "delete it: its runs are trained from an earlier checkpoint, or from the beginning"
-        yield _finding(study, path, verify_checkpoint(path), advice)
+        damage = verify_checkpoint(path)
+        if damage is None or path.exists():  # otherwise a driver has deleted it meanwhile
+            yield _finding(study, path, damage, advice)
     for entry in Outbox(study.path).entries():
         yield _finding(study, entry.file, entry.damage, "delete it: its run is trained again")
     for folder, advice in _OTHER_FOLDERS.items():
-        for path in sorted((study.path / folder).glob("[!.]*.json")):
+        for path in list_files(study.path / folder, "[!.]*.json"):
             yield _finding(study, path, _damage_of_json(path), advice)
 
 

@@ -30,6 +30,7 @@ from flops_fit_core.plugins.checked_json import parse_record, read_checked, read
 from flops_fit_core.plugins.protocols import ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry
 from flops_fit_core.plugins.specs import StoreSpec
+from flops_fit_core.plugins.utilities import list_files
 from flops_fit_core.records import LawFit, Record, SweepPlan
 from flops_fit_core.study.same_experiment import experiment_table, name_of, refuse_other_experiment
 
@@ -284,8 +285,8 @@ class StudyFolder:
 
 def remove_temporary_files(study: Path) -> None:
     """Remove files that atomic writes left in a study's folder when their process was killed."""
-    for folder in (study, *(item for pattern in _FOLDERS for item in study.glob(pattern))):
-        for file in folder.glob(".*"):
+    for folder in (study, *(item for pattern in _FOLDERS for item in list_files(study, pattern))):
+        for file in list_files(folder, ".*"):
             with contextlib.suppress(OSError):
                 age = time.time() - file.lstat().st_mtime
                 if is_temporary(file) and age > _TEMPORARY_SECONDS:

@@ -21,7 +21,7 @@ from pathlib import Path
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Logger
-from flops_fit_core.plugins.utilities import make_folder
+from flops_fit_core.plugins.utilities import list_files, make_folder
 from flops_fit_core.records import Progress, Record, RunResult, SweepPlan
 
 WRITE_SECONDS = 2.0
@@ -220,7 +220,7 @@ def _remove_incomplete_files(folder: Path) -> None:
     """Remove unreadable and temporary files of dead processes of this machine, which a power failure leaves."""
     host = re.escape(socket.gethostname())
     pattern = re.compile(rf"\.?{host}-(\d+)(-[0-9a-f]{{8}})?\.json(\.[0-9a-f]{{8}})?")
-    for file in folder.glob("*.json*"):
+    for file in list_files(folder, "*.json*"):
         match = pattern.fullmatch(file.name)
         if match is None or _is_running(int(match[1]), None):
             continue
@@ -233,7 +233,7 @@ def _remove_incomplete_files(folder: Path) -> None:
 
 def _read_drivers(study: Path) -> dict[Path, Driver]:
     drivers = {}
-    for file in sorted((study / "drivers").glob("[!.]*.json")):
+    for file in list_files(study / "drivers", "[!.]*.json"):
         try:
             drivers[file] = read_record(Driver, file)
         except ConfigError as error:

@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from flops_fit_core.errors import ClaimLost
 from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
-from flops_fit_core.plugins.utilities import make_folder, temporary_path
+from flops_fit_core.plugins.utilities import list_files, make_folder, temporary_path
 
 CHECKSUM_MARK = "flops-fit checksum"
 """A key in the content of a checkpoint that ends with a checksum: a file with the key alone was cut off."""
@@ -53,9 +53,13 @@ class TrajectoryFolder:
 
     @property
     def bytes(self) -> int:
-        """Size on disk; 0 for a folder that does not exist."""
-        files = (file for file in self.path.glob("*") if file not in self._claim.files)
-        return sum(file.stat().st_size for file in files if file.is_file())
+        """Size on disk; 0 for a folder that does not exist. A worker may be writing, a driver deleting."""
+        size = 0
+        for file in list_files(self.path, "*"):
+            with contextlib.suppress(FileNotFoundError):
+                if file.is_file() and file not in self._claim.files:
+                    size += file.stat().st_size
+        return size
 
     def branch(self, step: int) -> Path:
         return self.path / f"step-{step:08d}.pt"

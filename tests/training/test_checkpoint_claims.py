@@ -17,6 +17,7 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import QueuedJobs, checkpoint_claim
 from flops_fit_core.study.directory import remove_temporary_files
+from flops_fit_core.study.heartbeat import Heartbeat, drivers
 from flops_fit_core.training import TrajectoryFolder, checkpoint_files, work
 
 
@@ -120,6 +121,33 @@ def test_a_folder_without_checkpoints_is_removed_while_other_drivers_create_thei
         thread.join(60)
     assert failures == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_files_of_a_study_are_read_while_drivers_and_workers_replace_and_remove_them(tmp_path):
+    failures, ended = [], threading.Event()
+
+    def read():
+        while not ended.is_set():
+            try:
+                assert TrajectoryFolder(tmp_path, "a").bytes >= 0
+                assert len(drivers(tmp_path)) <= 1
+                remove_temporary_files(tmp_path)
+            except Exception as error:
+                failures.append(error)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    folder = TrajectoryFolder(tmp_path, "a", "token")
+    for _ in range(150):
+        heartbeat = Heartbeat(tmp_path, "me", "local")
+        heartbeat.write()
+        folder.take()
+        write(folder)
+        folder.remove()
+        heartbeat.close()
+    ended.set()
+    thread.join(60)
+    assert failures == []
 
 
 def test_a_process_that_is_paused_between_check_and_replacement_keeps_the_next_driver_waiting(tmp_path):
