@@ -76,11 +76,9 @@ def mask_secrets(value: Any, name: str = "") -> Any:
     ``name`` is the option or variable that has the value. A ``{literal = ...}`` is no secret.
     """
     if isinstance(value, Mapping):
-        return (
-            value
-            if set(value) in _REFERENCES
-            else {key: mask_secrets(item, str(key)) for key, item in value.items()}
-        )
+        if set(value) in _REFERENCES:
+            return value
+        return {key: mask_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         flags = ["", *(item if isinstance(item, str) and item.startswith("-") else "" for item in value)]
         return [mask_secrets(item, flag or name) for flag, item in zip(flags, value, strict=False)]
