@@ -15,8 +15,8 @@ from own_programs import table as program_table
 
 from flops_fit_core import ConfigError, plan, run
 from flops_fit_core.cli.main import run as command
-from flops_fit_core.config import make_experiment
-from flops_fit_core.config.secrets import is_secret_name, refuse_secrets
+from flops_fit_core.config import Experiment, make_experiment
+from flops_fit_core.config.secrets import is_secret_name, mask_secrets, refuse_secrets
 from flops_fit_core.plugins.options import Options
 from flops_fit_core.plugins.registry import installed
 from flops_fit_core.study import Study
@@ -100,6 +100,68 @@ def test_a_value_in_the_form_of_a_key_is_refused_wherever_it_is(value):
 )
 def test_a_secret_among_the_arguments_of_a_program_is_refused(text):
     assert "has a secret after" in refused(trainer={"name": "command", "command": text})
+
+
+def test_a_key_in_place_of_the_name_of_a_variable_is_refused():
+    environment = {"API_TOKEN": {"from_env": "ghp_0123456789abcdefghij0123456789abcdef"}}
+    message = refused(trainer={"name": "command", "command": "true", "environment": environment})
+    assert "trainer.environment.API_TOKEN.from_env: has the form of a key" in message
+    assert "ghp_0" not in message
+
+
+def test_a_secret_in_a_size_of_the_sweep_or_under_an_unknown_key_is_refused():
+    sizes = [{"arguments": {"api_token": VALUE}}]
+    assert "sweep.sizes.0.arguments.api_token" in refused(sweep={"budgets": [1e18], "sizes": sizes})
+    assert "api_token: its name" in refused(api_token=VALUE)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (f"python train.py --api-key {VALUE} --lr 1", "python train.py --api-key *** --lr 1"),
+        (f"python train.py --api-key '{VALUE} x' --lr 1", "python train.py --api-key *** --lr 1"),
+        (f"postgresql://anna:{VALUE}@db.example.org/x", "postgresql://anna:***@db.example.org/x"),
+        (f"x?api_key={VALUE}&token={VALUE}", "x?api_key=***&token=***"),
+        (["train.py", "--token", VALUE], ["train.py", "--token", "***"]),
+        ({"API_TOKEN": VALUE, "MODE": "fast"}, {"API_TOKEN": "***", "MODE": "fast"}),
+        ({"API_TOKEN": {"literal": VALUE}}, {"API_TOKEN": {"literal": VALUE}}),
+        (f"-----BEGIN PRIVATE KEY-----\n{VALUE}\n", "***"),
+    ],
+)
+def test_messages_show_a_text_without_its_secrets(text, shown):
+    assert mask_secrets(text) == shown
+
+
+def test_a_copy_of_a_study_to_a_store_with_a_password_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    plain = {"name": "surface/surface"}
+    run(experiment(model=plain, dataset=plain, executor="local", name="x"), out="study")
+    store = f"store.url=postgresql://anna:{VALUE}@127.0.0.1:1/x"
+    assert command(["store", "copy", "study", "copy", "--store", "postgres", "--set", store]) == 2
+    output = "".join(capsys.readouterr())
+    assert "store.url: has a password in a URL" in output
+    assert VALUE not in output
+    assert not Path("copy").exists()
+
+
+def test_an_experiment_made_in_python_is_searched_for_secrets(tmp_path):
+    trainer = {"name": "command", "command": "true", "environment": {"API_TOKEN": VALUE}}
+    made = Experiment.model_validate(
+        experiment(
+            trainer=trainer,
+            model="declared",
+            dataset={"name": "external", "label": "x", "vocab_size": 8, "context": 8},
+        )
+    )
+    with pytest.raises(ConfigError, match=r"trainer\.environment\.API_TOKEN"):
+        plan(made, out=tmp_path / "study")
+
+
+def test_a_logger_shows_no_password_of_its_server():
+    from flops_fit_loggers.background import one_line
+
+    shown = one_line(OSError(f"request to http://anna:{VALUE}@db.example.org:5000/api failed"))
+    assert shown == "OSError: request to http://***@db.example.org:5000/api failed"
 
 
 INNOCENT_NAMES = """

@@ -296,3 +296,13 @@ def test_no_file_is_written_through_a_link_in_place_of_a_temporary_file(tmp_path
         Path("study", f".{name}.new").symlink_to(precious)
     assert call("run", "own.json", "--out", "study")[0] == 0
     assert precious.read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["experiment.json", "plan.json", "plugins.json"])
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
+def test_a_file_that_never_ends_is_refused(study, call, name, make):
+    (study / name).unlink()
+    make(study / name)
+    status, _, error = call("runs", ".")
+    assert status == 2
+    assert f"{name} is damaged: it is not a regular file" in " ".join(error.split())

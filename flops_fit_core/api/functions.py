@@ -19,6 +19,7 @@ from flops_fit_core.config import (
     load_experiment,
     make_experiment,
 )
+from flops_fit_core.config.secrets import refuse_secrets
 from flops_fit_core.errors import ConfigError, StudyWarning
 from flops_fit_core.planning import WARNING, make_plan
 from flops_fit_core.planning.init_from_fit import expected_params
@@ -299,6 +300,7 @@ def _log_warnings(sweep: SweepPlan) -> None:
 
 def _experiment(source: Source, registry: Registry) -> Experiment:
     if isinstance(source, Experiment):
+        refuse_secrets(source.model_dump(mode="json"), "experiment")
         return source
     if isinstance(source, Mapping):
         return make_experiment(source, registry)

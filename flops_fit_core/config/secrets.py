@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from flops_fit_core.errors import ConfigError
-from flops_fit_core.plugins.registry import KINDS
 
 _SECRET_WORDS = {"secret", "passphrase", "apikey", "credential", "credentials"}
 _SECRET_KEYS = {"api", "access", "secret", "private", "auth", "account"}
@@ -52,13 +51,13 @@ _HARMLESS = re.compile(r"[\d.,+-]*|true|false|yes|no|none|null|auto", re.IGNOREC
 
 
 def refuse_secrets(data: Mapping[str, Any], origin: str) -> None:
-    """Raises ConfigError for secrets in the tables of plugins. The message has their keys, not their values.
+    """Raises ConfigError for secrets in an experiment. The message has their keys, not their values.
 
     Args:
         data: An experiment as plain data.
         origin: Its file, for the message.
     """
-    secrets = [line for kind in (*KINDS, "loggers") for line in _search(data.get(kind), kind, "")]
+    secrets = [line for key, value in data.items() for line in _search(value, str(key), str(key))]
     if not secrets:
         return
     lines = "\n".join(dict.fromkeys(secrets))
@@ -77,8 +76,9 @@ def mask_secrets(value: Any, name: str = "") -> Any:
     ``name`` is the option or variable that has the value. A ``{literal = ...}`` is no secret.
     """
     if isinstance(value, Mapping):
-        is_marked = set(value) in _REFERENCES
-        return value if is_marked else {key: mask_secrets(item, str(key)) for key, item in value.items()}
+        if set(value) in _REFERENCES:
+            return value
+        return {key: mask_secrets(item, str(key)) for key, item in value.items()}
     if isinstance(value, list | tuple):
         flags = ["", *(item if isinstance(item, str) and item.startswith("-") else "" for item in value)]
         return [mask_secrets(item, flag or name) for flag, item in zip(flags, value, strict=False)]
@@ -97,6 +97,8 @@ def mask_secrets(value: Any, name: str = "") -> Any:
 def _search(value: Any, key: str, name: str) -> Iterator[str]:
     """A line per secret in the value of this key; ``name`` is the last part of the key that is a name."""
     if isinstance(value, Mapping):
+        if set(value) == {"from_env"}:
+            yield from _lines(str(value["from_env"]), f"{key}.from_env")
         if set(value) in _REFERENCES:
             return
         for part, item in value.items():

@@ -71,6 +71,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def read_json(path: Path) -> Any:
     """The value in a JSON file. Raises DamagedFile if it is no JSON, ConfigError if it cannot be read."""
+    if path.is_fifo() or path.is_char_device():  # reading would never end
+        raise DamagedFile(path, "it is not a regular file")
     try:
         return json.loads(path.read_bytes().decode("utf-8"))
     except OSError as error:

@@ -125,7 +125,8 @@ def _describe_common(choices: Sequence[PluginChoice]) -> str:
 def _format_value(value: object) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(mask_secrets(value))
+    shown = mask_secrets(value)
+    return shown if isinstance(shown, str) else json.dumps(shown)
 
 
 def _describe_versions(results: Sequence[RunResult]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flops_fit_core.config import PluginConfig, choose_from_table
+from flops_fit_core.config.secrets import refuse_secrets
 from flops_fit_core.errors import ConfigError, StoreError
 from flops_fit_core.plugins.checkpoint_claim import CheckpointClaim
 from flops_fit_core.plugins.protocols import ResultStore
@@ -72,6 +73,7 @@ def copy_study(source: StudyFolder, target: StudyFolder, registry: Registry, sto
     the target differs from the source's.
     """
     content, in_place = StudyContent.read(source), source.path.resolve() == target.path.resolve()
+    refuse_secrets({"store": store}, "the copy's store")
     new = choose_from_table("store", store, registry, "the copy's store")
     if in_place:
         _refuse_same_store(source, new, registry)

@@ -219,5 +219,6 @@ def _text(value: JsonValue) -> str:
         return "unset"
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = value if isinstance(value, str) else json.dumps(mask_secrets(value))
+    shown = mask_secrets(value)
+    text = shown if isinstance(shown, str) else json.dumps(shown)
     return text if len(text) <= 40 else f"{text[:37]}..."

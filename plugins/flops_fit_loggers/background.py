@@ -9,6 +9,7 @@ seconds. Unsent results then stay in the study's folder, and the next sweep send
 from __future__ import annotations
 
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -206,5 +207,6 @@ class BackgroundLogger(Logger):
 
 
 def one_line(error: Exception) -> str:
-    """The error on one line, at most 300 characters."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """The error on one line, at most 300 characters, without the user and password of a URL."""
+    text = re.sub(r"://[^/\s@]*@", "://***@", " ".join(str(error).split()))
+    return f"{type(error).__name__}: {text[:300]}"
