@@ -102,21 +102,23 @@ def read_mounted(trial: Trial, session: Session, kill: bool, umask: int = 0o022)
         violations += (
             [] if view.compared() == look(copy).compared() else ["the answers differ from a writable copy's"]
         )
-        violations += refused_commands(trial.study, reports=not kill)
+        violations += refused_commands(trial.study)
     if contents(trial.study) != before:
         violations.append("files on the read-only mount have changed")
     return violations + after_fault(trial, None)
 
 
-def refused_commands(study: Path, reports: bool) -> list[str]:
+def refused_commands(study: Path) -> list[str]:
     """Reading commands succeed; those that must write end with a message."""
     folder = str(study)
     commands = [["status", folder, *PLUGIN], ["report", folder, *PLUGIN], ["run", folder, *PLUGIN]]
     answers = ask(commands)
+    if len(answers) < len(commands):
+        return ["the commands on the read-only mount died"]
     violations = check_outputs([answer.messages for answer in answers])
-    if answers and answers[0].status:
+    if answers[0].status:
         violations.append(f"status: exit {answers[0].status}: {answers[0].messages.strip()[-300:]}")
-    for words, answer in zip(commands[1:], answers[1:], strict=False):
+    for words, answer in zip(commands[1:], answers[1:], strict=True):
         if answer.status not in (0, 1, 2) or (answer.status and not answer.messages.strip()):
             violations.append(f"{words[0]}: exit {answer.status} without a message")
     return violations

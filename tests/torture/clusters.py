@@ -1,7 +1,7 @@
 """Slurm and Ray: drivers and workers are killed, and the sweep is resumed.
 
 Both clusters are real, on this machine. Their workers outlive their driver and write results to the outbox. The
-next driver stores these results.
+next driver stores these results. Slurm's files of queued jobs are damaged while no driver runs.
 """
 
 from __future__ import annotations
@@ -16,12 +16,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ray_cluster import descendants
+
 from torture import experiments
 from torture.checker import acknowledged
 from torture.recovery import after_fault
 from torture.session import Session
+from torture.shim import Fault
+from torture.signals import send
 from torture.timing import random_moment, until
-from torture.zygote import Trial
+from torture.zygote import Driver, Trial
 
 LEASE = 5.0
 RUNS = 4
@@ -29,18 +33,20 @@ ROUNDS = 8
 """Rounds per scenario and store in full mode."""
 Cluster = tuple[dict[str, Any], dict[str, str]]
 """Table of the executor, and environment of the drivers."""
+Workers = Callable[[Trial], list[int]]
 
 
 def run(session: Session) -> None:
     """Every scenario on every cluster that can start."""
     for name, missing, start in (("slurm", missing_slurm, start_slurm), ("ray", missing_ray, start_ray)):
-        if session.only and session.only not in name:
+        kinds = {kind: item for kind, item in scenarios(name).items() if session.only in f"{name}, {kind}"}
+        if not kinds:
             continue
         if (reason := missing()) is not None:
             session.tally.skip(f"clusters: {name}", reason)
             continue
         with start() as cluster:
-            for kind, scenario in scenarios(name).items():
+            for kind, scenario in kinds.items():
                 for number in range(session.number(ROUNDS)):
                     run_trial(name, cluster, kind, scenario, number, session)
 
@@ -61,8 +67,13 @@ def scenarios(name: str) -> dict[str, Callable[[Trial, Session], list[str]]]:
         "SIGTERM of a driver": partial(signal_driver, number=signal.SIGTERM),
         "SIGSTOP of a driver beyond its lease": pause_driver,
     }
+    workers = {"slurm": slurm_workers, "ray": ray_workers}[name]
+    kinds["SIGKILL of a worker"] = partial(signal_worker, workers, number=signal.SIGKILL)
+    kinds["SIGTERM of a worker"] = partial(signal_worker, workers, number=signal.SIGTERM)
+    kinds["SIGSTOP of a worker beyond the lease"] = partial(pause_worker, workers)
     if name == "slurm":
-        kinds["SIGKILL of a worker"] = kill_worker
+        kinds["damaged file of a queued job"] = damage_job
+        kinds["system call of a worker"] = fail_call
     return kinds
 
 
@@ -90,15 +101,84 @@ def pause_driver(trial: Trial, session: Session) -> list[str]:
     return [f"a driver: {ended}" for ended in ends if ended.status != 0] + finish(trial)
 
 
-def kill_worker(trial: Trial, session: Session) -> list[str]:
-    driver = trial.start()
-    until(lambda: trial.workers() or driver.poll())
+def signal_worker(find_workers: Workers, trial: Trial, session: Session, number: int) -> list[str]:
+    """The driver trains the runs of the worker again, or reports them as failed."""
+    driver, pids = start_workers(find_workers, trial)
     random_moment(driver, RUNS, session.random, gap=2.0)
-    for pid in trial.workers()[:1]:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    driver.wait(120)
+    if pids:
+        send(session.random.choice(pids), number)
+    ended = driver.wait(120)
+    violations = [] if ended.status in (0, 1) else [f"the driver: {ended}: {driver.text.strip()[-300:]}"]
+    return violations + finish(trial)
+
+
+def pause_worker(find_workers: Workers, trial: Trial, session: Session) -> list[str]:
+    """A paused worker continues, or its run is trained again."""
+    driver, _ = start_workers(find_workers, trial)
+    random_moment(driver, RUNS - 1, session.random, gap=1.0)
+    paused = [pid for pid in find_workers(trial) if send(pid, signal.SIGSTOP)]
+    time.sleep(2 * LEASE)
+    for pid in paused:
+        send(pid, signal.SIGCONT)
+    ended = driver.wait(120)
+    violations = [] if ended.status == 0 else [f"the driver: {ended}: {driver.text.strip()[-300:]}"]
+    return violations + finish(trial)
+
+
+def damage_job(trial: Trial, session: Session) -> list[str]:
+    """Kill a driver, and flip a bit of each file in ``jobs/`` under the queued and the running jobs."""
+    driver = trial.start()
+    until(lambda: any((trial.study / "jobs").glob("*.state.json")) or driver.poll())
+    random_moment(driver, RUNS - 1, session.random, gap=1.0)
+    driver.send(signal.SIGKILL)
+    driver.wait()
+    for file in sorted((trial.study / "jobs").glob("[!.]*")):
+        with suppress(FileNotFoundError):
+            content = bytearray(file.read_bytes())
+            content[session.random.randrange(len(content))] ^= 1 << session.random.randrange(8)
+            file.write_bytes(content)
     return finish(trial)
+
+
+def fail_call(trial: Trial, session: Session) -> list[str]:
+    """A call of a worker on the outbox or on a file of its job is the last one, or fails.
+
+    Slurm passes the environment of the driver on, and with it the shim.
+    """
+    operation = session.random.choice(("open", "write", "fsync", "rename"))
+    action = session.random.choice(("kill_before", "kill_after", "error"))
+    part = session.random.choice(("outbox", "jobs"))
+    fault = Fault(operation, action, session.random.randint(1, 3), role="worker", part=part)
+    trial.faults.arm(trial.study, fault)
+    driver = trial.start()
+    ended = driver.wait(120)
+    trial.faults.disarm()
+    violations = [] if ended.status in (0, 1) else [f"{fault}: {ended}: {driver.text.strip()[-300:]}"]
+    return violations + finish(trial)
+
+
+def start_workers(find_workers: Workers, trial: Trial) -> tuple[Driver, list[int]]:
+    """A driver with at least one worker, unless it has ended."""
+    driver = trial.start()
+    until(lambda: find_workers(trial) or driver.poll())
+    return driver, find_workers(trial)
+
+
+def slurm_workers(trial: Trial) -> list[int]:
+    """The processes of all jobs, batch scripts included: they have the mark of the trial."""
+    return trial.workers()
+
+
+def ray_workers(trial: Trial) -> list[int]:
+    """The processes of all tasks of the cluster: they have the environment of their node."""
+    return [pid for pid, command in commands() if command.startswith("ray::") and "IDLE" not in command]
+
+
+def commands() -> Iterator[tuple[int, str]]:
+    """Id and command line of every process that this one has started."""
+    for pid in descendants(os.getpid()):
+        with suppress(OSError):
+            yield pid, Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def finish(trial: Trial) -> list[str]:

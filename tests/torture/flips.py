@@ -49,20 +49,20 @@ class Source:
 
 
 def sources() -> list[Source]:
-    found = []
+    studies = []
     for store in ("sqlite", "json"):
         few, many = partial(experiments.surface, store), partial(experiments.surface, store, runs=20)
         files = ("results*", "*.json", "*.jsonl", "*.sum")
         killed = ("results*", "plan.json", "drivers/*")
         resumed = ("*claims*", "drivers/*", "plan.json")
-        found += [
+        studies += [
             Source(f"finished, {store}", Trial.run, few, files),
             Source(f"killed, {store}", kill_after_results, many, killed),
             Source(f"killed and resumed, {store}", kill_after_results, many, resumed, True, 6),
         ]
     tiny = ("checkpoints/*/*.pt*", "checkpoints/*/claim", "model_check.json", "flops_per_token.json")
     return [
-        *found,
+        *studies,
         Source("checkpoints", kill_with_checkpoints, lambda: experiments.gpt(base() / "text"), tiny, True, 6),
         Source("outbox", move_to_outbox, partial(experiments.surface, runs=4), ("outbox/*",), True, 6),
         Source("queued jobs", queue_job, experiments.surface, ("jobs/*",)),

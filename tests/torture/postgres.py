@@ -7,7 +7,7 @@ import signal
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,6 @@ def missing_requirement() -> str | None:
     return missing_server()
 
 
-def start_server() -> AbstractContextManager[PostgresServer]:
-    return postgres_server()
-
-
 def new_store(server: PostgresServer) -> dict[str, Any]:
     """A study with a new name on the server."""
     return {"name": "postgres", "url": server.url(), "study": uuid.uuid4().hex}
@@ -57,7 +53,7 @@ def run(session: Session) -> None:
         "connection cut": cut_connections,
         "statement frozen": freeze_backends,
     }
-    with start_server() as server:
+    with postgres_server() as server:
         for name, inject in scenarios.items():
             for number in range(session.number(ROUNDS)):
                 if session.only in name:

@@ -111,10 +111,6 @@ class SharedState:
         self.state.action = 0
         return bool(self.state.fired)
 
-    @property
-    def fired(self) -> bool:
-        return bool(self.state.fired)
-
     def shift_clock(self, seconds: float) -> None:
         """Set the offset of the wall clock of all processes of the trial."""
         self.state.clock_offset = int(seconds * 1e9)

@@ -42,7 +42,7 @@ def run(session: Session) -> None:
 
 def stores(session: Session, stack: ExitStack) -> Iterator[tuple[str, Callable[[], Any]]]:
     """Name of a store -> function that returns a new store's table."""
-    from torture.postgres import missing_requirement, new_store, start_server
+    from torture.postgres import missing_requirement, new_store, postgres_server
 
     yield "sqlite", lambda: "sqlite"
     yield "json", lambda: "json"
@@ -51,7 +51,7 @@ def stores(session: Session, stack: ExitStack) -> Iterator[tuple[str, Callable[[
     if (missing := missing_requirement()) is not None:
         session.tally.skip("signals: postgres", missing)
         return
-    server = stack.enter_context(start_server())
+    server = stack.enter_context(postgres_server())
     yield "postgres", partial(new_store, server)
 
 
