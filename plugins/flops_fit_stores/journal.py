@@ -6,6 +6,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from pydantic_core import from_json, to_json
 from flops_fit_core import StoreError
 from flops_fit_stores.checks import other_program, wrong_version
 from flops_fit_stores.checksums import is_intact, sealed
-from flops_fit_stores.files import replace_file, sync_folder
+from flops_fit_stores.files import open_to_change, replace_file, sync_folder
 
 Entry = dict[str, Any]
 
@@ -86,7 +87,7 @@ class Journal:
         """Append a line. A power failure may lose it, unless it is ``durable``."""
         line = to_json(sealed(entry)) + b"\n"
         try:
-            with self.path.open("r+b") as file:
+            with BufferedRandom(open_to_change(self.path)) as file:
                 file.seek(self.size)
                 file.truncate()
                 file.write(line)

@@ -11,7 +11,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from flops_fit_stores.files import replace_file
+from flops_fit_stores.files import open_to_change, replace_file
 
 _sync = getattr(os, "fdatasync", os.fsync)
 """The size of the file does not change, so only its content must reach the disk."""
@@ -52,7 +52,7 @@ class LowerBound:
         file cannot be written.
         """
         try:
-            with self.path.open("r+b", buffering=0) as file:
+            with open_to_change(self.path) as file:
                 counts = _intact_counts(file.read())
                 if count <= max(counts):
                     return
