@@ -298,6 +298,19 @@ def test_no_file_is_written_through_a_link_in_place_of_a_temporary_file(tmp_path
     assert precious.read_text() == "mine"
 
 
+@pytest.mark.parametrize("name", ["results.json.count", "results.claims.jsonl"])
+def test_no_file_of_another_study_is_changed_through_a_link(tmp_path, monkeypatch, call, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.json").write_text(json.dumps(formula(store="json")))
+    for folder in ("study", "other"):
+        assert call("run", "own.json", "--out", folder)[0] == 0
+    before = Path("other", name).read_bytes()
+    Path("study", name).unlink()
+    Path("study", name).symlink_to(tmp_path / "other" / name)
+    call("run", "study", "--set", "sweep.seeds=[0,1]")
+    assert Path("other", name).read_bytes() == before
+
+
 @pytest.mark.parametrize("name", ["experiment.json", "plan.json", "plugins.json"])
 @pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/dev/zero")])
 def test_a_file_that_never_ends_is_refused(study, call, name, make):

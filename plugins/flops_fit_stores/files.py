@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 
 from filelock import BaseFileLock, Timeout
@@ -58,6 +59,13 @@ def replace_file(path: Path, content: bytes) -> os.stat_result:
     except OSError as error:
         raise StoreError(f"{path}: cannot write: {error.strerror}. The file is unchanged") from None
     return status
+
+
+def open_to_change(path: Path) -> FileIO:
+    """Open an existing file, unbuffered, to change it in place. Raises OSError, also for a symbolic link: in a
+    folder from another user, it may lead to a file of another study."""
+    flags = os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    return FileIO(os.open(path, flags), "r+")
 
 
 def sync_folder(folder: Path) -> None:

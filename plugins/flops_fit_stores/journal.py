@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pydantic_core import from_json, to_json
 from flops_fit_core import StoreError
 from flops_fit_stores.checksums import is_intact, sealed
 from flops_fit_stores.errors import newer_version, other_program
-from flops_fit_stores.files import replace_file, sync_folder
+from flops_fit_stores.files import open_to_change, replace_file, sync_folder
 
 Entry = dict[str, Any]
 
@@ -87,7 +88,7 @@ class Journal:
         """Append a line, or raise StoreError. A power failure may lose the line, unless it is ``durable``."""
         line = to_json(sealed(entry)) + b"\n"
         try:
-            with self.path.open("r+b") as file:
+            with BufferedRandom(open_to_change(self.path)) as file:
                 file.seek(self.size)
                 file.truncate()
                 file.write(line)
@@ -96,8 +97,8 @@ class Journal:
                     os.fsync(file.fileno())
         except OSError as error:
             # After a failed fsync, the line may be in memory only, and the next fsync would not write it.
-            with contextlib.suppress(OSError):
-                os.truncate(self.path, self.size)
+            with contextlib.suppress(OSError), open_to_change(self.path) as end:
+                end.truncate(self.size)
             raise StoreError(f"{self.path}: cannot write: {error.strerror}") from None
         self.size += len(line)
         self.lines += 1

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from flops_fit_core import StoreError
 from flops_fit_stores.errors import Damage
-from flops_fit_stores.files import replace_file
+from flops_fit_stores.files import open_to_change, replace_file
 
 _sync = getattr(os, "fdatasync", os.fsync)
 """The size of the file does not change, so only its content must reach the disk."""
@@ -56,7 +56,7 @@ class LowerBound:
         written.
         """
         try:
-            with self.path.open("r+b", buffering=0) as file:
+            with open_to_change(self.path) as file:
                 counts = self._intact_counts(file.read())
                 if count <= max(counts):
                     return
