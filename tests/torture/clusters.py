@@ -183,7 +183,7 @@ def commands() -> Iterator[tuple[int, str]]:
 
 def finish(trial: Trial) -> list[str]:
     """Workers may outlive their driver for the rest of their job; then the usual checks apply."""
-    until(lambda: not trial.processes(), seconds=60, pause=0.2)
+    until(lambda: not trial.processes() and not ray_workers(trial), seconds=30, pause=0.2)
     return after_fault(trial, None)
 
 
