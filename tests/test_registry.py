@@ -624,6 +624,26 @@ def test_a_half_removed_package_stops_nobody_where_the_backport_of_metadata_has_
     assert (done.stdout, done.stderr) == ("[] False\n", "")
 
 
+def test_the_backport_of_metadata_names_the_folder_of_a_distribution_without_a_name(site: Site) -> None:
+    pytest.importorskip("importlib_metadata")
+    torn = site.path / "torn-1.0.dist-info"
+    torn.mkdir()
+    (torn / "entry_points.txt").write_text("[flops_fit]\nno equals sign\n")
+    code = (
+        "import importlib_metadata\n"
+        "from flops_fit_core.plugins.registry.discovery import entry_points\n"
+        "print([label for label, _ in entry_points()[1]])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(site.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("['torn-1.0.dist-info']\n", "")
+
+
 def test_jobs_in_the_registry_s_own_process_use_it_and_others_make_one() -> None:
     class Mine:
         @hookimpl

@@ -19,6 +19,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import Dataset
 from flops_fit_core.plugins.registry import PluginSetup, registry_from
 from flops_fit_core.testing.batches import samples_of
+from flops_fit_core.testing.processes import extend_path
 
 
 def build_in_other_process(
@@ -29,11 +30,10 @@ def build_in_other_process(
     Returns its ``fingerprint`` and the digests of its first ``samples``; or the ``error`` of the build, or under
     ``cannot`` the reason why the process cannot import the plugin.
     """
-    plugins = setup.model_copy(update={"paths": tuple(sys.path)}).model_dump_json()
     process = _start_process()
     assert process.stdin is not None
     assert process.stdout is not None
-    process.stdin.write(json.dumps([plugins, name, dict(options), seed, samples]) + "\n")
+    process.stdin.write(json.dumps([setup.model_dump_json(), sys.path, name, dict(options), seed, samples]) + "\n")
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
@@ -72,8 +72,9 @@ def serve() -> None:
 
 
 def _describe_dataset(
-    plugins: str, name: str, options: dict[str, JsonValue], seed: int, samples: int
+    plugins: str, path: list[str], name: str, options: dict[str, JsonValue], seed: int, samples: int
 ) -> dict[str, Any]:
+    extend_path(path)
     try:
         spec = registry_from(PluginSetup.model_validate_json(plugins)).find("dataset", name).spec
     except ConfigError as error:

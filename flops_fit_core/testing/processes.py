@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,7 +25,7 @@ class OtherProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.send(setup.model_dump_json(), name, dict(options), str(folder))
+        self.send(setup.model_dump_json(), sys.path, name, dict(options), str(folder))
         self.answer()
 
     def send(self, *command: Any) -> None:
@@ -49,6 +49,14 @@ class OtherProcess:
         return [json.loads(line) for line in complete.splitlines()]
 
 
+def extend_path(path: Sequence[str]) -> None:
+    """Import from the folders of another process, too, and find the plugins installed in them.
+
+    The folders in a setup of plugins have no installed plugins.
+    """
+    sys.path += [entry for entry in path if entry not in sys.path]
+
+
 def _require_pipe(pipe: IO[str] | None) -> IO[str]:
     if pipe is None:
         raise RuntimeError("the process was started without a pipe")
@@ -65,7 +73,8 @@ def serve() -> None:
     def write(answer: Any) -> None:
         print(json.dumps(answer), flush=True)  # noqa: T201
 
-    setup, name, options, folder = read()
+    setup, path, name, options, folder = read()
+    extend_path(path)
     store = build_store(registry_from(PluginSetup.model_validate_json(setup)), name, options, Path(folder))
     write("open")
     while command := read():

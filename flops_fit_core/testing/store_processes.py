@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,11 +33,10 @@ class ProcessConformance:
         """A function that starts another process with the same store open. All are killed at the end."""
         if not (self.persistent and self.shared):
             pytest.skip("this store does not claim that several processes may share it")
-        setup = registry.setup.model_copy(update={"paths": tuple(sys.path)})
         started: list[OtherProcess] = []
 
         def start() -> OtherProcess:
-            started.append(OtherProcess(setup, self.name, given_options, folder))
+            started.append(OtherProcess(registry.setup, self.name, given_options, folder))
             return started[-1]
 
         yield start

@@ -5,6 +5,7 @@ Imports no plugin.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -128,17 +129,17 @@ def _source(dist: Distribution, name: str) -> str:
     """Name and version of a distribution; "unknown-version" if its metadata has none."""
     try:
         version_text: str | None = dist.version
-    except KeyError:
+    except _BACKPORT:
         version_text = None
     return f"{name} {version_text or 'unknown-version'}"
 
 
 def _label(dist: Distribution) -> str:
-    """Name of a distribution that cannot be read, for messages."""
-    try:
-        return _source(dist, str(_name_of(dist)))
-    except UnicodeDecodeError:
-        return Path(getattr(dist, "_path", "a distribution")).name
+    """Name of a distribution that cannot be read, for messages; its folder if it has none."""
+    with contextlib.suppress(UnicodeDecodeError):
+        if name := _name_of(dist):
+            return _source(dist, name)
+    return Path(getattr(dist, "_path", "a distribution")).name
 
 
 def _may_have_plugins(dist: Distribution) -> bool:
