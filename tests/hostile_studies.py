@@ -1,8 +1,16 @@
-"""Studies that name code, and traces of the code that was executed."""
+"""Studies that name code, and traces of the code that was executed.
+
+Fixtures: ``finished``, ``study``, ``trace``.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+
+import pytest
+
+from flops_fit_core import run
 
 RECIPE = """
 with open({trace!r}, "a") as file:
@@ -42,3 +50,24 @@ def edit_json(file, change):
 def traced(trace, name):
     """A line of source that writes this name when it is executed."""
     return f"with open({str(trace)!r}, 'a') as file: file.write('{name} ')\n"
+
+
+@pytest.fixture(name="finished", scope="module")
+def make_finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "study"
+    run(formula(), out=folder)
+    return folder
+
+
+@pytest.fixture(name="study")
+def make_study(finished, tmp_path, monkeypatch):
+    """A finished study of bundled plugins, which is the working directory."""
+    folder = shutil.copytree(finished, tmp_path / "study")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(name="trace")
+def make_trace(tmp_path):
+    """A file in which each executed module of a test writes its name."""
+    return tmp_path / "executed"

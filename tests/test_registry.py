@@ -187,6 +187,16 @@ def test_a_distribution_with_another_name_than_its_folder_offers_its_plugins(sit
     assert offered(registry, "good") == ["tiger"]
 
 
+def in_another_python(site: Site, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, "PYTHONPATH": str(site.path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
 def test_a_distribution_without_a_version_offers_its_plugins(site: Site) -> None:
     site.install("flops-fit-good", "good", OFFER.format(name="tiger"))
     (site.path / "flops_fit_good-1.0.dist-info" / "METADATA").write_text("Name: flops-fit-good\n")
@@ -199,13 +209,7 @@ def test_a_distribution_without_a_version_offers_its_plugins(site: Site) -> None
     )
     backport = ["importlib_metadata"] if importlib.util.find_spec("importlib_metadata") else []
     for imported_before in ([], backport):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *imported_before],
-            env={**os.environ, "PYTHONPATH": str(site.path)},
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = in_another_python(site, code, *imported_before)
         assert (done.stdout, done.stderr) == ("[] ['flops-fit-good unknown-version']\n", "")
 
 
@@ -614,13 +618,7 @@ def test_a_half_removed_package_stops_nobody_where_the_backport_of_metadata_has_
         "from flops_fit_core.plugins.registry.discovery import is_installed\n"
         "print(installed().problems, is_installed('half-removed'))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(site.path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = in_another_python(site, code)
     assert (done.stdout, done.stderr) == ("[] False\n", "")
 
 
@@ -634,13 +632,7 @@ def test_the_backport_of_metadata_names_the_folder_of_a_distribution_without_a_n
         "from flops_fit_core.plugins.registry.discovery import entry_points\n"
         "print([label for label, _ in entry_points()[1]])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(site.path)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    done = in_another_python(site, code)
     assert (done.stdout, done.stderr) == ("['torn-1.0.dist-info']\n", "")
 
 

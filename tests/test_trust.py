@@ -13,11 +13,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from hostile_studies import RECIPE, edit_json, executed, formula, traced
+from hostile_studies import (
+    RECIPE,
+    edit_json,
+    executed,
+    formula,
+    make_finished,  # noqa: F401
+    make_study,  # noqa: F401
+    make_trace,  # noqa: F401
+    traced,
+)
 from own_programs import say, script
 from own_programs import table as program_table
 
-from flops_fit_core import ConfigError, plan, run
+from flops_fit_core import ConfigError, plan
 from flops_fit_core.cli.main import run as command
 from flops_fit_core.study import Study, trust
 from flops_fit_core.study.directory import StudyFolder
@@ -62,27 +71,6 @@ TRAINING = [
     ["doctor", "."],
     ["count-flops", "."],
 ]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "study"
-    run(formula(), out=folder)
-    return folder
-
-
-@pytest.fixture
-def study(finished, tmp_path, monkeypatch):
-    """A finished study of bundled plugins, which is the working directory."""
-    folder = shutil.copytree(finished, tmp_path / "study")
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def trace(tmp_path):
-    """A file in which each executed module of a test writes its name."""
-    return tmp_path / "executed"
 
 
 @pytest.fixture(autouse=True)

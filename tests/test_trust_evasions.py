@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
-from hostile_studies import RECIPE, edit_json, executed, formula, traced
+from hostile_studies import (
+    RECIPE,
+    edit_json,
+    executed,
+    formula,
+    make_finished,  # noqa: F401
+    make_study,  # noqa: F401
+    make_trace,  # noqa: F401
+    traced,
+)
 from own_programs import table as program_table
 
-from flops_fit_core import ConfigError, run
+from flops_fit_core import ConfigError
 from flops_fit_core.cli import arguments
 from flops_fit_core.plugins import ImportPath, Options, RunsCode
 from flops_fit_core.plugins.code_files import LARGEST_FILE, file_digest, value_code
@@ -26,26 +35,6 @@ from flops_fit_core.study.directory import StudyFolder
 
 FLOPS_FIT = str(Path(sys.executable).with_name("flops-fit"))
 REFUSED = "names code that would run with your rights"
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("finished") / "study"
-    run(formula(), out=folder)
-    return folder
-
-
-@pytest.fixture
-def study(finished, tmp_path, monkeypatch):
-    """A finished study of bundled plugins, which is the working directory."""
-    folder = shutil.copytree(finished, tmp_path / "study")
-    monkeypatch.chdir(folder)
-    return folder
-
-
-@pytest.fixture
-def trace(tmp_path):
-    return tmp_path / "executed"
 
 
 def change_table(study, **tables):
