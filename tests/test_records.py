@@ -168,6 +168,14 @@ def test_no_record_takes_a_number_that_is_not_finite(value: float) -> None:
         RunResult(run=make_run(), status="failed", metrics={"accuracy": value})
 
 
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "NaN", "Infinity"])
+@pytest.mark.parametrize("options", ['{{"x": {}}}', '{{"x": [1, {{"y": {}}}]}}'])
+def test_no_option_in_a_file_is_a_number_that_is_not_finite(number: str, options: str) -> None:
+    text = f'{{"name": "optim/sgd", "options": {options.format(number)}}}'
+    with pytest.raises(ValidationError, match="Input should be a finite number"):
+        PluginChoice.model_validate_json(text)
+
+
 def test_a_copy_with_another_seed_has_another_id() -> None:
     run = make_run()
     assert run.id == make_run().id  # computed, and kept

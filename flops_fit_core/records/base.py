@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, JsonValue
 
 Positive = Annotated[float, Field(gt=0)]
+
+
+def _refuse_not_finite(value: JsonValue) -> JsonValue:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError("Input should be a finite number")
+    if isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            _refuse_not_finite(item)
+    return value
+
+
+FiniteJson = Annotated[JsonValue, AfterValidator(_refuse_not_finite)]
+"""A JSON value. When pydantic reads JSON text, ``allow_inf_nan`` does not cover the numbers in a JsonValue."""
 
 
 class Record(BaseModel):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, JsonValue, PositiveInt, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
-from flops_fit_core.records.base import Record
+from flops_fit_core.records.base import FiniteJson, Record
 from flops_fit_core.records.runs import ParameterCounts, RunSpec
 
 Status = Literal["completed", "diverged", "failed"]
@@ -116,7 +116,7 @@ class RunResult(Record):
     error: RunError | None = None
     versions: dict[str, str] = {}
     """Versions of python, torch and the distribution of each plugin used."""
-    runtime: dict[str, dict[str, JsonValue]] = {}
+    runtime: dict[str, dict[str, FiniteJson]] = {}
     """Options by kind that are not part of the run's id."""
     synthetic: bool = False
     """Whether the loss was computed from a formula, without training."""

@@ -8,9 +8,9 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field, JsonValue, PositiveInt
+from pydantic import Field, PositiveInt
 
-from flops_fit_core.records.base import Positive, Record, content_hash
+from flops_fit_core.records.base import FiniteJson, Positive, Record, content_hash
 
 
 class PluginChoice(Record):
@@ -18,7 +18,7 @@ class PluginChoice(Record):
 
     name: str
     """Qualified name, ``optim/sgd``."""
-    options: dict[str, JsonValue] = {}
+    options: dict[str, FiniteJson] = {}
     revision: PositiveInt = 1
     """The plugin's author raises it when behaviour or a default changes."""
 
@@ -199,7 +199,7 @@ class Job(Record):
     id: str
     trajectories: tuple[Trajectory, ...]
     device: PluginChoice
-    runtime: dict[str, dict[str, JsonValue]] = {}
+    runtime: dict[str, dict[str, FiniteJson]] = {}
     """Options by kind that do not change the result (paths, threads, compile)."""
     attempts: dict[str, int] = {}
     """Attempt number by run id; 1 if missing."""
@@ -254,7 +254,7 @@ class SweepPlan(Record):
     flops_name: str
     """The convention by which C is counted."""
     device: PluginChoice
-    runtime: dict[str, dict[str, JsonValue]] = {}
+    runtime: dict[str, dict[str, FiniteJson]] = {}
     vmap_runs: PositiveInt = 1
     """The most trajectories of equal shape in a job, which are trained as one vectorised model."""
     checkpoint_bytes: int = 0

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torture import experiments
@@ -19,7 +20,7 @@ from torture.checker import acknowledged, check_ports, check_trained_once
 from torture.recovery import after_fault
 from torture.session import Session
 from torture.timing import random_moment, until
-from torture.zygote import Trial
+from torture.zygote import Driver, Trial
 
 LEASE = 2.0
 RUNS = 6
@@ -113,7 +114,7 @@ def pause_driver(trial: Trial, session: Session) -> list[str]:
     paused = trial.start()
     until(lambda: "to train" in paused.text or paused.poll())
     random_moment(paused, RUNS - 1, session.random, gap=0.15)
-    paused.send(signal.SIGSTOP)
+    pause(paused)
     other = trial.start()
     ended = other.wait(60)
     violations = [] if ended.status == 0 else [f"the other driver: {ended}: {other.text.strip()[-300:]}"]
@@ -122,6 +123,28 @@ def pause_driver(trial: Trial, session: Session) -> list[str]:
     if ended.status != 0:
         violations.append(f"the paused driver: {ended}: {paused.text.strip()[-300:]}")
     return violations + after_fault(trial, None)
+
+
+def pause(driver: Driver) -> None:
+    """Stop a driver while it holds no lock for writing: with one, other drivers end with an error after
+    ``lock_timeout`` (docs/reliability.md)."""
+    while not driver.poll():
+        driver.send(signal.SIGSTOP)
+        until(lambda: driver.poll() or is_stopped(driver.pid))
+        if not holds_lock(driver.pid):
+            return
+        driver.send(signal.SIGCONT)
+        time.sleep(0.005)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("T")
+
+
+def holds_lock(pid: int) -> bool:
+    """Whether a process holds an exclusive lock of any file."""
+    locks = [line.split() for line in Path("/proc/locks").read_text().splitlines()]
+    return any("WRITE" in fields and str(pid) in fields and "->" not in fields for fields in locks)
 
 
 def pause_worker(trial: Trial, session: Session) -> list[str]:
