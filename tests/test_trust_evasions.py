@@ -27,11 +27,13 @@ from own_programs import table as program_table
 
 from flops_fit_core import ConfigError
 from flops_fit_core.cli import arguments
-from flops_fit_core.plugins import ImportPath, Options, RunsCode
+from flops_fit_core.config import choose_from_table
+from flops_fit_core.plugins import ImportPath, Options, Registry, RunsCode
 from flops_fit_core.plugins.code_files import LARGEST_FILE, file_digest, value_code
 from flops_fit_core.plugins.options import Table, code_options
 from flops_fit_core.study import Study
 from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.other_stores import check_no_other_driver
 
 FLOPS_FIT = str(Path(sys.executable).with_name("flops-fit"))
 REFUSED = "names code that would run with your rights"
@@ -59,6 +61,16 @@ def test_a_program_of_a_trainer_without_a_name_needs_consent(study, trace, call)
     assert REFUSED in error
     assert f"touch {trace}" in error
     assert not trace.exists()
+
+
+def test_the_server_of_the_users_experiment_needs_no_consent_and_another_server_does(study):
+    url = {"name": "postgres", "url": "postgresql://localhost/results"}
+    change_table(study, store=url)
+    folder, registry = StudyFolder(study), Registry()
+    users, other = (choose_from_table("store", {**url, **change}, registry, "") for change in ({}, {"study": "b"}))
+    check_no_other_driver(folder, users, registry)
+    with pytest.raises(ConfigError, match="its results on a server that you have not allowed"):
+        check_no_other_driver(folder, other, registry)
 
 
 def test_a_function_in_a_size_of_the_sweep_needs_consent(study, trace, call):

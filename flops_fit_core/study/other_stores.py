@@ -134,9 +134,10 @@ def _recorded(
         )
     if object_name is not None:
         return
-    recorded = recorded_store(folder, registry)
+    recorded = folder.choice("store", registry)
+    # The user has given the chosen store. Any other one needs consent, if it is on a server.
     if recorded != chosen and not (recorded.name == chosen.name and chosen.spec.file is not None):
-        yield recorded.spec.file or f"the store {recorded.name}", recorded
+        yield recorded.spec.file or f"the store {recorded.name}", recorded_store(folder, registry)
 
 
 def _missing(store: ResultStore, stored: dict[str, RunResult]) -> Iterator[RunResult]:
