@@ -99,8 +99,8 @@ def test_a_flipped_bit_is_detected_or_harmless(
 
 def test_a_damaged_character_of_a_stored_text_is_detected(tmp_path: Path) -> None:
     path = closed_store(tmp_path) / DATABASE
-    # A byte that is not UTF-8, in a column and in the schema: Python cannot decode either.
-    for text in (RESULTS[2].id.encode() + b"completed", b'token" TEXT'):
+    # A byte that is not UTF-8, in a column, in the schema, and in a message of SQLite: Python cannot decode any.
+    for text in (RESULTS[2].id.encode() + b"completed", b'token" TEXT', b"claimsclaims", b"results_id_attempt"):
         before = path.read_bytes()
         flip_bit(path, before.rindex(text), 7)
         with pytest.raises(StoreError, match="damaged"):

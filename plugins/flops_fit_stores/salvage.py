@@ -97,7 +97,8 @@ def _candidates(database: Path, log: Path) -> Iterator[tuple[int, tuple[Any, Any
 
 def _rows_by_sqlite(path: Path, order: str) -> Iterator[tuple[int, tuple[Any, Any, Any, Any]]]:
     """The rows up to the first page that SQLite cannot read."""
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection, suppress(sqlite3.Error):
+    unreadable = (sqlite3.Error, UnicodeDecodeError)  # the message of an error may not be UTF-8
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection, suppress(*unreadable):
         connection.text_factory = bytes
         (version,) = connection.execute("PRAGMA user_version").fetchone()
         # By version: if the column is missing because the schema is damaged, no row is read without its checksum.

@@ -31,6 +31,8 @@ def explain_errors(path: Path, lock_timeout: float) -> Iterator[None]:
                 f"or stop it"
             ) from None
         raise StoreError(f"{path}: {error}") from None
+    except UnicodeDecodeError:  # the message of an error names a damaged table
+        raise _damaged(path, "a name in its schema is not UTF-8") from None
     except OSError as error:
         raise StoreError(f"{error.filename or path}: {error.strerror or error}") from None
 

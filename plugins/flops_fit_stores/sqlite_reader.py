@@ -64,7 +64,7 @@ class Reader:
                     self._open()
                 assert self._connection is not None
                 answer = query(self._connection)
-            except (sqlite3.Error, Damage, StoreError, OSError):
+            except (sqlite3.Error, UnicodeDecodeError, Damage, StoreError, OSError):
                 changed = self.way != "shared" and self._has_changed()
                 self.close()
                 if not changed:
