@@ -110,7 +110,7 @@ def fit(
 
     Args:
         source: A Study, a study's folder, the file of a table, or observations.
-        fitter: Name, table or object; by default the study's, or ``parametric``.
+        fitter: Name, table or object; by default the study's, or ``average``.
         registry: The plugins that contain the fitter; by default the installed plugins.
 
     Raises FitError if no law can be fitted, ConfigError for a source that cannot be read.
@@ -159,7 +159,7 @@ def find_optimal(
     device: Any = "auto",
     store: Any = "sqlite",
     executor: Any = "processes",
-    fitter: Any = "parametric",
+    fitter: Any = "average",
     loggers: Sequence[Any] = (),
     train: bool = True,
     resume: bool = True,

@@ -8,9 +8,6 @@ from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import LawFit
 from flops_fit_core.study import Study
 
-CORE_LAWS = ("parametric", "kaplan", "muennighoff", "envelope")
-"""Laws with an optimum that the core can compute without the fitter."""
-
 
 def print_summary(study: Study) -> None:
     """Print the answer. Raises FitError if no law can be fitted."""
@@ -28,25 +25,28 @@ def print_summary(study: Study) -> None:
 def print_law(fit: LawFit) -> None:
     """Print the minima of a law, its exponents and its parameters."""
     from flops_fit_core.fitting import parameter_intervals
-    from flops_fit_core.report import exponents_line, minima_table
+    from flops_fit_core.report import exponents_line, laws_table, minima_table
 
     if fit.minima:
         print_table(minima_table(fit))
     print_text(exponents_line(fit))
+    if fit.members:
+        print_table(laws_table(fit))
+        return
     parameters = ", ".join(f"{name} = {value}" for name, value in parameter_intervals(fit).items())
     print_text(f"Law {fit.law.name}: {parameters}")
 
 
 def print_comparison(fit: LawFit, isoflop: LawFit) -> None:
     """Print the IsoFLOP law of the same runs, and whether the laws agree."""
-    from flops_fit_core.fitting import disagreement
+    from flops_fit_core.fitting import disagreement, has_optimum
     from flops_fit_core.report import exponents, minima_table
 
     print_text("IsoFLOP profiles of the same runs, for comparison:")
     print_table(minima_table(isoflop))
     print_text(exponents(isoflop))
     print_diagnostics(isoflop)
-    if fit.law.name in CORE_LAWS:
+    if has_optimum(fit):
         for diagnostic in disagreement(fit, isoflop):
             print_text(f"! {diagnostic.message}")
 

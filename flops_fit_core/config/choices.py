@@ -53,7 +53,7 @@ DEFAULTS: Mapping[str, str] = {
     "device": "devices/auto",
     "store": "stores/sqlite",
     "executor": "executors/processes",
-    "fitter": "fitters/parametric",
+    "fitter": "fitters/average",
 }
 """Default plugin of each kind. The names are qualified, because another plugin may also offer an ``sgd``."""
 

@@ -3,9 +3,10 @@ from .backtesting import BacktestPoint as BacktestPoint
 from .backtesting import backtest as backtest
 from .data import Runs as Runs
 from .data import observations as observations
+from .fitters.average import AverageFitter as AverageFitter
 from .fitters.envelope import EnvelopeFitter as EnvelopeFitter
 from .fitters.isoflop import IsoflopFitter as IsoflopFitter
-from .fitters.joint import JointFitter as JointFitter
+from .fitters.law import LawFitter as LawFitter
 from .fitters.parametric import ParametricFitter as ParametricFitter
 from .fitters.profiles import profile_loss as profile_loss
 from .grid import check_grid as check_grid
@@ -18,7 +19,10 @@ from .io.tables import read_complete_table as read_complete_table
 from .io.tables import read_table as read_table
 from .io.tables import table_groups as table_groups
 from .laws.optima import follow_family as follow_family
+from .laws.optima import member_answers as member_answers
 from .laws.optima import optimum as optimum
+from .laws.surfaces import has_optimum as has_optimum
+from .new_run import require_new_run as require_new_run
 from .predict import Cost as Cost
 from .predict import OffOptimum as OffOptimum
 from .predict import Served as Served

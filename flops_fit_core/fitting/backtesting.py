@@ -9,7 +9,7 @@ import numpy as np
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.fitters.profiles import fit_profile, group_by_budget, move_to_budgets
-from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.surfaces import has_surface
 from flops_fit_core.fitting.predict import predict_loss
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.records import Interval, LawFit, Observation, Record
@@ -74,7 +74,7 @@ def backtest(
         )
     fit = fitter.fit([run for run, held in zip(observations, is_held_out, strict=True) if not held])
     held_out = [run for run, held in zip(observations, is_held_out, strict=True) if held]
-    points = _predict_runs(fit, held_out) if fit.law.name in SURFACES else _predict_minima(fitter, fit, held_out)
+    points = _predict_runs(fit, held_out) if has_surface(fit) else _predict_minima(fitter, fit, held_out)
     return Backtest(fit=fit, held_out=tuple(points), above=above)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_core.errors import FitError
+from flops_fit_core.plugins.protocols import LossLaw
 from flops_fit_core.records import Observation, RunResult
 
 Floats = NDArray[np.float64]
@@ -33,6 +34,8 @@ class Runs:
     """Runs with equal entries share a stable phase or are points of one training run."""
     unique: Floats
     """Unique training tokens; equals ``tokens`` if no token was repeated."""
+    inputs: Mapping[str, Floats] = field(default_factory=dict)
+    """Further inputs of a law by name; NaN for a run without the input."""
 
     @classmethod
     def of(cls, observations: Sequence[Observation]) -> Runs:
@@ -54,6 +57,10 @@ class Runs:
             seeds=tuple(run.seed for run in observations),
             trunks=tuple(run.trajectory or run.id for run in observations),
             unique=np.array([min(run.unique_tokens or run.tokens, run.tokens) for run in observations]),
+            inputs={
+                name: np.array([run.inputs.get(name, np.nan) for run in observations])
+                for name in sorted({name for run in observations for name in run.inputs})
+            },
         )
 
     def __len__(self) -> int:
@@ -71,7 +78,23 @@ class Runs:
             seeds=tuple(self.seeds[row] for row in rows),
             trunks=tuple(self.trunks[row] for row in rows),
             unique=self.unique[rows],
+            inputs={name: values[rows] for name, values in self.inputs.items()},
         )
+
+    def inputs_of(self, law: LossLaw) -> dict[str, Floats]:
+        """The inputs of a law, each of shape (n,). Raises FitError that names the missing columns."""
+        columns = {"params": self.params, "tokens": self.tokens, "unique_tokens": self.unique, **self.inputs}
+        missing = [name for name in law.inputs if name not in columns or not np.isfinite(columns[name]).all()]
+        if missing:
+            example = " ".join(f"--column {name}=NAME" for name in missing)
+            raise FitError(f"the law needs {', '.join(missing)} of every run: name the columns, {example}")
+        return {name: columns[name] for name in law.inputs}
+
+
+def median_inputs(law: LossLaw, runs: Runs) -> dict[str, float]:
+    """The median of each further input, at which the optimum of the runs is computed."""
+    further = [name for name in law.inputs if name not in ("params", "tokens", "unique_tokens")]
+    return {name: float(np.median(runs.inputs[name])) for name in further}
 
 
 def observations(results: Iterable[RunResult], eval_set: str | None = None) -> list[Observation]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,14 @@ from flops_fit_core.errors import ConfigError, DamagedFile, FitError
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.io.tables import RunTable
-from flops_fit_core.fitting.laws.forms import PARAMETERS, SURFACES
 from flops_fit_core.fitting.laws.optima import optimum
+from flops_fit_core.fitting.laws.surfaces import drawn_surface, has_surface, point_surface
+from flops_fit_core.fitting.new_run import new_run_interval
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Fitter
+from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Diagnostic, Interval, LawFit, Record
 
 
@@ -64,13 +66,11 @@ def load_fit(path: Path) -> LawFit:
         ) from None
     except ConfigError as error:
         raise FitError(str(error)) from None
-    needed = PARAMETERS.get(fit.law.name, frozenset())
-    for names in (set(fit.law.parameters), set(fit.draws) or needed):
-        if missing := needed - names:
-            raise FitError(
-                f"{path} is not a fit: its law {fit.law.name!r} lacks {', '.join(sorted(missing))}; create one "
-                f"with flops-fit fit ... --out"
-            )
+    if has_surface(fit):
+        try:
+            point_surface(fit, dict.fromkeys(_further_inputs(fit), 1.0))
+        except FitError as error:
+            raise FitError(f"{path} is not a fit: {error}") from None
     return fit
 
 
@@ -90,17 +90,35 @@ def parameter_intervals(fit: LawFit) -> dict[str, Interval]:
 
 
 @convert_numerical_errors
-def predict_loss(fit: LawFit, params: float, tokens: float, unique_tokens: float | None = None) -> Interval:
-    """Held-out loss of a model of N parameters after D tokens, with the interval of the law (not of a single run).
+def predict_loss(
+    fit: LawFit,
+    params: float,
+    tokens: float,
+    unique_tokens: float | None = None,
+    inputs: Mapping[str, float] | None = None,
+    *,
+    new_run: bool = False,
+) -> Interval:
+    """Held-out loss of a model of N parameters after D tokens, with the interval of the law.
 
-    Raises FitError for a law of the optimum only (isoflop, envelope).
+    With ``new_run``, the interval of one further run. ``inputs`` has the values of a law's further inputs. Raises
+    FitError for a law of the optimum only (isoflop, envelope), and for a fit without an estimate of the error of a
+    run.
     """
-    surface = _surface(fit)
+    extra = {**(inputs or {}), **({} if unique_tokens is None else {"unique_tokens": unique_tokens})}
     x = np.log([[params]]), np.log([[tokens]])
-    extra = {} if unique_tokens is None else {"ln_unique": np.log([[unique_tokens]])}
-    point = surface({**_columns(fit.law.parameters), **extra}, *x)[0]
-    drawn = surface({**_columns(fit.draws), **extra}, *x)[0][:, 0] if fit.draws else np.empty(0)
-    return interval(float(point[0, 0]), drawn, fit.level)
+    point, drawn = point_surface(fit, extra).loss(*x), drawn_surface(fit, extra)
+    draws = np.empty(0) if drawn is None else drawn.loss(*x)[:, 0]
+    if not new_run:
+        return interval(float(point[0, 0]), draws, fit.level)
+    per_token = np.exp(FlopsPerToken.of_fit(fit)(x[0])[0, 0])
+    return new_run_interval(fit, float(point[0, 0]), draws, float(per_token) * tokens)
+
+
+def without_draws(fit: LawFit) -> LawFit:
+    """The same fit without intervals, which is faster to evaluate."""
+    members = tuple(member.model_copy(update={"draws": {}}) for member in fit.members)
+    return fit.model_copy(update={"draws": {}, "members": members})
 
 
 class OffOptimum(Record):
@@ -121,11 +139,11 @@ def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
 
     Raises FitError for a law of the optimum only.
     """
-    _surface(fit)
+    point_surface(fit)
     constraint = FlopsPerToken.from_knots(fit.flops_per_token)
     tokens = float(np.exp(np.log(flops) - constraint(np.log(np.array(params)))))
     loss = predict_loss(fit, params, tokens)
-    point_fit = fit.model_copy(update={"draws": {}})
+    point_fit = without_draws(fit)
     low, high = np.log(flops) - 30, np.log(flops)
     for _ in range(60):
         middle = (low + high) / 2
@@ -161,8 +179,8 @@ def cheapest_to_serve(fit: LawFit, loss: float, inference_tokens: float) -> Serv
     Sardana et al. 2023 (arXiv 2401.00448), equation 3. Raises FitError for a loss at or below the irreducible
     loss of the law.
     """
-    _surface(fit)
-    point_fit = fit.model_copy(update={"draws": {}})
+    point_surface(fit)
+    point_fit = without_draws(fit)
     training = _solve_flops(point_fit, loss, 0.0)
     served = _solve_flops(point_fit, loss, inference_tokens)
     cheapest = optimum(point_fit, served, inference_tokens=inference_tokens)
@@ -230,10 +248,10 @@ def training_cost(
 def checklist(fit: LawFit, source: str = "") -> list[tuple[str, str]]:
     """Facts to report with a fit, after (Mis)fitting (Li et al. 2025, arXiv 2502.18969)."""
     codes = {diagnostic.code: diagnostic.message for diagnostic in fit.diagnostics}
-    spread = "none" if not fit.draws else f"{len(next(iter(fit.draws.values())))} bootstrap draws, seed {fit.seed}"
+    spread = f"{fit.draw_count} bootstrap draws, seed {fit.seed}" if fit.draw_count else "none"
     excluded = "nothing" if not fit.excluded else f"{len(fit.excluded)}: " + _count_reasons(fit.excluded)
     return [
-        ("law", f"{fit.law.name}, parameters {', '.join(fit.law.parameters)}"),
+        ("law", _describe_law(fit)),
         ("fitted to", source or "runs of a study"),
         ("runs used", str(fit.n_runs)),
         ("left out", excluded),
@@ -263,13 +281,13 @@ def _count_reasons(excluded: Mapping[str, str]) -> str:
     return "; ".join(f"{count} x {reason}" for reason, count in counts.items())
 
 
-def _surface(fit: LawFit) -> Any:
-    if fit.law.name not in SURFACES:
-        raise FitError(
-            f"law {fit.law.name!r} gives the optimum only, not the loss at other N and D: use fitter parametric"
-        )
-    return SURFACES[fit.law.name]
+def _describe_law(fit: LawFit) -> str:
+    if not fit.members:
+        return f"{fit.law.name}, parameters {', '.join(fit.law.parameters)}"
+    names = dict.fromkeys(member.law.name for member in fit.members)
+    return "; ".join(f"{name}: {find_law(name).formula}" for name in names) + ", averaged by backtests"
 
 
-def _columns(parameters: Mapping[str, float | Sequence[float]]) -> dict[str, Any]:
-    return {name: np.atleast_1d(np.asarray(values, dtype=float))[:, None] for name, values in parameters.items()}
+def _further_inputs(fit: LawFit) -> set[str]:
+    names = [member.law.name for member in fit.members] or [fit.law.name]
+    return {name for law in names for name in find_law(law).inputs}

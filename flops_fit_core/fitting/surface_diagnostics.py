@@ -11,10 +11,10 @@ from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import note
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
-from flops_fit_core.fitting.laws.chinchilla import SurfaceFit
 from flops_fit_core.fitting.laws.power_law import fit_line
-from flops_fit_core.fitting.solvers.newton import solve
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, solve
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
+from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, fit_surface, make_problem
 from flops_fit_core.fitting.uncertainty.noise import NoiseModel
 from flops_fit_core.fitting.uncertainty.outliers import Rejection
 from flops_fit_core.records import Diagnostic
@@ -73,7 +73,7 @@ def check_surface(
                 "separated; train some runs at 4 times and at 1/4 of that D / N",
             )
         )
-    if not fit.free[0]:
+    if not fit.free[_index_of_limit(fit)].all():
         diagnostics.append(
             Diagnostic(
                 code="no-irreducible-loss",
@@ -103,12 +103,26 @@ def check_surface(
     return diagnostics
 
 
+def _index_of_limit(fit: SurfaceFit) -> list[int]:
+    """Index of the irreducible loss E among the parameters; empty if the law has none."""
+    names = [parameter.name for parameter in fit.problem.law.parameters]
+    return [names.index("E")] if "E" in names else []
+
+
 def ratio_spread(runs: Runs) -> float:
     """Standard deviation of ln D about a parabola in ln N; near 0, D is a function of N."""
     x, z = np.log(runs.params), np.log(runs.tokens)
     design = np.vander(x - x.mean(), 3)
     residuals = z - design @ np.linalg.lstsq(design, z, rcond=None)[0]
     return float(np.sqrt(np.sum(residuals**2) / max(len(residuals) - 3, 1)))
+
+
+def explain_swapped_runs(runs: Runs) -> str:
+    """:func:`explain_swapped_roles` for chinchilla fitted to the runs."""
+    if ratio_spread(runs) >= MIN_RATIO_SPREAD or len(runs) < 6:
+        return ""
+    problem = make_problem(np.log(runs.params), np.log(runs.tokens), np.log(runs.loss))
+    return explain_swapped_roles(fit_surface(problem, LeastSquares()), runs)
 
 
 def explain_swapped_roles(fit: SurfaceFit, runs: Runs) -> str:
@@ -119,6 +133,7 @@ def explain_swapped_roles(fit: SurfaceFit, runs: Runs) -> str:
     if ratio_spread(runs) >= MIN_RATIO_SPREAD:
         return ""
     problem, theta = fit.problem, fit.theta
+    assert isinstance(problem, ChinchillaProblem)
     slope = float(fit_line(problem.u, problem.v, np.ones_like(problem.u))[1])
     if abs(slope) < 0.05:
         return ""
@@ -162,7 +177,7 @@ def check_draws(runs: int, dof: int, at_bound: int, draws: int) -> list[Diagnost
 
 def _lack_of_fit(fit: SurfaceFit, used: Runs, noise: NoiseModel | None) -> str | None:
     """Message if quadratic terms in ln N and ln D improve the law, by an F test at 1% under the noise model."""
-    u, v = fit.problem.u, fit.problem.v
+    u, v = (np.log(values) - np.log(values).mean() for values in (used.params, used.tokens))
     design = fit.jacobian[:, fit.free]
     quadratic = np.column_stack([u**2, u * v, v**2])
     if noise is None or len(u) - design.shape[1] - quadratic.shape[1] < 5:

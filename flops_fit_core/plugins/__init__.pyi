@@ -23,8 +23,10 @@ from .protocols import JobEnded as JobEnded
 from .protocols import JobRunner as JobRunner
 from .protocols import JobTask as JobTask
 from .protocols import Logger as Logger
+from .protocols import LossLaw as LossLaw
 from .protocols import LossSurface as LossSurface
 from .protocols import MultiEvalDataset as MultiEvalDataset
+from .protocols import Parameter as Parameter
 from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput
 from .protocols import ResultStore as ResultStore
@@ -35,6 +37,7 @@ from .protocols import Task as Task
 from .protocols import TrainContext as TrainContext
 from .protocols import Trainer as Trainer
 from .protocols import TransformerShape as TransformerShape
+from .protocols import log_sum_exp as log_sum_exp
 from .protocols import own_parameter_groups as own_parameter_groups
 from .protocols.store_checks import FileFinding as FileFinding
 from .protocols.store_checks import StoreRepair as StoreRepair
@@ -57,6 +60,7 @@ from .specs import ExecutorSpec as ExecutorSpec
 from .specs import FitterSpec as FitterSpec
 from .specs import FlopCounterSpec as FlopCounterSpec
 from .specs import Ladder as Ladder
+from .specs import LawSpec as LawSpec
 from .specs import LoggerSpec as LoggerSpec
 from .specs import ModelSpec as ModelSpec
 from .specs import OptimizerSpec as OptimizerSpec

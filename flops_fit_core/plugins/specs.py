@@ -23,6 +23,7 @@ from flops_fit_core.plugins.protocols import (
     Fitter,
     FlopCount,
     Logger,
+    LossLaw,
     ParameterGroup,
     RecipeInput,
     ResultStore,
@@ -368,3 +369,12 @@ class FitterSpec(Spec):
     kind: ClassVar[str] = "fitter"
 
     build: Callable[[Any], Fitter]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LawSpec(Spec):
+    """``build()`` returns a ``LossLaw``. A law has no options."""
+
+    kind: ClassVar[str] = "law"
+
+    build: Callable[[], LossLaw]

@@ -8,7 +8,17 @@ backward), L held-out loss in nats per token.
 from __future__ import annotations
 
 from flops_fit_core.records.base import Positive, Record, canonical_json, content_hash
-from flops_fit_core.records.fits import Diagnostic, Interval, Law, LawFit, Observation, Optimum, ProfileMinimum
+from flops_fit_core.records.fits import (
+    Diagnostic,
+    Interval,
+    Law,
+    LawFit,
+    LawMember,
+    NewRunError,
+    Observation,
+    Optimum,
+    ProfileMinimum,
+)
 from flops_fit_core.records.results import Evaluation, Progress, RunError, RunResult, Status
 from flops_fit_core.records.runs import (
     Hyperparameters,
@@ -29,6 +39,8 @@ __all__ = [
     "Job",
     "Law",
     "LawFit",
+    "LawMember",
+    "NewRunError",
     "Observation",
     "Optimum",
     "ParameterCounts",

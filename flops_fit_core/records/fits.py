@@ -27,6 +27,8 @@ class Observation(Record):
     """Runs that share a trunk have correlated errors; this names the trunk."""
     unique_tokens: Positive | None = None
     """Distinct tokens among ``tokens``; None unless it is known to be less than ``tokens``."""
+    inputs: dict[str, float] = {}
+    """Further inputs of a law by name, such as ``experts``."""
 
 
 class Interval(Record):
@@ -47,6 +49,37 @@ class Law(Record):
 
     name: str
     parameters: dict[str, float]
+
+
+class LawMember(Record):
+    """One law of an average of laws."""
+
+    law: Law
+    drift: float = 0.0
+    """The fit weights each run by 1 / (1 + drift^2 ln(C_max / C)): 0 for equal weights."""
+    weight: float
+    """Share of this law in the average, by its backtests."""
+    errors: tuple[float, ...] = ()
+    """Root mean square error of ln L in each backtest, from the smallest to the largest fitted scale."""
+    exponents: dict[str, Interval] = {}
+    draws: dict[str, tuple[float, ...]] = {}
+    """Its bootstrap draws, of a number in proportion to its weight."""
+
+
+class NewRunError(Record):
+    """Error of the loss of one further run, in ln L: standard deviation sqrt(sigma^2 + drift^2 ln(C / C_max)).
+
+    C_max is the largest fitted C; below it, the second term is 0.
+    """
+
+    sigma: float
+    """Standard deviation between runs, seed noise included."""
+    drift: float
+    """Error of the law per square root of ln(C / C_max), from backtests; 0 without any."""
+    sigma_dof: float
+    """Degrees of freedom behind ``sigma``."""
+    drift_dof: float
+    """Degrees of freedom behind ``drift``; 0 without any backtest."""
 
 
 class ProfileMinimum(Record):
@@ -71,6 +104,9 @@ class Optimum(Record):
     params: Interval
     tokens: Interval
     loss: Interval
+    """The law's loss, with the uncertainty of the law."""
+    new_run: Interval | None = None
+    """The same loss with an interval for one further run; None if the fit has no estimate of it."""
     notes: tuple[str, ...] = ()
     """For example how far C lies beyond the fitted budgets."""
     outside: Literal["below", "above"] | None = None
@@ -102,6 +138,10 @@ class LawFit(Record):
     minima: tuple[ProfileMinimum, ...] = ()
     draws: dict[str, tuple[float, ...]] = {}
     """Bootstrap draws of each parameter in ``law.parameters``."""
+    members: tuple[LawMember, ...] = ()
+    """The laws of an average of laws, which then has no ``draws`` and no parameters of its own."""
+    new_run: NewRunError | None = None
+    """Error of a further run; None if it is unknown."""
     failed_draws: int = 0
     flops_range: tuple[Positive, Positive]
     """Smallest and largest C among the fitted runs."""
@@ -120,9 +160,17 @@ class LawFit(Record):
     """Name of the held-out set with the fitted losses; None for the dataset's main set."""
     seed: int = 0
 
+    @property
+    def draw_count(self) -> int:
+        """Number of bootstrap draws, of all laws together."""
+        tables = [member.draws for member in self.members] or [self.draws]
+        return sum(len(next(iter(table.values()), ())) for table in tables)
+
     @model_validator(mode="after")
     def _draws_have_equal_lengths(self) -> Self:
         lengths = {len(column) for column in (*self.draws.values(), *self.flops_per_token_draws)}
+        if self.members:
+            lengths |= {self.draw_count}
         if len(lengths) > 1:
             raise ValueError(f"the bootstrap draws have different lengths: {sorted(lengths)}")
         modes = {len(mode) for mode in self.flops_per_token_modes}

@@ -43,6 +43,7 @@ __all__ = [
     "exponents",
     "exponents_line",
     "isoflop_figure",
+    "laws_table",
     "minima_table",
     "optimum_figure",
     "plan_table",

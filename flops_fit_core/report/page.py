@@ -12,7 +12,14 @@ from flops_fit_core.records import Interval, LawFit, Optimum, RunResult, SweepPl
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import DataTable, conventions, singular
 from flops_fit_core.report.provenance import ProvenanceItem, provenance
-from flops_fit_core.report.tables import exponents, minima_table, predictions_table, runs_table, skipped_table
+from flops_fit_core.report.tables import (
+    exponents,
+    laws_table,
+    minima_table,
+    predictions_table,
+    runs_table,
+    skipped_table,
+)
 
 
 def escape(text: str) -> str:
@@ -75,6 +82,7 @@ def render_page(content: ReportContent) -> str:
         _render_section(
             "Minima of the profiles", _render_table(minima_table(fit)) if fit.minima else "<p>None.</p>"
         ),
+        _render_section("Laws", _render_table(laws_table(fit))) if fit.members else "",
         _render_section("Diagnostics", _render_diagnostics(fit)),
         _render_section("Runs not used by the fit", _render_excluded_runs(content)),
         _render_section("Provenance", _render_provenance(provenance(fit, content.results, content.plan))),

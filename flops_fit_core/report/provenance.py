@@ -49,13 +49,16 @@ def _fit_items(fit: LawFit) -> Iterator[ProvenanceItem]:
     yield ProvenanceItem("C", f"training FLOPs (forward and backward), {fit.flops_name}")
     yield ProvenanceItem("D", fit.unit)
     yield ProvenanceItem("Fitter", describe_choice(fit.fitter))
-    law = ", ".join(f"{name} = {value:.6g}" for name, value in fit.law.parameters.items())
-    yield ProvenanceItem("Law", f"{fit.law.name}: {law}")
+    for law, weight in [(member.law, f", weight {member.weight:.0%}") for member in fit.members] or [
+        (fit.law, "")
+    ]:
+        values = ", ".join(f"{name} = {value:.6g}" for name, value in law.parameters.items())
+        yield ProvenanceItem("Law", f"{law.name}{weight}: {values}")
     low, high = fit.flops_range
     yield ProvenanceItem(
         "Fitted", f"{fit.n_runs} runs, C from {numbers.scientific(low)} to {numbers.scientific(high)}"
     )
-    draws = max((len(values) for values in fit.draws.values()), default=0)
+    draws = fit.draw_count
     failed = f", {fit.failed_draws} more failed" if fit.failed_draws else ""
     yield ProvenanceItem(
         "Bootstrap", f"{draws} draws{failed}, seed {fit.seed}, {fit.level:.0%} intervals" if draws else "none"

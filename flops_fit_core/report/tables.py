@@ -66,20 +66,60 @@ def describe_flag(minimum: ProfileMinimum) -> str:
     return "no minimum" if minimum.curve.get("c2", 1.0) <= 0 else "at the grid's edge"
 
 
+def laws_table(fit: LawFit) -> DataTable:
+    """The laws of an average: their weights and backtests, and how far their answers differ."""
+    from flops_fit_core.fitting import member_answers
+
+    target = 10 * fit.flops_range[1]
+    rows = tuple(member_answers(fit, target))
+    return DataTable(
+        title="Laws of the average",
+        caption=f"Weights come from {len(fit.members[0].errors)} backtests: fit up to a scale, predict the larger "
+        f"runs. Errors are in % of the loss, of the largest backtest. N_opt and L are at C = "
+        f"{numbers.scientific(target)}. Each law is fitted with equal weights and with weights that favour the "
+        "largest runs.",
+        fields=("law", "runs", "weight", "error", "a", "params", "loss"),
+        rows=rows,
+        columns=(
+            Column("law", lambda row: str(row["law"]), align_left=True),
+            Column("runs", lambda row: str(row["runs"]), align_left=True),
+            Column("weight", lambda row: f"{row['weight']:.0%}"),
+            Column("error", lambda row: "–" if row["error"] is None else f"{100 * row['error']:.2f}%"),
+            Column("a", lambda row: f"{row['a']:.3f}"),
+            column("N_opt", "params", numbers.count),
+            column("L", "loss", numbers.loss),
+        ),
+        diagnostics=fit.diagnostics,
+    )
+
+
 _PREDICTION_FIELDS = (
     *("flops", "params", "params_low", "params_high", "tokens", "tokens_low", "tokens_high"),
-    *("tokens_per_param", "loss", "loss_low", "loss_high", "outside_sizes", "notes"),
+    *(
+        "tokens_per_param",
+        "loss",
+        "loss_low",
+        "loss_high",
+        "new_run_low",
+        "new_run_high",
+        "outside_sizes",
+        "notes",
+    ),
 )
 
 
-def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
-    """The optimum per budget, with the intervals of the fit, if any."""
+def predictions_table(fit: LawFit, optima: Iterable[Optimum], new_run: bool = True) -> DataTable:
+    """The optimum per budget, with the intervals of the fit, and of a new run, if any."""
     optima = list(optima)
     rows = tuple(_prediction_row(optimum) for optimum in optima)
+    has_new_run = new_run and any(row["new_run_low"] is not None for row in rows)
+    explanation = (
+        " The law's interval holds the mean loss of many runs, the new run's that of one." if has_new_run else ""
+    )
     return DataTable(
         title="What to train for a budget",
         caption=conventions(fit.params_name, fit.flops_name, fit.unit, fit.eval_set)
-        + f" Fitted by {fit.fitter.name}.",
+        + f" Fitted by {fit.fitter.name}.{explanation}",
         fields=_PREDICTION_FIELDS,
         rows=rows,
         columns=(
@@ -90,7 +130,8 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum]) -> DataTable:
             *_span_columns(fit, rows, "tokens", numbers.count),
             column("D/N", "tokens_per_param", numbers.ratio),
             column("loss", "loss", numbers.loss),
-            *_span_columns(fit, rows, "loss", numbers.loss),
+            *_span_columns(fit, rows, "loss", numbers.loss, " law" if has_new_run else ""),
+            *(_span_columns(fit, rows, "new_run", numbers.loss, " new run") if has_new_run else ()),
             *(
                 (Column("", _describe_outside, align_left=True),)
                 if any(row["outside_sizes"] for row in rows)
@@ -121,11 +162,13 @@ def _check_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
     ]
 
 
-def _span_columns(fit: LawFit, rows: Iterable[Row], name: str, show: Callable[[float], str]) -> list[Column]:
+def _span_columns(
+    fit: LawFit, rows: Iterable[Row], name: str, show: Callable[[float], str], label: str = ""
+) -> list[Column]:
     low, high = f"{name}_low", f"{name}_high"
     if all(row[low] is None for row in rows):
         return []
-    return [Column(f"{fit.level:.0%}", lambda row: numbers.span(row[low], row[high], show, "–"))]
+    return [Column(f"{fit.level:.0%}{label}", lambda row: numbers.span(row[low], row[high], show, "–"))]
 
 
 def _prediction_row(optimum: Optimum) -> Row:
@@ -138,7 +181,11 @@ def _prediction_row(optimum: Optimum) -> Row:
     for name in ("params", "tokens", "loss"):
         interval = getattr(optimum, name)
         row |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
-    return row
+    new_run = optimum.new_run
+    return row | {
+        "new_run_low": None if new_run is None else new_run.low,
+        "new_run_high": None if new_run is None else new_run.high,
+    }
 
 
 def exponents(fit: LawFit) -> str:

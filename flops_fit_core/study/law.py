@@ -103,10 +103,12 @@ class StudyLaw:
         except FitError as error:
             return None, str(error)
 
-    def predict(self, flops: float) -> Optimum:
-        """The optimum of a training budget. Raises FitError."""
-        from flops_fit_core.fitting import flag_outside
+    def predict(self, flops: float, *, new_run: bool = False) -> Optimum:
+        """The optimum of a training budget. Raises FitError; with ``new_run``, also without its interval."""
+        from flops_fit_core.fitting import flag_outside, require_new_run
 
+        if new_run:
+            require_new_run(self.fit)
         return flag_outside(self.fit, self.fitter.optimum(self.fit, flops))
 
     def clear(self) -> None:

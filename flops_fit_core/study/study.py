@@ -281,9 +281,13 @@ class Study:
         """Why :attr:`isoflop` cannot be fitted; empty if it can, or if it is the experiment's law."""
         return self._law.isoflop[1]
 
-    def predict(self, flops: float) -> Optimum:
-        """N_opt, D_opt and L_opt of a training budget, with intervals. Raises FitError."""
-        return self._law.predict(flops)
+    def predict(self, flops: float, *, new_run: bool = False) -> Optimum:
+        """N_opt, D_opt and L_opt of a training budget, with intervals of the law.
+
+        ``new_run`` of the result has the interval for the loss of one further run. With ``new_run=True``, a fit
+        without it is an error. Raises FitError.
+        """
+        return self._law.predict(flops, new_run=new_run)
 
     # ------------------------------------------------------------------ tables and figures
 

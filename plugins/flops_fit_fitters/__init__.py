@@ -1,5 +1,5 @@
-"""Fitters: ``isoflop`` (one profile per budget), ``parametric``, ``kaplan`` and ``muennighoff`` (a loss surface
-fitted to all runs), and ``envelope``."""
+"""Fitters: ``average`` of several laws, ``law`` (one law by its name), ``parametric`` (Approach 3 as published),
+``isoflop`` (Approach 2) and ``envelope``."""
 
 from __future__ import annotations
 
@@ -31,6 +31,24 @@ class IsoflopOptions(BootstrapOptions):
     """Shape of a profile. ``akima`` interpolates (Porian et al. 2024) and assumes the seed noise of that paper."""
 
 
+class AverageOptions(BootstrapOptions):
+    """Several laws of L(N, D), weighted by how well each predicts larger scales from smaller ones."""
+
+    laws: tuple[str, ...] = ("chinchilla", "tied", "skaling")
+    """Names of the laws; ``flops-fit laws`` lists them."""
+
+
+class LawOptions(BootstrapOptions):
+    """One law by its name, with its prior."""
+
+    law: str
+    """Name of the law; ``flops-fit laws`` lists them."""
+    objective: Literal["robust", "least-squares", "huber"] = "robust"
+    """As for ``parametric``."""
+    prior: bool = True
+    """Whether to use the prior that the law declares for its exponents; ``huber`` has none."""
+
+
 class ParametricOptions(BootstrapOptions):
     """Approach 3 of Hoffmann et al. 2022: L = E + A / N^alpha + B / D^beta."""
 
@@ -54,16 +72,16 @@ def parametric(options: Any) -> Fitter:
     return ParametricFitter(**options.model_dump())
 
 
-def kaplan(options: Any) -> Fitter:
-    from flops_fit_core.fitting import JointFitter
+def average(options: Any) -> Fitter:
+    from flops_fit_core.fitting import AverageFitter
 
-    return JointFitter(form="kaplan", **options.model_dump())
+    return AverageFitter(**options.model_dump())
 
 
-def muennighoff(options: Any) -> Fitter:
-    from flops_fit_core.fitting import JointFitter
+def law(options: Any) -> Fitter:
+    from flops_fit_core.fitting import LawFitter
 
-    return JointFitter(form="muennighoff", **options.model_dump())
+    return LawFitter(**options.model_dump())
 
 
 def envelope(options: Any) -> Fitter:
@@ -75,8 +93,8 @@ def envelope(options: Any) -> Fitter:
 @hookimpl
 def flops_fit_fitters() -> Iterable[FitterSpec]:
     """Offer the bundled fitters."""
+    yield FitterSpec(name="average", options=AverageOptions, build=average)
+    yield FitterSpec(name="law", options=LawOptions, build=law)
     yield FitterSpec(name="isoflop", options=IsoflopOptions, build=isoflop)
     yield FitterSpec(name="parametric", options=ParametricOptions, build=parametric)
-    yield FitterSpec(name="kaplan", options=BootstrapOptions, build=kaplan)
-    yield FitterSpec(name="muennighoff", options=BootstrapOptions, build=muennighoff)
     yield FitterSpec(name="envelope", options=BootstrapOptions, build=envelope)

@@ -13,11 +13,11 @@ from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import check_runs, no_interval
 from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.chinchilla import linearise, make_problem
-from flops_fit_core.fitting.laws.forms import SURFACES
 from flops_fit_core.fitting.laws.optima import exponents
+from flops_fit_core.fitting.laws.surfaces import LawSurface
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
-from flops_fit_core.fitting.solvers.newton import Problem
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem
+from flops_fit_core.fitting.solvers.surface_fit import make_problem
 from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface, explain_swapped_roles
 from flops_fit_core.fitting.uncertainty.refits import (
     OUTLIER,
@@ -29,7 +29,6 @@ from flops_fit_core.fitting.uncertainty.refits import (
     draw_residuals,
     explain_few_trajectories,
     fit_point,
-    to_parameters,
 )
 from flops_fit_core.plugins.utilities import fit_header
 from flops_fit_core.records import Diagnostic, Law, LawFit, Observation
@@ -62,17 +61,15 @@ class ParametricFitter(BootstrapFitter):
         used = runs.take(np.flatnonzero(accepted))
         constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
         diagnostics = [describe_objective(self.objective, point), *check_runs(used, constraint)]
-        residuals = linearise(problem, fit.theta)[0]
+        residuals = problem.residuals(fit.theta[None])[0]
         diagnostics += check_surface(fit, used, runs, point.rejection, residuals, constraint, point.noise)
-        law = to_parameters(fit.theta[None], runs)
         draws, failed, more_diagnostics = self._bootstrap(point, problem, used)
-        drawn, drawn_constraint = to_parameters(draws, runs), constraint.drawn(len(draws), self.seed)
+        drawn, drawn_constraint = problem.values(draws), constraint.drawn(len(draws), self.seed)
+        stack = LawSurface(problem.law, drawn) if len(draws) else None
         return LawFit(
             **fit_header(self, self.name, flops=used.flops, params=used.params, draws=drawn),
-            law=Law(name="parametric", parameters={key: float(values[0]) for key, values in law.items()}),
-            exponents=exponents(
-                SURFACES["parametric"], law, drawn, (constraint, drawn_constraint), used.flops, self.level
-            ),
+            law=Law(name="chinchilla", parameters=fit.parameters),
+            exponents=exponents(fit.surface(), stack, (constraint, drawn_constraint), used.flops, self.level),
             objective=fit.value if self.objective == "huber" else 2 * fit.value,
             n_runs=len(used),
             excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~accepted)},
@@ -81,7 +78,9 @@ class ParametricFitter(BootstrapFitter):
             **constraint.fields(drawn_constraint),
         )
 
-    def _bootstrap(self, point: PointFit, problem: Problem, used: Runs) -> tuple[Floats, int, list[Diagnostic]]:
+    def _bootstrap(
+        self, point: PointFit, problem: ChinchillaProblem, used: Runs
+    ) -> tuple[Floats, int, list[Diagnostic]]:
         """Draws of theta, the number of failed draws, and diagnostics."""
         no_draws, fit = np.empty((0, 5)), point.fit
         if self.draws < 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -10,24 +11,39 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.forms import SURFACES, Parameters, Surface, closed_form, parametric
+from flops_fit_core.fitting.laws.surfaces import (
+    LawSurface,
+    Surface,
+    drawn_surface,
+    has_surface,
+    point_surface,
+)
+from flops_fit_core.fitting.new_run import new_run_interval
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
+from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Interval, LawFit, Observation, Optimum
 
+POWER_LAWS = ("isoflop", "envelope")
+"""Laws of the optimum only."""
 Point = tuple[Floats, Floats, Floats]
 """Ln of N, D and L, one entry per draw."""
 
 
 @convert_numerical_errors
 def optimum(
-    fit: LawFit, flops: float, inference_tokens: float = 0.0, unique_tokens: float | None = None
+    fit: LawFit,
+    flops: float,
+    inference_tokens: float = 0.0,
+    unique_tokens: float | None = None,
+    inputs: Mapping[str, float] | None = None,
 ) -> Optimum:
     """N_opt, D_opt and L_opt under the constraint f(N) D = C, with intervals from the fit's draws.
 
     With ``inference_tokens`` D_inf, ``flops`` covers training and inference: f(N) D + f(N) D_inf / 3, which is
     6 N D + 2 N D_inf for f = 6 N (Sardana et al. 2023, arXiv 2401.00448). With ``unique_tokens``, further tokens
-    are repetitions; this needs a law fitted to repeated data (muennighoff).
+    are repetitions; this needs a law fitted to repeated data (muennighoff). ``inputs`` has the values of a law's
+    further inputs, such as experts.
 
     Raises FitError for a budget that is not a positive number or too small for D_inf, and for an unknown law.
     """
@@ -37,11 +53,22 @@ def optimum(
         raise FitError(f"inference_tokens = {inference_tokens}: give a number of tokens, such as 1e12")
     if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
-    target = (flops, inference_tokens, unique_tokens)
-    value = {name: (value,) for name, value in fit.law.parameters.items()}
-    point = _optima(fit, value, FlopsPerToken.of_fit(fit), *target)
-    no_draws = (np.empty(0),) * 3
-    drawn = _optima(fit, fit.draws, FlopsPerToken.of_fit(fit, drawn=True), *target) if fit.draws else no_draws
+    extra = dict(inputs or {})
+    if unique_tokens is not None:
+        _check_repetition(fit)
+        extra["unique_tokens"] = unique_tokens
+    if fit.law.name in POWER_LAWS:
+        if inference_tokens:
+            raise FitError(
+                f"law {fit.law.name!r} gives the optimum only, not the loss at other N and D: use fitter average"
+            )
+        point, drawn = (_power_laws(values, flops) for values in (fit.law.parameters, fit.draws))
+    else:
+        surface, stack = point_surface(fit, extra), drawn_surface(fit, extra)
+        point = minimise(surface, FlopsPerToken.of_fit(fit), flops, inference_tokens)
+        no_draws = (np.empty(0),) * 3
+        drawn_constraint = FlopsPerToken.of_fit(fit, drawn=True)
+        drawn = no_draws if stack is None else minimise(stack, drawn_constraint, flops, inference_tokens)
     # Clip draws that hardly determine the law: N and D lie between 1 and C.
     limits_by_quantity = (0.0, np.log(flops)), (0.0, np.log(flops)), (-700.0, 700.0)
     params, tokens, loss = (
@@ -51,7 +78,37 @@ def optimum(
     notes = extrapolation(flops, fit.flops_range)
     side, message = (None, "") if fit.params_range is None else outside_sizes(params.value, fit.params_range)
     notes = (*notes, message) if message else notes
-    return Optimum(flops=flops, params=params, tokens=tokens, loss=loss, notes=notes, outside=side)
+    new_run = None
+    if fit.new_run is not None:
+        training = (
+            flops if not inference_tokens else float(tokens.value * np.exp(_ln_per_token(fit, params.value)))
+        )
+        new_run = new_run_interval(fit, loss.value, np.exp(np.clip(drawn[2], -700.0, 700.0)), training)
+    return Optimum(
+        flops=flops, params=params, tokens=tokens, loss=loss, new_run=new_run, notes=notes, outside=side
+    )
+
+
+@convert_numerical_errors
+def member_answers(fit: LawFit, flops: float) -> list[dict[str, float | str | None]]:
+    """For each law of an average: its name, weight, backtest error, a, and N_opt and L at C = ``flops``."""
+    constraint = FlopsPerToken.of_fit(fit)
+    answers: list[dict[str, float | str | None]] = []
+    for member in fit.members:
+        values = {name: np.array([value]) for name, value in member.law.parameters.items()}
+        ln_params, _, ln_loss = minimise(LawSurface(find_law(member.law.name), values), constraint, flops)
+        answers.append(
+            {
+                "law": member.law.name,
+                "runs": "largest favoured" if member.drift else "equal weights",
+                "weight": member.weight,
+                "error": member.errors[-1] if member.errors else None,
+                "a": member.exponents["a"].value,
+                "params": float(np.exp(ln_params[0])),
+                "loss": float(np.exp(ln_loss[0])),
+            }
+        )
+    return answers
 
 
 def follow_family(
@@ -63,14 +120,11 @@ def follow_family(
     differ from the family's.
     """
     runs = Runs.of([observation for observation in observations if observation.id not in fit.excluded])
-    constraint = FlopsPerToken.of_family(points, runs) if points and fit.law.name in SURFACES else None
+    constraint = FlopsPerToken.of_family(points, runs) if points and has_surface(fit) else None
     if constraint is None:
         return fit
-    law = {name: np.array([value]) for name, value in fit.law.parameters.items()}
-    drawn = {name: np.array(values) for name, values in fit.draws.items()} or {"": np.empty(0)}
-    intervals = exponents(
-        SURFACES[fit.law.name], law, drawn, (constraint,) * 2, np.array(fit.flops_range), fit.level
-    )
+    surfaces = point_surface(fit), drawn_surface(fit)
+    intervals = exponents(*surfaces, (constraint,) * 2, np.array(fit.flops_range), fit.level)
     message = f"FLOPs per token of further sizes are the family's own count, to N = {points[-1][0]:.3g}"
     return fit.model_copy(
         update={
@@ -83,32 +137,22 @@ def follow_family(
     )
 
 
-def _optima(
-    fit: LawFit,
-    parameters: Mapping[str, Sequence[float]],
-    constraint: FlopsPerToken,
-    flops: float,
-    inference_tokens: float,
-    unique_tokens: float | None,
-) -> Point:
-    law = {name: np.asarray(values, dtype=float) for name, values in parameters.items()}
-    if unique_tokens is not None:
-        if fit.law.name != "muennighoff":
-            raise FitError(f"law {fit.law.name!r} has no term for repeated tokens: use fitter muennighoff")
-        law["ln_unique"] = np.full(len(law["E"]), np.log(unique_tokens))
-    if fit.law.name in ("isoflop", "envelope"):
-        if inference_tokens:
-            raise FitError(
-                f"law {fit.law.name!r} gives the optimum only, not the loss at other N and D: use "
-                "fitter parametric"
-            )
-        return _power_laws(law, flops)
-    if fit.law.name not in SURFACES:
-        raise FitError(f"cannot compute the optimum of law {fit.law.name!r}: call optimum() of its fitter")
-    return minimise(SURFACES[fit.law.name], law, constraint, flops, inference_tokens)
+def _ln_per_token(fit: LawFit, params: float) -> float:
+    """Ln of the training FLOPs per token of a model of N parameters."""
+    return float(FlopsPerToken.of_fit(fit)(np.log(np.array([params])))[0])
 
 
-def _power_laws(law: Parameters, flops: float) -> Point:
+def _check_repetition(fit: LawFit) -> None:
+    """Raises FitError for a law without a term for repeated tokens."""
+    names = [member.law.name for member in fit.members] or [fit.law.name]
+    if fit.law.name in POWER_LAWS or not any("unique_tokens" in find_law(name).inputs for name in names):
+        raise FitError(f"law {fit.law.name!r} has no term for repeated tokens: fit with --law muennighoff")
+
+
+def _power_laws(parameters: Mapping[str, Sequence[float] | float], flops: float) -> Point:
+    law = {name: np.atleast_1d(np.asarray(values, dtype=float)) for name, values in parameters.items()}
+    if not law:
+        return (np.empty(0),) * 3
     ln_flops = np.log(flops)
     loss = law["E"] + np.exp(law["ln_kL"] - law["gamma"] * ln_flops)
     return law["ln_kN"] + law["a"] * ln_flops, law["ln_kD"] + law["b"] * ln_flops, np.log(loss)
@@ -116,29 +160,27 @@ def _power_laws(law: Parameters, flops: float) -> Point:
 
 def minimise(
     surface: Surface,
-    law: Parameters,
     constraint: FlopsPerToken,
     flops: float | Floats,
     inference_tokens: float = 0.0,
 ) -> Point:
-    """The minimum of the loss along f(N) (D + D_inf / 3) = C, per entry of the law's parameters.
+    """The minimum of the loss along f(N) (D + D_inf / 3) = C, per row of the surface.
 
     ``flops`` is a number, or an array with an entry per minimum.
 
     Closed form for Approach 3 with f = 6 N. Otherwise a scan in ln N brackets the minimum, and bisection of the
     derivative solves for it to rounding.
     """
-    columns = {name: values[:, None] for name, values in law.items()}
-    if surface is parametric and constraint.is_6n and not inference_tokens:
-        x = closed_form(law, np.log(flops))
+    if constraint.is_6n and not inference_tokens and _is_chinchilla(surface):
+        x = _closed_form(surface.values, np.log(flops))
         ln_tokens = np.log(flops) - constraint(x)
-        return x, ln_tokens, np.log(parametric(law, x, ln_tokens)[0])
+        return x, ln_tokens, np.log(surface.loss(x[:, None], ln_tokens[:, None]))[:, 0]
     flops = np.atleast_1d(np.asarray(flops, dtype=float))[:, None]
     high = _largest_ln_params(constraint, flops, inference_tokens)
     if constraint.is_drawn and len(flops) == 1:
         high = high.max(axis=0, keepdims=True)  # one scan serves all draws
     scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
-    loss = surface(columns, scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])[0]
+    loss = surface.loss(scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])
     best = np.clip(np.argmin(np.where(np.isfinite(loss), loss, np.inf), axis=1), 1, scan.shape[1] - 2)
     scan = np.broadcast_to(scan, loss.shape)
     rows = np.arange(len(loss))
@@ -146,19 +188,18 @@ def minimise(
     for _ in range(56):
         middle = (left + right) / 2
         ln_tokens, share = _ln_tokens(constraint, middle, flops, inference_tokens)
-        _, by_params, by_tokens = surface(columns, middle, ln_tokens)
+        _, by_params, by_tokens = surface(middle, ln_tokens)
         # d ln D / d ln N along the constraint is -slope (1 + D_inf / (3 D)).
         rising = by_params - constraint.slope(middle) * share * by_tokens > 0
         left, right = np.where(rising, left, middle), np.where(rising, middle, right)
     x = (left + right) / 2
     ln_tokens = _ln_tokens(constraint, x, flops, inference_tokens)[0]
-    return x[:, 0], ln_tokens[:, 0], np.log(surface(columns, x, ln_tokens)[0])[:, 0]
+    return x[:, 0], ln_tokens[:, 0], np.log(surface.loss(x, ln_tokens))[:, 0]
 
 
 def exponents(
     surface: Surface,
-    law: Parameters,
-    drawn: Parameters,
+    drawn: Surface | None,
     constraints: tuple[FlopsPerToken, FlopsPerToken],
     flops: Floats,
     level: float,
@@ -170,15 +211,26 @@ def exponents(
     low, high = float(flops.min()), float(flops.max())
     high = max(high, low * np.e)
     slopes = []
-    for parameters, constraint in zip((law, drawn), constraints, strict=True):
-        if not len(next(iter(parameters.values()))):
+    for rows, constraint in zip((surface, drawn), constraints, strict=True):
+        if rows is None:
             slopes.append((np.empty(0), np.empty(0)))
             continue
-        first, last = (minimise(surface, parameters, constraint, c) for c in (low, high))
+        first, last = (minimise(rows, constraint, c) for c in (low, high))
         slopes.append(tuple((last[part] - first[part]) / np.log(high / low) for part in (0, 1)))
     return {
         key: interval(float(slopes[0][part][0]), slopes[1][part], level) for part, key in enumerate(("a", "b"))
     }
+
+
+def _is_chinchilla(surface: Surface) -> TypeGuard[LawSurface]:
+    return isinstance(surface, LawSurface) and surface.law is find_law("chinchilla")
+
+
+def _closed_form(law: Mapping[str, Floats], ln_flops: Floats) -> Floats:
+    """Ln N_opt of chinchilla in closed form for C = 6 N D (Hoffmann et al. 2022, equation 4)."""
+    ratio = np.log(law["alpha"] * law["A"] / (law["beta"] * law["B"]))
+    ln_params: Floats = (ratio + law["beta"] * (ln_flops - np.log(6))) / (law["alpha"] + law["beta"])
+    return ln_params
 
 
 def _ln_tokens(

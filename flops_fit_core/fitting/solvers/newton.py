@@ -8,11 +8,15 @@ objective, most runs lie outside delta and contribute only the curvature of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from flops_fit_core.fitting.data import Bools, Floats, Ints
-from flops_fit_core.fitting.solvers.objectives import Objective
+from flops_fit_core.fitting.data import Bools, Floats
+from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
+from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories, concatenate
+from flops_fit_core.plugins.protocols import LossLaw
+from flops_fit_core.plugins.registry.law_index import find_law
 
 EXPONENTS = (0.005, 3.0)
 """Bounds of alpha and beta."""
@@ -23,95 +27,101 @@ _UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
 
 
 @dataclass(frozen=True)
-class Trajectories:
-    """Groups of runs with correlated errors: rows of a trajectory."""
-
-    number: Ints
-    """Trajectory number of each run, from 0."""
-    order: Ints
-    """Runs sorted by trajectory."""
-    starts: Ints
-    """Start of each trajectory in ``order``."""
-
-    @classmethod
-    def of(cls, number: Ints) -> Trajectories:
-        order = np.argsort(number, kind="stable")
-        return cls(number, order, np.flatnonzero(np.diff(number[order], prepend=-1)))
-
-    def sums(self, values: Floats) -> Floats:
-        """Sum over each trajectory, from (..., n) to (..., trajectories)."""
-        result: Floats = np.add.reduceat(values[..., self.order], self.starts, axis=-1)
-        return result
-
-    def shrink(self, rho: float, is_used: Floats) -> Floats:
-        """Factor of a trajectory's sum in R^-1 at correlation rho; ``is_used`` (..., n) holds weights 1 or 0."""
-        result: Floats = rho / (1 - rho + rho * self.sums(is_used))
-        return result
-
-
-@dataclass(frozen=True)
-class Problem:
-    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D minus their means, shape (n,).
-
-    With ``trajectories``, least squares is generalised: the objective is r' R^-1 r (1 - rho) / 2 with R of
-    correlation rho within a trajectory. R^-1 subtracts ``shrink`` times the trajectory's sum from each r.
-    """
+class ChinchillaProblem(Problem):
+    """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D minus their means, shape (n,)."""
 
     u: Floats
     v: Floats
     y: Floats
-    """Ln L, shape (n,), or (fits, n)."""
     weights: Floats | None = None
-    """Weights of runs, shape (n,) or (fits, n); None for 1. Non-zero weights are equal within a trajectory."""
     trajectories: Trajectories | None = None
     shrink: Floats | None = None
-    """Shape (trajectories,), or (fits, trajectories)."""
+    centre: tuple[float, float] = (0.0, 0.0)
+    """Mean ln N and ln D, which ``u`` and ``v`` lack."""
 
-    def rows(self, index: Ints) -> Problem:
-        """Select fits by index."""
-        y = self.y[index] if self.y.ndim > 1 else self.y
-        weights = self.weights[index] if self.weights is not None and self.weights.ndim > 1 else self.weights
-        shrink = self.shrink[index] if self.shrink is not None and self.shrink.ndim > 1 else self.shrink
-        return Problem(self.u, self.v, y, weights, self.trajectories, shrink)
+    @property
+    def law(self) -> LossLaw:
+        return find_law("chinchilla")
 
-    def precision(self, values: Floats) -> Floats:
-        """R^-1 (1 - rho) times values of shape (fits, n) or (fits, k, n), weights included."""
-        weights = self.weights
-        if weights is not None and weights.ndim > 1 and values.ndim > 2:
-            weights = weights[:, None]
-        if self.trajectories is not None and self.shrink is not None:
-            used = values if weights is None else values * (weights > 0)
-            shrink = self.shrink[:, None] if self.shrink.ndim > 1 and values.ndim > 2 else self.shrink
-            values = values - (shrink * self.trajectories.sums(used))[..., self.trajectories.number]
-        return values if weights is None else values * weights
+    @property
+    def size(self) -> int:
+        return 5
+
+    def residuals(self, theta: Floats) -> Floats:
+        return self.y - np.log(predict(self, theta)[0])
+
+    def jacobian(self, theta: Floats) -> Floats:
+        loss, a, b = predict(self, theta)
+        jacobian = np.stack([1 / loss, a / loss, -self.u * a / loss, b / loss, -self.v * b / loss], axis=1)
+        jacobian[:, 0] *= theta[:, :1] > 0
+        return jacobian
+
+    def values(self, theta: Floats) -> dict[str, Floats]:
+        e, ln_a, alpha, ln_b, beta = theta.T
+        ln_params, ln_tokens = self.centre
+        return {
+            "E": e,
+            "A": np.exp(ln_a + alpha * ln_params),
+            "alpha": alpha,
+            "B": np.exp(ln_b + beta * ln_tokens),
+            "beta": beta,
+        }
+
+    def is_undertrained(self, theta: Floats) -> Bools:
+        _, a, b = predict(self, theta)
+        is_undertrained: Bools = theta[:, 4:] * b > theta[:, 2:3] * a
+        return is_undertrained
+
+    def is_free(self, theta: Floats) -> Bools:
+        return np.array([theta[0] > 0, True, True, True, True])
+
+    def solve(self, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13) -> Solved:
+        return solve(self, start, objective, steps, tolerance)
+
+    def search(self, objective: Objective) -> Solved:
+        """Least squares starts at the minima of the projected objective.
+
+        Huber starts at the least-squares fit, at the end of a path of decreasing delta from it, and two standard
+        errors to each side along the axes of its covariance: the local minima of Huber loss pass through different
+        subsets of the runs.
+        """
+        from flops_fit_core.fitting.solvers.projection import starting_points
+
+        solved = self.solve(starting_points(self), LeastSquares()).best()
+        if isinstance(objective, Huber):
+            solved = self.solve(_huber_starts(self, solved.theta, objective), objective).best()
+        if not solved.converged[0]:
+            solved = self.solve(solved.theta, objective, steps=500)
+        return solved
+
+    def _columns(self, columns: Any) -> dict[str, Any]:
+        return {"u": self.u[columns], "v": self.v[columns]}
 
 
-@dataclass(frozen=True)
-class Solved:
-    """Solutions of the fits."""
-
-    theta: Floats
-    value: Floats
-    """Objective, shape (fits,)."""
-    converged: Bools
-    """Shape (fits,)."""
-
-
-def concatenate(parts: list[Solved]) -> Solved:
-    """Join solutions along the axis of fits, in order."""
-    columns = zip(*((part.theta, part.value, part.converged) for part in parts), strict=True)
-    theta, values, converged = (np.concatenate(column) for column in columns)
-    return Solved(theta, values, converged)
+def _huber_starts(problem: ChinchillaProblem, theta: Floats, objective: Huber) -> Floats:
+    residuals, jacobian = problem.residuals(theta)[0], problem.jacobian(theta)[0].T
+    path, delta = theta, float(np.quantile(np.abs(residuals), 0.9))
+    while delta > 2 * objective.delta:
+        path = problem.solve(path, Huber(delta), steps=5, tolerance=1e-3).theta
+        delta /= 3
+    size, axes = np.linalg.eigh(jacobian.T @ jacobian)
+    spread = float(residuals @ residuals) / max(len(residuals) - 5, 1)
+    deviations = (axes * np.sqrt(spread / np.maximum(size, size[-1] * 1e-10))).T
+    starts = [theta + 2 * deviations[:3], theta - 2 * deviations[:3]]
+    if len(residuals) < 100:
+        # With few runs, local minima are few but narrow: search closer and further.
+        starts += [theta + size * deviations for size in (-3, -1, 1, 3)]
+    return np.concatenate([path, theta, *starts])
 
 
-def predict(problem: Problem, theta: Floats) -> tuple[Floats, Floats, Floats]:
+def predict(problem: ChinchillaProblem, theta: Floats) -> tuple[Floats, Floats, Floats]:
     """L and its two reducible terms, each of shape (fits, n)."""
     a = np.exp(theta[:, 1:2] - theta[:, 2:3] * problem.u)
     b = np.exp(theta[:, 3:4] - theta[:, 4:5] * problem.v)
     return theta[:, :1] + a + b, a, b
 
 
-def value(problem: Problem, theta: Floats, objective: Objective) -> Floats:
+def value(problem: ChinchillaProblem, theta: Floats, objective: Objective) -> Floats:
     """The objective of each fit."""
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         r = problem.y - np.log(predict(problem, theta)[0])
@@ -123,7 +133,7 @@ def value(problem: Problem, theta: Floats, objective: Objective) -> Floats:
     return np.where(np.isfinite(total), total, np.inf)
 
 
-def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[Floats, Floats]:
+def derivatives(problem: ChinchillaProblem, theta: Floats, objective: Objective) -> tuple[Floats, Floats]:
     """Gradient (fits, 5) and exact Hessian (fits, 5, 5) of the objective."""
     loss, a, b = predict(problem, theta)
     r = problem.y - np.log(loss)
@@ -149,7 +159,7 @@ def derivatives(problem: Problem, theta: Floats, objective: Objective) -> tuple[
 
 
 def solve(
-    problem: Problem, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13
+    problem: ChinchillaProblem, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13
 ) -> Solved:
     """Minimise from every row of ``start``. A fit has converged if the next step would reduce its objective
     by less than ``tolerance`` of it, or no step reduces it."""
@@ -179,7 +189,9 @@ def solve(
     return Solved(theta, best, converged)
 
 
-def _step(problem: Problem, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
+def _step(
+    problem: ChinchillaProblem, theta: Floats, objective: Objective, damping: Floats
+) -> tuple[Floats, Floats]:
     """A damped Newton step along the absolute curvature, and its predicted reduction of the objective."""
     gradient, hessian = derivatives(problem, theta, objective)
     at_bound = ((theta <= _LOWER) & (gradient > 0)) | ((theta >= _UPPER) & (gradient < 0))

@@ -12,13 +12,13 @@ from itertools import combinations
 import numpy as np
 
 from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.solvers.newton import Problem
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem
 
 EXPONENT_GRID = np.geomspace(0.03, 2.2, 16)
 """Grid of exponents for each of the two terms."""
 
 
-def starting_points(problem: Problem, count: int = 4) -> Floats:
+def starting_points(problem: ChinchillaProblem, count: int = 4) -> Floats:
     """The best ``count`` local minima of the projected objective, best first, as rows theta.
 
     Takes a single fit: ``y`` and ``weights`` of shape (n,).
@@ -36,7 +36,7 @@ def starting_points(problem: Problem, count: int = 4) -> Floats:
     return np.stack([e, ln_a, EXPONENT_GRID[first], ln_b, EXPONENT_GRID[second]], axis=1)
 
 
-def _project_grid(problem: Problem) -> tuple[Floats, Floats]:
+def _project_grid(problem: ChinchillaProblem) -> tuple[Floats, Floats]:
     """Least sums of squared relative errors (16, 16), and E, A', B' (16, 16, 3)."""
     weight = np.exp(-problem.y)
     root = np.ones_like(weight) if problem.weights is None else np.sqrt(problem.weights)

@@ -18,9 +18,10 @@ from scipy.optimize import least_squares as scipy_least_squares
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.forms import SURFACES
 from flops_fit_core.fitting.laws.optima import minimise
+from flops_fit_core.fitting.laws.surfaces import LawSurface
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
+from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Interval, LawFit, Observation
 
 _CONSTRAINT_WEIGHT = 1e4
@@ -35,10 +36,10 @@ def profile_intervals(
 
     Assumes independent noise of equal level for all runs. ``observations`` are those given to the fitter; runs
     that the fit excluded are ignored. An end beyond twenty standard errors is None. Raises FitError for any law
-    other than parametric.
+    other than chinchilla.
     """
-    if fit.law.name != "parametric":
-        raise FitError(f"profile likelihood is for law parametric, not {fit.law.name!r}")
+    if fit.law.name != "chinchilla":
+        raise FitError(f"profile likelihood is for law chinchilla, not {fit.law.name!r}: use fitter parametric")
     runs = Runs.of([observation for observation in observations if observation.id not in fit.excluded])
     dof = len(runs) - 5
     if dof < 1:
@@ -115,7 +116,8 @@ class _Likelihood:
             "beta": beta,
         }
         columns = {key: np.array([value]) for key, value in law.items()}
-        return float(minimise(SURFACES["parametric"], columns, self.constraint, float(np.exp(ln_flops)))[0][0])
+        surface = LawSurface(find_law("chinchilla"), columns)
+        return float(minimise(surface, self.constraint, float(np.exp(ln_flops)))[0][0])
 
     def exponent(self, theta: Floats) -> float:
         high = max(self.high, self.low + 1)

@@ -21,8 +21,8 @@ from scipy import stats
 
 from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.forms import Parameters, Surface
 from flops_fit_core.fitting.laws.optima import minimise
+from flops_fit_core.fitting.laws.surfaces import Stack, Surface
 
 _STEPS = np.linspace(-2.0, 2.8, 13)
 _SLOPES = np.linspace(-1.0, 1.0, 9)
@@ -116,12 +116,11 @@ class NoiseModel:
         return total
 
 
-def optimum_offsets(surface: Surface, law: Parameters, constraint: FlopsPerToken, runs: Runs) -> Floats:
-    """Ln N / N_opt(C) per run, under a law with one entry per parameter; interpolated between nine budgets."""
+def optimum_offsets(surface: Surface, constraint: FlopsPerToken, runs: Runs) -> Floats:
+    """Ln N / N_opt(C) per run, under a surface with one row; interpolated between nine budgets."""
     ln_flops = np.log(runs.flops)
     grid = np.linspace(ln_flops.min(), ln_flops.max() + 1e-9, 9)
-    laws = {key: np.repeat(values, len(grid)) for key, values in law.items()}
-    optima = minimise(surface, laws, constraint, np.exp(grid))[0]
+    optima = minimise(Stack([surface] * len(grid)), constraint, np.exp(grid))[0]
     ln_ratio: Floats = np.log(runs.params) - np.interp(ln_flops, grid, optima.ravel())
     return ln_ratio
 

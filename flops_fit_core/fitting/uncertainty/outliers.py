@@ -19,9 +19,9 @@ import numpy as np
 from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
-from flops_fit_core.fitting.laws.chinchilla import SurfaceFit, fit_surface
-from flops_fit_core.fitting.solvers.newton import Problem, Solved, Trajectories, predict, solve
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
+from flops_fit_core.fitting.solvers.problem import Problem, Solved
+from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, fit_surface
 from flops_fit_core.fitting.uncertainty.noise import STEP_MEAN
 
 MIN_RUNS = 10
@@ -58,11 +58,11 @@ def robust_fit(problem: Problem, rho: float = 0.0, pattern: Floats | None = None
     all_runs = np.ones(len(problem.y), dtype=bool)
     if len(problem.y) < MIN_RUNS:
         return fit_surface(problem, LeastSquares()), Rejection(all_runs, tried=False)
-    first = fit_surface(replace(problem, trajectories=None, shrink=None), Huber())
+    first = fit_surface(problem.independent, Huber())
     accepted, too_many, _ = _reject_outliers(problem, first.theta[None], rho, pattern)
     if accepted[0].all():
         return fit_surface(problem, LeastSquares()), Rejection(all_runs, int(too_many[0]))
-    return fit_surface(select_runs(problem, accepted[0], rho), LeastSquares()), Rejection(accepted[0])
+    return fit_surface(problem.select(accepted[0], rho), LeastSquares()), Rejection(accepted[0])
 
 
 def robust_refits(
@@ -73,7 +73,7 @@ def robust_refits(
     Of clean draws, only those with least-squares residuals near the bound are tested, starting from least squares:
     they contain no outliers that mask each other.
     """
-    n = len(problem.u)
+    n = problem.y.shape[-1]
     if n < MIN_RUNS:
         return solved
     rows = np.arange(len(solved.theta))
@@ -84,8 +84,7 @@ def robust_refits(
     suspicious = problem.rows(rows)
     start = solved.theta[rows]
     if not is_clean:
-        independent = replace(suspicious, trajectories=None, shrink=None)
-        start = solve(independent, start, Huber(), steps=30, tolerance=1e-6).theta
+        start = suspicious.independent.solve(start, Huber(), steps=30, tolerance=1e-6).theta
     accepted, _, refitted = _reject_outliers(suspicious, start, rho, pattern, least_squares=is_clean)
     changed = ~accepted.all(axis=1)
     theta = solved.theta.copy()
@@ -104,24 +103,22 @@ def _reject_outliers(
     Returns the accepted runs (fits, n); the number of runs beyond the bound, if they are too many, so that all are
     accepted; and the least-squares fits to the accepted runs of fits with rejections.
     """
-    n, fits = len(problem.u), len(theta)
+    n, fits = problem.y.shape[-1], len(theta)
     all_runs = np.ones((fits, n), dtype=bool)
-    min_accepted = max(5 + MIN_DOF, (1 - MAX_REJECTED_SHARE) * n)
+    min_accepted = max(problem.size + MIN_DOF, (1 - MAX_REJECTED_SHARE) * n)
     y = np.broadcast_to(problem.y, (fits, n))
-    loss, a, b = predict(problem, theta)
-    residuals = _remove_shared_error(problem, y - np.log(loss), all_runs, rho)
-    # Under-trained runs: at the same C = 6 N D, more tokens and fewer parameters would reduce the loss.
-    scale = _robust_scale(residuals, theta[:, 4:] * b > theta[:, 2:3] * a)
+    problem = problem.changed(y=y)
+    residuals = _remove_shared_error(problem, problem.residuals(theta), all_runs, rho)
+    scale = _robust_scale(residuals, problem.is_undertrained(theta), problem.size)
     is_exact = scale.min(axis=1) <= 0
     safe_scale = np.where(is_exact[:, None], 1.0, scale)
     scales = [np.ones_like(safe_scale), safe_scale / safe_scale.max(axis=1, keepdims=True)]
     if pattern is not None and pattern.min() > 0:
         scales.append(np.broadcast_to(pattern / pattern.max(), safe_scale.shape))
-    problem = replace(problem, y=y)
     if least_squares:
         accepted = _accept_runs(problem, theta, all_runs, rho, scales)
     else:
-        accepted = _is_within(residuals / safe_scale, *_rejection_bounds(n, np.full(fits, n)))
+        accepted = _is_within(residuals / safe_scale, *_rejection_bounds(n, np.full(fits, n), problem.size))
     accepted |= is_exact[:, None]
     theta, used = theta.copy(), accepted.copy()
     # Fits without rejections by least squares need no iteration.
@@ -132,7 +129,7 @@ def _reject_outliers(
             break
         used[live] = accepted[live]
         part = _mask_runs(problem.rows(live), used[live], rho)
-        theta[live] = solve(part, theta[live], _LEAST, steps=30, tolerance=1e-11).theta
+        theta[live] = part.solve(theta[live], _LEAST, steps=30, tolerance=1e-11).theta
         accepted[live] = _accept_runs(part, theta[live], used[live], rho, [each[live] for each in scales])
         live = live[(used[live] != accepted[live]).any(axis=1) & (accepted[live].sum(axis=1) >= min_accepted)]
     is_enough = accepted.sum(axis=1) >= min_accepted
@@ -143,7 +140,7 @@ def _reject_outliers(
 def _accept_runs(problem: Problem, theta: Floats, used: Bools, rho: float, scales: list[Floats]) -> Bools:
     """Runs within the bound, for noise proportional to any of ``scales``: constant, a level per side of the
     optimum, or the pattern of the noise model."""
-    bounds = _rejection_bounds(used.shape[1], used.sum(axis=1))
+    bounds = _rejection_bounds(used.shape[1], used.sum(axis=1), problem.size)
     is_within: Bools = np.logical_or.reduce(
         [_is_within(residuals, *bounds) for residuals in _deletion_residuals(problem, theta, used, rho, scales)]
     )
@@ -154,7 +151,7 @@ def _mask_runs(problem: Problem, accepted: Bools, rho: float) -> Problem:
     """The same problems, with weights 1 for accepted runs and 0 for rejected runs."""
     weights = accepted.astype(float)
     shrink = None if problem.trajectories is None else problem.trajectories.shrink(rho, weights)
-    return replace(problem, weights=weights, shrink=shrink)
+    return problem.changed(weights=weights, shrink=shrink)
 
 
 def _deletion_residuals(
@@ -164,17 +161,15 @@ def _deletion_residuals(
 
     Shape (fits, n). Noise is assumed proportional to the scale.
     """
-    loss, a, b = predict(problem, theta)
-    residuals = _remove_shared_error(problem, problem.y - np.log(loss), accepted, rho)
-    jacobian = np.stack([1 / loss, a / loss, -problem.u * a / loss, b / loss, -problem.v * b / loss], axis=1)
-    jacobian[:, 0] *= theta[:, :1] > 0
+    residuals = _remove_shared_error(problem, problem.residuals(theta), accepted, rho)
+    slopes = problem.jacobian(theta)
     jacobian = np.stack(
-        [_remove_shared_error(problem, jacobian[:, index], accepted, rho) for index in range(5)], axis=1
+        [_remove_shared_error(problem, slopes[:, index], accepted, rho) for index in range(problem.size)], axis=1
     )
     jacobian /= np.maximum(np.sqrt((jacobian**2).sum(axis=2, keepdims=True)), 1e-300)
     inverse = np.linalg.pinv((jacobian * accepted[:, None]) @ jacobian.transpose(0, 2, 1), hermitian=True)
     leverage = np.einsum("fin,fij,fjn->fn", jacobian, inverse, jacobian)
-    dof = (accepted.sum(axis=1) - 5)[:, None]
+    dof = (accepted.sum(axis=1) - problem.size)[:, None]
     one_minus_leverage = 1 - np.minimum(leverage, 0.999)
     deletion_residuals = []
     for scale in scales:
@@ -191,23 +186,24 @@ def _deletion_residuals(
 
 def _find_suspicious(problem: Problem, solved: Solved, rho: float, leverage: Floats) -> Bools:
     """Draws with a deletion residual near the bound, shape (fits,)."""
-    n = len(problem.u)
+    n = problem.y.shape[-1]
     all_runs = np.ones((len(solved.theta), n), dtype=bool)
-    residuals = _remove_shared_error(problem, problem.y - np.log(predict(problem, solved.theta)[0]), all_runs, rho)
+    residuals = _remove_shared_error(problem, problem.residuals(solved.theta), all_runs, rho)
+    value = np.einsum("fi,fi->f", residuals, residuals) / 2
     residuals /= np.sqrt(1 - np.minimum(leverage, 0.999))
-    worse, better = _rejection_bounds(n, np.array([n]))
-    dof = n - 5
+    worse, better = _rejection_bounds(n, np.array([n]), problem.size)
+    dof = n - problem.size
     # Convert bounds on deletion residuals t to internally standardised z: t = z sqrt((dof - 1) / (dof - z^2)).
     limits = [_SCREEN * float(bound[0, 0]) for bound in (worse, better)]
     high, low = (bound * np.sqrt(dof / (dof - 1 + bound**2)) for bound in limits)
-    sigma = np.sqrt(2 * solved.value / dof)
+    sigma = np.sqrt(2 * value / dof)
     is_suspicious: Bools = (residuals.max(axis=1) > high * sigma) | (residuals.min(axis=1) < -low * sigma)
     return is_suspicious
 
 
-def _rejection_bounds(n: int, count: Ints) -> tuple[Floats, Floats]:
-    """Bounds above and below the law, shape (fits, 1), for ``count`` accepted runs."""
-    dof = np.maximum(np.unique(count) - 6, 1)
+def _rejection_bounds(n: int, count: Ints, size: int) -> tuple[Floats, Floats]:
+    """Bounds above and below the law, shape (fits, 1), for ``count`` accepted runs and ``size`` parameters."""
+    dof = np.maximum(np.unique(count) - size - 1, 1)
     row = np.searchsorted(np.unique(count), count)
     worse, better = (
         np.asarray(stats.t.isf(chance / n, dof))[row, None] for chance in (WORSE_CHANCE, BETTER_CHANCE)
@@ -234,7 +230,7 @@ def _remove_shared_error(problem: Problem, values: Floats, accepted: Bools, rho:
     return independent
 
 
-def _robust_scale(residuals: Floats, undertrained: Bools) -> Floats:
+def _robust_scale(residuals: Floats, undertrained: Bools, size: int) -> Floats:
     """A scale per run and fit, equal for runs on the same side of the optimum, shape (fits, n).
 
     Under-trained runs vary more between seeds. With few runs on a side, the scale of the under-trained side
@@ -242,13 +238,13 @@ def _robust_scale(residuals: Floats, undertrained: Bools) -> Floats:
     """
     n = residuals.shape[1]
     magnitude = np.abs(residuals)
-    # The fit can pass through five runs exactly, so they carry no information on the scale.
-    overall = np.median(np.sort(magnitude, axis=1)[:, 5:], axis=1) / float(stats.norm.ppf(0.75))
+    # The fit can pass through ``size`` runs exactly, so they carry no information on the scale.
+    overall = np.median(np.sort(magnitude, axis=1)[:, size:], axis=1) / float(stats.norm.ppf(0.75))
     scales = np.repeat(overall[:, None], n, axis=1)
     for side, prior in ((undertrained, STEP_MEAN), (~undertrained, 0.0)):
         count = side.sum(axis=1)
         ordered = np.sort(np.where(side, magnitude, np.inf), axis=1)
-        missing = 5 * count // n
+        missing = size * count // n
         middle = np.clip([missing + (count - missing - 1) // 2, missing + (count - missing) // 2], 0, n - 1)
         side_scale = np.take_along_axis(ordered, middle.T, axis=1).mean(axis=1) / float(stats.norm.ppf(0.75))
         trust = np.where((count >= 6) & (overall > 0), 1 / (1 + 1.4 / np.maximum(count, 1)), 0.0)
@@ -256,12 +252,3 @@ def _robust_scale(residuals: Floats, undertrained: Bools) -> Floats:
         scale = overall * np.where(trust > 0, ratio, 1.0) ** trust * np.exp(prior * (1 - trust))
         scales = np.where(side, scale[:, None], scales)
     return scales
-
-
-def select_runs(problem: Problem, accepted: Bools, rho: float = 0.0) -> Problem:
-    """The same problem with a subset of runs, in the same coordinates."""
-    part = Problem(problem.u[accepted], problem.v[accepted], problem.y[accepted])
-    if problem.trajectories is None:
-        return part
-    trajectories = Trajectories.of(np.unique(problem.trajectories.number[accepted], return_inverse=True)[1])
-    return replace(part, trajectories=trajectories, shrink=trajectories.shrink(rho, np.ones(int(accepted.sum()))))

@@ -1,4 +1,4 @@
-"""The point estimate of Approach 3 with its noise, and the refits behind its intervals."""
+"""The point estimate of a law with its noise, and the refits behind its intervals."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs, median_inputs
 from flops_fit_core.fitting.diagnostics import note
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.chinchilla import SurfaceFit, fit_surface, linearise, refit, with_correlation
-from flops_fit_core.fitting.laws.forms import SURFACES
-from flops_fit_core.fitting.solvers.newton import EXPONENTS, Problem, Solved, concatenate
+from flops_fit_core.fitting.solvers.newton import EXPONENTS
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
+from flops_fit_core.fitting.solvers.problem import Problem, Solved, concatenate
+from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, fit_surface, refit
 from flops_fit_core.fitting.uncertainty.noise import NoiseModel, build_covariates, fit_noise, optimum_offsets
 from flops_fit_core.fitting.uncertainty.outliers import Rejection, robust_fit, robust_refits
 from flops_fit_core.records import Diagnostic
@@ -56,7 +56,7 @@ def fit_point(problem: Problem, runs: Runs, constraint: FlopsPerToken, objective
         return point
     for _ in range(2):
         rho = float(np.clip(point.noise.correlation, 0, 0.9999))
-        point = _fit(with_correlation(problem, trunk, rho), runs, trunk, constraint, objective, rho)
+        point = _fit(problem.with_correlation(trunk, rho), runs, trunk, constraint, objective, rho)
         if point.noise is None:
             return point
     return point
@@ -67,25 +67,29 @@ def _fit(
 ) -> PointFit:
     all_runs = np.ones(len(runs), dtype=bool)
     if objective != "robust":
-        point = _add_noise(
+        point = add_noise(
             fit_surface(problem, _make_objective(objective)), Rejection(all_runs), runs, trunk, constraint
         )
         return replace(point, rho=rho)
-    point = _add_noise(*robust_fit(problem, rho), runs, trunk, constraint)
+    point = add_noise(*robust_fit(problem, rho), runs, trunk, constraint)
     if point.noise_of_all is not None and not point.rejection.accepted.all():
         # Noise that grows with N or C is known only after the first fit: it may explain rejected runs.
         fit, rejection = robust_fit(problem, rho, point.noise_of_all.sigma())
-        point = _add_noise(fit, rejection, runs, trunk, constraint)
+        point = add_noise(fit, rejection, runs, trunk, constraint)
     return replace(point, rho=rho)
 
 
-def _add_noise(
+def add_noise(
     fit: SurfaceFit, rejection: Rejection, runs: Runs, trunk: Ints, constraint: FlopsPerToken
 ) -> PointFit:
+    """Fit the noise of the accepted runs. ``trunk`` numbers the trajectory of each of ``runs``."""
     accepted = rejection.accepted
     if int(accepted.sum()) <= int(fit.free.sum()):
         return PointFit(fit, rejection, None, None)
-    offset = optimum_offsets(SURFACES["parametric"], to_parameters(fit.theta[None], runs), constraint, runs)
+    if not {"params", "tokens"} <= set(fit.problem.law.inputs):
+        offset = np.zeros(len(runs))
+    else:
+        offset = optimum_offsets(fit.surface(median_inputs(fit.problem.law, runs)), constraint, runs)
     covariates = build_covariates(offset, np.log(runs.params), np.log(runs.flops))
     number = np.unique(trunk[accepted], return_inverse=True)[1]
     noise = fit_noise(fit.residuals, fit.jacobian[:, fit.free], covariates[accepted], number)
@@ -109,9 +113,9 @@ def draw_residuals(
     if len(fit.residuals) >= 30 and not noise.settings[:, 4].any():
         pool = fit.residuals / (noise.sigma() * np.sqrt(1 - np.minimum(fit.leverage, 0.99)))
         pool = (pool - pool.mean()) / pool.std()
-    source = with_correlation(problem, noise_of_all.trunk, point.rho) if point.rho else problem
+    source = problem.with_correlation(noise_of_all.trunk, point.rho) if point.rho else problem
     residuals, sigma, criterion = (
-        linearise(problem, fit.theta)[0],
+        problem.residuals(fit.theta[None])[0],
         noise_of_all.sigma(),
         _make_objective(objective),
     )
@@ -124,7 +128,7 @@ def draw_residuals(
                 is_outlier * random.choice(residuals[~accepted], errors.shape) * random.uniform(0, 2, errors.shape)
             )
         errors += problem.y - residuals
-        resampled = replace(source, y=errors)
+        resampled = source.changed(y=errors)
         solved = refit(resampled, fit.theta, criterion)
         if objective == "robust":
             solved = robust_refits(resampled, solved, point.rho, sigma, _leverage(fit, is_clean), is_clean)
@@ -149,7 +153,7 @@ def draw_cases(
             f"{sizes}: use bootstrap = 'residuals'"
         )
     weights = random.multinomial(len(names), np.full(len(names), 1 / len(names)), size=draws)
-    problem = replace(point.fit.problem, weights=weights[:, trunk].astype(float))
+    problem = point.fit.problem.changed(weights=weights[:, trunk].astype(float))
     return refit(problem, point.fit.theta, _make_objective(objective))
 
 
@@ -185,19 +189,6 @@ def _describe_rejection(objective: Criterion, rejection: Rejection) -> str:
     if excluded:
         return f"{excluded} of {n} runs rejected as outliers"
     return "no run rejected as an outlier"
-
-
-def to_parameters(theta: Floats, runs: Runs) -> dict[str, Floats]:
-    """E, A, B, alpha, beta from the coordinates of the solver; one entry per row of ``theta``."""
-    ln_params, ln_tokens = np.log(runs.params).mean(), np.log(runs.tokens).mean()
-    e, ln_a, alpha, ln_b, beta = theta.T
-    return {
-        "E": e,
-        "A": np.exp(ln_a + alpha * ln_params),
-        "B": np.exp(ln_b + beta * ln_tokens),
-        "alpha": alpha,
-        "beta": beta,
-    }
 
 
 def at_bound(theta: Floats) -> Bools:

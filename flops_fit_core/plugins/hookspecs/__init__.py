@@ -11,7 +11,7 @@ from flops_fit_core.plugins.hookspecs.execution import (
     flops_fit_loggers,
     flops_fit_stores,
 )
-from flops_fit_core.plugins.hookspecs.fitting import flops_fit_fitters
+from flops_fit_core.plugins.hookspecs.fitting import flops_fit_fitters, flops_fit_laws
 from flops_fit_core.plugins.hookspecs.markers import PROJECT, hookimpl, hookspec
 from flops_fit_core.plugins.hookspecs.models import flops_fit_datasets, flops_fit_models
 from flops_fit_core.plugins.hookspecs.observers import flops_fit_run_finished, flops_fit_sweep_finished
@@ -30,6 +30,7 @@ __all__ = [
     "flops_fit_executors",
     "flops_fit_fitters",
     "flops_fit_flop_counters",
+    "flops_fit_laws",
     "flops_fit_loggers",
     "flops_fit_models",
     "flops_fit_optimizers",

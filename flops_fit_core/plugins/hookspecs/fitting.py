@@ -1,4 +1,4 @@
-"""The hook for fitters."""
+"""The hooks for fitters and laws."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flops_fit_core.plugins.hookspecs.markers import hookspec
 
 if TYPE_CHECKING:
-    from flops_fit_core.plugins.specs import FitterSpec
+    from flops_fit_core.plugins.specs import FitterSpec, LawSpec
 
 
 @hookspec
@@ -59,5 +59,37 @@ def flops_fit_fitters() -> Iterable[FitterSpec]:
         @hookimpl
         def flops_fit_fitters():
             yield FitterSpec(name="best-of-each", build=lambda options: BestOfEach())
+    """
+    return ()
+
+
+@hookspec
+def flops_fit_laws() -> Iterable[LawSpec]:
+    """Offer laws of the loss: ``flops-fit fit RUNS --law NAME``, and ``[fitter]`` with ``law = "NAME"``.
+
+    ::
+
+        from flops_fit_core.plugins import LawSpec, LossLaw, Parameter, hookimpl
+
+        class Overfitting(LossLaw):
+            # Chinchilla with a term for models that are too large for their data.
+            formula = "L = E + A / N^alpha + B / D^beta + G (N / D)^gamma"
+            source = "our wiki"
+            parameters = (
+                Parameter("E", start=(0.3, 0.7), scale="linear", low=0.0, of_loss=True),
+                Parameter("A", start=(0.1, 0.4), over={"params": "alpha"}, of_loss=True),
+                Parameter("alpha", start=(0.2, 0.5), high=3.0, prior=(-1.05, 0.5)),
+                Parameter("B", start=(0.1, 0.4), over={"tokens": "beta"}, of_loss=True),
+                Parameter("beta", start=(0.2, 0.5), high=3.0, prior=(-1.05, 0.5)),
+                Parameter("G", start=(0.01,), over={"params": "-gamma", "tokens": "gamma"}, of_loss=True),
+                Parameter("gamma", start=(0.3, 1.0), high=3.0),
+            )
+
+            def loss(self, params, tokens, *, E, A, alpha, B, beta, G, gamma):
+                return E + A / params**alpha + B / tokens**beta + G * (params / tokens)**gamma
+
+        @hookimpl
+        def flops_fit_laws():
+            yield LawSpec(name="overfitting", build=Overfitting)
     """
     return ()

@@ -22,6 +22,7 @@ from flops_fit_core.plugins.protocols.data import (
 )
 from flops_fit_core.plugins.protocols.executors import Executor, ExecutorContext, JobEnded, JobRunner, JobTask
 from flops_fit_core.plugins.protocols.fitting import Fitter
+from flops_fit_core.plugins.protocols.laws import LossLaw, Parameter, log_sum_exp
 from flops_fit_core.plugins.protocols.loggers import Logger
 from flops_fit_core.plugins.protocols.models import (
     CounterInput,
@@ -60,8 +61,10 @@ __all__ = [
     "JobRunner",
     "JobTask",
     "Logger",
+    "LossLaw",
     "LossSurface",
     "MultiEvalDataset",
+    "Parameter",
     "ParameterGroup",
     "RecipeInput",
     "ResultStore",
@@ -74,6 +77,7 @@ __all__ = [
     "TransformerShape",
     "WidthScaling",
     "eval_batches",
+    "log_sum_exp",
     "num_samples",
     "own_parameter_groups",
 ]

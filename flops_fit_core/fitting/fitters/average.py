@@ -1,0 +1,234 @@
+"""Average several laws by their backtests: the default fitter.
+
+Each law is fitted with its prior twice: with equal weights of the runs, and with weights for a law that drifts
+away from small scales, so that it follows the largest runs where no law fits all scales. Backtests (fit up to a
+scale, predict beyond it) give each fit a weight. The answer is the weighted geometric mean of the losses, and its
+draws are pooled, so intervals cover the choice of the law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from flops_fit_core.errors import FitError
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
+from flops_fit_core.fitting.diagnostics import check_runs, no_interval, note
+from flops_fit_core.fitting.fitters.base import BootstrapFitter
+from flops_fit_core.fitting.fitters.law import explain_no_interval
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.optima import exponents
+from flops_fit_core.fitting.laws.surfaces import AVERAGE, Average, LawSurface, Stack
+from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
+from flops_fit_core.fitting.surface_diagnostics import check_surface
+from flops_fit_core.fitting.uncertainty.holdout import (
+    estimate_new_run,
+    make_folds,
+    predict_fold,
+    root_mean_square,
+    weigh_laws,
+)
+from flops_fit_core.fitting.uncertainty.outliers import Rejection
+from flops_fit_core.fitting.uncertainty.posterior import (
+    draw_posterior,
+    fit_law_point,
+    fit_with_prior,
+    make_law_problem,
+    weigh_by_drift,
+)
+from flops_fit_core.fitting.uncertainty.refits import OUTLIER, PointFit, add_noise, describe_objective
+from flops_fit_core.plugins.registry.law_index import find_law
+from flops_fit_core.plugins.utilities import fit_header
+from flops_fit_core.records import Diagnostic, Interval, Law, LawFit, LawMember, NewRunError, Observation
+
+DRIFTS = (0.0, 3.0)
+"""Standard deviations of a law's drift per square root of ln C, relative to the noise of a run."""
+
+
+@dataclass(frozen=True)
+class _Member:
+    """A fitted law of the average."""
+
+    name: str
+    drift: float
+    point: PointFit
+    weight: float = 0.0
+    errors: tuple[Floats, ...] = ()
+
+    @property
+    def surface(self) -> LawSurface:
+        return self.point.fit.surface()
+
+
+@dataclass(frozen=True)
+class AverageFitter(BootstrapFitter):
+    """Fits several laws and averages them."""
+
+    laws: tuple[str, ...] = ("chinchilla", "tied", "skaling")
+    """Names of laws of N and D. A law with too many parameters for the runs is left out."""
+    name: str = "fitters/average"
+
+    @convert_numerical_errors
+    def fit(self, observations: Sequence[Observation]) -> LawFit:
+        """Fit and weigh the laws. Raises FitError, with advice, for too few runs or runs that do not vary."""
+        runs = Runs.of(observations)
+        trunk = np.unique(runs.trunks, return_inverse=True)[1]
+        constraint = FlopsPerToken.of(runs)
+        names, left_out = self._supported(runs)
+        points = {
+            name: fit_law_point(make_law_problem(find_law(name), runs), runs, constraint, "robust")
+            for name in names
+        }
+        accepted = np.logical_or.reduce([point.rejection.accepted for point in points.values()])
+        used = runs.take(np.flatnonzero(accepted))
+        constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
+        members = [
+            _fit_member(name, drift, points[name], runs, trunk, accepted, constraint)
+            for name in names
+            for drift in DRIFTS
+        ]
+        members = _weigh(members, used)
+        main = max(members, key=lambda member: member.weight)
+        equal = next(member.point for member in members if member.name == main.name and not member.drift)
+        diagnostics = [self._describe(members, left_out), describe_objective("robust", equal)]
+        diagnostics += check_runs(used, constraint)
+        diagnostics += check_surface(
+            equal.fit, used, runs, Rejection(accepted), _residuals(equal, runs), constraint, equal.noise
+        )
+        random = np.random.default_rng(self.seed)
+        reason = explain_no_interval(equal, used) if self.draws else ""
+        counts = np.zeros(len(members), dtype=int) if reason else _share(self.draws, members)
+        drawn = [_draw(member, int(count), random) for member, count in zip(members, counts, strict=True)]
+        if reason:
+            diagnostics.append(no_interval(reason))
+        drawn_constraint = constraint.drawn(int(counts.sum()), self.seed)
+        average = Average([member.surface for member in members], [member.weight for member in members])
+        stacks = [surface for surface in drawn if surface is not None]
+        constraints = (constraint, drawn_constraint)
+        return LawFit(
+            **fit_header(self, self.name, flops=used.flops, params=used.params),
+            law=Law(name=AVERAGE, parameters={}),
+            members=tuple(
+                _record(member, surface, constraint, used.flops, self.level)
+                for member, surface in zip(members, drawn, strict=True)
+            ),
+            exponents=exponents(average, Stack(stacks) if stacks else None, constraints, used.flops, self.level),
+            objective=float(np.sum((np.log(average.loss(*_rows(used))[0]) - np.log(used.loss)) ** 2)),
+            n_runs=len(used),
+            excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~accepted)},
+            diagnostics=tuple(diagnostics),
+            new_run=_estimate(members, used, equal),
+            **constraint.fields(drawn_constraint),
+        )
+
+    def _supported(self, runs: Runs) -> tuple[list[str], list[str]]:
+        """Names of the laws with fewer parameters than runs, and of the others."""
+        for name in self.laws:
+            if further := set(find_law(name).inputs) - {"params", "tokens"}:
+                raise FitError(
+                    f"law {name!r} also depends on {', '.join(sorted(further))}: fit it with --law {name}"
+                )
+        sizes = {name: len(find_law(name).parameters) for name in self.laws}
+        names = [name for name in self.laws if len(runs) > sizes[name] + 1]
+        if not names:
+            least = min(sizes.values())
+            raise FitError(
+                f"{len(runs)} runs cannot fit a law of {least} parameters: train {least + 2} or more, "
+                "preferably 15"
+            )
+        return names, [name for name in self.laws if name not in names]
+
+    def _describe(self, members: Sequence[_Member], left_out: Sequence[str]) -> Diagnostic:
+        count = len(members[0].errors)
+        basis = f"{count} backtests" if count else "equal weights, because the runs allow no backtest"
+        text = f"weighted mean of {', '.join(dict.fromkeys(member.name for member in members))}, by {basis}"
+        if left_out:
+            text += f"; too few runs for {', '.join(left_out)}"
+        return note("laws", text)
+
+
+def _fit_member(
+    name: str,
+    drift: float,
+    point: PointFit,
+    runs: Runs,
+    trunk: Ints,
+    accepted: Bools,
+    constraint: FlopsPerToken,
+) -> _Member:
+    """The law weighted for this drift, fitted to the accepted runs."""
+    if not drift and np.array_equal(point.rejection.accepted, accepted):
+        return _Member(name, drift, point)
+    problem = make_law_problem(find_law(name), runs)
+    if point.rho:
+        problem = problem.with_correlation(trunk, point.rho)
+    problem = weigh_by_drift(problem.select(accepted, point.rho), runs.flops[accepted], trunk[accepted], drift)
+    fit = fit_with_prior(problem)
+    return _Member(
+        name, drift, replace(add_noise(fit, Rejection(accepted), runs, trunk, constraint), rho=point.rho)
+    )
+
+
+def _weigh(members: Sequence[_Member], used: Runs) -> list[_Member]:
+    """The members with their weights and backtest errors."""
+    folds = make_folds(used, max(member.point.fit.problem.size for member in members) + 2)
+    errors = [
+        tuple(predict_fold(find_law(member.name), used, fold, member.drift) for fold in folds)
+        for member in members
+    ]
+    weights = weigh_laws(errors)
+    return [
+        replace(member, weight=float(weight), errors=error)
+        for member, weight, error in zip(members, weights, errors, strict=True)
+    ]
+
+
+def _estimate(members: Sequence[_Member], used: Runs, point: PointFit) -> NewRunError | None:
+    if point.noise is None:
+        return None
+    folds = make_folds(used, max(member.point.fit.problem.size for member in members) + 2)
+    errors = [
+        np.sum([member.weight * member.errors[number] for member in members], axis=0)
+        for number in range(len(folds))
+    ]
+    return estimate_new_run(folds, errors, used, point.noise)
+
+
+def _share(draws: int, members: Sequence[_Member]) -> Ints:
+    """Numbers of draws in proportion to the weights; they sum to ``draws``."""
+    ends = np.round(np.cumsum([member.weight for member in members]) * draws).astype(int)
+    ends[-1] = draws
+    return np.diff(ends, prepend=0)
+
+
+def _draw(member: _Member, count: int, random: np.random.Generator) -> LawSurface | None:
+    if not count:
+        return None
+    problem = member.point.fit.problem
+    return LawSurface(problem.law, problem.values(draw_posterior(member.point, count, random).theta))
+
+
+def _record(
+    member: _Member, drawn: LawSurface | None, constraint: FlopsPerToken, flops: Floats, level: float
+) -> LawMember:
+    values: dict[str, Interval] = exponents(member.surface, None, (constraint, constraint), flops, level)
+    return LawMember(
+        law=Law(name=member.name, parameters=member.point.fit.parameters),
+        drift=member.drift,
+        weight=member.weight,
+        errors=tuple(root_mean_square(errors) for errors in member.errors),
+        exponents=values,
+        draws={} if drawn is None else {key: tuple(column.tolist()) for key, column in drawn.values.items()},
+    )
+
+
+def _rows(runs: Runs) -> tuple[Floats, Floats]:
+    return np.log(runs.params)[None], np.log(runs.tokens)[None]
+
+
+def _residuals(point: PointFit, runs: Runs) -> Floats:
+    """Residuals of ln L of all runs."""
+    residuals: Floats = np.log(runs.loss / point.fit.surface().loss(*_rows(runs))[0])
+    return residuals

@@ -1,0 +1,206 @@
+"""Damped Gauss-Newton for any law of a few parameters, vectorised over fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
+from flops_fit_core.fitting.laws.coordinates import Coordinates
+from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
+from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories, concatenate
+from flops_fit_core.plugins.protocols.laws import LossLaw
+
+_MAX_CHUNK_CELLS = 20_000
+"""Runs times fits per chunk: larger chunks exceed the processor cache."""
+_MIN_CHUNK = 32
+_KEPT_STARTS = 12
+"""Starting points from which the solver iterates; the others have a higher objective at the start."""
+
+
+@dataclass(frozen=True)
+class LawProblem(Problem):
+    """The runs of one or many fits, and a law in its coordinates.
+
+    The objective is that of the residuals plus sum(``stiffness`` (theta - ``centre``)^2) / 2.
+    """
+
+    coordinates: Coordinates
+    inputs: Mapping[str, Floats]
+    """Each input of the law, shape (n,)."""
+    y: Floats
+    weights: Floats | None = None
+    trajectories: Trajectories | None = None
+    shrink: Floats | None = None
+    centre: Floats | None = None
+    """Mean of the prior, shape (size,) or (fits, size); None without a prior."""
+    stiffness: Floats | float = 0.0
+    """Variance of the noise divided by that of the prior, shape (size,)."""
+
+    @classmethod
+    def of(cls, law: LossLaw, runs: Runs, inputs: Mapping[str, Floats]) -> Self:
+        """The problem without a prior. ``inputs`` has the law's inputs, each of shape (n,)."""
+        means = {name: float(np.mean(np.log(inputs[name]))) for name in law.inputs}
+        y = np.log(runs.loss) if law.response == "log-loss" else runs.loss
+        return cls(Coordinates(law, means), {name: inputs[name] for name in law.inputs}, y)
+
+    @property
+    def law(self) -> LossLaw:
+        return self.coordinates.law
+
+    @property
+    def size(self) -> int:
+        return len(self.coordinates.names)
+
+    def values(self, theta: Floats) -> dict[str, Floats]:
+        return self.coordinates.values(theta)
+
+    def with_prior(self, variance: float) -> Self:
+        """The same problem with the law's prior, for noise of this variance in ``y``."""
+        mean, precision = self.coordinates.prior
+        if not precision.any():
+            return self
+        return replace(self, centre=mean, stiffness=precision * variance)
+
+    @property
+    def prior_precision(self) -> Floats:
+        return np.zeros(self.size) + self.stiffness
+
+    def prior_value(self, theta: Floats) -> float:
+        return 0.0 if self.centre is None else float(np.sum((theta - self.centre) ** 2 * self.stiffness)) / 2
+
+    def predict(self, theta: Floats) -> Floats:
+        """The fitted ``y``, shape (fits, n); NaN where the law gives no positive loss."""
+        loss = self.coordinates.loss(theta, self.inputs)
+        return np.log(loss) if self.law.response == "log-loss" else loss
+
+    def residuals(self, theta: Floats) -> Floats:
+        return self.y - self.predict(theta)
+
+    def jacobian(self, theta: Floats) -> Floats:
+        return self._linearise(theta)[1] * self.coordinates.is_free(theta)[:, :, None]
+
+    def is_free(self, theta: Floats) -> Bools:
+        return self.coordinates.is_free(theta)
+
+    def is_undertrained(self, theta: Floats) -> Bools:
+        slopes = [self._slope(theta, name) for name in ("params", "tokens")]
+        is_undertrained: Bools = slopes[1] < slopes[0]
+        return is_undertrained
+
+    def search(self, objective: Objective) -> Solved:
+        """From the best starting points of the law, with few steps, and from the best three to the end."""
+        starts = np.clip(
+            self.coordinates.starting_points(self.inputs, float(np.exp(np.mean(np.log(np.abs(self._loss)))))),
+            *self.coordinates.bounds,
+        )
+        order = np.argsort(self._value(starts, objective), kind="stable")[:_KEPT_STARTS]
+        first = self.solve(starts[order], LeastSquares(), steps=25, tolerance=1e-3)
+        order = np.argsort(first.value, kind="stable")[:3]
+        solved = self.solve(first.theta[order], LeastSquares()).best()
+        if not isinstance(objective, Huber):
+            return solved
+        return self.solve(solved.theta, objective)
+
+    def solve(self, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13) -> Solved:
+        chunk = max(_MIN_CHUNK, _MAX_CHUNK_CELLS // self.y.shape[-1])
+        if len(start) > chunk:
+            parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
+            return concatenate([self.rows(part).solve(start[part], objective, steps, tolerance) for part in parts])
+        bounds = self.coordinates.bounds
+        theta = np.clip(start, *bounds)
+        best = self._value(theta, objective)
+        damping = np.full(len(theta), 1e-3)
+        converged = ~np.isfinite(best)
+        live = np.flatnonzero(~converged)
+        for _ in range(steps):
+            if not len(live):
+                break
+            part, current = self.rows(live), theta[live]
+            step, gain = part._step(current, objective, damping[live])
+            new = np.clip(current + step, *bounds)
+            reached = part._value(new, objective)
+            better = reached < best[live]
+            theta[live[better]], best[live[better]] = new[better], reached[better]
+            damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
+            is_done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
+            converged[live[is_done]] = True
+            live = live[~is_done]
+        return Solved(theta, best, converged)
+
+    def rows(self, index: Ints) -> Self:
+        part = super().rows(index)
+        if self.centre is not None and self.centre.ndim > 1:
+            part = replace(part, centre=self.centre[index])
+        return part
+
+    def _columns(self, columns: Any) -> dict[str, Any]:
+        return {"inputs": {name: values[columns] for name, values in self.inputs.items()}}
+
+    @property
+    def _loss(self) -> Floats:
+        y: Floats = np.atleast_2d(self.y)[0]
+        return np.exp(y) if self.law.response == "log-loss" else y
+
+    def _slope(self, theta: Floats, name: str) -> Floats:
+        """Derivative of the loss by ln input, shape (fits, n); 0 for an input that the law does not have."""
+        if name not in self.inputs:
+            return np.zeros((len(theta), self.y.shape[-1]))
+        moved: dict[str, Any] = {**self.inputs, name: self.inputs[name] * (1 + 1e-30j)}
+        slope: Floats = np.imag(self.coordinates.loss(theta, moved)) / 1e-30
+        return slope
+
+    def _linearise(self, theta: Floats) -> tuple[Floats, Floats]:
+        """The fitted ``y`` (fits, n), and its derivatives by theta (fits, size, n)."""
+        loss, gradient = self.coordinates.loss_and_gradient(theta, self.inputs)
+        if self.law.response == "loss":
+            return loss, gradient
+        fitted: Floats = np.log(loss)
+        return fitted, gradient / loss[:, None]
+
+    def _value(self, theta: Floats, objective: Objective) -> Floats:
+        with np.errstate(all="ignore"):
+            r = self.residuals(theta)
+            if self.trajectories is not None:
+                total = np.einsum("fi,fi->f", r, self.precision(r)) / 2
+            else:
+                rho = objective.rho(r)
+                total = rho.sum(axis=1) if self.weights is None else (self.weights * rho).sum(axis=1)
+            if self.centre is not None:
+                total = total + ((theta - self.centre) ** 2 * self.stiffness).sum(axis=1) / 2
+        return np.where(np.isfinite(total), total, np.inf)
+
+    def _step(self, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
+        """A damped step, and its predicted reduction of the objective.
+
+        Of the Hessian, only the part from first derivatives; a Huber residual has the weight psi(r) / r.
+        """
+        fitted, slopes = self._linearise(theta)
+        r = self.y - fitted
+        if self.trajectories is not None:
+            psi, weighted = self.precision(r), self.precision(slopes)
+        else:
+            weight = objective.psi(r) / np.where(r == 0, 1.0, r) + (r == 0)
+            if self.weights is not None:
+                weight = weight * self.weights
+            psi, weighted = weight * r, slopes * weight[:, None]
+        downhill = (slopes @ psi[:, :, None])[:, :, 0]
+        normal = weighted @ slopes.transpose(0, 2, 1)
+        if self.centre is not None:
+            downhill = downhill - (theta - self.centre) * self.stiffness
+            normal = normal + np.eye(self.size) * self.stiffness
+        low, high = self.coordinates.bounds
+        at_bound = ((theta <= low) & (downhill < 0)) | ((theta >= high) & (downhill > 0))
+        downhill = np.where(at_bound, 0.0, downhill)
+        normal = np.where(at_bound[:, :, None] | at_bound[:, None, :], 0.0, normal)
+        diagonal = np.einsum("fpp->fp", normal)
+        scale = np.where(at_bound, 1.0, 1 / np.sqrt(np.maximum(diagonal, 1e-300)))
+        scaled = normal * scale[:, :, None] * scale[:, None, :]
+        ridge = (damping[:, None] + 1e-13) * np.ones(self.size) + at_bound
+        scaled = scaled + ridge[:, :, None] * np.eye(self.size)
+        scaled = np.where(np.isfinite(scaled), scaled, 0.0) + 0.0
+        step = np.linalg.solve(scaled, np.nan_to_num(downhill * scale)[:, :, None])[:, :, 0] * scale
+        return step, (step * downhill).sum(axis=1)
