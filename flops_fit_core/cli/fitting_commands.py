@@ -13,6 +13,7 @@ from flops_fit_core.cli import laws
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.plugins.registry.law_index import find_law, short_name
 from flops_fit_core.records import LawFit
 
 TABLE = "a table of runs (CSV, TSV, JSON, JSON lines, parquet)"
@@ -65,14 +66,21 @@ FitterSetOption = Annotated[
 ]
 
 
+LawNameOption = Annotated[
+    str | None,
+    typer.Option("--law", help="Fit this law; 'flops-fit laws' lists them.", metavar="NAME", show_default=False),
+]
+
+
 def register(app: typer.Typer) -> None:
     """Add these commands."""
-    for command in (fit, predict, backtest, report):
-        app.command()(command)
+    for command in (fit, predict, backtest, report, list_laws):
+        app.command("laws" if command is list_laws else None)(command)
 
 
 def fit(
     source: RunsArgument,
+    law_name: LawNameOption = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: ColumnOption = None,
@@ -98,7 +106,16 @@ def fit(
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
-        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
+        source,
+        fitter,
+        options or (),
+        columns or (),
+        filters or (),
+        eval_set,
+        units or (),
+        decimal,
+        best_of,
+        law_name,
     )
     if group_by is not None:
         if out is not None or checklist or profile:
@@ -158,6 +175,15 @@ def predict(
         float | None,
         typer.Option(help="Unique tokens of the data; further tokens repeat them (muennighoff).", metavar="U"),
     ] = None,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--input", help="Value of a further input of the law: --input experts=8. Repeatable.", metavar="NAME=X"
+        ),
+    ] = None,
+    new_run: Annotated[
+        bool, typer.Option("--new-run", help="Print the interval for the loss of one further run, too.")
+    ] = False,
     params: Annotated[
         float | None,
         typer.Option(help="Loss of a model of this size at each C, compared with the optimum.", metavar="N"),
@@ -167,6 +193,7 @@ def predict(
     ] = None,
     mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
     price: Annotated[float | None, typer.Option(help="Price of a device hour.")] = None,
+    law_name: LawNameOption = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: ColumnOption = None,
@@ -180,14 +207,29 @@ def predict(
     json: args.JsonOption = False,
 ) -> None:
     """Predict N_opt, D_opt and the loss for a training budget, with intervals."""
+    from flops_fit_core.fitting import require_new_run
     from flops_fit_core.report import predictions_table
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
-        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
+        source,
+        fitter,
+        options or (),
+        columns or (),
+        filters or (),
+        eval_set,
+        units or (),
+        decimal,
+        best_of,
+        law_name,
     )
     law, law_fitter, _ = laws.load_or_fit(request, registry)
-    optima = [laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens) for budget in flops]
+    if new_run:
+        require_new_run(law)
+    values = laws.parse_inputs(inputs or ())
+    optima = [
+        laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens, values) for budget in flops
+    ]
     extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in flops]
     if json:
         shown = [
@@ -199,7 +241,7 @@ def predict(
         ]
         print_json(shown[0] if len(shown) == 1 else shown)
         return
-    print_table(predictions_table(law, optima))
+    print_table(predictions_table(law, optima, new_run))
     if request.is_table:
         print_notes([item for item in law.diagnostics if item.severity == "warning" or item.code == "columns"])
     else:
@@ -213,6 +255,7 @@ def predict(
 
 def backtest(
     source: RunsArgument,
+    law_name: LawNameOption = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: ColumnOption = None,
@@ -234,7 +277,16 @@ def backtest(
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
-        source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
+        source,
+        fitter,
+        options or (),
+        columns or (),
+        filters or (),
+        eval_set,
+        units or (),
+        decimal,
+        best_of,
+        law_name,
     )
     observations, law_fitter, reading = laws.read_observations(request, registry)
     tested = hold_out(law_fitter, observations, budgets, above)
@@ -269,3 +321,29 @@ def report(
     study = args.open_study(source, args.registry_for(source, plugin, disabled), None).on(eval_set)
     for file in study.report(out):
         print_text(str(file))
+
+
+def list_laws(
+    plugin: args.PluginOption = None,
+    disabled: args.DisableOption = None,
+    json: args.JsonOption = False,
+) -> None:
+    """List the laws that --law fits, with their formulas, inputs and sources."""
+    registry = args.registry_for(None, plugin, disabled)
+    found = {short_name(offer.name): find_law(short_name(offer.name)) for offer in registry.offers("law")}
+    if json:
+        print_json(
+            {
+                name: {
+                    "formula": law.formula,
+                    "inputs": law.inputs,
+                    "parameters": [parameter.name for parameter in law.parameters],
+                    "source": law.source,
+                }
+                for name, law in found.items()
+            }
+        )
+        return
+    for name, law in found.items():
+        print_text(f"{name}: {law.formula}")
+        print_text(f"    inputs {', '.join(law.inputs)}; {law.source}")

@@ -13,6 +13,7 @@ from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.plugins.protocols import Fitter
 from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
 from flops_fit_core.study import Study
 
@@ -40,6 +41,8 @@ class LawRequest:
     """Decimal sign of a table, used if no cell shows it."""
     best_of: str | None = None
     """Hyperparameters of a table that is a grid, separated by commas."""
+    law: str | None = None
+    """Name of the law to fit, instead of a fitter."""
 
     @property
     def is_table(self) -> bool:
@@ -53,7 +56,15 @@ class LawRequest:
             None if self.best_of is None else [name.strip() for name in self.best_of.split(",") if name.strip()]
         )
         units = _pairs("--units", self.units, "params=1e6")
-        return {"units": units, "decimal": self.decimal, "best_of": best_of}
+        return {"units": units, "decimal": self.decimal, "best_of": best_of, "inputs": self.further_inputs()}
+
+    def further_inputs(self) -> tuple[str, ...]:
+        """Columns that the law needs besides N, D and the unique tokens."""
+        if self.law is None:
+            return ()
+        return tuple(
+            name for name in find_law(self.law).inputs if name not in ("params", "tokens", "unique_tokens")
+        )
 
     def table_options(self) -> list[str]:
         """The options set that apply to tables only."""
@@ -129,6 +140,7 @@ def load_or_fit(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter
 def _refuse_to_refit(request: LawRequest) -> None:
     """Raises ConfigError for an option that needs a new fit, because a saved fit has no runs."""
     values = {
+        "--law": [request.law] if request.law else [],
         "--fitter": [request.fitter] if request.fitter else [],
         "--set": request.options,
         "--column": request.columns,
@@ -158,16 +170,21 @@ def read_observations(
 
 
 def find_optimum(
-    law: LawFit, law_fitter: Fitter, flops: float, inference_tokens: float, unique_tokens: float | None
+    law: LawFit,
+    law_fitter: Fitter,
+    flops: float,
+    inference_tokens: float,
+    unique_tokens: float | None,
+    inputs: Mapping[str, float],
 ) -> Optimum:
     """The optimum by the law's fitter; with inference or repetition, by the core's own computation."""
     from flops_fit_core.fitting import flag_outside
 
-    if not inference_tokens and unique_tokens is None:
+    if not inference_tokens and unique_tokens is None and not inputs:
         return flag_outside(law, law_fitter.optimum(law, flops))
     from flops_fit_core.fitting import optimum
 
-    return optimum(law, flops, inference_tokens, unique_tokens)
+    return optimum(law, flops, inference_tokens, unique_tokens, inputs)
 
 
 def extras(
@@ -186,12 +203,25 @@ def extras(
     return additions
 
 
+def parse_inputs(texts: Sequence[str]) -> dict[str, float]:
+    """``["experts=8"]`` as numbers by name. Raises ConfigError."""
+    inputs = {}
+    for name, text in _pairs("--input", texts, "experts=8").items():
+        try:
+            inputs[name] = float(text)
+        except ValueError:
+            raise ConfigError(f"--input {name}={text}: {text!r} is not a number; write --input {name}=8") from None
+    return inputs
+
+
 def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
     """Sentences for the results of :func:`extras`."""
     if "off_optimum" in extra:
         off = extra["off_optimum"]
         yield (
-            f"N = {off.params:.4g} would train on D = {off.tokens:.4g} to a loss of {off.loss}: "
+            f"N = {off.params:.4g} would train on D = {off.tokens:.4g} to a loss of {off.loss}"
+            + (f", a new run {off.new_run.low:.4g} to {off.new_run.high:.4g}" if off.new_run else "")
+            + ": "
             f"{off.loss_given_up:.4f} nats given up, {off.extra_flops:.1%} more FLOPs than that loss needs"
         )
     if "cost" in extra:
@@ -243,13 +273,19 @@ def _refuse_other_files(path: Path) -> None:
 
 
 def _fitter_of_study(request: LawRequest, study: Study) -> Fitter:
-    if request.fitter is None and not request.options:
+    if request.fitter is None and request.law is None and not request.options:
         return study.fitter
     return _fitter(request, study.registry, request.fitter or study.fitter_choice.name)
 
 
 def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
+    if request.law is not None and request.fitter is not None:
+        raise ConfigError(
+            f"--law {request.law} and --fitter {request.fitter}: give one of them; --law chooses fitter law"
+        )
     table: dict[str, Any] = {"name": request.fitter or default}
+    if request.law is not None:
+        table = {"name": "fitters/law", "law": request.law}
     for option in request.options:
         override_value(table, option)
     chosen = choose_from_table("fitter", table, registry, "--fitter")

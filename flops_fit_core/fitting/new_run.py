@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.records import Interval, LawFit, NewRunError
+
+_SAMPLES = 20_000
 
 
 def require_new_run(fit: LawFit) -> NewRunError:
@@ -22,21 +23,19 @@ def require_new_run(fit: LawFit) -> NewRunError:
 def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> Interval:
     """The interval of a new run around ``loss``, the law's value, with ``draws`` (draws,) of it.
 
-    ln L has Student's t distribution with variance sigma^2 + max(v, drift^2 ln(C / C_max)). v is the variance of
-    the draws: backtests include the uncertainty of the law, so the larger of both counts. The degrees of freedom
-    follow Satterthwaite 1946.
+    Each draw of the law gets errors of ln L from Student's t: between runs with sigma, and of the law beyond C_max
+    with the part of drift^2 ln(C / C_max) that the variance of the draws does not explain. Backtests include the
+    uncertainty of the law, so adding both in full would count it twice.
 
     Raises FitError for a fit without an estimate of the error of a run.
     """
     error = require_new_run(fit)
     distance = max(float(np.log(flops / fit.flops_range[1])), 0.0)
-    noise, drift = error.sigma**2, error.drift**2 * distance
-    spread = float(np.mean(np.log(draws / loss) ** 2)) if len(draws) else 0.0
-    of_law, dof_of_law = (drift, error.drift_dof) if drift >= spread else (spread, error.sigma_dof)
-    total = noise + of_law
-    if total <= 0:
-        return Interval(value=loss, low=loss, high=loss)
-    parts = [(noise, error.sigma_dof), (of_law, dof_of_law)]
-    dof = total**2 / sum(part**2 / max(dof, 1.0) for part, dof in parts if part > 0)
-    half = float(stats.t.ppf((1 + fit.level) / 2, dof) * np.sqrt(total))
-    return Interval(value=loss, low=loss * float(np.exp(-half)), high=loss * float(np.exp(half)))
+    ln_draws = np.log(draws / loss) if len(draws) else np.zeros(1)
+    drift = max(error.drift**2 * distance - float(np.mean(ln_draws**2)), 0.0)
+    ln_losses = np.tile(ln_draws, -(-_SAMPLES // len(ln_draws)))
+    random = np.random.default_rng(fit.seed)
+    ln_losses = ln_losses + error.sigma * random.standard_t(max(error.sigma_dof, 1.0), len(ln_losses))
+    ln_losses += np.sqrt(drift) * random.standard_t(max(error.drift_dof, 1.0), len(ln_losses))
+    low, high = np.quantile(ln_losses, [(1 - fit.level) / 2, (1 + fit.level) / 2])
+    return Interval(value=loss, low=loss * float(np.exp(min(low, 0.0))), high=loss * float(np.exp(max(high, 0.0))))

@@ -128,6 +128,8 @@ class OffOptimum(Record):
     params: float
     tokens: float
     loss: Interval
+    new_run: Interval | None = None
+    """The same loss with an interval for one further run; None if the fit has no estimate of it."""
     loss_given_up: float
     """Loss above that of the optimum, in nats."""
     extra_flops: float
@@ -155,6 +157,7 @@ def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
         params=params,
         tokens=tokens,
         loss=loss,
+        new_run=None if fit.new_run is None else predict_loss(fit, params, tokens, new_run=True),
         loss_given_up=loss.value - optimum(point_fit, flops).loss.value,
         extra_flops=float(np.exp(np.log(flops) - high) - 1),
     )

@@ -38,7 +38,8 @@ def check_surface(
     """
     diagnostics = []
     accepted = rejection.accepted
-    if bits := [runs.ids[row] for row in np.flatnonzero(~accepted) if looks_like_bits(float(residuals[row]))]:
+    bits = [runs.ids[row] for row in np.flatnonzero(~accepted) if looks_like_bits(float(residuals[row]))]
+    if bits and 2 * len(bits) >= np.sum(~accepted):
         diagnostics.append(
             Diagnostic(
                 code="bits",

@@ -12,6 +12,7 @@ from flops_fit_core.report.datatable import DataTable
 from flops_fit_core.report.tables import (
     exponents,
     exponents_line,
+    laws_table,
     minima_table,
     plan_table,
     predictions_table,

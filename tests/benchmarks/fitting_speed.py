@@ -26,9 +26,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "fitting"))
 from surfaces import CHINCHILLA, study
 
 from flops_fit_core.fitting import ParametricFitter, read_table
-from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit
-from flops_fit_core.fitting.solvers.newton import Problem
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
+from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem, refit
 
 GRID = (range(0, 30, 5), range(0, 30, 5), np.arange(-1, 1.5, 0.5), np.arange(0, 2.5, 0.5), np.arange(0, 2.5, 0.5))
 
@@ -116,7 +116,7 @@ def main():
         label = f"one full {objective.name} fit of {len(runs)} runs"
         print(f"{label}: {seconds * 1e3:.1f} ms, objective {fit.value:.12g}")
         errors = fit.residuals[random.integers(len(runs), size=(1000, len(runs)))]
-        resampled = Problem(problem.u, problem.v, problem.y - fit.residuals + errors)
+        resampled = ChinchillaProblem(problem.u, problem.v, problem.y - fit.residuals + errors)
         seconds, solved = timed(lambda: refit(resampled, fit.theta, objective), 3)  # noqa: B023
         print(f"  1,000 refits: {seconds:.3f} s, converged {solved.converged.mean():.1%}")
     large_study = study(CHINCHILLA, np.geomspace(1e17, 1e21, 250), np.geomspace(1 / 16, 16, 100), sigma=0.01)

@@ -25,9 +25,9 @@ from scipy.optimize import minimize
 
 from flops_fit_core import FitError, Observation
 from flops_fit_core.fitting import IsoflopFitter, ParametricFitter, backtest, read_table
-from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem
 from flops_fit_core.fitting.solvers.newton import derivatives, solve, value
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
+from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem
 
 
 def groups(path):

@@ -6,12 +6,12 @@ import itertools
 
 import numpy as np
 import pytest
+from flops_fit_core.fitting.laws.forms import kaplan, muennighoff
 from scipy.optimize import minimize_scalar
 from surfaces import CHINCHILLA, study
 
 from flops_fit_core import FitError, Observation
 from flops_fit_core.fitting import JointFitter, optimum, predict_loss
-from flops_fit_core.fitting.laws.forms import kaplan, muennighoff
 from flops_fit_core.plugins import Registry
 
 KAPLAN = {"alpha_N": 0.076, "alpha_D": 0.103, "ln_Nc": np.log(6.4e13), "ln_Dc": np.log(1.8e13)}

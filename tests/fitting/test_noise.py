@@ -8,9 +8,9 @@ from surfaces import CHINCHILLA, study
 
 from flops_fit_core import FitError, LawFit, Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
-from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit, with_correlation
-from flops_fit_core.fitting.solvers.newton import Problem, derivatives, solve, value
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, derivatives, solve, value
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
+from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem, refit
 from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 
 BUDGETS = 10.0 ** np.arange(17, 22)
@@ -88,7 +88,7 @@ def test_generalised_least_squares_agrees_with_dense_matrices():
     runs = checkpoints(6, 3, count=5)
     trunk = np.repeat(np.arange(6), 5)
     plain = problem_of(runs)
-    problem = with_correlation(plain, trunk, 0.9)
+    problem = plain.with_correlation(trunk, 0.9)
     theta = np.array([[1.5, -1.0, 0.4, -0.8, 0.3]])
     loss = theta[0, 0] + np.exp(theta[0, 1] - 0.4 * plain.u) + np.exp(theta[0, 3] - 0.3 * plain.v)
     r = plain.y - np.log(loss)
@@ -179,8 +179,8 @@ def test_refits_in_chunks_equal_refits_in_one_call():
     problem = problem_of(study(CHINCHILLA, BUDGETS, np.geomspace(0.2, 5, 100), sigma=0.01))
     fit = fit_surface(problem, LeastSquares())
     y = problem.y + 0.01 * np.random.default_rng(0).standard_normal((200, 500))
-    parts = refit(Problem(problem.u, problem.v, y), fit.theta, LeastSquares())
-    few = solve(Problem(problem.u, problem.v, y[150:160]), np.tile(fit.theta, (10, 1)), LeastSquares())
+    parts = refit(ChinchillaProblem(problem.u, problem.v, y), fit.theta, LeastSquares())
+    few = solve(ChinchillaProblem(problem.u, problem.v, y[150:160]), np.tile(fit.theta, (10, 1)), LeastSquares())
     assert parts.theta[150:160] == pytest.approx(few.theta, rel=1e-6)
 
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from flops_fit_core.fitting.laws.forms import parametric
 from scipy.optimize import least_squares, minimize, minimize_scalar
 from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 
 from flops_fit_core import FitError, LawFit
 from flops_fit_core.fitting import ParametricFitter, optimum
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.chinchilla import fit_surface, make_problem, refit
-from flops_fit_core.fitting.laws.forms import parametric
 from flops_fit_core.fitting.laws.optima import minimise
-from flops_fit_core.fitting.solvers.newton import Problem, derivatives, value
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, derivatives, value
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
+from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem, refit
 from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 from flops_fit_core.plugins import Registry
 
@@ -51,7 +51,7 @@ def test_approach_3_lacks_the_bias_of_approach_2():
 def test_derivatives_agree_with_finite_differences(objective):
     problem = problem_of(study(CHINCHILLA, BUDGETS, WIDE, sigma=0.02))
     weights = np.random.default_rng(0).uniform(0.5, 2, len(problem.y))
-    problem = Problem(problem.u, problem.v, problem.y, weights)
+    problem = ChinchillaProblem(problem.u, problem.v, problem.y, weights)
     theta = np.array([[1.5, -1.0, 0.4, -0.8, 0.3]])
     gradient, hessian = derivatives(problem, theta, objective)
     for number in range(5):
@@ -105,8 +105,10 @@ def test_vectorised_refits_equal_single_fits():
     for objective in (LeastSquares(), Huber()):
         fit = fit_surface(problem, objective)
         losses = problem.y + 0.01 * random.standard_normal((5, len(runs)))
-        refits = refit(Problem(problem.u, problem.v, losses), fit.theta, objective)
-        single_fits = [fit_surface(Problem(problem.u, problem.v, loss), objective).value for loss in losses]
+        refits = refit(ChinchillaProblem(problem.u, problem.v, losses), fit.theta, objective)
+        single_fits = [
+            fit_surface(ChinchillaProblem(problem.u, problem.v, loss), objective).value for loss in losses
+        ]
         assert refits.value == pytest.approx(single_fits, rel=1e-8)
 
 

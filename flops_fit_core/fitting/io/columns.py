@@ -62,12 +62,14 @@ class Columns:
     """``tokens`` or ``params`` if the table lacks it and it is computed from C = 6 N D; otherwise empty."""
 
 
-def choose_columns(path: Path, raw: RawTable, user_columns: Mapping[str, str]) -> Columns:
-    """The column of each role: from ``user_columns``, otherwise by name.
+def choose_columns(
+    path: Path, raw: RawTable, user_columns: Mapping[str, str], inputs: Sequence[str] = ()
+) -> Columns:
+    """The column of each role, and of each further input of a law: from ``user_columns``, otherwise by name.
 
     Raises FitError if a required role has no column, or several columns with different values.
     """
-    by_role = _map_columns(path, raw, user_columns)
+    by_role = _map_columns(path, raw, user_columns, inputs)
     notes: list[str] = []
     scales: dict[str, float] = {}
     for role in ROLES:
@@ -78,6 +80,7 @@ def choose_columns(path: Path, raw: RawTable, user_columns: Mapping[str, str]) -
         column = choose(path, raw, role, free, notes)
         if column is not None:
             by_role[role] = column
+    by_role |= {name: _find_input(path, raw, name) for name in inputs if name not in by_role}
     for role in ("params", "tokens", "flops", "budget", "unique_tokens"):
         if role in by_role and (scale := parse_header_scale(by_role[role])) is not None:
             scales[role] = scale
@@ -104,7 +107,21 @@ def _find_derived_role(raw: RawTable, by_role: Mapping[str, str], missing: Seque
     return "" if any(split_words(column) & hints for column in free) else missing[0]
 
 
-def _map_columns(path: Path, raw: RawTable, user_columns: Mapping[str, str]) -> dict[str, str]:
+def _find_input(path: Path, raw: RawTable, name: str) -> str:
+    """The column with the name of a law's input. Raises FitError if there is none."""
+    matches = [column for column in raw.header if normalise_name(column) == normalise_name(name)]
+    if not matches:
+        raise FitError(
+            f"{path}: the law needs {name}, and no column has this name: write --column {name}=COLUMN. The "
+            f"columns are {_list_names(raw)}"
+        )
+    _refuse_repeated(path, raw, name, matches[0])
+    return matches[0]
+
+
+def _map_columns(
+    path: Path, raw: RawTable, user_columns: Mapping[str, str], inputs: Sequence[str]
+) -> dict[str, str]:
     by_name = {name.strip().lower(): name for name in reversed(raw.header)}
     by_role = {}
     for role, column in user_columns.items():
@@ -112,8 +129,8 @@ def _map_columns(path: Path, raw: RawTable, user_columns: Mapping[str, str]) -> 
             continue
         if column == NOT_READ and role in ROLES and role not in NEEDED and NOT_READ not in by_name:
             continue
-        if role not in ROLES:
-            raise FitError(f"unknown role {role!r}; valid roles: {', '.join(ROLES)}")
+        if role not in (*ROLES, *inputs):
+            raise FitError(f"unknown role {role!r}; valid roles: {', '.join((*ROLES, *inputs))}")
         match = column if column in raw.header else by_name.get(column.strip().lower())
         if match is None:
             close = difflib.get_close_matches(column, raw.header, n=1)

@@ -57,6 +57,8 @@ class RowReader:
     where: Mapping[str, str]
     units: frozenset[str] = frozenset()
     """Roles with a factor from the user."""
+    inputs: Sequence[str] = ()
+    """Roles that are further inputs of a law."""
 
     def read(self, place: str, values: dict[str, Any]) -> Row:
         row = {role: values.get(column) for role, column in self.mapping.by_role.items()}
@@ -104,6 +106,7 @@ class RowReader:
             seed=seed,
             trajectory=trajectory,
             unique_tokens=unique,
+            inputs={role: self._positive(role, row.get(role)) for role in self.inputs},
         )
 
     def _optional(self, role: str, cell: Any) -> float | None:

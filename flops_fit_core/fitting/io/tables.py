@@ -62,6 +62,8 @@ class TableOptions:
     """Role -> factor: ``{"params": "M", "tokens": 1e9}``."""
     decimal: str | None = None
     """``","`` for decimal commas, ``"."`` for points; None to detect."""
+    inputs: Sequence[str] = ()
+    """Further columns that a law needs, such as ``experts``."""
     best_of: Sequence[str] | None = None
     """Hyperparameters of a grid: only the best setting at each (N, D) is fitted. ``("none",)`` fits all rows."""
 
@@ -88,6 +90,7 @@ def read_table(
     units: Mapping[str, str | float] | None = None,
     decimal: str | None = None,
     best_of: Sequence[str] | None = None,
+    inputs: Sequence[str] = (),
 ) -> RunTable:
     """The usable runs of a table (CSV, TSV, JSON, JSON lines, parquet; text also gzipped), and the excluded rows.
 
@@ -104,17 +107,24 @@ def read_table(
         decimal: ``","`` or ``"."``, if no cell decides the number format.
         best_of: Hyperparameters of a grid; keeps the best setting at each (N, D). ``("none",)`` keeps all
             rows.
+        inputs: Further columns that a law needs, such as ``experts``.
 
     Raises FitError if the file cannot be read, a required column is missing, or the table is ambiguous.
     """
-    options = TableOptions(columns or {}, where or {}, units or {}, decimal, best_of)
+    options = TableOptions(columns or {}, where or {}, units or {}, decimal, inputs, best_of)
     path = Path(path)
     raw = _filter_rows(path, read_raw(path), options.where)
-    mapping = choose_columns(path, raw, options.columns)
+    mapping = choose_columns(path, raw, options.columns, options.inputs)
     numbers = _decide_number_format(path, raw, mapping, options)
     scales = _merge_scales(mapping, options.units)
     reader = RowReader(
-        mapping, numbers, scales, number_seeds(raw, mapping), options.where, frozenset(options.units)
+        mapping,
+        numbers,
+        scales,
+        number_seeds(raw, mapping),
+        options.where,
+        frozenset(options.units),
+        tuple(inputs),
     )
     rows = exclude_copies([reader.read(place, values) for place, values in raw.rows], mapping)
     diagnostics = [_note("columns", text) for text in mapping.notes]

@@ -158,8 +158,7 @@ class LawProblem(Problem):
         loss, gradient = self.coordinates.loss_and_gradient(theta, self.inputs)
         if self.law.response == "loss":
             return loss, gradient
-        fitted: Floats = np.log(loss)
-        return fitted, gradient / loss[:, None]
+        return np.asarray(np.log(loss), dtype=np.float64), gradient / loss[:, None]
 
     def _value(self, theta: Floats, objective: Objective) -> Floats:
         with np.errstate(all="ignore"):

@@ -34,7 +34,8 @@ class Parameter:
     over: Mapping[str, str] = field(default_factory=dict)
     """For A in a term A / params^alpha: ``{"params": "alpha"}``; for c in c params^gamma: ``{"params":
     "-gamma"}``; for N_c in N_c / params: ``{"params": ""}``. The solver fits the complete term at the mean of the
-    runs, and ``start`` and the bounds are values of this term. A alone depends on alpha so strongly that a solver needs many more steps."""
+    runs, and ``start`` and the bounds are values of this term. A alone depends on alpha so strongly that a solver
+    needs many more steps."""
     of_loss: bool = False
     """Whether ``start`` is in units of the mean loss of the runs."""
 
@@ -56,8 +57,8 @@ class LossLaw(ABC):
     """Base class of laws, which give the loss of a run from its inputs.
 
     A subclass sets the class attributes and writes the formula. Everything else (solver, bootstrap, optimum,
-    report) is shared. The formula must accept numpy arrays of complex numbers: the solver takes exact derivatives by
-    complex steps (Squire and Trapp 1998). ``np.abs``, ``np.maximum`` of a parameter and ``np.logaddexp`` break
+    report) is shared. The formula must accept numpy arrays of complex numbers: the solver takes exact derivatives
+    by complex steps (Squire and Trapp 1998). ``np.abs``, ``np.maximum`` of a parameter and ``np.logaddexp`` break
     them; the conformance kit detects this.
     """
 
