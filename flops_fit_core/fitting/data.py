@@ -38,14 +38,22 @@ class Runs:
     """Further inputs of a law by name; NaN for a run without the input."""
 
     @classmethod
-    def of(cls, observations: Sequence[Observation]) -> Runs:
-        """Build arrays from observations. Raises FitError if there are none or an id occurs twice."""
+    def of(cls, observations: Sequence[Observation], *, signed_loss: bool = False) -> Runs:
+        """Build arrays from observations.
+
+        Raises FitError if there are none, an id occurs twice, or a loss is not positive, unless ``signed_loss``.
+        """
         if not observations:
             raise FitError("there are no completed runs to fit: train some, or give a table of runs")
         ids = tuple(run.id for run in observations)
         if len(set(ids)) < len(ids):
             repeated = sorted({run_id for run_id in ids if ids.count(run_id) > 1})[:5]
             raise FitError(f"several runs share an id: {', '.join(repeated)}; give each run a unique id")
+        if not signed_loss and (negative := [run.id for run in observations if run.loss <= 0]):
+            raise FitError(
+                f"the loss of {', '.join(negative[:5])} is not positive, and laws are fitted to ln L: give the loss in "
+                "nats per token, or fit a law of the loss itself, such as vocabulary"
+            )
         columns = np.array([(run.params, run.tokens, run.flops, run.loss) for run in observations], dtype=float)
         return cls(
             ids=ids,

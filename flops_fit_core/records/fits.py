@@ -18,8 +18,8 @@ class Observation(Record):
     params: Positive
     tokens: Positive
     flops: Positive
-    loss: Positive
-    """Held-out loss, nats per token."""
+    loss: Annotated[float, Field(allow_inf_nan=False)]
+    """Held-out loss, nats per token. Positive, except for laws of a normalised loss."""
     budget: Positive | None = None
     """Nominal C of its IsoFLOP group; None without a group."""
     seed: int | None = None

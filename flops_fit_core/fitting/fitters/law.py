@@ -43,7 +43,8 @@ class LawFitter(BootstrapFitter):
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Fit the law. Raises FitError, with advice, for too few runs, missing inputs or runs that do not vary."""
-        runs, law = Runs.of(observations), find_law(self.law)
+        law = find_law(self.law)
+        runs = Runs.of(observations, signed_loss=law.response == "loss")
         problem = make_law_problem(law, runs)
         has_optimum = {"params", "tokens"} <= set(law.inputs)
         constraint = FlopsPerToken.of(runs)

@@ -19,6 +19,8 @@ from flops_fit_core.records import NewRunError
 _SHARES = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the runs that the backtests fit."""
 _MIN_RUNS = 8
+_MIN_DISTANCE = 0.05
+"""Mean ln (C / largest fitted C) below which a backtest cannot show drift."""
 _DECAY = 0.5
 """Each backtest counts half as much as the next one, which is closer to the prediction that matters."""
 
@@ -108,19 +110,21 @@ def estimate_new_run(
     """The error of one further run, from the noise of the runs and the errors of the backtests.
 
     Within a backtest, errors share a drift that grows with the square root of the log distance, as a random walk:
-    e = b sqrt(d) + noise with b ~ N(0, drift^2). Each backtest gives one estimate of b. Backtests overlap, so two
-    count as one degree of freedom.
+    e = b sqrt(d) + noise with b ~ N(0, drift^2). Each backtest gives one estimate of b, weighted by its
+    distance and by :func:`fold_weights`. Backtests overlap, so two count as one degree of freedom.
     """
     sigma = noise.sigma()
     level = float(np.sqrt(np.mean(sigma[runs.flops >= np.quantile(runs.flops, 0.75)] ** 2)))
-    drifts = []
-    for fold, error in zip(folds, errors, strict=True):
-        total = float(fold.distance.sum())
-        if total > 0:
-            drifts.append((float(error @ np.sqrt(fold.distance)) / total, level**2 / total))
-    if not drifts:
+    tests = [
+        (weight, fold.distance, error)
+        for weight, fold, error in zip(fold_weights(len(folds)), folds, errors, strict=True)
+        if float(fold.distance.mean()) > _MIN_DISTANCE
+    ]
+    if not tests:
         return NewRunError(sigma=level, sigma_dof=float(noise.dof), drift=0.0, drift_dof=0.0)
-    slopes, variances = np.array(drifts).T
-    square = float(np.mean(np.maximum(slopes**2 - variances, 0.0)))
-    dof = max(1.0, len(slopes) / 2)
+    weights = np.array([weight * distance.mean() for weight, distance, _ in tests])
+    slopes = np.array([float(error @ np.sqrt(distance)) / distance.sum() for _, distance, error in tests])
+    variances = level**2 / np.array([distance.sum() for _, distance, _ in tests])
+    square = float(weights @ np.maximum(slopes**2 - variances, 0.0) / weights.sum())
+    dof = max(1.0, float(weights.sum() ** 2 / (weights @ weights)) / 2)
     return NewRunError(sigma=level, sigma_dof=float(noise.dof), drift=float(np.sqrt(square)), drift_dof=dof)
