@@ -16,8 +16,8 @@ coverage     the same with noise on ln L (--noise): how often the 90% interval c
 scattered    GPT ladders with sizes that scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) relative to the
              curve without scatter, and how often the nominal 90% interval contains it; noise as for coverage
 ends         small GPTs with width / r blocks, rounded to integers, planned sizes a factor apart, and FLOPs per
-             token of the family beyond them. The local exponent d ln N_opt / d ln C within a factor of 10 of the largest
-             size (the range over budgets, without noise), and the largest change between budgets 1% apart
+             token of the family beyond them. The local exponent d ln N_opt / d ln C within a factor of 10 of the
+             largest size (the range over budgets, without noise), and its largest change between budgets 1% apart
 """
 
 from __future__ import annotations

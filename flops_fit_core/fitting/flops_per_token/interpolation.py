@@ -1,8 +1,8 @@
 """A curve in ln N through knots: ln f, or a deviation of ln f.
 
 Equally spaced knots sample a smooth curve. A natural cubic spline through them has a continuous slope and
-curvature, and straight ends continue both, so optima move smoothly with the budget. Other knots are sizes, from fits
-of an earlier version: they keep a monotone cubic, and ends with the slope of the sizes within a factor of 4 in N.
+curvature, and straight ends continue both, so optima move smoothly with the budget. Other knots are sizes, from
+fits of an earlier version: they keep a monotone cubic, and ends with the slope of the sizes within a factor of 4.
 """
 
 from __future__ import annotations
