@@ -13,6 +13,7 @@ from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
 from flops_fit_core.fitting.laws.chinchilla import SurfaceFit
 from flops_fit_core.fitting.laws.power_law import fit_line
+from flops_fit_core.fitting.residual_diagnostics import FittedResiduals, check_residuals
 from flops_fit_core.fitting.solvers.newton import solve
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.uncertainty.noise import NoiseModel
@@ -90,8 +91,11 @@ def check_surface(
         diagnostics.append(
             Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
         )
-    if misfit := _lack_of_fit(fit, used, noise):
-        diagnostics.append(Diagnostic(code="lack-of-fit", message=misfit))
+    if noise is not None:
+        u, v = fit.problem.u, fit.problem.v
+        offsets = np.where(noise.covariates[:, 0] > 0, 1, -1) * noise.covariates[:, 1]
+        fitted = FittedResiduals(fit.residuals, fit.jacobian[:, fit.free], offsets, noise, used.ids)
+        diagnostics += check_residuals(fitted, np.column_stack([u**2, u * v, v**2]))
     if not constraint.is_6n:
         diagnostics.append(
             note(
@@ -158,21 +162,3 @@ def check_draws(runs: int, dof: int, at_bound: int, draws: int) -> list[Diagnost
         severity: Literal["note", "warning"] = "warning" if at_bound > 0.01 * draws else "note"
         diagnostics.append(Diagnostic(code="weakly-determined", message=message, severity=severity))
     return diagnostics
-
-
-def _lack_of_fit(fit: SurfaceFit, used: Runs, noise: NoiseModel | None) -> str | None:
-    """Message if quadratic terms in ln N and ln D improve the law, by an F test at 1% under the noise model."""
-    u, v = fit.problem.u, fit.problem.v
-    design = fit.jacobian[:, fit.free]
-    quadratic = np.column_stack([u**2, u * v, v**2])
-    if noise is None or len(u) - design.shape[1] - quadratic.shape[1] < 5:
-        return None
-    sigma = float(np.sqrt(np.mean(noise.sigma() ** 2)))
-    if sigma < 1e-9 or noise.misfit(fit.residuals, design, quadratic) > 0.01:
-        return None
-    worst = [used.ids[row] for row in np.argsort(-np.abs(fit.residuals))[:3]]
-    return (
-        f"residuals follow a pattern in N and D that noise of {sigma:.2%} does not explain: the law has the wrong "
-        f"shape for these losses, or runs were tuned unevenly (furthest off: {name_rows(worst)}); "
-        "trust the law within the fitted range only"
-    )
