@@ -7,7 +7,7 @@ Counts diagnostics of severity ``warning``; notes are not alarms. Losses are dra
 
 clean   studies that follow the law (alpha = .34, beta = .28): IsoFLOP grids of 4 budgets x 5 sizes and 5 x 6
         (N_opt / 4 to 4 N_opt, C from 1e17 to 1e21), and 40 random runs like Chinchilla's (C log-uniform, N within
-        a factor of 5 of N_opt). The share of studies with a warning, per code, and with any warning, per setting and over all
+        a factor of 5 of N_opt). The share of studies with a warning, per code, and with any warning
 readme  the p value of the curvature test for the 23 runs of the README's study, and its warnings
 power   the share of studies with each of the tests ``curvature``, ``lack-of-fit`` and ``new-runs``, and with any
         of them, on surfaces of another form: Skaling's E + A (N^-alpha + R D^-beta)^k with k = .3; exponents of
