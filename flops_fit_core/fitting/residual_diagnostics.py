@@ -65,8 +65,8 @@ def check_residuals(fitted: FittedResiduals, quadratic: Floats) -> list[Diagnost
     if fitted.sigma < _MIN_SIGMA:
         return []
     checks = (
-        ("curvature", _describe_curvature(fitted)),
-        ("lack-of-fit", _describe_pattern(fitted, quadratic)),
+        # A pattern about the optimum is also one in N and D: the first message is the more specific.
+        ("lack-of-fit", _describe_curvature(fitted) or _describe_pattern(fitted, quadratic)),
         ("new-runs", _describe_outside(fitted)),
     )
     return [Diagnostic(code=code, message=message) for code, message in checks if message]

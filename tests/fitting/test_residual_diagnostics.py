@@ -110,7 +110,7 @@ def test_a_second_kind_of_runs_is_reported_as_too_many_outside():
 
 
 def test_the_readme_study_misses_its_losses_near_the_optimum():
-    message = messages(ParametricFitter(draws=0).fit(README_RUNS))["curvature"]
+    message = messages(ParametricFitter(draws=0).fit(README_RUNS))["lack-of-fit"]
     assert "the 5 runs nearest to N_opt lie 1.1% below the law, the 5 furthest 0.3% above it" in message
     assert "fitter isoflop" in message
 
@@ -126,14 +126,14 @@ def test_a_profile_steeper_than_the_law_is_reported_with_its_size_and_side():
             )
             for run in study(CHINCHILLA, BUDGETS, WIDE, sigma=0.002, seed=1)
         ]
-        message = messages(ParametricFitter(draws=0).fit(runs))["curvature"]
+        message = messages(ParametricFitter(draws=0).fit(runs))["lack-of-fit"]
         assert all(word in message for word in words)
 
 
 def test_runs_on_the_law_raise_few_alarms():
     alarms = [
         set(messages(ParametricFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, WIDE, sigma=0.01, seed=seed))))
-        & {"curvature", "lack-of-fit", "new-runs"}
+        & {"lack-of-fit", "new-runs"}
         for seed in range(40)
     ]
     assert sum(map(bool, alarms)) <= 3
@@ -143,4 +143,4 @@ def test_exact_losses_and_few_runs_have_no_alarm():
     exact = ParametricFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, WIDE))
     few = ParametricFitter(draws=0).fit(study(CHINCHILLA, BUDGETS[:3], (0.4, 1.0, 2.5), sigma=0.01))
     for fit in (exact, few):
-        assert not {"curvature", "lack-of-fit", "new-runs"} & set(messages(fit))
+        assert not {"lack-of-fit", "new-runs"} & set(messages(fit))
