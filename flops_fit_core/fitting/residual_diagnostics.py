@@ -42,7 +42,7 @@ class FittedResiduals:
 
     @property
     def dof(self) -> int:
-        return len(self.residuals) - self.jacobian.shape[1]
+        return len(self.residuals) - int(self.jacobian.shape[1])
 
     @property
     def sigma(self) -> float:
@@ -73,10 +73,19 @@ def check_residuals(fitted: FittedResiduals, quadratic: Floats) -> list[Diagnost
 
 
 def curvature_p_value(fitted: FittedResiduals) -> float:
-    """P value of the F test that a term in (ln N / N_opt)^2 adds nothing to the law; 1 for too few runs."""
-    if fitted.dof - 1 < _MIN_DOF:
+    """P value of the F test that a term in (ln N / N_opt)^2 adds nothing to the law; 1 for too few runs.
+
+    Rows of a trajectory share an error, so the degrees of freedom are those of trajectories: with those of rows,
+    10% of 60 clean studies of 12 training curves failed at 3%.
+    """
+    rows, trajectories = len(fitted.residuals), len(np.unique(fitted.noise.trunk))
+    dof = fitted.dof - 1 - (rows - trajectories)
+    if dof < _MIN_DOF:
         return 1.0
-    return fitted.noise.misfit(fitted.residuals, fitted.jacobian, fitted.offsets[:, None] ** 2)
+    p_value = fitted.noise.misfit(fitted.residuals, fitted.jacobian, fitted.offsets[:, None] ** 2)
+    if trajectories == rows:
+        return p_value
+    return float(stats.f.sf(stats.f.isf(p_value, 1, fitted.dof - 1), 1, dof))
 
 
 def deletion_residuals(fitted: FittedResiduals) -> Floats:

@@ -169,7 +169,7 @@ def _add_legends(
         label = f"mean of {group_size} runs, standard error"
         signs.append(Line2D([], [], marker="D", ls="none", ms=6.5, mfc="white", mec=INK, label=label))
     if not residuals.used.all():
-        hollow = {"mfc": "white", "mec": GREY, "mew": 1.3}
+        hollow: dict[str, Any] = {"mfc": "white", "mec": GREY, "mew": 1.3}
         signs.append(Line2D([], [], marker="o", ls="none", ms=6, label="run not used by the fit", **hollow))
     if signs:
         figure.legend(handles=signs, loc="outside lower center", ncols=len(signs), **style)
