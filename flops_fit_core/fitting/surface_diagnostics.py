@@ -12,6 +12,7 @@ from flops_fit_core.fitting.diagnostics import note
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
 from flops_fit_core.fitting.laws.power_law import fit_line
+from flops_fit_core.fitting.residual_diagnostics import FittedResiduals, check_residuals
 from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, solve
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, fit_surface, make_problem
@@ -84,15 +85,18 @@ def check_surface(
         )
     if not fit.determined:
         message = (
-            "the runs do not determine the five parameters: trust losses within the fitted range, not exponents"
+            "the runs do not determine all parameters of the law: trust losses within the fitted range, not exponents"
         )
         diagnostics.append(Diagnostic(code="ill-conditioned", message=message))
     if not fit.converged:
         diagnostics.append(
             Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
         )
-    if misfit := _lack_of_fit(fit, used, noise):
-        diagnostics.append(Diagnostic(code="lack-of-fit", message=misfit))
+    if noise is not None:
+        u, v = (np.log(values) - np.log(values).mean() for values in (used.params, used.tokens))
+        offsets = np.where(noise.covariates[:, 0] > 0, 1, -1) * noise.covariates[:, 1]
+        fitted = FittedResiduals(fit.residuals, fit.jacobian[:, fit.free], offsets, noise, used.ids)
+        diagnostics += check_residuals(fitted, np.column_stack([u**2, u * v, v**2]))
     if not constraint.is_6n:
         diagnostics.append(
             note(
@@ -169,26 +173,8 @@ def check_draws(runs: int, dof: int, at_bound: int, draws: int) -> list[Diagnost
         message = (
             f"{at_bound} of {draws} bootstrap refits ended with a term that vanishes or an exponent out of "
             "bounds; they are kept, so intervals are wide and their ends rough: these runs hardly determine all "
-            "five parameters; widen the range of N and of D / N, or train more runs"
+            "parameters; widen the range of N and of D / N, or train more runs"
         )
         severity: Literal["note", "warning"] = "warning" if at_bound > 0.01 * draws else "note"
         diagnostics.append(Diagnostic(code="weakly-determined", message=message, severity=severity))
     return diagnostics
-
-
-def _lack_of_fit(fit: SurfaceFit, used: Runs, noise: NoiseModel | None) -> str | None:
-    """Message if quadratic terms in ln N and ln D improve the law, by an F test at 1% under the noise model."""
-    u, v = (np.log(values) - np.log(values).mean() for values in (used.params, used.tokens))
-    design = fit.jacobian[:, fit.free]
-    quadratic = np.column_stack([u**2, u * v, v**2])
-    if noise is None or len(u) - design.shape[1] - quadratic.shape[1] < 5:
-        return None
-    sigma = float(np.sqrt(np.mean(noise.sigma() ** 2)))
-    if sigma < 1e-9 or noise.misfit(fit.residuals, design, quadratic) > 0.01:
-        return None
-    worst = [used.ids[row] for row in np.argsort(-np.abs(fit.residuals))[:3]]
-    return (
-        f"residuals follow a pattern in N and D that noise of {sigma:.2%} does not explain: the law has the wrong "
-        f"shape for these losses, or runs were tuned unevenly (furthest off: {name_rows(worst)}); "
-        "trust the law within the fitted range only"
-    )

@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         save_figure,
         tokens_per_param_figure,
     )
+    from flops_fit_core.report.residuals import residual_figure
     from flops_fit_core.report.writing import write_report
 
 _LAZY = {
     "isoflop_figure": "figures",
     "optimum_figure": "figures",
+    "residual_figure": "residuals",
     "runs_figure": "figures",
     "save_figure": "figures",
     "tokens_per_param_figure": "figures",
@@ -49,6 +51,7 @@ __all__ = [
     "optimum_figure",
     "plan_table",
     "predictions_table",
+    "residual_figure",
     "runs_figure",
     "runs_table",
     "save_figure",

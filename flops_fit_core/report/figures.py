@@ -42,10 +42,10 @@ from flops_fit_core.report.profiles import DrawnProfile, build_profiles, group_b
 
 DPI = 200
 _LAW = "#0072B2"
-_COLOR_MAP = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.82, 256)))
+COLOR_MAP = ListedColormap(mpl.colormaps["viridis"](np.linspace(0, 0.82, 256)))
 """Viridis without its last fifth: yellow is invisible on white."""
-_GREY = "#8c959f"
-_MAX_LEGEND_BUDGETS = 12
+GREY = "#8c959f"
+MAX_LEGEND_BUDGETS = 12
 """With more budgets, a colour bar replaces the legend."""
 
 
@@ -104,15 +104,15 @@ def isoflop_figure(observations: Sequence[Observation], fit: LawFit, *, syntheti
     """
     fit = plain_names(fit)
     profiles = build_profiles(observations, fit)
-    colors = _choose_colors([profile.budget for profile in profiles])
+    colors = choose_colors([profile.budget for profile in profiles])
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
     groups = group_by_profile(observations, profiles)
     unassigned = groups.pop(None, [])
-    axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=_GREY)
+    axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=GREY)
     for profile, color in zip(profiles, colors, strict=True):
         _draw_profile(
-            axes, profile, groups.get(profile.budget, []), color, is_small=len(profiles) > _MAX_LEGEND_BUDGETS
+            axes, profile, groups.get(profile.budget, []), color, is_small=len(profiles) > MAX_LEGEND_BUDGETS
         )
     set_log_axis(
         axes,
@@ -147,12 +147,12 @@ def runs_figure(
     budgets = sorted(budget for budget in groups if budget is not None)
     figure = Figure(figsize=(7.2, 4.6), layout="constrained")
     axes = figure.add_subplot()
-    for budget, color in zip(budgets, _choose_colors(budgets), strict=True):
+    for budget, color in zip(budgets, choose_colors(budgets), strict=True):
         runs = groups[budget]
         axes.plot([run.params for run in runs], [run.loss for run in runs], "o-", ms=5, lw=0.8, color=color)
         axes.lines[-1].set_label(format_power(budget))
     unassigned = groups.get(None, [])
-    axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=_GREY)
+    axes.plot([run.params for run in unassigned], [run.loss for run in unassigned], "o", ms=4, color=GREY)
     if observations:
         set_log_axis(axes, "x", *add_margin([run.params for run in observations]), "count")
     loss = f"L, held-out loss{on_set(eval_set)} (nats per {singular(unit)})"
@@ -164,12 +164,12 @@ def runs_figure(
     return _mark_if_synthetic(figure, synthetic)
 
 
-def _choose_colors(budgets: Sequence[float]) -> list[Any]:
+def choose_colors(budgets: Sequence[float]) -> list[Any]:
     """A colour per ascending budget: by rank, to separate neighbours, or by ln C to match a colour bar."""
-    if len(budgets) > _MAX_LEGEND_BUDGETS:
+    if len(budgets) > MAX_LEGEND_BUDGETS:
         norm = LogNorm(budgets[0], budgets[-1])
-        return [_COLOR_MAP(float(norm(budget))) for budget in budgets]
-    return [_COLOR_MAP(place / max(1, len(budgets) - 1)) for place in range(len(budgets))]
+        return [COLOR_MAP(float(norm(budget))) for budget in budgets]
+    return [COLOR_MAP(place / max(1, len(budgets) - 1)) for place in range(len(budgets))]
 
 
 def _draw_profile(
@@ -207,16 +207,16 @@ def _add_bottom_margin(axes: Axes) -> None:
 def _add_budget_legend(
     figure: Figure, axes: Axes, profiles: Sequence[DrawnProfile], colors: Sequence[Any], *, has_unassigned: bool
 ) -> None:
-    signs = [Line2D([], [], **_star_style(False, _GREY), label="minimum")]
+    signs = [Line2D([], [], **_star_style(False, GREY), label="minimum")]
     if any(profile.at_edge for profile in profiles):
         signs.append(Line2D([], [], **_star_style(True, "#57606a"), label="minimum at the\ngrid's edge, not used"))
     if has_unassigned:
-        signs.append(Line2D([], [], marker="o", ls="none", ms=4, color=_GREY, label="no profile"))
+        signs.append(Line2D([], [], marker="o", ls="none", ms=4, color=GREY, label="no profile"))
     style: dict[str, Any] = {"fontsize": SMALL, "frameon": False, "labelcolor": INK, "alignment": "left"}
     figure.legend(handles=signs, loc="outside right lower", **style)
-    if len(profiles) > _MAX_LEGEND_BUDGETS:
+    if len(profiles) > MAX_LEGEND_BUDGETS:
         norm = LogNorm(profiles[0].budget, profiles[-1].budget)
-        figure.colorbar(ScalarMappable(norm, _COLOR_MAP), ax=axes, label="C (FLOPs)", pad=0.01)
+        figure.colorbar(ScalarMappable(norm, COLOR_MAP), ax=axes, label="C (FLOPs)", pad=0.01)
         return
     # In the order of the curves from top to bottom: the smallest budget has the highest losses.
     lines = [
@@ -330,7 +330,7 @@ def _draw_law(
         axes.errorbar(points.flops, points.value, errors, fmt="none", ecolor=INK, elinewidth=1, capsize=3)
     axes.plot(points.flops, points.value, "D", ms=5, color="white", mec=INK, mew=1.1, zorder=3)
     minima = sorted(fit.minima, key=lambda minimum: minimum.budget)
-    for minimum, color in zip(minima, _choose_colors([minimum.budget for minimum in minima]), strict=True):
+    for minimum, color in zip(minima, choose_colors([minimum.budget for minimum in minima]), strict=True):
         axes.plot(minimum.budget, quantity(minimum), **_star_style(minimum.at_edge, color), zorder=4)
 
 
@@ -354,7 +354,7 @@ def _add_law_legend(axes: Axes, fit: LawFit, curve: _Curve, budgets: Sequence[fl
     if extrapolates:
         handles.append(Line2D([], [], color=_LAW, lw=1.4, ls="--", label="beyond the fitted budgets"))
     if fit.minima:
-        handles.append(Line2D([], [], **_star_style(False, _GREY), label="minimum of a profile"))
+        handles.append(Line2D([], [], **_star_style(False, GREY), label="minimum of a profile"))
     if any(minimum.at_edge for minimum in fit.minima):
         handles.append(Line2D([], [], **_star_style(True, "#57606a"), label="at the grid's edge, not used"))
     if budgets:

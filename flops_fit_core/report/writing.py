@@ -9,6 +9,7 @@ from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.report.figures import isoflop_figure, optimum_figure, tokens_per_param_figure, write_figure
 from flops_fit_core.report.page import ReportContent, ReportFigure, render_page
+from flops_fit_core.report.residuals import residual_figure
 from flops_fit_core.report.tables import minima_table, predictions_table, runs_table
 
 _CAPTIONS = {
@@ -18,6 +19,9 @@ _CAPTIONS = {
         of the fit, if any.""",
     "tokens-per-param": """Data over parameters at the optimum, against C. The band reaches from the low end of D
         over the high end of N to the high end of D over the low end of N.""",
+    "residuals": """Residuals: the loss of every run relative to the law, against its size over the optimal size at
+        its C. If the law has the right form, runs scatter about zero at every size, and 90% lie in the band. A
+        pattern along the parabola means that the form of the law decides the optimum.""",
 }
 
 
@@ -58,6 +62,9 @@ def write_report(
         "optimum": optimum_figure(fit, optimum, budgets=budgets[1:], synthetic=synthetic),
         "tokens-per-param": tokens_per_param_figure(fit, optimum, budgets=budgets[1:], synthetic=synthetic),
     }
+    residuals = residual_figure(observations, fit, synthetic=synthetic)
+    if residuals is not None:
+        figures["residuals"] = residuals
     files: list[Path] = []
     page_figures: list[ReportFigure] = []
     for stem, figure in figures.items():

@@ -1,6 +1,6 @@
 """N_opt if FLOPs per token are not a multiple of N: scatter between sizes, and 100 times the largest budget.
 
-    python tests/benchmarks/fitting_flops_per_token.py [jitter] [conventions] [coverage] [scattered]
+    python tests/benchmarks/fitting_flops_per_token.py [jitter] [conventions] [coverage] [scattered] [ends]
         [--studies 300] [--noise .005]
 
 Studies are simulated with L = 1.69 + 406.4 / N^.34 + 410.7 / D^.28.
@@ -15,6 +15,9 @@ coverage     the same with noise on ln L (--noise): how often the 90% interval c
              width in ln N_opt
 scattered    GPT ladders with sizes that scatter by 5% (Gaussian) in FLOPs per token: N_opt(1e20) relative to the
              curve without scatter, and how often the nominal 90% interval contains it; noise as for coverage
+ends         small GPTs with width / r blocks, rounded to integers, planned sizes a factor apart, and FLOPs per
+             token of the family beyond them. The local exponent d ln N_opt / d ln C within a factor of 10 of the
+             largest size (the range over budgets, without noise), and its largest change between budgets 1% apart
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ import numpy as np
 
 from flops_fit_core import Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
+from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
+from flops_fit_core.fitting.laws.forms import SURFACES
+from flops_fit_core.fitting.laws.optima import follow_family, minimise
 
 BUDGETS = 10.0 ** np.arange(18, 22.1, 1)
 CONTEXT = 2048
@@ -178,9 +184,55 @@ def scattered(studies: int, noise: float) -> None:
         )
 
 
+def ends(studies: int, noise: float) -> None:
+    worst = []
+    for blocks_per_width, step, factor in itertools.product((4, 6, 10, 16, 32), (4, 8), (1.2, 1.4, 2.0)):
+        widths = step * np.arange(1, 400)
+        blocks = np.maximum(1, np.round(widths / blocks_per_width))
+        params = 12 * blocks * widths**2 + 256.0 * widths
+        per_token = 6 * params + 12 * 64 * widths * blocks
+        planned = np.unique([np.argmin(np.abs(np.log(params / n))) for n in 4000 * factor ** np.arange(16)])
+        planned = planned[params[planned] < 1e5]
+        if len(planned) < 4:
+            continue
+        family = np.unique([np.argmin(np.abs(np.log(params / n))) for n in 4000 * 1.5 ** np.arange(18)])
+        runs = [
+            Observation(
+                id=f"{rung}/{ratio}",
+                params=params[rung],
+                tokens=ratio * params[rung],
+                flops=per_token[rung] * ratio * params[rung],
+                loss=loss(params[rung], ratio * params[rung]),
+            )
+            for rung in planned
+            for ratio in (5, 20, 80)
+        ]
+        points = list(zip(params[family], per_token[family], strict=True))
+        fit = follow_family(ParametricFitter(draws=0).fit(runs), points, runs)
+        ln_flops, ln_params = optima_near(fit, params[planned[-1]])
+        slopes = np.diff(ln_params) / np.diff(ln_flops)
+        worst.append((float(np.ptp(slopes)), float(np.max(np.abs(np.diff(slopes))))))
+        label = f"width / {blocks_per_width} blocks, widths {step} apart, N x {factor}: {len(planned)} sizes"
+        print(
+            f"{label}: exponent {slopes.min():.3f} to {slopes.max():.3f}, largest change {worst[-1][1]:.4f}",
+            flush=True,
+        )
+    print(f"largest range {max(worst)[0]:.3f}, largest change {max(change for _, change in worst):.4f}")
+
+
+def optima_near(fit, params):
+    """Ln C and ln N_opt for N_opt within a factor of 10 of ``params``, at budgets 1% apart."""
+    ln_flops = np.arange(np.log(100), np.log(1e18), 0.01)
+    law = {name: np.full(len(ln_flops), value) for name, value in fit.law.parameters.items()}
+    ln_params = minimise(SURFACES["parametric"], law, FlopsPerToken.of_fit(fit), np.exp(ln_flops))[0]
+    is_near = np.abs(ln_params - np.log(params)) < np.log(10)
+    return ln_flops[is_near], ln_params[is_near]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parts = {"jitter": jitter, "conventions": conventions, "coverage": coverage, "scattered": scattered}
+    parts["ends"] = ends
     parser.add_argument("parts", nargs="*", choices=[[], *parts])
     parser.add_argument("--studies", type=int, default=300)
     parser.add_argument("--noise", type=float, default=0.005)

@@ -12,18 +12,17 @@ from functools import cached_property
 from typing import Self
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.flops_per_token.curve import fit_curve
+from flops_fit_core.fitting.flops_per_token.interpolation import KnotCurve
 from flops_fit_core.fitting.flops_per_token.warnings import describe_flops_per_token
 from flops_fit_core.records import LawFit
 
-_END_RANGE = np.log(4.0)
 _BELOW, _ABOVE = np.log(1e3), np.log(1e5)
 """Range of the knots below and above the sizes: includes N_opt at a million times the largest budget."""
 _KNOT_STEP = 0.25
-"""Distance in ln N between knots. The slope of the cubic is then accurate to 1e-4 on these curves."""
+"""Distance in ln N between knots. The slope of the spline is then accurate to 1e-4 on these curves."""
 _NEAR_RANGE = np.log(10.0)
 """f counts as 6 N only if it is 6 N up to this far from the sizes, in ln N."""
 _MIN_FAMILY_SIZES = 6
@@ -31,6 +30,8 @@ _EXACTLY_6N = 1e-4
 """C counts as 6 N D if every size agrees to this relative difference, for any number of sizes."""
 _MAX_FAMILY_DIFFERENCE = 0.1
 """Largest relative difference between the runs' f and the family's."""
+_SAME_SIZE = 1e-6
+"""Sizes of a smaller relative difference in N are equal."""
 _DRAWS = 500
 _MAX_MODES, _MIN_MODE_SD = 6, 3e-4
 """Largest number of modes, and the least standard deviation of ln f along a mode."""
@@ -44,10 +45,7 @@ def _no_draws() -> Floats:
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Monotone cubic in (ln N, ln f) between the knots, and straight lines beyond them.
-
-    The slope of each line is fitted to the knots within a factor of 4 in N of that end.
-    """
+    """A cubic spline in (ln N, ln f) through the knots, and straight lines with its slopes beyond them."""
 
     ln_params: Floats
     ln_flops: Floats
@@ -103,7 +101,10 @@ class FlopsPerToken:
         ):
             return None
         knots = _knots(sizes[0], max(sizes[-1], x[-1] - _ABOVE))
-        curve = fit_curve(np.concatenate([sizes, x]), np.concatenate([mean, y + ratio]), knots)
+        # A size of a run that is also a point of the family counts once: equal sizes would predict each other in
+        # the cross-validation of the curve, which then follows every size up to the largest run.
+        is_new = np.min(np.abs(x[:, None] - sizes), axis=1) > _SAME_SIZE
+        curve = fit_curve(np.concatenate([sizes, x[is_new]]), np.concatenate([mean, (y + ratio)[is_new]]), knots)
         return cls(knots, curve.ln_flops)
 
     @classmethod
@@ -168,50 +169,19 @@ class FlopsPerToken:
 
     def _evaluate(self, ln_params: Floats) -> tuple[Floats, Floats]:
         x = np.asarray(ln_params, dtype=float)
-        value, slope = _extrapolate(self._curve, x)
+        value, slope = self._curve.evaluate(x)
         for mode, score in zip(self._mode_curves, self.scores.T, strict=False) if self.is_drawn else ():
-            change, tilt = _extrapolate(mode, x)
+            change, tilt = mode.evaluate(x)
             value, slope = value + score[:, None] * change, slope + score[:, None] * tilt
         return value, np.maximum(slope, 0.02) if self.is_drawn else slope
 
     @cached_property
-    def _curve(self) -> _Curve:
-        return _Curve(self.ln_params, self.ln_flops)
+    def _curve(self) -> KnotCurve:
+        return KnotCurve(self.ln_params, self.ln_flops, is_increasing=True)
 
     @cached_property
-    def _mode_curves(self) -> list[_Curve]:
-        return [_Curve(self.ln_params, mode) for mode in self.modes]
-
-
-class _Curve:
-    """A function of ln N through knots, with straight ends."""
-
-    def __init__(self, x: Floats, y: Floats) -> None:
-        self.x, self.y = x, y
-        self.inside = PchipInterpolator(x, y) if len(x) > 2 else None
-        self.ends = (1.0, 1.0) if len(x) == 1 else tuple(_end_slope(x, y, end) for end in (0, -1))
-
-    def evaluate(self, x: Floats) -> tuple[Floats, Floats]:
-        """Value and slope between the first and the last knot."""
-        if self.inside is not None:
-            return np.asarray(self.inside(x)), np.asarray(self.inside(x, 1))
-        slope = self.ends[0]
-        return self.y[0] + slope * (x - self.x[0]), np.full_like(x, slope)
-
-
-def _extrapolate(curve: _Curve, x: Floats) -> tuple[Floats, Floats]:
-    first, last = curve.x[0], curve.x[-1]
-    left, right = curve.ends
-    value, slope = curve.evaluate(np.clip(x, first, last))
-    value = value + left * np.minimum(x - first, 0) + right * np.maximum(x - last, 0)
-    return value, np.where(x < first, left, np.where(x > last, right, slope))
-
-
-def _end_slope(x: Floats, y: Floats, end: int) -> float:
-    is_close = np.abs(x - x[end]) <= _END_RANGE
-    is_close[slice(0, 2) if end == 0 else slice(-2, None)] = True
-    offset = x[is_close] - x[is_close].mean()
-    return float(offset @ y[is_close] / (offset @ offset))
+    def _mode_curves(self) -> list[KnotCurve]:
+        return [KnotCurve(self.ln_params, mode) for mode in self.modes]
 
 
 def _principal_directions(deviations: Floats, is_near: Bools) -> tuple[Floats, Floats]:

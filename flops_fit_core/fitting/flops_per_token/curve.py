@@ -364,7 +364,8 @@ def _widen_draws(x: Floats, at: Floats, drawn: Floats, scatter: float, random: n
 def _fit_smoother(x: Floats, residuals: Floats, at: Floats) -> Floats | None:
     """Weights, shape (len(at), len(x)), of a local line through the residuals of the candidates.
 
-    None if the residuals are scatter. Beyond the sizes, the value at the last size holds.
+    None if the residuals are scatter. Beyond the sizes, the value and the slope at the last size continue, and the
+    slope decays within a bandwidth.
     """
     if len(x) < 12 or float(np.sqrt(np.mean(residuals**2))) < 1e-5:
         return None
@@ -375,7 +376,16 @@ def _fit_smoother(x: Floats, residuals: Floats, at: Floats) -> Floats | None:
         error = float(np.mean(((residuals - matrix @ residuals) / (1 - leverage)) ** 2))
         if error < smallest:
             best, smallest = width, error
-    return None if best is None else _local_lines(np.clip(at, x.min(), x.max()), x, best)
+    return None if best is None else _extend_local_lines(at, x, best)
+
+
+def _extend_local_lines(at: Floats, x: Floats, width: float) -> Floats:
+    inside = np.clip(at, x.min(), x.max())
+    step = 1e-4 * width
+    slope = (_local_lines(inside + step, x, width) - _local_lines(inside - step, x, width)) / (2 * step)
+    decayed = -np.sign(at - inside) * width * np.expm1(-np.abs(at - inside) / width)
+    smoother: Floats = _local_lines(inside, x, width) + decayed[:, None] * slope
+    return smoother
 
 
 def _local_lines(at: Floats, x: Floats, width: float) -> Floats:
