@@ -30,6 +30,7 @@ from flops_fit_core.plugins.protocols.models import (
     TransformerShape,
     own_parameter_groups,
 )
+from flops_fit_core.plugins.protocols.readers import LoggedRun, RunReader
 from flops_fit_core.plugins.protocols.runs import (
     BuiltRun,
     Device,
@@ -59,6 +60,7 @@ __all__ = [
     "JobEnded",
     "JobRunner",
     "JobTask",
+    "LoggedRun",
     "Logger",
     "LossSurface",
     "MultiEvalDataset",
@@ -66,6 +68,7 @@ __all__ = [
     "RecipeInput",
     "ResultStore",
     "RunInfo",
+    "RunReader",
     "SampleSize",
     "Schedule",
     "Task",
