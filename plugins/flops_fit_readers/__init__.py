@@ -47,36 +47,42 @@ def has_json_lines(path: Path) -> bool:
 
 
 def build_wandb(options: Options) -> RunReader:
+    """``run-*.wandb``, the files that Weights & Biases writes for offline and online runs."""
     from flops_fit_readers.wandb_files import WandbReader
 
     return WandbReader()
 
 
 def build_wandb_export(options: Options) -> RunReader:
+    """CSV exports of W&B charts, with a CSV export of the table of runs in the same folder."""
     from flops_fit_readers.wandb_exports import WandbExportReader
 
     return WandbExportReader()
 
 
 def build_trainer_state(options: Options) -> RunReader:
+    """``trainer_state.json`` of the Hugging Face Trainer, one run per output folder."""
     from flops_fit_readers.trainer_states import TrainerStateReader
 
     return TrainerStateReader()
 
 
 def build_tensorboard(options: Options) -> RunReader:
+    """Event files of TensorBoard, one run per folder."""
     from flops_fit_readers.event_files import TensorboardReader
 
     return TensorboardReader()
 
 
 def build_lightning(options: Options) -> RunReader:
+    """``metrics.csv`` and ``hparams.yaml`` of Lightning's CSVLogger, one run per folder."""
     from flops_fit_readers.lightning_metrics import LightningReader
 
     return LightningReader()
 
 
 def build_json_lines(options: Options) -> RunReader:
+    """Folders with JSON lines of logged values, as of OLMo and Marin, one run per file."""
     from flops_fit_readers.json_logs import JsonLinesReader
 
     return JsonLinesReader()

@@ -22,6 +22,7 @@ from flops_fit_core.fitting.io.histories import (
     join_histories,
 )
 from flops_fit_core.fitting.io.json_records import json_records
+from flops_fit_core.fitting.io.logged_runs import RUN_ID, last_rows_of_unusable_runs
 from flops_fit_core.fitting.io.names import ACTIVE, EXPERTS, normalise_name, split_words
 from flops_fit_core.fitting.io.numbers import NumberFormat, decide_format, parse_scale
 from flops_fit_core.fitting.io.products import add_products, named_columns
@@ -140,6 +141,7 @@ def read_table(
         diagnostics.extend(joined.diagnostics)
     elif "trajectory" not in mapping.by_role and "id" not in options.columns:
         diagnostics.extend(check_steps(rows, raw.header))
+    rows = last_rows_of_unusable_runs(rows) if source.reader else rows
     if "flops" not in mapping.by_role:
         diagnostics.append(
             _note("flops-6nd", "the table has no FLOPs: C = 6 N D is used, with N as given in the table")
@@ -327,7 +329,10 @@ def _summarise(path: Path, raw: RawTable, mapping: Columns, table: RunTable, rea
     shown.insert(2, f"flops = {by_role.pop('flops')!r}" if "flops" in by_role else "flops = 6 N D")
     shown += [f"{role} = {column!r}" for role, column in by_role.items()]
     source = f"{path.name or path} with reader {reader.rpartition('/')[2]}" if reader else path.name
-    text = f"read {source}: {', '.join(shown)}; {len(table.observations)} of {len(raw.rows)} rows used"
+    total, unit = len(raw.rows), "rows"
+    if reader and "trajectory" not in by_role:
+        total, unit = len({row[RUN_ID] for _, row in raw.rows}), "runs"
+    text = f"read {source}: {', '.join(shown)}; {len(table.observations)} of {total} {unit} used"
     reasons = Counter(table.excluded.values())
     if reasons:
         frequent = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))
