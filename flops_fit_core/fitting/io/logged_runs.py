@@ -17,6 +17,7 @@ from typing import Any
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.extent import check_extent, check_names
 from flops_fit_core.fitting.io.files import RawTable
+from flops_fit_core.fitting.io.histories import Row
 from flops_fit_core.fitting.io.json_records import flatten_cells
 from flops_fit_core.fitting.io.names import (
     HELD_OUT,
@@ -114,6 +115,13 @@ def tabulate_runs(
             cells_of_row = {name: values.get(name, settings.get(name)) for name in header}
             rows.append((f"{run.id} step {step:.10g}", cells_of_row))
     return RawTable(header, rows), [*notes, *_report_early(read, chosen)]
+
+
+def last_rows_of_unusable_runs(rows: Sequence[Row]) -> list[Row]:
+    """The rows, with only the last row of each run that has no usable row."""
+    usable = {row.values[RUN_ID] for row in rows if row.observation is not None}
+    last = {row.values[RUN_ID]: row.place for row in rows}
+    return [row for row in rows if row.values[RUN_ID] in usable or row.place == last[row.values[RUN_ID]]]
 
 
 def _read_run(logged: LoggedRun, columns: Collection[str], names: dict[str, None]) -> tuple[_Run, list[str]]:
