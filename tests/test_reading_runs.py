@@ -241,6 +241,40 @@ def test_tokens_that_are_logged_too_rarely_stay_missing(tmp_path: Path) -> None:
     assert read_table(tmp_path).excluded == {"run": "tokens is missing"}
 
 
+def test_a_count_of_one_step_is_not_d(tmp_path: Path) -> None:
+    points = [{"step": step, "tokens": 8192, "eval/loss": 3.0 - step / 1000} for step in (50, 75, 100)]
+    logs(tmp_path, points, {"n_params": 1e6})
+    message = refusal(tmp_path)
+    assert "'tokens' does not grow with the steps (run: 8192 at step 50, 8192 at step 100)" in message
+    assert "--column 'tokens=step*tokens' if it counts those of one step" in message
+    (run,) = read_table(tmp_path, {"tokens": "step*tokens"}).observations
+    assert run.tokens == 100 * 8192
+
+
+def test_a_count_that_starts_again_is_not_d(tmp_path: Path) -> None:
+    points = [{"step": step, "tokens": step % 60 * 1e6, "eval/loss": 3.0} for step in (50, 75, 100)]
+    logs(tmp_path, points, {"n_params": 1e8})
+    assert "(run: 50000000 at step 50, 15000000 at step 75)" in refusal(tmp_path)
+
+
+def test_a_number_of_tokens_in_the_settings_is_that_of_the_last_evaluation(tmp_path: Path) -> None:
+    points = [{"step": step, "eval/loss": 3.0 - step / 1000} for step in (50, 100)]
+    logs(tmp_path, points, {"n_params": 1e8, "train_tokens": 2e9})
+    table = read_table(tmp_path)
+    assert [(run.tokens, run.loss) for run in table.observations] == [(2e9, 2.9)]
+    assert (
+        "column 'config.train_tokens' has one number per run: it must count the tokens at the last evaluation"
+        in [item.message for item in table.diagnostics]
+    )
+    assert "D of an earlier evaluation is unknown" in refusal(tmp_path, columns={"trajectory": "run_id"})
+
+
+def test_a_missing_part_of_the_weights_gives_no_n(tmp_path: Path) -> None:
+    state_of(tmp_path, total_flos=0)
+    run_logs.write_safetensors(tmp_path / "run" / "model-00001-of-00002.safetensors", {"a": [300, 200]})
+    assert "no column for params" in refusal(tmp_path)
+
+
 # ---------------------------------------------------------------------------- N and C
 
 

@@ -15,10 +15,10 @@ def find_run_files(folder: Path, *patterns: str) -> Iterator[Path]:
     """Regular files below ``folder`` with a name that matches one of ``patterns``, in the order of their paths.
 
     Hidden folders and links to folders are not entered. Raises FitError for a folder with more entries than
-    ``limits.READER_ENTRIES``.
+    ``limits.READER_ENTRIES``, and for a folder that cannot be listed.
     """
     entries = 0
-    for parent, folders, files in os.walk(folder):
+    for parent, folders, files in os.walk(folder, onerror=_refuse_unreadable if folder.is_dir() else None):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         entries += len(folders) + len(files)
         if entries > limits.READER_ENTRIES:
@@ -30,6 +30,10 @@ def find_run_files(folder: Path, *patterns: str) -> Iterator[Path]:
             path = Path(parent, name)
             if any(fnmatch(name, pattern) for pattern in patterns) and path.is_file():
                 yield path
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise FitError(f"{error.filename}: {error.strerror or error}, so its runs are unknown")
 
 
 def read_run_file(path: Path, max_bytes: int = limits.TABLE_BYTES) -> bytes:

@@ -13,7 +13,7 @@ from flops_fit_readers.headers import settings_files
 
 _PARTS = ("train", "training", "val", "valid", "validation", "eval", "evaluation", "test")
 """Folders of one run, for training and held-out data. Their names become a part of the names of values."""
-_MAX_BYTES = 2_000_000_000
+_MAX_BYTES = 256_000_000
 
 
 class TensorboardReader(RunReader):

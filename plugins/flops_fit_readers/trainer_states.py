@@ -14,6 +14,7 @@ from flops_fit_core import FitError
 from flops_fit_core.plugins import LoggedRun, RunReader, find_run_files, read_run_file
 
 _CHECKPOINT = re.compile(r"checkpoint-\d+")
+_PART = re.compile(r"-of-(\d+)\.safetensors$")
 _SETTINGS = ("config.json", "training_args.json", "training_args.yaml", "args.json")
 """``training_args.bin`` is a pickle, which could execute code, so it is not read."""
 _HEADER_BYTES = 100_000_000
@@ -87,10 +88,12 @@ def _non_embedding_params(state: Mapping[str, Any]) -> int | None:
 
 
 def _count_parameters(folder: Path) -> int | None:
-    """The number of values in the safetensors files of a folder, from their headers; None without such files."""
-    files = sorted(folder.glob("model*.safetensors"))
-    counts = [_count_values(file) for file in files if file.is_file()]
-    return sum(counts) if counts else None
+    """The number of values in the model's safetensors files, from their headers; None if a file is missing."""
+    if (file := folder / "model.safetensors").is_file():
+        return _count_values(file)
+    parts = [file for file in sorted(folder.glob("model-*-of-*.safetensors")) if file.is_file()]
+    total = {int(match[1]) for file in parts if (match := _PART.search(file.name))}
+    return sum(map(_count_values, parts)) if total == {len(parts)} else None
 
 
 def _count_values(file: Path) -> int:

@@ -32,19 +32,13 @@ class WandbReader(RunReader):
 
 
 def _read_run(run_id: str, files: list[Path], root: Path) -> LoggedRun:
-    from wandb.proto.wandb_internal_pb2 import Record
-
     config: dict[str, Any] = {}
     summary: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
+    logged: set[str] = set()
     name, status = "", ""
     for file in files:
         status = "crashed"  # unless the file has the record that W&B writes at the end of a run
-        for data in _records(file):
-            try:
-                record = Record.FromString(data)
-            except Exception as error:  # google.protobuf has an exception per implementation
-                raise FitError(f"{file} is damaged: {error}") from None
+        for record in _parsed_records(file):
             kind = record.WhichOneof("record_type")
             if kind == "run":
                 name = record.run.display_name or name
@@ -52,33 +46,56 @@ def _read_run(run_id: str, files: list[Path], root: Path) -> LoggedRun:
             elif kind == "config":
                 config.update(_items(record.config.update))
             elif kind == "history":
-                point = _items(record.history.item)
-                if record.history.HasField("step"):
-                    point.setdefault("_step", record.history.step.num)
-                history.append(point)
+                logged.update(map(_name, record.history.item))
             elif kind == "summary":
                 summary.update(_items(record.summary.update))
             elif kind == "exit":
                 status = "finished" if record.exit.exit_code == 0 else "crashed"
-    logged = {key for point in history for key in point}
     config.pop("_wandb", None)
     # The summary has the last value of each logged name, its minimum as NAME.min, and facts that were set once.
     facts = {key: value for key, value in summary.items() if logged.isdisjoint((key, key.rpartition(".")[0]))}
     return LoggedRun(
         id=f"{name} ({run_id})" if name else run_id,
-        history=history,
+        history=_history(files),
         config={**facts, **config},
         folder=files[-1].parent if files[-1].parent != root else None,
         status=status,
     )
 
 
+def _history(files: list[Path]) -> Iterator[dict[str, Any]]:
+    """The logged values, in a second pass: a history may be larger than the memory."""
+    for file in files:
+        for record in _parsed_records(file):
+            if record.WhichOneof("record_type") == "history":
+                point = _items(record.history.item)
+                if record.history.HasField("step"):
+                    point.setdefault("_step", record.history.step.num)
+                yield point
+
+
+def _parsed_records(file: Path) -> Iterator[Any]:
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    for data in _records(file):
+        try:
+            record = Record.FromString(data)
+        except Exception as error:  # google.protobuf has an exception per implementation
+            raise FitError(f"{file} is damaged: {error}") from None
+        yield record
+
+
+def _name(item: Any) -> str:
+    """The name of a value. A nested name is joined by points."""
+    return str(item.key or ".".join(item.nested_key))
+
+
 def _items(items: Any) -> dict[str, Any]:
-    """Names and values of the items of a record. A nested name is joined by points."""
+    """Names and values of the items of a record."""
     values = {}
     for item in items:
         try:
-            values[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+            values[_name(item)] = json.loads(item.value_json)
         except (ValueError, RecursionError):
             continue  # a value that W&B itself could not write
     return values

@@ -64,6 +64,16 @@ _EARLY = 0.95
 _LETTERS = frozenset((*LETTERS.values(), *(letter.upper() for letter in LETTERS.values())))
 
 
+@dataclass(frozen=True)
+class LoggedTable:
+    """The rows of logs, and facts for checks of the columns that are chosen from them."""
+
+    raw: RawTable
+    diagnostics: list[Diagnostic]
+    no_counts: dict[str, str]
+    """Names of values that do not grow with the steps -> an example."""
+
+
 @dataclass
 class _Run:
     """The rows of a run by step, and its settings."""
@@ -74,11 +84,10 @@ class _Run:
     rows: list[tuple[float, dict[str, Any]]] = field(default_factory=list)
     """(step, values), sorted by step."""
     step_name: str = ""
+    no_counts: dict[str, str] = field(default_factory=dict)
 
 
-def tabulate_runs(
-    path: Path, runs: Iterable[LoggedRun], columns: Collection[str] = ()
-) -> tuple[RawTable, list[Diagnostic]]:
+def tabulate_runs(path: Path, runs: Iterable[LoggedRun], columns: Collection[str] = ()) -> LoggedTable:
     """One row per evaluation of each run, with its settings; a run without a loss has one row.
 
     Args:
@@ -90,7 +99,7 @@ def tabulate_runs(
     """
     read, names, problems, cells = [], dict[str, None](), list[str](), 0
     for logged in runs:
-        run, run_problems = _read_run(logged, columns, names)
+        run, run_problems = _read_run(path, logged, columns, names)
         problems += run_problems
         cells += sum(len(values) for _, values in run.rows)
         check_extent(path, cells=cells, columns=len(names))
@@ -114,7 +123,39 @@ def tabulate_runs(
         for step, values in evaluations:
             cells_of_row = {name: values.get(name, settings.get(name)) for name in header}
             rows.append((f"{run.id} step {step:.10g}", cells_of_row))
-    return RawTable(header, rows), [*notes, *_report_early(read, chosen)]
+    no_counts = {name: example for run in reversed(read) for name, example in run.no_counts.items()}
+    return LoggedTable(RawTable(header, rows), [*notes, *_report_early(read, chosen)], no_counts)
+
+
+def check_counts(
+    path: Path, table: LoggedTable, by_role: Mapping[str, str], user_columns: Mapping[str, str]
+) -> list[Diagnostic]:
+    """A note if D is one number per run instead of a count at each evaluation.
+
+    Raises FitError for a value with the name of a count that does not grow with the steps, and for one D per run
+    if every evaluation is fitted.
+    """
+    for role in ("tokens", "flops"):
+        name = by_role.get(role, "")
+        if role not in user_columns and name in table.no_counts:
+            raise FitError(
+                f"{path}: {name!r} does not grow with the steps ({table.no_counts[name]}), so it does not count "
+                f"the {role} since the start of a run: write --column {role}=COLUMN, or a product such as --column "
+                f"'{role}=step*{name}' if it counts those of one step"
+            )
+    counts: dict[str, set[str]] = {}
+    sizes: dict[str, int] = {}
+    for _, row in table.raw.rows:
+        counts.setdefault(row[RUN_ID], set()).add(str(row.get(by_role["tokens"])))
+        sizes[row[RUN_ID]] = sizes.get(row[RUN_ID], 0) + 1
+    several = [run for run, size in sizes.items() if size > 1]
+    if not several or any(len(counts[run]) > 1 for run in several):
+        return []
+    fact = f"column {by_role['tokens']!r} has one number per run"
+    if "trajectory" in by_role:
+        raise FitError(f"{path}: {fact}, so D of an earlier evaluation is unknown: omit --column trajectory")
+    message = f"{fact}: it must count the tokens at the last evaluation"
+    return [Diagnostic(code="columns", message=message, severity="note")]
 
 
 def last_rows_of_unusable_runs(rows: Sequence[Row]) -> list[Row]:
@@ -124,10 +165,12 @@ def last_rows_of_unusable_runs(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.values[RUN_ID] in usable or row.place == last[row.values[RUN_ID]]]
 
 
-def _read_run(logged: LoggedRun, columns: Collection[str], names: dict[str, None]) -> tuple[_Run, list[str]]:
+def _read_run(
+    path: Path, logged: LoggedRun, columns: Collection[str], names: dict[str, None]
+) -> tuple[_Run, list[str]]:
     """Merge the rows of one step, fill in counts, and add the names of kept values to ``names``."""
     settings, problems = run_settings(logged)
-    history = []
+    history, cells = [], 0
     for point in logged.history:
         values = {
             name: _cell(value)
@@ -136,6 +179,8 @@ def _read_run(logged: LoggedRun, columns: Collection[str], names: dict[str, None
         }
         if values:
             history.append(values)
+            cells += len(values)
+            check_extent(path, cells=cells)
     run = _Run(logged.id, settings, logged.status)
     run.step_name = _step_name(history)
     merged: dict[float, dict[str, Any]] = {}
@@ -195,10 +240,15 @@ def _fill_counter(run: _Run, name: str) -> None:
     """
     points = [(step, NumberFormat().number_or_nan(values[name])) for step, values in run.rows if name in values]
     counts = [count for _, count in points]
-    if len(points) < 2 or any(math.isnan(count) for count in counts) or sorted(counts) != counts:
+    if len(points) < 2 or any(math.isnan(count) for count in counts):
+        return
+    if sorted(counts) != counts or (counts[0] == counts[-1] and len(points) > 2):
+        end = next((i for i in range(1, len(counts)) if counts[i] < counts[i - 1]), len(counts) - 1)
+        (first, before), (last, after) = points[end - 1 if counts[end] < counts[end - 1] else 0], points[end]
+        run.no_counts[name] = f"{run.id}: {before:.10g} at step {first:.10g}, {after:.10g} at step {last:.10g}"
         return
     steps = [step for step, _ in points]
-    is_proportional = len(points) > 2 and run.step_name != CALLS and _is_line(steps, counts)
+    is_proportional = len(points) > 2 and run.step_name not in ("", CALLS) and _is_line(steps, counts)
     for step, values in run.rows:
         if name not in values and (count := _count_at(step, steps, counts, is_proportional)) is not None:
             values[name] = count

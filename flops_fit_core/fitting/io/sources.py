@@ -9,12 +9,11 @@ from pathlib import Path
 
 from flops_fit_core.errors import FitError, PluginNotFound, UserError
 from flops_fit_core.fitting.io.files import RawTable, read_raw
-from flops_fit_core.fitting.io.logged_runs import tabulate_runs
+from flops_fit_core.fitting.io.logged_runs import LoggedTable, tabulate_runs
 from flops_fit_core.plugins import limits
 from flops_fit_core.plugins.protocols import LoggedRun, RunReader
 from flops_fit_core.plugins.registry import RegisteredSpec, Registry, installed
 from flops_fit_core.plugins.specs import ReaderSpec
-from flops_fit_core.records import Diagnostic
 
 logger = logging.getLogger("flops_fit")
 
@@ -27,9 +26,10 @@ class Source:
     """The cells of a table or of the logs of runs."""
 
     raw: RawTable
-    diagnostics: tuple[Diagnostic, ...] = ()
     reader: str = ""
     """Qualified name of the reader; empty for a table."""
+    logs: LoggedTable | None = None
+    """The table of the logs; None for a table."""
 
 
 def find_reader(
@@ -79,8 +79,8 @@ def read_source(path: Path, registry: Registry | None, name: str | None, columns
     reader = spec.build(spec.options())
     if not isinstance(reader, RunReader):
         raise FitError(f"reader {offer.name}: build returned {type(reader).__name__}, which is not a RunReader")
-    raw, diagnostics = tabulate_runs(path, _read_runs(reader, offer.name, path), columns)
-    return Source(raw, tuple(diagnostics), offer.name)
+    logs = tabulate_runs(path, _read_runs(reader, offer.name, path), columns)
+    return Source(logs.raw, offer.name, logs)
 
 
 def _read_runs(reader: RunReader, name: str, path: Path) -> Iterator[LoggedRun]:

@@ -6,7 +6,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from flops_fit_core.fitting.io.histories import (
     join_histories,
 )
 from flops_fit_core.fitting.io.json_records import json_records
-from flops_fit_core.fitting.io.logged_runs import RUN_ID, last_rows_of_unusable_runs
+from flops_fit_core.fitting.io.logged_runs import RUN_ID, check_counts, last_rows_of_unusable_runs
 from flops_fit_core.fitting.io.names import ACTIVE, EXPERTS, normalise_name, split_words
 from flops_fit_core.fitting.io.numbers import NumberFormat, decide_format, parse_scale
 from flops_fit_core.fitting.io.products import add_products, named_columns
@@ -131,7 +131,14 @@ def read_table(
         mapping, numbers, scales, number_seeds(raw, mapping), options.where, frozenset(options.units)
     )
     rows = exclude_copies([row_reader.read(place, values) for place, values in raw.rows], mapping)
-    diagnostics = [*source.diagnostics, *(_note("columns", text) for text in mapping.notes)]
+    diagnostics = [_note("columns", text) for text in mapping.notes]
+    if source.logs is not None:
+        logs = replace(source.logs, raw=raw)
+        diagnostics = [
+            *logs.diagnostics,
+            *diagnostics,
+            *check_counts(path, logs, mapping.by_role, options.columns),
+        ]
     run_column = (
         None if "trajectory" in mapping.by_role else find_run_column(raw.header, options.columns.get("id"))
     )
