@@ -325,7 +325,9 @@ def test_a_letter_in_the_settings_has_no_role(tmp_path: Path) -> None:
     for number in range(2):
         points = [{"step": 1, "tokens": 1e9, "eval/loss": 3.0 + number}]
         logs(tmp_path, points, {"n": 100 + number, "N": 200 + number}, f"run{number}")
-    assert "no column for params" in refusal(tmp_path)
+    message = refusal(tmp_path)
+    assert "no column for params" in message
+    assert 'write {"params": 124e6} (for example) to flops_fit.json in the folder of each run' in message
 
 
 def test_marin_s_gigaflops_are_flops(tmp_path: Path) -> None:
@@ -386,6 +388,23 @@ def test_a_chart_without_the_table_of_runs_lacks_n(tmp_path: Path) -> None:
     (tmp_path / "wandb_export_runs.csv").unlink()
     assert "has no column for params" in refusal(tmp_path)
     assert is_table(tmp_path / "wandb_export_eval_loss.csv")
+
+
+def test_a_chart_of_groups_of_runs_is_refused(tmp_path: Path) -> None:
+    names = ["Step", "Group: a - eval/loss", "Group: a - eval/loss__MIN", "Group: a - eval/loss__MAX"]
+    (tmp_path / "chart.csv").write_text(",".join(f'"{name}"' for name in names) + "\n1,3.0,2.9,3.1\n")
+    assert "has means of groups of runs ('Group: a'): turn grouping off" in refusal(tmp_path)
+
+
+def test_a_chart_over_time_uses_the_step_of_each_run(tmp_path: Path) -> None:
+    names = ["Relative Time (Process)"]
+    for metric in ("_step", "eval/loss"):
+        names += [f"a - {metric}", f"a - {metric}__MIN", f"a - {metric}__MAX"]
+    rows = ["1.5,100,100,100,3.5,3.5,3.5", "2.5,200,200,200,3.0,3.0,3.0"]
+    (tmp_path / "chart.csv").write_text("\n".join([",".join(f'"{name}"' for name in names), *rows]) + "\n")
+    (tmp_path / "runs.csv").write_text("Name,State,n_params\na,finished,1e8\n")
+    (run,) = read_table(tmp_path, {"tokens": "_step*65536"}).observations
+    assert (run.tokens, run.loss) == (200 * 65_536, 3.0)
 
 
 def test_folders_of_training_and_validation_are_one_run(tmp_path: Path) -> None:

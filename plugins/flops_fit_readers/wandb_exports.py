@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from flops_fit_core import FitError
 from flops_fit_core.plugins import LoggedRun, RunReader
 from flops_fit_readers.csv_rows import read_rows
 from flops_fit_readers.headers import column_names, csv_files, is_chart
@@ -38,13 +39,20 @@ class WandbExportReader(RunReader):
 
 
 def _add_chart(file: Path, histories: dict[str, list[dict[str, str]]]) -> None:
-    """Add the points of each run: the value of the first column, and the metric at it."""
+    """Add the points of each run: the value of the first column, and the metrics at it."""
     x, *columns = column_names(file)
     series = [(column, *_split_name(column, file.stem)) for column in columns if not _BOUND.search(column)]
+    if groups := [run for _, run, _ in series if run.startswith("Group: ")]:
+        raise FitError(
+            f"{file} has means of groups of runs ({groups[0]!r}): turn grouping off and export it again"
+        )
     for row in read_rows(file):
+        points: dict[str, dict[str, str]] = {}
         for column, run, metric in series:
             if cell := row.get(column, "").strip():
-                histories.setdefault(run, []).append({x: row[x], metric: cell})
+                points.setdefault(run, {x: row[x]})[metric] = cell
+        for run, point in points.items():
+            histories.setdefault(run, []).append(point)
 
 
 def _split_name(column: str, default: str) -> tuple[str, str]:

@@ -49,6 +49,7 @@ _STEPS = frozenset(("step", "steps", "iter", "iters", "iterations", "updates"))
 _LENGTHS = frozenset(("seq", "sequence", "context", "block"))
 _NO_SIZE = frozenset(("eval", "val", "test", "prefetch", "num", "per", "device", "micro"))
 """Words in names of batches and lengths that are not those of a training step."""
+_ADD_N = '; if the log lacks N, write {"params": 124e6} (for example) to flops_fit.json in the folder of each run'
 _RATIO = re.compile(r"tok\w{0,20}?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
 _MAX_NAMES = 40
 """A message lists at most this many column names."""
@@ -96,7 +97,9 @@ def choose_columns(
     missing = [role for role in NEEDED if role not in by_role]
     derived = _find_derived_role(raw, by_role, missing)
     if missing and not derived:
-        raise FitError(_describe_missing(path, raw, missing))
+        raise FitError(
+            _describe_missing(path, raw, missing) + (_ADD_N if from_logs and "params" in missing else "")
+        )
     if derived and "flops" not in by_role:
         by_role["flops"] = by_role.pop("budget")
         scales.update({"flops": scales.pop("budget")} if "budget" in scales else {})

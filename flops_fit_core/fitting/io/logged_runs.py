@@ -140,8 +140,8 @@ def check_counts(
         if role not in user_columns and name in table.no_counts:
             raise FitError(
                 f"{path}: {name!r} does not grow with the steps ({table.no_counts[name]}), so it does not count "
-                f"the {role} since the start of a run: write --column {role}=COLUMN, or a product such as --column "
-                f"'{role}=step*{name}' if it counts those of one step"
+                f"the {role} since the start of a run: write --column {role}=COLUMN, or a product such as "
+                f"--column '{role}=step*{name}' if it counts those of one step"
             )
     counts: dict[str, set[str]] = {}
     sizes: dict[str, int] = {}
@@ -291,7 +291,7 @@ def _kept_settings(runs: Sequence[_Run], columns: Collection[str]) -> list[str]:
     kept = []
     for key in keys:
         name = normalise_name(key)
-        has_role = name in _ROLE_NAMES or bool(split_words(key) & _SETTINGS)
+        has_role = name in _ROLE_NAMES or bool(split_words(key.rpartition(".")[2]) & _SETTINGS)
         differs = len({str(run.settings.get(key)) for run in runs}) > 1
         if key in columns or has_role or (differs and name not in _LETTERS):
             kept.append(key)
