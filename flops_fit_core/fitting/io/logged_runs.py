@@ -170,17 +170,7 @@ def _read_run(
 ) -> tuple[_Run, list[str]]:
     """Merge the rows of one step, fill in counts, and add the names of kept values to ``names``."""
     settings, problems = run_settings(logged)
-    history, cells = [], 0
-    for point in logged.history:
-        values = {
-            name: _cell(value)
-            for name, value in flatten_cells(point)
-            if isinstance(value, str | int | float) and _is_kept(name, columns)
-        }
-        if values:
-            history.append(values)
-            cells += len(values)
-            check_extent(path, cells=cells)
+    history = _kept_history(path, logged, columns)
     run = _Run(logged.id, settings, logged.status)
     run.step_name = _step_name(history)
     merged: dict[float, dict[str, Any]] = {}
@@ -195,6 +185,25 @@ def _read_run(
         if name != run.step_name and (_is_counter(name) or name in columns):
             _fill_counter(run, name)
     return run, problems
+
+
+def _kept_history(path: Path, logged: LoggedRun, columns: Collection[str]) -> list[dict[str, Any]]:
+    """The rows of a run, with the values that may have a role. Raises FitError above the limits of a table."""
+    history, cells = [], 0
+    kept: dict[str, bool] = {}
+    for point in logged.history:
+        values = {}
+        for name, value in flatten_cells(point):
+            if name not in kept:
+                kept[name] = _is_kept(name, columns)
+                check_extent(path, columns=len(kept))
+            if kept[name] and isinstance(value, str | int | float):
+                values[name] = _cell(value)
+        if values:
+            history.append(values)
+            cells += len(values)
+            check_extent(path, cells=cells)
+    return history
 
 
 def _cell(value: str | float) -> str | float:

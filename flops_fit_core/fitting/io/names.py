@@ -130,6 +130,7 @@ def normalise_name(column: str) -> str:
     return re.sub(r"[\s\-./]+", "_", name.strip().lower()).strip("_")
 
 
+@functools.lru_cache(maxsize=10_000)
 def split_words(column: str) -> frozenset[str]:
     """The words of a name in lower case."""
     separated = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)
