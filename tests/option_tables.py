@@ -22,6 +22,8 @@ from flops_fit_core.plugins.registry import KINDS, installed
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "reference" / "options.md"
 BUNDLED = "flops-fit"
+HEADINGS = {"logger": "## `loggers`: none by default", "reader": "## Readers: by default chosen by the logs"}
+"""Headings of kinds that are no table of an experiment."""
 HEADER = "| option | type | default | meaning |\n|---|---|---|---|\n"
 
 
@@ -39,7 +41,7 @@ def plugin_tables() -> str:
     parts = []
     for kind in KINDS:
         bundled = [offer for offer in installed().offers(kind) if offer.source.split(" ")[0] == BUNDLED]
-        heading = f"## `[{kind}]`: {about_kind(kind)}" if kind != "logger" else "## `loggers`: none by default"
+        heading = HEADINGS.get(kind) or f"## `[{kind}]`: {about_kind(kind)}"
         parts += [heading, *(section for offer in bundled for section in plugin_sections(offer))]
     return "\n\n".join(parts) + "\n"
 

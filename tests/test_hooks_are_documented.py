@@ -40,6 +40,7 @@ from flops_fit_core.testing import (
     LoggerConformance,
     ModelConformance,
     OptimizerConformance,
+    ReaderConformance,
     RecipeConformance,
     ScheduleConformance,
     StoreConformance,
@@ -65,6 +66,7 @@ MEETS: Mapping[str, list[str]] = {
     "flops_fit_executors": ["Executor", "ExecutorContext"],
     "flops_fit_loggers": ["Logger"],
     "flops_fit_fitters": ["Fitter"],
+    "flops_fit_readers": ["RunReader", "LoggedRun"],
 }
 """Hook -> base classes and engine types; the hook's section must name all of their members."""
 
@@ -163,7 +165,7 @@ def words_in_code(text: str) -> set[str]:
 
 
 def test_links_in_the_document_have_targets() -> None:
-    docs = Path(__file__).parents[1] / "docs"
+    docs = Path(__file__).parents[1] / "docs" / "reference"
     for target in re.findall(r"\]\(([^)#]+)", DOCUMENT):
         assert (docs / target).exists(), target
 
@@ -331,6 +333,18 @@ class TestTheExampleFitter(Example, FitterConformance):
     name, hook = "best-of-each", "flops_fit_fitters"
 
 
+class TestTheExampleReader(Example, ReaderConformance):
+    name, hook = "progress", "flops_fit_readers"
+
+    def write(self, folder):
+        for name, params in (("small", 10_000_000), ("large", 40_000_000)):
+            (folder / name).mkdir()
+            lines = [f"step={step} tokens={step * 1e6} eval_loss={5 - step / 100}" for step in (50, 100)]
+            (folder / name / "progress.txt").write_text("started\n" + "\n".join(lines) + "\n")
+            (folder / name / "config.json").write_text(f'{{"n_params": {params}}}')
+        return {"small": (1e7, 1e8, 4.0), "large": (4e7, 1e8, 4.0)}
+
+
 class TestTheExampleLogger(Example, LoggerConformance):
     name, hook = "lines", "flops_fit_loggers"
     keeps_attempts = False
@@ -361,7 +375,9 @@ def test_a_sweep_with_plugins_from_the_examples_fits_a_law(
 ) -> None:
     """Data, optimizer, schedule, recipe, counter, trainer, executor, logger and fitter of the docstrings."""
     hooks = [
-        hook for hook in SPEC_TYPES if hook not in ("flops_fit_models", "flops_fit_devices", "flops_fit_stores")
+        hook
+        for hook in SPEC_TYPES
+        if hook not in ("flops_fit_models", "flops_fit_devices", "flops_fit_stores", "flops_fit_readers")
     ]
     modules = {hook: plugin(hook) for hook in hooks}
     for module in modules.values():

@@ -109,19 +109,20 @@ def fit(
     """Fit a law to a study, a table of runs (CSV, parquet) from any source, or observations.
 
     Args:
-        source: A Study, a study's folder, the file of a table, or observations.
+        source: A Study, a study's folder, the file of a table, logs that a reader plugin recognises, or
+            observations.
         fitter: Name, table or object; by default the study's, or ``average``.
         registry: The plugins that contain the fitter; by default the installed plugins.
 
     Raises FitError if no law can be fitted, ConfigError for a source that cannot be read.
     """
-    from flops_fit_core.fitting import check_grid, fit_table, read_complete_table
+    from flops_fit_core.fitting import check_grid, fit_table, is_table, read_complete_table
 
     if isinstance(source, str | Path):
         path = Path(source)
-        if not path.is_dir():
+        if not path.is_dir() or is_table(path, registry):
             table_fitter = _build_fitter(fitter or DEFAULTS["fitter"], registry or installed())
-            return fit_table(table_fitter, read_complete_table(path))
+            return fit_table(table_fitter, read_complete_table(path, registry=registry))
         source = Study.open(path, registry)
     if isinstance(source, Study):
         study_fitter = source.fitter if fitter is None else _build_fitter(fitter, source.registry)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli import compute_options as compute
 from flops_fit_core.cli import laws
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
@@ -16,7 +17,7 @@ from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.plugins.registry.law_index import find_law, short_name
 from flops_fit_core.records import LawFit
 
-TABLE = "a table of runs (CSV, TSV, JSON, JSON lines, parquet)"
+TABLE = "a table of runs (CSV, TSV, JSON, JSON lines, parquet), logs of runs (W&B, trainer_state.json, ...)"
 RunsArgument = Annotated[
     Path, typer.Argument(help=f"A study's folder, an experiment file, or {TABLE}.", metavar="SOURCE")
 ]
@@ -26,10 +27,16 @@ LawArgument = Annotated[
         help=f"A study's folder, an experiment file, {TABLE}, or a fit saved by fit --out.", metavar="SOURCE"
     ),
 ]
-FlopsArgument = Annotated[list[float], typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")]
+FlopsArgument = Annotated[
+    list[float] | None, typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")
+]
 ColumnOption = Annotated[
     list[str] | None,
-    typer.Option("--column", help="Name a column: --column params=n_params. Repeatable.", metavar="COLUMN=NAME"),
+    typer.Option(
+        "--column",
+        help="Name a column, or a product: --column params=n_params, --column tokens=step*524288. Repeatable.",
+        metavar="COLUMN=NAME",
+    ),
 ]
 FilterOption = Annotated[
     list[str] | None,
@@ -54,6 +61,12 @@ BestOfOption = Annotated[
         help="For a grid over these hyperparameters, such as lr,batch_size: fit the best run at each N and D. "
         "'none' fits all runs.",
         metavar="COLUMNS",
+    ),
+]
+ReaderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--reader", help="How to read the logs of runs, if several readers recognise them.", metavar="NAME"
     ),
 ]
 EvalSetOption = Annotated[
@@ -88,6 +101,7 @@ def fit(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
+    reader: ReaderOption = None,
     eval_set: EvalSetOption = None,
     group_by: Annotated[
         str | None,
@@ -116,6 +130,7 @@ def fit(
         decimal,
         best_of,
         law_name,
+        reader,
     )
     if group_by is not None:
         if out is not None or checklist or profile:
@@ -167,7 +182,9 @@ def _print_groups(groups: Mapping[str, LawFit | FitError], column: str, json: bo
 
 def predict(
     source: LawArgument,
-    flops: FlopsArgument,
+    flops: FlopsArgument = None,
+    gpus: compute.GpusOption = None,
+    days: compute.DaysOption = None,
     inference_tokens: Annotated[
         float, typer.Option(help="Tokens of inference that the budget pays for, too.", metavar="D_INF")
     ] = 0.0,
@@ -188,11 +205,10 @@ def predict(
         float | None,
         typer.Option(help="Loss of a model of this size at each C, compared with the optimum.", metavar="N"),
     ] = None,
-    peak_flops: Annotated[
-        float | None, typer.Option(help="A device's peak FLOP/s, to compute device hours.", metavar="FLOP/S")
-    ] = None,
-    mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
-    price: Annotated[float | None, typer.Option(help="Price of a device hour.")] = None,
+    device: compute.DeviceOption = None,
+    peak_flops: compute.PeakOption = None,
+    mfu: compute.MfuOption = 0.4,
+    price: compute.PriceOption = None,
     law_name: LawNameOption = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
@@ -201,16 +217,19 @@ def predict(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
+    reader: ReaderOption = None,
     eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
-    """Predict N_opt, D_opt and the loss for a training budget, with intervals."""
+    """Predict N_opt, D_opt and the loss for a training budget (--flops, or --gpus and --days), with intervals."""
     from flops_fit_core.fitting import require_new_run
     from flops_fit_core.report import predictions_table
 
     registry = args.registry_for(source, plugin, disabled)
+    peak_flops = compute.find_peak(device, peak_flops, registry)
+    budgets = compute.budgets(flops or (), gpus, days, peak_flops, mfu)
     request = laws.LawRequest(
         source,
         fitter,
@@ -222,15 +241,16 @@ def predict(
         decimal,
         best_of,
         law_name,
+        reader,
     )
     law, law_fitter, _ = laws.load_or_fit(request, registry)
     if new_run:
         require_new_run(law)
     values = laws.parse_inputs(inputs or ())
     optima = [
-        laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens, values) for budget in flops
+        laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens, values) for budget in budgets
     ]
-    extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in flops]
+    extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in budgets]
     if json:
         shown = [
             {
@@ -242,11 +262,13 @@ def predict(
         print_json(shown[0] if len(shown) == 1 else shown)
         return
     print_table(predictions_table(law, optima, new_run))
-    if request.is_table:
+    if request.is_table(registry):
         print_notes([item for item in law.diagnostics if item.severity == "warning" or item.code == "columns"])
     else:
         print_notes([item for item in law.diagnostics if item.code == "other-results"])
-    for budget, extra in zip(flops, extras, strict=True):
+    if peak_flops is not None:
+        print_text(f"Devices: {mfu:.0%} of {peak_flops:.4g} FLOP/s each{f' ({device})' if device else ''}")
+    for budget, extra in zip(budgets, extras, strict=True):
         for line in laws.describe_extras(extra):
             print_text(f"C = {budget:.4g}: {line}")
     for note in dict.fromkeys(note for optimum in optima for note in optimum.notes):
@@ -263,6 +285,7 @@ def backtest(
     units: UnitsOption = None,
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
+    reader: ReaderOption = None,
     eval_set: EvalSetOption = None,
     budgets: Annotated[int, typer.Option(help="How many of the largest budgets to hold out.")] = 1,
     above: Annotated[
@@ -287,6 +310,7 @@ def backtest(
         decimal,
         best_of,
         law_name,
+        reader,
     )
     observations, law_fitter, reading = laws.read_observations(request, registry)
     tested = hold_out(law_fitter, observations, budgets, above)

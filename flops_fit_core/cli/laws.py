@@ -43,12 +43,14 @@ class LawRequest:
     """Hyperparameters of a table that is a grid, separated by commas."""
     law: str | None = None
     """Name of the law to fit, instead of a fitter."""
+    reader: str | None = None
+    """The reader of logs, if several recognise them."""
 
-    @property
-    def is_table(self) -> bool:
+    def is_table(self, registry: Registry) -> bool:
+        """Whether the source is a table, or logs that a reader recognises."""
         from flops_fit_core.fitting import is_table
 
-        return is_table(self.source)
+        return self.reader is not None or is_table(self.source, registry)
 
     def read_options(self) -> dict[str, Any]:
         """Arguments of :func:`~flops_fit_core.fitting.read_table`."""
@@ -56,7 +58,13 @@ class LawRequest:
             None if self.best_of is None else [name.strip() for name in self.best_of.split(",") if name.strip()]
         )
         units = _pairs("--units", self.units, "params=1e6")
-        return {"units": units, "decimal": self.decimal, "best_of": best_of, "inputs": self.further_inputs()}
+        return {
+            "units": units,
+            "decimal": self.decimal,
+            "best_of": best_of,
+            "inputs": self.further_inputs(),
+            "reader": self.reader,
+        }
 
     def further_inputs(self) -> tuple[str, ...]:
         """Columns that the law needs besides N, D and the unique tokens."""
@@ -94,11 +102,11 @@ def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
 
 def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
     """Fit the runs of a study or a table. Raises ConfigError and FitError."""
-    if request.is_table:
+    if request.is_table(registry):
         from flops_fit_core.fitting import fit_table
 
         fitter = _fitter(request, registry, DEFAULTS["fitter"])
-        return fit_table(fitter, _table(request)), fitter, None
+        return fit_table(fitter, _table(request, registry)), fitter, None
     study = _study(request, registry)
     fitter = _fitter_of_study(request, study)
     return study.fit_runs(fitter), fitter, study
@@ -111,10 +119,11 @@ def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str
     """
     from flops_fit_core.fitting import table_groups
 
-    if not request.is_table:
+    if not request.is_table(registry):
         raise ConfigError(f"--group-by {column} applies to tables, and {request.source} is not a table")
     laws: dict[str, LawFit | FitError] = {}
-    for text in table_groups(request.source, column, request.row_filters()):
+    filters = request.row_filters()
+    for text in table_groups(request.source, column, filters, reader=request.reader, registry=registry):
         group = replace(request, filters=(*request.filters, f"{column}={text}"))
         try:
             laws[text], _, _ = fit_law(group, registry)
@@ -149,6 +158,7 @@ def _refuse_to_refit(request: LawRequest) -> None:
         "--units": request.units,
         "--decimal": [request.decimal] if request.decimal is not None else [],
         "--best-of": [request.best_of] if request.best_of is not None else [],
+        "--reader": [request.reader] if request.reader is not None else [],
     }
     options = [f"{option} {value}" for option, texts in values.items() for value in texts]
     if options:
@@ -162,8 +172,8 @@ def read_observations(
     request: LawRequest, registry: Registry
 ) -> tuple[list[Observation], Fitter, list[Diagnostic]]:
     """The runs, the fitter, and diagnostics of reading a table."""
-    if request.is_table:
-        table = _table(request)
+    if request.is_table(registry):
+        table = _table(request, registry)
         return table.observations, _fitter(request, registry, DEFAULTS["fitter"]), table.diagnostics
     study = _study(request, registry)
     return study.observations, _fitter_of_study(request, study), []
@@ -199,7 +209,9 @@ def extras(
     if peak_flops is not None:
         additions["cost"] = training_cost(flops, peak_flops, mfu, price)
     elif price is not None:
-        raise ConfigError("--price needs the device's speed: add for example --peak-flops 989e12")
+        raise ConfigError(
+            "--price needs the device's speed: add for example --device h100, or --peak-flops 989e12"
+        )
     return additions
 
 
@@ -230,14 +242,15 @@ def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
         yield f"{cost.device_hours:,.4g} device hours{money}"
 
 
-def _table(request: LawRequest) -> RunTable:
+def _table(request: LawRequest, registry: Registry) -> RunTable:
     from flops_fit_core.fitting import read_table
 
     if request.eval_set is not None:
         raise ConfigError(
             f"--eval-set {request.eval_set}: a table has one loss column; name it with --column loss=COLUMN"
         )
-    table = read_table(request.source, request.column_names(), request.row_filters(), **request.read_options())
+    options = request.read_options()
+    table = read_table(request.source, request.column_names(), request.row_filters(), registry=registry, **options)
     if not table.observations:
         raise FitError(f"{request.source}: no row can be fitted. {table.summary}")
     return table
@@ -252,6 +265,7 @@ def _study(request: LawRequest, registry: Registry) -> Study:
     if options := request.table_options():
         raise ConfigError(f"{', '.join(options)}: for tables only, and {request.source} is a study")
     _refuse_other_files(request.source)
+    _refuse_other_folders(request.source, registry)
     return open_study(request.source, registry, None).on(request.eval_set)
 
 
@@ -270,6 +284,14 @@ def _refuse_other_files(path: Path) -> None:
             f'{path} has neither a table of runs nor an experiment: write a list of records such as {{"params": '
             '1e8, "tokens": 2e9, "loss": 3.1}'
         )
+
+
+def _refuse_other_folders(path: Path, registry: Registry) -> None:
+    """Raises ConfigError for a folder with files of neither a study nor a log that a reader recognises."""
+    if path.is_dir() and any(path.iterdir()) and not (path / "experiment.json").exists():
+        from flops_fit_core.fitting import describe_unknown_folder
+
+        raise ConfigError(describe_unknown_folder(path, registry))
 
 
 def _fitter_of_study(request: LawRequest, study: Study) -> Fitter:

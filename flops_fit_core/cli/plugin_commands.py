@@ -9,7 +9,7 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import console, print_error, print_json, print_message, print_text
-from flops_fit_core.cli.scaffold import write_plugin
+from flops_fit_core.cli.scaffold import NO_EXPERIMENT, write_plugin
 from flops_fit_core.plugins.registry import KINDS, Registry
 
 
@@ -34,7 +34,8 @@ def new(
     """Write the project of a plugin, ready to install, test and use."""
     folder = write_plugin(name, kind, out)
     print_text(f"wrote {folder}; next:")
-    for line in (f"cd {folder}", 'pip install -e ".[test]"', "pytest", "flops-fit run experiment.toml"):
+    use = "flops-fit fit FOLDER" if kind in NO_EXPERIMENT else "flops-fit run experiment.toml"
+    for line in (f"cd {folder}", 'pip install -e ".[test]"', "pytest", use):
         print_text(f"  {line}")
     return 0
 

@@ -21,8 +21,19 @@ _CLAIMS = {
     "logger": ["keeps_attempts = False  # a line has no attempt number"],
     "store": ["shared = False  # its claims are visible in one process only"],
     "executor": ["isolated = False  # jobs run in the driver's own process"],
+    "reader": [
+        "",
+        "def write(self, folder):",
+        '    for name, params in (("small", 1e7), ("large", 4e7)):',
+        "        (folder / name).mkdir()",
+        '        (folder / name / "progress.txt").write_text("step=100 tokens=4e6 eval_loss=3.1\\n")',
+        '        (folder / name / "config.json").write_text(f\'{{"n_params": {params}}}\')',
+        '    return {"small": (1e7, 4e6, 3.1), "large": (4e7, 4e6, 3.1)}',
+    ],
 }
-"""Class attributes of the conformance test, for the limits of a kind's example."""
+"""Class attributes and methods of the conformance test, for a kind's example."""
+NO_EXPERIMENT = ("reader",)
+"""Kinds that no experiment chooses."""
 
 MODEL = {
     "__init__.py": '''\
@@ -102,7 +113,7 @@ The {kind} `{name}` for [flops-fit](https://pypi.org/project/flops-fit/).
     pip install -e ".[test]"
     flops-fit plugins                  # shows {name}/{name}
     pytest                             # the conformance kit
-    flops-fit run experiment.toml
+    {command}
 """
 
 TEST = '''\
@@ -162,7 +173,8 @@ def _files(name: str, kind: str) -> dict[str, str]:
         "Class": "".join(part.capitalize() for part in name.split("-")),
         "kind": noun,
         "Kind": noun[0].upper() + noun[1:],
-        "claims": "".join(f"    {line}\n" for line in _CLAIMS.get(kind, [])),
+        "claims": textwrap.indent("".join(f"{line}\n" for line in _CLAIMS.get(kind, [])), "    "),
+        "command": "flops-fit fit FOLDER" if kind in NO_EXPERIMENT else "flops-fit run experiment.toml",
         "minor": f"{major}.{minor}",
         "next_minor": f"{major}.{int(minor) + 1}" if major == "0" else str(int(major) + 1),
         "head": f'loggers = ["{name}/{name}"]\n\n' if kind == "logger" else "",
@@ -171,7 +183,7 @@ def _files(name: str, kind: str) -> dict[str, str]:
     return {
         "pyproject.toml": PROJECT.format(**words),
         "README.md": README.format(**words),
-        "experiment.toml": EXPERIMENT.format(**words),
+        **({} if kind in NO_EXPERIMENT else {"experiment.toml": EXPERIMENT.format(**words)}),
         **{f"{module}/{file}": text for file, text in _package(words, kind).items()},
         f"{module}/py.typed": "",
         f"tests/test_{name.replace('-', '_')}.py": TEST.format(**words),

@@ -12,8 +12,17 @@ from flops_fit_core.plugins import limits
 
 def parse_yaml(text: str) -> Any:
     """The value of a document. Raises ValueError, also for more values than an experiment file may have."""
+    return _parse(_Loader, text)
+
+
+def parse_settings(text: str) -> Any:
+    """As :func:`parse_yaml`, for settings that another program wrote: unknown tags are ignored."""
+    return _parse(_SettingsLoader, text)
+
+
+def _parse(loader_type: type[_Loader], text: str) -> Any:
     try:
-        loader = _Loader(text)
+        loader = loader_type(text)
         node = loader.get_single_node()
         if node is None:
             return None
@@ -50,6 +59,20 @@ class _Loader(yaml.SafeLoader):
         except (ArithmeticError, AttributeError, LookupError, ValueError):
             line, kind = node.start_mark.line + 1, node.tag.rpartition(":")[2]
             raise ValueError(f"line {line}: {short(node.value)} is not a valid {kind}") from None
+
+
+class _SettingsLoader(_Loader):
+    """Reads the content of a value with an unknown tag, such as ``!!python/object:argparse.Namespace``."""
+
+    def construct_content(self, node: yaml.Node) -> Any:
+        if isinstance(node, yaml.MappingNode):
+            return self.construct_mapping(node, deep=True)
+        if isinstance(node, yaml.SequenceNode):
+            return self.construct_sequence(node, deep=True)
+        return node.value
+
+
+_SettingsLoader.add_constructor(None, _SettingsLoader.construct_content)
 
 
 def _expanded_nodes(root: yaml.Node) -> int:

@@ -1,6 +1,7 @@
 from .backtesting import Backtest as Backtest
 from .backtesting import BacktestPoint as BacktestPoint
 from .backtesting import backtest as backtest
+from .compute_time import training_flops as training_flops
 from .data import Runs as Runs
 from .data import observations as observations
 from .fitters.average import AverageFitter as AverageFitter
@@ -13,6 +14,7 @@ from .grid import check_grid as check_grid
 from .grid import flag_outside as flag_outside
 from .grid import grid_edges as grid_edges
 from .grid import profile_minima as profile_minima
+from .io.sources import describe_unknown_folder as describe_unknown_folder
 from .io.tables import RunTable as RunTable
 from .io.tables import is_table as is_table
 from .io.tables import read_complete_table as read_complete_table

@@ -51,8 +51,8 @@ class Runs:
             raise FitError(f"several runs share an id: {', '.join(repeated)}; give each run a unique id")
         if not signed_loss and (negative := [run.id for run in observations if run.loss <= 0]):
             raise FitError(
-                f"the loss of {', '.join(negative[:5])} is not positive, and laws are fitted to ln L: give the loss in "
-                "nats per token, or fit a law of the loss itself, such as vocabulary"
+                f"the loss of {', '.join(negative[:5])} is not positive, and laws are fitted to ln L: give the "
+                "loss in nats per token, or fit a law of the loss itself, such as vocabulary"
             )
         columns = np.array([(run.params, run.tokens, run.flops, run.loss) for run in observations], dtype=float)
         return cls(

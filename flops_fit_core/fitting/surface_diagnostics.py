@@ -84,9 +84,7 @@ def check_surface(
             )
         )
     if not fit.determined:
-        message = (
-            "the runs do not determine all parameters of the law: trust losses within the fitted range, not exponents"
-        )
+        message = "the runs do not determine all parameters: trust losses within the fitted range, not exponents"
         diagnostics.append(Diagnostic(code="ill-conditioned", message=message))
     if not fit.converged:
         diagnostics.append(

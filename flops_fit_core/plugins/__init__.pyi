@@ -22,6 +22,7 @@ from .protocols import FlopCount as FlopCount
 from .protocols import JobEnded as JobEnded
 from .protocols import JobRunner as JobRunner
 from .protocols import JobTask as JobTask
+from .protocols import LoggedRun as LoggedRun
 from .protocols import Logger as Logger
 from .protocols import LossLaw as LossLaw
 from .protocols import LossSurface as LossSurface
@@ -31,6 +32,7 @@ from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput
 from .protocols import ResultStore as ResultStore
 from .protocols import RunInfo as RunInfo
+from .protocols import RunReader as RunReader
 from .protocols import SampleSize as SampleSize
 from .protocols import Schedule as Schedule
 from .protocols import Task as Task
@@ -54,6 +56,8 @@ from .references import resolve_value as resolve_value
 from .registry import PluginProblem as PluginProblem
 from .registry import RegisteredSpec as RegisteredSpec
 from .registry import Registry as Registry
+from .run_files import find_run_files as find_run_files
+from .run_files import read_run_file as read_run_file
 from .specs import DatasetSpec as DatasetSpec
 from .specs import DeviceSpec as DeviceSpec
 from .specs import ExecutorSpec as ExecutorSpec
@@ -64,6 +68,7 @@ from .specs import LawSpec as LawSpec
 from .specs import LoggerSpec as LoggerSpec
 from .specs import ModelSpec as ModelSpec
 from .specs import OptimizerSpec as OptimizerSpec
+from .specs import ReaderSpec as ReaderSpec
 from .specs import RecipeSpec as RecipeSpec
 from .specs import ScheduleSpec as ScheduleSpec
 from .specs import StoreSpec as StoreSpec

@@ -28,3 +28,8 @@ TABLE_NAME_CHARACTERS = 1_000
 """Length of a column's name."""
 TABLE_CELLS = 20_000_000
 """Cells of a table. A cell takes 180 bytes of memory while a wide table is read."""
+
+READER_ENTRIES = 100_000
+"""Files and folders below a folder with logs of runs."""
+READER_RUNS = 10_000
+"""Runs that a reader returns from one source."""

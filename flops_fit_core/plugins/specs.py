@@ -28,6 +28,7 @@ from flops_fit_core.plugins.protocols import (
     RecipeInput,
     ResultStore,
     RunInfo,
+    RunReader,
     Schedule,
     Trainer,
     TransformerShape,
@@ -313,6 +314,9 @@ class DeviceSpec(Spec):
     devices_per_run: Callable[[Any, int], int] = lambda options, training_bytes: 1
     """``(options, training_bytes)`` -> number of devices that train one run. ``training_bytes``: size of the run's
     weights, gradients and optimizer state."""
+    peaks: Callable[[], Mapping[str, float]] = dict
+    """Names of devices -> dense peak FLOP/s in bfloat16, for ``flops-fit budget --device h100``. A name is lower
+    case. Several names may mean one device."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -378,3 +382,15 @@ class LawSpec(Spec):
     kind: ClassVar[str] = "law"
 
     build: Callable[[], LossLaw]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderSpec(Spec):
+    """``build(options)`` returns a ``RunReader``, which reads the logs of runs of other software."""
+
+    kind: ClassVar[str] = "reader"
+
+    build: Callable[[Any], RunReader]
+    recognises: Callable[[Path], bool]
+    """``(path)`` -> whether a folder or file holds logs of this kind. Called for every source of a fit, so it must
+    be fast: look at names and at the start of a file, and import no optional package."""

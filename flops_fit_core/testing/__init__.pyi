@@ -8,6 +8,7 @@ from .fitters import FitterConformance as FitterConformance
 from .loggers import LoggerConformance as LoggerConformance
 from .models import ModelConformance as ModelConformance
 from .optimizers import OptimizerConformance as OptimizerConformance
+from .readers import ReaderConformance as ReaderConformance
 from .recipes import RecipeConformance as RecipeConformance
 from .schedules import ScheduleConformance as ScheduleConformance
 from .stores import StoreConformance as StoreConformance

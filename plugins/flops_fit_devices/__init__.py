@@ -171,6 +171,13 @@ def _gpu_memory() -> int | None:
         return None
 
 
+def named_peaks() -> Mapping[str, float]:
+    """Peaks of the GPUs with a data sheet, by name."""
+    from flops_fit_devices.peaks import named_peaks
+
+    return named_peaks()
+
+
 def build_cpu(options: DeviceOptions) -> Device:
     return CPU()
 
@@ -185,5 +192,10 @@ def flops_fit_devices() -> Iterable[DeviceSpec]:
         name="cpu", options=DeviceOptions, build=build_cpu, slots=cpu_slots, devices_per_run=count_cpus
     )
     yield DeviceSpec(
-        name="cuda", options=CUDAOptions, build=build_cuda, slots=cuda_slots, devices_per_run=count_gpus
+        name="cuda",
+        options=CUDAOptions,
+        build=build_cuda,
+        slots=cuda_slots,
+        devices_per_run=count_gpus,
+        peaks=named_peaks,
     )

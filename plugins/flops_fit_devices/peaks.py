@@ -151,3 +151,32 @@ def dense_peak(name: str, precision: str, multiprocessors: int | None = None) ->
     bfloat16, float32 = _TERAFLOPS.get(name.strip().removeprefix("NVIDIA "), (None, None))
     peak = bfloat16 if precision == "bfloat16" else float32
     return None if peak is None else peak * 1e12
+
+
+_SHORT_NAMES = {
+    "h100": "H100 80GB HBM3",
+    "h100-sxm": "H100 80GB HBM3",
+    "h200-sxm": "H200",
+    "a100": "A100-SXM4-80GB",
+    "a100-40gb": "A100-SXM4-40GB",
+    "a100-80gb": "A100-SXM4-80GB",
+    "a800": "A800-SXM4-80GB",
+    "b300": "B300 SXM6 AC",
+    "gh200": "GH200 480GB",
+    "rtx-5090": "GeForce RTX 5090",
+    "rtx-4090": "GeForce RTX 4090",
+    "rtx-3090": "GeForce RTX 3090",
+    "mi355x": "AMD Instinct MI355X",
+    "mi350x": "AMD Instinct MI350X",
+    "mi325x": "AMD Instinct MI325X",
+    "mi300x": "AMD Instinct MI300X",
+    "mi210": "AMD Instinct MI210",
+}
+"""Usual name -> name in the table. ``h100`` is the SXM card; the others are ``h100-pcie`` and ``h100-nvl``."""
+
+
+def named_peaks() -> dict[str, float]:
+    """Name of a GPU in lower case, with ``-`` between words -> dense peak FLOP/s in bfloat16."""
+    names = {name.lower().replace(" ", "-"): name for name in _TERAFLOPS} | _SHORT_NAMES
+    peaks = {short: dense_peak(name, "bfloat16") for short, name in names.items()}
+    return {short: peak for short, peak in peaks.items() if peak is not None}

@@ -58,7 +58,7 @@ def test_the_missing_one_of_n_d_and_c_follows_from_the_others(tmp_path, header, 
     assert "the table has no" in messages(read)
 
 
-@pytest.mark.parametrize("column", ["total_steps", "throughput/total_tokens", "tokens_per_param", "samples/step"])
+@pytest.mark.parametrize("column", ["total_steps", "data/token_sum", "tokens_per_param", "samples/step"])
 def test_d_is_not_computed_from_c_if_a_column_may_hold_it(tmp_path, column):
     path = table(tmp_path, ["params", "flops", "loss", column], [(row[0], row[2], row[3], 7) for row in ROWS])
     with pytest.raises(FitError, match="has no column for tokens"):
@@ -203,9 +203,9 @@ def test_layers_and_logarithms_are_not_losses(tmp_path):
 
 
 def test_a_missing_column_is_looked_for_among_the_names(tmp_path):
-    header = ["parameter_count", "throughput/total_tokens", "eval/macro_loss"]
+    header = ["parameter_count", "data/token_sum", "eval/macro_loss"]
     path = table(tmp_path, header, [(row[0], row[1], row[3]) for row in ROWS])
-    with pytest.raises(FitError, match="tokens may be --column tokens=throughput/total_tokens"):
+    with pytest.raises(FitError, match="tokens may be --column tokens=data/token_sum"):
         read_table(path)
     wide = table(tmp_path, ["params", "tokens", *(f"task{number}" for number in range(90))], [range(92)])
     with pytest.raises(FitError, match=r"task37 and 52 more\. Name each"):

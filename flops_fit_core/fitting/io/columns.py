@@ -45,9 +45,16 @@ _COUNTS_OF_DATA = frozenset(
     ("step", "steps", "iter", "iters", "iterations", "updates", "epoch", "epochs", "ratio")
 )
 _NO_HINT = frozenset(("per", "log", "ln", "sec", "second", "vocab", "batch", "kqv", "step", "parallel", "context"))
+_STEPS = frozenset(("step", "steps", "iter", "iters", "iterations", "updates"))
+_LENGTHS = frozenset(("seq", "sequence", "context", "block"))
+_NO_SIZE = frozenset(("eval", "val", "test", "prefetch", "num", "per", "device", "micro"))
+"""Words in names of batches and lengths that are not those of a training step."""
+_ADD_N = '; if the log lacks N, write {"params": 124e6} (for example) to flops_fit.json in the folder of each run'
 _RATIO = re.compile(r"tok\w{0,20}?[ _]?per[ _]?par|^d ?/ ?n$", re.IGNORECASE)
 _MAX_NAMES = 40
 """A message lists at most this many column names."""
+_MAX_CHOICES = 6
+"""A message lists at most this many columns for one role."""
 
 
 @dataclass(frozen=True)
@@ -63,9 +70,16 @@ class Columns:
 
 
 def choose_columns(
-    path: Path, raw: RawTable, user_columns: Mapping[str, str], inputs: Sequence[str] = ()
+    path: Path,
+    raw: RawTable,
+    user_columns: Mapping[str, str],
+    inputs: Sequence[str] = (),
+    *,
+    from_logs: bool = False,
 ) -> Columns:
     """The column of each role, and of each further input of a law: from ``user_columns``, otherwise by name.
+
+    In logs of runs (``from_logs``) a column of one letter has no role, and a loss must be a held-out loss.
 
     Raises FitError if a required role has no column, or several columns with different values.
     """
@@ -76,6 +90,7 @@ def choose_columns(
         if role in by_role or role in user_columns:
             continue
         free = [column for column in raw.header if column not in by_role.values()]
+        free = _columns_of_logs(path, free, role) if from_logs else free
         choose = _find_loss_column if role == "loss" else _find_ranked_column
         column = choose(path, raw, role, free, notes)
         if column is not None:
@@ -88,7 +103,9 @@ def choose_columns(
     missing = [role for role in NEEDED if role not in by_role]
     derived = _find_derived_role(raw, by_role, missing)
     if missing and not derived:
-        raise FitError(_describe_missing(path, raw, missing))
+        raise FitError(
+            _describe_missing(path, raw, missing) + (_ADD_N if from_logs and "params" in missing else "")
+        )
     if derived and "flops" not in by_role:
         by_role["flops"] = by_role.pop("budget")
         scales.update({"flops": scales.pop("budget")} if "budget" in scales else {})
@@ -209,6 +226,24 @@ def _find_loss_column(path: Path, raw: RawTable, role: str, free: Sequence[str],
     return _find_letter_column(raw, free, notes)
 
 
+def _columns_of_logs(path: Path, free: Sequence[str], role: str) -> list[str]:
+    """The columns of logs that may have a role by their name.
+
+    Raises FitError if the logs have losses, and none of them is a held-out loss.
+    """
+    free = [column for column in free if len(normalise_name(column)) > 1]
+    if role != "loss":
+        return free
+    free = [column for column in free if not column.startswith("config.")]
+    losses = [column for column in free if split_words(column) & LOSS and not split_words(column) & NO_LOSS]
+    if losses and not any(split_words(column) & HELD_OUT for column in losses):
+        raise FitError(
+            f"{path}: no held-out loss is logged, only {_quote_names(losses[:6])}, and a training loss is no "
+            f"substitute. To fit it anyway, type --column loss={_quote_argument(losses[0])}"
+        )
+    return free
+
+
 def _find_letter_column(raw: RawTable, free: Sequence[str], notes: list[str]) -> str | None:
     """A column L, unless it counts layers."""
     column = next((column for column in free if normalise_name(column) == LETTERS["loss"]), None)
@@ -226,9 +261,11 @@ def _require_agreement(path: Path, raw: RawTable, role: str, columns: Sequence[s
         _refuse_repeated(path, raw, role, column)
     if len(columns) > 1:
         if not _agree(raw, columns):
+            more = f" or {len(columns) - _MAX_CHOICES} more columns" if len(columns) > _MAX_CHOICES else ""
+            shown = columns[:_MAX_CHOICES]
             raise FitError(
-                f"{path}: {role} could be {' or '.join(map(repr, columns))}, which hold different values: write "
-                + " or ".join(f"--column {role}={_quote_argument(column)}" for column in columns)
+                f"{path}: {role} could be {' or '.join(map(repr, shown))}{more}, which hold different values: "
+                "write " + " or ".join(f"--column {role}={_quote_argument(column)}" for column in shown)
             )
         notes.append(f"{role} = column {columns[0]!r}, repeated in {_quote_names(columns[1:])}")
     return columns[0]
@@ -273,9 +310,12 @@ def _describe_missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
                 f"; {role} may be {' or '.join(f'--column {role}={_quote_argument(column)}' for column in likely)}"
             )
     if "tokens" in missing and (steps := [column for column in raw.header if words[column] & _COUNTS_OF_DATA]):
-        message += f"; {_quote_names(steps[:3])} does not count tokens: add a column with batch x sequence x steps"
+        message += _describe_steps(raw.header, steps)
     if "tokens" in missing and (ratios := list(filter(_RATIO.search, raw.header))):
-        message += f"; {_quote_names(ratios[:3])} is a ratio: add a column with its product with N"
+        message += (
+            f"; {_quote_names(ratios[:3])} is a ratio: its product with N is --column "
+            f"{_quote_argument(f'tokens=N_COLUMN*{ratios[0]}')}"
+        )
     if "loss" in missing:
         perplexities = [column for column in raw.header if words[column] & PERPLEXITY]
         if perplexities:
@@ -291,3 +331,26 @@ def _describe_missing(path: Path, raw: RawTable, missing: Sequence[str]) -> str:
     if sum(not name.strip(" ()0123456789") for name in raw.header) > len(raw.header) / 2:
         message += "; the first line must hold the column names: delete any title above it"
     return message
+
+
+def _describe_steps(header: Sequence[str], steps: Sequence[str]) -> str:
+    """How to get tokens from steps, with the columns of the batch if there are any."""
+    step = next((column for column in steps if split_words(column) & _STEPS), steps[0])
+    message = (
+        f"; {_quote_names(steps[:3])} does not count tokens: write --column "
+        f"{_quote_argument(f'tokens={step}*T')}, with T the tokens of one step"
+    )
+    words = {column: split_words(column) for column in header}
+    batches = [
+        column for column in header if words[column] & {"batch", "bs", "bsz"} and not words[column] & _NO_SIZE
+    ]
+    lengths = [column for column in header if words[column] & _LENGTHS and not words[column] & _NO_SIZE]
+    if not batches:
+        return message
+    if any("token" in word for word in words[batches[0]]):
+        lengths = []
+    product = "*".join([step, batches[0], *lengths[:1]])
+    return (
+        f"{message} (for example {_quote_argument(f'tokens={product}')}, if {batches[0]!r} is the batch of all "
+        "devices and accumulation steps" + ("" if lengths else ", in tokens") + ")"
+    )

@@ -20,6 +20,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         (
             *("params", "parameters", "n_params", "num_params", "nparams", "param_count", "params_count"),
             *("parameter_count", "num_parameters", "n_parameters", "model_size", "model_params"),
+            "model_num_parameters",
         ),
         (
             *("non_embedding_params", "non_emb_params", "params_non_embedding", "params_no_embed", "n_no_emb"),
@@ -33,6 +34,8 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
         (
             *("tokens", "train_tokens", "n_tokens", "num_tokens", "training_tokens", "tokens_trained"),
             *("tokens_seen", "total_tokens", "token_count", "train_token_count"),
+            *("throughput_total_tokens", "train_total_tokens", "train_tokens_seen", "consumed_tokens"),
+            *("num_input_tokens_seen", "train_num_input_tokens_seen"),
         ),
         ("dataset_size", "data_size", "samples", "train_samples", "n_samples", "samples_seen", "images", "D"),
         ("d",),
@@ -40,7 +43,8 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     "flops": (
         (
             *("flops", "flop", "train_flops", "training_flops", "training_flop", "total_flops", "total_flop"),
-            *("num_flops", "n_flops", "flops_total", "total_train_flops"),
+            *("num_flops", "n_flops", "flops_total", "total_train_flops", "total_flos", "train_total_flos"),
+            *("throughput_total_flops", "throughput_total_training_flops"),
         ),
         ("compute", "training_compute", "C"),
         ("c",),
@@ -126,6 +130,7 @@ def normalise_name(column: str) -> str:
     return re.sub(r"[\s\-./]+", "_", name.strip().lower()).strip("_")
 
 
+@functools.lru_cache(maxsize=10_000)
 def split_words(column: str) -> frozenset[str]:
     """The words of a name in lower case."""
     separated = re.sub(r"([a-z])([A-Z])", r"\1 \2", column)

@@ -6,13 +6,13 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.columns import NEEDED, Columns, choose_columns
-from flops_fit_core.fitting.io.files import RawTable, read_raw, read_text, table_suffix
+from flops_fit_core.fitting.io.files import RawTable, read_text, table_suffix
 from flops_fit_core.fitting.io.grids import OTHER_SETTING_REASON, check_groups, select_best
 from flops_fit_core.fitting.io.histories import (
     Row,
@@ -22,11 +22,15 @@ from flops_fit_core.fitting.io.histories import (
     join_histories,
 )
 from flops_fit_core.fitting.io.json_records import json_records
+from flops_fit_core.fitting.io.logged_runs import RUN_ID, check_counts, last_rows_of_unusable_runs
 from flops_fit_core.fitting.io.names import ACTIVE, EXPERTS, normalise_name, split_words
 from flops_fit_core.fitting.io.numbers import NumberFormat, decide_format, parse_scale
+from flops_fit_core.fitting.io.products import add_products, named_columns
 from flops_fit_core.fitting.io.rows import STATUS_REASON, RowReader, cell_text, exclude_copies, number_seeds
+from flops_fit_core.fitting.io.sources import find_reader, read_source
 from flops_fit_core.fitting.io.units import check_bits, check_budget, check_units, refuse_units
 from flops_fit_core.plugins import limits
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Diagnostic, Observation
 
 NUMBERS = ("params", "tokens", "flops", "loss", "budget", "unique_tokens")
@@ -91,8 +95,13 @@ def read_table(
     decimal: str | None = None,
     best_of: Sequence[str] | None = None,
     inputs: Sequence[str] = (),
+    reader: str | None = None,
+    registry: Registry | None = None,
 ) -> RunTable:
     """The usable runs of a table (CSV, TSV, JSON, JSON lines, parquet; text also gzipped), and the excluded rows.
+
+    A folder, or a file that a reader plugin recognises, holds logs of runs: each evaluation is a row, and the loss
+    must be a held-out loss.
 
     A row is named by its ``id``, or by its line in a CSV file (the first row below the header is ``row 2``) or the
     number of its record. Missing FLOPs are 6 N D. The last of several rows of a run counts, unless the table has a
@@ -100,40 +109,46 @@ def read_table(
     optional column are missing values. Rows with suspicious units are kept and named in a diagnostic.
 
     Args:
-        path: The file.
-        columns: Role -> column, such as ``{"params": "n_params"}``, if names leave it open.
+        path: The file, or the folder of logs.
+        columns: Role -> column, such as ``{"params": "n_params"}``, if names leave it open. A column may be a
+            product of columns and numbers: ``{"tokens": "step*524288"}``.
         where: Column -> text or number that rows must have, such as ``{"group": "c4"}``.
         units: Role -> factor, such as ``{"params": "M", "tokens": 1e9}``.
         decimal: ``","`` or ``"."``, if no cell decides the number format.
         best_of: Hyperparameters of a grid; keeps the best setting at each (N, D). ``("none",)`` keeps all
             rows.
         inputs: Further columns that a law needs, such as ``experts``.
+        reader: Name of the reader plugin, if several recognise the path.
+        registry: The plugins; by default the installed plugins.
 
     Raises FitError if the file cannot be read, a required column is missing, or the table is ambiguous.
     """
     options = TableOptions(columns or {}, where or {}, units or {}, decimal, inputs, best_of)
     path = Path(path)
-    raw = _filter_rows(path, read_raw(path), options.where)
-    mapping = choose_columns(path, raw, options.columns, options.inputs)
+    source = read_source(path, registry, reader, _user_names(options))
+    raw = add_products(path, source.raw, options.columns, options.decimal)
+    raw = _filter_rows(path, raw, options.where)
+    mapping = choose_columns(path, raw, options.columns, options.inputs, from_logs=bool(source.reader))
     numbers = _decide_number_format(path, raw, mapping, options)
     scales = _merge_scales(mapping, options.units)
-    reader = RowReader(
+    row_reader = RowReader(
         mapping,
         numbers,
         scales,
         number_seeds(raw, mapping),
         options.where,
         frozenset(options.units),
-        tuple(inputs),
+        tuple(options.inputs),
     )
-    rows = exclude_copies([reader.read(place, values) for place, values in raw.rows], mapping)
+    rows = exclude_copies([row_reader.read(place, values) for place, values in raw.rows], mapping)
     diagnostics = [_note("columns", text) for text in mapping.notes]
-    if "flops" not in mapping.by_role:
-        diagnostics.append(
-            _note("flops-6nd", "the table has no FLOPs: C = 6 N D is used, with N as given in the table")
-        )
-    elif without_flops := sum(row.observation is not None and row.without_flops for row in rows):
-        diagnostics.append(_note("flops-6nd", f"{without_flops} rows have no FLOPs: C = 6 N D is used for these"))
+    if source.logs is not None:
+        logs = replace(source.logs, raw=raw)
+        diagnostics = [
+            *logs.diagnostics,
+            *diagnostics,
+            *check_counts(path, logs, mapping.by_role, options.columns),
+        ]
     run_column = (
         None if "trajectory" in mapping.by_role else find_run_column(raw.header, options.columns.get("id"))
     )
@@ -143,19 +158,36 @@ def read_table(
         diagnostics.extend(joined.diagnostics)
     elif "trajectory" not in mapping.by_role and "id" not in options.columns:
         diagnostics.extend(check_steps(rows, raw.header))
+    rows = last_rows_of_unusable_runs(rows) if source.reader else rows
+    if "flops" not in mapping.by_role:
+        diagnostics.append(
+            _note("flops-6nd", "the table has no FLOPs: C = 6 N D is used, with N as given in the table")
+        )
+    elif without_flops := sum(row.observation is not None and row.without_flops for row in rows):
+        diagnostics.append(_note("flops-6nd", f"{without_flops} rows have no FLOPs: C = 6 N D is used for these"))
     best = select_best(path, rows, mapping.by_role, numbers, options.best_of)
     table = RunTable([], diagnostics=[*diagnostics, *best.diagnostics])
     used_rows = _add_rows(best.rows, mapping, table)
     _check_table(path, table, used_rows, mapping, numbers, options)
-    table.diagnostics.insert(0, _note("columns", _summarise(path, raw, mapping, table)))
+    summary = _summarise(path, raw, mapping, table, source.reader)
+    table.diagnostics.insert(0, _note("columns", summary))
     return table
 
 
-def is_table(path: Path) -> bool:
-    """Whether a file is a table, by its name and, for ``.json`` files, also by its content."""
+def _user_names(options: TableOptions) -> set[str]:
+    """The columns that the user names in any option."""
+    best_of = () if options.best_of is None else options.best_of
+    return named_columns(options.columns) | set(options.where) | set(best_of)
+
+
+def is_table(path: Path, registry: Registry | None = None) -> bool:
+    """Whether a file is a table, by its name and, for ``.json`` files, also by its content; or whether a reader
+    plugin recognises a file or folder. A study's folder is no table."""
     suffix = table_suffix(path)
+    if not suffix or path.is_dir():
+        return find_reader(path, registry) is not None
     if suffix != ".json":
-        return bool(suffix)
+        return True
     try:
         if path.suffix.lower() == ".gz" or path.stat().st_size > limits.TABLE_BYTES:
             return True  # no experiment; read_table refuses a text above the limit
@@ -166,9 +198,17 @@ def is_table(path: Path) -> bool:
         return False
 
 
-def table_groups(path: Path, column: str, where: Mapping[str, str] | None = None) -> list[str]:
+def table_groups(
+    path: Path,
+    column: str,
+    where: Mapping[str, str] | None = None,
+    *,
+    reader: str | None = None,
+    registry: Registry | None = None,
+) -> list[str]:
     """The distinct texts of a column, in table order. Raises FitError if the column does not exist."""
-    raw = _filter_rows(Path(path), read_raw(Path(path)), {column: "", **(where or {})}, skip=column)
+    source = read_source(Path(path), registry, reader, {column, *(where or {})})
+    raw = _filter_rows(Path(path), source.raw, {column: "", **(where or {})}, skip=column)
     return list(dict.fromkeys(text for _, row in raw.rows if (text := cell_text(row.get(column)))))
 
 
@@ -299,13 +339,17 @@ def _check_table(
         diagnostics.append(_note("repeated-tokens", message))
 
 
-def _summarise(path: Path, raw: RawTable, mapping: Columns, table: RunTable) -> str:
+def _summarise(path: Path, raw: RawTable, mapping: Columns, table: RunTable, reader: str) -> str:
     by_role = dict(mapping.by_role)
     formulas = {"tokens": "tokens = C / 6 N", "params": "params = C / 6 D"}
     shown = [formulas[role] if role == mapping.derived else f"{role} = {by_role.pop(role)!r}" for role in NEEDED]
     shown.insert(2, f"flops = {by_role.pop('flops')!r}" if "flops" in by_role else "flops = 6 N D")
     shown += [f"{role} = {column!r}" for role, column in by_role.items()]
-    text = f"read {path.name}: {', '.join(shown)}; {len(table.observations)} of {len(raw.rows)} rows used"
+    source = f"{path.name or path} with reader {reader.rpartition('/')[2]}" if reader else path.name
+    total, unit = len(raw.rows), "rows"
+    if reader and "trajectory" not in by_role:
+        total, unit = len({row[RUN_ID] for _, row in raw.rows}), "runs"
+    text = f"read {source}: {', '.join(shown)}; {len(table.observations)} of {total} {unit} used"
     reasons = Counter(table.excluded.values())
     if reasons:
         frequent = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(4))

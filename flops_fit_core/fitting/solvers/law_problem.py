@@ -158,7 +158,8 @@ class LawProblem(Problem):
         loss, gradient = self.coordinates.loss_and_gradient(theta, self.inputs)
         if self.law.response == "loss":
             return loss, gradient
-        return np.asarray(np.log(loss), dtype=np.float64), gradient / loss[:, None]
+        fitted: Any = np.log(loss)
+        return fitted, gradient / loss[:, None]
 
     def _value(self, theta: Floats, objective: Objective) -> Floats:
         with np.errstate(all="ignore"):

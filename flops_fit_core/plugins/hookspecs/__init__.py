@@ -15,6 +15,7 @@ from flops_fit_core.plugins.hookspecs.fitting import flops_fit_fitters, flops_fi
 from flops_fit_core.plugins.hookspecs.markers import PROJECT, hookimpl, hookspec
 from flops_fit_core.plugins.hookspecs.models import flops_fit_datasets, flops_fit_models
 from flops_fit_core.plugins.hookspecs.observers import flops_fit_run_finished, flops_fit_sweep_finished
+from flops_fit_core.plugins.hookspecs.readers import flops_fit_readers
 from flops_fit_core.plugins.hookspecs.training import (
     flops_fit_flop_counters,
     flops_fit_optimizers,
@@ -34,6 +35,7 @@ __all__ = [
     "flops_fit_loggers",
     "flops_fit_models",
     "flops_fit_optimizers",
+    "flops_fit_readers",
     "flops_fit_recipes",
     "flops_fit_run_finished",
     "flops_fit_schedules",

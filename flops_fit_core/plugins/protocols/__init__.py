@@ -31,6 +31,7 @@ from flops_fit_core.plugins.protocols.models import (
     TransformerShape,
     own_parameter_groups,
 )
+from flops_fit_core.plugins.protocols.readers import LoggedRun, RunReader
 from flops_fit_core.plugins.protocols.runs import (
     BuiltRun,
     Device,
@@ -60,6 +61,7 @@ __all__ = [
     "JobEnded",
     "JobRunner",
     "JobTask",
+    "LoggedRun",
     "Logger",
     "LossLaw",
     "LossSurface",
@@ -69,6 +71,7 @@ __all__ = [
     "RecipeInput",
     "ResultStore",
     "RunInfo",
+    "RunReader",
     "SampleSize",
     "Schedule",
     "Task",

@@ -25,6 +25,7 @@ SPEC_TYPES: Mapping[str, type[Spec]] = {
     "flops_fit_loggers": specs.LoggerSpec,
     "flops_fit_fitters": specs.FitterSpec,
     "flops_fit_laws": specs.LawSpec,
+    "flops_fit_readers": specs.ReaderSpec,
 }
 KINDS = tuple(spec.kind for spec in SPEC_TYPES.values())
 S = TypeVar("S", bound=Spec)
