@@ -158,8 +158,7 @@ class LawProblem(Problem):
         loss, gradient = self.coordinates.loss_and_gradient(theta, self.inputs)
         if self.law.response == "loss":
             return loss, gradient
-        fitted: Any = np.log(loss)
-        return fitted, gradient / loss[:, None]
+        return np.log(loss), gradient / loss[:, None]
 
     def _value(self, theta: Floats, objective: Objective) -> Floats:
         with np.errstate(all="ignore"):
@@ -201,6 +200,7 @@ class LawProblem(Problem):
         scaled = normal * scale[:, :, None] * scale[:, None, :]
         ridge = (damping[:, None] + 1e-13) * np.ones(self.size) + at_bound
         scaled = scaled + ridge[:, :, None] * np.eye(self.size)
-        scaled = np.where(np.isfinite(scaled), scaled, 0.0) + 0.0
-        step = np.linalg.solve(scaled, np.nan_to_num(downhill * scale)[:, :, None])[:, :, 0] * scale
+        scaled = np.nan_to_num(scaled, posinf=0.0, neginf=0.0)
+        right: Floats = np.nan_to_num(downhill * scale).astype(np.float64)
+        step = np.asarray(np.linalg.solve(scaled, right[:, :, None])[:, :, 0] * scale, dtype=np.float64)
         return step, (step * downhill).sum(axis=1)
