@@ -66,6 +66,17 @@ class TableOptions:
     """Hyperparameters of a grid: only the best setting at each (N, D) is fitted. ``("none",)`` fits all rows."""
 
 
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table, and how they were read."""
+
+    raw: RawTable
+    rows: list[Row]
+    mapping: Columns
+    numbers: NumberFormat
+    diagnostics: list[Diagnostic]
+
+
 def read_complete_table(path: Path, columns: Mapping[str, str] | None = None, **options: Any) -> RunTable:
     """As :func:`read_table`, but raises FitError if a row of a finished run cannot be used."""
     table = read_table(path, columns, **options)
@@ -109,9 +120,18 @@ def read_table(
     """
     options = TableOptions(columns or {}, where or {}, units or {}, decimal, best_of)
     path = Path(path)
+    read = read_rows(path, options)
+    best = select_best(path, read.rows, read.mapping.by_role, read.numbers, options.best_of)
+    table = RunTable([], diagnostics=[*read.diagnostics, *best.diagnostics])
+    add_rows(path, best.rows, read, table, options)
+    return table
+
+
+def read_rows(path: Path, options: TableOptions, number_columns: Sequence[str] = ()) -> TableRows:
+    """The rows of a table before any selection. ``number_columns`` also decide the number format."""
     raw = _filter_rows(path, read_raw(path), options.where)
     mapping = choose_columns(path, raw, options.columns)
-    numbers = _decide_number_format(path, raw, mapping, options)
+    numbers = _decide_number_format(path, raw, mapping, options, number_columns)
     scales = _merge_scales(mapping, options.units)
     reader = RowReader(
         mapping, numbers, scales, number_seeds(raw, mapping), options.where, frozenset(options.units)
@@ -133,12 +153,18 @@ def read_table(
         diagnostics.extend(joined.diagnostics)
     elif "trajectory" not in mapping.by_role and "id" not in options.columns:
         diagnostics.extend(check_steps(rows, raw.header))
-    best = select_best(path, rows, mapping.by_role, numbers, options.best_of)
-    table = RunTable([], diagnostics=[*diagnostics, *best.diagnostics])
-    used_rows = _add_rows(best.rows, mapping, table)
-    _check_table(path, table, used_rows, mapping, numbers, options)
-    table.diagnostics.insert(0, _note("columns", _summarise(path, raw, mapping, table)))
-    return table
+    return TableRows(raw, rows, mapping, numbers, diagnostics)
+
+
+def add_rows(path: Path, rows: Sequence[Row], read: TableRows, table: RunTable, options: TableOptions) -> list[Row]:
+    """Add rows to the table, with its summary and diagnostics. Returns the usable rows.
+
+    Raises FitError for impossible units.
+    """
+    used_rows = _add_rows(rows, read.mapping, table)
+    _check_table(path, table, used_rows, read.mapping, read.numbers, options)
+    table.diagnostics.insert(0, _note("columns", _summarise(path, read.raw, read.mapping, table)))
+    return used_rows
 
 
 def is_table(path: Path) -> bool:
@@ -190,8 +216,10 @@ def _cell_equals(cell: Any, text: str) -> bool:
     return first == second
 
 
-def _decide_number_format(path: Path, raw: RawTable, mapping: Columns, options: TableOptions) -> NumberFormat:
-    columns = [mapping.by_role[role] for role in NUMBERS if role in mapping.by_role]
+def _decide_number_format(
+    path: Path, raw: RawTable, mapping: Columns, options: TableOptions, number_columns: Sequence[str] = ()
+) -> NumberFormat:
+    columns = [mapping.by_role[role] for role in NUMBERS if role in mapping.by_role] + list(number_columns)
     try:
         numbers = decide_format(
             ((place, column, row.get(column)) for place, row in raw.rows for column in columns),
