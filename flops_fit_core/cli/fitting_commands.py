@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli import laws
+from flops_fit_core.cli import laws, lr_batch
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
@@ -81,6 +81,10 @@ def fit(
     decimal: DecimalOption = None,
     best_of: BestOfOption = None,
     eval_set: EvalSetOption = None,
+    law_name: Annotated[
+        str | None,
+        typer.Option("--law", help="lr-batch: best learning rate and batch from a grid of runs.", metavar="NAME"),
+    ] = None,
     group_by: Annotated[
         str | None,
         typer.Option("--group-by", help="Fit each group of a table's rows separately.", metavar="COLUMN"),
@@ -100,6 +104,10 @@ def fit(
     request = laws.LawRequest(
         source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
+    if law_name is not None:
+        unused = {"--group-by": group_by, "--checklist": checklist, "--profile": profile}
+        lr_batch.fit_grid(request, law_name, unused, out, json=json)
+        return
     if group_by is not None:
         if out is not None or checklist or profile:
             raise ConfigError("--group-by cannot be combined with --out, --checklist or --profile: use --filter")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flops_fit_core.fitting.hyperparameters.surface import (
+    CONDITION,
     Array,
     GridRuns,
     Rows,
@@ -39,6 +40,8 @@ class WindowChoice:
     """Fits without one cell each, in the order of the cells; empty if any of them is not determined."""
     score: float
     """Mean squared error of the held-out losses."""
+    is_score_of_cells: bool
+    """Whether cells were held out; otherwise single runs."""
 
 
 def choose_window(
@@ -56,9 +59,13 @@ def choose_window(
         candidates = [
             candidate for window in windows if (candidate := _try_window(runs, window, degree, scored)) is not None
         ]
-        crossed = [candidate for candidate in candidates if candidate.refits]
+        by_cells = [candidate for candidate in candidates if candidate.is_score_of_cells]
+        for candidate in sorted(by_cells or candidates, key=lambda candidate: candidate.score):
+            refits = _refit(runs, candidate)
+            if refits or not by_cells:
+                return replace(candidate, refits=refits)
         if candidates:
-            return min(crossed or candidates, key=lambda candidate: candidate.score)
+            return min(candidates, key=lambda candidate: candidate.score)
     return None
 
 
@@ -90,16 +97,46 @@ def _try_window(runs: GridRuns, window: float, degree: int, scored: Rows) -> Win
         surface = fit_surface(inside, degree)
     except (UndeterminedSurface, np.linalg.LinAlgError):
         return None
+    steps = _leave_out_steps(inside, surface)
+    if steps is None:
+        return WindowChoice(window, degree, rows, surface, (), _score_runs(runs, rows, surface, scored), False)
+    errors = [_score_cell(runs, scored & (runs.cell == cell), step) for cell, step in enumerate(steps)]
+    return WindowChoice(window, degree, rows, surface, (), float(np.mean(errors)), True)
+
+
+def _leave_out_steps(inside: GridRuns, surface: Surface) -> list[Surface] | None:
+    """The surface without one cell at a time, by one Gauss-Newton step from the fit to all cells.
+
+    These serve to compare windows; the fits of the chosen window are complete. None if a cell cannot be left out.
+    """
+    scales = np.linalg.norm(surface.jacobian, axis=0)
+    design = surface.jacobian / scales
+    normal = design.T @ design
+    estimate = np.concatenate([surface.theta.ravel(), surface.terms])
+    steps = []
+    for cell in range(inside.n_cells):
+        rows = inside.cell == cell
+        others = normal - design[rows].T @ design[rows]
+        values = np.linalg.eigvalsh(others)
+        if values[0] < CONDITION * values[-1]:
+            return None
+        changed = estimate - np.linalg.solve(others, design[rows].T @ surface.residuals[rows]) / scales
+        theta, terms = changed[: surface.theta.size], changed[surface.theta.size :]
+        steps.append(replace(surface, theta=theta.reshape(surface.theta.shape), terms=terms))
+    return steps
+
+
+def _refit(runs: GridRuns, choice: WindowChoice) -> tuple[Surface, ...]:
+    """Fits without one cell each; empty if any of them is not determined."""
+    if not choice.is_score_of_cells:
+        return ()
     try:
-        refits = tuple(
-            fit_surface(without_cell(runs, rows, cell), degree, surface) for cell in range(runs.n_cells)
+        return tuple(
+            fit_surface(without_cell(runs, choice.rows, cell), choice.degree, choice.surface)
+            for cell in range(runs.n_cells)
         )
     except (UndeterminedSurface, np.linalg.LinAlgError, ValueError):
-        return WindowChoice(window, degree, rows, surface, (), _score_runs(runs, rows, surface, scored))
-    score = float(
-        np.mean([_score_cell(runs, scored & (runs.cell == cell), refit) for cell, refit in enumerate(refits)])
-    )
-    return WindowChoice(window, degree, rows, surface, refits, score)
+        return ()
 
 
 def _score_cell(runs: GridRuns, rows: Rows, surface: Surface) -> float:

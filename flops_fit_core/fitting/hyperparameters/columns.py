@@ -21,8 +21,25 @@ ROLES = ("lr", "batch", "steps", "sequence")
 NOT_READ = "none"
 LR_NAMES = frozenset(
     (
-        *("lr", "learning_rate", "learningrate", "peak_lr", "max_lr", "base_lr", "init_lr", "initial_lr", "lr_peak"),
-        *("lr_max", "peak_learning_rate", "max_learning_rate", "base_learning_rate", "initial_learning_rate", "eta"),
+        *(
+            "lr",
+            "learning_rate",
+            "learningrate",
+            "peak_lr",
+            "max_lr",
+            "base_lr",
+            "init_lr",
+            "initial_lr",
+            "lr_peak",
+        ),
+        *(
+            "lr_max",
+            "peak_learning_rate",
+            "max_learning_rate",
+            "base_learning_rate",
+            "initial_learning_rate",
+            "eta",
+        ),
     )
 )
 TOKEN_BATCH_NAMES = frozenset(
@@ -38,7 +55,9 @@ BATCH_NAMES = frozenset(
         *("batch_size_in_sequences", "sequences_per_batch", "batchsize"),
     )
 )
-PER_DEVICE = re.compile(r"per_(?:device|gpu|rank|worker)|(?:^|_)(?:micro|local|device)_?(?:train_)?(?:micro)?batch|^mbs$")
+PER_DEVICE = re.compile(
+    r"per_(?:device|gpu|rank|worker)|(?:^|_)(?:micro|local|device)_?(?:train_)?(?:micro)?batch|^mbs$"
+)
 """Names of a batch that is a part of a step."""
 ACCUMULATION = frozenset(
     ("gradient_accumulation_steps", "grad_accum", "grad_accum_steps", "accumulate_grad_batches", "grad_acc_steps")
@@ -124,7 +143,8 @@ def _role_column(
     if len(matches) > 1 and not _columns_agree(raw, matches):
         choices = " or ".join(f"--column {role}={_quoted(column)}" for column in matches)
         raise FitError(
-            f"{path}: {role} could be {' or '.join(map(repr, matches))}, which hold different values: write {choices}"
+            f"{path}: {role} could be {' or '.join(map(repr, matches))}, which hold different values: write "
+            f"{choices}"
         )
     if len(matches) > 1:
         notes.append(f"{role} = column {matches[0]!r}, repeated in {', '.join(map(repr, matches[1:]))}")
@@ -162,8 +182,10 @@ def _refuse_partial_batch(path: Path, raw: RawTable, batch: str | None) -> None:
     if batch is None and partial:
         raise FitError(
             f"{path}: {partial[0]!r} is the batch of a device or micro-batch, and the law needs the batch of an "
-            f"optimizer step. Add a column with the product of {partial[0]}, devices and accumulated steps; or, if "
-            f"that factor is the same in all rows, write --column batch={_quoted(partial[0])} --units batch=FACTOR "
+            f"optimizer step. Add a column with the product of {partial[0]}, devices and accumulated steps; "
+            "or, if "
+            f"that factor is the same in all rows, write --column batch={_quoted(partial[0])} --units "
+            "batch=FACTOR "
             f"(tokens per step / {partial[0]}); or write --column batch=none to fit the learning rate alone"
         )
     accumulated = [
@@ -176,7 +198,8 @@ def _refuse_partial_batch(path: Path, raw: RawTable, batch: str | None) -> None:
     if batch is not None and accumulated and not is_total:
         raise FitError(
             f"{path}: {batch!r} may be a micro-batch, because {accumulated[0]!r} is not 1 in all rows. Write "
-            f"--column batch={_quoted(batch)} if it is the batch of an optimizer step; otherwise add a column with "
+            f"--column batch={_quoted(batch)} if it is the batch of an optimizer step; otherwise add a "
+            "column with "
             "the product, or write --column batch=none to fit the learning rate alone"
         )
 
@@ -205,7 +228,7 @@ def batch_unit(
     steps: Sequence[float],
     tokens: Sequence[float],
 ) -> BatchUnit:
-    """The unit of the batch: the user's, otherwise from the name, a sequence length, or D = batch x steps x length.
+    """The unit of the batch, from the user, the name, a sequence length, or D = batch x steps x length.
 
     Raises FitError, with the choices, if neither decides.
     """
@@ -214,7 +237,8 @@ def batch_unit(
         factor = parse_scale(unit) if isinstance(unit, str) else unit
         if factor is None or not (math.isfinite(factor) and factor > 0):
             raise FitError(
-                f"units batch={unit}: write 'tokens' for a batch in tokens, or the tokens per sequence, such as 2048"
+                f"units batch={unit}: write 'tokens' for a batch in tokens, or the tokens per sequence, such "
+                "as 2048"
             )
         return BatchUnit(factor, None, f"times {factor:g}")
     if columns.batch_column_is_tokens:

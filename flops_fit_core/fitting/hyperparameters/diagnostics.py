@@ -40,7 +40,8 @@ def _diverged(fit: LrBatchFit) -> Iterator[Diagnostic]:
     if far:
         yield _note(
             "window",
-            f"{far} of {fit.n_table} runs have a loss more than {fit.window:.2%} above the lowest of their N and D "
+            f"{far} of {fit.n_table} runs have a loss more than {fit.window:.2%} above the lowest of their N "
+            "and D "
             "and are not used",
         )
 
@@ -56,14 +57,20 @@ def _missing_axis(table: LrBatchTable, axes: Sequence[int]) -> Iterator[Diagnost
             continue
         other = TITLES["batch" if name == "lr" else "lr"]
         if values is None:
-            message = f"the table has no column for the {TITLES[name]}: the law of the {other} holds at its {TITLES[name]}"
+            message = (
+                f"the table has no column for the {TITLES[name]}: the law of the {other} "
+                f"holds at its {TITLES[name]}"
+            )
         elif np.ptp(np.log(values)) < 1e-6:
-            message = f"all runs have one {TITLES[name]} ({values[0]:.4g}): the law of the {other} holds at this value"
+            message = (
+                f"all runs have one {TITLES[name]} ({values[0]:.4g}): the law of the {other} holds at this value"
+            )
         else:
             yield Diagnostic(
                 code="confounded",
                 message=(
-                    f"the {TITLES[name]} varies between pairs of N and D and not within them: it has no law, and the "
+                    f"the {TITLES[name]} varies between pairs of N and D and not within them: it has no law, "
+                    "and the "
                     f"law of the {other} includes its effect"
                 ),
             )
@@ -79,7 +86,8 @@ def _scales(fit: LrBatchFit, together: bool) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="not-identified",
             message=(
-                f"N and D change together (D / N near {ratio:.3g}), so their exponents cannot be separated: the law "
+                f"N and D change together (D / N near {ratio:.3g}), so their exponents cannot be separated: "
+                "the law "
                 "in N holds at this D / N only. Add runs with another D at one N"
             ),
         )
@@ -105,12 +113,15 @@ def _edges(fit: LrBatchFit) -> Iterator[Diagnostic]:
         cells = [cell for cell in fit.cells if getattr(cell, f"{name}_edge") is not None]
         if not cells:
             continue
-        places = ", ".join(f"N {cell.params:.3g} D {cell.tokens:.3g} ({getattr(cell, f'{name}_edge')})" for cell in cells[:4])
+        places = ", ".join(
+            f"N {cell.params:.3g} D {cell.tokens:.3g} ({getattr(cell, f'{name}_edge')})" for cell in cells[:4]
+        )
         more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
         yield Diagnostic(
             code="grid-edge",
             message=(
-                f"in {len(cells)} of {len(fit.cells)} pairs of N and D the best {TITLES[name]} by the law lies beyond "
+                f"in {len(cells)} of {len(fit.cells)} pairs of N and D the best {TITLES[name]} by the law "
+                "lies beyond "
                 f"the values tried: {places}{more}. The law there follows from the slope of their losses and from "
                 "the other pairs"
             ),
@@ -146,6 +157,7 @@ def _intervals(fit: LrBatchFit) -> Iterator[Diagnostic]:
     elif len(fit.cells) < FEW_CELLS:
         yield _note(
             "few-cells",
-            f"{len(fit.cells)} pairs of N and D leave {fit.degrees_of_freedom} degrees of freedom for the intervals: "
+            f"{len(fit.cells)} pairs of N and D leave {fit.degrees_of_freedom} degrees of freedom for the "
+            "intervals: "
             "further pairs make them narrower",
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.hyperparameters.choice import WINDOWS, WindowChoice, allowed_degrees, choose_window
@@ -116,7 +117,8 @@ def varied_axes(table: LrBatchTable) -> tuple[int, ...]:
     axes = tuple(axis for axis in (0, 1) if np.ptp(within[axis]) > 1e-6)
     if not axes:
         raise FitError(
-            "the table has no grid: no pair of N and D has runs with different learning rates or batches. Train at "
+            "the table has no grid: no pair of N and D has runs with different learning rates or batches. "
+            "Train at "
             "least three values of a hyperparameter at each N and D"
         )
     if len(axes) == 2:
@@ -168,7 +170,9 @@ def _laws(
         refits = [_expand(refit.theta[place], scales) for refit in choice.refits] if by_cells else []
         rows = slice(place * coefficients, (place + 1) * coefficients)
         expanded = [] if covariance is None else _expand_covariance(covariance[rows, rows], scales)
-        laws[NAMES[axis]] = _law(_expand(choice.surface.theta[place], scales), refits, expanded, scales, freedom, level)
+        laws[NAMES[axis]] = _law(
+            _expand(choice.surface.theta[place], scales), refits, expanded, scales, freedom, level
+        )
     return "jackknife" if by_cells else "residuals", freedom, laws
 
 
@@ -182,7 +186,7 @@ def _law(
 ) -> HyperparameterLaw:
     center, params, tokens = (
         law_interval(value, weights, refits, covariance, freedom, level)
-        for value, weights in zip(values, np.eye(3), strict=True)
+        for value, weights in zip(values, np.eye(3).tolist(), strict=True)
     )
     ends = [None if end is None else math.exp(end) for end in (center.low, center.high)]
     return HyperparameterLaw(
@@ -229,7 +233,7 @@ def _cells(
         by_name = {} if held_out is None else {NAMES[axis]: math.exp(held_out[i]) for i, axis in enumerate(axes)}
         cells.append(
             GridCell(
-                params=math.exp(float(np.mean(np.log(table.params[members])))),
+                params=float(table.params[best]),
                 tokens=math.exp(float(np.mean(np.log(table.tokens[members])))),
                 n_runs=int(choice.rows[members].sum()),
                 loss=float(table.loss[best]),
@@ -243,10 +247,12 @@ def _cells(
                 **_edges(runs, members, choice.surface, axes),
             )
         )
-    return sorted(cells, key=lambda item: (item.params, item.tokens))
+    return sorted(cells, key=lambda item: (round(math.log(item.params), 6), item.tokens))
 
 
-def _edges(runs: GridRuns, members: Array, surface: Surface, axes: Sequence[int]) -> dict[str, Side | None]:
+def _edges(
+    runs: GridRuns, members: NDArray[np.intp], surface: Surface, axes: Sequence[int]
+) -> dict[str, Side | None]:
     """Whether the law's optimum of a cell lies beyond the values tried."""
     optimum = surface.optimum(runs.scale[members[0]])
     edges: dict[str, Side | None] = {}
@@ -271,6 +277,7 @@ def _describe_no_minimum(runs: GridRuns, axes: Sequence[int], window: float | No
     within = f" within {window:.3g} of the lowest loss" if window is not None else ""
     return (
         f"the losses determine no minimum in {names}: {len(runs.ln_loss)} runs in {runs.n_cells} pairs of N and "
-        f"D{within}. Each pair needs at least three values of each hyperparameter, and in most pairs the losses must "
+        f"D{within}. Each pair needs at least three values of each hyperparameter, and in most pairs the "
+        "losses must "
         "rise on both sides of the best value. Add values beyond the best run of each pair"
     )

@@ -11,8 +11,8 @@ def regret(hyper: Array, ln_loss: Array, choice: Array) -> float:
     """Relative loss above the lowest run, at ``choice``, by linear interpolation between the runs of a cell.
 
     Seeds of one setting are averaged. A choice outside the runs is moved to the nearest value of the grid, so its
-    regret is a lower bound. The lowest run is low by chance, too, so that a perfect choice has a regret of about one
-    standard deviation of the noise.
+    regret is a lower bound. The lowest run is low by chance, too, so that a perfect choice has a regret of about
+    one standard deviation of the noise.
 
     Args:
         hyper: ln lr and ln batch of the cell's runs; shape (runs, axes).

@@ -1,8 +1,8 @@
 """One surface of ln loss over ln lr and ln batch for all cells, with the power laws as its parameters.
 
 ln L = m_cell + q(z - theta (1, ln N, ln D)), where z is (ln lr, ln batch), and q is a polynomial of degree 2 or 3
-without constant and linear terms, so that its minimum is at 0. Each cell has a free level m, so the law of the loss
-itself plays no role, and a cell with its optimum outside its grid informs the law by the slope of its losses.
+without constant and linear terms, so that its minimum is at 0. Each cell has a free level m, so the law of the
+loss itself plays no role, and a cell with its optimum outside its grid informs the law by the slope of its losses.
 """
 
 from __future__ import annotations
@@ -75,11 +75,11 @@ class Surface:
     degrees_of_freedom: int
 
     def polynomial(self, runs: GridRuns) -> Array:
-        """q of some runs: their ln loss minus the level of their cell."""
+        """Q of some runs: their ln loss minus the level of their cell."""
         return _evaluate(self.powers, self.theta, self.terms, runs)[0]
 
     def optimum(self, scale: Array) -> Array:
-        """ln lr and ln batch at the optimum; ``scale`` has shape (coefficients,)."""
+        """Ln lr and ln batch at the optimum; ``scale`` has shape (coefficients,)."""
         return self.theta @ scale
 
     @property
@@ -108,7 +108,8 @@ def polynomial_powers(axes: int, degree: int) -> tuple[tuple[int, ...], ...]:
 def count_parameters(runs: GridRuns, degree: int) -> int:
     """Parameters of the surface: a level per cell, the laws, and the terms of q."""
     axes, coefficients = runs.hyper.shape[1], runs.scale.shape[1]
-    return runs.n_cells + axes * coefficients + len(polynomial_powers(axes, degree))
+    parameters: int = runs.n_cells + axes * coefficients + len(polynomial_powers(axes, degree))
+    return parameters
 
 
 def fit_surface(runs: GridRuns, degree: int, start: Surface | None = None) -> Surface:
@@ -230,7 +231,7 @@ def _curvature(powers: tuple[tuple[int, ...], ...], terms: Array, axes: int) -> 
 def _evaluate(
     powers: tuple[tuple[int, ...], ...], theta: Array, terms: Array, runs: GridRuns
 ) -> tuple[Array, Array]:
-    """q of every run, and its derivatives by (theta, terms)."""
+    """Q of every run, and its derivatives by (theta, terms)."""
     z = runs.hyper - runs.scale @ theta.T
     monomials = _monomials(powers, z)
     slopes = []

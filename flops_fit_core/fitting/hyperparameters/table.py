@@ -61,9 +61,10 @@ def read_lr_batch_table(
 ) -> LrBatchTable:
     """The usable runs of a table with columns for N, D, loss, and learning rate or batch or both.
 
-    Reads the same files as :func:`~flops_fit_core.fitting.read_table`. Further roles of columns: ``lr``, ``batch``,
-    ``sequence`` (tokens per sequence) and ``steps``. ``units={"batch": "tokens"}`` or ``{"batch": 2048}`` gives the
-    factor from the batch column to tokens. Diverged runs (no loss, NaN, infinity) are excluded and counted.
+    Reads the same files as :func:`~flops_fit_core.fitting.read_table`. Further roles of columns: ``lr``,
+    ``batch``, ``sequence`` (tokens per sequence) and ``steps``. ``units={"batch": "tokens"}`` or
+    ``{"batch": 2048}`` gives the factor from the batch column to tokens. Diverged runs (no loss, NaN, infinity)
+    are excluded.
 
     Raises FitError if a column or the unit of the batch is ambiguous, or runs of equal settings differ in another
     hyperparameter.
@@ -182,7 +183,8 @@ def _batch(
         scale = _numbers(rows, factor.column, numbers)
         if not np.all(scale > 0):
             raise FitError(
-                f"{path}: {factor.column!r} has rows without a sequence length: write --units batch=2048, with the "
+                f"{path}: {factor.column!r} has rows without a sequence length: write --units batch=2048, "
+                "with the "
                 "tokens per sequence of all runs, or --units batch=tokens"
             )
     return batch * scale, [f"batch = column {hyper.batch!r} {factor.reason}"]
@@ -198,7 +200,8 @@ def _check_steps(batch: Array | None, tokens: Array, hyper: HyperColumns) -> lis
         return []
     message = (
         f"{few or many} of {len(steps)} runs would have {'fewer' if few else 'more'} than "
-        f"{MIN_STEPS if few else MAX_STEPS:,.0f} steps (D / batch): check the unit of {hyper.batch!r} with --units "
+        f"{MIN_STEPS if few else MAX_STEPS:,.0f} steps (D / batch): check the unit of {hyper.batch!r} with "
+        "--units "
         "batch=tokens or --units batch=TOKENS_PER_SEQUENCE"
     )
     return [Diagnostic(code="batch-unit", message=message)]

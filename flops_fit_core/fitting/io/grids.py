@@ -81,9 +81,7 @@ def select_best(
     header = list(usable[0].values) if usable else []
     free = [column for column in header if column not in roles.values()]
     tuned = [column for column in free if is_hyperparameter(column)]
-    cells = group_cells(
-        usable, text_columns(usable, [column for column in free if column not in tuned], numbers)
-    )
+    cells = group_cells(usable, text_columns(usable, [column for column in free if column not in tuned], numbers))
     if best_of is None:
         return SelectedRows(list(rows), _refuse_grid(path, usable, cells, tuned))
     if tuple(best_of) == (POOLED,):

@@ -156,7 +156,9 @@ def read_rows(path: Path, options: TableOptions, number_columns: Sequence[str] =
     return TableRows(raw, rows, mapping, numbers, diagnostics)
 
 
-def add_rows(path: Path, rows: Sequence[Row], read: TableRows, table: RunTable, options: TableOptions) -> list[Row]:
+def add_rows(
+    path: Path, rows: Sequence[Row], read: TableRows, table: RunTable, options: TableOptions
+) -> list[Row]:
     """Add rows to the table, with its summary and diagnostics. Returns the usable rows.
 
     Raises FitError for impossible units.
