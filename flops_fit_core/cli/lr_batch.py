@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.cli.laws import LawRequest
 from flops_fit_core.cli.printing import print_json, print_message, print_notes, print_table, print_text
 from flops_fit_core.config import override_value
+from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.records import Interval
 
@@ -43,8 +44,7 @@ def fit_grid(
         if "n" not in options:
             print_text(
                 f"- N is column {table.params_column!r}; the recipe takes it as n = {fit.n!r}. If it counts "
-                "otherwise, "
-                f"write --set n=NAME ({', '.join(N_NAMES)})"
+                f"otherwise, write --set n=NAME ({', '.join(N_NAMES)})"
             )
         print_text("")
         print_text(recipe_table(fit).rstrip("\n"))
@@ -65,8 +65,7 @@ def _check_request(request: LawRequest, law_name: str, unused: Mapping[str, obje
     if out is not None and out.suffix.lower() not in (".toml", ".json"):
         raise ConfigError(
             f"--out {out}: write a .toml file for the recipe (a new file, or an experiment whose recipe is "
-            "replaced), "
-            "or a .json file for the fit"
+            "replaced), or a .json file for the fit"
         )
 
 
@@ -102,32 +101,40 @@ def _write(out: Path, fit: LrBatchFit) -> None:
     existed = out.exists()
     write_recipe(out, recipe_table(fit))
     print_message(f"{'replaced [recipe] in' if existed else 'wrote [recipe] to'} {out}")
+    content = read_file(out)
+    for table, option in (("optimizer", "lr"), ("sweep", "batch_size")):
+        section = content.get(table)
+        if isinstance(section, dict) and option in section:
+            print_message(f"{out} sets {table}.{option}, which wins over the recipe: delete it to use the law")
 
 
 def print_fit(fit: LrBatchFit) -> None:
     """Print the laws and the table of cells."""
+    from flops_fit_core.fitting.hyperparameters.diagnostics import count_pairs
+    from flops_fit_core.report import numbers
+
     print_table(cells_table(fit))
-    for name, law in (("lr*", fit.lr), ("batch* (tokens)", fit.batch)):
+    center = f"N = {numbers.count(fit.center[0])}, D = {numbers.count(fit.center[1])}"
+    for name, law, show in (("lr*", fit.lr, _number), ("batch* (tokens)", fit.batch, numbers.count)):
         if law is None:
             continue
-        factors = [f"N^{law.params.value:.3f}"] if law.params.value else []
-        factors += [f"D^{law.tokens.value:.3f}"] if law.tokens.value else []
+        exponents = [(letter, value) for letter, value in (("N", law.params), ("D", law.tokens)) if value.value]
+        factors = [f"{letter}^{interval.value:.3f}" for letter, interval in exponents]
         print_text(f"{name} = {' '.join([f'{law.scale:.4g}', *factors])}")
-        ends = [f"N {_ends(law.params, '.3f')}"] if law.params.value else []
-        ends += [f"D {_ends(law.tokens, '.3f')}"] if law.tokens.value else []
-        if ends:
+        if exponents:
+            ends = [f"{letter} {_ends(interval, '{:.3f}'.format)}" for letter, interval in exponents]
             print_text(f"  exponents, {fit.level:.0%} intervals: {'; '.join(ends)}")
-        print_text(
-            f"  at N = {fit.center[0]:.3g}, D = {fit.center[1]:.3g}: {_number(law.center.value)} "
-            f"{_ends(law.center, '.4g')}"
-        )
-    method = "leaving out one pair of N and D at a time" if fit.interval_method == "jackknife" else "residuals"
+        print_text(f"  at {center}: {show(law.center.value)} {_ends(law.center, show)}")
+    method = (
+        "from leaving out one pair of N and D at a time"
+        if fit.interval_method == "jackknife"
+        else "from the residuals"
+    )
+    shape = "Quadratic" if fit.degree == 2 else "Cubic"
     print_text(
-        f"{'Quadratic' if fit.degree == 2 else 'Cubic'} surface of ln loss in {fit.n_runs} of {fit.n_table} "
-        "runs, at "
-        f"most {fit.window:.2%} above the lowest loss of their N and D; {len(fit.cells)} pairs of N and D; "
-        "residual "
-        f"{fit.residual:.2%}. Intervals: {method}, t with {fit.degrees_of_freedom} degrees of freedom."
+        f"{shape} surface of ln loss in {fit.n_runs} of {fit.n_table} runs, at most {fit.window:.2%} above the "
+        f"lowest loss of their N and D; {count_pairs(len(fit.cells))}; residual {fit.residual:.2%}. Intervals "
+        f"{method}, Student's t with {fit.degrees_of_freedom} degrees of freedom."
     )
     if fit.mean_regret is not None:
         worst = max(cell.regret for cell in fit.cells if cell.regret is not None)
@@ -141,10 +148,10 @@ def _number(value: float) -> str:
     return f"{value:.4g}"
 
 
-def _ends(interval: Interval, style: str) -> str:
+def _ends(interval: Interval, show: Callable[[float], str]) -> str:
     if interval.low is None or interval.high is None:
         return "(no interval)"
-    return f"({interval.low:{style}} to {interval.high:{style}})"
+    return f"({show(interval.low)} to {show(interval.high)})"
 
 
 def cells_table(fit: LrBatchFit) -> DataTable:
@@ -191,7 +198,7 @@ def cells_table(fit: LrBatchFit) -> DataTable:
     )
 
 
-def _cell_text(interval: Interval | None, edge: str | None, show: Any) -> str | None:
+def _cell_text(interval: Interval | None, edge: str | None, show: Callable[[float], str]) -> str | None:
     if interval is None:
         return None
     mark = {"below": "< ", "above": "> ", None: ""}[edge]

@@ -13,13 +13,14 @@ import pytest
 from scipy.optimize import least_squares
 from typer.testing import CliRunner
 
-from flops_fit_core import FitError
+from flops_fit_core import ConfigError, FitError
 from flops_fit_core.cli import app
 from flops_fit_core.config import load_experiment
 from flops_fit_core.fitting import LrBatchFit, fit_lr_batch, read_lr_batch_table, recipe_table
 from flops_fit_core.fitting.hyperparameters.regret import regret
-from flops_fit_core.fitting.hyperparameters.surface import GridRuns, fit_surface
+from flops_fit_core.fitting.hyperparameters.surface import GridRuns, _evaluate, fit_surface, polynomial_powers
 from flops_fit_core.planning import make_plan
+from flops_fit_core.plugins.registry import installed
 
 STEPLAW = Path(__file__).parents[3] / "shared" / "data" / "steplaw_dense_grid.csv"
 SIZES, LENGTHS = (1e8, 4e8, 1.6e9), (10, 40, 160)
@@ -144,8 +145,6 @@ def test_the_jacobian_equals_differences():
         np.random.default_rng(2).normal(size=16) * 0.001 + np.arange(16) % 4 * 0.0,
         np.zeros(16, dtype=int),
     )
-    from flops_fit_core.fitting.hyperparameters.surface import _evaluate, polynomial_powers
-
     powers = polynomial_powers(2, 3)
     values = np.random.default_rng(3).normal(size=4 + len(powers))
     _, jacobian = _evaluate(powers, values[:4].reshape(2, 2), values[4:], runs)
@@ -489,14 +488,21 @@ def test_an_experiment_builds_from_the_recipe(tmp_path):
     assert text.startswith("# my study\n")
     assert 'name = "gpt"  # small' in text
     assert "width-scaled" not in text
-    from flops_fit_core.plugins.registry import installed
-
     plan = make_plan(load_experiment(experiment, installed()), installed())
     assert plan.runs
     for planned in plan.runs:
         lr = planned.optimizer.options["lr"]
         assert lr == pytest.approx(best(LR, planned.params, planned.tokens), rel=0.01)
         assert planned.tokens_per_step == pytest.approx(best(BATCH, planned.params, planned.tokens), rel=0.12)
+
+
+def test_values_that_win_over_the_recipe_are_named(tmp_path):
+    experiment = tmp_path / "experiment.toml"
+    experiment.write_text(EXPERIMENT + '\n[optimizer]\nname = "adamw"\nlr = 0.01\n')
+    done = run(
+        "fit", table(tmp_path, grid_rows()), "--law", "lr-batch", "--units", "batch=2048", "--out", experiment
+    )
+    assert "sets optimizer.lr, which wins over the recipe" in " ".join(done.output.split())
 
 
 def test_the_recipe_can_be_written_to_a_new_file(tmp_path):
@@ -506,8 +512,6 @@ def test_the_recipe_can_be_written_to_a_new_file(tmp_path):
     assert out.read_text().startswith("[recipe]\n")
     pasted = tmp_path / "pasted.toml"
     pasted.write_text(EXPERIMENT.replace('[recipe]\nname = "width-scaled"\nlr = 0.004\n', out.read_text()))
-    from flops_fit_core.plugins.registry import installed
-
     assert load_experiment(pasted, installed()).recipe.spec.name == "power-law"
 
 
@@ -525,8 +529,6 @@ def test_the_recipe_can_be_written_to_a_new_file(tmp_path):
     ],
 )
 def test_wrong_arguments_are_refused(tmp_path, arguments, message):
-    from flops_fit_core.errors import ConfigError
-
     done = run("fit", table(tmp_path, grid_rows()), "--units", "batch=2048", *arguments)
     assert isinstance(done.exception, ConfigError)
     assert message in str(done.exception)

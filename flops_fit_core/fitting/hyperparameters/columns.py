@@ -182,11 +182,10 @@ def _refuse_partial_batch(path: Path, raw: RawTable, batch: str | None) -> None:
     if batch is None and partial:
         raise FitError(
             f"{path}: {partial[0]!r} is the batch of a device or micro-batch, and the law needs the batch of an "
-            f"optimizer step. Add a column with the product of {partial[0]}, devices and accumulated steps; "
-            "or, if "
-            f"that factor is the same in all rows, write --column batch={_quoted(partial[0])} --units "
-            "batch=FACTOR "
-            f"(tokens per step / {partial[0]}); or write --column batch=none to fit the learning rate alone"
+            f"optimizer step. Add a column with the product of {partial[0]}, devices and accumulated steps; or, "
+            f"if that factor is the same in all rows, write --column batch={_quoted(partial[0])} --units "
+            f"batch=FACTOR (tokens per step / {partial[0]}); or write --column batch=none to fit the learning "
+            "rate alone"
         )
     accumulated = [
         column
@@ -198,9 +197,8 @@ def _refuse_partial_batch(path: Path, raw: RawTable, batch: str | None) -> None:
     if batch is not None and accumulated and not is_total:
         raise FitError(
             f"{path}: {batch!r} may be a micro-batch, because {accumulated[0]!r} is not 1 in all rows. Write "
-            f"--column batch={_quoted(batch)} if it is the batch of an optimizer step; otherwise add a "
-            "column with "
-            "the product, or write --column batch=none to fit the learning rate alone"
+            f"--column batch={_quoted(batch)} if it is the batch of an optimizer step; otherwise add a column "
+            "with the product, or write --column batch=none to fit the learning rate alone"
         )
 
 
@@ -237,8 +235,8 @@ def batch_unit(
         factor = parse_scale(unit) if isinstance(unit, str) else unit
         if factor is None or not (math.isfinite(factor) and factor > 0):
             raise FitError(
-                f"units batch={unit}: write 'tokens' for a batch in tokens, or the tokens per sequence, such "
-                "as 2048"
+                f"units batch={unit}: write 'tokens' for a batch in tokens, or the tokens per sequence, such as "
+                "2048"
             )
         return BatchUnit(factor, None, f"times {factor:g}")
     if columns.batch_column_is_tokens:

@@ -31,6 +31,11 @@ def diagnose(fit: LrBatchFit, table: LrBatchTable, axes: Sequence[int], *, toget
     ]
 
 
+def count_pairs(count: int) -> str:
+    """``1 pair of N and D``, ``9 pairs of N and D``."""
+    return f"{count} pair{'' if count == 1 else 's'} of N and D"
+
+
 def _note(code: str, message: str) -> Diagnostic:
     return Diagnostic(code=code, message=message, severity="note")
 
@@ -40,9 +45,8 @@ def _diverged(fit: LrBatchFit) -> Iterator[Diagnostic]:
     if far:
         yield _note(
             "window",
-            f"{far} of {fit.n_table} runs have a loss more than {fit.window:.2%} above the lowest of their N "
-            "and D "
-            "and are not used",
+            f"{far} of {fit.n_table} runs have a loss more than {fit.window:.2%} above the lowest of their N and "
+            "D and are not used",
         )
 
 
@@ -69,9 +73,8 @@ def _missing_axis(table: LrBatchTable, axes: Sequence[int]) -> Iterator[Diagnost
             yield Diagnostic(
                 code="confounded",
                 message=(
-                    f"the {TITLES[name]} varies between pairs of N and D and not within them: it has no law, "
-                    "and the "
-                    f"law of the {other} includes its effect"
+                    f"the {TITLES[name]} varies between pairs of N and D and not within them: it has no law, and "
+                    f"the law of the {other} includes its effect"
                 ),
             )
             continue
@@ -86,9 +89,8 @@ def _scales(fit: LrBatchFit, together: bool) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="not-identified",
             message=(
-                f"N and D change together (D / N near {ratio:.3g}), so their exponents cannot be separated: "
-                "the law "
-                "in N holds at this D / N only. Add runs with another D at one N"
+                f"N and D change together (D / N near {ratio:.3g}), so their exponents cannot be separated: the "
+                "law in N holds at this D / N only. Add runs with another D at one N"
             ),
         )
     elif len(fit.cells) == 1:
@@ -120,8 +122,7 @@ def _edges(fit: LrBatchFit) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="grid-edge",
             message=(
-                f"in {len(cells)} of {len(fit.cells)} pairs of N and D the best {TITLES[name]} by the law "
-                "lies beyond "
+                f"in {len(cells)} of {count_pairs(len(fit.cells))} the best {TITLES[name]} by the law lies beyond "
                 f"the values tried: {places}{more}. The law there follows from the slope of their losses and from "
                 "the other pairs"
             ),
@@ -150,14 +151,13 @@ def _intervals(fit: LrBatchFit) -> Iterator[Diagnostic]:
         yield Diagnostic(
             code="few-cells",
             message=(
-                f"{len(fit.cells)} pairs of N and D are too few to leave pairs out: the intervals cover the noise "
+                f"{count_pairs(len(fit.cells))} cannot be left out in turn: the intervals cover the noise "
                 "of runs and not deviations from the power law"
             ),
         )
     elif len(fit.cells) < FEW_CELLS:
         yield _note(
             "few-cells",
-            f"{len(fit.cells)} pairs of N and D leave {fit.degrees_of_freedom} degrees of freedom for the "
-            "intervals: "
+            f"{count_pairs(len(fit.cells))} leave {fit.degrees_of_freedom} degrees of freedom for the intervals: "
             "further pairs make them narrower",
         )

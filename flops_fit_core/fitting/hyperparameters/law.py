@@ -95,7 +95,7 @@ def fit_lr_batch(
         n=n,
         excluded=table.excluded,
     )
-    fit = fit.model_copy(update={"cells": tuple(_with_law(cell, fit, table, axes) for cell in cells)})
+    fit = fit.model_copy(update={"cells": tuple(_with_law(cell, fit) for cell in cells)})
     notes = diagnose(fit, table, axes, together=scales.together)
     return fit.model_copy(update={"diagnostics": (*table.diagnostics, *notes)})
 
@@ -117,9 +117,8 @@ def varied_axes(table: LrBatchTable) -> tuple[int, ...]:
     axes = tuple(axis for axis in (0, 1) if np.ptp(within[axis]) > 1e-6)
     if not axes:
         raise FitError(
-            "the table has no grid: no pair of N and D has runs with different learning rates or batches. "
-            "Train at "
-            "least three values of a hyperparameter at each N and D"
+            "the table has no grid: no pair of N and D has runs with different learning rates or batches. Train "
+            "at least three values of a hyperparameter at each N and D"
         )
     if len(axes) == 2:
         norms = [np.linalg.norm(values) for values in within]
@@ -263,7 +262,7 @@ def _edges(
     return edges
 
 
-def _with_law(cell: GridCell, fit: LrBatchFit, table: LrBatchTable, axes: Sequence[int]) -> GridCell:
+def _with_law(cell: GridCell, fit: LrBatchFit) -> GridCell:
     return cell.model_copy(
         update={
             "lr": fit.predict_lr(cell.params, cell.tokens),
@@ -277,7 +276,6 @@ def _describe_no_minimum(runs: GridRuns, axes: Sequence[int], window: float | No
     within = f" within {window:.3g} of the lowest loss" if window is not None else ""
     return (
         f"the losses determine no minimum in {names}: {len(runs.ln_loss)} runs in {runs.n_cells} pairs of N and "
-        f"D{within}. Each pair needs at least three values of each hyperparameter, and in most pairs the "
-        "losses must "
-        "rise on both sides of the best value. Add values beyond the best run of each pair"
+        f"D{within}. Each pair needs at least three values of each hyperparameter, and in most pairs the losses "
+        "must rise on both sides of the best value. Add values beyond the best run of each pair"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flops_fit_core.fitting.hyperparameters.diagnostics import count_pairs
 from flops_fit_core.fitting.hyperparameters.records import HyperparameterLaw, LrBatchFit
 
 DIGITS = 6
@@ -23,18 +24,19 @@ def recipe_options(fit: LrBatchFit) -> dict[str, str | float]:
 
 def recipe_table(fit: LrBatchFit) -> str:
     """The table as TOML, with a comment for the origin."""
-    (low_n, high_n), (low_d, high_d) = (
-        (min(values), max(values))
-        for values in ([cell.params for cell in fit.cells], [cell.tokens for cell in fit.cells])
-    )
+    params, tokens = ([getattr(cell, name) for cell in fit.cells] for name in ("params", "tokens"))
     origin = (
-        f"# Fitted to {fit.n_runs} runs in {len(fit.cells)} pairs of N ({low_n:.3g} to {high_n:.3g}) and "
-        f"D ({low_d:.3g} to {high_d:.3g})"
+        f"# Fitted to {fit.n_runs} runs in {count_pairs(len(fit.cells))}: N {_range(params)}, D {_range(tokens)}"
     )
     lines = ["[recipe]", origin]
     for name, value in recipe_options(fit).items():
         lines.append(f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value!r}")
     return "\n".join(lines) + "\n"
+
+
+def _range(values: list[float]) -> str:
+    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    return low if low == high else f"{low} to {high}"
 
 
 def _law_options(name: str, law: HyperparameterLaw, center: tuple[float, float]) -> dict[str, float]:

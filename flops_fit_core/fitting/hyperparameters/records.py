@@ -69,7 +69,7 @@ class LrBatchFit(Record):
     curvature: tuple[tuple[float, ...], ...]
     """Second derivatives of ln loss at the optimum, in ln lr and ln batch (those of the two that have a law)."""
     window: Positive
-    """The fit uses the runs whose loss is at most this much (relative) above the lowest of their cell."""
+    """The fit uses runs with a loss at most this much (relative) above the lowest of their cell."""
     degree: int
     """2: a quadratic in ln lr and ln batch; 3: with cubic terms."""
     residual: float

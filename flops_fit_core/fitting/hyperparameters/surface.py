@@ -7,7 +7,7 @@ loss itself plays no role, and a cell with its optimum outside its grid informs 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -261,7 +261,7 @@ def _monomials(powers: tuple[tuple[int, ...], ...], z: Array) -> Array:
 
 
 def project_levels(values: Array, cell: NDArray[np.int64]) -> Array:
-    """Values minus the mean of their cell: what remains after a free level per cell."""
+    """Values minus the mean of their cell: the projection that removes a free level per cell."""
     columns = values.reshape(len(values), -1)
     counts = np.bincount(cell)
     means = np.stack([np.bincount(cell, column) for column in columns.T], axis=1) / counts[:, None]
@@ -270,4 +270,4 @@ def project_levels(values: Array, cell: NDArray[np.int64]) -> Array:
 
 def without_cell(runs: GridRuns, rows: Rows, cell: int) -> GridRuns:
     """The selected runs of all other cells."""
-    return replace(runs).select(rows & (runs.cell != cell))
+    return runs.select(rows & (runs.cell != cell))

@@ -183,9 +183,8 @@ def _batch(
         scale = _numbers(rows, factor.column, numbers)
         if not np.all(scale > 0):
             raise FitError(
-                f"{path}: {factor.column!r} has rows without a sequence length: write --units batch=2048, "
-                "with the "
-                "tokens per sequence of all runs, or --units batch=tokens"
+                f"{path}: {factor.column!r} has rows without a sequence length: write --units batch=2048, with "
+                "the tokens per sequence of all runs, or --units batch=tokens"
             )
     return batch * scale, [f"batch = column {hyper.batch!r} {factor.reason}"]
 
@@ -201,7 +200,6 @@ def _check_steps(batch: Array | None, tokens: Array, hyper: HyperColumns) -> lis
     message = (
         f"{few or many} of {len(steps)} runs would have {'fewer' if few else 'more'} than "
         f"{MIN_STEPS if few else MAX_STEPS:,.0f} steps (D / batch): check the unit of {hyper.batch!r} with "
-        "--units "
-        "batch=tokens or --units batch=TOKENS_PER_SEQUENCE"
+        "--units batch=tokens or --units batch=TOKENS_PER_SEQUENCE"
     )
     return [Diagnostic(code="batch-unit", message=message)]
