@@ -299,3 +299,39 @@ def test_a_recipe_sees_its_run(tmp_path):
         optimizer={"name": "adamw", "lr": 0.02},
     )
     assert (seen[-1].lr, seen[-1].batch_size) == (0.02, 3)
+
+
+# ---------------------------------------------------------------------------- power-law
+
+
+def test_power_law_by_hand():
+    options = {"lr_scale": 2.0, "lr_params": -0.5, "lr_tokens": 0.25, "batch_scale": 3.0}
+    run = recipe_input(tokens=10**12)
+    hyper = built("power-law", run, **options, batch_params=0.125, batch_tokens=0.5, weight_decay=0.3)
+    # N = 1e9 matmul parameters: 2 x 10^(-4.5 + 3); the batch is 3 x 10^(1.125 + 6) tokens
+    assert hyper.lr == pytest.approx(2 * 10**-1.5)
+    assert hyper.batch_size == round(3 * 10**7.125 / 2048)
+    assert (hyper.weight_decay, hyper.betas, hyper.base_width) == (0.3, None, None)
+
+
+@pytest.mark.parametrize(("n", "params"), [("matmul", 10**9), ("total", 11 * 10**8), ("non-embedding", 9 * 10**8)])
+def test_power_law_takes_the_n_of_its_option(n, params):
+    assert built("power-law", recipe_input(), n=n, lr_scale=1.0, lr_params=-1.0).lr == pytest.approx(1 / params)
+
+
+def test_power_law_equals_steplaw_with_the_constants_of_steplaw():
+    constants = {"lr_scale": 1.79, "lr_params": -0.713, "lr_tokens": 0.307, "batch_scale": 0.58}
+    run = recipe_input()
+    hyper = built("power-law", run, n="non-embedding", **constants, batch_tokens=0.571)
+    published = built("steplaw", run)
+    assert (hyper.lr, hyper.batch_size) == (pytest.approx(published.lr), published.batch_size)
+
+
+def test_power_law_leaves_open_values_to_the_optimizer_and_the_sweep():
+    hyper = built("power-law", recipe_input())
+    assert (hyper.lr, hyper.batch_size) == (None, None)
+
+
+def test_power_laws_batch_is_at_most_the_run():
+    run = recipe_input(tokens=2048 * 10)
+    assert built("power-law", run, batch_scale=1e9).batch_size == 10

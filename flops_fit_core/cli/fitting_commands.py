@@ -10,7 +10,7 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import compute_options as compute
-from flops_fit_core.cli import laws
+from flops_fit_core.cli import laws, lr_batch
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
@@ -81,7 +81,13 @@ FitterSetOption = Annotated[
 
 LawNameOption = Annotated[
     str | None,
-    typer.Option("--law", help="Fit this law; 'flops-fit laws' lists them.", metavar="NAME", show_default=False),
+    typer.Option(
+        "--law",
+        help="Fit this law; 'flops-fit laws' lists them. With fit also lr-batch, the best learning rate and batch "
+        "of a grid of runs.",
+        metavar="NAME",
+        show_default=False,
+    ),
 ]
 
 
@@ -132,6 +138,10 @@ def fit(
         law_name,
         reader,
     )
+    if law_name == lr_batch.LAW:
+        unused = {"--group-by": group_by, "--checklist": checklist, "--profile": profile}
+        lr_batch.fit_grid(request, registry, unused, out, json=json)
+        return
     if group_by is not None:
         if out is not None or checklist or profile:
             raise ConfigError("--group-by cannot be combined with --out, --checklist or --profile: use --filter")

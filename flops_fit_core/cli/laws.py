@@ -57,14 +57,17 @@ class LawRequest:
         best_of = (
             None if self.best_of is None else [name.strip() for name in self.best_of.split(",") if name.strip()]
         )
-        units = _pairs("--units", self.units, "params=1e6")
         return {
-            "units": units,
+            "units": self.unit_factors(),
             "decimal": self.decimal,
             "best_of": best_of,
             "inputs": self.further_inputs(),
             "reader": self.reader,
         }
+
+    def unit_factors(self) -> dict[str, str]:
+        """Role -> factor of a table's column."""
+        return _pairs("--units", self.units, "params=1e6")
 
     def further_inputs(self) -> tuple[str, ...]:
         """Columns that the law needs besides N, D and the unique tokens."""
@@ -306,6 +309,8 @@ def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
             f"--law {request.law} and --fitter {request.fitter}: give one of them; --law chooses fitter law"
         )
     table: dict[str, Any] = {"name": request.fitter or default}
+    if request.law == "lr-batch":
+        raise ConfigError("--law lr-batch applies to 'flops-fit fit TABLE' only: it gives no loss by N and D")
     if request.law is not None:
         table = {"name": "fitters/law", "law": request.law}
     for option in request.options:

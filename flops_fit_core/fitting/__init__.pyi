@@ -14,6 +14,13 @@ from .grid import check_grid as check_grid
 from .grid import flag_outside as flag_outside
 from .grid import grid_edges as grid_edges
 from .grid import profile_minima as profile_minima
+from .hyperparameters.law import fit_lr_batch as fit_lr_batch
+from .hyperparameters.recipe import recipe_table as recipe_table
+from .hyperparameters.records import GridCell as GridCell
+from .hyperparameters.records import HyperparameterLaw as HyperparameterLaw
+from .hyperparameters.records import LrBatchFit as LrBatchFit
+from .hyperparameters.table import LrBatchTable as LrBatchTable
+from .hyperparameters.table import read_lr_batch_table as read_lr_batch_table
 from .io.sources import describe_unknown_folder as describe_unknown_folder
 from .io.tables import RunTable as RunTable
 from .io.tables import is_table as is_table

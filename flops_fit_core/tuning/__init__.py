@@ -8,7 +8,7 @@ continues, and a finished one trains nothing.
 from __future__ import annotations
 
 from flops_fit_core.tuning.best_rate import bootstrap_vertices, lowest_five, vertex
-from flops_fit_core.tuning.experiment_file import changed_text, write_value
+from flops_fit_core.tuning.experiment_file import changed_text, write_recipe, write_value
 from flops_fit_core.tuning.learning_rate_sweep import LearningRateSweep, sweep_sizes
 from flops_fit_core.tuning.records import SizeOptimum, Tuning, TuningRun
 from flops_fit_core.tuning.tune import EXTENSIONS, tune
@@ -28,5 +28,6 @@ __all__ = [
     "sweep_sizes",
     "tune",
     "vertex",
+    "write_recipe",
     "write_value",
 ]

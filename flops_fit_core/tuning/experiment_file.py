@@ -1,4 +1,4 @@
-"""Writes one number into an experiment file and changes nothing else, not even comments."""
+"""Writes a number, or the recipe, into an experiment file and changes nothing else, not even comments."""
 
 from __future__ import annotations
 
@@ -35,6 +35,32 @@ def write_value(path: Path, table: str, option: str, value: float) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_recipe(path: Path, recipe: str) -> None:
+    """Write a ``[recipe]`` table, as TOML text, into a TOML file in place of its present recipe.
+
+    A file that does not exist is created. Raises ConfigError and leaves the file unchanged if it is not TOML.
+    """
+    import tomlkit
+
+    path = path.resolve()
+    if path.suffix.lower() != ".toml":
+        raise ConfigError(f"{path}: a recipe is written to a TOML file: write --out recipe.toml")
+    if not path.exists():
+        write_atomically(path, recipe)
+        return
+    read_table(path)
+    document = tomlkit.parse(path.read_text(encoding="utf-8-sig"))
+    table = tomlkit.parse(recipe)["recipe"]
+    if "recipe" in document:
+        document["recipe"] = table
+    else:
+        document.add(tomlkit.nl())
+        document.add("recipe", table)
+    mode = stat.S_IMODE(path.stat().st_mode)
+    write_atomically(path, tomlkit.dumps(document))
+    path.chmod(mode)
 
 
 def _unshared(value: Any) -> Any:

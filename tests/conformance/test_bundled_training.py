@@ -124,6 +124,21 @@ class TestPowerLines(RecipeConformance):
     name = "power-lines"
 
 
+class TestPowerLaw(RecipeConformance):
+    name = "power-law"
+    options = {
+        "lr_scale": 1.79,
+        "lr_params": -0.713,
+        "lr_tokens": 0.307,
+        "batch_scale": 0.58,
+        "batch_tokens": 0.571,
+    }
+
+
+class TestPowerLawWithoutConstants(RecipeConformance):
+    name = "power-law"
+
+
 class TestCPU(DeviceConformance):
     name = "cpu"
 

@@ -80,10 +80,8 @@ def select_best(
     usable = [row for row in rows if row.observation is not None]
     header = list(usable[0].values) if usable else []
     free = [column for column in header if column not in roles.values()]
-    tuned = [column for column in free if _is_hyperparameter(column)]
-    cells = _group_cells(
-        usable, _text_columns(usable, [column for column in free if column not in tuned], numbers)
-    )
+    tuned = [column for column in free if is_hyperparameter(column)]
+    cells = group_cells(usable, text_columns(usable, [column for column in free if column not in tuned], numbers))
     if best_of is None:
         return SelectedRows(list(rows), _refuse_grid(path, usable, cells, tuned))
     if tuple(best_of) == (POOLED,):
@@ -125,7 +123,7 @@ def check_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberF
     usable = [row for row in rows if row.observation is not None]
     free = [column for column in (usable[0].values if usable else ()) if column not in roles.values()]
     best: tuple[float, str, list[str]] | None = None
-    for column in _text_columns(usable, free, numbers):
+    for column in text_columns(usable, free, numbers):
         labels = [_label(row, column) for row in usable]
         gain = _group_effect([row.observation for row in usable if row.observation is not None], labels)
         if gain > 0 and (best is None or gain > best[0]):
@@ -161,7 +159,7 @@ def _refuse_grid(
     )
 
 
-def _group_cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]:
+def group_cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]:
     """Group rows with equal N, equal D to within 2%, and equal values in every text column."""
     groups: dict[tuple[Any, ...], list[tuple[float, Row]]] = defaultdict(list)
     for row in usable:
@@ -181,7 +179,7 @@ def _group_cells(usable: Sequence[Row], texts: Sequence[str]) -> list[list[Row]]
     return cells
 
 
-def _is_hyperparameter(column: str) -> bool:
+def is_hyperparameter(column: str) -> bool:
     name = normalise_name(re.split(r"[./]", column)[-1])
     return name in _HYPERPARAMETERS or name.endswith(("_lr", "_learning_rate", "_batch_size", "_weight_decay"))
 
@@ -209,7 +207,7 @@ def _loss(row: Row) -> float:
     return row.observation.loss
 
 
-def _text_columns(usable: Sequence[Row], columns: Sequence[str], numbers: NumberFormat) -> list[str]:
+def text_columns(usable: Sequence[Row], columns: Sequence[str], numbers: NumberFormat) -> list[str]:
     return [column for column in columns if _splits_rows(usable, column, numbers)]
 
 

@@ -66,10 +66,27 @@ class TableOptions:
     """Role -> factor: ``{"params": "M", "tokens": 1e9}``."""
     decimal: str | None = None
     """``","`` for decimal commas, ``"."`` for points; None to detect."""
-    inputs: Sequence[str] = ()
-    """Further columns that a law needs, such as ``experts``."""
     best_of: Sequence[str] | None = None
     """Hyperparameters of a grid: only the best setting at each (N, D) is fitted. ``("none",)`` fits all rows."""
+    inputs: Sequence[str] = ()
+    """Further columns that a law needs, such as ``experts``."""
+    reader: str | None = None
+    """Name of the reader plugin, if several recognise the path."""
+    registry: Registry | None = None
+    """The plugins; None for the installed plugins."""
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """The rows of a table, and how they were read."""
+
+    raw: RawTable
+    rows: list[Row]
+    mapping: Columns
+    numbers: NumberFormat
+    diagnostics: list[Diagnostic]
+    reader: str
+    """Name of the reader of logs; empty for a table."""
 
 
 def read_complete_table(path: Path, columns: Mapping[str, str] | None = None, **options: Any) -> RunTable:
@@ -123,13 +140,24 @@ def read_table(
 
     Raises FitError if the file cannot be read, a required column is missing, or the table is ambiguous.
     """
-    options = TableOptions(columns or {}, where or {}, units or {}, decimal, inputs, best_of)
+    options = TableOptions(
+        columns or {}, where or {}, units or {}, decimal, best_of, inputs=inputs, reader=reader, registry=registry
+    )
     path = Path(path)
-    source = read_source(path, registry, reader, _user_names(options))
+    read = read_rows(path, options)
+    best = select_best(path, read.rows, read.mapping.by_role, read.numbers, options.best_of)
+    table = RunTable([], diagnostics=[*read.diagnostics, *best.diagnostics])
+    add_rows(path, best.rows, read, table, options)
+    return table
+
+
+def read_rows(path: Path, options: TableOptions, number_columns: Sequence[str] = ()) -> TableRows:
+    """The rows of a table before any selection. ``number_columns`` also decide the number format."""
+    source = read_source(path, options.registry, options.reader, _user_names(options))
     raw = add_products(path, source.raw, options.columns, options.decimal)
     raw = _filter_rows(path, raw, options.where)
     mapping = choose_columns(path, raw, options.columns, options.inputs, from_logs=bool(source.reader))
-    numbers = _decide_number_format(path, raw, mapping, options)
+    numbers = _decide_number_format(path, raw, mapping, options, number_columns)
     scales = _merge_scales(mapping, options.units)
     row_reader = RowReader(
         mapping,
@@ -165,13 +193,21 @@ def read_table(
         )
     elif without_flops := sum(row.observation is not None and row.without_flops for row in rows):
         diagnostics.append(_note("flops-6nd", f"{without_flops} rows have no FLOPs: C = 6 N D is used for these"))
-    best = select_best(path, rows, mapping.by_role, numbers, options.best_of)
-    table = RunTable([], diagnostics=[*diagnostics, *best.diagnostics])
-    used_rows = _add_rows(best.rows, mapping, table)
-    _check_table(path, table, used_rows, mapping, numbers, options)
-    summary = _summarise(path, raw, mapping, table, source.reader)
+    return TableRows(raw, rows, mapping, numbers, diagnostics, source.reader)
+
+
+def add_rows(
+    path: Path, rows: Sequence[Row], read: TableRows, table: RunTable, options: TableOptions
+) -> list[Row]:
+    """Add rows to the table, with its summary and diagnostics. Returns the usable rows.
+
+    Raises FitError for impossible units.
+    """
+    used_rows = _add_rows(rows, read.mapping, table)
+    _check_table(path, table, used_rows, read.mapping, read.numbers, options)
+    summary = _summarise(path, read.raw, read.mapping, table, read.reader)
     table.diagnostics.insert(0, _note("columns", summary))
-    return table
+    return used_rows
 
 
 def _user_names(options: TableOptions) -> set[str]:
@@ -240,8 +276,10 @@ def _cell_equals(cell: Any, text: str) -> bool:
     return first == second
 
 
-def _decide_number_format(path: Path, raw: RawTable, mapping: Columns, options: TableOptions) -> NumberFormat:
-    columns = [mapping.by_role[role] for role in NUMBERS if role in mapping.by_role]
+def _decide_number_format(
+    path: Path, raw: RawTable, mapping: Columns, options: TableOptions, number_columns: Sequence[str] = ()
+) -> NumberFormat:
+    columns = [mapping.by_role[role] for role in NUMBERS if role in mapping.by_role] + list(number_columns)
     try:
         numbers = decide_format(
             ((place, column, row.get(column)) for place, row in raw.rows for column in columns),
