@@ -51,8 +51,10 @@ def find_law(name: str) -> LossLaw:
 
 
 def _load(name: str) -> RegisteredSpec[LawSpec] | None:
-    if not _offers:
+    name = _RENAMED.get(name, name)
+    if name not in _offers:  # a registry without entry points has remembered its own laws only
         from flops_fit_core.plugins.registry import installed
 
-        remember_laws(installed().offers("law"))
-    return _offers.get(_RENAMED.get(name, name))
+        for offer in installed().offers("law"):
+            _offers.setdefault(short_name(offer.name), offer)
+    return _offers.get(name)
