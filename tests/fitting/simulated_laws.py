@@ -36,15 +36,15 @@ TRUTH: Mapping[str, dict[str, float]] = {
     "skaling": {"E": 1.6, "A": 250.0, "alpha": 0.31, "B": 700.0, "beta": 0.3, "k": 0.35},
     "kaplan": {"N_c": 6.4e13, "alpha_N": 0.076, "D_c": 1.8e13, "alpha_D": 0.103},
     "farseer": {
-        "s": -0.06,
-        "q": 0.12,
-        "S": 1.0,
-        "B": 150.0,
-        "b": -0.18,
-        "Q": -1.0,
-        "A": -1.7,
-        "a": 0.06,
-        "E": 3.8,
+        "s": -0.165,
+        "q": 0.0968,
+        "S": 1.4,
+        "B": 163.0,
+        "b": -0.16,
+        "Q": -0.4,
+        "A": -1.675,
+        "a": 0.0436,
+        "E": 2.906,
     },
     "muennighoff": PUBLISHED_MUENNIGHOFF,
     "bounded": {
@@ -94,7 +94,10 @@ def simulate(name: str, sigma: float = 0.0, seed: int = 0) -> list[Observation]:
     columns = {key: np.array([point[key] for point in points]) for key in law.inputs}
     losses = evaluate(name, TRUTH[name], **columns)
     losses = losses * np.exp(sigma * random.standard_normal(len(points)))
-    return [_observe(number, point, float(loss)) for number, (point, loss) in enumerate(zip(points, losses))]
+    return [
+        _observe(number, point, float(loss))
+        for number, (point, loss) in enumerate(zip(points, losses, strict=True))
+    ]
 
 
 def evaluate(name: str, values: Mapping[str, float], **inputs):

@@ -11,7 +11,15 @@ from scipy.optimize import minimize_scalar
 from surfaces import CHINCHILLA
 
 from flops_fit_core import LawFit, Observation
-from flops_fit_core.fitting import AverageFitter, IsoflopFitter, LawFitter, ParametricFitter, load_fit, optimum, write_fit
+from flops_fit_core.fitting import (
+    AverageFitter,
+    IsoflopFitter,
+    LawFitter,
+    ParametricFitter,
+    load_fit,
+    optimum,
+    write_fit,
+)
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 

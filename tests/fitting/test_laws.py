@@ -27,6 +27,7 @@ from flops_fit_core.fitting.laws.coordinates import Coordinates
 from flops_fit_core.fitting.laws.surfaces import LawSurface
 from flops_fit_core.fitting.solvers.law_problem import LawProblem
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
+from flops_fit_core.planning.init_from_fit import fitter_of
 from flops_fit_core.plugins import Parameter, Registry, hookspecs
 from flops_fit_core.plugins.registry.law_index import find_law
 
@@ -79,7 +80,9 @@ def test_the_derivatives_by_n_and_d_agree_with_differences(name):
     _, by_params, by_tokens = surface(x, y)
     slope = (surface.loss(x + step, y) - surface.loss(x - step, y)) / (2 * step)
     assert by_params == pytest.approx(slope, rel=1e-6)
-    assert by_tokens == pytest.approx((surface.loss(x, y + step) - surface.loss(x, y - step)) / (2 * step), rel=1e-6)
+    assert by_tokens == pytest.approx(
+        (surface.loss(x, y + step) - surface.loss(x, y - step)) / (2 * step), rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", TRUTH)
@@ -196,9 +199,12 @@ def test_the_optimum_of_every_law_is_the_lowest_loss_at_its_flops(name):
         columns = {"params": np.exp(x), "tokens": tokens, "unique_tokens": tokens, **inputs}
         return float(evaluate(name, TRUTH[name], **{key: columns[key] for key in find_law(name).inputs})[0])
 
-    grid = np.linspace(np.log(1e6), np.log(1e13), 2000)
+    # Up to 1 token per parameter: Farseer's law falls again where a huge model sees a few tokens.
+    grid = np.linspace(np.log(1e6), np.log(1e21 / 6) / 2, 2000)
     start = grid[np.argmin([loss(x) for x in grid])]
-    scanned = minimize_scalar(loss, bounds=(start - 0.05, start + 0.05), method="bounded", options={"xatol": 1e-10})
+    scanned = minimize_scalar(
+        loss, bounds=(start - 0.05, start + 0.05), method="bounded", options={"xatol": 1e-10}
+    )
     assert best.params.value == pytest.approx(np.exp(scanned.x), rel=1e-5)
     assert best.loss.value == pytest.approx(scanned.fun, rel=1e-7)
 
@@ -252,13 +258,30 @@ def test_an_unknown_law_is_an_error_with_the_laws():
         LawFitter(law="wiki/curved").fit(runs)
 
 
+def test_a_fitter_without_a_law_is_an_error_with_the_laws():
+    with pytest.raises(FitError, match=r"no law named '': the laws are .*chinchilla"):
+        LawFitter().fit(simulate("chinchilla"))
+
+
+@pytest.mark.parametrize("options", [{}, {"law": "skaling", "prior": False, "level": 0.8}])
+def test_the_fitter_of_a_saved_fit_is_built_again(options, tmp_path):
+    fit = LawFitter(**{"law": "chinchilla", "draws": 5, **options}).fit(simulate("chinchilla", sigma=0.003))
+    write_fit(fit, tmp_path / "fit.json")
+    loaded = load_fit(tmp_path / "fit.json")
+    assert loaded.fitter.options == {"law": "chinchilla", "draws": 5, **options}
+    fitter = fitter_of(loaded, Registry())
+    assert fitter.optimum(loaded, 1e22) == optimum(fit, 1e22)
+
+
 @pytest.mark.parametrize("name", ["vocabulary", "clark-moe", "joint-moe", "parallel"])
 def test_missing_inputs_are_an_error_that_names_the_column(name):
     (column,) = set(find_law(name).inputs) - {"params", "tokens"}
     runs = simulate(name)
     incomplete = [runs[0].model_copy(update={"inputs": {}}), *runs[1:]]
     for observations in (incomplete, [run.model_copy(update={"inputs": {}}) for run in runs]):
-        with pytest.raises(FitError, match=f"needs {column} of every run: name the columns, --column {column}=NAME"):
+        with pytest.raises(
+            FitError, match=f"needs {column} of every run: name the columns, --column {column}=NAME"
+        ):
             LawFitter(law=name, draws=0).fit(observations)
 
 
@@ -292,7 +315,9 @@ def test_a_parameter_that_cannot_be_fitted_is_an_error(arguments, message):
 def test_a_fit_saved_under_an_earlier_name_of_the_law_predicts(tmp_path):
     runs = study(CHINCHILLA, (1e18, 1e19, 1e20, 1e21), np.geomspace(0.2, 5, 7), sigma=0.005)
     fit = ParametricFitter(draws=30).fit(runs)
-    write_fit(fit.model_copy(update={"law": fit.law.model_copy(update={"name": "parametric"})}), tmp_path / "old.json")
+    write_fit(
+        fit.model_copy(update={"law": fit.law.model_copy(update={"name": "parametric"})}), tmp_path / "old.json"
+    )
     old = load_fit(tmp_path / "old.json")
     assert old.law.name == "parametric"
     assert optimum(old, 1e23) == optimum(fit, 1e23)
@@ -331,7 +356,9 @@ def runs_of_the_example():
             + OVERFITTING["B"] / tokens ** OVERFITTING["beta"]
             + OVERFITTING["G"] * (params / tokens) ** OVERFITTING["gamma"]
         )
-        runs.append(Observation(id=str(number), params=params, tokens=tokens, flops=6 * params * tokens, loss=loss))
+        runs.append(
+            Observation(id=str(number), params=params, tokens=tokens, flops=6 * params * tokens, loss=loss)
+        )
     return runs
 
 
