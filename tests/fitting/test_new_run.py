@@ -1,4 +1,4 @@
-"""The interval of a new run: coverage of simulated further runs, order of intervals, refusals, the command line."""
+"""The interval of a new run: coverage of simulated runs, order of intervals, refusals, the command line."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_fitters_of_the_optimum_have_no_interval_of_a_new_run():
 @pytest.mark.slow
 @pytest.mark.parametrize("flops", [1e19, 1e21, 1e22, 1e23])
 def test_90_percent_intervals_hold_90_percent_of_further_runs(flops):
-    """200 studies, and 50 runs of each at the optimum; beyond the range, the interval also covers the law's drift."""
+    """200 studies, and 50 runs of each; beyond the range, the interval also covers the law's drift."""
     params = CHINCHILLA.n_opt(flops)
     tokens = CHINCHILLA.tokens(flops, params)
     truth = CHINCHILLA.loss(params, tokens)
