@@ -159,7 +159,7 @@ def test_a_missing_table_takes_its_default() -> None:
         "device": "devices/auto",
         "store": "stores/sqlite",
         "executor": "executors/processes",
-        "fitter": "fitters/parametric",
+        "fitter": "fitters/average",
     }
     assert {kind: getattr(experiment, kind).name for kind in expected} == expected
     assert experiment.loggers == ()

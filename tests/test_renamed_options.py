@@ -68,11 +68,19 @@ def test_an_unrelated_table_does_not_get_advice_about_another_table(tmp_path):
 
 @pytest.mark.parametrize(("kind", "name"), [*PLUGINS, *REMOVED_PLUGINS])
 def test_an_old_plugin_name_is_an_error_with_the_new_one(kind, name):
-    with pytest.raises(ConfigError, match=r"was (renamed: write|removed: choose)") as error:
+    with pytest.raises(ConfigError, match=r"was (renamed: write|removed: (choose|fit with))") as error:
         installed().find(kind, name)
     if (kind, name) in PLUGINS:
         assert installed().find(kind, PLUGINS[kind, name])
         assert PLUGINS[kind, name] in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["kaplan", "fitters/kaplan", "muennighoff", "fitters/muennighoff"])
+def test_a_removed_fitter_names_the_law_to_fit(name):
+    law = name.rpartition("/")[2]
+    with pytest.raises(ConfigError, match=f"was removed: fit with fitter law, law = '{law}', or --law {law}"):
+        installed().find("fitter", name)
+    assert installed().find("law", law).spec.build().formula.startswith("L = ")
 
 
 def test_an_old_flag_is_an_error_with_the_new_one(tmp_path, capsys):

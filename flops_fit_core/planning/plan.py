@@ -163,7 +163,7 @@ def _repetition_notes(runs: list[RunSpec], dataset: Dataset) -> list[str]:
         return []
     note = (
         f"{len(epochs)} of {len(runs)} runs repeat the {unique:,} available {unit}, up to {max(epochs):.1f} "
-        f"times: see 'unique_tokens' in their results, and the fitter muennighoff for laws of repeated data"
+        f"times: see 'unique_tokens' in their results, and fit with --law muennighoff, a law of repeated data"
     )
     return [note]
 

@@ -40,6 +40,10 @@ PLUGINS: dict[tuple[str, str], str] = {
 REMOVED_PLUGINS: dict[tuple[str, str], str] = {
     ("store", name): "choose 'sqlite' or 'json'; 'flops-fit export STUDY --parquet FILE' writes a parquet file"
     for name in ("parquet", "stores/parquet")
+} | {
+    ("fitter", f"{prefix}{law}"): f"fit with fitter law, law = {law!r}, or --law {law}"
+    for law in ("kaplan", "muennighoff")
+    for prefix in ("", "fitters/")
 }
 
 

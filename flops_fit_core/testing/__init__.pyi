@@ -5,6 +5,7 @@ from .examples import example_result as example_result
 from .examples import example_run as example_run
 from .executors import ExecutorConformance as ExecutorConformance
 from .fitters import FitterConformance as FitterConformance
+from .laws import LawConformance as LawConformance
 from .loggers import LoggerConformance as LoggerConformance
 from .models import ModelConformance as ModelConformance
 from .optimizers import OptimizerConformance as OptimizerConformance

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from flops_fit_core import FitError, LawFit
 from flops_fit_core.fitting import (
+    AverageFitter,
     EnvelopeFitter,
     IsoflopFitter,
-    JointFitter,
+    LawFitter,
     ParametricFitter,
     fit_table,
     optimum,
@@ -26,8 +27,10 @@ FITTERS = {
     "parametric": ParametricFitter(draws=20),
     "huber": ParametricFitter(draws=20, objective="huber"),
     "envelope": EnvelopeFitter(draws=20),
-    "kaplan": JointFitter("kaplan", draws=20),
-    "muennighoff": JointFitter("muennighoff", draws=20),
+    "average": AverageFitter(draws=20),
+    "kaplan": LawFitter(law="kaplan", draws=20),
+    "muennighoff": LawFitter(law="muennighoff", draws=20),
+    "skaling without its prior": LawFitter(law="skaling", prior=False, draws=20),
 }
 
 NUMBERS = st.one_of(

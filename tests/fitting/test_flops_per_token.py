@@ -11,7 +11,15 @@ from scipy.optimize import minimize_scalar
 from surfaces import CHINCHILLA
 
 from flops_fit_core import LawFit, Observation
-from flops_fit_core.fitting import IsoflopFitter, JointFitter, ParametricFitter, load_fit, optimum, write_fit
+from flops_fit_core.fitting import (
+    AverageFitter,
+    IsoflopFitter,
+    LawFitter,
+    ParametricFitter,
+    load_fit,
+    optimum,
+    write_fit,
+)
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 
@@ -121,7 +129,7 @@ def test_an_interval_holds_the_uncertainty_of_flops_per_token():
     assert len(fit.flops_per_token_modes) == len(fit.flops_per_token_draws)
 
 
-@pytest.mark.parametrize("fitter", [ParametricFitter(), JointFitter(form="kaplan"), IsoflopFitter()])
+@pytest.mark.parametrize("fitter", [ParametricFitter(), LawFitter(law="kaplan"), IsoflopFitter(), AverageFitter()])
 def test_every_fitter_takes_runs_whose_flops_per_token_scatter(fitter, tmp_path):
     params, per_token = gpt(np.geomspace(300, 8000, 16), 0)
     runs = observe(params, per_token * np.exp(0.05 * ALTERNATING[:16]), sigma=0.002)

@@ -26,7 +26,7 @@ def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_guide_lists_every_bundled_fitter():
     names = {offer.spec.name for offer in Registry().offers("fitter")}
-    assert {"isoflop", "parametric", "envelope", "kaplan", "muennighoff"} <= names
+    assert {"average", "law", "isoflop", "parametric", "envelope"} <= names
     assert all(f"`{name}`" in GUIDE for name in names)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from flops_fit_core.fitting.laws.forms import parametric
 from scipy.optimize import least_squares, minimize, minimize_scalar
 from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 
@@ -12,11 +11,13 @@ from flops_fit_core import FitError, LawFit
 from flops_fit_core.fitting import ParametricFitter, optimum
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import minimise
+from flops_fit_core.fitting.laws.surfaces import LawSurface
 from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, derivatives, value
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
 from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem, refit
 from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
 from flops_fit_core.plugins import Registry
+from flops_fit_core.plugins.registry.law_index import find_law
 
 BUDGETS = 10.0 ** np.arange(17, 22)
 WIDE = np.geomspace(1 / 16, 16, 15)
@@ -136,8 +137,9 @@ def test_the_optimum_follows_the_runs_own_flops_per_token():
 def test_the_closed_form_is_used_for_6nd_and_agrees_with_the_numerical_minimum():
     law = {name: np.array([getattr(LOPSIDED, name)]) for name in ("E", "A", "B", "alpha", "beta")}
     nearly = FlopsPerToken.from_knots([(1.0, 6.0 * 1.02), (10.0, 60.0 * 1.02)])
-    exact = minimise(parametric, law, FlopsPerToken.from_knots(()), 1e22)
-    numerical = minimise(parametric, law, nearly, 1.02e22)
+    surface = LawSurface(find_law("chinchilla"), law)
+    exact = minimise(surface, FlopsPerToken.from_knots(()), 1e22)
+    numerical = minimise(surface, nearly, 1.02e22)
     for minimum, other in zip(exact, numerical, strict=True):
         assert minimum == pytest.approx(other, rel=1e-9)
 
@@ -333,4 +335,4 @@ def test_the_bundled_plugin_offers_it():
     offer = Registry().find("fitter", "parametric")
     fit = offer.spec.build(offer.spec.options(draws=0)).fit(study(CHINCHILLA, BUDGETS, WIDE))
     assert fit.fitter.name == "fitters/parametric"
-    assert fit.law.name == "parametric"
+    assert fit.law.name == "chinchilla"

@@ -83,10 +83,11 @@ def csv_table() -> bytes:
 
 
 def fits() -> list[bytes]:
-    """A fit of each law of N and D, and of each shape of the profiles."""
+    """A fit of several laws of N and D, of their average, and of each shape of the profiles."""
     from flops_fit_core.fitting import (
+        AverageFitter,
         IsoflopFitter,
-        JointFitter,
+        LawFitter,
         ParametricFitter,
         fit_table,
         read_table,
@@ -95,7 +96,8 @@ def fits() -> list[bytes]:
     table = read_table(write_input("runs.csv", csv_table()))
     fitters = [
         *(IsoflopFitter(draws=20, shape=shape) for shape in ("parabola", "cubic", "akima")),
-        *(JointFitter(form, draws=20) for form in ("kaplan", "muennighoff")),
+        *(LawFitter(law=law, draws=20) for law in ("kaplan", "muennighoff")),
+        AverageFitter(draws=20),
         ParametricFitter(draws=20),
     ]
     with quiet():

@@ -34,8 +34,8 @@ from flops_fit_core.records import Diagnostic, Interval, Law, LawFit, NewRunErro
 class LawFitter(BootstrapFitter):
     """Fits a law by least squares on ln L with the law's prior, without gross outliers."""
 
-    law: str
-    """Name of the law."""
+    law: str = ""
+    """Name of the law. The default is no law: a fit records the options that differ from their defaults."""
     objective: Criterion = "robust"
     prior: bool = True
     """Whether to use the prior that the law declares for its exponents. Huber loss has no prior."""

@@ -371,8 +371,8 @@ def _check_table(
     repeated = sum(1 for run in table.observations if run.unique_tokens and run.unique_tokens < run.tokens)
     if repeated:
         message = (
-            f"{repeated} rows were trained on repeated tokens: fitter muennighoff has a term for repeated "
-            "tokens, the other fitters treat them as new tokens"
+            f"{repeated} rows were trained on repeated tokens: the laws muennighoff and bounded have a term for "
+            "repeated tokens (--law muennighoff), the other laws treat them as new tokens"
         )
         diagnostics.append(_note("repeated-tokens", message))
 

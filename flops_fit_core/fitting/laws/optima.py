@@ -8,7 +8,7 @@ from typing import TypeGuard
 import numpy as np
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.surfaces import (
@@ -181,7 +181,7 @@ def minimise(
         high = high.max(axis=0, keepdims=True)  # one scan serves all draws
     scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
     loss = surface.loss(scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])
-    best = np.clip(np.argmin(np.where(np.isfinite(loss), loss, np.inf), axis=1), 1, scan.shape[1] - 2)
+    best = np.clip(_lowest(np.where(np.isfinite(loss), loss, np.inf)), 1, scan.shape[1] - 2)
     scan = np.broadcast_to(scan, loss.shape)
     rows = np.arange(len(loss))
     left, right = scan[rows, best - 1][:, None], scan[rows, best + 1][:, None]
@@ -195,6 +195,21 @@ def minimise(
     x = (left + right) / 2
     ln_tokens = _ln_tokens(constraint, x, flops, inference_tokens)[0]
     return x[:, 0], ln_tokens[:, 0], np.log(surface.loss(x, ln_tokens))[:, 0]
+
+
+def _lowest(loss: Floats) -> Ints:
+    """Column of the lowest loss of each row; an end of the row only if the row has no minimum inside.
+
+    Farseer's law falls again where a huge model sees a few tokens, far beyond every possible run.
+    """
+    best = np.argmin(loss, axis=1)
+    at_end = (best == 0) | (best == loss.shape[1] - 1)
+    if not at_end.any():
+        return best
+    inside, margin = loss[:, 1:-1], 1 - 1e-12
+    is_low = (inside < loss[:, :-2] * margin) & (inside < loss[:, 2:] * margin)
+    minimum = np.argmin(np.where(is_low, inside, np.inf), axis=1) + 1
+    return np.where(at_end & is_low.any(axis=1), minimum, best)
 
 
 def exponents(

@@ -23,7 +23,7 @@ def remember_laws(offers: Iterable[RegisteredSpec[LawSpec]]) -> None:
         name = short_name(offer.name)
         if _offers.get(name) is not offer:
             _offers[name] = offer
-            find_law.cache_clear()
+            _build.cache_clear()
 
 
 def short_name(name: str) -> str:
@@ -36,9 +36,13 @@ def is_loss_law(name: str) -> bool:
     return _load(name) is not None
 
 
-@cache
 def find_law(name: str) -> LossLaw:
     """The law with this name in fits. Raises FitError if no plugin of the process offers it."""
+    return _build(_RENAMED.get(name, name))
+
+
+@cache
+def _build(name: str) -> LossLaw:
     offer = _load(name)
     if offer is None:
         advice = f"install its plugin, or name it with -p {name.partition('/')[0]}" if "/" in name else ""
@@ -51,8 +55,10 @@ def find_law(name: str) -> LossLaw:
 
 
 def _load(name: str) -> RegisteredSpec[LawSpec] | None:
-    if not _offers:
+    name = _RENAMED.get(name, name)
+    if name not in _offers:  # a registry without entry points has remembered its own laws only
         from flops_fit_core.plugins.registry import installed
 
-        remember_laws(installed().offers("law"))
-    return _offers.get(_RENAMED.get(name, name))
+        for offer in installed().offers("law"):
+            _offers.setdefault(short_name(offer.name), offer)
+    return _offers.get(name)
