@@ -76,7 +76,8 @@ def load_fit(path: Path) -> LawFit:
 
 def summary(fit: LawFit) -> dict[str, Any]:
     """The fit as plain data without its draws; every parameter with its interval under ``parameters``."""
-    data = fit.model_dump(mode="json", exclude={"draws", "flops_per_token_modes", "flops_per_token_draws"})
+    excluded: Any = {"draws": True, "flops_per_token_modes": True, "flops_per_token_draws": True}
+    data = fit.model_dump(mode="json", exclude={**excluded, "members": {"__all__": {"draws"}}})
     data["parameters"] = {name: estimate.model_dump() for name, estimate in parameter_intervals(fit).items()}
     return data
 

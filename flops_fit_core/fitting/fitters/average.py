@@ -22,7 +22,7 @@ from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import exponents
 from flops_fit_core.fitting.laws.surfaces import AVERAGE, Average, LawSurface, Stack
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
-from flops_fit_core.fitting.surface_diagnostics import check_surface
+from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface
 from flops_fit_core.fitting.uncertainty.holdout import (
     estimate_new_run,
     make_folds,
@@ -103,6 +103,8 @@ class AverageFitter(BootstrapFitter):
         drawn = [_draw(member, int(count), random) for member, count in zip(members, counts, strict=True)]
         if reason:
             diagnostics.append(no_interval(reason))
+        elif self.draws:
+            diagnostics += check_draws(len(used), len(used) - equal.fit.problem.size, 0, self.draws)
         drawn_constraint = constraint.drawn(int(counts.sum()), self.seed)
         average = Average([member.surface for member in members], [member.weight for member in members])
         stacks = [surface for surface in drawn if surface is not None]

@@ -19,6 +19,7 @@ from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.solvers.newton import ChinchillaProblem
 from flops_fit_core.fitting.solvers.surface_fit import make_problem
 from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface, explain_swapped_roles
+from flops_fit_core.fitting.uncertainty.holdout import estimate_new_run, make_folds, predict_fold
 from flops_fit_core.fitting.uncertainty.refits import (
     OUTLIER,
     Criterion,
@@ -31,7 +32,7 @@ from flops_fit_core.fitting.uncertainty.refits import (
     fit_point,
 )
 from flops_fit_core.plugins.utilities import fit_header
-from flops_fit_core.records import Diagnostic, Law, LawFit, Observation
+from flops_fit_core.records import Diagnostic, Law, LawFit, NewRunError, Observation
 
 Resampling = Literal["residuals", "cases"]
 
@@ -74,9 +75,19 @@ class ParametricFitter(BootstrapFitter):
             n_runs=len(used),
             excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~accepted)},
             diagnostics=(*diagnostics, *more_diagnostics),
+            new_run=self._estimate_new_run(point, used),
             failed_draws=failed,
             **constraint.fields(drawn_constraint),
         )
+
+    def _estimate_new_run(self, point: PointFit, used: Runs) -> NewRunError | None:
+        """The error of one further run; None for Huber loss, which backtests do not use."""
+        if point.noise is None or self.objective == "huber":
+            return None
+        law = point.fit.problem.law
+        folds = make_folds(used, point.fit.problem.size + 2)
+        errors = [predict_fold(law, used, fold, 0.0, prior=False) for fold in folds]
+        return estimate_new_run(folds, errors, used, point.noise)
 
     def _bootstrap(
         self, point: PointFit, problem: ChinchillaProblem, used: Runs

@@ -22,7 +22,7 @@ from flops_fit_core.fitting.new_run import new_run_interval
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.plugins.registry.law_index import find_law
-from flops_fit_core.records import Interval, LawFit, Observation, Optimum
+from flops_fit_core.records import Interval, LawFit, LawMember, Observation, Optimum
 
 POWER_LAWS = ("isoflop", "envelope")
 """Laws of the optimum only."""
@@ -95,8 +95,7 @@ def member_answers(fit: LawFit, flops: float) -> list[dict[str, float | str | No
     constraint = FlopsPerToken.of_fit(fit)
     answers: list[dict[str, float | str | None]] = []
     for member in fit.members:
-        values = {name: np.array([value]) for name, value in member.law.parameters.items()}
-        ln_params, _, ln_loss = minimise(LawSurface(find_law(member.law.name), values), constraint, flops)
+        ln_params, _, ln_loss = minimise(_member_surface(member), constraint, flops)
         answers.append(
             {
                 "law": member.law.name,
@@ -109,6 +108,11 @@ def member_answers(fit: LawFit, flops: float) -> list[dict[str, float | str | No
             }
         )
     return answers
+
+
+def _member_surface(member: LawMember) -> LawSurface:
+    values = {name: np.array([value]) for name, value in member.law.parameters.items()}
+    return LawSurface(find_law(member.law.name), values)
 
 
 def follow_family(
@@ -125,10 +129,21 @@ def follow_family(
         return fit
     surfaces = point_surface(fit), drawn_surface(fit)
     intervals = exponents(*surfaces, (constraint,) * 2, np.array(fit.flops_range), fit.level)
+    members = tuple(
+        member.model_copy(
+            update={
+                "exponents": exponents(
+                    _member_surface(member), None, (constraint,) * 2, np.array(fit.flops_range), fit.level
+                )
+            }
+        )
+        for member in fit.members
+    )
     message = f"FLOPs per token of further sizes are the family's own count, to N = {points[-1][0]:.3g}"
     return fit.model_copy(
         update={
             "exponents": {**fit.exponents, **intervals},
+            "members": members,
             "flops_per_token": constraint.knots(),
             "flops_per_token_modes": (),
             "flops_per_token_draws": (),
@@ -202,14 +217,15 @@ def _lowest(loss: Floats) -> Ints:
 
     Farseer's law falls again where a huge model sees a few tokens, far beyond every possible run.
     """
-    best = np.argmin(loss, axis=1)
+    best: Ints = np.argmin(loss, axis=1)
     at_end = (best == 0) | (best == loss.shape[1] - 1)
     if not at_end.any():
         return best
     inside, margin = loss[:, 1:-1], 1 - 1e-12
     is_low = (inside < loss[:, :-2] * margin) & (inside < loss[:, 2:] * margin)
     minimum = np.argmin(np.where(is_low, inside, np.inf), axis=1) + 1
-    return np.where(at_end & is_low.any(axis=1), minimum, best)
+    column: Ints = np.where(at_end & is_low.any(axis=1), minimum, best)
+    return column
 
 
 def exponents(
