@@ -96,7 +96,7 @@ def test_an_error_after_a_sweep_is_a_message_with_the_command_to_type(
 
     owner, name = STEPS[step]
     monkeypatch.setattr(owner, name, property(fail) if step == "the fit" else fail)
-    for figure in ("isoflop_figure", "optimum_figure", "tokens_per_param_figure"):
+    for figure in ("isoflop_figure", "optimum_figure", "tokens_per_param_figure", "residual_figure"):
         monkeypatch.setattr(writing, figure, lambda *args, **kwargs: None)  # figures take most of the time
     monkeypatch.setattr(writing, "write_figure", lambda figure, folder, stem: ((), ""))
     status, output, message = call("run", "formula.json", "--out", "study")
