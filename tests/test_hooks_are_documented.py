@@ -37,6 +37,7 @@ from flops_fit_core.testing import (
     ExecutorConformance,
     FitterConformance,
     FlopCounterConformance,
+    LawConformance,
     LoggerConformance,
     ModelConformance,
     OptimizerConformance,
@@ -65,6 +66,7 @@ MEETS: Mapping[str, list[str]] = {
     "flops_fit_executors": ["Executor", "ExecutorContext"],
     "flops_fit_loggers": ["Logger"],
     "flops_fit_fitters": ["Fitter"],
+    "flops_fit_laws": ["LossLaw", "Parameter"],
 }
 """Hook -> base classes and engine types; the hook's section must name all of their members."""
 
@@ -329,6 +331,10 @@ class TestTheExampleExecutor(Example, ExecutorConformance):
 
 class TestTheExampleFitter(Example, FitterConformance):
     name, hook = "best-of-each", "flops_fit_fitters"
+
+
+class TestTheExampleLaw(Example, LawConformance):
+    name, hook = "overfitting", "flops_fit_laws"
 
 
 class TestTheExampleLogger(Example, LoggerConformance):
