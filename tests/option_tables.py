@@ -40,6 +40,8 @@ def plugin_tables() -> str:
     """A heading and a table for every bundled plugin, by kind."""
     parts = []
     for kind in KINDS:
+        if kind == "law":  # laws have no options and no table
+            continue
         bundled = [offer for offer in installed().offers(kind) if offer.source.split(" ")[0] == BUNDLED]
         heading = HEADINGS.get(kind) or f"## `[{kind}]`: {about_kind(kind)}"
         parts += [heading, *(section for offer in bundled for section in plugin_sections(offer))]

@@ -37,6 +37,7 @@ from flops_fit_core.testing import (
     ExecutorConformance,
     FitterConformance,
     FlopCounterConformance,
+    LawConformance,
     LoggerConformance,
     ModelConformance,
     OptimizerConformance,
@@ -67,6 +68,7 @@ MEETS: Mapping[str, list[str]] = {
     "flops_fit_loggers": ["Logger"],
     "flops_fit_fitters": ["Fitter"],
     "flops_fit_readers": ["RunReader", "LoggedRun"],
+    "flops_fit_laws": ["LossLaw", "Parameter"],
 }
 """Hook -> base classes and engine types; the hook's section must name all of their members."""
 
@@ -343,6 +345,10 @@ class TestTheExampleReader(Example, ReaderConformance):
             (folder / name / "progress.txt").write_text("started\n" + "\n".join(lines) + "\n")
             (folder / name / "config.json").write_text(f'{{"n_params": {params}}}')
         return {"small": (1e7, 1e8, 4.0), "large": (4e7, 1e8, 4.0)}
+
+
+class TestTheExampleLaw(Example, LawConformance):
+    name, hook = "overfitting", "flops_fit_laws"
 
 
 class TestTheExampleLogger(Example, LoggerConformance):

@@ -26,11 +26,11 @@ import argparse
 import itertools
 
 import numpy as np
+from flops_fit_core.fitting.laws.forms import SURFACES
 
 from flops_fit_core import Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.forms import SURFACES
 from flops_fit_core.fitting.laws.optima import follow_family, minimise
 
 BUDGETS = 10.0 ** np.arange(18, 22.1, 1)
