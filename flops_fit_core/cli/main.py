@@ -14,6 +14,7 @@ from typing import Any
 import typer
 
 from flops_fit_core.cli import (
+    compare_command,
     count_flops_command,
     doctor_command,
     export_command,
@@ -60,6 +61,7 @@ watching_commands.register(app)
 export_command.register(app)
 store_command.register(app)
 fitting_commands.register(app)
+compare_command.register(app)
 tune_command.register(app)
 count_flops_command.register(app)
 trust_command.register(app)

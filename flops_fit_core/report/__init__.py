@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.report.comparison import describe_comparison, gains_table
 from flops_fit_core.report.datatable import DataTable
 from flops_fit_core.report.tables import (
     exponents,
@@ -20,6 +21,7 @@ from flops_fit_core.report.tables import (
 )
 
 if TYPE_CHECKING:
+    from flops_fit_core.report.comparison import gain_figure
     from flops_fit_core.report.figures import (
         isoflop_figure,
         optimum_figure,
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from flops_fit_core.report.writing import write_report
 
 _LAZY = {
+    "gain_figure": "comparison",
     "isoflop_figure": "figures",
     "optimum_figure": "figures",
     "runs_figure": "figures",
@@ -40,8 +43,11 @@ _LAZY = {
 
 __all__ = [
     "DataTable",
+    "describe_comparison",
     "exponents",
     "exponents_line",
+    "gain_figure",
+    "gains_table",
     "isoflop_figure",
     "minima_table",
     "optimum_figure",
