@@ -25,7 +25,7 @@ from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.refits import OUTLIER
 from flops_fit_core.records import Diagnostic, Observation
 
-_CURVE_POINTS = 25
+_CURVE_POINTS = 13
 _FAR = 1.5
 """Factor in C beyond which an extrapolation is reported."""
 
@@ -68,8 +68,7 @@ def compare(
     change = posterior.change()
     shares = NoiseModel.of(design).shares(posterior.points)
     sources = list(design.groups)
-    lack_of_fit = shares[:, 1 + sources.index("cell")] if "cell" in sources else np.zeros(len(shares))
-    variance = posterior.weights @ (posterior.sigmas**2 * (1 - lack_of_fit))
+    variance = posterior.weights @ posterior.sigmas**2
     return Comparison(
         first=names[0],
         second=names[1],

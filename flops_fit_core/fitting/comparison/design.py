@@ -93,8 +93,8 @@ def join_runs(first: Sequence[Observation], second: Sequence[Observation]) -> De
 def make_design(runs: Runs, second: Floats) -> Design:
     """Find the cells, and the groups of runs that may share noise.
 
-    * ``cell``: equal (N, D) in both recipes: the same lack of fit.
-    * ``pair``: equal (N, D) and seed in both recipes: the same initial weights and data.
+    * ``pair``: equal (N, D) and seed in both recipes: the same initial weights and data. If a recipe has no seeds,
+      equal (N, D).
     * ``trunk``: runs of one recipe that share a stable phase.
     * ``trunk pair``: runs of both recipes with equal N and seed, if runs share a stable phase.
 
@@ -102,13 +102,12 @@ def make_design(runs: Runs, second: Floats) -> Design:
     """
     sizes, tokens = cluster(np.log(runs.params)), cluster(np.log(runs.tokens))
     cells = number([sizes, tokens])
-    # Runs without a seed are in no pair: each has a number of its own.
-    seeds = np.array([-1 - row if seed is None else seed for row, seed in enumerate(runs.seeds)])
+    pair_labels = pair_runs(runs, second, cells)
     trunks = np.unique(np.array(runs.trunks), return_inverse=True)[1].ravel()
     shares_trunk = len(np.unique(trunks)) < len(trunks)
-    sources = {"pair": number([cells, seeds]), "cell": cells, "trunk": trunks}
+    sources = {"pair": pair_labels, "trunk": trunks}
     if shares_trunk:
-        sources["trunk pair"] = number([sizes, seeds])
+        sources["trunk pair"] = pair_runs(runs, second, sizes)
     groups: dict[str, Ints] = {}
     for name, labels in sources.items():
         is_new = all(
@@ -118,6 +117,21 @@ def make_design(runs: Runs, second: Floats) -> Design:
         if len(np.unique(labels)) < len(labels) and (is_new or not groups):
             groups[name] = labels
     return Design(runs, second, cells, groups)
+
+
+def pair_runs(runs: Runs, second: Floats, cells: Ints) -> Ints:
+    """Number the groups of runs of both recipes with equal cell and seed; other runs have their own group."""
+    has_seed = np.array([seed is not None for seed in runs.seeds])
+    if all(has_seed[second == recipe].any() for recipe in (0, 1)):
+        # A run without a seed is in no pair: a negative number, different for each run, replaces its seed.
+        seeds = np.array([-1 - row if seed is None else seed for row, seed in enumerate(runs.seeds)])
+        labels = number([cells, seeds])
+    else:
+        labels = cells.copy()
+    common = np.intersect1d(labels[second == 0], labels[second == 1])
+    is_single = ~np.isin(labels, common)
+    labels[is_single] = labels.max() + 1 + np.arange(is_single.sum())
+    return np.unique(labels, return_inverse=True)[1].ravel()
 
 
 def cluster(values: Floats) -> Ints:

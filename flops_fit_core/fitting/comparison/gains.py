@@ -71,9 +71,8 @@ def probability_of_shared_exponents(posterior: Posterior) -> float:
 
 
 def pair_correlation(posterior: Posterior, shares: Floats, sources: list[str]) -> float | None:
-    """Share of the noise that equal runs of both recipes share. Lack of fit, shared by a cell, is not noise."""
+    """Share of the noise that equal runs of both recipes share; None without pairs."""
     paired = [1 + sources.index(name) for name in ("pair", "trunk pair") if name in sources]
     if not paired:
         return None
-    noise = 1 - (shares[:, 1 + sources.index("cell")] if "cell" in sources else 0)
-    return float(posterior.weights @ (shares[:, paired].sum(axis=1) / noise))
+    return float(posterior.weights @ shares[:, paired].sum(axis=1))

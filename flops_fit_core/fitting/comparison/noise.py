@@ -2,9 +2,9 @@
 
 The covariance of ln L is sigma^2 S R S with R = share_0 I + sum_k share_k G_k, where G_k is 1 for two runs in the
 same group of source k, the shares sum to 1, and S = (C / C_0)^-h. The prior is normal on h, and normal on ln sigma
-with a median of 0.3% and a factor of 4.5 per standard deviation: published noise between seeds lies between 0.03%
-and 1%. The shares have a Dirichlet prior with weight 1 for single runs and 1/4 for each source: a few runs cannot
-show that they share noise, and an interval that assumes it would be too narrow.
+with a median of 0.5% and a factor of 7.4 per standard deviation: published noise between seeds lies between 0.03%
+and 1%. The shares have a Dirichlet prior with a large weight for single runs: a few runs cannot show that they
+share noise, and an interval that assumes it would be too narrow.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from flops_fit_core.fitting.comparison.design import Design
 from flops_fit_core.fitting.data import Floats
 
 DECAY_SCALE = 0.15
-SHARE_WEIGHT = 0.25
-LN_SIGMA, LN_SIGMA_SCALE = float(np.log(0.003)), 1.5
+SHARE_WEIGHTS = {"pair": 0.1, "trunk pair": 0.1, "trunk": 0.25}
+"""Weights of the Dirichlet prior; that of single runs is 1."""
+LN_SIGMA, LN_SIGMA_SCALE = float(np.log(0.005)), 2.0
 _BATCH_VALUES = 2_000_000
 """The most matrix elements in memory at a time."""
 
@@ -48,7 +49,7 @@ class NoiseModel:
         """Shares of the variance, of shape (..., 1 + sources): of single runs, then of each source."""
         if self.dimensions == 1:
             return np.ones((*x.shape[:-1], 1))
-        weights = np.array([1.0] + [SHARE_WEIGHT] * len(self.same_group))
+        weights = np.array([1.0, *(SHARE_WEIGHTS[name] for name in self.design.groups)])
         # Normalised gamma variables have a Dirichlet distribution.
         gammas = gammaincinv(weights, norm.cdf(np.clip(x[..., 1:], -7, 7)))
         shares: Floats = gammas / gammas.sum(axis=-1, keepdims=True)

@@ -11,19 +11,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import logsumexp
+from scipy.special import logsumexp, ndtr
 from scipy.stats import multivariate_normal, norm
 
 from flops_fit_core.fitting.comparison.design import Design
 from flops_fit_core.fitting.comparison.noise import LN_SIGMA, LN_SIGMA_SCALE, NoiseModel, prior_points
-from flops_fit_core.fitting.comparison.surface import CHANGE, GAIN, TILT, SharedSurface
+from flops_fit_core.fitting.comparison.surface import CHANGE, GAIN, TILT, WIDTH, SharedSurface
 from flops_fit_core.fitting.data import Floats
 
 POINTS, LEVELS = 64, 32
 SMALLEST_NOISE, LARGEST_NOISE = 1e-7, 1.0
 _SMALLEST_DECREASE = 1e-6
 """Predicted decrease of -2 ln posterior below which the search ends."""
-_NEGLIGIBLE = 1e-9
+_NEGLIGIBLE = 1e-6
 """Share of the weight below which a component is left out."""
 
 
@@ -36,12 +36,12 @@ class NormalMixture:
     deviations: Floats
 
     def cdf(self, value: float) -> float:
-        return float(self.weights @ norm.cdf((value - self.means) / self.deviations))
+        return float(self.weights @ ndtr((value - self.means) / self.deviations))
 
     def quantile(self, probability: float) -> float:
         low = float(np.min(self.means - 12 * self.deviations))
         high = float(np.max(self.means + 12 * self.deviations))
-        return float(brentq(lambda value: self.cdf(value) - probability, low, high, xtol=1e-9))
+        return float(brentq(lambda value: self.cdf(value) - probability, low, high, xtol=1e-6))
 
 
 @dataclass(frozen=True)
@@ -51,21 +51,21 @@ class Posterior:
     design: Design
     surface: SharedSurface
     z: Floats
-    """The most probable z, of shape (9,), where the surface was made linear."""
+    """The most probable z, of shape (10,), where the surface was made linear."""
     weights: Floats
     """Shape (components,), like the following arrays along their first axis; sums to 1."""
     points: Floats
     """x of the noise model."""
     sigmas: Floats
     axes: Floats
-    """Shape (components, 9, 9): eigenvectors in columns."""
+    """Shape (components, 10, 10): eigenvectors in columns."""
     means: Floats
     """Posterior mean of z along the axes."""
     variances: Floats
     """Posterior variance of z along the axes."""
 
     def along(self, direction: Floats) -> NormalMixture:
-        """The posterior of ``direction`` z, for a direction of shape (9,)."""
+        """The posterior of ``direction`` z, for a direction of shape (10,)."""
         axes = np.einsum("i,sij->sj", direction, self.axes)
         deviations = np.sqrt((axes**2 * self.variances).sum(axis=1))
         return NormalMixture(self.weights, (axes * self.means).sum(axis=1), deviations)
@@ -215,7 +215,7 @@ def standard_error_at_gain(posterior: Posterior, ln_gain: float, flops: float) -
     best = posterior.most_probable
     z = posterior.z.copy()
     scale = posterior.surface.scale
-    z[[GAIN, TILT, CHANGE]] = ln_gain / scale[GAIN], 0.0, 0.0
+    z[[GAIN, TILT, CHANGE, WIDTH]] = ln_gain / scale[GAIN], 0.0, 0.0, 0.0
     surface, z = posterior.surface.with_gain(z)
     noise = NoiseModel.of(posterior.design)
     factor = next(noise.factors(posterior.points[best : best + 1]))[1][0] * posterior.sigmas[best]

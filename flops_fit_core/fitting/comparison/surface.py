@@ -3,12 +3,14 @@
 The first recipe has L = E + A (N^(-alpha / k) + R D^(-beta / k))^k: for k = 1 the form of Hoffmann et al. 2022,
 for k < 1 its generalisation with a sharper valley (Skaling). The second recipe with (N, D) has the loss of the
 first with (N m, D n). Its gain is the factor m n: the first recipe needs C m n for the loss of the second with C.
-With
+With u = ln(N / N_0), v = ln(D / D_0) and
 
-    ln m = s / 2 + t + delta ln(N / N_0),   ln n = s / 2 - t + delta ln(D / D_0)
+    ln m = (s + delta (u + v) + w (u - v)) / 2 + t
+    ln n = (s + delta (u + v) - w (u - v)) / 2 - t
 
-the gain at the optimum is a power law, ln g(C) = s + delta ln(C / C_0), and delta = 0 means shared exponents. N is
-FLOPs per token / 6, so C = 6 N D. N_0 and D_0 are geometric means over the runs.
+the gain is a power law: ln g(C) = s + delta ln(C / C_0). delta = 0 means shared exponents. For w = delta,
+alpha and beta of the second recipe are those of the first times 1 + delta; w = 0 leaves the width of the IsoFLOP
+profiles unchanged. N is FLOPs per token / 6, so C = 6 N D. N_0 and D_0 are geometric means over the runs.
 
 The solver works on z, which has a standard normal prior: parameter = centre + scale z.
 """
@@ -23,15 +25,15 @@ from scipy.special import expit, log_expit
 from flops_fit_core.fitting.comparison.design import Design
 from flops_fit_core.fitting.data import Floats
 
-NAMES = ("ln_level", "logit_floor", "logit_share", "ln_alpha", "ln_beta", "ln_k", "s", "t", "delta")
+NAMES = ("ln_level", "logit_floor", "logit_share", "ln_alpha", "ln_beta", "ln_k", "s", "t", "delta", "w")
 """ln of the loss at (N_0, D_0), logit of E's share of it, logit of the N term's share of the bracket, the
-exponents, and the three parameters of the gain."""
-GAIN, TILT, CHANGE = 6, 7, 8
-CHANGE_SCALE = 0.2
-TILT_SCALE, SMALLEST_TILT_SCALE = 0.25, 0.02
+exponents, and the four parameters of the gain."""
+GAIN, TILT, CHANGE, WIDTH = 6, 7, 8, 9
+CHANGE_SCALE, WIDTH_SCALE = 0.2, 0.1
+TILT_SCALE, SMALLEST_TILT_SCALE = 0.25, 0.005
 """t has the scale 0.25 |s|: t = s / 2 is a gain in N alone, t = -s / 2 a gain in D alone."""
-_CENTRES = (0.0, 0.4, 0.0, float(np.log(0.35)), float(np.log(0.35)), float(np.log(0.5)), 0.0, 0.0, 0.0)
-_SCALES = (3.0, 1.5, 1.0, 0.5, 0.5, 0.8, 2.0, SMALLEST_TILT_SCALE, CHANGE_SCALE)
+_CENTRES = (0.0, 0.4, 0.0, float(np.log(0.35)), float(np.log(0.35)), float(np.log(0.5)), 0.0, 0.0, 0.0, 0.0)
+_SCALES = (3.0, 1.5, 1.0, 0.5, 0.5, 0.8, 2.0, SMALLEST_TILT_SCALE, CHANGE_SCALE, WIDTH_SCALE)
 
 
 @dataclass(frozen=True)
@@ -65,12 +67,12 @@ class SharedSurface:
         return replace(self, scale=scale), (self.parameters(z) - self.centre) / scale
 
     def parameters(self, z: Floats) -> Floats:
-        """Parameters in the order of NAMES, for z of shape (..., 9)."""
+        """Parameters in the order of NAMES, for z of shape (..., 10)."""
         parameters: Floats = self.centre + self.scale * z
         return parameters
 
     def predict(self, z: Floats) -> Floats:
-        """Ln L of shape (..., runs), for z of shape (..., 9)."""
+        """Ln L of shape (..., runs), for z of shape (..., 10)."""
         p = np.moveaxis(self.parameters(z)[..., None], -2, 0)
         size, tokens = self._shifted(p)
         k = np.exp(p[5])
@@ -81,7 +83,7 @@ class SharedSurface:
         return loss
 
     def jacobian(self, z: Floats) -> Floats:
-        """Derivatives of ln L by z, of shape (runs, 9), for z of shape (9,)."""
+        """Derivatives of ln L by z, of shape (runs, 10), for z of shape (10,)."""
         p = self.parameters(z)
         size, tokens = self._shifted(p[:, None])
         alpha, beta, k = np.exp(p[3:6])
@@ -92,6 +94,7 @@ class SharedSurface:
         reducible = expit(log_terms[1] - log_terms[0])
         """(L - E) / L, by which the derivatives of ln(L - E) are multiplied."""
         gain_size, gain_tokens = -alpha * by_size * self.second, -beta * by_tokens * self.second
+        middle, ratio = (self.size + self.tokens) / 2, (self.size - self.tokens) / 2
         columns = np.stack(
             [
                 np.ones(len(size)),
@@ -102,7 +105,8 @@ class SharedSurface:
                 reducible * (k * bracket + by_size * alpha * size + by_tokens * beta * tokens),
                 reducible * (gain_size + gain_tokens) / 2,
                 reducible * (gain_size - gain_tokens),
-                reducible * (gain_size * self.size + gain_tokens * self.tokens),
+                reducible * (gain_size + gain_tokens) * middle,
+                reducible * (gain_size - gain_tokens) * ratio,
             ],
             axis=1,
         )
@@ -111,12 +115,12 @@ class SharedSurface:
 
     def _shifted(self, p: Floats) -> tuple[Floats, Floats]:
         """ln(N m / N_0) and ln(D n / D_0), for parameters along the first axis."""
-        size = self.size + self.second * (p[GAIN] / 2 + p[TILT] + p[CHANGE] * self.size)
-        tokens = self.tokens + self.second * (p[GAIN] / 2 - p[TILT] + p[CHANGE] * self.tokens)
-        return size, tokens
+        gain = p[GAIN] / 2 + p[CHANGE] * (self.size + self.tokens) / 2
+        tilt = p[TILT] + p[WIDTH] * (self.size - self.tokens) / 2
+        return self.size + self.second * (gain + tilt), self.tokens + self.second * (gain - tilt)
 
     def direction(self, flops: float) -> Floats:
-        """The vector c of shape (9,) with ln g(C) = c z; s and delta have the centre 0."""
+        """The vector c of shape (10,) with ln g(C) = c z; s and delta have the centre 0."""
         direction = np.zeros(len(NAMES))
         direction[GAIN] = self.scale[GAIN]
         direction[CHANGE] = self.scale[CHANGE] * (np.log(flops) - self.ln_flops)
