@@ -31,8 +31,7 @@ def gains_table(comparison: Comparison) -> DataTable:
     )
     return DataTable(
         title="Compute-equivalent gain of B over A",
-        caption=f"A: {comparison.first}. B: {comparison.second}. "
-        "A needs gain x C for the loss that B reaches with C.",
+        caption="A needs gain x C for the loss that B reaches with C.",
         fields=_FIELDS,
         rows=rows,
         columns=(
@@ -59,8 +58,9 @@ def _show_probability(value: float) -> str:
 
 
 def describe_comparison(comparison: Comparison, *, with_gate: bool = True) -> list[str]:
-    """Sentences: design and noise, exponents, recipes, the detectable gain, the gate."""
-    lines = [_describe_design(comparison), _describe_exponents(comparison)]
+    """Sentences: names, design and noise, exponents, recipes, the detectable gain, the gate."""
+    lines = [f"A: {comparison.first}", f"B: {comparison.second}"]
+    lines += [_describe_design(comparison), _describe_exponents(comparison)]
     if comparison.differences:
         lines.append(f"Recipes (A -> B): {', '.join(comparison.differences)}")
     if comparison.answered:

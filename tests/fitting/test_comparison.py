@@ -143,6 +143,7 @@ def test_equal_runs_are_no_gain():
     comparison = compare(first, first)
     assert comparison.gains[0].gain.value == pytest.approx(1, abs=0.005)
     assert not comparison.promoted
+    assert "same-losses" in {item.code for item in comparison.diagnostics}
 
 
 def test_the_interval_covers_in_most_small_studies():

@@ -85,7 +85,7 @@ def compare(
         flops_range=common,
         excluded=dict.fromkeys(outliers, OUTLIER),
         curve=_curve(posterior, common, level),
-        diagnostics=(*_describe_outliers(outliers), *_describe_gains(complete, gains, common, names)),
+        diagnostics=(*_describe_outliers(outliers), *_describe_gains(complete, gains, common)),
     )
 
 
@@ -106,11 +106,12 @@ def _describe_outliers(outliers: list[str]) -> list[Diagnostic]:
     return [Diagnostic(code="outliers", message=f"left out as outliers: {shown}. Look at these runs")]
 
 
-def _describe_gains(
-    design: Design, gains: Sequence[GainAt], common: tuple[float, float], names: tuple[str, str]
-) -> list[Diagnostic]:
+def _describe_gains(design: Design, gains: Sequence[GainAt], common: tuple[float, float]) -> list[Diagnostic]:
     """Missing intervals, extrapolations, and a single budget."""
     diagnostics = []
+    if sorted(design.ln_loss[design.second == 0]) == sorted(design.ln_loss[design.second == 1]):
+        message = "A and B have the same losses: check that they are two recipes"
+        diagnostics.append(Diagnostic(code="same-losses", message=message))
     largest = float(design.runs.flops[design.second == 0].max())
     smallest = float(design.runs.flops[design.second == 0].min())
     for item in gains:
@@ -123,7 +124,7 @@ def _describe_gains(
             diagnostics.append(Diagnostic(code="extrapolation", message=f"{text}: the gain is extrapolated"))
         needed = item.flops * item.gain.value
         if not smallest / _FAR < needed < largest * _FAR and common[0] / _FAR < item.flops < common[1] * _FAR:
-            text = f"{names[0]} needs C = {needed:.3g} for the loss of {names[1]} at C = {item.flops:.3g}"
+            text = f"A needs C = {needed:.3g} for the loss of B at C = {item.flops:.3g}"
             text += f", outside its budgets of {smallest:.3g} to {largest:.3g}: its law is extrapolated"
             diagnostics.append(Diagnostic(code="extrapolation", message=text))
     if common[1] < 1.5 * common[0]:

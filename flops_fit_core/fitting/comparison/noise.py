@@ -2,7 +2,7 @@
 
 The covariance of ln L is sigma^2 S R S with R = share_0 I + sum_k share_k G_k, where G_k is 1 for two runs in the
 same group of source k, the shares sum to 1, and S = (C / C_0)^-h. The prior is normal on h, and normal on ln sigma
-with a median of 0.5% and a factor of 7.4 per standard deviation: published noise between seeds lies between 0.03%
+with a median of 1% and a factor of 7.4 per standard deviation: published noise between seeds lies between 0.03%
 and 1%. The shares have a Dirichlet prior with a large weight for single runs: a few runs cannot show that they
 share noise, and an interval that assumes it would be too narrow.
 """
@@ -22,7 +22,7 @@ from flops_fit_core.fitting.data import Floats
 DECAY_SCALE = 0.15
 SHARE_WEIGHTS = {"pair": 0.1, "trunk pair": 0.1, "trunk": 0.25}
 """Weights of the Dirichlet prior; that of single runs is 1."""
-LN_SIGMA, LN_SIGMA_SCALE = float(np.log(0.005)), 2.0
+LN_SIGMA, LN_SIGMA_SCALE = float(np.log(0.01)), 2.0
 _BATCH_VALUES = 2_000_000
 """The most matrix elements in memory at a time."""
 
