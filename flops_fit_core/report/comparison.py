@@ -134,5 +134,5 @@ def gain_figure(comparison: Comparison) -> Figure:
     axes.set_xscale("log")
     axes.set_title(f"A: {comparison.first}\nB: {comparison.second}", loc="left", fontsize=9)
     style_axes(axes, "C of B (training FLOPs)", "compute-equivalent gain of B over A")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     return figure

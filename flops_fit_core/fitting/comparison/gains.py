@@ -13,7 +13,7 @@ from flops_fit_core.records import Interval
 
 GATE_ERROR, POWER = 0.05, 0.9
 LARGEST_DEVIATION = 1.0
-"""Standard deviation of ln g above which the runs say too little for an interval; the prior has 2."""
+"""Standard deviation of ln g above which no interval is reported; the prior has 2."""
 
 
 def interval(mixture: NormalMixture, level: float) -> Interval:
