@@ -44,6 +44,8 @@ class Cell:
     """The gain is proportional to C to this power."""
     exponents: bool = False
     """Whether the exponents of B are those of A times 1 + change; otherwise the gain depends on C alone."""
+    tokens_only: bool = False
+    """Whether B needs fewer tokens, instead of fewer tokens and parameters."""
     paired: float | None = None
     """Share of the noise common to equal N, D and seed of A and B; None for different seeds."""
     shift: float = 0.0
@@ -68,6 +70,7 @@ class Cell:
             u, v = np.log(params / n_0), np.log(tokens / d_0)
             width = self.change if self.exponents else 0.0
             ln_gain, ln_ratio = at_centre + self.change * (u + v), width * (u - v)
+            ln_ratio -= ln_gain if self.tokens_only else 0.0
             params = params * np.exp((ln_gain + ln_ratio) / 2)
             tokens = tokens * np.exp((ln_gain - ln_ratio) / 2)
         if self.skaling:
@@ -128,6 +131,14 @@ COVERAGE = [
     Cell("4 sizes x 2 seeds, small models noisier", gain=1.3, decay=0.25),
     Cell("4 sizes x 2 seeds, one outlier of 2%", gain=1.05, outlier=0.02, noise=0.001),
     Cell("1 budget x 4 sizes x 2 seeds", budgets=1, offsets=(0.3, 0.6, 1.0, 1.7), gain=1.1),
+    Cell(
+        "3 budgets x 3 sizes x 2 seeds, gain in D alone",
+        budgets=3,
+        offsets=(0.35, 0.6, 1.0),
+        gain=1.7,
+        noise=0.01,
+        tokens_only=True,
+    ),
 ]
 NOISES = (0.0003, 0.001, 0.003, 0.01)
 GAINS = (1.0, 1.05, 1.1)

@@ -30,8 +30,8 @@ NAMES = ("ln_level", "logit_floor", "logit_share", "ln_alpha", "ln_beta", "ln_k"
 exponents, and the four parameters of the gain."""
 GAIN, TILT, CHANGE, WIDTH = 6, 7, 8, 9
 CHANGE_SCALE, WIDTH_SCALE = 0.2, 0.1
-TILT_SCALE, SMALLEST_TILT_SCALE = 0.1, 0.005
-"""t has the scale 0.1 |s|: t = s / 2 is a gain in N alone, t = -s / 2 a gain in D alone. Runs determine t if
+TILT_SCALE, SMALLEST_TILT_SCALE = 0.25, 0.005
+"""t has the scale 0.25 |s|: t = s / 2 is a gain in N alone, t = -s / 2 a gain in D alone. Runs determine t if
 sizes lie on both sides of the optimum."""
 _CENTRES = (0.0, 0.4, 0.0, float(np.log(0.35)), float(np.log(0.35)), float(np.log(0.5)), 0.0, 0.0, 0.0, 0.0)
 _SCALES = (3.0, 1.5, 1.0, 0.5, 0.5, 0.8, 2.0, SMALLEST_TILT_SCALE, CHANGE_SCALE, WIDTH_SCALE)
