@@ -109,8 +109,8 @@ def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, St
         from flops_fit_core.fitting import fit_table
 
         fitter = _fitter(request, registry, DEFAULTS["fitter"])
-        return fit_table(fitter, _table(request, registry)), fitter, None
-    study = _study(request, registry)
+        return fit_table(fitter, read_request_table(request, registry)), fitter, None
+    study = open_request_study(request, registry)
     fitter = _fitter_of_study(request, study)
     return study.fit_runs(fitter), fitter, study
 
@@ -176,9 +176,9 @@ def read_observations(
 ) -> tuple[list[Observation], Fitter, list[Diagnostic]]:
     """The runs, the fitter, and diagnostics of reading a table."""
     if request.is_table(registry):
-        table = _table(request, registry)
+        table = read_request_table(request, registry)
         return table.observations, _fitter(request, registry, DEFAULTS["fitter"]), table.diagnostics
-    study = _study(request, registry)
+    study = open_request_study(request, registry)
     return study.observations, _fitter_of_study(request, study), []
 
 
@@ -245,7 +245,7 @@ def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
         yield f"{cost.device_hours:,.4g} device hours{money}"
 
 
-def _table(request: LawRequest, registry: Registry) -> RunTable:
+def read_request_table(request: LawRequest, registry: Registry) -> RunTable:
     from flops_fit_core.fitting import read_table
 
     if request.eval_set is not None:
@@ -259,7 +259,7 @@ def _table(request: LawRequest, registry: Registry) -> RunTable:
     return table
 
 
-def _study(request: LawRequest, registry: Registry) -> Study:
+def open_request_study(request: LawRequest, registry: Registry) -> Study:
     if request.source.is_file() and _is_fit(request.source):
         raise ConfigError(
             f"{request.source} is a saved fit without its runs. To use it, type 'flops-fit predict "

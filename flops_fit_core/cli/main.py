@@ -15,6 +15,7 @@ import typer
 
 from flops_fit_core.cli import (
     budget_command,
+    compare_command,
     count_flops_command,
     doctor_command,
     export_command,
@@ -62,6 +63,7 @@ export_command.register(app)
 store_command.register(app)
 fitting_commands.register(app)
 budget_command.register(app)
+compare_command.register(app)
 tune_command.register(app)
 count_flops_command.register(app)
 trust_command.register(app)

@@ -1,6 +1,9 @@
 from .backtesting import Backtest as Backtest
 from .backtesting import BacktestPoint as BacktestPoint
 from .backtesting import backtest as backtest
+from .comparison.compare import compare as compare
+from .comparison.result import Comparison as Comparison
+from .comparison.result import GainAt as GainAt
 from .compute_time import training_flops as training_flops
 from .data import Runs as Runs
 from .data import observations as observations

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.report.comparison import describe_comparison, gains_table
 from flops_fit_core.report.datatable import DataTable
 from flops_fit_core.report.tables import (
     exponents,
@@ -21,6 +22,7 @@ from flops_fit_core.report.tables import (
 )
 
 if TYPE_CHECKING:
+    from flops_fit_core.report.comparison import gain_figure
     from flops_fit_core.report.figures import (
         isoflop_figure,
         optimum_figure,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from flops_fit_core.report.writing import write_report
 
 _LAZY = {
+    "gain_figure": "comparison",
     "isoflop_figure": "figures",
     "optimum_figure": "figures",
     "residual_figure": "residuals",
@@ -43,8 +46,11 @@ _LAZY = {
 
 __all__ = [
     "DataTable",
+    "describe_comparison",
     "exponents",
     "exponents_line",
+    "gain_figure",
+    "gains_table",
     "isoflop_figure",
     "laws_table",
     "minima_table",

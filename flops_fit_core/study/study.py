@@ -16,6 +16,7 @@ from flops_fit_core.plugins.specs import FitterSpec
 from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
 from flops_fit_core.study import outputs
 from flops_fit_core.study.checkpoints import delete_checkpoints
+from flops_fit_core.study.comparison import Recipe, compare_recipes
 from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.law import StudyLaw
 from flops_fit_core.study.other_results import OtherRuns
@@ -28,6 +29,7 @@ from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from flops_fit_core.fitting import Comparison
     from flops_fit_core.report import DataTable
 
 
@@ -288,6 +290,33 @@ class Study:
         without it is an error. Raises FitError.
         """
         return self._law.predict(flops, new_run=new_run)
+
+    def compare(
+        self, second: Study, flops: Sequence[float] = (), *, gate: float = 1.0, allow_differences: bool = False
+    ) -> Comparison:
+        """The compute-equivalent gain of a second study's recipe over this study's.
+
+        Args:
+            second: A study with the same data and conventions.
+            flops: Budgets; by default the largest that both studies have.
+            gate: Gain that the second recipe must exceed to be promoted.
+            allow_differences: Compare studies with different data or conventions, with a warning.
+
+        Raises FitError if the studies cannot be compared.
+        """
+        return compare_recipes(
+            self.recipe(),
+            second.recipe(),
+            flops,
+            gate=gate,
+            allow_differences=allow_differences,
+            registry=self.registry,
+        )
+
+    def recipe(self) -> Recipe:
+        """The study as one side of a comparison."""
+        path = self.folder.path
+        return Recipe(path.name, self.observations, self.plan, self.results, self.eval_set)
 
     # ------------------------------------------------------------------ tables and figures
 

@@ -145,8 +145,8 @@ def grids(folder, quick):
             f"{title}: geometric means "
             + " ".join(f"{value:.3f}" for value in geometric_mean(table))
             + f"; best law alone in hindsight {geometric_mean(table[:, :-1].min(axis=1)):.3f}; new runs "
-            f"{np.mean(shares):.1%} on average, least {min(large, default=np.nan):.0%} (20 or more held out); worse "
-            f"than today by at most {np.max(table[:, -1] - table[:, 0]):.2f} points\n"
+            f"{np.mean(shares):.1%} on average, least {min(large, default=np.nan):.0%} (20 or more held out); "
+            f"worse than today by at most {np.max(table[:, -1] - table[:, 0]):.2f} points\n"
         )
 
 
@@ -296,7 +296,7 @@ def r2(fit, n, d, loss, extra, unique):
 
 
 def speed(folder, quick):
-    sources = {name: data for name, data in eight(folder)}
+    sources = dict(eight(folder))
     for name in ("OLMo ladder", "misfitting best lr", "Chinchilla 240"):
         n, d, c, loss, _ = sources[name]
         runs = observations(n, d, c, loss, np.ones(len(n), bool))

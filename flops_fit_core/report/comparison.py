@@ -1,0 +1,138 @@
+"""The table, the sentences and the figure of a comparison."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flops_fit_core.report import numbers
+from flops_fit_core.report.datatable import Column, DataTable, Row
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from flops_fit_core.fitting import Comparison
+
+_FIELDS = ("flops", "gain", "gain_low", "gain_high", "lower_bound", "probability", "smallest_detectable")
+
+
+def gains_table(comparison: Comparison) -> DataTable:
+    """The gain per budget, with its interval and the probability that it is above 1."""
+    rows = tuple(
+        {
+            "flops": item.flops,
+            "gain": item.gain.value,
+            "gain_low": item.gain.low,
+            "gain_high": item.gain.high,
+            "lower_bound": item.lower,
+            "probability": item.probability,
+            "smallest_detectable": item.smallest_detectable,
+        }
+        for item in comparison.gains
+    )
+    return DataTable(
+        title="Compute-equivalent gain of B over A",
+        caption="A needs gain x C for the loss that B reaches with C.",
+        fields=_FIELDS,
+        rows=rows,
+        columns=(
+            Column("C", lambda row: numbers.scientific(row["flops"])),
+            Column("gain", lambda row: f"{row['gain']:.4g}"),
+            Column(f"{comparison.level:.0%} interval", _show_interval),
+            Column("P(B beats A)", lambda row: _show_probability(row["probability"])),
+            Column("detectable", _show_detectable),
+        ),
+        diagnostics=comparison.diagnostics,
+    )
+
+
+def _show_interval(row: Row) -> str:
+    return "none" if row["gain_low"] is None else f"{row['gain_low']:.4g} to {row['gain_high']:.4g}"
+
+
+def _show_detectable(row: Row) -> str:
+    return "none" if row["smallest_detectable"] is None else f"{row['smallest_detectable']:.4g}"
+
+
+def _show_probability(value: float) -> str:
+    return "> 99.9%" if value > 0.999 else "< 0.1%" if value < 0.001 else f"{value:.1%}"
+
+
+def describe_comparison(comparison: Comparison, *, with_gate: bool = True) -> list[str]:
+    """Sentences: names, design and noise, exponents, recipes, the detectable gain, the gate."""
+    lines = [f"A: {comparison.first}", f"B: {comparison.second}"]
+    lines += [_describe_design(comparison), _describe_exponents(comparison)]
+    if comparison.differences:
+        lines.append(f"Recipes (A -> B): {', '.join(comparison.differences)}")
+    if comparison.answered:
+        lines.append(
+            f"With this design and noise, 90% of studies show that a gain of {_show_detectable_gains(comparison)} "
+            f"is above {comparison.gate:g} (5% level)"
+        )
+    return [*lines, describe_gate(comparison)] if with_gate else lines
+
+
+def _show_detectable_gains(comparison: Comparison) -> str:
+    texts = [f"{item.smallest_detectable:.4g} at C = {item.flops:.3g}" for item in comparison.gains]
+    return ", ".join(texts)
+
+
+def _describe_exponents(comparison: Comparison) -> str:
+    change = comparison.change
+    low, high = change.low or 0.0, change.high or 0.0
+    trend = "grows with C" if low > 0 else "falls with C" if high < 0 else "shows no change with C"
+    return (
+        f"The gain {trend}: gain ~ C^delta, delta = {change.value:.3f} ({low:.3f} to {high:.3f}). Probability of "
+        f"shared exponents (delta = 0): {_show_probability(comparison.shared_exponents)}. All intervals allow "
+        "separate exponents"
+    )
+
+
+def _describe_design(comparison: Comparison) -> str:
+    first, second = comparison.n_runs
+    text = f"{first} + {second} runs, {comparison.n_shared_cells} common (N, D) cells"
+    if comparison.n_pairs:
+        text += f", {comparison.n_pairs} pairs with equal N, D and seed"
+    text += f"; noise between equal runs: {comparison.noise:.2%} of the loss"
+    if comparison.pair_correlation is not None:
+        text += f", correlation within a pair {comparison.pair_correlation:.2f}"
+    return text
+
+
+def describe_gate(comparison: Comparison) -> str:
+    """Whether the gate promotes B, and why."""
+    gate = f"Gate {comparison.gate:g}"
+    if not comparison.answered:
+        return f"{gate}: no answer, because a gain has no interval"
+    bounds = ", ".join(f"{item.lower:.4g} at C = {item.flops:.3g}" for item in comparison.gains)
+    if comparison.promoted:
+        return f"{gate}: B is promoted. Lower 95% bound of the gain: {bounds}"
+    return f"{gate}: B is not promoted. Lower 95% bound of the gain: {bounds}; it must be above the gate"
+
+
+def gain_figure(comparison: Comparison) -> Figure:
+    """The gain and its interval against C, with the gate and the requested budgets."""
+    from matplotlib.figure import Figure
+
+    from flops_fit_core.report.axes import style_axes
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axes = figure.add_subplot()
+    flops, gain, low, high = (list(column) for column in zip(*comparison.curve, strict=True))
+    label = f"{comparison.level:.0%} interval"
+    if len(flops) > 1:
+        axes.fill_between(flops, low, high, color="#0072B2", alpha=0.18, linewidth=0, label=label)
+        axes.plot(flops, gain, color="#0072B2", label="gain of B over A")
+    for item in comparison.gains:
+        if item.gain.low is not None and item.gain.high is not None:
+            axes.plot([item.flops] * 2, [item.gain.low, item.gain.high], color="#0072B2", linewidth=2)
+        axes.plot([item.flops], [item.gain.value], "o", color="#0072B2")
+    axes.axhline(1, color="#8c959f", linewidth=1, label="no gain")
+    if comparison.gate != 1:
+        axes.axhline(
+            comparison.gate, color="#D55E00", linestyle="--", linewidth=1, label=f"gate {comparison.gate:g}"
+        )
+    axes.set_xscale("log")
+    axes.set_title(f"A: {comparison.first}\nB: {comparison.second}", loc="left", fontsize=9)
+    style_axes(axes, "C of B (training FLOPs)", "compute-equivalent gain of B over A")
+    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
+    return figure
