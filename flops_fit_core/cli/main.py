@@ -15,6 +15,7 @@ import typer
 
 from flops_fit_core.cli import (
     count_flops_command,
+    curve_command,
     doctor_command,
     export_command,
     fitting_commands,
@@ -60,6 +61,7 @@ watching_commands.register(app)
 export_command.register(app)
 store_command.register(app)
 fitting_commands.register(app)
+curve_command.register(app)
 tune_command.register(app)
 count_flops_command.register(app)
 trust_command.register(app)

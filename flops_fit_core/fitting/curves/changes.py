@@ -8,13 +8,14 @@ becomes a node at the weighted mean of its changes, so that errors are of second
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from flops_fit_core.fitting.curves.rates import Integers, LearningRates
 from flops_fit_core.fitting.data import Floats
 
-BLOCK = 1 / 16
+BLOCK = 1 / 8
 """Length of a block divided by its distance from the evaluation. Shorter blocks near the evaluation are exact."""
 RATE_CELL = 1 / 8
 """A block ends where ln(rate) enters another cell of this width."""
@@ -33,7 +34,7 @@ class RateChanges:
     sums: Floats
     """Shape (evaluations,): sum of the rates of all updates before each evaluation."""
     evaluation: Integers
-    """Shape (nodes,): index of the evaluation."""
+    """Shape (nodes,): index of the evaluation, in increasing order."""
     drop: Floats
     """Shape (nodes,): rate before the change minus rate after it; negative in a warmup."""
     log_sum: Floats
@@ -52,12 +53,23 @@ class RateChanges:
         prefix = _PrefixSums(rates.values / peak)
         edges = prefix.block_edges(steps, block)
         parts = [prefix.nodes(steps, edges, sign) for sign in (1, -1)]
-        evaluation, drop, log_sum, log_rate, updates = map(np.concatenate, zip(*parts, strict=True))
+        order = np.argsort(np.concatenate([part[0] for part in parts]), kind="stable")
+        evaluation, drop, log_sum, log_rate, updates = (
+            np.concatenate(column)[order] for column in zip(*parts, strict=True)
+        )
         return cls(prefix.sums[steps], evaluation, drop, log_sum, log_rate, updates)
 
+    @cached_property
+    def _starts(self) -> Integers:
+        """The first node of each evaluation that has nodes."""
+        return np.flatnonzero(np.diff(self.evaluation, prepend=-1))
+
     def total(self, values: Floats) -> Floats:
-        """Sum of a value per node over the nodes of each evaluation; shape (evaluations,)."""
-        return np.bincount(self.evaluation, values, len(self.sums)).astype(np.float64)
+        """Sum of values (nodes, columns) over the nodes of each evaluation; shape (evaluations, columns)."""
+        totals = np.zeros((len(self.sums), values.shape[1]))
+        if len(values):
+            totals[self.evaluation[self._starts]] = np.add.reduceat(values, self._starts, axis=0)
+        return totals
 
 
 class _PrefixSums:

@@ -10,7 +10,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.curves.rates import JUMP, Integers, LearningRates
 from flops_fit_core.fitting.data import Floats
 
-BIN = 1 / 64
+BIN = 1 / 32
 """Length of a bin divided by its step, or by the distance from the last jump of the rate if that is less."""
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.curves.curve import LossCurve
-from flops_fit_core.fitting.curves.fit import LEAST_ROWS, CurveData, CurveFit, fit_curves, fit_parameters
+from flops_fit_core.fitting.curves.fit import CurveData, CurveFit, fit_curves
 from flops_fit_core.fitting.curves.forecast import CurveForecast, forecast_loss
-from flops_fit_core.fitting.curves.laws import find_law
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 
 QUANTILE_90 = 1.6449
@@ -41,23 +40,29 @@ class FinalLoss:
 
 @convert_numerical_errors
 def final_losses(
-    curves: Sequence[LossCurve], *, others: Sequence[LossCurve] = (), law: str = "multi-power", level: float = 0.9
+    curves: Sequence[LossCurve],
+    *,
+    fits: Mapping[str, CurveFit] | None = None,
+    law: str = "multi-power",
+    level: float = 0.9,
 ) -> list[FinalLoss]:
     """The final loss of every curve: measured and smoothed if the run is finished, otherwise forecast.
 
-    A finished run's loss is the best linear prediction from all its losses: the law fitted to the curve, plus the
+    A finished run's loss is the best linear prediction from all its losses: the law of its group, plus the
     correlated residual at the end, without white noise. An unfinished run is forecast with the finished curves of
     its group (``LossCurve.group``) if they show a decay, otherwise from its own curve.
 
     Args:
         curves: Curves of one or several groups.
-        others: Further curves that determine the law of their group. They get no row.
+        fits: Fits by group, as :func:`fit_groups` returns; by default of these curves.
         law: The curve law.
         level: Level of the forecasts' intervals.
     """
-    fits = fit_groups([*curves, *others], law)
+    fits = fit_groups(curves, law) if fits is None else fits
     return [
-        _smooth_end(curve, law) if curve.is_finished else _forecast(curve, fits.get(curve.group), law, level)
+        _smooth_end(curve, fits.get(curve.group))
+        if curve.is_finished
+        else _forecast(curve, fits.get(curve.group), law, level)
         for curve in curves
     ]
 
@@ -77,14 +82,12 @@ def fit_groups(curves: Sequence[LossCurve], law: str = "multi-power") -> dict[st
     return fits
 
 
-def _smooth_end(curve: LossCurve, law: str) -> FinalLoss:
+def _smooth_end(curve: LossCurve, fit: CurveFit | None) -> FinalLoss:
     last, error = float(curve.losses[-1]), None
-    data = CurveData.of([curve])
-    if len(data.spans) >= LEAST_ROWS:
-        chosen = find_law(law)
-        theta, noise = fit_parameters(data, chosen, chosen.prior(data.scale))
+    if fit is not None:
+        data, noise = CurveData.of([curve], fit.scale), fit.noise
         steps = data.log_steps[0]
-        fitted = data.model(chosen, theta)[0]
+        fitted = data.model(fit.law, fit.theta)[0]
         weights = np.linalg.solve(noise.matrix(steps), noise.covariance(steps, steps[-1:]))[:, 0]
         last = float(np.exp(fitted[-1] + weights @ (data.log_losses - fitted)))
         variance = noise.deviation**2 - float(weights @ noise.covariance(steps, steps[-1:])[:, 0])

@@ -110,6 +110,8 @@ class CurveFit:
     rows: int
     bins: int
     largest_step: int
+    warmup: int
+    """Median number of updates before the peak."""
     decay_seen: float
     """The largest fall of a rate below its peak in the fitted rows, as a share of the peak."""
     residuals: dict[str, float] = field(default_factory=dict)
@@ -153,7 +155,7 @@ class CurveFit:
 def fit_curves(curves: Sequence[LossCurve], law: str = "multi-power") -> CurveFit:
     """Fit a curve law to one or several loss curves of one model size.
 
-    Rows of the warmup are not used. Rows are averaged in bins of 1/64 of their step, and bins count by their
+    Rows of the warmup are not used. Rows are averaged in bins of 1/32 of their step, and bins count by their
     length in ln(step): a long curve does not outweigh a short one. The objective is the Huber loss of ln L. Two
     passes: the second uses the scale and the correlation length of the first pass' residuals.
 
@@ -167,7 +169,7 @@ def fit_curves(curves: Sequence[LossCurve], law: str = "multi-power") -> CurveFi
     data = CurveData.of(_check_curves(curves))
     if len(data.spans) < LEAST_ROWS:
         raise FitError(
-            f"the curves have {len(data.spans)} losses after the warmup (rows within 1/64 of a step count once), "
+            f"the curves have {len(data.spans)} losses after the warmup (rows within 1/32 of a step count once), "
             f"and a fit needs {LEAST_ROWS}: evaluate more often, or add a curve"
         )
     prior = chosen.prior(data.scale)
@@ -235,6 +237,7 @@ def describe_fit(
         rows=sum(len(bins.curve.steps) for bins in data.curves),
         bins=len(values),
         largest_step=max(bins.curve.last_step for bins in data.curves),
+        warmup=int(np.median([int(np.argmax(bins.curve.rates.values)) for bins in data.curves])),
         decay_seen=max(decay_seen(bins.curve) for bins in data.curves),
         residuals={name: float(np.sqrt((part**2).mean())) for name, part in zip(names, residuals, strict=True)},
     )

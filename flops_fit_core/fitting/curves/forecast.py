@@ -134,6 +134,6 @@ def _check_decay(curve: LossCurve, others: CurveFit | None) -> None:
 
 def _describe_few_rows(curve: LossCurve, rows: int) -> str:
     return (
-        f"{curve.name}: {rows} losses after the warmup (rows within 1/64 of a step count once), and a forecast "
+        f"{curve.name}: {rows} losses after the warmup (rows within 1/32 of a step count once), and a forecast "
         f"from a curve alone needs {LEAST_ROWS}: evaluate more often, or add curves of other runs of this size"
     )

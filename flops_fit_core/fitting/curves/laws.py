@@ -103,17 +103,15 @@ class MultiPowerLaw(CurveLaw):
         log_1_x = np.logaddexp(0.0, log_x)
         remaining = np.exp(-b * log_1_x)
         slope = changes.drop * remaining * b * np.exp(log_x - log_1_x)
-        reduction = amplitude * changes.total(changes.drop * (1.0 - remaining))
-        slopes = np.stack(
-            [
-                -reduction,
-                -amplitude * changes.total(slope),
-                -amplitude * changes.total(changes.drop * remaining * log_1_x),
-                amplitude * changes.total(slope * changes.log_rate),
-            ],
-            axis=1,
+        effects = (
+            changes.drop * (1.0 - remaining),
+            slope,
+            changes.drop * remaining * log_1_x,
+            slope * changes.log_rate,
         )
-        return base - reduction, np.concatenate([base_slopes, slopes], axis=1)
+        totals = amplitude * changes.total(np.stack(effects, axis=1))
+        signs = np.array([-1.0, -1.0, -1.0, 1.0])
+        return base - totals[:, 0], np.concatenate([base_slopes, signs * totals], axis=1)
 
     def prior(self, scale: CurveScale) -> Prior:
         """The mean of the three published fits (25M, 100M, 400M), with about twenty times their spread.
@@ -178,10 +176,9 @@ class AnnealingLaw(CurveLaw):
         base, base_slopes = _power_term(theta, changes, scale)
         amplitude = np.exp(theta[3])
         share = changes.updates * np.exp(-theta[4])
-        remaining = np.exp(-share)
-        reduction = amplitude * changes.total(-changes.drop * np.expm1(-share))
-        slopes = np.stack([-reduction, amplitude * changes.total(changes.drop * remaining * share)], axis=1)
-        return base - reduction, np.concatenate([base_slopes, slopes], axis=1)
+        effects = -changes.drop * np.expm1(-share), -changes.drop * np.exp(-share) * share
+        totals = amplitude * changes.total(np.stack(effects, axis=1))
+        return base - totals[:, 0], np.concatenate([base_slopes, -totals], axis=1)
 
     def prior(self, scale: CurveScale) -> Prior:
         """A weak prior: the paper fixes lambda between 0.99 and 0.999."""
