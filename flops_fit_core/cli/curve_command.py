@@ -166,6 +166,7 @@ def _json(
                 "group": item.group,
                 "steps": item.steps,
                 "last_step": item.last_step,
+                "last_loss": item.last_loss,
                 "loss": item.loss,
                 "standard_error": item.standard_error,
                 "low": item.forecast.loss.low if item.forecast else None,
@@ -216,12 +217,13 @@ def _finals_table(finals: Sequence[FinalLoss], level: float) -> DataTable:
     from flops_fit_core.report import DataTable, numbers
     from flops_fit_core.report.datatable import Column
 
-    fields = ("run", "last_step", "steps", "loss", "interval", "source")
+    fields = ("run", "last_step", "steps", "last_loss", "loss", "interval", "source")
     rows = tuple(
         {
             "run": item.name,
             "last_step": item.last_step,
             "steps": item.steps,
+            "last_loss": item.last_loss,
             "loss": item.loss,
             "interval": _range(item),
             "source": _source(item),
@@ -230,13 +232,17 @@ def _finals_table(finals: Sequence[FinalLoss], level: float) -> DataTable:
     )
     return DataTable(
         title="Final loss of each run",
-        caption=f"Nats. {level:.0%} intervals of forecasts; +- is the standard error of a measured loss.",
+        caption=(
+            f"Nats. Final loss: {level:.0%} interval of a forecast; for a finished run, the smoothed last losses "
+            "+- standard error"
+        ),
         fields=fields,
         rows=rows,
         columns=(
             Column("run", lambda row: str(row["run"]), align_left=True),
             Column("last step", lambda row: str(row["last_step"])),
             Column("of", lambda row: str(row["steps"])),
+            Column("last loss", lambda row: numbers.loss(row["last_loss"])),
             Column("final loss", lambda row: numbers.loss(row["loss"])),
             Column("interval", lambda row: str(row["interval"])),
             Column("source", lambda row: str(row["source"]), align_left=True),

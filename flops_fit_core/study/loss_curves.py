@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -46,9 +45,11 @@ def study_curves(study: Study) -> list[LossCurve]:
     points = {result.id: [(item.step, item.loss) for item in result.curve] for result in study.results}
     finished = {result.id for result in study.results if result.is_finished}
     for trajectory in study.plan.trajectories:
-        missing = [run for run in trajectory.runs if run.id not in finished]
-        if missing:
-            points.update(_unfinished_points(TrajectoryFolder(study.folder.path, trajectory.id), missing))
+        folder = TrajectoryFolder(study.folder.path, trajectory.id)
+        if folder.bytes:
+            points |= {
+                run.id: _unfinished_points(folder, run) for run in trajectory.runs if run.id not in finished
+            }
     curves = [_curve(run, points[run.id], study.registry) for run in study.plan.runs if points.get(run.id)]
     usable = [curve for curve in curves if curve is not None and len(curve.steps) > 1]
     if not usable:
@@ -59,23 +60,10 @@ def study_curves(study: Study) -> list[LossCurve]:
     return usable
 
 
-def _unfinished_points(
-    folder: TrajectoryFolder, runs: Iterable[RunSpec]
-) -> dict[str, list[tuple[int, float | None]]]:
-    if not folder.latest.exists():
-        return {}
+def _unfinished_points(folder: TrajectoryFolder, run: RunSpec) -> list[tuple[int, float | None]]:
     from flops_fit_core.training.checkpoint_evaluations import read_evaluations
 
-    evaluations = read_evaluations(folder)
-    if evaluations is None:
-        return {}
-    points: dict[str, list[tuple[int, float | None]]] = {}
-    for run in runs:
-        if evaluations.run and evaluations.run != run.id:
-            continue
-        end = run.steps if evaluations.run else (run.branch_step or run.steps)
-        points[run.id] = [(step, loss) for step, loss in evaluations.curve if step <= end]
-    return points
+    return read_evaluations(folder, run)
 
 
 def _curve(run: RunSpec, points: list[tuple[int, float | None]], registry: Registry) -> LossCurve | None:
@@ -89,9 +77,8 @@ def _curve(run: RunSpec, points: list[tuple[int, float | None]], registry: Regis
     rates = LearningRates.of(schedule, run.steps)
     steps = sorted(finite)
     values = run.model_dump(mode="json", exclude=_NOT_IN_GROUP, exclude_defaults=True)
-    return LossCurve(
-        run.id, np.array(steps), np.array([finite[step] for step in steps]), rates, content_hash(values)
-    )
+    group = f"size {run.size} ({content_hash(values)[:8]})"
+    return LossCurve(run.id, np.array(steps), np.array([finite[step] for step in steps]), rates, group)
 
 
 def _run_info(run: RunSpec) -> RunInfo:

@@ -27,6 +27,8 @@ class FinalLoss:
     """Updates of the complete schedule."""
     last_step: int
     """Step of the last loss."""
+    last_loss: float
+    """The last loss, as measured."""
     loss: float | None
     """Nats; None if it cannot be forecast."""
     standard_error: float | None
@@ -83,7 +85,8 @@ def fit_groups(curves: Sequence[LossCurve], law: str = "multi-power") -> dict[st
 
 
 def _smooth_end(curve: LossCurve, fit: CurveFit | None) -> FinalLoss:
-    last, error = float(curve.losses[-1]), None
+    measured = float(curve.losses[-1])
+    last, error = measured, None
     if fit is not None:
         data, noise = CurveData.of([curve], fit.scale), fit.noise
         steps = data.log_steps[0]
@@ -92,16 +95,17 @@ def _smooth_end(curve: LossCurve, fit: CurveFit | None) -> FinalLoss:
         last = float(np.exp(fitted[-1] + weights @ (data.log_losses - fitted)))
         variance = noise.deviation**2 - float(weights @ noise.covariance(steps, steps[-1:])[:, 0])
         error = last * float(np.sqrt(max(variance, 0.0)))
-    return FinalLoss(curve.name, curve.group, curve.rates.steps, curve.last_step, last, error)
+    return FinalLoss(curve.name, curve.group, curve.rates.steps, curve.last_step, measured, last, error)
 
 
 def _forecast(curve: LossCurve, others: CurveFit | None, law: str, level: float) -> FinalLoss:
+    last = float(curve.losses[-1])
     try:
         forecast = forecast_loss(curve, others, law=law, level=level)
         ninety = forecast if level == 0.9 else forecast_loss(curve, others, law=law)
     except FitError as error:
         return FinalLoss(
-            curve.name, curve.group, curve.rates.steps, curve.last_step, None, None, reason=str(error)
+            curve.name, curve.group, curve.rates.steps, curve.last_step, last, None, None, reason=str(error)
         )
     interval = ninety.loss
     assert interval.low is not None
@@ -111,6 +115,7 @@ def _forecast(curve: LossCurve, others: CurveFit | None, law: str, level: float)
         curve.group,
         curve.rates.steps,
         curve.last_step,
+        last,
         interval.value,
         (interval.high - interval.low) / (2 * QUANTILE_90),
         forecast,

@@ -72,6 +72,7 @@ def forecast_loss(
     Raises FitError, with advice, if the schedule has a decay and neither the curve nor the others have seen any,
     or if the curve has too few losses.
     """
+    curve.after_warmup()
     _check_decay(curve, others)
     if others is None:
         data = CurveData.of([curve])

@@ -24,10 +24,11 @@ from flops_fit_core.records import Diagnostic
 
 ROLES = ("step", "lr", "loss", "run", "size")
 STEP_NAMES = (
-    *("step", "steps", "global_step", "trainer/global_step", "train/global_step"),
+    *("global_step", "trainer/global_step", "train/global_step", "step", "steps"),
     *("iteration", "iter", "update", "updates", "num_updates", "_step"),
 )
-"""Names of the step column, best first. ``_step`` is last: W&B counts calls of ``log`` in it."""
+"""Names of the step column, best first. ``step`` may count within an epoch, and ``_step`` of W&B counts calls of
+``log``."""
 LR_NAME = re.compile(r"(?:.*[/.\s_-])?(?:lr|learning[_ -]?rate)(?:[-/ ].*|s|_?\d+|_group_?\d+)?", re.IGNORECASE)
 LOSS_NAME = re.compile(r"(?:.*[/.\s_-])?(?:loss|ce_loss|cross[_ -]?entropy)(?:_epoch|_step)?", re.IGNORECASE)
 NOT_LOSS = re.compile(r"__(?:min|max)$|scale|aux|z_loss|lb_loss|load_balanc", re.IGNORECASE)
@@ -218,7 +219,7 @@ def _group_rows(
 def _make_curve(name: str, rows: _RunRows, schedule: ScheduleShape | None, notes: Counter[str]) -> LossCurve:
     """The curve of a run. Raises FitError with the reason why it has none."""
     steps, rates, losses = (np.array(column) for column in (rows.steps, rows.rates, rows.losses))
-    order = _order(steps, notes)
+    order = _order(name, steps, notes)
     steps, rates, losses = steps[order].astype(np.int64), rates[order], losses[order]
     has_loss = np.isfinite(losses) & (steps > 0)
     blank = int(np.sum(~np.isfinite(losses) & ~np.isfinite(rates)))
@@ -236,10 +237,11 @@ def _make_curve(name: str, rows: _RunRows, schedule: ScheduleShape | None, notes
     return LossCurve(name, loss_steps, values, schedule_rates, rows.size)
 
 
-def _order(steps: Floats, notes: Counter[str]) -> Integers:
+def _order(name: str, steps: Floats, notes: Counter[str]) -> Integers:
     """Indices of the rows to use, by step. Rows of an attempt that a resume has replaced are left out.
 
-    Steps that go back in few rows are resumes. In a table that is sorted otherwise, every row counts.
+    Steps that go back in few rows are resumes. In a table that is sorted otherwise, every row counts. Raises
+    FitError for steps that begin again: they count within an epoch, or the run was started again.
     """
     rows = np.arange(len(steps))
     backward = np.flatnonzero(np.diff(steps) < 0)
@@ -247,6 +249,13 @@ def _order(steps: Floats, notes: Counter[str]) -> Integers:
         is_descending = np.all(np.diff(steps) <= 0)
         rows = rows[::-1] if is_descending else rows
         return rows[np.argsort(steps[rows], kind="stable")]
+    if len(backward) and steps[backward + 1].min() <= steps[0]:
+        restart = steps[backward + 1].min()
+        raise FitError(
+            f"run {name}: the steps begin again at {restart:g}. If they count within an epoch, use a column that "
+            "counts all updates; if the run was started again, remove the earlier rows or give the attempts "
+            "different names"
+        )
     keep = np.ones(len(steps), dtype=bool)
     for position in backward:
         replaced = keep & (rows <= position) & (steps >= steps[position + 1])
