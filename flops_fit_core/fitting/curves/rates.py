@@ -95,9 +95,12 @@ class LearningRates:
 
 
 def _jumps(rates: Floats) -> Integers:
-    """Rows before a jump: a large change between two stretches that are constant for at least a row."""
+    """Rows before a jump: a large change between two stretches that are constant for at least a row.
+
+    The first change of a table is not a jump: it may be the end of a warmup.
+    """
     changes = np.abs(np.diff(rates))
-    before = np.concatenate([[0.0], changes[:-1]])
+    before = np.concatenate([[np.inf], changes[:-1]])
     after = np.concatenate([changes[1:], [0.0]])
     is_jump = (changes > JUMP * rates.max()) & (before <= 0.1 * changes) & (after <= 0.1 * changes)
     return np.flatnonzero(is_jump)
