@@ -34,7 +34,7 @@ def assert_is_the_curve(curve, scale=1.0):
     assert curve.steps.tolist() == STEPS.tolist()
     assert curve.losses == pytest.approx(LOSSES)
     after_warmup = np.arange(200, 3000)
-    assert curve.rates.values[after_warmup] * scale == pytest.approx(RATES[after_warmup], rel=5e-3)
+    assert curve.rates.values[after_warmup] * scale == pytest.approx(RATES[after_warmup], rel=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_a_schedule_continues_the_logged_rates(tmp_path):
     rows = [row for row in ROWS if row[0] <= 1500]
     path = write(tmp_path, "step,lr,loss", rows)
     assert read_one(path).rates.steps == 1500
-    planned = parse_schedule("cosine:steps=3000,final=0.1,warmup=0")
+    planned = parse_schedule("cosine:steps=3000,final=0.1,warmup=0,peak=3e-4")
     curve = read_one(path, schedule=planned)
     assert curve.rates.values[1600:2900] == pytest.approx(RATES[1600:2900], rel=0.01)
     with pytest.raises(FitError, match="schedule does not match the logged rates: at step 1500"):

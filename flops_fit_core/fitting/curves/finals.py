@@ -11,6 +11,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.curves.curve import LossCurve
 from flops_fit_core.fitting.curves.fit import CurveData, CurveFit, fit_curves
 from flops_fit_core.fitting.curves.forecast import CurveForecast, forecast_loss
+from flops_fit_core.fitting.curves.laws import find_law
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 
 QUANTILE_90 = 1.6449
@@ -70,7 +71,11 @@ def final_losses(
 
 
 def fit_groups(curves: Sequence[LossCurve], law: str = "multi-power") -> dict[str, CurveFit]:
-    """A fit of the finished curves of each group. Groups without one, or with too few losses, have no fit."""
+    """A fit of the finished curves of each group. Groups without one, or with too few losses, have no fit.
+
+    Raises FitError for an unknown law.
+    """
+    find_law(law)
     groups: dict[str, list[LossCurve]] = {}
     for curve in curves:
         if curve.is_finished:
