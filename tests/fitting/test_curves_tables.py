@@ -136,12 +136,14 @@ def test_a_missing_column_of_rates_needs_a_schedule(tmp_path):
     assert curve.rates.values[1500] == pytest.approx(0.55 * PEAK)
 
 
-def test_several_columns_of_losses_are_refused_with_their_names(tmp_path):
-    rows = [(*row, row[2] + 0.1) for row in ROWS]
+def test_the_held_out_loss_is_preferred_and_other_doubts_are_refused(tmp_path):
+    rows = [(step, rate, loss + 0.1, loss) for step, rate, loss in ROWS]
     path = write(tmp_path, "step,lr,train_loss,val_loss", rows)
-    with pytest.raises(FitError, match=r"train_loss, val_loss. Choose with --column loss='val_loss'"):
+    assert_is_the_curve(read_one(path))
+    assert read_one(path, columns={"loss": "train_loss"}).losses == pytest.approx(LOSSES + 0.1)
+    path = write(tmp_path, "step,lr,train_loss,loss", rows)
+    with pytest.raises(FitError, match=r"train_loss, loss. Choose with --column loss='loss'"):
         read_curves(path)
-    assert read_one(path, columns={"loss": "train_loss"}).losses == pytest.approx(LOSSES)
 
 
 def test_parameter_groups_with_equal_rates_count_as_one_column(tmp_path):

@@ -19,6 +19,7 @@ from flops_fit_core.fitting.curves.shapes import SYNTAX, ScheduleShape
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.io.files import RawTable, read_raw
 from flops_fit_core.fitting.io.histories import find_run_column
+from flops_fit_core.fitting.io.names import HELD_OUT, split_words
 from flops_fit_core.fitting.io.numbers import NumberFormat, decide_format, is_blank
 from flops_fit_core.records import Diagnostic
 
@@ -134,7 +135,8 @@ def _choose_columns(path: Path, raw: RawTable, user: Mapping[str, str], *, needs
         )
     if "loss" not in by_role:
         losses = [name for name in raw.header if LOSS_NAME.fullmatch(name) and not NOT_LOSS.search(name)]
-        by_role["loss"] = _only(path, raw, "loss", losses)
+        held_out = [name for name in losses if split_words(name) & HELD_OUT]
+        by_role["loss"] = _only(path, raw, "loss", held_out or losses)
     run = find_run_column(raw.header, by_role.get("run"))
     if run is not None and run not in by_role.values():
         by_role["run"] = run
