@@ -157,10 +157,10 @@ def test_the_evaluations_of_an_interrupted_run_are_read_from_its_checkpoint(tmp_
     stopped = study_curves(bench_study(tmp_path / "stopped", Bench(), stop_after=40))
     assert len(stopped) == 2
     for curve in stopped:
-        whole = dict(zip(complete[curve.name].steps, complete[curve.name].losses, strict=True))
-        shared = {step: loss for step, loss in zip(curve.steps, curve.losses, strict=True) if step in whole}
+        expected = dict(zip(complete[curve.name].steps, complete[curve.name].losses, strict=True))
+        shared = {step: loss for step, loss in zip(curve.steps, curve.losses, strict=True) if step in expected}
         assert len(shared) >= 5
-        assert shared == {step: whole[step] for step in shared}
+        assert shared == {step: expected[step] for step in shared}
         assert not curve.is_finished
         assert curve.rates.steps == complete[curve.name].rates.steps
 

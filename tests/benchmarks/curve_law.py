@@ -1,6 +1,7 @@
 """Loss-curve laws on published curves and on simulated curves.
 
     python tests/benchmarks/curve_law.py FOLDER [schedules] [forecasts] [coverage] [--quick]
+    python tests/benchmarks/curve_law.py coverage --studies 300 --noise 0.0005 0.002 0.005
 
 FOLDER holds a folder per model size, each with CSV tables (step, lr, loss) of one run: 25M/cosine_24000.csv and
 others (arXiv 2503.12811). They are not part of this repository. ``coverage`` needs no data.
@@ -16,6 +17,7 @@ coverage   simulated curves of a known law, with the law's error and correlated 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from pathlib import Path
@@ -28,6 +30,7 @@ from curve_samples import TRUTH, correlated_noise, rates, true_losses
 from flops_fit_core import FitError
 from flops_fit_core.fitting import CurveFit, LearningRates, LossCurve, fit_curves, forecast_loss, read_curves
 
+PARTS = ("schedules", "forecasts", "coverage")
 FITTED = ("cosine_24000", "constant_24000", "wsdcon_9")
 
 
@@ -101,10 +104,10 @@ def simulate(random: np.random.Generator, name: str, deviation: float, rows: int
     return LossCurve(name, at, losses, LearningRates(values)), float(losses[-1])
 
 
-def print_coverage(studies: int) -> None:
+def print_coverage(studies: int, noise: list[float]) -> None:
     print(f"\nsimulated, {studies} studies per cell; truth {TRUTH}")
     print(f"{'noise':>6} {'interval':32} {'covers':>7} {'median half width':>18} {'rms error':>10}")
-    for deviation in (0.0005, 0.002, 0.005):
+    for deviation in noise:
         cells: dict[str, list[tuple[bool, float, float]]] = {}
         random = np.random.default_rng(0)
         for _ in range(studies):
@@ -131,23 +134,23 @@ def _count(cells: dict, name: str, loss, final: float) -> None:
     cells.setdefault(name, []).append((loss.low < final < loss.high, half, loss.value / final - 1))
 
 
-def main(arguments: list[str]) -> None:
-    quick = "--quick" in arguments
-    words = [word for word in arguments if not word.startswith("--")]
-    parts = [word for word in words if word in ("schedules", "forecasts", "coverage")]
-    folders = [word for word in words if word not in parts]
-    parts = parts or ["schedules", "forecasts", "coverage"]
-    if {"schedules", "forecasts"} & set(parts):
-        if not folders:
-            sys.exit(__doc__)
-        sizes = read_sizes(Path(folders[0]))
-        if "schedules" in parts:
-            print_schedules(sizes)
-        if "forecasts" in parts:
-            print_forecasts(sizes)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("words", nargs="+", help="FOLDER, and the parts to print")
+    parser.add_argument("--quick", action="store_true", help="20 studies per cell")
+    parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--noise", type=float, nargs="+", default=[0.0005, 0.002, 0.005])
+    options = parser.parse_args()
+    parts = [word for word in options.words if word in PARTS] or list(PARTS)
+    folders = [Path(word) for word in options.words if word not in PARTS]
+    sizes = read_sizes(folders[0]) if folders else {}
+    if "schedules" in parts:
+        print_schedules(sizes)
+    if "forecasts" in parts:
+        print_forecasts(sizes)
     if "coverage" in parts:
-        print_coverage(20 if quick else 300)
+        print_coverage(20 if options.quick else options.studies, options.noise)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -82,7 +82,7 @@ class LossCurve:
 
 @dataclass(frozen=True)
 class BinnedCurve:
-    """Rows of a curve averaged in bins of steps, for fits whose time does not grow with the number of rows."""
+    """Rows of a curve averaged in bins of steps. The time of a fit then hardly grows with the number of rows."""
 
     curve: LossCurve
     steps: Integers

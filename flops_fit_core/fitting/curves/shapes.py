@@ -23,7 +23,7 @@ _DEFAULTS = {"peak": 1.0, "warmup": 0.0, "final": 0.0, "decay": 0.2, "power": 1.
 
 @dataclass(frozen=True)
 class ScheduleShape:
-    """A schedule with a linear warmup from 0. Values that are None are taken from the run or have a default."""
+    """A schedule with a linear warmup from 0. Keys without a value come from the run or have a default."""
 
     name: str
     values: Mapping[str, float]
