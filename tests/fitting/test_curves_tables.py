@@ -75,6 +75,17 @@ def test_rows_without_a_loss_or_a_rate_are_joined_as_lightning_and_hf_write_them
     assert_is_the_curve(read_one(path))
 
 
+def test_all_rates_may_come_before_all_losses(tmp_path):
+    rows = [(step, rate, None) for step, rate, _ in ROWS] + [(step, None, loss) for step, _, loss in ROWS]
+    assert_is_the_curve(read_one(write(tmp_path, "step,lr,val_loss", rows)))
+
+
+def test_losses_before_the_first_update_with_a_rate_are_left_out(tmp_path):
+    rows = [(0, 0.0, 11.0), (1, 1e-8, 11.0), *ROWS]
+    curve = read_one(write(tmp_path, "step,lr,loss", rows))
+    assert curve.steps.tolist() == STEPS.tolist()
+
+
 def test_rows_that_are_not_numbers_are_left_out(tmp_path):
     rows = [*ROWS[:5], (550, "", "nan"), (560, "nan", "NaN"), *ROWS[5:], ("total", "", "")]
     table = read_curves(write(tmp_path, "step,lr,loss", rows))
@@ -86,7 +97,7 @@ def test_a_resumed_run_replaces_the_rows_after_its_checkpoint(tmp_path):
     lost = [(step, rate, loss + 1) for step, rate, loss in ROWS[10:14]]
     table = read_curves(write(tmp_path, "step,lr,loss", [*ROWS[:10], *lost, *ROWS[10:]]))
     assert_is_the_curve(table.curves[0])
-    assert "4 rows are left out: the run was resumed before them" in [item.message for item in table.diagnostics]
+    assert "4 losses are left out: the run was resumed before them" in [item.message for item in table.diagnostics]
 
 
 def test_a_resume_that_repeats_its_last_step_keeps_the_later_row(tmp_path):

@@ -221,26 +221,37 @@ def _group_rows(
 def _make_curve(name: str, rows: _RunRows, schedule: ScheduleShape | None, notes: Counter[str]) -> LossCurve:
     """The curve of a run. Raises FitError with the reason why it has none."""
     steps, rates, losses = (np.array(column) for column in (rows.steps, rows.rates, rows.losses))
-    order = _order(name, steps, notes)
-    steps, rates, losses = steps[order].astype(np.int64), rates[order], losses[order]
-    has_loss = np.isfinite(losses) & (steps > 0)
     blank = int(np.sum(~np.isfinite(losses) & ~np.isfinite(rates)))
     if blank:
         notes["rows have neither a rate nor a loss"] += blank
-    if np.any(losses[has_loss] <= 0):
+    if np.any(losses <= 0):
         raise FitError(f"run {name}: a loss is 0 or negative; losses are in nats")
-    if not has_loss.any():
+    loss_steps, values = _series(name, steps, losses, notes)
+    if not len(loss_steps) or loss_steps[-1] < 1:
         raise FitError(f"run {name}: no row has a loss after step 0")
-    loss_steps, values = _last_of_step(steps[has_loss], losses[has_loss])
-    last = int(loss_steps[-1])
-    has_rate = np.isfinite(rates)
-    rate_steps, rate_values = _last_of_step(steps[has_rate], rates[has_rate])
-    schedule_rates = _schedule(name, rate_steps, rate_values, last, schedule)
-    return LossCurve(name, loss_steps, values, schedule_rates, rows.size)
+    rate_steps, rate_values = _series(name, steps, rates, Counter())
+    schedule_rates = _schedule(name, rate_steps, rate_values, int(loss_steps[-1]), schedule)
+    trained = schedule_rates.sums[np.minimum(loss_steps, schedule_rates.steps)] > 0
+    return LossCurve(name, loss_steps[trained], values[trained], schedule_rates, rows.size)
+
+
+def _series(name: str, steps: Floats, values: Floats, notes: Counter[str]) -> tuple[Integers, Floats]:
+    """The finite values by distinct steps, each with its last value.
+
+    Losses and rates are two series: a table may have all rates first and all losses after them.
+    """
+    finite = np.isfinite(values)
+    steps, values = steps[finite], values[finite]
+    if not len(steps):
+        return steps.astype(np.int64), values
+    order = _order(name, steps, notes)
+    ordered = steps[order].astype(np.int64)
+    is_last = np.append(np.diff(ordered) > 0, True)
+    return ordered[is_last], values[order][is_last]
 
 
 def _order(name: str, steps: Floats, notes: Counter[str]) -> Integers:
-    """Indices of the rows to use, by step. Rows of an attempt that a resume has replaced are left out.
+    """Indices of the values to use, by step. Values of an attempt that a resume has replaced are left out.
 
     Steps that go back in few rows are resumes. In a table that is sorted otherwise, every row counts. Raises
     FitError for steps that begin again: they count within an epoch, or the run was started again.
@@ -262,14 +273,8 @@ def _order(name: str, steps: Floats, notes: Counter[str]) -> Integers:
     for position in backward:
         replaced = keep & (rows <= position) & (steps >= steps[position + 1])
         keep &= ~replaced
-        notes["rows are left out: the run was resumed before them"] += int(replaced.sum())
+        notes["losses are left out: the run was resumed before them"] += int(replaced.sum())
     return rows[keep][np.argsort(steps[keep], kind="stable")]
-
-
-def _last_of_step(steps: Integers, values: Floats) -> tuple[Integers, Floats]:
-    """Distinct steps, each with its last value."""
-    last = np.append(np.diff(steps) > 0, True) if len(steps) else np.zeros(0, dtype=bool)
-    return steps[last], values[last]
 
 
 def _schedule(
