@@ -103,6 +103,11 @@ def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
     return pairs
 
 
+def column_pairs(texts: Sequence[str], example: str) -> dict[str, str]:
+    """The values of ``--column ROLE=COLUMN``. Raises ConfigError for another form."""
+    return _pairs("--column", texts, example)
+
+
 def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
     """Fit the runs of a study or a table. Raises ConfigError and FitError."""
     if request.is_table(registry):

@@ -17,6 +17,7 @@ from flops_fit_core.cli import (
     budget_command,
     compare_command,
     count_flops_command,
+    curve_command,
     doctor_command,
     export_command,
     fitting_commands,
@@ -64,6 +65,7 @@ store_command.register(app)
 fitting_commands.register(app)
 budget_command.register(app)
 compare_command.register(app)
+curve_command.register(app)
 tune_command.register(app)
 count_flops_command.register(app)
 trust_command.register(app)
