@@ -143,17 +143,6 @@ class Profile:
             return float(self.minima(self.y[None])[1][0])
         return float(np.min(self.y))
 
-    def variance(self) -> float:
-        """Variance of ln N at the minimum for runs of variance 1, times the squared curvature (delta method)."""
-        position = self.ln_params - self.centre
-        gradient = np.array([0, 1, 2 * position, 3 * position**2]) @ self.solver
-        return float(gradient @ gradient)
-
-    def curvature(self) -> float:
-        """Second derivative of a polynomial profile at its minimum."""
-        _, _, c2, c3 = self.coefficients
-        return float(2 * c2 + 6 * c3 * (self.ln_params - self.centre))
-
 
 def _polynomial_minima(coefficients: Floats) -> tuple[Floats, Floats, Bools]:
     """Position u, value and existence of the minima of cubics (or parabolas) with coefficients (draws, 4)."""
