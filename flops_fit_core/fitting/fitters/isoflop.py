@@ -11,7 +11,7 @@ et al. 2024 (arXiv 2406.19146): a line through the minima of interpolated profil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import check_profiles, check_runs, explain_unusable, no_interval, note
 from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.fitters.interpolation import interpolate_optima
+from flops_fit_core.fitting.fitters.loss_law import add_loss_scatter, estimate_loss_scatter
 from flops_fit_core.fitting.fitters.minima import Estimate, add_scatter, draw_scatter, fit_laws
 from flops_fit_core.fitting.fitters.profile_regression import explain_too_few_minima, regress_optima
 from flops_fit_core.fitting.fitters.profiles import (
@@ -60,10 +61,11 @@ class IsoflopFitter(BootstrapFitter):
         groups = group_by_budget(runs)
         moved = move_to_budgets(runs, groups)
         response = moved if self.response == "log-loss" else np.exp(moved)
-        profiles = [fit_profile(group, np.log(runs.params), response, self.shape) for group in groups]
+        is_log = self.response == "log-loss"
+        profiles = [fit_profile(group, np.log(runs.params), response, self.shape, is_log) for group in groups]
         random = np.random.default_rng(self.seed)
-        estimate = self._estimate_optima(runs, profiles, flops_per_token, random)
-        law, draws, reason = self._fit_laws(estimate, flops_per_token, random)
+        estimate = self._estimate_optima(runs, response, profiles, flops_per_token, random)
+        law, draws, warnings = self._fit_laws(estimate, flops_per_token, random)
         shown = {profile.budget: profile for profile in (*profiles, *estimate.profiles)}
         profiles = [shown[profile.budget] for profile in profiles]
         used = {profile.budget for profile in estimate.profiles}
@@ -72,20 +74,20 @@ class IsoflopFitter(BootstrapFitter):
             *check_runs(runs, flops_per_token),
             _describe_loss_law(law["E"] > 0, len(used)),
             *estimate.warnings,
-            *([no_interval(reason)] if reason else []),
+            *warnings,
         ]
         unused = {
             runs.ids[row]: explain_unusable(profile)[1]
             for profile in profiles
             if profile.budget not in used
-            for row in profile.rows
+            for row in (*profile.rows, *profile.far)
         }
         return LawFit(
             **fit_header(self, self.name, flops=sorted(used), params=runs.params, draws=draws),
             law=Law(name="isoflop", parameters=law),
             exponents={key: interval(law[key], draws.get(key, np.empty(0)), self.level) for key in ("a", "b")},
             objective=estimate.rss,
-            n_runs=sum(len(profile.rows) for profile in estimate.profiles),
+            n_runs=estimate.n_runs,
             excluded={**unused, **{runs.ids[row]: text for row, text in estimate.rejected.items()}},
             diagnostics=tuple(diagnostics),
             minima=tuple(self._profile_record(profile, flops_per_token) for profile in profiles),
@@ -93,11 +95,17 @@ class IsoflopFitter(BootstrapFitter):
         )
 
     def _estimate_optima(
-        self, runs: Runs, profiles: list[Profile], flops_per_token: FlopsPerToken, random: np.random.Generator
+        self,
+        runs: Runs,
+        response: Floats,
+        profiles: list[Profile],
+        flops_per_token: FlopsPerToken,
+        random: np.random.Generator,
     ) -> Estimate:
         if self.shape != "akima":
             return regress_optima(
                 runs,
+                response,
                 profiles,
                 flops_per_token,
                 is_log=self.response == "log-loss",
@@ -114,19 +122,27 @@ class IsoflopFitter(BootstrapFitter):
 
     def _fit_laws(
         self, estimate: Estimate, flops_per_token: FlopsPerToken, random: np.random.Generator
-    ) -> tuple[dict[str, float], dict[str, Floats], str]:
-        """The law, its draws, and why there are none; an empty text if there are some or none were requested."""
+    ) -> tuple[dict[str, float], dict[str, Floats], list[Diagnostic]]:
+        """The law, its draws, and diagnostics."""
         ln_budgets = np.log([profile.budget for profile in estimate.profiles])
         weights, loss_error = estimate.weights, estimate.loss_error
-        law = fit_laws(ln_budgets, estimate.minima, weights, loss_error)
+        ratio, dof, warning = estimate_loss_scatter(
+            ln_budgets, estimate.minima.loss, loss_error, estimate.noise_dof
+        )
+        spread = loss_error * np.sqrt(1 + ratio)
+        law = fit_laws(ln_budgets, estimate.minima, weights, spread)
+        diagnostics = [warning] if warning else []
+        if estimate.no_interval:
+            diagnostics.append(no_interval(estimate.no_interval))
         count = len(estimate.drawn.loss)
         draws: dict[str, Floats] = {}
         if count and not estimate.no_interval:
-            tau = draw_scatter(*estimate.scatter, count, random)
             drawn_flops = flops_per_token.drawn(count, self.seed)
+            tau = draw_scatter(*estimate.scatter, count, random)
             drawn = add_scatter(estimate.drawn, tau, ln_budgets, drawn_flops, random)
-            draws = fit_laws(ln_budgets, drawn, weights, loss_error, random)
-        return {key: float(value[0]) for key, value in law.items()}, draws, estimate.no_interval
+            loss = add_loss_scatter(drawn.loss, loss_error, ratio, dof, random)
+            draws = fit_laws(ln_budgets, replace(drawn, loss=loss), weights, spread, random)
+        return {key: float(value[0]) for key, value in law.items()}, draws, diagnostics
 
     def _profile_record(self, profile: Profile, flops_per_token: FlopsPerToken) -> ProfileMinimum:
         ln_params = np.array([profile.ln_params])

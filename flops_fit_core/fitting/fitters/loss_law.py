@@ -8,9 +8,15 @@ Bardsley et al. 2014), so that draws also vary along directions that only the pr
 from __future__ import annotations
 
 import numpy as np
+from scipy import stats
 
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.fitting.fitters.profile_law import DECAY_PRIOR, EXPONENT_PRIOR
+from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
+from flops_fit_core.records import Diagnostic
+
+SCATTER_CHANCE = 0.02
+"""Chance of a message about scatter if the optima follow a line, or the lowest losses their law."""
 
 _LN_GAMMAS = np.log(np.geomspace(0.01, 2.0, 54))
 _PRIOR_SD = EXPONENT_PRIOR[1]
@@ -44,6 +50,40 @@ def fit_loss_law(
     gamma = np.exp((low + high) / 2)
     e, k, _ = _project(x, loss, gamma, weight)
     return {"E": e, "ln_kL": np.log(np.maximum(k, 1e-300)) + gamma * centre, "gamma": gamma}
+
+
+def estimate_loss_scatter(
+    ln_budgets: Floats, loss: Floats, relative_error: Floats, noise_dof: int
+) -> tuple[float, int, Diagnostic | None]:
+    """Scatter of ``loss`` (1, budgets) about the law in excess of its errors: (ratio, dof, warning).
+
+    The ratio is the variance about the law divided by that of the errors, less 1. It is 0 unless significant by an
+    F test.
+    """
+    dof = len(ln_budgets) - 3
+    if dof < 1 or not (relative_error > _SMALLEST_ERROR).all():
+        return 0.0, 0, None
+    law = fit_loss_law(ln_budgets, loss, relative_error)
+    misfit = np.log((law["E"] + np.exp(law["ln_kL"] - law["gamma"] * ln_budgets)) / loss[0])
+    mean_square = float(np.sum((misfit / relative_error) ** 2)) / dof
+    if stats.f.sf(mean_square, dof, noise_dof) > SCATTER_CHANCE:
+        return 0.0, 0, None
+    message = (
+        "the lowest losses of the budgets lie further from E + k C^-gamma than the runs' noise explains (by "
+        f"{np.sqrt(np.mean(misfit**2)):.2%}, added to the intervals of L_opt); check for budgets tuned differently"
+    )
+    return max(0.0, mean_square - 1), dof, Diagnostic(code="loss-scatter", message=message)
+
+
+def add_loss_scatter(
+    drawn: Floats, relative_error: Floats, ratio: float, dof: int, random: np.random.Generator
+) -> Floats:
+    """Add scatter about the law to drawn lowest losses (draws, budgets)."""
+    if not ratio:
+        return drawn
+    scale = np.sqrt(ratio) * draw_scale(dof, len(drawn), random)[:, None]
+    scattered: Floats = drawn * np.exp(scale * relative_error * random.standard_normal(drawn.shape))
+    return scattered
 
 
 def _project(x: Floats, loss: Floats, gamma: Floats, weight: Floats) -> tuple[Floats, Floats, Floats]:

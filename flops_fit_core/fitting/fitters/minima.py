@@ -9,15 +9,12 @@ import numpy as np
 from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats
-from flops_fit_core.fitting.fitters.loss_law import fit_loss_law
+from flops_fit_core.fitting.fitters.loss_law import SCATTER_CHANCE, fit_loss_law
 from flops_fit_core.fitting.fitters.profiles import Profile, Response
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.power_law import fit_line
 from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
 from flops_fit_core.records import Diagnostic
-
-SCATTER_CHANCE = 0.02
-"""Chance of a message about scatter if the minima follow a line."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +53,10 @@ class Estimate:
     """Relative standard errors of the lowest losses."""
     scatter: tuple[float, int]
     """Standard deviation of ln N_opt about the line in excess of noise, and its degrees of freedom."""
+    noise_dof: int
+    """Degrees of freedom of ``loss_error``."""
+    n_runs: int
+    """Runs that the law uses."""
     rss: float = 0.0
     """Sum of squared residuals."""
     rejected: dict[int, str] = field(default_factory=dict)

@@ -111,6 +111,6 @@ def separate_optima(fit: ProfileFit) -> tuple[Floats, Floats, float, int]:
 
 
 def budget_centres(runs: ProfileRuns) -> Floats:
-    """z of every budget."""
+    """Z of every budget."""
     z: Floats = np.bincount(runs.budget, runs.z) / np.bincount(runs.budget)
     return z

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
 from flops_fit_core.errors import FitError
-from flops_fit_core.fitting.data import Floats, Ints, Runs
+from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import explain_unusable
 from flops_fit_core.fitting.fitters.minima import Estimate, Minima, Noise, estimate_scatter
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
@@ -21,17 +22,20 @@ from flops_fit_core.fitting.fitters.profile_noise import (
     separate_optima,
 )
 from flops_fit_core.fitting.fitters.profile_outliers import RobustFit, fit_without_outliers
-from flops_fit_core.fitting.fitters.profiles import Group, Profile, fit_profile
+from flops_fit_core.fitting.fitters.profiles import MAX_EXCESS, MIN_NEAR_SIZES, Group, Profile, fit_profile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.uncertainty.refits import OUTLIER
 from flops_fit_core.records import Diagnostic
 
+FAR = f"loss more than {MAX_EXCESS:.0%} above the lowest of its budget: too far from the optimum to locate it"
+_WINDOW_ROUNDS = 5
 _CONCAVE_CHANCE = 0.01
 """Chance that any profile of a study with Gaussian noise counts as bending downwards."""
 
 
 def regress_optima(
     runs: Runs,
+    response: Floats,
     profiles: Sequence[Profile],
     flops_per_token: FlopsPerToken,
     *,
@@ -46,7 +50,7 @@ def regress_optima(
 
     A profile with its lowest loss at an edge, or that bends downwards, is used if the regression of all budgets
     places the optimum among its sizes: noise has that effect. A profile that bends downwards by more than the
-    noise of the other profiles is left out.
+    noise of the other profiles is left out. So are runs far from the optimum of their budget (``MAX_EXCESS``).
     """
     used = [profile for profile in profiles if profile.verdict != "too few sizes"]
     used = [profile for profile in used if not _is_concave(profile, used)]
@@ -54,16 +58,17 @@ def regress_optima(
         if len(used) < 2:
             raise FitError(explain_too_few_minima(profiles, used))
         try:
-            robust, rows = _regress(runs, used, is_log, is_robust)
+            regression = _regress(runs, response, used, is_log, is_robust)
         except FitError as error:
             raise FitError(explain_too_few_minima(profiles, [], str(error))) from None
-        outside = _distances_outside(robust.fit, used)
+        outside = _distances_outside(regression.robust.fit, used, runs)
         if max(outside) <= 0:
             break
         used.pop(int(np.argmax(outside)))
+    robust, rows = regression.robust, regression.rows
     fit = robust.fit
     ln_budgets = np.log([profile.budget for profile in used])
-    centre = float(np.log(runs.params[rows]).mean())
+    centre = float(np.log(runs.params[np.concatenate([_all_rows(profile) for profile in used])]).mean())
     z = budget_centres(fit.runs)
     n0, a = fit.line
     optima = (centre + n0 + a * z)[None]
@@ -81,13 +86,16 @@ def regress_optima(
         level,
         random,
     )
-    rejected = {int(rows[row]): OUTLIER for row, _ in robust.offsets}
+    rejected = {int(row): FAR for row in regression.far}
+    rejected |= {int(rows[row]): OUTLIER for row, _ in robust.offsets}
     return Estimate(
-        profiles=tuple(_without(profile, rejected, runs) for profile in used),
+        profiles=tuple(_without(profile, rejected, runs, response, is_log) for profile in used),
+        n_runs=len(fit.runs.y),
         minima=minima,
         drawn=drawn,
         weights=1 / variances,
         loss_error=lowest_errors(fit),
+        noise_dof=max(fit.runs.dof, 1),
         scatter=(tau, tau_dof),
         rss=fit.rss,
         rejected=rejected,
@@ -96,18 +104,56 @@ def regress_optima(
     )
 
 
-def _regress(runs: Runs, used: list[Profile], is_log: bool, is_robust: bool) -> tuple[RobustFit, Ints]:
-    """The regression, and the rows of its runs."""
-    rows = np.concatenate([profile.rows for profile in used])
-    numbers = np.repeat(np.arange(len(used)), [len(profile.rows) for profile in used])
+@dataclass(frozen=True)
+class _Regression:
+    """The regression, the rows of the runs that it uses, and those that it leaves out."""
+
+    robust: RobustFit
+    rows: Ints
+    """Rows near the optima; ``robust`` covers these."""
+    far: Ints
+    """Rows of runs too far from the optimum of their budget."""
+
+
+def _regress(runs: Runs, response: Floats, used: list[Profile], is_log: bool, is_robust: bool) -> _Regression:
+    """Fit the runs near the optima, which depend on the fit: repeat until the set is stable."""
+    groups = [_all_rows(profile) for profile in used]
+    rows = np.concatenate(groups)
+    numbers = np.repeat(np.arange(len(used)), [len(group) for group in groups])
     x = np.log(runs.params[rows])
     ln_budgets = np.log([profile.budget for profile in used])[numbers]
-    y = np.concatenate([profile.y for profile in used])
-    data = ProfileRuns(x - x.mean(), ln_budgets - ln_budgets.mean(), numbers, y, is_log)
-    if not is_robust:
-        return RobustFit(fit_profiles(data), np.ones(len(rows), dtype=bool), tried=False), rows
+    data = ProfileRuns(x - x.mean(), ln_budgets - ln_budgets.mean(), numbers, response[rows], is_log)
     trunk = np.unique([runs.trunks[row] for row in rows], return_inverse=True)[1]
-    return fit_without_outliers(data, trunk, MAX_NOISE_MODEL_RUNS), rows
+    is_near = np.ones(len(rows), dtype=bool)
+    for _ in range(_WINDOW_ROUNDS):
+        near = data.take(is_near)
+        robust = (
+            fit_without_outliers(near, trunk[is_near], MAX_NOISE_MODEL_RUNS)
+            if is_robust
+            else RobustFit(fit_profiles(near), np.ones(len(near.y), dtype=bool), tried=False)
+        )
+        result = _Regression(robust, rows[is_near], rows[~is_near])
+        previous, is_near = is_near, _find_near(robust.fit, data)
+        if (is_near == previous).all():
+            break
+    return result
+
+
+def _find_near(fit: ProfileFit, data: ProfileRuns) -> Bools:
+    """Runs with a fitted loss close to the lowest of their budget, and the nearest sizes of every budget."""
+    response = data.evaluate(fit.theta)[0]
+    excess = (np.exp(response) if data.is_log else response) / fit.lowest[data.budget] - 1
+    is_near: Bools = excess <= MAX_EXCESS
+    for number in range(data.budgets):
+        rows = np.flatnonzero(data.budget == number)
+        sizes = np.round(data.x[rows], 9)
+        by_size = sorted(
+            {float(size): float(value) for size, value in zip(sizes, excess[rows], strict=True)}.items(),
+            key=lambda item: item[1],
+        )
+        nearest = [size for size, _ in by_size[:MIN_NEAR_SIZES]]
+        is_near[rows] |= np.isin(sizes, nearest)
+    return is_near
 
 
 def _is_concave(profile: Profile, profiles: Sequence[Profile]) -> bool:
@@ -124,14 +170,14 @@ def _is_concave(profile: Profile, profiles: Sequence[Profile]) -> bool:
     return bool(profile.coefficients[2] < -bound * standard_error)
 
 
-def _distances_outside(fit: ProfileFit, used: list[Profile]) -> list[float]:
+def _distances_outside(fit: ProfileFit, used: list[Profile], runs: Runs) -> list[float]:
     """How far N_opt lies outside the sizes of each budget, in ln N; 0 for a profile with its own minimum."""
     distances = []
     n0, a = fit.line
-    for number, profile in enumerate(used):
-        rows = np.flatnonzero(fit.runs.budget == number)
-        optimum = n0 + a * float(fit.runs.z[rows[0]])
-        x = fit.runs.x[rows]
+    centre = float(np.log(runs.params[np.concatenate([_all_rows(profile) for profile in used])]).mean())
+    for profile, z in zip(used, budget_centres(fit.runs), strict=True):
+        optimum = centre + n0 + a * float(z)
+        x = np.log(runs.params[_all_rows(profile)])
         distance = max(float(x.min()) - optimum, optimum - float(x.max()))
         distances.append(0.0 if profile.verdict == "interior" else max(distance, 0.0))
     return distances
@@ -169,15 +215,18 @@ def _draw_optima(
     return Minima(ln_params, ln_budgets - drawn_flops(ln_params), lines.lowest), ""
 
 
-def _without(profile: Profile, rejected: dict[int, str], runs: Runs) -> Profile:
+def _all_rows(profile: Profile) -> Ints:
+    return np.sort(np.concatenate([profile.rows, profile.far]))
+
+
+def _without(profile: Profile, rejected: dict[int, str], runs: Runs, response: Floats, is_log: bool) -> Profile:
     """The profile without rejected runs."""
-    keep = np.array([int(row) not in rejected for row in profile.rows])
-    if keep.all():
+    rows = _all_rows(profile)
+    accepted = np.array([int(row) for row in rows if int(row) not in rejected])
+    if len(accepted) == len(rows):
         return profile
-    response = np.empty(len(runs))
-    response[profile.rows] = profile.y
-    group = Group(profile.budget, profile.rows[keep])
-    return fit_profile(group, np.log(runs.params), response, profile.shape)
+    group = Group(profile.budget, accepted)
+    return fit_profile(group, np.log(runs.params), response, profile.shape, is_log)
 
 
 def _describe_outliers(robust: RobustFit, runs: Runs, rows: Ints) -> list[Diagnostic]:
