@@ -105,8 +105,8 @@ def _explain_used(profile: Profile) -> str:
         "above": "its lowest loss is at its largest size",
     }.get(profile.verdict, "its own profile has no minimum")
     return (
-        f"budget {profile.budget:.3g}: {shape}, but the profiles of all budgets together have their minimum inside "
-        "its grid, so the law uses it"
+        f"budget {profile.budget:.3g}: {shape}, but the profiles of all budgets together have their minimum "
+        "inside its grid, so the law uses it"
     )
 
 

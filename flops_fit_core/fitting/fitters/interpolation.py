@@ -82,7 +82,7 @@ def _find_minima(
     flops_per_token: FlopsPerToken,
     response: Response,
 ) -> tuple[Minima, Bools]:
-    """Minima of all profiles for responses (draws, runs) of each, and the draws with a minimum in every profile."""
+    """Minima of all profiles for responses (draws, runs) of each, and the draws with a minimum in all of them."""
     parts = [profile.minima(y) for profile, y in zip(profiles, responses, strict=True)]
     ln_params = np.stack([minimum[0] for minimum in parts], axis=1)
     lowest = np.stack([minimum[1] for minimum in parts], axis=1)

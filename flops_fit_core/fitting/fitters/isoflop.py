@@ -47,15 +47,15 @@ class IsoflopFitter(BootstrapFitter):
     response: Response = "log-loss"
     """Response of the profiles: ln L or L."""
     shape: Shape = "parabola"
-    """Curve of each profile in tables and figures. ``akima`` interpolates, takes its noise from ``seed_noise``, and
-    the law goes through the minima of the interpolants, as in Porian et al. 2024."""
+    """Curve of each profile in tables and figures. With ``akima``, the law follows the minima of interpolants, with
+    the noise of ``seed_noise``, as in Porian et al. 2024."""
     objective: Literal["robust", "least-squares"] = "robust"
     """``robust``: least squares without gross outliers, named in a diagnostic. Ignored by ``akima``."""
     name: str = "fitters/isoflop"
 
     @convert_numerical_errors
     def fit(self, observations: Sequence[Observation]) -> LawFit:
-        """Fit the law. Raises FitError, with advice, if fewer than two budgets have a minimum inside their grid."""
+        """Fit the law. Raises FitError, with advice, if fewer than two budgets have a minimum in their grid."""
         runs = Runs.of(observations)
         flops_per_token = FlopsPerToken.of(runs, self.draws > 0, self.seed)
         groups = group_by_budget(runs)

@@ -27,7 +27,7 @@ _SMALLEST_ERROR = 1e-9
 def fit_loss_law(
     ln_budgets: Floats, loss: Floats, relative_error: Floats, random: np.random.Generator | None = None
 ) -> dict[str, Floats]:
-    """E, ln_kL and gamma per draw for ``loss`` (draws, budgets) with standard errors ``relative_error`` (budgets,).
+    """E, ln_kL and gamma per draw for ``loss`` (draws, budgets) with relative standard errors (budgets,).
 
     ``random`` shifts the prior of every draw; without it, the prior keeps its centre. E and K are not negative.
     """

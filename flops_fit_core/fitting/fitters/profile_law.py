@@ -37,7 +37,7 @@ _MAX_EXPONENT = 300.0
 
 
 def profile_shape(u: Floats, p: float, q: float, k: float) -> tuple[Floats, Floats, Floats]:
-    """H at u = ln N / N_opt, dh / du, and the derivatives in ln p, ln q and ln k, shape (3, n)."""
+    """Shape h at u = ln N / N_opt, dh / du, and the derivatives in ln p, ln q and ln k, shape (3, n)."""
     total = p + q
     share = q / total
     left = np.exp(np.clip(-p * u / k, -_MAX_EXPONENT, _MAX_EXPONENT))

@@ -111,6 +111,6 @@ def separate_optima(fit: ProfileFit) -> tuple[Floats, Floats, float, int]:
 
 
 def budget_centres(runs: ProfileRuns) -> Floats:
-    """Z of every budget."""
+    """Ln C of every budget, less the centre of ``z``."""
     z: Floats = np.bincount(runs.budget, runs.z) / np.bincount(runs.budget)
     return z

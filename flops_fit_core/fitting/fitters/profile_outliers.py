@@ -30,6 +30,8 @@ from flops_fit_core.fitting.uncertainty.outliers import (
 MIN_SIZES_PER_BUDGET = 3
 """A budget keeps at least this many sizes."""
 _ROUNDS = 5
+_SMALLEST_NOISE = 1e-6
+"""Relative to the loss. Smaller errors are numerical, not outliers."""
 
 
 @dataclass(frozen=True)
@@ -81,13 +83,16 @@ def _find_outliers(fit: ProfileFit, runs: ProfileRuns) -> Ints:
     """Rows of outliers about a linearised fit: at most one more than can be rejected."""
     n = len(runs.y)
     design, errors = _linearise(fit, runs)
+    floor = _SMALLEST_NOISE * (1.0 if runs.is_log else float(np.mean(runs.y)))
     most = min(int(MAX_REJECTED_SHARE * n) + 1, runs.dof - MIN_DOF)
     remaining = np.arange(n)
     removed: list[int] = []
     count = 0
     while len(removed) < most:
         rows = np.concatenate([remaining, np.arange(n, len(errors))])
-        studentised, dof = _deletion_residuals(design[rows], errors[rows], len(remaining) - runs.budgets - 3)
+        studentised, dof = _deletion_residuals(
+            design[rows], errors[rows], len(remaining) - runs.budgets - 3, floor
+        )
         worse, better = (
             float(stats.t.isf(chance / len(remaining), dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE)
         )
@@ -109,12 +114,12 @@ def _linearise(fit: ProfileFit, runs: ProfileRuns) -> tuple[Floats, Floats]:
     return design, np.concatenate([runs.y - response, -fit.residuals[used:]])
 
 
-def _deletion_residuals(design: Floats, errors: Floats, dof: int) -> tuple[Floats, int]:
+def _deletion_residuals(design: Floats, errors: Floats, dof: int, floor: float) -> tuple[Floats, int]:
     """Externally studentised residuals (Cook and Weisberg 1982, section 2.2.2) and their degrees of freedom."""
     basis = np.linalg.qr(design / np.maximum(np.sqrt((design**2).sum(axis=0)), 1e-300))[0]
     residuals = errors - basis @ (basis.T @ errors)
     free = np.maximum(1 - (basis**2).sum(axis=1), 1e-9)
-    others = np.maximum(residuals @ residuals - residuals**2 / free, 1e-300) / max(dof - 1, 1)
+    others = np.maximum((residuals @ residuals - residuals**2 / free) / max(dof - 1, 1), floor**2)
     studentised: Floats = residuals / np.sqrt(others * free)
     return studentised, max(dof - 1, 1)
 

@@ -1,4 +1,4 @@
-"""Optima of all budgets from one regression (:mod:`profile_law`): which budgets and runs it uses, and its draws."""
+"""Optima of all budgets from one regression (:mod:`profile_law`): its budgets and runs, and its draws."""
 
 from __future__ import annotations
 
@@ -208,8 +208,8 @@ def _draw_optima(
     downwards = float(np.mean(~lines.bends_upwards))
     if downwards >= (1 - level) / 2:
         return none, (
-            f"the noise of the runs hides the curvature of the profiles (in {downwards:.0%} of the draws they bend "
-            "downwards), so an interval would have no finite end; widen the grids of sizes, or train more seeds"
+            f"the noise of the runs hides the curvature of the profiles (in {downwards:.0%} of the draws they "
+            "bend downwards), so an interval would have no finite end; widen the grids of sizes or train more seeds"
         )
     ln_params = centre + lines.n0[:, None] + lines.a[:, None] * budget_centres(fit.runs)
     return Minima(ln_params, ln_budgets - drawn_flops(ln_params), lines.lowest), ""
