@@ -47,7 +47,7 @@ class IsoflopFitter(BootstrapFitter):
     response: Response = "log-loss"
     """Response of the profiles: ln L or L."""
     shape: Shape = "parabola"
-    """Curve of each profile in tables and figures. With ``akima``, the law follows the minima of interpolants, with
+    """Curve of each profile in tables and figures. With ``akima``, the law follows the minima of interpolants with
     the noise of ``seed_noise``, as in Porian et al. 2024."""
     objective: Literal["robust", "least-squares"] = "robust"
     """``robust``: least squares without gross outliers, named in a diagnostic. Ignored by ``akima``."""

@@ -209,7 +209,7 @@ def _draw_optima(
     if downwards >= (1 - level) / 2:
         return none, (
             f"the noise of the runs hides the curvature of the profiles (in {downwards:.0%} of the draws they "
-            "bend downwards), so an interval would have no finite end; widen the grids of sizes or train more seeds"
+            "bend downwards), so an interval would have no finite end; widen the grids or train more seeds"
         )
     ln_params = centre + lines.n0[:, None] + lines.a[:, None] * budget_centres(fit.runs)
     return Minima(ln_params, ln_budgets - drawn_flops(ln_params), lines.lowest), ""
