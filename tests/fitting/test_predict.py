@@ -145,6 +145,13 @@ def test_a_backtest_predicts_held_out_budgets():
     assert result.mean_abs_error < 0.01
     point = result.held_out[0]
     assert point.error == pytest.approx(point.predicted.value / point.loss - 1)
+    assert (result.with_interval, result.inside) == (0, 0)
+    drawn = backtest(ParametricFitter(draws=100), runs, budgets=2)
+    assert drawn.with_interval == len(drawn.held_out) == 14
+    ends = [point.predicted for point in drawn.held_out]
+    assert drawn.inside == sum(
+        end.low <= point.loss <= end.high for end, point in zip(ends, drawn.held_out, strict=True)
+    )
     lowest = backtest(IsoflopFitter(draws=0), runs)
     assert len(lowest.held_out) == 1
     assert lowest.mean_abs_error < 0.02
