@@ -52,23 +52,11 @@ def regress_optima(
     places the optimum among its sizes: noise has that effect. A profile that bends downwards by more than the
     noise of the other profiles is left out. So are runs far from the optimum of their budget (``MAX_EXCESS``).
     """
-    used = [profile for profile in profiles if profile.verdict != "too few sizes"]
-    used = [profile for profile in used if not _is_concave(profile, used)]
-    while True:
-        if len(used) < 2:
-            raise FitError(explain_too_few_minima(profiles, used))
-        try:
-            regression = _regress(runs, response, used, is_log, is_robust)
-        except FitError as error:
-            raise FitError(explain_too_few_minima(profiles, [], str(error))) from None
-        outside = _distances_outside(regression.robust.fit, used, runs)
-        if max(outside) <= 0:
-            break
-        used.pop(int(np.argmax(outside)))
+    used, regression = _select_budgets(runs, response, profiles, is_log, is_robust)
     robust, rows = regression.robust, regression.rows
     fit = robust.fit
     ln_budgets = np.log([profile.budget for profile in used])
-    centre = float(np.log(runs.params[np.concatenate([_all_rows(profile) for profile in used])]).mean())
+    centre = _ln_params_centre(runs, used)
     z = budget_centres(fit.runs)
     n0, a = fit.line
     optima = (centre + n0 + a * z)[None]
@@ -102,6 +90,26 @@ def regress_optima(
         warnings=(*_describe_outliers(robust, runs, rows), *([scatter] if scatter else [])),
         no_interval=reason,
     )
+
+
+def _select_budgets(
+    runs: Runs, response: Floats, profiles: Sequence[Profile], is_log: bool, is_robust: bool
+) -> tuple[list[Profile], _Regression]:
+    """The budgets that the law uses, and their regression."""
+    used = [profile for profile in profiles if profile.verdict != "too few sizes"]
+    used = [profile for profile in used if not _is_concave(profile, used)]
+    while True:
+        if len(used) < 2:
+            raise FitError(explain_too_few_minima(profiles, used))
+        try:
+            regression = _regress(runs, response, used, is_log, is_robust)
+        except FitError as error:
+            raise FitError(explain_too_few_minima(profiles, [], str(error))) from None
+        outside = _distances_outside(regression.robust.fit, used, runs)
+        if max(outside) <= 0:
+            break
+        used.pop(int(np.argmax(outside)))
+    return used, regression
 
 
 @dataclass(frozen=True)
@@ -174,7 +182,7 @@ def _distances_outside(fit: ProfileFit, used: list[Profile], runs: Runs) -> list
     """How far N_opt lies outside the sizes of each budget, in ln N; 0 for a profile with its own minimum."""
     distances = []
     n0, a = fit.line
-    centre = float(np.log(runs.params[np.concatenate([_all_rows(profile) for profile in used])]).mean())
+    centre = _ln_params_centre(runs, used)
     for profile, z in zip(used, budget_centres(fit.runs), strict=True):
         optimum = centre + n0 + a * float(z)
         x = np.log(runs.params[_all_rows(profile)])
@@ -217,6 +225,11 @@ def _draw_optima(
 
 def _all_rows(profile: Profile) -> Ints:
     return np.sort(np.concatenate([profile.rows, profile.far]))
+
+
+def _ln_params_centre(runs: Runs, used: Sequence[Profile]) -> float:
+    """Ln N at x = 0 of the regression."""
+    return float(np.log(runs.params[np.concatenate([_all_rows(profile) for profile in used])]).mean())
 
 
 def _without(profile: Profile, rejected: dict[int, str], runs: Runs, response: Floats, is_log: bool) -> Profile:
