@@ -326,12 +326,13 @@ def backtest(
     tested = hold_out(law_fitter, observations, budgets, above)
     if json:
         shown = tested.model_dump(mode="json", exclude={"fit"})
-        print_json({**shown, "mean_abs_error": tested.mean_abs_error, "bias": tested.bias})
+        summary = {"mean_abs_error": tested.mean_abs_error, "bias": tested.bias}
+        print_json({**shown, **summary, "inside": tested.inside, "with_interval": tested.with_interval})
         return
     print_notes(reading)
     for point in tested.held_out:
         print_text(
-            f"{point.id}: C {point.flops:.4g}, loss {point.loss:.4f}, predicted {point.predicted.value:.4f} "
+            f"{point.id}: C {point.flops:.4g}, loss {point.loss:.4f}, predicted {point.predicted} "
             f"({point.error:+.2%})"
         )
     print_text(
@@ -339,6 +340,11 @@ def backtest(
         f"{tested.fit.fitter.name}: mean absolute relative error {tested.mean_abs_error:.3%}, bias "
         f"{tested.bias:+.3%}"
     )
+    if tested.with_interval:
+        print_text(
+            f"{tested.inside} of {tested.with_interval} held-out losses lie inside the {tested.fit.level:.0%} "
+            "interval of the law"
+        )
 
 
 def report(

@@ -43,6 +43,17 @@ class Backtest(Record):
         return float(np.mean([abs(point.error) for point in self.held_out]))
 
     @property
+    def with_interval(self) -> int:
+        """Number of held-out losses with a predicted interval."""
+        return sum(point.predicted.low is not None for point in self.held_out)
+
+    @property
+    def inside(self) -> int:
+        """Number of held-out losses inside their interval, which is that of the law, without seed noise."""
+        ends = [(point.predicted.low, point.loss, point.predicted.high) for point in self.held_out]
+        return sum(low is not None and high is not None and low <= loss <= high for low, loss, high in ends)
+
+    @property
     def bias(self) -> float:
         """Mean relative error; positive if the fit predicts too high a loss."""
         return float(np.mean([point.error for point in self.held_out]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -42,9 +42,18 @@ def check_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
     ]
 
 
-def check_profiles(profiles: Sequence[Profile]) -> list[Diagnostic]:
-    """Report budgets with an unusable minimum or with too few sizes to check the curve."""
-    diagnostics = [Diagnostic(code=code, message=text) for code, text in map(explain_unusable, profiles) if code]
+def check_profiles(profiles: Sequence[Profile], used: Collection[float]) -> list[Diagnostic]:
+    """Report budgets without a minimum of their own, or with too few sizes to check the curve.
+
+    The law uses the budgets ``used``.
+    """
+    unused = [profile for profile in profiles if profile.budget not in used]
+    diagnostics = [Diagnostic(code=code, message=text) for code, text in map(explain_unusable, unused) if code]
+    diagnostics += [
+        note("no-own-minimum", _explain_used(profile))
+        for profile in profiles
+        if profile.budget in used and profile.verdict != "interior"
+    ]
     sparse = [
         profile
         for profile in profiles
@@ -88,6 +97,17 @@ def explain_unusable(profile: Profile) -> tuple[str, str]:
             "train at least 5 sizes per budget"
         )
     return "", ""
+
+
+def _explain_used(profile: Profile) -> str:
+    shape = {
+        "below": "its lowest loss is at its smallest size",
+        "above": "its lowest loss is at its largest size",
+    }.get(profile.verdict, "its own profile has no minimum")
+    return (
+        f"budget {profile.budget:.3g}: {shape}, but the profiles of all budgets together have their minimum "
+        "inside its grid, so the law uses it"
+    )
 
 
 def describe_edge(profile: Profile) -> str:

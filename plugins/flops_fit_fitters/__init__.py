@@ -23,12 +23,16 @@ class BootstrapOptions(Options):
 
 
 class IsoflopOptions(BootstrapOptions):
-    """Approach 2 of Hoffmann et al. 2022: one profile per budget, and a line through the minima."""
+    """Approach 2 of Hoffmann et al. 2022: one profile per budget, and a line through the minima, as one
+    regression."""
 
     response: Literal["log-loss", "loss"] = "log-loss"
     """Quantity that the profiles fit."""
     shape: Literal["parabola", "cubic", "akima"] = "parabola"
-    """Shape of a profile. ``akima`` interpolates (Porian et al. 2024) and assumes the seed noise of that paper."""
+    """Curve of each profile in tables and figures. With ``akima``, the law goes through the minima of interpolated
+    profiles (Porian et al. 2024), with the seed noise of that paper."""
+    objective: Literal["robust", "least-squares"] = "robust"
+    """``robust``: without gross outliers, which are listed."""
 
 
 class AverageOptions(BootstrapOptions):

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
-from surfaces import CHINCHILLA, LOPSIDED, Surface, study
+from surfaces import CHINCHILLA, Surface, study
 
 from flops_fit_core import FitError
 from flops_fit_core.fitting import (
@@ -145,6 +145,13 @@ def test_a_backtest_predicts_held_out_budgets():
     assert result.mean_abs_error < 0.01
     point = result.held_out[0]
     assert point.error == pytest.approx(point.predicted.value / point.loss - 1)
+    assert (result.with_interval, result.inside) == (0, 0)
+    drawn = backtest(ParametricFitter(draws=100), runs, budgets=2)
+    assert drawn.with_interval == len(drawn.held_out) == 14
+    ends = [point.predicted for point in drawn.held_out]
+    assert drawn.inside == sum(
+        end.low <= point.loss <= end.high for end, point in zip(ends, drawn.held_out, strict=True)
+    )
     lowest = backtest(IsoflopFitter(draws=0), runs)
     assert len(lowest.held_out) == 1
     assert lowest.mean_abs_error < 0.02
@@ -262,8 +269,14 @@ def test_a_served_13b_becomes_a_7b_as_published_by_sardana(alpha, beta, params, 
 
 
 def test_two_approaches_that_disagree_are_reported():
-    wide = study(LOPSIDED, BUDGETS, np.geomspace(1 / 16, 16, 15), sigma=0.001)
-    fits = [fitter.fit(wide) for fitter in (ParametricFitter(draws=200), IsoflopFitter(draws=200))]
+    # N counts for more in larger budgets, which the parametric law cannot follow.
+    bent = [
+        run.model_copy(update={"loss": run.loss * CHINCHILLA.loss(size, run.tokens) / surface_loss})
+        for run in study(CHINCHILLA, BUDGETS, np.geomspace(1 / 4, 4, 9), sigma=0.0005)
+        for size in [run.params * (run.flops / 1e19) ** 0.25]
+        for surface_loss in [CHINCHILLA.loss(run.params, run.tokens)]
+    ]
+    fits = [fitter.fit(bent) for fitter in (ParametricFitter(draws=200), IsoflopFitter(draws=200))]
     (warning,) = disagreement(*fits)
     assert warning.code == "disagreement"
     assert "fitters/isoflop" in warning.message

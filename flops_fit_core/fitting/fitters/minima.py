@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats
+from flops_fit_core.fitting.fitters.loss_law import SCATTER_CHANCE, fit_loss_law
 from flops_fit_core.fitting.fitters.profiles import Profile, Response
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
-from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
+from flops_fit_core.fitting.laws.power_law import fit_line
 from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
 from flops_fit_core.records import Diagnostic
 
@@ -36,6 +38,35 @@ class Minima:
         return Minima(self.ln_params[mask], self.ln_tokens[mask], self.loss[mask])
 
 
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """Optima of the budgets that a law uses, and draws of them."""
+
+    profiles: tuple[Profile, ...]
+    minima: Minima
+    """One row."""
+    drawn: Minima
+    """One row per draw, without scatter of the budgets; no rows without an interval."""
+    weights: Floats
+    """Weights of the budgets in a line through the optima."""
+    loss_error: Floats
+    """Relative standard errors of the lowest losses."""
+    scatter: tuple[float, int]
+    """Standard deviation of ln N_opt about the line in excess of noise, and its degrees of freedom."""
+    noise_dof: int
+    """Degrees of freedom of ``loss_error``."""
+    n_runs: int
+    """Runs that the law uses."""
+    rss: float = 0.0
+    """Sum of squared residuals."""
+    rejected: dict[int, str] = field(default_factory=dict)
+    """Row of a run -> the reason why the law does not use it."""
+    warnings: tuple[Diagnostic, ...] = ()
+    failed_draws: int = 0
+    no_interval: str = ""
+    """Why there is no interval; empty if there is one."""
+
+
 def seed_noise(y: Floats, response: Response) -> Floats:
     """Standard deviation between seeds assumed by Porian et al. 2024: .002 nats up to a loss of 3, .05 from 7."""
     loss = np.exp(y) if response == "log-loss" else y
@@ -43,18 +74,7 @@ def seed_noise(y: Floats, response: Response) -> Floats:
     return sd / loss if response == "log-loss" else sd
 
 
-def relative_variances(profiles: list[Profile]) -> Floats:
-    """Variance of ln N at each minimum for runs of variance 1, by the delta method.
-
-    All profiles use the median curvature. With few runs per budget, the curvature of a single profile is so noisy
-    that the profile with the largest curvature by chance would get most of the weight.
-    """
-    curvature = float(np.median([profile.curvature() for profile in profiles]))
-    variances: Floats = np.array([profile.variance() for profile in profiles], dtype=np.float64) / curvature**2
-    return variances
-
-
-def minimum_variances(drawn: Minima, usable: list[Profile]) -> Floats:
+def minimum_variances(drawn: Minima, usable: Sequence[Profile]) -> Floats:
     """Variance of ln N at each minimum over draws, at least (step between sizes / 3)^2.
 
     The floor follows Porian et al. 2024: the minimum of an interpolant jumps from one size to the next.
@@ -85,20 +105,19 @@ def add_scatter(
     return Minima(ln_params, ln_budgets - flops_per_token(ln_params), drawn.loss)
 
 
-def has_irreducible_term(ln_budgets: Floats, loss: Floats) -> bool:
-    """Whether the lowest losses support an irreducible term: at least four budgets, and E > 0."""
-    return len(ln_budgets) >= 4 and not fit_saturating(ln_budgets, loss).at_bound[0]
-
-
-def fit_laws(ln_budgets: Floats, minima: Minima, weights: Floats, is_saturating: bool) -> dict[str, Floats]:
+def fit_laws(
+    ln_budgets: Floats,
+    minima: Minima,
+    weights: Floats,
+    loss_error: Floats,
+    random: np.random.Generator | None = None,
+) -> dict[str, Floats]:
+    """Parameters of the law, one entry per row of ``minima``. ``loss_error`` and ``random`` are those of
+    :func:`fit_loss_law`."""
     ln_kn, a = fit_line(ln_budgets, minima.ln_params, weights)
     ln_kd, b = fit_line(ln_budgets, minima.ln_tokens, weights)
-    law = {"ln_kN": ln_kn, "a": a, "ln_kD": ln_kd, "b": b}
-    if is_saturating:
-        loss = fit_saturating(ln_budgets, minima.loss)
-        return {**law, "E": loss.e, "ln_kL": loss.ln_k, "gamma": loss.gamma}
-    ln_kl, slope = fit_line(ln_budgets, np.log(minima.loss), np.ones_like(ln_budgets))
-    return {**law, "E": np.zeros_like(slope), "ln_kL": ln_kl, "gamma": -slope}
+    loss = fit_loss_law(ln_budgets, minima.loss, loss_error, random)
+    return {"ln_kN": ln_kn, "a": a, "ln_kD": ln_kd, "b": b, **loss}
 
 
 def estimate_scatter(
@@ -106,7 +125,7 @@ def estimate_scatter(
 ) -> tuple[float, int, Diagnostic | None]:
     """Scatter of the minima about their line in excess of the runs' noise: (sd of ln N, dof, warning).
 
-    Zero unless significant by an F test at 5%; then estimated by the method of moments, as in a random-effects
+    Zero unless significant by an F test; then estimated by the method of moments, as in a random-effects
     meta-analysis (DerSimonian and Laird 1986).
     """
     dof = len(ln_budgets) - 2
@@ -115,7 +134,7 @@ def estimate_scatter(
     intercept, slope = fit_line(ln_budgets, ln_params, weights)
     precision = weights / noise.sigma**2
     chi_square = float(precision @ (ln_params[0] - intercept[0] - slope[0] * ln_budgets) ** 2)
-    if stats.f.sf(chi_square / dof, dof, noise.dof) > 0.05:
+    if stats.f.sf(chi_square / dof, dof, noise.dof) > SCATTER_CHANCE:
         return 0.0, 0, None
     design = np.stack([np.ones_like(ln_budgets), ln_budgets], axis=1)
     covariance = np.linalg.inv(design.T @ (precision[:, None] * design))

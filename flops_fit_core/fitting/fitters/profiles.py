@@ -23,6 +23,11 @@ Verdict = Literal["interior", "below", "above", "not convex", "too few sizes"]
 
 MIN_SIZES: dict[Shape, int] = {"parabola": 3, "cubic": 4, "akima": 5}
 """Sizes per budget that each shape requires."""
+MAX_EXCESS = 0.2
+"""Runs with a loss further above the lowest of their budget, relative to it, are far from the optimum: they hardly
+locate it, and no curve of few parameters holds that far."""
+MIN_NEAR_SIZES = 5
+"""At least this many sizes of a budget, if it has them, count as near its optimum."""
 GROUP_WIDTH = 1.2
 """Runs without a nominal budget form a group if their C lies within this factor."""
 
@@ -85,6 +90,9 @@ class Profile:
 
     budget: float
     rows: Ints
+    """Runs near the optimum, or all runs for Akima."""
+    far: Ints
+    """The other runs of the budget."""
     shape: Shape
     centre: float
     u: Floats
@@ -143,17 +151,6 @@ class Profile:
             return float(self.minima(self.y[None])[1][0])
         return float(np.min(self.y))
 
-    def variance(self) -> float:
-        """Variance of ln N at the minimum for runs of variance 1, times the squared curvature (delta method)."""
-        position = self.ln_params - self.centre
-        gradient = np.array([0, 1, 2 * position, 3 * position**2]) @ self.solver
-        return float(gradient @ gradient)
-
-    def curvature(self) -> float:
-        """Second derivative of a polynomial profile at its minimum."""
-        _, _, c2, c3 = self.coefficients
-        return float(2 * c2 + 6 * c3 * (self.ln_params - self.centre))
-
 
 def _polynomial_minima(coefficients: Floats) -> tuple[Floats, Floats, Bools]:
     """Position u, value and existence of the minima of cubics (or parabolas) with coefficients (draws, 4)."""
@@ -186,12 +183,19 @@ def _average_by_size(u: Floats, y: Floats) -> tuple[Floats, Floats]:
     return sizes, y @ (share / share.sum(axis=1, keepdims=True)).T
 
 
-def fit_profile(group: Group, ln_params: Floats, response: Floats, shape: Shape = "parabola") -> Profile:
+def fit_profile(
+    group: Group, ln_params: Floats, response: Floats, shape: Shape = "parabola", is_log: bool = True
+) -> Profile:
     """Fit one budget's curve by least squares (Akima interpolates) and locate its minimum.
 
-    ``ln_params`` and ``response`` cover all runs. A parabola needs 3 sizes, a cubic 4, Akima 5.
+    ``ln_params`` and ``response`` (ln L, or L if not ``is_log``) cover all runs. A parabola needs 3 sizes, a cubic
+    4, Akima 5. Parabolas and cubics go through the runs near the lowest loss.
     """
-    x, y = ln_params[group.rows], response[group.rows]
+    rows, far = group.rows, group.rows[:0]
+    if shape != "akima":
+        is_near = _find_near(ln_params[rows], response[rows], is_log)
+        rows, far = rows[is_near], rows[~is_near]
+    x, y = ln_params[rows], response[rows]
     sizes, mean_responses = _average_by_size(x, y[None])
     centre = float((sizes[0] + sizes[-1]) / 2)
     u, solver = x - centre, np.zeros((4, len(x)))
@@ -204,12 +208,24 @@ def fit_profile(group: Group, ln_params: Floats, response: Floats, shape: Shape 
             solver[:columns] = np.linalg.pinv(design)
             leverage = np.einsum("ij,ji->i", design, solver[:columns])
         verdict = "interior"
-    profile = Profile(group.budget, group.rows, shape, centre, u, y, solver, leverage, verdict)
+    profile = Profile(group.budget, rows, far, shape, centre, u, y, solver, leverage, verdict)
     if verdict == "interior":
         profile = replace(
             profile, verdict=_locate_minimum(profile, int(np.argmin(mean_responses)), sizes - centre)
         )
     return profile
+
+
+def _find_near(ln_params: Floats, response: Floats, is_log: bool) -> Bools:
+    """Runs of sizes with a mean loss near the lowest of the budget, of its neighbours, and of the lowest sizes."""
+    sizes, means = _average_by_size(ln_params, response[None])
+    excess = means[0] - means[0].min() if is_log else means[0] / means[0].min() - 1
+    lowest = int(np.argmin(means[0]))
+    is_near = excess <= (np.log1p(MAX_EXCESS) if is_log else MAX_EXCESS)
+    is_near[max(lowest - 1, 0) : lowest + 2] = True
+    is_near[np.argsort(excess, kind="stable")[:MIN_NEAR_SIZES]] = True
+    near: Bools = is_near[np.searchsorted(sizes, np.round(ln_params, 9))]
+    return near
 
 
 def _locate_minimum(profile: Profile, lowest_size: int, sizes: Floats) -> Verdict:
