@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli import laws
+from flops_fit_core.cli import laws, task_command
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
@@ -25,7 +25,9 @@ LawArgument = Annotated[
         help=f"A study's folder, an experiment file, {TABLE}, or a fit saved by fit --out.", metavar="SOURCE"
     ),
 ]
-FlopsArgument = Annotated[list[float], typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")]
+FlopsArgument = Annotated[
+    list[float] | None, typer.Option("--flops", help="Training FLOPs. Repeatable.", metavar="C")
+]
 ColumnOption = Annotated[
     list[str] | None,
     typer.Option("--column", help="Name a column: --column params=n_params. Repeatable.", metavar="COLUMN=NAME"),
@@ -88,6 +90,10 @@ def fit(
     out: Annotated[Path | None, typer.Option("--out", help="Save the fit with its draws as JSON.")] = None,
     checklist: Annotated[bool, typer.Option(help="Print how the fit was made, point by point.")] = False,
     profile: Annotated[bool, typer.Option(help="Print profile-likelihood intervals, too.")] = False,
+    task: task_command.TaskOption = None,
+    via: task_command.ViaOption = None,
+    chance: task_command.ChanceOption = None,
+    questions: task_command.QuestionsOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
@@ -100,6 +106,11 @@ def fit(
     request = laws.LawRequest(
         source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
+    task_request = task_command.TaskRequest(task, via, chance, questions)
+    single_law = {"--group-by": group_by is not None, "--checklist": checklist, "--profile": profile}
+    if task_request.check(request, [name for name, is_set in single_law.items() if is_set]):
+        task_command.fit_and_print(request, task_request, registry, out, json)
+        return
     if group_by is not None:
         if out is not None or checklist or profile:
             raise ConfigError("--group-by cannot be combined with --out, --checklist or --profile: use --filter")
@@ -150,7 +161,7 @@ def _print_groups(groups: Mapping[str, LawFit | FitError], column: str, json: bo
 
 def predict(
     source: LawArgument,
-    flops: FlopsArgument,
+    flops: FlopsArgument = None,
     inference_tokens: Annotated[
         float, typer.Option(help="Tokens of inference that the budget pays for, too.", metavar="D_INF")
     ] = 0.0,
@@ -167,6 +178,11 @@ def predict(
     ] = None,
     mfu: Annotated[float, typer.Option(help="Share of the peak that training reaches.")] = 0.4,
     price: Annotated[float | None, typer.Option(help="Price of a device hour.")] = None,
+    task: task_command.TaskOption = None,
+    via: task_command.ViaOption = None,
+    chance: task_command.ChanceOption = None,
+    questions: task_command.QuestionsOption = None,
+    tokens: Annotated[float | None, typer.Option(help="Accuracy after D tokens (--task).", metavar="D")] = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
     columns: ColumnOption = None,
@@ -186,6 +202,12 @@ def predict(
     request = laws.LawRequest(
         source, fitter, options or (), columns or (), filters or (), eval_set, units or (), decimal, best_of
     )
+    task_request = task_command.TaskRequest(task, via, chance, questions)
+    if task_command.is_task_fit(source) or task_request.check(request):
+        task_command.predict_and_print(request, task_request, registry, flops or (), params, tokens, json)
+        return
+    if not flops or tokens is not None:
+        raise ConfigError("predict needs --flops C; --params N --tokens D is for accuracies, with --task COLUMN")
     law, law_fitter, _ = laws.load_or_fit(request, registry)
     optima = [laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens) for budget in flops]
     extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in flops]

@@ -88,7 +88,7 @@ def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, St
 
         fitter = _fitter(request, registry, DEFAULTS["fitter"])
         return fit_table(fitter, _table(request)), fitter, None
-    study = _study(request, registry)
+    study = open_requested_study(request, registry)
     fitter = _fitter_of_study(request, study)
     return study.fit_runs(fitter), fitter, study
 
@@ -153,7 +153,7 @@ def read_observations(
     if request.is_table:
         table = _table(request)
         return table.observations, _fitter(request, registry, DEFAULTS["fitter"]), table.diagnostics
-    study = _study(request, registry)
+    study = open_requested_study(request, registry)
     return study.observations, _fitter_of_study(request, study), []
 
 
@@ -213,7 +213,8 @@ def _table(request: LawRequest) -> RunTable:
     return table
 
 
-def _study(request: LawRequest, registry: Registry) -> Study:
+def open_requested_study(request: LawRequest, registry: Registry) -> Study:
+    """The study that a command line names. Raises ConfigError for a saved fit and for options of tables."""
     if request.source.is_file() and _is_fit(request.source):
         raise ConfigError(
             f"{request.source} is a saved fit without its runs. To use it, type 'flops-fit predict "

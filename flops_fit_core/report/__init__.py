@@ -18,6 +18,7 @@ from flops_fit_core.report.tables import (
     runs_table,
     skipped_table,
 )
+from flops_fit_core.report.task_tables import accuracy_table, describe_task_fit
 
 if TYPE_CHECKING:
     from flops_fit_core.report.figures import (
@@ -40,6 +41,8 @@ _LAZY = {
 
 __all__ = [
     "DataTable",
+    "accuracy_table",
+    "describe_task_fit",
     "exponents",
     "exponents_line",
     "isoflop_figure",
