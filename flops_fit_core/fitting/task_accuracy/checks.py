@@ -49,8 +49,8 @@ def _check_trend(forecaster: TaskForecaster) -> Diagnostic | None:
         return None
     message = (
         f"{scores.task} has no monotone relation with {scores.via} in these {len(scores)} runs (rank "
-        f"correlation {-trend.statistic:.2f}, p = {trend.pvalue:.2g}), so it cannot be forecast: train runs over a "
-        "wider range of C, or use a task with more questions"
+        f"correlation {-trend.statistic:.2f}, p = {trend.pvalue:.2g}), so it cannot be forecast: train runs over "
+        "a wider range of C, or use a task with more questions"
     )
     return Diagnostic(code="task-no-trend", message=message)
 
@@ -78,7 +78,8 @@ def _check_chance(forecaster: TaskForecaster, noise: float, chance: float | None
         return None
     message = (
         f"{scores.task} is within noise of chance: the largest third of the runs reaches {mean:.3f}, chance "
-        f"is {chance:.3f} and the standard deviation of one run is {sd:.3f}. It cannot be forecast without larger runs"
+        f"is {chance:.3f} and the standard deviation of one run is {sd:.3f}. It cannot be forecast "
+        "without larger runs"
     )
     return Diagnostic(code="task-chance", message=message)
 

@@ -109,6 +109,5 @@ def _step(
     scale = np.where(at_bound, 1.0, scale)
     scaled = normal * scale[:, :, None] * scale[:, None, :]
     diagonal = (damping[:, None] + 1e-12 + at_bound)[:, :, None] * np.eye(theta.shape[1])
-    step: Floats = np.linalg.solve(scaled + diagonal, (downhill * scale)[:, :, None])[:, :, 0] * scale
-    gain: Floats = (step * downhill).sum(axis=1)
-    return step, gain
+    step = np.linalg.solve(scaled + diagonal, (downhill * scale)[:, :, None])[:, :, 0] * scale
+    return step.astype(np.float64), (step * downhill).sum(axis=1).astype(np.float64)
