@@ -23,7 +23,7 @@ class BacktestErrors:
     error: Floats
     """Forecast minus measured accuracy, in binomial standard deviations of one answer."""
     distance: Floats
-    """Ln of the run's C divided by the largest fitted C."""
+    """Ln of the run's C divided by the largest fitted C, at least 0."""
     cut: Floats
     """Number of the cut, from 0."""
     last: Floats
@@ -63,7 +63,7 @@ def backtest(scores: TaskScores, chance: float | None, ceiling: float) -> Backte
             np.stack(
                 [
                     (forecast - held_out.accuracy) / unit,
-                    np.log(held_out.flops / fitted.flops.max()),
+                    np.maximum(np.log(held_out.flops / fitted.flops.max()), 0.0),
                     np.full(len(held_out), float(number)),
                     (largest - held_out.accuracy) / unit,
                 ]

@@ -125,12 +125,13 @@ def predict_accuracy(
         drawn_loss = _loss(drawn, ln_params, ln_tokens)
         law, new_run = _spread(fit, mean, np.concatenate([two_step, direct]), float(ln_flops[0]))
     flops = float(np.exp(ln_flops[0])) if flops is None else flops
+    accuracy = interval(mean, law, fit.level)
     return AccuracyForecast(
         params=float(np.exp(ln_params[0])) if params is None else params,
         tokens=float(np.exp(ln_tokens[0])) if tokens is None else tokens,
         flops=flops,
-        accuracy=interval(mean, law, fit.level),
-        new_run=interval(mean, new_run, fit.level),
+        accuracy=accuracy,
+        new_run=_include(interval(mean, new_run, fit.level), accuracy),
         two_step=interval(point[0], two_step, fit.level),
         direct=interval(point[1], direct, fit.level),
         loss=interval(float(loss[0]), drawn_loss, fit.level),
@@ -206,6 +207,13 @@ def _spread(fit: TaskFit, mean: float, draws: Floats, ln_flops: float) -> tuple[
     law = draws + np.sqrt(missing) * random.standard_normal(len(draws))
     new_run = law + fit.noise * unit * random.standard_t(fit.noise_dof, len(draws))
     return np.clip(law, 0, 1), np.clip(new_run, 0, 1)
+
+
+def _include(outer: Interval, inner: Interval) -> Interval:
+    """``outer``, widened to contain ``inner``: their ends come from a finite number of draws."""
+    if outer.low is None or outer.high is None or inner.low is None or inner.high is None:
+        return outer
+    return Interval(value=outer.value, low=min(outer.low, inner.low), high=max(outer.high, inner.high))
 
 
 def _fit_main_loss(scores: TaskScores, loss_law: Law) -> Law:

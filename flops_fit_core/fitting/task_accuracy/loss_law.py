@@ -14,7 +14,9 @@ EXPONENT_PRIOR = (float(np.log(0.35)), 0.5)
 """Mean and standard deviation of ln alpha and of ln beta."""
 _HUBER = 2.0
 """Residuals above this many standard deviations lose weight."""
-_ROUNDS = 6
+_MAD = 1.4826
+"""Standard deviation of normal errors divided by their median absolute deviation."""
+_ROUNDS = 10
 _MIN_NOISE = 1e-5
 
 
@@ -47,7 +49,8 @@ class LossLaw:
             residuals = target - evaluate(theta[None], u, v)[0][0]
             dof = max(len(target) - 5, 1)
             noise = max(float(np.sqrt((weights * residuals**2).sum() / dof)), _MIN_NOISE)
-            weights = np.minimum(1.0, _HUBER * noise / np.maximum(np.abs(residuals), 1e-300))
+            scale = max(_MAD * float(np.median(np.abs(residuals))) * np.sqrt(len(target) / dof), _MIN_NOISE)
+            weights = np.minimum(1.0, _HUBER * scale / np.maximum(np.abs(residuals), 1e-300))
             start = np.concatenate([theta[None], start[:4]])
         return cls(theta, center, noise, residuals, weights, limits)
 
