@@ -322,9 +322,7 @@ def test_metrics_of_a_study_are_scores():
 
 def test_fit_prints_checks_before_the_forecast(tmp_path, capsys):
     scores = make_scores(slope=0.0)
-    path = write_table(
-        tmp_path / "runs.csv", replace(scores, accuracy=0.25 + 0 * scores.accuracy + 1e-3 * scores.loss)
-    )
+    path = write_table(tmp_path / "runs.csv", replace(scores, accuracy=0.25 + 1e-3 * scores.loss))
     assert command_line(["fit", str(path), "--task", "arc_acc", "--chance", "0.25"]) == 0
     printed = capsys.readouterr().out
     assert printed.index("no monotone relation") < printed.index("Forecast of arc_acc")

@@ -37,7 +37,7 @@ def check_task(
         _check_chance(forecaster, noise, chance),
         _check_slope("step 2", draws.get("two_step", {})),
         _check_slope("the direct curve", draws.get("direct", {})),
-        _check_backtest(errors),
+        _check_backtest(errors, noise),
     )
     return [diagnostic for diagnostic in checks if diagnostic is not None]
 
@@ -98,8 +98,8 @@ def _check_slope(label: str, draws: Mapping[str, Floats]) -> Diagnostic | None:
     return Diagnostic(code="task-unidentified", message=message)
 
 
-def _check_backtest(errors: BacktestErrors) -> Diagnostic | None:
-    if errors.is_helpful:
+def _check_backtest(errors: BacktestErrors, noise: float) -> Diagnostic | None:
+    if errors.is_helpful(noise):
         return None
     message = (
         "forecasts of the largest quarter of the runs from the other runs are worse than the accuracy of the "

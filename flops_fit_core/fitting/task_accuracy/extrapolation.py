@@ -14,6 +14,8 @@ from flops_fit_core.fitting.task_accuracy.scores import TaskScores
 CUTS = (0.5, 0.75)
 """Shares of the runs, smallest C first, that are fitted to forecast the others."""
 MIN_FITTED, MIN_HELD_OUT = 10, 2
+EXPLAINED = 1.5
+"""Mean absolute errors up to this many standard deviations of one run may be noise."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,16 @@ class BacktestErrors:
             distance += float(self.distance[rows].mean())
         return float(np.sqrt(excess / distance)) if distance else 0.0
 
-    @property
-    def is_helpful(self) -> bool:
-        """Whether forecasts from the largest fitted part are better than the accuracy of its largest run."""
+    def is_helpful(self, noise: float) -> bool:
+        """Whether forecasts from the largest fitted part are better than the accuracy of its largest run.
+
+        Also true without a backtest, and for errors that the noise of a run explains.
+        """
         rows = self.cut == self.cut.max() if len(self.cut) else np.zeros(0, dtype=bool)
-        return not rows.any() or float(np.abs(self.error[rows]).mean()) < float(np.abs(self.last[rows]).mean())
+        if not rows.any():
+            return True
+        error = float(np.abs(self.error[rows]).mean())
+        return error < max(float(np.abs(self.last[rows]).mean()), EXPLAINED * noise)
 
 
 def backtest(scores: TaskScores, chance: float | None, ceiling: float) -> BacktestErrors:
