@@ -24,6 +24,7 @@ from .protocols import JobRunner as JobRunner
 from .protocols import JobTask as JobTask
 from .protocols import Logger as Logger
 from .protocols import LossSurface as LossSurface
+from .protocols import ModelEvaluation as ModelEvaluation
 from .protocols import MultiEvalDataset as MultiEvalDataset
 from .protocols import ParameterGroup as ParameterGroup
 from .protocols import RecipeInput as RecipeInput

@@ -20,8 +20,8 @@ from flops_fit_core.records import Diagnostic, Observation, RunResult
 
 LOSS = "loss"
 """The name in ``via`` of the main held-out loss."""
-_ACCURACY_WORD = re.compile(r"(?:accuracy|acc)(?![a-z])", re.IGNORECASE)
-_LOSS_WORDS = ("bpb", "bits_per_byte")
+_ACCURACY_WORD = re.compile(r"(?:accuracy|acc)(?:_norm|_per_byte|_per_token)?(?![a-z])", re.IGNORECASE)
+_LOSS_WORDS = ("bpb", "bits_per_byte", "bits_per_token")
 """Words that replace ``acc`` or ``accuracy`` in the name of the task's own loss, best first."""
 
 
