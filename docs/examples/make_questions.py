@@ -9,94 +9,14 @@ from __future__ import annotations
 import json
 import random
 
-WORDS = [
-    "append",
-    "argument",
-    "assert",
-    "attribute",
-    "bytes",
-    "callable",
-    "class",
-    "close",
-    "continue",
-    "count",
-    "default",
-    "delete",
-    "encode",
-    "endswith",
-    "enumerate",
-    "except",
-    "exception",
-    "False",
-    "filename",
-    "finally",
-    "float",
-    "format",
-    "frozenset",
-    "functools",
-    "getattr",
-    "global",
-    "global",
-    "import",
-    "index",
-    "indent",
-    "inspect",
-    "instance",
-    "isinstance",
-    "items",
-    "iterator",
-    "keyword",
-    "lambda",
-    "length",
-    "lower",
-    "method",
-    "module",
-    "nonlocal",
-    "object",
-    "option",
-    "package",
-    "parser",
-    "pattern",
-    "pickle",
-    "prefix",
-    "property",
-    "raise",
-    "range",
-    "readline",
-    "remove",
-    "repeat",
-    "replace",
-    "request",
-    "result",
-    "return",
-    "reversed",
-    "search",
-    "selected",
-    "sequence",
-    "setattr",
-    "socket",
-    "sorted",
-    "source",
-    "split",
-    "startswith",
-    "staticmethod",
-    "string",
-    "strip",
-    "subprocess",
-    "super",
-    "tempfile",
-    "thread",
-    "timeout",
-    "token",
-    "tuple",
-    "update",
-    "value",
-    "version",
-    "warnings",
-    "while",
-    "write",
-    "yield",
-]
+WORDS = """
+append argument assert attribute bytes callable class close continue count default delete encode endswith enumerate
+except exception False filename finally float format frozenset functools getattr global import index indent inspect
+instance isinstance items iterator keyword lambda length lower method module nonlocal object option package parser
+pattern pickle prefix property raise range readline remove repeat replace request result return reversed search
+selected sequence setattr socket sorted source split startswith staticmethod string strip subprocess super tempfile
+thread timeout token tuple update value version warnings while write yield
+"""
 BEFORE = ["\n    ", " = ", "(self, ", "if not "]
 
 
@@ -113,7 +33,7 @@ def wrong_endings(ending, source):
 
 def main():
     source = random.Random(0)
-    for word in sorted(set(WORDS)):
+    for word in sorted(set(WORDS.split())):
         start, ending = word[:-4], word[-4:]
         for before in source.sample(BEFORE, 2):
             answer = source.randrange(4)

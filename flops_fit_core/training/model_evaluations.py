@@ -30,8 +30,8 @@ def evaluation_metrics(
 ) -> dict[str, float]:
     """The metrics of all evaluations of the dataset, as ``NAME/METRIC``, without metrics that are not finite.
 
-    Leaves the model in its mode and random generators in their state. Several processes that train one run must all
-    call it: each computes everything.
+    Leaves the model in its mode and random generators in their state. If several processes train one run, all must
+    call it, and each computes everything.
 
     Args:
         model: Already on ``device``.
