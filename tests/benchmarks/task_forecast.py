@@ -50,7 +50,7 @@ def published_forecast(fitted, held_out):
     options = {"maxiter": 10_000, "maxfun": 100_000}
     step1 = min(
         (minimize(objective, start, bounds=bounds, method="L-BFGS-B", options=options) for start in starts),
-        key=lambda found: found.fun,
+        key=lambda result: result.fun,
     )
 
     def sigmoid(x, a, x0, k, b):
