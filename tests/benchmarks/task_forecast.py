@@ -149,13 +149,13 @@ def simulate(studies):
         for _ in range(studies):
             scores, truth = simulated_scores(random, questions, signal=True)
             last = len(scores) - 1
-            fit = fit_task(scores.take(np.arange(last)), chance=0.25, questions=questions, draws=400)
+            fit = fit_task(scores.take(np.arange(last)), chance=0.25, questions=questions, draws=200)
             forecast = predict_accuracy(fit, params=scores.params[-1], tokens=scores.tokens[-1])
             law.append(forecast.accuracy.low <= truth <= forecast.accuracy.high)
             new.append(forecast.new_run.low <= scores.accuracy[-1] <= forecast.new_run.high)
             widths.append(forecast.new_run.high - forecast.new_run.low)
             flagged.append(not fit.is_forecastable)
-        noise = [simulated_scores(random, questions, signal=False)[0] for _ in range(studies)]
+        noise = [simulated_scores(random, questions, signal=False)[0] for _ in range(studies // 3)]
         identified = [
             not fit_task(scores.take(np.arange(20)), chance=0.25, questions=questions, draws=100).is_forecastable
             for scores in noise
@@ -163,7 +163,7 @@ def simulate(studies):
         print(
             f"{questions:6d} questions: law {np.mean(law):.1%}, new run {np.mean(new):.1%}, median width "
             f"{np.median(widths):.3f}; identified as not forecastable: {np.mean(flagged):.1%} of tasks with "
-            f"signal, {np.mean(identified):.1%} of tasks without ({studies} studies each)",
+            f"signal, {np.mean(identified):.1%} of tasks without ({studies} and {studies // 3} studies)",
             flush=True,
         )
 
