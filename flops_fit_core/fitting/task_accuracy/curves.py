@@ -182,15 +182,15 @@ def compute_to_accuracy(law: dict[str, Floats], ln_flops: Floats, ln_ratio: Floa
 
 
 def measure_weights(accuracy: Floats) -> Floats:
-    """Weights inversely proportional to the binomial variance p (1 - p), with mean 1."""
-    weights = 1 / binomial_variance(accuracy)
+    """Weights inversely proportional to the binomial variance, with mean 1 and p at least .05 from 0 and 1."""
+    weights = 1 / binomial_variance(np.clip(accuracy, 0.05, 0.95))
     normalised: Floats = weights / weights.mean()
     return normalised
 
 
 def binomial_variance(accuracy: Floats) -> Floats:
-    """P (1 - p), with p at least .05 away from 0 and 1: the variance of one answer."""
-    p = np.clip(accuracy, 0.05, 0.95)
+    """Variance of one answer, p (1 - p), with p at least .01 away from 0 and 1."""
+    p = np.clip(accuracy, 0.01, 0.99)
     variance: Floats = p * (1 - p)
     return variance
 
