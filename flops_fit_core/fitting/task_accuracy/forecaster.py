@@ -77,8 +77,9 @@ class TaskForecaster:
         """
         scores, random = self.scores, np.random.default_rng(seed)
         n, clusters = len(scores), scores.clusters
-        multipliers = random.standard_normal((draws, int(clusters.max()) + 1))[:, clusters]
-        multipliers *= draw_scale(max(n - 5, 1), draws, random)[:, None]
+        num_clusters = int(clusters.max()) + 1
+        multipliers = random.standard_normal((draws, num_clusters))[:, clusters]
+        multipliers *= draw_scale(max(num_clusters - 5, 2), draws, random)[:, None]
         inflated = {count: multipliers * np.sqrt(n / max(n - count, 1)) for count in (3, 4, 5)}
         fitted_loss = np.log(self.loss_law(scores.params, scores.tokens))
         drawn_loss = fitted_loss + inflated[5] * self.loss_law.residuals
