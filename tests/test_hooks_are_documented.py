@@ -56,7 +56,7 @@ HOOKS = {name: getattr(hookspecs, name) for name in [*SPEC_TYPES, *OBSERVERS]}
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "reference" / "hooks.md").read_text(encoding="utf-8")
 MEETS: Mapping[str, list[str]] = {
     "flops_fit_models": ["ParameterGroup", "TransformerShape"],
-    "flops_fit_datasets": ["Dataset", "MultiEvalDataset", "Task", "BatchCount", "SampleSize"],
+    "flops_fit_datasets": ["Dataset", "MultiEvalDataset", "ModelEvaluation", "Task", "BatchCount", "SampleSize"],
     "flops_fit_optimizers": ["RunInfo"],
     "flops_fit_schedules": [],
     "flops_fit_recipes": ["RecipeInput"],

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import compute_options as compute
-from flops_fit_core.cli import laws, lr_batch
+from flops_fit_core.cli import laws, lr_batch, task_command
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
 from flops_fit_core.plugins.registry.law_index import find_law, short_name
-from flops_fit_core.records import LawFit
+from flops_fit_core.records import LawFit, Observation, Optimum, Record
 
 TABLE = "a table of runs (CSV, TSV, JSON, JSON lines, parquet), logs of runs (W&B, trainer_state.json, ...)"
 RunsArgument = Annotated[
@@ -116,13 +116,17 @@ def fit(
     out: Annotated[Path | None, typer.Option("--out", help="Save the fit with its draws as JSON.")] = None,
     checklist: Annotated[bool, typer.Option(help="Print how the fit was made, point by point.")] = False,
     profile: Annotated[bool, typer.Option(help="Print profile-likelihood intervals, too.")] = False,
+    task: task_command.TaskOption = None,
+    via: task_command.ViaOption = None,
+    chance: task_command.ChanceOption = None,
+    questions: task_command.QuestionsOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
     json: args.JsonOption = False,
 ) -> None:
     """Fit a law to the runs of a study, or of a table with columns params, tokens, flops, loss."""
     from flops_fit_core.fitting import checklist as points
-    from flops_fit_core.fitting import profile_intervals, summary, write_fit
+    from flops_fit_core.fitting import summary, write_fit
 
     registry = args.registry_for(source, plugin, disabled)
     request = laws.LawRequest(
@@ -138,13 +142,16 @@ def fit(
         law_name,
         reader,
     )
+    unused = {"--group-by": group_by is not None, "--checklist": checklist, "--profile": profile}
     if law_name == lr_batch.LAW:
-        unused = {"--group-by": group_by, "--checklist": checklist, "--profile": profile}
         lr_batch.fit_grid(request, registry, unused, out, json=json)
         return
+    task_request = task_command.TaskRequest(task, via, chance, questions)
+    if task_request.check(request, [name for name, is_set in unused.items() if is_set]):
+        task_command.fit_and_print(request, task_request, registry, out, json)
+        return
     if group_by is not None:
-        if out is not None or checklist or profile:
-            raise ConfigError("--group-by cannot be combined with --out, --checklist or --profile: use --filter")
+        _refuse_with_groups(out, checklist, profile)
         _print_groups(laws.fit_groups(request, registry, group_by), group_by, json)
         return
     law, law_fitter, study = laws.fit_law(request, registry)
@@ -158,15 +165,24 @@ def fit(
         print_text(line)
     print_diagnostics(law)
     if profile:
-        runs, _, _ = laws.read_observations(request, registry)
-        intervals = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
-        print_text(
-            "By profile likelihood (one level of noise for all runs, no shared stable phases): "
-            + ", ".join(f"{name} = {interval}" for name, interval in intervals.items())
-        )
-    if checklist:
-        for name, text in points(law, str(source)):
-            print_text(f"{name}: {text}")
+        _print_profile(law, laws.read_observations(request, registry)[0])
+    for name, text in points(law, str(source)) if checklist else ():
+        print_text(f"{name}: {text}")
+
+
+def _print_profile(law: LawFit, runs: Sequence[Observation]) -> None:
+    from flops_fit_core.fitting import profile_intervals
+
+    intervals = profile_intervals(law, runs, [10 * law.flops_range[1], 100 * law.flops_range[1]])
+    print_text(
+        "By profile likelihood (one level of noise for all runs, no shared stable phases): "
+        + ", ".join(f"{name} = {interval}" for name, interval in intervals.items())
+    )
+
+
+def _refuse_with_groups(out: Path | None, checklist: bool, profile: bool) -> None:
+    if out is not None or checklist or profile:
+        raise ConfigError("--group-by cannot be combined with --out, --checklist or --profile: use --filter")
 
 
 def _print_groups(groups: Mapping[str, LawFit | FitError], column: str, json: bool) -> None:
@@ -219,6 +235,14 @@ def predict(
     peak_flops: compute.PeakOption = None,
     mfu: compute.MfuOption = 0.4,
     price: compute.PriceOption = None,
+    task: task_command.TaskOption = None,
+    via: task_command.ViaOption = None,
+    chance: task_command.ChanceOption = None,
+    questions: task_command.QuestionsOption = None,
+    tokens: Annotated[
+        float | None,
+        typer.Option(help="With --params N: the loss, or accuracy (--task), after D tokens.", metavar="D"),
+    ] = None,
     law_name: LawNameOption = None,
     fitter: args.FitterOption = None,
     options: FitterSetOption = None,
@@ -239,7 +263,6 @@ def predict(
 
     registry = args.registry_for(source, plugin, disabled)
     peak_flops = compute.find_peak(device, peak_flops, registry)
-    budgets = compute.budgets(flops or (), gpus, days, peak_flops, mfu)
     request = laws.LawRequest(
         source,
         fitter,
@@ -253,29 +276,39 @@ def predict(
         law_name,
         reader,
     )
+    task_request = task_command.TaskRequest(task, via, chance, questions)
+    if task_command.is_task_fit(source) or task_request.check(request):
+        task_command.predict_and_print(request, task_request, registry, flops or (), params, tokens, json)
+        return
+    values = laws.parse_inputs(inputs or ())
+    if tokens is not None:
+        if params is None or flops or gpus is not None:
+            raise ConfigError(
+                "--tokens D needs --params N, without --flops: the loss of N parameters after D tokens"
+            )
+        law, _, _ = laws.load_or_fit(request, registry)
+        laws.print_loss(law, params, tokens, unique_tokens, values, json)
+        return
+    budgets = compute.budgets(flops or (), gpus, days, peak_flops, mfu)
     law, law_fitter, _ = laws.load_or_fit(request, registry)
     if new_run:
         require_new_run(law)
-    values = laws.parse_inputs(inputs or ())
     optima = [
         laws.find_optimum(law, law_fitter, budget, inference_tokens, unique_tokens, values) for budget in budgets
     ]
     extras = [laws.extras(law, budget, params, peak_flops, mfu, price) for budget in budgets]
     if json:
-        shown = [
-            {
-                **optimum.model_dump(mode="json"),
-                **{name: record.model_dump(mode="json") for name, record in extra.items()},
-            }
-            for optimum, extra in zip(optima, extras, strict=True)
-        ]
-        print_json(shown[0] if len(shown) == 1 else shown)
+        print_json(_prediction_records(optima, extras))
         return
     print_table(predictions_table(law, optima, new_run))
-    if request.is_table(registry):
-        print_notes([item for item in law.diagnostics if item.severity == "warning" or item.code == "columns"])
-    else:
-        print_notes([item for item in law.diagnostics if item.code == "other-results"])
+    codes = {"columns"} if request.is_table(registry) else {"other-results"}
+    print_notes(
+        [
+            item
+            for item in law.diagnostics
+            if item.code in codes or ("columns" in codes and item.severity == "warning")
+        ]
+    )
     if peak_flops is not None:
         print_text(f"Devices: {mfu:.0%} of {peak_flops:.4g} FLOP/s each{f' ({device})' if device else ''}")
     for budget, extra in zip(budgets, extras, strict=True):
@@ -283,6 +316,18 @@ def predict(
             print_text(f"C = {budget:.4g}: {line}")
     for note in dict.fromkeys(note for optimum in optima for note in optimum.notes):
         print_text(f"! {note}")
+
+
+def _prediction_records(optima: Sequence[Optimum], extras: Sequence[Mapping[str, Record]]) -> Any:
+    """The predictions as plain data: one record, or a list of several."""
+    shown = [
+        {
+            **optimum.model_dump(mode="json"),
+            **{name: record.model_dump(mode="json") for name, record in extra.items()},
+        }
+        for optimum, extra in zip(optima, extras, strict=True)
+    ]
+    return shown[0] if len(shown) == 1 else shown
 
 
 def backtest(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.cli.arguments import open_study
+from flops_fit_core.cli.printing import print_json, print_text
 from flops_fit_core.config import DEFAULTS, Experiment, build_fitter, choose_from_table, override_value
 from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError, FitError
@@ -223,6 +224,41 @@ def extras(
     return additions
 
 
+def check_point(params: float | None, budgets: object) -> None:
+    """Raises ConfigError unless ``--tokens D`` comes with ``--params N`` and without a budget."""
+    if params is None or budgets:
+        raise ConfigError("--tokens D needs --params N, and no --flops: the loss of N parameters after D tokens")
+
+
+def print_loss(
+    law: LawFit,
+    params: float,
+    tokens: float,
+    unique_tokens: float | None,
+    inputs: Mapping[str, float],
+    json: bool,
+) -> None:
+    """Print the loss of N parameters after D tokens, with the intervals of the law and of one further run."""
+    from flops_fit_core.fitting import predict_loss
+
+    loss = predict_loss(law, params, tokens, unique_tokens, inputs)
+    new_run = (
+        None if law.new_run is None else predict_loss(law, params, tokens, unique_tokens, inputs, new_run=True)
+    )
+    if json:
+        print_json(
+            {
+                "params": params,
+                "tokens": tokens,
+                "loss": loss.model_dump(mode="json"),
+                "new_run": None if new_run is None else new_run.model_dump(mode="json"),
+            }
+        )
+        return
+    of_run = "" if new_run is None else f"; a new run {new_run.low:.4g} to {new_run.high:.4g}"
+    print_text(f"N = {params:.4g}, D = {tokens:.4g}: loss {loss} by {law.fitter.name}, {law.level:.0%}{of_run}")
+
+
 def parse_inputs(texts: Sequence[str]) -> dict[str, float]:
     """``["experts=8"]`` as numbers by name. Raises ConfigError."""
     inputs = {}
@@ -265,6 +301,7 @@ def read_request_table(request: LawRequest, registry: Registry) -> RunTable:
 
 
 def open_request_study(request: LawRequest, registry: Registry) -> Study:
+    """The study that a command line names. Raises ConfigError for a saved fit and for options of tables."""
     if request.source.is_file() and _is_fit(request.source):
         raise ConfigError(
             f"{request.source} is a saved fit without its runs. To use it, type 'flops-fit predict "

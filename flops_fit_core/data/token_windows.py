@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.data.multiple_choice import MultipleChoice
 from flops_fit_core.data.tasks import LanguageTask
 from flops_fit_core.errors import DataError
 from flops_fit_core.plugins.protocols import MultiEvalDataset
+from flops_fit_core.plugins.utilities import content_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,6 +128,7 @@ class TokenDataset(MultiEvalDataset):
         fingerprint: Fingerprint of the content of all rows.
         bytes_per_token: Mean bytes of text per held-out token, if known.
         further: Further held-out rows, by name.
+        evaluations: Multiple-choice questions for every trained model. The dataset's fingerprint includes them.
 
     Raises DataError for a row shorter than a window and, while batches are read, for an id outside the vocabulary.
     """
@@ -143,9 +146,14 @@ class TokenDataset(MultiEvalDataset):
         fingerprint: str,
         bytes_per_token: float | None = None,
         further: Mapping[str, NDArray[Any]] | None = None,
+        evaluations: Sequence[MultipleChoice] = (),
     ) -> None:
         self.task = LanguageTask(vocab_size=vocab_size, context=context)
         self.fingerprint = fingerprint
+        if evaluations:
+            contents = {evaluation.name: evaluation.fingerprint for evaluation in evaluations}
+            self.fingerprint = content_hash([fingerprint, contents])
+        self.evaluations = tuple(evaluations)
         self.bytes_per_token = bytes_per_token
         self._training = _windows("training part", training, context, seed)
         self._eval_data: dict[str | None, TokenWindows] = {None: _windows("held-out part", eval_data, context)}

@@ -62,4 +62,14 @@ from .predict import summary as summary
 from .predict import training_cost as training_cost
 from .predict import write_fit as write_fit
 from .recount import recounted as recounted
+from .task_accuracy.fit import fit_task as fit_task
+from .task_accuracy.fit import load_task_fit as load_task_fit
+from .task_accuracy.fit import predict_accuracy as predict_accuracy
+from .task_accuracy.fit import task_intervals as task_intervals
+from .task_accuracy.records import AccuracyForecast as AccuracyForecast
+from .task_accuracy.records import TaskFit as TaskFit
+from .task_accuracy.scores import TaskScores as TaskScores
+from .task_accuracy.sources import ScoreTable as ScoreTable
+from .task_accuracy.sources import scores_of_results as scores_of_results
+from .task_accuracy.sources import scores_of_table as scores_of_table
 from .uncertainty.likelihood import profile_intervals as profile_intervals

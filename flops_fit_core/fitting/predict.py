@@ -16,6 +16,7 @@ from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.laws.surfaces import drawn_surface, has_surface, point_surface
 from flops_fit_core.fitting.new_run import new_run_interval
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
+from flops_fit_core.fitting.task_accuracy.records import TaskFit
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.plugins.checked_json import read_record, write_checked
 from flops_fit_core.plugins.protocols import Fitter
@@ -45,7 +46,7 @@ def fit_table(fitter: Fitter, table: RunTable) -> LawFit:
     )
 
 
-def write_fit(fit: LawFit, path: Path) -> None:
+def write_fit(fit: LawFit | TaskFit, path: Path) -> None:
     """Write a fit with its draws as JSON, with a checksum. Raises FitError, and leaves an old file as it was."""
     try:
         write_checked(Path(path), fit)

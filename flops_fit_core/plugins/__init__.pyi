@@ -26,6 +26,7 @@ from .protocols import LoggedRun as LoggedRun
 from .protocols import Logger as Logger
 from .protocols import LossLaw as LossLaw
 from .protocols import LossSurface as LossSurface
+from .protocols import ModelEvaluation as ModelEvaluation
 from .protocols import MultiEvalDataset as MultiEvalDataset
 from .protocols import Parameter as Parameter
 from .protocols import ParameterGroup as ParameterGroup

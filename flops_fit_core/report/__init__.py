@@ -20,6 +20,7 @@ from flops_fit_core.report.tables import (
     runs_table,
     skipped_table,
 )
+from flops_fit_core.report.task_tables import accuracy_table, describe_task_fit
 
 if TYPE_CHECKING:
     from flops_fit_core.report.comparison import gain_figure
@@ -46,7 +47,9 @@ _LAZY = {
 
 __all__ = [
     "DataTable",
+    "accuracy_table",
     "describe_comparison",
+    "describe_task_fit",
     "exponents",
     "exponents_line",
     "gain_figure",

@@ -119,6 +119,12 @@ class DatasetConformance(Kit):
         )
         assert answer["samples"] == sample_digests(dataset, 8), "another process reads other samples"
 
+    def test_evaluations_have_different_names(self, dataset: Dataset) -> None:
+        """Their metrics are ``NAME/METRIC`` in a result."""
+        names = [evaluation.name for evaluation in dataset.evaluations]
+        assert all(isinstance(name, str) and name for name in names), f"no names: {names}"
+        assert len(set(names)) == len(names), f"several evaluations have one name: {names}"
+
     def test_further_held_out_sets_have_names_of_their_own(self, dataset: Dataset) -> None:
         """The main set has no name. A dataset with a single set has no names."""
         names = _names(dataset)[1:]

@@ -7,6 +7,7 @@ from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .evaluation import further_losses as further_losses
 from .loop import TorchTrainer as TorchTrainer
+from .model_evaluations import evaluation_metrics as evaluation_metrics
 from .optimizer_modes import eval_mode as eval_mode
 from .optimizer_modes import train_mode as train_mode
 from .options import TrainOptions as TrainOptions

@@ -15,6 +15,7 @@ from flops_fit_core.records import Evaluation, RunResult
 from flops_fit_core.training.checkpoints import TrainPosition
 from flops_fit_core.training.evaluation import EvalResult, evaluate, further_losses
 from flops_fit_core.training.memory import is_out_of_memory
+from flops_fit_core.training.model_evaluations import evaluation_metrics
 from flops_fit_core.training.optimizer_modes import eval_mode
 from flops_fit_core.training.options import TrainOptions
 from flops_fit_core.training.rng import random_state, set_random_state
@@ -110,6 +111,16 @@ class RunEvaluator:
         arguments = self._arguments(run)
         return further_losses(run.parts.model, run.parts.dataset, self._options.eval_tokens, **arguments)
 
+    def _evaluation_metrics(self, run: RunState) -> dict[str, float]:
+        device = self._context.device.torch_device
+        return evaluation_metrics(
+            run.parts.model,
+            run.parts.dataset,
+            device=device,
+            batch_tokens=self._options.eval_batch_tokens,
+            autocast=autocast(device, self._precision),
+        )
+
     def _arguments(self, run: RunState) -> dict[str, Any]:
         device = self._context.device.torch_device
         needs_whole_batches = run.parts.dataset.task.whole_batches
@@ -131,12 +142,13 @@ class RunEvaluator:
             train_step: The step that trained it. None for a longer run of a shared phase that diverged.
         """
         position = run.position
-        evaluation, losses = None, {}
+        evaluation, losses, metrics = None, {}, {}
         if not position.diverged:
             started = time.perf_counter()
             with eval_mode(run.parts.optimizer):
                 evaluation = self._evaluate(run)
                 losses = self._further_losses(run)
+                metrics = self._evaluation_metrics(run)
             position.seconds += time.perf_counter() - started
         fields = {**self._training_fields(run), **_step_fields(train_step), "curve": _curve(run, evaluation)}
         if evaluation is not None:
@@ -147,9 +159,9 @@ class RunEvaluator:
             or self._is_above_limit(position, evaluation.loss)
         ):
             return self._context.result(run.spec, "diverged", **fields)
-        return self._context.result(
-            run.spec, "completed", losses=losses, **evaluation.result_fields(run.parts.dataset), **fields
-        )
+        fields |= evaluation.result_fields(run.parts.dataset)
+        fields["metrics"] = {**fields["metrics"], **metrics}
+        return self._context.result(run.spec, "completed", losses=losses, **fields)
 
     def _training_fields(self, run: RunState) -> dict[str, Any]:
         position, spec = run.position, run.spec

@@ -72,6 +72,12 @@ class HFOptions(Options):
     eval_sets: Annotated[dict[EvalSetName, Place], Runtime()] = {}
     """Additional splits or files to hold out, by name: ``{ test = "test", code = "data/code.jsonl" }``. Each run
     records its loss on each set, and ``flops-fit fit --eval-set code`` fits one of them."""
+    multiple_choice: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
+    """Files of multiple-choice questions, by name: ``{ arc = "arc.jsonl" }``. Each run records its accuracy and
+    its bits per byte on each, as metrics ``arc/acc`` and ``arc/bpb``. The content identifies the runs, not the
+    path."""
+    max_questions: PositiveInt = 1000
+    """Longer files of questions are reduced to this many, evenly spaced."""
     cache: Annotated[LocalPath | None, Runtime()] = None
     """Folder for the tokens. All processes that read the same data share it. Unset: ``flops-fit/tokens`` in
     ``$XDG_CACHE_HOME`` or ``~/.cache``. May be deleted at any time."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,6 +48,16 @@ class Encoder:
         end = options.end_of_text
         ids = [] if end is False else [_end_of_text_id(end, self._tokenizer, self.vocab_size)]
         self._end = np.array(ids, dtype=np.int64)
+        self.end_of_text = ids[0] if ids else None
+        """Id of the token after every document; None for none."""
+
+    @property
+    def encode_text(self) -> Callable[[str], list[int]] | None:
+        """Encodes a text without special tokens; None without a tokenizer."""
+        tokenizer = self._tokenizer
+        if tokenizer is None:
+            return None
+        return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     def encode(self, documents: Documents, scratch: Path) -> Iterator[Document]:
         """Encode every document, in order. Converted files are in a temporary folder in ``scratch``."""

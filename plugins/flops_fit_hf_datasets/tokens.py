@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from flops_fit_core.data import TokenDataset
+from flops_fit_core.data import LanguageTask, MultipleChoice, TokenDataset, read_multiple_choice
 from flops_fit_core.plugins import content_hash
 from flops_fit_hf_datasets import SHARE, HFOptions, unusable
 from flops_fit_hf_datasets.cache import RowWriter, TokenCache, default_folder, map_row
@@ -35,6 +35,7 @@ def open_tokens(options: HFOptions, seed: int) -> TokenDataset:
     if not {TRAINING, EVAL} <= metadata["files"].keys():
         raise unusable(f"{folder} is damaged (its rows are {', '.join(metadata['files'])}): delete it")
     rows = {name: map_row(folder / file) for name, file in metadata["files"].items()}
+    evaluations = _read_questions(options, metadata["vocab_size"]) if options.multiple_choice else []
     return TokenDataset(
         rows.pop(TRAINING),
         rows.pop(EVAL),
@@ -44,7 +45,27 @@ def open_tokens(options: HFOptions, seed: int) -> TokenDataset:
         fingerprint=metadata["fingerprint"],
         bytes_per_token=metadata["bytes_per_token"],
         further={name.removeprefix(FURTHER): row for name, row in rows.items()},
+        evaluations=evaluations,
     )
+
+
+def _read_questions(options: HFOptions, vocab_size: int) -> list[MultipleChoice]:
+    """The multiple-choice questions, encoded as the documents are."""
+    from flops_fit_hf_datasets.encoding import Encoder
+
+    encoder = Encoder(options)
+    task = LanguageTask(vocab_size=vocab_size, context=options.context)
+    return [
+        read_multiple_choice(
+            name,
+            Path(path),
+            task,
+            encode=encoder.encode_text,
+            start=encoder.end_of_text,
+            max_questions=options.max_questions,
+        )
+        for name, path in options.multiple_choice.items()
+    ]
 
 
 def _key(options: HFOptions, places: Places) -> str:

@@ -28,6 +28,12 @@ class TokensOptions(Options):
     eval_sets: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
     """Additional files to hold out, by name: ``{ code = "data/code.bin" }``. Each run records its loss on each
     set, and ``flops-fit fit --eval-set code`` fits one of them. The content identifies the runs, not the path."""
+    multiple_choice: Annotated[dict[EvalSetName, LocalPath], Runtime()] = {}
+    """Files of multiple-choice questions in token ids, by name: ``{ arc = "arc.jsonl" }``. Each run records its
+    accuracy and its bits per token on each, as metrics ``arc/acc`` and ``arc/bits_per_token``. The content
+    identifies the runs, not the path."""
+    max_questions: PositiveInt = 1000
+    """Longer files of questions are reduced to this many, evenly spaced."""
     context: PositiveInt = 256
     """Predicted tokens per sample."""
     bytes_per_token: Annotated[float | None, Runtime(), Field(gt=0)] = None

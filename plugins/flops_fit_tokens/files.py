@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flops_fit_core import DataError
-from flops_fit_core.data import TokenDataset
+from flops_fit_core.data import LanguageTask, TokenDataset, read_multiple_choice
 from flops_fit_tokens import TokensOptions
 
 BLOCK = 2**16
@@ -35,6 +35,11 @@ def open_tokens(options: TokensOptions, seed: int) -> TokenDataset:
     check_length(f"the held-out part, of {eval_path}", eval_data, options)
     for name, row in further.items():
         check_length(f"the held-out set {name!r}, of {options.eval_sets[name]}", row, options)
+    task = LanguageTask(vocab_size=options.vocab_size, context=options.context)
+    evaluations = [
+        read_multiple_choice(name, Path(file), task, encode=None, max_questions=options.max_questions)
+        for name, file in options.multiple_choice.items()
+    ]
     return TokenDataset(
         training,
         eval_data,
@@ -44,6 +49,7 @@ def open_tokens(options: TokensOptions, seed: int) -> TokenDataset:
         fingerprint=fingerprint(training, eval_data, further),
         bytes_per_token=options.bytes_per_token,
         further=further,
+        evaluations=evaluations,
     )
 
 

@@ -20,7 +20,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 
 from flops_fit_core import Job, Progress, RunFailed, RunResult, RunSpec
 from flops_fit_core.plugins import TrainContext, Trainer
-from flops_fit_core.training import EvalResult, eval_mode, evaluate, further_losses
+from flops_fit_core.training import EvalResult, eval_mode, evaluate, evaluation_metrics, further_losses
 from flops_fit_trainers.lightning_module import build_module, has_optimizer, set_optimizer
 from flops_fit_trainers.lightning_options import LightningOptions
 from flops_fit_trainers.lightning_watch import Batches, Watch
@@ -144,13 +144,15 @@ class LightningTrainer(Trainer):
         )
         if not math.isfinite(evaluation.loss) or evaluation.loss > limit:
             return context.result(run, "diverged", seconds=watch.seconds, **measured)
+        fields = evaluation.result_fields(built.dataset)
+        fields["metrics"] = {**fields["metrics"], **evaluation_metrics(built.model, built.dataset, **settings)}
         return context.result(
             run,
             "completed",
             losses=further_losses(built.model, built.dataset, self.options.eval_tokens, **settings),
             eval_tokens=evaluation.tokens,
             seconds=watch.seconds,
-            **evaluation.result_fields(built.dataset),
+            **fields,
             **measured,
         )
 

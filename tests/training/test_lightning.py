@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 pytest.importorskip("lightning")
 
-from small import Bench, events, stopped_after, train
+from small import Bench, events, stopped_after, text_table, train, write_text
 
 from flops_fit_core import ClaimLost, ConfigError, Progress, RunResult
 from flops_fit_core.config import make_experiment
@@ -139,6 +140,17 @@ def test_a_plain_module_ends_like_the_torch_trainer(own, grad_clip):
     assert theirs.loss < 2.0  # a uniform guess has ln 12 = 2.48
     for same in ("tokens", "unique_tokens", "eval_tokens", "flops", "bits_per_byte", "precision"):
         assert getattr(ours, same) == pytest.approx(getattr(theirs, same))
+
+
+def test_questions_are_evaluated_as_by_the_torch_trainer(own, tmp_path):
+    question = {"context": "the river ", "choices": ["falls", "grows", "stone"], "answer": 1}
+    (tmp_path / "quiz.jsonl").write_text(json.dumps(question))
+    text = write_text(tmp_path / "text")
+    dataset = {"multiple_choice": {"quiz": str(tmp_path / "quiz.jsonl")}}
+    table = text_table(text, sweep={"sizes": [{"width": 8}]}, dataset=dataset)
+    ours, theirs = only(train(table)), only(train({**table, "trainer": lightning(own, eval_tokens=512)}))
+    assert set(theirs.metrics) == {f"quiz/{name}" for name in ("acc", "acc_per_token", "acc_per_byte", "bpb")}
+    assert theirs.metrics == pytest.approx(ours.metrics, rel=1e-4)
 
 
 def test_it_sees_the_batches_of_the_plan_in_their_order(own):

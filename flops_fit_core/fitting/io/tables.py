@@ -47,6 +47,8 @@ class RunTable:
     excluded: dict[str, str] = field(default_factory=dict)
     """Row -> reason why it cannot be used."""
     diagnostics: list[Diagnostic] = field(default_factory=list)
+    cells: dict[str, Mapping[str, Any]] = field(default_factory=dict, repr=False)
+    """Observation id -> the cells of its row, by column."""
 
     @property
     def summary(self) -> str:
@@ -324,6 +326,7 @@ def _add_rows(rows: Sequence[Row], mapping: Columns, table: RunTable) -> list[Ro
             table.excluded[name] = row.reason
         else:
             table.observations.append(row.observation.model_copy(update={"id": name}))
+            table.cells[name] = row.values
             used_rows.append(row)
     return used_rows
 

@@ -85,6 +85,24 @@ class Task(ABC):
         return BatchCount(tokens, tokens)
 
 
+class ModelEvaluation(ABC):
+    """Base class of evaluations: metrics of a trained model on a task, such as accuracy on questions."""
+
+    name: str
+    """Its metrics are ``NAME/METRIC`` in a run's result."""
+
+    @abstractmethod
+    def metrics(self, model: nn.Module, device: str, batch_tokens: int) -> Mapping[str, float]:
+        """Metrics of a model, the same at every call. Values that are not finite are left out of the result.
+
+        Args:
+            model: On ``device``, in eval mode, without gradients and in the precision of the run.
+            device: What ``torch.device`` takes.
+            batch_tokens: Largest number of tokens per forward pass. If memory runs out, the method is called again
+                with half of it.
+        """
+
+
 class Dataset(ABC):
     """Base class of datasets: training data in a reproducible order, and disjoint held-out data.
 
@@ -100,6 +118,8 @@ class Dataset(ABC):
     """Mean bytes of held-out text per token, for bits per byte; None if tokens are not text."""
     notes: Sequence[str] = ()
     """Statements about the data, which the plan shows."""
+    evaluations: Sequence[ModelEvaluation] = ()
+    """Evaluations of every model at the end of its run. ``fingerprint`` must identify their content."""
 
     @abstractmethod
     def batches(self, batch_size: int, start: int = 0) -> Iterator[Batch]:

@@ -1,0 +1,89 @@
+"""The laws of a task and its forecasts, as sentences and as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from flops_fit_core.records import Interval
+from flops_fit_core.report import numbers
+from flops_fit_core.report.datatable import DataTable, Row, column
+
+if TYPE_CHECKING:
+    from flops_fit_core.fitting import AccuracyForecast, TaskFit
+
+
+def describe_task_fit(fit: TaskFit) -> Iterator[str]:
+    """The three laws with the intervals of their parameters, and the noise of one run, a line each."""
+    from flops_fit_core.fitting import task_intervals
+
+    texts = {
+        part: ", ".join(f"{name} = {value}" for name, value in law.items())
+        for part, law in task_intervals(fit).items()
+    }
+    top = f"{fit.ceiling:g}"
+    yield f"{fit.task}, {fit.n_runs} runs, {fit.level:.0%} intervals. Forecast: mean of two steps and direct."
+    yield f"Step 1: {fit.via} = E + A / N^alpha + B / D^beta: {texts['loss']}"
+    yield (
+        f"Step 2: accuracy = floor + ({top} - floor) / (1 + exp(slope ({fit.via} - midpoint))): "
+        f"{texts['two_step']}"
+    )
+    yield (
+        f"Direct: accuracy = floor + ({top} - floor) / (1 + exp(-intercept - slope (ln C + split ln(N / D)))): "
+        f"{texts['direct']}"
+    )
+    low, high = fit.accuracy_range
+    middle = (low + high) / 2
+    yield (
+        f"Standard deviation of one run: {fit.noise * math.sqrt(middle * (1 - middle)):.3f} at an accuracy of "
+        f"{middle:.2f}"
+    )
+
+
+def accuracy_table(fit: TaskFit, forecasts: Sequence[AccuracyForecast]) -> DataTable:
+    """Forecasts of a task, one per row."""
+    level = f"{fit.level:.0%}"
+    return DataTable(
+        title=f"Forecast of {fit.task}",
+        caption=(
+            f"N: {fit.params_name}. C: training FLOPs, {fit.flops_name}. D: {fit.unit}. Law: {level} interval of "
+            f"the expected accuracy; new run: {level} interval of one further run."
+        ),
+        fields=("flops", "params", "tokens", "accuracy", "law", "new_run", "two_step", "direct"),
+        rows=tuple(_row(forecast) for forecast in forecasts),
+        columns=(
+            column("C", "flops", numbers.scientific),
+            column("N", "params", numbers.count),
+            column("D", "tokens", numbers.count),
+            column("accuracy", "accuracy", "{:.3f}".format),
+            column("law", "law", _ends),
+            column("new run", "new_run", _ends),
+            column("two steps", "two_step", _estimate),
+            column("direct", "direct", _estimate),
+        ),
+        diagnostics=fit.diagnostics,
+    )
+
+
+def _row(forecast: AccuracyForecast) -> Row:
+    return {
+        "flops": forecast.flops,
+        "params": forecast.params,
+        "tokens": forecast.tokens,
+        "accuracy": forecast.accuracy.value,
+        "law": forecast.accuracy,
+        "new_run": forecast.new_run,
+        "two_step": forecast.two_step,
+        "direct": forecast.direct,
+    }
+
+
+def _ends(estimate: Interval) -> str:
+    if estimate.low is None or estimate.high is None:
+        return numbers.NONE
+    return f"{estimate.low:.3f} to {estimate.high:.3f}"
+
+
+def _estimate(estimate: Interval) -> str:
+    return f"{estimate.value:.3f}"
