@@ -43,7 +43,7 @@ def check_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
 
 
 def check_profiles(profiles: Sequence[Profile], used: Collection[float]) -> list[Diagnostic]:
-    """Report budgets without a minimum of their own, or with too few sizes to check the curve.
+    """Report budgets without an interior minimum, or with too few sizes to check the curve.
 
     The law uses the budgets ``used``.
     """

@@ -26,7 +26,7 @@ FITTERS = {
     "robust (default)": ParametricFitter(draws=0),
     "least squares": ParametricFitter(draws=0, objective="least-squares"),
     "huber 1e-3": ParametricFitter(draws=0, objective="huber"),
-    "isoflop parabola": IsoflopFitter(draws=0),
+    "isoflop": IsoflopFitter(draws=0),
 }
 
 

@@ -207,7 +207,7 @@ NO_CURVATURE = (
 
 
 def _find_start(runs: ProfileRuns) -> Floats:
-    """Parabolas of one curvature around a line, which is a linear problem for a fixed gamma."""
+    """Parabolas with a shared curvature around a line: a linear problem for a fixed gamma."""
     loss = np.exp(runs.y) if runs.is_log else runs.y
     row_weight = 1 / loss if runs.is_log else np.ones_like(loss)
     weight = np.exp(np.clip(-DECAY_PRIOR[0] * runs.z, -_MAX_EXPONENT, _MAX_EXPONENT))

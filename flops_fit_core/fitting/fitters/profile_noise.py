@@ -44,7 +44,7 @@ def row_covariates(fit: ProfileFit, runs: ProfileRuns) -> Floats:
 
 
 def with_prior_rows(covariates: Floats, trunk: Ints) -> tuple[Floats, Ints]:
-    """Add the rows of the prior, which have the noise of a run at the optimum and trunks of their own number."""
+    """Add the rows of the prior, which have the noise of a run at the optimum and separate trunks."""
     first = int(trunk.max()) + 1
     rows = np.zeros((SHAPE_PARAMETERS, covariates.shape[1]))
     return np.vstack([covariates, rows]), np.concatenate([trunk, first + np.arange(SHAPE_PARAMETERS)])
