@@ -121,7 +121,7 @@ def make_registry(**more: object) -> Registry:
             "flops_fit_executors", ExecutorSpec(name="processes", options=WorkerOptions, build=nothing)
         ),
         "files": plugin("flops_fit_loggers", LoggerSpec(name="lines", options=FileOptions, build=nothing)),
-        "fitters": plugin("flops_fit_fitters", FitterSpec(name="parametric", build=nothing)),
+        "fitters": plugin("flops_fit_fitters", FitterSpec(name="average", build=nothing)),
     }
     registry = Registry({**plugins, **more}, entry_points=False)
     assert registry.problems == []
