@@ -202,14 +202,15 @@ def _lowest(loss: Floats) -> Ints:
 
     Farseer's law falls again where a huge model sees a few tokens, far beyond every possible run.
     """
-    best = np.argmin(loss, axis=1)
+    best: Ints = np.argmin(loss, axis=1)
     at_end = (best == 0) | (best == loss.shape[1] - 1)
     if not at_end.any():
         return best
     inside, margin = loss[:, 1:-1], 1 - 1e-12
     is_low = (inside < loss[:, :-2] * margin) & (inside < loss[:, 2:] * margin)
     minimum = np.argmin(np.where(is_low, inside, np.inf), axis=1) + 1
-    return np.where(at_end & is_low.any(axis=1), minimum, best)
+    lowest: Ints = np.where(at_end & is_low.any(axis=1), minimum, best)
+    return lowest
 
 
 def exponents(
