@@ -201,6 +201,7 @@ class LawProblem(Problem):
         ridge = (damping[:, None] + 1e-13) * np.ones(self.size) + at_bound
         scaled = scaled + ridge[:, :, None] * np.eye(self.size)
         scaled = np.where(np.isfinite(scaled), scaled, 0.0) + 0.0
-        step: Floats = np.linalg.solve(scaled, np.nan_to_num(downhill * scale)[:, :, None])[:, :, 0] * scale
+        solved = np.linalg.solve(scaled, np.nan_to_num(downhill * scale)[:, :, None])[:, :, 0]
+        step = np.asarray(solved * scale, dtype=np.float64)
         gain: Floats = (step * downhill).sum(axis=1)
         return step, gain
