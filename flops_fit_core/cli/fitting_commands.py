@@ -415,7 +415,7 @@ def list_laws(
 ) -> None:
     """List the laws that --law fits, with their formulas, inputs and sources."""
     registry = args.registry_for(None, plugin, disabled)
-    found = {short_name(offer.name): find_law(short_name(offer.name)) for offer in registry.offers("law")}
+    laws_by_name = {short_name(offer.name): find_law(short_name(offer.name)) for offer in registry.offers("law")}
     if json:
         print_json(
             {
@@ -425,10 +425,10 @@ def list_laws(
                     "parameters": [parameter.name for parameter in law.parameters],
                     "source": law.source,
                 }
-                for name, law in found.items()
+                for name, law in laws_by_name.items()
             }
         )
         return
-    for name, law in found.items():
+    for name, law in laws_by_name.items():
         print_text(f"{name}: {law.formula}")
         print_text(f"    inputs {', '.join(law.inputs)}; {law.source}")

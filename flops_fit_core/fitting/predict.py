@@ -69,7 +69,9 @@ def load_fit(path: Path) -> LawFit:
         raise FitError(str(error)) from None
     if has_surface(fit):
         try:
-            point_surface(fit, dict.fromkeys(_further_inputs(fit), 1.0))
+            inputs = dict.fromkeys(_further_inputs(fit), 1.0)
+            point_surface(fit, inputs)
+            drawn_surface(fit, inputs)
         except FitError as error:
             raise FitError(f"{path} is not a fit: {error}") from None
     return fit

@@ -139,7 +139,7 @@ class LawFit(Record):
     draws: dict[str, tuple[float, ...]] = {}
     """Bootstrap draws of each parameter in ``law.parameters``."""
     members: tuple[LawMember, ...] = ()
-    """The laws of an average of laws, which then has no ``draws`` and no parameters of its own."""
+    """The laws of an average of laws, which then has no ``draws`` and no parameters."""
     new_run: NewRunError | None = None
     """Error of a further run; None if it is unknown."""
     failed_draws: int = 0

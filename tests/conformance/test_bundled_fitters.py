@@ -27,9 +27,21 @@ class TestIsoflop(FitterConformance):
     options = {"draws": 100}
 
 
-class TestKaplan(FitterConformance):
-    name = "kaplan"
+class TestAverage(FitterConformance):
+    name = "average"
     options = {"draws": 50}
+    needs = 6
+
+
+class TestChinchillaWithItsPrior(FitterConformance):
+    name = "law"
+    options = {"law": "chinchilla", "draws": 50}
+    needs = 6
+
+
+class TestKaplan(FitterConformance):
+    name = "law"
+    options = {"law": "kaplan", "draws": 50}
 
     def loss(self, params, tokens):
         return ((8.8e13 / params) ** (0.076 / 0.095) + 5.4e13 / tokens) ** 0.095
@@ -63,8 +75,8 @@ class TestEnvelope(FitterConformance):
 class TestMuennighoff(FitterConformance):
     """Runs of up to 40 epochs, by equations 5 to 7 of Muennighoff et al. 2023."""
 
-    name = "muennighoff"
-    options = {"draws": 20}
+    name = "law"
+    options = {"law": "muennighoff", "draws": 20}
     needs = 8
     e, a, b, power, r_d, r_n = math.exp(0.62548), math.exp(6.2554), math.exp(7.3050), 0.35266, 15.388, 5.310
 

@@ -63,7 +63,7 @@ def test_the_last_row_of_each_run_id_counts(tmp_path, column):
 def test_the_law_fits_the_last_rows_and_the_fit_reports_excluded_rows(tmp_path, capsys):
     rows = [(name, params, tokens, value) for name, _, params, tokens, value in history(ENDS)]
     path = write(tmp_path, ["run_id", "params", "tokens", "loss"], rows)
-    law = fit(path)
+    law = fit(path, fitter="parametric")
     assert law.law.parameters["alpha"] == pytest.approx(0.34, rel=1e-4)
     assert law.law.parameters["beta"] == pytest.approx(0.28, rel=1e-4)
     assert "histories" in {diagnostic.code for diagnostic in law.diagnostics}

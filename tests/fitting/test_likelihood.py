@@ -48,5 +48,5 @@ def test_a_refit_at_the_end_is_just_significantly_worse():
 
 def test_another_law_is_an_error():
     runs = study(CHINCHILLA, BUDGETS, OFFSETS)
-    with pytest.raises(FitError, match="law parametric"):
+    with pytest.raises(FitError, match="for law chinchilla, not 'isoflop': use fitter parametric"):
         profile_intervals(IsoflopFitter(draws=0).fit(runs), runs)

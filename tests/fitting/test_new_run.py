@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from surfaces import CHINCHILLA, study
 from typer.testing import CliRunner
 
-from flops_fit_core import FitError
+from flops_fit_core import FitError, Observation
 from flops_fit_core.cli import app
 from flops_fit_core.fitting import (
     AverageFitter,
@@ -48,7 +49,8 @@ def test_the_interval_of_a_new_run_contains_that_of_the_law(name, request):
         narrow = predict_loss(law, best.params.value, best.tokens.value)
         wide = predict_loss(law, best.params.value, best.tokens.value, new_run=True)
         assert wide.low < narrow.low < narrow.high < wide.high
-        assert (wide.low, wide.high) == pytest.approx((best.new_run.low, best.new_run.high), rel=1e-6)
+        # The optimum of each draw is lower than the draw at this N and D, by much less than the noise.
+        assert (wide.low, wide.high) == pytest.approx((best.new_run.low, best.new_run.high), rel=1e-3)
 
 
 def test_the_interval_widens_beyond_the_range_of_the_runs(fit):
@@ -85,8 +87,15 @@ def test_fitters_of_the_optimum_have_no_interval_of_a_new_run():
     with pytest.raises(FitError, match=message):
         require_new_run(fit)
     curves = [
-        run.model_copy(update={"trajectory": run.id.partition("/")[2]})
-        for run in study(CHINCHILLA, np.geomspace(1e18, 1e21, 12), np.geomspace(0.1, 10, 24))
+        Observation(
+            id=f"{params:.3e}/{tokens:.3e}",
+            params=params,
+            tokens=tokens,
+            flops=6 * params * tokens,
+            loss=CHINCHILLA.loss(params, tokens),
+            trajectory=f"{params:.3e}",
+        )
+        for params, tokens in itertools.product(np.geomspace(1e7, 1e10, 24), np.geomspace(1e9, 1e12, 24))
     ]
     with pytest.raises(FitError, match="gives no interval for a new run"):
         require_new_run(EnvelopeFitter(draws=0).fit(curves))

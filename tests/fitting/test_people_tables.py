@@ -352,7 +352,8 @@ def test_groups_with_different_losses_are_reported_and_fitted_separately(tmp_pat
     assert "--group-by dataset" in text
     assert not notes(read_table(path, where={"dataset": "c4"}), "groups")
     assert table_groups(path, "dataset") == ["c4", "code"]
-    result = CliRunner().invoke(app, ["fit", str(path), "--group-by", "dataset", "--set", "draws=0", "--json"])
+    options = ["--fitter", "parametric", "--set", "draws=0"]
+    result = CliRunner().invoke(app, ["fit", str(path), "--group-by", "dataset", *options, "--json"])
     assert result.exit_code == 0, result.output
     laws = json.loads(result.stdout)
     assert laws["code"]["law"]["parameters"]["E"] == pytest.approx(0.8 * LAW["E"], rel=1e-3)

@@ -169,9 +169,9 @@ def test_a_backtest_needs_runs_on_both_sides():
 
 def test_a_law_of_the_optimum_refuses_to_predict_other_losses():
     fit = IsoflopFitter(draws=0).fit(study(CHINCHILLA, BUDGETS, OFFSETS))
-    with pytest.raises(FitError, match="use fitter parametric"):
+    with pytest.raises(FitError, match="use fitter average"):
         predict_loss(fit, 1e9, 1e10)
-    with pytest.raises(FitError, match="use fitter parametric"):
+    with pytest.raises(FitError, match="use fitter average"):
         optimum(fit, 1e21, inference_tokens=1e10)
 
 

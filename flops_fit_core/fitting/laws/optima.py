@@ -224,8 +224,8 @@ def _lowest(loss: Floats) -> Ints:
     inside, margin = loss[:, 1:-1], 1 - 1e-12
     is_low = (inside < loss[:, :-2] * margin) & (inside < loss[:, 2:] * margin)
     minimum = np.argmin(np.where(is_low, inside, np.inf), axis=1) + 1
-    column: Ints = np.where(at_end & is_low.any(axis=1), minimum, best)
-    return column
+    lowest: Ints = np.where(at_end & is_low.any(axis=1), minimum, best)
+    return lowest
 
 
 def exponents(
