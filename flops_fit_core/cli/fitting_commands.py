@@ -14,7 +14,8 @@ from flops_fit_core.cli import laws, lr_batch, task_command
 from flops_fit_core.cli.printing import print_diagnostics, print_json, print_notes, print_table, print_text
 from flops_fit_core.cli.summary import describe_six_nd, print_law
 from flops_fit_core.errors import ConfigError, FitError
-from flops_fit_core.plugins.registry.law_index import find_law, short_name
+from flops_fit_core.plugins.registry.law_index import find_law
+from flops_fit_core.plugins.registry.law_offers import short_name
 from flops_fit_core.records import LawFit, Observation, Optimum, Record
 
 TABLE = "a table of runs (CSV, TSV, JSON, JSON lines, parquet), logs of runs (W&B, trainer_state.json, ...)"

@@ -20,7 +20,7 @@ import pytest
 from flops_fit_core.config import PluginConfig
 from flops_fit_core.errors import FitError
 from flops_fit_core.plugins.protocols import LossLaw
-from flops_fit_core.plugins.registry.law_index import short_name
+from flops_fit_core.plugins.registry.law_offers import short_name
 from flops_fit_core.records import Observation
 from flops_fit_core.testing.kit import Kit
 

@@ -15,6 +15,7 @@ import numpy as np
 from flops_fit_core.fitting.data import Bools, Floats
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
 from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories, concatenate
+from flops_fit_core.fitting.solvers.projection import starting_points
 from flops_fit_core.plugins.protocols import LossLaw
 from flops_fit_core.plugins.registry.law_index import find_law
 
@@ -85,9 +86,8 @@ class ChinchillaProblem(Problem):
         errors to each side along the axes of its covariance: the local minima of Huber loss pass through different
         subsets of the runs.
         """
-        from flops_fit_core.fitting.solvers.projection import starting_points
-
-        solved = self.solve(starting_points(self), LeastSquares()).best()
+        starts = starting_points(self.u, self.v, self.y, self.weights)
+        solved = self.solve(starts, LeastSquares()).best()
         if isinstance(objective, Huber):
             solved = self.solve(_huber_starts(self, solved.theta, objective), objective).best()
         if not solved.converged[0]:

@@ -12,18 +12,17 @@ from itertools import combinations
 import numpy as np
 
 from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.solvers.newton import ChinchillaProblem
 
 EXPONENT_GRID = np.geomspace(0.03, 2.2, 16)
 """Grid of exponents for each of the two terms."""
 
 
-def starting_points(problem: ChinchillaProblem, count: int = 4) -> Floats:
+def starting_points(u: Floats, v: Floats, y: Floats, weights: Floats | None = None, count: int = 4) -> Floats:
     """The best ``count`` local minima of the projected objective, best first, as rows theta.
 
-    Takes a single fit: ``y`` and ``weights`` of shape (n,).
+    ``u`` and ``v`` are ln N and ln D minus their means, ``y`` is ln L; all have shape (n,), as the weights.
     """
-    rss, linear = _project_grid(problem)
+    rss, linear = _project_grid(u, v, y, weights)
     padded = np.pad(rss, 1, constant_values=np.inf)
     neighbours = [padded[1 + i : 17 + i, 1 + j : 17 + j] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
     lowest = np.flatnonzero((rss <= np.min(neighbours, axis=0)).ravel())
@@ -31,18 +30,18 @@ def starting_points(problem: ChinchillaProblem, count: int = 4) -> Floats:
     first, second = np.unravel_index(lowest, rss.shape)
     e, a, b = linear[first, second].T
     # A term at 0 has no gradient in its exponent, so start it slightly above.
-    min_term = 1e-3 * float(np.exp(problem.y.mean()))
+    min_term = 1e-3 * float(np.exp(y.mean()))
     ln_a, ln_b = np.log(np.maximum(a, min_term)), np.log(np.maximum(b, min_term))
     return np.stack([e, ln_a, EXPONENT_GRID[first], ln_b, EXPONENT_GRID[second]], axis=1)
 
 
-def _project_grid(problem: ChinchillaProblem) -> tuple[Floats, Floats]:
+def _project_grid(u: Floats, v: Floats, y: Floats, weights: Floats | None) -> tuple[Floats, Floats]:
     """Least sums of squared relative errors (16, 16), and E, A', B' (16, 16, 3)."""
-    weight = np.exp(-problem.y)
-    root = np.ones_like(weight) if problem.weights is None else np.sqrt(problem.weights)
+    weight = np.exp(-y)
+    root = np.ones_like(weight) if weights is None else np.sqrt(weights)
     constant = weight * root
-    a = np.exp(-EXPONENT_GRID[:, None] * problem.u) * constant
-    b = np.exp(-EXPONENT_GRID[:, None] * problem.v) * constant
+    a = np.exp(-EXPONENT_GRID[:, None] * u) * constant
+    b = np.exp(-EXPONENT_GRID[:, None] * v) * constant
     shape = (len(EXPONENT_GRID), len(EXPONENT_GRID))
     gram = np.empty((*shape, 3, 3))
     gram[..., 0, 0] = constant @ constant

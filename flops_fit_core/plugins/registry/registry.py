@@ -22,7 +22,7 @@ from flops_fit_core.errors import ConfigError, PluginNotFound
 from flops_fit_core.plugins import hookspecs
 from flops_fit_core.plugins.registry import discovery
 from flops_fit_core.plugins.registry.explaining import hint_for, warn_if_slow
-from flops_fit_core.plugins.registry.law_index import remember_laws
+from flops_fit_core.plugins.registry.law_offers import remember_laws
 from flops_fit_core.plugins.registry.offers import SPEC_TYPES, PluginProblem, PluginSetup, RegisteredSpec
 from flops_fit_core.plugins.renamed import explain_plugin
 from flops_fit_core.plugins.source_imports import import_from_source
