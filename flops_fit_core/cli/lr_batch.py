@@ -98,9 +98,8 @@ def _write(out: Path, fit: LrBatchFit) -> None:
         write_atomically(out, fit.model_dump_json(indent=1) + "\n")
         print_message(f"wrote the fit to {out}")
         return
-    existed = out.exists()
     write_recipe(out, recipe_table(fit))
-    print_message(f"{'replaced [recipe] in' if existed else 'wrote [recipe] to'} {out}")
+    print_message(f"wrote [recipe] to {out}")
     content = read_file(out)
     for table, option in (("optimizer", "lr"), ("sweep", "batch_size")):
         section = content.get(table)
