@@ -62,21 +62,25 @@ class LawRequest:
             "units": self.unit_factors(),
             "decimal": self.decimal,
             "best_of": best_of,
-            "inputs": self.further_inputs(),
             "reader": self.reader,
+            **self.law_options(),
         }
 
     def unit_factors(self) -> dict[str, str]:
         """Role -> factor of a table's column."""
         return _pairs("--units", self.units, "params=1e6")
 
-    def further_inputs(self) -> tuple[str, ...]:
-        """Columns that the law needs besides N, D and the unique tokens."""
+    def law_options(self) -> dict[str, Any]:
+        """Arguments of ``read_table`` that the law decides: its inputs, and the sign of its loss."""
         if self.law is None:
-            return ()
-        return tuple(
-            name for name in find_law(self.law).inputs if name not in ("params", "tokens", "unique_tokens")
-        )
+            return {}
+        law = find_law(self.law)
+        further = [name for name in law.inputs if name not in ("params", "tokens", "unique_tokens")]
+        return {
+            "inputs": tuple(further),
+            "signed_loss": law.response == "loss",
+            "without_tokens": "tokens" not in law.inputs,
+        }
 
     def table_options(self) -> list[str]:
         """The options set that apply to tables only."""

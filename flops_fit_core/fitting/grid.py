@@ -74,7 +74,7 @@ def profile_minima(observations: Sequence[Observation]) -> tuple[list[ProfileMin
 
 @convert_numerical_errors
 def _profiles(observations: Sequence[Observation]) -> tuple[list[Profile], Runs | None]:
-    if not observations:
+    if not observations or min(observation.loss for observation in observations) <= 0:
         return [], None
     runs = Runs.of(observations)
     groups = group_by_budget(runs)

@@ -66,7 +66,8 @@ def check_surface(
                 "the tuning of these runs, and whether the table mixes kinds of runs",
             )
         )
-    if ratio_spread(used) < MIN_RATIO_SPREAD:
+    has_tokens = "tokens" in fit.problem.law.inputs
+    if has_tokens and ratio_spread(used) < MIN_RATIO_SPREAD:
         diagnostics.append(
             Diagnostic(
                 code="one-ratio",
@@ -90,12 +91,12 @@ def check_surface(
         diagnostics.append(
             Diagnostic(code="not-converged", message="the solver did not converge: do not rely on this fit")
         )
-    if noise is not None:
+    if noise is not None and has_tokens:
         u, v = (np.log(values) - np.log(values).mean() for values in (used.params, used.tokens))
         offsets = np.where(noise.covariates[:, 0] > 0, 1, -1) * noise.covariates[:, 1]
         fitted = FittedResiduals(fit.residuals, fit.jacobian[:, fit.free], offsets, noise, used.ids)
         diagnostics += check_residuals(fitted, np.column_stack([u**2, u * v, v**2]))
-    if not constraint.is_6n:
+    if has_tokens and not constraint.is_6n:
         diagnostics.append(
             note(
                 "flops-per-token",

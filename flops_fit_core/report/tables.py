@@ -191,6 +191,8 @@ def _prediction_row(optimum: Optimum) -> Row:
 def exponents(fit: LawFit) -> str:
     """``N_opt ~ C^a, a = 0.513 (0.480 to 0.543); D_opt ~ C^b, b = ...``"""
     laws = {"a": "N_opt ~ C^a, ", "b": "D_opt ~ C^b, "}
+    if not fit.exponents:
+        return "No exponents: the law has no D"
     return "; ".join(
         f"{laws.get(name, '')}{name} = {numbers.exponent(interval)}" for name, interval in fit.exponents.items()
     )

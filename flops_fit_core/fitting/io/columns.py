@@ -76,10 +76,12 @@ def choose_columns(
     inputs: Sequence[str] = (),
     *,
     from_logs: bool = False,
+    without_tokens: bool = False,
 ) -> Columns:
     """The column of each role, and of each further input of a law: from ``user_columns``, otherwise by name.
 
-    In logs of runs (``from_logs``) a column of one letter has no role, and a loss must be a held-out loss.
+    With ``without_tokens``, D is optional. In logs of runs (``from_logs``) a column of one letter has no role, and
+    a loss must be a held-out loss.
 
     Raises FitError if a required role has no column, or several columns with different values.
     """
@@ -100,7 +102,7 @@ def choose_columns(
         if role in by_role and (scale := parse_header_scale(by_role[role])) is not None:
             scales[role] = scale
             notes.append(f"{role} = column {by_role[role]!r} times {scale:g}, by its name")
-    missing = [role for role in NEEDED if role not in by_role]
+    missing = [role for role in NEEDED if role not in by_role and (role != "tokens" or not without_tokens)]
     derived = _find_derived_role(raw, by_role, missing)
     if missing and not derived:
         raise FitError(

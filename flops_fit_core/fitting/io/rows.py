@@ -59,6 +59,7 @@ class RowReader:
     """Roles with a factor from the user."""
     inputs: Sequence[str] = ()
     """Roles that are further inputs of a law."""
+    signed_loss: bool = False
 
     def read(self, place: str, values: dict[str, Any]) -> Row:
         row = {role: values.get(column) for role, column in self.mapping.by_role.items()}
@@ -86,7 +87,10 @@ class RowReader:
         flops, budget, unique = (
             self._optional(role, row.get(role)) for role in ("flops", "budget", "unique_tokens")
         )
-        values = {role: self._positive(role, row.get(role)) for role in NEEDED if role != self.mapping.derived}
+        values = {role: self._positive(role, row[role]) for role in NEEDED if role in row and role != "loss"}
+        values["loss"] = self._read_loss(row.get("loss"))
+        if "tokens" not in row and self.mapping.derived != "tokens":
+            values["tokens"] = 1.0
         if self.mapping.derived:
             if flops is None:
                 raise ValueError(f"{self.mapping.derived} and flops are missing")
@@ -108,6 +112,9 @@ class RowReader:
             unique_tokens=unique,
             inputs={role: self._positive(role, row.get(role)) for role in self.inputs},
         )
+
+    def _read_loss(self, cell: Any) -> float:
+        return self.numbers.number("loss", cell) if self.signed_loss else self._positive("loss", cell)
 
     def _optional(self, role: str, cell: Any) -> float | None:
         return None if is_blank(cell) else self._positive(role, cell)

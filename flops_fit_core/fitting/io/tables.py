@@ -72,6 +72,10 @@ class TableOptions:
     """Hyperparameters of a grid: only the best setting at each (N, D) is fitted. ``("none",)`` fits all rows."""
     inputs: Sequence[str] = ()
     """Further columns that a law needs, such as ``experts``."""
+    signed_loss: bool = False
+    """Whether the loss may be negative, as a loss less that of a reference."""
+    without_tokens: bool = False
+    """Whether the law has no D. Without a column of tokens, D is 1."""
     reader: str | None = None
     """Name of the reader plugin, if several recognise the path."""
     registry: Registry | None = None
@@ -114,6 +118,8 @@ def read_table(
     decimal: str | None = None,
     best_of: Sequence[str] | None = None,
     inputs: Sequence[str] = (),
+    signed_loss: bool = False,
+    without_tokens: bool = False,
     reader: str | None = None,
     registry: Registry | None = None,
 ) -> RunTable:
@@ -137,13 +143,24 @@ def read_table(
         best_of: Hyperparameters of a grid; keeps the best setting at each (N, D). ``("none",)`` keeps all
             rows.
         inputs: Further columns that a law needs, such as ``experts``.
+        signed_loss: Whether the loss may be negative, as a loss less that of a reference.
+        without_tokens: Whether the law has no D. Without a column of tokens, D is 1.
         reader: Name of the reader plugin, if several recognise the path.
         registry: The plugins; by default the installed plugins.
 
     Raises FitError if the file cannot be read, a required column is missing, or the table is ambiguous.
     """
     options = TableOptions(
-        columns or {}, where or {}, units or {}, decimal, best_of, inputs=inputs, reader=reader, registry=registry
+        columns or {},
+        where or {},
+        units or {},
+        decimal,
+        best_of,
+        inputs=inputs,
+        signed_loss=signed_loss,
+        without_tokens=without_tokens,
+        reader=reader,
+        registry=registry,
     )
     path = Path(path)
     read = read_rows(path, options)
@@ -158,7 +175,14 @@ def read_rows(path: Path, options: TableOptions, number_columns: Sequence[str] =
     source = read_source(path, options.registry, options.reader, _user_names(options))
     raw = add_products(path, source.raw, options.columns, options.decimal)
     raw = _filter_rows(path, raw, options.where)
-    mapping = choose_columns(path, raw, options.columns, options.inputs, from_logs=bool(source.reader))
+    mapping = choose_columns(
+        path,
+        raw,
+        options.columns,
+        options.inputs,
+        from_logs=bool(source.reader),
+        without_tokens=options.without_tokens,
+    )
     numbers = _decide_number_format(path, raw, mapping, options, number_columns)
     scales = _merge_scales(mapping, options.units)
     row_reader = RowReader(
@@ -169,6 +193,7 @@ def read_rows(path: Path, options: TableOptions, number_columns: Sequence[str] =
         options.where,
         frozenset(options.units),
         tuple(options.inputs),
+        options.signed_loss,
     )
     rows = exclude_copies([row_reader.read(place, values) for place, values in raw.rows], mapping)
     diagnostics = [_note("columns", text) for text in mapping.notes]
@@ -341,6 +366,8 @@ def _check_table(
 ) -> None:
     """Add diagnostics for suspicious values. Raises FitError for impossible units."""
     by_role = mapping.by_role
+    if options.signed_loss or ("tokens" not in by_role and not mapping.derived):
+        return  # the checks are for a loss in nats per token, and for N, D and C
     refuse_units(
         path,
         table.observations,
@@ -383,7 +410,11 @@ def _check_table(
 def _summarise(path: Path, raw: RawTable, mapping: Columns, table: RunTable, reader: str) -> str:
     by_role = dict(mapping.by_role)
     formulas = {"tokens": "tokens = C / 6 N", "params": "params = C / 6 D"}
-    shown = [formulas[role] if role == mapping.derived else f"{role} = {by_role.pop(role)!r}" for role in NEEDED]
+    shown = [
+        formulas[role] if role == mapping.derived else f"{role} = {by_role.pop(role)!r}"
+        for role in NEEDED
+        if role in by_role or role == mapping.derived
+    ]
     shown.insert(2, f"flops = {by_role.pop('flops')!r}" if "flops" in by_role else "flops = 6 N D")
     shown += [f"{role} = {column!r}" for role, column in by_role.items()]
     source = f"{path.name or path} with reader {reader.rpartition('/')[2]}" if reader else path.name

@@ -15,6 +15,7 @@ from flops_fit_core.fitting.laws.surfaces import (
     LawSurface,
     Surface,
     drawn_surface,
+    has_optimum,
     has_surface,
     point_surface,
 )
@@ -53,6 +54,14 @@ def optimum(
         raise FitError(f"inference_tokens = {inference_tokens}: give a number of tokens, such as 1e12")
     if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
+    if has_surface(fit) and not has_optimum(fit):
+        raise FitError(
+            f"law {fit.law.name!r} has no D, so a budget has no optimum: predict the loss at N and D instead"
+        )
+    if has_surface(fit) and not fit.members and find_law(fit.law.name).response == "loss":
+        raise FitError(
+            f"the loss of law {fit.law.name!r} may be negative, and optima are for ln L: predict the loss at N and D"
+        )
     extra = dict(inputs or {})
     if unique_tokens is not None:
         _check_repetition(fit)

@@ -172,9 +172,10 @@ def describe_objective(objective: Criterion, point: PointFit) -> Diagnostic:
     """Describe the objective, and which runs it uses."""
     if objective == "huber":
         return note("objective", "Huber loss on ln L with delta = 1e-3, summed over runs")
-    kind = "least squares on ln L"
+    response = "ln L" if point.fit.problem.law.response == "log-loss" else "L"
+    kind = f"least squares on {response}"
     if point.rho:
-        kind = f"generalised least squares on ln L, rows of a trajectory with correlation {point.rho:.3g}"
+        kind = f"generalised least squares on {response}, rows of a trajectory with correlation {point.rho:.3g}"
     return note("objective", f"{kind}; {_describe_rejection(objective, point.rejection)}")
 
 
