@@ -56,7 +56,7 @@ def optimum(
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
     if has_surface(fit) and not has_optimum(fit):
         raise FitError(
-            f"law {fit.law.name!r} has no D, so a budget has no optimum: predict the loss at N and D instead"
+            f"law {fit.law.name!r} has no D, so a budget has no optimum: predict a loss instead"
         )
     if has_surface(fit) and not fit.members and find_law(fit.law.name).response == "loss":
         raise FitError(
