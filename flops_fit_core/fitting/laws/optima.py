@@ -55,12 +55,10 @@ def optimum(
     if unique_tokens is not None and not (np.isfinite(unique_tokens) and unique_tokens > 0):
         raise FitError(f"unique_tokens = {unique_tokens}: give a number of tokens, such as 1e11")
     if has_surface(fit) and not has_optimum(fit):
-        raise FitError(
-            f"law {fit.law.name!r} has no D, so a budget has no optimum: predict a loss instead"
-        )
+        raise FitError(f"law {fit.law.name!r} has no D, so a budget has no optimum: predict a loss instead")
     if has_surface(fit) and not fit.members and find_law(fit.law.name).response == "loss":
         raise FitError(
-            f"the loss of law {fit.law.name!r} may be negative, and optima are for ln L: predict the loss at N and D"
+            f"the loss of law {fit.law.name!r} may be negative, and optima are for ln L: predict the loss instead"
         )
     extra = dict(inputs or {})
     if unique_tokens is not None:
