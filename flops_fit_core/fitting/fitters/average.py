@@ -24,6 +24,7 @@ from flops_fit_core.fitting.laws.surfaces import AVERAGE, Average, LawSurface, S
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface
 from flops_fit_core.fitting.uncertainty.holdout import (
+    Fold,
     estimate_new_run,
     make_folds,
     predict_fold,
@@ -63,6 +64,18 @@ class _Member:
 
 
 @dataclass(frozen=True)
+class _Fitted:
+    """All members with their weights, and the runs that they use."""
+
+    used: Runs
+    accepted: Bools
+    """Which of all runs are used."""
+    members: Sequence[_Member]
+    main: PointFit
+    """The law with the largest weight, fitted with equal weights of the runs."""
+
+
+@dataclass(frozen=True)
 class AverageFitter(BootstrapFitter):
     """Fits several laws and averages them."""
 
@@ -74,41 +87,15 @@ class AverageFitter(BootstrapFitter):
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Fit and weigh the laws. Raises FitError, with advice, for too few runs or runs that do not vary."""
         runs = Runs.of(observations)
-        trunk = np.unique(runs.trunks, return_inverse=True)[1]
-        constraint = FlopsPerToken.of(runs)
         names, left_out = self._supported(runs)
-        points = {
-            name: fit_law_point(make_law_problem(find_law(name), runs), runs, constraint, "robust")
-            for name in names
-        }
-        accepted = np.logical_or.reduce([point.rejection.accepted for point in points.values()])
-        used = runs.take(np.flatnonzero(accepted))
+        fitted = _fit_members(names, runs)
+        used, members = fitted.used, fitted.members
         constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
-        members = [
-            _fit_member(name, drift, points[name], runs, trunk, accepted, constraint)
-            for name in names
-            for drift in DRIFTS
-        ]
-        members = _weigh(members, used)
-        main = max(members, key=lambda member: member.weight)
-        equal = next(member.point for member in members if member.name == main.name and not member.drift)
-        diagnostics = [self._describe(members, left_out), describe_objective("robust", equal)]
-        diagnostics += check_runs(used, constraint)
-        diagnostics += check_surface(
-            equal.fit, used, runs, Rejection(accepted), _residuals(equal, runs), constraint, equal.noise
-        )
-        random = np.random.default_rng(self.seed)
-        reason = explain_no_interval(equal, used) if self.draws else ""
-        counts = np.zeros(len(members), dtype=int) if reason else _share(self.draws, members)
-        drawn = [_draw(member, int(count), random) for member, count in zip(members, counts, strict=True)]
-        if reason:
-            diagnostics.append(no_interval(reason))
-        elif self.draws:
-            diagnostics += check_draws(len(used), len(used) - equal.fit.problem.size, 0, self.draws)
-        drawn_constraint = constraint.drawn(int(counts.sum()), self.seed)
+        drawn, reason = self._draw(fitted)
+        stack = Stack(surfaces) if (surfaces := [surface for surface in drawn if surface is not None]) else None
+        drawn_constraint = constraint.drawn(0 if stack is None else stack.rows, self.seed)
         average = Average([member.surface for member in members], [member.weight for member in members])
-        stacks = [surface for surface in drawn if surface is not None]
-        constraints = (constraint, drawn_constraint)
+        residuals = np.log(average.loss(*_rows(used))[0]) - np.log(used.loss)
         return LawFit(
             **fit_header(self, self.name, flops=used.flops, params=used.params),
             law=Law(name=AVERAGE, parameters={}),
@@ -116,14 +103,36 @@ class AverageFitter(BootstrapFitter):
                 _record(member, surface, constraint, used.flops, self.level)
                 for member, surface in zip(members, drawn, strict=True)
             ),
-            exponents=exponents(average, Stack(stacks) if stacks else None, constraints, used.flops, self.level),
-            objective=float(np.sum((np.log(average.loss(*_rows(used))[0]) - np.log(used.loss)) ** 2)),
+            exponents=exponents(average, stack, (constraint, drawn_constraint), used.flops, self.level),
+            objective=float(residuals @ residuals),
             n_runs=len(used),
-            excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~accepted)},
-            diagnostics=tuple(diagnostics),
-            new_run=_estimate(members, used, equal),
+            excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~fitted.accepted)},
+            diagnostics=(_describe(members, left_out), *self._check(fitted, runs, constraint, reason)),
+            new_run=_estimate(fitted),
             **constraint.fields(drawn_constraint),
         )
+
+    def _draw(self, fitted: _Fitted) -> tuple[list[LawSurface | None], str]:
+        """Draws of each member, in proportion to its weight; and the reason if the runs give no interval."""
+        reason = explain_no_interval(fitted.main, fitted.used) if self.draws else ""
+        counts = _share(0 if reason else self.draws, fitted.members)
+        random = np.random.default_rng(self.seed)
+        drawn = [
+            _draw_member(member, int(count), random) for member, count in zip(fitted.members, counts, strict=True)
+        ]
+        return drawn, reason
+
+    def _check(self, fitted: _Fitted, runs: Runs, constraint: FlopsPerToken, reason: str) -> list[Diagnostic]:
+        """Diagnostics of the main law with equal weights, and of the draws."""
+        used, point = fitted.used, fitted.main
+        diagnostics = [describe_objective("robust", point), *check_runs(used, constraint)]
+        diagnostics += check_surface(
+            point.fit, used, runs, Rejection(fitted.accepted), _residuals(point, runs), constraint, point.noise
+        )
+        if reason:
+            return [*diagnostics, no_interval(reason)]
+        dof = len(used) - point.fit.problem.size
+        return diagnostics + (check_draws(len(used), dof, 0, self.draws) if self.draws else [])
 
     def _supported(self, runs: Runs) -> tuple[list[str], list[str]]:
         """Names of the laws with fewer parameters than runs, and of the others."""
@@ -142,13 +151,37 @@ class AverageFitter(BootstrapFitter):
             )
         return names, [name for name in self.laws if name not in names]
 
-    def _describe(self, members: Sequence[_Member], left_out: Sequence[str]) -> Diagnostic:
-        count = len(members[0].errors)
-        basis = f"{count} backtests" if count else "equal weights, because the runs allow no backtest"
-        text = f"weighted mean of {', '.join(dict.fromkeys(member.name for member in members))}, by {basis}"
-        if left_out:
-            text += f"; too few runs for {', '.join(left_out)}"
-        return note("laws", text)
+
+def _describe(members: Sequence[_Member], left_out: Sequence[str]) -> Diagnostic:
+    count = len(members[0].errors)
+    basis = f"{count} backtests" if count else "equal weights, because the runs allow no backtest"
+    text = f"weighted mean of {', '.join(dict.fromkeys(member.name for member in members))}, by {basis}"
+    if left_out:
+        text += f"; too few runs for {', '.join(left_out)}"
+    return note("laws", text)
+
+
+def _fit_members(names: Sequence[str], runs: Runs) -> _Fitted:
+    """Fit and weigh the laws. A run is left out if it is an outlier of every law."""
+    trunk = np.unique(runs.trunks, return_inverse=True)[1]
+    constraint = FlopsPerToken.of(runs)
+    points = {
+        name: fit_law_point(make_law_problem(find_law(name), runs), runs, constraint, "robust") for name in names
+    }
+    accepted = np.logical_or.reduce([point.rejection.accepted for point in points.values()])
+    used = runs.take(np.flatnonzero(accepted))
+    constraint = FlopsPerToken.of(used)
+    members = _weigh(
+        [
+            _fit_member(name, drift, points[name], runs, trunk, accepted, constraint)
+            for name in names
+            for drift in DRIFTS
+        ],
+        used,
+    )
+    best = max(members, key=lambda member: member.weight)
+    main = next(member.point for member in members if member.name == best.name and not member.drift)
+    return _Fitted(used, accepted, members, main)
 
 
 def _fit_member(
@@ -175,7 +208,7 @@ def _fit_member(
 
 def _weigh(members: Sequence[_Member], used: Runs) -> list[_Member]:
     """The members with their weights and backtest errors."""
-    folds = make_folds(used, max(member.point.fit.problem.size for member in members) + 2)
+    folds = _folds(members, used)
     errors = [
         tuple(predict_fold(find_law(member.name), used, fold, member.drift) for fold in folds)
         for member in members
@@ -187,15 +220,20 @@ def _weigh(members: Sequence[_Member], used: Runs) -> list[_Member]:
     ]
 
 
-def _estimate(members: Sequence[_Member], used: Runs, point: PointFit) -> NewRunError | None:
-    if point.noise is None:
+def _estimate(fitted: _Fitted) -> NewRunError | None:
+    """The error of a new run, from the backtests of the average."""
+    if fitted.main.noise is None:
         return None
-    folds = make_folds(used, max(member.point.fit.problem.size for member in members) + 2)
+    folds = _folds(fitted.members, fitted.used)
     errors = [
-        np.sum([member.weight * member.errors[number] for member in members], axis=0)
+        np.sum([member.weight * member.errors[number] for member in fitted.members], axis=0)
         for number in range(len(folds))
     ]
-    return estimate_new_run(folds, errors, used, point.noise)
+    return estimate_new_run(folds, errors, fitted.used, fitted.main.noise)
+
+
+def _folds(members: Sequence[_Member], used: Runs) -> list[Fold]:
+    return make_folds(used, max(member.point.fit.problem.size for member in members) + 2)
 
 
 def _share(draws: int, members: Sequence[_Member]) -> Ints:
@@ -205,7 +243,7 @@ def _share(draws: int, members: Sequence[_Member]) -> Ints:
     return np.diff(ends, prepend=0)
 
 
-def _draw(member: _Member, count: int, random: np.random.Generator) -> LawSurface | None:
+def _draw_member(member: _Member, count: int, random: np.random.Generator) -> LawSurface | None:
     if not count:
         return None
     problem = member.point.fit.problem
