@@ -213,6 +213,8 @@ def _example(name: str, kind: str) -> str:
 def _tables(name: str, kind: str) -> str:
     """The tables of an experiment with the new plugin."""
     chosen = {"model": "mlp", "dataset": "text", "optimizer": "adamw"}
-    if kind != "logger":  # loggers are in a list, not in a table
+    if kind == "law":  # a fitter names its law
+        chosen["fitter"] = f'law"\nlaw = "{name}/{name}'
+    elif kind != "logger":  # loggers are in a list, not in a table
         chosen[kind] = f"{name}/{name}"
     return "\n".join(f'[{table}]\nname = "{choice}"\n' for table, choice in chosen.items())
