@@ -29,7 +29,7 @@ EXPERIMENT = {
     "dataset": {"name": "surface", "noise": 0.005},
     "executor": "local",
 }
-READING = (("runs", "--json"), ("status", "--json"), ("fit", "--json"))
+READING = (("runs", "--json"), ("status", "--json"), ("fit", "--fitter", "parametric", "--json"))
 
 
 def main() -> None:

@@ -215,6 +215,7 @@ def study(tmp_path):
             "model": "surface/surface",
             "dataset": "surface/surface",
             "executor": "local",
+            "fitter": "parametric",
         },
         out=tmp_path / "study",
     )

@@ -20,6 +20,8 @@ from flops_fit_core.records import (
     Job,
     Law,
     LawFit,
+    LawMember,
+    NewRunError,
     Observation,
     Optimum,
     ParameterCounts,
@@ -291,6 +293,15 @@ EVERY_KIND: list[Record] = [
         draws={"a": (0.49, 0.51)},
         flops_range=(1e18, 1e21),
     ),
+    LawMember(
+        law=Law(name="skaling", parameters={"E": 1.7, "k": 0.5}),
+        drift=3.0,
+        weight=0.6,
+        errors=(0.01, 0.006),
+        exponents={"a": Interval(value=0.5)},
+        draws={"E": (1.6, 1.8), "k": (0.4, 0.6)},
+    ),
+    NewRunError(sigma=0.005, sigma_dof=18.0, drift=0.002, drift_dof=1.5),
     PluginSetup(modules={"mine": "my_research.models"}, disabled=("rnn",), paths=("/home/me",)),
 ]
 

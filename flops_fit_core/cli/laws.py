@@ -12,7 +12,7 @@ from flops_fit_core.cli.printing import print_json, print_text
 from flops_fit_core.config import DEFAULTS, Experiment, build_fitter, choose_from_table, override_value
 from flops_fit_core.config import read_table as read_file
 from flops_fit_core.errors import ConfigError, FitError
-from flops_fit_core.plugins.protocols import Fitter
+from flops_fit_core.plugins.protocols import Fitter, LossLaw
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
@@ -74,7 +74,7 @@ class LawRequest:
         """Arguments of ``read_table`` that the law decides: its inputs, and the sign of its loss."""
         if self.law is None:
             return {}
-        law = find_law(self.law)
+        law = _find_law(self.law)
         further = [name for name in law.inputs if name not in ("params", "tokens", "unique_tokens")]
         return {
             "inputs": tuple(further),
@@ -96,6 +96,16 @@ class LawRequest:
     def row_filters(self) -> dict[str, str]:
         """Column -> the text that rows must have in it."""
         return _pairs("--filter", self.filters, "group=c4")
+
+
+def _find_law(name: str) -> LossLaw:
+    """The law of ``--law``. Raises ConfigError that lists the laws."""
+    try:
+        return find_law(name)
+    except FitError as error:
+        raise ConfigError(
+            f"--law {name}: {error}. With fit, --law lr-batch fits the best learning rate and batch of a grid"
+        ) from None
 
 
 def _pairs(option: str, texts: Sequence[str], example: str) -> dict[str, str]:
@@ -358,6 +368,7 @@ def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
     if request.law == "lr-batch":
         raise ConfigError("--law lr-batch applies to 'flops-fit fit TABLE' only: it gives no loss by N and D")
     if request.law is not None:
+        _find_law(request.law)
         table = {"name": "fitters/law", "law": request.law}
     for option in request.options:
         override_value(table, option)

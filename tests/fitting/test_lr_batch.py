@@ -518,7 +518,7 @@ def test_the_recipe_can_be_written_to_a_new_file(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--law", "lr-bath"], "unknown law; valid: lr-batch"),
+        (["--law", "lr-bath"], "--law lr-batch fits the best learning rate and batch"),
         (["--law", "lr-batch", "--profile"], "cannot be combined with --profile"),
         (["--law", "lr-batch", "--best-of", "lr"], "cannot be combined with --best-of"),
         (["--law", "lr-batch", "--set", "windows=0.1"], "has the options window, degree, level, n"),

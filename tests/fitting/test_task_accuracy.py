@@ -346,8 +346,8 @@ def test_a_saved_fit_of_a_task_predicts(tmp_path, capsys):
         (["fit", "--via", "arc_bpb"], "--via: add --task COLUMN"),
         (["fit", "--task", "arc_acc", "--fitter", "isoflop"], "--fitter cannot be combined with --task"),
         (["fit", "--task", "arc_acc", "--checklist"], "--checklist cannot be combined with --task"),
-        (["predict"], "predict needs --flops C"),
-        (["predict", "--params", "1e9", "--tokens", "1e9"], "is for accuracies, with --task COLUMN"),
+        (["predict"], "no budget: write --flops"),
+        (["predict", "--tokens", "1e9"], "--tokens D needs --params N"),
         (["predict", "--task", "arc_acc"], "--params N --tokens D, or for --flops C"),
     ],
 )
