@@ -21,7 +21,7 @@ def test_the_guides_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for code in re.findall(r"```python\n(.*?)```", GUIDE, re.S):
         exec(compile(code, "docs/fitting.md", "exec"), {})
-    assert "alpha" in capsys.readouterr().out
+    assert "skaling" in capsys.readouterr().out
 
 
 def test_the_guide_lists_every_bundled_fitter():

@@ -31,7 +31,12 @@ from flops_fit_core.planning.init_from_fit import fitter_of
 from flops_fit_core.plugins import Parameter, Registry, hookspecs
 from flops_fit_core.plugins.registry.law_index import find_law
 
-OPTIMISED = [name for name in TRUTH if {"params", "tokens"} <= set(find_law(name).inputs)]
+OPTIMISED = [
+    name
+    for name in TRUTH
+    if {"params", "tokens"} <= set(find_law(name).inputs) and find_law(name).response == "log-loss"
+]
+"""Laws whose loss has a logarithm and depends on N and D, so that a budget has an optimum."""
 
 
 def inputs_of(runs, law):
