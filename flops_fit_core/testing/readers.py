@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import pickle
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -34,7 +35,7 @@ from flops_fit_core.testing.kit import Kit
 Expected = Mapping[str, tuple[float, float, float]]
 
 
-class ReaderConformance(Kit):
+class ReaderConformance(Kit, ABC):
     """Tests for every reader. Inherit, set ``name``, implement :meth:`write`, and run pytest.
 
     Attributes:
@@ -44,13 +45,13 @@ class ReaderConformance(Kit):
     kind: ClassVar[str] = "reader"
     columns: ClassVar[Mapping[str, str]] = {}
 
+    @abstractmethod
     def write(self, folder: Path) -> Expected:
         """Write the logs of at least two runs into an empty folder, below a folder for each run or in files of it.
 
         Returns N, D and the last held-out loss of each run, by its id. The logs should also have training losses
         and earlier evaluations, with other values.
         """
-        raise NotImplementedError(f"{type(self).__name__}.write must write the logs of at least two runs")
 
     @pytest.fixture
     def logs(self, tmp_path: Path) -> tuple[Path, Expected]:
