@@ -13,7 +13,7 @@ from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
 from flops_fit_core.fitting.laws.power_law import fit_line
 from flops_fit_core.fitting.residual_diagnostics import FittedResiduals, check_residuals
-from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, solve
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, fit_surface, make_problem
 from flops_fit_core.fitting.uncertainty.noise import NoiseModel
@@ -142,7 +142,7 @@ def explain_swapped_roles(fit: SurfaceFit, runs: Runs) -> str:
     if abs(slope) < 0.05:
         return ""
     start = np.array([[theta[0], theta[3], theta[4] * slope, theta[1], theta[2] / slope]])
-    swapped = solve(problem, start, LeastSquares(), steps=200)
+    swapped = problem.solve(start, LeastSquares(), steps=200)
     dof = max(len(runs) - 5, 1)
     limit = fit.value * (1 + float(stats.f.isf(0.01, 1, dof)) / dof)
     exponent, swapped_exponent = (

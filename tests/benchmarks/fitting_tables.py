@@ -25,7 +25,7 @@ from scipy.optimize import minimize
 
 from flops_fit_core import FitError, Observation
 from flops_fit_core.fitting import IsoflopFitter, ParametricFitter, backtest, read_table
-from flops_fit_core.fitting.solvers.newton import derivatives, solve, value
+from flops_fit_core.fitting.solvers.newton import derivatives, value
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
 from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem
 
@@ -75,7 +75,7 @@ def optimum(folder):
             random = np.random.default_rng(0)
             starts = many_starts(problem, random, 200)
             best = min(
-                solve(problem, starts, objective, steps=300).value.min(),
+                problem.solve(starts, objective, steps=300).value.min(),
                 minimize_with_scipy(problem, objective, starts[:20]),
             )
             miss = fit.value / best - 1

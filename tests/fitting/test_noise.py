@@ -8,7 +8,7 @@ from surfaces import CHINCHILLA, study
 
 from flops_fit_core import FitError, LawFit, Observation
 from flops_fit_core.fitting import ParametricFitter, optimum
-from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, derivatives, solve, value
+from flops_fit_core.fitting.solvers.newton import ChinchillaProblem, derivatives, value
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
 from flops_fit_core.fitting.solvers.surface_fit import fit_surface, make_problem, refit
 from flops_fit_core.fitting.uncertainty.noise import build_covariates, fit_noise
@@ -180,7 +180,7 @@ def test_refits_in_chunks_equal_refits_in_one_call():
     fit = fit_surface(problem, LeastSquares())
     y = problem.y + 0.01 * np.random.default_rng(0).standard_normal((200, 500))
     parts = refit(ChinchillaProblem(problem.u, problem.v, y), fit.theta, LeastSquares())
-    few = solve(ChinchillaProblem(problem.u, problem.v, y[150:160]), np.tile(fit.theta, (10, 1)), LeastSquares())
+    few = ChinchillaProblem(problem.u, problem.v, y[150:160]).solve(np.tile(fit.theta, (10, 1)), LeastSquares())
     assert parts.theta[150:160] == pytest.approx(few.theta, rel=1e-6)
 
 

@@ -11,12 +11,9 @@ import numpy as np
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.laws.coordinates import Coordinates
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories, concatenate
+from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories
 from flops_fit_core.plugins.protocols.laws import LossLaw
 
-_MAX_CHUNK_CELLS = 20_000
-"""Runs times fits per chunk: larger chunks exceed the processor cache."""
-_MIN_CHUNK = 32
 _KEPT_STARTS = 12
 """Starting points from which the solver iterates; the others have a higher objective at the start."""
 
@@ -97,7 +94,7 @@ class LawProblem(Problem):
             self.coordinates.starting_points(self.inputs, float(np.exp(np.mean(np.log(np.abs(self._loss)))))),
             *self.coordinates.bounds,
         )
-        order = np.argsort(self._value(starts, objective), kind="stable")[:_KEPT_STARTS]
+        order = np.argsort(self.value(starts, objective), kind="stable")[:_KEPT_STARTS]
         first = self.solve(starts[order], LeastSquares(), steps=25, tolerance=1e-3)
         order = np.argsort(first.value, kind="stable")[:3]
         solved = self.solve(first.theta[order], LeastSquares()).best()
@@ -105,31 +102,9 @@ class LawProblem(Problem):
             return solved
         return self.solve(solved.theta, objective)
 
-    def solve(self, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13) -> Solved:
-        chunk = max(_MIN_CHUNK, _MAX_CHUNK_CELLS // self.y.shape[-1])
-        if len(start) > chunk:
-            parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
-            return concatenate([self.rows(part).solve(start[part], objective, steps, tolerance) for part in parts])
-        bounds = self.coordinates.bounds
-        theta = np.clip(start, *bounds)
-        best = self._value(theta, objective)
-        damping = np.full(len(theta), 1e-3)
-        converged = ~np.isfinite(best)
-        live = np.flatnonzero(~converged)
-        for _ in range(steps):
-            if not len(live):
-                break
-            part, current = self.rows(live), theta[live]
-            step, gain = part._step(current, objective, damping[live])
-            new = np.clip(current + step, *bounds)
-            reached = part._value(new, objective)
-            better = reached < best[live]
-            theta[live[better]], best[live[better]] = new[better], reached[better]
-            damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
-            is_done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
-            converged[live[is_done]] = True
-            live = live[~is_done]
-        return Solved(theta, best, converged)
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        return self.coordinates.bounds
 
     def rows(self, index: Ints) -> Self:
         part = super().rows(index)
@@ -160,7 +135,7 @@ class LawProblem(Problem):
             return loss, gradient
         return np.log(loss), gradient / loss[:, None]
 
-    def _value(self, theta: Floats, objective: Objective) -> Floats:
+    def value(self, theta: Floats, objective: Objective) -> Floats:
         with np.errstate(all="ignore"):
             r = self.residuals(theta)
             if self.trajectories is not None:
@@ -172,7 +147,7 @@ class LawProblem(Problem):
                 total = total + ((theta - self.centre) ** 2 * self.stiffness).sum(axis=1) / 2
         return np.where(np.isfinite(total), total, np.inf)
 
-    def _step(self, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
+    def step(self, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
         """A damped step, and its predicted reduction of the objective.
 
         Of the Hessian, only the part from first derivatives; a Huber residual has the weight psi(r) / r.

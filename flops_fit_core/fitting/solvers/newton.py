@@ -8,21 +8,19 @@ objective, most runs lie outside delta and contribute only the curvature of the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from flops_fit_core.fitting.data import Bools, Floats
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares, Objective
-from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories, concatenate
+from flops_fit_core.fitting.solvers.problem import Problem, Solved, Trajectories
 from flops_fit_core.fitting.solvers.projection import starting_points
 from flops_fit_core.plugins.protocols import LossLaw
 from flops_fit_core.plugins.registry.law_index import find_law
 
 EXPONENTS = (0.005, 3.0)
 """Bounds of alpha and beta."""
-_MIN_CHUNK, _MAX_CHUNK_CELLS = 64, 10_000
-"""Fits per chunk, and runs times fits per chunk: larger chunks exceed the processor cache."""
 _LOWER = np.array([0.0, -60.0, EXPONENTS[0], -60.0, EXPONENTS[0]])
 _UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
 
@@ -31,6 +29,8 @@ _UPPER = np.array([np.inf, 60.0, EXPONENTS[1], 60.0, EXPONENTS[1]])
 class ChinchillaProblem(Problem):
     """The runs of one or many fits. ``u`` = ln N and ``v`` = ln D minus their means, shape (n,)."""
 
+    min_chunk: ClassVar[int] = 64
+    max_chunk_cells: ClassVar[int] = 10_000
     u: Floats
     v: Floats
     y: Floats
@@ -76,8 +76,15 @@ class ChinchillaProblem(Problem):
     def is_free(self, theta: Floats) -> Bools:
         return np.array([theta[0] > 0, True, True, True, True])
 
-    def solve(self, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13) -> Solved:
-        return solve(self, start, objective, steps, tolerance)
+    @property
+    def bounds(self) -> tuple[Floats, Floats]:
+        return _LOWER, _UPPER
+
+    def value(self, theta: Floats, objective: Objective) -> Floats:
+        return value(self, theta, objective)
+
+    def step(self, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
+        return _step(self, theta, objective, damping)
 
     def search(self, objective: Objective) -> Solved:
         """Least squares starts at the minima of the projected objective.
@@ -156,37 +163,6 @@ def derivatives(problem: ChinchillaProblem, theta: Floats, objective: Objective)
         hessian[:, first + 1, first] += once
         hessian[:, first + 1, first + 1] -= twice
     return gradient, hessian
-
-
-def solve(
-    problem: ChinchillaProblem, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13
-) -> Solved:
-    """Minimise from every row of ``start``. A fit has converged if the next step would reduce its objective
-    by less than ``tolerance`` of it, or no step reduces it."""
-    chunk = max(_MIN_CHUNK, _MAX_CHUNK_CELLS // len(problem.u))
-    if len(start) > chunk:
-        parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
-        solutions = [solve(problem.rows(part), start[part], objective, steps, tolerance) for part in parts]
-        return concatenate(solutions)
-    theta = np.clip(start, _LOWER, _UPPER)
-    best = value(problem, theta, objective)
-    damping = np.full(len(theta), 1e-3)
-    converged = ~np.isfinite(best)
-    live = np.flatnonzero(~converged)
-    for _ in range(steps):
-        if not len(live):
-            break
-        part, current = problem.rows(live), theta[live]
-        step, gain = _step(part, current, objective, damping[live])
-        new = np.clip(current + step, _LOWER, _UPPER)
-        reached = value(part, new, objective)
-        better = reached < best[live]
-        theta[live[better]], best[live[better]] = new[better], reached[better]
-        damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
-        is_done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
-        converged[live[is_done]] = True
-        live = live[~is_done]
-    return Solved(theta, best, converged)
 
 
 def _step(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -70,6 +70,10 @@ class Problem(ABC):
     correlation rho within a trajectory. R^-1 subtracts ``shrink`` times the trajectory's sum from each r.
     """
 
+    min_chunk: ClassVar[int] = 32
+    """Least number of fits that are solved together."""
+    max_chunk_cells: ClassVar[int] = 20_000
+    """Runs times fits that are solved together: larger chunks exceed the processor cache."""
     y: Floats
     """Ln L, shape (n,), or (fits, n)."""
     weights: Floats | None
@@ -104,10 +108,46 @@ class Problem(ABC):
     def is_undertrained(self, theta: Floats) -> Bools:
         """Whether, at equal C = 6 N D, more tokens and fewer parameters reduce the loss of a run; (fits, n)."""
 
+    @property
     @abstractmethod
+    def bounds(self) -> tuple[Floats, Floats]:
+        """Lower and upper bounds of theta, shape (size,)."""
+
+    @abstractmethod
+    def value(self, theta: Floats, objective: Objective) -> Floats:
+        """The objective of each fit, shape (fits,); infinity where it has no value."""
+
+    @abstractmethod
+    def step(self, theta: Floats, objective: Objective, damping: Floats) -> tuple[Floats, Floats]:
+        """A damped step (fits, size), and its predicted reduction of the objective (fits,)."""
+
     def solve(self, start: Floats, objective: Objective, steps: int = 100, tolerance: float = 1e-13) -> Solved:
         """Minimise from every row of ``start``. A fit has converged if the next step would reduce its objective
         by less than ``tolerance`` of it, or no step reduces it."""
+        chunk = max(self.min_chunk, self.max_chunk_cells // self.y.shape[-1])
+        if len(start) > chunk:
+            parts = [np.arange(first, min(first + chunk, len(start))) for first in range(0, len(start), chunk)]
+            return concatenate([self.rows(part).solve(start[part], objective, steps, tolerance) for part in parts])
+        low, high = self.bounds
+        theta = np.clip(start, low, high)
+        best = self.value(theta, objective)
+        damping = np.full(len(theta), 1e-3)
+        converged = ~np.isfinite(best)
+        live = np.flatnonzero(~converged)
+        for _ in range(steps):
+            if not len(live):
+                break
+            part, current = self.rows(live), theta[live]
+            step, gain = part.step(current, objective, damping[live])
+            new = np.clip(current + step, low, high)
+            reached = part.value(new, objective)
+            better = reached < best[live]
+            theta[live[better]], best[live[better]] = new[better], reached[better]
+            damping[live] = np.where(better, np.maximum(damping[live] / 10, 1e-12), damping[live] * 8)
+            is_done = (gain <= tolerance * best[live]) | (damping[live] > 1e12)
+            converged[live[is_done]] = True
+            live = live[~is_done]
+        return Solved(theta, best, converged)
 
     @abstractmethod
     def search(self, objective: Objective) -> Solved:
