@@ -238,12 +238,6 @@ def extras(
     return additions
 
 
-def check_point(params: float | None, budgets: object) -> None:
-    """Raises ConfigError unless ``--tokens D`` comes with ``--params N`` and without a budget."""
-    if params is None or budgets:
-        raise ConfigError("--tokens D needs --params N, and no --flops: the loss of N parameters after D tokens")
-
-
 def print_loss(
     law: LawFit,
     params: float,
