@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -250,9 +251,9 @@ def print_loss(
     from flops_fit_core.fitting import predict_loss
 
     loss = predict_loss(law, params, tokens, unique_tokens, inputs)
-    new_run = (
-        None if law.new_run is None else predict_loss(law, params, tokens, unique_tokens, inputs, new_run=True)
-    )
+    new_run = None
+    with contextlib.suppress(FitError):  # a fit without an estimate, or beyond the runs without a backtest
+        new_run = predict_loss(law, params, tokens, unique_tokens, inputs, new_run=True)
     if json:
         print_json(
             {

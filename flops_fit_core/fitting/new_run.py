@@ -20,6 +20,11 @@ def require_new_run(fit: LawFit) -> NewRunError:
     return fit.new_run
 
 
+def covers_new_run(fit: LawFit, flops: float) -> bool:
+    """Whether the error of a further run is known at C = ``flops``: beyond the runs, it needs a backtest."""
+    return fit.new_run is not None and (fit.new_run.drift_dof > 0 or flops <= 1.01 * fit.flops_range[1])
+
+
 def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> Interval:
     """The interval of a new run around ``loss``, the law's value, with ``draws`` (draws,) of it.
 
@@ -27,9 +32,14 @@ def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> I
     with the part of drift^2 ln(C / C_max) that the variance of the draws does not explain. Backtests include the
     uncertainty of the law, so adding both in full would count it twice.
 
-    Raises FitError for a fit without an estimate of the error of a run.
+    Raises FitError for a fit without an estimate of the error of a run, and beyond the runs without a backtest.
     """
     error = require_new_run(fit)
+    if not covers_new_run(fit, flops):
+        raise FitError(
+            f"no interval for a new run at C = {flops:.3g}: the runs allow no backtest, so the error beyond "
+            f"C = {fit.flops_range[1]:.3g} is unknown; train runs of more budgets"
+        )
     distance = max(float(np.log(flops / fit.flops_range[1])), 0.0)
     ln_draws = np.log(draws / loss) if len(draws) else np.zeros(1)
     drift = max(error.drift**2 * distance - float(np.mean(ln_draws**2)), 0.0)

@@ -14,7 +14,7 @@ from flops_fit_core.fitting.grid import check_grid
 from flops_fit_core.fitting.io.tables import RunTable
 from flops_fit_core.fitting.laws.optima import optimum
 from flops_fit_core.fitting.laws.surfaces import drawn_surface, has_surface, point_surface
-from flops_fit_core.fitting.new_run import new_run_interval
+from flops_fit_core.fitting.new_run import covers_new_run, new_run_interval
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.task_accuracy.records import TaskFit
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
@@ -161,7 +161,7 @@ def off_optimum(fit: LawFit, flops: float, params: float) -> OffOptimum:
         params=params,
         tokens=tokens,
         loss=loss,
-        new_run=None if fit.new_run is None else predict_loss(fit, params, tokens, new_run=True),
+        new_run=predict_loss(fit, params, tokens, new_run=True) if covers_new_run(fit, flops) else None,
         loss_given_up=loss.value - optimum(point_fit, flops).loss.value,
         extra_flops=float(np.exp(np.log(flops) - high) - 1),
     )

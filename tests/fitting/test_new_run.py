@@ -166,3 +166,14 @@ def test_a_saved_fit_predicts_a_new_run(fit, tmp_path):
     done = call("predict", str(tmp_path / "fit.json"), "--flops", "1e22", "--new-run", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.output)["new_run"] == optimum(fit, 1e22).new_run.model_dump()
+
+
+def test_without_a_backtest_no_interval_of_a_new_run_reaches_beyond_the_runs():
+    runs = study(CHINCHILLA, (1e18, 1e19), np.geomspace(0.3, 3, 4), sigma=0.003)
+    fit = AverageFitter(draws=50).fit(runs)
+    assert fit.new_run.drift_dof == 0
+    assert optimum(fit, 1e19).new_run is not None
+    assert optimum(fit, 1e20).new_run is None
+    best = optimum(fit, 1e20)
+    with pytest.raises(FitError, match="the runs allow no backtest"):
+        predict_loss(fit, best.params.value, best.tokens.value, new_run=True)

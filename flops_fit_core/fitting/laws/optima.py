@@ -19,7 +19,7 @@ from flops_fit_core.fitting.laws.surfaces import (
     has_surface,
     point_surface,
 )
-from flops_fit_core.fitting.new_run import new_run_interval
+from flops_fit_core.fitting.new_run import covers_new_run, new_run_interval
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.plugins.registry.law_index import find_law
@@ -86,10 +86,8 @@ def optimum(
     side, message = (None, "") if fit.params_range is None else outside_sizes(params.value, fit.params_range)
     notes = (*notes, message) if message else notes
     new_run = None
-    if fit.new_run is not None:
-        training = (
-            flops if not inference_tokens else float(tokens.value * np.exp(_ln_per_token(fit, params.value)))
-        )
+    training = flops if not inference_tokens else float(tokens.value * np.exp(_ln_per_token(fit, params.value)))
+    if covers_new_run(fit, training):
         new_run = new_run_interval(fit, loss.value, np.exp(np.clip(drawn[2], -700.0, 700.0)), training)
     return Optimum(
         flops=flops, params=params, tokens=tokens, loss=loss, new_run=new_run, notes=notes, outside=side
