@@ -31,6 +31,7 @@ DOCUMENTS = [
     ROOT / "README.md",
     *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
+    *sorted((ROOT / "docs" / "tutorials").glob("*.md")),
 ]
 HOOKS = ROOT / "docs" / "reference" / "hooks.md"
 """tests/test_hooks_are_documented.py runs its examples."""
@@ -124,8 +125,8 @@ SCRIPTS = [
 
 @pytest.mark.parametrize("block", SCRIPTS)
 def test_an_example_runs(block: Block, folder: Path) -> None:
+    write_files(block.document, folder)
     path = folder / (block.file or "example.py")
-    path.parent.mkdir(exist_ok=True)
     path.write_text(block.text, encoding="utf-8")
     (folder / "runs.csv").write_text(table_of_runs())
     process = subprocess.run(
