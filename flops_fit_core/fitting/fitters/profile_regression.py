@@ -22,6 +22,7 @@ from flops_fit_core.fitting.fitters.profile_noise import (
     separate_optima,
 )
 from flops_fit_core.fitting.fitters.profile_outliers import RobustFit, fit_without_outliers
+from flops_fit_core.fitting.fitters.profile_prior import CURVATURE_ERROR
 from flops_fit_core.fitting.fitters.profiles import MAX_EXCESS, MIN_NEAR_SIZES, Group, Profile, fit_profile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.uncertainty.refits import OUTLIER
@@ -29,6 +30,8 @@ from flops_fit_core.records import Diagnostic
 
 FAR = f"loss more than {MAX_EXCESS:.0%} above the lowest of its budget: too far from the optimum to locate it"
 _WINDOW_ROUNDS = 5
+_MAX_CURVATURE_SHARE = 0.5
+"""No interval if the runs leave more than this share of the prior's uncertainty of the curvature."""
 _CONCAVE_CHANCE = 0.01
 """Chance that any profile of a study with Gaussian noise counts as bending downwards."""
 
@@ -62,7 +65,7 @@ def regress_optima(
     optima = (centre + n0 + a * z)[None]
     minima = Minima(optima, ln_budgets - flops_per_token(optima), fit.lowest[None])
     shift, variances, sigma, dof = separate_optima(fit)
-    tau, tau_dof, scatter = estimate_scatter(ln_budgets, optima + shift, 1 / variances, Noise(sigma, max(dof, 1)))
+    tau, tau_dof, scatter = estimate_scatter(ln_budgets, optima + shift, 1 / variances, Noise(sigma, dof))
     drawn, reason = _draw_optima(
         fit,
         runs,
@@ -83,7 +86,7 @@ def regress_optima(
         drawn=drawn,
         weights=1 / variances,
         loss_error=lowest_errors(fit),
-        noise_dof=max(fit.runs.dof, 1),
+        noise_dof=max(round(fit.dof), 1),
         scatter=(tau, tau_dof),
         rss=fit.rss,
         rejected=rejected,
@@ -213,11 +216,10 @@ def _draw_optima(
         )
     trunk = np.unique([runs.trunks[row] for row in rows], return_inverse=True)[1]
     lines = draw_lines(fit, draw_errors(fit, trunk, draws, random))
-    downwards = float(np.mean(~lines.bends_upwards))
-    if downwards >= (1 - level) / 2:
+    if float(lines.ln_curvature.std()) > _MAX_CURVATURE_SHARE * CURVATURE_ERROR:
         return none, (
-            f"the noise of the runs hides the curvature of the profiles (in {downwards:.0%} of the draws they "
-            "bend downwards), so an interval would have no finite end; widen the grids or train more seeds"
+            "the noise of the runs hides the curvature of the profiles, so the interval would only reflect the prior; "
+            "widen the grids or train more seeds"
         )
     ln_params = centre + lines.n0[:, None] + lines.a[:, None] * budget_centres(fit.runs)
     return Minima(ln_params, ln_budgets - drawn_flops(ln_params), lines.lowest), ""
