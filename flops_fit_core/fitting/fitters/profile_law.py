@@ -4,10 +4,9 @@
     h(u) = k / (p q) ((q exp(-p u / k) + p exp(q u / k))^k / (p + q)^k - 1),    h'(0) = 0, h''(0) = 1
 
 h is the exact profile of L = E + A N^-alpha + B D^-beta (k = 1, p = alpha, q = beta) and of L = E + A (N^-alpha +
-R D^-beta)^k (p = k alpha, q = k beta) along C = 6 N D, with its curvature scaled to 1. On these surfaces a, gamma and
-c follow from p, q, k and the L_k; here all are free, with the weak priors of :mod:`profile_prior`.
-
-Least squares includes the prior as further rows, scaled by the noise of the runs.
+R D^-beta)^k (p = k alpha, q = k beta) along C = 6 N D, with its curvature scaled to 1. On these surfaces a, gamma
+and c follow from p, q, k and the L_k. Here all are free, with the weak priors of :mod:`profile_prior`. Least
+squares includes the prior as further rows, scaled by the noise of the runs.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from flops_fit_core.fitting.fitters.profile_prior import (
 _SMALLEST_NOISE = 1e-8
 """Relative to the loss. The prior of exact runs gets this noise, so that the problem stays determined."""
 _MAX_ROUNDS = 30
-CONCAVE_CHANCE = 0.01
+_CONCAVE_CHANCE = 0.01
 """Chance that profiles with Gaussian noise and no curvature count as bending downwards."""
 _MAX_EXPONENT = 300.0
 
 
 def profile_shape(u: Floats, p: Floats, q: Floats, k: Floats) -> tuple[Floats, Floats, Floats]:
-    """Shape h at u = ln N / N_opt (..., n), dh / du, and the derivatives in ln p, ln q and ln k, shape (3, ..., n)."""
+    """Shape h at u = ln N / N_opt (..., n), dh / du, and the derivatives in ln p, ln q and ln k (3, ..., n)."""
     total = p + q
     share = q / total
     left = np.exp(np.clip(-p * u / k, -_MAX_EXPONENT, _MAX_EXPONENT))
@@ -176,14 +175,15 @@ class ProfileFit:
         return self.runs.x - n0 - a * self.runs.z
 
     def determined_directions(self) -> Floats:
-        """Directions (budgets + 7, k) of theta that the runs determine: L_k, ln c, n0, a, and a part of the shape.
+        """Directions of theta that the runs determine, shape (budgets + 7, k).
 
-        These are the directions of gamma, p, q and k with more information from the runs than from the prior. Tests
-        of the residuals take them as free and the others as fixed. They must not count the prior as further runs:
-        where the truth is close to the prior mean, the noise would seem too small.
+        These are L_k, ln c, n0 and a, and the directions of gamma, p, q and k with more information from the
+        runs than from the prior. Tests of the residuals, and the noise of the runs, take these as free and the
+        others as fixed. The prior must not count as further runs: if the truth is close to the prior mean, its
+        rows have small errors, and the noise would seem smaller than it is.
         """
         n, main = len(self.runs.y), self.runs.budgets + 3
-        jacobian = self.jacobian / max(self.sigma, 1e-300)
+        jacobian = self.jacobian / max(self.sigma, _SMALLEST_NOISE)
         scale = np.maximum(np.sqrt((jacobian[:n, :main] ** 2).sum(axis=0)), 1e-300)
         basis = np.linalg.qr(jacobian[:n, :main] / scale)[0]
         shape = jacobian[:n, main:] - basis @ (basis.T @ jacobian[:n, main:])
@@ -192,35 +192,51 @@ class ProfileFit:
         most = max(self.runs.dof // 2, 0)
         vectors = vectors[:, information > 1]
         vectors = vectors[:, max(vectors.shape[1] - most, 0) :]
-        return linalg.block_diag(np.eye(main), vectors)
+        return np.asarray(linalg.block_diag(np.eye(main), vectors))
 
 
 def fit_profiles(runs: ProfileRuns, start: Floats | None = None) -> ProfileFit:
-    """Least squares with the prior. Raises FitError if the profiles together bend downwards."""
+    """Least squares with the prior. Raises FitError if the profiles together bend downwards by more than noise."""
     theta = _find_start(runs) if start is None else start
     floor = _SMALLEST_NOISE * (1.0 if runs.is_log else float(np.mean(runs.y)))
     sigma = max(floor, float(np.sqrt(np.mean((runs.evaluate(theta)[0] - runs.y) ** 2))))
     for _ in range(_MAX_ROUNDS):
-        evaluate = lru_cache(maxsize=1)(lambda key, sigma=sigma: runs.evaluate_errors(np.frombuffer(key), sigma))
-        solved = least_squares(
-            lambda point, evaluate=evaluate: evaluate(point.tobytes())[0],
-            theta,
-            lambda point, evaluate=evaluate: evaluate(point.tobytes())[1],
-            method="lm",
-            x_scale="jac",
-            xtol=1e-12,
-            ftol=1e-14,
-            gtol=1e-14,
-            max_nfev=400,
-        )
-        theta = solved.x
-        fit = ProfileFit(runs, theta, solved.fun, np.asarray(solved.jac))
+        fit = _solve(runs, theta, sigma)
+        theta = fit.theta
         previous, sigma = sigma, max(floor, fit.sigma)
         if abs(sigma / previous - 1) < 1e-3:
             break
     if not np.isfinite(theta).all():
         raise FitError(NO_CURVATURE)
     return fit
+
+
+def _solve(runs: ProfileRuns, theta: Floats, sigma: float) -> ProfileFit:
+    """Least squares from theta, with the prior of runs with noise sigma."""
+
+    # The solver asks for the residuals and the Jacobian at a point in two calls.
+    @lru_cache(maxsize=1)
+    def evaluate(point: bytes) -> tuple[Floats, Floats]:
+        return runs.evaluate_errors(np.frombuffer(point), sigma)
+
+    def residuals(point: Floats) -> Floats:
+        return evaluate(point.tobytes())[0]
+
+    def jacobian(point: Floats) -> Floats:
+        return evaluate(point.tobytes())[1]
+
+    solved = least_squares(
+        residuals,
+        theta,
+        jacobian,
+        method="lm",
+        x_scale="jac",
+        xtol=1e-12,
+        ftol=1e-14,
+        gtol=1e-14,
+        max_nfev=400,
+    )
+    return ProfileFit(runs, solved.x, solved.fun, np.asarray(solved.jac))
 
 
 NO_CURVATURE = (
@@ -241,6 +257,7 @@ def _find_start(runs: ProfileRuns) -> Floats:
     if curvature < least:
         if _is_concave(design, loss * row_weight, solution, runs.budgets):
             raise FitError(NO_CURVATURE)
+        # Noise hides the curvature: start from a small share of the curvature that the prior expects.
         curvature = least
         rest = loss - curvature * weight * runs.x**2 / 2
         solution = np.linalg.lstsq(np.delete(design, runs.budgets, axis=1), rest * row_weight, rcond=None)[0]
@@ -258,4 +275,4 @@ def _is_concave(design: Floats, y: Floats, solution: Floats, column: int) -> boo
     if dof < 1:
         return bool(solution[column] <= 0)
     variance = np.linalg.pinv(design.T @ design)[column, column] * (errors @ errors) / dof
-    return bool(solution[column] < -stats.t.isf(CONCAVE_CHANCE, dof) * np.sqrt(variance))
+    return bool(solution[column] < -stats.t.isf(_CONCAVE_CHANCE, dof) * np.sqrt(variance))

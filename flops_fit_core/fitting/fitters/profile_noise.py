@@ -1,13 +1,12 @@
 """Draws of the law of the optimum from the noise of the runs.
 
-In the parameters of ``ProfileFit.linear_design`` the response is nearly linear, and exactly so for parabolas. A
-draw adds the least-squares image of drawn errors to the estimate. For independent errors of one level this samples
-the posterior under flat priors of the linear parameters, and its quantiles are those of Fieller's theorem (1954)
-for the ratios n0 = (c n0) / c and a = (c a) / c.
+A draw adds errors to the responses of the runs and to the prior means, and fits again (randomise then optimise,
+Bardsley et al. 2014). For parabolas, independent errors of one level and flat priors, the quantiles of the draws
+are those of Fieller's theorem (1954) for the ratios n0 = (c n0) / c and a = (c a) / c. The prior of c rules out
+profiles that bend downwards, with which Fieller's interval has no finite end.
 
-A draw with c <= 0 has no minimum: its loss falls beyond any size on one side. Fieller's interval counts it on the
-side on which the loss falls at the estimate. The line of the draw is therefore mirrored at the estimate and moved
-far off. If too many draws bend downwards, an end of the interval is infinite, and no interval is reported.
+The errors come from the noise model of the runs. Its degrees of freedom count the parameters that the runs
+determine.
 """
 
 from __future__ import annotations
@@ -98,22 +97,17 @@ def fit_draws(fit: ProfileFit, errors: Floats) -> Floats:
 
 
 def _fit_chunk(fit: ProfileFit, errors: Floats) -> Floats:
+    """Fits of the draws, from the linear image of their errors."""
     scale = np.maximum(np.sqrt((fit.jacobian**2).sum(axis=0)), 1e-300)
     change = errors @ np.linalg.pinv(fit.jacobian / scale).T / scale
     furthest = np.abs(change[:, fit.runs.budgets :]).max(axis=1)
-    theta = fit.theta + change * np.minimum(1, _MAX_FIRST_STEP / np.maximum(furthest, 1e-300))[:, None]
-    live, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
+    theta: Floats = fit.theta + change * np.minimum(1, _MAX_FIRST_STEP / np.maximum(furthest, 1e-300))[:, None]
     residuals, jacobian = fit.runs.evaluate_errors(theta, fit.sigma)
     residuals = residuals - errors
     best = (residuals**2).sum(axis=1)
+    live, damping = np.arange(len(theta)), np.full(len(theta), 1e-3)
     for _ in range(_MAX_STEPS):
-        transposed = jacobian.swapaxes(1, 2)
-        gram, gradient = transposed @ jacobian, (transposed @ residuals[..., None])[..., 0]
-        scale = np.sqrt(np.maximum(np.einsum("ijj->ij", gram), 1e-300))
-        gram = gram / scale[:, :, None] / scale[:, None, :]
-        gram[:, *np.diag_indices(gram.shape[1])] += damping[live, None]
-        step = -np.linalg.solve(gram, (gradient / scale)[..., None])[..., 0] / scale
-        gain = -(gradient * step).sum(axis=1)
+        step, gain = _damped_steps(residuals, jacobian, damping[live])
         new_residuals, new_jacobian = fit.runs.evaluate_errors(theta[live] + step, fit.sigma)
         new_residuals = new_residuals - errors[live]
         value = (new_residuals**2).sum(axis=1)
@@ -127,6 +121,17 @@ def _fit_chunk(fit: ProfileFit, errors: Floats) -> Floats:
         if not len(live):
             break
     return theta
+
+
+def _damped_steps(residuals: Floats, jacobian: Floats, damping: Floats) -> tuple[Floats, Floats]:
+    """Levenberg-Marquardt steps (draws, parameters), and the decrease of the sum of squares that each predicts."""
+    transposed = jacobian.swapaxes(1, 2)
+    gram, gradient = transposed @ jacobian, (transposed @ residuals[..., None])[..., 0]
+    scale = np.sqrt(np.maximum(np.einsum("ijj->ij", gram), 1e-300))
+    gram = gram / scale[:, :, None] / scale[:, None, :]
+    gram[:, *np.diag_indices(gram.shape[1])] += damping[:, None]
+    step = -np.linalg.solve(gram, (gradient / scale)[..., None])[..., 0] / scale
+    return step, -(gradient * step).sum(axis=1)
 
 
 def lowest_errors(fit: ProfileFit) -> Floats:
@@ -156,9 +161,3 @@ def separate_optima(fit: ProfileFit) -> tuple[Floats, Floats, float, int]:
     dof = max(1, round(fit.dof) - (budgets - 2))
     sigma = float(np.sqrt(residuals @ residuals / dof))
     return solution[:budgets] / fit.curvature, variances[:budgets] / fit.curvature**2, sigma, dof
-
-
-def budget_centres(runs: ProfileRuns) -> Floats:
-    """Ln C of every budget, less the centre of ``z``."""
-    z: Floats = np.bincount(runs.budget, runs.z) / np.bincount(runs.budget)
-    return z

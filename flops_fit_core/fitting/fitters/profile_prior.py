@@ -1,15 +1,19 @@
 """The prior of the regression of IsoFLOP profiles.
 
-Theta holds the lowest losses L_k of the budgets, ln c, n0, a, gamma, ln p, ln q, ln k (:mod:`profile_law`). Few runs
-determine the skew p, q, the power k and the decay gamma, so these have weak priors. On L = E + A (N^-alpha + R
-D^-beta)^k, of which the sum of two power laws is k = 1, three further relations are exact:
+Theta holds the lowest losses L_k of the budgets, ln c, n0, a, gamma, ln p, ln q, ln k (:mod:`profile_law`). Few
+runs determine the skew p, q, the power k and the decay gamma, so these have weak priors. Three further relations
+are exact on L = E + A (N^-alpha + R D^-beta)^k, which for k = 1 is the sum of two power laws:
 
-    a = q / (p + q)        gamma = p q / (p + q)        c = K p q / k,   K exp(-gamma z) = L_k - E
+    a = q / (p + q)        gamma = p q / (p + q)        c = K p q / k    with    L_k = E + K exp(-gamma z)
 
-The prior holds each with a slack, because real losses follow no such law exactly, and because C / D need not grow as
-N: with C / D ~ N^phi, a is q / (p + phi q), and phi = .8 moves it by .05. The third relation compares the curvature
-of the profiles with the fall of the loss from budget to budget, which is well determined: more compute helps only
-if N or D matters, so a profile cannot be flat if its loss falls.
+The prior holds each with a slack. Real losses follow no law exactly, and C / D need not grow as N: with C / D ~
+N^phi, a is q / (p + phi q), which phi = .8 moves by .05. The L_k themselves stay free.
+
+* The first relation gives a the prior .5 with standard deviation .2, from those of p and q and from the slack. If
+  the runs determine a to .03, it moves a by a fortieth of its distance from .5.
+* The third compares the curvature of the profiles with the fall of the loss from budget to budget, which is well
+  determined. If more compute lowers the loss, N and D matter, and the profiles cannot be flat. Without this
+  relation, draws of noisy runs include flat profiles, and their optimum is anywhere.
 """
 
 from __future__ import annotations

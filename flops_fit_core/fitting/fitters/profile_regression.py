@@ -15,7 +15,6 @@ from flops_fit_core.fitting.fitters.minima import Estimate, Minima, Noise, estim
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
 from flops_fit_core.fitting.fitters.profile_noise import (
     MAX_NOISE_MODEL_RUNS,
-    budget_centres,
     draw_errors,
     draw_lines,
     lowest_errors,
@@ -30,8 +29,8 @@ from flops_fit_core.records import Diagnostic
 
 FAR = f"loss more than {MAX_EXCESS:.0%} above the lowest of its budget: too far from the optimum to locate it"
 _WINDOW_ROUNDS = 5
-_MAX_CURVATURE_SHARE = 0.5
-"""No interval if the runs leave more than this share of the prior's uncertainty of the curvature."""
+_MAX_CURVATURE_SHARE = 0.4
+"""No interval if the runs leave more than this share of the prior's uncertainty of ln c."""
 _CONCAVE_CHANCE = 0.01
 """Chance that any profile of a study with Gaussian noise counts as bending downwards."""
 
@@ -60,7 +59,7 @@ def regress_optima(
     fit = robust.fit
     ln_budgets = np.log([profile.budget for profile in used])
     centre = _ln_params_centre(runs, used)
-    z = budget_centres(fit.runs)
+    z = fit.runs.budget_z
     n0, a = fit.line
     optima = (centre + n0 + a * z)[None]
     minima = Minima(optima, ln_budgets - flops_per_token(optima), fit.lowest[None])
@@ -186,7 +185,7 @@ def _distances_outside(fit: ProfileFit, used: list[Profile], runs: Runs) -> list
     distances = []
     n0, a = fit.line
     centre = _ln_params_centre(runs, used)
-    for profile, z in zip(used, budget_centres(fit.runs), strict=True):
+    for profile, z in zip(used, fit.runs.budget_z, strict=True):
         optimum = centre + n0 + a * float(z)
         x = np.log(runs.params[_all_rows(profile)])
         distance = max(float(x.min()) - optimum, optimum - float(x.max()))
@@ -216,12 +215,13 @@ def _draw_optima(
         )
     trunk = np.unique([runs.trunks[row] for row in rows], return_inverse=True)[1]
     lines = draw_lines(fit, draw_errors(fit, trunk, draws, random))
-    if float(lines.ln_curvature.std()) > _MAX_CURVATURE_SHARE * CURVATURE_ERROR:
+    low, high = np.quantile(lines.ln_curvature, [0.159, 0.841])
+    if (high - low) / 2 > _MAX_CURVATURE_SHARE * CURVATURE_ERROR:
         return none, (
-            "the noise of the runs hides the curvature of the profiles, so the interval would only reflect the prior; "
-            "widen the grids or train more seeds"
+            "the noise of the runs hides the curvature of the profiles, so an interval would only reflect the "
+            "assumed curvature; widen the grids or train more seeds"
         )
-    ln_params = centre + lines.n0[:, None] + lines.a[:, None] * budget_centres(fit.runs)
+    ln_params = centre + lines.n0[:, None] + lines.a[:, None] * fit.runs.budget_z
     return Minima(ln_params, ln_budgets - drawn_flops(ln_params), lines.lowest), ""
 
 
