@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from scipy.optimize import curve_fit
+from scipy.optimize import curve_fit, least_squares
 from surfaces import CHINCHILLA, LOPSIDED, Surface, study
 
 from flops_fit_core import FitError, LawFit, Observation
@@ -12,6 +12,7 @@ from flops_fit_core.fitting import IsoflopFitter, profile_loss
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.fitters.minima import seed_noise
 from flops_fit_core.fitting.fitters.profile_law import ProfileRuns, fit_profiles
+from flops_fit_core.fitting.fitters.profile_noise import fit_draws
 from flops_fit_core.fitting.fitters.profiles import group_by_budget, move_to_budgets
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
 from flops_fit_core.plugins import Registry
@@ -49,8 +50,8 @@ def test_the_minima_of_exact_parabolas_are_recovered():
         assert minimum.curve["c2"] == pytest.approx(0.05, rel=1e-8)
         assert profile_loss(minimum, np.array([minimum.params]))[0] == pytest.approx(minimum.loss, rel=1e-10)
     # Parabolas in ln L with these lowest losses are not exactly a law of the regression.
-    assert fit.exponents["a"].value == pytest.approx(0.46, abs=1e-5)
-    assert fit.exponents["b"].value == pytest.approx(0.54, abs=1e-5)
+    assert fit.exponents["a"].value == pytest.approx(0.46, abs=5e-5)
+    assert fit.exponents["b"].value == pytest.approx(0.54, abs=5e-5)
     assert fit.objective < 1e-5
 
 
@@ -71,39 +72,74 @@ def test_the_slopes_of_the_profiles_agree_with_differences():
     x, number = random.normal(size=12), np.repeat(np.arange(3), 4)
     for is_log in (True, False):
         runs = ProfileRuns(x, np.array([-2.0, 0.0, 2.5])[number], number, np.ones(12), is_log)
-        theta = np.array([3.1, 2.8, 2.5, 0.2, 0.3, 0.4, 0.12, -0.8, -1.3, -0.5])
-        slopes = runs.evaluate(theta)[1]
+        theta = np.array([3.1, 2.8, 2.5, np.log(0.2), 0.3, 0.4, 0.12, -0.8, -1.3, -0.5])
+        slopes = runs.evaluate_errors(theta, 0.1)[1]
         for column in range(len(theta)):
             step = np.zeros(len(theta))
             step[column] = 1e-6
-            difference = (runs.evaluate(theta + step)[0] - runs.evaluate(theta - step)[0]) / 2e-6
-            assert slopes[:, column] == pytest.approx(difference, abs=1e-8)
+            above, below = (runs.evaluate_errors(point, 0.1)[0] for point in (theta + step, theta - step))
+            assert slopes[:, column] == pytest.approx((above - below) / 2e-6, abs=1e-8)
+        many = runs.evaluate_errors(np.stack([theta, theta + 0.1]), 0.1)
+        for row, point in enumerate((theta, theta + 0.1)):
+            assert many[0][row] == pytest.approx(runs.evaluate_errors(point, 0.1)[0], abs=1e-14)
+            assert many[1][row] == pytest.approx(runs.evaluate_errors(point, 0.1)[1], abs=1e-14)
 
 
 def test_the_regression_agrees_with_scipys_curve_fit():
-    """With the prior as four rows of known weight, curve_fit finds the same optimum by finite differences."""
+    """With the prior as six rows of known weight, curve_fit finds the same optimum by finite differences."""
     runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.005, seed=3)
     number = np.repeat(np.arange(4), 6)
     x = np.log([run.params for run in runs])
     z = np.log([run.budget for run in runs])
     y = np.log([run.loss for run in runs])
     fit = fit_profiles(ProfileRuns(x - x.mean(), z - z.mean(), number, y, True))
+    budget_z = np.log(BUDGETS) - np.log(BUDGETS).mean()
 
     def model(_, *theta):
-        levels, (c, n0, a, gamma, p, q, k) = np.array(theta[:4]), theta[4:]
+        levels, (ln_c, n0, a, gamma, ln_p, ln_q, ln_k) = np.array(theta[:4]), theta[4:]
         u = x - x.mean() - n0 - a * (z - z.mean())
-        p, q, k = np.exp([p, q, k])
+        p, q, k = np.exp([ln_p, ln_q, ln_k])
         sides = (q * np.exp(-p * u / k) + p * np.exp(q * u / k)) / (p + q)
-        loss = levels[number] + c * np.exp(-gamma * (z - z.mean())) * k / (p * q) * (sides**k - 1)
-        return np.concatenate([np.log(loss), theta[7:]])
+        loss = levels[number] + np.exp(ln_c - gamma * (z - z.mean())) * k / (p * q) * (sides**k - 1)
+        fall = np.polyfit(np.exp(-p * q / (p + q) * budget_z), levels, 1)[0]
+        relations = [gamma - p * q / (p + q), a - q / (p + q), ln_c - np.log(fall * p * q / k)]
+        return np.concatenate([np.log(loss), [ln_p, ln_q, ln_k], relations])
 
-    prior = np.array([(0.175, 0.1), (np.log(0.35), 0.5), (np.log(0.35), 0.5), (np.log(0.5), 0.7)])
+    prior = np.array([(np.log(0.35), 0.5), (np.log(0.35), 0.5), (np.log(0.5), 0.7), (0, 0.05), (0, 0.1), (0, 0.5)])
     sigma = np.concatenate([np.full(24, fit.sigma), prior[:, 1]])
     solution = curve_fit(
-        model, np.arange(28), np.concatenate([y, prior[:, 0]]), p0=fit.theta + 0.05, sigma=sigma, maxfev=20000
+        model, np.arange(30), np.concatenate([y, prior[:, 0]]), p0=fit.theta + 0.02, sigma=sigma, maxfev=20000
     )[0]
     assert fit.theta == pytest.approx(solution, abs=2e-3)
     assert fit.line == pytest.approx(solution[5:7], abs=1e-5)
+
+
+def test_the_degrees_of_freedom_are_those_of_the_hat_matrix():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.005, seed=3)
+    x, z = np.log([run.params for run in runs]), np.log([run.budget for run in runs])
+    y = np.log([run.loss for run in runs])
+    fit = fit_profiles(ProfileRuns(x - x.mean(), z - z.mean(), np.repeat(np.arange(4), 6), y, True))
+    slopes = fit.jacobian[:24]
+    rest = np.eye(24) - slopes @ np.linalg.solve(fit.jacobian.T @ fit.jacobian, slopes.T)
+    assert fit.dof == pytest.approx(np.trace(rest @ rest), abs=1e-6)
+    assert 24 - 11 <= fit.dof <= 24 - 7
+
+
+def test_every_draw_is_the_least_squares_fit_of_its_own_responses():
+    runs = study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.01, seed=3)
+    x, z = np.log([run.params for run in runs]), np.log([run.budget for run in runs])
+    y = np.log([run.loss for run in runs])
+    data = ProfileRuns(x - x.mean(), z - z.mean(), np.repeat(np.arange(4), 6), y, True)
+    fit = fit_profiles(data)
+    errors = np.random.default_rng(0).normal(size=(20, 30)) * fit.sigma
+    for theta, error in zip(fit_draws(fit, errors), errors, strict=True):
+
+        def residuals(point, error=error):
+            return data.evaluate_errors(point, fit.sigma)[0] - error
+
+        solution = least_squares(residuals, fit.theta, xtol=1e-12, ftol=1e-12).x
+        assert np.sum(residuals(theta) ** 2) == pytest.approx(np.sum(residuals(solution) ** 2), rel=1e-3)
+        assert theta[5:7] == pytest.approx(solution[5:7], abs=0.03)
 
 
 def test_minima_agree_with_polyfit_and_the_line_with_weighted_curve_fit():
@@ -250,7 +286,7 @@ def test_noise_that_hides_the_curvature_gives_no_interval_and_the_reason():
     assert fit.exponents["a"].low is None
     assert fit.draws == {}
     (reason,) = [item.message for item in fit.diagnostics if item.code == "no-interval"]
-    assert "no finite end" in reason
+    assert "noise of the runs hides the curvature" in reason
 
 
 def test_runs_that_are_mistuned_are_left_out_and_named():
@@ -261,9 +297,10 @@ def test_runs_that_are_mistuned_are_left_out_and_named():
     assert set(fit.excluded) == set(bad)
     assert clean.excluded == {}
     (message,) = [item.message for item in fit.diagnostics if item.code == "outliers"]
-    assert "1.0e+18/2 (+4.58%), 1.0e+20/4 (+4.10%)" in message
+    assert "1.0e+18/2 (+4.51%), 1.0e+20/4 (+4.18%)" in message
     rest = IsoflopFitter(draws=0).fit([run for run in runs if run.id not in bad])
-    assert fit.exponents["a"].value == pytest.approx(rest.exponents["a"].value, abs=1e-6)
+    # The noise that scales the prior is iterated to .1%.
+    assert fit.exponents["a"].value == pytest.approx(rest.exponents["a"].value, abs=1e-5)
     assert IsoflopFitter(draws=0, objective="least-squares").fit(spoilt).excluded == {}
 
 

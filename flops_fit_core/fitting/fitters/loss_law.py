@@ -11,7 +11,7 @@ import numpy as np
 from scipy import stats
 
 from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.fitters.profile_law import DECAY_PRIOR, EXPONENT_PRIOR
+from flops_fit_core.fitting.fitters.profile_prior import DECAY_MEAN, EXPONENT_PRIOR
 from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
 from flops_fit_core.records import Diagnostic
 
@@ -22,6 +22,8 @@ _LN_GAMMAS = np.log(np.geomspace(0.01, 2.0, 54))
 _PRIOR_SD = EXPONENT_PRIOR[1]
 _GOLDEN = (np.sqrt(5) - 1) / 2
 _SMALLEST_ERROR = 1e-9
+_MAX_SCATTER = 3.0
+"""Largest |ln| of scatter. With one degree of freedom its scale has no finite mean, and losses would overflow."""
 
 
 def fit_loss_law(
@@ -36,7 +38,7 @@ def fit_loss_law(
     shift = np.zeros(len(loss)) if random is None else random.standard_normal(len(loss))
 
     def misfit(ln_gamma: Floats) -> Floats:
-        prior = (ln_gamma - np.log(DECAY_PRIOR[0])) / _PRIOR_SD - shift
+        prior = (ln_gamma - np.log(DECAY_MEAN)) / _PRIOR_SD - shift
         total: Floats = _project(x, loss, np.exp(ln_gamma), weight)[2] + prior**2
         return total
 
@@ -82,7 +84,8 @@ def add_loss_scatter(
     if not ratio:
         return drawn
     scale = np.sqrt(ratio) * draw_scale(dof, len(drawn), random)[:, None]
-    scattered: Floats = drawn * np.exp(scale * relative_error * random.standard_normal(drawn.shape))
+    exponent = scale * relative_error * random.standard_normal(drawn.shape)
+    scattered: Floats = drawn * np.exp(np.clip(exponent, -_MAX_SCATTER, _MAX_SCATTER))
     return scattered
 
 

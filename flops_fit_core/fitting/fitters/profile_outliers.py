@@ -17,8 +17,7 @@ from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
-from flops_fit_core.fitting.fitters.profile_noise import row_covariates, with_prior_rows
-from flops_fit_core.fitting.uncertainty.noise import fit_noise
+from flops_fit_core.fitting.fitters.profile_noise import fit_run_noise, row_covariates
 from flops_fit_core.fitting.uncertainty.outliers import (
     BETTER_CHANCE,
     MAX_REJECTED_SHARE,
@@ -84,19 +83,16 @@ def _find_outliers(fit: ProfileFit, runs: ProfileRuns) -> Ints:
     n = len(runs.y)
     design, errors = _linearise(fit, runs)
     floor = _SMALLEST_NOISE * (1.0 if runs.is_log else float(np.mean(runs.y)))
-    most = min(int(MAX_REJECTED_SHARE * n) + 1, runs.dof - MIN_DOF)
+    most = min(int(MAX_REJECTED_SHARE * n) + 1, n - design.shape[1] - MIN_DOF)
     remaining = np.arange(n)
     removed: list[int] = []
     count = 0
     while len(removed) < most:
-        rows = np.concatenate([remaining, np.arange(n, len(errors))])
-        studentised, dof = _deletion_residuals(
-            design[rows], errors[rows], len(remaining) - runs.budgets - 3, floor
-        )
+        studentised, dof = _deletion_residuals(design[remaining], errors[remaining], floor)
         worse, better = (
             float(stats.t.isf(chance / len(remaining), dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE)
         )
-        excess = np.where(studentised > 0, studentised / worse, -studentised / better)[: len(remaining)]
+        excess = np.where(studentised > 0, studentised / worse, -studentised / better)
         excess[~_can_lose(runs, remaining)] = 0
         furthest = int(np.argmax(excess))
         removed.append(int(remaining[furthest]))
@@ -107,21 +103,20 @@ def _find_outliers(fit: ProfileFit, runs: ProfileRuns) -> Ints:
 
 
 def _linearise(fit: ProfileFit, runs: ProfileRuns) -> tuple[Floats, Floats]:
-    """Design and errors (measured less fitted) of all runs and of the prior about the fit."""
+    """Design and errors (measured less fitted) of all runs about the fit."""
     response, jacobian = runs.evaluate(fit.theta)
-    used = len(fit.runs.y)
-    design = np.vstack([jacobian, fit.jacobian[used:]])
-    return design, np.concatenate([runs.y - response, -fit.residuals[used:]])
+    return jacobian @ fit.determined_directions(), runs.y - response
 
 
-def _deletion_residuals(design: Floats, errors: Floats, dof: int, floor: float) -> tuple[Floats, int]:
+def _deletion_residuals(design: Floats, errors: Floats, floor: float) -> tuple[Floats, int]:
     """Externally studentised residuals (Cook and Weisberg 1982, section 2.2.2) and their degrees of freedom."""
     basis = np.linalg.qr(design / np.maximum(np.sqrt((design**2).sum(axis=0)), 1e-300))[0]
     residuals = errors - basis @ (basis.T @ errors)
+    dof = max(len(errors) - design.shape[1] - 1, 1)
     free = np.maximum(1 - (basis**2).sum(axis=1), 1e-9)
-    others = np.maximum((residuals @ residuals - residuals**2 / free) / max(dof - 1, 1), floor**2)
+    others = np.maximum((residuals @ residuals - residuals**2 / free) / dof, floor**2)
     studentised: Floats = residuals / np.sqrt(others * free)
-    return studentised, max(dof - 1, 1)
+    return studentised, dof
 
 
 def _can_lose(runs: ProfileRuns, remaining: Ints) -> Bools:
@@ -146,12 +141,11 @@ def _is_explained_by_noise(
         return explained
     covariates = row_covariates(fit, runs)
     inner_trunk = np.unique(trunk[accepted], return_inverse=True)[1]
-    design = fit.linear_design()
-    noise = fit_noise(-fit.residuals, design, *with_prior_rows(covariates[accepted], inner_trunk))
+    noise = fit_run_noise(fit, covariates[accepted], inner_trunk)
     rows = np.flatnonzero(~accepted)
     sigma = noise.at(covariates[rows], np.arange(len(rows))).sigma()
     full_design, errors = _linearise(fit, runs)
-    inverse = np.linalg.pinv(fit.jacobian.T @ fit.jacobian)
+    inverse = np.linalg.pinv(full_design[accepted].T @ full_design[accepted])
     leverage = np.einsum("ij,jk,ik->i", full_design[rows], inverse, full_design[rows])
     standardised = errors[rows] / np.maximum(sigma * np.sqrt(1 + leverage), 1e-300)
     worse, better = (float(stats.t.isf(chance / used, noise.dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE))

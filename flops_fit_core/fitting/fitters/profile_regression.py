@@ -15,13 +15,13 @@ from flops_fit_core.fitting.fitters.minima import Estimate, Minima, Noise, estim
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
 from flops_fit_core.fitting.fitters.profile_noise import (
     MAX_NOISE_MODEL_RUNS,
-    budget_centres,
     draw_errors,
     draw_lines,
     lowest_errors,
     separate_optima,
 )
 from flops_fit_core.fitting.fitters.profile_outliers import RobustFit, fit_without_outliers
+from flops_fit_core.fitting.fitters.profile_prior import CURVATURE_ERROR
 from flops_fit_core.fitting.fitters.profiles import MAX_EXCESS, MIN_NEAR_SIZES, Group, Profile, fit_profile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.uncertainty.refits import OUTLIER
@@ -29,6 +29,8 @@ from flops_fit_core.records import Diagnostic
 
 FAR = f"loss more than {MAX_EXCESS:.0%} above the lowest of its budget: too far from the optimum to locate it"
 _WINDOW_ROUNDS = 5
+_MAX_CURVATURE_SHARE = 0.4
+"""No interval if the runs leave more than this share of the prior's uncertainty of ln c."""
 _CONCAVE_CHANCE = 0.01
 """Chance that any profile of a study with Gaussian noise counts as bending downwards."""
 
@@ -57,12 +59,12 @@ def regress_optima(
     fit = robust.fit
     ln_budgets = np.log([profile.budget for profile in used])
     centre = _ln_params_centre(runs, used)
-    z = budget_centres(fit.runs)
+    z = fit.runs.budget_z
     n0, a = fit.line
     optima = (centre + n0 + a * z)[None]
     minima = Minima(optima, ln_budgets - flops_per_token(optima), fit.lowest[None])
     shift, variances, sigma, dof = separate_optima(fit)
-    tau, tau_dof, scatter = estimate_scatter(ln_budgets, optima + shift, 1 / variances, Noise(sigma, max(dof, 1)))
+    tau, tau_dof, scatter = estimate_scatter(ln_budgets, optima + shift, 1 / variances, Noise(sigma, dof))
     drawn, reason = _draw_optima(
         fit,
         runs,
@@ -83,7 +85,7 @@ def regress_optima(
         drawn=drawn,
         weights=1 / variances,
         loss_error=lowest_errors(fit),
-        noise_dof=max(fit.runs.dof, 1),
+        noise_dof=max(round(fit.dof), 1),
         scatter=(tau, tau_dof),
         rss=fit.rss,
         rejected=rejected,
@@ -183,7 +185,7 @@ def _distances_outside(fit: ProfileFit, used: list[Profile], runs: Runs) -> list
     distances = []
     n0, a = fit.line
     centre = _ln_params_centre(runs, used)
-    for profile, z in zip(used, budget_centres(fit.runs), strict=True):
+    for profile, z in zip(used, fit.runs.budget_z, strict=True):
         optimum = centre + n0 + a * float(z)
         x = np.log(runs.params[_all_rows(profile)])
         distance = max(float(x.min()) - optimum, optimum - float(x.max()))
@@ -213,13 +215,13 @@ def _draw_optima(
         )
     trunk = np.unique([runs.trunks[row] for row in rows], return_inverse=True)[1]
     lines = draw_lines(fit, draw_errors(fit, trunk, draws, random))
-    downwards = float(np.mean(~lines.bends_upwards))
-    if downwards >= (1 - level) / 2:
+    low, high = np.quantile(lines.ln_curvature, [0.159, 0.841])
+    if (high - low) / 2 > _MAX_CURVATURE_SHARE * CURVATURE_ERROR:
         return none, (
-            f"the noise of the runs hides the curvature of the profiles (in {downwards:.0%} of the draws they "
-            "bend downwards), so an interval would have no finite end; widen the grids or train more seeds"
+            "the noise of the runs hides the curvature of the profiles, so an interval would only reflect the "
+            "assumed curvature; widen the grids or train more seeds"
         )
-    ln_params = centre + lines.n0[:, None] + lines.a[:, None] * budget_centres(fit.runs)
+    ln_params = centre + lines.n0[:, None] + lines.a[:, None] * fit.runs.budget_z
     return Minima(ln_params, ln_budgets - drawn_flops(ln_params), lines.lowest), ""
 
 
