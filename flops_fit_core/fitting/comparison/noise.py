@@ -27,7 +27,7 @@ from flops_fit_core.fitting.data import Bools, Floats
 DECAY_SCALE = 0.15
 PAIRS = ("pair", "trunk pair")
 """Sources that runs of both recipes share."""
-SHARE_WEIGHTS = {"pair": 0.1, "trunk pair": 0.1, "trunk": 0.25}
+SHARE_WEIGHTS = {"pair": 0.3, "trunk pair": 0.3, "trunk": 0.25}
 """Weights of the Dirichlet prior; that of single runs is 1."""
 LN_SIGMA, LN_SIGMA_SCALE = float(np.log(0.01)), 2.0
 _BATCH_VALUES = 2_000_000
@@ -39,8 +39,10 @@ class NoiseModel:
     """Correlation matrices of a design, as a function of x, which has a standard normal prior."""
 
     design: Design
-    same_group: Floats = field(repr=False)
-    """Shape (sources, runs, runs): 1 for two runs of one group."""
+    same_recipe: Floats = field(repr=False)
+    """Shape (sources, runs, runs): 1 for two runs of one recipe in one group."""
+    other_recipe: Floats = field(repr=False)
+    """The same for two runs of different recipes."""
     has_sign: Bools
     """Shape (sources,): whether runs of different recipes may have a negative correlation."""
 
@@ -48,12 +50,14 @@ class NoiseModel:
     def of(cls, design: Design) -> NoiseModel:
         matrices = [labels[:, None] == labels for labels in design.groups.values()]
         same_group = np.array(matrices, dtype=float).reshape(-1, len(design), len(design))
-        return cls(design, same_group, np.array([name in PAIRS for name in design.groups], dtype=bool))
+        across = design.second[:, None] != design.second
+        has_sign = np.array([name in PAIRS for name in design.groups], dtype=bool)
+        return cls(design, same_group * ~across, same_group * across, has_sign)
 
     @property
     def dimensions(self) -> int:
         """Length of x: h, and a value per share if sources share noise."""
-        return 1 if not len(self.same_group) else 2 + len(self.same_group)
+        return 1 if not len(self.has_sign) else 2 + len(self.has_sign)
 
     def correlations(self, x: Floats) -> Floats:
         """Correlation of two runs of different recipes by each source, of shape (..., sources)."""
@@ -82,9 +86,8 @@ class NoiseModel:
         for start in range(0, len(x), step):
             rows = slice(start, start + step)
             shares = self.shares(x[rows])
-            across = self.design.second[:, None] != self.design.second
-            matrices = np.einsum("sk,kij->sij", shares[:, 1:], self.same_group * ~across)
-            matrices += np.einsum("sk,kij->sij", self.correlations(x[rows]), self.same_group * across)
+            matrices = np.tensordot(shares[:, 1:], self.same_recipe, axes=1)
+            matrices += np.tensordot(self.correlations(x[rows]), self.other_recipe, axes=1)
             matrices += (shares[:, :1] + 1e-9)[:, :, None] * np.eye(runs)
             scale = np.exp(-DECAY_SCALE * x[rows, :1] * ln_flops)
             yield rows, np.linalg.cholesky(matrices * scale[:, :, None] * scale[:, None, :])
