@@ -1,15 +1,15 @@
 """Noise of ln L: its level, its change with C, and the part that groups of runs share.
 
 The covariance of ln L is sigma^2 S R S with R = share_0 I + sum_k share_k G_k, where G_k is 1 for two runs in the
-same group of source k, the shares sum to 1, and S = (C / C_0)^-h. For a source that pairs runs of both recipes, G_k
-is 1 or -1 for two runs of different recipes: the noise of a pair has a positive or a negative correlation. G_k is
-the product of a vector with itself, so R is positive definite.
+same group of source k, the shares sum to 1, and S = (C / C_0)^-h. For a source that pairs runs of both recipes,
+G_k is 1 or -1 for two runs of different recipes: the noise of a pair has a positive or a negative correlation. R
+is positive definite, because a G_k with negative signs is still positive semidefinite.
 
 The prior is normal on h, and normal on ln sigma with a median of 1% and a factor of 7.4 per standard deviation:
-published noise between seeds lies between 0.03% and 1%. The shares have a Dirichlet prior with a large weight for
-single runs: a few runs cannot show that they share noise, and an interval that assumes it would be too narrow. Both
-signs have equal odds. With positive correlations alone, pairs with independent noise would make the interval too
-narrow, because the estimate of a correlation of 0 would be above 0.
+published noise between seeds lies between 0.03% and 1%. The shares have a Dirichlet prior with a large weight
+for single runs: a few runs cannot show that they share noise, and an interval that assumes it is too narrow. Both
+signs have equal odds. With positive correlations alone, the estimate for pairs with independent noise would be
+above 0, and the interval too narrow.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Accuracy as a sigmoid between a floor and a ceiling: of a loss, and of C and N / D.
 
-Both are laws, so they share the solver, bounds and priors of the laws of the loss. Their inputs, starting values and
-bounds depend on the runs, so they are built for a table and are no plugins.
+Both are laws, so they share the solver, and the treatment of bounds and priors, with the laws of the loss. Their
+starting values and bounds depend on the runs, so they are built for a table and are no plugins.
 """
 
 from __future__ import annotations
