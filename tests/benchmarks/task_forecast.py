@@ -1,11 +1,14 @@
 """Accuracy of tasks: forecasts of larger runs, compared with the published two steps, and coverage in simulations.
 
     python tests/benchmarks/task_forecast.py olmo TABLE [--inner]
+    python tests/benchmarks/task_forecast.py weights TABLE
     python tests/benchmarks/task_forecast.py simulate [--quick]
 
 olmo      fits every task of the OLMo ladder (olmo_ladder_tasks.csv, arXiv 2412.04403) on the runs below 2B and
           forecasts the 3B runs. ``--inner`` uses the runs below 900M to forecast the 1B runs instead: forms and
           priors were chosen on this split. The table is not part of this repository.
+weights   backtests on the OLMo runs to 1B: the mean error for weights of the direct curve, the same for all tasks,
+          and for weights per task that minimise the error of the split before.
 simulate  studies with a known law: coverage and median width of the 90% intervals at 10 times the largest C, and
           how many tasks without any signal are identified.
 """
@@ -120,6 +123,53 @@ def show(rows):
         print(f"{label:32s}{numbers}  {inside:5.0%}  {width:.3f}  {len(part)} tasks")
 
 
+SPLITS = {"370M -> 760M": (5e8, 5e8, 9e8), "370M -> 1B": (5e8, 9e8, 2e9), "760M -> 1B": (9e8, 9e8, 2e9)}
+"""Fitted sizes below the first N; forecast sizes between the other two."""
+
+
+def forecast_split(scores, chance, split):
+    """Relative errors of the two ways at the runs of the larger sizes, each of shape (runs,)."""
+    below, low, high = SPLITS[split]
+    fitted, held_out = (
+        scores.take(scores.params < below),
+        scores.take((scores.params > low) & (scores.params < high)),
+    )
+    fit = fit_task(fitted, chance=chance, draws=0)
+    forecasts = [
+        predict_accuracy(fit, params=n, tokens=d) for n, d in zip(held_out.params, held_out.tokens, strict=True)
+    ]
+    two_step, direct = np.array([(f.two_step.value, f.direct.value) for f in forecasts]).T
+    return two_step / held_out.accuracy - 1, direct / held_out.accuracy - 1
+
+
+def compare_weights(path):
+    tasks = [name for name in path.read_text().split("\n")[0].split(",") if name.endswith("_acc")]
+    errors = {}
+    for task in tasks:
+        scores = scores_of_table(path, task, columns={"loss": "loss"}).scores
+        for split in SPLITS:
+            errors[task, split] = forecast_split(scores, chance_of(task), split)
+
+    def mean_error(split, weight):
+        return 100 * np.mean(
+            [
+                np.abs((1 - weight[task]) * errors[task, split][0] + weight[task] * errors[task, split][1]).mean()
+                for task in tasks
+            ]
+        )
+
+    weights = np.linspace(0, 1, 5)
+    print("weight of the direct curve  " + "  ".join(f"{weight:5.2f}" for weight in weights))
+    for split in SPLITS:
+        values = [mean_error(split, dict.fromkeys(tasks, weight)) for weight in weights]
+        print(f"{split:26s}  " + "  ".join(f"{value:4.2f}%" for value in values))
+    squares = {task: [np.mean(part**2) for part in errors[task, "370M -> 760M"]] for task in tasks}
+    inverse = {task: two_step / (two_step + direct) for task, (two_step, direct) in squares.items()}
+    better = {task: float(two_step > direct) for task, (two_step, direct) in squares.items()}
+    for label, weight in (("by the inverse of squares", inverse), ("the better way alone", better)):
+        print(f"760M -> 1B, per task from 370M -> 760M, {label}: {mean_error('760M -> 1B', weight):.2f}%")
+
+
 def simulated_scores(random, questions, signal):
     """A ladder of 4 sizes by 5 D / N, with noise, and one run at 10 times the largest C."""
     sizes, ratios = np.geomspace(1.5e8, 1.2e9, 4), np.array([10.0, 20.0, 40.0, 100.0, 200.0])
@@ -172,5 +222,7 @@ if __name__ == "__main__":
     command, *arguments = sys.argv[1:]
     if command == "olmo":
         olmo(Path(arguments[0]), "--inner" in arguments)
+    elif command == "weights":
+        compare_weights(Path(arguments[0]))
     else:
         simulate(20 if "--quick" in arguments else 300)

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from surfaces import CHINCHILLA, LOPSIDED
 
 from flops_fit_core import FitError, Observation
 from flops_fit_core.fitting import compare
 from flops_fit_core.fitting.comparison.design import join_runs
-from flops_fit_core.fitting.comparison.noise import DECAY_SCALE, LN_SIGMA, LN_SIGMA_SCALE
+from flops_fit_core.fitting.comparison.gains import errors_to_detect
+from flops_fit_core.fitting.comparison.noise import (
+    DECAY_SCALE,
+    LN_SIGMA,
+    LN_SIGMA_SCALE,
+    NoiseModel,
+    prior_points,
+)
 from flops_fit_core.fitting.comparison.posterior import find_posterior
 from flops_fit_core.fitting.comparison.surface import SharedSurface
 
@@ -29,7 +37,10 @@ def pair_of_studies(
     budgets=BUDGETS,
     random_seed=0,
 ):
-    """Runs of A and of B, which needs C / gain; ``gain`` is at the largest budget and grows with C^change."""
+    """Runs of A and of B, which needs C / gain; ``gain`` is at the largest budget and grows with C^change.
+
+    ``paired`` is the correlation of the noise of runs with equal seeds; None for different seeds.
+    """
     random = np.random.default_rng(random_seed)
     recipes = [], []
     for budget in budgets:
@@ -40,8 +51,10 @@ def pair_of_studies(
                     params = surface.n_opt(budget) * offset
                     tokens = budget / (6 * params)
                     factor = (gain * (budget / budgets[-1]) ** change) ** 0.5 if second else 1.0
-                    share = paired or 0.0
-                    error = share**0.5 * common + (1 - share) ** 0.5 * random.standard_normal()
+                    correlation = paired or 0.0
+                    shared = -common if second and correlation < 0 else common
+                    error = abs(correlation) ** 0.5 * shared
+                    error += (1 - abs(correlation)) ** 0.5 * random.standard_normal()
                     runs.append(
                         Observation(
                             id=f"{budget:.1e}/{offset}/{seed}",
@@ -107,6 +120,24 @@ def test_pairs_make_the_interval_narrower():
     assert paired.pair_correlation == pytest.approx(0.9, abs=0.1)
     assert unpaired.pair_correlation is None
     assert width(paired) < 0.6 * width(unpaired)
+
+
+def test_pairs_with_a_negative_correlation_make_the_interval_wider():
+    common = {"gain": 1.1, "offsets": PROFILE, "noise": 0.003}
+    opposed = compare(*pair_of_studies(**common, paired=-0.8))
+    unpaired = compare(*pair_of_studies(**common))
+    assert opposed.n_pairs == 40
+    assert opposed.pair_correlation == pytest.approx(-0.8, abs=0.15)
+    assert width(opposed) > 1.15 * width(unpaired)
+
+
+def test_equal_seeds_with_independent_noise_have_a_correlation_near_0():
+    correlations = [
+        compare(*pair_of_studies(noise=0.003, offsets=PROFILE, paired=0.0, random_seed=study)).pair_correlation
+        for study in range(12)
+    ]
+    assert min(correlations) < 0 < max(correlations)
+    assert np.mean(correlations) == pytest.approx(0, abs=0.1)
 
 
 def test_recipes_without_seeds_are_paired_by_size_and_tokens():
@@ -204,6 +235,28 @@ def test_too_few_runs_are_refused():
 
 
 # ---------------------------------------------------------------------------- independent computations
+
+
+def test_the_detectable_distance_has_its_power():
+    random = np.random.default_rng(0)
+    for dof in (5, 12, 40):
+        first, second = np.sqrt(random.chisquare(dof, (2, 200_000)) / dof)
+        estimate = random.standard_normal(200_000) + errors_to_detect(dof) * first
+        power = np.mean(estimate > stats.t.ppf(0.95, dof) * second)
+        assert power == pytest.approx(0.9, abs=0.01)
+
+
+def test_the_covariance_of_the_noise_is_that_of_its_sources():
+    design = join_runs(*pair_of_studies(seeds=2, paired=0.5))
+    noise = NoiseModel.of(design)
+    for row, x in enumerate(prior_points(noise.dimensions, 64)):
+        _, factor = next(noise.factors(x[None]))
+        (share,) = noise.shares(x)[1:]
+        expected = np.eye(len(design))
+        for first in range(8):
+            expected[first, 8 + first] = expected[8 + first, first] = np.sign(x[2]) * share
+        scale = np.exp(-DECAY_SCALE * x[0] * (design.ln_flops - design.ln_flops.mean()))
+        assert factor[0] @ factor[0].T == pytest.approx(expected * np.outer(scale, scale), abs=1e-8), row
 
 
 def test_derivatives_equal_differences():

@@ -23,8 +23,7 @@ from flops_fit_core.fitting import (
     write_fit,
 )
 from flops_fit_core.fitting.task_accuracy.curves import ComputeCurve, LossCurve, measure_weights
-from flops_fit_core.fitting.task_accuracy.forecaster import compute_inputs
-from flops_fit_core.fitting.task_accuracy.loss_law import LossLaw, evaluate
+from flops_fit_core.fitting.task_accuracy.loss_law import LossFit
 from flops_fit_core.testing.examples import example_result, example_run
 
 OLMO = Path(__file__).parents[3] / "shared" / "data" / "olmo_ladder_tasks.csv"
@@ -61,21 +60,19 @@ def write_table(path, scores, **columns):
 # ---------------------------------------------------------------------------- the three parts
 
 
+def fit_compute_curve(scores):
+    ln_ratio = np.log(scores.params / scores.tokens)
+    return ComputeCurve.fit(np.log(scores.flops), ln_ratio, scores.accuracy, 0.25, 1.0)
+
+
 def test_derivatives_agree_with_differences():
     scores = make_scores()
-    law = LossLaw.fit(scores.params, scores.tokens, scores.loss)
-    u, v = law.centered(scores.params, scores.tokens)
-    steps = LossCurve.fit(scores.loss, scores.accuracy, None, 1.0)
-    direct = ComputeCurve.fit(compute_inputs(scores), scores.accuracy, 0.25, 1.0)
-    cases = (
-        (law.theta, lambda theta: evaluate(theta, u, v)),
-        (steps.theta, lambda theta: steps.evaluate(theta, scores.loss[None])),
-        (direct.theta, lambda theta: direct.evaluate(theta, compute_inputs(scores))),
-    )
-    for theta, model in cases:
+    curves = LossCurve.fit(scores.loss, scores.accuracy, None, 1.0), fit_compute_curve(scores)
+    for curve in curves:
+        theta, problem = curve.result.theta, curve.problem
         for row in (0, 7, 19):
-            difference = approx_fprime(theta, lambda at, row=row, model=model: model(at[None])[0][0, row], 1e-7)
-            assert model(theta[None])[1][0, row] == pytest.approx(difference, rel=2e-5, abs=2e-7)
+            difference = approx_fprime(theta, lambda at, row=row, p=problem: p.predict(at[None])[0, row], 1e-7)
+            assert problem.jacobian(theta[None])[0, :, row] == pytest.approx(difference, rel=2e-5, abs=2e-7)
 
 
 def test_no_start_of_scipy_finds_a_better_fit_of_step_2():
@@ -83,54 +80,63 @@ def test_no_start_of_scipy_finds_a_better_fit_of_step_2():
     curve = LossCurve.fit(scores.loss, scores.accuracy, 0.25, 1.0)
     x, y = np.append(scores.loss, 0.0), np.append(scores.accuracy, 1.0)
     weights = np.append(measure_weights(scores.accuracy), 1.0)
+    # The prior of the floor, with the variance of the noise of the fit without it.
+    stiffness = curve.problem.stiffness[0]
+    noise = np.sqrt((weights * curve.result.residuals**2).sum() / 18)
+    assert stiffness == pytest.approx((noise / 0.03) ** 2, rel=0.05)
 
     def objective(theta):
         floor, ln_slope, midpoint = theta
-        fitted = floor + (1 - floor) / (1 + np.exp(np.exp(ln_slope) * (x - midpoint) / scores.loss.std()))
-        return (weights * (y - fitted) ** 2).sum() + (curve.noise * (floor - 0.25) / 0.03) ** 2
+        fitted = floor + (1 - floor) / (1 + np.exp(np.exp(ln_slope) * (x - midpoint)))
+        return (weights * (y - fitted) ** 2).sum() + stiffness * (floor - 0.25) ** 2
 
     random = np.random.default_rng(0)
-    starts = np.stack([random.uniform(0.1, 0.3, 20), random.uniform(-1, 1, 20), random.uniform(0.6, 1.1, 20)], 1)
+    starts = np.stack([random.uniform(0.1, 0.3, 20), random.uniform(1, 3, 20), random.uniform(0.6, 1.1, 20)], 1)
     best = min(minimize(objective, start, method="Nelder-Mead", options={"maxiter": 4000}).fun for start in starts)
-    assert objective(curve.theta) <= best * (1 + 1e-9)
+    assert objective(curve.result.theta) <= best * (1 + 1e-9)
 
 
 def test_no_start_of_scipy_finds_a_better_loss_law():
     scores = make_scores(seed=4)
-    law = LossLaw.fit(scores.params, scores.tokens, scores.loss)
-    u, v = law.centered(scores.params, scores.tokens)
+    law = LossFit.fit(scores.params, scores.tokens, scores.loss)
+    u, v = (np.log(values) - np.log(values).mean() for values in (scores.params, scores.tokens))
+    weights, stiffness = law.problem.weights, law.problem.stiffness[2]
+    noise = np.sqrt((weights * law.result.residuals**2).sum() / 15)
+    assert stiffness == pytest.approx((noise / 0.5) ** 2, rel=0.05)
 
     def objective(theta):
-        fitted = np.log(
-            np.exp(theta[0]) + np.exp(theta[1] - np.exp(theta[2]) * u) + np.exp(theta[3] - np.exp(theta[4]) * v)
-        )
-        penalty = ((theta[[2, 4]] - np.log(0.35)) / 0.5) ** 2
-        return 1e6 * ((law.weights * (np.log(scores.loss) - fitted) ** 2).sum() + law.noise**2 * penalty.sum())
+        irreducible, ln_a, ln_alpha, ln_b, ln_beta = theta
+        fitted = np.log(irreducible + np.exp(ln_a - np.exp(ln_alpha) * u) + np.exp(ln_b - np.exp(ln_beta) * v))
+        penalty = stiffness * ((theta[[2, 4]] - np.log(0.35)) ** 2).sum()
+        return 1e6 * ((weights * (np.log(scores.loss) - fitted) ** 2).sum() + penalty)
 
     with np.errstate(all="ignore"):
         best = min(
-            minimize(objective, law.theta + shift, method="BFGS", options={"gtol": 1e-9}).fun
-            for shift in np.random.default_rng(0).normal(0, 0.4, (20, 5))
+            minimize(objective, law.result.theta + shift, method="BFGS", options={"gtol": 1e-9}).fun
+            for shift in np.random.default_rng(0).normal(0, [0.1, 0.4, 0.4, 0.4, 0.4], (20, 5))
         )
-    assert objective(law.theta) <= best * (1 + 1e-4)
+    assert objective(law.result.theta) <= best * (1 + 1e-4)
+
+
+def loss_at(law, params, tokens):
+    point = {name: value[0] for name, value in law.point.items()}
+    return point["E"] + point["A"] / params ** point["alpha"] + point["B"] / tokens ** point["beta"]
 
 
 def test_an_outlier_of_the_loss_hardly_moves_the_loss_law():
     scores = make_scores(seed=1)
     spoiled = scores.loss.copy()
     spoiled[7] *= 1.3
-    at = np.array([4e9]), np.array([8e10])
-    clean = LossLaw.fit(scores.params, scores.tokens, scores.loss)(*at)
-    assert LossLaw.fit(scores.params, scores.tokens, spoiled)(*at) == pytest.approx(clean, rel=0.02)
+    clean = loss_at(LossFit.fit(scores.params, scores.tokens, scores.loss), 4e9, 8e10)
+    assert loss_at(LossFit.fit(scores.params, scores.tokens, spoiled), 4e9, 8e10) == pytest.approx(clean, rel=0.02)
 
 
 def test_exponents_without_information_take_their_prior():
     params = np.geomspace(1e8, 1e9, 10)
     loss = 1 + 300 / params**0.3
-    law = LossLaw.fit(params, 20 * params, loss)  # N and D are proportional
-    alpha, beta = np.exp(law.theta[[2, 4]])
-    assert 0.1 < alpha < 1.0
-    assert 0.1 < beta < 1.0
+    point = LossFit.fit(params, 20 * params, loss).point  # N and D are proportional
+    assert 0.1 < point["alpha"] < 1.0
+    assert 0.1 < point["beta"] < 1.0
 
 
 # ---------------------------------------------------------------------------- forecasts and intervals
@@ -172,7 +178,7 @@ def test_a_budget_uses_the_optimum_of_the_main_loss():
 def test_stated_questions_hold_the_noise_of_few_runs():
     scores = make_scores(questions=200)
     curve = LossCurve.fit(scores.loss, scores.accuracy, None, 1.0)
-    smooth = replace(scores, accuracy=curve(scores.loss[None]))
+    smooth = replace(scores, accuracy=curve.fitted)
     free = fit_task(smooth, draws=0)
     stated = fit_task(smooth, draws=0, questions=200)
     assert free.noise < 1e-2

@@ -16,7 +16,6 @@ from flops_fit_core.fitting.comparison.gains import (
     pair_correlation,
     probability_of_shared_exponents,
 )
-from flops_fit_core.fitting.comparison.noise import NoiseModel
 from flops_fit_core.fitting.comparison.outliers import reject_outliers
 from flops_fit_core.fitting.comparison.posterior import Posterior, find_posterior
 from flops_fit_core.fitting.comparison.result import Comparison, GainAt
@@ -66,8 +65,6 @@ def compare(
     budgets = tuple(flops) or (largest_common_budget(complete),)
     gains = tuple(gain_at(posterior, budget, gate, level) for budget in budgets)
     change = posterior.change()
-    shares = NoiseModel.of(design).shares(posterior.points)
-    sources = list(design.groups)
     variance = posterior.weights @ posterior.sigmas**2
     return Comparison(
         first=names[0],
@@ -78,7 +75,7 @@ def compare(
         change=interval(change, level),
         shared_exponents=probability_of_shared_exponents(posterior),
         noise=float(np.sqrt(variance)),
-        pair_correlation=pair_correlation(posterior, shares, sources),
+        pair_correlation=pair_correlation(posterior),
         n_runs=(int((design.second == 0).sum()), int((design.second == 1).sum())),
         n_pairs=design.count_pairs(),
         n_shared_cells=design.count_shared_cells(),

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
+from flops_fit_core.fitting.comparison.noise import NoiseModel
 from flops_fit_core.fitting.comparison.posterior import NormalMixture, Posterior, standard_error_at_gain
 from flops_fit_core.fitting.comparison.result import GainAt
 from flops_fit_core.fitting.comparison.surface import CHANGE_SCALE
-from flops_fit_core.fitting.data import Floats
 from flops_fit_core.records import Interval
 
 GATE_ERROR, POWER = 0.05, 0.9
+DETECTION_ROUNDS = 5
+"""Rounds in which the standard error of the smallest detectable gain, and the gain, become consistent."""
 LARGEST_DEVIATION = 1.0
 """Standard deviation of ln g above which no interval is reported; the prior has 2."""
 
@@ -52,14 +54,30 @@ def smallest_detectable(posterior: Posterior, flops: float, gate: float, margin:
     """The gain that the gate promotes in 90% of studies with this design and noise.
 
     ``margin`` is the distance of the 95% bound from the estimate of ln g. It is a quantile of Student's t
-    distribution times the standard error; both depend on the degrees of freedom.
+    distribution times the standard error, which depends on the gain.
     """
     dof = posterior.degrees_of_freedom
     here = standard_error_at_gain(posterior, float(posterior.ln_gain(flops).quantile(0.5)), flops)
-    at_gate = standard_error_at_gain(posterior, float(np.log(gate)), flops)
-    error = margin / stats.t.ppf(1 - GATE_ERROR, dof) * min(at_gate / here, 1.0)
-    noncentrality = stats.t.ppf(1 - GATE_ERROR, dof) + stats.t.ppf(POWER, dof)
-    return float(gate * np.exp(noncentrality * error))
+    unit = margin / stats.t.ppf(1 - GATE_ERROR, dof) / here
+    errors, ln_gain = errors_to_detect(dof), float(np.log(gate))
+    for _ in range(DETECTION_ROUNDS):
+        ln_gain = float(np.log(gate)) + errors * unit * standard_error_at_gain(posterior, ln_gain, flops)
+    return float(np.exp(ln_gain))
+
+
+def errors_to_detect(dof: float) -> float:
+    """Distance of ln g from the gate, in estimated standard errors, that a further study detects in 90% of cases.
+
+    The further study promotes if z + d e > t e', all in true standard errors: z is the error of its estimate, e'
+    its estimated standard error, and e that of this study; t is the quantile of the gate. e and e' have ``dof``
+    degrees of freedom. Their normal approximation gives 93% instead of 90% of cases for 2 degrees of freedom.
+    """
+    quantile, power = float(stats.t.ppf(1 - GATE_ERROR, dof)), float(stats.norm.ppf(POWER))
+    mean = 1 - 1 / (4 * dof)
+    distance = quantile + power
+    for _ in range(DETECTION_ROUNDS):
+        distance = quantile + power * float(np.sqrt(1 + (distance**2 + quantile**2) / (2 * dof))) / mean
+    return distance
 
 
 def probability_of_shared_exponents(posterior: Posterior) -> float:
@@ -70,9 +88,9 @@ def probability_of_shared_exponents(posterior: Posterior) -> float:
     return after / (after + before)
 
 
-def pair_correlation(posterior: Posterior, shares: Floats, sources: list[str]) -> float | None:
-    """Share of the noise that equal runs of both recipes share; None without pairs."""
-    paired = [1 + sources.index(name) for name in ("pair", "trunk pair") if name in sources]
-    if not paired:
+def pair_correlation(posterior: Posterior) -> float | None:
+    """Correlation of the noise of equal runs of both recipes; None without pairs."""
+    noise = NoiseModel.of(posterior.design)
+    if not noise.has_sign.any():
         return None
-    return float(posterior.weights @ shares[:, paired].sum(axis=1))
+    return float(posterior.weights @ noise.correlations(posterior.points)[:, noise.has_sign].sum(axis=1))

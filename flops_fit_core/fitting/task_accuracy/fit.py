@@ -17,7 +17,7 @@ from flops_fit_core.fitting.task_accuracy.checks import check_task
 from flops_fit_core.fitting.task_accuracy.curves import binomial_variance
 from flops_fit_core.fitting.task_accuracy.extrapolation import backtest
 from flops_fit_core.fitting.task_accuracy.forecaster import Parts, TaskForecaster, accuracies
-from flops_fit_core.fitting.task_accuracy.loss_law import LossLaw, chinchilla_loss
+from flops_fit_core.fitting.task_accuracy.loss_law import LossFit, chinchilla_loss
 from flops_fit_core.fitting.task_accuracy.records import AccuracyForecast, TaskFit
 from flops_fit_core.fitting.task_accuracy.scores import TaskScores
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
@@ -220,8 +220,8 @@ def _include(outer: Interval, inner: Interval) -> Interval:
 def _fit_main_loss(scores: TaskScores, loss_law: Law) -> Law:
     if np.array_equal(scores.main_loss, scores.loss):
         return loss_law
-    law = LossLaw.fit(scores.params, scores.tokens, scores.main_loss)
-    parameters = {name: float(values[0]) for name, values in law.parameters(law.theta[None]).items()}
+    law = LossFit.fit(scores.params, scores.tokens, scores.main_loss)
+    parameters = {name: float(values[0]) for name, values in law.point.items()}
     return Law(name=LAWS["loss"], parameters=parameters)
 
 

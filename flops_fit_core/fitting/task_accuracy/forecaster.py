@@ -8,15 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_core.fitting.data import Floats
-from flops_fit_core.fitting.task_accuracy.curves import (
-    ComputeCurve,
-    LossCurve,
-    binomial_variance,
-    compute_to_accuracy,
-    loss_to_accuracy,
-)
-from flops_fit_core.fitting.task_accuracy.loss_law import LossLaw, chinchilla_loss
+from flops_fit_core.fitting.task_accuracy.curves import ComputeCurve, LossCurve, binomial_variance
+from flops_fit_core.fitting.task_accuracy.loss_law import LossFit, chinchilla_loss
 from flops_fit_core.fitting.task_accuracy.scores import TaskScores
+from flops_fit_core.fitting.task_accuracy.sigmoids import ComputeSigmoid, LossSigmoid
 from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
 
 Parts = Mapping[str, Mapping[str, Floats]]
@@ -28,34 +23,33 @@ class TaskForecaster:
     """The loss law, step 2 and the direct curve, fitted to the same runs."""
 
     scores: TaskScores
-    loss_law: LossLaw
+    loss_law: LossFit
     loss_curve: LossCurve
     compute_curve: ComputeCurve
+    ceiling: float
 
     @classmethod
     def fit(cls, scores: TaskScores, chance: float | None, ceiling: float) -> TaskForecaster:
         """Fit all three parts."""
+        ln_ratio = np.log(scores.params / scores.tokens)
         return cls(
             scores,
-            LossLaw.fit(scores.params, scores.tokens, scores.loss),
+            LossFit.fit(scores.params, scores.tokens, scores.loss),
             LossCurve.fit(scores.loss, scores.accuracy, chance, ceiling),
-            ComputeCurve.fit(compute_inputs(scores), scores.accuracy, chance, ceiling),
+            ComputeCurve.fit(np.log(scores.flops), ln_ratio, scores.accuracy, chance, ceiling),
+            ceiling,
         )
 
     @property
     def parts(self) -> Parts:
         """The parameters of the fit, each of shape (1,)."""
-        return {
-            "loss": self.loss_law.parameters(self.loss_law.theta[None]),
-            "two_step": self.loss_curve.parameters(self.loss_curve.theta[None]),
-            "direct": self.compute_curve.parameters(self.compute_curve.theta[None]),
-        }
+        return {"loss": self.loss_law.point, "two_step": self.loss_curve.point, "direct": self.compute_curve.point}
 
     def forecast(self, scores: TaskScores) -> Floats:
         """Mean of the two forecasts, shape (n,)."""
         two_step, direct = accuracies(
             self.parts,
-            self.loss_curve.ceiling,
+            self.ceiling,
             np.log(scores.params),
             np.log(scores.tokens),
             np.log(scores.flops),
@@ -80,24 +74,13 @@ class TaskForecaster:
         multipliers = random.standard_normal((draws, num_clusters))[:, clusters]
         multipliers *= draw_scale(max(num_clusters - 5, 2), draws, random)[:, None]
         inflated = {count: multipliers * np.sqrt(n / max(n - count, 1)) for count in (3, 4, 5)}
-        fitted_loss = np.log(self.loss_law(scores.params, scores.tokens))
-        drawn_loss = fitted_loss + inflated[5] * self.loss_law.residuals
-        loss = self.loss_law.refit(scores.params, scores.tokens, drawn_loss, random)
-        inputs, through_loss = compute_inputs(scores), self.loss_curve(scores.loss[None])
-        direct = self.compute_curve(inputs)
-        residuals = scores.accuracy - through_loss, scores.accuracy - direct
-        two_step = self.loss_curve.refit(scores.loss[None], through_loss + inflated[3] * residuals[0], random)
-        compute = self.compute_curve.refit(inputs, direct + inflated[4] * residuals[1], random)
+        law, loss_curve, compute_curve = self.loss_law, self.loss_curve, self.compute_curve
+        through_loss, direct = (scores.accuracy - curve.fitted for curve in (loss_curve, compute_curve))
         return {
-            "loss": self.loss_law.parameters(loss),
-            "two_step": self.loss_curve.parameters(two_step),
-            "direct": self.compute_curve.parameters(compute),
+            "loss": law.refit(law.fitted + inflated[5] * law.result.residuals, random),
+            "two_step": loss_curve.refit(loss_curve.fitted + inflated[3] * through_loss, random),
+            "direct": compute_curve.refit(compute_curve.fitted + inflated[4] * direct, random),
         }
-
-
-def compute_inputs(scores: TaskScores) -> Floats:
-    """Ln C and ln(N / D), shape (2, n)."""
-    return np.stack([np.log(scores.flops), np.log(scores.params / scores.tokens)])
 
 
 def accuracies(
@@ -108,5 +91,6 @@ def accuracies(
         {name: np.atleast_1d(values)[:, None] for name, values in parts[part].items()}
         for part in ("loss", "two_step", "direct")
     )
-    through_loss = loss_to_accuracy(two_step, chinchilla_loss(loss, ln_params, ln_tokens), ceiling)
-    return through_loss, compute_to_accuracy(direct, ln_flops, ln_params - ln_tokens, ceiling)
+    through_loss: Floats = LossSigmoid(ceiling).loss(chinchilla_loss(loss, ln_params, ln_tokens), **two_step)
+    from_compute: Floats = ComputeSigmoid(ceiling).loss(ln_flops, ln_params - ln_tokens, **direct)
+    return through_loss, from_compute

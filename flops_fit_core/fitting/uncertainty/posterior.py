@@ -101,11 +101,14 @@ def draw_posterior(point: PointFit, draws: int, random: np.random.Generator) -> 
     parts, step = [], max(32, _MAX_LOSSES // len(fit.residuals))
     for start in range(0, draws, step):
         count = min(step, draws - start)
-        drawn = replace(
-            problem, y=problem.y + noise.draw(count, random), centre=_draw_centres(problem, count, random)
-        )
-        parts.append(drawn.solve(np.tile(fit.theta, (count, 1)), LeastSquares(), steps=_STEPS, tolerance=1e-9))
+        parts.append(refit_with_prior(problem, fit.theta, problem.y + noise.draw(count, random), random))
     return concatenate(parts)
+
+
+def refit_with_prior(problem: LawProblem, start: Floats, y: Floats, random: np.random.Generator) -> Solved:
+    """A fit to each row of ``y`` (fits, n), with the centre of the prior drawn from the prior."""
+    drawn = replace(problem, y=y, centre=_draw_centres(problem, len(y), random))
+    return drawn.solve(np.tile(start, (len(y), 1)), LeastSquares(), steps=_STEPS, tolerance=1e-9)
 
 
 def is_usable(problem: LawProblem, theta: Floats) -> Bools:

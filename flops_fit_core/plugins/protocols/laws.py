@@ -69,7 +69,7 @@ class LossLaw(ABC):
     inputs: ClassVar[tuple[str, ...]] = ("params", "tokens")
     """Positional arguments of :meth:`loss`: ``params`` (N), ``tokens`` (D), ``unique_tokens``, or names of further
     columns, such as ``vocabulary_params``."""
-    parameters: ClassVar[tuple[Parameter, ...]]
+    parameters: tuple[Parameter, ...]
     response: ClassVar[Literal["log-loss", "loss"]] = "log-loss"
     """Quantity with errors of equal size: ln L, or L for a loss that may be negative."""
 
