@@ -29,8 +29,7 @@ def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> I
     """The interval of a new run around ``loss``, the law's value, with ``draws`` (draws,) of it.
 
     Each draw of the law gets errors of ln L from Student's t: between runs with sigma, and of the law beyond C_max
-    with the part of drift^2 ln(C / C_max) that the variance of the draws does not explain. Backtests include the
-    uncertainty of the law, so adding both in full would count it twice.
+    with drift ln(C / C_max). The drift is the part of the backtests' errors that draws do not explain.
 
     Raises FitError for a fit without an estimate of the error of a run, and beyond the runs without a backtest.
     """
@@ -42,10 +41,9 @@ def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> I
         )
     distance = max(float(np.log(flops / fit.flops_range[1])), 0.0)
     ln_draws = np.log(draws / loss) if len(draws) else np.zeros(1)
-    drift = max(error.drift**2 * distance - float(np.mean(ln_draws**2)), 0.0)
     ln_losses = np.tile(ln_draws, -(-_SAMPLES // len(ln_draws)))
     random = np.random.default_rng(fit.seed)
     ln_losses = ln_losses + error.sigma * random.standard_t(max(error.sigma_dof, 1.0), len(ln_losses))
-    ln_losses += np.sqrt(drift) * random.standard_t(max(error.drift_dof, 1.0), len(ln_losses))
+    ln_losses += error.drift * distance * random.standard_t(max(error.drift_dof, 1.0), len(ln_losses))
     low, high = np.quantile(ln_losses, [(1 - fit.level) / 2, (1 + fit.level) / 2])
     return Interval(value=loss, low=loss * float(np.exp(min(low, 0.0))), high=loss * float(np.exp(max(high, 0.0))))

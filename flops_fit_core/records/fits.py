@@ -67,15 +67,16 @@ class LawMember(Record):
 
 
 class NewRunError(Record):
-    """Error of the loss of one further run, in ln L: standard deviation sqrt(sigma^2 + drift^2 ln(C / C_max)).
+    """Error of the loss of one further run, in ln L, besides the uncertainty of the law's draws.
 
-    C_max is the largest fitted C; below it, the second term is 0.
+    Its standard deviation is sqrt(sigma^2 + (drift ln(C / C_max))^2). C_max is the largest fitted C; below it, the
+    second term is 0.
     """
 
     sigma: float
     """Standard deviation between runs, seed noise included."""
     drift: float
-    """Error of the law per square root of ln(C / C_max), from backtests; 0 without any."""
+    """Error of the law's form per unit of ln(C / C_max), from backtests; 0 without any."""
     sigma_dof: float
     """Degrees of freedom behind ``sigma``."""
     drift_dof: float

@@ -162,10 +162,12 @@ def choice(folder, quick):
         order = np.argsort(~mask, kind="stable")
         everything = everything.take(order)
         target = make_fold(len(runs), len(rest))
-        predictions.append([predict_fold(find_law(name), everything, target, drift) for name, drift in members])
+        predictions.append(
+            [predict_fold(find_law(name), everything, target, drift).errors for name, drift in members]
+        )
         folds = make_folds(runs, 8)
         backtests.append(
-            [[predict_fold(find_law(name), runs, fold, drift) for fold in folds] for name, drift in members]
+            [[predict_fold(find_law(name), runs, fold, drift).errors for fold in folds] for name, drift in members]
         )
     rules = {}
     for laws in (NAMES, ("chinchilla", "skaling"), ("tied", "skaling"), ("skaling",)):

@@ -229,8 +229,8 @@ def test_a_backtest_does_not_use_the_runs_that_it_predicts():
     changed = data.loss.copy()
     changed[fold.held_out] *= 1.1
     law = find_law("chinchilla")
-    errors = predict_fold(law, data, fold, 0.0)
-    moved = predict_fold(law, Runs(**{**vars(data), "loss": changed}), fold, 0.0)
+    errors = predict_fold(law, data, fold, 0.0).errors
+    moved = predict_fold(law, Runs(**{**vars(data), "loss": changed}), fold, 0.0).errors
     assert moved == pytest.approx(errors - np.log(1.1), abs=1e-12)
 
 

@@ -23,6 +23,16 @@ from flops_fit_core.fitting import (
     require_new_run,
     write_fit,
 )
+from flops_fit_core.fitting.data import Runs
+from flops_fit_core.fitting.uncertainty.holdout import (
+    Fold,
+    Forecast,
+    average_forecasts,
+    estimate_new_run,
+    make_folds,
+    predict_fold,
+)
+from flops_fit_core.plugins.registry.law_index import find_law
 
 BUDGETS = 10.0 ** np.arange(18, 21.1, 0.75)
 OFFSETS = np.geomspace(0.25, 4, 6)
@@ -99,6 +109,59 @@ def test_fitters_of_the_optimum_have_no_interval_of_a_new_run():
     ]
     with pytest.raises(FitError, match="gives no interval for a new run"):
         require_new_run(EnvelopeFitter(draws=0).fit(curves))
+
+
+# ---------------------------------------------------------------------------- the estimate
+
+
+def backtest(runs, errors, variance):
+    """A backtest that fits the smallest budget and predicts the others with these errors."""
+    fitted = runs.flops < 1.01 * runs.flops.min()
+    distance = np.log(runs.flops[~fitted] / runs.flops.min())
+    return Fold(fitted, ~fitted, distance), Forecast(errors(distance), np.full(len(distance), variance))
+
+
+@pytest.fixture(scope="module")
+def runs():
+    return Runs.of(study(CHINCHILLA, BUDGETS, OFFSETS, sigma=SIGMA))
+
+
+def test_the_drift_is_the_error_per_log_distance_that_noise_and_parameters_do_not_explain(runs):
+    residuals, leverage = np.full(len(runs), 0.01), np.full(len(runs), 0.2)
+    fold, forecast = backtest(
+        runs, lambda distance: np.sqrt(0.01**2 / 0.8 + 0.02**2 + (0.03 * distance) ** 2), 4e-4
+    )
+    error = estimate_new_run([fold], [forecast], runs, residuals, leverage)
+    assert error.drift == pytest.approx(0.03)
+    # Ten runs with a fifth of a parameter each: the two largest budgets of six runs.
+    assert (error.sigma, error.sigma_dof) == pytest.approx((0.01 / np.sqrt(0.8), 12 * 0.8))
+    explained = Forecast(forecast.errors, np.full(len(forecast.errors), 1.0))
+    assert estimate_new_run([fold], [explained], runs, residuals, leverage).drift == 0
+
+
+def test_errors_that_cancel_in_their_mean_show_a_drift(runs):
+    fold, forecast = backtest(runs, lambda distance: 0.05 * distance * (-1.0) ** np.arange(len(distance)), 0.0)
+    error = estimate_new_run([fold], [forecast], runs, np.zeros(len(runs)), np.zeros(len(runs)))
+    assert error.drift == pytest.approx(0.05)
+
+
+def test_the_variance_of_a_backtest_is_the_spread_of_its_predictions():
+    law, forecasts = find_law("chinchilla"), []
+    for seed in range(60):
+        noisy = Runs.of(study(CHINCHILLA, BUDGETS, OFFSETS, sigma=0.002, seed=seed))
+        fold = make_folds(noisy, 8)[-1]
+        truth = CHINCHILLA.loss(noisy.params, noisy.tokens)[fold.held_out]
+        forecast = predict_fold(law, noisy, fold, 3.0, prior=False)
+        forecasts.append((forecast.errors + np.log(noisy.loss[fold.held_out] / truth), forecast.variance))
+    errors, variances = (np.array(part) for part in zip(*forecasts, strict=True))
+    assert np.sqrt(variances.mean()) == pytest.approx(np.sqrt(np.mean(errors**2)), rel=0.25)
+
+
+def test_the_variance_of_averaged_forecasts_includes_the_differences_of_the_laws():
+    first, second = (Forecast(np.array([error]), np.array([1.0])) for error in (0.0, 4.0))
+    mean = average_forecasts([first, second], [0.75, 0.25])
+    assert mean.errors == pytest.approx([1.0])
+    assert mean.variance == pytest.approx([1.0 + 0.75 * 1 + 0.25 * 9])
 
 
 # ---------------------------------------------------------------------------- coverage

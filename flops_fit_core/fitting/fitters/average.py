@@ -25,6 +25,8 @@ from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface
 from flops_fit_core.fitting.uncertainty.holdout import (
     Fold,
+    Forecast,
+    average_forecasts,
     estimate_new_run,
     make_folds,
     predict_fold,
@@ -56,7 +58,8 @@ class _Member:
     drift: float
     point: PointFit
     weight: float = 0.0
-    errors: tuple[Floats, ...] = ()
+    forecasts: tuple[Forecast, ...] = ()
+    """Of the backtests."""
 
     @property
     def surface(self) -> LawSurface:
@@ -95,7 +98,7 @@ class AverageFitter(BootstrapFitter):
         stack = Stack(surfaces) if (surfaces := [surface for surface in drawn if surface is not None]) else None
         drawn_constraint = constraint.drawn(0 if stack is None else stack.rows, self.seed)
         average = Average([member.surface for member in members], [member.weight for member in members])
-        residuals = np.log(average.loss(*_rows(used))[0]) - np.log(used.loss)
+        residuals = np.log(used.loss) - np.log(average.loss(*_rows(used))[0])
         return LawFit(
             **fit_header(self, self.name, flops=used.flops, params=used.params),
             law=Law(name=AVERAGE, parameters={}),
@@ -108,7 +111,7 @@ class AverageFitter(BootstrapFitter):
             n_runs=len(used),
             excluded={runs.ids[row]: OUTLIER for row in np.flatnonzero(~fitted.accepted)},
             diagnostics=(_describe(members, left_out), *self._check(fitted, runs, constraint, reason)),
-            new_run=_estimate(fitted),
+            new_run=_estimate(fitted, residuals),
             **constraint.fields(drawn_constraint),
         )
 
@@ -153,7 +156,7 @@ class AverageFitter(BootstrapFitter):
 
 
 def _describe(members: Sequence[_Member], left_out: Sequence[str]) -> Diagnostic:
-    count = len(members[0].errors)
+    count = len(members[0].forecasts)
     basis = f"{count} backtests" if count else "equal weights, because the runs allow no backtest"
     text = f"weighted mean of {', '.join(dict.fromkeys(member.name for member in members))}, by {basis}"
     if left_out:
@@ -209,27 +212,30 @@ def _fit_member(
 def _weigh(members: Sequence[_Member], used: Runs) -> list[_Member]:
     """The members with their weights and backtest errors."""
     folds = _folds(members, used)
-    errors = [
+    forecasts = [
         tuple(predict_fold(find_law(member.name), used, fold, member.drift) for fold in folds)
         for member in members
     ]
-    weights = weigh_laws(errors)
+    weights = weigh_laws([[forecast.errors for forecast in backtests] for backtests in forecasts])
     return [
-        replace(member, weight=float(weight), errors=error)
-        for member, weight, error in zip(members, weights, errors, strict=True)
+        replace(member, weight=float(weight), forecasts=backtests)
+        for member, weight, backtests in zip(members, weights, forecasts, strict=True)
     ]
 
 
-def _estimate(fitted: _Fitted) -> NewRunError | None:
-    """The error of a new run, from the backtests of the average."""
+def _estimate(fitted: _Fitted, residuals: Floats) -> NewRunError | None:
+    """The error of a new run, from the backtests and the residuals of the average."""
+    members, used = fitted.members, fitted.used
     if fitted.main.noise is None:
         return None
-    folds = _folds(fitted.members, fitted.used)
-    errors = [
-        np.sum([member.weight * member.errors[number] for member in fitted.members], axis=0)
+    weights = [member.weight for member in members]
+    folds = _folds(members, used)
+    forecasts = [
+        average_forecasts([member.forecasts[number] for member in members], weights)
         for number in range(len(folds))
     ]
-    return estimate_new_run(folds, errors, fitted.used, fitted.main.noise)
+    leverage = np.array(weights) @ np.array([member.point.fit.leverage for member in members])
+    return estimate_new_run(folds, forecasts, used, residuals, leverage)
 
 
 def _folds(members: Sequence[_Member], used: Runs) -> list[Fold]:
@@ -258,7 +264,7 @@ def _record(
         law=Law(name=member.name, parameters=member.point.fit.parameters),
         drift=member.drift,
         weight=member.weight,
-        errors=tuple(root_mean_square(errors) for errors in member.errors),
+        errors=tuple(root_mean_square(forecast.errors) for forecast in member.forecasts),
         exponents=values,
         draws={} if drawn is None else {key: tuple(column.tolist()) for key, column in drawn.values.items()},
     )

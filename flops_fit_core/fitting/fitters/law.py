@@ -97,8 +97,8 @@ class LawFitter(BootstrapFitter):
         if point.noise is None or law.response != "log-loss":
             return None
         folds = make_folds(used, point.fit.problem.size + 2)
-        errors = [predict_fold(law, used, fold, 0.0, self.prior) for fold in folds]
-        return estimate_new_run(folds, errors, used, point.noise)
+        forecasts = [predict_fold(law, used, fold, 0.0, self.prior) for fold in folds]
+        return estimate_new_run(folds, forecasts, used, point.fit.residuals, point.fit.leverage)
 
 
 def explain_no_interval(point: PointFit, used: Runs) -> str:

@@ -86,8 +86,8 @@ class ParametricFitter(BootstrapFitter):
             return None
         law = point.fit.problem.law
         folds = make_folds(used, point.fit.problem.size + 2)
-        errors = [predict_fold(law, used, fold, 0.0, prior=False) for fold in folds]
-        return estimate_new_run(folds, errors, used, point.noise)
+        forecasts = [predict_fold(law, used, fold, 0.0, prior=False) for fold in folds]
+        return estimate_new_run(folds, forecasts, used, point.fit.residuals, point.fit.leverage)
 
     def _bootstrap(
         self, point: PointFit, problem: ChinchillaProblem, used: Runs

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Runs
 from flops_fit_core.fitting.solvers.objectives import LeastSquares
-from flops_fit_core.fitting.solvers.surface_fit import check_spread
-from flops_fit_core.fitting.uncertainty.noise import NoiseModel
-from flops_fit_core.fitting.uncertainty.posterior import fit_with_prior, make_law_problem, weigh_by_drift
+from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, build_fit, check_spread
+from flops_fit_core.fitting.uncertainty.posterior import (
+    fit_with_prior,
+    make_law_problem,
+    variance_of,
+    weigh_by_drift,
+)
 from flops_fit_core.plugins.protocols import LossLaw
 from flops_fit_core.records import NewRunError
 
@@ -23,6 +27,8 @@ _MIN_DISTANCE = 0.05
 """Mean ln (C / largest fitted C) below which a backtest cannot show drift."""
 _DECAY = 0.5
 """Each backtest counts half as much as the next one, which is closer to the prediction that matters."""
+_TOP_SHARE, _MIN_TOP_RUNS = 0.25, 10
+"""The noise of a new run is that of the largest quarter of the runs, and of at least this many runs."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,16 @@ class Fold:
     held_out: Bools
     distance: Floats
     """ln (C / largest fitted C) of the held-out runs, at least 0."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A backtest's prediction of its held-out runs."""
+
+    errors: Floats
+    """Predicted minus measured ``ln L`` (or L, for a law of the loss)."""
+    variance: Floats
+    """Variance of the prediction, from the uncertainty of the law's parameters in the backtest's fit."""
 
 
 def make_folds(runs: Runs, min_runs: int) -> list[Fold]:
@@ -60,19 +76,39 @@ def make_folds(runs: Runs, min_runs: int) -> list[Fold]:
     return folds
 
 
-def predict_fold(law: LossLaw, runs: Runs, fold: Fold, drift: float, prior: bool = True) -> Floats:
-    """Predicted minus measured ``ln L`` (or L, for a law of the loss) of the held-out runs."""
+def predict_fold(law: LossLaw, runs: Runs, fold: Fold, drift: float, prior: bool = True) -> Forecast:
+    """Fit the law to the fold's fitted runs, and predict its held-out runs."""
     fitted, held_out = (runs.take(np.flatnonzero(rows)) for rows in (fold.fitted, fold.held_out))
     problem = make_law_problem(law, fitted)
     trunk = np.unique(fitted.trunks, return_inverse=True)[1]
     problem = weigh_by_drift(problem, fitted.flops, trunk, drift)
-    theta = fit_with_prior(problem).theta if prior else problem.search(LeastSquares()).theta[0]
-    loss = problem.coordinates.loss(theta[None], held_out.inputs_of(law))[0]
-    if law.response == "loss":
-        difference: Floats = loss - held_out.loss
-        return difference
-    errors: Floats = np.log(loss / held_out.loss)
-    return errors
+    fit = fit_with_prior(problem) if prior else build_fit(problem, problem.search(LeastSquares()))
+    y = np.log(held_out.loss) if law.response == "log-loss" else held_out.loss
+    target = replace(problem, inputs=held_out.inputs_of(law), y=y, weights=None)
+    slopes = target.jacobian(fit.theta[None])[0][fit.free].T
+    variance = np.einsum("ij,jk,ik->i", slopes, _covariance(fit), slopes)
+    return Forecast(-target.residuals(fit.theta[None])[0], np.nan_to_num(variance))
+
+
+def _covariance(fit: SurfaceFit) -> Floats:
+    """Covariance of the free parameters for noise of equal variance in all runs, whatever their weights."""
+    free = fit.free
+    slopes, stiffness = fit.jacobian[:, free], np.diag(fit.problem.prior_precision[free])
+    weights = np.ones(len(slopes)) if fit.problem.weights is None else fit.problem.weights
+    noise = float(fit.residuals @ fit.residuals) / max(len(slopes) - slopes.shape[1], 1)
+    inverse = np.linalg.pinv((slopes.T * weights) @ slopes + stiffness, hermitian=True)
+    middle = noise * (slopes.T * weights**2) @ slopes + variance_of(fit) * stiffness
+    covariance: Floats = inverse @ middle @ inverse
+    return covariance
+
+
+def average_forecasts(forecasts: Sequence[Forecast], weights: Sequence[float]) -> Forecast:
+    """The forecast of the weighted mean of laws; its variance includes the differences between the laws."""
+    share = np.array(weights)
+    errors = np.array([forecast.errors for forecast in forecasts])
+    variance = np.array([forecast.variance for forecast in forecasts])
+    mean = share @ errors
+    return Forecast(mean, share @ (variance + (errors - mean) ** 2))
 
 
 def fold_weights(count: int) -> Floats:
@@ -105,26 +141,30 @@ def root_mean_square(errors: Floats) -> float:
 
 
 def estimate_new_run(
-    folds: Sequence[Fold], errors: Sequence[Floats], runs: Runs, noise: NoiseModel
+    folds: Sequence[Fold], forecasts: Sequence[Forecast], runs: Runs, residuals: Floats, leverage: Floats
 ) -> NewRunError:
-    """The error of one further run, from the noise of the runs and the errors of the backtests.
+    """The error of one further run, from the residuals of the largest runs and the errors of the backtests.
 
-    Within a backtest, errors share a drift that grows with the square root of the log distance, as a random walk:
-    e = b sqrt(d) + noise with b ~ N(0, drift^2). Each backtest gives one estimate of b, weighted by its
-    distance and by :func:`fold_weights`. Backtests overlap, so two count as one degree of freedom.
+    A held-out run at the log distance d has an error of variance sigma^2 + v + drift^2 d^2: noise, the uncertainty
+    v of the law's parameters in this backtest, and a bend of the law, which the parameters do not explain. Each
+    backtest gives one estimate of drift^2, weighted by its mean d^2 and by :func:`fold_weights`.
+
+    ``residuals`` and ``leverage`` (n,) belong to the law that predicts the new run.
     """
-    sigma = noise.sigma()
-    level = float(np.sqrt(np.mean(sigma[runs.flops >= np.quantile(runs.flops, 0.75)] ** 2)))
-    tests = [
-        (weight, fold.distance, error)
-        for weight, fold, error in zip(fold_weights(len(folds)), folds, errors, strict=True)
-        if float(fold.distance.mean()) > _MIN_DISTANCE
-    ]
-    if not tests:
-        return NewRunError(sigma=level, sigma_dof=float(noise.dof), drift=0.0, drift_dof=0.0)
-    weights = np.array([weight * distance.mean() for weight, distance, _ in tests])
-    slopes = np.array([float(error @ np.sqrt(distance)) / distance.sum() for _, distance, error in tests])
-    variances = level**2 / np.array([distance.sum() for _, distance, _ in tests])
-    square = float(weights @ np.maximum(slopes**2 - variances, 0.0) / weights.sum())
-    dof = max(1.0, float(weights.sum() ** 2 / (weights @ weights)) / 2)
-    return NewRunError(sigma=level, sigma_dof=float(noise.dof), drift=float(np.sqrt(square)), drift_dof=dof)
+    flops = np.sort(runs.flops)
+    is_top = runs.flops >= min(np.quantile(flops, 1 - _TOP_SHARE), flops[-min(_MIN_TOP_RUNS, len(flops))])
+    sigma_dof = float(np.sum(1 - np.minimum(leverage[is_top], 0.99)))
+    square = float(np.sum(residuals[is_top] ** 2)) / sigma_dof
+    estimates, weights = [], []
+    for weight, fold, forecast in zip(fold_weights(len(folds)), folds, forecasts, strict=True):
+        if float(fold.distance.mean()) > _MIN_DISTANCE:
+            unexplained = float(np.sum(forecast.errors**2 - square - forecast.variance))
+            estimates.append(max(unexplained, 0.0) / float(np.sum(fold.distance**2)))
+            weights.append(weight * float(np.mean(fold.distance**2)))
+    if not weights:
+        return NewRunError(sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift=0.0, drift_dof=0.0)
+    share = np.array(weights) / np.sum(weights)
+    drift = float(np.sqrt(share @ np.array(estimates)))
+    return NewRunError(
+        sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift=drift, drift_dof=1 / float(share @ share)
+    )
