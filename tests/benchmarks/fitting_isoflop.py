@@ -1,6 +1,6 @@
 """Intervals of ``isoflop``: how many are bounded, how often they hold the truth, and how wide they are.
 
-    python tests/benchmarks/fitting_isoflop.py [--quick] [--studies 1000] [--only skaling] [--mistuned]
+    python tests/benchmarks/fitting_isoflop.py [--quick] [--studies 1000] [--only skaling] [--law skaling] [--mistuned]
 
 A study has 4 or 5 budgets, 2 to 10 times apart from 1e15 to 1e18 FLOPs on, with 5 or 6 sizes each, 1.5 to 2.2
 times apart. Grids miss the optimum by up to half a step, and follow an exponent of .45 to .55 (the true one is
@@ -10,6 +10,8 @@ first 300 of the same studies. Prints per cell: the share of studies with an int
 the true a, N_opt and L_opt (the last two at 10 times the largest budget), their median widths (of ln N_opt and ln
 L_opt), the median ratio of the widths of ``isoflop`` to those of ``parametric``, and the share of studies with a
 warning.
+
+``--law skaling`` compares with that law instead of ``parametric``, with the law's own prior.
 
 ``--mistuned`` raises the loss of one run by 4% to 10% and prints how often ``isoflop`` leaves that run out, and
 how often it leaves out others.
@@ -24,7 +26,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from flops_fit_core import FitError, Observation
-from flops_fit_core.fitting import IsoflopFitter, ParametricFitter, optimum
+from flops_fit_core.fitting import IsoflopFitter, LawFitter, ParametricFitter, optimum
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,9 @@ def measure(fitter, runs, surface):
     return np.array([hits, widths], dtype=float), has_warning
 
 
-def compare(surface, sigma, studies, compared, draws, shape):
-    fitters = IsoflopFitter(draws=draws), ParametricFitter(draws=draws)
+def compare(surface, sigma, studies, compared, draws, shape, law):
+    other = LawFitter(law, draws=draws) if law else ParametricFitter(draws=draws)
+    fitters = IsoflopFitter(draws=draws), other
     outcomes = [[], []]
     warned = 0
     for study in range(studies):
@@ -116,7 +119,7 @@ def compare(surface, sigma, studies, compared, draws, shape):
             warned += has_warning and number == 0
     ours, theirs = outcomes
     text = ""
-    for name, results in (("isoflop", ours), ("parametric", theirs)):
+    for name, results in (("isoflop", ours), (law or "parametric", theirs)):
         bounded = [result for result in results if result is not None]
         cover, width = np.mean([hits for hits, _ in bounded], axis=0), np.median([w for _, w in bounded], axis=0)
         text += f"  {name} bounded {len(bounded) / len(results):.3f} holds " + " ".join(f"{c:.3f}" for c in cover)
@@ -161,6 +164,7 @@ def main():
     parser.add_argument("--quick", action="store_true", help="30 studies of 100 draws")
     parser.add_argument("--only", default="", help="run only cells with this text in their line")
     parser.add_argument("--shape", default="", help="budgets x sizes of every study, such as 4x3")
+    parser.add_argument("--law", default="", help="law to compare with instead of parametric")
     parser.add_argument("--mistuned", action="store_true")
     arguments = parser.parse_args()
     studies, draws = (30, 100) if arguments.quick else (arguments.studies, arguments.draws)
@@ -174,7 +178,7 @@ def main():
             if arguments.mistuned:
                 text = find_mistuned(surface, sigma, studies, shape)
             else:
-                text = compare(surface, sigma, studies, arguments.compared, draws, shape)
+                text = compare(surface, sigma, studies, arguments.compared, draws, shape, arguments.law)
             print(f"{label}{text}  [{time.process_time() - start:.0f} s]", flush=True)
 
 
