@@ -94,7 +94,8 @@ def _describe_design(comparison: Comparison) -> str:
         text += f", {comparison.n_pairs} pairs with equal N, D and seed"
     text += f"; noise between equal runs: {comparison.noise:.2%} of the loss"
     if comparison.pair_correlation is not None:
-        text += f", correlation within a pair {comparison.pair_correlation:.2f}"
+        # The sum with 0 replaces -0.00 by 0.00.
+        text += f", correlation within a pair {round(comparison.pair_correlation, 2) + 0.0:.2f}"
     return text
 
 
