@@ -33,6 +33,8 @@ class Fold:
     held_out: Bools
     distance: Floats
     """ln (C / largest fitted C) of the held-out runs, at least 0."""
+    noise: Floats
+    """Noise of the held-out runs relative to the most precise run."""
 
 
 def make_folds(runs: Runs, min_runs: int) -> list[Fold]:
@@ -56,7 +58,7 @@ def make_folds(runs: Runs, min_runs: int) -> list[Fold]:
         except FitError:
             continue
         distance = np.log(runs.flops[~fitted] / runs.flops[fitted].max())
-        folds.append(Fold(fitted, ~fitted, np.maximum(distance, 0.0)))
+        folds.append(Fold(fitted, ~fitted, np.maximum(distance, 0.0), runs.noise[~fitted]))
     return folds
 
 
@@ -82,8 +84,10 @@ def fold_weights(count: int) -> Floats:
     return result
 
 
-def weigh_laws(errors: Sequence[Sequence[Floats]]) -> Floats:
+def weigh_laws(errors: Sequence[Sequence[Floats]], noise: Sequence[Floats] | None = None) -> Floats:
     """Weights of laws from their errors in each backtest, ``errors[law][backtest]``.
+
+    ``noise`` is the relative noise of the held-out runs of each backtest; by default 1.
 
     Each backtest counts as one observation of a Gaussian error with the law's own standard deviation, its root
     mean square error, so its likelihood is proportional to 1 / error. Without backtests, all weights are equal.
@@ -91,16 +95,17 @@ def weigh_laws(errors: Sequence[Sequence[Floats]]) -> Floats:
     count = len(errors[0])
     if not count:
         return np.full(len(errors), 1 / len(errors))
-    size = np.array([[root_mean_square(fold) for fold in folds] for folds in errors])
+    noise = [np.ones_like(fold) for fold in errors[0]] if noise is None else noise
+    size = np.array([list(map(root_mean_square, folds, noise)) for folds in errors])
     log_weight = -np.log(np.maximum(size, 1e-9)) @ fold_weights(count)
     weights = np.exp(log_weight - np.max(log_weight))
     result: Floats = weights / weights.sum()
     return result
 
 
-def root_mean_square(errors: Floats) -> float:
-    """Root mean square; infinity if an error is not finite."""
-    size = float(np.sqrt(np.mean(errors**2)))
+def root_mean_square(errors: Floats, noise: Floats) -> float:
+    """Root mean square, with weights 1 / ``noise``^2; infinity if an error is not finite."""
+    size = float(np.sqrt(np.average(errors**2, weights=noise**-2)))
     return size if np.isfinite(size) else np.inf
 
 
@@ -111,20 +116,22 @@ def estimate_new_run(
 
     Within a backtest, errors share a drift that grows with the square root of the log distance, as a random walk:
     e = b sqrt(d) + noise with b ~ N(0, drift^2). Each backtest gives one estimate of b, weighted by its
-    distance and by :func:`fold_weights`. Backtests overlap, so two count as one degree of freedom.
+    distance and by :func:`fold_weights`. Backtests overlap, so two count as one degree of freedom. Held-out runs
+    count by 1 / (relative noise)^2.
     """
     sigma = noise.sigma()
     level = float(np.sqrt(np.mean(sigma[runs.flops >= np.quantile(runs.flops, 0.75)] ** 2)))
     tests = [
-        (weight, fold.distance, error)
+        (weight, fold.distance, error, fold.noise**-2)
         for weight, fold, error in zip(fold_weights(len(folds)), folds, errors, strict=True)
         if float(fold.distance.mean()) > _MIN_DISTANCE
     ]
     if not tests:
         return NewRunError(sigma=level, sigma_dof=float(noise.dof), drift=0.0, drift_dof=0.0)
-    weights = np.array([weight * distance.mean() for weight, distance, _ in tests])
-    slopes = np.array([float(error @ np.sqrt(distance)) / distance.sum() for _, distance, error in tests])
-    variances = level**2 / np.array([distance.sum() for _, distance, _ in tests])
+    weights = np.array([weight * distance.mean() for weight, distance, _, _ in tests])
+    lengths = np.array([(distance * precision).sum() for _, distance, _, precision in tests])
+    products = [float((error * precision) @ np.sqrt(distance)) for _, distance, error, precision in tests]
+    slopes, variances = np.array(products) / lengths, level**2 / lengths
     square = float(weights @ np.maximum(slopes**2 - variances, 0.0) / weights.sum())
     dof = max(1.0, float(weights.sum() ** 2 / (weights @ weights)) / 2)
     return NewRunError(sigma=level, sigma_dof=float(noise.dof), drift=float(np.sqrt(square)), drift_dof=dof)
