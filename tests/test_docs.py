@@ -174,7 +174,7 @@ def plugin_modules(folder: Path) -> Iterator[tuple[str, ModuleType]]:
 
 def test_every_plugin_in_the_docs_registers_without_problems(folder: Path) -> None:
     modules = dict(plugin_modules(folder))
-    assert set(modules) == {"my_optimizers", "causal_conv"}
+    assert set(modules) == {"my_optimizers", "causal_conv", "interaction_law"}
     for module in modules.values():
         registry = Registry({"mine": module}, entry_points=False)
         assert registry.problems == []
@@ -220,6 +220,27 @@ def test_the_plugin_guide_works_step_by_step(folder: Path) -> None:
     assert "18 runs" in run_python(*command_line, "plan", "conv.toml", "--no-estimate")
 
 
+def test_the_law_of_the_plugin_guide_passes_its_kit_and_fits_a_table(folder: Path) -> None:
+    files = write_files(ROOT / "docs" / "write-a-plugin.md", folder)
+    body = files["interaction_law.py"].partition("\n\n\n")[2]
+    assert len([line for line in body.splitlines() if line.strip()]) <= 20, "the guide promises about 20 lines"
+    (folder / "runs.csv").write_text(table_of_runs())
+    fit = "from flops_fit_core.cli import main; main()", "fit", "runs.csv", "-p", "interaction_law", "--law"
+    for arguments in (
+        ("-m", "pytest", "-q", "-p", "no:cacheprovider", "test_interaction_law.py"),
+        ("-c", *fit, "interaction_law/interaction"),
+    ):
+        process = subprocess.run(
+            [sys.executable, *arguments],
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 0, process.stdout + process.stderr
+    assert "Law interaction_law/interaction: E = " in process.stdout
+
+
 def test_the_readmes_optimizer_trains(folder: Path) -> None:
     module = dict(plugin_modules(folder))["my_optimizers"]
     study = flops_fit_core.run(
@@ -255,6 +276,15 @@ def test_an_experiment_in_the_docs_is_valid(block: Block, folder: Path) -> None:
     path = folder / (block.file or "example.toml")
     path.write_text(block.text, encoding="utf-8")
     assert load_experiment(path, registry).sweep.budgets
+
+
+@pytest.mark.parametrize(
+    "block", [pytest.param(block, id=str(block)) for block in blocks("toml") if block.text.startswith("[fitter]")]
+)
+def test_a_fitter_in_the_docs_is_valid(block: Block, folder: Path) -> None:
+    path = folder / "example.toml"
+    path.write_text(f'model = "gpt"\ndataset = "text"\n[sweep]\nbudgets = [1e15]\n{block.text}', encoding="utf-8")
+    assert load_experiment(path, installed()).fitter.spec.build(load_experiment(path, installed()).fitter.options)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs" / "examples").glob("*.toml")), ids=lambda path: path.name)

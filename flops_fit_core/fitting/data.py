@@ -34,6 +34,13 @@ class Runs:
     """Runs with equal entries share a stable phase or are points of one training run."""
     unique: Floats
     """Unique training tokens; equals ``tokens`` if no token was repeated."""
+    loss_se: Floats
+    """Standard error of the loss; 0 if unknown."""
+    noise: Floats
+    """Standard deviation of the noise of a run, relative to that of the most precise run; at least 1.
+
+    All 1, until standard errors of the losses are taken into account.
+    """
     inputs: Mapping[str, Floats] = field(default_factory=dict)
     """Further inputs of a law by name; NaN for a run without the input."""
 
@@ -65,6 +72,8 @@ class Runs:
             seeds=tuple(run.seed for run in observations),
             trunks=tuple(run.trajectory or run.id for run in observations),
             unique=np.array([min(run.unique_tokens or run.tokens, run.tokens) for run in observations]),
+            loss_se=np.array([run.loss_se or 0.0 for run in observations]),
+            noise=np.ones(len(observations)),
             inputs={
                 name: np.array([run.inputs.get(name, np.nan) for run in observations])
                 for name in sorted({name for run in observations for name in run.inputs})
@@ -86,6 +95,8 @@ class Runs:
             seeds=tuple(self.seeds[row] for row in rows),
             trunks=tuple(self.trunks[row] for row in rows),
             unique=self.unique[rows],
+            loss_se=self.loss_se[rows],
+            noise=self.noise[rows],
             inputs={name: values[rows] for name, values in self.inputs.items()},
         )
 

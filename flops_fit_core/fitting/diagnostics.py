@@ -21,6 +21,19 @@ def no_interval(reason: str) -> Diagnostic:
     return Diagnostic(code="no-interval", message=f"no intervals: {reason}")
 
 
+def report_unused_errors(runs: Runs) -> list[Diagnostic]:
+    """Report standard errors that a fitter does not use."""
+    if not runs.loss_se.any():
+        return []
+    return [
+        note(
+            "loss-errors",
+            "standard errors of the losses are not used, and all runs have equal weight: fit with fitter average, "
+            "or one law (--law NAME), to use them",
+        )
+    ]
+
+
 def check_versions(results: Sequence[RunResult]) -> list[Diagnostic]:
     """Report packages that completed runs were trained with in several versions."""
     versions_by_name: dict[str, set[str]] = {}

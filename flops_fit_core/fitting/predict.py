@@ -229,8 +229,8 @@ def disagreement(first: LawFit, second: LawFit, flops: float | None = None) -> l
         return []
     names = f"{first.fitter.name} ({a}) and {second.fitter.name} ({b})"
     message = (
-        f"{names} disagree on N_opt at C = {target:.3g} by more than their intervals: check the profiles for skew "
-        "(which biases a parabola) and for lack-of-fit, and plan for both"
+        f"{names} disagree on N_opt at C = {target:.3g} by more than their intervals, so the form of a law "
+        "decides the answer: look at the profiles and at lack-of-fit, compare other laws, and plan for both"
     )
     return [Diagnostic(code="disagreement", message=message)]
 

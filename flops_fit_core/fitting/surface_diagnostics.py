@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -94,7 +95,13 @@ def check_surface(
     if noise is not None and has_tokens:
         u, v = (np.log(values) - np.log(values).mean() for values in (used.params, used.tokens))
         offsets = np.where(noise.covariates[:, 0] > 0, 1, -1) * noise.covariates[:, 1]
-        fitted = FittedResiduals(fit.residuals, fit.jacobian[:, fit.free], offsets, noise, used.ids)
+        fitted = FittedResiduals(
+            fit.residuals * used.noise,
+            fit.jacobian[:, fit.free] * used.noise[:, None],
+            offsets,
+            replace(noise, relative=used.noise),
+            used.ids,
+        )
         diagnostics += check_residuals(fitted, np.column_stack([u**2, u * v, v**2]))
     if has_tokens and not constraint.is_6n:
         diagnostics.append(

@@ -202,4 +202,5 @@ def _changed_options(fitter: object) -> dict[str, Any]:
         for field in dataclasses.fields(fitter)
         if field.name != "name" and field.default is not dataclasses.MISSING
     }
-    return {key: value for key, value in options.items() if value != getattr(type(fitter), key)}
+    changed = {key: value for key, value in options.items() if value != getattr(type(fitter), key)}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in changed.items()}

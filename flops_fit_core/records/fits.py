@@ -20,6 +20,9 @@ class Observation(Record):
     flops: Positive
     loss: Annotated[float, Field(allow_inf_nan=False)]
     """Held-out loss, nats per token. Positive, except for laws of a normalised loss."""
+    loss_se: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+    """Standard error of ``loss``, in its unit: of a forecast, or of a mean of evaluations. It does not include
+    differences between runs, which a fit estimates. None if it is unknown or negligible."""
     budget: Positive | None = None
     """Nominal C of its IsoFLOP group; None without a group."""
     seed: int | None = None

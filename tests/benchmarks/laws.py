@@ -203,7 +203,7 @@ def make_fold(fitted, held_out):
     from flops_fit_core.fitting.uncertainty.holdout import Fold
 
     rows = np.arange(fitted + held_out) < fitted
-    return Fold(rows, ~rows, np.zeros(held_out))
+    return Fold(rows, ~rows, np.zeros(held_out), np.ones(held_out))
 
 
 SCALEBENCH = {

@@ -25,6 +25,7 @@ from flops_fit_core.fitting import (
 from flops_fit_core.fitting.uncertainty.holdout import fold_weights, make_folds, predict_fold, weigh_laws
 from flops_fit_core.plugins import Registry
 from flops_fit_core.plugins.registry.law_index import find_law
+from flops_fit_core.records import LawFit
 
 BUDGETS = 10.0 ** np.arange(18, 22.1, 0.8)
 OFFSETS = np.geomspace(0.25, 4, 6)
@@ -192,6 +193,13 @@ def test_an_outlier_is_left_out_by_name():
     assert set(fit.excluded) == {"run 20"}
     clean = AverageFitter(draws=0).fit(runs[:20] + runs[21:])
     assert optimum(fit, 1e23).loss.value == pytest.approx(optimum(clean, 1e23).loss.value, rel=1e-3)
+
+
+def test_the_laws_of_the_average_can_be_chosen_and_the_fit_records_them():
+    runs = runs_of("chinchilla", sigma=0.002)
+    fit = AverageFitter(laws=("chinchilla", "kaplan"), draws=20).fit(runs)
+    assert {member.law.name for member in fit.members} == {"chinchilla", "kaplan"}
+    assert LawFit.model_validate_json(fit.model_dump_json()).fitter.options["laws"] == ["chinchilla", "kaplan"]
 
 
 # ---------------------------------------------------------------------------- backtests

@@ -118,7 +118,8 @@ def backtest(runs, errors, variance):
     """A backtest that fits the smallest budget and predicts the others with these errors."""
     fitted = runs.flops < 1.01 * runs.flops.min()
     distance = np.log(runs.flops[~fitted] / runs.flops.min())
-    return Fold(fitted, ~fitted, distance), Forecast(errors(distance), np.full(len(distance), variance))
+    fold = Fold(fitted, ~fitted, distance, np.ones(len(distance)))
+    return fold, Forecast(errors(distance), np.full(len(distance), variance))
 
 
 @pytest.fixture(scope="module")

@@ -33,6 +33,7 @@ from flops_fit_core.fitting.uncertainty.holdout import (
     root_mean_square,
     weigh_laws,
 )
+from flops_fit_core.fitting.uncertainty.loss_errors import describe_weights, weigh_by_errors
 from flops_fit_core.fitting.uncertainty.outliers import Rejection
 from flops_fit_core.fitting.uncertainty.posterior import (
     draw_posterior,
@@ -60,6 +61,8 @@ class _Member:
     weight: float = 0.0
     forecasts: tuple[Forecast, ...] = ()
     """Of the backtests."""
+    error_sizes: tuple[float, ...] = ()
+    """Root mean square of the errors of each backtest."""
 
     @property
     def surface(self) -> LawSurface:
@@ -91,6 +94,7 @@ class AverageFitter(BootstrapFitter):
         """Fit and weigh the laws. Raises FitError, with advice, for too few runs or runs that do not vary."""
         runs = Runs.of(observations)
         names, left_out = self._supported(runs)
+        runs = weigh_by_errors(runs, [find_law(name) for name in names])
         fitted = _fit_members(names, runs)
         used, members = fitted.used, fitted.members
         constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
@@ -98,7 +102,7 @@ class AverageFitter(BootstrapFitter):
         stack = Stack(surfaces) if (surfaces := [surface for surface in drawn if surface is not None]) else None
         drawn_constraint = constraint.drawn(0 if stack is None else stack.rows, self.seed)
         average = Average([member.surface for member in members], [member.weight for member in members])
-        residuals = np.log(used.loss) - np.log(average.loss(*_rows(used))[0])
+        residuals = (np.log(used.loss) - np.log(average.loss(*_rows(used))[0])) / used.noise
         return LawFit(
             **fit_header(self, self.name, flops=used.flops, params=used.params),
             law=Law(name=AVERAGE, parameters={}),
@@ -128,7 +132,7 @@ class AverageFitter(BootstrapFitter):
     def _check(self, fitted: _Fitted, runs: Runs, constraint: FlopsPerToken, reason: str) -> list[Diagnostic]:
         """Diagnostics of the main law with equal weights, and of the draws."""
         used, point = fitted.used, fitted.main
-        diagnostics = [describe_objective("robust", point), *check_runs(used, constraint)]
+        diagnostics = [describe_objective("robust", point), *describe_weights(used), *check_runs(used, constraint)]
         diagnostics += check_surface(
             point.fit, used, runs, Rejection(fitted.accepted), _residuals(point, runs), constraint, point.noise
         )
@@ -216,10 +220,13 @@ def _weigh(members: Sequence[_Member], used: Runs) -> list[_Member]:
         tuple(predict_fold(find_law(member.name), used, fold, member.drift) for fold in folds)
         for member in members
     ]
-    weights = weigh_laws([[forecast.errors for forecast in backtests] for backtests in forecasts])
+    noise = [fold.noise for fold in folds]
+    errors = [[forecast.errors for forecast in backtests] for backtests in forecasts]
+    sizes = [tuple(map(root_mean_square, law_errors, noise)) for law_errors in errors]
+    weights = weigh_laws(errors, noise)
     return [
-        replace(member, weight=float(weight), forecasts=backtests)
-        for member, weight, backtests in zip(members, weights, forecasts, strict=True)
+        replace(member, weight=float(weight), forecasts=backtests, error_sizes=size)
+        for member, weight, backtests, size in zip(members, weights, forecasts, sizes, strict=True)
     ]
 
 
@@ -264,7 +271,7 @@ def _record(
         law=Law(name=member.name, parameters=member.point.fit.parameters),
         drift=member.drift,
         weight=member.weight,
-        errors=tuple(root_mean_square(forecast.errors) for forecast in member.forecasts),
+        errors=member.error_sizes,
         exponents=values,
         draws={} if drawn is None else {key: tuple(column.tolist()) for key, column in drawn.values.items()},
     )

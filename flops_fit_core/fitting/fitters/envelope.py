@@ -13,7 +13,7 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
-from flops_fit_core.fitting.diagnostics import check_runs, no_interval, note
+from flops_fit_core.fitting.diagnostics import check_runs, no_interval, note, report_unused_errors
 from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.power_law import fit_line, fit_saturating
@@ -71,7 +71,8 @@ class EnvelopeFitter(BootstrapFitter):
                 "larger models: an envelope needs three; train more sizes, and record losses along training"
             )
         law = _fit_laws(curves, lowest, is_interior, constraint)
-        diagnostics = [_describe_envelope(len(selected)), *check_runs(runs, constraint)]
+        diagnostics = [_describe_envelope(len(selected)), *report_unused_errors(runs)]
+        diagnostics += check_runs(runs, constraint)
         draws, failed = self._bootstrap(curves, constraint, diagnostics)
         fitted_flops = [np.exp(curves.ln_flops[is_interior][end]) for end in (0, -1)]
         return LawFit(

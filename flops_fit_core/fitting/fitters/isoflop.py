@@ -18,7 +18,14 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
-from flops_fit_core.fitting.diagnostics import check_profiles, check_runs, explain_unusable, no_interval, note
+from flops_fit_core.fitting.diagnostics import (
+    check_profiles,
+    check_runs,
+    explain_unusable,
+    no_interval,
+    note,
+    report_unused_errors,
+)
 from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.fitters.interpolation import interpolate_optima
 from flops_fit_core.fitting.fitters.loss_law import add_loss_scatter, estimate_loss_scatter
@@ -72,6 +79,7 @@ class IsoflopFitter(BootstrapFitter):
         diagnostics = [
             *check_profiles(profiles, used),
             *check_runs(runs, flops_per_token),
+            *report_unused_errors(runs),
             _describe_loss_law(law["E"] > 0, len(used)),
             *estimate.warnings,
             *warnings,

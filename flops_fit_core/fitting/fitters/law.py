@@ -17,6 +17,7 @@ from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.fitting.solvers.law_problem import LawProblem
 from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surface, explain_swapped_runs
 from flops_fit_core.fitting.uncertainty.holdout import estimate_new_run, make_folds, predict_fold
+from flops_fit_core.fitting.uncertainty.loss_errors import describe_weights, weigh_by_errors
 from flops_fit_core.fitting.uncertainty.posterior import draw_posterior, fit_law_point, is_usable, make_law_problem
 from flops_fit_core.fitting.uncertainty.refits import (
     OUTLIER,
@@ -44,7 +45,7 @@ class LawFitter(BootstrapFitter):
     def fit(self, observations: Sequence[Observation]) -> LawFit:
         """Fit the law. Raises FitError, with advice, for too few runs, missing inputs or runs that do not vary."""
         law = find_law(self.law)
-        runs = Runs.of(observations, signed_loss=law.response == "loss")
+        runs = weigh_by_errors(Runs.of(observations, signed_loss=law.response == "loss"), [law], self.objective)
         problem = make_law_problem(law, runs)
         has_optimum = {"params", "tokens"} <= set(law.inputs)
         constraint = FlopsPerToken.of(runs)
@@ -52,8 +53,9 @@ class LawFitter(BootstrapFitter):
         fit, accepted = point.fit, point.rejection.accepted
         used = runs.take(np.flatnonzero(accepted))
         constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
-        residuals = problem.residuals(fit.theta[None])[0]
-        diagnostics = [describe_objective(self.objective, point), *check_runs(used, constraint)]
+        residuals = problem.residuals(fit.theta[None])[0] * runs.noise
+        diagnostics = [describe_objective(self.objective, point), *describe_weights(used)]
+        diagnostics += check_runs(used, constraint)
         diagnostics += check_surface(fit, used, runs, point.rejection, residuals, constraint, point.noise)
         theta, failed, more_diagnostics = self._draw(point, used)
         assert isinstance(fit.problem, LawProblem)

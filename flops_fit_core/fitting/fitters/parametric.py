@@ -10,7 +10,7 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
-from flops_fit_core.fitting.diagnostics import check_runs, no_interval
+from flops_fit_core.fitting.diagnostics import check_runs, no_interval, report_unused_errors
 from flops_fit_core.fitting.fitters.base import BootstrapFitter
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import exponents
@@ -61,7 +61,8 @@ class ParametricFitter(BootstrapFitter):
         fit, accepted = point.fit, point.rejection.accepted
         used = runs.take(np.flatnonzero(accepted))
         constraint = FlopsPerToken.of(used, self.draws > 0, self.seed)
-        diagnostics = [describe_objective(self.objective, point), *check_runs(used, constraint)]
+        diagnostics = [describe_objective(self.objective, point), *report_unused_errors(used)]
+        diagnostics += check_runs(used, constraint)
         residuals = problem.residuals(fit.theta[None])[0]
         diagnostics += check_surface(fit, used, runs, point.rejection, residuals, constraint, point.noise)
         draws, failed, more_diagnostics = self._bootstrap(point, problem, used)

@@ -51,6 +51,7 @@ NAMES: Mapping[str, tuple[tuple[str, ...], ...]] = {
     ),
     "budget": (("budget", "compute_budget", "flops_budget", "flop_budget", "nominal_flops", "isoflop_budget"),),
     "unique_tokens": (("unique_tokens", "unique", "u_d"),),
+    "loss_se": (("loss_se", "loss_stderr", "loss_std_err", "loss_standard_error", "loss_sem"),),
     "id": (
         *((name,) for name in ("id", "run_id", "runid", "run_uuid", "wandb_run_id", "run")),
         *((name.replace(" ", "_"),) for name in NAME_COLUMNS),

@@ -106,6 +106,7 @@ class RowReader:
             tokens=tokens,
             flops=flops,
             loss=loss,
+            loss_se=self._read_standard_error(row.get("loss_se")),
             budget=budget,
             seed=seed,
             trajectory=trajectory,
@@ -115,6 +116,14 @@ class RowReader:
 
     def _read_loss(self, cell: Any) -> float:
         return self.numbers.number("loss", cell) if self.signed_loss else self._positive("loss", cell)
+
+    def _read_standard_error(self, cell: Any) -> float | None:
+        if is_blank(cell):
+            return None
+        number = self.numbers.number("loss_se", cell)
+        if not 0 <= number < math.inf:
+            raise ValueError(f"loss_se is {number:g}; a standard error must be finite and not negative")
+        return number
 
     def _optional(self, role: str, cell: Any) -> float | None:
         return None if is_blank(cell) else self._positive(role, cell)

@@ -33,7 +33,7 @@ from flops_fit_core.plugins import limits
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import Diagnostic, Observation
 
-NUMBERS = ("params", "tokens", "flops", "loss", "budget", "unique_tokens")
+NUMBERS = ("params", "tokens", "flops", "loss", "loss_se", "budget", "unique_tokens")
 """Roles of columns with numbers."""
 SCALED = ("params", "tokens", "flops", "budget", "unique_tokens")
 """Roles that ``units`` may scale."""

@@ -29,6 +29,7 @@ class LawProblem(Problem):
     inputs: Mapping[str, Floats]
     """Each input of the law, shape (n,)."""
     y: Floats
+    """Ln L, or L for a law of the loss, over ``noise``."""
     weights: Floats | None = None
     trajectories: Trajectories | None = None
     shrink: Floats | None = None
@@ -36,13 +37,19 @@ class LawProblem(Problem):
     """Mean of the prior, shape (size,) or (fits, size); None without a prior."""
     stiffness: Floats | float = 0.0
     """Variance of the noise divided by that of the prior, shape (size,)."""
+    noise: Floats | None = None
+    """Noise of each run relative to the most precise run, shape (n,); None for 1.
+
+    Residuals and Jacobians are divided by it, so that the noise of all rows has one level.
+    """
 
     @classmethod
     def of(cls, law: LossLaw, runs: Runs, inputs: Mapping[str, Floats]) -> Self:
         """The problem without a prior. ``inputs`` has the law's inputs, each of shape (n,)."""
         means = {name: float(np.mean(np.log(inputs[name]))) for name in law.inputs}
-        y = np.log(runs.loss) if law.response == "log-loss" else runs.loss
-        return cls(Coordinates(law, means), {name: inputs[name] for name in law.inputs}, y)
+        y = (np.log(runs.loss) if law.response == "log-loss" else runs.loss) / runs.noise
+        noise = runs.noise if (runs.noise != 1).any() else None
+        return cls(Coordinates(law, means), {name: inputs[name] for name in law.inputs}, y, noise=noise)
 
     @property
     def law(self) -> LossLaw:
@@ -72,7 +79,8 @@ class LawProblem(Problem):
     def predict(self, theta: Floats) -> Floats:
         """The fitted ``y``, shape (fits, n); NaN where the law gives no positive loss."""
         loss = self.coordinates.loss(theta, self.inputs)
-        return np.log(loss) if self.law.response == "log-loss" else loss
+        fitted = np.log(loss) if self.law.response == "log-loss" else loss
+        return fitted if self.noise is None else fitted / self.noise
 
     def residuals(self, theta: Floats) -> Floats:
         return self.y - self.predict(theta)
@@ -113,11 +121,15 @@ class LawProblem(Problem):
         return part
 
     def _columns(self, columns: Any) -> dict[str, Any]:
-        return {"inputs": {name: values[columns] for name, values in self.inputs.items()}}
+        return {
+            "inputs": {name: values[columns] for name, values in self.inputs.items()},
+            "noise": None if self.noise is None else self.noise[columns],
+        }
 
     @property
     def _loss(self) -> Floats:
         y: Floats = np.atleast_2d(self.y)[0]
+        y = y if self.noise is None else y * self.noise
         return np.exp(y) if self.law.response == "log-loss" else y
 
     def _slope(self, theta: Floats, name: str) -> Floats:
@@ -130,10 +142,10 @@ class LawProblem(Problem):
 
     def _linearise(self, theta: Floats) -> tuple[Floats, Floats]:
         """The fitted ``y`` (fits, n), and its derivatives by theta (fits, size, n)."""
-        loss, gradient = self.coordinates.loss_and_gradient(theta, self.inputs)
-        if self.law.response == "loss":
-            return loss, gradient
-        return np.log(loss), gradient / loss[:, None]
+        fitted, gradient = self.coordinates.loss_and_gradient(theta, self.inputs)
+        if self.law.response == "log-loss":
+            fitted, gradient = np.log(fitted), gradient / fitted[:, None]
+        return (fitted, gradient) if self.noise is None else (fitted / self.noise, gradient / self.noise)
 
     def value(self, theta: Floats, objective: Objective) -> Floats:
         with np.errstate(all="ignore"):

@@ -278,6 +278,8 @@ def _flops_per_token(scores: TaskScores) -> FlopsPerToken:
         seeds=(None,) * n,
         trunks=scores.trajectories,
         unique=scores.tokens,
+        loss_se=np.zeros(n),
+        noise=np.ones(n),
     )
     return FlopsPerToken.of(runs)
 

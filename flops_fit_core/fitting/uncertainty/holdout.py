@@ -39,6 +39,8 @@ class Fold:
     held_out: Bools
     distance: Floats
     """ln (C / largest fitted C) of the held-out runs, at least 0."""
+    noise: Floats
+    """Noise of the held-out runs relative to the most precise run."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def make_folds(runs: Runs, min_runs: int) -> list[Fold]:
         except FitError:
             continue
         distance = np.log(runs.flops[~fitted] / runs.flops[fitted].max())
-        folds.append(Fold(fitted, ~fitted, np.maximum(distance, 0.0)))
+        folds.append(Fold(fitted, ~fitted, np.maximum(distance, 0.0), runs.noise[~fitted]))
     return folds
 
 
@@ -84,7 +86,7 @@ def predict_fold(law: LossLaw, runs: Runs, fold: Fold, drift: float, prior: bool
     problem = weigh_by_drift(problem, fitted.flops, trunk, drift)
     fit = fit_with_prior(problem) if prior else build_fit(problem, problem.search(LeastSquares()))
     y = np.log(held_out.loss) if law.response == "log-loss" else held_out.loss
-    target = replace(problem, inputs=held_out.inputs_of(law), y=y, weights=None)
+    target = replace(problem, inputs=held_out.inputs_of(law), y=y, weights=None, noise=None)
     slopes = target.jacobian(fit.theta[None])[0][fit.free].T
     variance = np.einsum("ij,jk,ik->i", slopes, _covariance(fit), slopes)
     return Forecast(-target.residuals(fit.theta[None])[0], np.nan_to_num(variance))
@@ -118,8 +120,10 @@ def fold_weights(count: int) -> Floats:
     return result
 
 
-def weigh_laws(errors: Sequence[Sequence[Floats]]) -> Floats:
+def weigh_laws(errors: Sequence[Sequence[Floats]], noise: Sequence[Floats] | None = None) -> Floats:
     """Weights of laws from their errors in each backtest, ``errors[law][backtest]``.
+
+    ``noise`` is the relative noise of the held-out runs of each backtest; by default 1.
 
     Each backtest counts as one observation of a Gaussian error with the law's own standard deviation, its root
     mean square error, so its likelihood is proportional to 1 / error. Without backtests, all weights are equal.
@@ -127,16 +131,17 @@ def weigh_laws(errors: Sequence[Sequence[Floats]]) -> Floats:
     count = len(errors[0])
     if not count:
         return np.full(len(errors), 1 / len(errors))
-    size = np.array([[root_mean_square(fold) for fold in folds] for folds in errors])
+    noise = [np.ones_like(fold) for fold in errors[0]] if noise is None else noise
+    size = np.array([list(map(root_mean_square, folds, noise)) for folds in errors])
     log_weight = -np.log(np.maximum(size, 1e-9)) @ fold_weights(count)
     weights = np.exp(log_weight - np.max(log_weight))
     result: Floats = weights / weights.sum()
     return result
 
 
-def root_mean_square(errors: Floats) -> float:
-    """Root mean square; infinity if an error is not finite."""
-    size = float(np.sqrt(np.mean(errors**2)))
+def root_mean_square(errors: Floats, noise: Floats) -> float:
+    """Root mean square, with weights 1 / ``noise``^2; infinity if an error is not finite."""
+    size = float(np.sqrt(np.average(errors**2, weights=noise**-2)))
     return size if np.isfinite(size) else np.inf
 
 
@@ -147,9 +152,11 @@ def estimate_new_run(
 
     A held-out run at the log distance d has an error of variance sigma^2 + v + drift^2 d^2: noise, the uncertainty
     v of the law's parameters in this backtest, and a bend of the law, which the parameters do not explain. Each
-    backtest gives one estimate of drift^2, weighted by its mean d^2 and by :func:`fold_weights`.
+    backtest gives one estimate of drift^2, weighted by its mean d^2 and by :func:`fold_weights`. Held-out runs
+    count by 1 / (relative noise)^2.
 
-    ``residuals`` and ``leverage`` (n,) belong to the law that predicts the new run.
+    ``residuals`` and ``leverage`` (n,) belong to the law that predicts the new run. Residuals are divided by the
+    relative noise of their run, so sigma is the noise of the most precise run.
     """
     flops = np.sort(runs.flops)
     is_top = runs.flops >= min(np.quantile(flops, 1 - _TOP_SHARE), flops[-min(_MIN_TOP_RUNS, len(flops))])
@@ -158,9 +165,10 @@ def estimate_new_run(
     estimates, weights = [], []
     for weight, fold, forecast in zip(fold_weights(len(folds)), folds, forecasts, strict=True):
         if float(fold.distance.mean()) > _MIN_DISTANCE:
-            unexplained = float(np.sum(forecast.errors**2 - square - forecast.variance))
-            estimates.append(max(unexplained, 0.0) / float(np.sum(fold.distance**2)))
-            weights.append(weight * float(np.mean(fold.distance**2)))
+            precision = fold.noise**-2
+            unexplained = float(precision @ (forecast.errors**2 - forecast.variance)) - square * len(precision)
+            estimates.append(max(unexplained, 0.0) / float(precision @ fold.distance**2))
+            weights.append(weight * float(np.average(fold.distance**2, weights=precision)))
     if not weights:
         return NewRunError(sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift=0.0, drift_dof=0.0)
     share = np.array(weights) / np.sum(weights)

@@ -60,11 +60,13 @@ class NoiseModel:
     scale: Floats
     """sqrt(q) at each setting: sigma0 = scale / sqrt(chi2 with ``dof``)."""
     dof: int
+    relative: Floats | float = 1.0
+    """Further factor of the standard deviation of each run, from standard errors of losses."""
 
     def sigma(self) -> Floats:
         """Posterior mean of the standard deviation of ln L, per run."""
         weight = self.probability * self.scale / np.sqrt(self.dof)
-        standard_deviations: Floats = weight @ np.exp(self.settings[:, :4] @ self.covariates.T)
+        standard_deviations: Floats = self.relative * (weight @ np.exp(self.settings[:, :4] @ self.covariates.T))
         return standard_deviations
 
     @property
@@ -93,16 +95,18 @@ class NoiseModel:
             shared = np.exp(self.settings[picked, :4] @ means.T) * np.sqrt(rho)
             errors += (shared * random.standard_normal(shared.shape))[:, self.trunk]
         errors *= (self.scale[picked] / np.sqrt(random.chisquare(self.dof, draws)))[:, None]
-        return errors
+        return errors * self.relative
 
     def misfit(self, residuals: Floats, design: Floats, extra: Floats) -> float:
         """P value of the F test that columns ``extra`` (n, k) add nothing to ``design`` (n, p).
 
         Averaged over the posterior of the noise (Meng 1994).
         """
+        relative = np.broadcast_to(self.relative, residuals.shape)
+        design, extra, residuals = (values / relative[:, None] for values in (design, extra, residuals[:, None]))
         columns = np.column_stack([_basis(np.column_stack([design, extra])), residuals])
         p, k = _basis(design).shape[1], columns.shape[1] - 1
-        dof = len(residuals) - k
+        dof = len(relative) - k
         if dof < 1 or k == p:
             return 1.0
         total = 0.0

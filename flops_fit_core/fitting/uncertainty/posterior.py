@@ -82,13 +82,17 @@ def weigh_by_drift(problem: LawProblem, flops: Floats, trunk: Ints, drift: float
     """The same problem with weights of mean 1 for a law that drifts away from runs of less compute.
 
     The error of a run has the variance sigma^2 (1 + drift^2 ln(C_max / C)): noise, and the random walk of the law
-    in ln C. The rows of a trajectory have the weight of its largest C.
+    in ln C. The rows of a trajectory have the weight of its largest C. A run with more noise than the most precise
+    run has a smaller share of drift.
     """
     if not drift:
         return problem
     largest = np.zeros(int(trunk.max()) + 1)
     np.maximum.at(largest, trunk, flops)
-    weights = 1 / (1 + drift**2 * np.log(flops.max() / largest[trunk]))
+    distance = np.log(flops.max() / largest[trunk])
+    if problem.noise is not None:
+        distance = distance / problem.noise**2
+    weights = 1 / (1 + drift**2 * distance)
     return replace(problem, weights=weights / weights.mean())
 
 
