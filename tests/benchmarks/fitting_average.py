@@ -5,8 +5,8 @@
 Per surface (chinchilla; 3:1, with alpha = 3 beta; skaling with k = 0.3), design (4 budgets x 5 sizes, 5 x 6) and
 noise of ln L (0.3, 1, 2%): the share of studies with intervals; the coverage of nominal 90% intervals of the
 exponent a between the smallest and the largest budget, of N_opt and L_opt at 10 times the largest budget, and of
-the loss of a new run at the optimum of the largest budget and of 10 times it; median widths of a and of ln L of
-the new run at 10 times.
+the loss of a new run (its probability, for the noise of the simulation) at the optimum of the largest budget and
+of 10 times it; median widths of a and of ln L of the new run at 10 times.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import itertools
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.stats import norm
 
 from flops_fit_core import Observation
 from flops_fit_core.fitting import AverageFitter, optimum, predict_loss
@@ -77,8 +78,8 @@ def measure(surface, design, sigma, studies, draws):
         if a.low is None:
             continue
         bounded += 1
-        ends = [true_optimum(surface, budget)[0] for budget in (budgets[0], budgets[-1])]
-        slope = np.log(ends[1] / ends[0]) / np.log(budgets[-1] / budgets[0])
+        sizes_at_ends = [true_optimum(surface, budget)[0] for budget in (budgets[0], budgets[-1])]
+        slope = np.log(sizes_at_ends[1] / sizes_at_ends[0]) / np.log(budgets[-1] / budgets[0])
         far = 10 * budgets[-1]
         params, loss = true_optimum(surface, far)
         answer = optimum(fit, far)
@@ -86,7 +87,8 @@ def measure(surface, design, sigma, studies, draws):
         for flops in (budgets[-1], far):
             best, level = true_optimum(surface, flops)
             new = predict_loss(fit, best, flops / 6 / best, new_run=True)
-            inside.append(holds(new, level * np.exp(sigma * random.standard_normal())))
+            ends = np.log(np.array([new.low, new.high]) / level) / sigma
+            inside.append(np.diff(norm.cdf(ends))[0])
         widths.append((a.high - a.low, np.log(new.high / new.low)))
         hits.append((holds(a, slope), holds(answer.params, params), holds(answer.loss, loss), *inside))
     return bounded / studies, np.mean(hits, axis=0), np.median(widths, axis=0)
