@@ -301,7 +301,7 @@ EVERY_KIND: list[Record] = [
         exponents={"a": Interval(value=0.5)},
         draws={"E": (1.6, 1.8), "k": (0.4, 0.6)},
     ),
-    NewRunError(sigma=0.005, sigma_dof=18.0, drift=0.002, drift_dof=1.5),
+    NewRunError(sigma=0.005, sigma_dof=18.0, drift_rate=0.002, drift_dof=1.5),
     PluginSetup(modules={"mine": "my_research.models"}, disabled=("rnn",), paths=("/home/me",)),
 ]
 

@@ -44,6 +44,6 @@ def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> I
     ln_losses = np.tile(ln_draws, -(-_SAMPLES // len(ln_draws)))
     random = np.random.default_rng(fit.seed)
     ln_losses = ln_losses + error.sigma * random.standard_t(max(error.sigma_dof, 1.0), len(ln_losses))
-    ln_losses += error.drift * distance * random.standard_t(max(error.drift_dof, 1.0), len(ln_losses))
+    ln_losses += error.drift_rate * distance * random.standard_t(max(error.drift_dof, 1.0), len(ln_losses))
     low, high = np.quantile(ln_losses, [(1 - fit.level) / 2, (1 + fit.level) / 2])
     return Interval(value=loss, low=loss * float(np.exp(min(low, 0.0))), high=loss * float(np.exp(max(high, 0.0))))

@@ -14,6 +14,16 @@ from flops_fit_core.errors import FitError
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_NUMERICAL = {
+    "finite_number",
+    "greater_than",
+    "greater_than_equal",
+    "less_than",
+    "less_than_equal",
+    "value_error",
+}
+"""Types of pydantic's errors for a number that a record does not accept. Other types are faults of a program."""
+
 
 def convert_numerical_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: raise FitError for singular systems and non-finite results; ignore intermediate overflow.
@@ -27,6 +37,8 @@ def convert_numerical_errors(function: Callable[P, R]) -> Callable[P, R]:
             with np.errstate(all="ignore"):
                 return function(*args, **kwargs)
         except (np.linalg.LinAlgError, ValidationError) as error:
+            if isinstance(error, ValidationError) and not _is_numerical(error):
+                raise
             raise FitError(
                 "these runs do not determine the law: its parameters or its optimum are not finite numbers. Look "
                 "at the losses (do they fall with N and with D?) and at the units of the columns, and "
@@ -34,3 +46,7 @@ def convert_numerical_errors(function: Callable[P, R]) -> Callable[P, R]:
             ) from error
 
     return wrapper
+
+
+def _is_numerical(error: ValidationError) -> bool:
+    return any(detail["type"] in _NUMERICAL for detail in error.errors(include_url=False))

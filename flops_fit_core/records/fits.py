@@ -72,18 +72,18 @@ class LawMember(Record):
 class NewRunError(Record):
     """Error of the loss of one further run, in ln L, besides the uncertainty of the law's draws.
 
-    Its standard deviation is sqrt(sigma^2 + (drift ln(C / C_max))^2). C_max is the largest fitted C; below it, the
-    second term is 0.
+    Its standard deviation is sqrt(sigma^2 + (drift_rate ln(C / C_max))^2), where C_max is the largest fitted C. The
+    second term is 0 below C_max.
     """
 
     sigma: float
     """Standard deviation between runs, seed noise included."""
-    drift: float
+    drift_rate: float
     """Error of the law's form per unit of ln(C / C_max), from backtests; 0 without any."""
     sigma_dof: float
     """Degrees of freedom behind ``sigma``."""
     drift_dof: float
-    """Degrees of freedom behind ``drift``; 0 without any backtest."""
+    """Degrees of freedom behind ``drift_rate``; 0 without any backtest."""
 
 
 class ProfileMinimum(Record):

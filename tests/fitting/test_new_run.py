@@ -133,17 +133,17 @@ def test_the_drift_is_the_error_per_log_distance_that_noise_and_parameters_do_no
         runs, lambda distance: np.sqrt(0.01**2 / 0.8 + 0.02**2 + (0.03 * distance) ** 2), 4e-4
     )
     error = estimate_new_run([fold], [forecast], runs, residuals, leverage)
-    assert error.drift == pytest.approx(0.03)
+    assert error.drift_rate == pytest.approx(0.03)
     # Ten runs with a fifth of a parameter each: the two largest budgets of six runs.
     assert (error.sigma, error.sigma_dof) == pytest.approx((0.01 / np.sqrt(0.8), 12 * 0.8))
     explained = Forecast(forecast.errors, np.full(len(forecast.errors), 1.0))
-    assert estimate_new_run([fold], [explained], runs, residuals, leverage).drift == 0
+    assert estimate_new_run([fold], [explained], runs, residuals, leverage).drift_rate == 0
 
 
 def test_errors_that_cancel_in_their_mean_show_a_drift(runs):
     fold, forecast = backtest(runs, lambda distance: 0.05 * distance * (-1.0) ** np.arange(len(distance)), 0.0)
     error = estimate_new_run([fold], [forecast], runs, np.zeros(len(runs)), np.zeros(len(runs)))
-    assert error.drift == pytest.approx(0.05)
+    assert error.drift_rate == pytest.approx(0.05)
 
 
 def test_the_variance_of_a_backtest_is_the_spread_of_its_predictions():

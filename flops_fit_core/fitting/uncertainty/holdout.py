@@ -170,9 +170,9 @@ def estimate_new_run(
             estimates.append(max(unexplained, 0.0) / float(precision @ fold.distance**2))
             weights.append(weight * float(np.average(fold.distance**2, weights=precision)))
     if not weights:
-        return NewRunError(sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift=0.0, drift_dof=0.0)
+        return NewRunError(sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift_rate=0.0, drift_dof=0.0)
     share = np.array(weights) / np.sum(weights)
     drift = float(np.sqrt(share @ np.array(estimates)))
     return NewRunError(
-        sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift=drift, drift_dof=1 / float(share @ share)
+        sigma=float(np.sqrt(square)), sigma_dof=sigma_dof, drift_rate=drift, drift_dof=1 / float(share @ share)
     )
