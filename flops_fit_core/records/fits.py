@@ -72,8 +72,8 @@ class LawMember(Record):
 class NewRunError(Record):
     """Error of the loss of one further run, in ln L, besides the uncertainty of the law's draws.
 
-    Its standard deviation is sqrt(sigma^2 + (drift_rate ln(C / C_max))^2), where C_max is the largest fitted C. The
-    second term is 0 below C_max.
+    Its standard deviation is sqrt(sigma^2 + (drift_rate ln(C / C_max))^2), where C_max is the largest fitted C.
+    Below C_max, the second term is 0.
     """
 
     sigma: float

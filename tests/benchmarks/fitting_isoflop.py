@@ -1,6 +1,6 @@
 """Intervals of ``isoflop``: how many are bounded, how often they hold the truth, and how wide they are.
 
-    python tests/benchmarks/fitting_isoflop.py [--quick] [--studies 1000] [--only 3:1] [--law skaling] [--mistuned]
+    python tests/benchmarks/fitting_isoflop.py [--quick] [--first 0] [--studies 1000] [--only 3:1] [--law skaling] [--mistuned]
 
 A study has 4 or 5 budgets, 2 to 10 times apart from 1e15 to 1e18 FLOPs on, with 5 or 6 sizes each, 1.5 to 2.2
 times apart. Grids miss the optimum by up to half a step, and follow an exponent of .45 to .55 (the true one is
@@ -106,13 +106,13 @@ def measure(fitter, runs, surface):
     return np.array([hits, widths], dtype=float), has_warning
 
 
-def compare(surface, sigma, studies, compared, draws, shape, law):
+def compare(surface, sigma, first, studies, compared, draws, shape, law):
     other = LawFitter(law, draws=draws) if law else ParametricFitter(draws=draws)
     fitters = IsoflopFitter(draws=draws), other
     outcomes = [[], []]
     warned = 0
     for study in range(studies):
-        runs = simulate(surface, sigma, np.random.default_rng(study), shape)
+        runs = simulate(surface, sigma, np.random.default_rng(first + study), shape)
         for number, fitter in enumerate(fitters if study < compared else fitters[:1]):
             outcome, has_warning = measure(fitter, runs, surface)
             outcomes[number].append(outcome)
@@ -159,6 +159,7 @@ def find_mistuned(surface, sigma, studies, shape):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first study")
     parser.add_argument("--compared", type=int, default=300, help="studies that parametric fits too")
     parser.add_argument("--draws", type=int, default=400)
     parser.add_argument("--quick", action="store_true", help="30 studies of 100 draws")
@@ -178,7 +179,9 @@ def main():
             if arguments.mistuned:
                 text = find_mistuned(surface, sigma, studies, shape)
             else:
-                text = compare(surface, sigma, studies, arguments.compared, draws, shape, arguments.law)
+                text = compare(
+                    surface, sigma, arguments.first, studies, arguments.compared, draws, shape, arguments.law
+                )
             print(f"{label}{text}  [{time.process_time() - start:.0f} s]", flush=True)
 
 
