@@ -1,6 +1,6 @@
 """Intervals of ``isoflop``: how many are bounded, how often they hold the truth, and how wide they are.
 
-    python tests/benchmarks/fitting_isoflop.py [--quick] [--first 0] [--studies 1000] [--only 3:1] [--law skaling] [--mistuned]
+    python tests/benchmarks/fitting_isoflop.py [--quick] [--first 0] [--studies 1000] [--only 3:1] [--mistuned]
 
 A study has 4 or 5 budgets, 2 to 10 times apart from 1e15 to 1e18 FLOPs on, with 5 or 6 sizes each, 1.5 to 2.2
 times apart. Grids miss the optimum by up to half a step, and follow an exponent of .45 to .55 (the true one is
