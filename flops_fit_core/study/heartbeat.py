@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flops_fit_core.errors import ConfigError
@@ -67,6 +67,10 @@ class Driver(Record):
     """Number of writes of the file."""
     running: tuple[Progress, ...] = ()
     """The latest progress of each run in training."""
+    workers: int | None = None
+    """Jobs that it trains at the same time; None if unknown before they run, as on a cluster."""
+    timings: dict[str, float] = {}
+    """Run id -> tokens per second, measured before the sweep for a few sizes."""
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -94,7 +98,15 @@ class Heartbeat(Logger):
     Threads: any may call :meth:`write`. A file that cannot be written is logged once and tried again later.
     """
 
-    def __init__(self, study: Path, owner: str, executor: str) -> None:
+    def __init__(
+        self,
+        study: Path,
+        owner: str,
+        executor: str,
+        *,
+        workers: int | None = None,
+        timings: Mapping[str, float] | None = None,
+    ) -> None:
         self.owner = owner
         now = time.time()
         self._driver = Driver(
@@ -106,6 +118,8 @@ class Heartbeat(Logger):
             executor=executor,
             started=now,
             updated=now,
+            workers=workers,
+            timings=dict(timings or {}),
         )
         # Two containers may have one host name and one process id.
         name = f"{self._driver.host}-{self._driver.pid}-{secrets.token_hex(4)}.json"
@@ -268,14 +282,3 @@ def _state_and_start(pid: int) -> tuple[str, int | None]:
         return fields[0].decode(), int(fields[19])
     except (OSError, ValueError, IndexError):
         return "", None
-
-
-def seconds_left(plan: SweepPlan, finished: set[str], running: Sequence[Progress]) -> float | None:
-    """Time to finish the plan at the present rate, in seconds; None if no run reports a rate."""
-    runs = {run.id: run for run in plan.runs}
-    active = [(item, runs[item.run]) for item in running if item.run in runs and item.tokens_per_second]
-    rate = sum((item.tokens_per_second or 0.0) * run.flops_per_token for item, run in active)
-    if not rate:
-        return None
-    done = sum(item.tokens * run.flops_per_token for item, run in active)
-    return max(0.0, plan.flops_left(finished) - done) / rate

@@ -1,0 +1,98 @@
+"""The state of a sweep that another process drives, from the stored results and the drivers' files."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from flops_fit_core.records import Progress, RunResult
+from flops_fit_core.study.heartbeat import Driver, drivers
+from flops_fit_core.study.live.displays import Display
+from flops_fit_core.study.live.state import SweepState
+from flops_fit_core.study.study import Study
+
+POLL_SECONDS = 1.0
+"""The shortest time between two reads of a study."""
+SHARE_OF_READING = 0.1
+"""The largest share of the time in which the study is read."""
+ENDED_POLLS = 2
+"""A sweep has ended if no driver was there in so many reads: a driver may replace its file between two reads."""
+
+
+def current_progress(active: Sequence[Driver], results: Sequence[RunResult]) -> list[Progress]:
+    """The progress of the runs that are in training, by the files of the drivers."""
+    latest = {result.id: result for result in results}
+    return [
+        item
+        for driver in active
+        if driver.is_recent
+        for item in driver.running
+        if not _is_older(item, latest.get(item.run))
+    ]
+
+
+def _is_older(progress: Progress, result: RunResult | None) -> bool:
+    """Whether a result is at least as new as the progress of its run. The driver removes it a moment later."""
+    return result is not None and (result.is_finished or result.attempt > progress.attempt)
+
+
+def read_state(study: Study, active: Sequence[Driver]) -> SweepState:
+    """The study's state. A failed run counts as done if it failed while a present driver has trained."""
+    state = SweepState(
+        study.plan,
+        study.folder.shown,
+        min((driver.started for driver in active), default=time.time()),
+        workers=_workers(active),
+        timings={run: speed for driver in active for run, speed in driver.timings.items()},
+    )
+    update_state(state, study, active)
+    return state
+
+
+def update_state(state: SweepState, study: Study, active: Sequence[Driver]) -> None:
+    """Read the results again."""
+    study.refresh()
+    results = study.results
+    state.workers = _workers(active)
+    running = current_progress(active, results)
+    started = min((driver.started for driver in active), default=float("inf"))
+    done = [result for result in results if result.is_finished or result.finished.timestamp() >= started]
+    state.replace(done, running)
+
+
+def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) -> int:
+    """Show the sweep until no driver trains the study. Nothing is written. Returns the number of new results."""
+    active = drivers(study.folder.path)
+    state = read_state(study, active)
+    seen = {(result.id, result.attempt) for result in study.results}
+    before = len(seen)
+    absent = 0
+    display.start(state.snapshot)
+    try:
+        while absent < ENDED_POLLS:
+            started = time.monotonic()
+            present = drivers(study.folder.path)
+            active = present or active
+            absent = 0 if present else absent + 1
+            update_state(state, study, active)
+            _show_new(study.results, seen, display.show_result)
+            display.refresh()
+            reading = time.monotonic() - started
+            time.sleep(max(poll_seconds, reading / SHARE_OF_READING))
+    finally:
+        display.stop()
+    return len(seen) - before
+
+
+def _show_new(results: Sequence[RunResult], seen: set[tuple[str, int]], show: Callable[[RunResult], None]) -> None:
+    for result in sorted(results, key=lambda result: result.finished):
+        if (result.id, result.attempt) not in seen:
+            seen.add((result.id, result.attempt))
+            show(result)
+
+
+def _workers(active: Sequence[Driver]) -> int | None:
+    """Jobs that all drivers train at the same time; None if it is unknown for a driver."""
+    counts = [driver.workers for driver in active]
+    known = [count for count in counts if count is not None]
+    return sum(known) if known and len(known) == len(counts) else None
