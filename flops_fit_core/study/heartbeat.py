@@ -105,7 +105,6 @@ class Heartbeat(Logger):
         executor: str,
         *,
         workers: int | None = None,
-        timings: Mapping[str, float] | None = None,
     ) -> None:
         self.owner = owner
         now = time.time()
@@ -119,7 +118,6 @@ class Heartbeat(Logger):
             started=now,
             updated=now,
             workers=workers,
-            timings=dict(timings or {}),
         )
         # Two containers may have one host name and one process id.
         name = f"{self._driver.host}-{self._driver.pid}-{secrets.token_hex(4)}.json"
@@ -129,6 +127,14 @@ class Heartbeat(Logger):
         self._written = 0.0
         self._beat = 0
         self._failed = self._closed = False
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return self._driver.timings
+
+    def set_timings(self, timings: Mapping[str, float]) -> None:
+        """Record timings of a few sizes, for other processes that estimate the time left."""
+        self._driver = self._driver.model_copy(update={"timings": dict(timings)})
 
     def started(self, plan: SweepPlan) -> None:
         self.write()

@@ -1,9 +1,9 @@
 """The time that a sweep still needs, from timings of a few sizes and from its finished runs.
 
 A model of the time of a run (:mod:`flops_fit_core.study.run_times`) is fitted to finished runs, to the speed of
-runs in training, and to the timings that ``flops-fit plan`` measures. The timings determine how the time depends on
-the size, finished runs its scale. Later runs weigh more, because the load of a machine changes. The remaining jobs
-are then assigned to the workers, longest first, as the sweep does it.
+runs in training, and to the timings that ``flops-fit plan`` measures. The timings determine how the time depends
+on the size, finished runs its scale. Later runs weigh more, because the load of a machine changes. The remaining
+jobs are then assigned to the workers, longest first, as the sweep does it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
@@ -10,8 +11,9 @@ from flops_fit_core.config import Experiment, build_executor, build_logger, chec
 from flops_fit_core.errors import StudyWarning, SweepFailed, raised_at
 from flops_fit_core.planning.family_flops import record_family
 from flops_fit_core.plugins.protocols import Executor, Logger
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, SweepPlan
-from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.directory import INLINE, StudyFolder
 from flops_fit_core.study.heartbeat import Heartbeat, new_owner
 from flops_fit_core.study.live.progress import SweepProgress, is_wanted
 from flops_fit_core.study.model_check import record_model_check
@@ -21,6 +23,11 @@ from flops_fit_core.study.settings import StudySettings
 from flops_fit_core.study.sweep import Sweep
 from flops_fit_core.study.trust import save_study
 from flops_fit_core.training.executor_context import StudyExecutorContext
+
+TIMED_FLOPS = 2e11
+"""A sweep with fewer FLOPs takes seconds, and less than timing its sizes is worth."""
+
+logger = logging.getLogger("flops_fit")
 
 
 def train_missing(
@@ -50,7 +57,7 @@ def train_missing(
     with results.store() as store:
         check_claims(store)
         check_single_driver(folder, store)
-        heartbeat = Heartbeat(folder.path, new_owner(), experiment.executor.name, workers=workers, timings=timings)
+        heartbeat = Heartbeat(folder.path, new_owner(), experiment.executor.name, workers=workers)
         # Before the plan is written: whoever sees the plan also sees its driver.
         heartbeat.write()
         with closing(heartbeat):
@@ -61,10 +68,10 @@ def train_missing(
                 record_family(experiment, plan, folder.path)
             view: list[Logger] = []
             if is_wanted(progress):
-                done = (
-                    [] if retrain else [item for item in results.planned if item.is_finished or not retry_failed]
-                )
-                view = [SweepProgress(folder.shown, done, workers=workers, timings=timings)]
+                heartbeat.set_timings(timings or _measure_timings(plan, registry, results.planned))
+                stored = [] if retrain else results.planned
+                done = [result for result in stored if result.is_finished or not retry_failed]
+                view = [SweepProgress(folder.shown, done, workers=workers, timings=heartbeat.timings)]
             sweep = Sweep(
                 plan,
                 store,
@@ -79,6 +86,23 @@ def train_missing(
                 heartbeat=heartbeat,
             )
             return sweep.run()
+
+
+def _measure_timings(plan: SweepPlan, registry: Registry, results: Sequence[RunResult]) -> Mapping[str, float]:
+    """Timings of a few sizes for the estimate of the time left.
+
+    Not for a short sweep, nor if runs have finished, which are better. Python objects are left alone: a dataset
+    may change when it is read.
+    """
+    if plan.flops < TIMED_FLOPS or any(result.is_finished for result in results) or INLINE in registry.plugins:
+        return {}
+    from flops_fit_core.training import measure_timings
+
+    try:
+        return measure_timings(plan, registry, plan.runs, cpu_only=True)
+    except Exception as error:
+        logger.info("no timings were measured: %s", error)
+        return {}
 
 
 def count_parallel_jobs(experiment: Experiment, plan: SweepPlan) -> int | None:

@@ -13,6 +13,7 @@ from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunSpec, SweepPlan
 from flops_fit_core.training.context import WorkerContext
 from flops_fit_core.training.loop import TorchTrainer
+from flops_fit_core.training.rng import random_state, set_random_state
 from flops_fit_core.training.throughput import measure_tokens_per_second
 
 PROBES = 3
@@ -33,14 +34,19 @@ ON_GPU = ProbeLimits(params=1_000_000_000, step_flops=2e14)
 """The same on a data center GPU. Initializing weights on the CPU takes about 10 s per billion."""
 
 
-def measure_timings(plan: SweepPlan, registry: Registry, missing: Sequence[RunSpec]) -> dict[str, float]:
+def measure_timings(
+    plan: SweepPlan, registry: Registry, missing: Sequence[RunSpec], *, cpu_only: bool = False
+) -> dict[str, float]:
     """Training tokens per second of up to three sizes among ``missing``, from real steps on this machine.
+
+    ``cpu_only``: measure nothing on other devices, where it takes longer and would keep memory of the device.
+    The states of the CPU's random number generators do not change.
 
     Returns run id -> tokens per second of the run alone on its device, with one CPU thread. Empty if the trainer
     is not the bundled one, if this machine lacks the device, or if no size is small enough to be tried.
     """
     limits = _limits(plan, missing[0], registry) if missing else None
-    if limits is None:
+    if limits is None or (cpu_only and limits is not ON_CPU):
         return {}
     small = sorted(
         {run.params: run for run in missing if _is_small(run, limits)}.values(), key=lambda run: run.params
@@ -48,7 +54,7 @@ def measure_timings(plan: SweepPlan, registry: Registry, missing: Sequence[RunSp
     if not small:
         return {}
     indices = {round(k * (len(small) - 1) / (PROBES - 1)) for k in range(PROBES)}
-    threads = torch.get_num_threads()
+    threads, generators = torch.get_num_threads(), random_state("cpu")
     torch.set_num_threads(1)
     try:
         timings: dict[str, float] = {}
@@ -68,6 +74,7 @@ def measure_timings(plan: SweepPlan, registry: Registry, missing: Sequence[RunSp
         return timings
     finally:
         torch.set_num_threads(threads)
+        set_random_state(generators, "cpu")
 
 
 def _limits(plan: SweepPlan, run: RunSpec, registry: Registry) -> ProbeLimits | None:

@@ -113,7 +113,7 @@ class TerminalDisplay(Display):
         return Text("\n").join(self._text(line) for line in lines)
 
     def _erase_wrapped_lines(self, width: int) -> None:
-        """Move the cursor up if a narrower terminal has wrapped the lines: rich moves it by the number of lines."""
+        """Move the cursor up if a narrower terminal has wrapped the lines. rich moves it by one row per line."""
         rows = sum(max(1, -(-length // width)) for length in self._lengths)
         if extra := rows - len(self._lengths):
             self._console.file.write(f"\r\x1b[{extra}A\x1b[0J")
