@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from flops_fit_core.records.base import Positive, Record
+from flops_fit_core.records.html import html_block, html_list, html_table, html_text
 from flops_fit_core.records.runs import PluginChoice
 
 
@@ -42,6 +43,12 @@ class Interval(Record):
         if self.low is None or self.high is None:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    def cells(self) -> tuple[str, str, str]:
+        """Value, low and high end as text."""
+        if self.low is None or self.high is None:
+            return f"{self.value:.4g}", "–", "–"
+        return f"{self.value:.4g}", f"{self.low:.4g}", f"{self.high:.4g}"
 
 
 class Law(Record):
@@ -112,6 +119,18 @@ class Optimum(Record):
     outside: Literal["below", "above"] | None = None
     """Whether N lies below or above the trained sizes; None if it is among them, or if they are unknown."""
 
+    def _repr_html_(self) -> str:
+        """For notebooks: N, D and L with their intervals."""
+        quantities = [("N_opt", self.params), ("D_opt", self.tokens), ("L", self.loss)]
+        if self.new_run is not None:
+            quantities.append(("L of a new run", self.new_run))
+        rows = [(name, *interval.cells()) for name, interval in quantities]
+        notes = list(self.notes)
+        if self.outside is not None:
+            notes.append(f"N lies {self.outside} the trained sizes")
+        table = html_table(("", "estimate", "low", "high"), rows, (True,))
+        return html_block(f"Optimum for C = {self.flops:.4g} FLOPs", html_list(notes), table)
+
 
 class Diagnostic(Record):
     """A problem or property of a fit, in plain words, with advice."""
@@ -165,6 +184,38 @@ class LawFit(Record):
         """Number of bootstrap draws, of all laws together."""
         tables = [member.draws for member in self.members] or [self.draws]
         return sum(len(next(iter(table.values()), ())) for table in tables)
+
+    def _repr_html_(self) -> str:
+        """For notebooks: exponents, parameters, conventions and diagnostics."""
+        powers = {"a": "a, N_opt ~ C^a", "b": "b, D_opt ~ C^b"}
+        rows = [(powers.get(name, name), *interval.cells()) for name, interval in self.exponents.items()]
+        rows += [(name, f"{value:.4g}", "–", "–") for name, value in self.law.parameters.items()]
+        level = (
+            f"{self.level:.0%} intervals. "
+            if any(item.low is not None for item in self.exponents.values())
+            else ""
+        )
+        on_set = f" on {self.eval_set}" if self.eval_set else ""
+        conventions = (
+            f"{level}N: {self.params_name}. C: {self.flops_name}. D: {self.unit}. L: nats per "
+            f"{self.unit.removesuffix('s')}{on_set}. C of the runs: {self.flops_range[0]:.3g} to "
+            f"{self.flops_range[1]:.3g}. {len(self.excluded)} runs not used."
+        )
+        members = html_table(
+            ("law", "weight", "a", "b"),
+            [
+                (member.law.name, f"{member.weight:.0%}", *(str(member.exponents.get(key, "–")) for key in "ab"))
+                for member in self.members
+            ],
+            (True,),
+        )
+        return html_block(
+            f"{self.law.name}, fitted by {self.fitter.name} to {self.n_runs} runs",
+            html_list(item.message for item in self.diagnostics if item.severity == "warning"),
+            html_table(("", "estimate", "low", "high"), rows, (True,)),
+            members if self.members else "",
+            html_text(conventions),
+        )
 
     @model_validator(mode="after")
     def _draws_have_equal_lengths(self) -> Self:

@@ -365,6 +365,10 @@ class Study:
         default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
         return outputs.write_page(self._law, self.results, default if folder is None else Path(folder))
 
+    def _repr_html_(self) -> str:
+        """For notebooks: the runs by state, failures, and the answer or the reason why there is none."""
+        return outputs.study_html(self._law, self.results, self.folder.shown)
+
     def __repr__(self) -> str:
         done = sum(result.status == "completed" for result in self.results)
         return f"<Study {self.plan.name!r}: {done} of {len(self.plan.runs)} runs completed, in {self.folder.path}>"

@@ -35,8 +35,8 @@ class Display(ABC):
         self.take_snapshot = take_snapshot
 
     @abstractmethod
-    def show_result(self, result: RunResult) -> None:
-        """Show a run that has finished."""
+    def show_result(self, result: RunResult, position: int) -> None:
+        """Show a run that has finished, as the run number ``position`` that is done."""
 
     @abstractmethod
     def print(self, text: str) -> None:
@@ -55,10 +55,10 @@ class LineDisplay(Display):
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def show_result(self, result: RunResult) -> None:
+    def show_result(self, result: RunResult, position: int) -> None:
         snapshot = self.take_snapshot()
         seconds = None if snapshot.estimate is None else snapshot.estimate.seconds
-        self.print(result_line(result, snapshot.done, len(snapshot.plan.runs), remaining=seconds))
+        self.print(result_line(result, position, len(snapshot.plan.runs), remaining=seconds))
 
     def print(self, text: str) -> None:
         encoding = getattr(self._file, "encoding", None) or "utf-8"
@@ -89,10 +89,9 @@ class TerminalDisplay(Display):
         )
         self._live.start()
 
-    def show_result(self, result: RunResult) -> None:
-        snapshot = self.take_snapshot()
-        width = self._console.width - 1
-        text = result_line(result, snapshot.done, len(snapshot.plan.runs), width=width)
+    def show_result(self, result: RunResult, position: int) -> None:
+        total = len(self.take_snapshot().plan.runs)
+        text = result_line(result, position, total, width=self._console.width - 1)
         self._console.print(self._text(Line(text, _STYLES.get(result.status, ""))), soft_wrap=True)
 
     def print(self, text: str) -> None:
@@ -138,7 +137,7 @@ class NotebookDisplay(Display):
         show: Any = notebook.display
         self._handle = show(self._output(), display_id=True)
 
-    def show_result(self, result: RunResult) -> None:
+    def show_result(self, result: RunResult, position: int) -> None:
         self.refresh()
 
     def refresh(self) -> None:

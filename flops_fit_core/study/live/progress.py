@@ -64,7 +64,7 @@ class SweepProgress(Logger):
     def finished(self, result: RunResult) -> None:
         if self._state is not None and self._display is not None:
             self._state.add_result(result)
-            self._display.show_result(result)
+            self._display.show_result(result, self._state.done_count)
 
     def close(self) -> None:
         if self._display is not None and self._state is not None:

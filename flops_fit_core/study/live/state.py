@@ -86,6 +86,12 @@ class SweepState:
         self._cost = 0.0
         self._lock = threading.Lock()
 
+    @property
+    def done_count(self) -> int:
+        """Number of runs that are not trained any more."""
+        with self._lock:
+            return len(self._done)
+
     def add_result(self, result: RunResult) -> None:
         """Add a result of this sweep, and fit the law again if it is due."""
         if result.id not in self._runs:
@@ -112,13 +118,15 @@ class SweepState:
     def replace(self, results: Sequence[RunResult], running: Sequence[Progress]) -> None:
         """Replace everything by results and progress that were read from a study."""
         with self._lock:
+            before = len(self._completed())
             self._results = {result.id: result for result in results if result.id in self._runs}
             self._done = set(self._results)
             self._running = {}
             completed = self._completed()
         for item in running:
             self.add_progress(item)
-        self._law.update(self.plan, completed)
+        if len(completed) != before:
+            self._law.update(self.plan, completed)
 
     def snapshot(self, now: float | None = None) -> Snapshot:
         """The state at the Unix time ``now``."""

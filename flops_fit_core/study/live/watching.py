@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from flops_fit_core.records import Progress, RunResult
 from flops_fit_core.study.heartbeat import Driver, drivers
@@ -13,6 +13,8 @@ from flops_fit_core.study.study import Study
 
 POLL_SECONDS = 1.0
 """The shortest time between two reads of a study."""
+MAX_POLL_SECONDS = 15.0
+"""The longest time between two reads."""
 SHARE_OF_READING = 0.1
 """The largest share of the time in which the study is read."""
 ENDED_POLLS = 2
@@ -45,12 +47,14 @@ def read_state(study: Study, active: Sequence[Driver]) -> SweepState:
         workers=_workers(active),
         timings={run: speed for driver in active for run, speed in driver.timings.items()},
     )
-    update_state(state, study, active)
+    update_state(state, study, active, set())
     return state
 
 
-def update_state(state: SweepState, study: Study, active: Sequence[Driver]) -> None:
-    """Read the results again."""
+def update_state(
+    state: SweepState, study: Study, active: Sequence[Driver], seen: set[tuple[str, int]]
+) -> list[RunResult]:
+    """Read the results again. Returns those that are not in ``seen`` (run id and attempt), and adds them to it."""
     study.refresh()
     results = study.results
     state.workers = _workers(active)
@@ -58,14 +62,16 @@ def update_state(state: SweepState, study: Study, active: Sequence[Driver]) -> N
     started = min((driver.started for driver in active), default=float("inf"))
     done = [result for result in results if result.is_finished or result.finished.timestamp() >= started]
     state.replace(done, running)
+    new = [result for result in done if (result.id, result.attempt) not in seen]
+    seen.update((result.id, result.attempt) for result in new)
+    return sorted(new, key=lambda result: result.finished)
 
 
-def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) -> int:
-    """Show the sweep until no driver trains the study. Nothing is written. Returns the number of new results."""
+def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) -> None:
+    """Show the sweep until no driver trains the study. Nothing is written."""
     active = drivers(study.folder.path)
     state = read_state(study, active)
     seen = {(result.id, result.attempt) for result in study.results}
-    before = len(seen)
     absent = 0
     display.start(state.snapshot)
     try:
@@ -74,21 +80,15 @@ def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) ->
             present = drivers(study.folder.path)
             active = present or active
             absent = 0 if present else absent + 1
-            update_state(state, study, active)
-            _show_new(study.results, seen, display.show_result)
+            new = update_state(state, study, active, seen)
+            done = state.snapshot().done
+            for position, result in enumerate(new, 1 + done - len(new)):
+                display.show_result(result, position)
             display.refresh()
             reading = time.monotonic() - started
-            time.sleep(max(poll_seconds, reading / SHARE_OF_READING))
+            time.sleep(min(MAX_POLL_SECONDS, max(poll_seconds, reading / SHARE_OF_READING)))
     finally:
         display.stop()
-    return len(seen) - before
-
-
-def _show_new(results: Sequence[RunResult], seen: set[tuple[str, int]], show: Callable[[RunResult], None]) -> None:
-    for result in sorted(results, key=lambda result: result.finished):
-        if (result.id, result.attempt) not in seen:
-            seen.add((result.id, result.attempt))
-            show(result)
 
 
 def _workers(active: Sequence[Driver]) -> int | None:
