@@ -33,6 +33,7 @@ def result_of(row: dict[str, Any], run: RunSpec) -> RunResult:
         status="completed",
         loss=row["loss"],
         tokens=run.tokens,
+        flops=run.flops,
         seconds=row["seconds"],
         eval_tokens=row["eval_tokens"],
         finished=datetime.fromtimestamp(START + row["ended"], UTC),

@@ -83,7 +83,7 @@ def run(
 ) -> int:
     """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
     registry = args.registry_to_train(source, plugin, disabled)
-    study = args.plan_source(source, registry, out, overrides, _swaps(locals()))
+    study = args.plan_source(source, registry, out, overrides, _swaps(locals()), starts=True)
     done = {result.id for result in study.results if result.is_finished or not retry}
     missing = len(study.plan.runs) - len(done)
     print_message(f"{study.plan.name}: {len(study.plan.runs)} runs, {missing} to train, in {study.folder.path}")

@@ -11,7 +11,7 @@ from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import print_json, print_message, print_text
 from flops_fit_core.plugins.outbox import Outbox
 from flops_fit_core.study import Study
-from flops_fit_core.study.heartbeat import Driver, drivers
+from flops_fit_core.study.heartbeat import Driver, drivers, starting_processes
 
 RUNNING_SHOWN = 20
 """The most runs in training that ``status`` lists."""
@@ -67,6 +67,10 @@ def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
         "other_runs": [group.model_dump(mode="json") for group in study.other_runs],
         "uncollected": len(Outbox(study.folder.path)),
         "drivers": [driver.model_dump(mode="json") for driver in active],
+        "starting": [
+            process.model_dump(mode="json")
+            for process in ([] if active else starting_processes(study.folder.path))
+        ],
     }
 
 
@@ -92,7 +96,10 @@ def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -
             line += f"; last seen {numbers.duration(driver.seconds_since_update)} ago by this machine's clock"
         print_text(line)
         _print_running(study, driver)
-    if not active and summary["flops_left"]:
+    if summary["starting"]:
+        pid, host = summary["starting"][0]["pid"], summary["starting"][0]["host"]
+        print_text(f"process {pid} on {host} is about to train it: it plans the runs")
+    elif not active and summary["flops_left"]:
         print_text(f"no process trains it now. To continue: {study.folder.how_to_train}")
     if summary["uncollected"]:
         print_text(f"{summary['uncollected']} results arrived without a driver; the next run stores them")

@@ -189,6 +189,58 @@ class Heartbeat(Logger):
         write_checked(self._file, driver, durable=False)
 
 
+# ---------------------------------------------------------------------------- before a driver starts
+
+
+def announce_start(study: Path) -> None:
+    """Show other processes that this one is about to drive the study: planning it again takes a while.
+
+    The file is no driver's file: it starts with a dot. Nothing is written in a folder without a plan.
+    """
+    if not (study / "plan.json").exists():
+        return
+    now = time.time()
+    announcement = Driver(
+        owner="",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_start=_state_and_start(os.getpid())[1],
+        machine=this_machine(),
+        executor="",
+        started=now,
+        updated=now,
+    )
+    with contextlib.suppress(OSError):  # a folder that cannot be written is reported when training starts
+        make_folder(study / "drivers")
+        write_checked(_announcement_file(study), announcement, durable=False)
+
+
+def withdraw_start(study: Path) -> None:
+    """Remove the announcement of this process, if there is one."""
+    file = _announcement_file(study)
+    if file.exists():
+        with contextlib.suppress(OSError):  # other drivers have files in the folder
+            file.unlink(missing_ok=True)
+            file.parent.rmdir()
+
+
+def starting_processes(study: Path) -> list[Driver]:
+    """The processes that are about to drive the study."""
+    return [item for item in _read_announcements(study).values() if item.is_alive and item.is_recent]
+
+
+def _read_announcements(study: Path) -> dict[Path, Driver]:
+    announced = {}
+    for file in list_files(study / "drivers", ".*.json"):
+        with contextlib.suppress(ConfigError):  # it has just been removed
+            announced[file] = read_record(Driver, file)
+    return announced
+
+
+def _announcement_file(study: Path) -> Path:
+    return study / "drivers" / f".{socket.gethostname()}-{os.getpid()}.json"
+
+
 # ---------------------------------------------------------------------------- other drivers
 
 
@@ -231,7 +283,8 @@ def remove_dead_drivers(study: Path) -> list[str]:
     """Remove the files of drivers that died on this machine. Returns the owners of their claims."""
     _remove_incomplete_files(study / "drivers")
     dead = {file: driver for file, driver in _read_drivers(study).items() if not driver.is_alive}
-    for file in dead:
+    announced = [file for file, process in _read_announcements(study).items() if not process.is_alive]
+    for file in [*dead, *announced]:
         file.unlink(missing_ok=True)
     return [driver.owner for driver in dead.values()]
 

@@ -14,7 +14,7 @@ from flops_fit_core.plugins.protocols import Executor, Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, SweepPlan
 from flops_fit_core.study.directory import INLINE, StudyFolder
-from flops_fit_core.study.heartbeat import Heartbeat, new_owner
+from flops_fit_core.study.heartbeat import Heartbeat, new_owner, withdraw_start
 from flops_fit_core.study.live.progress import SweepProgress, is_wanted
 from flops_fit_core.study.model_check import record_model_check
 from flops_fit_core.study.other_stores import check_claims, check_no_other_driver, check_single_driver
@@ -60,6 +60,7 @@ def train_missing(
         heartbeat = Heartbeat(folder.path, new_owner(), experiment.executor.name, workers=workers)
         # Before the plan is written: whoever sees the plan also sees its driver.
         heartbeat.write()
+        withdraw_start(folder.path)
         with closing(heartbeat):
             results.copy_from_other_stores(store)
             if save:

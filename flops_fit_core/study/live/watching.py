@@ -54,8 +54,7 @@ def read_state(study: Study, active: Sequence[Driver]) -> SweepState:
 def update_state(
     state: SweepState, study: Study, active: Sequence[Driver], seen: set[tuple[str, int]]
 ) -> list[RunResult]:
-    """Read the results again. Returns those that are not in ``seen`` (run id and attempt), and adds them to it."""
-    study.refresh()
+    """Take over the study's results. Returns those not in ``seen`` (run id and attempt), and adds them to it."""
     results = study.results
     state.workers = _workers(active)
     running = current_progress(active, results)
@@ -80,6 +79,7 @@ def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) ->
             present = drivers(study.folder.path)
             active = present or active
             absent = 0 if present else absent + 1
+            study.refresh()
             new = update_state(state, study, active, seen)
             done = state.snapshot().done
             for position, result in enumerate(new, 1 + done - len(new)):
