@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from flops_fit_core.records.base import Positive, Record
-from flops_fit_core.records.html import html_block, html_list, html_table, html_text
+from flops_fit_core.records.html import html_block, html_list, html_table, html_text, power_of_ten, short_number
 from flops_fit_core.records.runs import PluginChoice
 
 
@@ -44,11 +45,10 @@ class Interval(Record):
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
 
-    def cells(self) -> tuple[str, str, str]:
+    def cells(self, show: Callable[[float], str] = "{:.3f}".format) -> tuple[str, str, str]:
         """Value, low and high end as text."""
-        if self.low is None or self.high is None:
-            return f"{self.value:.4g}", "–", "–"
-        return f"{self.value:.4g}", f"{self.low:.4g}", f"{self.high:.4g}"
+        low, high = ("–" if end is None else show(end) for end in (self.low, self.high))
+        return show(self.value), low, high
 
 
 class Law(Record):
@@ -124,12 +124,10 @@ class Optimum(Record):
         quantities = [("N_opt", self.params), ("D_opt", self.tokens), ("L", self.loss)]
         if self.new_run is not None:
             quantities.append(("L of a new run", self.new_run))
-        rows = [(name, *interval.cells()) for name, interval in quantities]
-        notes = list(self.notes)
-        if self.outside is not None:
-            notes.append(f"N lies {self.outside} the trained sizes")
+        shows = {"N_opt": short_number, "D_opt": short_number}
+        rows = [(name, *interval.cells(shows.get(name, "{:.4f}".format))) for name, interval in quantities]
         table = html_table(("", "estimate", "low", "high"), rows, (True,))
-        return html_block(f"Optimum for C = {self.flops:.4g} FLOPs", html_list(notes), table)
+        return html_block(f"Optimum for C = {power_of_ten(self.flops)} FLOPs", html_list(self.notes), table)
 
 
 class Diagnostic(Record):
@@ -196,15 +194,16 @@ class LawFit(Record):
             else ""
         )
         on_set = f" on {self.eval_set}" if self.eval_set else ""
+        low, high = map(power_of_ten, self.flops_range)
         conventions = (
             f"{level}N: {self.params_name}. C: {self.flops_name}. D: {self.unit}. L: nats per "
-            f"{self.unit.removesuffix('s')}{on_set}. C of the runs: {self.flops_range[0]:.3g} to "
-            f"{self.flops_range[1]:.3g}. {len(self.excluded)} runs not used."
+            f"{self.unit.removesuffix('s')}{on_set}. C of the runs: {low} to {high}."
+            f"{f' Runs not used: {len(self.excluded)}.' if self.excluded else ''}"
         )
         members = html_table(
             ("law", "weight", "a", "b"),
             [
-                (member.law.name, f"{member.weight:.0%}", *(str(member.exponents.get(key, "–")) for key in "ab"))
+                (member.law.name, f"{member.weight:.0%}", *(_value(member.exponents.get(key)) for key in "ab"))
                 for member in self.members
             ],
             (True,),
@@ -230,3 +229,7 @@ class LawFit(Record):
         if len(self.flops_per_token_draws) != len(self.flops_per_token_modes):
             raise ValueError("flops_per_token_draws must have a column for each of flops_per_token_modes")
         return self
+
+
+def _value(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.value:.3f}"

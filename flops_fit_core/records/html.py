@@ -36,6 +36,21 @@ def html_table(headings: Sequence[str], rows: Iterable[Sequence[str]], left: Seq
     return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
+def short_number(value: float) -> str:
+    """Three digits with a unit (``27.0K``, ``1.85M``), or a power of ten (``4e11``) from 1e15 on."""
+    for power, unit in enumerate(("", "K", "M", "B", "T")):
+        if abs(value) < 999.5 * 1000.0**power:
+            scaled = value / 1000.0**power
+            return f"{scaled:.{2 if abs(scaled) < 9.995 else 1 if abs(scaled) < 99.95 else 0}f}{unit}"
+    return power_of_ten(value)
+
+
+def power_of_ten(value: float) -> str:
+    """FLOPs: ``4e11``, ``2.35e18``."""
+    mantissa, exponent = f"{value:.2e}".split("e")
+    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+
+
 def escape(text: str) -> str:
     """Text as HTML. Control characters and overrides of the writing direction become visible escapes."""
     visible = "".join(

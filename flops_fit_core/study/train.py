@@ -58,7 +58,7 @@ def train_missing(
         check_claims(store)
         check_single_driver(folder, store)
         heartbeat = Heartbeat(folder.path, new_owner(), experiment.executor.name, workers=workers)
-        # Before the plan is written: whoever sees the plan also sees its driver.
+        # Before the plan is written, so that no process sees the plan without its driver.
         heartbeat.write()
         withdraw_start(folder.path)
         with closing(heartbeat):
