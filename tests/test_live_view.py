@@ -274,9 +274,7 @@ def test_watch_shows_a_sweep_of_another_process_until_it_ends(tmp_path: Path, ca
         until = time.monotonic() + 60
         while not (folder / "plan.json").exists() and time.monotonic() < until:
             time.sleep(0.05)
-        assert [driver.pid for driver in drivers(folder)] == [sweep.pid], (
-            "a plan has its driver"
-        )
+        assert [driver.pid for driver in drivers(folder)] == [sweep.pid], "a plan has its driver"
         assert "no process trains it" not in call("status", folder)[1]
         status, output, error = call("watch", folder)
         assert sweep.wait(60) == 0

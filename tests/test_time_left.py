@@ -16,15 +16,14 @@ RECORDED = json.loads((Path(__file__).parent / "fixtures" / "text_gpt_timings.js
 START = 1_700_000_000.0
 
 
-def spec_of(row: dict[str, Any], **changes: Any) -> RunSpec:
+def spec_of(row: dict[str, Any]) -> RunSpec:
     """The run of a recorded row, with other plugins than the real one."""
     plugin = PluginChoice(name="any/any")
     kinds = ("model", "dataset", "optimizer", "schedule", "counter", "trainer")
     names = ("budget", "size", "params", "tokens", "steps", "batch_size", "flops_per_token")
     fields = {**dict.fromkeys(kinds, plugin), **{name: row[name] for name in names}}
-    return RunSpec(
-        **{**fields, "fingerprint": "0", "seed": 0, "model": PluginChoice(name=f"any/{row['size']}")}, **changes
-    )
+    fields["model"] = PluginChoice(name=f"any/{row['size']}")
+    return RunSpec(**fields, fingerprint="0", seed=0)
 
 
 def result_of(row: dict[str, Any], run: RunSpec) -> RunResult:
