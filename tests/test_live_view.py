@@ -17,7 +17,7 @@ from small import formula_table
 from test_time_left import PLAN, RECORDED, RUNS, progress_of, result_of
 
 from flops_fit_core import Progress, RunError, RunResult, Study, run
-from flops_fit_core.report.failures import describe_failures, group_failures
+from flops_fit_core.report.run_errors import describe_failures, group_errors
 from flops_fit_core.study.heartbeat import Heartbeat, announce_start, drivers, starting_processes, withdraw_start
 from flops_fit_core.study.live.displays import LineDisplay, TerminalDisplay, choose_display
 from flops_fit_core.study.live.progress import SWITCH, SweepProgress, is_wanted
@@ -110,7 +110,7 @@ def test_an_error_of_the_fit_does_not_reach_the_sweep(monkeypatch: pytest.Monkey
 def test_failures_are_grouped_by_messages_that_differ_in_numbers_only() -> None:
     many = [failed(result, size) for size, result in enumerate(RESULTS[:4], 8)]
     other = failed(RESULTS[4], kind="ValueError")
-    groups = group_failures([*many, other, *RESULTS[5:]])
+    groups = group_errors([*many, other, *RESULTS[5:]])
     assert [len(group.ids) for group in groups] == [4, 1]
     lines = describe_failures([*many, other, *RESULTS[5:]], "runs/text-gpt")
     assert lines[0] == "5 runs failed:"

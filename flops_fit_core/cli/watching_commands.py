@@ -76,7 +76,7 @@ def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
 
 def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -> None:
     from flops_fit_core.report import numbers
-    from flops_fit_core.report.failures import describe_failures
+    from flops_fit_core.report.run_errors import describe_failures
 
     order = ("completed", "running", "diverged", "failed", "waiting")
     counts = ", ".join(f"{summary['runs'][state]} {state}" for state in order if summary["runs"][state])
@@ -136,7 +136,7 @@ def watch(
     from flops_fit_core.study.live.watching import watch as watch_study
 
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
-    if drivers(study.folder.path):
+    if drivers(study.folder.path) or starting_processes(study.folder.path):
         print_message(f"watching {study.folder.shown}; Ctrl-C ends the view, not the sweep")
         try:
             watch_study(study, choose_display())

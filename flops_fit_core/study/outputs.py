@@ -71,7 +71,7 @@ def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
 def study_html(law: StudyLaw, results: Sequence[RunResult], folder: str) -> str:
     """A study for notebooks: the runs by state, failures, and the answer or the reason why there is none."""
     from flops_fit_core.report import exponents_line
-    from flops_fit_core.report.failures import describe_failures
+    from flops_fit_core.report.run_errors import describe_failures
 
     states = {state: count for state, count in count_states(law.plan, results).items() if count}
     counts = ", ".join(f"{count} {state}" for state, count in states.items())

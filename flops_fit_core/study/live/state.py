@@ -74,7 +74,7 @@ class SweepState:
         self.plan = plan
         self.workers = workers
         self._folder = folder
-        self._started = started
+        self.started = started
         self._runs = {run.id: run for run in plan.runs}
         self._results = {result.id: result for result in results if result.id in self._runs}
         self._done = set(self._results)
@@ -140,7 +140,7 @@ class SweepState:
                 plan=self.plan,
                 counts=counts,
                 running=sorted(running, key=lambda pair: (-pair[0].budget, -pair[0].params, pair[0].seed)),
-                elapsed=max(0.0, (time.time() if now is None else now) - self._started),
+                elapsed=max(0.0, (time.time() if now is None else now) - self.started),
                 estimate=self._estimate_if_due(),
                 workers=self.workers,
                 best=min(self._completed(), key=lambda result: result.loss or 0.0, default=None),

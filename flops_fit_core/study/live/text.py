@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Progress, RunResult, RunSpec
 from flops_fit_core.report import numbers
-from flops_fit_core.report.failures import group_failures, short_error
+from flops_fit_core.report.run_errors import describe_error, group_errors
 from flops_fit_core.study.live.state import Snapshot
 
 RUNNING_SHOWN = 8
@@ -43,7 +43,7 @@ def result_line(
     if run.seed:
         parts.append(f"seed {run.seed}")
     if result.status == "failed":
-        parts += [f"FAILED {result.id[:6]}", short_error(result.error)]
+        parts += [f"FAILED {result.id[:6]}", describe_error(result.error)]
     else:
         parts.append("DIVERGED" if result.loss is None else f"loss {numbers.loss(result.loss)}")
         parts += [f"N {numbers.count(run.params)}", f"D {numbers.count(run.tokens)}"]
@@ -162,7 +162,7 @@ def _running_line(name: str, run: RunSpec, progress: Progress, width: int, symbo
 
 def _failed_lines(snapshot: Snapshot) -> list[str]:
     """The most frequent error."""
-    groups = group_failures(snapshot.failed)
+    groups = group_errors(snapshot.failed)
     if not groups:
         return []
-    return [f"{len(groups[0].ids)} failed  {groups[0].message}"]
+    return [f"{len(groups[0].ids)} failed  {groups[0].line}"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from flops_fit_core.errors import StoreError
 from flops_fit_core.records import Progress, RunResult
-from flops_fit_core.study.heartbeat import Driver, drivers
+from flops_fit_core.study.heartbeat import Driver, drivers, starting_processes
 from flops_fit_core.study.live.displays import Display
 from flops_fit_core.study.live.state import SweepState
 from flops_fit_core.study.study import Study
@@ -17,6 +18,8 @@ MAX_POLL_SECONDS = 15.0
 """The longest time between two reads."""
 SHARE_OF_READING = 0.1
 """The largest share of the time in which the study is read."""
+FAILED_READS = 5
+"""A store that cannot be read so many times in a row is an error."""
 ENDED_POLLS = 2
 """A sweep has ended if no driver was there in so many reads: a driver may replace its file between two reads."""
 
@@ -57,6 +60,8 @@ def update_state(
     """Take over the study's results. Returns those not in ``seen`` (run id and attempt), and adds them to it."""
     results = study.results
     state.workers = _workers(active)
+    if active:
+        state.started = min(driver.started for driver in active)
     running = current_progress(active, results)
     started = min((driver.started for driver in active), default=float("inf"))
     done = [result for result in results if result.is_finished or result.finished.timestamp() >= started]
@@ -67,20 +72,31 @@ def update_state(
 
 
 def watch(study: Study, display: Display, poll_seconds: float = POLL_SECONDS) -> None:
-    """Show the sweep until no driver trains the study. Nothing is written."""
-    active = drivers(study.folder.path)
+    """Show the sweep until no process trains the study, or is about to. Nothing is written.
+
+    Raises StoreError if the store cannot be read several times in a row.
+    """
+    path = study.folder.path
+    active = drivers(path)
     state = read_state(study, active)
     seen = {(result.id, result.attempt) for result in study.results}
-    absent = 0
+    absent = failures = 0
     display.start(state.snapshot)
     try:
         while absent < ENDED_POLLS:
             started = time.monotonic()
-            present = drivers(study.folder.path)
+            present = drivers(path)
             active = present or active
-            absent = 0 if present else absent + 1
-            study.refresh()
-            new = update_state(state, study, active, seen)
+            absent = 0 if present or starting_processes(path) else absent + 1
+            try:
+                study.refresh()
+                new = update_state(state, study, active, seen)
+                failures = 0
+            except StoreError:  # its driver may have replaced a file between two reads
+                failures += 1
+                if failures == FAILED_READS:
+                    raise
+                new = []
             done = state.snapshot().done
             for position, result in enumerate(new, 1 + done - len(new)):
                 display.show_result(result, position)
