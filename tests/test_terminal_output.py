@@ -11,7 +11,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import formula_table
 
-from flops_fit_core import RunError, RunResult, RunSpec, SweepPlan, run
+from flops_fit_core import Progress, RunError, RunResult, RunSpec, SweepPlan, run
 from flops_fit_core.cli.main import run as command
 from flops_fit_core.plugins import escape_controls
 from flops_fit_core.plugins.checked_json import read_checked, write_checked
@@ -165,20 +165,30 @@ def test_warnings_log_messages_and_tracebacks_are_escaped() -> None:
     assert "\x1b" not in process.stderr
 
 
-def test_the_progress_of_a_sweep_is_escaped(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def show_progress(study: Study, results: Iterable[RunResult], terminal: bool) -> str:
+    """The output of a sweep that yields these results."""
     from rich.console import Console
 
-    from flops_fit_core.cli.progress import SweepProgress
+    from flops_fit_core.study.live.displays import LineDisplay, TerminalDisplay
+    from flops_fit_core.study.live.progress import SweepProgress
 
-    study, file = Study.open(evil), io.StringIO()
-    for terminal in (False, True):
-        progress = SweepProgress(Console(file=file, force_terminal=terminal, color_system=None, width=400), set())
-        progress.started(study.plan)
-        for result in study.results:
-            progress.finished(result)
-        progress.close()
-    assert "evil\\x1b[2J" in file.getvalue()
-    assert not re.search("\x1b\\[2J|\x1b\\]|\u202e|\x9b|\u2066", file.getvalue())
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, color_system=None, width=400)
+    progress = SweepProgress("study", display=TerminalDisplay(console) if terminal else LineDisplay(file))
+    progress.started(study.plan)
+    for result in results:
+        progress.progress(Progress(run=result.id, step=1, steps=2, tokens=1, attempt=2))
+        progress.finished(result)
+    progress.close()
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_progress_of_a_sweep_is_escaped(evil: Path, terminal: bool) -> None:
+    study = Study.open(evil)
+    shown = show_progress(study, study.results, terminal)
+    assert "evil\\x1b[2J" in shown
+    assert not re.search("\x1b\\[2J|\x1b\\]|\u202e|\x9b|\u2066", shown)
 
 
 def test_the_report_page_shows_escaped_text(evil: Path, call) -> None:
@@ -192,16 +202,12 @@ def test_the_report_page_shows_escaped_text(evil: Path, call) -> None:
 
 def test_the_progress_of_a_sweep_shows_a_line_number_as_it_is(evil: Path) -> None:
     """rich takes ``:100:`` for the name of an emoji."""
-    from rich.console import Console
-
-    from flops_fit_core.cli.progress import SweepProgress
-
-    study, file = Study.open(evil), io.StringIO()
-    progress = SweepProgress(Console(file=file, width=400), set())
-    progress.started(study.plan)
+    study = Study.open(evil)
     error = RunError(type="ValueError", message="model.py:100: bad", traceback="")
-    progress.finished(study.results[0].model_copy(update={"error": error}))
-    assert "model.py:100: bad" in file.getvalue()
+    failed = next(result for result in study.results if result.status == "failed")
+    for terminal in (False, True):
+        shown = show_progress(study, [failed.model_copy(update={"error": error})], terminal)
+        assert "model.py:100: bad" in shown
 
 
 def test_the_terminal_logger_escapes_lines(evil: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,7 @@ def run(
     out: str | Path | None = None,
     loggers: Sequence[Logger] = (),
     retry_failed: bool = True,
+    progress: bool = True,
 ) -> Study:
     """Plan, then train the missing runs of the study.
 
@@ -91,12 +92,14 @@ def run(
         out: As for :func:`plan`.
         loggers: Further loggers, in addition to those of the experiment.
         retry_failed: Whether runs that failed before are trained again.
+        progress: Whether to show the sweep while it trains, on standard error or in the notebook; False, or
+            ``FLOPS_FIT_PROGRESS=0`` in the environment, for silence.
 
     A failed run is a result with its error, and a StudyWarning. Raises UserError as :func:`plan` does,
     StoreError, and SweepFailed if no run completed.
     """
     study = source if isinstance(source, Study) else plan(source, registry=registry, out=out)
-    study.train(loggers=loggers, retry_failed=retry_failed)
+    study.train(loggers=loggers, retry_failed=retry_failed, progress=progress)
     return study
 
 
@@ -170,6 +173,7 @@ def find_optimal(
     registry: Registry | None = None,
     multiple_of: int | None = None,
     size_ratio: float | None = None,
+    progress: bool = True,
 ) -> Study:
     """Plan, train and fit an IsoFLOP sweep of your model: its optimal size and amount of data for a budget.
 
@@ -220,6 +224,8 @@ def find_optimal(
         multiple_of: Automatic sizes are multiples of this number; by default the smallest number with multiples
             that can be built, determined by trying values from 1 to 512.
         size_ratio: Ratio of N between neighbouring sizes, by default 1.6.
+        progress: Whether to show the sweep while it trains, on standard error or in the notebook; False, or
+            ``FLOPS_FIT_PROGRESS=0`` in the environment, for silence.
 
     Returns:
         A Study: ``.table()``, ``.predict(flops)``, ``.plot()``, ``.runs``, ``.fit``, ``.report()``.
@@ -289,7 +295,7 @@ def find_optimal(
     _log_warnings(study.plan)
     _warn_about_folder(study)
     if train:
-        study.train(retrain=not resume)
+        study.train(retrain=not resume, progress=progress)
     return study
 
 

@@ -22,6 +22,7 @@ from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.study import Study, study_folder, trust
 from flops_fit_core.study.directory import StudyFolder
+from flops_fit_core.study.heartbeat import announce_start, withdraw_start
 from flops_fit_core.study.named_code import NamedCode, StudyContent, named_code
 
 SourceArgument = Annotated[
@@ -130,8 +131,13 @@ def plan_source(
     out: Path | None,
     overrides: list[str] | None,
     swaps: Mapping[str, str | None],
+    *,
+    starts: bool = False,
 ) -> Study:
-    """Read and plan an experiment file, or the experiment of a study's folder. Raises UserError."""
+    """Read and plan an experiment file, or the experiment of a study's folder. Raises UserError.
+
+    ``starts``: whether training follows, which other processes see at once.
+    """
     from flops_fit_core.api.functions import plan_study
 
     if source.is_dir():
@@ -151,7 +157,16 @@ def plan_source(
                 print_message(f"--{kind} {name}: dropped {options}. To keep them: --set {kind}.name={name}")
     for override in overrides or ():
         override_value(data, override)
-    return plan_study(make_experiment(data, registry, origin), registry=registry, out=out)
+    experiment = make_experiment(data, registry, origin)
+    if not starts:
+        return plan_study(experiment, registry=registry, out=out)
+    path = study_folder(out, experiment.name).path
+    announce_start(path)
+    try:
+        return plan_study(experiment, registry=registry, out=out)
+    except BaseException:
+        withdraw_start(path)
+        raise
 
 
 def open_study(source: Path, registry: Registry, out: Path | None) -> Study:

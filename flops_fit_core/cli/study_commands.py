@@ -10,7 +10,6 @@ import typer
 
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli.printing import (
-    console,
     print_csv,
     print_error,
     print_json,
@@ -83,10 +82,8 @@ def run(
     fitter: args.FitterOption = None,
 ) -> int:
     """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
-    from flops_fit_core.cli.progress import SweepProgress
-
     registry = args.registry_to_train(source, plugin, disabled)
-    study = args.plan_source(source, registry, out, overrides, _swaps(locals()))
+    study = args.plan_source(source, registry, out, overrides, _swaps(locals()), starts=True)
     done = {result.id for result in study.results if result.is_finished or not retry}
     missing = len(study.plan.runs) - len(done)
     print_message(f"{study.plan.name}: {len(study.plan.runs)} runs, {missing} to train, in {study.folder.path}")
@@ -96,7 +93,7 @@ def run(
         print_message(f"! {notice}")
     if study.plan.skipped:
         print_message(f"  {len(study.plan.skipped)} sizes skipped; 'flops-fit plan' shows the reasons")
-    study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry, check=False)
+    study.train(retry_failed=retry, check=False, progress=True)
     return print_outcome(study)
 
 

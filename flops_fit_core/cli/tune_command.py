@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_json, print_message, print_table, print_text
+from flops_fit_core.cli.printing import print_json, print_message, print_table, print_text
 from flops_fit_core.errors import ConfigError, UserError
 from flops_fit_core.plugins.registry import Registry
 
 if TYPE_CHECKING:
-    from flops_fit_core.plugins.protocols import Logger
     from flops_fit_core.report import DataTable
     from flops_fit_core.study import Study
     from flops_fit_core.tuning import LearningRateSweep, Tuning
@@ -63,7 +62,7 @@ def tune(
     )
     folder = StudyFolder(study.folder.path / "tune")
     _announce(lr_sweep, rates, study, folder.path)
-    tuning = train(lr_sweep, registry, folder, rates=rates, loggers=_progress)
+    tuning = train(lr_sweep, registry, folder, rates=rates, progress=True)
     value = float(f"{tuning.best.value:.{DIGITS}g}") if tuning.best else None
     written = False
     if value is not None and not dry_run:
@@ -95,12 +94,6 @@ def _first(count: int, study: Study) -> list[int]:
     seeds = list(study.experiment.sweep.seeds)
     more = (seed for seed in range(count + len(seeds)) if seed not in seeds)
     return [*seeds, *more][:count]
-
-
-def _progress(study: Study) -> list[Logger]:
-    from flops_fit_core.cli.progress import SweepProgress
-
-    return [SweepProgress(console(error=True), {result.id for result in study.results if result.is_finished})]
 
 
 def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""``status`` and ``retry``: the state of a study's runs, and further attempts at them."""
+"""``status``, ``watch`` and ``retry``: the state of a study's runs, and further attempts at them."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli.printing import console, print_json, print_message, print_text
+from flops_fit_core.cli.printing import print_json, print_message, print_text
 from flops_fit_core.plugins.outbox import Outbox
-from flops_fit_core.records import RunResult
 from flops_fit_core.study import Study
-from flops_fit_core.study.heartbeat import Driver, drivers, seconds_left
+from flops_fit_core.study.heartbeat import Driver, drivers, starting_processes
+
+RUNNING_SHOWN = 20
+"""The most runs in training that ``status`` lists."""
 
 ERRORS_SHOWN = 5
 
@@ -20,6 +22,7 @@ ERRORS_SHOWN = 5
 def register(app: typer.Typer) -> None:
     """Add these commands."""
     app.command()(status)
+    app.command()(watch)
     app.command()(retry)
 
 
@@ -41,38 +44,45 @@ def status(
 
 
 def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
+    from flops_fit_core.study.live.watching import current_progress, read_state
     from flops_fit_core.study.states import count_states, states_by_run
 
-    finished = {result.id for result in study.results if result.is_finished}
-    recent = [item for driver in active if driver.is_recent for item in driver.running]
-    running = [item for item in recent if item.run not in finished]
-    states = count_states(study.plan, study.results)
-    state_of = states_by_run(study.plan, study.results)
+    results = study.results
+    finished = {result.id for result in results if result.is_finished}
+    running = current_progress(active, results)
+    states = count_states(study.plan, results)
+    state_of = states_by_run(study.plan, results)
     for run in {item.run for item in running}.intersection(state_of):
         states[state_of[run]] -= 1
+    estimate = read_state(study, active).snapshot().estimate if active else None
     return {
         "name": study.plan.name,
         "runs": {"running": len(running), **states},
-        "flops_spent": sum(result.flops_spent for result in study.results),
+        "flops_spent": sum(result.flops_spent for result in results),
         "flops_left": study.plan.flops_left(finished),
-        "seconds_spent": sum(result.seconds for result in study.results),
-        "seconds_left": seconds_left(study.plan, finished, running),
+        "seconds_spent": sum(result.seconds for result in results),
+        "seconds_left": None if estimate is None else estimate.seconds,
         "checkpoint_bytes": study.checkpoint_bytes,
         "notices": study.notices,
         "other_runs": [group.model_dump(mode="json") for group in study.other_runs],
         "uncollected": len(Outbox(study.folder.path)),
         "drivers": [driver.model_dump(mode="json") for driver in active],
+        "starting": [
+            process.model_dump(mode="json")
+            for process in ([] if active else starting_processes(study.folder.path))
+        ],
     }
 
 
 def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -> None:
     from flops_fit_core.report import numbers
+    from flops_fit_core.report.run_errors import describe_failures
 
     order = ("completed", "running", "diverged", "failed", "waiting")
     counts = ", ".join(f"{summary['runs'][state]} {state}" for state in order if summary["runs"][state])
     print_text(f"{summary['name']}: {counts} of {len(study.plan.runs)} runs")
     seconds = summary["seconds_left"]
-    time_left = f", about {numbers.duration(seconds)} at the present rate" if seconds is not None else ""
+    time_left = f", about {numbers.duration(round(seconds))} remaining" if seconds is not None else ""
     print_text(
         f"{summary['flops_spent']:.3g} FLOPs spent in {numbers.duration(summary['seconds_spent'])} of training; "
         f"{summary['flops_left']:.3g} left{time_left}"
@@ -86,39 +96,56 @@ def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -
             line += f"; last seen {numbers.duration(driver.seconds_since_update)} ago by this machine's clock"
         print_text(line)
         _print_running(study, driver)
-    if not active and summary["flops_left"]:
+    if summary["starting"]:
+        pid, host = summary["starting"][0]["pid"], summary["starting"][0]["host"]
+        print_text(f"process {pid} on {host} is about to train it: it plans the runs")
+    elif not active and summary["flops_left"]:
         print_text(f"no process trains it now. To continue: {study.folder.how_to_train}")
     if summary["uncollected"]:
         print_text(f"{summary['uncollected']} results arrived without a driver; the next run stores them")
     if summary["checkpoint_bytes"]:
         print_text(f"{numbers.disk(summary['checkpoint_bytes'])} of checkpoints")
-    _print_errors([result for result in study.results if result.status == "failed"])
+    for line in describe_failures(study.results, study.folder.shown):
+        print_text(line)
 
 
 def _print_running(study: Study, driver: Driver) -> None:
     from flops_fit_core.report import numbers
 
     runs = {run.id: run for run in study.plan.runs}
-    for item in driver.running:
-        if (run := runs.get(item.run)) is None:
-            continue
+    running = [item for item in driver.running if item.run in runs]
+    for item in running[:RUNNING_SHOWN]:
+        run = runs[item.run]
         loss = f", loss {item.loss:.4f}" if item.loss is not None else ""
         speed = f", {numbers.count(item.tokens_per_second)} tokens/s" if item.tokens_per_second else ""
         step = f"step {item.step:,} of {item.steps:,} ({item.step / item.steps:.0%})"
-        print_text(f"  C {run.budget:.3g}, size {run.size}, seed {run.seed}: {step}{loss}{speed}")
+        print_text(f"  C {numbers.scientific(run.budget)}, size {run.size}, seed {run.seed}: {step}{loss}{speed}")
+    if len(running) > RUNNING_SHOWN:
+        print_text(f"  and {len(running) - RUNNING_SHOWN} more in training")
 
 
-def _print_errors(failed: list[RunResult]) -> None:
-    for result in failed[:ERRORS_SHOWN]:
-        run = result.run
-        message = ""
-        if result.error is not None:
-            first_line = result.error.message.strip().partition("\n")[0]
-            message = f": {result.error.model_copy(update={'message': first_line}).line}"
-        cell = f"C {run.budget:.3g}, size {run.size}"
-        print_text(f"  {result.id} failed at attempt {result.attempt} ({cell}){message}")
-    if len(failed) > ERRORS_SHOWN:
-        print_text(f"  and {len(failed) - ERRORS_SHOWN} more: 'flops-fit runs' lists them")
+def watch(
+    source: args.SourceArgument,
+    out: args.OutOption = None,
+    plugin: args.PluginOption = None,
+    disabled: args.DisableOption = None,
+) -> None:
+    """Watch a sweep that another process or machine trains, until it ends. Nothing is written; Ctrl-C ends only
+    the view."""
+    from flops_fit_core.study.live.displays import choose_display
+    from flops_fit_core.study.live.watching import watch as watch_study
+
+    study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
+    if drivers(study.folder.path) or starting_processes(study.folder.path):
+        print_message(f"watching {study.folder.shown}; Ctrl-C ends the view, not the sweep")
+        try:
+            watch_study(study, choose_display())
+        except KeyboardInterrupt:
+            print_message(f"no longer watching; to look again: flops-fit watch {study.folder.shown}")
+            return
+        study.refresh()
+    active = drivers(study.folder.path)
+    _print_status(study, _summarise(study, active), active)
 
 
 def retry(
@@ -136,7 +163,6 @@ def retry(
     disabled: args.DisableOption = None,
 ) -> int:
     """Retry failed (with --diverged also diverged) runs. With --set, new runs replace them."""
-    from flops_fit_core.cli.progress import SweepProgress
     from flops_fit_core.cli.study_commands import print_outcome
     from flops_fit_core.study.retry import retry as retry_runs
     from flops_fit_core.study.retry import select_results
@@ -145,4 +171,4 @@ def retry(
     statuses = {"failed", "diverged"} if diverged else {"failed"}
     results = select_results(study, statuses, prefixes or ())
     print_message(f"{study.plan.name}: {len(results)} runs to train again, in {study.folder.path}")
-    return print_outcome(retry_runs(study, results, overrides or (), [SweepProgress(console(error=True), set())]))
+    return print_outcome(retry_runs(study, results, overrides or (), progress=True))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from flops_fit_core.records.base import Positive, Record
+from flops_fit_core.records.html import html_block, html_list, html_table, html_text, power_of_ten, short_number
 from flops_fit_core.records.runs import PluginChoice
 
 
@@ -45,6 +47,11 @@ class Interval(Record):
         if self.low is None or self.high is None:
             return f"{self.value:.4g}"
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+    def cells(self, show: Callable[[float], str] = "{:.3f}".format) -> tuple[str, str, str]:
+        """Value, low and high end as text."""
+        low, high = ("–" if end is None else show(end) for end in (self.low, self.high))
+        return show(self.value), low, high
 
 
 class Law(Record):
@@ -116,6 +123,16 @@ class Optimum(Record):
     outside: Literal["below", "above"] | None = None
     """Whether N lies below or above the trained sizes; None if it is among them, or if they are unknown."""
 
+    def _repr_html_(self) -> str:
+        """For notebooks: N, D and L with their intervals."""
+        quantities = [("N_opt", self.params), ("D_opt", self.tokens), ("L", self.loss)]
+        if self.new_run is not None:
+            quantities.append(("L of a new run", self.new_run))
+        shows = {"N_opt": short_number, "D_opt": short_number}
+        rows = [(name, *interval.cells(shows.get(name, "{:.4f}".format))) for name, interval in quantities]
+        table = html_table(("", "estimate", "low", "high"), rows, (True,))
+        return html_block(f"Optimum for C = {power_of_ten(self.flops)} FLOPs", html_list(self.notes), table)
+
 
 class Diagnostic(Record):
     """A problem or property of a fit, in plain words, with advice."""
@@ -170,6 +187,39 @@ class LawFit(Record):
         tables = [member.draws for member in self.members] or [self.draws]
         return sum(len(next(iter(table.values()), ())) for table in tables)
 
+    def _repr_html_(self) -> str:
+        """For notebooks: exponents, parameters, conventions and diagnostics."""
+        powers = {"a": "a, N_opt ~ C^a", "b": "b, D_opt ~ C^b"}
+        rows = [(powers.get(name, name), *interval.cells()) for name, interval in self.exponents.items()]
+        rows += [(name, f"{value:.4g}", "–", "–") for name, value in self.law.parameters.items()]
+        level = (
+            f"{self.level:.0%} intervals. "
+            if any(item.low is not None for item in self.exponents.values())
+            else ""
+        )
+        on_set = f" on {self.eval_set}" if self.eval_set else ""
+        low, high = map(power_of_ten, self.flops_range)
+        conventions = (
+            f"{level}N: {self.params_name}. C: {self.flops_name}. D: {self.unit}. L: nats per "
+            f"{self.unit.removesuffix('s')}{on_set}. C of the runs: {low} to {high}."
+            f"{f' Runs not used: {len(self.excluded)}.' if self.excluded else ''}"
+        )
+        members = html_table(
+            ("law", "weight", "a", "b"),
+            [
+                (member.law.name, f"{member.weight:.0%}", *(_value(member.exponents.get(key)) for key in "ab"))
+                for member in self.members
+            ],
+            (True,),
+        )
+        return html_block(
+            f"{self.law.name}, fitted by {self.fitter.name} to {self.n_runs} runs",
+            html_list(item.message for item in self.diagnostics if item.severity == "warning"),
+            html_table(("", "estimate", "low", "high"), rows, (True,)),
+            members if self.members else "",
+            html_text(conventions),
+        )
+
     @model_validator(mode="after")
     def _draws_have_equal_lengths(self) -> Self:
         lengths = {len(column) for column in (*self.draws.values(), *self.flops_per_token_draws)}
@@ -183,3 +233,7 @@ class LawFit(Record):
         if len(self.flops_per_token_draws) != len(self.flops_per_token_modes):
             raise ValueError("flops_per_token_draws must have a column for each of flops_per_token_modes")
         return self
+
+
+def _value(interval: Interval | None) -> str:
+    return "–" if interval is None else f"{interval.value:.3f}"

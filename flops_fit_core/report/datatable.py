@@ -8,11 +8,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Diagnostic
+from flops_fit_core.records.html import html_block, html_list, html_table, html_text
 from flops_fit_core.report import numbers
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
     from rich.table import Table as RichTable
 
 Row = Mapping[str, Any]
@@ -63,19 +66,40 @@ class DataTable:
         rows = [self.fields, *([show(row[field]) for field in self.fields] for row in self.rows)]
         return "".join(map(_csv_line, rows))
 
-    def __str__(self) -> str:
-        """The table as on a terminal 120 columns wide, with the diagnostics below."""
-        from rich.console import Console
+    def to_pandas(self) -> DataFrame:
+        """The rows as a pandas DataFrame, a column per field. Raises ConfigError if pandas is not installed."""
+        try:
+            import pandas as pd
+        except ImportError:
+            raise ConfigError(
+                "to_pandas needs pandas, which is not installed: pip install 'flops-fit[parquet]'"
+            ) from None
+        return pd.DataFrame(self.json(), columns=list(self.fields))
 
-        console = Console(file=io.StringIO(), width=120)
-        with console.capture() as capture:
-            console.print(self.rich())
-        marks = {"warning": "!", "note": "-"}
-        notes = [
-            f"{marks[diagnostic.severity]} {escape_controls(diagnostic.message)}"
-            for diagnostic in self.diagnostics
+    def __str__(self) -> str:
+        """The table as plain text, with the caption and the diagnostics below. No line is wrapped."""
+        headings = [column.heading for column in self.columns]
+        texts = [[escape_controls(cell) for cell in cells] for cells in (headings, *self.cells())]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)] if headings else []
+        sides = [str.ljust if column.align_left else str.rjust for column in self.columns]
+        lines = [
+            "  ".join(side(cell, width) for side, cell, width in zip(sides, cells, widths, strict=True)).rstrip()
+            for cells in texts
         ]
-        return "\n".join([*(line.rstrip() for line in capture.get().splitlines()), *notes])
+        marks = {"warning": "!", "note": "-"}
+        notes = [f"{marks[item.severity]} {escape_controls(item.message)}" for item in self.diagnostics]
+        title, caption = escape_controls(self.title), escape_controls(self.caption)
+        return "\n".join([title, "", *lines, "", caption, *notes])
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        headings = [column.heading for column in self.columns]
+        return html_block(
+            self.title,
+            html_table(headings, self.cells(), [column.align_left for column in self.columns]),
+            html_text(self.caption),
+            html_list(item.message for item in self.diagnostics),
+        )
 
     def rich(self) -> RichTable:
         """For a terminal: ``rich.print(table.rich())``."""

@@ -15,7 +15,7 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from flops_fit_core.errors import ConfigError
@@ -67,6 +67,10 @@ class Driver(Record):
     """Number of writes of the file."""
     running: tuple[Progress, ...] = ()
     """The latest progress of each run in training."""
+    workers: int | None = None
+    """Jobs that it trains at the same time; None if unknown before they run, as on a cluster."""
+    timings: dict[str, float] = {}
+    """Run id -> tokens per second, measured before the sweep for a few sizes."""
 
     @property
     def is_on_this_machine(self) -> bool:
@@ -94,7 +98,14 @@ class Heartbeat(Logger):
     Threads: any may call :meth:`write`. A file that cannot be written is logged once and tried again later.
     """
 
-    def __init__(self, study: Path, owner: str, executor: str) -> None:
+    def __init__(
+        self,
+        study: Path,
+        owner: str,
+        executor: str,
+        *,
+        workers: int | None = None,
+    ) -> None:
         self.owner = owner
         now = time.time()
         self._driver = Driver(
@@ -106,6 +117,7 @@ class Heartbeat(Logger):
             executor=executor,
             started=now,
             updated=now,
+            workers=workers,
         )
         # Two containers may have one host name and one process id.
         name = f"{self._driver.host}-{self._driver.pid}-{secrets.token_hex(4)}.json"
@@ -115,6 +127,14 @@ class Heartbeat(Logger):
         self._written = 0.0
         self._beat = 0
         self._failed = self._closed = False
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return self._driver.timings
+
+    def set_timings(self, timings: Mapping[str, float]) -> None:
+        """Record timings of a few sizes, for other processes that estimate the time left."""
+        self._driver = self._driver.model_copy(update={"timings": dict(timings)})
 
     def started(self, plan: SweepPlan) -> None:
         self.write()
@@ -169,6 +189,58 @@ class Heartbeat(Logger):
         write_checked(self._file, driver, durable=False)
 
 
+# ---------------------------------------------------------------------------- before a driver starts
+
+
+def announce_start(study: Path) -> None:
+    """Show other processes that this one is about to drive the study: planning it again takes a while.
+
+    The file is no driver's file: it starts with a dot. Nothing is written in a folder without a plan.
+    """
+    if not (study / "plan.json").exists():
+        return
+    now = time.time()
+    announcement = Driver(
+        owner="",
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        process_start=_state_and_start(os.getpid())[1],
+        machine=this_machine(),
+        executor="",
+        started=now,
+        updated=now,
+    )
+    with contextlib.suppress(OSError):  # a folder that cannot be written is reported when training starts
+        make_folder(study / "drivers")
+        write_checked(_announcement_file(study), announcement, durable=False)
+
+
+def withdraw_start(study: Path) -> None:
+    """Remove the announcement of this process, if there is one."""
+    file = _announcement_file(study)
+    if file.exists():
+        with contextlib.suppress(OSError):  # other drivers have files in the folder
+            file.unlink(missing_ok=True)
+            file.parent.rmdir()
+
+
+def starting_processes(study: Path) -> list[Driver]:
+    """The processes that are about to drive the study."""
+    return [item for item in _read_announcements(study).values() if item.is_alive and item.is_recent]
+
+
+def _read_announcements(study: Path) -> dict[Path, Driver]:
+    announced = {}
+    for file in list_files(study / "drivers", ".*.json"):
+        with contextlib.suppress(ConfigError):  # it has just been removed
+            announced[file] = read_record(Driver, file)
+    return announced
+
+
+def _announcement_file(study: Path) -> Path:
+    return study / "drivers" / f".{socket.gethostname()}-{os.getpid()}.json"
+
+
 # ---------------------------------------------------------------------------- other drivers
 
 
@@ -211,7 +283,8 @@ def remove_dead_drivers(study: Path) -> list[str]:
     """Remove the files of drivers that died on this machine. Returns the owners of their claims."""
     _remove_incomplete_files(study / "drivers")
     dead = {file: driver for file, driver in _read_drivers(study).items() if not driver.is_alive}
-    for file in dead:
+    announced = [file for file, process in _read_announcements(study).items() if not process.is_alive]
+    for file in [*dead, *announced]:
         file.unlink(missing_ok=True)
     return [driver.owner for driver in dead.values()]
 
@@ -268,14 +341,3 @@ def _state_and_start(pid: int) -> tuple[str, int | None]:
         return fields[0].decode(), int(fields[19])
     except (OSError, ValueError, IndexError):
         return "", None
-
-
-def seconds_left(plan: SweepPlan, finished: set[str], running: Sequence[Progress]) -> float | None:
-    """Time to finish the plan at the present rate, in seconds; None if no run reports a rate."""
-    runs = {run.id: run for run in plan.runs}
-    active = [(item, runs[item.run]) for item in running if item.run in runs and item.tokens_per_second]
-    rate = sum((item.tokens_per_second or 0.0) * run.flops_per_token for item, run in active)
-    if not rate:
-        return None
-    done = sum(item.tokens * run.flops_per_token for item, run in active)
-    return max(0.0, plan.flops_left(finished) - done) / rate

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.records import RunResult
+from flops_fit_core.records.html import html_block, html_text
 from flops_fit_core.study.law import StudyLaw
+from flops_fit_core.study.states import count_states
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -64,6 +66,22 @@ def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
         with without_latex():
             figure.savefig(path)
     return figure
+
+
+def study_html(law: StudyLaw, results: Sequence[RunResult], folder: str) -> str:
+    """A study for notebooks: the runs by state, failures, and the answer or the reason why there is none."""
+    from flops_fit_core.report import exponents_line
+    from flops_fit_core.report.run_errors import describe_failures
+
+    states = {state: count for state, count in count_states(law.plan, results).items() if count}
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    title = f"{law.plan.name}: {counts} of {len(law.plan.runs)} runs"
+    failures = "".join(map(html_text, describe_failures(results, folder)))
+    try:
+        answer = html_text(exponents_line(law.fit)) + predictions(law, None)._repr_html_()
+    except FitError as error:
+        answer = html_text(f"no law yet: {str(error).partition(chr(10))[0]}")
+    return html_block(title, failures, answer, html_text(folder))
 
 
 def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path) -> list[Path]:

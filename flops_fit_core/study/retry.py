@@ -9,7 +9,6 @@ from flops_fit_core.config import make_experiment, override_value
 from flops_fit_core.errors import PlanError
 from flops_fit_core.planning import make_plan
 from flops_fit_core.planning.init_from_fit import expected_params
-from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
 from flops_fit_core.study import Study
 from flops_fit_core.study.trust import save_study
@@ -37,7 +36,7 @@ def select_results(study: Study, statuses: Collection[str], prefixes: Collection
 
 
 def retry(
-    study: Study, results: Sequence[RunResult], overrides: Sequence[str] = (), loggers: Sequence[Logger] = ()
+    study: Study, results: Sequence[RunResult], overrides: Sequence[str] = (), *, progress: bool = False
 ) -> Study:
     """Train the runs of these results again, as planned with ``overrides`` (``a.b=value``). Returns the new study.
 
@@ -65,7 +64,7 @@ def retry(
     save_study(study.folder, unchanged, updated.plan, study.registry)
     retry_plan = SweepPlan(**{**dict(changed), "runs": tuple(runs), "name": study.plan.name})
     attempt = Study(retry_plan, study.registry, study.folder, experiment=experiment)
-    attempt.train(loggers=loggers, only={run.id for run in runs}, save=False, check=False)
+    attempt.train(only={run.id for run in runs}, save=False, check=False, progress=progress)
     return updated
 
 

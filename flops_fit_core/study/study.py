@@ -8,12 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.config import Experiment, PluginConfig, list_slots
+from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.protocols import Fitter, Logger, ResultStore
 from flops_fit_core.plugins.registry import PluginSetup, Registry, registry_from
 from flops_fit_core.plugins.specs import FitterSpec
-from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, SweepPlan
+from flops_fit_core.records import LawFit, Observation, Optimum, RunResult, RunSpec, SweepPlan
 from flops_fit_core.study import outputs
 from flops_fit_core.study.checkpoints import delete_checkpoints
 from flops_fit_core.study.comparison import Recipe, compare_recipes
@@ -23,7 +23,8 @@ from flops_fit_core.study.other_results import OtherRuns
 from flops_fit_core.study.other_stores import check_single_driver
 from flops_fit_core.study.results import StudyResults
 from flops_fit_core.study.settings import StudySettings
-from flops_fit_core.study.train import check_outcome, train_missing
+from flops_fit_core.study.time_left import TimeLeft
+from flops_fit_core.study.train import check_outcome, count_parallel_jobs, train_missing
 from flops_fit_core.training.checkpoint_files import TrajectoryFolder
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Study:
         self._store = store
         self._settings = StudySettings(folder, registry, experiment, plan=plan, trust=trust)
         self._trust = trust
+        self._timings: dict[str, float] | None = None
         self._results = StudyResults(plan, self._settings, store)
         self._law = StudyLaw(plan, self._settings, self._results, eval_set)
 
@@ -124,6 +126,7 @@ class Study:
         only: Collection[str] | None = None,
         save: bool = True,
         check: bool = True,
+        progress: bool = False,
     ) -> list[RunResult]:
         """Write the plan to the folder, train the runs that the store lacks, and return all results of the plan.
 
@@ -134,6 +137,8 @@ class Study:
             only: Ids of the runs to train; None for all.
             save: False if the folder has this plan already.
             check: Whether to call :meth:`check_runs` at the end.
+            progress: Whether to show the sweep while it trains: in a terminal, in a notebook, or as a line per
+                finished run on standard error. The environment variable ``FLOPS_FIT_PROGRESS=0`` turns it off.
 
         Raises UserError for a mistake that you can correct, SweepFailed if runs failed and none is completed.
         KeyboardInterrupt stops the workers; finished results and checkpoints are kept.
@@ -147,6 +152,8 @@ class Study:
             retrain=retrain,
             only=only,
             save=save,
+            progress=progress,
+            timings=self._timings or {},
         )
         self.refresh()
         if check:
@@ -180,13 +187,27 @@ class Study:
         return sum(TrajectoryFolder(self.folder.path, item.id).bytes for item in self.plan.trajectories)
 
     def seconds(self) -> float | None:
-        """Estimated wall time of the missing runs, from real steps on this machine; None if unknown."""
-        from flops_fit_core.training import estimate_seconds
+        """Estimated wall time of the missing runs; None if unknown.
 
-        experiment = self._experiment()
-        executor = experiment.executor
-        workers = executor.call(executor.spec.places, executor.options, list_slots(experiment.device))
-        return None if workers is None else estimate_seconds(self.plan, self.registry, workers, self.results)
+        It comes from finished runs if there are any, otherwise from real steps of a few sizes on this machine.
+        """
+        workers = count_parallel_jobs(self._experiment(), self.plan)
+        results = self.results
+        done = {result.id for result in results if result.is_finished}
+        missing = [run for run in self.plan.runs if run.id not in done]
+        if workers is None or not missing:
+            return 0.0 if not missing else None
+        timings = {} if any(result.seconds > 0 for result in results) else self._measure_timings(missing)
+        estimate = TimeLeft(self.plan, timings).estimate(results, done, (), workers)
+        return None if estimate is None else estimate.seconds
+
+    def _measure_timings(self, missing: Sequence[RunSpec]) -> dict[str, float]:
+        """Timings of a few sizes, measured once."""
+        from flops_fit_core.training import measure_timings
+
+        if self._timings is None:
+            self._timings = measure_timings(self.plan, self.registry, missing)
+        return self._timings
 
     def _experiment(self) -> Experiment:
         return self._settings.load()
@@ -343,6 +364,10 @@ class Study:
         first."""
         default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
         return outputs.write_page(self._law, self.results, default if folder is None else Path(folder))
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the runs by state, failures, and the answer or the reason why there is none."""
+        return outputs.study_html(self._law, self.results, self.folder.shown)
 
     def __repr__(self) -> str:
         done = sum(result.status == "completed" for result in self.results)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
 
 from flops_fit_core.config import Experiment, build_executor, build_logger, check_argument, list_slots
 from flops_fit_core.errors import StudyWarning, SweepFailed, raised_at
 from flops_fit_core.planning.family_flops import record_family
 from flops_fit_core.plugins.protocols import Executor, Logger
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, SweepPlan
-from flops_fit_core.study.directory import StudyFolder
-from flops_fit_core.study.heartbeat import Heartbeat, new_owner
+from flops_fit_core.study.directory import INLINE, StudyFolder
+from flops_fit_core.study.heartbeat import Heartbeat, new_owner, withdraw_start
+from flops_fit_core.study.live.progress import SweepProgress, is_wanted
 from flops_fit_core.study.model_check import record_model_check
 from flops_fit_core.study.other_stores import check_claims, check_no_other_driver, check_single_driver
 from flops_fit_core.study.results import StudyResults
@@ -19,6 +23,11 @@ from flops_fit_core.study.settings import StudySettings
 from flops_fit_core.study.sweep import Sweep
 from flops_fit_core.study.trust import save_study
 from flops_fit_core.training.executor_context import StudyExecutorContext
+
+TIMED_FLOPS = 2e11
+"""A sweep with fewer FLOPs takes seconds, and less than timing its sizes is worth."""
+
+logger = logging.getLogger("flops_fit")
 
 
 def train_missing(
@@ -31,38 +40,78 @@ def train_missing(
     retrain: bool,
     only: Collection[str] | None,
     save: bool,
+    progress: bool,
+    timings: Mapping[str, float],
 ) -> list[RunResult]:
     """Write the plan to the folder (with ``save``) and train the runs that the store lacks.
 
-    The arguments and errors are those of :meth:`flops_fit_core.Study.train`.
+    ``timings``: run id -> tokens per second of a few sizes, to estimate the time left. The other arguments and the
+    errors are those of :meth:`flops_fit_core.Study.train`.
     """
     experiment, folder, registry = settings.load(), settings.folder, settings.registry
     for logger in loggers:
         check_argument("loggers", logger, Logger)
     own_loggers = [build_logger(chosen, folder.path) for chosen in experiment.loggers]
     check_no_other_driver(folder, experiment.store, registry)
+    workers = count_parallel_jobs(experiment, plan)
     with results.store() as store:
         check_claims(store)
         check_single_driver(folder, store)
-        results.copy_from_other_stores(store)
-        if save:
-            save_study(folder, experiment, plan, registry)
-            record_model_check(experiment, plan, folder.path)
-            record_family(experiment, plan, folder.path)
-        sweep = Sweep(
-            plan,
-            store,
-            _build_executor(experiment, settings),
-            registry,
-            loggers=[*loggers, *own_loggers],
-            retry_failed=retry_failed,
-            retrain=retrain,
-            only=only,
-            folder=folder.path,
-            open_store=results.open_again,
-            heartbeat=Heartbeat(folder.path, new_owner(), experiment.executor.name),
-        )
-        return sweep.run()
+        heartbeat = Heartbeat(folder.path, new_owner(), experiment.executor.name, workers=workers)
+        # Before the plan is written, so that no process sees the plan without its driver.
+        heartbeat.write()
+        withdraw_start(folder.path)
+        with closing(heartbeat):
+            results.copy_from_other_stores(store)
+            if save:
+                save_study(folder, experiment, plan, registry)
+                record_model_check(experiment, plan, folder.path)
+                record_family(experiment, plan, folder.path)
+            view: list[Logger] = []
+            if is_wanted(progress):
+                heartbeat.set_timings(timings or _measure_timings(plan, registry, results.planned))
+                stored = [] if retrain else results.planned
+                done = [result for result in stored if result.is_finished or not retry_failed]
+                view = [SweepProgress(folder.shown, done, workers=workers, timings=heartbeat.timings)]
+            sweep = Sweep(
+                plan,
+                store,
+                _build_executor(experiment, settings),
+                registry,
+                loggers=[*view, *loggers, *own_loggers],
+                retry_failed=retry_failed,
+                retrain=retrain,
+                only=only,
+                folder=folder.path,
+                open_store=results.open_again,
+                heartbeat=heartbeat,
+            )
+            return sweep.run()
+
+
+def _measure_timings(plan: SweepPlan, registry: Registry, results: Sequence[RunResult]) -> Mapping[str, float]:
+    """Timings of a few sizes for the estimate of the time left.
+
+    Not for a short sweep, nor if runs have finished, which are better. Python objects are left alone: a dataset
+    may change when it is read.
+    """
+    if plan.flops < TIMED_FLOPS or any(result.is_finished for result in results) or INLINE in registry.plugins:
+        return {}
+    from flops_fit_core.training import measure_timings
+
+    try:
+        return measure_timings(plan, registry, plan.runs, cpu_only=True)
+    except Exception as error:
+        logger.info("no timings were measured: %s", error)
+        return {}
+
+
+def count_parallel_jobs(experiment: Experiment, plan: SweepPlan) -> int | None:
+    """Jobs that the executor trains at the same time; None if that is unknown before they run."""
+    executor = experiment.executor
+    workers = executor.call(executor.spec.places, executor.options, list_slots(experiment.device))
+    devices = max((run.devices for run in plan.runs), default=1)
+    return None if workers is None else max(1, int(workers) // devices)
 
 
 def check_outcome(plan: SweepPlan, results: Sequence[RunResult], folder: StudyFolder) -> None:

@@ -2,7 +2,7 @@ from .checkpoint_files import TrajectoryFolder as TrajectoryFolder
 from .checkpoint_files import verify_checkpoint as verify_checkpoint
 from .context import WorkerContext as WorkerContext
 from .distributed import TorchDistributedContext as TorchDistributedContext
-from .estimate import estimate_seconds as estimate_seconds
+from .estimate import measure_timings as measure_timings
 from .evaluation import EvalResult as EvalResult
 from .evaluation import evaluate as evaluate
 from .evaluation import further_losses as further_losses

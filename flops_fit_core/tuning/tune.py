@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.flops.model_stats import SizeStats
-from flops_fit_core.plugins.protocols import Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.utilities import write_atomically
 from flops_fit_core.records import Interval, RunResult, RunSpec
@@ -36,7 +35,7 @@ def tune(
     *,
     rates: int = RATES,
     extensions: int = EXTENSIONS,
-    loggers: Callable[[Study], Sequence[Logger]] = lambda study: (),
+    progress: bool = False,
 ) -> Tuning:
     """Train the missing runs of a sweep and find the best value of the tuned option.
 
@@ -49,7 +48,7 @@ def tune(
         folder: The sweep's folder, such as ``runs/NAME/tune``; the result is also written to :data:`FILE` in it.
         rates: Number of values to start with, at least 3.
         extensions: 0 for no more values.
-        loggers: Makes the loggers of one round of training.
+        progress: Whether to show each round of training, as in :meth:`flops_fit_core.Study.train`.
 
     Raises ConfigError, PlanError or StoreError, saying what to change.
     """
@@ -59,7 +58,7 @@ def tune(
         )
     steps = list(range(-(rates // 2), rates - rates // 2))
     for extension in range(extensions + 1):
-        tuning = _train(lr_sweep, registry, folder, steps, loggers)
+        tuning = _train(lr_sweep, registry, folder, steps, progress)
         if not tuning.edges or extension == extensions:
             break
         below = range(steps[0] - ADDED, steps[0]) if "low" in tuning.edges else ()
@@ -74,11 +73,11 @@ def _train(
     registry: Registry,
     folder: StudyFolder,
     steps: Sequence[int],
-    loggers: Callable[[Study], Sequence[Logger]],
+    progress: bool,
 ) -> Tuning:
     values = lr_sweep.values(steps)
     study = Study(lr_sweep.plan_runs(values), registry, folder, experiment=lr_sweep.experiment)
-    study.train(loggers=loggers(study), check=False)
+    study.train(check=False, progress=progress)
     return summarize(lr_sweep, values, study.results)
 
 

@@ -11,7 +11,8 @@ from flops_fit_core.config import make_experiment
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins import DeviceSpec, hookimpl
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.training import estimate, estimate_seconds
+from flops_fit_core.study.time_left import TimeLeft
+from flops_fit_core.training import estimate, measure_timings
 
 
 def plan_of_nine_runs(folder, devices_per_run):
@@ -30,7 +31,8 @@ def test_runs_on_several_devices_are_estimated_with_the_devices_that_they_take(
     plan = plan_of_nine_runs(tmp_path / "text", devices_per_run)
     first = plan.runs[0]
     done = RunResult(run=first, status="completed", loss=1.0, tokens=first.tokens, seconds=100.0)
-    assert estimate_seconds(plan, installed(), workers, [done]) == pytest.approx(seconds)
+    estimate = TimeLeft(plan).estimate([done], {first.id}, (), max(1, workers // devices_per_run))
+    assert estimate.seconds == pytest.approx(seconds, rel=0.01)
 
 
 def test_a_gpu_is_probed_with_larger_models_than_a_core(tmp_path):
@@ -52,7 +54,8 @@ def test_no_estimate_is_made_for_a_device_that_this_machine_lacks(tmp_path):
 
     registry = installed().with_plugins({"mine": Elsewhere()})
     table = text_table(write_text(tmp_path / "text"), device="mine/elsewhere")
-    assert estimate_seconds(make_plan(make_experiment(table, registry)), registry, 1) is None
+    plan = make_plan(make_experiment(table, registry))
+    assert measure_timings(plan, registry, plan.runs) == {}
 
 
 PEAKY = """
