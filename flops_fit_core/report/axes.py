@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -151,8 +150,20 @@ def _wrap_lines(text: str, width: int) -> str:
         elif bracket and max(visible_length(head), visible_length(tail) + 1) <= width:
             lines += [head, f"({tail}"]
         else:
-            lines += textwrap.wrap(line, width, break_on_hyphens=False) or [""]
+            lines += _wrap_words(line, width)
     return "\n".join(lines)
+
+
+def _wrap_words(line: str, width: int) -> list[str]:
+    """Greedy lines of words; a formula, with its spaces, is part of a single word."""
+    lines = [""]
+    for word in re.findall(r"(?:\\\$|\$[^$]*\$|\S)+", line):
+        joined = f"{lines[-1]} {word}".strip()
+        if visible_length(joined) <= width or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return lines
 
 
 def mark_synthetic(axes: Axes, theme: Theme) -> None:

@@ -93,7 +93,7 @@ def test_the_axes_have_units_and_nothing_overlaps(budgets, tmp_path):
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     axes = figure.axes[0]
-    assert axes.get_ylabel() == "ln L of a run - ln L of the law (%)"
+    assert axes.get_ylabel() == "ln L - ln L of the law (%)"
     assert "matmul parameters" in axes.get_xlabel()
     assert "synthetic" in [text.get_text() for text in axes.texts]
     renderer = canvas.get_renderer()

@@ -95,11 +95,11 @@ class Canvas:
                 self.figure.get_figheight() + (1.55 * rows + 0.8) * self.theme.size("legend") / 72
             )
 
-    def add_side_legend(self, handles: Sequence[Any], title: str) -> None:
-        """A legend to the right of a new figure; in the first of your axes."""
+    def add_side_legend(self, handles: Sequence[Any], title: str, place: str) -> None:
+        """A legend to the right of a new figure; at ``place`` in the first of your axes."""
         style = self.theme.legend_style(title=title)
         if not self.is_new:
-            add_second_legend(self.panels[0], handles=handles, loc="upper right", **style)
+            add_second_legend(self.panels[0], handles=handles, loc=place, **style)
             return
         legend = self.figure.legend(handles=handles, loc="outside right upper", **style)
         legend.get_title().set_color(self.theme.ink)

@@ -39,10 +39,11 @@ def draw_frontier(data: FigureData, ax: Any = None, style: str | None = None, wi
     if irreducible is not None:
         axes.axhline(irreducible.value, color=theme.ink, lw=0.8 * theme.line, ls=":", zorder=1)
         axes.update_datalim([(curve.flops[0], irreducible.value)])
-        if irreducible.low is not None and irreducible.high is not None:
-            axes.axhspan(irreducible.low, irreducible.high, color=theme.ink, alpha=0.5 * BAND, lw=0, zorder=0.4)
     label_against_flops(canvas, axes, data, f"L, {data.names.loss}", "ratio")
     if irreducible is not None:
+        if irreducible.low is not None and irreducible.high is not None:
+            # After the limits: a wide interval would compress the rest.
+            axes.axhspan(irreducible.low, irreducible.high, color=theme.ink, alpha=0.5 * BAND, lw=0, zorder=0.4)
         ends = numbers.span(irreducible.low, irreducible.high, lambda value: f"{value:.3g}")
         text = f"E = {irreducible.value:.3g}" + (f" ({ends})" if irreducible.low is not None else "")
         axes.annotate(

@@ -184,7 +184,7 @@ def name_budgets(
             line.set_label(f"C = {line.get_label()}")
         canvas.add_legend(lines)
     else:
-        canvas.add_side_legend(lines, "C (FLOPs)")
+        canvas.add_side_legend(lines, "C (FLOPs)", "upper right")
 
 
 def add_color_bar(canvas: Canvas, budgets: Sequence[float]) -> None:

@@ -142,4 +142,4 @@ def add_signs_and_budgets(canvas: Canvas, signs: list[Any], budgets: list[float]
         canvas.add_legend([*signs, *dots])
     else:
         canvas.add_legend(signs)
-        canvas.add_side_legend(dots, "C (FLOPs)")
+        canvas.add_side_legend(dots, "C (FLOPs)", "lower right")

@@ -55,7 +55,7 @@ def draw_residuals(data: FigureData, ax: Any = None, style: str | None = None, w
     x_label = (
         r"N / $N_{\mathrm{opt}}$(C): size of a run over the optimal size at its C" + f"\nN: {data.names.params}"
     )
-    y_label, y_wrap = "ln L of a run - ln L of the law (%)", canvas.characters("height")
+    y_label, y_wrap = "ln L - ln L of the law (%)", canvas.characters("height")
     style_axes(axes, theme, x_label, y_label, wrap=canvas.characters(), y_wrap=y_wrap)
     title = f"C: training FLOPs, {data.names.flops}. L: held-out loss."
     set_title(axes, theme, title, wrap=int(1.1 * canvas.characters()))
