@@ -79,15 +79,15 @@ class Canvas:
         """Whether a legend to the right would leave too little for the data."""
         return float(self.figure.get_figwidth()) < 5
 
-    def add_legend(self, handles: Sequence[Any], **changes: Any) -> None:
-        """A legend below a new figure, which becomes higher by it; inside the first of your axes."""
+    def add_legend(self, handles: Sequence[Any], place: str = "best") -> None:
+        """A legend below a new figure, which becomes higher by it; at ``place`` in the first of your axes."""
         if not handles:
             return
         if not self.is_new:
-            add_second_legend(self.panels[0], handles=handles, loc="best", **self.theme.legend_style(**changes))
+            add_second_legend(self.panels[0], handles=handles, loc=place, **self.theme.legend_style())
             return
         columns = self._legend_columns([str(handle.get_label()) for handle in handles])
-        style = self.theme.legend_style(ncols=columns, columnspacing=1.5, **changes)
+        style = self.theme.legend_style(ncols=columns, columnspacing=1.5)
         self.figure.legend(handles=handles, loc="outside lower center", **style)
         if read_style("figure.figsize", None) is None:
             rows = -(-len(handles) // columns)

@@ -58,7 +58,7 @@ def draw_frontier(data: FigureData, ax: Any = None, style: str | None = None, wi
         signs.append(Line2D([], [], color=theme.second, lw=0.8 * theme.line, label="lowest measured"))
     if data.budgets:
         signs.append(Line2D([], [], **theme.hollow(theme.ink, "D", 1.0), label="predicted"))
-    canvas.add_legend(signs)
+    canvas.add_legend(signs, "upper right")
     return canvas.figure
 
 

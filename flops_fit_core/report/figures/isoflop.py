@@ -167,7 +167,8 @@ def name_budgets(
     if len(budgets) > MAX_NAMED_BUDGETS:
         add_color_bar(canvas, budgets)
         return
-    labels = [CurveLabel(format_power(c), place) for c, place in zip(budgets, places, strict=True)]
+    texts = [f"C = {format_power(budgets[0])}", *map(format_power, budgets[1:])]
+    labels = [CurveLabel(text, place) for text, place in zip(texts, places, strict=True)]
     low, high = axes.get_xlim()
     for extra in (0.0, 0.1, 0.2):
         axes.set_xlim(low / (high / low) ** (extra / 2), high * (high / low) ** extra)

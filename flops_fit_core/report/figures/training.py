@@ -31,6 +31,7 @@ def draw_training(data: FigureData, ax: Any = None, style: str | None = None, wi
     colors: dict[float | None, Any] = dict(zip(budgets, theme.budget_colors(budgets), strict=True))
     flops, losses = [], []
     ends: dict[float | None, tuple[float, float]] = {}
+    starts: dict[float | None, tuple[float, float]] = {}
     for curve in curves:
         points = [
             (c, loss) for c, loss in zip(curve.flops, curve.loss, strict=True) if c >= 0.01 * curve.flops[-1]
@@ -40,14 +41,19 @@ def draw_training(data: FigureData, ax: Any = None, style: str | None = None, wi
         axes.plot(x[-1], y[-1], **theme.dot(colors.get(curve.budget, theme.grey), 0.7), zorder=3)
         flops += x
         losses += y
+        starts[curve.budget] = max(starts.get(curve.budget, (0.0, 0.0)), (x[0], y[0]), key=lambda start: start[1])
         ends[curve.budget] = max(ends.get(curve.budget, (0.0, 0.0)), (x[-1], y[-1]), key=lambda end: end[1])
     set_log_axis(axes, "x", *add_margin(flops), "power", most=5 if canvas.is_narrow else 8)
-    set_log_axis(axes, "y", *add_margin(losses), "ratio")
+    set_log_axis(axes, "y", *add_margin(losses, 0.08), "ratio")
     label = f"C, training FLOPs so far ({data.names.flops})"
     style_axes(axes, theme, label, f"L, {data.names.loss}", wrap=canvas.characters())
     if data.synthetic:
         mark_synthetic(axes, theme)
     sides = ("above", "right", "above right", "above left", "below")
-    places = [[(*ends[budget], side) for side in sides] for budget in budgets]
+    places = [
+        [(*starts[budget], side) for side in ("above", "above right", "above left", "left")]
+        + [(*ends[budget], side) for side in sides]
+        for budget in budgets
+    ]
     name_budgets(canvas, axes, budgets, [colors[budget] for budget in budgets], places)
     return canvas.figure
