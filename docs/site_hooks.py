@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import io
 import re
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ from typing import Any
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
+from flops_fit_core import fit
+
 ROOT = Path(__file__).parents[1]
 SAME_HOST = "default-src 'self' 'unsafe-inline' data:; worker-src 'self' blob:"
 """Content security policy: the browser loads nothing from another host, whatever the theme's scripts ask for."""
+
+FIGURE = re.compile(r"<!-- figure ([\w-]+) -->")
 
 
 def on_post_page(output: str, **context: Any) -> str:
@@ -30,26 +35,15 @@ def _add_policy(html: str) -> str:
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the figures of figures.md, drawn from the runs in docs/examples, in light and dark."""
-    for name, svg in draw_figures(ROOT / "docs" / "examples" / "text-gpt-runs.csv").items():
-        files.append(File.generated(config, f"images/figures/{name}.svg", content=svg))
+    """Add the figures that figures.md names, in light and dark, drawn from the runs in docs/examples."""
+    kinds = FIGURE.findall((ROOT / "docs" / "figures.md").read_text(encoding="utf-8"))
+    law = fit(ROOT / "docs" / "examples" / "text-gpt-runs.csv", fitter="parametric")
+    for kind in kinds:
+        for style in ("light", "dark"):
+            svg = io.StringIO()
+            law.plot(kind, style=style).savefig(svg, format="svg", metadata={"Date": None})
+            files.append(File.generated(config, f"images/figures/{kind}-{style}.svg", content=svg.getvalue()))
     return files
-
-
-def draw_figures(table: Path) -> dict[str, str]:
-    """``KIND-STYLE`` -> SVG, for every kind that a table of runs allows."""
-    from flops_fit_core import fit
-    from flops_fit_core.fitting import optimum
-    from flops_fit_core.report.figures import FigureData, draw_all, render_svg
-
-    law = fit(table, fitter="parametric")
-    largest = law.flops_range[1]
-    data = FigureData(law.observations, law, lambda flops: optimum(law, flops), [10 * largest, 100 * largest])
-    return {
-        f"{kind}-{style}": render_svg(figure, f"{kind}-{style}")
-        for style in ("light", "dark")
-        for kind, figure in draw_all(data, style=style).items()
-    }
 
 
 def on_page_markdown(markdown: str, **context: Any) -> str:
@@ -59,7 +53,7 @@ def on_page_markdown(markdown: str, **context: Any) -> str:
     Links to the README, which is not a page of the site, become text.
     """
     markdown = re.sub(r"\[([^\]]+)\]\((?:\.\./)+README\.md[^)]*\)", r"\1", markdown)
-    markdown = re.sub(r"<!-- figure ([\w-]+) -->", lambda match: figure_in_both_styles(match[1]), markdown)
+    markdown = FIGURE.sub(lambda match: figure_in_both_styles(match[1]), markdown)
     return re.sub(r"<!-- public names of ([\w.]+) -->", lambda match: api_entries(match[1]), markdown)
 
 
