@@ -641,7 +641,7 @@ def test_a_whole_study_predicts_tables_and_plots(tmp_path):
     assert study.predict(1e7).params.value > 0
     assert len(study.table().json()) == 5
     assert study.chinchilla_table([1e7]).json()
-    study.plot(tmp_path / "figure.png")
+    study.plot(path=tmp_path / "figure.png")
     assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 

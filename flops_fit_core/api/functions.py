@@ -125,14 +125,15 @@ def fit(
         path = Path(source)
         if not path.is_dir() or is_table(path, registry):
             table_fitter = _build_fitter(fitter or DEFAULTS["fitter"], registry or installed())
-            return fit_table(table_fitter, read_complete_table(path, registry=registry))
+            table = read_complete_table(path, registry=registry)
+            return fit_table(table_fitter, table).with_observations(table.observations)
         source = Study.open(path, registry)
     if isinstance(source, Study):
         study_fitter = source.fitter if fitter is None else _build_fitter(fitter, source.registry)
-        return source.fit_runs(study_fitter)
+        return source.fit_runs(study_fitter).with_observations(source.observations)
     observations = list(source)
     fitter = _build_fitter(fitter or DEFAULTS["fitter"], registry or installed())
-    return check_grid(fitter.fit(observations), fitter, observations)
+    return check_grid(fitter.fit(observations), fitter, observations).with_observations(observations)
 
 
 def find_optimal(

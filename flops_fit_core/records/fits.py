@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated, Literal, Self
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from flops_fit_core.records.base import Positive, Record
 from flops_fit_core.records.html import html_block, html_list, html_table, html_text, power_of_ten, short_number
 from flops_fit_core.records.runs import PluginChoice
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 class Observation(Record):
@@ -219,6 +224,47 @@ class LawFit(Record):
             members if self.members else "",
             html_text(conventions),
         )
+
+    @property
+    def observations(self) -> tuple[Observation, ...]:
+        """The runs behind the fit, for :meth:`plot`; empty for a fit from a file. No part of the record."""
+        observations: tuple[Observation, ...] = self.__dict__.get("_observations", ())
+        return observations
+
+    def with_observations(self, observations: Iterable[Observation]) -> Self:
+        """The same fit with its runs, for :meth:`plot`. They are neither stored nor compared."""
+        fit = self.model_copy()
+        fit.__dict__["_observations"] = tuple(observations)
+        return fit
+
+    def plot(
+        self,
+        kind: str | None = None,
+        *,
+        observations: Iterable[Observation] | None = None,
+        ax: Any = None,
+        style: str | None = None,
+        width: str | None = None,
+        path: str | Path | None = None,
+    ) -> Figure:
+        """A figure of the fit, which notebooks display.
+
+        Args:
+            kind: ``isoflop``, ``optimum``, ``tokens-per-param``, ``frontier``, ``contours``, ``predicted``,
+                ``residuals`` or ``draws``. Default: ``isoflop``, or ``optimum`` for a fit without runs.
+            observations: The runs; by default :attr:`observations`.
+            ax: Axes of matplotlib to draw into; a pair for ``optimum``, and for ``isoflop`` with its residuals.
+            style: ``light``, ``dark``, or None for the background of your matplotlib style.
+            width: ``column`` (3.3 in) or ``page`` (7 in); None for ``page``, or for your ``figure.figsize``.
+            path: Also save the figure there: PNG, SVG or PDF.
+
+        Raises ConfigError for an unknown kind, style or width, FitError if the fit lacks what the kind shows.
+        """
+        # By name: records are below all other modules, and importing them must not import matplotlib.
+        plot_fit: Any = import_module("flops_fit_core.report.figures.law").plot_fit
+        runs = self.observations if observations is None else tuple(observations)
+        figure: Figure = plot_fit(self, kind, runs, ax=ax, style=style, width=width, path=path)
+        return figure
 
     @model_validator(mode="after")
     def _draws_have_equal_lengths(self) -> Self:

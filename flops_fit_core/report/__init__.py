@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from flops_fit_core.report.figures import (
         isoflop_figure,
         optimum_figure,
+        residual_figure,
         runs_figure,
         save_figure,
         tokens_per_param_figure,
     )
-    from flops_fit_core.report.residuals import residual_figure
     from flops_fit_core.report.writing import write_report
 
 _LAZY = {
     "gain_figure": "comparison",
     "isoflop_figure": "figures",
     "optimum_figure": "figures",
-    "residual_figure": "residuals",
+    "residual_figure": "figures",
     "runs_figure": "figures",
     "save_figure": "figures",
     "tokens_per_param_figure": "figures",

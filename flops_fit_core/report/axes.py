@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import textwrap
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, Literal
@@ -14,10 +14,8 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import LawFit
 from flops_fit_core.report import numbers
+from flops_fit_core.report.theme import Theme, read_style
 
-INK = "#1f2328"
-FAINT = "#d8dee4"
-SMALL = 8.5
 _MANTISSAS: tuple[tuple[float, ...], ...] = (
     (1,),
     (1, 3),
@@ -118,28 +116,58 @@ def plain_names(fit: LawFit) -> LawFit:
     return fit.model_copy(update={**names, "eval_set": eval_set})
 
 
-def style_axes(axes: Axes, x_label: str, y_label: str, *, wrap: int = 56) -> None:
-    """Set labels (wrapped at ``wrap`` characters) and a faint grid, and remove the box."""
-    axes.set_xlabel(_wrap_lines(x_label, wrap), color=INK)
-    axes.set_ylabel(_wrap_lines(y_label, wrap), color=INK)
-    axes.grid(visible=True, which="major", color=FAINT, linewidth=0.6)
+def style_axes(
+    axes: Axes, theme: Theme, x_label: str, y_label: str, *, wrap: int = 56, y_wrap: int | None = None
+) -> None:
+    """Set labels (wrapped at ``wrap`` and ``y_wrap`` characters) and a faint grid, and remove the box."""
+    axes.set_xlabel(_wrap_lines(x_label, wrap), color=theme.ink, fontsize=theme.size("label"))
+    axes.set_ylabel(_wrap_lines(y_label, y_wrap or wrap), color=theme.ink, fontsize=theme.size("label"))
+    color, width = read_style("grid.color", theme.faint), read_style("grid.linewidth", 0.6)
+    axes.grid(visible=True, which="major", color=color, linewidth=width)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(INK)
-    axes.tick_params(which="both", colors=INK, labelsize=9)
+    axes.spines[["left", "bottom"]].set_color(theme.ink)
+    axes.tick_params(which="both", color=theme.ink, labelcolor=theme.ink, labelsize=theme.size("tick"))
+
+
+def set_title(axes: Axes, theme: Theme, text: str, *, wrap: int = 80) -> None:
+    """A short text above the axes, at the left: the conventions of the numbers."""
+    axes.set_title(_wrap_lines(text, wrap), fontsize=theme.size("note"), color=theme.ink, loc="left")
+
+
+def visible_length(text: str) -> int:
+    """Characters of a text without the marks of mathtext."""
+    return len(re.sub(r"\\[a-z]+|[${}_^\\]", "", text))
 
 
 def _wrap_lines(text: str, width: int) -> str:
-    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
+    """Lines of at most ``width`` characters, broken before a bracket if both parts fit."""
+    lines: list[str] = []
+    for line in text.split("\n"):
+        head, bracket, tail = line.partition(" (")
+        if visible_length(line) <= width:
+            lines.append(line)
+        elif bracket and max(visible_length(head), visible_length(tail) + 1) <= width:
+            lines += [head, f"({tail}"]
+        else:
+            lines += _wrap_words(line, width)
+    return "\n".join(lines)
 
 
-def mark_synthetic(axes: Axes) -> None:
+def _wrap_words(line: str, width: int) -> list[str]:
+    """Greedy lines of words; a formula, with its spaces, is part of a single word."""
+    lines = [""]
+    for word in re.findall(r"(?:\\\$|\$[^$]*\$|\S)+", line):
+        joined = f"{lines[-1]} {word}".strip()
+        if visible_length(joined) <= width or not lines[-1]:
+            lines[-1] = joined
+        else:
+            lines.append(word)
+    return lines
+
+
+def mark_synthetic(axes: Axes, theme: Theme) -> None:
     """Write "synthetic" across a plot: nothing was trained."""
-    style: dict[str, Any] = {
-        "transform": axes.transAxes,
-        "ha": "center",
-        "va": "center",
-        "rotation": 28,
-        "zorder": 9,
-    }
-    axes.text(0.5, 0.5, "synthetic", fontsize=52, color=INK, alpha=0.08, **style)
+    style: dict[str, Any] = {"transform": axes.transAxes, "ha": "center", "va": "center", "rotation": 28}
+    size = 5.5 * theme.text_points
+    axes.text(0.5, 0.5, "synthetic", fontsize=size, color=theme.ink, alpha=0.1, zorder=0.5, **style)

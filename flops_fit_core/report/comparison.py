@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import Column, DataTable, Row
@@ -112,28 +112,32 @@ def describe_gate(comparison: Comparison) -> str:
 
 def gain_figure(comparison: Comparison) -> Figure:
     """The gain and its interval against C, with the gate and the requested budgets."""
-    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
 
-    from flops_fit_core.report.axes import style_axes
+    from flops_fit_core.report.axes import plain_text, set_title, style_axes
+    from flops_fit_core.report.figures.against_flops import BAND
+    from flops_fit_core.report.figures.canvas import new_canvas
 
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axes = figure.add_subplot()
+    canvas = new_canvas(None, None, None, kind="gain")
+    theme, axes = canvas.theme, canvas.panels[0]
     flops, gain, low, high = (list(column) for column in zip(*comparison.curve, strict=True))
-    label = f"{comparison.level:.0%} interval"
+    signs: list[Any] = [Line2D([], [], color=theme.law, marker="o", label="gain of B over A")]
+    signs.append(Patch(color=theme.law, alpha=BAND, lw=0, label=f"{comparison.level:.0%} interval"))
     if len(flops) > 1:
-        axes.fill_between(flops, low, high, color="#0072B2", alpha=0.18, linewidth=0, label=label)
-        axes.plot(flops, gain, color="#0072B2", label="gain of B over A")
+        axes.fill_between(flops, low, high, color=theme.law, alpha=BAND, lw=0)
+        axes.plot(flops, gain, color=theme.law, lw=theme.line)
     for item in comparison.gains:
         if item.gain.low is not None and item.gain.high is not None:
-            axes.plot([item.flops] * 2, [item.gain.low, item.gain.high], color="#0072B2", linewidth=2)
-        axes.plot([item.flops], [item.gain.value], "o", color="#0072B2")
-    axes.axhline(1, color="#8c959f", linewidth=1, label="no gain")
+            axes.plot([item.flops] * 2, [item.gain.low, item.gain.high], color=theme.law, lw=1.4 * theme.line)
+        axes.plot([item.flops], [item.gain.value], "o", ms=theme.marker, color=theme.law)
+    axes.axhline(1, color=theme.grey, lw=0.8, label="no gain")
+    signs.append(Line2D([], [], color=theme.grey, lw=0.8, label="no gain"))
     if comparison.gate != 1:
-        axes.axhline(
-            comparison.gate, color="#D55E00", linestyle="--", linewidth=1, label=f"gate {comparison.gate:g}"
-        )
+        axes.axhline(comparison.gate, color=theme.second, ls="--", lw=theme.line)
+        signs.append(Line2D([], [], color=theme.second, ls="--", lw=theme.line, label=f"gate {comparison.gate:g}"))
     axes.set_xscale("log")
-    axes.set_title(f"A: {comparison.first}\nB: {comparison.second}", loc="left", fontsize=9)
-    style_axes(axes, "C of B (training FLOPs)", "compute-equivalent gain of B over A")
-    axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
-    return figure
+    set_title(axes, theme, plain_text(f"A: {comparison.first}\nB: {comparison.second}"))
+    style_axes(axes, theme, "C of B (training FLOPs)", "compute-equivalent gain of B over A")
+    canvas.add_legend(signs)
+    return canvas.figure

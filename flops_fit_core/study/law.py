@@ -55,7 +55,7 @@ class StudyLaw:
     @cached_property
     def fit(self) -> LawFit:
         """The law by the experiment's fitter. Raises FitError."""
-        return self.fit_runs(self.fitter)
+        return self.fit_runs(self.fitter).with_observations(self.observations)
 
     def fit_runs(self, fitter: Fitter) -> LawFit:
         """The law by any fitter, with diagnostics about the grid, the versions and other results in the folder.

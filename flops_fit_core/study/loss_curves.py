@@ -12,7 +12,7 @@ from flops_fit_core.plugins.protocols import RunInfo
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunSpec
 from flops_fit_core.records.base import content_hash
-from flops_fit_core.training.checkpoint_files import TrajectoryFolder
+from flops_fit_core.study.evaluations import evaluation_points
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting import LossCurve
@@ -42,14 +42,7 @@ def study_curves(study: Study) -> list[LossCurve]:
     Raises FitError if no run has an evaluation during training, and PluginNotFound if the plugin of a schedule is
     not loaded.
     """
-    points = {result.id: [(item.step, item.loss) for item in result.curve] for result in study.results}
-    finished = {result.id for result in study.results if result.is_finished}
-    for trajectory in study.plan.trajectories:
-        folder = TrajectoryFolder(study.folder.path, trajectory.id)
-        if folder.bytes:
-            points |= {
-                run.id: _unfinished_points(folder, run) for run in trajectory.runs if run.id not in finished
-            }
+    points = evaluation_points(study.plan, study.results, study.folder.path)
     curves = [_curve(run, points[run.id], study.registry) for run in study.plan.runs if points.get(run.id)]
     usable = [curve for curve in curves if curve is not None and len(curve.steps) > 1]
     if not usable:
@@ -58,12 +51,6 @@ def study_curves(study: Study) -> list[LossCurve]:
             "you train, for example --set trainer.num_evals=30"
         )
     return usable
-
-
-def _unfinished_points(folder: TrajectoryFolder, run: RunSpec) -> list[tuple[int, float | None]]:
-    from flops_fit_core.training.checkpoint_evaluations import read_evaluations
-
-    return read_evaluations(folder, run)
 
 
 def _curve(run: RunSpec, points: list[tuple[int, float | None]], registry: Registry) -> LossCurve | None:

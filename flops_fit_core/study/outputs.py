@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING
 from flops_fit_core.errors import FitError
 from flops_fit_core.records import RunResult
 from flops_fit_core.records.html import html_block, html_text
+from flops_fit_core.study.figures import figure_data
 from flops_fit_core.study.law import StudyLaw
 from flops_fit_core.study.states import count_states
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from flops_fit_core.report import DataTable
 
 
@@ -44,30 +43,6 @@ def profile_minima(law: StudyLaw) -> DataTable:
     return table_of_minima(minima, caption, diagnostics)
 
 
-def profile_figure(law: StudyLaw, path: str | Path | None) -> Figure:
-    """The IsoFLOP profiles with their minima; the runs alone if no law can be fitted. Saved if a path is given."""
-    from flops_fit_core.report import isoflop_figure, runs_figure
-    from flops_fit_core.report.figures import without_latex
-
-    synthetic = any(result.synthetic for result in law.results.planned)
-    figure: Figure
-    try:
-        figure = isoflop_figure(law.observations, law.fit, synthetic=synthetic)
-    except FitError:
-        figure = runs_figure(
-            law.observations,
-            params_name=law.plan.params_name,
-            flops_name=law.plan.flops_name,
-            unit=law.plan.unit,
-            eval_set=law.eval_set,
-            synthetic=synthetic,
-        )
-    if path is not None:
-        with without_latex():
-            figure.savefig(path)
-    return figure
-
-
 def study_html(law: StudyLaw, results: Sequence[RunResult], folder: str) -> str:
     """A study for notebooks: the runs by state, failures, and the answer or the reason why there is none."""
     from flops_fit_core.report import exponents_line
@@ -84,8 +59,8 @@ def study_html(law: StudyLaw, results: Sequence[RunResult], folder: str) -> str:
     return html_block(title, failures, answer, html_text(folder))
 
 
-def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path) -> list[Path]:
-    """Write figures, tables and the page. Returns the files, the page first."""
+def write_page(law: StudyLaw, study_folder: Path, folder: Path) -> list[Path]:
+    """Write figures, tables and the page into ``folder``. Returns the files, the page first."""
     from flops_fit_core.report import write_report
 
     return write_report(
@@ -93,6 +68,7 @@ def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path) -> lis
         observations=law.observations,
         fit=law.fit,
         optimum=law.predict,
-        results=results,
+        results=law.results.planned,
         plan=law.plan,
+        figures=figure_data(law, study_folder),
     )

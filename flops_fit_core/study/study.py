@@ -352,18 +352,39 @@ class Study:
         """The minimum of each IsoFLOP profile by the study's law; by a parabola in ln N if the law has none."""
         return outputs.profile_minima(self._law)
 
-    def plot(self, path: str | Path | None = None) -> Figure:
-        """The IsoFLOP profiles with their minima starred; the runs alone if no law can be fitted.
+    def plot(
+        self,
+        kind: str = "isoflop",
+        *,
+        ax: Any = None,
+        style: str | None = None,
+        width: str | None = None,
+        path: str | Path | None = None,
+    ) -> Figure:
+        """A figure of the study, which notebooks display.
 
-        Saved as PNG, SVG or PDF if a path is given.
+        Args:
+            kind: ``isoflop``, ``optimum``, ``tokens-per-param``, ``frontier``, ``contours``, ``predicted``,
+                ``residuals``, ``training`` or ``draws``. Without a law, ``isoflop`` shows the runs alone.
+            ax: Axes of matplotlib to draw into; a pair for ``optimum``, and for ``isoflop`` with its residuals.
+            style: ``light``, ``dark``, or None for the background of your matplotlib style.
+            width: ``column`` (3.3 in) or ``page`` (7 in); None for ``page``, or for your ``figure.figsize``.
+            path: Also save the figure there: PNG, SVG or PDF.
+
+        Raises ConfigError for an unknown kind, style or width, FitError if the study lacks what the kind shows.
         """
-        return outputs.profile_figure(self._law, path)
+        from flops_fit_core.report.figures import draw_figure
+        from flops_fit_core.study.figures import figure_data
+
+        data = figure_data(self._law, self.folder.path)
+        return draw_figure(data, kind, ax=ax, style=style, width=width, path=path)
 
     def report(self, folder: str | Path | None = None) -> list[Path]:
         """Write figures, tables and the page, by default to ``report/`` of the study. Returns the files, the page
         first."""
         default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
-        return outputs.write_page(self._law, self.results, default if folder is None else Path(folder))
+        target = default if folder is None else Path(folder)
+        return outputs.write_page(self._law, self.folder.path, target)
 
     def _repr_html_(self) -> str:
         """For notebooks: the runs by state, failures, and the answer or the reason why there is none."""

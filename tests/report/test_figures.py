@@ -22,9 +22,19 @@ BUDGETS = (1e18, 1e19, 1e20)
 
 
 def stars(axes):
-    """(x, y, hollow) of every star."""
-    lines = [line for line in axes.lines if line.get_marker() == "*"]
-    return [(*line.get_xydata()[0], line.get_markerfacecolor() == "white") for line in lines]
+    """(x, y) of every star: IsoFLOP minima."""
+    return [tuple(line.get_xydata()[0]) for line in axes.lines if line.get_marker() == "*"]
+
+
+def rings(axes):
+    """(x, y) of every ring: lowest sizes at the edge of the grid."""
+    lines = [line for line in axes.lines if line.get_marker() == "o" and line.get_markerfacecolor() == "none"]
+    return [tuple(line.get_xydata()[0]) for line in lines]
+
+
+def legend_texts(figure):
+    legends = [*figure.legends, *(axes.get_legend() for axes in figure.axes if axes.get_legend())]
+    return [text.get_text() for legend in legends for text in legend.get_texts()]
 
 
 def texts(figure):
@@ -38,21 +48,28 @@ def test_each_budget_has_a_star_at_its_minimum():
     figure = isoflop_figure(made_up_fits.runs(BUDGETS), made_up_fits.law_fit())
     positions = stars(figure.axes[0])
     sizes = [made_up_fits.best_params(budget) for budget in BUDGETS]
-    assert [x for x, _, _ in positions] == pytest.approx(sizes)
+    assert [x for x, _ in positions] == pytest.approx(sizes)
     losses = [
         made_up_fits.loss(params, budget / 6 / params) for params, budget in zip(sizes, BUDGETS, strict=True)
     ]
-    assert [y for _, y, _ in positions] == pytest.approx(losses)
+    assert [y for _, y in positions] == pytest.approx(losses)
 
 
-def test_a_minimum_at_the_edge_is_hollow_and_labelled():
+def test_a_minimum_is_a_hollow_star_and_the_lowest_size_at_an_edge_is_a_ring():
     minima = (made_up_fits.minimum(1e18, at_edge=True), made_up_fits.minimum(1e19))
     fit = made_up_fits.law_fit(minima=minima)
     figure = isoflop_figure(made_up_fits.runs(BUDGETS[:2]), fit)
-    assert [hollow for *_, hollow in stars(figure.axes[0])] == [True, False]
-    assert "edge" in texts(figure)
-    for axes in optimum_figure(fit, made_up_fits.true_optimum).axes:
-        assert [hollow for *_, hollow in stars(axes)] == [True, False]
+    others = optimum_figure(fit, made_up_fits.true_optimum)
+    assert legend_texts(figure) == ["IsoFLOP minimum", "lowest at the edge, not used"]
+    assert {"IsoFLOP minimum", "lowest at the edge, not used"} <= set(legend_texts(others))
+    sizes = made_up_fits.best_params(1e18), made_up_fits.best_params(1e19)
+    for axes, edge, best in zip(
+        [figure.axes[0], *others.axes], (sizes[0], 1e18, 1e18), (sizes[1], 1e19, 1e19), strict=True
+    ):
+        assert [x for x, _ in rings(axes)] == pytest.approx([edge])
+        assert [x for x, _ in stars(axes)] == pytest.approx([best])
+        faces = {line.get_markerfacecolor() for line in axes.lines if line.get_marker() == "*"}
+        assert faces == {"#ffffff"}, "hollow: filled with the background"
 
 
 def test_every_run_is_drawn_once_in_its_budget_s_colour():
@@ -71,12 +88,10 @@ def test_every_run_is_drawn_once_in_its_budget_s_colour():
 
 def test_runs_without_a_nominal_budget_join_the_nearest_profile_or_none():
     run = made_up_fits.runs([1.1e19], sizes=1)[0].model_copy(update={"budget": None})
-    lost = run.model_copy(update={"flops": 4e19, "loss": 3.5})
+    lost = run.model_copy(update={"id": "lost", "flops": 4e19, "loss": 3.5})
     figure = isoflop_figure([run, lost], made_up_fits.law_fit())
-    colors = [
-        (len(line.get_xydata()), line.get_color()) for line in figure.axes[0].lines if line.get_marker() == "o"
-    ]
-    assert [count for count, _ in colors] == [1, 0, 1, 0], "no profile, 1e18, 1e19, 1e20"
+    counts = [len(line.get_xydata()) for line in figure.axes[0].lines if line.get_marker() == "o"]
+    assert counts == [1, 0, 1, 0], "no profile, 1e18, 1e19, 1e20"
 
 
 def test_a_profile_is_drawn_through_its_minimum():
@@ -102,7 +117,7 @@ def test_a_fitted_surface_is_drawn_as_its_slices():
     runs = made_up_fits.runs(BUDGETS, sizes=5, shift=3.0)
     axes = isoflop_figure(runs, fit).axes[0]
     positions = stars(axes)
-    assert [x for x, _, _ in positions] == pytest.approx(
+    assert [x for x, _ in positions] == pytest.approx(
         [made_up_fits.best_params(budget) for budget in BUDGETS], rel=1e-6
     )
     curves = [line.get_xydata() for line in axes.lines if len(line.get_xydata()) > 50]
@@ -180,7 +195,7 @@ def test_many_budgets_get_a_colour_bar_instead_of_a_legend():
     budgets = [1e18 * 2**k for k in range(14)]
     fit = made_up_fits.law_fit(minima=tuple(map(made_up_fits.minimum, budgets)))
     figure = isoflop_figure(made_up_fits.runs(budgets, sizes=3), fit)
-    assert len(figure.axes) == 2
+    assert len(figure.axes) == 3, "profiles, residuals, colour bar"
     assert "C (FLOPs)" in texts(figure)
 
 

@@ -100,7 +100,8 @@ def test_without_budgets_the_page_answers_for_ten_times_the_largest_fitted_budge
 def test_the_files_are_figures_tables_and_the_page_first(report):
     assert [path.name for path in report] == [
         *("index.html", "isoflop.png", "isoflop.svg", "optimum.png", "optimum.svg"),
-        *("tokens-per-param.png", "tokens-per-param.svg", "minima.csv", "predictions.csv", "runs.csv"),
+        *("tokens-per-param.png", "tokens-per-param.svg", "frontier.png", "frontier.svg"),
+        *("predicted.png", "predicted.svg", "minima.csv", "predictions.csv", "runs.csv"),
     ]
     assert all(path.stat().st_size > 50 for path in report)
 
