@@ -340,9 +340,13 @@ class Study:
 
     def report(self, folder: str | Path | None = None) -> list[Path]:
         """Write figures, tables and the page, by default to ``report/`` of the study. Returns the files, the page
-        first."""
+        first.
+
+        Works during the sweep, too. Without a law, the page names what a law still needs.
+        """
         default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
-        return outputs.write_page(self._law, self.results, default if folder is None else Path(folder))
+        target = default if folder is None else Path(folder)
+        return outputs.write_page(self._law, self.results, target, self.folder)
 
     def __repr__(self) -> str:
         done = sum(result.status == "completed" for result in self.results)
