@@ -246,10 +246,17 @@ def test_every_figure_has_points_and_shows_a_run_under_the_pointer(open_page):
     for name in names:
         svg = page.locator(f"[data-figure={name}] svg")
         svg.scroll_into_view_if_needed()
-        target = svg.locator("[data-mark=dot] circle, [data-mark=dot] path, [data-mark=line] path").first
-        box = target.bounding_box()
-        page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-        page.mouse.move(box["x"] + box["width"] / 2 + 1, box["y"] + box["height"] / 2)
+        # The middle of a dot, or the last point of a line.
+        x, y = svg.evaluate("""svg => {
+            const dot = svg.querySelector("[data-mark=dot] circle, [data-mark=dot] path");
+            const line = svg.querySelector("[data-mark=line] path, path[data-mark=line]");
+            const box = dot?.getBoundingClientRect();
+            if (box) return [box.x + box.width / 2, box.y + box.height / 2];
+            const end = line.getPointAtLength(line.getTotalLength()).matrixTransform(line.getScreenCTM());
+            return [end.x - 1, end.y];
+        }""")
+        page.mouse.move(x - 1, y)
+        page.mouse.move(x, y)
         tip = svg.locator("[data-mark=tip] text")
         tip.wait_for(state="attached", timeout=5000)
         assert re.search(r"(run|C|loss) ", tip.text_content()), name
