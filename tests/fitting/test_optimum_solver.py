@@ -38,17 +38,17 @@ def ends(prediction):
 @pytest.mark.parametrize("name", FITTERS)
 def test_many_optima_equal_single_optima(fits, name):
     expected = [optimum(fits[name], flops) for flops in BUDGETS]
-    for found, single in zip(OptimumSolver(fits[name]).many(BUDGETS), expected, strict=True):
-        assert ends(found) == pytest.approx(ends(single), rel=1e-6)
-        assert (found.notes, found.outside) == (single.notes, single.outside)
+    for prediction, single in zip(OptimumSolver(fits[name]).many(BUDGETS), expected, strict=True):
+        assert ends(prediction) == pytest.approx(ends(single), rel=1e-6)
+        assert (prediction.notes, prediction.outside) == (single.notes, single.outside)
 
 
 @pytest.mark.parametrize("name", [name for name in FITTERS if name != "isoflop"])
 @pytest.mark.parametrize("ratio", [1e-3, 0.3, 30, 1000])
 def test_optima_that_pay_for_inference_equal_single_optima(fits, name, ratio):
     serving = [ratio * optimum(fits[name], flops).tokens.value for flops in BUDGETS]
-    found = OptimumSolver(fits[name]).many(BUDGETS, serving)
-    for prediction, flops, tokens in zip(found, BUDGETS, serving, strict=True):
+    predictions = OptimumSolver(fits[name]).many(BUDGETS, serving)
+    for prediction, flops, tokens in zip(predictions, BUDGETS, serving, strict=True):
         assert ends(prediction) == pytest.approx(ends(optimum(fits[name], flops, tokens)), rel=1e-6)
 
 
@@ -58,19 +58,19 @@ def test_a_budget_that_inference_dominates_has_the_lowest_loss_of_a_fine_scan(fi
     fit, flops = fits["chinchilla"], 1e21
     law = fit.law.parameters
     serving = ratio * optimum(fit, flops).tokens.value
-    found = optimum(fit, flops, serving)
-    tokens = np.geomspace(1e-6, 1e6, 400_001) * found.tokens.value
+    prediction = optimum(fit, flops, serving)
+    tokens = np.geomspace(1e-6, 1e6, 400_001) * prediction.tokens.value
     params = flops / (6 * tokens + 2 * serving)
     loss = law["E"] + law["A"] / params ** law["alpha"] + law["B"] / tokens ** law["beta"]
-    assert found.tokens.value == pytest.approx(tokens[np.argmin(loss)], rel=1e-3)
-    assert found.loss.value == pytest.approx(loss.min(), rel=1e-9)
+    assert prediction.tokens.value == pytest.approx(tokens[np.argmin(loss)], rel=1e-3)
+    assert prediction.loss.value == pytest.approx(loss.min(), rel=1e-9)
 
 
 def test_the_order_of_budgets_does_not_matter(fits):
     solver = OptimumSolver(fits["average"])
     for budgets in itertools.permutations(BUDGETS[::4]):
-        for found, flops in zip(solver.many(budgets), budgets, strict=True):
-            assert ends(found) == pytest.approx(ends(optimum(fits["average"], flops)), rel=1e-6)
+        for prediction, flops in zip(solver.many(budgets), budgets, strict=True):
+            assert ends(prediction) == pytest.approx(ends(optimum(fits["average"], flops)), rel=1e-6)
     assert solver(3e19).params.value == pytest.approx(optimum(fits["average"], 3e19).params.value, rel=1e-6)
 
 

@@ -73,9 +73,9 @@ def find_solver(fit: LawFit, optimum: Callable[[float], Optimum]) -> OptimumSolv
         solved = solver.many(list(fit.flops_range), new_run=False)
     except FitError:
         return None
-    for found, flops in zip(solved, fit.flops_range, strict=True):
+    for solution, flops in zip(solved, fit.flops_range, strict=True):
         expected = optimum(flops)
-        pairs = ((found.params, expected.params), (found.tokens, expected.tokens), (found.loss, expected.loss))
-        if not all(np.isclose(mine.value, theirs.value, rtol=1e-5) for mine, theirs in pairs):
-            return None
+        for name in ("params", "tokens", "loss"):
+            if not np.isclose(getattr(solution, name).value, getattr(expected, name).value, rtol=1e-5):
+                return None
     return solver

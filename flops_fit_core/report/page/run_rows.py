@@ -110,7 +110,7 @@ def _sort_value(values: Any, by_heading: dict[str, str], heading: str) -> float 
 
 
 def _table_runs(content: ReportContent) -> RunTable:
-    """The rows of somebody's table, with their reasons if the fit did not use them."""
+    """The rows of a table, with the reasons why the fit did not use some."""
     excluded = content.fit.excluded if content.fit is not None else {}
     rows, states, records = [], dict[str, int](), []
     for run in content.observations:
