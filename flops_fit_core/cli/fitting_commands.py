@@ -394,18 +394,46 @@ def backtest(
 
 
 def report(
-    source: args.SourceArgument,
+    source: LawArgument,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder to write; by default report/ in the study's folder.", metavar="FOLDER"),
+        typer.Option(
+            "--out",
+            help="Folder to write; by default report/ in the study's folder, or NAME-report for a table or fit.",
+            metavar="FOLDER",
+        ),
     ] = None,
+    law_name: LawNameOption = None,
+    fitter: args.FitterOption = None,
+    options: FitterSetOption = None,
+    columns: ColumnOption = None,
+    filters: FilterOption = None,
+    units: UnitsOption = None,
+    decimal: DecimalOption = None,
+    best_of: BestOfOption = None,
+    reader: ReaderOption = None,
     eval_set: EvalSetOption = None,
     plugin: args.PluginOption = None,
     disabled: args.DisableOption = None,
 ) -> None:
-    """Write the figures (PNG, SVG), tables and page of a study."""
-    study = args.open_study(source, args.registry_for(source, plugin, disabled), None).on(eval_set)
-    for file in study.report(out):
+    """Write the page, figures (PNG, SVG) and tables of a study, a table of runs or a saved fit."""
+    from flops_fit_core.cli.report_sources import write_source_report
+
+    registry = args.registry_for(source, plugin, disabled)
+    request = laws.LawRequest(
+        source,
+        fitter,
+        options or (),
+        columns or (),
+        filters or (),
+        eval_set,
+        units or (),
+        decimal,
+        best_of,
+        law_name,
+        reader,
+    )
+    for file in write_source_report(request, registry, out):
         print_text(str(file))
 
 

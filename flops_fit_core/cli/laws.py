@@ -129,7 +129,7 @@ def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, St
     if request.is_table(registry):
         from flops_fit_core.fitting import fit_table
 
-        fitter = _fitter(request, registry, DEFAULTS["fitter"])
+        fitter = build_request_fitter(request, registry, DEFAULTS["fitter"])
         return fit_table(fitter, read_request_table(request, registry)), fitter, None
     study = open_request_study(request, registry)
     fitter = _fitter_of_study(request, study)
@@ -160,7 +160,7 @@ def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str
 
 def load_or_fit(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
     """Load a saved fit, or fit the runs of a study or a table. Raises ConfigError and FitError."""
-    if request.source.is_file() and _is_fit(request.source):
+    if request.source.is_file() and is_fit(request.source):
         from flops_fit_core.fitting import load_fit
         from flops_fit_core.planning.init_from_fit import fitter_of
 
@@ -198,7 +198,7 @@ def read_observations(
     """The runs, the fitter, and diagnostics of reading a table."""
     if request.is_table(registry):
         table = read_request_table(request, registry)
-        return table.observations, _fitter(request, registry, DEFAULTS["fitter"]), table.diagnostics
+        return table.observations, build_request_fitter(request, registry, DEFAULTS["fitter"]), table.diagnostics
     study = open_request_study(request, registry)
     return study.observations, _fitter_of_study(request, study), []
 
@@ -311,7 +311,7 @@ def read_request_table(request: LawRequest, registry: Registry) -> RunTable:
 
 def open_request_study(request: LawRequest, registry: Registry) -> Study:
     """The study that a command line names. Raises ConfigError for a saved fit and for options of tables."""
-    if request.source.is_file() and _is_fit(request.source):
+    if request.source.is_file() and is_fit(request.source):
         raise ConfigError(
             f"{request.source} is a saved fit without its runs. To use it, type 'flops-fit predict "
             f"{request.source} --flops C'; to fit, name the study or the table of runs"
@@ -351,10 +351,10 @@ def _refuse_other_folders(path: Path, registry: Registry) -> None:
 def _fitter_of_study(request: LawRequest, study: Study) -> Fitter:
     if request.fitter is None and request.law is None and not request.options:
         return study.fitter
-    return _fitter(request, study.registry, request.fitter or study.fitter_choice.name)
+    return build_request_fitter(request, study.registry, request.fitter or study.fitter_choice.name)
 
 
-def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
+def build_request_fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
     if request.law is not None and request.fitter is not None:
         raise ConfigError(
             f"--law {request.law} and --fitter {request.fitter}: give one of them; --law chooses fitter law"
@@ -371,6 +371,6 @@ def _fitter(request: LawRequest, registry: Registry, default: str) -> Fitter:
     return build_fitter(chosen)
 
 
-def _is_fit(path: Path) -> bool:
+def is_fit(path: Path) -> bool:
     """Whether a JSON file is a fit rather than an experiment."""
     return path.suffix.lower() == ".json" and b'"exponents"' in path.read_bytes()

@@ -31,12 +31,12 @@ class ProvenanceItem(NamedTuple):
 
 
 def provenance(
-    fit: LawFit, results: Sequence[RunResult] = (), plan: SweepPlan | None = None
+    fit: LawFit | None, results: Sequence[RunResult] = (), plan: SweepPlan | None = None
 ) -> list[ProvenanceItem]:
-    """The facts required to judge or to repeat the numbers of a study."""
+    """The facts required to judge or to repeat the numbers of a study, with or without a law."""
     runs = [result.run for result in results] or list(plan.runs if plan else ())
     facts = [
-        *_fit_items(fit),
+        *(_fit_items(fit) if fit is not None else ()),
         *(_choice_items(runs) if runs else ()),
         *(_result_items(results, plan) if results else ()),
         *_counting_items(fit, results, plan),
@@ -97,10 +97,13 @@ def _result_items(results: Sequence[RunResult], plan: SweepPlan | None) -> Itera
     yield ProvenanceItem("Last result", max(result.finished for result in results).strftime("%Y-%m-%d %H:%M UTC"))
 
 
-def _counting_items(fit: LawFit, results: Sequence[RunResult], plan: SweepPlan | None) -> Iterator[ProvenanceItem]:
+def _counting_items(
+    fit: LawFit | None, results: Sequence[RunResult], plan: SweepPlan | None
+) -> Iterator[ProvenanceItem]:
     """The conventions of the runs, if they differ from those of the fit."""
     run_caption = run_conventions(results, plan)
-    if (results or plan) and run_caption != conventions(fit.params_name, fit.flops_name, fit.unit):
+    fit_caption = "" if fit is None else conventions(fit.params_name, fit.flops_name, fit.unit)
+    if (results or plan) and run_caption != fit_caption:
         yield ProvenanceItem("Conventions of the runs", run_caption)
 
 

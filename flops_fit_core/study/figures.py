@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from flops_fit_core.report.figures import FigureData, TrainingCurve
 
 
-def figure_data(law: StudyLaw, folder: Path) -> FigureData:
+def figure_data(law: StudyLaw, folder: Path, backtest: Backtest | None = None) -> FigureData:
     """Runs, law, predictions for 10 and 100 times the largest budget, backtest and loss curves of a study.
 
-    ``folder`` is the study's. Without a law, the data have the runs and the reason. Raises FitError if no run
-    has a loss.
+    ``folder`` is the study's. ``backtest`` is that of the largest budget; by default it is computed. Without a law,
+    the data have the runs and the reason. Raises FitError if no run has a loss.
     """
     from flops_fit_core.report.figures import FigureData, Names
 
@@ -30,7 +30,7 @@ def figure_data(law: StudyLaw, folder: Path) -> FigureData:
         fit,
         law.predict,
         [] if fit is None else [10 * fit.flops_range[1], 100 * fit.flops_range[1]],
-        run_backtest=lambda: _backtest(law),
+        run_backtest=lambda: backtest or _backtest(law),
         read_curves=lambda: read_training_curves(law, folder),
         conventions=Names(plan.params_name, plan.flops_name, plan.unit, law.eval_set),
         no_law=reason,

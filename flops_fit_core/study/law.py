@@ -9,6 +9,7 @@ from flops_fit_core.config import PluginConfig, build_fitter, choose_from_table
 from flops_fit_core.errors import FitError
 from flops_fit_core.planning.family_flops import count_family, is_proportional, load_family
 from flops_fit_core.plugins.protocols import Fitter
+from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.specs import FitterSpec
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, SweepPlan
 from flops_fit_core.study.results import StudyResults
@@ -34,6 +35,11 @@ class StudyLaw:
         self.results = results
         self.eval_set = eval_set
         self._settings = settings
+
+    @property
+    def registry(self) -> Registry:
+        """Where plugins are looked up."""
+        return self._settings.registry
 
     @property
     def observations(self) -> list[Observation]:

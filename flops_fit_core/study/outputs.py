@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.errors import FitError
-from flops_fit_core.records import RunResult
+from flops_fit_core.errors import ConfigError, FitError
+from flops_fit_core.plugins.protocols import Fitter
+from flops_fit_core.plugins.registry import Registry
+from flops_fit_core.records import LawFit, Observation, RunResult
 from flops_fit_core.records.html import html_block, html_text
+from flops_fit_core.study.directory import StudyFolder
 from flops_fit_core.study.figures import figure_data
 from flops_fit_core.study.law import StudyLaw
 from flops_fit_core.study.states import count_states
 
 if TYPE_CHECKING:
+    from flops_fit_core.fitting import Backtest
     from flops_fit_core.report import DataTable
+    from flops_fit_core.report.page import ReportContext
 
 
 def predictions(law: StudyLaw, budgets: Sequence[float] | None) -> DataTable:
@@ -59,16 +67,86 @@ def study_html(law: StudyLaw, results: Sequence[RunResult], folder: str) -> str:
     return html_block(title, failures, answer, html_text(folder))
 
 
-def write_page(law: StudyLaw, study_folder: Path, folder: Path) -> list[Path]:
-    """Write figures, tables and the page into ``folder``. Returns the files, the page first."""
+def write_page(law: StudyLaw, results: Sequence[RunResult], folder: Path, study: StudyFolder) -> list[Path]:
+    """Write figures, tables and the page. Returns the files, the page first.
+
+    Without a law, the page names what a law still needs.
+    """
     from flops_fit_core.report import write_report
 
+    context = _describe_study(study, law.registry)
+    observations: list[Observation] = []
+    fit = None
+    try:
+        observations = law.observations
+        fit = law.fit
+    except FitError as error:
+        context = replace(context, missing=str(error))
+    else:
+        context = replace(context, **_compare_fits(law, fit))
     return write_report(
         folder,
-        observations=law.observations,
-        fit=law.fit,
-        optimum=law.predict,
-        results=law.results.planned,
+        observations=observations,
+        fit=fit,
+        optimum=None if fit is None else law.predict,
+        results=results,
         plan=law.plan,
-        figures=figure_data(law, study_folder),
+        context=context,
+        figures=figure_data(law, study.path, context.backtest) if observations else None,
     )
+
+
+def _describe_study(study: StudyFolder, registry: Registry) -> ReportContext:
+    """The study's folder, its experiment, and the devices with a known peak."""
+    from flops_fit_core.report.page import ReportContext
+
+    experiment = ""
+    with contextlib.suppress(ConfigError):  # a study that has not been written to its folder yet
+        experiment = experiment_text(study.table())
+    return ReportContext(source=shlex.quote(study.shown), experiment=experiment, peaks=device_peaks(registry))
+
+
+def device_peaks(registry: Registry) -> dict[str, float]:
+    """Name of a device -> peak FLOP/s in bfloat16, in descending order."""
+    peaks: dict[str, float] = {}
+    for offer in registry.offers("device"):
+        peaks |= offer.spec.peaks()
+    return dict(sorted(peaks.items(), key=lambda item: (-item[1], item[0])))
+
+
+def _compare_fits(law: StudyLaw, fit: LawFit) -> dict[str, Any]:
+    """The IsoFLOP law, the law with C = 6 N D and the backtest; None where the runs allow none."""
+    from flops_fit_core.fitting import recounted
+
+    six_nd = None
+    if fit.flops_name != "6 N D":
+        with contextlib.suppress(FitError):
+            six_nd = law.fit_with(law.fitter, recounted(law.observations))
+    return {"isoflop": law.isoflop[0], "six_nd": six_nd, "backtest": hold_out(law.fitter, law.observations)}
+
+
+def hold_out(fitter: Fitter, observations: Sequence[Observation]) -> Backtest | None:
+    """A backtest of the largest budget; None if the runs allow none."""
+    from flops_fit_core.fitting import backtest
+
+    try:
+        return backtest(fitter, observations)
+    except FitError:
+        return None
+
+
+def experiment_text(table: Mapping[str, Any]) -> str:
+    """An experiment as the text of an experiment file. Passwords are masked."""
+    import tomlkit
+
+    from flops_fit_core.config.secrets import mask_secrets
+
+    table = _without_none({key: table[key] for key in table if key != "format"})
+    return tomlkit.dumps(mask_secrets(table)).strip()
+
+
+def _without_none(value: Any) -> Any:
+    """TOML has no null: an option of value None is left out."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(item) for key, item in value.items() if item is not None}
+    return [_without_none(item) for item in value] if isinstance(value, list | tuple) else value

@@ -381,10 +381,13 @@ class Study:
 
     def report(self, folder: str | Path | None = None) -> list[Path]:
         """Write figures, tables and the page, by default to ``report/`` of the study. Returns the files, the page
-        first."""
+        first.
+
+        Works during the sweep, too. Without a law, the page names what a law still needs.
+        """
         default = self.folder.report if self.eval_set is None else self.folder.report / self.eval_set
         target = default if folder is None else Path(folder)
-        return outputs.write_page(self._law, self.folder.path, target)
+        return outputs.write_page(self._law, self.results, target, self.folder)
 
     def _repr_html_(self) -> str:
         """For notebooks: the runs by state, failures, and the answer or the reason why there is none."""

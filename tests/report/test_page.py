@@ -1,6 +1,7 @@
 """The written report."""
 
 import csv
+import json
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -8,9 +9,13 @@ from html.parser import HTMLParser
 import made_up_fits
 import pytest
 
-from flops_fit_core import Diagnostic, Interval, RunError
+from flops_fit_core import Diagnostic, FitError, Interval, RunError
 from flops_fit_core.report import write_report
-from flops_fit_core.report.page import ReportContent, ReportFigure, render_page
+from flops_fit_core.report.page import ReportContent, ReportContext, render_page
+from flops_fit_core.report.page.assets import FOLDER, LIBRARIES, MODULES, STYLES, script_json, scripts
+from flops_fit_core.report.page.figure_data import loss_curves
+from flops_fit_core.report.page.prediction_grid import prediction_grid
+from flops_fit_core.report.page.run_rows import group_errors
 from flops_fit_core.report.provenance import provenance
 
 BUDGETS = (1e18, 1e19, 1e20)
@@ -22,12 +27,14 @@ class Page(HTMLParser):
 
     def __init__(self, html):
         super().__init__()
-        self.open, self.attributes, self.words = [], [], []
+        self.open, self.attributes, self.words, self.scripts = [], [], [], []
         self.feed(html)
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
         self.attributes += [(tag, *attribute) for attribute in attrs]
+        if tag == "script":
+            self.scripts.append(dict(attrs))
         if tag not in VOID:
             self.open.append(tag)
 
@@ -38,25 +45,26 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] != ["style"]:
+        if self.open[-1:] == ["script"]:
+            self.scripts[-1]["text"] = data
+        elif self.open[-1:] != ["style"]:
             self.words.append(data)
 
     @property
     def text(self):
-        return " ".join(" ".join(self.words).split())
+        return " ".join("".join(f" {word}" for word in self.words).split())
 
-
-SVG = '<svg width="9" height="9"><path d="M0 0h9"/></svg>'
+    @property
+    def data(self):
+        """What the scripts of the page read."""
+        (text,) = [script["text"] for script in self.scripts if script.get("type") == "application/json"]
+        return json.loads(text)
 
 
 def page_of(*, flops=1e22, optimum=made_up_fits.true_optimum, **changes):
-    defaults = {
-        "title": "study",
-        "fit": made_up_fits.law_fit(),
-        "predictions": [optimum(flops)],
-        "answer": optimum(flops),
-    }
-    return Page(render_page(ReportContent(**{**defaults, "figures": [ReportFigure(SVG, "caption")], **changes})))
+    fit = made_up_fits.law_fit()
+    defaults = {"title": "study", "fit": fit, "predictions": [optimum(flops)], "answer": optimum(flops)}
+    return Page(render_page(ReportContent(**{**defaults, **changes})))
 
 
 @pytest.fixture(scope="module")
@@ -83,16 +91,15 @@ def test_the_page_answers_in_words_with_the_true_optimum():
     assert made_up_fits.best_params(1e22) == pytest.approx(9.0e9, rel=0.01)
     params = made_up_fits.best_params(1e22)
     tokens = 1e22 / 6 / params
-    expected = (
-        f"For C = 1e22 training FLOPs, train N = {params / 1e9:.2f}B parameters "
-        f"({params / 1.2e9:.2f}B to {params * 1.2 / 1e9:.1f}B) on D = {tokens / 1e9:.0f}B tokens "
-        f"({tokens / 1.2e9:.0f}B to {tokens * 1.2 / 1e9:.0f}B), {tokens / params:.1f} tokens per parameter."
-    )
-    assert expected in page.text
+    sentence = f"For 1e22 training FLOPs, train {params / 1e9:.2f}B parameters on {tokens / 1e9:.0f}B tokens"
+    assert sentence in page.text
+    assert f"Parameters N {params / 1e9:.2f}B {params / 1.2e9:.2f}B to {params * 1.2 / 1e9:.1f}B" in page.text
+    assert f"Tokens D {tokens / 1e9:.0f}B {tokens / 1.2e9:.0f}B to {tokens * 1.2 / 1e9:.0f}B" in page.text
+    assert f"Tokens per parameter {tokens / params:.1f}" in page.text
 
 
 def test_without_budgets_the_page_answers_for_ten_times_the_largest_fitted_budget(report):
-    assert "For C = 1e21 training FLOPs" in Page(read(report[0])).text
+    assert "For 1e21 training FLOPs" in Page(read(report[0])).text
     rows = csv.DictReader(read(report[0].with_name("predictions.csv")).splitlines())
     assert [float(row["flops"]) for row in rows] == [1e20, 1e21, 1e22]
 
@@ -111,13 +118,15 @@ def test_an_earlier_report_is_replaced(report):
     assert "an earlier report" not in read(report[0])
 
 
-def test_the_report_predicts_for_the_largest_budget_and_ten_and_a_hundred_times_as_much(report):
-    largest = made_up_fits.law_fit().flops_range[1]
-    (file,) = [path for path in report if path.name == "predictions.csv"]
-    rows = list(csv.DictReader(read(file).splitlines()))
-    assert [float(row["flops"]) for row in rows] == pytest.approx([largest, 10 * largest, 100 * largest])
-    assert largest == 1e20
-    assert "For C = 1e21 training FLOPs" in re.sub(r"<[^>]+>|\s+", " ", read(report[0]))
+def test_equal_content_gives_equal_pages():
+    results = [made_up_fits.result(), made_up_fits.result(seed=1)]
+    content = ReportContent(
+        title="study", fit=made_up_fits.law_fit(), answer=made_up_fits.true_optimum(1e21), results=results
+    )
+    assert render_page(content) == render_page(content)
+
+
+# ---------------------------------------------------------------------------- safety
 
 
 def test_the_page_loads_no_external_resources(report):
@@ -125,9 +134,22 @@ def test_the_page_loads_no_external_resources(report):
     loading = {"src", "href", "xlink:href", "srcset", "data", "action", "poster"}
     external = [value for _, name, value in page.attributes if name in loading and not value.startswith("#")]
     assert external == []
-    styles = " ".join(value or "" for _, name, value in page.attributes if name in ("style", "clip-path"))
-    assert set(re.findall(r"url\((.)", styles)) <= {"#"}
-    assert not {tag for tag, *_ in page.attributes} & {"script", "link", "iframe", "img"}
+    assert not {tag for tag, *_ in page.attributes} & {"link", "iframe", "img", "object", "embed"}
+    assert "url(" not in "".join(read(FOLDER / "css" / name) for name in STYLES)
+
+
+def test_the_security_policy_allows_the_page_s_own_scripts_only(report):
+    import base64
+    import hashlib
+
+    page = Page(read(report[0]))
+    (policy,) = [value for tag, name, value in page.attributes if name == "content" and "default-src" in value]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+    code = [script["text"] for script in page.scripts if "type" not in script]
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code]
+    assert rules["script-src"].split() == [f"'sha256-{value}'" for value in hashes]
+    assert "http" not in policy
 
 
 def test_no_id_is_used_twice_and_every_reference_has_its_target(report):
@@ -135,27 +157,92 @@ def test_no_id_is_used_twice_and_every_reference_has_its_target(report):
     ids = Counter(value for _, name, value in page.attributes if name == "id")
     assert ids
     assert set(ids.values()) == {1}
-    used = {value[1:] for _, name, value in page.attributes if name in ("href", "xlink:href")}
-    used |= {
-        reference for _, _, value in page.attributes for reference in re.findall(r"url\(#([^)]+)\)", value or "")
-    }
+    used = {value[1:] for _, name, value in page.attributes if name == "href"}
+    used |= {value for _, name, value in page.attributes if name in ("for", "aria-labelledby")}
     assert used
     assert used <= set(ids)
 
 
-def test_external_text_cannot_become_markup():
-    evil = "<script>alert(1)</script>"
+EVIL = "<script>alert(1)</script><!--\u2028\x1b[2J"
+SHOWN = "<script>alert(1)</script><!--\\u2028\\x1b[2J"
+
+
+def evil_page(**changes):
     failed = made_up_fits.result(
-        status="failed", loss=None, error=RunError(type="ValueError", message=evil), device=evil
+        status="failed",
+        loss=None,
+        error=RunError(type="ValueError", message=EVIL, traceback=EVIL),
+        device=EVIL,
+        metrics={EVIL: 1.0},
     )
     fit = made_up_fits.law_fit(
-        params_name=evil, excluded={"row 1": evil}, diagnostics=(Diagnostic(code="x", message=evil),)
+        params_name=EVIL, unit=EVIL, excluded={"row 1": EVIL}, diagnostics=(Diagnostic(code="x", message=EVIL),)
     )
-    plan = made_up_fits.plan([failed], notes=(evil,))
-    page = page_of(fit=fit, results=[failed], plan=plan, title=evil, figures=[ReportFigure(SVG, evil)])
+    plan = made_up_fits.plan([failed], notes=(EVIL,))
+    context = ReportContext(source=EVIL, experiment=EVIL, missing=EVIL, peaks={EVIL: 1e15})
+    grid = prediction_grid(fit, made_up_fits.true_optimum)
+    content = {"fit": fit, "results": [failed], "plan": plan, "title": EVIL, "context": context, "grid": grid}
+    return page_of(**{**content, **changes})
+
+
+@pytest.mark.parametrize("with_law", [True, False])
+def test_external_text_cannot_become_markup(with_law):
+    page = evil_page() if with_law else evil_page(fit=None, answer=None, grid=None, predictions=[])
     assert "script" not in page.open
-    assert not [tag for tag, *_ in page.attributes if tag == "script"]
-    assert page.text.count(evil) >= 7
+    assert len(page.scripts) == 1 + len(LIBRARIES) + 1
+    assert page.text.count(SHOWN) >= (12 if with_law else 8)
+    assert page.data["title"] == page.data["source"] == SHOWN
+    assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]", json.dumps(page.data, ensure_ascii=False))
+
+
+def test_json_in_a_script_cannot_end_it():
+    value = {"</script>": ["<!--", "]]>", "a & b", "\u2028", "\x00", 1.5, None, True, {"x": "'\\\""}]}
+    text = script_json(value)
+    assert not set("<>&\u2028\x00") & set(text)
+    assert json.loads(text) == {
+        "</script>": ["<!--", "]]>", "a & b", "\\u2028", "\\x00", 1.5, None, True, {"x": "'\\\""}]
+    }
+
+
+# ---------------------------------------------------------------------------- scripts
+
+
+def test_each_top_level_name_of_the_scripts_is_defined_in_one_module():
+    """The page joins the modules into one script."""
+    pattern = re.compile(
+        r"^(?:export )?(?:async )?(?:function|const|let|class) (\w+|\[[^\]]*\]|{[^}]*})", re.MULTILINE
+    )
+    names = Counter(
+        name
+        for module in MODULES
+        for text in pattern.findall(read(FOLDER / "js" / module))
+        for name in re.findall(r"\w+", text)
+    )
+    assert len(names) > 40
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_each_module_imports_from_earlier_modules_and_all_are_used():
+    assert sorted(path.name for path in (FOLDER / "js").iterdir()) == sorted(MODULES)
+    assert sorted(path.name for path in (FOLDER / "css").iterdir()) == sorted(STYLES)
+    for place, module in enumerate(MODULES):
+        imported = re.findall(r'from "\./([\w.]+)"', read(FOLDER / "js" / module))
+        assert set(imported) <= set(MODULES[:place]), module
+    assert not re.search(r"^(import|export)\b", scripts()[-1], re.MULTILINE)
+
+
+def test_the_vendored_libraries_are_those_of_the_readme():
+    import hashlib
+
+    text = read(FOLDER / "vendor" / "README.md")
+    for name in LIBRARIES:
+        assert hashlib.sha256((FOLDER / "vendor" / name).read_bytes()).hexdigest() in text
+    assert {"LICENSE-d3.txt", "LICENSE-observable-plot.txt"} <= {
+        path.name for path in (FOLDER / "vendor").iterdir()
+    }
+
+
+# ---------------------------------------------------------------------------- content
 
 
 def test_unused_runs_are_listed_by_reason():
@@ -191,7 +278,80 @@ def test_a_fit_without_intervals_is_reported_as_such():
 
     page = page_of(optimum=bare, fit=made_up_fits.law_fit(exponents={"a": Interval(value=0.5)}))
     assert "The fit has no intervals" in page.text
-    assert "(" not in page.text[page.text.index("For C =") : page.text.index("Expected held-out")]
+    assert " to " not in page.text[page.text.index("Parameters N") : page.text.index("The fit has no intervals")]
+
+
+def out_of_memory(seed, gigabytes):
+    message = (
+        f"CUDA out of memory. Tried to allocate {gigabytes:.2f} GiB. GPU 0 has a total capacity of 79.11 GiB of "
+        f"which 1.88 GiB is free. Process {1000 + seed} has 77.22 GiB memory in use."
+    )
+    error = RunError(type="OutOfMemoryError", message=message, traceback="Traceback\n  one place")
+    return made_up_fits.result(status="failed", loss=None, seed=seed, error=error)
+
+
+def test_errors_that_differ_in_numbers_are_one_group_and_each_text_is_stored_once():
+    failed = [out_of_memory(seed, 2 + seed % 2) for seed in range(4)] + [out_of_memory(0, 2).model_copy()]
+    other = made_up_fits.result(
+        status="failed", loss=None, seed=9, error=RunError(type="ValueError", message="bad")
+    )
+    groups, number_by_run = group_errors([other, *failed])
+    assert [len(group.runs) for group in groups] == [5, 1]
+    assert len(groups[0].messages) == 4
+    assert list(groups[0].tracebacks) == ["Traceback\n  one place"]
+    assert number_by_run[other.id] == 2
+    page = page_of(results=[other, *failed[:4]])
+    assert page.text.count("Tried to allocate 2.00 GiB. GPU 0 has") == 3  # two processes and the summary
+    assert page.text.count("one place") == 1
+    assert "failed 5" in page.text
+
+
+def test_loss_curves_have_at_most_200_points_with_both_ends():
+    points = tuple({"step": step, "tokens": 10 * step, "loss": 5 - step / 1000} for step in range(1, 1001))
+    result = made_up_fits.result(curve=points)
+    ((tokens, losses),) = loss_curves([result]).values()
+    assert len(tokens) == len(losses) == 200
+    assert (tokens[0], tokens[-1]) == (10, 10000)
+    assert losses == pytest.approx([5 - count / 10000 for count in tokens], rel=1e-5)
+    assert loss_curves([made_up_fits.result()]) == {}
+
+
+def test_a_study_without_a_law_has_a_page_that_names_what_is_missing(tmp_path):
+    done = made_up_fits.result()
+    to_train = [made_up_fits.result(params=2000, width=32, seed=seed) for seed in range(3)]
+    files = write_report(
+        tmp_path,
+        observations=made_up_fits.runs(BUDGETS[:1], sizes=1),
+        fit=None,
+        optimum=None,
+        results=[done],
+        plan=made_up_fits.plan([done, *to_train]),
+        context=ReportContext(missing="train 9 runs or more", source="runs/x"),
+    )
+    page = Page(read(files[0]))
+    assert [path.name for path in files] == ["index.html", "isoflop.png", "isoflop.svg", "runs.csv"]
+    # 2.5 s for 6 x 1000 x 2000 FLOPs, and twice the FLOPs in each of three runs.
+    assert "1 of 4 runs completed; 3 to train, about 15 s of training." in page.text
+    assert "train 9 runs or more" in page.text
+    assert "flops-fit report runs/x" in page.text
+    assert page.data["grid"] is None
+    assert "planned 3" in page.text
+
+
+def test_the_report_of_a_saved_fit_needs_no_runs(tmp_path):
+    fit, optimum = made_up_fits.law_fit(), made_up_fits.true_optimum
+    files = write_report(tmp_path, observations=[], fit=fit, optimum=optimum, title="fit.json")
+    assert "For 1e21 training FLOPs" in Page(read(files[0])).text
+    assert {"isoflop.svg", "optimum.svg"} < {path.name for path in files}
+    assert "runs.csv" not in {path.name for path in files}
+
+
+def test_a_law_without_an_optimum_is_an_error(tmp_path):
+    def fail(flops):
+        raise FitError("the law has no optimum")
+
+    with pytest.raises(FitError, match="no optimum"):
+        write_report(tmp_path, observations=[], fit=made_up_fits.law_fit(), optimum=fail)
 
 
 # ---------------------------------------------------------------------------- provenance

@@ -76,6 +76,16 @@ def optimum(
         no_draws = (np.empty(0),) * 3
         drawn_constraint = FlopsPerToken.of_fit(fit, drawn=True)
         drawn = no_draws if stack is None else minimise(stack, drawn_constraint, flops, inference_tokens)
+    return describe_optimum(fit, flops, inference_tokens, point, drawn)
+
+
+def describe_optimum(
+    fit: LawFit, flops: float, inference_tokens: float, point: Point, drawn: Point, *, new_run: bool = True
+) -> Optimum:
+    """The optimum with intervals, from ln N, ln D and ln L of the law (1,) and of its draws (draws,).
+
+    ``new_run``: whether to compute the interval of a new run, if the fit has an estimate of it.
+    """
     # Clip draws that hardly determine the law: N and D lie between 1 and C.
     limits_by_quantity = (0.0, np.log(flops)), (0.0, np.log(flops)), (-700.0, 700.0)
     params, tokens, loss = (
@@ -85,12 +95,12 @@ def optimum(
     notes = extrapolation(flops, fit.flops_range)
     side, message = (None, "") if fit.params_range is None else outside_sizes(params.value, fit.params_range)
     notes = (*notes, message) if message else notes
-    new_run = None
+    of_new_run = None
     training = flops if not inference_tokens else float(tokens.value * np.exp(_ln_per_token(fit, params.value)))
-    if covers_new_run(fit, training):
-        new_run = new_run_interval(fit, loss.value, np.exp(np.clip(drawn[2], -700.0, 700.0)), training)
+    if new_run and covers_new_run(fit, training):
+        of_new_run = new_run_interval(fit, loss.value, np.exp(np.clip(drawn[2], -700.0, 700.0)), training)
     return Optimum(
-        flops=flops, params=params, tokens=tokens, loss=loss, new_run=new_run, notes=notes, outside=side
+        flops=flops, params=params, tokens=tokens, loss=loss, new_run=of_new_run, notes=notes, outside=side
     )
 
 
@@ -199,7 +209,11 @@ def minimise(
     high = _largest_ln_params(constraint, flops, inference_tokens)
     if constraint.is_drawn and len(flops) == 1:
         high = high.max(axis=0, keepdims=True)  # one scan serves all draws
-    scan = high - np.linspace(80.0, 0.0, 400)[None, :-1]
+    distances = np.linspace(80.0, 0.0, 400)[:-1]
+    if inference_tokens:
+        # Near the largest N, D falls from D_inf to one token within a small fraction of ln N.
+        distances = np.concatenate([distances, distances[-1] * 0.5 ** np.arange(1, 40)])
+    scan = high - distances[None, :]
     loss = surface.loss(scan, _ln_tokens(constraint, scan, flops, inference_tokens)[0])
     best = np.clip(_lowest(np.where(np.isfinite(loss), loss, np.inf)), 1, scan.shape[1] - 2)
     scan = np.broadcast_to(scan, loss.shape)

@@ -1,0 +1,31 @@
+// Starts the page.
+
+import { startBudgetForm } from "./budget.js";
+import { chooseRun } from "./curves.js";
+import { drawFigure, startGallery } from "./gallery.js";
+import { startRunTable } from "./table.js";
+
+function showCurve(id) {
+  const figure = document.getElementById("figure-curves");
+  chooseRun(id);
+  drawFigure(figure);
+  figure.scrollIntoView({ block: "center" });
+}
+
+function startCitation() {
+  const button = document.getElementById("copy-citation");
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    const text = document.getElementById("citation");
+    const range = document.createRange();
+    range.selectNodeContents(text);
+    getSelection().removeAllRanges();
+    getSelection().addRange(range);
+    navigator.clipboard?.writeText(text.textContent).then(() => (button.textContent = "Copied"));
+  });
+}
+
+startBudgetForm();
+startGallery();
+startRunTable(showCurve);
+startCitation();
