@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def figure_data(law: StudyLaw, folder: Path, backtest: Backtest | None = None) -> FigureData:
     """Runs, law, predictions for 10 and 100 times the largest budget, backtest and loss curves of a study.
 
-    ``folder`` is the study's. ``backtest`` is that of the largest budget; by default it is computed. Without a law,
+    ``folder`` is the study's. ``backtest`` is that of the largest budget, by default computed. Without a law,
     the data have the runs and the reason. Raises FitError if no run has a loss.
     """
     from flops_fit_core.report.figures import FigureData, Names

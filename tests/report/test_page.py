@@ -342,7 +342,7 @@ def test_the_report_of_a_saved_fit_needs_no_runs(tmp_path):
     fit, optimum = made_up_fits.law_fit(), made_up_fits.true_optimum
     files = write_report(tmp_path, observations=[], fit=fit, optimum=optimum, title="fit.json")
     assert "For 1e21 training FLOPs" in Page(read(files[0])).text
-    assert {"isoflop.svg", "optimum.svg"} < {path.name for path in files}
+    assert {"optimum.svg", "tokens-per-param.svg", "frontier.svg"} < {path.name for path in files}
     assert "runs.csv" not in {path.name for path in files}
 
 
