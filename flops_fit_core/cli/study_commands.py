@@ -15,11 +15,13 @@ from flops_fit_core.cli.printing import (
     print_error,
     print_json,
     print_message,
+    print_notes,
     print_table,
     print_text,
 )
 from flops_fit_core.cli.summary import print_summary
 from flops_fit_core.errors import ConfigError, FitError, FlopsFitError, raised_at
+from flops_fit_core.report.run_errors import group_errors
 from flops_fit_core.study import Study
 
 
@@ -121,6 +123,7 @@ def runs(
         print_csv(study.runs.csv(spreadsheet=spreadsheet))
     else:
         print_table(study.runs)
+        print_notes(study.runs.diagnostics)
 
 
 def show(
@@ -234,13 +237,11 @@ def print_outcome(study: Study) -> int:
             f"training is {state}: {finished} of {len(study.plan.runs)} runs are finished and stored. To fit and "
             f"report again without training: flops-fit report {study.folder.shown}"
         )
-    if failed:
-        first_error = failed[0].error
-        reason = first_error.line if first_error else "unknown"
-        print_message(
-            f"{len(failed)} runs failed, the first with {reason}. 'flops-fit show {study.folder.shown} "
-            f"{failed[0].id[:6]}' prints its traceback"
-        )
+    groups = group_errors(failed)
+    for group in groups:
+        print_message(str(group))
+    if groups:
+        print_message(f"'flops-fit show {study.folder.shown} {groups[0].ids[0][:6]}' prints the error in full")
     return 1 if failed or failures else 0
 
 
@@ -260,8 +261,8 @@ def _print_answer(study: Study) -> list[tuple[str, Exception]]:
     failures: list[tuple[str, Exception]] = []
     steps: dict[str, Callable[[], object]] = {
         "fit.json": lambda: study.folder.save_fit(fit),
+        "the report": study.report,
         "printing the answer": lambda: print_summary(study),
-        "the report": lambda: print_message(f"report: {study.report()[0]}"),
     }
     for step, action in steps.items():
         try:
