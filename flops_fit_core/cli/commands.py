@@ -65,7 +65,9 @@ GROUPS: dict[str, dict[str, Command]] = {
     },
     "Keep and share": {
         "export": Command(
-            "export_command", "Write the runs to CSV, parquet, LaTeX, ...", "export runs/my --latex table.tex"
+            "export_command",
+            "Write runs or law: CSV, parquet, LaTeX, BibTeX.",
+            "export runs/my --latex table.tex",
         ),
         "store": Command("store_command", "Copy, check and repair studies.", "store check runs/my"),
         "prune-checkpoints": Command(

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli.law_options import ExplainOption
+from flops_fit_core.cli.planned_study import planned_study
 from flops_fit_core.cli.printing import (
     console,
     print_csv,
@@ -19,6 +21,7 @@ from flops_fit_core.cli.printing import (
     print_table,
     print_text,
 )
+from flops_fit_core.cli.shared_options import share_options
 from flops_fit_core.cli.summary import print_summary
 from flops_fit_core.errors import ConfigError, FitError, FlopsFitError, raised_at
 from flops_fit_core.report.run_errors import group_errors
@@ -34,30 +37,19 @@ def register(app: typer.Typer) -> None:
     app.command()(prune_checkpoints)
 
 
+@share_options(planned_study)
 def plan(
-    source: args.SourceArgument,
-    out: args.OutOption = None,
-    overrides: args.SetOption = None,
-    plugin: args.PluginOption = None,
-    disabled: args.DisableOption = None,
-    json: args.JsonOption = False,
+    study: Study,
     estimate: Annotated[bool, typer.Option(help="Time a few real steps to estimate the wall time.")] = True,
-    model: args.ModelOption = None,
-    dataset: args.DatasetOption = None,
-    optimizer: args.OptimizerOption = None,
-    schedule: args.ScheduleOption = None,
-    recipe: args.RecipeOption = None,
-    counter: args.CounterOption = None,
-    trainer: args.TrainerOption = None,
-    device: args.DeviceOption = None,
-    store: args.StoreOption = None,
-    executor: args.ExecutorOption = None,
-    fitter: args.FitterOption = None,
+    show_script: Annotated[
+        bool, typer.Option("--show-script", help="Print the batch scripts that --executor slurm would submit.")
+    ] = False,
+    json: args.JsonOption = False,
 ) -> None:
     """Show every run of an experiment: size, tokens, FLOPs, state, and the time to train the rest."""
-    registry = args.registry_to_train(source, plugin, disabled)
-    swaps = _swaps(locals())
-    study = args.plan_source(source, registry, out, overrides, swaps)
+    if show_script:
+        print_text(study.describe_jobs())
+        return
     seconds = study.seconds() if estimate else None
     if json:
         print_json(_plan_json(study, seconds))
@@ -65,30 +57,15 @@ def plan(
         _print_plan(study, seconds)
 
 
+@share_options(planned_study)
 def run(
-    source: args.SourceArgument,
-    out: args.OutOption = None,
-    overrides: args.SetOption = None,
-    plugin: args.PluginOption = None,
-    disabled: args.DisableOption = None,
+    study: Study,
     retry: Annotated[bool, typer.Option(help="Retry runs that failed before.")] = True,
-    model: args.ModelOption = None,
-    dataset: args.DatasetOption = None,
-    optimizer: args.OptimizerOption = None,
-    schedule: args.ScheduleOption = None,
-    recipe: args.RecipeOption = None,
-    counter: args.CounterOption = None,
-    trainer: args.TrainerOption = None,
-    device: args.DeviceOption = None,
-    store: args.StoreOption = None,
-    executor: args.ExecutorOption = None,
-    fitter: args.FitterOption = None,
+    explain: ExplainOption = False,
 ) -> int:
     """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
     from flops_fit_core.cli.progress import SweepProgress
 
-    registry = args.registry_to_train(source, plugin, disabled)
-    study = args.plan_source(source, registry, out, overrides, _swaps(locals()))
     done = {result.id for result in study.results if result.is_finished or not retry}
     missing = len(study.plan.runs) - len(done)
     print_message(f"{study.plan.name}: {len(study.plan.runs)} runs, {missing} to train, in {study.folder.path}")
@@ -99,7 +76,7 @@ def run(
     if study.plan.skipped:
         print_message(f"  {len(study.plan.skipped)} sizes skipped; 'flops-fit plan' shows the reasons")
     study.train(loggers=[SweepProgress(console(error=True), done)], retry_failed=retry, check=False)
-    return print_outcome(study)
+    return print_outcome(study, explain)
 
 
 def runs(
@@ -170,15 +147,6 @@ def prune_checkpoints(
     print_text(f"{numbers.disk(freed)} freed{hint}")
 
 
-def _swaps(options: dict[str, Any]) -> dict[str, str | None]:
-    """The values of the options that choose another plugin, by kind."""
-    kinds = (
-        *("model", "dataset", "optimizer", "schedule", "recipe", "counter"),
-        *("trainer", "device", "store", "executor", "fitter"),
-    )
-    return {kind: options[kind] for kind in kinds}
-
-
 def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
     from flops_fit_core.report import plan_table
     from flops_fit_core.study.states import states_by_run
@@ -224,10 +192,10 @@ def _print_plan(study: Study, seconds: float | None) -> None:
         )
 
 
-def print_outcome(study: Study) -> int:
+def print_outcome(study: Study, explain: bool = False) -> int:
     """Print the answer of a sweep and write its report. Returns 1 if a run, the fit or the report failed."""
     failed = [result for result in study.results if result.status == "failed"]
-    failures = _print_answer(study)
+    failures = _print_answer(study, explain)
     for step, error in failures:
         print_error(f"{step} failed: {_describe_error(error)}")
     if failures:
@@ -245,7 +213,7 @@ def print_outcome(study: Study) -> int:
     return 1 if failed or failures else 0
 
 
-def _print_answer(study: Study) -> list[tuple[str, Exception]]:
+def _print_answer(study: Study, explain: bool) -> list[tuple[str, Exception]]:
     """Fit, print the answer, and write fit.json and the report. Returns the steps that failed, with their errors.
 
     The steps are independent, so that a full disk does not hide the answer. After a sweep, no error of a fitter,
@@ -262,7 +230,7 @@ def _print_answer(study: Study) -> list[tuple[str, Exception]]:
     steps: dict[str, Callable[[], object]] = {
         "fit.json": lambda: study.folder.save_fit(fit),
         "the report": study.report,
-        "printing the answer": lambda: print_summary(study),
+        "printing the answer": lambda: print_summary(study, explain),
     }
     for step, action in steps.items():
         try:

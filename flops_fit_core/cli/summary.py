@@ -16,9 +16,12 @@ READ = "columns"
 """Code of the notes about how a table was read; the first one names its columns and counts its rows."""
 
 
-def print_summary(study: Study) -> None:
-    """Print the answer of a study. Raises FitError if no law can be fitted."""
-    print_answer(study.answer())
+def print_summary(study: Study, explain: bool = False) -> None:
+    """Print the answer of a study, and its explanation. Raises FitError if no law can be fitted."""
+    answer = study.answer()
+    print_answer(answer)
+    if explain:
+        print_explanation(study.fit, answer.rows, study.isoflop, study.no_isoflop)
 
 
 def answer_of_table(

@@ -68,8 +68,9 @@ def starter_text(table: Mapping[str, Any], registry: Registry, file: str, schema
             continue
         if isinstance(values, str):
             values = {"name": values}
-        offer = registry.find(kind, values["name"])
-        lines += ["", f"[{kind}]", *_values(values), *_unset(offer.spec.options, values)]
+        lines += ["", f"[{kind}]", *_values(values)]
+        if "name" in values:  # without a name, the plugin may depend on the model or the dataset
+            lines += _unset(registry.find(kind, values["name"]).spec.options, values)
     return "\n".join(lines) + "\n"
 
 

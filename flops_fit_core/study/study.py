@@ -189,6 +189,19 @@ class Study:
         workers = executor.call(executor.spec.places, executor.options, list_slots(experiment.device))
         return None if workers is None else estimate_seconds(self.plan, self.registry, workers, self.results)
 
+    def describe_jobs(self) -> str:
+        """The scripts that the executor would submit for the missing runs, and the resources per job.
+
+        Raises ConfigError if the executor submits no scripts.
+        """
+        experiment = self._experiment()
+        executor = experiment.executor
+        if executor.spec.describe_jobs is None:
+            raise ConfigError(f"executor {executor.name!r} submits no scripts: add --executor slurm")
+        finished = {result.id for result in self.results if result.is_finished}
+        jobs = self.plan.jobs({run.id for run in self.plan.runs} - finished)
+        return executor.call(executor.spec.describe_jobs, executor.options, jobs, self.folder.path)
+
     def _experiment(self) -> Experiment:
         return self._settings.load()
 
