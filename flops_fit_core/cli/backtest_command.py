@@ -47,14 +47,14 @@ def backtest(
     print_notes(reading)
     for point in tested.held_out[:MAX_POINTS]:
         print_text(
-            f"{point.id}: C {point.flops:.4g}, loss {point.loss:.4f}, predicted {point.predicted} "
-            f"({numbers.deviation(point.error)})"
+            f"  {point.id}  C {numbers.scientific(point.flops)}  loss {point.loss:.4f}  predicted "
+            f"{point.predicted}  {numbers.deviation(point.error)}"
         )
     if len(tested.held_out) > MAX_POINTS:
-        print_text(f"and {len(tested.held_out) - MAX_POINTS} more: --json lists them")
+        print_text(f"  and {len(tested.held_out) - MAX_POINTS} more: --json lists them")
     print_text(
-        f"{len(tested.held_out)} held out above C = {tested.above:.4g}, {tested.fit.n_runs} runs fitted by "
-        f"{tested.fit.fitter.name}: mean absolute relative error {tested.mean_abs_error:.3%}, bias "
+        f"{len(tested.held_out)} runs held out above C = {numbers.scientific(tested.above)}, {tested.fit.n_runs} "
+        f"fitted by {tested.fit.fitter.name}: mean error {tested.mean_abs_error:.2%}, bias "
         f"{numbers.deviation(tested.bias)}"
     )
     if tested.with_interval:

@@ -305,7 +305,10 @@ def thin(rows: Sequence[Optimum], room: int) -> list[Optimum]:
 def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Lines with right-aligned columns, two characters in."""
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
-    return ["  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+    return [
+        ("  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
 
 
 def shorten(text: str, width: int = 74) -> str:
@@ -324,6 +327,11 @@ def wrap(text: str, width: int | None) -> list[str]:
         return [text]
     indent = " " * (len(text) - len(text.lstrip()) + 4)
     wrapper = TextWrapper(
-        width, subsequent_indent=indent, replace_whitespace=False, break_long_words=False, break_on_hyphens=False
+        width,
+        subsequent_indent=indent,
+        expand_tabs=False,
+        replace_whitespace=False,
+        break_long_words=False,
+        break_on_hyphens=False,
     )
-    return wrapper.wrap(text)
+    return wrapper.wrap(text) or [text]

@@ -33,7 +33,8 @@ def judge(tested: Backtest) -> Verdict:
     """
     error, step = tested.mean_abs_error, max(point.flops for point in tested.held_out) / tested.fit.flops_range[1]
     scatter = None if tested.fit.new_run is None else tested.fit.new_run.sigma
-    missed = f"Missed the held-out runs by {_percent(error)}"
+    budgets = len({f"{point.flops:.1e}" for point in tested.held_out})
+    missed = f"Missed the held-out budget{'' if budgets == 1 else 's'} by {_percent(error)}"
     if scatter is not None:
         holds: bool | None = error <= scatter
         missed += f", {'within' if holds else 'above'} the {_percent(scatter)} scatter"

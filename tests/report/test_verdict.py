@@ -38,7 +38,7 @@ def test_a_miss_above_the_scatter_advises_against_extrapolation() -> None:
     verdict = judge(backtest_of([0.02, 0.014]))
     assert verdict.holds is False
     assert verdict.sentence == (
-        "Missed the held-out runs by 1.7%, above the 1.4% scatter: do not extrapolate far."
+        "Missed the held-out budget by 1.7%, above the 1.4% scatter: do not extrapolate far."
     )
 
 
@@ -46,7 +46,7 @@ def test_a_miss_within_the_scatter_states_the_tested_step() -> None:
     verdict = judge(backtest_of([0.01, -0.012]))
     assert verdict.holds is True
     assert verdict.sentence == (
-        "Missed the held-out runs by 1.1%, within the 1.4% scatter: the law held for a step of 2.0x in C."
+        "Missed the held-out budget by 1.1%, within the 1.4% scatter: the law held for a step of 2.0x in C."
     )
 
 
@@ -54,7 +54,7 @@ def test_a_miss_within_the_scatter_states_the_tested_step() -> None:
 def test_without_an_estimate_of_the_scatter_the_intervals_decide(width: float, holds: bool, word: str) -> None:
     verdict = judge(backtest_of([0.01], width=width, new_run=None))
     assert verdict.holds is holds
-    assert f"Missed the held-out runs by 1.0%, {word} the law's 90% intervals" in verdict.sentence
+    assert f"Missed the held-out budget by 1.0%, {word} the law's 90% intervals" in verdict.sentence
 
 
 def test_without_scatter_and_intervals_there_is_no_verdict() -> None:
@@ -79,5 +79,5 @@ def test_backtest_ends_with_the_verdict_on_runs_that_follow_the_law_or_bend_away
     status, output, _ = call("backtest", table, "--law", "chinchilla", "--set", "draws=20")
     assert status == 0
     last = output.strip().splitlines()[-1]
-    assert last.startswith("Missed the held-out runs by")
+    assert last.startswith("Missed the held-out budget by")
     assert f", {word} the " in last
