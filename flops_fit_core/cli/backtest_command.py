@@ -54,7 +54,7 @@ def backtest(
         print_text(f"  and {len(tested.held_out) - MAX_POINTS} more: --json lists them")
     print_text(
         f"{len(tested.held_out)} runs held out above C = {numbers.scientific(tested.above)}, {tested.fit.n_runs} "
-        f"fitted by {tested.fit.fitter.name}: mean error {tested.mean_abs_error:.2%}, bias "
+        f"fitted by {tested.fit.fitter.name}: mean absolute relative error {tested.mean_abs_error:.2%}, bias "
         f"{numbers.deviation(tested.bias)}"
     )
     if tested.with_interval:

@@ -152,11 +152,13 @@ def print_table(table: DataTable) -> None:
 
 
 def print_text(text: str, style: str = "") -> None:
-    """Print a line of the answer to standard output."""
+    """Print lines of the answer to standard output, wrapped to the width of a terminal."""
+    from flops_fit_core.report.answer import wrap
+
     output = console()
-    output.print(
-        escape_controls(text), markup=False, emoji=False, style=style, soft_wrap=output.width == UNLIMITED
-    )
+    for line in escape_controls(text).split("\n"):
+        for part in wrap(line, wrap_width()):
+            output.print(part, markup=False, emoji=False, style=style, soft_wrap=True)
 
 
 def print_answer(answer: Answer) -> None:

@@ -19,8 +19,8 @@ from flops_fit_core.report.datatable import on_set, singular
 MAX_LINES = 16
 """The most lines of an answer at 80 columns, unless more budgets were requested."""
 MAX_WARNINGS = 2
-FAR = 100.0
-"""Beyond this multiple of the largest budget, numbers have one digit."""
+FAR = 101.0
+"""Beyond this multiple of the largest budget, numbers have one digit: 100, and 1% for budgets that runs miss."""
 SAME_BUDGET = 1.01
 """Budgets within this factor are equal."""
 _ALWAYS = ("columns", "flops-6nd")

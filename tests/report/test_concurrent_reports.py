@@ -113,7 +113,7 @@ def test_a_report_folder_that_cannot_be_written_is_named(finished: Study, call) 
     assert status == 1
     assert "error: the report failed: study/report: File exists" in message.replace(str(Path.cwd()) + "/", "")
     assert "training is complete" in message
-    assert "a = " in output
+    assert "N_opt ~ C^" in output
     assert call("report", "study")[0] == 2
     Path("study/report").unlink()
     assert call("report", "study")[0] == 0
