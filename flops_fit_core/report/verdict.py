@@ -42,9 +42,9 @@ def judge(tested: Backtest) -> Verdict:
         holds = tested.inside == tested.with_interval
         missed += f", {'inside' if holds else 'outside'} the law's {tested.fit.level:.0%} intervals"
     else:
-        sentence = f"{missed}; the fit has no estimate of the scatter: compare with the noise of your runs"
+        sentence = f"{missed}; the fit has no estimate of the scatter: compare with the noise of your runs."
         return Verdict(None, error, scatter, step, sentence)
-    advice = f"the law held for a step of {numbers.ratio(step, 2)}x in C" if holds else "do not extrapolate far"
+    advice = f"the law held for a step of {numbers.ratio(step, 2)}x in C." if holds else "do not extrapolate far."
     return Verdict(holds, error, scatter, step, f"{missed}: {advice}")
 
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
+from flops_fit_core.fitting.distributions import t_upper_quantile
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
 from flops_fit_core.fitting.fitters.profile_noise import row_covariates, with_prior_rows
 from flops_fit_core.fitting.uncertainty.noise import fit_noise
@@ -94,7 +94,7 @@ def _find_outliers(fit: ProfileFit, runs: ProfileRuns) -> Ints:
             design[rows], errors[rows], len(remaining) - runs.budgets - 3, floor
         )
         worse, better = (
-            float(stats.t.isf(chance / len(remaining), dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE)
+            float(t_upper_quantile(chance / len(remaining), dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE)
         )
         excess = np.where(studentised > 0, studentised / worse, -studentised / better)[: len(remaining)]
         excess[~_can_lose(runs, remaining)] = 0
@@ -154,6 +154,6 @@ def _is_explained_by_noise(
     inverse = np.linalg.pinv(fit.jacobian.T @ fit.jacobian)
     leverage = np.einsum("ij,jk,ik->i", full_design[rows], inverse, full_design[rows])
     standardised = errors[rows] / np.maximum(sigma * np.sqrt(1 + leverage), 1e-300)
-    worse, better = (float(stats.t.isf(chance / used, noise.dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE))
+    worse, better = (float(t_upper_quantile(chance / used, noise.dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE))
     explained[rows] = (standardised <= worse) & (standardised >= -better)
     return explained

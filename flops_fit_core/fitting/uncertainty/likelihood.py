@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import brentq
 from scipy.optimize import least_squares as scipy_least_squares
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.distributions import f_quantile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import minimise
 from flops_fit_core.fitting.laws.surfaces import LawSurface
@@ -49,7 +49,7 @@ def profile_intervals(
     if dof < 1:
         raise FitError(f"{len(runs)} runs leave no degree of freedom after five parameters: train 6 or more")
     likelihood = _Likelihood(runs, fit)
-    limit = likelihood.least * (1 + stats.f.ppf(fit.level, 1, dof) / dof)
+    limit = likelihood.least * (1 + f_quantile(fit.level, 1, dof) / dof)
     intervals: dict[str, Interval] = {}
     quantities = likelihood.quantities(flops)
     for number, (name, (quantity, transform)) in enumerate(quantities.items(), 1):
