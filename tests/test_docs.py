@@ -17,6 +17,7 @@ from types import ModuleType
 
 import option_tables
 import pytest
+import readme_outputs
 import typer.main
 from optional_packages import needs
 
@@ -25,6 +26,7 @@ from flops_fit_core.cli import app
 from flops_fit_core.config import Experiment, load_experiment
 from flops_fit_core.plugins import Registry, hookspecs
 from flops_fit_core.plugins.registry import KINDS, installed
+from flops_fit_core.report.answer import MAX_LINES
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -370,6 +372,17 @@ def test_ci_runs_the_readmes_test_command(tmp_path: Path) -> None:
     assert command == "+ echo one && pwd && echo 2 passed"
     assert output == ["one", str(tmp_path), "2 passed"]
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_readme_and_quickstart_show_the_same_answer_in_at_most_16_lines() -> None:
+    readme, quickstart = (
+        readme_outputs.blocks(path.read_text(encoding="utf-8")) for path in readme_outputs.DOCUMENTS
+    )
+    assert set(readme) == {"answer"}
+    assert set(quickstart) == set(readme_outputs.OUTPUTS)
+    assert readme["answer"] == quickstart["answer"]
+    assert len(readme["answer"].splitlines()) <= MAX_LINES
+    assert all(len(line) <= 80 for line in readme["answer"].splitlines())
 
 
 # ---------------------------------------------------------------------------- text

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flops_fit_core.cli import arguments as args
-from flops_fit_core.cli import fitting_commands as fitting
+from flops_fit_core.cli import law_options as fitting
 from flops_fit_core.cli import laws
 from flops_fit_core.cli.printing import print_error, print_json, print_notes, print_table, print_text
 from flops_fit_core.errors import ConfigError, FitError

@@ -17,7 +17,9 @@ from flops_fit_core.plugins.protocols import Fitter, LossLaw
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
+from flops_fit_core.report import numbers
 from flops_fit_core.study import Study
+from flops_fit_core.study.law import ISOFLOP
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting import RunTable
@@ -47,6 +49,11 @@ class LawRequest:
     """Name of the law to fit, instead of a fitter."""
     reader: str | None = None
     """The reader of logs, if several recognise them."""
+
+    def changes_fit(self) -> bool:
+        """Whether any option changes the fit, so that a command without it would give another answer."""
+        fixed = (self.fitter, self.law, self.eval_set, self.reader)
+        return bool(self.options or self.table_options()) or any(value is not None for value in fixed)
 
     def is_table(self, registry: Registry) -> bool:
         """Whether the source is a table, or logs that a reader recognises."""
@@ -124,19 +131,54 @@ def column_pairs(texts: Sequence[str], example: str) -> dict[str, str]:
     return _pairs("--column", texts, example)
 
 
-def fit_law(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
+@dataclass(frozen=True)
+class FittedLaw:
+    """A law with its fitter, and the runs behind it."""
+
+    law: LawFit
+    fitter: Fitter
+    study: Study | None = None
+    """The study of the runs; None for a table and for a saved fit."""
+    observations: Sequence[Observation] = ()
+    """The runs of a table."""
+
+
+def fit_law(request: LawRequest, registry: Registry) -> FittedLaw:
     """Fit the runs of a study or a table. Raises ConfigError and FitError."""
     if request.is_table(registry):
         from flops_fit_core.fitting import fit_table
 
-        fitter = build_request_fitter(request, registry, DEFAULTS["fitter"])
-        return fit_table(fitter, read_request_table(request, registry)), fitter, None
+        fitter, table = (
+            build_request_fitter(request, registry, DEFAULTS["fitter"]),
+            read_request_table(request, registry),
+        )
+        return FittedLaw(fit_table(fitter, table), fitter, observations=table.observations)
     study = open_request_study(request, registry)
     fitter = _fitter_of_study(request, study)
-    return study.fit_runs(fitter), fitter, study
+    return FittedLaw(study.fit_runs(fitter), fitter, study)
 
 
-def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str, LawFit | FitError]:
+def fit_isoflop(request: LawRequest, registry: Registry, fitted: FittedLaw) -> tuple[LawFit | None, str]:
+    """The IsoFLOP law of the same runs for comparison, or None and the reason.
+
+    A table has one if its runs form budgets. The reason is empty if the law is an IsoFLOP law.
+    """
+    if fitted.law.fitter.name == ISOFLOP:
+        return None, ""
+    if fitted.study is not None:
+        return fitted.study.isoflop, fitted.study.no_isoflop
+    from flops_fit_core.fitting import has_profiles
+
+    if request.law is not None or not has_profiles(fitted.observations):
+        return None, "the runs do not form budgets with four or more sizes"
+    fitter = build_fitter(choose_from_table("fitter", {"name": ISOFLOP}, registry, "isoflop"))
+    try:
+        return fitter.fit(fitted.observations), ""
+    except FitError as error:
+        return None, str(error)
+
+
+def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str, FittedLaw | FitError]:
     """A law, or a FitError, for each text in a column of a table.
 
     Raises ConfigError for a study, FitError if no group has a law.
@@ -145,12 +187,12 @@ def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str
 
     if not request.is_table(registry):
         raise ConfigError(f"--group-by {column} applies to tables, and {request.source} is not a table")
-    laws: dict[str, LawFit | FitError] = {}
+    laws: dict[str, FittedLaw | FitError] = {}
     filters = request.row_filters()
     for text in table_groups(request.source, column, filters, reader=request.reader, registry=registry):
         group = replace(request, filters=(*request.filters, f"{column}={text}"))
         try:
-            laws[text], _, _ = fit_law(group, registry)
+            laws[text] = fit_law(group, registry)
         except FitError as error:
             laws[text] = error
     if all(isinstance(law, FitError) for law in laws.values()):
@@ -158,7 +200,7 @@ def fit_groups(request: LawRequest, registry: Registry, column: str) -> dict[str
     return laws
 
 
-def load_or_fit(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter, Study | None]:
+def load_or_fit(request: LawRequest, registry: Registry) -> FittedLaw:
     """Load a saved fit, or fit the runs of a study or a table. Raises ConfigError and FitError."""
     if request.source.is_file() and is_fit(request.source):
         from flops_fit_core.fitting import load_fit
@@ -166,7 +208,7 @@ def load_or_fit(request: LawRequest, registry: Registry) -> tuple[LawFit, Fitter
 
         _refuse_to_refit(request)
         law = load_fit(request.source)
-        return law, fitter_of(law, registry), None
+        return FittedLaw(law, fitter_of(law, registry))
     return fit_law(request, registry)
 
 
@@ -287,12 +329,18 @@ def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
             f"N = {off.params:.4g} would train on D = {off.tokens:.4g} to a loss of {off.loss}"
             + (f", a new run {off.new_run.low:.4g} to {off.new_run.high:.4g}" if off.new_run else "")
             + ": "
-            f"{off.loss_given_up:.4f} nats given up, {off.extra_flops:.1%} more FLOPs than that loss needs"
+            f"{off.loss_given_up:.4f} nats given up, {_describe_extra(off.extra_flops)}"
         )
     if "cost" in extra:
         cost = extra["cost"]
         money = f", {cost.money:,.2f} at that price" if cost.money is not None else ""
         yield f"{cost.device_hours:,.4g} device hours{money}"
+
+
+def _describe_extra(extra: float) -> str:
+    """``4.2% more FLOPs than this loss needs``, ``370 times the FLOPs that this loss needs``."""
+    needed = "the FLOPs that this loss needs" if extra > 1 else "more FLOPs than this loss needs"
+    return f"{numbers.excess(extra)} {needed}"
 
 
 def read_request_table(request: LawRequest, registry: Registry) -> RunTable:

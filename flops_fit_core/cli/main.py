@@ -7,34 +7,27 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from functools import cache
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
-from flops_fit_core.cli import (
-    budget_command,
-    compare_command,
-    count_flops_command,
-    curve_command,
-    doctor_command,
-    export_command,
-    fitting_commands,
-    plugin_commands,
-    store_command,
-    study_commands,
-    trust_command,
-    tune_command,
-    watching_commands,
+from flops_fit_core import __version__
+from flops_fit_core.cli.commands import CommandGroup
+from flops_fit_core.cli.printing import (
+    TRAINING_STOPPED,
+    describe_interruption,
+    escape_other_output,
+    interruption,
+    print_error,
+    reserve_stdout,
 )
-from flops_fit_core.cli.printing import escape_other_output, print_error, redirect_prints, reserve_stdout
 from flops_fit_core.cli.renamed import refuse_old_names
 from flops_fit_core.errors import FlopsFitError, UserError
-from flops_fit_core.plugins.registry import PluginSetup
-from flops_fit_core.plugins.utilities import escape_controls
+from flops_fit_core.plugins.terminal_text import escape_controls
 
 STOPPED = 130
+TRAINING_COMMANDS = ("run", "retry", "tune")
 _FREE_SPACE = "Finished results are kept. Free disk space and try again"
 _READ_ONLY = (
     "The commands runs, show, status, fit, predict and export only read a study's folder, and 'report --out "
@@ -48,71 +41,51 @@ ADVICE = {
     errno.EPERM: _READ_ONLY,
 }
 """Errors of the file system that are not a fault of the program -> advice."""
-PYDANTIC_SWITCH = "PYDANTIC_DISABLE_PLUGINS"
 
 app = typer.Typer(
     name="flops-fit",
+    cls=CommandGroup,
     help="For a compute budget, how large should the model be, and on how much data?",
+    epilog="flops-fit COMMAND --help has an example. Start with: flops-fit init",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-study_commands.register(app)
-watching_commands.register(app)
-export_command.register(app)
-store_command.register(app)
-fitting_commands.register(app)
-budget_command.register(app)
-compare_command.register(app)
-curve_command.register(app)
-tune_command.register(app)
-count_flops_command.register(app)
-trust_command.register(app)
-plugin_commands.register(app)
-doctor_command.register(app)
+
+
+def _print_version(requested: bool) -> None:
+    if requested:
+        typer.echo(f"flops-fit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """For a compute budget, how large should the model be, and on how much data?"""
 
 
 def main() -> None:
     """Entry point of ``flops-fit``."""
     reserve_stdout()
     escape_other_output()
-    _load_pydantic_without_plugins()
     signal.signal(signal.SIGTERM, _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
-def _load_pydantic_without_plugins() -> None:
-    """Build the first pydantic model with pydantic's plugins disabled. Child processes are not affected.
-
-    The first model loads pydantic's plugins. That raises an exception if the entry points of any installed
-    distribution cannot be read.
-    """
-    previous = os.environ.get(PYDANTIC_SWITCH)
-    os.environ.setdefault(PYDANTIC_SWITCH, "__all__")
-    PluginSetup()
-    if previous is None:
-        del os.environ[PYDANTIC_SWITCH]
-
-
 @cache
 def _commands() -> Any:
-    """The command group. Only answers of a command go to standard output; help is printed outside commands."""
-    group = typer.main.get_command(app)
-    for command in _walk(group):
-        if command.callback is not None:
-            command.callback = redirect_prints()(command.callback)
-    return group
-
-
-def _walk(command: Any) -> Iterator[Any]:
-    yield command
-    for subcommand in getattr(command, "commands", {}).values():
-        yield from _walk(subcommand)
+    """The command group."""
+    return typer.main.get_command(app)
 
 
 def run(arguments: list[str]) -> int:
     """Run a command line and return its exit status. A user's mistake prints a message without traceback."""
+    trains = bool(arguments) and arguments[0] in TRAINING_COMMANDS
+    describe_interruption(TRAINING_STOPPED if trains else "stopped. Stored results are unchanged")
     try:
         refuse_old_names(arguments)
         status = _commands()(arguments, standalone_mode=False, prog_name="flops-fit")
@@ -126,7 +99,7 @@ def run(arguments: list[str]) -> int:
         print_error(str(error))
         return 1
     except (KeyboardInterrupt, typer.Abort):
-        print_error("stopped. Finished results are kept; run the same command to continue")
+        print_error(interruption())
         return STOPPED
     except BrokenPipeError:
         # The reader of the output (head, less) has closed it: flushing to it would fail.

@@ -15,13 +15,14 @@ import warnings
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
-from flops_fit_core.plugins.utilities import escape_controls
+from flops_fit_core.plugins.terminal_text import escape_controls
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from flops_fit_core.records import Diagnostic, LawFit
     from flops_fit_core.report import DataTable
+    from flops_fit_core.report.answer import Answer
 
 
 def reserve_stdout() -> None:
@@ -81,13 +82,40 @@ def redirect_prints() -> Iterator[None]:
         answers.flush()
 
 
+UNLIMITED = 100_000
+"""Width of output that is not wrapped."""
+
+
 def console(error: bool = False) -> Console:
-    """A console of the terminal's width; 160 columns if the output is a file or a pipe."""
+    """A console of the terminal's width, or of ``COLUMNS``; without limit if the output is a file or a pipe."""
     from rich.console import Console
 
     file = sys.stderr if error else _answers or sys.stdout
     plain = Console(file=file, highlight=False)
-    return plain if plain.is_terminal else Console(file=file, highlight=False, width=160)
+    if plain.is_terminal or os.environ.get("COLUMNS", "").isdigit():
+        return plain
+    return Console(file=file, highlight=False, width=UNLIMITED)
+
+
+def wrap_width() -> int | None:
+    """The width at which answers wrap; None if they must not."""
+    width = console().width
+    return None if width == UNLIMITED else width
+
+
+TRAINING_STOPPED = "stopped. Finished results are kept; run the same command to continue"
+_interruption = "stopped"
+
+
+def describe_interruption(message: str) -> None:
+    """Set the message that Ctrl-C prints from now on."""
+    global _interruption
+    _interruption = message
+
+
+def interruption() -> str:
+    """The message that Ctrl-C prints."""
+    return _interruption
 
 
 def print_error(message: str) -> None:
@@ -113,13 +141,30 @@ def print_csv(text: str) -> None:
 
 
 def print_table(table: DataTable) -> None:
-    """Print a table to standard output."""
-    console().print(table.rich())
+    """Print a table to standard output, with its caption as text below."""
+    output, grid = console(), table.rich()
+    grid.caption = None
+    with output.capture() as capture:
+        output.print(grid)
+    for line in capture.get().splitlines():
+        print(line.rstrip(), file=output.file)
+    print_text(table.caption)
 
 
-def print_text(text: str) -> None:
-    """Print a line of the answer to standard output."""
-    console().print(escape_controls(text), markup=False, emoji=False)
+def print_text(text: str, style: str = "") -> None:
+    """Print lines of the answer to standard output, wrapped to the width of a terminal."""
+    from flops_fit_core.report.answer import wrap
+
+    output = console()
+    for line in escape_controls(text).split("\n"):
+        for part in wrap(line, wrap_width()):
+            output.print(part, markup=False, emoji=False, style=style, soft_wrap=True)
+
+
+def print_answer(answer: Answer) -> None:
+    """Print the answer of a fit to standard output: the title in bold, warnings in yellow."""
+    for number, line in enumerate(answer.lines(wrap_width())):
+        print_text(line, "bold" if number == 0 else "yellow" if line.startswith("  !") else "")
 
 
 MAX_NAMES = 5

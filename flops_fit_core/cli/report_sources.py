@@ -35,8 +35,8 @@ def write_source_report(request: LawRequest, registry: Registry, out: Path | Non
     """
     source = request.source
     if source.is_file() and is_fit(source):
-        law, fitter, _ = load_or_fit(request, registry)
-        return _write(request, registry, out, law, fitter, ())
+        fitted = load_or_fit(request, registry)
+        return _write(request, registry, out, fitted.law, fitted.fitter, ())
     if request.is_table(registry):
         return _write_table(request, registry, out)
     if refits := [text for text in (request.law, request.fitter, *request.options) if text]:

@@ -9,16 +9,21 @@ from typing import Annotated, Any
 import typer
 
 from flops_fit_core.cli import arguments as args
+from flops_fit_core.cli.law_options import ExplainOption
+from flops_fit_core.cli.planned_study import study_planner
 from flops_fit_core.cli.printing import (
     print_csv,
     print_error,
     print_json,
     print_message,
+    print_notes,
     print_table,
     print_text,
 )
+from flops_fit_core.cli.shared_options import share_options
 from flops_fit_core.cli.summary import print_summary
 from flops_fit_core.errors import ConfigError, FitError, FlopsFitError, raised_at
+from flops_fit_core.report.run_errors import group_errors
 from flops_fit_core.study import Study
 
 
@@ -31,30 +36,20 @@ def register(app: typer.Typer) -> None:
     app.command()(prune_checkpoints)
 
 
+@share_options(study_planner)
 def plan(
-    source: args.SourceArgument,
-    out: args.OutOption = None,
-    overrides: args.SetOption = None,
-    plugin: args.PluginOption = None,
-    disabled: args.DisableOption = None,
-    json: args.JsonOption = False,
+    plan_study: Callable[..., Study],
     estimate: Annotated[bool, typer.Option(help="Time a few real steps to estimate the wall time.")] = True,
-    model: args.ModelOption = None,
-    dataset: args.DatasetOption = None,
-    optimizer: args.OptimizerOption = None,
-    schedule: args.ScheduleOption = None,
-    recipe: args.RecipeOption = None,
-    counter: args.CounterOption = None,
-    trainer: args.TrainerOption = None,
-    device: args.DeviceOption = None,
-    store: args.StoreOption = None,
-    executor: args.ExecutorOption = None,
-    fitter: args.FitterOption = None,
+    show_script: Annotated[
+        bool, typer.Option("--show-script", help="Print the batch scripts that --executor slurm would submit.")
+    ] = False,
+    json: args.JsonOption = False,
 ) -> None:
     """Show every run of an experiment: size, tokens, FLOPs, state, and the time to train the rest."""
-    registry = args.registry_to_train(source, plugin, disabled)
-    swaps = _swaps(locals())
-    study = args.plan_source(source, registry, out, overrides, swaps)
+    study = plan_study()
+    if show_script:
+        print_text(study.describe_jobs())
+        return
     seconds = study.seconds() if estimate else None
     if json:
         print_json(_plan_json(study, seconds))
@@ -62,28 +57,14 @@ def plan(
         _print_plan(study, seconds)
 
 
+@share_options(study_planner)
 def run(
-    source: args.SourceArgument,
-    out: args.OutOption = None,
-    overrides: args.SetOption = None,
-    plugin: args.PluginOption = None,
-    disabled: args.DisableOption = None,
+    plan_study: Callable[..., Study],
     retry: Annotated[bool, typer.Option(help="Retry runs that failed before.")] = True,
-    model: args.ModelOption = None,
-    dataset: args.DatasetOption = None,
-    optimizer: args.OptimizerOption = None,
-    schedule: args.ScheduleOption = None,
-    recipe: args.RecipeOption = None,
-    counter: args.CounterOption = None,
-    trainer: args.TrainerOption = None,
-    device: args.DeviceOption = None,
-    store: args.StoreOption = None,
-    executor: args.ExecutorOption = None,
-    fitter: args.FitterOption = None,
+    explain: ExplainOption = False,
 ) -> int:
     """Train the missing runs, fit the law, write the report. After an interruption, type it again to continue."""
-    registry = args.registry_to_train(source, plugin, disabled)
-    study = args.plan_source(source, registry, out, overrides, _swaps(locals()), starts=True)
+    study = plan_study(starts=True)
     done = {result.id for result in study.results if result.is_finished or not retry}
     missing = len(study.plan.runs) - len(done)
     print_message(f"{study.plan.name}: {len(study.plan.runs)} runs, {missing} to train, in {study.folder.path}")
@@ -94,7 +75,7 @@ def run(
     if study.plan.skipped:
         print_message(f"  {len(study.plan.skipped)} sizes skipped; 'flops-fit plan' shows the reasons")
     study.train(retry_failed=retry, check=False, progress=True)
-    return print_outcome(study)
+    return print_outcome(study, explain)
 
 
 def runs(
@@ -118,6 +99,7 @@ def runs(
         print_csv(study.runs.csv(spreadsheet=spreadsheet))
     else:
         print_table(study.runs)
+        print_notes(study.runs.diagnostics)
 
 
 def show(
@@ -162,15 +144,6 @@ def prune_checkpoints(
     remaining = study.checkpoint_bytes
     hint = f"; {numbers.disk(remaining)} remain for unfinished runs: --all deletes them" if remaining else ""
     print_text(f"{numbers.disk(freed)} freed{hint}")
-
-
-def _swaps(options: dict[str, Any]) -> dict[str, str | None]:
-    """The values of the options that choose another plugin, by kind."""
-    kinds = (
-        *("model", "dataset", "optimizer", "schedule", "recipe", "counter"),
-        *("trainer", "device", "store", "executor", "fitter"),
-    )
-    return {kind: options[kind] for kind in kinds}
 
 
 def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
@@ -218,10 +191,10 @@ def _print_plan(study: Study, seconds: float | None) -> None:
         )
 
 
-def print_outcome(study: Study) -> int:
+def print_outcome(study: Study, explain: bool = False) -> int:
     """Print the answer of a sweep and write its report. Returns 1 if a run, the fit or the report failed."""
     failed = [result for result in study.results if result.status == "failed"]
-    failures = _print_answer(study)
+    failures = _print_answer(study, explain)
     for step, error in failures:
         print_error(f"{step} failed: {_describe_error(error)}")
     if failures:
@@ -231,17 +204,15 @@ def print_outcome(study: Study) -> int:
             f"training is {state}: {finished} of {len(study.plan.runs)} runs are finished and stored. To fit and "
             f"report again without training: flops-fit report {study.folder.shown}"
         )
-    if failed:
-        first_error = failed[0].error
-        reason = first_error.line if first_error else "unknown"
-        print_message(
-            f"{len(failed)} runs failed, the first with {reason}. 'flops-fit show {study.folder.shown} "
-            f"{failed[0].id[:6]}' prints its traceback"
-        )
+    groups = group_errors(failed)
+    for group in groups:
+        print_message(str(group))
+    if groups:
+        print_message(f"'flops-fit show {study.folder.shown} {groups[0].ids[0][:6]}' prints the error in full")
     return 1 if failed or failures else 0
 
 
-def _print_answer(study: Study) -> list[tuple[str, Exception]]:
+def _print_answer(study: Study, explain: bool) -> list[tuple[str, Exception]]:
     """Fit, print the answer, and write fit.json and the report. Returns the steps that failed, with their errors.
 
     The steps are independent, so that a full disk does not hide the answer. After a sweep, no error of a fitter,
@@ -257,8 +228,8 @@ def _print_answer(study: Study) -> list[tuple[str, Exception]]:
     failures: list[tuple[str, Exception]] = []
     steps: dict[str, Callable[[], object]] = {
         "fit.json": lambda: study.folder.save_fit(fit),
-        "printing the answer": lambda: print_summary(study),
-        "the report": lambda: print_message(f"report: {study.report()[0]}"),
+        "the report": study.report,
+        "printing the answer": lambda: print_summary(study, explain),
     }
     for step, action in steps.items():
         try:

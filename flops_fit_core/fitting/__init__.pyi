@@ -28,6 +28,7 @@ from .fitters.profiles import profile_loss as profile_loss
 from .grid import check_grid as check_grid
 from .grid import flag_outside as flag_outside
 from .grid import grid_edges as grid_edges
+from .grid import has_profiles as has_profiles
 from .grid import profile_minima as profile_minima
 from .hyperparameters.law import fit_lr_batch as fit_lr_batch
 from .hyperparameters.recipe import recipe_table as recipe_table

@@ -23,6 +23,10 @@ from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Pro
 
 MAX_NAMED_BUDGETS = 4
 """A message names at most this many budgets."""
+SAME_FLOPS = 0.02
+"""Runs whose C differ by less than this have the same budget."""
+MIN_PROFILE_SIZES = 4
+"""The fewest sizes of an IsoFLOP profile."""
 
 
 def check_grid(fit: LawFit, fitter: Fitter, observations: Sequence[Observation]) -> LawFit:
@@ -49,6 +53,22 @@ def grid_edges(observations: Sequence[Observation]) -> list[Diagnostic]:
     profiles, runs = _profiles(observations)
     budgets = [profile for profile in profiles if runs is not None and _has_one_budget(profile, runs)]
     return [Diagnostic(code="minimum-at-edge", message=text) for text in map(describe_edge, budgets) if text]
+
+
+def has_profiles(observations: Sequence[Observation]) -> bool:
+    """Whether two or more budgets have four or more sizes each, and hold most of the runs.
+
+    Runs without a nominal budget form one if their C are equal to within 2%.
+    """
+    groups: dict[float, list[float]] = {}
+    for run in observations:
+        if run.budget is None:
+            budget = next((c for c in groups if abs(run.flops / c - 1) < SAME_FLOPS), run.flops)
+        else:
+            budget = run.budget
+        groups.setdefault(budget, []).append(run.params)
+    profiles = [sizes for sizes in groups.values() if len(set(sizes)) >= MIN_PROFILE_SIZES]
+    return len(profiles) >= 2 and sum(map(len, profiles)) > len(observations) / 2
 
 
 def _has_one_budget(profile: Profile, runs: Runs) -> bool:

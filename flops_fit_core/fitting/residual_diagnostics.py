@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Floats
+from flops_fit_core.fitting.distributions import binomial_tail, f_tail, f_upper_quantile, t_quantile
 from flops_fit_core.fitting.io.units import name_rows
 from flops_fit_core.fitting.uncertainty.noise import NoiseModel
 from flops_fit_core.records import Diagnostic
@@ -85,7 +85,7 @@ def curvature_p_value(fitted: FittedResiduals) -> float:
     p_value = fitted.noise.misfit(fitted.residuals, fitted.jacobian, fitted.offsets[:, None] ** 2)
     if trajectories == rows:
         return p_value
-    return float(stats.f.sf(stats.f.isf(p_value, 1, fitted.dof - 1), 1, dof))
+    return float(f_tail(f_upper_quantile(p_value, 1, fitted.dof - 1), 1, dof))
 
 
 def deletion_residuals(fitted: FittedResiduals) -> Floats:
@@ -111,9 +111,9 @@ def count_outside(standardised: Floats, dof: int, level: float = _NEW_RUN_LEVEL)
     ``standardised`` (n,) are deletion residuals: each run against the interval of a new run from the other runs.
     They follow Student's t with ``dof`` degrees of freedom if the noise is Gaussian.
     """
-    limit = float(stats.t.ppf((1 + level) / 2, dof))
+    limit = float(t_quantile((1 + level) / 2, dof))
     count = int(np.sum(np.abs(standardised) > limit))
-    p_value = float(stats.binom.sf(count - 1, len(standardised), 1 - level))
+    p_value = float(binomial_tail(count - 1, len(standardised), 1 - level))
     return OutsideCount(count, (1 - level) * len(standardised), p_value)
 
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.diagnostics import note
+from flops_fit_core.fitting.distributions import f_upper_quantile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
 from flops_fit_core.fitting.laws.power_law import fit_line
@@ -151,7 +151,7 @@ def explain_swapped_roles(fit: SurfaceFit, runs: Runs) -> str:
     start = np.array([[theta[0], theta[3], theta[4] * slope, theta[1], theta[2] / slope]])
     swapped = problem.solve(start, LeastSquares(), steps=200)
     dof = max(len(runs) - 5, 1)
-    limit = fit.value * (1 + float(stats.f.isf(0.01, 1, dof)) / dof)
+    limit = fit.value * (1 + float(f_upper_quantile(0.01, 1, dof)) / dof)
     exponent, swapped_exponent = (
         parameters[4] / (parameters[2] + parameters[4]) for parameters in (theta, swapped.theta[0])
     )

@@ -35,7 +35,7 @@ from flops_fit_core.plugins.protocols import (
     WidthScaling,
 )
 from flops_fit_core.plugins.protocols.store_checks import FileFinding, StoreRepair
-from flops_fit_core.records import Hyperparameters, RunSpec
+from flops_fit_core.records import Hyperparameters, Job, RunSpec
 
 if TYPE_CHECKING:
     from torch import nn, optim
@@ -355,6 +355,9 @@ class ExecutorSpec(Spec):
     check: Callable[[Any], Sequence[str]] = lambda options: ()
     """``(options)`` -> lines that describe the resources of the executor, for ``flops-fit doctor``. Starts
     nothing. Raises UserError if the executor cannot be used."""
+    describe_jobs: Callable[[Any, Sequence[Job], Path], str] | None = None
+    """``(options, jobs, study's folder)`` -> the scripts that it would submit and the resources of a job, for
+    ``flops-fit plan --show-script``. Submits and writes nothing. None if the executor submits no scripts."""
 
 
 @dataclass(frozen=True, kw_only=True)

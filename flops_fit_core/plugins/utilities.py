@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import math
 import os
-import re
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, BinaryIO
 
 from pydantic import BaseModel
 
+from flops_fit_core.plugins.terminal_text import escape_controls as escape_controls
 from flops_fit_core.records import PluginChoice
 from flops_fit_core.records import content_hash as content_hash
 
@@ -132,24 +132,6 @@ def read_log_tail(path: Path, max_bytes: int, start: int = 0) -> str:
             data = lines if lines.strip() else data[1:]
         return data.decode(errors="replace")
     return ""
-
-
-# ---------------------------------------------------------------------------- text
-
-_CONTROLS = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 without tab and newline, DEL, C1: terminals execute them
-    "\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069"  # directions and line breaks: they change the order of text
-    "\ud800-\udfff\U000e0000-\U000e007f]"  # surrogates cannot be written, tags cannot be seen
-)
-
-
-def escape_controls(text: str) -> str:
-    """Text that a terminal shows without executing anything: control characters are written as ``\\x1b``.
-
-    Names and messages may come from another person's study, table or plugin. A terminal would execute the escape
-    sequences in them, and overrides of the writing direction would hide parts. Tabs and newlines stay.
-    """
-    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 # ---------------------------------------------------------------------------- results and fits

@@ -11,39 +11,55 @@ _UNITS = ("", "K", "M", "B", "T")
 NONE = "–"
 
 
-def count(value: float | None) -> str:
-    """Parameters or tokens in three digits: ``950``, ``12.3K``, ``1.23B``, ``4.5e18``."""
+def count(value: float | None, digits: int = 3) -> str:
+    """Parameters or tokens in three significant digits: ``950``, ``12.3K``, ``1.23B``, ``4.5e18``."""
     if value is None or not math.isfinite(value):
         return NONE
     if abs(value) < 1000 and value == round(value):
+        value = float(f"{value:.{digits - 1}e}") if digits < 3 else value
         return str(round(value))
     for power, unit in enumerate(_UNITS):
-        digits = _three_digits(value / 1000.0**power)
-        if float(digits) < 1000:
-            return digits + unit
-    return scientific(value)
+        text = _significant(value / 1000.0**power, digits)
+        if float(text) < 1000:
+            return text + unit
+    return scientific(value, digits)
 
 
-def scientific(value: float | None) -> str:
+def scientific(value: float | None, digits: int = 3) -> str:
     """FLOPs in up to three digits: ``4.5e18``, ``1e21``, ``2.5e-3``."""
     if value is None or not math.isfinite(value):
         return NONE
     if value == 0:
         return "0"
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+    return f"{mantissa}e{int(exponent)}"
 
 
-def loss(value: float | None) -> str:
+def loss(value: float | None, decimals: int = 4) -> str:
     """Nats per token in four decimals: ``2.3456``."""
-    return NONE if value is None else f"{value:.4f}"
+    return NONE if value is None else f"{value:.{decimals}f}"
 
 
-def ratio(value: float | None) -> str:
+def ratio(value: float | None, digits: int = 3) -> str:
     """Tokens per parameter, and other numbers near 1 to 1000: ``20.3``, ``0.52``, ``1.2e4``."""
     if value is None or not math.isfinite(value):
         return NONE
-    return _three_digits(value) if abs(value) < 9999.5 else scientific(value)
+    return _significant(value, digits) if abs(value) < 9999.5 else scientific(value, digits)
+
+
+def excess(value: float) -> str:
+    """A factor minus 1: ``4.2%``, ``87%``; the factor itself if it is above 2, ``370 times``."""
+    if value > 1:
+        return f"{ratio(1 + value)} times"
+    return f"{value:.1%}" if abs(value) < 0.1 else f"{value:.0%}"
+
+
+def deviation(value: float) -> str:
+    """A relative error with its sign: ``+2.19%``, ``-12%``; above a factor of 2 the factor, ``5.3 times``."""
+    if value > 1:
+        return f"{ratio(1 + value)} times"
+    return f"{value:+.2%}" if abs(value) < 0.1 else f"{value:+.0%}"
 
 
 def duration(seconds: float | None) -> str:
@@ -62,7 +78,7 @@ def disk(size: float) -> str:
     """Memory or disk space: ``950 B``, ``12.3 MB``, ``1.23 TB``."""
     units = ("B", "kB", "MB", "GB", "TB")
     power = min(len(units) - 1, next((k for k in range(len(units)) if size < 999.5 * 1000.0**k), len(units) - 1))
-    return f"{_three_digits(size / 1000.0**power) if power else round(size)} {units[power]}"
+    return f"{_significant(size / 1000.0**power) if power else round(size)} {units[power]}"
 
 
 def span(
@@ -79,9 +95,10 @@ def exponent(interval: Interval) -> str:
     return f"{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})"
 
 
-def _three_digits(value: float) -> str:
-    """Three significant digits without an exponent, trailing zeros kept: ``1.20``, ``12.0``, ``999``."""
+def _significant(value: float, digits: int = 3) -> str:
+    """Significant digits without an exponent, trailing zeros kept: ``1.20``, ``12.0``, ``999``."""
     if value == 0:
         return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(float(f"{value:.2e}")))))
-    return f"{value:.{digits}f}"
+    rounded = float(f"{value:.{digits - 1}e}")
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
+    return f"{value if digits >= 3 else rounded:.{decimals}f}"  # 1234 keeps its digits

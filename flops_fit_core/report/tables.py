@@ -6,11 +6,14 @@ The caption of each table states its N, its count of C and its unit of D.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from flops_fit_core.records import Diagnostic, LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
 from flops_fit_core.report import numbers
+from flops_fit_core.report.answer import FAR, describe_distance
 from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions
+from flops_fit_core.report.run_errors import group_errors
 
 # ---------------------------------------------------------------------------- of a fit
 
@@ -113,6 +116,10 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum], new_run: bool = Tr
     optima = list(optima)
     rows = tuple(_prediction_row(optimum) for optimum in optima)
     has_new_run = new_run and any(row["new_run_low"] is not None for row in rows)
+
+    def has_remark(row: Row) -> bool:
+        return bool(_describe_row(fit, row))
+
     explanation = (
         " The law's interval holds the mean loss of many runs, the new run's that of one." if has_new_run else ""
     )
@@ -124,27 +131,42 @@ def predictions_table(fit: LawFit, optima: Iterable[Optimum], new_run: bool = Tr
         rows=rows,
         columns=(
             column("C", "flops", numbers.scientific),
-            column("N_opt", "params", numbers.count),
-            *_span_columns(fit, rows, "params", numbers.count),
-            column("D_opt", "tokens", numbers.count),
-            *_span_columns(fit, rows, "tokens", numbers.count),
-            column("D/N", "tokens_per_param", numbers.ratio),
-            column("loss", "loss", numbers.loss),
-            *_span_columns(fit, rows, "loss", numbers.loss, " law" if has_new_run else ""),
+            *_estimate_columns(fit, rows, "N_opt", "params", numbers.count),
+            *_estimate_columns(fit, rows, "D_opt", "tokens", numbers.count),
+            Column("D/N", lambda row: numbers.ratio(row["tokens_per_param"], 1 if _is_far(fit, row) else 3)),
+            *_estimate_columns(fit, rows, "loss", "loss", numbers.loss, " law" if has_new_run else ""),
             *(_span_columns(fit, rows, "new_run", numbers.loss, " new run") if has_new_run else ()),
-            *(
-                (Column("", _describe_outside, align_left=True),)
-                if any(row["outside_sizes"] for row in rows)
-                else ()
-            ),
+            *((Column("", partial(_describe_row, fit), align_left=True),) if any(map(has_remark, rows)) else ()),
         ),
         style=lambda row: "yellow" if row["outside_sizes"] else "",
         diagnostics=(*fit.diagnostics, *_check_sizes(fit, optima)),
     )
 
 
-def _describe_outside(row: Row) -> str:
+def _is_far(fit: LawFit, row: Row) -> bool:
+    """Whether C is so far beyond the runs that numbers have one digit."""
+    return bool(row["flops"] > FAR * fit.flops_range[1])
+
+
+def _describe_row(fit: LawFit, row: Row) -> str:
+    if _is_far(fit, row):
+        return describe_distance(row["flops"], fit.flops_range)
     return f"N {row['outside_sizes']} the trained sizes" if row["outside_sizes"] else ""
+
+
+def _estimate_columns(
+    fit: LawFit, rows: Sequence[Row], heading: str, name: str, show: Callable[..., str], label: str = ""
+) -> list[Column]:
+    """A value and its interval. The interval comes first if a row is far beyond the runs."""
+
+    def show_value(row: Row) -> str:
+        if not _is_far(fit, row):
+            return show(row[name])
+        return f"~{show(row[name], 1)}"
+
+    value = Column(heading, show_value)
+    spans = _span_columns(fit, rows, name, show, label)
+    return [*spans, value] if any(_is_far(fit, row) for row in rows) else [value, *spans]
 
 
 def _check_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
@@ -163,12 +185,17 @@ def _check_sizes(fit: LawFit, optima: Iterable[Optimum]) -> list[Diagnostic]:
 
 
 def _span_columns(
-    fit: LawFit, rows: Iterable[Row], name: str, show: Callable[[float], str], label: str = ""
+    fit: LawFit, rows: Iterable[Row], name: str, show: Callable[..., str], label: str = ""
 ) -> list[Column]:
     low, high = f"{name}_low", f"{name}_high"
     if all(row[low] is None for row in rows):
         return []
-    return [Column(f"{fit.level:.0%}{label}", lambda row: numbers.span(row[low], row[high], show, "–"))]
+
+    def show_ends(row: Row) -> str:
+        format_end = (lambda value: show(value, 1)) if _is_far(fit, row) else show
+        return numbers.span(row[low], row[high], format_end, "–")
+
+    return [Column(f"{fit.level:.0%}{label}", show_ends)]
 
 
 def _prediction_row(optimum: Optimum) -> Row:
@@ -217,7 +244,8 @@ _STYLES = {"completed": "", "diverged": "yellow", "failed": "red", "planned": "d
 def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> DataTable:
     """The latest result of every run; with a plan, also runs without a result, as ``planned``.
 
-    D and C are those actually trained (null for planned runs).
+    D and C are those actually trained (null for planned runs). Errors are grouped in the diagnostics; the field
+    ``error`` has that of each run.
     """
     measured_fields = _measured_fields(results)
     rows = [_result_row(result) for result in results]
@@ -225,10 +253,7 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
     rows += [_planned_row(run) for run in (plan.runs if plan else ()) if run.id not in with_result]
     rows = [{**dict.fromkeys(measured_fields), **row} for row in rows]
     seeds = {row["seed"] for row in rows}
-    optional = {
-        "bits_per_byte": column("bits/byte", "bits_per_byte", numbers.loss),
-        "error": column("error", "error", align_left=True),
-    }
+    optional = {"bits_per_byte": column("bits/byte", "bits_per_byte", numbers.loss)}
     synthetic = any(row["synthetic"] for row in rows)
     return DataTable(
         title="Runs" + (" (synthetic: computed from a formula, nothing was trained)" if synthetic else ""),
@@ -253,6 +278,7 @@ def runs_table(results: Sequence[RunResult], plan: SweepPlan | None = None) -> D
             column("time", "seconds", numbers.duration),
         ),
         style=lambda row: _STYLES[row["status"]],
+        diagnostics=tuple(Diagnostic(code="failed-runs", message=str(group)) for group in group_errors(results)),
     )
 
 

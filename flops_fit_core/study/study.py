@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
     from flops_fit_core.fitting import Comparison
     from flops_fit_core.report import DataTable
+    from flops_fit_core.report.answer import Answer
 
 
 class Study:
@@ -209,6 +210,19 @@ class Study:
             self._timings = measure_timings(self.plan, self.registry, missing)
         return self._timings
 
+    def describe_jobs(self) -> str:
+        """The scripts that the executor would submit for the missing runs, and the resources per job.
+
+        Raises ConfigError if the executor submits no scripts.
+        """
+        experiment = self._experiment()
+        executor = experiment.executor
+        if executor.spec.describe_jobs is None:
+            raise ConfigError(f"executor {executor.name!r} submits no scripts: add --executor slurm")
+        finished = {result.id for result in self.results if result.is_finished}
+        jobs = self.plan.jobs({run.id for run in self.plan.runs} - finished)
+        return executor.call(executor.spec.describe_jobs, executor.options, jobs, self.folder.path)
+
     def _experiment(self) -> Experiment:
         return self._settings.load()
 
@@ -340,6 +354,18 @@ class Study:
         return Recipe(path.name, self.observations, self.plan, self.results, self.eval_set)
 
     # ------------------------------------------------------------------ tables and figures
+
+    def answer(self, fit: LawFit | None = None, fitter: Fitter | None = None) -> Answer:
+        """The answer in at most 16 lines, as ``flops-fit run`` prints it: ``print(study.answer())``.
+
+        ``fit`` and ``fitter`` are another fit of the runs, by :meth:`fit_runs`, and its fitter. Raises FitError.
+        """
+        law = self.fit if fit is None else fit
+        return outputs.answer(self._law, self.results, self.folder, law, fitter or self.fitter)
+
+    def answer_title(self, fit: LawFit) -> str:
+        """The first line of an answer: the study's name, the state of its runs, and the time they took."""
+        return outputs.describe_runs(self._law, self.results, fit)
 
     def table(self, budgets: Sequence[float] | None = None) -> DataTable:
         """The optimum of each budget; by default of the sweep's budgets and of 10 and 100 times the largest."""

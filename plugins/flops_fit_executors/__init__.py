@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field, JsonValue, NonNegativeInt, PositiveFloat, PositiveInt
 
+from flops_fit_core import Job
 from flops_fit_core.plugins import Executor, ExecutorContext, ExecutorSpec, Options, RunsCode, Runtime, hookimpl
 from flops_fit_executors.slurm_options import SlurmOptions
 
@@ -104,6 +106,12 @@ def check_slurm(options: SlurmOptions) -> Sequence[str]:
     return describe_partitions()
 
 
+def describe_slurm_jobs(options: SlurmOptions, jobs: Sequence[Job], study: Path) -> str:
+    from flops_fit_executors.slurm_script import describe_jobs
+
+    return describe_jobs(options, jobs, study)
+
+
 def count_ray_workers(options: RayOptions, slots: Sequence[Mapping[str, str]]) -> int | None:
     """Workers on this machine. None for a cluster: its size is unknown until it is joined."""
     return None if options.address else max(1, int(len(slots) / max(1.0, options.cpus)))
@@ -139,6 +147,7 @@ def flops_fit_executors() -> Iterable[ExecutorSpec]:
         options=SlurmOptions,
         build=build_slurm,
         check=check_slurm,
+        describe_jobs=describe_slurm_jobs,
         requires=("submitit>=1.5",),
         extra="slurm",
     )

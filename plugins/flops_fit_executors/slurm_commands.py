@@ -75,8 +75,7 @@ class Slurm:
         require_commands()
         self._logs = logs
         self._options = options
-        path_hash = hashlib.sha256(str(study.resolve()).encode()).hexdigest()[:8]
-        self._name = f"flops-fit-{re.sub(r'[^A-Za-z0-9_.-]', '_', study.name)}-{path_hash}"
+        self._name = job_name(study)
 
     def queue(self) -> dict[str, str] | None:
         """Slurm id -> state of the study's jobs, including recently ended ones. None if Slurm does not answer."""
@@ -108,7 +107,7 @@ class Slurm:
 
         try:
             executor = SlurmExecutor(self._logs, max_num_timeout=self._options.max_requeues, python=START)
-            executor.update_parameters(**self._parameters(devices, gpus))
+            executor.update_parameters(**job_parameters(self._options, self._name, devices, gpus))
             with without_slurm_variables(), executor.batch():
                 jobs = [executor.submit(call) for call in calls]
             return [job.job_id for job in jobs]
@@ -120,27 +119,34 @@ class Slurm:
         partition = [f"--partition={self._options.partition}"] if self._options.partition else []
         return "gpu" in (_run_command("sinfo", "--noheader", "--format=%G", *partition) or "")
 
-    def _parameters(self, devices: int, gpus: int) -> dict[str, Any]:
-        options = self._options
-        optional = {
-            "partition": options.partition,
-            "mem": options.memory,
-            "account": options.account,
-            "qos": options.qos,
-            "constraint": options.constraint,
-            "gpus_per_node": gpus * devices or None,
-        }
-        return {
-            **{name: value for name, value in optional.items() if value is not None},
-            "job_name": self._name,
-            "time": options.limit,
-            "cpus_per_task": options.cpus * devices,
-            "signal_delay_s": options.grace_period,
-            "array_parallelism": options.array_parallelism,
-            "setup": list(options.setup),
-            "additional_parameters": {"requeue": True}
-            | {name: value if value else True for name, value in options.extra.items()},
-        }
+
+def job_name(study: Path) -> str:
+    """The name of a study's Slurm jobs."""
+    path_hash = hashlib.sha256(str(study.resolve()).encode()).hexdigest()[:8]
+    return f"flops-fit-{re.sub(r'[^A-Za-z0-9_.-]', '_', study.name)}-{path_hash}"
+
+
+def job_parameters(options: SlurmOptions, name: str, devices: int, gpus: int) -> dict[str, Any]:
+    """Submitit's parameters of an array. ``devices`` is per job, ``gpus`` per device."""
+    optional = {
+        "partition": options.partition,
+        "mem": options.memory,
+        "account": options.account,
+        "qos": options.qos,
+        "constraint": options.constraint,
+        "gpus_per_node": gpus * devices or None,
+    }
+    return {
+        **{name: value for name, value in optional.items() if value is not None},
+        "job_name": name,
+        "time": options.limit,
+        "cpus_per_task": options.cpus * devices,
+        "signal_delay_s": options.grace_period,
+        "array_parallelism": options.array_parallelism,
+        "setup": list(options.setup),
+        "additional_parameters": {"requeue": True}
+        | {name: value if value else True for name, value in options.extra.items()},
+    }
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from flops_fit_executors.slurm_commands import ALIVE, Slurm, SubmissionError
 from flops_fit_executors.slurm_job import SlurmJob
 from flops_fit_executors.slurm_options import SlurmOptions
 from flops_fit_executors.slurm_previous_jobs import PreviousJobs
+from flops_fit_executors.slurm_script import gpus_per_device
 from flops_fit_executors.slurm_start import private_folder
 from flops_fit_executors.worker_process import TAIL
 
@@ -225,11 +226,8 @@ class SlurmQueue(Executor):
 
     def _gpus(self, job: Job) -> int:
         """GPUs per device of the job."""
-        if self._options.gpus is not None:
-            return self._options.gpus
-        device = job.device.name.rpartition("/")[2]
-        if device in ("cpu", "cuda"):
-            return int(device == "cuda")
+        if (gpus := gpus_per_device(self._options, job)) is not None:
+            return gpus
         if self._has_gpus is None:
             self._has_gpus = self._slurm.has_gpus()
         return int(self._has_gpus)

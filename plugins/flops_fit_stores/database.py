@@ -9,8 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from flops_fit_core import StoreError
 from flops_fit_stores.errors import START_NEW, Damage, DamagedStore
 from flops_fit_stores.files import make_folder
@@ -19,6 +17,7 @@ from flops_fit_stores.lower_bound import LowerBound
 from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.sqlite_checks import check_content, check_count
 from flops_fit_stores.sqlite_errors import explain_errors
+from flops_fit_stores.sqlite_library import Database
 from flops_fit_stores.sqlite_reader import Reader
 from flops_fit_stores.sqlite_schema import check_schema, has_checksums, migrate
 from flops_fit_stores.sqlite_transaction import write_transaction

@@ -6,10 +6,9 @@ import sqlite3
 import time
 from pathlib import Path
 
-from sqlite_utils import Database
-
 from flops_fit_core import StoreError
 from flops_fit_stores.file_systems import is_network
+from flops_fit_stores.sqlite_library import Database
 
 
 def set_journal_mode(db: Database, path: Path, lock_timeout: float) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from pydantic import TypeAdapter, ValidationError
-from sqlite_utils import Database
 
 from flops_fit_stores.leases import Lease, LeaseObserver
+from flops_fit_stores.sqlite_library import Database
 from flops_fit_stores.sqlite_transaction import write_transaction
 
 _COLUMNS = ("owner", "token", "seconds", "beat", "machine", "end")

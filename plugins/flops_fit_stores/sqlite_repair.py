@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
-from sqlite_utils import Database
 
 from flops_fit_core import StoreError
 from flops_fit_core.plugins import FileFinding, StoreRepair
@@ -24,6 +23,7 @@ from flops_fit_stores.row_digest import row_digest
 from flops_fit_stores.salvage import SavedRow, salvage
 from flops_fit_stores.sqlite import ADD, to_row
 from flops_fit_stores.sqlite_errors import explain_errors
+from flops_fit_stores.sqlite_library import Database
 from flops_fit_stores.sqlite_schema import migrate
 
 _PARTS = ("", "-wal", "-journal", ".count")

@@ -9,12 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlite_utils import Database
-
 from flops_fit_stores.errors import Damage, newer_version, other_program
 from flops_fit_stores.leases import UNKNOWN_SECONDS
 from flops_fit_stores.records import COLUMNS
 from flops_fit_stores.row_digest import row_digest
+from flops_fit_stores.sqlite_library import Database
 from flops_fit_stores.sqlite_transaction import write_transaction
 
 APPLICATION_ID = 0x666C6F70

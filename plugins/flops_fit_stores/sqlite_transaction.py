@@ -6,7 +6,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlite_utils import Database
+from flops_fit_stores.sqlite_library import Database
 
 
 @contextmanager

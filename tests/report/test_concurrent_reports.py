@@ -102,7 +102,7 @@ def test_an_error_after_a_sweep_is_a_message_with_the_command_to_type(
     assert f"error: {step} failed: {text}" in message
     assert "training is complete: 9 of 9 runs are finished and stored" in message
     assert "flops-fit report study" in message
-    assert ("a = " in output) == (step not in ("the fit", "printing the answer"))
+    assert ("N_opt ~ C^" in output) == (step not in ("the fit", "printing the answer"))
 
 
 def test_a_report_folder_that_cannot_be_written_is_named(finished: Study, call) -> None:
@@ -111,7 +111,7 @@ def test_a_report_folder_that_cannot_be_written_is_named(finished: Study, call) 
     assert status == 1
     assert "error: the report failed: study/report: File exists" in message.replace(str(Path.cwd()) + "/", "")
     assert "training is complete" in message
-    assert "a = " in output
+    assert "N_opt ~ C^" in output
     assert call("report", "study")[0] == 2
     Path("study/report").unlink()
     assert call("report", "study")[0] == 0

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.curves.changes import RateChanges
@@ -16,6 +15,7 @@ from flops_fit_core.fitting.curves.noise import CurveNoise, estimate_noise
 from flops_fit_core.fitting.curves.rates import Integers, LearningRates
 from flops_fit_core.fitting.curves.solver import Problem, minimise
 from flops_fit_core.fitting.data import Floats
+from flops_fit_core.fitting.distributions import normal_quantile
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.records import Interval
 
@@ -136,7 +136,7 @@ class CurveFit:
         """
         values, slopes = self._evaluate(rates, steps)
         variance = np.einsum("rp,pq,rq->r", slopes, self.covariance, slopes) + self.spread**2
-        width = float(stats.norm.ppf(0.5 + level / 2)) * np.sqrt(variance)
+        width = float(normal_quantile(0.5 + level / 2)) * np.sqrt(variance)
         ends = zip(values, width, strict=True)
         return [
             Interval(value=float(np.exp(value)), low=float(np.exp(value - half)), high=float(np.exp(value + half)))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.curves.changes import RateChanges
@@ -22,6 +21,7 @@ from flops_fit_core.fitting.curves.fit import (
 )
 from flops_fit_core.fitting.curves.laws import Prior, find_law
 from flops_fit_core.fitting.curves.solver import minimise
+from flops_fit_core.fitting.distributions import normal_quantile
 from flops_fit_core.fitting.numerical_errors import convert_numerical_errors
 from flops_fit_core.records import Interval
 
@@ -91,7 +91,7 @@ def forecast_loss(
     changes = RateChanges.of(curve.rates, final, data.scale.peak)
     value, slopes = log_losses(chosen, theta, changes, data.scale)
     variance = float(slopes[0] @ fit.covariance @ slopes[0]) + noise.total**2 + _law_variance(curve)
-    half = float(stats.norm.ppf(0.5 + level / 2)) * np.sqrt(variance)
+    half = float(normal_quantile(0.5 + level / 2)) * np.sqrt(variance)
     return CurveForecast(
         name=curve.name,
         loss=Interval(

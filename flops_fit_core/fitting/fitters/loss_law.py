@@ -8,9 +8,9 @@ Bardsley et al. 2014), so that draws also vary along directions that only the pr
 from __future__ import annotations
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Floats
+from flops_fit_core.fitting.distributions import f_tail
 from flops_fit_core.fitting.fitters.profile_prior import DECAY_MEAN, EXPONENT_PRIOR
 from flops_fit_core.fitting.uncertainty.bootstrap import draw_scale
 from flops_fit_core.records import Diagnostic
@@ -68,7 +68,7 @@ def estimate_loss_scatter(
     law = fit_loss_law(ln_budgets, loss, relative_error)
     misfit = np.log((law["E"] + np.exp(law["ln_kL"] - law["gamma"] * ln_budgets)) / loss[0])
     mean_square = float(np.sum((misfit / relative_error) ** 2)) / dof
-    if stats.f.sf(mean_square, dof, noise_dof) > SCATTER_CHANCE:
+    if f_tail(mean_square, dof, noise_dof) > SCATTER_CHANCE:
         return 0.0, 0, None
     message = (
         "the lowest losses of the budgets lie further from E + k C^-gamma than the runs' noise explains (by "

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats
+from flops_fit_core.fitting.distributions import f_tail
 from flops_fit_core.fitting.fitters.loss_law import SCATTER_CHANCE, fit_loss_law
 from flops_fit_core.fitting.fitters.profiles import Profile, Response
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
@@ -134,7 +134,7 @@ def estimate_scatter(
     intercept, slope = fit_line(ln_budgets, ln_params, weights)
     precision = weights / noise.sigma**2
     chi_square = float(precision @ (ln_params[0] - intercept[0] - slope[0] * ln_budgets) ** 2)
-    if stats.f.sf(chi_square / dof, dof, noise.dof) > SCATTER_CHANCE:
+    if f_tail(chi_square / dof, dof, noise.dof) > SCATTER_CHANCE:
         return 0.0, 0, None
     design = np.stack([np.ones_like(ln_budgets), ln_budgets], axis=1)
     covariance = np.linalg.inv(design.T @ (precision[:, None] * design))

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
+from flops_fit_core.fitting.distributions import t_upper_quantile
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
 from flops_fit_core.fitting.fitters.profile_noise import fit_run_noise, row_covariates
 from flops_fit_core.fitting.uncertainty.outliers import (
@@ -90,7 +90,7 @@ def _find_outliers(fit: ProfileFit, runs: ProfileRuns) -> Ints:
     while len(removed) < most:
         studentised, dof = _deletion_residuals(design[remaining], errors[remaining], floor)
         worse, better = (
-            float(stats.t.isf(chance / len(remaining), dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE)
+            float(t_upper_quantile(chance / len(remaining), dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE)
         )
         excess = np.where(studentised > 0, studentised / worse, -studentised / better)
         excess[~_can_lose(runs, remaining)] = 0
@@ -148,6 +148,6 @@ def _is_explained_by_noise(
     inverse = np.linalg.pinv(full_design[accepted].T @ full_design[accepted])
     leverage = np.einsum("ij,jk,ik->i", full_design[rows], inverse, full_design[rows])
     standardised = errors[rows] / np.maximum(sigma * np.sqrt(1 + leverage), 1e-300)
-    worse, better = (float(stats.t.isf(chance / used, noise.dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE))
+    worse, better = (float(t_upper_quantile(chance / used, noise.dof)) for chance in (WORSE_CHANCE, BETTER_CHANCE))
     explained[rows] = (standardised <= worse) & (standardised >= -better)
     return explained

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import explain_unusable
+from flops_fit_core.fitting.distributions import t_upper_quantile
 from flops_fit_core.fitting.fitters.minima import Estimate, Minima, Noise, estimate_scatter
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
 from flops_fit_core.fitting.fitters.profile_noise import (
@@ -176,7 +176,7 @@ def _is_concave(profile: Profile, profiles: Sequence[Profile]) -> bool:
         return False
     sigma = np.sqrt(sum(float(other.residuals @ other.residuals) for other in others) / dof)
     standard_error = sigma * np.sqrt(profile.solver[2] @ profile.solver[2])
-    bound = float(stats.t.isf(_CONCAVE_CHANCE / len(profiles), dof))
+    bound = float(t_upper_quantile(_CONCAVE_CHANCE / len(profiles), dof))
     return bool(profile.coefficients[2] < -bound * standard_error)
 
 

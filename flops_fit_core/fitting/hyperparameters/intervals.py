@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import stats
 
+from flops_fit_core.fitting.distributions import t_quantile
 from flops_fit_core.records import Interval
 
 
@@ -40,5 +40,5 @@ def law_interval(
         variance = (len(values) - 1) / len(values) * float(np.square(values - values.mean()).sum())
     else:
         variance = float(combination @ np.asarray(covariance) @ combination)
-    half_width = float(stats.t.ppf((1 + level) / 2, degrees_of_freedom)) * variance**0.5
+    half_width = float(t_quantile((1 + level) / 2, degrees_of_freedom)) * variance**0.5
     return Interval(value=value, low=value - half_width, high=value + half_width)

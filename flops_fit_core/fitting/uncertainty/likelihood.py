@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy import stats
 from scipy.optimize import brentq
 from scipy.optimize import least_squares as scipy_least_squares
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Runs
+from flops_fit_core.fitting.distributions import f_quantile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import minimise
 from flops_fit_core.fitting.laws.surfaces import LawSurface
@@ -30,13 +30,17 @@ _CONSTRAINT_WEIGHT = 1e4
 
 @convert_numerical_errors
 def profile_intervals(
-    fit: LawFit, observations: Sequence[Observation], flops: Sequence[float] = ()
+    fit: LawFit,
+    observations: Sequence[Observation],
+    flops: Sequence[float] = (),
+    report: Callable[[int, int, str, Interval | None], None] | None = None,
 ) -> dict[str, Interval]:
     """Intervals at the fit's level for E, alpha, beta, a, and ``params@C`` (N_opt) for each C of ``flops``.
 
     Assumes independent noise of equal level for all runs. ``observations`` are those given to the fitter; runs
-    that the fit excluded are ignored. An end beyond twenty standard errors is None. Raises FitError for any law
-    other than chinchilla.
+    that the fit excluded are ignored. An end beyond twenty standard errors is None. ``report`` is called with the
+    number of a quantity, their count, its name and None before each, and with its interval after it. Raises
+    FitError for any law other than chinchilla.
     """
     if fit.law.name != "chinchilla":
         raise FitError(f"profile likelihood is for law chinchilla, not {fit.law.name!r}: use fitter parametric")
@@ -45,9 +49,12 @@ def profile_intervals(
     if dof < 1:
         raise FitError(f"{len(runs)} runs leave no degree of freedom after five parameters: train 6 or more")
     likelihood = _Likelihood(runs, fit)
-    limit = likelihood.least * (1 + stats.f.ppf(fit.level, 1, dof) / dof)
-    intervals = {}
-    for name, (quantity, transform) in likelihood.quantities(flops).items():
+    limit = likelihood.least * (1 + f_quantile(fit.level, 1, dof) / dof)
+    intervals: dict[str, Interval] = {}
+    quantities = likelihood.quantities(flops)
+    for number, (name, (quantity, transform)) in enumerate(quantities.items(), 1):
+        if report is not None:
+            report(number, len(quantities), name, None)
         low, high = (likelihood.find_end(quantity, side, limit, dof) for side in (-1, 1))
         value = float(transform(quantity(likelihood.best)))
         intervals[name] = Interval(
@@ -55,6 +62,8 @@ def profile_intervals(
             low=None if low is None else min(value, float(transform(low))),
             high=None if high is None else max(value, float(transform(high))),
         )
+        if report is not None:
+            report(number, len(quantities), name, intervals[name])
     return intervals
 
 

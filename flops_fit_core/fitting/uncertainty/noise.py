@@ -17,9 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Floats, Ints, Runs
+from flops_fit_core.fitting.distributions import f_tail
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.laws.optima import minimise
 from flops_fit_core.fitting.laws.surfaces import Stack, Surface
@@ -116,7 +116,7 @@ class NoiseModel:
             gram, _ = _grams(columns, ln_sigma, self.trunk, np.array([rho]))
             rss_small, rss_large = (_residual_squares(gram[:, 0], size)[0] for size in (p, k))
             value = (rss_small - rss_large) / (k - p) / np.maximum(rss_large / dof, 1e-300)
-            total += float(self.probability[rows] @ stats.f.sf(value, k - p, dof))
+            total += float(self.probability[rows] @ f_tail(value, k - p, dof))
         return total
 
 

@@ -16,9 +16,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy import stats
 
 from flops_fit_core.fitting.data import Bools, Floats, Ints
+from flops_fit_core.fitting.distributions import normal_quantile, t_upper_quantile
 from flops_fit_core.fitting.solvers.objectives import Huber, LeastSquares
 from flops_fit_core.fitting.solvers.problem import Problem, Solved
 from flops_fit_core.fitting.solvers.surface_fit import SurfaceFit, fit_surface
@@ -206,7 +206,7 @@ def _rejection_bounds(n: int, count: Ints, size: int) -> tuple[Floats, Floats]:
     dof = np.maximum(np.unique(count) - size - 1, 1)
     row = np.searchsorted(np.unique(count), count)
     worse, better = (
-        np.asarray(stats.t.isf(chance / n, dof))[row, None] for chance in (WORSE_CHANCE, BETTER_CHANCE)
+        np.asarray(t_upper_quantile(chance / n, dof))[row, None] for chance in (WORSE_CHANCE, BETTER_CHANCE)
     )
     return worse, better
 
@@ -239,14 +239,14 @@ def _robust_scale(residuals: Floats, undertrained: Bools, size: int) -> Floats:
     n = residuals.shape[1]
     magnitude = np.abs(residuals)
     # The fit can pass through ``size`` runs exactly, so they carry no information on the scale.
-    overall = np.median(np.sort(magnitude, axis=1)[:, size:], axis=1) / float(stats.norm.ppf(0.75))
+    overall = np.median(np.sort(magnitude, axis=1)[:, size:], axis=1) / float(normal_quantile(0.75))
     scales = np.repeat(overall[:, None], n, axis=1)
     for side, prior in ((undertrained, STEP_MEAN), (~undertrained, 0.0)):
         count = side.sum(axis=1)
         ordered = np.sort(np.where(side, magnitude, np.inf), axis=1)
         missing = size * count // n
         middle = np.clip([missing + (count - missing - 1) // 2, missing + (count - missing) // 2], 0, n - 1)
-        side_scale = np.take_along_axis(ordered, middle.T, axis=1).mean(axis=1) / float(stats.norm.ppf(0.75))
+        side_scale = np.take_along_axis(ordered, middle.T, axis=1).mean(axis=1) / float(normal_quantile(0.75))
         trust = np.where((count >= 6) & (overall > 0), 1 / (1 + 1.4 / np.maximum(count, 1)), 0.0)
         ratio = np.maximum(side_scale, 1e-3 * overall) / np.where(overall > 0, overall, 1)
         scale = overall * np.where(trust > 0, ratio, 1.0) ** trust * np.exp(prior * (1 - trust))
