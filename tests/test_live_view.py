@@ -146,10 +146,9 @@ def test_a_file_gets_a_plain_line_per_result() -> None:
 
 def test_lines_are_written_to_a_file_that_cannot_encode_them() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    display = LineDisplay(file)
-    display.print("naïve ━")
-    file.flush()
-    assert file.buffer.getvalue() == b"na?ve ?\n"
+    error = RunError(type="ValueError", message="naïve ━")
+    show(LineDisplay(file), [failed(RESULTS[0]).model_copy(update={"error": error})])
+    assert file.buffer.getvalue().endswith(b"ValueError: na?ve ?\n")
 
 
 @pytest.mark.parametrize("width", [40, 80])
