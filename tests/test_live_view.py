@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from rich.console import Console
 from small import formula_table
 from test_time_left import PLAN, RECORDED, RUNS, progress_of, result_of
 
-from flops_fit_core import Progress, RunError, RunResult, Study, run
+from flops_fit_core import Progress, RunError, RunResult, Study, SweepPlan, run
 from flops_fit_core.report.run_errors import describe_failures, group_errors
 from flops_fit_core.study.heartbeat import Heartbeat, announce_start, drivers, starting_processes, withdraw_start
 from flops_fit_core.study.live.displays import LineDisplay, TerminalDisplay, choose_display
@@ -146,10 +147,9 @@ def test_a_file_gets_a_plain_line_per_result() -> None:
 
 def test_lines_are_written_to_a_file_that_cannot_encode_them() -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    display = LineDisplay(file)
-    display.print("naïve ━")
-    file.flush()
-    assert file.buffer.getvalue() == b"na?ve ?\n"
+    error = RunError(type="ValueError", message="naïve ━")
+    show(LineDisplay(file), [failed(RESULTS[0]).model_copy(update={"error": error})])
+    assert file.buffer.getvalue().endswith(b"ValueError: na?ve ?\n")
 
 
 @pytest.mark.parametrize("width", [40, 80])
@@ -328,4 +328,22 @@ def test_a_process_that_plans_a_study_again_is_visible_and_is_no_driver(tmp_path
     assert "To continue" not in output
     withdraw_start(folder)
     assert "no process trains it now. To continue: " in call("status", folder)[1]
+    assert not (folder / "drivers").exists()
+
+
+def test_run_is_visible_while_it_plans_an_existing_study(tmp_path: Path, call, monkeypatch) -> None:
+    from flops_fit_core.api import functions
+
+    folder = tmp_path / "study"
+    run(formula_table(), out=folder, progress=False)
+    plan, seen = functions.make_plan, []
+
+    def watched_plan(*arguments: Any) -> SweepPlan:
+        seen.append([process.pid for process in starting_processes(folder)])
+        return plan(*arguments)
+
+    monkeypatch.setattr(functions, "make_plan", watched_plan)
+    assert call("plan", folder)[0] == 0
+    assert call("run", folder)[0] == 0
+    assert seen == [[], [os.getpid()]]
     assert not (folder / "drivers").exists()

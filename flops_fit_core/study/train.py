@@ -57,12 +57,12 @@ def train_missing(
     with results.store() as store:
         check_claims(store)
         check_single_driver(folder, store)
+        results.copy_from_other_stores(store)
         heartbeat = Heartbeat(folder.path, new_owner(), experiment.executor.name, workers=workers)
         # Before the plan is written, so that no process sees the plan without its driver.
         heartbeat.write()
         withdraw_start(folder.path)
         with closing(heartbeat):
-            results.copy_from_other_stores(store)
             if save:
                 save_study(folder, experiment, plan, registry)
                 record_model_check(experiment, plan, folder.path)

@@ -38,10 +38,6 @@ class Display(ABC):
     def show_result(self, result: RunResult, position: int) -> None:
         """Show a run that has finished, as the run number ``position`` that is done."""
 
-    @abstractmethod
-    def print(self, text: str) -> None:
-        """Show a line that stays."""
-
     def refresh(self) -> None:  # noqa: B027 (a terminal is redrawn by a thread)
         """Show the present state, if it is due."""
 
@@ -58,9 +54,7 @@ class LineDisplay(Display):
     def show_result(self, result: RunResult, position: int) -> None:
         snapshot = self.take_snapshot()
         seconds = None if snapshot.estimate is None else snapshot.estimate.seconds
-        self.print(result_line(result, position, len(snapshot.plan.runs), remaining=seconds))
-
-    def print(self, text: str) -> None:
+        text = result_line(result, position, len(snapshot.plan.runs), remaining=seconds)
         encoding = getattr(self._file, "encoding", None) or "utf-8"
         self._file.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         self._file.flush()
@@ -93,9 +87,6 @@ class TerminalDisplay(Display):
         total = len(self.take_snapshot().plan.runs)
         text = result_line(result, position, total, width=self._console.width - 1)
         self._console.print(self._text(Line(text, _STYLES.get(result.status, ""))), soft_wrap=True)
-
-    def print(self, text: str) -> None:
-        self._console.print(self._text(Line(text)), soft_wrap=True)
 
     def stop(self) -> None:
         if self._live is not None:
@@ -143,9 +134,6 @@ class NotebookDisplay(Display):
     def refresh(self) -> None:
         if time.monotonic() - self._shown >= NOTEBOOK_SECONDS:
             self._update()
-
-    def print(self, text: str) -> None:
-        print(text, file=sys.stderr)  # noqa: T201
 
     def stop(self) -> None:
         self._update()
