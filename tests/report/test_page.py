@@ -309,10 +309,10 @@ def test_errors_that_differ_in_numbers_are_one_group_and_each_text_is_stored_onc
 def test_loss_curves_have_at_most_200_points_with_both_ends():
     points = tuple({"step": step, "tokens": 10 * step, "loss": 5 - step / 1000} for step in range(1, 1001))
     result = made_up_fits.result(curve=points)
-    ((tokens, losses),) = loss_curves([result]).values()
-    assert len(tokens) == len(losses) == 200
-    assert (tokens[0], tokens[-1]) == (10, 10000)
-    assert losses == pytest.approx([5 - count / 10000 for count in tokens], rel=1e-5)
+    (curve,) = loss_curves([result]).values()
+    assert len(curve["at"]) == len(curve["loss"]) == 200
+    assert (curve["at"][0], curve["at"][-1], curve["tokens"]) == (10, 10000, 10000)
+    assert curve["loss"] == pytest.approx([5 - count / 10000 for count in curve["at"]], rel=1e-5)
     assert loss_curves([made_up_fits.result()]) == {}
 
 

@@ -55,7 +55,8 @@ def make_results():
             for step in range(1, 21)
         )
         params, tokens = round(run.params), round(run.tokens)
-        results.append(made_up_fits.result(params, tokens, run.loss, width=16 + place, curve=curve))
+        result = made_up_fits.result(params, tokens, run.loss, width=16 + place, curve=curve)
+        results.append(result.model_copy(update={"run": result.run.model_copy(update={"budget": run.budget})}))
     error = RunError(type="OutOfMemoryError", message="CUDA out of memory. " * 20, traceback="Traceback\n" * 30)
     for seed in range(3):
         failed = made_up_fits.result(2000 + seed, 3000, None, seed=seed, status="failed", error=error)

@@ -108,14 +108,22 @@ def _irreducible_loss(fit: LawFit) -> float | None:
     return sum(law.parameters["E"] * weight for law, weight in laws)
 
 
-def loss_curves(results: Iterable[RunResult]) -> dict[str, list[list[float | None]]]:
-    """Run id -> tokens and losses of its evaluations, at most :data:`CURVE_POINTS` each."""
-    curves = {}
+def loss_curves(results: Iterable[RunResult]) -> dict[str, dict[str, Any]]:
+    """Run id -> tokens and losses of its evaluations, at most :data:`CURVE_POINTS` each.
+
+    ``at`` has the tokens in ten-thousandths of ``tokens``, those of the last point: a large study has 100,000 points.
+    """
+    curves: dict[str, dict[str, Any]] = {}
     for result in results:
         points = [(point.tokens, point.loss) for point in result.curve if point.loss is not None]
         if len(points) > 1:
-            kept = thin(points)
-            curves[result.id] = [[digits(tokens) for tokens, _ in kept], [digits(loss) for _, loss in kept]]
+            thinned = thin(points)
+            last = thinned[-1][0]
+            curves[result.id] = {
+                "tokens": last,
+                "at": [round(1e4 * tokens / last) for tokens, _ in thinned],
+                "loss": [float(f"{loss:.5g}") for _, loss in thinned],
+            }
     return curves
 
 

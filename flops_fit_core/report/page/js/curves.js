@@ -12,9 +12,9 @@ export function chooseRun(id) {
 }
 
 export function drawCurves(width) {
-  const points = Object.entries(page.figures.lossCurves).flatMap(([id, [tokens, losses]]) =>
-    tokens.map((value, place) => ({ id, tokens: value, loss: losses[place], budget: runById.get(id)?.budget }))
-      .filter(({ tokens: count }) => count > 0));
+  const points = Object.entries(page.figures.lossCurves).flatMap(([id, { tokens, at, loss }]) =>
+    at.map((part, place) => ({ id, tokens: (part / 1e4) * tokens, loss: loss[place], budget: runById.get(id)?.budget }))
+      .filter(({ tokens: seen }) => seen > 0));
   if (points.length === 0) return null;
   const shown = chosenRun === null ? points : points.filter(({ id }) => id === chosenRun);
   const colors = budgetColors([...new Set(points.map(({ budget }) => budget))].sort((a, b) => a - b));
