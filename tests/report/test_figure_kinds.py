@@ -320,6 +320,14 @@ def test_training_curves_need_evaluations() -> None:
         draw_figure(FigureData(made_up_fits.runs(BUDGETS), surface_fit()), "training")
 
 
+def test_losses_that_are_not_positive_have_no_logarithmic_figure() -> None:
+    runs = made_up_fits.runs(BUDGETS)
+    runs[3] = runs[3].model_copy(update={"loss": -0.5})
+    data = FigureData(runs, surface_fit(), made_up_fits.true_optimum)
+    with pytest.raises(FitError, match="some losses are not positive"):
+        draw_figure(data, "predicted")
+
+
 def test_all_kinds_for_which_the_data_suffice_are_drawn() -> None:
     assert list(draw_all(full_data())) == list(KINDS)
     assert list(draw_all(FigureData(made_up_fits.runs(BUDGETS), no_law="too few runs"))) == ["isoflop"]

@@ -50,14 +50,15 @@ def draw_isoflop(data: FigureData, ax: Any = None, style: str | None = None, wid
     groups = group_by_profile(data.observations, profiles)
     unassigned = groups.pop(None, [])
     scale = 0.7 if len(profiles) > MAX_NAMED_BUDGETS else 1.0
-    axes.plot(*_positions(unassigned), **theme.dot(theme.grey, 0.8 * scale))
+    dots = 0.45 if len(data.observations) > 300 else scale
+    axes.plot(*_positions(unassigned), **theme.dot(theme.grey, 0.8 * dots))
     for profile, color in zip(profiles, colors, strict=True):
-        _draw_profile(axes, profile, groups.get(profile.budget, []), color, theme, scale)
+        _draw_profile(axes, profile, groups.get(profile.budget, []), color, theme, (dots, scale))
     sizes = [run.params for run in data.observations] + [profile.lowest[0] for profile in profiles]
     low, high = add_margin(sizes or [1.0])
     set_log_axis(axes, "x", low, high, "count", most=5 if canvas.is_narrow else 8)
     if len(canvas.panels) > 1:
-        _draw_residuals(canvas, residuals, dict(zip([p.budget for p in profiles], colors, strict=True)), scale)
+        _draw_residuals(canvas, residuals, dict(zip([p.budget for p in profiles], colors, strict=True)), dots)
     _label_axes(canvas, data)
     _mark(canvas, data)
     _add_signs(canvas, profiles, is_surface=not data.law.minima, has_unassigned=bool(unassigned))
@@ -70,16 +71,22 @@ def _positions(runs: Sequence[Observation]) -> tuple[list[float], list[float]]:
 
 
 def _draw_profile(
-    axes: Axes, profile: DrawnProfile, runs: Sequence[Observation], color: Any, theme: Theme, scale: float
+    axes: Axes,
+    profile: DrawnProfile,
+    runs: Sequence[Observation],
+    color: Any,
+    theme: Theme,
+    scales: tuple[float, float],
 ) -> None:
-    axes.plot(*_positions(runs), **theme.dot(color, scale), zorder=5)
+    """Draw the runs at the first of ``scales``, and the minimum at the second."""
+    dots, scale = scales
+    axes.plot(*_positions(runs), **theme.dot(color, dots), zorder=5)
     axes.plot(
         profile.params, profile.loss, "--" if profile.at_edge else "-", color=color, lw=theme.line, zorder=1.5
     )
-    # A ring surrounds its run, so draw it above; stars must not hide runs.
-    axes.plot(
-        *profile.lowest, **minimum_style(theme, color, profile.at_edge, scale), zorder=6 if profile.at_edge else 4
-    )
+    # A ring surrounds its run, so draw it above. Stars must not hide runs, unless dense runs would hide stars.
+    zorder = 6 if profile.at_edge or dots < scale else 4
+    axes.plot(*profile.lowest, **minimum_style(theme, color, profile.at_edge, scale), zorder=zorder)
 
 
 def minimum_style(theme: Theme, color: Any, at_edge: bool, scale: float = 1.0) -> dict[str, Any]:

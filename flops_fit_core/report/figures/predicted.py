@@ -104,6 +104,8 @@ def predict_runs(data: FigureData) -> list[FittedLoss]:
         ]
     if not points:
         raise FitError("kind 'predicted' compares the law with runs: give them, such as observations=runs")
+    if min(min(point.measured, point.predicted) for point in points) <= 0:
+        raise FitError("kind 'predicted' has logarithmic axes, and some losses are not positive")
     return points
 
 
