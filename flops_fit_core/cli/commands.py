@@ -37,6 +37,7 @@ GROUPS: dict[str, dict[str, Command]] = {
             "study_commands", "Train the missing runs, fit the law, write the report.", "run my.toml --out runs/my"
         ),
         "status": Command("watching_commands", "Show the progress of a study.", "status runs/my"),
+        "watch": Command("watching_commands", "Show a sweep that runs elsewhere, live.", "watch runs/my"),
         "runs": Command("study_commands", "List the runs of a study.", "runs runs/my --csv"),
         "show": Command("study_commands", "Show one run in full: options, errors.", "show runs/my 1a2b3c"),
         "retry": Command("watching_commands", "Retry failed or diverged runs.", "retry runs/my --diverged"),

@@ -21,6 +21,11 @@ def no_interval(reason: str) -> Diagnostic:
     return Diagnostic(code="no-interval", message=f"no intervals: {reason}")
 
 
+def count_runs(count: int) -> str:
+    """``1 run``, ``2 runs``."""
+    return "1 run" if count == 1 else f"{count} runs"
+
+
 def report_unused_errors(runs: Runs) -> list[Diagnostic]:
     """Report standard errors that a fitter does not use."""
     if not runs.loss_se.any():

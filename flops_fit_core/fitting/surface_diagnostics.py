@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 
 from flops_fit_core.fitting.data import Floats, Runs
-from flops_fit_core.fitting.diagnostics import note
+from flops_fit_core.fitting.diagnostics import count_runs, note
 from flops_fit_core.fitting.distributions import f_upper_quantile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.io.units import looks_like_bits, name_rows
@@ -53,8 +53,8 @@ def check_surface(
         diagnostics.append(
             Diagnostic(
                 code="outliers",
-                message=f"left out, further from the law than noise explains: {name_rows(outliers)}; "
-                "check the tuning of these runs, or fit with objective = 'least-squares' to use them",
+                message=f"{count_runs(len(outliers))} left out, further from the law than noise explains: "
+                f"{name_rows(outliers)}; check the tuning of these runs, or fit with objective = 'least-squares' to use them",
             )
         )
     if rejection.too_many:

@@ -9,7 +9,7 @@ import numpy as np
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints, Runs
-from flops_fit_core.fitting.diagnostics import explain_unusable
+from flops_fit_core.fitting.diagnostics import count_runs, explain_unusable
 from flops_fit_core.fitting.distributions import t_upper_quantile
 from flops_fit_core.fitting.fitters.minima import Estimate, Minima, Noise, estimate_scatter
 from flops_fit_core.fitting.fitters.profile_law import ProfileFit, ProfileRuns, fit_profiles
@@ -261,8 +261,8 @@ def _describe_outliers(robust: RobustFit, runs: Runs, rows: Ints) -> list[Diagno
         for row, error in robust.offsets
     ]
     message = (
-        f"left out, further from the profiles of all budgets than noise explains: {', '.join(errors)}; check the "
-        "tuning of these runs, or fit with objective = 'least-squares' to use them"
+        f"{count_runs(len(errors))} left out, further off the profiles than noise explains: {', '.join(errors)}; "
+        "check the tuning of these runs, or fit with objective = 'least-squares' to use them"
     )
     return [Diagnostic(code="outliers", message=message)]
 
