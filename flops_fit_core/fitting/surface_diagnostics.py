@@ -54,8 +54,8 @@ def check_surface(
             Diagnostic(
                 code="outliers",
                 message=f"{count_runs(len(outliers))} left out, further from the law than noise explains: "
-                f"{name_rows(outliers)}; check the tuning of these runs, or fit with objective = 'least-squares' to "
-                "use them",
+                f"{name_rows(outliers)}; check the tuning of these runs, or fit with objective = 'least-squares' "
+                "to use them",
             )
         )
     if rejection.too_many:
