@@ -307,7 +307,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(workdir, call):
     write_experiment(workdir, model={"name": "raising"}, counter="chinchilla")
     status, _, error = call("run", "small.json", "-p", "raising")
     assert status == 1
-    assert "1 runs failed, the first with RuntimeError: not this one" in error
+    assert "1 run failed: RuntimeError: not this one" in error
     # The study has its module: no option has to name it again.
     rows = json.loads(call("runs", "runs/small", "--json")[1])
     assert sorted(row["status"] for row in rows) == ["completed", "failed"]
@@ -315,7 +315,7 @@ def test_a_failed_run_gives_status_1_and_is_listed(workdir, call):
     assert "0 to train" in call("run", "runs/small", "--no-retry")[2]
 
     (failed,) = [row["id"] for row in rows if row["status"] == "failed"]
-    assert f"'flops-fit show runs/small {failed[:6]}' prints its traceback" in error
+    assert f"'flops-fit show runs/small {failed[:6]}' prints the error in full" in error
     shown = call("show", "runs/small", failed[:6])[1].splitlines()
     assert shown[0] == f"run {failed}: failed"
     assert "  model      raising/raising width = 12" in shown

@@ -274,7 +274,7 @@ def test_the_command_line_fits_predicts_and_reports_on_a_set(study, call_cli):
     fit = json.loads(output)
     assert (status, fit["eval_set"]) == (0, "code")
     assert fit["law"]["parameters"]["beta"] == pytest.approx(0.30, rel=1e-4)
-    assert "Loss on code: nats per token" in call_cli("fit", folder, "--eval-set", "code", "--checklist")[1]
+    assert "L on code nats/token" in call_cli("fit", folder, "--eval-set", "code", "--checklist")[1]
     assert "held-out on code, nats per token" in call_cli("fit", folder, "--eval-set", "code", "--checklist")[1]
     assert "on code" not in call_cli("fit", folder, "--checklist")[1]
     predicted = [

@@ -144,7 +144,7 @@ class Answer:
             for name, interval in fit.exponents.items()
             if name in names
         ]
-        lines = []
+        lines = ["  no exponents: the law has no D"] if not fit.exponents else []
         if isoflop is not None and (
             values := [isoflop.exponents[name] for name in "ab" if name in isoflop.exponents]
         ):

@@ -75,7 +75,7 @@ def test_a_law_without_d_needs_no_tokens_and_has_no_optimum(streams, tmp_path):
     columns = ("--column", "streams=n_streams")
     code, output, _ = run("fit", streams, "--law", "parallel", *columns, "--set", "draws=50", "--out", saved)
     assert code == 0, output
-    assert "No exponents: the law has no D" in output
+    assert "no exponents: the law has no D" in output
     assert "D / N" not in output
     code, output, _ = run("predict", saved, "--params", "3e9", "--tokens", "1", "--input", "streams=8", "--json")
     assert code == 0, output

@@ -202,9 +202,10 @@ def call(*words):
 
 def test_predict_prints_the_interval_of_the_law_and_of_a_new_run(table):
     words = ["predict", table, "--set", "draws=60", "--flops", "1e22"]
-    plain, both = call(*words), call(*words, "--new-run")
+    plain, both = call(*words), call(*words, "--new-run", "--explain")
     assert (plain.exit_code, both.exit_code) == (0, 0), plain.output + both.output
     assert "new run" not in plain.output
+    assert "   a new run " in both.output
     assert "90% law" in both.output
     assert "90% new run" in both.output
     assert "The law's interval holds the mean loss of many runs, the new run's that of one." in " ".join(
