@@ -36,9 +36,9 @@ class PredictionGrid:
 def prediction_grid(fit: LawFit, optimum: Callable[[float], Optimum]) -> PredictionGrid:
     """The grid of a fit. Without inference, optima are those of ``optimum``; with inference, those of the core."""
     low, high = fit.flops_range
-    first, last = np.log10(low / BELOW / high), np.log10(ABOVE)
     # The largest fitted C and 10 times as much are points of the grid, so the page shows these answers exactly.
-    steps = np.arange(np.floor(first * BUDGETS_PER_DECADE), np.ceil(last * BUDGETS_PER_DECADE) + 1)
+    first, last = np.round(np.log10([low / BELOW / high, ABOVE]) * BUDGETS_PER_DECADE, 9)
+    steps = np.arange(np.floor(first), np.ceil(last) + 1)
     flops = [float(budget) for budget in high * 10 ** (steps / BUDGETS_PER_DECADE)]
     rows = [solve_many(fit, optimum, flops)]
     ratios = [0.0]
