@@ -111,8 +111,7 @@ def _irreducible_loss(fit: LawFit) -> float | None:
 def loss_curves(results: Iterable[RunResult]) -> dict[str, dict[str, Any]]:
     """Run id -> tokens and losses of its evaluations, at most :data:`CURVE_POINTS` each.
 
-    ``at`` has the tokens in ten-thousandths of ``tokens``, those of the last point: a large study has 100,000
-    points.
+    ``at`` has the tokens in ten-thousandths of those at the last point: a large study has 100,000 points.
     """
     curves: dict[str, dict[str, Any]] = {}
     for result in results:

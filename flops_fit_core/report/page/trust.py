@@ -19,6 +19,10 @@ _FAR = 100.0
 """Factor beyond the largest budget from which on a prediction is no guide."""
 
 
+_MISS = 1.5
+"""A backtest misses if its mean absolute error is this many times the scatter of runs; noise alone gives 0.8."""
+
+
 @dataclass(frozen=True)
 class Check:
     """A reason to trust the answer, or not to."""
@@ -75,19 +79,15 @@ def _check_backtest(content: ReportContent, fit: LawFit) -> Check:
     if backtest is None or not backtest.held_out:
         return Check("Backtest", "unknown", "No budget can be held out for a test; train more budgets.")
     error, scatter = backtest.mean_abs_error, fit.new_run.sigma if fit.new_run is not None else None
-    inside = (
-        f" {backtest.inside} of {backtest.with_interval} measured losses lie inside the {fit.level:.0%} interval."
-        if backtest.with_interval
-        else ""
-    )
-    noise = f" (runs scatter by {100 * scatter:.2g}%)" if scatter else ""
+    limit = _MISS * scatter if scatter else 0.02
+    noise = f", and single runs scatter by {100 * scatter:.2g}%" if scatter else ""
     text = (
         f"Fitted without the runs above C = {numbers.scientific(backtest.above)}, the law predicts their loss "
-        f"with an error of {100 * error:.2g}%{noise}.{inside}"
+        f"with a mean error of {100 * error:.2g}%{noise}."
     )
-    missed = backtest.with_interval > 0 and backtest.inside < 0.5 * backtest.with_interval
-    is_large = error > 2 * scatter if scatter else error > 0.02
-    return Check("Backtest", "caution" if missed or is_large else "good", text)
+    if error > limit:
+        return Check("Backtest", "caution", f"{text} It misses them: do not extrapolate far.")
+    return Check("Backtest", "good", text)
 
 
 def _check_methods(content: ReportContent, fit: LawFit, answer: Optimum) -> Check | None:

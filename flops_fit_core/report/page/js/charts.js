@@ -20,7 +20,7 @@ export function draw(width, { label, height = 340, marks, ...options }) {
     marginBottom: 44,
     ariaLabel: label,
     style: { fontFamily: "inherit", fontSize: "12px", color: ink, background: "none", overflow: "visible" },
-    marks: [...gridLines(options), ...marks],
+    marks: [...gridLines(options), ...logAxes(options), ...marks],
     ...options,
   });
   nameWholeFigureOnly(svg);
@@ -32,6 +32,12 @@ function gridLines({ x, y }) {
   const style = { stroke: palette().grid, strokeOpacity: 1 };
   const lines = (mark, { ticks }) => (Array.isArray(ticks) ? mark(ticks, style) : mark({ ...style, ticks }));
   return [lines(Plot.gridX, x), lines(Plot.gridY, y)];
+}
+
+/** Plot leaves out labels of a logarithmic axis that has more than a few, unless they are texts of a mark. */
+function logAxes({ x, y }) {
+  const axis = (mark, { ticks, showTick }) => (showTick ? [mark(ticks, { text: showTick })] : []);
+  return [...axis(Plot.axisX, x), ...axis(Plot.axisY, y)];
 }
 
 /** The figure has a name; names of its parts ("line", "dot") would only be noise for a screen reader. */
@@ -49,7 +55,7 @@ export function logAxis(values, label, show, width) {
   const [low, high] = [Math.min(...finite), Math.max(...finite)];
   const margin = Math.max((high / low) ** 0.04, 1.05);
   const domain = [low / margin, high * margin];
-  return { type: "log", domain, label, ticks: logTicks(domain, Math.max(3, Math.floor(width / 85))), tickFormat: (value) => shortTick(show(value)) };
+  return { type: "log", domain, label, ticks: logTicks(domain, Math.max(3, Math.floor(width / 85))), showTick: (value) => shortTick(show(value)) };
 }
 
 /** 50.0K -> 50K. */
@@ -57,8 +63,9 @@ function shortTick(text) {
   return text.replace(/(\.\d*?)0+(?=\D|$)/, "$1").replace(/\.(?=\D|$)/, "");
 }
 
-/** Ticks at 1, 2 and 5, at 1 and 3, at every decade, or at every second decade, whichever fits. */
+/** Ticks at 1, 2 and 5, at 1 and 3, or at decades, whichever fits; equal steps within a short range. */
 function logTicks([low, high], most) {
+  if (high / low < 6) return d3.ticks(low, high, 4);
   for (const [steps, stride] of [[[1, 2, 5], 1], [[1, 3], 1], [[1], 1], [[1], 2], [[1], 3], [[1], 5]]) {
     const ticks = [];
     for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power += 1) {

@@ -37,7 +37,7 @@ export function drawProfiles(width) {
       }),
       Plot.text(labelledEnds(profiles, runs), {
         x: "params", y: "loss", text: (end) => formatScientific(end.budget), fill: (end) => color(end.budget),
-        textAnchor: "start", dx: 9, fontWeight: 600, stroke: paper, strokeWidth: 4,
+        textAnchor: "start", dx: 12, fontWeight: 600, stroke: paper, strokeWidth: 4,
       }),
       pointerTip(runs, "params", "loss", describeRun),
     ],
