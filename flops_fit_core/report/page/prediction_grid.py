@@ -12,7 +12,7 @@ from flops_fit_core.fitting.laws.optimum_solver import OptimumSolver
 from flops_fit_core.records import Interval, LawFit, Optimum
 
 BELOW, ABOVE = 10.0, 1000.0
-"""The grid reaches from the smallest fitted C divided by BELOW to the largest multiplied by ABOVE."""
+"""The grid reaches from about the smallest fitted C divided by BELOW to the largest multiplied by ABOVE."""
 BUDGETS_PER_DECADE = 4
 SERVING_RATIOS = (0.0, *(float(ratio) for ratio in np.geomspace(1e-2, 316.0, 14)))
 """Tokens of inference, relative to the D_opt of the same budget without inference."""
@@ -37,8 +37,8 @@ def prediction_grid(fit: LawFit, optimum: Callable[[float], Optimum]) -> Predict
     """The grid of a fit. Without inference, optima are those of ``optimum``; with inference, those of the core."""
     low, high = fit.flops_range
     # The largest fitted C and 10 times as much are points of the grid, so the page shows these answers exactly.
-    first, last = np.round(np.log10([low / BELOW / high, ABOVE]) * BUDGETS_PER_DECADE, 9)
-    steps = np.arange(np.floor(first), np.ceil(last) + 1)
+    first, last = np.round(np.log10([low / BELOW / high, ABOVE]) * BUDGETS_PER_DECADE)
+    steps = np.arange(first, last + 1)
     flops = [float(budget) for budget in high * 10 ** (steps / BUDGETS_PER_DECADE)]
     rows = [solve_many(fit, optimum, flops)]
     ratios = [0.0]
