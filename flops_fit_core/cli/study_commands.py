@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
@@ -222,15 +222,21 @@ def _print_answer(study: Study, explain: bool) -> list[tuple[str, Exception]]:
         fit = study.fit
     except FitError as error:
         print_message(f"no law yet: {error}")
-        return []
+        return _attempt({"the report": lambda: print_message(f"report: {study.report()[0]}")})
     except Exception as error:
         return [("the fit", error)]
+    return _attempt(
+        {
+            "fit.json": lambda: study.folder.save_fit(fit),
+            "the report": study.report,
+            "printing the answer": lambda: print_summary(study, explain),
+        }
+    )
+
+
+def _attempt(steps: Mapping[str, Callable[[], object]]) -> list[tuple[str, Exception]]:
+    """Run independent steps. Returns those that failed, with their errors."""
     failures: list[tuple[str, Exception]] = []
-    steps: dict[str, Callable[[], object]] = {
-        "fit.json": lambda: study.folder.save_fit(fit),
-        "the report": study.report,
-        "printing the answer": lambda: print_summary(study, explain),
-    }
     for step, action in steps.items():
         try:
             action()
