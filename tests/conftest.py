@@ -23,6 +23,8 @@ Failures = Callable[[str, dict[str, str], dict[str, dict[str, str]]], dict[str, 
 # One thread per process, as in a sweep: with more threads than cores, a step of a tiny model takes many times as
 # long. torch reads the variable when it is imported.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Output is wrapped to COLUMNS. readline, which pytest imports, sets it for all child processes.
+os.environ.pop("COLUMNS", None)
 # A shell that starts pytest in the background lets it, and all that it starts, ignore Ctrl-C.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

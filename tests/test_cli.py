@@ -147,10 +147,10 @@ def test_a_damaged_store_is_named_and_not_changed(workdir, call, store, damage):
 
 @pytest.fixture
 def full_disk(tmp_path):
-    """A folder that holds 2 MB."""
+    """A folder that holds 12 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=12m", "tmpfs", str(folder)]
     try:
         subprocess.run(command, check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -427,10 +427,12 @@ def test_a_saved_fit_predicts_the_same_as_its_study(formula, call, tmp_path):
 
 def test_a_study_without_a_law_names_the_missing_runs(workdir, call):
     call("run", "small.json")
-    for command in (["fit", "runs/small"], ["predict", "runs/small", "--flops", "1e9"], ["report", "runs/small"]):
+    for command in (["fit", "runs/small"], ["predict", "runs/small", "--flops", "1e9"]):
         status, _, error = call(*command)
         assert status == 2
         assert error.startswith("error: ")
+    assert call("report", "runs/small")[0] == 0
+    assert "cannot fit a law" in (workdir / "runs/small/report/index.html").read_text()
 
 
 # ---------------------------------------------------------------------------- plugins

@@ -240,7 +240,7 @@ def test_the_law_of_the_plugin_guide_passes_its_kit_and_fits_a_table(folder: Pat
             text=True,
         )
         assert process.returncode == 0, process.stdout + process.stderr
-    assert "Law interaction_law/interaction: E = " in process.stdout
+    assert "law interaction_law/interaction   E " in process.stdout
 
 
 def test_the_readmes_optimizer_trains(folder: Path) -> None:

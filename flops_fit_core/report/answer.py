@@ -26,8 +26,18 @@ SAME_BUDGET = 1.01
 _ALWAYS = ("columns", "flops-6nd")
 """Codes of notes that are always printed: how a table was read."""
 _IMPORTANT = (
-    *("synthetic", "not-converged", "no-interval", "disagreement", "minimum-at-edge", "lack-of-fit"),
-    *("no-irreducible-loss", "ill-conditioned", "one-ratio", "other-results", "grid-edge", "groups", "bits"),
+    *(
+        "synthetic",
+        "groups",
+        "bits",
+        "grid",
+        "odd-units",
+        "other-results",
+        "not-converged",
+        "no-interval",
+        "disagreement",
+    ),
+    *("minimum-at-edge", "lack-of-fit", "no-irreducible-loss", "ill-conditioned", "one-ratio", "grid-edge"),
 )
 """Codes of warnings, most important first; other codes follow."""
 
@@ -157,9 +167,10 @@ class Answer:
         return lines
 
     def split_diagnostics(self) -> tuple[list[Diagnostic], list[Diagnostic]]:
-        """The diagnostics to print, and the others."""
-        warnings = [item for item in self.diagnostics if item.severity == "warning"]
-        shown = warnings[:MAX_WARNINGS] + [item for item in self.diagnostics if item.code in _ALWAYS]
+        """The diagnostics to print, at most one warning of each code, and the others."""
+        warnings = {item.code: item for item in reversed(self.diagnostics) if item.severity == "warning"}
+        first = [item for item in self.diagnostics if warnings.get(item.code) is item]
+        shown = first[:MAX_WARNINGS] + [item for item in self.diagnostics if item.code in _ALWAYS]
         return shown, [item for item in self.diagnostics if not any(item is other for other in shown)]
 
     def _pointer_lines(self, hidden: Sequence[Diagnostic]) -> list[str]:

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from flops_fit_core.fitting import Backtest
 
 
+RESOLUTION = 1e-4
+"""Errors below it are printed as 0.00% or 0.01%, so they count as no error."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """The outcome of a backtest."""
@@ -36,7 +40,7 @@ def judge(tested: Backtest) -> Verdict:
     budgets = len({f"{point.flops:.1e}" for point in tested.held_out})
     missed = f"Missed the held-out budget{'' if budgets == 1 else 's'} by {_percent(error)}"
     if scatter is not None:
-        holds: bool | None = error <= scatter
+        holds: bool | None = error <= max(scatter, RESOLUTION)
         missed += f", {'within' if holds else 'above'} the {_percent(scatter)} scatter"
     elif tested.with_interval:
         holds = tested.inside == tested.with_interval

@@ -79,7 +79,7 @@ def test_every_optimum_outside_the_trained_sizes_is_marked():
     assert "lies below the trained sizes" in answer.notes[-1]
     table = predictions_table(law, [answer, optimum(law, 1e24)])
     assert [row["outside_sizes"] for row in table.json()] == ["below", "above"]
-    assert [cells[-1] for cells in table.cells()] == ["N below the trained sizes", "N above the trained sizes"]
+    assert [cells[-1] for cells in table.cells()] == ["N below the trained sizes", "500,000x beyond your data"]
     assert outside in str(table)
     assert "C = 1e+24: N_opt = " in str(table)
 

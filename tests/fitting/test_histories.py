@@ -70,7 +70,7 @@ def test_the_law_fits_the_last_rows_and_the_fit_reports_excluded_rows(tmp_path, 
     assert command(["fit", str(path), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["n_runs"] == 15
-    assert command(["fit", str(path)]) == 0
+    assert command(["fit", str(path), "--explain"]) == 0
     assert "75 rows belong to 15 training runs" in " ".join(capsys.readouterr().out.split())
 
 

@@ -12,7 +12,7 @@ from flops_fit_core.fitting import Backtest, BacktestPoint
 from flops_fit_core.records import Interval, NewRunError
 from flops_fit_core.report.verdict import judge
 
-SCATTER = NewRunError(sigma=0.014, drift=0.0, sigma_dof=10, drift_dof=0)
+SCATTER = NewRunError(sigma=0.014, drift_rate=0.0, sigma_dof=10, drift_dof=0)
 
 
 def backtest_of(

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 import numpy as np
-from scipy import linalg, stats
+from scipy import linalg
 from scipy.optimize import least_squares
 
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Bools, Floats, Ints
+from flops_fit_core.fitting.distributions import t_upper_quantile
 from flops_fit_core.fitting.fitters.profile_prior import (
     DECAY_MEAN,
     SHAPE_MEANS,
@@ -275,4 +276,4 @@ def _is_concave(design: Floats, y: Floats, solution: Floats, column: int) -> boo
     if dof < 1:
         return bool(solution[column] <= 0)
     variance = np.linalg.pinv(design.T @ design)[column, column] * (errors @ errors) / dof
-    return bool(solution[column] < -stats.t.isf(_CONCAVE_CHANCE, dof) * np.sqrt(variance))
+    return bool(solution[column] < -t_upper_quantile(_CONCAVE_CHANCE, dof) * np.sqrt(variance))

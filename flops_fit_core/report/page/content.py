@@ -12,7 +12,7 @@ from flops_fit_core.report.page.prediction_grid import PredictionGrid
 
 @dataclass(frozen=True)
 class ReportContext:
-    """Further data of a report, beside its fit and its runs. Everything is optional."""
+    """Further data of a report, next to its fit and its runs. Everything is optional."""
 
     source: str = ""
     """The study or table as the reader types it in a command."""
