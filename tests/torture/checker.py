@@ -13,7 +13,7 @@ from typing import Any
 
 from torture.zygote import PLUGIN, Answer, Trial, ask
 
-LINE = re.compile(r"^\[\d+/\d+\]  C (\S+)  size (\d+)  .*?  loss (\d+\.\d+)(.*)$", re.MULTILINE)
+LINE = re.compile(r"^\[ *\d+/\d+\]  C (\S+)  size (\d+)  (?:.*?  )?loss (\d+\.\d+)(.*)$", re.MULTILINE)
 MEASURED = {
     *("finished", "seconds", "flops_per_second", "mfu", "data_wait", "peak_memory", "attempt", "trained_tokens"),
     *("versions", "superseded"),
@@ -98,7 +98,11 @@ def acknowledged(trial: Trial) -> list[dict[str, Any]]:
 
 def printed(text: str) -> list[tuple[str, str, str]]:
     """Budget, size and loss of each printed line of a result that counts."""
-    return [(budget, size, loss) for budget, size, loss, rest in LINE.findall(text) if "superseded" not in rest]
+    return [
+        (f"{float(budget):.3g}", size, loss)
+        for budget, size, loss, rest in LINE.findall(text)
+        if "superseded" not in rest
+    ]
 
 
 def check_acknowledged(results: Sequence[dict[str, Any]], view: View) -> list[str]:
