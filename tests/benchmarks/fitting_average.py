@@ -1,6 +1,6 @@
 """Coverage of the default fitter's intervals, and of those for new runs, in simulated IsoFLOP studies.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/fitting_average.py [--studies 300] [--quick]
+    OMP_NUM_THREADS=1 python tests/benchmarks/fitting_average.py [--studies 300] [--surface NAME] [--quick]
 
 Per surface (chinchilla; 3:1, with alpha = 3 beta; skaling with k = 0.3), design (4 budgets x 5 sizes, 5 x 6) and
 noise of ln L (0.3, 1, 2%): the share of studies with intervals; the coverage of nominal 90% intervals of the
@@ -97,13 +97,15 @@ def measure(surface, design, sigma, studies, draws):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=300)
+    parser.add_argument("--surface", choices=SURFACES, help="only this surface (default: all)")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     studies, draws = (10, 100) if arguments.quick else (arguments.studies, 400)
     print(
         "surface     design  noise  intervals |   a   N_opt  L_opt  run at C_max  run at 10 C_max | width a, run"
     )
-    for name, (label, design), sigma in itertools.product(SURFACES, DESIGNS.items(), (0.003, 0.01, 0.02)):
+    surfaces = [arguments.surface] if arguments.surface else list(SURFACES)
+    for name, (label, design), sigma in itertools.product(surfaces, DESIGNS.items(), (0.003, 0.01, 0.02)):
         share, coverage, widths = measure(SURFACES[name], design, sigma, studies, draws)
         print(
             f"{name:11} {label:6} {sigma:6.1%} {share:8.1%}  | "

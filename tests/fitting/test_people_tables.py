@@ -401,7 +401,7 @@ def test_predict_and_backtest_print_how_a_table_was_read(tmp_path):
     for command in (["predict", str(path), "--flops", "1e20", "--set", "draws=0"], ["backtest", str(path)]):
         result = CliRunner().invoke(app, command)
         assert "read runs.csv: params = 'params'" in result.stdout
-        assert "column 'dataset' splits the rows" in result.stdout
+        assert "groups of column 'dataset'" in result.stdout
 
 
 def test_options_of_tables_are_refused_for_a_study(tmp_path):

@@ -347,5 +347,5 @@ def test_checkpoints_without_a_run_are_reported(tmp_path):
 def test_groups_are_reported_if_no_law_can_be_fitted(tmp_path):
     rows = [(*row[:3], row[3] * factor, name) for row in ROWS for factor, name in ((1, "raw"), (4, "exp"))]
     read = read_table(table(tmp_path, [*NAMES, "condition"], rows))
-    with pytest.raises(FitError, match=r"(?s)read runs.csv.*column 'condition' splits the rows"):
+    with pytest.raises(FitError, match=r"(?s)read runs.csv.*groups of column 'condition'"):
         fit_table(IsoflopFitter(draws=0), read)

@@ -134,9 +134,9 @@ def check_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberF
     shown = ", ".join(repr(value) for value in values[:4]) + (", ..." if len(values) > 4 else "")
     value = next((value for value in values if value), "")
     message = (
-        f"column {column!r} splits the rows into {len(values)} groups ({shown}). At equal N and D, their losses "
-        f"differ by {gain:.1%} (root mean square), but this fit pools them: keep one group with --filter "
-        f"{shlex.quote(f'{column}={value}')}, or fit each with --group-by {shlex.quote(column)}"
+        f"this fit pools {len(values)} groups of column {column!r}; --group-by {shlex.quote(column)} fits each. "
+        f"At equal N and D, the losses of the groups ({shown}) differ by {gain:.1%} (root mean square). "
+        f"--filter {shlex.quote(f'{column}={value}')} keeps one group"
     )
     return [Diagnostic(code="groups", message=message)]
 
