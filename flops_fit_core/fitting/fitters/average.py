@@ -42,6 +42,7 @@ from flops_fit_core.fitting.uncertainty.posterior import (
     make_law_problem,
     weigh_by_drift,
 )
+from flops_fit_core.fitting.uncertainty.prior_share import check_prior, prior_share
 from flops_fit_core.fitting.uncertainty.refits import OUTLIER, PointFit, add_noise, describe_objective
 from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.plugins.utilities import fit_header
@@ -138,6 +139,7 @@ class AverageFitter(BootstrapFitter):
         )
         if reason:
             return [*diagnostics, no_interval(reason)]
+        diagnostics += check_prior(_prior_share(fitted, constraint))
         dof = len(used) - point.fit.problem.size
         return diagnostics + (check_draws(len(used), dof, 0, self.draws) if self.draws else [])
 
@@ -157,6 +159,17 @@ class AverageFitter(BootstrapFitter):
                 "preferably 15"
             )
         return names, [name for name in self.laws if name not in names]
+
+
+def _prior_share(fitted: _Fitted, constraint: FlopsPerToken) -> float | None:
+    """The mean share of the priors in the precision of a, over the laws that do not fix a."""
+    shares = [
+        (member.weight, share)
+        for member in fitted.members
+        if (share := prior_share(member.point.fit, constraint, fitted.used.flops)) is not None
+    ]
+    total = sum(weight for weight, _ in shares)
+    return sum(weight * share for weight, share in shares) / total if total else None
 
 
 def _describe(members: Sequence[_Member], left_out: Sequence[str]) -> Diagnostic:

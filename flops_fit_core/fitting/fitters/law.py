@@ -19,6 +19,7 @@ from flops_fit_core.fitting.surface_diagnostics import check_draws, check_surfac
 from flops_fit_core.fitting.uncertainty.holdout import estimate_new_run, make_folds, predict_fold
 from flops_fit_core.fitting.uncertainty.loss_errors import describe_weights, weigh_by_errors
 from flops_fit_core.fitting.uncertainty.posterior import draw_posterior, fit_law_point, is_usable, make_law_problem
+from flops_fit_core.fitting.uncertainty.prior_share import check_prior, prior_share
 from flops_fit_core.fitting.uncertainty.refits import (
     OUTLIER,
     Criterion,
@@ -57,6 +58,8 @@ class LawFitter(BootstrapFitter):
         diagnostics = [describe_objective(self.objective, point), *describe_weights(used)]
         diagnostics += check_runs(used, constraint)
         diagnostics += check_surface(fit, used, runs, point.rejection, residuals, constraint, point.noise)
+        if has_optimum and point.noise is not None:
+            diagnostics += check_prior(prior_share(fit, constraint, used.flops, median_inputs(law, used)))
         theta, failed, more_diagnostics = self._draw(point, used)
         assert isinstance(fit.problem, LawProblem)
         drawn = fit.problem.values(theta)

@@ -258,18 +258,22 @@ def exponents(
 
     ``constraints`` are those of the law and of its draws.
     """
-    low, high = float(flops.min()), float(flops.max())
-    high = max(high, low * np.e)
-    slopes = []
-    for rows, constraint in zip((surface, drawn), constraints, strict=True):
-        if rows is None:
-            slopes.append((np.empty(0), np.empty(0)))
-            continue
-        first, last = (minimise(rows, constraint, c) for c in (low, high))
-        slopes.append(tuple((last[part] - first[part]) / np.log(high / low) for part in (0, 1)))
+    slopes = [
+        (np.empty(0),) * 2 if rows is None else end_slopes(rows, constraint, flops)
+        for rows, constraint in zip((surface, drawn), constraints, strict=True)
+    ]
     return {
         key: interval(float(slopes[0][part][0]), slopes[1][part], level) for part, key in enumerate(("a", "b"))
     }
+
+
+def end_slopes(surface: Surface, constraint: FlopsPerToken, flops: Floats) -> tuple[Floats, Floats]:
+    """Slopes of ln N_opt and ln D_opt by ln C between the smallest and the largest C, each (rows,)."""
+    low, high = float(flops.min()), float(flops.max())
+    high = max(high, low * np.e)
+    first, last = (minimise(surface, constraint, c) for c in (low, high))
+    ln_params, ln_tokens = ((last[part] - first[part]) / np.log(high / low) for part in (0, 1))
+    return ln_params, ln_tokens
 
 
 def _is_chinchilla(surface: Surface) -> TypeGuard[LawSurface]:
