@@ -1,12 +1,13 @@
 """Coverage of the default fitter's intervals, and of those for new runs, in simulated IsoFLOP studies.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/fitting_average.py [--studies 300] [--surface NAME] [--quick]
+    OMP_NUM_THREADS=1 python tests/benchmarks/fitting_average.py [--studies 300] [--surface NAME] [--noise .01]
 
 Per surface (chinchilla; 3:1, with alpha = 3 beta; skaling with k = 0.3), design (4 budgets x 5 sizes, 5 x 6) and
 noise of ln L (0.3, 1, 2%): the share of studies with intervals; the coverage of nominal 90% intervals of the
 exponent a between the smallest and the largest budget, of N_opt and L_opt at 10 times the largest budget, and of
 the loss of a new run (its probability, for the noise of the simulation) at the optimum of the largest budget and
-of 10 times it; median widths of a and of ln L of the new run at 10 times.
+of 10 times it; median widths of a and of ln L of the new run at 10 times; the share of studies with the warning
+`prior`, and the coverage of a in the others.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ SURFACES = {
     "3:1": {"E": 1.69, "A": 4000.0, "alpha": 0.465, "B": 30.0, "beta": 0.155, "k": 1.0},
     "skaling": {"E": 1.69, "A": 900.0, "alpha": 0.34, "B": 700.0, "beta": 0.28, "k": 0.3},
 }
+NOISES = (0.003, 0.01, 0.02)
 DESIGNS = {"4 x 5": (4, 5), "5 x 6": (5, 6)}
 
 
@@ -69,7 +71,7 @@ def holds(interval, value):
 
 def measure(surface, design, sigma, studies, draws):
     count, sizes = design
-    hits, widths, bounded = [], [], 0
+    hits, widths, warned, bounded = [], [], [], 0
     for study in range(studies):
         random = np.random.default_rng([study, count, int(1e4 * sigma)])
         budgets = 1e18 * random.uniform(2, 6) ** np.arange(count)
@@ -89,28 +91,33 @@ def measure(surface, design, sigma, studies, draws):
             new = predict_loss(fit, best, flops / 6 / best, new_run=True)
             ends = np.log(np.array([new.low, new.high]) / level) / sigma
             inside.append(np.diff(norm.cdf(ends))[0])
+        warned.append(any(item.code == "prior" for item in fit.diagnostics))
         widths.append((a.high - a.low, np.log(new.high / new.low)))
         hits.append((holds(a, slope), holds(answer.params, params), holds(answer.loss, loss), *inside))
-    return bounded / studies, np.mean(hits, axis=0), np.median(widths, axis=0)
+    others = [hit[0] for hit, warning in zip(hits, warned, strict=True) if not warning]
+    return bounded / studies, np.mean(hits, axis=0), np.median(widths, axis=0), np.mean(warned), np.mean(others)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=300)
     parser.add_argument("--surface", choices=SURFACES, help="only this surface (default: all)")
+    parser.add_argument("--noise", type=float, choices=NOISES, help="only this noise (default: all)")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
     studies, draws = (10, 100) if arguments.quick else (arguments.studies, 400)
     print(
         "surface     design  noise  intervals |   a   N_opt  L_opt  run at C_max  run at 10 C_max | width a, run"
+        " | warned, a of others"
     )
     surfaces = [arguments.surface] if arguments.surface else list(SURFACES)
-    for name, (label, design), sigma in itertools.product(surfaces, DESIGNS.items(), (0.003, 0.01, 0.02)):
-        share, coverage, widths = measure(SURFACES[name], design, sigma, studies, draws)
+    noises = [arguments.noise] if arguments.noise else list(NOISES)
+    for name, (label, design), sigma in itertools.product(surfaces, DESIGNS.items(), noises):
+        share, coverage, widths, warned, others = measure(SURFACES[name], design, sigma, studies, draws)
         print(
             f"{name:11} {label:6} {sigma:6.1%} {share:8.1%}  | "
             + "  ".join(f"{value:.2f}" for value in coverage)
-            + f" | {widths[0]:.3f} {widths[1]:.4f}",
+            + f" | {widths[0]:.3f} {widths[1]:.4f} | {warned:4.0%} {others:.2f}",
             flush=True,
         )
 
