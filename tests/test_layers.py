@@ -18,6 +18,7 @@ CORE = ROOT / "flops_fit_core"
 ROOMS = [
     "errors",
     "records",
+    "numbers",
     "plugins",
     "config",
     "data",

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
+from flops_fit_core import numbers
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import laws
 from flops_fit_core.cli.law_options import law_source
 from flops_fit_core.cli.printing import print_json, print_notes, print_text
 from flops_fit_core.cli.shared_options import share_options
 from flops_fit_core.plugins.registry import Registry
-from flops_fit_core.report import numbers
 
 MAX_POINTS = 8
 """The most held-out runs that are listed; --json has all."""

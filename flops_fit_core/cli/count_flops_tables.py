@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from flops_fit_core import numbers
 from flops_fit_core.flops.audit import Audit, Convention, LossExponents, Scaling
 from flops_fit_core.records import LawFit
-from flops_fit_core.report import DataTable, numbers
+from flops_fit_core.report import DataTable
 from flops_fit_core.report.datatable import Row, column
 
 

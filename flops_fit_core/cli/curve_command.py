@@ -214,7 +214,8 @@ def _print(
 
 
 def _finals_table(finals: Sequence[FinalLoss], level: float) -> DataTable:
-    from flops_fit_core.report import DataTable, numbers
+    from flops_fit_core import numbers
+    from flops_fit_core.report import DataTable
     from flops_fit_core.report.datatable import Column
 
     fields = ("run", "last_step", "steps", "last_loss", "loss", "interval", "source")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core import numbers
 from flops_fit_core.cli.arguments import open_study
 from flops_fit_core.cli.printing import print_json, print_text
 from flops_fit_core.config import DEFAULTS, Experiment, build_fitter, choose_from_table, override_value
@@ -17,7 +18,6 @@ from flops_fit_core.plugins.protocols import Fitter, LossLaw
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.plugins.registry.law_index import find_law
 from flops_fit_core.records import Diagnostic, LawFit, Observation, Optimum, Record
-from flops_fit_core.report import numbers
 from flops_fit_core.study import Study
 from flops_fit_core.study.law import ISOFLOP
 

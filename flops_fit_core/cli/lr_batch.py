@@ -109,8 +109,8 @@ def _write(out: Path, fit: LrBatchFit) -> None:
 
 def print_fit(fit: LrBatchFit) -> None:
     """Print the laws and the table of cells."""
+    from flops_fit_core import numbers
     from flops_fit_core.fitting.hyperparameters.diagnostics import count_pairs
-    from flops_fit_core.report import numbers
 
     print_table(cells_table(fit))
     center = f"N = {numbers.count(fit.center[0])}, D = {numbers.count(fit.center[1])}"
@@ -155,7 +155,8 @@ def _ends(interval: Interval, show: Callable[[float], str]) -> str:
 
 def cells_table(fit: LrBatchFit) -> DataTable:
     """Best learning rate and batch by the law in each cell, with its lowest run and held-out regret."""
-    from flops_fit_core.report import DataTable, numbers
+    from flops_fit_core import numbers
+    from flops_fit_core.report import DataTable
     from flops_fit_core.report.datatable import column
 
     rows = [

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from flops_fit_core import numbers
 from flops_fit_core.config.secrets import mask_secrets
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins import latest_attempts
 from flops_fit_core.records import PluginChoice, RunResult, RunSpec, SweepPlan
-from flops_fit_core.report import numbers
 from flops_fit_core.study import Study
 
 RunsWithAttempts = list[tuple[RunSpec, list[RunResult]]]

@@ -137,7 +137,7 @@ def prune_checkpoints(
     ] = False,
 ) -> None:
     """Delete the checkpoints from which a larger budget could continue the stable phases of a study."""
-    from flops_fit_core.report import numbers
+    from flops_fit_core import numbers
 
     study = args.open_study(source, args.registry_for(source, plugin, disabled), out)
     freed = study.prune_checkpoints(unfinished=everything)
@@ -170,7 +170,8 @@ def _plan_json(study: Study, seconds: float | None) -> dict[str, Any]:
 
 
 def _print_plan(study: Study, seconds: float | None) -> None:
-    from flops_fit_core.report import numbers, plan_table, skipped_table
+    from flops_fit_core import numbers
+    from flops_fit_core.report import plan_table, skipped_table
     from flops_fit_core.study.states import states_by_run
 
     plan = study.plan

@@ -37,8 +37,8 @@ def answer_of_table(
         explain: The command that explains the fit; None for no pointers.
     """
     from flops_fit_core.fitting import disagreement, has_optimum
+    from flops_fit_core.numbers import scientific
     from flops_fit_core.report.answer import order_diagnostics
-    from flops_fit_core.report.numbers import scientific
     from flops_fit_core.study.outputs import find_optima
 
     low, high = fit.flops_range

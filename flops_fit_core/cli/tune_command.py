@@ -97,7 +97,7 @@ def _first(count: int, study: Study) -> list[int]:
 
 
 def _announce(lr_sweep: LearningRateSweep, rates: int, study: Study, folder: Path) -> None:
-    from flops_fit_core.report import numbers
+    from flops_fit_core import numbers
 
     sizes = ", ".join(str(measured.size) for measured in lr_sweep.measured)
     flops = rates * lr_sweep.flops
@@ -150,7 +150,7 @@ def _report_new_runs(study: Study, tuning: Tuning, value: float | None) -> None:
 
 
 def _print(tuning: Tuning, lr_sweep: LearningRateSweep, source: Path) -> None:
-    from flops_fit_core.report import numbers
+    from flops_fit_core import numbers
     from flops_fit_core.report.datatable import singular
 
     print_table(_table(tuning))
@@ -183,7 +183,8 @@ def _counted(count: int, noun: str) -> str:
 
 def _table(tuning: Tuning) -> DataTable:
     """Loss by value and size; a star marks the lowest of each size."""
-    from flops_fit_core.report import DataTable, numbers
+    from flops_fit_core import numbers
+    from flops_fit_core.report import DataTable
     from flops_fit_core.report.datatable import Column, Row
 
     losses = {

@@ -75,7 +75,7 @@ def _summarise(study: Study, active: list[Driver]) -> dict[str, Any]:
 
 
 def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -> None:
-    from flops_fit_core.report import numbers
+    from flops_fit_core import numbers
     from flops_fit_core.report.run_errors import describe_failures
 
     order = ("completed", "running", "diverged", "failed", "waiting")
@@ -110,7 +110,7 @@ def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -
 
 
 def _print_running(study: Study, driver: Driver) -> None:
-    from flops_fit_core.report import numbers
+    from flops_fit_core import numbers
 
     runs = {run.id: run for run in study.plan.runs}
     running = [item for item in driver.running if item.run in runs]

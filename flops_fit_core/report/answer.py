@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from textwrap import TextWrapper
 
+from flops_fit_core import numbers
 from flops_fit_core.records import Diagnostic, Interval, LawFit, Optimum, ProfileMinimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import on_set, singular
 
 MAX_LINES = 16

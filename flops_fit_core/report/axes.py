@@ -11,9 +11,9 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullFormatter
 
+from flops_fit_core import numbers
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import LawFit
-from flops_fit_core.report import numbers
 from flops_fit_core.report.theme import Theme, read_style
 
 _MANTISSAS: tuple[tuple[float, ...], ...] = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from flops_fit_core.report import numbers
+from flops_fit_core import numbers
 from flops_fit_core.report.datatable import Column, DataTable, Row
 
 if TYPE_CHECKING:

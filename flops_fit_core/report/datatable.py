@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import ConfigError
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Diagnostic
 from flops_fit_core.records.html import html_block, html_list, html_table, html_text
-from flops_fit_core.report import numbers
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -7,9 +7,9 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+from flops_fit_core import numbers
 from flops_fit_core.config.secrets import mask_secrets
 from flops_fit_core.records import LawFit, PluginChoice, RunResult, RunSpec, SweepPlan
-from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import conventions
 from flops_fit_core.report.tables import run_conventions
 

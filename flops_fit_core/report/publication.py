@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.records import LawFit, Optimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.answer import SAME_BUDGET, Answer, show_factor
 from flops_fit_core.report.datatable import DataTable, conventions
 

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+from flops_fit_core import numbers
 from flops_fit_core.records import Diagnostic, LawFit, Optimum, ProfileMinimum, RunResult, RunSpec, SweepPlan
-from flops_fit_core.report import numbers
 from flops_fit_core.report.answer import FAR, describe_distance
 from flops_fit_core.report.datatable import Column, DataTable, Row, column, conventions
 from flops_fit_core.report.run_errors import group_errors

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from flops_fit_core import numbers
 from flops_fit_core.records import Interval
-from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import DataTable, Row, column
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flops_fit_core.report import numbers
+from flops_fit_core import numbers
 
 if TYPE_CHECKING:
     from flops_fit_core.fitting import Backtest

@@ -49,8 +49,8 @@ def answer(
         fitter: Its fitter.
     """
     from flops_fit_core.fitting import disagreement, has_optimum
+    from flops_fit_core.numbers import scientific
     from flops_fit_core.report.answer import Answer, order_diagnostics
-    from flops_fit_core.report.numbers import scientific
 
     isoflop = None if fit.fitter.name == ISOFLOP else law.isoflop[0]
     disagreements = disagreement(fit, isoflop) if isoflop is not None and has_optimum(fit) else []
@@ -84,7 +84,7 @@ def find_optima(fit: LawFit, fitter: Fitter, budgets: Sequence[float]) -> list[O
 
 def describe_runs(law: StudyLaw, results: Sequence[RunResult], fit: LawFit) -> str:
     """``text-gpt   22 of 24 runs, 2 failed, 1 left out of the fit, 8 min 20 s of training``."""
-    from flops_fit_core.report.numbers import duration
+    from flops_fit_core.numbers import duration
 
     counts = Counter(result.status for result in results)
     parts = [f"{counts['completed']} of {len(law.plan.runs)} runs"]

@@ -20,9 +20,9 @@ import numpy as np
 from flops_fit_core import Study
 from flops_fit_core.config import make_experiment
 from flops_fit_core.fitting import IsoflopFitter, ParametricFitter, observations
+from flops_fit_core.numbers import exponent
 from flops_fit_core.planning import make_plan
 from flops_fit_core.plugins.registry import installed
-from flops_fit_core.report.numbers import exponent
 from flops_fit_core.study.directory import StudyFolder
 
 BUDGETS = [1.25e10, 2.5e10, 5e10, 1e11]

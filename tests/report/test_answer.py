@@ -7,8 +7,7 @@ from dataclasses import replace
 import made_up_fits
 import pytest
 
-from flops_fit_core import Diagnostic, RunError
-from flops_fit_core.report import numbers
+from flops_fit_core import Diagnostic, RunError, numbers
 from flops_fit_core.report.answer import MAX_LINES, Answer, order_diagnostics, shorten, show_factor
 from flops_fit_core.report.run_errors import LINE_LENGTH, group_errors
 from flops_fit_core.report.tables import predictions_table, runs_table

@@ -9,10 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting import parameter_intervals
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.records import Interval, LawFit, Observation
-from flops_fit_core.report import numbers
 from flops_fit_core.report.axes import mark_synthetic
 from flops_fit_core.report.figures.against_flops import BAND, curve_of, draw_law, label_against_flops, law_legend
 from flops_fit_core.report.figures.canvas import new_canvas

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from flops_fit_core.report import numbers
+from flops_fit_core import numbers
 from flops_fit_core.report.axes import mark_synthetic
 from flops_fit_core.report.figures.against_flops import (
     curve_of,

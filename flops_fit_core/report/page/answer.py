@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from flops_fit_core import numbers
 from flops_fit_core.records import Interval, LawFit, Optimum
-from flops_fit_core.report import numbers
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from flops_fit_core import __version__
-from flops_fit_core.report import numbers
+from flops_fit_core import __version__, numbers
 from flops_fit_core.report.page.content import ReportContent
 
 

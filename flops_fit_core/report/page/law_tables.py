@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting import parameter_intervals
 from flops_fit_core.fitting.uncertainty.bootstrap import interval
 from flops_fit_core.records import Interval, LawFit
-from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import Column, DataTable, Row
 
 SIX_ND = "6 N D"

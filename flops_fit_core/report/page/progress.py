@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flops_fit_core import numbers
 from flops_fit_core.records import RunResult, RunSpec, SweepPlan
-from flops_fit_core.report import numbers
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-from flops_fit_core import __version__
+from flops_fit_core import __version__, numbers
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Diagnostic, LawFit
-from flops_fit_core.report import numbers
 from flops_fit_core.report.datatable import DataTable, conventions
 from flops_fit_core.report.page import assets
 from flops_fit_core.report.page.answer import tiles

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flops_fit_core import numbers
 from flops_fit_core.records import RunError, RunResult
-from flops_fit_core.report import numbers
 from flops_fit_core.report.page.content import ReportContent
 from flops_fit_core.report.tables import runs_table
 

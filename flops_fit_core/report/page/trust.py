@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting import disagreement, optimum
 from flops_fit_core.records import LawFit, Optimum
-from flops_fit_core.report import numbers
 from flops_fit_core.report.page.content import ReportContent
 
 Status = Literal["good", "caution", "unknown"]

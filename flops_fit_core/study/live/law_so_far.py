@@ -7,8 +7,8 @@ import time
 import warnings
 from collections.abc import Sequence
 
+from flops_fit_core import numbers
 from flops_fit_core.records import RunResult, SweepPlan
-from flops_fit_core.report import numbers
 
 LARGEST_SHARE = 0.02
 """The largest share of the time that fits may take."""

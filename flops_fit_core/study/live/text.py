@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from flops_fit_core import numbers
 from flops_fit_core.plugins.utilities import escape_controls
 from flops_fit_core.records import Progress, RunResult, RunSpec
-from flops_fit_core.report import numbers
 from flops_fit_core.report.run_errors import describe_error, group_errors
 from flops_fit_core.study.live.state import Snapshot
 

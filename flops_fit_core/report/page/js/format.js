@@ -1,4 +1,4 @@
-// Numbers as text, by the rules of flops_fit_core/report/numbers.py.
+// Numbers as text, by the rules of flops_fit_core/numbers.py.
 
 const UNITS = ["", "K", "M", "B", "T"];
 const NONE = "–";

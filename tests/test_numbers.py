@@ -4,8 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops_fit_core import Interval
-from flops_fit_core.report import numbers
+from flops_fit_core import Interval, numbers
 
 
 @pytest.mark.parametrize(
