@@ -70,7 +70,7 @@ def test_a_prediction_for_devices_and_days_is_that_for_their_flops(tmp_path, cal
     assert [row["flops"] for row in several] == pytest.approx([1e21, 86_400 * 312e12 * 0.4])
     status, output, _ = call("predict", path, "--gpus", 1, "--days", 1, "--device", "a100", "--set", "draws=0")
     assert status == 0
-    assert "Devices: 40% of 3.12e+14 FLOP/s each (a100)" in output
+    assert "Devices: 40% of 3.12e14 FLOP/s each (a100)" in output
 
 
 @pytest.mark.parametrize(

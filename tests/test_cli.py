@@ -339,7 +339,7 @@ def test_text_is_printed_without_markup(capsys):
 def test_a_run_without_a_result_is_shown_as_planned(formula):
     study = Study.open(formula, installed())
     text = "\n".join(describe_run(study.plan.runs[0], [], study.plan))
-    assert text.startswith(f"run {study.plan.runs[0].id}: planned\n  C 1e+18 FLOPs")
+    assert text.startswith(f"run {study.plan.runs[0].id}: planned\n  C 1e18 FLOPs")
     assert "attempt" not in text
 
 

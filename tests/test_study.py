@@ -121,3 +121,19 @@ def test_a_fit_reports_runs_trained_with_several_versions(tmp_path):
     study.refresh()
     (message,) = (item.message for item in study.fit.diagnostics if item.code == "mixed-versions")
     assert message.startswith(f"runs were trained with torch 1.0 and {first.versions['torch']}; ")
+
+
+def test_an_answer_is_for_ten_times_the_largest_budget_or_the_one_that_is_asked_for(tmp_path):
+    surface = {"model": "surface", "dataset": "surface", "fitter": {"name": "parametric", "draws": 50}}
+    sweep = {"budgets": [1e17, 1e18, 1e19], "sizes": 5}
+    study = run({"name": "law", "sweep": sweep, **surface}, out=tmp_path / "study")
+    assert study.answer().optimum == study.predict(1e20)
+    assert [row.flops for row in study.answer().rows] == [1e17, 1e18, 1e19, 1e20, 1e21]
+    inside = study.answer(1e18)
+    assert inside.optimum == study.predict(1e18)
+    assert [row.flops for row in inside.rows] == [1e17, 1e18, 1e19]
+    far = str(study.answer(1e22)).splitlines()
+    assert far[1] == "  ! 1,000x beyond your data: orders of magnitude only"
+    assert study.answer(1e22, fit=study.isoflop, fitter=study.fitter).fit == study.isoflop
+    with pytest.raises(FitError, match="give a positive number of training FLOPs"):
+        study.answer(-1)

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from flops_fit_core import numbers
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import compute_options as compute
 from flops_fit_core.cli.printing import print_json, print_text
@@ -53,7 +54,10 @@ def budget(
         shown = {"flops": flops, "peak_flops": peak, "mfu": mfu, "days": training_days}
         print_json({**shown, **cost.model_dump(mode="json")})
         return
-    speed = f"at {mfu:.0%} of {peak:.4g} FLOP/s per device"
+    speed = f"at {mfu:.0%} of {numbers.scientific(peak)} FLOP/s per device"
     duration = "" if training_days is None else f", {training_days:,.4g} days on {gpus:,g} devices"
     money = "" if cost.money is None else f", {cost.money:,.2f} at that price"
-    print_text(f"C = {flops:.4g} FLOPs: {cost.device_hours:,.6g} device hours{duration}{money} ({speed})")
+    print_text(
+        f"C = {numbers.scientific(flops, 4)} FLOPs: {cost.device_hours:,.6g} device hours"
+        f"{duration}{money} ({speed})"
+    )

@@ -85,7 +85,7 @@ def fit(
 def _print_fitted(request: laws.LawRequest, registry: Registry, fitted: laws.FittedLaw, explain: bool) -> None:
     isoflop, reason = laws.fit_isoflop(request, registry, fitted)
     if fitted.study is not None:
-        answer = fitted.study.answer(fitted.law, fitted.fitter)
+        answer = fitted.study.answer(fit=fitted.law, fitter=fitted.fitter)
     else:
         answer = answer_of_table(fitted.law, fitted.fitter, isoflop, str(request.source))
     pointers = {name: text for name, text in answer.pointers.items() if name != "explain"}

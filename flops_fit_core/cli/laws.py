@@ -307,7 +307,10 @@ def print_loss(
         )
         return
     of_run = "" if new_run is None else f"; a new run {new_run.low:.4g} to {new_run.high:.4g}"
-    print_text(f"N = {params:.4g}, D = {tokens:.4g}: loss {loss} by {law.fitter.name}, {law.level:.0%}{of_run}")
+    print_text(
+        f"N = {numbers.count(params)}, D = {numbers.count(tokens)}: loss {loss} by "
+        f"{law.fitter.name}, {law.level:.0%}{of_run}"
+    )
 
 
 def parse_inputs(texts: Sequence[str]) -> dict[str, float]:
@@ -326,7 +329,8 @@ def describe_extras(extra: Mapping[str, Any]) -> Iterator[str]:
     if "off_optimum" in extra:
         off = extra["off_optimum"]
         yield (
-            f"N = {off.params:.4g} would train on D = {off.tokens:.4g} to a loss of {off.loss}"
+            f"N = {numbers.count(off.params)} would train on D = {numbers.count(off.tokens)} to a "
+            f"loss of {off.loss}"
             + (f", a new run {off.new_run.low:.4g} to {off.new_run.high:.4g}" if off.new_run else "")
             + ": "
             f"{off.loss_given_up:.4f} nats given up, {_describe_extra(off.extra_flops)}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from flops_fit_core import numbers
 from flops_fit_core.cli import arguments as args
 from flops_fit_core.cli import compute_options as compute
 from flops_fit_core.cli import laws, task_command
@@ -99,12 +100,14 @@ def predict(
         print_json(_prediction_records(optima, extras))
         return
     sentences = [
-        f"{f'C = {budget:.4g}: ' if len(budgets) > 1 else ''}{line}"
+        f"{f'C = {numbers.scientific(budget)}: ' if len(budgets) > 1 else ''}{line}"
         for budget, extra in zip(budgets, extras, strict=True)
         for line in laws.describe_extras(extra)
     ]
     if peak_flops is not None:
-        sentences.append(f"Devices: {mfu:.0%} of {peak_flops:.4g} FLOP/s each{f' ({device})' if device else ''}")
+        sentences.append(
+            f"Devices: {mfu:.0%} of {numbers.scientific(peak_flops)} FLOP/s each{f' ({device})' if device else ''}"
+        )
     _print(request, registry, fitted, Printed(tuple(optima), tuple(sentences), new_run, explain))
 
 

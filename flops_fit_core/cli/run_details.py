@@ -51,7 +51,10 @@ def describe_run(run: RunSpec, attempts: Sequence[RunResult], plan: SweepPlan) -
     """Lines of text about a run and its attempts, first to last, with errors and tracebacks."""
     latest = next(iter(latest_attempts(attempts)), None)
     yield f"run {run.id}: {latest.status if latest else 'planned'}"
-    yield f"  C {run.flops:.4g} FLOPs, {plan.flops_name}; its budget is {run.budget:.4g}"
+    yield (
+        f"  C {numbers.scientific(run.flops, 4)} FLOPs, {plan.flops_name}; its budget is "
+        f"{numbers.scientific(run.budget, 4)}"
+    )
     yield f"  N {run.params:,} {plan.params_name}"
     yield f"  D {run.tokens:,} {plan.unit}: {run.steps:,} steps, {run.batch_size:,} samples each; seed {run.seed}"
     for kind, chosen in _plugins(run).items():
@@ -101,5 +104,5 @@ def _outcome(result: RunResult, plan: SweepPlan) -> Iterator[str]:
     if result.device:
         yield f"{result.device} in {result.precision}" if result.precision else result.device
     if result.flops_per_second is not None:
-        yield f"{result.flops_per_second:.3g} FLOP/s"
+        yield f"{numbers.scientific(result.flops_per_second)} FLOP/s"
     yield f"ended {result.finished:%Y-%m-%d %H:%M:%S} UTC"

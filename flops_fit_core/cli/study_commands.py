@@ -183,10 +183,13 @@ def _print_plan(study: Study, seconds: float | None) -> None:
     for notice in study.notices:
         print_text(f"! {notice}")
     time = f"; about {numbers.duration(seconds)} left on this machine" if seconds is not None else ""
-    print_text(f"{len(plan.runs)} runs, {plan.flops:.4g} FLOPs in all{time}. Study: {study.folder.path}")
+    print_text(
+        f"{len(plan.runs)} runs, {numbers.scientific(plan.flops)} FLOPs in all{time}. Study: {study.folder.path}"
+    )
     if len(plan.trajectories) < len(plan.runs):
         print_text(
-            f"{len(plan.trajectories)} shared stable phases: without sharing, {plan.flops_without_sharing:.4g} "
+            f"{len(plan.trajectories)} shared stable phases: without sharing, "
+            f"{numbers.scientific(plan.flops_without_sharing)} "
             f"FLOPs, so {1 - plan.flops / plan.flops_without_sharing:.0%} are saved. Checkpoints kept for further "
             f"branches: about {numbers.disk(plan.checkpoint_bytes)}"
         )

@@ -84,8 +84,9 @@ def _print_status(study: Study, summary: dict[str, Any], active: list[Driver]) -
     seconds = summary["seconds_left"]
     time_left = f", about {numbers.duration(round(seconds))} remaining" if seconds is not None else ""
     print_text(
-        f"{summary['flops_spent']:.3g} FLOPs spent in {numbers.duration(summary['seconds_spent'])} of training; "
-        f"{summary['flops_left']:.3g} left{time_left}"
+        f"{numbers.scientific(summary['flops_spent'])} FLOPs spent in "
+        f"{numbers.duration(summary['seconds_spent'])} of training; "
+        f"{numbers.scientific(summary['flops_left'])} left{time_left}"
     )
     for notice in summary["notices"]:
         print_text(f"! {notice}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.fitters.profiles import fit_profile, group_by_budget, move_to_budgets
@@ -80,7 +81,7 @@ def backtest(
         is_held_out = runs.flops > above
     if is_held_out.all() or not is_held_out.any():
         raise FitError(
-            f"C > {above:.3g} holds out {int(is_held_out.sum())} of {len(runs)} runs: choose a C "
+            f"C > {numbers.scientific(above)} holds out {int(is_held_out.sum())} of {len(runs)} runs: choose a C "
             "between the smallest and the largest C of the runs"
         )
     fit = fitter.fit([run for run, held in zip(observations, is_held_out, strict=True) if not held])
@@ -109,7 +110,12 @@ def _predict_minima(fitter: Fitter, fit: LawFit, held_out: Sequence[Observation]
             predicted = fitter.optimum(fit, group.budget).loss
             loss = float(np.exp(profile.lowest))
             points.append(
-                BacktestPoint(id=f"budget {group.budget:.3g}", flops=group.budget, loss=loss, predicted=predicted)
+                BacktestPoint(
+                    id=f"budget {numbers.scientific(group.budget)}",
+                    flops=group.budget,
+                    loss=loss,
+                    predicted=predicted,
+                )
             )
     if not points:
         raise FitError(

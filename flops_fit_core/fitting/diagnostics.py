@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.fitters.profiles import Profile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
@@ -90,8 +91,8 @@ def check_profiles(profiles: Sequence[Profile], used: Collection[float]) -> list
 
 def explain_unusable(profile: Profile) -> tuple[str, str]:
     """Code and message for a profile without a usable minimum; two empty strings otherwise."""
-    label = f"budget {profile.budget:.3g}"
-    smallest, largest = (f"{size:.3g}" for size in _size_range(profile))
+    label = f"budget {numbers.scientific(profile.budget)}"
+    smallest, largest = (numbers.count(size) for size in _size_range(profile))
     if profile.verdict == "below":
         return "minimum-at-edge", (
             f"{label}: the loss still falls towards the smallest size, N = {smallest}, so the minimum lies below "
@@ -123,7 +124,8 @@ def _explain_used(profile: Profile) -> str:
         "above": "its lowest loss is at its largest size",
     }.get(profile.verdict, "its own profile has no minimum")
     return (
-        f"budget {profile.budget:.3g}: {shape}, but the profiles of all budgets together have their minimum "
+        f"budget {numbers.scientific(profile.budget)}: {shape}, but the profiles of all budgets "
+        "together have their minimum "
         "inside its grid, so the law uses it"
     )
 
@@ -135,8 +137,10 @@ def describe_edge(profile: Profile) -> str:
     smallest, largest = _size_range(profile)
     end, size = ("smallest", smallest) if profile.verdict == "below" else ("largest", largest)
     return (
-        f"budget {profile.budget:.3g}: the loss still falls towards the {end} size, N = {size:.3g}, so its "
-        f"optimum lies {profile.verdict} the trained sizes; add sizes {profile.verdict} N = {size:.3g}, "
+        f"budget {numbers.scientific(profile.budget)}: the loss still falls towards the {end} size, "
+        f"N = {numbers.count(size)}, so its "
+        f"optimum lies {profile.verdict} the trained sizes; add sizes {profile.verdict} N = "
+        f"{numbers.count(size)}, "
         f"{sizes_to_add(profile)}"
     )
 
@@ -148,7 +152,7 @@ def sizes_to_add(profile: Profile) -> str:
     edge = sizes[0] if profile.verdict == "below" else sizes[-1]
     sign = -1 if profile.verdict == "below" else 1
     first, second = (float(np.exp(edge + sign * count * step)) for count in (1, 2))
-    return f"such as N = {first:.3g} and {second:.3g}"
+    return f"such as N = {numbers.count(first)} and {numbers.count(second)}"
 
 
 def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["below", "above"] | None, str]:
@@ -161,7 +165,7 @@ def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["b
         side = "above"
     else:
         return None, ""
-    return side, f"N_opt = {params:.3g} lies {side} the trained sizes, N = {low:.3g} to {high:.3g}"
+    return side, f"N_opt = {numbers.count(params)} lies {side} the trained sizes, N = {numbers.span(low, high)}"
 
 
 def check_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
@@ -190,10 +194,18 @@ def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, 
     low, high = flops_range
     if flops > high * 1.01:
         return (
-            f"extrapolated: C = {flops:.3g} is {flops / high:.3g} times the largest fitted budget ({high:.3g})",
+            (
+                f"extrapolated: C = {numbers.scientific(flops)} is {numbers.ratio(flops / high)} times "
+                f"the largest fitted budget ({numbers.scientific(high)})"
+            ),
         )
     if flops < low / 1.01:
-        return (f"extrapolated: C = {flops:.3g} is 1/{low / flops:.3g} of the smallest fitted budget ({low:.3g})",)
+        return (
+            (
+                f"extrapolated: C = {numbers.scientific(flops)} is 1/{numbers.ratio(low / flops)} of "
+                f"the smallest fitted budget ({numbers.scientific(low)})"
+            ),
+        )
     return ()
 
 
@@ -202,5 +214,5 @@ def _size_range(profile: Profile) -> tuple[float, float]:
 
 
 def _budgets(profiles: Iterable[Profile]) -> str:
-    budgets = [f"{profile.budget:.3g}" for profile in profiles]
+    budgets = [numbers.scientific(profile.budget) for profile in profiles]
     return f"budget{'s' if len(budgets) > 1 else ''} {', '.join(budgets)}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FlopsFitError
 from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.diagnostics import describe_edge, explain_unusable, outside_sizes
@@ -128,10 +129,14 @@ def _check_optima(fit: LawFit, fitter: Fitter, observations: Sequence[Observatio
     return [
         Diagnostic(
             code="outside-sizes",
-            message=f"N_opt lies {side} the trained sizes, N = {low:.3g} to {high:.3g}, at "
-            + ", ".join(f"C = {flops:.3g} (N_opt = {params:.3g})" for flops, params in optima[:MAX_NAMED_BUDGETS])
+            message=f"N_opt lies {side} the trained sizes, N = {numbers.span(low, high)}, at "
+            + ", ".join(
+                f"C = {numbers.scientific(flops)} (N_opt = {numbers.count(params)})"
+                for flops, params in optima[:MAX_NAMED_BUDGETS]
+            )
             + (f" and {len(optima) - MAX_NAMED_BUDGETS} more budgets" if len(optima) > MAX_NAMED_BUDGETS else "")
-            + f": no run supports these optima; add sizes {side} N = {low if side == 'below' else high:.3g}",
+            + f": no run supports these optima; add sizes {side} N = "
+            f"{numbers.count(low if side == 'below' else high)}",
         )
         for side, optima in outside.items()
     ]

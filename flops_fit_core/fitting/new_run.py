@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats
 from flops_fit_core.records import Interval, LawFit, NewRunError
@@ -36,8 +37,9 @@ def new_run_interval(fit: LawFit, loss: float, draws: Floats, flops: float) -> I
     error = require_new_run(fit)
     if not covers_new_run(fit, flops):
         raise FitError(
-            f"no interval for a new run at C = {flops:.3g}: the runs allow no backtest, so the error beyond "
-            f"C = {fit.flops_range[1]:.3g} is unknown; train runs of more budgets"
+            f"no interval for a new run at C = {numbers.scientific(flops)}: the runs allow no "
+            "backtest, so the error beyond "
+            f"C = {numbers.scientific(fit.flops_range[1])} is unknown; train runs of more budgets"
         )
     distance = max(float(np.log(flops / fit.flops_range[1])), 0.0)
     ln_draws = np.log(draws / loss) if len(draws) else np.zeros(1)

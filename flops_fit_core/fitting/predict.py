@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import ConfigError, DamagedFile, FitError
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.fitting.grid import check_grid
@@ -229,7 +230,8 @@ def disagreement(first: LawFit, second: LawFit, flops: float | None = None) -> l
         return []
     names = f"{first.fitter.name} ({a}) and {second.fitter.name} ({b})"
     message = (
-        f"{names} disagree on N_opt at C = {target:.3g} by more than their intervals, so the form of a law "
+        f"{names} disagree on N_opt at C = {numbers.scientific(target)} by more than their "
+        "intervals, so the form of a law "
         "decides the answer: look at the profiles and at lack-of-fit, compare other laws, and plan for both"
     )
     return [Diagnostic(code="disagreement", message=message)]
@@ -262,7 +264,7 @@ def checklist(fit: LawFit, source: str = "") -> list[tuple[str, str]]:
         ("fitted to", source or "runs of a study"),
         ("runs used", str(fit.n_runs)),
         ("left out", excluded),
-        ("FLOPs range", f"{fit.flops_range[0]:.3g} to {fit.flops_range[1]:.3g}"),
+        ("FLOPs range", numbers.span(*fit.flops_range, numbers.scientific)),
         ("N counts", fit.params_name),
         ("C counts", fit.flops_name + ("" if fit.flops_per_token else ", within 1% of 6 N D")),
         ("D counts", fit.unit),

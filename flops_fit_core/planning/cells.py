@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
+from flops_fit_core import numbers
 from flops_fit_core.config import Experiment, PluginConfig, build_hyperparameters, explain
 from flops_fit_core.errors import ConfigError, PlanError
 from flops_fit_core.flops.model_stats import SizeStats
@@ -87,14 +88,15 @@ class CellResolver:
         unit = self.dataset.task.unit
         if tokens < self.sweep.min_steps * batching.batch_size * size.tokens:
             return (
-                f"D = {tokens:.3g} {unit} is fewer than sweep.min_steps = {self.sweep.min_steps} steps of "
+                f"D = {numbers.count(tokens)} {unit} is fewer than sweep.min_steps = "
+                f"{self.sweep.min_steps} steps of "
                 f"{batching.batch_size} samples"
             )
         unique = self.dataset.num_unique_tokens
         if unique is not None and batching.tokens > unique and not self.sweep.allow_repeat:
             return (
-                f"D = {batching.tokens:.3g} {unit} is {batching.tokens / unique:.2f} epochs of the "
-                f"{unique:.3g} available; to allow repetition, write sweep.allow_repeat = true"
+                f"D = {numbers.count(batching.tokens)} {unit} is {batching.tokens / unique:.2f} epochs of the "
+                f"{numbers.count(unique)} available; to allow repetition, write sweep.allow_repeat = true"
             )
         return None
 
@@ -103,7 +105,8 @@ class CellResolver:
         if abs(batching.miss) <= TOLERANCE:
             return None
         self.notes.append(
-            f"budget {budget:.4g}: size {stats.size} is skipped, because an integer number of steps misses the "
+            f"budget {numbers.scientific(budget)}: size {stats.size} is skipped, because an integer "
+            "number of steps misses the "
             f"budget by {batching.miss:+.1%} (tolerance {TOLERANCE:.0%})"
         )
         return (

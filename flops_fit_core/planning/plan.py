@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from flops_fit_core import numbers
 from flops_fit_core.config import Experiment, PluginConfig, build_dataset
 from flops_fit_core.errors import PlanError, no_exit
 from flops_fit_core.flops.audit import ReferenceFlops, formula_notes
@@ -202,4 +203,4 @@ def _check_budgets(experiment: Experiment, runs: list[RunSpec], skipped: list[Sk
         reasons = [
             f"  size {cell.size} (N = {cell.params:,}): {cell.reason}" for cell in skipped if cell.budget == budget
         ]
-        raise PlanError(f"budget {budget:.4g} can train none of its sizes:\n" + "\n".join(reasons))
+        raise PlanError(f"budget {numbers.scientific(budget)} can train none of its sizes:\n" + "\n".join(reasons))

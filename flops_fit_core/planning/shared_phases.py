@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from flops_fit_core import numbers
 from flops_fit_core.config import Experiment, PluginConfig
 from flops_fit_core.errors import PluginError
 from flops_fit_core.flops.model_stats import SizeStats
@@ -79,7 +80,7 @@ class SharedPhases:
             return []
         sweep = self.experiment.sweep
         reference = (
-            f"{sweep.reference_tokens:.3g} tokens (sweep.reference_tokens)"
+            f"{numbers.count(sweep.reference_tokens)} tokens (sweep.reference_tokens)"
             if sweep.reference_tokens
             else f"{REFERENCE_SHARE * sweep.tokens_per_param:g} tokens per parameter of each size "
             f"({REFERENCE_SHARE:g} times sweep.tokens_per_param)"

@@ -10,6 +10,7 @@ from functools import partial
 
 from pydantic import JsonValue
 
+from flops_fit_core import numbers
 from flops_fit_core.config import Experiment
 from flops_fit_core.errors import PlanError, PluginError
 from flops_fit_core.flops.model_stats import MAX_REAL_PARAMS, SizeMeasurer, SizeStats
@@ -56,7 +57,8 @@ class SizeLadder:
         self.notes += [note for note in self.ladder_sizes.notes if note not in self.notes]
         if len(sizes) < self.sweep.sizes:
             self.notes.append(
-                f"budget {budget:.3g}: only {len(sizes)} of {self.sweep.sizes} sizes can be built near its "
+                f"budget {numbers.scientific(budget)}: only {len(sizes)} of {self.sweep.sizes} "
+                "sizes can be built near its "
                 f"expected optimum in steps of sweep.size_ratio = {self.sweep.size_ratio:g}"
             )
         return sizes

@@ -7,6 +7,7 @@ statement without a width. Precision falls with the distance from the runs: 3 di
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -138,7 +139,7 @@ class Answer:
         fit = self.fit
         has_intervals = bool(fit.draw_count) or any(item.low is not None for item in fit.exponents.values())
         level = f"{fit.level:.0%} intervals" if has_intervals else "no intervals"
-        params, flops = fit.params_name.partition(" (")[0], fit.flops_name.partition(" (")[0]
+        params, flops = (re.split(r" \(|, ", name)[0] for name in (fit.params_name, fit.flops_name))
         counter = flops.replace("counted by model ", "counted by ")
         if counter.startswith("counted by "):  # a plugin's name is enough: gpt/gpt -> gpt
             plugin = counter.removeprefix("counted by ")

@@ -72,8 +72,9 @@ def describe_comparison(comparison: Comparison, *, with_gate: bool = True) -> li
 
 
 def _show_detectable_gains(comparison: Comparison) -> str:
-    texts = [f"{item.smallest_detectable:.4g} at C = {item.flops:.3g}" for item in comparison.gains]
-    return ", ".join(texts)
+    return ", ".join(
+        f"{item.smallest_detectable:.4g} at C = {numbers.scientific(item.flops)}" for item in comparison.gains
+    )
 
 
 def _describe_exponents(comparison: Comparison) -> str:
@@ -104,7 +105,7 @@ def describe_gate(comparison: Comparison) -> str:
     gate = f"Gate {comparison.gate:g}"
     if not comparison.answered:
         return f"{gate}: no answer, because a gain has no interval"
-    bounds = ", ".join(f"{item.lower:.4g} at C = {item.flops:.3g}" for item in comparison.gains)
+    bounds = ", ".join(f"{item.lower:.4g} at C = {numbers.scientific(item.flops)}" for item in comparison.gains)
     if comparison.promoted:
         return f"{gate}: B is promoted. Lower 95% bound of the gain: {bounds}"
     return f"{gate}: B is not promoted. Lower 95% bound of the gain: {bounds}; it must be above the gate"

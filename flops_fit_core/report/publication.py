@@ -63,7 +63,10 @@ def size_rows(fit: LawFit, predict: Callable[[float], Optimum]) -> list[SizeRow]
             flops = _solve(predict, size, low, high)
             rows.append(SizeRow(size, predict(flops), flops / fit.flops_range[1]))
     if not rows:
-        raise FitError(f"no size 1, 2, 5, 10, ... is optimal between C = {low:.3g} and C = {high:.3g}")
+        raise FitError(
+            "no size 1, 2, 5, 10, ... is optimal between C = "
+            f"{numbers.span(low, high, numbers.scientific, ' and C = ')}"
+        )
     return rows
 
 

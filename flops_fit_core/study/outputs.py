@@ -37,9 +37,14 @@ def predictions(law: StudyLaw, budgets: Sequence[float] | None) -> DataTable:
 
 
 def answer(
-    law: StudyLaw, results: Sequence[RunResult], folder: StudyFolder, fit: LawFit, fitter: Fitter
+    law: StudyLaw,
+    results: Sequence[RunResult],
+    folder: StudyFolder,
+    fit: LawFit,
+    fitter: Fitter,
+    flops: float | None = None,
 ) -> Answer:
-    """The answer of a fit of the study's runs: for 10 times the largest budget, and for the plan's budgets.
+    """The answer of a fit of the study's runs: for one budget, and for the plan's budgets.
 
     Args:
         law: The study's law, for its plan and its IsoFLOP law.
@@ -47,6 +52,7 @@ def answer(
         folder: The study's folder, for the commands to type next.
         fit: The fit to show, for example the study's own.
         fitter: Its fitter.
+        flops: The budget; None for 10 times the largest of the plan.
     """
     from flops_fit_core.fitting import disagreement, has_optimum
     from flops_fit_core.numbers import scientific
@@ -55,7 +61,11 @@ def answer(
     isoflop = None if fit.fitter.name == ISOFLOP else law.isoflop[0]
     disagreements = disagreement(fit, isoflop) if isoflop is not None and has_optimum(fit) else []
     largest = law.plan.budgets[-1]
-    optima = find_optima(fit, fitter, [*law.plan.budgets, 10 * largest, 100 * largest])
+    budgets = [10 * largest, 100 * largest] if flops is None else [flops]
+    if flops is not None:
+        fitter.optimum(fit, flops)  # raises FitError for a budget that the law cannot answer
+    optimum = next(iter(find_optima(fit, fitter, budgets[:1])), None)
+    optima = find_optima(fit, fitter, sorted({*law.plan.budgets, *budgets}))
     shown, chosen = quote(folder.shown), f" --eval-set {quote(law.eval_set)}" if law.eval_set else ""
     page = Path(folder.shown, "report", law.eval_set or "", "index.html")
     pointers = {"report": str(page)} if page.exists() else {}
@@ -64,7 +74,7 @@ def answer(
     return Answer(
         title=describe_runs(law, results, fit),
         fit=fit,
-        optimum=optima[-2] if optima else None,
+        optimum=optimum,
         rows=tuple(optima),
         isoflop=isoflop,
         diagnostics=order_diagnostics(disagreements, fit.diagnostics, isoflop.diagnostics if isoflop else ()),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Collection, Mapping, Sequence
 
+from flops_fit_core import numbers
 from flops_fit_core.config import make_experiment, override_value
 from flops_fit_core.errors import PlanError
 from flops_fit_core.planning import make_plan
@@ -72,11 +73,13 @@ def _planned_again(result: RunResult, planned: Mapping[Cell, RunSpec]) -> RunSpe
     old, new = result.run, planned.get(_cell(result.run))
     if new is None:
         raise PlanError(
-            f"with these changes, the plan has no run of size {old.size} at C = {old.budget:.4g}, seed {old.seed}"
+            f"with these changes, the plan has no run of size {old.size} at C = "
+            f"{numbers.scientific(old.budget)}, seed {old.seed}"
         )
     if new.id == old.id and result.status == "diverged":
         raise PlanError(
-            f"run {old.id} (C {old.budget:.3g}, size {old.size}) diverged and would diverge again with the same "
+            f"run {old.id} (C {numbers.scientific(old.budget)}, size {old.size}) diverged and would "
+            "diverge again with the same "
             f"settings: change one, for example --set optimizer.lr=0.001"
         )
     return new

@@ -355,13 +355,16 @@ class Study:
 
     # ------------------------------------------------------------------ tables and figures
 
-    def answer(self, fit: LawFit | None = None, fitter: Fitter | None = None) -> Answer:
+    def answer(
+        self, flops: float | None = None, *, fit: LawFit | None = None, fitter: Fitter | None = None
+    ) -> Answer:
         """The answer in at most 16 lines, as ``flops-fit run`` prints it: ``print(study.answer())``.
 
-        ``fit`` and ``fitter`` are another fit of the runs, by :meth:`fit_runs`, and its fitter. Raises FitError.
+        ``flops`` is the budget C in training FLOPs, by default 10 times the plan's largest. ``fit`` and ``fitter``
+        are another fit of the runs, by :meth:`fit_runs`, and its fitter. Raises FitError.
         """
         law = self.fit if fit is None else fit
-        return outputs.answer(self._law, self.results, self.folder, law, fitter or self.fitter)
+        return outputs.answer(self._law, self.results, self.folder, law, fitter or self.fitter, flops)
 
     def answer_title(self, fit: LawFit) -> str:
         """The first line of an answer: the study's name, the state of its runs, and the time they took."""

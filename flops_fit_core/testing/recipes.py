@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+from flops_fit_core import numbers
 from flops_fit_core.config import PluginConfig
 from flops_fit_core.data.tasks import LanguageTask, SupervisedTask
 from flops_fit_core.errors import FlopsFitError
@@ -84,7 +85,7 @@ class RecipeConformance(Kit):
         """For small and large models. A batch has at most as many samples as the run."""
         for run in self.runs():
             hyper = build(run)
-            label = f"at N = {run.params:.3g}, D = {run.tokens:.3g}"
+            label = f"at N = {numbers.count(run.params)}, D = {numbers.count(run.tokens)}"
             samples = run.tokens // run.task.tokens_per_sample
             assert hyper.batch_size is None or hyper.batch_size <= samples, (
                 f"a batch of {hyper.batch_size} samples, but the run has only {samples} {label}"

@@ -44,6 +44,10 @@ def test_the_conventions_are_always_one_line() -> None:
     images = made_up_fits.law_fit(unit="images", flops_name="counted by model gpt/gpt", eval_set="poems")
     shown = str(answer(fit=images))
     assert "  N matmul parameters, C counted by gpt, D images, L on poems nats/image, 90% intervals\n" in shown
+    traced = made_up_fits.law_fit(flops_name="matrix products, forward and backward, as torch counts them")
+    assert "  N matmul parameters, C matrix products, D tokens, L nats/token, 90% intervals\n" in str(
+        answer(fit=traced)
+    )
 
 
 def test_an_extrapolated_row_carries_its_factor_before_its_budget() -> None:

@@ -153,7 +153,7 @@ def test_branches_of_a_trunk_are_kept_and_what_only_a_stopped_pass_needs_is_not(
 def test_the_plan_says_how_far_a_branch_is_from_what_the_recipe_would_give_it(bench):
     plan = plan_of(bench, sweep={"batch_size": None, "reference_tokens": 8192})
     (note,) = [note for note in plan.notes if "share a stable phase" in note]
-    assert "8.19e+03 tokens (sweep.reference_tokens)" in note
+    assert "8.19K tokens (sweep.reference_tokens)" in note
     # The default recipe's batch goes with the root of D; D is 4096, 8192 and 16384 here.
     assert len({run.batch_size for run in plan.runs}) == 1
     assert "batch" in note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.comparison.design import Design
 
@@ -17,7 +18,8 @@ def common_range(design: Design, names: tuple[str, str]) -> tuple[float, float]:
     low, high = max(values.min() for values in flops), min(values.max() for values in flops)
     if low > high * 1.01:
         ranges = [
-            f"{name}: {values.min():.3g} to {values.max():.3g}" for name, values in zip(names, flops, strict=True)
+            f"{name}: {numbers.span(float(values.min()), float(values.max()), numbers.scientific)}"
+            for name, values in zip(names, flops, strict=True)
         ]
         raise FitError(
             f"the budgets of the recipes do not overlap ({'; '.join(ranges)} FLOPs): train both at one C or more"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.comparison.checks import common_range, largest_common_budget, refuse_different_units
 from flops_fit_core.fitting.comparison.design import Design, join_runs
@@ -114,15 +115,26 @@ def _describe_gains(design: Design, gains: Sequence[GainAt], common: tuple[float
     for item in gains:
         if item.lower is None:
             diagnostics.append(
-                no_interval(f"the runs do not determine the gain at C = {item.flops:.3g}; train more")
+                no_interval(
+                    f"the runs do not determine the gain at C = {numbers.scientific(item.flops)}; train more"
+                )
             )
         if not common[0] / _FAR < item.flops < common[1] * _FAR:
-            text = f"C = {item.flops:.3g} lies outside the common budgets, {common[0]:.3g} to {common[1]:.3g}"
+            text = (
+                f"C = {numbers.scientific(item.flops)} lies outside the common budgets, "
+                f"{numbers.span(*common, numbers.scientific)}"
+            )
             diagnostics.append(Diagnostic(code="extrapolation", message=f"{text}: the gain is extrapolated"))
         needed = item.flops * item.gain.value
         if not smallest / _FAR < needed < largest * _FAR and common[0] / _FAR < item.flops < common[1] * _FAR:
-            text = f"A needs C = {needed:.3g} for the loss of B at C = {item.flops:.3g}"
-            text += f", outside its budgets of {smallest:.3g} to {largest:.3g}: its law is extrapolated"
+            text = (
+                f"A needs C = {numbers.scientific(needed)} for the loss of B at C = "
+                f"{numbers.scientific(item.flops)}"
+            )
+            text += (
+                ", outside its budgets of "
+                f"{numbers.span(smallest, largest, numbers.scientific)}: its law is extrapolated"
+            )
             diagnostics.append(Diagnostic(code="extrapolation", message=text))
     if common[1] < 1.5 * common[0]:
         message = (

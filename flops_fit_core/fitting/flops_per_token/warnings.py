@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.data import Floats, Ints
 
 _MIN_SPREAD = 0.02
@@ -46,8 +47,10 @@ def describe_flops_per_token(
     jump = _find_jump(x, mean[first] - x, scatter)
     if jump is not None:
         warnings.append(
-            f"FLOPs per token over N jump by {jump.size:+.1%} between N = {np.exp(jump.below):.3g} and "
-            f"{np.exp(jump.above):.3g}, as between two model families or two counters: optima near the jump "
+            f"FLOPs per token over N jump by {jump.size:+.1%} between N = "
+            f"{numbers.count(float(np.exp(jump.below)))} and "
+            f"{numbers.count(float(np.exp(jump.above)))}, as between two model families or two "
+            "counters: optima near the jump "
             "are rough; fit each family separately"
         )
         return tuple(warnings)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.hyperparameters.records import HyperparameterLaw, LrBatchFit
 from flops_fit_core.fitting.hyperparameters.table import LrBatchTable
 from flops_fit_core.records import Diagnostic
@@ -101,12 +102,14 @@ def _scales(fit: LrBatchFit, together: bool) -> Iterator[Diagnostic]:
     elif len(sizes) == 1:
         yield Diagnostic(
             code="not-identified",
-            message=f"the table has one N ({fit.center[0]:.4g}): the exponent of N is unknown and set to 0",
+            message=f"the table has one N ({numbers.count(fit.center[0])}): the exponent of N is "
+            "unknown and set to 0",
         )
     elif len(tokens) == 1:
         yield Diagnostic(
             code="not-identified",
-            message=f"the table has one D ({fit.center[1]:.4g}): the exponent of D is unknown and set to 0",
+            message=f"the table has one D ({numbers.count(fit.center[1])}): the exponent of D is "
+            "unknown and set to 0",
         )
 
 
@@ -116,7 +119,8 @@ def _edges(fit: LrBatchFit) -> Iterator[Diagnostic]:
         if not cells:
             continue
         places = ", ".join(
-            f"N {cell.params:.3g} D {cell.tokens:.3g} ({getattr(cell, f'{name}_edge')})" for cell in cells[:4]
+            f"N {numbers.count(cell.params)} D {numbers.count(cell.tokens)} ({getattr(cell, f'{name}_edge')})"
+            for cell in cells[:4]
         )
         more = f" and {len(cells) - 4} more" if len(cells) > 4 else ""
         yield Diagnostic(

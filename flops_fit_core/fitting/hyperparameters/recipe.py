@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from flops_fit_core import numbers
 from flops_fit_core.fitting.hyperparameters.diagnostics import count_pairs
 from flops_fit_core.fitting.hyperparameters.records import HyperparameterLaw, LrBatchFit
 
@@ -35,7 +36,7 @@ def recipe_table(fit: LrBatchFit) -> str:
 
 
 def _range(values: list[float]) -> str:
-    low, high = f"{min(values):.3g}", f"{max(values):.3g}"
+    low, high = numbers.count(min(values)), numbers.count(max(values))
     return low if low == high else f"{low} to {high}"
 
 

@@ -7,6 +7,7 @@ from typing import TypeGuard
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.data import Floats, Ints, Runs
 from flops_fit_core.fitting.diagnostics import extrapolation, note, outside_sizes
@@ -154,7 +155,7 @@ def follow_family(
         )
         for member in fit.members
     )
-    message = f"FLOPs per token of further sizes are the family's own count, to N = {points[-1][0]:.3g}"
+    message = f"FLOPs per token of further sizes are the family's own count, to N = {numbers.count(points[-1][0])}"
     return fit.model_copy(
         update={
             "exponents": {**fit.exponents, **intervals},

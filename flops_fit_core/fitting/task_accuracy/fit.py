@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from flops_fit_core import numbers
 from flops_fit_core.errors import ConfigError, DamagedFile, FitError
 from flops_fit_core.fitting.data import Floats, Runs
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
@@ -252,7 +253,8 @@ def _locate(
         low, high = np.log(fit.params_range)
         if not low - _MAX_LN_RATIO < ln_params[0] < high + _MAX_LN_RATIO:
             raise FitError(
-                f"these runs do not determine the optimal N for C = {flops:.3g}: add --params N, or name N and D "
+                f"these runs do not determine the optimal N for C = {numbers.scientific(flops)}: "
+                "add --params N, or name N and D "
                 "with --params N --tokens D"
             )
         return ln_params, ln_tokens, np.log([flops])
@@ -263,7 +265,7 @@ def _describe_distance(fit: TaskFit, flops: float) -> tuple[str, ...]:
     ratio = flops / fit.flops_range[1]
     if ratio < 10.01:
         return ()
-    return (f"C = {flops:.3g} is {ratio:.3g} times the largest C of the fitted runs",)
+    return (f"C = {numbers.scientific(flops)} is {numbers.ratio(ratio)} times the largest C of the fitted runs",)
 
 
 def _flops_per_token(scores: TaskScores) -> FlopsPerToken:
