@@ -35,7 +35,7 @@ def test_devices_and_days_are_flops(call) -> None:
     status, output, _ = call("budget", "--gpus", 64, "--days", 14, "--peak-flops", "989e12")
     assert status == 0
     assert output == (
-        "C = 3.063e+22 FLOPs: 21,504 device hours, 14 days on 64 devices (at 40% of 9.89e+14 FLOP/s per device)\n"
+        "C = 3.063e22 FLOPs: 21,504 device hours, 14 days on 64 devices (at 40% of 9.89e14 FLOP/s per device)\n"
     )
 
 

@@ -195,14 +195,14 @@ def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, 
     if flops > high * 1.01:
         return (
             (
-                f"extrapolated: C = {numbers.scientific(flops)} is {numbers.ratio(flops / high)} times "
+                f"extrapolated: C = {numbers.scientific(flops)} is {flops / high:.3g} times "
                 f"the largest fitted budget ({numbers.scientific(high)})"
             ),
         )
     if flops < low / 1.01:
         return (
             (
-                f"extrapolated: C = {numbers.scientific(flops)} is 1/{numbers.ratio(low / flops)} of "
+                f"extrapolated: C = {numbers.scientific(flops)} is 1/{low / flops:.3g} of "
                 f"the smallest fitted budget ({numbers.scientific(low)})"
             ),
         )

@@ -109,6 +109,8 @@ def _leave_out_steps(inside: GridRuns, surface: Surface) -> list[Surface] | None
 
     These serve to compare windows; the fits of the chosen window are complete. None if a cell cannot be left out.
     """
+    if inside.n_cells < 2:
+        return None
     scales = np.linalg.norm(surface.jacobian, axis=0)
     design = surface.jacobian / scales
     normal = design.T @ design

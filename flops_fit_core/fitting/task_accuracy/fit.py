@@ -265,7 +265,7 @@ def _describe_distance(fit: TaskFit, flops: float) -> tuple[str, ...]:
     ratio = flops / fit.flops_range[1]
     if ratio < 10.01:
         return ()
-    return (f"C = {numbers.scientific(flops)} is {numbers.ratio(ratio)} times the largest C of the fitted runs",)
+    return (f"C = {numbers.scientific(flops)} is {ratio:.3g} times the largest C of the fitted runs",)
 
 
 def _flops_per_token(scores: TaskScores) -> FlopsPerToken:
