@@ -125,7 +125,13 @@ def print_error(message: str) -> None:
 
 def print_message(message: str) -> None:
     """Print a line to standard error that is not part of the answer."""
-    console(error=True).print(escape_controls(message), markup=False, emoji=False)
+    from flops_fit_core.report.answer import wrap
+
+    output = console(error=True)
+    width = None if output.width == UNLIMITED else output.width
+    for line in escape_controls(message).split("\n"):
+        for part in wrap(line, width):
+            output.print(part, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:

@@ -35,8 +35,9 @@ class Display(ABC):
         self.take_snapshot = take_snapshot
 
     @abstractmethod
-    def show_result(self, result: RunResult, position: int) -> None:
-        """Show a run that has finished, as the run number ``position`` that is done."""
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
+        """Show a run that has finished, as the run number ``position`` that is done. ``elsewhere``: another driver
+        of the study has trained it."""
 
     def refresh(self) -> None:  # noqa: B027 (a terminal is redrawn by a thread)
         """Show the present state, if it is due."""
@@ -51,10 +52,11 @@ class LineDisplay(Display):
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
-    def show_result(self, result: RunResult, position: int) -> None:
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
         snapshot = self.take_snapshot()
         seconds = None if snapshot.estimate is None else snapshot.estimate.seconds
-        text = result_line(result, position, len(snapshot.plan.runs), remaining=seconds)
+        total = len(snapshot.plan.runs)
+        text = result_line(result, position, total, remaining=seconds, elsewhere=elsewhere)
         encoding = getattr(self._file, "encoding", None) or "utf-8"
         self._file.write(text.encode(encoding, "replace").decode(encoding) + "\n")
         self._file.flush()
@@ -83,9 +85,9 @@ class TerminalDisplay(Display):
         )
         self._live.start()
 
-    def show_result(self, result: RunResult, position: int) -> None:
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
         total = len(self.take_snapshot().plan.runs)
-        text = result_line(result, position, total, width=self._console.width - 1)
+        text = result_line(result, position, total, width=self._console.width - 1, elsewhere=elsewhere)
         self._console.print(self._text(Line(text, _STYLES.get(result.status, ""))), soft_wrap=True)
 
     def stop(self) -> None:
@@ -128,7 +130,7 @@ class NotebookDisplay(Display):
         show: Any = notebook.display
         self._handle = show(self._output(), display_id=True)
 
-    def show_result(self, result: RunResult, position: int) -> None:
+    def show_result(self, result: RunResult, position: int, *, elsewhere: bool = False) -> None:
         self.refresh()
 
     def refresh(self) -> None:
