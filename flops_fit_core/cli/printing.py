@@ -120,11 +120,14 @@ def interruption() -> str:
 
 def print_error(message: str) -> None:
     """Print an error to standard error."""
-    print(f"error: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
+    if sys.stderr is not None and sys.stderr.isatty():
+        print_message(f"error: {message}")
+    else:
+        print(f"error: {escape_controls(message)}", file=sys.stderr)  # noqa: T201
 
 
 def print_message(message: str) -> None:
-    """Print a line to standard error that is not part of the answer."""
+    """Print a line to standard error that is not part of the answer, wrapped to the width of a terminal."""
     from flops_fit_core.report.answer import wrap
 
     output = console(error=True)

@@ -48,8 +48,8 @@ class OtherDriversReader:
     def read_if_due(self, store: ResultStore, *, last: bool = False) -> OtherDrivers | None:
         """The present state; None if it is not due, or if there are no other drivers.
 
-        ``last`` reads in any case: the sweep ends, and a driver may have come and gone since the last read. A store
-        that cannot be read now is read again later.
+        ``last`` reads in any case: the sweep ends, and a driver may have come and gone since the last read. A
+        store that cannot be read now is read again later.
         """
         started = time.monotonic()
         if started < self._due and not last:
