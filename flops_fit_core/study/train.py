@@ -8,11 +8,12 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
 
 from flops_fit_core.config import Experiment, build_executor, build_logger, check_argument, list_slots
-from flops_fit_core.errors import StudyWarning, SweepFailed, raised_at
+from flops_fit_core.errors import StudyWarning, SweepFailed
 from flops_fit_core.planning.family_flops import record_family
 from flops_fit_core.plugins.protocols import Executor, Logger
 from flops_fit_core.plugins.registry import Registry
 from flops_fit_core.records import RunResult, SweepPlan
+from flops_fit_core.report.run_errors import describe_failures
 from flops_fit_core.study.directory import INLINE, StudyFolder
 from flops_fit_core.study.heartbeat import Heartbeat, new_owner, withdraw_start
 from flops_fit_core.study.live.other_drivers import OtherDriversReader
@@ -146,10 +147,8 @@ def check_outcome(plan: SweepPlan, results: Sequence[RunResult], folder: StudyFo
         if diverged and not completed:
             warnings.warn(f"all {diverged} runs of {folder.shown} diverged", StudyWarning, stacklevel=4)
         return
-    message = (
-        f"{len(failed)} of {len(plan.runs)} runs of {folder.shown} failed, the first with "
-        f"{_describe_error(failed[0])}. 'flops-fit show {folder.shown} {failed[0].id[:6]}' prints its traceback"
-    )
+    details = "\n".join(describe_failures(failed, folder.shown)[1:])
+    message = f"{len(failed)} of {len(plan.runs)} runs of {folder.shown} failed:\n{details}"
     if not completed:
         raise SweepFailed(message)
     warnings.warn(message, StudyWarning, stacklevel=4)
@@ -163,11 +162,3 @@ def _build_executor(experiment: Experiment, settings: StudySettings) -> Executor
         slots=list_slots(experiment.device),
     )
     return build_executor(experiment.executor, context)
-
-
-def _describe_error(result: RunResult) -> str:
-    """The error of a failed run, with the line of the user's code that raised it."""
-    if result.error is None:
-        return "no error"
-    line = raised_at(result.error.traceback)
-    return result.error.line + (f" ({line})" if line else "")
