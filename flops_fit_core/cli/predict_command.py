@@ -101,7 +101,7 @@ def predict(
     sentences = [
         f"{f'C = {budget:.4g}: ' if len(budgets) > 1 else ''}{line}"
         for budget, extra in zip(budgets, extras, strict=True)
-        for line in laws.describe_extras(extra)
+        for line in laws.describe_extras(extra, fitted.law)
     ]
     if peak_flops is not None:
         sentences.append(f"Devices: {mfu:.0%} of {peak_flops:.4g} FLOP/s each{f' ({device})' if device else ''}")

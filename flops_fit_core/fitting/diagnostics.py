@@ -11,6 +11,7 @@ from flops_fit_core.fitting.data import Runs
 from flops_fit_core.fitting.fitters.profiles import Profile
 from flops_fit_core.fitting.flops_per_token.constraint import FlopsPerToken
 from flops_fit_core.records import Diagnostic, RunResult
+from flops_fit_core.records.html import power_of_ten, short_number
 
 
 def note(code: str, message: str) -> Diagnostic:
@@ -161,7 +162,7 @@ def outside_sizes(params: float, sizes: tuple[float, float]) -> tuple[Literal["b
         side = "above"
     else:
         return None, ""
-    return side, f"N_opt = {params:.3g} lies {side} the trained sizes, N = {low:.3g} to {high:.3g}"
+    return side, f"N_opt lies {side} the trained sizes, N = {short_number(low)} to {short_number(high)}"
 
 
 def check_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
@@ -185,16 +186,32 @@ def check_runs(runs: Runs, flops_per_token: FlopsPerToken) -> list[Diagnostic]:
     return diagnostics
 
 
+SAME_BUDGET = 1.01
+"""Budgets within this factor are equal."""
+
+
+def factor_beyond(flops: float, flops_range: tuple[float, float]) -> float | None:
+    """C over the largest fitted C; None for a C that does not lie beyond it."""
+    factor = flops / flops_range[1]
+    return factor if factor > SAME_BUDGET else None
+
+
 def extrapolation(flops: float, flops_range: tuple[float, float]) -> tuple[str, ...]:
     """Notes for a target C outside the fitted budgets."""
     low, high = flops_range
-    if flops > high * 1.01:
-        return (
-            f"extrapolated: C = {flops:.3g} is {flops / high:.3g} times the largest fitted budget ({high:.3g})",
-        )
-    if flops < low / 1.01:
-        return (f"extrapolated: C = {flops:.3g} is 1/{low / flops:.3g} of the smallest fitted budget ({low:.3g})",)
+    shown = power_of_ten(flops)
+    if factor_beyond(flops, flops_range) is not None:
+        times, largest = _count_times(flops / high), power_of_ten(high)
+        return (f"extrapolated: C = {shown} is {times} times the largest fitted budget ({largest})",)
+    if flops < low / SAME_BUDGET:
+        times, smallest = _count_times(low / flops), power_of_ten(low)
+        return (f"extrapolated: C = {shown} is 1/{times} of the smallest fitted budget ({smallest})",)
     return ()
+
+
+def _count_times(factor: float) -> str:
+    """``2.5``, ``2,500``, ``3e7``."""
+    return f"{float(f'{factor:.2g}'):,g}" if factor < 1e6 else power_of_ten(factor, 2)
 
 
 def _size_range(profile: Profile) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from flops_fit_core.errors import FitError
 from flops_fit_core.fitting.io.histories import Row
 from flops_fit_core.fitting.io.names import normalise_name
 from flops_fit_core.fitting.io.numbers import NumberFormat, is_blank
+from flops_fit_core.plugins.percentages import format_share
 from flops_fit_core.records import Diagnostic, Observation
 
 POOLED = "none"
@@ -135,8 +136,8 @@ def check_groups(rows: Sequence[Row], roles: Mapping[str, str], numbers: NumberF
     value = next((value for value in values if value), "")
     message = (
         f"column {column!r} splits the rows into {len(values)} groups ({shown}). At equal N and D, their losses "
-        f"differ by {gain:.1%} (root mean square), but this fit pools them: keep one group with --filter "
-        f"{shlex.quote(f'{column}={value}')}, or fit each with --group-by {shlex.quote(column)}"
+        f"differ by {format_share(gain)} (root mean square), but this fit pools them: keep one group with "
+        f"--filter {shlex.quote(f'{column}={value}')}, or fit each with --group-by {shlex.quote(column)}"
     )
     return [Diagnostic(code="groups", message=message)]
 
